@@ -17,6 +17,7 @@ import sys
 import time
 from pathlib import Path
 from types import FrameType
+from urllib.parse import urlsplit
 
 import redis
 
@@ -41,8 +42,10 @@ class Keeper:
 
     def __init__(self, session: Session, host: str = "127.0.0.1") -> None:
         self._session, self._host = session, host
-        self._password = secrets.token_hex(24)
-        self._port = 0
+        earlier = urlsplit((session.read_broker() or {}).get("url", ""))
+        # Workers that outlived an earlier keeper find the broker where it was.
+        self._password = earlier.password or secrets.token_hex(24)
+        self._port = earlier.port or 0
         self._generation = 0
         self._server: subprocess.Popen[bytes] | None = None
         self._ending = False
@@ -78,8 +81,8 @@ class Keeper:
 
     def _start(self) -> None:
         """Start the server, on the same port as before when there was one, and tell the session."""
-        for _attempt in range(20):
-            port = self._port or _free_port(self._host)
+        for attempt in range(20):
+            port = self._port if self._port and attempt < 3 else _free_port(self._host)
             self._server = subprocess.Popen(
                 [find_server(), str(self._write_configuration(port))], stdin=subprocess.DEVNULL
             )

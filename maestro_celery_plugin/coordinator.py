@@ -26,6 +26,7 @@ from maestro_celery_plugin.errors import BrokerError, EnsembleError, StudyError,
 from maestro_celery_plugin.holdings import Holdings
 from maestro_celery_plugin.ledger import SUFFIX, Kind, LedgerReader, LedgerWriter
 from maestro_celery_plugin.manifest import Manifest
+from maestro_celery_plugin.processes import wait_until
 from maestro_celery_plugin.progress import Progress
 from maestro_celery_plugin.session import Heartbeat, Session
 from maestro_celery_plugin.states import Outcome, RecordState
@@ -46,6 +47,7 @@ QUIET_LIMIT_S = 2.0
 LOOK_INTERVAL_S = 0.1
 CARE_INTERVAL_S = 0.5
 BEAT_INTERVAL_S = 2.0
+KEEPER_LIMIT_S = 8.0
 
 _TERMINAL = (RecordState.FINISHED, RecordState.FAILED, RecordState.TIMED_OUT, RecordState.CANCELLED)
 _COORDINATORS: dict[Path, Coordinator] = {}
@@ -140,6 +142,7 @@ class Coordinator:
         manifest.write(self._plan.records / relative / "manifest.json")
         tracker = self._trackers.get(relative) or self._add(manifest, relative)
         tracker.active, tracker.cancelled = True, self._stopped_by is not None
+        tracker.told = RecordState.PENDING
         self._look()
         if not tracker.cancelled:
             self._send(tracker, tracker.unheld(self._held(tracker)))
@@ -150,10 +153,10 @@ class Coordinator:
     def state(self, job: str) -> RecordState:
         """Return the state of a submitted step record."""
         tracker = self._jobs[job]
-        state = self._state(tracker)
-        if state in _TERMINAL:
+        tracker.told = self._state(tracker)
+        if tracker.told in _TERMINAL:
             tracker.active = False
-        return state
+        return tracker.told
 
     def _state(self, tracker: Tracker) -> RecordState:
         return tracker.state(held=any(self._holdings.of_record(tracker.manifest.number)))
@@ -196,10 +199,10 @@ class Coordinator:
         self._round_end = time.monotonic()
 
     def _is_wanted(self) -> bool:
-        """Whether the conductor has something to do: a record has ended, or the user wants something."""
+        """Whether the conductor has something to do: a record's state is new to it, or the user wants something."""
         if any((self._plan.root / name).exists() for name in (".cancel.lock", ".study.update.lock")):
             return True
-        return any(t.active and self._state(t) in _TERMINAL for t in self._trackers.values())
+        return any(t.active and self._state(t) is not t.told for t in self._trackers.values())
 
     def _look(self) -> None:
         """Take in what is new, and from time to time look after broker and workers."""
@@ -215,8 +218,8 @@ class Coordinator:
             return
         self._care_at = now
         try:
-            self._care_for_workers()
             self._care_for_broker()
+            self._care_for_workers()
             self._resend_due()
             self._heal()
         except EnsembleError as error:
@@ -256,9 +259,11 @@ class Coordinator:
         for beat in dead:
             self._bury(beat)
         self._follow_ledger()
-        for writer in holding | {beat.name for beat in dead}:
-            if writer not in self._pool.alive:
-                self._lose(writer)
+        lost = [writer for writer in holding | {b.name for b in dead} if writer not in self._pool.alive]
+        for writer in lost:
+            self._lose(writer)
+        if lost:
+            self._send_all()  # they may have had messages that they had not begun
         for name, group in self._pool.groups.items():
             trackers = [t for t in self._trackers.values() if name in t.groups and self._has_work(t)]
             if trackers:
@@ -280,16 +285,13 @@ class Coordinator:
                 tracker.failure = str(error)
 
     def _lose(self, writer: str) -> None:
-        """Record what a dead worker was running as lost, and send what it held again."""
+        """Record what a dead worker was running as lost."""
         for piece in self._holdings.forget(writer):
             tracker = self._by_number.get(piece.record)
-            if tracker is None:
-                continue
-            mask = np.zeros(tracker.manifest.samples, bool)
-            mask[piece.start : piece.stop] = True
-            self._record_lost(tracker, mask & tracker.progress.unended)
-            if self._has_work(tracker):
-                self._send(tracker, mask & tracker.unheld(self._held(tracker)))
+            if tracker is not None:
+                mask = np.zeros(tracker.manifest.samples, bool)
+                mask[piece.start : piece.stop] = True
+                self._record_lost(tracker, mask & tracker.progress.unended)
 
     def _record_lost(self, tracker: Tracker, mask: np.ndarray[Any, Any]) -> None:
         for sample in np.flatnonzero(mask):
@@ -321,8 +323,12 @@ class Coordinator:
             return
         LOGGER.warning("The private broker has died; what was queued is sent again.")
         self._start_broker()
+        self._send_all()
+
+    def _send_all(self) -> None:
+        """Send everything again that no worker holds; what is still queued becomes void."""
         for tracker in self._trackers.values():
-            if self._has_work(tracker):
+            if self._has_work(tracker) and not tracker.stops_early:
                 self._send(tracker, tracker.unheld(self._held(tracker)))
 
     def _resend_due(self) -> None:
@@ -384,17 +390,10 @@ class Coordinator:
         self._pool.stop()
         self._follow_ledger()
         for writer in self._holdings.writers():
-            self._lose_quietly(writer)
+            self._lose(writer)
         self._end_broker()
         self._writer.close()
         self._lock.release()
-
-    def _lose_quietly(self, writer: str) -> None:
-        for piece in self._holdings.forget(writer):
-            tracker = self._by_number[piece.record]
-            mask = np.zeros(tracker.manifest.samples, bool)
-            mask[piece.start : piece.stop] = True
-            self._record_lost(tracker, mask & tracker.progress.unended)
 
     def _end_broker(self) -> None:
         if self._dispatcher is not None:
@@ -403,6 +402,7 @@ class Coordinator:
         keeper = keeper_of(self._session)
         if keeper:
             keeper.signal(signal.SIGTERM)
+            wait_until(lambda: not keeper.is_alive, KEEPER_LIMIT_S)
 
 
 def _end_on_sigterm() -> None:

@@ -29,6 +29,8 @@ class Tracker:
         progress: What the ledger says of its samples.
         groups: The worker groups that serve its task queue.
         active: Whether Maestro awaits it.
+        cancelled: Whether it was cancelled.
+        told: The state that Maestro knows.
         waiting: Samples that asked to be run again, with the time (monotonic) when they may.
         quiet_since: Since when nothing has moved although a slot was free; None while that is not so.
         failure: Why no worker can run it, when that is so.
@@ -40,6 +42,7 @@ class Tracker:
     groups: tuple[str, ...] = ()
     active: bool = False
     cancelled: bool = False
+    told: RecordState = RecordState.PENDING
     waiting: dict[int, float] = dataclasses.field(default_factory=dict)
     quiet_since: float | None = None
     failure: str | None = None

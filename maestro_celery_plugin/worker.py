@@ -137,11 +137,15 @@ def _die_with_parent() -> None:
 
 def _run_celery(arguments: WorkerArguments, supervisor: ProcessId) -> NoReturn:
     """Run the Celery worker in this process; does not return."""
+    import kombu.transport.redis
     from celery.signals import worker_ready
 
     from maestro_celery_plugin.app import make_app, queue_for
     from maestro_celery_plugin.worker_options import parse_worker_args
 
+    # Messages that were not acknowledged when the broker went away need not be put back: the ledger
+    # knows what has to run. kombu fails in doing so (restore_unacked on a closed channel, kombu 5.5-5.7).
+    kombu.transport.redis.Channel.do_restore = False
     session = Session(arguments.session)
     options = parse_worker_args(arguments.args)
     app = make_app(session)
@@ -174,9 +178,21 @@ class _Node:
 
     def register_task(self) -> None:
         """Make the range task known to the application."""
+        from celery.worker.request import Request
+
         from maestro_celery_plugin.app import TASK_NAME
 
-        @self._app.task(name=TASK_NAME, ignore_result=True)  # type: ignore[untyped-decorator]
+        class RangeRequest(Request):  # type: ignore[misc]
+            """A request whose acknowledgement may fail: the ledger, not the broker, knows what has to run.
+
+            Celery ends a worker that acknowledges a message of a connection which was lost meanwhile.
+            """
+
+            def __init__(self, *args: Any, **kwargs: Any) -> None:
+                super().__init__(*args, **kwargs)
+                self._connection_errors = (Exception,)
+
+        @self._app.task(name=TASK_NAME, ignore_result=True, Request=RangeRequest)  # type: ignore[untyped-decorator]
         def run_range(*message: Any) -> None:
             self._receive(message)
 
