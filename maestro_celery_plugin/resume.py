@@ -1,0 +1,135 @@
+"""Resume: a new conductor for a study whose conductor died, was killed, or was cancelled."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from filelock import Timeout
+
+from maestro_celery_plugin.broker import BrokerChoice, check, choose
+from maestro_celery_plugin.coordinator import conductor_lock
+from maestro_celery_plugin.errors import StudyError
+from maestro_celery_plugin.ledger import SUFFIX, Kind, LedgerWriter, read_ledger
+from maestro_celery_plugin.manifest import Manifest
+from maestro_celery_plugin.processes import wait_until
+from maestro_celery_plugin.progress import Progress
+from maestro_celery_plugin.session import Session
+from maestro_celery_plugin.states import Outcome
+from maestro_celery_plugin.study import StudyPlan
+from maestro_celery_plugin.tasks import COORDINATOR
+
+__all__ = ["reopen_failed", "resume"]
+
+_START_LIMIT_S = 30.0
+
+
+def resume(directory: Path, *, failed: bool, sleep_s: int, broker: str | None, foreground: bool) -> int:
+    """Start a new conductor on a study.
+
+    Step records and samples that are finished do not run again.
+
+    Args:
+        directory: The study's workspace.
+        failed: Whether failed samples run again.
+        sleep_s: Seconds between two polls of the conductor.
+        broker: Broker URL; None for the one the study was launched with.
+        foreground: Whether to wait for the conductor's end.
+
+    Returns:
+        The number of failed samples that will run again; in the foreground, the conductor's exit code.
+
+    Raises:
+        StudyError: it is no ensemble study, or a conductor of it lives, or the new one does not start.
+        BrokerError: the broker cannot be used.
+    """
+    plan = StudyPlan.read(directory)
+    session = Session(plan.session)
+    lock = conductor_lock(plan)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as cause:
+        raise StudyError(
+            f"A conductor of the study '{plan.root}' is running; `maestro-celery status {plan.root}` shows its "
+            f"progress, `maestro cancel {plan.root}` ends it."
+        ) from cause
+    try:
+        _prepare_broker(session, broker)
+        reopened = reopen_failed(plan) if failed else 0
+        (plan.root / ".cancel.lock").unlink(missing_ok=True)
+        session.revoke_stop()
+    finally:
+        lock.release()
+    process = _start_conductor(plan, sleep_s)
+    if foreground:
+        return process.wait()
+    _await_conductor(plan, process)
+    return reopened
+
+
+def _prepare_broker(session: Session, url: str | None) -> None:
+    earlier = session.read_broker() or {}
+    if url:
+        choice = choose(url)
+    elif "url" in earlier and "keeper" not in earlier:
+        choice = BrokerChoice(earlier["url"], "the study's launch")
+    else:
+        choice = BrokerChoice(None, "private broker")
+    check(choice)
+    if choice.url:
+        session.write_broker({"url": choice.url})
+
+
+def reopen_failed(plan: StudyPlan) -> int:
+    """Note in the ledger that the failed samples of a study shall run again; return how many there are."""
+    entries = read_ledger(plan.ledger)
+    writer = LedgerWriter(plan.ledger / f"{COORDINATOR}{SUFFIX}")
+    count = 0
+    for manifest in Manifest.read_all(plan.records):
+        progress = Progress(manifest)
+        progress.apply(entries[entries["record"] == manifest.number])
+        failed = np.flatnonzero(np.isin(progress.outcome, (Outcome.FAILED, Outcome.HARD_FAILED)))
+        for sample in failed:
+            writer.append(Kind.REOPENED, manifest.number, progress.epoch, int(sample))
+        count += len(failed)
+    writer.close()
+    return count
+
+
+def _conductor() -> str:
+    own = Path(sys.executable).with_name("conductor")
+    found = str(own) if own.is_file() else shutil.which("conductor")
+    if not found:
+        raise StudyError("There is no `conductor` beside this Python; install maestrowf in the same environment.")
+    return found
+
+
+def _start_conductor(plan: StudyPlan, sleep_s: int) -> subprocess.Popen[bytes]:
+    log = plan.root / "resumed.txt"
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            [_conductor(), "-t", str(sleep_s), "-d", "2", str(plan.root)],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+
+
+def _await_conductor(plan: StudyPlan, process: subprocess.Popen[bytes]) -> None:
+    """Wait until the new conductor has taken the study over, or has ended already."""
+
+    def has_begun() -> bool:
+        try:
+            with conductor_lock(plan).acquire(timeout=0):
+                return process.poll() is not None
+        except Timeout:
+            return True
+
+    wait_until(has_begun, _START_LIMIT_S)
+    if process.poll() not in (None, 0, 2, 3):
+        tail = (plan.root / "resumed.txt").read_text(errors="replace")[-1500:]
+        raise StudyError(f"The conductor has ended with code {process.returncode}; its last lines:\n{tail}")
