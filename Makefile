@@ -1,0 +1,62 @@
+# The two commands of the README are `make demo` and `make test`; everything here runs on a fresh machine.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := $(shell find maestro_celery_plugin -name '*.py') pyproject.toml setup.cfg README.md
+DEMO := demo_study
+
+.PHONY: demo test test-unit test-all lint bench wheel install servers docs clean
+
+demo: install
+	@rm -rf $(DEMO)
+	$(BIN)/maestro -d 3 run -fg -y -s 5 -o $(DEMO) specs/hello_samples.yaml
+	$(BIN)/maestro-celery status $(DEMO)
+	@echo
+	@echo "The output of one sample:   $(DEMO)/greet/GREETING.hola/03/greet_GREETING.hola.out"
+	@echo "What the last step made:    $(DEMO)/count/greetings.txt"
+	@head -3 $(DEMO)/count/greetings.txt
+
+test: servers lint test-all
+
+test-all: $(VENV)/.tested
+	$(BIN)/pytest --import-mode=importlib
+
+test-unit: $(VENV)/.tested
+	$(BIN)/pytest --import-mode=importlib tests/unit
+
+lint: $(VENV)/.tested
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+# The installed wheel is what the tests run against.
+$(VENV)/.installed: $(SOURCES)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip build
+	rm -rf build dist
+	$(BIN)/python -m build --outdir dist > build.log 2>&1 || { cat build.log; exit 1; }
+	rm -rf build build.log *.egg-info
+	$(BIN)/pip install --quiet dist/*.whl
+	$(BIN)/pip install --quiet --force-reinstall --no-deps dist/*.whl
+	touch $@
+
+$(VENV)/.tested: $(VENV)/.installed
+	$(BIN)/pip install --quiet "$$(echo dist/*.whl)[test]"
+	touch $@
+
+install: $(VENV)/.installed
+
+wheel: $(VENV)/.installed
+
+# Servers of the tests; on a machine where you are not root, those that are missing are skipped.
+servers:
+	@.ci/servers
+
+bench: install
+	@.ci/servers
+	$(BIN)/python -m benchmarks
+
+docs: install
+	$(BIN)/python -m maestro_celery_plugin.reference README.md
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info $(DEMO) .bench

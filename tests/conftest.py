@@ -1,0 +1,51 @@
+"""What the tests share: a scrubbed environment, and studies that leave nothing behind."""
+
+from __future__ import annotations
+
+import os
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from support import Study, kill
+
+TESTS_OF_LAYER = {"functional": "functional", "endtoend": "endtoend", "faults": "faults"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark each test with the layer whose directory it lies in."""
+    for item in items:
+        for directory, marker in TESTS_OF_LAYER.items():
+            if directory in item.path.parts:
+                item.add_marker(marker)
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    """A scrubbed environment: nothing of the user's configuration or of an activated environment."""
+    home = tmp_path / "home"
+    home.mkdir()
+    kept = {name: os.environ[name] for name in ("LANG", "TMPDIR") if name in os.environ}
+    return {**kept, "PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": str(home), "COLUMNS": "120"}
+
+
+@pytest.fixture
+def run(tmp_path: Path, environment: dict[str, str]) -> Iterator[Callable[..., Study]]:
+    """Run `maestro run` on a specification given as text or path; what stays behind is ended."""
+    studies: list[Study] = []
+
+    def start(spec: str | Path, *options: str, name: str = "study", foreground: bool = False) -> Study:
+        path = spec if isinstance(spec, Path) else tmp_path / f"{name}.yaml"
+        if isinstance(spec, str):
+            path.write_text(textwrap.dedent(spec))
+        study = Study(tmp_path / name, environment)
+        studies.append(study)
+        mode = ["-fg"] if foreground else []
+        answer = study.command("maestro", "run", "-y", *mode, "-o", str(study.path), *options, str(path))
+        study.output, study.code = answer.stdout + answer.stderr, answer.returncode
+        return study
+
+    yield start
+    for study in studies:
+        kill(*study.server(), *study.processes())

@@ -1,0 +1,400 @@
+"""A study from `maestro run` to its end, as a user sees it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+from support import BIN, ROOT, wait_for
+
+import maestro_celery_plugin
+
+SAMPLES = """
+        merlin:
+          resources:
+            workers:
+              w: {{args: --concurrency 2, steps: [all]}}
+          samples:
+            generate: {{cmd: "seq 1 {count} > $(MERLIN_INFO)/a.csv"}}
+            file: $(MERLIN_INFO)/a.csv
+            column_labels: [A]
+"""
+
+
+def samples(count: int) -> str:
+    return SAMPLES.format(count=count)
+
+
+def test_the_tests_run_against_the_installed_package():
+    assert "site-packages" in maestro_celery_plugin.__file__
+
+
+def test_samples_run_and_nothing_stays_behind(run):
+    """Given a study with parameters, samples and a funnel, when it is run, then all of it has run."""
+    study = run(ROOT / "specs" / "hello_samples.yaml").await_end()
+
+    assert study.code == 0
+    assert set(study.states().values()) == {"FINISHED"}
+    assert study.outputs("greet/GREETING.hola/03/*.out") == ["hola, name-4!\n"]
+    assert study.outputs("count/*.out") == ["20\n"]
+    assert not study.processes()
+
+
+def test_a_sample_leaves_at_most_four_files_and_directories(run):
+    study = run(ROOT / "specs" / "hello_samples.yaml", foreground=True)
+
+    below = [path for path in study.path.glob("greet/GREETING.hola/03/**/*")]
+
+    assert sorted(path.suffix for path in below) == [".out", ".sh"]
+
+
+def test_steps_follow_each_other_without_waiting_for_the_poll(run):
+    """Given a poll of 60 s, when three steps depend on each other, then they end long before two polls."""
+    steps = "".join(
+        f"  - name: s{n}\n    description: d\n    run: {{cmd: 'echo $(A)', depends: [{f's{n - 1}' if n else ''}]}}\n"
+        for n in range(3)
+    )
+    study = run(f"description: {{name: n, description: d}}\nstudy:\n{steps}" + textwrap.dedent(samples(3)))
+
+    study.await_end(timeout_s=50)
+
+    assert set(study.states().values()) == {"FINISHED"}
+
+
+def test_a_spec_without_merlin_block_but_with_merlin_step_keys_runs_on_workers(run):
+    study = run(
+        """
+        description: {name: shell, description: d}
+        study:
+          - name: one
+            description: d
+            run: {cmd: 'print("from python")', shell: /usr/bin/env python3}
+        """,
+        foreground=True,
+    )
+    assert study.outputs("one/one.out") == ["from python\n"]
+
+
+def test_python_and_perl_run_samples(run):
+    study = run(
+        """
+        description: {name: shells, description: d}
+        study:
+          - name: py
+            description: d
+            run: {cmd: 'print("$(A)" * 2)', shell: python3}
+          - name: pl
+            description: d
+            run: {cmd: 'print "$(A)\\n";', shell: /usr/bin/env perl}
+        """
+        + samples(2),
+        foreground=True,
+    )
+    assert study.outputs("py/*/py.out") == ["11\n", "22\n"]
+    assert study.outputs("pl/*/pl.out") == ["1\n", "2\n"]
+
+
+def test_merlin_tokens(run):
+    study = run(
+        """
+        description: {name: tokens, description: d}
+        study:
+          - name: sim
+            description: d
+            run:
+              cmd: |
+                $(LAUNCHER) echo "$(A)|$(B)|$(MERLIN_SAMPLE_ID)|$(MERLIN_SAMPLE_PATH)|$(MERLIN_SAMPLE_VECTOR)"
+                echo "$(MERLIN_SAMPLE_NAMES)|$(MERLIN_SUCCESS)$(MERLIN_RETRY)|$(WORKSPACE)|$PWD"
+          - name: all
+            description: d
+            run:
+              cmd: |
+                echo "$(MERLIN_GLOB_PATH)|$(MERLIN_PATHS_ALL)|$(MERLIN_INFO)|$(MERLIN_WORKSPACE)"
+                echo $(sim.workspace)/$(MERLIN_GLOB_PATH)sim.out
+              depends: [sim]
+        merlin:
+          samples:
+            generate: {cmd: "printf '1,x\\n2,y\\n' > t.csv"}
+            file: $(MERLIN_INFO)/t.csv
+            column_labels: [A, B]
+        """,
+        foreground=True,
+    )
+    root = study.path
+    assert study.outputs("sim/01/sim.out") == [f"2|y|1|01|2 y\nA B|0104|{root}/sim|{root}/sim/01\n"]
+    assert study.outputs("all/all.out") == [
+        f"*/|./00 ./01|{root}/merlin_info|{root}\n{root}/sim/00/sim.out {root}/sim/01/sim.out\n"
+    ]
+
+
+def test_hostile_values_reach_the_script_as_text(run, tmp_path):
+    """Given values full of shell syntax, when samples run, then the values arrive and nothing is executed."""
+    values = ["a'b", 'say "hi"', "$(touch /tmp/pwned)", "`id`", "back\\slash \\1 \\n", "../../up", "two\nlines", "; rm x"]
+    table = tmp_path / "values.csv"
+    table.write_bytes(b"".join(b'"' + v.replace('"', '""').encode() + b'"\n' for v in values))
+    study = run(
+        f"""
+        description: {{name: hostile, description: d}}
+        study:
+          - name: sim
+            description: d
+            run:
+              cmd: |
+                cat <<'END_OF_VALUE' > value.txt
+                $(V)
+                END_OF_VALUE
+        merlin:
+          samples: {{file: {table}, column_labels: [V]}}
+        """,
+        foreground=True,
+    )
+    assert study.outputs("sim/*/value.txt") == [f"{value}\n" for value in values]
+    assert len(list(study.path.glob("sim/*"))) == len(values) + 1  # and sim.sh
+
+
+EXIT_CODES = """
+    description: {name: codes, description: d}
+    study:
+      - name: sim
+        description: d
+        run:
+          max_retries: 2
+          retry_delay: 0
+          cmd: |
+            echo cmd >> tries
+            echo "went wrong" >&2
+            test $(A) = 104 -a $(wc -l < tries) -gt 1 && exit 0
+            exit $(A)
+          restart: |
+            echo restart >> tries
+            test $(wc -l < tries) -gt 2 && exit 0
+            exit 100
+      - name: after
+        description: d
+        run: {cmd: echo after, depends: [sim]}
+    merlin:
+      samples:
+        generate: {cmd: "printf '%s\\n' CODES > $(MERLIN_INFO)/a.csv"}
+        file: $(MERLIN_INFO)/a.csv
+        column_labels: [A]
+"""
+
+
+def test_soft_failures_are_recorded_and_the_step_goes_on(run):
+    study = run(EXIT_CODES.replace("CODES", "0 1 101 100 104"), foreground=True)
+
+    status = study.status()
+
+    assert study.states() == {"sim": "FINISHED", "after": "FINISHED"}
+    assert status["state"] == "FINISHED"
+    assert status["steps"][0]["samples"] == {"total": 5, "finished": 3, "failed": 2, "running": 0, "pending": 0}
+    assert study.outputs("sim/03/tries") == ["cmd\nrestart\nrestart\n"]
+    assert study.outputs("sim/04/tries") == ["cmd\ncmd\n"]
+    assert study.outputs("sim/01/sim.err") == ["went wrong\n"]
+
+
+def test_retries_end(run):
+    """Given a sample that always asks to be run again, when max_retries is used up, then it has failed."""
+    spec = EXIT_CODES.replace("CODES", "104").replace("-gt 1", "-gt 99")
+    study = run(spec, foreground=True)
+
+    assert study.status()["steps"][0]["samples"]["failed"] == 1
+    assert study.outputs("sim/tries") == ["cmd\n" * 3]
+    assert study.outputs("sim/sim.err")[0].count("went wrong") == 3
+    assert study.outputs("sim/sim.err")[0].count("=== run again") == 2
+
+
+@pytest.mark.parametrize("code", [102, 106])
+def test_a_hard_failure_fails_the_step_and_what_depends_on_it(run, code):
+    study = run(EXIT_CODES.replace("CODES", f"0 {code}"), foreground=True)
+
+    assert study.states() == {"sim": "FAILED", "after": "FAILED"}
+    assert not (study.path / "after" / "after.out").exists()
+
+
+def test_stop_workers_ends_the_study(run):
+    study = run(EXIT_CODES.replace("CODES", "0 105"), foreground=True)
+
+    assert study.states() == {"sim": "FINISHED", "after": "CANCELLED"}
+
+
+def test_dry_run_writes_scripts_and_starts_nothing(run):
+    study = run(ROOT / "specs" / "hello_samples.yaml", "--dry", foreground=True)
+
+    scripts = sorted(str(p.relative_to(study.path)) for p in study.path.glob("greet/GREETING.hola/**/*.sh"))
+
+    assert scripts == ["greet/GREETING.hola/00/greet_GREETING.hola.sh", "greet/GREETING.hola/greet_GREETING.hola.sh"]
+    assert 'echo "hola, name-1!"' in study.outputs(scripts[0])[0]
+    assert set(study.states().values()) == {"DRYRUN"}
+    assert not (study.path / "merlin_info" / "session").exists()
+    assert not study.processes()
+
+
+@pytest.mark.parametrize("options", [["--hashws"], ["--usetmp"], ["-t", "1"], ["-a", "3"], ["-s", "1"]], ids=str)
+def test_options_of_maestro_run(run, options):
+    study = run(ROOT / "specs" / "hello_samples.yaml", *options, foreground=True)
+
+    assert study.outputs("count/*.out") == ["20\n"]
+
+
+def test_parameter_generator(run, tmp_path):
+    generator = tmp_path / "pgen.py"
+    generator.write_text(
+        "from maestrowf.datastructures.core import ParameterGenerator\n"
+        "def get_custom_generator(env, **kwargs):\n"
+        "    p = ParameterGenerator()\n"
+        "    p.add_parameter('GREETING', ['a', 'b', 'c'], 'G.%%')\n"
+        "    return p\n"
+    )
+    study = run(ROOT / "specs" / "hello_samples.yaml", "-p", str(generator), foreground=True)
+
+    assert study.outputs("count/*.out") == ["30\n"]
+
+
+def test_maestro_called_by_path_from_an_environment_that_is_not_activated(run, environment):
+    assert str(BIN) not in environment["PATH"]
+
+    study = run(ROOT / "specs" / "hello.yaml").await_end()
+
+    assert set(study.states().values()) == {"FINISHED"}
+
+
+def test_no_answer_launches_nothing(run):
+    study = run(ROOT / "specs" / "hello.yaml", "--broker", "redis://127.0.0.1:1/0")
+
+    assert study.code == 1
+    assert "redis://127.0.0.1:1/0" in study.output
+    assert "Traceback" not in study.output
+    assert not study.path.exists()
+
+
+PLAIN = """
+    description: {name: plain, description: d}
+    batch: {type: local}
+    env:
+      variables: {X: 1}
+    study:
+      - name: one
+        description: d
+        run: {cmd: echo "$(X) $(P)"}
+    global.parameters:
+      P: {values: [1, 2], label: P.%%}
+"""
+WITHOUT_PLUGIN = (
+    "import pkgutil, sys\n"
+    "found = pkgutil.iter_modules\n"
+    "pkgutil.iter_modules = lambda *a, **k: [m for m in found(*a, **k) if 'celeryscriptadapter' not in m[1]]\n"
+    "from maestrowf.maestro import main\n"
+    "main()\n"
+)
+
+
+def test_a_plain_spec_gives_the_same_files_with_and_without_the_plugin(run, tmp_path):
+    with_plugin = run(PLAIN, name="with", foreground=True).path
+    without = tmp_path / "without"
+    subprocess.run(
+        [sys.executable, "-c", WITHOUT_PLUGIN, "run", "-y", "-fg", "-o", str(without), str(tmp_path / "with.yaml")],
+        check=True,
+        capture_output=True,
+        cwd=tmp_path,
+    )
+
+    def files(root: Path) -> set[str]:
+        names = {str(path.relative_to(root)) for path in root.rglob("*")}
+        return {name.rpartition(".")[0].rpartition(".")[0] if name.endswith((".out", ".err")) else name for name in names}
+
+    assert files(with_plugin) - {"with.yaml"} == files(without) - {"with.yaml"}
+    assert (with_plugin / "batch.info").read_text() == (without / "batch.info").read_text()
+
+
+def test_a_plain_spec_imports_neither_celery_nor_numpy(tmp_path):
+    spec = tmp_path / "plain.yaml"
+    spec.write_text("\n".join(line[4:] for line in PLAIN.splitlines()))
+    code = (
+        "import sys, atexit\n"
+        "atexit.register(lambda: print('LOADED', sorted({m.split('.')[0] for m in sys.modules}"
+        " & {'celery', 'kombu', 'numpy', 'pluggy'})))\n"
+        "from maestrowf.maestro import main\nmain()\n"
+    )
+    for words in (["run", "-y", "-fg", "-o", str(tmp_path / "out"), str(spec)], ["status", str(tmp_path / "out")]):
+        answer = subprocess.run(
+            [sys.executable, "-c", code, *words], capture_output=True, text=True, check=False, cwd=tmp_path
+        )
+        assert "LOADED []" in answer.stdout, answer.stdout + answer.stderr
+
+
+def test_a_plain_spec_with_an_error_gets_maestros_words(run):
+    study = run(PLAIN.replace("run: {cmd", "run: {cmmd: 1, cmd"))
+
+    assert study.code == 1
+    assert "Unrecognized key 'cmmd' found in study step 'one'." in study.output
+
+
+def test_a_mistake_stops_the_launch_before_anything_is_created(run):
+    study = run(EXIT_CODES.replace("column_labels", "colum_labels"))
+
+    assert study.code == 1
+    assert "study.yaml: merlin.samples: the key 'column_labels' is missing; did you mean it by 'colum_labels'?" in study.output
+    assert "Traceback" not in study.output
+    assert not study.path.exists()
+
+
+def test_a_failing_generation_stops_the_launch(run):
+    study = run(EXIT_CODES.replace('"printf', '"echo no luck >&2; exit 3; printf'))
+
+    assert study.code == 1
+    assert "ended with exit code 3" in study.output
+    assert "  no luck" in study.output
+    assert "Traceback" not in study.output
+    assert not (study.path / "batch.info").exists()
+
+
+def test_cancel_ends_running_samples(run):
+    """Given samples that ignore SIGTERM, when the study is cancelled, then they are gone, and no sample is lost."""
+    study = run(
+        """
+        description: {name: stubborn, description: d}
+        study:
+          - name: sim
+            description: d
+            run: {cmd: "trap '' TERM; echo begun; sleep 300 & sleep 300; sleep 300 $(A)"}
+        """
+        + samples(4)
+    )
+    study.await_text("sim/*/sim.out", "begun", count=2)
+
+    study.command("maestro", "cancel", "-y", str(study.path))
+    study.await_end(timeout_s=30)
+
+    assert study.states() == {"sim": "CANCELLED"}
+    assert study.status()["steps"][0]["samples"]["pending"] == 4
+    wait_for(lambda: not _sleepers(study.path), "the samples' end", 10)
+
+
+def _sleepers(root: Path) -> list[str]:
+    return [pid for pid in os.listdir("/proc") if pid.isdigit() and _cwd(pid).startswith(str(root / "sim"))]
+
+
+def _cwd(pid: str) -> str:
+    try:
+        return os.readlink(f"/proc/{pid}/cwd")
+    except OSError:
+        return ""
+
+
+def test_workers_that_cannot_start_fail_the_step_with_their_words(run, environment, tmp_path):
+    """Given workers that end at once, when three have, then the step fails and the log says why."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\nif 'maestro_celery_plugin.worker' in sys.orig_argv:\n    sys.exit('no such library: libfoo')\n"
+    )
+    environment["PYTHONPATH"] = str(tmp_path)
+
+    study = run(ROOT / "specs" / "hello.yaml", foreground=True)
+
+    assert set(study.states().values()) == {"FAILED"}
+    assert "3 workers in a row ended before they took a task" in study.output
+    assert "no such library: libfoo" in study.output

@@ -1,0 +1,272 @@
+"""What holds when something dies: every sample ends with one outcome, and none runs twice for no reason."""
+
+from __future__ import annotations
+
+import collections
+import os
+import subprocess
+
+import numpy as np
+import pytest
+from support import kill, wait_for
+
+from maestro_celery_plugin.ledger import Kind, read_ledger
+
+COUNT = 24
+SPEC = """
+    description: {name: faults, description: d}
+    study:
+      - name: sim
+        description: d
+        run:
+          cmd: |
+            echo "cmd $(A)" >> runs
+            echo begun
+            sleep 0.4
+            echo done
+          restart: |
+            echo "restart $(A)" >> runs
+            sleep 0.4
+            echo done
+      - name: post
+        description: d
+        run: {cmd: "cat $(sim.workspace)/$(MERLIN_GLOB_PATH)sim.out | grep -c done", depends: [sim]}
+    merlin:
+      resources:
+        workers:
+          w: {args: ARGS}
+      samples:
+        generate: {cmd: "seq 1 24 > $(MERLIN_INFO)/a.csv"}
+        file: $(MERLIN_INFO)/a.csv
+        column_labels: [A]
+""".replace("ARGS", "--concurrency 4")
+
+
+def assert_complete(study, killed_slots: int) -> None:
+    """Every sample is finished once; only those that were running when something died have run twice."""
+    samples = study.status()["steps"][0]["samples"]
+    assert samples == {"total": COUNT, "finished": COUNT, "failed": 0, "running": 0, "pending": 0}
+    assert study.outputs("post/post.out") == [f"{COUNT}\n"]
+    entries = read_ledger(study.path / "merlin_info" / "ledger")
+    entries = entries[entries["record"] == 1]
+    ends = collections.Counter(entries[(entries["kind"] == Kind.ENDED) & (entries["code"] == 0)]["start"].tolist())
+    assert ends == dict.fromkeys(range(COUNT), 1)
+    starts = collections.Counter(entries[entries["kind"] == Kind.STARTED]["start"].tolist())
+    assert sum(count - 1 for count in starts.values()) <= killed_slots
+    runs = [text.splitlines() for text in study.outputs("sim/*/runs")]
+    assert all(line.startswith("restart") for lines in runs for line in lines[1:])
+
+
+def begun(study, count: int = 5) -> None:
+    study.await_text("sim/*/sim.out", "begun", count)
+
+
+def end(study) -> None:
+    study.await_end()
+    assert set(study.states().values()) == {"FINISHED"}
+
+
+def test_worker(run):
+    study = run(SPEC)
+    begun(study)
+
+    kill(*study.processes("maestro_celery_plugin.worker"))
+    end(study)
+
+    assert_complete(study, killed_slots=4)
+    assert len(list(study.path.glob("merlin_info/workers/*.log"))) == 2
+
+
+def test_supervisor_alone(run):
+    """Given a worker whose supervisor is killed, then it ends its samples itself, and another goes on."""
+    study = run(SPEC)
+    begun(study)
+
+    kill(min(study.processes("maestro_celery_plugin.worker")))
+    end(study)
+
+    assert_complete(study, killed_slots=4)
+
+
+def test_broker(run):
+    """Given a broker that dies with all its queues, then it is there again, and no sample has run twice."""
+    study = run(SPEC)
+    begun(study)
+
+    kill(*study.server())
+    end(study)
+
+    assert_complete(study, killed_slots=0)
+    assert len(list(study.path.glob("merlin_info/workers/*.log"))) == 1
+
+
+def test_broker_and_its_keeper(run):
+    study = run(SPEC)
+    begun(study)
+
+    kill(*study.processes("broker_keeper"), *study.server())
+    end(study)
+
+    assert_complete(study, killed_slots=0)
+
+
+def test_worker_and_broker(run):
+    study = run(SPEC)
+    begun(study)
+
+    kill(*study.processes("maestro_celery_plugin.worker"), *study.processes("broker_keeper"), *study.server())
+    end(study)
+
+    assert_complete(study, killed_slots=4)
+
+
+def test_conductor_then_resume_while_workers_go_on(run):
+    study = run(SPEC)
+    begun(study)
+
+    kill(*study.processes("conductor"))
+    wait_for(lambda: not study.processes("conductor"), "the conductor's end")
+    answer = study.command("maestro-celery", "resume", str(study.path))
+    assert answer.returncode == 0, answer.stderr
+    second = study.command("maestro-celery", "resume", str(study.path))
+    assert second.returncode == 1
+    assert "is running" in second.stderr
+    end(study)
+
+    assert_complete(study, killed_slots=0)
+    assert len(list(study.path.glob("merlin_info/workers/*.log"))) == 1
+
+
+def test_everything_then_resume(run):
+    study = run(SPEC)
+    begun(study)
+
+    kill(*study.processes(), *study.server())
+    assert study.status()["state"] == "INTERRUPTED"
+    assert study.status()["steps"][0]["samples"]["running"] == 0
+    assert study.command("maestro-celery", "resume", str(study.path)).returncode == 0
+    end(study)
+
+    assert_complete(study, killed_slots=4)
+
+
+def test_a_killed_conductor_leaves_nothing_behind(run):
+    """Given an idle limit of 2 s, when the conductor is killed, then workers and broker end by themselves."""
+    study = run(SPEC.replace("ARGS", "").replace("{args: --concurrency 4", "{args: --concurrency 4, idle_limit: 2"))
+    begun(study)
+
+    kill(*study.processes("conductor"))
+    wait_for(lambda: not study.processes(), "the end of workers and broker", 90)
+
+
+def test_a_process_of_the_prefork_pool(run):
+    study = run(SPEC.replace("--concurrency 4", "--pool prefork --concurrency 2"))
+    begun(study, 3)
+    ledgers = [path.stem for path in study.path.glob("merlin_info/ledger/w-1.*.ledger")]
+    assert ledgers, "each pool process has a ledger of its own"
+
+    kill(int(ledgers[0].rpartition(".")[2]))
+    end(study)
+
+    assert_complete(study, killed_slots=2)
+
+
+def test_cancelled_then_resumed(run):
+    study = run(SPEC)
+    begun(study)
+    study.command("maestro", "cancel", "-y", str(study.path))
+    study.await_end()
+    assert study.states() == {"sim": "CANCELLED", "post": "CANCELLED"}
+
+    assert study.command("maestro-celery", "resume", str(study.path)).returncode == 0
+    end(study)
+
+    assert_complete(study, killed_slots=4)
+
+
+def test_a_finished_study_resumed_runs_nothing(run):
+    study = run(SPEC.replace("sleep 0.4", "true"), foreground=True)
+    before = read_ledger(study.path / "merlin_info" / "ledger")
+
+    assert study.command("maestro-celery", "resume", str(study.path)).returncode == 0
+    study.await_end()
+
+    after = read_ledger(study.path / "merlin_info" / "ledger")
+    assert (after["kind"] == Kind.STARTED).sum() == (before["kind"] == Kind.STARTED).sum()
+    assert set(study.states().values()) == {"FINISHED"}
+
+
+def test_failed_samples_run_again_when_asked_for(run):
+    study = run(SPEC.replace("echo begun", "test -e $(SPECROOT)/repaired || exit 1"), foreground=True)
+    assert study.status()["steps"][0]["samples"]["failed"] == COUNT
+    (study.path.parent / "repaired").touch()
+
+    assert study.command("maestro-celery", "resume", "--failed", str(study.path)).returncode == 0
+    study.await_end()
+
+    assert study.status()["steps"][0]["samples"]["finished"] == COUNT
+
+
+def test_a_torn_and_a_damaged_ledger(run):
+    """Given a ledger with a torn tail and a damaged entry, when the study is resumed, then it ends whole."""
+    study = run(SPEC)
+    begun(study, 8)
+    kill(*study.processes(), *study.server())
+    ledger = study.path / "merlin_info" / "ledger"
+    for path in ledger.iterdir():
+        with path.open("ab") as file:
+            file.write(b"\x09torn")
+    damaged = next(ledger.glob("w-1.ledger"))
+    data = bytearray(damaged.read_bytes())
+    offset = next(
+        n * 44 for n in range(len(data) // 44) if data[n * 44] == Kind.ENDED
+    )
+    data[offset + 20] ^= 0xFF
+    damaged.write_bytes(data)
+
+    assert study.command("maestro-celery", "resume", str(study.path)).returncode == 0
+    end(study)
+
+    samples = study.status()["steps"][0]["samples"]
+    assert samples["finished"] == COUNT
+
+
+def test_a_sample_that_takes_its_worker_down_is_failed_as_poisonous(run):
+    study = run(
+        SPEC.replace("echo begun", 'test $(A) = 7 && kill -9 $(ps -o ppid= -p $$)\n            echo begun').replace(
+            'echo "restart', 'test $(A) = 7 && kill -9 $(ps -o ppid= -p $$)\n            echo "restart'
+        )
+    )
+    study.await_end(timeout_s=120)
+
+    samples = study.status()["steps"][0]["samples"]
+    assert (samples["finished"], samples["failed"]) == (COUNT - 1, 1)
+    entries = read_ledger(study.path / "merlin_info" / "ledger")
+    lost = entries[(entries["kind"] == Kind.LOST) & (entries["start"] == 6) & (entries["record"] == 1)]
+    assert len(np.unique(lost["epoch"])) == 5
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
+def test_a_full_disk_in_a_sample_directory(run, tmp_path):
+    """Given a full file system under a sample, when there is space again, then the sample runs."""
+    study = run(SPEC.replace("sleep 0.4", "sleep 0.2").replace("max_retries: 2", ""), "-s", "1")
+    begun(study, 1)
+    place = study.path / "sim" / "23"
+    place.mkdir(exist_ok=True)
+    if any(place.iterdir()):
+        pytest.fail("the last sample has run before its disk could be made small")
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k,nr_inodes=3", "small", str(place)], check=True)
+    try:
+        (place / "filler").write_bytes(b"x" * 4096)
+        wait_for(lambda: "No space left" in "".join(study.outputs("merlin_info/workers/*.log")), "the full disk", 60)
+        (place / "filler").unlink()
+        subprocess.run(["mount", "-o", "remount,size=1m,nr_inodes=100", str(place)], check=True)
+        study.await_end()
+        assert_complete_after_full_disk(study)
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def assert_complete_after_full_disk(study) -> None:
+    samples = study.status()["steps"][0]["samples"]
+    assert (samples["finished"], samples["failed"]) == (COUNT, 0)

@@ -1,0 +1,471 @@
+"""The status of a study, told from its files."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from click.testing import CliRunner
+from filelock import FileLock
+from rich.console import Console
+
+from maestro_celery_plugin import status_view
+from maestro_celery_plugin.cli import main
+from maestro_celery_plugin.errors import StudyError
+from maestro_celery_plugin.ledger import Kind, LedgerWriter
+from maestro_celery_plugin.manifest import Manifest
+from maestro_celery_plugin.processes import ProcessId, host_name
+from maestro_celery_plugin.progress import Counts, cannot_run_code
+from maestro_celery_plugin.session import Heartbeat, Session
+from maestro_celery_plugin.settings import BatchSettings, EnsembleSettings
+from maestro_celery_plugin.status import SampleStatus, StatusReader, StudyState, _Record, values_of
+from maestro_celery_plugin.status_csv import read_rows, shared_lock
+from maestro_celery_plugin.study import StudyPlan
+
+HEADER = (
+    "Step Name,Job ID,Workspace,State,Run Time,Elapsed Time,Start Time,Submit Time,End Time,"
+    "Number Restarts,Params"
+)
+
+
+class Study:
+    """A study's directory as `maestro run` and a conductor would have left it."""
+
+    def __init__(self, root: Path) -> None:
+        root.mkdir()
+        self.plan = StudyPlan(root=root, timestamp="20260101-000000", settings=EnsembleSettings())
+        (root / "batch.info").write_text(yaml.safe_dump(self.plan.to_batch()))
+        (root / "demo.study.pkl").touch()
+        self.plan.info.mkdir()
+        self.session = Session.create(self.plan.session)
+        (self.plan.info / "samples.csv").write_text("".join(f"{i / 10},[b]name {i}\n" for i in range(10)))
+
+    def submit(self, number: int = 1, samples: int = 10, *, sampled: bool = True) -> Manifest:
+        """Write the manifest of a step record ``sim_X.<number>``, and the ledger's entry that it was sent."""
+        name = f"sim_X.{number}"
+        manifest = Manifest(
+            number=number,
+            name=name,
+            step="sim",
+            workspace=str(self.plan.root / "sim" / f"X.{number}"),
+            script=name,
+            cmd="true",
+            restart="true",
+            shell="/bin/bash",
+            sampled=sampled,
+            samples=samples,
+            labels=["A", "NAME"] if sampled else [],
+            table=str(self.plan.info / "samples.csv") if sampled else None,
+            index_cache=str(self.plan.info),
+            level_max_dirs=5,
+            task_queue="merlin",
+            max_retries=2,
+            retry_delay_s=1.0,
+        )
+        manifest.write(self.plan.records / "sim" / f"X.{number}" / "manifest.json")
+        self.write("coordinator", (Kind.SENT, number, 1, 0, samples))
+        return manifest
+
+    def write(self, writer: str, *entries: tuple[Kind, int, int, int, int], code: int = 0) -> None:
+        """Append entries (kind, record, epoch, start, stop) to a writer's ledger."""
+        ledger = LedgerWriter(self.plan.ledger / f"{writer}.ledger")
+        for entry in entries:
+            ledger.append(*entry, code=code)
+        ledger.close()
+
+    def run(self, sample: int, code: int = 0, *, record: int = 1, epoch: int = 1, duration_us: int = 1000) -> None:
+        """Let worker ``w-1`` run a sample."""
+        self.write("w-1", (Kind.STARTED, record, epoch, sample, 0))
+        self.write("w-1", (Kind.ENDED, record, epoch, sample, duration_us), code=code)
+
+    def say(self, *rows: str) -> None:
+        """Write Maestro's status.csv, as it does: without a line end at its end."""
+        (self.plan.root / "status.csv").write_text("\n".join([HEADER, *rows]))
+
+    def beat(self, name: str, process: ProcessId, state: str = "busy", host: str | None = None) -> None:
+        """Write a worker's heartbeat."""
+        pid = process.pid, process.start
+        values = {"name": name, "group": "w", "host": host or host_name(), "slots": 1, "beat": 1, "state": state}
+        self.session.write_heartbeat(Heartbeat(supervisor=pid, process=pid, **values))
+
+    def conduct(self) -> FileLock:
+        """Return the lock of a conductor that lives, as another open of its file."""
+        return FileLock(self.plan.info / "conductor.lock")
+
+    @property
+    def reader(self) -> StatusReader:
+        return StatusReader(self.plan.root)
+
+
+def row(number: int, state: str, restarts: int = 0) -> str:
+    job = "--" if state == "INITIALIZED" else f"sim_X.{number}#1"
+    return f"sim_X.{number},{job},sim/X.{number},{state},--:--:--,--:--:--,--,--,--,{restarts},X:{number}"
+
+
+DEAD = ProcessId(2**22 + 1, 1)
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Study:
+    return Study(tmp_path / "study")
+
+
+# --- before, while and after ---
+
+
+def test_before_anything_was_submitted_every_step_record_is_listed_with_no_samples(study: Study) -> None:
+    study.say(row(1, "INITIALIZED"), row(2, "INITIALIZED"))
+    status = study.reader.read()
+    assert status.state is StudyState.PENDING
+    assert [(s.name, s.step, s.params, s.state) for s in status.steps] == [
+        ("sim_X.1", "sim", {"X": "1"}, "INITIALIZED"),
+        ("sim_X.2", "sim", {"X": "2"}, "INITIALIZED"),
+    ]
+    assert status.steps[0].samples == Counts(0, 0, 0, 0, 0)
+
+
+def test_a_study_without_any_file_of_its_conductor_is_pending(study: Study) -> None:
+    assert study.reader.read().state is StudyState.PENDING
+
+
+def test_while_the_conductor_lives_the_ledger_is_fresher_than_status_csv(study: Study) -> None:
+    """Given Maestro has not polled since it submitted, when samples run, then the record is RUNNING."""
+    study.submit()
+    study.say(row(1, "PENDING"))
+    study.run(0)
+    study.run(1, code=3)
+    study.write("w-1", (Kind.STARTED, 1, 1, 2, 0))
+    study.beat("w-1", ProcessId.of(os.getpid()))
+    with study.conduct():
+        status = study.reader.read()
+    assert status.state is StudyState.RUNNING
+    assert status.steps[0].state == "RUNNING"
+    assert status.steps[0].samples == Counts(total=10, finished=1, failed=1, running=1, pending=7)
+
+
+def test_two_readers_do_not_take_each_other_for_the_conductor(study: Study) -> None:
+    study.submit()
+    study.say(row(1, "RUNNING"))
+    study.conduct().acquire().lock.release()
+    with shared_lock(study.plan.info / "conductor.lock") as is_free:
+        assert is_free
+        assert study.reader.read().state is StudyState.INTERRUPTED
+
+
+def test_when_the_conductor_died_attempts_of_dead_workers_are_pending(study: Study) -> None:
+    """Given an attempt of a live worker and one of a dead worker, then only the former is running."""
+    study.submit()
+    study.say(row(1, "RUNNING"))
+    study.write("w-1", (Kind.STARTED, 1, 1, 0, 0))
+    study.write("w-2", (Kind.STARTED, 1, 1, 1, 0))
+    study.beat("w-1", ProcessId.of(os.getpid()))
+    study.beat("w-2", DEAD)
+    status = study.reader.read()
+    assert status.state is StudyState.INTERRUPTED
+    assert status.steps[0].state == "INTERRUPTED"
+    assert status.steps[0].samples == Counts(total=10, finished=0, failed=0, running=1, pending=9)
+    assert [(w.name, w.state) for w in status.workers] == [("w-1", "busy"), ("w-2", "dead")]
+
+
+def test_an_attempt_that_another_worker_has_taken_over_counts_for_the_last_one(study: Study) -> None:
+    study.submit()
+    study.say(row(1, "RUNNING"))
+    study.write("w-2", (Kind.STARTED, 1, 2, 0, 0))
+    study.write("w-1", (Kind.STARTED, 1, 1, 0, 0))
+    study.beat("w-2", ProcessId.of(os.getpid()))
+    assert study.reader.read().steps[0].samples.running == 1
+
+
+def test_a_silent_worker_of_another_machine_is_dead_when_no_conductor_watches_it(study: Study) -> None:
+    study.beat("w-1", DEAD, host="elsewhere")
+    study.beat("w-2", DEAD, host="elsewhere")
+    os.utime(study.plan.session / "workers" / "w-2.json", (1, 1))
+    assert [(w.node, w.state) for w in study.reader.read().workers] == [("elsewhere", "busy"), ("elsewhere", "dead")]
+    with study.conduct():
+        assert [w.state for w in study.reader.read().workers] == ["busy", "busy"]
+
+
+def test_the_processes_of_a_pool_count_as_their_worker(study: Study) -> None:
+    study.beat("w-1", ProcessId.of(os.getpid()), state="idle")
+    study.beat("w-1.77", ProcessId.of(os.getpid()), state="busy")
+    assert [(w.name, w.state) for w in study.reader.read().workers] == [("w-1", "busy")]
+
+
+@pytest.mark.parametrize(
+    ("states", "expected"),
+    [
+        (["FINISHED", "FINISHED"], StudyState.FINISHED),
+        (["FINISHED", "FAILED"], StudyState.FAILED),
+        (["FINISHED", "TIMEDOUT"], StudyState.FAILED),
+        (["FINISHED", "CANCELLED"], StudyState.CANCELLED),
+        (["CANCELLED", "INITIALIZED"], StudyState.CANCELLED),
+        (["CANCELLED", "RUNNING"], StudyState.INTERRUPTED),
+        (["FINISHED", "INITIALIZED"], StudyState.INTERRUPTED),
+        (["FINISHED", "PENDING"], StudyState.INTERRUPTED),
+        ([], StudyState.INTERRUPTED),
+    ],
+)
+def test_without_a_conductor_the_study_is_what_its_step_records_are(
+    study: Study, states: list[str], expected: StudyState
+) -> None:
+    study.submit()
+    study.say(*(row(number, state) for number, state in enumerate(states, 1)))
+    assert study.reader.read().state is expected
+
+
+def test_a_second_read_takes_in_what_is_new(study: Study) -> None:
+    study.submit()
+    study.say(row(1, "RUNNING"))
+    reader = study.reader
+    study.run(0)
+    assert reader.read().steps[0].samples.finished == 1
+    study.run(1)
+    study.submit(2, samples=3)
+    study.run(0, record=2)
+    status = reader.read()
+    assert [(s.name, s.samples.finished, s.samples.total) for s in status.steps] == [
+        ("sim_X.1", 2, 10),
+        ("sim_X.2", 1, 3),
+    ]
+
+
+def test_entries_of_several_records_in_one_ledger_are_told_apart(study: Study) -> None:
+    for number in (1, 2, 3):
+        study.submit(number)
+    study.say(*(row(number, "RUNNING", restarts=number) for number in (3, 2, 1)))
+    for sample in range(3):
+        for number in range(sample + 1, 4):
+            study.run(sample, record=number)
+    steps = study.reader.read().steps
+    assert [(s.name, s.samples.finished, s.restarts) for s in steps] == [
+        ("sim_X.3", 3, 3),
+        ("sim_X.2", 2, 2),
+        ("sim_X.1", 1, 1),
+    ]
+
+
+# --- Maestro's table ---
+
+
+@pytest.mark.parametrize("job", ["--", "s_X.a,b#1"])
+def test_values_with_commas_colons_and_semicolons_are_read_from_status_csv(study: Study, job: str) -> None:
+    study.say(f"s_X.a,b,{job},s/X.ab,RUNNING,--,--,--,--,--,2,X:a,b;c;URL:http://x:1;Y:")
+    (only,) = read_rows(study.plan.root)
+    assert (only.name, only.step, only.state, only.restarts) == ("s_X.a,b", "s", "RUNNING", 2)
+    assert only.params == {"X": "a,b;c", "URL": "http://x:1", "Y": ""}
+
+
+def test_a_torn_status_csv_does_not_hide_a_submitted_record(study: Study) -> None:
+    study.submit()
+    study.say("sim_X.1,sim_X")
+    assert [s.name for s in study.reader.read().steps] == ["sim_X.1"]
+
+
+# --- rate ---
+
+
+def ends(times: list[float], codes: int | list[int] = 0) -> np.ndarray:
+    from maestro_celery_plugin.ledger import ENTRY
+
+    entries = np.zeros(len(times), ENTRY)
+    entries["kind"], entries["epoch"], entries["time"], entries["code"] = Kind.ENDED, 1, times, codes
+    entries["start"] = np.arange(len(times))
+    return entries
+
+
+def test_the_rate_is_that_of_the_last_minute(study: Study) -> None:
+    """Given 1 sample/s for 100 s, a day's pause, and 5 samples/s for 20 s, then the rate is 5/s."""
+    record = _Record(study.submit(samples=500))
+    times = [*np.arange(100.0), *(86400 + np.arange(100) / 5)]
+    record.apply(ends(times), np.zeros(len(times), int))
+    assert record.rate == pytest.approx(5.0)
+
+
+def test_few_long_samples_are_looked_at_beyond_the_last_minute(study: Study) -> None:
+    record = _Record(study.submit(samples=500))
+    record.apply(ends([*(np.arange(30) * 100.0)]), np.zeros(30, int))
+    assert record.rate == pytest.approx(0.01)
+
+
+def test_an_attempt_that_asked_to_run_again_is_no_sample_that_ended(study: Study) -> None:
+    record = _Record(study.submit())
+    record.apply(ends([1.0, 2.0], [100, 104]), np.zeros(2, int))
+    assert record.rate is None
+
+
+def test_time_left_is_open_samples_by_rate(study: Study) -> None:
+    study.submit()
+    study.say(row(1, "RUNNING"))
+    study.run(0)
+    with study.conduct():
+        step = study.reader.read().steps[0]
+    assert step.rate
+    assert step.time_left_s == pytest.approx(9 / step.rate)
+    assert study.reader.read().steps[0].time_left_s is None, "nothing runs without a conductor"
+
+
+# --- samples ---
+
+
+def test_failed_samples_come_with_values_directory_and_code(study: Study) -> None:
+    study.submit()
+    study.run(7, code=3)
+    reader = study.reader
+    reader.read()
+    (sample,) = reader.failed(10)
+    assert (sample.index, sample.code) == (7, 3)
+    assert sample.directory == study.plan.root / "sim/X.1/1/2"
+    assert values_of([sample]) == [{"A": "0.7", "NAME": "[b]name 7"}]
+
+
+def test_failed_samples_are_listed_without_values_when_the_table_is_gone(study: Study) -> None:
+    manifest = study.submit()
+    study.run(7, code=3)
+    Path(manifest.table or "").unlink()
+    reader = study.reader
+    reader.read()
+    assert values_of(reader.failed(10)) == [None]
+
+
+def test_the_slowest_samples_of_all_records_come_first(study: Study) -> None:
+    for number in (1, 2):
+        study.submit(number)
+        for sample in range(10):
+            study.run(sample, record=number, duration_us=100 * sample + number)
+    reader = study.reader
+    reader.read()
+    found = [(s.manifest.number, s.index) for s in reader.slowest(3)]
+    assert found == [(2, 9), (1, 9), (2, 8)]
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (3, "exit code 3"),
+        (102, "exit code 102 (hard fail)"),
+        (104, "exit code 104 (retry, too often)"),
+        (-signal.SIGKILL, "SIGKILL"),
+        (-40, "signal 40"),
+        (cannot_run_code(28), "could not be started: No space left on device"),
+    ],
+)
+def test_exit_codes_are_told_in_words(study: Study, code: int, words: str) -> None:
+    sample = SampleStatus(manifest=study.submit(), index=0, code=code, duration_s=1.0, losses=0)
+    assert status_view.exit_words(sample) == words
+
+
+# --- terminal ---
+
+
+def shown(study: Study, width: int = 100, *, failed_limit: int | None = None) -> str:
+    console = Console(width=width, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    with console.file:
+        if failed_limit is None:
+            status_view.show(study.reader, console)
+        else:
+            status_view.show_failed(study.reader, console, failed_limit)
+        return console.export_text()
+
+
+@pytest.mark.parametrize("width", [80, 140])
+def test_the_page_shows_the_end_of_stderr_and_lets_no_control_sequence_through(study: Study, width: int) -> None:
+    manifest = study.submit()
+    study.say(row(1, "RUNNING"))
+    study.run(7, code=3)
+    directory = Path(manifest.workspace, "1/2")
+    directory.mkdir(parents=True)
+    (directory / "sim_X.1.err").write_bytes(b"first\n" * 10000 + b"\x1b[2J[bold]evil\xff\nlast\n")
+    text = shown(study, width)
+    assert "exit code 3" in text
+    assert "\\x1b[2J[bold]evil\ufffd" in text
+    assert "\x1b" not in text
+    assert "maestro-celery resume" in text
+    assert all(len(line) <= width for line in text.splitlines())
+
+
+def test_the_list_of_failed_samples_ends_at_the_limit_and_says_how_many_more(study: Study) -> None:
+    study.submit()
+    for sample in range(10):
+        study.run(sample, code=1)
+    text = shown(study, failed_limit=3)
+    assert text.count("exit code 1") == 3
+    assert "A=0.2  NAME=[b]name 2" in text
+    assert "7 more of 10 failed samples; --limit 10 lists all." in text
+
+
+def test_watching_ends_with_the_study(study: Study) -> None:
+    study.submit()
+    study.say(row(1, "FINISHED"))
+    console = Console(width=100, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    with console.file:
+        status_view.watch(study.reader, console)
+        assert "FINISHED" in console.export_text()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.123, "0.12 s"), (59.4, "59 s"), (200, "3 min 20 s"), (7500, "2 h 5 min"), (356400, "4 d 3 h")],
+)
+def test_durations_are_told_in_two_units(seconds: float, words: str) -> None:
+    assert status_view._duration_words(seconds) == words
+
+
+# --- command ---
+
+
+def test_json_has_exactly_the_promised_keys(study: Study) -> None:
+    study.submit()
+    study.say(row(1, "RUNNING"), row(2, "INITIALIZED"))
+    study.run(0)
+    study.beat("w-1", ProcessId.of(os.getpid()))
+    result = CliRunner().invoke(main, ["status", "--json", str(study.plan.root)])
+    assert result.exit_code == 0
+    samples = {"total": 10, "finished": 1, "failed": 0, "running": 0, "pending": 9}
+    none = dict.fromkeys(samples, 0)
+    common = {"step": "sim", "restarts": 0}
+    assert json.loads(result.output) == {
+        "study": "demo",
+        "path": str(study.plan.root),
+        "state": "INTERRUPTED",
+        "steps": [
+            {**common, "name": "sim_X.1", "params": {"X": "1"}, "state": "INTERRUPTED", "samples": samples},
+            {**common, "name": "sim_X.2", "params": {"X": "2"}, "state": "INITIALIZED", "samples": none},
+        ],
+        "workers": [{"name": "w-1", "group": "w", "node": host_name(), "state": "busy"}],
+    }
+
+
+def test_a_directory_that_is_no_study_is_one_line_on_stderr(tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, ["status", str(tmp_path)])
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"maestro-celery: error: '{tmp_path}' is not the directory of a Maestro study")
+    assert "Traceback" not in result.stderr
+
+
+def test_a_study_that_was_moved_says_so(study: Study) -> None:
+    moved = study.plan.root.rename(study.plan.root.with_name("moved"))
+    with pytest.raises(StudyError, match="was made as .*which is not there"):
+        StatusReader(moved)
+
+
+def test_options_that_exclude_each_other_are_refused(study: Study) -> None:
+    result = CliRunner().invoke(main, ["status", "--json", "--watch", str(study.plan.root)])
+    assert result.exit_code == 2
+    assert "exclude each other" in result.stderr
+
+
+def test_neither_celery_nor_kombu_is_imported() -> None:
+    check = "import sys, maestro_celery_plugin.status_view as s; print({'celery', 'kombu'} & set(sys.modules))"
+    output = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
+    assert output.stdout.strip() == "set()"
+
+
+def test_the_settings_of_a_study_are_those_of_its_batch_info(study: Study) -> None:
+    assert StudyPlan.read(study.plan.root).settings.batch == BatchSettings()
