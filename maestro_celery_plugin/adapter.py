@@ -53,7 +53,7 @@ class CeleryScriptAdapter(ScriptAdapter):  # type: ignore[misc]
         return for_study(self._plan)
 
     def _write_script(self, ws_path: str, step: Any) -> tuple[bool, str, str]:
-        """Write the scripts of a step record, and one sample's for a sampled one.
+        """Write the scripts of a step record; in a dry run also those of one sample.
 
         Returns:
             True (it is for the workers), the script and the restart script. The latter is always
@@ -63,14 +63,20 @@ class CeleryScriptAdapter(ScriptAdapter):  # type: ignore[misc]
         from maestro_celery_plugin.staging import manifest_of, write_example
 
         manifest = manifest_of(self._plan, step, ws_path, number=0)
-        paths = []
-        for suffix, text in (("", manifest.cmd), (".restart", manifest.restart)):
-            path = Path(ws_path, f"{manifest.script}{suffix}{self.extension}")
-            path.write_text(f"#!{manifest.shell}\n\n{text}\n")
-            paths.append(str(path))
-        if manifest.sampled:
+        script = Path(ws_path, f"{manifest.script}{self.extension}")
+        script.write_text(f"#!{manifest.shell}\n\n{manifest.cmd}\n")
+        restart = script
+        if manifest.restart != manifest.cmd:
+            restart = script.with_name(f"{manifest.script}.restart{self.extension}")
+            restart.write_text(f"#!{manifest.shell}\n\n{manifest.restart}\n")
+        if manifest.sampled and self._is_dry_run:
             write_example(manifest)
-        return True, paths[0], paths[1]
+        return True, str(script), str(restart)
+
+    @property
+    def _is_dry_run(self) -> bool:
+        """Whether nothing will be started: a dry run makes no session."""
+        return not self._plan.session.exists()
 
     def submit(
         self, step: Any, path: str, cwd: str, job_map: dict[str, str] | None = None, env: dict[str, str] | None = None

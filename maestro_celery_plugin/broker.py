@@ -131,7 +131,7 @@ def check(choice: BrokerChoice) -> None:
             if redis:
                 connection.default_channel.client.ping()
     except Exception as cause:  # each transport raises its own kinds
-        reason = str(cause).strip() or type(cause).__name__
+        reason = str(cause).strip().rstrip('.') or type(cause).__name__
         raise BrokerError(
             f"The broker {masked(choice.url)} (from {choice.source}) cannot be used: {reason}. "
             "Start it or correct the URL, or leave it out: then a private broker is started."
@@ -171,6 +171,7 @@ def start_private(session: Session) -> None:
     with log.open("ab") as output:
         keeper = subprocess.Popen(
             [sys.executable, "-m", "maestro_celery_plugin.broker_keeper", str(session.path)],
+            cwd=session.path,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

@@ -48,6 +48,8 @@ LOOK_INTERVAL_S = 0.1
 CARE_INTERVAL_S = 0.5
 BEAT_INTERVAL_S = 2.0
 KEEPER_LIMIT_S = 8.0
+# Others look at the conductor's lock for a moment, to see whether it is held.
+LOCK_LIMIT_S = 2.0
 
 _TERMINAL = (RecordState.FINISHED, RecordState.FAILED, RecordState.TIMED_OUT, RecordState.CANCELLED)
 _COORDINATORS: dict[Path, Coordinator] = {}
@@ -85,7 +87,7 @@ class Coordinator:
         self._plan = plan
         self._lock = conductor_lock(plan)
         try:
-            self._lock.acquire(timeout=0)
+            self._lock.acquire(timeout=LOCK_LIMIT_S)
         except Timeout as cause:
             raise StudyError(f"Another conductor is running the study '{plan.root}'.") from cause
         self._session = Session(plan.session)

@@ -46,7 +46,7 @@ class AttemptFinished(Protocol):
 
 
 @hookspec(firstresult=True)
-def open_samples(path: Path, labels: Sequence[str], cache: Path) -> SampleTable | None:  # type: ignore[empty-body]
+def open_samples(path: Path, labels: Sequence[str], cache: Path) -> SampleTable | None:
     """Open a sample table, or return None when the file is not of a kind this plugin reads.
 
     Called in `maestro run` (once, to check and to index) and in every worker.

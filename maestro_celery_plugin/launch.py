@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
 import re
+import shlex
 import subprocess
 import time
 from collections.abc import Iterable
@@ -109,45 +109,59 @@ def _with_samples(plan: StudyPlan, samples: SampleSettings, values: dict[str, st
         "MERLIN_WORKSPACE": str(plan.root),
         "MERLIN_TIMESTAMP": plan.timestamp,
     }
+    path = Path(substitute(samples.file, known)).expanduser().absolute()
     if samples.generate:
         _generate(plan, substitute(samples.generate.cmd, known))
-    path = Path(substitute(samples.file, known)).expanduser()
-    table = open_table(Path(os.path.abspath(path)), samples.column_labels, plan.info)
+    try:
+        table = open_table(path, samples.column_labels, plan.info)
+        first = table.row(0)
+    except SampleError as cause:
+        raise SampleError(f"{cause}{_what_it_printed(plan) if samples.generate else ''}") from cause
     LOGGER.info("%d samples in '%s'.", len(table), path)
-    return dataclasses.replace(plan, table=Path(os.path.abspath(path)), rows=len(table))
+    if tuple(value.strip() for value in first) == samples.column_labels:
+        LOGGER.warning(
+            "'%s': the first row is the column labels; it is sample 0. Begin a header with '# '.", path
+        )
+    return dataclasses.replace(plan, table=path, rows=len(table))
 
 
 def _generate(plan: StudyPlan, command: str) -> None:
     """Run the sample generation in the study's ``merlin_info``, keeping script, stdout and stderr.
 
     Raises:
-        SampleError: it ends with a code other than 0.
+        SampleError: it cannot be started, or ends with a code other than 0.
     """
+    shell = plan.settings.batch.shell
     script = plan.info / "cmd.sh"
-    script.write_text(f"#!{plan.settings.batch.shell}\n\n{command}\n")
+    script.write_text(f"#!{shell}\n\n{command}\n")
     script.chmod(0o755)
     with (plan.info / "cmd.out").open("wb") as out, (plan.info / "cmd.err").open("wb") as err:
-        code = subprocess.run(
-            [*plan.settings.batch.shell.split(), str(script)],
-            cwd=plan.info,
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=err,
-            check=False,
-        ).returncode
+        try:
+            code = subprocess.run(
+                [*shlex.split(shell), str(script)],
+                cwd=plan.info,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                check=False,
+            ).returncode
+        except OSError as cause:
+            raise SampleError(
+                f"merlin.samples.generate.cmd: '{shell}' (batch.shell) cannot be run: {cause}"
+            ) from cause
     if code != 0:
-        raise SampleError(
-            f"merlin.samples.generate.cmd: it ended with exit code {code}; the script is '{script}'. "
-            f"Its last lines:\n{_last_lines(plan.info)}"
-        )
+        end = f"exit code {code}" if code > 0 else f"signal {-code}"
+        raise SampleError(f"merlin.samples.generate.cmd: it ended with {end}.{_what_it_printed(plan)}")
 
 
-def _last_lines(info: Path, count: int = 10) -> str:
+def _what_it_printed(plan: StudyPlan, count: int = 10) -> str:
+    """Return the last lines of the sample generation, and where its script is."""
+    text = f"\nThe script of generate.cmd is '{plan.info / 'cmd.sh'}'. Its last lines:"
     for name in ("cmd.err", "cmd.out"):
-        lines = (info / name).read_text(errors="replace").splitlines()
+        lines = (plan.info / name).read_text(errors="replace").splitlines()
         if lines:
-            return "\n".join(f"  {line}" for line in lines[-count:])
-    return "  (it printed nothing)"
+            return "\n".join((text, *(f"  {line}" for line in lines[-count:])))
+    return f"{text} (it printed nothing)"
 
 
 def _make_session(plan: StudyPlan) -> None:

@@ -47,13 +47,21 @@ class Touchpoint:
         Raises:
             UnsupportedMaestroError: the module does not have it.
         """
+        self.check(module)
+        setattr(module, self.name, self.replace(getattr(module, self.name)))
+
+    def check(self, module: ModuleType) -> None:
+        """Make sure that the module has the name.
+
+        Raises:
+            UnsupportedMaestroError: it does not.
+        """
         if not hasattr(module, self.name):
             raise UnsupportedMaestroError(
                 f"maestro-celery-plugin does not support this version of maestrowf: {self.module} has no "
                 f"'{self.name}' ({self.relies_on}). Install 'maestrowf>=1.2,<1.3', or uninstall "
                 "maestro-celery-plugin."
             )
-        setattr(module, self.name, self.replace(getattr(module, self.name)))
 
 
 def _specification(original: Any) -> Any:

@@ -6,7 +6,9 @@ import functools
 
 import pluggy
 
-from maestro_celery_plugin import hookspecs, samples
+from maestro_celery_plugin import hookspecs
+from maestro_celery_plugin.npy_table import NpyReader
+from maestro_celery_plugin.text_table import CsvReader, TabReader
 
 __all__ = ["plugin_manager"]
 
@@ -16,7 +18,7 @@ def plugin_manager() -> pluggy.PluginManager:
     """Return the manager with all parts registered; built once per process."""
     manager = pluggy.PluginManager(hookspecs.HOOK_NAMESPACE)
     manager.add_hookspecs(hookspecs)
-    for reader in (samples.NpyReader(), samples.CsvReader(), samples.TabReader()):
+    for reader in (NpyReader(), CsvReader(), TabReader()):
         manager.register(reader, name=type(reader).__name__)
     manager.load_setuptools_entrypoints(hookspecs.HOOK_NAMESPACE)
     manager.check_pending()

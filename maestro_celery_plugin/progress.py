@@ -75,6 +75,7 @@ class Progress:
 
     def apply(self, entries: Entries) -> None:
         """Take in entries of this record; entries of different writers may come in any order."""
+        entries = entries[entries["start"] < len(self.outcome)]
         kinds = entries["kind"]
         sent = entries[(kinds == Kind.SENT) | (kinds == Kind.CANCELLED)]
         if len(sent):
@@ -98,12 +99,14 @@ class Progress:
             self._reopened = np.zeros(len(self.outcome), np.uint32)
         self._advance(self._reopened, entries)
         samples = entries["start"]
+        samples = samples[self.ended[samples] <= self._reopened[samples]]  # the rest has run again since
         self.outcome[samples] = Outcome.OPEN
         self.requests[samples] = 0
         self.losses[samples] = 0
         self.epoch = max(self.epoch, int(entries["epoch"].max()))
 
     def _lose(self, entries: Entries) -> None:
+        entries = self._not_void(entries)
         if not len(entries):
             return
         self._advance(self.ended, entries)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
 import shlex
 import signal
@@ -72,15 +73,22 @@ class Runner:
         path = self._paths.of(sample) if self._manifest.sampled else "."
         return self._manifest.workspace if path == "." else f"{self._manifest.workspace}/{path}"
 
-    def make_directory(self, sample: int) -> bool:
-        """Make a sample's directory; return whether it is new, which means that the sample never started."""
+    def claim(self, sample: int) -> bool:
+        """Write a sample's script unless it is there; return whether this call has.
+
+        The script of a sample is written when the sample is started, by whoever creates the file: of two
+        workers that have the same message, one does. A record that is not sampled, or has one sample,
+        has its script from the start and is never claimed here.
+
+        Raises:
+            CannotRunError: there is no space, or no permission, for it.
+        """
         directory = self.directory(sample)
+        if directory == self._manifest.workspace:
+            return False
         try:
-            try:
-                os.mkdir(directory)
-            except FileNotFoundError:
-                Path(directory).parent.mkdir(parents=True, exist_ok=True)
-                os.mkdir(directory)
+            _make_directory(directory)
+            self._write(sample, directory, ".sh", again=False, flags=os.O_EXCL)
         except FileExistsError:
             return False
         except OSError as cause:
@@ -88,29 +96,34 @@ class Runner:
         return True
 
     def write_script(self, sample: int, *, again: bool) -> str:
-        """Write the sample's script and return its path."""
-        path = self._paths.of(sample)
+        """Write the sample's script, `cmd` or `restart`, and return its path."""
+        suffix = ".restart.sh" if again else ".sh"
+        return self._write(sample, self.directory(sample), suffix, again=again, flags=os.O_TRUNC)
+
+    def _write(self, sample: int, directory: str, suffix: str, *, again: bool, flags: int) -> str:
         values = {}
         if self._manifest.sampled:
-            values = sample_values(self._manifest.labels, self._row(sample), sample, path)
-        suffix = ".restart.sh" if again else ".sh"
-        script = f"{self.directory(sample)}/{self._manifest.script}{suffix}"
+            values = sample_values(self._manifest.labels, self._row(sample), sample, self._paths.of(sample))
+        script = f"{directory}/{self._manifest.script}{suffix}"
         text = self._templates[again].fill(values).encode()
-        descriptor = os.open(script, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o755)
+        descriptor = os.open(script, os.O_WRONLY | os.O_CREAT | flags, 0o755)
         try:
             while text:
                 text = text[os.write(descriptor, text) :]
+        except OSError:
+            os.unlink(script)
+            raise
         finally:
             os.close(descriptor)
         return script
 
-    def start(self, sample: int, *, again: bool, header: str = "") -> RunningAttempt:
+    def start(self, sample: int, *, first: bool, again: bool = False) -> RunningAttempt:
         """Start an attempt in a process group of its own.
 
         Args:
             sample: Index of the sample, whose directory exists.
+            first: Whether the sample was claimed, so that its script is there and its outputs are not.
             again: Whether it runs `restart` instead of `cmd`.
-            header: Line between the output of an earlier attempt and this one's.
 
         Raises:
             CannotRunError: it could not be started.
@@ -118,7 +131,8 @@ class Runner:
         outputs: list[_Output] = []
         directory = self.directory(sample)
         try:
-            script = self.write_script(sample, again=again)
+            script = f"{directory}/{self._manifest.script}.sh" if first else self.write_script(sample, again=again)
+            header = "" if first else _header(again=again)
             for suffix in ("out", "err"):
                 outputs.append(_Output(f"{directory}/{self._manifest.script}.{suffix}", header))
             begin = time.perf_counter()
@@ -127,7 +141,7 @@ class Runner:
             process = subprocess.Popen(
                 [*self._interpreter, script],
                 cwd=directory,
-                stdin=subprocess.DEVNULL,
+                stdin=_dev_null(),
                 stdout=outputs[0].descriptor,
                 stderr=outputs[1].descriptor,
                 start_new_session=True,
@@ -139,23 +153,49 @@ class Runner:
         return RunningAttempt(self._manifest.name, sample, process, outputs, begin)
 
 
+@functools.lru_cache(maxsize=1)
+def _dev_null() -> int:
+    return os.open(os.devnull, os.O_RDONLY)
+
+
+def _make_directory(directory: str) -> None:
+    try:
+        os.mkdir(directory)
+    except FileExistsError:
+        return
+    except FileNotFoundError:
+        Path(directory).mkdir(parents=True, exist_ok=True)
+
+
+def _header(*, again: bool) -> str:
+    what = "restart" if again else "cmd"
+    return f"=== run again with {what}, {time.strftime('%Y-%m-%d %H:%M:%S')} ===\n"
+
+
 class _Output:
-    """A sample's stdout or stderr file, appended to by each attempt and not kept when empty."""
+    """A sample's stdout or stderr file, appended to by each attempt and not kept when empty.
+
+    Args:
+        path: The file.
+        header: Line that separates an attempt from the one before; empty for the first attempt.
+    """
 
     def __init__(self, path: str, header: str) -> None:
         self._path = path
         self.descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        self._before = os.fstat(self.descriptor).st_size
-        if header and self._before:
-            os.write(self.descriptor, header.encode())
-        self._begin = os.fstat(self.descriptor).st_size if header else self._before
+        self._before = self._begin = os.fstat(self.descriptor).st_size if header else 0
+        if self._before:
+            self._begin += os.write(self.descriptor, header.encode())
 
     def close(self) -> None:
         """Close the file; take the header back when nothing follows it."""
-        with contextlib.suppress(OSError):
+        try:
             if os.fstat(self.descriptor).st_size == self._begin:
-                os.unlink(self._path) if not self._before else os.ftruncate(self.descriptor, self._before)
-        os.close(self.descriptor)
+                os.ftruncate(self.descriptor, self._before) if self._before else os.unlink(self._path)
+        except OSError:
+            return  # the sample has removed or replaced the file
+        finally:
+            os.close(self.descriptor)
 
 
 class RunningAttempt:

@@ -11,7 +11,7 @@ import difflib
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import jsonschema
 
@@ -20,6 +20,8 @@ from maestro_celery_plugin.settings import key_of
 __all__ = ["build", "json_schema", "nearest", "problems"]
 
 Settings = TypeVar("Settings")
+# A `jsonschema.ValidationError`; in the stubs each of its attributes may be unset.
+Error: TypeAlias = Any
 
 _SCALARS: dict[Any, dict[str, Any]] = {
     str: {"type": "string"},
@@ -37,6 +39,17 @@ _TYPE_NAMES = {
     "object": "a block of keys",
     "null": "nothing",
 }
+
+
+def _is_integer(checker: Any, value: Any) -> bool:
+    """Take 25.0 for what it is: JSON schema calls it an integer, Python's formatting does not."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+_Validator: Any = jsonschema.validators.extend(  # type: ignore[no-untyped-call]
+    jsonschema.Draft7Validator,
+    type_checker=jsonschema.Draft7Validator.TYPE_CHECKER.redefine("integer", _is_integer),
+)
 
 
 def json_schema(cls: type) -> dict[str, Any]:
@@ -103,46 +116,49 @@ def problems(data: Any, schema: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
 
     A sentence says what was found and what is allowed.
     """
-    validator = jsonschema.Draft7Validator(schema)
+    validator = _Validator(schema)
     for error in sorted(validator.iter_errors(data), key=lambda e: [str(part) for part in e.absolute_path]):
         yield ".".join(str(part) for part in error.absolute_path), _sentence(error)
 
 
-def _sentence(error: jsonschema.ValidationError) -> str:
+def _sentence(error: Error) -> str:
     describe = _SENTENCES.get(str(error.validator))
     return describe(error) if describe else error.message
 
 
-def _unknown_key(error: jsonschema.ValidationError) -> str:
-    known = [str(key) for key in error.schema["properties"]]  # type: ignore[index]
+def _unknown_key(error: Error) -> str:
+    known = [str(key) for key in error.schema["properties"]]
     unknown = next(str(key) for key in error.instance if key not in known)
     return f"unknown key '{unknown}'; {nearest(unknown, known)}"
 
 
-def _missing_key(error: jsonschema.ValidationError) -> str:
+def _missing_key(error: Error) -> str:
     missing = next(key for key in error.validator_value if key not in error.instance)
-    return f"the key '{missing}' is missing"
+    known = error.schema["properties"]
+    close = difflib.get_close_matches(missing, [str(key) for key in error.instance if key not in known], n=1)
+    return f"the key '{missing}' is missing" + (
+        f"; did you mean it by '{close[0]}'?" if close else "; add it."
+    )
 
 
-def _wrong_type(error: jsonschema.ValidationError) -> str:
+def _wrong_type(error: Error) -> str:
     return f"found {_found(error.instance)}; {_allowed(error.schema)} is needed"
 
 
-def _not_listed(error: jsonschema.ValidationError) -> str:
+def _not_listed(error: Error) -> str:
     listed = [str(item) for item in error.validator_value]
     return f"found {_found(error.instance)}; {nearest(str(error.instance), listed)}"
 
 
-def _no_alternative(error: jsonschema.ValidationError) -> str:
+def _no_alternative(error: Error) -> str:
     alternatives = [a for a in error.validator_value if a.get("type") != "null"]
     if len(alternatives) == 1:
-        inner = jsonschema.Draft7Validator(alternatives[0])
-        return _sentence(next(inner.iter_errors(error.instance)))
+        return _sentence(next(_Validator(alternatives[0]).iter_errors(error.instance)))
     allowed = " or ".join(dict.fromkeys(_allowed(a) for a in alternatives))
     return f"found {_found(error.instance)}; {allowed} is needed"
 
 
-_SENTENCES: dict[str, Callable[[jsonschema.ValidationError], str]] = {
+_SENTENCES: dict[str, Callable[[Error], str]] = {
     "additionalProperties": _unknown_key,
     "required": _missing_key,
     "type": _wrong_type,

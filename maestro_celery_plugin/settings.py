@@ -4,6 +4,8 @@ The JSON schema that a specification is checked against (`schema.py`) and the re
 README are derived from these classes; there is no other list of keys.
 """
 
+# ruff: noqa: RUF009 - `setting` returns a dataclass field, as `dataclasses.field` does.
+
 from __future__ import annotations
 
 import dataclasses
@@ -44,7 +46,9 @@ def setting(help: str, *, default: Any = dataclasses.MISSING, key: str | None = 
 class GenerateSettings:
     """``merlin.samples.generate``: how the sample table comes into being."""
 
-    cmd: str = setting("Shell command that writes the sample file; runs once, during `maestro run`.", minLength=1)
+    cmd: str = setting(
+        "Shell command that writes the sample file; runs once, during `maestro run`.", minLength=1
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,7 +56,9 @@ class SampleSettings:
     """``merlin.samples``: the sample table."""
 
     file: str = setting("Sample table: `.npy`, `.csv` or `.tab`, one row per sample.", minLength=1)
-    column_labels: tuple[str, ...] = setting("Name of each column; `$(NAME)` in a cmd is its value.", minItems=1)
+    column_labels: tuple[str, ...] = setting(
+        "Name of each column; `$(NAME)` in a cmd is its value.", minItems=1
+    )
     generate: GenerateSettings | None = setting("Command that writes the table.", default=None)
     level_max_dirs: int = setting("Directories per level of the sample hierarchy.", default=25, minimum=2)
 
@@ -61,12 +67,16 @@ class SampleSettings:
 class BatchSettings:
     """``batch``: the batch system, for Maestro's adapters and for worker launch."""
 
-    type: Literal["local", "slurm", "lsf", "lsf-srun", "flux"] = setting(
+    type: Literal["local", "slurm", "lsf", "lsf-srun", "flux", "pbs"] = setting(
         "Where workers run: processes of this machine, or an allocation of the batch system.", default="local"
     )
-    shell: str = setting("Interpreter of the scripts of steps that name none.", default="/bin/bash", minLength=1)
+    shell: str = setting(
+        "Interpreter of the scripts of steps that name none.", default="/bin/bash", minLength=1
+    )
     bank: str | None = setting("Account to charge.", default=None)
-    queue: str | None = setting("Partition of the batch system (a task queue is something else).", default=None)
+    queue: str | None = setting(
+        "Partition of the batch system (a task queue is something else).", default=None
+    )
     host: str | None = setting("Name of the cluster, for Maestro's adapters.", default=None)
     nodes: int | Literal["all"] | None = setting("Nodes of an allocation.", default=None, minimum=1)
     procs: int | None = setting("Processes of an allocation.", default=None, minimum=1)
@@ -74,7 +84,9 @@ class BatchSettings:
     walltime: str | int | None = setting("Time limit of an allocation: `HH:MM:SS`, or seconds.", default=None)
     qos: str | None = setting("Quality of service.", default=None)
     reservation: str | None = setting("Reservation.", default=None)
-    dry_run: bool = setting("Merlin's switch for script generation only; `maestro run --dry` here.", default=False)
+    dry_run: bool = setting(
+        "Merlin's switch for script generation only; `maestro run --dry` here.", default=False
+    )
     launch_pre: str | None = setting("Shell line before the launch of the workers.", default=None)
     launch_args: str | None = setting("Further arguments of the worker launch command.", default=None)
     worker_launch: str | None = setting("Replaces the worker launch command.", default=None)
@@ -85,15 +97,21 @@ class BatchSettings:
     uri: str | None = setting("Flux instance, for Maestro's adapter.", default=None)
     version: str | None = setting("Flux interface version, for Maestro's adapter.", default=None)
     args: dict[str, Any] | None = setting("Further Flux options, for Maestro's adapter.", default=None)
-    allocation_args: dict[str, Any] | None = setting("Flux allocation options, for Maestro's adapter.", default=None)
-    launcher_args: dict[str, Any] | None = setting("Flux launcher options, for Maestro's adapter.", default=None)
+    allocation_args: dict[str, Any] | None = setting(
+        "Flux allocation options, for Maestro's adapter.", default=None
+    )
+    launcher_args: dict[str, Any] | None = setting(
+        "Flux launcher options, for Maestro's adapter.", default=None
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WorkerGroupSettings:
     """``merlin.resources.workers.<name>``: a worker group."""
 
-    args: str = setting("Options of `celery worker`, such as `--concurrency 4 --prefetch-multiplier 1`.", default="")
+    args: str = setting(
+        "Options of `celery worker`, such as `--concurrency 4 --prefetch-multiplier 1`.", default=""
+    )
     steps: tuple[str, ...] = setting(
         "Steps whose task queues the group serves; `all` for every step. Default: all.", default=()
     )
@@ -104,7 +122,9 @@ class WorkerGroupSettings:
     batch: dict[str, Any] | None = setting("Keys of `batch` that differ for this group.", default=None)
     machines: tuple[str, ...] = setting("Host names the group may run on; any when empty.", default=())
     idle_limit: float = setting(
-        "Seconds without work after which workers leave when nobody conducts the study.", default=300.0, minimum=1
+        "Seconds without work after which workers leave when nobody conducts the study.",
+        default=300.0,
+        minimum=1,
     )
 
 
@@ -122,13 +142,17 @@ class StepSettings:
     """``study[].run``: the keys of a step beside Maestro's own."""
 
     task_queue: str = setting("Task queue of the step.", default=DEFAULT_TASK_QUEUE, minLength=1)
-    shell: str | None = setting("Interpreter of the step's scripts; before `batch.shell`.", default=None, minLength=1)
+    shell: str | None = setting(
+        "Interpreter of the step's scripts; before `batch.shell`.", default=None, minLength=1
+    )
     max_retries: int = setting(
         "How often a sample may ask to be run again (exit code 100 or 104) before it counts as failed.",
         default=30,
         minimum=0,
     )
-    retry_delay: float = setting("Seconds before a sample that asked for it runs again.", default=1.0, minimum=0)
+    retry_delay: float = setting(
+        "Seconds before a sample that asked for it runs again.", default=1.0, minimum=0
+    )
     batch: dict[str, Any] | None = setting("Keys of `batch` that differ for this step.", default=None)
     gpus_per_task: int | str | None = setting("GPUs of each task.", default=None, key="gpus per task")
     slurm: str | None = setting("Further options of `srun`.", default=None)

@@ -32,6 +32,8 @@ LOGGER = logging.getLogger(__name__)
 COORDINATOR = "coordinator"
 # A slot works on its piece of a range for about this long before it takes the next one.
 BUDGET_S = 1.0
+# Longer than it takes from a sample's script to its entry in the ledger, on a shared file system too.
+CLAIM_LIMIT_S = 1.0
 
 @dataclasses.dataclass(frozen=True)
 class RangeTask:
@@ -83,6 +85,7 @@ class _StudySide:
         self._history = LedgerReader(self.plan.ledger)
         self._progress: dict[int, Progress] = {}
         self._unread: dict[int, list[Entries]] = {}
+        self.decision = threading.Lock()
 
     def runner(self, relative: str) -> tuple[Manifest, Runner]:
         """Return a step record's manifest and runner, read once."""
@@ -183,60 +186,54 @@ class WorkerSide:
             self.last_work = time.monotonic()
 
     def _work_in_slot(self, task: RangeTask, study: _StudySide, manifest: Manifest, runner: Runner, slot: int) -> None:
-        task = self._pass_on(task, self._piece(task), study, manifest, slot)
-        begin = time.monotonic()
-        for sample in range(task.start, task.stop):
-            if self.stopping.is_set() or study.is_void(task, sample):
-                return
+        stop = self._pass_on(task, self._piece(task), study, manifest, slot)
+        begin, sample = time.monotonic(), task.start
+        while sample < stop and not self.stopping.is_set() and not study.is_void(task, sample):
             self._run(task, sample, study, manifest, runner, slot)
-            if time.monotonic() - begin > 2 * BUDGET_S and sample + 1 < task.stop:
-                rest = task.part(sample + 1, task.stop)
-                if self._pass_on(rest, 0, study, manifest, slot).start == rest.stop:
-                    return
+            sample += 1
+            if time.monotonic() - begin > 2 * BUDGET_S and sample < stop:
+                stop = self._pass_on(task.part(sample, stop), 0, study, manifest, slot)
 
     def _piece(self, task: RangeTask) -> int:
         """Return how many samples the slot keeps: what fits its budget, one while that is unknown."""
         mean_s = self._mean_s.get((task.study, task.record))
         return max(1, int(BUDGET_S / mean_s)) if mean_s else 1
 
-    def _pass_on(self, task: RangeTask, keep: int, study: _StudySide, manifest: Manifest, slot: int) -> RangeTask:
-        """Send everything behind the first `keep` samples on, in halves; return what is kept.
+    def _pass_on(self, task: RangeTask, keep: int, study: _StudySide, manifest: Manifest, slot: int) -> int:
+        """Send everything behind the first `keep` samples on, in halves; return the stop of what is kept.
 
-        When the broker is away, nothing is sent and everything is kept.
+        When the broker is away, what could not be sent is kept.
         """
+        stop = task.stop
         rest = task.part(min(task.start + keep, task.stop), task.stop)
-        if rest.start == rest.stop:
-            return task
         for part in reversed(halves(rest)):
             try:
                 self._send(part, manifest.task_queue)
             except Exception as cause:  # whatever the transport raises: the samples stay here
-                LOGGER.warning("keeping samples %d to %d: the broker is away (%s)", task.start, task.stop - 1, cause)
-                return task
+                LOGGER.warning("keeping samples %d to %d: the broker is away (%s)", task.start, stop - 1, cause)
+                break
             self._until_written(
                 study.ledger.append, Kind.PASSED, task.record, task.epoch, part.start, part.stop, slot=slot
             )
-            task = task.part(task.start, part.start)
-        return task
+            stop = part.start
+        return stop
 
     def _run(
         self, task: RangeTask, sample: int, study: _StudySide, manifest: Manifest, runner: Runner, slot: int
     ) -> None:
         """Run one sample, unless the ledger says that it has run or is running."""
         append = study.ledger.append
-        again, header = False, ""
         try:
-            is_new = runner.make_directory(sample)
-            if not is_new:
-                progress = study.progress(manifest)
-                if progress.outcome[sample] != Outcome.OPEN or progress.started[sample] >= task.epoch:
+            first = runner.claim(sample)
+            if first:
+                again = False
+                self._until_written(append, Kind.STARTED, task.record, task.epoch, sample, slot=slot)
+            else:
+                decision = self._claim_again(task, sample, study, manifest, runner, slot)
+                if decision is None:
                     return
-                started = bool(progress.started[sample])
-                code = int(progress.code[sample])
-                again = started and code != ExitCode.RETRY and code >= -signal.NSIG
-                header = _header(again) if started else ""
-            self._until_written(append, Kind.STARTED, task.record, task.epoch, sample, code=int(again), slot=slot)
-            running = runner.start(sample, again=again, header=header)
+                again = decision
+            running = runner.start(sample, first=first, again=again)
         except CannotRunError as cause:
             self._cannot_run(task, sample, study, slot, cause)
             return
@@ -249,6 +246,30 @@ class WorkerSide:
         )
         self._learn(task, attempt.duration_s)
         plugin_manager().hook.attempt_finished(attempt=attempt)
+
+    def _claim_again(
+        self, task: RangeTask, sample: int, study: _StudySide, manifest: Manifest, runner: Runner, slot: int
+    ) -> bool | None:
+        """Decide about a sample that may have been started before.
+
+        Returns:
+            Whether it runs `restart` instead of `cmd`; None when it shall not run.
+        """
+        progress = study.progress(manifest)
+        is_claimed = runner.directory(sample) != manifest.workspace
+        if is_claimed and not progress.started[sample]:
+            # Somebody has written its script a moment ago, or died right after that.
+            self.stopping.wait(CLAIM_LIMIT_S)
+        with study.decision:
+            progress = study.progress(manifest)
+            if progress.outcome[sample] != Outcome.OPEN or progress.started[sample] >= task.epoch:
+                return None
+            code = int(progress.code[sample])
+            again = bool(progress.started[sample]) and code != ExitCode.RETRY and code >= -signal.NSIG
+            self._until_written(
+                study.ledger.append, Kind.STARTED, task.record, task.epoch, sample, code=int(again), slot=slot
+            )
+        return again
 
     def _cannot_run(self, task: RangeTask, sample: int, study: _StudySide, slot: int, cause: CannotRunError) -> None:
         """Record that a sample could not be started, and give the machine a moment to recover."""
@@ -281,7 +302,3 @@ class WorkerSide:
             if self.stopping.is_set() or self._studies[task.study].is_void(task, sample):
                 running.end()
 
-
-def _header(again: bool) -> str:
-    what = "restart" if again else "cmd"
-    return f"=== run again with {what}, {time.strftime('%Y-%m-%d %H:%M:%S')} ===\n"

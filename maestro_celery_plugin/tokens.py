@@ -13,12 +13,30 @@ from collections.abc import Mapping, Sequence
 from maestro_celery_plugin.sample_paths import SamplePaths
 from maestro_celery_plugin.states import ExitCode
 
-__all__ = ["Template", "exit_code_values", "launcher_removed", "names_in", "sample_values", "study_values", "substitute"]
+__all__ = [
+    "RESERVED",
+    "SAMPLE_TOKENS",
+    "Spelling",
+    "Template",
+    "exit_code_values",
+    "launcher_removed",
+    "names_in",
+    "sample_values",
+    "study_values",
+    "substitute",
+]
 
 _TOKEN = re.compile(r"\$\(([^\s()]+)\)")
 # Maestro's form with resources, $(LAUNCHER)[2n,4p] (abstracts/interfaces/schedulerscriptadapter.py:55).
 _LAUNCHER = re.compile(r"\$\(V?LAUNCHER\)(\[[^\]]*\])?[ \t]*")
 
+# Names that have a meaning of their own (Merlin: spec/expansion.py:27).
+RESERVED = (
+    *("SPECROOT", "WORKSPACE", "LAUNCHER", "VLAUNCHER"),
+    *("MERLIN_WORKSPACE", "MERLIN_INFO", "MERLIN_TIMESTAMP", "MERLIN_GLOB_PATH", "MERLIN_PATHS_ALL"),
+    *("MERLIN_SAMPLE_ID", "MERLIN_SAMPLE_PATH", "MERLIN_SAMPLE_VECTOR", "MERLIN_SAMPLE_NAMES"),
+    *(f"MERLIN_{code.name}" for code in ExitCode),
+)
 SAMPLE_TOKENS = ("MERLIN_SAMPLE_ID", "MERLIN_SAMPLE_PATH", "MERLIN_SAMPLE_VECTOR", "MERLIN_SAMPLE_NAMES")
 
 
@@ -37,6 +55,23 @@ def launcher_removed(text: str) -> str:
     return _LAUNCHER.sub("", text)
 
 
+class Spelling:
+    """Names that may be written in upper or lower case where that leaves one meaning, as in Merlin.
+
+    A name that has its own spelling among `names` means itself.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._exact = frozenset(names)
+        self._folded: dict[str, str | None] = {}
+        for name in self._exact:
+            self._folded[name.casefold()] = None if name.casefold() in self._folded else name
+
+    def of(self, token: str) -> str | None:
+        """Return the name that a token means, or None."""
+        return token if token in self._exact else self._folded.get(token.casefold())
+
+
 class Template:
     """A text with tokens, taken apart once and filled in for each sample.
 
@@ -49,12 +84,14 @@ class Template:
         pieces = _TOKEN.split(text)
         self._parts: list[str] = [pieces[0]]
         self._holes: list[tuple[int, str]] = []
-        for name, literal in zip(pieces[1::2], pieces[2::2], strict=True):
-            if name in names:
+        spelling = Spelling(names)
+        for token, literal in zip(pieces[1::2], pieces[2::2], strict=True):
+            name = spelling.of(token)
+            if name is None:
+                self._parts.append(f"$({token})")
+            else:
                 self._holes.append((len(self._parts), name))
                 self._parts.append("")
-            else:
-                self._parts.append(f"$({name})")
             self._parts.append(literal)
 
     def fill(self, values: Mapping[str, str]) -> str:

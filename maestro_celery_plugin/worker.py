@@ -31,13 +31,19 @@ if TYPE_CHECKING:
 
     from maestro_celery_plugin.tasks import WorkerSide
 
-__all__ = ["MARKER", "main"]
+__all__ = ["MARKER", "PROCESS_MARKER", "WorkerArguments", "mark", "main"]
 
 LOGGER = logging.getLogger(__name__)
 
 # Environment variables by which a dead worker's samples are found.
 MARKER = "MAESTRO_CELERY_WORKER"
 PROCESS_MARKER = "MAESTRO_CELERY_PROCESS"
+
+
+def mark(session: Session, name: str) -> str:
+    """Return the value of a marker: names of workers are unique in their session only."""
+    return f"{session.path}:{name}"
+
 
 HEARTBEAT_S = 2.0
 _WATCH_S = 0.25
@@ -91,16 +97,16 @@ class WorkerArguments:
 def main() -> NoReturn:
     """Start the Celery worker, wait for its end, and clear up after it."""
     arguments = WorkerArguments.from_command_line()
-    os.environ[MARKER] = arguments.name
+    session = Session(arguments.session)
+    os.environ[MARKER] = mark(session, arguments.name)
     supervisor = ProcessId.of(os.getpid())
     child = os.fork()
     if child == 0:
         _die_with_parent()
         _run_celery(arguments, supervisor)
-    session = Session(arguments.session)
     _forward_signals(session, arguments.name, child)
     status = _wait(child)
-    end_marked(MARKER, arguments.name)
+    end_marked(MARKER, mark(session, arguments.name))
     session.remove_heartbeat(arguments.name)
     sys.exit(os.waitstatus_to_exitcode(status) & 0xFF)
 
@@ -140,6 +146,7 @@ def _run_celery(arguments: WorkerArguments, supervisor: ProcessId) -> NoReturn:
     import kombu.transport.redis
     from celery.signals import worker_ready
 
+    from maestro_celery_plugin import intake
     from maestro_celery_plugin.app import make_app, queue_for
     from maestro_celery_plugin.worker_options import parse_worker_args
 
@@ -152,6 +159,7 @@ def _run_celery(arguments: WorkerArguments, supervisor: ProcessId) -> NoReturn:
     app.conf.task_queues = [queue_for(session, name) for name in arguments.queues]
     node = _Node(arguments, session, supervisor, app)
     node.register_task()
+    intake.install(app, options.slots)
     worker_ready.connect(node.mark_ready, weak=False)
     if options.pool == "prefork":
         node.watch(slots=0)
@@ -178,21 +186,15 @@ class _Node:
 
     def register_task(self) -> None:
         """Make the range task known to the application."""
-        from celery.worker.request import Request
-
         from maestro_celery_plugin.app import TASK_NAME
+        from maestro_celery_plugin.intake import RangeRequest
 
-        class RangeRequest(Request):  # type: ignore[misc]
-            """A request whose acknowledgement may fail: the ledger, not the broker, knows what has to run.
-
-            Celery ends a worker that acknowledges a message of a connection which was lost meanwhile.
-            """
-
-            def __init__(self, *args: Any, **kwargs: Any) -> None:
-                super().__init__(*args, **kwargs)
-                self._connection_errors = (Exception,)
-
-        @self._app.task(name=TASK_NAME, ignore_result=True, Request=RangeRequest)  # type: ignore[untyped-decorator]
+        @self._app.task(  # type: ignore[untyped-decorator]
+            name=TASK_NAME,
+            ignore_result=True,
+            Request=RangeRequest,
+            Strategy="maestro_celery_plugin.intake:gated_strategy",
+        )
         def run_range(*message: Any) -> None:
             self._receive(message)
 
@@ -309,7 +311,7 @@ def _in_pool_processes(node: _Node) -> None:
 
     def open_in_child(**_: Any) -> None:
         writer = f"{node._arguments.name}.{os.getpid()}"
-        os.environ[PROCESS_MARKER] = writer
+        os.environ[PROCESS_MARKER] = mark(node._session, writer)
         node.mark_ready()
         node.open(writer, 1)
 

@@ -22,12 +22,8 @@ _OURS = {
     "queues": "the task queues follow from `steps` or `task_queues`",
     "exclude_queues": "the task queues follow from `steps` or `task_queues`",
     "include": "workers run the study's steps only",
-    "app": "workers run the plugin's application",
-    "broker": "the broker is chosen with --broker",
-    "result_backend": "there is none",
     "detach": "the plugin starts and ends its workers",
     "pidfile": "the plugin starts and ends its workers",
-    "logfile": "each worker's log is in merlin_info/workers",
     "statedb": "the ledger keeps the state",
     "purge": "it would throw the study's own messages away",
     "beat": "there are no periodic tasks",
@@ -38,6 +34,18 @@ _OURS = {
     "max_memory_per_child": "samples are processes of their own",
     "uid": "workers run as you",
     "gid": "workers run as you",
+}
+# The same for what Celery's parser of worker options does not know by name: options of `celery` itself.
+_BEFORE_WORKER = {
+    "--help": "it starts no worker",
+    "-A": "workers run the plugin's application",
+    "--app": "workers run the plugin's application",
+    "-b": "the broker is chosen with `maestro run --broker`",
+    "--broker": "the broker is chosen with `maestro run --broker`",
+    "--result-backend": "there is none",
+    "--loader": "workers run the plugin's application",
+    "--config": "workers are configured by the plugin",
+    "--workdir": "workers run in the study's directory",
 }
 
 
@@ -80,6 +88,9 @@ def parse_worker_args(args: str) -> WorkerOptions:
         ValueError: they cannot be given to workers; its text says why.
     """
     words = shlex.split(args)
+    for option in (word.partition("=")[0] for word in words):
+        if option in _BEFORE_WORKER:
+            raise ValueError(f"the option {option} cannot be set here: {_BEFORE_WORKER[option]}.")
     values, given = _parsed(words)
     for name in given:
         if name in _OURS:
@@ -110,5 +121,6 @@ def _parsed(words: list[str]) -> tuple[dict[str, Any], set[str]]:
             if name not in _OURS and name != "pool":  # these need a running application to be converted
                 parameter.type_cast_value(context, values[name])
     except click.ClickException as cause:
-        raise ValueError(f"{cause.format_message().rstrip('.')}.") from cause
+        message = cause.format_message().rstrip(".")
+        raise ValueError(message if message.endswith(("?", "?)")) else f"{message}.") from cause
     return values, set(given)

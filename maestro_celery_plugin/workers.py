@@ -17,7 +17,7 @@ from maestro_celery_plugin.processes import ProcessId, end_marked, host_name, wa
 from maestro_celery_plugin.session import Heartbeat, Session
 from maestro_celery_plugin.settings import WorkerGroupSettings
 from maestro_celery_plugin.study import StudyPlan
-from maestro_celery_plugin.worker import MARKER, PROCESS_MARKER, WorkerArguments
+from maestro_celery_plugin.worker import MARKER, PROCESS_MARKER, WorkerArguments, mark
 
 __all__ = ["WorkerGroup", "WorkerPool"]
 
@@ -28,6 +28,7 @@ SILENCE_LIMIT_S = 30.0
 # So many workers in a row that end before they have taken a task fail the group's steps.
 QUICK_FAILURES = 3
 _STOP_LIMIT_S = 15.0
+SWEEP_LIMIT_S = 6.0
 
 
 @dataclasses.dataclass
@@ -83,13 +84,13 @@ class WorkerPool:
     def bury(self, beat: Heartbeat) -> None:
         """End what a dead worker has left running on this machine, and forget it."""
         if beat.host == host_name():
-            is_pool_process = ProcessId(*beat.supervisor).is_alive and "." in beat.name
-            marker = PROCESS_MARKER if is_pool_process else MARKER
             supervisor = ProcessId(*beat.supervisor)
-            if is_pool_process or not wait_until(lambda: not supervisor.is_alive, 6.0):
-                end_marked(marker, beat.name, spare=frozenset({supervisor.pid}))
-            else:
-                end_marked(MARKER, beat.name.partition(".")[0])
+            worker, _, pool_process = beat.name.partition(".")
+            if pool_process and supervisor.is_alive:
+                end_marked(PROCESS_MARKER, mark(self._session, beat.name))
+            else:  # the supervisor does this, unless it was killed
+                wait_until(lambda: not supervisor.is_alive, SWEEP_LIMIT_S)
+                end_marked(MARKER, mark(self._session, worker), spare=frozenset({supervisor.pid}))
         self._session.remove_heartbeat(beat.name)
 
     def free_slots(self, group: str, held: dict[str, int]) -> int:
@@ -144,7 +145,7 @@ class WorkerPool:
         with log.open("ab") as output:
             group.process = subprocess.Popen(
                 arguments.command(),
-                cwd=self._plan.root,
+                cwd=self._session.path,  # not the study's: Python looks for modules there first
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

@@ -1,0 +1,85 @@
+"""The command line: ``python -m benchmarks [--quick] [--only NAMES] [--slots N] [--rounds N]``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Callable
+from types import FrameType
+
+from benchmarks.report import print_markdown, print_table
+from benchmarks.rows import Row
+from benchmarks.scenarios.latency import latency_rows
+from benchmarks.scenarios.null_samples import TOOLS, null_samples
+from benchmarks.scenarios.status import status_rows
+from benchmarks.scenarios.submit import submit_rows
+from benchmarks.settings import BenchSettings
+from benchmarks.tools.bare_loop import BareLoop
+
+SCENARIOS: dict[str, Callable[[BenchSettings], list[Row]]] = {
+    "null": null_samples,
+    "submit": submit_rows,
+    "latency": latency_rows,
+    "status": status_rows,
+}
+_TOOL_KEYS = tuple(tool.key for tool in TOOLS)
+
+
+def main() -> int:
+    """Measure what the command line asks for, and print the table."""
+    arguments = _parser().parse_args()
+    settings = _settings(arguments)
+    chosen = arguments.only or SCENARIOS
+    # SIGTERM leaves through the contexts that end processes and remove directories, as Ctrl-C does.
+    signal.signal(signal.SIGTERM, _leave)
+    rows: list[Row] = []
+    for name, scenario in SCENARIOS.items():
+        if name in chosen or (name == "null" and set(chosen) & set(_TOOL_KEYS)):
+            rows += scenario(settings)
+    (print_markdown if arguments.markdown else print_table)(rows, settings)
+    return 0
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    sys.exit(128 + number)
+
+
+def _parser() -> argparse.ArgumentParser:
+    description = "Measure the plugin beside its peers."
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=description)
+    names = (*SCENARIOS, *_TOOL_KEYS)
+    parser.add_argument("--quick", action="store_true", help="one round of few samples, for a look")
+    parser.add_argument("--only", type=_names, metavar="NAMES", help=f"some of: {','.join(names)}")
+    parser.add_argument("--slots", type=int, default=len(os.sched_getaffinity(0)), help="samples at a time")
+    parser.add_argument("--rounds", type=int, help="rounds of each measurement (default: 3; 1 with --quick)")
+    parser.add_argument("--markdown", action="store_true", help="print the table as markdown")
+    return parser
+
+
+def _names(text: str) -> tuple[str, ...]:
+    names = tuple(text.split(","))
+    for name in names:
+        if name not in (*SCENARIOS, *_TOOL_KEYS):
+            raise argparse.ArgumentTypeError(f"'{name}' is none of {', '.join((*SCENARIOS, *_TOOL_KEYS))}")
+    return names
+
+
+def _settings(arguments: argparse.Namespace) -> BenchSettings:
+    quick, only = arguments.quick, arguments.only or ()
+    tools = tuple(key for key in _TOOL_KEYS if key in only) or _TOOL_KEYS
+    return BenchSettings(
+        slots=arguments.slots,
+        rounds=arguments.rounds or (1 if quick else 3),
+        small=100 if quick else 500,
+        large=600 if quick else 4000,
+        submit_rows=(1_000, 1_000_000) if quick else (1_000, 100_000, 1_000_000),
+        chain=4 if quick else 8,
+        status_rows=1_000_000,
+        tools=tuple(dict.fromkeys((BareLoop.key, *tools))),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,81 @@
+"""The report: a table for the terminal, and one in markdown for the README."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.rows import COLUMNS, Row
+from benchmarks.settings import BenchSettings
+
+__all__ = ["machine", "print_markdown", "print_table"]
+
+
+def machine() -> str:
+    """Name the machine and the versions that the numbers are of."""
+    try:
+        version = importlib.metadata.version("maestro-celery-plugin")
+    except importlib.metadata.PackageNotFoundError:
+        version = "not installed"
+    cpus = len(os.sched_getaffinity(0))
+    return (
+        f"{_cpu_model()}, {cpus} {'core' if cpus == 1 else 'cores'}; Linux {platform.release()}; "
+        f"Python {platform.python_version()}; maestro-celery-plugin {version}"
+    )
+
+
+def _cpu_model() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def notes(settings: BenchSettings) -> list[str]:
+    """Return what has to be known to read the table."""
+    return [
+        "Null samples: a one-line bash script each, in a directory of its own with script, stdout and stderr "
+        f"file, {settings.slots} at a time; {_rounds(settings.rounds)}.",
+        f"per sample: whole run by its {settings.large} samples, with the start and end of broker, workers "
+        "and servers; Merlin's, whose workers stay, up to the step behind the samples.",
+        f"marginal: time to the output of the last sample, {settings.large} samples less {settings.small}, "
+        "per sample; vs. bare loop: by the bare loop's marginal time of the same round.",
+        "peak memory: resident memory summed over all processes of the tool, its server and the running "
+        "samples (seen four times a second; shared pages count in each process); of a submission, that of "
+        "`maestro run` alone.",
+        "files + dirs: what one sample more leaves behind.",
+    ]
+
+
+def _rounds(count: int) -> str:
+    return "one round" if count == 1 else f"medians of {count} interleaved rounds"
+
+
+def print_table(rows: list[Row], settings: BenchSettings) -> None:
+    """Print the table to the terminal."""
+    console = Console(width=None if Console().is_terminal else 180)
+    table = Table(title=machine(), show_lines=True)
+    for column in COLUMNS:
+        table.add_column(column, justify="left" if column in ("case", "goal") else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*row.cells)
+    console.print(table)
+    for note in notes(settings):
+        console.print(note, markup=False, highlight=False)
+
+
+def print_markdown(rows: list[Row], settings: BenchSettings) -> None:
+    """Print the table as markdown."""
+    print(f"Measured on {machine()}.\n")
+    print("| " + " | ".join(COLUMNS) + " |")
+    print("|" + "|".join("---" if name in ("case", "goal") else "---:" for name in COLUMNS) + "|")
+    for row in rows:
+        print("| " + " | ".join(cell.replace("|", "\\|").replace("\n", "<br>") for cell in row.cells) + " |")
+    print()
+    for note in notes(settings):
+        print(f"* {note}")

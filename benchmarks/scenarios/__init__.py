@@ -1,0 +1,1 @@
+"""What is measured: null samples, submission, latency between steps, and status."""

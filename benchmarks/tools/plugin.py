@@ -1,0 +1,47 @@
+"""This plugin: the real ``maestro run`` of the environment that runs the benchmark."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from benchmarks.errors import MissingToolError
+from benchmarks.processes import Processes
+from benchmarks.workloads import NullSamples, Study, write_table
+
+__all__ = ["Plugin", "command", "run_in_foreground"]
+
+
+def command(name: str) -> Path:
+    """Return a command of the environment that runs the benchmark.
+
+    Raises:
+        MissingToolError: it is not there.
+    """
+    path = Path(sys.executable).parent / name
+    if not path.is_file():
+        raise MissingToolError(f"no '{name}' beside {sys.executable}: install the project there")
+    return path
+
+
+def run_in_foreground(specification: Path, results: Path, processes: Processes) -> None:
+    """Run a study to its end; Maestro's poll interval stays at its default."""
+    processes.run([command("maestro"), "run", "-fg", "-y", "-o", results, specification])
+
+
+class Plugin:
+    """A study of one sampled step, with its private broker and one worker."""
+
+    key = "plugin"
+    title = "this plugin (maestro run -fg)"
+
+    def prepare(self, samples: NullSamples, processes: Processes) -> None:
+        """Write specification and sample table."""
+        command("maestro")
+        table = write_table(samples.directory / "samples.npy", samples.count)
+        study = Study(table=table, worker_args=f"--concurrency {samples.slots}")
+        study.write(samples.directory / "study.yaml")
+
+    def run(self, samples: NullSamples, processes: Processes) -> None:
+        """Run the study: broker and worker are started and ended with it."""
+        run_in_foreground(samples.directory / "study.yaml", samples.results, processes)

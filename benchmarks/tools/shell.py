@@ -1,0 +1,55 @@
+"""The tools of the shell: xargs and GNU parallel."""
+
+from __future__ import annotations
+
+import shutil
+
+from benchmarks.errors import MissingToolError
+from benchmarks.processes import Processes
+from benchmarks.workloads import NullSamples
+
+__all__ = ["GnuParallel", "Xargs"]
+
+# What is done for one sample, with its number in $1: dash writes the script and becomes the sample.
+_SAMPLE = (
+    r"cd $1; printf '#!/bin/bash\n\necho %d\n' $1 > null.sh; "
+    "exec /bin/bash null.sh > null.out 2> null.err"
+)
+
+
+class _ShellTool:
+    """A line of shell that makes all directories in one go and hands the numbers to the tool."""
+
+    command: str
+    line: str
+
+    def prepare(self, samples: NullSamples, processes: Processes) -> None:
+        """Look whether the tool is installed."""
+        if shutil.which(self.command) is None:
+            raise MissingToolError(f"no '{self.command}' on PATH")
+
+    def run(self, samples: NullSamples, processes: Processes) -> None:
+        """Run the line in the directory of the results."""
+        samples.results.mkdir()
+        numbers = f"seq 0 {samples.count - 1}"
+        line = f"{numbers} | xargs mkdir && {numbers} | {self.line.format(slots=samples.slots)}"
+        env = {"PARALLEL_SHELL": "/bin/sh", "SAMPLE": _SAMPLE, "HOME": str(samples.directory)}
+        processes.run(["/bin/sh", "-c", line], env=env, cwd=samples.results)
+
+
+class Xargs(_ShellTool):
+    """``xargs -P``."""
+
+    key = "xargs"
+    title = "xargs -P"
+    command = "xargs"
+    line = 'xargs -P {slots} -n 1 /bin/sh -c "$SAMPLE" sample'
+
+
+class GnuParallel(_ShellTool):
+    """GNU parallel."""
+
+    key = "parallel"
+    title = "GNU parallel -j"
+    command = "parallel"
+    line = "parallel --will-cite -j {slots} 'set -- {{}}; eval \"$SAMPLE\"'"

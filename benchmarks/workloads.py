@@ -1,0 +1,88 @@
+"""Workloads: null samples, and the studies in which the plugin and Merlin run them."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+__all__ = ["NullSamples", "Study", "write_table"]
+
+
+@dataclasses.dataclass(frozen=True)
+class NullSamples:
+    """Samples that each print their number, from a script in a directory of their own.
+
+    Attributes:
+        count: The number of samples.
+        slots: How many run at a time.
+        directory: An empty directory; whatever the tool needs beside its samples goes here.
+    """
+
+    count: int
+    slots: int
+    directory: Path
+
+    @property
+    def results(self) -> Path:
+        """Where the tool puts the directories of the samples."""
+        return self.directory / "results"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Study:
+    """A study of chained sampled steps with one sample table.
+
+    Attributes:
+        table: The sample table, with one column.
+        cmd: Command of each step.
+        steps: The number of steps; each depends on the one before.
+        worker_args: Options of the workers.
+        results: The workspace, for Merlin, which has no option for it.
+        closing: Command of a last step without samples.
+    """
+
+    table: Path
+    worker_args: str
+    cmd: str = "echo $(MERLIN_SAMPLE_ID)"
+    steps: int = 1
+    results: Path | None = None
+    closing: str | None = None
+
+    def write(self, path: Path) -> None:
+        """Write the specification."""
+        specification: dict[str, Any] = {
+            "description": {"name": "benchmark", "description": "null samples"},
+            "study": self._steps(),
+            "merlin": {
+                "resources": {"workers": {"slots": {"args": self.worker_args, "steps": ["all"]}}},
+                "samples": {"file": str(self.table), "column_labels": ["VALUE"]},
+            },
+        }
+        if self.results:
+            specification["env"] = {"variables": {"OUTPUT_PATH": str(self.results)}}
+        path.write_text(yaml.safe_dump(specification, sort_keys=False))
+
+    def _steps(self) -> list[dict[str, Any]]:
+        commands = [(f"null{number}", self.cmd) for number in range(self.steps)]
+        if self.closing:
+            commands.append(("closing", self.closing))
+        steps, before = [], None
+        for name, cmd in commands:
+            run = {"cmd": cmd, **({"depends": [f"{before}_*"]} if before else {})}
+            steps.append({"name": name, "description": "a null step", "run": run})
+            before = name
+        return steps
+
+
+def write_table(path: Path, rows: int) -> Path:
+    """Write a sample table of one column, as `.npy` or `.csv`; return its path."""
+    values = np.arange(rows) / 8
+    if path.suffix == ".npy":
+        np.save(path, values[:, None])
+    else:
+        path.write_text("\n".join(map(str, values.tolist())) + "\n")
+    return path

@@ -1,0 +1,217 @@
+"""Checks of a specification, block by block; each ends in one message with file, key and what is allowed."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import maestrowf
+
+from maestro_celery_plugin import schema
+from maestro_celery_plugin.errors import SpecificationError
+from maestro_celery_plugin.settings import BatchSettings, ResourceSettings, SampleSettings, StepSettings
+from maestro_celery_plugin.tokens import RESERVED
+
+__all__ = ["STEP_SETTING_KEYS", "check_block", "check_content", "check_shape", "tidy"]
+
+BLOCKS = ("description", "batch", "env", "study", "global.parameters", "merlin", "user")
+STEP_SETTING_KEYS = tuple(schema.json_schema(StepSettings)["properties"])
+_BATCH = schema.json_schema(BatchSettings)
+_MERLIN: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "resources": schema.json_schema(ResourceSettings),
+        "samples": schema.json_schema(SampleSettings),
+    },
+    "additionalProperties": False,
+}
+# How Maestro's funnels name a step (datastructures/core/study.py:53).
+_ALL_COMBINATIONS = re.compile(r"_\*|\*")
+
+
+@functools.lru_cache(maxsize=1)
+def _maestro_schemas() -> dict[str, Any]:
+    """Return the JSON schemas that Maestro ships (specification/schemas/yamlspecification.json)."""
+    path = Path(maestrowf.__file__).parent / "specification" / "schemas" / "yamlspecification.json"
+    schemas: dict[str, Any] = json.loads(path.read_text())
+    # Variables may be lists in Merlin.
+    schemas["ENV"]["properties"]["variables"]["patternProperties"]["^.*"]["anyOf"].append({"type": "array"})
+    schemas["PARAM"]["properties"]["values"]["minItems"] = 1
+    return schemas
+
+
+def check_shape(data: Mapping[str, Any], file: str) -> None:
+    """Make sure that the top-level blocks are known and of the right kind, before anything is put into them.
+
+    Raises:
+        SpecificationError: they are not.
+    """
+    for block in data:
+        if block not in BLOCKS:
+            raise SpecificationError.at(
+                file, "", f"unknown block '{block}'; {schema.nearest(str(block), BLOCKS)}"
+            )
+    for block, kind, name in (("description", dict, "a block of keys"), ("study", list, "a list of steps")):
+        if not isinstance(data.get(block), kind) or not data[block]:
+            raise SpecificationError.at(file, block, f"the block is missing or empty; {name} is needed.")
+    for block in ("env", "batch", "global.parameters", "merlin"):
+        _check_is_block(data.get(block), file, block)
+    for block in ("variables", "labels", "dependencies"):
+        _check_is_block((data.get("env") or {}).get(block), file, f"env.{block}")
+
+
+def _check_is_block(value: Any, file: str, where: str) -> None:
+    if value is not None and not isinstance(value, dict):
+        check_block(value, {"type": "object"}, file, where)
+
+
+def tidy(data: dict[str, Any]) -> dict[str, Any]:
+    """Return the specification without keys that have no value: they count as absent, as in Merlin."""
+    result = {block: value for block, value in data.items() if value is not None}
+    for block in ("merlin", "batch"):
+        if block in result:
+            result[block] = _without_nulls(result[block])
+    if "env" in result:
+        # Not inside `variables`: one without a value has been forgotten.
+        env = {key: value for key, value in result["env"].items() if value is not None}
+        result["env"] = {k: _without_nulls(v) if k == "dependencies" else v for k, v in env.items()}
+    result["study"] = [
+        {**step, "run": _without_nulls(step["run"])} if isinstance(step, dict) and "run" in step else step
+        for step in data["study"]
+    ]
+    return result
+
+
+def _without_nulls(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    present = {key: item for key, item in value.items() if item is not None}
+    if isinstance(present.get("workers"), dict):  # a group without any key is a group
+        present["workers"] = {
+            name: {} if group is None else group for name, group in present["workers"].items()
+        }
+    return {key: _without_nulls(item) for key, item in present.items()}
+
+
+def check_content(data: Mapping[str, Any], file: str) -> None:
+    """Check every block against its schema, and what the blocks say of each other.
+
+    Raises:
+        SpecificationError: at the first value that does not fit.
+    """
+    maestro = _maestro_schemas()
+    check_block(data["description"], maestro["DESCRIPTION"], file, "description")
+    check_block(data.get("env") or {}, maestro["ENV"], file, "env")
+    check_block(data.get("batch") or {}, _BATCH, file, "batch")
+    _check_parameters(data.get("global.parameters") or {}, file)
+    for number, step in enumerate(data["study"]):
+        _check_step(step, number, file)
+    _check_depends(data["study"], file)
+    check_block(data.get("merlin") or {}, _MERLIN, file, "merlin")
+    _check_names(data, file)
+
+
+def check_block(block: Any, block_schema: Mapping[str, Any], file: str, where: str) -> None:
+    """Check a block against a schema.
+
+    Raises:
+        SpecificationError: it does not fit; with the first problem only.
+    """
+    for path, sentence in schema.problems(block, block_schema):
+        raise SpecificationError.at(file, f"{where}.{path}".rstrip("."), sentence)
+
+
+def _check_parameters(parameters: Mapping[str, Any], file: str) -> None:
+    first = next(iter(parameters), "")
+    for name, parameter in parameters.items():
+        where = f"global.parameters.{name}"
+        check_block(parameter, _maestro_schemas()["PARAM"], file, where)
+        found, expected = len(parameter["values"]), len(parameters[first]["values"])
+        if found != expected:
+            raise SpecificationError.at(
+                file,
+                f"{where}.values",
+                f"found {found} values, '{first}' has {expected}; all parameters need the same.",
+            )
+
+
+def _check_step(step: Any, number: int, file: str) -> None:
+    maestro = _maestro_schemas()["STUDY_STEP"]
+    where = f"study[{number}]"
+    if isinstance(step, dict) and isinstance(step.get("name"), str):
+        where = f"study.{step['name']}"
+    check_block(
+        step, {**maestro, "properties": {**maestro["properties"], "run": {"type": "object"}}}, file, where
+    )
+    run = maestro["properties"]["run"]
+    properties = {**run["properties"], **schema.json_schema(StepSettings)["properties"]}
+    check_block(step["run"], {**run, "properties": properties}, file, f"{where}.run")
+    check_block(step["run"].get("batch", {}), _BATCH, file, f"{where}.run.batch")
+
+
+def _check_depends(study: list[dict[str, Any]], file: str) -> None:
+    """Check step names, and what steps depend on: Maestro ends with a traceback where that is no step."""
+    names = [step["name"] for step in study]
+    parents: dict[str, list[str]] = {}
+    for step in study:
+        where = f"study.{step['name']}"
+        if names.count(step["name"]) > 1:
+            raise SpecificationError.at(file, where, "two steps have this name; each step needs its own.")
+        depends = step["run"].get("depends") or []
+        parents[step["name"]] = [_ALL_COMBINATIONS.sub("", str(parent)) for parent in depends]
+        for written, parent in zip(depends, parents[step["name"]], strict=True):
+            if parent not in names:
+                found = f"unknown step '{written}'; {schema.nearest(parent, names)}"
+                raise SpecificationError.at(file, f"{where}.run.depends", found)
+    for name in names:
+        _check_acyclic(name, parents, (), file)
+
+
+def _check_acyclic(name: str, parents: dict[str, list[str]], via: tuple[str, ...], file: str) -> None:
+    if name in via:
+        circle = " -> ".join((*via[via.index(name) :], name))
+        raise SpecificationError.at(
+            file, f"study.{name}.run.depends", f"steps wait for each other: {circle}."
+        )
+    for parent in parents[name]:
+        _check_acyclic(parent, parents, (*via, name), file)
+    parents[name] = []  # seen to be without a circle
+
+
+def _check_names(data: Mapping[str, Any], file: str) -> None:
+    """Make sure that every token means one thing."""
+    environment = data.get("env") or {}
+    blocks = {
+        "global.parameters": data.get("global.parameters") or {},
+        "env.variables": environment.get("variables") or {},
+        "env.labels": environment.get("labels") or {},
+    }
+    for block, names in blocks.items():
+        for name in names:
+            if name in RESERVED:
+                raise SpecificationError.at(
+                    file, f"{block}.{name}", f"$({name}) is a reserved name; take another."
+                )
+    samples = (data.get("merlin") or {}).get("samples")
+    labels = samples["column_labels"] if samples else []
+    where = "merlin.samples.column_labels"
+    for label in labels:
+        if not re.fullmatch(r"[^\s()]+", label):
+            raise SpecificationError.at(
+                file, where, f"'{label}' cannot be a token; use letters, digits and '_'."
+            )
+        if labels.count(label) > 1:
+            raise SpecificationError.at(
+                file, where, f"'{label}' stands there twice; each column has its own label."
+            )
+        if label in (*RESERVED, "OUTPUT_PATH"):
+            raise SpecificationError.at(file, where, f"'{label}' is a reserved name; take another.")
+        for block, names in blocks.items():
+            if label in names:
+                raise SpecificationError.at(
+                    file, where, f"'{label}' is also a name in {block}; $({label}) can mean only one of them."
+                )

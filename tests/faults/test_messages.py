@@ -1,0 +1,190 @@
+"""Messages that are lost, forged, replayed or too large; and secrets that must not show."""
+
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+
+import pytest
+import redis
+from support import wait_for
+
+from maestro_celery_plugin.app import TASK_NAME, make_app, queue_for
+from maestro_celery_plugin.ledger import Kind, read_ledger
+from maestro_celery_plugin.session import Session
+
+SPEC = """
+    description: {name: messages, description: d}
+    study:
+      - name: sim
+        description: d
+        run: {cmd: "echo run >> runs; sleep 0.3; echo $(A)", task_queue: q}
+      - name: wait
+        description: d
+        run: {cmd: "while test ! -e $(SPECROOT)/go; do sleep 0.1; done", depends: [sim]}
+    merlin:
+      resources:
+        workers:
+          w: {args: --concurrency 2 -l INFO}
+      samples:
+        generate: {cmd: "seq 1 12 > $(MERLIN_INFO)/a.csv"}
+        file: $(MERLIN_INFO)/a.csv
+        column_labels: [A]
+"""
+
+
+class Intruder:
+    """Somebody who can write to the broker, with or without the session's secret."""
+
+    def __init__(self, study) -> None:
+        self.study = study
+        self.session = Session(study.path / "merlin_info" / "session")
+        self.app = make_app(self.session)
+        broker = self.session.read_broker()
+        self.redis = redis.Redis.from_url(broker["url"])
+
+    def send(self, *message, task_queue: str = "q", name: str = TASK_NAME) -> None:
+        self.app.send_task(name, args=list(message), queue=queue_for(self.session, task_queue), retry=False)
+
+    def fields(self, start: int = 0, stop: int = 12, epoch: int = 1) -> tuple:
+        return (str(self.study.path), "sim", 1, start, stop, epoch)
+
+    def worker_log(self) -> str:
+        return "".join(self.study.outputs("merlin_info/workers/*.log"))
+
+
+@pytest.fixture
+def intruder(run):
+    study = run(SPEC)
+    study.await_text("sim/*/runs", "run", 3)
+    return Intruder(study)
+
+
+def finish(study) -> None:
+    (study.path.parent / "go").touch()
+    study.await_end()
+    assert set(study.states().values()) == {"FINISHED"}
+    assert study.outputs("sim/*/runs") == ["run\n"] * 12
+
+
+def test_forged_messages_are_refused(intruder):
+    """Given messages without the secret's signature, when a worker gets them, then it runs nothing for them."""
+    script = intruder.study.path.parent / "evil"
+    intruder.send(*intruder.fields(epoch=9), "0" * 64)
+    intruder.send(str(script), "sim", 1, 0, 1, 9, "0" * 64)
+    intruder.send("no", "such", "message")
+    intruder.send(*intruder.fields()[:3], "0; touch x", 5, 1, "x")
+    intruder.send(name="os.system")
+
+    wait_for(lambda: intruder.worker_log().count("refused a message that is not this session's") == 4, "refusals")
+    finish(intruder.study)
+
+
+def test_a_signature_fits_one_message_only(intruder):
+    signature = intruder.session.signer().sign(*intruder.fields(0, 1))
+
+    intruder.send(*intruder.fields(0, 12), signature)
+
+    wait_for(lambda: "refused a message" in intruder.worker_log(), "the refusal")
+    finish(intruder.study)
+
+
+def test_replayed_messages_run_nothing_twice(intruder):
+    """Given genuine messages that come once more, also after the step's end, then no sample runs again."""
+    signature = intruder.session.signer().sign(*intruder.fields())
+    for _ in range(3):
+        intruder.send(*intruder.fields(), signature)
+    wait_for(lambda: intruder.study.states().get("sim") == "FINISHED", "the step's end")
+    for _ in range(3):
+        intruder.send(*intruder.fields(), signature)
+
+    finish(intruder.study)
+
+
+def test_oversized_and_broken_messages_do_no_harm(intruder):
+    queue = intruder.session.queue("q")
+    intruder.send("x" * 10_000_000, "sim", 1, 0, 12, 1, "0" * 64)
+    intruder.redis.lpush(queue, b"no message at all")
+    intruder.redis.lpush(queue, json.dumps({"body": "bm8=", "headers": {}, "properties": {}}))
+    intruder.send(*intruder.fields(0, 10**15, 7), intruder.session.signer().sign(*intruder.fields(0, 10**15, 7)))
+
+    finish(intruder.study)
+
+
+def test_pickle_is_refused(intruder):
+    """Given a pickled message, when a worker gets it, then it does not unpickle it."""
+    trace = intruder.study.path.parent / "unpickled"
+    payload = f"cbuiltins\neval\n(S'open({str(trace)!r}, \"w\")'\ntR.".encode()
+    with intruder.app.connection_for_write() as connection, connection.Producer() as producer:
+        producer.publish(
+            payload,
+            content_type="application/x-python-serialize",
+            content_encoding="binary",
+            routing_key=intruder.session.queue("q"),
+            headers={"task": TASK_NAME, "id": "1", "lang": "py"},
+        )
+
+    finish(intruder.study)
+    assert not trace.exists()
+
+
+def test_a_wiped_broker_costs_no_sample(intruder):
+    intruder.redis.flushall()
+
+    finish(intruder.study)
+
+
+def test_deleted_messages_are_sent_again(run):
+    """Given a queue whose messages vanish while workers live, then the samples are sent again."""
+    study = run(SPEC.replace("seq 1 12", "seq 1 50"))
+    study.await_text("sim/*/*/runs", "run", 3)
+    intruder = Intruder(study)
+    wait_for(lambda: intruder.redis.delete(intruder.session.queue("q")), "messages in the queue")
+
+    (study.path.parent / "go").touch()
+    study.await_end()
+
+    assert study.outputs("sim/*/*/runs") == ["run\n"] * 50
+    entries = read_ledger(study.path / "merlin_info" / "ledger")
+    assert (entries["kind"] == Kind.SENT).sum() > 2
+
+
+def test_secrets_are_in_files_of_mode_0600_only(intruder):
+    """Given a running study, then neither password nor secret is in argv, environment, logs or other files."""
+    study = intruder.study
+    url = intruder.session.read_broker()["url"]
+    secrets = [url.split(":")[2].split("@")[0], (intruder.session.path / "secret").read_text()]
+    assert all(len(secret) >= 32 for secret in secrets)
+
+    for pid in [*study.processes(), *study.server(), *_samples_of(study)]:
+        for name in ("cmdline", "environ"):
+            text = Path(f"/proc/{pid}/{name}").read_text(errors="replace")
+            assert not any(secret in text for secret in secrets), f"{name} of {text}"
+    for path in study.path.rglob("*"):
+        if path.is_file() and any(secret in path.read_text(errors="replace") for secret in secrets):
+            assert path.parent == intruder.session.path
+            assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(intruder.session.path.stat().st_mode) == 0o700
+    finish(study)
+
+
+def _samples_of(study) -> list[str]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdigit() and str((entry / "cwd").readlink()).startswith(str(study.path / "sim")):
+                found.append(entry.name)
+        except OSError:
+            continue
+    return found
+
+
+def test_the_private_broker_refuses_strangers(intruder):
+    url = intruder.session.read_broker()["url"]
+    host, _, port = url.rpartition("@")[2].removesuffix("/0").partition(":")
+
+    assert host == "127.0.0.1"
+    with pytest.raises(redis.AuthenticationError):
+        redis.Redis(host=host, port=int(port)).ping()
+    finish(intruder.study)

@@ -1,0 +1,175 @@
+"""The launch: samples are generated in the foreground, and what goes wrong there stops it with its last lines."""
+
+# ruff: noqa: E501 - a table of inputs and messages is read best with one of each a line
+
+import logging
+import os
+import types
+
+import pytest
+
+from maestro_celery_plugin import launch
+from maestro_celery_plugin.errors import SampleError
+from maestro_celery_plugin.settings import (
+    BatchSettings,
+    EnsembleSettings,
+    GenerateSettings,
+    ResourceSettings,
+    SampleSettings,
+)
+
+
+@pytest.fixture(autouse=True)
+def dry_run(monkeypatch):
+    monkeypatch.setattr(launch.OPTIONS, "dry_run", True)
+
+
+@pytest.fixture
+def acquire(tmp_path):
+    """Acquire the samples of a study as Maestro does, and return its batch dictionary."""
+
+    def run(cmd=None, file="$(MERLIN_INFO)/x.csv", labels=("A",), shell="/bin/bash"):
+        settings = EnsembleSettings(
+            batch=BatchSettings(shell=shell),
+            resources=ResourceSettings(),
+            samples=SampleSettings(
+                file=file, column_labels=labels, generate=GenerateSettings(cmd=cmd) if cmd else None
+            ),
+        )
+        batch = {"type": "celery"}
+        values = {"OUTPUT_PATH": tmp_path / "s_20260102-030405", "SPECROOT": tmp_path}
+        substitutions = [types.SimpleNamespace(name=name, value=str(value)) for name, value in values.items()]
+        launch.EnsembleDependency(settings, batch).acquire(substitutions)
+        return batch
+
+    return run
+
+
+@pytest.fixture
+def info(tmp_path):
+    return tmp_path / "s_20260102-030405" / "merlin_info"
+
+
+def message(acquire, *args, **kwargs):
+    with pytest.raises(SampleError) as error:
+        acquire(*args, **kwargs)
+    return str(error.value)
+
+
+def test_samples_are_generated_in_merlin_info(acquire, info):
+    batch = acquire("pwd; echo oops >&2; printf '1\\n2\\n' > x.csv")
+    assert batch["rows"] == 2
+    assert batch["table"] == str(info / "x.csv")
+    assert batch["timestamp"] == "20260102-030405"
+    assert (info / "cmd.sh").read_text().startswith("#!/bin/bash\n\npwd;")
+    assert (info / "cmd.out").read_text().strip() == str(info)
+    assert (info / "cmd.err").read_text() == "oops\n"
+
+
+def test_tokens_of_the_study_are_put_in_and_others_left_to_the_shell(acquire, info, tmp_path):
+    acquire(
+        'echo "$(MERLIN_INFO) $(MERLIN_WORKSPACE) $(MERLIN_TIMESTAMP) $(SPECROOT) $(echo 1) $UNSET_ ${X_:-2}" > x.csv'
+    )
+    written = (info / "x.csv").read_text()
+    assert written == f"{info} {info.parent} 20260102-030405 {tmp_path} 1  2\n"
+
+
+def test_it_does_not_read_stdin(acquire, info):
+    reading, writing = os.pipe()
+    os.write(writing, b"the user's next command")
+    os.close(writing)
+    before = os.dup(0)
+    os.dup2(reading, 0)
+    try:
+        acquire("cat; echo 1 > x.csv")
+    finally:
+        os.dup2(before, 0)
+        os.close(before)
+        os.close(reading)
+    assert (info / "cmd.out").read_text() == ""
+
+
+def test_it_runs_once(acquire, info, monkeypatch):
+    settings = EnsembleSettings(
+        batch=BatchSettings(),
+        resources=ResourceSettings(),
+        samples=SampleSettings(
+            file="$(MERLIN_INFO)/x.csv",
+            column_labels=("A",),
+            generate=GenerateSettings(cmd="echo 1 >> x.csv"),
+        ),
+    )
+    dependency = launch.EnsembleDependency(settings, {})
+    values = [types.SimpleNamespace(name="OUTPUT_PATH", value=str(info.parent))]
+    dependency.acquire(values)
+    dependency.acquire(values)
+    assert (info / "x.csv").read_text() == "1\n"
+
+
+def test_a_failure_is_told_with_the_last_lines(acquire, info):
+    said = message(acquire, "for n in $(seq 1 20); do echo line $n >&2; done; echo out; exit 3")
+    assert said.startswith("merlin.samples.generate.cmd: it ended with exit code 3.\n")
+    assert f"'{info / 'cmd.sh'}'" in said
+    assert said.endswith("\n".join(f"  line {n}" for n in range(11, 21)))
+    assert (info / "cmd.out").read_text() == "out\n"
+
+
+def test_without_stderr_stdout_is_told(acquire):
+    assert message(acquire, "echo only this; exit 1").endswith("\n  only this")
+    assert message(acquire, "exit 1").endswith("(it printed nothing)")
+
+
+def test_a_signal_is_told(acquire):
+    assert message(acquire, "kill -9 $$").startswith("merlin.samples.generate.cmd: it ended with signal 9.")
+
+
+def test_a_shell_that_is_not_there(acquire):
+    said = message(acquire, "x", shell="/no/shell")
+    assert said.startswith("merlin.samples.generate.cmd: '/no/shell' (batch.shell) cannot be run:")
+
+
+def test_a_shell_with_arguments(acquire):
+    assert acquire("echo 1 > x.csv", shell="/usr/bin/env bash")["rows"] == 1
+
+
+@pytest.mark.parametrize(
+    ("cmd", "said"),
+    [
+        ("echo made nothing", "there is no file"),
+        ("echo made nothing; printf '1\\n2,3\\n' > x.csv", "row 1 of"),
+        ("echo made nothing; echo 1,2 > x.csv", "1 labels (A), but"),
+        ("echo made nothing; : > x.csv", "holds no samples"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_told_with_the_last_lines(acquire, cmd, said):
+    text = message(acquire, cmd)
+    assert text.startswith("merlin.samples.")
+    assert said in text.splitlines()[0]
+    assert text.endswith("Its last lines:\n  made nothing")
+
+
+def test_a_file_without_command(acquire, tmp_path):
+    (tmp_path / "y.csv").write_text("1\n2\n3\n")
+    assert acquire(file="$(SPECROOT)/y.csv")["rows"] == 3
+    assert message(acquire, file="$(SPECROOT)/z.csv").endswith(
+        f"there is no file '{tmp_path}/z.csv'; check its name, or let generate.cmd write it."
+    )
+
+
+def test_a_relative_file_is_where_maestro_was_started(acquire, tmp_path, monkeypatch):
+    (tmp_path / "y.csv").write_text("1\n")
+    monkeypatch.chdir(tmp_path)
+    assert acquire(file="y.csv")["table"] == str(tmp_path / "y.csv")
+
+
+def test_column_labels_in_the_first_row_are_suspicious(acquire, caplog):
+    with caplog.at_level(logging.WARNING):
+        acquire("printf 'A\\n1\\n' > x.csv")
+    assert "the first row is the column labels" in caplog.text
+
+
+def test_the_broker_is_looked_at_only_in_a_launch(monkeypatch):
+    monkeypatch.setattr("maestro_celery_plugin.broker.check", lambda choice: pytest.fail("looked at"))
+    launch.check_before()
+    monkeypatch.setattr(launch.OPTIONS, "launching", True)
+    launch.check_before()

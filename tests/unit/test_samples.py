@@ -1,0 +1,381 @@
+"""Samples: values as they are written, rows read in place, and files that have changed noticed."""
+
+# ruff: noqa: E501 - a table of inputs and messages is read best with one of each a line
+
+import csv
+import itertools
+import os
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+
+from maestro_celery_plugin import row_index
+from maestro_celery_plugin.errors import SampleError
+from maestro_celery_plugin.samples import open_table
+
+
+@pytest.fixture
+def cache(tmp_path):
+    directory = tmp_path / "cache"
+    directory.mkdir()
+    return directory
+
+
+@pytest.fixture
+def table_of(tmp_path, cache):
+    """Write a file and open it, each time as if in a new study: an array as .npy, text or bytes by name."""
+
+    calls = itertools.count()
+
+    def open_file(content, labels=("A",), name="table.csv"):
+        directory = cache / str(calls_before) if (calls_before := next(calls)) else cache
+        directory.mkdir(exist_ok=True)
+        if isinstance(content, np.ndarray):
+            name = "table.npy"
+            np.save(tmp_path / name, content)
+        else:
+            (tmp_path / name).write_bytes(content.encode() if isinstance(content, str) else content)
+        return open_table(tmp_path / name, labels, directory)
+
+    return open_file
+
+
+def rows(table):
+    return [list(table.row(index)) for index in range(len(table))]
+
+
+def message(open_it):
+    with pytest.raises(SampleError) as error:
+        open_it()
+    return str(error.value)
+
+
+# --- .npy --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("array", "texts"),
+    [
+        (np.array([1, -2, 3]), ["1", "-2", "3"]),
+        (np.array([2**63], np.uint64), ["9223372036854775808"]),
+        (
+            np.array([0.1, 1.0, 1e-300, 1e300, 123456789.125]),
+            ["0.1", "1.0", "1e-300", "1e+300", "123456789.125"],
+        ),
+        (np.array([0.1, 1 / 3, 1e-30], np.float32), ["0.1", "0.33333334", "1e-30"]),
+        (np.array([0.1], np.float16), ["0.1"]),
+        (np.array([np.nan, np.inf, -np.inf, -0.0]), ["nan", "inf", "-inf", "-0.0"]),
+        (np.array([True, False]), ["True", "False"]),
+        (np.array(["a b", "ü", "$(X)", ""]), ["a b", "ü", "$(X)", ""]),
+        (np.array([b"a", "ü".encode()]), ["a", "ü"]),
+        (np.array([1 + 2j]), ["(1+2j)"]),
+        (np.array([0.1], ">f8"), ["0.1"]),
+        (np.array(["2026-01-02"], "datetime64[D]"), ["2026-01-02"]),
+    ],
+)
+def test_values_of_npy(table_of, array, texts):
+    assert rows(table_of(array)) == [[text] for text in texts]
+    assert rows(table_of(array[:, None])) == [[text] for text in texts]
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.longdouble])
+def test_floats_read_back_as_the_same_value(table_of, dtype):
+    generator = np.random.default_rng(1)
+    bits = generator.standard_normal(500) * 10.0 ** generator.integers(-300, 300, 500)
+    with np.errstate(over="ignore", under="ignore"):
+        array = np.concatenate([bits, generator.random(500)]).astype(dtype)
+    read = np.array([dtype(row[0]) for row in rows(table_of(array))])
+    assert (read == array).all()
+
+
+def test_two_dimensions(table_of):
+    assert rows(table_of(np.array([[1, 2], [3, 4], [5, 6]]), ("A", "B"))) == [
+        ["1", "2"],
+        ["3", "4"],
+        ["5", "6"],
+    ]
+
+
+def test_two_dimensions_in_fortrans_order(table_of):
+    assert rows(table_of(np.asfortranarray([[1, 2], [3, 4]]), ("A", "B"))) == [["1", "2"], ["3", "4"]]
+
+
+def test_fields_are_found_by_label(table_of):
+    array = np.array([(1, 0.1, "x"), (2, 0.2, "y")], [("I", int), ("F", "f4"), ("T", "U3")])
+    assert rows(table_of(array, ("T", "I", "F"))) == [["x", "1", "0.1"], ["y", "2", "0.2"]]
+    assert rows(table_of(array, ("F",))) == [["0.1"], ["0.2"]]
+    assert message(lambda: table_of(array, ("I", "Z"))).endswith("has no field 'Z'; its fields are I, F, T.")
+
+
+def test_a_field_of_several_values_is_refused(table_of):
+    array = np.zeros(2, [("V", float, 3)])
+    assert "the field 'V'" in message(lambda: table_of(array, ("V",)))
+
+
+class Trap:
+    """Says when it is unpickled."""
+
+    def __reduce__(self):
+        return os.mkdir, ("trap-has-been-sprung",)
+
+
+def test_objects_are_refused_and_not_unpickled(tmp_path, table_of, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for array in (np.array([Trap()], object), np.array([(1, Trap())], [("A", int), ("B", object)])):
+        said = message(lambda array=array: table_of(array))
+        assert "holds Python objects, which are pickled code and not read" in said
+        assert not (tmp_path / "trap-has-been-sprung").exists()
+
+
+@pytest.mark.parametrize(
+    ("array", "said"),
+    [
+        (np.array(1), "has 0 dimensions"),
+        (np.zeros((2, 2, 2)), "has 3 dimensions"),
+        (np.zeros((0, 1)), "holds no samples"),
+        (np.zeros(0), "holds no samples"),
+    ],
+)
+def test_arrays_that_are_no_table(table_of, array, said):
+    assert said in message(lambda: table_of(array))
+
+
+@pytest.mark.parametrize("content", [b"", b"no numpy", b"PK\x03\x04 a zip", b"\x93NUMPY\x01\x00"])
+def test_files_that_are_no_npy(table_of, content):
+    assert "cannot be read as .npy" in message(lambda: table_of(content, name="table.npy"))
+
+
+def test_a_truncated_npy(tmp_path, table_of, cache):
+    np.save(tmp_path / "x.npy", np.arange(1000))
+    whole = (tmp_path / "x.npy").read_bytes()
+    assert "cannot be read as .npy" in message(lambda: table_of(whole[:-10], name="table.npy"))
+
+
+def test_bytes_that_are_no_text(table_of):
+    table = table_of(np.array([b"ok", b"\xff"]))
+    assert "row 1 of" in message(lambda: table.row(1))
+
+
+# --- text --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("1.10,02\n3e5, x \n", [["1.10", "02"], ["3e5", " x "]]),
+        ("1,2\r\n3,4\r\n", [["1", "2"], ["3", "4"]]),
+        ("1,2\n3,4", [["1", "2"], ["3", "4"]]),
+        ("1,2\r\n3,4\r", [["1", "2"], ["3", "4"]]),
+        ("# A,B\n1,2\n", [["1", "2"]]),
+        ("# A,B\n#\n\n# more \"words\n1,2\n# x,3\n", [["1", "2"], ["# x", "3"]]),
+        ("\n\n1,2\n\n  \n\t\n3,4\n\n", [["1", "2"], ["3", "4"]]),
+        (" 1,2\n 3,4\n", [[" 1", "2"], [" 3", "4"]]),
+        ('"a,b",2\n"say ""hi""",3\n', [["a,b", "2"], ['say "hi"', "3"]]),
+        ('"line\nbreak",2\n3,4\n', [["line\nbreak", "2"], ["3", "4"]]),
+        ('"line\r\nbreak",2\r\n\r\n"# x\n\n",4', [["line\r\nbreak", "2"], ["# x\n\n", "4"]]),
+        ('5" pipe,2\n3" pipe,4\n', [['5" pipe', "2"], ['3" pipe', "4"]]),
+        ('"",""\n1,2\n', [["", ""], ["1", "2"]]),
+        ("ü 🌊,\\1 $(X)\n,\n", [["ü 🌊", "\\1 $(X)"], ["", ""]]),
+        ("\ufeff1,2\n3,4\n", [["1", "2"], ["3", "4"]]),
+        ('\ufeff"1",2\n', [["1", "2"]]),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("block", [1, 7, 4 << 20])
+def test_values_of_csv(table_of, text, expected, block, monkeypatch):
+    monkeypatch.setattr(row_index, "_BLOCK", block)
+    assert rows(table_of(text, ("A", "B"))) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("a\n b\n\n  \nc", [["a"], [" b"], ["c"]]), ('"a\nb"\n""\n', [["a\nb"], [""]]), ("# x\na\n", [["a"]])],
+)
+def test_one_column(table_of, text, expected):
+    assert rows(table_of(text)) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("1.10\t02\n3  4\n", [["1.10", "02"], ["3", "4"]]),
+        ("# A B\n\n 1\t \t2 \r\n\n3 4", [["1", "2"], ["3", "4"]]),
+        ('"a b\n', [['"a', "b"]]),
+    ],
+)
+def test_values_of_tab(table_of, text, expected):
+    assert rows(table_of(text, ("A", "B"), "table.tab")) == expected
+
+
+@pytest.mark.parametrize("quoted", [False, True])
+def test_csv_is_what_pythons_csv_reads(table_of, tmp_path, quoted):
+    generator = np.random.default_rng(2)
+    letters = list("ab ,\"\n'#\\$()") if quoted else list("ab '#\\$()")
+    written = [
+        ["".join(generator.choice(letters, generator.integers(1, 6))) + "x" for _ in range(3)]
+        for _ in range(200)
+    ]
+    with (tmp_path / "table.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["first", "row", "x"], *written])
+    table = table_of((tmp_path / "table.csv").read_bytes(), ("A", "B", "C"))
+    assert rows(table)[1:] == written
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("table.csv", "1,2\n3\n", "row 1 of '{}' (line 2) has 1 columns, row 0 has 2; all rows need the same."),
+        ("table.csv", "# h\n\n1,2\n\n3,4\n5,6,7\n", "row 2 of '{}' (line 6) has 3 columns, row 0 has 2"),
+        ("table.csv", '"1",2\n3\n', "row 1 of '{}' (line 2) has 1 columns, row 0 has 2"),
+        ("table.csv", '"1\n",2\n\n3\n', "row 1 of '{}' (line 4) has 1 columns, row 0 has 2"),
+        ("table.tab", "1 2\n\n3\n", "row 1 of '{}' (line 3) has 1 columns, row 0 has 2"),
+        ("table.csv", '1,2\n"3,4\n5,6\n', "row 1 of '{}' (line 2) is no csv: unexpected end of data."),
+        ("table.csv", '1,2\n"3"x,4\n', "row 1 of '{}' (line 2) is no csv: "),
+        ("table.csv", "1,2\r3,4\r", "'{}' has carriage returns within lines"),
+        ("table.csv", b"1,\xff\n", "'{}' is no UTF-8 text"),
+        ("table.csv", b'"1",\xff\n', "'{}' is no UTF-8 text"),
+        ("table.tab", b"1 \xff\n", "'{}' is no UTF-8 text"),
+        ("table.csv", "", "'{}' holds no samples."),
+        ("table.csv", "# only a header\n\n", "'{}' holds no samples."),
+        ("table.tab", "\n", "'{}' holds no samples."),
+        ("table.hdf5", "x", "no reader for 'table.hdf5'; files ending in .npy, .csv and .tab can be read."),
+        ("table", "x", "no reader for 'table'"),
+        ("table.csv", "1,2,3\n", "2 labels (A, B), but '{}' has 3 columns; there must be one label per column."),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("block", [1, 4 << 20])
+def test_what_cannot_be_read_is_said(table_of, tmp_path, name, text, said, block, monkeypatch):
+    monkeypatch.setattr(row_index, "_BLOCK", block)
+    assert said.format(tmp_path / name) in message(lambda: table_of(text, ("A", "B"), name))
+
+
+def test_a_missing_file(tmp_path, cache):
+    for path in (tmp_path / "no.csv", tmp_path):
+        assert f"there is no file '{path}'" in message(lambda path=path: open_table(path, ("A",), cache))
+
+
+# --- files that change -------------------------------------------------------------------------------
+
+
+def rewrite(path, content):
+    """Write other content of the same size, a little later."""
+    before = os.stat(path)
+    path.write_bytes(content)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 1000))
+
+
+@pytest.mark.parametrize("name", ["table.csv", "table.tab"])
+def test_a_worker_that_opens_a_changed_file_notices(table_of, tmp_path, cache, name):
+    table_of("1\n2\n", name=name)
+    rewrite(tmp_path / name, b"34\n\n")
+    said = message(lambda: open_table(tmp_path / name, ("A",), cache))
+    assert f"'{tmp_path / name}' has changed since the study was launched" in said
+
+
+def test_a_worker_that_has_opened_a_file_notices_its_change(table_of, tmp_path):
+    table = table_of("1\n2\n")
+    assert table.row(0) == ["1"]
+    rewrite(tmp_path / "table.csv", b"34\n\n")
+    assert "has changed since the study was launched" in message(lambda: table.row(0))
+    (tmp_path / "table.csv").unlink()
+    assert "cannot be read any more" in message(lambda: table.row(0))
+
+
+def test_a_changed_npy_is_noticed(table_of, tmp_path, cache):
+    table = table_of(np.arange(5))
+    np.save(tmp_path / "other.npy", np.arange(5) + 1)
+    rewrite(tmp_path / "table.npy", (tmp_path / "other.npy").read_bytes())
+    assert "has changed" in message(lambda: table.row(0))
+    assert "has changed" in message(lambda: open_table(tmp_path / "table.npy", ("A",), cache))
+
+
+def test_a_file_that_became_shorter_is_noticed(table_of, tmp_path):
+    table = table_of(np.arange(100_000))
+    os.truncate(tmp_path / "table.npy", 200)
+    assert "has changed" in message(lambda: table.row(99_999))
+
+
+def test_another_file_of_the_same_name_has_its_own_index(tmp_path, cache):
+    for name, text in (("one", "1,2\n3,4\n"), ("two", "5555,6\n7,8\n")):
+        (tmp_path / name).mkdir()
+        path = tmp_path / name / "table.csv"
+        path.write_text(text)
+        os.utime(path, ns=(0, 0))
+    assert rows(open_table(tmp_path / "one/table.csv", ("A", "B"), cache)) == [["1", "2"], ["3", "4"]]
+    assert rows(open_table(tmp_path / "two/table.csv", ("A", "B"), cache)) == [["5555", "6"], ["7", "8"]]
+
+
+def test_the_index_is_made_once(table_of, tmp_path, cache, monkeypatch):
+    table_of("1\n2\n")
+    monkeypatch.setattr(
+        "maestro_celery_plugin.text_table.index_rows", lambda *args: pytest.fail("indexed again")
+    )
+    assert rows(open_table(tmp_path / "table.csv", ("A",), cache)) == [["1"], ["2"]]
+
+
+# --- large tables ------------------------------------------------------------------------------------
+
+MEASURE = """
+import resource, sys, tempfile
+from pathlib import Path
+from maestro_celery_plugin import row_index, npy_table, text_table
+from maestro_celery_plugin.plugins import plugin_manager
+from maestro_celery_plugin.samples import open_table
+plugin_manager()
+path, labels = Path(sys.argv[1]), sys.argv[2].split(",")
+small = path.with_name("small" + path.suffix)
+open_table(small, labels, Path(sys.argv[3])).row(0)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+table = open_table(path, labels, Path(sys.argv[3]))
+table.row(0)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+for index in sys.argv[4:]:
+    print(" ".join(table.row(int(index))))
+"""
+MILLION = 1_000_000
+
+
+def write_million(path, kind):
+    if kind == "npy":
+        np.save(path, np.arange(MILLION * 4.0).reshape(-1, 4) / 8)
+        np.save(path.with_name("small.npy"), np.zeros((2, 4)))
+    quote = '"' if kind == "quoted" else ""
+    if kind != "npy":
+        separator = "\t" if kind == "tab" else ","
+        line = separator.join([f"{quote}%s{quote}", *["%s"] * 3]) + "\n"
+        values = np.arange(MILLION * 4.0).reshape(-1, 4) / 8
+        path.write_text("".join([line % tuple(row) for row in values.tolist()]))
+        path.with_name(f"small{path.suffix}").write_text(line % (0, 0, 0, 0))
+
+
+@pytest.mark.parametrize(("kind", "limit_mb"), [("npy", 20), ("csv", 90), ("quoted", 90), ("tab", 90)])
+def test_a_million_rows_take_little_memory(tmp_path, cache, kind, limit_mb):
+    """A csv costs its offsets: 16 bytes a row, held twice while they are put together."""
+    path = tmp_path / f"table.{'csv' if kind == 'quoted' else kind}"
+    write_million(path, kind)
+    chosen = [0, 1, 123_456, 777_777, MILLION - 1]
+    command = [sys.executable, "-c", MEASURE, str(path), "A,B,C,D", str(cache), *map(str, chosen)]
+    grown, *found = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert found == [" ".join(str((4 * index + column) / 8) for column in range(4)) for index in chosen]
+    assert int(grown) < limit_mb
+
+
+@pytest.mark.parametrize("name", ["table.csv", "table.npy"])
+def test_threads_may_read_at_the_same_time(table_of, name):
+    count = 2000
+    table = table_of(np.arange(count) if name.endswith("npy") else "".join(f"{n}\n" for n in range(count)))
+    wrong = []
+
+    def read(seed):
+        for index in np.random.default_rng(seed).integers(0, count, 2000).tolist():
+            if list(table.row(index)) != [str(index)]:
+                wrong.append(index)
+
+    threads = [threading.Thread(target=read, args=(seed,)) for seed in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong

@@ -1,0 +1,600 @@
+"""The specification: Maestro's alone without a merlin block, Merlin's keys with one, one message per mistake."""
+
+# ruff: noqa: E501 - a table of inputs and messages is read best with one of each a line
+
+import copy
+import io
+import logging
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from maestrowf.datastructures.core import Study
+from maestrowf.specification.yamlspecification import YAMLSpecification
+
+from maestro_celery_plugin.errors import SpecificationError
+from maestro_celery_plugin.settings import BatchSettings, GenerateSettings, WorkerGroupSettings
+from maestro_celery_plugin.specification import EnsembleSpecification
+from maestro_celery_plugin.steps import STEP_KEY
+
+SPECS = Path(__file__).parent / "specs"
+PLAIN = (SPECS / "plain.yaml").read_text()
+
+
+def step(name="a", **run):
+    return {"name": name, "description": name, "run": {"cmd": "echo", **run}}
+
+
+def spec(**blocks):
+    base = {"description": {"name": "s", "description": "d"}, "study": [step()], "merlin": {}}
+    return {**base, **blocks}
+
+
+def samples(**keys):
+    return {"samples": {"file": "x.csv", "column_labels": ["X"], **keys}}
+
+
+def workers(**groups):
+    return {"resources": {"workers": groups}}
+
+
+def load(tmp_path, data, name="study.yaml"):
+    path = tmp_path / name
+    path.write_text(data if isinstance(data, str) else yaml.safe_dump(data, sort_keys=False))
+    return EnsembleSpecification.load_specification(str(path))
+
+
+def message(tmp_path, data):
+    with pytest.raises(SpecificationError) as error:
+        load(tmp_path, data)
+    text = str(error.value)
+    assert "\n" not in text
+    assert text.startswith("study.yaml: ")
+    return text.removeprefix("study.yaml: ")
+
+
+def sampled(specification):
+    return {s.name: s.run[STEP_KEY]["sampled"] for s in specification.get_study_steps()}
+
+
+# --- Maestro's alone ---------------------------------------------------------------------------------
+
+CORPUS = {
+    "plain": PLAIN,
+    "no yaml": "a: [1\nb: }",
+    "tab": "description:\n\tname: x",
+    "no mapping": "- 1\n- 2",
+    "a text": "hello",
+    "empty": "",
+    "null": "~",
+    "duplicate anchor": PLAIN + "\nx: *unknown",
+    "no description": PLAIN.replace("description:\n  name: plain", "descr:\n  name: plain", 1),
+    "no name": PLAIN.replace("  name: plain\n", ""),
+    "empty name": PLAIN.replace("name: plain", "name: ''"),
+    "no study": PLAIN.replace("study:", "studdy:"),
+    "unknown block": PLAIN + "\nmerln: {samples: {}}\n",
+    "unknown step key": PLAIN.replace("depends:", "dependz:"),
+    "unknown key of a step": PLAIN.replace("description: look at it", "descriptoin: look at it"),
+    "no cmd": PLAIN.replace("      cmd: cat", "      restart: cat"),
+    "wrong type": PLAIN.replace("depends: [make_*]", "depends: make_*"),
+    "nodes": PLAIN.replace("depends: [make_*]", "nodes: two"),
+    "empty values": PLAIN.replace("values: [1, 2]", "values: []"),
+    "no label": PLAIN.replace("    label: SIZE.%%\n", ""),
+    "lengths": PLAIN + "  OTHER:\n    values: [1]\n    label: O.%%\n",
+    "env key": PLAIN.replace("  labels:", "  lables:"),
+    "empty variable": PLAIN.replace("N: 3", "N: ''"),
+    "null variable": PLAIN.replace("N: 3", "N:"),
+    "a tuple": PLAIN.replace("note: &note ignored", "note: !!python/tuple [1]\n  x: ignored"),
+    "an object": PLAIN.replace("note: &note ignored", "note: !!python/object:os.path {}\n  x: ignored"),
+    "a date that is none": PLAIN.replace("N: 3", "N: 2001-13-45"),
+    "unicode": PLAIN.replace("make something", "маке 🌊"),
+    "not printable": PLAIN + "\x00",
+    "unhashable": "? {a: 1}\n: 2\n",
+}
+
+
+def outcome(cls, load, caplog):
+    caplog.clear()
+    try:
+        with caplog.at_level(logging.INFO):
+            specification = load(cls)
+    except Exception as error:
+        # `.args` of YAML's errors are empty; `str` has file, line and column.
+        logged = [re.sub("0x[0-9a-f]+", "0x", record.getMessage()) for record in caplog.records]
+        return type(error), str(error), logged
+    values = {key: value for key, value in vars(specification).items() if key != "ensemble"}
+    steps = [(s.name, s.description, s.run) for s in specification.get_study_steps()]
+    return values, steps, str(specification.get_study_environment().substitutions.keys())
+
+
+@pytest.mark.parametrize("name", CORPUS)
+def test_without_a_merlin_block_maestro_alone_reads(name, tmp_path, caplog):
+    path = tmp_path / "study.yaml"
+    path.write_text(CORPUS[name])
+    ways = {
+        "file": lambda cls: cls.load_specification(str(path)),
+        "text": lambda cls: cls.load_specification_from_stream(CORPUS[name]),
+        "bytes": lambda cls: cls.load_specification_from_stream(CORPUS[name].encode()),
+        "stream": lambda cls: cls.load_specification_from_stream(io.StringIO(CORPUS[name])),
+    }
+    for load_it in ways.values():
+        assert outcome(EnsembleSpecification, load_it, caplog) == outcome(YAMLSpecification, load_it, caplog)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda path: None, lambda path: path.mkdir(), lambda path: path.write_bytes(b"\xff\xfe\xff")]
+)
+def test_what_cannot_be_read_is_left_to_maestro(make, tmp_path, caplog):
+    make(tmp_path / "x.yaml")
+
+    def load_it(cls):
+        return cls.load_specification(str(tmp_path / "x.yaml"))
+
+    assert outcome(EnsembleSpecification, load_it, caplog) == outcome(YAMLSpecification, load_it, caplog)
+
+
+def test_a_pipe_is_read_once():
+    reading, writing = os.pipe()
+    os.write(writing, PLAIN.encode())
+    os.close(writing)
+    try:
+        assert EnsembleSpecification.load_specification(f"/dev/fd/{reading}").name == "plain"
+    finally:
+        os.close(reading)
+
+
+def test_a_plain_specification_has_no_ensemble(tmp_path):
+    specification = load(tmp_path, PLAIN)
+    assert specification.ensemble is None
+    assert specification.batch == {"type": "local", "shell": "/bin/bash"}
+    assert all(STEP_KEY not in s.run for s in specification.get_study_steps())
+    assert "merlin samples" not in specification.get_study_environment().dependencies
+
+
+@pytest.mark.parametrize("loads", [True, False])
+def test_a_plain_specification_costs_no_heavy_import(loads):
+    code = (
+        "import sys\n"
+        "from maestro_celery_plugin.specification import EnsembleSpecification as S\n"
+        f"if {loads}: S.load_specification({str(SPECS / 'plain.yaml')!r}).get_study_environment()\n"
+        "print(sorted({'celery', 'kombu', 'numpy', 'redis', 'pluggy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_step_key_of_merlins_makes_an_ensemble(tmp_path):
+    data = spec(study=[step(task_queue="q")])
+    del data["merlin"]
+    assert load(tmp_path, data).ensemble.resources.workers["default_worker"].task_queues == ("q",)
+
+
+def test_an_ensemble_from_a_stream():
+    specification = EnsembleSpecification.load_specification_from_stream(io.StringIO(yaml.safe_dump(spec())))
+    assert specification.ensemble is not None
+    assert specification.path is None
+
+
+# --- what Merlin accepts -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def everything(monkeypatch):
+    monkeypatch.setenv("TEST_VALUE", "value")
+    monkeypatch.setenv("HOME", "/home/she")
+    return EnsembleSpecification.load_specification(str(SPECS / "everything.yaml"))
+
+
+def test_every_key_is_accepted(everything):
+    assert everything.name == "every_keys"
+    assert everything.desc == "all keys, for keys"
+    assert everything.batch == {"type": "celery"}
+    ensemble = everything.ensemble
+    assert ensemble.batch == BatchSettings(
+        type="slurm", queue="pbatch", nodes=2, walltime=10 * 3600 + 30 * 60, launch_pre="true",
+        launch_args="--mpibind=off", flux_path="/usr/bin", flux_start_opts="-o,-S", flux_exec="flux exec",
+    )  # fmt: skip
+    assert ensemble.samples.column_labels == ("X", "Y")
+    assert ensemble.samples.level_max_dirs == 5
+    assert ensemble.samples.file == "$(MERLIN_INFO)/table.csv"
+    assert ensemble.samples.generate == GenerateSettings(
+        cmd="python3 make.py ~ $TEST_VALUE 5 > $(MERLIN_INFO)/table.csv"
+    )
+
+
+def test_worker_groups_of_everything(everything):
+    groups = everything.ensemble.resources.workers
+    assert groups["worker_keys"] == WorkerGroupSettings(
+        args="-l INFO --concurrency 5 --prefetch-multiplier 1 -Ofair -E",
+        steps=("first",), task_queues=("queue_keys",), nodes=2, batch={"type": "local"}, machines=("host1", "host2"),
+    )  # fmt: skip
+    assert groups["bare"] == WorkerGroupSettings(task_queues=("q_1", "q_2", "merlin"))
+    assert groups["nulls"] == WorkerGroupSettings(task_queues=())
+    assert "default_worker" not in groups
+
+
+def test_steps_of_everything(everything):
+    first, second, third = everything.get_study_steps()
+    assert first.run["cmd"] == "ls ~ $TEST_VALUE keys/value/there $(X) 5\n"
+    assert first.run["restart"] == "echo ~ $TEST_VALUE /home/she/here"
+    assert first.run["nodes"] == 2
+    assert first.run["walltime"] == 5400
+    entry = first.run[STEP_KEY]
+    assert entry["settings"]["shell"] == "/bin/sh"
+    assert entry["settings"]["max_retries"] == 5
+    assert entry["settings"]["task_queue"] == "queue_keys"
+    assert second.run["restart"] == second.run["cmd"]
+    assert second.run[STEP_KEY]["settings"]["batch"] == {"type": "local"}
+    assert "task_queue" not in second.run
+    assert third.run["depends"] == ["second*", "first"]
+    assert sampled(everything) == {"first": True, "second": False, "third": False}
+
+
+def test_environment_of_everything(everything):
+    assert everything.output_path == f"{SPECS}/studies"
+    variables = everything.environment["variables"]
+    assert variables["LIST"] == "[1, 2]"
+    assert variables["BOTH"] == "keys/value/there"
+    assert variables["HOME_DIR"] == "/home/she/here"
+    assert everything.environment["labels"] == {"LABEL": "$(A.label)/keys"}
+    environment = everything.get_study_environment()
+    assert set(environment.dependencies) == {"DATA", "merlin samples"}
+
+
+def test_maestro_puts_parameters_into_task_queues(everything, tmp_path):
+    """Given a task queue with a parameter, the queues of Maestro's step records are those that groups serve."""
+    environment = everything.get_study_environment()
+    environment.remove("merlin samples")
+    study = Study(
+        "s",
+        everything.description,
+        environment,
+        everything.get_parameters(),
+        everything.get_study_steps(),
+        str(tmp_path),
+    )
+    study.setup_workspace()
+    study.configure_study()
+    study.setup_environment()
+    _, graph = study.stage()
+    found = {
+        record.step.run[STEP_KEY]["settings"].get("task_queue", "merlin")
+        for name, record in graph.values.items()
+        if name != "_source"
+    }
+    assert found == {"queue_keys", "q_1", "q_2", "merlin"}
+
+
+@pytest.mark.parametrize(
+    "merlin",
+    [None, {}, {"resources": None, "samples": None}, {"resources": {}}, {"resources": {"workers": None}},
+     {"resources": {"workers": {}, "task_server": None, "overlap": None}}],
+)  # fmt: skip
+def test_empty_blocks(merlin, tmp_path):
+    data = spec(merlin=merlin, env=None, batch=None, user=None, **{"global.parameters": None})
+    ensemble = load(tmp_path, data).ensemble
+    assert ensemble.samples is None
+    assert list(ensemble.resources.workers) == ["default_worker"]
+    assert ensemble.batch == BatchSettings()
+
+
+@pytest.mark.parametrize("env", [{"variables": None}, {"labels": None, "sources": None}, {"dependencies": None},
+                                 {"dependencies": {"paths": None, "git": None, "spack": None}}])  # fmt: skip
+def test_empty_blocks_of_env(env, tmp_path):
+    load(tmp_path, spec(env=env)).get_study_environment()
+
+
+@pytest.mark.parametrize(
+    "key", ["restart", "nodes", "shell", "batch", "depends", "bind", "walltime", "task_queue"]
+)
+def test_a_step_key_without_a_value_counts_as_absent(key, tmp_path):
+    with_null = load(tmp_path, spec(study=[step(**{key: None})])).get_study_steps()[0]
+    assert with_null.run == load(tmp_path, spec()).get_study_steps()[0].run
+
+
+# --- variables ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("variables", "text", "result"),
+    [
+        ({"N": 7}, "$(N)", 7),
+        ({"N": 0}, "$(N)", 0),
+        ({"N": "007"}, "$(N)", "007"),
+        ({"A": 1, "B": "$(A)"}, "$(B)", 1),
+        ({"A": 1, "B": "x$(A)", "C": "$(B)$(A)"}, "$(C)", "x11"),
+        ({"C": "$(B)", "B": "$(A)", "A": "a"}, "$(C)", "a"),
+        ({"A": "\\1 $(PARAM)"}, "<$(A)>", "<\\1 $(PARAM)>"),
+        ({"A": "~/x"}, "$(A)", "/home/she/x"),
+        ({"A": "$TEST_VALUE/${TEST_VALUE}"}, "$(A)", "value/value"),
+        ({"A": "$UNSET_VALUE"}, "$(A)", "$UNSET_VALUE"),
+        ({"small": 1}, "$(SMALL)", 1),
+        ({"small": 1, "SMALL": 2}, "$(SMALL)$(small)", "21"),
+        ({"A": [1, 2]}, "$(A)", [1, 2]),
+        ({"OUTPUT_PATH": "./x"}, "$(OUTPUT_PATH)", "$(OUTPUT_PATH)"),
+    ],
+)
+def test_values_of_variables(variables, text, result, tmp_path, monkeypatch):
+    monkeypatch.setenv("TEST_VALUE", "value")
+    monkeypatch.setenv("HOME", "/home/she")
+    data = spec(
+        env={"variables": variables}, **{"global.parameters": {"P": {"values": [text], "label": "P"}}}
+    )
+    assert load(tmp_path, data).globals["P"]["values"] == [result]
+
+
+def test_a_lower_case_variable_leaves_parameters_and_labels_alone(tmp_path):
+    data = spec(
+        env={"variables": {"x": 1, "p": 2}},
+        study=[step(cmd="$(X) $(P) $(x) $(p)")],
+        merlin=samples(),
+        **{"global.parameters": {"P": {"values": [5], "label": "P"}}},
+    )
+    assert load(tmp_path, data).get_study_steps()[0].run["cmd"] == "$(X) $(P) 1 2"
+
+
+def test_many_variables_that_use_variables(tmp_path):
+    variables = {
+        "V0": "x",
+        **{f"V{n}": f"$(V{n - 1})$(V{n - 1})"[: 5 if n > 9 else 99] for n in range(1, 40)},
+    }
+    load(tmp_path, spec(env={"variables": variables}))
+
+
+def test_expansion_stays_out_of_commands_but_not_of_a_variable_of_that_name(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/she")
+    data = spec(
+        env={"variables": {"cmd": "~/x"}}, study=[step(cmd="ls ~ $(cmd)", restart="~", pre="~", post="~")]
+    )
+    specification = load(tmp_path, data)
+    assert specification.environment["variables"] == {"cmd": "/home/she/x"}
+    run = specification.get_study_steps()[0].run
+    assert (run["cmd"], run["restart"], run["pre"], run["post"]) == ("ls ~ /home/she/x", "~", "~", "~")
+
+
+@pytest.mark.parametrize(
+    ("env", "said"),
+    [
+        ({"variables": {"A": "$(A)"}}, "env.variables.A: it refers to itself: A -> A; give it a value."),
+        ({"variables": {"A": "$(B)", "B": "x$(C)", "C": "$(A)"}},
+         "env.variables.A: it refers to itself: A -> B -> C -> A; give it a value."),
+        ({"variables": {"A": "x"}, "labels": {"L": "$(L)"}}, "env.labels.L: it refers to itself: L -> L; give"),
+        ({"variables": {"A": None}}, "env.variables.A: found nothing; text or a number or a list is needed"),
+        ({"variables": {"A": ""}}, "env.variables.A: found ''"),
+        ({"variables": ["A"]}, "env.variables: found a list; a block of keys is needed"),
+        ({"labels": "x"}, "env.labels: found 'x'; a block of keys is needed"),
+        ({"variable": {"A": 1}}, "env: unknown key 'variable'; did you mean 'variables'?"),
+        ({"variables": {"MERLIN_INFO": "x"}}, "env.variables.MERLIN_INFO: $(MERLIN_INFO) is a reserved name"),
+        ({"variables": {"SPECROOT": "x"}}, "env.variables.SPECROOT: $(SPECROOT) is a reserved name"),
+        ("x", "env: found 'x'; a block of keys is needed"),
+    ],
+)  # fmt: skip
+def test_mistakes_in_env(env, said, tmp_path):
+    assert message(tmp_path, spec(env=env)).startswith(said)
+
+
+def test_two_keys_that_become_the_same(tmp_path):
+    data = spec(env={"variables": {"A": "w", "B": "w"}}, merlin=workers(**{"$(A)": {}, "$(B)": {}}))
+    assert message(tmp_path, data) == (
+        "merlin.resources.workers: the key 'w' is there twice (as '$(B)'); use each key once."
+    )
+
+
+# --- mistakes ----------------------------------------------------------------------------------------
+
+PARAMETER = {"P": {"values": [1, 2], "label": "P.%%"}}
+
+
+@pytest.mark.parametrize(
+    ("blocks", "said"),
+    [
+        ({"merln": {}}, "unknown block 'merln'; did you mean 'merlin'?"),
+        ({"batsch": {}}, "unknown block 'batsch'; did you mean 'batch'?"),
+        ({"merlin": {"sampels": {}}}, "merlin: unknown key 'sampels'; did you mean 'samples'?"),
+        ({"merlin": {"resources": {"worker": {}}}}, "merlin.resources: unknown key 'worker'; did you mean 'workers'?"),
+        ({"merlin": samples(level_max_dir=3)}, "merlin.samples: unknown key 'level_max_dir'; did you mean 'level_max_"),
+        ({"merlin": samples(generate={"cmd": "x", "shell": "y"})}, "merlin.samples.generate: unknown key 'shell'; known"),
+        ({"merlin": workers(w={"arg": "x"})}, "merlin.resources.workers.w: unknown key 'arg'; did you mean 'args'?"),
+        ({"merlin": workers(w={"batch": {"bnak": "x"}})},
+         "merlin.resources.workers.w.batch: unknown key 'bnak'; did you mean 'bank'?"),
+        ({"batch": {"tpye": "local"}}, "batch: unknown key 'tpye'; did you mean 'type'?"),
+        ({"study": [step(max_retry=3)]}, "study.a.run: unknown key 'max_retry'; did you mean 'max_retries'?"),
+        ({"study": [step(batch={"tpye": 3})]}, "study.a.run.batch: unknown key 'tpye'; did you mean 'type'?"),
+        ({"study": [{**step(), "descripton": 1}]}, "study.a: unknown key 'descripton'; did you mean 'description'?"),
+        ({"global.parameters": {"P": {"values": [1], "lable": "x"}}},
+         "global.parameters.P: unknown key 'lable'; did you mean 'label'?"),
+        ({"merlin": []}, "merlin: found a list; a block of keys is needed"),
+        ({"batch": "slurm"}, "batch: found 'slurm'; a block of keys is needed"),
+        ({"study": {"a": 1}}, "study: the block is missing or empty; a list of steps is needed."),
+        ({"study": []}, "study: the block is missing or empty; a list of steps is needed."),
+        ({"study": [1]}, "study[0]: found '1'; a block of keys is needed"),
+        ({"study": [{"name": "a", "description": "x"}]}, "study.a: the key 'run' is missing; add it."),
+        ({"study": [step(cmd=None)]}, "study.a.run: the key 'cmd' is missing; add it."),
+        ({"study": [step(cmd=3)]}, "study.a.run.cmd: found '3'; text is needed"),
+        ({"study": [step(nodes="many")]}, "study.a.run.nodes: found 'many'; an integer of at least 1 or a variable"),
+        ({"study": [step(task_queue=3)]}, "study.a.run.task_queue: found '3'; text is needed"),
+        ({"description": None}, "description: the block is missing or empty; a block of keys is needed."),
+        ({"description": {"description": "x"}}, "description: the key 'name' is missing; add it."),
+        ({"description": {"name": "x"}}, "description: the key 'description' is missing; add it."),
+        ({"description": {"name": "x", "descripton": "y"}}, "description: the key 'description' is missing; did you mean"),
+        ({"merlin": {"samples": {"column_labels": ["X"]}}}, "merlin.samples: the key 'file' is missing; add it."),
+        ({"merlin": samples(file=None)}, "merlin.samples: the key 'file' is missing; add it."),
+        ({"merlin": {"samples": {}}}, "merlin.samples: the key 'file' is missing; add it."),
+        ({"merlin": samples(column_labels=[])}, "merlin.samples.column_labels: found an empty list; at least one entry"),
+        ({"merlin": samples(column_labels=None)}, "merlin.samples: the key 'column_labels' is missing; add it."),
+        ({"merlin": samples(column_labels=["X", "Y", "X"])}, "merlin.samples.column_labels: 'X' stands there twice"),
+        ({"merlin": samples(column_labels=["a b"])}, "merlin.samples.column_labels: 'a b' cannot be a token"),
+        ({"merlin": samples(column_labels=["WORKSPACE"])}, "merlin.samples.column_labels: 'WORKSPACE' is a reserved"),
+        ({"merlin": samples(column_labels=["P"]), "global.parameters": PARAMETER},
+         "merlin.samples.column_labels: 'P' is also a name in global.parameters; $(P) can mean only one of them."),
+        ({"merlin": samples(), "env": {"variables": {"X": 1}}},
+         "merlin.samples.column_labels: 'X' is also a name in env.variables; $(X) can mean only one of them."),
+        ({"merlin": samples(), "env": {"labels": {"X": "x"}}},
+         "merlin.samples.column_labels: 'X' is also a name in env.labels; $(X) can mean only one of them."),
+        ({"merlin": samples(level_max_dirs=2.5)}, "merlin.samples.level_max_dirs: found '2.5'; an integer of at least 2"),
+        ({"merlin": {"resources": {"task_server": "dask"}}}, "merlin.resources.task_server: found 'dask'; known: 'celery'."),
+        ({"merlin": workers(sim={"steps": ["simm", "post"]}), "study": [step("sim"), step("post")]},
+         "merlin.resources.workers.sim.steps: unknown step 'simm'; steps are 'sim', 'post'."),
+        ({"merlin": workers(w={"steps": ["a"], "task_queues": ["q"]}), "study": [step(task_queue="q")]},
+         "merlin.resources.workers.w: it names both steps and task_queues; name one of them."),
+        ({"merlin": workers(w={"task_queues": ["sims"]}), "study": [step(task_queue="sim")]},
+         "merlin.resources.workers.w.task_queues: no step uses the task queue 'sims'; did you mean 'sim'?"),
+        ({"merlin": workers(w={"args": "--concurency 3"})},
+         "merlin.resources.workers.w.args: No such option '--concurency'. Did you mean '--concurrency'?"),
+        ({"merlin": workers(w={"args": "-Q x"})}, "merlin.resources.workers.w.args: the option --queues cannot be set"),
+        ({"study": [step("a"), step("b"), step("a")]}, "study.a: two steps have this name; each step needs its own."),
+        ({"study": [step("simulate"), step("b", depends=["simulat"])]},
+         "study.b.run.depends: unknown step 'simulat'; did you mean 'simulate'?"),
+        ({"study": [step("simulate"), step("b", depends=["simulat_*"])]},
+         "study.b.run.depends: unknown step 'simulat_*'; did you mean 'simulate'?"),
+        ({"study": [step("a", depends=["b"]), step("b", depends=["a_*"])]},
+         "study.a.run.depends: steps wait for each other: a -> b -> a."),
+        ({"study": [step("a", depends=["a"])]}, "study.a.run.depends: steps wait for each other: a -> a."),
+        ({"study": [step("a", depends="b")]}, "study.a.run.depends: found 'b'; a list is needed"),
+        ({"global.parameters": {**PARAMETER, "Q": {"values": [1], "label": "x"}}},
+         "global.parameters.Q.values: found 1 values, 'P' has 2; all parameters need the same."),
+        ({"global.parameters": {"P": {"values": [], "label": "x"}}}, "global.parameters.P.values: found an empty list"),
+        ({"study": [step(task_queue="q_$(Q)")], "global.parameters": PARAMETER},
+         "study.a.run.task_queue: $(Q) in 'q_$(Q)' is neither a variable of env nor a parameter, so it cannot be known "
+         "which task queue workers have to serve; known: 'P'."),
+        ({"study": [step(task_queue="$(X)")], "merlin": samples()}, "study.a.run.task_queue: $(X) in '$(X)' is neither"),
+    ],
+)  # fmt: skip
+def test_mistakes(blocks, said, tmp_path):
+    assert message(tmp_path, spec(**copy.deepcopy(blocks))).startswith(said)
+
+
+def test_what_only_maestro_finds_is_one_message_too(tmp_path, caplog):
+    git = [{"name": "A", "path": "p", "url": "u"}]
+    data = spec(env={"variables": {"A": 1}, "dependencies": {"git": git}})
+    assert message(tmp_path, data) == "Variable name 'A' is already taken. All variable names must be unique."
+    assert not caplog.records
+
+
+def test_an_ensemble_is_read_by_maestros_loader(tmp_path):
+    text = yaml.safe_dump(spec()) + "user: !!python/tuple [1]\n"
+    assert load(tmp_path, text).ensemble is not None
+
+
+@pytest.mark.parametrize("funnel", ["a", "a_*", "a*"])
+def test_funnels(funnel, tmp_path):
+    load(tmp_path, spec(study=[step("a"), step("b", depends=[funnel])]))
+
+
+# --- worker groups -----------------------------------------------------------------------------------
+
+STEPS = [step("a", task_queue="qa"), step("b", task_queue="qb"), step("c", task_queue="qb"), step("d")]
+
+
+def queues_of(specification):
+    return {name: group.task_queues for name, group in specification.ensemble.resources.workers.items()}
+
+
+@pytest.mark.parametrize(
+    ("groups", "served"),
+    [
+        ({}, {"default_worker": ("qa", "qb", "merlin")}),
+        ({"w": {"steps": ["all"]}}, {"w": ("qa", "qb", "merlin")}),
+        ({"w": {}}, {"w": ("qa", "qb", "merlin")}),
+        ({"w": {"steps": ["a"]}}, {"w": ("qa",), "default_worker": ("qb", "merlin")}),
+        ({"w": {"steps": ["b"]}}, {"w": ("qb",), "default_worker": ("qa", "merlin")}),
+        ({"w": {"task_queues": ["qb", "qa"]}}, {"w": ("qb", "qa"), "default_worker": ("merlin",)}),
+        ({"w": {"task_queues": ["merlin"]}, "v": {"steps": ["a", "b"]}}, {"w": ("merlin",), "v": ("qa", "qb")}),
+        ({"w": {"steps": ["a", "all"]}}, {"w": ("qa", "qb", "merlin")}),
+        ({"default_worker": {"steps": ["a"], "args": "-c 1"}}, {"default_worker": ("qa", "qb", "merlin")}),
+    ],
+)  # fmt: skip
+def test_which_task_queues_a_group_serves(groups, served, tmp_path, caplog):
+    specification = load(tmp_path, spec(study=STEPS, merlin=workers(**groups)))
+    assert queues_of(specification) == served
+    assert not caplog.records
+
+
+def test_the_users_own_default_group_keeps_its_options(tmp_path):
+    groups = {"default_worker": {"steps": ["a"], "args": "-c 1"}}
+    group = load(tmp_path, spec(study=STEPS, merlin=workers(**groups))).ensemble.resources.workers[
+        "default_worker"
+    ]
+    assert group.args == "-c 1"
+    assert group.steps == ("a", "b", "c", "d")
+
+
+def test_of_two_groups_on_a_task_queue_the_first_serves_it(tmp_path, caplog):
+    merlin = workers(one={"steps": ["a", "b"]}, two={"steps": ["c", "d"]})
+    assert queues_of(load(tmp_path, spec(study=STEPS, merlin=merlin))) == {
+        "one": ("qa", "qb"),
+        "two": ("merlin",),
+    }
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert "workers.two: the task queue 'qb' is served by 'one' already" in record.getMessage()
+
+
+def test_with_overlap_both_serve_it(tmp_path, caplog):
+    merlin = workers(one={"steps": ["a", "b"]}, two={"steps": ["c", "d"]})
+    merlin["resources"]["overlap"] = True
+    served = queues_of(load(tmp_path, spec(study=STEPS, merlin=merlin)))
+    assert served == {"one": ("qa", "qb"), "two": ("qb", "merlin")}
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("queue", "served"),
+    [
+        ("q_$(P)", ("q_1", "q_2")),
+        ("$(P)$(R)", ("1x", "2y")),
+        ("$(P.label)", ("P.1", "P.2")),
+        ("$(P.name)", ("P",)),
+        ("$(V)_$(P)", ("v_1", "v_2")),
+    ],
+)
+def test_task_queues_with_parameters(queue, served, tmp_path):
+    parameters = {**PARAMETER, "R": {"values": ["x", "y"], "label": "R.%%"}}
+    data = spec(
+        env={"variables": {"V": "v"}}, study=[step(task_queue=queue)], **{"global.parameters": parameters}
+    )
+    for groups in ({}, {"default_worker": {"steps": ["a"]}}, {"default_worker": {"task_queues": [queue]}}):
+        assert queues_of(load(tmp_path, {**data, "merlin": workers(**groups)})) == {"default_worker": served}
+
+
+def test_one_task_queue_of_those_with_a_parameter(tmp_path):
+    data = spec(study=[step(task_queue="q_$(P)")], merlin=workers(w={"task_queues": ["q_2"]}))
+    served = queues_of(load(tmp_path, {**data, "global.parameters": PARAMETER}))
+    assert served == {"w": ("q_2",), "default_worker": ("q_1",)}
+
+
+# --- sampled steps -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("run", "is_sampled"),
+    [
+        ({"cmd": "echo $(X)"}, True),
+        ({"cmd": "echo $(x)"}, True),
+        ({"cmd": "echo", "restart": "echo $(X)"}, True),
+        ({"cmd": "echo $(MERLIN_SAMPLE_ID)"}, True),
+        ({"cmd": "echo $(MERLIN_SAMPLE_VECTOR)"}, True),
+        ({"cmd": "echo $(LABEL)"}, True),
+        ({"cmd": "echo $X ${X} $( X )"}, False),
+        ({"cmd": "echo $(MERLIN_GLOB_PATH) $(MERLIN_PATHS_ALL)"}, False),
+        ({"cmd": "echo $(y)"}, False),
+    ],
+)
+def test_which_steps_are_sampled(run, is_sampled, tmp_path):
+    data = spec(env={"variables": {"y": 1}, "labels": {"LABEL": "of $(X)"}}, study=[step(**run)],
+                merlin=samples(column_labels=["X", "Y"]))  # fmt: skip
+    assert sampled(load(tmp_path, data)) == {"a": is_sampled}
+
+
+def test_a_parameter_in_the_other_case_makes_no_sample(tmp_path):
+    data = spec(study=[step(cmd="$(p)")], merlin=samples(column_labels=["P"]))
+    parameters = {"p": {"values": [1], "label": "p"}}
+    assert sampled(load(tmp_path, {**data, "global.parameters": parameters})) == {"a": False}
+
+
+def test_without_samples_no_step_is_sampled(tmp_path):
+    assert sampled(load(tmp_path, spec(study=[step(cmd="$(MERLIN_SAMPLE_ID)")]))) == {"a": False}

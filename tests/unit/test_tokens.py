@@ -1,0 +1,120 @@
+"""Tokens: values are put in as they are, once."""
+
+import pytest
+
+from maestro_celery_plugin.sample_paths import SamplePaths
+from maestro_celery_plugin.tokens import (
+    Spelling,
+    Template,
+    exit_code_values,
+    launcher_removed,
+    names_in,
+    sample_values,
+    study_values,
+    substitute,
+)
+
+HOSTILE = [
+    "$(OTHER)",
+    "$(B)",
+    "$(A)",
+    "\\1",
+    "\\g<0>",
+    "a\\nb",
+    "'\"`",
+    "$(rm -rf /)",
+    "../..",
+    "line\nbreak",
+    "ünï",
+    "",
+]
+
+
+@pytest.mark.parametrize("value", HOSTILE)
+def test_values_stay_what_they_are(value):
+    assert substitute("<$(A)|$(B)>", {"A": value, "B": "b"}) == f"<{value}|b>"
+    assert Template("<$(A)|$(OTHER)|$(B)>", ["A", "B", "OTHER"]).fill(
+        {"A": value, "B": "b", "OTHER": "o"}
+    ) == (f"<{value}|o|b>")
+
+
+def test_unknown_tokens_and_commands_of_the_shell_stay():
+    text = "$(date) $(ls -l) $HOME ${HOME} $(UNKNOWN) $$ $((1+1))"
+    assert substitute(text, {"A": "1"}) == text
+    assert Template(text, ["A"]).fill({"A": "1"}) == text
+
+
+def test_a_token_within_a_command_of_the_shell():
+    assert substitute("$(echo $(A))", {"A": "1"}) == "$(echo 1)"
+
+
+def test_names_in():
+    assert names_in("$(A) $(b.workspace) $(ls -l) $(A) ${C}") == {"A", "b.workspace"}
+
+
+@pytest.mark.parametrize(
+    ("names", "token", "meant"),
+    [
+        (["X0"], "X0", "X0"),
+        (["X0"], "x0", "X0"),
+        (["x0"], "X0", "x0"),
+        (["x0", "X0"], "x0", "x0"),
+        (["x0", "X0"], "X0", "X0"),
+        (["aB", "Ab"], "ab", None),
+        (["aB", "Ab", "AB"], "ab", None),
+        (["A"], "B", None),
+    ],
+)
+def test_upper_and_lower_case(names, token, meant):
+    assert Spelling(names).of(token) == meant
+    filled = Template(f"$({token})", names).fill({name: f"<{name}>" for name in names})
+    assert filled == (f"<{meant}>" if meant else f"$({token})")
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("$(LAUNCHER) ./a.out", "./a.out"),
+        ("$(VLAUNCHER) ./a.out", "./a.out"),
+        ("$(LAUNCHER)[2n,4p] ./a.out", "./a.out"),
+        ("$(LAUNCHER)[2n, 4p]\t./a.out", "./a.out"),
+        ("$(LAUNCHER)\n./a.out", "\n./a.out"),
+        ("$(LAUNCHER) [ -f x ] && $(LAUNCHER)[1n] y", "[ -f x ] && y"),
+        ("$(LAUNCH) x", "$(LAUNCH) x"),
+    ],
+)
+def test_launcher_is_removed(text, left):
+    assert launcher_removed(text) == left
+
+
+def test_exit_codes_are_merlins():
+    assert exit_code_values() == {
+        "MERLIN_SUCCESS": "0",
+        "MERLIN_RESTART": "100",
+        "MERLIN_SOFT_FAIL": "101",
+        "MERLIN_HARD_FAIL": "102",
+        "MERLIN_RETRY": "104",
+        "MERLIN_STOP_WORKERS": "105",
+        "MERLIN_RAISE_ERROR": "106",
+    }
+
+
+def test_values_of_a_study():
+    values = study_values("/out", "20260101-000000", SamplePaths(3, 2), "$(MERLIN_PATHS_ALL)")
+    assert values["MERLIN_WORKSPACE"] == "/out"
+    assert values["MERLIN_INFO"] == "/out/merlin_info"
+    assert values["MERLIN_TIMESTAMP"] == "20260101-000000"
+    assert values["MERLIN_GLOB_PATH"] == "*/*/"
+    assert values["MERLIN_PATHS_ALL"] == "./0/0 ./0/1 ./1/0"
+    assert "MERLIN_PATHS_ALL" not in study_values("/out", "", SamplePaths(10**9), "echo")
+
+
+def test_values_of_a_sample():
+    assert sample_values(["A", "B"], ["1", "x y"], 7, "00/07") == {
+        "A": "1",
+        "B": "x y",
+        "MERLIN_SAMPLE_ID": "7",
+        "MERLIN_SAMPLE_PATH": "00/07",
+        "MERLIN_SAMPLE_VECTOR": "1 x y",
+        "MERLIN_SAMPLE_NAMES": "A B",
+    }

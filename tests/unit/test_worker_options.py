@@ -1,0 +1,62 @@
+"""Options of worker groups: Celery's own, checked when the specification is loaded."""
+
+import pytest
+
+from maestro_celery_plugin.errors import SpecificationError
+from maestro_celery_plugin.worker_options import check_worker_args, parse_worker_args, usable_cpus
+
+
+@pytest.mark.parametrize(
+    ("args", "slots", "pool"),
+    [
+        ("", usable_cpus(), "threads"),
+        ("--concurrency 3", 3, "threads"),
+        ("--concurrency=3", 3, "threads"),
+        ("-c 3 -l INFO -O fair --prefetch-multiplier 1 -E", 3, "threads"),
+        ("-Ofair -l info", usable_cpus(), "threads"),
+        ("--pool prefork -c 2", 2, "prefork"),
+        ("-P solo -c 4", 1, "solo"),
+        ("--logfile=%%p.log", usable_cpus(), "threads"),
+    ],
+)
+def test_options_are_honoured(args, slots, pool):
+    options = parse_worker_args(args)
+    assert (options.slots, options.pool) == (slots, pool)
+    assert options.args == tuple(args.split())
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ("--concurency 3", "No such option '--concurency'. Did you mean '--concurrency'?"),
+        ("-A app", "the option -A cannot be set here: workers run the plugin's application."),
+        ("--app=x", "the option --app cannot be set here: workers run the plugin's application."),
+        (
+            "-b redis://",
+            "the option -b cannot be set here: the broker is chosen with `maestro run --broker`.",
+        ),
+        (
+            "-Q q",
+            "the option --queues cannot be set here: the task queues follow from `steps` or `task_queues`.",
+        ),
+        ("-n w1", "the option --hostname cannot be set here: worker names are given by the plugin."),
+        ("--pool gevent", "found the pool 'gevent'; one of threads, solo, prefork is needed."),
+        ("-c 0", "found --concurrency 0; a number of at least 1 is needed."),
+        ("-c two", "found --concurrency two; a number of at least 1 is needed."),
+        ("-c", "Option '-c' requires an argument."),
+        ("--help", "the option --help cannot be set here: it starts no worker."),
+        ("-D", "the option --detach cannot be set here: the plugin starts and ends its workers."),
+        ("stray", "unexpected word 'stray'."),
+        ("'", "No closing quotation"),
+    ],
+)
+def test_what_cannot_be_given_is_said(args, message):
+    with pytest.raises(SpecificationError) as error:
+        check_worker_args(args, "study.yaml", "merlin.resources.workers.w.args")
+    assert str(error.value) == f"study.yaml: merlin.resources.workers.w.args: {message}"
+
+
+@pytest.mark.parametrize("args", ["-l loud", "--prefetch-multiplier many", "-O quick"])
+def test_wrong_values(args):
+    with pytest.raises(ValueError, match="Invalid value for"):
+        parse_worker_args(args)
