@@ -8,6 +8,8 @@ connected for a while, so that nothing is left behind by a conductor that was ki
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 import secrets
 import signal
@@ -73,11 +75,9 @@ class Keeper:
 
     def _pause(self) -> None:
         """Wait a moment, but not longer than the server lives."""
-        assert self._server is not None
-        try:
-            self._server.wait(_INTERVAL_S)
-        except subprocess.TimeoutExpired:
-            return
+        if self._server is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._server.wait(_INTERVAL_S)
 
     def _start(self) -> None:
         """Start the server, on the same port as before when there was one, and tell the session."""
@@ -86,7 +86,7 @@ class Keeper:
             self._server = subprocess.Popen(
                 [find_server(), str(self._write_configuration(port))], stdin=subprocess.DEVNULL
             )
-            if wait_until(lambda: self._answers(port) or self._has_died(), 10.0) and not self._has_died():
+            if wait_until(functools.partial(self._has_begun, port), 10.0) and not self._has_died():
                 break
             self._server.kill()
             self._server.wait()
@@ -128,6 +128,9 @@ class Keeper:
         except redis.RedisError:
             return False
 
+    def _has_begun(self, port: int) -> bool:
+        return self._answers(port) or self._has_died()
+
     def _has_died(self) -> bool:
         return self._server is None or self._server.poll() is not None
 
@@ -135,7 +138,7 @@ class Keeper:
         """Return how many clients are connected besides this process; many when the server is too busy to tell."""
         try:
             with self._client(self._port) as client:
-                return len(client.client_list()) - 1  # type: ignore[arg-type]
+                return len(client.client_list()) - 1
         except redis.RedisError:
             return 1
 

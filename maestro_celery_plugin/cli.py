@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -62,3 +63,41 @@ def status(study: Path, watch: bool, failed: bool, limit: int, as_json: bool) ->
             return  # how one leaves
     else:
         status_view.show(reader, console)
+
+
+@main.command()
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option("--failed", is_flag=True, help="Run failed samples again, too.")
+@click.option("-s", "--sleeptime", default=60, show_default=True, help="Seconds between two polls of the conductor.")
+@click.option("--broker", metavar="URL", help="Broker to use. [default: the one the study was launched with]")
+@click.option("-fg", "--foreground", is_flag=True, help="Wait for the study's end.")
+def resume(directory: Path, failed: bool, sleeptime: int, broker: str | None, foreground: bool) -> None:
+    """Go on with the study in DIRECTORY, whose conductor died or that was cancelled.
+
+    What is finished does not run again.
+    """
+    from maestro_celery_plugin.resume import resume as resume_study
+
+    result = resume_study(
+        directory.absolute(), failed=failed, sleep_s=sleeptime, broker=broker, foreground=foreground
+    )
+    if foreground:
+        sys.exit(result)
+    if failed:
+        click.echo(f"{result} failed samples run again.")
+    click.echo(f"Study resumed; `maestro-celery status {directory}` shows its progress.")
+
+
+@main.command()
+@click.option("--broker", metavar="URL", help="Broker to check. [default: the one a study would use]")
+def doctor(broker: str | None) -> None:
+    """Check that Maestro, plugin and broker work together here; exit code 1 if not."""
+    from maestro_celery_plugin.doctor import examine
+
+    is_well = True
+    for finding in examine(broker):
+        is_well = is_well and finding.remedy is None
+        click.echo(f"{'ok' if finding.remedy is None else 'NO'}  {finding.subject}: {finding.found}")
+        if finding.remedy:
+            click.echo(f"    {finding.remedy}")
+    sys.exit(0 if is_well else 1)

@@ -24,14 +24,14 @@ from filelock import FileLock, Timeout
 from maestro_celery_plugin.broker import keeper_of, start_private
 from maestro_celery_plugin.errors import BrokerError, EnsembleError, StudyError, WorkerError
 from maestro_celery_plugin.holdings import Holdings
-from maestro_celery_plugin.ledger import SUFFIX, Kind, LedgerReader, LedgerWriter
+from maestro_celery_plugin.ledger import COORDINATOR, SUFFIX, Kind, LedgerReader, LedgerWriter
 from maestro_celery_plugin.manifest import Manifest
 from maestro_celery_plugin.processes import wait_until
 from maestro_celery_plugin.progress import Progress
 from maestro_celery_plugin.session import Heartbeat, Session
 from maestro_celery_plugin.states import Outcome, RecordState
 from maestro_celery_plugin.study import StudyPlan
-from maestro_celery_plugin.tasks import COORDINATOR, RangeTask
+from maestro_celery_plugin.tasks import RangeTask
 from maestro_celery_plugin.tracker import MAX_RANGES, Tracker, ranges_of
 from maestro_celery_plugin.workers import WorkerGroup, WorkerPool
 
@@ -335,7 +335,7 @@ class Coordinator:
 
     def _resend_due(self) -> None:
         for tracker in self._trackers.values():
-            if tracker.waiting and self._has_work(tracker) and not tracker.stops_early:
+            if (tracker.waiting or tracker.suspect is not None) and self._has_work(tracker) and not tracker.stops_early:
                 due = tracker.due()
                 if due.any():
                     self._send(tracker, due)
@@ -365,7 +365,8 @@ class Coordinator:
         The ledger has the epoch before the broker has the message: a message too few is healed,
         one too many could run a sample twice.
         """
-        assert self._dispatcher is not None
+        if self._dispatcher is None:
+            raise BrokerError("There is no broker yet.")
         tracker.quiet_since = None
         ranges = ranges_of(mask, tracker.progress.outcome != Outcome.OPEN)[:MAX_RANGES]
         epoch = tracker.progress.epoch + 1

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from maestro_celery_plugin import __version__
-from maestro_celery_plugin.errors import BrokerError, EnsembleError
+from maestro_celery_plugin.errors import BrokerError, EnsembleError, UnsupportedMaestroError
 
 __all__ = ["Finding", "examine"]
 
@@ -49,7 +49,7 @@ def examine(broker: str | None) -> Iterator[Finding]:
     yield _commands()
     yield from _guarded("broker", lambda: _broker(broker))
     for name, command in SCHEDULERS.items():
-        yield Finding(name, shutil.which(command) or f"no '{command}' on PATH")
+        yield Finding(f"scheduler {name}", shutil.which(command) or f"not here (no '{command}' on PATH)")
 
 
 def _guarded(subject: str, look: Callable[[], Finding]) -> Iterator[Finding]:
@@ -102,7 +102,7 @@ def _is_editable() -> bool:
 
 def _hooks() -> Finding:
     """Check every name that is replaced in Maestro."""
-    from maestro_celery_plugin.maestro_hooks import TOUCHPOINTS, UnsupportedMaestroError
+    from maestro_celery_plugin.maestro_hooks import TOUCHPOINTS
 
     missing = []
     for touchpoint in TOUCHPOINTS:

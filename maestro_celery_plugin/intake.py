@@ -45,7 +45,7 @@ class Intake(bootsteps.StartStopStep):  # type: ignore[misc]
         for end in self._pipe:
             os.set_blocking(end, False)
         consumer.hub.add_reader(self._pipe[0], self._on_wake)
-        qos = getattr(consumer.task_consumer.channel, "qos", None)
+        qos: Any = getattr(consumer.task_consumer.channel, "qos", None)
         if hasattr(qos, "can_consume"):  # Redis, and whatever else kombu polls
             original: Callable[[], bool] = qos.can_consume
             qos.can_consume = MethodType(lambda _: _gate.has_room and original(), qos)
@@ -77,7 +77,7 @@ class Intake(bootsteps.StartStopStep):  # type: ignore[misc]
 
     def adjust(self) -> None:
         """Begin or end consuming on a broker that pushes messages (RabbitMQ)."""
-        consumer = self._consumer.task_consumer
+        consumer: Any = self._consumer.task_consumer
         if consumer is None or hasattr(getattr(consumer.channel, "qos", None), "can_consume"):
             return
         if _gate.has_room and not self._consuming:

@@ -22,7 +22,7 @@ import numpy as np
 
 from maestro_celery_plugin.errors import LedgerError
 
-__all__ = ["ENTRY", "Kind", "LedgerReader", "LedgerWriter", "read_ledger"]
+__all__ = ["COORDINATOR", "ENTRY", "SUFFIX", "Kind", "LedgerReader", "LedgerWriter", "read_ledger"]
 
 Entries = np.ndarray[Any, np.dtype[np.void]]
 
@@ -74,6 +74,8 @@ ENTRY = np.dtype(
     ]
 )
 SUFFIX = ".ledger"
+# The writer that is not a worker.
+COORDINATOR = "coordinator"
 
 
 class LedgerWriter:
@@ -167,7 +169,8 @@ class LedgerReader:
         if sound.all():
             return entries
         self.damaged += int(len(entries) - sound.sum())
-        return entries[sound]
+        kept: Entries = entries[sound]
+        return kept
 
 
 def read_ledger(directory: Path) -> Entries:

@@ -15,13 +15,17 @@ from maestro_celery_plugin.ledger import Entries, Kind
 from maestro_celery_plugin.manifest import Manifest
 from maestro_celery_plugin.states import ExitCode, Outcome, outcome_of
 
-__all__ = ["POISON_LIMIT", "Counts", "Progress", "cannot_run_code", "is_request"]
+__all__ = ["POISON_LIMIT", "UNREADABLE", "Counts", "Progress", "cannot_run_code", "is_request"]
 
 # A sample that has taken its worker down this often is failed.
 POISON_LIMIT = 5
 
 # Codes of samples that could not be started lie below those of signals.
 _CANNOT_RUN = -1000
+
+
+# Code of a sample whose row of the table cannot be read, because the table has changed.
+UNREADABLE = -999
 
 
 def cannot_run_code(number: int) -> int:
@@ -129,12 +133,13 @@ class Progress:
                 self._decide(affected, self.requests > self._max_retries)
             else:
                 undecided = affected[self.outcome[affected] == Outcome.OPEN]
-                self.outcome[undecided] = outcome_of(int(code))
+                self.outcome[undecided] = Outcome.HARD_FAILED if code == UNREADABLE else outcome_of(int(code))
 
     def _not_void(self, entries: Entries) -> Entries:
         if not len(self._reopened):
             return entries
-        return entries[entries["epoch"] > self._reopened[entries["start"]]]
+        kept: Entries = entries[entries["epoch"] > self._reopened[entries["start"]]]
+        return kept
 
     def _decide(self, samples: np.ndarray[Any, Any], exhausted: np.ndarray[Any, Any]) -> None:
         """Fail those of `samples` that are open and have used up their chances."""
@@ -149,7 +154,8 @@ class Progress:
     @property
     def unended(self) -> np.ndarray[Any, Any]:
         """Open samples with an attempt that has begun and not ended, as a mask."""
-        return (self.started > self.ended) & (self.outcome == Outcome.OPEN)
+        mask: np.ndarray[Any, Any] = (self.started > self.ended) & (self.outcome == Outcome.OPEN)
+        return mask
 
     def counts(self) -> Counts:
         """Count the samples by state; an attempt without an end counts as running."""

@@ -13,14 +13,13 @@ from filelock import Timeout
 from maestro_celery_plugin.broker import BrokerChoice, check, choose
 from maestro_celery_plugin.coordinator import conductor_lock
 from maestro_celery_plugin.errors import StudyError
-from maestro_celery_plugin.ledger import SUFFIX, Kind, LedgerWriter, read_ledger
+from maestro_celery_plugin.ledger import COORDINATOR, SUFFIX, Kind, LedgerWriter, read_ledger
 from maestro_celery_plugin.manifest import Manifest
 from maestro_celery_plugin.processes import wait_until
 from maestro_celery_plugin.progress import Progress
 from maestro_celery_plugin.session import Session
 from maestro_celery_plugin.states import Outcome
 from maestro_celery_plugin.study import StudyPlan
-from maestro_celery_plugin.tasks import COORDINATOR
 
 __all__ = ["reopen_failed", "resume"]
 

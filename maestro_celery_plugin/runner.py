@@ -111,7 +111,7 @@ class Runner:
             while text:
                 text = text[os.write(descriptor, text) :]
         except OSError:
-            os.unlink(script)
+            Path(script).unlink()
             raise
         finally:
             os.close(descriptor)
@@ -160,7 +160,7 @@ def _dev_null() -> int:
 
 def _make_directory(directory: str) -> None:
     try:
-        os.mkdir(directory)
+        os.mkdir(directory)  # noqa: PTH102 (a Path costs time, for each sample)
     except FileExistsError:
         return
     except FileNotFoundError:
@@ -191,7 +191,7 @@ class _Output:
         """Close the file; take the header back when nothing follows it."""
         try:
             if os.fstat(self.descriptor).st_size == self._begin:
-                os.ftruncate(self.descriptor, self._before) if self._before else os.unlink(self._path)
+                os.ftruncate(self.descriptor, self._before) if self._before else os.unlink(self._path)  # noqa: PTH108
         except OSError:
             return  # the sample has removed or replaced the file
         finally:

@@ -52,7 +52,7 @@ def manifest_of(plan: StudyPlan, step: Any, workspace: str, number: int) -> Mani
 def _command(plan: StudyPlan, text: str) -> str:
     """Put in the tokens that are the same for every sample; on this machine there is nothing to launch with."""
     paths = SamplePaths(plan.rows, plan.level_max_dirs)
-    return launcher_removed(substitute(text, study_values(str(plan.root), plan.timestamp, paths, text)))
+    return substitute(launcher_removed(text), study_values(str(plan.root), plan.timestamp, paths, text))
 
 
 def write_example(manifest: Manifest) -> None:

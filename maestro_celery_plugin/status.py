@@ -19,7 +19,7 @@ import numpy as np
 
 from maestro_celery_plugin.coordinator import conductor_lock
 from maestro_celery_plugin.errors import StudyError
-from maestro_celery_plugin.ledger import ENTRY, SUFFIX, Entries, LedgerReader
+from maestro_celery_plugin.ledger import COORDINATOR, ENTRY, SUFFIX, Entries, LedgerReader
 from maestro_celery_plugin.manifest import Manifest
 from maestro_celery_plugin.processes import ProcessId, host_name
 from maestro_celery_plugin.progress import Counts
@@ -28,7 +28,6 @@ from maestro_celery_plugin.session import Heartbeat, Session
 from maestro_celery_plugin.states import Outcome
 from maestro_celery_plugin.status_csv import StepRow, read_rows, shared_lock
 from maestro_celery_plugin.study import StudyPlan
-from maestro_celery_plugin.tasks import COORDINATOR
 from maestro_celery_plugin.workers import SILENCE_LIMIT_S
 
 __all__ = ["StatusReader", "StepStatus", "StudyState", "StudyStatus", "WorkerStatus"]

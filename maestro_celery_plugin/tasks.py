@@ -1,11 +1,14 @@
-"""Range tasks: what a worker does with a message that names samples [start, stop) of a step record."""
+"""Range tasks: what a worker does with a message that names samples [start, stop) of a step record.
+
+A slot keeps what it can run in about a second and sends the rest on in halves before it works, so that
+any number of slots fills in a few rounds and the end is not waited for by many.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import errno
 import logging
-import os
 import queue
 import signal
 import threading
@@ -13,27 +16,26 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-
-from maestro_celery_plugin.errors import LedgerError
-from maestro_celery_plugin.ledger import ENTRY, SUFFIX, Entries, Kind, LedgerReader, LedgerWriter
+from maestro_celery_plugin.errors import LedgerError, SampleError
+from maestro_celery_plugin.ledger import Kind
 from maestro_celery_plugin.manifest import Manifest
 from maestro_celery_plugin.plugins import plugin_manager
-from maestro_celery_plugin.progress import Progress, cannot_run_code
+from maestro_celery_plugin.progress import UNREADABLE, cannot_run_code
 from maestro_celery_plugin.runner import CannotRunError, Runner, RunningAttempt
-from maestro_celery_plugin.samples import open_table
 from maestro_celery_plugin.states import ExitCode, Outcome
-from maestro_celery_plugin.study import StudyPlan
+from maestro_celery_plugin.study_side import StudySide
 
-__all__ = ["COORDINATOR", "RangeTask", "WorkerSide", "halves"]
+__all__ = ["RangeTask", "WorkerSide", "halves"]
 
 LOGGER = logging.getLogger(__name__)
 
-COORDINATOR = "coordinator"
 # A slot works on its piece of a range for about this long before it takes the next one.
 BUDGET_S = 1.0
 # Longer than it takes from a sample's script to its entry in the ledger, on a shared file system too.
 CLAIM_LIMIT_S = 1.0
+# Errors of the machine, which may pass; the others are the sample's.
+_MACHINE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.EIO)
+
 
 @dataclasses.dataclass(frozen=True)
 class RangeTask:
@@ -66,117 +68,51 @@ class RangeTask:
 
 
 def halves(task: RangeTask) -> list[RangeTask]:
-    """Split a range in two, or leave it when it is a single sample."""
+    """Split a range in two; a single sample stays whole, and nothing comes of nothing."""
     middle = (task.start + task.stop) // 2
     parts = [task.part(task.start, middle), task.part(middle, task.stop)]
     return [part for part in parts if part.start < part.stop]
-
-
-class _StudySide:
-    """A study as a worker sees it: its ledger, manifests and what the coordinator has declared void."""
-
-    def __init__(self, root: Path, worker: str) -> None:
-        self.plan = StudyPlan.read(root)
-        self.ledger = LedgerWriter(self.plan.ledger / f"{worker}{SUFFIX}")
-        self._lock = threading.Lock()
-        self._runners: dict[str, tuple[Manifest, Runner]] = {}
-        self._fences: dict[int, list[tuple[int, int, int]]] = {}
-        self._fence_offset = 0
-        self._history = LedgerReader(self.plan.ledger)
-        self._progress: dict[int, Progress] = {}
-        self._unread: dict[int, list[Entries]] = {}
-        self.decision = threading.Lock()
-
-    def runner(self, relative: str) -> tuple[Manifest, Runner]:
-        """Return a step record's manifest and runner, read once."""
-        with self._lock:
-            if relative not in self._runners:
-                manifest = Manifest.read(self.plan.records / relative / "manifest.json")
-                row = None
-                if manifest.table:
-                    row = open_table(Path(manifest.table), manifest.labels, Path(manifest.index_cache)).row
-                self._runners[relative] = manifest, Runner(manifest, row or (lambda index: ()))
-            return self._runners[relative]
-
-    def is_void(self, task: RangeTask, sample: int) -> bool:
-        """Tell whether the coordinator has sent or cancelled this sample under a later epoch."""
-        path = self.plan.ledger / f"{COORDINATOR}{SUFFIX}"
-        try:
-            size = os.stat(path).st_size
-        except FileNotFoundError:
-            return False
-        if size >= self._fence_offset + ENTRY.itemsize:
-            self._read_fences(path)
-        return any(
-            epoch > task.epoch and start <= sample < stop
-            for epoch, start, stop in reversed(self._fences.get(task.record, ()))
-        )
-
-    def _read_fences(self, path: Path) -> None:
-        with self._lock:
-            entries = np.fromfile(path, dtype=ENTRY, offset=self._fence_offset)
-            self._fence_offset += len(entries) * ENTRY.itemsize
-            for entry in entries[(entries["kind"] == Kind.SENT) | (entries["kind"] == Kind.CANCELLED)]:
-                fence = int(entry["epoch"]), int(entry["start"]), int(entry["stop"])
-                if fence[0] > 1:
-                    self._fences.setdefault(int(entry["record"]), []).append(fence)
-
-    def progress(self, manifest: Manifest) -> Progress:
-        """Return what the whole ledger says of a step record now."""
-        with self._lock:
-            for _, entries in self._history.poll():
-                for number in np.unique(entries["record"]):
-                    self._unread.setdefault(int(number), []).append(entries[entries["record"] == number])
-            progress = self._progress.setdefault(manifest.number, Progress(manifest))
-            for entries in self._unread.pop(manifest.number, []):
-                progress.apply(entries)
-            return progress
 
 
 class WorkerSide:
     """The slots of a worker process, and what is running in them.
 
     Args:
-        worker: The worker's name; names its ledger files.
+        writer: Names the process's ledger files.
+        slots: How many samples run at a time.
         send: Puts a range task on a task queue; raises when the broker is away.
+
+    Attributes:
+        busy: How many slots work.
+        last_work: When one began or ended to (monotonic).
+        stopping: Set when no further sample shall start.
     """
 
-    def __init__(self, worker: str, slots: int, send: Callable[[RangeTask, str], None]) -> None:
-        self._worker, self._send = worker, send
-        self._studies: dict[str, _StudySide] = {}
-        self._lock = threading.Lock()
-        self._free: queue.SimpleQueue[int] = queue.SimpleQueue()
-        for slot in range(slots):
-            self._free.put(slot)
-        self.running: dict[int, tuple[RunningAttempt, RangeTask, int]] = {}
-        self._mean_s: dict[tuple[str, int], float] = {}
+    def __init__(self, writer: str, slots: int, send: Callable[[RangeTask, str], None]) -> None:
+        self.send = send
         self.busy = 0
         self.last_work = time.monotonic()
         self.stopping = threading.Event()
-
-    def _study(self, root: str) -> _StudySide:
-        with self._lock:
-            if root not in self._studies:
-                self._studies[root] = _StudySide(Path(root), self._worker)
-            return self._studies[root]
+        self._writer = writer
+        self._lock = threading.Lock()
+        self._studies: dict[str, StudySide] = {}
+        self._running: dict[int, tuple[RunningAttempt, _RangeWork, int]] = {}
+        self._mean_s: dict[tuple[str, int], float] = {}
+        self._free: queue.SimpleQueue[int] = queue.SimpleQueue()
+        for slot in range(slots):
+            self._free.put(slot)
 
     def work(self, task: RangeTask) -> None:
-        """Work on a range: keep a piece for this slot, send the rest on, run the piece."""
-        study = self._study(task.study)
-        manifest, runner = study.runner(task.manifest)
-        if not 0 <= task.start < task.stop <= manifest.samples or manifest.number != task.record:
-            LOGGER.error("refused a range that the step record does not have: %s", task)
-            return
+        """Work on a range in a free slot."""
+        with self._lock:
+            if task.study not in self._studies:
+                self._studies[task.study] = StudySide(Path(task.study), self._writer)
+            study = self._studies[task.study]
         slot = self._free.get()
         self._count(+1)
         try:
-            self._until_written(study.ledger.append, Kind.TAKEN, task.record, task.epoch, task.start, task.stop, slot=slot)
-            self._work_in_slot(task, study, manifest, runner, slot)
+            _RangeWork(self, study, task, slot).run()
         finally:
-            self._until_written(
-                study.ledger.append, Kind.RELEASED, task.record, task.epoch, task.start, task.stop, slot=slot
-            )
-            study.ledger.flush()
             self._count(-1)
             self._free.put(slot)
 
@@ -185,120 +121,144 @@ class WorkerSide:
             self.busy += change
             self.last_work = time.monotonic()
 
-    def _work_in_slot(self, task: RangeTask, study: _StudySide, manifest: Manifest, runner: Runner, slot: int) -> None:
-        stop = self._pass_on(task, self._piece(task), study, manifest, slot)
-        begin, sample = time.monotonic(), task.start
-        while sample < stop and not self.stopping.is_set() and not study.is_void(task, sample):
-            self._run(task, sample, study, manifest, runner, slot)
-            sample += 1
-            if time.monotonic() - begin > 2 * BUDGET_S and sample < stop:
-                stop = self._pass_on(task.part(sample, stop), 0, study, manifest, slot)
-
-    def _piece(self, task: RangeTask) -> int:
-        """Return how many samples the slot keeps: what fits its budget, one while that is unknown."""
+    def piece(self, task: RangeTask) -> int:
+        """Return how many samples a slot keeps: what fits its budget, one while that is unknown."""
         mean_s = self._mean_s.get((task.study, task.record))
         return max(1, int(BUDGET_S / mean_s)) if mean_s else 1
 
-    def _pass_on(self, task: RangeTask, keep: int, study: _StudySide, manifest: Manifest, slot: int) -> int:
-        """Send everything behind the first `keep` samples on, in halves; return the stop of what is kept.
+    def learn(self, task: RangeTask, duration_s: float) -> None:
+        """Take in how long a sample of a step record has taken."""
+        key = task.study, task.record
+        mean_s = self._mean_s.get(key, duration_s)
+        self._mean_s[key] = max(1e-4, 0.9 * mean_s + 0.1 * duration_s)
 
-        When the broker is away, what could not be sent is kept.
+    def note_running(self, slot: int, running: RunningAttempt, work: _RangeWork, sample: int) -> None:
+        """Keep an attempt in view while it runs."""
+        self._running[slot] = running, work, sample
+
+    def note_ended(self, slot: int) -> None:
+        """Forget an attempt."""
+        del self._running[slot]
+
+    def check_running(self) -> None:
+        """End the samples that shall not run any more; called again and again while there are some."""
+        for running, work, sample in list(self._running.values()):
+            if self.stopping.is_set() or work.is_void(sample):
+                running.end()
+
+
+class _RangeWork:
+    """One range task in one slot."""
+
+    def __init__(self, worker: WorkerSide, study: StudySide, task: RangeTask, slot: int) -> None:
+        self._worker, self._study, self._task, self._slot = worker, study, task, slot
+        self._manifest: Manifest
+        self._runner: Runner
+
+    def run(self) -> None:
+        """Take the range, run a piece of it, send the rest on."""
+        task = self._task
+        self._note(Kind.TAKEN, task.start, task.stop)
+        try:
+            self._manifest, self._runner = self._study.runner(task.manifest)
+            if not 0 <= task.start < task.stop <= self._manifest.samples or self._manifest.number != task.record:
+                LOGGER.error("refused a range that the step record does not have: %s", task)
+                return
+            self._run_piece()
+        except SampleError as error:
+            LOGGER.error("%s: %s", task.manifest, error)
+            self._note(Kind.ENDED, task.start, code=UNREADABLE)
+        finally:
+            self._note(Kind.RELEASED, task.start, task.stop)
+            self._study.ledger.flush()
+
+    def is_void(self, sample: int) -> bool:
+        """Tell whether the coordinator has sent or cancelled a sample since."""
+        return self._study.is_void(self._task.record, self._task.epoch, sample)
+
+    def _run_piece(self) -> None:
+        sample, begin = self._task.start, time.monotonic()
+        stop = self._pass_on(sample + self._worker.piece(self._task), self._task.stop)
+        while sample < stop and not self._worker.stopping.is_set() and not self.is_void(sample):
+            self._run_sample(sample)
+            sample += 1
+            if time.monotonic() - begin > 2 * BUDGET_S:
+                stop = self._pass_on(sample, stop)
+
+    def _pass_on(self, start: int, stop: int) -> int:
+        """Send samples [start, stop) on in halves; return where what is left ends.
+
+        When the broker is away, what could not be sent stays here.
         """
-        stop = task.stop
-        rest = task.part(min(task.start + keep, task.stop), task.stop)
-        for part in reversed(halves(rest)):
+        for part in reversed(halves(self._task.part(min(start, stop), stop))):
             try:
-                self._send(part, manifest.task_queue)
-            except Exception as cause:  # whatever the transport raises: the samples stay here
-                LOGGER.warning("keeping samples %d to %d: the broker is away (%s)", task.start, stop - 1, cause)
+                self._worker.send(part, self._manifest.task_queue)
+            except Exception as cause:  # whatever the transport raises
+                LOGGER.warning("samples up to %d stay here: the broker is away (%s)", stop - 1, cause)
                 break
-            self._until_written(
-                study.ledger.append, Kind.PASSED, task.record, task.epoch, part.start, part.stop, slot=slot
-            )
+            self._note(Kind.PASSED, part.start, part.stop)
             stop = part.start
         return stop
 
-    def _run(
-        self, task: RangeTask, sample: int, study: _StudySide, manifest: Manifest, runner: Runner, slot: int
-    ) -> None:
+    def _run_sample(self, sample: int) -> None:
         """Run one sample, unless the ledger says that it has run or is running."""
-        append = study.ledger.append
         try:
-            first = runner.claim(sample)
+            first = self._runner.claim(sample)
+            again = False
             if first:
-                again = False
-                self._until_written(append, Kind.STARTED, task.record, task.epoch, sample, slot=slot)
+                self._note(Kind.STARTED, sample)
             else:
-                decision = self._claim_again(task, sample, study, manifest, runner, slot)
+                decision = self._claim_again(sample)
                 if decision is None:
                     return
                 again = decision
-            running = runner.start(sample, first=first, again=again)
+            running = self._runner.start(sample, first=first, again=again)
         except CannotRunError as cause:
-            self._cannot_run(task, sample, study, slot, cause)
+            self._cannot_run(sample, cause)
             return
-        self.running[slot] = running, task, sample
+        self._worker.note_running(self._slot, running, self, sample)
         attempt = running.wait()
-        del self.running[slot]
+        self._worker.note_ended(self._slot)
         kind = Kind.STOPPED if attempt.was_ended else Kind.ENDED
-        self._until_written(
-            append, kind, task.record, task.epoch, sample, int(attempt.duration_s * 1e6), code=attempt.code, slot=slot
-        )
-        self._learn(task, attempt.duration_s)
+        self._note(kind, sample, int(attempt.duration_s * 1e6), code=attempt.code)
+        self._worker.learn(self._task, attempt.duration_s)
         plugin_manager().hook.attempt_finished(attempt=attempt)
 
-    def _claim_again(
-        self, task: RangeTask, sample: int, study: _StudySide, manifest: Manifest, runner: Runner, slot: int
-    ) -> bool | None:
+    def _claim_again(self, sample: int) -> bool | None:
         """Decide about a sample that may have been started before.
 
         Returns:
             Whether it runs `restart` instead of `cmd`; None when it shall not run.
         """
-        progress = study.progress(manifest)
-        is_claimed = runner.directory(sample) != manifest.workspace
-        if is_claimed and not progress.started[sample]:
+        study, manifest = self._study, self._manifest
+        has_script_of_its_own = self._runner.directory(sample) != manifest.workspace
+        if has_script_of_its_own and not study.progress(manifest).started[sample]:
             # Somebody has written its script a moment ago, or died right after that.
-            self.stopping.wait(CLAIM_LIMIT_S)
+            self._worker.stopping.wait(CLAIM_LIMIT_S)
         with study.decision:
             progress = study.progress(manifest)
-            if progress.outcome[sample] != Outcome.OPEN or progress.started[sample] >= task.epoch:
+            if progress.outcome[sample] != Outcome.OPEN or progress.started[sample] >= self._task.epoch:
                 return None
             code = int(progress.code[sample])
             again = bool(progress.started[sample]) and code != ExitCode.RETRY and code >= -signal.NSIG
-            self._until_written(
-                study.ledger.append, Kind.STARTED, task.record, task.epoch, sample, code=int(again), slot=slot
-            )
+            self._note(Kind.STARTED, sample, code=int(again))
         return again
 
-    def _cannot_run(self, task: RangeTask, sample: int, study: _StudySide, slot: int, cause: CannotRunError) -> None:
+    def _cannot_run(self, sample: int, cause: CannotRunError) -> None:
         """Record that a sample could not be started, and give the machine a moment to recover."""
-        LOGGER.error("sample %d of %s cannot be started: %s", sample, task.manifest, cause)
-        self._until_written(
-            study.ledger.append, Kind.ENDED, task.record, task.epoch, sample, code=cannot_run_code(cause.errno), slot=slot
-        )
-        if cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.EIO):
-            self.stopping.wait(1.0)
+        LOGGER.error("sample %d of '%s' cannot be started: %s", sample, self._task.manifest, cause)
+        self._note(Kind.ENDED, sample, code=cannot_run_code(cause.errno))
+        if cause.errno in _MACHINE_ERRORS:
+            self._worker.stopping.wait(1.0)
 
-    def _learn(self, task: RangeTask, duration_s: float) -> None:
-        key = task.study, task.record
-        mean_s = self._mean_s.get(key, duration_s)
-        self._mean_s[key] = max(1e-4, 0.9 * mean_s + 0.1 * duration_s)
-
-    def _until_written(self, append: Callable[..., None], *values: int, **options: int) -> None:
-        """Append to the ledger, waiting for a full disk to be emptied: an outcome must not be lost."""
+    def _note(self, kind: Kind, start: int, stop: int = 0, *, code: int = 0) -> None:
+        """Write the ledger, waiting for a full disk to be emptied: an outcome must not be lost."""
+        task = self._task
         while True:
             try:
-                append(*values, **options)
+                self._study.ledger.append(kind, task.record, task.epoch, start, stop, code=code, slot=self._slot)
                 return
             except LedgerError as cause:
                 LOGGER.error("waiting to write the ledger: %s", cause)
-                if self.stopping.wait(2.0):
+                if self._worker.stopping.wait(2.0):
                     raise
-
-    def check_running(self) -> None:
-        """End the samples that shall not run any more; called again and again while there are some."""
-        for running, task, sample in list(self.running.values()):
-            if self.stopping.is_set() or self._studies[task.study].is_void(task, sample):
-                running.end()
-

@@ -15,6 +15,9 @@ from maestro_celery_plugin.states import Outcome, RecordState
 
 __all__ = ["MAX_RANGES", "Tracker", "ranges_of"]
 
+# A sample that was running when its worker died this often may be the reason. Suspects of a step record
+# run one at a time, so that those which only ran beside the culprit are cleared.
+SUSPECT_LOSSES = 2
 # Ranges that are sent again at one time; the rest follows.
 MAX_RANGES = 1000
 
@@ -34,6 +37,7 @@ class Tracker:
         waiting: Samples that asked to be run again, with the time (monotonic) when they may.
         quiet_since: Since when nothing has moved although a slot was free; None while that is not so.
         failure: Why no worker can run it, when that is so.
+        suspect: The sample that may run now of those which may have taken their workers down.
     """
 
     manifest: Manifest
@@ -46,6 +50,7 @@ class Tracker:
     waiting: dict[int, float] = dataclasses.field(default_factory=dict)
     quiet_since: float | None = None
     failure: str | None = None
+    suspect: int | None = None
 
     def apply(self, entries: Entries) -> None:
         """Take in new entries of this record."""
@@ -64,20 +69,38 @@ class Tracker:
         self.waiting[sample] = time.monotonic() + delay_s
 
     def due(self) -> np.ndarray[Any, Any]:
-        """Return the samples that have waited long enough, as a mask, and drop them from `waiting`."""
+        """Return the samples whose time has come, as a mask: they have waited, or are the next suspect."""
         now = time.monotonic()
         due = [sample for sample, when in self.waiting.items() if when <= now]
         mask = np.zeros(self.manifest.samples, bool)
         for sample in due:
             del self.waiting[sample]
             mask[sample] = True
-        return mask & (self.progress.outcome == Outcome.OPEN)
+        mask &= self.progress.outcome == Outcome.OPEN
+        before = self.suspect
+        self._hold_back_suspects(mask)
+        if self.suspect is not None and self.suspect != before:
+            mask[self.suspect] = True
+        return mask
+
+    def _hold_back_suspects(self, mask: np.ndarray[Any, Any]) -> None:
+        """Take all suspects out of `mask` but one."""
+        progress = self.progress
+        if not (progress.losses >= SUSPECT_LOSSES).any():
+            return
+        suspects = (progress.losses >= SUSPECT_LOSSES) & (progress.outcome == Outcome.OPEN)
+        if self.suspect is None or not suspects[self.suspect]:
+            self.suspect = int(np.argmax(suspects)) if suspects.any() else None
+        if self.suspect is not None:
+            suspects[self.suspect] = False
+        mask &= ~suspects
 
     def unheld(self, held: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """Return the samples that are open, not held by a worker and not waiting, as a mask."""
-        mask = (self.progress.outcome == Outcome.OPEN) & ~held
+        mask: np.ndarray[Any, Any] = (self.progress.outcome == Outcome.OPEN) & ~held
         if self.waiting:
             mask[list(self.waiting)] = False
+        self._hold_back_suspects(mask)
         return mask
 
     @property

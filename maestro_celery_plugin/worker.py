@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from maestro_celery_plugin.tasks import WorkerSide
 
-__all__ = ["MARKER", "PROCESS_MARKER", "WorkerArguments", "mark", "main"]
+__all__ = ["MARKER", "PROCESS_MARKER", "WorkerArguments", "main", "mark"]
 
 LOGGER = logging.getLogger(__name__)
 
@@ -166,10 +166,8 @@ def _run_celery(arguments: WorkerArguments, supervisor: ProcessId) -> NoReturn:
         _in_pool_processes(node)
     else:
         node.open(arguments.name, options.slots)
-    app.worker_main(
-        ["worker", "-n", f"{arguments.name}@%h", "-P", options.pool, "-c", str(options.slots)]
-        + ["-l", "WARNING", "--without-gossip", "--without-mingle", *options.args]
-    )
+    ours = ["-n", f"{arguments.name}@%h", "-P", options.pool, "-c", str(options.slots), "-l", "WARNING"]
+    app.worker_main(["worker", *ours, "--without-gossip", "--without-mingle", *options.args])
     raise SystemExit(0)
 
 
@@ -206,8 +204,8 @@ class _Node:
         if [type(value) for value in message] != list(kinds) or not self._signer.fits(message[-1], *message[:-1]):
             LOGGER.error("refused a message that is not this session's")
             return
-        assert self._side is not None
-        self._side.work(RangeTask(*message[:-1]))
+        if self._side is not None:
+            self._side.work(RangeTask(*message[:-1]))
 
     def open(self, writer: str, slots: int) -> None:
         """Make the slots of this process; `writer` names its ledger files."""

@@ -30,7 +30,7 @@ SPEC = """
             echo done
       - name: post
         description: d
-        run: {cmd: "cat $(sim.workspace)/$(MERLIN_GLOB_PATH)sim.out | grep -c done", depends: [sim]}
+        run: {cmd: "grep -l done $(sim.workspace)/$(MERLIN_GLOB_PATH)sim.out | wc -l", depends: [sim]}
     merlin:
       resources:
         workers:
@@ -88,7 +88,7 @@ def test_supervisor_alone(run):
     assert_complete(study, killed_slots=4)
 
 
-def test_broker(run):
+def test_server(run):
     """Given a broker that dies with all its queues, then it is there again, and no sample has run twice."""
     study = run(SPEC)
     begun(study)
@@ -100,7 +100,7 @@ def test_broker(run):
     assert len(list(study.path.glob("merlin_info/workers/*.log"))) == 1
 
 
-def test_broker_and_its_keeper(run):
+def test_server_and_keeper(run):
     study = run(SPEC)
     begun(study)
 
@@ -110,7 +110,7 @@ def test_broker_and_its_keeper(run):
     assert_complete(study, killed_slots=0)
 
 
-def test_worker_and_broker(run):
+def test_worker_and_server(run):
     study = run(SPEC)
     begun(study)
 
@@ -120,12 +120,12 @@ def test_worker_and_broker(run):
     assert_complete(study, killed_slots=4)
 
 
-def test_conductor_then_resume_while_workers_go_on(run):
+def test_chief_then_resume_while_workers_go_on(run):
     study = run(SPEC)
     begun(study)
 
-    kill(*study.processes("conductor"))
-    wait_for(lambda: not study.processes("conductor"), "the conductor's end")
+    kill(*study.processes("bin/conductor"))
+    wait_for(lambda: not study.processes("bin/conductor"), "the conductor's end")
     answer = study.command("maestro-celery", "resume", str(study.path))
     assert answer.returncode == 0, answer.stderr
     second = study.command("maestro-celery", "resume", str(study.path))
@@ -150,12 +150,12 @@ def test_everything_then_resume(run):
     assert_complete(study, killed_slots=4)
 
 
-def test_a_killed_conductor_leaves_nothing_behind(run):
+def test_a_killed_chief_leaves_nothing_behind(run):
     """Given an idle limit of 2 s, when the conductor is killed, then workers and broker end by themselves."""
     study = run(SPEC.replace("ARGS", "").replace("{args: --concurrency 4", "{args: --concurrency 4, idle_limit: 2"))
     begun(study)
 
-    kill(*study.processes("conductor"))
+    kill(*study.processes("bin/conductor"))
     wait_for(lambda: not study.processes(), "the end of workers and broker", 90)
 
 

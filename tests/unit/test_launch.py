@@ -1,6 +1,6 @@
 """The launch: samples are generated in the foreground, and what goes wrong there stops it with its last lines."""
 
-# ruff: noqa: E501 - a table of inputs and messages is read best with one of each a line
+
 
 import logging
 import os

@@ -4,7 +4,7 @@ The expected values were printed by Merlin: `create_hierarchy(N, 1, uniform_dire
 and `get_path_to_sample(i)` of it.
 """
 
-# ruff: noqa: E501 - a table of inputs and messages is read best with one of each a line
+
 
 import pytest
 

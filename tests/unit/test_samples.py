@@ -1,6 +1,6 @@
 """Samples: values as they are written, rows read in place, and files that have changed noticed."""
 
-# ruff: noqa: E501 - a table of inputs and messages is read best with one of each a line
+
 
 import csv
 import itertools

@@ -1,6 +1,6 @@
 """Schema: what does not fit is said in one sentence, with what was found and what is allowed."""
 
-# ruff: noqa: E501 - a table of inputs and messages is read best with one of each a line
+
 
 import pytest
 

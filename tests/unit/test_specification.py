@@ -1,6 +1,6 @@
 """The specification: Maestro's alone without a merlin block, Merlin's keys with one, one message per mistake."""
 
-# ruff: noqa: E501 - a table of inputs and messages is read best with one of each a line
+
 
 import copy
 import io
