@@ -1,0 +1,215 @@
+"""The same study over every broker: the private one, a Redis and a RabbitMQ by URL."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+from kombu import Connection
+from support import ROOT, kill, needed, processes_of, wait_for
+
+from maestro_celery_plugin.ledger import Kind, read_ledger
+
+PASSWORD = "s3cret-of-the-test"
+
+
+@dataclasses.dataclass
+class Server:
+    url: str
+    wrong_url: str
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def answers(url: str) -> bool:
+    try:
+        with Connection(url, connect_timeout=2) as connection:
+            connection.ensure_connection(max_retries=1, timeout=2)
+            return True
+    except Exception:  # each transport raises its own kinds until the server is up
+        return False
+
+
+@pytest.fixture(scope="module")
+def redis_server(tmp_path_factory) -> Iterator[Server]:
+    directory = tmp_path_factory.mktemp("redis")
+    port = free_port()
+    configuration = directory / "redis.conf"
+    configuration.write_text(f'bind 127.0.0.1\nport {port}\nrequirepass {PASSWORD}\nsave ""\ndir {directory}\n')
+    process = subprocess.Popen([needed("redis-server"), str(configuration)], stdout=subprocess.DEVNULL)
+    url = f"redis://:{PASSWORD}@127.0.0.1:{port}/0"
+    wait_for(lambda: answers(url), "redis-server", 20)
+    yield Server(url, url.replace(PASSWORD, "wrong"))
+    process.terminate()
+    process.wait()
+
+
+@pytest.fixture(scope="module")
+def rabbitmq_server(tmp_path_factory) -> Iterator[Server]:
+    directory = tmp_path_factory.mktemp("rabbitmq")
+    command = needed("rabbitmq-server", "/usr/lib/rabbitmq/bin")
+    port, distribution = free_port(), free_port()
+    configuration = directory / "rabbitmq.conf"
+    configuration.write_text(
+        f"listeners.tcp.1 = 127.0.0.1:{port}\ndefault_user = tester\ndefault_pass = {PASSWORD}\nlog.console = false\n"
+    )
+    directory.chmod(0o777)
+    environment = {
+        **os.environ,
+        "HOME": str(directory),
+        "RABBITMQ_NODENAME": f"test{port}@localhost",
+        "RABBITMQ_CONFIG_FILE": str(configuration.with_suffix("")),
+        "RABBITMQ_MNESIA_BASE": str(directory / "mnesia"),
+        "RABBITMQ_LOG_BASE": str(directory / "log"),
+        "RABBITMQ_ENABLED_PLUGINS_FILE": str(directory / "plugins"),
+        "RABBITMQ_DIST_PORT": str(distribution),
+        "RABBITMQ_PID_FILE": str(directory / "pid"),
+        "ERL_EPMD_ADDRESS": "127.0.0.1",
+    }
+    for parent in [directory, *directory.parents]:
+        if parent == Path("/tmp"):
+            break
+        parent.chmod(parent.stat().st_mode | 0o755)
+    with (directory / "out").open("w") as output:
+        process = subprocess.Popen(
+            [command], env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    url = f"amqp://tester:{PASSWORD}@127.0.0.1:{port}//"
+    wait_for(lambda: answers(url) or process.poll() is not None, "rabbitmq-server", 90)
+    assert process.poll() is None, (directory / "out").read_text()
+    yield Server(url, url.replace(PASSWORD, "wrong"))
+    kill(*processes_of(f"test{port}@localhost"))
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+@pytest.fixture(params=["redis", "rabbitmq"])
+def server(request) -> Server:
+    return request.getfixturevalue(f"{request.param}_server")
+
+
+def test_a_study_over_a_broker_by_url(run, server):
+    study = run(ROOT / "specs" / "hello_samples.yaml", "--broker", server.url).await_end()
+
+    assert set(study.states().values()) == {"FINISHED"}
+    assert study.outputs("count/*.out") == ["20\n"]
+    assert not list(study.path.glob("**/broker.conf")), "no private broker"
+
+
+def test_the_environment_names_the_broker(run, server, environment):
+    environment["MAESTRO_CELERY_BROKER_URL"] = server.url
+
+    study = run(ROOT / "specs" / "hello_samples.yaml").await_end()
+
+    assert study.outputs("count/*.out") == ["20\n"]
+    assert not list(study.path.glob("**/broker.conf"))
+
+
+def test_merlins_configuration_names_the_broker(run, redis_server, environment):
+    port = redis_server.url.rpartition(":")[2].partition("/")[0]
+    merlin = Path(environment["HOME"], ".merlin")
+    merlin.mkdir()
+    (merlin / "redis.pass").write_text(PASSWORD + "\n")
+    (merlin / "app.yaml").write_text(
+        f"broker:\n  name: redis\n  server: 127.0.0.1\n  port: {port}\n  password: {merlin / 'redis.pass'}\n  db_num: 1\n"
+    )
+    study = run(ROOT / "specs" / "hello_samples.yaml").await_end()
+
+    assert study.outputs("count/*.out") == ["20\n"]
+    assert not list(study.path.glob("**/broker.conf"))
+
+
+def test_a_wrong_password_is_an_error_at_launch(run, server):
+    begin = time.monotonic()
+    study = run(ROOT / "specs" / "hello.yaml", "--broker", server.wrong_url)
+
+    assert study.code == 1
+    assert "cannot be used" in study.output
+    assert "wrong" not in study.output.replace("wrong number", "").replace("WRONGPASS", "")
+    assert "Traceback" not in study.output
+    assert not study.path.exists()
+    assert time.monotonic() - begin < 20
+
+
+def test_no_answer_is_an_error_within_seconds(run, environment):
+    """Given an address that accepts connections and says nothing, then the launch ends all the same."""
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        for scheme in ("redis", "amqp"):
+            study = run(ROOT / "specs" / "hello.yaml", "--broker", f"{scheme}://127.0.0.1:{silent.getsockname()[1]}/")
+            assert study.code == 1
+            assert "cannot be used" in study.output
+            assert not study.path.exists()
+
+
+def test_nothing_is_left_on_a_broker_of_others(run, redis_server):
+    client = redis.Redis.from_url(redis_server.url)
+    client.flushall()
+    client.set("somebody-elses", "key")
+
+    run(ROOT / "specs" / "hello_samples.yaml", "--broker", redis_server.url).await_end()
+
+    left = {key.decode() for key in client.keys()}
+    assert not [key for key in left if key.startswith("mcp-")], left
+    assert "somebody-elses" in left
+
+
+LONG = """
+    description: {name: long, description: d}
+    study:
+      - name: sim
+        description: d
+        run: {cmd: "sleep 2; echo $(A)"}
+    merlin:
+      resources:
+        overlap: True
+        workers:
+          a: {args: --concurrency 2, steps: [all]}
+          b: {args: --concurrency 2, steps: [all]}
+      samples:
+        generate: {cmd: "seq 1 12 > $(MERLIN_INFO)/a.csv"}
+        file: $(MERLIN_INFO)/a.csv
+        column_labels: [A]
+"""
+
+
+def test_no_worker_keeps_samples_from_another(run, server):
+    """Given two workers of two slots and samples of 2 s, then both run half of them and nothing is sent twice."""
+    study = run(LONG, "--broker", server.url).await_end()
+
+    entries = read_ledger(study.path / "merlin_info" / "ledger")
+    shares = [
+        int((read_one(study, name)["kind"] == Kind.STARTED).sum()) for name in ("a-1", "b-1")
+    ]
+    assert sum(shares) == 12
+    assert min(shares) >= 4, shares
+    assert (entries["kind"] == Kind.SENT).sum() == 1
+
+
+def read_one(study, writer: str):
+    from maestro_celery_plugin.ledger import LedgerReader
+
+    return dict(LedgerReader(study.path / "merlin_info" / "ledger").poll())[writer]
+
+
+def test_a_broker_by_url_that_is_wiped(run, redis_server):
+    study = run(LONG, "--broker", redis_server.url)
+    study.await_text("sim/*/*.sh", count=3)
+
+    redis.Redis.from_url(redis_server.url).flushall()
+    study.await_end()
+
+    assert study.outputs("sim/*/sim.out") == [f"{n}\n" for n in range(1, 13)]
