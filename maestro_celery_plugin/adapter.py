@@ -87,7 +87,7 @@ class CeleryScriptAdapter(ScriptAdapter):  # type: ignore[misc]
         try:
             coordinator, plan = self._coordinator, self._plan
             relative = str(Path(cwd).relative_to(plan.root))
-            manifest: Manifest = manifest_of(plan, step, cwd, coordinator.next_number(relative))
+            manifest: Manifest = manifest_of(plan, step, cwd, coordinator.number(relative))
             job = coordinator.submit(manifest, relative)
         except (EnsembleError, OSError) as error:
             LOGGER.error("'%s' cannot be submitted: %s", step.real_name, error)

@@ -25,7 +25,7 @@ import redis
 
 from maestro_celery_plugin.broker import find_server
 from maestro_celery_plugin.manifest import write_atomically
-from maestro_celery_plugin.processes import ProcessId, wait_until
+from maestro_celery_plugin.processes import ProcessId, die_with_parent, wait_until
 from maestro_celery_plugin.session import Session
 
 __all__ = ["main"]
@@ -84,7 +84,9 @@ class Keeper:
         for attempt in range(20):
             port = self._port if self._port and attempt < 3 else _free_port(self._host)
             self._server = subprocess.Popen(
-                [find_server(), str(self._write_configuration(port))], stdin=subprocess.DEVNULL
+                [find_server(), str(self._write_configuration(port))],
+                stdin=subprocess.DEVNULL,
+                preexec_fn=die_with_parent,
             )
             if wait_until(functools.partial(self._has_begun, port), 10.0) and not self._has_died():
                 break

@@ -18,7 +18,7 @@ from typing import Any
 
 from maestrowf.abstracts import Dependency
 
-from maestro_celery_plugin.errors import SampleError
+from maestro_celery_plugin.errors import SampleError, SpecificationError
 from maestro_celery_plugin.settings import EnsembleSettings, SampleSettings
 from maestro_celery_plugin.study import StudyPlan
 from maestro_celery_plugin.tokens import substitute
@@ -40,15 +40,25 @@ class LaunchOptions:
 OPTIONS = LaunchOptions()
 
 
-def check_before() -> None:
-    """Make sure, before `maestro run` creates anything, that the broker can be used.
+def check_before(settings: EnsembleSettings, file: str) -> None:
+    """Make sure, before `maestro run` creates anything, that workers and broker can be had.
 
     Raises:
-        BrokerError: it cannot.
+        SpecificationError: workers of a group cannot be started here.
+        BrokerError: the broker cannot be used.
     """
     if OPTIONS.launching and not OPTIONS.dry_run:
         from maestro_celery_plugin import broker
 
+        for name, group in settings.resources.workers.items():
+            batch_type = (group.batch or {}).get("type", settings.batch.type)
+            if batch_type != "local":
+                raise SpecificationError.at(
+                    file,
+                    "batch.type",
+                    f"found '{batch_type}' for the worker group '{name}'; this version starts workers on this "
+                    "machine only: use 'local', also inside an allocation that you have opened.",
+                )
         broker.check(broker.choose(OPTIONS.broker))
 
 

@@ -8,6 +8,7 @@ writer died; it is ignored, as is any entry whose check word does not fit.
 from __future__ import annotations
 
 import enum
+import errno
 import functools
 import operator
 import os
@@ -22,7 +23,7 @@ import numpy as np
 
 from maestro_celery_plugin.errors import LedgerError
 
-__all__ = ["COORDINATOR", "ENTRY", "SUFFIX", "Kind", "LedgerReader", "LedgerWriter", "read_ledger"]
+__all__ = ["COORDINATOR", "ENTRY", "SUFFIX", "Kind", "LedgerReader", "LedgerWriter", "are_sound", "read_ledger"]
 
 Entries = np.ndarray[Any, np.dtype[np.void]]
 
@@ -110,18 +111,26 @@ class LedgerWriter:
         with self._lock:
             try:
                 written = os.write(self._fd, entry)
+                if written != len(entry):
+                    os.ftruncate(self._fd, self._size)
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             except OSError as cause:
                 raise LedgerError(f"{self._path}: {cause.strerror}") from cause
-            if written != len(entry):
-                os.ftruncate(self._fd, self._size)
-                raise LedgerError(f"{self._path}: No space left on device")
             self._size += written
 
     def flush(self) -> None:
-        """Make what was appended visible to other nodes: closing is what makes NFS write back."""
+        """Make what was appended visible to other nodes: closing is what makes NFS write back.
+
+        Raises:
+            LedgerError: the file cannot be opened again, or the file system has refused what was appended.
+        """
         with self._lock:
-            os.close(self._fd)
-            self._open()
+            before = self._fd
+            try:
+                self._open()  # first, so that this writer always has its file, and never another's
+                os.close(before)
+            except OSError as cause:
+                raise LedgerError(f"{self._path}: {cause.strerror}") from cause
 
     def close(self) -> None:
         """Close the file."""
@@ -164,13 +173,19 @@ class LedgerReader:
         return self._checked(entries)
 
     def _checked(self, entries: Entries) -> Entries:
-        words = entries.view(np.uint32).reshape(len(entries), -1)
-        sound = np.bitwise_xor.reduce(words, axis=1) == _SEED
+        sound = are_sound(entries)
         if sound.all():
             return entries
         self.damaged += int(len(entries) - sound.sum())
         kept: Entries = entries[sound]
         return kept
+
+
+def are_sound(entries: Entries) -> np.ndarray[Any, Any]:
+    """Return which entries have the check word that fits, as a mask."""
+    words = entries.view(np.uint32).reshape(len(entries), -1)
+    mask: np.ndarray[Any, Any] = np.bitwise_xor.reduce(words, axis=1) == _SEED
+    return mask
 
 
 def read_ledger(directory: Path) -> Entries:

@@ -111,7 +111,8 @@ class Runner:
             while text:
                 text = text[os.write(descriptor, text) :]
         except OSError:
-            Path(script).unlink()
+            if flags & os.O_EXCL:  # not one of an earlier attempt: that says that the sample was started
+                Path(script).unlink()
             raise
         finally:
             os.close(descriptor)
@@ -185,15 +186,23 @@ class _Output:
         self.descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         self._before = self._begin = os.fstat(self.descriptor).st_size if header else 0
         if self._before:
-            self._begin += os.write(self.descriptor, header.encode())
+            try:
+                self._begin += os.write(self.descriptor, header.encode())
+            except OSError:
+                os.close(self.descriptor)
+                raise
 
     def close(self) -> None:
         """Close the file; take the header back when nothing follows it."""
         try:
-            if os.fstat(self.descriptor).st_size == self._begin:
-                os.ftruncate(self.descriptor, self._before) if self._before else os.unlink(self._path)  # noqa: PTH108
+            ours = os.fstat(self.descriptor)
+            if ours.st_size == self._begin:
+                if self._before:
+                    os.ftruncate(self.descriptor, self._before)
+                elif os.path.samestat(ours, os.stat(self._path)):  # noqa: PTH116 (a Path costs time, for each sample)
+                    os.unlink(self._path)  # noqa: PTH108
         except OSError:
-            return  # the sample has removed or replaced the file
+            return  # the sample has removed the file
         finally:
             os.close(self.descriptor)
 

@@ -163,7 +163,9 @@ class Signer:
 
     def fits(self, signature: object, *values: str | int) -> bool:
         """Tell whether a signature is that of the message."""
-        return isinstance(signature, str) and hmac.compare_digest(signature.encode(), self.sign(*values).encode())
+        return isinstance(signature, str) and hmac.compare_digest(
+            signature.encode(errors="replace"), self.sign(*values).encode()
+        )
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

@@ -53,7 +53,8 @@ class EnsembleSpecification(YAMLSpecification):  # type: ignore[misc]
         specification = cls()
         specification.path = path
         specification._read(data, Path(path).name)
-        launch.check_before()
+        if specification.ensemble:
+            launch.check_before(specification.ensemble, Path(path).name)
         return specification
 
     @classmethod

@@ -32,13 +32,15 @@ class ExitCode(enum.IntEnum):
 class Outcome(enum.IntEnum):
     """What became of a sample. Everything but `OPEN` is final."""
 
+    # The numbers are in no file. Should two attempts under the same epoch end, the higher one counts.
+
     OPEN = 0
     """Not decided: not started, running, lost, or waiting for another attempt."""
-    FINISHED = 1
+    FINISHED = 3
     """Done."""
-    FAILED = 2
+    FAILED = 1
     """Soft-failed: recorded, and the step goes on."""
-    HARD_FAILED = 3
+    HARD_FAILED = 2
     """Failed such that its step fails."""
     STOPPED_STUDY = 4
     """Done, and the last that shall be done: all workers stop."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from maestro_celery_plugin.ledger import COORDINATOR, ENTRY, SUFFIX, Entries, Kind, LedgerReader, LedgerWriter
+from maestro_celery_plugin.ledger import COORDINATOR, ENTRY, SUFFIX, Entries, Kind, LedgerReader, LedgerWriter, are_sound
 from maestro_celery_plugin.manifest import Manifest
 from maestro_celery_plugin.progress import Progress
 from maestro_celery_plugin.runner import Runner
@@ -75,6 +75,7 @@ class StudySide:
         with self._lock:
             entries = np.fromfile(self._fence_file, dtype=ENTRY, offset=self._fence_offset)
             self._fence_offset += len(entries) * ENTRY.itemsize
+            entries = entries[are_sound(entries)]
             for entry in entries[(entries["kind"] == Kind.SENT) | (entries["kind"] == Kind.CANCELLED)]:
                 fence = int(entry["epoch"]), int(entry["start"]), int(entry["stop"])
                 self._fences.setdefault(int(entry["record"]), []).append(fence)

@@ -10,11 +10,12 @@ import dataclasses
 import errno
 import logging
 import queue
-import signal
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+import numpy as np
 
 from maestro_celery_plugin.errors import LedgerError, SampleError
 from maestro_celery_plugin.ledger import Kind
@@ -22,7 +23,7 @@ from maestro_celery_plugin.manifest import Manifest
 from maestro_celery_plugin.plugins import plugin_manager
 from maestro_celery_plugin.progress import UNREADABLE, cannot_run_code
 from maestro_celery_plugin.runner import CannotRunError, Runner, RunningAttempt
-from maestro_celery_plugin.states import ExitCode, Outcome
+from maestro_celery_plugin.states import Outcome
 from maestro_celery_plugin.study_side import StudySide
 
 __all__ = ["RangeTask", "WorkerSide", "halves"]
@@ -152,6 +153,7 @@ class _RangeWork:
 
     def __init__(self, worker: WorkerSide, study: StudySide, task: RangeTask, slot: int) -> None:
         self._worker, self._study, self._task, self._slot = worker, study, task, slot
+        self._sample = task.start
         self._manifest: Manifest
         self._runner: Runner
 
@@ -167,7 +169,7 @@ class _RangeWork:
             self._run_piece()
         except SampleError as error:
             LOGGER.error("%s: %s", task.manifest, error)
-            self._note(Kind.ENDED, task.start, code=UNREADABLE)
+            self._note(Kind.ENDED, self._sample, code=UNREADABLE)
         finally:
             self._note(Kind.RELEASED, task.start, task.stop)
             self._study.ledger.flush()
@@ -177,13 +179,26 @@ class _RangeWork:
         return self._study.is_void(self._task.record, self._task.epoch, sample)
 
     def _run_piece(self) -> None:
-        sample, begin = self._task.start, time.monotonic()
-        stop = self._pass_on(sample + self._worker.piece(self._task), self._task.stop)
-        while sample < stop and not self._worker.stopping.is_set() and not self.is_void(sample):
-            self._run_sample(sample)
-            sample += 1
+        begin = time.monotonic()
+        stop = self._pass_on(self._sample + self._worker.piece(self._task), self._task.stop)
+        decided = self._decided(stop)
+        while self._sample < stop and not self._worker.stopping.is_set() and not self.is_void(self._sample):
+            if self._sample not in decided:
+                self._run_sample(self._sample)
+            self._sample += 1
             if time.monotonic() - begin > 2 * BUDGET_S:
-                stop = self._pass_on(sample, stop)
+                stop = self._pass_on(self._sample, stop)
+
+    def _decided(self, stop: int) -> frozenset[int]:
+        """Return the samples of the piece that had an outcome when it was sent.
+
+        Ranges that are sent again lead across such samples. Their scripts tell, too, unless they have
+        removed them.
+        """
+        if self._task.epoch == 1:
+            return frozenset()
+        outcome = self._study.progress(self._manifest).outcome[self._task.start : stop]
+        return frozenset((self._task.start + np.flatnonzero(outcome != Outcome.OPEN)).tolist())
 
     def _pass_on(self, start: int, stop: int) -> int:
         """Send samples [start, stop) on in halves; return where what is left ends.
@@ -222,7 +237,10 @@ class _RangeWork:
         kind = Kind.STOPPED if attempt.was_ended else Kind.ENDED
         self._note(kind, sample, int(attempt.duration_s * 1e6), code=attempt.code)
         self._worker.learn(self._task, attempt.duration_s)
-        plugin_manager().hook.attempt_finished(attempt=attempt)
+        try:
+            plugin_manager().hook.attempt_finished(attempt=attempt)
+        except Exception:  # a third party's; the samples need not suffer
+            LOGGER.exception("a plugin's attempt_finished has failed")
 
     def _claim_again(self, sample: int) -> bool | None:
         """Decide about a sample that may have been started before.
@@ -239,8 +257,7 @@ class _RangeWork:
             progress = study.progress(manifest)
             if progress.outcome[sample] != Outcome.OPEN or progress.started[sample] >= self._task.epoch:
                 return None
-            code = int(progress.code[sample])
-            again = bool(progress.started[sample]) and code != ExitCode.RETRY and code >= -signal.NSIG
+            again = progress.runs_restart(sample)
             self._note(Kind.STARTED, sample, code=int(again))
         return again
 

@@ -65,7 +65,7 @@ class Tracker:
     def _wait(self, sample: int, code: int) -> None:
         delay_s = self.manifest.retry_delay_s
         if code < 0:  # it could not be started: leave the machine more time from try to try
-            delay_s = max(delay_s, min(60.0, 2.0 ** int(self.progress.requests[sample])))
+            delay_s = max(delay_s, min(60.0, 2.0 ** min(6, int(self.progress.requests[sample]))))
         self.waiting[sample] = time.monotonic() + delay_s
 
     def due(self) -> np.ndarray[Any, Any]:
@@ -79,7 +79,7 @@ class Tracker:
         mask &= self.progress.outcome == Outcome.OPEN
         before = self.suspect
         self._hold_back_suspects(mask)
-        if self.suspect is not None and self.suspect != before:
+        if self.suspect is not None and self.suspect != before and self.suspect not in self.waiting:
             mask[self.suspect] = True
         return mask
 

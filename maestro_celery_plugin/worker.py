@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import dataclasses
 import logging
 import os
@@ -23,7 +22,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from maestro_celery_plugin.processes import ProcessId, end_marked, host_name
+from maestro_celery_plugin.processes import ProcessId, die_with_parent, end_marked, host_name
 from maestro_celery_plugin.session import Heartbeat, Session
 
 if TYPE_CHECKING:
@@ -49,7 +48,6 @@ HEARTBEAT_S = 2.0
 _WATCH_S = 0.25
 # A worker that was told to end gets this long for its samples' SIGTERM and SIGKILL.
 _STOP_LIMIT_S = 12
-_PR_SET_PDEATHSIG = 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -102,7 +100,7 @@ def main() -> NoReturn:
     supervisor = ProcessId.of(os.getpid())
     child = os.fork()
     if child == 0:
-        _die_with_parent()
+        die_with_parent()
         _run_celery(arguments, supervisor)
     _forward_signals(session, arguments.name, child)
     status = _wait(child)
@@ -133,12 +131,6 @@ def _wait(child: int) -> int:
     while True:
         with contextlib.suppress(InterruptedError):
             return os.waitpid(child, 0)[1]
-
-
-def _die_with_parent() -> None:
-    """Let the kernel send SIGTERM when the supervisor is killed (Linux; prctl(2), PR_SET_PDEATHSIG)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _run_celery(arguments: WorkerArguments, supervisor: ProcessId) -> NoReturn:

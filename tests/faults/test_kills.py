@@ -110,6 +110,19 @@ def test_server_and_keeper(run):
     assert_complete(study, killed_slots=0)
 
 
+def test_keeper_alone(run):
+    """Given a keeper that is killed, then its server ends with it and another takes its place."""
+    study = run(SPEC)
+    begun(study)
+    server = study.server()
+
+    kill(*study.processes("broker_keeper"))
+    wait_for(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in server), "the server's end")
+    end(study)
+
+    assert_complete(study, killed_slots=0)
+
+
 def test_worker_and_server(run):
     study = run(SPEC)
     begun(study)

@@ -162,7 +162,7 @@ def test_nothing_is_left_on_a_broker_of_others(run, redis_server):
 
     run(ROOT / "specs" / "hello_samples.yaml", "--broker", redis_server.url).await_end()
 
-    left = {key.decode() for key in client.keys()}
+    left = {key.decode() for key in client.scan_iter()}
     assert not [key for key in left if key.startswith("mcp-")], left
     assert "somebody-elses" in left
 

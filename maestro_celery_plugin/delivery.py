@@ -1,0 +1,112 @@
+"""Delivery: samples of step records become messages on the session's broker, again when they were lost."""
+
+from __future__ import annotations
+
+import logging
+import signal
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from maestro_celery_plugin.broker import keeper_of, start_private
+from maestro_celery_plugin.errors import BrokerError
+from maestro_celery_plugin.processes import wait_until
+from maestro_celery_plugin.records import Records
+from maestro_celery_plugin.session import Session
+from maestro_celery_plugin.states import Outcome
+from maestro_celery_plugin.study import StudyPlan
+from maestro_celery_plugin.tasks import RangeTask
+from maestro_celery_plugin.tracker import MAX_RANGES, Tracker, ranges_of
+
+if TYPE_CHECKING:
+    from maestro_celery_plugin.dispatch import Dispatcher
+
+__all__ = ["Delivery"]
+
+LOGGER = logging.getLogger(__name__)
+
+KEEPER_LIMIT_S = 8.0
+
+
+class Delivery:
+    """The coordinator's end of the broker.
+
+    Args:
+        plan: The study.
+        session: Its session.
+        records: Its step records.
+        task_queues: All task queues of the study.
+
+    Raises:
+        BrokerError: the private broker does not start, or a named one is away.
+    """
+
+    def __init__(self, plan: StudyPlan, session: Session, records: Records, task_queues: set[str]) -> None:
+        self._root, self._session, self._records, self._task_queues = str(plan.root), session, records, task_queues
+        self._dispatcher: Dispatcher
+        self._generation: str | None = None
+        self._connect()
+
+    def _connect(self) -> None:
+        from maestro_celery_plugin.app import declare, make_app, queue_for
+        from maestro_celery_plugin.dispatch import Dispatcher
+
+        broker = self._session.read_broker()
+        if broker is None or "keeper" in broker:
+            start_private(self._session)
+            broker = self._session.read_broker() or {}
+        app = make_app(self._session)
+        declare(app, [queue_for(self._session, name) for name in self._task_queues])
+        self._dispatcher = Dispatcher(self._session, app)
+        self._generation = broker.get("generation")
+
+    def care(self) -> None:
+        """Start a private broker that has died, and send again what it has lost.
+
+        Raises:
+            BrokerError: it does not start.
+        """
+        if self._generation is None:
+            return
+        broker = self._session.read_broker()
+        if broker and broker.get("generation") == self._generation and keeper_of(self._session):
+            return
+        LOGGER.warning("The private broker has died; what was queued is sent again.")
+        self._connect()
+        self.send_all()
+
+    def send(self, tracker: Tracker, mask: np.ndarray[Any, Any]) -> None:
+        """Send samples under a new epoch, which makes void what was sent of them before.
+
+        The ledger has the epoch before the broker has the message: a message too few is healed, one too
+        many could run a sample twice.
+
+        Raises:
+            BrokerError: the broker is away.
+        """
+        tracker.quiet_since = None
+        epoch = tracker.progress.epoch + 1
+        ranges = ranges_of(mask, tracker.progress.outcome != Outcome.OPEN)[:MAX_RANGES]
+        for start, stop in ranges:
+            self._records.note_sent(tracker, epoch, start, stop)
+            task = RangeTask(self._root, tracker.relative, tracker.manifest.number, start, stop, epoch)
+            try:
+                self._dispatcher.send(task, tracker.manifest.task_queue)
+            except Exception as cause:  # whatever the transport raises
+                raise BrokerError(f"A message could not be sent: {cause}") from cause
+        if ranges:
+            self._records.follow()
+
+    def send_all(self) -> None:
+        """Send everything again that no worker holds; what is still queued becomes void."""
+        for tracker in self._records.with_work():
+            if not tracker.stops_early:
+                self.send(tracker, tracker.unheld(self._records.held(tracker)))
+
+    def close(self) -> None:
+        """Leave the broker; end it if it is private, else leave nothing of the session on it."""
+        self._dispatcher.close(self._task_queues, delete=self._generation is None)
+        keeper = keeper_of(self._session)
+        if keeper:
+            keeper.signal(signal.SIGTERM)
+            wait_until(lambda: not keeper.is_alive, KEEPER_LIMIT_S)

@@ -1,0 +1,163 @@
+"""The step records of a study, kept up to date from its ledger."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from maestro_celery_plugin.holdings import Holdings
+from maestro_celery_plugin.ledger import COORDINATOR, SUFFIX, Entries, Kind, LedgerReader, LedgerWriter
+from maestro_celery_plugin.manifest import Manifest
+from maestro_celery_plugin.progress import Progress
+from maestro_celery_plugin.states import Outcome, RecordState
+from maestro_celery_plugin.study import StudyPlan
+from maestro_celery_plugin.tracker import Tracker
+from maestro_celery_plugin.workers import WorkerGroup
+
+__all__ = ["TERMINAL", "Records"]
+
+LOGGER = logging.getLogger(__name__)
+
+TERMINAL = (RecordState.FINISHED, RecordState.FAILED, RecordState.TIMED_OUT, RecordState.CANCELLED)
+
+
+class Records:
+    """All step records that were ever submitted, and who holds what of them.
+
+    Args:
+        plan: The study.
+        groups: Its worker groups.
+
+    Attributes:
+        holdings: The pieces in the hands of workers.
+        stopped_by: The step record of which a sample asked to stop the study.
+    """
+
+    def __init__(self, plan: StudyPlan, groups: Iterable[WorkerGroup]) -> None:
+        self._plan, self._groups = plan, tuple(groups)
+        self._writer = LedgerWriter(plan.ledger / f"{COORDINATOR}{SUFFIX}")
+        self._reader = LedgerReader(plan.ledger)
+        self._trackers: dict[str, Tracker] = {}
+        self._by_number: dict[int, Tracker] = {}
+        self.holdings = Holdings()
+        self.stopped_by: str | None = None
+
+    def load(self, alive: Iterable[str]) -> None:
+        """Take up what an earlier conductor has left.
+
+        Args:
+            alive: The workers that live.
+        """
+        for manifest in Manifest.read_all(self._plan.records):
+            self._add(manifest, str(Path(manifest.workspace).relative_to(self._plan.root)))
+        self.follow()
+        for writer in self.holdings.writers().difference(alive):
+            self.lose(writer)
+        for tracker in self:
+            self._record_lost(tracker, tracker.progress.unended & ~self.held(tracker))
+
+    def __iter__(self) -> Iterator[Tracker]:
+        return iter(self._trackers.values())
+
+    def with_work(self) -> list[Tracker]:
+        """Return the records that Maestro awaits and that have not ended."""
+        return [tracker for tracker in self if tracker.active and self.state(tracker) not in TERMINAL]
+
+    def number(self, relative: str) -> int:
+        """Return the number of the record with this workspace, a new one if there is none yet."""
+        tracker = self._trackers.get(relative)
+        return tracker.manifest.number if tracker else max(self._by_number, default=0) + 1
+
+    def enter(self, manifest: Manifest, relative: str) -> Tracker:
+        """Store a record's manifest; return its tracker, which may know the record from earlier."""
+        manifest.write(self._plan.records / relative / "manifest.json")
+        return self._trackers.get(relative) or self._add(manifest, relative)
+
+    def _add(self, manifest: Manifest, relative: str) -> Tracker:
+        groups = tuple(group.name for group in self._groups if manifest.task_queue in group.queues)
+        tracker = Tracker(manifest, relative, Progress(manifest), groups)
+        self._trackers[relative] = self._by_number[manifest.number] = tracker
+        return tracker
+
+    def state(self, tracker: Tracker) -> RecordState:
+        """Return the state of a record."""
+        return tracker.state(held=any(self.holdings.of_record(tracker.manifest.number)))
+
+    def held(self, tracker: Tracker) -> np.ndarray[Any, Any]:
+        """Return which samples of a record somebody holds, as a mask."""
+        return self.holdings.mask(tracker.manifest.number, tracker.manifest.samples)
+
+    # --- reading the ledger ---
+
+    def follow(self) -> None:
+        """Take in what is new in the ledger."""
+        for writer, entries in self._reader.poll():
+            if writer != COORDINATOR:
+                self.holdings.apply(writer, entries)
+            for number in np.unique(entries["record"]):
+                tracker = self._by_number.get(int(number))
+                if tracker:
+                    self._apply(tracker, entries[entries["record"] == number])
+
+    def _apply(self, tracker: Tracker, entries: Entries) -> None:
+        tracker.apply(entries)
+        if not tracker.active:
+            return
+        outcomes = tracker.progress.outcome[entries["start"][entries["kind"] == Kind.ENDED]]
+        if (outcomes == Outcome.HARD_FAILED).any():
+            self.void(tracker)
+        if (outcomes == Outcome.STOPPED_STUDY).any():
+            self._stop_study(tracker)
+
+    def _stop_study(self, tracker: Tracker) -> None:
+        self.stopped_by = tracker.manifest.name
+        LOGGER.warning("A sample of '%s' has asked to stop all workers (exit code 105).", tracker.manifest.name)
+        for other in self:
+            if other.active and not other.progress.is_complete:
+                self.cancel(other)
+
+    # --- writing the ledger ---
+
+    def note_sent(self, tracker: Tracker, epoch: int, start: int, stop: int) -> None:
+        """Note that samples are sent under a new epoch, which makes void what was sent of them before."""
+        self._writer.append(Kind.SENT, tracker.manifest.number, epoch, start, stop)
+
+    def cancel(self, tracker: Tracker) -> None:
+        """Cancel a record."""
+        tracker.cancelled = True
+        self.void(tracker)
+
+    def void(self, tracker: Tracker) -> None:
+        """Declare everything of a record void that was sent so far."""
+        progress = tracker.progress
+        if progress.cancelled_epoch <= progress.epoch:
+            number, count = tracker.manifest.number, tracker.manifest.samples
+            self._writer.append(Kind.CANCELLED, number, progress.epoch + 1, 0, count)
+            self.follow()
+
+    def lose(self, writer: str) -> None:
+        """Record what a dead worker was running as lost; it holds nothing any more."""
+        for piece in self.holdings.forget(writer):
+            tracker = self._by_number.get(piece.record)
+            if tracker is not None:
+                mask = np.zeros(tracker.manifest.samples, bool)
+                mask[piece.start : piece.stop] = True
+                self._record_lost(tracker, mask & tracker.progress.unended)
+
+    def _record_lost(self, tracker: Tracker, mask: np.ndarray[Any, Any]) -> None:
+        for sample in np.flatnonzero(mask):
+            epoch = int(tracker.progress.started[sample])
+            self._writer.append(Kind.LOST, tracker.manifest.number, epoch, int(sample))
+        if mask.any():
+            self.follow()
+
+    def close(self) -> None:
+        """Note what the workers have lost that are gone, and close the ledger."""
+        self.follow()
+        for writer in self.holdings.writers():
+            self.lose(writer)
+        self._writer.close()

@@ -1,0 +1,87 @@
+"""The reference: complete, and in the README."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import subprocess
+import sys
+
+import pytest
+from support import ROOT
+
+from maestro_celery_plugin import reference, settings, states
+from maestro_celery_plugin.cli import main as commands
+from maestro_celery_plugin.tokens import RESERVED
+
+README = (ROOT / "README.md").read_text()
+CLASSES = [c for c in vars(settings).values() if inspect.isclass(c) and dataclasses.is_dataclass(c)]
+
+
+def test_the_readme_is_up_to_date():
+    assert reference.updated(README) == README, "run `python -m maestro_celery_plugin.reference README.md`"
+
+
+def test_the_command_rewrites_what_stands_between_the_markers(tmp_path):
+    document = tmp_path / "document.md"
+    document.write_text(f"before\n{reference.BEGIN}\nold\n{reference.END}\nafter\n")
+
+    command = [sys.executable, "-m", "maestro_celery_plugin.reference", str(document)]
+    subprocess.run(command, check=True, cwd=tmp_path)
+
+    assert document.read_text().startswith("before\n")
+    assert document.read_text().endswith("after\n")
+    assert reference.reference() in document.read_text()
+    assert "old" not in document.read_text()
+
+
+def test_a_document_without_markers_is_refused(tmp_path):
+    document = tmp_path / "document.md"
+    document.write_text("no marker\n")
+
+    command = [sys.executable, "-m", "maestro_celery_plugin.reference", str(document)]
+    answer = subprocess.run(command, check=False, capture_output=True, text=True, cwd=tmp_path)
+
+    assert answer.returncode == 1
+    assert "markers" in answer.stderr
+    assert document.read_text() == "no marker\n"
+
+
+def test_every_settings_class_is_in_the_reference():
+    """`EnsembleSettings` only holds the others together; its samples and resources are the `merlin` block."""
+    assert set(reference.BLOCKS) == set(CLASSES) - {settings.EnsembleSettings}
+
+
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda c: c.__name__)
+def test_every_setting_has_help(cls):
+    for field in dataclasses.fields(cls):
+        assert field.metadata["help"].endswith("."), f"{cls.__name__}.{field.name}"
+
+
+@pytest.mark.parametrize("cls", reference.BLOCKS, ids=lambda c: c.__name__)
+def test_every_key_is_in_the_readme(cls):
+    for field in dataclasses.fields(cls):
+        assert f"| `{settings.key_of(field)}` |" in README
+
+
+def test_every_hook_is_documented():
+    assert set(reference.hooks()) == {"open_samples", "attempt_finished"}
+    for name, hook in reference.hooks().items():
+        assert inspect.getdoc(hook), name
+
+
+def test_every_state_and_exit_code_is_documented():
+    for cls in (states.ExitCode, states.Outcome, states.RecordState):
+        assert set(reference.member_help(cls)) == set(cls.__members__)
+
+
+def test_every_command_and_option_has_help():
+    for name, command in commands.commands.items():
+        assert command.help, name
+        for option in command.params:
+            assert option.param_type_name == "argument" or option.help, f"{name} {option.name}"
+
+
+def test_every_token_is_in_the_readme():
+    for token in RESERVED:
+        assert f"$({token})" in README
