@@ -21,7 +21,7 @@ from maestro_celery_plugin.errors import BrokerError
 from maestro_celery_plugin.processes import ProcessId, wait_until
 from maestro_celery_plugin.session import Session
 
-__all__ = ["BrokerChoice", "check", "choose", "find_server", "masked", "start_private"]
+__all__ = ["ENVIRONMENT_VARIABLE", "BrokerChoice", "check", "choose", "find_server", "masked", "start_private"]
 
 ENVIRONMENT_VARIABLE = "MAESTRO_CELERY_BROKER_URL"
 CHECK_TIMEOUT_S = 4.0

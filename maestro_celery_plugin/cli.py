@@ -84,7 +84,7 @@ def resume(directory: Path, failed: bool, sleeptime: int, broker: str | None, fo
     if foreground:
         sys.exit(result)
     if failed:
-        click.echo(f"{result} failed samples run again.")
+        click.echo(f"{result} failed {'sample runs' if result == 1 else 'samples run'} again.")
     click.echo(f"Study resumed; `maestro-celery status {directory}` shows its progress.")
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import re
 import shlex
 import subprocess
@@ -35,6 +36,7 @@ class LaunchOptions:
     launching: bool = False
     broker: str | None = None
     dry_run: bool = False
+    parameter_generator: bool = False
 
 
 OPTIONS = LaunchOptions()
@@ -59,7 +61,11 @@ def check_before(settings: EnsembleSettings, file: str) -> None:
                     f"found '{batch_type}' for the worker group '{name}'; this version starts workers on this "
                     "machine only: use 'local', also inside an allocation that you have opened.",
                 )
-        broker.check(broker.choose(OPTIONS.broker))
+        choice = broker.choose(OPTIONS.broker)
+        broker.check(choice)
+        OPTIONS.broker = choice.url
+        # Maestro stores the environment (meta/environment.yaml), and samples inherit it.
+        os.environ.pop(broker.ENVIRONMENT_VARIABLE, None)
 
 
 class EnsembleDependency(Dependency):  # type: ignore[misc]

@@ -139,6 +139,7 @@ def _guarded_run(run: Callable[[Any], int], namespace: argparse.Namespace) -> in
 
     options = launch.OPTIONS
     options.launching, options.broker, options.dry_run = True, namespace.broker, namespace.dry
+    options.parameter_generator = namespace.pgen is not None
     try:
         return run(namespace)
     except EnsembleError as error:

@@ -20,6 +20,9 @@ __all__ = ["POISON_LIMIT", "UNREADABLE", "Counts", "Progress", "cannot_run_code"
 # A sample that has taken its worker down this often is failed.
 POISON_LIMIT = 5
 
+# An epoch and an outcome in one number, which compares by epoch first.
+_BITS, _OUTCOME = np.uint64(3), np.uint64(7)
+
 # Codes of samples that could not be started lie below those of signals.
 _CANNOT_RUN = -1000
 
@@ -38,6 +41,12 @@ def is_request(code: int) -> bool:
     return code in (ExitCode.RESTART, ExitCode.RETRY) or code <= _CANNOT_RUN
 
 
+def _are_requests(codes: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """`is_request` of each code, as a mask."""
+    mask: np.ndarray[Any, Any] = (codes == ExitCode.RESTART) | (codes == ExitCode.RETRY) | (codes <= _CANNOT_RUN)
+    return mask
+
+
 @dataclasses.dataclass(frozen=True)
 class Counts:
     """How many samples are in which state; they add up to `total`."""
@@ -49,13 +58,21 @@ class Counts:
     pending: int
 
 
+def _advance(epochs: np.ndarray[Any, Any], entries: Entries, mask: np.ndarray[Any, Any]) -> None:
+    """Raise epochs of samples to those of some of the entries."""
+    np.maximum.at(epochs, entries["start"][mask].astype(np.intp), entries["epoch"][mask])
+
+
 class Progress:
     """State of each sample of one step record.
 
+    It is the same whatever the order in which entries of different writers come. Of several attempts that
+    have ended, the last one decides: that under the highest epoch. Epochs count from 1.
+
     Attributes:
         outcome: `Outcome` of each sample.
-        code: Exit code of its last attempt.
-        duration_us: Duration of its last attempt that ended, in microseconds.
+        code: Exit code of its last attempt that ended.
+        duration_us: Duration of that attempt, in microseconds.
         started: Epoch of its last attempt; 0 when it never started.
         ended: Epoch of its last attempt that ended or was lost.
         requests: How often it asked to be run again.
@@ -71,80 +88,100 @@ class Progress:
         self.duration_us = np.zeros(count, np.uint32)
         self.started = np.zeros(count, np.uint32)
         self.ended = np.zeros(count, np.uint32)
-        self.requests = np.zeros(count, np.uint16)
-        self.losses = np.zeros(count, np.uint8)
+        self.requests = np.zeros(count, np.uint32)
+        self.losses = np.zeros(count, np.uint32)
+        # Epoch and code of the last attempt that ended, and epoch and outcome of the last that had one.
+        self._last = np.zeros(count, np.uint64)
+        self._final = np.zeros(count, np.uint64)
+        # Up to which epoch outcomes are void; what has to be counted anew when that changes.
         self._reopened = np.zeros(0, np.uint32)
+        self._counted: list[Entries] = []
         self.epoch = 0
         self.cancelled_epoch = 0
 
     def apply(self, entries: Entries) -> None:
         """Take in entries of this record; entries of different writers may come in any order."""
-        entries = entries[entries["start"] < len(self.outcome)]
+        inside = entries["start"] < len(self.outcome)
+        if not inside.all():
+            entries = entries[inside]
         kinds = entries["kind"]
-        sent = entries[(kinds == Kind.SENT) | (kinds == Kind.CANCELLED)]
+        sent = entries[(kinds == Kind.SENT) | (kinds == Kind.CANCELLED) | (kinds == Kind.REOPENED)]
         if len(sent):
             self.epoch = max(self.epoch, int(sent["epoch"].max()))
             cancelled = sent[sent["kind"] == Kind.CANCELLED]
             self.cancelled_epoch = max(self.cancelled_epoch, *map(int, cancelled["epoch"]), 0)
+        ended = kinds == Kind.ENDED
+        lost = kinds == Kind.LOST
+        _advance(self.started, entries, kinds == Kind.STARTED)
+        _advance(self.ended, entries, ended | lost | (kinds == Kind.STOPPED))
+        self._end(entries, ended)
+        self._count(entries[lost | (ended & _are_requests(entries["code"]))])
         self._reopen(entries[kinds == Kind.REOPENED])
-        self._advance(self.started, entries[kinds == Kind.STARTED])
-        self._advance(self.ended, entries[kinds == Kind.STOPPED])
-        self._lose(entries[kinds == Kind.LOST])
-        self._end(entries[kinds == Kind.ENDED])
 
-    @staticmethod
-    def _advance(epochs: np.ndarray[Any, Any], entries: Entries) -> None:
-        np.maximum.at(epochs, entries["start"], entries["epoch"])
+    def _end(self, entries: Entries, ended: np.ndarray[Any, Any]) -> None:
+        if not ended.any():
+            return
+        # Columns, not entries: copying whole entries takes ten times as long.
+        samples, codes = entries["start"][ended].astype(np.intp), entries["code"][ended]
+        epochs, durations = entries["epoch"][ended].astype(np.uint64), entries["stop"][ended]
+        # Codes lie above -2**31: both parts compare as numbers.
+        last = epochs << np.uint64(32) | (codes.astype(np.int64) + 2**31).astype(np.uint64)
+        np.maximum.at(self._last, samples, last)
+        is_last = last == self._last[samples]
+        self.code[samples[is_last]] = codes[is_last]
+        self.duration_us[samples[is_last]] = np.minimum(durations[is_last], np.iinfo(np.uint32).max)
+        for code in np.unique(codes):
+            if not is_request(int(code)):
+                outcome = Outcome.HARD_FAILED if code == UNREADABLE else outcome_of(int(code))
+                affected = codes == code
+                np.maximum.at(self._final, samples[affected], epochs[affected] << _BITS | np.uint64(outcome))
+        self._decide(samples)
+
+    def _count(self, entries: Entries) -> None:
+        """Take in losses and requests to be run again."""
+        if len(entries):
+            self._counted.append(entries)
+            self._add(entries)
+            self._decide(entries["start"].astype(np.intp))
+
+    def _add(self, entries: Entries) -> None:
+        if len(self._reopened):
+            entries = entries[entries["epoch"] > self._reopened[entries["start"]]]
+        lost = entries["kind"] == Kind.LOST
+        np.add.at(self.losses, entries["start"][lost], 1)
+        np.add.at(self.requests, entries["start"][~lost], 1)
 
     def _reopen(self, entries: Entries) -> None:
         if not len(entries):
             return
         if not len(self._reopened):
             self._reopened = np.zeros(len(self.outcome), np.uint32)
-        self._advance(self._reopened, entries)
-        samples = entries["start"]
-        samples = samples[self.ended[samples] <= self._reopened[samples]]  # the rest has run again since
-        self.outcome[samples] = Outcome.OPEN
-        self.requests[samples] = 0
-        self.losses[samples] = 0
-        self.epoch = max(self.epoch, int(entries["epoch"].max()))
+        _advance(self._reopened, entries, np.ones(len(entries), bool))
+        self.losses[:] = self.requests[:] = 0
+        for counted in self._counted:
+            self._add(counted)
+        self._decide(entries["start"].astype(np.intp))
 
-    def _lose(self, entries: Entries) -> None:
-        entries = self._not_void(entries)
-        if not len(entries):
-            return
-        self._advance(self.ended, entries)
-        np.add.at(self.losses, entries["start"], 1)
-        self._decide(entries["start"], self.losses >= POISON_LIMIT)
+    def _decide(self, samples: np.ndarray[Any, Any]) -> None:
+        """Set the outcome of samples: that of an attempt, or failure when they have used up their chances."""
+        final = self._final[samples]
+        outcome = (final & _OUTCOME).astype(np.uint8)
+        if len(self._reopened):
+            outcome[final >> _BITS <= self._reopened[samples]] = Outcome.OPEN
+        exhausted = (self.losses[samples] >= POISON_LIMIT) | (self.requests[samples] > self._max_retries)
+        outcome[exhausted & (outcome == Outcome.OPEN)] = Outcome.FAILED
+        self.outcome[samples] = outcome
 
-    def _end(self, entries: Entries) -> None:
-        entries = self._not_void(entries)
-        if not len(entries):
-            return
-        entries = entries[np.argsort(entries["epoch"], kind="stable")]
-        samples = entries["start"]
-        self._advance(self.ended, entries)
-        self.code[samples] = entries["code"]
-        self.duration_us[samples] = np.minimum(entries["stop"], np.iinfo(np.uint32).max)
-        for code in np.unique(entries["code"]):
-            affected = samples[entries["code"] == code]
-            if is_request(int(code)):
-                np.add.at(self.requests, affected, 1)
-                self._decide(affected, self.requests > self._max_retries)
-            else:
-                undecided = affected[self.outcome[affected] == Outcome.OPEN]
-                self.outcome[undecided] = Outcome.HARD_FAILED if code == UNREADABLE else outcome_of(int(code))
+    def runs_restart(self, sample: int) -> bool:
+        """Tell whether the next attempt at a sample runs `restart` instead of `cmd`.
 
-    def _not_void(self, entries: Entries) -> Entries:
-        if not len(self._reopened):
-            return entries
-        kept: Entries = entries[entries["epoch"] > self._reopened[entries["start"]]]
-        return kept
-
-    def _decide(self, samples: np.ndarray[Any, Any], exhausted: np.ndarray[Any, Any]) -> None:
-        """Fail those of `samples` that are open and have used up their chances."""
-        over = samples[exhausted[samples] & (self.outcome[samples] == Outcome.OPEN)]
-        self.outcome[over] = Outcome.FAILED
+        It does when the sample was started and its last attempt was lost, or ended otherwise than by asking
+        for `cmd` or by not starting at all.
+        """
+        if self._last[sample] >> np.uint64(32) < self.started[sample]:
+            return True
+        code = int(self.code[sample])
+        return bool(self.started[sample]) and code != ExitCode.RETRY and code > UNREADABLE
 
     @property
     def is_complete(self) -> bool:

@@ -158,7 +158,7 @@ def _commands() -> Iterator[str]:
     parser = EnsembleArgumentParser(prog="maestro run", add_help=False)
     yield from _table(("option", "meaning"), map(_parser_row, parser._actions))
     for name, command in commands.commands.items():
-        arguments = [p.make_metavar(click.Context(command)) for p in command.params if isinstance(p, click.Argument)]
+        arguments = [str(p.name).upper() for p in command.params if isinstance(p, click.Argument)]
         title = " ".join(("maestro-celery", name, *arguments))
         yield from (f"#### `{title}`", "", inspect.cleandoc(command.help or ""), "")
         yield from _table(("option", "meaning"), _option_rows(command))
@@ -169,10 +169,12 @@ def _parser_row(action: argparse.Action) -> tuple[str, str]:
 
 
 def _option_rows(command: click.Command) -> Iterator[tuple[str, str]]:
+    """Yield spelling and meaning of each option; not click's own rendering, which changes with its version."""
     for option in command.params:
         if isinstance(option, click.Option):
-            names, help_text = option.get_help_record(click.Context(command)) or ("", "")
-            yield f"`{names.removesuffix(' RANGE')}`", " ".join(help_text.split())
+            value = "" if option.is_flag else option.metavar or option.type.name.removesuffix(" range").upper()
+            default = f" [default: {option.default}]" if option.show_default else ""
+            yield f"`{', '.join(option.opts)} {value}".rstrip() + "`", f"{option.help}{default}"
 
 
 # --- hooks -------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from filelock import Timeout
 
-from maestro_celery_plugin.broker import BrokerChoice, check, choose
+from maestro_celery_plugin.broker import ENVIRONMENT_VARIABLE, BrokerChoice, check, choose
 from maestro_celery_plugin.coordinator import conductor_lock
 from maestro_celery_plugin.errors import StudyError
 from maestro_celery_plugin.ledger import COORDINATOR, SUFFIX, Kind, LedgerWriter, read_ledger
@@ -78,6 +79,7 @@ def _prepare_broker(session: Session, url: str | None) -> None:
     else:
         choice = BrokerChoice(None, "private broker")
     check(choice)
+    os.environ.pop(ENVIRONMENT_VARIABLE, None)  # Maestro stores the environment, and samples inherit it
     if choice.url:
         session.write_broker({"url": choice.url})
 

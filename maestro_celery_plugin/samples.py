@@ -80,7 +80,7 @@ def open_table(path: Path, labels: Sequence[str], cache: Path) -> SampleTable:
             "files ending in .npy, .csv and .tab can be read."
         )
     if len(table) == 0:
-        raise SampleError(f"merlin.samples.file: '{path}' holds no samples.")
+        raise SampleError(f"merlin.samples.file: '{path}' holds no samples; it needs at least one row.")
     if table.width != len(labels):
         raise SampleError(
             f"merlin.samples.column_labels: {len(labels)} labels ({', '.join(labels)}), "

@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,9 @@ import maestrowf
 from maestro_celery_plugin import schema
 from maestro_celery_plugin.errors import SpecificationError
 from maestro_celery_plugin.settings import BatchSettings, ResourceSettings, SampleSettings, StepSettings
-from maestro_celery_plugin.tokens import RESERVED
+from maestro_celery_plugin.tokens import RESERVED, names_in
 
-__all__ = ["STEP_SETTING_KEYS", "check_block", "check_content", "check_shape", "tidy"]
+__all__ = ["STEP_SETTING_KEYS", "check_block", "check_content", "check_shape", "tidy", "unknown_tokens"]
 
 BLOCKS = ("description", "batch", "env", "study", "global.parameters", "merlin", "user")
 STEP_SETTING_KEYS = tuple(schema.json_schema(StepSettings)["properties"])
@@ -30,6 +31,8 @@ _MERLIN: dict[str, Any] = {
     "additionalProperties": False,
 }
 # How Maestro's funnels name a step (datastructures/core/study.py:53).
+_CAPITALS = re.compile(r"[A-Z][A-Z0-9_]*")
+MAESTRO_TOKENS = ("LAUNCHER", "WORKSPACE", "SPECROOT", "OUTPUT_PATH")
 _ALL_COMBINATIONS = re.compile(r"_\*|\*")
 
 
@@ -180,6 +183,24 @@ def _check_acyclic(name: str, parents: dict[str, list[str]], via: tuple[str, ...
     for parent in parents[name]:
         _check_acyclic(parent, parents, (*via, name), file)
     parents[name] = []  # seen to be without a circle
+
+
+def unknown_tokens(data: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield (place, name) of tokens in commands that look like ours and are none: ``$(XX)`` for ``$(X)``.
+
+    The shell takes them for commands; names in capitals that are no command are probably misspelt.
+    """
+    environment = data.get("env") or {}
+    samples = (data.get("merlin") or {}).get("samples") or {}
+    dependencies = [d["name"] for kind in (environment.get("dependencies") or {}).values() for d in kind]
+    blocks = (data.get("global.parameters"), environment.get("variables"), environment.get("labels"))
+    known = {*RESERVED, *MAESTRO_TOKENS, *dependencies, *samples.get("column_labels", ())}
+    known.update(name for block in blocks for name in block or ())
+    for step in data["study"]:
+        for key in ("cmd", "restart"):
+            for name in sorted(names_in(step["run"].get(key) or "")):
+                if _CAPITALS.fullmatch(name) and name not in known and shutil.which(name) is None:
+                    yield f"study.{step['name']}.run.{key}", name
 
 
 def _check_names(data: Mapping[str, Any], file: str) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,13 @@ from maestrowf.specification.yamlspecification import YAMLSpecification
 from maestro_celery_plugin import launch, schema
 from maestro_celery_plugin.errors import SpecificationError
 from maestro_celery_plugin.settings import BatchSettings, EnsembleSettings, ResourceSettings, SampleSettings
-from maestro_celery_plugin.spec_checks import STEP_SETTING_KEYS, check_content, check_shape, tidy
+from maestro_celery_plugin.spec_checks import STEP_SETTING_KEYS, check_content, check_shape, tidy, unknown_tokens
 from maestro_celery_plugin.steps import STEP_KEY
 from maestro_celery_plugin.tokens import SAMPLE_TOKENS, Spelling, names_in, substitute
 from maestro_celery_plugin.variables import Variables
 from maestro_celery_plugin.worker_groups import check_groups, task_queues, with_task_queues
+
+LOGGER = logging.getLogger(__name__)
 
 __all__ = ["EnsembleSpecification"]
 
@@ -47,7 +50,7 @@ class EnsembleSpecification(YAMLSpecification):  # type: ignore[misc]
             SpecificationError: the ensemble specification cannot be used.
             Exception: what Maestro raises for a specification that is its own.
         """
-        data = _ensemble_data(_text_of(path))
+        data = _ensemble_data(_text_of(path), Path(path).name)
         if data is None:
             return super().load_specification(path)  # type: ignore[no-any-return]
         specification = cls()
@@ -61,12 +64,13 @@ class EnsembleSpecification(YAMLSpecification):  # type: ignore[misc]
     def load_specification_from_stream(cls, stream: Any) -> EnsembleSpecification:
         """Read and verify a stream, or a text, as `load_specification` does with a file."""
         text = stream.read() if hasattr(stream, "read") else stream
-        data = _ensemble_data(text)
+        file = Path(str(getattr(stream, "name", "specification"))).name
+        data = _ensemble_data(text, file)
         if data is None:
             return super().load_specification_from_stream(_replay(stream, text))  # type: ignore[no-any-return]
         specification = cls()
         specification.path = None
-        specification._read(data, Path(str(getattr(stream, "name", "specification"))).name)
+        specification._read(data, file)
         return specification
 
     def _read(self, data: dict[str, Any], file: str) -> None:
@@ -80,6 +84,14 @@ class EnsembleSpecification(YAMLSpecification):  # type: ignore[misc]
         self.study = data["study"]
         self.batch = {"type": "celery"}  # completed when the samples are acquired
         self._verify_by_maestro(file)
+        if not launch.OPTIONS.parameter_generator:  # which makes parameters that cannot be known here
+            for where, name in unknown_tokens(data):
+                LOGGER.warning(
+                    "%s: %s: $(%s) is no column label, parameter or variable; the shell will take it for a command.",
+                    file,
+                    where,
+                    name,
+                )
 
     def _verify_by_maestro(self, file: str) -> None:
         """Let Maestro verify its part; it logs tracebacks, so its logger is silent meanwhile."""
@@ -165,20 +177,33 @@ def _replay(stream: Any, text: Any) -> Any:
     return replay
 
 
-def _ensemble_data(text: Any) -> dict[str, Any] | None:
+def _ensemble_data(text: Any, file: str) -> dict[str, Any] | None:
     """Return the specification as a dictionary when it has anything of ours, else None.
 
-    Text that is no YAML is left to Maestro, which then says what it always says.
+    Text that is no YAML and has no ``merlin`` block is left to Maestro, which says what it always says.
+
+    Raises:
+        SpecificationError: text with a ``merlin`` block is no plain YAML.
     """
     if text is None:
         return None
     try:
-        data = yaml.load(text, yaml.FullLoader)  # noqa: S506 - Maestro's loader, so that both read the same
-    except (yaml.YAMLError, ValueError):
+        data = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as cause:
+        if isinstance(text, str) and re.search(r"^merlin\s*:", text, re.MULTILINE):
+            raise SpecificationError.at(file, *_yaml_problem(cause)) from cause
         return None
     if not isinstance(data, dict):
         return None
     return data if "merlin" in data or _has_step_key(data.get("study")) else None
+
+
+def _yaml_problem(cause: Exception) -> tuple[str, str]:
+    """Return where YAML has a problem, and which."""
+    mark = getattr(cause, "problem_mark", None)
+    where = f"line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+    problem = getattr(cause, "problem", None) or str(cause)
+    return where, f"this is no YAML: {problem}; look at the indentation, quotes and colons there and before."
 
 
 def _has_step_key(study: Any) -> bool:

@@ -8,7 +8,16 @@ from pathlib import Path
 
 import numpy as np
 
-from maestro_celery_plugin.ledger import COORDINATOR, ENTRY, SUFFIX, Entries, Kind, LedgerReader, LedgerWriter, are_sound
+from maestro_celery_plugin.ledger import (
+    COORDINATOR,
+    ENTRY,
+    SUFFIX,
+    Entries,
+    Kind,
+    LedgerReader,
+    LedgerWriter,
+    are_sound,
+)
 from maestro_celery_plugin.manifest import Manifest
 from maestro_celery_plugin.progress import Progress
 from maestro_celery_plugin.runner import Runner

@@ -119,7 +119,8 @@ def with_task_queues(
             if owners.setdefault(queue, name) != name:
                 LOGGER.warning(
                     "%s: merlin.resources.workers.%s: the task queue '%s' is served by '%s' already; "
-                    "with `overlap: False` the first group serves it.", file, name, queue, owners[queue],
+                    "with `overlap: False` the first group serves it. Give its steps a `task_queue` of their own, "
+                    "or set `overlap: True`.", file, name, queue, owners[queue],
                 )  # fmt: skip
         mine = tuple(queue for queue in wanted if owners.get(queue, name) == name)
         groups[name] = dataclasses.replace(group, task_queues=mine)

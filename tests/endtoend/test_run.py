@@ -343,6 +343,21 @@ def test_a_mistake_stops_the_launch_before_anything_is_created(run):
     assert not study.path.exists()
 
 
+def test_broken_yaml_is_one_line_with_its_place(run):
+    study = run(EXIT_CODES.replace("max_retries: 2", "max_retries: 2: 3"))
+
+    assert study.code == 1
+    assert "study.yaml: line 8, column 23: this is no YAML: mapping values are not allowed here" in study.output
+    assert "Traceback" not in study.output
+
+
+def test_a_token_that_is_none_is_warned_of(run):
+    study = run(EXIT_CODES.replace("CODES", "0").replace("echo cmd", "echo $(AA) $(date) $(WORKSPACE)"), "--dry")
+
+    assert "study.yaml: study.sim.run.cmd: $(AA) is no column label, parameter or variable" in study.output
+    assert study.output.count("is no column label") == 1
+
+
 def test_a_failing_generation_stops_the_launch(run):
     study = run(EXIT_CODES.replace('"printf', '"echo no luck >&2; exit 3; printf'))
 

@@ -111,10 +111,13 @@ def test_a_study_over_a_broker_by_url(run, server):
 def test_the_environment_names_the_broker(run, server, environment):
     environment["MAESTRO_CELERY_BROKER_URL"] = server.url
 
-    study = run(ROOT / "specs" / "hello_samples.yaml").await_end()
+    study = run((ROOT / "specs" / "hello_samples.yaml").read_text().replace("wc -l", "env > environment; wc -l"))
+    study.await_end()
 
     assert study.outputs("count/*.out") == ["20\n"]
     assert not list(study.path.glob("**/broker.conf"))
+    with_password = [path for path in study.path.rglob("*") if path.is_file() and PASSWORD in path.read_text("latin-1")]
+    assert with_password == [study.path / "merlin_info" / "session" / "broker.json"]
 
 
 def test_merlins_configuration_names_the_broker(run, redis_server, environment):

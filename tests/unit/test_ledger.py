@@ -1,0 +1,223 @@
+"""The ledger: whole entries or none, whatever happens to the writer, the disk or the reader."""
+
+from __future__ import annotations
+
+import os
+import struct
+import subprocess
+import sys
+import textwrap
+import threading
+
+import numpy as np
+import pytest
+
+from maestro_celery_plugin.errors import LedgerError
+from maestro_celery_plugin.ledger import ENTRY, SUFFIX, Kind, LedgerReader, LedgerWriter, are_sound, read_ledger
+
+SIZE = ENTRY.itemsize
+
+
+@pytest.fixture
+def writer(tmp_path):
+    ledger = LedgerWriter(tmp_path / f"w{SUFFIX}")
+    yield ledger
+    ledger.close()
+
+
+@pytest.fixture
+def file(tmp_path):
+    return tmp_path / f"w{SUFFIX}"
+
+
+def starts(entries):
+    return entries["start"].tolist()
+
+
+@pytest.mark.parametrize("kind", Kind)
+def test_an_entry_comes_back_as_it_was_written(writer, tmp_path, kind):
+    writer.append(kind, 7, 3, 5, 9, code=-15, slot=2)
+
+    (entry,) = read_ledger(tmp_path)
+
+    names = ("kind", "record", "epoch", "start", "stop", "code", "slot", "reserved")
+    assert [int(entry[name]) for name in names] == [kind, 7, 3, 5, 9, -15, 2, 0]
+    assert entry["time"] > 1.7e9
+
+
+@pytest.mark.parametrize("code", [-(2**31), 2**31 - 1])
+def test_the_largest_values_come_back(writer, tmp_path, code):
+    writer.append(Kind.ENDED, 2**32 - 1, 2**32 - 1, 2**64 - 1, 2**64 - 1, code=code, slot=65535)
+
+    (entry,) = read_ledger(tmp_path)
+
+    assert (entry["record"], entry["epoch"], entry["slot"]) == (2**32 - 1, 2**32 - 1, 65535)
+    assert (entry["start"], entry["stop"], entry["code"]) == (2**64 - 1, 2**64 - 1, code)
+
+
+@pytest.mark.parametrize("values", [{"slot": 65536}, {"slot": -1}, {"code": 2**31}, {"start": -1}, {"epoch": 2**32}])
+def test_a_value_that_does_not_fit_is_refused_and_nothing_written(writer, file, values):
+    fields = {"record": 1, "epoch": 1, "start": 0, **values}
+
+    with pytest.raises(struct.error):
+        writer.append(Kind.STARTED, **fields)
+
+    assert file.stat().st_size == 0
+
+
+def test_a_torn_last_entry_is_ignored_and_read_when_it_is_whole(writer, file, tmp_path):
+    writer.append(Kind.STARTED, 1, 1, 0)
+    writer.append(Kind.STARTED, 1, 1, 1)
+    whole = file.read_bytes()
+    file.write_bytes(whole[: SIZE + 20])
+    reader = LedgerReader(tmp_path)
+
+    assert [starts(entries) for _, entries in reader.poll()] == [[0]]
+    assert list(reader.poll()) == []
+    file.write_bytes(whole)
+    assert [starts(entries) for _, entries in reader.poll()] == [[1]]
+    assert reader.damaged == 0
+
+
+def test_a_torn_last_entry_is_cut_off_when_the_file_is_opened_again(writer, file, tmp_path):
+    writer.append(Kind.STARTED, 1, 1, 0)
+    file.write_bytes(file.read_bytes() + b"torn")
+
+    again = LedgerWriter(file)
+    again.append(Kind.STARTED, 1, 1, 1)
+    again.close()
+
+    assert starts(read_ledger(tmp_path)) == [0, 1]
+
+
+def test_damaged_and_empty_entries_are_ignored_and_counted(writer, file, tmp_path):
+    for sample in range(4):
+        writer.append(Kind.STARTED, 1, 1, sample)
+    data = bytearray(file.read_bytes())
+    data[SIZE + 17] ^= 1
+    data[2 * SIZE : 3 * SIZE] = bytes(SIZE)
+    file.write_bytes(data)
+    reader = LedgerReader(tmp_path)
+
+    assert [starts(entries) for _, entries in reader.poll()] == [[0, 3]]
+    assert reader.damaged == 2
+
+
+def test_any_single_changed_bit_is_noticed(writer, file):
+    writer.append(Kind.ENDED, 1, 2, 3, 4, code=5, slot=6)
+    sound = np.unpackbits(np.frombuffer(file.read_bytes(), np.uint8))
+
+    for bit in range(8 * SIZE):
+        damaged = sound.copy()
+        damaged[bit] ^= 1
+        assert not are_sound(np.packbits(damaged).view(ENTRY)).any(), bit
+
+
+def test_a_full_disk_leaves_nothing_of_an_entry(tmp_path):
+    """The limit of the file size stands for the disk: there is space for two entries and a half."""
+    program = f"""
+        import pathlib, resource
+        from maestro_celery_plugin.errors import LedgerError
+        from maestro_celery_plugin.ledger import Kind, LedgerWriter, read_ledger
+
+        hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+        path = pathlib.Path({str(tmp_path)!r}, "w.ledger")
+        writer = LedgerWriter(path)
+        resource.setrlimit(resource.RLIMIT_FSIZE, ({SIZE * 2 + SIZE // 2}, hard))
+        for sample in range(4):
+            try:
+                writer.append(Kind.STARTED, 1, 1, sample)
+            except LedgerError as error:
+                print(sample, error)
+        print(path.stat().st_size)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+        writer.append(Kind.STARTED, 1, 1, 4)
+        print(read_ledger(path.parent)["start"].tolist())
+    """
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+
+    message = f"{tmp_path}/w.ledger: No space left on device"
+    assert said == [f"2 {message}", f"3 {message}", str(2 * SIZE), "[0, 1, 4]"]
+
+
+def test_a_disk_that_takes_nothing_is_an_error(tmp_path):
+    (tmp_path / "full").symlink_to("/dev/full")
+    writer = LedgerWriter(tmp_path / f"w{SUFFIX}")
+    os.dup2(os.open("/dev/full", os.O_WRONLY), writer._fd)
+
+    with pytest.raises(LedgerError, match="w.ledger: No space left on device"):
+        writer.append(Kind.STARTED, 1, 1, 0)
+
+
+def test_each_poll_returns_what_is_new(writer, tmp_path):
+    reader = LedgerReader(tmp_path)
+    seen = []
+    for sample in range(3):
+        writer.append(Kind.STARTED, 1, 1, sample)
+        seen += [(name, starts(entries)) for name, entries in reader.poll()]
+
+    assert seen == [("w", [0]), ("w", [1]), ("w", [2])]
+    assert list(reader.poll()) == []
+
+
+def test_each_writer_has_its_name_and_other_files_are_left_alone(tmp_path):
+    for name in ("w-1", "w-2.77", "coordinator"):
+        writer = LedgerWriter(tmp_path / f"{name}{SUFFIX}")
+        writer.append(Kind.STARTED, 1, 1, len(name))
+        writer.close()
+    (tmp_path / "notes.txt").write_text("x" * 500)
+
+    assert {name: starts(e) for name, e in LedgerReader(tmp_path).poll()} == {
+        "w-1": [3],
+        "w-2.77": [6],
+        "coordinator": [11],
+    }
+
+
+def test_a_ledger_that_is_not_there_is_empty(tmp_path):
+    assert len(read_ledger(tmp_path / "ledger")) == 0
+
+
+def test_it_goes_on_after_a_flush(writer, tmp_path):
+    for sample in range(3):
+        writer.append(Kind.STARTED, 1, 1, sample)
+        writer.flush()
+
+    assert starts(read_ledger(tmp_path)) == [0, 1, 2]
+
+
+def test_a_flush_that_fails_leaves_the_writer_its_own_file(tmp_path):
+    """Otherwise the next entry would go to whatever file gets the number of the closed one."""
+    directory = tmp_path / "ledger"
+    writer = LedgerWriter(directory / f"w{SUFFIX}")
+    directory.rename(tmp_path / "moved")
+
+    with pytest.raises(LedgerError, match="No such file"):
+        writer.flush()
+    with (tmp_path / "other").open("wb"):
+        writer.append(Kind.STARTED, 1, 1, 5)
+
+    assert starts(read_ledger(tmp_path / "moved")) == [5]
+    assert (tmp_path / "other").stat().st_size == 0
+
+
+def test_many_threads_write_whole_entries_in_their_order(writer, tmp_path):
+    def write(slot):
+        for sample in range(300):
+            writer.append(Kind.STARTED, 1, 1, sample, slot=slot)
+            if sample % 50 == 0:
+                writer.flush()
+
+    threads = [threading.Thread(target=write, args=(slot,)) for slot in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    reader = LedgerReader(tmp_path)
+    ((_, entries),) = reader.poll()
+    assert reader.damaged == 0
+    for slot in range(4):
+        assert starts(entries[entries["slot"] == slot]) == list(range(300))
