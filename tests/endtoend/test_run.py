@@ -347,7 +347,7 @@ def test_broken_yaml_is_one_line_with_its_place(run):
     study = run(EXIT_CODES.replace("max_retries: 2", "max_retries: 2: 3"))
 
     assert study.code == 1
-    assert "study.yaml: line 8, column 23: this is no YAML: mapping values are not allowed here" in study.output
+    assert "study.yaml: line 7, column 21: this is no YAML: mapping values are not allowed here" in study.output
     assert "Traceback" not in study.output
 
 
