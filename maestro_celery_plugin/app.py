@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import celery.app.defaults
 from celery import Celery
 from kombu import Exchange, Queue
 
@@ -63,8 +62,7 @@ def make_app(session: Session) -> Celery:
     if broker is None:
         raise BrokerError(f"The session '{session.path}' has no broker; its study has ended.")
     app = Celery("maestro_celery", set_as_current=False, autofinalize=False)
-    known = celery.app.defaults.flatten(celery.app.defaults.NAMESPACES)
-    app.conf.update({name: value for name, value in SETTINGS.items() if name in dict(known)})
+    app.conf.update(SETTINGS)
     app.conf.broker_url = broker["url"]
     app.conf.broker_transport_options = _transport_options(broker)
     app.finalize()

@@ -13,6 +13,7 @@ Its path is all that a worker is given; secrets are read from its files and go n
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import hmac
 import json
@@ -169,7 +170,18 @@ class Signer:
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
+    """Return what is in a file; None when it is not there, or empty since its machine has crashed."""
     try:
-        return json.loads(path.read_text())  # type: ignore[no-any-return]
-    except FileNotFoundError:
+        return json.loads(_read_text(path))  # type: ignore[no-any-return]
+    except (FileNotFoundError, json.JSONDecodeError):
         return None
+
+
+def _read_text(path: Path, attempts: int = 5) -> str:
+    """Read a file that another node may replace meanwhile: NFS then says that it is stale (open(2), nfs(5))."""
+    try:
+        return path.read_text()
+    except OSError as error:
+        if error.errno != errno.ESTALE or attempts == 1:
+            raise
+        return _read_text(path, attempts - 1)

@@ -9,13 +9,14 @@ import types
 import pytest
 
 from maestro_celery_plugin import launch
-from maestro_celery_plugin.errors import SampleError
+from maestro_celery_plugin.errors import SampleError, SpecificationError
 from maestro_celery_plugin.settings import (
     BatchSettings,
     EnsembleSettings,
     GenerateSettings,
     ResourceSettings,
     SampleSettings,
+    WorkerGroupSettings,
 )
 
 
@@ -169,7 +170,25 @@ def test_column_labels_in_the_first_row_are_suspicious(acquire, caplog):
 
 
 def test_the_broker_is_looked_at_only_in_a_launch(monkeypatch):
-    monkeypatch.setattr("maestro_celery_plugin.broker.check", lambda choice: pytest.fail("looked at"))
-    launch.check_before()
+    settings = EnsembleSettings(batch=BatchSettings(), resources=ResourceSettings())
+    looked_at = []
+    monkeypatch.setattr("maestro_celery_plugin.broker.check", looked_at.append)
+    launch.check_before(settings, "study.yaml")
     monkeypatch.setattr(launch.OPTIONS, "launching", True)
-    launch.check_before()
+    monkeypatch.setattr(launch.OPTIONS, "dry_run", True)
+    launch.check_before(settings, "study.yaml")
+    assert not looked_at
+
+    monkeypatch.setattr(launch.OPTIONS, "dry_run", False)
+    launch.check_before(settings, "study.yaml")
+    assert len(looked_at) == 1
+
+
+def test_a_batch_type_whose_workers_cannot_be_started_stops_the_launch(monkeypatch):
+    group = WorkerGroupSettings(task_queues=("merlin",))
+    resources = ResourceSettings(workers={"sim": group})
+    settings = EnsembleSettings(batch=BatchSettings(type="slurm"), resources=resources)
+    monkeypatch.setattr(launch.OPTIONS, "launching", True)
+
+    with pytest.raises(SpecificationError, match="study.yaml: batch.type: found 'slurm' for the worker group 'sim'"):
+        launch.check_before(settings, "study.yaml")

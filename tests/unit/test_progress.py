@@ -72,6 +72,7 @@ def test_requests_are_told_from_outcomes():
 def test_a_sample_that_takes_its_worker_down_too_often_is_poisonous():
     lost = [row for epoch in range(1, POISON_LIMIT + 1) for row in ((STARTED, 0, epoch), (LOST, 0, epoch))]
 
+    assert POISON_LIMIT == 5
     assert outcome(*lost[:-1]) is Outcome.OPEN
     assert outcome(*lost) is Outcome.FAILED
 

@@ -475,9 +475,12 @@ def test_what_only_maestro_finds_is_one_message_too(tmp_path, caplog):
     assert not caplog.records
 
 
-def test_an_ensemble_is_read_by_maestros_loader(tmp_path):
+def test_a_python_tag_in_an_ensemble_is_refused(tmp_path):
+    """Given YAML that would make Python objects, when it has a merlin block, then it is refused in one line."""
     text = yaml.safe_dump(spec()) + "user: !!python/tuple [1]\n"
-    assert load(tmp_path, text).ensemble is not None
+
+    with pytest.raises(SpecificationError, match=r"study.yaml: line \d+, column 7: .*python/tuple"):
+        load(tmp_path, text)
 
 
 @pytest.mark.parametrize("funnel", ["a", "a_*", "a*"])

@@ -1,0 +1,102 @@
+"""The adapter: Maestro's contract, which ends the conductor when an adapter raises."""
+
+from __future__ import annotations
+
+import os
+import types
+
+import maestrowf.specification  # noqa: F401 (before ours is imported, as `maestro` does)
+import pytest
+from ensembles import a_study
+from filelock import FileLock
+from maestrowf.abstracts.enums import CancelCode, JobStatusCode, SubmissionCode
+from maestrowf.interfaces import ScriptAdapterFactory
+
+from maestro_celery_plugin import coordinator
+from maestro_celery_plugin.study import StudyPlan
+
+
+def adapter_of(plan):
+    batch = plan.to_batch()
+    return ScriptAdapterFactory.get_adapter(batch.pop("type"))(**batch)
+
+
+@pytest.fixture
+def study(tmp_path):
+    return a_study(tmp_path / "study")[0]
+
+
+@pytest.fixture
+def workspace(study):
+    return study.root / "sim"
+
+
+def a_step(cmd="echo $(V)", restart=None, sampled=False):
+    run = {
+        "cmd": cmd,
+        "restart": cmd if restart is None else restart,
+        "celery": {"step": "sim", "sampled": sampled, "settings": {}},
+    }
+    return types.SimpleNamespace(name="sim", real_name="sim", run=run)
+
+
+def test_maestro_finds_it():
+    assert "celery" in ScriptAdapterFactory.get_valid_adapters()
+    adapter = ScriptAdapterFactory.get_adapter("celery")
+    assert adapter.__name__ == "CeleryScriptAdapter"
+    assert adapter.key == "celery"
+
+
+def test_it_is_built_from_what_maestro_stores(study):
+    adapter = adapter_of(study)
+    assert adapter.extension == ".sh"
+    assert StudyPlan.from_batch(study.to_batch()) == study
+
+
+def test_scripts_exist_and_can_be_executed(study, workspace):
+    scheduled, script, restart = adapter_of(study).write_script(str(workspace), a_step(restart="echo again"))
+
+    assert scheduled is True
+    assert os.path.basename(script) == "sim.sh"
+    assert os.path.basename(restart) == "sim.restart.sh"
+    for path, line in ((script, "echo $(V)"), (restart, "echo again")):
+        assert os.access(path, os.X_OK)
+        with open(path) as file:
+            assert file.read() == f"#!/bin/bash\n\n{line}\n"
+
+
+def test_there_is_always_a_restart_script(study, workspace):
+    """Maestro restarts a step that timed out only if it has one."""
+    _, script, restart = adapter_of(study).write_script(str(workspace), a_step())
+    assert restart == script
+
+
+def test_the_launcher_is_removed(study, workspace):
+    _, script, _ = adapter_of(study).write_script(str(workspace), a_step(cmd="$(LAUNCHER) sim"))
+    with open(script) as file:
+        assert file.read().endswith("\nsim\n")
+
+
+def test_without_jobs_there_is_nothing_to_do_and_no_coordinator(study):
+    adapter = adapter_of(study)
+
+    assert adapter.check_jobs([]) == (JobStatusCode.OK, {})
+    assert adapter.cancel_jobs([]).cancel_status is CancelCode.OK
+    assert coordinator.active() == []
+
+
+def test_while_another_conductor_lives_nothing_is_done_and_nothing_raised(study, monkeypatch, caplog):
+    monkeypatch.setattr(coordinator, "LOCK_LIMIT_S", 0.02)
+    adapter = adapter_of(study)
+    with FileLock(study.info / "conductor.lock"):
+        submitted = adapter.submit(a_step(), "sim.sh", str(study.root / "sim"))
+        checked = adapter.check_jobs(["sim#1"])
+        cancelled = adapter.cancel_jobs(["sim#1"])
+
+    assert submitted.submission_code is SubmissionCode.ERROR
+    assert checked == (JobStatusCode.NOJOBS, {})  # ERROR would end the conductor
+    assert cancelled.cancel_status is CancelCode.ERROR
+    assert f"Another conductor is running the study '{study.root}'." in caplog.text
+    assert coordinator.active() == []
+
+

@@ -1,0 +1,148 @@
+"""The doctor: healthy is 0; anything else is 1, with a remedy."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+import maestrowf
+import pytest
+from click.testing import CliRunner
+
+from maestro_celery_plugin.broker import keeper_of, start_private
+from maestro_celery_plugin.cli import main
+from maestro_celery_plugin.processes import wait_until
+from maestro_celery_plugin.session import Session
+
+# The private broker's keeper outlives who starts it, and is not waited for.
+pytestmark = pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
+
+
+@pytest.fixture(scope="module")
+def broker(tmp_path_factory):
+    """The URL of a broker that answers."""
+    session = Session.create(tmp_path_factory.mktemp("doctor") / "session")
+    start_private(session)
+    keeper = keeper_of(session)
+    yield session.read_broker()["url"]
+    keeper.signal(signal.SIGTERM)
+    wait_until(lambda: not keeper.is_alive, 10)
+
+
+@pytest.fixture(autouse=True)
+def activated(monkeypatch, tmp_path):
+    """As in an activated environment of somebody without configuration."""
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:/usr/bin:/bin")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("MAESTRO_CELERY_BROKER_URL", raising=False)
+
+
+def ask(broker=None):
+    """Return the doctor's exit code, what is well by subject, and the remedies by subject."""
+    answer = CliRunner().invoke(main, ["doctor", *(["--broker", broker] if broker else [])], catch_exceptions=False)
+    well, remedies, subject = {}, {}, ""
+    for line in answer.output.splitlines():
+        if line.startswith(("ok  ", "NO  ")):
+            subject, _, found = line[4:].partition(": ")
+            well[subject] = found
+        else:
+            remedies[subject] = line.strip()
+    return answer.exit_code, well, remedies
+
+
+def distribution(path, name, version, **files):
+    """Let importlib.metadata find a distribution there."""
+    directory = path / f"{name}-{version}.dist-info"
+    directory.mkdir(parents=True)
+    (directory / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    for file, text in files.items():
+        (directory / f"{file}.json").write_text(text)
+    return path
+
+
+@pytest.fixture
+def no_entry(tmp_path, monkeypatch):
+    """A Maestro whose directory lacks the module that it has to discover."""
+    package = tmp_path / "site" / "maestrowf"
+    shutil.copytree(Path(maestrowf.__file__).parent / "interfaces", package / "interfaces")
+    (package / "interfaces" / "script" / "celeryscriptadapter.py").unlink()
+    (package / "__init__.py").touch()
+    monkeypatch.syspath_prepend(package.parent)
+    monkeypatch.delitem(sys.modules, "maestrowf")
+    return package
+
+
+def test_a_healthy_environment_with_its_private_broker():
+    code, well, remedies = ask()
+
+    assert (code, remedies) == (0, {})
+    assert well["broker"].startswith("private, by '")
+    assert well["broker"].endswith("; it starts and answers")
+    assert well["Maestro hooks"] == "4 names, all there"
+    assert Path(well["entry"]).name == "celeryscriptadapter.py"
+
+
+def test_a_broker_that_answers(broker):
+    code, well, remedies = ask(broker)
+
+    assert (code, remedies) == (0, {})
+    assert well["broker"].endswith("(from --broker); it answers")
+    assert ":***@" in well["broker"]
+
+
+@pytest.mark.parametrize("url", ["redis://:geheim@127.0.0.1:1/0", "http://127.0.0.1:1", "nonsense"])
+def test_a_broker_that_does_not_answer(url):
+    code, _, remedies = ask(url)
+
+    assert code == 1
+    assert set(remedies) == {"broker"}
+    assert "(from --broker) cannot be used: " in remedies["broker"]
+    assert remedies["broker"].endswith("or leave it out: then a private broker is started.")
+    assert "geheim" not in remedies["broker"]
+
+
+def test_an_editable_install(no_entry, broker, monkeypatch):
+    direct_url = '{"dir_info": {"editable": true}, "url": "file:///work"}'
+    distribution(no_entry.parent, "maestro_celery_plugin", "0.1.0", direct_url=direct_url)
+
+    code, well, remedies = ask(broker)
+
+    assert code == 1
+    assert well["entry"].startswith(f"there is no '{no_entry}/interfaces/script/celeryscriptadapter.py'")
+    expected = "an editable install does not put it there: `pip install .` instead of `pip install -e .`"
+    assert remedies["entry"] == expected
+
+
+def test_a_missing_entry(no_entry, broker):
+    distribution(no_entry.parent, "maestro_celery_plugin", "0.1.0")
+
+    code, _, remedies = ask(broker)
+
+    assert code == 1
+    assert remedies["entry"].startswith(f"`{sys.executable} -m pip install --force-reinstall")
+
+
+@pytest.mark.parametrize("version", ["1.1.9", "1.3.0", "1.20.0"])
+def test_a_maestro_that_is_not_supported(broker, tmp_path, monkeypatch, version):
+    monkeypatch.syspath_prepend(distribution(tmp_path / "old", "maestrowf", version))
+
+    code, well, remedies = ask(broker)
+
+    assert code == 1
+    assert well["maestrowf"] == version
+    assert remedies == {"maestrowf": "pip install 'maestrowf>=1.2,<1.3'"}
+
+
+def test_a_maestro_of_another_environment_first_on_path(broker, tmp_path, monkeypatch):
+    (tmp_path / "maestro").touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    code, well, remedies = ask(broker)
+
+    assert code == 1
+    assert well["maestro"] == f"the one on PATH is '{tmp_path}/maestro', of another environment"
+    assert remedies == {
+        "maestro": f"call '{Path(sys.executable).parent / 'maestro'}', or activate this environment"
+    }

@@ -1,0 +1,156 @@
+"""What we touch in Maestro: it is there, it is where we say, and without it there is a message."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import textwrap
+import types
+from pathlib import Path
+
+import maestrowf
+import pytest
+
+from maestro_celery_plugin import maestro_hooks
+from maestro_celery_plugin.errors import UnsupportedMaestroError
+from maestro_celery_plugin.maestro_hooks import TOUCHPOINTS, EnsembleArgumentParser, Touchpoint
+
+MAESTRO = Path(maestrowf.__file__).parent
+POINT = Touchpoint("maestrowf.nowhere", "gone", "nowhere.py:7 uses it", lambda original: (original, "replaced"))
+
+
+@pytest.mark.parametrize("point", TOUCHPOINTS, ids=lambda point: f"{point.module}.{point.name}")
+def test_maestro_uses_the_name_about_where_we_say(point):
+    assert (MAESTRO.joinpath(*point.module.split(".")[1:]).with_suffix(".py")).is_file() or MAESTRO.joinpath(
+        *point.module.split(".")[1:], "__init__.py"
+    ).is_file()
+    places = re.findall(r"(\w+\.py):(\d+)", point.relies_on)
+    assert places
+    for file, line in places:
+        lines = (MAESTRO / file).read_text().splitlines()
+        near = "\n".join(lines[max(0, int(line) - 15) : int(line) + 15])
+        assert re.search(rf"\b{point.name}\b", near), f"{file}:{line}"
+
+
+def test_a_name_is_replaced_by_what_is_made_of_it():
+    module = types.ModuleType("maestrowf.nowhere")
+    module.gone = "original"
+    POINT.apply(module)
+    assert module.gone == ("original", "replaced")
+
+
+def test_without_the_name_there_is_a_message_with_a_remedy():
+    module = types.ModuleType("maestrowf.nowhere")
+    for use in (POINT.check, POINT.apply):
+        with pytest.raises(UnsupportedMaestroError) as error:
+            use(module)
+        assert str(error.value) == (
+            "maestro-celery-plugin does not support this version of maestrowf: maestrowf.nowhere has no 'gone' "
+            "(nowhere.py:7 uses it). Install 'maestrowf>=1.2,<1.3', or uninstall maestro-celery-plugin."
+        )
+
+
+PROGRAM = """
+    import sys, warnings
+    warnings.simplefilter("ignore")
+    import maestrowf.maestro, maestrowf.conductor
+    from maestro_celery_plugin import maestro_hooks
+
+    maestro_hooks.install()
+    maestro_hooks.install()
+    finders = [f for f in sys.meta_path if isinstance(f, maestro_hooks._AfterImport)]
+    maestrowf.maestro.setup_argparser()
+    print(len(finders))
+    print(maestrowf.specification.YAMLSpecification.__module__)
+    print(maestrowf.maestro.YAMLSpecification.__module__)
+    print(maestrowf.maestro.ArgumentParser.__module__)
+    print(maestrowf.maestro.start_process.__wrapped__.__module__)
+    print(maestrowf.conductor.sleep.__module__)
+    print(maestrowf.specification.__spec__.loader is maestrowf.specification.__loader__)
+    import maestrowf.abstracts.specification
+    print(maestrowf.specification.yamlspecification.YAMLSpecification.__module__)
+"""
+
+
+def test_maestro_is_amended_once_however_often_it_is_asked_for():
+    command = [sys.executable, "-c", textwrap.dedent(PROGRAM)]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert answer.stdout.splitlines() == [
+        "1",
+        "maestro_celery_plugin.specification",
+        "maestro_celery_plugin.specification",
+        "maestro_celery_plugin.maestro_hooks",
+        "maestrowf.utils",
+        "maestro_celery_plugin.maestro_hooks",
+        "True",
+        "maestrowf.specification.yamlspecification",
+    ], answer.stderr
+
+
+def test_an_unsupported_maestro_is_told_without_a_traceback():
+    """A study must not run without its ensemble."""
+    program = f"""
+        import sys
+        from maestro_celery_plugin import maestro_hooks
+        wrong = maestro_hooks.Touchpoint("fractions", "gone", "a.py:1 uses it", None)
+        maestro_hooks.TOUCHPOINTS = (wrong,)
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        maestro_hooks.install()
+        import fractions
+        print("not here")
+    """
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert (answer.returncode, answer.stdout) == (1, "")
+    assert answer.stderr.startswith("error: maestro-celery-plugin does not support this version of maestrowf: ")
+    assert "Traceback" not in answer.stderr
+
+
+# --- the conductor that is started -------------------------------------------------------------------
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """An environment with `maestro` and, beside it, `conductor`."""
+    directory = tmp_path / "my env" / "bin"
+    directory.mkdir(parents=True)
+    (directory / "conductor").touch()
+    monkeypatch.setattr(sys, "argv", [str(directory / "maestro"), "run"])
+    return directory / "conductor"
+
+
+def test_the_conductor_of_the_same_environment_is_started(own):
+    command = maestro_hooks._with_own_conductor("nohup conductor -t 60 /my/study > log")
+    assert command == f"nohup '{own}' -t 60 /my/study > log"
+
+
+def test_without_one_the_command_is_maestros(own):
+    own.unlink()
+    command = "nohup conductor -t 60 /my/study > log"
+    assert maestro_hooks._with_own_conductor(command) == command
+
+
+@pytest.mark.parametrize("command", ["conductor -t 60", "echo nohup conductor x", ["nohup", "conductor"], None])
+def test_other_commands_are_left_alone(own, command):
+    assert maestro_hooks._with_own_conductor(command) == command
+
+
+# --- the command line --------------------------------------------------------------------------------
+
+
+def test_run_has_our_option_and_others_do_not():
+    assert EnsembleArgumentParser(prog="/bin/maestro run").parse_args(["--broker", "u"]).broker == "u"
+    assert EnsembleArgumentParser(prog="/bin/maestro run").parse_args([]).broker is None
+    with pytest.raises(SystemExit):
+        EnsembleArgumentParser(prog="/bin/maestro status").parse_args(["--broker", "u"])
+
+
+def test_without_ensembles_the_wait_is_a_sleep():
+    import time
+
+    begin = time.monotonic()
+    maestro_hooks._wait(0.05)
+    assert 0.05 <= time.monotonic() - begin < 2

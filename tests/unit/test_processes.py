@@ -1,0 +1,133 @@
+"""Processes: told from later ones with the same number, and found by their environment."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from maestro_celery_plugin.processes import ProcessId, end_marked, wait_until
+
+MARK = "MAESTRO_CELERY_TEST_MARK"
+
+
+@pytest.fixture
+def start():
+    """Start processes that are ended with the test."""
+    started = []
+
+    def run(command, mark=None, **options):
+        environment = {**os.environ, MARK: mark} if mark else None
+        process = subprocess.Popen(["/bin/bash", "-c", command], env=environment, start_new_session=True, **options)
+        started.append(process)
+        return process
+
+    yield run
+    for process in started:
+        process.kill()
+        process.wait()
+        if process.stdout:
+            process.stdout.close()
+
+
+def line_of(process):
+    return int(process.stdout.readline())
+
+
+def test_a_running_process_is_alive_until_it_is_reaped(start):
+    process = start("exec sleep 60")
+    identity = ProcessId.of(process.pid)
+
+    assert identity.start > 0
+    assert identity.is_alive
+    process.kill()
+    process.wait()
+    assert not identity.is_alive
+
+
+def test_a_later_process_with_the_same_number_is_another(start):
+    process = start("exec sleep 60")
+    earlier = ProcessId(process.pid, ProcessId.of(process.pid).start - 1)
+
+    assert not earlier.is_alive
+    earlier.signal(signal.SIGKILL)
+    time.sleep(0.05)
+    assert process.poll() is None
+
+
+def test_a_zombie_is_not_alive(start):
+    process = start("exec sleep 60")
+    identity = ProcessId.of(process.pid)
+    process.kill()
+
+    assert wait_until(lambda: not identity.is_alive, 2)
+    assert process.returncode is None  # not reaped yet
+
+
+def test_a_command_with_a_strange_name_is_identified(tmp_path):
+    program = tmp_path / "a) R 1 (b"
+    program.symlink_to("/bin/sleep")
+    with subprocess.Popen([str(program), "60"]) as process:
+        assert ProcessId.of(process.pid).is_alive
+        assert abs(ProcessId.of(process.pid).start - ProcessId.of(os.getpid()).start) < 1e7
+        process.kill()
+
+
+def test_a_process_that_never_was_is_not_alive():
+    assert not ProcessId.of(2**22 + 1).is_alive
+    assert not ProcessId(0, 0).is_alive
+    ProcessId(2**22 + 1, 0).signal(signal.SIGKILL)
+
+
+def test_a_group_is_signalled_as_a_whole(start):
+    process = start("sleep 60 & echo $!; wait", stdout=subprocess.PIPE)
+    child = ProcessId.of(line_of(process))
+
+    ProcessId.of(process.pid).signal(signal.SIGKILL, group=True)
+
+    assert wait_until(lambda: not child.is_alive, 2)
+
+
+def test_marked_processes_are_ended_in_whatever_session_they_are(start):
+    process = start("setsid sleep 60 & echo $!; wait", "study:w-1", stdout=subprocess.PIPE)
+    child = ProcessId.of(line_of(process))
+    assert wait_until(lambda: os.getsid(child.pid) == child.pid, 2)
+    others = [start("exec sleep 60"), start("exec sleep 60", "study:w-11"), start("exec sleep 60", "study:w-1")]
+
+    found = end_marked(MARK, "study:w-1", spare=frozenset({others[2].pid}))
+
+    assert found == 2
+    assert not child.is_alive
+    assert process.wait() == -signal.SIGTERM
+    assert [other.poll() for other in others] == [None, None, None]
+
+
+def test_those_that_ignore_sigterm_are_killed(start):
+    process = start("trap '' TERM; echo 1; while :; do sleep 0.05; done", "stubborn", stdout=subprocess.PIPE)
+    line_of(process)
+
+    assert end_marked(MARK, "stubborn", grace_s=0.1) >= 1
+    assert process.wait() == -signal.SIGKILL
+
+
+def test_the_caller_and_its_parent_are_spared():
+    """A worker has the mark of its samples in its own environment when it was started by one."""
+    program = (
+        "import os, subprocess, sys; from maestro_celery_plugin.processes import end_marked;"
+        f"print(end_marked('{MARK}', 'own'))"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", program], env={**os.environ, MARK: "own"}, capture_output=True, text=True, check=True
+    )
+    assert answer.stdout == "0\n"
+
+
+def test_waiting_ends_with_the_condition_or_the_time():
+    begin = time.monotonic()
+    assert wait_until(lambda: True, 5)
+    assert not wait_until(lambda: False, 0.05)
+    assert time.monotonic() - begin < 1

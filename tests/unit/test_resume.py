@@ -1,0 +1,89 @@
+"""Resume: what is no study of ours, or is conducted already, is refused; failed samples are opened again."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+from click.testing import CliRunner
+from ensembles import a_manifest, a_study
+from filelock import FileLock
+
+from maestro_celery_plugin.cli import main
+from maestro_celery_plugin.ledger import Kind, LedgerWriter, read_ledger
+from maestro_celery_plugin.progress import Progress
+from maestro_celery_plugin.resume import reopen_failed
+from maestro_celery_plugin.states import Outcome
+
+
+def refused(path):
+    answer = CliRunner().invoke(main, ["resume", str(path)], catch_exceptions=False)
+    assert answer.exit_code == 1
+    assert answer.stdout == ""
+    return answer.stderr
+
+
+def test_a_directory_that_is_no_study(tmp_path):
+    assert refused(tmp_path) == (
+        f"maestro-celery: error: '{tmp_path}' is not the directory of a Maestro study (no batch.info that can be "
+        "read); give the directory that `maestro run` has made.\n"
+    )
+    assert "is not the directory of a Maestro study" in refused(tmp_path / "none")
+
+
+def test_a_batch_info_that_is_no_yaml(tmp_path):
+    (tmp_path / "batch.info").write_text("{")
+    assert "is not the directory of a Maestro study" in refused(tmp_path)
+
+
+@pytest.mark.parametrize("batch", [{"type": "local"}, {"type": "slurm", "bank": "b"}, None, [], {"type": "celery"}])
+def test_a_study_of_plain_maestro(tmp_path, batch):
+    (tmp_path / "batch.info").write_text(yaml.safe_dump(batch))
+    assert refused(tmp_path) == (
+        f"maestro-celery: error: '{tmp_path}' is a Maestro study without an ensemble; use `maestro status` and "
+        "`maestro cancel`.\n"
+    )
+
+
+def test_a_study_that_is_conducted(tmp_path):
+    plan, _ = a_study(tmp_path / "study")
+    with FileLock(plan.info / "conductor.lock"):
+        said = refused(plan.root)
+
+    assert said.startswith(f"maestro-celery: error: A conductor of the study '{plan.root}' is running; ")
+    assert f"`maestro cancel {plan.root}` ends it." in said
+
+
+# --- failed samples ----------------------------------------------------------------------------------
+
+CODES = (0, 1, 102, 104, -9, 105)
+
+
+@pytest.mark.parametrize("worker", ["a-1", "w-1"])  # its file is read before, or after, that of the coordinator
+def test_failed_samples_run_again_and_no_others(tmp_path, worker):
+    plan, manifest = a_study(tmp_path / "study")
+    a_manifest(plan.root, number=2).write(plan.records / "sim" / "X.2" / "manifest.json")
+    coordinator = LedgerWriter(plan.ledger / "coordinator.ledger")
+    coordinator.append(Kind.SENT, 1, 3, 0, 10)
+    coordinator.close()
+    writer = LedgerWriter(plan.ledger / f"{worker}.ledger")
+    for sample, code in enumerate(CODES):
+        writer.append(Kind.STARTED, 1, 3, sample)
+        writer.append(Kind.ENDED, 1, 3, sample, code=code)
+    writer.append(Kind.ENDED, 2, 1, 7, code=1)
+
+    assert reopen_failed(plan) == 4
+
+    entries = read_ledger(plan.ledger)
+    reopened = entries[entries["kind"] == Kind.REOPENED]
+    pairs = list(zip(reopened["record"].tolist(), reopened["start"].tolist(), reopened["epoch"].tolist(), strict=True))
+    assert pairs[:3] == [(1, 1, 3), (1, 2, 3), (1, 4, 3)]
+    assert pairs[3][:2] == (2, 7)
+    progress = Progress(manifest)
+    progress.apply(entries[entries["record"] == 1])
+    expected = [Outcome.FINISHED, Outcome.OPEN, Outcome.OPEN, Outcome.OPEN, Outcome.OPEN, Outcome.STOPPED_STUDY]
+    assert progress.outcome[:6].tolist() == expected
+
+    writer.append(Kind.ENDED, 1, 4, 1, code=0)
+    writer.append(Kind.ENDED, 1, 4, 2, code=1)
+    writer.close()
+    assert reopen_failed(plan) == 1 + 1  # the one that has failed again, and record 2's, which nobody has sent

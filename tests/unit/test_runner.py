@@ -1,0 +1,367 @@
+"""The runner: real samples, in real shells."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from ensembles import a_manifest
+
+from maestro_celery_plugin import runner as runner_module
+from maestro_celery_plugin.processes import ProcessId, wait_until
+from maestro_celery_plugin.runner import CannotRunError, Runner
+
+
+@pytest.fixture
+def make(tmp_path):
+    """Make the runner of a record with one value per sample, and its workspace."""
+
+    def build(cmd, value="v", **changes):
+        manifest = a_manifest(tmp_path, cmd=cmd, labels=["V"], **changes)
+        Path(manifest.workspace).mkdir(parents=True, exist_ok=True)
+        return Runner(manifest, lambda sample: [value])
+
+    return build
+
+
+def attempt(runner, sample=0):
+    assert runner.claim(sample)
+    return runner.start(sample, first=True).wait()
+
+
+def files(runner, sample=0):
+    directory = Path(runner.directory(sample))
+    return {path.name: path.read_text() for path in directory.iterdir() if not path.name.endswith(".sh")}
+
+
+def out(runner, sample=0):
+    return files(runner, sample)["sim.out"]
+
+
+# --- what a sample gets ------------------------------------------------------------------------------
+
+
+def test_a_sample_runs_in_its_directory_and_its_own_process_group_with_no_input(make):
+    runner = make("pwd -P; echo $$; cut -d' ' -f5,6 /proc/$$/stat; cat; echo end")
+    result = attempt(runner, 3)
+
+    directory, pid, group, end = out(runner, 3).splitlines()
+    assert directory == os.path.realpath(runner.directory(3))
+    assert runner.directory(3).endswith("sim/X.1/03")
+    assert group == f"{pid} {pid}"
+    assert int(pid) != os.getpgid(0)
+    assert end == "end"
+    assert (result.record, result.sample, result.code, result.was_ended) == ("sim_X.1", 3, 0, False)
+
+
+@pytest.mark.parametrize(("cmd", "code"), [("exit 0", 0), ("exit 104", 104), ("exit 255", 255), ("kill -9 $$", -9)])
+def test_the_exit_code_is_told(make, cmd, code):
+    assert attempt(make(cmd)).code == code
+
+
+def test_the_duration_is_told(make):
+    assert 0.05 < attempt(make("sleep 0.05")).duration_s < 2
+
+
+@pytest.mark.parametrize("value", ["\\1 \\n", "$(HOME) $HOME `id` $(V)", "'\"", "ü €", "a  b", "*"])
+def test_values_are_put_in_literally(make, value):
+    runner = make("cat <<'END'\n$(V)|$(MERLIN_SAMPLE_ID)|$(MERLIN_SAMPLE_PATH)|$(OTHER)\nEND", value)
+    attempt(runner, 7)
+
+    assert out(runner, 7) == f"{value}|7|07|$(OTHER)\n"
+
+
+def test_the_script_has_its_interpreter_in_the_first_line(make):
+    runner = make("echo $(V)")
+    runner.claim(0)
+
+    script = Path(runner.directory(0), "sim.sh")
+    assert script.read_text() == "#!/bin/bash\n\necho v\n"
+    assert os.access(script, os.X_OK)
+
+
+@pytest.mark.parametrize(
+    ("shell", "cmd"),
+    [
+        (sys.executable, "print('$(V)', 6 * 7)"),
+        ("/usr/bin/env python3", "print('$(V)', 6 * 7)"),
+        ("/bin/bash -e", "echo $(V) 42; false; echo not here"),
+        pytest.param(
+            "/usr/bin/env perl",
+            'print "$(V) ", 6 * 7, "\\n";',
+            marks=pytest.mark.skipif(not shutil.which("perl"), reason="perl is not installed"),
+        ),
+    ],
+)
+def test_any_interpreter_runs_it(make, shell, cmd):
+    runner = make(cmd, shell=shell)
+    attempt(runner)
+    assert out(runner) == "v 42\n"
+
+
+def test_a_record_that_is_not_sampled_runs_in_its_workspace_with_its_tokens_left(tmp_path):
+    manifest = a_manifest(tmp_path, cmd="pwd -P; echo '$(MERLIN_SAMPLE_ID)'", sampled=False, samples=1)
+    Path(manifest.workspace).mkdir(parents=True)
+    runner = Runner(manifest, lambda sample: ())
+
+    assert not runner.claim(0)
+    assert runner.start(0, first=False).wait().code == 0
+    assert out(runner) == f"{os.path.realpath(manifest.workspace)}\n$(MERLIN_SAMPLE_ID)\n"
+
+
+# --- outputs -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("cmd", "kept"),
+    [
+        ("true", {}),
+        ("echo a", {"sim.out": "a\n"}),
+        ("echo b >&2", {"sim.err": "b\n"}),
+        ("echo a; echo b >&2", {"sim.out": "a\n", "sim.err": "b\n"}),
+    ],
+)
+def test_outputs_are_kept_unless_they_are_empty(make, cmd, kept):
+    runner = make(cmd)
+    attempt(runner)
+    assert files(runner) == kept
+
+
+def test_an_attempt_appends_to_the_one_before_under_a_header(make):
+    runner = make("echo first", restart="echo again; echo trouble >&2")
+    attempt(runner)
+    runner.start(0, first=False, again=True).wait()
+    runner.start(0, first=False, again=False).wait()
+
+    first, header, again, header_2, last = out(runner).splitlines()
+    assert (first, again, last) == ("first", "again", "first")
+    assert header.startswith("=== run again with restart, 20")
+    assert header_2.startswith("=== run again with cmd, 20")
+    assert files(runner)["sim.err"] == "trouble\n"  # nothing came before: no header
+
+
+def test_a_header_is_taken_back_when_nothing_follows(make):
+    runner = make("echo first", restart="true")
+    attempt(runner)
+    runner.start(0, first=False, again=True).wait()
+
+    assert files(runner) == {"sim.out": "first\n"}
+
+
+def test_the_restart_script_is_beside_the_first(make):
+    runner = make("echo $(V)", restart="echo $(V) again")
+    attempt(runner)
+    runner.start(0, first=False, again=True).wait()
+
+    scripts = {path.name: path.read_text() for path in Path(runner.directory(0)).glob("*.sh")}
+    assert scripts == {
+        "sim.sh": "#!/bin/bash\n\necho v\n",
+        "sim.restart.sh": "#!/bin/bash\n\necho v again\n",
+    }
+
+
+@pytest.mark.parametrize(
+    ("cmd", "kept"),
+    [
+        ("rm sim.out", {}),
+        ("echo a; rm sim.out sim.err", {}),
+        ("rm sim.out; echo mine > sim.out", {"sim.out": "mine\n"}),
+        ("mv sim.out kept; echo mine > sim.out", {"kept": "", "sim.out": "mine\n"}),
+        ("echo mine > sim.out", {"sim.out": "mine\n"}),
+        ("rm -rf ../00", None),
+    ],
+)
+def test_a_sample_may_remove_or_replace_its_outputs(make, cmd, kept):
+    runner = make(cmd)
+    result = attempt(runner)
+
+    assert result.code == 0
+    assert (files(runner) if os.path.exists(runner.directory(0)) else None) == kept
+
+
+@contextlib.contextmanager
+def files_up_to(size):
+    """Let files of this process end at a size, as if the disk were full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_no_file_stays_open(make):
+    runner = make("echo a; echo b >&2")
+    attempt(runner)
+    before = sorted(os.listdir("/proc/self/fd"))
+
+    runner.start(0, first=False).wait()
+    Path(runner.directory(0), "sim.out").write_text("x" * 10_000)
+    with files_up_to(5000), pytest.raises(CannotRunError):
+        runner.start(0, first=False)  # no space for the header
+    os.remove(f"{runner.directory(0)}/sim.err")
+    os.mkdir(f"{runner.directory(0)}/sim.err")
+    with pytest.raises(CannotRunError):
+        runner.start(0, first=False)
+
+    assert sorted(os.listdir("/proc/self/fd")) == before
+
+
+# --- samples that cannot be started ------------------------------------------------------------------
+
+
+def test_an_interpreter_that_is_not_there(make):
+    runner = make("true", shell="/no/such/shell")
+
+    with pytest.raises(CannotRunError, match="/no/such/shell") as error:
+        attempt(runner)
+    assert error.value.errno == errno.ENOENT
+    assert files(runner) == {}
+
+
+def test_an_interpreter_that_is_not_executable(make, tmp_path):
+    (tmp_path / "shell").touch(mode=0o644)
+
+    with pytest.raises(CannotRunError) as error:
+        attempt(make("true", shell=str(tmp_path / "shell")))
+    assert error.value.errno == errno.EACCES
+
+
+def test_a_directory_that_cannot_be_made(make, tmp_path):
+    runner = make("true")
+    Path(runner.directory(0)).touch()
+
+    with pytest.raises(CannotRunError) as error:
+        runner.claim(0)
+    assert error.value.errno == errno.ENOTDIR
+
+
+def test_a_script_for_which_there_is_no_space_is_not_left_behind(make):
+    """What is left of a script that was written for the first time would say that the sample was started."""
+    runner = make("x" * 10_000)
+
+    with files_up_to(5000), pytest.raises(CannotRunError) as error:
+        runner.claim(0)
+    assert error.value.errno == errno.EFBIG
+    assert os.listdir(runner.directory(0)) == []
+    assert runner.claim(0)
+
+
+def test_the_script_of_an_earlier_attempt_stays_when_there_is_no_space_to_write_it_again(make):
+    """Without it the sample would look like one that was never started."""
+    runner = make("true")
+    os.mkdir(runner.directory(0))
+    os.symlink("/dev/full", f"{runner.directory(0)}/sim.sh")
+
+    with pytest.raises(CannotRunError) as error:
+        runner.start(0, first=False)
+    assert error.value.errno == errno.ENOSPC
+    assert not runner.claim(0)
+
+
+# --- samples that are ended --------------------------------------------------------------------------
+
+
+def started(runner, text="ready"):
+    """Start a sample, and wait until it has said that it is ready."""
+    runner.claim(0)
+    running = runner.start(0, first=True)
+    assert wait_until(lambda: text in Path(runner.directory(0), "sim.out").read_text(), 5)
+    return running
+
+
+def test_a_sample_is_asked_to_end(make):
+    running = started(make("trap 'echo bye; exit 7' TERM; echo ready; while :; do sleep 0.01; done"))
+    running.end()
+    result = running.wait()
+
+    assert (result.code, result.was_ended) == (7, True)
+
+
+def test_a_sample_that_does_not_want_to_end_is_killed(make, monkeypatch):
+    monkeypatch.setattr(runner_module, "KILL_AFTER_S", 0.1)
+    running = started(make("trap '' TERM; echo ready; while :; do sleep 0.01; done"))
+    begin = time.monotonic()
+    running.end()
+    running.end()
+    time.sleep(0.05)
+    assert running._process.poll() is None  # it has its time
+    while running._process.poll() is None and time.monotonic() < begin + 5:
+        running.end()
+        time.sleep(0.02)
+    result = running.wait()
+
+    assert (result.code, result.was_ended) == (-signal.SIGKILL, True)
+
+
+def test_what_a_sample_that_was_ended_has_left_running_is_killed(make):
+    runner = make("trap 'exit 1' TERM; (trap '' TERM; echo $BASHPID ready; exec sleep 60) & wait")
+    running = started(runner)
+    child = ProcessId.of(int(out(runner).split()[0]))
+    assert child.is_alive
+    running.end()
+    running.wait()
+
+    assert wait_until(lambda: not child.is_alive, 2)
+
+
+def test_what_a_sample_that_ended_itself_has_left_running_is_left_alone(make):
+    runner = make("sleep 60 > /dev/null 2>&1 & echo $!")
+    attempt(runner)
+    child = ProcessId.of(int(out(runner)))
+    try:
+        time.sleep(0.05)
+        assert child.is_alive
+    finally:
+        child.signal(signal.SIGKILL)
+
+
+# --- claims ------------------------------------------------------------------------------------------
+
+
+def test_of_many_threads_one_claims_a_sample(make):
+    runner = make("true", samples=100)
+    claims, gate = [], threading.Barrier(8)
+
+    def claim():
+        gate.wait()
+        claims.extend(sample for sample in range(100) if runner.claim(sample))
+
+    threads = [threading.Thread(target=claim) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert sorted(claims) == list(range(100))
+
+
+def test_of_many_processes_one_claims_a_sample(make, tmp_path):
+    make("true", samples=100)
+    program = (
+        "import os, sys, time; from pathlib import Path; from ensembles import a_manifest; "
+        "from maestro_celery_plugin.runner import Runner; root = Path(sys.argv[1]); "
+        "r = Runner(a_manifest(root, labels=['V'], samples=100), lambda s: ['v']); "
+        "(root / f'{os.getpid()}.ready').touch()\n"
+        "while len(list(root.glob('*.ready'))) < 2: time.sleep(0.001)\n"
+        "print(*[s for s in range(100) if r.claim(s)])"
+    )
+    path = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, sys.path)])
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    processes = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path})
+        for _ in range(2)
+    ]
+    claims = [int(word) for process in processes for word in process.communicate(timeout=20)[0].split()]
+
+    assert sorted(claims) == list(range(100))

@@ -1,0 +1,144 @@
+"""The session: only its owner can read it, and only who has its secret can sign."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+import pytest
+
+from maestro_celery_plugin.errors import StudyError
+from maestro_celery_plugin.session import Heartbeat, Session
+
+MESSAGE = ("/study", "sim/X.1", 1, 0, 10, 3)
+BEAT = Heartbeat(
+    name="w-1", group="w", host="n1", supervisor=(10, 11), process=(12, 13), slots=4, beat=5, state="busy"
+)
+
+
+@pytest.fixture
+def session(tmp_path):
+    return Session.create(tmp_path / "study" / "session")
+
+
+def mode(path):
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_only_the_owner_can_read_it(tmp_path):
+    before = os.umask(0)
+    try:
+        session = Session.create(tmp_path / "session")
+        session.write_broker({"url": "redis://:secret@host"})
+        session.write_heartbeat(BEAT)
+        session.write_conductor_beat(1)
+    finally:
+        os.umask(before)
+
+    assert mode(session.path) == 0o700
+    for name in ("secret", "broker.json", "conductor.json", "workers/w-1.json"):
+        assert mode(session.path / name) == 0o600, name
+
+
+def test_an_open_directory_is_closed(tmp_path):
+    (tmp_path / "session").mkdir(mode=0o777)
+    assert mode(Session.create(tmp_path / "session").path) == 0o700
+
+
+def test_sessions_differ(session, tmp_path):
+    other = Session.create(tmp_path / "other")
+
+    assert session.id != other.id
+    assert session.queue("q") != other.queue("q")
+    assert Session(session.path).id == session.id
+    assert session.queue("q") == f"{session.id}.q"
+
+
+def test_the_public_name_does_not_tell_the_secret(session):
+    assert (session.path / "secret").read_text()[:8] not in session.id
+
+
+def test_a_session_that_is_not_there_is_an_error(tmp_path):
+    with pytest.raises(StudyError, match=r"The session '.*/none' cannot be read: No such file or directory\."):
+        _ = Session(tmp_path / "none").id
+
+
+# --- signatures --------------------------------------------------------------------------------------
+
+
+def test_a_signature_fits_its_message(session):
+    assert session.signer().fits(session.signer().sign(*MESSAGE), *MESSAGE)
+
+
+@pytest.mark.parametrize("field", range(len(MESSAGE)))
+def test_a_changed_field_is_refused(session, field):
+    changed = [*MESSAGE]
+    changed[field] = changed[field] + ("x" if isinstance(changed[field], str) else 1)
+
+    assert not session.signer().fits(session.signer().sign(*MESSAGE), *changed)
+
+
+@pytest.mark.parametrize(
+    "changed", [MESSAGE[:-1], (*MESSAGE, 1), ("/studysim", "/X.1", *MESSAGE[2:]), ("/study", "sim/X.1", "1", 0, 10, 3)]
+)
+def test_another_message_is_refused(session, changed):
+    assert not session.signer().fits(session.signer().sign(*MESSAGE), *changed)
+
+
+@pytest.mark.parametrize("signature", [None, 5, b"bytes", ["list"], {}, "", "ü", "\ud800", "0" * 64, True])
+def test_what_is_no_signature_is_refused(session, signature):
+    assert not session.signer().fits(signature, *MESSAGE)
+
+
+def test_a_signature_of_another_session_is_refused(session, tmp_path):
+    other = Session.create(tmp_path / "other").signer()
+    assert not session.signer().fits(other.sign(*MESSAGE), *MESSAGE)
+
+
+# --- what is in it -----------------------------------------------------------------------------------
+
+
+def test_the_broker_comes_back(session):
+    assert session.read_broker() is None
+    session.write_broker({"url": "redis://h", "keeper": [1, 2]})
+    assert session.read_broker() == {"url": "redis://h", "keeper": [1, 2]}
+
+
+def test_heartbeats_come_back(session):
+    assert session.heartbeats() == []
+    session.write_heartbeat(BEAT)
+    assert session.heartbeats() == [BEAT]
+    session.remove_heartbeat("w-1")
+    session.remove_heartbeat("w-1")
+    assert session.heartbeats() == []
+
+
+def test_a_heartbeat_that_a_crash_of_its_machine_has_emptied_is_none(session):
+    session.write_heartbeat(BEAT)
+    (session.path / "workers" / "w-2.json").touch()
+    assert session.heartbeats() == [BEAT]
+
+
+def test_the_conductors_heartbeat_comes_back(session):
+    assert session.read_conductor_beat() == 0
+    session.write_conductor_beat(7)
+    assert session.read_conductor_beat() == 7
+
+
+def test_all_workers_can_be_stopped_and_the_study_resumed(session):
+    session.request_stop()
+    assert session.stop_requested
+    assert session.worker_stop_requested("w-1")
+    session.revoke_stop()
+    session.revoke_stop()
+    assert not session.stop_requested
+    assert not session.worker_stop_requested("w-1")
+
+
+def test_one_worker_can_be_stopped(session):
+    session.request_worker_stop("w-1")
+    assert session.worker_stop_requested("w-1")
+    assert not session.worker_stop_requested("w-2")
+    assert not session.stop_requested
+    session.remove_heartbeat("w-1")
+    assert not session.worker_stop_requested("w-1")
