@@ -15,7 +15,7 @@ from maestro_celery_plugin.ledger import Entries, Kind
 from maestro_celery_plugin.manifest import Manifest
 from maestro_celery_plugin.states import ExitCode, Outcome, outcome_of
 
-__all__ = ["POISON_LIMIT", "UNREADABLE", "Counts", "Progress", "cannot_run_code", "is_request"]
+__all__ = ["BROKEN", "POISON_LIMIT", "UNREADABLE", "Counts", "Progress", "cannot_run_code", "is_request"]
 
 # A sample that has taken its worker down this often is failed.
 POISON_LIMIT = 5
@@ -25,10 +25,10 @@ _BITS, _OUTCOME = np.uint64(3), np.uint64(7)
 
 # Codes of samples that could not be started lie below those of signals.
 _CANNOT_RUN = -1000
-
-
 # Code of a sample whose row of the table cannot be read, because the table has changed.
 UNREADABLE = -999
+# Code of a sample at which the worker itself has failed; its log has the traceback.
+BROKEN = -998
 
 
 def cannot_run_code(number: int) -> int:
@@ -132,7 +132,7 @@ class Progress:
         self.duration_us[samples[is_last]] = np.minimum(durations[is_last], np.iinfo(np.uint32).max)
         for code in np.unique(codes):
             if not is_request(int(code)):
-                outcome = Outcome.HARD_FAILED if code == UNREADABLE else outcome_of(int(code))
+                outcome = Outcome.HARD_FAILED if code in (UNREADABLE, BROKEN) else outcome_of(int(code))
                 affected = codes == code
                 np.maximum.at(self._final, samples[affected], epochs[affected] << _BITS | np.uint64(outcome))
         self._decide(samples)
@@ -181,7 +181,7 @@ class Progress:
         if self._last[sample] >> np.uint64(32) < self.started[sample]:
             return True
         code = int(self.code[sample])
-        return bool(self.started[sample]) and code != ExitCode.RETRY and code > UNREADABLE
+        return bool(self.started[sample]) and code != ExitCode.RETRY and code > BROKEN
 
     @property
     def is_complete(self) -> bool:

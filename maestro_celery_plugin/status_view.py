@@ -21,7 +21,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from maestro_celery_plugin.progress import POISON_LIMIT, UNREADABLE
+from maestro_celery_plugin.progress import BROKEN, POISON_LIMIT, UNREADABLE
 from maestro_celery_plugin.sample_status import SampleStatus, values_of
 from maestro_celery_plugin.states import ExitCode
 from maestro_celery_plugin.status import (
@@ -267,6 +267,8 @@ def exit_words(sample: SampleStatus) -> str:
         return f"its worker died {sample.losses} times while it ran"
     if code == UNREADABLE:
         return "its row of the sample table cannot be read: the file has changed"
+    if code == BROKEN:
+        return "the worker has failed at it; the worker's log says how"
     if code <= -1000:
         return f"could not be started: {os.strerror(-1000 - code)}"
     if code < 0:

@@ -21,7 +21,7 @@ from maestro_celery_plugin.errors import LedgerError, SampleError
 from maestro_celery_plugin.ledger import Kind
 from maestro_celery_plugin.manifest import Manifest
 from maestro_celery_plugin.plugins import plugin_manager
-from maestro_celery_plugin.progress import UNREADABLE, cannot_run_code
+from maestro_celery_plugin.progress import BROKEN, UNREADABLE, cannot_run_code
 from maestro_celery_plugin.runner import CannotRunError, Runner, RunningAttempt
 from maestro_celery_plugin.states import Outcome
 from maestro_celery_plugin.study_side import StudySide
@@ -170,6 +170,11 @@ class _RangeWork:
         except SampleError as error:
             LOGGER.error("%s: %s", task.manifest, error)
             self._note(Kind.ENDED, self._sample, code=UNREADABLE)
+        except LedgerError:
+            raise
+        except Exception:  # a fault of ours: without an outcome, the sample would be sent again for ever
+            LOGGER.exception("%s: sample %d", task.manifest, self._sample)
+            self._note(Kind.ENDED, self._sample, code=BROKEN)
         finally:
             self._note(Kind.RELEASED, task.start, task.stop)
             self._study.ledger.flush()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import stat
 from pathlib import Path
 
@@ -188,3 +190,20 @@ def test_the_private_broker_refuses_strangers(intruder):
     with pytest.raises(redis.AuthenticationError):
         redis.Redis(host=host, port=int(port)).ping()
     finish(intruder.study)
+
+
+def test_a_fault_of_the_worker_itself_fails_the_step(run):
+    """Given a manifest that no worker can use, then the step fails with a reason instead of waiting for ever."""
+    study = run(SPEC)
+    study.await_text("sim/*/runs", "run", 3)
+    intruder = Intruder(study)
+    manifest = study.path / "merlin_info" / "records" / "sim" / "manifest.json"
+    kept = manifest.read_text()
+    manifest.write_text(kept.replace('"retry_delay_s"', '"no_such_field"'))
+    (study.path.parent / "go").touch()
+    for pid in study.processes("maestro_celery_plugin.worker"):
+        os.kill(pid, signal.SIGKILL)  # the next worker reads the manifest anew
+    study.await_end()
+
+    assert study.states()["sim"] == "FAILED"
+    assert "no_such_field" in intruder.worker_log()

@@ -189,6 +189,7 @@ def test_a_batch_type_whose_workers_cannot_be_started_stops_the_launch(monkeypat
     resources = ResourceSettings(workers={"sim": group})
     settings = EnsembleSettings(batch=BatchSettings(type="slurm"), resources=resources)
     monkeypatch.setattr(launch.OPTIONS, "launching", True)
+    monkeypatch.setattr(launch.OPTIONS, "dry_run", False)
 
-    with pytest.raises(SpecificationError, match="study.yaml: batch.type: found 'slurm' for the worker group 'sim'"):
+    with pytest.raises(SpecificationError, match=r"study.yaml: batch.type: found 'slurm' for the worker group 'sim'"):
         launch.check_before(settings, "study.yaml")

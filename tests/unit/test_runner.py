@@ -64,6 +64,23 @@ def test_a_sample_runs_in_its_directory_and_its_own_process_group_with_no_input(
     assert (result.record, result.sample, result.code, result.was_ended) == ("sim_X.1", 3, 0, False)
 
 
+def test_a_sample_does_not_read_the_input_of_its_worker(make):
+    reading, writing = os.pipe()
+    os.write(writing, b"not for samples\n")
+    os.close(writing)
+    before = os.dup(0)
+    os.dup2(reading, 0)
+    try:
+        runner = make("cat; echo end")
+        attempt(runner)
+    finally:
+        os.dup2(before, 0)
+        os.close(before)
+        os.close(reading)
+
+    assert out(runner) == "end\n"
+
+
 @pytest.mark.parametrize(("cmd", "code"), [("exit 0", 0), ("exit 104", 104), ("exit 255", 255), ("kill -9 $$", -9)])
 def test_the_exit_code_is_told(make, cmd, code):
     assert attempt(make(cmd)).code == code
