@@ -14,7 +14,7 @@ from maestrowf.abstracts.enums import CancelCode, JobStatusCode, State, Submissi
 from maestrowf.abstracts.interfaces import ScriptAdapter
 from maestrowf.interfaces.script import CancellationRecord, SubmissionRecord
 
-from maestro_celery_plugin.errors import EnsembleError
+from maestro_celery_plugin.errors import EnsembleError, StudyError
 
 if TYPE_CHECKING:
     from maestro_celery_plugin.coordinator import Coordinator
@@ -89,6 +89,8 @@ class CeleryScriptAdapter(ScriptAdapter):  # type: ignore[misc]
             relative = str(Path(cwd).relative_to(plan.root))
             manifest: Manifest = manifest_of(plan, step, cwd, coordinator.number(relative))
             job = coordinator.submit(manifest, relative)
+        except StudyError as error:  # another conductor has this study: leave it alone
+            raise SystemExit(f"error: {error}") from error
         except (EnsembleError, OSError) as error:
             LOGGER.error("'%s' cannot be submitted: %s", step.real_name, error)
             return SubmissionRecord(SubmissionCode.ERROR, 1)

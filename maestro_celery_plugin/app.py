@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from celery import Celery
+from celery.loaders.app import AppLoader
 from kombu import Exchange, Queue
 
 from maestro_celery_plugin.errors import BrokerError
@@ -52,8 +53,34 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def make_app(session: Session) -> Celery:
+class _Loader(AppLoader):  # type: ignore[misc]
+    """A loader that reads no configuration module: the settings here are all there are."""
+
+    def read_configuration(self, env: str = "") -> dict[str, Any]:
+        """Return nothing, whatever ``CELERY_CONFIG_MODULE`` names."""
+        return {}
+
+
+class _SessionApp(Celery):  # type: ignore[misc]
+    """An application that uses its session's broker, whatever ``CELERY_BROKER_URL`` names."""
+
+    url: str
+
+    def connection_for_read(self, url: str | None = None, **options: Any) -> Any:
+        """Return a connection to the session's broker."""
+        return self._connection(url or self.url, **options)
+
+    def connection_for_write(self, url: str | None = None, **options: Any) -> Any:
+        """Return a connection to the session's broker."""
+        return self._connection(url or self.url, **options)
+
+
+def make_app(session: Session, socket_timeout_s: float | None = None) -> Celery:
     """Make the application that sends to, or works for, a session.
+
+    Args:
+        session: The session.
+        socket_timeout_s: How long an answer of the broker may take; for who must not wait for it.
 
     Raises:
         BrokerError: the session has no broker.
@@ -61,18 +88,20 @@ def make_app(session: Session) -> Celery:
     broker = session.read_broker()
     if broker is None:
         raise BrokerError(f"The session '{session.path}' has no broker; its study has ended.")
-    app = Celery("maestro_celery", set_as_current=False, autofinalize=False)
+    app = _SessionApp("maestro_celery", loader=_Loader, set_as_current=False, autofinalize=False)
+    app.url = broker["url"]
     app.conf.update(SETTINGS)
     app.conf.broker_url = broker["url"]
-    app.conf.broker_transport_options = _transport_options(broker)
+    app.conf.broker_transport_options = _transport_options(broker, socket_timeout_s)
     app.finalize()
     return app
 
 
-def _transport_options(broker: Mapping[str, Any]) -> dict[str, Any]:
+def _transport_options(broker: Mapping[str, Any], socket_timeout_s: float | None) -> dict[str, Any]:
     if not broker["url"].startswith(("redis", "valkey")):
-        return {}
+        return {"read_timeout": socket_timeout_s, "write_timeout": socket_timeout_s} if socket_timeout_s else {}
     return {
+        "socket_timeout": socket_timeout_s,
         "visibility_timeout": _VISIBILITY_TIMEOUT_S,
         "socket_connect_timeout": 5,
         "socket_keepalive": True,

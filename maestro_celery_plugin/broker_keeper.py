@@ -31,6 +31,7 @@ from maestro_celery_plugin.session import Session
 __all__ = ["main"]
 
 LONELY_LIMIT_S = 30.0
+SAME_PORT_TRIES = 3
 _INTERVAL_S = 0.5
 
 
@@ -82,7 +83,10 @@ class Keeper:
     def _start(self) -> None:
         """Start the server, on the same port as before when there was one, and tell the session."""
         for attempt in range(20):
-            port = self._port if self._port and attempt < 3 else _free_port(self._host)
+            port = self._port
+            if not port or attempt >= SAME_PORT_TRIES:
+                # Whoever has the old port now may have been told the old password.
+                port, self._password = _free_port(self._host), secrets.token_hex(24)
             self._server = subprocess.Popen(
                 [find_server(), str(self._write_configuration(port))],
                 stdin=subprocess.DEVNULL,

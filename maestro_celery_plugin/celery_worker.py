@@ -160,9 +160,16 @@ class _WorkerProcess:
             return True
         if not self._supervisor.is_alive:
             return True
+        if self._broker_has_moved() and self._idle_s() > 0:
+            return True
         is_pool_process = self._name != self._arguments.name
         limit_s = self._arguments.idle_limit_s
         return not is_pool_process and conductor.unchanged_s() > limit_s and self._idle_s() > limit_s
+
+    def _broker_has_moved(self) -> bool:
+        """Whether the session's broker is elsewhere now: a worker that begins then finds it, this one does not."""
+        broker = self._session.read_broker()
+        return broker is not None and broker["url"] != self._app.url
 
     def _idle_s(self) -> float:
         """Return for how long this worker has had nothing to do."""

@@ -20,7 +20,7 @@ from types import FrameType
 from filelock import FileLock, Timeout
 
 from maestro_celery_plugin.delivery import Delivery
-from maestro_celery_plugin.errors import EnsembleError, StudyError, WorkerError
+from maestro_celery_plugin.errors import BrokerError, EnsembleError, StudyError, WorkerError
 from maestro_celery_plugin.manifest import Manifest
 from maestro_celery_plugin.records import TERMINAL, Records
 from maestro_celery_plugin.session import Session
@@ -36,6 +36,9 @@ LOGGER = logging.getLogger(__name__)
 # Samples that nobody holds are sent again when a slot has been free and nothing has moved for this long.
 QUIET_LIMIT_S = 2.0
 LOOK_INTERVAL_S = 0.05
+LOOK_LIMIT_S = 1.0
+# Workers that have not given up cancelled samples by then are killed.
+CANCEL_LIMIT_S = 7.0
 CARE_INTERVAL_S = 0.5
 BEAT_INTERVAL_S = 2.0
 # Others look at the conductor's lock for a moment, to see whether it is held.
@@ -69,7 +72,6 @@ class Coordinator:
 
     Raises:
         StudyError: another conductor of this study lives.
-        BrokerError: the broker is away.
     """
 
     def __init__(self, plan: StudyPlan) -> None:
@@ -94,7 +96,7 @@ class Coordinator:
         self._round_end = time.monotonic()
         self._closed = False
         atexit.register(self.close)
-        _end_on_sigterm()
+        _end_on_signals()
 
     # --- Maestro's contract ---
 
@@ -103,17 +105,16 @@ class Coordinator:
         return self._records.number(relative)
 
     def submit(self, manifest: Manifest, relative: str) -> str:
-        """Start, or go on with, a step record; return Maestro's job identifier.
-
-        Raises:
-            BrokerError: the broker is away.
-        """
+        """Start, or go on with, a step record; return Maestro's job identifier."""
         tracker = self._records.enter(manifest, relative)
         self._look()
         tracker.active, tracker.cancelled = True, self._records.stopped_by is not None
         tracker.told = RecordState.PENDING
         if not tracker.cancelled:
-            self._delivery.send(tracker, tracker.unheld(self._records.held(tracker)))
+            try:
+                self._delivery.send(tracker, tracker.unheld(self._records.held(tracker)))
+            except BrokerError as error:  # it is sent when the broker is there again
+                LOGGER.error("%s", error)
         job = f"{manifest.name}#{sum(t is tracker for t in self._jobs.values()) + 1}"
         self._jobs[job] = tracker
         return job
@@ -145,7 +146,7 @@ class Coordinator:
             self._look()
             if self._is_wanted() and time.monotonic() >= earliest:
                 break
-            pace_s = max(LOOK_INTERVAL_S, 10 * (time.monotonic() - begin))
+            pace_s = min(LOOK_LIMIT_S, max(LOOK_INTERVAL_S, 10 * (time.monotonic() - begin)))
             time.sleep(min(pace_s, max(0.0, latest - time.monotonic())))
         self._round_end = time.monotonic()
 
@@ -167,6 +168,7 @@ class Coordinator:
                 self._care_at = now
                 self._delivery.care()
                 self._care_for_workers()
+                self._enforce_cancellation()
                 self._heal()
             self._records.follow()
             self._send_due()
@@ -193,6 +195,13 @@ class Coordinator:
             trackers = [tracker for tracker in with_work if name in tracker.groups]
             if trackers:
                 self._ensure(group, trackers)
+
+    def _enforce_cancellation(self) -> None:
+        """Kill workers that still hold what was cancelled a while ago: they must be frozen."""
+        since = time.monotonic() - CANCEL_LIMIT_S
+        overdue = [t.manifest.number for t in self._records if t.cancelled_at is not None and t.cancelled_at < since]
+        for writer in self._records.holdings.writers_of(overdue):
+            self._pool.kill(writer)
 
     def _ensure(self, group: WorkerGroup, trackers: list[Tracker]) -> None:
         try:
@@ -241,11 +250,13 @@ class Coordinator:
         self._lock.release()
 
 
-def _end_on_sigterm() -> None:
-    """Let SIGTERM end the conductor in an orderly way, so that nothing of it stays behind."""
+def _end_on_signals() -> None:
+    """Let SIGTERM and SIGHUP end the conductor in an orderly way, so that nothing of it stays behind."""
 
     def end(number: int, frame: FrameType | None) -> None:
         sys.exit(128 + number)
 
-    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, end)
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is signal.SIG_DFL:
+                signal.signal(number, end)

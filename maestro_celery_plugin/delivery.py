@@ -26,6 +26,7 @@ __all__ = ["Delivery"]
 LOGGER = logging.getLogger(__name__)
 
 KEEPER_LIMIT_S = 8.0
+SOCKET_TIMEOUT_S = 5.0
 
 
 class Delivery:
@@ -37,15 +38,13 @@ class Delivery:
         records: Its step records.
         task_queues: All task queues of the study.
 
-    Raises:
-        BrokerError: the private broker does not start, or a named one is away.
+    A broker that is away is tried again at each `care`.
     """
 
     def __init__(self, plan: StudyPlan, session: Session, records: Records, task_queues: set[str]) -> None:
         self._root, self._session, self._records, self._task_queues = str(plan.root), session, records, task_queues
-        self._dispatcher: Dispatcher
+        self._dispatcher: Dispatcher | None = None
         self._generation: str | None = None
-        self._connect()
 
     def _connect(self) -> None:
         from maestro_celery_plugin.app import declare, make_app, queue_for
@@ -55,23 +54,28 @@ class Delivery:
         if broker is None or "keeper" in broker:
             start_private(self._session)
             broker = self._session.read_broker() or {}
-        app = make_app(self._session)
-        declare(app, [queue_for(self._session, name) for name in self._task_queues])
+        app = make_app(self._session, SOCKET_TIMEOUT_S)
+        try:
+            declare(app, [queue_for(self._session, name) for name in self._task_queues])
+        except Exception as cause:  # whatever the transport raises
+            raise BrokerError(f"The broker is away: {cause}") from cause
         self._dispatcher = Dispatcher(self._session, app)
         self._generation = broker.get("generation")
 
     def care(self) -> None:
-        """Start a private broker that has died, and send again what it has lost.
+        """Connect to the broker; start a private one that has died, and send again what it has lost.
 
         Raises:
-            BrokerError: it does not start.
+            BrokerError: it is away, or does not start.
         """
-        if self._generation is None:
-            return
-        broker = self._session.read_broker()
-        if broker and broker.get("generation") == self._generation and keeper_of(self._session):
-            return
-        LOGGER.warning("The private broker has died; what was queued is sent again.")
+        if self._dispatcher is not None:
+            broker = self._session.read_broker()
+            is_private = self._generation is not None
+            has_changed = not broker or broker.get("generation") != self._generation
+            if not is_private or not (has_changed or keeper_of(self._session) is None):
+                return
+            LOGGER.warning("The private broker has died; what was queued is sent again.")
+            self._dispatcher = None
         self._connect()
         self.send_all()
 
@@ -85,6 +89,8 @@ class Delivery:
             BrokerError: the broker is away.
         """
         tracker.quiet_since = None
+        if self._dispatcher is None:
+            raise BrokerError("There is no connection to the broker.")
         epoch = tracker.progress.epoch + 1
         ranges = ranges_of(mask, tracker.progress.outcome != Outcome.OPEN)[:MAX_RANGES]
         for start, stop in ranges:
@@ -105,7 +111,8 @@ class Delivery:
 
     def close(self) -> None:
         """Leave the broker; end it if it is private, else leave nothing of the session on it."""
-        self._dispatcher.close(self._task_queues, delete=self._generation is None)
+        if self._dispatcher is not None:
+            self._dispatcher.close(self._task_queues, delete=self._generation is None)
         keeper = keeper_of(self._session)
         if keeper:
             keeper.signal(signal.SIGTERM)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import numpy as np
@@ -44,6 +44,10 @@ class Holdings:
     def writers(self) -> set[str]:
         """Return the writers that hold something."""
         return {writer for writer, slots in self._pieces.items() if slots}
+
+    def writers_of(self, records: Collection[int]) -> list[str]:
+        """Return the writers that hold something of these step records."""
+        return [w for w, slots in self._pieces.items() if any(piece.record in records for piece in slots.values())]
 
     def count(self, writer: str) -> int:
         """Return how many slots of a writer hold something."""

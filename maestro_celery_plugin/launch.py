@@ -19,7 +19,7 @@ from typing import Any
 
 from maestrowf.abstracts import Dependency
 
-from maestro_celery_plugin.errors import SampleError, SpecificationError
+from maestro_celery_plugin.errors import SampleError, SpecificationError, StudyError
 from maestro_celery_plugin.settings import EnsembleSettings, SampleSettings
 from maestro_celery_plugin.study import StudyPlan
 from maestro_celery_plugin.tokens import substitute
@@ -40,6 +40,24 @@ class LaunchOptions:
 
 
 OPTIONS = LaunchOptions()
+
+
+def check_output(directory: str | None) -> None:
+    """Make sure that `maestro run --out` does not overwrite a study that is running.
+
+    Raises:
+        StudyError: it would.
+    """
+    lock = Path(directory or "", "merlin_info", "conductor.lock")
+    if directory and lock.exists():
+        from maestro_celery_plugin.status_csv import shared_lock
+
+        with shared_lock(lock) as is_free:
+            if not is_free:
+                raise StudyError(
+                    f"--out: a study is running in '{directory}'; end it with `maestro cancel {directory}`, "
+                    "or name another directory."
+                )
 
 
 def check_before(settings: EnsembleSettings, file: str) -> None:

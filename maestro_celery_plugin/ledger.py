@@ -36,7 +36,8 @@ class Kind(enum.IntEnum):
     CANCELLED = 2
     """Coordinator: nothing of the range shall run under this or an earlier epoch."""
     LOST = 3
-    """Coordinator: the attempt at sample `start` under this epoch ended with its worker."""
+    """Coordinator: the attempt at sample `start` under this epoch ended with its worker; `code` is 1 when the
+    conductor had ended, too, so that the sample cannot have been the reason."""
     REOPENED = 4
     """Coordinator: outcomes of sample `start` under this or an earlier epoch are void; it shall run again."""
     TAKEN = 5

@@ -141,6 +141,7 @@ def _guarded_run(run: Callable[[Any], int], namespace: argparse.Namespace) -> in
     options.launching, options.broker, options.dry_run = True, namespace.broker, namespace.dry
     options.parameter_generator = namespace.pgen is not None
     try:
+        launch.check_output(namespace.out)
         return run(namespace)
     except EnsembleError as error:
         print(f"maestro: error: {error}", file=sys.stderr)

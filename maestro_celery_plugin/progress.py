@@ -85,7 +85,7 @@ class Progress:
         self._max_retries = manifest.max_retries
         self.outcome = np.zeros(count, np.uint8)
         self.code = np.zeros(count, np.int32)
-        self.duration_us = np.zeros(count, np.uint32)
+        self.duration_us = np.zeros(count, np.uint64)
         self.started = np.zeros(count, np.uint32)
         self.ended = np.zeros(count, np.uint32)
         self.requests = np.zeros(count, np.uint32)
@@ -129,7 +129,7 @@ class Progress:
         np.maximum.at(self._last, samples, last)
         is_last = last == self._last[samples]
         self.code[samples[is_last]] = codes[is_last]
-        self.duration_us[samples[is_last]] = np.minimum(durations[is_last], np.iinfo(np.uint32).max)
+        self.duration_us[samples[is_last]] = durations[is_last]
         for code in np.unique(codes):
             if not is_request(int(code)):
                 outcome = Outcome.HARD_FAILED if code in (UNREADABLE, BROKEN) else outcome_of(int(code))
@@ -147,7 +147,7 @@ class Progress:
     def _add(self, entries: Entries) -> None:
         if len(self._reopened):
             entries = entries[entries["epoch"] > self._reopened[entries["start"]]]
-        lost = entries["kind"] == Kind.LOST
+        lost = (entries["kind"] == Kind.LOST) & (entries["code"] == 0)
         np.add.at(self.losses, entries["start"][lost], 1)
         np.add.at(self.requests, entries["start"][~lost], 1)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -56,9 +57,10 @@ class Records:
             self._add(manifest, str(Path(manifest.workspace).relative_to(self._plan.root)))
         self.follow()
         for writer in self.holdings.writers().difference(alive):
-            self.lose(writer)
+            self.holdings.forget(writer)
         for tracker in self:
-            self._record_lost(tracker, tracker.progress.unended & ~self.held(tracker))
+            # The conductor died as well, so it was not a sample that took the worker down.
+            self._record_lost(tracker, tracker.progress.unended & ~self.held(tracker), innocent=True)
 
     def __iter__(self) -> Iterator[Tracker]:
         return iter(self._trackers.values())
@@ -128,7 +130,7 @@ class Records:
 
     def cancel(self, tracker: Tracker) -> None:
         """Cancel a record."""
-        tracker.cancelled = True
+        tracker.cancelled, tracker.cancelled_at = True, time.monotonic()
         self.void(tracker)
 
     def void(self, tracker: Tracker) -> None:
@@ -139,19 +141,24 @@ class Records:
             self._writer.append(Kind.CANCELLED, number, progress.epoch + 1, 0, count)
             self.follow()
 
-    def lose(self, writer: str) -> None:
-        """Record what a dead worker was running as lost; it holds nothing any more."""
+    def lose(self, writer: str, *, innocent: bool = False) -> None:
+        """Record what a dead worker was running as lost; it holds nothing any more.
+
+        Args:
+            writer: The worker.
+            innocent: Whether it is certain that no sample was the reason of its death.
+        """
         for piece in self.holdings.forget(writer):
             tracker = self._by_number.get(piece.record)
             if tracker is not None:
                 mask = np.zeros(tracker.manifest.samples, bool)
                 mask[piece.start : piece.stop] = True
-                self._record_lost(tracker, mask & tracker.progress.unended)
+                self._record_lost(tracker, mask & tracker.progress.unended, innocent=innocent)
 
-    def _record_lost(self, tracker: Tracker, mask: np.ndarray[Any, Any]) -> None:
+    def _record_lost(self, tracker: Tracker, mask: np.ndarray[Any, Any], *, innocent: bool = False) -> None:
         for sample in np.flatnonzero(mask):
             epoch = int(tracker.progress.started[sample])
-            self._writer.append(Kind.LOST, tracker.manifest.number, epoch, int(sample))
+            self._writer.append(Kind.LOST, tracker.manifest.number, epoch, int(sample), code=int(innocent))
         if mask.any():
             self.follow()
 
@@ -159,5 +166,5 @@ class Records:
         """Note what the workers have lost that are gone, and close the ledger."""
         self.follow()
         for writer in self.holdings.writers():
-            self.lose(writer)
+            self.lose(writer, innocent=True)
         self._writer.close()

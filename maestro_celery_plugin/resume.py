@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from filelock import Timeout
+from filelock import FileLock, Timeout
 
 from maestro_celery_plugin.broker import ENVIRONMENT_VARIABLE, BrokerChoice, check, choose
-from maestro_celery_plugin.coordinator import conductor_lock
+from maestro_celery_plugin.coordinator import LOCK_LIMIT_S, conductor_lock
 from maestro_celery_plugin.errors import StudyError
 from maestro_celery_plugin.ledger import COORDINATOR, SUFFIX, Kind, LedgerWriter, read_ledger
 from maestro_celery_plugin.manifest import Manifest
@@ -20,6 +20,7 @@ from maestro_celery_plugin.processes import wait_until
 from maestro_celery_plugin.progress import Progress
 from maestro_celery_plugin.session import Session
 from maestro_celery_plugin.states import Outcome
+from maestro_celery_plugin.status_csv import shared_lock
 from maestro_celery_plugin.study import StudyPlan
 
 __all__ = ["reopen_failed", "resume"]
@@ -47,27 +48,34 @@ def resume(directory: Path, *, failed: bool, sleep_s: int, broker: str | None, f
         BrokerError: the broker cannot be used.
     """
     plan = StudyPlan.read(directory)
-    session = Session(plan.session)
-    lock = conductor_lock(plan)
+    if not plan.session.exists():
+        raise StudyError(f"The study '{plan.root}' was a dry run; there is nothing to go on with.")
     try:
-        lock.acquire(timeout=0)
+        with FileLock(plan.info / "resume.lock").acquire(timeout=0):
+            reopened = _prepare(plan, broker, failed=failed)
+            process = _start_conductor(plan, sleep_s)
+            _await_conductor(plan, process)
     except Timeout as cause:
         raise StudyError(
-            f"A conductor of the study '{plan.root}' is running; `maestro-celery status {plan.root}` shows its "
-            f"progress, `maestro cancel {plan.root}` ends it."
+            f"A conductor of the study '{plan.root}' is running or being started; `maestro-celery status "
+            f"{plan.root}` shows its progress, `maestro cancel {plan.root}` ends it."
         ) from cause
-    try:
+    return process.wait() if foreground else reopened
+
+
+def _prepare(plan: StudyPlan, broker: str | None, *, failed: bool) -> int:
+    """Make a study ready for a new conductor; return how many failed samples will run again.
+
+    Raises:
+        Timeout: a conductor of it lives.
+        BrokerError: the broker cannot be used.
+    """
+    with conductor_lock(plan).acquire(timeout=LOCK_LIMIT_S):
+        session = Session(plan.session)
         _prepare_broker(session, broker)
-        reopened = reopen_failed(plan) if failed else 0
         (plan.root / ".cancel.lock").unlink(missing_ok=True)
         session.revoke_stop()
-    finally:
-        lock.release()
-    process = _start_conductor(plan, sleep_s)
-    if foreground:
-        return process.wait()
-    _await_conductor(plan, process)
-    return reopened
+        return reopen_failed(plan) if failed else 0
 
 
 def _prepare_broker(session: Session, url: str | None) -> None:
@@ -123,14 +131,13 @@ def _start_conductor(plan: StudyPlan, sleep_s: int) -> subprocess.Popen[bytes]:
 def _await_conductor(plan: StudyPlan, process: subprocess.Popen[bytes]) -> None:
     """Wait until the new conductor has taken the study over, or has ended already."""
 
-    def has_begun() -> bool:
-        try:
-            with conductor_lock(plan).acquire(timeout=0):
-                return process.poll() is not None
-        except Timeout:
-            return True
+    lock = plan.info / "conductor.lock"
 
-    wait_until(has_begun, _START_LIMIT_S)
+    def has_begun() -> bool:
+        with shared_lock(lock) as is_free:
+            return not is_free or process.poll() is not None
+
+    wait_until(has_begun, _START_LIMIT_S, interval_s=0.1)
     if process.poll() not in (None, 0, 2, 3):
         tail = (plan.root / "resumed.txt").read_text(errors="replace")[-1500:]
         raise StudyError(f"The conductor has ended with code {process.returncode}; its last lines:\n{tail}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import re
+import shlex
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -110,6 +111,7 @@ def check_content(data: Mapping[str, Any], file: str) -> None:
     check_block(data["description"], maestro["DESCRIPTION"], file, "description")
     check_block(data.get("env") or {}, maestro["ENV"], file, "env")
     check_block(data.get("batch") or {}, _BATCH, file, "batch")
+    _check_shell((data.get("batch") or {}).get("shell"), file, "batch.shell")
     _check_parameters(data.get("global.parameters") or {}, file)
     for number, step in enumerate(data["study"]):
         _check_step(step, number, file)
@@ -154,6 +156,21 @@ def _check_step(step: Any, number: int, file: str) -> None:
     properties = {**run["properties"], **schema.json_schema(StepSettings)["properties"]}
     check_block(step["run"], {**run, "properties": properties}, file, f"{where}.run")
     check_block(step["run"].get("batch", {}), _BATCH, file, f"{where}.run.batch")
+    _check_shell(step["run"].get("shell"), file, f"{where}.run.shell")
+
+
+def _check_shell(shell: str | None, file: str, where: str) -> None:
+    """Make sure that an interpreter can be found, unless its name has a parameter in it."""
+    if shell is None or names_in(shell):
+        return
+    try:
+        words = shlex.split(shell)
+    except ValueError as cause:
+        raise SpecificationError.at(file, where, f"found \"{shell}\": {cause}; quotes must be closed.") from cause
+    if not words or shutil.which(words[0]) is None:
+        raise SpecificationError.at(
+            file, where, f"found '{shell}', which is no program here; give one such as /bin/bash or python3."
+        )
 
 
 def _check_depends(study: list[dict[str, Any]], file: str) -> None:

@@ -9,6 +9,7 @@ text → YAML → variables put in (`variables.py`) → checked (`spec_checks.py
 
 from __future__ import annotations
 
+import difflib
 import io
 import logging
 import re
@@ -195,6 +196,9 @@ def _ensemble_data(text: Any, file: str) -> dict[str, Any] | None:
         return None
     if not isinstance(data, dict):
         return None
+    for block in data:
+        if difflib.get_close_matches(str(block), ["merlin"], cutoff=0.8) and block != "merlin":
+            raise SpecificationError.at(file, "", f"unknown block '{block}'; did you mean 'merlin'?")
     return data if "merlin" in data or _has_step_key(data.get("study")) else None
 
 

@@ -33,7 +33,7 @@ def manifest_of(plan: StudyPlan, step: Any, workspace: str, number: int) -> Mani
         name=step.real_name,
         step=entry["step"],
         workspace=workspace,
-        script=step.name,
+        script=step.name.replace("/", "_"),
         cmd=_command(plan, step.run["cmd"]),
         restart=_command(plan, step.run["restart"]),
         shell=settings.shell or plan.settings.batch.shell,

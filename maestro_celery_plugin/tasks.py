@@ -35,6 +35,9 @@ BUDGET_S = 1.0
 # Longer than it takes from a sample's script to its entry in the ledger, on a shared file system too.
 CLAIM_LIMIT_S = 1.0
 # Errors of the machine, which may pass; the others are the sample's.
+_FINAL_ERRORS = (errno.ENOENT, errno.EACCES, errno.ENOEXEC, errno.ENOTDIR)
+# The shells' exit code for a command that is not there.
+NOT_FOUND = 127
 _MACHINE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.EIO)
 
 
@@ -269,7 +272,8 @@ class _RangeWork:
     def _cannot_run(self, sample: int, cause: CannotRunError) -> None:
         """Record that a sample could not be started, and give the machine a moment to recover."""
         LOGGER.error("sample %d of '%s' cannot be started: %s", sample, self._task.manifest, cause)
-        self._note(Kind.ENDED, sample, code=cannot_run_code(cause.errno))
+        code = NOT_FOUND if cause.errno in _FINAL_ERRORS else cannot_run_code(cause.errno)
+        self._note(Kind.ENDED, sample, code=code)
         if cause.errno in _MACHINE_ERRORS:
             self._worker.stopping.wait(1.0)
 

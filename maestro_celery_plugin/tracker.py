@@ -33,6 +33,7 @@ class Tracker:
         groups: The worker groups that serve its task queue.
         active: Whether Maestro awaits it.
         cancelled: Whether it was cancelled.
+        cancelled_at: When it was (monotonic).
         told: The state that Maestro knows.
         waiting: Samples that asked to be run again, with the time (monotonic) when they may.
         quiet_since: Since when nothing has moved although a slot was free; None while that is not so.
@@ -46,6 +47,7 @@ class Tracker:
     groups: tuple[str, ...] = ()
     active: bool = False
     cancelled: bool = False
+    cancelled_at: float | None = None
     told: RecordState = RecordState.PENDING
     waiting: dict[int, float] = dataclasses.field(default_factory=dict)
     quiet_since: float | None = None

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import json
 import os
 import signal
 import sys
@@ -19,7 +20,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from maestro_celery_plugin.processes import ProcessId, die_with_parent, end_marked
+from maestro_celery_plugin.processes import ProcessId, adopt_orphans, die_with_parent, end_descendants, end_marked
 from maestro_celery_plugin.session import Session
 
 __all__ = ["MARKER", "PROCESS_MARKER", "WorkerArguments", "main", "mark"]
@@ -35,7 +36,9 @@ def mark(session: Session, name: str) -> str:
 
 
 # A worker that was told to end gets this long for its samples' SIGTERM and SIGKILL.
-_STOP_LIMIT_S = 12
+_STOP_LIMIT_S = 8
+# What is left of a dead worker's samples has had its SIGTERM, or is nobody's any more.
+GRACE_S = 1.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,7 +63,7 @@ class WorkerArguments:
 
     def command(self) -> list[str]:
         """Return the command line that starts the worker."""
-        values = [str(self.session), self.name, self.group, str(self.idle_limit_s), ",".join(self.queues), self.args]
+        values = [str(self.session), self.name, self.group, str(self.idle_limit_s), json.dumps(self.queues), self.args]
         return [sys.executable, "-m", "maestro_celery_plugin.worker", "--", *values]
 
     @classmethod
@@ -75,7 +78,7 @@ class WorkerArguments:
             name=given.name,
             group=given.group,
             idle_limit_s=float(given.idle_limit_s),
-            queues=tuple(given.queues.split(",")),
+            queues=tuple(json.loads(given.queues)),
             args=given.args,
         )
 
@@ -86,6 +89,7 @@ def main() -> NoReturn:
     session = Session(arguments.session)
     os.environ[MARKER] = mark(session, arguments.name)
     supervisor = ProcessId.of(os.getpid())
+    adopt_orphans()
     child = os.fork()
     if child == 0:
         die_with_parent()
@@ -94,7 +98,8 @@ def main() -> NoReturn:
         run(arguments, supervisor)
     _forward_signals(session, arguments.name, child)
     status = _wait(child)
-    end_marked(MARKER, mark(session, arguments.name))
+    end_descendants()
+    end_marked(MARKER, mark(session, arguments.name), grace_s=GRACE_S)
     session.remove_heartbeat(arguments.name)
     sys.exit(os.waitstatus_to_exitcode(status) & 0xFF)
 
@@ -118,9 +123,11 @@ def _forward_signals(session: Session, name: str, child: int) -> None:
 
 
 def _wait(child: int) -> int:
+    """Wait for the child's end, and collect adopted orphans meanwhile; return the child's status."""
     while True:
-        with contextlib.suppress(InterruptedError):
-            return os.waitpid(child, 0)[1]
+        pid, status = os.waitpid(-1, 0)
+        if pid == child:
+            return status
 
 
 if __name__ == "__main__":

@@ -81,6 +81,12 @@ class WorkerPool:
             return True
         return time.monotonic() - since < SILENCE_LIMIT_S
 
+    def kill(self, name: str) -> None:
+        """Kill a worker of this machine."""
+        beat = self.alive.get(name)
+        if beat is not None and beat.host == host_name():
+            ProcessId(*beat.process).signal(signal.SIGKILL)
+
     def bury(self, beat: Heartbeat) -> None:
         """End what a dead worker has left running on this machine, and forget it."""
         if beat.host == host_name():

@@ -9,7 +9,7 @@ import maestrowf.specification  # noqa: F401 (before ours is imported, as `maest
 import pytest
 from ensembles import a_study
 from filelock import FileLock
-from maestrowf.abstracts.enums import CancelCode, JobStatusCode, SubmissionCode
+from maestrowf.abstracts.enums import CancelCode, JobStatusCode
 from maestrowf.interfaces import ScriptAdapterFactory
 
 from maestro_celery_plugin import coordinator
@@ -85,15 +85,15 @@ def test_without_jobs_there_is_nothing_to_do_and_no_coordinator(study):
     assert coordinator.active() == []
 
 
-def test_while_another_conductor_lives_nothing_is_done_and_nothing_raised(study, monkeypatch, caplog):
+def test_while_another_conductor_lives_this_one_ends_at_its_first_submission(study, monkeypatch, caplog):
     monkeypatch.setattr(coordinator, "LOCK_LIMIT_S", 0.02)
     adapter = adapter_of(study)
     with FileLock(study.info / "conductor.lock"):
-        submitted = adapter.submit(a_step(), "sim.sh", str(study.root / "sim"))
+        with pytest.raises(SystemExit, match=r"Another conductor is running the study"):
+            adapter.submit(a_step(), "sim.sh", str(study.root / "sim"))
         checked = adapter.check_jobs(["sim#1"])
         cancelled = adapter.cancel_jobs(["sim#1"])
 
-    assert submitted.submission_code is SubmissionCode.ERROR
     assert checked == (JobStatusCode.NOJOBS, {})  # ERROR would end the conductor
     assert cancelled.cancel_status is CancelCode.ERROR
     assert f"Another conductor is running the study '{study.root}'." in caplog.text

@@ -99,7 +99,7 @@ def test_the_last_attempt_is_told():
     )
 
     assert (progress.started[0], progress.ended[0], progress.code[0]) == (4, 4, 3)
-    assert progress.duration_us[0] == 2**32 - 1  # 71 minutes, the longest there is
+    assert progress.duration_us[0] == 2**40  # twelve days
 
 
 def test_codes_below_zero_are_told():
@@ -243,7 +243,7 @@ def expected(rows, max_retries):
     return Outcome.FAILED if losses >= POISON_LIMIT or requests > max_retries else Outcome.OPEN
 
 
-@pytest.mark.parametrize("seed", range(25))
+@pytest.mark.parametrize("seed", range(12))
 def test_the_order_in_which_writers_are_read_changes_nothing(seed):
     random_ = random.Random(seed)
     samples = 12

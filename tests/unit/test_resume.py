@@ -12,6 +12,7 @@ from maestro_celery_plugin.cli import main
 from maestro_celery_plugin.ledger import Kind, LedgerWriter, read_ledger
 from maestro_celery_plugin.progress import Progress
 from maestro_celery_plugin.resume import reopen_failed
+from maestro_celery_plugin.session import Session
 from maestro_celery_plugin.states import Outcome
 
 
@@ -35,7 +36,7 @@ def test_a_batch_info_that_is_no_yaml(tmp_path):
     assert "is not the directory of a Maestro study" in refused(tmp_path)
 
 
-@pytest.mark.parametrize("batch", [{"type": "local"}, {"type": "slurm", "bank": "b"}, None, [], {"type": "celery"}])
+@pytest.mark.parametrize("batch", [{"type": "local"}, {"type": "slurm", "study": "/x"}, None, [], {"type": "celery"}])
 def test_a_study_of_plain_maestro(tmp_path, batch):
     (tmp_path / "batch.info").write_text(yaml.safe_dump(batch))
     assert refused(tmp_path) == (
@@ -46,10 +47,11 @@ def test_a_study_of_plain_maestro(tmp_path, batch):
 
 def test_a_study_that_is_conducted(tmp_path):
     plan, _ = a_study(tmp_path / "study")
+    Session.create(plan.session)
     with FileLock(plan.info / "conductor.lock"):
         said = refused(plan.root)
 
-    assert said.startswith(f"maestro-celery: error: A conductor of the study '{plan.root}' is running; ")
+    assert said.startswith(f"maestro-celery: error: A conductor of the study '{plan.root}' is running or being started; ")
     assert f"`maestro cancel {plan.root}` ends it." in said
 
 

@@ -76,7 +76,7 @@ CORPUS = {
     "no name": PLAIN.replace("  name: plain\n", ""),
     "empty name": PLAIN.replace("name: plain", "name: ''"),
     "no study": PLAIN.replace("study:", "studdy:"),
-    "unknown block": PLAIN + "\nmerln: {samples: {}}\n",
+    "unknown block": PLAIN + "\nsettings: {samples: {}}\n",
     "unknown step key": PLAIN.replace("depends:", "dependz:"),
     "unknown key of a step": PLAIN.replace("description: look at it", "descriptoin: look at it"),
     "no cmd": PLAIN.replace("      cmd: cat", "      restart: cat"),
@@ -473,6 +473,19 @@ def test_what_only_maestro_finds_is_one_message_too(tmp_path, caplog):
     data = spec(env={"variables": {"A": 1}, "dependencies": {"git": git}})
     assert message(tmp_path, data) == "Variable name 'A' is already taken. All variable names must be unique."
     assert not caplog.records
+
+
+def test_a_misspelt_merlin_block_is_no_plain_spec(tmp_path):
+    """Given a spec whose only trace of an ensemble is `merln`, then it does not run as plain Maestro."""
+    with pytest.raises(SpecificationError, match=r"unknown block 'merln'; did you mean 'merlin'\?"):
+        load(tmp_path, PLAIN + "\nmerln: {samples: {}}\n")
+
+
+def test_an_interpreter_that_is_not_there(tmp_path):
+    with pytest.raises(SpecificationError, match=r"study\.a\.run\.shell: found '/no/such', which is no program"):
+        load(tmp_path, spec(study=[step("a", shell="/no/such")]))
+    with pytest.raises(SpecificationError, match=r"No closing quotation"):
+        load(tmp_path, spec(batch={"shell": "bash '"}))
 
 
 def test_a_python_tag_in_an_ensemble_is_refused(tmp_path):
