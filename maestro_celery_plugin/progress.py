@@ -149,7 +149,7 @@ class Progress:
             entries = entries[entries["epoch"] > self._reopened[entries["start"]]]
         lost = (entries["kind"] == Kind.LOST) & (entries["code"] == 0)
         np.add.at(self.losses, entries["start"][lost], 1)
-        np.add.at(self.requests, entries["start"][~lost], 1)
+        np.add.at(self.requests, entries["start"][entries["kind"] == Kind.ENDED], 1)
 
     def _reopen(self, entries: Entries) -> None:
         if not len(entries):

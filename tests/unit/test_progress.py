@@ -84,6 +84,14 @@ def test_losses_do_not_count_as_requests():
     assert progress.outcome[0] == Outcome.OPEN
 
 
+def test_a_loss_of_which_the_sample_cannot_have_been_the_reason_counts_as_neither():
+    """Its code is 1: the conductor had ended, too."""
+    progress = progress_of(*[row for epoch in range(1, 9) for row in ((STARTED, 0, epoch), (LOST, 0, epoch, 1))])
+
+    assert (progress.losses[0], progress.requests[0], progress.outcome[0]) == (0, 0, Outcome.OPEN)
+    assert progress.ended[0] == 8
+
+
 def test_an_attempt_that_was_ended_counts_as_neither():
     progress = progress_of(*[row for epoch in range(1, 9) for row in ((STARTED, 0, epoch), (STOPPED, 0, epoch, 100))])
 

@@ -45,7 +45,8 @@ def test_a_study_of_plain_maestro(tmp_path, batch):
     )
 
 
-def test_a_study_that_is_conducted(tmp_path):
+def test_a_study_that_is_conducted(tmp_path, monkeypatch):
+    monkeypatch.setattr("maestro_celery_plugin.resume.LOCK_LIMIT_S", 0.05)
     plan, _ = a_study(tmp_path / "study")
     Session.create(plan.session)
     with FileLock(plan.info / "conductor.lock"):

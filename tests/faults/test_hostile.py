@@ -1,0 +1,173 @@
+"""Circumstances that are nobody's fault, and that a study has to stand."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import threading
+
+import pytest
+from support import BIN, ROOT, kill, wait_for
+
+from maestro_celery_plugin.session import Session
+
+SPEC = """
+    description: {name: hostile, description: d}
+    study:
+      - name: sim
+        description: d
+        run: {cmd: "echo run >> runs; sleep 0.3; echo $(A)"}
+      - name: post
+        description: d
+        run: {cmd: "ls $(sim.workspace)/$(MERLIN_GLOB_PATH)sim.out | wc -l", depends: [sim]}
+    merlin:
+      resources:
+        workers:
+          w: {args: --concurrency 2}
+      samples:
+        generate: {cmd: "seq 1 20 > $(MERLIN_INFO)/a.csv"}
+        file: $(MERLIN_INFO)/a.csv
+        column_labels: [A]
+"""
+
+
+def finish(study) -> None:
+    study.await_end()
+    assert set(study.states().values()) == {"FINISHED"}
+    assert study.outputs("post/post.out") == ["20\n"]
+
+
+def test_several_resumes_at_once_start_one_conductor(run):
+    study = run(SPEC)
+    study.await_text("sim/*/runs", "run", 3)
+    kill(*study.processes(), *study.server())
+
+    resumes = [
+        subprocess.Popen(
+            [str(BIN / "maestro-celery"), "resume", str(study.path)],
+            env=study.environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        for _ in range(4)
+    ]
+    codes = sorted(process.wait() for process in resumes)
+
+    assert codes == [0, 1, 1, 1]
+    finish(study)
+
+
+@pytest.mark.parametrize("name", ["CELERY_BROKER_URL", "CELERY_BROKER_WRITE_URL", "CELERY_CONFIG_MODULE", "CELERY_LOADER"])
+def test_celerys_own_environment_variables_do_not_matter(run, environment, name):
+    environment[name] = "redis://127.0.0.1:1/0"
+
+    study = run(ROOT / "specs" / "hello_samples.yaml").await_end()
+
+    assert study.outputs("count/*.out") == ["20\n"]
+
+
+def test_a_running_study_is_not_overwritten(run):
+    study = run(SPEC)
+    study.await_text("sim/*/runs", "run", 3)
+
+    again = run(SPEC)
+
+    assert again.code == 1
+    assert "a study is running in" in again.output
+    finish(study)
+    assert study.outputs("sim/*/runs") == ["run\n"] * 20
+
+
+def test_a_frozen_worker_does_not_keep_a_study_from_being_cancelled(run):
+    study = run(SPEC.replace("sleep 0.3", "sleep 60"))
+    study.await_text("sim/*/runs", "run", 2)
+    for pid in study.processes("maestro_celery_plugin.worker"):
+        os.kill(pid, signal.SIGSTOP)
+
+    study.command("maestro", "cancel", "-y", str(study.path))
+    wait_for(lambda: study.states().get("sim") == "CANCELLED", "the cancellation", 30)
+    for pid in study.processes("maestro_celery_plugin.worker"):
+        os.kill(pid, signal.SIGCONT)
+    study.await_end()
+
+
+def test_what_a_sample_has_hidden_ends_with_its_worker(run):
+    """Given a sample that starts a process without its environment in a session of its own, then that ends, too."""
+    study = run(SPEC.replace("sleep 0.3", "env -i setsid sleep 1234 & sleep 60"))
+    study.await_text("sim/*/runs", "run", 2)
+    wait_for(lambda: len(_hidden(study)) >= 2, "the hidden processes")
+
+    study.command("maestro", "cancel", "-y", str(study.path))
+    study.await_end()
+
+    assert not _hidden(study)
+
+
+def _hidden(study) -> list[int]:
+    found = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            if os.readlink(f"/proc/{pid}/cwd").startswith(str(study.path / "sim")):
+                found.append(int(pid))
+        except OSError:
+            continue
+    return found
+
+
+def test_a_port_that_somebody_else_has_taken(run):
+    """Given a broker that dies, and its port is taken, then it is elsewhere, with another password."""
+    study = run(SPEC)
+    study.await_text("sim/*/runs", "run", 3)
+    session = Session(study.path / "merlin_info" / "session")
+    before = session.read_broker()["url"]
+    (keeper,) = study.processes("broker_keeper")
+    os.kill(keeper, signal.SIGSTOP)
+    kill(*study.server())
+    port = int(before.rpartition(":")[2].partition("/")[0])
+    with socket.socket() as thief:
+        thief.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        wait_for(lambda: _bound(thief, port), "the port")
+        thief.listen()
+        threading.Thread(target=_drop_connections, args=(thief,), daemon=True).start()
+        os.kill(keeper, signal.SIGCONT)
+        finish(study)
+
+    assert not study.processes()
+
+
+def _bound(server: socket.socket, port: int) -> bool:
+    try:
+        server.bind(("127.0.0.1", port))
+    except OSError:
+        return False
+    return True
+
+
+def _drop_connections(server: socket.socket) -> None:
+    while True:
+        try:
+            server.accept()[0].close()
+        except OSError:
+            return
+
+
+def test_a_closed_terminal_ends_a_study_in_the_foreground(run, tmp_path, environment):
+    spec = tmp_path / "fg.yaml"
+    spec.write_text("\n".join(line[4:] for line in SPEC.replace("sleep 0.3", "sleep 60").splitlines()))
+    study = run(SPEC.replace("seq 1 20", "seq 1 1").replace("sleep 0.3", "true"), name="first").await_end()
+    study.path = tmp_path / "fg"
+    process = subprocess.Popen(
+        [str(BIN / "maestro"), "run", "-y", "-fg", "-o", str(study.path), str(spec)],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    study.await_text("sim/*/runs", "run", 2)
+
+    process.send_signal(signal.SIGHUP)
+    process.wait(30)
+
+    wait_for(lambda: not study.processes(), f"nothing left: {study.processes()}", 20)
