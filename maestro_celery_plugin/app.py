@@ -38,7 +38,6 @@ SETTINGS: dict[str, Any] = {
     "task_time_limit": None,
     "worker_prefetch_multiplier": 1,
     "worker_send_task_events": True,
-    "worker_pool": "threads",
     "worker_hijack_root_logger": True,
     "worker_redirect_stdouts": False,
     "worker_cancel_long_running_tasks_on_connection_loss": False,

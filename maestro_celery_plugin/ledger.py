@@ -184,7 +184,7 @@ class LedgerReader:
 
 def are_sound(entries: Entries) -> np.ndarray[Any, Any]:
     """Return which entries have the check word that fits, as a mask."""
-    words = entries.view(np.uint32).reshape(len(entries), -1)
+    words = entries.view(np.uint32).reshape(len(entries), ENTRY.itemsize // 4)
     mask: np.ndarray[Any, Any] = np.bitwise_xor.reduce(words, axis=1) == _SEED
     return mask
 

@@ -219,3 +219,8 @@ def test_many_threads_write_whole_entries_in_their_order(writer, tmp_path):
     assert reader.damaged == 0
     for slot in range(4):
         assert starts(entries[entries["slot"] == slot]) == list(range(300))
+
+
+def test_no_entries_are_sound():
+    """Given two threads that follow a file at once, then one of them finds nothing new."""
+    assert are_sound(np.empty(0, ENTRY)).tolist() == []
