@@ -32,7 +32,7 @@ __all__ = ["main"]
 
 LONELY_LIMIT_S = 30.0
 SAME_PORT_TRIES = 3
-_INTERVAL_S = 0.5
+_INTERVAL_S = 1.0
 
 
 class Keeper:

@@ -35,7 +35,7 @@ LOGGER = logging.getLogger(__name__)
 
 # Samples that nobody holds are sent again when a slot has been free and nothing has moved for this long.
 QUIET_LIMIT_S = 2.0
-LOOK_INTERVAL_S = 0.05
+LOOK_INTERVAL_S = 0.1
 LOOK_LIMIT_S = 1.0
 # Workers that have not given up cancelled samples by then are killed.
 CANCEL_LIMIT_S = 7.0
