@@ -92,6 +92,7 @@ class Delivery:
         if self._dispatcher is None:
             raise BrokerError("There is no connection to the broker.")
         epoch = tracker.progress.epoch + 1
+        self._records.note_lost(tracker, mask & tracker.progress.unended)
         ranges = ranges_of(mask, tracker.progress.outcome != Outcome.OPEN)[:MAX_RANGES]
         for start, stop in ranges:
             self._records.note_sent(tracker, epoch, start, stop)

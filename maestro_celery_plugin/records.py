@@ -155,6 +155,10 @@ class Records:
                 mask[piece.start : piece.stop] = True
                 self._record_lost(tracker, mask & tracker.progress.unended, innocent=innocent)
 
+    def note_lost(self, tracker: Tracker, mask: np.ndarray[Any, Any]) -> None:
+        """Note that attempts have no end and nobody holds them, so that their samples may run again."""
+        self._record_lost(tracker, mask, innocent=True)
+
     def _record_lost(self, tracker: Tracker, mask: np.ndarray[Any, Any], *, innocent: bool = False) -> None:
         for sample in np.flatnonzero(mask):
             epoch = int(tracker.progress.started[sample])

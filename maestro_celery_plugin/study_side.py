@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 from pathlib import Path
@@ -49,6 +50,7 @@ class StudySide:
         self._fence_file = str(self.plan.ledger / f"{COORDINATOR}{SUFFIX}")
         self._fence_offset = 0
         self._fences: dict[int, list[tuple[int, int, int]]] = {}
+        self._ends: dict[int, list[tuple[int, int, int]]] = {}
         self._history = LedgerReader(self.plan.ledger)
         self._progress: dict[int, Progress] = {}
         self._unread: dict[int, list[Entries]] = {}
@@ -66,28 +68,42 @@ class StudySide:
             return self._runners[relative]
 
     def is_void(self, record: int, epoch: int, sample: int) -> bool:
-        """Tell whether the coordinator has sent or cancelled a sample under a later epoch."""
+        """Tell whether a sample shall not start: the coordinator has sent or cancelled it under a later epoch."""
+        self._follow_coordinator()
+        # Their epochs never fall, so that the later ones are at the end.
+        later = itertools.takewhile(lambda fence: fence[0] > epoch, reversed(self._fences.get(record, ())))
+        return any(start <= sample < stop for _, start, stop in later)
+
+    def must_end(self, record: int, epoch: int, sample: int) -> bool:
+        """Tell whether a running attempt shall end: the coordinator has cancelled it, or holds it for lost.
+
+        That its sample was sent again does not end it: the coordinator may not have seen its start, and
+        no other worker runs a sample whose attempt has not ended.
+        """
+        self._follow_coordinator()
+        return any(e > epoch and start <= sample < stop for e, start, stop in self._ends.get(record, ()))
+
+    def _follow_coordinator(self) -> None:
         try:
             size = os.stat(self._fence_file).st_size  # noqa: PTH116 (a Path costs time, for each sample)
         except FileNotFoundError:
-            return False
+            return
         if size >= self._fence_offset + ENTRY.itemsize:
-            self._read_fences()
-        for later, start, stop in reversed(self._fences.get(record, ())):
-            if later <= epoch:
-                return False
-            if start <= sample < stop:
-                return True
-        return False
+            with self._lock:
+                self._read_fences()
 
     def _read_fences(self) -> None:
-        with self._lock:
-            entries = np.fromfile(self._fence_file, dtype=ENTRY, offset=self._fence_offset)
-            self._fence_offset += len(entries) * ENTRY.itemsize
-            entries = entries[are_sound(entries)]
-            for entry in entries[(entries["kind"] == Kind.SENT) | (entries["kind"] == Kind.CANCELLED)]:
-                fence = int(entry["epoch"]), int(entry["start"]), int(entry["stop"])
-                self._fences.setdefault(int(entry["record"]), []).append(fence)
+        entries = np.fromfile(self._fence_file, dtype=ENTRY, offset=self._fence_offset)
+        self._fence_offset += len(entries) * ENTRY.itemsize
+        for entry in entries[are_sound(entries)]:
+            kind, record, epoch = Kind(entry["kind"]), int(entry["record"]), int(entry["epoch"])
+            start, stop = int(entry["start"]), int(entry["stop"])
+            if kind in (Kind.SENT, Kind.CANCELLED):
+                self._fences.setdefault(record, []).append((epoch, start, stop))
+            if kind is Kind.CANCELLED:
+                self._ends.setdefault(record, []).append((epoch, start, stop))
+            elif kind is Kind.LOST:
+                self._ends.setdefault(record, []).append((epoch + 1, start, start + 1))
 
     def progress(self, manifest: Manifest) -> Progress:
         """Return what the whole ledger says of a step record now."""

@@ -147,7 +147,7 @@ class WorkerSide:
     def check_running(self) -> None:
         """End the samples that shall not run any more; called again and again while there are some."""
         for running, work, sample in list(self._running.values()):
-            if self.stopping.is_set() or work.is_void(sample):
+            if self.stopping.is_set() or work.must_end(sample):
                 running.end()
 
 
@@ -185,6 +185,10 @@ class _RangeWork:
     def is_void(self, sample: int) -> bool:
         """Tell whether the coordinator has sent or cancelled a sample since."""
         return self._study.is_void(self._task.record, self._task.epoch, sample)
+
+    def must_end(self, sample: int) -> bool:
+        """Tell whether a running attempt at a sample shall end."""
+        return self._study.must_end(self._task.record, self._task.epoch, sample)
 
     def _run_piece(self) -> None:
         begin = time.monotonic()
@@ -263,7 +267,8 @@ class _RangeWork:
             self._worker.stopping.wait(CLAIM_LIMIT_S)
         with study.decision:
             progress = study.progress(manifest)
-            if progress.outcome[sample] != Outcome.OPEN or progress.started[sample] >= self._task.epoch:
+            is_running = progress.started[sample] > progress.ended[sample]
+            if progress.outcome[sample] != Outcome.OPEN or progress.started[sample] >= self._task.epoch or is_running:
                 return None
             again = progress.runs_restart(sample)
             self._note(Kind.STARTED, sample, code=int(again))
