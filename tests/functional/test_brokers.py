@@ -90,7 +90,7 @@ def rabbitmq_server(tmp_path_factory) -> Iterator[Server]:
     wait_for(lambda: answers(url) or process.poll() is not None, "rabbitmq-server", 90)
     assert process.poll() is None, (directory / "out").read_text()
     yield Server(url, url.replace(PASSWORD, "wrong"))
-    kill(*processes_of(f"test{port}@localhost"))
+    kill(*processes_of(str(directory)))  # the server has left its process group
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
