@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import signal
@@ -14,9 +15,10 @@ from pathlib import Path
 import pytest
 import redis
 from kombu import Connection
-from support import ROOT, kill, needed, processes_of, wait_for
+from support import ROOT, needed, wait_for
 
 from maestro_celery_plugin.ledger import Kind, read_ledger
+from maestro_celery_plugin.processes import end_marked
 
 PASSWORD = "s3cret-of-the-test"
 
@@ -90,8 +92,9 @@ def rabbitmq_server(tmp_path_factory) -> Iterator[Server]:
     wait_for(lambda: answers(url) or process.poll() is not None, "rabbitmq-server", 90)
     assert process.poll() is None, (directory / "out").read_text()
     yield Server(url, url.replace(PASSWORD, "wrong"))
-    kill(*processes_of(str(directory)))  # the server has left its process group
-    os.killpg(process.pid, signal.SIGKILL)
+    end_marked("RABBITMQ_NODENAME", environment["RABBITMQ_NODENAME"])  # it has left its process group
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 
