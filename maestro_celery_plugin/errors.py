@@ -8,6 +8,7 @@ none is given.
 from __future__ import annotations
 
 __all__ = [
+    "AllocationError",
     "BrokerError",
     "EnsembleError",
     "LedgerError",
@@ -48,6 +49,10 @@ class BrokerError(EnsembleError):
 
 class WorkerError(EnsembleError):
     """A worker group cannot be started."""
+
+
+class AllocationError(EnsembleError):
+    """An allocation cannot be had."""
 
 
 class LedgerError(EnsembleError):

@@ -10,11 +10,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import pluggy
 
-__all__ = ["HOOK_NAMESPACE", "AttemptFinished", "SampleTable", "attempt_finished", "hookimpl", "open_samples"]
+if TYPE_CHECKING:
+    from maestro_celery_plugin.batch_systems import BatchSystem
+
+__all__ = [
+    "HOOK_NAMESPACE",
+    "AttemptFinished",
+    "SampleTable",
+    "attempt_finished",
+    "batch_system",
+    "hookimpl",
+    "open_samples",
+]
 
 HOOK_NAMESPACE = "maestro_celery"
 
@@ -58,6 +69,17 @@ def open_samples(path: Path, labels: Sequence[str], cache: Path) -> SampleTable 
 
     Raises:
         SampleError: the file is of this kind, but cannot be used.
+    """
+
+
+@hookspec(firstresult=True)
+def batch_system(type: str) -> BatchSystem | None:
+    """Return what knows the batch system of a `batch.type`, or None when it is another one's.
+
+    Called in `maestro run`, in the conductor and in workers; see `batch_systems.BatchSystem`.
+
+    Args:
+        type: The value of `batch.type`, never `local`.
     """
 
 

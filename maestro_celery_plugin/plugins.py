@@ -8,6 +8,7 @@ import pluggy
 
 from maestro_celery_plugin import hookspecs
 from maestro_celery_plugin.npy_table import NpyReader
+from maestro_celery_plugin.slurm import Slurm
 from maestro_celery_plugin.text_table import CsvReader, TabReader
 
 __all__ = ["plugin_manager"]
@@ -18,8 +19,8 @@ def plugin_manager() -> pluggy.PluginManager:
     """Return the manager with all parts registered; built once per process."""
     manager = pluggy.PluginManager(hookspecs.HOOK_NAMESPACE)
     manager.add_hookspecs(hookspecs)
-    for reader in (NpyReader(), CsvReader(), TabReader()):
-        manager.register(reader, name=type(reader).__name__)
+    for part in (NpyReader(), CsvReader(), TabReader(), Slurm()):
+        manager.register(part, name=type(part).__name__)
     manager.load_setuptools_entrypoints(hookspecs.HOOK_NAMESPACE)
     manager.check_pending()
     return manager

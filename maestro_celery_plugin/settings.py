@@ -120,10 +120,28 @@ class WorkerGroupSettings:
         "Nodes of the group's allocation; before `batch.nodes`.", default=None, minimum=1
     )
     batch: dict[str, Any] | None = setting("Keys of `batch` that differ for this group.", default=None)
+    procs: int | None = setting("Processes of the group's allocation; before `batch.procs`.", default=None, minimum=1)
+    gpus: int | None = setting(
+        "GPUs of each node of the group's allocation; before `batch.gpus`.", default=None, minimum=0
+    )
+    allocation: str | None = setting(
+        "Name of an allocation: groups that give the same one share it.", default=None, minLength=1
+    )
     machines: tuple[str, ...] = setting("Host names the group may run on; any when empty.", default=())
     idle_limit: float = setting(
-        "Seconds without work after which workers leave when nobody conducts the study.",
+        "Seconds without work after which workers leave their allocation, and any when nobody conducts the study.",
         default=300.0,
+        minimum=1,
+    )
+    drain: float | None = setting(
+        "Seconds before the end of an allocation from which no sample is started. Default: as long as samples "
+        "of the step have needed so far, at least 30.",
+        default=None,
+        minimum=0,
+    )
+    warn: float = setting(
+        "Seconds before the end of an allocation at which running samples get their `signal`.",
+        default=20.0,
         minimum=1,
     )
 
@@ -134,6 +152,11 @@ class ResourceSettings:
 
     task_server: Literal["celery"] = setting("The task server; Celery is the only one.", default="celery")
     overlap: bool = setting("Whether several worker groups may serve one task queue.", default=False)
+    unassigned: Literal["workers", "maestro"] = setting(
+        "Who runs steps that are not sampled, name no `task_queue` and are named by no worker group: the "
+        "`default_worker`, or Maestro itself, as batch jobs of their own or in the conductor.",
+        default="workers",
+    )
     workers: dict[str, WorkerGroupSettings] = setting("Worker groups by name.", default={})
 
 
@@ -152,6 +175,12 @@ class StepSettings:
     )
     retry_delay: float = setting(
         "Seconds before a sample that asked for it runs again.", default=1.0, minimum=0
+    )
+    time_request: str | int | None = setting(
+        "Time a sample needs, `HH:MM:SS` or seconds: it is not started when its allocation ends earlier.", default=None
+    )
+    signal: str = setting(
+        "Signal that running samples get before their allocation ends, such as `SIGUSR1`.", default="SIGTERM"
     )
     batch: dict[str, Any] | None = setting("Keys of `batch` that differ for this step.", default=None)
     gpus_per_task: int | str | None = setting("GPUs of each task.", default=None, key="gpus per task")

@@ -1,13 +1,24 @@
 """States and exit codes: every one there is, and the tables that lead from one kind to another.
 
-exit code of an attempt → `Outcome` of the sample → `RecordState` of the step record → Maestro's `State`.
+exit code of an attempt → `Outcome` of the sample → `RecordState` of the step record → Maestro's `State`
+
+a batch system's word → `AllocationState` → `RecordState` of the step records whose allocations have ended
 """
 
 from __future__ import annotations
 
 import enum
 
-__all__ = ["EXIT_OUTCOMES", "MAESTRO_STATES", "ExitCode", "Outcome", "RecordState", "outcome_of"]
+__all__ = [
+    "ALLOCATION_ENDS",
+    "EXIT_OUTCOMES",
+    "MAESTRO_STATES",
+    "AllocationState",
+    "ExitCode",
+    "Outcome",
+    "RecordState",
+    "outcome_of",
+]
 
 
 class ExitCode(enum.IntEnum):
@@ -90,4 +101,53 @@ MAESTRO_STATES: dict[RecordState, str] = {
     RecordState.FAILED: "FAILED",
     RecordState.TIMED_OUT: "TIMEDOUT",
     RecordState.CANCELLED: "CANCELLED",
+}
+
+
+class AllocationState(enum.Enum):
+    """State of the batch job behind an allocation."""
+
+    PENDING = "waits in the queue"
+    """The batch system has it and has not started it, or will start it again."""
+    RUNNING = "runs"
+    """It has its nodes."""
+    COMPLETED = "its workers have left"
+    """Its script has ended with exit code 0: the workers were drained, or had nothing to do."""
+    FAILED = "its script has failed"
+    """Its script has ended with another exit code."""
+    TIMED_OUT = "its time was up"
+    """The batch system has ended it at its time limit."""
+    PREEMPTED = "it was preempted"
+    """The batch system has taken its nodes for a job of higher priority."""
+    NODE_FAILED = "a node has failed"
+    """The batch system has lost one of its nodes."""
+    BOOT_FAILED = "its nodes could not be booted"
+    """The batch system could not make its nodes ready."""
+    OUT_OF_MEMORY = "it has used more memory than it was given"
+    """The batch system has ended it for the memory that it used."""
+    CANCELLED = "it was cancelled"
+    """Somebody has cancelled it: its owner, or an operator."""
+    GONE = "the batch system does not know it any more"
+    """It has left the batch system's memory before it was asked; without accounting, that takes minutes."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether workers may still come or be there."""
+        return self in (AllocationState.PENDING, AllocationState.RUNNING)
+
+
+# What becomes of a step record that has started samples when the last of its allocations has ended with
+# samples left. TIMED_OUT lets Maestro restart it, up to the limit of `-r`, which opens the next one.
+ALLOCATION_ENDS: dict[AllocationState, RecordState] = {
+    AllocationState.PENDING: RecordState.RUNNING,
+    AllocationState.RUNNING: RecordState.RUNNING,
+    AllocationState.COMPLETED: RecordState.TIMED_OUT,
+    AllocationState.FAILED: RecordState.TIMED_OUT,
+    AllocationState.TIMED_OUT: RecordState.TIMED_OUT,
+    AllocationState.PREEMPTED: RecordState.TIMED_OUT,
+    AllocationState.NODE_FAILED: RecordState.TIMED_OUT,
+    AllocationState.BOOT_FAILED: RecordState.TIMED_OUT,
+    AllocationState.OUT_OF_MEMORY: RecordState.TIMED_OUT,
+    AllocationState.CANCELLED: RecordState.CANCELLED,
+    AllocationState.GONE: RecordState.TIMED_OUT,
 }

@@ -1,0 +1,170 @@
+"""Batch systems: what has to be known of Slurm, LSF and Flux beside Maestro's adapters for them.
+
+Maestro's adapters write, submit and cancel the batch jobs (`allocations.py`). What they do not tell is
+here: why a job has ended, whether this process is inside an allocation and how long that lasts, and the
+command lines that start workers and samples in it. Command lines are returned as text; nothing here runs
+them. A further batch system registers through the hook `batch_system`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from maestro_celery_plugin.errors import AllocationError
+from maestro_celery_plugin.settings import BatchSettings
+from maestro_celery_plugin.states import AllocationState
+
+__all__ = ["BatchSystem", "HeldAllocation", "JobReport", "StepNeeds", "WorkerLaunch", "ask", "batch_system"]
+
+ANSWER_LIMIT_S = 30.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StepNeeds:
+    """What one sample of a step needs, from Maestro's and Merlin's step keys.
+
+    Attributes:
+        nodes: Nodes; 0 when the step does not say.
+        procs: Processes of the whole sample; 0 when the step does not say.
+        cores_per_task: Cores of each process.
+        gpus: GPUs, as Maestro's key `gpus`; None when the step does not say.
+        gpus_per_task: GPUs of each process; None when the step does not say.
+        walltime_s: Time limit of one launch, in seconds; None when there is none.
+        reservation: The reservation, for `srun`.
+        options: The step's text under the key of its batch system (`slurm`, `lsf`, `flux`).
+        more: Further step keys with a meaning for one launcher only (`bind`, `exit_on_error`, ...).
+    """
+
+    nodes: int = 0
+    procs: int = 0
+    cores_per_task: int = 1
+    gpus: int | None = None
+    gpus_per_task: int | None = None
+    walltime_s: int | None = None
+    reservation: str | None = None
+    options: str = ""
+    more: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def cores(self) -> int:
+        """Cores of the whole sample; 1 when the step does not say."""
+        return max(1, self.procs) * self.cores_per_task
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WorkerLaunch:
+    """How the workers of one group are to be started in an allocation.
+
+    Attributes:
+        command: The command line of one worker, quoted for a shell.
+        nodes: On how many nodes one is started each.
+        settings: The group's batch block, with Merlin's `launch_pre`, `worker_launch` and so on.
+        samples_launch: Whether samples of the group start parallel programs with `$(LAUNCHER)`.
+    """
+
+    command: str
+    nodes: int
+    settings: BatchSettings
+    samples_launch: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class HeldAllocation:
+    """An allocation that this process is inside of.
+
+    Attributes:
+        job: Identifier of the batch job.
+        nodes: The number of its nodes on which workers can be started.
+    """
+
+    job: str
+    nodes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class JobReport:
+    """What the batch system says of a job.
+
+    Attributes:
+        state: The job's state.
+        reason: Its own words: why the job waits, or how it ended.
+    """
+
+    state: AllocationState
+    reason: str = ""
+
+
+class BatchSystem(Protocol):
+    """One batch system.
+
+    Attributes:
+        type: `batch.type` in a specification.
+        adapter: Key of Maestro's adapter for it.
+    """
+
+    type: str
+    adapter: str
+
+    def adapter_arguments(self, settings: BatchSettings) -> dict[str, Any]:
+        """Return the keywords for Maestro's adapter, with all that it insists on."""
+
+    def worker_line(self, launch: WorkerLaunch) -> str:
+        """Return the shell command that starts the workers of a group and returns when they have ended."""
+
+    def sample_launcher(self, needs: StepNeeds) -> str:
+        """Return what `$(LAUNCHER)` stands for in a sample, such that samples run side by side."""
+
+    def held(self, environ: Mapping[str, str]) -> HeldAllocation | None:
+        """Return the allocation that a process with this environment is inside of, or None."""
+
+    def end_time(self, environ: Mapping[str, str]) -> float | None:
+        """Return when the allocation around this process ends, in Unix seconds; None when it does not tell."""
+
+    def node_cores(self, environ: Mapping[str, str]) -> int | None:
+        """Return the cores of this node that the allocation holds; None when the environment does not tell."""
+
+    def largest_node(self, settings: BatchSettings) -> int | None:
+        """Return the most cores a node of the partition has, asked before a launch; None when nobody tells."""
+
+    def reports(self, jobs: Sequence[str]) -> dict[str, JobReport]:
+        """Ask the batch system what became of jobs; one that it does not know any more is `GONE`.
+
+        Raises:
+            AllocationError: it does not answer now.
+        """
+
+
+def batch_system(type: str) -> BatchSystem | None:
+    """Return the batch system of a `batch.type`; None for `local`.
+
+    Raises:
+        AllocationError: nothing is registered for it.
+    """
+    from maestro_celery_plugin.plugins import plugin_manager
+
+    if type == "local":
+        return None
+    system: BatchSystem | None = plugin_manager().hook.batch_system(type=type)
+    if system is None:
+        raise AllocationError(f"batch.type: nothing here knows '{type}'; known: local, slurm, lsf, lsf-srun, flux.")
+    return system
+
+
+def ask(words: Sequence[str]) -> str:
+    """Run a command of a batch system that only asks, and return what it prints.
+
+    Raises:
+        AllocationError: it is not there, fails, or does not answer in time.
+    """
+    try:
+        answer = subprocess.run(
+            words, capture_output=True, text=True, check=False, timeout=ANSWER_LIMIT_S, stdin=subprocess.DEVNULL
+        )
+    except (OSError, subprocess.TimeoutExpired) as cause:
+        raise AllocationError(f"'{words[0]}' does not answer: {cause}") from cause
+    if answer.returncode:
+        raise AllocationError(f"'{words[0]}' has failed: {answer.stderr.strip() or f'exit code {answer.returncode}'}")
+    return answer.stdout

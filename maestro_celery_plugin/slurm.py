@@ -1,0 +1,163 @@
+"""Slurm: what a job's state means, where a process is, and the lines that start workers and samples."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from maestro_celery_plugin.batch_systems import BatchSystem, HeldAllocation, JobReport, StepNeeds, WorkerLaunch, ask
+from maestro_celery_plugin.errors import AllocationError
+from maestro_celery_plugin.hookspecs import hookimpl
+from maestro_celery_plugin.settings import BatchSettings
+from maestro_celery_plugin.states import AllocationState
+from maestro_celery_plugin.walltime import clock_text
+
+__all__ = ["SLURM_STATES", "Slurm"]
+
+# Every state of squeue(1), section JOB STATE CODES, Slurm 22.05 to 24.11.
+SLURM_STATES: dict[str, AllocationState] = {
+    "BOOT_FAIL": AllocationState.BOOT_FAILED,
+    "CANCELLED": AllocationState.CANCELLED,
+    "COMPLETED": AllocationState.COMPLETED,
+    "COMPLETING": AllocationState.RUNNING,  # its processes are still being ended
+    "CONFIGURING": AllocationState.PENDING,
+    "DEADLINE": AllocationState.TIMED_OUT,
+    "FAILED": AllocationState.FAILED,
+    "LAUNCH_FAILED": AllocationState.BOOT_FAILED,
+    "NODE_FAIL": AllocationState.NODE_FAILED,
+    "OUT_OF_MEMORY": AllocationState.OUT_OF_MEMORY,
+    "PENDING": AllocationState.PENDING,
+    "POWER_UP_NODE": AllocationState.PENDING,
+    "PREEMPTED": AllocationState.PREEMPTED,
+    "RECONFIG_FAIL": AllocationState.BOOT_FAILED,
+    "REQUEUED": AllocationState.PENDING,
+    "REQUEUE_FED": AllocationState.PENDING,
+    "REQUEUE_HOLD": AllocationState.PENDING,
+    "RESIZING": AllocationState.RUNNING,
+    "RESV_DEL_HOLD": AllocationState.PENDING,
+    "REVOKED": AllocationState.CANCELLED,
+    "RUNNING": AllocationState.RUNNING,
+    "SIGNALING": AllocationState.RUNNING,
+    "SPECIAL_EXIT": AllocationState.FAILED,
+    "STAGE_OUT": AllocationState.RUNNING,
+    "STOPPED": AllocationState.RUNNING,
+    "SUSPENDED": AllocationState.RUNNING,
+    "TIMEOUT": AllocationState.TIMED_OUT,
+}
+
+
+class Slurm:
+    """The Slurm workload manager."""
+
+    type = "slurm"
+    adapter = "slurm"
+
+    @hookimpl
+    def batch_system(self, type: str) -> BatchSystem | None:
+        """Answer for ``batch.type: slurm``."""
+        return self if type == self.type else None
+
+    def adapter_arguments(self, settings: BatchSettings) -> dict[str, Any]:
+        """Return the keywords for Maestro's adapter, which insists on three (slurmscriptadapter.py:76-78)."""
+        return {
+            "host": settings.host or "",
+            "bank": settings.bank or "",
+            "queue": settings.queue or "",
+            "reservation": settings.reservation or "",
+            "qos": settings.qos,
+        }
+
+    def worker_line(self, launch: WorkerLaunch) -> str:
+        """Return the `srun` that starts one worker on each node.
+
+        The workers' step shares its cores with those of the samples (``--overlap``), and its processes may
+        use all of the node, for samples that do not launch anything.
+        """
+        settings, nodes = launch.settings, launch.nodes
+        spread = f"srun --overlap --nodes={nodes} --ntasks={nodes} --ntasks-per-node=1 --cpu-bind=none --mem=0"
+        line = settings.worker_launch or f"{spread} --kill-on-bad-exit=0 --wait=0"
+        words = (settings.launch_pre, line, settings.launch_args, launch.command)
+        return " ".join(word for word in words if word)
+
+    def sample_launcher(self, needs: StepNeeds) -> str:
+        """Return the `srun` of one sample: with cores of its own (``--exact``), beside those of others."""
+        words = ["srun", "--exact", "--mem=0", "-n", str(needs.procs or max(1, needs.nodes))]
+        if needs.nodes:
+            words += ["-N", str(needs.nodes)]
+        if needs.cores_per_task > 1:
+            words += ["-c", str(needs.cores_per_task)]
+        if needs.gpus_per_task:
+            words += [f"--gpus-per-task={needs.gpus_per_task}"]
+        elif needs.gpus:
+            words += [f"--gpus={needs.gpus}"]
+        if needs.walltime_s:
+            words += ["-t", clock_text(needs.walltime_s)]
+        if needs.reservation:
+            words += [f"--reservation={needs.reservation}"]
+        return " ".join((*words, needs.options)).strip()
+
+    def held(self, environ: Mapping[str, str]) -> HeldAllocation | None:
+        """Return the allocation of `salloc` or of a batch script around this process."""
+        job = environ.get("SLURM_JOB_ID")
+        return HeldAllocation(job, int(environ.get("SLURM_JOB_NUM_NODES", 1))) if job else None
+
+    def end_time(self, environ: Mapping[str, str]) -> float | None:
+        """Return the end that Slurm has put into the environment, or that it answers when asked."""
+        if "SLURM_JOB_END_TIME" in environ:
+            return float(environ["SLURM_JOB_END_TIME"])
+        job = environ.get("SLURM_JOB_ID")
+        return _end_of(job) if job else None
+
+    def node_cores(self, environ: Mapping[str, str]) -> int | None:
+        """Return the cores of this node that the job holds."""
+        return int(environ["SLURM_CPUS_ON_NODE"]) if "SLURM_CPUS_ON_NODE" in environ else None
+
+    def largest_node(self, settings: BatchSettings) -> int | None:
+        """Return the most cores a node of the partition has."""
+        words = ["sinfo", "--noheader", "--format=%c", *(["-p", settings.queue] if settings.queue else [])]
+        try:
+            counts = [int(count) for count in re.findall(r"\d+", ask(words))]
+        except AllocationError:
+            return None
+        return max(counts, default=None)
+
+    def reports(self, jobs: Sequence[str]) -> dict[str, JobReport]:
+        """Ask `squeue`, and `sacct` about jobs that it has forgotten."""
+        found = _parsed(ask(["squeue", "--noheader", "-t", "all", "-o", "%A|%T|%r", "-u", _user()]))
+        missing = [job for job in jobs if job not in found]
+        if missing:
+            with contextlib.suppress(AllocationError):  # without accounting there is nobody to ask
+                columns = "--format=JobIDRaw,State,Reason"
+                found |= _parsed(ask(["sacct", "-n", "-X", "-P", columns, "-j", ",".join(missing)]))
+        return {job: found.get(job, JobReport(AllocationState.GONE)) for job in jobs}
+
+
+def _user() -> str:
+    import getpass
+
+    return getpass.getuser()
+
+
+def _end_of(job: str) -> float | None:
+    """Return when a job ends, in Unix seconds, by its `scontrol` entry."""
+    import datetime
+
+    with contextlib.suppress(AllocationError):
+        found = re.search(r"EndTime=(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)", ask(["scontrol", "show", "job", job]))
+        if found:
+            return datetime.datetime.fromisoformat(found[1]).timestamp()
+    return None
+
+
+def _parsed(output: str) -> dict[str, JobReport]:
+    """Read lines of ``id|STATE|reason``; a state may have a tail, as in ``CANCELLED by 1000``."""
+    reports = {}
+    for line in output.splitlines():
+        job, _, rest = line.strip().partition("|")
+        word, _, reason = rest.partition("|")
+        state = SLURM_STATES.get(word.split(" ")[0].rstrip("+"))
+        if state is not None:
+            reports[job] = JobReport(state, "" if reason in ("None", "") else reason)
+    return reports
