@@ -103,13 +103,19 @@ class BatchSystem(Protocol):
     Attributes:
         type: `batch.type` in a specification.
         adapter: Key of Maestro's adapter for it.
+        commands: What has to be on PATH to submit, ask and cancel.
     """
 
     type: str
     adapter: str
 
+    commands: tuple[str, ...]
+
     def adapter_arguments(self, settings: BatchSettings) -> dict[str, Any]:
         """Return the keywords for Maestro's adapter, with all that it insists on."""
+
+    def tidied(self, script: str) -> str:
+        """Return a batch script of Maestro's adapter without what the batch system would not take."""
 
     def worker_line(self, launch: WorkerLaunch) -> str:
         """Return the shell command that starts the workers of a group and returns when they have ended."""

@@ -35,6 +35,8 @@ class Manifest:
         task_queue: Celery's queue, without the session's prefix.
         max_retries: How often a sample may ask to be run again.
         retry_delay_s: Seconds before a sample that asked for it runs again.
+        time_request_s: Seconds that a sample needs, as its step says; None when it does not.
+        signal: Signal that running samples get before their allocation ends.
     """
 
     number: int
@@ -54,6 +56,8 @@ class Manifest:
     task_queue: str
     max_retries: int
     retry_delay_s: float
+    time_request_s: int | None = None
+    signal: str = "SIGTERM"
 
     @property
     def paths(self) -> SamplePaths:

@@ -53,6 +53,7 @@ class Slurm:
 
     type = "slurm"
     adapter = "slurm"
+    commands: tuple[str, ...] = ("sbatch", "squeue", "scancel", "srun")
 
     @hookimpl
     def batch_system(self, type: str) -> BatchSystem | None:
@@ -68,6 +69,10 @@ class Slurm:
             "reservation": settings.reservation or "",
             "qos": settings.qos,
         }
+
+    def tidied(self, script: str) -> str:
+        """Return the script as it is."""
+        return script
 
     def worker_line(self, launch: WorkerLaunch) -> str:
         """Return the `srun` that starts one worker on each node.
