@@ -69,6 +69,10 @@ class Slurm:
             "qos": settings.qos,
         }
 
+    def tidied(self, script: str) -> str:
+        """Return the script as it is."""
+        return script
+
     def worker_line(self, launch: WorkerLaunch) -> str:
         """Return the `srun` that starts one worker on each node.
 
@@ -86,7 +90,7 @@ class Slurm:
         words = ["srun", "--exact", "--mem=0", "-n", str(needs.procs or max(1, needs.nodes))]
         if needs.nodes:
             words += ["-N", str(needs.nodes)]
-        if needs.cores_per_task > 1:
+        if str(needs.cores_per_task) != "1":
             words += ["-c", str(needs.cores_per_task)]
         if needs.gpus_per_task:
             words += [f"--gpus-per-task={needs.gpus_per_task}"]
