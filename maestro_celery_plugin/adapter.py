@@ -62,8 +62,12 @@ class CeleryScriptAdapter(ScriptAdapter):  # type: ignore[misc]
         """
         from maestro_celery_plugin.staging import manifest_of, write_example
 
-        manifest = manifest_of(self._plan, step, ws_path, number=0)
-        script = Path(ws_path, f"{manifest.script}{self.extension}")
+        script = Path(ws_path, f"{step.name.replace('/', '_')}{self.extension}")
+        try:
+            manifest = manifest_of(self._plan, step, ws_path, number=0)
+        except EnsembleError as error:  # would end the conductor; `submit` meets it again, and fails the step
+            script.write_text(f"# {error}\n")
+            return True, str(script), ""
         script.write_text(f"#!{manifest.shell}\n\n{manifest.cmd}\n")
         restart = script
         if manifest.restart != manifest.cmd:

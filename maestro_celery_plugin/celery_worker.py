@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import math
 import os
@@ -18,10 +19,12 @@ from celery.signals import worker_process_init, worker_ready
 
 from maestro_celery_plugin import intake
 from maestro_celery_plugin.app import TASK_NAME, make_app, queue_for
+from maestro_celery_plugin.batch_systems import StepNeeds, batch_system
 from maestro_celery_plugin.broker import check_reachable
 from maestro_celery_plugin.deadline import Deadline
 from maestro_celery_plugin.dispatch import Dispatcher
-from maestro_celery_plugin.errors import BrokerError
+from maestro_celery_plugin.errors import EnsembleError, WorkerError
+from maestro_celery_plugin.launchers import share, slots_of
 from maestro_celery_plugin.processes import ProcessId, host_name
 from maestro_celery_plugin.session import Heartbeat
 from maestro_celery_plugin.tasks import RangeTask, WorkerSide
@@ -49,13 +52,16 @@ def run(arguments: WorkerArguments, supervisor: ProcessId) -> NoReturn:
     # knows what has to run. kombu fails in doing so (restore_unacked on a closed channel, kombu 5.5-5.7).
     kombu.transport.redis.Channel.do_restore = False
     session, terms = arguments.session, arguments.terms
-    options = _options(arguments)
     try:
+        options = _options(arguments)
         app = make_app(session)
         check_reachable(session, host_name())
-    except BrokerError as error:
+    except EnsembleError as error:
         LOGGER.error("worker '%s' on %s: %s", arguments.name, host_name(), error)
         raise SystemExit(1) from error
+    if not options.slots:
+        LOGGER.warning("worker '%s' on %s: the slots of the allocation are on other nodes", arguments.name, host_name())
+        raise SystemExit(0)
     app.conf.task_queues = [queue_for(session, name) for name in terms.queues]
     process = _WorkerProcess(arguments, supervisor, app)
     process.register_task()
@@ -72,8 +78,25 @@ def run(arguments: WorkerArguments, supervisor: ProcessId) -> NoReturn:
 
 
 def _options(arguments: WorkerArguments) -> WorkerOptions:
-    """Return the options of `celery worker`; slots that `args` does not give follow from the node."""
-    return parse_worker_args(arguments.terms.args)
+    """Return the options of `celery worker`.
+
+    In an allocation, slots that `args` does not give are this worker's share of the samples that fit into
+    the whole allocation side by side.
+
+    Raises:
+        WorkerError: not even one sample fits.
+    """
+    terms = arguments.terms
+    options = parse_worker_args(terms.args)
+    system = batch_system(terms.batch_type)
+    if options.has_concurrency or system is None:
+        return options
+    needs = StepNeeds(**terms.needs) if terms.needs else None
+    cores = system.node_cores(os.environ) or usable_cpus()
+    slots = slots_of(needs, terms.nodes, cores)
+    if not slots:
+        raise WorkerError(f"a sample needs {needs}, which {terms.nodes} nodes of {cores} cores do not have")
+    return dataclasses.replace(options, slots=share(slots, terms.nodes, arguments.number))
 
 
 class _WorkerProcess:

@@ -203,7 +203,7 @@ class StepFacts:
     queues: tuple[str, ...] = setting("Task queues of its step records.")
     sampled: bool = setting("Whether it fans out to samples.", default=False)
     launches: bool = setting("Whether it starts parallel programs with `$(LAUNCHER)`.", default=False)
-    needs: dict[str, Any] = setting("Its keys that say what a sample needs.", default={})
+    needs: dict[str, Any] = setting("What a sample of it needs: the fields of `batch_systems.StepNeeds`.", default={})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -91,7 +91,7 @@ class Slurm:
         words = ["srun", "--exact", "--mem=0", "-n", str(needs.procs or max(1, needs.nodes))]
         if needs.nodes:
             words += ["-N", str(needs.nodes)]
-        if needs.cores_per_task > 1:
+        if str(needs.cores_per_task) != "1":
             words += ["-c", str(needs.cores_per_task)]
         if needs.gpus_per_task:
             words += [f"--gpus-per-task={needs.gpus_per_task}"]

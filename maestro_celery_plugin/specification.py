@@ -23,6 +23,7 @@ from maestrowf.specification.yamlspecification import YAMLSpecification
 
 from maestro_celery_plugin import launch, schema
 from maestro_celery_plugin.errors import SpecificationError
+from maestro_celery_plugin.launchers import launches, needs_of
 from maestro_celery_plugin.settings import BatchSettings, EnsembleSettings, ResourceSettings, SampleSettings, StepFacts
 from maestro_celery_plugin.spec_checks import STEP_SETTING_KEYS, check_content, check_shape, tidy, unknown_tokens
 from maestro_celery_plugin.steps import STEP_KEY
@@ -143,16 +144,20 @@ def _step_entry(step: Any, specification: EnsembleSpecification) -> dict[str, An
 def _step_facts(specification: EnsembleSpecification, data: dict[str, Any], file: str) -> dict[str, StepFacts]:
     samples = specification.ensemble.samples if specification.ensemble else None
     queues = task_queues(data, file)
-    runs = {step["name"]: {"cmd": "", "restart": "", **step["run"]} for step in data["study"]}
-    return {
-        name: StepFacts(
-            queues=queues[name],
+    facts = {}
+    for step in data["study"]:
+        run = {"cmd": "", "restart": "", **step["run"]}
+        try:
+            needs = needs_of(run)
+        except ValueError as cause:
+            raise SpecificationError.at(file, f"study.{step['name']}.run", str(cause)) from cause
+        facts[step["name"]] = StepFacts(
+            queues=queues[step["name"]],
             sampled=samples is not None and _is_sampled(run, specification, samples),
-            launches=any("LAUNCHER)" in run[key] for key in ("cmd", "restart")),
-            needs={key: value for key, value in run.items() if key not in ("cmd", "restart", "depends")},
+            launches=launches(run["cmd"]) or launches(run["restart"]),
+            needs=dataclasses.asdict(needs),
         )
-        for name, run in runs.items()
-    }
+    return facts
 
 
 def _is_sampled(

@@ -86,12 +86,14 @@ class WorkerArguments:
         terms: What its group works by.
         name: The worker's name, unique in the session.
         allocation: The allocation it runs in, such as ``sim/2``; empty for none of ours.
+        number: Which worker of its allocation it is, from 1 on.
     """
 
     session: Session
     terms: WorkerTerms
     name: str
     allocation: str
+    number: int
 
 
 def worker_command(session: Session, group: str, *, name: str = "", allocation: str = "") -> list[str]:
@@ -121,9 +123,13 @@ def main() -> NoReturn:
     except StudyError as error:
         sys.exit(f"error: worker on {host_name()}: {error}")
     adopt_orphans()
+    number = 0
     for _ in range(_LIVES if given.allocation else 1):
         name = given.name or _take_name(session, given.group, given.allocation)
-        code = _supervise(WorkerArguments(session=session, terms=terms, name=name, allocation=given.allocation))
+        number = number or int(name.rpartition("-")[2])
+        code = _supervise(
+            WorkerArguments(session=session, terms=terms, name=name, allocation=given.allocation, number=number)
+        )
         if not _shall_begin_again(session, code):
             break
     sys.exit(code & 0xFF)

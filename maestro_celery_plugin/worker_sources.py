@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shlex
 from collections.abc import Iterable, Mapping
@@ -10,8 +11,9 @@ from typing import Any
 from maestro_celery_plugin import schema
 from maestro_celery_plugin.allocation_source import AllocationSource
 from maestro_celery_plugin.allocations import AllocationRequest, BatchJobs, HeldJobs
-from maestro_celery_plugin.batch_systems import BatchSystem, HeldAllocation, WorkerLaunch, batch_system
+from maestro_celery_plugin.batch_systems import BatchSystem, HeldAllocation, StepNeeds, WorkerLaunch, batch_system
 from maestro_celery_plugin.errors import AllocationError
+from maestro_celery_plugin.launchers import group_needs
 from maestro_celery_plugin.local_workers import LocalWorkers
 from maestro_celery_plugin.processes import host_name
 from maestro_celery_plugin.session import Session
@@ -73,6 +75,7 @@ def terms_of(settings: EnsembleSettings, name: str) -> WorkerTerms:
     group = settings.resources.workers[name]
     batch = batch_of(settings, group)
     system = batch_system(batch.type)
+    needs = group_needs(StepNeeds(**step.needs) for step in steps_of(settings, group) if step.sampled)
     return WorkerTerms(
         group=name,
         queues=group.task_queues,
@@ -83,6 +86,7 @@ def terms_of(settings: EnsembleSettings, name: str) -> WorkerTerms:
         drain_s=group.drain,
         warn_s=group.warn,
         nodes=nodes_of(batch, system.held(os.environ)) if system else 0,
+        needs=dataclasses.asdict(needs) if system and needs else None,
     )
 
 
