@@ -29,7 +29,7 @@ from maestro_celery_plugin.processes import ProcessId, host_name
 from maestro_celery_plugin.session import Heartbeat
 from maestro_celery_plugin.tasks import RangeTask, WorkerSide
 from maestro_celery_plugin.worker import MOVED, PROCESS_MARKER, WorkerArguments, mark
-from maestro_celery_plugin.worker_options import WorkerOptions, parse_worker_args
+from maestro_celery_plugin.worker_options import WorkerOptions, parse_worker_args, usable_cpus
 
 __all__ = ["run"]
 
