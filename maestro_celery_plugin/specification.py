@@ -25,7 +25,14 @@ from maestro_celery_plugin import launch, schema
 from maestro_celery_plugin.errors import SpecificationError
 from maestro_celery_plugin.launchers import launches, needs_of
 from maestro_celery_plugin.settings import BatchSettings, EnsembleSettings, ResourceSettings, SampleSettings, StepFacts
-from maestro_celery_plugin.spec_checks import STEP_SETTING_KEYS, check_content, check_shape, tidy, unknown_tokens
+from maestro_celery_plugin.spec_checks import (
+    ALL_COMBINATIONS,
+    STEP_SETTING_KEYS,
+    check_content,
+    check_shape,
+    tidy,
+    unknown_tokens,
+)
 from maestro_celery_plugin.steps import STEP_KEY
 from maestro_celery_plugin.tokens import SAMPLE_TOKENS, Spelling, names_in, substitute
 from maestro_celery_plugin.variables import Variables
@@ -153,6 +160,7 @@ def _step_facts(specification: EnsembleSpecification, data: dict[str, Any], file
             raise SpecificationError.at(file, f"study.{step['name']}.run", str(cause)) from cause
         facts[step["name"]] = StepFacts(
             queues=queues[step["name"]],
+            depends=tuple(ALL_COMBINATIONS.sub("", parent) for parent in run.get("depends") or ()),
             sampled=samples is not None and _is_sampled(run, specification, samples),
             launches=launches(run["cmd"]) or launches(run["restart"]),
             needs=dataclasses.asdict(needs),

@@ -208,7 +208,7 @@ class StatusReader:
             if "." not in beat.name:
                 state = "busy" if beat.name in busy else beat.state
                 state = state if alive[beat.name] else "dead"
-                yield WorkerStatus(name=beat.name, group=beat.group, node=beat.host, state=state)
+                yield WorkerStatus(name=beat.name, group=beat.group, node=beat.node, state=state)
 
     # --- step records ---
 
