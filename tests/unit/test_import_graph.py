@@ -29,6 +29,8 @@ CORE: dict[str, set[str]] = {
     "walltime": set(),
     "batch_systems": {"errors", "settings", "states"},
     "slurm": {"batch_systems", "errors", "hookspecs", "settings", "states", "walltime"},
+    "lsf": {"batch_systems", "hookspecs", "settings", "slurm", "states"},
+    "flux": {"batch_systems", "errors", "hookspecs", "settings", "states"},
     "launchers": {"batch_systems", "settings", "steps", "tokens", "walltime"},
     "manifest": {"batch_systems", "sample_paths"},
     "ledger": {"errors", "numpy"},
@@ -41,7 +43,7 @@ CORE: dict[str, set[str]] = {
     "row_index": {"errors", "numpy"},
     "text_table": {"errors", "hookspecs", "numpy", "row_index", "samples"},
     "npy_table": {"errors", "hookspecs", "numpy"},
-    "plugins": {"hookspecs", "npy_table", "pluggy", "slurm", "text_table"},
+    "plugins": {"flux", "hookspecs", "lsf", "npy_table", "pluggy", "slurm", "text_table"},
     "study_side": {"ledger", "manifest", "numpy", "progress", "runner", "samples", "study"},
     "tasks": {"errors", "ledger", "manifest", "numpy", "plugins", "progress", "runner", "states", "study_side"},
 }
