@@ -19,14 +19,18 @@ from types import FrameType
 
 from filelock import FileLock, Timeout
 
+from maestro_celery_plugin.allocations import Allocation
 from maestro_celery_plugin.delivery import Delivery
+from maestro_celery_plugin.demand import Demand
 from maestro_celery_plugin.errors import BrokerError, EnsembleError, StudyError, WorkerError
 from maestro_celery_plugin.manifest import Manifest
 from maestro_celery_plugin.records import TERMINAL, Records
 from maestro_celery_plugin.session import Session
-from maestro_celery_plugin.states import RecordState
+from maestro_celery_plugin.states import ALLOCATION_ENDS, AllocationState, RecordState
 from maestro_celery_plugin.study import StudyPlan
 from maestro_celery_plugin.tracker import Tracker
+from maestro_celery_plugin.worker import worker_stem
+from maestro_celery_plugin.worker_sources import sources_of, terms_of
 from maestro_celery_plugin.workers import WorkerGroup, WorkerPool
 
 __all__ = ["Coordinator", "active", "conductor_lock", "for_study"]
@@ -85,7 +89,10 @@ class Coordinator:
         self._session.revoke_stop()
         settings = plan.settings.resources.workers
         groups = [WorkerGroup(name, group, group.task_queues) for name, group in settings.items() if group.task_queues]
-        self._pool = WorkerPool(plan, self._session, groups)
+        for group in groups:
+            terms_of(plan.settings, group.name).write(self._session)
+        self._pool = WorkerPool(self._session, groups, sources_of(plan, self._session))
+        self._demand = Demand(plan)
         self._pool.look()
         self._records = Records(plan, groups)
         self._records.load(self._pool.alive)
@@ -108,8 +115,7 @@ class Coordinator:
         """Start, or go on with, a step record; return Maestro's job identifier."""
         tracker = self._records.enter(manifest, relative)
         self._look()
-        tracker.active, tracker.cancelled = True, self._records.stopped_by is not None
-        tracker.told = RecordState.PENDING
+        tracker.begin(cancelled=self._records.stopped_by is not None)
         if not tracker.cancelled:
             try:
                 self._delivery.send(tracker, tracker.unheld(self._records.held(tracker)))
@@ -190,11 +196,48 @@ class Coordinator:
             self._records.lose(writer)
         if lost:
             self._delivery.send_all()  # they may have had messages that they had not begun
+        self._take_ends_of_allocations()
         with_work = self._records.with_work()
         for name, group in self._pool.groups.items():
             trackers = [tracker for tracker in with_work if name in tracker.groups]
             if trackers:
                 self._ensure(group, trackers)
+        self._release_allocations({name for tracker in with_work for name in tracker.groups})
+
+    def _take_ends_of_allocations(self) -> None:
+        """Decide what becomes of the step records whose allocations have ended."""
+        for source, allocation in self._pool.look_at_allocations():
+            groups = self._pool.groups_of(source)
+            for beat in self._pool.look():
+                self._pool.bury(beat)
+                self._records.lose(beat.name, innocent=allocation.state is not AllocationState.OUT_OF_MEMORY)
+            self._records.follow()
+            prefixes = tuple(worker_stem(group, allocation.label) for group in groups)
+            source.note_end(allocation, has_worked=any(w.startswith(prefixes) for w in self._records.starters))
+            for tracker in self._records.with_work():
+                if not self._pool.has_source_for(tracker.groups):
+                    self._take_end(tracker, allocation)
+
+    def _take_end(self, tracker: Tracker, allocation: Allocation) -> None:
+        """Let a step record that has lost its last allocation time out, if it has started a sample in it."""
+        state = ALLOCATION_ENDS[allocation.state]
+        tracker.reason = f"allocation '{allocation.label}': {allocation.state.value} {allocation.reason}".rstrip()
+        if allocation.released:
+            return
+        if state is RecordState.CANCELLED:
+            LOGGER.warning("'%s' is cancelled: %s.", tracker.manifest.name, tracker.reason)
+            self._records.cancel(tracker)
+        elif tracker.touched:
+            LOGGER.warning("'%s' has samples left: %s.", tracker.manifest.name, tracker.reason)
+            tracker.timed_out = True
+
+    def _release_allocations(self, busy: set[str]) -> None:
+        """End allocations that no step record needs, now or later."""
+        for source in self._pool.allocation_sources:
+            if source.is_open and not busy.intersection(self._pool.groups_of(source)):
+                queues = {queue for name in self._pool.groups_of(source) for queue in self._pool.groups[name].queues}
+                if not self._demand.for_queues(queues):
+                    self._pool.dismiss(source)
 
     def _enforce_cancellation(self) -> None:
         """Kill workers that still hold what was cancelled a while ago: they must be frozen."""
@@ -223,10 +266,11 @@ class Coordinator:
         """Send samples again that nobody holds although slots are free: their messages were lost."""
         holdings = self._records.holdings
         held_slots = {writer: holdings.count(writer) for writer in holdings.writers()}
-        free = {name: self._pool.free_slots(name, held_slots) for name in self._pool.groups}
         now = time.monotonic()
         for tracker in self._records.with_work():
-            if tracker.stops_early or not any(free[group] for group in tracker.groups):
+            number = tracker.manifest.number
+            has_room = any(self._pool.free_slots(group, held_slots, number) for group in tracker.groups)
+            if tracker.stops_early or not has_room:
                 tracker.quiet_since = None
             elif tracker.quiet_since is None:
                 tracker.quiet_since = now

@@ -36,6 +36,8 @@ class Manifest:
         task_queue: Celery's queue, without the session's prefix.
         max_retries: How often a sample may ask to be run again.
         retry_delay_s: Seconds before a sample that asked for it runs again.
+        time_request_s: Seconds that a sample needs, as its step says; None when it does not.
+        signal: Signal that running samples get before their allocation ends.
         needs: What one sample needs of an allocation.
         launches: Whether its scripts start parallel programs with `$(LAUNCHER)`.
     """
@@ -57,6 +59,8 @@ class Manifest:
     task_queue: str
     max_retries: int
     retry_delay_s: float
+    time_request_s: int | None = None
+    signal: str = "SIGTERM"
     needs: StepNeeds = dataclasses.field(default_factory=StepNeeds)
     launches: bool = False
 

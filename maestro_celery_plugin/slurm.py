@@ -53,6 +53,7 @@ class Slurm:
 
     type = "slurm"
     adapter = "slurm"
+    commands: tuple[str, ...] = ("sbatch", "squeue", "scancel", "srun")
 
     @hookimpl
     def batch_system(self, type: str) -> BatchSystem | None:

@@ -9,6 +9,7 @@ text → YAML → variables put in (`variables.py`) → checked (`spec_checks.py
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import io
 import logging
@@ -22,7 +23,8 @@ from maestrowf.specification.yamlspecification import YAMLSpecification
 
 from maestro_celery_plugin import launch, schema
 from maestro_celery_plugin.errors import SpecificationError
-from maestro_celery_plugin.settings import BatchSettings, EnsembleSettings, ResourceSettings, SampleSettings
+from maestro_celery_plugin.launchers import launches, needs_of
+from maestro_celery_plugin.settings import BatchSettings, EnsembleSettings, ResourceSettings, SampleSettings, StepFacts
 from maestro_celery_plugin.spec_checks import STEP_SETTING_KEYS, check_content, check_shape, tidy, unknown_tokens
 from maestro_celery_plugin.steps import STEP_KEY
 from maestro_celery_plugin.tokens import SAMPLE_TOKENS, Spelling, names_in, substitute
@@ -85,6 +87,7 @@ class EnsembleSpecification(YAMLSpecification):  # type: ignore[misc]
         self.study = data["study"]
         self.batch = {"type": "celery"}  # completed when the samples are acquired
         self._verify_by_maestro(file)
+        self.ensemble = dataclasses.replace(self.ensemble, steps=_step_facts(self, data, file))
         if not launch.OPTIONS.parameter_generator:  # which makes parameters that cannot be known here
             for where, name in unknown_tokens(data):
                 LOGGER.warning(
@@ -136,6 +139,25 @@ def _step_entry(step: Any, specification: EnsembleSpecification) -> dict[str, An
     samples = specification.ensemble.samples if specification.ensemble else None
     sampled = samples is not None and _is_sampled(step.run, specification, samples)
     return {"step": step.name, "sampled": sampled, "settings": settings}
+
+
+def _step_facts(specification: EnsembleSpecification, data: dict[str, Any], file: str) -> dict[str, StepFacts]:
+    samples = specification.ensemble.samples if specification.ensemble else None
+    queues = task_queues(data, file)
+    facts = {}
+    for step in data["study"]:
+        run = {"cmd": "", "restart": "", **step["run"]}
+        try:
+            needs = needs_of(run)
+        except ValueError as cause:
+            raise SpecificationError.at(file, f"study.{step['name']}.run", str(cause)) from cause
+        facts[step["name"]] = StepFacts(
+            queues=queues[step["name"]],
+            sampled=samples is not None and _is_sampled(run, specification, samples),
+            launches=launches(run["cmd"]) or launches(run["restart"]),
+            needs=dataclasses.asdict(needs),
+        )
+    return facts
 
 
 def _is_sampled(

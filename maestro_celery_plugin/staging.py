@@ -17,6 +17,7 @@ from maestro_celery_plugin.samples import open_table
 from maestro_celery_plugin.steps import STEP_KEY, step_settings
 from maestro_celery_plugin.study import StudyPlan
 from maestro_celery_plugin.tokens import study_values, substitute
+from maestro_celery_plugin.walltime import seconds_of
 
 __all__ = ["manifest_of", "write_example"]
 
@@ -55,6 +56,8 @@ def manifest_of(plan: StudyPlan, step: Any, workspace: str, number: int) -> Mani
         task_queue=settings.task_queue,
         max_retries=settings.max_retries,
         retry_delay_s=settings.retry_delay,
+        time_request_s=None if settings.time_request is None else seconds_of(settings.time_request),
+        signal=settings.signal,
         needs=scripts.needs,
         launches=scripts.launch,
     )

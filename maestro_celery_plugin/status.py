@@ -26,15 +26,13 @@ from maestro_celery_plugin.progress import Counts
 from maestro_celery_plugin.sample_status import RecordSamples, SampleStatus
 from maestro_celery_plugin.session import Heartbeat, Session
 from maestro_celery_plugin.states import Outcome
-from maestro_celery_plugin.status_csv import StepRow, read_rows, shared_lock
+from maestro_celery_plugin.status_csv import LAST_STATES, StepRow, read_rows, shared_lock
 from maestro_celery_plugin.study import StudyPlan
 from maestro_celery_plugin.workers import SILENCE_LIMIT_S
 
 __all__ = ["StatusReader", "StepStatus", "StudyState", "StudyStatus", "WorkerStatus"]
 
 _NO_SAMPLES = Counts(total=0, finished=0, failed=0, running=0, pending=0)
-# States in which Maestro leaves a step record for good (executiongraph.py:757-900).
-_LAST_STATES = frozenset({"FINISHED", "FAILED", "TIMEDOUT", "UNKNOWN", "CANCELLED", "DRYRUN"})
 
 
 class StudyState(enum.Enum):
@@ -303,7 +301,7 @@ def _step(
 
 def _step_state(state: str, record: RecordSamples | None, conducted: bool) -> str:
     """Return the state of a step record: Maestro's word if it is the last one, else the newer ledger's."""
-    if state in _LAST_STATES or record is None:
+    if state in LAST_STATES or record is None:
         return state
     if record.progress.is_complete:
         return "FAILED" if (record.progress.outcome == Outcome.HARD_FAILED).any() else "FINISHED"
@@ -317,7 +315,7 @@ def _state_after_end(states: set[str]) -> StudyState:
 
     Maestro leaves step records INITIALIZED when a study is cancelled (executiongraph.py:730).
     """
-    left = states - _LAST_STATES
+    left = states - LAST_STATES
     if "CANCELLED" in states and left <= {"INITIALIZED"}:
         return StudyState.CANCELLED
     if left or not states:

@@ -8,6 +8,7 @@ Everything of ours lies in the study's ``merlin_info`` directory:
       records/<workspace>/manifest.json
       ledger/<writer>.ledger        attempts of all step records, one file per writer
       workers/<worker>.log
+      allocations/<name>/<number>/  batch script, what the job printed, its state
       session/                      0700: secret, broker, heartbeats
 """
 
@@ -114,6 +115,6 @@ class StudyPlan:
         return self.info / "records"
 
     @property
-    def worker_logs(self) -> Path:
-        """The directory of what the workers print."""
-        return self.info / "workers"
+    def allocations(self) -> Path:
+        """The directory of the allocations (`allocations.py`)."""
+        return self.info / "allocations"
