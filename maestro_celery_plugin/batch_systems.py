@@ -143,12 +143,13 @@ class BatchSystem(Protocol):
         type: `batch.type` in a specification.
         adapter: Key of Maestro's adapter for it.
         commands: What has to be on PATH to submit, ask and cancel.
+        modules: Python packages that Maestro's adapter for it imports.
     """
 
     type: str
     adapter: str
-
     commands: tuple[str, ...]
+    modules: tuple[str, ...]
 
     def adapter_arguments(self, settings: BatchSettings) -> dict[str, Any]:
         """Return the keywords for Maestro's adapter, with all that it insists on."""

@@ -60,6 +60,8 @@ class Flux:
 
     type = "flux"
     adapter = "flux"
+    commands: tuple[str, ...] = ("flux",)
+    modules: tuple[str, ...] = ("flux",)
 
     @hookimpl
     def batch_system(self, type: str) -> BatchSystem | None:

@@ -94,6 +94,8 @@ class Lsf:
 
     type = "lsf"
     adapter = "lsf"
+    commands: tuple[str, ...] = ("bsub", "bjobs", "bkill")  # `jsrun` is needed on the launch node only
+    modules: tuple[str, ...] = ()
 
     @hookimpl
     def batch_system(self, type: str) -> BatchSystem | None:

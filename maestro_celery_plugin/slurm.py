@@ -54,6 +54,7 @@ class Slurm:
     type = "slurm"
     adapter = "slurm"
     commands: tuple[str, ...] = ("sbatch", "squeue", "scancel", "srun")
+    modules: tuple[str, ...] = ()
 
     @hookimpl
     def batch_system(self, type: str) -> BatchSystem | None:
