@@ -213,7 +213,13 @@ class BatchJobs:
 
     def _write(self, request: AllocationRequest, directory: Path) -> tuple[Any, Any, Path]:
         adapter, step = self._adapter(request), self._step(request)
-        _, path, _ = adapter.write_script(str(directory), step)
+        logger = logging.getLogger(type(adapter).__module__)
+        level = logger.level
+        logger.setLevel(logging.ERROR)  # it warns of each key of a step that an srun line has no use for
+        try:
+            _, path, _ = adapter.write_script(str(directory), step)
+        finally:
+            logger.setLevel(level)
         script = Path(path)
         script.write_text(self._system.tidied(script.read_text()))
         return adapter, step, script

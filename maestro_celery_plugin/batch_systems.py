@@ -195,7 +195,7 @@ def batch_system(type: str) -> BatchSystem | None:
         return None
     system: BatchSystem | None = plugin_manager().hook.batch_system(type=type)
     if system is None:
-        raise AllocationError(f"batch.type: nothing here knows '{type}'; known: local, slurm, lsf, lsf-srun, flux.")
+        raise AllocationError(f"nothing here knows the batch type '{type}'; known: local, slurm, lsf, lsf-srun, flux.")
     return system
 
 

@@ -184,6 +184,7 @@ class _WorkerProcess:
             name=self._name,
             group=self._terms.group,
             host=host_name(),
+            node=os.environ.get("SLURMD_NODENAME", host_name()),
             supervisor=(self._supervisor.pid, self._supervisor.start),
             process=(process.pid, process.start),
             slots=slots,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import json
 import logging
 import signal
 import sys
@@ -23,7 +24,7 @@ from maestro_celery_plugin.allocations import Allocation
 from maestro_celery_plugin.delivery import Delivery
 from maestro_celery_plugin.demand import Demand
 from maestro_celery_plugin.errors import BrokerError, EnsembleError, StudyError, WorkerError
-from maestro_celery_plugin.manifest import Manifest
+from maestro_celery_plugin.manifest import Manifest, write_atomically
 from maestro_celery_plugin.records import TERMINAL, Records
 from maestro_celery_plugin.session import Session
 from maestro_celery_plugin.states import ALLOCATION_ENDS, AllocationState, RecordState
@@ -79,7 +80,7 @@ class Coordinator:
     """
 
     def __init__(self, plan: StudyPlan) -> None:
-        self._root = plan.root
+        self._root, self._plan = plan.root, plan
         self._lock = conductor_lock(plan)
         try:
             self._lock.acquire(timeout=LOCK_LIMIT_S)
@@ -217,6 +218,7 @@ class Coordinator:
             for tracker in self._records.with_work():
                 if not self._pool.has_source_for(tracker.groups):
                     self._take_end(tracker, allocation)
+            self._store_reasons()
 
     def _take_end(self, tracker: Tracker, allocation: Allocation) -> None:
         """Let a step record that has lost its last allocation time out, if it has started a sample in it."""
@@ -230,6 +232,11 @@ class Coordinator:
         elif tracker.touched:
             LOGGER.warning("'%s' has samples left: %s.", tracker.manifest.name, tracker.reason)
             tracker.timed_out = True
+
+    def _store_reasons(self) -> None:
+        """Keep the reasons of the step records where `maestro-celery explain` finds them."""
+        reasons = {tracker.manifest.name: tracker.reason for tracker in self._records if tracker.reason}
+        write_atomically(self._plan.reasons, json.dumps(reasons, indent=1))
 
     def _release_allocations(self, busy: set[str]) -> None:
         """End allocations that no step record needs, now or later."""
@@ -252,7 +259,8 @@ class Coordinator:
         except WorkerError as error:
             LOGGER.error("%s", error)
             for tracker in trackers:
-                tracker.failure = str(error)
+                tracker.failure = tracker.reason = str(error)
+            self._store_reasons()
 
     def _send_due(self) -> None:
         """Send samples that have waited for their retry, or whose turn it is."""

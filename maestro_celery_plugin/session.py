@@ -39,7 +39,8 @@ class Heartbeat:
     Attributes:
         name: The worker's name, unique in the session.
         group: Its worker group.
-        host: The machine it runs on.
+        host: The machine it runs on, by its own name.
+        node: The same by the name that the batch system has for it.
         supervisor: (pid, start time) of the process that watches over it.
         process: (pid, start time) of the worker process; (0, 0) before it has started.
         slots: How many samples it runs at a time.
@@ -53,6 +54,7 @@ class Heartbeat:
     name: str
     group: str
     host: str
+    node: str
     supervisor: tuple[int, int]
     process: tuple[int, int]
     slots: int

@@ -201,6 +201,7 @@ class StepFacts:
     """What of a step has to be known to plan for its worker group; derived from the specification."""
 
     queues: tuple[str, ...] = setting("Task queues of its step records.")
+    depends: tuple[str, ...] = setting("Steps that it waits for.", default=())
     sampled: bool = setting("Whether it fans out to samples.", default=False)
     launches: bool = setting("Whether it starts parallel programs with `$(LAUNCHER)`.", default=False)
     needs: dict[str, Any] = setting("What a sample of it needs: the fields of `batch_systems.StepNeeds`.", default={})

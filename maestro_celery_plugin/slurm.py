@@ -82,7 +82,7 @@ class Slurm:
         use all of the node, for samples that do not launch anything.
         """
         settings, nodes = launch.settings, launch.nodes
-        spread = f"srun --overlap --nodes={nodes} --ntasks={nodes} --ntasks-per-node=1 --cpu-bind=none --mem=0"
+        spread = f"srun --overlap --nodes={nodes} --ntasks={nodes} --cpu-bind=none --mem=0"
         line = settings.worker_launch or f"{spread} --kill-on-bad-exit=0 --wait=0"
         words = (settings.launch_pre, line, settings.launch_args, launch.command)
         return " ".join(word for word in words if word)

@@ -26,7 +26,14 @@ from maestro_celery_plugin.errors import SpecificationError
 from maestro_celery_plugin.launchers import launches
 from maestro_celery_plugin.resource_checks import check_resources, step_needs
 from maestro_celery_plugin.settings import BatchSettings, EnsembleSettings, ResourceSettings, SampleSettings, StepFacts
-from maestro_celery_plugin.spec_checks import STEP_SETTING_KEYS, check_content, check_shape, tidy, unknown_tokens
+from maestro_celery_plugin.spec_checks import (
+    ALL_COMBINATIONS,
+    STEP_SETTING_KEYS,
+    check_content,
+    check_shape,
+    tidy,
+    unknown_tokens,
+)
 from maestro_celery_plugin.steps import STEP_KEY
 from maestro_celery_plugin.tokens import SAMPLE_TOKENS, Spelling, names_in, substitute
 from maestro_celery_plugin.variables import Variables
@@ -151,6 +158,7 @@ def _step_facts(specification: EnsembleSpecification, data: dict[str, Any], file
         run = {"cmd": "", "restart": "", **step["run"]}
         facts[step["name"]] = StepFacts(
             queues=queues[step["name"]],
+            depends=tuple(ALL_COMBINATIONS.sub("", parent) for parent in run.get("depends") or ()),
             sampled=samples is not None and _is_sampled(run, specification, samples),
             launches=launches(run["cmd"]) or launches(run["restart"]),
             needs=step_needs(specification.ensemble, step, file) if specification.ensemble else {},

@@ -28,6 +28,7 @@ from maestro_celery_plugin.session import Heartbeat, Session
 from maestro_celery_plugin.states import Outcome
 from maestro_celery_plugin.status_csv import LAST_STATES, StepRow, read_rows, shared_lock
 from maestro_celery_plugin.study import StudyPlan
+from maestro_celery_plugin.worker_sources import awaited_groups
 from maestro_celery_plugin.workers import SILENCE_LIMIT_S
 
 __all__ = ["StatusReader", "StepStatus", "StudyState", "StudyStatus", "WorkerStatus"]
@@ -84,13 +85,13 @@ class StepStatus:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WorkerStatus:
-    """A worker that has not been forgotten.
+    """A worker that has not been forgotten, or that is waited for.
 
     Attributes:
-        name: Its name.
+        name: Its name; empty for one that is awaited.
         group: Its worker group.
-        node: The machine it runs on.
-        state: `starting`, `idle`, `busy`, `stopping` or `dead`.
+        node: The machine it runs on, or is awaited on.
+        state: `starting`, `idle`, `busy`, `draining`, `stopping`, `dead` or `awaited`.
     """
 
     name: str
@@ -170,7 +171,7 @@ class StatusReader:
                 path=self._plan.root,
                 state=self._state(rows, conducted),
                 steps=self._steps(rows, alive, conducted),
-                workers=list(self._workers(beats, alive)),
+                workers=[*self._workers(beats, alive), *self._awaited(rows, beats, alive)],
             )
         except OSError as cause:
             raise StudyError(f"The study '{self._plan.root}' cannot be read: {cause}.") from cause
@@ -208,7 +209,18 @@ class StatusReader:
             if "." not in beat.name:
                 state = "busy" if beat.name in busy else beat.state
                 state = state if alive[beat.name] else "dead"
-                yield WorkerStatus(name=beat.name, group=beat.group, node=beat.host, state=state)
+                yield WorkerStatus(name=beat.name, group=beat.group, node=beat.node, state=state)
+
+    def _awaited(
+        self, rows: list[StepRow], beats: list[Heartbeat], alive: dict[str, bool]
+    ) -> Iterator[WorkerStatus]:
+        """Yield what is missing: a group of which somebody has to start the workers on another machine."""
+        served = {beat.group for beat in beats if alive[beat.name]}
+        left = {row.step for row in rows if row.state not in LAST_STATES}
+        queues = {queue for step, facts in self._plan.settings.steps.items() if step in left for queue in facts.queues}
+        for name, group in awaited_groups(self._plan.settings, served).items():
+            if queues.intersection(group.task_queues):
+                yield WorkerStatus(name="", group=name, node=" or ".join(group.machines), state="awaited")
 
     # --- step records ---
 

@@ -115,6 +115,11 @@ class StudyPlan:
         return self.info / "records"
 
     @property
+    def reasons(self) -> Path:
+        """The file of reasons, by step record, why it does not run or has ended (`explain.py`)."""
+        return self.info / "reasons.json"
+
+    @property
     def allocations(self) -> Path:
         """The directory of the allocations (`allocations.py`)."""
         return self.info / "allocations"
