@@ -9,6 +9,7 @@ them. A further batch system registers through the hook `batch_system`.
 from __future__ import annotations
 
 import dataclasses
+import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -142,12 +143,13 @@ class BatchSystem(Protocol):
         type: `batch.type` in a specification.
         adapter: Key of Maestro's adapter for it.
         commands: What has to be on PATH to submit, ask and cancel.
+        modules: Python packages that Maestro's adapter for it imports.
     """
 
     type: str
     adapter: str
-
     commands: tuple[str, ...]
+    modules: tuple[str, ...]
 
     def adapter_arguments(self, settings: BatchSettings) -> dict[str, Any]:
         """Return the keywords for Maestro's adapter, with all that it insists on."""
@@ -197,8 +199,13 @@ def batch_system(type: str) -> BatchSystem | None:
     return system
 
 
-def ask(words: Sequence[str]) -> str:
+def ask(words: Sequence[str], *, forgotten: re.Pattern[str] | None = None) -> str:
     """Run a command of a batch system that only asks, and return what it prints.
+
+    Args:
+        words: The command line.
+        forgotten: What a line on stderr looks like that says no more than that a job is not known any more;
+            a command that fails with such lines alone has answered.
 
     Raises:
         AllocationError: it is not there, fails, or does not answer in time.
@@ -209,6 +216,10 @@ def ask(words: Sequence[str]) -> str:
         )
     except (OSError, subprocess.TimeoutExpired) as cause:
         raise AllocationError(f"'{words[0]}' does not answer: {cause}") from cause
+    complaints = [line.strip() for line in answer.stderr.splitlines() if line.strip()]
+    if forgotten is not None and complaints and all(forgotten.fullmatch(line) for line in complaints):
+        return answer.stdout
     if answer.returncode:
-        raise AllocationError(f"'{words[0]}' has failed: {answer.stderr.strip() or f'exit code {answer.returncode}'}")
+        reason = " ".join(complaints) or f"exit code {answer.returncode}"
+        raise AllocationError(f"'{words[0]}' has failed: {reason}")
     return answer.stdout

@@ -7,6 +7,7 @@ known (maestro.py:478, Study.setup_environment). Errors here stop the launch.
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import logging
 import os
 import re
@@ -104,6 +105,14 @@ def _check_batch_systems(settings: EnsembleSettings, file: str) -> None:
                 "batch.type",
                 f"found '{kind}' for the worker group '{name}', but there is no '{missing[0]}' on PATH here; run "
                 "`maestro` on a machine of the cluster, or use 'local'.",
+            )
+        absent = [name for name in (system.modules if system else ()) if importlib.util.find_spec(name) is None]
+        if absent:
+            raise SpecificationError.at(
+                file,
+                "batch.type",
+                f"found '{kind}' for the worker group '{name}', but this Python has no package '{absent[0]}', which "
+                "Maestro needs for it; put it on PYTHONPATH.",
             )
 
 

@@ -14,7 +14,7 @@ from maestro_celery_plugin.settings import BatchSettings
 from maestro_celery_plugin.states import AllocationState
 from maestro_celery_plugin.walltime import clock_text
 
-__all__ = ["SLURM_STATES", "Slurm"]
+__all__ = ["SLURM_STATES", "Slurm", "srun_line"]
 
 # Every state of squeue(1), section JOB STATE CODES, Slurm 22.05 to 24.11.
 SLURM_STATES: dict[str, AllocationState] = {
@@ -54,6 +54,7 @@ class Slurm:
     type = "slurm"
     adapter = "slurm"
     commands: tuple[str, ...] = ("sbatch", "squeue", "scancel", "srun")
+    modules: tuple[str, ...] = ()
 
     @hookimpl
     def batch_system(self, type: str) -> BatchSystem | None:
@@ -88,20 +89,12 @@ class Slurm:
 
     def sample_launcher(self, needs: StepNeeds) -> str:
         """Return the `srun` of one sample: with cores of its own (``--exact``), beside those of others."""
-        words = ["srun", "--exact", "--mem=0", "-n", str(needs.procs or max(1, needs.nodes))]
-        if needs.nodes:
-            words += ["-N", str(needs.nodes)]
-        if str(needs.cores_per_task) != "1":
-            words += ["-c", str(needs.cores_per_task)]
+        gpus = []
         if needs.gpus_per_task:
-            words += [f"--gpus-per-task={needs.gpus_per_task}"]
+            gpus = [f"--gpus-per-task={needs.gpus_per_task}"]
         elif needs.gpus:
-            words += [f"--gpus={needs.gpus}"]
-        if needs.walltime_s:
-            words += ["-t", clock_text(needs.walltime_s)]
-        if needs.reservation:
-            words += [f"--reservation={needs.reservation}"]
-        return " ".join((*words, needs.options)).strip()
+            gpus = [f"--gpus={needs.gpus}"]
+        return srun_line(needs, before=("--exact", "--mem=0"), gpus=gpus)
 
     def held(self, environ: Mapping[str, str]) -> HeldAllocation | None:
         """Return the allocation of `salloc` or of a batch script around this process."""
@@ -139,6 +132,27 @@ class Slurm:
         return {job: found.get(job, JobReport(AllocationState.GONE)) for job in jobs}
 
 
+def srun_line(needs: StepNeeds, before: Sequence[str] = (), gpus: Sequence[str] = ()) -> str:
+    """Return the `srun` of one sample.
+
+    Args:
+        needs: What the sample needs.
+        before: Options before those that follow from the step's keys.
+        gpus: Options for GPUs.
+    """
+    words = ["srun", *before, "-n", str(needs.procs or max(1, needs.nodes))]
+    if needs.nodes:
+        words += ["-N", str(needs.nodes)]
+    if str(needs.cores_per_task) != "1":
+        words += ["-c", str(needs.cores_per_task)]
+    words += gpus
+    if needs.walltime_s:
+        words += ["-t", clock_text(needs.walltime_s)]
+    if needs.reservation:
+        words += [f"--reservation={needs.reservation}"]
+    return " ".join((*words, needs.options)).strip()
+
+
 def _user() -> str:
     import getpass
 
@@ -157,7 +171,11 @@ def _end_of(job: str) -> float | None:
 
 
 def _parsed(output: str) -> dict[str, JobReport]:
-    """Read lines of ``id|STATE|reason``; a state may have a tail, as in ``CANCELLED by 1000``."""
+    """Read lines of ``id|STATE|reason``; a state may have a tail, as in ``CANCELLED by 1000``.
+
+    A state that the table does not have counts as open, with its word as the reason: a job that may still
+    run is not given up for a word that a later Slurm has.
+    """
     reports = {}
     for line in output.splitlines():
         job, _, rest = line.strip().partition("|")
@@ -165,4 +183,6 @@ def _parsed(output: str) -> dict[str, JobReport]:
         state = SLURM_STATES.get(word.split(" ")[0].rstrip("+"))
         if state is not None:
             reports[job] = JobReport(state, "" if reason in ("None", "") else reason)
+        elif word:
+            reports[job] = JobReport(AllocationState.RUNNING, word)
     return reports

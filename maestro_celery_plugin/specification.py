@@ -3,8 +3,8 @@
 A specification that has none of them is read by Maestro alone. One that has goes through these stages,
 each of which stops the launch with one message before anything is created:
 
-text → YAML → variables put in (`variables.py`) → checked (`spec_checks.py`, `worker_groups.py`)
-→ `YAMLSpecification` + `EnsembleSettings`
+text → YAML → variables put in (`variables.py`) → checked (`spec_checks.py`, `worker_groups.py`,
+`resource_checks.py`) → `YAMLSpecification` + `EnsembleSettings`
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from maestrowf.specification.yamlspecification import YAMLSpecification
 
 from maestro_celery_plugin import launch, schema
 from maestro_celery_plugin.errors import SpecificationError
-from maestro_celery_plugin.launchers import launches, needs_of
+from maestro_celery_plugin.launchers import launches
+from maestro_celery_plugin.resource_checks import check_resources, step_needs
 from maestro_celery_plugin.settings import BatchSettings, EnsembleSettings, ResourceSettings, SampleSettings, StepFacts
 from maestro_celery_plugin.spec_checks import (
     ALL_COMBINATIONS,
@@ -95,6 +96,7 @@ class EnsembleSpecification(YAMLSpecification):  # type: ignore[misc]
         self.batch = {"type": "celery"}  # completed when the samples are acquired
         self._verify_by_maestro(file)
         self.ensemble = dataclasses.replace(self.ensemble, steps=_step_facts(self, data, file))
+        check_resources(self.ensemble, data, file, ask=launch.OPTIONS.launching)
         if not launch.OPTIONS.parameter_generator:  # which makes parameters that cannot be known here
             for where, name in unknown_tokens(data):
                 LOGGER.warning(
@@ -154,16 +156,12 @@ def _step_facts(specification: EnsembleSpecification, data: dict[str, Any], file
     facts = {}
     for step in data["study"]:
         run = {"cmd": "", "restart": "", **step["run"]}
-        try:
-            needs = needs_of(run)
-        except ValueError as cause:
-            raise SpecificationError.at(file, f"study.{step['name']}.run", str(cause)) from cause
         facts[step["name"]] = StepFacts(
             queues=queues[step["name"]],
             depends=tuple(ALL_COMBINATIONS.sub("", parent) for parent in run.get("depends") or ()),
             sampled=samples is not None and _is_sampled(run, specification, samples),
             launches=launches(run["cmd"]) or launches(run["restart"]),
-            needs=dataclasses.asdict(needs),
+            needs=step_needs(specification.ensemble, step, file) if specification.ensemble else {},
         )
     return facts
 
