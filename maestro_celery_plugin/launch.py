@@ -231,12 +231,15 @@ def _what_it_printed(plan: StudyPlan, count: int = 10) -> str:
 def _make_session(plan: StudyPlan) -> None:
     from maestro_celery_plugin.broker import choose, cluster_address
     from maestro_celery_plugin.session import Session
-    from maestro_celery_plugin.worker_sources import has_other_hosts
+    from maestro_celery_plugin.worker_sources import has_other_hosts, terms_of
 
     session = Session.create(plan.session)
     host = OPTIONS.broker_host or (cluster_address() if has_other_hosts(plan.settings) else None)
     if host:
         session.write_broker_host(host)
+    for name, group in plan.settings.resources.workers.items():
+        if group.task_queues:
+            terms_of(plan.settings, name).write(session)
     choice = choose(OPTIONS.broker)
     if choice.url:
         session.write_broker({"url": choice.url})

@@ -10,7 +10,7 @@ import shlex
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from maestro_celery_plugin.manifest import Manifest
@@ -119,13 +119,16 @@ class Runner:
             os.close(descriptor)
         return script
 
-    def start(self, sample: int, *, first: bool, again: bool = False) -> RunningAttempt:
+    def start(
+        self, sample: int, *, first: bool, again: bool = False, environment: Mapping[str, str] | None = None
+    ) -> RunningAttempt:
         """Start an attempt in a process group of its own.
 
         Args:
             sample: Index of the sample, whose directory exists.
             first: Whether the sample was claimed, so that its script is there and its outputs are not.
             again: Whether it runs `restart` instead of `cmd`.
+            environment: Its environment; None for that of this process.
 
         Raises:
             CannotRunError: it could not be started.
@@ -143,6 +146,7 @@ class Runner:
             process = subprocess.Popen(
                 [*self._interpreter, script],
                 cwd=directory,
+                env=environment,
                 stdin=_dev_null(),
                 stdout=outputs[0].descriptor,
                 stderr=outputs[1].descriptor,
@@ -236,10 +240,19 @@ class RunningAttempt:
         """Seconds since its begin."""
         return time.perf_counter() - self._begin
 
-    def warn(self, number: signal.Signals) -> None:
-        """Tell it once that its allocation ends soon."""
-        if not self._warned:
-            self._warned = True
+    @property
+    def is_warned(self) -> bool:
+        """Whether it knows that its allocation ends soon."""
+        return self._warned
+
+    def warn(self, number: signal.Signals | None) -> None:
+        """Note that it is told that its allocation ends soon.
+
+        Args:
+            number: The signal that tells it; None when it has been sent already.
+        """
+        self._warned = True
+        if number is not None:
             self._signal(number)
 
     def end(self, *, at_once: bool = False) -> None:
