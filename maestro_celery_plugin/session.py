@@ -137,7 +137,7 @@ class Session:
         return self.path.parent / "workers" / f"{name}.log"
 
     def last_words(self, stems: tuple[str, ...], size: int = 1500) -> str:
-        """Return the end of the log of a worker whose name begins with one of `stems`; empty when none says anything."""
+        """Return the end of the log of a worker whose name begins with one of `stems`; empty when none has one."""
         logs = sorted(log for log in self.worker_log("any").parent.glob("*.log") if log.name.startswith(stems))
         texts = (log.read_text(errors="replace").strip()[-size:] for log in logs)
         return next(filter(None, texts), "")
