@@ -100,7 +100,9 @@ def _options(arguments: WorkerArguments) -> WorkerOptions:
     slots = slots_of(needs, terms.nodes, cores)
     if not slots:
         raise WorkerError(f"a sample needs {needs}, which {terms.nodes} nodes of {cores} cores do not have")
-    return dataclasses.replace(options, slots=share(slots, terms.nodes, arguments.number))
+    # A job that starts again, or workers started by hand once more, find lower numbers taken.
+    number = 1 + (arguments.number - 1) % terms.nodes
+    return dataclasses.replace(options, slots=share(slots, terms.nodes, number))
 
 
 class _WorkerProcess:

@@ -214,7 +214,8 @@ class Coordinator:
                 self._records.lose(beat.name, innocent=allocation.state is not AllocationState.OUT_OF_MEMORY)
             self._records.follow()
             prefixes = tuple(worker_stem(group, allocation.label) for group in groups)
-            source.note_end(allocation, has_worked=any(w.startswith(prefixes) for w in self._records.starters))
+            has_worked = any(writer.startswith(prefixes) for writer in self._records.starters)
+            source.note_end(allocation, has_worked=has_worked, words=self._session.last_words(prefixes))
             for tracker in self._records.with_work():
                 if not self._pool.has_source_for(tracker.groups):
                     self._take_end(tracker, allocation)

@@ -41,6 +41,10 @@ CLAIM_LIMIT_S = 1.0
 _FINAL_ERRORS = (errno.ENOENT, errno.EACCES, errno.ENOEXEC, errno.ENOTDIR)
 # The shells' exit code for a command that is not there.
 NOT_FOUND = 127
+# What a batch system sends to every process of an allocation that it ends, samples and workers alike.
+_ENDING_SIGNALS = (signal.SIGTERM, signal.SIGKILL)
+# So long after a sample's death by such a signal it shows whether it was meant for the worker, too.
+SIGNAL_LIMIT_S = 2.0
 _MACHINE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.EIO)
 
 
@@ -171,6 +175,15 @@ class WorkerSide:
     def refused(self) -> tuple[int, ...]:
         """Numbers of the step records whose samples are not started any more, for lack of time."""
         return tuple(sorted(self._refused))
+
+    def shares_end(self, code: int) -> bool:
+        """Tell whether a sample has ended by a signal that was meant for this worker, too.
+
+        Args:
+            code: Exit code of the sample; a shell adds 128 to the number of a signal.
+        """
+        is_suspicious = code in [sign for number in _ENDING_SIGNALS for sign in (-number, 128 + number)]
+        return is_suspicious and self.stopping.wait(SIGNAL_LIMIT_S)
 
     def note_running(self, slot: int, running: RunningAttempt, work: _RangeWork, sample: int) -> None:
         """Keep an attempt in view while it runs."""
@@ -307,6 +320,8 @@ class _RangeWork:
         self._worker.note_running(self._slot, running, self, sample)
         attempt = running.wait()
         self._worker.note_ended(self._slot)
+        if not attempt.was_ended and self._worker.shares_end(attempt.code):
+            attempt = dataclasses.replace(attempt, was_ended=True)
         kind = Kind.STOPPED if attempt.was_ended else Kind.ENDED
         self._note(kind, sample, int(attempt.duration_s * 1e6), code=attempt.code)
         self._worker.learn(self._task, attempt.duration_s)
