@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from support import Study, kill
 
-TESTS_OF_LAYER = {"functional": "functional", "endtoend": "endtoend", "faults": "faults"}
+TESTS_OF_LAYER = {"functional": "functional", "endtoend": "endtoend", "faults": "faults", "slurm": "slurm"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
