@@ -8,7 +8,6 @@ is asked for nothing.
 from __future__ import annotations
 
 import atexit
-import contextlib
 import logging
 import signal
 import sys
@@ -17,10 +16,9 @@ import time
 from pathlib import Path
 from types import FrameType
 
-from filelock import FileLock, Timeout
-
+from maestro_celery_plugin.conductorship import conduct
 from maestro_celery_plugin.delivery import Delivery
-from maestro_celery_plugin.errors import BrokerError, EnsembleError, StudyError, WorkerError
+from maestro_celery_plugin.errors import BrokerError, EnsembleError, WorkerError
 from maestro_celery_plugin.manifest import Manifest
 from maestro_celery_plugin.records import TERMINAL, Records
 from maestro_celery_plugin.session import Session
@@ -29,7 +27,7 @@ from maestro_celery_plugin.study import StudyPlan
 from maestro_celery_plugin.tracker import Tracker
 from maestro_celery_plugin.workers import WorkerGroup, WorkerPool
 
-__all__ = ["Coordinator", "active", "conductor_lock", "for_study"]
+__all__ = ["Coordinator", "active", "for_study"]
 
 LOGGER = logging.getLogger(__name__)
 
@@ -40,9 +38,6 @@ LOOK_LIMIT_S = 1.0
 # Workers that have not given up cancelled samples by then are killed.
 CANCEL_LIMIT_S = 7.0
 CARE_INTERVAL_S = 0.5
-BEAT_INTERVAL_S = 2.0
-# Others look at the conductor's lock for a moment, to see whether it is held.
-LOCK_LIMIT_S = 2.0
 
 _COORDINATORS: dict[Path, Coordinator] = {}
 
@@ -59,11 +54,6 @@ def active() -> list[Coordinator]:
     return list(_COORDINATORS.values())
 
 
-def conductor_lock(plan: StudyPlan) -> FileLock:
-    """Return the lock that the conductor of a study holds while it lives."""
-    return FileLock(plan.info / "conductor.lock")
-
-
 class Coordinator:
     """The coordinator of one study.
 
@@ -76,11 +66,7 @@ class Coordinator:
 
     def __init__(self, plan: StudyPlan) -> None:
         self._root = plan.root
-        self._lock = conductor_lock(plan)
-        try:
-            self._lock.acquire(timeout=LOCK_LIMIT_S)
-        except Timeout as cause:
-            raise StudyError(f"Another conductor is running the study '{plan.root}'.") from cause
+        self._conductorship = conduct(plan)
         self._session = Session(plan.session)
         self._session.revoke_stop()
         settings = plan.settings.resources.workers
@@ -92,7 +78,7 @@ class Coordinator:
         task_queues = {queue for group in groups for queue in group.queues}
         self._delivery = Delivery(plan, self._session, self._records, task_queues)
         self._jobs: dict[str, Tracker] = {}
-        self._beat_at = self._care_at = 0.0
+        self._care_at = 0.0
         self._round_end = time.monotonic()
         self._closed = False
         atexit.register(self.close)
@@ -159,10 +145,6 @@ class Coordinator:
     def _look(self) -> None:
         """Take in what is new, and from time to time look after broker and workers."""
         now = time.monotonic()
-        if now - self._beat_at > BEAT_INTERVAL_S:
-            self._beat_at = now
-            with contextlib.suppress(OSError):  # a full disk must not end the conductor
-                self._session.write_conductor_beat(time.time_ns())
         try:
             if now - self._care_at > CARE_INTERVAL_S:
                 self._care_at = now
@@ -247,7 +229,7 @@ class Coordinator:
         self._pool.stop()
         self._records.close()
         self._delivery.close()
-        self._lock.release()
+        self._conductorship.end()
 
 
 def _end_on_signals() -> None:

@@ -70,6 +70,9 @@ def check_before(settings: EnsembleSettings, file: str) -> None:
     if OPTIONS.launching and not OPTIONS.dry_run:
         from maestro_celery_plugin import broker
 
+        if not settings.needs_workers:
+            os.environ.pop(broker.ENVIRONMENT_VARIABLE, None)
+            return
         for name, group in settings.resources.workers.items():
             batch_type = (group.batch or {}).get("type", settings.batch.type)
             if batch_type != "local":
@@ -203,6 +206,6 @@ def _make_session(plan: StudyPlan) -> None:
     from maestro_celery_plugin.session import Session
 
     session = Session.create(plan.session)
-    choice = choose(OPTIONS.broker)
-    if choice.url:
+    choice = choose(OPTIONS.broker) if plan.settings.needs_workers else None
+    if choice and choice.url:
         session.write_broker({"url": choice.url})

@@ -153,8 +153,9 @@ class ResourceSettings:
     task_server: Literal["celery"] = setting("The task server; Celery is the only one.", default="celery")
     overlap: bool = setting("Whether several worker groups may serve one task queue.", default=False)
     unassigned: Literal["workers", "maestro"] = setting(
-        "Who runs steps that are not sampled, name no `task_queue` and are named by no worker group: the "
-        "`default_worker`, or Maestro itself, as batch jobs of their own or in the conductor.",
+        "Who runs steps that are not sampled, name no `task_queue` and are not in the `steps` of a worker group "
+        "(`all` names none of them): the `default_worker`, or Maestro itself, as batch jobs of their own (with "
+        "`nodes` or `procs`) or in the conductor.",
         default="workers",
     )
     workers: dict[str, WorkerGroupSettings] = setting("Worker groups by name.", default={})
@@ -202,6 +203,11 @@ class EnsembleSettings:
     batch: BatchSettings = setting("The batch block.")
     resources: ResourceSettings = setting("Who runs the samples.")
     samples: SampleSettings | None = setting("The sample table.", default=None)
+
+    @property
+    def needs_workers(self) -> bool:
+        """Whether a worker group has anything to do; not so when Maestro runs all steps itself."""
+        return any(group.task_queues for group in self.resources.workers.values())
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain YAML types, to be read back with `schema.build`."""
