@@ -79,8 +79,12 @@ class CeleryScriptAdapter(ScriptAdapter):  # type: ignore[misc]
         if is_plain(step.run):
             with _only_conductor():
                 return self._plain_steps.write_script(ws_path, step, dry_run=self._is_dry_run)
-        manifest = manifest_of(self._plan, step, ws_path, number=0)
-        script = Path(ws_path, f"{manifest.script}{self.extension}")
+        script = Path(ws_path, f"{step.name.replace('/', '_')}{self.extension}")
+        try:
+            manifest = manifest_of(self._plan, step, ws_path, number=0)
+        except EnsembleError as error:  # would end the conductor; `submit` meets it again, and fails the step
+            script.write_text(f"# {error}\n")
+            return True, str(script), ""
         script.write_text(f"#!{manifest.shell}\n\n{manifest.cmd}\n")
         restart = script
         if manifest.restart != manifest.cmd:

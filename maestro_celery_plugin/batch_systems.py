@@ -17,9 +17,42 @@ from maestro_celery_plugin.errors import AllocationError
 from maestro_celery_plugin.settings import BatchSettings
 from maestro_celery_plugin.states import AllocationState
 
-__all__ = ["BatchSystem", "HeldAllocation", "JobReport", "StepNeeds", "WorkerLaunch", "ask", "batch_system"]
+__all__ = [
+    "LOCAL",
+    "BatchSystem",
+    "HeldAllocation",
+    "JobReport",
+    "ScriptCount",
+    "StepNeeds",
+    "WorkerLaunch",
+    "ask",
+    "batch_system",
+]
 
+# The `batch.type` of workers that are processes of this machine, with no batch system.
+LOCAL = "local"
 ANSWER_LIMIT_S = 30.0
+
+
+class ScriptCount(int):
+    """A count that only a sample's script knows, from a shell variable or from a column of the sample table.
+
+    Its text is the reference that goes into command lines; as a number it is what to plan with.
+    """
+
+    text: str
+
+    def __new__(cls, number: int, text: str) -> ScriptCount:
+        """Make the count of its number and its text."""
+        count = super().__new__(cls, number)
+        count.text = text
+        return count
+
+    def __getnewargs__(self) -> tuple[int, str]:  # type: ignore[override]
+        return int(self), self.text
+
+    def __str__(self) -> str:
+        return self.text
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,6 +85,11 @@ class StepNeeds:
     def cores(self) -> int:
         """Cores of the whole sample; 1 when the step does not say."""
         return max(1, self.procs) * self.cores_per_task
+
+    @property
+    def gpu_count(self) -> int:
+        """GPUs of the whole sample; 0 when the step does not say."""
+        return max(1, self.procs) * self.gpus_per_task if self.gpus_per_task else self.gpus or 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -103,13 +141,19 @@ class BatchSystem(Protocol):
     Attributes:
         type: `batch.type` in a specification.
         adapter: Key of Maestro's adapter for it.
+        commands: What has to be on PATH to submit, ask and cancel.
     """
 
     type: str
     adapter: str
 
+    commands: tuple[str, ...]
+
     def adapter_arguments(self, settings: BatchSettings) -> dict[str, Any]:
         """Return the keywords for Maestro's adapter, with all that it insists on."""
+
+    def tidied(self, script: str) -> str:
+        """Return a batch script of Maestro's adapter without what the batch system would refuse in it."""
 
     def worker_line(self, launch: WorkerLaunch) -> str:
         """Return the shell command that starts the workers of a group and returns when they have ended."""
@@ -145,11 +189,11 @@ def batch_system(type: str) -> BatchSystem | None:
     """
     from maestro_celery_plugin.plugins import plugin_manager
 
-    if type == "local":
+    if type == LOCAL:
         return None
     system: BatchSystem | None = plugin_manager().hook.batch_system(type=type)
     if system is None:
-        raise AllocationError(f"batch.type: nothing here knows '{type}'; known: local, slurm, lsf, lsf-srun, flux.")
+        raise AllocationError(f"nothing here knows the batch type '{type}'; known: local, slurm, lsf, lsf-srun, flux.")
     return system
 
 

@@ -6,9 +6,11 @@ A named broker that does not answer is an error; nothing falls back to another o
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -21,11 +23,23 @@ from maestro_celery_plugin.errors import BrokerError
 from maestro_celery_plugin.processes import ProcessId, wait_until
 from maestro_celery_plugin.session import Session
 
-__all__ = ["ENVIRONMENT_VARIABLE", "BrokerChoice", "check", "choose", "find_server", "masked", "start_private"]
+__all__ = [
+    "ENVIRONMENT_VARIABLE",
+    "BrokerChoice",
+    "check",
+    "check_reachable",
+    "choose",
+    "cluster_address",
+    "find_server",
+    "masked",
+    "start_private",
+]
 
 ENVIRONMENT_VARIABLE = "MAESTRO_CELERY_BROKER_URL"
 CHECK_TIMEOUT_S = 4.0
 START_TIMEOUT_S = 15.0
+# The other brokers' is Redis'.
+_PORTS = {"amqps": 5671, "amqp": 5672, "pyamqp": 5672}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +109,7 @@ def _server_url(scheme: str, broker: dict[str, Any]) -> str:
     file = Path(secret).expanduser() if secret else None
     if file and file.is_file():
         secret = file.read_text().strip()
-    port = broker.get("port") or {"amqps": 5671, "amqp": 5672}.get(scheme, 6379)
+    port = broker.get("port") or _PORTS.get(scheme, 6379)
     tail = str(broker.get("db_num", 0)) if scheme.startswith("redis") else quote(str(broker.get("vhost") or user), "")
     return f"{scheme}://{quote(user, '')}:{quote(secret, '')}@{broker['server']}:{port}/{tail}"
 
@@ -136,6 +150,49 @@ def check(choice: BrokerChoice) -> None:
             f"The broker {masked(choice.url)} (from {choice.source}) cannot be used: {reason}. "
             "Start it or correct the URL, or leave it out: then a private broker is started."
         ) from cause
+
+
+def check_reachable(session: Session, host: str) -> None:
+    """Make sure that the session's broker can be reached from a worker's machine.
+
+    Args:
+        session: The session.
+        host: Name of the worker's machine, for the message.
+
+    Raises:
+        BrokerError: it cannot; the message says what to do about it.
+    """
+    url = (session.read_broker() or {}).get("url", "")
+    parts = urlsplit(url)
+    if not parts.hostname:
+        return  # a socket file
+    try:
+        port = parts.port or _PORTS.get(parts.scheme, 6379)
+        with socket.create_connection((parts.hostname, port), CHECK_TIMEOUT_S):
+            return
+    except OSError as cause:
+        raise BrokerError(
+            f"The broker {masked(url)} cannot be reached from {host}: {cause}. Name an address of the machine of "
+            "`maestro run` that compute nodes can reach with --broker-host ADDRESS, or a broker of your site with "
+            "--broker URL (`maestro-celery resume` takes both)."
+        ) from cause
+
+
+def cluster_address() -> str:
+    """Return the address under which other hosts reach this machine; the loopback address when there is none.
+
+    It is that of the host's name, else that of the interface over which packets leave (no packet is sent:
+    connecting a datagram socket only chooses the interface).
+    """
+    with contextlib.suppress(OSError):
+        addresses = [str(a[4][0]) for a in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)]
+        found = next((address for address in addresses if not address.startswith("127.")), None)
+        if found:
+            return found
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect(("192.0.2.1", 9))  # TEST-NET-1 (RFC 5737), which is nobody's
+        return str(probe.getsockname()[0])
+    return "127.0.0.1"
 
 
 def find_server() -> str:

@@ -40,11 +40,10 @@ class Keeper:
 
     Args:
         session: The session it serves.
-        host: Address it listens on.
     """
 
-    def __init__(self, session: Session, host: str = "127.0.0.1") -> None:
-        self._session, self._host = session, host
+    def __init__(self, session: Session) -> None:
+        self._session, self._host = session, session.broker_host
         earlier = urlsplit((session.read_broker() or {}).get("url", ""))
         # Workers that outlived an earlier keeper find the broker where it was.
         self._password = earlier.password or secrets.token_hex(24)
@@ -52,6 +51,7 @@ class Keeper:
         self._generation = 0
         self._server: subprocess.Popen[bytes] | None = None
         self._ending = False
+        self._me = [os.getpid(), ProcessId.of(os.getpid()).start]
 
     def run(self) -> None:
         """Keep the server until it is not needed any more."""
@@ -100,12 +100,11 @@ class Keeper:
             raise SystemExit("the server does not start")
         self._port = port
         self._generation += 1
-        keeper = ProcessId.of(os.getpid())
         self._session.write_broker(
             {
                 "url": f"redis://:{self._password}@{self._host}:{port}/0",
-                "keeper": [keeper.pid, keeper.start],
-                "generation": f"{keeper.pid}.{self._generation}",
+                "keeper": self._me,
+                "generation": f"{os.getpid()}.{self._generation}",
             }
         )
 
@@ -155,8 +154,10 @@ class Keeper:
                 self._server.wait(5)
             except subprocess.TimeoutExpired:
                 self._server.kill()
-        for name in ("broker.json", "broker.conf"):
-            (self._session.path / name).unlink(missing_ok=True)
+        keeper = (self._session.read_broker() or {}).get("keeper")
+        if keeper == self._me:  # and not one that a conductor on another machine has started meanwhile
+            for name in ("broker.json", "broker.conf"):
+                (self._session.path / name).unlink(missing_ok=True)
 
 
 def _free_port(host: str) -> int:

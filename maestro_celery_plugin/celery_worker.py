@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
+import math
 import os
 import signal
 import threading
@@ -17,18 +19,25 @@ from celery.signals import worker_process_init, worker_ready
 
 from maestro_celery_plugin import intake
 from maestro_celery_plugin.app import TASK_NAME, make_app, queue_for
+from maestro_celery_plugin.batch_systems import StepNeeds, batch_system
+from maestro_celery_plugin.broker import check_reachable
+from maestro_celery_plugin.deadline import Deadline
 from maestro_celery_plugin.dispatch import Dispatcher
+from maestro_celery_plugin.errors import EnsembleError, WorkerError
+from maestro_celery_plugin.launchers import share, slots_of
 from maestro_celery_plugin.processes import ProcessId, host_name
-from maestro_celery_plugin.session import Heartbeat, Session
+from maestro_celery_plugin.session import Heartbeat
 from maestro_celery_plugin.tasks import RangeTask, WorkerSide
-from maestro_celery_plugin.worker import PROCESS_MARKER, WorkerArguments, mark
-from maestro_celery_plugin.worker_options import parse_worker_args
+from maestro_celery_plugin.worker import MOVED, PROCESS_MARKER, WorkerArguments, mark
+from maestro_celery_plugin.worker_options import WorkerOptions, parse_worker_args, usable_cpus
 
 __all__ = ["run"]
 
 LOGGER = logging.getLogger(__name__)
 
 HEARTBEAT_S = 2.0
+# A worker that has time for nothing of what is left waits this long for something shorter, and leaves.
+REFUSAL_LIMIT_S = 5.0
 _WATCH_S = 0.25
 
 
@@ -42,11 +51,19 @@ def run(arguments: WorkerArguments, supervisor: ProcessId) -> NoReturn:
     # Messages that were not acknowledged when the broker went away need not be put back: the ledger
     # knows what has to run. kombu fails in doing so (restore_unacked on a closed channel, kombu 5.5-5.7).
     kombu.transport.redis.Channel.do_restore = False
-    session = Session(arguments.session)
-    options = parse_worker_args(arguments.args)
-    app = make_app(session)
-    app.conf.task_queues = [queue_for(session, name) for name in arguments.queues]
-    process = _WorkerProcess(arguments, session, supervisor, app)
+    session, terms = arguments.session, arguments.terms
+    try:
+        options = _options(arguments)
+        app = make_app(session)
+        check_reachable(session, host_name())
+    except EnsembleError as error:
+        LOGGER.error("worker '%s' on %s: %s", arguments.name, host_name(), error)
+        raise SystemExit(1) from error
+    if not options.slots:
+        LOGGER.warning("worker '%s' on %s: the slots of the allocation are on other nodes", arguments.name, host_name())
+        raise SystemExit(0)
+    app.conf.task_queues = [queue_for(session, name) for name in terms.queues]
+    process = _WorkerProcess(arguments, supervisor, app)
     process.register_task()
     intake.install(app, options.slots)
     worker_ready.connect(process.mark_ready, weak=False)
@@ -57,7 +74,29 @@ def run(arguments: WorkerArguments, supervisor: ProcessId) -> NoReturn:
         process.open(arguments.name, options.slots)
     ours = ["-n", f"{arguments.name}@%h", "-P", options.pool, "-c", str(options.slots), "-l", "WARNING"]
     app.worker_main(["worker", *ours, "--without-gossip", "--without-mingle", *options.args])
-    raise SystemExit(0)
+    raise SystemExit(MOVED if process.has_moved else 0)
+
+
+def _options(arguments: WorkerArguments) -> WorkerOptions:
+    """Return the options of `celery worker`.
+
+    In an allocation, slots that `args` does not give are this worker's share of the samples that fit into
+    the whole allocation side by side.
+
+    Raises:
+        WorkerError: not even one sample fits.
+    """
+    terms = arguments.terms
+    options = parse_worker_args(terms.args)
+    system = batch_system(terms.batch_type)
+    if options.has_concurrency or system is None:
+        return options
+    needs = StepNeeds(**terms.needs) if terms.needs else None
+    cores = system.node_cores(os.environ) or usable_cpus()
+    slots = slots_of(needs, terms.nodes, cores)
+    if not slots:
+        raise WorkerError(f"a sample needs {needs}, which {terms.nodes} nodes of {cores} cores do not have")
+    return dataclasses.replace(options, slots=share(slots, terms.nodes, arguments.number))
 
 
 class _WorkerProcess:
@@ -66,12 +105,15 @@ class _WorkerProcess:
     With the prefork pool, each of its processes has one slot and ledger files of its own.
     """
 
-    def __init__(self, arguments: WorkerArguments, session: Session, supervisor: ProcessId, app: Celery) -> None:
-        self._arguments, self._session, self._supervisor, self._app = arguments, session, supervisor, app
+    def __init__(self, arguments: WorkerArguments, supervisor: ProcessId, app: Celery) -> None:
+        self._arguments, self._terms, self._supervisor, self._app = arguments, arguments.terms, supervisor, app
+        self._session = session = arguments.session
+        self._deadline = Deadline.of(arguments.terms, os.environ)
         self._signer = session.signer()
         self._side: WorkerSide | None = None
         self._name = arguments.name
         self._ready = self._ending = False
+        self.has_moved = False
         self._pool_busy_at = time.monotonic()
 
     def register_task(self) -> None:
@@ -98,7 +140,7 @@ class _WorkerProcess:
     def open(self, writer: str, slots: int) -> None:
         """Make the slots of this process; `writer` names its ledger files."""
         self._name = writer
-        self._side = WorkerSide(writer, slots, Dispatcher(self._session, self._app).send)
+        self._side = WorkerSide(writer, slots, Dispatcher(self._session, self._app).send, self._deadline)
         self.watch(slots)
 
     def open_in_pool(self, **_: Any) -> None:
@@ -126,6 +168,8 @@ class _WorkerProcess:
                 if time.monotonic() - last_beat_at > HEARTBEAT_S:
                     beat, last_beat_at = beat + 1, time.monotonic()
                     self._session.write_heartbeat(self._heartbeat(slots, beat))
+                if self._deadline.is_draining:
+                    intake.close()
                 if self._shall_end(conductor):
                     self._end()
                 if self._side is not None:
@@ -138,13 +182,17 @@ class _WorkerProcess:
         process = ProcessId.of(os.getpid())
         return Heartbeat(
             name=self._name,
-            group=self._arguments.group,
+            group=self._terms.group,
             host=host_name(),
+            node=os.environ.get("SLURMD_NODENAME", host_name()),
             supervisor=(self._supervisor.pid, self._supervisor.start),
             process=(process.pid, process.start),
             slots=slots,
             beat=beat,
             state=self._state,
+            allocation=self._arguments.allocation,
+            ends_at=None if math.isinf(self._deadline.ends_at) else self._deadline.ends_at,
+            refuses=self._side.refused if self._side else (),
         )
 
     @property
@@ -152,8 +200,12 @@ class _WorkerProcess:
         if not self._ready:
             return "starting"
         if self._side is None:
-            return "idle"
-        return "stopping" if self._side.stopping.is_set() else "busy" if self._side.busy else "idle"
+            return "draining" if self._deadline.is_draining else "idle"
+        if self._side.stopping.is_set():
+            return "stopping"
+        if self._deadline.is_draining:
+            return "draining"
+        return "busy" if self._side.busy else "idle"
 
     def _shall_end(self, conductor: _Change) -> bool:
         if self._session.worker_stop_requested(self._arguments.name) or not self._session.path.exists():
@@ -161,10 +213,39 @@ class _WorkerProcess:
         if not self._supervisor.is_alive:
             return True
         if self._broker_has_moved() and self._idle_s() > 0:
+            self.has_moved = True
             return True
-        is_pool_process = self._name != self._arguments.name
-        limit_s = self._arguments.idle_limit_s
-        return not is_pool_process and conductor.unchanged_s() > limit_s and self._idle_s() > limit_s
+        if self._name != self._arguments.name:
+            return False  # a pool process: its worker decides
+        return self._shall_leave(self._idle_s(), conductor.unchanged_s())
+
+    def _shall_leave(self, idle_s: float, silent_s: float) -> bool:
+        """Whether this worker is not needed any more.
+
+        Args:
+            idle_s: For how long it has had nothing to do.
+            silent_s: For how long nothing was heard of the conductor.
+        """
+        limit_s = self._terms.idle_limit_s
+        if self._deadline.is_draining and idle_s > 0:
+            return True
+        if idle_s > REFUSAL_LIMIT_S and self._refuses():
+            return True
+        return idle_s > limit_s and (silent_s > limit_s or (self._is_in_allocation and not self._others_work()))
+
+    @property
+    def _is_in_allocation(self) -> bool:
+        return bool(self._arguments.allocation)
+
+    def _refuses(self) -> bool:
+        """Whether there is work that this worker does not start any more, for lack of time."""
+        prefix = f"{self._name}."
+        return any(b.refuses for b in self._session.heartbeats() if b.name == self._name or b.name.startswith(prefix))
+
+    def _others_work(self) -> bool:
+        """Whether another worker of the same allocation works: while one does, leaving frees nothing."""
+        beats = self._session.heartbeats()
+        return any(beat.state == "busy" for beat in beats if beat.allocation == self._arguments.allocation)
 
     def _broker_has_moved(self) -> bool:
         """Whether the session's broker is elsewhere now: a worker that begins then finds it, this one does not."""

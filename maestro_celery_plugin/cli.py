@@ -70,8 +70,11 @@ def status(study: Path, watch: bool, failed: bool, limit: int, as_json: bool) ->
 @click.option("--failed", is_flag=True, help="Run failed samples again, too.")
 @click.option("-s", "--sleeptime", default=60, show_default=True, help="Seconds between two polls of the conductor.")
 @click.option("--broker", metavar="URL", help="Broker to use. [default: the one the study was launched with]")
+@click.option("--broker-host", metavar="ADDRESS", help="Address of this machine that compute nodes reach it at.")
 @click.option("-fg", "--foreground", is_flag=True, help="Wait for the study's end.")
-def resume(directory: Path, failed: bool, sleeptime: int, broker: str | None, foreground: bool) -> None:
+def resume(
+    directory: Path, failed: bool, sleeptime: int, broker: str | None, broker_host: str | None, foreground: bool
+) -> None:
     """Go on with the study in DIRECTORY, whose conductor died or that was cancelled.
 
     What is finished does not run again.
@@ -79,13 +82,61 @@ def resume(directory: Path, failed: bool, sleeptime: int, broker: str | None, fo
     from maestro_celery_plugin.resume import resume as resume_study
 
     result = resume_study(
-        directory.absolute(), failed=failed, sleep_s=sleeptime, broker=broker, foreground=foreground
+        directory.absolute(),
+        failed=failed,
+        sleep_s=sleeptime,
+        broker=broker,
+        broker_host=broker_host,
+        foreground=foreground,
     )
     if foreground:
         sys.exit(result)
     if failed:
         click.echo(f"{result} failed {'sample runs' if result == 1 else 'samples run'} again.")
     click.echo(f"Study resumed; `maestro-celery status {directory}` shows its progress.")
+
+
+@main.command()
+@click.argument("study", type=click.Path(path_type=Path))
+@click.option("--group", "groups", multiple=True, help="Worker group, again for more. [default: all for this machine]")
+@click.option("--echo", is_flag=True, help="Print the command lines and start nothing.")
+def workers(study: Path, groups: tuple[str, ...], echo: bool) -> None:
+    """Start workers of a study here, and wait until they have left.
+
+    STUDY is the directory of a study, or a specification of which a study is running. Inside an allocation,
+    the workers of a group that is for one are started on its nodes.
+    """
+    from maestro_celery_plugin.worker_start import start_workers, study_of, worker_lines
+
+    lines = worker_lines(study_of(study), groups)
+    for name, line in lines.items():
+        click.echo(line if echo else f"Starting worker group '{name}': {line}")
+    sys.exit(0 if echo else start_workers(lines))
+
+
+@main.command()
+@click.argument("specification", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+def allocation(specification: Path) -> None:
+    """Print the batch scripts and worker command lines that a study of SPECIFICATION would use."""
+    from maestro_celery_plugin.preview import previews
+
+    for preview in previews(specification):
+        click.echo(f"# {preview.title}\n{preview.text}\n")
+
+
+@main.command()
+@click.argument("study", type=click.Path(path_type=Path))
+def explain(study: Path) -> None:
+    """Say why step records of the study in the directory STUDY do not run, or why they have ended."""
+    from maestro_celery_plugin.explain import explain as explain_study
+
+    found = explain_study(study)
+    for title, sentences in found:
+        click.echo(title)
+        for sentence in sentences:
+            click.echo("\n".join(f"    {line}" for line in sentence.splitlines()))
+    if not found:
+        click.echo("All step records have finished.")
 
 
 @main.command()

@@ -1,30 +1,38 @@
 """The coordinator: submits, watches and cancels the step records of one study, in the conductor.
 
-It has no thread of its own. Maestro's conductor calls it through the adapter and, between two polls,
-through `wait`, which takes the place of the conductor's sleep. Its knowledge is the ledger's; the broker
-is asked for nothing.
+Maestro's conductor calls it through the adapter and, between two polls, through `wait`, which takes the
+place of the conductor's sleep. While Maestro is away for longer, because it runs a plain step itself, a
+thread stands in for it. Its knowledge is the ledger's; the broker is asked for nothing.
 """
 
 from __future__ import annotations
 
 import atexit
+import functools
+import json
 import logging
 import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
+from typing import Concatenate, ParamSpec, TypeVar
 
+from maestro_celery_plugin.allocations import Allocation
 from maestro_celery_plugin.conductorship import conduct
 from maestro_celery_plugin.delivery import Delivery
+from maestro_celery_plugin.demand import Demand
 from maestro_celery_plugin.errors import BrokerError, EnsembleError, WorkerError
-from maestro_celery_plugin.manifest import Manifest
+from maestro_celery_plugin.manifest import Manifest, write_atomically
 from maestro_celery_plugin.records import TERMINAL, Records
 from maestro_celery_plugin.session import Session
-from maestro_celery_plugin.states import RecordState
+from maestro_celery_plugin.states import ALLOCATION_ENDS, AllocationState, RecordState
 from maestro_celery_plugin.study import StudyPlan
 from maestro_celery_plugin.tracker import Tracker
+from maestro_celery_plugin.worker import worker_stem
+from maestro_celery_plugin.worker_sources import sources_of, terms_of
 from maestro_celery_plugin.workers import WorkerGroup, WorkerPool
 
 __all__ = ["Coordinator", "active", "for_study"]
@@ -38,6 +46,8 @@ LOOK_LIMIT_S = 1.0
 # Workers that have not given up cancelled samples by then are killed.
 CANCEL_LIMIT_S = 7.0
 CARE_INTERVAL_S = 0.5
+# Maestro is away when nobody has looked for this long; `wait` looks more often.
+AWAY_S = 1.5
 
 _COORDINATORS: dict[Path, Coordinator] = {}
 
@@ -54,6 +64,20 @@ def active() -> list[Coordinator]:
     return list(_COORDINATORS.values())
 
 
+P, R = ParamSpec("P"), TypeVar("R")
+
+
+def _exclusive(method: Callable[Concatenate[Coordinator, P], R]) -> Callable[Concatenate[Coordinator, P], R]:
+    """Let one thread at a time into a coordinator: Maestro's, or the one that stands in for it."""
+
+    @functools.wraps(method)
+    def call(self: Coordinator, *args: P.args, **kwargs: P.kwargs) -> R:
+        with self._access:
+            return method(self, *args, **kwargs)
+
+    return call
+
+
 class Coordinator:
     """The coordinator of one study.
 
@@ -65,13 +89,16 @@ class Coordinator:
     """
 
     def __init__(self, plan: StudyPlan) -> None:
-        self._root = plan.root
+        self._root, self._plan = plan.root, plan
         self._conductorship = conduct(plan)
         self._session = Session(plan.session)
         self._session.revoke_stop()
         settings = plan.settings.resources.workers
         groups = [WorkerGroup(name, group, group.task_queues) for name, group in settings.items() if group.task_queues]
-        self._pool = WorkerPool(plan, self._session, groups)
+        for group in groups:
+            terms_of(plan.settings, group.name).write(self._session)
+        self._pool = WorkerPool(self._session, groups, sources_of(plan, self._session))
+        self._demand = Demand(plan)
         self._pool.look()
         self._records = Records(plan, groups)
         self._records.load(self._pool.alive)
@@ -81,6 +108,9 @@ class Coordinator:
         self._care_at = 0.0
         self._round_end = time.monotonic()
         self._closed = False
+        self._access = threading.RLock()
+        self._looked_at = time.monotonic()
+        threading.Thread(target=self._stand_in, name="stand-in", daemon=True).start()
         atexit.register(self.close)
         _end_on_signals()
 
@@ -90,12 +120,12 @@ class Coordinator:
         """Return the number of the step record with this workspace, a new one if there is none yet."""
         return self._records.number(relative)
 
+    @_exclusive
     def submit(self, manifest: Manifest, relative: str) -> str:
         """Start, or go on with, a step record; return Maestro's job identifier."""
         tracker = self._records.enter(manifest, relative)
         self._look()
-        tracker.active, tracker.cancelled = True, self._records.stopped_by is not None
-        tracker.told = RecordState.PENDING
+        tracker.begin(cancelled=self._records.stopped_by is not None)
         if not tracker.cancelled:
             try:
                 self._delivery.send(tracker, tracker.unheld(self._records.held(tracker)))
@@ -105,6 +135,7 @@ class Coordinator:
         self._jobs[job] = tracker
         return job
 
+    @_exclusive
     def state(self, job: str) -> RecordState:
         """Return the state of a submitted step record."""
         tracker = self._jobs[job]
@@ -113,6 +144,7 @@ class Coordinator:
             tracker.active = False
         return tracker.told
 
+    @_exclusive
     def cancel(self, jobs: list[str]) -> None:
         """Cancel step records: what runs of them is ended within seconds."""
         for job in jobs:
@@ -136,15 +168,25 @@ class Coordinator:
             time.sleep(min(pace_s, max(0.0, latest - time.monotonic())))
         self._round_end = time.monotonic()
 
+    @_exclusive
     def _is_wanted(self) -> bool:
         """Whether the conductor has something to do: a record's state is new to it, or the user wants something."""
         if any((self._root / name).exists() for name in (".cancel.lock", ".study.update.lock")):
             return True
         return any(t.active and self._records.state(t) is not t.told for t in self._records)
 
+    def _stand_in(self) -> None:
+        """Look while Maestro is away, so that samples are sent and workers are there meanwhile."""
+        while not self._closed:
+            time.sleep(CARE_INTERVAL_S)
+            with self._access:
+                if not self._closed and time.monotonic() - self._looked_at > AWAY_S:
+                    self._look()
+
+    @_exclusive
     def _look(self) -> None:
         """Take in what is new, and from time to time look after broker and workers."""
-        now = time.monotonic()
+        now = self._looked_at = time.monotonic()
         try:
             if now - self._care_at > CARE_INTERVAL_S:
                 self._care_at = now
@@ -172,11 +214,54 @@ class Coordinator:
             self._records.lose(writer)
         if lost:
             self._delivery.send_all()  # they may have had messages that they had not begun
+        self._take_ends_of_allocations()
         with_work = self._records.with_work()
         for name, group in self._pool.groups.items():
             trackers = [tracker for tracker in with_work if name in tracker.groups]
             if trackers:
                 self._ensure(group, trackers)
+        self._release_allocations({name for tracker in with_work for name in tracker.groups})
+
+    def _take_ends_of_allocations(self) -> None:
+        """Decide what becomes of the step records whose allocations have ended."""
+        for source, allocation in self._pool.look_at_allocations():
+            groups = self._pool.groups_of(source)
+            for beat in self._pool.look():
+                self._pool.bury(beat)
+                self._records.lose(beat.name, innocent=allocation.state is not AllocationState.OUT_OF_MEMORY)
+            self._records.follow()
+            prefixes = tuple(worker_stem(group, allocation.label) for group in groups)
+            source.note_end(allocation, has_worked=any(w.startswith(prefixes) for w in self._records.starters))
+            for tracker in self._records.with_work():
+                if not self._pool.has_source_for(tracker.groups):
+                    self._take_end(tracker, allocation)
+            self._store_reasons()
+
+    def _take_end(self, tracker: Tracker, allocation: Allocation) -> None:
+        """Let a step record that has lost its last allocation time out, if it has started a sample in it."""
+        state = ALLOCATION_ENDS[allocation.state]
+        tracker.reason = f"allocation '{allocation.label}': {allocation.state.value} {allocation.reason}".rstrip()
+        if allocation.released:
+            return
+        if state is RecordState.CANCELLED:
+            LOGGER.warning("'%s' is cancelled: %s.", tracker.manifest.name, tracker.reason)
+            self._records.cancel(tracker)
+        elif tracker.touched:
+            LOGGER.warning("'%s' has samples left: %s.", tracker.manifest.name, tracker.reason)
+            tracker.timed_out = True
+
+    def _store_reasons(self) -> None:
+        """Keep the reasons of the step records where `maestro-celery explain` finds them."""
+        reasons = {tracker.manifest.name: tracker.reason for tracker in self._records if tracker.reason}
+        write_atomically(self._plan.reasons, json.dumps(reasons, indent=1))
+
+    def _release_allocations(self, busy: set[str]) -> None:
+        """End allocations that no step record needs, now or later."""
+        for source in self._pool.allocation_sources:
+            if source.is_open and not busy.intersection(self._pool.groups_of(source)):
+                queues = {queue for name in self._pool.groups_of(source) for queue in self._pool.groups[name].queues}
+                if not self._demand.for_queues(queues):
+                    self._pool.dismiss(source)
 
     def _enforce_cancellation(self) -> None:
         """Kill workers that still hold what was cancelled a while ago: they must be frozen."""
@@ -191,7 +276,8 @@ class Coordinator:
         except WorkerError as error:
             LOGGER.error("%s", error)
             for tracker in trackers:
-                tracker.failure = str(error)
+                tracker.failure = tracker.reason = str(error)
+            self._store_reasons()
 
     def _send_due(self) -> None:
         """Send samples that have waited for their retry, or whose turn it is."""
@@ -205,10 +291,11 @@ class Coordinator:
         """Send samples again that nobody holds although slots are free: their messages were lost."""
         holdings = self._records.holdings
         held_slots = {writer: holdings.count(writer) for writer in holdings.writers()}
-        free = {name: self._pool.free_slots(name, held_slots) for name in self._pool.groups}
         now = time.monotonic()
         for tracker in self._records.with_work():
-            if tracker.stops_early or not any(free[group] for group in tracker.groups):
+            number = tracker.manifest.number
+            has_room = any(self._pool.free_slots(group, held_slots, number) for group in tracker.groups)
+            if tracker.stops_early or not has_room:
                 tracker.quiet_since = None
             elif tracker.quiet_since is None:
                 tracker.quiet_since = now
@@ -220,6 +307,7 @@ class Coordinator:
 
     # --- end ---
 
+    @_exclusive
     def close(self) -> None:
         """End workers and broker; called when the conductor ends."""
         if self._closed:

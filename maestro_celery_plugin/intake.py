@@ -19,7 +19,7 @@ from celery import Celery, bootsteps
 from celery.worker.request import Request
 from celery.worker.strategy import default as default_strategy
 
-__all__ = ["Intake", "RangeRequest", "gated_strategy", "install"]
+__all__ = ["Intake", "RangeRequest", "close", "gated_strategy", "install"]
 
 LOGGER = logging.getLogger(__name__)
 
@@ -93,12 +93,13 @@ class _Gate:
 
     def __init__(self) -> None:
         self.slots = 1
+        self.is_closed = False
         self._accepted: set[str] = set()
         self.intake: Intake | None = None
 
     @property
     def has_room(self) -> bool:
-        return len(self._accepted) < self.slots
+        return not self.is_closed and len(self._accepted) < self.slots
 
     def accept(self, message_id: str) -> None:
         self._accepted.add(message_id)
@@ -154,6 +155,14 @@ def gated_strategy(task: Any, app: Celery, consumer: Any, **options: Any) -> Cal
         handle(message, body, ack, reject, callbacks, **more)
 
     return handle_if_room
+
+
+def close() -> None:
+    """Take no message any more; may be called from any thread, and again."""
+    if not _gate.is_closed:
+        _gate.is_closed = True
+        if _gate.intake is not None:
+            _gate.intake.wake()
 
 
 def install(app: Celery, slots: int) -> None:

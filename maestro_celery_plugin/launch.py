@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import time
 from collections.abc import Iterable
@@ -19,7 +20,8 @@ from typing import Any
 
 from maestrowf.abstracts import Dependency
 
-from maestro_celery_plugin.errors import SampleError, SpecificationError, StudyError
+from maestro_celery_plugin.batch_systems import batch_system
+from maestro_celery_plugin.errors import AllocationError, SampleError, SpecificationError, StudyError
 from maestro_celery_plugin.settings import EnsembleSettings, SampleSettings
 from maestro_celery_plugin.study import StudyPlan
 from maestro_celery_plugin.tokens import substitute
@@ -35,6 +37,7 @@ class LaunchOptions:
 
     launching: bool = False
     broker: str | None = None
+    broker_host: str | None = None
     dry_run: bool = False
     parameter_generator: bool = False
 
@@ -73,20 +76,38 @@ def check_before(settings: EnsembleSettings, file: str) -> None:
         if not settings.needs_workers:
             os.environ.pop(broker.ENVIRONMENT_VARIABLE, None)
             return
-        for name, group in settings.resources.workers.items():
-            batch_type = (group.batch or {}).get("type", settings.batch.type)
-            if batch_type != "local":
-                raise SpecificationError.at(
-                    file,
-                    "batch.type",
-                    f"found '{batch_type}' for the worker group '{name}'; this version starts workers on this "
-                    "machine only: use 'local', also inside an allocation that you have opened.",
-                )
+        _check_batch_systems(settings, file)
         choice = broker.choose(OPTIONS.broker)
         broker.check(choice)
         OPTIONS.broker = choice.url
         # Maestro stores the environment (meta/environment.yaml), and samples inherit it.
         os.environ.pop(broker.ENVIRONMENT_VARIABLE, None)
+
+
+def _check_batch_systems(settings: EnsembleSettings, file: str) -> None:
+    """Make sure that each group's batch system is one that is known, and is there.
+
+    Raises:
+        SpecificationError: it is not.
+    """
+    from maestro_celery_plugin.worker_sources import batch_of, is_for_this_machine
+
+    for name, group in settings.resources.workers.items():
+        if not group.task_queues or not is_for_this_machine(group):
+            continue
+        kind = batch_of(settings, group).type
+        try:
+            system = batch_system(kind)
+        except AllocationError as cause:
+            raise SpecificationError.at(file, "batch.type", f"{cause}") from cause
+        missing = [command for command in (system.commands if system else ()) if shutil.which(command) is None]
+        if missing:
+            raise SpecificationError.at(
+                file,
+                "batch.type",
+                f"found '{kind}' for the worker group '{name}', but there is no '{missing[0]}' on PATH here; run "
+                "`maestro` on a machine of the cluster, or use 'local'.",
+            )
 
 
 class EnsembleDependency(Dependency):  # type: ignore[misc]
@@ -202,10 +223,16 @@ def _what_it_printed(plan: StudyPlan, count: int = 10) -> str:
 
 
 def _make_session(plan: StudyPlan) -> None:
-    from maestro_celery_plugin.broker import choose
+    from maestro_celery_plugin.broker import choose, cluster_address
     from maestro_celery_plugin.session import Session
+    from maestro_celery_plugin.worker_sources import has_other_hosts
 
     session = Session.create(plan.session)
-    choice = choose(OPTIONS.broker) if plan.settings.needs_workers else None
-    if choice and choice.url:
+    if not plan.settings.needs_workers:
+        return
+    host = OPTIONS.broker_host or (cluster_address() if has_other_hosts(plan.settings) else None)
+    if host:
+        session.write_broker_host(host)
+    choice = choose(OPTIONS.broker)
+    if choice.url:
         session.write_broker({"url": choice.url})

@@ -124,6 +124,12 @@ class EnsembleArgumentParser(argparse.ArgumentParser):
                 metavar="URL",
                 help="Broker of an ensemble study: a Redis or RabbitMQ URL. [Default: a private one]",
             )
+            self.add_argument(
+                "--broker-host",
+                metavar="ADDRESS",
+                help="Address of this machine that compute nodes reach the private broker at. [Default: the loopback "
+                "address for local workers, else that of the host's name]",
+            )
 
     def parse_args(self, *args: Any, **kwargs: Any) -> Any:
         """Parse, note our options, and guard the command."""
@@ -139,6 +145,7 @@ def _guarded_run(run: Callable[[Any], int], namespace: argparse.Namespace) -> in
 
     options = launch.OPTIONS
     options.launching, options.broker, options.dry_run = True, namespace.broker, namespace.dry
+    options.broker_host = namespace.broker_host
     options.parameter_generator = namespace.pgen is not None
     try:
         launch.check_output(namespace.out)

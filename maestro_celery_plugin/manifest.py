@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from maestro_celery_plugin.batch_systems import StepNeeds
 from maestro_celery_plugin.sample_paths import SamplePaths
 
 __all__ = ["Manifest", "write_atomically"]
@@ -35,6 +36,10 @@ class Manifest:
         task_queue: Celery's queue, without the session's prefix.
         max_retries: How often a sample may ask to be run again.
         retry_delay_s: Seconds before a sample that asked for it runs again.
+        time_request_s: Seconds that a sample needs, as its step says; None when it does not.
+        signal: Signal that running samples get before their allocation ends.
+        needs: What one sample needs of an allocation.
+        launches: Whether its scripts start parallel programs with `$(LAUNCHER)`.
     """
 
     number: int
@@ -54,6 +59,10 @@ class Manifest:
     task_queue: str
     max_retries: int
     retry_delay_s: float
+    time_request_s: int | None = None
+    signal: str = "SIGTERM"
+    needs: StepNeeds = dataclasses.field(default_factory=StepNeeds)
+    launches: bool = False
 
     @property
     def paths(self) -> SamplePaths:
@@ -69,7 +78,7 @@ class Manifest:
     def read(cls, path: Path) -> Manifest:
         """Load a manifest."""
         values: dict[str, Any] = json.loads(path.read_text())
-        return cls(**values)
+        return cls(**{**values, "needs": StepNeeds(**values.get("needs", {}))})
 
     @classmethod
     def read_all(cls, directory: Path) -> list[Manifest]:

@@ -36,6 +36,7 @@ class Records:
     Attributes:
         holdings: The pieces in the hands of workers.
         stopped_by: The step record of which a sample asked to stop the study.
+        starters: The writers that have started a sample.
     """
 
     def __init__(self, plan: StudyPlan, groups: Iterable[WorkerGroup]) -> None:
@@ -46,6 +47,7 @@ class Records:
         self._by_number: dict[int, Tracker] = {}
         self.holdings = Holdings()
         self.stopped_by: str | None = None
+        self.starters: set[str] = set()
 
     def load(self, alive: Iterable[str]) -> None:
         """Take up what an earlier conductor has left.
@@ -100,6 +102,8 @@ class Records:
         for writer, entries in self._reader.poll():
             if writer != COORDINATOR:
                 self.holdings.apply(writer, entries)
+                if writer not in self.starters and (entries["kind"] == Kind.STARTED).any():
+                    self.starters.add(writer)
             for number in np.unique(entries["record"]):
                 tracker = self._by_number.get(int(number))
                 if tracker:

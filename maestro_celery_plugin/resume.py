@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock, Timeout
 
-from maestro_celery_plugin.broker import ENVIRONMENT_VARIABLE, BrokerChoice, check, choose
+from maestro_celery_plugin.broker import ENVIRONMENT_VARIABLE, BrokerChoice, check, choose, cluster_address
 from maestro_celery_plugin.conductorship import LOCK_LIMIT_S, conductor_lock
 from maestro_celery_plugin.errors import StudyError
 from maestro_celery_plugin.ledger import COORDINATOR, SUFFIX, Kind, LedgerWriter, read_ledger
@@ -22,13 +22,22 @@ from maestro_celery_plugin.session import Session
 from maestro_celery_plugin.states import Outcome
 from maestro_celery_plugin.status_csv import shared_lock
 from maestro_celery_plugin.study import StudyPlan
+from maestro_celery_plugin.worker_sources import has_other_hosts
 
 __all__ = ["reopen_failed", "resume"]
 
 _START_LIMIT_S = 30.0
 
 
-def resume(directory: Path, *, failed: bool, sleep_s: int, broker: str | None, foreground: bool) -> int:
+def resume(
+    directory: Path,
+    *,
+    failed: bool,
+    sleep_s: int,
+    broker: str | None,
+    broker_host: str | None = None,
+    foreground: bool,
+) -> int:
     """Start a new conductor on a study.
 
     Step records and samples that are finished do not run again.
@@ -38,6 +47,7 @@ def resume(directory: Path, *, failed: bool, sleep_s: int, broker: str | None, f
         failed: Whether failed samples run again.
         sleep_s: Seconds between two polls of the conductor.
         broker: Broker URL; None for the one the study was launched with.
+        broker_host: Address of this machine that compute nodes reach the private broker at; None for the usual.
         foreground: Whether to wait for the conductor's end.
 
     Returns:
@@ -52,7 +62,7 @@ def resume(directory: Path, *, failed: bool, sleep_s: int, broker: str | None, f
         raise StudyError(f"The study '{plan.root}' was a dry run; there is nothing to go on with.")
     try:
         with FileLock(plan.info / "resume.lock").acquire(timeout=0):
-            reopened = _prepare(plan, broker, failed=failed)
+            reopened = _prepare(plan, broker, broker_host, failed=failed)
             process = _start_conductor(plan, sleep_s)
             _await_conductor(plan, process)
     except Timeout as cause:
@@ -63,7 +73,7 @@ def resume(directory: Path, *, failed: bool, sleep_s: int, broker: str | None, f
     return process.wait() if foreground else reopened
 
 
-def _prepare(plan: StudyPlan, broker: str | None, *, failed: bool) -> int:
+def _prepare(plan: StudyPlan, broker: str | None, broker_host: str | None, *, failed: bool) -> int:
     """Make a study ready for a new conductor; return how many failed samples will run again.
 
     Raises:
@@ -74,6 +84,8 @@ def _prepare(plan: StudyPlan, broker: str | None, *, failed: bool) -> int:
         session = Session(plan.session)
         if plan.settings.needs_workers:
             _prepare_broker(session, broker)
+        if broker_host or has_other_hosts(plan.settings):
+            session.write_broker_host(broker_host or cluster_address())
         (plan.root / ".cancel.lock").unlink(missing_ok=True)
         session.revoke_stop()
         return reopen_failed(plan) if failed else 0

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from maestro_celery_plugin.manifest import Manifest
+from maestro_celery_plugin.states import ExitCode
 from maestro_celery_plugin.tokens import Template, sample_values
 
 __all__ = ["KILL_AFTER_S", "Attempt", "CannotRunError", "Runner"]
@@ -39,7 +40,7 @@ class Attempt:
         sample: Index of the sample.
         code: Exit code; negative for a signal, as in `subprocess`.
         duration_s: Wall time.
-        was_ended: Whether we ended it.
+        was_ended: Whether we ended it, so that its code says nothing of the sample.
     """
 
     record: str
@@ -216,21 +217,41 @@ class RunningAttempt:
         self._record, self._sample, self._process = record, sample, process
         self._outputs, self._begin = outputs, begin
         self._ended_at: float | None = None
+        self._warned = False
 
     def wait(self) -> Attempt:
         """Wait for its end."""
         code = self._process.wait()
         duration_s = time.perf_counter() - self._begin
-        was_ended = self._ended_at is not None
+        # A sample that was warned may still say something of itself: that it is done, or that it wants a restart.
+        was_ended = self._ended_at is not None or (self._warned and code not in ExitCode._value2member_map_)
         if was_ended:
             self._signal(signal.SIGKILL)  # what it has left in its process group
         for output in self._outputs:
             output.close()
         return Attempt(self._record, self._sample, code, duration_s, was_ended)
 
-    def end(self) -> None:
-        """Ask it to end, or make it: the first call sends SIGTERM, calls after `KILL_AFTER_S` SIGKILL."""
-        if self._ended_at is None:
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since its begin."""
+        return time.perf_counter() - self._begin
+
+    def warn(self, number: signal.Signals) -> None:
+        """Tell it once that its allocation ends soon."""
+        if not self._warned:
+            self._warned = True
+            self._signal(number)
+
+    def end(self, *, at_once: bool = False) -> None:
+        """Ask it to end, or make it: the first call sends SIGTERM, calls after `KILL_AFTER_S` SIGKILL.
+
+        Args:
+            at_once: Whether there is no time for SIGTERM.
+        """
+        if at_once:
+            self._ended_at = self._ended_at or time.monotonic()
+            self._signal(signal.SIGKILL)
+        elif self._ended_at is None:
             self._ended_at = time.monotonic()
             self._signal(signal.SIGTERM)
         elif time.monotonic() - self._ended_at > KILL_AFTER_S:

@@ -5,6 +5,8 @@
       broker.json            0600  where the broker is
       stop                         present when the workers shall end
       conductor.json               heartbeat of the conductor
+      broker_host                  address on which the private broker listens
+      groups/<group>.json          what the workers of a group work by (`worker_terms.py`)
       workers/<name>.json          heartbeat of each worker
 
 Its path is all that a worker is given; secrets are read from its files and go nowhere else.
@@ -16,9 +18,11 @@ import dataclasses
 import errno
 import hashlib
 import hmac
+import itertools
 import json
 import os
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,22 +39,36 @@ class Heartbeat:
     Attributes:
         name: The worker's name, unique in the session.
         group: Its worker group.
-        host: The machine it runs on.
+        host: The machine it runs on, by its own name.
+        node: The same by the name that the batch system has for it.
         supervisor: (pid, start time) of the process that watches over it.
         process: (pid, start time) of the worker process; (0, 0) before it has started.
         slots: How many samples it runs at a time.
         beat: Counts up; a heartbeat that no longer changes is that of a dead worker.
-        state: `starting`, `idle`, `busy` or `stopping`.
+        state: `starting`, `idle`, `busy`, `draining` or `stopping`.
+        allocation: Its allocation, such as ``sim/2``; empty for a worker that runs in none of ours.
+        ends_at: When that ends (Unix seconds of the worker's machine); None when it does not.
+        refuses: Numbers of step records whose samples it does not start any more, for lack of time.
     """
 
     name: str
     group: str
     host: str
+    node: str
     supervisor: tuple[int, int]
     process: tuple[int, int]
     slots: int
     beat: int
     state: str
+    allocation: str = ""
+    ends_at: float | None = None
+    refuses: tuple[int, ...] = ()
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Heartbeat:
+        """Read it from what JSON has made of it."""
+        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**plain)
 
 
 class Session:
@@ -102,6 +120,38 @@ class Session:
         """Return where the broker is, or None while there is none."""
         return _read_json(self.path / "broker.json")
 
+    @property
+    def broker_host(self) -> str:
+        """The address on which the private broker listens."""
+        path = self.path / "broker_host"
+        return path.read_text().strip() if path.exists() else "127.0.0.1"
+
+    def write_broker_host(self, host: str) -> None:
+        """Store the address on which the private broker shall listen."""
+        self._write("broker_host", host)
+
+    # --- workers ---
+
+    def worker_log(self, name: str) -> Path:
+        """Return where a worker's output goes: beside the session, for everybody to read."""
+        return self.path.parent / "workers" / f"{name}.log"
+
+    def claim_worker_name(self, stem: str) -> str:
+        """Return a name that no worker of this session has or had, and make its log; safe on several nodes at once.
+
+        Whoever creates the log has the name (open(2), O_EXCL).
+        """
+        for number in itertools.count(1):
+            name = f"{stem}-{number}"
+            log = self.worker_log(name)
+            log.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                log.touch(exist_ok=False)
+            except FileExistsError:
+                continue
+            return name
+        raise AssertionError("counting has no end")
+
     # --- life ---
 
     def request_stop(self) -> None:
@@ -137,11 +187,7 @@ class Session:
     def heartbeats(self) -> list[Heartbeat]:
         """Return the heartbeats of all workers that have not been forgotten."""
         values = [_read_json(path) for path in sorted((self.path / "workers").glob("*.json"))]
-        return [
-            Heartbeat(**{**value, "supervisor": tuple(value["supervisor"]), "process": tuple(value["process"])})
-            for value in values
-            if value
-        ]
+        return [Heartbeat.from_dict(value) for value in values if value]
 
     def write_conductor_beat(self, beat: int) -> None:
         """Store the conductor's heartbeat."""

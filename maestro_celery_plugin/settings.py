@@ -18,6 +18,7 @@ __all__ = [
     "GenerateSettings",
     "ResourceSettings",
     "SampleSettings",
+    "StepFacts",
     "StepSettings",
     "WorkerGroupSettings",
     "key_of",
@@ -197,12 +198,24 @@ class StepSettings:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class StepFacts:
+    """What of a step has to be known to plan for its worker group; derived from the specification."""
+
+    queues: tuple[str, ...] = setting("Task queues of its step records; none when Maestro runs it itself.")
+    depends: tuple[str, ...] = setting("Steps that it waits for.", default=())
+    sampled: bool = setting("Whether it fans out to samples.", default=False)
+    launches: bool = setting("Whether it starts parallel programs with `$(LAUNCHER)`.", default=False)
+    needs: dict[str, Any] = setting("What a sample of it needs: the fields of `batch_systems.StepNeeds`.", default={})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class EnsembleSettings:
     """``merlin`` and ``batch`` together: what the plugin knows of a study besides its steps."""
 
     batch: BatchSettings = setting("The batch block.")
     resources: ResourceSettings = setting("Who runs the samples.")
     samples: SampleSettings | None = setting("The sample table.", default=None)
+    steps: dict[str, StepFacts] = setting("What has to be known of each step.", default={})
 
     @property
     def needs_workers(self) -> bool:

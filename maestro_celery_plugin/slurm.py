@@ -53,6 +53,7 @@ class Slurm:
 
     type = "slurm"
     adapter = "slurm"
+    commands: tuple[str, ...] = ("sbatch", "squeue", "scancel", "srun")
 
     @hookimpl
     def batch_system(self, type: str) -> BatchSystem | None:
@@ -69,6 +70,10 @@ class Slurm:
             "qos": settings.qos,
         }
 
+    def tidied(self, script: str) -> str:
+        """Return the script as it is."""
+        return script
+
     def worker_line(self, launch: WorkerLaunch) -> str:
         """Return the `srun` that starts one worker on each node.
 
@@ -76,7 +81,7 @@ class Slurm:
         use all of the node, for samples that do not launch anything.
         """
         settings, nodes = launch.settings, launch.nodes
-        spread = f"srun --overlap --nodes={nodes} --ntasks={nodes} --ntasks-per-node=1 --cpu-bind=none --mem=0"
+        spread = f"srun --overlap --nodes={nodes} --ntasks={nodes} --cpu-bind=none --mem=0"
         line = settings.worker_launch or f"{spread} --kill-on-bad-exit=0 --wait=0"
         words = (settings.launch_pre, line, settings.launch_args, launch.command)
         return " ".join(word for word in words if word)
@@ -86,7 +91,7 @@ class Slurm:
         words = ["srun", "--exact", "--mem=0", "-n", str(needs.procs or max(1, needs.nodes))]
         if needs.nodes:
             words += ["-N", str(needs.nodes)]
-        if needs.cores_per_task > 1:
+        if str(needs.cores_per_task) != "1":
             words += ["-c", str(needs.cores_per_task)]
         if needs.gpus_per_task:
             words += [f"--gpus-per-task={needs.gpus_per_task}"]

@@ -21,8 +21,15 @@ from maestro_celery_plugin.steps import SHELL_KEY
 from maestro_celery_plugin.tokens import RESERVED, names_in
 
 __all__ = [
-    "STEP_SETTING_KEYS", "check_block", "check_content", "check_plain", "check_shape", "tidy", "unknown_tokens",
-]  # fmt: skip
+    "ALL_COMBINATIONS",
+    "STEP_SETTING_KEYS",
+    "check_block",
+    "check_content",
+    "check_plain",
+    "check_shape",
+    "tidy",
+    "unknown_tokens",
+]
 
 BLOCKS = ("description", "batch", "env", "study", "global.parameters", "merlin", "user")
 # Batch systems of which Maestro's adapter does not take a shell (lsfscriptadapter.py:70).
@@ -40,7 +47,7 @@ _MERLIN: dict[str, Any] = {
 # How Maestro's funnels name a step (datastructures/core/study.py:53).
 _CAPITALS = re.compile(r"[A-Z][A-Z0-9_]*")
 MAESTRO_TOKENS = ("LAUNCHER", "WORKSPACE", "SPECROOT", "OUTPUT_PATH")
-_ALL_COMBINATIONS = re.compile(r"_\*|\*")
+ALL_COMBINATIONS = re.compile(r"_\*|\*")
 
 
 @functools.lru_cache(maxsize=1)
@@ -224,7 +231,7 @@ def _check_depends(study: list[dict[str, Any]], file: str) -> None:
         if names.count(step["name"]) > 1:
             raise SpecificationError.at(file, where, "two steps have this name; each step needs its own.")
         depends = step["run"].get("depends") or []
-        parents[step["name"]] = [_ALL_COMBINATIONS.sub("", str(parent)) for parent in depends]
+        parents[step["name"]] = [ALL_COMBINATIONS.sub("", str(parent)) for parent in depends]
         for written, parent in zip(depends, parents[step["name"]], strict=True):
             if parent not in names:
                 found = f"unknown step '{written}'; {schema.nearest(parent, names)}"

@@ -9,6 +9,7 @@ text → YAML → variables put in (`variables.py`) → checked (`spec_checks.py
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import io
 import logging
@@ -22,8 +23,10 @@ from maestrowf.specification.yamlspecification import YAMLSpecification
 
 from maestro_celery_plugin import launch, schema
 from maestro_celery_plugin.errors import SpecificationError
-from maestro_celery_plugin.settings import BatchSettings, EnsembleSettings, ResourceSettings, SampleSettings
+from maestro_celery_plugin.launchers import launches, needs_of
+from maestro_celery_plugin.settings import BatchSettings, EnsembleSettings, ResourceSettings, SampleSettings, StepFacts
 from maestro_celery_plugin.spec_checks import (
+    ALL_COMBINATIONS,
     STEP_SETTING_KEYS,
     check_content,
     check_plain,
@@ -98,6 +101,7 @@ class EnsembleSpecification(YAMLSpecification):  # type: ignore[misc]
         self.study = data["study"]
         self.batch = {"type": "celery"}  # completed when the samples are acquired
         self._verify_by_maestro(file)
+        self.ensemble = dataclasses.replace(self.ensemble, steps=_step_facts(data, self._sampled, self._plain, file))
         if not launch.OPTIONS.parameter_generator:  # which makes parameters that cannot be known here
             for where, name in unknown_tokens(data):
                 LOGGER.warning(
@@ -146,6 +150,27 @@ class EnsembleSpecification(YAMLSpecification):  # type: ignore[misc]
         step.run["restart"] = step.run["restart"] or step.run["cmd"]
         for key in STEP_SETTING_KEYS:
             step.run.pop(key, None)
+
+
+def _step_facts(
+    data: dict[str, Any], sampled: frozenset[str], plain: frozenset[str], file: str
+) -> dict[str, StepFacts]:
+    queues = task_queues(data, file)
+    facts = {}
+    for step in data["study"]:
+        run = {"cmd": "", "restart": "", **step["run"]}
+        try:
+            needs = needs_of(run)
+        except ValueError as cause:
+            raise SpecificationError.at(file, f"study.{step['name']}.run", str(cause)) from cause
+        facts[step["name"]] = StepFacts(
+            queues=() if step["name"] in plain else queues[step["name"]],
+            depends=tuple(ALL_COMBINATIONS.sub("", parent) for parent in run.get("depends") or ()),
+            sampled=step["name"] in sampled,
+            launches=launches(run["cmd"]) or launches(run["restart"]),
+            needs=dataclasses.asdict(needs),
+        )
+    return facts
 
 
 def _sampled_steps(data: Mapping[str, Any]) -> frozenset[str]:

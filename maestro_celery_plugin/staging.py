@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from maestro_celery_plugin.batch_systems import LOCAL, StepNeeds
+from maestro_celery_plugin.errors import AllocationError, SpecificationError
+from maestro_celery_plugin.launchers import batch_type_of, launched, launches, needs_of
 from maestro_celery_plugin.manifest import Manifest
 from maestro_celery_plugin.runner import Runner
 from maestro_celery_plugin.sample_paths import SamplePaths
 from maestro_celery_plugin.samples import open_table
 from maestro_celery_plugin.steps import STEP_KEY, step_settings
 from maestro_celery_plugin.study import StudyPlan
-from maestro_celery_plugin.tokens import launcher_removed, study_values, substitute
+from maestro_celery_plugin.tokens import study_values, substitute
+from maestro_celery_plugin.walltime import seconds_of
 
 __all__ = ["manifest_of", "write_example"]
 
@@ -24,8 +30,12 @@ def manifest_of(plan: StudyPlan, step: Any, workspace: str, number: int) -> Mani
         step: Maestro's `StudyStep`, with variables and parameters put in.
         workspace: The step record's Maestro workspace.
         number: The step record's number.
+
+    Raises:
+        SpecificationError: a sample cannot be launched with the resources that the step names.
     """
     entry, settings = step.run[STEP_KEY], step_settings(step.run)
+    scripts = _Scripts(plan, step)
     samples = plan.settings.samples
     sampled = bool(entry["sampled"])
     return Manifest(
@@ -34,9 +44,9 @@ def manifest_of(plan: StudyPlan, step: Any, workspace: str, number: int) -> Mani
         step=entry["step"],
         workspace=workspace,
         script=step.name.replace("/", "_"),
-        cmd=_command(plan, step.run["cmd"]),
-        restart=_command(plan, step.run["restart"]),
-        shell=settings.shell or plan.settings.batch.shell,
+        cmd=scripts.text("cmd"),
+        restart=scripts.text("restart"),
+        shell=scripts.shell,
         sampled=sampled,
         samples=plan.rows if sampled else 1,
         labels=list(samples.column_labels) if samples and sampled else [],
@@ -46,13 +56,47 @@ def manifest_of(plan: StudyPlan, step: Any, workspace: str, number: int) -> Mani
         task_queue=settings.task_queue,
         max_retries=settings.max_retries,
         retry_delay_s=settings.retry_delay,
+        time_request_s=None if settings.time_request is None else seconds_of(settings.time_request),
+        signal=settings.signal,
+        needs=scripts.needs,
+        launches=scripts.launch,
     )
 
 
-def _command(plan: StudyPlan, text: str) -> str:
-    """Put in the tokens that are the same for every sample; on this machine there is nothing to launch with."""
-    paths = SamplePaths(plan.rows, plan.level_max_dirs)
-    return substitute(launcher_removed(text), study_values(str(plan.root), plan.timestamp, paths, text))
+class _Scripts:
+    """The scripts of a step record, and what samples need that run them."""
+
+    def __init__(self, plan: StudyPlan, step: Any) -> None:
+        self._plan, self._run = plan, step.run
+        settings = step_settings(step.run)
+        self._type = batch_type_of(plan.settings, settings)
+        self.shell = settings.shell or plan.settings.batch.shell
+
+    @property
+    def launch(self) -> bool:
+        """Whether they start parallel programs with a launcher."""
+        return self._type != LOCAL and any(launches(self._run[key]) for key in ("cmd", "restart"))
+
+    @property
+    def needs(self) -> StepNeeds:
+        """What one sample needs; on this machine, where nobody counts, nothing."""
+        with self._errors_at("run"):
+            return needs_of(self._run) if self._type != LOCAL else StepNeeds()
+
+    def text(self, key: str) -> str:
+        """Return `cmd` or `restart`, with the launcher and all tokens that are the same for every sample."""
+        plan = self._plan
+        with self._errors_at(f"run.{key}"):
+            text = launched(self._run[key], self._type, self._run, self.shell)
+        paths = SamplePaths(plan.rows, plan.level_max_dirs)
+        return substitute(text, study_values(str(plan.root), plan.timestamp, paths, text))
+
+    @contextlib.contextmanager
+    def _errors_at(self, where: str) -> Iterator[None]:
+        try:
+            yield
+        except (ValueError, AllocationError) as cause:
+            raise SpecificationError(f"study.{self._run[STEP_KEY]['step']}.{where}: {cause}") from cause
 
 
 def write_example(manifest: Manifest) -> None:

@@ -26,15 +26,14 @@ from maestro_celery_plugin.progress import Counts
 from maestro_celery_plugin.sample_status import RecordSamples, SampleStatus
 from maestro_celery_plugin.session import Heartbeat, Session
 from maestro_celery_plugin.states import Outcome
-from maestro_celery_plugin.status_csv import StepRow, read_rows, shared_lock
+from maestro_celery_plugin.status_csv import LAST_STATES, StepRow, read_rows, shared_lock
 from maestro_celery_plugin.study import StudyPlan
+from maestro_celery_plugin.worker_sources import awaited_groups
 from maestro_celery_plugin.workers import SILENCE_LIMIT_S
 
 __all__ = ["StatusReader", "StepStatus", "StudyState", "StudyStatus", "WorkerStatus"]
 
 _NO_SAMPLES = Counts(total=0, finished=0, failed=0, running=0, pending=0)
-# States in which Maestro leaves a step record for good (executiongraph.py:757-900).
-_LAST_STATES = frozenset({"FINISHED", "FAILED", "TIMEDOUT", "UNKNOWN", "CANCELLED", "DRYRUN"})
 
 
 class StudyState(enum.Enum):
@@ -87,13 +86,13 @@ class StepStatus:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WorkerStatus:
-    """A worker that has not been forgotten.
+    """A worker that has not been forgotten, or that is waited for.
 
     Attributes:
-        name: Its name.
+        name: Its name; empty for one that is awaited.
         group: Its worker group.
-        node: The machine it runs on.
-        state: `starting`, `idle`, `busy`, `stopping` or `dead`.
+        node: The machine it runs on, or is awaited on.
+        state: `starting`, `idle`, `busy`, `draining`, `stopping`, `dead` or `awaited`.
     """
 
     name: str
@@ -173,7 +172,7 @@ class StatusReader:
                 path=self._plan.root,
                 state=self._state(rows, conducted),
                 steps=self._steps(rows, alive, conducted),
-                workers=list(self._workers(beats, alive)),
+                workers=[*self._workers(beats, alive), *self._awaited(rows, beats, alive)],
             )
         except OSError as cause:
             raise StudyError(f"The study '{self._plan.root}' cannot be read: {cause}.") from cause
@@ -211,7 +210,18 @@ class StatusReader:
             if "." not in beat.name:
                 state = "busy" if beat.name in busy else beat.state
                 state = state if alive[beat.name] else "dead"
-                yield WorkerStatus(name=beat.name, group=beat.group, node=beat.host, state=state)
+                yield WorkerStatus(name=beat.name, group=beat.group, node=beat.node, state=state)
+
+    def _awaited(
+        self, rows: list[StepRow], beats: list[Heartbeat], alive: dict[str, bool]
+    ) -> Iterator[WorkerStatus]:
+        """Yield what is missing: a group of which somebody has to start the workers on another machine."""
+        served = {beat.group for beat in beats if alive[beat.name]}
+        left = {row.step for row in rows if row.state not in LAST_STATES}
+        queues = {queue for step, facts in self._plan.settings.steps.items() if step in left for queue in facts.queues}
+        for name, group in awaited_groups(self._plan.settings, served).items():
+            if queues.intersection(group.task_queues):
+                yield WorkerStatus(name="", group=name, node=" or ".join(group.machines), state="awaited")
 
     # --- step records ---
 
@@ -304,7 +314,7 @@ def _step(
 
 def _step_state(state: str, record: RecordSamples | None, conducted: bool) -> str:
     """Return the state of a step record: Maestro's word if it is the last one, else the newer ledger's."""
-    if state in _LAST_STATES:
+    if state in LAST_STATES:
         return state
     if record is None:  # not submitted yet, or a plain step, of which Maestro alone knows
         return "INTERRUPTED" if state == "RUNNING" and not conducted else state
@@ -320,7 +330,7 @@ def _state_after_end(states: set[str]) -> StudyState:
 
     Maestro leaves step records INITIALIZED when a study is cancelled (executiongraph.py:730).
     """
-    left = states - _LAST_STATES
+    left = states - LAST_STATES
     if "CANCELLED" in states and left <= {"INITIALIZED"}:
         return StudyState.CANCELLED
     if left or not states:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["StepRow", "read_rows", "shared_lock"]
+__all__ = ["LAST_STATES", "StepRow", "read_rows", "shared_lock"]
 
 # Maestro quotes nothing (executiongraph.py:686-725). A parameter's value may put commas into the name,
 # the job and the parameters, but not into the workspace, from which Maestro strips them (utils.py:199).
@@ -20,6 +20,8 @@ _ROW = re.compile(
     r"(?:[^,]*,){5}(?P<restarts>\d+),(?P<params>.*)"
 )
 _LOCK_LIMIT_S = 2.0
+# States in which Maestro leaves a step record for good (executiongraph.py:757-900).
+LAST_STATES = frozenset({"FINISHED", "FAILED", "TIMEDOUT", "UNKNOWN", "CANCELLED", "DRYRUN"})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

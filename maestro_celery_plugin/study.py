@@ -9,6 +9,7 @@ Everything of ours lies in the study's ``merlin_info`` directory:
       ledger/<writer>.ledger        attempts of all step records, one file per writer
       plain/<step record>/          what became of steps that Maestro runs itself
       workers/<worker>.log
+      allocations/<name>/<number>/  batch script, what the job printed, its state
       session/                      0700: secret, broker, heartbeats
 """
 
@@ -123,3 +124,13 @@ class StudyPlan:
     def worker_logs(self) -> Path:
         """The directory of what the workers print."""
         return self.info / "workers"
+
+    @property
+    def reasons(self) -> Path:
+        """The file of reasons, by step record, why it does not run or has ended (`explain.py`)."""
+        return self.info / "reasons.json"
+
+    @property
+    def allocations(self) -> Path:
+        """The directory of the allocations (`allocations.py`)."""
+        return self.info / "allocations"

@@ -10,6 +10,7 @@ import dataclasses
 import errno
 import logging
 import queue
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from maestro_celery_plugin.deadline import Deadline
 from maestro_celery_plugin.errors import LedgerError, SampleError
 from maestro_celery_plugin.ledger import Kind
 from maestro_celery_plugin.manifest import Manifest
@@ -85,15 +87,20 @@ class WorkerSide:
         writer: Names the process's ledger files.
         slots: How many samples run at a time.
         send: Puts a range task on a task queue; raises when the broker is away.
+        deadline: When the allocation ends.
 
     Attributes:
+        deadline: When the allocation ends.
         busy: How many slots work.
         last_work: When one began or ended to (monotonic).
         stopping: Set when no further sample shall start.
     """
 
-    def __init__(self, writer: str, slots: int, send: Callable[[RangeTask, str], None]) -> None:
+    def __init__(
+        self, writer: str, slots: int, send: Callable[[RangeTask, str], None], deadline: Deadline | None = None
+    ) -> None:
         self.send = send
+        self.deadline = deadline or Deadline()
         self.busy = 0
         self.last_work = time.monotonic()
         self.stopping = threading.Event()
@@ -102,6 +109,8 @@ class WorkerSide:
         self._studies: dict[str, StudySide] = {}
         self._running: dict[int, tuple[RunningAttempt, _RangeWork, int]] = {}
         self._mean_s: dict[tuple[str, int], float] = {}
+        self._longest_s: dict[tuple[str, int], float] = {}
+        self._refused: set[int] = set()
         self._free: queue.SimpleQueue[int] = queue.SimpleQueue()
         for slot in range(slots):
             self._free.put(slot)
@@ -135,6 +144,24 @@ class WorkerSide:
         key = task.study, task.record
         mean_s = self._mean_s.get(key, duration_s)
         self._mean_s[key] = max(1e-4, 0.9 * mean_s + 0.1 * duration_s)
+        self._longest_s[key] = max(duration_s, self._longest_s.get(key, 0.0))
+
+    def has_time_for(self, task: RangeTask, manifest: Manifest) -> bool:
+        """Tell whether a sample of a step record may be started before the allocation ends.
+
+        A record whose samples may not is noted, so that the conductor does not send them here again.
+        """
+        running = [r.elapsed_s for r, work, _ in list(self._running.values()) if work.record == task.record]
+        longest_s = max((*running, self._longest_s.get((task.study, task.record), 0.0)))
+        if self.deadline.fits(manifest.time_request_s, longest_s):
+            return True
+        self._refused.add(task.record)
+        return False
+
+    @property
+    def refused(self) -> tuple[int, ...]:
+        """Numbers of the step records whose samples are not started any more, for lack of time."""
+        return tuple(sorted(self._refused))
 
     def note_running(self, slot: int, running: RunningAttempt, work: _RangeWork, sample: int) -> None:
         """Keep an attempt in view while it runs."""
@@ -146,9 +173,14 @@ class WorkerSide:
 
     def check_running(self) -> None:
         """End the samples that shall not run any more; called again and again while there are some."""
+        deadline = self.deadline
         for running, work, sample in list(self._running.values()):
             if self.stopping.is_set() or work.must_end(sample):
                 running.end()
+            elif deadline.is_over:
+                running.end(at_once=True)
+            elif deadline.is_warning:
+                running.warn(work.signal)
 
 
 class _RangeWork:
@@ -182,6 +214,16 @@ class _RangeWork:
             self._note(Kind.RELEASED, task.start, task.stop)
             self._study.ledger.flush()
 
+    @property
+    def record(self) -> int:
+        """Number of the step record."""
+        return self._task.record
+
+    @property
+    def signal(self) -> signal.Signals:
+        """The signal that its samples get before their allocation ends."""
+        return signal.Signals[self._manifest.signal]
+
     def is_void(self, sample: int) -> bool:
         """Tell whether the coordinator has sent or cancelled a sample since."""
         return self._study.is_void(self._task.record, self._task.epoch, sample)
@@ -194,12 +236,18 @@ class _RangeWork:
         begin = time.monotonic()
         stop = self._pass_on(self._sample + self._worker.piece(self._task), self._task.stop)
         decided = self._decided(stop)
-        while self._sample < stop and not self._worker.stopping.is_set() and not self.is_void(self._sample):
+        while self._sample < stop and self._may_go_on():
             if self._sample not in decided:
                 self._run_sample(self._sample)
             self._sample += 1
             if time.monotonic() - begin > 2 * BUDGET_S:
                 stop = self._pass_on(self._sample, stop)
+
+    def _may_go_on(self) -> bool:
+        """Whether the next sample may be started."""
+        if self._worker.stopping.is_set() or self.is_void(self._sample):
+            return False
+        return self._worker.has_time_for(self._task, self._manifest)
 
     def _decided(self, stop: int) -> frozenset[int]:
         """Return the samples of the piece that had an outcome when it was sent.

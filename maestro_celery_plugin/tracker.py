@@ -38,6 +38,9 @@ class Tracker:
         waiting: Samples that asked to be run again, with the time (monotonic) when they may.
         quiet_since: Since when nothing has moved although a slot was free; None while that is not so.
         failure: Why no worker can run it, when that is so.
+        touched: Whether a sample has started since Maestro has submitted it the last time.
+        timed_out: Whether its allocations have ended since then, with samples left.
+        reason: How they ended, in words.
         suspect: The sample that may run now of those which may have taken their workers down.
     """
 
@@ -52,6 +55,9 @@ class Tracker:
     waiting: dict[int, float] = dataclasses.field(default_factory=dict)
     quiet_since: float | None = None
     failure: str | None = None
+    touched: bool = False
+    timed_out: bool = False
+    reason: str = ""
     suspect: int | None = None
 
     def apply(self, entries: Entries) -> None:
@@ -60,6 +66,7 @@ class Tracker:
         if not self.active:
             return
         self.quiet_since = None
+        self.touched = self.touched or bool((entries["kind"] == Kind.STARTED).any())
         for entry in entries[entries["kind"] == Kind.ENDED]:
             if is_request(int(entry["code"])) and self.progress.outcome[entry["start"]] == Outcome.OPEN:
                 self._wait(int(entry["start"]), int(entry["code"]))
@@ -105,6 +112,12 @@ class Tracker:
         self._hold_back_suspects(mask)
         return mask
 
+    def begin(self, *, cancelled: bool) -> None:
+        """Take in that Maestro has submitted the record, or has restarted it."""
+        self.active, self.cancelled, self.told = True, cancelled, RecordState.PENDING
+        self.touched = self.timed_out = False
+        self.reason = ""
+
     @property
     def stops_early(self) -> bool:
         """Whether what has not started shall not start: a sample failed hard, or the record was cancelled."""
@@ -122,6 +135,8 @@ class Tracker:
             if (self.progress.outcome == Outcome.HARD_FAILED).any():
                 return RecordState.FAILED
             return RecordState.FINISHED if self.progress.is_complete else RecordState.CANCELLED
+        if self.timed_out:
+            return RecordState.TIMED_OUT
         return RecordState.RUNNING if self.progress.started.any() else RecordState.PENDING
 
 

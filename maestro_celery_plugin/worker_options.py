@@ -57,11 +57,13 @@ class WorkerOptions:
         slots: How many samples a worker runs at a time.
         pool: Celery's pool.
         args: What is handed to `celery worker`.
+        has_concurrency: Whether the number of slots is the user's.
     """
 
     slots: int
     pool: str
     args: tuple[str, ...]
+    has_concurrency: bool
 
 
 def usable_cpus() -> int:
@@ -102,7 +104,10 @@ def parse_worker_args(args: str) -> WorkerOptions:
     if slots is not None and not (str(slots).isdigit() and int(slots) > 0):
         raise ValueError(f"found --concurrency {slots}; a number of at least 1 is needed.")
     return WorkerOptions(
-        slots=1 if pool == "solo" else int(slots or usable_cpus()), pool=pool, args=tuple(words)
+        slots=1 if pool == "solo" else int(slots or usable_cpus()),
+        pool=pool,
+        args=tuple(words),
+        has_concurrency=pool == "solo" or slots is not None,
     )
 
 

@@ -1,37 +1,37 @@
-"""Worker groups of a study, seen from the conductor's side: which workers live, and starting them."""
+"""The workers of a study, seen from the conductor's side: which of them live, and where more come from.
+
+A group has one source: `LocalWorkers`, an `AllocationSource` that groups may share, or none, when somebody
+starts its workers by hand on another machine.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import logging
-import re
 import signal
-import subprocess
 import time
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping
 
-from maestro_celery_plugin.errors import WorkerError
-from maestro_celery_plugin.ledger import SUFFIX
+from maestro_celery_plugin.allocation_source import AllocationSource
+from maestro_celery_plugin.allocations import Allocation
+from maestro_celery_plugin.local_workers import LocalWorkers
 from maestro_celery_plugin.processes import ProcessId, end_marked, host_name, wait_until
 from maestro_celery_plugin.session import Heartbeat, Session
 from maestro_celery_plugin.settings import WorkerGroupSettings
-from maestro_celery_plugin.study import StudyPlan
-from maestro_celery_plugin.worker import MARKER, PROCESS_MARKER, WorkerArguments, mark
+from maestro_celery_plugin.states import AllocationState
+from maestro_celery_plugin.worker import MARKER, PROCESS_MARKER, mark
 
 __all__ = ["WorkerGroup", "WorkerPool"]
 
-LOGGER = logging.getLogger(__name__)
-
 # Workers on other hosts are taken for dead when their heartbeat has not changed for this long.
 SILENCE_LIMIT_S = 30.0
-# So many workers in a row that end before they have taken a task fail the group's steps.
-QUICK_FAILURES = 3
 _STOP_LIMIT_S = 15.0
 SWEEP_LIMIT_S = 6.0
+# Workers of allocations leave when they see that they shall; their job ends right after that.
+_LEAVE_LIMIT_S = 9.0
+_SETTLE_LIMIT_S = 3.0
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class WorkerGroup:
     """A worker group.
 
@@ -39,29 +39,34 @@ class WorkerGroup:
         name: Its name in the specification.
         settings: Its block in the specification.
         queues: The task queues it serves.
-        failures: Workers in a row that have ended before they took a task.
     """
 
     name: str
     settings: WorkerGroupSettings
     queues: tuple[str, ...]
-    failures: int = 0
-    process: subprocess.Popen[bytes] | None = None
-    worker: str = ""
-    started: int = 0
 
 
 class WorkerPool:
     """All workers of a study.
 
     Args:
-        plan: The study.
         session: Its session.
         groups: Its worker groups.
+        sources: Where workers of each group come from; none for a group whose workers somebody else starts.
+
+    Attributes:
+        groups: The worker groups by name.
+        alive: The workers that live, by name.
     """
 
-    def __init__(self, plan: StudyPlan, session: Session, groups: Iterable[WorkerGroup]) -> None:
-        self._plan, self._session = plan, session
+    def __init__(
+        self,
+        session: Session,
+        groups: Iterable[WorkerGroup],
+        sources: Mapping[str, LocalWorkers | AllocationSource],
+    ) -> None:
+        self._session, self._sources = session, sources
+        self._ended: set[str] = set()
         self.groups = {group.name: group for group in groups}
         self._beats: dict[str, tuple[int, float]] = {}
         self.alive: dict[str, Heartbeat] = {}
@@ -73,6 +78,8 @@ class WorkerPool:
         return [beat for beat in heartbeats if beat.name not in self.alive]
 
     def _lives(self, beat: Heartbeat) -> bool:
+        if beat.allocation in self._ended:
+            return False
         if beat.host == host_name():
             return ProcessId(*beat.process).is_alive
         known, since = self._beats.get(beat.name, (-1, 0.0))
@@ -99,99 +106,118 @@ class WorkerPool:
                 end_marked(MARKER, mark(self._session, worker), spare=frozenset({supervisor.pid}))
         self._session.remove_heartbeat(beat.name)
 
-    def free_slots(self, group: str, held: dict[str, int]) -> int:
-        """Return how many slots of a group's live workers hold nothing.
+    def free_slots(self, group: str, held: Mapping[str, int], record: int) -> int:
+        """Return how many slots of a group's live workers hold nothing and would take a step record's samples.
 
         Args:
             group: The group.
             held: Number of slots that hold something, by worker.
+            record: Number of the step record.
         """
         return sum(
             max(0, beat.slots - held.get(beat.name, 0))
             for beat in self.alive.values()
-            if beat.group == group and beat.state in ("idle", "busy")
+            if beat.group == group and beat.state in ("idle", "busy") and record not in beat.refuses
         )
 
     def ensure(self, group: WorkerGroup) -> None:
-        """See to it that a group has a worker.
+        """See to it that a group has workers, or will have.
 
         Raises:
-            WorkerError: several in a row have ended before they took a task.
+            WorkerError: it cannot have any.
         """
-        if any(beat.group == group.name for beat in self.alive.values()):
+        source = self._sources.get(group.name)
+        if isinstance(source, AllocationSource):
+            if source.is_open or any(self._is_extra(beat, group.name) for beat in self.alive.values()):
+                return
+        elif any(beat.group == group.name for beat in self.alive.values()):
             return
-        if group.process is not None:
-            if group.process.poll() is None:
-                return  # it is starting
-            self._note_end(group)
-        if group.failures >= QUICK_FAILURES:
-            raise WorkerError(
-                f"worker group '{group.name}': {group.failures} workers in a row ended before they took a task; "
-                f"'{self._log(group.worker)}' ends with:\n{self._log_tail(group.worker)}"
-            )
-        self._start(group)
+        if source is not None:
+            source.ensure()
 
-    def _note_end(self, group: WorkerGroup) -> None:
-        took_a_task = (self._plan.ledger / f"{group.worker}{SUFFIX}").exists()
-        group.failures = 0 if took_a_task else group.failures + 1
-        group.process = None
+    @staticmethod
+    def _is_extra(beat: Heartbeat, group: str) -> bool:
+        """Whether a worker is one that somebody has started by hand."""
+        return beat.group == group and not beat.allocation and beat.state != "stopping"
 
-    def _start(self, group: WorkerGroup) -> None:
-        group.worker = self._new_name(group)
-        arguments = WorkerArguments(
-            session=self._session.path,
-            name=group.worker,
-            group=group.name,
-            idle_limit_s=group.settings.idle_limit,
-            queues=group.queues,
-            args=group.settings.args,
-        )
-        log = self._log(group.worker)
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("ab") as output:
-            group.process = subprocess.Popen(
-                arguments.command(),
-                cwd=self._session.path,  # not the study's: Python looks for modules there first
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-            )
-        LOGGER.info("Started worker '%s' (pid %d), log '%s'.", group.worker, group.process.pid, log)
+    # --- allocations ---
 
-    def _new_name(self, group: WorkerGroup) -> str:
-        """Return a name that no worker of this study has had."""
-        stem = re.sub(r"[^A-Za-z0-9_-]", "_", group.name)
-        while True:
-            group.started += 1
-            name = f"{stem}-{group.started}"
-            if not self._log(name).exists():
-                return name
+    @property
+    def allocation_sources(self) -> list[AllocationSource]:
+        """The sources of allocations, each once."""
+        return list({id(s): s for s in self._sources.values() if isinstance(s, AllocationSource)}.values())
 
-    def _log(self, worker: str) -> Path:
-        return self._plan.worker_logs / f"{worker}.log"
+    def groups_of(self, source: AllocationSource) -> tuple[str, ...]:
+        """Return the groups that an allocation serves."""
+        return tuple(name for name, one in self._sources.items() if one is source)
 
-    def _log_tail(self, worker: str) -> str:
-        return self._log(worker).read_text(errors="replace")[-1500:].strip()
+    def look_at_allocations(self) -> Iterator[tuple[AllocationSource, Allocation]]:
+        """Yield the allocations that have ended since the last time; their workers are dead."""
+        for source in self.allocation_sources:
+            is_empty = not any(source.current and b.allocation == source.current.label for b in self.alive.values())
+            ended = source.look(eager=is_empty)
+            if ended is not None:
+                self._ended.add(ended.label)
+                yield source, ended
+
+    def has_source_for(self, groups: Iterable[str]) -> bool:
+        """Whether workers of these groups live, or may still come."""
+        wanted = set(groups)
+        if any(beat.group in wanted and beat.allocation not in self._ended for beat in self.alive.values()):
+            return True
+        sources = [self._sources.get(name) for name in wanted]
+        return any(not isinstance(s, AllocationSource) or s.is_open for s in sources if s is not None)
+
+    def dismiss(self, source: AllocationSource) -> None:
+        """Let the workers of an allocation leave, which ends it."""
+        label = source.current.label if source.current else ""
+        mine = [beat.name for beat in self.alive.values() if beat.allocation == label]
+        for name in mine:
+            self._session.request_worker_stop(name)
+        source.dismiss(by_force=not mine)
+
+    # --- end ---
 
     def stop(self) -> None:
-        """End all workers and wait until they are gone."""
+        """End all workers and allocations, and wait until they are gone."""
         self._session.request_stop()
         self.look()
-        local = [beat for beat in self.alive.values() if beat.host == host_name()]
-        supervisors = {ProcessId(*beat.supervisor) for beat in local}
-        for group in self.groups.values():
-            if group.process is not None and group.process.poll() is None:
-                supervisors.add(ProcessId.of(group.process.pid))
-        for supervisor in supervisors:
-            supervisor.signal(signal.SIGTERM)
-        if not wait_until(lambda: not any(s.is_alive for s in supervisors) and self._reaped(), _STOP_LIMIT_S):
-            for supervisor in supervisors:
-                supervisor.signal(signal.SIGKILL, group=True)
+        for source in self.allocation_sources:
+            if source.current is not None and source.current.state is AllocationState.PENDING:
+                source.release()
+        self._stop_local()
+        self._end_allocations()
         for beat in self._session.heartbeats():
             if beat.host == host_name():
                 self.bury(beat)
 
-    def _reaped(self) -> bool:
-        """Collect the exit statuses of workers that this process has started."""
-        return all(g.process is None or g.process.poll() is not None for g in self.groups.values())
+    def _stop_local(self) -> None:
+        """End the workers of this machine, by signal: they need not look whether they shall."""
+        local = [beat for beat in self.alive.values() if beat.host == host_name() and not beat.allocation]
+        started = [s for s in self._sources.values() if isinstance(s, LocalWorkers)]
+        supervisors = {ProcessId(*beat.supervisor) for beat in local}
+        supervisors.update(s.supervisor for s in started if s.supervisor is not None)
+        for supervisor in supervisors:
+            supervisor.signal(signal.SIGTERM)
+
+        def have_ended() -> bool:
+            return all([s.reap() for s in started]) and not any(s.is_alive for s in supervisors)
+
+        if not wait_until(have_ended, _STOP_LIMIT_S):
+            for supervisor in supervisors:
+                supervisor.signal(signal.SIGKILL, group=True)
+
+    def _end_allocations(self) -> None:
+        """Let workers leave their allocations, then end those that go on."""
+        still_open = [source for source in self.allocation_sources if source.is_open]
+        if not still_open:
+            return
+
+        def have_left() -> bool:
+            return not any(beat.allocation for beat in self._session.heartbeats())
+
+        wait_until(have_left, _LEAVE_LIMIT_S, interval_s=0.1)
+        for source in still_open:
+            if not source.await_end(_SETTLE_LIMIT_S):
+                source.release()
+                source.await_end(_STOP_LIMIT_S)

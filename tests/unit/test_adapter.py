@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import re
 import types
 
 import maestrowf.specification  # noqa: F401 (before ours is imported, as `maestro` does)
@@ -13,6 +15,10 @@ from maestrowf.abstracts.enums import CancelCode, JobStatusCode
 from maestrowf.interfaces import ScriptAdapterFactory
 
 from maestro_celery_plugin import coordinator
+from maestro_celery_plugin.batch_systems import StepNeeds
+from maestro_celery_plugin.errors import SpecificationError
+from maestro_celery_plugin.settings import BatchSettings
+from maestro_celery_plugin.staging import manifest_of
 from maestro_celery_plugin.study import StudyPlan
 
 
@@ -75,6 +81,40 @@ def test_the_launcher_is_removed(study, workspace):
     _, script, _ = adapter_of(study).write_script(str(workspace), a_step(cmd="$(LAUNCHER) sim"))
     with open(script) as file:
         assert file.read().endswith("\nsim\n")
+
+
+@pytest.fixture
+def slurm_study(study):
+    return dataclasses.replace(study, settings=dataclasses.replace(study.settings, batch=BatchSettings(type="slurm")))
+
+
+def test_the_launcher_is_that_of_the_batch_system(slurm_study, workspace):
+    step = a_step(cmd="$(LAUNCHER)[1n,2p] sim", restart="$(LAUNCHER) sim")
+    step.run |= {"nodes": 2, "procs": "4"}
+    _, script, restart = adapter_of(slurm_study).write_script(str(workspace), step)
+    with open(script) as cmd, open(restart) as again:
+        assert cmd.read().endswith("\nsrun --exact --mem=0 -n 2 -N 1 sim\n")
+        assert again.read().endswith("\nsrun --exact --mem=0 -n 4 -N 2 sim\n")
+    manifest = manifest_of(slurm_study, step, str(workspace), 1)
+    assert (manifest.needs, manifest.launches) == (StepNeeds(nodes=2, procs=4), True)
+
+
+def test_on_this_machine_nobody_counts(study, workspace):
+    manifest = manifest_of(study, a_step(cmd="$(LAUNCHER)[1n] sim"), str(workspace), 1)
+    assert (manifest.cmd, manifest.needs, manifest.launches) == ("sim", StepNeeds(), False)
+
+
+def test_a_launch_that_cannot_be_had_fails_the_step_and_not_the_conductor(slurm_study, workspace):
+    """A parameter's value may be too large; Maestro ends when an adapter raises while it writes scripts."""
+    step = a_step(cmd="$(LAUNCHER)[8p] sim")
+    step.run["procs"] = 4
+    message = "study.sim.run.cmd: found '$(LAUNCHER)[8p]'; the step has procs: 4, a launch cannot have more."
+    _, script, restart = adapter_of(slurm_study).write_script(str(workspace), step)
+    assert not restart
+    with open(script) as file:
+        assert file.read() == f"# {message}\n"
+    with pytest.raises(SpecificationError, match=f"^{re.escape(message)}$"):
+        manifest_of(slurm_study, step, str(workspace), 1)
 
 
 def test_without_jobs_there_is_nothing_to_do_and_no_coordinator(study):

@@ -9,11 +9,14 @@ import threading
 import pytest
 from ensembles import a_manifest
 
+from maestro_celery_plugin.batch_systems import ScriptCount, StepNeeds
 from maestro_celery_plugin.manifest import Manifest, write_atomically
 
 
 def test_it_comes_back_as_it_was_written(tmp_path):
-    manifest = a_manifest(cmd='echo "$(A)" \\n ü\n\t$HOME', labels=["A", "ü"], table="/x y.csv", retry_delay_s=0.5)
+    needs = StepNeeds(nodes=2, procs=ScriptCount(4, "${N}"), options="-x", more={"bind": "rs"})
+    cmd = 'echo "$(A)" \\n ü\n\t$HOME'
+    manifest = a_manifest(cmd=cmd, labels=["A", "ü"], table="/x y.csv", retry_delay_s=0.5, needs=needs, launches=True)
 
     manifest.write(tmp_path / "deep" / "manifest.json")
 

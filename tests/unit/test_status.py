@@ -95,7 +95,7 @@ class Study:
         """Write a worker's heartbeat."""
         pid = process.pid, process.start
         host = host or host_name()
-        values = {"name": name, "group": "w", "host": host, "slots": 1, "beat": 1, "state": state}
+        values = {"name": name, "group": "w", "host": host, "node": host, "slots": 1, "beat": 1, "state": state}
         self.session.write_heartbeat(Heartbeat(supervisor=pid, process=pid, **values))
 
     def conduct(self) -> FileLock:

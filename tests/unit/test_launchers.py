@@ -1,0 +1,250 @@
+"""Launchers: the line that `$(LAUNCHER)` becomes, and how many samples fit into an allocation."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import re
+
+import pytest
+
+from maestro_celery_plugin.batch_systems import ScriptCount, StepNeeds
+from maestro_celery_plugin.errors import AllocationError
+from maestro_celery_plugin.launchers import (
+    batch_type_of,
+    check_launches,
+    group_needs,
+    launched,
+    launches,
+    needs_of,
+    share,
+    slots_of,
+)
+from maestro_celery_plugin.settings import (
+    BatchSettings,
+    EnsembleSettings,
+    ResourceSettings,
+    StepSettings,
+    WorkerGroupSettings,
+)
+
+SRUN = "srun --exact --mem=0"
+STEP = {"nodes": 2, "procs": 8}
+
+
+def sized(nodes=0, procs=0, **more):
+    return StepNeeds(nodes=nodes, procs=procs, **more)
+
+
+# --- needs -------------------------------------------------------------------------------------------
+
+
+def test_the_keys_of_maestro_and_merlin_say_what_a_sample_needs():
+    run = {
+        "nodes": 2, "procs": 8, "cores per task": 4, "gpus": 1, "gpus per task": 2, "walltime": "1:30:00",
+        "reservation": "r", "bind": "rs", "num resource set": 3, "exit_on_error": 0, "cmd": "x",
+    }  # fmt: skip
+    assert needs_of(run) == StepNeeds(
+        nodes=2, procs=8, cores_per_task=4, gpus=1, gpus_per_task=2, walltime_s=5400, reservation="r",
+        more={"bind": "rs", "num resource set": 3, "exit_on_error": 0},
+    )  # fmt: skip
+
+
+def test_a_step_of_maestro_has_empty_texts_and_ours_below_one_key():
+    run = {
+        "nodes": "", "procs": "4", "cores per task": "", "gpus": "", "walltime": "", "reservation": "", "cmd": "",
+        "celery": {"settings": {"gpus per task": "1"}},
+    }  # fmt: skip
+    assert needs_of(run) == StepNeeds(procs=4, gpus_per_task=1)
+
+
+def test_where_no_key_says_it_the_largest_launch_does():
+    cmd = "$(LAUNCHER)[1n,4p] a\n$(LAUNCHER)[2n, 2p] b"
+    assert needs_of({"cmd": cmd}) == sized(2, 4)
+    assert needs_of({"cmd": "a", "restart": cmd, "procs": 8}) == sized(2, 8)
+
+
+def test_the_variables_of_the_script_say_what_it_needs():
+    cmd = "MERLIN_NODES=2\nMERLIN_PROCS=8\nMERLIN_CORES=3\nMERLIN_GPUS=4\n$(VLAUNCHER) a\nMERLIN_PROCS=2\n$(VLAUNCHER) b"
+    assert needs_of({"cmd": cmd}) == sized(2, 8, cores_per_task=3, gpus=4)
+    assert needs_of({"cmd": "$(VLAUNCHER) a", "procs": 4}) == sized(1, 4)
+
+
+def test_a_column_of_the_sample_table_can_be_a_count():
+    needs = needs_of({"nodes": 1, "procs": "$(N)", "walltime": "$(T)"})
+    assert (needs.nodes, needs.procs, str(needs.procs), needs.walltime_s) == (1, 1, "$(N)", None)
+
+
+@pytest.mark.parametrize(
+    ("run", "sentence"),
+    [
+        ({"nodes": "four"}, "nodes: found 'four'; a number is needed"),
+        ({"gpus per task": "1.5"}, "gpus per task: found '1.5'; a number is needed"),
+        ({"walltime": "soon"}, "walltime: found 'soon'; HH:MM:SS or a number of seconds is needed"),
+    ],
+)
+def test_what_is_no_number(run, sentence):
+    with pytest.raises(ValueError, match=f"^{sentence}$"):
+        needs_of(run)
+
+
+def test_a_count_of_a_script_keeps_its_text():
+    count = ScriptCount(4, "${N}")
+    for same in (count, copy.deepcopy(count), pickle.loads(pickle.dumps(count))):
+        assert (same, str(same), f"{same}") == (4, "${N}", "${N}")
+
+
+# --- the command line --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("$(LAUNCHER) ./a", f"{SRUN} -n 8 -N 2 ./a"),
+        ("$(LAUNCHER)[1n,4p] ./a", f"{SRUN} -n 4 -N 1 ./a"),
+        ("$(LAUNCHER)[1n, 4p] ./a", f"{SRUN} -n 4 -N 1 ./a"),
+        ("$(LAUNCHER)[4p,1n] ./a", f"{SRUN} -n 4 -N 1 ./a"),
+        ("$(LAUNCHER)[4p] ./a", f"{SRUN} -n 4 ./a"),
+        ("$(LAUNCHER)[1, 4] ./a", f"{SRUN} -n 4 -N 1 ./a"),
+        ("$(LAUNCHER)[1,4]\t./a", f"{SRUN} -n 4 -N 1\t./a"),
+        ("$(LAUNCHER)[$(P)p] ./a", f"{SRUN} -n $(P) ./a"),
+        ("$(LAUNCHER)[2p] a\n$(LAUNCHER) b", f"{SRUN} -n 2 a\n{SRUN} -n 8 -N 2 b"),
+        ("$(LAUNCHER) [ -f x ]", f"{SRUN} -n 8 -N 2 [ -f x ]"),
+        ("no launcher $(X)[2n]", "no launcher $(X)[2n]"),
+    ],
+)
+def test_the_launcher_becomes_a_line_of_the_batch_system(text, line):
+    assert launched(text, "slurm", STEP) == line
+    assert launches(text) == ("LAUNCHER" in text)
+
+
+def test_the_keys_of_the_step_are_in_the_line():
+    run = {
+        "procs": "4", "cores per task": 2, "gpus per task": 1, "walltime": "10:00", "reservation": "r",
+        "slurm": "--mpi=pmix", "lsf": "--smpiargs=x",
+    }  # fmt: skip
+    assert launched("$(LAUNCHER) a", "slurm", run) == (
+        f"{SRUN} -n 4 -c 2 --gpus-per-task=1 -t 00:10:00 --reservation=r --mpi=pmix a"
+    )
+
+
+def test_on_this_machine_there_is_nothing_to_launch_with():
+    assert launched("$(LAUNCHER)[2n,4p] a; $(VLAUNCHER) b", "local", STEP) == "a; b"
+
+
+def test_the_variables_of_the_script_go_into_the_line():
+    text = "MERLIN_NODES=2\nexport MERLIN_PROCS=$(P)\nMERLIN_CORES=1\nMERLIN_GPUS=3\n$(VLAUNCHER) ./a"
+    assert launched(text, "slurm", {}).splitlines()[-1] == (
+        f"{SRUN} -n ${{MERLIN_PROCS}} -N ${{MERLIN_NODES}} -c ${{MERLIN_CORES}} --gpus=${{MERLIN_GPUS}} ./a"
+    )
+
+
+def test_variables_that_the_script_does_not_set_are_set_before_it():
+    """Merlin's defaults: the step's own keys, else 1 node, 1 process, 1 core and no GPU."""
+    text = "# MERLIN_PROCS=9\nMERLIN_NODES=2\n$(VLAUNCHER) ./a"
+    line = f"{SRUN} -n ${{MERLIN_PROCS}} -N ${{MERLIN_NODES}} -c ${{MERLIN_CORES}} ./a"
+    head = "MERLIN_PROCS=4\nMERLIN_CORES=1\nMERLIN_GPUS=0\n"
+    assert launched(text, "slurm", {"procs": 4}) == f"{head}# MERLIN_PROCS=9\nMERLIN_NODES=2\n{line}"
+    assert launched("$(VLAUNCHER) a", "slurm", {}, "/bin/tcsh").startswith("set MERLIN_NODES=1\nset MERLIN_PROCS=1\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("$(LAUNCHER)[2x] a", "found '$(LAUNCHER)[2x]'; '[4p]', '[2n,4p]' or '[2, 4]' (nodes, procs) can stand there."),
+        ("$(LAUNCHER)[] a", "found '$(LAUNCHER)[]'; '[4p]', '[2n,4p]' or '[2, 4]' (nodes, procs) can stand there."),
+        ("$(LAUNCHER)[2n] a", "found '$(LAUNCHER)[2n]'; '[4p]', '[2n,4p]' or '[2, 4]' (nodes, procs) can stand there."),
+        ("$(LAUNCHER)[1p,2p] a", "found '$(LAUNCHER)[1p,2p]'; '[4p]', '[2n,4p]' or '[2, 4]' (nodes, procs) can stand there."),
+        ("$(LAUNCHER)[0p] a", "found '$(LAUNCHER)[0p]'; procs must be at least 1."),
+        ("$(LAUNCHER)[3n,4p] a", "found '$(LAUNCHER)[3n,4p]'; the step has nodes: 2, a launch cannot have more."),
+        ("$(LAUNCHER)[9p] a", "found '$(LAUNCHER)[9p]'; the step has procs: 8, a launch cannot have more."),
+        ("$(LAUNCHER)[1, 9] a", "found '$(LAUNCHER)[1, 9]'; the step has procs: 8, a launch cannot have more."),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_launched(text, sentence):
+    for attempt in (lambda: check_launches(text, STEP), lambda: launched(text, "slurm", STEP)):
+        with pytest.raises(ValueError, match=f"^{re.escape(sentence)}$"):
+            attempt()
+
+
+def test_a_batch_system_that_nobody_knows():
+    with pytest.raises(AllocationError, match="nothing here knows 'pbs'"):
+        launched("$(LAUNCHER) a", "pbs", {})
+
+
+def test_the_batch_type_is_the_steps_else_the_groups_else_the_studys():
+    groups = {
+        "a": WorkerGroupSettings(task_queues=("qa",), batch={"type": "flux"}),
+        "b": WorkerGroupSettings(task_queues=("qb",), batch={"nodes": 2}),
+    }
+    settings = EnsembleSettings(batch=BatchSettings(type="slurm"), resources=ResourceSettings(workers=groups))
+    assert batch_type_of(settings, StepSettings(task_queue="qa", batch={"type": "lsf"})) == "lsf"
+    assert batch_type_of(settings, StepSettings(task_queue="qa", batch={"nodes": 1})) == "flux"
+    assert batch_type_of(settings, StepSettings(task_queue="qb")) == "slurm"
+    assert batch_type_of(settings, StepSettings(task_queue="other")) == "slurm"
+
+
+# --- slots -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("needs", "slots"),
+    [
+        (None, 144),
+        (sized(), 144),
+        (sized(nodes=1, procs=36), 4),
+        (sized(nodes=1, procs=18), 8),
+        (sized(nodes=1), 4),
+        (sized(nodes=2), 2),
+        (sized(nodes=2, procs=4), 2),
+        (sized(nodes=3, procs=3), 1),
+        (sized(nodes=5), 0),
+        (sized(nodes=1, procs=37), 0),
+        (sized(nodes=2, procs=72), 2),
+        (sized(nodes=2, procs=73), 0),
+        (sized(nodes=2, procs=4, cores_per_task=19), 0),
+        (sized(procs=36), 4),
+        (sized(procs=24), 4),
+        (sized(procs=8, cores_per_task=2), 8),
+        (sized(procs=48), 3),
+        (sized(procs=4, cores_per_task=20), 1),
+        (sized(procs=144), 1),
+        (sized(procs=145), 0),
+        (sized(cores_per_task=37), 0),
+    ],
+)
+def test_slots_of_four_nodes_with_36_cores(needs, slots):
+    assert slots_of(needs, 4, 36) == slots
+
+
+@pytest.mark.parametrize(
+    ("needs", "slots"),
+    [
+        (sized(procs=4, gpus_per_task=1), 4),
+        (sized(procs=1, gpus=2), 8),
+        (sized(procs=1, gpus=5), 0),
+        (sized(procs=8, gpus_per_task=1), 2),
+        (sized(procs=2), 72),
+    ],
+)
+def test_slots_of_four_nodes_with_four_gpus_each(needs, slots):
+    assert slots_of(needs, 4, 36, gpus_per_node=4) == slots
+
+
+def test_gpus_that_nobody_counts_limit_nothing():
+    assert slots_of(sized(procs=1, gpus=5), 4, 36) == 144
+
+
+@pytest.mark.parametrize(
+    ("slots", "workers", "parts"), [(6, 4, [2, 2, 1, 1]), (4, 4, [1, 1, 1, 1]), (2, 3, [1, 1, 0]), (0, 2, [0, 0])]
+)
+def test_the_slots_of_an_allocation_are_shared(slots, workers, parts):
+    assert [share(slots, workers, number) for number in range(1, workers + 1)] == parts
+
+
+def test_a_group_needs_what_the_largest_of_its_steps_needs():
+    small, wide, many = sized(procs=2), sized(nodes=2, procs=2), sized(procs=36)
+    assert group_needs([small, wide, many]) == wide
+    assert group_needs([small, many, StepNeeds()]) == many
+    assert group_needs([StepNeeds(), StepNeeds(walltime_s=60)]) is None
+    assert group_needs([]) is None
