@@ -64,14 +64,15 @@ def active() -> list[Coordinator]:
     return list(_COORDINATORS.values())
 
 
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def _exclusive(method: Callable[Concatenate[Coordinator, P], R]) -> Callable[Concatenate[Coordinator, P], R]:
     """Let one thread at a time into a coordinator: Maestro's, or the one that stands in for it."""
 
     @functools.wraps(method)
-    def call(self: Coordinator, *args: P.args, **kwargs: P.kwargs) -> R:
+    def call(self: Coordinator, /, *args: P.args, **kwargs: P.kwargs) -> R:
         with self._access:
             return method(self, *args, **kwargs)
 
