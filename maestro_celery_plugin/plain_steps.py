@@ -49,7 +49,7 @@ _GOING_ON = frozenset(
 # The script runs in the conductor's child, which may outlive the conductor: the next one then waits for its end.
 _GUARD = """#!/bin/sh
 exec 9>>{lock}
-flock 9
+command -v flock > /dev/null && flock 9
 test -e {finished} && exit 0
 {script} 9>&- || exit
 touch {finished}
