@@ -74,6 +74,9 @@ def check_before(settings: EnsembleSettings, file: str) -> None:
     if OPTIONS.launching and not OPTIONS.dry_run:
         from maestro_celery_plugin import broker
 
+        if not settings.needs_workers:
+            os.environ.pop(broker.ENVIRONMENT_VARIABLE, None)
+            return
         _check_batch_systems(settings, file)
         choice = broker.choose(OPTIONS.broker)
         broker.check(choice)
@@ -234,6 +237,8 @@ def _make_session(plan: StudyPlan) -> None:
     from maestro_celery_plugin.worker_sources import has_other_hosts, terms_of
 
     session = Session.create(plan.session)
+    if not plan.settings.needs_workers:
+        return
     host = OPTIONS.broker_host or (cluster_address() if has_other_hosts(plan.settings) else None)
     if host:
         session.write_broker_host(host)

@@ -182,6 +182,8 @@ class WorkerSide:
         Args:
             code: Exit code of the sample; a shell adds 128 to the number of a signal.
         """
+        if not self.deadline.is_in_allocation:
+            return False
         is_suspicious = code in [sign for number in _ENDING_SIGNALS for sign in (-number, 128 + number)]
         return is_suspicious and self.stopping.wait(SIGNAL_LIMIT_S)
 

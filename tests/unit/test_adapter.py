@@ -126,7 +126,7 @@ def test_without_jobs_there_is_nothing_to_do_and_no_coordinator(study):
 
 
 def test_while_another_conductor_lives_this_one_ends_at_its_first_submission(study, monkeypatch, caplog):
-    monkeypatch.setattr(coordinator, "LOCK_LIMIT_S", 0.02)
+    monkeypatch.setattr("maestro_celery_plugin.conductorship.LOCK_LIMIT_S", 0.02)
     adapter = adapter_of(study)
     with FileLock(study.info / "conductor.lock"):
         with pytest.raises(SystemExit, match=r"Another conductor is running the study"):
