@@ -60,7 +60,8 @@ class Runner:
 
     def __init__(self, manifest: Manifest, row: Callable[[int], Sequence[str]]) -> None:
         self._manifest, self._row = manifest, row
-        self._paths = manifest.paths
+        # Asked for several times for each sample that runs, and not again after its end.
+        self._path_of = functools.lru_cache(maxsize=256)(manifest.paths.of)
         names = (*manifest.labels, "MERLIN_SAMPLE_ID", "MERLIN_SAMPLE_PATH", "MERLIN_SAMPLE_VECTOR")
         names = (*names, "MERLIN_SAMPLE_NAMES") if manifest.sampled else ()
         self._templates = {
@@ -71,7 +72,7 @@ class Runner:
 
     def directory(self, sample: int) -> str:
         """Return the directory in which a sample runs."""
-        path = self._paths.of(sample) if self._manifest.sampled else "."
+        path = self._path_of(sample) if self._manifest.sampled else "."
         return self._manifest.workspace if path == "." else f"{self._manifest.workspace}/{path}"
 
     def claim(self, sample: int) -> bool:
@@ -104,7 +105,7 @@ class Runner:
     def _write(self, sample: int, directory: str, suffix: str, *, again: bool, flags: int) -> str:
         values = {}
         if self._manifest.sampled:
-            values = sample_values(self._manifest.labels, self._row(sample), sample, self._paths.of(sample))
+            values = sample_values(self._manifest.labels, self._row(sample), sample, self._path_of(sample))
         script = f"{directory}/{self._manifest.script}{suffix}"
         text = self._templates[again].fill(values).encode()
         descriptor = os.open(script, os.O_WRONLY | os.O_CREAT | flags, 0o755)
