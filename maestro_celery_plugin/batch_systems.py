@@ -160,6 +160,9 @@ class BatchSystem(Protocol):
     def worker_line(self, launch: WorkerLaunch) -> str:
         """Return the shell command that starts the workers of a group and returns when they have ended."""
 
+    def worker_count(self, launch: WorkerLaunch) -> int:
+        """Return how many workers that command starts: the samples of an allocation are shared out to them."""
+
     def sample_launcher(self, needs: StepNeeds) -> str:
         """Return what `$(LAUNCHER)` stands for in a sample, such that samples run side by side."""
 

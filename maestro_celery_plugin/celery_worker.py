@@ -96,7 +96,7 @@ def _options(arguments: WorkerArguments) -> WorkerOptions:
     slots = slots_of(needs, terms.nodes, cores)
     if not slots:
         raise WorkerError(f"a sample needs {needs}, which {terms.nodes} nodes of {cores} cores do not have")
-    return dataclasses.replace(options, slots=share(slots, terms.nodes, arguments.number))
+    return dataclasses.replace(options, slots=share(slots, terms.workers, arguments.number))
 
 
 class _WorkerProcess:

@@ -87,6 +87,10 @@ class Slurm:
         words = (settings.launch_pre, line, settings.launch_args, launch.command)
         return " ".join(word for word in words if word)
 
+    def worker_count(self, launch: WorkerLaunch) -> int:
+        """Return the number of nodes."""
+        return launch.nodes
+
     def sample_launcher(self, needs: StepNeeds) -> str:
         """Return the `srun` of one sample: with cores of its own (``--exact``), beside those of others."""
         gpus = []

@@ -54,6 +54,12 @@ def test_one_worker_on_each_node():
     assert line(nodes=1) == f"flux exec --noinput --rank=0 /bin/bash -c {QUOTED}"
 
 
+def test_how_many_workers_that_starts():
+    for exec_workers, count in ((True, 4), (False, 1)):
+        settings = BatchSettings(type="flux", flux_exec_workers=exec_workers)
+        assert FLUX.worker_count(WorkerLaunch(command="", nodes=4, settings=settings)) == count
+
+
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [

@@ -169,7 +169,7 @@ def test_what_cannot_be_launched(text, sentence):
 
 
 def test_a_batch_system_that_nobody_knows():
-    with pytest.raises(AllocationError, match="nothing here knows 'pbs'"):
+    with pytest.raises(AllocationError, match="nothing here knows the batch type 'pbs'"):
         launched("$(LAUNCHER) a", "pbs", {})
 
 

@@ -61,6 +61,12 @@ def test_one_worker_on_each_node():
     assert LSF.worker_line(launch()) == line
 
 
+def test_how_many_workers_that_starts():
+    assert LSF.worker_count(launch()) == 4
+    assert LSF.worker_count(launch(samples_launch=True)) == LSF_SRUN.worker_count(launch()) == 1
+    assert LSF_SRUN.worker_count(launch(worker_launch="lrun -T1")) == 4
+
+
 def test_below_a_jsrun_there_is_no_other():
     assert LSF.worker_line(launch(samples_launch=True)) == "work --name 'a b'"
     assert LSF_SRUN.worker_line(launch()) == "work --name 'a b'"

@@ -40,9 +40,13 @@ def test_maestros_adapter_gets_all_it_insists_on():
 
 def test_one_worker_on_each_node():
     assert SLURM.worker_line(launch()) == (
-        "srun --overlap --nodes=4 --ntasks=4 --ntasks-per-node=1 --cpu-bind=none --mem=0 --kill-on-bad-exit=0 --wait=0 "
+        "srun --overlap --nodes=4 --ntasks=4 --cpu-bind=none --mem=0 --kill-on-bad-exit=0 --wait=0 "
         "work --name 'a b'"
     )
+
+
+def test_its_workers_are_as_many_as_its_nodes():
+    assert SLURM.worker_count(launch()) == 4
 
 
 def test_merlins_keys_for_the_launch_of_workers():
