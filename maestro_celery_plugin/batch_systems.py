@@ -154,6 +154,9 @@ class BatchSystem(Protocol):
     def adapter_arguments(self, settings: BatchSettings) -> dict[str, Any]:
         """Return the keywords for Maestro's adapter, with all that it insists on."""
 
+    def step_keys(self, nodes: int) -> dict[str, Any]:
+        """Return step keys without which Maestro's adapter writes no batch script for so many whole nodes."""
+
     def tidied(self, script: str) -> str:
         """Return a batch script of Maestro's adapter without what the batch system would refuse in it."""
 

@@ -84,6 +84,10 @@ class Flux:
             **{key: value for key, value in chosen.items() if value},
         }
 
+    def step_keys(self, nodes: int) -> dict[str, Any]:
+        """Return nothing."""
+        return {}
+
     def tidied(self, script: str) -> str:
         """Return the script as it is."""
         return script

@@ -112,6 +112,10 @@ class Lsf:
             "reservation": settings.reservation,
         }
 
+    def step_keys(self, nodes: int) -> dict[str, Any]:
+        """Return procs: the adapter works out a launcher in any case (lsfscriptadapter.py:170)."""
+        return {"procs": nodes}
+
     def tidied(self, script: str) -> str:
         """Return the script without directives that have no value: `bsub` refuses them."""
         return _EMPTY_DIRECTIVE.sub("", script)

@@ -71,6 +71,10 @@ class Slurm:
             "qos": settings.qos,
         }
 
+    def step_keys(self, nodes: int) -> dict[str, Any]:
+        """Return nothing."""
+        return {}
+
     def tidied(self, script: str) -> str:
         """Return the script as it is."""
         return script

@@ -46,6 +46,7 @@ def test_maestros_adapter_gets_nothing_that_breaks_it():
 
 
 def test_the_batch_script_stays_as_it_is():
+    assert FLUX.step_keys(2) == {}
     assert FLUX.tidied("#flux: -q \n") == "#flux: -q \n"
 
 

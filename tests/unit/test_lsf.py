@@ -48,6 +48,10 @@ def test_maestros_adapter_gets_all_it_insists_on():
     assert set(LSF.adapter_arguments(settings).values()) == {"h", "b", "q", "r"}
 
 
+def test_maestros_adapter_cannot_do_without_procs():
+    assert LSF.step_keys(2) == {"procs": 2}
+
+
 def test_directives_without_a_value_leave_the_batch_script():
     script = "#!/bin/bash\n#BSUB -nnodes 2\n#BSUB -q \n#BSUB -G \n#BSUB -W 0:10\n#BSUB -x\n#BSUB -J a\n\necho '#BSUB -q '\n"
     assert LSF.tidied(script) == (

@@ -71,6 +71,7 @@ def test_one_sample(needs, line):
 
 
 def test_the_batch_script_stays_as_it_is():
+    assert SLURM.step_keys(2) == {}
     assert SLURM.tidied("#SBATCH -p \nx\n") == "#SBATCH -p \nx\n"
 
 
