@@ -110,17 +110,27 @@ class AllocationSource:
         except AllocationError as error:
             LOGGER.warning("%s", error)
             return None
+        has_waited = allocation.state is AllocationState.PENDING
         if allocation.take(report):
             self._changed_at = now
+            if has_waited and report.state is AllocationState.FAILED:
+                self._jobs.cancel(allocation.job)  # it waits for what will never be
             LOGGER.info("Allocation '%s': %s. %s", allocation.label, report.state.value, report.reason)
         return None if allocation.state.is_open else allocation
 
-    def note_end(self, allocation: Allocation, *, has_worked: bool) -> None:
-        """Take in whether any sample was started in an allocation that has ended."""
+    def note_end(self, allocation: Allocation, *, has_worked: bool, words: str = "") -> None:
+        """Take in whether any sample was started in an allocation that has ended.
+
+        Args:
+            allocation: The allocation.
+            has_worked: Whether any was.
+            words: The last ones of its workers, in case none was.
+        """
         if has_worked:
             self._failures = 0
         elif allocation.state not in _INNOCENT and not allocation.released:
-            said = f"Its last lines:\n{allocation.output}" if allocation.output else "It has printed nothing."
+            lines = "\n".join(filter(None, (words, allocation.output)))
+            said = f"Its last lines:\n{lines}" if lines else "It has printed nothing."
             self._fail(f"Job {allocation.job}: {allocation.state.value} {allocation.reason}. {said}")
 
     def dismiss(self, *, by_force: bool) -> None:

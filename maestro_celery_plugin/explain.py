@@ -67,6 +67,8 @@ class _Explanation:
             yield f"{left} samples are left{restarts}; `maestro-celery resume {self._plan.root}` runs them."
         if not step.samples.total:
             yield from self._awaited_steps(step)
+            if self._is_plain(step) and step.state != "CANCELLED":
+                yield f"Maestro has run it itself; what it has printed is below '{self._plan.root / step.step}'."
 
     def _awaited_steps(self, step: StepStatus) -> Iterator[str]:
         facts = self._plan.settings.steps.get(step.step)
@@ -78,7 +80,14 @@ class _Explanation:
         elif step.state == "INITIALIZED":
             yield "Maestro has not submitted it yet: it does so at its next poll, or `-t` limits how many run."
 
+    def _is_plain(self, step: StepStatus) -> bool:
+        facts = self._plan.settings.steps.get(step.step)
+        return facts is not None and not facts.queues
+
     def _progress(self, step: StepStatus) -> Iterator[str]:
+        if self._is_plain(step):
+            yield "Maestro runs it itself, as a batch job of its own."
+            return
         counts = step.samples
         yield f"{counts.running} samples run, {counts.pending} wait, {counts.finished + counts.failed} have ended."
 

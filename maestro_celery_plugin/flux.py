@@ -10,8 +10,9 @@ import contextlib
 import os
 import re
 import shlex
+import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,7 @@ class Flux:
     adapter = "flux"
     commands: tuple[str, ...] = ("flux",)
     modules: tuple[str, ...] = ("flux",)
+    step_variables: tuple[str, ...] = ()
 
     @hookimpl
     def batch_system(self, type: str) -> BatchSystem | None:
@@ -124,6 +126,10 @@ class Flux:
         }
         words = [word for option, value in options.items() if value for word in (option, str(value))]
         return " ".join(("flux", "run", *words, needs.options)).strip()
+
+    def signal_samples(self, names: Collection[str], number: signal.Signals) -> set[str]:
+        """Leave it to the process groups: the launcher passes signals on."""
+        return set()
 
     def held(self, environ: Mapping[str, str]) -> HeldAllocation | None:
         """Return the Flux instance around this process, when it is the user's own.

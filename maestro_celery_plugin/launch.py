@@ -74,6 +74,9 @@ def check_before(settings: EnsembleSettings, file: str) -> None:
     if OPTIONS.launching and not OPTIONS.dry_run:
         from maestro_celery_plugin import broker
 
+        if not settings.needs_workers:
+            os.environ.pop(broker.ENVIRONMENT_VARIABLE, None)
+            return
         _check_batch_systems(settings, file)
         choice = broker.choose(OPTIONS.broker)
         broker.check(choice)
@@ -231,12 +234,17 @@ def _what_it_printed(plan: StudyPlan, count: int = 10) -> str:
 def _make_session(plan: StudyPlan) -> None:
     from maestro_celery_plugin.broker import choose, cluster_address
     from maestro_celery_plugin.session import Session
-    from maestro_celery_plugin.worker_sources import has_other_hosts
+    from maestro_celery_plugin.worker_sources import has_other_hosts, terms_of
 
     session = Session.create(plan.session)
+    if not plan.settings.needs_workers:
+        return
     host = OPTIONS.broker_host or (cluster_address() if has_other_hosts(plan.settings) else None)
     if host:
         session.write_broker_host(host)
+    for name, group in plan.settings.resources.workers.items():
+        if group.task_queues:
+            terms_of(plan.settings, name).write(session)
     choice = choose(OPTIONS.broker)
     if choice.url:
         session.write_broker({"url": choice.url})

@@ -7,7 +7,8 @@ Merlin's experience with `jsrun` on LSF machines (study/batch.py, study/script_a
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+import signal
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from maestro_celery_plugin.batch_systems import (
@@ -97,6 +98,7 @@ class Lsf:
     adapter = "lsf"
     commands: tuple[str, ...] = ("bsub", "bjobs", "bkill")  # `jsrun` is needed on the launch node only
     modules: tuple[str, ...] = ()
+    step_variables: tuple[str, ...] = ()
 
     @hookimpl
     def batch_system(self, type: str) -> BatchSystem | None:
@@ -167,6 +169,10 @@ class Lsf:
         }
         words += [word for option, value in options.items() if value for word in (option, str(value))]
         return " ".join(("jsrun", *words, needs.options)).strip()
+
+    def signal_samples(self, names: Collection[str], number: signal.Signals) -> set[str]:
+        """Leave it to the process groups: the launcher passes signals on."""
+        return set()
 
     def held(self, environ: Mapping[str, str]) -> HeldAllocation | None:
         """Return the allocation of a batch job around this process.

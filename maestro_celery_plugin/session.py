@@ -136,6 +136,12 @@ class Session:
         """Return where a worker's output goes: beside the session, for everybody to read."""
         return self.path.parent / "workers" / f"{name}.log"
 
+    def last_words(self, stems: tuple[str, ...], size: int = 1500) -> str:
+        """Return the end of the log of a worker whose name begins with one of `stems`; empty when none has one."""
+        logs = sorted(log for log in self.worker_log("any").parent.glob("*.log") if log.name.startswith(stems))
+        texts = (log.read_text(errors="replace").strip()[-size:] for log in logs)
+        return next(filter(None, texts), "")
+
     def claim_worker_name(self, stem: str) -> str:
         """Return a name that no worker of this session has or had, and make its log; safe on several nodes at once.
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from maestro_celery_plugin.coordinator import conductor_lock
+from maestro_celery_plugin.conductorship import conductor_lock
 from maestro_celery_plugin.errors import StudyError
 from maestro_celery_plugin.ledger import COORDINATOR, ENTRY, SUFFIX, Entries, LedgerReader
 from maestro_celery_plugin.manifest import Manifest
@@ -63,7 +63,8 @@ class StepStatus:
         params: Values of its parameters, by name.
         state: Maestro's name of its state; `INTERRUPTED` when it was running and no conductor lives.
         restarts: How often Maestro has restarted it.
-        samples: Its samples by state, all 0 before it is submitted; one for a record that is not sampled.
+        samples: Its samples by state; one for a record that is not sampled, all 0 before it is submitted and for a
+            plain step, which Maestro runs.
         rate: Samples per second, lately; None before the first has ended.
     """
 
@@ -188,7 +189,7 @@ class StatusReader:
     def _state(self, rows: list[StepRow], conducted: bool) -> StudyState:
         if conducted:
             return StudyState.RUNNING
-        if not (self._plan.ledger / f"{COORDINATOR}{SUFFIX}").exists():
+        if not (self._session.read_conductor_beat() or (self._plan.ledger / f"{COORDINATOR}{SUFFIX}").exists()):
             return StudyState.PENDING
         return _state_after_end({row.state for row in rows})
 
@@ -313,8 +314,10 @@ def _step(
 
 def _step_state(state: str, record: RecordSamples | None, conducted: bool) -> str:
     """Return the state of a step record: Maestro's word if it is the last one, else the newer ledger's."""
-    if state in LAST_STATES or record is None:
+    if state in LAST_STATES:
         return state
+    if record is None:  # not submitted yet, or a plain step, of which Maestro alone knows
+        return "INTERRUPTED" if state == "RUNNING" and not conducted else state
     if record.progress.is_complete:
         return "FAILED" if (record.progress.outcome == Outcome.HARD_FAILED).any() else "FINISHED"
     if not record.progress.started.any():

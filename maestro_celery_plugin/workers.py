@@ -154,11 +154,16 @@ class WorkerPool:
     def look_at_allocations(self) -> Iterator[tuple[AllocationSource, Allocation]]:
         """Yield the allocations that have ended since the last time; their workers are dead."""
         for source in self.allocation_sources:
-            is_empty = not any(source.current and b.allocation == source.current.label for b in self.alive.values())
-            ended = source.look(eager=is_empty)
+            ended = source.look(eager=self._has_run_empty(source.current))
             if ended is not None:
                 self._ended.add(ended.label)
                 yield source, ended
+
+    def _has_run_empty(self, allocation: Allocation | None) -> bool:
+        """Whether an allocation has its nodes and no worker: it has begun a moment ago, or has ended."""
+        if allocation is None or allocation.state is not AllocationState.RUNNING:
+            return False
+        return not any(beat.allocation == allocation.label for beat in self.alive.values())
 
     def has_source_for(self, groups: Iterable[str]) -> bool:
         """Whether workers of these groups live, or may still come."""

@@ -1,4 +1,4 @@
-"""The cluster that the tests of this directory share."""
+"""The cluster that the tests of this directory share, and studies on it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 from slurm_cluster import COMMANDS, SlurmCluster
+from slurm_studies import Launcher
 from support import needed
 
 
@@ -20,3 +21,11 @@ def slurm() -> Iterator[SlurmCluster]:
         missing("a cluster's daemons need root")
     with SlurmCluster() as cluster:
         yield cluster
+
+
+@pytest.fixture(scope="module")
+def launch(slurm: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
+    """Run `maestro run` on a specification; studies of one module may run side by side."""
+    launcher = Launcher(tmp_path_factory.mktemp("studies"), slurm)
+    yield launcher
+    launcher.close()

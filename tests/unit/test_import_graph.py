@@ -49,8 +49,10 @@ CORE: dict[str, set[str]] = {
     "deadline": {"batch_systems", "worker_terms"},
     "allocations": {"batch_systems", "deadline", "errors", "manifest", "processes", "settings", "states", "walltime"},
     "allocation_source": {"allocations", "errors", "states"},
+    "sample_launches": {"batch_systems", "errors", "manifest", "runner"},
     "tasks": {
-        "deadline", "errors", "ledger", "manifest", "numpy", "plugins", "progress", "runner", "states", "study_side",
+        "deadline", "errors", "ledger", "manifest", "numpy", "plugins", "progress", "runner", "sample_launches", "states",
+        "study_side",
     },
 }  # fmt: skip
 # Who may import Celery or kombu at all, be it inside a function.

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
-import getpass
+import signal
 
 import pytest
 
@@ -40,8 +39,8 @@ def test_maestros_adapter_gets_all_it_insists_on():
 
 def test_one_worker_on_each_node():
     assert SLURM.worker_line(launch()) == (
-        "srun --overlap --nodes=4 --ntasks=4 --cpu-bind=none --mem=0 --kill-on-bad-exit=0 --wait=0 "
-        "work --name 'a b'"
+        "srun --overlap --nodes=4 --ntasks=4 --cpu-bind=none --mem=0 --no-kill --kill-on-bad-exit=0 "
+        "--wait=0 work --name 'a b'"
     )
 
 
@@ -57,22 +56,27 @@ def test_merlins_keys_for_the_launch_of_workers():
 @pytest.mark.parametrize(
     ("needs", "line"),
     [
-        (StepNeeds(), "-n 1"),
+        (StepNeeds(), "-n 1 -N $MAESTRO_CELERY_NODES"),
         (StepNeeds(nodes=2), "-n 2 -N 2"),
         (StepNeeds(nodes=2, procs=8, cores_per_task=3), "-n 8 -N 2 -c 3"),
-        (StepNeeds(procs=4, gpus=2), "-n 4 --gpus=2"),
-        (StepNeeds(procs=4, gpus=2, gpus_per_task=1), "-n 4 --gpus-per-task=1"),
-        (StepNeeds(procs=1, walltime_s=5400, reservation="r", options="--mpi=none -v"),
-         "-n 1 -t 01:30:00 --reservation=r --mpi=none -v"),
+        (StepNeeds(nodes=1, procs=4, gpus=2), "-n 4 -N 1 --gpus=2"),
+        (StepNeeds(nodes=1, procs=4, gpus=2, gpus_per_task=1), "-n 4 -N 1 --gpus-per-task=1"),
+        (StepNeeds(nodes=1, procs=1, walltime_s=5400, reservation="r", options="--mpi=none -v"),
+         "-n 1 -N 1 -t 01:30:00 --reservation=r --mpi=none -v"),
     ],
 )  # fmt: skip
 def test_one_sample(needs, line):
-    assert SLURM.sample_launcher(needs) == f"srun --exact --mem=0 {line}"
+    assert SLURM.sample_launcher(needs) == f'srun -Q --exact --mem=0 -J "$MAESTRO_CELERY_LAUNCH" {line}'
 
 
-def test_the_batch_script_stays_as_it_is():
+def test_its_adapter_needs_no_further_keys():
     assert SLURM.step_keys(2) == {}
-    assert SLURM.tidied("#SBATCH -p \nx\n") == "#SBATCH -p \nx\n"
+
+
+def test_slurm_neither_starts_a_job_again_nor_ends_it_for_the_loss_of_one_node():
+    assert SLURM.tidied("#!/bin/bash\n#SBATCH --nodes=2\n\nsrun x\n\ny\n") == (
+        "#!/bin/bash\n#SBATCH --nodes=2\n#SBATCH --no-requeue\n#SBATCH --no-kill\n\nsrun x\n\ny\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -92,17 +96,34 @@ def test_the_end_is_in_the_environment():
 
 
 def test_else_slurm_is_asked_for_the_end(recorded):
-    recorded.answer("scontrol", "JobId=7 JobName=x\n   StartTime=2024-05-01T10:00:00 EndTime=2024-05-01T11:00:00 X=1\n")
-    assert SLURM.end_time({"SLURM_JOB_ID": "7"}) == datetime.datetime(2024, 5, 1, 11).timestamp()
-    assert recorded.asked("scontrol") == ["show", "job", "7"]
+    recorded.answer("squeue", "1714561200\n")
+    assert SLURM.end_time({"SLURM_JOB_ID": "7"}) == 1_714_561_200.0
+    assert recorded.asked("squeue") == ["-h", "-j", "7", "-o", "%e"]
 
 
 def test_an_end_that_nobody_tells(recorded):
     assert SLURM.end_time({}) is None
-    recorded.answer("scontrol", "JobId=7 EndTime=Unknown\n")
+    recorded.answer("squeue", "NONE\n")
     assert SLURM.end_time({"SLURM_JOB_ID": "7"}) is None
-    recorded.answer("scontrol", err="slurm_load_jobs error: Invalid job id specified\n", code=1)
+    recorded.answer("squeue", err="slurm_load_jobs error: Invalid job id specified\n", code=1)
     assert SLURM.end_time({"SLURM_JOB_ID": "7"}) is None
+
+
+def test_a_signal_goes_to_the_steps_of_the_samples_that_are_meant(recorded, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    recorded.answer("squeue", "7.0|python3\n7.3|w-1-1.0\n7.4|w-1-2.0\n7.batch|batch\n")
+    recorded.answer("scancel", "")
+
+    assert SLURM.signal_samples(["w-1-1.0", "w-1-1.1"], signal.SIGUSR1) == {"w-1-1.0"}
+
+    assert recorded.asked("squeue") == ["-h", "-s", "-j", "7", "-o", "%i|%j"]
+    assert recorded.asked("scancel") == ["--signal=SIGUSR1", "7.3"]
+
+
+@pytest.mark.parametrize("reason", ["PartitionTimeLimit", "InvalidAccount", "BadConstraints"])
+def test_a_job_that_waits_for_ever_has_failed(recorded, reason):
+    recorded.answer("squeue", f"7|PENDING|{reason}\n")
+    assert SLURM.reports(["7"]) == {"7": JobReport(AllocationState.FAILED, reason)}
 
 
 def test_cores(recorded):
@@ -123,7 +144,7 @@ def test_every_state_of_the_manual_has_its_row():
 def test_a_job_is_in_a_state(word, recorded):
     recorded.answer("squeue", f"7|{word}|None\n")
     assert SLURM.reports(["7"]) == {"7": JobReport(SLURM_STATES[word])}
-    assert recorded.asked("squeue")[-1] == getpass.getuser()
+    assert recorded.asked("squeue")[-2:] == ["-j", "7"]
 
 
 def test_jobs_that_squeue_has_forgotten_are_asked_of_the_accounting(recorded):
@@ -140,7 +161,7 @@ def test_jobs_that_squeue_has_forgotten_are_asked_of_the_accounting(recorded):
 
 
 def test_without_accounting_a_forgotten_job_is_gone(recorded):
-    recorded.answer("squeue", "")
+    recorded.answer("squeue", err="slurm_load_jobs error: Invalid job id specified\n", code=1)
     recorded.answer("sacct", err="Slurm accounting storage is disabled\n", code=1)
     assert SLURM.reports(["7"]) == {"7": JobReport(AllocationState.GONE)}
 

@@ -1,0 +1,211 @@
+"""Allocations that end otherwise than by their time: cancelled, cut off, preempted, refused, or without workers."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+from slurm_cluster import SlurmCluster
+from slurm_studies import (
+    allocations,
+    assert_each_sample_once,
+    assert_nothing_left,
+    codes,
+    ensemble,
+    job_of,
+)
+from support import Study, wait_for
+
+from maestro_celery_plugin.ledger import Kind
+
+COUNT = 6
+LONG = SMALL = "type: slurm, nodes: 1, procs: 1, walltime: 600"
+# Samples that last until the test lets them go, once.
+WAITS = "echo cmd >> runs\necho begun $(A)\ntest -e $(SPECROOT)/go.NAME || sleep 100"
+AGAIN = "echo restart >> runs"
+
+
+def waiting(name: str, batch: str = LONG, group: str = "args: --concurrency 2", cmd: str = WAITS) -> str:
+    return ensemble(cmd.replace("NAME", name), restart=AGAIN, count=COUNT, batch=batch, group=group)
+
+
+def let_go(study: Study) -> None:
+    (study.path.parent / f"go.{study.path.name}").touch()
+
+
+def begun(study: Study, count: int = 2) -> None:
+    study.await_text("sim/*/sim.out", "begun", count)
+
+
+def explained(study: Study) -> str:
+    answer = study.command("maestro-celery", "explain", str(study.path))
+    assert answer.returncode == 0, answer.stderr
+    return answer.stdout
+
+
+def assert_none_failed(study: Study) -> None:
+    samples = study.status()["steps"][0]["samples"]
+    assert samples["failed"] == 0, (samples, codes(study))
+
+
+def resume(study: Study) -> None:
+    answer = study.command("maestro-celery", "resume", str(study.path))
+    assert answer.returncode == 0, answer.stderr
+
+
+# --- cancelled -----------------------------------------------------------------------------------------
+
+
+def test_cancelled_by_somebody_while_it_runs(launch, slurm):
+    """Given running samples, when their job is cancelled, then the step is, no other job follows, resume goes on."""
+    study = launch(waiting("scancelled"), "-r", "3", name="scancelled")
+    begun(study)
+
+    slurm.run("scancel", job_of(study, slurm, "RUNNING"))
+    study.await_end()
+
+    assert study.states() == {"sim": "CANCELLED"}
+    assert [one["state"] for one in allocations(study)] == ["CANCELLED"]
+    assert_none_failed(study)
+    assert len(codes(study, Kind.STOPPED)) == 2
+    assert "it was cancelled" in explained(study)
+    assert_nothing_left(study, slurm)
+
+    let_go(study)
+    resume(study)
+    study.await_end()
+
+    assert study.states() == {"sim": "FINISHED"}
+    assert_each_sample_once(study, COUNT)
+    assert sorted(study.outputs("sim/*/runs")) == ["cmd\n"] * 4 + ["cmd\nrestart\n"] * 2
+    assert_nothing_left(study, slurm)
+
+
+def test_cancelled_by_somebody_while_it_waits(launch, slurm):
+    """Given a job that waits in the queue, when it is cancelled, then the step is, and explain has said why."""
+    slurm.run("scontrol", "update", "PartitionName=small", "State=DOWN")
+    study = launch(waiting("pending", f"{LONG}, queue: small").replace("600", "1200"), "-r", "3", name="pending")
+    job = job_of(study, slurm, "PENDING")
+    wait_for(lambda: "PartitionDown" in explained(study), "the reason for which it waits")
+    assert study.states() == {"sim": "PENDING"}
+
+    slurm.run("scancel", job)
+    study.await_end()
+    slurm.run("scontrol", "update", "PartitionName=small", "State=UP")
+
+    assert study.states() == {"sim": "CANCELLED"}
+    assert len(allocations(study)) == 1
+    assert "it was cancelled" in explained(study)
+    assert_nothing_left(study, slurm)
+
+    let_go(study)
+    resume(study)
+    study.await_end()
+
+    assert_each_sample_once(study, COUNT)
+    assert_nothing_left(study, slurm)
+
+
+def test_cut_off_by_a_limit_that_has_been_changed(launch, slurm):
+    """Given workers that know nothing of a new limit, when Slurm ends them, then no sample has failed by that."""
+    study = launch(waiting("cut"), "-r", "3", name="cut")
+    begun(study)
+    job = job_of(study, slurm, "RUNNING")
+    let_go(study)
+
+    slurm.limit(job, rest_s=1)
+    slurm.await_state(job, "TIMEOUT", timeout_s=90)
+    study.await_end()
+
+    assert study.states() == {"sim": "FINISHED"}
+    assert_none_failed(study)
+    assert next(one["state"] for one in allocations(study)) == "TIMED_OUT"
+    assert_each_sample_once(study, COUNT)
+    assert_nothing_left(study, slurm)
+
+
+def test_preempted(launch, slurm):
+    """Given a job in a partition of low priority, when one of high priority takes its node, then work goes on later."""
+    study = launch(
+        waiting("preempted", "type: slurm, nodes: 1, queue: low, walltime: 600"), "-r", "3", name="preempted"
+    )
+    begun(study)
+    low = job_of(study, slurm, "RUNNING")
+    let_go(study)
+
+    high = slurm.submit("--partition=high", "--nodes=4", "--exclusive", "--output=/dev/null", "--wrap=true")
+    slurm.await_state(low, "PREEMPTED")
+    slurm.await_state(high, "COMPLETED")
+    study.await_end()
+
+    assert study.states() == {"sim": "FINISHED"}
+    assert_none_failed(study)
+    assert next(one["state"] for one in allocations(study)) == "PREEMPTED"
+    assert_each_sample_once(study, COUNT)
+    assert_nothing_left(study, slurm)
+
+
+def test_a_node_goes_down(launch, slurm):
+    """Given an allocation of two nodes, when one of them goes down, then work goes on to the end."""
+    study = launch(waiting("down", "type: slurm, nodes: 2, walltime: 600"), "-r", "3", name="down")
+    begun(study, 4)
+    job = job_of(study, slurm, "RUNNING")
+    node = slurm.run("squeue", "--noheader", f"--jobs={job}", "--format=%B").strip()
+    other = next(n for n in slurm.run("scontrol", "show", "hostnames", nodes_of(slurm, job)).split() if n != node)
+    let_go(study)
+
+    slurm.set_down(other)
+    try:
+        if slurm.await_state(job, "PENDING", "NODE_FAIL") == "PENDING":
+            slurm.run("scontrol", "update", f"JobId={job}", "StartTime=now")  # Slurm would wait for two minutes
+        study.await_end()
+    finally:
+        slurm.set_up(other)
+
+    assert study.states() == {"sim": "FINISHED"}
+    assert_none_failed(study)
+    assert_each_sample_once(study, COUNT)
+    assert_nothing_left(study, slurm)
+
+
+def nodes_of(slurm: SlurmCluster, job: str) -> str:
+    return slurm.run("squeue", "--noheader", f"--jobs={job}", "--format=%N").strip()
+
+
+# --- fails at once -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def broken_celery(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a module that is named as Celery is and cannot be imported."""
+    directory = tmp_path_factory.mktemp("broken")
+    (directory / "celery.py").write_text("raise ImportError('celery has been broken for a test')\n")
+    return directory
+
+
+def test_allocations_that_fail_at_once(launch, slurm, broken_celery):
+    """Given jobs that are refused or whose workers do not start, then three tries, then their own words."""
+    begin = time.monotonic()
+    said = {
+        "refused": "invalid partition",
+        "unlaunched": "no_such_launcher",
+        "unstarted": "celery has been broken for a test",
+    }
+    batches = {
+        "refused": f"{LONG}, queue: nonsense",
+        "unlaunched": f"{LONG}, worker_launch: no_such_launcher",
+        "unstarted": f"{LONG}, launch_pre: 'PYTHONPATH={broken_celery}'",
+    }
+    studies = {name: launch(waiting(name, batch), "-r", "3", name=name) for name, batch in batches.items()}
+
+    for study in studies.values():
+        study.await_end()
+    print(f"failed after {time.monotonic() - begin:.0f} s")
+
+    for name, study in studies.items():
+        assert study.states() == {"sim": "FAILED"}, name
+        assert len(allocations(study)) == 3, name
+        assert said[name] in explained(study), explained(study)
+        assert said[name] in study.log()
+        assert_nothing_left(study, slurm)
