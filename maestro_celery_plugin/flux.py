@@ -86,6 +86,10 @@ class Flux:
             **{key: value for key, value in chosen.items() if value},
         }
 
+    def step_keys(self, nodes: int) -> dict[str, Any]:
+        """Return nothing."""
+        return {}
+
     def tidied(self, script: str) -> str:
         """Return the script as it is."""
         return script
@@ -106,6 +110,10 @@ class Flux:
             args = settings.launch_args
         words = (settings.launch_pre, *start, *((args, *spread) if start else (*spread, args)), *command)
         return " ".join(word for word in words if word)
+
+    def worker_count(self, launch: WorkerLaunch) -> int:
+        """Return the number of nodes, or 1 where there is no `flux exec`."""
+        return launch.nodes if launch.settings.flux_exec_workers else 1
 
     def sample_launcher(self, needs: StepNeeds) -> str:
         """Return the `flux run` of one sample; Flux gives it cores of its own, and lets it wait for them."""
