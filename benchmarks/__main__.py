@@ -15,6 +15,7 @@ from benchmarks.scenarios.latency import latency_rows
 from benchmarks.scenarios.null_samples import TOOLS, null_samples
 from benchmarks.scenarios.status import status_rows
 from benchmarks.scenarios.submit import submit_rows
+from benchmarks.scenarios.utilisation import utilisation_rows
 from benchmarks.settings import BenchSettings
 from benchmarks.tools.bare_loop import BareLoop
 
@@ -23,6 +24,7 @@ SCENARIOS: dict[str, Callable[[BenchSettings], list[Row]]] = {
     "submit": submit_rows,
     "latency": latency_rows,
     "status": status_rows,
+    "utilisation": utilisation_rows,
 }
 _TOOL_KEYS = tuple(tool.key for tool in TOOLS)
 

@@ -49,6 +49,8 @@ def notes(settings: BenchSettings) -> list[str]:
         "samples (seen four times a second; shared pages count in each process); of a submission, that of "
         "`maestro run` alone.",
         "files + dirs: what one sample more leaves behind.",
+        "nodes of Slurm: a real cluster of four nodes on this machine; samples' time by that of the slots, from the "
+        "first start of a sample to the last.",
     ]
 
 

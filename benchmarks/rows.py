@@ -32,6 +32,11 @@ class Goal:
             return cls(f"{what} <= {limit:g}{unit}", None)
         return cls(f"{what} {found:.3g}{unit} <= {limit:g}{unit}", found <= limit)
 
+    @classmethod
+    def at_least(cls, what: str, found: float, limit: float) -> Goal:
+        """Return the goal that a number is no less than a limit."""
+        return cls(f"{what} {found:.3g} >= {limit:g}", found >= limit)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:

@@ -43,6 +43,7 @@ class Study:
         worker_args: Options of the workers.
         results: The workspace, for Merlin, which has no option for it.
         closing: Command of a last step without samples.
+        batch: The batch block.
     """
 
     table: Path
@@ -51,6 +52,7 @@ class Study:
     steps: int = 1
     results: Path | None = None
     closing: str | None = None
+    batch: dict[str, Any] | None = None
 
     def write(self, path: Path) -> None:
         """Write the specification."""
@@ -62,6 +64,8 @@ class Study:
                 "samples": {"file": str(self.table), "column_labels": ["VALUE"]},
             },
         }
+        if self.batch:
+            specification["batch"] = self.batch
         if self.results:
             specification["env"] = {"variables": {"OUTPUT_PATH": str(self.results)}}
         path.write_text(yaml.safe_dump(specification, sort_keys=False))

@@ -1,29 +1,37 @@
 """The adapter: Maestro's contract for batch systems (abstracts/interfaces/scriptadapter.py), kept for Celery.
 
 Maestro builds an adapter anew at every poll (executiongraph.py:774), so it holds nothing; what lasts is
-the study's coordinator.
+the study's coordinator. Plain steps, which Maestro runs itself, are passed on to Maestro's own adapter
+(`plain_steps.py`); neither side's trouble keeps the other's states from Maestro.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from maestrowf.abstracts.enums import CancelCode, JobStatusCode, State, SubmissionCode
 from maestrowf.abstracts.interfaces import ScriptAdapter
 from maestrowf.interfaces.script import CancellationRecord, SubmissionRecord
 
 from maestro_celery_plugin.errors import EnsembleError, StudyError
+from maestro_celery_plugin.steps import is_plain
 
 if TYPE_CHECKING:
     from maestro_celery_plugin.coordinator import Coordinator
     from maestro_celery_plugin.manifest import Manifest
+    from maestro_celery_plugin.plain_steps import PlainJob, PlainSteps
     from maestro_celery_plugin.study import StudyPlan
 
 __all__ = ["CeleryScriptAdapter"]
 
 LOGGER = logging.getLogger(__name__)
+
+# Text for a step record of the workers, a `PlainJob` for a plain step.
+Job: TypeAlias = Any
 
 
 class CeleryScriptAdapter(ScriptAdapter):  # type: ignore[misc]
@@ -52,16 +60,25 @@ class CeleryScriptAdapter(ScriptAdapter):  # type: ignore[misc]
 
         return for_study(self._plan)
 
-    def _write_script(self, ws_path: str, step: Any) -> tuple[bool, str, str]:
+    @property
+    def _plain_steps(self) -> PlainSteps:
+        from maestro_celery_plugin.plain_steps import PlainSteps
+
+        return PlainSteps(self._plan)
+
+    def _write_script(self, ws_path: str, step: Any) -> tuple[bool, str, str | None]:
         """Write the scripts of a step record; in a dry run also those of one sample.
 
         Returns:
-            True (it is for the workers), the script and the restart script. The latter is always
-            there, because Maestro restarts a step that timed out only if it has one
-            (executiongraph.py:819).
+            True if it is for the workers, the script and the restart script. The latter is always
+            there then, because Maestro restarts a step that timed out only if it has one
+            (executiongraph.py:819). Of a plain step, what Maestro's own adapter returns.
         """
         from maestro_celery_plugin.staging import manifest_of, write_example
 
+        if is_plain(step.run):
+            with _only_conductor():
+                return self._plain_steps.write_script(ws_path, step, dry_run=self._is_dry_run)
         script = Path(ws_path, f"{step.name.replace('/', '_')}{self.extension}")
         try:
             manifest = manifest_of(self._plan, step, ws_path, number=0)
@@ -89,43 +106,70 @@ class CeleryScriptAdapter(ScriptAdapter):  # type: ignore[misc]
         from maestro_celery_plugin.staging import manifest_of
 
         try:
-            coordinator, plan = self._coordinator, self._plan
-            relative = str(Path(cwd).relative_to(plan.root))
-            manifest: Manifest = manifest_of(plan, step, cwd, coordinator.number(relative))
-            job = coordinator.submit(manifest, relative)
-        except StudyError as error:  # another conductor has this study: leave it alone
-            raise SystemExit(f"error: {error}") from error
+            with _only_conductor():
+                if is_plain(step.run):
+                    return self._plain_steps.submit(step, path, cwd, job_map=job_map, env=env)
+                coordinator, plan = self._coordinator, self._plan
+                relative = str(Path(cwd).relative_to(plan.root))
+                manifest: Manifest = manifest_of(plan, step, cwd, coordinator.number(relative))
+                job = coordinator.submit(manifest, relative)
         except (EnsembleError, OSError) as error:
             LOGGER.error("'%s' cannot be submitted: %s", step.real_name, error)
             return SubmissionRecord(SubmissionCode.ERROR, 1)
         return SubmissionRecord(SubmissionCode.OK, 0, job)
 
-    def check_jobs(self, joblist: list[str]) -> tuple[JobStatusCode, dict[str, State]]:
+    def check_jobs(self, joblist: list[Job]) -> tuple[JobStatusCode, dict[Job, State | None]]:
         """Return the state of each submitted step record.
 
         Never answers ERROR, which would end the conductor (executiongraph.py:789).
         """
+        ours, plain = _by_kind(joblist)
+        states = self._states(ours)
+        if plain:
+            states |= self._plain_steps.states(plain)
+        return (JobStatusCode.OK if states or not joblist else JobStatusCode.NOJOBS), states
+
+    def _states(self, jobs: list[str]) -> dict[Job, State | None]:
         from maestro_celery_plugin.states import MAESTRO_STATES
 
-        if not joblist:
-            return JobStatusCode.OK, {}
         try:
-            states = {job: State[MAESTRO_STATES[self._coordinator.state(job)]] for job in joblist}
+            return {job: State[MAESTRO_STATES[self._coordinator.state(job)]] for job in jobs}
         except (EnsembleError, OSError) as error:
             LOGGER.error("The state of the study cannot be told now: %s", error)
-            return JobStatusCode.NOJOBS, {}
-        return JobStatusCode.OK, states
+            return {}
 
-    def cancel_jobs(self, joblist: list[str]) -> CancellationRecord:
+    def cancel_jobs(self, joblist: list[Job]) -> CancellationRecord:
         """Cancel step records; their running samples are ended."""
-        if not joblist:
-            return CancellationRecord(CancelCode.OK, 0)
+        ours, plain = _by_kind(joblist)
+        codes: dict[Job, CancelCode] = dict.fromkeys(ours, self._cancel(ours))
+        if plain:
+            codes |= dict.fromkeys(plain, self._plain_steps.cancel(plain))
+        is_done = CancelCode.ERROR not in codes.values()
+        record = CancellationRecord(CancelCode.OK if is_done else CancelCode.ERROR, 0 if is_done else 1)
+        for job, code in codes.items():
+            record.add_status(job, code)
+        return record
+
+    def _cancel(self, jobs: list[str]) -> CancelCode:
         try:
-            self._coordinator.cancel(joblist)
+            if jobs:
+                self._coordinator.cancel(jobs)
         except (EnsembleError, OSError) as error:
             LOGGER.error("The study cannot be cancelled now: %s", error)
-            return CancellationRecord(CancelCode.ERROR, 1)
-        record = CancellationRecord(CancelCode.OK, 0)
-        for job in joblist:
-            record.add_status(job, CancelCode.OK)
-        return record
+            return CancelCode.ERROR
+        return CancelCode.OK
+
+
+def _by_kind(jobs: Sequence[Job]) -> tuple[list[str], list[PlainJob]]:
+    """Return the jobs of the workers' step records, and those of plain steps."""
+    ours = [job for job in jobs if isinstance(job, str)]
+    return ours, [job for job in jobs if not isinstance(job, str)]
+
+
+@contextmanager
+def _only_conductor() -> Iterator[None]:
+    """End this conductor when another one has the study: it leaves everything alone."""
+    try:
+        yield
+    except StudyError as error:
+        raise SystemExit(f"error: {error}") from error

@@ -110,8 +110,11 @@ class AllocationSource:
         except AllocationError as error:
             LOGGER.warning("%s", error)
             return None
+        has_waited = allocation.state is AllocationState.PENDING
         if allocation.take(report):
             self._changed_at = now
+            if has_waited and report.state is AllocationState.FAILED:
+                self._jobs.cancel(allocation.job)  # it waits for what will never be
             LOGGER.info("Allocation '%s': %s. %s", allocation.label, report.state.value, report.reason)
         return None if allocation.state.is_open else allocation
 

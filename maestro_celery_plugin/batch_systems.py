@@ -9,8 +9,11 @@ them. A further batch system registers through the hook `batch_system`.
 from __future__ import annotations
 
 import dataclasses
+import os
+import re
+import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 from maestro_celery_plugin.errors import AllocationError
@@ -18,6 +21,8 @@ from maestro_celery_plugin.settings import BatchSettings
 from maestro_celery_plugin.states import AllocationState
 
 __all__ = [
+    "LAUNCH_NAME",
+    "LAUNCH_NODES",
     "LOCAL",
     "BatchSystem",
     "HeldAllocation",
@@ -31,6 +36,9 @@ __all__ = [
 
 # The `batch.type` of workers that are processes of this machine, with no batch system.
 LOCAL = "local"
+# In the environment of samples that launch: a name for what they launch, and the nodes that hold their processes.
+LAUNCH_NAME = "MAESTRO_CELERY_LAUNCH"
+LAUNCH_NODES = "MAESTRO_CELERY_NODES"
 ANSWER_LIMIT_S = 30.0
 
 
@@ -142,12 +150,15 @@ class BatchSystem(Protocol):
         type: `batch.type` in a specification.
         adapter: Key of Maestro's adapter for it.
         commands: What has to be on PATH to submit, ask and cancel.
+        modules: Python packages that Maestro's adapter for it imports.
+        step_variables: Environment variables of the workers' own launch that samples shall not inherit.
     """
 
     type: str
     adapter: str
-
     commands: tuple[str, ...]
+    modules: tuple[str, ...]
+    step_variables: tuple[str, ...]
 
     def adapter_arguments(self, settings: BatchSettings) -> dict[str, Any]:
         """Return the keywords for Maestro's adapter, with all that it insists on."""
@@ -160,6 +171,20 @@ class BatchSystem(Protocol):
 
     def sample_launcher(self, needs: StepNeeds) -> str:
         """Return what `$(LAUNCHER)` stands for in a sample, such that samples run side by side."""
+
+    def signal_samples(self, names: Collection[str], number: signal.Signals) -> set[str]:
+        """Send a signal to programs that samples have started with `$(LAUNCHER)`, past a launcher that keeps it.
+
+        Args:
+            names: Values of `LAUNCH_NAME` in the environments of the samples.
+            number: The signal.
+
+        Returns:
+            The names whose programs it was sent to; others get it through their process group.
+
+        Raises:
+            AllocationError: the batch system does not answer now.
+        """
 
     def held(self, environ: Mapping[str, str]) -> HeldAllocation | None:
         """Return the allocation that a process with this environment is inside of, or None."""
@@ -193,22 +218,40 @@ def batch_system(type: str) -> BatchSystem | None:
         return None
     system: BatchSystem | None = plugin_manager().hook.batch_system(type=type)
     if system is None:
-        raise AllocationError(f"batch.type: nothing here knows '{type}'; known: local, slurm, lsf, lsf-srun, flux.")
+        raise AllocationError(f"nothing here knows the batch type '{type}'; known: local, slurm, lsf, lsf-srun, flux.")
     return system
 
 
-def ask(words: Sequence[str]) -> str:
+def ask(
+    words: Sequence[str], *, forgotten: re.Pattern[str] | None = None, environ: Mapping[str, str] | None = None
+) -> str:
     """Run a command of a batch system that only asks, and return what it prints.
+
+    Args:
+        words: The command line.
+        forgotten: What a line on stderr looks like that says no more than that a job is not known any more;
+            a command that fails with such lines alone has answered.
+        environ: Environment variables beside those of this process.
 
     Raises:
         AllocationError: it is not there, fails, or does not answer in time.
     """
     try:
         answer = subprocess.run(
-            words, capture_output=True, text=True, check=False, timeout=ANSWER_LIMIT_S, stdin=subprocess.DEVNULL
+            words,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=ANSWER_LIMIT_S,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, **(environ or {})},
         )
     except (OSError, subprocess.TimeoutExpired) as cause:
         raise AllocationError(f"'{words[0]}' does not answer: {cause}") from cause
+    complaints = [line.strip() for line in answer.stderr.splitlines() if line.strip()]
+    if forgotten is not None and complaints and all(forgotten.fullmatch(line) for line in complaints):
+        return answer.stdout
     if answer.returncode:
-        raise AllocationError(f"'{words[0]}' has failed: {answer.stderr.strip() or f'exit code {answer.returncode}'}")
+        reason = " ".join(complaints) or f"exit code {answer.returncode}"
+        raise AllocationError(f"'{words[0]}' has failed: {reason}")
     return answer.stdout

@@ -25,7 +25,8 @@ from maestro_celery_plugin.deadline import Deadline
 from maestro_celery_plugin.dispatch import Dispatcher
 from maestro_celery_plugin.errors import EnsembleError, WorkerError
 from maestro_celery_plugin.launchers import share, slots_of
-from maestro_celery_plugin.processes import ProcessId, host_name
+from maestro_celery_plugin.processes import ProcessId, host_name, wait_until
+from maestro_celery_plugin.sample_launches import SampleLaunches
 from maestro_celery_plugin.session import Heartbeat
 from maestro_celery_plugin.tasks import RangeTask, WorkerSide
 from maestro_celery_plugin.worker import MOVED, PROCESS_MARKER, WorkerArguments, mark
@@ -36,6 +37,8 @@ __all__ = ["run"]
 LOGGER = logging.getLogger(__name__)
 
 HEARTBEAT_S = 2.0
+# Workers that are started by hand may be earlier than the conductor, which starts the broker.
+BROKER_LIMIT_S = 30.0
 # A worker that has time for nothing of what is left waits this long for something shorter, and leaves.
 REFUSAL_LIMIT_S = 5.0
 _WATCH_S = 0.25
@@ -54,6 +57,7 @@ def run(arguments: WorkerArguments, supervisor: ProcessId) -> NoReturn:
     session, terms = arguments.session, arguments.terms
     try:
         options = _options(arguments)
+        wait_until(lambda: session.read_broker() is not None, BROKER_LIMIT_S, interval_s=0.2)
         app = make_app(session)
         check_reachable(session, host_name())
     except EnsembleError as error:
@@ -111,6 +115,10 @@ class _WorkerProcess:
         self._arguments, self._terms, self._supervisor, self._app = arguments, arguments.terms, supervisor, app
         self._session = session = arguments.session
         self._deadline = Deadline.of(arguments.terms, os.environ)
+        self._system = batch_system(arguments.terms.batch_type)
+        self._cores = (self._system.node_cores(os.environ) if self._system else None) or usable_cpus()
+        for name in self._system.step_variables if self._system else ():
+            os.environ.pop(name, None)
         self._signer = session.signer()
         self._side: WorkerSide | None = None
         self._name = arguments.name
@@ -142,7 +150,8 @@ class _WorkerProcess:
     def open(self, writer: str, slots: int) -> None:
         """Make the slots of this process; `writer` names its ledger files."""
         self._name = writer
-        self._side = WorkerSide(writer, slots, Dispatcher(self._session, self._app).send, self._deadline)
+        launches = SampleLaunches(writer, self._system, self._cores)
+        self._side = WorkerSide(writer, slots, Dispatcher(self._session, self._app).send, self._deadline, launches)
         self.watch(slots)
 
     def open_in_pool(self, **_: Any) -> None:

@@ -1,29 +1,30 @@
 """The coordinator: submits, watches and cancels the step records of one study, in the conductor.
 
-It has no thread of its own. Maestro's conductor calls it through the adapter and, between two polls,
-through `wait`, which takes the place of the conductor's sleep. Its knowledge is the ledger's; the broker
-is asked for nothing.
+Maestro's conductor calls it through the adapter and, between two polls, through `wait`, which takes the
+place of the conductor's sleep. While Maestro is away for longer, because it runs a plain step itself, a
+thread stands in for it. Its knowledge is the ledger's; the broker is asked for nothing.
 """
 
 from __future__ import annotations
 
 import atexit
-import contextlib
+import functools
 import json
 import logging
 import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-
-from filelock import FileLock, Timeout
+from typing import Concatenate, ParamSpec, TypeVar
 
 from maestro_celery_plugin.allocations import Allocation
+from maestro_celery_plugin.conductorship import conduct
 from maestro_celery_plugin.delivery import Delivery
 from maestro_celery_plugin.demand import Demand
-from maestro_celery_plugin.errors import BrokerError, EnsembleError, StudyError, WorkerError
+from maestro_celery_plugin.errors import BrokerError, EnsembleError, WorkerError
 from maestro_celery_plugin.manifest import Manifest, write_atomically
 from maestro_celery_plugin.records import TERMINAL, Records
 from maestro_celery_plugin.session import Session
@@ -34,7 +35,7 @@ from maestro_celery_plugin.worker import worker_stem
 from maestro_celery_plugin.worker_sources import sources_of, terms_of
 from maestro_celery_plugin.workers import WorkerGroup, WorkerPool
 
-__all__ = ["Coordinator", "active", "conductor_lock", "for_study"]
+__all__ = ["Coordinator", "active", "for_study"]
 
 LOGGER = logging.getLogger(__name__)
 
@@ -45,9 +46,8 @@ LOOK_LIMIT_S = 1.0
 # Workers that have not given up cancelled samples by then are killed.
 CANCEL_LIMIT_S = 7.0
 CARE_INTERVAL_S = 0.5
-BEAT_INTERVAL_S = 2.0
-# Others look at the conductor's lock for a moment, to see whether it is held.
-LOCK_LIMIT_S = 2.0
+# Maestro is away when nobody has looked for this long; `wait` looks more often.
+AWAY_S = 1.5
 
 _COORDINATORS: dict[Path, Coordinator] = {}
 
@@ -64,9 +64,19 @@ def active() -> list[Coordinator]:
     return list(_COORDINATORS.values())
 
 
-def conductor_lock(plan: StudyPlan) -> FileLock:
-    """Return the lock that the conductor of a study holds while it lives."""
-    return FileLock(plan.info / "conductor.lock")
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _exclusive(method: Callable[Concatenate[Coordinator, P], R]) -> Callable[Concatenate[Coordinator, P], R]:
+    """Let one thread at a time into a coordinator: Maestro's, or the one that stands in for it."""
+
+    @functools.wraps(method)
+    def call(self: Coordinator, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        with self._access:
+            return method(self, *args, **kwargs)
+
+    return call
 
 
 class Coordinator:
@@ -81,11 +91,7 @@ class Coordinator:
 
     def __init__(self, plan: StudyPlan) -> None:
         self._root, self._plan = plan.root, plan
-        self._lock = conductor_lock(plan)
-        try:
-            self._lock.acquire(timeout=LOCK_LIMIT_S)
-        except Timeout as cause:
-            raise StudyError(f"Another conductor is running the study '{plan.root}'.") from cause
+        self._conductorship = conduct(plan)
         self._session = Session(plan.session)
         self._session.revoke_stop()
         settings = plan.settings.resources.workers
@@ -100,9 +106,12 @@ class Coordinator:
         task_queues = {queue for group in groups for queue in group.queues}
         self._delivery = Delivery(plan, self._session, self._records, task_queues)
         self._jobs: dict[str, Tracker] = {}
-        self._beat_at = self._care_at = 0.0
+        self._care_at = 0.0
         self._round_end = time.monotonic()
         self._closed = False
+        self._access = threading.RLock()
+        self._looked_at = time.monotonic()
+        threading.Thread(target=self._stand_in, name="stand-in", daemon=True).start()
         atexit.register(self.close)
         _end_on_signals()
 
@@ -112,6 +121,7 @@ class Coordinator:
         """Return the number of the step record with this workspace, a new one if there is none yet."""
         return self._records.number(relative)
 
+    @_exclusive
     def submit(self, manifest: Manifest, relative: str) -> str:
         """Start, or go on with, a step record; return Maestro's job identifier."""
         tracker = self._records.enter(manifest, relative)
@@ -126,6 +136,7 @@ class Coordinator:
         self._jobs[job] = tracker
         return job
 
+    @_exclusive
     def state(self, job: str) -> RecordState:
         """Return the state of a submitted step record."""
         tracker = self._jobs[job]
@@ -134,6 +145,7 @@ class Coordinator:
             tracker.active = False
         return tracker.told
 
+    @_exclusive
     def cancel(self, jobs: list[str]) -> None:
         """Cancel step records: what runs of them is ended within seconds."""
         for job in jobs:
@@ -157,19 +169,25 @@ class Coordinator:
             time.sleep(min(pace_s, max(0.0, latest - time.monotonic())))
         self._round_end = time.monotonic()
 
+    @_exclusive
     def _is_wanted(self) -> bool:
         """Whether the conductor has something to do: a record's state is new to it, or the user wants something."""
         if any((self._root / name).exists() for name in (".cancel.lock", ".study.update.lock")):
             return True
         return any(t.active and self._records.state(t) is not t.told for t in self._records)
 
+    def _stand_in(self) -> None:
+        """Look while Maestro is away, so that samples are sent and workers are there meanwhile."""
+        while not self._closed:
+            time.sleep(CARE_INTERVAL_S)
+            with self._access:
+                if not self._closed and time.monotonic() - self._looked_at > AWAY_S:
+                    self._look()
+
+    @_exclusive
     def _look(self) -> None:
         """Take in what is new, and from time to time look after broker and workers."""
-        now = time.monotonic()
-        if now - self._beat_at > BEAT_INTERVAL_S:
-            self._beat_at = now
-            with contextlib.suppress(OSError):  # a full disk must not end the conductor
-                self._session.write_conductor_beat(time.time_ns())
+        now = self._looked_at = time.monotonic()
         try:
             if now - self._care_at > CARE_INTERVAL_S:
                 self._care_at = now
@@ -291,6 +309,7 @@ class Coordinator:
 
     # --- end ---
 
+    @_exclusive
     def close(self) -> None:
         """End workers and broker; called when the conductor ends."""
         if self._closed:
@@ -300,7 +319,7 @@ class Coordinator:
         self._pool.stop()
         self._records.close()
         self._delivery.close()
-        self._lock.release()
+        self._conductorship.end()
 
 
 def _end_on_signals() -> None:

@@ -28,11 +28,13 @@ class Deadline:
         ends_at: Its end in Unix seconds of this machine; infinite when it has none.
         drain_s: Seconds before the end from which no sample is started; None for what they have needed so far.
         warn_s: Seconds before the end at which running samples get their signal.
+        is_in_allocation: Whether there is an allocation at all.
     """
 
     ends_at: float = math.inf
     drain_s: float | None = None
     warn_s: float = 0.0
+    is_in_allocation: bool = False
 
     @classmethod
     def of(cls, terms: WorkerTerms, environ: Mapping[str, str]) -> Deadline:
@@ -43,7 +45,7 @@ class Deadline:
         ends_at = system.end_time(environ)
         if ends_at is None and terms.walltime_s:
             ends_at = float(environ.get(BEGAN, time.time())) + terms.walltime_s
-        return cls(math.inf if ends_at is None else ends_at, terms.drain_s, terms.warn_s)
+        return cls(math.inf if ends_at is None else ends_at, terms.drain_s, terms.warn_s, is_in_allocation=True)
 
     @property
     def left_s(self) -> float:

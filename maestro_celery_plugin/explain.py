@@ -7,15 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from maestro_celery_plugin.allocations import Allocation, read_allocations
-from maestro_celery_plugin.session import Heartbeat, Session
-from maestro_celery_plugin.settings import WorkerGroupSettings
+from maestro_celery_plugin.session import Session
 from maestro_celery_plugin.states import AllocationState
 from maestro_celery_plugin.status import StatusReader, StepStatus, StudyStatus
 from maestro_celery_plugin.status_csv import LAST_STATES
 from maestro_celery_plugin.study import StudyPlan
 from maestro_celery_plugin.worker_sources import allocation_name, batch_of, is_for_this_machine
 
-__all__ = ["awaited_groups", "explain"]
+__all__ = ["explain"]
 
 
 def explain(directory: Path) -> list[tuple[str, list[str]]]:
@@ -25,13 +24,6 @@ def explain(directory: Path) -> list[tuple[str, list[str]]]:
         StudyError: it is not the directory of an ensemble study.
     """
     return list(_Explanation(directory).records())
-
-
-def awaited_groups(plan: StudyPlan, alive: list[Heartbeat]) -> dict[str, WorkerGroupSettings]:
-    """Return the groups whose workers somebody has to start on another machine, and has not."""
-    served = {beat.group for beat in alive}
-    groups = plan.settings.resources.workers
-    return {n: g for n, g in groups.items() if g.task_queues and g.machines and n not in served}
 
 
 class _Explanation:
@@ -75,6 +67,8 @@ class _Explanation:
             yield f"{left} samples are left{restarts}; `maestro-celery resume {self._plan.root}` runs them."
         if not step.samples.total:
             yield from self._awaited_steps(step)
+            if self._is_plain(step) and step.state != "CANCELLED":
+                yield f"Maestro has run it itself; what it has printed is below '{self._plan.root / step.step}'."
 
     def _awaited_steps(self, step: StepStatus) -> Iterator[str]:
         facts = self._plan.settings.steps.get(step.step)
@@ -86,7 +80,14 @@ class _Explanation:
         elif step.state == "INITIALIZED":
             yield "Maestro has not submitted it yet: it does so at its next poll, or `-t` limits how many run."
 
+    def _is_plain(self, step: StepStatus) -> bool:
+        facts = self._plan.settings.steps.get(step.step)
+        return facts is not None and not facts.queues
+
     def _progress(self, step: StepStatus) -> Iterator[str]:
+        if self._is_plain(step):
+            yield "Maestro runs it itself, as a batch job of its own."
+            return
         counts = step.samples
         yield f"{counts.running} samples run, {counts.pending} wait, {counts.finished + counts.failed} have ended."
 
@@ -99,7 +100,7 @@ class _Explanation:
         """Say what the workers of a group do, or are waited for by."""
         group = self._plan.settings.resources.workers[name]
         alive = {worker.name: worker.state for worker in self._status.workers if worker.group == name}
-        alive = {worker: state for worker, state in alive.items() if state != "dead"}
+        alive = {worker: state for worker, state in alive.items() if state not in ("dead", "awaited")}
         if alive:
             states = ", ".join(f"{worker} ({self._state(worker, state)})" for worker, state in alive.items())
             return f"Worker group '{name}': {states}."

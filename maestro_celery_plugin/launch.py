@@ -7,6 +7,7 @@ known (maestro.py:478, Study.setup_environment). Errors here stop the launch.
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import logging
 import os
 import re
@@ -73,6 +74,9 @@ def check_before(settings: EnsembleSettings, file: str) -> None:
     if OPTIONS.launching and not OPTIONS.dry_run:
         from maestro_celery_plugin import broker
 
+        if not settings.needs_workers:
+            os.environ.pop(broker.ENVIRONMENT_VARIABLE, None)
+            return
         _check_batch_systems(settings, file)
         choice = broker.choose(OPTIONS.broker)
         broker.check(choice)
@@ -104,6 +108,14 @@ def _check_batch_systems(settings: EnsembleSettings, file: str) -> None:
                 "batch.type",
                 f"found '{kind}' for the worker group '{name}', but there is no '{missing[0]}' on PATH here; run "
                 "`maestro` on a machine of the cluster, or use 'local'.",
+            )
+        absent = [name for name in (system.modules if system else ()) if importlib.util.find_spec(name) is None]
+        if absent:
+            raise SpecificationError.at(
+                file,
+                "batch.type",
+                f"found '{kind}' for the worker group '{name}', but this Python has no package '{absent[0]}', which "
+                "Maestro needs for it; put it on PYTHONPATH.",
             )
 
 
@@ -222,12 +234,17 @@ def _what_it_printed(plan: StudyPlan, count: int = 10) -> str:
 def _make_session(plan: StudyPlan) -> None:
     from maestro_celery_plugin.broker import choose, cluster_address
     from maestro_celery_plugin.session import Session
-    from maestro_celery_plugin.worker_sources import has_other_hosts
+    from maestro_celery_plugin.worker_sources import has_other_hosts, terms_of
 
     session = Session.create(plan.session)
+    if not plan.settings.needs_workers:
+        return
     host = OPTIONS.broker_host or (cluster_address() if has_other_hosts(plan.settings) else None)
     if host:
         session.write_broker_host(host)
+    for name, group in plan.settings.resources.workers.items():
+        if group.task_queues:
+            terms_of(plan.settings, name).write(session)
     choice = choose(OPTIONS.broker)
     if choice.url:
         session.write_broker({"url": choice.url})

@@ -19,7 +19,6 @@ from maestro_celery_plugin.walltime import seconds_of
 
 __all__ = [
     "batch_type_of",
-    "check_launches",
     "group_needs",
     "launched",
     "launches",
@@ -72,18 +71,30 @@ def needs_of(run: Mapping[str, Any]) -> StepNeeds:
     Args:
         run: The step's keys: as in the specification, or Maestro's `run` with ours below `STEP_KEY`.
 
+    Returns:
+        Needs in plain numbers, to be stored and planned with.
+
     Raises:
-        ValueError: a value is no number, or no time; the text says which.
+        ValueError: a value is no number, or no time; the text begins with its key.
     """
     needs = _keys(run)
-    sizes = [size for key in ("cmd", "restart") for size in _launch_sizes(str(run.get(key) or ""), needs)]
+    sizes = [size for key in ("cmd", "restart") for size in _sizes_at(key, run, needs)]
+    gpus = max((size.gpus for size in sizes if size.gpus is not None), default=needs.gpus)
     return dataclasses.replace(
         needs,
-        nodes=needs.nodes or max((size.nodes for size in sizes), default=0),
-        procs=needs.procs or max((size.procs for size in sizes), default=0),
-        cores_per_task=max((needs.cores_per_task, *(size.cores_per_task for size in sizes))),
-        gpus=max((size.gpus for size in sizes if size.gpus is not None), default=needs.gpus),
+        nodes=int(needs.nodes or max((size.nodes for size in sizes), default=0)),
+        procs=int(needs.procs or max((size.procs for size in sizes), default=0)),
+        cores_per_task=int(max((needs.cores_per_task, *(size.cores_per_task for size in sizes)))),
+        gpus=None if gpus is None else int(gpus),
+        gpus_per_task=None if needs.gpus_per_task is None else int(needs.gpus_per_task),
     )
+
+
+def _sizes_at(key: str, run: Mapping[str, Any], needs: StepNeeds) -> list[StepNeeds]:
+    try:
+        return _launch_sizes(str(run.get(key) or ""), needs)
+    except ValueError as cause:
+        raise ValueError(f"{key}: {cause}") from cause
 
 
 def _keys(run: Mapping[str, Any]) -> StepNeeds:
@@ -230,15 +241,6 @@ def _missing_variables(text: str, needs: StepNeeds, shell: str) -> str:
         if not _assigned(variable, text)
     ]
     return "".join(lines)
-
-
-def check_launches(text: str, run: Mapping[str, Any]) -> None:
-    """Make sure that each ``$(LAUNCHER)[...]`` in a script can be had.
-
-    Raises:
-        ValueError: one cannot; the text says what was found and what is allowed.
-    """
-    _launch_sizes(text, _keys(run))
 
 
 def batch_type_of(settings: EnsembleSettings, step: StepSettings) -> str:

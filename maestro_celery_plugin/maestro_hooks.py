@@ -165,7 +165,13 @@ def _with_own_conductor(command: Any) -> Any:
 
 
 def _wait(seconds: float) -> None:
-    """Sleep until the next poll, or watch over the ensembles of this process meanwhile."""
+    """Sleep until the next poll, or watch over the ensembles of this process meanwhile.
+
+    Not at all when a step has ended in the conductor itself: others may wait for it.
+    """
+    conductorship = sys.modules.get("maestro_celery_plugin.conductorship")
+    if conductorship and conductorship.take_news():
+        return
     module = sys.modules.get("maestro_celery_plugin.coordinator")
     coordinators = module.active() if module else []
     if not coordinators:

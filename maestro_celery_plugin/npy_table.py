@@ -65,6 +65,7 @@ class _ArrayTable:
 
     def __init__(self, array: Array, path: Path) -> None:
         self._array, self._path = array if array.ndim == 2 else array[:, None], path
+        self._is_plain = array.dtype.kind in "biu" or array.dtype == np.float64
 
     def __len__(self) -> int:
         return len(self._array)
@@ -74,7 +75,10 @@ class _ArrayTable:
         return int(self._array.shape[1])
 
     def row(self, index: int) -> Sequence[str]:
-        return [_text(value, index, self._path) for value in self._array[index]]
+        values = self._array[index]
+        if self._is_plain:  # Python's own numbers have the same text as NumPy's, and have it sooner
+            return [str(value) for value in values.tolist()]
+        return [_text(value, index, self._path) for value in values]
 
 
 class _StructuredTable:

@@ -7,6 +7,8 @@ import functools
 import pluggy
 
 from maestro_celery_plugin import hookspecs
+from maestro_celery_plugin.flux import Flux
+from maestro_celery_plugin.lsf import Lsf, LsfSrun
 from maestro_celery_plugin.npy_table import NpyReader
 from maestro_celery_plugin.slurm import Slurm
 from maestro_celery_plugin.text_table import CsvReader, TabReader
@@ -19,7 +21,7 @@ def plugin_manager() -> pluggy.PluginManager:
     """Return the manager with all parts registered; built once per process."""
     manager = pluggy.PluginManager(hookspecs.HOOK_NAMESPACE)
     manager.add_hookspecs(hookspecs)
-    for part in (NpyReader(), CsvReader(), TabReader(), Slurm()):
+    for part in (NpyReader(), CsvReader(), TabReader(), Slurm(), Lsf(), LsfSrun(), Flux()):
         manager.register(part, name=type(part).__name__)
     manager.load_setuptools_entrypoints(hookspecs.HOOK_NAMESPACE)
     manager.check_pending()

@@ -12,7 +12,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from maestro_celery_plugin.broker import ENVIRONMENT_VARIABLE, BrokerChoice, check, choose, cluster_address
-from maestro_celery_plugin.coordinator import LOCK_LIMIT_S, conductor_lock
+from maestro_celery_plugin.conductorship import LOCK_LIMIT_S, conductor_lock
 from maestro_celery_plugin.errors import StudyError
 from maestro_celery_plugin.ledger import COORDINATOR, SUFFIX, Kind, LedgerWriter, read_ledger
 from maestro_celery_plugin.manifest import Manifest
@@ -82,7 +82,8 @@ def _prepare(plan: StudyPlan, broker: str | None, broker_host: str | None, *, fa
     """
     with conductor_lock(plan).acquire(timeout=LOCK_LIMIT_S):
         session = Session(plan.session)
-        _prepare_broker(session, broker)
+        if plan.settings.needs_workers:
+            _prepare_broker(session, broker)
         if broker_host or has_other_hosts(plan.settings):
             session.write_broker_host(broker_host or cluster_address())
         (plan.root / ".cancel.lock").unlink(missing_ok=True)

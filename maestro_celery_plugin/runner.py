@@ -10,7 +10,7 @@ import shlex
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from maestro_celery_plugin.manifest import Manifest
@@ -60,7 +60,8 @@ class Runner:
 
     def __init__(self, manifest: Manifest, row: Callable[[int], Sequence[str]]) -> None:
         self._manifest, self._row = manifest, row
-        self._paths = manifest.paths
+        # Asked for several times for each sample that runs, and not again after its end.
+        self._path_of = functools.lru_cache(maxsize=256)(manifest.paths.of)
         names = (*manifest.labels, "MERLIN_SAMPLE_ID", "MERLIN_SAMPLE_PATH", "MERLIN_SAMPLE_VECTOR")
         names = (*names, "MERLIN_SAMPLE_NAMES") if manifest.sampled else ()
         self._templates = {
@@ -71,7 +72,7 @@ class Runner:
 
     def directory(self, sample: int) -> str:
         """Return the directory in which a sample runs."""
-        path = self._paths.of(sample) if self._manifest.sampled else "."
+        path = self._path_of(sample) if self._manifest.sampled else "."
         return self._manifest.workspace if path == "." else f"{self._manifest.workspace}/{path}"
 
     def claim(self, sample: int) -> bool:
@@ -104,7 +105,7 @@ class Runner:
     def _write(self, sample: int, directory: str, suffix: str, *, again: bool, flags: int) -> str:
         values = {}
         if self._manifest.sampled:
-            values = sample_values(self._manifest.labels, self._row(sample), sample, self._paths.of(sample))
+            values = sample_values(self._manifest.labels, self._row(sample), sample, self._path_of(sample))
         script = f"{directory}/{self._manifest.script}{suffix}"
         text = self._templates[again].fill(values).encode()
         descriptor = os.open(script, os.O_WRONLY | os.O_CREAT | flags, 0o755)
@@ -119,13 +120,16 @@ class Runner:
             os.close(descriptor)
         return script
 
-    def start(self, sample: int, *, first: bool, again: bool = False) -> RunningAttempt:
+    def start(
+        self, sample: int, *, first: bool, again: bool = False, environment: Mapping[str, str] | None = None
+    ) -> RunningAttempt:
         """Start an attempt in a process group of its own.
 
         Args:
             sample: Index of the sample, whose directory exists.
             first: Whether the sample was claimed, so that its script is there and its outputs are not.
             again: Whether it runs `restart` instead of `cmd`.
+            environment: Its environment; None for that of this process.
 
         Raises:
             CannotRunError: it could not be started.
@@ -143,6 +147,7 @@ class Runner:
             process = subprocess.Popen(
                 [*self._interpreter, script],
                 cwd=directory,
+                env=environment,
                 stdin=_dev_null(),
                 stdout=outputs[0].descriptor,
                 stderr=outputs[1].descriptor,
@@ -236,10 +241,19 @@ class RunningAttempt:
         """Seconds since its begin."""
         return time.perf_counter() - self._begin
 
-    def warn(self, number: signal.Signals) -> None:
-        """Tell it once that its allocation ends soon."""
-        if not self._warned:
-            self._warned = True
+    @property
+    def is_warned(self) -> bool:
+        """Whether it knows that its allocation ends soon."""
+        return self._warned
+
+    def warn(self, number: signal.Signals | None) -> None:
+        """Note that it is told that its allocation ends soon.
+
+        Args:
+            number: The signal that tells it; None when it has been sent already.
+        """
+        self._warned = True
+        if number is not None:
             self._signal(number)
 
     def end(self, *, at_once: bool = False) -> None:

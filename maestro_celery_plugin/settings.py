@@ -154,8 +154,9 @@ class ResourceSettings:
     task_server: Literal["celery"] = setting("The task server; Celery is the only one.", default="celery")
     overlap: bool = setting("Whether several worker groups may serve one task queue.", default=False)
     unassigned: Literal["workers", "maestro"] = setting(
-        "Who runs steps that are not sampled, name no `task_queue` and are named by no worker group: the "
-        "`default_worker`, or Maestro itself, as batch jobs of their own or in the conductor.",
+        "Who runs steps that are not sampled, name no `task_queue` and are not in the `steps` of a worker group "
+        "(`all` names none of them): the `default_worker`, or Maestro itself, as batch jobs of their own (with "
+        "`nodes` or `procs`) or in the conductor.",
         default="workers",
     )
     workers: dict[str, WorkerGroupSettings] = setting("Worker groups by name.", default={})
@@ -200,7 +201,7 @@ class StepSettings:
 class StepFacts:
     """What of a step has to be known to plan for its worker group; derived from the specification."""
 
-    queues: tuple[str, ...] = setting("Task queues of its step records.")
+    queues: tuple[str, ...] = setting("Task queues of its step records; none when Maestro runs it itself.")
     depends: tuple[str, ...] = setting("Steps that it waits for.", default=())
     sampled: bool = setting("Whether it fans out to samples.", default=False)
     launches: bool = setting("Whether it starts parallel programs with `$(LAUNCHER)`.", default=False)
@@ -215,6 +216,11 @@ class EnsembleSettings:
     resources: ResourceSettings = setting("Who runs the samples.")
     samples: SampleSettings | None = setting("The sample table.", default=None)
     steps: dict[str, StepFacts] = setting("What has to be known of each step.", default={})
+
+    @property
+    def needs_workers(self) -> bool:
+        """Whether a worker group has anything to do; not so when Maestro runs all steps itself."""
+        return any(group.task_queues for group in self.resources.workers.values())
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain YAML types, to be read back with `schema.build`."""

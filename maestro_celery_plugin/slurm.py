@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import os
 import re
-from collections.abc import Mapping, Sequence
+import signal
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from maestro_celery_plugin.batch_systems import BatchSystem, HeldAllocation, JobReport, StepNeeds, WorkerLaunch, ask
+from maestro_celery_plugin.batch_systems import (
+    LAUNCH_NAME,
+    LAUNCH_NODES,
+    BatchSystem,
+    HeldAllocation,
+    JobReport,
+    ScriptCount,
+    StepNeeds,
+    WorkerLaunch,
+    ask,
+)
 from maestro_celery_plugin.errors import AllocationError
 from maestro_celery_plugin.hookspecs import hookimpl
 from maestro_celery_plugin.settings import BatchSettings
 from maestro_celery_plugin.states import AllocationState
 from maestro_celery_plugin.walltime import clock_text
 
-__all__ = ["SLURM_STATES", "Slurm"]
+__all__ = ["SLURM_STATES", "Slurm", "srun_line"]
 
 # Every state of squeue(1), section JOB STATE CODES, Slurm 22.05 to 24.11.
 SLURM_STATES: dict[str, AllocationState] = {
@@ -47,6 +60,15 @@ SLURM_STATES: dict[str, AllocationState] = {
     "TIMEOUT": AllocationState.TIMED_OUT,
 }
 
+# Why a pending job waits for ever, unless its limits are changed: squeue(1), section JOB REASON CODES.
+NEVER_STARTS = frozenset(
+    {
+        *("AccountNotAllowed", "BadConstraints", "InvalidAccount", "InvalidQOS", "PartitionNodeLimit"),
+        *("PartitionTimeLimit", "QOSNotAllowed"),
+    }
+)
+_FORGOTTEN = re.compile(r"slurm_load_jobs error: Invalid job id specified")
+
 
 class Slurm:
     """The Slurm workload manager."""
@@ -54,6 +76,14 @@ class Slurm:
     type = "slurm"
     adapter = "slurm"
     commands: tuple[str, ...] = ("sbatch", "squeue", "scancel", "srun")
+    modules: tuple[str, ...] = ()
+    # The samples' `srun` would take what the workers' `srun` has set for them for its own options (srun(1),
+    # section INPUT ENVIRONMENT VARIABLES).
+    step_variables: tuple[str, ...] = (
+        *("SLURM_CPU_BIND", "SLURM_CPU_BIND_LIST", "SLURM_CPU_BIND_TYPE", "SLURM_CPU_BIND_VERBOSE"),
+        *("SLURM_DISTRIBUTION", "SLURM_NNODES", "SLURM_NPROCS", "SLURM_NTASKS", "SLURM_NTASKS_PER_NODE"),
+        "SLURM_OVERLAP",
+    )
 
     @hookimpl
     def batch_system(self, type: str) -> BatchSystem | None:
@@ -71,8 +101,13 @@ class Slurm:
         }
 
     def tidied(self, script: str) -> str:
-        """Return the script as it is."""
-        return script
+        """Return the script with two directives more.
+
+        A job that Slurm starts again by itself would do so minutes later, and past the limit of restarts; one
+        that has lost a node goes on with the others.
+        """
+        header, blank, body = script.partition("\n\n")
+        return f"{header}\n#SBATCH --no-requeue\n#SBATCH --no-kill{blank}{body}"
 
     def worker_line(self, launch: WorkerLaunch) -> str:
         """Return the `srun` that starts one worker on each node.
@@ -81,27 +116,34 @@ class Slurm:
         use all of the node, for samples that do not launch anything.
         """
         settings, nodes = launch.settings, launch.nodes
-        spread = f"srun --overlap --nodes={nodes} --ntasks={nodes} --ntasks-per-node=1 --cpu-bind=none --mem=0"
-        line = settings.worker_launch or f"{spread} --kill-on-bad-exit=0 --wait=0"
+        spread = f"srun --overlap --nodes={nodes} --ntasks={nodes} --cpu-bind=none --mem=0"
+        line = settings.worker_launch or f"{spread} --no-kill --kill-on-bad-exit=0 --wait=0"
         words = (settings.launch_pre, line, settings.launch_args, launch.command)
         return " ".join(word for word in words if word)
 
     def sample_launcher(self, needs: StepNeeds) -> str:
-        """Return the `srun` of one sample: with cores of its own (``--exact``), beside those of others."""
-        words = ["srun", "--exact", "--mem=0", "-n", str(needs.procs or max(1, needs.nodes))]
-        if needs.nodes:
-            words += ["-N", str(needs.nodes)]
-        if str(needs.cores_per_task) != "1":
-            words += ["-c", str(needs.cores_per_task)]
+        """Return the `srun` of one sample: with cores of its own (``--exact``), beside those of others.
+
+        Without ``-N``, `srun` would spread it over all nodes of the job; a sample that names no nodes has as
+        few as hold its processes. ``-Q`` keeps it from noting in the sample's stderr that it waits for cores.
+        """
+        if not needs.nodes:
+            needs = dataclasses.replace(needs, nodes=ScriptCount(1, f"${LAUNCH_NODES}"))
+        gpus = []
         if needs.gpus_per_task:
-            words += [f"--gpus-per-task={needs.gpus_per_task}"]
+            gpus = [f"--gpus-per-task={needs.gpus_per_task}"]
         elif needs.gpus:
-            words += [f"--gpus={needs.gpus}"]
-        if needs.walltime_s:
-            words += ["-t", clock_text(needs.walltime_s)]
-        if needs.reservation:
-            words += [f"--reservation={needs.reservation}"]
-        return " ".join((*words, needs.options)).strip()
+            gpus = [f"--gpus={needs.gpus}"]
+        return srun_line(needs, before=("-Q", "--exact", "--mem=0", "-J", f'"${LAUNCH_NAME}"'), gpus=gpus)
+
+    def signal_samples(self, names: Collection[str], number: signal.Signals) -> set[str]:
+        """Send a signal to the job steps of these names: `srun` passes SIGTERM on as SIGKILL."""
+        job = os.environ.get("SLURM_JOB_ID", "")
+        steps = dict(line.split("|") for line in ask(["squeue", "-h", "-s", "-j", job, "-o", "%i|%j"]).split())
+        mine = [step for step, name in steps.items() if name in names]
+        if mine:
+            ask(["scancel", f"--signal={number.name}", *mine])
+        return {steps[step] for step in mine}
 
     def held(self, environ: Mapping[str, str]) -> HeldAllocation | None:
         """Return the allocation of `salloc` or of a batch script around this process."""
@@ -130,7 +172,8 @@ class Slurm:
 
     def reports(self, jobs: Sequence[str]) -> dict[str, JobReport]:
         """Ask `squeue`, and `sacct` about jobs that it has forgotten."""
-        found = _parsed(ask(["squeue", "--noheader", "-t", "all", "-o", "%A|%T|%r", "-u", _user()]))
+        words = ["squeue", "--noheader", "-t", "all", "-o", "%A|%T|%r", "-j", ",".join(jobs)]
+        found = _parsed(ask(words, forgotten=_FORGOTTEN))
         missing = [job for job in jobs if job not in found]
         if missing:
             with contextlib.suppress(AllocationError):  # without accounting there is nobody to ask
@@ -139,30 +182,50 @@ class Slurm:
         return {job: found.get(job, JobReport(AllocationState.GONE)) for job in jobs}
 
 
-def _user() -> str:
-    import getpass
+def srun_line(needs: StepNeeds, before: Sequence[str] = (), gpus: Sequence[str] = ()) -> str:
+    """Return the `srun` of one sample.
 
-    return getpass.getuser()
+    Args:
+        needs: What the sample needs.
+        before: Options before those that follow from the step's keys.
+        gpus: Options for GPUs.
+    """
+    words = ["srun", *before, "-n", str(needs.procs or max(1, needs.nodes))]
+    if needs.nodes:
+        words += ["-N", str(needs.nodes)]
+    if str(needs.cores_per_task) != "1":
+        words += ["-c", str(needs.cores_per_task)]
+    words += gpus
+    if needs.walltime_s:
+        words += ["-t", clock_text(needs.walltime_s)]
+    if needs.reservation:
+        words += [f"--reservation={needs.reservation}"]
+    return " ".join((*words, needs.options)).strip()
 
 
 def _end_of(job: str) -> float | None:
-    """Return when a job ends, in Unix seconds, by its `scontrol` entry."""
-    import datetime
-
+    """Return when a job ends, in Unix seconds; None when it has no limit, or nobody tells."""
     with contextlib.suppress(AllocationError):
-        found = re.search(r"EndTime=(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)", ask(["scontrol", "show", "job", job]))
-        if found:
-            return datetime.datetime.fromisoformat(found[1]).timestamp()
+        end = ask(["squeue", "-h", "-j", job, "-o", "%e"], environ={"SLURM_TIME_FORMAT": "%s"}).strip()
+        return float(end) if end.isdigit() else None
     return None
 
 
 def _parsed(output: str) -> dict[str, JobReport]:
-    """Read lines of ``id|STATE|reason``; a state may have a tail, as in ``CANCELLED by 1000``."""
+    """Read lines of ``id|STATE|reason``; a state may have a tail, as in ``CANCELLED by 1000``.
+
+    A state that the table does not have counts as open, with its word as the reason: a job that may still
+    run is not given up for a word that a later Slurm has.
+    """
     reports = {}
     for line in output.splitlines():
         job, _, rest = line.strip().partition("|")
         word, _, reason = rest.partition("|")
         state = SLURM_STATES.get(word.split(" ")[0].rstrip("+"))
+        if state is AllocationState.PENDING and reason in NEVER_STARTS:
+            state = AllocationState.FAILED
         if state is not None:
             reports[job] = JobReport(state, "" if reason in ("None", "") else reason)
+        elif word:
+            reports[job] = JobReport(AllocationState.RUNNING, word)
     return reports

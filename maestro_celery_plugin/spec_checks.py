@@ -7,15 +7,17 @@ import json
 import re
 import shlex
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any
 
 import maestrowf
 
 from maestro_celery_plugin import schema
-from maestro_celery_plugin.errors import SpecificationError
+from maestro_celery_plugin.batch_systems import batch_system
+from maestro_celery_plugin.errors import AllocationError, SpecificationError
 from maestro_celery_plugin.settings import BatchSettings, ResourceSettings, SampleSettings, StepSettings
+from maestro_celery_plugin.steps import SHELL_KEY
 from maestro_celery_plugin.tokens import RESERVED, names_in
 
 __all__ = [
@@ -23,12 +25,15 @@ __all__ = [
     "STEP_SETTING_KEYS",
     "check_block",
     "check_content",
+    "check_plain",
     "check_shape",
     "tidy",
     "unknown_tokens",
 ]
 
 BLOCKS = ("description", "batch", "env", "study", "global.parameters", "merlin", "user")
+# Batch systems of which Maestro's adapter does not take a shell (lsfscriptadapter.py:70).
+DEAF_TO_SHELL = ("lsf", "lsf-srun")
 STEP_SETTING_KEYS = tuple(schema.json_schema(StepSettings)["properties"])
 _BATCH = schema.json_schema(BatchSettings)
 _MERLIN: dict[str, Any] = {
@@ -165,6 +170,42 @@ def _check_step(step: Any, number: int, file: str) -> None:
     check_block(step["run"], {**run, "properties": properties}, file, f"{where}.run")
     check_block(step["run"].get("batch", {}), _BATCH, file, f"{where}.run.batch")
     _check_shell(step["run"].get("shell"), file, f"{where}.run.shell")
+
+
+def check_plain(data: Mapping[str, Any], plain: Set[str], file: str) -> None:
+    """Make sure that Maestro can run the plain steps.
+
+    Raises:
+        SpecificationError: they use keys that only workers know, or Maestro has no adapter for the batch system.
+    """
+    type = (data.get("batch") or {}).get("type", "local")
+    for step in data["study"]:
+        if step["name"] in plain:
+            _check_plain_step(step, type, file)
+    if plain:
+        try:
+            batch_system(type)
+        except AllocationError as cause:
+            name = sorted(plain)[0]
+            raise SpecificationError.at(
+                file,
+                "batch.type",
+                f"found '{type}', for which Maestro cannot run the step '{name}' itself "
+                "(merlin.resources.unassigned: maestro); use 'local', 'slurm', 'lsf' or 'flux', or give the step to a "
+                "worker group.",
+            ) from cause
+
+
+def _check_plain_step(step: Mapping[str, Any], type: str, file: str) -> None:
+    known = () if type in DEAF_TO_SHELL else (SHELL_KEY,)
+    for key in STEP_SETTING_KEYS:
+        if key in step["run"] and key not in known:
+            raise SpecificationError.at(
+                file,
+                f"study.{step['name']}.run.{key}",
+                "Maestro runs this step itself (merlin.resources.unassigned: maestro) and does not know the key; leave "
+                "it out, or give the step to a worker group.",
+            )
 
 
 def _check_shell(shell: str | None, file: str, where: str) -> None:

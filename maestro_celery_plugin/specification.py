@@ -3,8 +3,8 @@
 A specification that has none of them is read by Maestro alone. One that has goes through these stages,
 each of which stops the launch with one message before anything is created:
 
-text → YAML → variables put in (`variables.py`) → checked (`spec_checks.py`, `worker_groups.py`)
-→ `YAMLSpecification` + `EnsembleSettings`
+text → YAML → variables put in (`variables.py`) → checked (`spec_checks.py`, `worker_groups.py`,
+`resource_checks.py`) → `YAMLSpecification` + `EnsembleSettings`
 """
 
 from __future__ import annotations
@@ -23,12 +23,14 @@ from maestrowf.specification.yamlspecification import YAMLSpecification
 
 from maestro_celery_plugin import launch, schema
 from maestro_celery_plugin.errors import SpecificationError
-from maestro_celery_plugin.launchers import launches, needs_of
+from maestro_celery_plugin.launchers import launches
+from maestro_celery_plugin.resource_checks import check_resources, step_needs
 from maestro_celery_plugin.settings import BatchSettings, EnsembleSettings, ResourceSettings, SampleSettings, StepFacts
 from maestro_celery_plugin.spec_checks import (
     ALL_COMBINATIONS,
     STEP_SETTING_KEYS,
     check_content,
+    check_plain,
     check_shape,
     tidy,
     unknown_tokens,
@@ -36,7 +38,7 @@ from maestro_celery_plugin.spec_checks import (
 from maestro_celery_plugin.steps import STEP_KEY
 from maestro_celery_plugin.tokens import SAMPLE_TOKENS, Spelling, names_in, substitute
 from maestro_celery_plugin.variables import Variables
-from maestro_celery_plugin.worker_groups import check_groups, task_queues, with_task_queues
+from maestro_celery_plugin.worker_groups import check_groups, left_to_maestro, task_queues, with_task_queues
 
 LOGGER = logging.getLogger(__name__)
 
@@ -51,6 +53,8 @@ class EnsembleSpecification(YAMLSpecification):  # type: ignore[misc]
     """
 
     ensemble: EnsembleSettings | None = None
+    _sampled: frozenset[str] = frozenset()
+    _plain: frozenset[str] = frozenset()
 
     @classmethod
     def load_specification(cls, path: str) -> EnsembleSpecification:
@@ -87,14 +91,19 @@ class EnsembleSpecification(YAMLSpecification):  # type: ignore[misc]
         check_shape(data, file)
         data = tidy(Variables(data, file).put_into(data))
         check_content(data, file)
-        self.ensemble = _ensemble_settings(data, file)
+        self._sampled = _sampled_steps(data)
+        resources = schema.build(ResourceSettings, (data.get("merlin") or {}).get("resources") or {})
+        self._plain = left_to_maestro(resources, self._sampled, data)
+        check_plain(data, self._plain, file)
+        self.ensemble = _ensemble_settings(data, resources, self._plain, file)
         self.description = data["description"]
         self.environment = _maestro_environment(data.get("env") or {}, self.path)
         self.globals = data.get("global.parameters") or {}
         self.study = data["study"]
         self.batch = {"type": "celery"}  # completed when the samples are acquired
         self._verify_by_maestro(file)
-        self.ensemble = dataclasses.replace(self.ensemble, steps=_step_facts(self, data, file))
+        self.ensemble = dataclasses.replace(self.ensemble, steps=self._step_facts(data, file))
+        check_resources(self.ensemble, data, file, ask=launch.OPTIONS.launching)
         if not launch.OPTIONS.parameter_generator:  # which makes parameters that cannot be known here
             for where, name in unknown_tokens(data):
                 LOGGER.warning(
@@ -103,6 +112,20 @@ class EnsembleSpecification(YAMLSpecification):  # type: ignore[misc]
                     where,
                     name,
                 )
+
+    def _step_facts(self, data: dict[str, Any], file: str) -> dict[str, StepFacts]:
+        queues = task_queues(data, file)
+        facts = {}
+        for step in data["study"]:
+            name, run = step["name"], {"cmd": "", "restart": "", **step["run"]}
+            facts[name] = StepFacts(
+                queues=() if name in self._plain else queues[name],
+                depends=tuple(ALL_COMBINATIONS.sub("", parent) for parent in run.get("depends") or ()),
+                sampled=name in self._sampled,
+                launches=launches(run["cmd"]) or launches(run["restart"]),
+                needs=step_needs(self.ensemble, step, file) if self.ensemble else {},
+            )
+        return facts
 
     def _verify_by_maestro(self, file: str) -> None:
         """Let Maestro verify its part; it logs tracebacks, so its logger is silent meanwhile."""
@@ -126,58 +149,40 @@ class EnsembleSpecification(YAMLSpecification):  # type: ignore[misc]
         return environment
 
     def get_study_steps(self) -> list[Any]:
-        """Return Maestro's steps, with the settings of ours under one key of `run`.
+        """Return Maestro's steps, with the settings of ours under one key of `run`; plain steps as they are.
 
-        `restart` is filled with `cmd` where there is none: Maestro gives such steps a restart limit of
-        0, which means unlimited (datastructures/core/study.py:720, executiongraph.py:205).
+        `restart` of ours is filled with `cmd` where there is none: Maestro gives such steps a restart limit
+        of 0, which means unlimited (datastructures/core/study.py:580, executiongraph.py:215).
         """
         steps: list[Any] = super().get_study_steps()
-        if self.ensemble:
-            for step in steps:
-                step.run[STEP_KEY] = _step_entry(step, self)
-                step.run["restart"] = step.run["restart"] or step.run["cmd"]
-                for key in STEP_SETTING_KEYS:
-                    step.run.pop(key, None)
+        for step in steps if self.ensemble else ():
+            if step.name not in self._plain:
+                self._make_ours(step)
         return steps
 
-
-def _step_entry(step: Any, specification: EnsembleSpecification) -> dict[str, Any]:
-    settings = {key: step.run[key] for key in STEP_SETTING_KEYS if step.run.get(key) is not None}
-    samples = specification.ensemble.samples if specification.ensemble else None
-    sampled = samples is not None and _is_sampled(step.run, specification, samples)
-    return {"step": step.name, "sampled": sampled, "settings": settings}
-
-
-def _step_facts(specification: EnsembleSpecification, data: dict[str, Any], file: str) -> dict[str, StepFacts]:
-    samples = specification.ensemble.samples if specification.ensemble else None
-    queues = task_queues(data, file)
-    facts = {}
-    for step in data["study"]:
-        run = {"cmd": "", "restart": "", **step["run"]}
-        try:
-            needs = needs_of(run)
-        except ValueError as cause:
-            raise SpecificationError.at(file, f"study.{step['name']}.run", str(cause)) from cause
-        facts[step["name"]] = StepFacts(
-            queues=queues[step["name"]],
-            depends=tuple(ALL_COMBINATIONS.sub("", parent) for parent in run.get("depends") or ()),
-            sampled=samples is not None and _is_sampled(run, specification, samples),
-            launches=launches(run["cmd"]) or launches(run["restart"]),
-            needs=dataclasses.asdict(needs),
-        )
-    return facts
+    def _make_ours(self, step: Any) -> None:
+        settings = {key: step.run[key] for key in STEP_SETTING_KEYS if step.run.get(key) is not None}
+        step.run[STEP_KEY] = {"step": step.name, "sampled": step.name in self._sampled, "settings": settings}
+        step.run["restart"] = step.run["restart"] or step.run["cmd"]
+        for key in STEP_SETTING_KEYS:
+            step.run.pop(key, None)
 
 
-def _is_sampled(
-    run: Mapping[str, Any], specification: EnsembleSpecification, samples: SampleSettings
-) -> bool:
-    """Tell whether the step's own cmd or restart has a token of a sample."""
-    env = specification.environment
+def _sampled_steps(data: Mapping[str, Any]) -> frozenset[str]:
+    """Return the steps whose own cmd or restart has a token of a sample."""
+    samples = (data.get("merlin") or {}).get("samples")
+    if samples is None:
+        return frozenset()
+    env = data.get("env") or {}
     texts = {name: str(value) for name, value in (env.get("labels") or {}).items()}
-    others = {*specification.globals, *(env.get("variables") or {}), *texts}
-    spelling = Spelling((*samples.column_labels, *SAMPLE_TOKENS))
-    used = {name for key in ("cmd", "restart") for name in names_in(substitute(run[key] or "", texts))}
-    return any(spelling.of(name) for name in used - others)
+    others = {*(data.get("global.parameters") or {}), *(env.get("variables") or {}), *texts}
+    spelling = Spelling((*samples["column_labels"], *SAMPLE_TOKENS))
+
+    def is_sampled(run: Mapping[str, Any]) -> bool:
+        used = {name for key in ("cmd", "restart") for name in names_in(substitute(run.get(key) or "", texts))}
+        return any(spelling.of(name) for name in used - others)
+
+    return frozenset(step["name"] for step in data["study"] if is_sampled(step["run"]))
 
 
 # --- reading -----------------------------------------------------------------------------------------
@@ -267,11 +272,13 @@ def _maestro_environment(env: Mapping[str, Any], path: str | None) -> dict[str, 
     return {**env, "variables": variables}
 
 
-def _ensemble_settings(data: dict[str, Any], file: str) -> EnsembleSettings:
+def _ensemble_settings(
+    data: dict[str, Any], resources: ResourceSettings, plain: frozenset[str], file: str
+) -> EnsembleSettings:
     merlin = data.get("merlin") or {}
-    resources = schema.build(ResourceSettings, merlin.get("resources") or {})
     queues = task_queues(data, file)
     check_groups(resources, queues, data, file)
+    queues = {step: names for step, names in queues.items() if step not in plain}
     return EnsembleSettings(
         batch=schema.build(BatchSettings, data.get("batch") or {}),
         resources=with_task_queues(resources, queues, data, file),

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from maestro_celery_plugin.coordinator import conductor_lock
+from maestro_celery_plugin.conductorship import conductor_lock
 from maestro_celery_plugin.errors import StudyError
 from maestro_celery_plugin.ledger import COORDINATOR, ENTRY, SUFFIX, Entries, LedgerReader
 from maestro_celery_plugin.manifest import Manifest
@@ -28,6 +28,7 @@ from maestro_celery_plugin.session import Heartbeat, Session
 from maestro_celery_plugin.states import Outcome
 from maestro_celery_plugin.status_csv import LAST_STATES, StepRow, read_rows, shared_lock
 from maestro_celery_plugin.study import StudyPlan
+from maestro_celery_plugin.worker_sources import awaited_groups
 from maestro_celery_plugin.workers import SILENCE_LIMIT_S
 
 __all__ = ["StatusReader", "StepStatus", "StudyState", "StudyStatus", "WorkerStatus"]
@@ -62,7 +63,8 @@ class StepStatus:
         params: Values of its parameters, by name.
         state: Maestro's name of its state; `INTERRUPTED` when it was running and no conductor lives.
         restarts: How often Maestro has restarted it.
-        samples: Its samples by state, all 0 before it is submitted; one for a record that is not sampled.
+        samples: Its samples by state; one for a record that is not sampled, all 0 before it is submitted and for a
+            plain step, which Maestro runs.
         rate: Samples per second, lately; None before the first has ended.
     """
 
@@ -84,13 +86,13 @@ class StepStatus:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WorkerStatus:
-    """A worker that has not been forgotten.
+    """A worker that has not been forgotten, or that is waited for.
 
     Attributes:
-        name: Its name.
+        name: Its name; empty for one that is awaited.
         group: Its worker group.
-        node: The machine it runs on.
-        state: `starting`, `idle`, `busy`, `stopping` or `dead`.
+        node: The machine it runs on, or is awaited on.
+        state: `starting`, `idle`, `busy`, `draining`, `stopping`, `dead` or `awaited`.
     """
 
     name: str
@@ -170,7 +172,7 @@ class StatusReader:
                 path=self._plan.root,
                 state=self._state(rows, conducted),
                 steps=self._steps(rows, alive, conducted),
-                workers=list(self._workers(beats, alive)),
+                workers=[*self._workers(beats, alive), *self._awaited(rows, beats, alive)],
             )
         except OSError as cause:
             raise StudyError(f"The study '{self._plan.root}' cannot be read: {cause}.") from cause
@@ -187,7 +189,7 @@ class StatusReader:
     def _state(self, rows: list[StepRow], conducted: bool) -> StudyState:
         if conducted:
             return StudyState.RUNNING
-        if not (self._plan.ledger / f"{COORDINATOR}{SUFFIX}").exists():
+        if not (self._session.read_conductor_beat() or (self._plan.ledger / f"{COORDINATOR}{SUFFIX}").exists()):
             return StudyState.PENDING
         return _state_after_end({row.state for row in rows})
 
@@ -209,6 +211,17 @@ class StatusReader:
                 state = "busy" if beat.name in busy else beat.state
                 state = state if alive[beat.name] else "dead"
                 yield WorkerStatus(name=beat.name, group=beat.group, node=beat.node, state=state)
+
+    def _awaited(
+        self, rows: list[StepRow], beats: list[Heartbeat], alive: dict[str, bool]
+    ) -> Iterator[WorkerStatus]:
+        """Yield what is missing: a group of which somebody has to start the workers on another machine."""
+        served = {beat.group for beat in beats if alive[beat.name]}
+        left = {row.step for row in rows if row.state not in LAST_STATES}
+        queues = {queue for step, facts in self._plan.settings.steps.items() if step in left for queue in facts.queues}
+        for name, group in awaited_groups(self._plan.settings, served).items():
+            if queues.intersection(group.task_queues):
+                yield WorkerStatus(name="", group=name, node=" or ".join(group.machines), state="awaited")
 
     # --- step records ---
 
@@ -301,8 +314,10 @@ def _step(
 
 def _step_state(state: str, record: RecordSamples | None, conducted: bool) -> str:
     """Return the state of a step record: Maestro's word if it is the last one, else the newer ledger's."""
-    if state in LAST_STATES or record is None:
+    if state in LAST_STATES:
         return state
+    if record is None:  # not submitted yet, or a plain step, of which Maestro alone knows
+        return "INTERRUPTED" if state == "RUNNING" and not conducted else state
     if record.progress.is_complete:
         return "FAILED" if (record.progress.outcome == Outcome.HARD_FAILED).any() else "FINISHED"
     if not record.progress.started.any():

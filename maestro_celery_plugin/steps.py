@@ -8,9 +8,16 @@ from typing import Any
 from maestro_celery_plugin import schema
 from maestro_celery_plugin.settings import StepSettings
 
-__all__ = ["STEP_KEY", "step_settings"]
+__all__ = ["SHELL_KEY", "STEP_KEY", "is_plain", "step_settings"]
 
 STEP_KEY = "celery"
+# The one step key of ours that Maestro's adapters can be told, as a keyword (scriptadapter.py:62).
+SHELL_KEY = "shell"
+
+
+def is_plain(run: Mapping[str, Any]) -> bool:
+    """Tell whether a step is one that Maestro runs itself, from its `run` dictionary."""
+    return STEP_KEY not in run
 
 
 def step_settings(run: Mapping[str, Any]) -> StepSettings:

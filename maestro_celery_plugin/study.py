@@ -7,6 +7,7 @@ Everything of ours lies in the study's ``merlin_info`` directory:
       samples.csv ...               what it wrote, if it writes there
       records/<workspace>/manifest.json
       ledger/<writer>.ledger        attempts of all step records, one file per writer
+      plain/<step record>/          what became of steps that Maestro runs itself
       workers/<worker>.log
       allocations/<name>/<number>/  batch script, what the job printed, its state
       session/                      0700: secret, broker, heartbeats
@@ -113,6 +114,16 @@ class StudyPlan:
     def records(self) -> Path:
         """The directory of the manifests (`manifest.py`)."""
         return self.info / "records"
+
+    @property
+    def plain(self) -> Path:
+        """The directory of what is kept of plain steps (`plain_steps.py`)."""
+        return self.info / "plain"
+
+    @property
+    def worker_logs(self) -> Path:
+        """The directory of what the workers print."""
+        return self.info / "workers"
 
     @property
     def reasons(self) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import threading
 from pathlib import Path
@@ -70,9 +69,12 @@ class StudySide:
     def is_void(self, record: int, epoch: int, sample: int) -> bool:
         """Tell whether a sample shall not start: the coordinator has sent or cancelled it under a later epoch."""
         self._follow_coordinator()
-        # Their epochs never fall, so that the later ones are at the end.
-        later = itertools.takewhile(lambda fence: fence[0] > epoch, reversed(self._fences.get(record, ())))
-        return any(start <= sample < stop for _, start, stop in later)
+        for fence, start, stop in reversed(self._fences.get(record, ())):
+            if fence <= epoch:  # epochs never fall, so that the later ones are at the end
+                return False
+            if start <= sample < stop:
+                return True
+        return False
 
     def must_end(self, record: int, epoch: int, sample: int) -> bool:
         """Tell whether a running attempt shall end: the coordinator has cancelled it, or holds it for lost.

@@ -25,6 +25,7 @@ from maestro_celery_plugin.manifest import Manifest
 from maestro_celery_plugin.plugins import plugin_manager
 from maestro_celery_plugin.progress import BROKEN, UNREADABLE, cannot_run_code
 from maestro_celery_plugin.runner import CannotRunError, Runner, RunningAttempt
+from maestro_celery_plugin.sample_launches import SampleLaunches
 from maestro_celery_plugin.states import Outcome
 from maestro_celery_plugin.study_side import StudySide
 
@@ -92,19 +93,27 @@ class WorkerSide:
         slots: How many samples run at a time.
         send: Puts a range task on a task queue; raises when the broker is away.
         deadline: When the allocation ends.
+        launches: What samples that start parallel programs get; None where there is nothing to launch with.
 
     Attributes:
         deadline: When the allocation ends.
+        launches: What samples that start parallel programs get.
         busy: How many slots work.
         last_work: When one began or ended to (monotonic).
         stopping: Set when no further sample shall start.
     """
 
     def __init__(
-        self, writer: str, slots: int, send: Callable[[RangeTask, str], None], deadline: Deadline | None = None
+        self,
+        writer: str,
+        slots: int,
+        send: Callable[[RangeTask, str], None],
+        deadline: Deadline | None = None,
+        launches: SampleLaunches | None = None,
     ) -> None:
         self.send = send
         self.deadline = deadline or Deadline()
+        self.launches = launches or SampleLaunches(writer)
         self.busy = 0
         self.last_work = time.monotonic()
         self.stopping = threading.Event()
@@ -173,6 +182,8 @@ class WorkerSide:
         Args:
             code: Exit code of the sample; a shell adds 128 to the number of a signal.
         """
+        if not self.deadline.is_in_allocation:
+            return False
         is_suspicious = code in [sign for number in _ENDING_SIGNALS for sign in (-number, 128 + number)]
         return is_suspicious and self.stopping.wait(SIGNAL_LIMIT_S)
 
@@ -186,14 +197,17 @@ class WorkerSide:
 
     def check_running(self) -> None:
         """End the samples that shall not run any more; called again and again while there are some."""
-        deadline = self.deadline
-        for running, work, sample in list(self._running.values()):
+        is_over, is_warning = self.deadline.is_over, self.deadline.is_warning
+        to_be_warned: dict[signal.Signals, dict[int, RunningAttempt]] = {}
+        for slot, (running, work, sample) in list(self._running.items()):
             if self.stopping.is_set() or work.must_end(sample):
                 running.end()
-            elif deadline.is_over:
+            elif is_over:
                 running.end(at_once=True)
-            elif deadline.is_warning:
-                running.warn(work.signal)
+            elif is_warning:
+                to_be_warned.setdefault(work.signal, {})[slot] = running
+        for number, attempts in to_be_warned.items():
+            self.launches.warn(attempts, number)
 
 
 class _RangeWork:
@@ -300,7 +314,8 @@ class _RangeWork:
                 if decision is None:
                     return
                 again = decision
-            running = self._runner.start(sample, first=first, again=again)
+            environment = self._worker.launches.environment(self._slot, self._manifest)
+            running = self._runner.start(sample, first=first, again=again, environment=environment)
         except CannotRunError as cause:
             self._cannot_run(sample, cause)
             return
@@ -313,7 +328,9 @@ class _RangeWork:
         self._note(kind, sample, int(attempt.duration_s * 1e6), code=attempt.code)
         self._worker.learn(self._task, attempt.duration_s)
         try:
-            plugin_manager().hook.attempt_finished(attempt=attempt)
+            hook = plugin_manager().hook.attempt_finished
+            if hook.get_hookimpls():  # pluggy's call costs time, for each sample, with nobody there, too
+                hook(attempt=attempt)
         except Exception:  # a third party's; the samples need not suffer
             LOGGER.exception("a plugin's attempt_finished has failed")
 

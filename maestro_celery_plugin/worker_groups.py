@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from typing import Any
 
 from maestro_celery_plugin import schema
@@ -19,12 +19,30 @@ from maestro_celery_plugin.settings import (
 from maestro_celery_plugin.spec_checks import check_block
 from maestro_celery_plugin.tokens import names_in, substitute
 
-__all__ = ["check_groups", "served_queues", "task_queues", "with_task_queues"]
+__all__ = ["check_groups", "left_to_maestro", "served_queues", "task_queues", "with_task_queues"]
 
 LOGGER = logging.getLogger(__name__)
 
 # Task queues of each step: more than one where the name has a parameter.
 StepQueues = Mapping[str, tuple[str, ...]]
+
+
+def left_to_maestro(resources: ResourceSettings, sampled: Set[str], data: Mapping[str, Any]) -> frozenset[str]:
+    """Return the steps that Maestro runs itself: those that nothing gives to the workers.
+
+    Args:
+        resources: The worker groups as written.
+        sampled: The sampled steps.
+        data: The specification.
+    """
+    if resources.unassigned == "workers":
+        return frozenset()
+    named = {step for group in resources.workers.values() for step in group.steps} - {"all"}
+    return frozenset(
+        step["name"]
+        for step in data["study"]
+        if step["name"] not in sampled | named and "task_queue" not in step["run"]
+    )
 
 
 def task_queues(data: Mapping[str, Any], file: str) -> dict[str, tuple[str, ...]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from maestro_celery_plugin import schema
@@ -26,6 +26,7 @@ from maestro_celery_plugin.worker_terms import WorkerTerms
 
 __all__ = [
     "allocation_name",
+    "awaited_groups",
     "batch_of",
     "has_other_hosts",
     "is_for_this_machine",
@@ -33,7 +34,6 @@ __all__ = [
     "sources_of",
     "steps_of",
     "terms_of",
-    "unstaffed",
 ]
 
 
@@ -177,7 +177,12 @@ def has_other_hosts(settings: EnsembleSettings) -> bool:
     return any(group.machines or batch_of(settings, group).type != "local" for group in groups)
 
 
-def unstaffed(settings: EnsembleSettings) -> Mapping[str, WorkerGroupSettings]:
-    """Return the groups whose workers somebody has to start on another machine."""
-    groups = settings.resources.workers
-    return {name: group for name, group in groups.items() if group.task_queues and not is_for_this_machine(group)}
+def awaited_groups(settings: EnsembleSettings, served: Collection[str]) -> dict[str, WorkerGroupSettings]:
+    """Return the groups whose workers have to be on certain machines, and are not there yet.
+
+    Args:
+        settings: The study's settings.
+        served: Groups of which workers live.
+    """
+    groups = {name: group for name, group in settings.resources.workers.items() if group.machines}
+    return {name: group for name, group in groups.items() if group.task_queues and name not in served}

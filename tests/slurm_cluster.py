@@ -289,6 +289,7 @@ class SlurmCluster:
         """Start a daemon as a child that ends with this process, even when this process is killed.
 
         The kernel watches the thread that calls this, so it must be one that lasts as long as the cluster.
+        Processes of jobs are not watched: when this process is killed, they go on to their own end.
         """
         with (self._directory / f"{name}.out.log").open("ab") as log:
             self._daemons[name] = subprocess.Popen(

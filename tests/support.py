@@ -18,6 +18,15 @@ import pytest
 
 BIN = Path(sys.executable).parent
 ROOT = Path(__file__).parent.parent
+# Runs `maestro` as if this package were not installed.
+WITHOUT_PLUGIN = (
+    "import pkgutil, sys\n"
+    "found = pkgutil.iter_modules\n"
+    "pkgutil.iter_modules = lambda *a, **k: [m for m in found(*a, **k) if 'celeryscriptadapter' not in m[1]]\n"
+    "from maestrowf.maestro import main\n"
+    "main()\n"
+)
+
 
 def needed(command: str, *more_places: str) -> str:
     """Return the path of a server; skip the test when it is missing, or fail it in CI."""

@@ -9,7 +9,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from support import BIN, ROOT, wait_for
+from support import BIN, ROOT, WITHOUT_PLUGIN, wait_for
 
 import maestro_celery_plugin
 
@@ -284,13 +284,6 @@ PLAIN = """
     global.parameters:
       P: {values: [1, 2], label: P.%%}
 """
-WITHOUT_PLUGIN = (
-    "import pkgutil, sys\n"
-    "found = pkgutil.iter_modules\n"
-    "pkgutil.iter_modules = lambda *a, **k: [m for m in found(*a, **k) if 'celeryscriptadapter' not in m[1]]\n"
-    "from maestrowf.maestro import main\n"
-    "main()\n"
-)
 
 
 def test_a_plain_spec_gives_the_same_files_with_and_without_the_plugin(run, tmp_path):

@@ -93,8 +93,8 @@ def test_the_launcher_is_that_of_the_batch_system(slurm_study, workspace):
     step.run |= {"nodes": 2, "procs": "4"}
     _, script, restart = adapter_of(slurm_study).write_script(str(workspace), step)
     with open(script) as cmd, open(restart) as again:
-        assert cmd.read().endswith("\nsrun --exact --mem=0 -n 2 -N 1 sim\n")
-        assert again.read().endswith("\nsrun --exact --mem=0 -n 4 -N 2 sim\n")
+        assert cmd.read().endswith('\nsrun -Q --exact --mem=0 -J "$MAESTRO_CELERY_LAUNCH" -n 2 -N 1 sim\n')
+        assert again.read().endswith('\nsrun -Q --exact --mem=0 -J "$MAESTRO_CELERY_LAUNCH" -n 4 -N 2 sim\n')
     manifest = manifest_of(slurm_study, step, str(workspace), 1)
     assert (manifest.needs, manifest.launches) == (StepNeeds(nodes=2, procs=4), True)
 
@@ -126,7 +126,7 @@ def test_without_jobs_there_is_nothing_to_do_and_no_coordinator(study):
 
 
 def test_while_another_conductor_lives_this_one_ends_at_its_first_submission(study, monkeypatch, caplog):
-    monkeypatch.setattr(coordinator, "LOCK_LIMIT_S", 0.02)
+    monkeypatch.setattr("maestro_celery_plugin.conductorship.LOCK_LIMIT_S", 0.02)
     adapter = adapter_of(study)
     with FileLock(study.info / "conductor.lock"):
         with pytest.raises(SystemExit, match=r"Another conductor is running the study"):

@@ -29,6 +29,8 @@ CORE: dict[str, set[str]] = {
     "walltime": set(),
     "batch_systems": {"errors", "settings", "states"},
     "slurm": {"batch_systems", "errors", "hookspecs", "settings", "states", "walltime"},
+    "lsf": {"batch_systems", "hookspecs", "settings", "slurm", "states"},
+    "flux": {"batch_systems", "errors", "hookspecs", "settings", "states"},
     "launchers": {"batch_systems", "settings", "steps", "tokens", "walltime"},
     "manifest": {"batch_systems", "sample_paths"},
     "ledger": {"errors", "numpy"},
@@ -36,15 +38,23 @@ CORE: dict[str, set[str]] = {
     "holdings": {"ledger", "numpy"},
     "tracker": {"ledger", "manifest", "numpy", "progress", "states"},
     "session": {"errors", "manifest"},
-    "runner": {"manifest", "tokens"},
+    "runner": {"manifest", "states", "tokens"},
     "samples": {"errors", "hookspecs", "manifest"},
     "row_index": {"errors", "numpy"},
     "text_table": {"errors", "hookspecs", "numpy", "row_index", "samples"},
     "npy_table": {"errors", "hookspecs", "numpy"},
-    "plugins": {"hookspecs", "npy_table", "pluggy", "slurm", "text_table"},
+    "plugins": {"flux", "hookspecs", "lsf", "npy_table", "pluggy", "slurm", "text_table"},
     "study_side": {"ledger", "manifest", "numpy", "progress", "runner", "samples", "study"},
-    "tasks": {"errors", "ledger", "manifest", "numpy", "plugins", "progress", "runner", "states", "study_side"},
-}
+    "worker_terms": {"errors", "manifest", "session"},
+    "deadline": {"batch_systems", "worker_terms"},
+    "allocations": {"batch_systems", "deadline", "errors", "manifest", "processes", "settings", "states", "walltime"},
+    "allocation_source": {"allocations", "errors", "states"},
+    "sample_launches": {"batch_systems", "errors", "manifest", "runner"},
+    "tasks": {
+        "deadline", "errors", "ledger", "manifest", "numpy", "plugins", "progress", "runner", "sample_launches", "states",
+        "study_side",
+    },
+}  # fmt: skip
 # Who may import Celery or kombu at all, be it inside a function.
 CELERY = {
     "app", "broker", "broker_keeper", "celery_worker", "dispatch", "intake", "worker", "worker_options",

@@ -169,8 +169,23 @@ def test_column_labels_in_the_first_row_are_suspicious(acquire, caplog):
     assert "the first row is the column labels" in caplog.text
 
 
+def settings_of(workers):
+    return EnsembleSettings(batch=BatchSettings(), resources=ResourceSettings(workers=workers))
+
+
+def test_without_work_for_workers_no_broker_is_looked_at(monkeypatch):
+    """Given a study whose steps Maestro runs itself, then its broker does not matter, and is kept from its steps."""
+    monkeypatch.setattr(launch.OPTIONS, "launching", True)
+    monkeypatch.setattr(launch.OPTIONS, "dry_run", False)
+    monkeypatch.setenv("MAESTRO_CELERY_BROKER_URL", "redis://127.0.0.1:1/0")
+
+    launch.check_before(settings_of({"w": WorkerGroupSettings()}), "study.yaml")
+
+    assert "MAESTRO_CELERY_BROKER_URL" not in os.environ
+
+
 def test_the_broker_is_looked_at_only_in_a_launch(monkeypatch):
-    settings = EnsembleSettings(batch=BatchSettings(), resources=ResourceSettings())
+    settings = settings_of({"w": WorkerGroupSettings(task_queues=("merlin",))})
     looked_at = []
     monkeypatch.setattr("maestro_celery_plugin.broker.check", looked_at.append)
     launch.check_before(settings, "study.yaml")
@@ -184,12 +199,20 @@ def test_the_broker_is_looked_at_only_in_a_launch(monkeypatch):
     assert len(looked_at) == 1
 
 
-def test_a_batch_type_whose_workers_cannot_be_started_stops_the_launch(monkeypatch):
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("slurm", r"study.yaml: batch.type: found 'slurm' for the worker group 'sim', but there is no 'sbatch' on PATH"),
+        ("pbs", r"study.yaml: batch.type: nothing here knows the batch type 'pbs'; known: local, slurm"),
+    ],
+)
+def test_a_batch_system_that_is_not_there_stops_the_launch(monkeypatch, kind, message):
     group = WorkerGroupSettings(task_queues=("merlin",))
     resources = ResourceSettings(workers={"sim": group})
-    settings = EnsembleSettings(batch=BatchSettings(type="slurm"), resources=resources)
+    settings = EnsembleSettings(batch=BatchSettings(type=kind), resources=resources)
     monkeypatch.setattr(launch.OPTIONS, "launching", True)
     monkeypatch.setattr(launch.OPTIONS, "dry_run", False)
+    monkeypatch.setenv("PATH", "/nowhere")
 
-    with pytest.raises(SpecificationError, match=r"study.yaml: batch.type: found 'slurm' for the worker group 'sim'"):
+    with pytest.raises(SpecificationError, match=message):
         launch.check_before(settings, "study.yaml")

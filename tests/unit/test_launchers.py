@@ -12,7 +12,6 @@ from maestro_celery_plugin.batch_systems import ScriptCount, StepNeeds
 from maestro_celery_plugin.errors import AllocationError
 from maestro_celery_plugin.launchers import (
     batch_type_of,
-    check_launches,
     group_needs,
     launched,
     launches,
@@ -28,7 +27,8 @@ from maestro_celery_plugin.settings import (
     WorkerGroupSettings,
 )
 
-SRUN = "srun --exact --mem=0"
+SRUN = 'srun -Q --exact --mem=0 -J "$MAESTRO_CELERY_LAUNCH"'
+FEW = "-N $MAESTRO_CELERY_NODES"
 STEP = {"nodes": 2, "procs": 8}
 
 
@@ -72,7 +72,8 @@ def test_the_variables_of_the_script_say_what_it_needs():
 
 def test_a_column_of_the_sample_table_can_be_a_count():
     needs = needs_of({"nodes": 1, "procs": "$(N)", "walltime": "$(T)"})
-    assert (needs.nodes, needs.procs, str(needs.procs), needs.walltime_s) == (1, 1, "$(N)", None)
+    assert needs == sized(nodes=1, procs=1)
+    assert launched("$(LAUNCHER) a", "slurm", {"procs": "$(N)"}) == f"{SRUN} -n $(N) {FEW} a"
 
 
 @pytest.mark.parametrize(
@@ -104,11 +105,11 @@ def test_a_count_of_a_script_keeps_its_text():
         ("$(LAUNCHER)[1n,4p] ./a", f"{SRUN} -n 4 -N 1 ./a"),
         ("$(LAUNCHER)[1n, 4p] ./a", f"{SRUN} -n 4 -N 1 ./a"),
         ("$(LAUNCHER)[4p,1n] ./a", f"{SRUN} -n 4 -N 1 ./a"),
-        ("$(LAUNCHER)[4p] ./a", f"{SRUN} -n 4 ./a"),
+        ("$(LAUNCHER)[4p] ./a", f"{SRUN} -n 4 {FEW} ./a"),
         ("$(LAUNCHER)[1, 4] ./a", f"{SRUN} -n 4 -N 1 ./a"),
         ("$(LAUNCHER)[1,4]\t./a", f"{SRUN} -n 4 -N 1\t./a"),
-        ("$(LAUNCHER)[$(P)p] ./a", f"{SRUN} -n $(P) ./a"),
-        ("$(LAUNCHER)[2p] a\n$(LAUNCHER) b", f"{SRUN} -n 2 a\n{SRUN} -n 8 -N 2 b"),
+        ("$(LAUNCHER)[$(P)p] ./a", f"{SRUN} -n $(P) {FEW} ./a"),
+        ("$(LAUNCHER)[2p] a\n$(LAUNCHER) b", f"{SRUN} -n 2 {FEW} a\n{SRUN} -n 8 -N 2 b"),
         ("$(LAUNCHER) [ -f x ]", f"{SRUN} -n 8 -N 2 [ -f x ]"),
         ("no launcher $(X)[2n]", "no launcher $(X)[2n]"),
     ],
@@ -124,7 +125,7 @@ def test_the_keys_of_the_step_are_in_the_line():
         "slurm": "--mpi=pmix", "lsf": "--smpiargs=x",
     }  # fmt: skip
     assert launched("$(LAUNCHER) a", "slurm", run) == (
-        f"{SRUN} -n 4 -c 2 --gpus-per-task=1 -t 00:10:00 --reservation=r --mpi=pmix a"
+        f"{SRUN} -n 4 {FEW} -c 2 --gpus-per-task=1 -t 00:10:00 --reservation=r --mpi=pmix a"
     )
 
 
@@ -162,13 +163,14 @@ def test_variables_that_the_script_does_not_set_are_set_before_it():
     ],
 )  # fmt: skip
 def test_what_cannot_be_launched(text, sentence):
-    for attempt in (lambda: check_launches(text, STEP), lambda: launched(text, "slurm", STEP)):
-        with pytest.raises(ValueError, match=f"^{re.escape(sentence)}$"):
-            attempt()
+    with pytest.raises(ValueError, match=f"^{re.escape(sentence)}$"):
+        launched(text, "slurm", STEP)
+    with pytest.raises(ValueError, match=f"^restart: {re.escape(sentence)}$"):
+        needs_of({**STEP, "cmd": "x", "restart": text})
 
 
 def test_a_batch_system_that_nobody_knows():
-    with pytest.raises(AllocationError, match="nothing here knows 'pbs'"):
+    with pytest.raises(AllocationError, match="nothing here knows the batch type 'pbs'"):
         launched("$(LAUNCHER) a", "pbs", {})
 
 

@@ -48,8 +48,8 @@ def test_a_document_without_markers_is_refused(tmp_path):
 
 
 def test_every_settings_class_is_in_the_reference():
-    """`EnsembleSettings` only holds the others together; its samples and resources are the `merlin` block."""
-    assert set(reference.BLOCKS) == set(CLASSES) - {settings.EnsembleSettings}
+    """`EnsembleSettings` only holds the others together, and `StepFacts` is derived: no user writes them."""
+    assert set(reference.BLOCKS) == set(CLASSES) - {settings.EnsembleSettings, settings.StepFacts}
 
 
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda c: c.__name__)
@@ -65,13 +65,13 @@ def test_every_key_is_in_the_readme(cls):
 
 
 def test_every_hook_is_documented():
-    assert set(reference.hooks()) == {"open_samples", "attempt_finished"}
+    assert set(reference.hooks()) == {"open_samples", "attempt_finished", "batch_system"}
     for name, hook in reference.hooks().items():
         assert inspect.getdoc(hook), name
 
 
 def test_every_state_and_exit_code_is_documented():
-    for cls in (states.ExitCode, states.Outcome, states.RecordState):
+    for cls in (states.ExitCode, states.Outcome, states.RecordState, states.AllocationState):
         assert set(reference.member_help(cls)) == set(cls.__members__)
 
 

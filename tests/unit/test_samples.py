@@ -56,6 +56,13 @@ def message(open_it):
 # --- .npy --------------------------------------------------------------------------------------------
 
 
+def test_doubles_have_the_text_that_numpy_gives_them(table_of):
+    """Python's numbers, which are quicker, are written in NumPy's place."""
+    bits = np.random.default_rng(1).integers(0, 2**64 - 1, 2000, dtype=np.uint64)
+    values = np.concatenate([bits.view(np.float64), 10.0 ** np.arange(-320, 309), np.arange(-99, 99) / 8])
+    assert rows(table_of(values)) == [[str(value)] for value in values]
+
+
 @pytest.mark.parametrize(
     ("array", "texts"),
     [

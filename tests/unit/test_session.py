@@ -12,7 +12,7 @@ from maestro_celery_plugin.session import Heartbeat, Session
 
 MESSAGE = ("/study", "sim/X.1", 1, 0, 10, 3)
 BEAT = Heartbeat(
-    name="w-1", group="w", host="n1", supervisor=(10, 11), process=(12, 13), slots=4, beat=5, state="busy"
+    name="w-1", group="w", host="h1", node="n1", supervisor=(10, 11), process=(12, 13), slots=4, beat=5, state="busy"
 )
 
 

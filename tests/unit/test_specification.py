@@ -583,6 +583,86 @@ def test_one_task_queue_of_those_with_a_parameter(tmp_path):
     assert served == {"w": ("q_2",), "default_worker": ("q_1",)}
 
 
+# --- plain steps -------------------------------------------------------------------------------------
+
+
+def plain(specification):
+    return [s.name for s in specification.get_study_steps() if STEP_KEY not in s.run]
+
+
+def maestro(*study, groups=None, **blocks):
+    resources = {"unassigned": "maestro", "workers": groups or {}}
+    return spec(study=list(study), merlin={**samples(), "resources": resources}, **blocks)
+
+
+@pytest.mark.parametrize(
+    ("run", "groups", "is_plain"),
+    [
+        ({}, {}, True),
+        ({"cmd": "echo $(X)"}, {}, False),
+        ({"restart": "echo $(MERLIN_SAMPLE_ID)"}, {}, False),
+        ({"cmd": "echo $(MERLIN_GLOB_PATH)"}, {}, True),
+        ({"task_queue": "q"}, {}, False),
+        ({"task_queue": "merlin"}, {}, False),
+        ({}, {"w": {"steps": ["a"]}}, False),
+        ({}, {"w": {"steps": ["b", "all"]}}, True),
+        ({}, {"w": {}}, True),
+        ({}, {"w": {"task_queues": ["merlin"]}}, True),
+        ({"nodes": 1, "procs": 2}, {}, True),
+    ],
+)
+def test_which_steps_maestro_runs_itself(run, groups, is_plain, tmp_path):
+    data = maestro(step("a", **run), step("b", cmd="$(X)"), groups=groups)
+    assert plain(load(tmp_path, data)) == (["a"] if is_plain else [])
+
+
+def test_workers_run_all_steps_unless_a_study_says_otherwise(tmp_path):
+    assert plain(load(tmp_path, spec(study=[step("a")]))) == []
+    assert plain(load(tmp_path, spec(study=[step("a")], merlin={"resources": {"unassigned": "workers"}}))) == []
+
+
+def test_a_plain_step_stays_as_maestro_alone_has_it(tmp_path):
+    """Given no `restart`, then none is filled in, so that Maestro's own rules of restarts hold."""
+    run = {"cmd": "echo", "nodes": 1, "depends": ["b"]}
+    ours = load(tmp_path, maestro(step("a", **run), step("b", cmd="$(X)"))).get_study_steps()[0]
+    alone = tmp_path / "alone.yaml"
+    alone.write_text(yaml.safe_dump(spec(study=[step("a", **run), step("b")]) | {"merlin": None}).replace("merlin: null", ""))
+    assert ours.run == YAMLSpecification.load_specification(str(alone)).get_study_steps()[0].run
+
+
+def test_no_worker_group_serves_a_plain_step(tmp_path):
+    data = maestro(step("a"), step("b", cmd="$(X)", task_queue="q"))
+    assert queues_of(load(tmp_path, data)) == {"default_worker": ("q",)}
+    assert load(tmp_path, data).ensemble.steps["a"].queues == ()
+
+    only = load(tmp_path, maestro(step("a"), groups={"w": {"steps": ["all"]}}))
+    assert queues_of(only) == {"w": ()}
+    assert not only.ensemble.needs_workers
+
+
+def test_the_shell_of_a_plain_step_is_left_for_maestros_adapter(tmp_path):
+    assert load(tmp_path, maestro(step("a", shell="python3"))).get_study_steps()[0].run["shell"] == "python3"
+
+
+@pytest.mark.parametrize("key", [{"max_retries": 1}, {"batch": {"bank": "x"}}, {"slurm": "--x"}, {"gpus per task": 1}])
+def test_a_key_that_only_workers_know_is_refused_in_a_plain_step(key, tmp_path):
+    assert message(tmp_path, maestro(step("a", **key))) == (
+        f"study.a.run.{next(iter(key))}: Maestro runs this step itself (merlin.resources.unassigned: maestro) and does "
+        "not know the key; leave it out, or give the step to a worker group."
+    )
+
+
+def test_a_shell_that_maestros_adapter_does_not_take(tmp_path):
+    assert message(tmp_path, maestro(step("a", shell="python3"), batch={"type": "lsf"})).startswith("study.a.run.shell: ")
+
+
+def test_a_batch_system_without_an_adapter_of_maestro(tmp_path):
+    assert message(tmp_path, maestro(step("a"), batch={"type": "pbs"})) == (
+        "batch.type: found 'pbs', for which Maestro cannot run the step 'a' itself (merlin.resources.unassigned: "
+        "maestro); use 'local', 'slurm', 'lsf' or 'flux', or give the step to a worker group."
+    )
+
+
 # --- sampled steps -----------------------------------------------------------------------------------
 
 

@@ -5,7 +5,16 @@ from __future__ import annotations
 import pytest
 from maestrowf.abstracts.enums import State
 
-from maestro_celery_plugin.states import EXIT_OUTCOMES, MAESTRO_STATES, ExitCode, Outcome, RecordState, outcome_of
+from maestro_celery_plugin.states import (
+    ALLOCATION_ENDS,
+    EXIT_OUTCOMES,
+    MAESTRO_STATES,
+    AllocationState,
+    ExitCode,
+    Outcome,
+    RecordState,
+    outcome_of,
+)
 
 
 def test_every_exit_code_has_an_outcome():
@@ -24,6 +33,19 @@ def test_every_record_state_is_a_state_of_maestro():
 
 def test_no_two_record_states_are_the_same_to_maestro():
     assert len(set(MAESTRO_STATES.values())) == len(RecordState)
+
+
+def test_every_end_of_an_allocation_has_a_state():
+    assert set(ALLOCATION_ENDS) == set(AllocationState)
+
+
+def test_what_is_open_ends_nothing_and_what_has_ended_ends_something():
+    for state, record in ALLOCATION_ENDS.items():
+        assert (record is RecordState.RUNNING) == state.is_open, state
+
+
+def test_no_end_of_an_allocation_is_unknown_to_maestro():
+    assert {MAESTRO_STATES[state] for state in ALLOCATION_ENDS.values()} <= {"RUNNING", "TIMEDOUT", "CANCELLED"}
 
 
 def test_the_exit_codes_are_merlins():

@@ -95,7 +95,7 @@ class Study:
         """Write a worker's heartbeat."""
         pid = process.pid, process.start
         host = host or host_name()
-        values = {"name": name, "group": "w", "host": host, "slots": 1, "beat": 1, "state": state}
+        values = {"name": name, "group": "w", "host": host, "node": host, "slots": 1, "beat": 1, "state": state}
         self.session.write_heartbeat(Heartbeat(supervisor=pid, process=pid, **values))
 
     def conduct(self) -> FileLock:
@@ -160,6 +160,29 @@ def test_two_readers_do_not_take_each_other_for_the_conductor(study: Study) -> N
     with shared_lock(study.plan.info / "conductor.lock") as is_free:
         assert is_free
         assert study.reader.read().state is StudyState.INTERRUPTED
+
+
+def test_a_plain_step_has_maestros_state_and_no_samples(study: Study) -> None:
+    """Given step records without a manifest, then Maestro's state is told; one that ran when its conductor died is cut off."""
+    plain = [f"p{n},{job},p{n},{state},--:--:--,--:--:--,--,--,--,0," for n, job, state in
+             ((1, "77", "RUNNING"), (2, "78", "FINISHED"), (3, "--", "INITIALIZED"))]  # fmt: skip
+    study.say(*plain)
+    study.session.write_conductor_beat(1)
+    with study.conduct():
+        status = study.reader.read()
+    assert status.state is StudyState.RUNNING
+    assert [step.state for step in status.steps] == ["RUNNING", "FINISHED", "INITIALIZED"]
+    assert {step.samples for step in status.steps} == {Counts(total=0, finished=0, failed=0, running=0, pending=0)}
+    status = study.reader.read()
+    assert status.state is StudyState.INTERRUPTED
+    assert [step.state for step in status.steps] == ["INTERRUPTED", "FINISHED", "INITIALIZED"]
+
+
+def test_a_study_of_plain_steps_has_no_ledger_and_ends(study: Study) -> None:
+    study.say("p,--,p,FINISHED,--:--:--,--:--:--,--,--,--,0,")
+    assert study.reader.read().state is StudyState.PENDING
+    study.session.write_conductor_beat(1)
+    assert study.reader.read().state is StudyState.FINISHED
 
 
 def test_when_the_conductor_died_attempts_of_dead_workers_are_pending(study: Study) -> None:

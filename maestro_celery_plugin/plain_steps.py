@@ -1,0 +1,246 @@
+"""Plain steps: those that Maestro runs itself beside the steps of the workers, as batch jobs or in the conductor.
+
+Maestro's own adapter for the user's `batch.type` writes, submits, watches and cancels them. What Maestro
+does not keep is which of them have ended, so that a resumed study would run all of them again. That is
+kept here, below ``merlin_info/plain/<step record>/``:
+
+    finished    present when the step record has finished
+    job.json    the batch job it was last submitted as
+    run.sh      runs the script of one that the conductor runs itself, and notes its end
+    lock        held while that script runs, also when its conductor has died
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import logging
+import shlex
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from maestrowf.abstracts.enums import CancelCode, JobStatusCode, State, SubmissionCode
+
+from maestro_celery_plugin.batch_systems import batch_system
+from maestro_celery_plugin.conductorship import conduct
+from maestro_celery_plugin.manifest import write_atomically
+from maestro_celery_plugin.sample_paths import SamplePaths
+from maestro_celery_plugin.settings import BatchSettings, plain
+from maestro_celery_plugin.steps import SHELL_KEY
+from maestro_celery_plugin.tokens import study_values, substitute
+
+if TYPE_CHECKING:
+    from maestrowf.abstracts.interfaces import ScriptAdapter
+    from maestrowf.interfaces.script import SubmissionRecord
+
+    from maestro_celery_plugin.study import StudyPlan
+
+__all__ = ["PlainJob", "PlainSteps", "adapter_of"]
+
+LOGGER = logging.getLogger(__name__)
+
+# A batch job of an earlier conductor that is in one of these states is not submitted again.
+_GOING_ON = frozenset(
+    {State.INITIALIZED, State.PENDING, State.WAITING, State.QUEUED, State.RUNNING, State.FINISHING, State.FINISHED}
+)
+# The script runs in the conductor's child, which may outlive the conductor: the next one then waits for its end.
+_GUARD = """#!/bin/sh
+exec 9>>{lock}
+command -v flock > /dev/null && flock 9
+test -e {finished} && exit 0
+{script} 9>&- || exit
+touch {finished}
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class PlainJob:
+    """Maestro's job identifier of a plain step record; those of the workers' step records are text.
+
+    Attributes:
+        record: Maestro's name of the step record.
+        id: What the adapter calls the job, of whatever type; None for a record that finished long ago.
+    """
+
+    record: str
+    id: Any = dataclasses.field(hash=False)
+
+    def __str__(self) -> str:
+        return "--" if self.id is None else str(self.id)  # as in Maestro's status.csv (executiongraph.py:695)
+
+
+def adapter_of(batch: BatchSettings, shell: str | None = None) -> ScriptAdapter:
+    """Return Maestro's own adapter for a batch block, with the user's keys and those that it insists on.
+
+    Args:
+        batch: The batch block.
+        shell: Interpreter of the scripts, when not the block's.
+
+    Raises:
+        AllocationError: Maestro has no adapter for the block's `type`.
+    """
+    from maestrowf.interfaces import ScriptAdapterFactory
+
+    system = batch_system(batch.type)
+    keywords = {"shell": _shebang(shell or batch.shell)}
+    if system is None:
+        return ScriptAdapterFactory.get_adapter("local")(**keywords)
+    written = {key: value for key, value in plain(batch).items() if key != "type"}
+    if batch.nodes == "all":  # of an allocation of workers; a batch job needs a number
+        del written["nodes"]
+    return ScriptAdapterFactory.get_adapter(system.adapter)(**written | system.adapter_arguments(batch) | keywords)
+
+
+def _shebang(shell: str) -> str:
+    """Return an interpreter as it can stand behind ``#!``, where the kernel looks for no bare name."""
+    return shell if "/" in shell.split()[0] else f"/usr/bin/env -S {shell}"
+
+
+class PlainSteps:
+    """The plain steps of a study, as Maestro's adapter sees them.
+
+    Args:
+        plan: The study.
+    """
+
+    def __init__(self, plan: StudyPlan) -> None:
+        self._plan = plan
+
+    def _trace(self, record: str) -> _Trace:
+        return _Trace(self._plan.plain / quote(record, safe=""))
+
+    def write_script(self, directory: str, step: Any, *, dry_run: bool) -> tuple[bool, str, str | None]:
+        """Let Maestro's adapter write the scripts of a step record.
+
+        Returns:
+            Whether it is to be submitted, and the scripts for `cmd` and `restart`. If not, Maestro runs the
+            first one in the conductor (executiongraph.py:157); that then is one which notes its end.
+
+        Raises:
+            StudyError: another conductor of this study lives.
+        """
+        adapter = adapter_of(self._plan.settings.batch, step.run.get(SHELL_KEY))
+        scheduled, script, restart = adapter.write_script(directory, self._filled(step))
+        if dry_run:
+            return scheduled, script, restart
+        conductorship, trace = conduct(self._plan), self._trace(step.real_name)
+        if scheduled or trace.has_finished:
+            return True, script, restart
+        conductorship.has_news = True  # it has ended before Maestro waits for the next poll
+        return False, trace.guard(script), restart
+
+    def _filled(self, step: Any) -> Any:
+        """Return a step with the study's tokens put in, and without the key that only we know."""
+        filled = copy.copy(step)
+        filled.run = {key: value for key, value in step.run.items() if key != SHELL_KEY}
+        plan = self._plan
+        paths = SamplePaths(plan.rows, plan.level_max_dirs)
+        for key in ("cmd", "restart"):
+            text = filled.run[key]
+            filled.run[key] = substitute(text, study_values(str(plan.root), plan.timestamp, paths, text))
+        return filled
+
+    def submit(self, step: Any, path: str, cwd: str, **more: Any) -> SubmissionRecord:
+        """Submit a step record, unless it has finished, or goes on as the batch job of an earlier conductor."""
+        from maestrowf.interfaces.script import SubmissionRecord
+
+        trace = self._trace(step.real_name)
+        job = PlainJob(step.real_name, None) if trace.has_finished else self._going_on(step.real_name, trace)
+        if job is not None:
+            conduct(self._plan).has_news = True
+            return SubmissionRecord(SubmissionCode.OK, 0, job)
+        record = adapter_of(self._plan.settings.batch).submit(step, path, cwd, **more)
+        if record.submission_code is not SubmissionCode.OK:
+            return record
+        trace.write_job(record.job_identifier)
+        return SubmissionRecord(SubmissionCode.OK, record.return_code, PlainJob(step.real_name, record.job_identifier))
+
+    def _going_on(self, record: str, trace: _Trace) -> PlainJob | None:
+        """Return the batch job of an earlier conductor if it need not be submitted again.
+
+        One of this conductor has timed out or was lost when Maestro submits its step record again.
+        """
+        job = PlainJob(record, trace.read_job())
+        if job.id is None or self._ask([job]).get(job) not in _GOING_ON:
+            return None
+        LOGGER.info("'%s' goes on as the job '%s', which an earlier conductor has submitted.", record, job)
+        return job
+
+    def states(self, jobs: Iterable[PlainJob]) -> dict[PlainJob, State | None]:
+        """Return what the batch system says of jobs; nothing of any when it cannot be asked.
+
+        None is its word for a job that it has forgotten; Maestro passes over it (executiongraph.py:798).
+        """
+        traces = {job: self._trace(job.record) for job in jobs}
+        states: dict[PlainJob, State | None] = {job: State.FINISHED for job in traces if traces[job].has_finished}
+        states |= self._ask([job for job in traces if job not in states])
+        for job, state in states.items():
+            if state is State.FINISHED:
+                traces[job].note_finished()
+        return states
+
+    def _ask(self, jobs: Sequence[PlainJob]) -> dict[PlainJob, State | None]:
+        if not jobs:
+            return {}
+        by_id = {job.id: job for job in jobs}
+        try:
+            code, states = adapter_of(self._plan.settings.batch).check_jobs(list(by_id))
+        except Exception:  # whatever an adapter raises: the workers' step records go on
+            LOGGER.exception("The batch system cannot be asked now.")
+            return {}
+        if code is not JobStatusCode.OK:
+            LOGGER.error("The batch system does not tell the state of its jobs now (%s).", code.name)
+            return {}
+        return {by_id[id]: state for id, state in states.items() if id in by_id}
+
+    def cancel(self, jobs: Iterable[PlainJob]) -> CancelCode:
+        """Cancel batch jobs; return whether the batch system has taken it on."""
+        ids = [job.id for job in jobs if job.id is not None]
+        if not ids:
+            return CancelCode.OK
+        try:
+            code: CancelCode = adapter_of(self._plan.settings.batch).cancel_jobs(ids).cancel_status
+        except Exception:  # as above
+            LOGGER.exception("The batch system cannot be told to cancel jobs now.")
+            return CancelCode.ERROR
+        return code
+
+
+class _Trace:
+    """What is kept of a plain step record for a later conductor."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._finished = directory / "finished"
+        self._job = directory / "job.json"
+
+    @property
+    def has_finished(self) -> bool:
+        return self._finished.exists()
+
+    def note_finished(self) -> None:
+        self._directory.mkdir(parents=True, exist_ok=True)
+        self._finished.touch()
+
+    def read_job(self) -> Any:
+        """Return the batch system's identifier of the last job, or None."""
+        try:
+            return json.loads(self._job.read_text())
+        except (FileNotFoundError, json.JSONDecodeError):
+            return None
+
+    def write_job(self, id: Any) -> None:
+        self._directory.mkdir(parents=True, exist_ok=True)
+        write_atomically(self._job, json.dumps(id, default=lambda other: None))  # numbers and text can be kept
+
+    def guard(self, script: str) -> str:
+        """Write the script that runs another one unless that has finished, and notes its end."""
+        self._directory.mkdir(parents=True, exist_ok=True)
+        guard = self._directory / "run.sh"
+        places = {"lock": self._directory / "lock", "finished": self._finished, "script": script}
+        text = _GUARD.format(**{name: shlex.quote(str(place)) for name, place in places.items()})
+        write_atomically(guard, text, mode=0o755)
+        return str(guard)

@@ -1,0 +1,257 @@
+"""Allocations: their scripts, their files, and when the next one is opened."""
+
+from __future__ import annotations
+
+import dataclasses
+import stat
+
+import pytest
+from support import wait_for
+
+from maestro_celery_plugin import allocation_source
+from maestro_celery_plugin.allocation_source import AllocationSource
+from maestro_celery_plugin.allocations import AllocationRequest, BatchJobs, HeldJobs, read_allocations
+from maestro_celery_plugin.batch_systems import JobReport
+from maestro_celery_plugin.errors import AllocationError, WorkerError
+from maestro_celery_plugin.settings import BatchSettings
+from maestro_celery_plugin.slurm import Slurm
+from maestro_celery_plugin.states import AllocationState
+
+REQUEST = AllocationRequest(
+    name="sim",
+    study="a study",
+    settings=BatchSettings(type="slurm"),
+    nodes=2,
+    procs=None,
+    gpus=None,
+    walltime_s=90,
+    lines=("srun worker",),
+)
+
+
+class Queue:
+    """A batch system in memory: `reports` is what it says of the job that was submitted last."""
+
+    def __init__(self):
+        self.submitted, self.cancelled, self.refusal = 0, [], ""
+        self.says = JobReport(AllocationState.PENDING)
+
+    def script(self, request, directory):
+        raise NotImplementedError
+
+    def submit(self, request, directory):
+        if self.refusal:
+            raise AllocationError(self.refusal)
+        self.submitted += 1
+        self.says = JobReport(AllocationState.PENDING)
+        return str(self.submitted)
+
+    def report(self, job):
+        return self.says
+
+    def cancel(self, job):
+        self.cancelled.append(job)
+        self.says = JobReport(AllocationState.CANCELLED)
+
+
+@pytest.fixture
+def queue():
+    return Queue()
+
+
+@pytest.fixture
+def source(tmp_path, queue, monkeypatch):
+    for name in ("POLL_S", "SLOW_POLL_S", "RETRY_DELAY_S"):
+        monkeypatch.setattr(allocation_source, name, 0.0)
+    return AllocationSource(tmp_path, "sim", lambda number: REQUEST, queue)
+
+
+def end(source, queue, state, reason="", *, has_worked=True):
+    queue.says = JobReport(state, reason)
+    ended = source.look()
+    source.note_end(ended, has_worked=has_worked)
+    return ended
+
+
+# --- scripts -----------------------------------------------------------------------------------------
+
+
+def test_maestros_adapter_writes_the_batch_script(tmp_path):
+    script = BatchJobs(Slurm()).script(REQUEST, tmp_path)
+
+    lines = script.read_text().splitlines()
+    assert lines[0] == "#!/bin/bash"
+    assert "#SBATCH --nodes=2" in lines
+    assert "#SBATCH --time=00:01:30" in lines
+    assert "#SBATCH --exclusive" in lines
+    assert '#SBATCH --job-name="a_study-sim"' in lines
+    assert not any(line.startswith(("#SBATCH --account", "#SBATCH --partition", "#SBATCH --ntasks")) for line in lines)
+    assert lines[-1] == "srun worker"
+    assert script.stat().st_mode & stat.S_IXUSR
+
+
+def test_bank_queue_qos_reservation_procs_and_gpus_are_in_it(tmp_path):
+    settings = BatchSettings(type="slurm", bank="b", queue="q", qos="high", reservation="r")
+    request = dataclasses.replace(REQUEST, settings=settings, procs=8, gpus=2)
+
+    text = BatchJobs(Slurm()).script(request, tmp_path).read_text()
+
+    for line in ("--account=b", "--partition=q", "--qos=high", '--reservation="r"', "--ntasks=8", "--gres=gpu:2"):
+        assert f"#SBATCH {line}\n" in text
+    assert "--exclusive" not in text
+
+
+def test_groups_that_share_an_allocation_start_side_by_side(tmp_path):
+    request = dataclasses.replace(REQUEST, lines=("srun one", "srun two"))
+
+    text = BatchJobs(Slurm()).script(request, tmp_path).read_text()
+
+    assert text.endswith("srun one &\nsrun two &\nwait\n")
+
+
+@pytest.mark.parametrize(
+    ("shell", "interpreter"),
+    [("/bin/sh", "/bin/sh"), ("/usr/bin/env bash", "/usr/bin/env bash"), ("/usr/bin/env python3", "/bin/bash")],
+)
+def test_the_batch_script_is_for_a_shell_whatever_samples_are_written_in(shell, interpreter):
+    settings = BatchSettings(type="slurm", shell=shell)
+    assert dataclasses.replace(REQUEST, settings=settings).shell == interpreter
+
+
+# --- in the allocation around this process -----------------------------------------------------------
+
+
+def started(tmp_path, line):
+    jobs = HeldJobs()
+    return jobs, jobs.submit(dataclasses.replace(REQUEST, lines=(line,)), tmp_path)
+
+
+def test_workers_in_the_allocation_around_run_until_their_script_ends(tmp_path):
+    jobs, job = started(tmp_path, "echo here; echo there >&2")
+
+    wait_for(lambda: jobs.report(job).state is AllocationState.COMPLETED, "its end", 10)
+
+    assert (tmp_path / "a_study-sim.out").read_text() == "here\n"
+    assert (tmp_path / "a_study-sim.err").read_text() == "there\n"
+
+
+def test_their_exit_code_tells_that_they_have_failed(tmp_path):
+    jobs, job = started(tmp_path, "exit 3")
+
+    wait_for(lambda: jobs.report(job) == JobReport(AllocationState.FAILED, "exit code 3"), "its end", 10)
+
+
+def test_they_can_be_ended(tmp_path):
+    jobs, job = started(tmp_path, "sleep 100")
+    assert jobs.report(job).state is AllocationState.RUNNING
+    assert HeldJobs().report(job).state is AllocationState.RUNNING  # another conductor sees it, too
+
+    jobs.cancel(job)
+
+    wait_for(lambda: not jobs.report(job).state.is_open, "its end", 10)
+    assert HeldJobs().report(job).state is AllocationState.GONE
+
+
+# --- one after the other -----------------------------------------------------------------------------
+
+
+def test_one_allocation_is_opened_however_often_it_is_asked_for(source, queue):
+    for _ in range(3):
+        source.ensure()
+
+    assert queue.submitted == 1
+    assert source.is_open
+
+
+def test_when_it_has_ended_the_next_one_is_opened(source, queue, tmp_path):
+    source.ensure()
+    ended = end(source, queue, AllocationState.TIMED_OUT)
+    assert ended.label == "sim/1"
+    assert source.look() is None  # told once
+
+    source.ensure()
+
+    assert queue.submitted == 2
+    stored = list(read_allocations(tmp_path))
+    assert [one.state for one in stored] == [AllocationState.TIMED_OUT, AllocationState.PENDING]
+    assert [one.job for one in stored] == ["1", "2"]
+
+
+def test_another_conductor_takes_over_what_is_open(source, queue, tmp_path):
+    source.ensure()
+
+    other = AllocationSource(tmp_path, "sim", lambda number: REQUEST, queue)
+    other.ensure()
+
+    assert queue.submitted == 1
+    assert other.is_open
+
+
+def test_three_in_a_row_in_which_nothing_was_started_are_enough(source, queue):
+    for _ in range(3):
+        source.ensure()
+        (source.current.directory / "job.err").write_text("no module named maestro\n")
+        end(source, queue, AllocationState.FAILED, "NonZeroExitCode", has_worked=False)
+
+    with pytest.raises(WorkerError, match=r"(?s)'sim': 3 in a row .* NonZeroExitCode\. .*no module named maestro"):
+        source.ensure()
+    assert queue.submitted == 3
+
+
+def test_one_that_has_worked_in_between_begins_the_count_anew(source, queue):
+    for has_worked in (False, False, True, False, False):
+        source.ensure()
+        end(source, queue, AllocationState.FAILED, has_worked=has_worked)
+
+    source.ensure()
+    assert queue.submitted == 6
+
+
+@pytest.mark.parametrize("state", [AllocationState.PREEMPTED, AllocationState.NODE_FAILED, AllocationState.BOOT_FAILED])
+def test_what_is_not_the_workers_fault_does_not_count(source, queue, state):
+    for _ in range(5):
+        source.ensure()
+        end(source, queue, state, has_worked=False)
+
+    source.ensure()
+
+
+def test_a_refusal_is_told_in_the_batch_systems_words(source, queue):
+    queue.refusal = "invalid partition specified: nonsense"
+    for _ in range(3):
+        source.ensure()
+
+    with pytest.raises(WorkerError, match="invalid partition specified: nonsense"):
+        source.ensure()
+
+
+def test_one_that_nothing_needs_is_cancelled_when_it_has_no_workers(source, queue):
+    source.ensure()
+    source.dismiss(by_force=True)
+
+    assert queue.cancelled == ["1"]
+    assert end(source, queue, AllocationState.CANCELLED, has_worked=False).released
+    source.ensure()  # that was no failure
+    assert queue.submitted == 2
+
+
+def test_one_whose_workers_can_leave_is_cancelled_only_when_they_do_not(source, queue, monkeypatch):
+    source.ensure()
+    source.dismiss(by_force=False)
+    source.dismiss(by_force=False)
+    assert queue.cancelled == []
+
+    monkeypatch.setattr(allocation_source, "LEAVE_LIMIT_S", 0.0)
+    source.dismiss(by_force=False)
+    assert queue.cancelled == ["1"]
+
+
+def test_a_batch_system_that_does_not_answer_is_asked_again(source, queue, monkeypatch):
+    source.ensure()
+
+    def silent(job):
+        raise AllocationError("'squeue' does not answer")
+
+    monkeypatch.setattr(queue, "report", silent)
+    assert source.look() is None
+    assert source.is_open

@@ -1,0 +1,71 @@
+"""The deadline: what may still be begun before an allocation ends."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import pytest
+
+from maestro_celery_plugin.deadline import BEGAN, Deadline
+from maestro_celery_plugin.worker_terms import WorkerTerms
+
+
+def ending_in(seconds, **rules):
+    return Deadline(time.time() + seconds, **{"warn_s": 20.0, **rules})
+
+
+def test_without_an_allocation_everything_fits():
+    deadline = Deadline()
+
+    assert deadline.fits(10**9, 10**9)
+    assert not deadline.is_draining
+    assert not deadline.is_warning
+    assert not deadline.is_over
+
+
+@pytest.mark.parametrize(
+    ("left_s", "rules", "time_request_s", "longest_s", "fits"),
+    [
+        (40, {}, None, 0, True),
+        (29, {}, None, 0, False),  # at least 30 s are assumed of a sample
+        (40, {}, None, 50, False),  # what samples have needed so far
+        (40, {"drain_s": 10.0}, None, 50, True),  # the user knows better
+        (19, {"drain_s": 10.0}, None, 0, False),  # it would be warned as soon as it runs
+        (9, {"drain_s": 10.0, "warn_s": 1.0}, None, 0, False),
+        (40, {}, 60, 0, False),
+        (25, {}, 5, 0, True),
+        (19, {}, 5, 0, False),
+        (40, {}, 30, 50, True),  # what the step says counts, not what was seen
+    ],
+)
+def test_a_sample_fits_or_not(left_s, rules, time_request_s, longest_s, fits):
+    assert ending_in(left_s, **rules).fits(time_request_s, longest_s) is fits
+
+
+def test_the_stages_of_an_end_follow_each_other():
+    stages = [ending_in(left_s, drain_s=30.0) for left_s in (40, 25, 15, 3)]
+
+    assert [d.is_draining for d in stages] == [False, True, True, True]
+    assert [d.is_warning for d in stages] == [False, False, True, True]
+    assert [d.is_over for d in stages] == [False, False, False, True]
+
+
+def terms(**values):
+    return WorkerTerms(group="w", queues=("merlin",), **{"batch_type": "slurm", **values})
+
+
+def test_slurm_tells_the_end_in_the_environment():
+    assert Deadline.of(terms(), {"SLURM_JOB_END_TIME": "2000000000"}).ends_at == 2_000_000_000
+
+
+def test_else_it_is_the_start_of_the_batch_script_and_the_walltime():
+    assert Deadline.of(terms(walltime_s=600), {BEGAN: "1000"}).ends_at == 1600
+
+
+def test_a_local_worker_has_no_end():
+    assert math.isinf(Deadline.of(terms(batch_type="local", walltime_s=600), {}).ends_at)
+
+
+def test_an_allocation_without_walltime_has_none_that_is_known():
+    assert math.isinf(Deadline.of(terms(), {}).ends_at)

@@ -1,0 +1,189 @@
+"""Flux: the lines it is given, and what its answers mean; outputs are in the form of flux-core's manual pages."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import time
+
+import pytest
+
+from maestro_celery_plugin.batch_systems import HeldAllocation, JobReport, StepNeeds, WorkerLaunch, batch_system
+from maestro_celery_plugin.errors import AllocationError
+from maestro_celery_plugin.flux import FLUX_ENDS, FLUX_STATES, Flux
+from maestro_celery_plugin.launchers import launched
+from maestro_celery_plugin.settings import BatchSettings
+from maestro_celery_plugin.states import AllocationState
+
+FLUX = Flux()
+# States and results of JOB STATUS in flux-jobs(1), of several releases, and those of RFC 21.
+STATES = """
+NEW DEPEND PRIORITY SCHED RUN CLEANUP INACTIVE PENDING RUNNING COMPLETED FAILED CANCELED CANCELLED TIMEOUT
+"""
+COMMAND = "work --name 'a b' \"$HOME\""
+QUOTED = shlex.quote(COMMAND)
+
+
+def line(nodes=4, **settings):
+    return FLUX.worker_line(
+        WorkerLaunch(command=COMMAND, nodes=nodes, settings=BatchSettings(type="flux", **settings))
+    )
+
+
+def test_the_plugin_manager_has_it():
+    assert isinstance(batch_system("flux"), Flux)
+
+
+def test_maestros_adapter_gets_nothing_that_breaks_it():
+    assert FLUX.adapter_arguments(BatchSettings()) == {
+        "bank": "", "queue": "", "args": {}, "allocation_args": {}, "launcher_args": {},
+    }  # fmt: skip
+    given = {
+        "bank": "b", "queue": "q", "uri": "u", "version": "0.26.0",
+        "args": {"a": 1}, "allocation_args": {"setattr": {"x": 1}}, "launcher_args": {"o": {"y": 1}},
+    }  # fmt: skip
+    assert FLUX.adapter_arguments(BatchSettings(reservation="r", qos="s", **given)) == given
+
+
+def test_the_batch_script_stays_as_it_is():
+    assert FLUX.tidied("#flux: -q \n") == "#flux: -q \n"
+
+
+def test_one_worker_on_each_node():
+    assert line() == f"flux exec --noinput --rank=0-3 /bin/bash -c {QUOTED}"
+    assert line(nodes=1) == f"flux exec --noinput --rank=0 /bin/bash -c {QUOTED}"
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"flux_path": "/opt/flux/bin"}, f"/opt/flux/bin/flux exec --noinput --rank=0-3 /bin/bash -c {QUOTED}"),
+        ({"shell": "/bin/tcsh -f"}, f"flux exec --noinput --rank=0-3 /bin/tcsh -c {QUOTED}"),
+        ({"shell": "/usr/bin/env python3"}, f"flux exec --noinput --rank=0-3 /bin/sh -c {QUOTED}"),
+        ({"flux_exec": "flux exec -r 1-3"}, f"flux exec -r 1-3 /bin/bash -c {QUOTED}"),
+        ({"flux_exec_workers": False}, COMMAND),
+        ({"flux_exec_workers": False, "launch_pre": "module load x;", "launch_args": "-v"}, f"module load x; {COMMAND}"),
+        ({"launch_pre": "module load x;", "launch_args": "-v"},
+         f"module load x; flux exec --noinput --rank=0-3 -v /bin/bash -c {QUOTED}"),
+        ({"worker_launch": "srun -N 4", "launch_args": "--mpi=none", "flux_path": "/f", "flux_start_opts": "-o,-S,x=1"},
+         f"srun -N 4 /f/flux start -o,-S,x=1 --mpi=none flux exec --noinput /bin/bash -c {QUOTED}"),
+        ({"worker_launch": "srun -N 4", "flux_exec_workers": False}, f"srun -N 4 flux start /bin/bash -c {QUOTED}"),
+        ({"worker_launch": "flux proxy x"}, f"flux proxy x flux exec --noinput /bin/bash -c {QUOTED}"),
+    ],
+)  # fmt: skip
+def test_merlins_keys_for_the_launch_of_workers(settings, expected):
+    assert line(**settings) == expected
+
+
+@pytest.mark.parametrize(
+    ("needs", "words"),
+    [
+        (StepNeeds(), "-n 1"),
+        (StepNeeds(nodes=2), "-n 2 -N 2"),
+        (StepNeeds(nodes=2, procs=8, cores_per_task=3, gpus_per_task=1, walltime_s=90), "-n 8 -N 2 -c 3 -g 1 -t 90s"),
+        (StepNeeds(procs=4, gpus=2, reservation="r"), "-n 4 -g 2"),
+    ],
+)
+def test_one_sample(needs, words):
+    assert FLUX.sample_launcher(needs) == f"flux run {words}"
+
+
+def test_the_text_of_the_step_is_behind_it():
+    run = {"procs": 2, "flux": "-o mpi=spectrum", "slurm": "--mpi=none"}
+    assert launched("$(LAUNCHER) a", "flux", run) == "flux run -n 2 -o mpi=spectrum a"
+
+
+def inside(recorded, owner, size="3\n"):
+    recorded.answer("flux", f"{owner}\n", when="security.owner")
+    recorded.answer("flux", size, when="size")
+
+
+def test_an_instance_of_ones_own_is_an_allocation(recorded):
+    inside(recorded, os.getuid())
+    environ = {"FLUX_URI": "local:///run/x/local-0", "FLUX_ENCLOSING_ID": "ƒ2oLkTLb"}
+    assert FLUX.held(environ) == HeldAllocation("ƒ2oLkTLb", 3)
+    assert FLUX.held({"FLUX_URI": "local:///run/x"}) == HeldAllocation("local:///run/x", 3)
+
+
+def test_to_reach_the_system_instance_is_not_to_be_inside(recorded):
+    inside(recorded, os.getuid() + 1)
+    assert FLUX.held({"FLUX_URI": "local:///run/flux/local", "FLUX_JOB_ID": "ƒ2oLkTLb"}) is None
+
+
+def test_no_instance_that_answers(recorded):
+    assert FLUX.held({}) is None
+    assert FLUX.held({"FLUX_URI": "local:///run/x"}) is None
+    recorded.answer("flux", err="flux-getattr: ERROR: Unable to connect to Flux: broker socket not found\n", code=1)
+    assert FLUX.held({"FLUX_URI": "local:///run/x"}) is None
+
+
+def test_the_time_left(recorded):
+    recorded.answer("flux", "3540\n", when="timeleft")
+    before = time.time()
+    end = FLUX.end_time({})
+    assert end is not None
+    assert before + 3540 <= end <= time.time() + 3540
+    recorded.answer("flux", "4294967295\n")
+    assert FLUX.end_time({}) is None
+    recorded.answer("flux", err="flux-job: this process is not part of an active job\n", code=1)
+    assert FLUX.end_time({}) is None
+
+
+def test_what_nobody_tells():
+    assert FLUX.node_cores({"FLUX_URI": "x"}) is None
+    assert FLUX.largest_node(BatchSettings()) is None
+
+
+def test_every_state_of_the_manual_has_its_row():
+    assert set(FLUX_STATES) == set(STATES.split())
+    assert set(FLUX_ENDS) == {"node-failure", "preempt", "prolog", "timeout"}
+
+
+@pytest.mark.parametrize("word", FLUX_STATES)
+def test_a_job_is_in_a_state(word, recorded):
+    recorded.answer("flux", f"ƒ2oLkTLb|{word}||1|\n")
+    assert FLUX.reports(["ƒ2oLkTLb"])["ƒ2oLkTLb"].state is FLUX_STATES[word]
+
+
+@pytest.mark.parametrize("exception", FLUX_ENDS)
+def test_an_end_has_its_reason(exception, recorded):
+    recorded.answer("flux", f"ƒA|FAILED|{exception}|1|some note\n")
+    assert FLUX.reports(["ƒA"]) == {"ƒA": JobReport(FLUX_ENDS[exception], f"{exception}: some note")}
+
+
+def test_what_flux_jobs_says_of_several(recorded):
+    recorded.answer(
+        "flux",
+        "ƒA|SCHED|||\nfB|RUN|||\nƒC|COMPLETED||0|\nƒD|FAILED||1|\n"
+        "ƒE|CANCELED|cancel|143|no need | of it\nƒF|TIMEOUT|timeout|142|resource allocation expired\n",
+        err="JobID ƒG unknown\n",
+    )
+    assert FLUX.reports(["ƒA", "ƒB", "ƒC", "ƒD", "ƒE", "ƒF", "ƒG"]) == {
+        "ƒA": JobReport(AllocationState.PENDING),
+        "ƒB": JobReport(AllocationState.RUNNING),
+        "ƒC": JobReport(AllocationState.COMPLETED),
+        "ƒD": JobReport(AllocationState.FAILED, "exit code 1"),
+        "ƒE": JobReport(AllocationState.CANCELLED, "cancel: no need | of it"),
+        "ƒF": JobReport(AllocationState.TIMED_OUT, "timeout: resource allocation expired"),
+        "ƒG": JobReport(AllocationState.GONE),
+    }
+    assert recorded.asked("flux") == [
+        "jobs", "-a", "-n", "-o", "{id.f58}|{status}|{exception.type}|{returncode}|{exception.note}",
+        "ƒA", "ƒB", "ƒC", "ƒD", "ƒE", "ƒF", "ƒG",
+    ]  # fmt: skip
+
+
+def test_jobs_that_are_unknown_with_an_exit_code(recorded):
+    recorded.answer("flux", err="JobID ƒG unknown\nJobID ƒH unknown\n", code=1)
+    assert FLUX.reports(["ƒG", "ƒH"]) == {job: JobReport(AllocationState.GONE) for job in ("ƒG", "ƒH")}
+
+
+def test_a_word_that_no_table_has_counts_as_open(recorded):
+    recorded.answer("flux", "ƒA|LEVITATING|||\n")
+    assert FLUX.reports(["ƒA"]) == {"ƒA": JobReport(AllocationState.RUNNING, "LEVITATING")}
+
+
+def test_flux_that_does_not_answer(recorded):
+    recorded.answer("flux", err="flux-jobs: ERROR: Unable to connect to Flux\n", code=1)
+    with pytest.raises(AllocationError, match=r"^'flux' has failed: flux-jobs: ERROR: Unable to connect to Flux"):
+        FLUX.reports(["ƒA"])

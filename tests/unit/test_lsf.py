@@ -1,0 +1,198 @@
+"""LSF: the lines it is given, and what its answers mean; outputs are in the form of Spectrum LSF 10.1."""
+
+from __future__ import annotations
+
+import pytest
+
+from maestro_celery_plugin.batch_systems import (
+    HeldAllocation,
+    JobReport,
+    ScriptCount,
+    StepNeeds,
+    WorkerLaunch,
+    batch_system,
+)
+from maestro_celery_plugin.errors import AllocationError
+from maestro_celery_plugin.launchers import launched, needs_of
+from maestro_celery_plugin.lsf import LSF_ENDS, LSF_STATES, Lsf, LsfSrun
+from maestro_celery_plugin.settings import BatchSettings
+from maestro_celery_plugin.states import AllocationState
+
+LSF, LSF_SRUN = Lsf(), LsfSrun()
+# JOB STATUS of bjobs(1), and states of its history.
+STATES = "PEND PROV PSUSP RUN USUSP SSUSP DONE EXIT UNKWN WAIT ZOMBI FWD_PEND POST_DONE POST_ERR"
+# Termination reasons displayed by bacct, bhist and bjobs; TERM_SLURM and TERM_RMS are those of older releases.
+ENDS = """
+TERM_ADMIN TERM_BUCKET_KILL TERM_CHKPNT TERM_CPULIMIT TERM_CSM_ALLOC TERM_CTRL_PID TERM_CWD_NOTEXIST TERM_DATA
+TERM_DEADLINE TERM_EXTERNAL_SIGNAL TERM_FORCE_ADMIN TERM_FORCE_OWNER TERM_KUBE TERM_LOAD TERM_MC_RECALL TERM_MEMLIMIT
+TERM_ORPHAN_SYSTEM TERM_OTHER TERM_OWNER TERM_PREEMPT TERM_PRE_EXEC_FAIL TERM_PROCESSLIMIT TERM_RC
+TERM_REMOVE_HUNG_JOB TERM_REQUEUE_ADMIN TERM_REQUEUE_OWNER TERM_REQUEUE_RC TERM_RMS TERM_RUNLIMIT TERM_SLURM TERM_SWAP
+TERM_THREADLIMIT TERM_UNKNOWN TERM_WINDOW TERM_ZOMBIE
+"""
+
+
+def launch(samples_launch=False, **settings):
+    settings = BatchSettings(type="lsf", **settings)
+    return WorkerLaunch(command="work --name 'a b'", nodes=4, settings=settings, samples_launch=samples_launch)
+
+
+def test_the_plugin_manager_has_both():
+    assert type(batch_system("lsf")) is Lsf
+    assert type(batch_system("lsf-srun")) is LsfSrun
+    assert LSF_SRUN.adapter == LSF.adapter == "lsf"
+
+
+def test_maestros_adapter_gets_all_it_insists_on():
+    assert LSF.adapter_arguments(BatchSettings()) == {"host": "", "bank": "", "queue": "", "reservation": None}
+    settings = BatchSettings(host="h", bank="b", queue="q", reservation="r")
+    assert set(LSF.adapter_arguments(settings).values()) == {"h", "b", "q", "r"}
+
+
+def test_directives_without_a_value_leave_the_batch_script():
+    script = "#!/bin/bash\n#BSUB -nnodes 2\n#BSUB -q \n#BSUB -G \n#BSUB -W 0:10\n#BSUB -x\n#BSUB -J a\n\necho '#BSUB -q '\n"
+    assert LSF.tidied(script) == (
+        "#!/bin/bash\n#BSUB -nnodes 2\n#BSUB -W 0:10\n#BSUB -x\n#BSUB -J a\n\necho '#BSUB -q '\n"
+    )
+    assert LSF.tidied("#BSUB -q\n#BSUB -q pbatch\n#BSUB -G") == "#BSUB -q pbatch\n"
+
+
+def test_one_worker_on_each_node():
+    line = "jsrun -a 1 -c ALL_CPUS -g ALL_GPUS --bind=none -n 4 -r 1 work --name 'a b'"
+    assert LSF.worker_line(launch()) == line
+
+
+def test_below_a_jsrun_there_is_no_other():
+    assert LSF.worker_line(launch(samples_launch=True)) == "work --name 'a b'"
+    assert LSF_SRUN.worker_line(launch()) == "work --name 'a b'"
+    assert LSF.worker_line(launch(samples_launch=True, launch_pre="module load x;", launch_args="-v")) == (
+        "module load x; work --name 'a b'"
+    )
+
+
+def test_merlins_keys_for_the_launch_of_workers():
+    line = LSF.worker_line(launch(launch_pre="module load x;", launch_args="--smpiargs=off"))
+    assert line == (
+        "module load x; jsrun -a 1 -c ALL_CPUS -g ALL_GPUS --bind=none -n 4 -r 1 --smpiargs=off work --name 'a b'"
+    )
+    for samples_launch in (False, True):
+        line = LSF.worker_line(launch(samples_launch, worker_launch="lrun -T1", launch_args="-v"))
+        assert line == "lrun -T1 -v work --name 'a b'"
+
+
+@pytest.mark.parametrize(
+    ("run", "line"),
+    [
+        ({}, "--np 1 --nrs 1 -b rs -d plane:1 -X 1"),
+        ({"nodes": 2, "procs": 4}, "--np 4 --nrs 2 -b rs -d plane:2 -X 1"),
+        ({"nodes": 2}, "--np 2 --nrs 2 -b rs -d plane:1 -X 1"),
+        ({"nodes": 2, "procs": 8, "cores per task": 4, "gpus per task": 2},
+         "--np 8 --nrs 2 -b rs -d plane:4 -X 1 -c 4 -g 2"),
+        ({"procs": 8, "num resource set": 4, "bind": "packed:4", "launch_distribution": "packed", "exit_on_error": 0},
+         "--np 8 --nrs 4 -b packed:4 -d packed -X 0"),
+        ({"procs": 8, "launch distribution": "cyclic", "exit_on_error": False, "gpus": 1},
+         "--np 8 --nrs 1 -b rs -d cyclic -X 0 -g 1"),
+        ({"procs": 9, "tasks per rs": 4, "rs per node": 2, "cpus per rs": 20, "bind gpus": "none"},
+         "--nrs 3 -a 4 -b rs -d plane:9 -X 1 -c 20 -r 2 -B none"),
+        ({"procs": 1, "reservation": "r", "walltime": "10:00"}, "--np 1 --nrs 1 -b rs -d plane:1 -X 1"),
+    ],
+)  # fmt: skip
+def test_one_sample(run, line):
+    assert LSF.sample_launcher(needs_of(run)) == f"jsrun {line}"
+
+
+def test_the_text_of_the_step_is_behind_it():
+    run = {"procs": 2, "lsf": "--smpiargs='-gpu'", "slurm": "--mpi=none"}
+    assert launched("$(LAUNCHER) a", "lsf", run) == "jsrun --np 2 --nrs 1 -b rs -d plane:2 -X 1 --smpiargs='-gpu' a"
+    assert launched("$(LAUNCHER) a", "lsf-srun", run) == "srun -n 2 --mpi=none a"
+
+
+def test_the_shell_divides_what_it_alone_knows():
+    needs = StepNeeds(nodes=ScriptCount(2, "${MERLIN_NODES}"), procs=ScriptCount(4, "${MERLIN_PROCS}"))
+    assert LSF.sample_launcher(needs) == (
+        "jsrun --np ${MERLIN_PROCS} --nrs ${MERLIN_NODES} -b rs -d plane:$((${MERLIN_PROCS}/${MERLIN_NODES})) -X 1"
+    )
+    needs = StepNeeds(procs=ScriptCount(4, "${P}"), more={"tasks per rs": 2})
+    assert LSF.sample_launcher(needs).startswith("jsrun --nrs $(((${P}+2-1)/2)) -a 2 ")
+
+
+def test_srun_on_lsf_shares_no_cores_out():
+    assert LSF_SRUN.sample_launcher(StepNeeds(nodes=2, procs=8, gpus=1)) == "srun -n 8 -N 2"
+
+
+@pytest.mark.parametrize(
+    ("environ", "held"),
+    [
+        ({}, None),
+        ({"LSB_JOBID": "7"}, HeldAllocation("7", 1)),
+        ({"LSB_JOBID": "7", "LSB_HOSTS": "batch1 n1 n1 n2 n2"}, HeldAllocation("7", 2)),
+        ({"LSB_JOBID": "7", "LSB_MCPU_HOSTS": "batch1 1 n1 40 n2 40 n3 40"}, HeldAllocation("7", 3)),
+        ({"LSB_JOBID": "7", "LSB_HOSTS": "n1 n1"}, HeldAllocation("7", 1)),
+        ({"LSB_HOSTS": "batch1 n1"}, None),
+    ],
+)
+def test_whether_it_is_inside(environ, held):
+    assert LSF.held(environ) == LSF_SRUN.held(environ) == held
+
+
+def test_what_the_environment_tells_of_cores_and_time():
+    assert LSF.node_cores({"LSB_MCPU_HOSTS": "batch1 1 n1 40 n2 40"}) == 40
+    assert LSF.node_cores({}) is None
+    assert LSF.end_time({"LSB_JOBID": "7"}) is None
+    assert LSF.largest_node(BatchSettings()) is None
+
+
+def test_every_state_and_reason_of_the_manual_has_its_row():
+    assert set(LSF_STATES) == set(STATES.split())
+    assert set(LSF_ENDS) == set(ENDS.split())
+
+
+@pytest.mark.parametrize("word", LSF_STATES)
+def test_a_job_is_in_a_state(word, recorded):
+    recorded.answer("bjobs", f"7|{word}|-|-|-\n")
+    assert LSF.reports(["7"]) == {"7": JobReport(LSF_STATES[word])}
+
+
+@pytest.mark.parametrize("reason", LSF_ENDS)
+def test_an_end_has_its_reason(reason, recorded):
+    recorded.answer("bjobs", f"7|EXIT|140|{reason}: job killed|-\n")
+    assert LSF.reports(["7"]) == {"7": JobReport(LSF_ENDS[reason], f"{reason}: job killed")}
+
+
+def test_what_bjobs_says_of_several(recorded):
+    recorded.answer(
+        "bjobs",
+        "7|PEND|-|-|New job is waiting for scheduling; | Not enough hosts;\n8|RUN|-|-|-\n9|DONE|-|-|-\n10|EXIT|1|-|-\n"
+        "11|EXIT|130|TERM_OWNER: job killed by owner|-\n",
+        err="Job <12> is not found\n",
+        code=255,
+    )
+    assert LSF.reports(["7", "8", "9", "10", "11", "12"]) == {
+        "7": JobReport(AllocationState.PENDING, "New job is waiting for scheduling; | Not enough hosts;"),
+        "8": JobReport(AllocationState.RUNNING),
+        "9": JobReport(AllocationState.COMPLETED),
+        "10": JobReport(AllocationState.FAILED, "exit code 1"),
+        "11": JobReport(AllocationState.CANCELLED, "TERM_OWNER: job killed by owner"),
+        "12": JobReport(AllocationState.GONE),
+    }
+    assert recorded.asked("bjobs") == [
+        "-a", "-noheader", "-o", "jobid stat exit_code exit_reason pend_reason delimiter='|'",
+        "7", "8", "9", "10", "11", "12",
+    ]  # fmt: skip
+
+
+def test_of_no_job_nobody_is_asked(recorded):
+    assert LSF.reports([]) == {}
+
+
+def test_a_word_that_no_table_has_counts_as_open(recorded):
+    recorded.answer("bjobs", "7|FLYING|-|-|-\n8|EXIT|1|TERM_BOREDOM: job got bored|-\n")
+    assert LSF.reports(["7", "8"]) == {
+        "7": JobReport(AllocationState.RUNNING, "FLYING"),
+        "8": JobReport(AllocationState.FAILED, "TERM_BOREDOM: job got bored"),
+    }
+
+
+def test_lsf_that_does_not_answer(recorded):
+    recorded.answer("bjobs", err="Failed in an LSF library call: LIM is down; try later\n", code=255)
+    with pytest.raises(AllocationError, match=r"^'bjobs' has failed: Failed in an LSF library call: LIM is down"):
+        LSF.reports(["7"])

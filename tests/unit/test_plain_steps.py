@@ -1,0 +1,270 @@
+"""Plain steps: passed on to Maestro's own adapter, and kept in mind for a later conductor."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import time
+import types
+
+import dill
+import maestrowf.specification  # noqa: F401 (before ours is imported, as `maestro` does)
+import pytest
+from ensembles import a_study
+from maestrowf.abstracts.enums import CancelCode, JobStatusCode, State, SubmissionCode
+from maestrowf.abstracts.interfaces import ScriptAdapter
+from maestrowf.interfaces import ScriptAdapterFactory
+from maestrowf.interfaces.script import CancellationRecord, SubmissionRecord
+
+from maestro_celery_plugin import conductorship, maestro_hooks, plain_steps
+from maestro_celery_plugin.plain_steps import PlainJob, adapter_of
+from maestro_celery_plugin.session import Session
+from maestro_celery_plugin.settings import BatchSettings, ResourceSettings, WorkerGroupSettings
+
+WORKERS_JOB = "sim#1"
+
+
+@dataclasses.dataclass(frozen=True)
+class Id:
+    """A job identifier that is neither text nor number."""
+
+    number: int
+
+
+class Cluster(ScriptAdapter):
+    """An adapter as another package may bring it; its batch system is these class attributes."""
+
+    key = "cluster"
+    extension = ".sh"
+    submitted, cancelled = [], []
+    states, code, broken = {}, JobStatusCode.OK, False
+    make_id = Id
+
+    def __init__(self, **keywords):
+        super().__init__(**keywords)
+        Cluster.keywords = keywords
+
+    def _write_script(self, ws_path, step):
+        path = os.path.join(ws_path, f"{step.name}.sh")
+        with open(path, "w") as file:
+            file.write(f"#!{self._exec}\n{step.run['cmd']}\n")
+        return bool(step.run.get("nodes")), path, None
+
+    def submit(self, step, path, cwd, job_map=None, env=None):
+        self.submitted.append(step.name)
+        return SubmissionRecord(SubmissionCode.OK, 0, Cluster.make_id(len(self.submitted)))
+
+    def check_jobs(self, joblist):
+        if self.broken:
+            raise RuntimeError("no such daemon")
+        assert not any(isinstance(job, PlainJob) for job in joblist)
+        return self.code, {job: self.states.get(job) for job in joblist}
+
+    def cancel_jobs(self, joblist):
+        if self.broken:
+            raise RuntimeError("no such daemon")
+        self.cancelled.extend(joblist)
+        return CancellationRecord(CancelCode.OK, 0)
+
+
+@pytest.fixture
+def cluster(monkeypatch):
+    for name, value in {"submitted": [], "cancelled": [], "states": {}, "code": JobStatusCode.OK, "broken": False}.items():
+        monkeypatch.setattr(Cluster, name, value)
+    monkeypatch.setattr(Cluster, "make_id", Id)
+    monkeypatch.setitem(ScriptAdapterFactory.factories, "cluster", Cluster)
+    system = types.SimpleNamespace(adapter="cluster", adapter_arguments=lambda batch: {"bank": batch.bank or ""})
+    monkeypatch.setattr(plain_steps, "batch_system", lambda type: None if type == "local" else system)
+    return Cluster
+
+
+@pytest.fixture
+def study(tmp_path):
+    plan = a_study(tmp_path / "study")[0]
+    Session.create(plan.session)
+    yield dataclasses.replace(plan, settings=dataclasses.replace(plan.settings, batch=BatchSettings(type="slurm")))
+    for held in list(conductorship._HELD.values()):
+        held.end()
+
+
+@pytest.fixture
+def adapter(study, cluster):
+    batch = study.to_batch()
+    return ScriptAdapterFactory.get_adapter(batch.pop("type"))(**batch)
+
+
+@pytest.fixture
+def coordinated(monkeypatch):
+    """Let the workers' step record of `WORKERS_JOB` be running, without a coordinator."""
+    monkeypatch.setattr(
+        "maestro_celery_plugin.adapter.CeleryScriptAdapter._states", lambda self, jobs: dict.fromkeys(jobs, State.RUNNING)
+    )
+
+
+def a_step(name="plain", **run):
+    return types.SimpleNamespace(name=name, real_name=name, run={"cmd": "echo", "restart": "", "nodes": 1, **run})
+
+
+def submit(adapter, study, step=None):
+    return adapter.submit(step or a_step(), "plain.sh", str(study.root)).job_identifier
+
+
+def test_the_script_is_that_of_maestros_adapter(adapter, study):
+    step = a_step(cmd="cat $(MERLIN_GLOB_PATH)x > $(MERLIN_INFO)/y $(LAUNCHER)", shell="/usr/bin/perl -w")
+
+    scheduled, script, restart = adapter.write_script(str(study.root), step)
+
+    assert (scheduled, script, restart) == (True, str(study.root / "plain.sh"), None)
+    assert (study.root / "plain.sh").read_text() == f"#!/usr/bin/perl -w\ncat x > {study.info}/y $(LAUNCHER)\n"
+    assert step.run["cmd"].startswith("cat $(MERLIN_GLOB_PATH)")  # Maestro's own step stays as it is
+
+
+def test_maestros_adapter_is_given_the_users_keys(cluster):
+    adapter_of(BatchSettings(type="slurm", nodes=2, qos="high", shell="python3"))
+    assert cluster.keywords == {"nodes": 2, "qos": "high", "bank": "", "shell": "/usr/bin/env -S python3"}
+
+    adapter_of(BatchSettings(type="slurm", nodes="all"), "/bin/sh")
+    assert cluster.keywords == {"bank": "", "shell": "/bin/sh"}
+
+
+def test_identifiers_are_told_apart_and_passed_back_unchanged(adapter, study, cluster, coordinated):
+    job = submit(adapter, study)
+    cluster.states = {Id(1): State.RUNNING}
+
+    assert job == PlainJob("plain", Id(1))
+    assert adapter.check_jobs([WORKERS_JOB, job]) == (JobStatusCode.OK, {WORKERS_JOB: State.RUNNING, job: State.RUNNING})
+    assert adapter.cancel_jobs([job]).lookup_status(CancelCode.OK) == {job}
+    assert cluster.cancelled == [Id(1)]
+    assert dill.loads(dill.dumps(job)) == job
+    assert str(PlainJob("plain", 7)) == "7"
+
+
+@pytest.mark.parametrize("trouble", [{"code": JobStatusCode.ERROR}, {"code": JobStatusCode.NOJOBS}, {"broken": True}])
+def test_trouble_of_the_batch_system_hides_no_samples(adapter, study, cluster, coordinated, monkeypatch, caplog, trouble):
+    job = submit(adapter, study)
+    for name, value in trouble.items():
+        monkeypatch.setattr(cluster, name, value)
+
+    assert adapter.check_jobs([WORKERS_JOB, job]) == (JobStatusCode.OK, {WORKERS_JOB: State.RUNNING})
+    assert adapter.check_jobs([job]) == (JobStatusCode.NOJOBS, {})  # ERROR would end the conductor
+    assert "The batch system" in caplog.text
+
+
+def test_trouble_of_the_workers_hides_no_batch_jobs(adapter, study, cluster, monkeypatch):
+    monkeypatch.setattr("maestro_celery_plugin.adapter.CeleryScriptAdapter._states", lambda self, jobs: {})
+    job = submit(adapter, study)
+
+    assert adapter.check_jobs([WORKERS_JOB, job]) == (JobStatusCode.OK, {job: None})  # as Slurm's, when it has forgotten
+
+
+def test_a_cancellation_that_fails_is_told(adapter, study, cluster):
+    job = submit(adapter, study)
+    cluster.broken = True
+
+    record = adapter.cancel_jobs([job])
+
+    assert record.cancel_status is CancelCode.ERROR
+    assert record.lookup_status(CancelCode.ERROR) == {job}
+
+
+def test_a_finished_job_is_not_submitted_again(adapter, study, cluster):
+    job = submit(adapter, study)
+    cluster.states = {Id(1): State.FINISHED}
+    adapter.check_jobs([job])
+    cluster.states = {}
+
+    again = submit(adapter, study)
+
+    assert cluster.submitted == ["plain"]
+    assert adapter.check_jobs([again]) == (JobStatusCode.OK, {again: State.FINISHED})
+    assert str(again) == "--"
+    assert adapter.cancel_jobs([again]).cancel_status is CancelCode.OK
+    assert not cluster.cancelled
+    assert conductorship.take_news()
+
+
+@pytest.mark.parametrize(
+    ("state", "submissions"),
+    [(State.RUNNING, 1), (State.PENDING, 1), (State.FINISHED, 1), (State.TIMEDOUT, 2), (State.CANCELLED, 2),
+     (State.FAILED, 2), (State.UNKNOWN, 2), (State.HWFAILURE, 2), (None, 2)],
+)  # fmt: skip
+def test_a_job_of_an_earlier_conductor_goes_on_if_it_can(adapter, study, cluster, monkeypatch, state, submissions):
+    monkeypatch.setattr(cluster, "make_id", int)
+    submit(adapter, study)
+    cluster.states = {1: state}
+
+    job = submit(adapter, study)
+
+    assert len(cluster.submitted) == submissions
+    assert job == PlainJob("plain", submissions)
+
+
+def test_an_identifier_that_no_file_can_keep_is_submitted_again(adapter, study, cluster):
+    submit(adapter, study)
+    cluster.states = {Id(1): State.RUNNING}
+    assert submit(adapter, study) == PlainJob("plain", Id(2))
+
+
+# --- in the conductor --------------------------------------------------------------------------------
+
+
+def written(adapter, study, cmd):
+    scheduled, script, _ = adapter.write_script(str(study.root), a_step(name="a/b c", cmd=cmd, nodes=""))
+    assert not scheduled
+    return script
+
+
+@pytest.fixture
+def in_conductor(adapter, study):
+    (study.root / "a").mkdir()
+    return lambda cmd: subprocess.run([written(adapter, study, cmd)], capture_output=True, text=True, check=False)
+
+
+def test_a_script_that_has_finished_is_not_run_again(in_conductor, adapter, study):
+    first, second = in_conductor("echo out; exit 3"), in_conductor("echo out")
+
+    assert (first.returncode, first.stdout) == (3, "out\n")
+    assert (second.returncode, second.stdout) == (0, "out\n")
+    assert adapter.write_script(str(study.root), a_step(name="a/b c", nodes=""))[0]  # `submit` answers then
+
+
+def test_a_shell_that_is_not_there_fails_the_step_and_not_the_conductor(adapter, study):
+    _, script, _ = adapter.write_script(str(study.root), a_step(nodes="", shell="/no/such/shell"))
+    assert subprocess.run([script], check=False, stderr=subprocess.DEVNULL).returncode == 127
+
+
+def test_maestro_looks_again_at_once(in_conductor, monkeypatch):
+    slept = []
+    monkeypatch.setattr(maestro_hooks.time, "sleep", slept.append)
+    in_conductor("true")
+
+    maestro_hooks._wait(60)
+    assert slept == []
+    maestro_hooks._wait(60)
+    assert slept == [60]
+
+
+# --- conductorship -----------------------------------------------------------------------------------
+
+
+def test_the_heart_beats_while_maestro_is_away(study):
+    group = WorkerGroupSettings(idle_limit=1)
+    settings = dataclasses.replace(study.settings, resources=ResourceSettings(workers={"w": group}))
+    session = Session(study.session)
+    conductorship.conduct(dataclasses.replace(study, settings=settings))
+    beats = set()
+    end = time.monotonic() + 1.1  # Maestro's, in a plain step
+
+    while time.monotonic() < end:
+        beats.add(session.read_conductor_beat())
+        time.sleep(0.05)
+
+    assert len(beats) >= 4
+
+
+def test_one_process_conducts_a_study_once(study):
+    assert conductorship.conduct(study) is conductorship.conduct(study)
+    conductorship.conduct(study).end()
+    with conductorship.conductor_lock(study).acquire(timeout=0):
+        pass

@@ -1,0 +1,183 @@
+"""Checks of resources and times: one message per mistake, and silence about what cannot be known."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+
+from maestro_celery_plugin import launch
+from maestro_celery_plugin.errors import SpecificationError
+from maestro_celery_plugin.specification import EnsembleSpecification
+
+SLURM = {"type": "slurm", "nodes": 4, "walltime": "1:00:00"}
+
+
+def spec(run=None, batch=SLURM, group=None, groups=None, parameters=None):
+    """A study with one sampled step `sim`, served by the worker group `w`."""
+    blocks = {
+        "description": {"name": "s", "description": "d"},
+        "batch": batch,
+        "study": [{"name": "sim", "description": "d", "run": {"cmd": "$(LAUNCHER) ./a $(X)", **(run or {})}}],
+        "merlin": {
+            "resources": {"workers": groups or {"w": {"steps": ["sim"], **(group or {})}}},
+            "samples": {"file": "x.csv", "column_labels": ["X", "N"]},
+        },
+    }
+    return {**blocks, "global.parameters": parameters} if parameters else blocks
+
+
+@pytest.fixture(autouse=True)
+def _outside_of_allocations(monkeypatch):
+    for name in ("SLURM_JOB_ID", "LSB_JOBID", "FLUX_URI"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def load(tmp_path):
+    def read(data):
+        path = tmp_path / "study.yaml"
+        path.write_text(yaml.safe_dump(data))
+        return EnsembleSpecification.load_specification(str(path))
+
+    return read
+
+
+P = {"P": {"values": [1, 99], "label": "P.%%"}}
+
+MISTAKES = {
+    "nodes": (spec({"nodes": 8}),
+        "study.sim.run.nodes: found 8 nodes; the allocation of worker group 'w' has 4 nodes; ask for fewer, or give the "
+        "group more `nodes`."),
+    "nodes of a launch": (spec({"cmd": "$(LAUNCHER)[5n,5p] a $(X)"}),
+        "study.sim.run.cmd: found 5 nodes; the allocation of worker group 'w' has 4 nodes; ask for fewer, or give the "
+        "group more `nodes`."),
+    "nodes of the group": (spec({"nodes": 4}, group={"nodes": 1}),
+        "study.sim.run.nodes: found 4 nodes; the allocation of worker group 'w' has 1 node; ask for fewer, or give the "
+        "group more `nodes`."),
+    "no nodes": (spec({"nodes": 2}, batch={"type": "slurm"}),
+        "study.sim.run.nodes: found 2 nodes; the allocation of worker group 'w' has 1 node; ask for fewer, or give the "
+        "group more `nodes`."),
+    "bracket": (spec({"cmd": "$(LAUNCHER)[2x] a $(X)"}),
+        "study.sim.run.cmd: found '$(LAUNCHER)[2x]'; '[4p]', '[2n,4p]' or '[2, 4]' (nodes, procs) can stand there."),
+    "bracket of the restart": (spec({"procs": 2, "restart": "$(LAUNCHER)[3p] a"}),
+        "study.sim.run.restart: found '$(LAUNCHER)[3p]'; the step has procs: 2, a launch cannot have more."),
+    "time request": (spec({"time_request": "1:00:01"}),
+        "study.sim.run.time_request: found 01:00:01; the allocation of worker group 'w' has a walltime of 01:00:00; ask "
+        "for less, or give the group more `walltime`."),
+    "text of the time request": (spec({"time_request": "soon"}),
+        "study.sim.run.time_request: found 'soon'; HH:MM:SS or a number of seconds is needed."),
+    "time request on this machine": (spec({"time_request": "0"}, batch={"type": "local"}),
+        "study.sim.run.time_request: found '0'; a time above zero is needed."),
+    "walltime of the step": (spec({"walltime": "1 hour"}),
+        "study.sim.run.walltime: found '1 hour'; HH:MM:SS or a number of seconds is needed"),
+    "walltime": (spec(batch={**SLURM, "walltime": "1h"}),
+        "batch.walltime: found '1h'; HH:MM:SS or a number of seconds is needed."),
+    "walltime of the group": (spec(group={"batch": {"walltime": "1:xx"}}),
+        "merlin.resources.workers.w.batch.walltime: found '1:xx'; HH:MM:SS or a number of seconds is needed."),
+    "no walltime": (spec(batch={"type": "lsf"}),
+        "merlin.resources.workers.w.batch: the walltime is missing, without which Maestro submits no job of the type "
+        "'lsf'; add it here, or to `batch`."),
+    "drain": (spec(group={"drain": 3600}),
+        "merlin.resources.workers.w.drain: found 3600 seconds, but the allocation has 3600 seconds of walltime; no "
+        "sample would ever start."),
+    "warn": (spec(group={"warn": 4000.5}),
+        "merlin.resources.workers.w.warn: found 4000.5 seconds, but the allocation has 3600 seconds of walltime; no "
+        "sample would ever start."),
+    "signal": (spec({"signal": "SIGUSR3"}),
+        "study.sim.run.signal: found 'SIGUSR3'; did you mean 'SIGUSR2'?"),
+    "local allocation": (spec(group={"allocation": "x", "batch": {"type": "local"}}),
+        "merlin.resources.workers.w.allocation: found 'x', but workers of the batch type 'local' are in no allocation; "
+        "remove the key, or give the group another `batch.type`."),
+    "shared nodes": (spec(groups={"a": {"allocation": "x"}, "b": {"allocation": "x", "nodes": 2}}),
+        "merlin.resources.workers.b.allocation: found 'x', which is also that of 'a', but nodes is 2 here and 4 there; "
+        "groups that share an allocation need the same."),
+    "shared type": (spec(groups={"a": {"allocation": "x"}, "b": {"allocation": "x", "batch": {"type": "flux"}}}),
+        "merlin.resources.workers.b.allocation: found 'x', which is also that of 'a', but batch.type is flux here and "
+        "slurm there; groups that share an allocation need the same."),
+    "shared walltime": (spec(groups={"a": {"allocation": "x"}, "b": {"allocation": "x", "batch": {"walltime": 60}}}),
+        "merlin.resources.workers.b.allocation: found 'x', which is also that of 'a', but walltime is 00:01:00 here and "
+        "01:00:00 there; groups that share an allocation need the same."),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_has_its_message(name, load):
+    data, sentence = MISTAKES[name]
+    with pytest.raises(SpecificationError) as error:
+        load(data)
+    assert str(error.value) == f"study.yaml: {sentence}"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        spec(),
+        spec({"nodes": 4, "procs": 100, "time_request": "1:00:00", "walltime": "2:00:00", "signal": "SIGUSR1"}),
+        spec({"nodes": "$(P)", "procs": "$(P)", "walltime": "$(P)", "time_request": "$(P)", "signal": "$(P)"}, parameters=P),
+        spec({"procs": "$(N)"}),
+        spec({"nodes": 8, "cmd": "$(LAUNCHER)[2x] a $(X)"}, batch={"type": "local"}),
+        spec({"nodes": 8, "cmd": "a"}),
+        spec({"nodes": 8, "batch": {"type": "local"}}),
+        spec(batch={"type": "slurm"}, group={"drain": 10_000}),
+        spec(batch={"type": "local", "walltime": "as long as it takes"}),
+        spec(batch={"type": "lsf", "walltime": 60}),
+        spec(groups={"a": {"allocation": "x"}, "b": {"allocation": "x", "batch": {"walltime": 3600}}}),
+    ],
+    ids=range(11),
+)
+def test_what_fits_or_cannot_be_known(data, load):
+    assert load(data).ensemble
+
+
+def test_inside_of_an_allocation_its_nodes_count(load, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_JOB_NUM_NODES", "2")
+    assert load(spec({"nodes": 2}, batch={"type": "slurm"})).ensemble
+    with pytest.raises(SpecificationError, match="found 3 nodes; the allocation of worker group 'w' has 2 nodes;"):
+        load(spec({"nodes": 3}))
+
+
+# --- at a launch -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def launching(monkeypatch):
+    monkeypatch.setattr(launch.OPTIONS, "launching", True)
+    monkeypatch.setattr(launch.OPTIONS, "dry_run", True)  # so that no broker is looked for
+
+
+@pytest.mark.parametrize(
+    ("run", "found"),
+    [
+        ({"procs": 145}, "145 procs with 1 core each; the allocation of worker group 'w' has 4 nodes with at most 36 cores"),
+        ({"cores per task": 37}, "1 procs with 37 cores each; the allocation of worker group 'w' has 4 nodes with at most "
+         "36 cores"),
+        ({"nodes": 2, "procs": 73}, "73 procs with 1 core each on 2 nodes; the allocation of worker group 'w' has 4 nodes "
+         "with at most 36 cores"),
+    ],
+)  # fmt: skip
+def test_the_batch_system_tells_how_large_its_nodes_are(run, found, load, launching, recorded):
+    recorded.answer("sinfo", "24\n36\n")
+    with pytest.raises(SpecificationError) as error:
+        load(spec({"shell": "/bin/sh", **run}, batch={**SLURM, "shell": "/bin/sh"}))
+    assert str(error.value) == (
+        f"study.yaml: study.sim.run.procs: found {found}; ask for fewer, or give the group more `nodes`."
+    )
+
+
+def test_a_batch_system_that_does_not_tell_stops_nothing(load, launching, recorded):
+    recorded.answer("sinfo", err="slurm_load_partitions: Unable to contact slurm controller\n", code=1)
+    assert load(spec({"procs": 10_000, "shell": "/bin/sh"})).ensemble
+
+
+def test_it_is_asked_for_a_launch_only(load, recorded):
+    recorded.answer("sinfo", "36\n")
+    assert load(spec({"procs": 10_000, "shell": "/bin/sh"})).ensemble
+
+
+def test_needs_can_be_stored(load):
+    """Maestro's `batch.info` is read with a loader that knows plain YAML only."""
+    ensemble = load(spec({"procs": "$(N)", "cmd": "MERLIN_NODES=2\n$(VLAUNCHER) $(X)"})).ensemble
+    stored = yaml.safe_load(yaml.safe_dump(ensemble.to_dict()))
+    assert stored["steps"]["sim"]["needs"]["nodes"] == 2
+    assert stored["steps"]["sim"]["needs"]["procs"] == 1

@@ -1,0 +1,171 @@
+"""Slurm: the lines it is given, and what its answers mean; outputs are those of Slurm 23.11."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+from maestro_celery_plugin.batch_systems import HeldAllocation, JobReport, StepNeeds, WorkerLaunch, batch_system
+from maestro_celery_plugin.errors import AllocationError
+from maestro_celery_plugin.settings import BatchSettings
+from maestro_celery_plugin.slurm import SLURM_STATES, Slurm
+from maestro_celery_plugin.states import AllocationState
+
+SLURM = Slurm()
+# The section JOB STATE CODES of squeue(1).
+STATES = """
+BOOT_FAIL CANCELLED COMPLETED CONFIGURING COMPLETING DEADLINE FAILED NODE_FAIL OUT_OF_MEMORY PENDING PREEMPTED
+RUNNING RESV_DEL_HOLD REQUEUE_FED REQUEUE_HOLD REQUEUED RESIZING REVOKED SIGNALING SPECIAL_EXIT STAGE_OUT STOPPED
+SUSPENDED TIMEOUT LAUNCH_FAILED RECONFIG_FAIL POWER_UP_NODE
+"""
+
+
+def launch(**settings):
+    return WorkerLaunch(command="work --name 'a b'", nodes=4, settings=BatchSettings(type="slurm", **settings))
+
+
+def test_the_plugin_manager_has_it():
+    assert isinstance(batch_system("slurm"), Slurm)
+
+
+def test_maestros_adapter_gets_all_it_insists_on():
+    assert SLURM.adapter_arguments(BatchSettings()) == {
+        "host": "", "bank": "", "queue": "", "reservation": "", "qos": None,
+    }  # fmt: skip
+    settings = BatchSettings(host="h", bank="b", queue="q", reservation="r", qos="s")
+    assert set(SLURM.adapter_arguments(settings).values()) == {"h", "b", "q", "r", "s"}
+
+
+def test_one_worker_on_each_node():
+    assert SLURM.worker_line(launch()) == (
+        "srun --overlap --nodes=4 --ntasks=4 --cpu-bind=none --mem=0 --no-kill --kill-on-bad-exit=0 "
+        "--wait=0 work --name 'a b'"
+    )
+
+
+def test_merlins_keys_for_the_launch_of_workers():
+    line = SLURM.worker_line(launch(launch_pre="module load x;", launch_args="--export=ALL", worker_launch="mine -n 4"))
+    assert line == "module load x; mine -n 4 --export=ALL work --name 'a b'"
+
+
+@pytest.mark.parametrize(
+    ("needs", "line"),
+    [
+        (StepNeeds(), "-n 1 -N $MAESTRO_CELERY_NODES"),
+        (StepNeeds(nodes=2), "-n 2 -N 2"),
+        (StepNeeds(nodes=2, procs=8, cores_per_task=3), "-n 8 -N 2 -c 3"),
+        (StepNeeds(nodes=1, procs=4, gpus=2), "-n 4 -N 1 --gpus=2"),
+        (StepNeeds(nodes=1, procs=4, gpus=2, gpus_per_task=1), "-n 4 -N 1 --gpus-per-task=1"),
+        (StepNeeds(nodes=1, procs=1, walltime_s=5400, reservation="r", options="--mpi=none -v"),
+         "-n 1 -N 1 -t 01:30:00 --reservation=r --mpi=none -v"),
+    ],
+)  # fmt: skip
+def test_one_sample(needs, line):
+    assert SLURM.sample_launcher(needs) == f'srun -Q --exact --mem=0 -J "$MAESTRO_CELERY_LAUNCH" {line}'
+
+
+def test_slurm_neither_starts_a_job_again_nor_ends_it_for_the_loss_of_one_node():
+    assert SLURM.tidied("#!/bin/bash\n#SBATCH --nodes=2\n\nsrun x\n\ny\n") == (
+        "#!/bin/bash\n#SBATCH --nodes=2\n#SBATCH --no-requeue\n#SBATCH --no-kill\n\nsrun x\n\ny\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("environ", "held"),
+    [
+        ({}, None),
+        ({"SLURM_JOB_ID": "7"}, HeldAllocation("7", 1)),
+        ({"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "3"}, HeldAllocation("7", 3)),
+    ],
+)
+def test_whether_it_is_inside(environ, held):
+    assert SLURM.held(environ) == held
+
+
+def test_the_end_is_in_the_environment():
+    assert SLURM.end_time({"SLURM_JOB_ID": "7", "SLURM_JOB_END_TIME": "1700000000"}) == 1_700_000_000.0
+
+
+def test_else_slurm_is_asked_for_the_end(recorded):
+    recorded.answer("squeue", "1714561200\n")
+    assert SLURM.end_time({"SLURM_JOB_ID": "7"}) == 1_714_561_200.0
+    assert recorded.asked("squeue") == ["-h", "-j", "7", "-o", "%e"]
+
+
+def test_an_end_that_nobody_tells(recorded):
+    assert SLURM.end_time({}) is None
+    recorded.answer("squeue", "NONE\n")
+    assert SLURM.end_time({"SLURM_JOB_ID": "7"}) is None
+    recorded.answer("squeue", err="slurm_load_jobs error: Invalid job id specified\n", code=1)
+    assert SLURM.end_time({"SLURM_JOB_ID": "7"}) is None
+
+
+def test_a_signal_goes_to_the_steps_of_the_samples_that_are_meant(recorded, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    recorded.answer("squeue", "7.0|python3\n7.3|w-1-1.0\n7.4|w-1-2.0\n7.batch|batch\n")
+    recorded.answer("scancel", "")
+
+    assert SLURM.signal_samples(["w-1-1.0", "w-1-1.1"], signal.SIGUSR1) == {"w-1-1.0"}
+
+    assert recorded.asked("squeue") == ["-h", "-s", "-j", "7", "-o", "%i|%j"]
+    assert recorded.asked("scancel") == ["--signal=SIGUSR1", "7.3"]
+
+
+@pytest.mark.parametrize("reason", ["PartitionTimeLimit", "InvalidAccount", "BadConstraints"])
+def test_a_job_that_waits_for_ever_has_failed(recorded, reason):
+    recorded.answer("squeue", f"7|PENDING|{reason}\n")
+    assert SLURM.reports(["7"]) == {"7": JobReport(AllocationState.FAILED, reason)}
+
+
+def test_cores(recorded):
+    assert SLURM.node_cores({"SLURM_CPUS_ON_NODE": "36"}) == 36
+    assert SLURM.node_cores({}) is None
+    recorded.answer("sinfo", "36\n48+\n")
+    assert SLURM.largest_node(BatchSettings(queue="pbatch")) == 48
+    assert recorded.asked("sinfo") == ["--noheader", "--format=%c", "-p", "pbatch"]
+    recorded.answer("sinfo", err="slurm_load_partitions: Unable to contact slurm controller\n", code=1)
+    assert SLURM.largest_node(BatchSettings()) is None
+
+
+def test_every_state_of_the_manual_has_its_row():
+    assert set(SLURM_STATES) == set(STATES.split())
+
+
+@pytest.mark.parametrize("word", SLURM_STATES)
+def test_a_job_is_in_a_state(word, recorded):
+    recorded.answer("squeue", f"7|{word}|None\n")
+    assert SLURM.reports(["7"]) == {"7": JobReport(SLURM_STATES[word])}
+    assert recorded.asked("squeue")[-2:] == ["-j", "7"]
+
+
+def test_jobs_that_squeue_has_forgotten_are_asked_of_the_accounting(recorded):
+    recorded.answer("squeue", "7|PENDING|Priority\n8|RUNNING|None\n")
+    recorded.answer("sacct", "9|CANCELLED by 1000|None\n10|OUT_OF_MEMORY|None\n")
+    assert SLURM.reports(["7", "8", "9", "10", "11"]) == {
+        "7": JobReport(AllocationState.PENDING, "Priority"),
+        "8": JobReport(AllocationState.RUNNING),
+        "9": JobReport(AllocationState.CANCELLED),
+        "10": JobReport(AllocationState.OUT_OF_MEMORY),
+        "11": JobReport(AllocationState.GONE),
+    }
+    assert recorded.asked("sacct")[-1] == "9,10,11"
+
+
+def test_without_accounting_a_forgotten_job_is_gone(recorded):
+    recorded.answer("squeue", err="slurm_load_jobs error: Invalid job id specified\n", code=1)
+    recorded.answer("sacct", err="Slurm accounting storage is disabled\n", code=1)
+    assert SLURM.reports(["7"]) == {"7": JobReport(AllocationState.GONE)}
+
+
+def test_a_word_that_no_table_has_counts_as_open(recorded):
+    recorded.answer("squeue", "7|TELEPORTING|None\n")
+    assert SLURM.reports(["7"]) == {"7": JobReport(AllocationState.RUNNING, "TELEPORTING")}
+
+
+def test_slurm_that_does_not_answer(recorded):
+    with pytest.raises(AllocationError, match=r"^'squeue' does not answer: .*No such file"):
+        SLURM.reports(["7"])
+    recorded.answer("squeue", err="slurm_load_jobs error: Unable to contact slurm controller (connect failure)\n", code=1)
+    with pytest.raises(AllocationError, match=r"^'squeue' has failed: slurm_load_jobs error: Unable to contact"):
+        SLURM.reports(["7"])
