@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from maestro_celery_plugin.batch_systems import BatchSystem, JobReport
-from maestro_celery_plugin.deadline import BEGAN
+from maestro_celery_plugin.deadline import BEGAN, Deadline
 from maestro_celery_plugin.errors import AllocationError
 from maestro_celery_plugin.manifest import write_atomically
 from maestro_celery_plugin.processes import ProcessId
@@ -271,9 +271,15 @@ class _Words(logging.Handler):
 
 
 class HeldJobs:
-    """Workers started by this process, in the allocation that it is inside of."""
+    """Workers started by this process, in the allocation that it is inside of.
 
-    def __init__(self) -> None:
+    Args:
+        job: Identifier of the batch job around this process.
+        deadline: When that ends, for the workers.
+    """
+
+    def __init__(self, job: str, deadline: Deadline) -> None:
+        self._job, self._deadline = job, deadline
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
     def script(self, request: AllocationRequest, directory: Path) -> Path:
@@ -285,6 +291,11 @@ class HeldJobs:
 
     def submit(self, request: AllocationRequest, directory: Path) -> str:
         """Start the workers, in a process group of their own."""
+        if not self._deadline.fits(None, 0.0):
+            raise AllocationError(
+                f"The allocation around this study (job {self._job}) ends in {self._deadline.left_s:.0f} s, too soon "
+                "for further samples; `maestro-celery resume` goes on in another one."
+            )
         script = self.script(request, directory)
         with (
             (directory / f"{request.job_name}.out").open("ab") as out,

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from maestro_celery_plugin.allocations import BatchJobs, HeldJobs, Jobs
 from maestro_celery_plugin.batch_systems import batch_system
+from maestro_celery_plugin.deadline import Deadline
 from maestro_celery_plugin.errors import AllocationError, SpecificationError
 from maestro_celery_plugin.session import Session
 from maestro_celery_plugin.specification import EnsembleSpecification
@@ -67,7 +68,7 @@ def _allocation(plan: StudyPlan, name: str, groups: list[str]) -> Preview:
     if system is None:
         raise AllocationError("A local worker group has no allocation.")
     held = system.held(os.environ)
-    jobs: Jobs = HeldJobs() if held else BatchJobs(system)
+    jobs: Jobs = HeldJobs(held.job, Deadline()) if held else BatchJobs(system)
     with tempfile.TemporaryDirectory(prefix="maestro-celery-") as directory:
         text = jobs.script(request_for(plan, Session(plan.session), groups, "1"), Path(directory)).read_text()
     place = f"in the allocation {held.job} around you" if held else f"by {batch.type}"

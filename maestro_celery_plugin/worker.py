@@ -132,7 +132,8 @@ def main() -> NoReturn:
         )
         if not _shall_begin_again(session, code):
             break
-    sys.exit(code & 0xFF)
+    # SIGTERM is how a worker is told to leave; one that has no handler for it yet leaves by that, too.
+    sys.exit(0 if code == -signal.SIGTERM else code & 0xFF)
 
 
 def _take_name(session: Session, group: str, allocation: str) -> str:

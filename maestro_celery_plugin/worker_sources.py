@@ -10,8 +10,9 @@ from typing import Any
 
 from maestro_celery_plugin import schema
 from maestro_celery_plugin.allocation_source import AllocationSource
-from maestro_celery_plugin.allocations import AllocationRequest, BatchJobs, HeldJobs
+from maestro_celery_plugin.allocations import AllocationRequest, BatchJobs, HeldJobs, Jobs
 from maestro_celery_plugin.batch_systems import BatchSystem, HeldAllocation, StepNeeds, WorkerLaunch, batch_system
+from maestro_celery_plugin.deadline import Deadline
 from maestro_celery_plugin.errors import AllocationError
 from maestro_celery_plugin.launchers import group_needs
 from maestro_celery_plugin.local_workers import LocalWorkers
@@ -164,7 +165,10 @@ def sources_of(plan: StudyPlan, session: Session) -> dict[str, LocalWorkers | Al
 def _allocation_source(plan: StudyPlan, session: Session, names: list[str]) -> AllocationSource:
     first = plan.settings.resources.workers[names[0]]
     system = _system_of(batch_of(plan.settings, first))
-    jobs = HeldJobs() if system.held(os.environ) else BatchJobs(system)
+    held = system.held(os.environ)
+    jobs: Jobs = BatchJobs(system)
+    if held is not None:
+        jobs = HeldJobs(held.job, Deadline.of(terms_of(plan.settings, names[0]), os.environ))
     return AllocationSource(
         plan.allocations,
         allocation_name(names[0], first),

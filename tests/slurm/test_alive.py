@@ -1,0 +1,187 @@
+"""What happens inside an allocation that lives: kills, cancellation, an end without a conductor, launches."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import pytest
+from slurm_studies import allocations, assert_each_sample_once, assert_nothing_left, codes, ensemble, job_of
+from support import Study, kill, wait_for
+
+from maestro_celery_plugin.ledger import Kind, read_ledger
+
+COUNT = 24
+BATCH = "type: slurm, nodes: 2, walltime: 600"
+SLEEPS = 'echo "cmd $(A)" >> runs\necho begun\nsleep 0.5'
+AGAIN = 'echo "restart $(A)" >> runs'
+
+
+def begun(study: Study, count: int = 5) -> None:
+    study.await_text("sim/*/sim.out", "begun", count)
+
+
+def assert_complete(study: Study, slots: int) -> None:
+    """Each sample is finished once, and no more have run twice than there were slots in what was killed."""
+    assert study.states() == {"sim": "FINISHED"}
+    assert_each_sample_once(study, COUNT)
+    assert sum(text.count("\n") for text in study.outputs("sim/*/runs")) <= COUNT + slots
+    assert len(codes(study, Kind.LOST)) <= slots
+
+
+def beat_of(study: Study) -> dict[str, Any]:
+    """Return the heartbeat of a worker."""
+    path = next((study.path / "merlin_info" / "session" / "workers").glob("*.json"))
+    values: dict[str, Any] = json.loads(path.read_text())
+    return values
+
+
+@pytest.mark.parametrize("victim", ["process", "supervisor"])
+def test_a_killed_worker(launch, slurm, victim):
+    """Given an allocation of two nodes, when a worker or its supervisor is killed, then nothing is lost."""
+    study = launch(ensemble(SLEEPS, restart=AGAIN, count=COUNT, batch=BATCH), "-r", "2", name=f"killed_{victim}")
+    begun(study)
+
+    kill(beat_of(study)[victim][0])
+    study.await_end()
+
+    assert_complete(study, slots=2)
+    assert len(allocations(study)) == 1
+    logs = sorted(path.stem for path in study.path.glob("merlin_info/workers/*.log"))
+    assert logs == ["w-1-1", "w-1-2", "w-1-3"][: 3 if victim == "process" else 2]
+    assert_nothing_left(study, slurm)
+
+
+def test_a_killed_worker_of_an_allocation_with_one_node(launch, slurm):
+    """Given a supervisor that is killed with its worker, then the allocation ends, and the next one goes on."""
+    batch = "type: slurm, nodes: 1, procs: 1, walltime: 600"
+    study = launch(ensemble(SLEEPS, restart=AGAIN, count=COUNT, batch=batch), "-r", "2", name="alone")
+    begun(study)
+
+    beat = beat_of(study)
+    kill(beat["supervisor"][0], beat["process"][0])
+    study.await_end()
+
+    assert_complete(study, slots=2)
+    assert_nothing_left(study, slurm)
+
+
+def test_a_killed_broker(launch, slurm):
+    """Given workers in an allocation, when broker and keeper are killed, then they find the new one."""
+    study = launch(ensemble(SLEEPS, restart=AGAIN, count=COUNT, batch=BATCH), "-r", "2", name="broker")
+    begun(study)
+
+    kill(*study.processes("broker_keeper"), *study.server())
+    study.await_end()
+
+    assert_complete(study, slots=4)
+    assert len(allocations(study)) == 1
+    assert_nothing_left(study, slurm)
+
+
+def test_cancelled_by_maestro(launch, slurm):
+    """Given samples that ignore SIGTERM, when the study is cancelled, then all have ended within 10 s."""
+    cmd = "trap 'echo told >> told' TERM\necho begun $(A)\nwhile true; do sleep 0.2; done"
+    study = launch(ensemble(cmd, count=COUNT, batch=BATCH), name="cancelled")
+    begun(study, 4)
+    job = job_of(study, slurm, "RUNNING")
+    begin = time.monotonic()
+
+    assert study.command("maestro", "cancel", "-y", str(study.path)).returncode == 0
+    wait_for(lambda: not study.processes("sim.sh"), "the end of the samples", 15)
+    print(f"samples have ended after {time.monotonic() - begin:.1f} s")
+    assert time.monotonic() - begin < 12
+    study.await_end()
+
+    assert study.states() == {"sim": "CANCELLED"}
+    assert study.outputs("sim/*/told") == ["told\n"] * 4
+    assert job not in slurm.queue()
+    assert_nothing_left(study, slurm)
+
+
+def test_a_killed_conductor_leaves_no_allocation_behind(launch, slurm):
+    """Given an idle limit of 5 s, when the conductor is killed, then the allocation ends by itself."""
+    cmd = "echo begun $(A)\nsleep 1"
+    study = launch(
+        ensemble(cmd, count=COUNT, batch=BATCH, group="args: --concurrency 2, idle_limit: 5"), name="conductor"
+    )
+    begun(study, 2)
+    job = job_of(study, slurm, "RUNNING")
+
+    kill(*study.processes("bin/conductor"))
+
+    slurm.await_state(job, "COMPLETED", "CANCELLED", "FAILED", timeout_s=60)
+    assert slurm.state(job) == "COMPLETED"
+    wait_for(lambda: not study.processes(), "the end of the broker", 60)
+    assert_nothing_left(study, slurm)
+
+
+# --- parallel programs ---------------------------------------------------------------------------------
+
+LAUNCH = """\
+date +%s.%N >> begin
+$(LAUNCHER) bash -c 'echo $SLURM_STEP_ID $SLURM_PROCID $SLURM_NTASKS $SLURMD_NODENAME >> tasks; sleep 2'
+date +%s.%N >> end  # $(A)
+"""
+
+
+def side_by_side(study: Study) -> int:
+    """Return the largest number of samples that ran at the same time."""
+    times = zip(study.outputs("sim/*/begin"), study.outputs("sim/*/end"), strict=True)
+    spans = [(float(begin), float(end)) for begin, end in times]
+    return max(sum(begin <= point < end for begin, end in spans) for point, _ in spans)
+
+
+@pytest.mark.parametrize(
+    ("run", "samples", "tasks", "nodes", "slots"),
+    [("nodes: 1, procs: 2", 16, 2, 1, 8), ("nodes: 2, procs: 8", 4, 8, 2, 2), ("procs: 4", 8, 4, 1, 4)],
+    ids=["part_of_a_node", "two_nodes", "a_whole_node"],
+)
+def test_samples_that_launch(launch, slurm, run, samples, tasks, nodes, slots):
+    """Given four nodes of four CPUs, then as many samples run side by side as fit, each on what it asks for."""
+    spec = ensemble(LAUNCH, run=run, count=samples, batch="type: slurm, nodes: 4, walltime: 600", group="args: ''")
+    study = launch(spec, name=f"launch_{tasks}_{nodes}")
+    wait_for(lambda: len(study.status()["workers"]) > 0, "workers")
+    study.await_end()
+
+    assert study.states() == {"sim": "FINISHED"}
+    assert_each_sample_once(study, samples)
+    for text in study.outputs("sim/*/tasks"):
+        lines = [line.split() for line in text.splitlines()]
+        assert sorted(int(line[1]) for line in lines) == list(range(tasks))
+        assert {line[2] for line in lines} == {str(tasks)}
+        assert len({line[3] for line in lines}) == nodes
+        assert len({line[0] for line in lines}) == 1
+    print(f"{side_by_side(study)} of {slots} side by side; stderr: {set(study.outputs('sim/*/sim.err'))}")
+    assert slots // 2 < side_by_side(study) <= slots
+    assert_nothing_left(study, slurm)
+
+
+# --- many samples --------------------------------------------------------------------------------------
+
+
+def test_many_short_samples(launch, slurm):
+    """Given 5,000 samples of 0.05 s on four nodes, then each runs once; how busy the slots were is printed."""
+    count, slots = 5000, 8
+    group = "args: --concurrency 2"
+    study = launch(
+        ensemble("sleep 0.05 # $(A)", count=count, batch="type: slurm, nodes: 4, walltime: 1200", group=group),
+        name="many",
+    )
+    study.await_end(280)
+
+    assert study.states() == {"sim": "FINISHED"}
+    assert_each_sample_once(study, count)
+    print(f"utilisation: {utilisation(study, slots):.0%}")
+    assert_nothing_left(study, slurm)
+
+
+def utilisation(study: Study, slots: int) -> float:
+    """Return the samples' seconds per slot second, from the first sample's begin to the last one's."""
+    entries = read_ledger(study.path / "merlin_info" / "ledger")
+    begins = entries[entries["kind"] == Kind.STARTED]["time"]
+    ends = entries[entries["kind"] == Kind.ENDED]
+    span_s = begins.max() - begins.min()
+    print(f"{span_s:.1f} s for {len(ends)} samples")
+    return float(ends["stop"].sum() / 1e6 / (span_s * slots))

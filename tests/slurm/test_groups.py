@@ -1,0 +1,121 @@
+"""Several worker groups: allocations of their own or shared, given back as soon as nothing needs them."""
+
+from __future__ import annotations
+
+import pytest
+from slurm_cluster import SlurmCluster
+from slurm_studies import Launcher, allocations, assert_each_sample_once, assert_nothing_left
+from support import Study, wait_for
+
+from maestro_celery_plugin.status_csv import read_rows
+
+COUNT = 12
+WHERE = "echo $SLURM_JOB_ID $SLURMD_NODENAME $SLURM_JOB_NUM_NODES $(A)"
+STEP = """
+  - name: NAME
+    description: d
+    run: {cmd: "CMD", task_queue: NAME, depends: [DEPENDS]}"""
+SPEC = """
+description: {name: groups, description: d}
+batch: {BATCH}
+study:STEPS
+merlin:
+  resources:
+    workers: WORKERS
+  samples:
+    generate: {cmd: "seq 1 12 > $(MERLIN_INFO)/a.csv"}
+    file: $(MERLIN_INFO)/a.csv
+    column_labels: [A]
+"""
+
+
+def spec(*steps: tuple[str, str, str], workers: str = "{}", batch: str = "type: slurm, walltime: 600") -> str:
+    """Return a specification of steps (name, what it does besides telling where it is, steps it needs)."""
+    texts = [
+        STEP.replace("NAME", name).replace("CMD", f"{WHERE} && {cmd}").replace("DEPENDS", needs)
+        for name, cmd, needs in steps
+    ]
+    return SPEC.replace("STEPS", "".join(texts)).replace("WORKERS", workers).replace("BATCH", batch)
+
+
+def places(study: Study, step: str) -> list[tuple[str, str, str]]:
+    """Return job, node and number of nodes of each sample of a step."""
+    texts = study.outputs(f"{step}/*/{step}.out")
+    assert len(texts) == COUNT
+    return [tuple(text.split()[:3]) for text in texts]
+
+
+def finish(study: Study, slurm: SlurmCluster, *records: int) -> None:
+    study.await_end()
+    assert set(study.states().values()) == {"FINISHED"}
+    for record in records:
+        assert_each_sample_once(study, COUNT, record)
+    assert {row.restarts for row in read_rows(study.path)} == {0}
+    assert_nothing_left(study, slurm)
+
+
+def test_groups_of_different_sizes_side_by_side(launch: Launcher, slurm):
+    """Given a group of one node and one of three, then both work at the same time, on all their nodes."""
+    workers = "{a: {steps: [one], nodes: 1, args: -c 1}, b: {steps: [three], nodes: 3, args: -c 2}}"
+    study = launch(spec(("one", "sleep 1", ""), ("three", "sleep 3", ""), workers=workers), name="sizes")
+
+    def busy_nodes() -> dict[str, set[str]]:
+        busy = [worker for worker in study.status()["workers"] if worker["state"] == "busy"]
+        return {group: {w["node"] for w in busy if w["group"] == group} for group in "ab"}
+
+    wait_for(lambda: list(map(len, busy_nodes().values())) == [1, 3], "work on all nodes")
+    finish(study, slurm, 1, 2)
+
+    assert {nodes for _, _, nodes in places(study, "one")} == {"1"}
+    assert {nodes for _, _, nodes in places(study, "three")} == {"3"}
+    assert len({node for _, node, _ in places(study, "three")}) == 3
+    assert len(allocations(study)) == 2
+
+
+def test_groups_that_share_an_allocation(launch, slurm):
+    """Given two groups that name one allocation, then one job has the workers of both."""
+    workers = (
+        "{a: {steps: [one], allocation: both, nodes: 2, args: -c 1}, b: {steps: [two], allocation: both, args: -c 1}}"
+    )
+    study = launch(spec(("one", "sleep 0.3", ""), ("two", "sleep 0.3", ""), workers=workers), name="shared")
+
+    finish(study, slurm, 1, 2)
+
+    assert len({job for job, _, _ in places(study, "one") + places(study, "two")}) == 1
+    assert {nodes for _, _, nodes in places(study, "one") + places(study, "two")} == {"2"}
+    assert [path.name for path in study.path.glob("merlin_info/allocations/*")] == ["both"]
+    assert len(allocations(study)) == 1
+
+
+def test_nothing_but_the_type(launch, slurm):
+    """Given `batch: {type: slurm}` alone, then the workers have one node of the default partition, all of it."""
+    study = launch(spec(("one", "sleep 0.1", ""), workers="{}", batch="type: slurm"), name="bare")
+
+    finish(study, slurm, 1)
+
+    assert {nodes for _, _, nodes in places(study, "one")} == {"1"}
+    assert len(allocations(study)) == 1
+
+
+@pytest.mark.parametrize("last", ["none", "later"])
+def test_an_allocation_is_given_back(launch, slurm, last):
+    """Given a step in group a and then one in b, then a's job is gone while b works.
+
+    With a later step for a, its workers leave when their idle limit is over; the step opens another allocation,
+    which is not a restart.
+    """
+    again = [("again", "true", "two")] if last == "later" else []
+    mine = ", ".join(["one", *(name for name, _, _ in again)])
+    workers = f"{{a: {{steps: [{mine}], args: -c 4, idle_limit: 2}}, b: {{steps: [two], args: -c 4}}}}"
+    study = launch(
+        spec(("one", "true", ""), ("two", "sleep 5", "one"), *again, workers=workers), name=f"given_back_{last}"
+    )
+
+    wait_for(lambda: study.states().get("two") == "RUNNING", "the second step")
+    study.await_text("two/*/two.out", "", 1)
+    job = allocations(study)[0]["job"]
+    wait_for(lambda: slurm.state(job) in ("COMPLETED", "CANCELLED"), "the end of the first allocation", 20)
+    assert study.states()["two"] == "RUNNING"
+    finish(study, slurm, *range(1, 3 + len(again)))
+
+    assert len(allocations(study)) == 2 + len(again)

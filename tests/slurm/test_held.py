@@ -1,0 +1,120 @@
+"""An allocation that is there already: the study, or workers for one that runs elsewhere, are started in it."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+from slurm_cluster import SlurmCluster
+from slurm_studies import Launcher, allocations, assert_each_sample_once, assert_nothing_left, ensemble
+from support import BIN, Study, wait_for
+
+COUNT = 12
+WHERE = "echo $SLURM_JOB_ID $SLURMD_NODENAME $(A)\nsleep 0.5"
+
+
+def in_job(slurm: SlurmCluster, directory: Path, *words: str, nodes: int = 2, minutes: int = 10) -> str:
+    """Submit a script that runs one of this environment's commands on its first node; return the job."""
+    script = directory / "job.sh"
+    script.write_text(f"#!/bin/bash\nexec {shlex.join(words)}\n")
+    return slurm.submit(f"--nodes={nodes}", f"--time={minutes}", "--exclusive", "--output=job.out", script, cwd=directory)
+
+
+def study_in_job(
+    launch: Launcher, slurm: SlurmCluster, directory: Path, spec: str, *options: str, **more: int
+) -> tuple[Study, str]:
+    path = directory / "study.yaml"
+    path.write_text(spec)
+    study = Study(directory / "study", launch.environment)
+    words = (str(BIN / "maestro"), "run", "-y", "-fg", "-s", "2", *options, "-o", str(study.path), str(path))
+    return study, in_job(slurm, directory, *words, **more)
+
+
+def test_a_study_in_a_batch_script(launch, slurm, tmp_path):
+    """Given `maestro run -fg` in a job of two nodes, then its workers are on both, and no other job is submitted."""
+    study, job = study_in_job(launch, slurm, tmp_path, ensemble(WHERE, count=COUNT, batch="type: slurm"))
+
+    wait_for(lambda: study.path.exists() and len(study.processes("maestro_celery_plugin.worker")) >= 4, "its workers")
+    assert slurm.queue() == [job]
+    slurm.await_state(job, "COMPLETED", "FAILED", timeout_s=90)
+
+    assert slurm.state(job) == "COMPLETED", (tmp_path / "job.out").read_text()
+    assert study.states() == {"sim": "FINISHED"}
+    assert_each_sample_once(study, COUNT)
+    seen = [text.split() for text in study.outputs("sim/*/sim.out")]
+    assert {words[0] for words in seen} == {job}
+    assert len({words[1] for words in seen}) == 2
+    assert len(allocations(study)) == 1
+    assert_nothing_left(study, slurm)
+
+
+def test_a_study_in_an_allocation_that_ends_before_it(launch, slurm, tmp_path):
+    """Given more work than the allocation around the study has time for, then the step says so, and resume goes on."""
+    spec = ensemble(
+        "echo $(A) >> runs\nsleep 4", count=COUNT, batch="type: slurm",
+        group="args: --concurrency 1, drain: 35, warn: 6, idle_limit: 5",
+    )  # fmt: skip
+    study, job = study_in_job(launch, slurm, tmp_path, spec, "-r", "3", nodes=1, minutes=1)
+
+    slurm.await_state(job, "COMPLETED", "FAILED", "TIMEOUT", timeout_s=120)
+
+    assert study.states() == {"sim": "FAILED"}
+    text = study.command("maestro-celery", "explain", str(study.path)).stdout
+    assert f"The allocation around this study (job {job}) ends" in text, text
+    assert "samples are left" in text, text
+    assert_nothing_left(study, slurm)
+    answer = study.command("maestro-celery", "resume", str(study.path))
+    assert answer.returncode == 0, answer.stderr
+    study.await_end(200)
+    assert study.states() == {"sim": "FINISHED"}
+    assert_each_sample_once(study, COUNT)
+    assert_nothing_left(study, slurm)
+
+
+@pytest.fixture
+def elsewhere(launch: Launcher) -> Study:
+    """A study whose workers are for another machine."""
+    spec = ensemble(WHERE, count=COUNT, batch="type: slurm", group="machines: [elsewhere], args: --concurrency 1")
+    return launch(spec, "-s", "2", name="elsewhere")
+
+
+def test_workers_started_by_hand_in_an_allocation(elsewhere, slurm, tmp_path):
+    """Given a group for another machine, then explain says so, and workers started in an allocation do the work."""
+    study = elsewhere
+    wait_for(lambda: study.states().get("sim") == "PENDING", "the step")
+
+    def explained() -> str:
+        return study.command("maestro-celery", "explain", str(study.path)).stdout
+
+    assert "waits for its workers on elsewhere" in explained()
+    assert f"maestro-celery workers {study.path} --group w" in explained()
+    job = in_job(slurm, tmp_path, str(BIN / "maestro-celery"), "workers", str(study.path), "--group", "w")
+    wait_for(lambda: study.states().get("sim") == "RUNNING", "the work's begin")
+    study.await_end()
+
+    assert study.states() == {"sim": "FINISHED"}
+    assert_each_sample_once(study, COUNT)
+    seen = [text.split() for text in study.outputs("sim/*/sim.out")]
+    assert {words[0] for words in seen} == {job}
+    assert len({words[1] for words in seen}) == 2
+    slurm.await_state(job, "COMPLETED", timeout_s=30)
+    assert allocations(study) == []
+    assert_nothing_left(study, slurm)
+
+
+def test_the_preview_is_what_is_used(launch, slurm, tmp_path):
+    """Given a specification, then `maestro-celery allocation` prints the script that a run submits."""
+    spec = ensemble("true # $(A)", count=2, batch="type: slurm, nodes: 2, queue: low, walltime: 300")
+    study = launch(spec, name="preview")
+    study.await_end()
+    used = next(study.path.glob("merlin_info/allocations/w/1/*.sh")).read_text()
+
+    answer = study.command("maestro-celery", "allocation", str(study.path.parent / "preview.yaml"))
+
+    assert answer.returncode == 0, answer.stderr
+    title, _, script = answer.stdout.partition("#!")
+    assert "allocation 'w' of worker group 'w', by slurm" in title
+    guess = next(word for word in script.split() if word.endswith("/merlin_info/session"))
+    name = guess.split("/")[-3]
+    assert f"#!{script}".replace(guess, f"{study.path}/merlin_info/session").replace(name, study.path.name).strip() == used.strip()
