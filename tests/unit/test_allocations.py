@@ -12,6 +12,7 @@ from maestro_celery_plugin import allocation_source
 from maestro_celery_plugin.allocation_source import AllocationSource
 from maestro_celery_plugin.allocations import AllocationRequest, BatchJobs, HeldJobs, read_allocations
 from maestro_celery_plugin.batch_systems import JobReport
+from maestro_celery_plugin.deadline import Deadline
 from maestro_celery_plugin.errors import AllocationError, WorkerError
 from maestro_celery_plugin.settings import BatchSettings
 from maestro_celery_plugin.slurm import Slurm
@@ -122,7 +123,7 @@ def test_the_batch_script_is_for_a_shell_whatever_samples_are_written_in(shell, 
 
 
 def started(tmp_path, line):
-    jobs = HeldJobs()
+    jobs = HeldJobs("7", Deadline())
     return jobs, jobs.submit(dataclasses.replace(REQUEST, lines=(line,)), tmp_path)
 
 
@@ -144,12 +145,12 @@ def test_their_exit_code_tells_that_they_have_failed(tmp_path):
 def test_they_can_be_ended(tmp_path):
     jobs, job = started(tmp_path, "sleep 100")
     assert jobs.report(job).state is AllocationState.RUNNING
-    assert HeldJobs().report(job).state is AllocationState.RUNNING  # another conductor sees it, too
+    assert HeldJobs("7", Deadline()).report(job).state is AllocationState.RUNNING  # another conductor sees it, too
 
     jobs.cancel(job)
 
     wait_for(lambda: not jobs.report(job).state.is_open, "its end", 10)
-    assert HeldJobs().report(job).state is AllocationState.GONE
+    assert HeldJobs("7", Deadline()).report(job).state is AllocationState.GONE
 
 
 # --- one after the other -----------------------------------------------------------------------------
