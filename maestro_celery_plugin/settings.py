@@ -141,9 +141,10 @@ class WorkerGroupSettings:
         minimum=0,
     )
     warn: float = setting(
-        "Seconds before the end of an allocation at which running samples get their `signal`.",
+        "Seconds before the end of an allocation at which running samples get their `signal`; they are killed "
+        "5 s before it.",
         default=20.0,
-        minimum=1,
+        minimum=6,
     )
 
 
