@@ -128,7 +128,10 @@ class Flux:
         return " ".join(("flux", "run", *words, needs.options)).strip()
 
     def signal_samples(self, names: Collection[str], number: signal.Signals) -> set[str]:
-        """Leave it to the process groups: the launcher passes signals on."""
+        """Leave it to the process groups: `flux run` passes signals on since flux-core's pull request 6734.
+
+        Before that one it ends at a signal, and leaves its program to the end of the allocation.
+        """
         return set()
 
     def held(self, environ: Mapping[str, str]) -> HeldAllocation | None:
