@@ -10,7 +10,7 @@ from support import ROOT, kill, wait_for
 SPEC = """
     description: {name: questions, description: d}
     env:
-      variables: {OUTPUT_PATH: OUT}
+      variables: {OUTPUT_PATH: WHERE}
     study:
       - name: sim
         description: d
@@ -31,7 +31,7 @@ SPEC = """
 
 
 def spec(tmp_path, cmd="sleep 100", group="machines: []"):
-    return SPEC.replace("CMD", cmd).replace("GROUP", group).replace("OUT", str(tmp_path / "out"))
+    return SPEC.replace("CMD", cmd).replace("GROUP", group).replace("WHERE", str(tmp_path / "out"))
 
 
 def explained(study):
@@ -43,7 +43,7 @@ def explained(study):
 def test_what_runs_and_what_waits_for_it(run, tmp_path):
     study = run(spec(tmp_path))
     study.await_text("sim/*/sim.out", "", count=2)
-    wait_for(lambda: study.states().get("sim") == "RUNNING", "sim to run")
+    wait_for(lambda: "sims-1 (busy)" in explained(study), "the worker's heartbeat")
 
     text = explained(study)
 
@@ -70,10 +70,15 @@ def test_a_failed_step_and_what_depends_on_it(run, tmp_path):
 
 
 def test_a_worker_that_cannot_start_is_explained_in_its_own_words(run, tmp_path, environment):
-    """Given a worker whose Celery cannot be imported, then the step fails after three tries, and says why."""
-    broken = tmp_path / "broken" / "celery"
-    broken.mkdir(parents=True)
-    (broken / "__init__.py").write_text("import sys\nif 'worker' in sys.argv[0]: raise ImportError('no such celery')\n")
+    """Given workers that end before they have begun, then the step fails after three tries, and says why."""
+    broken = tmp_path / "broken" / "sitecustomize.py"
+    broken.parent.mkdir()
+    broken.write_text(
+        "import os, sys\n"
+        "if 'maestro_celery_plugin.worker' in sys.orig_argv:\n"
+        "    os.write(2, b'no such celery\\n')\n"
+        "    os._exit(3)\n"
+    )
     environment["PYTHONPATH"] = str(broken.parent)
     study = run(spec(tmp_path))
     wait_for(lambda: study.states().get("sim") == "FAILED", "the step's failure")
