@@ -52,7 +52,7 @@ def test_a_study_in_a_batch_script(launch, slurm, tmp_path):
 def test_a_study_in_an_allocation_that_ends_before_it(launch, slurm, tmp_path):
     """Given more work than the allocation around the study has time for, then the step says so, and resume goes on."""
     spec = ensemble(
-        "echo $(A) >> runs\nsleep 4", count=COUNT, batch="type: slurm",
+        "echo $(A) >> runs\nsleep 4", count=8, batch="type: slurm",
         group="args: --concurrency 1, drain: 35, warn: 6, idle_limit: 5",
     )  # fmt: skip
     study, job = study_in_job(launch, slurm, tmp_path, spec, "-r", "3", nodes=1, minutes=1)
@@ -68,7 +68,7 @@ def test_a_study_in_an_allocation_that_ends_before_it(launch, slurm, tmp_path):
     assert answer.returncode == 0, answer.stderr
     study.await_end(200)
     assert study.states() == {"sim": "FINISHED"}
-    assert_each_sample_once(study, COUNT)
+    assert_each_sample_once(study, 8)
     assert_nothing_left(study, slurm)
 
 
