@@ -194,8 +194,7 @@ class BatchJobs:
         adapter = ScriptAdapterFactory.get_adapter(self._system.adapter)
         return adapter(nodes=request.nodes, shell=request.shell, **arguments)
 
-    @staticmethod
-    def _step(request: AllocationRequest) -> Any:
+    def _step(self, request: AllocationRequest) -> Any:
         """Return the allocation as a step, as Maestro's adapters want it."""
         from maestrowf.datastructures.core import StudyStep
 
@@ -205,6 +204,8 @@ class BatchJobs:
         step.run.update(cmd=request.body, nodes=request.nodes, procs=request.procs or "", gpus=request.gpus or "")
         step.run["walltime"] = clock_text(request.walltime_s) if request.walltime_s else ""
         step.run["exclusive"] = request.procs is None
+        if request.procs is None:
+            step.run.update(self._system.step_keys(request.nodes))
         return step
 
     def script(self, request: AllocationRequest, directory: Path) -> Path:

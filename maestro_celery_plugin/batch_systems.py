@@ -163,11 +163,17 @@ class BatchSystem(Protocol):
     def adapter_arguments(self, settings: BatchSettings) -> dict[str, Any]:
         """Return the keywords for Maestro's adapter, with all that it insists on."""
 
+    def step_keys(self, nodes: int) -> dict[str, Any]:
+        """Return step keys without which Maestro's adapter writes no batch script for so many whole nodes."""
+
     def tidied(self, script: str) -> str:
         """Return a batch script of Maestro's adapter without what the batch system would refuse in it."""
 
     def worker_line(self, launch: WorkerLaunch) -> str:
         """Return the shell command that starts the workers of a group and returns when they have ended."""
+
+    def worker_count(self, launch: WorkerLaunch) -> int:
+        """Return how many workers that command starts: the samples of an allocation are shared out to them."""
 
     def sample_launcher(self, needs: StepNeeds) -> str:
         """Return what `$(LAUNCHER)` stands for in a sample, such that samples run side by side."""

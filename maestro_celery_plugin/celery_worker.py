@@ -101,8 +101,8 @@ def _options(arguments: WorkerArguments) -> WorkerOptions:
     if not slots:
         raise WorkerError(f"a sample needs {needs}, which {terms.nodes} nodes of {cores} cores do not have")
     # A job that starts again, or workers started by hand once more, find lower numbers taken.
-    number = 1 + (arguments.number - 1) % terms.nodes
-    return dataclasses.replace(options, slots=share(slots, terms.nodes, number))
+    number = 1 + (arguments.number - 1) % terms.workers
+    return dataclasses.replace(options, slots=share(slots, terms.workers, number))
 
 
 class _WorkerProcess:

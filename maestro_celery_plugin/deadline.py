@@ -55,7 +55,12 @@ class Deadline:
     @property
     def is_draining(self) -> bool:
         """Whether no sample at all may be started any more."""
-        return self.left_s < max(self.warn_s, self.drain_s or 0.0)
+        return self.left_s < self._least_s
+
+    @property
+    def _least_s(self) -> float:
+        """Seconds that a sample has to have at the least; what starts later is killed at once."""
+        return max(LEAVE_S, self.warn_s, self.drain_s or 0.0)
 
     @property
     def is_warning(self) -> bool:
@@ -76,7 +81,7 @@ class Deadline:
         """
         if math.isinf(self.ends_at):
             return True
-        least_s = max(self.warn_s, self.drain_s or 0.0, time_request_s or 0.0)
+        least_s = max(self._least_s, time_request_s or 0.0)
         if self.drain_s is None and time_request_s is None:
             least_s = max(least_s, SHORTEST_DRAIN_S, longest_s)
         return self.left_s >= least_s

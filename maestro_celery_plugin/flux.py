@@ -86,6 +86,10 @@ class Flux:
             **{key: value for key, value in chosen.items() if value},
         }
 
+    def step_keys(self, nodes: int) -> dict[str, Any]:
+        """Return nothing."""
+        return {}
+
     def tidied(self, script: str) -> str:
         """Return the script as it is."""
         return script
@@ -107,6 +111,10 @@ class Flux:
         words = (settings.launch_pre, *start, *((args, *spread) if start else (*spread, args)), *command)
         return " ".join(word for word in words if word)
 
+    def worker_count(self, launch: WorkerLaunch) -> int:
+        """Return the number of nodes, or 1 where there is no `flux exec`."""
+        return launch.nodes if launch.settings.flux_exec_workers else 1
+
     def sample_launcher(self, needs: StepNeeds) -> str:
         """Return the `flux run` of one sample; Flux gives it cores of its own, and lets it wait for them."""
         options = {
@@ -120,7 +128,10 @@ class Flux:
         return " ".join(("flux", "run", *words, needs.options)).strip()
 
     def signal_samples(self, names: Collection[str], number: signal.Signals) -> set[str]:
-        """Leave it to the process groups: the launcher passes signals on."""
+        """Leave it to the process groups: `flux run` passes signals on since flux-core's pull request 6734.
+
+        Before that one it ends at a signal, and leaves its program to the end of the allocation.
+        """
         return set()
 
     def held(self, environ: Mapping[str, str]) -> HeldAllocation | None:

@@ -93,6 +93,7 @@ _EMPTY_DIRECTIVE = re.compile(r"^#BSUB +-(?:q|G|U|W|nnodes)[ \t]*(?:\n|\Z)", re.
 class Lsf:
     """The Load Sharing Facility, with `jsrun` to launch parallel programs."""
 
+    _workers_on_nodes = True
     type = "lsf"
     adapter = "lsf"
     commands: tuple[str, ...] = ("bsub", "bjobs", "bkill")  # `jsrun` is needed on the launch node only
@@ -113,6 +114,10 @@ class Lsf:
             "reservation": settings.reservation,
         }
 
+    def step_keys(self, nodes: int) -> dict[str, Any]:
+        """Return procs: the adapter works out a launcher in any case (lsfscriptadapter.py:170)."""
+        return {"procs": nodes}
+
     def tidied(self, script: str) -> str:
         """Return the script without directives that have no value: `bsub` refuses them."""
         return _EMPTY_DIRECTIVE.sub("", script)
@@ -123,13 +128,21 @@ class Lsf:
         Below a `jsrun` no other can be started (Merlin: study/batch.py:347). So where samples launch
         parallel programs there is one worker, on the launch node, and its samples are on the others.
         """
-        settings = launch.settings
-        line = settings.worker_launch or ("" if launch.samples_launch else self._spread(launch.nodes))
+        settings, line = launch.settings, self._launch_line(launch)
         words = (settings.launch_pre, line, settings.launch_args if line else None, launch.command)
         return " ".join(word for word in words if word)
 
-    def _spread(self, nodes: int) -> str:
-        return f"jsrun -a 1 -c ALL_CPUS -g ALL_GPUS --bind=none -n {nodes} -r 1"
+    def worker_count(self, launch: WorkerLaunch) -> int:
+        """Return the number of nodes, or 1 for a worker on the launch node."""
+        return launch.nodes if self._launch_line(launch) else 1
+
+    def _launch_line(self, launch: WorkerLaunch) -> str:
+        """Return what stands before the worker's command; nothing for a worker on the launch node."""
+        if launch.settings.worker_launch:
+            return launch.settings.worker_launch
+        if launch.samples_launch or not self._workers_on_nodes:
+            return ""
+        return f"jsrun -a 1 -c ALL_CPUS -g ALL_GPUS --bind=none -n {launch.nodes} -r 1"
 
     def sample_launcher(self, needs: StepNeeds) -> str:
         """Return the `jsrun` of one sample, in the form of Merlin's adapter (script_adapter.py:141).
@@ -190,17 +203,15 @@ class Lsf:
 
 
 class LsfSrun(Lsf):
-    """LSF on a machine where `srun` launches parallel programs."""
+    """LSF on a machine where `srun` launches parallel programs: one worker, on the launch node."""
 
+    _workers_on_nodes = False
     type = "lsf-srun"
 
     @hookimpl
     def batch_system(self, type: str) -> BatchSystem | None:
         """Answer for ``batch.type: lsf-srun``."""
         return self if type == self.type else None
-
-    def _spread(self, nodes: int) -> str:
-        return ""  # one worker, on the launch node
 
     def sample_launcher(self, needs: StepNeeds) -> str:
         """Return the `srun` of one sample; there is no Slurm behind it that could share a node's cores out."""

@@ -100,6 +100,10 @@ class Slurm:
             "qos": settings.qos,
         }
 
+    def step_keys(self, nodes: int) -> dict[str, Any]:
+        """Return nothing."""
+        return {}
+
     def tidied(self, script: str) -> str:
         """Return the script with two directives more.
 
@@ -120,6 +124,10 @@ class Slurm:
         line = settings.worker_launch or f"{spread} --no-kill --kill-on-bad-exit=0 --wait=0"
         words = (settings.launch_pre, line, settings.launch_args, launch.command)
         return " ".join(word for word in words if word)
+
+    def worker_count(self, launch: WorkerLaunch) -> int:
+        """Return the number of nodes."""
+        return launch.nodes
 
     def sample_launcher(self, needs: StepNeeds) -> str:
         """Return the `srun` of one sample: with cores of its own (``--exact``), beside those of others.

@@ -118,9 +118,13 @@ class EnsembleSpecification(YAMLSpecification):  # type: ignore[misc]
         facts = {}
         for step in data["study"]:
             name, run = step["name"], {"cmd": "", "restart": "", **step["run"]}
+            depends = tuple(ALL_COMBINATIONS.sub("", parent) for parent in run.get("depends") or ())
+            if name in self._plain:  # what it needs is between the user and Maestro's adapter
+                facts[name] = StepFacts(queues=(), depends=depends)
+                continue
             facts[name] = StepFacts(
-                queues=() if name in self._plain else queues[name],
-                depends=tuple(ALL_COMBINATIONS.sub("", parent) for parent in run.get("depends") or ()),
+                queues=queues[name],
+                depends=depends,
                 sampled=name in self._sampled,
                 launches=launches(run["cmd"]) or launches(run["restart"]),
                 needs=step_needs(self.ensemble, step, file) if self.ensemble else {},

@@ -77,6 +77,7 @@ def terms_of(settings: EnsembleSettings, name: str) -> WorkerTerms:
     batch = batch_of(settings, group)
     system = batch_system(batch.type)
     needs = group_needs(StepNeeds(**step.needs) for step in steps_of(settings, group) if step.sampled)
+    nodes = nodes_of(batch, system.held(os.environ)) if system else 0
     return WorkerTerms(
         group=name,
         queues=group.task_queues,
@@ -86,7 +87,8 @@ def terms_of(settings: EnsembleSettings, name: str) -> WorkerTerms:
         walltime_s=walltime_of(batch),
         drain_s=group.drain,
         warn_s=group.warn,
-        nodes=nodes_of(batch, system.held(os.environ)) if system else 0,
+        nodes=nodes,
+        workers=system.worker_count(_launch_of(settings, name, nodes)) if system else 1,
         needs=dataclasses.asdict(needs) if system and needs else None,
     )
 
@@ -127,14 +129,18 @@ def _system_of(batch: BatchSettings) -> BatchSystem:
 
 
 def _line(plan: StudyPlan, session: Session, system: BatchSystem, name: str, nodes: int, allocation: str) -> str:
-    group = plan.settings.resources.workers[name]
-    launch = WorkerLaunch(
-        command=shlex.join(worker_command(session, name, allocation=allocation)),
+    command = shlex.join(worker_command(session, name, allocation=allocation))
+    return system.worker_line(_launch_of(plan.settings, name, nodes, command))
+
+
+def _launch_of(settings: EnsembleSettings, name: str, nodes: int, command: str = "") -> WorkerLaunch:
+    group = settings.resources.workers[name]
+    return WorkerLaunch(
+        command=command,
         nodes=nodes,
-        settings=batch_of(plan.settings, group),
-        samples_launch=any(step.launches for step in steps_of(plan.settings, group)),
+        settings=batch_of(settings, group),
+        samples_launch=any(step.launches for step in steps_of(settings, group)),
     )
-    return system.worker_line(launch)
 
 
 def sources_of(plan: StudyPlan, session: Session) -> dict[str, LocalWorkers | AllocationSource]:

@@ -33,6 +33,7 @@ class WorkerTerms:
         drain_s: Seconds before the end from which no sample is started; None for what they have needed so far.
         warn_s: Seconds before the end at which running samples get their signal.
         nodes: Nodes of an allocation; 0 for a group that has none.
+        workers: Workers that are started in an allocation.
         needs: What the largest sample needs, the fields of `StepNeeds`; None when no step says.
     """
 
@@ -45,6 +46,7 @@ class WorkerTerms:
     drain_s: float | None = None
     warn_s: float = 20.0
     nodes: int = 0
+    workers: int = 1
     needs: dict[str, Any] | None = None
 
     def write(self, session: Session) -> None:

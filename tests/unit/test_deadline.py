@@ -51,6 +51,15 @@ def test_the_stages_of_an_end_follow_each_other():
     assert [d.is_over for d in stages] == [False, False, False, True]
 
 
+def test_no_sample_starts_when_it_would_be_killed_at_once():
+    """A `drain` and a `warn` below the time that a worker keeps for leaving do not shorten that."""
+    hasty = ending_in(4, drain_s=2.0, warn_s=1.0)
+
+    assert hasty.is_over
+    assert hasty.is_draining
+    assert not hasty.fits(None, 0.0)
+
+
 def terms(**values):
     return WorkerTerms(group="w", queues=("merlin",), **{"batch_type": "slurm", **values})
 

@@ -46,12 +46,19 @@ def test_maestros_adapter_gets_nothing_that_breaks_it():
 
 
 def test_the_batch_script_stays_as_it_is():
+    assert FLUX.step_keys(2) == {}
     assert FLUX.tidied("#flux: -q \n") == "#flux: -q \n"
 
 
 def test_one_worker_on_each_node():
     assert line() == f"flux exec --noinput --rank=0-3 /bin/bash -c {QUOTED}"
     assert line(nodes=1) == f"flux exec --noinput --rank=0 /bin/bash -c {QUOTED}"
+
+
+def test_how_many_workers_that_starts():
+    for exec_workers, count in ((True, 4), (False, 1)):
+        settings = BatchSettings(type="flux", flux_exec_workers=exec_workers)
+        assert FLUX.worker_count(WorkerLaunch(command="", nodes=4, settings=settings)) == count
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,10 @@ def test_maestros_adapter_gets_all_it_insists_on():
     assert set(LSF.adapter_arguments(settings).values()) == {"h", "b", "q", "r"}
 
 
+def test_maestros_adapter_cannot_do_without_procs():
+    assert LSF.step_keys(2) == {"procs": 2}
+
+
 def test_directives_without_a_value_leave_the_batch_script():
     script = "#!/bin/bash\n#BSUB -nnodes 2\n#BSUB -q \n#BSUB -G \n#BSUB -W 0:10\n#BSUB -x\n#BSUB -J a\n\necho '#BSUB -q '\n"
     assert LSF.tidied(script) == (
@@ -59,6 +63,12 @@ def test_directives_without_a_value_leave_the_batch_script():
 def test_one_worker_on_each_node():
     line = "jsrun -a 1 -c ALL_CPUS -g ALL_GPUS --bind=none -n 4 -r 1 work --name 'a b'"
     assert LSF.worker_line(launch()) == line
+
+
+def test_how_many_workers_that_starts():
+    assert LSF.worker_count(launch()) == 4
+    assert LSF.worker_count(launch(samples_launch=True)) == LSF_SRUN.worker_count(launch()) == 1
+    assert LSF_SRUN.worker_count(launch(worker_launch="lrun -T1")) == 4
 
 
 def test_below_a_jsrun_there_is_no_other():

@@ -44,6 +44,10 @@ def test_one_worker_on_each_node():
     )
 
 
+def test_its_workers_are_as_many_as_its_nodes():
+    assert SLURM.worker_count(launch()) == 4
+
+
 def test_merlins_keys_for_the_launch_of_workers():
     line = SLURM.worker_line(launch(launch_pre="module load x;", launch_args="--export=ALL", worker_launch="mine -n 4"))
     assert line == "module load x; mine -n 4 --export=ALL work --name 'a b'"
@@ -63,6 +67,10 @@ def test_merlins_keys_for_the_launch_of_workers():
 )  # fmt: skip
 def test_one_sample(needs, line):
     assert SLURM.sample_launcher(needs) == f'srun -Q --exact --mem=0 -J "$MAESTRO_CELERY_LAUNCH" {line}'
+
+
+def test_its_adapter_needs_no_further_keys():
+    assert SLURM.step_keys(2) == {}
 
 
 def test_slurm_neither_starts_a_job_again_nor_ends_it_for_the_loss_of_one_node():

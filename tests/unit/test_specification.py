@@ -643,6 +643,11 @@ def test_no_worker_group_serves_a_plain_step(tmp_path):
     assert not only.ensemble.needs_workers
 
 
+def test_what_a_plain_step_needs_is_maestros_affair(tmp_path):
+    """Given a walltime that only Flux knows, when Maestro runs the step itself, then it is left to Maestro's adapter."""
+    assert plain(load(tmp_path, maestro(step("a", walltime="inf", nodes=1), batch={"type": "flux"}))) == ["a"]
+
+
 def test_the_shell_of_a_plain_step_is_left_for_maestros_adapter(tmp_path):
     assert load(tmp_path, maestro(step("a", shell="python3"))).get_study_steps()[0].run["shell"] == "python3"
 

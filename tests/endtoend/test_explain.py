@@ -1,0 +1,152 @@
+"""The commands that answer questions about a study: explain, allocation, workers."""
+
+from __future__ import annotations
+
+import textwrap
+
+import pytest
+from support import ROOT, kill, wait_for
+
+SPEC = """
+    description: {name: questions, description: d}
+    env:
+      variables: {OUTPUT_PATH: OUT}
+    study:
+      - name: sim
+        description: d
+        run: {cmd: "echo $(A); CMD", task_queue: q}
+      - name: post
+        description: d
+        run: {cmd: "true", depends: [sim]}
+    merlin:
+      resources:
+        workers:
+          sims: {args: --concurrency 2, steps: [sim], GROUP}
+          posts: {args: --concurrency 1, steps: [post]}
+      samples:
+        generate: {cmd: "seq 1 3 > $(MERLIN_INFO)/a.csv"}
+        file: $(MERLIN_INFO)/a.csv
+        column_labels: [A]
+"""
+
+
+def spec(tmp_path, cmd="sleep 100", group="machines: []"):
+    return SPEC.replace("CMD", cmd).replace("GROUP", group).replace("OUT", str(tmp_path / "out"))
+
+
+def explained(study):
+    answer = study.command("maestro-celery", "explain", str(study.path))
+    assert answer.returncode == 0, answer.stderr
+    return answer.stdout
+
+
+def test_what_runs_and_what_waits_for_it(run, tmp_path):
+    study = run(spec(tmp_path))
+    study.await_text("sim/*/sim.out", "", count=2)
+    wait_for(lambda: study.states().get("sim") == "RUNNING", "sim to run")
+
+    text = explained(study)
+
+    assert "sim  RUNNING\n    2 samples run, 1 wait, 0 have ended.\n    Worker group 'sims': sims-1 (busy).\n" in text
+    assert "post  INITIALIZED\n    It needs sim (RUNNING).\n" in text
+
+
+def test_a_study_without_a_conductor_is_told_how_to_go_on(run, tmp_path):
+    study = run(spec(tmp_path))
+    study.await_text("sim/*/sim.out", "", count=2)
+
+    kill(*study.processes("bin/conductor"))
+
+    assert f"No conductor runs the study; `maestro-celery resume {study.path}` goes on with it." in explained(study)
+
+
+def test_a_failed_step_and_what_depends_on_it(run, tmp_path):
+    study = run(spec(tmp_path, cmd="exit 102"), foreground=True)
+
+    text = explained(study)
+
+    assert f"samples failed; `maestro-celery status --failed {study.path}` lists them." in text
+    assert "post  FAILED\n    It needs sim (FAILED).\n" in text
+
+
+def test_a_worker_that_cannot_start_is_explained_in_its_own_words(run, tmp_path, environment):
+    """Given a worker whose Celery cannot be imported, then the step fails after three tries, and says why."""
+    broken = tmp_path / "broken" / "celery"
+    broken.mkdir(parents=True)
+    (broken / "__init__.py").write_text("import sys\nif 'worker' in sys.argv[0]: raise ImportError('no such celery')\n")
+    environment["PYTHONPATH"] = str(broken.parent)
+    study = run(spec(tmp_path))
+    wait_for(lambda: study.states().get("sim") == "FAILED", "the step's failure")
+
+    text = explained(study)
+
+    assert "worker group 'sims': 3 workers in a row ended before they took a task" in text
+    assert "no such celery" in text
+
+
+def test_a_finished_study_needs_no_explanation(run, tmp_path):
+    study = run(spec(tmp_path, cmd="true"), foreground=True)
+
+    assert explained(study) == "All step records have finished.\n"
+
+
+def test_a_directory_that_is_no_study_is_refused(run, tmp_path):
+    study = run(spec(tmp_path, cmd="true"), "--dry")
+    for command in ("explain", "workers"):
+        answer = study.command("maestro-celery", command, str(tmp_path / "home"))
+        assert answer.returncode == 1
+        assert "is not the directory of a Maestro study" in answer.stderr
+        assert "Traceback" not in answer.stderr
+
+
+def test_the_workers_of_a_specification_are_those_of_its_running_study(run, tmp_path):
+    study = run(spec(tmp_path))
+    file = tmp_path / "by_hand.yaml"
+    file.write_text(textwrap.dedent(spec(tmp_path)))
+    none = study.command("maestro-celery", "workers", str(file))
+    assert none.returncode == 1
+    assert f"No study of '{file}' is running below '{tmp_path / 'out'}'" in none.stderr
+
+    assert study.command("maestro", "run", "-y", str(file)).returncode == 0
+    other = next((tmp_path / "out").glob("questions_*"))
+    wait_for(lambda: (other / "merlin_info/session/broker.json").exists(), "the second study to run")
+    answer = study.command("maestro-celery", "workers", "--echo", "--group", "sims", str(file))
+
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stdout.endswith(f"-m maestro_celery_plugin.worker -- {other}/merlin_info/session sims\n")
+    study.command("maestro", "cancel", "-y", str(other))
+    wait_for(lambda: not (other / "merlin_info/session/broker.json").exists(), "the second study's end")
+
+
+def test_a_group_that_the_study_does_not_have_is_named(run, tmp_path):
+    study = run(spec(tmp_path))
+    answer = study.command("maestro-celery", "workers", "--group", "sim", str(study.path))
+
+    assert answer.returncode == 1
+    assert "--group: the study has no worker group 'sim'; did you mean 'sims'?" in answer.stderr
+
+
+@pytest.mark.parametrize(
+    ("group", "title"),
+    [
+        ("nodes: 2, batch: {type: slurm}", "# allocation 'sims' of worker group 'sims', by slurm\n#!/bin/bash\n"),
+        ("machines: [far]", "# worker group 'sims', by hand on far\n"),
+        ("machines: []", "# worker group 'sims', on this machine\n"),
+    ],
+)
+def test_a_preview_starts_nothing(run, tmp_path, group, title):
+    study = run(spec(tmp_path, group=group), "--dry")
+    answer = study.command("maestro-celery", "allocation", str(tmp_path / "study.yaml"))
+
+    assert answer.returncode == 0, answer.stderr
+    assert title in answer.stdout
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_specification_without_workers_has_no_preview(run, tmp_path):
+    plain = ROOT / "tests" / "unit" / "specs" / "plain.yaml"
+    study = run(spec(tmp_path), "--dry")
+    answer = study.command("maestro-celery", "allocation", str(plain))
+
+    assert answer.returncode == 1
+    assert "plain.yaml: there is no 'merlin' block" in answer.stderr

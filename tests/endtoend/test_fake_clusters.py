@@ -1,0 +1,103 @@
+"""Studies whose allocations are jobs of LSF or Flux, on fake clusters whose jobs really run."""
+
+from __future__ import annotations
+
+import pytest
+from fakes.clusters import FakeCluster
+from support import wait_for
+
+STUDY = """
+description: {{name: s, description: d}}
+batch: {{type: {type}, queue: pbatch, nodes: 2, walltime: "00:30:00"}}
+study:
+  - name: sim
+    description: parallel samples
+    run:
+      cmd: {cmd}
+      nodes: 1
+      procs: 2
+  - name: collect
+    description: after them
+    run:
+      cmd: ls $(sim.workspace)/* -d
+      depends: [sim]
+merlin:
+  resources:
+    workers:
+      w: {{steps: [all], idle_limit: 5}}
+  samples:
+    generate: {{cmd: "seq 1 6 > $(MERLIN_INFO)/a.csv"}}
+    file: $(MERLIN_INFO)/a.csv
+    column_labels: [A]
+"""
+
+
+@pytest.fixture(params=["lsf", "flux"])
+def cluster(request, tmp_path, environment):
+    with FakeCluster(tmp_path / "cluster", request.param, nodes=4, cores=4, minute_s=60, grace_s=2) as made:
+        made.type = request.param
+        environment.update(made.put_into(environment), USER="somebody")
+        yield made
+
+
+def test_parallel_samples_run_in_one_allocation(run, cluster):
+    """Given parallel samples and two nodes of four cores, then one allocation runs them, some side by side."""
+    study = run(STUDY.format(type=cluster.type, cmd="$(LAUNCHER) echo sample $(A)"), "-s", "2").await_end()
+
+    assert study.states() == {"sim": "FINISHED", "collect": "FINISHED"}, study.log()
+    assert study.outputs("sim/*/*.out") == [f"sample {i}\n" * 2 for i in range(1, 7)]
+    assert len(cluster.jobs()) == 1
+    launches = [one for one in cluster.launches() if one["command"][0] == "echo"]
+    assert [one["tasks"] for one in launches] == [2] * 6
+
+
+def test_samples_without_a_launcher_run_on_workers_of_each_node(run, cluster):
+    study = run(STUDY.format(type=cluster.type, cmd="echo sample $(A); sleep 1"), "-s", "2").await_end()
+
+    assert study.states() == {"sim": "FINISHED", "collect": "FINISHED"}, study.log()
+    assert study.outputs("sim/*/*.out") == [f"sample {i}\n" for i in range(1, 7)]
+    workers = [one for one in cluster.launches() if "echo" not in one["command"]]
+    assert [one["tasks"] for one in workers] == [2]
+
+
+@pytest.fixture
+def hasty(cluster, environment):
+    """A cluster whose minutes have 20 seconds: Flux tells workers so, LSF ends jobs without a word."""
+    cluster.environment["FAKE_MINUTE_S"] = environment["FAKE_MINUTE_S"] = "20"
+    return cluster
+
+
+def test_when_the_time_of_an_allocation_is_up_the_next_one_runs_what_is_left(run, hasty):
+    """Given more work than an allocation has time for, then each sample still ends once."""
+    text = STUDY.format(type=hasty.type, cmd="$(LAUNCHER) sleep 3; echo ran $(A)").replace("00:30:00", "00:01:00")
+    count = {"lsf": 24, "flux": 12}[hasty.type]  # Flux leaves time for an orderly end
+    text = text.replace("seq 1 6", f"seq 1 {count}").replace("idle_limit: 5", "idle_limit: 5, warn: 6, drain: 6")
+    study = run(text, "-s", "2", "-r", "5").await_end(200)
+
+    assert study.states() == {"sim": "FINISHED", "collect": "FINISHED"}, study.log()
+    outputs = study.outputs("sim/*/*.out")
+    assert [text.count("ran") for text in outputs] == [1] * count, outputs
+    jobs = hasty.jobs()
+    assert len(jobs) >= 2
+    if hasty.type == "lsf":
+        assert jobs[0]["why"] == "timeout"
+
+
+def test_cancelling_a_study_cancels_its_allocation(run, cluster):
+    study = run(STUDY.format(type=cluster.type, cmd="sleep 300"), "-s", "2")
+    wait_for(lambda: [job["state"] for job in cluster.jobs()] == ["running"], "an allocation")
+    study.await_text("merlin_info/allocations/*/*/allocation.json", "RUNNING")
+
+    assert study.command("maestro", "cancel", "-y", str(study.path)).returncode == 0
+
+    study.await_end()
+    wait_for(lambda: [job["state"] for job in cluster.jobs()] == ["ended"], "the end of the allocation", 20)
+    assert study.states()["sim"] == "CANCELLED"
+
+
+def test_a_refusal_of_the_batch_system_is_told(run, cluster):
+    text = STUDY.format(type=cluster.type, cmd="echo").replace("nodes: 2", "nodes: 5")
+    study = run(text, "-s", "2").await_end()
+
+    assert study.states()["sim"] == "FAILED"
+    assert "The batch system refuses" in study.log()

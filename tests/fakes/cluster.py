@@ -1,0 +1,240 @@
+"""A cluster of one machine, behind fake commands of batch systems: jobs are processes that really run.
+
+Everything is in the directory that `FAKE_CLUSTER` names:
+
+    jobs/<number>.json     the job; written by `submit`, then by its supervisor alone
+    jobs/<number>.script   its script
+    jobs/<number>.end      why it shall be ended, written by whoever wants that
+    hold                   as long as this file is there, no job starts
+    launches               one line of JSON for each parallel launch, at its end
+
+The environment sets the rest: `FAKE_NODES` and `FAKE_CORES` the size of the cluster and of its nodes,
+`FAKE_MINUTE_S` how many seconds a minute of a time limit lasts, `FAKE_GRACE_S` how long processes have
+between their signal and SIGKILL, `FAKE_MEMORY_S` how long ended jobs are known.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+MARKER = "FAKE_JOB"
+_LOOK_S = 0.05
+
+
+def number_of(name: str, default: float) -> float:
+    """Return a number of the environment."""
+    return float(os.environ.get(name, default))
+
+
+def root() -> Path:
+    """Return the directory of the cluster."""
+    return Path(os.environ["FAKE_CLUSTER"])
+
+
+@dataclasses.dataclass
+class Job:
+    """A job.
+
+    Attributes:
+        number: Its number, from 1 on.
+        name: Its name.
+        command: The words to be run.
+        cwd: Its working directory.
+        environment: Its environment, without its marker.
+        nodes: Its number of nodes.
+        limit_s: Its time limit in seconds; None for none.
+        out: File for its stdout.
+        err: File for its stderr.
+        queue: Its queue.
+        signals: Signals that end it, by reason, before SIGKILL.
+        state: `pending`, `running` or `ended`.
+        why: Why it was ended: `timeout`, or the text of its `.end` file; empty when it ended by itself.
+        code: Its exit code, of `subprocess`; None when it never started.
+        started_at: When it started, in Unix seconds.
+        ended_at: When it ended.
+    """
+
+    number: int
+    name: str
+    command: list[str]
+    cwd: str
+    environment: dict[str, str]
+    nodes: int = 1
+    limit_s: float | None = None
+    out: str = os.devnull
+    err: str = os.devnull
+    queue: str = ""
+    signals: dict[str, list[int]] = dataclasses.field(default_factory=dict)
+    state: str = "pending"
+    why: str = ""
+    code: int | None = None
+    started_at: float = 0.0
+    ended_at: float = 0.0
+
+    @property
+    def _path(self) -> Path:
+        return root() / "jobs" / f"{self.number}.json"
+
+    def store(self) -> None:
+        """Write the job, whole or not at all."""
+        partial = self._path.with_suffix(f".{os.getpid()}")
+        partial.write_text(json.dumps(dataclasses.asdict(self)))
+        partial.replace(self._path)
+
+    @property
+    def end_request(self) -> Path:
+        """The file that asks for its end."""
+        return self._path.with_suffix(".end")
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the batch system has not forgotten it yet."""
+        return self.state != "ended" or time.time() - self.ended_at < number_of("FAKE_MEMORY_S", 3600)
+
+
+def read(number: int | str) -> Job | None:
+    """Return a job that is still known."""
+    try:
+        job = Job(**json.loads((root() / "jobs" / f"{number}.json").read_text()))
+    except OSError:
+        return None
+    return job if job.is_known else None
+
+
+def jobs() -> list[Job]:
+    """Return all jobs that are still known."""
+    numbers = sorted(int(path.stem) for path in (root() / "jobs").glob("*.json") if path.stem.isdigit())
+    return [job for job in map(read, numbers) if job is not None]
+
+
+def new_number() -> int:
+    """Return a number that no job has had."""
+    directory = root() / "jobs"
+    directory.mkdir(parents=True, exist_ok=True)
+    number = 1
+    while True:
+        try:
+            (directory / f"{number}.script").touch(exist_ok=False)
+        except FileExistsError:
+            number += 1
+        else:
+            return number
+
+
+def submit(job: Job) -> None:
+    """Let a job run, as soon as nothing holds it."""
+    job.store()
+    subprocess.Popen(
+        [sys.executable, __file__, str(job.number)],
+        env={key: value for key, value in os.environ.items() if key != MARKER},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+def supervise(number: int) -> None:
+    """Run a job to its end."""
+    job = read(number)
+    assert job is not None
+    while (root() / "hold").exists() and not job.end_request.exists():
+        time.sleep(_LOOK_S)
+    if job.end_request.exists():
+        job.why = job.end_request.read_text()
+    else:
+        _run(job)
+    job.state, job.ended_at = "ended", time.time()
+    job.store()
+
+
+def _run(job: Job) -> None:
+    mark = f"{root()}:{job.number}"
+    with open(job.out, "ab") as out, open(job.err, "ab") as err:
+        process = subprocess.Popen(
+            job.command,
+            cwd=job.cwd,
+            env={**job.environment, MARKER: mark},
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=err,
+            start_new_session=True,
+        )
+    job.state, job.started_at = "running", time.time()
+    job.store()
+    while process.poll() is None and not job.why:
+        if job.end_request.exists():
+            job.why = job.end_request.read_text()
+        elif job.limit_s is not None and time.time() - job.started_at > job.limit_s:
+            job.why = "timeout"
+        time.sleep(_LOOK_S)
+    for number in job.signals.get(job.why, ()) if job.why else ():
+        _signal_all(mark, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(number_of("FAKE_GRACE_S", 5))
+    while any(_signal_all(mark, signal.SIGKILL)):  # nothing of a job outlives it
+        time.sleep(_LOOK_S)
+    job.code = process.wait()
+
+
+def _signal_all(mark: str, number: int) -> list[int]:
+    """Send a signal to every process of a job; return those there were."""
+    found = list(_marked(mark))
+    for pid in found:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+    return found
+
+
+def _marked(mark: str) -> Iterator[int]:
+    wanted = f"{MARKER}={mark}".encode()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                variables = (entry / "environ").read_bytes().split(b"\0")
+                state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
+            except OSError:
+                continue
+            if wanted in variables and state not in "ZX":
+                yield int(entry.name)
+
+
+def launch(tasks: Sequence[dict[str, str]], command: Sequence[str], limit_s: float | None = None, **facts: Any) -> int:
+    """Run a command once for each task, all at the same time; return the largest exit code.
+
+    Args:
+        tasks: What the environment of each task has beside that of this process.
+        command: The words to be run.
+        limit_s: Seconds after which it is ended.
+        facts: What else is noted of this launch.
+    """
+    begin = time.time()
+    processes = [subprocess.Popen(command, env={**os.environ, **task}) for task in tasks]
+
+    def forward(number: int, frame: object) -> None:
+        for process in processes:
+            process.send_signal(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGALRM):
+        signal.signal(number, forward)
+    if limit_s is not None:
+        signal.setitimer(signal.ITIMER_REAL, limit_s)
+    codes = [process.wait() for process in processes]
+    note = {**facts, "tasks": len(tasks), "command": list(command), "begin": begin, "end": time.time()}
+    with (root() / "launches").open("a") as file:
+        file.write(json.dumps(note) + "\n")
+    return max(code if code >= 0 else 128 - code for code in codes)
+
+
+if __name__ == "__main__":
+    supervise(int(sys.argv[1]))

@@ -1,0 +1,76 @@
+"""Fake clusters for tests: what to put into an environment, and what has happened on them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+
+
+class FakeCluster:
+    """A cluster of one machine, with the commands of a batch system.
+
+    Args:
+        directory: Where it keeps its jobs; made here.
+        system: `lsf` or `flux`.
+        settings: `nodes`, `cores`, `minute_s`, `grace_s`, `memory_s` (`cluster.py`).
+    """
+
+    def __init__(self, directory: Path, system: str, **settings: float) -> None:
+        self.directory = directory
+        directory.mkdir()
+        self.commands = HERE / "lsf" if system == "lsf" else HERE / "flux" / "bin"
+        self.environment = {"FAKE_CLUSTER": str(directory)}
+        self.environment |= {f"FAKE_{name.upper()}": str(value) for name, value in settings.items()}
+        self.python = HERE / "flux" / "python" if system == "flux" else None
+
+    def put_into(self, environment: dict[str, str]) -> dict[str, str]:
+        """Return an environment in which the commands are found before others."""
+        result = {**environment, **self.environment, "PATH": f"{self.commands}:{environment.get('PATH', os.defpath)}"}
+        if self.python:
+            paths = [str(self.python), *filter(None, [environment.get("PYTHONPATH")])]
+            result["PYTHONPATH"] = os.pathsep.join(paths)
+        return result
+
+    def hold(self) -> None:
+        """Let no further job start."""
+        (self.directory / "hold").touch()
+
+    def release(self) -> None:
+        """Let jobs start."""
+        (self.directory / "hold").unlink()
+
+    def end(self, number: int, why: str) -> None:
+        """End a job as the batch system would: `preempt`, `node`, `memory`, `admin`, `node-failure`, ..."""
+        (self.directory / "jobs" / f"{number}.end").write_text(why)
+
+    def jobs(self) -> list[dict[str, Any]]:
+        """Return all jobs there have been, the oldest first."""
+        paths = sorted((self.directory / "jobs").glob("*.json"), key=lambda path: int(path.stem))
+        return [json.loads(path.read_text()) for path in paths]
+
+    def launches(self) -> list[dict[str, Any]]:
+        """Return the parallel launches that have ended, each with tasks, command, begin and end."""
+        path = self.directory / "launches"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def __enter__(self) -> FakeCluster:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End all jobs, with their supervisors."""
+        variable = f"FAKE_CLUSTER={self.directory}".encode()
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit() and int(entry.name) != os.getpid():
+                try:
+                    if variable in (entry / "environ").read_bytes().split(b"\0"):
+                        os.kill(int(entry.name), signal.SIGKILL)
+                except OSError:
+                    continue

@@ -1,0 +1,33 @@
+"""flux.job.list: jobs and what became of them."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Sequence
+from typing import Any
+
+from flux import job
+
+_ABBREVIATIONS = {
+    "SCHED": "S", "RUN": "R", "COMPLETED": "CD", "FAILED": "F", "CANCELED": "CA", "TIMEOUT": "TO",
+}  # fmt: skip
+
+
+class JobList:
+    """Some jobs, by their identifiers."""
+
+    def __init__(self, handle: Any, ids: Sequence[job.JobID] = ()) -> None:
+        self._ids = ids
+        self.errors: list[str] = []
+
+    def jobs(self) -> list[Any]:
+        """Return what is known; `errors` has the others."""
+        found = []
+        for identifier in self._ids:
+            one = job.cluster.read(int(identifier))
+            if one is None:
+                self.errors.append(f"JobID {identifier.f58} unknown")
+            else:
+                abbreviation = _ABBREVIATIONS[job.status_of(one)]
+                found.append(types.SimpleNamespace(id=job.JobID(one.number), status_abbrev=abbreviation))
+        return found

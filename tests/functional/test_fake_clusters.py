@@ -1,0 +1,244 @@
+"""LSF and Flux through Maestro's own adapters, on fake clusters whose jobs are processes that really run."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from fakes.clusters import FakeCluster
+from support import wait_for
+
+# A process that has Maestro's adapter, since the adapter for Flux imports Flux when it is imported itself.
+DRIVER = """
+import json, sys
+from maestrowf.datastructures.core import StudyStep
+from maestrowf.interfaces import ScriptAdapterFactory
+from maestro_celery_plugin.batch_systems import batch_system
+from maestro_celery_plugin.settings import BatchSettings
+
+system = batch_system(sys.argv[1])
+arguments = system.adapter_arguments(BatchSettings(type=sys.argv[1], queue="pbatch"))
+adapter = ScriptAdapterFactory.get_adapter(system.adapter)(nodes=1, shell="/bin/bash", **arguments)
+real, sys.stdout = sys.stdout, sys.stderr  # Maestro's adapter for Flux prints
+
+def submit(cmd, directory, nodes, walltime):
+    step = StudyStep()
+    step.name, step.description = "workers", "workers"
+    step.run.update(cmd=cmd, nodes=nodes, walltime=walltime, exclusive=True, **system.step_keys(nodes))
+    _, path, _ = adapter.write_script(directory, step)
+    with open(path) as file:
+        script = system.tidied(file.read())
+    with open(path, "w") as file:
+        file.write(script)
+    record = adapter.submit(step, path, directory)
+    return [record.submission_code.name, str(record.job_identifier)]
+
+def states(jobs):
+    code, found = adapter.check_jobs(jobs)
+    return [code.name, {job: getattr(state, "name", None) for job, state in found.items()}]
+
+def cancel(jobs):
+    return adapter.cancel_jobs(jobs).cancel_status.name
+
+def reports(jobs):
+    return {job: [report.state.name, report.reason] for job, report in system.reports(jobs).items()}
+
+for line in sys.stdin:
+    name, arguments = json.loads(line)
+    print(json.dumps(globals()[name](**arguments)), file=real, flush=True)
+"""
+# Prints what a process of a job finds out about the allocation around it.
+AROUND = """
+import dataclasses, json, os, sys, time
+from maestro_celery_plugin.batch_systems import batch_system
+system = batch_system(sys.argv[1])
+held, end = system.held(os.environ), system.end_time(os.environ)
+left = None if end is None else round(end - time.time())
+print(json.dumps([dataclasses.astuple(held), left, system.node_cores(os.environ)]))
+"""
+SYSTEMS = ("lsf", "flux")
+
+
+class Driver:
+    """Maestro's adapter for a batch system, in a process of its own; it knows where its last job runs."""
+
+    def __init__(self, cluster, type, parent):
+        self.type, self._parent, self._count = type, parent, 0
+        environment = cluster.put_into({**os.environ, "USER": "somebody"})
+        for name in ("LSB_JOBID", "FLUX_URI"):
+            environment.pop(name, None)
+        self._process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", DRIVER, type],
+            env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        )  # fmt: skip
+
+    def call(self, name, **arguments):
+        self._process.stdin.write(json.dumps([name, arguments]) + "\n")
+        self._process.stdin.flush()
+        return json.loads(self._process.stdout.readline())
+
+    def submit(self, cmd, nodes=2, walltime="01:00:00", expected="OK"):
+        self._count += 1
+        self.directory = self._parent / f"job{self._count}"
+        self.directory.mkdir()
+        code, job = self.call("submit", cmd=cmd, directory=str(self.directory), nodes=nodes, walltime=walltime)
+        assert code == expected
+        return job
+
+    def report(self, job):
+        return self.call("reports", jobs=[job])[job]
+
+    def wait(self, job, state):
+        wait_for(lambda: self.report(job)[0] == state, f"{job} is {state}", 20)
+        return self.report(job)[1]
+
+    def output(self, suffix):
+        return "".join(path.read_text() for path in self.directory.glob(f"*.{suffix}"))
+
+    def close(self):
+        self._process.stdin.close()
+        self._process.wait(10)
+        self._process.stdout.close()
+
+
+@pytest.fixture(params=SYSTEMS, scope="module")
+def driver(request, tmp_path_factory):
+    parent = tmp_path_factory.mktemp(request.param)
+    with FakeCluster(parent / "cluster", request.param, nodes=4, cores=2, minute_s=1.0, grace_s=1.0) as cluster:
+        made = Driver(cluster, request.param, parent)
+        made.cluster = cluster
+        yield made
+        made.close()
+
+
+@pytest.fixture
+def cluster(driver):
+    return driver.cluster
+
+
+def test_a_job_runs_to_its_end(driver):
+    job = driver.submit("echo out; echo err >&2")
+    driver.wait(job, "COMPLETED")
+    assert driver.call("states", jobs=[job]) == ["OK", {job: "FINISHED"}]
+    assert (driver.output("out"), driver.output("err")) == ("out\n", "err\n")
+
+
+def test_a_job_waits_until_it_may_start(driver, cluster):
+    cluster.hold()
+    job = driver.submit("sleep 60")
+    reason = driver.wait(job, "PENDING")
+    assert reason == {"lsf": "New job is waiting for scheduling;", "flux": ""}[driver.type]
+    cluster.release()
+    driver.wait(job, "RUNNING")
+    assert driver.call("states", jobs=[job]) == ["OK", {job: "RUNNING"}]
+
+
+def test_a_job_fails(driver):
+    job = driver.submit("exit 3")
+    assert driver.wait(job, "FAILED") == "exit code 3"
+    assert driver.call("states", jobs=[job]) == ["OK", {job: "FAILED"}]
+
+
+def test_a_job_is_cancelled_with_all_that_it_runs(driver, cluster):
+    job = driver.submit("trap 'echo asked' INT TERM; setsid sleep 1000 & sleep 60 & wait; sleep 60")
+    driver.wait(job, "RUNNING")
+    assert driver.call("cancel", jobs=[job]) == "OK"
+    driver.wait(job, "CANCELLED")
+    assert driver.output("out").startswith("asked\n")
+    assert driver.call("states", jobs=[job]) == ["OK", {job: "CANCELLED"}]
+
+
+def test_a_job_that_waits_is_cancelled(driver, cluster):
+    cluster.hold()
+    job = driver.submit("sleep 60")
+    assert driver.call("cancel", jobs=[job]) == "OK"
+    driver.wait(job, "CANCELLED")
+    cluster.release()
+
+
+def test_a_time_limit_is_enforced(driver):
+    job = driver.submit("sleep 60", walltime="00:01:00")  # a minute of this cluster is a second
+    reason = driver.wait(job, "TIMED_OUT")
+    assert reason == {
+        "lsf": "TERM_RUNLIMIT: job killed after reaching LSF run time limit",
+        "flux": "timeout: resource allocation expired",
+    }[driver.type]
+    assert driver.call("states", jobs=[job]) == ["OK", {job: "TIMEDOUT"}]
+
+
+@pytest.mark.parametrize(
+    ("why", "states"),
+    [
+        ("preempt", {"lsf": "PREEMPTED", "flux": "PREEMPTED"}),
+        ("node", {"lsf": "NODE_FAILED", "flux": "FAILED"}),
+        ("node-failure", {"flux": "NODE_FAILED"}),
+        ("memory", {"lsf": "OUT_OF_MEMORY"}),
+    ],
+)
+def test_the_cluster_ends_a_job(driver, cluster, why, states):
+    if driver.type not in states:
+        pytest.skip("the other batch system's")
+    job = driver.submit("sleep 60")
+    driver.wait(job, "RUNNING")
+    cluster.end(cluster.jobs()[-1]["number"], why)
+    driver.wait(job, states[driver.type])
+
+
+def test_a_job_that_is_not_known(driver):
+    known = driver.submit("sleep 60")
+    driver.wait(known, "RUNNING")
+    lost = {"lsf": "99", "flux": "ƒ99"}[driver.type]
+    assert driver.call("reports", jobs=[known, lost]) == {known: ["RUNNING", ""], lost: ["GONE", ""]}
+
+
+def test_too_many_nodes_are_refused(driver):
+    driver.submit("true", nodes=5, expected="ERROR")
+
+
+def test_a_process_finds_the_allocation_around_it(driver, tmp_path):
+    program = tmp_path / "around.py"
+    program.write_text(AROUND)
+    job = driver.submit(f"{sys.executable} {program} {driver.type}", nodes=3, walltime="01:00:00")
+    driver.wait(job, "COMPLETED")
+    held, left, cores = json.loads(driver.output("out"))
+    assert held == [job, 3]
+    assert cores == {"lsf": 2, "flux": None}[driver.type]
+    assert left is None if driver.type == "lsf" else 50 <= left <= 60
+
+
+def line_of(type, method, **values):
+    """Return a line of a batch system."""
+    from maestro_celery_plugin.batch_systems import StepNeeds, WorkerLaunch, batch_system
+    from maestro_celery_plugin.settings import BatchSettings
+
+    system = batch_system(type)
+    if method == "sample":
+        return system.sample_launcher(StepNeeds(**values))
+    return system.worker_line(WorkerLaunch(settings=BatchSettings(type=type), **values))
+
+
+def test_one_worker_starts_on_each_node(driver, cluster):
+    command = """/bin/sh -c 'echo "$0 a  worker"' 'it'"'"'s'"""
+    job = driver.submit(line_of(driver.type, "workers", command=command, nodes=3), nodes=3)
+    driver.wait(job, "COMPLETED")
+    assert driver.output("out") == "it's a  worker\n" * 3
+    assert cluster.launches()[-1]["tasks"] == 3
+
+
+def test_samples_run_side_by_side(driver, cluster):
+    sample = line_of(driver.type, "sample", nodes=2, procs=4)
+    job = driver.submit(f"{sample} sleep 0.5 &\n{sample} sleep 0.5 &\nwait", nodes=4)
+    driver.wait(job, "COMPLETED")
+    one, other = cluster.launches()[-2:]
+    assert (one["tasks"], other["tasks"]) == (4, 4)
+    assert max(one["begin"], other["begin"]) < min(one["end"], other["end"])
+
+
+@pytest.mark.parametrize("driver", ["lsf"], indirect=True)
+def test_below_a_jsrun_there_is_no_other(driver):
+    job = driver.submit("jsrun --np 1 jsrun --np 1 true")
+    assert driver.wait(job, "FAILED") == "exit code 1"
+    assert driver.output("err") == "Error: a jsrun cannot run below another jsrun.\n"
