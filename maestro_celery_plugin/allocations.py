@@ -243,7 +243,9 @@ class BatchJobs:
         return str(record.job_identifier)
 
     def report(self, job: str) -> JobReport:
-        """Ask the batch system."""
+        """Ask the batch system; workers in an allocation that an earlier conductor was inside of are gone with it."""
+        if _is_process(job):
+            return JobReport(AllocationState.GONE)
         return self._system.reports([job])[job]
 
     def cancel(self, job: str) -> None:
@@ -276,10 +278,11 @@ class HeldJobs:
     Args:
         job: Identifier of the batch job around this process.
         deadline: When that ends, for the workers.
+        outside: Knows the batch jobs that an earlier conductor of the study has submitted from outside of it.
     """
 
-    def __init__(self, job: str, deadline: Deadline) -> None:
-        self._job, self._deadline = job, deadline
+    def __init__(self, job: str, deadline: Deadline, outside: Jobs) -> None:
+        self._job, self._deadline, self._outside = job, deadline, outside
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
     def script(self, request: AllocationRequest, directory: Path) -> Path:
@@ -315,6 +318,8 @@ class HeldJobs:
 
     def report(self, job: str) -> JobReport:
         """Tell from the process whether it runs, and from its exit code how it ended."""
+        if not _is_process(job):
+            return self._outside.report(job)
         process = self._processes.get(job)
         if process is None:
             is_alive = _process_of(job).is_alive
@@ -326,7 +331,14 @@ class HeldJobs:
 
     def cancel(self, job: str) -> None:
         """End the processes that start the workers, which end these."""
-        _process_of(job).signal(signal.SIGTERM, group=True)
+        if _is_process(job):
+            _process_of(job).signal(signal.SIGTERM, group=True)
+        else:
+            self._outside.cancel(job)
+
+
+def _is_process(job: str) -> bool:
+    return ":" in job
 
 
 def _process_of(job: str) -> ProcessId:

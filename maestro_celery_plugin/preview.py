@@ -68,7 +68,7 @@ def _allocation(plan: StudyPlan, name: str, groups: list[str]) -> Preview:
     if system is None:
         raise AllocationError("A local worker group has no allocation.")
     held = system.held(os.environ)
-    jobs: Jobs = HeldJobs(held.job, Deadline()) if held else BatchJobs(system)
+    jobs: Jobs = HeldJobs(held.job, Deadline(), BatchJobs(system)) if held else BatchJobs(system)
     with tempfile.TemporaryDirectory(prefix="maestro-celery-") as directory:
         text = jobs.script(request_for(plan, Session(plan.session), groups, "1"), Path(directory)).read_text()
     place = f"in the allocation {held.job} around you" if held else f"by {batch.type}"

@@ -102,6 +102,10 @@ def check_groups(resources: ResourceSettings, queues: StepQueues, data: Mapping[
     known = {DEFAULT_TASK_QUEUE, *(queue for all_of_step in queues.values() for queue in all_of_step)}
     for name, group in resources.workers.items():
         where = f"merlin.resources.workers.{name}"
+        for text, key in ((name, where), (group.allocation, f"{where}.allocation")):
+            if text and ("/" in text or text.startswith(".")):
+                found = f"found '{text}'; files are named after it, so it can have no '/' and begin with no dot."
+                raise SpecificationError.at(file, key, found)
         if group.steps and group.task_queues:
             raise SpecificationError.at(file, where, "it names both steps and task_queues; name one of them.")
         _check_steps(group, tuple(queues), file, f"{where}.steps")

@@ -168,7 +168,7 @@ def _allocation_source(plan: StudyPlan, session: Session, names: list[str]) -> A
     held = system.held(os.environ)
     jobs: Jobs = BatchJobs(system)
     if held is not None:
-        jobs = HeldJobs(held.job, Deadline.of(terms_of(plan.settings, names[0]), os.environ))
+        jobs = HeldJobs(held.job, Deadline.of(terms_of(plan.settings, names[0]), os.environ), jobs)
     return AllocationSource(
         plan.allocations,
         allocation_name(names[0], first),

@@ -67,6 +67,7 @@ class WorkerPool:
     ) -> None:
         self._session, self._sources = session, sources
         self._ended: set[str] = set()
+        self._dismissed: set[str] = set()
         self.groups = {group.name: group for group in groups}
         self._beats: dict[str, tuple[int, float]] = {}
         self.alive: dict[str, Heartbeat] = {}
@@ -177,8 +178,9 @@ class WorkerPool:
         """Let the workers of an allocation leave, which ends it."""
         label = source.current.label if source.current else ""
         mine = [beat.name for beat in self.alive.values() if beat.allocation == label]
-        for name in mine:
+        for name in set(mine) - self._dismissed:  # once: what is asked of a worker that has left would stay for ever
             self._session.request_worker_stop(name)
+        self._dismissed.update(mine)
         source.dismiss(by_force=not mine)
 
     # --- end ---

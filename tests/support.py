@@ -127,7 +127,7 @@ class Study:
 
     def _is_over(self) -> bool:
         states = self.states()
-        return bool(states) and all(s in ("FINISHED", "FAILED", "CANCELLED", "TIMEDOUT") for s in states.values())
+        return bool(states) and all(s in ("FINISHED", "FAILED", "CANCELLED") for s in states.values())
 
     def await_text(self, pattern: str, text: str = "", count: int = 1, timeout_s: float = 60.0) -> None:
         """Wait until so many files match and hold a text."""

@@ -6,7 +6,6 @@ import time
 from pathlib import Path
 
 import pytest
-from slurm_cluster import SlurmCluster
 from slurm_studies import (
     allocations,
     assert_each_sample_once,
@@ -22,7 +21,7 @@ from maestro_celery_plugin.ledger import Kind
 COUNT = 6
 LONG = SMALL = "type: slurm, nodes: 1, procs: 1, walltime: 600"
 # Samples that last until the test lets them go, once.
-WAITS = "echo cmd >> runs\necho begun $(A)\ntest -e $(SPECROOT)/go.NAME || sleep 100"
+WAITS = "echo cmd >> runs\necho begun $(A)\nuntil test -e $(SPECROOT)/go.NAME; do sleep 0.2; done"
 AGAIN = "echo restart >> runs"
 
 
@@ -112,10 +111,10 @@ def test_cut_off_by_a_limit_that_has_been_changed(launch, slurm):
     study = launch(waiting("cut"), "-r", "3", name="cut")
     begun(study)
     job = job_of(study, slurm, "RUNNING")
-    let_go(study)
 
     slurm.limit(job, rest_s=1)
     slurm.await_state(job, "TIMEOUT", timeout_s=90)
+    let_go(study)
     study.await_end()
 
     assert study.states() == {"sim": "FINISHED"}
@@ -132,10 +131,10 @@ def test_preempted(launch, slurm):
     )
     begun(study)
     low = job_of(study, slurm, "RUNNING")
-    let_go(study)
 
     high = slurm.submit("--partition=high", "--nodes=4", "--exclusive", "--output=/dev/null", "--wrap=true")
     slurm.await_state(low, "PREEMPTED")
+    let_go(study)
     slurm.await_state(high, "COMPLETED")
     study.await_end()
 
@@ -151,26 +150,23 @@ def test_a_node_goes_down(launch, slurm):
     study = launch(waiting("down", "type: slurm, nodes: 2, walltime: 600"), "-r", "3", name="down")
     begun(study, 4)
     job = job_of(study, slurm, "RUNNING")
-    node = slurm.run("squeue", "--noheader", f"--jobs={job}", "--format=%B").strip()
-    other = next(n for n in slurm.run("scontrol", "show", "hostnames", nodes_of(slurm, job)).split() if n != node)
-    let_go(study)
+    batch_host = slurm.run("squeue", "--noheader", f"--jobs={job}", "--format=%B").strip()
+    nodes = {worker["node"] for worker in study.status()["workers"]}
+    assert len(nodes) == 2
 
-    slurm.set_down(other)
+    slurm.set_down(*(nodes - {batch_host}))
     try:
-        if slurm.await_state(job, "PENDING", "NODE_FAIL") == "PENDING":
-            slurm.run("scontrol", "update", f"JobId={job}", "StartTime=now")  # Slurm would wait for two minutes
+        wait_for(lambda: {**codes(study, Kind.STOPPED), **codes(study, Kind.LOST)}, "the end of its samples")
+        let_go(study)
         study.await_end()
     finally:
-        slurm.set_up(other)
+        slurm.set_up(*(nodes - {batch_host}))
 
     assert study.states() == {"sim": "FINISHED"}
     assert_none_failed(study)
     assert_each_sample_once(study, COUNT)
+    assert len(allocations(study)) == 1
     assert_nothing_left(study, slurm)
-
-
-def nodes_of(slurm: SlurmCluster, job: str) -> str:
-    return slurm.run("squeue", "--noheader", f"--jobs={job}", "--format=%N").strip()
 
 
 # --- fails at once -------------------------------------------------------------------------------------

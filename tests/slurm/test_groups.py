@@ -74,9 +74,8 @@ def test_groups_of_different_sizes_side_by_side(launch: Launcher, slurm):
 
 def test_groups_that_share_an_allocation(launch, slurm):
     """Given two groups that name one allocation, then one job has the workers of both."""
-    workers = (
-        "{a: {steps: [one], allocation: both, nodes: 2, args: -c 1}, b: {steps: [two], allocation: both, args: -c 1}}"
-    )
+    shared = "allocation: both, nodes: 2, args: -c 1"
+    workers = f"{{a: {{steps: [one], {shared}}}, b: {{steps: [two], {shared}}}}}"
     study = launch(spec(("one", "sleep 0.3", ""), ("two", "sleep 0.3", ""), workers=workers), name="shared")
 
     finish(study, slurm, 1, 2)

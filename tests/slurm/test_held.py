@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 from slurm_cluster import SlurmCluster
-from slurm_studies import Launcher, allocations, assert_each_sample_once, assert_nothing_left, ensemble
-from support import BIN, Study, wait_for
+from slurm_studies import SMALL, Launcher, allocations, assert_each_sample_once, assert_nothing_left, ensemble
+from support import BIN, Study, kill, wait_for
 
 COUNT = 12
 WHERE = "echo $SLURM_JOB_ID $SLURMD_NODENAME $(A)\nsleep 0.5"
@@ -52,7 +52,7 @@ def test_a_study_in_a_batch_script(launch, slurm, tmp_path):
 def test_a_study_in_an_allocation_that_ends_before_it(launch, slurm, tmp_path):
     """Given more work than the allocation around the study has time for, then the step says so, and resume goes on."""
     spec = ensemble(
-        "echo $(A) >> runs\nsleep 4", count=COUNT, batch="type: slurm",
+        "echo $(A) >> runs\nsleep 4", count=8, batch="type: slurm",
         group="args: --concurrency 1, drain: 35, warn: 6, idle_limit: 5",
     )  # fmt: skip
     study, job = study_in_job(launch, slurm, tmp_path, spec, "-r", "3", nodes=1, minutes=1)
@@ -68,7 +68,25 @@ def test_a_study_in_an_allocation_that_ends_before_it(launch, slurm, tmp_path):
     assert answer.returncode == 0, answer.stderr
     study.await_end(200)
     assert study.states() == {"sim": "FINISHED"}
+    assert_each_sample_once(study, 8)
+    assert_nothing_left(study, slurm)
+
+
+def test_a_study_resumed_in_an_allocation(launch, slurm, tmp_path):
+    """Given a conductor killed while its job runs, when another one starts inside of a job, then it adopts the first."""
+    study = launch(ensemble(WHERE, count=COUNT, batch=SMALL.replace("00:01:00", "00:10:00"), group="args: -c 1"), name="resumed")
+    study.await_text("sim/*/sim.out", "", 1)
+    kill(*study.processes("bin/conductor"))
+    wait_for(lambda: not study.processes("bin/conductor"), "the conductor's end")
+    resume = (str(BIN / "maestro-celery"), "resume", "--foreground", str(study.path))
+
+    job = in_job(slurm, tmp_path, *resume, nodes=1)
+    slurm.await_state(job, "COMPLETED", "FAILED", timeout_s=60)
+
+    assert study.states() == {"sim": "FINISHED"}, (tmp_path / "job.out").read_text()
     assert_each_sample_once(study, COUNT)
+    assert len(allocations(study)) == 1
+    assert job not in {text.split()[0] for text in study.outputs("sim/*/sim.out")}
     assert_nothing_left(study, slurm)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import stat
+import time
 
 import pytest
 from support import wait_for
@@ -122,9 +123,24 @@ def test_the_batch_script_is_for_a_shell_whatever_samples_are_written_in(shell, 
 # --- in the allocation around this process -----------------------------------------------------------
 
 
+def held_jobs(deadline=None):
+    return HeldJobs("5", deadline or Deadline(), BatchJobs(Slurm()))
+
+
 def started(tmp_path, line):
-    jobs = HeldJobs("7", Deadline())
+    jobs = held_jobs()
     return jobs, jobs.submit(dataclasses.replace(REQUEST, lines=(line,)), tmp_path)
+
+
+def test_no_workers_are_started_in_an_allocation_around_that_ends_at_once(tmp_path):
+    jobs = held_jobs(Deadline(time.time() + 20, drain_s=30))
+
+    with pytest.raises(AllocationError, match=r"\(job 5\) ends in (19|20) s, too soon for further samples"):
+        jobs.submit(REQUEST, tmp_path)
+
+
+def test_a_conductor_outside_knows_that_workers_of_one_inside_are_gone():
+    assert BatchJobs(Slurm()).report("123:456").state is AllocationState.GONE
 
 
 def test_workers_in_the_allocation_around_run_until_their_script_ends(tmp_path):
@@ -145,12 +161,12 @@ def test_their_exit_code_tells_that_they_have_failed(tmp_path):
 def test_they_can_be_ended(tmp_path):
     jobs, job = started(tmp_path, "sleep 100")
     assert jobs.report(job).state is AllocationState.RUNNING
-    assert HeldJobs("7", Deadline()).report(job).state is AllocationState.RUNNING  # another conductor sees it, too
+    assert held_jobs().report(job).state is AllocationState.RUNNING  # another conductor sees it, too
 
     jobs.cancel(job)
 
     wait_for(lambda: not jobs.report(job).state.is_open, "its end", 10)
-    assert HeldJobs("7", Deadline()).report(job).state is AllocationState.GONE
+    assert held_jobs().report(job).state is AllocationState.GONE
 
 
 # --- one after the other -----------------------------------------------------------------------------
