@@ -218,7 +218,7 @@ class Coordinator:
         self._take_ends_of_allocations()
         with_work = self._records.with_work()
         for name, group in self._pool.groups.items():
-            trackers = [tracker for tracker in with_work if name in tracker.groups]
+            trackers = [tracker for tracker in with_work if name in tracker.groups and name not in tracker.withdrawn]
             if trackers:
                 self._ensure(group, trackers)
         self._release_allocations({name for tracker in with_work for name in tracker.groups})
@@ -237,6 +237,8 @@ class Coordinator:
             for tracker in self._records.with_work():
                 if not self._pool.has_source_for(tracker.groups):
                     self._take_end(tracker, allocation)
+                elif allocation.state is AllocationState.CANCELLED and not allocation.released:
+                    tracker.withdrawn.update(groups)
             self._store_reasons()
 
     def _take_end(self, tracker: Tracker, allocation: Allocation) -> None:

@@ -41,6 +41,7 @@ class Tracker:
         touched: Whether a sample has started since Maestro has submitted it the last time.
         timed_out: Whether its allocations have ended since then, with samples left.
         reason: How they ended, in words.
+        withdrawn: Groups whose allocation somebody has cancelled since then, while others work: none is opened again.
         suspect: The sample that may run now of those which may have taken their workers down.
     """
 
@@ -58,6 +59,7 @@ class Tracker:
     touched: bool = False
     timed_out: bool = False
     reason: str = ""
+    withdrawn: set[str] = dataclasses.field(default_factory=set)
     suspect: int | None = None
 
     def apply(self, entries: Entries) -> None:
@@ -116,6 +118,7 @@ class Tracker:
         """Take in that Maestro has submitted the record, or has restarted it."""
         self.active, self.cancelled, self.told = True, cancelled, RecordState.PENDING
         self.touched = self.timed_out = False
+        self.withdrawn.clear()
         self.reason = ""
 
     @property

@@ -118,3 +118,18 @@ def test_an_allocation_is_given_back(launch, slurm, last):
     finish(study, slurm, *range(1, 3 + len(again)))
 
     assert len(allocations(study)) == 2 + len(again)
+
+
+def test_a_cancelled_allocation_is_not_opened_again_while_another_group_works(launch, slurm):
+    """Given two groups that serve one step, when the job of one is cancelled, then the other one does the work."""
+    batch = "type: slurm, nodes: 1, procs: 1, walltime: 600"
+    workers = "{a: {steps: [one], args: -c 1}, b: {steps: [one], args: -c 1}}"
+    text = spec(("one", "sleep 1", ""), workers=workers, batch=batch)
+    study = launch(text.replace("  resources:", "  resources:\n    overlap: true"), name="overlap")
+    wait_for(lambda: len(study.status()["workers"]) == 2, "both groups")
+    first, second = (one["job"] for one in allocations(study))
+
+    slurm.run("scancel", first)
+    finish(study, slurm, 1)
+
+    assert [one["job"] for one in allocations(study)] == [first, second]
