@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import atexit
 import functools
-import json
 import logging
 import signal
 import sys
@@ -20,20 +19,17 @@ from pathlib import Path
 from types import FrameType
 from typing import Concatenate, ParamSpec, TypeVar
 
-from maestro_celery_plugin.allocations import Allocation
 from maestro_celery_plugin.conductorship import conduct
 from maestro_celery_plugin.delivery import Delivery
-from maestro_celery_plugin.demand import Demand
-from maestro_celery_plugin.errors import BrokerError, EnsembleError, WorkerError
-from maestro_celery_plugin.manifest import Manifest, write_atomically
+from maestro_celery_plugin.errors import BrokerError, EnsembleError
+from maestro_celery_plugin.manifest import Manifest
 from maestro_celery_plugin.records import TERMINAL, Records
 from maestro_celery_plugin.session import Session
-from maestro_celery_plugin.states import ALLOCATION_ENDS, AllocationState, RecordState
+from maestro_celery_plugin.staffing import Staffing
+from maestro_celery_plugin.states import RecordState
 from maestro_celery_plugin.study import StudyPlan
 from maestro_celery_plugin.tracker import Tracker
-from maestro_celery_plugin.worker import worker_stem
-from maestro_celery_plugin.worker_sources import sources_of, terms_of
-from maestro_celery_plugin.workers import WorkerGroup, WorkerPool
+from maestro_celery_plugin.workers import WorkerGroup
 
 __all__ = ["Coordinator", "active", "for_study"]
 
@@ -43,8 +39,6 @@ LOGGER = logging.getLogger(__name__)
 QUIET_LIMIT_S = 2.0
 LOOK_INTERVAL_S = 0.1
 LOOK_LIMIT_S = 1.0
-# Workers that have not given up cancelled samples by then are killed.
-CANCEL_LIMIT_S = 7.0
 CARE_INTERVAL_S = 0.5
 # Maestro is away when nobody has looked for this long; `wait` looks more often.
 AWAY_S = 1.5
@@ -90,19 +84,14 @@ class Coordinator:
     """
 
     def __init__(self, plan: StudyPlan) -> None:
-        self._root, self._plan = plan.root, plan
+        self._root = plan.root
         self._conductorship = conduct(plan)
         self._session = Session(plan.session)
         self._session.revoke_stop()
         settings = plan.settings.resources.workers
         groups = [WorkerGroup(name, group, group.task_queues) for name, group in settings.items() if group.task_queues]
-        for group in groups:
-            terms_of(plan.settings, group.name).write(self._session)
-        self._pool = WorkerPool(self._session, groups, sources_of(plan, self._session))
-        self._demand = Demand(plan)
-        self._pool.look()
         self._records = Records(plan, groups)
-        self._records.load(self._pool.alive)
+        self._staffing = Staffing(plan, self._session, self._records, groups)
         task_queues = {queue for group in groups for queue in group.queues}
         self._delivery = Delivery(plan, self._session, self._records, task_queues)
         self._jobs: dict[str, Tracker] = {}
@@ -189,99 +178,18 @@ class Coordinator:
         """Take in what is new, and from time to time look after broker and workers."""
         now = self._looked_at = time.monotonic()
         try:
-            if now - self._care_at > CARE_INTERVAL_S:
-                self._care_at = now
+            if now > self._care_at:
                 self._delivery.care()
-                self._care_for_workers()
-                self._enforce_cancellation()
+                if self._staffing.care():
+                    self._delivery.send_all()  # workers that died may have had messages that they had not begun
                 self._heal()
+                self._care_at = time.monotonic() + max(CARE_INTERVAL_S, 10 * (time.monotonic() - now))
             self._records.follow()
             self._send_due()
         except (EnsembleError, OSError) as error:
             LOGGER.error("%s", error)
 
     # --- care ---
-
-    def _care_for_workers(self) -> None:
-        """Note which workers have died, and see to it that each group with work has one."""
-        holding = self._records.holdings.writers()
-        dead = self._pool.look()
-        for beat in dead:
-            LOGGER.warning("Worker '%s' on %s has died.", beat.name, beat.host)
-            self._pool.bury(beat)
-        self._records.follow()
-        lost = holding.union(beat.name for beat in dead).difference(self._pool.alive)
-        for writer in lost:
-            self._records.lose(writer)
-        if lost:
-            self._delivery.send_all()  # they may have had messages that they had not begun
-        self._take_ends_of_allocations()
-        with_work = self._records.with_work()
-        for name, group in self._pool.groups.items():
-            trackers = [tracker for tracker in with_work if name in tracker.groups and name not in tracker.withdrawn]
-            if trackers:
-                self._ensure(group, trackers)
-        self._release_allocations({name for tracker in with_work for name in tracker.groups})
-
-    def _take_ends_of_allocations(self) -> None:
-        """Decide what becomes of the step records whose allocations have ended."""
-        for source, allocation in self._pool.look_at_allocations():
-            groups = self._pool.groups_of(source)
-            for beat in self._pool.look():
-                self._pool.bury(beat)
-                self._records.lose(beat.name, innocent=allocation.state is not AllocationState.OUT_OF_MEMORY)
-            self._records.follow()
-            prefixes = tuple(worker_stem(group, allocation.label) for group in groups)
-            has_worked = any(writer.startswith(prefixes) for writer in self._records.starters)
-            source.note_end(allocation, has_worked=has_worked, words=self._session.last_words(prefixes))
-            for tracker in self._records.with_work():
-                if not self._pool.has_source_for(tracker.groups):
-                    self._take_end(tracker, allocation)
-                elif allocation.state is AllocationState.CANCELLED and not allocation.released:
-                    tracker.withdrawn.update(groups)
-            self._store_reasons()
-
-    def _take_end(self, tracker: Tracker, allocation: Allocation) -> None:
-        """Let a step record that has lost its last allocation time out, if it has started a sample in it."""
-        state = ALLOCATION_ENDS[allocation.state]
-        tracker.reason = f"allocation '{allocation.label}': {allocation.state.value} {allocation.reason}".rstrip()
-        if allocation.released:
-            return
-        if state is RecordState.CANCELLED:
-            LOGGER.warning("'%s' is cancelled: %s.", tracker.manifest.name, tracker.reason)
-            self._records.cancel(tracker)
-        elif tracker.touched:
-            LOGGER.warning("'%s' has samples left: %s.", tracker.manifest.name, tracker.reason)
-            tracker.timed_out = True
-
-    def _store_reasons(self) -> None:
-        """Keep the reasons of the step records where `maestro-celery explain` finds them."""
-        reasons = {tracker.manifest.name: tracker.reason for tracker in self._records if tracker.reason}
-        write_atomically(self._plan.reasons, json.dumps(reasons, indent=1))
-
-    def _release_allocations(self, busy: set[str]) -> None:
-        """End allocations that no step record needs, now or later."""
-        for source in self._pool.allocation_sources:
-            if source.is_open and not busy.intersection(self._pool.groups_of(source)):
-                queues = {queue for name in self._pool.groups_of(source) for queue in self._pool.groups[name].queues}
-                if not self._demand.for_queues(queues):
-                    self._pool.dismiss(source)
-
-    def _enforce_cancellation(self) -> None:
-        """Kill workers that still hold what was cancelled a while ago: they must be frozen."""
-        since = time.monotonic() - CANCEL_LIMIT_S
-        overdue = [t.manifest.number for t in self._records if t.cancelled_at is not None and t.cancelled_at < since]
-        for writer in self._records.holdings.writers_of(overdue):
-            self._pool.kill(writer)
-
-    def _ensure(self, group: WorkerGroup, trackers: list[Tracker]) -> None:
-        try:
-            self._pool.ensure(group)
-        except WorkerError as error:
-            LOGGER.error("%s", error)
-            for tracker in trackers:
-                tracker.failure = tracker.reason = str(error)
-            self._store_reasons()
 
     def _send_due(self) -> None:
         """Send samples that have waited for their retry, or whose turn it is."""
@@ -297,9 +205,7 @@ class Coordinator:
         held_slots = {writer: holdings.count(writer) for writer in holdings.writers()}
         now = time.monotonic()
         for tracker in self._records.with_work():
-            number = tracker.manifest.number
-            has_room = any(self._pool.free_slots(group, held_slots, number) for group in tracker.groups)
-            if tracker.stops_early or not has_room:
+            if tracker.stops_early or not self._staffing.has_room_for(tracker, held_slots):
                 tracker.quiet_since = None
             elif tracker.quiet_since is None:
                 tracker.quiet_since = now
@@ -318,7 +224,7 @@ class Coordinator:
             return
         self._closed = True
         _COORDINATORS.pop(self._root, None)
-        self._pool.stop()
+        self._staffing.end()
         self._records.close()
         self._delivery.close()
         self._conductorship.end()

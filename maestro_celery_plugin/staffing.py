@@ -1,0 +1,161 @@
+"""The staffing of a study: its step records have workers while there is work, and allocations end when there is none.
+
+It decides what the end of an allocation means for the step records that it served (`states.ALLOCATION_ENDS`).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Mapping, Sequence
+
+from maestro_celery_plugin.allocation_source import AllocationSource
+from maestro_celery_plugin.allocations import Allocation
+from maestro_celery_plugin.demand import Demand
+from maestro_celery_plugin.errors import WorkerError
+from maestro_celery_plugin.manifest import write_atomically
+from maestro_celery_plugin.records import Records
+from maestro_celery_plugin.session import Session
+from maestro_celery_plugin.states import ALLOCATION_ENDS, AllocationState, RecordState
+from maestro_celery_plugin.study import StudyPlan
+from maestro_celery_plugin.tracker import Tracker
+from maestro_celery_plugin.worker import worker_stem
+from maestro_celery_plugin.worker_sources import sources_of, terms_of
+from maestro_celery_plugin.workers import WorkerGroup, WorkerPool
+
+__all__ = ["Staffing"]
+
+LOGGER = logging.getLogger(__name__)
+
+# Workers that have not given up cancelled samples by then are killed.
+CANCEL_LIMIT_S = 7.0
+
+
+class Staffing:
+    """Looks after the workers and allocations of one study.
+
+    Args:
+        plan: The study.
+        session: Its session.
+        records: Its step records; what earlier conductors have left is taken up here.
+        groups: Its worker groups.
+    """
+
+    def __init__(self, plan: StudyPlan, session: Session, records: Records, groups: Sequence[WorkerGroup]) -> None:
+        self._plan, self._session, self._records = plan, session, records
+        for group in groups:
+            terms_of(plan.settings, group.name).write(session)
+        self._pool = WorkerPool(session, groups, sources_of(plan, session))
+        self._pool.look()
+        self._demand = Demand(plan)
+        records.load(self._pool.alive)
+
+    def care(self) -> bool:
+        """See to it that each group with work has workers, and that no allocation is held for nothing.
+
+        Returns:
+            Whether workers were lost since the last time.
+        """
+        has_lost = self._miss_the_dead()
+        for source, allocation in self._pool.look_at_allocations():
+            self._take_end(source, allocation)
+        self._provide()
+        self._enforce_cancellation()
+        return has_lost
+
+    def has_room_for(self, tracker: Tracker, held: Mapping[str, int]) -> bool:
+        """Tell whether a slot is free that would take samples of a step record.
+
+        Args:
+            tracker: The step record.
+            held: Number of slots that hold something, by worker.
+        """
+        number = tracker.manifest.number
+        return any(self._pool.free_slots(group, held, number) for group in tracker.groups)
+
+    def end(self) -> None:
+        """End all workers and allocations."""
+        self._pool.stop()
+
+    def _miss_the_dead(self) -> bool:
+        """Note which workers have died, and what they were running as lost."""
+        holding = self._records.holdings.writers()
+        dead = self._pool.look()
+        for beat in dead:
+            LOGGER.warning("Worker '%s' on %s has died.", beat.name, beat.node)
+            self._pool.bury(beat)
+        self._records.follow()
+        lost = holding.union(beat.name for beat in dead).difference(self._pool.alive)
+        for writer in lost:
+            self._records.lose(writer)
+        return bool(lost)
+
+    # --- ends of allocations ---
+
+    def _take_end(self, source: AllocationSource, allocation: Allocation) -> None:
+        """Decide what becomes of the step records that an allocation served until it ended."""
+        groups = self._pool.groups_of(source)
+        for beat in self._pool.look():
+            self._pool.bury(beat)
+            self._records.lose(beat.name, innocent=allocation.state is not AllocationState.OUT_OF_MEMORY)
+        self._records.follow()
+        prefixes = tuple(worker_stem(group, allocation.label) for group in groups)
+        has_worked = any(writer.startswith(prefixes) for writer in self._records.starters)
+        source.note_end(allocation, has_worked=has_worked, words=self._session.last_words(prefixes))
+        for tracker in self._records.with_work():
+            if not self._pool.has_source_for(tracker.groups):
+                self._end_record(tracker, allocation)
+            elif allocation.state is AllocationState.CANCELLED and not allocation.released:
+                tracker.withdrawn.update(groups)
+        self._store_reasons()
+
+    def _end_record(self, tracker: Tracker, allocation: Allocation) -> None:
+        """Let a step record that has lost its last allocation time out, if it has started a sample in it."""
+        tracker.reason = f"allocation '{allocation.label}': {allocation.state.value} {allocation.reason}".rstrip()
+        if allocation.released:
+            return
+        if ALLOCATION_ENDS[allocation.state] is RecordState.CANCELLED:
+            LOGGER.warning("'%s' is cancelled: %s.", tracker.manifest.name, tracker.reason)
+            self._records.cancel(tracker)
+        elif tracker.touched:
+            LOGGER.warning("'%s' has samples left: %s.", tracker.manifest.name, tracker.reason)
+            tracker.timed_out = True
+
+    def _store_reasons(self) -> None:
+        """Keep the reasons of the step records where `maestro-celery explain` finds them."""
+        reasons = {tracker.manifest.name: tracker.reason for tracker in self._records if tracker.reason}
+        write_atomically(self._plan.reasons, json.dumps(reasons, indent=1))
+
+    # --- workers for work ---
+
+    def _provide(self) -> None:
+        """Have workers where there is work, and end allocations where none is left or will come."""
+        with_work = self._records.with_work()
+        for name, group in self._pool.groups.items():
+            trackers = [t for t in with_work if name in t.groups and name not in t.withdrawn]
+            if trackers:
+                self._ensure(group, trackers)
+        busy = {name for tracker in with_work for name in tracker.groups}
+        for source in self._pool.allocation_sources:
+            groups = self._pool.groups_of(source)
+            if source.is_open and busy.isdisjoint(groups):
+                queues = {queue for name in groups for queue in self._pool.groups[name].queues}
+                if not self._demand.for_queues(queues):
+                    self._pool.dismiss(source)
+
+    def _ensure(self, group: WorkerGroup, trackers: list[Tracker]) -> None:
+        try:
+            self._pool.ensure(group)
+        except WorkerError as error:
+            LOGGER.error("%s", error)
+            for tracker in trackers:
+                tracker.failure = tracker.reason = str(error)
+            self._store_reasons()
+
+    def _enforce_cancellation(self) -> None:
+        """Kill workers that still hold what was cancelled a while ago: they must be frozen."""
+        since = time.monotonic() - CANCEL_LIMIT_S
+        overdue = [t.manifest.number for t in self._records if t.cancelled_at is not None and t.cancelled_at < since]
+        for writer in self._records.holdings.writers_of(overdue):
+            self._pool.kill(writer)
