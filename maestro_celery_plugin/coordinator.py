@@ -179,11 +179,12 @@ class Coordinator:
         now = self._looked_at = time.monotonic()
         try:
             if now > self._care_at:
+                self._care_at = now + CARE_INTERVAL_S
                 self._delivery.care()
                 if self._staffing.care():
                     self._delivery.send_all()  # workers that died may have had messages that they had not begun
                 self._heal()
-                self._care_at = time.monotonic() + max(CARE_INTERVAL_S, 10 * (time.monotonic() - now))
+                self._care_at = max(self._care_at, now + 10 * (time.monotonic() - now))
             self._records.follow()
             self._send_due()
         except (EnsembleError, OSError) as error:
