@@ -7,7 +7,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from maestro_celery_plugin.allocations import Allocation, AllocationRequest, Jobs, new_directory, read_allocations
+from maestro_celery_plugin.allocation_jobs import AllocationRequest, Jobs
+from maestro_celery_plugin.allocations import Allocation, new_directory, read_allocations
 from maestro_celery_plugin.errors import AllocationError, WorkerError
 from maestro_celery_plugin.states import AllocationState
 

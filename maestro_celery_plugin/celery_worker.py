@@ -28,9 +28,10 @@ from maestro_celery_plugin.launchers import share, slots_of
 from maestro_celery_plugin.processes import ProcessId, host_name, wait_until
 from maestro_celery_plugin.sample_launches import SampleLaunches
 from maestro_celery_plugin.session import Heartbeat
-from maestro_celery_plugin.tasks import RangeTask, WorkerSide
+from maestro_celery_plugin.tasks import RangeTask
 from maestro_celery_plugin.worker import MOVED, PROCESS_MARKER, WorkerArguments, mark
 from maestro_celery_plugin.worker_options import WorkerOptions, parse_worker_args, usable_cpus
+from maestro_celery_plugin.worker_side import WorkerSide
 
 __all__ = ["run"]
 

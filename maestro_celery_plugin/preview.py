@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from maestro_celery_plugin.allocations import BatchJobs, HeldJobs, Jobs
+from maestro_celery_plugin.allocation_jobs import BatchJobs, HeldJobs, Jobs
 from maestro_celery_plugin.batch_systems import batch_system
 from maestro_celery_plugin.deadline import Deadline
 from maestro_celery_plugin.errors import AllocationError, SpecificationError

@@ -9,8 +9,8 @@ from collections.abc import Collection, Iterable
 from typing import Any
 
 from maestro_celery_plugin import schema
+from maestro_celery_plugin.allocation_jobs import AllocationRequest, BatchJobs, HeldJobs, Jobs
 from maestro_celery_plugin.allocation_source import AllocationSource
-from maestro_celery_plugin.allocations import AllocationRequest, BatchJobs, HeldJobs, Jobs
 from maestro_celery_plugin.batch_systems import BatchSystem, HeldAllocation, StepNeeds, WorkerLaunch, batch_system
 from maestro_celery_plugin.deadline import Deadline
 from maestro_celery_plugin.errors import AllocationError

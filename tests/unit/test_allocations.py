@@ -10,8 +10,9 @@ import pytest
 from support import wait_for
 
 from maestro_celery_plugin import allocation_source
+from maestro_celery_plugin.allocation_jobs import AllocationRequest, BatchJobs, HeldJobs
 from maestro_celery_plugin.allocation_source import AllocationSource
-from maestro_celery_plugin.allocations import AllocationRequest, BatchJobs, HeldJobs, read_allocations
+from maestro_celery_plugin.allocations import read_allocations
 from maestro_celery_plugin.batch_systems import JobReport
 from maestro_celery_plugin.deadline import Deadline
 from maestro_celery_plugin.errors import AllocationError, WorkerError

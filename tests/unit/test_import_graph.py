@@ -47,12 +47,16 @@ CORE: dict[str, set[str]] = {
     "study_side": {"ledger", "manifest", "numpy", "progress", "runner", "samples", "study"},
     "worker_terms": {"errors", "manifest", "session"},
     "deadline": {"batch_systems", "worker_terms"},
-    "allocations": {"batch_systems", "deadline", "errors", "manifest", "processes", "settings", "states", "walltime"},
-    "allocation_source": {"allocations", "errors", "states"},
+    "allocations": {"batch_systems", "manifest", "states"},
+    "allocation_jobs": {"batch_systems", "deadline", "errors", "processes", "settings", "states", "walltime"},
+    "allocation_source": {"allocation_jobs", "allocations", "errors", "states"},
     "sample_launches": {"batch_systems", "errors", "manifest", "runner"},
-    "tasks": {
-        "deadline", "errors", "ledger", "manifest", "numpy", "plugins", "progress", "runner", "sample_launches", "states",
-        "study_side",
+    "tasks": set(),
+    "range_work": {
+        "errors", "ledger", "manifest", "numpy", "plugins", "progress", "runner", "states", "study_side", "tasks",
+    },
+    "worker_side": {
+        "deadline", "manifest", "range_work", "runner", "sample_launches", "study_side", "tasks",
     },
 }  # fmt: skip
 # Who may import Celery or kombu at all, be it inside a function.
