@@ -74,8 +74,8 @@ def _settings(arguments: argparse.Namespace) -> BenchSettings:
     return BenchSettings(
         slots=arguments.slots,
         rounds=arguments.rounds or (1 if quick else 3),
-        small=100 if quick else 500,
-        large=600 if quick else 4000,
+        small=100 if quick else 1000,
+        large=600 if quick else 12000,
         submit_rows=(1_000, 1_000_000) if quick else (1_000, 100_000, 1_000_000),
         chain=4 if quick else 8,
         status_rows=1_000_000,

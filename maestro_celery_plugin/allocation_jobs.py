@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from maestro_celery_plugin.batch_systems import BatchSystem, JobReport
 from maestro_celery_plugin.deadline import BEGAN, Deadline
-from maestro_celery_plugin.errors import AllocationError
+from maestro_celery_plugin.errors import AllocationError, BatchSystemAwayError
 from maestro_celery_plugin.processes import ProcessId
 from maestro_celery_plugin.settings import BatchSettings
 from maestro_celery_plugin.states import AllocationState
@@ -78,7 +78,8 @@ class Jobs(Protocol):
         """Submit an allocation; return its job.
 
         Raises:
-            AllocationError: the batch system refuses; with its words.
+            BatchSystemAwayError: the batch system does not answer now.
+            AllocationError: it refuses; with its words.
         """
 
     def report(self, job: str) -> JobReport:
@@ -151,11 +152,14 @@ class BatchJobs:
         try:
             record = adapter.submit(step, str(script), str(directory))
         except Exception as cause:  # what Maestro's adapters raise is not theirs to name
-            raise AllocationError(f"'{script}' cannot be submitted: {cause}") from cause
+            kind = BatchSystemAwayError if self._system.away.search(str(cause)) else AllocationError
+            raise kind(f"'{script}' cannot be submitted: {cause}") from cause
         finally:
             logger.removeHandler(words)
         if record.submission_code.name != "OK":
             said = words.text or f"it does not say why; submit '{script}' by hand to see"
+            if self._system.away.search(said):
+                raise BatchSystemAwayError(f"The batch system does not take '{script}' now: {said}")
             raise AllocationError(f"The batch system refuses '{script}': {said}")
         return str(record.job_identifier)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from maestro_celery_plugin.allocation_jobs import AllocationRequest, Jobs
 from maestro_celery_plugin.allocations import Allocation, new_directory, read_allocations
-from maestro_celery_plugin.errors import AllocationError, WorkerError
+from maestro_celery_plugin.errors import AllocationError, BatchSystemAwayError, WorkerError
 from maestro_celery_plugin.states import AllocationState
 
 __all__ = ["AllocationSource"]
@@ -20,6 +20,8 @@ LOGGER = logging.getLogger(__name__)
 QUICK_FAILURES = 3
 # Before the next try after such an allocation, times the number of failures so far.
 RETRY_DELAY_S = 3.0
+# Before the next try at a batch system that did not answer.
+AWAY_DELAY_S = 15.0
 # A batch system is asked every few seconds while things move, and every 15 s otherwise.
 POLL_S, SLOW_POLL_S, BRISK_S = 2.0, 15.0, 60.0
 # Workers that were told to leave get this long before their batch job is cancelled.
@@ -77,6 +79,10 @@ class AllocationSource:
         allocation = Allocation(self.name, number, directory, submitted_at=time.time())
         try:
             allocation.job = self._jobs.submit(self._request(number), directory)
+        except BatchSystemAwayError as error:
+            allocation.state, allocation.reason = AllocationState.FAILED, str(error)
+            self._not_before = time.monotonic() + AWAY_DELAY_S
+            LOGGER.warning("Allocation '%s': %s", self.name, error)
         except (AllocationError, OSError) as error:
             allocation.state, allocation.reason = AllocationState.FAILED, str(error)
             self._fail(str(error))

@@ -151,6 +151,7 @@ class BatchSystem(Protocol):
         adapter: Key of Maestro's adapter for it.
         commands: What has to be on PATH to submit, ask and cancel.
         modules: Python packages that Maestro's adapter for it imports.
+        away: What it says when a submission fails because it does not answer now.
         step_variables: Environment variables of the workers' own launch that samples shall not inherit.
     """
 
@@ -158,6 +159,7 @@ class BatchSystem(Protocol):
     adapter: str
     commands: tuple[str, ...]
     modules: tuple[str, ...]
+    away: re.Pattern[str]
     step_variables: tuple[str, ...]
 
     def adapter_arguments(self, settings: BatchSettings) -> dict[str, Any]:

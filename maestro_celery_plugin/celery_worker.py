@@ -56,6 +56,7 @@ def run(arguments: WorkerArguments, supervisor: ProcessId) -> NoReturn:
     # knows what has to run. kombu fails in doing so (restore_unacked on a closed channel, kombu 5.5-5.7).
     kombu.transport.redis.Channel.do_restore = False
     session, terms = arguments.session, arguments.terms
+    signal.signal(signal.SIGUSR2, lambda number, frame: None)  # LSF's warning; the supervisor takes it
     try:
         options = _options(arguments)
         wait_until(lambda: session.read_broker() is not None, BROKER_LIMIT_S, interval_s=0.2)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 __all__ = [
     "AllocationError",
+    "BatchSystemAwayError",
     "BrokerError",
     "EnsembleError",
     "LedgerError",
@@ -53,6 +54,10 @@ class WorkerError(EnsembleError):
 
 class AllocationError(EnsembleError):
     """An allocation cannot be had."""
+
+
+class BatchSystemAwayError(AllocationError):
+    """The batch system does not answer now."""
 
 
 class LedgerError(EnsembleError):

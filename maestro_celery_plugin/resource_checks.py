@@ -190,6 +190,14 @@ class _Group:
                 f"found {clock_text(time_request)}; {owner} a walltime of {clock_text(self.walltime_s)}; ask for less, "
                 "or give the group more `walltime`.",
             )
+        delay_s, idle_s = run.get("retry_delay"), self._group.idle_limit
+        if isinstance(delay_s, int | float) and delay_s >= idle_s:
+            raise SpecificationError.at(
+                self._file,
+                f"{where}.retry_delay",
+                f"found {delay_s:g} seconds, but workers of the group '{self.name}' leave their allocation after "
+                f"{idle_s:g} seconds without work; ask for less, or give the group a longer `idle_limit`.",
+            )
         if ask and needs.cores > 1:
             self._check_cores(where, needs, owner, self.system.largest_node(self.batch))
 

@@ -228,8 +228,10 @@ class RunningAttempt:
         """Wait for its end."""
         code = self._process.wait()
         duration_s = time.perf_counter() - self._begin
-        # A sample that was warned may still say something of itself: that it is done, or that it wants a restart.
-        was_ended = self._ended_at is not None or (self._warned and code not in ExitCode._value2member_map_)
+        # A sample that was warned may still say of itself that it is done. That it wants a restart is the
+        # allocation's doing, and does not count against `max_retries`.
+        is_own = code in ExitCode._value2member_map_ and code != ExitCode.RESTART
+        was_ended = self._ended_at is not None or (self._warned and not is_own)
         if was_ended:
             self._signal(signal.SIGKILL)  # what it has left in its process group
         for output in self._outputs:

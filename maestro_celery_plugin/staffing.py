@@ -15,6 +15,7 @@ from maestro_celery_plugin.allocations import Allocation
 from maestro_celery_plugin.demand import Demand
 from maestro_celery_plugin.errors import WorkerError
 from maestro_celery_plugin.manifest import write_atomically
+from maestro_celery_plugin.processes import host_name
 from maestro_celery_plugin.records import Records
 from maestro_celery_plugin.session import Session
 from maestro_celery_plugin.states import ALLOCATION_ENDS, AllocationState, RecordState
@@ -86,9 +87,11 @@ class Staffing:
             LOGGER.warning("Worker '%s' on %s has died.", beat.name, beat.node)
             self._pool.bury(beat)
         self._records.follow()
+        silent = {beat.name for beat in dead if beat.host != host_name()}
         lost = holding.union(beat.name for beat in dead).difference(self._pool.alive)
         for writer in lost:
-            self._records.lose(writer)
+            # A supervisor tells of its worker's death; when it is silent, too, the whole machine is gone.
+            self._records.lose(writer, innocent=writer.partition(".")[0] in silent)
         return bool(lost)
 
     # --- ends of allocations ---
@@ -106,8 +109,8 @@ class Staffing:
         for tracker in self._records.with_work():
             if not self._pool.has_source_for(tracker.groups):
                 self._end_record(tracker, allocation)
-            elif allocation.state is AllocationState.CANCELLED and not allocation.released:
-                tracker.withdrawn.update(groups)
+            elif not allocation.released and (tracker.touched or allocation.state is AllocationState.CANCELLED):
+                tracker.withdrawn.update(groups)  # the next one takes a restart, when all its groups have ended
         self._store_reasons()
 
     def _end_record(self, tracker: Tracker, allocation: Allocation) -> None:

@@ -41,7 +41,7 @@ class Tracker:
         touched: Whether a sample has started since Maestro has submitted it the last time.
         timed_out: Whether its allocations have ended since then, with samples left.
         reason: How they ended, in words.
-        withdrawn: Groups whose allocation somebody has cancelled since then, while others work: none is opened again.
+        withdrawn: Groups whose allocation has ended since then, while others work: none is opened for it.
         suspect: The sample that may run now of those which may have taken their workers down.
     """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import stat
 import time
 
@@ -15,7 +16,7 @@ from maestro_celery_plugin.allocation_source import AllocationSource
 from maestro_celery_plugin.allocations import read_allocations
 from maestro_celery_plugin.batch_systems import JobReport
 from maestro_celery_plugin.deadline import Deadline
-from maestro_celery_plugin.errors import AllocationError, WorkerError
+from maestro_celery_plugin.errors import AllocationError, BatchSystemAwayError, WorkerError
 from maestro_celery_plugin.settings import BatchSettings
 from maestro_celery_plugin.slurm import Slurm
 from maestro_celery_plugin.states import AllocationState
@@ -241,6 +242,43 @@ def test_a_refusal_is_told_in_the_batch_systems_words(source, queue):
 
     with pytest.raises(WorkerError, match="invalid partition specified: nonsense"):
         source.ensure()
+
+
+def test_a_batch_system_that_is_away_is_tried_again_and_counts_for_nothing(source, queue, monkeypatch):
+    monkeypatch.setattr(allocation_source, "AWAY_DELAY_S", 0.0)
+    refuse = queue.submit
+
+    def away(request, directory):
+        raise BatchSystemAwayError("Unable to contact slurm controller")
+
+    monkeypatch.setattr(queue, "submit", away)
+    for _ in range(5):
+        source.ensure()
+    assert "Unable to contact slurm controller" in source.current.reason
+
+    monkeypatch.setattr(queue, "submit", refuse)
+    source.ensure()
+    assert source.is_open
+
+
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [
+        ("Batch job submission failed: Unable to contact slurm controller (connect failure)", BatchSystemAwayError),
+        ("invalid partition specified: nosuch", AllocationError),
+    ],
+)
+def test_the_words_of_a_refusal_tell_whether_to_try_again(tmp_path, monkeypatch, said, kind):
+    """Given an sbatch that fails, when Maestro's adapter has called it, then its words decide."""
+    sbatch = tmp_path / "bin" / "sbatch"
+    sbatch.parent.mkdir()
+    sbatch.write_text(f"#!/bin/sh\necho 'sbatch: error: {said}' >&2\nexit 1\n")
+    sbatch.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{sbatch.parent}:/usr/bin:/bin")
+
+    with pytest.raises(AllocationError, match=re.escape(said)) as caught:
+        BatchJobs(Slurm()).submit(REQUEST, tmp_path)
+    assert type(caught.value) is kind
 
 
 def test_one_that_nothing_needs_is_cancelled_when_it_has_no_workers(source, queue):

@@ -45,6 +45,9 @@ def load(tmp_path):
 P = {"P": {"values": [1, 99], "label": "P.%%"}}
 
 MISTAKES = {
+    "retry_delay": (spec({"retry_delay": 400}),
+        "study.sim.run.retry_delay: found 400 seconds, but workers of the group 'w' leave their allocation after 300 "
+        "seconds without work; ask for less, or give the group a longer `idle_limit`."),
     "nodes": (spec({"nodes": 8}),
         "study.sim.run.nodes: found 8 nodes; the allocation of worker group 'w' has 4 nodes; ask for fewer, or give the "
         "group more `nodes`."),

@@ -382,3 +382,41 @@ def test_of_many_processes_one_claims_a_sample(make, tmp_path):
     claims = [int(word) for process in processes for word in process.communicate(timeout=20)[0].split()]
 
     assert sorted(claims) == list(range(100))
+
+
+# --- the end of an allocation ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("trap", "code", "was_ended"),
+    [
+        ("exit 0", 0, False),  # it is done
+        ("exit 100", 100, True),  # it wants a restart: the allocation's doing, not a request of its own
+        ("exit 104", 104, False),
+        ("exit 102", 102, False),
+        ("exit 7", 7, True),
+        (None, -15, True),
+    ],
+)
+def test_what_a_sample_says_after_its_warning(make, trap, code, was_ended):
+    handler = f"trap '{trap}' TERM; " if trap else ""
+    runner = make(f"{handler}echo begun; sleep 100 & wait $!")
+    assert runner.claim(0)
+    running = runner.start(0, first=True)
+    assert wait_until(lambda: out(runner) == "begun\n", 10)
+    assert not running.is_warned
+
+    running.warn(signal.SIGTERM)
+
+    assert running.is_warned
+    attempt = running.wait()
+    assert (attempt.code, attempt.was_ended) == (code, was_ended)
+
+
+def test_a_sample_gets_the_environment_that_it_is_given(make):
+    runner = make("echo $EXTRA")
+    assert runner.claim(0)
+
+    runner.start(0, first=True, environment={"PATH": os.environ["PATH"], "EXTRA": "here"}).wait()
+
+    assert out(runner) == "here\n"

@@ -17,7 +17,8 @@ import pluggy
 import pytest
 from ensembles import RELATIVE, a_study
 
-from maestro_celery_plugin import range_work
+from maestro_celery_plugin import deadline, range_work, worker_side
+from maestro_celery_plugin.deadline import Deadline
 from maestro_celery_plugin.holdings import Holdings
 from maestro_celery_plugin.ledger import COORDINATOR, ENTRY, SUFFIX, Kind, LedgerReader, LedgerWriter, read_ledger
 from maestro_celery_plugin.plugins import plugin_manager
@@ -589,3 +590,66 @@ def test_of_many_slots_with_the_same_message_one_runs_a_sample_again(make):
             thread.join(30)
 
     assert ensemble.runs == dict.fromkeys(range(6), 2)
+
+
+# --- the end of an allocation ------------------------------------------------------------------------
+
+
+def ends_in(seconds, **rules):
+    return Deadline(time.time() + seconds, is_in_allocation=True, **{"warn_s": 1.0, **rules})
+
+
+@pytest.mark.parametrize(
+    ("changes", "rules"), [({}, {"drain_s": 200.0}), ({"time_request_s": 200}, {"drain_s": 10.0})]
+)
+def test_no_sample_is_started_that_its_allocation_has_no_time_for(make, changes, rules):
+    ensemble, transport = make(samples=4, **changes), Transport()
+    side = WorkerSide("w-1", 1, transport.send, ends_in(100, **rules))
+
+    side.work(ensemble.task())
+
+    assert Kind.STARTED not in ensemble.entries["kind"]
+    assert ensemble.entries["kind"][-1] == Kind.RELEASED
+    assert side.refused == (1,)
+
+
+def test_a_worker_learns_how_long_samples_take(make):
+    """Given a sample that took half a minute so far, then none is started in the last half minute."""
+    ensemble, transport = make(samples=4), Transport()
+    side = WorkerSide("w-1", 1, transport.send, ends_in(40))
+    assert side.has_time_for(ensemble.task(), ensemble.manifest)
+
+    side.learn(ensemble.task(), 45.0)
+
+    assert not side.has_time_for(ensemble.task(), ensemble.manifest)
+
+
+def test_what_runs_is_warned_and_then_killed_and_is_lost_to_the_allocation(make, monkeypatch):
+    monkeypatch.setattr(deadline, "LEAVE_S", 0.6)
+    cmd = "trap 'echo $(MERLIN_SAMPLE_ID) warned >> ../../runs' USR1; sleep 100 & wait; sleep 100"
+    ensemble, transport = make(samples=1, cmd=cmd, signal="SIGUSR1"), Transport()
+    side = WorkerSide("w-1", 1, transport.send, ends_in(2.0, drain_s=0.1))
+    thread = threading.Thread(target=side.work, args=(ensemble.task(),))
+    thread.start()
+
+    while thread.is_alive():
+        side.check_running()
+        thread.join(0.05)
+
+    assert (ensemble.root / "runs").read_text() == "0 warned\n"
+    last = ensemble.entries[ensemble.entries["kind"] == Kind.STOPPED]
+    assert last["code"].tolist() == [-9]
+
+
+@pytest.mark.parametrize(("told", "kind"), [(True, Kind.STOPPED), (False, Kind.ENDED)])
+def test_a_death_by_the_signal_that_ends_the_worker_is_no_failure(make, monkeypatch, told, kind):
+    """Given a batch system that sends SIGTERM to all processes, then only a worker that is not meant has a failure."""
+    monkeypatch.setattr(worker_side, "SIGNAL_LIMIT_S", 0.3)
+    ensemble, transport = make(samples=1, cmd="kill -TERM $$"), Transport()
+    side = WorkerSide("w-1", 1, transport.send, ends_in(100, drain_s=1.0))
+    if told:
+        threading.Timer(0.15, side.stopping.set).start()
+
+    side.work(ensemble.task())
+
+    assert kind in ensemble.entries["kind"]
