@@ -95,6 +95,17 @@ class StepNeeds:
         return max(1, self.procs) * self.cores_per_task
 
     @property
+    def text(self) -> str:
+        """What it needs, in words: ``2 nodes, 8 procs, 2 cores per task``."""
+        counts = {
+            "nodes": self.nodes,
+            "procs": self.procs,
+            "cores per task": self.cores_per_task if self.cores_per_task > 1 else 0,
+            "GPUs": self.gpu_count,
+        }
+        return ", ".join(f"{count} {what}" for what, count in counts.items() if count) or "1 core"
+
+    @property
     def gpu_count(self) -> int:
         """GPUs of the whole sample; 0 when the step does not say."""
         return max(1, self.procs) * self.gpus_per_task if self.gpus_per_task else self.gpus or 0

@@ -97,11 +97,14 @@ def _options(arguments: WorkerArguments) -> WorkerOptions:
     system = batch_system(terms.batch_type)
     if options.has_concurrency or system is None:
         return options
-    needs = StepNeeds(**terms.needs) if terms.needs else None
+    needs = StepNeeds(**terms.needs or {})
     cores = system.node_cores(os.environ) or usable_cpus()
     slots = slots_of(needs, terms.nodes, cores)
     if not slots:
-        raise WorkerError(f"a sample needs {needs}, which {terms.nodes} nodes of {cores} cores do not have")
+        raise WorkerError(
+            f"a sample of the group '{terms.group}' needs {needs.text}; its allocation has {terms.nodes} nodes of "
+            f"{cores} cores. Ask for fewer in the step, or give the group more `nodes`."
+        )
     # A job that starts again, or workers started by hand once more, find lower numbers taken.
     number = 1 + (arguments.number - 1) % terms.workers
     return dataclasses.replace(options, slots=share(slots, terms.workers, number))

@@ -169,6 +169,18 @@ def test_what_cannot_be_launched(text, sentence):
         needs_of({**STEP, "cmd": "x", "restart": text})
 
 
+@pytest.mark.parametrize(
+    ("needs", "text"),
+    [
+        (StepNeeds(), "1 core"),
+        (StepNeeds(nodes=2, procs=8, cores_per_task=2), "2 nodes, 8 procs, 2 cores per task"),
+        (StepNeeds(procs=4, gpus_per_task=1), "4 procs, 4 GPUs"),
+    ],
+)
+def test_needs_in_words(needs, text):
+    assert needs.text == text
+
+
 def test_a_batch_system_that_nobody_knows():
     with pytest.raises(AllocationError, match="nothing here knows the batch type 'pbs'"):
         launched("$(LAUNCHER) a", "pbs", {})
