@@ -190,7 +190,8 @@ class _Words(logging.Handler):
 
     @property
     def text(self) -> str:
-        return " ".join(" ".join(self._lines).split())
+        said = " ".join(" ".join(self._lines).split())
+        return said.removeprefix("Submission returned an error (see next line).").strip()
 
 
 class HeldJobs:
