@@ -69,8 +69,9 @@ def hasty(cluster, environment):
 
 def test_when_the_time_of_an_allocation_is_up_the_next_one_runs_what_is_left(run, hasty):
     """Given more work than an allocation has time for, then each sample still ends once."""
-    text = STUDY.format(type=hasty.type, cmd="$(LAUNCHER) sleep 3; echo ran $(A)").replace("00:30:00", "00:01:00")
-    count = {"lsf": 48, "flux": 12}[hasty.type]  # Flux leaves time for an orderly end
+    count, sleep_s = {"lsf": (24, 6), "flux": (12, 3)}[hasty.type]  # Flux leaves time for an orderly end
+    cmd = f"$(LAUNCHER) sleep {sleep_s}; echo ran $(A)"
+    text = STUDY.format(type=hasty.type, cmd=cmd).replace("00:30:00", "00:01:00")
     text = text.replace("seq 1 6", f"seq 1 {count}").replace("idle_limit: 5", "idle_limit: 5, warn: 6, drain: 6")
     study = run(text, "-s", "2", "-r", "5").await_end(200)
 

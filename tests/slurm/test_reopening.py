@@ -166,7 +166,8 @@ def test_records_share_allocations(studies, slurm):
     for record in range(1, 8):
         assert_each_sample_once(study, 2, record)
     assert restarts(study) == restarts_by_ledger(study)
-    assert len(set(restarts(study).values())) > 1, "nothing was tested: each record started in each allocation"
+    opened = len(allocations(study))
+    assert min(restarts(study).values()) < opened - 1, "nothing was tested: each record started in each allocation"
     assert_nothing_left(study, slurm)
 
 
