@@ -21,7 +21,8 @@ from maestro_celery_plugin.tasks import RangeTask
 __all__ = ["WorkerSide"]
 
 # What a batch system sends to every process of an allocation that it ends, samples and workers alike.
-_ENDING_SIGNALS = (signal.SIGTERM, signal.SIGKILL)
+# LSF sends SIGUSR2 at the time limit, and SIGINT before SIGTERM (bsub -W, bkill).
+_ENDING_SIGNALS = (signal.SIGINT, signal.SIGUSR2, signal.SIGTERM, signal.SIGKILL)
 # So long after a sample's death by such a signal it shows whether it was meant for the worker, too.
 SIGNAL_LIMIT_S = 2.0
 
