@@ -192,6 +192,8 @@ class _WorkerProcess:
                     self._side.check_running()
             except OSError as cause:  # a full disk must not end the worker
                 LOGGER.warning("%s", cause)
+            except Exception:  # a fault of ours: without this thread the worker would be taken for dead
+                LOGGER.exception("the watch over the samples has failed; it goes on")
             time.sleep(_WATCH_S)
 
     def _heartbeat(self, slots: int, beat: int) -> Heartbeat:

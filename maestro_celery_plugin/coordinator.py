@@ -177,18 +177,18 @@ class Coordinator:
     def _look(self) -> None:
         """Take in what is new, and from time to time look after broker and workers."""
         now = self._looked_at = time.monotonic()
-        try:
-            if now > self._care_at:
-                self._care_at = now + CARE_INTERVAL_S
-                self._delivery.care()
-                if self._staffing.care():
-                    self._delivery.send_all()  # workers that died may have had messages that they had not begun
-                self._heal()
-                self._care_at = max(self._care_at, now + 10 * (time.monotonic() - now))
-            self._records.follow()
-            self._send_due()
-        except (EnsembleError, OSError) as error:
-            LOGGER.error("%s", error)
+        if now > self._care_at:
+            self._care_at = now + CARE_INTERVAL_S
+            # Each for itself: workers and allocations are looked after also while the broker is away.
+            for care in (self._delivery.care, self._care_for_workers, self._heal):
+                _try(care)
+            self._care_at = max(self._care_at, now + 10 * (time.monotonic() - now))
+        _try(self._records.follow)
+        _try(self._send_due)
+
+    def _care_for_workers(self) -> None:
+        if self._staffing.care():
+            self._delivery.send_all()  # workers that died may have had messages that they had not begun
 
     # --- care ---
 
@@ -229,6 +229,14 @@ class Coordinator:
         self._records.close()
         self._delivery.close()
         self._conductorship.end()
+
+
+def _try(step: Callable[[], None]) -> None:
+    """Take a step; what stops it is logged, and tried again at the next look."""
+    try:
+        step()
+    except (EnsembleError, OSError) as error:
+        LOGGER.error("%s", error)
 
 
 def _end_on_signals() -> None:

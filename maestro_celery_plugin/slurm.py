@@ -148,10 +148,13 @@ class Slurm:
     def signal_samples(self, names: Collection[str], number: signal.Signals) -> set[str]:
         """Send a signal to the job steps of these names: `srun` passes SIGTERM on as SIGKILL."""
         job = os.environ.get("SLURM_JOB_ID", "")
-        steps = dict(line.split("|") for line in ask(["squeue", "-h", "-s", "-j", job, "-o", "%i|%j"]).split())
+        lines = ask(["squeue", "-h", "-s", "-j", job, "-o", "%i|%j"]).splitlines()
+        steps = {step.strip(): name for step, _, name in (line.partition("|") for line in lines)}
         mine = [step for step, name in steps.items() if name in names]
         if mine:
-            ask(["scancel", f"--signal={number.name}", *mine])
+            # One that has ended meanwhile makes it fail; the others have had their signal then.
+            with contextlib.suppress(AllocationError):
+                ask(["scancel", f"--signal={number.name}", *mine])
         return {steps[step] for step in mine}
 
     def held(self, environ: Mapping[str, str]) -> HeldAllocation | None:

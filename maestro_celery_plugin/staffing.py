@@ -107,6 +107,8 @@ class Staffing:
         has_worked = any(writer.startswith(prefixes) for writer in self._records.starters)
         source.note_end(allocation, has_worked=has_worked, words=self._session.last_words(prefixes))
         for tracker in self._records.with_work():
+            if not set(tracker.groups).intersection(groups):
+                continue  # it was served by others
             if not self._pool.has_source_for(tracker.groups):
                 self._end_record(tracker, allocation)
             elif not allocation.released and (tracker.touched or allocation.state is AllocationState.CANCELLED):

@@ -120,6 +120,14 @@ def test_a_signal_goes_to_the_steps_of_the_samples_that_are_meant(recorded, monk
     assert recorded.asked("scancel") == ["--signal=SIGUSR1", "7.3"]
 
 
+def test_steps_of_any_name_and_a_scancel_that_fails_are_no_reason_to_signal_the_launcher(recorded, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    recorded.answer("squeue", "7.1|my run | two\n7.3|w-1-1.0\n")
+    recorded.answer("scancel", err="scancel: error: Kill job error on job step id 7.3: Job/step already completed\n", code=1)
+
+    assert SLURM.signal_samples(["w-1-1.0"], signal.SIGTERM) == {"w-1-1.0"}
+
+
 @pytest.mark.parametrize("reason", ["PartitionTimeLimit", "InvalidAccount", "BadConstraints"])
 def test_a_job_that_waits_for_ever_has_failed(recorded, reason):
     recorded.answer("squeue", f"7|PENDING|{reason}\n")
