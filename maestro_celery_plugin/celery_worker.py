@@ -23,7 +23,7 @@ from maestro_celery_plugin.batch_systems import StepNeeds, batch_system
 from maestro_celery_plugin.broker import check_reachable
 from maestro_celery_plugin.deadline import Deadline
 from maestro_celery_plugin.dispatch import Dispatcher
-from maestro_celery_plugin.errors import EnsembleError, WorkerError
+from maestro_celery_plugin.errors import EnsembleError, LedgerError, WorkerError
 from maestro_celery_plugin.launchers import share, slots_of
 from maestro_celery_plugin.processes import ProcessId, host_name, wait_until
 from maestro_celery_plugin.sample_launches import SampleLaunches
@@ -189,8 +189,9 @@ class _WorkerProcess:
                 if self._shall_end(conductor):
                     self._end()
                 if self._side is not None:
+                    self._side.flush()
                     self._side.check_running()
-            except OSError as cause:  # a full disk must not end the worker
+            except (OSError, LedgerError) as cause:  # a full disk must not end the worker
                 LOGGER.warning("%s", cause)
             except Exception:  # a fault of ours: without this thread the worker would be taken for dead
                 LOGGER.exception("the watch over the samples has failed; it goes on")

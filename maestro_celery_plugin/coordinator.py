@@ -137,8 +137,7 @@ class Coordinator:
     @_exclusive
     def cancel(self, jobs: list[str]) -> None:
         """Cancel step records: what runs of them is ended within seconds."""
-        for job in jobs:
-            self._records.cancel(self._jobs[job])
+        self._records.cancel(*(self._jobs[job] for job in jobs))
 
     # --- time ---
 
@@ -185,6 +184,7 @@ class Coordinator:
             self._care_at = max(self._care_at, now + 10 * (time.monotonic() - now))
         _try(self._records.follow)
         _try(self._send_due)
+        _try(self._records.flush)
 
     def _care_for_workers(self) -> None:
         if self._staffing.care():

@@ -96,6 +96,8 @@ class Delivery:
         ranges = ranges_of(mask, tracker.progress.outcome != Outcome.OPEN)[:MAX_RANGES]
         for start, stop in ranges:
             self._records.note_sent(tracker, epoch, start, stop)
+        self._records.flush()  # a worker on another node that has the message shall find the epoch, too
+        for start, stop in ranges:
             task = RangeTask(self._root, tracker.relative, tracker.manifest.number, start, stop, epoch)
             try:
                 self._dispatcher.send(task, tracker.manifest.task_queue)

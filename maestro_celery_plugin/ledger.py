@@ -91,6 +91,7 @@ class LedgerWriter:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
         self._lock = threading.Lock()
+        self._is_dirty = False
         self._open()
         self._size = os.fstat(self._fd).st_size // ENTRY.itemsize * ENTRY.itemsize
         os.ftruncate(self._fd, self._size)
@@ -118,18 +119,24 @@ class LedgerWriter:
             except OSError as cause:
                 raise LedgerError(f"{self._path}: {cause.strerror}") from cause
             self._size += written
+            self._is_dirty = True
 
     def flush(self) -> None:
-        """Make what was appended visible to other nodes: closing is what makes NFS write back.
+        """Make what was appended visible to other nodes: closing is what makes NFS write back (nfs(5)).
+
+        Nothing happens when nothing was appended since the last time.
 
         Raises:
             LedgerError: the file cannot be opened again, or the file system has refused what was appended.
         """
         with self._lock:
+            if not self._is_dirty:
+                return
             before = self._fd
             try:
                 self._open()  # first, so that this writer always has its file, and never another's
                 os.close(before)
+                self._is_dirty = False
             except OSError as cause:
                 raise LedgerError(f"{self._path}: {cause.strerror}") from cause
 

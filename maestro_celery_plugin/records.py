@@ -122,9 +122,7 @@ class Records:
     def _stop_study(self, tracker: Tracker) -> None:
         self.stopped_by = tracker.manifest.name
         LOGGER.warning("A sample of '%s' has asked to stop all workers (exit code 105).", tracker.manifest.name)
-        for other in self:
-            if other.active and not other.progress.is_complete:
-                self.cancel(other)
+        self.cancel(*(other for other in self if other.active and not other.progress.is_complete))
 
     # --- writing the ledger ---
 
@@ -132,18 +130,29 @@ class Records:
         """Note that samples are sent under a new epoch, which makes void what was sent of them before."""
         self._writer.append(Kind.SENT, tracker.manifest.number, epoch, start, stop)
 
-    def cancel(self, tracker: Tracker) -> None:
-        """Cancel a record."""
-        tracker.cancelled, tracker.cancelled_at = True, time.monotonic()
-        self.void(tracker)
+    def flush(self) -> None:
+        """Make what was written visible to workers on other nodes.
 
-    def void(self, tracker: Tracker) -> None:
-        """Declare everything of a record void that was sent so far."""
-        progress = tracker.progress
-        if progress.cancelled_epoch <= progress.epoch:
-            number, count = tracker.manifest.number, tracker.manifest.samples
-            self._writer.append(Kind.CANCELLED, number, progress.epoch + 1, 0, count)
-            self.follow()
+        Raises:
+            LedgerError: it could not be written.
+        """
+        self._writer.flush()
+
+    def cancel(self, *trackers: Tracker) -> None:
+        """Cancel records."""
+        for tracker in trackers:
+            tracker.cancelled, tracker.cancelled_at = True, time.monotonic()
+        self.void(*trackers)
+
+    def void(self, *trackers: Tracker) -> None:
+        """Declare everything of records void that was sent so far."""
+        for tracker in trackers:
+            progress = tracker.progress
+            if progress.cancelled_epoch <= progress.epoch:
+                number, count = tracker.manifest.number, tracker.manifest.samples
+                self._writer.append(Kind.CANCELLED, number, progress.epoch + 1, 0, count)
+        self.flush()
+        self.follow()
 
     def lose(self, writer: str, *, innocent: bool = False) -> None:
         """Record what a dead worker was running as lost; it holds nothing any more.

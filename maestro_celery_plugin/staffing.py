@@ -22,8 +22,8 @@ from maestro_celery_plugin.states import ALLOCATION_ENDS, AllocationState, Recor
 from maestro_celery_plugin.study import StudyPlan
 from maestro_celery_plugin.tracker import Tracker
 from maestro_celery_plugin.worker import worker_stem
-from maestro_celery_plugin.worker_sources import sources_of, terms_of
-from maestro_celery_plugin.workers import WorkerGroup, WorkerPool
+from maestro_celery_plugin.worker_sources import has_other_hosts, sources_of, terms_of
+from maestro_celery_plugin.workers import SILENCE_LIMIT_S, WorkerGroup, WorkerPool
 
 __all__ = ["Staffing"]
 
@@ -50,6 +50,9 @@ class Staffing:
         self._pool = WorkerPool(session, groups, sources_of(plan, session))
         self._pool.look()
         self._demand = Demand(plan)
+        self._has_other_hosts = has_other_hosts(plan.settings)
+        self._first_held: dict[str, float] = {}
+        self._seen = set(self._pool.alive)
         records.load(self._pool.alive)
 
     def care(self) -> bool:
@@ -88,11 +91,24 @@ class Staffing:
             self._pool.bury(beat)
         self._records.follow()
         silent = {beat.name for beat in dead if beat.host != host_name()}
+        self._seen.update(self._pool.alive, (beat.name for beat in dead))
         lost = holding.union(beat.name for beat in dead).difference(self._pool.alive)
+        lost -= self._unseen(lost)
         for writer in lost:
             # A supervisor tells of its worker's death; when it is silent, too, the whole machine is gone.
             self._records.lose(writer, innocent=writer.partition(".")[0] in silent)
         return bool(lost)
+
+    def _unseen(self, writers: set[str]) -> set[str]:
+        """Return the writers whose heartbeat may not be visible here yet, though their ledger is.
+
+        The two are in different directories, which NFS caches each for itself.
+        """
+        if not self._has_other_hosts:
+            return set()
+        now = time.monotonic()
+        unseen = writers - self._seen
+        return {name for name in unseen if now - self._first_held.setdefault(name, now) < SILENCE_LIMIT_S}
 
     # --- ends of allocations ---
 

@@ -131,6 +131,20 @@ class WorkerSide:
         is_suspicious = code in [sign for number in _ENDING_SIGNALS for sign in (-number, 128 + number)]
         return is_suspicious and self.stopping.wait(SIGNAL_LIMIT_S)
 
+    def flush(self) -> None:
+        """Make the ledger visible to other nodes; called a few times a second.
+
+        Of a sample that runs for an hour, the others would else see the start only when it ends, and take it
+        for lost.
+
+        Raises:
+            LedgerError: it could not be written.
+        """
+        with self._lock:
+            studies = list(self._studies.values())
+        for study in studies:
+            study.ledger.flush()
+
     def note_running(self, slot: int, running: RunningAttempt, work: RangeWork, sample: int) -> None:
         """Keep an attempt in view while it runs."""
         self._running[slot] = running, work, sample

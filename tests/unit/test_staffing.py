@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 from ensembles import a_manifest
 
+from maestro_celery_plugin import staffing
 from maestro_celery_plugin.allocations import Allocation
 from maestro_celery_plugin.batch_systems import JobReport
+from maestro_celery_plugin.ledger import SUFFIX, Kind, LedgerWriter
 from maestro_celery_plugin.records import Records
 from maestro_celery_plugin.session import Session
 from maestro_celery_plugin.settings import BatchSettings, EnsembleSettings, ResourceSettings, WorkerGroupSettings
@@ -16,36 +18,64 @@ from maestro_celery_plugin.study import StudyPlan
 from maestro_celery_plugin.workers import WorkerGroup
 
 
+@pytest.fixture
+def study(tmp_path, monkeypatch):
+    """Two groups, one in allocations and one on another machine, with a step record each that has started samples."""
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    return Study(tmp_path)
+
+
+class Study:
+    def __init__(self, root):
+        workers = {
+            "near": WorkerGroupSettings(task_queues=("a",), batch={"type": "slurm"}),
+            "far": WorkerGroupSettings(task_queues=("b",), machines=("elsewhere",)),
+        }
+        settings = EnsembleSettings(batch=BatchSettings(), resources=ResourceSettings(workers=workers))
+        self.plan = StudyPlan(root=root, timestamp="t", settings=settings)
+        groups = [WorkerGroup(name, group, group.task_queues) for name, group in workers.items()]
+        self.records = Records(self.plan, groups)
+        self.staffing = Staffing(self.plan, Session.create(self.plan.session), self.records, groups)
+        self.trackers = {queue: self._submit(number, queue) for number, queue in enumerate("ab", 1)}
+
+    def _submit(self, number, queue):
+        root = self.plan.root
+        manifest = a_manifest(root, number=number, name=queue, workspace=str(root / queue), task_queue=queue)
+        tracker = self.records.enter(manifest, queue)
+        tracker.begin(cancelled=False)
+        tracker.touched = True
+        return tracker
+
+
 @pytest.mark.parametrize(
     ("state", "becomes"),
     [(AllocationState.CANCELLED, RecordState.CANCELLED), (AllocationState.TIMED_OUT, RecordState.TIMED_OUT)],
 )
-def test_the_end_of_an_allocation_concerns_the_records_of_its_groups_only(tmp_path, monkeypatch, state, becomes):
+def test_the_end_of_an_allocation_concerns_the_records_of_its_groups_only(study, monkeypatch, state, becomes):
     """Given a record of a group that waits on another machine, then another group's allocation decides nothing of it."""
-    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
-    workers = {
-        "near": WorkerGroupSettings(task_queues=("a",), batch={"type": "slurm"}),
-        "far": WorkerGroupSettings(task_queues=("b",), machines=("elsewhere",)),
-    }
-    settings = EnsembleSettings(batch=BatchSettings(), resources=ResourceSettings(workers=workers))
-    plan = StudyPlan(root=tmp_path, timestamp="t", settings=settings)
-    groups = [WorkerGroup(name, group, group.task_queues) for name, group in workers.items()]
-    records = Records(plan, groups)
-    staffing = Staffing(plan, Session.create(plan.session), records, groups)
-    trackers = {}
-    for number, queue in enumerate("ab", 1):
-        manifest = a_manifest(tmp_path, number=number, name=queue, workspace=str(tmp_path / queue), task_queue=queue)
-        trackers[queue] = records.enter(manifest, queue)
-        trackers[queue].begin(cancelled=False)
-        trackers[queue].touched = True
-    source = staffing._pool.allocation_sources[0]
-    directory = plan.allocations / "near" / "1"
+    (source,) = study.staffing._pool.allocation_sources
+    directory = study.plan.allocations / "near" / "1"
     directory.mkdir(parents=True)
     source.current = Allocation("near", 1, directory, job="7", state=AllocationState.RUNNING)
     monkeypatch.setattr(source._jobs, "report", lambda job: JobReport(state))
 
-    for ended, allocation in staffing._pool.look_at_allocations():
-        staffing._take_end(ended, allocation)
+    for ended, allocation in study.staffing._pool.look_at_allocations():
+        study.staffing._take_end(ended, allocation)
 
-    assert records.state(trackers["a"]) is becomes
-    assert records.state(trackers["b"]) is RecordState.PENDING
+    assert study.records.state(study.trackers["a"]) is becomes
+    assert study.records.state(study.trackers["b"]) is RecordState.PENDING
+
+
+def test_a_worker_whose_heartbeat_is_not_visible_yet_is_not_dead(study, monkeypatch):
+    """Given a ledger that shows before the heartbeat does, as on NFS, then its samples are not lost at once."""
+    worker = LedgerWriter(study.plan.ledger / f"near-1-1{SUFFIX}")
+    worker.append(Kind.TAKEN, 1, 1, 0, 10)
+    worker.append(Kind.STARTED, 1, 1, 0)
+    study.records.follow()
+
+    assert not study.staffing._miss_the_dead()
+    assert study.records.holdings.writers() == {"near-1-1"}
+
+    monkeypatch.setattr(staffing, "SILENCE_LIMIT_S", 0.0)
+    assert study.staffing._miss_the_dead()
+    assert study.records.holdings.writers() == set()

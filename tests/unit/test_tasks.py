@@ -653,3 +653,19 @@ def test_a_death_by_the_signal_that_ends_the_worker_is_no_failure(make, monkeypa
     side.work(ensemble.task())
 
     assert kind in ensemble.entries["kind"]
+
+
+def test_the_start_of_a_long_sample_is_visible_to_other_nodes_while_it_runs(make, monkeypatch):
+    """Given a file system that shows what was written when the file is closed, then the watch sees to that."""
+    shown = []
+    monkeypatch.setattr(LedgerWriter, "flush", lambda writer: shown.append(writer))
+    ensemble, transport = make(samples=1, cmd="sleep 1"), Transport()
+    side = WorkerSide("w-1", 1, transport.send)
+    thread = threading.Thread(target=side.work, args=(ensemble.task(),))
+    thread.start()
+    assert wait_until(lambda: Kind.STARTED in ensemble.entries["kind"], 10)
+
+    side.flush()
+
+    assert len(shown) == 1
+    thread.join()
