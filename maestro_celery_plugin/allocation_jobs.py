@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from maestro_celery_plugin.batch_systems import BatchSystem, JobReport
 from maestro_celery_plugin.deadline import BEGAN, Deadline
-from maestro_celery_plugin.errors import AllocationError, BatchSystemAwayError
+from maestro_celery_plugin.errors import AllocationError, AllocationOverError, BatchSystemAwayError
 from maestro_celery_plugin.processes import ProcessId
 from maestro_celery_plugin.settings import BatchSettings
 from maestro_celery_plugin.states import AllocationState
@@ -90,7 +90,18 @@ class Jobs(Protocol):
         """
 
     def cancel(self, job: str) -> None:
-        """End a job."""
+        """End a job.
+
+        Raises:
+            AllocationError: it cannot be ended.
+        """
+
+    def find(self, directory: Path) -> str | None:
+        """Return the job that was submitted in a directory and has not ended; None when none is known.
+
+        Raises:
+            BatchSystemAwayError: the batch system does not answer now.
+        """
 
 
 class BatchJobs:
@@ -148,6 +159,8 @@ class BatchJobs:
         adapter, step, script = self._write(request, directory)
         words = _Words()
         logger = logging.getLogger(type(adapter).__module__)
+        level = logger.level
+        logger.setLevel(logging.WARNING)  # its words are wanted also where the user wants no log
         logger.addHandler(words)
         try:
             record = adapter.submit(step, str(script), str(directory))
@@ -156,6 +169,7 @@ class BatchJobs:
             raise kind(f"'{script}' cannot be submitted: {cause}") from cause
         finally:
             logger.removeHandler(words)
+            logger.setLevel(level)
         if record.submission_code.name != "OK":
             said = words.text or f"it does not say why; submit '{script}' by hand to see"
             if self._system.away.search(said):
@@ -174,7 +188,17 @@ class BatchJobs:
         from maestrowf.interfaces import ScriptAdapterFactory
 
         arguments = self._system.adapter_arguments(BatchSettings())
-        ScriptAdapterFactory.get_adapter(self._system.adapter)(**arguments).cancel_jobs([job])
+        try:
+            adapter = ScriptAdapterFactory.get_adapter(self._system.adapter)(**arguments)
+            record = adapter.cancel_jobs([job])
+        except Exception as cause:  # what Maestro's adapters raise is not theirs to name
+            raise AllocationError(f"it cannot be cancelled ({cause}); cancel it by hand") from cause
+        if record.cancel_status.name != "OK":
+            raise AllocationError("the batch system refuses to cancel it; cancel it by hand")
+
+    def find(self, directory: Path) -> str | None:
+        """Ask the batch system for the job that was submitted in a directory."""
+        return self._system.find(directory)
 
 
 class _Words(logging.Handler):
@@ -217,7 +241,7 @@ class HeldJobs:
     def submit(self, request: AllocationRequest, directory: Path) -> str:
         """Start the workers, in a process group of their own."""
         if not self._deadline.fits(None, 0.0):
-            raise AllocationError(
+            raise AllocationOverError(
                 f"The allocation around this study (job {self._job}) ends in {self._deadline.left_s:.0f} s, too soon "
                 "for further samples; `maestro-celery resume` goes on in another one."
             )
@@ -250,6 +274,10 @@ class HeldJobs:
         if code is None:
             return JobReport(AllocationState.RUNNING)
         return JobReport(AllocationState.FAILED, f"exit code {code}") if code else JobReport(AllocationState.COMPLETED)
+
+    def find(self, directory: Path) -> str | None:
+        """Know nothing: what a conductor has begun to start in an allocation ends with it, or by its idle limit."""
+        return None
 
     def cancel(self, job: str) -> None:
         """End the processes that start the workers, which end these."""

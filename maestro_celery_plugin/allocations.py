@@ -50,6 +50,16 @@ class Allocation:
     submitted_at: float = 0.0
 
     @property
+    def is_open(self) -> bool:
+        """Whether workers may still come or be there."""
+        return self.job is not None and self.state.is_open
+
+    @property
+    def is_unsettled(self) -> bool:
+        """Whether nobody knows if the batch system has taken it: the conductor died, or there was no answer."""
+        return self.job is None and self.state is AllocationState.PENDING
+
+    @property
     def label(self) -> str:
         """Its name in logs, heartbeats and command lines: ``sim/2``."""
         return f"{self.name}/{self.number}"
@@ -65,8 +75,13 @@ class Allocation:
         """Take in what the batch system says; return whether anything is new."""
         if (report.state, report.reason) == (self.state, self.reason):
             return False
+        before = self.state, self.reason
         self.state, self.reason = report.state, report.reason
-        self.store()
+        try:
+            self.store()
+        except OSError:  # a full disk: it is news again at the next look
+            self.state, self.reason = before
+            raise
         return True
 
     def store(self) -> None:

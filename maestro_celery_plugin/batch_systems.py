@@ -14,6 +14,7 @@ import re
 import signal
 import subprocess
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 from maestro_celery_plugin.errors import AllocationError
@@ -216,6 +217,13 @@ class BatchSystem(Protocol):
 
     def largest_node(self, settings: BatchSettings) -> int | None:
         """Return the most cores a node of the partition has, asked before a launch; None when nobody tells."""
+
+    def find(self, directory: Path) -> str | None:
+        """Return the user's job that was submitted in a directory and has not ended; None when nobody tells.
+
+        Raises:
+            BatchSystemAwayError: it does not answer now.
+        """
 
     def reports(self, jobs: Sequence[str]) -> dict[str, JobReport]:
         """Ask the batch system what became of jobs; one that it does not know any more is `GONE`.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 __all__ = [
     "AllocationError",
+    "AllocationOverError",
     "BatchSystemAwayError",
     "BrokerError",
     "EnsembleError",
@@ -54,6 +55,10 @@ class WorkerError(EnsembleError):
 
 class AllocationError(EnsembleError):
     """An allocation cannot be had."""
+
+
+class AllocationOverError(AllocationError):
+    """The allocation around this process has no time left for further samples."""
 
 
 class BatchSystemAwayError(AllocationError):

@@ -166,6 +166,10 @@ class Flux:
         """Return None: `flux resource list` tells sums over nodes."""
         return None
 
+    def find(self, directory: Path) -> str | None:
+        """Know nothing: a job whose submission was cut off is not found again, and ends by its idle limit."""
+        return None
+
     def reports(self, jobs: Sequence[str]) -> dict[str, JobReport]:
         """Ask `flux jobs`, which knows ended jobs until the instance purges them."""
         output = ask(["flux", "jobs", "-a", "-n", "-o", _FIELDS, *jobs], forgotten=_NOT_FOUND) if jobs else ""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import signal
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from maestro_celery_plugin.batch_systems import (
@@ -20,6 +21,7 @@ from maestro_celery_plugin.batch_systems import (
     WorkerLaunch,
     ask,
 )
+from maestro_celery_plugin.errors import AllocationError, BatchSystemAwayError
 from maestro_celery_plugin.hookspecs import hookimpl
 from maestro_celery_plugin.settings import BatchSettings
 from maestro_celery_plugin.slurm import srun_line
@@ -195,6 +197,15 @@ class Lsf:
     def largest_node(self, settings: BatchSettings) -> int | None:
         """Return None: `bhosts` tells job slots, which are not cores everywhere."""
         return None
+
+    def find(self, directory: Path) -> str | None:
+        """Look for the working directory among the user's jobs: Maestro submits with ``bsub -cwd``."""
+        try:
+            words = ["bjobs", "-noheader", "-o", "jobid sub_cwd delimiter='|'"]
+            lines = ask(words, forgotten=_NOT_FOUND).splitlines()
+        except AllocationError as cause:
+            raise BatchSystemAwayError(str(cause)) from cause
+        return next((job for job, _, place in (line.partition("|") for line in lines) if place == str(directory)), None)
 
     def reports(self, jobs: Sequence[str]) -> dict[str, JobReport]:
         """Ask `bjobs`, which knows jobs until the cluster's CLEAN_PERIOD after their end, an hour by default."""

@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import getpass
 import json
 import logging
+import os
 import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -26,6 +28,7 @@ from maestrowf.abstracts.enums import CancelCode, JobStatusCode, State, Submissi
 
 from maestro_celery_plugin.batch_systems import batch_system
 from maestro_celery_plugin.conductorship import conduct
+from maestro_celery_plugin.errors import BatchSystemAwayError
 from maestro_celery_plugin.manifest import write_atomically
 from maestro_celery_plugin.sample_paths import SamplePaths
 from maestro_celery_plugin.settings import BatchSettings, plain
@@ -88,6 +91,8 @@ def adapter_of(batch: BatchSettings, shell: str | None = None) -> ScriptAdapter:
     keywords = {"shell": _shebang(shell or batch.shell)}
     if system is None:
         return ScriptAdapterFactory.get_adapter("local")(**keywords)
+    # Maestro's adapters ask for the jobs of $USER (slurmscriptadapter.py:278), which cron does not set.
+    os.environ.setdefault("USER", getpass.getuser())
     written = {key: value for key, value in plain(batch).items() if key != "type"}
     if batch.nodes == "all":  # of an allocation of workers; a batch job needs a number
         del written["nodes"]
@@ -148,15 +153,28 @@ class PlainSteps:
         from maestrowf.interfaces.script import SubmissionRecord
 
         trace = self._trace(step.real_name)
+        if trace.is_cut_off and not trace.has_finished:
+            trace.write_job(self._find(Path(cwd)))
         job = PlainJob(step.real_name, None) if trace.has_finished else self._going_on(step.real_name, trace)
         if job is not None:
             conduct(self._plan).has_news = True
             return SubmissionRecord(SubmissionCode.OK, 0, job)
+        trace.write_job(None)  # a conductor that dies before it knows the job leaves a trace
         record = adapter_of(self._plan.settings.batch).submit(step, path, cwd, **more)
         if record.submission_code is not SubmissionCode.OK:
+            trace.forget_job()
             return record
         trace.write_job(record.job_identifier)
         return SubmissionRecord(SubmissionCode.OK, record.return_code, PlainJob(step.real_name, record.job_identifier))
+
+    def _find(self, directory: Path) -> str | None:
+        """Return the batch job that was submitted in a step record's workspace, if one is known."""
+        system = batch_system(self._plan.settings.batch.type)
+        try:
+            return system.find(directory) if system else None
+        except BatchSystemAwayError as error:
+            LOGGER.warning("%s", error)
+            return None
 
     def _going_on(self, record: str, trace: _Trace) -> PlainJob | None:
         """Return the batch job of an earlier conductor if it need not be submitted again.
@@ -231,6 +249,14 @@ class _Trace:
             return json.loads(self._job.read_text())
         except (FileNotFoundError, json.JSONDecodeError):
             return None
+
+    @property
+    def is_cut_off(self) -> bool:
+        """Whether a submission was begun, and nobody knows what became of it."""
+        return self._job.exists() and self.read_job() is None
+
+    def forget_job(self) -> None:
+        self._job.unlink(missing_ok=True)
 
     def write_job(self, id: Any) -> None:
         self._directory.mkdir(parents=True, exist_ok=True)

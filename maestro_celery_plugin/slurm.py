@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import getpass
 import os
 import re
 import signal
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from maestro_celery_plugin.batch_systems import (
@@ -21,7 +23,7 @@ from maestro_celery_plugin.batch_systems import (
     WorkerLaunch,
     ask,
 )
-from maestro_celery_plugin.errors import AllocationError
+from maestro_celery_plugin.errors import AllocationError, BatchSystemAwayError
 from maestro_celery_plugin.hookspecs import hookimpl
 from maestro_celery_plugin.settings import BatchSettings
 from maestro_celery_plugin.states import AllocationState
@@ -181,6 +183,14 @@ class Slurm:
         except AllocationError:
             return None
         return max(counts, default=None)
+
+    def find(self, directory: Path) -> str | None:
+        """Look for the working directory among the user's jobs: Maestro submits with ``sbatch -D``."""
+        try:
+            lines = ask(["squeue", "--noheader", "-u", getpass.getuser(), "-o", "%A|%Z"]).splitlines()
+        except AllocationError as cause:
+            raise BatchSystemAwayError(str(cause)) from cause
+        return next((job for job, _, place in (line.partition("|") for line in lines) if place == str(directory)), None)
 
     def reports(self, jobs: Sequence[str]) -> dict[str, JobReport]:
         """Ask `squeue`, and `sacct` about jobs that it has forgotten."""

@@ -7,6 +7,7 @@ starts its workers by hand on another machine.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import signal
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -21,6 +22,8 @@ from maestro_celery_plugin.states import AllocationState
 from maestro_celery_plugin.worker import MARKER, PROCESS_MARKER, mark
 
 __all__ = ["WorkerGroup", "WorkerPool"]
+
+LOGGER = logging.getLogger(__name__)
 
 # Workers on other hosts are taken for dead when their heartbeat has not changed for this long.
 SILENCE_LIMIT_S = 30.0
@@ -155,7 +158,7 @@ class WorkerPool:
     def look_at_allocations(self) -> Iterator[tuple[AllocationSource, Allocation]]:
         """Yield the allocations that have ended since the last time; their workers are dead."""
         for source in self.allocation_sources:
-            ended = source.look(eager=self._has_run_empty(source.current))
+            ended = source.look(is_empty=self._has_run_empty(source.current))
             if ended is not None:
                 self._ended.add(ended.label)
                 yield source, ended
@@ -216,6 +219,8 @@ class WorkerPool:
 
     def _end_allocations(self) -> None:
         """Let workers leave their allocations, then end those that go on."""
+        for source in self.allocation_sources:
+            source.settle()
         still_open = [source for source in self.allocation_sources if source.is_open]
         if not still_open:
             return
@@ -227,4 +232,6 @@ class WorkerPool:
         for source in still_open:
             if not source.await_end(_SETTLE_LIMIT_S):
                 source.release()
-                source.await_end(_STOP_LIMIT_S)
+                if not source.await_end(_STOP_LIMIT_S) and source.current is not None:
+                    job = source.current.job
+                    LOGGER.error("Job %s of the study is still in the queue; cancel it by hand.", job)

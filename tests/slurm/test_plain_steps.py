@@ -20,7 +20,7 @@ POLL = ("-s", "1")
 
 @pytest.fixture
 def environment(environment, slurm):
-    return {**environment, **slurm.environment, "USER": "root"}  # Maestro's adapter asks for the jobs of $USER
+    return {**environment, **slurm.environment}
 
 
 def spec(**steps: dict) -> str:

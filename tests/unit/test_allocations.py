@@ -13,7 +13,7 @@ from support import wait_for
 from maestro_celery_plugin import allocation_source
 from maestro_celery_plugin.allocation_jobs import AllocationRequest, BatchJobs, HeldJobs
 from maestro_celery_plugin.allocation_source import AllocationSource
-from maestro_celery_plugin.allocations import read_allocations
+from maestro_celery_plugin.allocations import Allocation, read_allocations
 from maestro_celery_plugin.batch_systems import JobReport
 from maestro_celery_plugin.deadline import Deadline
 from maestro_celery_plugin.errors import AllocationError, BatchSystemAwayError, WorkerError
@@ -37,11 +37,11 @@ class Queue:
     """A batch system in memory: `reports` is what it says of the job that was submitted last."""
 
     def __init__(self):
-        self.submitted, self.cancelled, self.refusal = 0, [], ""
+        self.submitted, self.cancelled, self.refusal, self.found = 0, [], "", None
         self.says = JobReport(AllocationState.PENDING)
 
     def script(self, request, directory):
-        raise NotImplementedError
+        return directory / "script.sh"
 
     def submit(self, request, directory):
         if self.refusal:
@@ -49,6 +49,9 @@ class Queue:
         self.submitted += 1
         self.says = JobReport(AllocationState.PENDING)
         return str(self.submitted)
+
+    def find(self, directory):
+        return self.found
 
     def report(self, job):
         return self.says
@@ -141,6 +144,15 @@ def test_no_workers_are_started_in_an_allocation_around_that_ends_at_once(tmp_pa
         jobs.submit(REQUEST, tmp_path)
 
 
+def test_the_step_says_at_once_that_there_is_no_time_left(tmp_path):
+    """Given an allocation around that is nearly over, then it is not tried three times, and the reason is told as it is."""
+    jobs = held_jobs(Deadline(time.time() + 20, drain_s=30))
+    source = AllocationSource(tmp_path, "sim", lambda number: REQUEST, jobs)
+
+    with pytest.raises(WorkerError, match=r"^The allocation around this study \(job 5\) ends in .*resume"):
+        source.ensure()
+
+
 def test_a_conductor_outside_knows_that_workers_of_one_inside_are_gone():
     assert BatchJobs(Slurm()).report("123:456").state is AllocationState.GONE
 
@@ -212,7 +224,7 @@ def test_three_in_a_row_in_which_nothing_was_started_are_enough(source, queue):
         (source.current.directory / "job.err").write_text("no module named maestro\n")
         end(source, queue, AllocationState.FAILED, "NonZeroExitCode", has_worked=False)
 
-    with pytest.raises(WorkerError, match=r"(?s)'sim': 3 in a row .* NonZeroExitCode\. .*no module named maestro"):
+    with pytest.raises(WorkerError, match=r"(?s)'sim': 3 in a row .*has failed \(NonZeroExitCode\)\. .*/sim/3'\. .*no module named maestro"):
         source.ensure()
     assert queue.submitted == 3
 
@@ -227,12 +239,25 @@ def test_one_that_has_worked_in_between_begins_the_count_anew(source, queue):
 
 
 @pytest.mark.parametrize("state", [AllocationState.PREEMPTED, AllocationState.NODE_FAILED, AllocationState.BOOT_FAILED])
-def test_what_is_not_the_workers_fault_does_not_count(source, queue, state):
-    for _ in range(5):
+def test_what_is_not_the_workers_fault_is_tried_more_often_and_not_for_ever(source, queue, state):
+    for number in range(1, allocation_source.SETBACKS + 1):
         source.ensure()
+        assert queue.submitted == number
         end(source, queue, state, has_worked=False)
 
-    source.ensure()
+    with pytest.raises(WorkerError, match=r"10 in a row have ended before a sample was started"):
+        source.ensure()
+
+
+def test_the_next_try_after_a_setback_comes_later_each_time(source, queue, monkeypatch):
+    monkeypatch.setattr(allocation_source, "RETRY_DELAY_S", 3.0)
+    delays = []
+    for _ in range(3):
+        source._not_before = 0.0
+        source.ensure()
+        end(source, queue, AllocationState.BOOT_FAILED, has_worked=False)
+        delays.append(round(source._not_before - time.monotonic()))
+    assert delays == [6, 12, 24]
 
 
 def test_a_refusal_is_told_in_the_batch_systems_words(source, queue):
@@ -242,6 +267,111 @@ def test_a_refusal_is_told_in_the_batch_systems_words(source, queue):
 
     with pytest.raises(WorkerError, match="invalid partition specified: nonsense"):
         source.ensure()
+
+
+def test_a_job_whose_submission_was_cut_off_is_found_again(queue, tmp_path, monkeypatch):
+    """Given a conductor that died after sbatch and before it knew the job, then the next one adopts that job."""
+
+    def die(request, directory):
+        queue.found = "7"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(queue, "submit", die)
+    with pytest.raises(KeyboardInterrupt):
+        AllocationSource(tmp_path, "sim", lambda number: REQUEST, queue).ensure()
+    (trace,) = read_allocations(tmp_path)
+    assert trace.is_unsettled
+
+    source = AllocationSource(tmp_path, "sim", lambda number: REQUEST, queue)
+    assert not source.is_open
+    source.ensure()
+
+    assert (source.current.number, source.current.job) == (1, "7")
+    assert source.is_open
+    assert [one.job for one in read_allocations(tmp_path)] == ["7"]
+
+
+def test_one_that_was_never_submitted_is_submitted_in_its_place(queue, tmp_path, monkeypatch):
+    submit = queue.submit
+    monkeypatch.setattr(queue, "submit", lambda request, directory: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        AllocationSource(tmp_path, "sim", lambda number: REQUEST, queue).ensure()
+    monkeypatch.setattr(queue, "submit", submit)
+
+    AllocationSource(tmp_path, "sim", lambda number: REQUEST, queue).ensure()
+
+    assert [(one.number, one.job) for one in read_allocations(tmp_path)] == [(1, "1")]
+
+
+def test_a_job_of_which_nobody_knows_is_ended_with_the_study(queue, tmp_path, source, monkeypatch):
+    monkeypatch.setattr(queue, "submit", lambda request, directory: (_ for _ in ()).throw(BatchSystemAwayError("away")))
+    source.ensure()
+    queue.found = "7"
+
+    source.settle()
+    source.release()
+
+    assert queue.cancelled == ["7"]
+
+
+def test_an_allocation_without_workers_is_given_up(source, queue, monkeypatch):
+    monkeypatch.setattr(allocation_source, "EMPTY_LIMIT_S", 0.0)
+    source.ensure()
+    queue.says = JobReport(AllocationState.RUNNING)
+    assert source.look() is None  # it has begun
+    assert source.look(is_empty=True) is None
+    time.sleep(0.01)
+
+    ended = source.look(is_empty=True)
+
+    assert ended.state is AllocationState.FAILED
+    assert "none of its workers has been seen" in ended.reason
+    assert queue.cancelled == ["1"]
+
+
+def test_a_job_is_gone_at_the_third_answer_only(source, queue):
+    source.ensure()
+    queue.says = JobReport(AllocationState.GONE)
+    assert [source.look(), source.look()] == [None, None]
+    assert source.is_open
+    assert source.look().state is AllocationState.GONE
+
+
+def test_an_end_that_could_not_be_stored_is_told_again(source, queue, monkeypatch):
+    """Given a full disk, then the end of an allocation is not lost."""
+    source.ensure()
+    queue.says = JobReport(AllocationState.TIMED_OUT)
+    store = Allocation.store
+    monkeypatch.setattr(Allocation, "store", lambda one: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match="No space"):
+        source.look()
+
+    monkeypatch.setattr(Allocation, "store", store)
+    assert source.look().state is AllocationState.TIMED_OUT
+
+
+def test_a_cancel_that_fails_is_told(source, queue, monkeypatch, caplog):
+    source.ensure()
+    monkeypatch.setattr(queue, "cancel", lambda job: (_ for _ in ()).throw(AllocationError("scancel has failed")))
+
+    source.release()
+
+    assert "Job 1 of allocation 'sim/1' cannot be ended: scancel has failed" in caplog.text
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_maestros_answer_to_a_cancel_counts(tmp_path, monkeypatch, code):
+    scancel = tmp_path / "bin" / "scancel"
+    scancel.parent.mkdir()
+    scancel.write_text(f"#!/bin/sh\nexit {code}\n")
+    scancel.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{scancel.parent}:/usr/bin:/bin")
+
+    if code:
+        with pytest.raises(AllocationError, match="refuses to cancel"):
+            BatchJobs(Slurm()).cancel("7")
+    else:
+        BatchJobs(Slurm()).cancel("7")
 
 
 def test_a_batch_system_that_is_away_is_tried_again_and_counts_for_nothing(source, queue, monkeypatch):
@@ -254,7 +384,8 @@ def test_a_batch_system_that_is_away_is_tried_again_and_counts_for_nothing(sourc
     monkeypatch.setattr(queue, "submit", away)
     for _ in range(5):
         source.ensure()
-    assert "Unable to contact slurm controller" in source.current.reason
+    assert source.current.is_unsettled
+    assert source.current.number == 1  # no directory is made for each try
 
     monkeypatch.setattr(queue, "submit", refuse)
     source.ensure()

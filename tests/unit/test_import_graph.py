@@ -29,7 +29,7 @@ CORE: dict[str, set[str]] = {
     "walltime": set(),
     "batch_systems": {"errors", "settings", "states"},
     "slurm": {"batch_systems", "errors", "hookspecs", "settings", "states", "walltime"},
-    "lsf": {"batch_systems", "hookspecs", "settings", "slurm", "states"},
+    "lsf": {"batch_systems", "errors", "hookspecs", "settings", "slurm", "states"},
     "flux": {"batch_systems", "errors", "hookspecs", "settings", "states"},
     "launchers": {"batch_systems", "settings", "steps", "tokens", "walltime"},
     "manifest": {"batch_systems", "sample_paths"},
@@ -49,7 +49,7 @@ CORE: dict[str, set[str]] = {
     "deadline": {"batch_systems", "worker_terms"},
     "allocations": {"batch_systems", "manifest", "states"},
     "allocation_jobs": {"batch_systems", "deadline", "errors", "processes", "settings", "states", "walltime"},
-    "allocation_source": {"allocation_jobs", "allocations", "errors", "states"},
+    "allocation_source": {"allocation_jobs", "allocations", "batch_systems", "errors", "states"},
     "sample_launches": {"batch_systems", "errors", "manifest", "runner"},
     "tasks": set(),
     "range_work": {

@@ -74,7 +74,9 @@ def cluster(monkeypatch):
         monkeypatch.setattr(Cluster, name, value)
     monkeypatch.setattr(Cluster, "make_id", Id)
     monkeypatch.setitem(ScriptAdapterFactory.factories, "cluster", Cluster)
-    system = types.SimpleNamespace(adapter="cluster", adapter_arguments=lambda batch: {"bank": batch.bank or ""})
+    system = types.SimpleNamespace(
+        adapter="cluster", adapter_arguments=lambda batch: {"bank": batch.bank or ""}, find=lambda directory: None
+    )
     monkeypatch.setattr(plain_steps, "batch_system", lambda type: None if type == "local" else system)
     return Cluster
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import signal
+from pathlib import Path
 
 import pytest
 
 from maestro_celery_plugin.batch_systems import HeldAllocation, JobReport, StepNeeds, WorkerLaunch, batch_system
-from maestro_celery_plugin.errors import AllocationError
+from maestro_celery_plugin.errors import AllocationError, BatchSystemAwayError
 from maestro_celery_plugin.settings import BatchSettings
 from maestro_celery_plugin.slurm import SLURM_STATES, Slurm
 from maestro_celery_plugin.states import AllocationState
@@ -177,6 +178,15 @@ def test_without_accounting_a_forgotten_job_is_gone(recorded):
 def test_a_word_that_no_table_has_counts_as_open(recorded):
     recorded.answer("squeue", "7|TELEPORTING|None\n")
     assert SLURM.reports(["7"]) == {"7": JobReport(AllocationState.RUNNING, "TELEPORTING")}
+
+
+def test_a_job_is_found_by_the_directory_it_was_submitted_in(recorded):
+    recorded.answer("squeue", "7|/home/ada\n8|/study/merlin_info/allocations/w/1\n")
+    assert SLURM.find(Path("/study/merlin_info/allocations/w/1")) == "8"
+    assert SLURM.find(Path("/study/merlin_info/allocations/w/2")) is None
+    recorded.answer("squeue", err="slurm_load_jobs error: Unable to contact slurm controller\n", code=1)
+    with pytest.raises(BatchSystemAwayError):
+        SLURM.find(Path("/study"))
 
 
 def test_slurm_that_does_not_answer(recorded):
