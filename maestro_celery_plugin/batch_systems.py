@@ -164,6 +164,7 @@ class BatchSystem(Protocol):
         commands: What has to be on PATH to submit, ask and cancel.
         modules: Python packages that Maestro's adapter for it imports.
         away: What it says when a submission fails because it does not answer now.
+        ignores: Keys of `batch` that Maestro's adapter takes no notice of.
         step_variables: Environment variables of the workers' own launch that samples shall not inherit.
     """
 
@@ -172,6 +173,7 @@ class BatchSystem(Protocol):
     commands: tuple[str, ...]
     modules: tuple[str, ...]
     away: re.Pattern[str]
+    ignores: tuple[str, ...]
     step_variables: tuple[str, ...]
 
     def adapter_arguments(self, settings: BatchSettings) -> dict[str, Any]:

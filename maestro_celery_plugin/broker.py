@@ -27,6 +27,7 @@ __all__ = [
     "ENVIRONMENT_VARIABLE",
     "BrokerChoice",
     "check",
+    "check_address",
     "check_reachable",
     "choose",
     "cluster_address",
@@ -175,6 +176,22 @@ def check_reachable(session: Session, host: str) -> None:
             f"The broker {masked(url)} cannot be reached from {host}: {cause}. Name an address of the machine of "
             "`maestro run` that compute nodes can reach with --broker-host ADDRESS, or a broker of your site with "
             "--broker URL (`maestro-celery resume` takes both)."
+        ) from cause
+
+
+def check_address(host: str) -> None:
+    """Make sure that the private broker can listen on an address.
+
+    Raises:
+        BrokerError: it is none of this machine's.
+    """
+    try:
+        with socket.socket() as probe:
+            probe.bind((host, 0))
+    except OSError as cause:
+        raise BrokerError(
+            f"--broker-host: the private broker cannot listen on '{host}' ({cause.strerror or cause}); give an address "
+            "of this machine that compute nodes reach (`hostname -I` lists them), or name a broker with --broker URL."
         ) from cause
 
 

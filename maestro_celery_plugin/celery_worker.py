@@ -99,11 +99,12 @@ def _options(arguments: WorkerArguments) -> WorkerOptions:
         return options
     needs = StepNeeds(**terms.needs or {})
     cores = system.node_cores(os.environ) or usable_cpus()
-    slots = slots_of(needs, terms.nodes, cores)
+    slots = slots_of(needs, terms.nodes, cores, terms.gpus)
     if not slots:
+        gpus = f" and {terms.gpus} GPUs" if terms.gpus is not None else ""
         raise WorkerError(
             f"a sample of the group '{terms.group}' needs {needs.text}; its allocation has {terms.nodes} nodes of "
-            f"{cores} cores. Ask for fewer in the step, or give the group more `nodes`."
+            f"{cores} cores{gpus}. Ask for fewer in the step, or give the group more `nodes`."
         )
     # A job that starts again, or workers started by hand once more, find lower numbers taken.
     number = 1 + (arguments.number - 1) % terms.workers
@@ -258,8 +259,10 @@ class _WorkerProcess:
 
     def _refuses(self) -> bool:
         """Whether there is work that this worker does not start any more, for lack of time."""
+        if self._side is not None:
+            return bool(self._side.refused)
         prefix = f"{self._name}."
-        return any(b.refuses for b in self._session.heartbeats() if b.name == self._name or b.name.startswith(prefix))
+        return any(b.refuses for b in self._session.heartbeats() if b.name.startswith(prefix))
 
     def _others_work(self) -> bool:
         """Whether another worker of the same allocation works: while one does, leaving frees nothing."""

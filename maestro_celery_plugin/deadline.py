@@ -43,7 +43,7 @@ class Deadline:
         if system is None:
             return cls()
         ends_at = system.end_time(environ)
-        if ends_at is None and terms.walltime_s:
+        if ends_at is None and terms.walltime_s and (BEGAN in environ or system.held(environ)):
             ends_at = float(environ.get(BEGAN, time.time())) + terms.walltime_s
         return cls(math.inf if ends_at is None else ends_at, terms.drain_s, terms.warn_s, is_in_allocation=True)
 

@@ -63,6 +63,7 @@ class Flux:
     adapter = "flux"
     commands: tuple[str, ...] = ("flux",)
     modules: tuple[str, ...] = ("flux",)
+    ignores: tuple[str, ...] = ("qos", "reservation")
     away = re.compile(r"Connection refused|broker is not running|Unable to connect", re.IGNORECASE)
     step_variables: tuple[str, ...] = ()
 

@@ -80,6 +80,8 @@ def check_before(settings: EnsembleSettings, file: str) -> None:
         _check_batch_systems(settings, file)
         choice = broker.choose(OPTIONS.broker)
         broker.check(choice)
+        if choice.url is None and OPTIONS.broker_host:
+            broker.check_address(OPTIONS.broker_host)
         OPTIONS.broker = choice.url
         # Maestro stores the environment (meta/environment.yaml), and samples inherit it.
         os.environ.pop(broker.ENVIRONMENT_VARIABLE, None)

@@ -100,6 +100,7 @@ class Lsf:
     adapter = "lsf"
     commands: tuple[str, ...] = ("bsub", "bjobs", "bkill")  # `jsrun` is needed on the launch node only
     modules: tuple[str, ...] = ()
+    ignores: tuple[str, ...] = ("qos",)
     away = re.compile(r"LSF is down|not responding|Cannot connect to LSF|lim is down", re.IGNORECASE)
     step_variables: tuple[str, ...] = ()
 

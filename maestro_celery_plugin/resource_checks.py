@@ -6,6 +6,7 @@ What has a parameter's token in it, ``$(NODES)``, is known for each step record 
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import signal
 from collections.abc import Mapping
@@ -21,9 +22,13 @@ from maestro_celery_plugin.walltime import clock_text, seconds_of
 
 __all__ = ["check_resources", "step_needs"]
 
+LOGGER = logging.getLogger(__name__)
+
 _STEP_KEYS = schema.json_schema(StepSettings)["properties"]
 # Batch types whose adapter in Maestro cannot do without a walltime (lsfscriptadapter.py:127).
 _NEED_WALLTIME = ("lsf", "lsf-srun")
+# So much of an allocation is over before workers start samples.
+START_S = 10
 
 
 def step_needs(settings: EnsembleSettings, step: Mapping[str, Any], file: str) -> dict[str, Any]:
@@ -58,6 +63,8 @@ def check_resources(settings: EnsembleSettings, data: Mapping[str, Any], file: s
     Raises:
         SpecificationError: at the first value that cannot be.
     """
+    from maestro_celery_plugin.worker_sources import allocation_name
+
     steps = {step["name"]: step["run"] for step in data["study"]}
     for name, run in steps.items():
         _check_step(name, run, file)
@@ -66,8 +73,8 @@ def check_resources(settings: EnsembleSettings, data: Mapping[str, Any], file: s
         _check_walltime_texts(settings, name, group, file)
         one = _Group(settings, name, file)
         one.check()
-        if group.allocation and one.system is not None:
-            one.check_beside(shared.setdefault(group.allocation, one))
+        if one.system is not None:
+            one.check_beside(shared.setdefault(allocation_name(name, group), one))
         for step, facts in settings.steps.items():
             if facts.sampled and set(facts.queues).intersection(group.task_queues):
                 one.check_sample(step, steps[step], StepNeeds(**facts.needs), ask=ask)
@@ -140,6 +147,11 @@ class _Group:
             )
         if self.system is None:
             return
+        self._check_nodes()
+        for key in self.system.ignores:
+            if getattr(self.batch, key):
+                kind = self.batch.type
+                LOGGER.warning("%s: batch.%s: Maestro's adapter for '%s' has no use for it.", self._file, key, kind)
         if self.walltime_s is None:
             if self.batch.type in _NEED_WALLTIME:
                 raise self._error(
@@ -155,20 +167,48 @@ class _Group:
                     "sample would ever start.",
                 )
 
+    def _check_nodes(self) -> None:
+        from maestro_celery_plugin.worker_sources import is_for_this_machine
+
+        if not is_for_this_machine(self._group):
+            return
+        held = self.system.held(os.environ) if self.system else None
+        if self.batch.nodes == "all" and held is None:
+            raise self._error(
+                "nodes",
+                "found 'all', which is the nodes of an allocation that `maestro run` is called in, and there is none "
+                "here; give a number.",
+            )
+        if held is not None and isinstance(self.batch.nodes, int) and self.batch.nodes > held.nodes:
+            LOGGER.warning(
+                "%s: worker group '%s' asks for %d nodes; the allocation around it (job %s) has %d, and it gets these.",
+                self._file, self.name, self.batch.nodes, held.job, held.nodes,
+            )  # fmt: skip
+
     def check_beside(self, first: _Group) -> None:
-        """Make sure that groups which share an allocation ask for the same one."""
+        """Make sure that groups which share an allocation ask for the same one, and can share it."""
+        if first is self:
+            return
+        if self.batch.type == "lsf":
+            raise self._error(
+                "allocation",
+                f"found the allocation of '{first.name}'; under LSF, `jsrun` gives its nodes to one group at a time. "
+                "Give each group its own.",
+            )
         for key, mine in self._request.items():
             if mine != first._request[key]:
                 raise self._error(
                     "allocation",
-                    f"found '{self._group.allocation}', which is also that of '{first.name}', but {key} is {mine} here "
+                    f"found the allocation of '{first.name}', but {key} is {mine} here "
                     f"and {first._request[key]} there; groups that share an allocation need the same.",
                 )
 
     @property
     def _request(self) -> dict[str, str]:
         walltime = "none" if self.walltime_s is None else clock_text(self.walltime_s)
-        return {"batch.type": self.batch.type, "nodes": str(self.nodes), "walltime": walltime}
+        others = ("queue", "bank", "qos", "reservation", "procs", "gpus")
+        values = {key: str(getattr(self.batch, key) or "none") for key in others}
+        return {"batch.type": self.batch.type, "nodes": str(self.nodes), "walltime": walltime, **values}
 
     def check_sample(self, step: str, run: Mapping[str, Any], needs: StepNeeds, *, ask: bool) -> None:
         """Make sure that a sample of a step fits into the group's allocation."""
@@ -183,12 +223,19 @@ class _Group:
                 "more `nodes`.",
             )
         time_request = _seconds(run.get("time_request"), self._file, f"{where}.time_request")
-        if time_request and self.walltime_s and time_request > self.walltime_s:
+        if time_request and self.walltime_s and time_request > self.walltime_s - START_S:
             raise SpecificationError.at(
                 self._file,
                 f"{where}.time_request",
-                f"found {clock_text(time_request)}; {owner} a walltime of {clock_text(self.walltime_s)}; ask for less, "
-                "or give the group more `walltime`.",
+                f"found {clock_text(time_request)}; {owner} a walltime of {clock_text(self.walltime_s)}, of which "
+                f"workers need {START_S} seconds to start; ask for less, or give the group more `walltime`.",
+            )
+        if self.batch.gpus is not None and needs.gpu_count > self.batch.gpus * self.nodes:
+            raise SpecificationError.at(
+                self._file,
+                f"{where}.{'gpus per task' if needs.gpus_per_task else 'gpus'}",
+                f"found {_count(needs.gpu_count, 'GPU')}; {owner} {self.batch.gpus * self.nodes}; ask for fewer, or "
+                "give the group more `gpus` or `nodes`.",
             )
         delay_s, idle_s = run.get("retry_delay"), self._group.idle_limit
         if isinstance(delay_s, int | float) and delay_s >= idle_s:
@@ -202,7 +249,7 @@ class _Group:
             self._check_cores(where, needs, owner, self.system.largest_node(self.batch))
 
     def _check_cores(self, where: str, needs: StepNeeds, owner: str, cores: int | None) -> None:
-        if cores is None or slots_of(needs, self.nodes, cores):
+        if cores is None or slots_of(needs, self.nodes, cores, self.batch.gpus):
             return
         spread = f" on {_count(needs.nodes, 'node')}" if needs.nodes else ""
         raise SpecificationError.at(

@@ -11,7 +11,14 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock, Timeout
 
-from maestro_celery_plugin.broker import ENVIRONMENT_VARIABLE, BrokerChoice, check, choose, cluster_address
+from maestro_celery_plugin.broker import (
+    ENVIRONMENT_VARIABLE,
+    BrokerChoice,
+    check,
+    check_address,
+    choose,
+    cluster_address,
+)
 from maestro_celery_plugin.conductorship import LOCK_LIMIT_S, conductor_lock
 from maestro_celery_plugin.errors import StudyError
 from maestro_celery_plugin.ledger import COORDINATOR, SUFFIX, Kind, LedgerWriter, read_ledger
@@ -85,7 +92,9 @@ def _prepare(plan: StudyPlan, broker: str | None, broker_host: str | None, *, fa
         if plan.settings.needs_workers:
             _prepare_broker(session, broker)
         if broker_host or has_other_hosts(plan.settings):
-            session.write_broker_host(broker_host or cluster_address())
+            host = broker_host or cluster_address()
+            check_address(host)
+            session.write_broker_host(host)
         (plan.root / ".cancel.lock").unlink(missing_ok=True)
         session.revoke_stop()
         return reopen_failed(plan) if failed else 0

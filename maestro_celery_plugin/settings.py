@@ -81,14 +81,17 @@ class BatchSettings:
     host: str | None = setting("Name of the cluster, for Maestro's adapters.", default=None)
     nodes: int | Literal["all"] | None = setting("Nodes of an allocation.", default=None, minimum=1)
     procs: int | None = setting("Processes of an allocation.", default=None, minimum=1)
-    gpus: int | None = setting("GPUs of an allocation.", default=None, minimum=0)
+    gpus: int | None = setting("GPUs of each node of an allocation.", default=None, minimum=0)
     walltime: str | int | None = setting("Time limit of an allocation: `HH:MM:SS`, or seconds.", default=None)
     qos: str | None = setting("Quality of service.", default=None)
     reservation: str | None = setting("Reservation.", default=None)
     dry_run: bool = setting(
         "Merlin's switch for script generation only; `maestro run --dry` here.", default=False
     )
-    launch_pre: str | None = setting("Shell line before the launch of the workers.", default=None)
+    launch_pre: str | None = setting(
+        "What stands before the launch command of the workers, on its line: end a command of its own with `;`.",
+        default=None,
+    )
     launch_args: str | None = setting("Further arguments of the worker launch command.", default=None)
     worker_launch: str | None = setting("Replaces the worker launch command.", default=None)
     flux_path: str | None = setting("Directory of the `flux` command.", default=None)

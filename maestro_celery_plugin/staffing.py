@@ -21,7 +21,7 @@ from maestro_celery_plugin.session import Session
 from maestro_celery_plugin.states import ALLOCATION_ENDS, AllocationState, RecordState
 from maestro_celery_plugin.study import StudyPlan
 from maestro_celery_plugin.tracker import Tracker
-from maestro_celery_plugin.worker import worker_stem
+from maestro_celery_plugin.worker import is_of_stem, worker_stem
 from maestro_celery_plugin.worker_sources import has_other_hosts, sources_of, terms_of
 from maestro_celery_plugin.workers import SILENCE_LIMIT_S, WorkerGroup, WorkerPool
 
@@ -119,9 +119,9 @@ class Staffing:
             self._pool.bury(beat)
             self._records.lose(beat.name, innocent=allocation.state is not AllocationState.OUT_OF_MEMORY)
         self._records.follow()
-        prefixes = tuple(worker_stem(group, allocation.label) for group in groups)
-        has_worked = any(writer.startswith(prefixes) for writer in self._records.starters)
-        source.note_end(allocation, has_worked=has_worked, words=self._session.last_words(prefixes))
+        stems = tuple(worker_stem(group, allocation.label) for group in groups)
+        has_worked = any(is_of_stem(writer, stem) for writer in self._records.starters for stem in stems)
+        source.note_end(allocation, has_worked=has_worked, words=self._session.last_words(stems))
         for tracker in self._records.with_work():
             if not set(tracker.groups).intersection(groups):
                 continue  # it was served by others
@@ -171,7 +171,12 @@ class Staffing:
         except WorkerError as error:
             LOGGER.error("%s", error)
             for tracker in trackers:
-                tracker.failure = tracker.reason = str(error)
+                tracker.reason = str(error)
+                if self._pool.has_source_for(set(tracker.groups) - {group.name}):
+                    tracker.withdrawn.add(group.name)  # another group goes on with it
+                else:
+                    tracker.failure = str(error)
+            self._records.void(*(tracker for tracker in trackers if tracker.failure))
             self._store_reasons()
 
     def _enforce_cancellation(self) -> None:

@@ -38,6 +38,7 @@ __all__ = [
     "MOVED",
     "PROCESS_MARKER",
     "WorkerArguments",
+    "is_of_stem",
     "main",
     "mark",
     "stem_of",
@@ -58,6 +59,15 @@ def stem_of(group: str) -> str:
 def worker_stem(group: str, allocation: str) -> str:
     """Return what the names of a group's workers in an allocation begin with: ``sim-2-`` in ``sim/2``."""
     return "-".join((stem_of(group), *allocation.split("/")[1:], ""))
+
+
+def is_of_stem(writer: str, stem: str) -> bool:
+    """Tell whether a worker, or a process of its pool, has a name of a stem: ``sim-2-1``, ``sim-2-1.99`` of ``sim-2-``.
+
+    ``sim-2-1-1`` is that of the group `sim-2` in its first allocation, not of `sim` in its second.
+    """
+    rest = writer.removeprefix(stem)
+    return rest != writer and rest.partition(".")[0].isdigit()
 
 
 def mark(session: Session, name: str) -> str:

@@ -89,6 +89,7 @@ def terms_of(settings: EnsembleSettings, name: str) -> WorkerTerms:
         warn_s=group.warn,
         nodes=nodes,
         workers=system.worker_count(_launch_of(settings, name, nodes)) if system else 1,
+        gpus=batch.gpus,
         needs=dataclasses.asdict(needs) if system and needs else None,
     )
 

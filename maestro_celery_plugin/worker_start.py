@@ -90,7 +90,7 @@ def start_workers(lines: dict[str, str]) -> int:
 
     Ctrl-C reaches them, too: they end their samples and leave.
     """
-    commands = [["/bin/sh", "-c", f"exec {line}"] for line in lines.values()]
+    commands = [["/bin/sh", "-c", line] for line in lines.values()]
     processes = [subprocess.Popen(command, stdin=subprocess.DEVNULL) for command in commands]
     codes = [_wait(process) for process in processes]
     return next((code for code in codes if code), 0)

@@ -34,6 +34,7 @@ class WorkerTerms:
         warn_s: Seconds before the end at which running samples get their signal.
         nodes: Nodes of an allocation; 0 for a group that has none.
         workers: Workers that are started in an allocation.
+        gpus: GPUs of each node of an allocation; None when they are not counted.
         needs: What the largest sample needs, the fields of `StepNeeds`; None when no step says.
     """
 
@@ -47,6 +48,7 @@ class WorkerTerms:
     warn_s: float = 20.0
     nodes: int = 0
     workers: int = 1
+    gpus: int | None = None
     needs: dict[str, Any] | None = None
 
     def write(self, session: Session) -> None:

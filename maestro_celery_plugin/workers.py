@@ -93,10 +93,12 @@ class WorkerPool:
         return time.monotonic() - since < SILENCE_LIMIT_S
 
     def kill(self, name: str) -> None:
-        """Kill a worker of this machine."""
+        """Kill a worker of this machine; ask one of another machine to leave, which its supervisor sees to."""
         beat = self.alive.get(name)
         if beat is not None and beat.host == host_name():
             ProcessId(*beat.process).signal(signal.SIGKILL)
+        elif beat is not None and not self._session.worker_stop_requested(name.partition(".")[0]):
+            self._session.request_worker_stop(name.partition(".")[0])
 
     def bury(self, beat: Heartbeat) -> None:
         """End what a dead worker has left running on this machine, and forget it."""
@@ -142,7 +144,8 @@ class WorkerPool:
     @staticmethod
     def _is_extra(beat: Heartbeat, group: str) -> bool:
         """Whether a worker is one that somebody has started by hand."""
-        return beat.group == group and not beat.allocation and beat.state != "stopping"
+        is_ours = bool(beat.allocation.partition("/")[2])
+        return beat.group == group and not is_ours and beat.state != "stopping"
 
     # --- allocations ---
 

@@ -72,6 +72,15 @@ def test_else_it_is_the_start_of_the_batch_script_and_the_walltime():
     assert Deadline.of(terms(walltime_s=600), {BEGAN: "1000"}).ends_at == 1600
 
 
+def test_a_worker_by_hand_outside_of_any_allocation_has_no_end():
+    assert math.isinf(Deadline.of(terms(walltime_s=600), {}).ends_at)
+
+
+def test_in_an_allocation_that_does_not_tell_its_end_it_is_the_walltime_from_now(monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert Deadline.of(terms(walltime_s=600), {"SLURM_JOB_ID": "7"}).left_s == pytest.approx(600, abs=5)
+
+
 def test_a_local_worker_has_no_end():
     assert math.isinf(Deadline.of(terms(batch_type="local", walltime_s=600), {}).ends_at)
 

@@ -64,9 +64,28 @@ MISTAKES = {
         "study.sim.run.cmd: found '$(LAUNCHER)[2x]'; '[4p]', '[2n,4p]' or '[2, 4]' (nodes, procs) can stand there."),
     "bracket of the restart": (spec({"procs": 2, "restart": "$(LAUNCHER)[3p] a"}),
         "study.sim.run.restart: found '$(LAUNCHER)[3p]'; the step has procs: 2, a launch cannot have more."),
-    "time request": (spec({"time_request": "1:00:01"}),
-        "study.sim.run.time_request: found 01:00:01; the allocation of worker group 'w' has a walltime of 01:00:00; ask "
-        "for less, or give the group more `walltime`."),
+    "time request": (spec({"time_request": "0:59:51"}),
+        "study.sim.run.time_request: found 00:59:51; the allocation of worker group 'w' has a walltime of 01:00:00, of "
+        "which workers need 10 seconds to start; ask for less, or give the group more `walltime`."),
+    "GPUs": (spec({"gpus": 9}, group={"gpus": 2}),
+        "study.sim.run.gpus: found 9 GPUs; the allocation of worker group 'w' has 8; ask for fewer, or give the group more "
+        "`gpus` or `nodes`."),
+    "GPUs of tasks": (spec({"procs": 5, "gpus per task": 2}, group={"gpus": 2}),
+        "study.sim.run.gpus per task: found 10 GPUs; the allocation of worker group 'w' has 8; ask for fewer, or give the "
+        "group more `gpus` or `nodes`."),
+    "all nodes of none": (spec(batch={"type": "slurm", "nodes": "all"}),
+        "merlin.resources.workers.w.nodes: found 'all', which is the nodes of an allocation that `maestro run` is called "
+        "in, and there is none here; give a number."),
+    "shared by another group's name": (spec(groups={"a": {}, "b": {"allocation": "a", "nodes": 2}}),
+        "merlin.resources.workers.b.allocation: found the allocation of 'a', but nodes is 2 here and 4 there; groups that "
+        "share an allocation need the same."),
+    "shared partition": (spec(groups={"a": {"allocation": "x"}, "b": {"allocation": "x", "batch": {"queue": "q"}}}),
+        "merlin.resources.workers.b.allocation: found the allocation of 'a', but queue is q here and none there; groups "
+        "that share an allocation need the same."),
+    "shared under LSF": (
+        spec(batch={"type": "lsf", "walltime": 60}, groups={"a": {"allocation": "x"}, "b": {"allocation": "x"}}),
+        "merlin.resources.workers.b.allocation: found the allocation of 'a'; under LSF, `jsrun` gives its nodes to one "
+        "group at a time. Give each group its own."),
     "text of the time request": (spec({"time_request": "soon"}),
         "study.sim.run.time_request: found 'soon'; HH:MM:SS or a number of seconds is needed."),
     "time request on this machine": (spec({"time_request": "0"}, batch={"type": "local"}),
@@ -92,13 +111,13 @@ MISTAKES = {
         "merlin.resources.workers.w.allocation: found 'x', but workers of the batch type 'local' are in no allocation; "
         "remove the key, or give the group another `batch.type`."),
     "shared nodes": (spec(groups={"a": {"allocation": "x"}, "b": {"allocation": "x", "nodes": 2}}),
-        "merlin.resources.workers.b.allocation: found 'x', which is also that of 'a', but nodes is 2 here and 4 there; "
+        "merlin.resources.workers.b.allocation: found the allocation of 'a', but nodes is 2 here and 4 there; "
         "groups that share an allocation need the same."),
     "shared type": (spec(groups={"a": {"allocation": "x"}, "b": {"allocation": "x", "batch": {"type": "flux"}}}),
-        "merlin.resources.workers.b.allocation: found 'x', which is also that of 'a', but batch.type is flux here and "
+        "merlin.resources.workers.b.allocation: found the allocation of 'a', but batch.type is flux here and "
         "slurm there; groups that share an allocation need the same."),
     "shared walltime": (spec(groups={"a": {"allocation": "x"}, "b": {"allocation": "x", "batch": {"walltime": 60}}}),
-        "merlin.resources.workers.b.allocation: found 'x', which is also that of 'a', but walltime is 00:01:00 here and "
+        "merlin.resources.workers.b.allocation: found the allocation of 'a', but walltime is 00:01:00 here and "
         "01:00:00 there; groups that share an allocation need the same."),
 }  # fmt: skip
 
@@ -115,7 +134,7 @@ def test_a_mistake_has_its_message(name, load):
     "data",
     [
         spec(),
-        spec({"nodes": 4, "procs": 100, "time_request": "1:00:00", "walltime": "2:00:00", "signal": "SIGUSR1"}),
+        spec({"nodes": 4, "procs": 100, "time_request": "0:59:50", "walltime": "2:00:00", "signal": "SIGUSR1"}),
         spec({"nodes": "$(P)", "procs": "$(P)", "walltime": "$(P)", "time_request": "$(P)", "signal": "$(P)"}, parameters=P),
         spec({"procs": "$(N)"}),
         spec({"nodes": 8, "cmd": "$(LAUNCHER)[2x] a $(X)"}, batch={"type": "local"}),
@@ -138,6 +157,23 @@ def test_inside_of_an_allocation_its_nodes_count(load, monkeypatch):
     assert load(spec({"nodes": 2}, batch={"type": "slurm"})).ensemble
     with pytest.raises(SpecificationError, match="found 3 nodes; the allocation of worker group 'w' has 2 nodes;"):
         load(spec({"nodes": 3}))
+
+
+def test_more_nodes_than_there_are_around_are_told(load, monkeypatch, caplog):
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_JOB_NUM_NODES", "2")
+
+    load(spec())
+
+    assert "worker group 'w' asks for 4 nodes; the allocation around it (job 7) has 2, and it gets these" in caplog.text
+
+
+@pytest.mark.parametrize(("kind", "keys"), [("lsf", ["qos"]), ("flux", ["qos", "reservation"]), ("slurm", [])])
+def test_keys_that_have_no_effect_are_told(load, caplog, kind, keys):
+    load(spec(batch={"type": kind, "walltime": 600, "qos": "high", "reservation": "r"}))
+
+    for key in ("qos", "reservation"):
+        assert (f"batch.{key}: Maestro's adapter for '{kind}' has no use for it" in caplog.text) == (key in keys)
 
 
 # --- at a launch -------------------------------------------------------------------------------------

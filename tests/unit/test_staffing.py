@@ -8,13 +8,16 @@ from ensembles import a_manifest
 from maestro_celery_plugin import staffing
 from maestro_celery_plugin.allocations import Allocation
 from maestro_celery_plugin.batch_systems import JobReport
+from maestro_celery_plugin.errors import WorkerError
 from maestro_celery_plugin.ledger import SUFFIX, Kind, LedgerWriter
+from maestro_celery_plugin.processes import host_name
 from maestro_celery_plugin.records import Records
-from maestro_celery_plugin.session import Session
+from maestro_celery_plugin.session import Heartbeat, Session
 from maestro_celery_plugin.settings import BatchSettings, EnsembleSettings, ResourceSettings, WorkerGroupSettings
 from maestro_celery_plugin.staffing import Staffing
 from maestro_celery_plugin.states import AllocationState, RecordState
 from maestro_celery_plugin.study import StudyPlan
+from maestro_celery_plugin.worker import is_of_stem, worker_stem
 from maestro_celery_plugin.workers import WorkerGroup
 
 
@@ -79,3 +82,57 @@ def test_a_worker_whose_heartbeat_is_not_visible_yet_is_not_dead(study, monkeypa
     monkeypatch.setattr(staffing, "SILENCE_LIMIT_S", 0.0)
     assert study.staffing._miss_the_dead()
     assert study.records.holdings.writers() == set()
+
+
+def beat(name, allocation="", group="near", host=None, state="idle"):
+    return Heartbeat(
+        name=name, group=group, host=host or host_name(), node="n", supervisor=(1, 1), process=(1, 1), slots=1, beat=1,
+        state=state, allocation=allocation,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("allocation", "is_asked_for"), [("", False), ("near/", False), ("near/1", True)], ids=["by hand", "in one", "ours"]
+)
+def test_workers_started_by_hand_stand_for_an_allocation(study, monkeypatch, allocation, is_asked_for):
+    pool = study.staffing._pool
+    (source,) = pool.allocation_sources
+    asked = []
+    monkeypatch.setattr(source, "ensure", lambda: asked.append(1))
+    pool.alive = {"near-1": beat("near-1", allocation)}
+
+    pool.ensure(pool.groups["near"])
+
+    assert bool(asked) == is_asked_for
+
+
+def test_a_worker_of_another_machine_that_keeps_what_was_cancelled_is_asked_to_leave(study):
+    pool = study.staffing._pool
+    pool.alive = {"far-1": beat("far-1", group="far", host="elsewhere")}
+
+    pool.kill("far-1")
+
+    assert Session(study.plan.session).worker_stop_requested("far-1")
+
+
+@pytest.mark.parametrize("others", [True, False])
+def test_a_group_that_cannot_be_staffed_fails_only_what_no_other_serves(study, monkeypatch, others):
+    pool, tracker = study.staffing._pool, study.trackers["a"]
+    monkeypatch.setattr(pool, "ensure", lambda group: (_ for _ in ()).throw(WorkerError("bad partition")))
+    if others:
+        tracker.groups = ("near", "far")
+        pool.alive = {"far-1": beat("far-1", group="far")}
+
+    study.staffing._ensure(pool.groups["near"], [tracker])
+
+    assert (study.records.state(tracker) is RecordState.FAILED) == (not others)
+    assert tracker.withdrawn == ({"near"} if others else set())
+    assert tracker.reason == "bad partition"
+
+
+@pytest.mark.parametrize(
+    ("writer", "is_of_it"),
+    [("sim-2-1", True), ("sim-2-13.77", True), ("sim-2-1-1", False), ("sim-1", False), ("sim-2-", False)],
+)
+def test_names_of_workers_tell_their_allocation(writer, is_of_it):
+    assert is_of_stem(writer, worker_stem("sim", "sim/2")) == is_of_it
