@@ -48,6 +48,8 @@ class _Explanation:
             yield from self._why_ended(step)
         elif self._status.has_ended:
             yield f"No conductor runs the study; `maestro-celery resume {self._plan.root}` goes on with it."
+            for name in self._groups_of(step):
+                yield from self._left_open(name)
         elif step.state == "INITIALIZED":
             yield from self._awaited_steps(step)
         else:
@@ -83,6 +85,16 @@ class _Explanation:
     def _is_plain(self, step: StepStatus) -> bool:
         facts = self._plan.settings.steps.get(step.step)
         return facts is not None and not facts.queues
+
+    def _left_open(self, name: str) -> Iterator[str]:
+        """Name the batch job that a conductor has left behind."""
+        group = self._plan.settings.resources.workers[name]
+        allocation = self._allocations.get(allocation_name(name, group))
+        if allocation is not None and allocation.is_open:
+            yield (
+                f"When it was last looked at, job {allocation.job} of allocation '{allocation.label}' was open. Its "
+                f"workers leave {group.idle_limit:g} s after their last work; cancel the job to end it now."
+            )
 
     def _progress(self, step: StepStatus) -> Iterator[str]:
         if self._is_plain(step):

@@ -21,7 +21,7 @@ from typing import Any
 
 from maestrowf.abstracts import Dependency
 
-from maestro_celery_plugin.batch_systems import batch_system
+from maestro_celery_plugin.batch_systems import LOCAL, batch_system
 from maestro_celery_plugin.errors import AllocationError, SampleError, SpecificationError, StudyError
 from maestro_celery_plugin.settings import EnsembleSettings, SampleSettings
 from maestro_celery_plugin.study import StudyPlan
@@ -152,6 +152,7 @@ class EnsembleDependency(Dependency):  # type: ignore[misc]
             return
         values = {item.name: str(item.value) for item in substitutions or ()}
         root = Path(values["OUTPUT_PATH"])
+        _check_path(root, self._settings)
         plan = StudyPlan(root=root, timestamp=_timestamp(root), settings=self._settings)
         plan.info.mkdir(parents=True, exist_ok=True)
         if self._settings.samples:
@@ -161,6 +162,22 @@ class EnsembleDependency(Dependency):  # type: ignore[misc]
         self._batch.clear()
         self._batch.update(plan.to_batch())
         self._is_acquired = True
+
+
+def _check_path(root: Path, settings: EnsembleSettings) -> None:
+    """Make sure that Maestro's adapters can submit from a study's directory.
+
+    Raises:
+        StudyError: its path has a blank, and they hand it to a shell unquoted (slurmscriptadapter.py:233).
+    """
+    from maestro_celery_plugin.worker_sources import batch_of
+
+    groups = [group for group in settings.resources.workers.values() if group.task_queues]
+    if len(str(root).split()) > 1 and any(batch_of(settings, group).type != LOCAL for group in groups):
+        raise StudyError(
+            f"The study's directory '{root}' has a blank in its path, which Maestro cannot submit batch jobs from; "
+            "name another with --out, or in OUTPUT_PATH."
+        )
 
 
 def _timestamp(root: Path) -> str:

@@ -7,6 +7,9 @@ import textwrap
 import pytest
 from support import ROOT, kill, wait_for
 
+from maestro_celery_plugin.allocations import Allocation
+from maestro_celery_plugin.states import AllocationState
+
 SPEC = """
     description: {name: questions, description: d}
     env:
@@ -58,6 +61,19 @@ def test_a_study_without_a_conductor_is_told_how_to_go_on(run, tmp_path):
     kill(*study.processes("bin/conductor"))
 
     assert f"No conductor runs the study; `maestro-celery resume {study.path}` goes on with it." in explained(study)
+
+
+def test_a_job_that_a_dead_conductor_has_left_is_named(run, tmp_path):
+    study = run(spec(tmp_path))
+    study.await_text("sim/*/sim.out", "", count=2)
+    kill(*study.processes("bin/conductor"))
+    directory = study.path / "merlin_info" / "allocations" / "sims" / "1"
+    directory.mkdir(parents=True)
+    Allocation("sims", 1, directory, job="77", state=AllocationState.RUNNING).store()
+
+    text = explained(study)
+
+    assert "job 77 of allocation 'sims/1' was open. Its workers leave 300 s after their last work" in text
 
 
 def test_a_failed_step_and_what_depends_on_it(run, tmp_path):

@@ -9,7 +9,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from support import BIN, ROOT, WITHOUT_PLUGIN, wait_for
+from support import BIN, ROOT, WITHOUT_PLUGIN, needed, wait_for
 
 import maestro_celery_plugin
 
@@ -406,3 +406,21 @@ def test_workers_that_cannot_start_fail_the_step_with_their_words(run, environme
     assert set(study.states().values()) == {"FAILED"}
     assert "3 workers in a row ended before they took a task" in study.output
     assert "no such library: libfoo" in study.output
+
+
+def test_an_address_that_is_not_this_machines_stops_the_launch(run):
+    study = run(ROOT / "specs" / "hello_samples.yaml", "--broker-host", "203.0.113.1")
+
+    assert study.code == 1
+    assert "--broker-host: the private broker cannot listen on '203.0.113.1'" in study.output
+    assert "Traceback" not in study.output
+    assert not study.path.exists()
+
+
+def test_a_directory_that_batch_jobs_cannot_be_submitted_from_stops_the_launch(run):
+    needed("sbatch")
+    study = run(ROOT / "specs" / "slurm_sweep.yaml", name="a study")
+
+    assert study.code == 1
+    assert f"The study's directory '{study.path}' has a blank in its path" in study.output
+    assert "Traceback" not in study.output

@@ -169,22 +169,18 @@ def test_a_time_limit_is_enforced(driver):
     assert driver.call("states", jobs=[job]) == ["OK", {job: "TIMEDOUT"}]
 
 
-@pytest.mark.parametrize(
-    ("why", "states"),
-    [
-        ("preempt", {"lsf": "PREEMPTED", "flux": "PREEMPTED"}),
-        ("node", {"lsf": "NODE_FAILED", "flux": "FAILED"}),
-        ("node-failure", {"flux": "NODE_FAILED"}),
-        ("memory", {"lsf": "OUT_OF_MEMORY"}),
-    ],
-)
-def test_the_cluster_ends_a_job(driver, cluster, why, states):
-    if driver.type not in states:
-        pytest.skip("the other batch system's")
-    job = driver.submit("sleep 60")
-    driver.wait(job, "RUNNING")
-    cluster.end(cluster.jobs()[-1]["number"], why)
-    driver.wait(job, states[driver.type])
+ENDS = {
+    "lsf": {"preempt": "PREEMPTED", "node": "NODE_FAILED", "memory": "OUT_OF_MEMORY"},
+    "flux": {"preempt": "PREEMPTED", "node": "FAILED", "node-failure": "NODE_FAILED"},
+}
+
+
+def test_the_cluster_ends_jobs(driver, cluster):
+    for why, state in ENDS[driver.type].items():
+        job = driver.submit("sleep 60")
+        driver.wait(job, "RUNNING")
+        cluster.end(cluster.jobs()[-1]["number"], why)
+        driver.wait(job, state)
 
 
 def test_a_job_that_is_not_known(driver):

@@ -82,6 +82,9 @@ MISTAKES = {
     "shared partition": (spec(groups={"a": {"allocation": "x"}, "b": {"allocation": "x", "batch": {"queue": "q"}}}),
         "merlin.resources.workers.b.allocation: found the allocation of 'a', but queue is q here and none there; groups "
         "that share an allocation need the same."),
+    "a blank in the name": (spec(groups={"my group": {"steps": ["sim"]}}),
+        "merlin.resources.workers.my group.allocation: found 'my group'; Maestro cannot submit batch jobs from a directory "
+        "with a blank in its name. Name the group, or its `allocation`, without."),
     "shared under LSF": (
         spec(batch={"type": "lsf", "walltime": 60}, groups={"a": {"allocation": "x"}, "b": {"allocation": "x"}}),
         "merlin.resources.workers.b.allocation: found the allocation of 'a'; under LSF, `jsrun` gives its nodes to one "
