@@ -148,10 +148,11 @@ class _Group:
         if self.system is None:
             return
         if len((self._group.allocation or self.name).split()) > 1:
+            text = self._group.allocation or self.name
             raise self._error(
                 "allocation",
-                f"found '{self._group.allocation or self.name}'; Maestro cannot submit batch jobs from a directory with "
-                "a blank in its name. Name the group, or its `allocation`, without.",
+                f"found '{text}'; Maestro cannot submit batch jobs from a directory with a blank in its name. "
+                "Name the group, or its `allocation`, without.",
             )
         self._check_nodes()
         for key in self.system.ignores:
