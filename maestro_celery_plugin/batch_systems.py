@@ -33,6 +33,7 @@ __all__ = [
     "WorkerLaunch",
     "ask",
     "batch_system",
+    "batch_systems",
 ]
 
 # The `batch.type` of workers that are processes of this machine, with no batch system.
@@ -235,20 +236,25 @@ class BatchSystem(Protocol):
         """
 
 
+def batch_systems() -> dict[str, BatchSystem]:
+    """Return all batch systems that are registered, by `batch.type`."""
+    from maestro_celery_plugin.plugins import plugin_manager
+
+    return {system.type: system for system in reversed(plugin_manager().hook.batch_system())}
+
+
 def batch_system(type: str) -> BatchSystem | None:
     """Return the batch system of a `batch.type`; None for `local`.
 
     Raises:
         AllocationError: nothing is registered for it.
     """
-    from maestro_celery_plugin.plugins import plugin_manager
-
     if type == LOCAL:
         return None
-    system: BatchSystem | None = plugin_manager().hook.batch_system(type=type)
-    if system is None:
-        raise AllocationError(f"nothing here knows the batch type '{type}'; known: local, slurm, lsf, lsf-srun, flux.")
-    return system
+    systems = batch_systems()
+    if type not in systems:
+        raise AllocationError(f"nothing here knows the batch type '{type}'; known: {', '.join((LOCAL, *systems))}.")
+    return systems[type]
 
 
 def ask(

@@ -10,7 +10,6 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
 from typing import Any, NoReturn
 
 import kombu.transport.redis
@@ -27,7 +26,7 @@ from maestro_celery_plugin.errors import EnsembleError, LedgerError, WorkerError
 from maestro_celery_plugin.launchers import share, slots_of
 from maestro_celery_plugin.processes import ProcessId, host_name, wait_until
 from maestro_celery_plugin.sample_launches import SampleLaunches
-from maestro_celery_plugin.session import Heartbeat
+from maestro_celery_plugin.session import Heartbeat, Session
 from maestro_celery_plugin.tasks import RangeTask
 from maestro_celery_plugin.worker import MOVED, PROCESS_MARKER, WorkerArguments, mark
 from maestro_celery_plugin.worker_options import WorkerOptions, parse_worker_args, usable_cpus
@@ -43,6 +42,8 @@ BROKER_LIMIT_S = 30.0
 # A worker that has time for nothing of what is left waits this long for something shorter, and leaves.
 REFUSAL_LIMIT_S = 5.0
 _WATCH_S = 0.25
+# There may be thousands of workers in allocations: they look at the session's files less often.
+LOOK_S = 1.0
 
 
 def run(arguments: WorkerArguments, supervisor: ProcessId) -> NoReturn:
@@ -178,17 +179,21 @@ class _WorkerProcess:
         threading.Thread(target=self._watch, args=(slots,), name="watch", daemon=True).start()
 
     def _watch(self, slots: int) -> None:
-        beat, last_beat_at = 0, 0.0
-        conductor = _Change(self._session.read_conductor_beat)
+        beat, last_beat_at, last_look_at = 0, 0.0, 0.0
+        look_s = LOOK_S if self._is_in_allocation else _WATCH_S
+        conductor = _Conductor(self._session)
         while True:
             try:
-                if time.monotonic() - last_beat_at > HEARTBEAT_S:
-                    beat, last_beat_at = beat + 1, time.monotonic()
+                now = time.monotonic()
+                if now - last_beat_at > HEARTBEAT_S:
+                    beat, last_beat_at = beat + 1, now
                     self._session.write_heartbeat(self._heartbeat(slots, beat))
                 if self._deadline.is_draining:
                     intake.close()
-                if self._shall_end(conductor):
-                    self._end()
+                if now - last_look_at >= look_s:
+                    last_look_at = now
+                    if self._shall_end(conductor):
+                        self._end()
                 if self._side is not None:
                     self._side.flush()
                     self._side.check_running()
@@ -227,7 +232,8 @@ class _WorkerProcess:
             return "draining"
         return "busy" if self._side.busy else "idle"
 
-    def _shall_end(self, conductor: _Change) -> bool:
+    def _shall_end(self, conductor: _Conductor) -> bool:
+        """Whether this process shall end, by the files of the session and by what it has to do."""
         if self._session.worker_stop_requested(self._arguments.name) or not self._session.path.exists():
             return True
         if not self._supervisor.is_alive:
@@ -237,21 +243,24 @@ class _WorkerProcess:
             return True
         if self._name != self._arguments.name:
             return False  # a pool process: its worker decides
-        return self._shall_leave(self._idle_s(), conductor.unchanged_s())
+        conductor.look()
+        return self._shall_leave(self._idle_s(), conductor)
 
-    def _shall_leave(self, idle_s: float, silent_s: float) -> bool:
+    def _shall_leave(self, idle_s: float, conductor: _Conductor) -> bool:
         """Whether this worker is not needed any more.
+
+        While another one of its allocation works, leaving would free nothing.
 
         Args:
             idle_s: For how long it has had nothing to do.
-            silent_s: For how long nothing was heard of the conductor.
+            conductor: The conductor, as this worker has last heard of it.
         """
-        limit_s = self._terms.idle_limit_s
+        limit_s, allocation = self._terms.idle_limit_s, self._arguments.allocation
         if self._deadline.is_draining and idle_s > 0:
             return True
         if idle_s > REFUSAL_LIMIT_S and self._refuses():
             return True
-        return idle_s > limit_s and (silent_s > limit_s or (self._is_in_allocation and not self._others_work()))
+        return idle_s > limit_s and (conductor.silent_s > limit_s or allocation in conductor.idle)
 
     @property
     def _is_in_allocation(self) -> bool:
@@ -261,13 +270,7 @@ class _WorkerProcess:
         """Whether there is work that this worker does not start any more, for lack of time."""
         if self._side is not None:
             return bool(self._side.refused)
-        prefix = f"{self._name}."
-        return any(b.refuses for b in self._session.heartbeats() if b.name.startswith(prefix))
-
-    def _others_work(self) -> bool:
-        """Whether another worker of the same allocation works: while one does, leaving frees nothing."""
-        beats = self._session.heartbeats()
-        return any(beat.state == "busy" for beat in beats if beat.allocation == self._arguments.allocation)
+        return any(beat.refuses for beat in self._session.heartbeats(f"{self._name}."))
 
     def _broker_has_moved(self) -> bool:
         """Whether the session's broker is elsewhere now: a worker that begins then finds it, this one does not."""
@@ -278,8 +281,7 @@ class _WorkerProcess:
         """Return for how long this worker has had nothing to do."""
         if self._side is not None:
             return 0.0 if self._side.busy else time.monotonic() - self._side.last_work
-        prefix = f"{self._name}."
-        if any(beat.state == "busy" for beat in self._session.heartbeats() if beat.name.startswith(prefix)):
+        if any(beat.state == "busy" for beat in self._session.heartbeats(f"{self._name}.")):
             self._pool_busy_at = time.monotonic()
         return time.monotonic() - self._pool_busy_at
 
@@ -297,15 +299,26 @@ class _WorkerProcess:
                 os.kill(os.getpid(), signal.SIGTERM)
 
 
-class _Change:
-    """Tells for how long a value has not changed, by this machine's clock."""
+class _Conductor:
+    """The conductor, as a worker hears of it.
 
-    def __init__(self, read: Callable[[], int]) -> None:
-        self._read, self._value, self._since = read, read(), time.monotonic()
+    Attributes:
+        idle: The allocations of which it sees no worker that has anything to do.
+        silent_s: For how long it has not changed its heartbeat, by this machine's clock.
+    """
 
-    def unchanged_s(self) -> float:
-        """Return the seconds since the last change."""
-        value = self._read()
-        if value != self._value:
-            self._value, self._since = value, time.monotonic()
-        return time.monotonic() - self._since
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._beat = 0
+        self._heard_at = time.monotonic()
+        self.idle: tuple[str, ...] = ()
+
+    def look(self) -> None:
+        """Read its heartbeat."""
+        beat, self.idle = self._session.read_conductor_beat()
+        if beat != self._beat:
+            self._beat, self._heard_at = beat, time.monotonic()
+
+    @property
+    def silent_s(self) -> float:
+        return time.monotonic() - self._heard_at

@@ -61,6 +61,8 @@ class Conductorship:
 
     Attributes:
         has_news: Whether something has ended while Maestro was looking, so that it shall look again.
+        idle: The allocations of which no worker has anything to do. The heartbeat tells the workers, each of which
+            would else have to read the heartbeats of all others.
 
     Raises:
         StudyError: another conductor of this study lives.
@@ -68,6 +70,7 @@ class Conductorship:
 
     def __init__(self, plan: StudyPlan) -> None:
         self.has_news = False
+        self.idle: frozenset[str] = frozenset()
         self._root = plan.root
         self._lock = conductor_lock(plan)
         try:
@@ -88,7 +91,7 @@ class Conductorship:
 
     def _beat(self) -> None:
         with contextlib.suppress(OSError):  # a full disk must not end the conductor
-            self._session.write_conductor_beat(time.time_ns())
+            self._session.write_conductor_beat(time.time_ns(), self.idle)
 
     def end(self) -> None:
         """Let others conduct the study."""

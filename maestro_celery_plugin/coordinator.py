@@ -182,13 +182,14 @@ class Coordinator:
             for care in (self._delivery.care, self._care_for_workers, self._heal):
                 _try(care)
             self._care_at = max(self._care_at, now + 10 * (time.monotonic() - now))
-        _try(self._records.follow)
+        _try(lambda: self._records.follow(but=self._staffing.gone))
         _try(self._send_due)
         _try(self._records.flush)
 
     def _care_for_workers(self) -> None:
         if self._staffing.care():
             self._delivery.send_all()  # workers that died may have had messages that they had not begun
+        self._conductorship.idle = self._staffing.idle_allocations
 
     # --- care ---
 

@@ -68,9 +68,9 @@ class Flux:
     step_variables: tuple[str, ...] = ()
 
     @hookimpl
-    def batch_system(self, type: str) -> BatchSystem | None:
-        """Answer for ``batch.type: flux``."""
-        return self if type == self.type else None
+    def batch_system(self) -> BatchSystem:
+        """Stand for ``batch.type: flux``."""
+        return self
 
     def adapter_arguments(self, settings: BatchSettings) -> dict[str, Any]:
         """Return the keywords for Maestro's adapter.

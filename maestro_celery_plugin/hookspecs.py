@@ -72,14 +72,11 @@ def open_samples(path: Path, labels: Sequence[str], cache: Path) -> SampleTable 
     """
 
 
-@hookspec(firstresult=True)
-def batch_system(type: str) -> BatchSystem | None:
-    """Return what knows the batch system of a `batch.type`, or None when it is another one's.
+@hookspec
+def batch_system() -> BatchSystem:  # type: ignore[empty-body]
+    """Return what knows one more batch system, which a specification names by its `type`.
 
     Called in `maestro run`, in the conductor and in workers; see `batch_systems.BatchSystem`.
-
-    Args:
-        type: The value of `batch.type`, never `local`.
     """
 
 

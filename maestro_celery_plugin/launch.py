@@ -22,7 +22,7 @@ from typing import Any
 from maestrowf.abstracts import Dependency
 
 from maestro_celery_plugin.batch_systems import LOCAL, batch_system
-from maestro_celery_plugin.errors import AllocationError, SampleError, SpecificationError, StudyError
+from maestro_celery_plugin.errors import SampleError, SpecificationError, StudyError
 from maestro_celery_plugin.settings import EnsembleSettings, SampleSettings
 from maestro_celery_plugin.study import StudyPlan
 from maestro_celery_plugin.tokens import substitute
@@ -88,7 +88,7 @@ def check_before(settings: EnsembleSettings, file: str) -> None:
 
 
 def _check_batch_systems(settings: EnsembleSettings, file: str) -> None:
-    """Make sure that each group's batch system is one that is known, and is there.
+    """Make sure that each group's batch system is there.
 
     Raises:
         SpecificationError: it is not.
@@ -99,10 +99,7 @@ def _check_batch_systems(settings: EnsembleSettings, file: str) -> None:
         if not group.task_queues or not is_for_this_machine(group):
             continue
         kind = batch_of(settings, group).type
-        try:
-            system = batch_system(kind)
-        except AllocationError as cause:
-            raise SpecificationError.at(file, "batch.type", f"{cause}") from cause
+        system = batch_system(kind)
         missing = [command for command in (system.commands if system else ()) if shutil.which(command) is None]
         if missing:
             raise SpecificationError.at(

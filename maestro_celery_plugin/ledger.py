@@ -15,7 +15,7 @@ import os
 import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -158,16 +158,23 @@ class LedgerReader:
         self._offsets: dict[str, int] = {}
         self.damaged = 0
 
-    def poll(self) -> Iterator[tuple[str, Entries]]:
-        """Yield (writer, new entries in the order in which they were written)."""
+    def poll(self, but: Container[str] = ()) -> Iterator[tuple[str, Entries]]:
+        """Yield (writer, new entries in the order in which they were written).
+
+        Each file is opened each time, which is what makes NFS show what is new.
+
+        Args:
+            but: Writers to pass over this time, because they have left.
+        """
         try:
             files = sorted(entry.name for entry in os.scandir(self._directory) if entry.name.endswith(SUFFIX))
         except FileNotFoundError:
             return
         for name in files:
-            entries = self._read(name)
+            writer = name.removesuffix(SUFFIX)
+            entries = np.empty(0, ENTRY) if writer in but else self._read(name)
             if len(entries):
-                yield name.removesuffix(SUFFIX), entries
+                yield writer, entries
 
     def _read(self, name: str) -> Entries:
         path, offset = self._directory / name, self._offsets.get(name, 0)

@@ -105,9 +105,9 @@ class Lsf:
     step_variables: tuple[str, ...] = ()
 
     @hookimpl
-    def batch_system(self, type: str) -> BatchSystem | None:
-        """Answer for ``batch.type: lsf``."""
-        return self if type == self.type else None
+    def batch_system(self) -> BatchSystem:
+        """Stand for ``batch.type: lsf``."""
+        return self
 
     def adapter_arguments(self, settings: BatchSettings) -> dict[str, Any]:
         """Return the keywords for Maestro's adapter, which insists on three (lsfscriptadapter.py:73-75)."""
@@ -222,9 +222,9 @@ class LsfSrun(Lsf):
     type = "lsf-srun"
 
     @hookimpl
-    def batch_system(self, type: str) -> BatchSystem | None:
-        """Answer for ``batch.type: lsf-srun``."""
-        return self if type == self.type else None
+    def batch_system(self) -> BatchSystem:
+        """Stand for ``batch.type: lsf-srun``."""
+        return self
 
     def sample_launcher(self, needs: StepNeeds) -> str:
         """Return the `srun` of one sample; there is no Slurm behind it that could share a node's cores out."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -97,9 +97,13 @@ class Records:
 
     # --- reading the ledger ---
 
-    def follow(self) -> None:
-        """Take in what is new in the ledger."""
-        for writer, entries in self._reader.poll():
+    def follow(self, but: Container[str] = ()) -> None:
+        """Take in what is new in the ledger.
+
+        Args:
+            but: Writers to pass over this time; not where something is concluded from silence.
+        """
+        for writer, entries in self._reader.poll(but):
             if writer != COORDINATOR:
                 self.holdings.apply(writer, entries)
                 if writer not in self.starters and (entries["kind"] == Kind.STARTED).any():

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from maestro_celery_plugin import schema
-from maestro_celery_plugin.batch_systems import LOCAL, BatchSystem, StepNeeds, batch_system
-from maestro_celery_plugin.errors import AllocationError, SpecificationError
+from maestro_celery_plugin.batch_systems import LOCAL, StepNeeds, batch_system
+from maestro_celery_plugin.errors import SpecificationError
 from maestro_celery_plugin.launchers import batch_type_of, needs_of, slots_of
 from maestro_celery_plugin.settings import BatchSettings, EnsembleSettings, StepSettings, WorkerGroupSettings
 from maestro_celery_plugin.tokens import names_in
@@ -126,7 +126,7 @@ class _Group:
         self.name, self._file = name, file
         self._group = settings.resources.workers[name]
         self.batch: BatchSettings = batch_of(settings, self._group)
-        self.system = _system_of(self.batch.type)
+        self.system = batch_system(self.batch.type)
         self._where = f"merlin.resources.workers.{name}"
         self.walltime_s: int | None = None
         self.nodes = 0
@@ -270,10 +270,3 @@ class _Group:
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def _system_of(type: str) -> BatchSystem | None:
-    try:
-        return batch_system(type)
-    except AllocationError:
-        return None

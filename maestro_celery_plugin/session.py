@@ -4,7 +4,7 @@
       secret                 0600  key of the message signatures
       broker.json            0600  where the broker is
       stop                         present when the workers shall end
-      conductor.json               heartbeat of the conductor
+      conductor.json               heartbeat of the conductor, and the allocations that are idle
       broker_host                  address on which the private broker listens
       groups/<group>.json          what the workers of a group work by (`worker_terms.py`)
       workers/<name>.json          heartbeat of each worker
@@ -22,7 +22,7 @@ import itertools
 import json
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -190,18 +190,20 @@ class Session:
         for suffix in ("json", "stop"):
             (self.path / "workers" / f"{name}.{suffix}").unlink(missing_ok=True)
 
-    def heartbeats(self) -> list[Heartbeat]:
-        """Return the heartbeats of all workers that have not been forgotten."""
-        values = [_read_json(path) for path in sorted((self.path / "workers").glob("*.json"))]
+    def heartbeats(self, prefix: str = "") -> list[Heartbeat]:
+        """Return the heartbeats of all workers that have not been forgotten, and whose name begins with `prefix`."""
+        paths = sorted(p for p in (self.path / "workers").glob("*.json") if p.stem.startswith(prefix))
+        values = [_read_json(path) for path in paths]
         return [Heartbeat.from_dict(value) for value in values if value]
 
-    def write_conductor_beat(self, beat: int) -> None:
-        """Store the conductor's heartbeat."""
-        self._write("conductor.json", json.dumps({"beat": beat, "pid": os.getpid()}))
+    def write_conductor_beat(self, beat: int, idle: Iterable[str] = ()) -> None:
+        """Store the conductor's heartbeat, and the allocations of which no worker has anything to do."""
+        self._write("conductor.json", json.dumps({"beat": beat, "idle": sorted(idle), "pid": os.getpid()}))
 
-    def read_conductor_beat(self) -> int:
-        """Return the conductor's heartbeat; it changes while the conductor lives."""
-        return int((_read_json(self.path / "conductor.json") or {}).get("beat", 0))
+    def read_conductor_beat(self) -> tuple[int, tuple[str, ...]]:
+        """Return the conductor's heartbeat, which changes while it lives, and the allocations that it sees idle."""
+        values = _read_json(self.path / "conductor.json") or {}
+        return int(values.get("beat", 0)), tuple(values.get("idle", ()))
 
 
 class Signer:

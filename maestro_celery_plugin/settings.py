@@ -68,8 +68,10 @@ class SampleSettings:
 class BatchSettings:
     """``batch``: the batch system, for Maestro's adapters and for worker launch."""
 
-    type: Literal["local", "slurm", "lsf", "lsf-srun", "flux", "pbs"] = setting(
-        "Where workers run: processes of this machine, or an allocation of the batch system.", default="local"
+    type: str = setting(
+        "Where workers run: processes of this machine (`local`), or an allocation of a batch system (`slurm`, `lsf`, "
+        "`lsf-srun`, `flux`, or one that an extension adds).",
+        default="local",
     )
     shell: str = setting(
         "Interpreter of the scripts of steps that name none.", default="/bin/bash", minLength=1

@@ -90,9 +90,9 @@ class Slurm:
     )
 
     @hookimpl
-    def batch_system(self, type: str) -> BatchSystem | None:
-        """Answer for ``batch.type: slurm``."""
-        return self if type == self.type else None
+    def batch_system(self) -> BatchSystem:
+        """Stand for ``batch.type: slurm``."""
+        return self
 
     def adapter_arguments(self, settings: BatchSettings) -> dict[str, Any]:
         """Return the keywords for Maestro's adapter, which insists on three (slurmscriptadapter.py:76-78)."""

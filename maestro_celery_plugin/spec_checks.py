@@ -14,8 +14,8 @@ from typing import Any
 import maestrowf
 
 from maestro_celery_plugin import schema
-from maestro_celery_plugin.batch_systems import batch_system
-from maestro_celery_plugin.errors import AllocationError, SpecificationError
+from maestro_celery_plugin.batch_systems import LOCAL, batch_systems
+from maestro_celery_plugin.errors import SpecificationError
 from maestro_celery_plugin.settings import BatchSettings, ResourceSettings, SampleSettings, StepSettings
 from maestro_celery_plugin.steps import SHELL_KEY
 from maestro_celery_plugin.tokens import RESERVED, names_in
@@ -23,6 +23,7 @@ from maestro_celery_plugin.tokens import RESERVED, names_in
 __all__ = [
     "ALL_COMBINATIONS",
     "STEP_SETTING_KEYS",
+    "check_batch",
     "check_block",
     "check_content",
     "check_plain",
@@ -35,7 +36,6 @@ BLOCKS = ("description", "batch", "env", "study", "global.parameters", "merlin",
 # Batch systems of which Maestro's adapter does not take a shell (lsfscriptadapter.py:70).
 DEAF_TO_SHELL = ("lsf", "lsf-srun")
 STEP_SETTING_KEYS = tuple(schema.json_schema(StepSettings)["properties"])
-_BATCH = schema.json_schema(BatchSettings)
 _MERLIN: dict[str, Any] = {
     "type": "object",
     "properties": {
@@ -123,7 +123,7 @@ def check_content(data: Mapping[str, Any], file: str) -> None:
     maestro = _maestro_schemas()
     check_block(data["description"], maestro["DESCRIPTION"], file, "description")
     check_block(data.get("env") or {}, maestro["ENV"], file, "env")
-    check_block(data.get("batch") or {}, _BATCH, file, "batch")
+    check_batch(data.get("batch") or {}, file, "batch")
     _check_shell((data.get("batch") or {}).get("shell"), file, "batch.shell")
     _check_parameters(data.get("global.parameters") or {}, file)
     for number, step in enumerate(data["study"]):
@@ -141,6 +141,17 @@ def check_block(block: Any, block_schema: Mapping[str, Any], file: str, where: s
     """
     for path, sentence in schema.problems(block, block_schema):
         raise SpecificationError.at(file, f"{where}.{path}".rstrip("."), sentence)
+
+
+def check_batch(block: Any, file: str, where: str) -> None:
+    """Check a block of `batch` keys, of a study, a worker group or a step.
+
+    Raises:
+        SpecificationError: it does not fit; with the first problem only.
+    """
+    block_schema = schema.json_schema(BatchSettings)
+    block_schema["properties"]["type"]["enum"] = [LOCAL, *batch_systems()]
+    check_block(block, block_schema, file, where)
 
 
 def _check_parameters(parameters: Mapping[str, Any], file: str) -> None:
@@ -168,7 +179,7 @@ def _check_step(step: Any, number: int, file: str) -> None:
     run = maestro["properties"]["run"]
     properties = {**run["properties"], **schema.json_schema(StepSettings)["properties"]}
     check_block(step["run"], {**run, "properties": properties}, file, f"{where}.run")
-    check_block(step["run"].get("batch", {}), _BATCH, file, f"{where}.run.batch")
+    check_batch(step["run"].get("batch", {}), file, f"{where}.run.batch")
     _check_shell(step["run"].get("shell"), file, f"{where}.run.shell")
 
 
@@ -176,24 +187,12 @@ def check_plain(data: Mapping[str, Any], plain: Set[str], file: str) -> None:
     """Make sure that Maestro can run the plain steps.
 
     Raises:
-        SpecificationError: they use keys that only workers know, or Maestro has no adapter for the batch system.
+        SpecificationError: they use keys that only workers know.
     """
     type = (data.get("batch") or {}).get("type", "local")
     for step in data["study"]:
         if step["name"] in plain:
             _check_plain_step(step, type, file)
-    if plain:
-        try:
-            batch_system(type)
-        except AllocationError as cause:
-            name = sorted(plain)[0]
-            raise SpecificationError.at(
-                file,
-                "batch.type",
-                f"found '{type}', for which Maestro cannot run the step '{name}' itself "
-                "(merlin.resources.unassigned: maestro); use 'local', 'slurm', 'lsf' or 'flux', or give the step to a "
-                "worker group.",
-            ) from cause
 
 
 def _check_plain_step(step: Mapping[str, Any], type: str, file: str) -> None:

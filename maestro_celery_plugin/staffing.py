@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 
 from maestro_celery_plugin.allocation_source import AllocationSource
 from maestro_celery_plugin.allocations import Allocation
@@ -31,6 +31,8 @@ LOGGER = logging.getLogger(__name__)
 
 # Workers that have not given up cancelled samples by then are killed.
 CANCEL_LIMIT_S = 7.0
+# The ledger files of workers that are gone are looked at so often.
+GONE_INTERVAL_S = 5.0
 
 
 class Staffing:
@@ -53,6 +55,7 @@ class Staffing:
         self._has_other_hosts = has_other_hosts(plan.settings)
         self._first_held: dict[str, float] = {}
         self._seen = set(self._pool.alive)
+        self._followed_all_at = 0.0
         records.load(self._pool.alive)
 
     def care(self) -> bool:
@@ -78,6 +81,19 @@ class Staffing:
         number = tracker.manifest.number
         return any(self._pool.free_slots(group, held, number) for group in tracker.groups)
 
+    @property
+    def gone(self) -> Set[str]:
+        """The workers that have left or died.
+
+        After many allocations their ledger files outnumber the others. One that was only silent may still write.
+        """
+        return self._seen - self._pool.alive.keys()
+
+    @property
+    def idle_allocations(self) -> frozenset[str]:
+        """The allocations that have workers, none of which has anything to do."""
+        return self._pool.idle_allocations
+
     def end(self) -> None:
         """End all workers and allocations."""
         self._pool.stop()
@@ -89,11 +105,13 @@ class Staffing:
         for beat in dead:
             LOGGER.warning("Worker '%s' on %s has died.", beat.name, beat.node)
             self._pool.bury(beat)
-        self._records.follow()
         silent = {beat.name for beat in dead if beat.host != host_name()}
         self._seen.update(self._pool.alive, (beat.name for beat in dead))
         lost = holding.union(beat.name for beat in dead).difference(self._pool.alive)
         lost -= self._unseen(lost)
+        if lost or time.monotonic() - self._followed_all_at > GONE_INTERVAL_S:
+            self._records.follow()
+            self._followed_all_at = time.monotonic()
         for writer in lost:
             # A supervisor tells of its worker's death; when it is silent, too, the whole machine is gone.
             self._records.lose(writer, innocent=writer.partition(".")[0] in silent)

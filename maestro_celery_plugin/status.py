@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from maestro_celery_plugin.allocations import read_allocations
 from maestro_celery_plugin.conductorship import conductor_lock
 from maestro_celery_plugin.errors import StudyError
 from maestro_celery_plugin.ledger import COORDINATOR, ENTRY, SUFFIX, Entries, LedgerReader
@@ -31,7 +32,7 @@ from maestro_celery_plugin.study import StudyPlan
 from maestro_celery_plugin.worker_sources import awaited_groups
 from maestro_celery_plugin.workers import SILENCE_LIMIT_S
 
-__all__ = ["StatusReader", "StepStatus", "StudyState", "StudyStatus", "WorkerStatus"]
+__all__ = ["AllocationStatus", "StatusReader", "StepStatus", "StudyState", "StudyStatus", "WorkerStatus"]
 
 _NO_SAMPLES = Counts(total=0, finished=0, failed=0, running=0, pending=0)
 
@@ -102,6 +103,25 @@ class WorkerStatus:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class AllocationStatus:
+    """An allocation, as the conductor has last seen it.
+
+    Attributes:
+        name: Its name: that of its worker group, or that of the key `allocation`.
+        number: Counts the allocations of this name, from 1.
+        job: Identifier for the batch system; None before it is submitted.
+        state: Name of its `states.AllocationState`.
+        reason: The batch system's words: why it waits, or how it ended.
+    """
+
+    name: str
+    number: int
+    job: str | None
+    state: str
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class StudyStatus:
     """How far a study is."""
 
@@ -109,6 +129,7 @@ class StudyStatus:
     path: Path
     state: StudyState
     steps: list[StepStatus]
+    allocations: list[AllocationStatus]
     workers: list[WorkerStatus]
 
     @property
@@ -128,6 +149,7 @@ class StudyStatus:
             "path": str(self.path),
             "state": self.state.name,
             "steps": steps,
+            "allocations": [dataclasses.asdict(allocation) for allocation in self.allocations],
             "workers": [dataclasses.asdict(worker) for worker in self.workers],
         }
 
@@ -172,6 +194,7 @@ class StatusReader:
                 path=self._plan.root,
                 state=self._state(rows, conducted),
                 steps=self._steps(rows, alive, conducted),
+                allocations=list(self._allocations()),
                 workers=[*self._workers(beats, alive), *self._awaited(rows, beats, alive)],
             )
         except OSError as cause:
@@ -189,11 +212,17 @@ class StatusReader:
     def _state(self, rows: list[StepRow], conducted: bool) -> StudyState:
         if conducted:
             return StudyState.RUNNING
-        if not (self._session.read_conductor_beat() or (self._plan.ledger / f"{COORDINATOR}{SUFFIX}").exists()):
+        if not (self._session.read_conductor_beat()[0] or (self._plan.ledger / f"{COORDINATOR}{SUFFIX}").exists()):
             return StudyState.PENDING
         return _state_after_end({row.state for row in rows})
 
-    # --- workers ---
+    # --- allocations and workers ---
+
+    def _allocations(self) -> Iterator[AllocationStatus]:
+        for one in read_allocations(self._plan.allocations):
+            yield AllocationStatus(
+                name=one.name, number=one.number, job=one.job, state=one.state.name, reason=one.reason
+            )
 
     def _lives(self, beat: Heartbeat, conducted: bool) -> bool:
         """Tell whether a worker lives; a conductor that lives forgets the dead ones of other machines."""

@@ -52,6 +52,11 @@ _STYLES = {
     "UNKNOWN": "red",
     "CANCELLED": "yellow",
     "INTERRUPTED": "yellow",
+    "TIMED_OUT": "yellow",
+    "PREEMPTED": "yellow",
+    "NODE_FAILED": "red",
+    "BOOT_FAILED": "red",
+    "OUT_OF_MEMORY": "red",
     "dead": "red",
 }
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]")
@@ -111,7 +116,7 @@ def _page(status: StudyStatus, reader: StatusReader, console: Console, rows: int
     parts: list[RenderableType] = [_title(status), _steps_table(steps, wide=console.width >= _WIDE)]
     if len(steps) < len(status.steps):
         parts.append(_rest_words(status.steps, steps))
-    parts += [*_advice(status), *_workers(status)]
+    parts += [*_advice(status), *_allocations(status), *_workers(status)]
     slowest = reader.slowest(SHOWN)
     if slowest:
         lines = (_headline(sample, _duration_words(sample.duration_s)) for sample in slowest)
@@ -225,7 +230,22 @@ def _time_left(step: StepStatus) -> str:
     return _duration_words(step.time_left_s) if step.time_left_s else ""
 
 
-# --- workers and samples ---
+# --- allocations, workers and samples ---
+
+
+def _allocations(status: StudyStatus) -> list[RenderableType]:
+    """Return the last allocation of each name; how many there were before it, its number tells."""
+    last = {one.name: one for one in status.allocations}
+    if not last:
+        return []
+    lines = []
+    for one in list(last.values())[:SHOWN]:
+        job = f"job {one.job}" if one.job else "not submitted"
+        line = Text.assemble(_plain(f"{one.name}/{one.number}  {job}  "), _state_text(one.state))
+        lines.append(line.append_text(_plain(f"  {one.reason}" if one.reason else "", "dim")))
+    if len(last) > SHOWN:
+        lines.append(Text(f"and {len(last) - SHOWN} more (--json has all)", style="dim"))
+    return [_section("Allocations", lines)]
 
 
 def _workers(status: StudyStatus) -> list[RenderableType]:

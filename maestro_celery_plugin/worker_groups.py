@@ -12,11 +12,10 @@ from maestro_celery_plugin.errors import SpecificationError
 from maestro_celery_plugin.settings import (
     DEFAULT_GROUP,
     DEFAULT_TASK_QUEUE,
-    BatchSettings,
     ResourceSettings,
     WorkerGroupSettings,
 )
-from maestro_celery_plugin.spec_checks import check_block
+from maestro_celery_plugin.spec_checks import check_batch
 from maestro_celery_plugin.tokens import names_in, substitute
 
 __all__ = ["check_groups", "left_to_maestro", "served_queues", "task_queues", "with_task_queues"]
@@ -115,7 +114,7 @@ def check_groups(resources: ResourceSettings, queues: StepQueues, data: Mapping[
                     found = f"no step uses the task queue '{one}'; {schema.nearest(one, known)}"
                     raise SpecificationError.at(file, f"{where}.task_queues", found)
         if group.batch:
-            check_block(group.batch, schema.json_schema(BatchSettings), file, f"{where}.batch")
+            check_batch(group.batch, file, f"{where}.batch")
         check_worker_args(group.args, file, f"{where}.args")
 
 

@@ -154,6 +154,13 @@ class WorkerPool:
         """The sources of allocations, each once."""
         return list({id(s): s for s in self._sources.values() if isinstance(s, AllocationSource)}.values())
 
+    @property
+    def idle_allocations(self) -> frozenset[str]:
+        """The allocations that have workers, none of which has anything to do."""
+        beats = [beat for beat in self.alive.values() if beat.allocation]
+        working = {beat.allocation for beat in beats if beat.state in ("starting", "busy")}
+        return frozenset({beat.allocation for beat in beats} - working)
+
     def groups_of(self, source: AllocationSource) -> tuple[str, ...]:
         """Return the groups that an allocation serves."""
         return tuple(name for name, one in self._sources.items() if one is source)

@@ -38,7 +38,6 @@ def first_problem(block, data):
         (ResourceSettings, {"workers": {"w": {"step": []}}}, "workers.w", "unknown key 'step'; did you mean 'steps'?"),
         (ResourceSettings, {"overlap": "no"}, "overlap", "found 'no'; true or false is needed"),
         (BatchSettings, {"nodes": "two"}, "nodes", "found 'two'; an integer of at least 1 or 'all' is needed"),
-        (BatchSettings, {"type": "slrum"}, "type", "found 'slrum'; did you mean 'slurm'?"),
         (StepSettings, {"task_queue": ""}, "task_queue", "found empty text; some text is needed"),
         (StepSettings, {"max_retries": -1}, "max_retries", "found '-1'; an integer of at least 0 is needed"),
         (StepSettings, {"retry_delay": None}, "retry_delay", "found nothing; a number of at least 0 is needed"),

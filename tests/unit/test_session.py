@@ -120,9 +120,9 @@ def test_a_heartbeat_that_a_crash_of_its_machine_has_emptied_is_none(session):
 
 
 def test_the_conductors_heartbeat_comes_back(session):
-    assert session.read_conductor_beat() == 0
-    session.write_conductor_beat(7)
-    assert session.read_conductor_beat() == 7
+    assert session.read_conductor_beat() == (0, ())
+    session.write_conductor_beat(7, {"sim/2", "sim/1"})
+    assert session.read_conductor_beat() == (7, ("sim/1", "sim/2"))
 
 
 def test_all_workers_can_be_stopped_and_the_study_resumed(session):

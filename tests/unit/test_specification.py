@@ -16,8 +16,11 @@ import yaml
 from maestrowf.datastructures.core import Study
 from maestrowf.specification.yamlspecification import YAMLSpecification
 
+from maestro_celery_plugin.batch_systems import batch_system
 from maestro_celery_plugin.errors import SpecificationError
+from maestro_celery_plugin.plugins import plugin_manager
 from maestro_celery_plugin.settings import BatchSettings, GenerateSettings, WorkerGroupSettings
+from maestro_celery_plugin.slurm import Slurm
 from maestro_celery_plugin.specification import EnsembleSpecification
 from maestro_celery_plugin.steps import STEP_KEY
 
@@ -664,11 +667,34 @@ def test_a_shell_that_maestros_adapter_does_not_take(tmp_path):
     assert message(tmp_path, maestro(step("a", shell="python3"), batch={"type": "lsf"})).startswith("study.a.run.shell: ")
 
 
-def test_a_batch_system_without_an_adapter_of_maestro(tmp_path):
-    assert message(tmp_path, maestro(step("a"), batch={"type": "pbs"})) == (
-        "batch.type: found 'pbs', for which Maestro cannot run the step 'a' itself (merlin.resources.unassigned: "
-        "maestro); use 'local', 'slurm', 'lsf' or 'flux', or give the step to a worker group."
-    )
+@pytest.mark.parametrize("where", ["batch", "merlin.resources.workers.w.batch", "study.a.run.batch"])
+def test_a_batch_system_that_nothing_knows(where, tmp_path):
+    batch = {"type": "pbs"}
+    specification = {
+        "batch": lambda: spec(study=[step("a")], batch=batch, merlin=workers(w={})),
+        "merlin.resources.workers.w.batch": lambda: spec(study=[step("a")], merlin=workers(w={"batch": batch})),
+        "study.a.run.batch": lambda: spec(study=[step("a", batch=batch)], merlin=workers(w={})),
+    }[where]()
+    known = "'flux', 'local', 'lsf', 'lsf-srun', 'slurm'"
+    assert message(tmp_path, specification) == f"{where}.type: found 'pbs'; known: {known}."
+
+
+def test_a_misspelt_batch_system(tmp_path):
+    found = message(tmp_path, spec(study=[step("a")], batch={"type": "slrum"}, merlin=workers(w={})))
+    assert found == "batch.type: found 'slrum'; did you mean 'slurm'?"
+
+
+def test_an_extension_adds_a_batch_system(tmp_path):
+    class Pbs(Slurm):
+        type = "pbs"
+
+    pbs = Pbs()
+    plugin_manager().register(pbs)
+    try:
+        load(tmp_path, spec(study=[step("a")], batch={"type": "pbs"}, merlin=workers(w={})))
+        assert batch_system("pbs") is pbs
+    finally:
+        plugin_manager().unregister(pbs)
 
 
 # --- sampled steps -----------------------------------------------------------------------------------

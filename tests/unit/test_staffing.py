@@ -15,7 +15,7 @@ from maestro_celery_plugin.records import Records
 from maestro_celery_plugin.session import Heartbeat, Session
 from maestro_celery_plugin.settings import BatchSettings, EnsembleSettings, ResourceSettings, WorkerGroupSettings
 from maestro_celery_plugin.staffing import Staffing
-from maestro_celery_plugin.states import AllocationState, RecordState
+from maestro_celery_plugin.states import AllocationState, Outcome, RecordState
 from maestro_celery_plugin.study import StudyPlan
 from maestro_celery_plugin.worker import is_of_stem, worker_stem
 from maestro_celery_plugin.workers import WorkerGroup
@@ -113,6 +113,49 @@ def test_a_worker_of_another_machine_that_keeps_what_was_cancelled_is_asked_to_l
     pool.kill("far-1")
 
     assert Session(study.plan.session).worker_stop_requested("far-1")
+
+
+def test_what_a_worker_has_written_last_is_seen_when_it_is_gone(study):
+    """Given a worker whose last sample ended just before it left, then that sample is not lost."""
+    session, pool, records = Session(study.plan.session), study.staffing._pool, study.records
+    session.write_heartbeat(beat("far-1", group="far", host="elsewhere", state="busy"))
+    study.staffing._miss_the_dead()
+    worker = LedgerWriter(study.plan.ledger / f"far-1{SUFFIX}")
+    worker.append(Kind.TAKEN, 2, 1, 0, 10)
+    worker.append(Kind.STARTED, 2, 1, 0)
+    records.follow(but=study.staffing.gone)
+    worker.append(Kind.ENDED, 2, 1, 0, 1000)
+    pool._ended.add("")  # nothing is heard of it any more
+
+    assert study.staffing._miss_the_dead()
+    assert study.staffing.gone == {"far-1"}
+    assert study.trackers["b"].progress.losses.sum() == 0
+    assert study.trackers["b"].progress.outcome[0] == Outcome.FINISHED
+
+
+def test_a_worker_that_was_only_silent_is_read_again(study, monkeypatch):
+    session, pool = Session(study.plan.session), study.staffing._pool
+    session.write_heartbeat(beat("far-1", group="far", host="elsewhere"))
+    study.staffing._miss_the_dead()
+    pool._ended.add("")
+    study.staffing._miss_the_dead()
+    LedgerWriter(study.plan.ledger / f"far-1{SUFFIX}").append(Kind.STARTED, 2, 1, 0)
+
+    study.records.follow(but=study.staffing.gone)
+    assert not study.trackers["b"].progress.started.any()
+    monkeypatch.setattr(staffing, "GONE_INTERVAL_S", 0.0)
+    study.staffing._miss_the_dead()
+    assert study.trackers["b"].progress.started.any()
+
+
+@pytest.mark.parametrize(
+    ("states", "idle"),
+    [(("idle", "busy"), set()), (("idle", "starting"), set()), (("idle", "draining"), {"near/1"})],
+)
+def test_an_allocation_is_idle_when_none_of_its_workers_has_anything_to_do(study, states, idle):
+    workers = [beat("far-1", group="far"), *(beat(f"near-1-{n}", "near/1", state=s) for n, s in enumerate(states))]
+    study.staffing._pool.alive = {worker.name: worker for worker in workers}
+    assert study.staffing.idle_allocations == idle
 
 
 @pytest.mark.parametrize("others", [True, False])

@@ -17,6 +17,7 @@ from filelock import FileLock
 from rich.console import Console
 
 from maestro_celery_plugin import status_view
+from maestro_celery_plugin.allocations import Allocation, new_directory
 from maestro_celery_plugin.cli import main
 from maestro_celery_plugin.errors import StudyError
 from maestro_celery_plugin.ledger import Kind, LedgerWriter
@@ -26,6 +27,7 @@ from maestro_celery_plugin.progress import Counts, cannot_run_code
 from maestro_celery_plugin.sample_status import RecordSamples, SampleStatus, values_of
 from maestro_celery_plugin.session import Heartbeat, Session
 from maestro_celery_plugin.settings import BatchSettings, EnsembleSettings, ResourceSettings
+from maestro_celery_plugin.states import AllocationState
 from maestro_celery_plugin.status import StatusReader, StudyState
 from maestro_celery_plugin.status_csv import read_rows, shared_lock
 from maestro_celery_plugin.study import StudyPlan
@@ -452,6 +454,7 @@ def test_json_has_exactly_the_promised_keys(study: Study) -> None:
     study.say(row(1, "RUNNING"), row(2, "INITIALIZED"))
     study.run(0)
     study.beat("w-1", ProcessId.of(os.getpid()))
+    allocate(study, "w", "41", AllocationState.PENDING, "Resources")
     result = CliRunner().invoke(main, ["status", "--json", str(study.plan.root)])
     assert result.exit_code == 0
     samples = {"total": 10, "finished": 1, "failed": 0, "running": 0, "pending": 9}
@@ -465,8 +468,25 @@ def test_json_has_exactly_the_promised_keys(study: Study) -> None:
             {**common, "name": "sim_X.1", "params": {"X": "1"}, "state": "INTERRUPTED", "samples": samples},
             {**common, "name": "sim_X.2", "params": {"X": "2"}, "state": "INITIALIZED", "samples": none},
         ],
+        "allocations": [{"name": "w", "number": 1, "job": "41", "state": "PENDING", "reason": "Resources"}],
         "workers": [{"name": "w-1", "group": "w", "node": host_name(), "state": "busy"}],
     }
+
+
+def test_the_last_allocation_of_each_name_is_shown(study: Study) -> None:
+    study.submit()
+    allocate(study, "sim", "41", AllocationState.TIMED_OUT)
+    allocate(study, "sim", "42", AllocationState.PENDING, "Resources")
+    allocate(study, "post", None, AllocationState.PENDING)
+    output = CliRunner().invoke(main, ["status", str(study.plan.root)]).output
+    section = output.partition("Allocations\n")[2].splitlines()
+    assert section[:2] == ["  post/1  not submitted  PENDING", "  sim/2  job 42  PENDING  Resources"]
+    assert "41" not in output
+
+
+def allocate(study: Study, name: str, job: str | None, state: AllocationState, reason: str = "") -> None:
+    number, directory = new_directory(study.plan.allocations, name)
+    Allocation(name, number, directory, job, state, reason).store()
 
 
 def test_a_directory_that_is_no_study_is_one_line_on_stderr(tmp_path: Path) -> None:
