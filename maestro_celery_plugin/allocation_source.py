@@ -59,7 +59,7 @@ class AllocationSource:
         self._failures = self._setbacks = self._unknown = 0
         self._failure = ""
         self._empty_since: float | None = None
-        self._asked_at = self._changed_at = self._dismissed_at = self._not_before = 0.0
+        self._asked_at = self._changed_at = self._released_at = self._not_before = 0.0
         earlier = [one for one in read_allocations(directory) if one.name == name]
         self.current: Allocation | None = earlier[-1] if earlier else None
 
@@ -196,7 +196,7 @@ class AllocationSource:
             why = f"Job {allocation.job}: {end}. Its script and output are in '{allocation.directory}'. {said}"
             (self._set_back if allocation.state in _INNOCENT else self._fail)(why)
 
-    def dismiss(self, *, by_force: bool) -> None:
+    def release(self, *, by_force: bool) -> None:
         """Note that nothing needs the open allocation any more; end it if its workers do not by leaving.
 
         Args:
@@ -204,14 +204,14 @@ class AllocationSource:
         """
         if self.current is not None and not self.current.released:
             LOGGER.info("Allocation '%s' is not needed any more.", self.current.label)
-            self._dismissed_at = time.monotonic()
+            self._released_at = time.monotonic()
             self.current.released = True
             self.current.store()
             if by_force:
-                self.release()
-        elif time.monotonic() - self._dismissed_at > LEAVE_LIMIT_S:
-            self._dismissed_at = time.monotonic()
-            self.release()
+                self.cancel()
+        elif time.monotonic() - self._released_at > LEAVE_LIMIT_S:
+            self._released_at = time.monotonic()
+            self.cancel()
 
     def settle(self) -> None:
         """Find out whether the batch system has taken an allocation of which nobody knows."""
@@ -219,7 +219,7 @@ class AllocationSource:
             with contextlib.suppress(BatchSystemAwayError):
                 self.current.job = self._jobs.find(self.current.directory)
 
-    def release(self) -> None:
+    def cancel(self) -> None:
         """End the open allocation."""
         allocation = self.current
         if allocation is None or not self.is_open:

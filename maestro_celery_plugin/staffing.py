@@ -181,7 +181,7 @@ class Staffing:
             if source.is_open and busy.isdisjoint(groups):
                 queues = {queue for name in groups for queue in self._pool.groups[name].queues}
                 if not self._demand.for_queues(queues):
-                    self._pool.dismiss(source)
+                    self._pool.release(source)
 
     def _ensure(self, group: WorkerGroup, trackers: list[Tracker]) -> None:
         try:

@@ -70,7 +70,7 @@ class WorkerPool:
     ) -> None:
         self._session, self._sources = session, sources
         self._ended: set[str] = set()
-        self._dismissed: set[str] = set()
+        self._asked_to_leave: set[str] = set()
         self.groups = {group.name: group for group in groups}
         self._beats: dict[str, tuple[int, float]] = {}
         self.alive: dict[str, Heartbeat] = {}
@@ -187,14 +187,15 @@ class WorkerPool:
         sources = [self._sources.get(name) for name in wanted]
         return any(not isinstance(s, AllocationSource) or s.is_open for s in sources if s is not None)
 
-    def dismiss(self, source: AllocationSource) -> None:
+    def release(self, source: AllocationSource) -> None:
         """Let the workers of an allocation leave, which ends it."""
         label = source.current.label if source.current else ""
         mine = [beat.name for beat in self.alive.values() if beat.allocation == label]
-        for name in set(mine) - self._dismissed:  # once: what is asked of a worker that has left would stay for ever
+        # Once: what is asked of a worker that has left would stay for ever.
+        for name in set(mine) - self._asked_to_leave:
             self._session.request_worker_stop(name)
-        self._dismissed.update(mine)
-        source.dismiss(by_force=not mine)
+        self._asked_to_leave.update(mine)
+        source.release(by_force=not mine)
 
     # --- end ---
 
@@ -204,7 +205,7 @@ class WorkerPool:
         self.look()
         for source in self.allocation_sources:
             if source.current is not None and source.current.state is AllocationState.PENDING:
-                source.release()
+                source.cancel()
         self._stop_local()
         self._end_allocations()
         for beat in self._session.heartbeats():
@@ -241,7 +242,7 @@ class WorkerPool:
         wait_until(have_left, _LEAVE_LIMIT_S, interval_s=0.1)
         for source in still_open:
             if not source.await_end(_SETTLE_LIMIT_S):
-                source.release()
+                source.cancel()
                 if not source.await_end(_STOP_LIMIT_S) and source.current is not None:
                     job = source.current.job
                     LOGGER.error("Job %s of the study is still in the queue; cancel it by hand.", job)

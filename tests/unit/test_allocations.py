@@ -309,7 +309,7 @@ def test_a_job_of_which_nobody_knows_is_ended_with_the_study(queue, tmp_path, so
     queue.found = "7"
 
     source.settle()
-    source.release()
+    source.cancel()
 
     assert queue.cancelled == ["7"]
 
@@ -354,7 +354,7 @@ def test_a_cancel_that_fails_is_told(source, queue, monkeypatch, caplog):
     source.ensure()
     monkeypatch.setattr(queue, "cancel", lambda job: (_ for _ in ()).throw(AllocationError("scancel has failed")))
 
-    source.release()
+    source.cancel()
 
     assert "Job 1 of allocation 'sim/1' cannot be ended: scancel has failed" in caplog.text
 
@@ -414,7 +414,7 @@ def test_the_words_of_a_refusal_tell_whether_to_try_again(tmp_path, monkeypatch,
 
 def test_one_that_nothing_needs_is_cancelled_when_it_has_no_workers(source, queue):
     source.ensure()
-    source.dismiss(by_force=True)
+    source.release(by_force=True)
 
     assert queue.cancelled == ["1"]
     assert end(source, queue, AllocationState.CANCELLED, has_worked=False).released
@@ -424,12 +424,12 @@ def test_one_that_nothing_needs_is_cancelled_when_it_has_no_workers(source, queu
 
 def test_one_whose_workers_can_leave_is_cancelled_only_when_they_do_not(source, queue, monkeypatch):
     source.ensure()
-    source.dismiss(by_force=False)
-    source.dismiss(by_force=False)
+    source.release(by_force=False)
+    source.release(by_force=False)
     assert queue.cancelled == []
 
     monkeypatch.setattr(allocation_source, "LEAVE_LIMIT_S", 0.0)
-    source.dismiss(by_force=False)
+    source.release(by_force=False)
     assert queue.cancelled == ["1"]
 
 
