@@ -20,13 +20,14 @@ from maestro_celery_plugin import intake
 from maestro_celery_plugin.app import TASK_NAME, make_app, queue_for
 from maestro_celery_plugin.batch_systems import StepNeeds, batch_system
 from maestro_celery_plugin.broker import check_reachable
+from maestro_celery_plugin.conductorship import HeardConductor
 from maestro_celery_plugin.deadline import Deadline
 from maestro_celery_plugin.dispatch import Dispatcher
 from maestro_celery_plugin.errors import EnsembleError, LedgerError, WorkerError
-from maestro_celery_plugin.launchers import share, slots_of
 from maestro_celery_plugin.processes import ProcessId, host_name, wait_until
 from maestro_celery_plugin.sample_launches import SampleLaunches
-from maestro_celery_plugin.session import Heartbeat, Session
+from maestro_celery_plugin.session import Heartbeat
+from maestro_celery_plugin.slots import share, slots_of
 from maestro_celery_plugin.tasks import RangeTask
 from maestro_celery_plugin.worker import MOVED, PROCESS_MARKER, WorkerArguments, mark
 from maestro_celery_plugin.worker_options import WorkerOptions, parse_worker_args, usable_cpus
@@ -181,7 +182,7 @@ class _WorkerProcess:
     def _watch(self, slots: int) -> None:
         beat, last_beat_at, last_look_at = 0, 0.0, 0.0
         look_s = LOOK_S if self._is_in_allocation else _WATCH_S
-        conductor = _Conductor(self._session)
+        conductor = HeardConductor(self._session)
         while True:
             try:
                 now = time.monotonic()
@@ -232,7 +233,7 @@ class _WorkerProcess:
             return "draining"
         return "busy" if self._side.busy else "idle"
 
-    def _shall_end(self, conductor: _Conductor) -> bool:
+    def _shall_end(self, conductor: HeardConductor) -> bool:
         """Whether this process shall end, by the files of the session and by what it has to do."""
         if self._session.worker_stop_requested(self._arguments.name) or not self._session.path.exists():
             return True
@@ -246,7 +247,7 @@ class _WorkerProcess:
         conductor.look()
         return self._shall_leave(self._idle_s(), conductor)
 
-    def _shall_leave(self, idle_s: float, conductor: _Conductor) -> bool:
+    def _shall_leave(self, idle_s: float, conductor: HeardConductor) -> bool:
         """Whether this worker is not needed any more.
 
         While another one of its allocation works, leaving would free nothing.
@@ -297,28 +298,3 @@ class _WorkerProcess:
         else:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(os.getpid(), signal.SIGTERM)
-
-
-class _Conductor:
-    """The conductor, as a worker hears of it.
-
-    Attributes:
-        idle: The allocations of which it sees no worker that has anything to do.
-        silent_s: For how long it has not changed its heartbeat, by this machine's clock.
-    """
-
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        self._beat = 0
-        self._heard_at = time.monotonic()
-        self.idle: tuple[str, ...] = ()
-
-    def look(self) -> None:
-        """Read its heartbeat."""
-        beat, self.idle = self._session.read_conductor_beat()
-        if beat != self._beat:
-            self._beat, self._heard_at = beat, time.monotonic()
-
-    @property
-    def silent_s(self) -> float:
-        return time.monotonic() - self._heard_at

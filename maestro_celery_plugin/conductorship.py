@@ -18,7 +18,7 @@ from maestro_celery_plugin.errors import StudyError
 from maestro_celery_plugin.session import Session
 from maestro_celery_plugin.study import StudyPlan
 
-__all__ = ["LOCK_LIMIT_S", "Conductorship", "conduct", "conductor_lock", "take_news"]
+__all__ = ["LOCK_LIMIT_S", "Conductorship", "HeardConductor", "conduct", "conductor_lock", "take_news"]
 
 BEAT_INTERVAL_S = 2.0
 # Workers look for a change: one that leaves after a short `idle_limit` has to see several within it.
@@ -99,3 +99,31 @@ class Conductorship:
             self._ended.set()
             _HELD.pop(self._root, None)
             self._lock.release()
+
+
+class HeardConductor:
+    """The conductor, as a worker hears of it.
+
+    Args:
+        session: The session.
+
+    Attributes:
+        idle: The allocations of which it sees no worker that has anything to do.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._beat = 0
+        self._heard_at = time.monotonic()
+        self.idle: tuple[str, ...] = ()
+
+    def look(self) -> None:
+        """Read its heartbeat."""
+        beat, self.idle = self._session.read_conductor_beat()
+        if beat != self._beat:
+            self._beat, self._heard_at = beat, time.monotonic()
+
+    @property
+    def silent_s(self) -> float:
+        """For how long it has not changed its heartbeat, by this machine's clock."""
+        return time.monotonic() - self._heard_at

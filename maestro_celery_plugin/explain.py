@@ -9,9 +9,10 @@ from pathlib import Path
 from maestro_celery_plugin.allocations import Allocation, read_allocations
 from maestro_celery_plugin.session import Session
 from maestro_celery_plugin.states import AllocationState
-from maestro_celery_plugin.status import StatusReader, StepStatus, StudyStatus
+from maestro_celery_plugin.status import StatusReader
 from maestro_celery_plugin.status_csv import LAST_STATES
 from maestro_celery_plugin.study import StudyPlan
+from maestro_celery_plugin.study_status import StepStatus, StudyStatus
 from maestro_celery_plugin.worker_sources import allocation_name, batch_of, is_for_this_machine
 
 __all__ = ["explain"]

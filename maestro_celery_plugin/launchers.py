@@ -1,4 +1,4 @@
-"""Launchers: what `$(LAUNCHER)` and `$(VLAUNCHER)` stand for in samples, and how many samples fit side by side.
+"""Launchers: what `$(LAUNCHER)` and `$(VLAUNCHER)` stand for in samples, and what one sample needs.
 
 The step's keys say what one sample needs (`StepNeeds`); the batch system (`batch_systems.py`) makes the
 command line of it. Nothing here asks a batch system anything.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from maestro_celery_plugin.batch_systems import ScriptCount, StepNeeds, batch_system
@@ -17,15 +17,7 @@ from maestro_celery_plugin.steps import STEP_KEY
 from maestro_celery_plugin.tokens import launcher_removed
 from maestro_celery_plugin.walltime import seconds_of
 
-__all__ = [
-    "batch_type_of",
-    "group_needs",
-    "launched",
-    "launches",
-    "needs_of",
-    "share",
-    "slots_of",
-]
+__all__ = ["batch_type_of", "launched", "launches", "needs_of"]
 
 _LAUNCHER = re.compile(r"\$\((?P<name>V?LAUNCHER)\)(?:\[(?P<bracket>[^\]\n]*)\])?")
 _COUNT = r"(?:\d+|\$\([^\s()]+\))"
@@ -253,70 +245,3 @@ def batch_type_of(settings: EnsembleSettings, step: StepSettings) -> str:
     blocks = (step.batch, serving.batch if serving else None)
     own = next((block["type"] for block in blocks if block and "type" in block), None)
     return str(own or settings.batch.type)
-
-
-# --- slots -------------------------------------------------------------------------------------------
-
-
-def group_needs(needs: Iterable[StepNeeds]) -> StepNeeds | None:
-    """Return the largest of the needs of a group's sampled steps: by nodes, then cores, then GPUs.
-
-    Returns:
-        None when none of the steps says anything.
-    """
-    said = [one for one in needs if one.nodes or one.procs or one.cores_per_task > 1 or one.gpu_count]
-    return max(said, key=lambda one: (one.nodes, one.cores, one.gpu_count), default=None)
-
-
-def slots_of(
-    needs: StepNeeds | None, nodes: int, cores_per_node: int, gpus_per_node: int | None = None
-) -> int:
-    """Return how many samples fit into an allocation side by side; 0 when not even one does.
-
-    * A sample that says nothing has one core: 4 nodes of 36 cores have 144 slots.
-    * A sample with `nodes` and no `procs`, or with more than one node, has whole nodes:
-      4 nodes and ``nodes: 2`` make 4 // 2 = 2 slots.
-    * Other samples share nodes, each sample on one of them: with 36 cores, ``procs: 36`` makes
-      4 · (36 // 36) = 4 slots, ``procs: 8`` with ``cores per task: 2`` makes 4 · (36 // 16) = 8, and
-      ``procs: 4`` with ``gpus per task: 1`` on nodes of 4 GPUs makes 4 · min(36 // 4, 4 // 4) = 4.
-    * Processes that fit on no node together, of a step that names no nodes, may be on any:
-      ``procs: 48`` makes (4 · 36) // 48 = 3 slots.
-
-    Args:
-        needs: What one sample needs; None when nothing is known.
-        nodes: Nodes of the allocation.
-        cores_per_node: Cores that the allocation has on each.
-        gpus_per_node: GPUs that it has on each; None when they are not counted.
-    """
-    needs = needs or StepNeeds()
-    procs = max(1, needs.procs)
-    if needs.nodes > 1 or (needs.nodes and not needs.procs):
-        whole = -(-procs // needs.nodes) * needs.cores_per_task <= cores_per_node
-        return nodes // needs.nodes if whole else 0
-    procs_of_node = cores_per_node // needs.cores_per_task
-    of_node = procs_of_node // procs
-    if needs.gpu_count and gpus_per_node is not None:
-        of_node = min(of_node, gpus_per_node // needs.gpu_count)
-    if of_node or needs.nodes:
-        return nodes * of_node
-    return nodes * _procs_with_gpus(procs_of_node, needs, gpus_per_node) // procs
-
-
-def _procs_with_gpus(procs: int, needs: StepNeeds, gpus_per_node: int | None) -> int:
-    """Return how many processes of a sample that spans nodes a node takes, given its GPUs."""
-    if not needs.gpu_count or gpus_per_node is None:
-        return procs
-    return min(procs, gpus_per_node * max(1, needs.procs) // needs.gpu_count)
-
-
-def share(slots: int, workers: int, number: int) -> int:
-    """Return the part of an allocation's slots that one of its workers has.
-
-    Worked example: 6 slots on 4 workers are 2, 2, 1 and 1.
-
-    Args:
-        slots: Slots of the whole allocation.
-        workers: Its number of workers.
-        number: Which worker, from 1 on.
-    """
-    return slots // workers + (number <= slots % workers)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,9 @@ import numpy as np
 from maestro_celery_plugin.errors import SampleError
 from maestro_celery_plugin.ledger import Entries, Kind
 from maestro_celery_plugin.manifest import Manifest
-from maestro_celery_plugin.progress import Counts, Progress, is_request
+from maestro_celery_plugin.progress import BROKEN, POISON_LIMIT, UNREADABLE, Counts, Progress, is_request
 from maestro_celery_plugin.samples import open_table
-from maestro_celery_plugin.states import Outcome
+from maestro_celery_plugin.states import ExitCode, Outcome
 
 __all__ = ["RecordSamples", "SampleStatus", "values_of"]
 
@@ -51,6 +53,32 @@ class SampleStatus:
     def stderr(self) -> Path:
         """What it wrote to stderr; there is no such file when that is nothing."""
         return self.directory / f"{self.manifest.script}.err"
+
+    @property
+    def end(self) -> str:
+        """How it ended, if it failed: ``exit code 3``, ``SIGKILL``, ``could not be started: ...``."""
+        code = self.code
+        if self.losses >= POISON_LIMIT:
+            return f"its worker died {self.losses} times while it ran"
+        if code == UNREADABLE:
+            return "its row of the sample table cannot be read: the file has changed"
+        if code == BROKEN:
+            return "the worker has failed at it; the worker's log says how"
+        if code <= -1000:
+            return f"could not be started: {os.strerror(-1000 - code)}"
+        if code < 0:
+            return _signal_name(-code)
+        meaning = ExitCode(code).name.lower().replace("_", " ") if code in ExitCode._value2member_map_ else ""
+        if code in (ExitCode.RESTART, ExitCode.RETRY):
+            meaning += ", too often"
+        return f"exit code {code} ({meaning})" if meaning else f"exit code {code}"
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal
+        return f"signal {number}"
 
 
 class RecordSamples:

@@ -7,8 +7,6 @@ its directory.
 
 from __future__ import annotations
 
-import dataclasses
-import enum
 import heapq
 import time
 from collections.abc import Iterator
@@ -29,129 +27,13 @@ from maestro_celery_plugin.session import Heartbeat, Session
 from maestro_celery_plugin.states import Outcome
 from maestro_celery_plugin.status_csv import LAST_STATES, StepRow, read_rows, shared_lock
 from maestro_celery_plugin.study import StudyPlan
+from maestro_celery_plugin.study_status import AllocationStatus, StepStatus, StudyState, StudyStatus, WorkerStatus
 from maestro_celery_plugin.worker_sources import awaited_groups
 from maestro_celery_plugin.workers import SILENCE_LIMIT_S
 
-__all__ = ["AllocationStatus", "StatusReader", "StepStatus", "StudyState", "StudyStatus", "WorkerStatus"]
+__all__ = ["StatusReader"]
 
 _NO_SAMPLES = Counts(total=0, finished=0, failed=0, running=0, pending=0)
-
-
-class StudyState(enum.Enum):
-    """State of a whole study."""
-
-    PENDING = enum.auto()
-    """No conductor has run it yet."""
-    RUNNING = enum.auto()
-    """Its conductor lives."""
-    FINISHED = enum.auto()
-    """Every step record has finished."""
-    FAILED = enum.auto()
-    """It has ended, and a step record failed."""
-    CANCELLED = enum.auto()
-    """It has ended, and was cancelled."""
-    INTERRUPTED = enum.auto()
-    """Its conductor is dead, and step records are left."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class StepStatus:
-    """How far a step record is.
-
-    Attributes:
-        name: Maestro's name of the step record.
-        step: The step's name.
-        params: Values of its parameters, by name.
-        state: Maestro's name of its state; `INTERRUPTED` when it was running and no conductor lives.
-        restarts: How often Maestro has restarted it.
-        samples: Its samples by state; one for a record that is not sampled, all 0 before it is submitted and for a
-            plain step, which Maestro runs.
-        rate: Samples per second, lately; None before the first has ended.
-    """
-
-    name: str
-    step: str
-    params: dict[str, str]
-    state: str
-    restarts: int
-    samples: Counts
-    rate: float | None
-
-    @property
-    def time_left_s(self) -> float | None:
-        """Seconds until its last sample ends, if it goes on as lately; None when it does not run."""
-        if self.state != "RUNNING" or not self.rate:
-            return None
-        return (self.samples.running + self.samples.pending) / self.rate
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class WorkerStatus:
-    """A worker that has not been forgotten, or that is waited for.
-
-    Attributes:
-        name: Its name; empty for one that is awaited.
-        group: Its worker group.
-        node: The machine it runs on, or is awaited on.
-        state: `starting`, `idle`, `busy`, `draining`, `stopping`, `dead` or `awaited`.
-    """
-
-    name: str
-    group: str
-    node: str
-    state: str
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class AllocationStatus:
-    """An allocation, as the conductor has last seen it.
-
-    Attributes:
-        name: Its name: that of its worker group, or that of the key `allocation`.
-        number: Counts the allocations of this name, from 1.
-        job: Identifier for the batch system; None before it is submitted.
-        state: Name of its `states.AllocationState`.
-        reason: The batch system's words: why it waits, or how it ended.
-    """
-
-    name: str
-    number: int
-    job: str | None
-    state: str
-    reason: str
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class StudyStatus:
-    """How far a study is."""
-
-    study: str
-    path: Path
-    state: StudyState
-    steps: list[StepStatus]
-    allocations: list[AllocationStatus]
-    workers: list[WorkerStatus]
-
-    @property
-    def has_ended(self) -> bool:
-        """Whether nothing changes any more unless somebody starts a conductor."""
-        return self.state not in (StudyState.PENDING, StudyState.RUNNING)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return what `maestro-celery status --json` prints; scripts rely on these keys."""
-        keys = ("name", "step", "params", "state", "restarts")
-        steps = [
-            {key: getattr(step, key) for key in keys} | {"samples": dataclasses.asdict(step.samples)}
-            for step in self.steps
-        ]
-        return {
-            "study": self.study,
-            "path": str(self.path),
-            "state": self.state.name,
-            "steps": steps,
-            "allocations": [dataclasses.asdict(allocation) for allocation in self.allocations],
-            "workers": [dataclasses.asdict(worker) for worker in self.workers],
-        }
 
 
 class StatusReader:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -21,17 +20,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from maestro_celery_plugin.progress import BROKEN, POISON_LIMIT, UNREADABLE
 from maestro_celery_plugin.sample_status import SampleStatus, values_of
-from maestro_celery_plugin.states import ExitCode
-from maestro_celery_plugin.status import (
-    StatusReader,
-    StepStatus,
-    StudyState,
-    StudyStatus,
-)
+from maestro_celery_plugin.status import StatusReader
+from maestro_celery_plugin.study_status import StepStatus, StudyState, StudyStatus
 
-__all__ = ["exit_words", "show", "show_failed", "watch"]
+__all__ = ["show", "show_failed", "watch"]
 
 WATCH_S = 1.0
 # So many workers, slow samples and kinds of failures are shown below the table.
@@ -86,7 +79,7 @@ def show_failed(reader: StatusReader, console: Console, limit: int) -> None:
     total = sum(step.samples.failed for step in status.steps)
     samples = reader.failed(limit)
     for sample, values in zip(samples, values_of(samples), strict=True):
-        _print_whole(console, _headline(sample, exit_words(sample)))
+        _print_whole(console, _headline(sample, sample.end))
         if values != {}:
             _print_whole(console, _plain(f"  {_value_words(values)}"))
         _print_whole(console, _plain(f"  {sample.directory}", "dim"))
@@ -267,7 +260,7 @@ def _failures(kinds: Sequence[tuple[SampleStatus, int]], study: Path) -> Group:
     lines: list[Text] = []
     for sample, count in kinds:
         more = f", and {count - 1} more" if count > 1 else ""
-        lines.append(_headline(sample, exit_words(sample)).append(more))
+        lines.append(_headline(sample, sample.end).append(more))
         lines += [_plain(f"  {line}", "dim") for line in _last_lines(sample.stderr)]
     hint = _plain(f"all, with values and directories: maestro-celery status --failed {study}", "dim")
     return _section("Failed samples", [*lines, hint])
@@ -278,32 +271,6 @@ def _headline(sample: SampleStatus, words: str) -> Text:
     if sample.manifest.sampled:
         name.append(f"  sample {sample.index}")
     return name.append(f"  {words}", style="bold")
-
-
-def exit_words(sample: SampleStatus) -> str:
-    """Return how a failed sample ended: ``exit code 3``, ``SIGKILL``, ``could not be started: ...``."""
-    code = sample.code
-    if sample.losses >= POISON_LIMIT:
-        return f"its worker died {sample.losses} times while it ran"
-    if code == UNREADABLE:
-        return "its row of the sample table cannot be read: the file has changed"
-    if code == BROKEN:
-        return "the worker has failed at it; the worker's log says how"
-    if code <= -1000:
-        return f"could not be started: {os.strerror(-1000 - code)}"
-    if code < 0:
-        return _signal_name(-code)
-    meaning = ExitCode(code).name.lower().replace("_", " ") if code in ExitCode._value2member_map_ else ""
-    if code in (ExitCode.RESTART, ExitCode.RETRY):
-        meaning += ", too often"
-    return f"exit code {code} ({meaning})" if meaning else f"exit code {code}"
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:  # a real-time signal
-        return f"signal {number}"
 
 
 def _last_lines(path: Path) -> list[str]:

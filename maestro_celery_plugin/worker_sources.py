@@ -14,11 +14,11 @@ from maestro_celery_plugin.allocation_source import AllocationSource
 from maestro_celery_plugin.batch_systems import BatchSystem, HeldAllocation, StepNeeds, WorkerLaunch, batch_system
 from maestro_celery_plugin.deadline import Deadline
 from maestro_celery_plugin.errors import AllocationError
-from maestro_celery_plugin.launchers import group_needs
 from maestro_celery_plugin.local_workers import LocalWorkers
 from maestro_celery_plugin.processes import host_name
 from maestro_celery_plugin.session import Session
 from maestro_celery_plugin.settings import BatchSettings, EnsembleSettings, StepFacts, WorkerGroupSettings, plain
+from maestro_celery_plugin.slots import group_needs
 from maestro_celery_plugin.study import StudyPlan
 from maestro_celery_plugin.walltime import seconds_of
 from maestro_celery_plugin.worker import worker_command

@@ -12,12 +12,9 @@ from maestro_celery_plugin.batch_systems import ScriptCount, StepNeeds
 from maestro_celery_plugin.errors import AllocationError
 from maestro_celery_plugin.launchers import (
     batch_type_of,
-    group_needs,
     launched,
     launches,
     needs_of,
-    share,
-    slots_of,
 )
 from maestro_celery_plugin.settings import (
     BatchSettings,
@@ -26,6 +23,7 @@ from maestro_celery_plugin.settings import (
     StepSettings,
     WorkerGroupSettings,
 )
+from maestro_celery_plugin.slots import group_needs, share, slots_of
 
 SRUN = 'srun -Q --exact --mem=0 -J "$MAESTRO_CELERY_LAUNCH"'
 FEW = "-N $MAESTRO_CELERY_NODES"

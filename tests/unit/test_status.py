@@ -28,9 +28,10 @@ from maestro_celery_plugin.sample_status import RecordSamples, SampleStatus, val
 from maestro_celery_plugin.session import Heartbeat, Session
 from maestro_celery_plugin.settings import BatchSettings, EnsembleSettings, ResourceSettings
 from maestro_celery_plugin.states import AllocationState
-from maestro_celery_plugin.status import StatusReader, StudyState
+from maestro_celery_plugin.status import StatusReader
 from maestro_celery_plugin.status_csv import read_rows, shared_lock
 from maestro_celery_plugin.study import StudyPlan
+from maestro_celery_plugin.study_status import StudyState
 
 HEADER = (
     "Step Name,Job ID,Workspace,State,Run Time,Elapsed Time,Start Time,Submit Time,End Time,"
@@ -387,7 +388,7 @@ def test_the_slowest_samples_of_all_records_come_first(study: Study) -> None:
 )
 def test_exit_codes_are_told_in_words(study: Study, code: int, words: str) -> None:
     sample = SampleStatus(manifest=study.submit(), index=0, code=code, duration_s=1.0, losses=0)
-    assert status_view.exit_words(sample) == words
+    assert sample.end == words
 
 
 # --- terminal ---
