@@ -73,7 +73,9 @@ class Deadline:
         return self.left_s < LEAVE_S
 
     def fits(self, time_request_s: float | None, longest_s: float) -> bool:
-        """Tell whether a sample may be started.
+        """Tell whether a sample may be started: whether it ends before it would be warned.
+
+        Worked example: one that needs 45 s, with `warn` at 20 s, is started up to 65 s before the end.
 
         Args:
             time_request_s: What its step says that it needs, in seconds; None when it does not say.
@@ -81,7 +83,9 @@ class Deadline:
         """
         if math.isinf(self.ends_at):
             return True
-        least_s = max(self._least_s, time_request_s or 0.0)
-        if self.drain_s is None and time_request_s is None:
-            least_s = max(least_s, SHORTEST_DRAIN_S, longest_s)
+        least_s = self._least_s
+        if time_request_s is not None:
+            least_s = max(least_s, time_request_s + self.warn_s)
+        elif self.drain_s is None:
+            least_s = max(least_s, SHORTEST_DRAIN_S, longest_s + self.warn_s)
         return self.left_s >= least_s

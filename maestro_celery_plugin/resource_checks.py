@@ -68,7 +68,8 @@ def check_resources(settings: EnsembleSettings, data: Mapping[str, Any], file: s
 
     steps = {step["name"]: step["run"] for step in data["study"]}
     for name, run in steps.items():
-        _check_step(name, run, file)
+        if settings.steps[name].queues:  # what the others need is Maestro's affair
+            _check_step(name, run, file)
     shared: dict[str, _Group] = {}
     for name, group in settings.resources.workers.items():
         _check_walltime_texts(settings, name, group, file)
@@ -83,7 +84,8 @@ def check_resources(settings: EnsembleSettings, data: Mapping[str, Any], file: s
 
 def _check_step(name: str, run: Mapping[str, Any], file: str) -> None:
     where = f"study.{name}.run"
-    _seconds(run.get("time_request"), file, f"{where}.time_request")
+    for key in ("walltime", "time_request"):
+        _seconds(run.get(key) or None, file, f"{where}.{key}")
     word = run.get("signal")
     if word is not None and not names_in(word) and word not in signal.Signals.__members__:
         problem = f"found '{word}'; {schema.nearest(word, signal.Signals.__members__)}"
@@ -93,8 +95,6 @@ def _check_step(name: str, run: Mapping[str, Any], file: str) -> None:
 def _check_walltime_texts(settings: EnsembleSettings, name: str, group: WorkerGroupSettings, file: str) -> None:
     """Make sure that the walltime of a group can be read, at the place where it was written."""
     own = group.batch or {}
-    if own.get("type", settings.batch.type) == LOCAL:
-        return
     if "walltime" in own:
         _seconds(own["walltime"], file, f"merlin.resources.workers.{name}.batch.walltime")
     else:
@@ -171,8 +171,8 @@ class _Group:
             if seconds is not None and seconds >= self.walltime_s:
                 raise self._error(
                     key,
-                    f"found {seconds:g} seconds, but the allocation has {self.walltime_s} seconds of walltime; no "
-                    "sample would ever start.",
+                    f"found {seconds:g} seconds, but the allocation has a walltime of {clock_text(self.walltime_s)}; "
+                    "no sample would ever start.",
                 )
 
     def _check_nodes(self) -> None:
@@ -231,12 +231,14 @@ class _Group:
                 "more `nodes`.",
             )
         time_request = _seconds(run.get("time_request"), self._file, f"{where}.time_request")
-        if time_request and self.walltime_s and time_request > self.walltime_s - START_S:
+        warn_s = round(self._group.warn)
+        if time_request and self.walltime_s and time_request > self.walltime_s - START_S - warn_s:
             raise SpecificationError.at(
                 self._file,
                 f"{where}.time_request",
                 f"found {clock_text(time_request)}; {owner} a walltime of {clock_text(self.walltime_s)}, of which "
-                f"workers need {START_S} seconds to start; ask for less, or give the group more `walltime`.",
+                f"workers need {START_S} seconds to start, and in the last {warn_s} (`warn`) samples are ended; ask "
+                "for less, or give the group more `walltime`.",
             )
         if self.batch.gpus is not None and needs.gpu_count > self.batch.gpus * self.nodes:
             raise SpecificationError.at(

@@ -141,7 +141,7 @@ class WorkerGroupSettings:
     )
     drain: float | None = setting(
         "Seconds before the end of an allocation from which no sample is started. Default: as long as samples "
-        "of the step have needed so far, at least 30.",
+        "of the step have needed so far, and `warn`; at least 30.",
         default=None,
         minimum=0,
     )
@@ -185,7 +185,8 @@ class StepSettings:
         "Seconds before a sample that asked for it runs again.", default=1.0, minimum=0
     )
     time_request: str | int | None = setting(
-        "Time a sample needs, `HH:MM:SS` or seconds: it is not started when its allocation ends earlier.", default=None
+        "Time a sample needs, `HH:MM:SS` or seconds: it is not started when its allocation would end it earlier.",
+        default=None,
     )
     signal: str = setting(
         "Signal that running samples get before their allocation ends, such as `SIGUSR1`.", default="SIGTERM"

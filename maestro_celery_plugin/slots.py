@@ -25,11 +25,11 @@ def slots_of(
     """Return how many samples fit into an allocation side by side; 0 when not even one does.
 
     * A sample that says nothing has one core: 4 nodes of 36 cores have 144 slots.
-    * A sample with `nodes` and no `procs`, or with more than one node, has whole nodes:
-      4 nodes and ``nodes: 2`` make 4 // 2 = 2 slots.
-    * Other samples share nodes, each sample on one of them: with 36 cores, ``procs: 36`` makes
-      4 · (36 // 36) = 4 slots, ``procs: 8`` with ``cores per task: 2`` makes 4 · (36 // 16) = 8, and
-      ``procs: 4`` with ``gpus per task: 1`` on nodes of 4 GPUs makes 4 · min(36 // 4, 4 // 4) = 4.
+    * A sample with `nodes` and no `procs` has whole nodes: 4 nodes and ``nodes: 2`` make 4 // 2 = 2 slots.
+    * Other samples share nodes: with 36 cores, ``procs: 36`` makes 4 · (36 // 36) = 4 slots, ``procs: 8`` with
+      ``cores per task: 2`` makes 4 · (36 // 16) = 8, and ``procs: 4`` with ``gpus per task: 1`` on nodes of 4 GPUs
+      makes 4 · min(36 // 4, 4 // 4) = 4. With ``nodes: 2`` beside ``procs: 36``, 18 of them are on each of two
+      nodes, which makes (4 // 2) · (36 // 18) = 4.
     * Processes that fit on no node together, of a step that names no nodes, may be on any:
       ``procs: 48`` makes (4 · 36) // 48 = 3 slots.
 
@@ -40,17 +40,20 @@ def slots_of(
         gpus_per_node: GPUs that it has on each; None when they are not counted.
     """
     needs = needs or StepNeeds()
-    procs = max(1, needs.procs)
-    if needs.nodes > 1 or (needs.nodes and not needs.procs):
-        whole = -(-procs // needs.nodes) * needs.cores_per_task <= cores_per_node
-        return nodes // needs.nodes if whole else 0
+    spread, procs = max(1, needs.nodes), max(1, needs.procs)
+    if needs.nodes and not needs.procs:
+        return nodes // spread if needs.cores_per_task <= cores_per_node else 0
     procs_of_node = cores_per_node // needs.cores_per_task
-    of_node = procs_of_node // procs
+    of_node = procs_of_node // _rounded_up(procs, spread)
     if needs.gpu_count and gpus_per_node is not None:
-        of_node = min(of_node, gpus_per_node // needs.gpu_count)
+        of_node = min(of_node, gpus_per_node // _rounded_up(needs.gpu_count, spread))
     if of_node or needs.nodes:
-        return nodes * of_node
+        return nodes // spread * of_node
     return nodes * _procs_with_gpus(procs_of_node, needs, gpus_per_node) // procs
+
+
+def _rounded_up(count: int, parts: int) -> int:
+    return -(-count // parts)
 
 
 def _procs_with_gpus(procs: int, needs: StepNeeds, gpus_per_node: int | None) -> int:

@@ -70,7 +70,7 @@ def studies(launch: Launcher) -> dict[str, Study]:
             ), "-r", "2", name="signalled",
         ),
         "too_long": launch(
-            ensemble(WORK, count=FEW, run='time_request: "00:00:50"', group="args: --concurrency 1, drain: 8, warn: 6"),
+            ensemble(WORK, count=FEW, run='time_request: "00:00:44"', group="args: --concurrency 1, drain: 8, warn: 6"),
             "-r", "6", name="too_long",
         ),
     }  # fmt: skip
@@ -201,7 +201,7 @@ def test_warned_samples(studies, slurm, name):
 
 
 def test_a_sample_that_needs_more_time_than_is_left_is_not_started(studies, slurm):
-    """Given samples that say they need 50 of 60 s, then each has an allocation with so much time left."""
+    """Given samples that say they need 44 of 60 s, and 6 s of warning, then each has an allocation with so much time left."""
     study = studies["too_long"]
     study.await_end(200)
 

@@ -29,14 +29,16 @@ def test_without_an_allocation_everything_fits():
     [
         (40, {}, None, 0, True),
         (29, {}, None, 0, False),  # at least 30 s are assumed of a sample
-        (40, {}, None, 50, False),  # what samples have needed so far
+        (40, {}, None, 19, True),
+        (40, {}, None, 21, False),  # as long as samples have needed so far, it would be warned first
         (40, {"drain_s": 10.0}, None, 50, True),  # the user knows better
         (19, {"drain_s": 10.0}, None, 0, False),  # it would be warned as soon as it runs
         (9, {"drain_s": 10.0, "warn_s": 1.0}, None, 0, False),
-        (40, {}, 60, 0, False),
-        (25, {}, 5, 0, True),
-        (19, {}, 5, 0, False),
-        (40, {}, 30, 50, True),  # what the step says counts, not what was seen
+        (66, {}, 45, 0, True),
+        (64, {}, 45, 0, False),
+        (26, {}, 5, 0, True),
+        (24, {}, 5, 0, False),
+        (51, {}, 30, 50, True),  # what the step says counts, not what was seen
     ],
 )
 def test_a_sample_fits_or_not(left_s, rules, time_request_s, longest_s, fits):

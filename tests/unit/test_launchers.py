@@ -208,8 +208,10 @@ def test_the_batch_type_is_the_steps_else_the_groups_else_the_studys():
         (sized(nodes=1, procs=18), 8),
         (sized(nodes=1), 4),
         (sized(nodes=2), 2),
-        (sized(nodes=2, procs=4), 2),
-        (sized(nodes=3, procs=3), 1),
+        (sized(nodes=2, procs=4), 36),
+        (sized(nodes=2, procs=36), 4),
+        (sized(nodes=2, procs=37), 2),
+        (sized(nodes=3, procs=3), 36),
         (sized(nodes=5), 0),
         (sized(nodes=1, procs=37), 0),
         (sized(nodes=2, procs=72), 2),
@@ -237,6 +239,9 @@ def test_slots_of_four_nodes_with_36_cores(needs, slots):
         (sized(procs=1, gpus=5), 0),
         (sized(procs=8, gpus_per_task=1), 2),
         (sized(procs=2), 72),
+        (sized(nodes=2, procs=8, gpus_per_task=1), 2),
+        (sized(nodes=2, procs=4, gpus=4), 4),
+        (sized(nodes=2, procs=4, gpus=9), 0),
     ],
 )
 def test_slots_of_four_nodes_with_four_gpus_each(needs, slots):

@@ -64,9 +64,10 @@ MISTAKES = {
         "study.sim.run.cmd: found '$(LAUNCHER)[2x]'; '[4p]', '[2n,4p]' or '[2, 4]' (nodes, procs) can stand there."),
     "bracket of the restart": (spec({"procs": 2, "restart": "$(LAUNCHER)[3p] a"}),
         "study.sim.run.restart: found '$(LAUNCHER)[3p]'; the step has procs: 2, a launch cannot have more."),
-    "time request": (spec({"time_request": "0:59:51"}),
-        "study.sim.run.time_request: found 00:59:51; the allocation of worker group 'w' has a walltime of 01:00:00, of "
-        "which workers need 10 seconds to start; ask for less, or give the group more `walltime`."),
+    "time request": (spec({"time_request": "0:59:31"}),
+        "study.sim.run.time_request: found 00:59:31; the allocation of worker group 'w' has a walltime of 01:00:00, of "
+        "which workers need 10 seconds to start, and in the last 20 (`warn`) samples are ended; ask for less, or give the "
+        "group more `walltime`."),
     "GPUs": (spec({"gpus": 9}, group={"gpus": 2}),
         "study.sim.run.gpus: found 9 GPUs; the allocation of worker group 'w' has 8; ask for fewer, or give the group more "
         "`gpus` or `nodes`."),
@@ -99,14 +100,18 @@ MISTAKES = {
         "batch.walltime: found '1h'; HH:MM:SS or a number of seconds is needed."),
     "walltime of the group": (spec(group={"batch": {"walltime": "1:xx"}}),
         "merlin.resources.workers.w.batch.walltime: found '1:xx'; HH:MM:SS or a number of seconds is needed."),
+    "walltime on this machine": (spec(batch={"type": "local", "walltime": "1h30"}),
+        "batch.walltime: found '1h30'; HH:MM:SS or a number of seconds is needed."),
+    "walltime of a step on this machine": (spec({"walltime": "5 minutes"}, batch={"type": "local"}),
+        "study.sim.run.walltime: found '5 minutes'; HH:MM:SS or a number of seconds is needed."),
     "no walltime": (spec(batch={"type": "lsf"}),
         "merlin.resources.workers.w.batch: the walltime is missing, without which Maestro submits no job of the type "
         "'lsf'; add it here, or to `batch`."),
     "drain": (spec(group={"drain": 3600}),
-        "merlin.resources.workers.w.drain: found 3600 seconds, but the allocation has 3600 seconds of walltime; no "
+        "merlin.resources.workers.w.drain: found 3600 seconds, but the allocation has a walltime of 01:00:00; no "
         "sample would ever start."),
     "warn": (spec(group={"warn": 4000.5}),
-        "merlin.resources.workers.w.warn: found 4000.5 seconds, but the allocation has 3600 seconds of walltime; no "
+        "merlin.resources.workers.w.warn: found 4000.5 seconds, but the allocation has a walltime of 01:00:00; no "
         "sample would ever start."),
     "signal": (spec({"signal": "SIGUSR3"}),
         "study.sim.run.signal: found 'SIGUSR3'; did you mean 'SIGUSR2'?"),
@@ -137,18 +142,17 @@ def test_a_mistake_has_its_message(name, load):
     "data",
     [
         spec(),
-        spec({"nodes": 4, "procs": 100, "time_request": "0:59:50", "walltime": "2:00:00", "signal": "SIGUSR1"}),
+        spec({"nodes": 4, "procs": 100, "time_request": "0:59:30", "walltime": "2:00:00", "signal": "SIGUSR1"}),
         spec({"nodes": "$(P)", "procs": "$(P)", "walltime": "$(P)", "time_request": "$(P)", "signal": "$(P)"}, parameters=P),
         spec({"procs": "$(N)"}),
         spec({"nodes": 8, "cmd": "$(LAUNCHER)[2x] a $(X)"}, batch={"type": "local"}),
         spec({"nodes": 8, "cmd": "a"}),
         spec({"nodes": 8, "batch": {"type": "local"}}),
         spec(batch={"type": "slurm"}, group={"drain": 10_000}),
-        spec(batch={"type": "local", "walltime": "as long as it takes"}),
         spec(batch={"type": "lsf", "walltime": 60}),
         spec(groups={"a": {"allocation": "x"}, "b": {"allocation": "x", "batch": {"walltime": 3600}}}),
     ],
-    ids=range(11),
+    ids=range(10),
 )
 def test_what_fits_or_cannot_be_known(data, load):
     assert load(data).ensemble

@@ -13,6 +13,7 @@ from maestro_celery_plugin.walltime import clock_text, seconds_of
         (90, 90),
         ("90", 90),
         ("2:30", 150),
+        ("90:00", 5400),
         ("00:01:00", 60),
         ("1:30:00", 5400),
         ("100:00:00", 360000),
@@ -25,7 +26,7 @@ def test_a_walltime_is_seconds(written, seconds):
     assert seconds_of(written) == seconds
 
 
-@pytest.mark.parametrize("written", ["", "soon", "1h", "-5", "1:2:3:4:5", "00:00:00", 0, "1:", ":30"])
+@pytest.mark.parametrize("written", ["", "soon", "1h", "-5", "1:2:3:4:5", "00:00:00", 0, "1:", ":30", "25:61:01", "1:60", "1-24:00:00"])
 def test_anything_else_is_refused(written):
     with pytest.raises(ValueError, match=r"found '.*'; "):
         seconds_of(written)
