@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import re
 import shlex
 import shutil
@@ -17,11 +18,11 @@ from maestro_celery_plugin import schema
 from maestro_celery_plugin.batch_systems import LOCAL, batch_systems
 from maestro_celery_plugin.errors import SpecificationError
 from maestro_celery_plugin.settings import BatchSettings, ResourceSettings, SampleSettings, StepSettings
+from maestro_celery_plugin.step_graph import check_graph
 from maestro_celery_plugin.steps import SHELL_KEY
 from maestro_celery_plugin.tokens import RESERVED, names_in
 
 __all__ = [
-    "ALL_COMBINATIONS",
     "STEP_SETTING_KEYS",
     "check_batch",
     "check_block",
@@ -31,6 +32,8 @@ __all__ = [
     "tidy",
     "unknown_tokens",
 ]
+
+LOGGER = logging.getLogger(__name__)
 
 BLOCKS = ("description", "batch", "env", "study", "global.parameters", "merlin", "user")
 # Batch systems of which Maestro's adapter does not take a shell (lsfscriptadapter.py:70).
@@ -44,10 +47,8 @@ _MERLIN: dict[str, Any] = {
     },
     "additionalProperties": False,
 }
-# How Maestro's funnels name a step (datastructures/core/study.py:53).
-_CAPITALS = re.compile(r"[A-Z][A-Z0-9_]*")
 MAESTRO_TOKENS = ("LAUNCHER", "WORKSPACE", "SPECROOT", "OUTPUT_PATH")
-ALL_COMBINATIONS = re.compile(r"_\*|\*")
+_CAPITALS = re.compile(r"[A-Z][A-Z0-9_]*")
 
 
 @functools.lru_cache(maxsize=1)
@@ -128,7 +129,7 @@ def check_content(data: Mapping[str, Any], file: str) -> None:
     _check_parameters(data.get("global.parameters") or {}, file)
     for number, step in enumerate(data["study"]):
         _check_step(step, number, file)
-    _check_depends(data["study"], file)
+    check_graph(data["study"], file)
     check_block(data.get("merlin") or {}, _MERLIN, file, "merlin")
     _check_names(data, file)
 
@@ -166,6 +167,13 @@ def _check_parameters(parameters: Mapping[str, Any], file: str) -> None:
                 f"{where}.values",
                 f"found {found} values, '{first}' has {expected}; all parameters need the same.",
             )
+        label = str(parameter.get("label"))
+        if "%%" not in label and len({str(value) for value in parameter["values"]}) > 1:
+            LOGGER.warning(
+                "%s: %s.label: '%s' has no '%%%%' in it, where the value goes. Step records that differ in %s alone "
+                "have the same name, and Maestro runs one of them.",
+                file, where, label, name,
+            )  # fmt: skip
 
 
 def _check_step(step: Any, number: int, file: str) -> None:
@@ -219,35 +227,6 @@ def _check_shell(shell: str | None, file: str, where: str) -> None:
         raise SpecificationError.at(
             file, where, f"found '{shell}', which is no program here; give one such as /bin/bash or python3."
         )
-
-
-def _check_depends(study: list[dict[str, Any]], file: str) -> None:
-    """Check step names, and what steps depend on: Maestro ends with a traceback where that is no step."""
-    names = [step["name"] for step in study]
-    parents: dict[str, list[str]] = {}
-    for step in study:
-        where = f"study.{step['name']}"
-        if names.count(step["name"]) > 1:
-            raise SpecificationError.at(file, where, "two steps have this name; each step needs its own.")
-        depends = step["run"].get("depends") or []
-        parents[step["name"]] = [ALL_COMBINATIONS.sub("", str(parent)) for parent in depends]
-        for written, parent in zip(depends, parents[step["name"]], strict=True):
-            if parent not in names:
-                found = f"unknown step '{written}'; {schema.nearest(parent, names)}"
-                raise SpecificationError.at(file, f"{where}.run.depends", found)
-    for name in names:
-        _check_acyclic(name, parents, (), file)
-
-
-def _check_acyclic(name: str, parents: dict[str, list[str]], via: tuple[str, ...], file: str) -> None:
-    if name in via:
-        circle = " -> ".join((*via[via.index(name) :], name))
-        raise SpecificationError.at(
-            file, f"study.{name}.run.depends", f"steps wait for each other: {circle}."
-        )
-    for parent in parents[name]:
-        _check_acyclic(parent, parents, (*via, name), file)
-    parents[name] = []  # seen to be without a circle
 
 
 def unknown_tokens(data: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -27,7 +27,6 @@ from maestro_celery_plugin.launchers import launches
 from maestro_celery_plugin.resource_checks import check_resources, step_needs
 from maestro_celery_plugin.settings import BatchSettings, EnsembleSettings, ResourceSettings, SampleSettings, StepFacts
 from maestro_celery_plugin.spec_checks import (
-    ALL_COMBINATIONS,
     STEP_SETTING_KEYS,
     check_content,
     check_plain,
@@ -35,6 +34,7 @@ from maestro_celery_plugin.spec_checks import (
     tidy,
     unknown_tokens,
 )
+from maestro_celery_plugin.step_graph import ALL_COMBINATIONS
 from maestro_celery_plugin.steps import STEP_KEY
 from maestro_celery_plugin.tokens import SAMPLE_TOKENS, Spelling, names_in, substitute
 from maestro_celery_plugin.variables import Variables

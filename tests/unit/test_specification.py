@@ -457,6 +457,10 @@ PARAMETER = {"P": {"values": [1, 2], "label": "P.%%"}}
          "study.b.run.depends: unknown step 'simulat'; did you mean 'simulate'?"),
         ({"study": [step("simulate"), step("b", depends=["simulat_*"])]},
          "study.b.run.depends: unknown step 'simulat_*'; did you mean 'simulate'?"),
+        ({"study": [step("sim"), step("b", cmd="ls $(simm.workspace)", depends=["sim"])]},
+         "study.b.run.cmd: found '$(simm.workspace)', but there is no step 'simm'; did you mean 'sim'?"),
+        ({"study": [step("a", restart="ls $(a.workspace)")]},
+         "study.a.run.restart: found '$(a.workspace)'; a step's own workspace is '$(WORKSPACE)'."),
         ({"study": [step("a", depends=["b"]), step("b", depends=["a_*"])]},
          "study.a.run.depends: steps wait for each other: a -> b -> a."),
         ({"study": [step("a", depends=["a"])]}, "study.a.run.depends: steps wait for each other: a -> a."),
@@ -472,6 +476,13 @@ PARAMETER = {"P": {"values": [1, 2], "label": "P.%%"}}
 )  # fmt: skip
 def test_mistakes(blocks, said, tmp_path):
     assert message(tmp_path, spec(**copy.deepcopy(blocks))).startswith(said)
+
+
+@pytest.mark.parametrize(("label", "warns"), [("T", True), ("T.%%", False)])
+def test_a_label_without_its_value_is_warned_of(label, warns, tmp_path, caplog):
+    load(tmp_path, spec(**{"global.parameters": {"T": {"values": [1, 2], "label": label}}}))
+    expected = "study.yaml: global.parameters.T.label: 'T' has no '%%' in it"
+    assert any(record.getMessage().startswith(expected) for record in caplog.records) is warns
 
 
 def test_what_only_maestro_finds_is_one_message_too(tmp_path, caplog):
