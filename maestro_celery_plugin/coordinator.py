@@ -84,7 +84,7 @@ class Coordinator:
     """
 
     def __init__(self, plan: StudyPlan) -> None:
-        self._root = plan.root
+        self._plan, self._root = plan, plan.root
         self._conductorship = conduct(plan)
         self._session = Session(plan.session)
         self._session.revoke_stop()
@@ -116,6 +116,7 @@ class Coordinator:
         tracker = self._records.enter(manifest, relative)
         self._look()
         tracker.begin(cancelled=self._records.stopped_by is not None)
+        tracker.reason = self._records.stopped_by or ""
         if not tracker.cancelled:
             try:
                 self._delivery.send(tracker, tracker.unheld(self._records.held(tracker)))
@@ -137,7 +138,8 @@ class Coordinator:
     @_exclusive
     def cancel(self, jobs: list[str]) -> None:
         """Cancel step records: what runs of them is ended within seconds."""
-        self._records.cancel(*(self._jobs[job] for job in jobs))
+        trackers = {id(tracker): tracker for tracker in (self._jobs[job] for job in jobs)}
+        self._records.cancel(*trackers.values(), reason="It was cancelled by `maestro cancel`.")
 
     # --- time ---
 
@@ -160,7 +162,7 @@ class Coordinator:
     @_exclusive
     def _is_wanted(self) -> bool:
         """Whether the conductor has something to do: a record's state is new to it, or the user wants something."""
-        if any((self._root / name).exists() for name in (".cancel.lock", ".study.update.lock")):
+        if self._plan.cancel_note.exists() or self._plan.update_note.exists():
             return True
         return any(t.active and self._records.state(t) is not t.told for t in self._records)
 

@@ -1,30 +1,33 @@
-"""Explain: why step records of a study do not run, in sentences, from files alone."""
+"""Explain: why step records of a study do not run or have ended as they did, in sentences, from files alone."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 from maestro_celery_plugin.allocations import Allocation, read_allocations
+from maestro_celery_plugin.reasons import Reason, read_reasons
 from maestro_celery_plugin.session import Session
 from maestro_celery_plugin.states import AllocationState
 from maestro_celery_plugin.status import StatusReader
 from maestro_celery_plugin.status_csv import LAST_STATES
+from maestro_celery_plugin.step_graph import ALL_COMBINATIONS
 from maestro_celery_plugin.study import StudyPlan
-from maestro_celery_plugin.study_status import StepStatus, StudyStatus
+from maestro_celery_plugin.study_status import StepStatus, StudyState, StudyStatus
 from maestro_celery_plugin.worker_sources import allocation_name, batch_of, is_for_this_machine
 
 __all__ = ["explain"]
 
+_TAIL_BYTES = 4096
+
 
 def explain(directory: Path) -> list[tuple[str, list[str]]]:
-    """Return each step record that has not finished, with what it waits for or why it has ended.
+    """Return each step record that has not finished, or has failed samples, with what there is to say of it.
 
     Raises:
         StudyError: it is not the directory of an ensemble study.
     """
-    return list(_Explanation(directory).records())
+    return list(_Explanation(directory).all())
 
 
 class _Explanation:
@@ -32,23 +35,41 @@ class _Explanation:
 
     def __init__(self, directory: Path) -> None:
         self._plan = StudyPlan.read(directory)
-        self._status: StudyStatus = StatusReader(directory).read()
+        self._reader = StatusReader(directory)
+        self._status: StudyStatus = self._reader.read()
         self._beats = Session(self._plan.session).heartbeats() if self._plan.session.exists() else []
         self._allocations = {one.name: one for one in read_allocations(self._plan.allocations)}
-        self._reasons: dict[str, str] = {}
-        if self._plan.reasons.exists():
-            self._reasons = json.loads(self._plan.reasons.read_text())
+        self._reasons: dict[str, Reason] = read_reasons(self._plan.reasons)
 
-    def records(self) -> Iterator[tuple[str, list[str]]]:
+    @property
+    def _resume(self) -> str:
+        return f"`maestro-celery resume {self._plan.root}`"
+
+    def all(self) -> Iterator[tuple[str, list[str]]]:
+        if self._status.state is StudyState.PENDING:
+            yield "The study has not begun", [f"If no conductor is about to start, {self._resume} starts one."]
+        if self._status.state in (StudyState.PENDING, StudyState.INTERRUPTED):
+            words = self._last_words_of_the_conductor()
+            if words:
+                yield "The conductor has ended with an error", [words]
         for step in self._status.steps:
-            if step.state != "FINISHED":
+            if step.state != "FINISHED" or step.samples.failed:
                 yield f"{step.name}  {step.state}", list(self._why(step))
+
+    def _last_words_of_the_conductor(self) -> str:
+        """Return the last line of what a conductor has printed, if that is a traceback's."""
+        files = sorted(self._plan.root.glob("*.txt"), key=lambda path: path.stat().st_mtime)
+        for file in reversed(files):
+            tail = file.read_bytes()[-_TAIL_BYTES:].decode(errors="replace").strip()
+            if "Traceback (most recent call last)" in tail:
+                return f"{tail.splitlines()[-1]}\nThe rest is at the end of '{file}'."
+        return ""
 
     def _why(self, step: StepStatus) -> Iterator[str]:
         if step.state in LAST_STATES:
             yield from self._why_ended(step)
         elif self._status.has_ended:
-            yield f"No conductor runs the study; `maestro-celery resume {self._plan.root}` goes on with it."
+            yield f"No conductor runs the study; {self._resume} goes on with it."
             for name in self._groups_of(step):
                 yield from self._left_open(name)
         elif step.state == "INITIALIZED":
@@ -58,34 +79,50 @@ class _Explanation:
             for name in self._groups_of(step):
                 yield self._group(name)
 
+    # --- what has ended ---
+
     def _why_ended(self, step: StepStatus) -> Iterator[str]:
-        if step.name in self._reasons:
-            yield self._reasons[step.name]
-        if step.samples.failed:
-            count = step.samples.failed
-            yield f"{count} samples failed; `maestro-celery status --failed {self._plan.root}` lists them."
-        if step.samples.pending or step.samples.running:
-            left = step.samples.pending + step.samples.running
-            restarts = f" after {step.restarts} restarts (`maestro run -r` sets their limit)" if step.restarts else ""
-            yield f"{left} samples are left{restarts}; `maestro-celery resume {self._plan.root}` runs them."
+        reason = self._reasons.get(step.name)
+        if reason is not None:
+            yield reason.text
+        yield from self._failures(step)
+        left = step.samples.pending + step.samples.running
+        if left:
+            yield from self._interruptions(step)
+            yield self._what_to_do(step, left, reason)
         if not step.samples.total:
             yield from self._awaited_steps(step)
             if self._is_plain(step) and step.state != "CANCELLED":
                 yield f"Maestro has run it itself; what it has printed is below '{self._plan.root / step.step}'."
 
-    def _awaited_steps(self, step: StepStatus) -> Iterator[str]:
-        facts = self._plan.settings.steps.get(step.step)
-        wanted = set(facts.depends if facts else ())
-        left = [one for one in self._status.steps if one.step in wanted and one.state != "FINISHED"]
-        if left:
-            names = ", ".join(f"{one.name} ({one.state})" for one in left[:5])
-            yield f"It needs {names}{f' and {len(left) - 5} more' if len(left) > 5 else ''}."
-        elif step.state == "INITIALIZED":
-            yield "Maestro has not submitted it yet: it does so at its next poll, or `-t` limits how many run."
+    def _failures(self, step: StepStatus) -> Iterator[str]:
+        failed, total = step.samples.failed, step.samples.total
+        fatal = self._reader.fatal(step.name)
+        if fatal is not None:
+            yield f"Sample {fatal.index} has failed the step: {fatal.end}."
+        if failed:
+            words = "The only sample failed" if total == 1 else f"{failed} of {total} samples failed"
+            yield f"{words}; `maestro-celery status --failed {self._plan.root}` lists what failed."
 
-    def _is_plain(self, step: StepStatus) -> bool:
-        facts = self._plan.settings.steps.get(step.step)
-        return facts is not None and not facts.queues
+    def _interruptions(self, step: StepStatus) -> Iterator[str]:
+        count, longest_s = self._reader.interruptions(step.name)
+        if count and step.state != "CANCELLED":
+            yield (
+                f"{count} attempts were ended with their allocation, the longest after {longest_s:.0f} s. Samples that "
+                "need longer want more `walltime`, or a `restart` that goes on from what they have stored."
+            )
+
+    def _what_to_do(self, step: StepStatus, left: int, reason: Reason | None) -> str:
+        words = f"{left} sample is left" if left == 1 else f"{left} samples are left"
+        if self._reader.fatal(step.name) is not None:
+            return f"{words}; `maestro-celery resume --failed {self._plan.root}` runs the failed ones again, and these."
+        if reason is not None and reason.is_failure:
+            return (
+                f"{words}; {self._resume} runs them once that is mended. The study keeps the specification that it was "
+                "launched with: launch a corrected one anew."
+            )
+        restarts = f" after {step.restarts} restarts (`maestro run -r` sets their limit)" if step.restarts else ""
+        return f"{words}{restarts if step.state != 'CANCELLED' else ''}; {self._resume} runs them."
 
     def _left_open(self, name: str) -> Iterator[str]:
         """Name the batch job that a conductor has left behind."""
@@ -94,8 +131,34 @@ class _Explanation:
         if allocation is not None and allocation.is_open:
             yield (
                 f"When it was last looked at, job {allocation.job} of allocation '{allocation.label}' was open. Its "
-                f"workers leave {group.idle_limit:g} s after their last work; cancel the job to end it now."
+                f"workers leave {group.idle_limit:g} s after their last work; `maestro cancel {self._plan.root}` ends "
+                "it now."
             )
+
+    # --- what waits or runs ---
+
+    def _awaited_steps(self, step: StepStatus) -> Iterator[str]:
+        facts = self._plan.settings.steps.get(step.step)
+        left = [one for parent in (facts.depends if facts else ()) for one in self._records_of(parent, step)]
+        left = [one for one in left if one.state != "FINISHED"]
+        if left:
+            names = ", ".join(f"{one.name} ({one.state})" for one in left[:5])
+            yield f"It needs {names}{f' and {len(left) - 5} more' if len(left) > 5 else ''}."
+        elif step.state == "INITIALIZED":
+            yield "Maestro has not submitted it yet: it does so at its next poll, or `-t` limits how many run."
+
+    def _records_of(self, parent: str, step: StepStatus) -> list[StepStatus]:
+        """Return the step records that an entry of `depends` means: all of ``sim_*``, those of like parameters else."""
+        name = ALL_COMBINATIONS.sub("", parent)
+        records = [one for one in self._status.steps if one.step == name]
+        if name != parent:
+            return records
+        mine = step.params.items()
+        return [one for one in records if all(one.params.get(key, value) == value for key, value in mine)]
+
+    def _is_plain(self, step: StepStatus) -> bool:
+        facts = self._plan.settings.steps.get(step.step)
+        return facts is not None and not facts.queues
 
     def _progress(self, step: StepStatus) -> Iterator[str]:
         if self._is_plain(step):
@@ -136,9 +199,10 @@ class _Explanation:
     def _allocation(group: str, allocation: Allocation | None) -> str:
         if allocation is None:
             return f"Worker group '{group}': no allocation has been submitted yet."
-        which = f"allocation '{allocation.label}' (job {allocation.job})"
-        text = f"Worker group '{group}': {which}: {allocation.state.value}"
-        said = f": {allocation.reason}" if allocation.reason else ""
+        whose = f"Worker group '{group}': allocation '{allocation.label}'"
+        if allocation.job is None:
+            return f"{whose} {allocation.reason or 'is being submitted: the batch system has not answered yet'}."
+        text = f"{whose} (job {allocation.job}): {allocation.state.value}"
         if allocation.state is AllocationState.RUNNING:
             return f"{text}; its workers are starting, or do not reach the study: look at '{allocation.directory}'."
-        return f"{text}{said}."
+        return f"{text}{f': {allocation.reason}' if allocation.reason else ''}."

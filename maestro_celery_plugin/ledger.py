@@ -51,7 +51,7 @@ class Kind(enum.IntEnum):
     ENDED = 9
     """Worker: the attempt at sample `start` has ended with `code`; `stop` is its duration in microseconds."""
     STOPPED = 10
-    """Worker: it has ended the attempt at sample `start` itself; it counts as lost."""
+    """Worker: it has ended the attempt at sample `start` itself, after `stop` microseconds; it counts as lost."""
 
 
 # Little-endian, packed: kind, reserved, slot, code, record, epoch, start, stop, time (Unix seconds of the

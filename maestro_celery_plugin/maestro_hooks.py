@@ -113,7 +113,7 @@ TOUCHPOINTS = (
 
 
 class EnsembleArgumentParser(argparse.ArgumentParser):
-    """Maestro's parser with our option for `maestro run`, and messages instead of tracebacks for our errors."""
+    """Maestro's parser with our options for `maestro run`, and with what its commands do beside Maestro's part."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -136,6 +136,8 @@ class EnsembleArgumentParser(argparse.ArgumentParser):
         namespace = super().parse_args(*args, **kwargs)
         if getattr(namespace, "subparser", None) == "run":
             namespace.func = functools.partial(_guarded_run, namespace.func)
+        elif getattr(namespace, "subparser", None) == "cancel":
+            namespace.func = functools.partial(_cancel_without_conductor, namespace.func)
         return namespace
 
 
@@ -153,6 +155,18 @@ def _guarded_run(run: Callable[[Any], int], namespace: argparse.Namespace) -> in
     except EnsembleError as error:
         print(f"maestro: error: {error}", file=sys.stderr)
         return 1
+
+
+def _cancel_without_conductor(cancel: Callable[[Any], int], namespace: argparse.Namespace) -> int:
+    """Run `maestro cancel`, which leaves a note for the conductor; do what it says where none lives."""
+    code = cancel(namespace)
+    for directory in namespace.directory:
+        if Path(directory, "merlin_info").is_dir():
+            from maestro_celery_plugin.leftovers import end_leftovers
+
+            for sentence in end_leftovers(Path(directory).absolute()):
+                print(sentence)
+    return code
 
 
 def _with_own_conductor(command: Any) -> Any:

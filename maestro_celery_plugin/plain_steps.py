@@ -22,7 +22,7 @@ import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from maestrowf.abstracts.enums import CancelCode, JobStatusCode, State, SubmissionCode
 
@@ -213,6 +213,14 @@ class PlainSteps:
             LOGGER.error("The batch system does not tell the state of its jobs now (%s).", code.name)
             return {}
         return {by_id[id]: state for id, state in states.items() if id in by_id}
+
+    def cancel_left(self) -> list[PlainJob]:
+        """Cancel the batch jobs that a dead conductor has left; return those that the batch system has taken."""
+        records = [unquote(path.name) for path in sorted(self._plan.plain.glob("*"))]
+        jobs = [PlainJob(record, self._trace(record).read_job()) for record in records]
+        states = self._ask([job for job in jobs if job.id is not None and not self._trace(job.record).has_finished])
+        left = [job for job, state in states.items() if state in _GOING_ON]
+        return [job for job in left if self.cancel([job]) is CancelCode.OK]
 
     def cancel(self, jobs: Iterable[PlainJob]) -> CancelCode:
         """Cancel batch jobs; return whether the batch system has taken it on."""

@@ -14,6 +14,7 @@ from maestro_celery_plugin.holdings import Holdings
 from maestro_celery_plugin.ledger import COORDINATOR, SUFFIX, Entries, Kind, LedgerReader, LedgerWriter
 from maestro_celery_plugin.manifest import Manifest
 from maestro_celery_plugin.progress import Progress
+from maestro_celery_plugin.reasons import Reason, write_reasons
 from maestro_celery_plugin.states import Outcome, RecordState
 from maestro_celery_plugin.study import StudyPlan
 from maestro_celery_plugin.tracker import Tracker
@@ -35,7 +36,7 @@ class Records:
 
     Attributes:
         holdings: The pieces in the hands of workers.
-        stopped_by: The step record of which a sample asked to stop the study.
+        stopped_by: Which sample asked to stop the study, in words; None when none has.
         starters: The writers that have started a sample.
     """
 
@@ -57,6 +58,7 @@ class Records:
         """
         for manifest in Manifest.read_all(self._plan.records):
             self._add(manifest, str(Path(manifest.workspace).relative_to(self._plan.root)))
+        self.store_reasons()  # there is none yet: those of the earlier conductor do not hold any more
         self.follow()
         for writer in self.holdings.writers().difference(alive):
             self.holdings.forget(writer)
@@ -117,16 +119,18 @@ class Records:
         tracker.apply(entries)
         if not tracker.active:
             return
-        outcomes = tracker.progress.outcome[entries["start"][entries["kind"] == Kind.ENDED]]
+        samples = entries["start"][entries["kind"] == Kind.ENDED]
+        outcomes = tracker.progress.outcome[samples]
         if (outcomes == Outcome.HARD_FAILED).any():
             self.void(tracker)
         if (outcomes == Outcome.STOPPED_STUDY).any():
-            self._stop_study(tracker)
+            self._stop_study(tracker, int(samples[outcomes == Outcome.STOPPED_STUDY][0]))
 
-    def _stop_study(self, tracker: Tracker) -> None:
-        self.stopped_by = tracker.manifest.name
-        LOGGER.warning("A sample of '%s' has asked to stop all workers (exit code 105).", tracker.manifest.name)
-        self.cancel(*(other for other in self if other.active and not other.progress.is_complete))
+    def _stop_study(self, tracker: Tracker, sample: int) -> None:
+        self.stopped_by = f"Sample {sample} of '{tracker.manifest.name}' has asked to stop all workers (exit code 105)."
+        LOGGER.warning("%s", self.stopped_by)
+        left = [other for other in self if other.active and not other.progress.is_complete]
+        self.cancel(*left, reason=self.stopped_by)
 
     # --- writing the ledger ---
 
@@ -142,11 +146,20 @@ class Records:
         """
         self._writer.flush()
 
-    def cancel(self, *trackers: Tracker) -> None:
-        """Cancel records."""
+    def cancel(self, *trackers: Tracker, reason: str) -> None:
+        """Cancel records, for a reason that is left for `maestro-celery explain`."""
         for tracker in trackers:
-            tracker.cancelled, tracker.cancelled_at = True, time.monotonic()
+            tracker.cancelled, tracker.cancelled_at, tracker.reason = True, time.monotonic(), reason
         self.void(*trackers)
+        self.store_reasons()
+
+    def store_reasons(self) -> None:
+        """Leave for `maestro-celery explain` why step records do not run, or have ended; if there is space for it."""
+        reasons = {t.manifest.name: Reason(t.reason, t.failure is not None) for t in self if t.reason}
+        try:
+            write_reasons(self._plan.reasons, reasons)
+        except OSError as cause:
+            LOGGER.warning("%s", cause)
 
     def void(self, *trackers: Tracker) -> None:
         """Declare everything of records void that was sent so far."""

@@ -95,7 +95,7 @@ def _prepare(plan: StudyPlan, broker: str | None, broker_host: str | None, *, fa
             host = broker_host or cluster_address()
             check_address(host)
             session.write_broker_host(host)
-        (plan.root / ".cancel.lock").unlink(missing_ok=True)
+        plan.cancel_note.unlink(missing_ok=True)
         session.revoke_stop()
         return reopen_failed(plan) if failed else 0
 

@@ -86,6 +86,13 @@ class RecordSamples:
 
     Args:
         manifest: The step record.
+
+    Attributes:
+        manifest: The step record.
+        progress: What the ledger says of its samples.
+        interruptions: How many attempts workers have ended themselves, since their allocation ended or the record
+            was cancelled.
+        longest_interruption_s: How long the longest of these had run.
     """
 
     def __init__(self, manifest: Manifest) -> None:
@@ -94,12 +101,18 @@ class RecordSamples:
         self._writer = np.zeros(manifest.samples, np.uint32)
         self._ends = np.empty(0, np.float64)
         self._began = np.inf
+        self.interruptions = 0
+        self.longest_interruption_s = 0.0
 
     def apply(self, entries: Entries, writers: np.ndarray[Any, Any]) -> None:
         """Take in new entries, with the number of the writer of each."""
         self.progress.apply(entries)
         self._note_starts(entries, writers)
         self._note_ends(entries)
+        stopped = entries["stop"][entries["kind"] == Kind.STOPPED]
+        if len(stopped):
+            self.interruptions += len(stopped)
+            self.longest_interruption_s = max(self.longest_interruption_s, int(stopped.max()) / 1e6)
 
     def _note_starts(self, entries: Entries, writers: np.ndarray[Any, Any]) -> None:
         """Keep who has begun the last attempt at each sample, and when the first of all was begun."""
@@ -151,6 +164,11 @@ class RecordSamples:
             return []
         _, first, counts = np.unique(self.progress.code[failed], return_index=True, return_counts=True)
         return [(self._sample(int(failed[i])), int(n)) for i, n in zip(first, counts, strict=True)]
+
+    def fatal(self) -> SampleStatus | None:
+        """Return the first sample that has failed the step record; None when none has."""
+        indices = np.flatnonzero(self.progress.outcome == Outcome.HARD_FAILED)
+        return self._sample(int(indices[0])) if len(indices) else None
 
     def _failed(self) -> np.ndarray[Any, Any]:
         outcome = self.progress.outcome

@@ -209,7 +209,7 @@ class StepFacts:
     """What of a step has to be known to plan for its worker group; derived from the specification."""
 
     queues: tuple[str, ...] = setting("Task queues of its step records; none when Maestro runs it itself.")
-    depends: tuple[str, ...] = setting("Steps that it waits for.", default=())
+    depends: tuple[str, ...] = setting("Steps that it waits for, as written: `sim`, or `sim_*`.", default=())
     sampled: bool = setting("Whether it fans out to samples.", default=False)
     launches: bool = setting("Whether it starts parallel programs with `$(LAUNCHER)`.", default=False)
     needs: dict[str, Any] = setting("What a sample of it needs: the fields of `batch_systems.StepNeeds`.", default={})

@@ -34,7 +34,6 @@ from maestro_celery_plugin.spec_checks import (
     tidy,
     unknown_tokens,
 )
-from maestro_celery_plugin.step_graph import ALL_COMBINATIONS
 from maestro_celery_plugin.steps import STEP_KEY
 from maestro_celery_plugin.tokens import SAMPLE_TOKENS, Spelling, names_in, substitute
 from maestro_celery_plugin.variables import Variables
@@ -118,7 +117,7 @@ class EnsembleSpecification(YAMLSpecification):  # type: ignore[misc]
         facts = {}
         for step in data["study"]:
             name, run = step["name"], {"cmd": "", "restart": "", **step["run"]}
-            depends = tuple(ALL_COMBINATIONS.sub("", parent) for parent in run.get("depends") or ())
+            depends = tuple(run.get("depends") or ())
             if name in self._plain:  # what it needs is between the user and Maestro's adapter
                 facts[name] = StepFacts(queues=(), depends=depends)
                 continue

@@ -5,7 +5,6 @@ It decides what the end of an allocation means for the step records that it serv
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Mapping, Sequence, Set
@@ -14,7 +13,6 @@ from maestro_celery_plugin.allocation_source import AllocationSource
 from maestro_celery_plugin.allocations import Allocation
 from maestro_celery_plugin.demand import Demand
 from maestro_celery_plugin.errors import WorkerError
-from maestro_celery_plugin.manifest import write_atomically
 from maestro_celery_plugin.processes import host_name
 from maestro_celery_plugin.records import Records
 from maestro_celery_plugin.session import Session
@@ -147,24 +145,20 @@ class Staffing:
                 self._end_record(tracker, allocation)
             elif not allocation.released and (tracker.touched or allocation.state is AllocationState.CANCELLED):
                 tracker.withdrawn.update(groups)  # the next one takes a restart, when all its groups have ended
-        self._store_reasons()
+        self._records.store_reasons()
 
     def _end_record(self, tracker: Tracker, allocation: Allocation) -> None:
         """Let a step record that has lost its last allocation time out, if it has started a sample in it."""
-        tracker.reason = f"allocation '{allocation.label}': {allocation.state.value} {allocation.reason}".rstrip()
+        end = f"{allocation.state.value}{f' ({allocation.reason})' if allocation.reason else ''}"
+        tracker.reason = f"Allocation '{allocation.label}' (job {allocation.job}) has ended: {end}."
         if allocation.released:
             return
         if ALLOCATION_ENDS[allocation.state] is RecordState.CANCELLED:
-            LOGGER.warning("'%s' is cancelled: %s.", tracker.manifest.name, tracker.reason)
-            self._records.cancel(tracker)
+            LOGGER.warning("'%s' is cancelled. %s", tracker.manifest.name, tracker.reason)
+            self._records.cancel(tracker, reason=tracker.reason)
         elif tracker.touched:
-            LOGGER.warning("'%s' has samples left: %s.", tracker.manifest.name, tracker.reason)
+            LOGGER.warning("'%s' has samples left. %s", tracker.manifest.name, tracker.reason)
             tracker.timed_out = True
-
-    def _store_reasons(self) -> None:
-        """Keep the reasons of the step records where `maestro-celery explain` finds them."""
-        reasons = {tracker.manifest.name: tracker.reason for tracker in self._records if tracker.reason}
-        write_atomically(self._plan.reasons, json.dumps(reasons, indent=1))
 
     # --- workers for work ---
 
@@ -195,7 +189,7 @@ class Staffing:
                 else:
                     tracker.failure = str(error)
             self._records.void(*(tracker for tracker in trackers if tracker.failure))
-            self._store_reasons()
+            self._records.store_reasons()
 
     def _enforce_cancellation(self) -> None:
         """Kill workers that still hold what was cancelled a while ago: they must be frozen."""

@@ -186,6 +186,19 @@ class StatusReader:
             found.extend(record.failed(limit - len(found)))
         return found
 
+    def fatal(self, name: str) -> SampleStatus | None:
+        """Return the sample that has failed the step record of this name, as of the last `read`; None if none has."""
+        record = self._record(name)
+        return record.fatal() if record else None
+
+    def interruptions(self, name: str) -> tuple[int, float]:
+        """Return how many attempts of a step record were ended early, and how long the longest had run, in seconds."""
+        record = self._record(name)
+        return (record.interruptions, record.longest_interruption_s) if record else (0, 0.0)
+
+    def _record(self, name: str) -> RecordSamples | None:
+        return next((record for record in self._records.values() if record.manifest.name == name), None)
+
     def failure_kinds(self, limit: int) -> list[tuple[SampleStatus, int]]:
         """Return the first failed sample of each step record and exit code, with the number of such samples.
 

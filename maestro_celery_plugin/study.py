@@ -126,8 +126,18 @@ class StudyPlan:
         return self.info / "workers"
 
     @property
+    def cancel_note(self) -> Path:
+        """The file by which Maestro tells the conductor to cancel the study (conductor.py:143)."""
+        return self.root / ".cancel.lock"
+
+    @property
+    def update_note(self) -> Path:
+        """The file by which Maestro tells the conductor that its settings have changed (conductor.py:144)."""
+        return self.root / ".study.update.lock"
+
+    @property
     def reasons(self) -> Path:
-        """The file of reasons, by step record, why it does not run or has ended (`explain.py`)."""
+        """The file of reasons, by step record, why it does not run or has ended (`reasons.py`)."""
         return self.info / "reasons.json"
 
     @property

@@ -77,12 +77,59 @@ def test_a_job_that_a_dead_conductor_has_left_is_named(run, tmp_path):
 
 
 def test_a_failed_step_and_what_depends_on_it(run, tmp_path):
-    study = run(spec(tmp_path, cmd="exit 102"), foreground=True)
+    study = run(spec(tmp_path, cmd='[ $(A) != 1 ] && sleep 5 || exit 102'), foreground=True)
 
     text = explained(study)
 
-    assert f"samples failed; `maestro-celery status --failed {study.path}` lists them." in text
+    assert "    Sample 0 has failed the step: exit code 102 (hard fail).\n" in text
+    assert f"1 of 3 samples failed; `maestro-celery status --failed {study.path}` lists what failed." in text
+    assert f"`maestro-celery resume --failed {study.path}` runs the failed ones again, and these." in text
     assert "post  FAILED\n    It needs sim (FAILED).\n" in text
+
+
+def test_failed_samples_of_a_finished_step_are_not_passed_over(run, tmp_path):
+    study = run(spec(tmp_path, cmd="exit 1"), foreground=True)
+
+    assert explained(study).startswith("sim  FINISHED\n    3 of 3 samples failed; `maestro-celery status --failed ")
+
+
+def test_who_has_stopped_the_study(run, tmp_path):
+    study = run(spec(tmp_path, cmd='[ $(A) != 1 ] && sleep 9 || exit 105'), foreground=True)
+
+    assert "Sample 0 of 'sim' has asked to stop all workers (exit code 105)." in explained(study)
+
+
+def test_a_cancelled_study_and_one_that_was_resumed(run, tmp_path):
+    study = run(spec(tmp_path))
+    study.await_text("sim/*/sim.out", "", count=2)
+    study.command("maestro", "cancel", "-y", str(study.path))
+    study.await_end()
+    assert "It was cancelled by `maestro cancel`." in explained(study)
+
+    assert study.command("maestro-celery", "resume", str(study.path)).returncode == 0
+    wait_for(lambda: study.states().get("sim") == "RUNNING", "the resumed step")
+    assert "It was cancelled" not in explained(study)
+
+
+def test_a_conductor_that_has_died_of_an_error(run, tmp_path):
+    study = run(spec(tmp_path), "--dry")
+    (study.path / "mine.txt").write_text("Traceback (most recent call last):\n  ...\nOSError: no space\n")
+
+    text = explained(study)
+
+    assert f"The conductor has ended with an error\n    OSError: no space\n    The rest is at the end of '{study.path}" in text
+
+
+def test_parameters_tell_which_records_are_awaited(run, tmp_path):
+    """Given two parameter values, then each record waits for that of its value, and the funnel for both."""
+    text = spec(tmp_path).replace('"true", depends: [sim]', '"echo $(P)", depends: [sim]')
+    text = text.replace("merlin:", "global.parameters:\n      P: {values: [1, 2], label: P.%%}\n    merlin:", 1)
+    text = text.replace("echo $(A); ", "echo $(A) $(P); ")
+    study = run(text)
+    wait_for(lambda: study.states().get("post_P.2") == "INITIALIZED", "Maestro's states")
+
+    assert "post_P.2  INITIALIZED\n    It needs sim_P.2 (" in (found := explained(study))
+    assert "It needs sim_P.1 (RUNNING), sim_P.2" not in found
 
 
 def test_a_worker_that_cannot_start_is_explained_in_its_own_words(run, tmp_path, environment):

@@ -172,6 +172,24 @@ def test_a_killed_chief_leaves_nothing_behind(run):
     wait_for(lambda: not study.processes(), "the end of workers and broker", 90)
 
 
+def test_cancel_ends_what_a_killed_chief_has_left(run):
+    """When the conductor was killed, then `maestro cancel` ends samples, workers and broker, and says so."""
+    study = run(SPEC)
+    begun(study)
+    kill(*study.processes("bin/conductor"))
+
+    answer = study.command("maestro", "cancel", "-y", str(study.path))
+
+    assert answer.returncode == 0, answer.stderr
+    assert "what it has left is ended here:\n1 worker is told to end.\n" in answer.stdout
+    wait_for(lambda: not study.processes(), "the end of workers and broker", 15)
+    again = study.command("maestro", "cancel", "-y", str(study.path))
+    assert "nothing of it is left to be ended" in again.stdout
+    assert study.command("maestro-celery", "resume", str(study.path)).returncode == 0
+    end(study)
+    assert_complete(study, killed_slots=4)
+
+
 def test_a_process_of_the_prefork_pool(run):
     study = run(SPEC.replace("--concurrency 4", "--pool prefork --concurrency 2"))
     begun(study, 3)

@@ -117,6 +117,20 @@ def test_a_killed_conductor_leaves_no_allocation_behind(launch, slurm):
     assert_nothing_left(study, slurm)
 
 
+def test_cancel_ends_the_allocation_of_a_killed_conductor(launch, slurm):
+    study = launch(ensemble("echo begun $(A)\nsleep 60", count=COUNT, batch=BATCH), name="abandoned")
+    begun(study, 2)
+    job = job_of(study, slurm, "RUNNING")
+    kill(*study.processes("bin/conductor"))
+
+    answer = study.command("maestro", "cancel", "-y", str(study.path))
+
+    assert f"Job {job} of allocation 'w/1' is cancelled." in answer.stdout
+    wait_for(lambda: not slurm.queue(), "the end of the job", 30)
+    wait_for(lambda: not study.processes(), "the end of the broker", 30)
+    assert_nothing_left(study, slurm)
+
+
 # --- parallel programs ---------------------------------------------------------------------------------
 
 LAUNCH = """\

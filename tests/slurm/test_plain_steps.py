@@ -100,6 +100,15 @@ def test_a_batch_job_of_a_killed_conductor_goes_on(run, slurm, when):
     assert len(ran(study)) == 6
 
 
+def test_cancel_ends_a_batch_job_of_a_killed_conductor(run, slurm):
+    study = interrupted(run)
+
+    answer = study.command("maestro", "cancel", "-y", str(study.path))
+
+    assert "of a step that Maestro runs itself is cancelled." in answer.stdout
+    wait_for(lambda: not slurm.queue(), "the batch job's end")
+
+
 def test_a_batch_job_that_was_cancelled_runs_again(run, slurm):
     study = interrupted(run)
     slurm.run("scancel", "--user=root")
