@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,9 @@ class Allocation:
         reason: The batch system's words: why it waits, or how it ended.
         released: Whether we have ended it because nothing needs it any more.
         submitted_at: When it was submitted (Unix seconds).
+        began_at: When it was first seen to have its nodes (Unix seconds); 0 before.
+        ended_at: When it was first seen to have ended (Unix seconds); 0 before.
+        slots: The most slots that its workers have had at a time.
     """
 
     name: str
@@ -48,6 +52,9 @@ class Allocation:
     reason: str = ""
     released: bool = False
     submitted_at: float = 0.0
+    began_at: float = 0.0
+    ended_at: float = 0.0
+    slots: int = 0
 
     @property
     def is_open(self) -> bool:
@@ -77,6 +84,10 @@ class Allocation:
             return False
         before = self.state, self.reason
         self.state, self.reason = report.state, report.reason
+        if self.state is AllocationState.RUNNING and not self.began_at:
+            self.began_at = time.time()
+        if not self.state.is_open:
+            self.ended_at = time.time()
         try:
             self.store()
         except OSError:  # a full disk: it is news again at the next look
@@ -86,13 +97,9 @@ class Allocation:
 
     def store(self) -> None:
         """Write its file, from which status and a later conductor read."""
-        values = {
-            "job": self.job,
-            "state": self.state.name,
-            "reason": self.reason,
-            "released": self.released,
-            "submitted_at": self.submitted_at,
-        }
+        values = dataclasses.asdict(self) | {"state": self.state.name}
+        for key in ("name", "number", "directory"):  # its directory tells
+            del values[key]
         write_atomically(self.directory / "allocation.json", json.dumps(values, indent=1))
 
 

@@ -81,7 +81,9 @@ def run(arguments: WorkerArguments, supervisor: ProcessId) -> NoReturn:
     else:
         process.open(arguments.name, options.slots)
     ours = ["-n", f"{arguments.name}@%h", "-P", options.pool, "-c", str(options.slots), "-l", "WARNING"]
-    app.worker_main(["worker", *ours, "--without-gossip", "--without-mingle", *options.args])
+    queues = ", ".join(terms.queues)
+    print(f"worker '{arguments.name}' on {host_name()}: {options.slots} slots for the task queues {queues}", flush=True)
+    app.worker_main(["--quiet", "worker", *ours, "--without-gossip", "--without-mingle", *options.args])
     raise SystemExit(MOVED if process.has_moved else 0)
 
 
@@ -193,8 +195,9 @@ class _WorkerProcess:
                     intake.close()
                 if now - last_look_at >= look_s:
                     last_look_at = now
-                    if self._shall_end(conductor):
-                        self._end()
+                    why = self._why_end(conductor)
+                    if why:
+                        self._end(why)
                 if self._side is not None:
                     self._side.flush()
                     self._side.check_running()
@@ -233,22 +236,22 @@ class _WorkerProcess:
             return "draining"
         return "busy" if self._side.busy else "idle"
 
-    def _shall_end(self, conductor: HeardConductor) -> bool:
-        """Whether this process shall end, by the files of the session and by what it has to do."""
+    def _why_end(self, conductor: HeardConductor) -> str:
+        """Return why this process shall end, by the session's files and what it has to do; empty if it shall not."""
         if self._session.worker_stop_requested(self._arguments.name) or not self._session.path.exists():
-            return True
+            return "it was told to end"
         if not self._supervisor.is_alive:
-            return True
+            return "its supervisor has died"
         if self._broker_has_moved() and self._idle_s() > 0:
             self.has_moved = True
-            return True
+            return "the broker is elsewhere now"
         if self._name != self._arguments.name:
-            return False  # a pool process: its worker decides
+            return ""  # a pool process: its worker decides
         conductor.look()
-        return self._shall_leave(self._idle_s(), conductor)
+        return self._why_leave(self._idle_s(), conductor)
 
-    def _shall_leave(self, idle_s: float, conductor: HeardConductor) -> bool:
-        """Whether this worker is not needed any more.
+    def _why_leave(self, idle_s: float, conductor: HeardConductor) -> str:
+        """Return why this worker is not needed any more; empty when it is.
 
         While another one of its allocation works, leaving would free nothing.
 
@@ -257,11 +260,14 @@ class _WorkerProcess:
             conductor: The conductor, as this worker has last heard of it.
         """
         limit_s, allocation = self._terms.idle_limit_s, self._arguments.allocation
+        left = f"its allocation ends in {self._deadline.left_s:.0f} s"
         if self._deadline.is_draining and idle_s > 0:
-            return True
+            return left
         if idle_s > REFUSAL_LIMIT_S and self._refuses():
-            return True
-        return idle_s > limit_s and (conductor.silent_s > limit_s or allocation in conductor.idle)
+            return f"{left}, too soon for the samples that are left"
+        if idle_s > limit_s and (conductor.silent_s > limit_s or allocation in conductor.idle):
+            return f"it has had nothing to do for {idle_s:.0f} s"
+        return ""
 
     @property
     def _is_in_allocation(self) -> bool:
@@ -286,11 +292,12 @@ class _WorkerProcess:
             self._pool_busy_at = time.monotonic()
         return time.monotonic() - self._pool_busy_at
 
-    def _end(self) -> None:
+    def _end(self, why: str) -> None:
         """Stop taking samples, end those that run, and let Celery end."""
         if self._ending:
             return
         self._ending = True
+        LOGGER.warning("worker '%s' on %s leaves: %s", self._name, host_name(), why)
         if self._side is not None:
             self._side.stopping.set()
         if self._supervisor.is_alive:

@@ -52,6 +52,8 @@ class Kind(enum.IntEnum):
     """Worker: the attempt at sample `start` has ended with `code`; `stop` is its duration in microseconds."""
     STOPPED = 10
     """Worker: it has ended the attempt at sample `start` itself, after `stop` microseconds; it counts as lost."""
+    BEGAN = 11
+    """Coordinator: a conductor has begun to run the study; of no record and no sample."""
 
 
 # Little-endian, packed: kind, reserved, slot, code, record, epoch, start, stop, time (Unix seconds of the

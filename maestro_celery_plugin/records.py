@@ -58,6 +58,7 @@ class Records:
         """
         for manifest in Manifest.read_all(self._plan.records):
             self._add(manifest, str(Path(manifest.workspace).relative_to(self._plan.root)))
+        self._writer.append(Kind.BEGAN, 0, 0, 0)
         self.store_reasons()  # there is none yet: those of the earlier conductor do not hold any more
         self.follow()
         for writer in self.holdings.writers().difference(alive):

@@ -135,14 +135,17 @@ class RecordSamples:
             count = len(ends) - int(np.searchsorted(ends, ends[-1] - RATE_WINDOW_S))
             self._ends = ends[-max(count, RATE_SAMPLES) :]
 
-    @property
-    def rate(self) -> float | None:
-        """Samples per second, lately: the ends that are looked at, over the time between first and last."""
-        ends = self._ends
+    def rate(self, since: float = 0.0) -> float | None:
+        """Return samples per second, lately: the ends that are looked at, over the time between first and last.
+
+        Args:
+            since: When the study was resumed last (Unix seconds); before that, nobody may have worked.
+        """
+        ends = self._ends[self._ends >= since]
         if not len(ends):
             return None
         if len(ends) < RATE_SAMPLES:
-            return len(ends) / max(float(ends[-1]) - self._began, _SHORTEST_SPAN_S)
+            return len(ends) / max(float(ends[-1]) - max(self._began, since), _SHORTEST_SPAN_S)
         return (len(ends) - 1) / max(float(ends[-1] - ends[0]), _SHORTEST_SPAN_S)
 
     def counts(self, working: np.ndarray[Any, Any]) -> Counts:

@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from maestro_celery_plugin.allocation_use import AllocationUse
 from maestro_celery_plugin.allocations import read_allocations
 from maestro_celery_plugin.conductorship import conductor_lock
 from maestro_celery_plugin.errors import StudyError
-from maestro_celery_plugin.ledger import COORDINATOR, ENTRY, SUFFIX, Entries, LedgerReader
+from maestro_celery_plugin.ledger import COORDINATOR, ENTRY, SUFFIX, Entries, Kind, LedgerReader
 from maestro_celery_plugin.manifest import Manifest
 from maestro_celery_plugin.processes import ProcessId, host_name
 from maestro_celery_plugin.progress import Counts
@@ -55,6 +56,8 @@ class StatusReader:
             )
         self._session = Session(self._plan.session)
         self._ledger = LedgerReader(self._plan.ledger)
+        self._use = AllocationUse(self._plan.settings)
+        self._conducted_since = 0.0
         self._records: dict[int, RecordSamples] = {}
         self._writers: list[str] = []
 
@@ -103,7 +106,15 @@ class StatusReader:
     def _allocations(self) -> Iterator[AllocationStatus]:
         for one in read_allocations(self._plan.allocations):
             yield AllocationStatus(
-                name=one.name, number=one.number, job=one.job, state=one.state.name, reason=one.reason
+                name=one.name,
+                number=one.number,
+                job=one.job,
+                state=one.state.name,
+                reason=one.reason,
+                slots=one.slots,
+                seconds=one.ended_at - one.began_at if one.began_at and one.ended_at else None,
+                sample_seconds=self._use.ended_s(one.label),
+                interrupted_seconds=self._use.interrupted_s(one.label),
             )
 
     def _lives(self, beat: Heartbeat, conducted: bool) -> bool:
@@ -142,7 +153,8 @@ class StatusReader:
         records = {record.manifest.name: record for record in self._records.values()}
         named = {row.name for row in rows}
         unnamed = [_row_of(record.manifest) for name, record in records.items() if name not in named]
-        return [_step(row, records.get(row.name), working, conducted) for row in (*rows, *unnamed)]
+        since = self._conducted_since
+        return [_step(row, records.get(row.name), working, conducted, since) for row in (*rows, *unnamed)]
 
     def _follow_ledger(self) -> None:
         """Take in what is new: one sort groups all entries by step record."""
@@ -166,6 +178,11 @@ class StatusReader:
         for writer, entries in self._ledger.poll():
             if writer not in self._writers:
                 self._writers.append(writer)
+            if writer == COORDINATOR:
+                begins = entries["time"][entries["kind"] == Kind.BEGAN]
+                self._conducted_since = max(self._conducted_since, *begins.tolist(), 0.0)
+            else:
+                self._use.add(writer, entries)
             parts.append(entries)
             writers.append(np.full(len(entries), self._writers.index(writer), np.uint32))
         return np.concatenate(parts), np.concatenate(writers)
@@ -223,7 +240,7 @@ def _row_of(manifest: Manifest) -> StepRow:
 
 
 def _step(
-    row: StepRow, record: RecordSamples | None, working: np.ndarray[Any, Any], conducted: bool
+    row: StepRow, record: RecordSamples | None, working: np.ndarray[Any, Any], conducted: bool, since: float
 ) -> StepStatus:
     return StepStatus(
         name=row.name,
@@ -232,7 +249,7 @@ def _step(
         state=_step_state(row.state, record, conducted),
         restarts=row.restarts,
         samples=record.counts(working) if record else _NO_SAMPLES,
-        rate=record.rate if record else None,
+        rate=record.rate(since) if record else None,
     )
 
 

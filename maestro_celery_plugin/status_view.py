@@ -22,7 +22,7 @@ from rich.text import Text
 
 from maestro_celery_plugin.sample_status import SampleStatus, values_of
 from maestro_celery_plugin.status import StatusReader
-from maestro_celery_plugin.study_status import StepStatus, StudyState, StudyStatus
+from maestro_celery_plugin.study_status import AllocationStatus, StepStatus, StudyState, StudyStatus
 
 __all__ = ["show", "show_failed", "watch"]
 
@@ -236,9 +236,24 @@ def _allocations(status: StudyStatus) -> list[RenderableType]:
         job = f"job {one.job}" if one.job else "not submitted"
         line = Text.assemble(_plain(f"{one.name}/{one.number}  {job}  "), _state_text(one.state))
         lines.append(line.append_text(_plain(f"  {one.reason}" if one.reason else "", "dim")))
+    ended = [one for one in status.allocations if one.slot_seconds]
+    if ended:
+        lines.append(_plain(_use_words(ended), "dim"))
     if len(last) > SHOWN:
         lines.append(Text(f"and {len(last) - SHOWN} more (--json has all)", style="dim"))
     return [_section("Allocations", lines)]
+
+
+def _use_words(ended: Sequence[AllocationStatus]) -> str:
+    """Return what the slots of allocations that have ended were used for."""
+    total_s = sum(one.slot_seconds for one in ended)
+    parts = {
+        "samples": sum(one.sample_seconds for one in ended) / total_s,
+        "samples that were interrupted": sum(one.interrupted_seconds for one in ended) / total_s,
+    }
+    parts["nothing"] = max(0.0, 1 - sum(parts.values()))
+    words = ", ".join(f"{share:.0%} {what}" for what, share in parts.items())
+    return f"{len(ended)} ended, {_duration_words(total_s)} of their slots: {words}"
 
 
 def _workers(status: StudyStatus) -> list[RenderableType]:

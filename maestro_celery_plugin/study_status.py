@@ -87,6 +87,10 @@ class AllocationStatus:
         job: Identifier for the batch system; None before it is submitted.
         state: Name of its `states.AllocationState`.
         reason: The batch system's words: why it waits, or how it ended.
+        slots: The most slots that its workers have had at a time.
+        seconds: For how long it has had its nodes; None before it has ended.
+        sample_seconds: Time of attempts in it that have ended by themselves, summed over its slots.
+        interrupted_seconds: Time of attempts in it that its end, or a cancellation, has ended.
     """
 
     name: str
@@ -94,6 +98,15 @@ class AllocationStatus:
     job: str | None
     state: str
     reason: str
+    slots: int
+    seconds: float | None
+    sample_seconds: float
+    interrupted_seconds: float
+
+    @property
+    def slot_seconds(self) -> float:
+        """Time of all its slots; 0 before it has ended."""
+        return self.slots * (self.seconds or 0.0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

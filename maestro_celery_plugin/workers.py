@@ -168,10 +168,15 @@ class WorkerPool:
     def look_at_allocations(self) -> Iterator[tuple[AllocationSource, Allocation]]:
         """Yield the allocations that have ended since the last time; their workers are dead."""
         for source in self.allocation_sources:
+            if source.current is not None:
+                source.current.slots = max(source.current.slots, self._slots_of(source.current))
             ended = source.look(is_empty=self._has_run_empty(source.current))
             if ended is not None:
                 self._ended.add(ended.label)
                 yield source, ended
+
+    def _slots_of(self, allocation: Allocation) -> int:
+        return sum(beat.slots for beat in self.alive.values() if beat.allocation == allocation.label)
 
     def _has_run_empty(self, allocation: Allocation | None) -> bool:
         """Whether an allocation has its nodes and no worker: it has begun a moment ago, or has ended."""

@@ -26,7 +26,7 @@ from maestro_celery_plugin.processes import ProcessId, host_name
 from maestro_celery_plugin.progress import Counts, cannot_run_code
 from maestro_celery_plugin.sample_status import RecordSamples, SampleStatus, values_of
 from maestro_celery_plugin.session import Heartbeat, Session
-from maestro_celery_plugin.settings import BatchSettings, EnsembleSettings, ResourceSettings
+from maestro_celery_plugin.settings import BatchSettings, EnsembleSettings, ResourceSettings, WorkerGroupSettings
 from maestro_celery_plugin.states import AllocationState
 from maestro_celery_plugin.status import StatusReader
 from maestro_celery_plugin.status_csv import read_rows, shared_lock
@@ -37,7 +37,7 @@ HEADER = (
     "Step Name,Job ID,Workspace,State,Run Time,Elapsed Time,Start Time,Submit Time,End Time,"
     "Number Restarts,Params"
 )
-SETTINGS = EnsembleSettings(batch=BatchSettings(), resources=ResourceSettings())
+SETTINGS = EnsembleSettings(batch=BatchSettings(), resources=ResourceSettings(workers={"w": WorkerGroupSettings()}))
 
 
 class Study:
@@ -315,19 +315,30 @@ def test_the_rate_is_that_of_the_last_minute(study: Study) -> None:
     record = RecordSamples(study.submit(samples=500))
     times = [*np.arange(100.0), *(86400 + np.arange(100) / 5)]
     record.apply(ends(times), np.zeros(len(times), int))
-    assert record.rate == pytest.approx(5.0)
+    assert record.rate() == pytest.approx(5.0)
 
 
 def test_few_long_samples_are_looked_at_beyond_the_last_minute(study: Study) -> None:
     record = RecordSamples(study.submit(samples=500))
     record.apply(ends([*(np.arange(30) * 100.0)]), np.zeros(30, int))
-    assert record.rate == pytest.approx(0.01)
+    assert record.rate() == pytest.approx(0.01)
+
+
+def test_what_ended_before_the_study_was_resumed_says_nothing_of_the_rate(study: Study) -> None:
+    """Given 12 samples, an hour's pause, and 4 more in 8 s, then the rate is 0.5/s."""
+    record = RecordSamples(study.submit(samples=50))
+    begun = ends([0.0])
+    begun["kind"] = Kind.STARTED
+    record.apply(begun, np.zeros(1, int))
+    record.apply(ends([*np.arange(12.0), *(3600 + np.array([2.0, 4.0, 6.0, 8.0]))]), np.zeros(16, int))
+    assert record.rate(since=3600.0) == pytest.approx(0.5)
+    assert record.rate(since=3700.0) is None
 
 
 def test_an_attempt_that_asked_to_run_again_is_no_sample_that_ended(study: Study) -> None:
     record = RecordSamples(study.submit())
     record.apply(ends([1.0, 2.0], [100, 104]), np.zeros(2, int))
-    assert record.rate is None
+    assert record.rate() is None
 
 
 def test_time_left_is_open_samples_by_rate(study: Study) -> None:
@@ -469,7 +480,10 @@ def test_json_has_exactly_the_promised_keys(study: Study) -> None:
             {**common, "name": "sim_X.1", "params": {"X": "1"}, "state": "INTERRUPTED", "samples": samples},
             {**common, "name": "sim_X.2", "params": {"X": "2"}, "state": "INITIALIZED", "samples": none},
         ],
-        "allocations": [{"name": "w", "number": 1, "job": "41", "state": "PENDING", "reason": "Resources"}],
+        "allocations": [
+            {"name": "w", "number": 1, "job": "41", "state": "PENDING", "reason": "Resources", "slots": 0, "seconds": None}
+            | {"sample_seconds": 0.0, "interrupted_seconds": 0.0}
+        ],
         "workers": [{"name": "w-1", "group": "w", "node": host_name(), "state": "busy"}],
     }
 
@@ -483,6 +497,23 @@ def test_the_last_allocation_of_each_name_is_shown(study: Study) -> None:
     section = output.partition("Allocations\n")[2].splitlines()
     assert section[:2] == ["  post/1  not submitted  PENDING", "  sim/2  job 42  PENDING  Resources"]
     assert "41" not in output
+
+
+def test_what_the_slots_of_allocations_were_used_for_is_told(study: Study) -> None:
+    """Given 4 slots for 10 s, 20 s of samples and 10 s of a sample that was ended, then a quarter was of no use."""
+    study.submit()
+    allocate(study, "w", "41", AllocationState.RUNNING)
+    (file,) = study.plan.allocations.glob("w/1/allocation.json")
+    file.write_text(json.dumps({**json.loads(file.read_text()), "slots": 4, "began_at": 100.0, "ended_at": 110.0}))
+    for writer, kind, seconds in [("w-1-1", Kind.ENDED, 12), ("w-1-2.77", Kind.ENDED, 8), ("w-1-2", Kind.STOPPED, 10)]:
+        LedgerWriter(study.plan.ledger / f"{writer}.ledger").append(kind, 1, 1, 0, seconds * 10**6)
+    LedgerWriter(study.plan.ledger / "w-2-1.ledger").append(Kind.ENDED, 1, 1, 0, 10**9)  # of another one
+
+    (allocation,) = study.reader.read().allocations
+    assert (allocation.slot_seconds, allocation.sample_seconds, allocation.interrupted_seconds) == (40.0, 20.0, 10.0)
+    output = CliRunner().invoke(main, ["status", str(study.plan.root)]).output
+    words = "1 ended, 40 s of their slots: 50% samples, 25% samples that were interrupted, 25% nothing"
+    assert words in " ".join(output.split())
 
 
 def allocate(study: Study, name: str, job: str | None, state: AllocationState, reason: str = "") -> None:
