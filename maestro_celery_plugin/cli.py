@@ -26,6 +26,7 @@ class _Commands(click.Group):
 
 
 @click.group(cls=_Commands)
+@click.version_option(package_name="maestro-celery-plugin")
 def main() -> None:
     """Look after ensemble studies of Maestro."""
 
