@@ -7,11 +7,12 @@ and output, a state, and an end. Where they come from is in `allocation_jobs.py`
     merlin_info/allocations/<name>/<number>/
       <name>.slurm.sh               the batch script, by Maestro's adapter
       <name>.out <name>.err         what the job printed, named as the batch system does
-      allocation.json               job, state, reason
+      allocation.json               job, state, reason, times
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import time
@@ -40,7 +41,7 @@ class Allocation:
         released: Whether we have ended it because nothing needs it any more.
         submitted_at: When it was submitted (Unix seconds).
         began_at: When it was first seen to have its nodes (Unix seconds); 0 before.
-        ended_at: When it was first seen to have ended (Unix seconds); 0 before.
+        ended_at: When it was first seen to have ended (Unix seconds); 0 before, and when it was refused.
         slots: The most slots that its workers have had at a time.
     """
 
@@ -82,7 +83,7 @@ class Allocation:
         """Take in what the batch system says; return whether anything is new."""
         if (report.state, report.reason) == (self.state, self.reason):
             return False
-        before = self.state, self.reason
+        before = self.state, self.reason, self.began_at, self.ended_at
         self.state, self.reason = report.state, report.reason
         if self.state is AllocationState.RUNNING and not self.began_at:
             self.began_at = time.time()
@@ -91,9 +92,17 @@ class Allocation:
         try:
             self.store()
         except OSError:  # a full disk: it is news again at the next look
-            self.state, self.reason = before
+            self.state, self.reason, self.began_at, self.ended_at = before
             raise
         return True
+
+    def note_slots(self, slots: int) -> None:
+        """Keep how many slots its workers have, the most that there were; it has begun when there are any."""
+        if slots > self.slots:
+            self.slots = slots
+            self.began_at = self.began_at or time.time()
+            with contextlib.suppress(OSError):  # a full disk: it is stored with the next change
+                self.store()
 
     def store(self) -> None:
         """Write its file, from which status and a later conductor read."""

@@ -167,6 +167,7 @@ class BatchSystem(Protocol):
         away: What it says when a submission fails because it does not answer now.
         ignores: Keys of `batch` that Maestro's adapter takes no notice of.
         step_variables: Environment variables of the workers' own launch that samples shall not inherit.
+        shares_nodes: Whether samples that launch on several nodes can share these with others.
     """
 
     type: str
@@ -176,6 +177,7 @@ class BatchSystem(Protocol):
     away: re.Pattern[str]
     ignores: tuple[str, ...]
     step_variables: tuple[str, ...]
+    shares_nodes: bool
 
     def adapter_arguments(self, settings: BatchSettings) -> dict[str, Any]:
         """Return the keywords for Maestro's adapter, with all that it insists on."""

@@ -20,10 +20,10 @@ from maestro_celery_plugin import intake
 from maestro_celery_plugin.app import TASK_NAME, make_app, queue_for
 from maestro_celery_plugin.batch_systems import StepNeeds, batch_system
 from maestro_celery_plugin.broker import check_reachable
-from maestro_celery_plugin.conductorship import HeardConductor
 from maestro_celery_plugin.deadline import Deadline
 from maestro_celery_plugin.dispatch import Dispatcher
 from maestro_celery_plugin.errors import EnsembleError, LedgerError, WorkerError
+from maestro_celery_plugin.heard_conductor import HeardConductor
 from maestro_celery_plugin.processes import ProcessId, host_name, wait_until
 from maestro_celery_plugin.sample_launches import SampleLaunches
 from maestro_celery_plugin.session import Heartbeat
@@ -42,9 +42,9 @@ HEARTBEAT_S = 2.0
 BROKER_LIMIT_S = 30.0
 # A worker that has time for nothing of what is left waits this long for something shorter, and leaves.
 REFUSAL_LIMIT_S = 5.0
-_WATCH_S = 0.25
-# There may be thousands of workers in allocations: they look at the session's files less often.
+# Workers in allocations, of which there may be thousands, look at the session's files so often, others at each watch.
 LOOK_S = 1.0
+_WATCH_S = 0.25
 
 
 def run(arguments: WorkerArguments, supervisor: ProcessId) -> NoReturn:
@@ -91,7 +91,7 @@ def _options(arguments: WorkerArguments) -> WorkerOptions:
     """Return the options of `celery worker`.
 
     In an allocation, slots that `args` does not give are this worker's share of the samples that fit into
-    the whole allocation side by side.
+    the whole allocation side by side: those of the step of which the fewest fit.
 
     Raises:
         WorkerError: not even one sample fits.
@@ -101,10 +101,12 @@ def _options(arguments: WorkerArguments) -> WorkerOptions:
     system = batch_system(terms.batch_type)
     if options.has_concurrency or system is None:
         return options
-    needs = StepNeeds(**terms.needs or {})
     cores = system.node_cores(os.environ) or usable_cpus()
-    slots = slots_of(needs, terms.nodes, cores, terms.gpus)
+    steps = [StepNeeds(**needs) for needs in terms.needs] or [StepNeeds()]
+    fitting = [slots_of(needs, terms.nodes, cores, terms.gpus, shares_nodes=system.shares_nodes) for needs in steps]
+    slots = min(fitting)
     if not slots:
+        needs = steps[fitting.index(0)]
         gpus = f" and {terms.gpus} GPUs" if terms.gpus is not None else ""
         raise WorkerError(
             f"a sample of the group '{terms.group}' needs {needs.text}; its allocation has {terms.nodes} nodes of "
@@ -196,7 +198,7 @@ class _WorkerProcess:
                 if now - last_look_at >= look_s:
                     last_look_at = now
                     why = self._why_end(conductor)
-                    if why:
+                    if why is not None:
                         self._end(why)
                 if self._side is not None:
                     self._side.flush()
@@ -236,9 +238,11 @@ class _WorkerProcess:
             return "draining"
         return "busy" if self._side.busy else "idle"
 
-    def _why_end(self, conductor: HeardConductor) -> str:
-        """Return why this process shall end, by the session's files and what it has to do; empty if it shall not."""
-        if self._session.worker_stop_requested(self._arguments.name) or not self._session.path.exists():
+    def _why_end(self, conductor: HeardConductor) -> str | None:
+        """Return why this process shall end, by the session's files and what it has to do; None if it shall not."""
+        if not self._session.path.exists():
+            return "its session is not there any more"
+        if self._session.worker_stop_requested(self._arguments.name):
             return "it was told to end"
         if not self._supervisor.is_alive:
             return "its supervisor has died"
@@ -246,12 +250,12 @@ class _WorkerProcess:
             self.has_moved = True
             return "the broker is elsewhere now"
         if self._name != self._arguments.name:
-            return ""  # a pool process: its worker decides
+            return None  # a pool process: its worker decides
         conductor.look()
         return self._why_leave(self._idle_s(), conductor)
 
-    def _why_leave(self, idle_s: float, conductor: HeardConductor) -> str:
-        """Return why this worker is not needed any more; empty when it is.
+    def _why_leave(self, idle_s: float, conductor: HeardConductor) -> str | None:
+        """Return why this worker is not needed any more; None when it is.
 
         While another one of its allocation works, leaving would free nothing.
 
@@ -259,15 +263,24 @@ class _WorkerProcess:
             idle_s: For how long it has had nothing to do.
             conductor: The conductor, as this worker has last heard of it.
         """
-        limit_s, allocation = self._terms.idle_limit_s, self._arguments.allocation
+        limit_s = self._terms.idle_limit_s
         left = f"its allocation ends in {self._deadline.left_s:.0f} s"
         if self._deadline.is_draining and idle_s > 0:
             return left
         if idle_s > REFUSAL_LIMIT_S and self._refuses():
             return f"{left}, too soon for the samples that are left"
-        if idle_s > limit_s and (conductor.silent_s > limit_s or allocation in conductor.idle):
-            return f"it has had nothing to do for {idle_s:.0f} s"
-        return ""
+        if idle_s > limit_s and conductor.silent_s > limit_s:
+            return f"it has had nothing to do for {idle_s:.0f} s, and nothing is heard of the conductor"
+        if idle_s > limit_s and self._is_in_allocation and not self._others_work(conductor):
+            return f"nobody in its allocation has had anything to do for {idle_s:.0f} s"
+        return None
+
+    def _others_work(self, conductor: HeardConductor) -> bool:
+        """Whether another worker of the same allocation works, by the conductor's word, else by their heartbeats."""
+        allocation = self._arguments.allocation
+        if conductor.working is not None:
+            return allocation in conductor.working
+        return any(beat.state == "busy" for beat in self._session.heartbeats() if beat.allocation == allocation)
 
     @property
     def _is_in_allocation(self) -> bool:
@@ -297,7 +310,8 @@ class _WorkerProcess:
         if self._ending:
             return
         self._ending = True
-        LOGGER.warning("worker '%s' on %s leaves: %s", self._name, host_name(), why)
+        if self._name == self._arguments.name:
+            LOGGER.warning("worker '%s' on %s leaves: %s", self._name, host_name(), why)
         if self._side is not None:
             self._side.stopping.set()
         if self._supervisor.is_alive:

@@ -18,7 +18,7 @@ from maestro_celery_plugin.errors import StudyError
 from maestro_celery_plugin.session import Session
 from maestro_celery_plugin.study import StudyPlan
 
-__all__ = ["LOCK_LIMIT_S", "Conductorship", "HeardConductor", "conduct", "conductor_lock", "take_news"]
+__all__ = ["LOCK_LIMIT_S", "Conductorship", "conduct", "conductor_lock", "take_news"]
 
 BEAT_INTERVAL_S = 2.0
 # Workers look for a change: one that leaves after a short `idle_limit` has to see several within it.
@@ -61,8 +61,8 @@ class Conductorship:
 
     Attributes:
         has_news: Whether something has ended while Maestro was looking, so that it shall look again.
-        idle: The allocations of which no worker has anything to do. The heartbeat tells the workers, each of which
-            would else have to read the heartbeats of all others.
+        working: The allocations of which a worker has something to do; None while nobody looks. The heartbeat tells
+            the workers, each of which would else have to read the heartbeats of all others.
 
     Raises:
         StudyError: another conductor of this study lives.
@@ -70,7 +70,7 @@ class Conductorship:
 
     def __init__(self, plan: StudyPlan) -> None:
         self.has_news = False
-        self.idle: frozenset[str] = frozenset()
+        self.working: frozenset[str] | None = None
         self._root = plan.root
         self._lock = conductor_lock(plan)
         try:
@@ -91,7 +91,7 @@ class Conductorship:
 
     def _beat(self) -> None:
         with contextlib.suppress(OSError):  # a full disk must not end the conductor
-            self._session.write_conductor_beat(time.time_ns(), self.idle)
+            self._session.write_conductor_beat(time.time_ns(), self.working)
 
     def end(self) -> None:
         """Let others conduct the study."""
@@ -99,31 +99,3 @@ class Conductorship:
             self._ended.set()
             _HELD.pop(self._root, None)
             self._lock.release()
-
-
-class HeardConductor:
-    """The conductor, as a worker hears of it.
-
-    Args:
-        session: The session.
-
-    Attributes:
-        idle: The allocations of which it sees no worker that has anything to do.
-    """
-
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        self._beat = 0
-        self._heard_at = time.monotonic()
-        self.idle: tuple[str, ...] = ()
-
-    def look(self) -> None:
-        """Read its heartbeat."""
-        beat, self.idle = self._session.read_conductor_beat()
-        if beat != self._beat:
-            self._beat, self._heard_at = beat, time.monotonic()
-
-    @property
-    def silent_s(self) -> float:
-        """For how long it has not changed its heartbeat, by this machine's clock."""
-        return time.monotonic() - self._heard_at

@@ -115,8 +115,11 @@ class Coordinator:
         """Start, or go on with, a step record; return Maestro's job identifier."""
         tracker = self._records.enter(manifest, relative)
         self._look()
+        before = tracker.reason
         tracker.begin(cancelled=self._records.stopped_by is not None)
         tracker.reason = self._records.stopped_by or ""
+        if tracker.reason != before:
+            self._records.store_reasons()
         if not tracker.cancelled:
             try:
                 self._delivery.send(tracker, tracker.unheld(self._records.held(tracker)))
@@ -189,9 +192,12 @@ class Coordinator:
         _try(self._records.flush)
 
     def _care_for_workers(self) -> None:
-        if self._staffing.care():
+        try:
+            has_lost = self._staffing.care()
+        finally:
+            self._conductorship.working = self._staffing.working_allocations
+        if has_lost:
             self._delivery.send_all()  # workers that died may have had messages that they had not begun
-        self._conductorship.idle = self._staffing.idle_allocations
 
     # --- care ---
 
@@ -207,17 +213,21 @@ class Coordinator:
         """Send samples again that nobody holds although slots are free: their messages were lost."""
         holdings = self._records.holdings
         held_slots = {writer: holdings.count(writer) for writer in holdings.writers()}
-        now = time.monotonic()
+        now, quiet = time.monotonic(), []
         for tracker in self._records.with_work():
             if tracker.stops_early or not self._staffing.has_room_for(tracker, held_slots):
                 tracker.quiet_since = None
             elif tracker.quiet_since is None:
                 tracker.quiet_since = now
             elif now - tracker.quiet_since > QUIET_LIMIT_S:
-                unheld = tracker.unheld(self._records.held(tracker))
-                if unheld.any():
-                    LOGGER.info("Sending %d samples of '%s' again.", unheld.sum(), tracker.manifest.name)
-                    self._delivery.send(tracker, unheld)
+                quiet.append(tracker)
+        if quiet:
+            self._records.follow()  # also what workers have written that are gone
+        for tracker in quiet:
+            unheld = tracker.unheld(self._records.held(tracker))
+            if unheld.any():
+                LOGGER.info("Sending %d samples of '%s' again.", unheld.sum(), tracker.manifest.name)
+                self._delivery.send(tracker, unheld)
 
     # --- end ---
 

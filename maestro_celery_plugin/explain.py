@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
 from maestro_celery_plugin.allocations import Allocation, read_allocations
+from maestro_celery_plugin.batch_systems import LOCAL
 from maestro_celery_plugin.reasons import Reason, read_reasons
 from maestro_celery_plugin.session import Session
 from maestro_celery_plugin.states import AllocationState
@@ -19,6 +21,8 @@ from maestro_celery_plugin.worker_sources import allocation_name, batch_of, is_f
 __all__ = ["explain"]
 
 _TAIL_BYTES = 4096
+# So many workers of a group are named.
+_SHOWN = 5
 
 
 def explain(directory: Path) -> list[tuple[str, list[str]]]:
@@ -40,6 +44,13 @@ class _Explanation:
         self._beats = Session(self._plan.session).heartbeats() if self._plan.session.exists() else []
         self._allocations = {one.name: one for one in read_allocations(self._plan.allocations)}
         self._reasons: dict[str, Reason] = read_reasons(self._plan.reasons)
+        self._records: dict[str, list[StepStatus]] = defaultdict(list)
+        self._by_params: dict[tuple[str, tuple[tuple[str, str], ...]], list[StepStatus]] = defaultdict(list)
+        for step in self._status.steps:
+            self._records[step.step].append(step)
+            self._by_params[step.step, tuple(step.params.items())].append(step)
+        self._states = {beat.name: beat for beat in self._beats}
+        self._said: dict[str, str] = {}
 
     @property
     def _resume(self) -> str:
@@ -58,12 +69,11 @@ class _Explanation:
 
     def _last_words_of_the_conductor(self) -> str:
         """Return the last line of what a conductor has printed, if that is a traceback's."""
-        files = sorted(self._plan.root.glob("*.txt"), key=lambda path: path.stat().st_mtime)
-        for file in reversed(files):
-            tail = file.read_bytes()[-_TAIL_BYTES:].decode(errors="replace").strip()
-            if "Traceback (most recent call last)" in tail:
-                return f"{tail.splitlines()[-1]}\nThe rest is at the end of '{file}'."
-        return ""
+        file = max(self._plan.root.glob("*.txt"), key=lambda path: path.stat().st_mtime, default=None)
+        tail = file.read_bytes()[-_TAIL_BYTES:].decode(errors="replace").strip() if file else ""
+        if "Traceback (most recent call last)" not in tail:
+            return ""
+        return f"{tail.splitlines()[-1]}\nThe rest is at the end of '{file}'."
 
     def _why(self, step: StepStatus) -> Iterator[str]:
         if step.state in LAST_STATES:
@@ -77,12 +87,14 @@ class _Explanation:
         else:
             yield from self._progress(step)
             for name in self._groups_of(step):
-                yield self._group(name)
+                if name not in self._said:
+                    self._said[name] = self._group(name)
+                yield self._said[name]
 
     # --- what has ended ---
 
     def _why_ended(self, step: StepStatus) -> Iterator[str]:
-        reason = self._reasons.get(step.name)
+        reason = self._reasons.get(step.name) if step.state != "FINISHED" else None
         if reason is not None:
             yield reason.text
         yield from self._failures(step)
@@ -91,8 +103,9 @@ class _Explanation:
             yield from self._interruptions(step)
             yield self._what_to_do(step, left, reason)
         if not step.samples.total:
-            yield from self._awaited_steps(step)
-            if self._is_plain(step) and step.state != "CANCELLED":
+            awaited = list(self._awaited_steps(step))
+            yield from awaited
+            if self._is_plain(step) and step.state != "CANCELLED" and not awaited:
                 yield f"Maestro has run it itself; what it has printed is below '{self._plan.root / step.step}'."
 
     def _failures(self, step: StepStatus) -> Iterator[str]:
@@ -106,10 +119,12 @@ class _Explanation:
 
     def _interruptions(self, step: StepStatus) -> Iterator[str]:
         count, longest_s = self._reader.interruptions(step.name)
-        if count and step.state != "CANCELLED":
+        has_allocations = any(self._allocation_of(name) for name in self._groups_of(step))
+        if count and has_allocations and step.state != "CANCELLED" and self._reader.fatal(step.name) is None:
+            attempts = "1 attempt was" if count == 1 else f"{count} attempts were"
             yield (
-                f"{count} attempts were ended with their allocation, the longest after {longest_s:.0f} s. Samples that "
-                "need longer want more `walltime`, or a `restart` that goes on from what they have stored."
+                f"{attempts} ended before the sample was done, the longest after {longest_s:.0f} s. Samples that need "
+                "longer want more `walltime`, or a `restart` that goes on from what they have stored."
             )
 
     def _what_to_do(self, step: StepStatus, left: int, reason: Reason | None) -> str:
@@ -121,13 +136,14 @@ class _Explanation:
                 f"{words}; {self._resume} runs them once that is mended. The study keeps the specification that it was "
                 "launched with: launch a corrected one anew."
             )
-        restarts = f" after {step.restarts} restarts (`maestro run -r` sets their limit)" if step.restarts else ""
+        times = "1 restart" if step.restarts == 1 else f"{step.restarts} restarts"
+        restarts = f" after {times} (`maestro run -r` sets their limit)" if step.restarts else ""
         return f"{words}{restarts if step.state != 'CANCELLED' else ''}; {self._resume} runs them."
 
     def _left_open(self, name: str) -> Iterator[str]:
         """Name the batch job that a conductor has left behind."""
         group = self._plan.settings.resources.workers[name]
-        allocation = self._allocations.get(allocation_name(name, group))
+        allocation = self._allocation_of(name)
         if allocation is not None and allocation.is_open:
             yield (
                 f"When it was last looked at, job {allocation.job} of allocation '{allocation.label}' was open. Its "
@@ -148,13 +164,13 @@ class _Explanation:
             yield "Maestro has not submitted it yet: it does so at its next poll, or `-t` limits how many run."
 
     def _records_of(self, parent: str, step: StepStatus) -> list[StepStatus]:
-        """Return the step records that an entry of `depends` means: all of ``sim_*``, those of like parameters else."""
+        """Return the step records that an entry of `depends` means: all of ``sim_*``, that of like parameters else."""
         name = ALL_COMBINATIONS.sub("", parent)
-        records = [one for one in self._status.steps if one.step == name]
-        if name != parent:
+        records = self._records[name]
+        if name != parent or not records:
             return records
-        mine = step.params.items()
-        return [one for one in records if all(one.params.get(key, value) == value for key, value in mine)]
+        shared = tuple((key, step.params.get(key, value)) for key, value in records[0].params.items())
+        return self._by_params.get((name, shared), records)
 
     def _is_plain(self, step: StepStatus) -> bool:
         facts = self._plan.settings.steps.get(step.step)
@@ -178,19 +194,26 @@ class _Explanation:
         alive = {worker.name: worker.state for worker in self._status.workers if worker.group == name}
         alive = {worker: state for worker, state in alive.items() if state not in ("dead", "awaited")}
         if alive:
-            states = ", ".join(f"{worker} ({self._state(worker, state)})" for worker, state in alive.items())
-            return f"Worker group '{name}': {states}."
+            words = [(worker, self._state(worker, state)) for worker, state in alive.items()]
+            states = ", ".join(f"{worker} ({state})" for worker, state in words[:_SHOWN])
+            more = Counter(state for _, state in words[_SHOWN:])
+            rest = "".join(f", and {count} more ({state})" for state, count in more.items())
+            return f"Worker group '{name}': {states}{rest}."
         if not is_for_this_machine(group):
             return (
                 f"Worker group '{name}' waits for its workers on {' or '.join(group.machines)}: start them there with "
                 f"`maestro-celery workers {self._plan.root} --group {name}`."
             )
-        if batch_of(self._plan.settings, group).type == "local":
+        if batch_of(self._plan.settings, group).type == LOCAL:
             return f"Worker group '{name}': its worker is starting; its log is below '{self._plan.info / 'workers'}'."
-        return self._allocation(name, self._allocations.get(allocation_name(name, group)))
+        return self._allocation(name, self._allocation_of(name))
+
+    def _allocation_of(self, name: str) -> Allocation | None:
+        """Return the last allocation of a worker group."""
+        return self._allocations.get(allocation_name(name, self._plan.settings.resources.workers[name]))
 
     def _state(self, worker: str, state: str) -> str:
-        beat = next((beat for beat in self._beats if beat.name == worker), None)
+        beat = self._states.get(worker)
         if beat is not None and (beat.refuses or state == "draining"):
             return f"{state}, its allocation ends too soon for the samples that are left"
         return state

@@ -66,6 +66,7 @@ class Flux:
     ignores: tuple[str, ...] = ("qos", "reservation")
     away = re.compile(r"Connection refused|broker is not running|Unable to connect", re.IGNORECASE)
     step_variables: tuple[str, ...] = ()
+    shares_nodes = True
 
     @hookimpl
     def batch_system(self) -> BatchSystem:

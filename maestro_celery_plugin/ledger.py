@@ -52,8 +52,6 @@ class Kind(enum.IntEnum):
     """Worker: the attempt at sample `start` has ended with `code`; `stop` is its duration in microseconds."""
     STOPPED = 10
     """Worker: it has ended the attempt at sample `start` itself, after `stop` microseconds; it counts as lost."""
-    BEGAN = 11
-    """Coordinator: a conductor has begun to run the study; of no record and no sample."""
 
 
 # Little-endian, packed: kind, reserved, slot, code, record, epoch, start, stop, time (Unix seconds of the
@@ -174,7 +172,9 @@ class LedgerReader:
             return
         for name in files:
             writer = name.removesuffix(SUFFIX)
-            entries = np.empty(0, ENTRY) if writer in but else self._read(name)
+            if writer in but:
+                continue
+            entries = self._read(name)
             if len(entries):
                 yield writer, entries
 

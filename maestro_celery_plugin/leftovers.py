@@ -12,9 +12,10 @@ from maestro_celery_plugin.allocation_jobs import BatchJobs
 from maestro_celery_plugin.allocations import Allocation, read_allocations
 from maestro_celery_plugin.batch_systems import batch_system
 from maestro_celery_plugin.conductorship import conductor_lock
-from maestro_celery_plugin.errors import AllocationError, StudyError
+from maestro_celery_plugin.errors import AllocationError
 from maestro_celery_plugin.plain_steps import PlainSteps
 from maestro_celery_plugin.session import Session
+from maestro_celery_plugin.status import StatusReader
 from maestro_celery_plugin.status_csv import shared_lock
 from maestro_celery_plugin.study import StudyPlan
 from maestro_celery_plugin.worker_sources import allocation_name, batch_of
@@ -22,53 +23,55 @@ from maestro_celery_plugin.worker_sources import allocation_name, batch_of
 __all__ = ["end_leftovers"]
 
 
-
-def end_leftovers(directory: Path) -> list[str]:
-    """End what is left of a study that was told to be cancelled, if no conductor lives to do it.
+def end_leftovers(plan: StudyPlan) -> list[str]:
+    """End what is left of a study that was told to be cancelled, if no conductor holds it.
 
     Returns:
-        What was done, in sentences; none for a study without workers, and for one whose conductor lives.
+        What was done, in sentences; none for a dry run, and for a study that a conductor will end.
+
+    Raises:
+        OSError: the study's files cannot be read or written.
     """
-    try:
-        plan = StudyPlan.read(directory)
-    except StudyError:
-        return []  # Maestro's affair
-    if not plan.cancel_note.exists() or not plan.session.exists():
-        return []
     with shared_lock(Path(conductor_lock(plan).lock_file)) as is_free:
-        return list(_end(plan)) if is_free else []
+        if not is_free or not plan.session.exists():
+            return []
+    sentences = list(_end(plan))
+    if not sentences:
+        return ["No conductor holds this study now, and nothing of it is left to be ended."]
+    resume = f"`maestro-celery resume {plan.root}` would go on with it."
+    return ["No conductor holds this study now; what one has left is ended here:", *sentences, resume]
 
 
 def _end(plan: StudyPlan) -> Iterator[str]:
-    session = Session(plan.session)
-    session.request_stop()
-    workers = len([beat for beat in session.heartbeats() if "." not in beat.name])
-    left = [f"{_count(workers, 'worker')} told to end."] if workers else []
-    left += [_cancelled(plan, one) for one in read_allocations(plan.allocations) if one.is_open]
-    left += [f"Job {job} of a step that Maestro runs itself is cancelled." for job in PlainSteps(plan).cancel_left()]
-    if left:
-        yield "No conductor runs this study; what it has left is ended here:"
-        yield from left
-        yield f"`maestro-celery resume {plan.root}` would go on with it."
-    else:
-        yield "No conductor runs this study, and nothing of it is left to be ended."
+    Session(plan.session).request_stop()
+    workers = [one for one in StatusReader(plan.root).read().workers if one.state not in ("dead", "awaited")]
+    if workers:
+        yield f"{len(workers)} {'worker is' if len(workers) == 1 else 'workers are'} told to end."
+    groups = plan.settings.resources.workers.items()
+    types = {allocation_name(name, group): batch_of(plan.settings, group).type for name, group in groups}
+    for allocation in read_allocations(plan.allocations):
+        if allocation.is_open or allocation.is_unsettled:
+            yield from _end_allocation(allocation, types[allocation.name])
+    yield from PlainSteps(plan).end_left()
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun} is" if number == 1 else f"{number} {noun}s are"
-
-
-def _cancelled(plan: StudyPlan, allocation: Allocation) -> str:
-    name = f"Job {allocation.job} of allocation '{allocation.label}'"
-    types = {
-        allocation_name(group, settings): batch_of(plan.settings, settings).type
-        for group, settings in plan.settings.resources.workers.items()
-    }
+def _end_allocation(allocation: Allocation, type: str) -> Iterator[str]:
+    """Cancel an allocation's job, if it has one that has not ended; note that it is not needed any more."""
+    system = batch_system(type)
+    if system is None:
+        return
+    jobs, name = BatchJobs(system), f"allocation '{allocation.label}'"
     try:
-        system = batch_system(types[allocation.name])
-        if system is None or allocation.job is None or ":" in allocation.job:
-            return f"{name} ends with its workers."
-        BatchJobs(system).cancel(allocation.job)
+        allocation.job = allocation.job or jobs.find(allocation.directory)
+        if allocation.job is None:
+            return
+        allocation.take(jobs.report(allocation.job))
+        if not allocation.is_open:
+            return
+        allocation.released = True  # so that a later conductor does not take its end for somebody's verdict
+        allocation.store()
+        jobs.cancel(allocation.job)
     except AllocationError as error:
-        return f"{name}: {error}."
-    return f"{name} is cancelled."
+        yield f"Job {allocation.job or '(not known)'} of {name} may go on: {error}"
+    else:
+        yield f"Job {allocation.job} of {name} is cancelled."

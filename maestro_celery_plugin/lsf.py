@@ -103,6 +103,7 @@ class Lsf:
     ignores: tuple[str, ...] = ("qos",)
     away = re.compile(r"LSF is down|not responding|Cannot connect to LSF|lim is down", re.IGNORECASE)
     step_variables: tuple[str, ...] = ()
+    shares_nodes = False  # jsrun puts two resource sets onto one node where it can
 
     @hookimpl
     def batch_system(self) -> BatchSystem:

@@ -159,14 +159,32 @@ def _guarded_run(run: Callable[[Any], int], namespace: argparse.Namespace) -> in
 
 def _cancel_without_conductor(cancel: Callable[[Any], int], namespace: argparse.Namespace) -> int:
     """Run `maestro cancel`, which leaves a note for the conductor; do what it says where none lives."""
+    ensembles = [Path(one).absolute() for one in namespace.directory if Path(one, "merlin_info").is_dir()]
+    before = {directory: _note_time(directory) for directory in ensembles}
     code = cancel(namespace)
-    for directory in namespace.directory:
-        if Path(directory, "merlin_info").is_dir():
-            from maestro_celery_plugin.leftovers import end_leftovers
-
-            for sentence in end_leftovers(Path(directory).absolute()):
-                print(sentence)
+    for directory in ensembles:
+        if _note_time(directory) != before[directory]:  # the user has not changed her mind
+            code = _end_leftovers(directory) or code
     return code
+
+
+def _note_time(study: Path) -> int:
+    """Return when Maestro has last told a study to cancel (conductor.py:290); 0 for never."""
+    note = study / ".cancel.lock"
+    return note.stat().st_mtime_ns if note.exists() else 0
+
+
+def _end_leftovers(directory: Path) -> int:
+    from maestro_celery_plugin.leftovers import end_leftovers
+    from maestro_celery_plugin.study import StudyPlan
+
+    try:
+        for sentence in end_leftovers(StudyPlan.read(directory)):
+            print(sentence)
+    except (EnsembleError, OSError) as error:
+        print(f"maestro: error: {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 def _with_own_conductor(command: Any) -> Any:

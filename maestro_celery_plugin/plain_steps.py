@@ -1,13 +1,8 @@
 """Plain steps: those that Maestro runs itself beside the steps of the workers, as batch jobs or in the conductor.
 
 Maestro's own adapter for the user's `batch.type` writes, submits, watches and cancels them. What Maestro
-does not keep is which of them have ended, so that a resumed study would run all of them again. That is
-kept here, below ``merlin_info/plain/<step record>/``:
-
-    finished    present when the step record has finished
-    job.json    the batch job it was last submitted as
-    run.sh      runs the script of one that the conductor runs itself, and notes its end
-    lock        held while that script runs, also when its conductor has died
+does not keep is which of them have ended, so that a resumed study would run all of them again: see
+`plain_traces.py`.
 """
 
 from __future__ import annotations
@@ -15,21 +10,20 @@ from __future__ import annotations
 import copy
 import dataclasses
 import getpass
-import json
 import logging
 import os
-import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
 from maestrowf.abstracts.enums import CancelCode, JobStatusCode, State, SubmissionCode
 
+from maestro_celery_plugin.allocation_jobs import BatchJobs
 from maestro_celery_plugin.batch_systems import batch_system
 from maestro_celery_plugin.conductorship import conduct
-from maestro_celery_plugin.errors import BatchSystemAwayError
-from maestro_celery_plugin.manifest import write_atomically
+from maestro_celery_plugin.errors import AllocationError, BatchSystemAwayError
+from maestro_celery_plugin.plain_traces import PlainTrace
 from maestro_celery_plugin.sample_paths import SamplePaths
 from maestro_celery_plugin.settings import BatchSettings, plain
 from maestro_celery_plugin.steps import SHELL_KEY
@@ -49,15 +43,6 @@ LOGGER = logging.getLogger(__name__)
 _GOING_ON = frozenset(
     {State.INITIALIZED, State.PENDING, State.WAITING, State.QUEUED, State.RUNNING, State.FINISHING, State.FINISHED}
 )
-# The script runs in the conductor's child, which may outlive the conductor: the next one then waits for its end.
-_GUARD = """#!/bin/sh
-exec 9>>{lock}
-command -v flock > /dev/null && flock 9
-test -e {finished} && exit 0
-{script} 9>&- || exit
-touch {finished}
-"""
-
 
 @dataclasses.dataclass(frozen=True)
 class PlainJob:
@@ -114,8 +99,8 @@ class PlainSteps:
     def __init__(self, plan: StudyPlan) -> None:
         self._plan = plan
 
-    def _trace(self, record: str) -> _Trace:
-        return _Trace(self._plan.plain / quote(record, safe=""))
+    def _trace(self, record: str) -> PlainTrace:
+        return PlainTrace(self._plan.plain / quote(record, safe=""))
 
     def write_script(self, directory: str, step: Any, *, dry_run: bool) -> tuple[bool, str, str | None]:
         """Let Maestro's adapter write the scripts of a step record.
@@ -176,7 +161,7 @@ class PlainSteps:
             LOGGER.warning("%s", error)
             return None
 
-    def _going_on(self, record: str, trace: _Trace) -> PlainJob | None:
+    def _going_on(self, record: str, trace: PlainTrace) -> PlainJob | None:
         """Return the batch job of an earlier conductor if it need not be submitted again.
 
         One of this conductor has timed out or was lost when Maestro submits its step record again.
@@ -214,13 +199,29 @@ class PlainSteps:
             return {}
         return {by_id[id]: state for id, state in states.items() if id in by_id}
 
-    def cancel_left(self) -> list[PlainJob]:
-        """Cancel the batch jobs that a dead conductor has left; return those that the batch system has taken."""
-        records = [unquote(path.name) for path in sorted(self._plan.plain.glob("*"))]
-        jobs = [PlainJob(record, self._trace(record).read_job()) for record in records]
-        states = self._ask([job for job in jobs if job.id is not None and not self._trace(job.record).has_finished])
-        left = [job for job, state in states.items() if state in _GOING_ON]
-        return [job for job in left if self.cancel([job]) is CancelCode.OK]
+    def end_left(self) -> Iterator[str]:
+        """Cancel the batch jobs that a dead conductor has left, and say so; or that something goes on."""
+        for path in sorted(self._plan.plain.glob("*")):
+            record, trace = unquote(path.name), PlainTrace(path)
+            if trace.is_running_here:
+                yield f"The script of '{record}', which the conductor had started, goes on."
+            elif trace.is_cut_off:
+                yield f"Whether '{record}' was submitted is not known; look for its job in the queue."
+            elif not trace.has_finished and trace.read_job() is not None:
+                yield from self._end_job(PlainJob(record, trace.read_job()))
+
+    def _end_job(self, job: PlainJob) -> Iterator[str]:
+        system = batch_system(self._plan.settings.batch.type)
+        if system is None:
+            return
+        try:
+            if not system.reports([str(job)])[str(job)].state.is_open:
+                return
+            BatchJobs(system).cancel(str(job))
+        except AllocationError as error:
+            yield f"Job {job} of '{job.record}' may go on: {error}"
+        else:
+            yield f"Job {job} of '{job.record}' is cancelled."
 
     def cancel(self, jobs: Iterable[PlainJob]) -> CancelCode:
         """Cancel batch jobs; return whether the batch system has taken it on."""
@@ -233,48 +234,3 @@ class PlainSteps:
             LOGGER.exception("The batch system cannot be told to cancel jobs now.")
             return CancelCode.ERROR
         return code
-
-
-class _Trace:
-    """What is kept of a plain step record for a later conductor."""
-
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        self._finished = directory / "finished"
-        self._job = directory / "job.json"
-
-    @property
-    def has_finished(self) -> bool:
-        return self._finished.exists()
-
-    def note_finished(self) -> None:
-        self._directory.mkdir(parents=True, exist_ok=True)
-        self._finished.touch()
-
-    def read_job(self) -> Any:
-        """Return the batch system's identifier of the last job, or None."""
-        try:
-            return json.loads(self._job.read_text())
-        except (FileNotFoundError, json.JSONDecodeError):
-            return None
-
-    @property
-    def is_cut_off(self) -> bool:
-        """Whether a submission was begun, and nobody knows what became of it."""
-        return self._job.exists() and self.read_job() is None
-
-    def forget_job(self) -> None:
-        self._job.unlink(missing_ok=True)
-
-    def write_job(self, id: Any) -> None:
-        self._directory.mkdir(parents=True, exist_ok=True)
-        write_atomically(self._job, json.dumps(id, default=lambda other: None))  # numbers and text can be kept
-
-    def guard(self, script: str) -> str:
-        """Write the script that runs another one unless that has finished, and notes its end."""
-        self._directory.mkdir(parents=True, exist_ok=True)
-        guard = self._directory / "run.sh"
-        places = {"lock": self._directory / "lock", "finished": self._finished, "script": script}
-        text = _GUARD.format(**{name: shlex.quote(str(place)) for name, place in places.items()})
-        write_atomically(guard, text, mode=0o755)
-        return str(guard)

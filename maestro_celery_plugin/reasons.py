@@ -35,7 +35,8 @@ def write_reasons(path: Path, reasons: Mapping[str, Reason]) -> None:
 
 
 def read_reasons(path: Path) -> dict[str, Reason]:
-    """Return the reasons by the name of the step record; none when there is no file."""
-    if not path.exists():
+    """Return the reasons by the name of the step record; none when there is no file that can be read."""
+    try:
+        return {name: Reason(**values) for name, values in json.loads(path.read_text()).items()}
+    except (OSError, ValueError, TypeError):
         return {}
-    return {name: Reason(**values) for name, values in json.loads(path.read_text()).items()}

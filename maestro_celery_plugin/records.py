@@ -58,14 +58,14 @@ class Records:
         """
         for manifest in Manifest.read_all(self._plan.records):
             self._add(manifest, str(Path(manifest.workspace).relative_to(self._plan.root)))
-        self._writer.append(Kind.BEGAN, 0, 0, 0)
-        self.store_reasons()  # there is none yet: those of the earlier conductor do not hold any more
+        self.store_reasons()  # those of the earlier conductor do not hold any more
         self.follow()
         for writer in self.holdings.writers().difference(alive):
             self.holdings.forget(writer)
         for tracker in self:
             # The conductor died as well, so it was not a sample that took the worker down.
-            self._record_lost(tracker, tracker.progress.unended & ~self.held(tracker), innocent=True)
+            self._write_lost(tracker, tracker.progress.unended & ~self.held(tracker), innocent=True)
+        self.follow()
 
     def __iter__(self) -> Iterator[Tracker]:
         return iter(self._trackers.values())
@@ -172,34 +172,33 @@ class Records:
         self.flush()
         self.follow()
 
-    def lose(self, writer: str, *, innocent: bool = False) -> None:
-        """Record what a dead worker was running as lost; it holds nothing any more.
+    def lose(self, writers: Iterable[str], *, innocent: bool = False) -> None:
+        """Record what dead workers were running as lost; they hold nothing any more.
 
         Args:
-            writer: The worker.
-            innocent: Whether it is certain that no sample was the reason of its death.
+            writers: The workers.
+            innocent: Whether it is certain that no sample was the reason of their death.
         """
-        for piece in self.holdings.forget(writer):
+        for piece in [piece for writer in writers for piece in self.holdings.forget(writer)]:
             tracker = self._by_number.get(piece.record)
             if tracker is not None:
                 mask = np.zeros(tracker.manifest.samples, bool)
                 mask[piece.start : piece.stop] = True
-                self._record_lost(tracker, mask & tracker.progress.unended, innocent=innocent)
+                self._write_lost(tracker, mask & tracker.progress.unended, innocent=innocent)
+        self.follow()
 
     def note_lost(self, tracker: Tracker, mask: np.ndarray[Any, Any]) -> None:
         """Note that attempts have no end and nobody holds them, so that their samples may run again."""
-        self._record_lost(tracker, mask, innocent=True)
+        self._write_lost(tracker, mask, innocent=True)
+        self.follow()
 
-    def _record_lost(self, tracker: Tracker, mask: np.ndarray[Any, Any], *, innocent: bool = False) -> None:
+    def _write_lost(self, tracker: Tracker, mask: np.ndarray[Any, Any], *, innocent: bool) -> None:
         for sample in np.flatnonzero(mask):
             epoch = int(tracker.progress.started[sample])
             self._writer.append(Kind.LOST, tracker.manifest.number, epoch, int(sample), code=int(innocent))
-        if mask.any():
-            self.follow()
 
     def close(self) -> None:
         """Note what the workers have lost that are gone, and close the ledger."""
         self.follow()
-        for writer in self.holdings.writers():
-            self.lose(writer, innocent=True)
+        self.lose(self.holdings.writers(), innocent=True)
         self._writer.close()

@@ -84,8 +84,7 @@ def check_resources(settings: EnsembleSettings, data: Mapping[str, Any], file: s
 
 def _check_step(name: str, run: Mapping[str, Any], file: str) -> None:
     where = f"study.{name}.run"
-    for key in ("walltime", "time_request"):
-        _seconds(run.get(key) or None, file, f"{where}.{key}")
+    _seconds(run.get("time_request"), file, f"{where}.time_request")
     word = run.get("signal")
     if word is not None and not names_in(word) and word not in signal.Signals.__members__:
         problem = f"found '{word}'; {schema.nearest(word, signal.Signals.__members__)}"
@@ -95,6 +94,8 @@ def _check_step(name: str, run: Mapping[str, Any], file: str) -> None:
 def _check_walltime_texts(settings: EnsembleSettings, name: str, group: WorkerGroupSettings, file: str) -> None:
     """Make sure that the walltime of a group can be read, at the place where it was written."""
     own = group.batch or {}
+    if own.get("type", settings.batch.type) == LOCAL:
+        return
     if "walltime" in own:
         _seconds(own["walltime"], file, f"merlin.resources.workers.{name}.batch.walltime")
     else:
@@ -115,8 +116,7 @@ class _Group:
     """A worker group, with the batch block that holds for it.
 
     Attributes:
-        system: Its batch system; None for `local`, and for types that nothing is registered for, which the
-            launch refuses.
+        system: Its batch system; None for `local`.
         nodes: Nodes of its allocation.
         walltime_s: Time limit of its allocation in seconds; None when there is none.
     """
@@ -237,7 +237,7 @@ class _Group:
                 self._file,
                 f"{where}.time_request",
                 f"found {clock_text(time_request)}; {owner} a walltime of {clock_text(self.walltime_s)}, of which "
-                f"workers need {START_S} seconds to start, and in the last {warn_s} (`warn`) samples are ended; ask "
+                f"workers need {START_S} seconds to start, and samples are warned in the last {warn_s} (`warn`); ask "
                 "for less, or give the group more `walltime`.",
             )
         if self.batch.gpus is not None and needs.gpu_count > self.batch.gpus * self.nodes:
@@ -258,16 +258,23 @@ class _Group:
         if ask and needs.cores > 1:
             self._check_cores(where, needs, owner, self.system.largest_node(self.batch))
 
+    def _slots(self, needs: StepNeeds, cores: int) -> int:
+        shares = self.system is None or self.system.shares_nodes
+        return slots_of(needs, self.nodes, cores, self.batch.gpus, shares_nodes=shares)
+
     def _check_cores(self, where: str, needs: StepNeeds, owner: str, cores: int | None) -> None:
-        if cores is None or slots_of(needs, self.nodes, cores, self.batch.gpus):
+        if cores is None or self._slots(needs, cores):
             return
         spread = f" on {_count(needs.nodes, 'node')}" if needs.nodes else ""
+        counts_gpus = needs.gpu_count and self.batch.gpus is not None
+        gpus = f" and {_count(needs.gpu_count, 'GPU')}" if counts_gpus else ""
+        has = f" and {_count(self.batch.gpus or 0, 'GPU')}" if counts_gpus else ""
         raise SpecificationError.at(
             self._file,
             f"{where}.procs",
-            f"found {needs.procs or 1} procs with {_count(needs.cores_per_task, 'core')} each{spread}; {owner} "
-            f"{_count(self.nodes, 'node')} with at most {_count(cores, 'core')}; ask for fewer, or give the group more "
-            "`nodes`.",
+            f"found {needs.procs or 1} procs with {_count(needs.cores_per_task, 'core')} each{spread}{gpus}; {owner} "
+            f"{_count(self.nodes, 'node')} with at most {_count(cores, 'core')}{has}; ask for fewer, or give the group "
+            "more `nodes`.",
         )
 
 

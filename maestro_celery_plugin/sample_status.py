@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -90,8 +91,8 @@ class RecordSamples:
     Attributes:
         manifest: The step record.
         progress: What the ledger says of its samples.
-        interruptions: How many attempts workers have ended themselves, since their allocation ended or the record
-            was cancelled.
+        interruptions: How many attempts workers have ended themselves: with their allocation, by a cancellation, or
+            when another sample failed the record.
         longest_interruption_s: How long the longest of these had run.
     """
 
@@ -100,7 +101,8 @@ class RecordSamples:
         self.progress = Progress(manifest)
         self._writer = np.zeros(manifest.samples, np.uint32)
         self._ends = np.empty(0, np.float64)
-        self._began = np.inf
+        self._enders = np.empty(0, np.uint32)
+        self._began: dict[int, float] = defaultdict(lambda: np.inf)
         self.interruptions = 0
         self.longest_interruption_s = 0.0
 
@@ -108,44 +110,53 @@ class RecordSamples:
         """Take in new entries, with the number of the writer of each."""
         self.progress.apply(entries)
         self._note_starts(entries, writers)
-        self._note_ends(entries)
+        self._note_ends(entries, writers)
         stopped = entries["stop"][entries["kind"] == Kind.STOPPED]
         if len(stopped):
             self.interruptions += len(stopped)
             self.longest_interruption_s = max(self.longest_interruption_s, int(stopped.max()) / 1e6)
 
     def _note_starts(self, entries: Entries, writers: np.ndarray[Any, Any]) -> None:
-        """Keep who has begun the last attempt at each sample, and when the first of all was begun."""
+        """Keep who has begun the last attempt at each sample, and when each writer began its first."""
         started = entries["kind"] == Kind.STARTED
         if started.any():
             samples, epochs = entries["start"][started], entries["epoch"][started]
             is_last = epochs == self.progress.started[samples]
             self._writer[samples[is_last]] = writers[started][is_last]
-            self._began = min(self._began, float(entries["time"][started].min()))
+            times, starters = entries["time"][started], writers[started]
+            for starter in np.unique(starters):
+                first = float(times[starters == starter].min())
+                self._began[int(starter)] = min(self._began[int(starter)], first)
 
-    def _note_ends(self, entries: Entries) -> None:
+    def _note_ends(self, entries: Entries, writers: np.ndarray[Any, Any]) -> None:
         """Keep when samples ended, as far back as the rate looks."""
-        ended = entries["kind"] == Kind.ENDED
-        decided, codes = entries["time"][ended], entries["code"][ended]
-        requests = [code for code in np.unique(codes) if is_request(int(code))]
+        decided = entries["kind"] == Kind.ENDED
+        requests = [code for code in np.unique(entries["code"][decided]) if is_request(int(code))]
         if requests:
-            decided = decided[~np.isin(codes, requests)]
-        if len(decided):
-            ends = np.sort(np.concatenate([self._ends, decided]))
-            count = len(ends) - int(np.searchsorted(ends, ends[-1] - RATE_WINDOW_S))
-            self._ends = ends[-max(count, RATE_SAMPLES) :]
+            decided &= ~np.isin(entries["code"], requests)
+        if decided.any():
+            ends = np.concatenate([self._ends, entries["time"][decided]])
+            enders = np.concatenate([self._enders, writers[decided].astype(np.uint32)])
+            order = np.argsort(ends, kind="stable")
+            count = len(ends) - int(np.searchsorted(ends, ends[order[-1]] - RATE_WINDOW_S, sorter=order))
+            last = order[-max(count, RATE_SAMPLES) :]
+            self._ends, self._enders = ends[last], enders[last]
 
-    def rate(self, since: float = 0.0) -> float | None:
+    def rate(self, living: np.ndarray[Any, Any] | None = None) -> float | None:
         """Return samples per second, lately: the ends that are looked at, over the time between first and last.
 
         Args:
-            since: When the study was resumed last (Unix seconds); before that, nobody may have worked.
+            living: Which writers live, as a mask by their number: while some do, what others have done in an
+                allocation before, or before the study was resumed, says nothing of the rate.
         """
-        ends = self._ends[self._ends >= since]
+        ends, enders = self._ends, self._enders
+        if living is not None and living.any():
+            ends, enders = ends[living[enders]], enders[living[enders]]
         if not len(ends):
             return None
         if len(ends) < RATE_SAMPLES:
-            return len(ends) / max(float(ends[-1]) - max(self._began, since), _SHORTEST_SPAN_S)
+            began = min((self._began[int(ender)] for ender in set(enders.tolist())), default=np.inf)
+            return len(ends) / max(float(ends[-1]) - began, _SHORTEST_SPAN_S)
         return (len(ends) - 1) / max(float(ends[-1] - ends[0]), _SHORTEST_SPAN_S)
 
     def counts(self, working: np.ndarray[Any, Any]) -> Counts:

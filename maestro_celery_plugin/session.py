@@ -4,7 +4,7 @@
       secret                 0600  key of the message signatures
       broker.json            0600  where the broker is
       stop                         present when the workers shall end
-      conductor.json               heartbeat of the conductor, and the allocations that are idle
+      conductor.json               heartbeat of the conductor, and the allocations that work
       broker_host                  address on which the private broker listens
       groups/<group>.json          what the workers of a group work by (`worker_terms.py`)
       workers/<name>.json          heartbeat of each worker
@@ -196,14 +196,16 @@ class Session:
         values = [_read_json(path) for path in paths]
         return [Heartbeat.from_dict(value) for value in values if value]
 
-    def write_conductor_beat(self, beat: int, idle: Iterable[str] = ()) -> None:
-        """Store the conductor's heartbeat, and the allocations of which no worker has anything to do."""
-        self._write("conductor.json", json.dumps({"beat": beat, "idle": sorted(idle), "pid": os.getpid()}))
+    def write_conductor_beat(self, beat: int, working: Iterable[str] | None = None) -> None:
+        """Store the conductor's heartbeat, and the allocations of which a worker works; None when it does not know."""
+        words = None if working is None else sorted(working)
+        self._write("conductor.json", json.dumps({"beat": beat, "working": words, "pid": os.getpid()}))
 
-    def read_conductor_beat(self) -> tuple[int, tuple[str, ...]]:
-        """Return the conductor's heartbeat, which changes while it lives, and the allocations that it sees idle."""
+    def read_conductor_beat(self) -> tuple[int, tuple[str, ...] | None]:
+        """Return the conductor's heartbeat, which changes while it lives, and the allocations that it sees work."""
         values = _read_json(self.path / "conductor.json") or {}
-        return int(values.get("beat", 0)), tuple(values.get("idle", ()))
+        working = values.get("working")
+        return int(values.get("beat", 0)), None if working is None else tuple(working)
 
 
 class Signer:

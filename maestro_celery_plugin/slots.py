@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from maestro_celery_plugin.batch_systems import StepNeeds
 
-__all__ = ["group_needs", "share", "slots_of"]
-
-
-def group_needs(needs: Iterable[StepNeeds]) -> StepNeeds | None:
-    """Return the largest of the needs of a group's sampled steps: by nodes, then cores, then GPUs.
-
-    Returns:
-        None when none of the steps says anything.
-    """
-    said = [one for one in needs if one.nodes or one.procs or one.cores_per_task > 1 or one.gpu_count]
-    return max(said, key=lambda one: (one.nodes, one.cores, one.gpu_count), default=None)
+__all__ = ["share", "slots_of"]
 
 
 def slots_of(
-    needs: StepNeeds | None, nodes: int, cores_per_node: int, gpus_per_node: int | None = None
+    needs: StepNeeds,
+    nodes: int,
+    cores_per_node: int,
+    gpus_per_node: int | None = None,
+    *,
+    shares_nodes: bool = True,
 ) -> int:
     """Return how many samples fit into an allocation side by side; 0 when not even one does.
 
@@ -34,12 +27,12 @@ def slots_of(
       ``procs: 48`` makes (4 · 36) // 48 = 3 slots.
 
     Args:
-        needs: What one sample needs; None when nothing is known.
+        needs: What one sample needs.
         nodes: Nodes of the allocation.
         cores_per_node: Cores that the allocation has on each.
         gpus_per_node: GPUs that it has on each; None when they are not counted.
+        shares_nodes: Whether samples of several nodes share them; else they have whole nodes.
     """
-    needs = needs or StepNeeds()
     spread, procs = max(1, needs.nodes), max(1, needs.procs)
     if needs.nodes and not needs.procs:
         return nodes // spread if needs.cores_per_task <= cores_per_node else 0
@@ -47,6 +40,8 @@ def slots_of(
     of_node = procs_of_node // _rounded_up(procs, spread)
     if needs.gpu_count and gpus_per_node is not None:
         of_node = min(of_node, gpus_per_node // _rounded_up(needs.gpu_count, spread))
+    if spread > 1 and not shares_nodes:
+        of_node = min(of_node, 1)
     if of_node or needs.nodes:
         return nodes // spread * of_node
     return nodes * _procs_with_gpus(procs_of_node, needs, gpus_per_node) // procs

@@ -80,6 +80,7 @@ class Slurm:
     commands: tuple[str, ...] = ("sbatch", "squeue", "scancel", "srun")
     modules: tuple[str, ...] = ()
     ignores: tuple[str, ...] = ()
+    shares_nodes = True
     away = re.compile(r"Unable to contact slurm controller|Socket timed out|Zero Bytes were transmitted|Slurm backup")
     # The samples' `srun` would take what the workers' `srun` has set for them for its own options (srun(1),
     # section INPUT ENVIRONMENT VARIABLES).

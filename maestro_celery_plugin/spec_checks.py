@@ -129,7 +129,7 @@ def check_content(data: Mapping[str, Any], file: str) -> None:
     _check_parameters(data.get("global.parameters") or {}, file)
     for number, step in enumerate(data["study"]):
         _check_step(step, number, file)
-    check_graph(data["study"], file)
+    check_graph(data, file)
     check_block(data.get("merlin") or {}, _MERLIN, file, "merlin")
     _check_names(data, file)
 

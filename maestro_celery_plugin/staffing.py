@@ -55,6 +55,7 @@ class Staffing:
         self._seen = set(self._pool.alive)
         self._followed_all_at = 0.0
         records.load(self._pool.alive)
+        self._seen.update(records.starters)
 
     def care(self) -> bool:
         """See to it that each group with work has workers, and that no allocation is held for nothing.
@@ -88,9 +89,9 @@ class Staffing:
         return self._seen - self._pool.alive.keys()
 
     @property
-    def idle_allocations(self) -> frozenset[str]:
-        """The allocations that have workers, none of which has anything to do."""
-        return self._pool.idle_allocations
+    def working_allocations(self) -> frozenset[str]:
+        """The allocations of which a worker has something to do."""
+        return self._pool.working_allocations
 
     def end(self) -> None:
         """End all workers and allocations."""
@@ -110,9 +111,11 @@ class Staffing:
         if lost or time.monotonic() - self._followed_all_at > GONE_INTERVAL_S:
             self._records.follow()
             self._followed_all_at = time.monotonic()
-        for writer in lost:
+        if lost:
             # A supervisor tells of its worker's death; when it is silent, too, the whole machine is gone.
-            self._records.lose(writer, innocent=writer.partition(".")[0] in silent)
+            innocent = {writer for writer in lost if writer.partition(".")[0] in silent}
+            self._records.lose(lost - innocent)
+            self._records.lose(innocent, innocent=True)
         return bool(lost)
 
     def _unseen(self, writers: set[str]) -> set[str]:
@@ -131,34 +134,39 @@ class Staffing:
     def _take_end(self, source: AllocationSource, allocation: Allocation) -> None:
         """Decide what becomes of the step records that an allocation served until it ended."""
         groups = self._pool.groups_of(source)
-        for beat in self._pool.look():
+        dead = self._pool.look()
+        for beat in dead:
             self._pool.bury(beat)
-            self._records.lose(beat.name, innocent=allocation.state is not AllocationState.OUT_OF_MEMORY)
         self._records.follow()
+        innocent = allocation.state is not AllocationState.OUT_OF_MEMORY
+        self._records.lose((beat.name for beat in dead), innocent=innocent)
         stems = tuple(worker_stem(group, allocation.label) for group in groups)
         has_worked = any(is_of_stem(writer, stem) for writer in self._records.starters for stem in stems)
         source.note_end(allocation, has_worked=has_worked, words=self._session.last_words(stems))
+        stranded = []
         for tracker in self._records.with_work():
             if not set(tracker.groups).intersection(groups):
                 continue  # it was served by others
             if not self._pool.has_source_for(tracker.groups):
-                self._end_record(tracker, allocation)
+                stranded.append(tracker)
             elif not allocation.released and (tracker.touched or allocation.state is AllocationState.CANCELLED):
                 tracker.withdrawn.update(groups)  # the next one takes a restart, when all its groups have ended
-        self._records.store_reasons()
+        if not allocation.released:
+            self._strand(stranded, allocation)
 
-    def _end_record(self, tracker: Tracker, allocation: Allocation) -> None:
-        """Let a step record that has lost its last allocation time out, if it has started a sample in it."""
+    def _strand(self, trackers: list[Tracker], allocation: Allocation) -> None:
+        """Let step records that have lost their last allocation time out, if they have started a sample in it."""
         end = f"{allocation.state.value}{f' ({allocation.reason})' if allocation.reason else ''}"
-        tracker.reason = f"Allocation '{allocation.label}' (job {allocation.job}) has ended: {end}."
-        if allocation.released:
-            return
+        reason = f"Allocation '{allocation.label}' (job {allocation.job}) has ended: {end}."
         if ALLOCATION_ENDS[allocation.state] is RecordState.CANCELLED:
-            LOGGER.warning("'%s' is cancelled. %s", tracker.manifest.name, tracker.reason)
-            self._records.cancel(tracker, reason=tracker.reason)
-        elif tracker.touched:
-            LOGGER.warning("'%s' has samples left. %s", tracker.manifest.name, tracker.reason)
-            tracker.timed_out = True
+            LOGGER.warning("%d step records are cancelled. %s", len(trackers), reason)
+            self._records.cancel(*trackers, reason=reason)
+            return
+        for tracker in trackers:
+            if tracker.touched:
+                LOGGER.warning("'%s' has samples left. %s", tracker.manifest.name, reason)
+                tracker.timed_out, tracker.reason = True, reason
+        self._records.store_reasons()
 
     # --- workers for work ---
 

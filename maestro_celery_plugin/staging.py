@@ -56,11 +56,23 @@ def manifest_of(plan: StudyPlan, step: Any, workspace: str, number: int) -> Mani
         task_queue=settings.task_queue,
         max_retries=settings.max_retries,
         retry_delay_s=settings.retry_delay,
-        time_request_s=None if settings.time_request is None else seconds_of(settings.time_request),
+        time_request_s=_time_request(step, settings.time_request),
         signal=settings.signal,
         needs=scripts.needs,
         launches=scripts.launch,
     )
+
+
+def _time_request(step: Any, text: str | int | None) -> int | None:
+    """Return the time that a sample needs, in seconds; parameters have been put into the text.
+
+    Raises:
+        SpecificationError: it is no time.
+    """
+    try:
+        return None if text is None else seconds_of(text)
+    except ValueError as cause:
+        raise SpecificationError(f"study.{step.name}.run.time_request: {cause}.") from cause
 
 
 class _Scripts:

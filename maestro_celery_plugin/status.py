@@ -19,7 +19,7 @@ from maestro_celery_plugin.allocation_use import AllocationUse
 from maestro_celery_plugin.allocations import read_allocations
 from maestro_celery_plugin.conductorship import conductor_lock
 from maestro_celery_plugin.errors import StudyError
-from maestro_celery_plugin.ledger import COORDINATOR, ENTRY, SUFFIX, Entries, Kind, LedgerReader
+from maestro_celery_plugin.ledger import COORDINATOR, ENTRY, SUFFIX, Entries, LedgerReader
 from maestro_celery_plugin.manifest import Manifest
 from maestro_celery_plugin.processes import ProcessId, host_name
 from maestro_celery_plugin.progress import Counts
@@ -57,8 +57,8 @@ class StatusReader:
         self._session = Session(self._plan.session)
         self._ledger = LedgerReader(self._plan.ledger)
         self._use = AllocationUse(self._plan.settings)
-        self._conducted_since = 0.0
         self._records: dict[int, RecordSamples] = {}
+        self._by_name: dict[str, RecordSamples] = {}
         self._writers: list[str] = []
 
     def read(self) -> StudyStatus:
@@ -150,11 +150,11 @@ class StatusReader:
     def _steps(self, rows: list[StepRow], alive: dict[str, bool], conducted: bool) -> list[StepStatus]:
         """Return the step records in Maestro's order, and behind them those it does not name."""
         working = np.array([conducted or alive.get(writer, False) for writer in self._writers], bool)
-        records = {record.manifest.name: record for record in self._records.values()}
+        self._by_name = {record.manifest.name: record for record in self._records.values()}
         named = {row.name for row in rows}
-        unnamed = [_row_of(record.manifest) for name, record in records.items() if name not in named]
-        since = self._conducted_since
-        return [_step(row, records.get(row.name), working, conducted, since) for row in (*rows, *unnamed)]
+        unnamed = [_row_of(record.manifest) for name, record in self._by_name.items() if name not in named]
+        living = np.array([alive.get(writer, False) for writer in self._writers], bool)
+        return [_step(row, self._record(row.name), working, living, conducted) for row in (*rows, *unnamed)]
 
     def _follow_ledger(self) -> None:
         """Take in what is new: one sort groups all entries by step record."""
@@ -178,11 +178,7 @@ class StatusReader:
         for writer, entries in self._ledger.poll():
             if writer not in self._writers:
                 self._writers.append(writer)
-            if writer == COORDINATOR:
-                begins = entries["time"][entries["kind"] == Kind.BEGAN]
-                self._conducted_since = max(self._conducted_since, *begins.tolist(), 0.0)
-            else:
-                self._use.add(writer, entries)
+            self._use.add(writer, entries)
             parts.append(entries)
             writers.append(np.full(len(entries), self._writers.index(writer), np.uint32))
         return np.concatenate(parts), np.concatenate(writers)
@@ -214,7 +210,7 @@ class StatusReader:
         return (record.interruptions, record.longest_interruption_s) if record else (0, 0.0)
 
     def _record(self, name: str) -> RecordSamples | None:
-        return next((record for record in self._records.values() if record.manifest.name == name), None)
+        return self._by_name.get(name)
 
     def failure_kinds(self, limit: int) -> list[tuple[SampleStatus, int]]:
         """Return the first failed sample of each step record and exit code, with the number of such samples.
@@ -240,7 +236,11 @@ def _row_of(manifest: Manifest) -> StepRow:
 
 
 def _step(
-    row: StepRow, record: RecordSamples | None, working: np.ndarray[Any, Any], conducted: bool, since: float
+    row: StepRow,
+    record: RecordSamples | None,
+    working: np.ndarray[Any, Any],
+    living: np.ndarray[Any, Any],
+    conducted: bool,
 ) -> StepStatus:
     return StepStatus(
         name=row.name,
@@ -249,7 +249,7 @@ def _step(
         state=_step_state(row.state, record, conducted),
         restarts=row.restarts,
         samples=record.counts(working) if record else _NO_SAMPLES,
-        rate=record.rate(since) if record else None,
+        rate=record.rate(living) if record else None,
     )
 
 

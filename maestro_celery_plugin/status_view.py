@@ -251,7 +251,7 @@ def _use_words(ended: Sequence[AllocationStatus]) -> str:
         "samples": sum(one.sample_seconds for one in ended) / total_s,
         "samples that were interrupted": sum(one.interrupted_seconds for one in ended) / total_s,
     }
-    parts["nothing"] = max(0.0, 1 - sum(parts.values()))
+    parts["neither"] = 1 - sum(parts.values())
     words = ", ".join(f"{share:.0%} {what}" for what, share in parts.items())
     return f"{len(ended)} ended, {_duration_words(total_s)} of their slots: {words}"
 

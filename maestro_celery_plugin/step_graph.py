@@ -13,15 +13,17 @@ __all__ = ["ALL_COMBINATIONS", "check_graph"]
 
 # How Maestro's funnels name a step (datastructures/core/study.py:53).
 ALL_COMBINATIONS = re.compile(r"_\*|\*")
-_WORKSPACE = re.compile(r"\$\(([^\s()]+)\.workspace\)")
+# What Maestro takes for the name of a workspace: as much as it can, brackets and all (study.py:50).
+_WORKSPACE = re.compile(r"\$\(([^\s\"'#@\\]+)\.workspace\)")
 
 
-def check_graph(study: list[dict[str, Any]], file: str) -> None:
+def check_graph(data: Mapping[str, Any], file: str) -> None:
     """Check step names, and which steps others refer to: Maestro ends with a traceback where that is no step.
 
     Raises:
         SpecificationError: at the first mistake.
     """
+    study = data["study"]
     names = [step["name"] for step in study]
     parents: dict[str, list[str]] = {}
     for step in study:
@@ -35,23 +37,57 @@ def check_graph(study: list[dict[str, Any]], file: str) -> None:
                 found = f"unknown step '{written}'; {schema.nearest(parent, names)}"
                 raise SpecificationError.at(file, f"{where}.run.depends", found)
     for name in names:
-        _check_acyclic(name, parents, (), file)
+        _check_acyclic(name, {**parents}, (), file)
+    environment = data.get("env") or {}
+    early = {"SPECROOT", "OUTPUT_PATH", *(environment.get("variables") or {}), *(environment.get("labels") or {})}
     for step in study:
-        _check_workspaces(step, names, file)
+        _check_workspaces(step, parents, early, file)
 
 
-def _check_workspaces(step: Mapping[str, Any], names: list[str], file: str) -> None:
-    """Check whose workspaces a step names: Maestro's conductor ends where it does not know one (study.py:555)."""
+def _check_workspaces(step: Mapping[str, Any], parents: dict[str, list[str]], early: set[str], file: str) -> None:
+    """Check whose workspaces a step names: Maestro's conductor ends where it does not know one yet (study.py:555).
+
+    Args:
+        step: The step.
+        parents: The steps that each step waits for.
+        early: Names of which Maestro has put in the values by then (study.py:384).
+        file: Name of the specification, for messages.
+    """
     for key in ("cmd", "restart"):
-        where = f"study.{step['name']}.run.{key}"
-        for name in _WORKSPACE.findall(str(step["run"].get(key) or "")):
-            if name == step["name"]:
+        text = str(step["run"].get(key) or "")
+        for name in early:
+            text = text.replace(f"$({name})", "")
+        for name in _WORKSPACE.findall(text):
+            problem = _problem_of(name, step["name"], parents)
+            if problem:
                 raise SpecificationError.at(
-                    file, where, f"found '$({name}.workspace)'; a step's own workspace is '$(WORKSPACE)'."
+                    file, f"study.{step['name']}.run.{key}", f"found '$({name}.workspace)'; {problem}"
                 )
-            if name not in names:
-                found = f"found '$({name}.workspace)', but there is no step '{name}'; {schema.nearest(name, names)}"
-                raise SpecificationError.at(file, where, found)
+
+
+def _problem_of(name: str, step: str, parents: dict[str, list[str]]) -> str:
+    """Return what is wrong with the name of a workspace in a step; empty when nothing is."""
+    if "$(" in name:
+        return "Maestro takes all of it for one name; put a blank or a quote between the tokens."
+    if name == step:
+        return "a step's own workspace is '$(WORKSPACE)'."
+    if name not in parents:
+        return f"there is no step '{name}'; {schema.nearest(name, parents)}"
+    if step in _ancestors(name, parents):
+        return f"the step '{name}' waits for this one, and has no workspace before."
+    return ""
+
+
+def _ancestors(name: str, parents: dict[str, list[str]]) -> set[str]:
+    """Return all steps that a step waits for, directly or not."""
+    found: set[str] = set()
+    left = [*parents[name]]
+    while left:
+        one = left.pop()
+        if one not in found:
+            found.add(one)
+            left += parents[one]
+    return found
 
 
 def _check_acyclic(name: str, parents: dict[str, list[str]], via: tuple[str, ...], file: str) -> None:

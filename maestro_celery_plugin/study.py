@@ -88,7 +88,10 @@ class StudyPlan:
             raise StudyError(
                 f"'{directory}' is a Maestro study without an ensemble; use `maestro status` and `maestro cancel`."
             )
-        return cls.from_batch(batch)
+        try:
+            return cls.from_batch(batch)
+        except (KeyError, TypeError) as cause:
+            raise StudyError(f"'{directory}' was made by another version of maestro-celery-plugin.") from cause
 
     @property
     def level_max_dirs(self) -> int:

@@ -88,7 +88,8 @@ class AllocationStatus:
         state: Name of its `states.AllocationState`.
         reason: The batch system's words: why it waits, or how it ended.
         slots: The most slots that its workers have had at a time.
-        seconds: For how long it has had its nodes; None before it has ended.
+        seconds: For how long it has had its nodes; None before it has ended, and when no conductor has seen its
+            begin or its end.
         sample_seconds: Time of attempts in it that have ended by themselves, summed over its slots.
         interrupted_seconds: Time of attempts in it that its end, or a cancellation, has ended.
     """
@@ -105,8 +106,9 @@ class AllocationStatus:
 
     @property
     def slot_seconds(self) -> float:
-        """Time of all its slots; 0 before it has ended."""
-        return self.slots * (self.seconds or 0.0)
+        """Time of all its slots; 0 when it is not known, or was more than a conductor has seen of it."""
+        known_s = self.slots * (self.seconds or 0.0)
+        return known_s if known_s >= self.sample_seconds + self.interrupted_seconds else 0.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

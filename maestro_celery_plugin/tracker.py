@@ -40,7 +40,7 @@ class Tracker:
         failure: Why no worker can run it, when that is so.
         touched: Whether a sample has started since Maestro has submitted it the last time.
         timed_out: Whether its allocations have ended since then, with samples left.
-        reason: How they ended, in words.
+        reason: How they ended, or why it cannot run or was cancelled, in words.
         withdrawn: Groups whose allocation has ended since then, while others work: none is opened for it.
         suspect: The sample that may run now of those which may have taken their workers down.
     """

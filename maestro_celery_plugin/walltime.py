@@ -23,8 +23,6 @@ def seconds_of(walltime: str | int) -> int:
     if found is None:
         raise ValueError(f"found '{walltime}'; HH:MM:SS or a number of seconds is needed")
     days, hours, minutes, seconds = (int(found[name] or 0) for name in ("days", "hours", "minutes", "seconds"))
-    if (found["minutes"] and seconds > 59) or (found["hours"] and minutes > 59) or (found["days"] and hours > 23):
-        raise ValueError(f"found '{walltime}'; behind a colon, minutes and seconds are at most 59, and hours 23")
     total = ((days * 24 + hours) * 60 + minutes) * 60 + seconds
     if total <= 0:
         raise ValueError(f"found '{walltime}'; a time above zero is needed")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import shlex
 from collections.abc import Collection, Iterable
@@ -11,14 +10,13 @@ from typing import Any
 from maestro_celery_plugin import schema
 from maestro_celery_plugin.allocation_jobs import AllocationRequest, BatchJobs, HeldJobs, Jobs
 from maestro_celery_plugin.allocation_source import AllocationSource
-from maestro_celery_plugin.batch_systems import BatchSystem, HeldAllocation, StepNeeds, WorkerLaunch, batch_system
+from maestro_celery_plugin.batch_systems import BatchSystem, HeldAllocation, WorkerLaunch, batch_system
 from maestro_celery_plugin.deadline import Deadline
 from maestro_celery_plugin.errors import AllocationError
 from maestro_celery_plugin.local_workers import LocalWorkers
 from maestro_celery_plugin.processes import host_name
 from maestro_celery_plugin.session import Session
 from maestro_celery_plugin.settings import BatchSettings, EnsembleSettings, StepFacts, WorkerGroupSettings, plain
-from maestro_celery_plugin.slots import group_needs
 from maestro_celery_plugin.study import StudyPlan
 from maestro_celery_plugin.walltime import seconds_of
 from maestro_celery_plugin.worker import worker_command
@@ -76,7 +74,7 @@ def terms_of(settings: EnsembleSettings, name: str) -> WorkerTerms:
     group = settings.resources.workers[name]
     batch = batch_of(settings, group)
     system = batch_system(batch.type)
-    needs = group_needs(StepNeeds(**step.needs) for step in steps_of(settings, group) if step.sampled)
+    needs = [step.needs for step in steps_of(settings, group) if step.sampled and step.needs]
     nodes = nodes_of(batch, system.held(os.environ)) if system else 0
     return WorkerTerms(
         group=name,
@@ -84,13 +82,13 @@ def terms_of(settings: EnsembleSettings, name: str) -> WorkerTerms:
         args=group.args,
         idle_limit_s=group.idle_limit,
         batch_type=batch.type,
-        walltime_s=walltime_of(batch),
+        walltime_s=walltime_of(batch) if system else None,
         drain_s=group.drain,
         warn_s=group.warn,
         nodes=nodes,
         workers=system.worker_count(_launch_of(settings, name, nodes)) if system else 1,
         gpus=batch.gpus,
-        needs=dataclasses.asdict(needs) if system and needs else None,
+        needs=tuple(needs) if system else (),
     )
 
 

@@ -35,7 +35,7 @@ class WorkerTerms:
         nodes: Nodes of an allocation; 0 for a group that has none.
         workers: Workers that are started in an allocation.
         gpus: GPUs of each node of an allocation; None when they are not counted.
-        needs: What the largest sample needs, the fields of `StepNeeds`; None when no step says.
+        needs: What a sample of each sampled step needs: the fields of `StepNeeds`.
     """
 
     group: str
@@ -49,7 +49,7 @@ class WorkerTerms:
     nodes: int = 0
     workers: int = 1
     gpus: int | None = None
-    needs: dict[str, Any] | None = None
+    needs: tuple[dict[str, Any], ...] = ()
 
     def write(self, session: Session) -> None:
         """Store the terms in a session, whole or not at all."""
@@ -71,4 +71,4 @@ class WorkerTerms:
                 f"The session '{session.path}' has no worker group '{group}' that can be read ({cause.strerror}): "
                 "its study has ended, or this machine does not see its file system."
             ) from cause
-        return cls(**{**values, "queues": tuple(values["queues"])})
+        return cls(**{**values, "queues": tuple(values["queues"]), "needs": tuple(values["needs"])})

@@ -155,11 +155,9 @@ class WorkerPool:
         return list({id(s): s for s in self._sources.values() if isinstance(s, AllocationSource)}.values())
 
     @property
-    def idle_allocations(self) -> frozenset[str]:
-        """The allocations that have workers, none of which has anything to do."""
-        beats = [beat for beat in self.alive.values() if beat.allocation]
-        working = {beat.allocation for beat in beats if beat.state in ("starting", "busy")}
-        return frozenset({beat.allocation for beat in beats} - working)
+    def working_allocations(self) -> frozenset[str]:
+        """The allocations of which a worker has something to do."""
+        return frozenset(beat.allocation for beat in self.alive.values() if beat.state == "busy")
 
     def groups_of(self, source: AllocationSource) -> tuple[str, ...]:
         """Return the groups that an allocation serves."""
@@ -169,7 +167,7 @@ class WorkerPool:
         """Yield the allocations that have ended since the last time; their workers are dead."""
         for source in self.allocation_sources:
             if source.current is not None:
-                source.current.slots = max(source.current.slots, self._slots_of(source.current))
+                source.current.note_slots(self._slots_of(source.current))
             ended = source.look(is_empty=self._has_run_empty(source.current))
             if ended is not None:
                 self._ended.add(ended.label)

@@ -23,7 +23,7 @@ from maestro_celery_plugin.settings import (
     StepSettings,
     WorkerGroupSettings,
 )
-from maestro_celery_plugin.slots import group_needs, share, slots_of
+from maestro_celery_plugin.slots import share, slots_of
 
 SRUN = 'srun -Q --exact --mem=0 -J "$MAESTRO_CELERY_LAUNCH"'
 FEW = "-N $MAESTRO_CELERY_NODES"
@@ -202,7 +202,6 @@ def test_the_batch_type_is_the_steps_else_the_groups_else_the_studys():
 @pytest.mark.parametrize(
     ("needs", "slots"),
     [
-        (None, 144),
         (sized(), 144),
         (sized(nodes=1, procs=36), 4),
         (sized(nodes=1, procs=18), 8),
@@ -248,6 +247,13 @@ def test_slots_of_four_nodes_with_four_gpus_each(needs, slots):
     assert slots_of(needs, 4, 36, gpus_per_node=4) == slots
 
 
+@pytest.mark.parametrize(
+    ("needs", "slots"), [(sized(nodes=2, procs=4), 2), (sized(nodes=1, procs=18), 8), (sized(nodes=2, procs=73), 0)]
+)
+def test_slots_where_samples_of_several_nodes_have_whole_nodes(needs, slots):
+    assert slots_of(needs, 4, 36, shares_nodes=False) == slots
+
+
 def test_gpus_that_nobody_counts_limit_nothing():
     assert slots_of(sized(procs=1, gpus=5), 4, 36) == 144
 
@@ -257,11 +263,3 @@ def test_gpus_that_nobody_counts_limit_nothing():
 )
 def test_the_slots_of_an_allocation_are_shared(slots, workers, parts):
     assert [share(slots, workers, number) for number in range(1, workers + 1)] == parts
-
-
-def test_a_group_needs_what_the_largest_of_its_steps_needs():
-    small, wide, many = sized(procs=2), sized(nodes=2, procs=2), sized(procs=36)
-    assert group_needs([small, wide, many]) == wide
-    assert group_needs([small, many, StepNeeds()]) == many
-    assert group_needs([StepNeeds(), StepNeeds(walltime_s=60)]) is None
-    assert group_needs([]) is None

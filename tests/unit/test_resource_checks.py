@@ -66,7 +66,7 @@ MISTAKES = {
         "study.sim.run.restart: found '$(LAUNCHER)[3p]'; the step has procs: 2, a launch cannot have more."),
     "time request": (spec({"time_request": "0:59:31"}),
         "study.sim.run.time_request: found 00:59:31; the allocation of worker group 'w' has a walltime of 01:00:00, of "
-        "which workers need 10 seconds to start, and in the last 20 (`warn`) samples are ended; ask for less, or give the "
+        "which workers need 10 seconds to start, and samples are warned in the last 20 (`warn`); ask for less, or give the "
         "group more `walltime`."),
     "GPUs": (spec({"gpus": 9}, group={"gpus": 2}),
         "study.sim.run.gpus: found 9 GPUs; the allocation of worker group 'w' has 8; ask for fewer, or give the group more "
@@ -100,10 +100,6 @@ MISTAKES = {
         "batch.walltime: found '1h'; HH:MM:SS or a number of seconds is needed."),
     "walltime of the group": (spec(group={"batch": {"walltime": "1:xx"}}),
         "merlin.resources.workers.w.batch.walltime: found '1:xx'; HH:MM:SS or a number of seconds is needed."),
-    "walltime on this machine": (spec(batch={"type": "local", "walltime": "1h30"}),
-        "batch.walltime: found '1h30'; HH:MM:SS or a number of seconds is needed."),
-    "walltime of a step on this machine": (spec({"walltime": "5 minutes"}, batch={"type": "local"}),
-        "study.sim.run.walltime: found '5 minutes'; HH:MM:SS or a number of seconds is needed."),
     "no walltime": (spec(batch={"type": "lsf"}),
         "merlin.resources.workers.w.batch: the walltime is missing, without which Maestro submits no job of the type "
         "'lsf'; add it here, or to `batch`."),
@@ -149,10 +145,11 @@ def test_a_mistake_has_its_message(name, load):
         spec({"nodes": 8, "cmd": "a"}),
         spec({"nodes": 8, "batch": {"type": "local"}}),
         spec(batch={"type": "slurm"}, group={"drain": 10_000}),
+        spec({"walltime": "inf"}, batch={"type": "local", "walltime": "as long as it takes"}),
         spec(batch={"type": "lsf", "walltime": 60}),
         spec(groups={"a": {"allocation": "x"}, "b": {"allocation": "x", "batch": {"walltime": 3600}}}),
     ],
-    ids=range(10),
+    ids=range(11),
 )
 def test_what_fits_or_cannot_be_known(data, load):
     assert load(data).ensemble

@@ -120,7 +120,7 @@ def test_a_heartbeat_that_a_crash_of_its_machine_has_emptied_is_none(session):
 
 
 def test_the_conductors_heartbeat_comes_back(session):
-    assert session.read_conductor_beat() == (0, ())
+    assert session.read_conductor_beat() == (0, None)
     session.write_conductor_beat(7, {"sim/2", "sim/1"})
     assert session.read_conductor_beat() == (7, ("sim/1", "sim/2"))
 

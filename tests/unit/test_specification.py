@@ -458,7 +458,12 @@ PARAMETER = {"P": {"values": [1, 2], "label": "P.%%"}}
         ({"study": [step("simulate"), step("b", depends=["simulat_*"])]},
          "study.b.run.depends: unknown step 'simulat_*'; did you mean 'simulate'?"),
         ({"study": [step("sim"), step("b", cmd="ls $(simm.workspace)", depends=["sim"])]},
-         "study.b.run.cmd: found '$(simm.workspace)', but there is no step 'simm'; did you mean 'sim'?"),
+         "study.b.run.cmd: found '$(simm.workspace)'; there is no step 'simm'; did you mean 'sim'?"),
+        ({"study": [step("sim"), step("b", cmd="ls $(sim.workspace)/$(P)/$(sim.workspace)", depends=["sim"])]},
+         "study.b.run.cmd: found '$(sim.workspace)/$(P)/$(sim.workspace)'; Maestro takes all of it for one name; put a "
+         "blank or a quote between the tokens."),
+        ({"study": [step("sim", cmd="ls $(b.workspace)"), step("b", depends=["sim"])]},
+         "study.sim.run.cmd: found '$(b.workspace)'; the step 'b' waits for this one, and has no workspace before."),
         ({"study": [step("a", restart="ls $(a.workspace)")]},
          "study.a.run.restart: found '$(a.workspace)'; a step's own workspace is '$(WORKSPACE)'."),
         ({"study": [step("a", depends=["b"]), step("b", depends=["a_*"])]},
@@ -688,6 +693,12 @@ def test_a_batch_system_that_nothing_knows(where, tmp_path):
     }[where]()
     known = "'flux', 'local', 'lsf', 'lsf-srun', 'slurm'"
     assert message(tmp_path, specification) == f"{where}.type: found 'pbs'; known: {known}."
+
+
+def test_values_that_maestro_has_put_in_before_are_no_part_of_a_name(tmp_path):
+    cmd = "$(SPECROOT)/run,$(V),$(OUTPUT_PATH)/x=$(sim.workspace) '$(P)'\"$(sim.workspace)\""
+    env = {"variables": {"V": "v"}}
+    assert load(tmp_path, spec(study=[step("sim"), step("b", cmd=cmd, depends=["sim"])], env=env)).ensemble
 
 
 def test_a_misspelt_batch_system(tmp_path):

@@ -149,13 +149,13 @@ def test_a_worker_that_was_only_silent_is_read_again(study, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("states", "idle"),
-    [(("idle", "busy"), set()), (("idle", "starting"), set()), (("idle", "draining"), {"near/1"})],
+    ("states", "working"),
+    [(("idle", "busy"), {"near/1"}), (("idle", "starting"), set()), (("idle", "draining"), set())],
 )
-def test_an_allocation_is_idle_when_none_of_its_workers_has_anything_to_do(study, states, idle):
+def test_an_allocation_works_while_one_of_its_workers_does(study, states, working):
     workers = [beat("far-1", group="far"), *(beat(f"near-1-{n}", "near/1", state=s) for n, s in enumerate(states))]
     study.staffing._pool.alive = {worker.name: worker for worker in workers}
-    assert study.staffing.idle_allocations == idle
+    assert study.staffing.working_allocations == working
 
 
 @pytest.mark.parametrize("others", [True, False])

@@ -324,15 +324,15 @@ def test_few_long_samples_are_looked_at_beyond_the_last_minute(study: Study) -> 
     assert record.rate() == pytest.approx(0.01)
 
 
-def test_what_ended_before_the_study_was_resumed_says_nothing_of_the_rate(study: Study) -> None:
-    """Given 12 samples, an hour's pause, and 4 more in 8 s, then the rate is 0.5/s."""
+def test_what_workers_have_done_that_are_gone_says_nothing_of_the_rate(study: Study) -> None:
+    """Given 12 samples, an hour's pause, and 4 more in 8 s by a worker that lives, then the rate is 0.5/s."""
     record = RecordSamples(study.submit(samples=50))
-    begun = ends([0.0])
+    begun = ends([0.0, 3600.0])
     begun["kind"] = Kind.STARTED
-    record.apply(begun, np.zeros(1, int))
-    record.apply(ends([*np.arange(12.0), *(3600 + np.array([2.0, 4.0, 6.0, 8.0]))]), np.zeros(16, int))
-    assert record.rate(since=3600.0) == pytest.approx(0.5)
-    assert record.rate(since=3700.0) is None
+    record.apply(begun, np.array([0, 1]))
+    record.apply(ends([*np.arange(12.0), *(3600 + np.array([2.0, 4.0, 6.0, 8.0]))]), np.repeat([0, 1], [12, 4]))
+    assert record.rate(np.array([False, True])) == pytest.approx(0.5)
+    assert record.rate(np.array([False, False])) == record.rate()
 
 
 def test_an_attempt_that_asked_to_run_again_is_no_sample_that_ended(study: Study) -> None:
@@ -512,7 +512,7 @@ def test_what_the_slots_of_allocations_were_used_for_is_told(study: Study) -> No
     (allocation,) = study.reader.read().allocations
     assert (allocation.slot_seconds, allocation.sample_seconds, allocation.interrupted_seconds) == (40.0, 20.0, 10.0)
     output = CliRunner().invoke(main, ["status", str(study.plan.root)]).output
-    words = "1 ended, 40 s of their slots: 50% samples, 25% samples that were interrupted, 25% nothing"
+    words = "1 ended, 40 s of their slots: 50% samples, 25% samples that were interrupted, 25% neither"
     assert words in " ".join(output.split())
 
 
