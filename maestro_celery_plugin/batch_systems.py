@@ -22,6 +22,7 @@ from maestro_celery_plugin.settings import BatchSettings
 from maestro_celery_plugin.states import AllocationState
 
 __all__ = [
+    "LAUNCH_CORES",
     "LAUNCH_NAME",
     "LAUNCH_NODES",
     "LOCAL",
@@ -38,9 +39,11 @@ __all__ = [
 
 # The `batch.type` of workers that are processes of this machine, with no batch system.
 LOCAL = "local"
-# In the environment of samples that launch: a name for what they launch, and the nodes that hold their processes.
+# In the environment of samples that launch: a name for what they launch, the nodes that hold their processes, and the
+# cores of a node.
 LAUNCH_NAME = "MAESTRO_CELERY_LAUNCH"
 LAUNCH_NODES = "MAESTRO_CELERY_NODES"
+LAUNCH_CORES = "MAESTRO_CELERY_CORES"
 ANSWER_LIMIT_S = 30.0
 
 
@@ -90,6 +93,11 @@ class StepNeeds:
     reservation: str | None = None
     options: str = ""
     more: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def has_whole_nodes(self) -> bool:
+        """Whether it has nodes for itself: the step says how many, and nothing of processes and cores on them."""
+        return bool(self.nodes) and not self.procs and str(self.cores_per_task) == "1"
 
     @property
     def cores(self) -> int:

@@ -128,6 +128,7 @@ class Flux:
             "-t": f"{needs.walltime_s}s" if needs.walltime_s else None,
         }
         words = [word for option, value in options.items() if value for word in (option, str(value))]
+        words += ["--exclusive"] if needs.has_whole_nodes else []
         return " ".join(("flux", "run", *words, needs.options)).strip()
 
     def signal_samples(self, names: Collection[str], number: signal.Signals) -> set[str]:

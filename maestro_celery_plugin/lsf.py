@@ -166,10 +166,13 @@ class Lsf:
         words += ["-b", str(more.get("bind", "rs")), "-d", str(plane or f"plane:{_per_node(procs, nodes)}")]
         words += ["-X", str(int(more.get("exit_on_error", 1)))]
         cores = more.get("cpus per rs") or (needs.cores_per_task if str(needs.cores_per_task) != "1" else None)
+        of_node = more.get("rs per node")
+        if needs.has_whole_nodes and not (sets or per_set or cores or of_node):
+            cores, of_node = "ALL_CPUS", 1
         options = {
             "-c": cores,
             "-g": needs.gpus_per_task or needs.gpus,
-            "-r": more.get("rs per node"),
+            "-r": of_node,
             "-B": more.get("bind gpus"),
         }
         words += [word for option, value in options.items() if value for word in (option, str(value))]

@@ -7,7 +7,7 @@ import os
 import signal
 from collections.abc import Mapping
 
-from maestro_celery_plugin.batch_systems import LAUNCH_NAME, LAUNCH_NODES, BatchSystem
+from maestro_celery_plugin.batch_systems import LAUNCH_CORES, LAUNCH_NAME, LAUNCH_NODES, BatchSystem
 from maestro_celery_plugin.errors import AllocationError
 from maestro_celery_plugin.manifest import Manifest
 from maestro_celery_plugin.runner import RunningAttempt
@@ -38,7 +38,8 @@ class SampleLaunches:
         if self._system is None or not manifest.launches:
             return None
         nodes = -(-manifest.needs.cores // max(1, self._cores))
-        return {**os.environ, LAUNCH_NAME: self.name(slot), LAUNCH_NODES: str(nodes)}
+        launch = {LAUNCH_NAME: self.name(slot), LAUNCH_NODES: str(nodes), LAUNCH_CORES: str(self._cores)}
+        return {**os.environ, **launch}
 
     def warn(self, running: Mapping[int, RunningAttempt], number: signal.Signals) -> None:
         """Send samples the signal of their step, once: to what they have launched, else to their process group.

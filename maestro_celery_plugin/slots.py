@@ -18,7 +18,7 @@ def slots_of(
     """Return how many samples fit into an allocation side by side; 0 when not even one does.
 
     * A sample that says nothing has one core: 4 nodes of 36 cores have 144 slots.
-    * A sample with `nodes` and no `procs` has whole nodes: 4 nodes and ``nodes: 2`` make 4 // 2 = 2 slots.
+    * A sample with `nodes` alone has whole nodes: 4 nodes and ``nodes: 2`` make 4 // 2 = 2 slots.
     * Other samples share nodes: with 36 cores, ``procs: 36`` makes 4 · (36 // 36) = 4 slots, ``procs: 8`` with
       ``cores per task: 2`` makes 4 · (36 // 16) = 8, and ``procs: 4`` with ``gpus per task: 1`` on nodes of 4 GPUs
       makes 4 · min(36 // 4, 4 // 4) = 4. With ``nodes: 2`` beside ``procs: 36``, 18 of them are on each of two
@@ -33,9 +33,9 @@ def slots_of(
         gpus_per_node: GPUs that it has on each; None when they are not counted.
         shares_nodes: Whether samples of several nodes share them; else they have whole nodes.
     """
-    spread, procs = max(1, needs.nodes), max(1, needs.procs)
-    if needs.nodes and not needs.procs:
-        return nodes // spread if needs.cores_per_task <= cores_per_node else 0
+    spread, procs = max(1, needs.nodes), needs.procs or max(1, needs.nodes)
+    if needs.has_whole_nodes:
+        return nodes // spread
     procs_of_node = cores_per_node // needs.cores_per_task
     of_node = procs_of_node // _rounded_up(procs, spread)
     if needs.gpu_count and gpus_per_node is not None:

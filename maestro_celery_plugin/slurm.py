@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from maestro_celery_plugin.batch_systems import (
+    LAUNCH_CORES,
     LAUNCH_NAME,
     LAUNCH_NODES,
     BatchSystem,
@@ -138,8 +139,11 @@ class Slurm:
         """Return the `srun` of one sample: with cores of its own (``--exact``), beside those of others.
 
         Without ``-N``, `srun` would spread it over all nodes of the job; a sample that names no nodes has as
-        few as hold its processes. ``-Q`` keeps it from noting in the sample's stderr that it waits for cores.
+        few as hold its processes. One that has whole nodes takes all cores of each, or `srun` would put the next one
+        beside it. ``-Q`` keeps it from noting in the sample's stderr that it waits for cores.
         """
+        if needs.has_whole_nodes:
+            needs = dataclasses.replace(needs, cores_per_task=ScriptCount(1, f"${LAUNCH_CORES}"))
         if not needs.nodes:
             needs = dataclasses.replace(needs, nodes=ScriptCount(1, f"${LAUNCH_NODES}"))
         gpus = []

@@ -36,8 +36,9 @@ def check_graph(data: Mapping[str, Any], file: str) -> None:
             if parent not in names:
                 found = f"unknown step '{written}'; {schema.nearest(parent, names)}"
                 raise SpecificationError.at(file, f"{where}.run.depends", found)
+    unseen = dict(parents)
     for name in names:
-        _check_acyclic(name, {**parents}, (), file)
+        _check_acyclic(name, unseen, (), file)
     environment = data.get("env") or {}
     early = {"SPECROOT", "OUTPUT_PATH", *(environment.get("variables") or {}), *(environment.get("labels") or {})}
     for step in study:

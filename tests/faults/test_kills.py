@@ -181,7 +181,7 @@ def test_cancel_ends_what_a_killed_chief_has_left(run):
     answer = study.command("maestro", "cancel", "-y", str(study.path))
 
     assert answer.returncode == 0, answer.stderr
-    assert "what it has left is ended here:\n1 worker is told to end.\n" in answer.stdout
+    assert "what one has left is ended here:\n1 worker is told to end.\n" in answer.stdout
     wait_for(lambda: not study.processes(), "the end of workers and broker", 15)
     again = study.command("maestro", "cancel", "-y", str(study.path))
     assert "nothing of it is left to be ended" in again.stdout

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -149,8 +150,14 @@ def side_by_side(study: Study) -> int:
 
 @pytest.mark.parametrize(
     ("run", "samples", "tasks", "nodes", "slots"),
-    [("nodes: 1, procs: 2", 16, 2, 1, 8), ("nodes: 2, procs: 8", 4, 8, 2, 2), ("procs: 4", 8, 4, 1, 4)],
-    ids=["part_of_a_node", "two_nodes", "a_whole_node"],
+    [
+        ("nodes: 1, procs: 2", 16, 2, 1, 8),
+        ("nodes: 2, procs: 8", 4, 8, 2, 2),
+        ("nodes: 2, procs: 4", 8, 4, 2, 4),
+        ("nodes: 2", 4, 2, 2, 2),
+        ("procs: 4", 8, 4, 1, 4),
+    ],
+    ids=["part_of_a_node", "two_full_nodes", "halves_of_two_nodes", "two_nodes_alone", "a_full_node"],
 )
 def test_samples_that_launch(launch, slurm, run, samples, tasks, nodes, slots):
     """Given four nodes of four CPUs, then as many samples run side by side as fit, each on what it asks for."""
@@ -167,6 +174,9 @@ def test_samples_that_launch(launch, slurm, run, samples, tasks, nodes, slots):
         assert {line[2] for line in lines} == {str(tasks)}
         assert len({line[3] for line in lines}) == nodes
         assert len({line[0] for line in lines}) == 1
+    if run == "nodes: 2":  # two samples at a time have all nodes: none has the nodes of another
+        used = Counter(line.split()[3] for text in study.outputs("sim/*/tasks") for line in text.splitlines())
+        assert used == {"n1": 2, "n2": 2, "n3": 2, "n4": 2}
     print(f"{side_by_side(study)} of {slots} side by side; stderr: {set(study.outputs('sim/*/sim.err'))}")
     assert slots // 2 < side_by_side(study) <= slots
     assert_nothing_left(study, slurm)

@@ -105,7 +105,7 @@ def test_cancel_ends_a_batch_job_of_a_killed_conductor(run, slurm):
 
     answer = study.command("maestro", "cancel", "-y", str(study.path))
 
-    assert "of a step that Maestro runs itself is cancelled." in answer.stdout
+    assert "of 'job' is cancelled." in answer.stdout
     wait_for(lambda: not slurm.queue(), "the batch job's end")
 
 

@@ -144,7 +144,7 @@ def test_more_work_than_restarts(studies, slurm):
     left = LARGE - len(codes(study))
     text = explained(study)
     assert f"{left} samples are left after 1 restart" in text, text
-    assert "allocation 'w/2': its workers have left" in text, text
+    assert "has ended: its workers have left." in text, text
     assert_nothing_left(study, slurm)
 
     resume(study)

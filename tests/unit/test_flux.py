@@ -86,7 +86,7 @@ def test_merlins_keys_for_the_launch_of_workers(settings, expected):
     ("needs", "words"),
     [
         (StepNeeds(), "-n 1"),
-        (StepNeeds(nodes=2), "-n 2 -N 2"),
+        (StepNeeds(nodes=2), "-n 2 -N 2 --exclusive"),
         (StepNeeds(nodes=2, procs=8, cores_per_task=3, gpus_per_task=1, walltime_s=90), "-n 8 -N 2 -c 3 -g 1 -t 90s"),
         (StepNeeds(procs=4, gpus=2, reservation="r"), "-n 4 -g 2"),
     ],

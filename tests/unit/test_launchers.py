@@ -211,6 +211,7 @@ def test_the_batch_type_is_the_steps_else_the_groups_else_the_studys():
         (sized(nodes=2, procs=36), 4),
         (sized(nodes=2, procs=37), 2),
         (sized(nodes=3, procs=3), 36),
+        (sized(nodes=2, cores_per_task=12), 6),
         (sized(nodes=5), 0),
         (sized(nodes=1, procs=37), 0),
         (sized(nodes=2, procs=72), 2),

@@ -94,7 +94,7 @@ def test_merlins_keys_for_the_launch_of_workers():
     [
         ({}, "--np 1 --nrs 1 -b rs -d plane:1 -X 1"),
         ({"nodes": 2, "procs": 4}, "--np 4 --nrs 2 -b rs -d plane:2 -X 1"),
-        ({"nodes": 2}, "--np 2 --nrs 2 -b rs -d plane:1 -X 1"),
+        ({"nodes": 2}, "--np 2 --nrs 2 -b rs -d plane:1 -X 1 -c ALL_CPUS -r 1"),
         ({"nodes": 2, "procs": 8, "cores per task": 4, "gpus per task": 2},
          "--np 8 --nrs 2 -b rs -d plane:4 -X 1 -c 4 -g 2"),
         ({"procs": 8, "num resource set": 4, "bind": "packed:4", "launch_distribution": "packed", "exit_on_error": 0},

@@ -58,7 +58,8 @@ def test_merlins_keys_for_the_launch_of_workers():
     ("needs", "line"),
     [
         (StepNeeds(), "-n 1 -N $MAESTRO_CELERY_NODES"),
-        (StepNeeds(nodes=2), "-n 2 -N 2"),
+        (StepNeeds(nodes=2), "-n 2 -N 2 -c $MAESTRO_CELERY_CORES"),
+        (StepNeeds(nodes=2, cores_per_task=3), "-n 2 -N 2 -c 3"),
         (StepNeeds(nodes=2, procs=8, cores_per_task=3), "-n 8 -N 2 -c 3"),
         (StepNeeds(nodes=1, procs=4, gpus=2), "-n 4 -N 1 --gpus=2"),
         (StepNeeds(nodes=1, procs=4, gpus=2, gpus_per_task=1), "-n 4 -N 1 --gpus-per-task=1"),
