@@ -90,7 +90,7 @@ class Keeper:
             self._server = subprocess.Popen(
                 [find_server(), str(self._write_configuration(port))],
                 stdin=subprocess.DEVNULL,
-                preexec_fn=die_with_parent,
+                preexec_fn=functools.partial(die_with_parent, os.getpid()),
             )
             if wait_until(functools.partial(self._has_begun, port), 10.0) and not self._has_died():
                 break

@@ -57,10 +57,16 @@ def _start_time(pid: int) -> int | None:
     return None if fields[0] in (b"Z", b"X") else int(fields[19])
 
 
-def die_with_parent() -> None:
-    """Let the kernel send this process SIGTERM when its parent dies (Linux; prctl(2), PR_SET_PDEATHSIG)."""
+def die_with_parent(parent: int) -> None:
+    """Let the kernel send this process SIGTERM when its parent dies (Linux; prctl(2), PR_SET_PDEATHSIG).
+
+    Args:
+        parent: The parent's pid. If that has died already, this process ends now: no signal would come any more.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:
+            os._exit(1)
 
 
 def adopt_orphans() -> None:

@@ -174,7 +174,7 @@ def _supervise(arguments: WorkerArguments) -> int:
     supervisor = ProcessId.of(os.getpid())
     child = os.fork()
     if child == 0:
-        die_with_parent()
+        die_with_parent(supervisor.pid)
         from maestro_celery_plugin.celery_worker import run
 
         run(arguments, supervisor)

@@ -142,3 +142,28 @@ def test_waiting_ends_with_the_condition_or_the_time():
     assert wait_until(lambda: True, 5)
     assert not wait_until(lambda: False, 0.05)
     assert time.monotonic() - begin < 1
+
+
+def test_a_process_whose_parent_is_dead_already_does_not_stay(tmp_path):
+    """Given a parent that died before its child has asked to die with it, then the child ends at once."""
+    script = (
+        "import os, time\n"
+        "from maestro_celery_plugin.processes import die_with_parent\n"
+        "parent = os.getpid()\n"
+        "if os.fork() == 0:\n"
+        "    while os.getppid() == parent: time.sleep(0.01)\n"
+        f"    open({str(tmp_path / 'child')!r}, 'w').write(str(os.getpid()))\n"
+        "    die_with_parent(parent)\n"
+        "    time.sleep(60)\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=tmp_path)
+    assert wait_until(lambda: (tmp_path / "child").exists() and (tmp_path / "child").read_text() != "", 10)
+    child = int((tmp_path / "child").read_text())
+    assert wait_until(lambda: not Path(f"/proc/{child}").exists() or "Z" in _state(child), 5)
+
+
+def _state(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "Z"
