@@ -86,7 +86,7 @@ class Coordinator:
     """
 
     def __init__(self, plan: StudyPlan) -> None:
-        self._plan, self._root = plan, plan.root
+        self._plan = plan
         self._conductorship = conduct(plan)
         self._session = Session(plan.session)
         self._session.revoke_stop()
@@ -240,7 +240,7 @@ class Coordinator:
         if self._closed:
             return
         self._closed = True
-        _COORDINATORS.pop(self._root, None)
+        _COORDINATORS.pop(self._plan.root, None)
         self._staffing.end()
         self._records.close()
         self._delivery.close()
