@@ -41,7 +41,8 @@ class _Explanation:
         self._plan = StudyPlan.read(directory)
         self._reader = StatusReader(directory)
         self._status: StudyStatus = self._reader.read()
-        self._beats = Session(self._plan.session).heartbeats() if self._plan.session.exists() else []
+        beats = Session(self._plan.session).heartbeats() if self._plan.session.exists() else []
+        self._beats = {beat.name: beat for beat in beats}
         self._allocations = {one.name: one for one in read_allocations(self._plan.allocations)}
         self._reasons: dict[str, Reason] = read_reasons(self._plan.reasons)
         self._records: dict[str, list[StepStatus]] = defaultdict(list)
@@ -49,7 +50,6 @@ class _Explanation:
         for step in self._status.steps:
             self._records[step.step].append(step)
             self._by_params[step.step, tuple(step.params.items())].append(step)
-        self._states = {beat.name: beat for beat in self._beats}
         self._said: dict[str, str] = {}
 
     @property
@@ -213,7 +213,7 @@ class _Explanation:
         return self._allocations.get(allocation_name(name, self._plan.settings.resources.workers[name]))
 
     def _state(self, worker: str, state: str) -> str:
-        beat = self._states.get(worker)
+        beat = self._beats.get(worker)
         if beat is not None and (beat.refuses or state == "draining"):
             return f"{state}, its allocation ends too soon for the samples that are left"
         return state
