@@ -164,6 +164,7 @@ def test_a_closed_terminal_ends_a_study_in_the_foreground(run, tmp_path, environ
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # the tests themselves may run under nohup
     )
     study.await_text("sim/*/runs", "run", 2)
 
