@@ -44,8 +44,6 @@ CARE_INTERVAL_S = 0.5
 AWAY_S = 1.5
 
 _COORDINATORS: dict[Path, Coordinator] = {}
-# The signals that have told this process to end.
-_SIGNALS: list[int] = []
 
 
 def for_study(plan: StudyPlan) -> Coordinator:
@@ -156,7 +154,6 @@ class Coordinator:
         now = time.monotonic()
         earliest, latest = now + min(now - self._round_end, seconds), now + seconds
         while time.monotonic() < latest:
-            _end_if_told()
             begin = time.monotonic()
             self._look()
             if self._is_wanted() and time.monotonic() >= earliest:
@@ -255,18 +252,11 @@ def _try(step: Callable[[], None]) -> None:
         LOGGER.error("%s", error)
 
 
-def _end_if_told() -> None:
-    """End the conductor if a signal has told it to; that it raised may have been lost in a destructor."""
-    if _SIGNALS:
-        sys.exit(128 + _SIGNALS[0])
-
-
 def _end_on_signals() -> None:
     """Let SIGTERM and SIGHUP end the conductor in an orderly way, so that nothing of it stays behind."""
 
     def end(number: int, frame: FrameType | None) -> None:
-        _SIGNALS.append(number)
-        _end_if_told()
+        sys.exit(128 + number)
 
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGTERM, signal.SIGHUP):
