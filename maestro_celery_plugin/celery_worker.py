@@ -18,20 +18,21 @@ from celery.signals import worker_process_init, worker_ready
 
 from maestro_celery_plugin import intake
 from maestro_celery_plugin.app import TASK_NAME, make_app, queue_for
-from maestro_celery_plugin.batch_systems import StepNeeds, batch_system
+from maestro_celery_plugin.batch_systems import batch_system
 from maestro_celery_plugin.broker import check_reachable
 from maestro_celery_plugin.deadline import Deadline
 from maestro_celery_plugin.dispatch import Dispatcher
 from maestro_celery_plugin.errors import EnsembleError, LedgerError, WorkerError
-from maestro_celery_plugin.heard_conductor import HeardConductor
 from maestro_celery_plugin.processes import ProcessId, host_name, wait_until
 from maestro_celery_plugin.sample_launches import SampleLaunches
 from maestro_celery_plugin.session import Heartbeat
-from maestro_celery_plugin.slots import share, slots_of
+from maestro_celery_plugin.slots import share, tightest
+from maestro_celery_plugin.step_needs import StepNeeds
 from maestro_celery_plugin.tasks import RangeTask
 from maestro_celery_plugin.worker import MOVED, PROCESS_MARKER, WorkerArguments, mark
 from maestro_celery_plugin.worker_options import WorkerOptions, parse_worker_args, usable_cpus
 from maestro_celery_plugin.worker_side import WorkerSide
+from maestro_celery_plugin.worker_stay import WorkerStay
 
 __all__ = ["run"]
 
@@ -40,8 +41,6 @@ LOGGER = logging.getLogger(__name__)
 HEARTBEAT_S = 2.0
 # Workers that are started by hand may be earlier than the conductor, which starts the broker.
 BROKER_LIMIT_S = 30.0
-# A worker that has time for nothing of what is left waits this long for something shorter, and leaves.
-REFUSAL_LIMIT_S = 5.0
 # Workers in allocations, of which there may be thousands, look at the session's files so often, others at each watch.
 LOOK_S = 1.0
 _WATCH_S = 0.25
@@ -102,11 +101,9 @@ def _options(arguments: WorkerArguments) -> WorkerOptions:
     if options.has_concurrency or system is None:
         return options
     cores = system.node_cores(os.environ) or usable_cpus()
-    steps = [StepNeeds(**needs) for needs in terms.needs] or [StepNeeds()]
-    fitting = [slots_of(needs, terms.nodes, cores, terms.gpus, shares_nodes=system.shares_nodes) for needs in steps]
-    slots = min(fitting)
+    steps = [StepNeeds(**needs) for needs in terms.needs]
+    needs, slots = tightest(steps, terms.nodes, cores, terms.gpus, shares_nodes=system.shares_nodes)
     if not slots:
-        needs = steps[fitting.index(0)]
         gpus = f" and {terms.gpus} GPUs" if terms.gpus is not None else ""
         raise WorkerError(
             f"a sample of the group '{terms.group}' needs {needs.text}; its allocation has {terms.nodes} nodes of "
@@ -137,6 +134,7 @@ class _WorkerProcess:
         self._ready = self._ending = False
         self.has_moved = False
         self._pool_busy_at = time.monotonic()
+        self._stay = WorkerStay(session, arguments.allocation, self._terms.idle_limit_s, self._deadline)
 
     def register_task(self) -> None:
         """Make the range task known to the application."""
@@ -185,8 +183,7 @@ class _WorkerProcess:
 
     def _watch(self, slots: int) -> None:
         beat, last_beat_at, last_look_at = 0, 0.0, 0.0
-        look_s = LOOK_S if self._is_in_allocation else _WATCH_S
-        conductor = HeardConductor(self._session)
+        look_s = LOOK_S if self._arguments.allocation else _WATCH_S
         while True:
             try:
                 now = time.monotonic()
@@ -197,7 +194,7 @@ class _WorkerProcess:
                     intake.close()
                 if now - last_look_at >= look_s:
                     last_look_at = now
-                    why = self._why_end(conductor)
+                    why = self._why_end()
                     if why is not None:
                         self._end(why)
                 if self._side is not None:
@@ -238,7 +235,7 @@ class _WorkerProcess:
             return "draining"
         return "busy" if self._side.busy else "idle"
 
-    def _why_end(self, conductor: HeardConductor) -> str | None:
+    def _why_end(self) -> str | None:
         """Return why this process shall end, by the session's files and what it has to do; None if it shall not."""
         if not self._session.path.exists():
             return "its session is not there any more"
@@ -251,40 +248,7 @@ class _WorkerProcess:
             return "the broker is elsewhere now"
         if self._name != self._arguments.name:
             return None  # a pool process: its worker decides
-        conductor.look()
-        return self._why_leave(self._idle_s(), conductor)
-
-    def _why_leave(self, idle_s: float, conductor: HeardConductor) -> str | None:
-        """Return why this worker is not needed any more; None when it is.
-
-        While another one of its allocation works, leaving would free nothing.
-
-        Args:
-            idle_s: For how long it has had nothing to do.
-            conductor: The conductor, as this worker has last heard of it.
-        """
-        limit_s = self._terms.idle_limit_s
-        left = f"its allocation ends in {self._deadline.left_s:.0f} s"
-        if self._deadline.is_draining and idle_s > 0:
-            return left
-        if idle_s > REFUSAL_LIMIT_S and self._refuses():
-            return f"{left}, too soon for the samples that are left"
-        if idle_s > limit_s and conductor.silent_s > limit_s:
-            return f"it has had nothing to do for {idle_s:.0f} s, and nothing is heard of the conductor"
-        if idle_s > limit_s and self._is_in_allocation and not self._others_work(conductor):
-            return f"nobody in its allocation has had anything to do for {idle_s:.0f} s"
-        return None
-
-    def _others_work(self, conductor: HeardConductor) -> bool:
-        """Whether another worker of the same allocation works, by the conductor's word, else by their heartbeats."""
-        allocation = self._arguments.allocation
-        if conductor.working is not None:
-            return allocation in conductor.working
-        return any(beat.state == "busy" for beat in self._session.heartbeats() if beat.allocation == allocation)
-
-    @property
-    def _is_in_allocation(self) -> bool:
-        return bool(self._arguments.allocation)
+        return self._stay.why_leave(self._idle_s(), refuses=self._refuses())
 
     def _refuses(self) -> bool:
         """Whether there is work that this worker does not start any more, for lack of time."""

@@ -52,11 +52,11 @@ def status(study: Path, watch: bool, failed: bool, limit: int, as_json: bool) ->
 
     from rich.console import Console
 
-    from maestro_celery_plugin import status_view
+    from maestro_celery_plugin import sample_view, status_view
 
     console = Console(highlight=False)
     if failed:
-        status_view.show_failed(reader, console, limit)
+        sample_view.show_failed(reader, console, limit)
     elif watch:
         try:
             status_view.watch(reader, console)

@@ -16,11 +16,12 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from maestro_celery_plugin.batch_systems import BatchSystem, HeldAllocation, JobReport, StepNeeds, WorkerLaunch, ask
+from maestro_celery_plugin.batch_systems import BatchSystem, HeldAllocation, JobReport, WorkerLaunch, ask
 from maestro_celery_plugin.errors import AllocationError
 from maestro_celery_plugin.hookspecs import hookimpl
 from maestro_celery_plugin.settings import BatchSettings
 from maestro_celery_plugin.states import AllocationState
+from maestro_celery_plugin.step_needs import StepNeeds
 
 __all__ = ["FLUX_ENDS", "FLUX_STATES", "Flux"]
 

@@ -11,8 +11,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from maestro_celery_plugin.batch_systems import ScriptCount, StepNeeds, batch_system
+from maestro_celery_plugin.batch_systems import batch_system
 from maestro_celery_plugin.settings import EnsembleSettings, StepSettings
+from maestro_celery_plugin.step_needs import ScriptCount, StepNeeds
 from maestro_celery_plugin.steps import STEP_KEY
 from maestro_celery_plugin.tokens import launcher_removed
 from maestro_celery_plugin.walltime import seconds_of

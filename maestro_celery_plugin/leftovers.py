@@ -5,22 +5,53 @@ Maestro leaves a note for the conductor to cancel the study (conductor.py:283), 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from maestro_celery_plugin.allocation_jobs import BatchJobs
 from maestro_celery_plugin.allocations import Allocation, read_allocations
 from maestro_celery_plugin.batch_systems import batch_system
 from maestro_celery_plugin.conductorship import conductor_lock
-from maestro_celery_plugin.errors import AllocationError
+from maestro_celery_plugin.errors import AllocationError, EnsembleError
 from maestro_celery_plugin.plain_steps import PlainSteps
 from maestro_celery_plugin.session import Session
 from maestro_celery_plugin.status import StatusReader
 from maestro_celery_plugin.status_csv import shared_lock
-from maestro_celery_plugin.study import StudyPlan
+from maestro_celery_plugin.study import CANCEL_NOTE, StudyPlan
 from maestro_celery_plugin.worker_sources import allocation_name, batch_of
 
-__all__ = ["end_leftovers"]
+__all__ = ["cancel_all", "end_leftovers"]
+
+
+def cancel_all(cancel: Callable[[], int], directories: Sequence[Path]) -> int:
+    """Run `maestro cancel`, then end what is left of those studies that it has told to end.
+
+    Args:
+        cancel: Maestro's own part; it may ask, and leave the studies alone.
+        directories: Directories of ensemble studies.
+
+    Returns:
+        The exit code.
+    """
+    before = [_note_time(directory) for directory in directories]
+    code = cancel()
+    for directory, time_ns in zip(directories, before, strict=True):
+        if _note_time(directory) == time_ns:
+            continue  # the user has changed her mind
+        try:
+            for sentence in end_leftovers(StudyPlan.read(directory)):
+                print(sentence)
+        except (EnsembleError, OSError) as error:
+            print(f"maestro: error: {error}", file=sys.stderr)
+            code = 1
+    return code
+
+
+def _note_time(study: Path) -> int:
+    """Return when Maestro has last told a study to end (conductor.py:290), in ns; 0 for never."""
+    note = study / CANCEL_NOTE
+    return note.stat().st_mtime_ns if note.exists() else 0
 
 
 def end_leftovers(plan: StudyPlan) -> list[str]:

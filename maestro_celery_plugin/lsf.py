@@ -12,20 +12,13 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from maestro_celery_plugin.batch_systems import (
-    BatchSystem,
-    HeldAllocation,
-    JobReport,
-    ScriptCount,
-    StepNeeds,
-    WorkerLaunch,
-    ask,
-)
+from maestro_celery_plugin.batch_systems import BatchSystem, HeldAllocation, JobReport, WorkerLaunch, ask
 from maestro_celery_plugin.errors import AllocationError, BatchSystemAwayError
 from maestro_celery_plugin.hookspecs import hookimpl
 from maestro_celery_plugin.settings import BatchSettings
 from maestro_celery_plugin.slurm import srun_line
 from maestro_celery_plugin.states import AllocationState
+from maestro_celery_plugin.step_needs import ScriptCount, StepNeeds
 
 __all__ = ["LSF_ENDS", "LSF_STATES", "Lsf", "LsfSrun"]
 

@@ -137,7 +137,7 @@ class EnsembleArgumentParser(argparse.ArgumentParser):
         if getattr(namespace, "subparser", None) == "run":
             namespace.func = functools.partial(_guarded_run, namespace.func)
         elif getattr(namespace, "subparser", None) == "cancel":
-            namespace.func = functools.partial(_cancel_without_conductor, namespace.func)
+            namespace.func = functools.partial(_guarded_cancel, namespace.func)
         return namespace
 
 
@@ -157,34 +157,14 @@ def _guarded_run(run: Callable[[Any], int], namespace: argparse.Namespace) -> in
         return 1
 
 
-def _cancel_without_conductor(cancel: Callable[[Any], int], namespace: argparse.Namespace) -> int:
+def _guarded_cancel(cancel: Callable[[Any], int], namespace: argparse.Namespace) -> int:
     """Run `maestro cancel`, which leaves a note for the conductor; do what it says where none lives."""
     ensembles = [Path(one).absolute() for one in namespace.directory if Path(one, "merlin_info").is_dir()]
-    before = {directory: _note_time(directory) for directory in ensembles}
-    code = cancel(namespace)
-    for directory in ensembles:
-        if _note_time(directory) != before[directory]:  # the user has not changed her mind
-            code = _end_leftovers(directory) or code
-    return code
+    if not ensembles:
+        return cancel(namespace)
+    from maestro_celery_plugin.leftovers import cancel_all
 
-
-def _note_time(study: Path) -> int:
-    """Return when Maestro has last told a study to cancel (conductor.py:290); 0 for never."""
-    note = study / ".cancel.lock"
-    return note.stat().st_mtime_ns if note.exists() else 0
-
-
-def _end_leftovers(directory: Path) -> int:
-    from maestro_celery_plugin.leftovers import end_leftovers
-    from maestro_celery_plugin.study import StudyPlan
-
-    try:
-        for sentence in end_leftovers(StudyPlan.read(directory)):
-            print(sentence)
-    except (EnsembleError, OSError) as error:
-        print(f"maestro: error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return cancel_all(functools.partial(cancel, namespace), ensembles)
 
 
 def _with_own_conductor(command: Any) -> Any:

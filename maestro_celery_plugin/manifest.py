@@ -8,8 +8,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from maestro_celery_plugin.batch_systems import StepNeeds
 from maestro_celery_plugin.sample_paths import SamplePaths
+from maestro_celery_plugin.step_needs import StepNeeds
 
 __all__ = ["Manifest", "write_atomically"]
 

@@ -204,9 +204,9 @@ class PlainSteps:
         for path in sorted(self._plan.plain.glob("*")):
             record, trace = unquote(path.name), PlainTrace(path)
             if trace.is_running_here:
-                yield f"The script of '{record}', which the conductor had started, goes on."
+                yield f"The script of '{record}' goes on on its own; `pgrep -f {path}/run.sh` names its process."
             elif trace.is_cut_off:
-                yield f"Whether '{record}' was submitted is not known; look for its job in the queue."
+                yield f"Whether '{record}' was submitted is not known; look for its job in the queue, and cancel it."
             elif not trace.has_finished and trace.read_job() is not None:
                 yield from self._end_job(PlainJob(record, trace.read_job()))
 

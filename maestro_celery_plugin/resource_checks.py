@@ -13,11 +13,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from maestro_celery_plugin import schema
-from maestro_celery_plugin.batch_systems import LOCAL, StepNeeds, batch_system
+from maestro_celery_plugin.batch_systems import LOCAL, batch_system
 from maestro_celery_plugin.errors import SpecificationError
 from maestro_celery_plugin.launchers import batch_type_of, needs_of
 from maestro_celery_plugin.settings import BatchSettings, EnsembleSettings, StepSettings, WorkerGroupSettings
 from maestro_celery_plugin.slots import slots_of
+from maestro_celery_plugin.step_needs import StepNeeds
 from maestro_celery_plugin.tokens import names_in
 from maestro_celery_plugin.walltime import clock_text, seconds_of
 

@@ -34,6 +34,10 @@ from maestro_celery_plugin.worker_sources import has_other_hosts
 __all__ = ["reopen_failed", "resume"]
 
 _START_LIMIT_S = 30.0
+_IS_CONDUCTED = (
+    "A conductor of the study '{study}' is running or being started; `maestro-celery status {study}` shows its "
+    "progress, `maestro cancel {study}` ends it."
+)
 
 
 def resume(
@@ -73,10 +77,7 @@ def resume(
             process = _start_conductor(plan, sleep_s)
             _await_conductor(plan, process)
     except Timeout as cause:
-        raise StudyError(
-            f"A conductor of the study '{plan.root}' is running or being started; `maestro-celery status "
-            f"{plan.root}` shows its progress, `maestro cancel {plan.root}` ends it."
-        ) from cause
+        raise StudyError(_IS_CONDUCTED.format(study=plan.root)) from cause
     return process.wait() if foreground else reopened
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from maestro_celery_plugin.batch_systems import StepNeeds
+from collections.abc import Sequence
 
-__all__ = ["share", "slots_of"]
+from maestro_celery_plugin.step_needs import StepNeeds
+
+__all__ = ["share", "slots_of", "tightest"]
 
 
 def slots_of(
@@ -45,6 +47,25 @@ def slots_of(
     if of_node or needs.nodes:
         return nodes // spread * of_node
     return nodes * _procs_with_gpus(procs_of_node, needs, gpus_per_node) // procs
+
+
+def tightest(
+    steps: Sequence[StepNeeds], nodes: int, cores_per_node: int, gpus_per_node: int | None = None, *, shares_nodes: bool
+) -> tuple[StepNeeds, int]:
+    """Return the needs of the step of which the fewest samples fit, and how many do: no more run of any step.
+
+    Args:
+        steps: What a sample of each step needs; a sample that says nothing when there is none.
+        nodes: As for `slots_of`, and so are the others.
+        cores_per_node: Cores.
+        gpus_per_node: GPUs.
+        shares_nodes: Whether samples of several nodes share them.
+    """
+    fitting = [
+        (needs, slots_of(needs, nodes, cores_per_node, gpus_per_node, shares_nodes=shares_nodes))
+        for needs in steps or (StepNeeds(),)
+    ]
+    return min(fitting, key=lambda one: one[1])
 
 
 def _rounded_up(count: int, parts: int) -> int:

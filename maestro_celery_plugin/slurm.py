@@ -19,8 +19,6 @@ from maestro_celery_plugin.batch_systems import (
     BatchSystem,
     HeldAllocation,
     JobReport,
-    ScriptCount,
-    StepNeeds,
     WorkerLaunch,
     ask,
 )
@@ -28,6 +26,7 @@ from maestro_celery_plugin.errors import AllocationError, BatchSystemAwayError
 from maestro_celery_plugin.hookspecs import hookimpl
 from maestro_celery_plugin.settings import BatchSettings
 from maestro_celery_plugin.states import AllocationState
+from maestro_celery_plugin.step_needs import ScriptCount, StepNeeds
 from maestro_celery_plugin.walltime import clock_text
 
 __all__ = ["SLURM_STATES", "Slurm", "srun_line"]

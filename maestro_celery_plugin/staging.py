@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from maestro_celery_plugin.batch_systems import LOCAL, StepNeeds
+from maestro_celery_plugin.batch_systems import LOCAL
 from maestro_celery_plugin.errors import AllocationError, SpecificationError
 from maestro_celery_plugin.launchers import batch_type_of, launched, launches, needs_of
 from maestro_celery_plugin.manifest import Manifest
 from maestro_celery_plugin.runner import Runner
 from maestro_celery_plugin.sample_paths import SamplePaths
 from maestro_celery_plugin.samples import open_table
+from maestro_celery_plugin.step_needs import StepNeeds
 from maestro_celery_plugin.steps import STEP_KEY, step_settings
 from maestro_celery_plugin.study import StudyPlan
 from maestro_celery_plugin.tokens import study_values, substitute

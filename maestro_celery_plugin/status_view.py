@@ -1,58 +1,31 @@
-"""The status of a study on a terminal.
-
-What comes from a study (names, values, stderr) is shown as plain text: it may hold anything, so neither
-rich's markup nor control sequences of a terminal take effect.
-"""
+"""The status of a study on a terminal."""
 
 from __future__ import annotations
 
-import os
-import re
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.padding import Padding
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from maestro_celery_plugin.sample_status import SampleStatus, values_of
+from maestro_celery_plugin.sample_view import failures, headline
 from maestro_celery_plugin.status import StatusReader
 from maestro_celery_plugin.study_status import AllocationStatus, StepStatus, StudyState, StudyStatus
+from maestro_celery_plugin.terminal_text import duration_words, plain, section, state_text
 
-__all__ = ["show", "show_failed", "watch"]
+__all__ = ["show", "watch"]
 
 WATCH_S = 1.0
 # So many workers, slow samples and kinds of failures are shown below the table.
 SHOWN = 5
 # A table of thousands of step records takes rich many seconds, and nobody reads it.
 SHOWN_STEPS = 200
-STDERR_LINES = 3
-_STDERR_BYTES = 4096
-_LINE_LIMIT = 400
 # Columns of a terminal from which on each step record takes one line.
 _WIDE = 120
-
-_STYLES = {
-    "FINISHED": "green",
-    "RUNNING": "cyan",
-    "FAILED": "red",
-    "TIMEDOUT": "red",
-    "UNKNOWN": "red",
-    "CANCELLED": "yellow",
-    "INTERRUPTED": "yellow",
-    "TIMED_OUT": "yellow",
-    "PREEMPTED": "yellow",
-    "NODE_FAILED": "red",
-    "BOOT_FAILED": "red",
-    "OUT_OF_MEMORY": "red",
-    "dead": "red",
-}
-_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]")
 
 
 def show(reader: StatusReader, console: Console) -> None:
@@ -73,33 +46,6 @@ def watch(reader: StatusReader, console: Console) -> None:
             time.sleep(max(WATCH_S, 4 * (time.monotonic() - begin)))
 
 
-def show_failed(reader: StatusReader, console: Console, limit: int) -> None:
-    """Print failed samples with their values; say how many more there are."""
-    status = reader.read()
-    total = sum(step.samples.failed for step in status.steps)
-    samples = reader.failed(limit)
-    for sample, values in zip(samples, values_of(samples), strict=True):
-        _print_whole(console, _headline(sample, sample.end))
-        if values != {}:
-            _print_whole(console, _plain(f"  {_value_words(values)}"))
-        _print_whole(console, _plain(f"  {sample.directory}", "dim"))
-    if total > len(samples):
-        console.print(f"\n{total - len(samples)} more of {total} failed samples; --limit {total} lists all.")
-    elif not total:
-        console.print("No sample has failed.")
-
-
-def _print_whole(console: Console, text: Text) -> None:
-    """Print a line without wrapping it, so that paths can be copied and lines be searched."""
-    console.print(text, soft_wrap=True)
-
-
-def _value_words(values: dict[str, str] | None) -> str:
-    if values is None:
-        return "(the sample table cannot be read any more)"
-    return "  ".join(f"{label}={value}" for label, value in values.items())
-
-
 # --- page ---
 
 
@@ -112,17 +58,17 @@ def _page(status: StudyStatus, reader: StatusReader, console: Console, rows: int
     parts += [*_advice(status), *_allocations(status), *_workers(status)]
     slowest = reader.slowest(SHOWN)
     if slowest:
-        lines = (_headline(sample, _duration_words(sample.duration_s)) for sample in slowest)
-        parts.append(_section("Slowest samples", lines))
+        lines = (headline(sample, duration_words(sample.duration_s)) for sample in slowest)
+        parts.append(section("Slowest samples", lines))
     kinds = reader.failure_kinds(SHOWN)
     if kinds:
-        parts.append(_failures(kinds, status.path))
+        parts.append(failures(kinds, status.path))
     return Group(*parts)
 
 
 def _title(status: StudyStatus) -> Text:
-    title = Text.assemble(_plain(status.study, "bold"), "  ", _state_text(status.state.name), "\n")
-    return title.append_text(_plain(str(status.path), "dim"))
+    title = Text.assemble(plain(status.study, "bold"), "  ", state_text(status.state.name), "\n")
+    return title.append_text(plain(str(status.path), "dim"))
 
 
 def _advice(status: StudyStatus) -> list[RenderableType]:
@@ -132,13 +78,8 @@ def _advice(status: StudyStatus) -> list[RenderableType]:
         words = "No conductor has run this study yet. If none is about to start:"
     else:
         return []
-    command = _plain(f"  maestro-celery resume {status.path}", "bold")
+    command = plain(f"  maestro-celery resume {status.path}", "bold")
     return [Text(f"\n{words}\n", style="yellow").append_text(command)]
-
-
-def _section(title: str, lines: Iterable[Text]) -> Group:
-    indented = (Padding(line, (0, 0, 0, 2), expand=False) for line in lines)
-    return Group(Text(f"\n{title}", style="bold"), *indented)
 
 
 # --- step records ---
@@ -176,12 +117,12 @@ def _steps_table(steps: list[StepStatus], *, wide: bool) -> Table:
 
 
 def _wide_row(step: StepStatus) -> list[RenderableType]:
-    return [_name(step), _state_text(step.state), _bar(step), *_numbers(step), _rate(step), _time_left(step)]
+    return [_name(step), state_text(step.state), _bar(step), *_numbers(step), _rate(step), _time_left(step)]
 
 
 def _narrow_row(step: StepStatus) -> list[RenderableType]:
     pace = ", ".join(words for words in (_rate(step), _time_left(step)) if words)
-    name = Text.assemble(_name(step), "\n", _state_text(step.state))
+    name = Text.assemble(_name(step), "\n", state_text(step.state))
     progress = Table.grid()
     progress.add_row(_bar(step))
     progress.add_row(Text(pace, style="dim"))
@@ -190,7 +131,7 @@ def _narrow_row(step: StepStatus) -> list[RenderableType]:
 
 def _name(step: StepStatus) -> Text:
     restarts = f" (restarts: {step.restarts})" if step.restarts else ""
-    return _plain(step.name).append(restarts, style="yellow")
+    return plain(step.name).append(restarts, style="yellow")
 
 
 def _bar(step: StepStatus) -> RenderableType:
@@ -220,7 +161,7 @@ def _rate(step: StepStatus) -> str:
 
 
 def _time_left(step: StepStatus) -> str:
-    return _duration_words(step.time_left_s) if step.time_left_s else ""
+    return duration_words(step.time_left_s) if step.time_left_s else ""
 
 
 # --- allocations, workers and samples ---
@@ -234,14 +175,14 @@ def _allocations(status: StudyStatus) -> list[RenderableType]:
     lines = []
     for one in list(last.values())[:SHOWN]:
         job = f"job {one.job}" if one.job else "not submitted"
-        line = Text.assemble(_plain(f"{one.name}/{one.number}  {job}  "), _state_text(one.state))
-        lines.append(line.append_text(_plain(f"  {one.reason}" if one.reason else "", "dim")))
+        line = Text.assemble(plain(f"{one.name}/{one.number}  {job}  "), state_text(one.state))
+        lines.append(line.append_text(plain(f"  {one.reason}" if one.reason else "", "dim")))
     ended = [one for one in status.allocations if one.slot_seconds]
     if ended:
-        lines.append(_plain(_use_words(ended), "dim"))
+        lines.append(plain(_use_words(ended), "dim"))
     if len(last) > SHOWN:
         lines.append(Text(f"and {len(last) - SHOWN} more (--json has all)", style="dim"))
-    return [_section("Allocations", lines)]
+    return [section("Allocations", lines)]
 
 
 def _use_words(ended: Sequence[AllocationStatus]) -> str:
@@ -253,68 +194,18 @@ def _use_words(ended: Sequence[AllocationStatus]) -> str:
     }
     parts["neither"] = 1 - sum(parts.values())
     words = ", ".join(f"{share:.0%} {what}" for what, share in parts.items())
-    return f"{len(ended)} ended, {_duration_words(total_s)} of their slots: {words}"
+    return f"{len(ended)} ended, {duration_words(total_s)} of their slots: {words}"
 
 
 def _workers(status: StudyStatus) -> list[RenderableType]:
     if not status.workers:
         return []
     lines = [
-        Text.assemble(_plain(f"{w.name}  {w.group}  {w.node}  "), _state_text(w.state))
+        Text.assemble(plain(f"{w.name}  {w.group}  {w.node}  "), state_text(w.state))
         for w in status.workers[:SHOWN]
     ]
     if len(status.workers) > SHOWN:
         rest = Counter(worker.state for worker in status.workers[SHOWN:])
         words = ", ".join(f"{n} {state}" for state, n in rest.items())
         lines.append(Text(f"and {rest.total()} more: {words}", style="dim"))
-    return [_section("Workers", lines)]
-
-
-def _failures(kinds: Sequence[tuple[SampleStatus, int]], study: Path) -> Group:
-    """Return one failed sample of each kind, with the last lines of its stderr."""
-    lines: list[Text] = []
-    for sample, count in kinds:
-        more = f", and {count - 1} more" if count > 1 else ""
-        lines.append(_headline(sample, sample.end).append(more))
-        lines += [_plain(f"  {line}", "dim") for line in _last_lines(sample.stderr)]
-    hint = _plain(f"all, with values and directories: maestro-celery status --failed {study}", "dim")
-    return _section("Failed samples", [*lines, hint])
-
-
-def _headline(sample: SampleStatus, words: str) -> Text:
-    name = _plain(sample.manifest.name)
-    if sample.manifest.sampled:
-        name.append(f"  sample {sample.index}")
-    return name.append(f"  {words}", style="bold")
-
-
-def _last_lines(path: Path) -> list[str]:
-    """Return the last lines of a text file that may be huge, absent, or no text."""
-    try:
-        with path.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - _STDERR_BYTES))
-            text = file.read(_STDERR_BYTES).decode(errors="replace")
-    except OSError:
-        return []
-    lines = [line.rstrip() for line in re.split(r"[\r\n]+", text)]
-    return [line[:_LINE_LIMIT] for line in lines if line][-STDERR_LINES:]
-
-
-def _duration_words(seconds: float) -> str:
-    """Return a duration in two units: ``0.12 s``, ``3 min 20 s``, ``2 h 5 min``, ``4 d 3 h``."""
-    if seconds < 60:
-        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.2g} s"
-    minutes, hours, days = int(seconds / 60), int(seconds / 3600), int(seconds / 86400)
-    if minutes < 60:
-        return f"{minutes} min {int(seconds) % 60} s"
-    return f"{hours} h {minutes % 60} min" if hours < 24 else f"{days} d {hours % 24} h"
-
-
-def _state_text(state: str) -> Text:
-    return Text(state, style=_STYLES.get(state, ""))
-
-
-def _plain(text: str, style: str = "") -> Text:
-    """Return text with control characters made visible, as in ``\\x1b``."""
-    return Text(_CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text), style=style)
+    return [section("Workers", lines)]

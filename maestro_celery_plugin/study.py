@@ -26,7 +26,10 @@ from maestro_celery_plugin import schema
 from maestro_celery_plugin.errors import StudyError
 from maestro_celery_plugin.settings import EnsembleSettings
 
-__all__ = ["StudyPlan"]
+__all__ = ["CANCEL_NOTE", "StudyPlan"]
+
+# The file by which Maestro tells the conductor to cancel a study (conductor.py:143).
+CANCEL_NOTE = ".cancel.lock"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -91,7 +94,10 @@ class StudyPlan:
         try:
             return cls.from_batch(batch)
         except (KeyError, TypeError) as cause:
-            raise StudyError(f"'{directory}' was made by another version of maestro-celery-plugin.") from cause
+            raise StudyError(
+                f"'{directory}' was made by another version of maestro-celery-plugin; use that one, or launch the "
+                "study anew."
+            ) from cause
 
     @property
     def level_max_dirs(self) -> int:
@@ -130,8 +136,8 @@ class StudyPlan:
 
     @property
     def cancel_note(self) -> Path:
-        """The file by which Maestro tells the conductor to cancel the study (conductor.py:143)."""
-        return self.root / ".cancel.lock"
+        """The file by which Maestro tells the conductor to cancel the study."""
+        return self.root / CANCEL_NOTE
 
     @property
     def update_note(self) -> Path:

@@ -157,7 +157,8 @@ class WorkerPool:
     @property
     def working_allocations(self) -> frozenset[str]:
         """The allocations of which a worker has something to do."""
-        return frozenset(beat.allocation for beat in self.alive.values() if beat.state == "busy")
+        beats = [beat for beat in self.alive.values() if beat.allocation]
+        return frozenset(beat.allocation for beat in beats if beat.state == "busy")
 
     def groups_of(self, source: AllocationSource) -> tuple[str, ...]:
         """Return the groups that an allocation serves."""

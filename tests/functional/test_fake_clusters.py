@@ -207,8 +207,9 @@ def test_a_process_finds_the_allocation_around_it(driver, tmp_path):
 
 def line_of(type, method, **values):
     """Return a line of a batch system."""
-    from maestro_celery_plugin.batch_systems import StepNeeds, WorkerLaunch, batch_system
+    from maestro_celery_plugin.batch_systems import WorkerLaunch, batch_system
     from maestro_celery_plugin.settings import BatchSettings
+    from maestro_celery_plugin.step_needs import StepNeeds
 
     system = batch_system(type)
     if method == "sample":

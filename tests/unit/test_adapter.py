@@ -15,10 +15,10 @@ from maestrowf.abstracts.enums import CancelCode, JobStatusCode
 from maestrowf.interfaces import ScriptAdapterFactory
 
 from maestro_celery_plugin import coordinator
-from maestro_celery_plugin.batch_systems import StepNeeds
 from maestro_celery_plugin.errors import SpecificationError
 from maestro_celery_plugin.settings import BatchSettings
 from maestro_celery_plugin.staging import manifest_of
+from maestro_celery_plugin.step_needs import StepNeeds
 from maestro_celery_plugin.study import StudyPlan
 
 

@@ -8,7 +8,6 @@ import re
 
 import pytest
 
-from maestro_celery_plugin.batch_systems import ScriptCount, StepNeeds
 from maestro_celery_plugin.errors import AllocationError
 from maestro_celery_plugin.launchers import (
     batch_type_of,
@@ -23,7 +22,8 @@ from maestro_celery_plugin.settings import (
     StepSettings,
     WorkerGroupSettings,
 )
-from maestro_celery_plugin.slots import share, slots_of
+from maestro_celery_plugin.slots import share, slots_of, tightest
+from maestro_celery_plugin.step_needs import ScriptCount, StepNeeds
 
 SRUN = 'srun -Q --exact --mem=0 -J "$MAESTRO_CELERY_LAUNCH"'
 FEW = "-N $MAESTRO_CELERY_NODES"
@@ -264,3 +264,11 @@ def test_gpus_that_nobody_counts_limit_nothing():
 )
 def test_the_slots_of_an_allocation_are_shared(slots, workers, parts):
     assert [share(slots, workers, number) for number in range(1, workers + 1)] == parts
+
+
+def test_the_step_of_which_the_fewest_samples_fit_decides():
+    wide, whole = sized(nodes=2, procs=2), sized(nodes=1, procs=36)
+    assert tightest([wide, whole, sized()], 4, 36, shares_nodes=True) == (whole, 4)
+    assert tightest([wide, whole], 4, 36, shares_nodes=False) == (wide, 2)
+    assert tightest([whole, sized(procs=1, gpus=5)], 4, 36, 4, shares_nodes=True) == (sized(procs=1, gpus=5), 0)
+    assert tightest([], 4, 36, shares_nodes=True) == (StepNeeds(), 144)

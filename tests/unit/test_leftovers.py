@@ -8,7 +8,8 @@ from filelock import FileLock
 
 from maestro_celery_plugin.allocations import Allocation, new_directory, read_allocations
 from maestro_celery_plugin.conductorship import conductor_lock
-from maestro_celery_plugin.leftovers import end_leftovers
+from maestro_celery_plugin.leftovers import cancel_all, end_leftovers
+from maestro_celery_plugin.plain_traces import PlainTrace
 from maestro_celery_plugin.session import Session
 from maestro_celery_plugin.settings import BatchSettings, EnsembleSettings, ResourceSettings, WorkerGroupSettings
 from maestro_celery_plugin.states import AllocationState
@@ -98,3 +99,96 @@ def test_a_conductor_that_lives_is_left_to_it(plan, slurm):
 
 def test_nothing_is_left(plan):
     assert end_leftovers(plan) == NOTHING
+
+
+# --- plain steps -------------------------------------------------------------------------------------
+
+
+def test_a_batch_job_of_a_plain_step(plan, slurm):
+    PlainTrace(plan.plain / "job_A.1").write_job("8")
+    calls = slurm(squeue="echo '8|RUNNING|None'", scancel="exit 0")
+
+    assert "Job 8 of 'job_A.1' is cancelled." in end_leftovers(plan)
+    assert "scancel" in calls()
+
+
+@pytest.mark.parametrize("state", ["COMPLETED", "CANCELLED by 0"])
+def test_a_batch_job_of_a_plain_step_that_has_ended(plan, slurm, state):
+    PlainTrace(plan.plain / "job").write_job("8")
+    calls = slurm(squeue=f"echo '8|{state}|None'", scancel="exit 0")
+
+    assert end_leftovers(plan) == NOTHING
+    assert "scancel" not in calls()
+
+
+def test_a_plain_step_that_has_finished(plan):
+    trace = PlainTrace(plan.plain / "job")
+    trace.write_job("8")
+    trace.note_finished()
+    assert end_leftovers(plan) == NOTHING
+
+
+def test_a_plain_step_whose_submission_was_cut_off(plan):
+    PlainTrace(plan.plain / "job").write_job(None)
+    assert "Whether 'job' was submitted is not known; look for its job in the queue, and cancel it." in end_leftovers(plan)
+
+
+def test_a_script_that_the_conductor_had_started(plan):
+    directory = plan.plain / "job"
+    directory.mkdir(parents=True)
+    with FileLock(directory / "lock"):
+        assert (
+            f"The script of 'job' goes on on its own; `pgrep -f {directory}/run.sh` names its process."
+            in end_leftovers(plan)
+        )
+
+
+# --- the command -------------------------------------------------------------------------------------
+
+
+def note(plan):
+    plan.cancel_note.touch()
+    return 0
+
+
+def test_what_the_user_does_not_confirm_ends_nothing(plan, capsys):
+    plan.cancel_note.touch()  # of an earlier time
+
+    assert cancel_all(lambda: 0, [plan.root]) == 0
+
+    assert capsys.readouterr().out == ""
+    assert not Session(plan.session).stop_requested
+
+
+def test_what_was_done_is_told(plan, capsys):
+    assert cancel_all(lambda: note(plan), [plan.root]) == 0
+
+    assert capsys.readouterr().out.splitlines() == NOTHING
+    assert Session(plan.session).stop_requested
+
+
+def test_a_study_that_cannot_be_read_does_not_keep_others_from_their_end(plan, tmp_path, capsys):
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "batch.info").write_text("{type: celery, study: elsewhere}")
+
+    def both():
+        (other / ".cancel.lock").touch()
+        return note(plan)
+
+    assert cancel_all(both, [other, plan.root]) == 1
+
+    said = capsys.readouterr()
+    assert said.err == (
+        f"maestro: error: '{other}' was made by another version of maestro-celery-plugin; use that one, or launch the "
+        "study anew.\n"
+    )
+    assert said.out.splitlines() == NOTHING
+
+
+def test_a_session_that_cannot_be_written_is_one_line(plan, capsys, monkeypatch):
+    monkeypatch.setattr(Session, "request_stop", lambda self: (plan.root / "is" / "not" / "there").touch())
+
+    assert cancel_all(lambda: note(plan), [plan.root]) == 1
+
+    assert capsys.readouterr().err.startswith("maestro: error: [Errno 2] No such file or directory")

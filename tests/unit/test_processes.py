@@ -147,14 +147,15 @@ def test_waiting_ends_with_the_condition_or_the_time():
 def test_a_process_whose_parent_is_dead_already_does_not_stay(tmp_path):
     """Given a parent that died before its child has asked to die with it, then the child ends at once."""
     script = (
-        "import os, time\n"
+        "import os, signal, time\n"
         "from maestro_celery_plugin.processes import die_with_parent\n"
         "parent = os.getpid()\n"
         "if os.fork() == 0:\n"
         "    while os.getppid() == parent: time.sleep(0.01)\n"
         f"    open({str(tmp_path / 'child')!r}, 'w').write(str(os.getpid()))\n"
         "    die_with_parent(parent)\n"
-        "    time.sleep(60)\n"
+        "    signal.alarm(30)\n"
+        "    signal.pause()\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True, cwd=tmp_path)
     assert wait_until(lambda: (tmp_path / "child").exists() and (tmp_path / "child").read_text() != "", 10)

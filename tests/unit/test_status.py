@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from filelock import FileLock
 from rich.console import Console
 
-from maestro_celery_plugin import status_view
+from maestro_celery_plugin import sample_view, status_view
 from maestro_celery_plugin.allocations import Allocation, new_directory
 from maestro_celery_plugin.cli import main
 from maestro_celery_plugin.errors import StudyError
@@ -32,6 +32,7 @@ from maestro_celery_plugin.status import StatusReader
 from maestro_celery_plugin.status_csv import read_rows, shared_lock
 from maestro_celery_plugin.study import StudyPlan
 from maestro_celery_plugin.study_status import StudyState
+from maestro_celery_plugin.terminal_text import duration_words
 
 HEADER = (
     "Step Name,Job ID,Workspace,State,Run Time,Elapsed Time,Start Time,Submit Time,End Time,"
@@ -411,7 +412,7 @@ def shown(study: Study, width: int = 100, *, failed_limit: int | None = None) ->
         if failed_limit is None:
             status_view.show(study.reader, console)
         else:
-            status_view.show_failed(study.reader, console, failed_limit)
+            sample_view.show_failed(study.reader, console, failed_limit)
         return console.export_text()
 
 
@@ -455,7 +456,7 @@ def test_watching_ends_with_the_study(study: Study) -> None:
     [(0.123, "0.12 s"), (59.4, "59 s"), (200, "3 min 20 s"), (7500, "2 h 5 min"), (356400, "4 d 3 h")],
 )
 def test_durations_are_told_in_two_units(seconds: float, words: str) -> None:
-    assert status_view._duration_words(seconds) == words
+    assert duration_words(seconds) == words
 
 
 # --- command ---

@@ -1,0 +1,83 @@
+"""What one sample of a step needs of an allocation: nodes, processes, cores, GPUs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["ScriptCount", "StepNeeds"]
+
+
+class ScriptCount(int):
+    """A count that only a sample's script knows, from a shell variable or from a column of the sample table.
+
+    Its text is the reference that goes into command lines; as a number it is what to plan with.
+    """
+
+    text: str
+
+    def __new__(cls, number: int, text: str) -> ScriptCount:
+        """Make the count of its number and its text."""
+        count = super().__new__(cls, number)
+        count.text = text
+        return count
+
+    def __getnewargs__(self) -> tuple[int, str]:  # type: ignore[override]
+        return int(self), self.text
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StepNeeds:
+    """What one sample of a step needs, from Maestro's and Merlin's step keys.
+
+    Attributes:
+        nodes: Nodes; 0 when the step does not say.
+        procs: Processes of the whole sample; 0 when the step does not say.
+        cores_per_task: Cores of each process.
+        gpus: GPUs, as Maestro's key `gpus`; None when the step does not say.
+        gpus_per_task: GPUs of each process; None when the step does not say.
+        walltime_s: Time limit of one launch, in seconds; None when there is none.
+        reservation: The reservation, for `srun`.
+        options: The step's text under the key of its batch system (`slurm`, `lsf`, `flux`).
+        more: Further step keys with a meaning for one launcher only (`bind`, `exit_on_error`, ...).
+    """
+
+    nodes: int = 0
+    procs: int = 0
+    cores_per_task: int = 1
+    gpus: int | None = None
+    gpus_per_task: int | None = None
+    walltime_s: int | None = None
+    reservation: str | None = None
+    options: str = ""
+    more: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def has_whole_nodes(self) -> bool:
+        """Whether it has nodes for itself: the step says how many, and nothing of processes and cores on them."""
+        return bool(self.nodes) and not self.procs and str(self.cores_per_task) == "1"
+
+    @property
+    def cores(self) -> int:
+        """Cores of the whole sample; 1 when the step does not say."""
+        return max(1, self.procs) * self.cores_per_task
+
+    @property
+    def text(self) -> str:
+        """What it needs, in words: ``2 nodes, 8 procs, 2 cores per task``."""
+        counts = {
+            "nodes": self.nodes,
+            "procs": self.procs,
+            "cores per task": self.cores_per_task if self.cores_per_task > 1 else 0,
+            "GPUs": self.gpu_count,
+        }
+        return ", ".join(f"{count} {what}" for what, count in counts.items() if count) or "1 core"
+
+    @property
+    def gpu_count(self) -> int:
+        """GPUs of the whole sample; 0 when the step does not say."""
+        return max(1, self.procs) * self.gpus_per_task if self.gpus_per_task else self.gpus or 0
