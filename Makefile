@@ -56,7 +56,7 @@ bench: install
 	$(BIN)/python -m benchmarks
 
 docs: install
-	$(BIN)/python -m maestro_celery_plugin.reference README.md
+	$(BIN)/python tools/reference.py README.md
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info $(DEMO) .bench

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 import pluggy
 
 if TYPE_CHECKING:
-    from maestro_celery_plugin.batch_systems import BatchSystem
+    from maestro_celery_plugin.batch.base import BatchSystem
 
 __all__ = [
     "HOOK_NAMESPACE",

@@ -7,11 +7,11 @@ import functools
 import pluggy
 
 from maestro_celery_plugin import hookspecs
-from maestro_celery_plugin.flux import Flux
-from maestro_celery_plugin.lsf import Lsf, LsfSrun
-from maestro_celery_plugin.npy_table import NpyReader
-from maestro_celery_plugin.slurm import Slurm
-from maestro_celery_plugin.text_table import CsvReader, TabReader
+from maestro_celery_plugin.batch.flux import Flux
+from maestro_celery_plugin.batch.lsf import Lsf, LsfSrun
+from maestro_celery_plugin.batch.slurm import Slurm
+from maestro_celery_plugin.samples.npy import NpyReader
+from maestro_celery_plugin.samples.text import CsvReader, TabReader
 
 __all__ = ["plugin_manager"]
 

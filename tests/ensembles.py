@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import yaml
 
-from maestro_celery_plugin.ledger import ENTRY, Kind
-from maestro_celery_plugin.manifest import Manifest
-from maestro_celery_plugin.settings import BatchSettings, EnsembleSettings, ResourceSettings
-from maestro_celery_plugin.study import StudyPlan
+from maestro_celery_plugin.config.settings import BatchSettings, EnsembleSettings, ResourceSettings
+from maestro_celery_plugin.ledger.reader import ENTRY, Kind
+from maestro_celery_plugin.study.layout import StudyPlan
+from maestro_celery_plugin.study.manifest import Manifest
 
 SETTINGS = EnsembleSettings(batch=BatchSettings(), resources=ResourceSettings())
 RELATIVE = "sim/X.1"

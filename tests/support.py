@@ -104,7 +104,7 @@ class Study:
 
     def server(self) -> list[int]:
         """Return the process of the private broker."""
-        keepers = self.processes("broker_keeper")
+        keepers = self.processes("broker.supervisor")
         return [
             int(pid)
             for keeper in keepers

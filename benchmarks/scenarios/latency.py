@@ -38,8 +38,8 @@ def latency_rows(settings: BenchSettings) -> list[Row]:
 def _gaps(study: Path, steps: int) -> list[float]:
     """Return the seconds between each step and the next; all ledger files are of this machine's clock."""
     try:
-        from maestro_celery_plugin.ledger import Kind, read_ledger
-        from maestro_celery_plugin.study import StudyPlan
+        from maestro_celery_plugin.ledger.reader import Kind, read_ledger
+        from maestro_celery_plugin.study.layout import StudyPlan
     except ImportError as cause:
         raise ToolFailedError(f"the plugin is not installed here: {cause}") from cause
     entries = read_ledger(StudyPlan.read(study).ledger)

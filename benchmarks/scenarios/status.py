@@ -1,4 +1,4 @@
-"""Status: ``maestro-celery status --json`` of a study with a long ledger."""
+"""Status: ``maestro-celery status --json`` of a study with a long reader."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SUBMIT_LIMIT_S = 30.0
 
 
 def status_rows(settings: BenchSettings) -> list[Row]:
-    """Submit and cancel a study, give it a ledger, and ask for its status; return one row."""
+    """Submit and cancel a study, give it a reader, and ask for its status; return one row."""
     size = settings.status_rows
     case = f"status of {size:,} samples"
     say(case)
@@ -58,9 +58,9 @@ def _seconds(line: list[str | Path], processes: Processes) -> float:
 def _replace_ledger(study: Path, samples: int) -> None:
     """Replace a study's ledger by one in which each sample was started and has ended, by two workers."""
     try:
-        from maestro_celery_plugin.ledger import SUFFIX
-        from maestro_celery_plugin.manifest import Manifest
-        from maestro_celery_plugin.study import StudyPlan
+        from maestro_celery_plugin.ledger.reader import SUFFIX
+        from maestro_celery_plugin.study.layout import StudyPlan
+        from maestro_celery_plugin.study.manifest import Manifest
     except ImportError as cause:
         raise ToolFailedError(f"the plugin is not installed here: {cause}") from cause
     plan = StudyPlan.read(study)
@@ -75,7 +75,7 @@ def _replace_ledger(study: Path, samples: int) -> None:
 
 def _attempts(record: int, samples: np.ndarray) -> np.ndarray:
     """Return the entries of samples that ran one after the other for a millisecond each."""
-    from maestro_celery_plugin.ledger import ENTRY, Kind
+    from maestro_celery_plugin.ledger.reader import ENTRY, Kind
 
     entries = np.zeros((len(samples), 2), ENTRY)
     entries["kind"] = [Kind.STARTED, Kind.ENDED]
@@ -88,8 +88,8 @@ def _attempts(record: int, samples: np.ndarray) -> np.ndarray:
 
 def _with_checks(entries: np.ndarray) -> np.ndarray:
     """Complete the check words: the xor of all words of an entry is the ledger's seed."""
-    from maestro_celery_plugin import ledger
+    from maestro_celery_plugin.ledger import reader
 
     words = entries.view(np.uint32).reshape(len(entries), -1)
-    entries["check"] = np.bitwise_xor.reduce(words, axis=1) ^ np.uint32(ledger._SEED)
+    entries["check"] = np.bitwise_xor.reduce(words, axis=1) ^ np.uint32(reader._SEED)
     return entries

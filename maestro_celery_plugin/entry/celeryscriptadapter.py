@@ -4,9 +4,9 @@ Maestro executes it anew whenever it looks for adapters (``load_module`` in
 ``maestrowf/interfaces/__init__.py``), so it only imports; what it imports is executed once.
 """
 
-from maestro_celery_plugin import maestro_hooks
-from maestro_celery_plugin.adapter import CeleryScriptAdapter
+from maestro_celery_plugin.maestro import hooks
+from maestro_celery_plugin.maestro.adapter import CeleryScriptAdapter
 
 __all__ = ["CeleryScriptAdapter"]
 
-maestro_hooks.install()
+hooks.install()

@@ -7,7 +7,7 @@ import textwrap
 import pytest
 from support import ROOT, kill, wait_for
 
-from maestro_celery_plugin.allocations import Allocation
+from maestro_celery_plugin.batch.allocation import Allocation
 from maestro_celery_plugin.states import AllocationState
 
 SPEC = """

@@ -11,7 +11,7 @@ import threading
 import pytest
 from support import BIN, ROOT, kill, wait_for
 
-from maestro_celery_plugin.session import Session
+from maestro_celery_plugin.study.session import Session
 
 SPEC = """
     description: {name: hostile, description: d}
@@ -122,7 +122,7 @@ def test_a_port_that_somebody_else_has_taken(run):
     study.await_text("sim/*/runs", "run", 3)
     session = Session(study.path / "merlin_info" / "session")
     before = session.read_broker()["url"]
-    (keeper,) = study.processes("broker_keeper")
+    (keeper,) = study.processes("broker.supervisor")
     os.kill(keeper, signal.SIGSTOP)
     kill(*study.server())
     port = int(before.rpartition(":")[2].partition("/")[0])

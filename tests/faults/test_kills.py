@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from support import kill, wait_for
 
-from maestro_celery_plugin.ledger import Kind, read_ledger
+from maestro_celery_plugin.ledger.reader import Kind, read_ledger
 
 COUNT = 24
 SPEC = """
@@ -104,7 +104,7 @@ def test_server_and_keeper(run):
     study = run(SPEC)
     begun(study)
 
-    kill(*study.processes("broker_keeper"), *study.server())
+    kill(*study.processes("broker.supervisor"), *study.server())
     end(study)
 
     assert_complete(study, killed_slots=0)
@@ -116,7 +116,7 @@ def test_keeper_alone(run):
     begun(study)
     server = study.server()
 
-    kill(*study.processes("broker_keeper"))
+    kill(*study.processes("broker.supervisor"))
     wait_for(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in server), "the server's end")
     end(study)
 
@@ -127,7 +127,7 @@ def test_worker_and_server(run):
     study = run(SPEC)
     begun(study)
 
-    kill(*study.processes("maestro_celery_plugin.worker"), *study.processes("broker_keeper"), *study.server())
+    kill(*study.processes("maestro_celery_plugin.worker"), *study.processes("broker.supervisor"), *study.server())
     end(study)
 
     assert_complete(study, killed_slots=4)

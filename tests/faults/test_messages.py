@@ -12,9 +12,9 @@ import pytest
 import redis
 from support import wait_for
 
-from maestro_celery_plugin.app import TASK_NAME, make_app, queue_for
-from maestro_celery_plugin.ledger import Kind, read_ledger
-from maestro_celery_plugin.session import Session
+from maestro_celery_plugin.broker.app import TASK_NAME, make_app, queue_for
+from maestro_celery_plugin.ledger.reader import Kind, read_ledger
+from maestro_celery_plugin.study.session import Session
 
 SPEC = """
     description: {name: messages, description: d}

@@ -17,7 +17,7 @@ import redis
 from kombu import Connection
 from support import ROOT, needed, wait_for
 
-from maestro_celery_plugin.ledger import Kind, read_ledger
+from maestro_celery_plugin.ledger.reader import Kind, read_ledger
 from maestro_celery_plugin.processes import end_marked
 
 PASSWORD = "s3cret-of-the-test"
@@ -206,7 +206,7 @@ def test_no_worker_keeps_samples_from_another(run, server):
 
 
 def read_one(study, writer: str):
-    from maestro_celery_plugin.ledger import LedgerReader
+    from maestro_celery_plugin.ledger.reader import LedgerReader
 
     return dict(LedgerReader(study.path / "merlin_info" / "ledger").poll())[writer]
 

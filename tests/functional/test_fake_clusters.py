@@ -16,8 +16,8 @@ DRIVER = """
 import json, sys
 from maestrowf.datastructures.core import StudyStep
 from maestrowf.interfaces import ScriptAdapterFactory
-from maestro_celery_plugin.batch_systems import batch_system
-from maestro_celery_plugin.settings import BatchSettings
+from maestro_celery_plugin.batch.base import batch_system
+from maestro_celery_plugin.config.settings import BatchSettings
 
 system = batch_system(sys.argv[1])
 arguments = system.adapter_arguments(BatchSettings(type=sys.argv[1], queue="pbatch"))
@@ -53,7 +53,7 @@ for line in sys.stdin:
 # Prints what a process of a job finds out about the allocation around it.
 AROUND = """
 import dataclasses, json, os, sys, time
-from maestro_celery_plugin.batch_systems import batch_system
+from maestro_celery_plugin.batch.base import batch_system
 system = batch_system(sys.argv[1])
 held, end = system.held(os.environ), system.end_time(os.environ)
 left = None if end is None else round(end - time.time())
@@ -207,9 +207,9 @@ def test_a_process_finds_the_allocation_around_it(driver, tmp_path):
 
 def line_of(type, method, **values):
     """Return a line of a batch system."""
-    from maestro_celery_plugin.batch_systems import WorkerLaunch, batch_system
-    from maestro_celery_plugin.settings import BatchSettings
-    from maestro_celery_plugin.step_needs import StepNeeds
+    from maestro_celery_plugin.batch.base import WorkerLaunch, batch_system
+    from maestro_celery_plugin.config.resources import StepNeeds
+    from maestro_celery_plugin.config.settings import BatchSettings
 
     system = batch_system(type)
     if method == "sample":

@@ -11,7 +11,7 @@ import pytest
 from slurm_studies import allocations, assert_each_sample_once, assert_nothing_left, codes, ensemble, job_of
 from support import Study, kill, wait_for
 
-from maestro_celery_plugin.ledger import Kind, read_ledger
+from maestro_celery_plugin.ledger.reader import Kind, read_ledger
 
 COUNT = 24
 BATCH = "type: slurm, nodes: 2, walltime: 600"
@@ -73,7 +73,7 @@ def test_a_killed_broker(launch, slurm):
     study = launch(ensemble(SLEEPS, restart=AGAIN, count=COUNT, batch=BATCH), "-r", "2", name="broker")
     begun(study)
 
-    kill(*study.processes("broker_keeper"), *study.server())
+    kill(*study.processes("broker.supervisor"), *study.server())
     study.await_end()
 
     assert_complete(study, slots=4)

@@ -7,7 +7,7 @@ from slurm_cluster import SlurmCluster
 from slurm_studies import Launcher, allocations, assert_each_sample_once, assert_nothing_left
 from support import Study, wait_for
 
-from maestro_celery_plugin.status_csv import read_rows
+from maestro_celery_plugin.study.status_csv import read_rows
 
 COUNT = 12
 WHERE = "echo $SLURM_JOB_ID $SLURMD_NODENAME $SLURM_JOB_NUM_NODES $(A)"

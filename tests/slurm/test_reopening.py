@@ -19,8 +19,8 @@ from slurm_studies import (
 )
 from support import Study, kill, wait_for
 
-from maestro_celery_plugin.ledger import Kind, LedgerReader
-from maestro_celery_plugin.status_csv import read_rows
+from maestro_celery_plugin.ledger.reader import Kind, LedgerReader
+from maestro_celery_plugin.study.status_csv import read_rows
 
 DRAIN = 38
 # What is left of the allocation's minute when a sample starts goes into a file of the sample.

@@ -14,12 +14,12 @@ from filelock import FileLock
 from maestrowf.abstracts.enums import CancelCode, JobStatusCode
 from maestrowf.interfaces import ScriptAdapterFactory
 
-from maestro_celery_plugin import coordinator
+from maestro_celery_plugin.conductor import coordinator
+from maestro_celery_plugin.config.resources import StepNeeds
+from maestro_celery_plugin.config.settings import BatchSettings
 from maestro_celery_plugin.errors import SpecificationError
-from maestro_celery_plugin.settings import BatchSettings
-from maestro_celery_plugin.staging import manifest_of
-from maestro_celery_plugin.step_needs import StepNeeds
-from maestro_celery_plugin.study import StudyPlan
+from maestro_celery_plugin.study.layout import StudyPlan
+from maestro_celery_plugin.study.manifest_builder import manifest_of
 
 
 def adapter_of(plan):
@@ -126,7 +126,7 @@ def test_without_jobs_there_is_nothing_to_do_and_no_coordinator(study):
 
 
 def test_while_another_conductor_lives_this_one_ends_at_its_first_submission(study, monkeypatch, caplog):
-    monkeypatch.setattr("maestro_celery_plugin.conductorship.LOCK_LIMIT_S", 0.02)
+    monkeypatch.setattr("maestro_celery_plugin.study.conductor_lock.LOCK_LIMIT_S", 0.02)
     adapter = adapter_of(study)
     with FileLock(study.info / "conductor.lock"):
         with pytest.raises(SystemExit, match=r"Another conductor is running the study"):

@@ -10,15 +10,15 @@ import time
 import pytest
 from support import wait_for
 
-from maestro_celery_plugin import allocation_source
-from maestro_celery_plugin.allocation_jobs import AllocationRequest, BatchJobs, HeldJobs
-from maestro_celery_plugin.allocation_source import AllocationSource
-from maestro_celery_plugin.allocations import Allocation, read_allocations
-from maestro_celery_plugin.batch_systems import JobReport
-from maestro_celery_plugin.deadline import Deadline
+from maestro_celery_plugin.batch.allocation import Allocation, read_allocations
+from maestro_celery_plugin.batch.base import JobReport
+from maestro_celery_plugin.batch.deadline import Deadline
+from maestro_celery_plugin.batch.slurm import Slurm
+from maestro_celery_plugin.conductor import allocations
+from maestro_celery_plugin.conductor.allocations import AllocationSource
+from maestro_celery_plugin.conductor.batch_jobs import AllocationRequest, BatchJobs, HeldJobs
+from maestro_celery_plugin.config.settings import BatchSettings
 from maestro_celery_plugin.errors import AllocationError, BatchSystemAwayError, WorkerError
-from maestro_celery_plugin.settings import BatchSettings
-from maestro_celery_plugin.slurm import Slurm
 from maestro_celery_plugin.states import AllocationState
 
 REQUEST = AllocationRequest(
@@ -69,7 +69,7 @@ def queue():
 @pytest.fixture
 def source(tmp_path, queue, monkeypatch):
     for name in ("POLL_S", "SLOW_POLL_S", "RETRY_DELAY_S"):
-        monkeypatch.setattr(allocation_source, name, 0.0)
+        monkeypatch.setattr(allocations, name, 0.0)
     return AllocationSource(tmp_path, "sim", lambda number: REQUEST, queue)
 
 
@@ -240,7 +240,7 @@ def test_one_that_has_worked_in_between_begins_the_count_anew(source, queue):
 
 @pytest.mark.parametrize("state", [AllocationState.PREEMPTED, AllocationState.NODE_FAILED, AllocationState.BOOT_FAILED])
 def test_what_is_not_the_workers_fault_is_tried_more_often_and_not_for_ever(source, queue, state):
-    for number in range(1, allocation_source.SETBACKS + 1):
+    for number in range(1, allocations.SETBACKS + 1):
         source.ensure()
         assert queue.submitted == number
         end(source, queue, state, has_worked=False)
@@ -250,7 +250,7 @@ def test_what_is_not_the_workers_fault_is_tried_more_often_and_not_for_ever(sour
 
 
 def test_the_next_try_after_a_setback_comes_later_each_time(source, queue, monkeypatch):
-    monkeypatch.setattr(allocation_source, "RETRY_DELAY_S", 3.0)
+    monkeypatch.setattr(allocations, "RETRY_DELAY_S", 3.0)
     delays = []
     for _ in range(3):
         source._not_before = 0.0
@@ -315,7 +315,7 @@ def test_a_job_of_which_nobody_knows_is_ended_with_the_study(queue, tmp_path, so
 
 
 def test_an_allocation_without_workers_is_given_up(source, queue, monkeypatch):
-    monkeypatch.setattr(allocation_source, "EMPTY_LIMIT_S", 0.0)
+    monkeypatch.setattr(allocations, "EMPTY_LIMIT_S", 0.0)
     source.ensure()
     queue.says = JobReport(AllocationState.RUNNING)
     assert source.look() is None  # it has begun
@@ -375,7 +375,7 @@ def test_maestros_answer_to_a_cancel_counts(tmp_path, monkeypatch, code):
 
 
 def test_a_batch_system_that_is_away_is_tried_again_and_counts_for_nothing(source, queue, monkeypatch):
-    monkeypatch.setattr(allocation_source, "AWAY_DELAY_S", 0.0)
+    monkeypatch.setattr(allocations, "AWAY_DELAY_S", 0.0)
     refuse = queue.submit
 
     def away(request, directory):
@@ -428,7 +428,7 @@ def test_one_whose_workers_can_leave_is_cancelled_only_when_they_do_not(source, 
     source.release(by_force=False)
     assert queue.cancelled == []
 
-    monkeypatch.setattr(allocation_source, "LEAVE_LIMIT_S", 0.0)
+    monkeypatch.setattr(allocations, "LEAVE_LIMIT_S", 0.0)
     source.release(by_force=False)
     assert queue.cancelled == ["1"]
 

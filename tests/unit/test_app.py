@@ -5,10 +5,10 @@ from __future__ import annotations
 import celery.app.defaults
 import pytest
 
-from maestro_celery_plugin import app as app_module
-from maestro_celery_plugin.app import SETTINGS, make_app, queue_for
+from maestro_celery_plugin.broker import app as app_module
+from maestro_celery_plugin.broker.app import SETTINGS, make_app, queue_for
 from maestro_celery_plugin.errors import BrokerError
-from maestro_celery_plugin.session import Session
+from maestro_celery_plugin.study.session import Session
 
 KNOWN = dict(celery.app.defaults.flatten(celery.app.defaults.NAMESPACES))
 

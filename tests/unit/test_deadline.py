@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from maestro_celery_plugin.deadline import BEGAN, Deadline
-from maestro_celery_plugin.worker_terms import WorkerTerms
+from maestro_celery_plugin.batch.deadline import BEGAN, Deadline
+from maestro_celery_plugin.study.group_config import WorkerTerms
 
 
 def ending_in(seconds, **rules):

@@ -11,10 +11,10 @@ import maestrowf
 import pytest
 from click.testing import CliRunner
 
-from maestro_celery_plugin.broker import keeper_of, start_private
+from maestro_celery_plugin.broker.choice import keeper_of, start_private
 from maestro_celery_plugin.cli import main
 from maestro_celery_plugin.processes import wait_until
-from maestro_celery_plugin.session import Session
+from maestro_celery_plugin.study.session import Session
 
 # The private broker's keeper outlives who starts it, and is not waited for.
 pytestmark = pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")

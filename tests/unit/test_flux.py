@@ -8,13 +8,13 @@ import time
 
 import pytest
 
-from maestro_celery_plugin.batch_systems import HeldAllocation, JobReport, WorkerLaunch, batch_system
+from maestro_celery_plugin.batch.base import HeldAllocation, JobReport, WorkerLaunch, batch_system
+from maestro_celery_plugin.batch.flux import FLUX_ENDS, FLUX_STATES, Flux
+from maestro_celery_plugin.config.resources import StepNeeds
+from maestro_celery_plugin.config.settings import BatchSettings
 from maestro_celery_plugin.errors import AllocationError
-from maestro_celery_plugin.flux import FLUX_ENDS, FLUX_STATES, Flux
-from maestro_celery_plugin.launchers import launched
-from maestro_celery_plugin.settings import BatchSettings
+from maestro_celery_plugin.spec.launcher import launched
 from maestro_celery_plugin.states import AllocationState
-from maestro_celery_plugin.step_needs import StepNeeds
 
 FLUX = Flux()
 # States and results of JOB STATUS in flux-jobs(1), of several releases, and those of RFC 21.

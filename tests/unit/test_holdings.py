@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from ensembles import entries, span
 
-from maestro_celery_plugin.holdings import Holdings, Piece
-from maestro_celery_plugin.ledger import Kind
+from maestro_celery_plugin.ledger.leases import Holdings, Piece
+from maestro_celery_plugin.ledger.reader import Kind
 
 TAKEN, PASSED, RELEASED = Kind.TAKEN, Kind.PASSED, Kind.RELEASED
 

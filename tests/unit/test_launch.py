@@ -8,9 +8,7 @@ import types
 
 import pytest
 
-from maestro_celery_plugin import launch
-from maestro_celery_plugin.errors import SampleError, SpecificationError
-from maestro_celery_plugin.settings import (
+from maestro_celery_plugin.config.settings import (
     BatchSettings,
     EnsembleSettings,
     GenerateSettings,
@@ -18,6 +16,8 @@ from maestro_celery_plugin.settings import (
     SampleSettings,
     WorkerGroupSettings,
 )
+from maestro_celery_plugin.errors import SampleError, SpecificationError
+from maestro_celery_plugin.maestro import launch
 
 
 @pytest.fixture(autouse=True)
@@ -187,7 +187,7 @@ def test_without_work_for_workers_no_broker_is_looked_at(monkeypatch):
 def test_the_broker_is_looked_at_only_in_a_launch(monkeypatch):
     settings = settings_of({"w": WorkerGroupSettings(task_queues=("merlin",))})
     looked_at = []
-    monkeypatch.setattr("maestro_celery_plugin.broker.check", looked_at.append)
+    monkeypatch.setattr("maestro_celery_plugin.broker.choice.check", looked_at.append)
     launch.check_before(settings, "study.yaml")
     monkeypatch.setattr(launch.OPTIONS, "launching", True)
     monkeypatch.setattr(launch.OPTIONS, "dry_run", True)

@@ -8,22 +8,22 @@ import re
 
 import pytest
 
-from maestro_celery_plugin.errors import AllocationError
-from maestro_celery_plugin.launchers import (
-    batch_type_of,
-    launched,
-    launches,
-    needs_of,
-)
-from maestro_celery_plugin.settings import (
+from maestro_celery_plugin.batch.packing import share, slots_of, tightest
+from maestro_celery_plugin.config.resources import ScriptCount, StepNeeds
+from maestro_celery_plugin.config.settings import (
     BatchSettings,
     EnsembleSettings,
     ResourceSettings,
     StepSettings,
     WorkerGroupSettings,
 )
-from maestro_celery_plugin.slots import share, slots_of, tightest
-from maestro_celery_plugin.step_needs import ScriptCount, StepNeeds
+from maestro_celery_plugin.errors import AllocationError
+from maestro_celery_plugin.spec.launcher import (
+    batch_type_of,
+    launched,
+    launches,
+    needs_of,
+)
 
 SRUN = 'srun -Q --exact --mem=0 -J "$MAESTRO_CELERY_LAUNCH"'
 FEW = "-N $MAESTRO_CELERY_NODES"

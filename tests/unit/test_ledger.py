@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from maestro_celery_plugin.errors import LedgerError
-from maestro_celery_plugin.ledger import ENTRY, SUFFIX, Kind, LedgerReader, LedgerWriter, are_sound, read_ledger
+from maestro_celery_plugin.ledger.reader import ENTRY, SUFFIX, Kind, LedgerReader, LedgerWriter, are_sound, read_ledger
 
 SIZE = ENTRY.itemsize
 
@@ -118,7 +118,7 @@ def test_a_full_disk_leaves_nothing_of_an_entry(tmp_path):
     program = f"""
         import pathlib, resource
         from maestro_celery_plugin.errors import LedgerError
-        from maestro_celery_plugin.ledger import Kind, LedgerWriter, read_ledger
+        from maestro_celery_plugin.ledger.reader import Kind, LedgerWriter, read_ledger
 
         hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
         path = pathlib.Path({str(tmp_path)!r}, "w.ledger")

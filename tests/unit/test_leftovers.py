@@ -6,14 +6,14 @@ import pytest
 import yaml
 from filelock import FileLock
 
-from maestro_celery_plugin.allocations import Allocation, new_directory, read_allocations
-from maestro_celery_plugin.conductorship import conductor_lock
-from maestro_celery_plugin.leftovers import cancel_all, end_leftovers
-from maestro_celery_plugin.plain_traces import PlainTrace
-from maestro_celery_plugin.session import Session
-from maestro_celery_plugin.settings import BatchSettings, EnsembleSettings, ResourceSettings, WorkerGroupSettings
+from maestro_celery_plugin.batch.allocation import Allocation, new_directory, read_allocations
+from maestro_celery_plugin.config.settings import BatchSettings, EnsembleSettings, ResourceSettings, WorkerGroupSettings
+from maestro_celery_plugin.maestro.cancel import cancel_all, end_leftovers
+from maestro_celery_plugin.maestro.native_traces import PlainTrace
 from maestro_celery_plugin.states import AllocationState
-from maestro_celery_plugin.study import StudyPlan
+from maestro_celery_plugin.study.conductor_lock import conductor_lock
+from maestro_celery_plugin.study.layout import StudyPlan
+from maestro_celery_plugin.study.session import Session
 
 NOTHING = ["No conductor holds this study now, and nothing of it is left to be ended."]
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from maestro_celery_plugin.batch_systems import HeldAllocation, JobReport, WorkerLaunch, batch_system
+from maestro_celery_plugin.batch.base import HeldAllocation, JobReport, WorkerLaunch, batch_system
+from maestro_celery_plugin.batch.lsf import LSF_ENDS, LSF_STATES, Lsf, LsfSrun
+from maestro_celery_plugin.config.resources import ScriptCount, StepNeeds
+from maestro_celery_plugin.config.settings import BatchSettings
 from maestro_celery_plugin.errors import AllocationError
-from maestro_celery_plugin.launchers import launched, needs_of
-from maestro_celery_plugin.lsf import LSF_ENDS, LSF_STATES, Lsf, LsfSrun
-from maestro_celery_plugin.settings import BatchSettings
+from maestro_celery_plugin.spec.launcher import launched, needs_of
 from maestro_celery_plugin.states import AllocationState
-from maestro_celery_plugin.step_needs import ScriptCount, StepNeeds
 
 LSF, LSF_SRUN = Lsf(), LsfSrun()
 # JOB STATUS of bjobs(1), and states of its history.

@@ -17,10 +17,11 @@ from maestrowf.abstracts.interfaces import ScriptAdapter
 from maestrowf.interfaces import ScriptAdapterFactory
 from maestrowf.interfaces.script import CancellationRecord, SubmissionRecord
 
-from maestro_celery_plugin import conductorship, maestro_hooks, plain_steps
-from maestro_celery_plugin.plain_steps import PlainJob, adapter_of
-from maestro_celery_plugin.session import Session
-from maestro_celery_plugin.settings import BatchSettings, ResourceSettings, WorkerGroupSettings
+from maestro_celery_plugin.config.settings import BatchSettings, ResourceSettings, WorkerGroupSettings
+from maestro_celery_plugin.maestro import hooks, native_steps
+from maestro_celery_plugin.maestro.native_steps import PlainJob, adapter_of
+from maestro_celery_plugin.study import conductor_lock
+from maestro_celery_plugin.study.session import Session
 
 WORKERS_JOB = "sim#1"
 
@@ -77,7 +78,7 @@ def cluster(monkeypatch):
     system = types.SimpleNamespace(
         adapter="cluster", adapter_arguments=lambda batch: {"bank": batch.bank or ""}, find=lambda directory: None
     )
-    monkeypatch.setattr(plain_steps, "batch_system", lambda type: None if type == "local" else system)
+    monkeypatch.setattr(native_steps, "batch_system", lambda type: None if type == "local" else system)
     return Cluster
 
 
@@ -86,7 +87,7 @@ def study(tmp_path):
     plan = a_study(tmp_path / "study")[0]
     Session.create(plan.session)
     yield dataclasses.replace(plan, settings=dataclasses.replace(plan.settings, batch=BatchSettings(type="slurm")))
-    for held in list(conductorship._HELD.values()):
+    for held in list(conductor_lock._HELD.values()):
         held.end()
 
 
@@ -100,7 +101,7 @@ def adapter(study, cluster):
 def coordinated(monkeypatch):
     """Let the workers' step record of `WORKERS_JOB` be running, without a coordinator."""
     monkeypatch.setattr(
-        "maestro_celery_plugin.adapter.CeleryScriptAdapter._states", lambda self, jobs: dict.fromkeys(jobs, State.RUNNING)
+        "maestro_celery_plugin.maestro.adapter.CeleryScriptAdapter._states", lambda self, jobs: dict.fromkeys(jobs, State.RUNNING)
     )
 
 
@@ -154,7 +155,7 @@ def test_trouble_of_the_batch_system_hides_no_samples(adapter, study, cluster, c
 
 
 def test_trouble_of_the_workers_hides_no_batch_jobs(adapter, study, cluster, monkeypatch):
-    monkeypatch.setattr("maestro_celery_plugin.adapter.CeleryScriptAdapter._states", lambda self, jobs: {})
+    monkeypatch.setattr("maestro_celery_plugin.maestro.adapter.CeleryScriptAdapter._states", lambda self, jobs: {})
     job = submit(adapter, study)
 
     assert adapter.check_jobs([WORKERS_JOB, job]) == (JobStatusCode.OK, {job: None})  # as Slurm's, when it has forgotten
@@ -183,7 +184,7 @@ def test_a_finished_job_is_not_submitted_again(adapter, study, cluster):
     assert str(again) == "--"
     assert adapter.cancel_jobs([again]).cancel_status is CancelCode.OK
     assert not cluster.cancelled
-    assert conductorship.take_news()
+    assert conductor_lock.take_news()
 
 
 @pytest.mark.parametrize(
@@ -238,12 +239,12 @@ def test_a_shell_that_is_not_there_fails_the_step_and_not_the_conductor(adapter,
 
 def test_maestro_looks_again_at_once(in_conductor, monkeypatch):
     slept = []
-    monkeypatch.setattr(maestro_hooks.time, "sleep", slept.append)
+    monkeypatch.setattr(hooks.time, "sleep", slept.append)
     in_conductor("true")
 
-    maestro_hooks._wait(60)
+    hooks._wait(60)
     assert slept == []
-    maestro_hooks._wait(60)
+    hooks._wait(60)
     assert slept == [60]
 
 
@@ -254,7 +255,7 @@ def test_the_heart_beats_while_maestro_is_away(study):
     group = WorkerGroupSettings(idle_limit=1)
     settings = dataclasses.replace(study.settings, resources=ResourceSettings(workers={"w": group}))
     session = Session(study.session)
-    conductorship.conduct(dataclasses.replace(study, settings=settings))
+    conductor_lock.conduct(dataclasses.replace(study, settings=settings))
     beats = set()
     end = time.monotonic() + 1.1  # Maestro's, in a plain step
 
@@ -266,7 +267,7 @@ def test_the_heart_beats_while_maestro_is_away(study):
 
 
 def test_one_process_conducts_a_study_once(study):
-    assert conductorship.conduct(study) is conductorship.conduct(study)
-    conductorship.conduct(study).end()
-    with conductorship.conductor_lock(study).acquire(timeout=0):
+    assert conductor_lock.conduct(study) is conductor_lock.conduct(study)
+    conductor_lock.conduct(study).end()
+    with conductor_lock.conductor_lock(study).acquire(timeout=0):
         pass

@@ -10,8 +10,15 @@ import numpy as np
 import pytest
 from ensembles import a_manifest, entries, span
 
-from maestro_celery_plugin.ledger import Kind
-from maestro_celery_plugin.progress import POISON_LIMIT, UNREADABLE, Counts, Progress, cannot_run_code, is_request
+from maestro_celery_plugin.ledger.reader import Kind
+from maestro_celery_plugin.ledger.sample_states import (
+    POISON_LIMIT,
+    UNREADABLE,
+    Counts,
+    Progress,
+    cannot_run_code,
+    is_request,
+)
 from maestro_celery_plugin.states import EXIT_OUTCOMES, ExitCode, Outcome, outcome_of
 
 ARRAYS = ("outcome", "code", "duration_us", "started", "ended", "requests", "losses")

@@ -8,25 +8,27 @@ import subprocess
 import sys
 
 import pytest
+import reference
 from support import ROOT
 
-from maestro_celery_plugin import reference, settings, states
+from maestro_celery_plugin import states
 from maestro_celery_plugin.cli import main as commands
-from maestro_celery_plugin.tokens import RESERVED
+from maestro_celery_plugin.config import settings
+from maestro_celery_plugin.config.tokens import RESERVED
 
 README = (ROOT / "README.md").read_text()
 CLASSES = [c for c in vars(settings).values() if inspect.isclass(c) and dataclasses.is_dataclass(c)]
 
 
 def test_the_readme_is_up_to_date():
-    assert reference.updated(README) == README, "run `python -m maestro_celery_plugin.reference README.md`"
+    assert reference.updated(README) == README, "run `make docs`"
 
 
 def test_the_command_rewrites_what_stands_between_the_markers(tmp_path):
     document = tmp_path / "document.md"
     document.write_text(f"before\n{reference.BEGIN}\nold\n{reference.END}\nafter\n")
 
-    command = [sys.executable, "-m", "maestro_celery_plugin.reference", str(document)]
+    command = [sys.executable, str(ROOT / "tools" / "reference.py"), str(document)]
     subprocess.run(command, check=True, cwd=tmp_path)
 
     assert document.read_text().startswith("before\n")
@@ -39,7 +41,7 @@ def test_a_document_without_markers_is_refused(tmp_path):
     document = tmp_path / "document.md"
     document.write_text("no marker\n")
 
-    command = [sys.executable, "-m", "maestro_celery_plugin.reference", str(document)]
+    command = [sys.executable, str(ROOT / "tools" / "reference.py"), str(document)]
     answer = subprocess.run(command, check=False, capture_output=True, text=True, cwd=tmp_path)
 
     assert answer.returncode == 1

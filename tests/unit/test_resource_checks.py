@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from maestro_celery_plugin import launch
 from maestro_celery_plugin.errors import SpecificationError
-from maestro_celery_plugin.specification import EnsembleSpecification
+from maestro_celery_plugin.maestro import launch
+from maestro_celery_plugin.maestro.specification import EnsembleSpecification
 
 SLURM = {"type": "slurm", "nodes": 4, "walltime": "1:00:00"}
 

@@ -9,11 +9,11 @@ from ensembles import a_manifest, a_study
 from filelock import FileLock
 
 from maestro_celery_plugin.cli import main
-from maestro_celery_plugin.ledger import Kind, LedgerWriter, read_ledger
-from maestro_celery_plugin.progress import Progress
-from maestro_celery_plugin.resume import reopen_failed
-from maestro_celery_plugin.session import Session
+from maestro_celery_plugin.ledger.reader import Kind, LedgerWriter, read_ledger
+from maestro_celery_plugin.ledger.sample_states import Progress
+from maestro_celery_plugin.maestro.resume import reopen_failed
 from maestro_celery_plugin.states import Outcome
+from maestro_celery_plugin.study.session import Session
 
 
 def refused(path):
@@ -46,7 +46,7 @@ def test_a_study_of_plain_maestro(tmp_path, batch):
 
 
 def test_a_study_that_is_conducted(tmp_path, monkeypatch):
-    monkeypatch.setattr("maestro_celery_plugin.resume.LOCK_LIMIT_S", 0.05)
+    monkeypatch.setattr("maestro_celery_plugin.maestro.resume.LOCK_LIMIT_S", 0.05)
     plan, _ = a_study(tmp_path / "study")
     Session.create(plan.session)
     with FileLock(plan.info / "conductor.lock"):

@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 from ensembles import a_manifest
 
-from maestro_celery_plugin import runner as runner_module
 from maestro_celery_plugin.processes import ProcessId, wait_until
-from maestro_celery_plugin.runner import CannotRunError, Runner
+from maestro_celery_plugin.worker import attempt as runner_module
+from maestro_celery_plugin.worker.attempt import CannotRunError, Runner
 
 
 @pytest.fixture
@@ -367,7 +367,7 @@ def test_of_many_processes_one_claims_a_sample(make, tmp_path):
     make("true", samples=100)
     program = (
         "import os, sys, time; from pathlib import Path; from ensembles import a_manifest; "
-        "from maestro_celery_plugin.runner import Runner; root = Path(sys.argv[1]); "
+        "from maestro_celery_plugin.worker.attempt import Runner; root = Path(sys.argv[1]); "
         "r = Runner(a_manifest(root, labels=['V'], samples=100), lambda s: ['v']); "
         "(root / f'{os.getpid()}.ready').touch()\n"
         "while len(list(root.glob('*.ready'))) < 2: time.sleep(0.001)\n"

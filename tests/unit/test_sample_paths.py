@@ -8,7 +8,7 @@ and `get_path_to_sample(i)` of it.
 
 import pytest
 
-from maestro_celery_plugin.sample_paths import SamplePaths
+from maestro_celery_plugin.samples.paths import SamplePaths
 
 # (number of samples, level_max_dirs, paths of the first, the middle N // 2 and the last sample, glob)
 MERLIN = [

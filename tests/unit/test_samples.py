@@ -12,9 +12,9 @@ import threading
 import numpy as np
 import pytest
 
-from maestro_celery_plugin import row_index
 from maestro_celery_plugin.errors import SampleError
-from maestro_celery_plugin.samples import open_table
+from maestro_celery_plugin.samples import row_index
+from maestro_celery_plugin.samples.table import open_table
 
 
 @pytest.fixture
@@ -317,7 +317,7 @@ def test_another_file_of_the_same_name_has_its_own_index(tmp_path, cache):
 def test_the_index_is_made_once(table_of, tmp_path, cache, monkeypatch):
     table_of("1\n2\n")
     monkeypatch.setattr(
-        "maestro_celery_plugin.text_table.index_rows", lambda *args: pytest.fail("indexed again")
+        "maestro_celery_plugin.samples.text.index_rows", lambda *args: pytest.fail("indexed again")
     )
     assert rows(open_table(tmp_path / "table.csv", ("A",), cache)) == [["1"], ["2"]]
 
@@ -327,9 +327,11 @@ def test_the_index_is_made_once(table_of, tmp_path, cache, monkeypatch):
 MEASURE = """
 import resource, sys, tempfile
 from pathlib import Path
-from maestro_celery_plugin import row_index, npy_table, text_table
+from maestro_celery_plugin.samples import row_index
+from maestro_celery_plugin.samples import npy
+from maestro_celery_plugin.samples import text
 from maestro_celery_plugin.plugins import plugin_manager
-from maestro_celery_plugin.samples import open_table
+from maestro_celery_plugin.samples.table import open_table
 plugin_manager()
 path, labels = Path(sys.argv[1]), sys.argv[2].split(",")
 small = path.with_name("small" + path.suffix)

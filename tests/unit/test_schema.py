@@ -4,8 +4,8 @@
 
 import pytest
 
-from maestro_celery_plugin import schema
-from maestro_celery_plugin.settings import BatchSettings, ResourceSettings, SampleSettings, StepSettings
+from maestro_celery_plugin.config import schema
+from maestro_celery_plugin.config.settings import BatchSettings, ResourceSettings, SampleSettings, StepSettings
 
 SAMPLES = {"file": "x.csv", "column_labels": ["A"]}
 

@@ -8,7 +8,7 @@ import stat
 import pytest
 
 from maestro_celery_plugin.errors import StudyError
-from maestro_celery_plugin.session import Heartbeat, Session
+from maestro_celery_plugin.study.session import Heartbeat, Session
 
 MESSAGE = ("/study", "sim/X.1", 1, 0, 10, 3)
 BEAT = Heartbeat(

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from maestro_celery_plugin import schema, settings
+from maestro_celery_plugin.config import schema, settings
 
 BLOCKS = [
     settings.GenerateSettings,

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from maestro_celery_plugin.batch_systems import HeldAllocation, JobReport, WorkerLaunch, batch_system
+from maestro_celery_plugin.batch.base import HeldAllocation, JobReport, WorkerLaunch, batch_system
+from maestro_celery_plugin.batch.slurm import SLURM_STATES, Slurm
+from maestro_celery_plugin.config.resources import StepNeeds
+from maestro_celery_plugin.config.settings import BatchSettings
 from maestro_celery_plugin.errors import AllocationError, BatchSystemAwayError
-from maestro_celery_plugin.settings import BatchSettings
-from maestro_celery_plugin.slurm import SLURM_STATES, Slurm
 from maestro_celery_plugin.states import AllocationState
-from maestro_celery_plugin.step_needs import StepNeeds
 
 SLURM = Slurm()
 # The section JOB STATE CODES of squeue(1).

@@ -16,13 +16,13 @@ import yaml
 from maestrowf.datastructures.core import Study
 from maestrowf.specification.yamlspecification import YAMLSpecification
 
-from maestro_celery_plugin.batch_systems import batch_system
+from maestro_celery_plugin.batch.base import batch_system
+from maestro_celery_plugin.batch.slurm import Slurm
+from maestro_celery_plugin.config.settings import BatchSettings, GenerateSettings, WorkerGroupSettings
+from maestro_celery_plugin.config.step_entry import STEP_KEY
 from maestro_celery_plugin.errors import SpecificationError
+from maestro_celery_plugin.maestro.specification import EnsembleSpecification
 from maestro_celery_plugin.plugins import plugin_manager
-from maestro_celery_plugin.settings import BatchSettings, GenerateSettings, WorkerGroupSettings
-from maestro_celery_plugin.slurm import Slurm
-from maestro_celery_plugin.specification import EnsembleSpecification
-from maestro_celery_plugin.steps import STEP_KEY
 
 SPECS = Path(__file__).parent / "specs"
 PLAIN = (SPECS / "plain.yaml").read_text()
@@ -162,7 +162,7 @@ def test_a_plain_specification_has_no_ensemble(tmp_path):
 def test_a_plain_specification_costs_no_heavy_import(loads):
     code = (
         "import sys\n"
-        "from maestro_celery_plugin.specification import EnsembleSpecification as S\n"
+        "from maestro_celery_plugin.maestro.specification import EnsembleSpecification as S\n"
         f"if {loads}: S.load_specification({str(SPECS / 'plain.yaml')!r}).get_study_environment()\n"
         "print(sorted({'celery', 'kombu', 'numpy', 'redis', 'pluggy'} & set(sys.modules)))"
     )

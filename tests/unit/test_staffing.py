@@ -5,20 +5,20 @@ from __future__ import annotations
 import pytest
 from ensembles import a_manifest
 
-from maestro_celery_plugin import staffing
-from maestro_celery_plugin.allocations import Allocation
-from maestro_celery_plugin.batch_systems import JobReport
+from maestro_celery_plugin.batch.allocation import Allocation
+from maestro_celery_plugin.batch.base import JobReport
+from maestro_celery_plugin.conductor import scaling
+from maestro_celery_plugin.conductor.scaling import Staffing
+from maestro_celery_plugin.conductor.step_records import Records
+from maestro_celery_plugin.conductor.worker_pool import WorkerGroup
+from maestro_celery_plugin.config.settings import BatchSettings, EnsembleSettings, ResourceSettings, WorkerGroupSettings
 from maestro_celery_plugin.errors import WorkerError
-from maestro_celery_plugin.ledger import SUFFIX, Kind, LedgerWriter, read_ledger
+from maestro_celery_plugin.ledger.reader import SUFFIX, Kind, LedgerWriter, read_ledger
 from maestro_celery_plugin.processes import host_name
-from maestro_celery_plugin.records import Records
-from maestro_celery_plugin.session import Heartbeat, Session
-from maestro_celery_plugin.settings import BatchSettings, EnsembleSettings, ResourceSettings, WorkerGroupSettings
-from maestro_celery_plugin.staffing import Staffing
 from maestro_celery_plugin.states import AllocationState, Outcome, RecordState
-from maestro_celery_plugin.study import StudyPlan
-from maestro_celery_plugin.worker import is_of_stem, worker_stem
-from maestro_celery_plugin.workers import WorkerGroup
+from maestro_celery_plugin.study.layout import StudyPlan
+from maestro_celery_plugin.study.session import Heartbeat, Session
+from maestro_celery_plugin.worker.__main__ import is_of_stem, worker_stem
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def test_a_worker_whose_heartbeat_is_not_visible_yet_is_not_dead(study, monkeypa
     assert not study.staffing._miss_the_dead()
     assert study.records.holdings.writers() == {"near-1-1"}
 
-    monkeypatch.setattr(staffing, "SILENCE_LIMIT_S", 0.0)
+    monkeypatch.setattr(scaling, "SILENCE_LIMIT_S", 0.0)
     assert study.staffing._miss_the_dead()
     assert study.records.holdings.writers() == set()
 
@@ -143,7 +143,7 @@ def test_a_worker_that_was_only_silent_is_read_again(study, monkeypatch):
 
     study.records.follow(but=study.staffing.gone)
     assert not study.trackers["b"].progress.started.any()
-    monkeypatch.setattr(staffing, "GONE_INTERVAL_S", 0.0)
+    monkeypatch.setattr(scaling, "GONE_INTERVAL_S", 0.0)
     study.staffing._miss_the_dead()
     assert study.trackers["b"].progress.started.any()
 

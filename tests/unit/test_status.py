@@ -16,23 +16,23 @@ from click.testing import CliRunner
 from filelock import FileLock
 from rich.console import Console
 
-from maestro_celery_plugin import sample_view, status_view
-from maestro_celery_plugin.allocations import Allocation, new_directory
+from maestro_celery_plugin.batch.allocation import Allocation, new_directory
 from maestro_celery_plugin.cli import main
+from maestro_celery_plugin.config.settings import BatchSettings, EnsembleSettings, ResourceSettings, WorkerGroupSettings
 from maestro_celery_plugin.errors import StudyError
-from maestro_celery_plugin.ledger import Kind, LedgerWriter
-from maestro_celery_plugin.manifest import Manifest
+from maestro_celery_plugin.ledger.reader import Kind, LedgerWriter
+from maestro_celery_plugin.ledger.sample_states import Counts, cannot_run_code
 from maestro_celery_plugin.processes import ProcessId, host_name
-from maestro_celery_plugin.progress import Counts, cannot_run_code
-from maestro_celery_plugin.sample_status import RecordSamples, SampleStatus, values_of
-from maestro_celery_plugin.session import Heartbeat, Session
-from maestro_celery_plugin.settings import BatchSettings, EnsembleSettings, ResourceSettings, WorkerGroupSettings
+from maestro_celery_plugin.report import sample_view, study_view
+from maestro_celery_plugin.report.model import StudyState
+from maestro_celery_plugin.report.reader import StatusReader
+from maestro_celery_plugin.report.samples import RecordSamples, SampleStatus, values_of
+from maestro_celery_plugin.report.text import duration_words
 from maestro_celery_plugin.states import AllocationState
-from maestro_celery_plugin.status import StatusReader
-from maestro_celery_plugin.status_csv import read_rows, shared_lock
-from maestro_celery_plugin.study import StudyPlan
-from maestro_celery_plugin.study_status import StudyState
-from maestro_celery_plugin.terminal_text import duration_words
+from maestro_celery_plugin.study.layout import StudyPlan
+from maestro_celery_plugin.study.manifest import Manifest
+from maestro_celery_plugin.study.session import Heartbeat, Session
+from maestro_celery_plugin.study.status_csv import read_rows, shared_lock
 
 HEADER = (
     "Step Name,Job ID,Workspace,State,Run Time,Elapsed Time,Start Time,Submit Time,End Time,"
@@ -303,7 +303,7 @@ def test_a_torn_status_csv_does_not_hide_a_submitted_record(study: Study) -> Non
 
 
 def ends(times: list[float], codes: int | list[int] = 0) -> np.ndarray:
-    from maestro_celery_plugin.ledger import ENTRY
+    from maestro_celery_plugin.ledger.reader import ENTRY
 
     entries = np.zeros(len(times), ENTRY)
     entries["kind"], entries["epoch"], entries["time"], entries["code"] = Kind.ENDED, 1, times, codes
@@ -410,7 +410,7 @@ def shown(study: Study, width: int = 100, *, failed_limit: int | None = None) ->
     console = Console(width=width, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
     with console.file:
         if failed_limit is None:
-            status_view.show(study.reader, console)
+            study_view.show(study.reader, console)
         else:
             sample_view.show_failed(study.reader, console, failed_limit)
         return console.export_text()
@@ -447,7 +447,7 @@ def test_watching_ends_with_the_study(study: Study) -> None:
     study.say(row(1, "FINISHED"))
     console = Console(width=100, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
     with console.file:
-        status_view.watch(study.reader, console)
+        study_view.watch(study.reader, console)
         assert "FINISHED" in console.export_text()
 
 
@@ -542,6 +542,6 @@ def test_options_that_exclude_each_other_are_refused(study: Study) -> None:
 
 
 def test_neither_celery_nor_kombu_is_imported() -> None:
-    check = "import sys, maestro_celery_plugin.status_view; print({'celery', 'kombu'} & set(sys.modules))"
+    check = "import sys, maestro_celery_plugin.report.study_view; print({'celery', 'kombu'} & set(sys.modules))"
     output = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     assert output.stdout.strip() == "set()"

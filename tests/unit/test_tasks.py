@@ -17,17 +17,26 @@ import pluggy
 import pytest
 from ensembles import RELATIVE, a_study
 
-from maestro_celery_plugin import deadline, range_work, worker_side
-from maestro_celery_plugin.deadline import Deadline
-from maestro_celery_plugin.holdings import Holdings
-from maestro_celery_plugin.ledger import COORDINATOR, ENTRY, SUFFIX, Kind, LedgerReader, LedgerWriter, read_ledger
+from maestro_celery_plugin.batch import deadline
+from maestro_celery_plugin.batch.deadline import Deadline
+from maestro_celery_plugin.broker.messages import RangeTask, halves
+from maestro_celery_plugin.conductor.step_record import ranges_of
+from maestro_celery_plugin.ledger.leases import Holdings
+from maestro_celery_plugin.ledger.reader import (
+    COORDINATOR,
+    ENTRY,
+    SUFFIX,
+    Kind,
+    LedgerReader,
+    LedgerWriter,
+    read_ledger,
+)
+from maestro_celery_plugin.ledger.sample_states import UNREADABLE, Progress, cannot_run_code
 from maestro_celery_plugin.plugins import plugin_manager
 from maestro_celery_plugin.processes import wait_until
-from maestro_celery_plugin.progress import UNREADABLE, Progress, cannot_run_code
 from maestro_celery_plugin.states import Outcome
-from maestro_celery_plugin.tasks import RangeTask, halves
-from maestro_celery_plugin.tracker import ranges_of
-from maestro_celery_plugin.worker_side import WorkerSide
+from maestro_celery_plugin.worker import range_task, slots
+from maestro_celery_plugin.worker.slots import WorkerSide
 
 # Each sample notes that it has run: a short line, appended whole.
 RUN = "echo $(MERLIN_SAMPLE_ID) >> ../../../runs"
@@ -35,7 +44,7 @@ RUN = "echo $(MERLIN_SAMPLE_ID) >> ../../../runs"
 
 @pytest.fixture(autouse=True)
 def short_claims(monkeypatch):
-    monkeypatch.setattr(range_work, "CLAIM_LIMIT_S", 0.15)
+    monkeypatch.setattr(range_task, "CLAIM_LIMIT_S", 0.15)
 
 
 class Ensemble:
@@ -199,14 +208,14 @@ def test_a_slot_keeps_what_it_can_run_in_its_budget(make):
     side = WorkerSide("w-1", 1, Transport().send)
     task = ensemble.task()
     assert side.piece(task) == 1
-    side.learn(task, range_work.BUDGET_S / 4)
+    side.learn(task, range_task.BUDGET_S / 4)
     assert side.piece(task) == 4
     side.learn(task, 60.0)
     assert side.piece(task) == 1
 
 
 def test_a_slot_sends_on_what_takes_longer_than_it_thought(make, monkeypatch):
-    monkeypatch.setattr(range_work, "BUDGET_S", 0.05)
+    monkeypatch.setattr(range_task, "BUDGET_S", 0.05)
     ensemble = make(samples=8, cmd=f"{RUN}; sleep 0.06")
     transport = Transport()
     side = WorkerSide("w-1", 1, transport.send)
@@ -519,7 +528,7 @@ def test_a_plugin_hears_of_each_attempt_and_its_mistakes_cost_no_sample(make):
 @pytest.mark.parametrize("entries_left", [1, 2, 3, 4, 5, 6, 7])
 def test_wherever_a_worker_dies_the_rest_runs_and_what_has_ended_does_not(make, entries_left, monkeypatch):
     """The worker's ledger ends at some entry; then a coordinator's steps are taken by hand."""
-    monkeypatch.setattr(range_work, "CLAIM_LIMIT_S", 0.01)
+    monkeypatch.setattr(range_task, "CLAIM_LIMIT_S", 0.01)
     ensemble = make(samples=4)
     ensemble.note(Kind.SENT, 0, 4, 1)
     work(ensemble.task(), "w-1", away=1.0)
@@ -644,7 +653,7 @@ def test_what_runs_is_warned_and_then_killed_and_is_lost_to_the_allocation(make,
 @pytest.mark.parametrize(("told", "kind"), [(True, Kind.STOPPED), (False, Kind.ENDED)])
 def test_a_death_by_the_signal_that_ends_the_worker_is_no_failure(make, monkeypatch, told, kind):
     """Given a batch system that sends SIGTERM to all processes, then only a worker that is not meant has a failure."""
-    monkeypatch.setattr(worker_side, "SIGNAL_LIMIT_S", 0.3)
+    monkeypatch.setattr(slots, "SIGNAL_LIMIT_S", 0.3)
     ensemble, transport = make(samples=1, cmd="kill -TERM $$"), Transport()
     side = WorkerSide("w-1", 1, transport.send, ends_in(100, drain_s=1.0))
     if told:

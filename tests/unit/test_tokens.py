@@ -2,8 +2,7 @@
 
 import pytest
 
-from maestro_celery_plugin.sample_paths import SamplePaths
-from maestro_celery_plugin.tokens import (
+from maestro_celery_plugin.config.tokens import (
     Spelling,
     Template,
     exit_code_values,
@@ -13,6 +12,7 @@ from maestro_celery_plugin.tokens import (
     study_values,
     substitute,
 )
+from maestro_celery_plugin.samples.paths import SamplePaths
 
 HOSTILE = [
     "$(OTHER)",

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from ensembles import a_manifest, entries, span
 
-from maestro_celery_plugin.ledger import Kind
-from maestro_celery_plugin.progress import Progress, cannot_run_code
+from maestro_celery_plugin.conductor.step_record import SUSPECT_LOSSES, Tracker, ranges_of
+from maestro_celery_plugin.ledger.reader import Kind
+from maestro_celery_plugin.ledger.sample_states import Progress, cannot_run_code
 from maestro_celery_plugin.states import RecordState
-from maestro_celery_plugin.tracker import SUSPECT_LOSSES, Tracker, ranges_of
 
 NOTHING = np.zeros(10, bool)
 

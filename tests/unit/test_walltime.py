@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from maestro_celery_plugin.walltime import clock_text, seconds_of
+from maestro_celery_plugin.config.walltime import clock_text, seconds_of
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import pytest
 
 from maestro_celery_plugin.errors import SpecificationError
-from maestro_celery_plugin.worker_options import check_worker_args, parse_worker_args, usable_cpus
+from maestro_celery_plugin.spec.worker_args import check_worker_args, parse_worker_args, usable_cpus
 
 
 @pytest.mark.parametrize(

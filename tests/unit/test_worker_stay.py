@@ -6,9 +6,9 @@ import time
 
 import pytest
 
-from maestro_celery_plugin.deadline import Deadline
-from maestro_celery_plugin.session import Heartbeat, Session
-from maestro_celery_plugin.worker_stay import WorkerStay
+from maestro_celery_plugin.batch.deadline import Deadline
+from maestro_celery_plugin.study.session import Heartbeat, Session
+from maestro_celery_plugin.worker.idle_timeout import WorkerStay
 
 LIMIT_S = 10.0
 
@@ -74,7 +74,7 @@ def test_a_worker_leaves_when_nothing_is_heard_of_the_conductor(session, monkeyp
     assert one.why_leave(LIMIT_S + 1, refuses=False) is None
 
     later = time.monotonic() + LIMIT_S + 1
-    monkeypatch.setattr("maestro_celery_plugin.heard_conductor.time.monotonic", lambda: later)
+    monkeypatch.setattr("maestro_celery_plugin.study.heartbeats.time.monotonic", lambda: later)
 
     assert one.why_leave(LIMIT_S + 1, refuses=False) == (
         "it has had nothing to do for 11 s, and nothing is heard of the conductor"

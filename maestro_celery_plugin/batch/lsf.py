@@ -1,0 +1,268 @@
+"""LSF: what a job's state means, where a process is, and the lines that start workers and samples.
+
+Sources are IBM's Spectrum LSF 10.1 command reference (bjobs, bkill), its list of termination reasons, and
+Merlin's experience with `jsrun` on LSF machines (study/batch.py, study/script_adapter.py).
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from maestro_celery_plugin.batch.base import BatchSystem, HeldAllocation, JobReport, WorkerLaunch, ask
+from maestro_celery_plugin.batch.slurm import srun_line
+from maestro_celery_plugin.config.resources import ScriptCount, StepNeeds
+from maestro_celery_plugin.config.settings import BatchSettings
+from maestro_celery_plugin.errors import AllocationError, BatchSystemAwayError
+from maestro_celery_plugin.hookspecs import hookimpl
+from maestro_celery_plugin.states import AllocationState
+
+__all__ = ["LSF_ENDS", "LSF_STATES", "Lsf", "LsfSrun"]
+
+# Every value of bjobs(1)'s column STAT. What ended a job in state EXIT is in `LSF_ENDS`.
+LSF_STATES: dict[str, AllocationState] = {
+    "DONE": AllocationState.COMPLETED,
+    "EXIT": AllocationState.FAILED,
+    "FWD_PEND": AllocationState.PENDING,  # forwarded to another cluster
+    "PEND": AllocationState.PENDING,
+    "POST_DONE": AllocationState.COMPLETED,
+    "POST_ERR": AllocationState.FAILED,
+    "PROV": AllocationState.PENDING,  # its node is being woken up
+    "PSUSP": AllocationState.PENDING,  # held
+    "RUN": AllocationState.RUNNING,
+    "SSUSP": AllocationState.RUNNING,
+    "UNKWN": AllocationState.RUNNING,  # its node does not answer now; it may again, with the job
+    "USUSP": AllocationState.RUNNING,
+    "WAIT": AllocationState.PENDING,
+    "ZOMBI": AllocationState.NODE_FAILED,  # killed while its node did not answer
+}
+
+# Termination reasons that bjobs, bhist and bacct display.
+LSF_ENDS: dict[str, AllocationState] = {
+    "TERM_ADMIN": AllocationState.CANCELLED,
+    "TERM_BUCKET_KILL": AllocationState.CANCELLED,
+    "TERM_CHKPNT": AllocationState.PREEMPTED,
+    "TERM_CPULIMIT": AllocationState.TIMED_OUT,
+    "TERM_CSM_ALLOC": AllocationState.BOOT_FAILED,
+    "TERM_CTRL_PID": AllocationState.FAILED,
+    "TERM_CWD_NOTEXIST": AllocationState.FAILED,
+    "TERM_DATA": AllocationState.FAILED,
+    "TERM_DEADLINE": AllocationState.TIMED_OUT,
+    "TERM_EXTERNAL_SIGNAL": AllocationState.FAILED,
+    "TERM_FORCE_ADMIN": AllocationState.CANCELLED,
+    "TERM_FORCE_OWNER": AllocationState.CANCELLED,
+    "TERM_KUBE": AllocationState.FAILED,
+    "TERM_LOAD": AllocationState.PREEMPTED,
+    "TERM_MC_RECALL": AllocationState.PREEMPTED,
+    "TERM_MEMLIMIT": AllocationState.OUT_OF_MEMORY,
+    "TERM_ORPHAN_SYSTEM": AllocationState.CANCELLED,
+    "TERM_OTHER": AllocationState.FAILED,
+    "TERM_OWNER": AllocationState.CANCELLED,
+    "TERM_PREEMPT": AllocationState.PREEMPTED,
+    "TERM_PRE_EXEC_FAIL": AllocationState.BOOT_FAILED,
+    "TERM_PROCESSLIMIT": AllocationState.FAILED,
+    "TERM_RC": AllocationState.PREEMPTED,
+    "TERM_REMOVE_HUNG_JOB": AllocationState.NODE_FAILED,
+    "TERM_REQUEUE_ADMIN": AllocationState.PREEMPTED,
+    "TERM_REQUEUE_OWNER": AllocationState.PREEMPTED,
+    "TERM_REQUEUE_RC": AllocationState.PREEMPTED,
+    "TERM_RMS": AllocationState.NODE_FAILED,
+    "TERM_RUNLIMIT": AllocationState.TIMED_OUT,
+    "TERM_SLURM": AllocationState.NODE_FAILED,
+    "TERM_SWAP": AllocationState.OUT_OF_MEMORY,
+    "TERM_THREADLIMIT": AllocationState.FAILED,
+    "TERM_UNKNOWN": AllocationState.FAILED,
+    "TERM_WINDOW": AllocationState.TIMED_OUT,
+    "TERM_ZOMBIE": AllocationState.NODE_FAILED,
+}
+
+_COLUMNS = "jobid stat exit_code exit_reason pend_reason delimiter='|'"
+_NOT_FOUND = re.compile(r"Job <[^>]*> is not found|No .*jobs? found.*")
+# Maestro prints these directives with nothing behind them where a setting is empty (lsfscriptadapter.py:84).
+_EMPTY_DIRECTIVE = re.compile(r"^#BSUB +-(?:q|G|U|W|nnodes)[ \t]*(?:\n|\Z)", re.MULTILINE)
+
+
+class Lsf:
+    """The Load Sharing Facility, with `jsrun` to launch parallel programs."""
+
+    _workers_on_nodes = True
+    type = "lsf"
+    adapter = "lsf"
+    commands: tuple[str, ...] = ("bsub", "bjobs", "bkill")  # `jsrun` is needed on the launch node only
+    modules: tuple[str, ...] = ()
+    ignores: tuple[str, ...] = ("qos",)
+    away = re.compile(r"LSF is down|not responding|Cannot connect to LSF|lim is down", re.IGNORECASE)
+    step_variables: tuple[str, ...] = ()
+    shares_nodes = False  # jsrun puts two resource sets onto one node where it can
+
+    @hookimpl
+    def batch_system(self) -> BatchSystem:
+        """Stand for ``batch.type: lsf``."""
+        return self
+
+    def adapter_arguments(self, settings: BatchSettings) -> dict[str, Any]:
+        """Return the keywords for Maestro's adapter, which insists on three (lsfscriptadapter.py:73-75)."""
+        return {
+            "host": settings.host or "",
+            "bank": settings.bank or "",
+            "queue": settings.queue or "",
+            "reservation": settings.reservation,
+        }
+
+    def step_keys(self, nodes: int) -> dict[str, Any]:
+        """Return procs: the adapter works out a launcher in any case (lsfscriptadapter.py:170)."""
+        return {"procs": nodes}
+
+    def tidied(self, script: str) -> str:
+        """Return the script without directives that have no value: `bsub` refuses them."""
+        return _EMPTY_DIRECTIVE.sub("", script)
+
+    def worker_line(self, launch: WorkerLaunch) -> str:
+        """Return the `jsrun` that starts one worker on each node, each node being one resource set.
+
+        Below a `jsrun` no other can be started (Merlin: study/batch.py:347). So where samples launch
+        parallel programs there is one worker, on the launch node, and its samples are on the others.
+        """
+        settings, line = launch.settings, self._launch_line(launch)
+        words = (settings.launch_pre, line, settings.launch_args if line else None, launch.command)
+        return " ".join(word for word in words if word)
+
+    def worker_count(self, launch: WorkerLaunch) -> int:
+        """Return the number of nodes, or 1 for a worker on the launch node."""
+        return launch.nodes if self._launch_line(launch) else 1
+
+    def _launch_line(self, launch: WorkerLaunch) -> str:
+        """Return what stands before the worker's command; nothing for a worker on the launch node."""
+        if launch.settings.worker_launch:
+            return launch.settings.worker_launch
+        if launch.samples_launch or not self._workers_on_nodes:
+            return ""
+        return f"jsrun -a 1 -c ALL_CPUS -g ALL_GPUS --bind=none -n {launch.nodes} -r 1"
+
+    def sample_launcher(self, needs: StepNeeds) -> str:
+        """Return the `jsrun` of one sample, in the form of Merlin's adapter (script_adapter.py:141).
+
+        Where the step has Maestro's ``tasks per rs``, the number of resource sets follows from it, instead
+        of the number of tasks: 8 procs and 4 tasks per rs are ``--nrs 2 -a 4``.
+        """
+        more = needs.more
+        nodes, procs = needs.nodes or 1, needs.procs or max(1, needs.nodes)
+        sets, per_set = more.get("num resource set"), more.get("tasks per rs")
+        if per_set:
+            words = ["--nrs", str(sets or _rounded_up(procs, per_set)), "-a", str(per_set)]
+        else:
+            words = ["--np", str(procs), "--nrs", str(sets or nodes)]
+        plane = more.get("launch_distribution") or more.get("launch distribution")
+        words += ["-b", str(more.get("bind", "rs")), "-d", str(plane or f"plane:{_per_node(procs, nodes)}")]
+        words += ["-X", str(int(more.get("exit_on_error", 1)))]
+        cores = more.get("cpus per rs") or (needs.cores_per_task if str(needs.cores_per_task) != "1" else None)
+        of_node = more.get("rs per node")
+        if needs.has_whole_nodes and not (sets or per_set or cores or of_node):
+            cores, of_node = "ALL_CPUS", 1
+        options = {
+            "-c": cores,
+            "-g": needs.gpus_per_task or needs.gpus,
+            "-r": of_node,
+            "-B": more.get("bind gpus"),
+        }
+        words += [word for option, value in options.items() if value for word in (option, str(value))]
+        return " ".join(("jsrun", *words, needs.options)).strip()
+
+    def signal_samples(self, names: Collection[str], number: signal.Signals) -> set[str]:
+        """Leave it to the process groups: the launcher passes signals on."""
+        return set()
+
+    def held(self, environ: Mapping[str, str]) -> HeldAllocation | None:
+        """Return the allocation of a batch job around this process.
+
+        One of its hosts is the launch node, which runs the script only (Merlin: study/batch.py:188).
+        """
+        job = environ.get("LSB_JOBID")
+        return HeldAllocation(job, max(1, len(_hosts(environ)) - 1)) if job else None
+
+    def end_time(self, environ: Mapping[str, str]) -> float | None:
+        """Return None: `bjobs` tells whole minutes, which is worse than the start and the walltime tell."""
+        return None
+
+    def node_cores(self, environ: Mapping[str, str]) -> int | None:
+        """Return the cores that the job holds on a node: the most of its hosts, as the launch node has fewer."""
+        words = environ.get("LSB_MCPU_HOSTS", "").split()
+        return max((int(count) for count in words[1::2]), default=None)
+
+    def largest_node(self, settings: BatchSettings) -> int | None:
+        """Return None: `bhosts` tells job slots, which are not cores everywhere."""
+        return None
+
+    def find(self, directory: Path) -> str | None:
+        """Look for the working directory among the user's jobs: Maestro submits with ``bsub -cwd``."""
+        try:
+            words = ["bjobs", "-noheader", "-o", "jobid sub_cwd delimiter='|'"]
+            lines = ask(words, forgotten=_NOT_FOUND).splitlines()
+        except AllocationError as cause:
+            raise BatchSystemAwayError(str(cause)) from cause
+        return next((job for job, _, place in (line.partition("|") for line in lines) if place == str(directory)), None)
+
+    def reports(self, jobs: Sequence[str]) -> dict[str, JobReport]:
+        """Ask `bjobs`, which knows jobs until the cluster's CLEAN_PERIOD after their end, an hour by default."""
+        output = ask(["bjobs", "-a", "-noheader", "-o", _COLUMNS, *jobs], forgotten=_NOT_FOUND) if jobs else ""
+        found = _parsed(output)
+        return {job: found.get(job, JobReport(AllocationState.GONE)) for job in jobs}
+
+
+class LsfSrun(Lsf):
+    """LSF on a machine where `srun` launches parallel programs: one worker, on the launch node."""
+
+    _workers_on_nodes = False
+    type = "lsf-srun"
+
+    @hookimpl
+    def batch_system(self) -> BatchSystem:
+        """Stand for ``batch.type: lsf-srun``."""
+        return self
+
+    def sample_launcher(self, needs: StepNeeds) -> str:
+        """Return the `srun` of one sample; there is no Slurm behind it that could share a node's cores out."""
+        return srun_line(needs)
+
+
+def _hosts(environ: Mapping[str, str]) -> set[str]:
+    if "LSB_HOSTS" in environ:  # one entry per slot; LSF leaves it out when it would be too long
+        return set(environ["LSB_HOSTS"].split())
+    return set(environ.get("LSB_MCPU_HOSTS", "").split()[::2])
+
+
+def _per_node(procs: int, nodes: int) -> str:
+    """Return the processes on each node; the shell works it out where it alone knows them."""
+    if isinstance(procs, ScriptCount) or isinstance(nodes, ScriptCount):
+        return f"$(({procs}/{nodes}))"
+    return str(procs // nodes)
+
+
+def _rounded_up(procs: int, per_set: Any) -> str:
+    if isinstance(procs, ScriptCount) or not str(per_set).isdigit():
+        return f"$((({procs}+{per_set}-1)/{per_set}))"
+    return str(-(-procs // int(per_set)))
+
+
+def _parsed(output: str) -> dict[str, JobReport]:
+    """Read lines of ``id|STAT|exit code|exit reason|pending reason``, with ``-`` where there is none.
+
+    A state that the table does not have counts as open, with its word as the reason.
+    """
+    reports = {}
+    for line in output.splitlines():
+        fields = [field.strip().removeprefix("-") for field in line.split("|", 4)]
+        if len(fields) == 5:
+            job, word, code, end, waits = fields
+            state = LSF_STATES.get(word)
+            if state is None:
+                reports[job] = JobReport(AllocationState.RUNNING, word)
+            elif word == "EXIT":
+                reason = end or (f"exit code {code}" if code else "")
+                reports[job] = JobReport(LSF_ENDS.get(end.split(":")[0], state), reason)
+            else:
+                reports[job] = JobReport(state, waits if state is AllocationState.PENDING else "")
+    return reports

@@ -1,0 +1,92 @@
+"""Slots: how many samples fit into an allocation side by side, and which worker has how many of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from maestro_celery_plugin.config.resources import StepNeeds
+
+__all__ = ["share", "slots_of", "tightest"]
+
+
+def slots_of(
+    needs: StepNeeds,
+    nodes: int,
+    cores_per_node: int,
+    gpus_per_node: int | None = None,
+    *,
+    shares_nodes: bool = True,
+) -> int:
+    """Return how many samples fit into an allocation side by side; 0 when not even one does.
+
+    * A sample that says nothing has one core: 4 nodes of 36 cores have 144 slots.
+    * A sample with `nodes` alone has whole nodes: 4 nodes and ``nodes: 2`` make 4 // 2 = 2 slots.
+    * Other samples share nodes: with 36 cores, ``procs: 36`` makes 4 · (36 // 36) = 4 slots, ``procs: 8`` with
+      ``cores per task: 2`` makes 4 · (36 // 16) = 8, and ``procs: 4`` with ``gpus per task: 1`` on nodes of 4 GPUs
+      makes 4 · min(36 // 4, 4 // 4) = 4. With ``nodes: 2`` beside ``procs: 36``, 18 of them are on each of two
+      nodes, which makes (4 // 2) · (36 // 18) = 4.
+    * Processes that fit on no node together, of a step that names no nodes, may be on any:
+      ``procs: 48`` makes (4 · 36) // 48 = 3 slots.
+
+    Args:
+        needs: What one sample needs.
+        nodes: Nodes of the allocation.
+        cores_per_node: Cores that the allocation has on each.
+        gpus_per_node: GPUs that it has on each; None when they are not counted.
+        shares_nodes: Whether samples of several nodes share them; else they have whole nodes.
+    """
+    spread, procs = max(1, needs.nodes), needs.procs or max(1, needs.nodes)
+    if needs.has_whole_nodes:
+        return nodes // spread
+    procs_of_node = cores_per_node // needs.cores_per_task
+    of_node = procs_of_node // _rounded_up(procs, spread)
+    if needs.gpu_count and gpus_per_node is not None:
+        of_node = min(of_node, gpus_per_node // _rounded_up(needs.gpu_count, spread))
+    if spread > 1 and not shares_nodes:
+        of_node = min(of_node, 1)
+    if of_node or needs.nodes:
+        return nodes // spread * of_node
+    return nodes * _procs_with_gpus(procs_of_node, needs, gpus_per_node) // procs
+
+
+def tightest(
+    steps: Sequence[StepNeeds], nodes: int, cores_per_node: int, gpus_per_node: int | None = None, *, shares_nodes: bool
+) -> tuple[StepNeeds, int]:
+    """Return the needs of the step of which the fewest samples fit, and how many do: no more run of any step.
+
+    Args:
+        steps: What a sample of each step needs; a sample that says nothing when there is none.
+        nodes: As for `slots_of`, and so are the others.
+        cores_per_node: Cores.
+        gpus_per_node: GPUs.
+        shares_nodes: Whether samples of several nodes share them.
+    """
+    fitting = [
+        (needs, slots_of(needs, nodes, cores_per_node, gpus_per_node, shares_nodes=shares_nodes))
+        for needs in steps or (StepNeeds(),)
+    ]
+    return min(fitting, key=lambda one: one[1])
+
+
+def _rounded_up(count: int, parts: int) -> int:
+    return -(-count // parts)
+
+
+def _procs_with_gpus(procs: int, needs: StepNeeds, gpus_per_node: int | None) -> int:
+    """Return how many processes of a sample that spans nodes a node takes, given its GPUs."""
+    if not needs.gpu_count or gpus_per_node is None:
+        return procs
+    return min(procs, gpus_per_node * max(1, needs.procs) // needs.gpu_count)
+
+
+def share(slots: int, workers: int, number: int) -> int:
+    """Return the part of an allocation's slots that one of its workers has.
+
+    Worked example: 6 slots on 4 workers are 2, 2, 1 and 1.
+
+    Args:
+        slots: Slots of the whole allocation.
+        workers: Its number of workers.
+        number: Which worker, from 1 on.
+    """
+    return slots // workers + (number <= slots % workers)

@@ -1,0 +1,258 @@
+"""Slurm: what a job's state means, where a process is, and the lines that start workers and samples."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import getpass
+import os
+import re
+import signal
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from maestro_celery_plugin.batch.base import (
+    LAUNCH_CORES,
+    LAUNCH_NAME,
+    LAUNCH_NODES,
+    BatchSystem,
+    HeldAllocation,
+    JobReport,
+    WorkerLaunch,
+    ask,
+)
+from maestro_celery_plugin.config.resources import ScriptCount, StepNeeds
+from maestro_celery_plugin.config.settings import BatchSettings
+from maestro_celery_plugin.config.walltime import clock_text
+from maestro_celery_plugin.errors import AllocationError, BatchSystemAwayError
+from maestro_celery_plugin.hookspecs import hookimpl
+from maestro_celery_plugin.states import AllocationState
+
+__all__ = ["SLURM_STATES", "Slurm", "srun_line"]
+
+# Every state of squeue(1), section JOB STATE CODES, Slurm 22.05 to 24.11.
+SLURM_STATES: dict[str, AllocationState] = {
+    "BOOT_FAIL": AllocationState.BOOT_FAILED,
+    "CANCELLED": AllocationState.CANCELLED,
+    "COMPLETED": AllocationState.COMPLETED,
+    "COMPLETING": AllocationState.RUNNING,  # its processes are still being ended
+    "CONFIGURING": AllocationState.PENDING,
+    "DEADLINE": AllocationState.TIMED_OUT,
+    "FAILED": AllocationState.FAILED,
+    "LAUNCH_FAILED": AllocationState.BOOT_FAILED,
+    "NODE_FAIL": AllocationState.NODE_FAILED,
+    "OUT_OF_MEMORY": AllocationState.OUT_OF_MEMORY,
+    "PENDING": AllocationState.PENDING,
+    "POWER_UP_NODE": AllocationState.PENDING,
+    "PREEMPTED": AllocationState.PREEMPTED,
+    "RECONFIG_FAIL": AllocationState.BOOT_FAILED,
+    "REQUEUED": AllocationState.PENDING,
+    "REQUEUE_FED": AllocationState.PENDING,
+    "REQUEUE_HOLD": AllocationState.PENDING,
+    "RESIZING": AllocationState.RUNNING,
+    "RESV_DEL_HOLD": AllocationState.PENDING,
+    "REVOKED": AllocationState.CANCELLED,
+    "RUNNING": AllocationState.RUNNING,
+    "SIGNALING": AllocationState.RUNNING,
+    "SPECIAL_EXIT": AllocationState.FAILED,
+    "STAGE_OUT": AllocationState.RUNNING,
+    "STOPPED": AllocationState.RUNNING,
+    "SUSPENDED": AllocationState.RUNNING,
+    "TIMEOUT": AllocationState.TIMED_OUT,
+}
+
+# Why a pending job waits for ever, unless its limits are changed: squeue(1), section JOB REASON CODES.
+NEVER_STARTS = frozenset(
+    {
+        *("AccountNotAllowed", "BadConstraints", "InvalidAccount", "InvalidQOS", "PartitionNodeLimit"),
+        *("PartitionTimeLimit", "QOSNotAllowed"),
+    }
+)
+_FORGOTTEN = re.compile(r"slurm_load_jobs error: Invalid job id specified")
+
+
+class Slurm:
+    """The Slurm workload manager."""
+
+    type = "slurm"
+    adapter = "slurm"
+    commands: tuple[str, ...] = ("sbatch", "squeue", "scancel", "srun")
+    modules: tuple[str, ...] = ()
+    ignores: tuple[str, ...] = ()
+    shares_nodes = True
+    away = re.compile(r"Unable to contact slurm controller|Socket timed out|Zero Bytes were transmitted|Slurm backup")
+    # The samples' `srun` would take what the workers' `srun` has set for them for its own options (srun(1),
+    # section INPUT ENVIRONMENT VARIABLES).
+    step_variables: tuple[str, ...] = (
+        *("SLURM_CPU_BIND", "SLURM_CPU_BIND_LIST", "SLURM_CPU_BIND_TYPE", "SLURM_CPU_BIND_VERBOSE"),
+        *("SLURM_DISTRIBUTION", "SLURM_NNODES", "SLURM_NPROCS", "SLURM_NTASKS", "SLURM_NTASKS_PER_NODE"),
+        "SLURM_OVERLAP",
+    )
+
+    @hookimpl
+    def batch_system(self) -> BatchSystem:
+        """Stand for ``batch.type: slurm``."""
+        return self
+
+    def adapter_arguments(self, settings: BatchSettings) -> dict[str, Any]:
+        """Return the keywords for Maestro's adapter, which insists on three (slurmscriptadapter.py:76-78)."""
+        return {
+            "host": settings.host or "",
+            "bank": settings.bank or "",
+            "queue": settings.queue or "",
+            "reservation": settings.reservation or "",
+            "qos": settings.qos,
+        }
+
+    def step_keys(self, nodes: int) -> dict[str, Any]:
+        """Return nothing."""
+        return {}
+
+    def tidied(self, script: str) -> str:
+        """Return the script with two directives more.
+
+        A job that Slurm starts again by itself would do so minutes later, and past the limit of restarts; one
+        that has lost a node goes on with the others.
+        """
+        header, blank, body = script.partition("\n\n")
+        return f"{header}\n#SBATCH --no-requeue\n#SBATCH --no-kill{blank}{body}"
+
+    def worker_line(self, launch: WorkerLaunch) -> str:
+        """Return the `srun` that starts one worker on each node.
+
+        The workers' step shares its cores with those of the samples (``--overlap``), and its processes may
+        use all of the node, for samples that do not launch anything.
+        """
+        settings, nodes = launch.settings, launch.nodes
+        spread = f"srun --overlap --nodes={nodes} --ntasks={nodes} --cpu-bind=none --mem=0"
+        line = settings.worker_launch or f"{spread} --no-kill --kill-on-bad-exit=0 --wait=0"
+        words = (settings.launch_pre, line, settings.launch_args, launch.command)
+        return " ".join(word for word in words if word)
+
+    def worker_count(self, launch: WorkerLaunch) -> int:
+        """Return the number of nodes."""
+        return launch.nodes
+
+    def sample_launcher(self, needs: StepNeeds) -> str:
+        """Return the `srun` of one sample: with cores of its own (``--exact``), beside those of others.
+
+        Without ``-N``, `srun` would spread it over all nodes of the job; a sample that names no nodes has as
+        few as hold its processes. One that has whole nodes takes all cores of each, or `srun` would put the next one
+        beside it. ``-Q`` keeps it from noting in the sample's stderr that it waits for cores.
+        """
+        if needs.has_whole_nodes:
+            needs = dataclasses.replace(needs, cores_per_task=ScriptCount(1, f"${LAUNCH_CORES}"))
+        if not needs.nodes:
+            needs = dataclasses.replace(needs, nodes=ScriptCount(1, f"${LAUNCH_NODES}"))
+        gpus = []
+        if needs.gpus_per_task:
+            gpus = [f"--gpus-per-task={needs.gpus_per_task}"]
+        elif needs.gpus:
+            gpus = [f"--gpus={needs.gpus}"]
+        return srun_line(needs, before=("-Q", "--exact", "--mem=0", "-J", f'"${LAUNCH_NAME}"'), gpus=gpus)
+
+    def signal_samples(self, names: Collection[str], number: signal.Signals) -> set[str]:
+        """Send a signal to the job steps of these names: `srun` passes SIGTERM on as SIGKILL."""
+        job = os.environ.get("SLURM_JOB_ID", "")
+        lines = ask(["squeue", "-h", "-s", "-j", job, "-o", "%i|%j"]).splitlines()
+        steps = {step.strip(): name for step, _, name in (line.partition("|") for line in lines)}
+        mine = [step for step, name in steps.items() if name in names]
+        if mine:
+            # One that has ended meanwhile makes it fail; the others have had their signal then.
+            with contextlib.suppress(AllocationError):
+                ask(["scancel", f"--signal={number.name}", *mine])
+        return {steps[step] for step in mine}
+
+    def held(self, environ: Mapping[str, str]) -> HeldAllocation | None:
+        """Return the allocation of `salloc` or of a batch script around this process."""
+        job = environ.get("SLURM_JOB_ID")
+        return HeldAllocation(job, int(environ.get("SLURM_JOB_NUM_NODES", 1))) if job else None
+
+    def end_time(self, environ: Mapping[str, str]) -> float | None:
+        """Return the end that Slurm has put into the environment, or that it answers when asked."""
+        if "SLURM_JOB_END_TIME" in environ:
+            return float(environ["SLURM_JOB_END_TIME"])
+        job = environ.get("SLURM_JOB_ID")
+        return _end_of(job) if job else None
+
+    def node_cores(self, environ: Mapping[str, str]) -> int | None:
+        """Return the cores of this node that the job holds."""
+        return int(environ["SLURM_CPUS_ON_NODE"]) if "SLURM_CPUS_ON_NODE" in environ else None
+
+    def largest_node(self, settings: BatchSettings) -> int | None:
+        """Return the most cores a node of the partition has."""
+        words = ["sinfo", "--noheader", "--format=%c", *(["-p", settings.queue] if settings.queue else [])]
+        try:
+            counts = [int(count) for count in re.findall(r"\d+", ask(words))]
+        except AllocationError:
+            return None
+        return max(counts, default=None)
+
+    def find(self, directory: Path) -> str | None:
+        """Look for the working directory among the user's jobs: Maestro submits with ``sbatch -D``."""
+        try:
+            lines = ask(["squeue", "--noheader", "-u", getpass.getuser(), "-o", "%A|%Z"]).splitlines()
+        except AllocationError as cause:
+            raise BatchSystemAwayError(str(cause)) from cause
+        return next((job for job, _, place in (line.partition("|") for line in lines) if place == str(directory)), None)
+
+    def reports(self, jobs: Sequence[str]) -> dict[str, JobReport]:
+        """Ask `squeue`, and `sacct` about jobs that it has forgotten."""
+        words = ["squeue", "--noheader", "-t", "all", "-o", "%A|%T|%r", "-j", ",".join(jobs)]
+        found = _parsed(ask(words, forgotten=_FORGOTTEN))
+        missing = [job for job in jobs if job not in found]
+        if missing:
+            with contextlib.suppress(AllocationError):  # without accounting there is nobody to ask
+                columns = "--format=JobIDRaw,State,Reason"
+                found |= _parsed(ask(["sacct", "-n", "-X", "-P", columns, "-j", ",".join(missing)]))
+        return {job: found.get(job, JobReport(AllocationState.GONE)) for job in jobs}
+
+
+def srun_line(needs: StepNeeds, before: Sequence[str] = (), gpus: Sequence[str] = ()) -> str:
+    """Return the `srun` of one sample.
+
+    Args:
+        needs: What the sample needs.
+        before: Options before those that follow from the step's keys.
+        gpus: Options for GPUs.
+    """
+    words = ["srun", *before, "-n", str(needs.procs or max(1, needs.nodes))]
+    if needs.nodes:
+        words += ["-N", str(needs.nodes)]
+    if str(needs.cores_per_task) != "1":
+        words += ["-c", str(needs.cores_per_task)]
+    words += gpus
+    if needs.walltime_s:
+        words += ["-t", clock_text(needs.walltime_s)]
+    if needs.reservation:
+        words += [f"--reservation={needs.reservation}"]
+    return " ".join((*words, needs.options)).strip()
+
+
+def _end_of(job: str) -> float | None:
+    """Return when a job ends, in Unix seconds; None when it has no limit, or nobody tells."""
+    with contextlib.suppress(AllocationError):
+        end = ask(["squeue", "-h", "-j", job, "-o", "%e"], environ={"SLURM_TIME_FORMAT": "%s"}).strip()
+        return float(end) if end.isdigit() else None
+    return None
+
+
+def _parsed(output: str) -> dict[str, JobReport]:
+    """Read lines of ``id|STATE|reason``; a state may have a tail, as in ``CANCELLED by 1000``.
+
+    A state that the table does not have counts as open, with its word as the reason: a job that may still
+    run is not given up for a word that a later Slurm has.
+    """
+    reports = {}
+    for line in output.splitlines():
+        job, _, rest = line.strip().partition("|")
+        word, _, reason = rest.partition("|")
+        state = SLURM_STATES.get(word.split(" ")[0].rstrip("+"))
+        if state is AllocationState.PENDING and reason in NEVER_STARTS:
+            state = AllocationState.FAILED
+        if state is not None:
+            reports[job] = JobReport(state, "" if reason in ("None", "") else reason)
+        elif word:
+            reports[job] = JobReport(AllocationState.RUNNING, word)
+    return reports

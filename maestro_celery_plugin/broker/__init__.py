@@ -1,0 +1,1 @@
+"""The message transport between the conductor and the workers."""

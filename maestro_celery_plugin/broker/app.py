@@ -1,0 +1,124 @@
+"""The Celery application of a session, with every setting that matters set explicitly."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from celery import Celery
+from celery.loaders.app import AppLoader
+from kombu import Exchange, Queue
+
+from maestro_celery_plugin.errors import BrokerError
+from maestro_celery_plugin.study.session import Session
+
+__all__ = ["make_app", "queue_for"]
+
+TASK_NAME = "maestro_celery.run_range"
+
+# Redis gives a message to another worker when it was not acknowledged for this long. Ours are
+# acknowledged as soon as a slot takes them; the ledger, not the broker, knows what has to run again.
+_VISIBILITY_TIMEOUT_S = 7 * 24 * 3600
+
+SETTINGS: dict[str, Any] = {
+    "task_serializer": "json",
+    "result_serializer": "json",
+    "event_serializer": "json",
+    "accept_content": ["json"],
+    "result_accept_content": ["json"],
+    "result_backend": None,
+    "task_ignore_result": True,
+    "task_acks_late": False,
+    "task_reject_on_worker_lost": False,
+    "task_create_missing_queues": True,
+    "task_default_delivery_mode": "transient",
+    "task_publish_retry": False,
+    "task_send_sent_event": False,
+    "task_soft_time_limit": None,
+    "task_time_limit": None,
+    "worker_prefetch_multiplier": 1,
+    "worker_send_task_events": True,
+    "worker_hijack_root_logger": True,
+    "worker_redirect_stdouts": False,
+    "worker_cancel_long_running_tasks_on_connection_loss": False,
+    "worker_enable_prefetch_count_reduction": False,
+    "worker_max_tasks_per_child": None,
+    "broker_connection_retry": True,
+    "broker_connection_retry_on_startup": True,
+    "broker_connection_max_retries": None,
+    "broker_connection_timeout": 5.0,
+    "broker_heartbeat": 60,
+    "enable_utc": True,
+}
+
+
+class _Loader(AppLoader):  # type: ignore[misc]
+    """A loader that reads no configuration module: the settings here are all there are."""
+
+    def read_configuration(self, env: str = "") -> dict[str, Any]:
+        """Return nothing, whatever ``CELERY_CONFIG_MODULE`` names."""
+        return {}
+
+
+class _SessionApp(Celery):  # type: ignore[misc]
+    """An application that uses its session's broker, whatever ``CELERY_BROKER_URL`` names."""
+
+    url: str
+
+    def connection_for_read(self, url: str | None = None, **options: Any) -> Any:
+        """Return a connection to the session's broker."""
+        return self._connection(url or self.url, **options)
+
+    def connection_for_write(self, url: str | None = None, **options: Any) -> Any:
+        """Return a connection to the session's broker."""
+        return self._connection(url or self.url, **options)
+
+
+def make_app(session: Session, socket_timeout_s: float | None = None) -> Celery:
+    """Make the application that sends to, or works for, a session.
+
+    Args:
+        session: The session.
+        socket_timeout_s: How long an answer of the broker may take; for who must not wait for it.
+
+    Raises:
+        BrokerError: the session has no broker.
+    """
+    broker = session.read_broker()
+    if broker is None:
+        raise BrokerError(f"The session '{session.path}' has no broker; its study has ended.")
+    app = _SessionApp("maestro_celery", loader=_Loader, set_as_current=False, autofinalize=False)
+    app.url = broker["url"]
+    app.conf.update(SETTINGS)
+    app.conf.broker_url = broker["url"]
+    app.conf.broker_transport_options = _transport_options(broker, socket_timeout_s)
+    app.finalize()
+    return app
+
+
+def _transport_options(broker: Mapping[str, Any], socket_timeout_s: float | None) -> dict[str, Any]:
+    if not broker["url"].startswith(("redis", "valkey")):
+        return {"read_timeout": socket_timeout_s, "write_timeout": socket_timeout_s} if socket_timeout_s else {}
+    return {
+        "socket_timeout": socket_timeout_s,
+        "visibility_timeout": _VISIBILITY_TIMEOUT_S,
+        "socket_connect_timeout": 5,
+        "socket_keepalive": True,
+        "retry_on_timeout": True,
+    }
+
+
+def queue_for(session: Session, task_queue: str) -> Queue:
+    """Return Celery's queue for a task queue.
+
+    It hangs on the default exchange, so that a message finds it without a binding, which a wiped
+    Redis would have lost.
+    """
+    return Queue(session.queue(task_queue), Exchange("", "direct"), routing_key=session.queue(task_queue))
+
+
+def declare(app: Celery, queues: Iterable[Queue]) -> None:
+    """Make sure that the queues exist; a message to a queue that does not is dropped by RabbitMQ."""
+    with app.pool.acquire(block=True) as connection:
+        for queue in queues:
+            queue(connection.default_channel).declare()

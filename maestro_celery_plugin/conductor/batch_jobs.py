@@ -1,0 +1,296 @@
+"""Jobs behind allocations: submitted through Maestro's adapters, or started in the allocation around this process."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import shlex
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any, Protocol
+
+from maestro_celery_plugin.batch.base import BatchSystem, JobReport
+from maestro_celery_plugin.batch.deadline import BEGAN, Deadline
+from maestro_celery_plugin.config.settings import BatchSettings
+from maestro_celery_plugin.config.walltime import clock_text
+from maestro_celery_plugin.errors import AllocationError, AllocationOverError, BatchSystemAwayError
+from maestro_celery_plugin.processes import ProcessId
+from maestro_celery_plugin.states import AllocationState
+
+__all__ = ["AllocationRequest", "BatchJobs", "HeldJobs", "Jobs"]
+
+# A script that is written for these can be read by no other interpreter that `batch.shell` may name.
+_POSIX_SHELLS = ("bash", "sh", "dash", "ksh", "zsh")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AllocationRequest:
+    """What is asked of the batch system.
+
+    Attributes:
+        name: Name of the allocation: that of its worker group, or the one that several groups share.
+        study: Name of the study, for the job's name.
+        settings: The batch block that holds for it.
+        nodes: The number of nodes.
+        procs: Processes; None for whole nodes.
+        gpus: GPUs of each node; None for none.
+        walltime_s: Time limit in seconds; None for that of the partition.
+        lines: Shell command per worker group that starts its workers and returns at their end.
+    """
+
+    name: str
+    study: str
+    settings: BatchSettings
+    nodes: int
+    procs: int | None
+    gpus: int | None
+    walltime_s: int | None
+    lines: tuple[str, ...]
+
+    @property
+    def job_name(self) -> str:
+        """Name of the batch job, which is also that of its files."""
+        return "".join(c if c.isalnum() or c in "-_." else "_" for c in f"{self.study}-{self.name}")
+
+    @property
+    def shell(self) -> str:
+        """The interpreter of the batch script."""
+        words = shlex.split(self.settings.shell)
+        return self.settings.shell if words and Path(words[-1]).name in _POSIX_SHELLS else "/bin/bash"
+
+    @property
+    def body(self) -> str:
+        """The batch script without its header."""
+        noted = f"export {BEGAN}=$(date +%s)"
+        if len(self.lines) == 1:
+            return f"{noted}\n{self.lines[0]}"
+        return "\n".join((noted, *(f"{line} &" for line in self.lines), "wait"))
+
+
+class Jobs(Protocol):
+    """Where allocations come from."""
+
+    def script(self, request: AllocationRequest, directory: Path) -> Path:
+        """Write the script of an allocation, and return its path."""
+
+    def submit(self, request: AllocationRequest, directory: Path) -> str:
+        """Submit an allocation; return its job.
+
+        Raises:
+            BatchSystemAwayError: the batch system does not answer now.
+            AllocationError: it refuses; with its words.
+        """
+
+    def report(self, job: str) -> JobReport:
+        """Return what became of a job.
+
+        Raises:
+            AllocationError: the batch system does not answer now.
+        """
+
+    def cancel(self, job: str) -> None:
+        """End a job.
+
+        Raises:
+            AllocationError: it cannot be ended.
+        """
+
+    def find(self, directory: Path) -> str | None:
+        """Return the job that was submitted in a directory and has not ended; None when none is known.
+
+        Raises:
+            BatchSystemAwayError: the batch system does not answer now.
+        """
+
+
+class BatchJobs:
+    """Batch jobs, written, submitted and cancelled by Maestro's adapter.
+
+    Args:
+        system: The batch system.
+    """
+
+    def __init__(self, system: BatchSystem) -> None:
+        self._system = system
+
+    def _adapter(self, request: AllocationRequest) -> Any:
+        from maestrowf.interfaces import ScriptAdapterFactory
+
+        arguments = self._system.adapter_arguments(request.settings)
+        if request.procs:
+            arguments["procs"] = request.procs
+        adapter = ScriptAdapterFactory.get_adapter(self._system.adapter)
+        return adapter(nodes=request.nodes, shell=request.shell, **arguments)
+
+    def _step(self, request: AllocationRequest) -> Any:
+        """Return the allocation as a step, as Maestro's adapters want it."""
+        from maestrowf.datastructures.core import StudyStep
+
+        step = StudyStep()
+        step.name = request.job_name
+        step.description = f"workers of the study {request.study}"
+        step.run.update(cmd=request.body, nodes=request.nodes, procs=request.procs or "", gpus=request.gpus or "")
+        step.run["walltime"] = clock_text(request.walltime_s) if request.walltime_s else ""
+        step.run["exclusive"] = request.procs is None
+        if request.procs is None:
+            step.run.update(self._system.step_keys(request.nodes))
+        return step
+
+    def script(self, request: AllocationRequest, directory: Path) -> Path:
+        """Have Maestro's adapter write the batch script."""
+        return self._write(request, directory)[2]
+
+    def _write(self, request: AllocationRequest, directory: Path) -> tuple[Any, Any, Path]:
+        adapter, step = self._adapter(request), self._step(request)
+        logger = logging.getLogger(type(adapter).__module__)
+        level = logger.level
+        logger.setLevel(logging.ERROR)  # it warns of each key of a step that an srun line has no use for
+        try:
+            _, path, _ = adapter.write_script(str(directory), step)
+        finally:
+            logger.setLevel(level)
+        script = Path(path)
+        script.write_text(self._system.tidied(script.read_text()))
+        return adapter, step, script
+
+    def submit(self, request: AllocationRequest, directory: Path) -> str:
+        """Submit through Maestro's adapter."""
+        adapter, step, script = self._write(request, directory)
+        words = _Words()
+        logger = logging.getLogger(type(adapter).__module__)
+        level = logger.level
+        logger.setLevel(logging.WARNING)  # its words are wanted also where the user wants no log
+        logger.addHandler(words)
+        try:
+            record = adapter.submit(step, str(script), str(directory))
+        except Exception as cause:  # what Maestro's adapters raise is not theirs to name
+            kind = BatchSystemAwayError if self._system.away.search(str(cause)) else AllocationError
+            raise kind(f"'{script}' cannot be submitted: {cause}") from cause
+        finally:
+            logger.removeHandler(words)
+            logger.setLevel(level)
+        if record.submission_code.name != "OK":
+            said = words.text or f"it does not say why; submit '{script}' by hand to see"
+            if self._system.away.search(said):
+                raise BatchSystemAwayError(f"The batch system does not take '{script}' now: {said}")
+            raise AllocationError(f"The batch system refuses '{script}': {said}")
+        return str(record.job_identifier)
+
+    def report(self, job: str) -> JobReport:
+        """Ask the batch system; workers in an allocation that an earlier conductor was inside of are gone with it."""
+        if _is_process(job):
+            return JobReport(AllocationState.GONE)
+        return self._system.reports([job])[job]
+
+    def cancel(self, job: str) -> None:
+        """Cancel through Maestro's adapter."""
+        from maestrowf.interfaces import ScriptAdapterFactory
+
+        arguments = self._system.adapter_arguments(BatchSettings())
+        try:
+            adapter = ScriptAdapterFactory.get_adapter(self._system.adapter)(**arguments)
+            record = adapter.cancel_jobs([job])
+        except Exception as cause:  # what Maestro's adapters raise is not theirs to name
+            raise AllocationError(f"it cannot be cancelled ({cause}); cancel it by hand") from cause
+        if record.cancel_status.name != "OK":
+            raise AllocationError("the batch system refuses to cancel it; cancel it by hand")
+
+    def find(self, directory: Path) -> str | None:
+        """Ask the batch system for the job that was submitted in a directory."""
+        return self._system.find(directory)
+
+
+class _Words(logging.Handler):
+    """Keeps what Maestro's adapter logs when a submission fails: the scheduler's own words."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep a line."""
+        self._lines.append(record.getMessage())
+
+    @property
+    def text(self) -> str:
+        said = " ".join(" ".join(self._lines).split())
+        return said.removeprefix("Submission returned an error (see next line).").strip()
+
+
+class HeldJobs:
+    """Workers started by this process, in the allocation that it is inside of.
+
+    Args:
+        job: Identifier of the batch job around this process.
+        deadline: When that ends, for the workers.
+        outside: Knows the batch jobs that an earlier conductor of the study has submitted from outside of it.
+    """
+
+    def __init__(self, job: str, deadline: Deadline, outside: Jobs) -> None:
+        self._job, self._deadline, self._outside = job, deadline, outside
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    def script(self, request: AllocationRequest, directory: Path) -> Path:
+        """Write the lines that start the workers as a script."""
+        path = directory / f"{request.job_name}.sh"
+        path.write_text(f"#!{request.shell}\n\n{request.body}\n")
+        path.chmod(0o755)
+        return path
+
+    def submit(self, request: AllocationRequest, directory: Path) -> str:
+        """Start the workers, in a process group of their own."""
+        if not self._deadline.fits(None, 0.0):
+            raise AllocationOverError(
+                f"The allocation around this study (job {self._job}) ends in {self._deadline.left_s:.0f} s, too soon "
+                "for further samples; `maestro-celery resume` goes on in another one."
+            )
+        script = self.script(request, directory)
+        with (
+            (directory / f"{request.job_name}.out").open("ab") as out,
+            (directory / f"{request.job_name}.err").open("ab") as err,
+        ):
+            process = subprocess.Popen(
+                [*shlex.split(request.shell), str(script)],
+                cwd=directory,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                start_new_session=True,
+            )
+        job = f"{process.pid}:{ProcessId.of(process.pid).start}"
+        self._processes[job] = process
+        return job
+
+    def report(self, job: str) -> JobReport:
+        """Tell from the process whether it runs, and from its exit code how it ended."""
+        if not _is_process(job):
+            return self._outside.report(job)
+        process = self._processes.get(job)
+        if process is None:
+            is_alive = _process_of(job).is_alive
+            return JobReport(AllocationState.RUNNING if is_alive else AllocationState.GONE)
+        code = process.poll()
+        if code is None:
+            return JobReport(AllocationState.RUNNING)
+        return JobReport(AllocationState.FAILED, f"exit code {code}") if code else JobReport(AllocationState.COMPLETED)
+
+    def find(self, directory: Path) -> str | None:
+        """Know nothing: what a conductor has begun to start in an allocation ends with it, or by its idle limit."""
+        return None
+
+    def cancel(self, job: str) -> None:
+        """End the processes that start the workers, which end these."""
+        if _is_process(job):
+            _process_of(job).signal(signal.SIGTERM, group=True)
+        else:
+            self._outside.cancel(job)
+
+
+def _is_process(job: str) -> bool:
+    return ":" in job
+
+
+def _process_of(job: str) -> ProcessId:
+    pid, _, start = job.partition(":")
+    return ProcessId(int(pid), int(start))

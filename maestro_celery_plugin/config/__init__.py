@@ -1,0 +1,1 @@
+"""What a specification says, as verified values."""

@@ -1,0 +1,1 @@
+"""The ledger: what has run, what runs, and who holds what."""

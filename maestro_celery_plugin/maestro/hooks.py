@@ -1,0 +1,280 @@
+"""What we touch in Maestro: one list, each entry with the line it relies on and a check.
+
+Maestro discovers adapters but has no entry points for anything else, so a few names are replaced when
+their module has been imported. Nothing in Maestro is edited or copied.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import shlex
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from maestro_celery_plugin.errors import EnsembleError, UnsupportedMaestroError
+
+__all__ = ["TOUCHPOINTS", "Touchpoint", "install"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Touchpoint:
+    """One name in Maestro that is replaced.
+
+    Attributes:
+        module: The module.
+        name: The name in it.
+        relies_on: The line of maestrowf 1.2 that uses the name.
+        replace: Makes the replacement from what is there.
+    """
+
+    module: str
+    name: str
+    relies_on: str
+    replace: Callable[[Any], Any]
+
+    def apply(self, module: ModuleType) -> None:
+        """Replace the name in the module.
+
+        Raises:
+            UnsupportedMaestroError: the module does not have it.
+        """
+        self.check(module)
+        setattr(module, self.name, self.replace(getattr(module, self.name)))
+
+    def check(self, module: ModuleType) -> None:
+        """Make sure that the module has the name.
+
+        Raises:
+            UnsupportedMaestroError: it does not.
+        """
+        if not hasattr(module, self.name):
+            raise UnsupportedMaestroError(
+                f"maestro-celery-plugin does not support this version of maestrowf: {self.module} has no "
+                f"'{self.name}' ({self.relies_on}). Install 'maestrowf>=1.2,<1.3', or uninstall "
+                "maestro-celery-plugin."
+            )
+
+
+def _specification(original: Any) -> Any:
+    from maestro_celery_plugin.maestro.specification import EnsembleSpecification
+
+    return EnsembleSpecification
+
+
+def _argument_parser(original: type[argparse.ArgumentParser]) -> type[argparse.ArgumentParser]:
+    return EnsembleArgumentParser
+
+
+def _start_process(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def start_process(cmd: Any, *args: Any, **kwargs: Any) -> Any:
+        return original(_with_own_conductor(cmd), *args, **kwargs)
+
+    return start_process
+
+
+def _sleep(original: Callable[[float], None]) -> Callable[[float], None]:
+    return _wait
+
+
+TOUCHPOINTS = (
+    Touchpoint(
+        "maestrowf.specification",
+        "YAMLSpecification",
+        "maestro.py:42 imports it, maestro.py:371 loads the specification with it",
+        _specification,
+    ),
+    Touchpoint(
+        "maestrowf.maestro",
+        "ArgumentParser",
+        "maestro.py:32 imports it, setup_argparser builds the command line with it",
+        _argument_parser,
+    ),
+    Touchpoint(
+        "maestrowf.maestro",
+        "start_process",
+        "maestro.py:528 starts 'nohup conductor ...' with it",
+        _start_process,
+    ),
+    Touchpoint("maestrowf.conductor", "sleep", "conductor.py:425 waits for the next poll with it", _sleep),
+)
+
+
+# --- what the replacements do ------------------------------------------------------------------------
+
+
+class EnsembleArgumentParser(argparse.ArgumentParser):
+    """Maestro's parser with our options for `maestro run`, and with what its commands do beside Maestro's part."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        _apply_unbound()
+        if self.prog.endswith("maestro run"):
+            self.add_argument(
+                "--broker",
+                metavar="URL",
+                help="Broker of an ensemble study: a Redis or RabbitMQ URL. [Default: a private one]",
+            )
+            self.add_argument(
+                "--broker-host",
+                metavar="ADDRESS",
+                help="Address of this machine that compute nodes reach the private broker at. [Default: the loopback "
+                "address for local workers, else that of the host's name]",
+            )
+
+    def parse_args(self, *args: Any, **kwargs: Any) -> Any:
+        """Parse, note our options, and guard the command."""
+        namespace = super().parse_args(*args, **kwargs)
+        if getattr(namespace, "subparser", None) == "run":
+            namespace.func = functools.partial(_guarded_run, namespace.func)
+        elif getattr(namespace, "subparser", None) == "cancel":
+            namespace.func = functools.partial(_guarded_cancel, namespace.func)
+        return namespace
+
+
+def _guarded_run(run: Callable[[Any], int], namespace: argparse.Namespace) -> int:
+    """Run `maestro run`; our errors end it with their message."""
+    from maestro_celery_plugin.maestro import launch
+
+    options = launch.OPTIONS
+    options.launching, options.broker, options.dry_run = True, namespace.broker, namespace.dry
+    options.broker_host = namespace.broker_host
+    options.parameter_generator = namespace.pgen is not None
+    try:
+        launch.check_output(namespace.out)
+        return run(namespace)
+    except EnsembleError as error:
+        print(f"maestro: error: {error}", file=sys.stderr)
+        return 1
+
+
+def _guarded_cancel(cancel: Callable[[Any], int], namespace: argparse.Namespace) -> int:
+    """Run `maestro cancel`, which leaves a note for the conductor; do what it says where none lives."""
+    ensembles = [Path(one).absolute() for one in namespace.directory if Path(one, "merlin_info").is_dir()]
+    if not ensembles:
+        return cancel(namespace)
+    from maestro_celery_plugin.maestro.cancel import cancel_all
+
+    return cancel_all(functools.partial(cancel, namespace), ensembles)
+
+
+def _with_own_conductor(command: Any) -> Any:
+    """Let `maestro run` start the conductor of its own environment, also when that is not on PATH."""
+    conductor = Path(sys.argv[0]).with_name("conductor")
+    prefix = "nohup conductor "
+    if isinstance(command, str) and command.startswith(prefix) and conductor.is_file():
+        return f"nohup {shlex.quote(str(conductor.absolute()))} {command[len(prefix) :]}"
+    return command
+
+
+def _wait(seconds: float) -> None:
+    """Sleep until the next poll, or watch over the ensembles of this process meanwhile.
+
+    Not at all when a step has ended in the conductor itself: others may wait for it.
+    """
+    conductorship = sys.modules.get("maestro_celery_plugin.study.conductor_lock")
+    if conductorship and conductorship.take_news():
+        return
+    module = sys.modules.get("maestro_celery_plugin.conductor.coordinator")
+    coordinators = module.active() if module else []
+    if not coordinators:
+        time.sleep(seconds)
+    for coordinator in coordinators:
+        coordinator.wait(seconds / len(coordinators))
+
+
+# --- how they get there ------------------------------------------------------------------------------
+
+
+_UNBOUND: list[tuple[Touchpoint, ModuleType]] = []
+
+
+def install() -> None:
+    """Apply every touchpoint, now or when its module has been imported; called by the entry module.
+
+    `maestrowf.maestro` and `maestrowf.conductor` are half imported then: what they have not bound yet
+    is replaced when the command line is built.
+    """
+    if any(isinstance(finder, _AfterImport) for finder in sys.meta_path):
+        return
+    later: dict[str, list[Touchpoint]] = {}
+    for touchpoint in TOUCHPOINTS:
+        module = _loaded(touchpoint.module)
+        if module is None:
+            later.setdefault(touchpoint.module, []).append(touchpoint)
+        elif hasattr(module, touchpoint.name):
+            touchpoint.apply(module)
+        else:
+            _UNBOUND.append((touchpoint, module))
+    sys.meta_path.insert(0, _AfterImport(later))
+
+
+def _apply_unbound() -> None:
+    while _UNBOUND:
+        _apply_or_exit(*_UNBOUND.pop())
+
+
+def _loaded(name: str) -> ModuleType | None:
+    """Return a module that has been imported at least in part; also one that runs as a script."""
+    main = sys.modules.get("__main__")
+    if main is not None and getattr(main.__spec__, "name", None) == name:
+        return main
+    return sys.modules.get(name)
+
+
+def _apply_or_exit(touchpoint: Touchpoint, module: ModuleType) -> None:
+    """Apply a touchpoint, or say that this Maestro is not supported: a study must not run without its ensemble."""
+    try:
+        touchpoint.apply(module)
+    except UnsupportedMaestroError as error:
+        sys.exit(f"error: {error}")
+
+
+class _AfterImport(importlib.abc.MetaPathFinder):
+    """Lets modules be found as always, and applies touchpoints when they have been executed."""
+
+    def __init__(self, touchpoints: dict[str, list[Touchpoint]]) -> None:
+        self._touchpoints = touchpoints
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        """Return the spec of one of our modules with a loader that amends it, else None."""
+        touchpoints = self._touchpoints.pop(fullname, None)
+        if touchpoints is None:
+            return None
+        spec = importlib.util.find_spec(fullname)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _AmendingLoader(spec.loader, touchpoints)
+        return spec
+
+
+class _AmendingLoader(importlib.abc.Loader):
+    """Executes a module with its own loader, then applies touchpoints."""
+
+    def __init__(self, loader: importlib.abc.Loader, touchpoints: list[Touchpoint]) -> None:
+        self._loader, self._touchpoints = loader, touchpoints
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
+        """Leave it to the module's own loader."""
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Execute the module, then amend it."""
+        self._loader.exec_module(module)
+        if module.__spec__ is not None:
+            module.__spec__.loader = module.__loader__ = self._loader
+        for touchpoint in self._touchpoints:
+            _apply_or_exit(touchpoint, module)

@@ -1,0 +1,166 @@
+"""Resume: a new conductor for a study whose conductor died, was killed, or was cancelled."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from maestro_celery_plugin.broker.choice import (
+    ENVIRONMENT_VARIABLE,
+    BrokerChoice,
+    check,
+    check_address,
+    choose,
+    cluster_address,
+)
+from maestro_celery_plugin.conductor.worker_sources import has_other_hosts
+from maestro_celery_plugin.errors import StudyError
+from maestro_celery_plugin.ledger.reader import COORDINATOR, SUFFIX, Kind, LedgerWriter, read_ledger
+from maestro_celery_plugin.ledger.sample_states import Progress
+from maestro_celery_plugin.processes import wait_until
+from maestro_celery_plugin.states import Outcome
+from maestro_celery_plugin.study.conductor_lock import LOCK_LIMIT_S, conductor_lock
+from maestro_celery_plugin.study.layout import StudyPlan
+from maestro_celery_plugin.study.manifest import Manifest
+from maestro_celery_plugin.study.session import Session
+from maestro_celery_plugin.study.status_csv import shared_lock
+
+__all__ = ["reopen_failed", "resume"]
+
+_START_LIMIT_S = 30.0
+_IS_CONDUCTED = (
+    "A conductor of the study '{study}' is running or being started; `maestro-celery status {study}` shows its "
+    "progress, `maestro cancel {study}` ends it."
+)
+
+
+def resume(
+    directory: Path,
+    *,
+    failed: bool,
+    sleep_s: int,
+    broker: str | None,
+    broker_host: str | None = None,
+    foreground: bool,
+) -> int:
+    """Start a new conductor on a study.
+
+    Step records and samples that are finished do not run again.
+
+    Args:
+        directory: The study's workspace.
+        failed: Whether failed samples run again.
+        sleep_s: Seconds between two polls of the conductor.
+        broker: Broker URL; None for the one the study was launched with.
+        broker_host: Address of this machine that compute nodes reach the private broker at; None for the usual.
+        foreground: Whether to wait for the conductor's end.
+
+    Returns:
+        The number of failed samples that will run again; in the foreground, the conductor's exit code.
+
+    Raises:
+        StudyError: it is no ensemble study, or a conductor of it lives, or the new one does not start.
+        BrokerError: the broker cannot be used.
+    """
+    plan = StudyPlan.read(directory)
+    if not plan.session.exists():
+        raise StudyError(f"The study '{plan.root}' was a dry run; there is nothing to go on with.")
+    try:
+        with FileLock(plan.info / "resume.lock").acquire(timeout=0):
+            reopened = _prepare(plan, broker, broker_host, failed=failed)
+            process = _start_conductor(plan, sleep_s)
+            _await_conductor(plan, process)
+    except Timeout as cause:
+        raise StudyError(_IS_CONDUCTED.format(study=plan.root)) from cause
+    return process.wait() if foreground else reopened
+
+
+def _prepare(plan: StudyPlan, broker: str | None, broker_host: str | None, *, failed: bool) -> int:
+    """Make a study ready for a new conductor; return how many failed samples will run again.
+
+    Raises:
+        Timeout: a conductor of it lives.
+        BrokerError: the broker cannot be used.
+    """
+    with conductor_lock(plan).acquire(timeout=LOCK_LIMIT_S):
+        session = Session(plan.session)
+        if plan.settings.needs_workers:
+            _prepare_broker(session, broker)
+        if broker_host or has_other_hosts(plan.settings):
+            host = broker_host or cluster_address()
+            check_address(host)
+            session.write_broker_host(host)
+        plan.cancel_note.unlink(missing_ok=True)
+        session.revoke_stop()
+        return reopen_failed(plan) if failed else 0
+
+
+def _prepare_broker(session: Session, url: str | None) -> None:
+    earlier = session.read_broker() or {}
+    if url:
+        choice = choose(url)
+    elif "url" in earlier and "keeper" not in earlier:
+        choice = BrokerChoice(earlier["url"], "the study's launch")
+    else:
+        choice = BrokerChoice(None, "private broker")
+    check(choice)
+    os.environ.pop(ENVIRONMENT_VARIABLE, None)  # Maestro stores the environment, and samples inherit it
+    if choice.url:
+        session.write_broker({"url": choice.url})
+
+
+def reopen_failed(plan: StudyPlan) -> int:
+    """Note in the ledger that the failed samples of a study shall run again; return how many there are."""
+    entries = read_ledger(plan.ledger)
+    writer = LedgerWriter(plan.ledger / f"{COORDINATOR}{SUFFIX}")
+    count = 0
+    for manifest in Manifest.read_all(plan.records):
+        progress = Progress(manifest)
+        progress.apply(entries[entries["record"] == manifest.number])
+        failed = np.flatnonzero(np.isin(progress.outcome, (Outcome.FAILED, Outcome.HARD_FAILED)))
+        for sample in failed:
+            writer.append(Kind.REOPENED, manifest.number, progress.epoch, int(sample))
+        count += len(failed)
+    writer.close()
+    return count
+
+
+def _conductor() -> str:
+    own = Path(sys.executable).with_name("conductor")
+    found = str(own) if own.is_file() else shutil.which("conductor")
+    if not found:
+        raise StudyError("There is no `conductor` beside this Python; install maestrowf in the same environment.")
+    return found
+
+
+def _start_conductor(plan: StudyPlan, sleep_s: int) -> subprocess.Popen[bytes]:
+    log = plan.root / "resumed.txt"
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            [_conductor(), "-t", str(sleep_s), "-d", "2", str(plan.root)],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+
+
+def _await_conductor(plan: StudyPlan, process: subprocess.Popen[bytes]) -> None:
+    """Wait until the new conductor has taken the study over, or has ended already."""
+
+    lock = plan.info / "conductor.lock"
+
+    def has_begun() -> bool:
+        with shared_lock(lock) as is_free:
+            return not is_free or process.poll() is not None
+
+    wait_until(has_begun, _START_LIMIT_S, interval_s=0.1)
+    if process.poll() not in (None, 0, 2, 3):
+        tail = (plan.root / "resumed.txt").read_text(errors="replace")[-1500:]
+        raise StudyError(f"The conductor has ended with code {process.returncode}; its last lines:\n{tail}")

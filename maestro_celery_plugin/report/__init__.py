@@ -1,0 +1,1 @@
+"""Reading a study for people and scripts."""

@@ -1,0 +1,80 @@
+"""Single samples on a terminal: which of them failed, and what they have printed."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console, Group
+from rich.text import Text
+
+from maestro_celery_plugin.report.reader import StatusReader
+from maestro_celery_plugin.report.samples import SampleStatus, values_of
+from maestro_celery_plugin.report.text import plain, section
+
+__all__ = ["failures", "headline", "show_failed"]
+
+STDERR_LINES = 3
+_STDERR_BYTES = 4096
+_LINE_LIMIT = 400
+
+
+def show_failed(reader: StatusReader, console: Console, limit: int) -> None:
+    """Print failed samples with their values; say how many more there are."""
+    status = reader.read()
+    total = sum(step.samples.failed for step in status.steps)
+    samples = reader.failed(limit)
+    for sample, values in zip(samples, values_of(samples), strict=True):
+        _print_whole(console, headline(sample, sample.end))
+        if values != {}:
+            _print_whole(console, plain(f"  {_value_words(values)}"))
+        _print_whole(console, plain(f"  {sample.directory}", "dim"))
+    if total > len(samples):
+        console.print(f"\n{total - len(samples)} more of {total} failed samples; --limit {total} lists all.")
+    elif not total:
+        console.print("No sample has failed.")
+
+
+def _print_whole(console: Console, text: Text) -> None:
+    """Print a line without wrapping it, so that paths can be copied and lines be searched."""
+    console.print(text, soft_wrap=True)
+
+
+def _value_words(values: dict[str, str] | None) -> str:
+    if values is None:
+        return "(the sample table cannot be read any more)"
+    return "  ".join(f"{label}={value}" for label, value in values.items())
+
+
+def failures(kinds: Sequence[tuple[SampleStatus, int]], study: Path) -> Group:
+    """Return one failed sample of each kind, with the last lines of its stderr."""
+    lines: list[Text] = []
+    for sample, count in kinds:
+        more = f", and {count - 1} more" if count > 1 else ""
+        lines.append(headline(sample, sample.end).append(more))
+        lines += [plain(f"  {line}", "dim") for line in _last_lines(sample.stderr)]
+    hint = plain(f"all, with values and directories: maestro-celery status --failed {study}", "dim")
+    return section("Failed samples", [*lines, hint])
+
+
+def headline(sample: SampleStatus, words: str) -> Text:
+    """Return which sample it is, and what there is to say of it."""
+    name = plain(sample.manifest.name)
+    if sample.manifest.sampled:
+        name.append(f"  sample {sample.index}")
+    return name.append(f"  {words}", style="bold")
+
+
+def _last_lines(path: Path) -> list[str]:
+    """Return the last lines of a text file that may be huge, absent, or no text."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - _STDERR_BYTES))
+            text = file.read(_STDERR_BYTES).decode(errors="replace")
+    except OSError:
+        return []
+    lines = [line.rstrip() for line in re.split(r"[\r\n]+", text)]
+    return [line[:_LINE_LIMIT] for line in lines if line][-STDERR_LINES:]

@@ -1,0 +1,226 @@
+"""The samples of a step record: how many are in which state, which failed, and how fast they go."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from maestro_celery_plugin.errors import SampleError
+from maestro_celery_plugin.ledger.reader import Entries, Kind
+from maestro_celery_plugin.ledger.sample_states import BROKEN, POISON_LIMIT, UNREADABLE, Counts, Progress, is_request
+from maestro_celery_plugin.samples.table import open_table
+from maestro_celery_plugin.states import ExitCode, Outcome
+from maestro_celery_plugin.study.manifest import Manifest
+
+__all__ = ["RecordSamples", "SampleStatus", "values_of"]
+
+# The rate is that of the last minute, or of the last 20 samples when fewer have ended in it.
+RATE_WINDOW_S = 60.0
+RATE_SAMPLES = 20
+_SHORTEST_SPAN_S = 1e-3
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SampleStatus:
+    """The last attempt at a sample.
+
+    Attributes:
+        manifest: Its step record.
+        index: Its index.
+        code: Exit code; negative for a signal, from -1000 down when it could not be started.
+        duration_s: Wall time.
+        losses: How often its worker was lost.
+    """
+
+    manifest: Manifest
+    index: int
+    code: int
+    duration_s: float
+    losses: int
+
+    @property
+    def directory(self) -> Path:
+        """Where it ran."""
+        workspace = Path(self.manifest.workspace)
+        return workspace / self.manifest.paths.of(self.index) if self.manifest.sampled else workspace
+
+    @property
+    def stderr(self) -> Path:
+        """What it wrote to stderr; there is no such file when that is nothing."""
+        return self.directory / f"{self.manifest.script}.err"
+
+    @property
+    def end(self) -> str:
+        """How it ended, if it failed: ``exit code 3``, ``SIGKILL``, ``could not be started: ...``."""
+        code = self.code
+        if self.losses >= POISON_LIMIT:
+            return f"its worker died {self.losses} times while it ran"
+        if code == UNREADABLE:
+            return "its row of the sample table cannot be read: the file has changed"
+        if code == BROKEN:
+            return "the worker has failed at it; the worker's log says how"
+        if code <= -1000:
+            return f"could not be started: {os.strerror(-1000 - code)}"
+        if code < 0:
+            return _signal_name(-code)
+        meaning = ExitCode(code).name.lower().replace("_", " ") if code in ExitCode._value2member_map_ else ""
+        if code in (ExitCode.RESTART, ExitCode.RETRY):
+            meaning += ", too often"
+        return f"exit code {code} ({meaning})" if meaning else f"exit code {code}"
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal
+        return f"signal {number}"
+
+
+class RecordSamples:
+    """The samples of one step record, as the ledger has them.
+
+    Args:
+        manifest: The step record.
+
+    Attributes:
+        manifest: The step record.
+        progress: What the ledger says of its samples.
+        interruptions: How many attempts workers have ended themselves: with their allocation, by a cancellation, or
+            when another sample failed the record.
+        longest_interruption_s: How long the longest of these had run.
+    """
+
+    def __init__(self, manifest: Manifest) -> None:
+        self.manifest = manifest
+        self.progress = Progress(manifest)
+        self._writer = np.zeros(manifest.samples, np.uint32)
+        self._ends = np.empty(0, np.float64)
+        self._enders = np.empty(0, np.uint32)
+        self._began: dict[int, float] = defaultdict(lambda: np.inf)
+        self.interruptions = 0
+        self.longest_interruption_s = 0.0
+
+    def apply(self, entries: Entries, writers: np.ndarray[Any, Any]) -> None:
+        """Take in new entries, with the number of the writer of each."""
+        self.progress.apply(entries)
+        self._note_starts(entries, writers)
+        self._note_ends(entries, writers)
+        stopped = entries["stop"][entries["kind"] == Kind.STOPPED]
+        if len(stopped):
+            self.interruptions += len(stopped)
+            self.longest_interruption_s = max(self.longest_interruption_s, int(stopped.max()) / 1e6)
+
+    def _note_starts(self, entries: Entries, writers: np.ndarray[Any, Any]) -> None:
+        """Keep who has begun the last attempt at each sample, and when each writer began its first."""
+        started = entries["kind"] == Kind.STARTED
+        if started.any():
+            samples, epochs = entries["start"][started], entries["epoch"][started]
+            is_last = epochs == self.progress.started[samples]
+            self._writer[samples[is_last]] = writers[started][is_last]
+            times, starters = entries["time"][started], writers[started]
+            for starter in np.unique(starters):
+                first = float(times[starters == starter].min())
+                self._began[int(starter)] = min(self._began[int(starter)], first)
+
+    def _note_ends(self, entries: Entries, writers: np.ndarray[Any, Any]) -> None:
+        """Keep when samples ended, as far back as the rate looks."""
+        decided = entries["kind"] == Kind.ENDED
+        requests = [code for code in np.unique(entries["code"][decided]) if is_request(int(code))]
+        if requests:
+            decided &= ~np.isin(entries["code"], requests)
+        if decided.any():
+            ends = np.concatenate([self._ends, entries["time"][decided]])
+            enders = np.concatenate([self._enders, writers[decided].astype(np.uint32)])
+            order = np.argsort(ends, kind="stable")
+            count = len(ends) - int(np.searchsorted(ends, ends[order[-1]] - RATE_WINDOW_S, sorter=order))
+            last = order[-max(count, RATE_SAMPLES) :]
+            self._ends, self._enders = ends[last], enders[last]
+
+    def rate(self, living: np.ndarray[Any, Any] | None = None) -> float | None:
+        """Return samples per second, lately: the ends that are looked at, over the time between first and last.
+
+        Args:
+            living: Which writers live, as a mask by their number: while some do, what others have done in an
+                allocation before, or before the study was resumed, says nothing of the rate.
+        """
+        ends, enders = self._ends, self._enders
+        if living is not None and living.any():
+            ends, enders = ends[living[enders]], enders[living[enders]]
+        if not len(ends):
+            return None
+        if len(ends) < RATE_SAMPLES:
+            began = min((self._began[int(ender)] for ender in set(enders.tolist())), default=np.inf)
+            return len(ends) / max(float(ends[-1]) - began, _SHORTEST_SPAN_S)
+        return (len(ends) - 1) / max(float(ends[-1] - ends[0]), _SHORTEST_SPAN_S)
+
+    def counts(self, working: np.ndarray[Any, Any]) -> Counts:
+        """Count the samples by state; `working` tells which writers may still write an attempt's end."""
+        counts = self.progress.counts()
+        if not counts.running:
+            return counts
+        lost = counts.running - int(working[self._writer[self.progress.unended]].sum())
+        return dataclasses.replace(counts, running=counts.running - lost, pending=counts.pending + lost)
+
+    def failed(self, limit: int) -> list[SampleStatus]:
+        """Return the first `limit` samples that failed."""
+        return [self._sample(int(index)) for index in self._failed()[: max(0, limit)]]
+
+    def failure_kinds(self) -> list[tuple[SampleStatus, int]]:
+        """Return, for each exit code of a failed sample, the first such sample and their number."""
+        failed = self._failed()
+        if not len(failed):
+            return []
+        _, first, counts = np.unique(self.progress.code[failed], return_index=True, return_counts=True)
+        return [(self._sample(int(failed[i])), int(n)) for i, n in zip(first, counts, strict=True)]
+
+    def fatal(self) -> SampleStatus | None:
+        """Return the first sample that has failed the step record; None when none has."""
+        indices = np.flatnonzero(self.progress.outcome == Outcome.HARD_FAILED)
+        return self._sample(int(indices[0])) if len(indices) else None
+
+    def _failed(self) -> np.ndarray[Any, Any]:
+        outcome = self.progress.outcome
+        return np.flatnonzero((outcome == Outcome.FAILED) | (outcome == Outcome.HARD_FAILED))
+
+    def slowest(self, limit: int) -> list[SampleStatus]:
+        """Return the `limit` samples that took longest, in no order; none of a record that is not sampled."""
+        durations = self.progress.duration_us
+        count = min(limit, len(durations))
+        if not self.manifest.sampled or not count:
+            return []
+        longest = np.argpartition(durations, len(durations) - count)[-count:]
+        return [self._sample(int(index)) for index in longest if durations[index]]
+
+    def _sample(self, index: int) -> SampleStatus:
+        return SampleStatus(
+            manifest=self.manifest,
+            index=index,
+            code=int(self.progress.code[index]),
+            duration_s=int(self.progress.duration_us[index]) / 1e6,
+            losses=int(self.progress.losses[index]),
+        )
+
+
+def values_of(samples: list[SampleStatus]) -> list[dict[str, str] | None]:
+    """Return the values of samples by label; None where the sample table cannot be read any more."""
+    tables: dict[int, Any] = {}
+    return [_values(sample, tables) for sample in samples]
+
+
+def _values(sample: SampleStatus, tables: dict[int, Any]) -> dict[str, str] | None:
+    manifest = sample.manifest
+    if not manifest.table:
+        return {}
+    try:
+        if manifest.number not in tables:
+            table, cache = Path(manifest.table), Path(manifest.index_cache)
+            tables[manifest.number] = open_table(table, manifest.labels, cache)
+        return dict(zip(manifest.labels, tables[manifest.number].row(sample.index), strict=True))
+    except (SampleError, OSError, ValueError, IndexError):
+        return None  # the list of what failed is worth having without them

@@ -1,0 +1,46 @@
+"""The use of allocations: how much of the time of their slots samples had, and how much of that was in vain."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+from maestro_celery_plugin.conductor.worker_sources import allocation_name
+from maestro_celery_plugin.config.settings import EnsembleSettings
+from maestro_celery_plugin.ledger.reader import Entries, Kind
+from maestro_celery_plugin.worker.__main__ import stem_of
+
+__all__ = ["AllocationUse"]
+
+
+class AllocationUse:
+    """Sums up, from the ledger, what was spent on attempts in each allocation.
+
+    Args:
+        settings: The ensemble's settings, for the names of worker groups.
+    """
+
+    def __init__(self, settings: EnsembleSettings) -> None:
+        groups = settings.resources.workers.items()
+        self._names = {stem_of(name): allocation_name(name, group) for name, group in groups}
+        self._ended_s: dict[str, float] = defaultdict(float)
+        self._interrupted_s: dict[str, float] = defaultdict(float)
+
+    def add(self, writer: str, entries: Entries) -> None:
+        """Take in new entries of a worker: ``sim-2-1`` is one of the group `sim` in its second allocation."""
+        stem, _, rest = writer.partition(".")[0].rpartition("-")[0].rpartition("-")
+        if stem in self._names and rest.isdigit():
+            label = f"{self._names[stem]}/{rest}"
+            self._ended_s[label] += _seconds(entries, Kind.ENDED)
+            self._interrupted_s[label] += _seconds(entries, Kind.STOPPED)
+
+    def ended_s(self, label: str) -> float:
+        """Return the seconds of attempts that have ended by themselves, summed over the slots of an allocation."""
+        return self._ended_s[label]
+
+    def interrupted_s(self, label: str) -> float:
+        """Return the seconds of attempts that workers have ended, summed over the slots of an allocation."""
+        return self._interrupted_s[label]
+
+
+def _seconds(entries: Entries, kind: Kind) -> float:
+    return int(entries["stop"][entries["kind"] == kind].sum()) / 1e6

@@ -1,0 +1,1 @@
+"""Sample tables and the directories of samples."""

@@ -1,0 +1,248 @@
+"""Launchers: what `$(LAUNCHER)` and `$(VLAUNCHER)` stand for in samples, and what one sample needs.
+
+The step's keys say what one sample needs (`StepNeeds`); the batch system (`batch_systems.py`) makes the
+command line of it. Nothing here asks a batch system anything.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from maestro_celery_plugin.batch.base import batch_system
+from maestro_celery_plugin.config.resources import ScriptCount, StepNeeds
+from maestro_celery_plugin.config.settings import EnsembleSettings, StepSettings
+from maestro_celery_plugin.config.step_entry import STEP_KEY
+from maestro_celery_plugin.config.tokens import launcher_removed
+from maestro_celery_plugin.config.walltime import seconds_of
+
+__all__ = ["batch_type_of", "launched", "launches", "needs_of"]
+
+_LAUNCHER = re.compile(r"\$\((?P<name>V?LAUNCHER)\)(?:\[(?P<bracket>[^\]\n]*)\])?")
+_COUNT = r"(?:\d+|\$\([^\s()]+\))"
+_NODES, _PROCS = rf"(?P<nodes>{_COUNT})", rf"(?P<procs>{_COUNT})"
+# Maestro's forms (abstracts/interfaces/schedulerscriptadapter.py:55-63), `$(X)` being a count as well.
+_BRACKETS = tuple(
+    re.compile(rf"\s*{form}\s*")
+    for form in (
+        rf"{_PROCS}\s*p",
+        rf"{_NODES}\s*n\s*,\s*{_PROCS}\s*p",
+        rf"{_PROCS}\s*p\s*,\s*{_NODES}\s*n",
+        rf"{_NODES}\s*,\s*{_PROCS}",
+    )
+)
+_ALLOWED = "'[4p]', '[2n,4p]' or '[2, 4]' (nodes, procs) can stand there"
+_TOKEN = re.compile(r"\$\([^\s()]+\)")
+
+# Shell variables of `$(VLAUNCHER)`: the step key that it replaces, and its value when nothing says one
+# (Merlin: spec/defaults.py:43).
+_VARIABLES = {
+    "MERLIN_NODES": ("nodes", 1),
+    "MERLIN_PROCS": ("procs", 1),
+    "MERLIN_CORES": ("cores per task", 1),
+    "MERLIN_GPUS": ("gpus", 0),
+}
+_MORE = (
+    *("bind", "bind gpus", "tasks per rs", "rs per node", "cpus per rs"),
+    *("num resource set", "launch_distribution", "launch distribution", "exit_on_error"),
+)
+# Where the further options of a launcher stand when that is not the batch type: `lsf-srun` launches with srun.
+_OPTION_KEYS = {"lsf-srun": "slurm"}
+
+
+# --- what a sample needs -----------------------------------------------------------------------------
+
+
+def needs_of(run: Mapping[str, Any]) -> StepNeeds:
+    """Return what one sample of a step needs, by the step's keys.
+
+    Nodes and procs that no key says are those of the largest launch with resources of its own in `cmd` and
+    `restart`: ``$(LAUNCHER)[2n,4p]``, or ``MERLIN_PROCS=4`` for ``$(VLAUNCHER)``.
+
+    Args:
+        run: The step's keys: as in the specification, or Maestro's `run` with ours below `STEP_KEY`.
+
+    Returns:
+        Needs in plain numbers, to be stored and planned with.
+
+    Raises:
+        ValueError: a value is no number, or no time; the text begins with its key.
+    """
+    needs = _keys(run)
+    sizes = [size for key in ("cmd", "restart") for size in _sizes_at(key, run, needs)]
+    gpus = max((size.gpus for size in sizes if size.gpus is not None), default=needs.gpus)
+    return dataclasses.replace(
+        needs,
+        nodes=int(needs.nodes or max((size.nodes for size in sizes), default=0)),
+        procs=int(needs.procs or max((size.procs for size in sizes), default=0)),
+        cores_per_task=int(max((needs.cores_per_task, *(size.cores_per_task for size in sizes)))),
+        gpus=None if gpus is None else int(gpus),
+        gpus_per_task=None if needs.gpus_per_task is None else int(needs.gpus_per_task),
+    )
+
+
+def _sizes_at(key: str, run: Mapping[str, Any], needs: StepNeeds) -> list[StepNeeds]:
+    try:
+        return _launch_sizes(str(run.get(key) or ""), needs)
+    except ValueError as cause:
+        raise ValueError(f"{key}: {cause}") from cause
+
+
+def _keys(run: Mapping[str, Any]) -> StepNeeds:
+    keys = {**run, **(run.get(STEP_KEY) or {}).get("settings", {})}
+    walltime = keys.get("walltime") or None
+    return StepNeeds(
+        nodes=_count(keys, "nodes") or 0,
+        procs=_count(keys, "procs") or 0,
+        cores_per_task=_count(keys, "cores per task") or 1,
+        gpus=_count(keys, "gpus"),
+        gpus_per_task=_count(keys, "gpus per task"),
+        walltime_s=None if walltime is None or _TOKEN.search(str(walltime)) else _seconds(walltime),
+        reservation=keys.get("reservation") or None,
+        more={key: keys[key] for key in _MORE if keys.get(key) not in (None, "")},
+    )
+
+
+def _count(keys: Mapping[str, Any], key: str) -> int | None:
+    """Return a number that may be text, since Maestro has put a parameter in, or a token of a sample."""
+    value = keys.get(key)
+    return None if value in (None, "") else _number(str(value).strip(), key)
+
+
+def _number(text: str, key: str) -> int:
+    if text.isdigit():
+        return int(text)
+    if _TOKEN.fullmatch(text):
+        return ScriptCount(1, text)
+    raise ValueError(f"{key}: found '{text}'; a number is needed")
+
+
+def _seconds(walltime: Any) -> int:
+    try:
+        return seconds_of(walltime)
+    except ValueError as cause:
+        raise ValueError(f"walltime: {cause}") from cause
+
+
+def _launch_sizes(text: str, needs: StepNeeds) -> list[StepNeeds]:
+    """Return the needs of those launches in a text that say their own."""
+    found = [match for match in _LAUNCHER.finditer(text) if match["bracket"] is not None or match["name"][0] == "V"]
+    return [_needs_of_launch(match, text, needs) for match in found]
+
+
+def _needs_of_launch(match: re.Match[str], text: str, needs: StepNeeds) -> StepNeeds:
+    if match["name"] == "VLAUNCHER":
+        needs = _with_variables(needs, text)
+    return needs if match["bracket"] is None else _with_bracket(needs, match)
+
+
+def _with_bracket(needs: StepNeeds, match: re.Match[str]) -> StepNeeds:
+    """Put in the nodes and procs of ``$(LAUNCHER)[2n,4p]``.
+
+    Raises:
+        ValueError: they are none, or more than those of the step.
+    """
+    forms = (form.fullmatch(match["bracket"]) for form in _BRACKETS)
+    found = next((form for form in forms if form is not None), None)
+    if found is None:
+        raise ValueError(f"found '{match[0]}'; {_ALLOWED}.")
+    asked = {key: _number(text, key) for key, text in found.groupdict().items()}
+    for key, number in asked.items():
+        limit = getattr(needs, key)
+        if number < 1 and not isinstance(number, ScriptCount):
+            raise ValueError(f"found '{match[0]}'; {key} must be at least 1.")
+        if limit and number > limit and not isinstance(limit, ScriptCount):
+            raise ValueError(f"found '{match[0]}'; the step has {key}: {limit}, a launch cannot have more.")
+    return dataclasses.replace(needs, nodes=asked.get("nodes", 0), procs=asked["procs"])
+
+
+def _with_variables(needs: StepNeeds, text: str) -> StepNeeds:
+    """Put in references to the shell variables that a script sets for ``$(VLAUNCHER)``."""
+    gpus = _reference("MERLIN_GPUS", text, 0)
+    return dataclasses.replace(
+        needs,
+        nodes=_reference("MERLIN_NODES", text, needs.nodes or 1),
+        procs=_reference("MERLIN_PROCS", text, needs.procs or 1),
+        cores_per_task=_reference("MERLIN_CORES", text, needs.cores_per_task),
+        gpus=gpus if gpus else needs.gpus,
+    )
+
+
+def _reference(variable: str, text: str, default: int) -> ScriptCount:
+    """Return a reference to a shell variable; its number is the largest that the script gives it."""
+    values = [int(value) if value.isdigit() else 1 for value in _assigned(variable, text)]
+    return ScriptCount(max(values, default=default), f"${{{variable}}}")
+
+
+def _assigned(variable: str, text: str) -> list[str]:
+    """Return what a script gives to a variable, outside of comments (Merlin: utils.py:879)."""
+    return re.findall(rf"^(?!\s*#).*?\b{variable}[ \t]*=[ \t]*\"?([^\s;\"]+)", text, re.MULTILINE)
+
+
+# --- the command line --------------------------------------------------------------------------------
+
+
+def launches(text: str) -> bool:
+    """Tell whether a script starts programs with ``$(LAUNCHER)`` or ``$(VLAUNCHER)``."""
+    return _LAUNCHER.search(text) is not None
+
+
+def launched(text: str, type: str, run: Mapping[str, Any], shell: str = "") -> str:
+    """Return a script with the command line of the batch system where ``$(LAUNCHER)`` stands.
+
+    For `local`, there is nothing to launch with: the tokens vanish. The variables of ``$(VLAUNCHER)`` that
+    the script does not set are set in its first lines, as in Merlin (spec/specification.py:489).
+
+    Args:
+        text: The script, still with tokens of samples in it.
+        type: The batch type (`batch_type_of`).
+        run: The step's keys, as for `needs_of`.
+        shell: The interpreter; csh assigns variables with ``set``.
+
+    Raises:
+        ValueError: resources in the text or in the keys are no numbers, or too many.
+        AllocationError: no batch system of this type is known.
+    """
+    system = batch_system(type)
+    if system is None:
+        return launcher_removed(text)
+    if not launches(text):
+        return text
+    needs = dataclasses.replace(_keys(run), options=_options(run, type))
+
+    def line(match: re.Match[str]) -> str:
+        return system.sample_launcher(_needs_of_launch(match, text, needs))
+
+    return _missing_variables(text, needs, shell) + _LAUNCHER.sub(line, text)
+
+
+def _options(run: Mapping[str, Any], type: str) -> str:
+    keys = {**run, **(run.get(STEP_KEY) or {}).get("settings", {})}
+    return str(keys.get(_OPTION_KEYS.get(type, type)) or "").strip()
+
+
+def _missing_variables(text: str, needs: StepNeeds, shell: str) -> str:
+    if "$(VLAUNCHER)" not in text:
+        return ""
+    known = {"nodes": needs.nodes, "procs": needs.procs, "cores per task": needs.cores_per_task, "gpus": needs.gpus}
+    word = "set " if "csh" in shell else ""
+    lines = [
+        f"{word}{variable}={known[key] or default}\n"
+        for variable, (key, default) in _VARIABLES.items()
+        if not _assigned(variable, text)
+    ]
+    return "".join(lines)
+
+
+def batch_type_of(settings: EnsembleSettings, step: StepSettings) -> str:
+    """Return the batch type that samples of a step are launched with.
+
+    Its own, else that of the first worker group that serves its task queue, else that of the batch block.
+    """
+    groups = settings.resources.workers.values()
+    serving = next((group for group in groups if step.task_queue in group.task_queues), None)
+    blocks = (step.batch, serving.batch if serving else None)
+    own = next((block["type"] for block in blocks if block and "type" in block), None)
+    return str(own or settings.batch.type)

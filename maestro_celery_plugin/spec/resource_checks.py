@@ -1,0 +1,283 @@
+"""Checks of resources and times: what can be known before a launch never to fit, and what cannot be read.
+
+What has a parameter's token in it, ``$(NODES)``, is known for each step record only, and is not checked here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import signal
+from collections.abc import Mapping
+from typing import Any
+
+from maestro_celery_plugin.batch.base import LOCAL, batch_system
+from maestro_celery_plugin.batch.packing import slots_of
+from maestro_celery_plugin.config import schema
+from maestro_celery_plugin.config.resources import StepNeeds
+from maestro_celery_plugin.config.settings import BatchSettings, EnsembleSettings, StepSettings, WorkerGroupSettings
+from maestro_celery_plugin.config.tokens import names_in
+from maestro_celery_plugin.config.walltime import clock_text, seconds_of
+from maestro_celery_plugin.errors import SpecificationError
+from maestro_celery_plugin.spec.launcher import batch_type_of, needs_of
+
+__all__ = ["check_resources", "step_needs"]
+
+LOGGER = logging.getLogger(__name__)
+
+_STEP_KEYS = schema.json_schema(StepSettings)["properties"]
+# Batch types whose adapter in Maestro cannot do without a walltime (lsfscriptadapter.py:127).
+_NEED_WALLTIME = ("lsf", "lsf-srun")
+# So much of an allocation is over before workers start samples.
+START_S = 10
+
+
+def step_needs(settings: EnsembleSettings, step: Mapping[str, Any], file: str) -> dict[str, Any]:
+    """Return the fields of `StepNeeds` of a step; of one on this machine, where nobody counts, none.
+
+    Args:
+        settings: The ensemble's settings.
+        step: The step as in the specification.
+        file: Its name, for messages.
+
+    Raises:
+        SpecificationError: a value is no number, or a launch asks for more than its step has.
+    """
+    own = {key: value for key, value in step["run"].items() if key in _STEP_KEYS}
+    if batch_type_of(settings, schema.build(StepSettings, own)) == LOCAL:
+        return {}
+    try:
+        return dataclasses.asdict(needs_of(step["run"]))
+    except ValueError as cause:
+        raise SpecificationError(f"{file}: study.{step['name']}.run.{cause}") from cause
+
+
+def check_resources(settings: EnsembleSettings, data: Mapping[str, Any], file: str, *, ask: bool) -> None:
+    """Make sure that times can be read, and that samples fit into the allocations of their groups.
+
+    Args:
+        settings: The ensemble's settings, with what has to be known of each step.
+        data: The specification.
+        file: Its name, for messages.
+        ask: Whether batch systems may be asked for the size of their nodes.
+
+    Raises:
+        SpecificationError: at the first value that cannot be.
+    """
+    from maestro_celery_plugin.conductor.worker_sources import allocation_name
+
+    steps = {step["name"]: step["run"] for step in data["study"]}
+    for name, run in steps.items():
+        if settings.steps[name].queues:  # what the others need is Maestro's affair
+            _check_step(name, run, file)
+    shared: dict[str, _Group] = {}
+    for name, group in settings.resources.workers.items():
+        _check_walltime_texts(settings, name, group, file)
+        one = _Group(settings, name, file)
+        one.check()
+        if one.system is not None:
+            one.check_beside(shared.setdefault(allocation_name(name, group), one))
+        for step, facts in settings.steps.items():
+            if facts.sampled and set(facts.queues).intersection(group.task_queues):
+                one.check_sample(step, steps[step], StepNeeds(**facts.needs), ask=ask)
+
+
+def _check_step(name: str, run: Mapping[str, Any], file: str) -> None:
+    where = f"study.{name}.run"
+    _seconds(run.get("time_request"), file, f"{where}.time_request")
+    word = run.get("signal")
+    if word is not None and not names_in(word) and word not in signal.Signals.__members__:
+        problem = f"found '{word}'; {schema.nearest(word, signal.Signals.__members__)}"
+        raise SpecificationError.at(file, f"{where}.signal", problem)
+
+
+def _check_walltime_texts(settings: EnsembleSettings, name: str, group: WorkerGroupSettings, file: str) -> None:
+    """Make sure that the walltime of a group can be read, at the place where it was written."""
+    own = group.batch or {}
+    if own.get("type", settings.batch.type) == LOCAL:
+        return
+    if "walltime" in own:
+        _seconds(own["walltime"], file, f"merlin.resources.workers.{name}.batch.walltime")
+    else:
+        _seconds(settings.batch.walltime, file, "batch.walltime")
+
+
+def _seconds(text: str | int | None, file: str, where: str) -> int | None:
+    """Return a time in seconds; None when there is none, or a parameter in it."""
+    if text is None or names_in(str(text)):
+        return None
+    try:
+        return seconds_of(text)
+    except ValueError as cause:
+        raise SpecificationError.at(file, where, f"{cause}.") from cause
+
+
+class _Group:
+    """A worker group, with the batch block that holds for it.
+
+    Attributes:
+        system: Its batch system; None for `local`.
+        nodes: Nodes of its allocation.
+        walltime_s: Time limit of its allocation in seconds; None when there is none.
+    """
+
+    def __init__(self, settings: EnsembleSettings, name: str, file: str) -> None:
+        from maestro_celery_plugin.conductor.worker_sources import batch_of, nodes_of
+
+        self.name, self._file = name, file
+        self._group = settings.resources.workers[name]
+        self.batch: BatchSettings = batch_of(settings, self._group)
+        self.system = batch_system(self.batch.type)
+        self._where = f"merlin.resources.workers.{name}"
+        self.walltime_s: int | None = None
+        self.nodes = 0
+        if self.system is not None:
+            self.walltime_s = _seconds(self.batch.walltime, file, f"{self._where}.batch.walltime")
+            self.nodes = nodes_of(self.batch, self.system.held(os.environ))
+
+    def _error(self, key: str, problem: str) -> SpecificationError:
+        return SpecificationError.at(self._file, f"{self._where}.{key}", problem)
+
+    def check(self) -> None:
+        """Check what the group's own keys say of each other."""
+        if self.batch.type == LOCAL and self._group.allocation:
+            raise self._error(
+                "allocation",
+                f"found '{self._group.allocation}', but workers of the batch type 'local' are in no allocation; "
+                "remove the key, or give the group another `batch.type`.",
+            )
+        if self.system is None:
+            return
+        if len((self._group.allocation or self.name).split()) > 1:
+            text = self._group.allocation or self.name
+            raise self._error(
+                "allocation",
+                f"found '{text}'; Maestro cannot submit batch jobs from a directory with a blank in its name. "
+                "Name the group, or its `allocation`, without.",
+            )
+        self._check_nodes()
+        for key in self.system.ignores:
+            if getattr(self.batch, key):
+                kind = self.batch.type
+                LOGGER.warning("%s: batch.%s: Maestro's adapter for '%s' has no use for it.", self._file, key, kind)
+        if self.walltime_s is None:
+            if self.batch.type in _NEED_WALLTIME:
+                raise self._error(
+                    "batch", f"the walltime is missing, without which Maestro submits no job of the type "
+                    f"'{self.batch.type}'; add it here, or to `batch`.",
+                )  # fmt: skip
+            return
+        for key, seconds in (("drain", self._group.drain), ("warn", self._group.warn)):
+            if seconds is not None and seconds >= self.walltime_s:
+                raise self._error(
+                    key,
+                    f"found {seconds:g} seconds, but the allocation has a walltime of {clock_text(self.walltime_s)}; "
+                    "no sample would ever start.",
+                )
+
+    def _check_nodes(self) -> None:
+        from maestro_celery_plugin.conductor.worker_sources import is_for_this_machine
+
+        if not is_for_this_machine(self._group):
+            return
+        held = self.system.held(os.environ) if self.system else None
+        if self.batch.nodes == "all" and held is None:
+            raise self._error(
+                "nodes",
+                "found 'all', which is the nodes of an allocation that `maestro run` is called in, and there is none "
+                "here; give a number.",
+            )
+        if held is not None and isinstance(self.batch.nodes, int) and self.batch.nodes > held.nodes:
+            LOGGER.warning(
+                "%s: worker group '%s' asks for %d nodes; the allocation around it (job %s) has %d, and it gets these.",
+                self._file, self.name, self.batch.nodes, held.job, held.nodes,
+            )  # fmt: skip
+
+    def check_beside(self, first: _Group) -> None:
+        """Make sure that groups which share an allocation ask for the same one, and can share it."""
+        if first is self:
+            return
+        if self.batch.type == "lsf":
+            raise self._error(
+                "allocation",
+                f"found the allocation of '{first.name}'; under LSF, `jsrun` gives its nodes to one group at a time. "
+                "Give each group its own.",
+            )
+        for key, mine in self._request.items():
+            if mine != first._request[key]:
+                raise self._error(
+                    "allocation",
+                    f"found the allocation of '{first.name}', but {key} is {mine} here "
+                    f"and {first._request[key]} there; groups that share an allocation need the same.",
+                )
+
+    @property
+    def _request(self) -> dict[str, str]:
+        walltime = "none" if self.walltime_s is None else clock_text(self.walltime_s)
+        others = ("queue", "bank", "qos", "reservation", "procs", "gpus")
+        values = {key: str(getattr(self.batch, key) or "none") for key in others}
+        return {"batch.type": self.batch.type, "nodes": str(self.nodes), "walltime": walltime, **values}
+
+    def check_sample(self, step: str, run: Mapping[str, Any], needs: StepNeeds, *, ask: bool) -> None:
+        """Make sure that a sample of a step fits into the group's allocation."""
+        if self.system is None:
+            return
+        where, owner = f"study.{step}.run", f"the allocation of worker group '{self.name}' has"
+        if needs.nodes > self.nodes:
+            raise SpecificationError.at(
+                self._file,
+                f"{where}.{'nodes' if run.get('nodes') else 'cmd'}",
+                f"found {needs.nodes} nodes; {owner} {_count(self.nodes, 'node')}; ask for fewer, or give the group "
+                "more `nodes`.",
+            )
+        time_request = _seconds(run.get("time_request"), self._file, f"{where}.time_request")
+        warn_s = round(self._group.warn)
+        if time_request and self.walltime_s and time_request > self.walltime_s - START_S - warn_s:
+            raise SpecificationError.at(
+                self._file,
+                f"{where}.time_request",
+                f"found {clock_text(time_request)}; {owner} a walltime of {clock_text(self.walltime_s)}, of which "
+                f"workers need {START_S} seconds to start, and samples are warned in the last {warn_s} (`warn`); ask "
+                "for less, or give the group more `walltime`.",
+            )
+        if self.batch.gpus is not None and needs.gpu_count > self.batch.gpus * self.nodes:
+            raise SpecificationError.at(
+                self._file,
+                f"{where}.{'gpus per task' if needs.gpus_per_task else 'gpus'}",
+                f"found {_count(needs.gpu_count, 'GPU')}; {owner} {self.batch.gpus * self.nodes}; ask for fewer, or "
+                "give the group more `gpus` or `nodes`.",
+            )
+        delay_s, idle_s = run.get("retry_delay"), self._group.idle_limit
+        if isinstance(delay_s, int | float) and delay_s >= idle_s:
+            raise SpecificationError.at(
+                self._file,
+                f"{where}.retry_delay",
+                f"found {delay_s:g} seconds, but workers of the group '{self.name}' leave their allocation after "
+                f"{idle_s:g} seconds without work; ask for less, or give the group a longer `idle_limit`.",
+            )
+        if ask and needs.cores > 1:
+            self._check_cores(where, needs, owner, self.system.largest_node(self.batch))
+
+    def _slots(self, needs: StepNeeds, cores: int) -> int:
+        shares = self.system is None or self.system.shares_nodes
+        return slots_of(needs, self.nodes, cores, self.batch.gpus, shares_nodes=shares)
+
+    def _check_cores(self, where: str, needs: StepNeeds, owner: str, cores: int | None) -> None:
+        if cores is None or self._slots(needs, cores):
+            return
+        spread = f" on {_count(needs.nodes, 'node')}" if needs.nodes else ""
+        counts_gpus = needs.gpu_count and self.batch.gpus is not None
+        gpus = f" and {_count(needs.gpu_count, 'GPU')}" if counts_gpus else ""
+        has = f" and {_count(self.batch.gpus or 0, 'GPU')}" if counts_gpus else ""
+        raise SpecificationError.at(
+            self._file,
+            f"{where}.procs",
+            f"found {needs.procs or 1} procs with {_count(needs.cores_per_task, 'core')} each{spread}{gpus}; {owner} "
+            f"{_count(self.nodes, 'node')} with at most {_count(cores, 'core')}{has}; ask for fewer, or give the group "
+            "more `nodes`.",
+        )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

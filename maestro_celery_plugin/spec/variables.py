@@ -1,0 +1,120 @@
+"""Variables: what `env` names, put in everywhere before the specification is checked.
+
+Keys, values, the study's name, worker names: Merlin puts variables into the text of the specification,
+so they may stand anywhere. Done on the parsed document here, where a value cannot break the YAML.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from maestro_celery_plugin.config.tokens import names_in, substitute
+from maestro_celery_plugin.errors import SpecificationError
+
+__all__ = ["MAESTRO_VARIABLES", "Variables"]
+
+# Maestro gives these their values when it knows the output path (maestro.py:421, 437).
+MAESTRO_VARIABLES = ("OUTPUT_PATH", "SPECROOT")
+# What the shell will read: ``~`` and ``$ENV`` in it are the shell's.
+_COMMANDS = ("cmd", "restart", "pre", "post")
+_ONE_TOKEN = re.compile(r"\$\(([^\s()]+)\)")
+
+
+class Variables:
+    """The variables and labels of `env`, each with its final value.
+
+    A text that is one variable and nothing else takes the variable's value with its type. ``~`` and
+    ``$ENV`` are expanded, but not in commands.
+
+    Args:
+        data: The specification.
+        file: Its name, for messages.
+
+    Raises:
+        SpecificationError: a variable refers to itself.
+    """
+
+    def __init__(self, data: Mapping[str, Any], file: str) -> None:
+        self._file = file
+        environment = data.get("env") or {}
+        self._blocks = {
+            str(name): block for block in ("variables", "labels") for name in environment.get(block) or {}
+        }
+        raw = {**(environment.get("variables") or {}), **(environment.get("labels") or {})}
+        self._raw = {str(name): value for name, value in raw.items() if name not in MAESTRO_VARIABLES}
+        self._values: dict[str, Any] = {}
+        for name in self._raw:
+            self._resolve(name, ())
+        self._add_upper_case(data)
+        self._texts = {name: str(value) for name, value in self._values.items()}
+
+    def _resolve(self, name: str, via: tuple[str, ...]) -> Any:
+        """Return the value of a variable, with those it uses put in."""
+        if name in via:
+            circle = " -> ".join((*via[via.index(name) :], name))
+            where = f"env.{self._blocks[name]}.{name}"
+            raise SpecificationError.at(self._file, where, f"it refers to itself: {circle}; give it a value.")
+        if name not in self._values:
+            value = self._raw[name]
+            if isinstance(value, str):
+                inner = {n: self._resolve(n, (*via, name)) for n in names_in(value) if n in self._raw}
+                value = _expanded(_filled(value, inner))
+            self._values[name] = value
+        return self._values[name]
+
+    def _add_upper_case(self, data: Mapping[str, Any]) -> None:
+        """Let ``$(SIZE)`` mean ``size``, unless it has a meaning (Merlin: spec/expansion.py:227)."""
+        merlin = data.get("merlin")
+        samples = merlin.get("samples") if isinstance(merlin, Mapping) else None
+        labels = (samples.get("column_labels") or []) if isinstance(samples, Mapping) else []
+        taken = {*self._values, *(data.get("global.parameters") or {}), *map(str, labels), *MAESTRO_VARIABLES}
+        for name in tuple(self._values):
+            if name.upper() not in taken:
+                self._values[name.upper()] = self._values[name]
+
+    def put_into(self, data: dict[str, Any]) -> dict[str, Any]:
+        """Return the specification with every variable replaced by its value.
+
+        Raises:
+            SpecificationError: two keys of a block become the same.
+        """
+        return {key: self._walk(value, (key,)) for key, value in data.items()}
+
+    def _walk(self, item: Any, where: tuple[str, ...]) -> Any:
+        if isinstance(item, dict):
+            return self._walk_block(item, where)
+        if isinstance(item, list):
+            return [self._walk(entry, where) for entry in item]
+        if not isinstance(item, str):
+            return item
+        if where[-1] in _COMMANDS and where[0] != "env":
+            return substitute(item, self._texts)
+        return _expanded(_filled(item, self._values))
+
+    def _walk_block(self, block: dict[Any, Any], where: tuple[str, ...]) -> dict[Any, Any]:
+        result = {}
+        for key, value in block.items():
+            filled = substitute(key, self._texts) if isinstance(key, str) else key
+            if filled in result:
+                raise SpecificationError.at(
+                    self._file,
+                    ".".join(where),
+                    f"the key '{filled}' is there twice (as '{key}'); use each key once.",
+                )
+            result[filled] = self._walk(value, (*where, str(filled)))
+        return result
+
+
+def _filled(text: str, values: Mapping[str, Any]) -> Any:
+    only = _ONE_TOKEN.fullmatch(text)
+    if only and only[1] in values:
+        return values[only[1]]
+    return substitute(text, {name: str(value) for name, value in values.items()})
+
+
+def _expanded(value: Any) -> Any:
+    """Expand ``~`` and ``$ENV``; a variable of the environment that is not set stays as it is."""
+    return os.path.expandvars(os.path.expanduser(value)) if isinstance(value, str) else value  # noqa: PTH111 - it may be no path

@@ -1,0 +1,120 @@
+"""Staging: a Maestro step becomes the manifest of a step record."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from maestro_celery_plugin.batch.base import LOCAL
+from maestro_celery_plugin.config.resources import StepNeeds
+from maestro_celery_plugin.config.step_entry import STEP_KEY, step_settings
+from maestro_celery_plugin.config.tokens import study_values, substitute
+from maestro_celery_plugin.config.walltime import seconds_of
+from maestro_celery_plugin.errors import AllocationError, SpecificationError
+from maestro_celery_plugin.samples.paths import SamplePaths
+from maestro_celery_plugin.samples.table import open_table
+from maestro_celery_plugin.spec.launcher import batch_type_of, launched, launches, needs_of
+from maestro_celery_plugin.study.layout import StudyPlan
+from maestro_celery_plugin.study.manifest import Manifest
+from maestro_celery_plugin.worker.attempt import Runner
+
+__all__ = ["manifest_of", "write_example"]
+
+
+def manifest_of(plan: StudyPlan, step: Any, workspace: str, number: int) -> Manifest:
+    """Return the manifest of a step record.
+
+    Args:
+        plan: The study.
+        step: Maestro's `StudyStep`, with variables and parameters put in.
+        workspace: The step record's Maestro workspace.
+        number: The step record's number.
+
+    Raises:
+        SpecificationError: a sample cannot be launched with the resources that the step names.
+    """
+    entry, settings = step.run[STEP_KEY], step_settings(step.run)
+    scripts = _Scripts(plan, step)
+    samples = plan.settings.samples
+    sampled = bool(entry["sampled"])
+    return Manifest(
+        number=number,
+        name=step.real_name,
+        step=entry["step"],
+        workspace=workspace,
+        script=step.name.replace("/", "_"),
+        cmd=scripts.text("cmd"),
+        restart=scripts.text("restart"),
+        shell=scripts.shell,
+        sampled=sampled,
+        samples=plan.rows if sampled else 1,
+        labels=list(samples.column_labels) if samples and sampled else [],
+        table=str(plan.table) if sampled else None,
+        index_cache=str(plan.info),
+        level_max_dirs=plan.level_max_dirs,
+        task_queue=settings.task_queue,
+        max_retries=settings.max_retries,
+        retry_delay_s=settings.retry_delay,
+        time_request_s=_time_request(step, settings.time_request),
+        signal=settings.signal,
+        needs=scripts.needs,
+        launches=scripts.launch,
+    )
+
+
+def _time_request(step: Any, text: str | int | None) -> int | None:
+    """Return the time that a sample needs, in seconds; parameters have been put into the text.
+
+    Raises:
+        SpecificationError: it is no time.
+    """
+    try:
+        return None if text is None else seconds_of(text)
+    except ValueError as cause:
+        raise SpecificationError(f"study.{step.name}.run.time_request: {cause}.") from cause
+
+
+class _Scripts:
+    """The scripts of a step record, and what samples need that run them."""
+
+    def __init__(self, plan: StudyPlan, step: Any) -> None:
+        self._plan, self._run = plan, step.run
+        settings = step_settings(step.run)
+        self._type = batch_type_of(plan.settings, settings)
+        self.shell = settings.shell or plan.settings.batch.shell
+
+    @property
+    def launch(self) -> bool:
+        """Whether they start parallel programs with a launcher."""
+        return self._type != LOCAL and any(launches(self._run[key]) for key in ("cmd", "restart"))
+
+    @property
+    def needs(self) -> StepNeeds:
+        """What one sample needs; on this machine, where nobody counts, nothing."""
+        with self._errors_at("run"):
+            return needs_of(self._run) if self._type != LOCAL else StepNeeds()
+
+    def text(self, key: str) -> str:
+        """Return `cmd` or `restart`, with the launcher and all tokens that are the same for every sample."""
+        plan = self._plan
+        with self._errors_at(f"run.{key}"):
+            text = launched(self._run[key], self._type, self._run, self.shell)
+        paths = SamplePaths(plan.rows, plan.level_max_dirs)
+        return substitute(text, study_values(str(plan.root), plan.timestamp, paths, text))
+
+    @contextlib.contextmanager
+    def _errors_at(self, where: str) -> Iterator[None]:
+        try:
+            yield
+        except (ValueError, AllocationError) as cause:
+            raise SpecificationError(f"study.{self._run[STEP_KEY]['step']}.{where}: {cause}") from cause
+
+
+def write_example(manifest: Manifest) -> None:
+    """Write the script of a record's first sample, for a look at it in a dry run."""
+    table = open_table(Path(str(manifest.table)), manifest.labels, Path(manifest.index_cache))
+    runner = Runner(manifest, table.row)
+    Path(runner.directory(0)).mkdir(parents=True, exist_ok=True)
+    runner.write_script(0, again=False)

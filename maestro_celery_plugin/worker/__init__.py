@@ -1,0 +1,1 @@
+"""A worker: the process in an allocation that runs samples."""

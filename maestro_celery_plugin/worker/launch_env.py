@@ -1,0 +1,59 @@
+"""Launches: what samples that start parallel programs with `$(LAUNCHER)` get, and how these are warned."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from collections.abc import Mapping
+
+from maestro_celery_plugin.batch.base import LAUNCH_CORES, LAUNCH_NAME, LAUNCH_NODES, BatchSystem
+from maestro_celery_plugin.errors import AllocationError
+from maestro_celery_plugin.study.manifest import Manifest
+from maestro_celery_plugin.worker.attempt import RunningAttempt
+
+__all__ = ["SampleLaunches"]
+
+LOGGER = logging.getLogger(__name__)
+
+
+class SampleLaunches:
+    """The launches of one worker process.
+
+    Args:
+        writer: Name of the process, unique in the session.
+        system: The batch system; None where there is nothing to launch with.
+        cores: Cores of a node.
+    """
+
+    def __init__(self, writer: str, system: BatchSystem | None = None, cores: int = 1) -> None:
+        self._writer, self._system, self._cores = writer, system, cores
+
+    def name(self, slot: int) -> str:
+        """Return the name of what the sample in a slot launches."""
+        return f"{self._writer}.{slot}"
+
+    def environment(self, slot: int, manifest: Manifest) -> dict[str, str] | None:
+        """Return the environment of a sample; None for that of the worker."""
+        if self._system is None or not manifest.launches:
+            return None
+        nodes = -(-manifest.needs.cores // max(1, self._cores))
+        launch = {LAUNCH_NAME: self.name(slot), LAUNCH_NODES: str(nodes), LAUNCH_CORES: str(self._cores)}
+        return {**os.environ, **launch}
+
+    def warn(self, running: Mapping[int, RunningAttempt], number: signal.Signals) -> None:
+        """Send samples the signal of their step, once: to what they have launched, else to their process group.
+
+        Args:
+            running: Attempts by slot.
+            number: The signal.
+        """
+        fresh = {self.name(slot): attempt for slot, attempt in running.items() if not attempt.is_warned}
+        reached: set[str] = set()
+        if fresh and self._system is not None:
+            try:
+                reached = self._system.signal_samples(fresh, number)
+            except AllocationError as error:
+                LOGGER.warning("%s", error)
+        for name, attempt in fresh.items():
+            attempt.warn(None if name in reached else number)
