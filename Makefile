@@ -27,6 +27,7 @@ test-unit: $(VENV)/.tested
 lint: $(VENV)/.tested
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 # The installed wheel is what the tests run against.
 $(VENV)/.installed: $(SOURCES)

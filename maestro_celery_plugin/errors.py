@@ -1,8 +1,7 @@
-"""What can go wrong, in words for the person at the terminal.
+"""The errors of the package, each with a message for the user.
 
-Every error a user can cause or meet derives from `EnsembleError`; the edges (`maestro run`,
-`maestro-celery`) print its message and nothing else. The docstring of each class is its message when
-none is given.
+Every error that a user can cause or meet derives from `EnsembleError`; the commands (`maestro run`,
+`maestro-celery`) print its message without a traceback. The docstring of a class is its default message.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ __all__ = [
     "BatchSystemAwayError",
     "BrokerError",
     "EnsembleError",
+    "ExtensionError",
     "LedgerError",
     "SampleError",
     "SpecificationError",
@@ -23,7 +23,7 @@ __all__ = [
 
 
 class EnsembleError(Exception):
-    """Something went wrong in the ensemble."""
+    """The ensemble has failed."""
 
     def __init__(self, message: str | None = None) -> None:
         super().__init__(message or (type(self).__doc__ or "").strip())
@@ -37,7 +37,7 @@ class SpecificationError(EnsembleError):
 
     @classmethod
     def at(cls, file: str, where: str, problem: str) -> SpecificationError:
-        """Build the error for one key: `where` is its dotted path in `file`."""
+        """Return the error for one key: `where` is its dotted path in `file`."""
         return cls(f"{file}: {where}: {problem}" if where else f"{file}: {problem}")
 
 
@@ -54,15 +54,19 @@ class WorkerError(EnsembleError):
 
 
 class AllocationError(EnsembleError):
-    """An allocation cannot be had."""
+    """An allocation cannot be opened."""
 
 
 class AllocationOverError(AllocationError):
-    """The allocation around this process has no time left for further samples."""
+    """The allocation around this process has no time left for more samples."""
 
 
 class BatchSystemAwayError(AllocationError):
     """The batch system does not answer now."""
+
+
+class ExtensionError(EnsembleError):
+    """An extension cannot be used."""
 
 
 class LedgerError(EnsembleError):
@@ -74,4 +78,4 @@ class StudyError(EnsembleError):
 
 
 class UnsupportedMaestroError(EnsembleError):
-    """The installed Maestro is not one that this plugin supports."""
+    """The plugin does not support the installed version of Maestro."""

@@ -1,31 +1,26 @@
-"""Extension points. A third party implements them in a package with a ``maestro_celery`` entry point.
+"""The hooks: the extension points of the package. An extension implements some of them.
+
+An extension is a package with an entry point in the group ``maestro_celery``:
 
     [project.entry-points.maestro_celery]
     hdf5 = "my_package.samples"
 
-Our own readers register through the same manager (`plugins.py`).
+It imports what it needs from `maestro_celery_plugin` itself. The readers and batch systems of this package are
+registered through the same hooks (`plugins.py`).
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
 
 import pluggy
 
-if TYPE_CHECKING:
-    from maestro_celery_plugin.batch.base import BatchSystem
+from maestro_celery_plugin.batch.base import BatchSystem
+from maestro_celery_plugin.samples.table import SampleTable
 
-__all__ = [
-    "HOOK_NAMESPACE",
-    "AttemptFinished",
-    "SampleTable",
-    "attempt_finished",
-    "batch_system",
-    "hookimpl",
-    "open_samples",
-]
+__all__ = ["HOOK_NAMESPACE", "Attempt", "attempt_finished", "batch_system", "hookimpl", "open_samples"]
 
 HOOK_NAMESPACE = "maestro_celery"
 
@@ -33,39 +28,35 @@ hookspec = pluggy.HookspecMarker(HOOK_NAMESPACE)
 hookimpl = pluggy.HookimplMarker(HOOK_NAMESPACE)
 
 
-class SampleTable(Protocol):
-    """Rows of text, read one at a time from a file that may be larger than memory."""
+@dataclasses.dataclass(frozen=True)
+class Attempt:
+    """One execution of one sample, after its end.
 
-    def __len__(self) -> int:
-        """Return the number of rows."""
-
-    @property
-    def width(self) -> int:
-        """The number of columns."""
-
-    def row(self, index: int) -> Sequence[str]:
-        """Return the values of one row as they are put into scripts; safe to call from several threads."""
-
-
-class AttemptFinished(Protocol):
-    """One execution of one sample, after its end."""
+    Attributes:
+        record: Name of the step record.
+        sample: Index of the sample.
+        code: Exit code; negative for a signal, as in `subprocess`.
+        duration_s: Wall time in seconds.
+        was_ended: Whether the worker has ended the attempt, so that the code does not describe the sample.
+    """
 
     record: str
     sample: int
     code: int
     duration_s: float
+    was_ended: bool
 
 
 @hookspec(firstresult=True)
 def open_samples(path: Path, labels: Sequence[str], cache: Path) -> SampleTable | None:
-    """Open a sample table, or return None when the file is not of a kind this plugin reads.
+    """Open a sample table, or return None when the extension does not read files of this kind.
 
-    Called in `maestro run` (once, to check and to index) and in every worker.
+    `maestro run` calls this hook once, to check and index the table; each worker calls it again.
 
     Args:
-        path: The file; its suffix tells the kind.
-        labels: The column labels of the specification, in its order.
-        cache: A directory for an index, kept as long as the study.
+        path: The file; its suffix shows the kind.
+        labels: The column labels of the specification, in their order.
+        cache: A directory for an index, which exists as long as the study.
 
     Raises:
         SampleError: the file is of this kind, but cannot be used.
@@ -74,12 +65,12 @@ def open_samples(path: Path, labels: Sequence[str], cache: Path) -> SampleTable 
 
 @hookspec
 def batch_system() -> BatchSystem:  # type: ignore[empty-body]
-    """Return what knows one more batch system, which a specification names by its `type`.
+    """Return an additional batch system, which a specification selects by its `type`.
 
-    Called in `maestro run`, in the conductor and in workers; see `batch_systems.BatchSystem`.
+    The package calls this hook in `maestro run`, in the conductor and in workers; `BatchSystem` has the interface.
     """
 
 
 @hookspec
-def attempt_finished(attempt: AttemptFinished) -> None:
-    """Tell that an attempt has ended; called in the worker, after the ledger has it."""
+def attempt_finished(attempt: Attempt) -> None:
+    """Receive an attempt that has ended; the worker calls this hook after it has written the ledger."""

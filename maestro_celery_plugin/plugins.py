@@ -1,28 +1,170 @@
-"""The plugin manager: our own parts and those of third parties, registered the same way."""
+"""The plugin manager: the parts of this package and of extensions, registered through the same hooks."""
 
 from __future__ import annotations
 
 import functools
+import importlib.metadata
+import inspect
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import pluggy
 
 from maestro_celery_plugin import hookspecs
+from maestro_celery_plugin.batch.base import BatchSystem, HeldAllocation
 from maestro_celery_plugin.batch.flux import Flux
 from maestro_celery_plugin.batch.lsf import Lsf, LsfSrun
 from maestro_celery_plugin.batch.slurm import Slurm
+from maestro_celery_plugin.config.groups import LOCAL
+from maestro_celery_plugin.errors import AllocationError, ExtensionError
+from maestro_celery_plugin.hookspecs import HOOK_NAMESPACE, hookimpl
 from maestro_celery_plugin.samples.npy import NpyReader
+from maestro_celery_plugin.samples.table import SampleTable, checked_table, first_identity
 from maestro_celery_plugin.samples.text import CsvReader, TabReader
 
-__all__ = ["plugin_manager"]
+__all__ = ["batch_system", "batch_systems", "held_allocation", "open_table", "plugin_manager"]
+
+
+class _Reader:
+    """A reader of this package as an implementation of the hook `open_samples`."""
+
+    def __init__(self, reader: NpyReader | CsvReader) -> None:
+        self._reader = reader
+
+    @hookimpl
+    def open_samples(self, path: Path, labels: Sequence[str], cache: Path) -> SampleTable | None:
+        return self._reader.open(path, labels, cache)
+
+
+class _System:
+    """A batch system of this package as an implementation of the hook `batch_system`."""
+
+    def __init__(self, system: BatchSystem) -> None:
+        self._system = system
+
+    @hookimpl
+    def batch_system(self) -> BatchSystem:
+        return self._system
 
 
 @functools.lru_cache(maxsize=1)
 def plugin_manager() -> pluggy.PluginManager:
-    """Return the manager with all parts registered; built once per process."""
-    manager = pluggy.PluginManager(hookspecs.HOOK_NAMESPACE)
+    """Return the manager with all parts registered; the first call of a process builds it.
+
+    Raises:
+        ExtensionError: an extension cannot be loaded, or does not implement its hooks.
+    """
+    manager = pluggy.PluginManager(HOOK_NAMESPACE)
     manager.add_hookspecs(hookspecs)
-    for part in (NpyReader(), CsvReader(), TabReader(), Slurm(), Lsf(), LsfSrun(), Flux()):
-        manager.register(part, name=type(part).__name__)
-    manager.load_setuptools_entrypoints(hookspecs.HOOK_NAMESPACE)
-    manager.check_pending()
+    for reader in (NpyReader(), CsvReader(), TabReader()):
+        manager.register(_Reader(reader), name=type(reader).__name__)
+    for system in (Slurm(), Lsf(), LsfSrun(), Flux()):
+        manager.register(_System(system), name=system.type)
+    for name in sorted({entry.name for entry in importlib.metadata.entry_points(group=HOOK_NAMESPACE)}):
+        _load(manager, name)
     return manager
+
+
+def _load(manager: pluggy.PluginManager, name: str) -> None:
+    """Load an extension and check its batch systems.
+
+    Raises:
+        ExtensionError: it cannot be loaded, or a hook has a fault.
+    """
+    try:
+        manager.load_setuptools_entrypoints(HOOK_NAMESPACE, name)
+        manager.check_pending()
+    except Exception as cause:  # whatever the code of an extension raises
+        text = " ".join(str(cause).split())
+        raise ExtensionError(f"The extension '{name}' cannot be loaded: {text or type(cause).__name__}.") from cause
+    for hook in manager.get_hookcallers(manager.get_plugin(name)) or ():
+        if hook.name == "batch_system":
+            for implementation in hook.get_hookimpls():
+                if implementation.plugin_name == name:
+                    _check(implementation.function(), BatchSystem, name, hook.name)
+
+
+def _check(value: object, protocol: type, extension: str, hook: str) -> None:
+    """Make sure that an object of an extension has the attributes and methods of its interface.
+
+    Raises:
+        ExtensionError: it lacks one of them.
+    """
+    fault = next(_faults(value, protocol), None)
+    if fault is not None:
+        raise ExtensionError(
+            f"The extension '{extension}' cannot be used: hook '{hook}': {type(value).__name__} {fault} of "
+            f"{protocol.__name__}. Correct the extension, or uninstall it."
+        )
+
+
+def _faults(value: object, protocol: type) -> Iterator[str]:
+    for name in inspect.get_annotations(protocol):
+        if not hasattr(value, name):
+            yield f"has no attribute '{name}'"
+    for name, member in vars(protocol).items():
+        if isinstance(member, property) and not hasattr(value, name):
+            yield f"has no attribute '{name}'"
+        if not inspect.isfunction(member) or (name.startswith("_") and name != "__len__"):
+            continue
+        parameters = [p for p in inspect.signature(member).parameters if p != "self"]
+        written = f"'{name}({', '.join(parameters)})'"
+        method = getattr(value, name, None)
+        if not callable(method):
+            yield f"has no method {written}"
+        elif not _takes(method, len(parameters)):
+            yield f"has a method '{name}' that does not accept the arguments of {written}"
+
+
+def _takes(method: Any, count: int) -> bool:
+    try:
+        inspect.signature(method).bind(*[None] * count)
+    except TypeError:
+        return False
+    return True
+
+
+def batch_systems() -> dict[str, BatchSystem]:
+    """Return all registered batch systems by `batch.type`."""
+    return {system.type: system for system in reversed(plugin_manager().hook.batch_system())}
+
+
+def batch_system(type: str) -> BatchSystem | None:
+    """Return the batch system of a `batch.type`; None for `local`.
+
+    Raises:
+        AllocationError: no batch system is registered for the type.
+    """
+    if type == LOCAL:
+        return None
+    systems = batch_systems()
+    if type not in systems:
+        raise AllocationError(f"unknown batch type '{type}'; known types are {', '.join((LOCAL, *systems))}.")
+    return systems[type]
+
+
+def held_allocation(batch_type: str) -> HeldAllocation | None:
+    """Return the allocation of a batch type around this process; None outside of one, and for `local`."""
+    system = batch_system(batch_type)
+    return system.held(os.environ) if system else None
+
+
+def open_table(path: Path, labels: Sequence[str], cache: Path) -> SampleTable:
+    """Open the sample table with the reader for its kind, and check it.
+
+    Args:
+        path: The file.
+        labels: The column labels.
+        cache: Directory for the index and for the identity of the file at the launch.
+
+    Raises:
+        SampleError: the file does not exist, has no reader, has no row, does not fit the labels, or has changed since
+            the launch.
+    """
+    identity = first_identity(path, cache)
+    table = plugin_manager().hook.open_samples(path=path, labels=labels, cache=cache)
+    if table is not None:
+        _check(table, SampleTable, type(table).__module__, "open_samples")
+    return checked_table(table, identity, labels)

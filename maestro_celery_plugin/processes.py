@@ -1,4 +1,4 @@
-"""Processes of this machine: whether one still lives, and what a dead worker has left behind."""
+"""Processes of this machine: the identity of one, and the end of those that a dead worker has left behind."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ import os
 import signal
 import socket
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["ProcessId", "adopt_orphans", "die_with_parent", "end_descendants", "end_marked", "host_name", "wait_until"]
+import psutil
+
+from maestro_celery_plugin import clock
+
+__all__ = ["ProcessId", "adopt_orphans", "die_with_parent", "end_descendants", "end_marked", "host_name"]
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -21,11 +24,13 @@ _PR_SET_CHILD_SUBREAPER = 36
 
 @dataclasses.dataclass(frozen=True)
 class ProcessId:
-    """A process, told from a later one with the same number by its start time.
+    """A process, distinguished from a later process with the same number by its start time.
+
+    psutil has start times in Unix seconds only, which change when the clock of the machine is set.
 
     Attributes:
-        pid: Its number.
-        start: Its start time in clock ticks since boot (field 22 of /proc/<pid>/stat); 0 when unknown.
+        pid: Number of the process.
+        start: Start time in clock ticks since boot (field 22 of /proc/<pid>/stat); 0 when unknown.
     """
 
     pid: int
@@ -38,7 +43,7 @@ class ProcessId:
 
     @property
     def is_alive(self) -> bool:
-        """Whether it runs; a zombie does not."""
+        """Whether the process runs; a zombie does not."""
         return _start_time(self.pid) == self.start
 
     def signal(self, number: signal.Signals, *, group: bool = False) -> None:
@@ -76,24 +81,15 @@ def adopt_orphans() -> None:
 
 
 def end_descendants() -> None:
-    """Kill all descendants of this process, generation by generation."""
-    while True:
-        children = _children(os.getpid())
-        if not children:
-            return
-        for pid in children:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        for pid in children:
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(pid, 0)
+    """Kill all descendants of this process, generation by generation.
 
-
-def _children(pid: int) -> list[int]:
-    try:
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except OSError:
-        return []
+    Orphans of a generation become children of this process (`adopt_orphans`), which alone can reap them.
+    """
+    while children := psutil.Process().children():
+        for child in children:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+        psutil.wait_procs(children)
 
 
 def host_name() -> str:
@@ -101,20 +97,19 @@ def host_name() -> str:
     return socket.gethostname()
 
 
-def _marked(marker: bytes) -> Iterator[int]:
-    """Yield the processes of this machine whose environment has the line `marker`."""
+def _marked(name: str, value: str) -> Iterator[int]:
+    """Yield the processes of this machine that have ``name=value`` in their environment."""
     own = {os.getpid(), os.getppid()}
-    for entry in os.scandir("/proc"):
-        if entry.name.isdigit() and int(entry.name) not in own:
-            with contextlib.suppress(OSError):
-                if marker in Path(entry.path, "environ").read_bytes().split(b"\0"):
-                    yield int(entry.name)
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.pid not in own and process.environ().get(name) == value:
+                yield process.pid
 
 
 def end_marked(name: str, value: str, *, spare: frozenset[int] = frozenset(), grace_s: float = 5.0) -> int:
     """End every process that was started with ``name=value`` in its environment.
 
-    Samples of a worker that died carry its name there, whatever process group or session they have made.
+    The samples of a worker carry the name of the worker there, also those that have left its process group.
 
     Args:
         name: Name of the environment variable.
@@ -123,24 +118,13 @@ def end_marked(name: str, value: str, *, spare: frozenset[int] = frozenset(), gr
         grace_s: Seconds between SIGTERM and SIGKILL.
 
     Returns:
-        The number of processes found at first.
+        The number of processes that were found before the first signal.
     """
-    marker = f"{name}={value}".encode()
-    found = [ProcessId.of(pid) for pid in _marked(marker) if pid not in spare]
+    found = [ProcessId.of(pid) for pid in _marked(name, value) if pid not in spare]
     for process in found:
         process.signal(signal.SIGTERM)
-    wait_until(lambda: not any(process.is_alive for process in found), grace_s)
-    for pid in _marked(marker):
+    clock.wait_until(lambda: not any(process.is_alive for process in found), grace_s)
+    for pid in _marked(name, value):
         if pid not in spare:
             ProcessId.of(pid).signal(signal.SIGKILL)
     return len(found)
-
-
-def wait_until(condition: Callable[[], bool], timeout_s: float, interval_s: float = 0.02) -> bool:
-    """Wait until a condition holds; return whether it does."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(interval_s)
-    return True

@@ -1,8 +1,8 @@
-"""States and exit codes: every one there is, and the tables that lead from one kind to another.
+"""All states and exit codes, and the tables that map one kind to another.
 
 exit code of an attempt → `Outcome` of the sample → `RecordState` of the step record → Maestro's `State`
 
-a batch system's word → `AllocationState` → `RecordState` of the step records whose allocations have ended
+state of a batch system → `AllocationState` → `RecordState` of the step records whose allocations have ended
 """
 
 from __future__ import annotations
@@ -11,50 +11,56 @@ import enum
 
 __all__ = [
     "ALLOCATION_ENDS",
+    "BROKEN",
     "EXIT_OUTCOMES",
     "MAESTRO_STATES",
+    "POISON_LIMIT",
+    "UNREADABLE",
     "AllocationState",
     "ExitCode",
     "Outcome",
     "RecordState",
+    "cannot_run_code",
+    "errno_of",
+    "is_request",
     "outcome_of",
 ]
 
 
 class ExitCode(enum.IntEnum):
-    """Exit codes with a meaning, Merlin's (common/enums.py:34-42)."""
+    """Exit codes with a meaning, as in Merlin (common/enums.py:34-42)."""
 
     SUCCESS = 0
-    """The sample is done."""
+    """The sample has finished."""
     RESTART = 100
     """Run the sample again, with `restart`."""
     SOFT_FAIL = 101
-    """The sample failed; the step goes on."""
+    """The sample failed; the step continues."""
     HARD_FAIL = 102
-    """The sample failed, and with it the step."""
+    """The sample failed, and the step fails."""
     RETRY = 104
     """Run the sample again, with `cmd`."""
     STOP_WORKERS = 105
-    """The sample is done; stop all workers of the study."""
+    """The sample has finished; stop all workers of the study."""
     RAISE_ERROR = 106
-    """The sample failed, and with it the step (Merlin raises an exception here)."""
+    """The sample failed, and the step fails (Merlin raises an exception here)."""
 
 
 class Outcome(enum.IntEnum):
-    """What became of a sample. Everything but `OPEN` is final."""
+    """The outcome of a sample. All outcomes except `OPEN` are final."""
 
-    # The numbers are in no file. Should two attempts under the same epoch end, the higher one counts.
+    # No file has these numbers. If two attempts under the same epoch end, the higher outcome counts.
 
     OPEN = 0
-    """Not decided: not started, running, lost, or waiting for another attempt."""
+    """No outcome yet: not started, running, lost, or waiting for another attempt."""
     FINISHED = 3
-    """Done."""
+    """Finished."""
     FAILED = 1
-    """Soft-failed: recorded, and the step goes on."""
+    """Failed; the step continues."""
     HARD_FAILED = 2
-    """Failed such that its step fails."""
+    """Failed; the step fails."""
     STOPPED_STUDY = 4
-    """Done, and the last that shall be done: all workers stop."""
+    """Finished, with the request that all workers stop."""
 
 
 EXIT_OUTCOMES: dict[ExitCode, Outcome] = {
@@ -68,29 +74,56 @@ EXIT_OUTCOMES: dict[ExitCode, Outcome] = {
 }
 
 
-def outcome_of(code: int) -> Outcome:
-    """Return the outcome that an exit code asks for; any code without a meaning is a soft failure.
+# A sample fails when its worker has died this often while it ran.
+POISON_LIMIT = 5
 
-    Negative codes are signals, as in `subprocess`.
-    """
+# Codes of attempts that did not run. Codes of signals are negative and above them, as in `subprocess`.
+_CANNOT_RUN = -1000
+# The row of the sample cannot be read, because the sample file has changed.
+UNREADABLE = -999
+# The worker has failed at the sample; the log of the worker has the traceback.
+BROKEN = -998
+
+
+def cannot_run_code(number: int) -> int:
+    """Return the code of a sample that could not start because of an `errno`."""
+    return _CANNOT_RUN - number
+
+
+def errno_of(code: int) -> int | None:
+    """Return the `errno` because of which a sample could not start; None for all other codes."""
+    return _CANNOT_RUN - code if code <= _CANNOT_RUN else None
+
+
+def is_request(code: int) -> bool:
+    """Tell whether a code makes the sample run again: a request of the sample, or a failed start."""
+    return code in (ExitCode.RESTART, ExitCode.RETRY) or code <= _CANNOT_RUN
+
+
+def outcome_of(code: int) -> Outcome:
+    """Return the outcome of a sample from the code of its last attempt; an unknown code is a soft failure."""
+    if is_request(code):
+        return Outcome.OPEN
+    if code in (UNREADABLE, BROKEN):
+        return Outcome.HARD_FAILED
     return EXIT_OUTCOMES[ExitCode(code)] if code in ExitCode._value2member_map_ else Outcome.FAILED
 
 
 class RecordState(enum.Enum):
-    """State of a step record, as the coordinator sees it."""
+    """State of a step record in the coordinator."""
 
     PENDING = enum.auto()
     """Submitted; no sample has started."""
     RUNNING = enum.auto()
-    """Samples have started, and some are left."""
+    """Samples have started, and some have no outcome."""
     FINISHED = enum.auto()
     """Every sample has an outcome, none of them a hard failure."""
     FAILED = enum.auto()
-    """A sample failed hard, or no worker could be started; nothing of it runs any more."""
+    """A sample failed hard, or no worker could start; no sample runs any more."""
     TIMED_OUT = enum.auto()
-    """The allocations of its worker groups have ended with samples left."""
+    """The allocations of its worker groups have ended, and some samples have no outcome."""
     CANCELLED = enum.auto()
-    """Cancelled; nothing of it runs any more."""
+    """Cancelled; no sample runs any more."""
 
 
 # RecordState → name of the member of maestrowf.abstracts.enums.State.
@@ -108,36 +141,36 @@ class AllocationState(enum.Enum):
     """State of the batch job behind an allocation."""
 
     PENDING = "waits in the queue"
-    """The batch system has it and has not started it, or will start it again."""
+    """The job is in the queue, or the batch system will start it again."""
     RUNNING = "runs"
-    """It has its nodes."""
+    """The job has its nodes."""
     COMPLETED = "its workers have left"
-    """Its script has ended with exit code 0: the workers were drained, or had nothing to do."""
+    """The script has ended with exit code 0: the workers were drained, or had no work."""
     FAILED = "its script has failed"
-    """Its script has ended with another exit code."""
+    """The script has ended with another exit code."""
     TIMED_OUT = "its time was up"
-    """The batch system has ended it at its time limit."""
+    """The batch system has ended the job at its time limit."""
     PREEMPTED = "it was preempted"
-    """The batch system has taken its nodes for a job of higher priority."""
+    """The batch system has given the nodes to a job of higher priority."""
     NODE_FAILED = "a node has failed"
-    """The batch system has lost one of its nodes."""
+    """The batch system has lost a node of the job."""
     BOOT_FAILED = "its nodes could not be booted"
-    """The batch system could not make its nodes ready."""
+    """The batch system could not boot the nodes of the job."""
     OUT_OF_MEMORY = "it has used more memory than it was given"
-    """The batch system has ended it for the memory that it used."""
+    """The batch system has ended the job because it used too much memory."""
     CANCELLED = "it was cancelled"
-    """Somebody has cancelled it: its owner, or an operator."""
+    """A person has cancelled the job: its owner, or an operator."""
     GONE = "the batch system does not know it any more"
-    """It has left the batch system's memory before it was asked; without accounting, that takes minutes."""
+    """The batch system has forgotten the job; without accounting, this happens minutes after its end."""
 
     @property
     def is_open(self) -> bool:
-        """Whether workers may still come or be there."""
+        """Whether workers run in the allocation or may still start."""
         return self in (AllocationState.PENDING, AllocationState.RUNNING)
 
 
-# What becomes of a step record that has started samples when the last of its allocations has ended with
-# samples left. TIMED_OUT lets Maestro restart it, up to the limit of `-r`, which opens the next one.
+# The state of a step record with started samples when its last allocation has ended and samples have no outcome.
+# TIMED_OUT lets Maestro restart the step record, up to the limit of `-r`; the restart opens the next allocation.
 ALLOCATION_ENDS: dict[AllocationState, RecordState] = {
     AllocationState.PENDING: RecordState.RUNNING,
     AllocationState.RUNNING: RecordState.RUNNING,

@@ -9,7 +9,8 @@ import numpy as np
 import yaml
 
 from maestro_celery_plugin.config.settings import BatchSettings, EnsembleSettings, ResourceSettings
-from maestro_celery_plugin.ledger.reader import ENTRY, Kind
+from maestro_celery_plugin.ledger.entries import ENTRY, Kind
+from maestro_celery_plugin.ledger.sample_states import SampleStates
 from maestro_celery_plugin.study.layout import StudyPlan
 from maestro_celery_plugin.study.manifest import Manifest
 
@@ -39,6 +40,11 @@ def a_manifest(root: Path = Path("/nowhere"), **changes: Any) -> Manifest:
         "retry_delay_s": 0.0,
     }
     return Manifest(**{**values, **changes})
+
+
+def states_of(manifest: Manifest) -> SampleStates:
+    """Return the states of a step record's samples, before any entry."""
+    return SampleStates(manifest.samples, manifest.max_retries)
 
 
 def a_study(root: Path, **changes: Any) -> tuple[StudyPlan, Manifest]:

@@ -12,7 +12,8 @@ from typing import Any
 from slurm_cluster import SlurmCluster
 from support import Study, kill, processes_of, wait_for
 
-from maestro_celery_plugin.ledger.reader import Kind, read_ledger
+from maestro_celery_plugin.ledger.entries import Kind
+from maestro_celery_plugin.ledger.reader import read_ledger
 
 __all__ = ["Launcher", "allocations", "assert_each_sample_once", "assert_nothing_left", "codes", "ensemble", "job_of"]
 

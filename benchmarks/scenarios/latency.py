@@ -38,7 +38,8 @@ def latency_rows(settings: BenchSettings) -> list[Row]:
 def _gaps(study: Path, steps: int) -> list[float]:
     """Return the seconds between each step and the next; all ledger files are of this machine's clock."""
     try:
-        from maestro_celery_plugin.ledger.reader import Kind, read_ledger
+        from maestro_celery_plugin.ledger.entries import Kind
+        from maestro_celery_plugin.ledger.reader import read_ledger
         from maestro_celery_plugin.study.layout import StudyPlan
     except ImportError as cause:
         raise ToolFailedError(f"the plugin is not installed here: {cause}") from cause

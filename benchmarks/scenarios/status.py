@@ -58,7 +58,7 @@ def _seconds(line: list[str | Path], processes: Processes) -> float:
 def _replace_ledger(study: Path, samples: int) -> None:
     """Replace a study's ledger by one in which each sample was started and has ended, by two workers."""
     try:
-        from maestro_celery_plugin.ledger.reader import SUFFIX
+        from maestro_celery_plugin.ledger.entries import SUFFIX
         from maestro_celery_plugin.study.layout import StudyPlan
         from maestro_celery_plugin.study.manifest import Manifest
     except ImportError as cause:
@@ -75,7 +75,7 @@ def _replace_ledger(study: Path, samples: int) -> None:
 
 def _attempts(record: int, samples: np.ndarray) -> np.ndarray:
     """Return the entries of samples that ran one after the other for a millisecond each."""
-    from maestro_celery_plugin.ledger.reader import ENTRY, Kind
+    from maestro_celery_plugin.ledger.entries import ENTRY, Kind
 
     entries = np.zeros((len(samples), 2), ENTRY)
     entries["kind"] = [Kind.STARTED, Kind.ENDED]

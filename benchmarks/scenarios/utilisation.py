@@ -60,7 +60,8 @@ def _utilisation(study: Path, count: int, slots: int) -> float:
 
     After the last start no work is left that a slot could have. All ledger files are of this machine's clock.
     """
-    from maestro_celery_plugin.ledger.reader import Kind, read_ledger
+    from maestro_celery_plugin.ledger.entries import Kind
+    from maestro_celery_plugin.ledger.reader import read_ledger
     from maestro_celery_plugin.study.layout import StudyPlan
 
     entries = read_ledger(StudyPlan.read(study).ledger)

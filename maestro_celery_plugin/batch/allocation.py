@@ -1,12 +1,12 @@
 """Allocations: batch jobs in which the workers of one or more groups run.
 
-An allocation that Maestro's adapter submits, and a set of workers started in an allocation that this
-process is already inside of, look the same from outside: each has a directory in the study with its script
-and output, a state, and an end. Where they come from is in `allocation_jobs.py`.
+An allocation is a batch job that Maestro's adapter submits, or a set of workers that this process starts in the
+allocation around it. Both have a directory in the study with script and output, a state, and an end.
+`conductor/batch_jobs.py` submits and starts them.
 
     merlin_info/allocations/<name>/<number>/
-      <name>.slurm.sh               the batch script, by Maestro's adapter
-      <name>.out <name>.err         what the job printed, named as the batch system does
+      <name>.slurm.sh               the batch script, written by Maestro's adapter
+      <name>.out <name>.err         the output of the job; the batch system chooses the names
       allocation.json               job, state, reason, times
 """
 
@@ -15,14 +15,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from maestro_celery_plugin import clock
 from maestro_celery_plugin.batch.base import JobReport
+from maestro_celery_plugin.files import tail, write_atomically
 from maestro_celery_plugin.states import AllocationState
-from maestro_celery_plugin.study.manifest import write_atomically
 
 __all__ = ["Allocation", "new_directory", "read_allocations"]
 
@@ -33,16 +33,16 @@ class Allocation:
 
     Attributes:
         name: Name of the allocation.
-        number: Counts the allocations of this name in the study, from 1.
-        directory: Where its script and output are.
-        job: Identifier for the batch system, or `pid:start` of a process here; None before it is submitted.
-        state: Its state.
-        reason: The batch system's words: why it waits, or how it ended.
-        released: Whether we have ended it because nothing needs it any more.
-        submitted_at: When it was submitted (Unix seconds).
-        began_at: When it was first seen to have its nodes (Unix seconds); 0 before.
-        ended_at: When it was first seen to have ended (Unix seconds); 0 before, and when it was refused.
-        slots: The most slots that its workers have had at a time.
+        number: Number of the allocation among those of the same name in the study, from 1.
+        directory: Directory with script and output.
+        job: Identifier of the batch job, or `pid:start` of a process of this machine; None before submission.
+        state: State of the job.
+        reason: The words of the batch system: why the job waits, or how it ended.
+        released: Whether the conductor has ended it because no step needs it any more.
+        submitted_at: Time of submission (Unix seconds).
+        began_at: Time when the conductor first saw it run (Unix seconds); 0 before.
+        ended_at: Time when the conductor first saw its end (Unix seconds); 0 before, and for a refused job.
+        slots: The largest number of slots that its workers had at the same time.
     """
 
     name: str
@@ -59,55 +59,54 @@ class Allocation:
 
     @property
     def is_open(self) -> bool:
-        """Whether workers may still come or be there."""
+        """Whether workers run in it or may still start."""
         return self.job is not None and self.state.is_open
 
     @property
     def is_unsettled(self) -> bool:
-        """Whether nobody knows if the batch system has taken it: the conductor died, or there was no answer."""
+        """Whether the submission was interrupted, so that a job may exist or not."""
         return self.job is None and self.state is AllocationState.PENDING
 
     @property
     def label(self) -> str:
-        """Its name in logs, heartbeats and command lines: ``sim/2``."""
+        """The name in logs, heartbeats and command lines: ``sim/2``."""
         return f"{self.name}/{self.number}"
 
     @property
     def output(self) -> str:
-        """The last lines of what the job printed, stderr before stdout."""
+        """The end of the job's output, stderr before stdout."""
         files = sorted(path for path in self.directory.glob("*") if path.suffix in (".err", ".out"))
-        texts = (path.read_text(errors="replace").strip() for path in files)
-        return "\n".join(text[-1500:] for text in texts if text)
+        return "\n".join(filter(None, map(tail, files)))
 
     def take(self, report: JobReport) -> bool:
-        """Take in what the batch system says; return whether anything is new."""
+        """Apply a report of the batch system; return whether anything has changed."""
         if (report.state, report.reason) == (self.state, self.reason):
             return False
         before = self.state, self.reason, self.began_at, self.ended_at
         self.state, self.reason = report.state, report.reason
         if self.state is AllocationState.RUNNING and not self.began_at:
-            self.began_at = time.time()
+            self.began_at = clock.now()
         if not self.state.is_open:
-            self.ended_at = time.time()
+            self.ended_at = clock.now()
         try:
             self.store()
-        except OSError:  # a full disk: it is news again at the next look
+        except OSError:  # a full disk: the report is applied again at the next look
             self.state, self.reason, self.began_at, self.ended_at = before
             raise
         return True
 
     def note_slots(self, slots: int) -> None:
-        """Keep how many slots its workers have, the most that there were; it has begun when there are any."""
+        """Store the number of slots of its workers if it is the largest so far; an allocation with slots has begun."""
         if slots > self.slots:
             self.slots = slots
-            self.began_at = self.began_at or time.time()
-            with contextlib.suppress(OSError):  # a full disk: it is stored with the next change
+            self.began_at = self.began_at or clock.now()
+            with contextlib.suppress(OSError):  # a full disk: the next change stores it
                 self.store()
 
     def store(self) -> None:
-        """Write its file, from which status and a later conductor read."""
+        """Write `allocation.json`, which status and a later conductor read."""
         values = dataclasses.asdict(self) | {"state": self.state.name}
-        for key in ("name", "number", "directory"):  # its directory tells
+        for key in ("name", "number", "directory"):  # the path of the file has them
             del values[key]
         write_atomically(self.directory / "allocation.json", json.dumps(values, indent=1))
 
@@ -116,7 +115,7 @@ def read_allocations(directory: Path) -> Iterator[Allocation]:
     """Yield all allocations of a study, by name and number.
 
     Args:
-        directory: The study's directory of allocations.
+        directory: Directory of the allocations of a study.
     """
     for path in sorted(directory.glob("*/*/allocation.json"), key=lambda p: (p.parent.parent.name, int(p.parent.name))):
         values: dict[str, Any] = json.loads(path.read_text())
@@ -125,9 +124,8 @@ def read_allocations(directory: Path) -> Iterator[Allocation]:
 
 
 def new_directory(parent: Path, name: str) -> tuple[int, Path]:
-    """Make the directory of the next allocation of a name; return its number, too."""
+    """Create the directory of the next allocation of a name; return number and directory."""
     number = 1 + max((int(p.name) for p in (parent / name).glob("*") if p.name.isdigit()), default=0)
     directory = parent / name / str(number)
     directory.mkdir(parents=True)
     return number, directory
-

@@ -11,16 +11,16 @@ import os
 import re
 import shlex
 import signal
-import time
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from maestro_celery_plugin.batch.base import BatchSystem, HeldAllocation, JobReport, WorkerLaunch, ask
+from maestro_celery_plugin import clock
+from maestro_celery_plugin.batch.base import HeldAllocation, JobReport, ask
+from maestro_celery_plugin.config.groups import GroupConfig
 from maestro_celery_plugin.config.resources import StepNeeds
 from maestro_celery_plugin.config.settings import BatchSettings
 from maestro_celery_plugin.errors import AllocationError
-from maestro_celery_plugin.hookspecs import hookimpl
 from maestro_celery_plugin.states import AllocationState
 
 __all__ = ["FLUX_ENDS", "FLUX_STATES", "Flux"]
@@ -69,11 +69,6 @@ class Flux:
     step_variables: tuple[str, ...] = ()
     shares_nodes = True
 
-    @hookimpl
-    def batch_system(self) -> BatchSystem:
-        """Stand for ``batch.type: flux``."""
-        return self
-
     def adapter_arguments(self, settings: BatchSettings) -> dict[str, Any]:
         """Return the keywords for Maestro's adapter.
 
@@ -98,26 +93,26 @@ class Flux:
         """Return the script as it is."""
         return script
 
-    def worker_line(self, launch: WorkerLaunch) -> str:
+    def worker_line(self, group: GroupConfig, command: str) -> str:
         """Return the `flux exec` that starts one worker on each broker, one broker being on each node.
 
         With Merlin's keys (study/batch.py:232): a `worker_launch` that is not Flux's starts a Flux
         instance of its own first; without `flux_exec_workers` there is one worker, on the first node.
         """
-        settings = launch.settings
-        command = [shlex.quote(_shell(settings)), "-c", shlex.quote(launch.command)]
-        spread = _spread(launch) if settings.flux_exec_workers else []
+        settings = group.batch
+        words = [shlex.quote(_shell(settings)), "-c", shlex.quote(command)]
+        spread = _spread(group) if settings.flux_exec_workers else []
         start = _start(settings)
         if not start and not spread:
-            command, args = [launch.command], None
+            words, args = [command], None
         else:
             args = settings.launch_args
-        words = (settings.launch_pre, *start, *((args, *spread) if start else (*spread, args)), *command)
-        return " ".join(word for word in words if word)
+        line = (settings.launch_pre, *start, *((args, *spread) if start else (*spread, args)), *words)
+        return " ".join(word for word in line if word)
 
-    def worker_count(self, launch: WorkerLaunch) -> int:
+    def worker_count(self, group: GroupConfig) -> int:
         """Return the number of nodes, or 1 where there is no `flux exec`."""
-        return launch.nodes if launch.settings.flux_exec_workers else 1
+        return group.nodes if group.batch.flux_exec_workers else 1
 
     def sample_launcher(self, needs: StepNeeds) -> str:
         """Return the `flux run` of one sample; Flux gives it cores of its own, and lets it wait for them."""
@@ -159,7 +154,7 @@ class Flux:
         """Return the end that `flux job timeleft` tells; None when there is no limit, or no answer."""
         with contextlib.suppress(AllocationError, ValueError):
             left_s = float(ask(["flux", "job", "timeleft"]))
-            return time.time() + left_s if left_s < _NO_LIMIT_S else None
+            return clock.now() + left_s if left_s < _NO_LIMIT_S else None
         return None
 
     def node_cores(self, environ: Mapping[str, str]) -> int | None:
@@ -201,13 +196,13 @@ def _start(settings: BatchSettings) -> list[str]:
     return [line, _flux(settings), "start", settings.flux_start_opts or ""]
 
 
-def _spread(launch: WorkerLaunch) -> list[str]:
-    settings = launch.settings
+def _spread(group: GroupConfig) -> list[str]:
+    settings = group.batch
     if settings.flux_exec:
         return [settings.flux_exec]
     if settings.worker_launch:  # the instance is as large as that line makes it
         return ["flux exec --noinput"]
-    ranks = f"0-{launch.nodes - 1}" if launch.nodes > 1 else "0"
+    ranks = f"0-{group.nodes - 1}" if group.nodes > 1 else "0"
     return [f"{_flux(settings)} exec --noinput --rank={ranks}"]
 
 

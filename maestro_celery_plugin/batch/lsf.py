@@ -12,12 +12,12 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from maestro_celery_plugin.batch.base import BatchSystem, HeldAllocation, JobReport, WorkerLaunch, ask
+from maestro_celery_plugin.batch.base import HeldAllocation, JobReport, ask
 from maestro_celery_plugin.batch.slurm import srun_line
+from maestro_celery_plugin.config.groups import GroupConfig
 from maestro_celery_plugin.config.resources import ScriptCount, StepNeeds
 from maestro_celery_plugin.config.settings import BatchSettings
 from maestro_celery_plugin.errors import AllocationError, BatchSystemAwayError
-from maestro_celery_plugin.hookspecs import hookimpl
 from maestro_celery_plugin.states import AllocationState
 
 __all__ = ["LSF_ENDS", "LSF_STATES", "Lsf", "LsfSrun"]
@@ -98,11 +98,6 @@ class Lsf:
     step_variables: tuple[str, ...] = ()
     shares_nodes = False  # jsrun puts two resource sets onto one node where it can
 
-    @hookimpl
-    def batch_system(self) -> BatchSystem:
-        """Stand for ``batch.type: lsf``."""
-        return self
-
     def adapter_arguments(self, settings: BatchSettings) -> dict[str, Any]:
         """Return the keywords for Maestro's adapter, which insists on three (lsfscriptadapter.py:73-75)."""
         return {
@@ -120,27 +115,27 @@ class Lsf:
         """Return the script without directives that have no value: `bsub` refuses them."""
         return _EMPTY_DIRECTIVE.sub("", script)
 
-    def worker_line(self, launch: WorkerLaunch) -> str:
+    def worker_line(self, group: GroupConfig, command: str) -> str:
         """Return the `jsrun` that starts one worker on each node, each node being one resource set.
 
         Below a `jsrun` no other can be started (Merlin: study/batch.py:347). So where samples launch
         parallel programs there is one worker, on the launch node, and its samples are on the others.
         """
-        settings, line = launch.settings, self._launch_line(launch)
-        words = (settings.launch_pre, line, settings.launch_args if line else None, launch.command)
+        settings, line = group.batch, self._launch_line(group)
+        words = (settings.launch_pre, line, settings.launch_args if line else None, command)
         return " ".join(word for word in words if word)
 
-    def worker_count(self, launch: WorkerLaunch) -> int:
+    def worker_count(self, group: GroupConfig) -> int:
         """Return the number of nodes, or 1 for a worker on the launch node."""
-        return launch.nodes if self._launch_line(launch) else 1
+        return group.nodes if self._launch_line(group) else 1
 
-    def _launch_line(self, launch: WorkerLaunch) -> str:
+    def _launch_line(self, group: GroupConfig) -> str:
         """Return what stands before the worker's command; nothing for a worker on the launch node."""
-        if launch.settings.worker_launch:
-            return launch.settings.worker_launch
-        if launch.samples_launch or not self._workers_on_nodes:
+        if group.batch.worker_launch:
+            return group.batch.worker_launch
+        if group.samples_launch or not self._workers_on_nodes:
             return ""
-        return f"jsrun -a 1 -c ALL_CPUS -g ALL_GPUS --bind=none -n {launch.nodes} -r 1"
+        return f"jsrun -a 1 -c ALL_CPUS -g ALL_GPUS --bind=none -n {group.nodes} -r 1"
 
     def sample_launcher(self, needs: StepNeeds) -> str:
         """Return the `jsrun` of one sample, in the form of Merlin's adapter (script_adapter.py:141).
@@ -217,11 +212,6 @@ class LsfSrun(Lsf):
 
     _workers_on_nodes = False
     type = "lsf-srun"
-
-    @hookimpl
-    def batch_system(self) -> BatchSystem:
-        """Stand for ``batch.type: lsf-srun``."""
-        return self
 
     def sample_launcher(self, needs: StepNeeds) -> str:
         """Return the `srun` of one sample; there is no Slurm behind it that could share a node's cores out."""

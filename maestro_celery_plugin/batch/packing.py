@@ -1,4 +1,4 @@
-"""Slots: how many samples fit into an allocation side by side, and which worker has how many of them."""
+"""Packing: how many samples run in parallel in an allocation, and how many slots each worker has."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ def slots_of(
     *,
     shares_nodes: bool = True,
 ) -> int:
-    """Return how many samples fit into an allocation side by side; 0 when not even one does.
+    """Return how many samples fit into an allocation at the same time; 0 when no sample fits.
 
-    * A sample that says nothing has one core: 4 nodes of 36 cores have 144 slots.
-    * A sample with `nodes` alone has whole nodes: 4 nodes and ``nodes: 2`` make 4 // 2 = 2 slots.
+    * A sample without resource keys uses one core: 4 nodes of 36 cores have 144 slots.
+    * A sample with only `nodes` uses whole nodes: 4 nodes and ``nodes: 2`` make 4 // 2 = 2 slots.
     * Other samples share nodes: with 36 cores, ``procs: 36`` makes 4 · (36 // 36) = 4 slots, ``procs: 8`` with
       ``cores per task: 2`` makes 4 · (36 // 16) = 8, and ``procs: 4`` with ``gpus per task: 1`` on nodes of 4 GPUs
-      makes 4 · min(36 // 4, 4 // 4) = 4. With ``nodes: 2`` beside ``procs: 36``, 18 of them are on each of two
+      makes 4 · min(36 // 4, 4 // 4) = 4. With ``nodes: 2`` and ``procs: 36``, 18 processes run on each of two
       nodes, which makes (4 // 2) · (36 // 18) = 4.
-    * Processes that fit on no node together, of a step that names no nodes, may be on any:
+    * The processes of a step without `nodes` that are too many for one node may run on any node:
       ``procs: 48`` makes (4 · 36) // 48 = 3 slots.
 
     Args:
-        needs: What one sample needs.
+        needs: Resources of one sample.
         nodes: Nodes of the allocation.
-        cores_per_node: Cores that the allocation has on each.
-        gpus_per_node: GPUs that it has on each; None when they are not counted.
-        shares_nodes: Whether samples of several nodes share them; else they have whole nodes.
+        cores_per_node: Cores of the allocation on each node.
+        gpus_per_node: GPUs of the allocation on each node; None when GPUs are not counted.
+        shares_nodes: Whether samples on several nodes share these nodes; otherwise they use whole nodes.
     """
     spread, procs = max(1, needs.nodes), needs.procs or max(1, needs.nodes)
     if needs.has_whole_nodes:
@@ -52,14 +52,14 @@ def slots_of(
 def tightest(
     steps: Sequence[StepNeeds], nodes: int, cores_per_node: int, gpus_per_node: int | None = None, *, shares_nodes: bool
 ) -> tuple[StepNeeds, int]:
-    """Return the needs of the step of which the fewest samples fit, and how many do: no more run of any step.
+    """Return the needs of the step with the fewest slots, and this number of slots, which holds for all steps.
 
     Args:
-        steps: What a sample of each step needs; a sample that says nothing when there is none.
-        nodes: As for `slots_of`, and so are the others.
-        cores_per_node: Cores.
-        gpus_per_node: GPUs.
-        shares_nodes: Whether samples of several nodes share them.
+        steps: Resources of a sample of each step; one core per sample when there is no step.
+        nodes: As for `slots_of`.
+        cores_per_node: As for `slots_of`.
+        gpus_per_node: As for `slots_of`.
+        shares_nodes: As for `slots_of`.
     """
     fitting = [
         (needs, slots_of(needs, nodes, cores_per_node, gpus_per_node, shares_nodes=shares_nodes))
@@ -73,20 +73,20 @@ def _rounded_up(count: int, parts: int) -> int:
 
 
 def _procs_with_gpus(procs: int, needs: StepNeeds, gpus_per_node: int | None) -> int:
-    """Return how many processes of a sample that spans nodes a node takes, given its GPUs."""
+    """Return how many processes of a sample on several nodes fit on one node with its GPUs."""
     if not needs.gpu_count or gpus_per_node is None:
         return procs
     return min(procs, gpus_per_node * max(1, needs.procs) // needs.gpu_count)
 
 
 def share(slots: int, workers: int, number: int) -> int:
-    """Return the part of an allocation's slots that one of its workers has.
+    """Return the number of slots of one worker of an allocation.
 
     Worked example: 6 slots on 4 workers are 2, 2, 1 and 1.
 
     Args:
         slots: Slots of the whole allocation.
-        workers: Its number of workers.
-        number: Which worker, from 1 on.
+        workers: Number of workers in the allocation.
+        number: Number of the worker, from 1.
     """
     return slots // workers + (number <= slots % workers)

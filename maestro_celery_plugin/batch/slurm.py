@@ -16,17 +16,15 @@ from maestro_celery_plugin.batch.base import (
     LAUNCH_CORES,
     LAUNCH_NAME,
     LAUNCH_NODES,
-    BatchSystem,
     HeldAllocation,
     JobReport,
-    WorkerLaunch,
     ask,
 )
+from maestro_celery_plugin.config.groups import GroupConfig
 from maestro_celery_plugin.config.resources import ScriptCount, StepNeeds
 from maestro_celery_plugin.config.settings import BatchSettings
 from maestro_celery_plugin.config.walltime import clock_text
 from maestro_celery_plugin.errors import AllocationError, BatchSystemAwayError
-from maestro_celery_plugin.hookspecs import hookimpl
 from maestro_celery_plugin.states import AllocationState
 
 __all__ = ["SLURM_STATES", "Slurm", "srun_line"]
@@ -90,11 +88,6 @@ class Slurm:
         "SLURM_OVERLAP",
     )
 
-    @hookimpl
-    def batch_system(self) -> BatchSystem:
-        """Stand for ``batch.type: slurm``."""
-        return self
-
     def adapter_arguments(self, settings: BatchSettings) -> dict[str, Any]:
         """Return the keywords for Maestro's adapter, which insists on three (slurmscriptadapter.py:76-78)."""
         return {
@@ -118,21 +111,21 @@ class Slurm:
         header, blank, body = script.partition("\n\n")
         return f"{header}\n#SBATCH --no-requeue\n#SBATCH --no-kill{blank}{body}"
 
-    def worker_line(self, launch: WorkerLaunch) -> str:
+    def worker_line(self, group: GroupConfig, command: str) -> str:
         """Return the `srun` that starts one worker on each node.
 
         The workers' step shares its cores with those of the samples (``--overlap``), and its processes may
         use all of the node, for samples that do not launch anything.
         """
-        settings, nodes = launch.settings, launch.nodes
+        settings, nodes = group.batch, group.nodes
         spread = f"srun --overlap --nodes={nodes} --ntasks={nodes} --cpu-bind=none --mem=0"
         line = settings.worker_launch or f"{spread} --no-kill --kill-on-bad-exit=0 --wait=0"
-        words = (settings.launch_pre, line, settings.launch_args, launch.command)
+        words = (settings.launch_pre, line, settings.launch_args, command)
         return " ".join(word for word in words if word)
 
-    def worker_count(self, launch: WorkerLaunch) -> int:
+    def worker_count(self, group: GroupConfig) -> int:
         """Return the number of nodes."""
-        return launch.nodes
+        return group.nodes
 
     def sample_launcher(self, needs: StepNeeds) -> str:
         """Return the `srun` of one sample: with cores of its own (``--exact``), beside those of others.

@@ -1,8 +1,8 @@
-"""The Celery application of a session, with every setting that matters set explicitly."""
+"""The Celery application of a session, with explicit values for all settings that matter."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from celery import Celery
@@ -16,8 +16,8 @@ __all__ = ["make_app", "queue_for"]
 
 TASK_NAME = "maestro_celery.run_range"
 
-# Redis gives a message to another worker when it was not acknowledged for this long. Ours are
-# acknowledged as soon as a slot takes them; the ledger, not the broker, knows what has to run again.
+# Redis delivers a message again if no worker has acknowledged it for this long. A worker acknowledges a message as soon
+# as a slot takes it; the ledger, not the broker, decides what runs again.
 _VISIBILITY_TIMEOUT_S = 7 * 24 * 3600
 
 SETTINGS: dict[str, Any] = {
@@ -53,33 +53,33 @@ SETTINGS: dict[str, Any] = {
 
 
 class _Loader(AppLoader):  # type: ignore[misc]
-    """A loader that reads no configuration module: the settings here are all there are."""
+    """A loader that reads no configuration module; only the settings of this module count."""
 
     def read_configuration(self, env: str = "") -> dict[str, Any]:
-        """Return nothing, whatever ``CELERY_CONFIG_MODULE`` names."""
+        """Return no settings, also if ``CELERY_CONFIG_MODULE`` is set."""
         return {}
 
 
 class _SessionApp(Celery):  # type: ignore[misc]
-    """An application that uses its session's broker, whatever ``CELERY_BROKER_URL`` names."""
+    """An application that uses the broker of its session, also if ``CELERY_BROKER_URL`` is set."""
 
     url: str
 
     def connection_for_read(self, url: str | None = None, **options: Any) -> Any:
-        """Return a connection to the session's broker."""
+        """Return a connection to the broker of the session."""
         return self._connection(url or self.url, **options)
 
     def connection_for_write(self, url: str | None = None, **options: Any) -> Any:
-        """Return a connection to the session's broker."""
+        """Return a connection to the broker of the session."""
         return self._connection(url or self.url, **options)
 
 
 def make_app(session: Session, socket_timeout_s: float | None = None) -> Celery:
-    """Make the application that sends to, or works for, a session.
+    """Create the application of a session, for a sender or a worker.
 
     Args:
         session: The session.
-        socket_timeout_s: How long an answer of the broker may take; for who must not wait for it.
+        socket_timeout_s: Seconds that an answer of the broker may take; None for no limit.
 
     Raises:
         BrokerError: the session has no broker.
@@ -88,16 +88,16 @@ def make_app(session: Session, socket_timeout_s: float | None = None) -> Celery:
     if broker is None:
         raise BrokerError(f"The session '{session.path}' has no broker; its study has ended.")
     app = _SessionApp("maestro_celery", loader=_Loader, set_as_current=False, autofinalize=False)
-    app.url = broker["url"]
+    app.url = broker.url
     app.conf.update(SETTINGS)
-    app.conf.broker_url = broker["url"]
-    app.conf.broker_transport_options = _transport_options(broker, socket_timeout_s)
+    app.conf.broker_url = broker.url
+    app.conf.broker_transport_options = _transport_options(broker.url, socket_timeout_s)
     app.finalize()
     return app
 
 
-def _transport_options(broker: Mapping[str, Any], socket_timeout_s: float | None) -> dict[str, Any]:
-    if not broker["url"].startswith(("redis", "valkey")):
+def _transport_options(url: str, socket_timeout_s: float | None) -> dict[str, Any]:
+    if not url.startswith(("redis", "valkey")):
         return {"read_timeout": socket_timeout_s, "write_timeout": socket_timeout_s} if socket_timeout_s else {}
     return {
         "socket_timeout": socket_timeout_s,
@@ -111,14 +111,13 @@ def _transport_options(broker: Mapping[str, Any], socket_timeout_s: float | None
 def queue_for(session: Session, task_queue: str) -> Queue:
     """Return Celery's queue for a task queue.
 
-    It hangs on the default exchange, so that a message finds it without a binding, which a wiped
-    Redis would have lost.
+    The queue uses the default exchange, which needs no binding; a wiped Redis would have lost the binding.
     """
     return Queue(session.queue(task_queue), Exchange("", "direct"), routing_key=session.queue(task_queue))
 
 
 def declare(app: Celery, queues: Iterable[Queue]) -> None:
-    """Make sure that the queues exist; a message to a queue that does not is dropped by RabbitMQ."""
+    """Declare the queues; RabbitMQ drops a message to a queue that does not exist."""
     with app.pool.acquire(block=True) as connection:
         for queue in queues:
             queue(connection.default_channel).declare()

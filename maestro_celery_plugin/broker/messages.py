@@ -1,10 +1,15 @@
-"""Range tasks: messages that name samples [start, stop) of a step record."""
+"""The messages of a session: range tasks, their signature, and the check of a received message."""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import hmac
+import json
+from collections.abc import Sequence
+from typing import Any
 
-__all__ = ["RangeTask", "halves"]
+__all__ = ["RangeTask", "Signer", "halves"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -13,11 +18,11 @@ class RangeTask:
 
     Attributes:
         study: The study's workspace.
-        manifest: The manifest's path below the study's directory of records.
+        manifest: Path of the step record's directory below the directory of manifests.
         record: Number of the step record.
-        start: First sample.
-        stop: Behind the last sample.
-        epoch: Under which the range was sent; a later one makes it void.
+        start: The first sample.
+        stop: The sample behind the last sample.
+        epoch: The epoch of the range; a later epoch makes the message invalid.
     """
 
     study: str
@@ -28,17 +33,50 @@ class RangeTask:
     epoch: int
 
     def part(self, start: int, stop: int) -> RangeTask:
-        """Return a part of the range."""
+        """Return the task for a part of the range."""
         return dataclasses.replace(self, start=start, stop=stop)
 
     @property
     def fields(self) -> tuple[str | int, ...]:
-        """The message's arguments, without its signature."""
+        """The arguments of the message, without its signature."""
         return (self.study, self.manifest, self.record, self.start, self.stop, self.epoch)
 
 
 def halves(task: RangeTask) -> list[RangeTask]:
-    """Split a range in two; a single sample stays whole, and nothing comes of nothing."""
+    """Split a range in two; a single sample is one part, and an empty range has no part."""
     middle = (task.start + task.stop) // 2
     parts = [task.part(task.start, middle), task.part(middle, task.stop)]
     return [part for part in parts if part.start < part.stop]
+
+
+class Signer:
+    """Signs and checks messages with the secret of a session (HMAC-SHA256 over canonical JSON).
+
+    Args:
+        secret: The secret of the session.
+    """
+
+    _TYPES = (str, str, int, int, int, int, str)
+
+    def __init__(self, secret: bytes) -> None:
+        self._secret = secret
+
+    def sign(self, *values: str | int) -> str:
+        """Return the signature of a message."""
+        return hmac.new(self._secret, json.dumps(values).encode(), hashlib.sha256).hexdigest()
+
+    def fits(self, signature: object, *values: str | int) -> bool:
+        """Tell whether a signature is that of a message."""
+        return isinstance(signature, str) and hmac.compare_digest(
+            signature.encode(errors="replace"), self.sign(*values).encode()
+        )
+
+    def message_of(self, task: RangeTask) -> list[str | int]:
+        """Return the signed message of a task."""
+        return [*task.fields, self.sign(*task.fields)]
+
+    def task_of(self, message: Sequence[Any]) -> RangeTask | None:
+        """Return the task of a received message; None if the message is not one of this session."""
+        if tuple(type(value) for value in message) != self._TYPES or not self.fits(message[-1], *message[:-1]):
+            return None
+        return RangeTask(*message[:-1])

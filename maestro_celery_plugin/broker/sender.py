@@ -1,50 +1,52 @@
-"""The dispatcher: signs range tasks and puts them on the session's queues."""
+"""The sender: it signs range tasks and sends them to the queues of a session."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+
+from celery import Celery
 
 from maestro_celery_plugin.broker.app import TASK_NAME, queue_for
-from maestro_celery_plugin.broker.messages import RangeTask
+from maestro_celery_plugin.broker.messages import RangeTask, Signer
 from maestro_celery_plugin.study.session import Session
 
-if TYPE_CHECKING:
-    from celery import Celery
-
-__all__ = ["Dispatcher"]
+__all__ = ["Sender"]
 
 
-class Dispatcher:
-    """Sends range tasks; safe to use from several threads."""
+class Sender:
+    """Sends range tasks; several threads may use it.
+
+    Args:
+        session: The session.
+        app: The Celery application of the session.
+    """
 
     def __init__(self, session: Session, app: Celery) -> None:
-        self._session, self._app, self._signer = session, app, session.signer()
+        self._session, self._app, self._signer = session, app, Signer(session.secret)
 
     def send(self, task: RangeTask, task_queue: str) -> None:
         """Send a task once.
 
         Raises:
-            Exception: what the transport raises when the broker is away.
+            Exception: the transport has failed; each transport has its own errors.
         """
-        signature = self._signer.sign(*task.fields)
         self._app.send_task(
             TASK_NAME,
-            args=[*task.fields, signature],
+            args=self._signer.message_of(task),
             queue=queue_for(self._session, task_queue),
             ignore_result=True,
             retry=False,
         )
 
     def close(self, queues: Iterable[str], *, delete: bool) -> None:
-        """Leave the broker.
+        """Close the connections to the broker.
 
         Args:
             queues: Task queues of the session.
-            delete: Whether they shall be deleted, as on a broker that others use too.
+            delete: Whether to delete the queues first, as on a broker that other users share.
         """
-        with contextlib.suppress(Exception):  # the broker may be gone, which is as good
+        with contextlib.suppress(Exception):  # a broker that does not exist any more needs no cleaning
             if delete:
                 with self._app.connection_for_write(connect_timeout=2) as connection:
                     for name in queues:

@@ -1,9 +1,9 @@
-"""The process that keeps the private broker: starts it, starts it again when it dies, and ends it.
+"""The supervisor of a private broker: a process that starts the server, restarts it after a crash, and ends it.
 
     python -m maestro_celery_plugin.broker.supervisor SESSION
 
-It ends when the session is told to stop and nobody is connected any more, or when nobody has been
-connected for a while, so that nothing is left behind by a conductor that was killed.
+The supervisor ends when the session requests a stop and no client is connected, or when no client has been connected
+for a while. So no server stays behind a conductor that was killed.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import FrameType
-from urllib.parse import urlsplit
 
 import redis
+from kombu.utils.url import as_url, url_to_parts
 
-from maestro_celery_plugin.broker.choice import find_server
-from maestro_celery_plugin.processes import ProcessId, die_with_parent, wait_until
-from maestro_celery_plugin.study.manifest import write_atomically
-from maestro_celery_plugin.study.session import Session
+from maestro_celery_plugin import clock
+from maestro_celery_plugin.broker.private import find_server
+from maestro_celery_plugin.files import write_atomically
+from maestro_celery_plugin.processes import ProcessId, die_with_parent
+from maestro_celery_plugin.study.session import BrokerLocation, Session
 
 __all__ = ["main"]
 
@@ -35,36 +35,37 @@ SAME_PORT_TRIES = 3
 _INTERVAL_S = 1.0
 
 
-class Keeper:
-    """A private Valkey server with one owner.
+class Supervisor:
+    """Runs a private Valkey server.
 
     Args:
-        session: The session it serves.
+        session: The session of the broker.
     """
 
     def __init__(self, session: Session) -> None:
         self._session, self._host = session, session.broker_host
-        earlier = urlsplit((session.read_broker() or {}).get("url", ""))
-        # Workers that outlived an earlier keeper find the broker where it was.
+        broker = session.read_broker()
+        earlier = url_to_parts(broker.url if broker else "")
+        # Workers that outlived an earlier supervisor find the broker at the same place.
         self._password = earlier.password or secrets.token_hex(24)
         self._port = earlier.port or 0
         self._generation = 0
         self._server: subprocess.Popen[bytes] | None = None
         self._ending = False
-        self._me = [os.getpid(), ProcessId.of(os.getpid()).start]
+        self._me = (os.getpid(), ProcessId.of(os.getpid()).start)
 
     def run(self) -> None:
-        """Keep the server until it is not needed any more."""
+        """Run the server until the session does not need it any more."""
         signal.signal(signal.SIGTERM, self._end)
-        lonely_since = time.monotonic()
+        lonely_since = clock.monotonic()
         try:
             while not self._ending:
                 if self._server is None or self._server.poll() is not None:
                     self._start()
                 others = self._other_clients()
                 if others:
-                    lonely_since = time.monotonic()
-                lonely_s = time.monotonic() - lonely_since
+                    lonely_since = clock.monotonic()
+                lonely_s = clock.monotonic() - lonely_since
                 if not others and (self._session.stop_requested or lonely_s > LONELY_LIMIT_S):
                     break
                 self._pause()
@@ -75,24 +76,24 @@ class Keeper:
         self._ending = True
 
     def _pause(self) -> None:
-        """Wait a moment, but not longer than the server lives."""
+        """Wait a moment, or until the server ends."""
         if self._server is not None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._server.wait(_INTERVAL_S)
 
     def _start(self) -> None:
-        """Start the server, on the same port as before when there was one, and tell the session."""
+        """Start the server, if possible on the same port as before, and store its location in the session."""
         for attempt in range(20):
             port = self._port
             if not port or attempt >= SAME_PORT_TRIES:
-                # Whoever has the old port now may have been told the old password.
+                # Another process may have the old port now, and have received the old password from clients.
                 port, self._password = _free_port(self._host), secrets.token_hex(24)
             self._server = subprocess.Popen(
                 [find_server(), str(self._write_configuration(port))],
                 stdin=subprocess.DEVNULL,
                 preexec_fn=functools.partial(die_with_parent, os.getpid()),
             )
-            if wait_until(functools.partial(self._has_begun, port), 10.0) and not self._has_died():
+            if clock.wait_until(functools.partial(self._has_begun, port), 10.0) and not self._has_died():
                 break
             self._server.kill()
             self._server.wait()
@@ -101,11 +102,11 @@ class Keeper:
         self._port = port
         self._generation += 1
         self._session.write_broker(
-            {
-                "url": f"redis://:{self._password}@{self._host}:{port}/0",
-                "keeper": self._me,
-                "generation": f"{os.getpid()}.{self._generation}",
-            }
+            BrokerLocation(
+                url=as_url("redis", self._host, port, None, self._password, "0"),
+                supervisor=self._me,
+                generation=f"{os.getpid()}.{self._generation}",
+            )
         )
 
     def _write_configuration(self, port: int) -> Path:
@@ -140,7 +141,7 @@ class Keeper:
         return self._server is None or self._server.poll() is not None
 
     def _other_clients(self) -> int:
-        """Return how many clients are connected besides this process; many when the server is too busy to tell."""
+        """Return the number of clients except this process; 1 when the server is too busy to answer."""
         try:
             with self._client(self._port) as client:
                 return len(client.client_list()) - 1
@@ -154,10 +155,10 @@ class Keeper:
                 self._server.wait(5)
             except subprocess.TimeoutExpired:
                 self._server.kill()
-        keeper = (self._session.read_broker() or {}).get("keeper")
-        if keeper == self._me:  # and not one that a conductor on another machine has started meanwhile
-            for name in ("broker.json", "broker.conf"):
-                (self._session.path / name).unlink(missing_ok=True)
+        broker = self._session.read_broker()
+        # A conductor on another machine may have started another supervisor.
+        if broker is not None and broker.supervisor == self._me:
+            self._session.remove_broker()
 
 
 def _free_port(host: str) -> int:
@@ -167,8 +168,8 @@ def _free_port(host: str) -> int:
 
 
 def main() -> None:
-    """Keep the private broker of the session named on the command line."""
-    Keeper(Session(Path(sys.argv[1]))).run()
+    """Run the private broker of the session on the command line."""
+    Supervisor(Session(Path(sys.argv[1]))).run()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A preview of a specification's allocations: the batch scripts and command lines that would be used."""
+"""`maestro-celery allocation`: the batch scripts and command lines that a study would use."""
 
 from __future__ import annotations
 
@@ -9,25 +9,36 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from maestro_celery_plugin.batch.base import batch_system
+import click
+
 from maestro_celery_plugin.batch.deadline import Deadline
 from maestro_celery_plugin.conductor.batch_jobs import BatchJobs, HeldJobs, Jobs
-from maestro_celery_plugin.conductor.worker_sources import allocation_name, batch_of, is_for_this_machine, request_for
+from maestro_celery_plugin.conductor.worker_sources import request_for, shared_allocations
+from maestro_celery_plugin.config.groups import LOCAL, batch_of, is_for_this_machine, serving_groups
 from maestro_celery_plugin.errors import AllocationError, SpecificationError
 from maestro_celery_plugin.maestro.specification import EnsembleSpecification
+from maestro_celery_plugin.plugins import batch_system
 from maestro_celery_plugin.study.layout import StudyPlan
 from maestro_celery_plugin.study.session import Session
-from maestro_celery_plugin.worker.__main__ import worker_command
+from maestro_celery_plugin.study.worker_identity import worker_command
 
-__all__ = ["Preview", "previews"]
+__all__ = ["Preview", "command", "previews"]
+
+
+@click.command("allocation")
+@click.argument("specification", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+def command(specification: Path) -> None:
+    """Print the batch scripts and the command lines of workers that a study of SPECIFICATION would use."""
+    for preview in previews(specification):
+        click.echo(f"# {preview.title}\n{preview.text}\n")
 
 
 @dataclasses.dataclass(frozen=True)
 class Preview:
-    """What would be run for worker groups.
+    """What a study would run for worker groups.
 
     Attributes:
-        title: Which groups, and how.
+        title: The groups, and where they run.
         text: The script, or the command line.
     """
 
@@ -36,29 +47,24 @@ class Preview:
 
 
 def previews(path: Path) -> Iterator[Preview]:
-    """Yield what would be run for each allocation and each group without one.
+    """Yield the script of each allocation, and the command line of each group without one.
 
     Raises:
         SpecificationError: the specification cannot be used, or has no workers.
-        AllocationError: Maestro's adapter cannot write the script here.
+        AllocationError: Maestro's adapter cannot write the script on this machine.
     """
     specification = EnsembleSpecification.load_specification(str(path))
     if specification.ensemble is None:
-        raise SpecificationError.at(path.name, "", "there is no 'merlin' block, so Maestro runs it without workers.")
+        raise SpecificationError.at(path.name, "", "there is no 'merlin' block, so that the study has no workers.")
     root = Path(specification.output_path or ".").absolute() / f"{specification.name.replace(' ', '_')}_TIME"
     plan = StudyPlan(root=root, timestamp="TIME", settings=specification.ensemble)
-    shared: dict[str, list[str]] = {}
-    for name, group in specification.ensemble.resources.workers.items():
-        if not group.task_queues:
-            continue
+    for name, group in serving_groups(plan.settings).items():
         line = shlex.join(worker_command(Session(plan.session), name))
         if not is_for_this_machine(group):
-            yield Preview(f"worker group '{name}', by hand on {' or '.join(group.machines)}", line)
-        elif batch_of(plan.settings, group).type == "local":
+            yield Preview(f"worker group '{name}', started by a user on {' or '.join(group.machines)}", line)
+        elif batch_of(plan.settings, group).type == LOCAL:
             yield Preview(f"worker group '{name}', on this machine", line)
-        else:
-            shared.setdefault(allocation_name(name, group), []).append(name)
-    for name, groups in shared.items():
+    for name, groups in shared_allocations(plan.settings).items():
         yield _allocation(plan, name, groups)
 
 
@@ -71,5 +77,5 @@ def _allocation(plan: StudyPlan, name: str, groups: list[str]) -> Preview:
     jobs: Jobs = HeldJobs(held.job, Deadline(), BatchJobs(system)) if held else BatchJobs(system)
     with tempfile.TemporaryDirectory(prefix="maestro-celery-") as directory:
         text = jobs.script(request_for(plan, Session(plan.session), groups, "1"), Path(directory)).read_text()
-    place = f"in the allocation {held.job} around you" if held else f"by {batch.type}"
+    place = f"in the allocation {held.job} around this process" if held else f"by {batch.type}"
     return Preview(f"allocation '{name}' of worker group {', '.join(map(repr, groups))}, {place}", text.rstrip())

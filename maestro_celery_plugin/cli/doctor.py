@@ -1,4 +1,4 @@
-"""The doctor: whether plugin, Maestro and broker fit together in this environment, and the remedy if not."""
+"""`maestro-celery doctor`: check that plugin, Maestro and broker work together in this environment."""
 
 from __future__ import annotations
 
@@ -8,27 +8,49 @@ import importlib.metadata
 import importlib.util
 import platform
 import shutil
+import signal
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from maestro_celery_plugin import __version__
-from maestro_celery_plugin.errors import BrokerError, EnsembleError, UnsupportedMaestroError
+import click
 
-__all__ = ["Finding", "examine"]
+from maestro_celery_plugin import __version__, clock
+from maestro_celery_plugin.broker import private
+from maestro_celery_plugin.broker.choice import check, choose, masked
+from maestro_celery_plugin.errors import BrokerError, EnsembleError, UnsupportedMaestroError
+from maestro_celery_plugin.maestro.hooks import TOUCHPOINTS
+from maestro_celery_plugin.plugins import plugin_manager
+from maestro_celery_plugin.study.session import Session
+
+__all__ = ["Finding", "command", "examine"]
 
 SUPPORTED_MAESTRO = ">=1.2,<1.3"
 SCHEDULERS = {"slurm": "sbatch", "lsf": "bsub", "flux": "flux"}
 
 
+@click.command("doctor")
+@click.option("--broker", metavar="URL", help="Broker to check. [default: the broker that a study would use]")
+def command(broker: str | None) -> None:
+    """Check that Maestro, plugin and broker work together here; exit code 1 if not."""
+    is_well = True
+    for finding in examine(broker):
+        is_well = is_well and finding.remedy is None
+        click.echo(f"{'ok' if finding.remedy is None else 'NO'}  {finding.subject}: {finding.found}")
+        if finding.remedy:
+            click.echo(f"    {finding.remedy}")
+    sys.exit(0 if is_well else 1)
+
+
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """The result of one check.
 
     Attributes:
-        subject: What was looked at.
+        subject: What was checked.
         found: What was found.
-        remedy: What to do when it is not as it should be; None when it is.
+        remedy: What to do about it; None if the check has passed.
     """
 
     subject: str
@@ -37,7 +59,7 @@ class Finding:
 
 
 def examine(broker: str | None) -> Iterator[Finding]:
-    """Yield a finding for everything a study needs.
+    """Yield a finding for each thing that a study needs.
 
     Args:
         broker: Broker URL, as for ``--broker``.
@@ -46,10 +68,11 @@ def examine(broker: str | None) -> Iterator[Finding]:
     yield from _versions()
     yield _entry()
     yield from _guarded("Maestro hooks", _hooks)
+    yield from _guarded("extensions", _extensions)
     yield _commands()
     yield from _guarded("broker", lambda: _broker(broker))
-    for name, command in SCHEDULERS.items():
-        yield Finding(f"scheduler {name}", shutil.which(command) or f"not here (no '{command}' on PATH)")
+    for name, program in SCHEDULERS.items():
+        yield Finding(f"scheduler {name}", shutil.which(program) or f"not installed (no '{program}' on PATH)")
 
 
 def _guarded(subject: str, look: Callable[[], Finding]) -> Iterator[Finding]:
@@ -78,18 +101,20 @@ def _version(name: str, version: str) -> Finding:
 
 
 def _entry() -> Finding:
-    """Look whether Maestro, in this environment, finds the module that it has to discover."""
+    """Check that Maestro discovers the entry module in this environment."""
     spec = importlib.util.find_spec("maestrowf")
     if spec is None or spec.origin is None:
-        return Finding("entry", "Maestro is not in this environment", "install both in the same one")
+        return Finding(
+            "entry", "Maestro is not in this environment", "install Maestro and the plugin in the same environment"
+        )
     entry = Path(spec.origin).parent / "interfaces" / "script" / "celeryscriptadapter.py"
     if entry.is_file():
         return Finding("entry", str(entry))
     if _is_editable():
-        remedy = "an editable install does not put it there: `pip install .` instead of `pip install -e .`"
+        remedy = "an editable install does not create it: use `pip install .` instead of `pip install -e .`"
     else:
         remedy = f"`{sys.executable} -m pip install --force-reinstall --no-deps maestro-celery-plugin`"
-    return Finding("entry", f"there is no '{entry}', so Maestro does not load the plugin", remedy)
+    return Finding("entry", f"'{entry}' does not exist, so that Maestro does not load the plugin", remedy)
 
 
 def _is_editable() -> bool:
@@ -101,9 +126,7 @@ def _is_editable() -> bool:
 
 
 def _hooks() -> Finding:
-    """Check every name that is replaced in Maestro."""
-    from maestro_celery_plugin.maestro.hooks import TOUCHPOINTS
-
+    """Check every name that the plugin replaces in Maestro."""
     missing = []
     for touchpoint in TOUCHPOINTS:
         try:
@@ -111,20 +134,26 @@ def _hooks() -> Finding:
         except (UnsupportedMaestroError, ImportError) as error:
             missing.append(str(error))
     if missing:
-        return Finding("Maestro hooks", f"{len(missing)} of {len(TOUCHPOINTS)} do not fit", missing[0])
-    return Finding("Maestro hooks", f"{len(TOUCHPOINTS)} names, all there")
+        return Finding("Maestro hooks", f"{len(missing)} of {len(TOUCHPOINTS)} names are missing", missing[0])
+    return Finding("Maestro hooks", f"all {len(TOUCHPOINTS)} names exist")
+
+
+def _extensions() -> Finding:
+    """Load all extensions; each is checked when it is loaded."""
+    names = sorted(distribution.project_name for _, distribution in plugin_manager().list_plugin_distinfo())
+    return Finding("extensions", ", ".join(names) or "none")
 
 
 def _commands() -> Finding:
-    """Look whether the `maestro` on PATH is the one of this environment."""
+    """Check that the `maestro` on PATH is that of this environment."""
     own = Path(sys.executable).parent
     found = shutil.which("maestro")
     if not (own / "maestro").is_file():
-        return Finding("maestro", f"no 'maestro' in '{own}'", "install maestrowf in the plugin's environment")
+        return Finding("maestro", f"no 'maestro' in '{own}'", "install maestrowf in the environment of the plugin")
     if found and Path(found).resolve().parent != own.resolve():
         return Finding(
             "maestro",
-            f"the one on PATH is '{found}', of another environment",
+            f"the 'maestro' on PATH is '{found}', of another environment",
             f"call '{own / 'maestro'}', or activate this environment",
         )
     return Finding("maestro", str(own / "maestro"))
@@ -132,34 +161,25 @@ def _commands() -> Finding:
 
 def _broker(option: str | None) -> Finding:
     """Check the broker that a study would use now."""
-    from maestro_celery_plugin.broker.choice import check, choose, find_server, masked
-
     choice = choose(option)
     check(choice)
     if choice.url is None:
         _try_private()
-        return Finding("broker", f"private, by '{find_server()}'; it starts and answers")
+        return Finding("broker", f"private, by '{private.find_server()}'; it starts and answers")
     return Finding("broker", f"{masked(choice.url)} (from {choice.source}); it answers")
 
 
 def _try_private() -> None:
-    """Start a private broker and end it again.
+    """Start a private broker and end it.
 
     Raises:
         BrokerError: it does not start.
     """
-    import signal
-    import tempfile
-
-    from maestro_celery_plugin.broker.choice import keeper_of, start_private
-    from maestro_celery_plugin.processes import wait_until
-    from maestro_celery_plugin.study.session import Session
-
     with tempfile.TemporaryDirectory(prefix="maestro-celery-doctor-") as directory:
         session = Session.create(Path(directory, "session"))
-        start_private(session)
-        keeper = keeper_of(session)
-        if keeper is None:
+        private.start(session)
+        supervisor = private.supervisor_of(session)
+        if supervisor is None:
             raise BrokerError("The private broker has ended right after its start.")
-        keeper.signal(signal.SIGTERM)
-        wait_until(lambda: not keeper.is_alive, 10.0)
+        supervisor.signal(signal.SIGTERM)
+        clock.wait_until(lambda: not supervisor.is_alive, 10.0)

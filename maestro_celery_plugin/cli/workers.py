@@ -1,86 +1,103 @@
-"""Starting the workers of a study by hand, where this process is: on another machine, or in an allocation."""
+"""`maestro-celery workers`: start workers of a study on this machine, or in the allocation around this process."""
 
 from __future__ import annotations
 
-import os
 import shlex
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from maestro_celery_plugin.batch.base import batch_system
-from maestro_celery_plugin.conductor.worker_sources import batch_of, is_for_this_machine, request_for
-from maestro_celery_plugin.config.schema import nearest
+import click
+
+from maestro_celery_plugin.conductor.worker_sources import request_for
+from maestro_celery_plugin.config.groups import batch_of, is_for_this_machine, serving_groups
+from maestro_celery_plugin.config.problems import nearest
 from maestro_celery_plugin.errors import StudyError
+from maestro_celery_plugin.files import is_locked
+from maestro_celery_plugin.maestro.specification import EnsembleSpecification
+from maestro_celery_plugin.plugins import held_allocation
 from maestro_celery_plugin.processes import host_name
 from maestro_celery_plugin.study.layout import StudyPlan
 from maestro_celery_plugin.study.session import Session
-from maestro_celery_plugin.study.status_csv import shared_lock
-from maestro_celery_plugin.worker.__main__ import worker_command
+from maestro_celery_plugin.study.worker_identity import worker_command
 
-__all__ = ["start_workers", "study_of", "worker_lines"]
+__all__ = ["command", "start_workers", "study_of", "worker_lines"]
+
+
+@click.command("workers")
+@click.argument("study", type=click.Path(path_type=Path))
+@click.option("--group", "groups", multiple=True, help="Worker group; may be repeated. [default: all for this machine]")
+@click.option("--echo", is_flag=True, help="Print the command lines and start no worker.")
+def command(study: Path, groups: tuple[str, ...], echo: bool) -> None:
+    """Start workers of a study on this machine, and wait until they have left.
+
+    STUDY is the directory of a study, or a specification with a running study. Inside an allocation, the workers of a
+    group with a batch system start on the nodes of the allocation.
+    """
+    lines = worker_lines(study_of(study), groups)
+    for name, line in lines.items():
+        click.echo(line if echo else f"Starting worker group '{name}': {line}")
+    sys.exit(0 if echo else start_workers(lines))
 
 
 def study_of(path: Path) -> Path:
     """Return the directory of a study: the path itself, or the newest running study of a specification.
 
     Raises:
-        StudyError: there is none.
+        StudyError: there is no such study.
     """
     if path.is_dir():
         return path.absolute()
     if not path.is_file():
         raise StudyError(f"'{path}' is neither the directory of a study nor a specification.")
-    from maestro_celery_plugin.maestro.specification import EnsembleSpecification
-
     specification = EnsembleSpecification.load_specification(str(path))
     # maestro.py:436-452: <OUTPUT_PATH>/<name>_<time>, with blanks of the name as underscores.
     parent = Path(specification.output_path or ".")
     name = specification.name.replace(" ", "_")
     found = sorted(parent.glob(f"{name}_*-*/merlin_info/conductor.lock"), key=lambda lock: lock.stat().st_mtime)
-    running = [lock.parent.parent for lock in found if not _is_free(lock)]
+    running = [lock.parent.parent for lock in found if is_locked(lock)]
     if not running:
         raise StudyError(
             f"No study of '{path}' is running below '{parent.absolute()}'; give the directory that `maestro run` "
-            "has made."
+            "has created."
         )
     return running[-1].absolute()
 
 
-def _is_free(lock: Path) -> bool:
-    with shared_lock(lock) as is_free:
-        return is_free
-
-
 def worker_lines(directory: Path, groups: Sequence[str]) -> dict[str, str]:
-    """Return the shell command that starts the workers of each group here.
+    """Return the shell command that starts the workers of each group on this machine.
 
     Args:
-        directory: The study's directory.
-        groups: Worker groups; all that are for this machine when there are none.
+        directory: Directory of the study.
+        groups: Names of worker groups; all groups for this machine when empty.
 
     Raises:
-        StudyError: the study has no such group, or none for this machine, or has ended.
+        StudyError: the study has no such group or no group for this machine, or has ended.
     """
     plan = StudyPlan.read(directory)
     session = Session(plan.session)
     if not session.path.exists():
-        raise StudyError(f"The study '{plan.root}' was a dry run, or its session is gone; there is no work.")
-    known = {name: group for name, group in plan.settings.resources.workers.items() if group.task_queues}
+        raise StudyError(
+            f"The study '{plan.root}' was a dry run, or its session does not exist any more; there is no work."
+        )
+    known = serving_groups(plan.settings)
     for name in groups:
         if name not in known:
             raise StudyError(f"--group: the study has no worker group '{name}'; {nearest(name, known)}")
     chosen = list(groups) or [name for name, group in known.items() if is_for_this_machine(group)]
     if not chosen:
         machines = ", ".join(f"'{name}': {' or '.join(group.machines)}" for name, group in known.items())
-        raise StudyError(f"No worker group is for this machine, {host_name()} ({machines}); --group starts one anyway.")
+        raise StudyError(
+            f"No worker group is for this machine, {host_name()} ({machines}); use --group to start one anyway."
+        )
     return {name: _line(plan, session, name) for name in chosen}
 
 
 def _line(plan: StudyPlan, session: Session, name: str) -> str:
-    """Return the line for one group: over the nodes of the allocation around this process, or one worker here."""
-    system = batch_system(batch_of(plan.settings, plan.settings.resources.workers[name]).type)
-    if system is None or system.held(os.environ) is None:
+    """Return the line for one group: for all nodes of the allocation around this process, or for one worker."""
+    batch = batch_of(plan.settings, plan.settings.resources.workers[name])
+    if held_allocation(batch.type) is None:
         return shlex.join(worker_command(session, name))
     return request_for(plan, session, [name]).lines[0]
 
@@ -88,7 +105,7 @@ def _line(plan: StudyPlan, session: Session, name: str) -> str:
 def start_workers(lines: dict[str, str]) -> int:
     """Start workers and wait for their end; return the first exit code that is not 0.
 
-    Ctrl-C reaches them, too: they end their samples and leave.
+    The workers receive Ctrl-C as well, end their samples, and leave.
     """
     commands = [["/bin/sh", "-c", line] for line in lines.values()]
     processes = [subprocess.Popen(command, stdin=subprocess.DEVNULL) for command in commands]
@@ -101,4 +118,4 @@ def _wait(process: subprocess.Popen[bytes]) -> int:
         try:
             return process.wait()
         except KeyboardInterrupt:
-            continue  # it has had the signal, too
+            continue  # the process has received the signal as well

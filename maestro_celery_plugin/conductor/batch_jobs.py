@@ -1,4 +1,4 @@
-"""Jobs behind allocations: submitted through Maestro's adapters, or started in the allocation around this process."""
+"""The jobs of allocations: batch jobs through Maestro's adapters, or processes in the allocation around this one."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ import subprocess
 from pathlib import Path
 from typing import Any, Protocol
 
+from maestrowf.datastructures.core import StudyStep
+from maestrowf.interfaces import ScriptAdapterFactory
+
 from maestro_celery_plugin.batch.base import BatchSystem, JobReport
 from maestro_celery_plugin.batch.deadline import BEGAN, Deadline
 from maestro_celery_plugin.config.settings import BatchSettings
@@ -20,23 +23,23 @@ from maestro_celery_plugin.states import AllocationState
 
 __all__ = ["AllocationRequest", "BatchJobs", "HeldJobs", "Jobs"]
 
-# A script that is written for these can be read by no other interpreter that `batch.shell` may name.
+# The batch script needs one of these interpreters; `batch.shell` may name another one, such as Python.
 _POSIX_SHELLS = ("bash", "sh", "dash", "ksh", "zsh")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AllocationRequest:
-    """What is asked of the batch system.
+    """The request for one allocation.
 
     Attributes:
-        name: Name of the allocation: that of its worker group, or the one that several groups share.
-        study: Name of the study, for the job's name.
-        settings: The batch block that holds for it.
-        nodes: The number of nodes.
-        procs: Processes; None for whole nodes.
-        gpus: GPUs of each node; None for none.
-        walltime_s: Time limit in seconds; None for that of the partition.
-        lines: Shell command per worker group that starts its workers and returns at their end.
+        name: Name of the allocation: that of its worker group, or a name that several groups share.
+        study: Name of the study, for the name of the job.
+        settings: The batch settings.
+        nodes: Number of nodes.
+        procs: Number of processes; None for whole nodes.
+        gpus: GPUs of each node; None without GPUs.
+        walltime_s: Time limit in seconds; None for the limit of the partition.
+        lines: Per worker group, the shell command that starts its workers and returns at their end.
     """
 
     name: str
@@ -50,7 +53,7 @@ class AllocationRequest:
 
     @property
     def job_name(self) -> str:
-        """Name of the batch job, which is also that of its files."""
+        """Name of the batch job and of its files."""
         return "".join(c if c.isalnum() or c in "-_." else "_" for c in f"{self.study}-{self.name}")
 
     @property
@@ -69,35 +72,35 @@ class AllocationRequest:
 
 
 class Jobs(Protocol):
-    """Where allocations come from."""
+    """Submits, queries and cancels the jobs of allocations."""
 
     def script(self, request: AllocationRequest, directory: Path) -> Path:
         """Write the script of an allocation, and return its path."""
 
     def submit(self, request: AllocationRequest, directory: Path) -> str:
-        """Submit an allocation; return its job.
+        """Submit an allocation; return the identifier of its job.
 
         Raises:
             BatchSystemAwayError: the batch system does not answer now.
-            AllocationError: it refuses; with its words.
+            AllocationError: the batch system refuses the job; the message has its words.
         """
 
     def report(self, job: str) -> JobReport:
-        """Return what became of a job.
+        """Return the report of a job.
 
         Raises:
-            AllocationError: the batch system does not answer now.
+            AllocationError: the batch system does not answer.
         """
 
     def cancel(self, job: str) -> None:
-        """End a job.
+        """Cancel a job.
 
         Raises:
-            AllocationError: it cannot be ended.
+            AllocationError: the job cannot be cancelled.
         """
 
     def find(self, directory: Path) -> str | None:
-        """Return the job that was submitted in a directory and has not ended; None when none is known.
+        """Return the open job that was submitted in a directory; None when no such job is known.
 
         Raises:
             BatchSystemAwayError: the batch system does not answer now.
@@ -115,8 +118,6 @@ class BatchJobs:
         self._system = system
 
     def _adapter(self, request: AllocationRequest) -> Any:
-        from maestrowf.interfaces import ScriptAdapterFactory
-
         arguments = self._system.adapter_arguments(request.settings)
         if request.procs:
             arguments["procs"] = request.procs
@@ -124,9 +125,7 @@ class BatchJobs:
         return adapter(nodes=request.nodes, shell=request.shell, **arguments)
 
     def _step(self, request: AllocationRequest) -> Any:
-        """Return the allocation as a step, as Maestro's adapters want it."""
-        from maestrowf.datastructures.core import StudyStep
-
+        """Return the allocation as a step for Maestro's adapter."""
         step = StudyStep()
         step.name = request.job_name
         step.description = f"workers of the study {request.study}"
@@ -138,14 +137,14 @@ class BatchJobs:
         return step
 
     def script(self, request: AllocationRequest, directory: Path) -> Path:
-        """Have Maestro's adapter write the batch script."""
+        """Let Maestro's adapter write the batch script."""
         return self._write(request, directory)[2]
 
     def _write(self, request: AllocationRequest, directory: Path) -> tuple[Any, Any, Path]:
         adapter, step = self._adapter(request), self._step(request)
         logger = logging.getLogger(type(adapter).__module__)
         level = logger.level
-        logger.setLevel(logging.ERROR)  # it warns of each key of a step that an srun line has no use for
+        logger.setLevel(logging.ERROR)  # the adapter warns of each step key that an srun line does not use
         try:
             _, path, _ = adapter.write_script(str(directory), step)
         finally:
@@ -157,59 +156,57 @@ class BatchJobs:
     def submit(self, request: AllocationRequest, directory: Path) -> str:
         """Submit through Maestro's adapter."""
         adapter, step, script = self._write(request, directory)
-        words = _Words()
+        words = _Messages()
         logger = logging.getLogger(type(adapter).__module__)
         level = logger.level
-        logger.setLevel(logging.WARNING)  # its words are wanted also where the user wants no log
+        logger.setLevel(logging.WARNING)  # its messages are needed also if the user has turned the log off
         logger.addHandler(words)
         try:
             record = adapter.submit(step, str(script), str(directory))
-        except Exception as cause:  # what Maestro's adapters raise is not theirs to name
+        except Exception as cause:  # Maestro's adapters do not document their errors
             kind = BatchSystemAwayError if self._system.away.search(str(cause)) else AllocationError
             raise kind(f"'{script}' cannot be submitted: {cause}") from cause
         finally:
             logger.removeHandler(words)
             logger.setLevel(level)
         if record.submission_code.name != "OK":
-            said = words.text or f"it does not say why; submit '{script}' by hand to see"
+            said = words.text or f"it gives no reason; submit '{script}' manually to see one"
             if self._system.away.search(said):
-                raise BatchSystemAwayError(f"The batch system does not take '{script}' now: {said}")
+                raise BatchSystemAwayError(f"The batch system does not accept '{script}' now: {said}")
             raise AllocationError(f"The batch system refuses '{script}': {said}")
         return str(record.job_identifier)
 
     def report(self, job: str) -> JobReport:
-        """Ask the batch system; workers in an allocation that an earlier conductor was inside of are gone with it."""
+        """Query the batch system; workers that an earlier conductor started in its allocation have ended with it."""
         if _is_process(job):
             return JobReport(AllocationState.GONE)
         return self._system.reports([job])[job]
 
     def cancel(self, job: str) -> None:
         """Cancel through Maestro's adapter."""
-        from maestrowf.interfaces import ScriptAdapterFactory
-
         arguments = self._system.adapter_arguments(BatchSettings())
         try:
             adapter = ScriptAdapterFactory.get_adapter(self._system.adapter)(**arguments)
             record = adapter.cancel_jobs([job])
-        except Exception as cause:  # what Maestro's adapters raise is not theirs to name
-            raise AllocationError(f"it cannot be cancelled ({cause}); cancel it by hand") from cause
+        except Exception as cause:  # Maestro's adapters do not document their errors
+            raise AllocationError(f"it cannot be cancelled ({cause}); cancel it manually") from cause
         if record.cancel_status.name != "OK":
-            raise AllocationError("the batch system refuses to cancel it; cancel it by hand")
+            raise AllocationError("the batch system refuses to cancel it; cancel it manually")
 
     def find(self, directory: Path) -> str | None:
-        """Ask the batch system for the job that was submitted in a directory."""
+        """Query the batch system for the job that was submitted in a directory."""
         return self._system.find(directory)
 
 
-class _Words(logging.Handler):
-    """Keeps what Maestro's adapter logs when a submission fails: the scheduler's own words."""
+class _Messages(logging.Handler):
+    """Keeps the messages of Maestro's adapter when a submission fails, which have the words of the scheduler."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
         self._lines: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep a line."""
+        """Keep a message."""
         self._lines.append(record.getMessage())
 
     @property
@@ -219,12 +216,12 @@ class _Words(logging.Handler):
 
 
 class HeldJobs:
-    """Workers started by this process, in the allocation that it is inside of.
+    """Processes of this machine that start workers in the allocation around this process.
 
     Args:
         job: Identifier of the batch job around this process.
-        deadline: When that ends, for the workers.
-        outside: Knows the batch jobs that an earlier conductor of the study has submitted from outside of it.
+        deadline: The end of the allocation, for the workers.
+        outside: The batch jobs that an earlier conductor of the study has submitted outside of this allocation.
     """
 
     def __init__(self, job: str, deadline: Deadline, outside: Jobs) -> None:
@@ -232,18 +229,18 @@ class HeldJobs:
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
     def script(self, request: AllocationRequest, directory: Path) -> Path:
-        """Write the lines that start the workers as a script."""
+        """Write a script with the lines that start the workers."""
         path = directory / f"{request.job_name}.sh"
         path.write_text(f"#!{request.shell}\n\n{request.body}\n")
         path.chmod(0o755)
         return path
 
     def submit(self, request: AllocationRequest, directory: Path) -> str:
-        """Start the workers, in a process group of their own."""
+        """Start the workers in their own process group."""
         if not self._deadline.fits(None, 0.0):
             raise AllocationOverError(
                 f"The allocation around this study (job {self._job}) ends in {self._deadline.left_s:.0f} s, too soon "
-                "for further samples; `maestro-celery resume` goes on in another one."
+                "for more samples; `maestro-celery resume` continues the study in another allocation."
             )
         script = self.script(request, directory)
         with (
@@ -263,7 +260,7 @@ class HeldJobs:
         return job
 
     def report(self, job: str) -> JobReport:
-        """Tell from the process whether it runs, and from its exit code how it ended."""
+        """Return the state from the process: whether it runs, or its exit code."""
         if not _is_process(job):
             return self._outside.report(job)
         process = self._processes.get(job)
@@ -276,11 +273,11 @@ class HeldJobs:
         return JobReport(AllocationState.FAILED, f"exit code {code}") if code else JobReport(AllocationState.COMPLETED)
 
     def find(self, directory: Path) -> str | None:
-        """Know nothing: what a conductor has begun to start in an allocation ends with it, or by its idle limit."""
+        """Return None: workers of an interrupted submission end with the allocation, or by their idle limit."""
         return None
 
     def cancel(self, job: str) -> None:
-        """End the processes that start the workers, which end these."""
+        """End the processes that start the workers, which end the workers."""
         if _is_process(job):
             _process_of(job).signal(signal.SIGTERM, group=True)
         else:

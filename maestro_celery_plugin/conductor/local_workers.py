@@ -1,23 +1,23 @@
-"""The source of a group's workers on this machine: one worker process, started when there is work."""
+"""Local workers: the source that starts the worker of a group on this machine when there is work."""
 
 from __future__ import annotations
 
 import logging
-import signal
 import subprocess
 from pathlib import Path
 
 from maestro_celery_plugin.errors import WorkerError
-from maestro_celery_plugin.ledger.reader import SUFFIX
+from maestro_celery_plugin.files import tail
+from maestro_celery_plugin.ledger.entries import SUFFIX
 from maestro_celery_plugin.processes import ProcessId
 from maestro_celery_plugin.study.session import Session
-from maestro_celery_plugin.worker.__main__ import stem_of, worker_command
+from maestro_celery_plugin.study.worker_identity import claim_name, log_of, stem_of, worker_command
 
 __all__ = ["LocalWorkers"]
 
 LOGGER = logging.getLogger(__name__)
 
-# So many workers in a row that end before they have taken a task fail the group's steps.
+# The steps of the group fail after this many workers in a row that have ended before they took a task.
 QUICK_FAILURES = 3
 
 
@@ -26,8 +26,8 @@ class LocalWorkers:
 
     Args:
         group: The group.
-        session: The session it works for.
-        ledger: The study's ledger, which tells whether a worker has taken a task.
+        session: The session.
+        ledger: The ledger of the study, which shows whether a worker has taken a task.
     """
 
     def __init__(self, group: str, session: Session, ledger: Path) -> None:
@@ -40,17 +40,17 @@ class LocalWorkers:
         """Start a worker, unless one is starting.
 
         Raises:
-            WorkerError: several in a row have ended before they took a task.
+            WorkerError: several workers in a row have ended before they took a task.
         """
         if self._process is not None:
             if self._process.poll() is None:
                 return
             self._note_end()
         if self._failures >= QUICK_FAILURES:
-            log = self._session.worker_log(self._worker)
+            log = log_of(self._session, self._worker)
             raise WorkerError(
-                f"worker group '{self._group}': {self._failures} workers in a row ended before they took a task; "
-                f"'{log}' ends with:\n{log.read_text(errors='replace')[-1500:].strip()}"
+                f"worker group '{self._group}': {self._failures} workers in a row have ended before they took a task; "
+                f"'{log}' ends with:\n{tail(log)}"
             )
         self._start()
 
@@ -60,12 +60,12 @@ class LocalWorkers:
         self._process = None
 
     def _start(self) -> None:
-        self._worker = self._session.claim_worker_name(stem_of(self._group))
-        log = self._session.worker_log(self._worker)
+        self._worker = claim_name(self._session, stem_of(self._group))
+        log = log_of(self._session, self._worker)
         with log.open("ab") as output:
             self._process = subprocess.Popen(
                 worker_command(self._session, self._group, name=self._worker),
-                cwd=self._session.path,  # not the study's: Python looks for modules there first
+                cwd=self._session.path,  # not that of the study: Python looks for modules there first
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -75,16 +75,11 @@ class LocalWorkers:
 
     @property
     def supervisor(self) -> ProcessId | None:
-        """The process that was started last, if it still runs."""
+        """The worker that was started last, if it still runs."""
         if self._process is None or self._process.poll() is not None:
             return None
         return ProcessId.of(self._process.pid)
 
-    def reap(self) -> bool:
-        """Collect the exit status of the worker; return whether it has ended."""
+    def has_ended(self) -> bool:
+        """Reap the worker if it has ended; return whether no worker runs."""
         return self._process is None or self._process.poll() is not None
-
-    def kill(self) -> None:
-        """Kill the worker and its samples."""
-        if self.supervisor is not None:
-            self.supervisor.signal(signal.SIGKILL, group=True)

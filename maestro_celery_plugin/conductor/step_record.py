@@ -1,93 +1,101 @@
-"""The tracker of a step record: what of it still has to run, and which state it is in."""
+"""A step record in the conductor: which samples must still run, and the state for Maestro."""
 
 from __future__ import annotations
 
 import dataclasses
-import time
 from typing import Any
 
 import numpy as np
 
-from maestro_celery_plugin.ledger.reader import Entries, Kind
-from maestro_celery_plugin.ledger.sample_states import Progress, is_request
-from maestro_celery_plugin.states import Outcome, RecordState
+from maestro_celery_plugin import clock
+from maestro_celery_plugin.ledger.entries import Entries, Kind
+from maestro_celery_plugin.ledger.sample_states import SampleStates
+from maestro_celery_plugin.states import Outcome, RecordState, is_request
 from maestro_celery_plugin.study.manifest import Manifest
 
-__all__ = ["MAX_RANGES", "Tracker", "ranges_of"]
+__all__ = ["MAX_RANGES", "StepRecord", "ranges_of"]
 
-# A sample that was running when its worker died this often may be the reason. Suspects of a step record
-# run one at a time, so that those which only ran beside the culprit are cleared.
+# A sample that ran when its worker died this often may be the cause. Suspects of a step record run one at a time, so
+# that samples which only ran in parallel with the cause are cleared.
 SUSPECT_LOSSES = 2
-# Ranges that are sent again at one time; the rest follows.
+# The largest number of ranges that are sent again at one time; the others follow.
 MAX_RANGES = 1000
+# The longest delay before a sample that could not start is tried again.
+START_DELAY_LIMIT_S = 60.0
 
 
 @dataclasses.dataclass
-class Tracker:
-    """A step record that Maestro has submitted, or had submitted to an earlier conductor.
+class StepRecord:
+    """A step record that Maestro has submitted, to this conductor or to an earlier one.
 
     Attributes:
-        manifest: The step record.
-        relative: The path of its workspace below the study's.
-        progress: What the ledger says of its samples.
+        manifest: The manifest of the step record.
+        relative: Path of its workspace below that of the study.
+        samples: The states of its samples, from the ledger.
         groups: The worker groups that serve its task queue.
-        active: Whether Maestro awaits it.
+        active: Whether Maestro waits for its end.
         cancelled: Whether it was cancelled.
-        cancelled_at: When it was (monotonic).
-        told: The state that Maestro knows.
-        waiting: Samples that asked to be run again, with the time (monotonic) when they may.
-        quiet_since: Since when nothing has moved although a slot was free; None while that is not so.
-        failure: Why no worker can run it, when that is so.
-        touched: Whether a sample has started since Maestro has submitted it the last time.
-        timed_out: Whether its allocations have ended since then, with samples left.
-        reason: How they ended, or why it cannot run or was cancelled, in words.
-        withdrawn: Groups whose allocation has ended since then, while others work: none is opened for it.
-        suspect: The sample that may run now of those which may have taken their workers down.
+        cancelled_at: Time of the cancellation (monotonic).
+        reported_state: The state that Maestro knows.
+        waiting: Samples that requested another run, with the time (monotonic) when they may start.
+        quiet_since: Time since when a slot has been free and no entry has come (monotonic); None while this is not so.
+        failure: Why no worker can run it; None while workers can.
+        has_started: Whether a sample has started since Maestro's last submission.
+        timed_out: Whether its allocations have ended since Maestro's last submission, with open samples.
+        reason: How the allocations ended, or why the step record cannot run or was cancelled.
+        withdrawn: Groups whose allocation has ended since Maestro's last submission while other groups run it; no
+            new allocation is opened for these.
+        suspect: The one suspected sample that may run now; None without suspects.
     """
 
     manifest: Manifest
     relative: str
-    progress: Progress
+    samples: SampleStates
     groups: tuple[str, ...] = ()
     active: bool = False
     cancelled: bool = False
     cancelled_at: float | None = None
-    told: RecordState = RecordState.PENDING
+    reported_state: RecordState = RecordState.PENDING
     waiting: dict[int, float] = dataclasses.field(default_factory=dict)
     quiet_since: float | None = None
     failure: str | None = None
-    touched: bool = False
+    has_started: bool = False
     timed_out: bool = False
     reason: str = ""
     withdrawn: set[str] = dataclasses.field(default_factory=set)
     suspect: int | None = None
 
+    @property
+    def number(self) -> int:
+        """Number of the step record in messages and in the ledger."""
+        return self.manifest.number
+
     def apply(self, entries: Entries) -> None:
-        """Take in new entries of this record."""
-        self.progress.apply(entries)
+        """Apply new entries of this step record."""
+        self.samples.apply(entries)
         if not self.active:
             return
         self.quiet_since = None
-        self.touched = self.touched or bool((entries["kind"] == Kind.STARTED).any())
+        self.has_started = self.has_started or bool((entries["kind"] == Kind.STARTED).any())
         for entry in entries[entries["kind"] == Kind.ENDED]:
-            if is_request(int(entry["code"])) and self.progress.outcome[entry["start"]] == Outcome.OPEN:
+            if is_request(int(entry["code"])) and self.samples.outcome[entry["start"]] == Outcome.OPEN:
                 self._wait(int(entry["start"]), int(entry["code"]))
 
     def _wait(self, sample: int, code: int) -> None:
         delay_s = self.manifest.retry_delay_s
-        if code < 0:  # it could not be started: leave the machine more time from try to try
-            delay_s = max(delay_s, min(60.0, 2.0 ** min(6, int(self.progress.requests[sample]))))
-        self.waiting[sample] = time.monotonic() + delay_s
+        if code < 0:  # the sample could not start: give the machine more time at each attempt
+            delay_s = max(delay_s, min(START_DELAY_LIMIT_S, 2.0 ** min(6, int(self.samples.requests[sample]))))
+        self.waiting[sample] = clock.monotonic() + delay_s
 
     def due(self) -> np.ndarray[Any, Any]:
-        """Return the samples whose time has come, as a mask: they have waited, or are the next suspect."""
-        now = time.monotonic()
+        """Return as a mask the samples that may start now: their delay is over, or they are the next suspect."""
+        now = clock.monotonic()
         due = [sample for sample, when in self.waiting.items() if when <= now]
         mask = np.zeros(self.manifest.samples, bool)
         for sample in due:
             del self.waiting[sample]
             mask[sample] = True
-        mask &= self.progress.outcome == Outcome.OPEN
+        mask &= self.samples.outcome == Outcome.OPEN
         before = self.suspect
         self._hold_back_suspects(mask)
         if self.suspect is not None and self.suspect != before and self.suspect not in self.waiting:
@@ -95,60 +103,68 @@ class Tracker:
         return mask
 
     def _hold_back_suspects(self, mask: np.ndarray[Any, Any]) -> None:
-        """Take all suspects out of `mask` but one."""
-        progress = self.progress
-        if not (progress.losses >= SUSPECT_LOSSES).any():
+        """Remove all suspects except one from `mask`."""
+        samples = self.samples
+        if not (samples.losses >= SUSPECT_LOSSES).any():
             return
-        suspects = (progress.losses >= SUSPECT_LOSSES) & (progress.outcome == Outcome.OPEN)
+        suspects = (samples.losses >= SUSPECT_LOSSES) & (samples.outcome == Outcome.OPEN)
         if self.suspect is None or not suspects[self.suspect]:
             self.suspect = int(np.argmax(suspects)) if suspects.any() else None
         if self.suspect is not None:
             suspects[self.suspect] = False
         mask &= ~suspects
 
-    def unheld(self, held: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """Return the samples that are open, not held by a worker and not waiting, as a mask."""
-        mask: np.ndarray[Any, Any] = (self.progress.outcome == Outcome.OPEN) & ~held
+    def unassigned(self, leased: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """Return as a mask the open samples without a lease and without a delay.
+
+        Args:
+            leased: The samples with a lease, as a mask.
+        """
+        mask: np.ndarray[Any, Any] = (self.samples.outcome == Outcome.OPEN) & ~leased
         if self.waiting:
             mask[list(self.waiting)] = False
         self._hold_back_suspects(mask)
         return mask
 
     def begin(self, *, cancelled: bool) -> None:
-        """Take in that Maestro has submitted the record, or has restarted it."""
-        self.active, self.cancelled, self.told = True, cancelled, RecordState.PENDING
-        self.touched = self.timed_out = False
+        """Record that Maestro has submitted or restarted the step record.
+
+        Args:
+            cancelled: Whether it is cancelled at once, because the study was stopped.
+        """
+        self.active, self.cancelled, self.reported_state = True, cancelled, RecordState.PENDING
+        self.has_started = self.timed_out = False
         self.withdrawn.clear()
         self.reason = ""
 
     @property
     def stops_early(self) -> bool:
-        """Whether what has not started shall not start: a sample failed hard, or the record was cancelled."""
-        return self.cancelled or bool((self.progress.outcome == Outcome.HARD_FAILED).any())
+        """Whether no further sample may start: a sample failed hard, or the step record was cancelled."""
+        return self.cancelled or bool((self.samples.outcome == Outcome.HARD_FAILED).any())
 
-    def state(self, *, held: bool) -> RecordState:
-        """Return the state of the record.
+    def state(self, *, has_leases: bool) -> RecordState:
+        """Return the state of the step record.
 
         Args:
-            held: Whether a live worker holds anything of it.
+            has_leases: Whether a live worker has a lease of it.
         """
         if self.failure is not None:
             return RecordState.FAILED
-        if self.progress.is_complete or (self.stops_early and not held):
-            if (self.progress.outcome == Outcome.HARD_FAILED).any():
+        if self.samples.is_complete or (self.stops_early and not has_leases):
+            if (self.samples.outcome == Outcome.HARD_FAILED).any():
                 return RecordState.FAILED
-            return RecordState.FINISHED if self.progress.is_complete else RecordState.CANCELLED
+            return RecordState.FINISHED if self.samples.is_complete else RecordState.CANCELLED
         if self.timed_out:
             return RecordState.TIMED_OUT
-        return RecordState.RUNNING if self.progress.started.any() else RecordState.PENDING
+        return RecordState.RUNNING if self.samples.started.any() else RecordState.PENDING
 
 
 def ranges_of(mask: np.ndarray[Any, Any], bridge: np.ndarray[Any, Any]) -> list[tuple[int, int]]:
-    """Return the ranges [start, stop) that cover `mask`, joined across gaps that lie within `bridge`.
+    """Return the ranges [start, stop) that cover `mask`, joined across gaps inside `bridge`.
 
     Args:
-        mask: Samples that have to be covered.
-        bridge: Samples that may be covered, because they have run and will be skipped.
+        mask: Samples that the ranges must cover.
+        bridge: Samples that the ranges may cover, because they have an outcome and are skipped.
     """
     covered = mask | bridge
     edges = np.flatnonzero(np.diff(covered.astype(np.int8), prepend=0, append=0))

@@ -1,4 +1,4 @@
-"""What one sample of a step needs of an allocation: nodes, processes, cores, GPUs."""
+"""The resources that one sample of a step needs: nodes, processes, cores, GPUs."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ __all__ = ["ScriptCount", "StepNeeds"]
 
 
 class ScriptCount(int):
-    """A count that only a sample's script knows, from a shell variable or from a column of the sample table.
+    """A count that only the script of a sample knows, from a shell variable or a column of the sample table.
 
-    Its text is the reference that goes into command lines; as a number it is what to plan with.
+    Its text is the reference that stands in command lines; its number is the count for planning.
     """
 
     text: str
 
     def __new__(cls, number: int, text: str) -> ScriptCount:
-        """Make the count of its number and its text."""
+        """Create the count from its number and its text."""
         count = super().__new__(cls, number)
         count.text = text
         return count
@@ -32,18 +32,18 @@ class ScriptCount(int):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StepNeeds:
-    """What one sample of a step needs, from Maestro's and Merlin's step keys.
+    """The resources of one sample, from the step keys of Maestro and Merlin.
 
     Attributes:
-        nodes: Nodes; 0 when the step does not say.
-        procs: Processes of the whole sample; 0 when the step does not say.
+        nodes: Nodes; 0 when the step has no such key.
+        procs: Processes of the whole sample; 0 when the step has no such key.
         cores_per_task: Cores of each process.
-        gpus: GPUs, as Maestro's key `gpus`; None when the step does not say.
-        gpus_per_task: GPUs of each process; None when the step does not say.
-        walltime_s: Time limit of one launch, in seconds; None when there is none.
+        gpus: GPUs, as Maestro's key `gpus`; None when the step has no such key.
+        gpus_per_task: GPUs of each process; None when the step has no such key.
+        walltime_s: Time limit of one launch, in seconds; None for no limit.
         reservation: The reservation, for `srun`.
         options: The step's text under the key of its batch system (`slurm`, `lsf`, `flux`).
-        more: Further step keys with a meaning for one launcher only (`bind`, `exit_on_error`, ...).
+        more: Other step keys that only one launcher uses (`bind`, `exit_on_error`, ...).
     """
 
     nodes: int = 0
@@ -58,17 +58,17 @@ class StepNeeds:
 
     @property
     def has_whole_nodes(self) -> bool:
-        """Whether it has nodes for itself: the step says how many, and nothing of processes and cores on them."""
+        """Whether the sample has exclusive nodes: the step has `nodes`, but neither processes nor cores."""
         return bool(self.nodes) and not self.procs and str(self.cores_per_task) == "1"
 
     @property
     def cores(self) -> int:
-        """Cores of the whole sample; 1 when the step does not say."""
+        """Cores of the whole sample; at least 1."""
         return max(1, self.procs) * self.cores_per_task
 
     @property
     def text(self) -> str:
-        """What it needs, in words: ``2 nodes, 8 procs, 2 cores per task``."""
+        """The resources as text: ``2 nodes, 8 procs, 2 cores per task``."""
         counts = {
             "nodes": self.nodes,
             "procs": self.procs,
@@ -79,5 +79,5 @@ class StepNeeds:
 
     @property
     def gpu_count(self) -> int:
-        """GPUs of the whole sample; 0 when the step does not say."""
+        """GPUs of the whole sample; 0 when the step has no such key."""
         return max(1, self.procs) * self.gpus_per_task if self.gpus_per_task else self.gpus or 0

@@ -1,4 +1,7 @@
-"""Settings of a step, and how they travel past Maestro: under one key of its `run` dictionary."""
+"""The entry of a step: how the settings of a step pass through Maestro, under one key of its `run` dictionary.
+
+A step without an entry is a native step, which Maestro runs.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +11,18 @@ from typing import Any
 from maestro_celery_plugin.config import schema
 from maestro_celery_plugin.config.settings import StepSettings
 
-__all__ = ["SHELL_KEY", "STEP_KEY", "is_plain", "step_settings"]
+__all__ = ["SHELL_KEY", "STEP_KEY", "is_native", "step_settings"]
 
 STEP_KEY = "celery"
-# The one step key of ours that Maestro's adapters can be told, as a keyword (scriptadapter.py:62).
+# The only one of our step keys that Maestro's adapters accept, as a keyword (scriptadapter.py:62).
 SHELL_KEY = "shell"
 
 
-def is_plain(run: Mapping[str, Any]) -> bool:
-    """Tell whether a step is one that Maestro runs itself, from its `run` dictionary."""
+def is_native(run: Mapping[str, Any]) -> bool:
+    """Tell from the `run` dictionary of a step whether Maestro runs the step itself."""
     return STEP_KEY not in run
 
 
 def step_settings(run: Mapping[str, Any]) -> StepSettings:
     """Return the settings of a step from Maestro's `run` dictionary."""
-    return schema.build(StepSettings, run[STEP_KEY]["settings"])
+    return schema.from_dict(StepSettings, run[STEP_KEY]["settings"])

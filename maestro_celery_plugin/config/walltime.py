@@ -1,4 +1,4 @@
-"""Walltimes as users write them, in seconds and back."""
+"""Walltimes: from the text of a user to seconds, and back."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _FORM = re.compile(r"(?:(?P<days>\d+)[-:](?=\d+:\d+:\d+$))?(?:(?:(?P<hours>\d+):
 def seconds_of(walltime: str | int) -> int:
     """Return a walltime in seconds.
 
-    A number is seconds, and so is what YAML makes of an unquoted ``10:30:00`` (base 60, YAML 1.1). Text is
+    A number is in seconds; YAML 1.1 turns an unquoted ``10:30:00`` into such a number (base 60). Text is
     ``SS``, ``MM:SS``, ``HH:MM:SS``, ``D:HH:MM:SS`` as in Merlin (utils.py:1017), or Slurm's ``D-HH:MM:SS``.
     Worked example: ``1:30:00`` is 1 · 3600 + 30 · 60 = 5400 s.
 
     Raises:
-        ValueError: it is none of these, or no time at all.
+        ValueError: the text has none of these forms, or the time is zero.
     """
     found = _FORM.fullmatch(str(walltime).strip())
     if found is None:
@@ -30,6 +30,6 @@ def seconds_of(walltime: str | int) -> int:
 
 
 def clock_text(seconds: int) -> str:
-    """Return seconds as ``HH:MM:SS``, with more than 24 hours where it takes them."""
+    """Return seconds as ``HH:MM:SS``; the hours may exceed 24."""
     minutes, rest = divmod(seconds, 60)
     return f"{minutes // 60:02d}:{minutes % 60:02d}:{rest:02d}"

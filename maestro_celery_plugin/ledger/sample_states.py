@@ -1,7 +1,7 @@
-"""Progress of a step record: what the ledger says of each of its samples.
+"""The states of the samples of one step record, from the entries of the ledger.
 
-The same class serves the coordinator (fed with what is new), a worker that wants to know whether a
-sample may run, and the status command (fed with everything at once).
+Three users share the class: the coordinator, which applies new entries; a worker, which decides whether a sample
+runs again; and the status command, which applies all entries at once.
 """
 
 from __future__ import annotations
@@ -11,34 +11,23 @@ from typing import Any
 
 import numpy as np
 
-from maestro_celery_plugin.ledger.reader import Entries, Kind
-from maestro_celery_plugin.states import ExitCode, Outcome, outcome_of
-from maestro_celery_plugin.study.manifest import Manifest
+from maestro_celery_plugin.ledger.entries import Entries, Kind
+from maestro_celery_plugin.states import (
+    BROKEN,
+    POISON_LIMIT,
+    ExitCode,
+    Outcome,
+    cannot_run_code,
+    is_request,
+    outcome_of,
+)
 
-__all__ = ["BROKEN", "POISON_LIMIT", "UNREADABLE", "Counts", "Progress", "cannot_run_code", "is_request"]
-
-# A sample that has taken its worker down this often is failed.
-POISON_LIMIT = 5
+__all__ = ["Counts", "SampleStates"]
 
 # An epoch and an outcome in one number, which compares by epoch first.
 _BITS, _OUTCOME = np.uint64(3), np.uint64(7)
-
-# Codes of samples that could not be started lie below those of signals.
-_CANNOT_RUN = -1000
-# Code of a sample whose row of the table cannot be read, because the table has changed.
-UNREADABLE = -999
-# Code of a sample at which the worker itself has failed; its log has the traceback.
-BROKEN = -998
-
-
-def cannot_run_code(number: int) -> int:
-    """Return the code that the ledger has for a sample that could not be started for an `errno`."""
-    return _CANNOT_RUN - number
-
-
-def is_request(code: int) -> bool:
-    """Tell whether a code makes the sample run again: it asked for it, or could not be started."""
-    return code in (ExitCode.RESTART, ExitCode.RETRY) or code <= _CANNOT_RUN
+# Numbers below this are codes of attempts that did not start (`states.cannot_run_code`).
+_CANNOT_RUN = cannot_run_code(0)
 
 
 def _are_requests(codes: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -49,7 +38,7 @@ def _are_requests(codes: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Counts:
-    """How many samples are in which state; they add up to `total`."""
+    """The number of samples in each state; the numbers add up to `total`."""
 
     total: int
     finished: int
@@ -59,30 +48,34 @@ class Counts:
 
 
 def _advance(epochs: np.ndarray[Any, Any], entries: Entries, mask: np.ndarray[Any, Any]) -> None:
-    """Raise epochs of samples to those of some of the entries."""
+    """Raise the epochs of samples to those of the entries in a mask."""
     np.maximum.at(epochs, entries["start"][mask].astype(np.intp), entries["epoch"][mask])
 
 
-class Progress:
+class SampleStates:
     """State of each sample of one step record.
 
-    It is the same whatever the order in which entries of different writers come. Of several attempts that
-    have ended, the last one decides: that under the highest epoch. Epochs count from 1.
+    The states do not depend on the order in which entries of different writers are applied. If several attempts have
+    ended, the attempt under the highest epoch decides. Epochs count from 1.
+
+    Args:
+        count: Number of samples.
+        max_retries: How often a sample may request another run before it fails.
 
     Attributes:
         outcome: `Outcome` of each sample.
-        code: Exit code of its last attempt that ended.
-        duration_us: Duration of that attempt, in microseconds.
-        started: Epoch of its last attempt; 0 when it never started.
-        ended: Epoch of its last attempt that ended or was lost.
-        requests: How often it asked to be run again.
-        losses: How often it was running when its worker was lost.
-        epoch: The highest epoch under which anything was sent or cancelled.
+        code: Exit code of the last attempt that ended.
+        duration_us: Duration of this attempt, in microseconds.
+        started: Epoch of the last attempt; 0 for a sample that never started.
+        ended: Epoch of the last attempt that ended or was lost.
+        requests: How often the sample requested another run.
+        losses: How often the sample ran when its worker was lost.
+        epoch: The highest epoch under which samples were sent or cancelled.
+        cancelled_epoch: The highest epoch under which samples were cancelled.
     """
 
-    def __init__(self, manifest: Manifest) -> None:
-        count = manifest.samples
-        self._max_retries = manifest.max_retries
+    def __init__(self, count: int, max_retries: int) -> None:
+        self._max_retries = max_retries
         self.outcome = np.zeros(count, np.uint8)
         self.code = np.zeros(count, np.int32)
         self.duration_us = np.zeros(count, np.uint64)
@@ -90,17 +83,17 @@ class Progress:
         self.ended = np.zeros(count, np.uint32)
         self.requests = np.zeros(count, np.uint32)
         self.losses = np.zeros(count, np.uint32)
-        # Epoch and code of the last attempt that ended, and epoch and outcome of the last that had one.
+        # Epoch and code of the last attempt that ended; epoch and outcome of the last attempt with an outcome.
         self._last = np.zeros(count, np.uint64)
         self._final = np.zeros(count, np.uint64)
-        # Up to which epoch outcomes are void; what has to be counted anew when that changes.
+        # The epoch up to which outcomes are invalid, and the entries to count again when this epoch changes.
         self._reopened = np.zeros(0, np.uint32)
         self._counted: list[Entries] = []
         self.epoch = 0
         self.cancelled_epoch = 0
 
     def apply(self, entries: Entries) -> None:
-        """Take in entries of this record; entries of different writers may come in any order."""
+        """Apply entries of this record; entries of different writers may come in any order."""
         inside = entries["start"] < len(self.outcome)
         if not inside.all():
             entries = entries[inside]
@@ -121,10 +114,10 @@ class Progress:
     def _end(self, entries: Entries, ended: np.ndarray[Any, Any]) -> None:
         if not ended.any():
             return
-        # Columns, not entries: copying whole entries takes ten times as long.
+        # Columns instead of entries: copying whole entries takes ten times as long.
         samples, codes = entries["start"][ended].astype(np.intp), entries["code"][ended]
         epochs, durations = entries["epoch"][ended].astype(np.uint64), entries["stop"][ended]
-        # Codes lie above -2**31: both parts compare as numbers.
+        # Codes are above -2**31, so that both parts compare as numbers.
         last = epochs << np.uint64(32) | (codes.astype(np.int64) + 2**31).astype(np.uint64)
         np.maximum.at(self._last, samples, last)
         is_last = last == self._last[samples]
@@ -132,13 +125,13 @@ class Progress:
         self.duration_us[samples[is_last]] = durations[is_last]
         for code in np.unique(codes):
             if not is_request(int(code)):
-                outcome = Outcome.HARD_FAILED if code in (UNREADABLE, BROKEN) else outcome_of(int(code))
                 affected = codes == code
-                np.maximum.at(self._final, samples[affected], epochs[affected] << _BITS | np.uint64(outcome))
+                outcome = np.uint64(outcome_of(int(code)))
+                np.maximum.at(self._final, samples[affected], epochs[affected] << _BITS | outcome)
         self._decide(samples)
 
     def _count(self, entries: Entries) -> None:
-        """Take in losses and requests to be run again."""
+        """Count losses and requests for another run."""
         if len(entries):
             self._counted.append(entries)
             self._add(entries)
@@ -163,7 +156,7 @@ class Progress:
         self._decide(entries["start"].astype(np.intp))
 
     def _decide(self, samples: np.ndarray[Any, Any]) -> None:
-        """Set the outcome of samples: that of an attempt, or failure when they have used up their chances."""
+        """Set the outcome of samples: the outcome of an attempt, or failure after too many losses or requests."""
         final = self._final[samples]
         outcome = (final & _OUTCOME).astype(np.uint8)
         if len(self._reopened):
@@ -175,8 +168,8 @@ class Progress:
     def runs_restart(self, sample: int) -> bool:
         """Tell whether the next attempt at a sample runs `restart` instead of `cmd`.
 
-        It does when the sample was started and its last attempt was lost, or ended otherwise than by asking
-        for `cmd` or by not starting at all.
+        The next attempt runs `restart` if the sample was started and its last attempt was lost or has ended, except
+        when this attempt requested `cmd` or could not start.
         """
         if self._last[sample] >> np.uint64(32) < self.started[sample]:
             return True
@@ -190,12 +183,12 @@ class Progress:
 
     @property
     def unended(self) -> np.ndarray[Any, Any]:
-        """Open samples with an attempt that has begun and not ended, as a mask."""
+        """Open samples with an attempt that has started and not ended, as a mask."""
         mask: np.ndarray[Any, Any] = (self.started > self.ended) & (self.outcome == Outcome.OPEN)
         return mask
 
     def counts(self) -> Counts:
-        """Count the samples by state; an attempt without an end counts as running."""
+        """Count the samples in each state; an attempt without an end counts as running."""
         finished = int(((self.outcome == Outcome.FINISHED) | (self.outcome == Outcome.STOPPED_STUDY)).sum())
         open_samples = int((self.outcome == Outcome.OPEN).sum())
         running = int(self.unended.sum())

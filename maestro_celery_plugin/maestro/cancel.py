@@ -1,6 +1,6 @@
-"""Leftovers: workers and batch jobs of a study whose conductor is dead. `maestro cancel` ends them.
+"""Cancellation of a study whose conductor is dead: `maestro cancel` ends its workers and batch jobs here.
 
-Maestro leaves a note for the conductor to cancel the study (conductor.py:283), which nobody reads then.
+Maestro writes a request to the conductor (conductor.py:283), which a dead conductor does not read.
 """
 
 from __future__ import annotations
@@ -10,25 +10,24 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from maestro_celery_plugin.batch.allocation import Allocation, read_allocations
-from maestro_celery_plugin.batch.base import batch_system
 from maestro_celery_plugin.conductor.batch_jobs import BatchJobs
-from maestro_celery_plugin.conductor.worker_sources import allocation_name, batch_of
+from maestro_celery_plugin.config.groups import allocation_name, batch_of
 from maestro_celery_plugin.errors import AllocationError, EnsembleError
-from maestro_celery_plugin.maestro.native_steps import PlainSteps
+from maestro_celery_plugin.maestro.native_steps import NativeSteps
+from maestro_celery_plugin.plugins import batch_system
 from maestro_celery_plugin.report.reader import StatusReader
-from maestro_celery_plugin.study.conductor_lock import conductor_lock
+from maestro_celery_plugin.study.conductor_lock import is_conducted
 from maestro_celery_plugin.study.layout import CANCEL_NOTE, StudyPlan
 from maestro_celery_plugin.study.session import Session
-from maestro_celery_plugin.study.status_csv import shared_lock
 
-__all__ = ["cancel_all", "end_leftovers"]
+__all__ = ["cancel_all", "cancel_orphans"]
 
 
 def cancel_all(cancel: Callable[[], int], directories: Sequence[Path]) -> int:
-    """Run `maestro cancel`, then end what is left of those studies that it has told to end.
+    """Run `maestro cancel`, then cancel the requested studies that have no conductor.
 
     Args:
-        cancel: Maestro's own part; it may ask, and leave the studies alone.
+        cancel: Maestro's part, which may ask the user and then do nothing.
         directories: Directories of ensemble studies.
 
     Returns:
@@ -38,9 +37,9 @@ def cancel_all(cancel: Callable[[], int], directories: Sequence[Path]) -> int:
     code = cancel()
     for directory, time_ns in zip(directories, before, strict=True):
         if _note_time(directory) == time_ns:
-            continue  # the user has changed her mind
+            continue  # the user has answered no
         try:
-            for sentence in end_leftovers(StudyPlan.read(directory)):
+            for sentence in cancel_orphans(StudyPlan.read(directory)):
                 print(sentence)
         except (EnsembleError, OSError) as error:
             print(f"maestro: error: {error}", file=sys.stderr)
@@ -49,45 +48,44 @@ def cancel_all(cancel: Callable[[], int], directories: Sequence[Path]) -> int:
 
 
 def _note_time(study: Path) -> int:
-    """Return when Maestro has last told a study to end (conductor.py:290), in ns; 0 for never."""
+    """Return the time of Maestro's last request to cancel a study (conductor.py:290) in Unix ns; 0 without one."""
     note = study / CANCEL_NOTE
     return note.stat().st_mtime_ns if note.exists() else 0
 
 
-def end_leftovers(plan: StudyPlan) -> list[str]:
-    """End what is left of a study that was told to be cancelled, if no conductor holds it.
+def cancel_orphans(plan: StudyPlan) -> list[str]:
+    """Cancel the workers and jobs of a study, if it has no conductor.
 
     Returns:
-        What was done, in sentences; none for a dry run, and for a study that a conductor will end.
+        A report in sentences; empty for a dry run, and for a study whose conductor will cancel it.
 
     Raises:
-        OSError: the study's files cannot be read or written.
+        OSError: the files of the study cannot be read or written.
     """
-    with shared_lock(Path(conductor_lock(plan).lock_file)) as is_free:
-        if not is_free or not plan.session.exists():
-            return []
-    sentences = list(_end(plan))
+    if is_conducted(plan) or not plan.session.exists():
+        return []
+    sentences = list(_cancel(plan))
     if not sentences:
-        return ["No conductor holds this study now, and nothing of it is left to be ended."]
-    resume = f"`maestro-celery resume {plan.root}` would go on with it."
-    return ["No conductor holds this study now; what one has left is ended here:", *sentences, resume]
+        return ["This study has no conductor, and no workers or jobs."]
+    resume = f"`maestro-celery resume {plan.root}` would continue it."
+    return ["This study has no conductor; its workers and jobs are cancelled:", *sentences, resume]
 
 
-def _end(plan: StudyPlan) -> Iterator[str]:
+def _cancel(plan: StudyPlan) -> Iterator[str]:
     Session(plan.session).request_stop()
     workers = [one for one in StatusReader(plan.root).read().workers if one.state not in ("dead", "awaited")]
     if workers:
-        yield f"{len(workers)} {'worker is' if len(workers) == 1 else 'workers are'} told to end."
+        yield f"{len(workers)} {'worker was' if len(workers) == 1 else 'workers were'} requested to end."
     groups = plan.settings.resources.workers.items()
     types = {allocation_name(name, group): batch_of(plan.settings, group).type for name, group in groups}
     for allocation in read_allocations(plan.allocations):
         if allocation.is_open or allocation.is_unsettled:
-            yield from _end_allocation(allocation, types[allocation.name])
-    yield from PlainSteps(plan).end_left()
+            yield from _cancel_allocation(allocation, types[allocation.name])
+    yield from NativeSteps(plan).cancel_orphans()
 
 
-def _end_allocation(allocation: Allocation, type: str) -> Iterator[str]:
-    """Cancel an allocation's job, if it has one that has not ended; note that it is not needed any more."""
+def _cancel_allocation(allocation: Allocation, type: str) -> Iterator[str]:
+    """Cancel the open job of an allocation, and release the allocation."""
     system = batch_system(type)
     if system is None:
         return
@@ -99,10 +97,10 @@ def _end_allocation(allocation: Allocation, type: str) -> Iterator[str]:
         allocation.take(jobs.report(allocation.job))
         if not allocation.is_open:
             return
-        allocation.released = True  # so that a later conductor does not take its end for somebody's verdict
+        allocation.released = True  # so that a later conductor does not cancel the step records because of its end
         allocation.store()
         jobs.cancel(allocation.job)
     except AllocationError as error:
-        yield f"Job {allocation.job or '(not known)'} of {name} may go on: {error}"
+        yield f"Job {allocation.job or '(unknown)'} of {name} may still run: {error}"
     else:
         yield f"Job {allocation.job} of {name} is cancelled."

@@ -1,7 +1,7 @@
-"""What we touch in Maestro: one list, each entry with the line it relies on and a check.
+"""The hooks in Maestro: one list of the names that the plugin replaces, each with the line it relies on and a check.
 
-Maestro discovers adapters but has no entry points for anything else, so a few names are replaced when
-their module has been imported. Nothing in Maestro is edited or copied.
+Maestro discovers adapters, but has no other entry points. So the plugin replaces a few names in Maestro's modules after
+their import. It edits and copies nothing of Maestro.
 """
 
 from __future__ import annotations
@@ -14,26 +14,27 @@ import importlib.machinery
 import importlib.util
 import shlex
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from maestro_celery_plugin import clock
 from maestro_celery_plugin.errors import EnsembleError, UnsupportedMaestroError
+from maestro_celery_plugin.maestro import former_names
 
 __all__ = ["TOUCHPOINTS", "Touchpoint", "install"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Touchpoint:
-    """One name in Maestro that is replaced.
+    """One name in Maestro that the plugin replaces.
 
     Attributes:
         module: The module.
         name: The name in it.
         relies_on: The line of maestrowf 1.2 that uses the name.
-        replace: Makes the replacement from what is there.
+        replace: Returns the replacement of the original object.
     """
 
     module: str
@@ -45,16 +46,16 @@ class Touchpoint:
         """Replace the name in the module.
 
         Raises:
-            UnsupportedMaestroError: the module does not have it.
+            UnsupportedMaestroError: the module does not have the name.
         """
         self.check(module)
         setattr(module, self.name, self.replace(getattr(module, self.name)))
 
     def check(self, module: ModuleType) -> None:
-        """Make sure that the module has the name.
+        """Check that the module has the name.
 
         Raises:
-            UnsupportedMaestroError: it does not.
+            UnsupportedMaestroError: the module does not have the name.
         """
         if not hasattr(module, self.name):
             raise UnsupportedMaestroError(
@@ -109,11 +110,11 @@ TOUCHPOINTS = (
 )
 
 
-# --- what the replacements do ------------------------------------------------------------------------
+# --- the replacements --------------------------------------------------------------------------------
 
 
 class EnsembleArgumentParser(argparse.ArgumentParser):
-    """Maestro's parser with our options for `maestro run`, and with what its commands do beside Maestro's part."""
+    """Maestro's parser with the options for ensembles of `maestro run`, and with our part of Maestro's commands."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -132,7 +133,7 @@ class EnsembleArgumentParser(argparse.ArgumentParser):
             )
 
     def parse_args(self, *args: Any, **kwargs: Any) -> Any:
-        """Parse, note our options, and guard the command."""
+        """Parse the command line, and add our part to the command."""
         namespace = super().parse_args(*args, **kwargs)
         if getattr(namespace, "subparser", None) == "run":
             namespace.func = functools.partial(_guarded_run, namespace.func)
@@ -142,7 +143,7 @@ class EnsembleArgumentParser(argparse.ArgumentParser):
 
 
 def _guarded_run(run: Callable[[Any], int], namespace: argparse.Namespace) -> int:
-    """Run `maestro run`; our errors end it with their message."""
+    """Run `maestro run`; print the message of an error of the plugin."""
     from maestro_celery_plugin.maestro import launch
 
     options = launch.OPTIONS
@@ -158,7 +159,7 @@ def _guarded_run(run: Callable[[Any], int], namespace: argparse.Namespace) -> in
 
 
 def _guarded_cancel(cancel: Callable[[Any], int], namespace: argparse.Namespace) -> int:
-    """Run `maestro cancel`, which leaves a note for the conductor; do what it says where none lives."""
+    """Run `maestro cancel`, which writes a request to the conductor; cancel studies without a conductor here."""
     ensembles = [Path(one).absolute() for one in namespace.directory if Path(one, "merlin_info").is_dir()]
     if not ensembles:
         return cancel(namespace)
@@ -168,7 +169,7 @@ def _guarded_cancel(cancel: Callable[[Any], int], namespace: argparse.Namespace)
 
 
 def _with_own_conductor(command: Any) -> Any:
-    """Let `maestro run` start the conductor of its own environment, also when that is not on PATH."""
+    """Let `maestro run` start the conductor of its own environment, also if this is not on PATH."""
     conductor = Path(sys.argv[0]).with_name("conductor")
     prefix = "nohup conductor "
     if isinstance(command, str) and command.startswith(prefix) and conductor.is_file():
@@ -177,35 +178,37 @@ def _with_own_conductor(command: Any) -> Any:
 
 
 def _wait(seconds: float) -> None:
-    """Sleep until the next poll, or watch over the ensembles of this process meanwhile.
+    """Wait until the next poll, and watch the ensembles of this process meanwhile.
 
-    Not at all when a step has ended in the conductor itself: others may wait for it.
+    If a step has ended in the conductor itself, do not wait: other steps may depend on it. A conductor without an
+    ensemble has not imported the modules, and does not need them.
     """
-    conductorship = sys.modules.get("maestro_celery_plugin.study.conductor_lock")
-    if conductorship and conductorship.take_news():
+    lock = sys.modules.get("maestro_celery_plugin.study.conductor_lock")
+    if lock and lock.take_news():
         return
     module = sys.modules.get("maestro_celery_plugin.conductor.coordinator")
     coordinators = module.active() if module else []
     if not coordinators:
-        time.sleep(seconds)
+        clock.sleep(seconds)
     for coordinator in coordinators:
         coordinator.wait(seconds / len(coordinators))
 
 
-# --- how they get there ------------------------------------------------------------------------------
+# --- the installation --------------------------------------------------------------------------------
 
 
 _UNBOUND: list[tuple[Touchpoint, ModuleType]] = []
 
 
 def install() -> None:
-    """Apply every touchpoint, now or when its module has been imported; called by the entry module.
+    """Apply each touchpoint, now or after the import of its module; the entry module calls this function.
 
-    `maestrowf.maestro` and `maestrowf.conductor` are half imported then: what they have not bound yet
-    is replaced when the command line is built.
+    At this time, `maestrowf.maestro` and `maestrowf.conductor` are partially imported. Names that they have not bound
+    yet are replaced when Maestro builds its command line.
     """
     if any(isinstance(finder, _AfterImport) for finder in sys.meta_path):
         return
+    former_names.install()
     later: dict[str, list[Touchpoint]] = {}
     for touchpoint in TOUCHPOINTS:
         module = _loaded(touchpoint.module)
@@ -224,7 +227,7 @@ def _apply_unbound() -> None:
 
 
 def _loaded(name: str) -> ModuleType | None:
-    """Return a module that has been imported at least in part; also one that runs as a script."""
+    """Return a module that is imported at least partially, also one that runs as a script."""
     main = sys.modules.get("__main__")
     if main is not None and getattr(main.__spec__, "name", None) == name:
         return main
@@ -232,7 +235,7 @@ def _loaded(name: str) -> ModuleType | None:
 
 
 def _apply_or_exit(touchpoint: Touchpoint, module: ModuleType) -> None:
-    """Apply a touchpoint, or say that this Maestro is not supported: a study must not run without its ensemble."""
+    """Apply a touchpoint; exit if this Maestro is not supported, because a study must not run without its ensemble."""
     try:
         touchpoint.apply(module)
     except UnsupportedMaestroError as error:
@@ -240,7 +243,7 @@ def _apply_or_exit(touchpoint: Touchpoint, module: ModuleType) -> None:
 
 
 class _AfterImport(importlib.abc.MetaPathFinder):
-    """Lets modules be found as always, and applies touchpoints when they have been executed."""
+    """Lets the other finders find modules, and applies touchpoints after their execution."""
 
     def __init__(self, touchpoints: dict[str, list[Touchpoint]]) -> None:
         self._touchpoints = touchpoints
@@ -248,7 +251,7 @@ class _AfterImport(importlib.abc.MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        """Return the spec of one of our modules with a loader that amends it, else None."""
+        """Return the spec of a module with touchpoints, with a loader that applies them; None for other modules."""
         touchpoints = self._touchpoints.pop(fullname, None)
         if touchpoints is None:
             return None
@@ -268,11 +271,11 @@ class _AmendingLoader(importlib.abc.Loader):
         return getattr(self._loader, name)
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
-        """Leave it to the module's own loader."""
+        """Let the own loader of the module create it."""
         return self._loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
-        """Execute the module, then amend it."""
+        """Execute the module, then apply its touchpoints."""
         self._loader.exec_module(module)
         if module.__spec__ is not None:
             module.__spec__.loader = module.__loader__ = self._loader

@@ -1,40 +1,44 @@
-"""The launch: what happens in `maestro run`, in the foreground, between the specification and the conductor.
+"""The launch: the work of `maestro run` in the foreground, before it starts the conductor.
 
-Maestro has a place for this: a `Dependency` of the study environment, acquired when the output path is
-known (maestro.py:478, Study.setup_environment). Errors here stop the launch.
+Maestro acquires the dependencies of a study when the output path is known (maestro.py:478, Study.setup_environment).
+The samples and the session are such a dependency, whose errors stop the launch.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import logging
 import os
 import re
-import shlex
 import shutil
-import subprocess
-import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from maestrowf.abstracts import Dependency
 
-from maestro_celery_plugin.batch.base import LOCAL, batch_system
-from maestro_celery_plugin.config.settings import EnsembleSettings, SampleSettings
-from maestro_celery_plugin.config.tokens import substitute
-from maestro_celery_plugin.errors import SampleError, SpecificationError, StudyError
+from maestro_celery_plugin import clock
+from maestro_celery_plugin.config.groups import (
+    LOCAL,
+    batch_of,
+    has_other_hosts,
+    is_for_this_machine,
+    serving_groups,
+)
+from maestro_celery_plugin.config.settings import EnsembleSettings
+from maestro_celery_plugin.errors import SpecificationError, StudyError
+from maestro_celery_plugin.files import is_locked
+from maestro_celery_plugin.maestro.sample_generation import with_samples
+from maestro_celery_plugin.plugins import batch_system
 from maestro_celery_plugin.study.layout import StudyPlan
+from maestro_celery_plugin.study.session import BrokerLocation, Session
 
 __all__ = ["OPTIONS", "EnsembleDependency", "LaunchOptions", "check_before"]
-
-LOGGER = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass
 class LaunchOptions:
-    """Options of `maestro run` that concern us; filled in by the argument parser (`maestro_hooks.py`)."""
+    """The options of `maestro run` for ensembles; the argument parser sets them (`hooks.py`)."""
 
     launching: bool = False
     broker: str | None = None
@@ -47,32 +51,30 @@ OPTIONS = LaunchOptions()
 
 
 def check_output(directory: str | None) -> None:
-    """Make sure that `maestro run --out` does not overwrite a study that is running.
+    """Check that `maestro run --out` does not overwrite a study that is running.
 
     Raises:
-        StudyError: it would.
+        StudyError: the study in this directory is running.
     """
     lock = Path(directory or "", "merlin_info", "conductor.lock")
-    if directory and lock.exists():
-        from maestro_celery_plugin.study.status_csv import shared_lock
-
-        with shared_lock(lock) as is_free:
-            if not is_free:
-                raise StudyError(
-                    f"--out: a study is running in '{directory}'; end it with `maestro cancel {directory}`, "
-                    "or name another directory."
-                )
+    if directory and is_locked(lock):
+        raise StudyError(
+            f"--out: a study is running in '{directory}'; cancel it with `maestro cancel {directory}`, or use another "
+            "directory."
+        )
 
 
 def check_before(settings: EnsembleSettings, file: str) -> None:
-    """Make sure, before `maestro run` creates anything, that workers and broker can be had.
+    """Check, before `maestro run` creates files, that workers can start and that the broker answers.
 
     Raises:
-        SpecificationError: workers of a group cannot be started here.
+        SpecificationError: workers of a group cannot start on this machine.
         BrokerError: the broker cannot be used.
     """
     if OPTIONS.launching and not OPTIONS.dry_run:
+        # Here and below, not at the top of the module: it imports Celery, for which a plain study must not wait.
         from maestro_celery_plugin.broker import choice as broker
+        from maestro_celery_plugin.broker.private import check_address
 
         if not settings.needs_workers:
             os.environ.pop(broker.ENVIRONMENT_VARIABLE, None)
@@ -81,22 +83,20 @@ def check_before(settings: EnsembleSettings, file: str) -> None:
         choice = broker.choose(OPTIONS.broker)
         broker.check(choice)
         if choice.url is None and OPTIONS.broker_host:
-            broker.check_address(OPTIONS.broker_host)
+            check_address(OPTIONS.broker_host)
         OPTIONS.broker = choice.url
         # Maestro stores the environment (meta/environment.yaml), and samples inherit it.
         os.environ.pop(broker.ENVIRONMENT_VARIABLE, None)
 
 
 def _check_batch_systems(settings: EnsembleSettings, file: str) -> None:
-    """Make sure that each group's batch system is there.
+    """Check that this machine has the batch system of each group.
 
     Raises:
-        SpecificationError: it is not.
+        SpecificationError: a command or a package of a batch system is missing.
     """
-    from maestro_celery_plugin.conductor.worker_sources import batch_of, is_for_this_machine
-
-    for name, group in settings.resources.workers.items():
-        if not group.task_queues or not is_for_this_machine(group):
+    for name, group in serving_groups(settings).items():
+        if not is_for_this_machine(group):
             continue
         kind = batch_of(settings, group).type
         system = batch_system(kind)
@@ -105,7 +105,7 @@ def _check_batch_systems(settings: EnsembleSettings, file: str) -> None:
             raise SpecificationError.at(
                 file,
                 "batch.type",
-                f"found '{kind}' for the worker group '{name}', but there is no '{missing[0]}' on PATH here; run "
+                f"found '{kind}' for the worker group '{name}', but there is no '{missing[0]}' on PATH; run "
                 "`maestro` on a machine of the cluster, or use 'local'.",
             )
         absent = [name for name in (system.modules if system else ()) if importlib.util.find_spec(name) is None]
@@ -114,7 +114,7 @@ def _check_batch_systems(settings: EnsembleSettings, file: str) -> None:
                 file,
                 "batch.type",
                 f"found '{kind}' for the worker group '{name}', but this Python has no package '{absent[0]}', which "
-                "Maestro needs for it; put it on PYTHONPATH.",
+                "Maestro needs; add it to PYTHONPATH.",
             )
 
 
@@ -122,8 +122,8 @@ class EnsembleDependency(Dependency):  # type: ignore[misc]
     """The samples and the session of a study, as a dependency that Maestro acquires.
 
     Args:
-        settings: The ensemble's settings.
-        batch: The batch dictionary that Maestro will store; acquiring completes it.
+        settings: The settings of the study.
+        batch: The batch dictionary that Maestro will store; `acquire` completes it.
     """
 
     name = "merlin samples"
@@ -132,15 +132,19 @@ class EnsembleDependency(Dependency):  # type: ignore[misc]
         self._settings, self._batch = settings, batch
         self._is_acquired = False
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state for Maestro's pickle of the study; the settings are in ``batch.info``."""
+        return {"_is_acquired": self._is_acquired}
+
     def _verify(self) -> bool:
         return True
 
     def substitute(self, data: str) -> str:
-        """Return `data`: the adapter puts our tokens in, when it knows the step record."""
+        """Return `data`: the adapter inserts the values of our tokens when it knows the step record."""
         return data
 
     def acquire(self, substitutions: Iterable[Any] | None = None) -> None:
-        """Generate and check the samples, and make the session.
+        """Generate and check the samples, and create the session.
 
         Raises:
             SampleError: the samples cannot be generated or read.
@@ -153,7 +157,7 @@ class EnsembleDependency(Dependency):  # type: ignore[misc]
         plan = StudyPlan(root=root, timestamp=_timestamp(root), settings=self._settings)
         plan.info.mkdir(parents=True, exist_ok=True)
         if self._settings.samples:
-            plan = _with_samples(plan, self._settings.samples, values)
+            plan = with_samples(plan, self._settings.samples, values)
         if not OPTIONS.dry_run:
             _make_session(plan)
         self._batch.clear()
@@ -162,95 +166,28 @@ class EnsembleDependency(Dependency):  # type: ignore[misc]
 
 
 def _check_path(root: Path, settings: EnsembleSettings) -> None:
-    """Make sure that Maestro's adapters can submit from a study's directory.
+    """Check that Maestro's adapters can submit jobs from the directory of a study.
 
     Raises:
-        StudyError: its path has a blank, and they hand it to a shell unquoted (slurmscriptadapter.py:233).
+        StudyError: the path has a blank, and the adapters do not quote it for the shell (slurmscriptadapter.py:233).
     """
-    from maestro_celery_plugin.conductor.worker_sources import batch_of
-
-    groups = [group for group in settings.resources.workers.values() if group.task_queues]
+    groups = serving_groups(settings).values()
     if len(str(root).split()) > 1 and any(batch_of(settings, group).type != LOCAL for group in groups):
         raise StudyError(
-            f"The study's directory '{root}' has a blank in its path, which Maestro cannot submit batch jobs from; "
-            "name another with --out, or in OUTPUT_PATH."
+            f"The path of the study '{root}' has a blank, and Maestro cannot submit batch jobs from it; set another "
+            "path with --out or OUTPUT_PATH."
         )
 
 
 def _timestamp(root: Path) -> str:
-    """Return when the study was launched, which Maestro puts into the name of its directory."""
+    """Return the time of the launch, which Maestro puts into the name of the directory."""
     found = re.search(r"_(\d{8}-\d{6})$", root.name)
-    return found[1] if found else time.strftime("%Y%m%d-%H%M%S")
-
-
-def _with_samples(plan: StudyPlan, samples: SampleSettings, values: dict[str, str]) -> StudyPlan:
-    from maestro_celery_plugin.samples.table import open_table
-
-    known = {
-        **values,
-        "MERLIN_INFO": str(plan.info),
-        "MERLIN_WORKSPACE": str(plan.root),
-        "MERLIN_TIMESTAMP": plan.timestamp,
-    }
-    path = Path(substitute(samples.file, known)).expanduser().absolute()
-    if samples.generate:
-        _generate(plan, substitute(samples.generate.cmd, known))
-    try:
-        table = open_table(path, samples.column_labels, plan.info)
-        first = table.row(0)
-    except SampleError as cause:
-        raise SampleError(f"{cause}{_what_it_printed(plan) if samples.generate else ''}") from cause
-    LOGGER.info("%d samples in '%s'.", len(table), path)
-    if tuple(value.strip() for value in first) == samples.column_labels:
-        LOGGER.warning(
-            "'%s': the first row is the column labels; it is sample 0. Begin a header with '# '.", path
-        )
-    return dataclasses.replace(plan, table=path, rows=len(table))
-
-
-def _generate(plan: StudyPlan, command: str) -> None:
-    """Run the sample generation in the study's ``merlin_info``, keeping script, stdout and stderr.
-
-    Raises:
-        SampleError: it cannot be started, or ends with a code other than 0.
-    """
-    shell = plan.settings.batch.shell
-    script = plan.info / "cmd.sh"
-    script.write_text(f"#!{shell}\n\n{command}\n")
-    script.chmod(0o755)
-    with (plan.info / "cmd.out").open("wb") as out, (plan.info / "cmd.err").open("wb") as err:
-        try:
-            code = subprocess.run(
-                [*shlex.split(shell), str(script)],
-                cwd=plan.info,
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=err,
-                check=False,
-            ).returncode
-        except OSError as cause:
-            raise SampleError(
-                f"merlin.samples.generate.cmd: '{shell}' (batch.shell) cannot be run: {cause}"
-            ) from cause
-    if code != 0:
-        end = f"exit code {code}" if code > 0 else f"signal {-code}"
-        raise SampleError(f"merlin.samples.generate.cmd: it ended with {end}.{_what_it_printed(plan)}")
-
-
-def _what_it_printed(plan: StudyPlan, count: int = 10) -> str:
-    """Return the last lines of the sample generation, and where its script is."""
-    text = f"\nThe script of generate.cmd is '{plan.info / 'cmd.sh'}'. Its last lines:"
-    for name in ("cmd.err", "cmd.out"):
-        lines = (plan.info / name).read_text(errors="replace").splitlines()
-        if lines:
-            return "\n".join((text, *(f"  {line}" for line in lines[-count:])))
-    return f"{text} (it printed nothing)"
+    return found[1] if found else clock.local_time("%Y%m%d-%H%M%S")
 
 
 def _make_session(plan: StudyPlan) -> None:
-    from maestro_celery_plugin.broker.choice import choose, cluster_address
-    from maestro_celery_plugin.conductor.worker_sources import has_other_hosts, terms_of
-    from maestro_celery_plugin.study.session import Session
+    from maestro_celery_plugin.broker.choice import choose
+    from maestro_celery_plugin.broker.private import cluster_address
 
     session = Session.create(plan.session)
     if not plan.settings.needs_workers:
@@ -258,9 +195,6 @@ def _make_session(plan: StudyPlan) -> None:
     host = OPTIONS.broker_host or (cluster_address() if has_other_hosts(plan.settings) else None)
     if host:
         session.write_broker_host(host)
-    for name, group in plan.settings.resources.workers.items():
-        if group.task_queues:
-            terms_of(plan.settings, name).write(session)
     choice = choose(OPTIONS.broker)
     if choice.url:
-        session.write_broker({"url": choice.url})
+        session.write_broker(BrokerLocation(url=choice.url))

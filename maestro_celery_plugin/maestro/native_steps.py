@@ -1,8 +1,7 @@
-"""Plain steps: those that Maestro runs itself beside the steps of the workers, as batch jobs or in the conductor.
+"""Native steps: Maestro runs them itself, as batch jobs or in the conductor.
 
-Maestro's own adapter for the user's `batch.type` writes, submits, watches and cancels them. What Maestro
-does not keep is which of them have ended, so that a resumed study would run all of them again: see
-`plain_traces.py`.
+Maestro's own adapter for the `batch.type` of the user writes, submits, watches and cancels them. Maestro does not store
+which of them have finished, so that a resumed study would run all of them again; `native_traces.py` stores it.
 """
 
 from __future__ import annotations
@@ -14,43 +13,44 @@ import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote, unquote
 
 from maestrowf.abstracts.enums import CancelCode, JobStatusCode, State, SubmissionCode
+from maestrowf.abstracts.interfaces import ScriptAdapter
+from maestrowf.interfaces import ScriptAdapterFactory
+from maestrowf.interfaces.script import SubmissionRecord
 
-from maestro_celery_plugin.batch.base import batch_system
 from maestro_celery_plugin.conductor.batch_jobs import BatchJobs
-from maestro_celery_plugin.config.settings import BatchSettings, plain
+from maestro_celery_plugin.config import schema
+from maestro_celery_plugin.config.settings import BatchSettings
 from maestro_celery_plugin.config.step_entry import SHELL_KEY
-from maestro_celery_plugin.config.tokens import study_values, substitute
+from maestro_celery_plugin.config.tokens import substitute
 from maestro_celery_plugin.errors import AllocationError, BatchSystemAwayError
-from maestro_celery_plugin.maestro.native_traces import PlainTrace
+from maestro_celery_plugin.maestro.native_traces import NativeTrace
+from maestro_celery_plugin.plugins import batch_system
 from maestro_celery_plugin.samples.paths import SamplePaths
-from maestro_celery_plugin.study.conductor_lock import conduct
+from maestro_celery_plugin.samples.token_values import study_values
+from maestro_celery_plugin.study import conductor_lock
+from maestro_celery_plugin.study.layout import StudyPlan
 
-if TYPE_CHECKING:
-    from maestrowf.abstracts.interfaces import ScriptAdapter
-    from maestrowf.interfaces.script import SubmissionRecord
-
-    from maestro_celery_plugin.study.layout import StudyPlan
-
-__all__ = ["PlainJob", "PlainSteps", "adapter_of"]
+__all__ = ["NativeJob", "NativeSteps", "adapter_of"]
 
 LOGGER = logging.getLogger(__name__)
 
-# A batch job of an earlier conductor that is in one of these states is not submitted again.
-_GOING_ON = frozenset(
+# The states in which the batch job of an earlier conductor continues and is not submitted again.
+_CONTINUING = frozenset(
     {State.INITIALIZED, State.PENDING, State.WAITING, State.QUEUED, State.RUNNING, State.FINISHING, State.FINISHED}
 )
 
+
 @dataclasses.dataclass(frozen=True)
-class PlainJob:
-    """Maestro's job identifier of a plain step record; those of the workers' step records are text.
+class NativeJob:
+    """Maestro's job identifier of a native step record; other step records have text as identifier.
 
     Attributes:
         record: Maestro's name of the step record.
-        id: What the adapter calls the job, of whatever type; None for a record that finished long ago.
+        id: The adapter's identifier of the job, of any type; None for a record that has finished before.
     """
 
     record: str
@@ -61,36 +61,34 @@ class PlainJob:
 
 
 def adapter_of(batch: BatchSettings, shell: str | None = None) -> ScriptAdapter:
-    """Return Maestro's own adapter for a batch block, with the user's keys and those that it insists on.
+    """Return Maestro's own adapter for a batch block, with the keys of the user and those that it requires.
 
     Args:
         batch: The batch block.
-        shell: Interpreter of the scripts, when not the block's.
+        shell: Interpreter of the scripts; None for that of the block.
 
     Raises:
         AllocationError: Maestro has no adapter for the block's `type`.
     """
-    from maestrowf.interfaces import ScriptAdapterFactory
-
     system = batch_system(batch.type)
     keywords = {"shell": _shebang(shell or batch.shell)}
     if system is None:
         return ScriptAdapterFactory.get_adapter("local")(**keywords)
-    # Maestro's adapters ask for the jobs of $USER (slurmscriptadapter.py:278), which cron does not set.
+    # Maestro's adapters query the jobs of $USER (slurmscriptadapter.py:278), which cron does not set.
     os.environ.setdefault("USER", getpass.getuser())
-    written = {key: value for key, value in plain(batch).items() if key != "type"}
-    if batch.nodes == "all":  # of an allocation of workers; a batch job needs a number
+    written = {key: value for key, value in schema.to_dict(batch).items() if key != "type"}
+    if batch.nodes == "all":  # for an allocation of workers; a batch job needs a number
         del written["nodes"]
     return ScriptAdapterFactory.get_adapter(system.adapter)(**written | system.adapter_arguments(batch) | keywords)
 
 
 def _shebang(shell: str) -> str:
-    """Return an interpreter as it can stand behind ``#!``, where the kernel looks for no bare name."""
+    """Return an interpreter in a form for ``#!``, where the kernel needs a path."""
     return shell if "/" in shell.split()[0] else f"/usr/bin/env -S {shell}"
 
 
-class PlainSteps:
-    """The plain steps of a study, as Maestro's adapter sees them.
+class NativeSteps:
+    """The native steps of a study, with the interface of Maestro's adapter.
 
     Args:
         plan: The study.
@@ -99,15 +97,15 @@ class PlainSteps:
     def __init__(self, plan: StudyPlan) -> None:
         self._plan = plan
 
-    def _trace(self, record: str) -> PlainTrace:
-        return PlainTrace(self._plan.plain / quote(record, safe=""))
+    def _trace(self, record: str) -> NativeTrace:
+        return NativeTrace(self._plan.native / quote(record, safe=""))
 
     def write_script(self, directory: str, step: Any, *, dry_run: bool) -> tuple[bool, str, str | None]:
         """Let Maestro's adapter write the scripts of a step record.
 
         Returns:
-            Whether it is to be submitted, and the scripts for `cmd` and `restart`. If not, Maestro runs the
-            first one in the conductor (executiongraph.py:157); that then is one which notes its end.
+            Whether Maestro submits it, and the scripts for `cmd` and `restart`. Otherwise Maestro runs the first script
+            in the conductor (executiongraph.py:157); this script then records its end.
 
         Raises:
             StudyError: another conductor of this study lives.
@@ -116,14 +114,14 @@ class PlainSteps:
         scheduled, script, restart = adapter.write_script(directory, self._filled(step))
         if dry_run:
             return scheduled, script, restart
-        conductorship, trace = conduct(self._plan), self._trace(step.real_name)
+        lock, trace = conductor_lock.hold(self._plan), self._trace(step.real_name)
         if scheduled or trace.has_finished:
             return True, script, restart
-        conductorship.has_news = True  # it has ended before Maestro waits for the next poll
+        lock.has_news = True  # it has ended before Maestro waits for the next poll
         return False, trace.guard(script), restart
 
     def _filled(self, step: Any) -> Any:
-        """Return a step with the study's tokens put in, and without the key that only we know."""
+        """Return a step with the values of the tokens of the study, and without the key that Maestro does not know."""
         filled = copy.copy(step)
         filled.run = {key: value for key, value in step.run.items() if key != SHELL_KEY}
         plan = self._plan
@@ -134,26 +132,24 @@ class PlainSteps:
         return filled
 
     def submit(self, step: Any, path: str, cwd: str, **more: Any) -> SubmissionRecord:
-        """Submit a step record, unless it has finished, or goes on as the batch job of an earlier conductor."""
-        from maestrowf.interfaces.script import SubmissionRecord
-
+        """Submit a step record, unless it has finished, or the batch job of an earlier conductor continues."""
         trace = self._trace(step.real_name)
-        if trace.is_cut_off and not trace.has_finished:
+        if trace.is_interrupted and not trace.has_finished:
             trace.write_job(self._find(Path(cwd)))
-        job = PlainJob(step.real_name, None) if trace.has_finished else self._going_on(step.real_name, trace)
+        job = NativeJob(step.real_name, None) if trace.has_finished else self._continuing(step.real_name, trace)
         if job is not None:
-            conduct(self._plan).has_news = True
+            conductor_lock.hold(self._plan).has_news = True
             return SubmissionRecord(SubmissionCode.OK, 0, job)
-        trace.write_job(None)  # a conductor that dies before it knows the job leaves a trace
+        trace.write_job(None)  # a later conductor sees an interrupted submission
         record = adapter_of(self._plan.settings.batch).submit(step, path, cwd, **more)
         if record.submission_code is not SubmissionCode.OK:
             trace.forget_job()
             return record
         trace.write_job(record.job_identifier)
-        return SubmissionRecord(SubmissionCode.OK, record.return_code, PlainJob(step.real_name, record.job_identifier))
+        return SubmissionRecord(SubmissionCode.OK, record.return_code, NativeJob(step.real_name, record.job_identifier))
 
     def _find(self, directory: Path) -> str | None:
-        """Return the batch job that was submitted in a step record's workspace, if one is known."""
+        """Return the open batch job that was submitted in a workspace; None when no such job is known."""
         system = batch_system(self._plan.settings.batch.type)
         try:
             return system.find(directory) if system else None
@@ -161,56 +157,56 @@ class PlainSteps:
             LOGGER.warning("%s", error)
             return None
 
-    def _going_on(self, record: str, trace: PlainTrace) -> PlainJob | None:
-        """Return the batch job of an earlier conductor if it need not be submitted again.
+    def _continuing(self, record: str, trace: NativeTrace) -> NativeJob | None:
+        """Return the batch job of an earlier conductor if it continues; None otherwise.
 
-        One of this conductor has timed out or was lost when Maestro submits its step record again.
+        A job of this conductor has timed out or was lost when Maestro submits its step record again.
         """
-        job = PlainJob(record, trace.read_job())
-        if job.id is None or self._ask([job]).get(job) not in _GOING_ON:
+        job = NativeJob(record, trace.read_job())
+        if job.id is None or self._ask([job]).get(job) not in _CONTINUING:
             return None
-        LOGGER.info("'%s' goes on as the job '%s', which an earlier conductor has submitted.", record, job)
+        LOGGER.info("'%s' continues as job '%s' of an earlier conductor.", record, job)
         return job
 
-    def states(self, jobs: Iterable[PlainJob]) -> dict[PlainJob, State | None]:
-        """Return what the batch system says of jobs; nothing of any when it cannot be asked.
+    def states(self, jobs: Iterable[NativeJob]) -> dict[NativeJob, State | None]:
+        """Return the states of jobs; no state if the batch system does not answer.
 
-        None is its word for a job that it has forgotten; Maestro passes over it (executiongraph.py:798).
+        None is the state of a job that the batch system has forgotten; Maestro ignores it (executiongraph.py:798).
         """
         traces = {job: self._trace(job.record) for job in jobs}
-        states: dict[PlainJob, State | None] = {job: State.FINISHED for job in traces if traces[job].has_finished}
+        states: dict[NativeJob, State | None] = {job: State.FINISHED for job in traces if traces[job].has_finished}
         states |= self._ask([job for job in traces if job not in states])
         for job, state in states.items():
             if state is State.FINISHED:
                 traces[job].note_finished()
         return states
 
-    def _ask(self, jobs: Sequence[PlainJob]) -> dict[PlainJob, State | None]:
+    def _ask(self, jobs: Sequence[NativeJob]) -> dict[NativeJob, State | None]:
         if not jobs:
             return {}
         by_id = {job.id: job for job in jobs}
         try:
             code, states = adapter_of(self._plan.settings.batch).check_jobs(list(by_id))
-        except Exception:  # whatever an adapter raises: the workers' step records go on
-            LOGGER.exception("The batch system cannot be asked now.")
+        except Exception:  # any error of an adapter: the other step records continue
+            LOGGER.exception("The batch system cannot be queried now.")
             return {}
         if code is not JobStatusCode.OK:
-            LOGGER.error("The batch system does not tell the state of its jobs now (%s).", code.name)
+            LOGGER.error("The batch system does not report the states of jobs now (%s).", code.name)
             return {}
         return {by_id[id]: state for id, state in states.items() if id in by_id}
 
-    def end_left(self) -> Iterator[str]:
-        """Cancel the batch jobs that a dead conductor has left, and say so; or that something goes on."""
-        for path in sorted(self._plan.plain.glob("*")):
-            record, trace = unquote(path.name), PlainTrace(path)
+    def cancel_orphans(self) -> Iterator[str]:
+        """Cancel the batch jobs of a dead conductor; yield a sentence for each job and each running script."""
+        for path in sorted(self._plan.native.glob("*")):
+            record, trace = unquote(path.name), NativeTrace(path)
             if trace.is_running_here:
-                yield f"The script of '{record}' goes on on its own; `pgrep -f {path}/run.sh` names its process."
-            elif trace.is_cut_off:
-                yield f"Whether '{record}' was submitted is not known; look for its job in the queue, and cancel it."
+                yield f"The script of '{record}' still runs; `pgrep -f {path}/run.sh` shows its process."
+            elif trace.is_interrupted:
+                yield f"The submission of '{record}' was interrupted; look for its job in the queue, and cancel it."
             elif not trace.has_finished and trace.read_job() is not None:
-                yield from self._end_job(PlainJob(record, trace.read_job()))
+                yield from self._end_job(NativeJob(record, trace.read_job()))
 
-    def _end_job(self, job: PlainJob) -> Iterator[str]:
+    def _end_job(self, job: NativeJob) -> Iterator[str]:
         system = batch_system(self._plan.settings.batch.type)
         if system is None:
             return
@@ -219,18 +215,18 @@ class PlainSteps:
                 return
             BatchJobs(system).cancel(str(job))
         except AllocationError as error:
-            yield f"Job {job} of '{job.record}' may go on: {error}"
+            yield f"Job {job} of '{job.record}' may still run: {error}"
         else:
             yield f"Job {job} of '{job.record}' is cancelled."
 
-    def cancel(self, jobs: Iterable[PlainJob]) -> CancelCode:
-        """Cancel batch jobs; return whether the batch system has taken it on."""
+    def cancel(self, jobs: Iterable[NativeJob]) -> CancelCode:
+        """Cancel batch jobs; return whether the batch system has accepted it."""
         ids = [job.id for job in jobs if job.id is not None]
         if not ids:
             return CancelCode.OK
         try:
             code: CancelCode = adapter_of(self._plan.settings.batch).cancel_jobs(ids).cancel_status
         except Exception:  # as above
-            LOGGER.exception("The batch system cannot be told to cancel jobs now.")
+            LOGGER.exception("The batch system cannot cancel jobs now.")
             return CancelCode.ERROR
         return code

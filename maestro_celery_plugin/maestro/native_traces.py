@@ -1,10 +1,10 @@
-"""Traces of plain steps: what is kept of those that Maestro runs itself, for a later conductor.
+"""Traces of native steps: the state of steps that Maestro runs, stored for a later conductor.
 
-    merlin_info/plain/<step record>/
-      finished    present when the step record has finished
-      job.json    the batch job it was last submitted as; null while it is being submitted
-      run.sh      runs the script of one that the conductor runs itself, and notes its end
-      lock        held while that script runs, also when its conductor has died
+merlin_info/plain/<step record>/
+  finished    exists when the step record has finished
+  job.json    the last batch job; null during its submission
+  run.sh      runs the script of a step record inside the conductor, and records its end
+  lock        locked while this script runs, also after the death of the conductor
 """
 
 from __future__ import annotations
@@ -14,12 +14,11 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from maestro_celery_plugin.study.manifest import write_atomically
-from maestro_celery_plugin.study.status_csv import shared_lock
+from maestro_celery_plugin.files import is_locked, write_atomically
 
-__all__ = ["PlainTrace"]
+__all__ = ["NativeTrace"]
 
-# The script runs in the conductor's child, which may outlive the conductor: the next one then waits for its end.
+# The script runs in a child of the conductor, which may outlive it; the script of the next conductor waits for its end.
 _GUARD = """#!/bin/sh
 exec 9>>{lock}
 command -v flock > /dev/null && flock 9
@@ -29,11 +28,11 @@ touch {finished}
 """
 
 
-class PlainTrace:
-    """What is kept of a plain step record for a later conductor.
+class NativeTrace:
+    """The stored state of a native step record.
 
     Args:
-        directory: Where it is kept.
+        directory: The directory of the state.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -43,43 +42,42 @@ class PlainTrace:
 
     @property
     def has_finished(self) -> bool:
-        """Whether the step record has finished, under whatever conductor."""
+        """Whether the step record has finished, under any conductor."""
         return self._finished.exists()
 
     def note_finished(self) -> None:
-        """Note that it has."""
+        """Record that the step record has finished."""
         self._directory.mkdir(parents=True, exist_ok=True)
         self._finished.touch()
 
     def read_job(self) -> Any:
-        """Return the batch system's identifier of the last job, or None."""
+        """Return the batch system's identifier of the last job; None without a job."""
         try:
             return json.loads(self._job.read_text())
         except (FileNotFoundError, json.JSONDecodeError):
             return None
 
     @property
-    def is_cut_off(self) -> bool:
-        """Whether a submission was begun, and nobody knows what became of it."""
+    def is_interrupted(self) -> bool:
+        """Whether a submission was interrupted, so that a job may exist or not."""
         return self._job.exists() and self.read_job() is None
 
     @property
     def is_running_here(self) -> bool:
-        """Whether the guard that the conductor has started goes on."""
-        with shared_lock(self._directory / "lock") as is_free:
-            return not is_free
+        """Whether a script that a conductor has started on this machine still runs."""
+        return is_locked(self._directory / "lock")
 
     def forget_job(self) -> None:
-        """Note that it was not submitted after all."""
+        """Record that the submission has failed."""
         self._job.unlink(missing_ok=True)
 
     def write_job(self, id: Any) -> None:
-        """Note its job; None before the batch system has answered."""
+        """Record the job; None before the answer of the batch system."""
         self._directory.mkdir(parents=True, exist_ok=True)
-        write_atomically(self._job, json.dumps(id, default=lambda other: None))  # numbers and text can be kept
+        write_atomically(self._job, json.dumps(id, default=lambda other: None))  # only numbers and text can be stored
 
     def guard(self, script: str) -> str:
-        """Write the script that runs another one unless that has finished, and notes its end."""
+        """Write a script that runs another script once, and records its end; return the path."""
         self._directory.mkdir(parents=True, exist_ok=True)
         guard = self._directory / "run.sh"
         places = {"lock": self._directory / "lock", "finished": self._finished, "script": script}

@@ -1,4 +1,4 @@
-"""Resume: a new conductor for a study whose conductor died, was killed, or was cancelled."""
+"""Resume: start a new conductor for a study whose conductor has died, or that was cancelled."""
 
 from __future__ import annotations
 
@@ -11,32 +11,28 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock, Timeout
 
-from maestro_celery_plugin.broker.choice import (
-    ENVIRONMENT_VARIABLE,
-    BrokerChoice,
-    check,
-    check_address,
-    choose,
-    cluster_address,
-)
-from maestro_celery_plugin.conductor.worker_sources import has_other_hosts
+from maestro_celery_plugin import clock
+from maestro_celery_plugin.broker.choice import ENVIRONMENT_VARIABLE, BrokerChoice, check, choose
+from maestro_celery_plugin.broker.private import check_address, cluster_address
+from maestro_celery_plugin.config.groups import has_other_hosts
 from maestro_celery_plugin.errors import StudyError
-from maestro_celery_plugin.ledger.reader import COORDINATOR, SUFFIX, Kind, LedgerWriter, read_ledger
-from maestro_celery_plugin.ledger.sample_states import Progress
-from maestro_celery_plugin.processes import wait_until
+from maestro_celery_plugin.files import tail
+from maestro_celery_plugin.ledger.entries import COORDINATOR, SUFFIX, Kind
+from maestro_celery_plugin.ledger.reader import read_ledger
+from maestro_celery_plugin.ledger.sample_states import SampleStates
+from maestro_celery_plugin.ledger.writer import LedgerWriter
 from maestro_celery_plugin.states import Outcome
-from maestro_celery_plugin.study.conductor_lock import LOCK_LIMIT_S, conductor_lock
+from maestro_celery_plugin.study.conductor_lock import LOCK_LIMIT_S, file_lock, is_conducted
 from maestro_celery_plugin.study.layout import StudyPlan
 from maestro_celery_plugin.study.manifest import Manifest
-from maestro_celery_plugin.study.session import Session
-from maestro_celery_plugin.study.status_csv import shared_lock
+from maestro_celery_plugin.study.session import BrokerLocation, Session
 
 __all__ = ["reopen_failed", "resume"]
 
 _START_LIMIT_S = 30.0
 _IS_CONDUCTED = (
-    "A conductor of the study '{study}' is running or being started; `maestro-celery status {study}` shows its "
-    "progress, `maestro cancel {study}` ends it."
+    "A conductor of the study '{study}' runs or starts; `maestro-celery status {study}` shows the progress, "
+    "`maestro cancel {study}` cancels the study."
 )
 
 
@@ -49,28 +45,28 @@ def resume(
     broker_host: str | None = None,
     foreground: bool,
 ) -> int:
-    """Start a new conductor on a study.
+    """Start a new conductor for a study.
 
-    Step records and samples that are finished do not run again.
+    Finished step records and finished samples do not run again.
 
     Args:
         directory: The study's workspace.
         failed: Whether failed samples run again.
         sleep_s: Seconds between two polls of the conductor.
-        broker: Broker URL; None for the one the study was launched with.
-        broker_host: Address of this machine that compute nodes reach the private broker at; None for the usual.
-        foreground: Whether to wait for the conductor's end.
+        broker: Broker URL; None for the broker of the launch.
+        broker_host: Address of this machine at which compute nodes reach the private broker; None for the default.
+        foreground: Whether to wait for the end of the conductor.
 
     Returns:
         The number of failed samples that will run again; in the foreground, the conductor's exit code.
 
     Raises:
-        StudyError: it is no ensemble study, or a conductor of it lives, or the new one does not start.
+        StudyError: it is no ensemble study, its conductor lives, or the new conductor does not start.
         BrokerError: the broker cannot be used.
     """
     plan = StudyPlan.read(directory)
     if not plan.session.exists():
-        raise StudyError(f"The study '{plan.root}' was a dry run; there is nothing to go on with.")
+        raise StudyError(f"The study '{plan.root}' was a dry run; it has no steps to continue.")
     try:
         with FileLock(plan.info / "resume.lock").acquire(timeout=0):
             reopened = _prepare(plan, broker, broker_host, failed=failed)
@@ -82,13 +78,13 @@ def resume(
 
 
 def _prepare(plan: StudyPlan, broker: str | None, broker_host: str | None, *, failed: bool) -> int:
-    """Make a study ready for a new conductor; return how many failed samples will run again.
+    """Prepare a study for a new conductor; return how many failed samples will run again.
 
     Raises:
-        Timeout: a conductor of it lives.
+        Timeout: a conductor of the study lives.
         BrokerError: the broker cannot be used.
     """
-    with conductor_lock(plan).acquire(timeout=LOCK_LIMIT_S):
+    with file_lock(plan).acquire(timeout=LOCK_LIMIT_S):
         session = Session(plan.session)
         if plan.settings.needs_workers:
             _prepare_broker(session, broker)
@@ -102,30 +98,30 @@ def _prepare(plan: StudyPlan, broker: str | None, broker_host: str | None, *, fa
 
 
 def _prepare_broker(session: Session, url: str | None) -> None:
-    earlier = session.read_broker() or {}
+    earlier = session.read_broker()
     if url:
         choice = choose(url)
-    elif "url" in earlier and "keeper" not in earlier:
-        choice = BrokerChoice(earlier["url"], "the study's launch")
+    elif earlier is not None and earlier.supervisor is None:
+        choice = BrokerChoice(earlier.url, "the launch of the study")
     else:
         choice = BrokerChoice(None, "private broker")
     check(choice)
     os.environ.pop(ENVIRONMENT_VARIABLE, None)  # Maestro stores the environment, and samples inherit it
     if choice.url:
-        session.write_broker({"url": choice.url})
+        session.write_broker(BrokerLocation(url=choice.url))
 
 
 def reopen_failed(plan: StudyPlan) -> int:
-    """Note in the ledger that the failed samples of a study shall run again; return how many there are."""
+    """Record in the ledger that the failed samples of a study run again; return their number."""
     entries = read_ledger(plan.ledger)
     writer = LedgerWriter(plan.ledger / f"{COORDINATOR}{SUFFIX}")
     count = 0
     for manifest in Manifest.read_all(plan.records):
-        progress = Progress(manifest)
-        progress.apply(entries[entries["record"] == manifest.number])
-        failed = np.flatnonzero(np.isin(progress.outcome, (Outcome.FAILED, Outcome.HARD_FAILED)))
+        samples = SampleStates(manifest.samples, manifest.max_retries)
+        samples.apply(entries[entries["record"] == manifest.number])
+        failed = np.flatnonzero(np.isin(samples.outcome, (Outcome.FAILED, Outcome.HARD_FAILED)))
         for sample in failed:
-            writer.append(Kind.REOPENED, manifest.number, progress.epoch, int(sample))
+            writer.append(Kind.REOPENED, manifest.number, samples.epoch, int(sample))
         count += len(failed)
     writer.close()
     return count
@@ -135,7 +131,7 @@ def _conductor() -> str:
     own = Path(sys.executable).with_name("conductor")
     found = str(own) if own.is_file() else shutil.which("conductor")
     if not found:
-        raise StudyError("There is no `conductor` beside this Python; install maestrowf in the same environment.")
+        raise StudyError("There is no `conductor` in the environment of this Python; install maestrowf there.")
     return found
 
 
@@ -152,15 +148,12 @@ def _start_conductor(plan: StudyPlan, sleep_s: int) -> subprocess.Popen[bytes]:
 
 
 def _await_conductor(plan: StudyPlan, process: subprocess.Popen[bytes]) -> None:
-    """Wait until the new conductor has taken the study over, or has ended already."""
-
-    lock = plan.info / "conductor.lock"
+    """Wait until the new conductor holds the lock of the study, or has ended."""
 
     def has_begun() -> bool:
-        with shared_lock(lock) as is_free:
-            return not is_free or process.poll() is not None
+        return is_conducted(plan) or process.poll() is not None
 
-    wait_until(has_begun, _START_LIMIT_S, interval_s=0.1)
+    clock.wait_until(has_begun, _START_LIMIT_S, interval_s=0.1)
     if process.poll() not in (None, 0, 2, 3):
-        tail = (plan.root / "resumed.txt").read_text(errors="replace")[-1500:]
-        raise StudyError(f"The conductor has ended with code {process.returncode}; its last lines:\n{tail}")
+        output = tail(plan.root / "resumed.txt")
+        raise StudyError(f"The conductor has ended with code {process.returncode}; its last lines:\n{output}")

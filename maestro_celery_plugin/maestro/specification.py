@@ -1,10 +1,10 @@
-"""The specification: Maestro's, with the blocks and step keys that Merlin's users know.
+"""The specification: that of Maestro, with the blocks and step keys of Merlin.
 
-A specification that has none of them is read by Maestro alone. One that has goes through these stages,
-each of which stops the launch with one message before anything is created:
+Maestro alone reads a specification without them. Other specifications pass these stages; an error in a stage stops the
+launch with one message before any file is created:
 
-text → YAML → variables put in (`variables.py`) → checked (`spec_checks.py`, `worker_groups.py`,
-`resource_checks.py`) → `YAMLSpecification` + `EnsembleSettings`
+text → YAML → values of variables (`spec/variables.py`) → checks (`spec/checks.py`, `spec/worker_groups.py`,
+`spec/resource_checks.py`) → `YAMLSpecification` + `EnsembleSettings`
 """
 
 from __future__ import annotations
@@ -22,21 +22,23 @@ import yaml
 from maestrowf.specification.yamlspecification import YAMLSpecification
 
 from maestro_celery_plugin.config import schema
+from maestro_celery_plugin.config.resources import StepNeeds
 from maestro_celery_plugin.config.settings import (
     BatchSettings,
     EnsembleSettings,
+    MerlinSettings,
     ResourceSettings,
-    SampleSettings,
     StepFacts,
 )
 from maestro_celery_plugin.config.step_entry import STEP_KEY
 from maestro_celery_plugin.config.tokens import SAMPLE_TOKENS, Spelling, names_in, substitute
 from maestro_celery_plugin.errors import SpecificationError
 from maestro_celery_plugin.maestro import launch
+from maestro_celery_plugin.maestro.schemas import maestro_schemas
 from maestro_celery_plugin.spec.checks import (
     STEP_SETTING_KEYS,
     check_content,
-    check_plain,
+    check_native,
     check_shape,
     tidy,
     unknown_tokens,
@@ -44,7 +46,7 @@ from maestro_celery_plugin.spec.checks import (
 from maestro_celery_plugin.spec.launcher import launches
 from maestro_celery_plugin.spec.resource_checks import check_resources, step_needs
 from maestro_celery_plugin.spec.variables import Variables
-from maestro_celery_plugin.spec.worker_groups import check_groups, left_to_maestro, task_queues, with_task_queues
+from maestro_celery_plugin.spec.worker_groups import check_groups, native_steps, task_queues, with_task_queues
 
 LOGGER = logging.getLogger(__name__)
 
@@ -55,12 +57,12 @@ class EnsembleSpecification(YAMLSpecification):  # type: ignore[misc]
     """A Maestro specification that may have a ``merlin`` block.
 
     Attributes:
-        ensemble: What the plugin adds; None for a specification that is Maestro's alone.
+        ensemble: The settings of the ensemble; None for a specification without one.
     """
 
     ensemble: EnsembleSettings | None = None
     _sampled: frozenset[str] = frozenset()
-    _plain: frozenset[str] = frozenset()
+    _native: frozenset[str] = frozenset()
 
     @classmethod
     def load_specification(cls, path: str) -> EnsembleSpecification:
@@ -68,7 +70,7 @@ class EnsembleSpecification(YAMLSpecification):  # type: ignore[misc]
 
         Raises:
             SpecificationError: the ensemble specification cannot be used.
-            Exception: what Maestro raises for a specification that is its own.
+            Exception: an error of Maestro in a specification without an ensemble.
         """
         data = _ensemble_data(_text_of(path), Path(path).name)
         if data is None:
@@ -96,24 +98,24 @@ class EnsembleSpecification(YAMLSpecification):  # type: ignore[misc]
     def _read(self, data: dict[str, Any], file: str) -> None:
         check_shape(data, file)
         data = tidy(Variables(data, file).put_into(data))
-        check_content(data, file)
+        check_content(data, maestro_schemas(), file)
         self._sampled = _sampled_steps(data)
-        resources = schema.build(ResourceSettings, (data.get("merlin") or {}).get("resources") or {})
-        self._plain = left_to_maestro(resources, self._sampled, data)
-        check_plain(data, self._plain, file)
-        self.ensemble = _ensemble_settings(data, resources, self._plain, file)
+        resources = schema.from_dict(ResourceSettings, (data.get("merlin") or {}).get("resources") or {})
+        self._native = native_steps(resources, self._sampled, data)
+        check_native(data, self._native, file)
+        self.ensemble = _ensemble_settings(data, resources, self._native, file)
         self.description = data["description"]
         self.environment = _maestro_environment(data.get("env") or {}, self.path)
         self.globals = data.get("global.parameters") or {}
         self.study = data["study"]
-        self.batch = {"type": "celery"}  # completed when the samples are acquired
+        self.batch = {"type": "celery"}  # `launch.EnsembleDependency` completes it
         self._verify_by_maestro(file)
         self.ensemble = dataclasses.replace(self.ensemble, steps=self._step_facts(data, file))
         check_resources(self.ensemble, data, file, ask=launch.OPTIONS.launching)
-        if not launch.OPTIONS.parameter_generator:  # which makes parameters that cannot be known here
+        if not launch.OPTIONS.parameter_generator:  # its parameters are not known here
             for where, name in unknown_tokens(data):
                 LOGGER.warning(
-                    "%s: %s: $(%s) is no column label, parameter or variable; the shell will take it for a command.",
+                    "%s: %s: $(%s) is no column label, parameter or variable; the shell will run it as a command.",
                     file,
                     where,
                     name,
@@ -125,7 +127,7 @@ class EnsembleSpecification(YAMLSpecification):  # type: ignore[misc]
         for step in data["study"]:
             name, run = step["name"], {"cmd": "", "restart": "", **step["run"]}
             depends = tuple(run.get("depends") or ())
-            if name in self._plain:  # what it needs is between the user and Maestro's adapter
+            if name in self._native:  # Maestro's adapter handles its resources
                 facts[name] = StepFacts(queues=(), depends=depends)
                 continue
             facts[name] = StepFacts(
@@ -133,12 +135,12 @@ class EnsembleSpecification(YAMLSpecification):  # type: ignore[misc]
                 depends=depends,
                 sampled=name in self._sampled,
                 launches=launches(run["cmd"]) or launches(run["restart"]),
-                needs=step_needs(self.ensemble, step, file) if self.ensemble else {},
+                needs=step_needs(self.ensemble, step, file) if self.ensemble else StepNeeds(),
             )
         return facts
 
     def _verify_by_maestro(self, file: str) -> None:
-        """Let Maestro verify its part; it logs tracebacks, so its logger is silent meanwhile."""
+        """Let Maestro verify its part; its logger is off meanwhile, because it would log a traceback."""
         maestro_logger = logging.getLogger(YAMLSpecification.__module__)
         disabled, maestro_logger.disabled = maestro_logger.disabled, True
         steps = self.study
@@ -152,30 +154,32 @@ class EnsembleSpecification(YAMLSpecification):  # type: ignore[misc]
             maestro_logger.disabled = disabled
 
     def get_study_environment(self) -> Any:
-        """Return Maestro's environment, with the samples as a dependency to be acquired."""
+        """Return Maestro's environment, with the samples as a dependency."""
         environment = super().get_study_environment()
         if self.ensemble:
             environment.add(launch.EnsembleDependency(self.ensemble, self.batch))
         return environment
 
     def get_study_steps(self) -> list[Any]:
-        """Return Maestro's steps, with the settings of ours under one key of `run`; plain steps as they are.
+        """Return Maestro's steps, with our settings of a step under one key of `run`; native steps do not change.
 
-        `restart` of ours is filled with `cmd` where there is none: Maestro gives such steps a restart limit
-        of 0, which means unlimited (datastructures/core/study.py:580, executiongraph.py:215).
+        A step without `restart` gets its `cmd` as `restart`: Maestro gives steps without `restart` a restart limit of
+        0, which means unlimited (datastructures/core/study.py:580, executiongraph.py:215).
         """
         steps: list[Any] = super().get_study_steps()
         for step in steps if self.ensemble else ():
-            if step.name not in self._plain:
-                self._make_ours(step)
+            if step.name not in self._native:
+                _add_entry(step, is_sampled=step.name in self._sampled)
         return steps
 
-    def _make_ours(self, step: Any) -> None:
-        settings = {key: step.run[key] for key in STEP_SETTING_KEYS if step.run.get(key) is not None}
-        step.run[STEP_KEY] = {"step": step.name, "sampled": step.name in self._sampled, "settings": settings}
-        step.run["restart"] = step.run["restart"] or step.run["cmd"]
-        for key in STEP_SETTING_KEYS:
-            step.run.pop(key, None)
+
+def _add_entry(step: Any, *, is_sampled: bool) -> None:
+    """Move our settings of a step below one key of `run` (`config/step_entry.py`)."""
+    settings = {key: step.run[key] for key in STEP_SETTING_KEYS if step.run.get(key) is not None}
+    step.run[STEP_KEY] = {"step": step.name, "sampled": is_sampled, "settings": settings}
+    step.run["restart"] = step.run["restart"] or step.run["cmd"]
+    for key in STEP_SETTING_KEYS:
+        step.run.pop(key, None)
 
 
 def _sampled_steps(data: Mapping[str, Any]) -> frozenset[str]:
@@ -199,9 +203,9 @@ def _sampled_steps(data: Mapping[str, Any]) -> frozenset[str]:
 
 
 def _text_of(path: str) -> str | None:
-    """Return the text of a file; None for what is no file that can be read, which is left to Maestro.
+    """Return the text of a file; None for a file that cannot be read, about which Maestro reports.
 
-    A pipe can be read only once, so it is left to Maestro as well, which gives us its stream.
+    A pipe can be read only once. So the result is None, and Maestro passes its stream to this class.
     """
     try:
         return Path(path).read_text() if Path(path).is_file() else None
@@ -210,7 +214,7 @@ def _text_of(path: str) -> str | None:
 
 
 class _Replay(io.StringIO):
-    """A stream that has been read, to be read again under its own name (YAML's messages have it)."""
+    """A stream that can be read again, with the name of the first stream for YAML's messages."""
 
     name: str
 
@@ -224,9 +228,9 @@ def _replay(stream: Any, text: Any) -> Any:
 
 
 def _ensemble_data(text: Any, file: str) -> dict[str, Any] | None:
-    """Return the specification as a dictionary when it has anything of ours, else None.
+    """Return the specification as a dictionary if it has an ensemble, else None.
 
-    Text that is no YAML and has no ``merlin`` block is left to Maestro, which says what it always says.
+    Maestro reports about text that is no YAML and has no ``merlin`` block.
 
     Raises:
         SpecificationError: text with a ``merlin`` block is no plain YAML.
@@ -248,15 +252,15 @@ def _ensemble_data(text: Any, file: str) -> dict[str, Any] | None:
 
 
 def _yaml_problem(cause: Exception) -> tuple[str, str]:
-    """Return where YAML has a problem, and which."""
+    """Return the place of a problem in YAML, and the problem."""
     mark = getattr(cause, "problem_mark", None)
     where = f"line {mark.line + 1}, column {mark.column + 1}" if mark else ""
     problem = getattr(cause, "problem", None) or str(cause)
-    return where, f"this is no YAML: {problem}; look at the indentation, quotes and colons there and before."
+    return where, f"this is no YAML: {problem}; check the indentation, quotes and colons in this line and before it."
 
 
 def _has_step_key(study: Any) -> bool:
-    """Tell whether a step has a key that is Merlin's and not Maestro's."""
+    """Tell whether a step has a key of Merlin that is no key of Maestro."""
     if not isinstance(study, list):
         return False
     runs = [step["run"] for step in study if isinstance(step, dict) and isinstance(step.get("run"), dict)]
@@ -268,10 +272,10 @@ def _maestro_part(run: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _maestro_environment(env: Mapping[str, Any], path: str | None) -> dict[str, Any]:
-    """Return `env` as Maestro can take it: no lists among the variables, no `$(SPECROOT)` in `OUTPUT_PATH`.
+    """Return `env` in a form for Maestro: no lists among the variables, no `$(SPECROOT)` in `OUTPUT_PATH`.
 
-    Maestro reads `OUTPUT_PATH` before it knows `SPECROOT` (maestro.py:380, 437), which Merlin's users
-    write there.
+    Merlin's users write `SPECROOT` there, but Maestro reads `OUTPUT_PATH` before it sets `SPECROOT` (maestro.py:380,
+    437).
     """
     if not env.get("variables"):
         return dict(env)
@@ -283,14 +287,14 @@ def _maestro_environment(env: Mapping[str, Any], path: str | None) -> dict[str, 
 
 
 def _ensemble_settings(
-    data: dict[str, Any], resources: ResourceSettings, plain: frozenset[str], file: str
+    data: dict[str, Any], resources: ResourceSettings, native: frozenset[str], file: str
 ) -> EnsembleSettings:
-    merlin = data.get("merlin") or {}
+    samples = schema.from_dict(MerlinSettings, data.get("merlin") or {}).samples
     queues = task_queues(data, file)
     check_groups(resources, queues, data, file)
-    queues = {step: names for step, names in queues.items() if step not in plain}
+    queues = {step: names for step, names in queues.items() if step not in native}
     return EnsembleSettings(
-        batch=schema.build(BatchSettings, data.get("batch") or {}),
+        batch=schema.from_dict(BatchSettings, data.get("batch") or {}),
         resources=with_task_queues(resources, queues, data, file),
-        samples=schema.build(SampleSettings, merlin["samples"]) if "samples" in merlin else None,
+        samples=samples,
     )

@@ -1,4 +1,4 @@
-"""Explain: why step records of a study do not run or have ended as they did, in sentences, from files alone."""
+"""Explain: why step records of a study do not run or have ended, in sentences, from files only."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from maestro_celery_plugin.batch.allocation import Allocation, read_allocations
-from maestro_celery_plugin.batch.base import LOCAL
-from maestro_celery_plugin.conductor.worker_sources import allocation_name, batch_of, is_for_this_machine
+from maestro_celery_plugin.config.groups import LOCAL, allocation_name, batch_of, is_for_this_machine
+from maestro_celery_plugin.files import tail
 from maestro_celery_plugin.report.model import StepStatus, StudyState, StudyStatus
 from maestro_celery_plugin.report.reader import StatusReader
 from maestro_celery_plugin.spec.dag import ALL_COMBINATIONS
@@ -41,7 +41,7 @@ class _Explanation:
         self._plan = StudyPlan.read(directory)
         self._reader = StatusReader(directory)
         self._status: StudyStatus = self._reader.read()
-        beats = Session(self._plan.session).heartbeats() if self._plan.session.exists() else []
+        beats = Session(self._plan.session).heartbeats.all() if self._plan.session.exists() else []
         self._beats = {beat.name: beat for beat in beats}
         self._allocations = {one.name: one for one in read_allocations(self._plan.allocations)}
         self._reasons: dict[str, Reason] = read_reasons(self._plan.reasons)
@@ -70,10 +70,10 @@ class _Explanation:
     def _last_words_of_the_conductor(self) -> str:
         """Return the last line of what a conductor has printed, if that is a traceback's."""
         file = max(self._plan.root.glob("*.txt"), key=lambda path: path.stat().st_mtime, default=None)
-        tail = file.read_bytes()[-_TAIL_BYTES:].decode(errors="replace").strip() if file else ""
-        if "Traceback (most recent call last)" not in tail:
+        output = tail(file, _TAIL_BYTES) if file else ""
+        if "Traceback (most recent call last)" not in output:
             return ""
-        return f"{tail.splitlines()[-1]}\nThe rest is at the end of '{file}'."
+        return f"{output.splitlines()[-1]}\nThe traceback is at the end of '{file}'."
 
     def _why(self, step: StepStatus) -> Iterator[str]:
         if step.state in LAST_STATES:
@@ -105,7 +105,7 @@ class _Explanation:
         if not step.samples.total:
             awaited = list(self._awaited_steps(step))
             yield from awaited
-            if self._is_plain(step) and step.state != "CANCELLED" and not awaited:
+            if self._is_native(step) and step.state != "CANCELLED" and not awaited:
                 yield f"Maestro has run it itself; what it has printed is below '{self._plan.root / step.step}'."
 
     def _failures(self, step: StepStatus) -> Iterator[str]:
@@ -172,12 +172,12 @@ class _Explanation:
         shared = tuple((key, step.params.get(key, value)) for key, value in records[0].params.items())
         return self._by_params.get((name, shared), records)
 
-    def _is_plain(self, step: StepStatus) -> bool:
+    def _is_native(self, step: StepStatus) -> bool:
         facts = self._plan.settings.steps.get(step.step)
         return facts is not None and not facts.queues
 
     def _progress(self, step: StepStatus) -> Iterator[str]:
-        if self._is_plain(step):
+        if self._is_native(step):
             yield "Maestro runs it itself, as a batch job of its own."
             return
         counts = step.samples

@@ -1,4 +1,4 @@
-"""What the status of a study consists of; `status.py` finds it out, `status_view.py` shows it."""
+"""The model of a study's status: `reader.py` builds it, `study_view.py` shows it."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ class StudyState(enum.Enum):
     """State of a whole study."""
 
     PENDING = enum.auto()
-    """No conductor has run it yet."""
+    """No conductor has run the study yet."""
     RUNNING = enum.auto()
-    """Its conductor lives."""
+    """The conductor lives."""
     FINISHED = enum.auto()
-    """Every step record has finished."""
+    """All step records have finished."""
     FAILED = enum.auto()
-    """It has ended, and a step record failed."""
+    """The study has ended, and a step record failed."""
     CANCELLED = enum.auto()
-    """It has ended, and was cancelled."""
+    """The study was cancelled."""
     INTERRUPTED = enum.auto()
-    """Its conductor is dead, and step records are left."""
+    """The conductor is dead, and some step records have not ended."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StepStatus:
-    """How far a step record is.
+    """The status of a step record.
 
     Attributes:
         name: Maestro's name of the step record.
-        step: The step's name.
+        step: Name of the step.
         params: Values of its parameters, by name.
-        state: Maestro's name of its state; `INTERRUPTED` when it was running and no conductor lives.
+        state: Maestro's name of the state; `INTERRUPTED` for one that was running when its conductor died.
         restarts: How often Maestro has restarted it.
-        samples: Its samples by state; one for a record that is not sampled, all 0 before it is submitted and for a
-            plain step, which Maestro runs.
-        rate: Samples per second, lately; None before the first has ended.
+        samples: Number of samples in each state; one sample for a record that is not sampled, no samples before
+            submission and for a native step, which Maestro runs.
+        rate: Samples per second in the recent past; None before the end of the first sample.
     """
 
     name: str
@@ -54,7 +54,7 @@ class StepStatus:
 
     @property
     def time_left_s(self) -> float | None:
-        """Seconds until its last sample ends, if it goes on as lately; None when it does not run."""
+        """Estimate of the seconds until the last sample ends, at the recent rate; None when it does not run."""
         if self.state != "RUNNING" or not self.rate:
             return None
         return (self.samples.running + self.samples.pending) / self.rate
@@ -62,12 +62,12 @@ class StepStatus:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WorkerStatus:
-    """A worker that has not been forgotten, or that is waited for.
+    """A worker with a heartbeat, or a worker that the study waits for.
 
     Attributes:
-        name: Its name; empty for one that is awaited.
-        group: Its worker group.
-        node: The machine it runs on, or is awaited on.
+        name: Name of the worker; empty for an awaited worker.
+        group: The worker group.
+        node: Its machine; for an awaited worker, the machines where it may start.
         state: `starting`, `idle`, `busy`, `draining`, `stopping`, `dead` or `awaited`.
     """
 
@@ -79,19 +79,18 @@ class WorkerStatus:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AllocationStatus:
-    """An allocation, as the conductor has last seen it.
+    """An allocation, from the last look of the conductor.
 
     Attributes:
-        name: Its name: that of its worker group, or that of the key `allocation`.
-        number: Counts the allocations of this name, from 1.
-        job: Identifier for the batch system; None before it is submitted.
-        state: Name of its `states.AllocationState`.
-        reason: The batch system's words: why it waits, or how it ended.
-        slots: The most slots that its workers have had at a time.
-        seconds: For how long it has had its nodes; None before it has ended, and when no conductor has seen its
-            begin or its end.
-        sample_seconds: Time of attempts in it that have ended by themselves, summed over its slots.
-        interrupted_seconds: Time of attempts in it that its end, or a cancellation, has ended.
+        name: Name of the allocation: that of its worker group, or the value of the key `allocation`.
+        number: Number of the allocation among those of the same name, from 1.
+        job: Identifier of the batch job; None before submission.
+        state: Name of the `states.AllocationState`.
+        reason: The words of the batch system: why the job waits, or how it ended.
+        slots: The largest number of slots that its workers had at the same time.
+        seconds: Time with nodes; None before the end, and if no conductor has seen the begin or the end.
+        sample_seconds: Time of attempts that have ended by themselves, summed over the slots.
+        interrupted_seconds: Time of attempts that the end of the allocation or a cancellation has ended.
     """
 
     name: str
@@ -106,14 +105,14 @@ class AllocationStatus:
 
     @property
     def slot_seconds(self) -> float:
-        """Time of all its slots; 0 when it is not known, or was more than a conductor has seen of it."""
+        """Time of all slots; 0 when it is unknown, or exceeds the time that a conductor has seen."""
         known_s = self.slots * (self.seconds or 0.0)
         return known_s if known_s >= self.sample_seconds + self.interrupted_seconds else 0.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StudyStatus:
-    """How far a study is."""
+    """The status of a study."""
 
     study: str
     path: Path
@@ -124,11 +123,11 @@ class StudyStatus:
 
     @property
     def has_ended(self) -> bool:
-        """Whether nothing changes any more unless somebody starts a conductor."""
+        """Whether the status cannot change before a user starts a conductor."""
         return self.state not in (StudyState.PENDING, StudyState.RUNNING)
 
     def to_json(self) -> dict[str, Any]:
-        """Return what `maestro-celery status --json` prints; scripts rely on these keys."""
+        """Return the output of `maestro-celery status --json`; scripts rely on these keys."""
         keys = ("name", "step", "params", "state", "restarts")
         steps = [
             {key: getattr(step, key) for key in keys} | {"samples": dataclasses.asdict(step.samples)}

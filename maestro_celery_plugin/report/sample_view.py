@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from rich.console import Console, Group
 from rich.text import Text
 
+from maestro_celery_plugin.files import tail
 from maestro_celery_plugin.report.reader import StatusReader
 from maestro_celery_plugin.report.samples import SampleStatus, values_of
 from maestro_celery_plugin.report.text import plain, section
@@ -68,13 +68,6 @@ def headline(sample: SampleStatus, words: str) -> Text:
 
 
 def _last_lines(path: Path) -> list[str]:
-    """Return the last lines of a text file that may be huge, absent, or no text."""
-    try:
-        with path.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - _STDERR_BYTES))
-            text = file.read(_STDERR_BYTES).decode(errors="replace")
-    except OSError:
-        return []
-    lines = [line.rstrip() for line in re.split(r"[\r\n]+", text)]
+    """Return the last lines of a file, which may be large, missing, or no text."""
+    lines = [line.rstrip() for line in re.split(r"[\r\n]+", tail(path, _STDERR_BYTES))]
     return [line[:_LINE_LIMIT] for line in lines if line][-STDERR_LINES:]

@@ -12,10 +12,18 @@ from typing import Any
 import numpy as np
 
 from maestro_celery_plugin.errors import SampleError
-from maestro_celery_plugin.ledger.reader import Entries, Kind
-from maestro_celery_plugin.ledger.sample_states import BROKEN, POISON_LIMIT, UNREADABLE, Counts, Progress, is_request
-from maestro_celery_plugin.samples.table import open_table
-from maestro_celery_plugin.states import ExitCode, Outcome
+from maestro_celery_plugin.ledger.entries import Entries, Kind
+from maestro_celery_plugin.ledger.sample_states import Counts, SampleStates
+from maestro_celery_plugin.plugins import open_table
+from maestro_celery_plugin.states import (
+    BROKEN,
+    POISON_LIMIT,
+    UNREADABLE,
+    ExitCode,
+    Outcome,
+    errno_of,
+    is_request,
+)
 from maestro_celery_plugin.study.manifest import Manifest
 
 __all__ = ["RecordSamples", "SampleStatus", "values_of"]
@@ -33,9 +41,9 @@ class SampleStatus:
     Attributes:
         manifest: Its step record.
         index: Its index.
-        code: Exit code; negative for a signal, from -1000 down when it could not be started.
+        code: Exit code; negative for a signal and for an attempt that did not run (`states.py`).
         duration_s: Wall time.
-        losses: How often its worker was lost.
+        losses: How often the sample ran when its worker was lost.
     """
 
     manifest: Manifest
@@ -46,27 +54,28 @@ class SampleStatus:
 
     @property
     def directory(self) -> Path:
-        """Where it ran."""
+        """The directory of the sample."""
         workspace = Path(self.manifest.workspace)
         return workspace / self.manifest.paths.of(self.index) if self.manifest.sampled else workspace
 
     @property
     def stderr(self) -> Path:
-        """What it wrote to stderr; there is no such file when that is nothing."""
+        """The file with its stderr; it does not exist if stderr is empty."""
         return self.directory / f"{self.manifest.script}.err"
 
     @property
     def end(self) -> str:
-        """How it ended, if it failed: ``exit code 3``, ``SIGKILL``, ``could not be started: ...``."""
+        """How a failed sample ended: ``exit code 3``, ``SIGKILL``, ``it could not start: ...``."""
         code = self.code
         if self.losses >= POISON_LIMIT:
-            return f"its worker died {self.losses} times while it ran"
+            return f"its worker died {self.losses} times while the sample ran"
         if code == UNREADABLE:
             return "its row of the sample table cannot be read: the file has changed"
         if code == BROKEN:
-            return "the worker has failed at it; the worker's log says how"
-        if code <= -1000:
-            return f"could not be started: {os.strerror(-1000 - code)}"
+            return "an error in the worker; the log of the worker has the traceback"
+        number = errno_of(code)
+        if number is not None:
+            return f"it could not start: {os.strerror(number)}"
         if code < 0:
             return _signal_name(-code)
         meaning = ExitCode(code).name.lower().replace("_", " ") if code in ExitCode._value2member_map_ else ""
@@ -83,22 +92,22 @@ def _signal_name(number: int) -> str:
 
 
 class RecordSamples:
-    """The samples of one step record, as the ledger has them.
+    """The samples of one step record, from the ledger.
 
     Args:
         manifest: The step record.
 
     Attributes:
         manifest: The step record.
-        progress: What the ledger says of its samples.
-        interruptions: How many attempts workers have ended themselves: with their allocation, by a cancellation, or
-            when another sample failed the record.
-        longest_interruption_s: How long the longest of these had run.
+        states: The states of the samples.
+        interruptions: Number of attempts that a worker has ended: at the end of its allocation, at a cancellation, or
+            when another sample failed the step record.
+        longest_interruption_s: The longest duration of these attempts, in seconds.
     """
 
     def __init__(self, manifest: Manifest) -> None:
         self.manifest = manifest
-        self.progress = Progress(manifest)
+        self.states = SampleStates(manifest.samples, manifest.max_retries)
         self._writer = np.zeros(manifest.samples, np.uint32)
         self._ends = np.empty(0, np.float64)
         self._enders = np.empty(0, np.uint32)
@@ -107,8 +116,8 @@ class RecordSamples:
         self.longest_interruption_s = 0.0
 
     def apply(self, entries: Entries, writers: np.ndarray[Any, Any]) -> None:
-        """Take in new entries, with the number of the writer of each."""
-        self.progress.apply(entries)
+        """Apply new entries; `writers` has the number of the writer of each entry."""
+        self.states.apply(entries)
         self._note_starts(entries, writers)
         self._note_ends(entries, writers)
         stopped = entries["stop"][entries["kind"] == Kind.STOPPED]
@@ -117,11 +126,11 @@ class RecordSamples:
             self.longest_interruption_s = max(self.longest_interruption_s, int(stopped.max()) / 1e6)
 
     def _note_starts(self, entries: Entries, writers: np.ndarray[Any, Any]) -> None:
-        """Keep who has begun the last attempt at each sample, and when each writer began its first."""
+        """Store the writer of the last attempt at each sample, and the first start of each writer."""
         started = entries["kind"] == Kind.STARTED
         if started.any():
             samples, epochs = entries["start"][started], entries["epoch"][started]
-            is_last = epochs == self.progress.started[samples]
+            is_last = epochs == self.states.started[samples]
             self._writer[samples[is_last]] = writers[started][is_last]
             times, starters = entries["time"][started], writers[started]
             for starter in np.unique(starters):
@@ -129,7 +138,7 @@ class RecordSamples:
                 self._began[int(starter)] = min(self._began[int(starter)], first)
 
     def _note_ends(self, entries: Entries, writers: np.ndarray[Any, Any]) -> None:
-        """Keep when samples ended, as far back as the rate looks."""
+        """Store the ends of samples that the rate needs."""
         decided = entries["kind"] == Kind.ENDED
         requests = [code for code in np.unique(entries["code"][decided]) if is_request(int(code))]
         if requests:
@@ -143,11 +152,11 @@ class RecordSamples:
             self._ends, self._enders = ends[last], enders[last]
 
     def rate(self, living: np.ndarray[Any, Any] | None = None) -> float | None:
-        """Return samples per second, lately: the ends that are looked at, over the time between first and last.
+        """Return samples per second in the recent past: the number of ends, over the time between first and last.
 
         Args:
-            living: Which writers live, as a mask by their number: while some do, what others have done in an
-                allocation before, or before the study was resumed, says nothing of the rate.
+            living: The live writers, as a mask by their number. While some live, the ends of other writers do not
+                count: they are from an earlier allocation, or from before a resume.
         """
         ends, enders = self._ends, self._enders
         if living is not None and living.any():
@@ -160,11 +169,11 @@ class RecordSamples:
         return (len(ends) - 1) / max(float(ends[-1] - ends[0]), _SHORTEST_SPAN_S)
 
     def counts(self, working: np.ndarray[Any, Any]) -> Counts:
-        """Count the samples by state; `working` tells which writers may still write an attempt's end."""
-        counts = self.progress.counts()
+        """Count the samples in each state; `working` is a mask of the writers that may still end an attempt."""
+        counts = self.states.counts()
         if not counts.running:
             return counts
-        lost = counts.running - int(working[self._writer[self.progress.unended]].sum())
+        lost = counts.running - int(working[self._writer[self.states.unended]].sum())
         return dataclasses.replace(counts, running=counts.running - lost, pending=counts.pending + lost)
 
     def failed(self, limit: int) -> list[SampleStatus]:
@@ -172,25 +181,25 @@ class RecordSamples:
         return [self._sample(int(index)) for index in self._failed()[: max(0, limit)]]
 
     def failure_kinds(self) -> list[tuple[SampleStatus, int]]:
-        """Return, for each exit code of a failed sample, the first such sample and their number."""
+        """Return, for each exit code of failed samples, the first such sample and their number."""
         failed = self._failed()
         if not len(failed):
             return []
-        _, first, counts = np.unique(self.progress.code[failed], return_index=True, return_counts=True)
+        _, first, counts = np.unique(self.states.code[failed], return_index=True, return_counts=True)
         return [(self._sample(int(failed[i])), int(n)) for i, n in zip(first, counts, strict=True)]
 
     def fatal(self) -> SampleStatus | None:
-        """Return the first sample that has failed the step record; None when none has."""
-        indices = np.flatnonzero(self.progress.outcome == Outcome.HARD_FAILED)
+        """Return the first sample that has failed the step record; None without such a sample."""
+        indices = np.flatnonzero(self.states.outcome == Outcome.HARD_FAILED)
         return self._sample(int(indices[0])) if len(indices) else None
 
     def _failed(self) -> np.ndarray[Any, Any]:
-        outcome = self.progress.outcome
+        outcome = self.states.outcome
         return np.flatnonzero((outcome == Outcome.FAILED) | (outcome == Outcome.HARD_FAILED))
 
     def slowest(self, limit: int) -> list[SampleStatus]:
-        """Return the `limit` samples that took longest, in no order; none of a record that is not sampled."""
-        durations = self.progress.duration_us
+        """Return the `limit` slowest samples, in no order; no samples of a record that is not sampled."""
+        durations = self.states.duration_us
         count = min(limit, len(durations))
         if not self.manifest.sampled or not count:
             return []
@@ -201,14 +210,14 @@ class RecordSamples:
         return SampleStatus(
             manifest=self.manifest,
             index=index,
-            code=int(self.progress.code[index]),
-            duration_s=int(self.progress.duration_us[index]) / 1e6,
-            losses=int(self.progress.losses[index]),
+            code=int(self.states.code[index]),
+            duration_s=int(self.states.duration_us[index]) / 1e6,
+            losses=int(self.states.losses[index]),
         )
 
 
 def values_of(samples: list[SampleStatus]) -> list[dict[str, str] | None]:
-    """Return the values of samples by label; None where the sample table cannot be read any more."""
+    """Return the values of samples by label; None for a sample whose table cannot be read any more."""
     tables: dict[int, Any] = {}
     return [_values(sample, tables) for sample in samples]
 
@@ -223,4 +232,4 @@ def _values(sample: SampleStatus, tables: dict[int, Any]) -> dict[str, str] | No
             tables[manifest.number] = open_table(table, manifest.labels, cache)
         return dict(zip(manifest.labels, tables[manifest.number].row(sample.index), strict=True))
     except (SampleError, OSError, ValueError, IndexError):
-        return None  # the list of what failed is worth having without them
+        return None  # the list of failed samples is useful without values

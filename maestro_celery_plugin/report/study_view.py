@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Sequence
 
@@ -12,6 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from maestro_celery_plugin import clock
 from maestro_celery_plugin.report.model import AllocationStatus, StepStatus, StudyState, StudyStatus
 from maestro_celery_plugin.report.reader import StatusReader
 from maestro_celery_plugin.report.sample_view import failures, headline
@@ -37,13 +37,13 @@ def watch(reader: StatusReader, console: Console) -> None:
     """Show the status of a study until it has ended; reading takes at most a fifth of the time."""
     with Live(console=console, auto_refresh=False) as live:
         while True:
-            begin = time.monotonic()
+            begin = clock.monotonic()
             status = reader.read()
             if status.has_ended:
                 live.update(_page(status, reader, console), refresh=True)
                 return
             live.update(_page(status, reader, console, rows=max(3, console.height // 2)), refresh=True)
-            time.sleep(max(WATCH_S, 4 * (time.monotonic() - begin)))
+            clock.sleep(max(WATCH_S, 4 * (clock.monotonic() - begin)))
 
 
 # --- page ---
@@ -201,8 +201,7 @@ def _workers(status: StudyStatus) -> list[RenderableType]:
     if not status.workers:
         return []
     lines = [
-        Text.assemble(plain(f"{w.name}  {w.group}  {w.node}  "), state_text(w.state))
-        for w in status.workers[:SHOWN]
+        Text.assemble(plain(f"{w.name}  {w.group}  {w.node}  "), state_text(w.state)) for w in status.workers[:SHOWN]
     ]
     if len(status.workers) > SHOWN:
         rest = Counter(worker.state for worker in status.workers[SHOWN:])

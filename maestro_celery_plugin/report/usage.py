@@ -1,22 +1,22 @@
-"""The use of allocations: how much of the time of their slots samples had, and how much of that was in vain."""
+"""The usage of allocations: the slot time of finished attempts and of interrupted attempts."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 
-from maestro_celery_plugin.conductor.worker_sources import allocation_name
+from maestro_celery_plugin.config.groups import allocation_name
 from maestro_celery_plugin.config.settings import EnsembleSettings
-from maestro_celery_plugin.ledger.reader import Entries, Kind
-from maestro_celery_plugin.worker.__main__ import stem_of
+from maestro_celery_plugin.ledger.entries import Entries, Kind
+from maestro_celery_plugin.study.worker_identity import stem_of
 
-__all__ = ["AllocationUse"]
+__all__ = ["AllocationUsage"]
 
 
-class AllocationUse:
-    """Sums up, from the ledger, what was spent on attempts in each allocation.
+class AllocationUsage:
+    """Sums the time of attempts in each allocation, from the ledger.
 
     Args:
-        settings: The ensemble's settings, for the names of worker groups.
+        settings: The settings of the study, for the names of worker groups.
     """
 
     def __init__(self, settings: EnsembleSettings) -> None:
@@ -26,7 +26,7 @@ class AllocationUse:
         self._interrupted_s: dict[str, float] = defaultdict(float)
 
     def add(self, writer: str, entries: Entries) -> None:
-        """Take in new entries of a worker: ``sim-2-1`` is one of the group `sim` in its second allocation."""
+        """Apply new entries of a worker: ``sim-2-1`` is a worker of the group `sim` in its second allocation."""
         stem, _, rest = writer.partition(".")[0].rpartition("-")[0].rpartition("-")
         if stem in self._names and rest.isdigit():
             label = f"{self._names[stem]}/{rest}"
@@ -38,7 +38,7 @@ class AllocationUse:
         return self._ended_s[label]
 
     def interrupted_s(self, label: str) -> float:
-        """Return the seconds of attempts that workers have ended, summed over the slots of an allocation."""
+        """Return the seconds of attempts that a worker has ended, summed over the slots of an allocation."""
         return self._interrupted_s[label]
 
 

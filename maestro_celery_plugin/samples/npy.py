@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from maestro_celery_plugin.errors import SampleError
-from maestro_celery_plugin.hookspecs import SampleTable, hookimpl
+from maestro_celery_plugin.samples.table import SampleTable
 
 __all__ = ["NpyReader"]
 
@@ -19,9 +19,8 @@ Array = np.ndarray[Any, Any]
 class NpyReader:
     """Reader of NumPy's `.npy` files."""
 
-    @hookimpl
-    def open_samples(self, path: Path, labels: Sequence[str], cache: Path) -> SampleTable | None:
-        """Memory-map the array; see `hookspecs.open_samples`."""
+    def open(self, path: Path, labels: Sequence[str], cache: Path) -> SampleTable | None:
+        """Memory-map the array; as `hookspecs.open_samples`."""
         if path.suffix != ".npy":
             return None
         array = _mapped(path)
@@ -29,8 +28,7 @@ class NpyReader:
             return _StructuredTable(array, labels, path)
         if array.ndim == 0 or array.ndim > 2:
             raise SampleError(
-                f"merlin.samples.file: '{path}' has {array.ndim} dimensions; "
-                "an array of rows and columns is needed."
+                f"merlin.samples.file: '{path}' has {array.ndim} dimensions; an array of rows and columns is needed."
             )
         return _ArrayTable(array, path)
 
@@ -94,8 +92,7 @@ class _StructuredTable:
                 )
             if array.dtype[label].shape or array.dtype[label].names:
                 raise SampleError(
-                    f"merlin.samples.file: the field '{label}' of '{path}' holds several values "
-                    "per row; one is needed."
+                    f"merlin.samples.file: the field '{label}' of '{path}' holds several values per row; one is needed."
                 )
         self._array, self._labels, self._path = array.reshape(-1), tuple(labels), path
 

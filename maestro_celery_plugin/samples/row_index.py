@@ -37,11 +37,7 @@ def index_rows(path: Path, delimiter: str | None) -> Offsets:
             _skip_header(file)
             if delimiter is None:
                 return _Rows(path, file).by_white_space()
-            return (
-                _Rows(path, file).quoted(delimiter)
-                if _has_quotes(path)
-                else _Rows(path, file).plain(delimiter)
-            )
+            return _Rows(path, file).quoted(delimiter) if _has_quotes(path) else _Rows(path, file).plain(delimiter)
     except UnicodeDecodeError as cause:
         raise SampleError(f"merlin.samples.file: '{path}' is no UTF-8 text: {cause}") from cause
 
@@ -140,9 +136,7 @@ class _Rows:
         if data[-1] != ord("\n"):
             ends = np.append(ends, len(data))
         starts = np.concatenate([[0], ends[:-1] + 1])
-        if (returns := np.flatnonzero(data[:-1] == ord("\r"))).size and (
-            data[returns + 1] != ord("\n")
-        ).any():
+        if (returns := np.flatnonzero(data[:-1] == ord("\r"))).size and (data[returns + 1] != ord("\n")).any():
             raise SampleError(
                 f"merlin.samples.file: '{self._path}' has carriage returns within lines; end lines by LF."
             )

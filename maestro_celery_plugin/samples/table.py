@@ -1,32 +1,46 @@
 """The sample table: rows of text, read in place, never loaded whole.
 
-The first to open a table, `maestro run`, notes its size and time of change; a table that is not the same
-any more is refused, by workers that open it later and for rows that are read later.
+The first process that opens a table, `maestro run`, stores the size and modification time of its file. Workers
+that open the table later refuse a file that has changed, and refuse rows after a change.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
+from maestro_celery_plugin.config import schema
 from maestro_celery_plugin.errors import SampleError
-from maestro_celery_plugin.hookspecs import SampleTable
-from maestro_celery_plugin.study.manifest import write_atomically
+from maestro_celery_plugin.files import write_atomically
 
-__all__ = ["FileIdentity", "open_table"]
+__all__ = ["FileIdentity", "SampleTable", "checked_table", "first_identity"]
+
+
+class SampleTable(Protocol):
+    """Rows of text, read one at a time from a file that may be larger than memory."""
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+
+    @property
+    def width(self) -> int:
+        """The number of columns."""
+
+    def row(self, index: int) -> Sequence[str]:
+        """Return the values of one row as they stand in scripts; several threads may call this at the same time."""
 
 
 @dataclasses.dataclass(frozen=True)
 class FileIdentity:
-    """What tells a file from another one of the same name, and from itself after a change.
+    """The identity of a file, which differs for another file of the same name and after a change.
 
     Attributes:
-        path: Its absolute path.
-        size: Bytes.
-        mtime_ns: Time of its last change in nanoseconds.
+        path: Absolute path.
+        size: Size in bytes.
+        mtime_ns: Modification time in Unix nanoseconds.
     """
 
     path: str
@@ -35,86 +49,87 @@ class FileIdentity:
 
     @classmethod
     def of(cls, path: Path) -> FileIdentity:
-        """Look at a file.
+        """Return the identity of a file.
 
         Raises:
-            OSError: it is not there.
+            OSError: the file does not exist.
         """
         status = path.stat()
         return cls(str(path.absolute()), status.st_size, status.st_mtime_ns)
 
     @property
     def place(self) -> str:
-        """Name for what is kept about the file's path, distinct for files of the same name."""
+        """Name for data about the path, different for files of the same name in other directories."""
         return f"{Path(self.path).name}.{hashlib.sha256(self.path.encode()).hexdigest()[:12]}"
 
     @property
     def content(self) -> str:
-        """Name for what is kept about the file's content, which does not outlive a change."""
+        """Name for data about the content, different after each change."""
         return f"{self.place}.{self.size}.{self.mtime_ns}"
 
 
-def open_table(path: Path, labels: Sequence[str], cache: Path) -> SampleTable:
-    """Open the sample table and check that it has rows and one column per label.
+def first_identity(path: Path, cache: Path) -> FileIdentity:
+    """Return the identity of the sample file when it was opened first; the first call stores it.
 
     Args:
         path: The file.
-        labels: The column labels.
-        cache: Directory for an index and for what the file was like when it was opened first.
+        cache: Directory in which the identity is stored.
 
     Raises:
-        SampleError: there is no such file, no reader for it, no row in it, the columns do not fit, or it
-            has changed since it was opened first.
+        SampleError: the file does not exist, or has changed since it was opened first.
     """
-    from maestro_celery_plugin.plugins import plugin_manager
-
     if not path.is_file():
         raise SampleError(
             f"merlin.samples.file: there is no file '{path}'; check its name, or let generate.cmd write it."
         )
-    identity = _noted(FileIdentity.of(path), cache)
-    table: SampleTable | None = plugin_manager().hook.open_samples(path=path, labels=labels, cache=cache)
-    if table is None:
-        raise SampleError(
-            f"merlin.samples.file: no reader for '{path.name}'; "
-            "files ending in .npy, .csv and .tab can be read."
-        )
-    if len(table) == 0:
-        raise SampleError(f"merlin.samples.file: '{path}' holds no samples; it needs at least one row.")
-    if table.width != len(labels):
-        raise SampleError(
-            f"merlin.samples.column_labels: {len(labels)} labels ({', '.join(labels)}), "
-            f"but '{path}' has {table.width} columns; there must be one label per column."
-        )
-    return _WatchedTable(table, identity)
-
-
-def _noted(identity: FileIdentity, cache: Path) -> FileIdentity:
-    """Return what the file was like when it was opened first.
-
-    Raises:
-        SampleError: it is not like that any more.
-    """
+    identity = FileIdentity.of(path)
     note = cache / f"{identity.place}.json"
     try:
-        first = FileIdentity(**json.loads(note.read_text()))
+        first = schema.from_json(FileIdentity, note.read_text())
     except FileNotFoundError:
-        write_atomically(note, json.dumps(dataclasses.asdict(identity)))
+        write_atomically(note, schema.to_json(identity))
         return identity
     if identity != first:
         raise _changed(first.path)
     return first
 
 
+def checked_table(table: SampleTable | None, identity: FileIdentity, labels: Sequence[str]) -> SampleTable:
+    """Return a table that has rows and one column per label, and that refuses rows after a change of its file.
+
+    Args:
+        table: The table as its reader has opened it; None when no reader knows the kind of the file.
+        identity: The identity of the file when it was opened first.
+        labels: The column labels.
+
+    Raises:
+        SampleError: there is no table, it has no row, or its columns do not fit the labels.
+    """
+    path = identity.path
+    if table is None:
+        raise SampleError(
+            f"merlin.samples.file: no reader for '{Path(path).name}'; files with the suffix .npy, .csv or .tab can be "
+            "read."
+        )
+    if len(table) == 0:
+        raise SampleError(f"merlin.samples.file: '{path}' has no samples; at least one row is needed.")
+    if table.width != len(labels):
+        raise SampleError(
+            f"merlin.samples.column_labels: {len(labels)} labels ({', '.join(labels)}), "
+            f"but '{path}' has {table.width} columns; one label per column is needed."
+        )
+    return _WatchedTable(table, identity)
+
+
 def _changed(path: str) -> SampleError:
     return SampleError(
-        f"merlin.samples.file: '{path}' has changed since the study was launched, so its rows may not be "
-        "the samples that have run; put the file back, or launch a new study."
+        f"merlin.samples.file: '{path}' has changed since the launch of the study, so its rows may not be "
+        "the samples that have run; restore the file, or launch a new study."
     )
 
 
 class _WatchedTable:
-    """A table whose rows are refused when the file has changed."""
+    """A table that refuses to return rows when its file has changed."""
 
     def __init__(self, table: SampleTable, identity: FileIdentity) -> None:
         self._table, self._identity = table, identity
@@ -128,10 +143,10 @@ class _WatchedTable:
         return self._table.width
 
     def row(self, index: int) -> Sequence[str]:
-        """Return a row of the file as it was when the study was launched.
+        """Return a row of the file as it was at the launch of the study.
 
         Raises:
-            SampleError: the file has changed or is gone.
+            SampleError: the file has changed or does not exist any more.
         """
         self._check()
         row = self._table.row(index)

@@ -13,9 +13,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from maestro_celery_plugin.errors import SampleError
-from maestro_celery_plugin.hookspecs import SampleTable, hookimpl
 from maestro_celery_plugin.samples.row_index import index_rows
-from maestro_celery_plugin.samples.table import FileIdentity
+from maestro_celery_plugin.samples.table import FileIdentity, SampleTable
 
 __all__ = ["CsvReader", "TabReader"]
 
@@ -31,9 +30,8 @@ class CsvReader:
     suffix: ClassVar[str] = ".csv"
     delimiter: ClassVar[str | None] = ","
 
-    @hookimpl
-    def open_samples(self, path: Path, labels: Sequence[str], cache: Path) -> SampleTable | None:
-        """Index the file, unless that has been done; see `hookspecs.open_samples`."""
+    def open(self, path: Path, labels: Sequence[str], cache: Path) -> SampleTable | None:
+        """Index the file, unless that has been done; as `hookspecs.open_samples`."""
         if path.suffix != self.suffix:
             return None
         identity = FileIdentity.of(path)
@@ -43,9 +41,7 @@ class CsvReader:
             np.save(partial, index_rows(path, self.delimiter))
             if FileIdentity.of(path) != identity:
                 partial.unlink()
-                raise SampleError(
-                    f"merlin.samples.file: '{path}' is being written; launch when it is complete."
-                )
+                raise SampleError(f"merlin.samples.file: '{path}' is being written; launch when it is complete.")
             partial.replace(index)
         return _TextTable(path, _mapped(index), self.delimiter)
 

@@ -1,25 +1,22 @@
-"""Checks of a specification, block by block; each ends in one message with file, key and what is allowed."""
+"""Checks of a specification, block by block; the first problem is one message with file, key and allowed values."""
 
 from __future__ import annotations
 
-import functools
-import json
 import logging
 import re
 import shlex
 import shutil
 from collections.abc import Iterator, Mapping, Set
-from pathlib import Path
 from typing import Any
 
-import maestrowf
-
-from maestro_celery_plugin.batch.base import LOCAL, batch_systems
 from maestro_celery_plugin.config import schema
-from maestro_celery_plugin.config.settings import BatchSettings, ResourceSettings, SampleSettings, StepSettings
+from maestro_celery_plugin.config.groups import LOCAL
+from maestro_celery_plugin.config.problems import nearest, problems
+from maestro_celery_plugin.config.settings import BatchSettings, MerlinSettings, StepSettings
 from maestro_celery_plugin.config.step_entry import SHELL_KEY
 from maestro_celery_plugin.config.tokens import RESERVED, names_in
 from maestro_celery_plugin.errors import SpecificationError
+from maestro_celery_plugin.plugins import batch_systems
 from maestro_celery_plugin.spec.dag import check_graph
 
 __all__ = [
@@ -27,7 +24,7 @@ __all__ = [
     "check_batch",
     "check_block",
     "check_content",
-    "check_plain",
+    "check_native",
     "check_shape",
     "tidy",
     "unknown_tokens",
@@ -36,43 +33,22 @@ __all__ = [
 LOGGER = logging.getLogger(__name__)
 
 BLOCKS = ("description", "batch", "env", "study", "global.parameters", "merlin", "user")
-# Batch systems of which Maestro's adapter does not take a shell (lsfscriptadapter.py:70).
+# Batch systems whose adapter in Maestro ignores the shell (lsfscriptadapter.py:70).
 DEAF_TO_SHELL = ("lsf", "lsf-srun")
-STEP_SETTING_KEYS = tuple(schema.json_schema(StepSettings)["properties"])
-_MERLIN: dict[str, Any] = {
-    "type": "object",
-    "properties": {
-        "resources": schema.json_schema(ResourceSettings),
-        "samples": schema.json_schema(SampleSettings),
-    },
-    "additionalProperties": False,
-}
+STEP_SETTING_KEYS = schema.keys_of(StepSettings)
 MAESTRO_TOKENS = ("LAUNCHER", "WORKSPACE", "SPECROOT", "OUTPUT_PATH")
 _CAPITALS = re.compile(r"[A-Z][A-Z0-9_]*")
 
 
-@functools.lru_cache(maxsize=1)
-def _maestro_schemas() -> dict[str, Any]:
-    """Return the JSON schemas that Maestro ships (specification/schemas/yamlspecification.json)."""
-    path = Path(maestrowf.__file__).parent / "specification" / "schemas" / "yamlspecification.json"
-    schemas: dict[str, Any] = json.loads(path.read_text())
-    # Variables may be lists in Merlin.
-    schemas["ENV"]["properties"]["variables"]["patternProperties"]["^.*"]["anyOf"].append({"type": "array"})
-    schemas["PARAM"]["properties"]["values"]["minItems"] = 1
-    return schemas
-
-
 def check_shape(data: Mapping[str, Any], file: str) -> None:
-    """Make sure that the top-level blocks are known and of the right kind, before anything is put into them.
+    """Check that the top-level blocks are known and of the right kind, before variables are inserted.
 
     Raises:
-        SpecificationError: they are not.
+        SpecificationError: a block is unknown or of the wrong kind.
     """
     for block in data:
         if block not in BLOCKS:
-            raise SpecificationError.at(
-                file, "", f"unknown block '{block}'; {schema.nearest(str(block), BLOCKS)}"
-            )
+            raise SpecificationError.at(file, "", f"unknown block '{block}'; {nearest(str(block), BLOCKS)}")
     for block, kind, name in (("description", dict, "a block of keys"), ("study", list, "a list of steps")):
         if not isinstance(data.get(block), kind) or not data[block]:
             raise SpecificationError.at(file, block, f"the block is missing or empty; {name} is needed.")
@@ -88,13 +64,13 @@ def _check_is_block(value: Any, file: str, where: str) -> None:
 
 
 def tidy(data: dict[str, Any]) -> dict[str, Any]:
-    """Return the specification without keys that have no value: they count as absent, as in Merlin."""
+    """Return the specification without keys that have no value; they count as absent, as in Merlin."""
     result = {block: value for block, value in data.items() if value is not None}
     for block in ("merlin", "batch"):
         if block in result:
             result[block] = _without_nulls(result[block])
     if "env" in result:
-        # Not inside `variables`: one without a value has been forgotten.
+        # Not inside `variables`: a variable without a value is a mistake.
         env = {key: value for key, value in result["env"].items() if value is not None}
         result["env"] = {k: _without_nulls(v) if k == "dependencies" else v for k, v in env.items()}
     result["study"] = [
@@ -108,29 +84,31 @@ def _without_nulls(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     present = {key: item for key, item in value.items() if item is not None}
-    if isinstance(present.get("workers"), dict):  # a group without any key is a group
-        present["workers"] = {
-            name: {} if group is None else group for name, group in present["workers"].items()
-        }
+    if isinstance(present.get("workers"), dict):  # a group without keys is a group
+        present["workers"] = {name: {} if group is None else group for name, group in present["workers"].items()}
     return {key: _without_nulls(item) for key, item in present.items()}
 
 
-def check_content(data: Mapping[str, Any], file: str) -> None:
-    """Check every block against its schema, and what the blocks say of each other.
+def check_content(data: Mapping[str, Any], maestro: Mapping[str, Any], file: str) -> None:
+    """Check every block against its schema, and the references between blocks.
+
+    Args:
+        data: The specification.
+        maestro: The JSON schemas of Maestro's blocks.
+        file: Name of the specification, for messages.
 
     Raises:
-        SpecificationError: at the first value that does not fit.
+        SpecificationError: a value does not fit; the message has the first problem only.
     """
-    maestro = _maestro_schemas()
     check_block(data["description"], maestro["DESCRIPTION"], file, "description")
     check_block(data.get("env") or {}, maestro["ENV"], file, "env")
     check_batch(data.get("batch") or {}, file, "batch")
     _check_shell((data.get("batch") or {}).get("shell"), file, "batch.shell")
-    _check_parameters(data.get("global.parameters") or {}, file)
+    _check_parameters(data.get("global.parameters") or {}, maestro["PARAM"], file)
     for number, step in enumerate(data["study"]):
-        _check_step(step, number, file)
+        _check_step(step, number, maestro["STUDY_STEP"], file)
     check_graph(data, file)
-    check_block(data.get("merlin") or {}, _MERLIN, file, "merlin")
+    check_block(data.get("merlin") or {}, schema.json_schema(MerlinSettings), file, "merlin")
     _check_names(data, file)
 
 
@@ -138,9 +116,9 @@ def check_block(block: Any, block_schema: Mapping[str, Any], file: str, where: s
     """Check a block against a schema.
 
     Raises:
-        SpecificationError: it does not fit; with the first problem only.
+        SpecificationError: it does not fit; the message has the first problem only.
     """
-    for path, sentence in schema.problems(block, block_schema):
+    for path, sentence in problems(block, block_schema):
         raise SpecificationError.at(file, f"{where}.{path}".rstrip("."), sentence)
 
 
@@ -148,42 +126,39 @@ def check_batch(block: Any, file: str, where: str) -> None:
     """Check a block of `batch` keys, of a study, a worker group or a step.
 
     Raises:
-        SpecificationError: it does not fit; with the first problem only.
+        SpecificationError: it does not fit; the message has the first problem only.
     """
     block_schema = schema.json_schema(BatchSettings)
     block_schema["properties"]["type"]["enum"] = [LOCAL, *batch_systems()]
     check_block(block, block_schema, file, where)
 
 
-def _check_parameters(parameters: Mapping[str, Any], file: str) -> None:
+def _check_parameters(parameters: Mapping[str, Any], parameter_schema: Mapping[str, Any], file: str) -> None:
     first = next(iter(parameters), "")
     for name, parameter in parameters.items():
         where = f"global.parameters.{name}"
-        check_block(parameter, _maestro_schemas()["PARAM"], file, where)
+        check_block(parameter, parameter_schema, file, where)
         found, expected = len(parameter["values"]), len(parameters[first]["values"])
         if found != expected:
             raise SpecificationError.at(
                 file,
                 f"{where}.values",
-                f"found {found} values, '{first}' has {expected}; all parameters need the same.",
+                f"found {found} values, but '{first}' has {expected}; all parameters need the same number.",
             )
         label = str(parameter.get("label"))
         if "%%" not in label and len({str(value) for value in parameter["values"]}) > 1:
             LOGGER.warning(
-                "%s: %s.label: '%s' has no '%%%%' in it, where the value goes. Step records that differ in %s alone "
-                "have the same name, and Maestro runs one of them.",
+                "%s: %s.label: '%s' has no '%%%%' for the value. Step records that differ only in %s have the same "
+                "name, and Maestro runs only one of them.",
                 file, where, label, name,
             )  # fmt: skip
 
 
-def _check_step(step: Any, number: int, file: str) -> None:
-    maestro = _maestro_schemas()["STUDY_STEP"]
+def _check_step(step: Any, number: int, maestro: Mapping[str, Any], file: str) -> None:
     where = f"study[{number}]"
     if isinstance(step, dict) and isinstance(step.get("name"), str):
         where = f"study.{step['name']}"
-    check_block(
-        step, {**maestro, "properties": {**maestro["properties"], "run": {"type": "object"}}}, file, where
-    )
+    check_block(step, {**maestro, "properties": {**maestro["properties"], "run": {"type": "object"}}}, file, where)
     run = maestro["properties"]["run"]
     properties = {**run["properties"], **schema.json_schema(StepSettings)["properties"]}
     check_block(step["run"], {**run, "properties": properties}, file, f"{where}.run")
@@ -191,48 +166,50 @@ def _check_step(step: Any, number: int, file: str) -> None:
     _check_shell(step["run"].get("shell"), file, f"{where}.run.shell")
 
 
-def check_plain(data: Mapping[str, Any], plain: Set[str], file: str) -> None:
-    """Make sure that Maestro can run the plain steps.
+def check_native(data: Mapping[str, Any], native: Set[str], file: str) -> None:
+    """Check that Maestro can run the native steps.
 
     Raises:
-        SpecificationError: they use keys that only workers know.
+        SpecificationError: a native step has a key that only workers support.
     """
     type = (data.get("batch") or {}).get("type", "local")
     for step in data["study"]:
-        if step["name"] in plain:
-            _check_plain_step(step, type, file)
+        if step["name"] in native:
+            _check_native_step(step, type, file)
 
 
-def _check_plain_step(step: Mapping[str, Any], type: str, file: str) -> None:
+def _check_native_step(step: Mapping[str, Any], type: str, file: str) -> None:
     known = () if type in DEAF_TO_SHELL else (SHELL_KEY,)
     for key in STEP_SETTING_KEYS:
         if key in step["run"] and key not in known:
             raise SpecificationError.at(
                 file,
                 f"study.{step['name']}.run.{key}",
-                "Maestro runs this step itself (merlin.resources.unassigned: maestro) and does not know the key; leave "
-                "it out, or give the step to a worker group.",
+                "Maestro runs this step itself (merlin.resources.unassigned: maestro) and does not know the key; "
+                "remove it, or assign the step to a worker group.",
             )
 
 
 def _check_shell(shell: str | None, file: str, where: str) -> None:
-    """Make sure that an interpreter can be found, unless its name has a parameter in it."""
+    """Check that an interpreter exists, unless its name has a parameter."""
     if shell is None or names_in(shell):
         return
     try:
         words = shlex.split(shell)
     except ValueError as cause:
-        raise SpecificationError.at(file, where, f"found \"{shell}\": {cause}; quotes must be closed.") from cause
+        raise SpecificationError.at(file, where, f'found "{shell}": {cause}; close the quotes.') from cause
     if not words or shutil.which(words[0]) is None:
         raise SpecificationError.at(
-            file, where, f"found '{shell}', which is no program here; give one such as /bin/bash or python3."
+            file,
+            where,
+            f"found '{shell}', which is not a program on this machine; use one such as /bin/bash or python3.",
         )
 
 
 def unknown_tokens(data: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield (place, name) of tokens in commands that look like ours and are none: ``$(XX)`` for ``$(X)``.
+    """Yield (key, name) of tokens in commands that nothing replaces: ``$(XX)`` for ``$(X)``.
 
-    The shell takes them for commands; names in capitals that are no command are probably misspelt.
+    The shell runs them as commands; a name in capitals that is no command is probably misspelt.
     """
     environment = data.get("env") or {}
     samples = (data.get("merlin") or {}).get("samples") or {}
@@ -248,7 +225,7 @@ def unknown_tokens(data: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _check_names(data: Mapping[str, Any], file: str) -> None:
-    """Make sure that every token means one thing."""
+    """Check that every token has one meaning."""
     environment = data.get("env") or {}
     blocks = {
         "global.parameters": data.get("global.parameters") or {},
@@ -258,25 +235,19 @@ def _check_names(data: Mapping[str, Any], file: str) -> None:
     for block, names in blocks.items():
         for name in names:
             if name in RESERVED:
-                raise SpecificationError.at(
-                    file, f"{block}.{name}", f"$({name}) is a reserved name; take another."
-                )
+                raise SpecificationError.at(file, f"{block}.{name}", f"$({name}) is a reserved name; use another name.")
     samples = (data.get("merlin") or {}).get("samples")
     labels = samples["column_labels"] if samples else []
     where = "merlin.samples.column_labels"
     for label in labels:
         if not re.fullmatch(r"[^\s()]+", label):
-            raise SpecificationError.at(
-                file, where, f"'{label}' cannot be a token; use letters, digits and '_'."
-            )
+            raise SpecificationError.at(file, where, f"'{label}' cannot be a token; use letters, digits and '_'.")
         if labels.count(label) > 1:
-            raise SpecificationError.at(
-                file, where, f"'{label}' stands there twice; each column has its own label."
-            )
+            raise SpecificationError.at(file, where, f"found '{label}' twice; each column needs its own label.")
         if label in (*RESERVED, "OUTPUT_PATH"):
-            raise SpecificationError.at(file, where, f"'{label}' is a reserved name; take another.")
+            raise SpecificationError.at(file, where, f"'{label}' is a reserved name; use another name.")
         for block, names in blocks.items():
             if label in names:
                 raise SpecificationError.at(
-                    file, where, f"'{label}' is also a name in {block}; $({label}) can mean only one of them."
+                    file, where, f"'{label}' is also a name in {block}; $({label}) must have one meaning."
                 )

@@ -1,4 +1,4 @@
-"""The graph of a study's steps: which of them the others wait for, and whose workspaces they name."""
+"""The graph of the steps of a study: which steps they depend on, and whose workspaces they use."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from maestro_celery_plugin.config import schema
+from maestro_celery_plugin.config.problems import nearest
 from maestro_celery_plugin.errors import SpecificationError
 
 __all__ = ["ALL_COMBINATIONS", "check_graph"]
 
-# How Maestro's funnels name a step (datastructures/core/study.py:53).
+# The suffix with which a funnel of Maestro names a step (datastructures/core/study.py:53).
 ALL_COMBINATIONS = re.compile(r"_\*|\*")
-# What Maestro takes for the name of a workspace: as much as it can, brackets and all (study.py:50).
+# Maestro's pattern for the name of a workspace, which also matches brackets (study.py:50).
 _WORKSPACE = re.compile(r"\$\(([^\s\"'#@\\]+)\.workspace\)")
 
 
 def check_graph(data: Mapping[str, Any], file: str) -> None:
-    """Check step names, and which steps others refer to: Maestro ends with a traceback where that is no step.
+    """Check the names of steps and the references to steps; Maestro ends with a traceback at an unknown step.
 
     Raises:
         SpecificationError: at the first mistake.
@@ -34,7 +34,7 @@ def check_graph(data: Mapping[str, Any], file: str) -> None:
         parents[step["name"]] = [ALL_COMBINATIONS.sub("", str(parent)) for parent in depends]
         for written, parent in zip(depends, parents[step["name"]], strict=True):
             if parent not in names:
-                found = f"unknown step '{written}'; {schema.nearest(parent, names)}"
+                found = f"unknown step '{written}'; {nearest(parent, names)}"
                 raise SpecificationError.at(file, f"{where}.run.depends", found)
     unseen = dict(parents)
     for name in names:
@@ -46,12 +46,12 @@ def check_graph(data: Mapping[str, Any], file: str) -> None:
 
 
 def _check_workspaces(step: Mapping[str, Any], parents: dict[str, list[str]], early: set[str], file: str) -> None:
-    """Check whose workspaces a step names: Maestro's conductor ends where it does not know one yet (study.py:555).
+    """Check the workspaces that a step uses; Maestro's conductor ends at one that is not known yet (study.py:555).
 
     Args:
         step: The step.
-        parents: The steps that each step waits for.
-        early: Names of which Maestro has put in the values by then (study.py:384).
+        parents: The steps that each step depends on.
+        early: Names whose values Maestro has inserted before (study.py:384).
         file: Name of the specification, for messages.
     """
     for key in ("cmd", "restart"):
@@ -67,20 +67,20 @@ def _check_workspaces(step: Mapping[str, Any], parents: dict[str, list[str]], ea
 
 
 def _problem_of(name: str, step: str, parents: dict[str, list[str]]) -> str:
-    """Return what is wrong with the name of a workspace in a step; empty when nothing is."""
+    """Return the problem of the name of a workspace in a step; empty without a problem."""
     if "$(" in name:
-        return "Maestro takes all of it for one name; put a blank or a quote between the tokens."
+        return "Maestro reads all of it as one name; separate the tokens with a blank or a quote."
     if name == step:
-        return "a step's own workspace is '$(WORKSPACE)'."
+        return "use '$(WORKSPACE)' for the workspace of the step itself."
     if name not in parents:
-        return f"there is no step '{name}'; {schema.nearest(name, parents)}"
+        return f"there is no step '{name}'; {nearest(name, parents)}"
     if step in _ancestors(name, parents):
-        return f"the step '{name}' waits for this one, and has no workspace before."
+        return f"the step '{name}' depends on this step, and has no workspace yet."
     return ""
 
 
 def _ancestors(name: str, parents: dict[str, list[str]]) -> set[str]:
-    """Return all steps that a step waits for, directly or not."""
+    """Return all steps that a step depends on, directly or not."""
     found: set[str] = set()
     left = [*parents[name]]
     while left:
@@ -94,9 +94,7 @@ def _ancestors(name: str, parents: dict[str, list[str]]) -> set[str]:
 def _check_acyclic(name: str, parents: dict[str, list[str]], via: tuple[str, ...], file: str) -> None:
     if name in via:
         circle = " -> ".join((*via[via.index(name) :], name))
-        raise SpecificationError.at(
-            file, f"study.{name}.run.depends", f"steps wait for each other: {circle}."
-        )
+        raise SpecificationError.at(file, f"study.{name}.run.depends", f"these steps depend on each other: {circle}.")
     for parent in parents[name]:
         _check_acyclic(parent, parents, (*via, name), file)
-    parents[name] = []  # seen to be without a circle
+    parents[name] = []  # checked: the step is in no circle

@@ -1,7 +1,7 @@
-"""Launchers: what `$(LAUNCHER)` and `$(VLAUNCHER)` stand for in samples, and what one sample needs.
+"""The launcher: the command line for `$(LAUNCHER)` and `$(VLAUNCHER)` in samples, and the resources of a sample.
 
-The step's keys say what one sample needs (`StepNeeds`); the batch system (`batch_systems.py`) makes the
-command line of it. Nothing here asks a batch system anything.
+The keys of a step give the resources of a sample (`StepNeeds`); the batch system makes the command line from them.
+No function of this module queries a batch system.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from maestro_celery_plugin.batch.base import batch_system
 from maestro_celery_plugin.config.resources import ScriptCount, StepNeeds
 from maestro_celery_plugin.config.settings import EnsembleSettings, StepSettings
 from maestro_celery_plugin.config.step_entry import STEP_KEY
-from maestro_celery_plugin.config.tokens import launcher_removed
 from maestro_celery_plugin.config.walltime import seconds_of
+from maestro_celery_plugin.plugins import batch_system
 
 __all__ = ["batch_type_of", "launched", "launches", "needs_of"]
 
 _LAUNCHER = re.compile(r"\$\((?P<name>V?LAUNCHER)\)(?:\[(?P<bracket>[^\]\n]*)\])?")
+_LAUNCHER_AND_BLANKS = re.compile(r"\$\(V?LAUNCHER\)(\[[^\]]*\])?[ \t]*")
 _COUNT = r"(?:\d+|\$\([^\s()]+\))"
 _NODES, _PROCS = rf"(?P<nodes>{_COUNT})", rf"(?P<procs>{_COUNT})"
-# Maestro's forms (abstracts/interfaces/schedulerscriptadapter.py:55-63), `$(X)` being a count as well.
+# Maestro's forms (abstracts/interfaces/schedulerscriptadapter.py:55-63); `$(X)` is a count as well.
 _BRACKETS = tuple(
     re.compile(rf"\s*{form}\s*")
     for form in (
@@ -33,11 +33,11 @@ _BRACKETS = tuple(
         rf"{_NODES}\s*,\s*{_PROCS}",
     )
 )
-_ALLOWED = "'[4p]', '[2n,4p]' or '[2, 4]' (nodes, procs) can stand there"
+_ALLOWED = "use '[4p]', '[2n,4p]' or '[2, 4]' (nodes, procs)"
 _TOKEN = re.compile(r"\$\([^\s()]+\)")
 
-# Shell variables of `$(VLAUNCHER)`: the step key that it replaces, and its value when nothing says one
-# (Merlin: spec/defaults.py:43).
+# Shell variables of `$(VLAUNCHER)`: the step key that the variable replaces, and its default (Merlin:
+# spec/defaults.py:43).
 _VARIABLES = {
     "MERLIN_NODES": ("nodes", 1),
     "MERLIN_PROCS": ("procs", 1),
@@ -48,27 +48,27 @@ _MORE = (
     *("bind", "bind gpus", "tasks per rs", "rs per node", "cpus per rs"),
     *("num resource set", "launch_distribution", "launch distribution", "exit_on_error"),
 )
-# Where the further options of a launcher stand when that is not the batch type: `lsf-srun` launches with srun.
+# The step key with additional launcher options, if it is not the batch type: `lsf-srun` launches with srun.
 _OPTION_KEYS = {"lsf-srun": "slurm"}
 
 
-# --- what a sample needs -----------------------------------------------------------------------------
+# --- resources of a sample ---------------------------------------------------------------------------
 
 
 def needs_of(run: Mapping[str, Any]) -> StepNeeds:
-    """Return what one sample of a step needs, by the step's keys.
+    """Return the resources of one sample of a step.
 
-    Nodes and procs that no key says are those of the largest launch with resources of its own in `cmd` and
-    `restart`: ``$(LAUNCHER)[2n,4p]``, or ``MERLIN_PROCS=4`` for ``$(VLAUNCHER)``.
+    If the step has no `nodes` or `procs`, the largest launch in `cmd` and `restart` with its own resources counts:
+    ``$(LAUNCHER)[2n,4p]``, or ``MERLIN_PROCS=4`` for ``$(VLAUNCHER)``.
 
     Args:
-        run: The step's keys: as in the specification, or Maestro's `run` with ours below `STEP_KEY`.
+        run: The keys of the step: as in the specification, or Maestro's `run` with our keys below `STEP_KEY`.
 
     Returns:
-        Needs in plain numbers, to be stored and planned with.
+        Resources as plain numbers, for planning and storage.
 
     Raises:
-        ValueError: a value is no number, or no time; the text begins with its key.
+        ValueError: a value is no number or no time; the text begins with the key.
     """
     needs = _keys(run)
     sizes = [size for key in ("cmd", "restart") for size in _sizes_at(key, run, needs)]
@@ -106,7 +106,7 @@ def _keys(run: Mapping[str, Any]) -> StepNeeds:
 
 
 def _count(keys: Mapping[str, Any], key: str) -> int | None:
-    """Return a number that may be text, since Maestro has put a parameter in, or a token of a sample."""
+    """Return the number of a key, which is text if it has the value of a parameter or a token of a sample."""
     value = keys.get(key)
     return None if value in (None, "") else _number(str(value).strip(), key)
 
@@ -127,7 +127,7 @@ def _seconds(walltime: Any) -> int:
 
 
 def _launch_sizes(text: str, needs: StepNeeds) -> list[StepNeeds]:
-    """Return the needs of those launches in a text that say their own."""
+    """Return the resources of the launches in a text that have their own."""
     found = [match for match in _LAUNCHER.finditer(text) if match["bracket"] is not None or match["name"][0] == "V"]
     return [_needs_of_launch(match, text, needs) for match in found]
 
@@ -139,10 +139,10 @@ def _needs_of_launch(match: re.Match[str], text: str, needs: StepNeeds) -> StepN
 
 
 def _with_bracket(needs: StepNeeds, match: re.Match[str]) -> StepNeeds:
-    """Put in the nodes and procs of ``$(LAUNCHER)[2n,4p]``.
+    """Replace nodes and procs by those of ``$(LAUNCHER)[2n,4p]``.
 
     Raises:
-        ValueError: they are none, or more than those of the step.
+        ValueError: they are no numbers, or exceed those of the step.
     """
     forms = (form.fullmatch(match["bracket"]) for form in _BRACKETS)
     found = next((form for form in forms if form is not None), None)
@@ -159,7 +159,7 @@ def _with_bracket(needs: StepNeeds, match: re.Match[str]) -> StepNeeds:
 
 
 def _with_variables(needs: StepNeeds, text: str) -> StepNeeds:
-    """Put in references to the shell variables that a script sets for ``$(VLAUNCHER)``."""
+    """Replace the counts by references to the shell variables that a script sets for ``$(VLAUNCHER)``."""
     gpus = _reference("MERLIN_GPUS", text, 0)
     return dataclasses.replace(
         needs,
@@ -171,13 +171,13 @@ def _with_variables(needs: StepNeeds, text: str) -> StepNeeds:
 
 
 def _reference(variable: str, text: str, default: int) -> ScriptCount:
-    """Return a reference to a shell variable; its number is the largest that the script gives it."""
+    """Return a reference to a shell variable; its number is the largest value in the script."""
     values = [int(value) if value.isdigit() else 1 for value in _assigned(variable, text)]
     return ScriptCount(max(values, default=default), f"${{{variable}}}")
 
 
 def _assigned(variable: str, text: str) -> list[str]:
-    """Return what a script gives to a variable, outside of comments (Merlin: utils.py:879)."""
+    """Return the values that a script assigns to a variable, outside of comments (Merlin: utils.py:879)."""
     return re.findall(rf"^(?!\s*#).*?\b{variable}[ \t]*=[ \t]*\"?([^\s;\"]+)", text, re.MULTILINE)
 
 
@@ -190,24 +190,24 @@ def launches(text: str) -> bool:
 
 
 def launched(text: str, type: str, run: Mapping[str, Any], shell: str = "") -> str:
-    """Return a script with the command line of the batch system where ``$(LAUNCHER)`` stands.
+    """Return a script with the command line of the batch system in place of ``$(LAUNCHER)``.
 
-    For `local`, there is nothing to launch with: the tokens vanish. The variables of ``$(VLAUNCHER)`` that
-    the script does not set are set in its first lines, as in Merlin (spec/specification.py:489).
+    `local` has no launcher, so the tokens are removed. Variables of ``$(VLAUNCHER)`` that the script does not set are
+    set in its first lines, as in Merlin (spec/specification.py:489).
 
     Args:
-        text: The script, still with tokens of samples in it.
+        text: The script with the tokens of samples.
         type: The batch type (`batch_type_of`).
-        run: The step's keys, as for `needs_of`.
+        run: The keys of the step, as for `needs_of`.
         shell: The interpreter; csh assigns variables with ``set``.
 
     Raises:
-        ValueError: resources in the text or in the keys are no numbers, or too many.
-        AllocationError: no batch system of this type is known.
+        ValueError: resources in the text or in the keys are no numbers, or exceed the step.
+        AllocationError: no batch system is registered for the type.
     """
     system = batch_system(type)
     if system is None:
-        return launcher_removed(text)
+        return _LAUNCHER_AND_BLANKS.sub("", text)
     if not launches(text):
         return text
     needs = dataclasses.replace(_keys(run), options=_options(run, type))
@@ -237,9 +237,10 @@ def _missing_variables(text: str, needs: StepNeeds, shell: str) -> str:
 
 
 def batch_type_of(settings: EnsembleSettings, step: StepSettings) -> str:
-    """Return the batch type that samples of a step are launched with.
+    """Return the batch type for the launches of a step.
 
-    Its own, else that of the first worker group that serves its task queue, else that of the batch block.
+    The step's own type comes first, then that of the first worker group that serves its task queue, then that of the
+    batch block.
     """
     groups = settings.resources.workers.values()
     serving = next((group for group in groups if step.task_queue in group.task_queues), None)

@@ -1,75 +1,75 @@
-"""Checks of resources and times: what can be known before a launch never to fit, and what cannot be read.
+"""Checks of resources and times before a launch: what can never fit, and what is no time or no number.
 
-What has a parameter's token in it, ``$(NODES)``, is known for each step record only, and is not checked here.
+A value with the token of a parameter, ``$(NODES)``, differs between step records and is not checked here.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import os
 import signal
 from collections.abc import Mapping
 from typing import Any
 
-from maestro_celery_plugin.batch.base import LOCAL, batch_system
+from maestro_celery_plugin.batch.base import BatchSystem
 from maestro_celery_plugin.batch.packing import slots_of
 from maestro_celery_plugin.config import schema
+from maestro_celery_plugin.config.groups import LOCAL, allocation_name, batch_of, is_for_this_machine, nodes_of
+from maestro_celery_plugin.config.problems import nearest
 from maestro_celery_plugin.config.resources import StepNeeds
 from maestro_celery_plugin.config.settings import BatchSettings, EnsembleSettings, StepSettings, WorkerGroupSettings
 from maestro_celery_plugin.config.tokens import names_in
 from maestro_celery_plugin.config.walltime import clock_text, seconds_of
 from maestro_celery_plugin.errors import SpecificationError
+from maestro_celery_plugin.plugins import batch_system
 from maestro_celery_plugin.spec.launcher import batch_type_of, needs_of
 
 __all__ = ["check_resources", "step_needs"]
 
 LOGGER = logging.getLogger(__name__)
 
-_STEP_KEYS = schema.json_schema(StepSettings)["properties"]
-# Batch types whose adapter in Maestro cannot do without a walltime (lsfscriptadapter.py:127).
+_STEP_KEYS = schema.keys_of(StepSettings)
+# Batch types whose adapter in Maestro requires a walltime (lsfscriptadapter.py:127).
 _NEED_WALLTIME = ("lsf", "lsf-srun")
-# So much of an allocation is over before workers start samples.
+# The time that workers need before they start samples, in seconds.
 START_S = 10
 
 
-def step_needs(settings: EnsembleSettings, step: Mapping[str, Any], file: str) -> dict[str, Any]:
-    """Return the fields of `StepNeeds` of a step; of one on this machine, where nobody counts, none.
+def step_needs(settings: EnsembleSettings, step: Mapping[str, Any], file: str) -> StepNeeds:
+    """Return the resources of a sample of a step; the default for a local step, whose resources are not counted.
 
     Args:
-        settings: The ensemble's settings.
+        settings: The settings of the study.
         step: The step as in the specification.
-        file: Its name, for messages.
+        file: Name of the specification, for messages.
 
     Raises:
-        SpecificationError: a value is no number, or a launch asks for more than its step has.
+        SpecificationError: a value is no number, or a launch requests more than its step.
     """
     own = {key: value for key, value in step["run"].items() if key in _STEP_KEYS}
-    if batch_type_of(settings, schema.build(StepSettings, own)) == LOCAL:
-        return {}
+    if batch_type_of(settings, schema.from_dict(StepSettings, own)) == LOCAL:
+        return StepNeeds()
     try:
-        return dataclasses.asdict(needs_of(step["run"]))
+        return needs_of(step["run"])
     except ValueError as cause:
         raise SpecificationError(f"{file}: study.{step['name']}.run.{cause}") from cause
 
 
 def check_resources(settings: EnsembleSettings, data: Mapping[str, Any], file: str, *, ask: bool) -> None:
-    """Make sure that times can be read, and that samples fit into the allocations of their groups.
+    """Check that times are valid, and that samples fit into the allocations of their groups.
 
     Args:
-        settings: The ensemble's settings, with what has to be known of each step.
+        settings: The settings of the study, with the properties of each step.
         data: The specification.
-        file: Its name, for messages.
-        ask: Whether batch systems may be asked for the size of their nodes.
+        file: Name of the specification, for messages.
+        ask: Whether to query batch systems for the size of their nodes.
 
     Raises:
-        SpecificationError: at the first value that cannot be.
+        SpecificationError: a value can never fit; the message has the first problem only.
     """
-    from maestro_celery_plugin.conductor.worker_sources import allocation_name
-
     steps = {step["name"]: step["run"] for step in data["study"]}
     for name, run in steps.items():
-        if settings.steps[name].queues:  # what the others need is Maestro's affair
+        if settings.steps[name].queues:  # Maestro checks the native steps
             _check_step(name, run, file)
     shared: dict[str, _Group] = {}
     for name, group in settings.resources.workers.items():
@@ -80,7 +80,7 @@ def check_resources(settings: EnsembleSettings, data: Mapping[str, Any], file: s
             one.check_beside(shared.setdefault(allocation_name(name, group), one))
         for step, facts in settings.steps.items():
             if facts.sampled and set(facts.queues).intersection(group.task_queues):
-                one.check_sample(step, steps[step], StepNeeds(**facts.needs), ask=ask)
+                one.check_sample(step, steps[step], facts.needs, ask=ask)
 
 
 def _check_step(name: str, run: Mapping[str, Any], file: str) -> None:
@@ -88,12 +88,12 @@ def _check_step(name: str, run: Mapping[str, Any], file: str) -> None:
     _seconds(run.get("time_request"), file, f"{where}.time_request")
     word = run.get("signal")
     if word is not None and not names_in(word) and word not in signal.Signals.__members__:
-        problem = f"found '{word}'; {schema.nearest(word, signal.Signals.__members__)}"
+        problem = f"found '{word}'; {nearest(word, signal.Signals.__members__)}"
         raise SpecificationError.at(file, f"{where}.signal", problem)
 
 
 def _check_walltime_texts(settings: EnsembleSettings, name: str, group: WorkerGroupSettings, file: str) -> None:
-    """Make sure that the walltime of a group can be read, at the place where it was written."""
+    """Check that the walltime of a group is a time; the message names the block that has it."""
     own = group.batch or {}
     if own.get("type", settings.batch.type) == LOCAL:
         return
@@ -104,7 +104,7 @@ def _check_walltime_texts(settings: EnsembleSettings, name: str, group: WorkerGr
 
 
 def _seconds(text: str | int | None, file: str, where: str) -> int | None:
-    """Return a time in seconds; None when there is none, or a parameter in it."""
+    """Return a time in seconds; None without a time, and for a time with a parameter."""
     if text is None or names_in(str(text)):
         return None
     try:
@@ -114,38 +114,37 @@ def _seconds(text: str | int | None, file: str, where: str) -> int | None:
 
 
 class _Group:
-    """A worker group, with the batch block that holds for it.
+    """A worker group with its batch settings.
 
     Attributes:
-        system: Its batch system; None for `local`.
-        nodes: Nodes of its allocation.
-        walltime_s: Time limit of its allocation in seconds; None when there is none.
+        system: The batch system; None for `local`.
+        nodes: Nodes of the allocation.
+        walltime_s: Time limit of the allocation in seconds; None for no limit.
     """
 
     def __init__(self, settings: EnsembleSettings, name: str, file: str) -> None:
-        from maestro_celery_plugin.conductor.worker_sources import batch_of, nodes_of
-
         self.name, self._file = name, file
         self._group = settings.resources.workers[name]
         self.batch: BatchSettings = batch_of(settings, self._group)
-        self.system = batch_system(self.batch.type)
+        self.system: BatchSystem | None = batch_system(self.batch.type)
         self._where = f"merlin.resources.workers.{name}"
         self.walltime_s: int | None = None
         self.nodes = 0
         if self.system is not None:
             self.walltime_s = _seconds(self.batch.walltime, file, f"{self._where}.batch.walltime")
-            self.nodes = nodes_of(self.batch, self.system.held(os.environ))
+            held = self.system.held(os.environ)
+            self.nodes = nodes_of(self.batch, held.nodes if held else None)
 
     def _error(self, key: str, problem: str) -> SpecificationError:
         return SpecificationError.at(self._file, f"{self._where}.{key}", problem)
 
     def check(self) -> None:
-        """Check what the group's own keys say of each other."""
+        """Check that the keys of the group fit each other."""
         if self.batch.type == LOCAL and self._group.allocation:
             raise self._error(
                 "allocation",
-                f"found '{self._group.allocation}', but workers of the batch type 'local' are in no allocation; "
-                "remove the key, or give the group another `batch.type`.",
+                f"found '{self._group.allocation}', but workers of the batch type 'local' have no allocation; "
+                "remove the key, or set another `batch.type` for the group.",
             )
         if self.system is None:
             return
@@ -154,18 +153,19 @@ class _Group:
             raise self._error(
                 "allocation",
                 f"found '{text}'; Maestro cannot submit batch jobs from a directory with a blank in its name. "
-                "Name the group, or its `allocation`, without.",
+                "Use a name without a blank for the group, or for its `allocation`.",
             )
         self._check_nodes()
         for key in self.system.ignores:
             if getattr(self.batch, key):
                 kind = self.batch.type
-                LOGGER.warning("%s: batch.%s: Maestro's adapter for '%s' has no use for it.", self._file, key, kind)
+                LOGGER.warning("%s: batch.%s: Maestro's adapter for '%s' ignores this key.", self._file, key, kind)
         if self.walltime_s is None:
             if self.batch.type in _NEED_WALLTIME:
                 raise self._error(
-                    "batch", f"the walltime is missing, without which Maestro submits no job of the type "
-                    f"'{self.batch.type}'; add it here, or to `batch`.",
+                    "batch",
+                    f"the walltime is missing; Maestro requires it for jobs of the type '{self.batch.type}'. Add it "
+                    "here, or to `batch`.",
                 )  # fmt: skip
             return
         for key, seconds in (("drain", self._group.drain), ("warn", self._group.warn)):
@@ -173,43 +173,42 @@ class _Group:
                 raise self._error(
                     key,
                     f"found {seconds:g} seconds, but the allocation has a walltime of {clock_text(self.walltime_s)}; "
-                    "no sample would ever start.",
+                    "no sample could start.",
                 )
 
     def _check_nodes(self) -> None:
-        from maestro_celery_plugin.conductor.worker_sources import is_for_this_machine
-
         if not is_for_this_machine(self._group):
             return
         held = self.system.held(os.environ) if self.system else None
         if self.batch.nodes == "all" and held is None:
             raise self._error(
                 "nodes",
-                "found 'all', which is the nodes of an allocation that `maestro run` is called in, and there is none "
-                "here; give a number.",
+                "found 'all', which means the nodes of the allocation around `maestro run`, but there is none; "
+                "give a number.",
             )
         if held is not None and isinstance(self.batch.nodes, int) and self.batch.nodes > held.nodes:
             LOGGER.warning(
-                "%s: worker group '%s' asks for %d nodes; the allocation around it (job %s) has %d, and it gets these.",
+                "%s: worker group '%s' requests %d nodes, but the allocation around `maestro run` (job %s) has %d; the "
+                "group gets these.",
                 self._file, self.name, self.batch.nodes, held.job, held.nodes,
             )  # fmt: skip
 
     def check_beside(self, first: _Group) -> None:
-        """Make sure that groups which share an allocation ask for the same one, and can share it."""
+        """Check that groups which share an allocation can share it and request the same allocation."""
         if first is self:
             return
         if self.batch.type == "lsf":
             raise self._error(
                 "allocation",
-                f"found the allocation of '{first.name}'; under LSF, `jsrun` gives its nodes to one group at a time. "
-                "Give each group its own.",
+                f"found the allocation of '{first.name}'; under LSF, `jsrun` gives the nodes to one group at a time. "
+                "Use one allocation per group.",
             )
         for key, mine in self._request.items():
             if mine != first._request[key]:
                 raise self._error(
                     "allocation",
                     f"found the allocation of '{first.name}', but {key} is {mine} here "
-                    f"and {first._request[key]} there; groups that share an allocation need the same.",
+                    f"and {first._request[key]} there; groups that share an allocation need the same value.",
                 )
 
     @property
@@ -220,7 +219,7 @@ class _Group:
         return {"batch.type": self.batch.type, "nodes": str(self.nodes), "walltime": walltime, **values}
 
     def check_sample(self, step: str, run: Mapping[str, Any], needs: StepNeeds, *, ask: bool) -> None:
-        """Make sure that a sample of a step fits into the group's allocation."""
+        """Check that a sample of a step fits into the allocation of the group."""
         if self.system is None:
             return
         where, owner = f"study.{step}.run", f"the allocation of worker group '{self.name}' has"
@@ -228,8 +227,8 @@ class _Group:
             raise SpecificationError.at(
                 self._file,
                 f"{where}.{'nodes' if run.get('nodes') else 'cmd'}",
-                f"found {needs.nodes} nodes; {owner} {_count(self.nodes, 'node')}; ask for fewer, or give the group "
-                "more `nodes`.",
+                f"found {needs.nodes} nodes; {owner} {_count(self.nodes, 'node')}; request fewer, or set more `nodes` "
+                "for the group.",
             )
         time_request = _seconds(run.get("time_request"), self._file, f"{where}.time_request")
         warn_s = round(self._group.warn)
@@ -238,15 +237,15 @@ class _Group:
                 self._file,
                 f"{where}.time_request",
                 f"found {clock_text(time_request)}; {owner} a walltime of {clock_text(self.walltime_s)}, of which "
-                f"workers need {START_S} seconds to start, and samples are warned in the last {warn_s} (`warn`); ask "
-                "for less, or give the group more `walltime`.",
+                f"workers need {START_S} seconds to start, and samples are warned in the last {warn_s} (`warn`); "
+                "request less, or set more `walltime` for the group.",
             )
         if self.batch.gpus is not None and needs.gpu_count > self.batch.gpus * self.nodes:
             raise SpecificationError.at(
                 self._file,
                 f"{where}.{'gpus per task' if needs.gpus_per_task else 'gpus'}",
-                f"found {_count(needs.gpu_count, 'GPU')}; {owner} {self.batch.gpus * self.nodes}; ask for fewer, or "
-                "give the group more `gpus` or `nodes`.",
+                f"found {_count(needs.gpu_count, 'GPU')}; {owner} {self.batch.gpus * self.nodes}; request fewer, or "
+                "set more `gpus` or `nodes` for the group.",
             )
         delay_s, idle_s = run.get("retry_delay"), self._group.idle_limit
         if isinstance(delay_s, int | float) and delay_s >= idle_s:
@@ -254,7 +253,7 @@ class _Group:
                 self._file,
                 f"{where}.retry_delay",
                 f"found {delay_s:g} seconds, but workers of the group '{self.name}' leave their allocation after "
-                f"{idle_s:g} seconds without work; ask for less, or give the group a longer `idle_limit`.",
+                f"{idle_s:g} seconds without work; use a shorter delay, or a longer `idle_limit` for the group.",
             )
         if ask and needs.cores > 1:
             self._check_cores(where, needs, owner, self.system.largest_node(self.batch))
@@ -274,8 +273,8 @@ class _Group:
             self._file,
             f"{where}.procs",
             f"found {needs.procs or 1} procs with {_count(needs.cores_per_task, 'core')} each{spread}{gpus}; {owner} "
-            f"{_count(self.nodes, 'node')} with at most {_count(cores, 'core')}{has}; ask for fewer, or give the group "
-            "more `nodes`.",
+            f"{_count(self.nodes, 'node')} with at most {_count(cores, 'core')}{has}; request fewer, or set more "
+            "`nodes` for the group.",
         )
 
 

@@ -1,7 +1,8 @@
-"""Variables: what `env` names, put in everywhere before the specification is checked.
+"""Variables: their values are inserted everywhere in the specification before it is checked.
 
-Keys, values, the study's name, worker names: Merlin puts variables into the text of the specification,
-so they may stand anywhere. Done on the parsed document here, where a value cannot break the YAML.
+A variable may stand in keys, in values, in the name of the study and in names of worker groups, because Merlin inserts
+variables into the text of the specification. This module works on the parsed document, where a value cannot break the
+YAML.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from maestro_celery_plugin.errors import SpecificationError
 
 __all__ = ["MAESTRO_VARIABLES", "Variables"]
 
-# Maestro gives these their values when it knows the output path (maestro.py:421, 437).
+# Maestro sets these when the output path is known (maestro.py:421, 437).
 MAESTRO_VARIABLES = ("OUTPUT_PATH", "SPECROOT")
-# What the shell will read: ``~`` and ``$ENV`` in it are the shell's.
+# Keys with shell commands: the shell expands ``~`` and ``$ENV`` there.
 _COMMANDS = ("cmd", "restart", "pre", "post")
 _ONE_TOKEN = re.compile(r"\$\(([^\s()]+)\)")
 
@@ -26,12 +27,12 @@ _ONE_TOKEN = re.compile(r"\$\(([^\s()]+)\)")
 class Variables:
     """The variables and labels of `env`, each with its final value.
 
-    A text that is one variable and nothing else takes the variable's value with its type. ``~`` and
-    ``$ENV`` are expanded, but not in commands.
+    A text that consists of one variable gets the value of the variable with its type. ``~`` and ``$ENV`` are expanded,
+    but not in commands.
 
     Args:
         data: The specification.
-        file: Its name, for messages.
+        file: Name of the specification, for messages.
 
     Raises:
         SpecificationError: a variable refers to itself.
@@ -40,9 +41,7 @@ class Variables:
     def __init__(self, data: Mapping[str, Any], file: str) -> None:
         self._file = file
         environment = data.get("env") or {}
-        self._blocks = {
-            str(name): block for block in ("variables", "labels") for name in environment.get(block) or {}
-        }
+        self._blocks = {str(name): block for block in ("variables", "labels") for name in environment.get(block) or {}}
         raw = {**(environment.get("variables") or {}), **(environment.get("labels") or {})}
         self._raw = {str(name): value for name, value in raw.items() if name not in MAESTRO_VARIABLES}
         self._values: dict[str, Any] = {}
@@ -52,11 +51,11 @@ class Variables:
         self._texts = {name: str(value) for name, value in self._values.items()}
 
     def _resolve(self, name: str, via: tuple[str, ...]) -> Any:
-        """Return the value of a variable, with those it uses put in."""
+        """Return the value of a variable, with the values of the variables in it."""
         if name in via:
             circle = " -> ".join((*via[via.index(name) :], name))
             where = f"env.{self._blocks[name]}.{name}"
-            raise SpecificationError.at(self._file, where, f"it refers to itself: {circle}; give it a value.")
+            raise SpecificationError.at(self._file, where, f"the variable refers to itself: {circle}; give it a value.")
         if name not in self._values:
             value = self._raw[name]
             if isinstance(value, str):
@@ -66,7 +65,7 @@ class Variables:
         return self._values[name]
 
     def _add_upper_case(self, data: Mapping[str, Any]) -> None:
-        """Let ``$(SIZE)`` mean ``size``, unless it has a meaning (Merlin: spec/expansion.py:227)."""
+        """Make ``$(SIZE)`` a name for ``size``, unless it has another meaning (Merlin: spec/expansion.py:227)."""
         merlin = data.get("merlin")
         samples = merlin.get("samples") if isinstance(merlin, Mapping) else None
         labels = (samples.get("column_labels") or []) if isinstance(samples, Mapping) else []
@@ -76,10 +75,10 @@ class Variables:
                 self._values[name.upper()] = self._values[name]
 
     def put_into(self, data: dict[str, Any]) -> dict[str, Any]:
-        """Return the specification with every variable replaced by its value.
+        """Return the specification with the values of all variables.
 
         Raises:
-            SpecificationError: two keys of a block become the same.
+            SpecificationError: two keys of a block become equal.
         """
         return {key: self._walk(value, (key,)) for key, value in data.items()}
 
@@ -102,7 +101,7 @@ class Variables:
                 raise SpecificationError.at(
                     self._file,
                     ".".join(where),
-                    f"the key '{filled}' is there twice (as '{key}'); use each key once.",
+                    f"found the key '{filled}' twice (also as '{key}'); use each key once.",
                 )
             result[filled] = self._walk(value, (*where, str(filled)))
         return result
@@ -116,5 +115,5 @@ def _filled(text: str, values: Mapping[str, Any]) -> Any:
 
 
 def _expanded(value: Any) -> Any:
-    """Expand ``~`` and ``$ENV``; a variable of the environment that is not set stays as it is."""
+    """Expand ``~`` and ``$ENV``; an unset environment variable stays as it is."""
     return os.path.expandvars(os.path.expanduser(value)) if isinstance(value, str) else value  # noqa: PTH111 - it may be no path

@@ -1,6 +1,6 @@
-"""Options of `celery worker` in a worker group's ``args``: checked when the specification is loaded.
+"""The options of `celery worker` in the ``args`` of a worker group, which are checked when a specification is loaded.
 
-Celery's own command line parser decides what an option means; here is only what must not be given.
+Celery's own parser reads the options; this module lists the options that a specification must not set.
 """
 
 from __future__ import annotations
@@ -12,52 +12,52 @@ from typing import Any
 
 from maestro_celery_plugin.errors import SpecificationError
 
-__all__ = ["WorkerOptions", "check_worker_args", "parse_worker_args", "usable_cpus"]
+__all__ = ["WorkerArgs", "check_worker_args", "parse_worker_args", "usable_cpus"]
 
 POOLS = ("threads", "solo", "prefork")
 
-# Celery's name of the option → why it is not for `args`.
+# Celery's name of an option → the reason why `args` must not have it.
 _OURS = {
-    "hostname": "worker names are given by the plugin",
+    "hostname": "the plugin names the workers",
     "queues": "the task queues follow from `steps` or `task_queues`",
     "exclude_queues": "the task queues follow from `steps` or `task_queues`",
     "include": "workers run the study's steps only",
-    "detach": "the plugin starts and ends its workers",
-    "pidfile": "the plugin starts and ends its workers",
+    "detach": "the plugin starts and ends the workers",
+    "pidfile": "the plugin starts and ends the workers",
     "statedb": "the ledger keeps the state",
-    "purge": "it would throw the study's own messages away",
-    "beat": "there are no periodic tasks",
-    "autoscale": "slots are fixed; use --concurrency",
+    "purge": "it would delete the messages of the study",
+    "beat": "the plugin has no periodic tasks",
+    "autoscale": "the number of slots is fixed; use --concurrency",
     "time_limit": "samples end by themselves or with their allocation",
     "soft_time_limit": "samples end by themselves or with their allocation",
-    "max_tasks_per_child": "samples are processes of their own",
-    "max_memory_per_child": "samples are processes of their own",
-    "uid": "workers run as you",
-    "gid": "workers run as you",
+    "max_tasks_per_child": "each sample is a separate process",
+    "max_memory_per_child": "each sample is a separate process",
+    "uid": "workers run as the user who starts the study",
+    "gid": "workers run as the user who starts the study",
 }
-# The same for what Celery's parser of worker options does not know by name: options of `celery` itself.
+# The same for options of `celery` itself, which the parser of worker options does not know.
 _BEFORE_WORKER = {
-    "--help": "it starts no worker",
-    "-A": "workers run the plugin's application",
-    "--app": "workers run the plugin's application",
+    "--help": "it does not start a worker",
+    "-A": "workers run the application of the plugin",
+    "--app": "workers run the application of the plugin",
     "-b": "the broker is chosen with `maestro run --broker`",
     "--broker": "the broker is chosen with `maestro run --broker`",
-    "--result-backend": "there is none",
-    "--loader": "workers run the plugin's application",
-    "--config": "workers are configured by the plugin",
+    "--result-backend": "the plugin uses no result backend",
+    "--loader": "workers run the application of the plugin",
+    "--config": "the plugin configures the workers",
     "--workdir": "workers run in the study's directory",
 }
 
 
 @dataclasses.dataclass(frozen=True)
-class WorkerOptions:
-    """A worker group's options.
+class WorkerArgs:
+    """The parsed ``args`` of a worker group.
 
     Attributes:
-        slots: How many samples a worker runs at a time.
+        slots: How many samples a worker runs in parallel.
         pool: Celery's pool.
-        args: What is handed to `celery worker`.
-        has_concurrency: Whether the number of slots is the user's.
+        args: The options for `celery worker`.
+        has_concurrency: Whether `args` sets the number of slots.
     """
 
     slots: int
@@ -67,15 +67,15 @@ class WorkerOptions:
 
 
 def usable_cpus() -> int:
-    """Return how many CPUs this process may use."""
+    """Return the number of CPUs that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def check_worker_args(args: str, file: str, where: str) -> None:
-    """Make sure that `args` can be given to workers.
+    """Check the ``args`` of a worker group.
 
     Raises:
-        SpecificationError: an option is unknown, has a wrong value, or is not for users to set.
+        SpecificationError: an option is unknown, has a wrong value, or must not be set.
     """
     try:
         parse_worker_args(args)
@@ -83,11 +83,11 @@ def check_worker_args(args: str, file: str, where: str) -> None:
         raise SpecificationError.at(file, where, str(cause)) from cause
 
 
-def parse_worker_args(args: str) -> WorkerOptions:
-    """Read `args` as Celery would.
+def parse_worker_args(args: str) -> WorkerArgs:
+    """Parse ``args`` as Celery does.
 
     Raises:
-        ValueError: they cannot be given to workers; its text says why.
+        ValueError: an option is not allowed; the text has the reason.
     """
     words = shlex.split(args)
     for option in (word.partition("=")[0] for word in words):
@@ -103,7 +103,7 @@ def parse_worker_args(args: str) -> WorkerOptions:
     slots = values["concurrency"] if "concurrency" in given else None
     if slots is not None and not (str(slots).isdigit() and int(slots) > 0):
         raise ValueError(f"found --concurrency {slots}; a number of at least 1 is needed.")
-    return WorkerOptions(
+    return WorkerArgs(
         slots=1 if pool == "solo" else int(slots or usable_cpus()),
         pool=pool,
         args=tuple(words),
@@ -112,7 +112,7 @@ def parse_worker_args(args: str) -> WorkerOptions:
 
 
 def _parsed(words: list[str]) -> tuple[dict[str, Any], set[str]]:
-    """Return the values of Celery's parser and the names of the options that were given."""
+    """Return the values of Celery's parser, and the names of the options in ``args``."""
     import click
     from celery.bin.worker import worker
 
@@ -123,7 +123,7 @@ def _parsed(words: list[str]) -> tuple[dict[str, Any], set[str]]:
             raise click.UsageError(f"unexpected word '{extra[0]}'")
         given = {str(parameter.name): parameter for parameter in order if parameter.name in values}
         for name, parameter in given.items():
-            if name not in _OURS and name != "pool":  # these need a running application to be converted
+            if name not in _OURS and name != "pool":  # Celery needs a running application to convert these
                 parameter.type_cast_value(context, values[name])
     except click.ClickException as cause:
         message = cause.format_message().rstrip(".")

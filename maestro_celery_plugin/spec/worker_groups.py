@@ -1,4 +1,4 @@
-"""Worker groups as written in the specification: checked, and with the task queues each of them serves."""
+"""Worker groups of a specification: their checks, and the task queues that each of them serves."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterable, Mapping, Set
 from typing import Any
 
-from maestro_celery_plugin.config import schema
+from maestro_celery_plugin.config.problems import nearest
 from maestro_celery_plugin.config.settings import (
     DEFAULT_GROUP,
     DEFAULT_TASK_QUEUE,
@@ -17,20 +17,21 @@ from maestro_celery_plugin.config.settings import (
 from maestro_celery_plugin.config.tokens import names_in, substitute
 from maestro_celery_plugin.errors import SpecificationError
 from maestro_celery_plugin.spec.checks import check_batch
+from maestro_celery_plugin.spec.worker_args import check_worker_args
 
-__all__ = ["check_groups", "left_to_maestro", "served_queues", "task_queues", "with_task_queues"]
+__all__ = ["check_groups", "native_steps", "served_queues", "task_queues", "with_task_queues"]
 
 LOGGER = logging.getLogger(__name__)
 
-# Task queues of each step: more than one where the name has a parameter.
+# Task queues of each step; several if the name of the task queue has a parameter.
 StepQueues = Mapping[str, tuple[str, ...]]
 
 
-def left_to_maestro(resources: ResourceSettings, sampled: Set[str], data: Mapping[str, Any]) -> frozenset[str]:
-    """Return the steps that Maestro runs itself: those that nothing gives to the workers.
+def native_steps(resources: ResourceSettings, sampled: Set[str], data: Mapping[str, Any]) -> frozenset[str]:
+    """Return the native steps: Maestro runs the steps that no worker group serves.
 
     Args:
-        resources: The worker groups as written.
+        resources: The worker groups of the specification.
         sampled: The sampled steps.
         data: The specification.
     """
@@ -45,10 +46,10 @@ def left_to_maestro(resources: ResourceSettings, sampled: Set[str], data: Mappin
 
 
 def task_queues(data: Mapping[str, Any], file: str) -> dict[str, tuple[str, ...]]:
-    """Return the task queues of each step, one for each value of the parameters in its name.
+    """Return the task queues of each step, one for each value of the parameters in the name.
 
     Raises:
-        SpecificationError: a name has a token that is neither variable nor parameter.
+        SpecificationError: a name has a token that is neither a variable nor a parameter.
     """
     parameters = data.get("global.parameters") or {}
     return {
@@ -72,8 +73,8 @@ def _expanded(queue: str, parameters: Mapping[str, Any], file: str, where: str) 
         raise SpecificationError.at(
             file,
             where,
-            f"$({unknown[0]}) in '{queue}' is neither a variable of env nor a parameter, so it cannot be "
-            f"known which task queue workers have to serve; {schema.nearest(unknown[0], parameters)}",
+            f"$({unknown[0]}) in '{queue}' is neither a variable of env nor a parameter, so the task "
+            f"queue is unknown; {nearest(unknown[0], parameters)}",
         )
     return tuple(dict.fromkeys(substitute(queue, row) for row in rows))
 
@@ -91,27 +92,25 @@ def _rows(parameters: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def check_groups(resources: ResourceSettings, queues: StepQueues, data: Mapping[str, Any], file: str) -> None:
-    """Make sure that worker groups name steps, task queues and options that there are.
+    """Check that the steps, task queues and options of worker groups exist.
 
     Raises:
-        SpecificationError: one of them does not.
+        SpecificationError: one of them does not exist.
     """
-    from maestro_celery_plugin.spec.worker_args import check_worker_args
-
     known = {DEFAULT_TASK_QUEUE, *(queue for all_of_step in queues.values() for queue in all_of_step)}
     for name, group in resources.workers.items():
         where = f"merlin.resources.workers.{name}"
         for text, key in ((name, where), (group.allocation, f"{where}.allocation")):
             if text and ("/" in text or text.startswith(".")):
-                found = f"found '{text}'; files are named after it, so it can have no '/' and begin with no dot."
+                found = f"found '{text}'; it is also a file name, so it must not contain '/' or begin with a dot."
                 raise SpecificationError.at(file, key, found)
         if group.steps and group.task_queues:
-            raise SpecificationError.at(file, where, "it names both steps and task_queues; name one of them.")
+            raise SpecificationError.at(file, where, "found both steps and task_queues; use one of them.")
         _check_steps(group, tuple(queues), file, f"{where}.steps")
         for queue in group.task_queues:
             for one in _expanded(queue, data.get("global.parameters") or {}, file, f"{where}.task_queues"):
                 if one not in known:
-                    found = f"no step uses the task queue '{one}'; {schema.nearest(one, known)}"
+                    found = f"no step uses the task queue '{one}'; {nearest(one, known)}"
                     raise SpecificationError.at(file, f"{where}.task_queues", found)
         if group.batch:
             check_batch(group.batch, file, f"{where}.batch")
@@ -128,9 +127,9 @@ def _check_steps(group: WorkerGroupSettings, steps: tuple[str, ...], file: str, 
 def with_task_queues(
     resources: ResourceSettings, queues: StepQueues, data: Mapping[str, Any], file: str
 ) -> ResourceSettings:
-    """Resolve which task queues each group serves, and let the default group serve those that none does.
+    """Return the worker groups with their task queues; the default group serves the task queues of no other group.
 
-    Where groups may not overlap, a task queue that two of them ask for is the first one's.
+    If groups may not overlap, the first of several groups serves a task queue.
     """
     owners: dict[str, str] = {}
     groups: dict[str, WorkerGroupSettings] = {}
@@ -139,9 +138,9 @@ def with_task_queues(
         for queue in wanted if not resources.overlap else ():
             if owners.setdefault(queue, name) != name:
                 LOGGER.warning(
-                    "%s: merlin.resources.workers.%s: the task queue '%s' is served by '%s' already; "
-                    "with `overlap: False` the first group serves it. Give its steps a `task_queue` of their own, "
-                    "or set `overlap: True`.", file, name, queue, owners[queue],
+                    "%s: merlin.resources.workers.%s: the worker group '%s' already serves "
+                    "the task queue '%s'. Give the steps another `task_queue`, or set `overlap: True`.",
+                    file, name, owners[queue], queue,
                 )  # fmt: skip
         mine = tuple(queue for queue in wanted if owners.get(queue, name) == name)
         groups[name] = dataclasses.replace(group, task_queues=mine)
@@ -155,7 +154,7 @@ def _without(names: Iterable[str], served: set[str]) -> tuple[str, ...]:
 
 
 def _serve_the_rest(groups: dict[str, WorkerGroupSettings], left: StepQueues) -> None:
-    """Let the default group, which the user may have written, serve what no group does."""
+    """Give the task queues of no group to the default group, which the specification may contain."""
     steps = tuple(step for step, names in left.items() if names)
     rest = tuple(dict.fromkeys(name for names in left.values() for name in names))
     if not rest:
@@ -168,19 +167,15 @@ def _serve_the_rest(groups: dict[str, WorkerGroupSettings], left: StepQueues) ->
     )
 
 
-def _wanted(
-    group: WorkerGroupSettings, queues: StepQueues, data: Mapping[str, Any], file: str
-) -> tuple[str, ...]:
+def _wanted(group: WorkerGroupSettings, queues: StepQueues, data: Mapping[str, Any], file: str) -> tuple[str, ...]:
     if not group.task_queues:
         return served_queues(group, queues)
     parameters = data.get("global.parameters") or {}
-    return tuple(
-        dict.fromkeys(one for name in group.task_queues for one in _expanded(name, parameters, file, ""))
-    )
+    return tuple(dict.fromkeys(one for name in group.task_queues for one in _expanded(name, parameters, file, "")))
 
 
 def served_queues(group: WorkerGroupSettings, queues: StepQueues) -> tuple[str, ...]:
-    """Return the task queues a group serves, given those of each step."""
+    """Return the task queues that a group serves, from those of each step."""
     if group.task_queues:
         return group.task_queues
     steps = tuple(queues) if not group.steps or "all" in group.steps else group.steps

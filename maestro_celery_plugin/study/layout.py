@@ -1,15 +1,17 @@
-"""A study as the plugin sees it: where things are, and what was fixed when it was launched.
+"""The layout of a study: the places of its files, and the plan that the launch has fixed.
 
-Everything of ours lies in the study's ``merlin_info`` directory:
+The plugin writes to the directory ``merlin_info`` of the study:
 
     merlin_info/
-      cmd.sh cmd.out cmd.err        the sample generation
-      samples.csv ...               what it wrote, if it writes there
+      cmd.sh cmd.out cmd.err        script and output of the sample generation
+      samples.csv ...               the sample file, if the generation writes it there
       records/<workspace>/manifest.json
       ledger/<writer>.ledger        attempts of all step records, one file per writer
-      plain/<step record>/          what became of steps that Maestro runs itself
+      plain/<step record>/          state of a native step, which Maestro runs
       workers/<worker>.log
-      allocations/<name>/<number>/  batch script, what the job printed, its state
+      allocations/<name>/<number>/  batch script, output and state of an allocation
+      conductor.lock                locked while a conductor lives
+      reasons.json                  why step records do not run or have ended
       session/                      0700: secret, broker, heartbeats
 """
 
@@ -28,20 +30,20 @@ from maestro_celery_plugin.errors import StudyError
 
 __all__ = ["CANCEL_NOTE", "StudyPlan"]
 
-# The file by which Maestro tells the conductor to cancel a study (conductor.py:143).
+# The file with which Maestro requests the cancellation of a study from the conductor (conductor.py:143).
 CANCEL_NOTE = ".cancel.lock"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StudyPlan:
-    """What was fixed when the study was launched; stored in Maestro's ``batch.info``.
+    """The plan of a study, which the launch has fixed; Maestro stores it in ``batch.info``.
 
     Attributes:
         root: The study's workspace, ``$(OUTPUT_PATH)``.
-        timestamp: When it was launched, ``YYYYMMDD-HHMMSS``.
-        settings: The ensemble's settings.
-        table: The sample table, or None for a study without samples.
-        rows: The number of samples; 0 without a table.
+        timestamp: Time of the launch, ``YYYYMMDD-HHMMSS``.
+        settings: The settings of the study.
+        table: The sample table; None for a study without samples.
+        rows: Number of samples; 0 without a table.
     """
 
     root: Path
@@ -51,7 +53,7 @@ class StudyPlan:
     rows: int = 0
 
     def to_batch(self) -> dict[str, Any]:
-        """Return the keys that make up the plan in Maestro's batch dictionary."""
+        """Return the plan as Maestro's batch dictionary."""
         return {
             "type": "celery",
             "shell": self.settings.batch.shell,
@@ -59,7 +61,7 @@ class StudyPlan:
             "timestamp": self.timestamp,
             "table": str(self.table) if self.table else None,
             "rows": self.rows,
-            "settings": self.settings.to_dict(),
+            "settings": schema.to_dict(self.settings),
         }
 
     @classmethod
@@ -68,7 +70,7 @@ class StudyPlan:
         return cls(
             root=Path(batch["study"]),
             timestamp=batch["timestamp"],
-            settings=schema.build(EnsembleSettings, batch["settings"]),
+            settings=schema.from_dict(EnsembleSettings, batch["settings"]),
             table=Path(batch["table"]) if batch["table"] else None,
             rows=batch["rows"],
         )
@@ -78,14 +80,14 @@ class StudyPlan:
         """Read the plan of a study from its directory.
 
         Raises:
-            StudyError: it is not the directory of an ensemble study.
+            StudyError: the directory is not that of an ensemble study.
         """
         try:
             batch = yaml.safe_load((directory / "batch.info").read_text())
         except (OSError, yaml.YAMLError) as cause:
             raise StudyError(
-                f"'{directory}' is not the directory of a Maestro study (no batch.info that can be read); "
-                "give the directory that `maestro run` has made."
+                f"'{directory}' is not the directory of a Maestro study (no readable batch.info); "
+                "give the directory that `maestro run` has created."
             ) from cause
         if not isinstance(batch, dict) or batch.get("type") != "celery" or "study" not in batch:
             raise StudyError(
@@ -93,10 +95,10 @@ class StudyPlan:
             )
         try:
             return cls.from_batch(batch)
-        except (KeyError, TypeError) as cause:
+        except (KeyError, TypeError, ValueError) as cause:
             raise StudyError(
-                f"'{directory}' was made by another version of maestro-celery-plugin; use that one, or launch the "
-                "study anew."
+                f"'{directory}' was created by another version of maestro-celery-plugin; use that version, or "
+                "launch the study again."
             ) from cause
 
     @property
@@ -106,7 +108,7 @@ class StudyPlan:
 
     @property
     def info(self) -> Path:
-        """The directory of everything that is ours."""
+        """The directory of all files of the plugin."""
         return self.root / "merlin_info"
 
     @property
@@ -116,7 +118,7 @@ class StudyPlan:
 
     @property
     def ledger(self) -> Path:
-        """The directory of the ledger (`ledger.py`)."""
+        """The directory of the ledger (`ledger/`)."""
         return self.info / "ledger"
 
     @property
@@ -125,31 +127,31 @@ class StudyPlan:
         return self.info / "records"
 
     @property
-    def plain(self) -> Path:
-        """The directory of what is kept of plain steps (`plain_steps.py`)."""
+    def native(self) -> Path:
+        """The directory of the state of native steps (`maestro/native_traces.py`)."""
         return self.info / "plain"
 
     @property
-    def worker_logs(self) -> Path:
-        """The directory of what the workers print."""
-        return self.info / "workers"
-
-    @property
     def cancel_note(self) -> Path:
-        """The file by which Maestro tells the conductor to cancel the study."""
+        """The file with which Maestro requests the cancellation of the study."""
         return self.root / CANCEL_NOTE
 
     @property
     def update_note(self) -> Path:
-        """The file by which Maestro tells the conductor that its settings have changed (conductor.py:144)."""
+        """The file with which Maestro announces new settings to the conductor (conductor.py:144)."""
         return self.root / ".study.update.lock"
 
     @property
     def reasons(self) -> Path:
-        """The file of reasons, by step record, why it does not run or has ended (`reasons.py`)."""
+        """The file with the reasons why step records do not run or have ended (`reasons.py`)."""
         return self.info / "reasons.json"
 
     @property
     def allocations(self) -> Path:
-        """The directory of the allocations (`allocations.py`)."""
+        """The directory of the allocations (`batch/allocation.py`)."""
         return self.info / "allocations"
+
+    @property
+    def conductor_lock(self) -> Path:
+        """The file that the conductor locks while it lives (`conductor_lock.py`)."""
+        return self.info / "conductor.lock"

@@ -1,45 +1,44 @@
-"""The manifest of a step record: one file with all that a worker needs to run any of its samples."""
+"""The manifest of a step record: one file with everything that a worker needs to run its samples."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
 from pathlib import Path
-from typing import Any
 
+from maestro_celery_plugin.config import schema
 from maestro_celery_plugin.config.resources import StepNeeds
+from maestro_celery_plugin.files import write_atomically
 from maestro_celery_plugin.samples.paths import SamplePaths
 
-__all__ = ["Manifest", "write_atomically"]
+__all__ = ["Manifest"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """A step record's scripts and rules.
+    """The scripts and rules of a step record.
 
     Attributes:
-        number: Identifies the step record in messages and in the ledger; unique in the study.
+        number: Number of the step record in messages and in the ledger; unique in the study.
         name: Maestro's name of the step record.
-        step: The step's name in the specification.
-        workspace: Its Maestro workspace.
-        script: Base name of its scripts, stdout and stderr files.
-        cmd: The script's text, with tokens of samples still in it.
-        restart: The same for a sample that runs again after it was started.
+        step: Name of the step in the specification.
+        workspace: Maestro's workspace of the step record.
+        script: Base name of the files for script, stdout and stderr.
+        cmd: Text of the script; it still has the tokens of samples.
+        restart: The same for a sample that runs again after a start.
         shell: Interpreter with its arguments, as after ``#!``.
-        sampled: Whether it fans out to samples; otherwise it is run once, in its workspace.
-        samples: The number of samples; 1 for a record that is not sampled.
+        sampled: Whether it runs once per sample; otherwise it runs once, in its workspace.
+        samples: Number of samples; 1 for a record that is not sampled.
         labels: Column labels of the sample table.
-        table: The sample table, for sampled records.
-        index_cache: Where the index of a text table is.
+        table: The sample table; None for a record that is not sampled.
+        index_cache: Directory with the index of a text table.
         level_max_dirs: Directories per level of the sample hierarchy.
         task_queue: Celery's queue, without the session's prefix.
-        max_retries: How often a sample may ask to be run again.
-        retry_delay_s: Seconds before a sample that asked for it runs again.
-        time_request_s: Seconds that a sample needs, as its step says; None when it does not.
-        signal: Signal that running samples get before their allocation ends.
-        needs: What one sample needs of an allocation.
-        launches: Whether its scripts start parallel programs with `$(LAUNCHER)`.
+        max_retries: How often a sample may request another run.
+        retry_delay_s: Seconds before a sample that requested another run starts again.
+        time_request_s: Seconds that the step requests for a sample; None without a request.
+        signal: Signal that running samples receive before their allocation ends.
+        needs: Resources of one sample.
+        launches: Whether the scripts start parallel programs with `$(LAUNCHER)`.
     """
 
     number: int
@@ -70,26 +69,21 @@ class Manifest:
         return SamplePaths(self.samples, self.level_max_dirs)
 
     def write(self, path: Path) -> None:
-        """Store the manifest, whole or not at all."""
+        """Store the manifest."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps(dataclasses.asdict(self), indent=1))
+        write_atomically(path, schema.to_json(self))
 
     @classmethod
     def read(cls, path: Path) -> Manifest:
-        """Load a manifest."""
-        values: dict[str, Any] = json.loads(path.read_text())
-        return cls(**{**values, "needs": StepNeeds(**values.get("needs", {}))})
+        """Load a manifest.
+
+        Raises:
+            OSError: the file cannot be read.
+            ValueError: it is no manifest.
+        """
+        return schema.from_json(cls, path.read_text())
 
     @classmethod
     def read_all(cls, directory: Path) -> list[Manifest]:
-        """Load all manifests of a study in the order of their numbers."""
+        """Load all manifests below a directory in the order of their numbers."""
         return sorted((cls.read(path) for path in directory.rglob("manifest.json")), key=lambda m: m.number)
-
-
-def write_atomically(path: Path, text: str, mode: int = 0o644) -> None:
-    """Replace a file by another, so that a reader sees the old or the new one."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text)
-    partial.replace(path)

@@ -1,46 +1,46 @@
-"""Staging: a Maestro step becomes the manifest of a step record."""
+"""The manifest builder: it makes the manifest of a step record from a Maestro step."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-from maestro_celery_plugin.batch.base import LOCAL
+from maestro_celery_plugin.config.groups import LOCAL
 from maestro_celery_plugin.config.resources import StepNeeds
 from maestro_celery_plugin.config.step_entry import STEP_KEY, step_settings
-from maestro_celery_plugin.config.tokens import study_values, substitute
+from maestro_celery_plugin.config.tokens import substitute
 from maestro_celery_plugin.config.walltime import seconds_of
 from maestro_celery_plugin.errors import AllocationError, SpecificationError
 from maestro_celery_plugin.samples.paths import SamplePaths
-from maestro_celery_plugin.samples.table import open_table
+from maestro_celery_plugin.samples.token_values import study_values
 from maestro_celery_plugin.spec.launcher import batch_type_of, launched, launches, needs_of
 from maestro_celery_plugin.study.layout import StudyPlan
 from maestro_celery_plugin.study.manifest import Manifest
-from maestro_celery_plugin.worker.attempt import Runner
 
-__all__ = ["manifest_of", "write_example"]
+__all__ = ["build_manifest"]
 
 
-def manifest_of(plan: StudyPlan, step: Any, workspace: str, number: int) -> Manifest:
+def build_manifest(plan: StudyPlan, step: Any, workspace: str) -> Manifest:
     """Return the manifest of a step record.
 
     Args:
         plan: The study.
-        step: Maestro's `StudyStep`, with variables and parameters put in.
-        workspace: The step record's Maestro workspace.
-        number: The step record's number.
+        step: Maestro's `StudyStep`, with the values of variables and parameters.
+        workspace: Maestro's workspace of the step record.
+
+    Returns:
+        The manifest with the number 0; the coordinator numbers step records.
 
     Raises:
-        SpecificationError: a sample cannot be launched with the resources that the step names.
+        SpecificationError: a sample cannot be launched with the resources of the step.
     """
     entry, settings = step.run[STEP_KEY], step_settings(step.run)
     scripts = _Scripts(plan, step)
     samples = plan.settings.samples
     sampled = bool(entry["sampled"])
     return Manifest(
-        number=number,
+        number=0,
         name=step.real_name,
         step=entry["step"],
         workspace=workspace,
@@ -65,10 +65,10 @@ def manifest_of(plan: StudyPlan, step: Any, workspace: str, number: int) -> Mani
 
 
 def _time_request(step: Any, text: str | int | None) -> int | None:
-    """Return the time that a sample needs, in seconds; parameters have been put into the text.
+    """Return the requested time of a sample in seconds.
 
     Raises:
-        SpecificationError: it is no time.
+        SpecificationError: the text is no time.
     """
     try:
         return None if text is None else seconds_of(text)
@@ -77,7 +77,7 @@ def _time_request(step: Any, text: str | int | None) -> int | None:
 
 
 class _Scripts:
-    """The scripts of a step record, and what samples need that run them."""
+    """The scripts of a step record, and the resources of a sample that runs them."""
 
     def __init__(self, plan: StudyPlan, step: Any) -> None:
         self._plan, self._run = plan, step.run
@@ -87,17 +87,17 @@ class _Scripts:
 
     @property
     def launch(self) -> bool:
-        """Whether they start parallel programs with a launcher."""
+        """Whether the scripts start parallel programs with a launcher."""
         return self._type != LOCAL and any(launches(self._run[key]) for key in ("cmd", "restart"))
 
     @property
     def needs(self) -> StepNeeds:
-        """What one sample needs; on this machine, where nobody counts, nothing."""
+        """Resources of one sample; the default for a local group, whose resources are not counted."""
         with self._errors_at("run"):
             return needs_of(self._run) if self._type != LOCAL else StepNeeds()
 
     def text(self, key: str) -> str:
-        """Return `cmd` or `restart`, with the launcher and all tokens that are the same for every sample."""
+        """Return `cmd` or `restart` with the launcher and the values of all tokens that do not depend on the sample."""
         plan = self._plan
         with self._errors_at(f"run.{key}"):
             text = launched(self._run[key], self._type, self._run, self.shell)
@@ -110,11 +110,3 @@ class _Scripts:
             yield
         except (ValueError, AllocationError) as cause:
             raise SpecificationError(f"study.{self._run[STEP_KEY]['step']}.{where}: {cause}") from cause
-
-
-def write_example(manifest: Manifest) -> None:
-    """Write the script of a record's first sample, for a look at it in a dry run."""
-    table = open_table(Path(str(manifest.table)), manifest.labels, Path(manifest.index_cache))
-    runner = Runner(manifest, table.row)
-    Path(runner.directory(0)).mkdir(parents=True, exist_ok=True)
-    runner.write_script(0, again=False)

@@ -1,4 +1,4 @@
-"""Reasons: why step records do not run or have ended, in words, as the conductor leaves them for `explain`."""
+"""Reasons: why step records do not run or have ended; the conductor writes them for `maestro-celery explain`."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from maestro_celery_plugin.study.manifest import write_atomically
+from maestro_celery_plugin.files import write_atomically
 
 __all__ = ["Reason", "read_reasons", "write_reasons"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Reason:
-    """Why a step record does not run, or has ended.
+    """The reason why a step record does not run or has ended.
 
     Attributes:
-        text: In words.
-        is_failure: Whether it cannot go on until something has been mended.
+        text: The reason, as sentences.
+        is_failure: Whether the step record cannot continue before a user has corrected the cause.
     """
 
     text: str
@@ -26,16 +26,16 @@ class Reason:
 
 
 def write_reasons(path: Path, reasons: Mapping[str, Reason]) -> None:
-    """Store the reasons by the name of the step record.
+    """Store the reasons by name of the step record.
 
     Raises:
-        OSError: they cannot be written.
+        OSError: the file cannot be written.
     """
     write_atomically(path, json.dumps({name: dataclasses.asdict(reason) for name, reason in reasons.items()}, indent=1))
 
 
 def read_reasons(path: Path) -> dict[str, Reason]:
-    """Return the reasons by the name of the step record; none when there is no file that can be read."""
+    """Return the reasons by name of the step record; no reasons without a readable file."""
     try:
         return {name: Reason(**values) for name, values in json.loads(path.read_text()).items()}
     except (OSError, ValueError, TypeError):

@@ -1,36 +1,33 @@
-"""Maestro's own record of a study's states, ``status.csv``."""
+"""Maestro's file ``status.csv`` with the states of the step records."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import fcntl
-import os
 import re
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["LAST_STATES", "StepRow", "read_rows", "shared_lock"]
+from maestro_celery_plugin.files import shared_lock
 
-# Maestro quotes nothing (executiongraph.py:686-725). A parameter's value may put commas into the name,
-# the job and the parameters, but not into the workspace, from which Maestro strips them (utils.py:199).
+__all__ = ["LAST_STATES", "StepRow", "read_rows"]
+
+# Maestro does not quote (executiongraph.py:686-725). The value of a parameter may add commas to the name, the job and
+# the parameters, but not to the workspace, from which Maestro removes them (utils.py:199).
 _ROW = re.compile(
     r"(?P<name>.+?),(?:--|(?P=name)#\d+|[^,]*),(?P<workspace>[^,]*),(?P<state>[A-Z]+),"
     r"(?:[^,]*,){5}(?P<restarts>\d+),(?P<params>.*)"
 )
 _LOCK_LIMIT_S = 2.0
-# States in which Maestro leaves a step record for good (executiongraph.py:757-900).
+# States in which a step record stays in Maestro (executiongraph.py:757-900).
 LAST_STATES = frozenset({"FINISHED", "FAILED", "TIMEDOUT", "UNKNOWN", "CANCELLED", "DRYRUN"})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StepRow:
-    """A step record as Maestro last saw it.
+    """A step record in Maestro's last poll.
 
     Attributes:
         name: Maestro's name of the step record.
-        step: The step's name, as far as Maestro allows it in a path.
+        step: Name of the step, without the characters that Maestro removes from paths.
         params: Values of its parameters, by name.
         state: Name of a member of `maestrowf.abstracts.enums.State`.
         restarts: How often Maestro has restarted it.
@@ -44,7 +41,7 @@ class StepRow:
 
 
 def read_rows(root: Path) -> list[StepRow]:
-    """Return the step records of a study in Maestro's order; none when it has not written any yet."""
+    """Return the step records of a study in Maestro's order; no rows before Maestro has written the file."""
     try:
         with shared_lock(root / ".status.lock", _LOCK_LIMIT_S):
             text = (root / "status.csv").read_text(errors="replace")
@@ -76,39 +73,3 @@ def _params(text: str) -> dict[str, str]:
         elif last:
             params[last] += f";{part}"
     return params
-
-
-@contextlib.contextmanager
-def shared_lock(path: Path, timeout_s: float = 0.0) -> Iterator[bool]:
-    """Lock a file of `filelock` against writers, not against other readers.
-
-    Unlike a `FileLock`, it makes no file, needs no permission to write, and two readers never take each
-    other for the writer.
-
-    Args:
-        path: The lock file; where there is none, nobody holds it.
-        timeout_s: Seconds to wait for the writer.
-
-    Yields:
-        Whether no writer holds it.
-    """
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except FileNotFoundError:
-        yield True
-        return
-    try:
-        yield _lock(descriptor, time.monotonic() + timeout_s)
-    finally:
-        os.close(descriptor)
-
-
-def _lock(descriptor: int, deadline: float) -> bool:
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            if time.monotonic() >= deadline:
-                return False
-            time.sleep(0.01)

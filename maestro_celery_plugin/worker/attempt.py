@@ -1,57 +1,39 @@
-"""The runner: one attempt of one sample, from its directory to its exit code."""
+"""An attempt: one execution of one sample, from its directory to its exit code."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import os
 import shlex
 import signal
 import subprocess
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from maestro_celery_plugin.config.tokens import Template, sample_values
+from maestro_celery_plugin import clock
+from maestro_celery_plugin.config.tokens import Template
+from maestro_celery_plugin.hookspecs import Attempt
+from maestro_celery_plugin.samples.token_values import sample_values
 from maestro_celery_plugin.states import ExitCode
 from maestro_celery_plugin.study.manifest import Manifest
 
-__all__ = ["KILL_AFTER_S", "Attempt", "CannotRunError", "Runner"]
+__all__ = ["KILL_AFTER_S", "CannotRunError", "Runner", "RunningAttempt"]
 
-# Time between SIGTERM and SIGKILL for a sample that is ended.
+# Seconds between SIGTERM and SIGKILL for an attempt that the worker ends.
 KILL_AFTER_S = 5.0
 
 
 class CannotRunError(Exception):
-    """A sample could not be started at all: no space, no such interpreter, no memory."""
+    """A sample cannot start: no space, no such interpreter, no memory."""
 
     def __init__(self, cause: OSError) -> None:
         super().__init__(str(cause))
         self.errno = cause.errno or 0
 
 
-@dataclasses.dataclass(frozen=True)
-class Attempt:
-    """One execution of one sample, after its end.
-
-    Attributes:
-        record: Name of the step record.
-        sample: Index of the sample.
-        code: Exit code; negative for a signal, as in `subprocess`.
-        duration_s: Wall time.
-        was_ended: Whether we ended it, so that its code says nothing of the sample.
-    """
-
-    record: str
-    sample: int
-    code: int
-    duration_s: float
-    was_ended: bool
-
-
 class Runner:
-    """Runs the samples of one step record; safe to use from several threads.
+    """Runs the samples of one step record; several threads may use it.
 
     Args:
         manifest: The step record.
@@ -60,7 +42,7 @@ class Runner:
 
     def __init__(self, manifest: Manifest, row: Callable[[int], Sequence[str]]) -> None:
         self._manifest, self._row = manifest, row
-        # Asked for several times for each sample that runs, and not again after its end.
+        # Needed several times while a sample runs, and not again after its end.
         self._path_of = functools.lru_cache(maxsize=256)(manifest.paths.of)
         names = (*manifest.labels, "MERLIN_SAMPLE_ID", "MERLIN_SAMPLE_PATH", "MERLIN_SAMPLE_VECTOR")
         names = (*names, "MERLIN_SAMPLE_NAMES") if manifest.sampled else ()
@@ -76,14 +58,13 @@ class Runner:
         return self._manifest.workspace if path == "." else f"{self._manifest.workspace}/{path}"
 
     def claim(self, sample: int) -> bool:
-        """Write a sample's script unless it is there; return whether this call has.
+        """Write the script of a sample unless it exists; return whether this call has written it.
 
-        The script of a sample is written when the sample is started, by whoever creates the file: of two
-        workers that have the same message, one does. A record that is not sampled, or has one sample,
-        has its script from the start and is never claimed here.
+        The process that creates the script owns the first attempt: of two workers with the same message, one creates
+        it. A record that is not sampled, or has one sample, has its script from the start; this method returns False.
 
         Raises:
-            CannotRunError: there is no space, or no permission, for it.
+            CannotRunError: there is no space or no permission for the script.
         """
         directory = self.directory(sample)
         if directory == self._manifest.workspace:
@@ -98,7 +79,7 @@ class Runner:
         return True
 
     def write_script(self, sample: int, *, again: bool) -> str:
-        """Write the sample's script, `cmd` or `restart`, and return its path."""
+        """Write the script of a sample, with `cmd` or `restart`, and return its path."""
         suffix = ".restart.sh" if again else ".sh"
         return self._write(sample, self.directory(sample), suffix, again=again, flags=os.O_TRUNC)
 
@@ -113,7 +94,7 @@ class Runner:
             while text:
                 text = text[os.write(descriptor, text) :]
         except OSError:
-            if flags & os.O_EXCL:  # not one of an earlier attempt: that says that the sample was started
+            if flags & os.O_EXCL:  # not the script of an earlier attempt: it shows that the sample was started
                 Path(script).unlink()
             raise
         finally:
@@ -123,16 +104,16 @@ class Runner:
     def start(
         self, sample: int, *, first: bool, again: bool = False, environment: Mapping[str, str] | None = None
     ) -> RunningAttempt:
-        """Start an attempt in a process group of its own.
+        """Start an attempt in its own process group.
 
         Args:
-            sample: Index of the sample, whose directory exists.
-            first: Whether the sample was claimed, so that its script is there and its outputs are not.
-            again: Whether it runs `restart` instead of `cmd`.
-            environment: Its environment; None for that of this process.
+            sample: Index of the sample; its directory exists.
+            first: Whether `claim` has created the script, so that the sample has no outputs yet.
+            again: Whether the attempt runs `restart` instead of `cmd`.
+            environment: The environment; None for the environment of this process.
 
         Raises:
-            CannotRunError: it could not be started.
+            CannotRunError: the sample cannot start.
         """
         outputs: list[_Output] = []
         directory = self.directory(sample)
@@ -141,9 +122,9 @@ class Runner:
             header = "" if first else _header(again=again)
             for suffix in ("out", "err"):
                 outputs.append(_Output(f"{directory}/{self._manifest.script}.{suffix}", header))
-            begin = time.perf_counter()
-            # The interpreter is given the script as an argument: executing a file that another
-            # thread's child may still hold open for writing would fail with ETXTBSY.
+            begin = clock.monotonic()
+            # The script is an argument of the interpreter: executing a file fails with ETXTBSY while the child of
+            # another thread still has it open for writing.
             process = subprocess.Popen(
                 [*self._interpreter, script],
                 cwd=directory,
@@ -176,15 +157,15 @@ def _make_directory(directory: str) -> None:
 
 def _header(*, again: bool) -> str:
     what = "restart" if again else "cmd"
-    return f"=== run again with {what}, {time.strftime('%Y-%m-%d %H:%M:%S')} ===\n"
+    return f"=== run again with {what}, {clock.local_time('%Y-%m-%d %H:%M:%S')} ===\n"
 
 
 class _Output:
-    """A sample's stdout or stderr file, appended to by each attempt and not kept when empty.
+    """The file for stdout or stderr of a sample. Each attempt appends to it; an empty file is removed.
 
     Args:
         path: The file.
-        header: Line that separates an attempt from the one before; empty for the first attempt.
+        header: Line that separates an attempt from the attempt before; empty for the first attempt.
     """
 
     def __init__(self, path: str, header: str) -> None:
@@ -199,7 +180,7 @@ class _Output:
                 raise
 
     def close(self) -> None:
-        """Close the file; take the header back when nothing follows it."""
+        """Close the file; remove a header without output after it."""
         try:
             ours = os.fstat(self.descriptor)
             if ours.st_size == self._begin:
@@ -214,7 +195,7 @@ class _Output:
 
 
 class RunningAttempt:
-    """An attempt that has begun."""
+    """An attempt that has started."""
 
     def __init__(
         self, record: str, sample: int, process: subprocess.Popen[bytes], outputs: list[_Output], begin: float
@@ -225,56 +206,54 @@ class RunningAttempt:
         self._warned = False
 
     def wait(self) -> Attempt:
-        """Wait for its end."""
+        """Wait for the end of the attempt."""
         code = self._process.wait()
-        duration_s = time.perf_counter() - self._begin
-        # A sample that was warned may still say of itself that it is done. That it wants a restart is the
-        # allocation's doing, and does not count against `max_retries`.
+        duration_s = clock.monotonic() - self._begin
+        # A warned sample may still report its own result. Its request for a restart has the end of the allocation as
+        # its cause, and does not count against `max_retries`.
         is_own = code in ExitCode._value2member_map_ and code != ExitCode.RESTART
         was_ended = self._ended_at is not None or (self._warned and not is_own)
         if was_ended:
-            self._signal(signal.SIGKILL)  # what it has left in its process group
+            self._signal(signal.SIGKILL)  # the rest of its process group
         for output in self._outputs:
             output.close()
         return Attempt(self._record, self._sample, code, duration_s, was_ended)
 
     @property
     def elapsed_s(self) -> float:
-        """Seconds since its begin."""
-        return time.perf_counter() - self._begin
+        """Seconds since the start of the attempt."""
+        return clock.monotonic() - self._begin
 
     @property
     def is_warned(self) -> bool:
-        """Whether it knows that its allocation ends soon."""
+        """Whether the sample was warned that its allocation ends soon."""
         return self._warned
 
     def warn(self, number: signal.Signals | None) -> None:
-        """Note that it is told that its allocation ends soon.
+        """Warn the sample that its allocation ends soon.
 
         Args:
-            number: The signal that tells it; None when it has been sent already.
+            number: The signal to send; None when the sample has received it already.
         """
         self._warned = True
         if number is not None:
             self._signal(number)
 
     def end(self, *, at_once: bool = False) -> None:
-        """Ask it to end, or make it: the first call sends SIGTERM, calls after `KILL_AFTER_S` SIGKILL.
+        """End the attempt: the first call sends SIGTERM, calls after `KILL_AFTER_S` send SIGKILL.
 
         Args:
-            at_once: Whether there is no time for SIGTERM.
+            at_once: Whether to send SIGKILL at once, because there is no time for SIGTERM.
         """
         if at_once:
-            self._ended_at = self._ended_at or time.monotonic()
+            self._ended_at = self._ended_at or clock.monotonic()
             self._signal(signal.SIGKILL)
         elif self._ended_at is None:
-            self._ended_at = time.monotonic()
+            self._ended_at = clock.monotonic()
             self._signal(signal.SIGTERM)
-        elif time.monotonic() - self._ended_at > KILL_AFTER_S:
+        elif clock.monotonic() - self._ended_at > KILL_AFTER_S:
             self._signal(signal.SIGKILL)
 
     def _signal(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, number)
-
-

@@ -1,58 +1,58 @@
-"""The stay of a worker: how long it is of use, by what it has to do, its allocation's end, and the conductor."""
+"""The idle timeout: the decision whether a worker without work leaves."""
 
 from __future__ import annotations
 
 from maestro_celery_plugin.batch.deadline import Deadline
-from maestro_celery_plugin.study.heartbeats import HeardConductor
+from maestro_celery_plugin.study.heartbeats import ConductorWatch
 from maestro_celery_plugin.study.session import Session
 
-__all__ = ["WorkerStay"]
+__all__ = ["IdleTimeout"]
 
-# A worker that has time for nothing of what is left waits this long for something shorter, and leaves.
+# A worker without time for the remaining samples waits this long for shorter samples before it leaves.
 REFUSAL_LIMIT_S = 5.0
 
 
-class WorkerStay:
+class IdleTimeout:
     """Decides when a worker leaves.
 
     Args:
-        session: Its session.
-        allocation: Its allocation; empty for a worker that is in none.
-        idle_limit_s: For how long it may have nothing to do.
-        deadline: When its allocation ends.
+        session: The session of the worker.
+        allocation: The allocation of the worker; empty without one.
+        idle_limit_s: Seconds without work after which the worker may leave.
+        deadline: The end of the allocation.
     """
 
     def __init__(self, session: Session, allocation: str, idle_limit_s: float, deadline: Deadline) -> None:
         self._session, self._allocation = session, allocation
         self._limit_s, self._deadline = idle_limit_s, deadline
-        self._conductor = HeardConductor(session)
+        self._conductor = ConductorWatch(session.heartbeats)
 
     def why_leave(self, idle_s: float, *, refuses: bool) -> str | None:
-        """Return why the worker is not needed any more; None while it is.
+        """Return why the worker leaves; None when it stays.
 
-        While another one of its allocation works, leaving would free nothing.
+        A worker stays while another worker of its allocation is busy, because its node would not become free.
 
         Args:
-            idle_s: For how long it has had nothing to do.
-            refuses: Whether there is work that it does not start any more, for lack of time.
+            idle_s: Seconds since the worker had work.
+            refuses: Whether the worker refuses samples because the time is too short.
         """
         self._conductor.look()
         left = f"its allocation ends in {self._deadline.left_s:.0f} s"
         if self._deadline.is_draining and idle_s > 0:
             return left
         if idle_s > REFUSAL_LIMIT_S and refuses:
-            return f"{left}, too soon for the samples that are left"
+            return f"{left}, too soon for the remaining samples"
         if idle_s <= self._limit_s:
             return None
         if self._conductor.silent_s > self._limit_s:
-            return f"it has had nothing to do for {idle_s:.0f} s, and nothing is heard of the conductor"
+            return f"it has been idle for {idle_s:.0f} s, and the conductor has no heartbeat"
         if self._allocation and not self._others_work():
-            return f"nobody in its allocation has had anything to do for {idle_s:.0f} s"
+            return f"all workers of its allocation have been idle for {idle_s:.0f} s"
         return None
 
     def _others_work(self) -> bool:
-        """Whether another worker of the allocation works, by the conductor's word, else by their heartbeats."""
+        """Whether another worker of the allocation is busy, according to the conductor, else to the heartbeats."""
         if self._conductor.working is not None:
             return self._allocation in self._conductor.working
-        beats = self._session.heartbeats()
+        beats = self._session.heartbeats.all()
         return any(beat.state == "busy" for beat in beats if beat.allocation == self._allocation)

@@ -1,4 +1,4 @@
-"""Launches: what samples that start parallel programs with `$(LAUNCHER)` get, and how these are warned."""
+"""The environment of samples that start parallel programs with `$(LAUNCHER)`, and their warning before the end."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from maestro_celery_plugin.errors import AllocationError
 from maestro_celery_plugin.study.manifest import Manifest
 from maestro_celery_plugin.worker.attempt import RunningAttempt
 
-__all__ = ["SampleLaunches"]
+__all__ = ["LaunchEnvironment"]
 
 LOGGER = logging.getLogger(__name__)
 
 
-class SampleLaunches:
-    """The launches of one worker process.
+class LaunchEnvironment:
+    """The launches of the samples of one worker process.
 
     Args:
         writer: Name of the process, unique in the session.
-        system: The batch system; None where there is nothing to launch with.
+        system: The batch system; None for a local worker, which has no launcher.
         cores: Cores of a node.
     """
 
@@ -30,11 +30,11 @@ class SampleLaunches:
         self._writer, self._system, self._cores = writer, system, cores
 
     def name(self, slot: int) -> str:
-        """Return the name of what the sample in a slot launches."""
+        """Return the name of the launches of the sample in a slot."""
         return f"{self._writer}.{slot}"
 
     def environment(self, slot: int, manifest: Manifest) -> dict[str, str] | None:
-        """Return the environment of a sample; None for that of the worker."""
+        """Return the environment of a sample; None for the environment of the worker."""
         if self._system is None or not manifest.launches:
             return None
         nodes = -(-manifest.needs.cores // max(1, self._cores))
@@ -42,7 +42,7 @@ class SampleLaunches:
         return {**os.environ, **launch}
 
     def warn(self, running: Mapping[int, RunningAttempt], number: signal.Signals) -> None:
-        """Send samples the signal of their step, once: to what they have launched, else to their process group.
+        """Send each sample the signal of its step once: to its launched programs, else to its process group.
 
         Args:
             running: Attempts by slot.

@@ -1,8 +1,8 @@
-"""The intake: a worker takes a message only when one of its slots is free for it.
+"""Prefetch control: a worker takes a message only when one of its slots is free.
 
-Celery's workers fetch messages ahead. Ahead of a sample that runs for an hour, that would keep samples
-from other workers that are idle. Celery's own `worker_disable_prefetch` is for Redis only and looks
-again once a second; this step does the same for every broker, and at once.
+A Celery worker prefetches messages. While a sample runs for an hour, a prefetched message would wait although other
+workers are idle. Celery's option `worker_disable_prefetch` supports only Redis and polls once per second; this bootstep
+supports every broker and reacts at once.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from celery import Celery, bootsteps
 from celery.worker.request import Request
 from celery.worker.strategy import default as default_strategy
 
-__all__ = ["Intake", "RangeRequest", "close", "gated_strategy", "install"]
+__all__ = ["PrefetchStep", "RangeRequest", "close", "gated_strategy", "install"]
 
 LOGGER = logging.getLogger(__name__)
 
 
-class Intake(bootsteps.StartStopStep):  # type: ignore[misc]
-    """Bootstep of the consumer that opens and closes the intake of its queues."""
+class PrefetchStep(bootsteps.StartStopStep):  # type: ignore[misc]
+    """Bootstep of the consumer that starts and stops consuming its queues."""
 
     requires = ("celery.worker.consumer:Tasks",)
 
     def __init__(self, consumer: Any, **options: Any) -> None:
         super().__init__(consumer, **options)
-        _gate.intake = self
+        _gate.step = self
         self._consumer = consumer
         self._pipe: tuple[int, int] | None = None
         self._consuming = True
 
     def start(self, consumer: Any) -> None:
-        """Take charge of the intake, again after each reconnection."""
+        """Control the consumer; Celery calls this method again after each reconnection."""
         self._consuming = True
         if consumer.hub is None:
             return
@@ -46,16 +46,16 @@ class Intake(bootsteps.StartStopStep):  # type: ignore[misc]
             os.set_blocking(end, False)
         consumer.hub.add_reader(self._pipe[0], self._on_wake)
         qos: Any = getattr(consumer.task_consumer.channel, "qos", None)
-        if hasattr(qos, "can_consume"):  # Redis, and whatever else kombu polls
+        if hasattr(qos, "can_consume"):  # Redis, and all other transports that kombu polls
             original: Callable[[], bool] = qos.can_consume
             qos.can_consume = MethodType(lambda _: _gate.has_room and original(), qos)
         else:
             consumer.task_consumer.qos(prefetch_count=1)
 
     def stop(self, consumer: Any) -> None:
-        """Let go of the event loop."""
+        """Detach from the event loop."""
         if self._pipe is not None:
-            with contextlib.suppress(Exception):  # the loop may be gone already
+            with contextlib.suppress(Exception):  # the loop may not exist any more
                 consumer.hub.remove_reader(self._pipe[0])
             for end in self._pipe:
                 os.close(end)
@@ -64,9 +64,9 @@ class Intake(bootsteps.StartStopStep):  # type: ignore[misc]
     terminate = stop
 
     def wake(self) -> None:
-        """Let the event loop look at the slots now; may be called from any thread."""
+        """Let the event loop look at the slots now; any thread may call this method."""
         if self._pipe is not None:
-            with contextlib.suppress(OSError):  # full, which is as good, or closed at the end
+            with contextlib.suppress(OSError):  # full, so that the loop wakes anyway, or closed at the end
                 os.write(self._pipe[1], b"!")
 
     def _on_wake(self) -> None:
@@ -76,7 +76,7 @@ class Intake(bootsteps.StartStopStep):  # type: ignore[misc]
         self.adjust()
 
     def adjust(self) -> None:
-        """Begin or end consuming on a broker that pushes messages (RabbitMQ)."""
+        """Start or stop consuming on a broker that pushes messages (RabbitMQ)."""
         consumer: Any = self._consumer.task_consumer
         if consumer is None or hasattr(getattr(consumer.channel, "qos", None), "can_consume"):
             return
@@ -89,13 +89,13 @@ class Intake(bootsteps.StartStopStep):  # type: ignore[misc]
 
 
 class _Gate:
-    """How many messages this worker process has accepted and not finished."""
+    """Counts the messages that this worker process has accepted and not finished."""
 
     def __init__(self) -> None:
         self.slots = 1
         self.is_closed = False
         self._accepted: set[str] = set()
-        self.intake: Intake | None = None
+        self.step: PrefetchStep | None = None
 
     @property
     def has_room(self) -> bool:
@@ -103,29 +103,29 @@ class _Gate:
 
     def accept(self, message_id: str) -> None:
         self._accepted.add(message_id)
-        if self.intake is not None:
-            self.intake.adjust()
+        if self.step is not None:
+            self.step.adjust()
 
     def finish(self, message_id: str) -> None:
         self._accepted.discard(message_id)
-        if self.intake is not None:
-            self.intake.wake()
+        if self.step is not None:
+            self.step.wake()
 
 
 _gate = _Gate()
 
 
 class RangeRequest(Request):  # type: ignore[misc]
-    """A request that tells the intake of its end, and whose acknowledgement may fail.
+    """A request that frees a slot at its end, and whose acknowledgement may fail.
 
-    Celery ends a worker that acknowledges a message of a connection which was lost meanwhile; here the
-    ledger, not the broker, knows what has to run.
+    Celery ends a worker that acknowledges a message of a lost connection. Here the ledger, not the broker, has what
+    must run, so that a failed acknowledgement does not matter.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._connection_errors = (Exception,)
-        # Celery derives a class per task whose methods do not call these (create_request_cls).
+        # Celery derives a class per task, whose methods do not call these methods (create_request_cls).
         for name in ("on_success", "on_failure"):
             setattr(self, name, self._then_finish(getattr(self, name)))
 
@@ -141,9 +141,9 @@ class RangeRequest(Request):  # type: ignore[misc]
 
 
 def gated_strategy(task: Any, app: Celery, consumer: Any, **options: Any) -> Callable[..., None]:
-    """Return Celery's message handler, preceded by a look at the slots.
+    """Return a message handler that looks at the slots before Celery's message handler.
 
-    A message that was on its way when the last slot filled goes back to its queue, for another worker.
+    A message that arrives after the last slot was taken goes back to its queue for another worker.
     """
     handle = default_strategy(task, app, consumer, **options)
 
@@ -158,14 +158,14 @@ def gated_strategy(task: Any, app: Celery, consumer: Any, **options: Any) -> Cal
 
 
 def close() -> None:
-    """Take no message any more; may be called from any thread, and again."""
+    """Take no more messages; any thread may call this function, also again."""
     if not _gate.is_closed:
         _gate.is_closed = True
-        if _gate.intake is not None:
-            _gate.intake.wake()
+        if _gate.step is not None:
+            _gate.step.wake()
 
 
 def install(app: Celery, slots: int) -> None:
-    """Let the application's workers take messages only for free slots."""
+    """Let the workers of an application take messages only for free slots."""
     _gate.slots = slots
-    app.steps["consumer"].add(Intake)
+    app.steps["consumer"].add(PrefetchStep)

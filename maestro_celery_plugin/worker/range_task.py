@@ -1,7 +1,7 @@
-"""Work on a range: what a slot does with a message that names samples [start, stop) of a step record.
+"""Range tasks in a worker: a slot runs samples [start, stop) of a step record.
 
-A slot keeps what it can run in about a second and sends the rest on in halves before it works, so that
-any number of slots fills in a few rounds and the end is not waited for by many.
+A slot keeps the samples that it can run in about a second. Before it runs them, it sends the rest of the range in
+halves to the task queue. So any number of slots gets work in a few rounds, and few slots are idle at the end.
 """
 
 from __future__ import annotations
@@ -10,56 +10,97 @@ import dataclasses
 import errno
 import logging
 import signal
-import time
-from typing import TYPE_CHECKING
+import threading
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
+from maestro_celery_plugin import clock
 from maestro_celery_plugin.broker.messages import RangeTask, halves
 from maestro_celery_plugin.errors import LedgerError, SampleError
-from maestro_celery_plugin.ledger.reader import Kind
-from maestro_celery_plugin.ledger.sample_states import BROKEN, UNREADABLE, cannot_run_code
+from maestro_celery_plugin.hookspecs import Attempt
+from maestro_celery_plugin.ledger.entries import Kind
 from maestro_celery_plugin.plugins import plugin_manager
-from maestro_celery_plugin.states import Outcome
+from maestro_celery_plugin.states import BROKEN, UNREADABLE, Outcome, cannot_run_code
 from maestro_celery_plugin.study.manifest import Manifest
-from maestro_celery_plugin.worker.attempt import CannotRunError, Runner
-from maestro_celery_plugin.worker.study_context import StudySide
+from maestro_celery_plugin.worker.attempt import CannotRunError, Runner, RunningAttempt
+from maestro_celery_plugin.worker.slots import Running, Slots
+from maestro_celery_plugin.worker.study_context import StudyContext
 
-if TYPE_CHECKING:
-    from maestro_celery_plugin.worker.slots import WorkerSide
-
-__all__ = ["BUDGET_S", "RangeWork"]
+__all__ = ["RangeTasks"]
 
 LOGGER = logging.getLogger(__name__)
 
-# A slot works on its piece of a range for about this long before it takes the next one.
-BUDGET_S = 1.0
-# Longer than it takes from a sample's script to its entry in the ledger, on a shared file system too.
+Send = Callable[[RangeTask, str], None]
+
+# Longer than the time between the script of a sample and its entry in the ledger, also on a shared file system.
 CLAIM_LIMIT_S = 1.0
-# Errors of the machine, which may pass; the others are the sample's.
+# Errors of the sample are final; errors of the machine may be temporary.
 _FINAL_ERRORS = (errno.ENOENT, errno.EACCES, errno.ENOEXEC, errno.ENOTDIR)
 _MACHINE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.EIO)
-# The shells' exit code for a command that is not there.
+# The exit code of a shell for a command that does not exist.
 NOT_FOUND = 127
 
 
-class RangeWork:
+class RangeTasks:
+    """Runs the range tasks of a worker process; several threads may use it.
+
+    Args:
+        writer: Name of the ledger files of the process.
+        slots: The slots of the process.
+        send: Sends a range task to a task queue; raises an error when the broker does not answer.
+
+    Attributes:
+        slots: The slots of the process.
+    """
+
+    def __init__(self, writer: str, slots: Slots, send: Send) -> None:
+        self.slots = slots
+        self._writer, self._send = writer, send
+        self._lock = threading.Lock()
+        self._studies: dict[str, StudyContext] = {}
+
+    def run(self, task: RangeTask) -> None:
+        """Run a range task in a free slot."""
+        with self._lock:
+            if task.study not in self._studies:
+                self._studies[task.study] = StudyContext(Path(task.study), self._writer)
+            study = self._studies[task.study]
+        with self.slots.take() as slot:
+            _RangeRun(self.slots, self._send, study, task, slot).run()
+
+    def flush(self) -> None:
+        """Make the ledger visible to other nodes; the worker calls this a few times per second.
+
+        Without it, other processes would see the start of a long sample only at its end, and declare the sample lost.
+
+        Raises:
+            LedgerError: the ledger cannot be written.
+        """
+        with self._lock:
+            studies = list(self._studies.values())
+        for study in studies:
+            study.ledger.flush()
+
+
+class _RangeRun:
     """One range task in one slot."""
 
-    def __init__(self, worker: WorkerSide, study: StudySide, task: RangeTask, slot: int) -> None:
-        self._worker, self._study, self._task, self._slot = worker, study, task, slot
+    def __init__(self, slots: Slots, send: Send, study: StudyContext, task: RangeTask, slot: int) -> None:
+        self._slots, self._send, self._study, self._task, self._slot = slots, send, study, task, slot
         self._sample = task.start
         self._manifest: Manifest
         self._runner: Runner
 
     def run(self) -> None:
-        """Take the range, run a piece of it, send the rest on."""
+        """Take the range, run a piece of it, and send the rest to the task queue."""
         task = self._task
         self._note(Kind.TAKEN, task.start, task.stop)
         try:
             self._manifest, self._runner = self._study.runner(task.manifest)
             if not 0 <= task.start < task.stop <= self._manifest.samples or self._manifest.number != task.record:
-                LOGGER.error("refused a range that the step record does not have: %s", task)
+                LOGGER.error("Refused a range that the step record does not have: %s.", task)
                 return
             self._run_piece()
         except SampleError as error:
@@ -67,76 +108,61 @@ class RangeWork:
             self._note(Kind.ENDED, self._sample, code=UNREADABLE)
         except LedgerError:
             raise
-        except Exception:  # a fault of ours: without an outcome, the sample would be sent again for ever
+        except Exception:  # an error of the plugin: without an outcome, the sample would be sent again without end
             LOGGER.exception("%s: sample %d", task.manifest, self._sample)
             self._note(Kind.ENDED, self._sample, code=BROKEN)
         finally:
             self._note(Kind.RELEASED, task.start, task.stop)
             self._study.ledger.flush()
 
-    @property
-    def record(self) -> int:
-        """Number of the step record."""
-        return self._task.record
-
-    @property
-    def signal(self) -> signal.Signals:
-        """The signal that its samples get before their allocation ends."""
-        return signal.Signals[self._manifest.signal]
-
-    def is_void(self, sample: int) -> bool:
-        """Tell whether the coordinator has sent or cancelled a sample since."""
-        return self._study.is_void(self._task.record, self._task.epoch, sample)
-
-    def must_end(self, sample: int) -> bool:
-        """Tell whether a running attempt at a sample shall end."""
-        return self._study.must_end(self._task.record, self._task.epoch, sample)
-
     def _run_piece(self) -> None:
-        begin = time.monotonic()
-        stop = self._pass_on(self._sample + self._worker.piece(self._task), self._task.stop)
+        begin = clock.monotonic()
+        stop = self._pass_on(self._sample + self._slots.piece(self._task), self._task.stop)
         decided = self._decided(stop)
         while self._sample < stop and self._may_go_on():
             if self._sample not in decided:
                 self._run_sample(self._sample)
             self._sample += 1
-            if time.monotonic() - begin > 2 * BUDGET_S:
+            if self._slots.is_over_budget(clock.monotonic() - begin):
                 stop = self._pass_on(self._sample, stop)
 
     def _may_go_on(self) -> bool:
-        """Whether the next sample may be started."""
-        if self._worker.stopping.is_set() or self.is_void(self._sample):
+        """Whether the next sample may start."""
+        task = self._task
+        if self._slots.stopping.is_set() or self._study.is_invalid(task.record, task.epoch, self._sample):
             return False
-        return self._worker.has_time_for(self._task, self._manifest)
+        return self._slots.has_time_for(task, self._manifest)
 
     def _decided(self, stop: int) -> frozenset[int]:
-        """Return the samples of the piece that had an outcome when it was sent.
+        """Return the samples of the piece that had an outcome when the range was sent.
 
-        Ranges that are sent again lead across such samples. Their scripts tell, too, unless they have
-        removed them.
+        Ranges that are sent again contain such samples. Their scripts would prevent another run as well, but a sample
+        may delete its script.
         """
         if self._task.epoch == 1:
             return frozenset()
-        outcome = self._study.progress(self._manifest).outcome[self._task.start : stop]
+        outcome = self._study.sample_states(self._manifest).outcome[self._task.start : stop]
         return frozenset((self._task.start + np.flatnonzero(outcome != Outcome.OPEN)).tolist())
 
     def _pass_on(self, start: int, stop: int) -> int:
-        """Send samples [start, stop) on in halves; return where what is left ends.
+        """Send samples [start, stop) in halves to the task queue; return the end of the range that stays here.
 
-        When the broker is away, what could not be sent stays here.
+        If the broker does not answer, the samples that could not be sent stay in this slot.
         """
         for part in reversed(halves(self._task.part(min(start, stop), stop))):
             try:
-                self._worker.send(part, self._manifest.task_queue)
-            except Exception as cause:  # whatever the transport raises
-                LOGGER.warning("samples up to %d stay here: the broker is away (%s)", stop - 1, cause)
+                self._send(part, self._manifest.task_queue)
+            except Exception as cause:  # each transport has its own errors
+                LOGGER.warning(
+                    "Samples up to %d stay in this worker: the broker does not answer (%s).", stop - 1, cause
+                )
                 break
             self._note(Kind.PASSED, part.start, part.stop)
             stop = part.start
         return stop
 
     def _run_sample(self, sample: int) -> None:
-        """Run one sample, unless the ledger says that it has run or is running."""
+        """Run one sample, unless it has run or runs according to the ledger."""
         try:
             first = self._runner.claim(sample)
             again = False
@@ -147,62 +173,72 @@ class RangeWork:
                 if decision is None:
                     return
                 again = decision
-            environment = self._worker.launches.environment(self._slot, self._manifest)
+            environment = self._slots.launches.environment(self._slot, self._manifest)
             running = self._runner.start(sample, first=first, again=again, environment=environment)
         except CannotRunError as cause:
             self._cannot_run(sample, cause)
             return
-        self._worker.note_running(self._slot, running, self, sample)
+        self._slots.add(self._slot, self._watched(running, sample))
         attempt = running.wait()
-        self._worker.note_ended(self._slot)
-        if not attempt.was_ended and self._worker.shares_end(attempt.code):
+        self._slots.remove(self._slot)
+        if not attempt.was_ended and self._slots.shares_end(attempt.code):
             attempt = dataclasses.replace(attempt, was_ended=True)
         kind = Kind.STOPPED if attempt.was_ended else Kind.ENDED
         self._note(kind, sample, int(attempt.duration_s * 1e6), code=attempt.code)
-        self._worker.learn(self._task, attempt.duration_s)
-        try:
-            hook = plugin_manager().hook.attempt_finished
-            if hook.get_hookimpls():  # pluggy's call costs time, for each sample, with nobody there, too
-                hook(attempt=attempt)
-        except Exception:  # a third party's; the samples need not suffer
-            LOGGER.exception("a plugin's attempt_finished has failed")
+        self._slots.learn(self._task, attempt.duration_s)
+        _announce(attempt)
+
+    def _watched(self, attempt: RunningAttempt, sample: int) -> Running:
+        task, study = self._task, self._study
+        number = signal.Signals[self._manifest.signal]
+        return Running(attempt, task.record, number, lambda: study.must_end(task.record, task.epoch, sample))
 
     def _claim_again(self, sample: int) -> bool | None:
-        """Decide about a sample that may have been started before.
+        """Decide whether a sample that may have been started before runs again.
 
         Returns:
-            Whether it runs `restart` instead of `cmd`; None when it shall not run.
+            Whether it runs `restart` instead of `cmd`; None when it must not run.
         """
         study, manifest = self._study, self._manifest
         has_script_of_its_own = self._runner.directory(sample) != manifest.workspace
-        if has_script_of_its_own and not study.progress(manifest).started[sample]:
-            # Somebody has written its script a moment ago, or died right after that.
-            self._worker.stopping.wait(CLAIM_LIMIT_S)
+        if has_script_of_its_own and not study.sample_states(manifest).started[sample]:
+            # Another worker has written the script a moment ago, or died right after that.
+            self._slots.stopping.wait(CLAIM_LIMIT_S)
         with study.decision:
-            progress = study.progress(manifest)
-            is_running = progress.started[sample] > progress.ended[sample]
-            if progress.outcome[sample] != Outcome.OPEN or progress.started[sample] >= self._task.epoch or is_running:
+            states = study.sample_states(manifest)
+            is_running = states.started[sample] > states.ended[sample]
+            if states.outcome[sample] != Outcome.OPEN or states.started[sample] >= self._task.epoch or is_running:
                 return None
-            again = progress.runs_restart(sample)
+            again = states.runs_restart(sample)
             self._note(Kind.STARTED, sample, code=int(again))
         return again
 
     def _cannot_run(self, sample: int, cause: CannotRunError) -> None:
-        """Record that a sample could not be started, and give the machine a moment to recover."""
-        LOGGER.error("sample %d of '%s' cannot be started: %s", sample, self._task.manifest, cause)
+        """Record that a sample could not start, and give the machine a moment to recover."""
+        LOGGER.error("Sample %d of '%s' cannot start: %s", sample, self._task.manifest, cause)
         code = NOT_FOUND if cause.errno in _FINAL_ERRORS else cannot_run_code(cause.errno)
         self._note(Kind.ENDED, sample, code=code)
         if cause.errno in _MACHINE_ERRORS:
-            self._worker.stopping.wait(1.0)
+            self._slots.stopping.wait(1.0)
 
     def _note(self, kind: Kind, start: int, stop: int = 0, *, code: int = 0) -> None:
-        """Write the ledger, waiting for a full disk to be emptied: an outcome must not be lost."""
+        """Write the ledger; on a full disk, wait for space, because an outcome must not be lost."""
         task = self._task
         while True:
             try:
                 self._study.ledger.append(kind, task.record, task.epoch, start, stop, code=code, slot=self._slot)
                 return
             except LedgerError as cause:
-                LOGGER.error("waiting to write the ledger: %s", cause)
-                if self._worker.stopping.wait(2.0):
+                LOGGER.error("The ledger cannot be written; the worker tries again: %s", cause)
+                if self._slots.stopping.wait(2.0):
                     raise
+
+
+def _announce(attempt: Attempt) -> None:
+    """Pass an attempt to the extensions."""
+    try:
+        hook = plugin_manager().hook.attempt_finished
+        if hook.get_hookimpls():  # a call of pluggy costs time for each sample, also without an extension
+            hook(attempt=attempt)
+    except Exception:  # an error of an extension must not fail samples
+        LOGGER.exception("The hook 'attempt_finished' of an extension has failed.")

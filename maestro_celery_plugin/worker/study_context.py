@@ -1,4 +1,4 @@
-"""A study as a worker sees it: its manifests, its own ledger file, and what others have written."""
+"""A study in a worker: its manifests, the ledger file of the worker, and the entries of other writers."""
 
 from __future__ import annotations
 
@@ -8,36 +8,29 @@ from pathlib import Path
 
 import numpy as np
 
-from maestro_celery_plugin.ledger.reader import (
-    COORDINATOR,
-    ENTRY,
-    SUFFIX,
-    Entries,
-    Kind,
-    LedgerReader,
-    LedgerWriter,
-    are_sound,
-)
-from maestro_celery_plugin.ledger.sample_states import Progress
-from maestro_celery_plugin.samples.table import open_table
+from maestro_celery_plugin.ledger.entries import COORDINATOR, ENTRY, SUFFIX, Entries, Kind, are_sound
+from maestro_celery_plugin.ledger.reader import LedgerReader
+from maestro_celery_plugin.ledger.sample_states import SampleStates
+from maestro_celery_plugin.ledger.writer import LedgerWriter
+from maestro_celery_plugin.plugins import open_table
 from maestro_celery_plugin.study.layout import StudyPlan
 from maestro_celery_plugin.study.manifest import Manifest
 from maestro_celery_plugin.worker.attempt import Runner
 
-__all__ = ["StudySide"]
+__all__ = ["StudyContext"]
 
 
-class StudySide:
-    """A study in a worker process; safe to use from several threads.
+class StudyContext:
+    """A study in a worker process; several threads may use it.
 
     Args:
         root: The study's workspace.
-        writer: Names the process's ledger file.
+        writer: Name of the ledger file of the process.
 
     Attributes:
-        plan: What was fixed when the study was launched.
-        ledger: The process's ledger file.
-        decision: Held while it is decided from the ledger whether a sample runs again.
+        plan: The plan of the study.
+        ledger: The ledger file of the process.
+        decision: Held while a slot decides from the ledger whether a sample runs again.
     """
 
     def __init__(self, root: Path, writer: str) -> None:
@@ -51,11 +44,11 @@ class StudySide:
         self._fences: dict[int, list[tuple[int, int, int]]] = {}
         self._ends: dict[int, list[tuple[int, int, int]]] = {}
         self._history = LedgerReader(self.plan.ledger)
-        self._progress: dict[int, Progress] = {}
+        self._sample_states: dict[int, SampleStates] = {}
         self._unread: dict[int, list[Entries]] = {}
 
     def runner(self, relative: str) -> tuple[Manifest, Runner]:
-        """Return a step record's manifest and runner, read once.
+        """Return the manifest and the runner of a step record; the first call reads the files.
 
         Raises:
             SampleError: the sample table cannot be read any more.
@@ -66,21 +59,21 @@ class StudySide:
                 self._runners[relative] = manifest, _runner_of(manifest)
             return self._runners[relative]
 
-    def is_void(self, record: int, epoch: int, sample: int) -> bool:
-        """Tell whether a sample shall not start: the coordinator has sent or cancelled it under a later epoch."""
+    def is_invalid(self, record: int, epoch: int, sample: int) -> bool:
+        """Tell whether a sample must not start: the coordinator has sent or cancelled it under a later epoch."""
         self._follow_coordinator()
         for fence, start, stop in reversed(self._fences.get(record, ())):
-            if fence <= epoch:  # epochs never fall, so that the later ones are at the end
+            if fence <= epoch:  # epochs never decrease, so the later ones are at the end
                 return False
             if start <= sample < stop:
                 return True
         return False
 
     def must_end(self, record: int, epoch: int, sample: int) -> bool:
-        """Tell whether a running attempt shall end: the coordinator has cancelled it, or holds it for lost.
+        """Tell whether a running attempt must end: the coordinator has cancelled it, or has declared it lost.
 
-        That its sample was sent again does not end it: the coordinator may not have seen its start, and
-        no other worker runs a sample whose attempt has not ended.
+        A sample that was sent again does not end the attempt: the coordinator may not have seen its start, and no other
+        worker runs a sample while an attempt at it has not ended.
         """
         self._follow_coordinator()
         return any(e > epoch and start <= sample < stop for e, start, stop in self._ends.get(record, ()))
@@ -107,16 +100,18 @@ class StudySide:
             elif kind is Kind.LOST:
                 self._ends.setdefault(record, []).append((epoch + 1, start, start + 1))
 
-    def progress(self, manifest: Manifest) -> Progress:
-        """Return what the whole ledger says of a step record now."""
+    def sample_states(self, manifest: Manifest) -> SampleStates:
+        """Return the states of the samples of a step record from the whole ledger."""
         with self._lock:
             for _, entries in self._history.poll():
                 for number in np.unique(entries["record"]):
                     self._unread.setdefault(int(number), []).append(entries[entries["record"] == number])
-            progress = self._progress.setdefault(manifest.number, Progress(manifest))
+            if manifest.number not in self._sample_states:
+                self._sample_states[manifest.number] = SampleStates(manifest.samples, manifest.max_retries)
+            states = self._sample_states[manifest.number]
             for entries in self._unread.pop(manifest.number, []):
-                progress.apply(entries)
-            return progress
+                states.apply(entries)
+            return states
 
 
 def _runner_of(manifest: Manifest) -> Runner:

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from support import kill, wait_for
 
-from maestro_celery_plugin.ledger.reader import Kind, read_ledger
+from maestro_celery_plugin.ledger.entries import Kind
+from maestro_celery_plugin.ledger.reader import read_ledger
 
 COUNT = 24
 SPEC = """

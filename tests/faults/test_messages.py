@@ -13,7 +13,9 @@ import redis
 from support import wait_for
 
 from maestro_celery_plugin.broker.app import TASK_NAME, make_app, queue_for
-from maestro_celery_plugin.ledger.reader import Kind, read_ledger
+from maestro_celery_plugin.broker.messages import Signer
+from maestro_celery_plugin.ledger.entries import Kind
+from maestro_celery_plugin.ledger.reader import read_ledger
 from maestro_celery_plugin.study.session import Session
 
 SPEC = """
@@ -42,9 +44,10 @@ class Intruder:
     def __init__(self, study) -> None:
         self.study = study
         self.session = Session(study.path / "merlin_info" / "session")
+        self.signer = Signer(self.session.secret)
         self.app = make_app(self.session)
         broker = self.session.read_broker()
-        self.redis = redis.Redis.from_url(broker["url"])
+        self.redis = redis.Redis.from_url(broker.url)
 
     def send(self, *message, task_queue: str = "q", name: str = TASK_NAME) -> None:
         self.app.send_task(name, args=list(message), queue=queue_for(self.session, task_queue), retry=False)
@@ -79,12 +82,12 @@ def test_forged_messages_are_refused(intruder):
     intruder.send(*intruder.fields()[:3], "0; touch x", 5, 1, "x")
     intruder.send(name="os.system")
 
-    wait_for(lambda: intruder.worker_log().count("refused a message that is not this session's") == 4, "refusals")
+    wait_for(lambda: intruder.worker_log().count("Refused a message that is not of this session.") == 4, "refusals")
     finish(intruder.study)
 
 
 def test_a_signature_fits_one_message_only(intruder):
-    signature = intruder.session.signer().sign(*intruder.fields(0, 1))
+    signature = intruder.signer.sign(*intruder.fields(0, 1))
 
     intruder.send(*intruder.fields(0, 12), signature)
 
@@ -94,7 +97,7 @@ def test_a_signature_fits_one_message_only(intruder):
 
 def test_replayed_messages_run_nothing_twice(intruder):
     """Given genuine messages that come once more, also after the step's end, then no sample runs again."""
-    signature = intruder.session.signer().sign(*intruder.fields())
+    signature = intruder.signer.sign(*intruder.fields())
     for _ in range(3):
         intruder.send(*intruder.fields(), signature)
     wait_for(lambda: intruder.study.states().get("sim") == "FINISHED", "the step's end")
@@ -109,7 +112,7 @@ def test_oversized_and_broken_messages_do_no_harm(intruder):
     intruder.send("x" * 10_000_000, "sim", 1, 0, 12, 1, "0" * 64)
     intruder.redis.lpush(queue, b"no message at all")
     intruder.redis.lpush(queue, json.dumps({"body": "bm8=", "headers": {}, "properties": {}}))
-    intruder.send(*intruder.fields(0, 10**15, 7), intruder.session.signer().sign(*intruder.fields(0, 10**15, 7)))
+    intruder.send(*intruder.fields(0, 10**15, 7), intruder.signer.sign(*intruder.fields(0, 10**15, 7)))
 
     finish(intruder.study)
 
@@ -155,7 +158,7 @@ def test_deleted_messages_are_sent_again(run):
 def test_secrets_are_in_files_of_mode_0600_only(intruder):
     """Given a running study, then neither password nor secret is in argv, environment, logs or other files."""
     study = intruder.study
-    url = intruder.session.read_broker()["url"]
+    url = intruder.session.read_broker().url
     secrets = [url.split(":")[2].split("@")[0], (intruder.session.path / "secret").read_text()]
     assert all(len(secret) >= 32 for secret in secrets)
 
@@ -183,7 +186,7 @@ def _samples_of(study) -> list[str]:
 
 
 def test_the_private_broker_refuses_strangers(intruder):
-    url = intruder.session.read_broker()["url"]
+    url = intruder.session.read_broker().url
     host, _, port = url.rpartition("@")[2].removesuffix("/0").partition(":")
 
     assert host == "127.0.0.1"

@@ -17,7 +17,8 @@ import redis
 from kombu import Connection
 from support import ROOT, needed, wait_for
 
-from maestro_celery_plugin.ledger.reader import Kind, read_ledger
+from maestro_celery_plugin.ledger.entries import Kind
+from maestro_celery_plugin.ledger.reader import read_ledger
 from maestro_celery_plugin.processes import end_marked
 
 PASSWORD = "s3cret-of-the-test"

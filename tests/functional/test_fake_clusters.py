@@ -11,6 +11,11 @@ import pytest
 from fakes.clusters import FakeCluster
 from support import wait_for
 
+from maestro_celery_plugin.config.groups import GroupConfig
+from maestro_celery_plugin.config.resources import StepNeeds
+from maestro_celery_plugin.config.settings import BatchSettings
+from maestro_celery_plugin.plugins import batch_system
+
 # A process that has Maestro's adapter, since the adapter for Flux imports Flux when it is imported itself.
 DRIVER = """
 import json, sys
@@ -205,28 +210,21 @@ def test_a_process_finds_the_allocation_around_it(driver, tmp_path):
     assert left is None if driver.type == "lsf" else 50 <= left <= 60
 
 
-def line_of(type, method, **values):
-    """Return a line of a batch system."""
-    from maestro_celery_plugin.batch.base import WorkerLaunch, batch_system
-    from maestro_celery_plugin.config.resources import StepNeeds
-    from maestro_celery_plugin.config.settings import BatchSettings
-
-    system = batch_system(type)
-    if method == "sample":
-        return system.sample_launcher(StepNeeds(**values))
-    return system.worker_line(WorkerLaunch(settings=BatchSettings(type=type), **values))
+def worker_line(type, command, nodes):
+    group = GroupConfig(group="sim", queues=("q",), nodes=nodes, batch=BatchSettings(type=type))
+    return batch_system(type).worker_line(group, command)
 
 
 def test_one_worker_starts_on_each_node(driver, cluster):
     command = """/bin/sh -c 'echo "$0 a  worker"' 'it'"'"'s'"""
-    job = driver.submit(line_of(driver.type, "workers", command=command, nodes=3), nodes=3)
+    job = driver.submit(worker_line(driver.type, command, nodes=3), nodes=3)
     driver.wait(job, "COMPLETED")
     assert driver.output("out") == "it's a  worker\n" * 3
     assert cluster.launches()[-1]["tasks"] == 3
 
 
 def test_samples_run_side_by_side(driver, cluster):
-    sample = line_of(driver.type, "sample", nodes=2, procs=4)
+    sample = batch_system(driver.type).sample_launcher(StepNeeds(nodes=2, procs=4))
     job = driver.submit(f"{sample} sleep 0.5 &\n{sample} sleep 0.5 &\nwait", nodes=4)
     driver.wait(job, "COMPLETED")
     one, other = cluster.launches()[-2:]

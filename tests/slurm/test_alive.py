@@ -11,7 +11,8 @@ import pytest
 from slurm_studies import allocations, assert_each_sample_once, assert_nothing_left, codes, ensemble, job_of
 from support import Study, kill, wait_for
 
-from maestro_celery_plugin.ledger.reader import Kind, read_ledger
+from maestro_celery_plugin.ledger.entries import Kind
+from maestro_celery_plugin.ledger.reader import read_ledger
 
 COUNT = 24
 BATCH = "type: slurm, nodes: 2, walltime: 600"

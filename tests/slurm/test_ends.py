@@ -16,7 +16,7 @@ from slurm_studies import (
 )
 from support import Study, wait_for
 
-from maestro_celery_plugin.ledger.reader import Kind
+from maestro_celery_plugin.ledger.entries import Kind
 
 COUNT = 6
 LONG = SMALL = "type: slurm, nodes: 1, procs: 1, walltime: 600"

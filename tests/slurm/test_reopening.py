@@ -19,7 +19,8 @@ from slurm_studies import (
 )
 from support import Study, kill, wait_for
 
-from maestro_celery_plugin.ledger.reader import Kind, LedgerReader
+from maestro_celery_plugin.ledger.entries import Kind
+from maestro_celery_plugin.ledger.reader import LedgerReader
 from maestro_celery_plugin.study.status_csv import read_rows
 
 DRAIN = 38

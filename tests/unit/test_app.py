@@ -8,7 +8,7 @@ import pytest
 from maestro_celery_plugin.broker import app as app_module
 from maestro_celery_plugin.broker.app import SETTINGS, make_app, queue_for
 from maestro_celery_plugin.errors import BrokerError
-from maestro_celery_plugin.study.session import Session
+from maestro_celery_plugin.study.session import BrokerLocation, Session
 
 KNOWN = dict(celery.app.defaults.flatten(celery.app.defaults.NAMESPACES))
 
@@ -16,7 +16,7 @@ KNOWN = dict(celery.app.defaults.flatten(celery.app.defaults.NAMESPACES))
 @pytest.fixture
 def session(tmp_path):
     session = Session.create(tmp_path / "session")
-    session.write_broker({"url": "redis://:secret@localhost:1/0"})
+    session.write_broker(BrokerLocation(url="redis://:secret@localhost:1/0"))
     return session
 
 
@@ -56,7 +56,7 @@ def test_a_message_is_acknowledged_when_it_is_taken(session):
     ("url", "has_options"), [("redis://h", True), ("rediss://h", True), ("valkey://h", True), ("amqp://h", False)]
 )
 def test_only_redis_gets_the_options_of_redis(session, url, has_options):
-    session.write_broker({"url": url})
+    session.write_broker(BrokerLocation(url=url))
     app = make_app(session)
     assert app.conf.broker_url == url
     assert bool(app.conf.broker_transport_options) == has_options

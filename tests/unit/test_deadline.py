@@ -8,7 +8,7 @@ import time
 import pytest
 
 from maestro_celery_plugin.batch.deadline import BEGAN, Deadline
-from maestro_celery_plugin.study.group_config import WorkerTerms
+from maestro_celery_plugin.config.groups import GroupConfig
 
 
 def ending_in(seconds, **rules):
@@ -63,7 +63,7 @@ def test_no_sample_starts_when_it_would_be_killed_at_once():
 
 
 def terms(**values):
-    return WorkerTerms(group="w", queues=("merlin",), **{"batch_type": "slurm", **values})
+    return GroupConfig(group="w", queues=("merlin",), **{"batch_type": "slurm", **values})
 
 
 def test_slurm_tells_the_end_in_the_environment():

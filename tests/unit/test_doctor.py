@@ -11,9 +11,9 @@ import maestrowf
 import pytest
 from click.testing import CliRunner
 
-from maestro_celery_plugin.broker.choice import keeper_of, start_private
+from maestro_celery_plugin.broker.private import start, supervisor_of
 from maestro_celery_plugin.cli import main
-from maestro_celery_plugin.processes import wait_until
+from maestro_celery_plugin.clock import wait_until
 from maestro_celery_plugin.study.session import Session
 
 # The private broker's keeper outlives who starts it, and is not waited for.
@@ -24,8 +24,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:subprocess .* is still running:R
 def broker(tmp_path_factory):
     """The URL of a broker that answers."""
     session = Session.create(tmp_path_factory.mktemp("doctor") / "session")
-    start_private(session)
-    keeper = keeper_of(session)
+    start(session)
+    keeper = supervisor_of(session)
     yield session.read_broker()["url"]
     keeper.signal(signal.SIGTERM)
     wait_until(lambda: not keeper.is_alive, 10)

@@ -8,11 +8,13 @@ import time
 
 import pytest
 
-from maestro_celery_plugin.batch.base import HeldAllocation, JobReport, WorkerLaunch, batch_system
+from maestro_celery_plugin.batch.base import HeldAllocation, JobReport
 from maestro_celery_plugin.batch.flux import FLUX_ENDS, FLUX_STATES, Flux
+from maestro_celery_plugin.config.groups import GroupConfig
 from maestro_celery_plugin.config.resources import StepNeeds
 from maestro_celery_plugin.config.settings import BatchSettings
 from maestro_celery_plugin.errors import AllocationError
+from maestro_celery_plugin.plugins import batch_system
 from maestro_celery_plugin.spec.launcher import launched
 from maestro_celery_plugin.states import AllocationState
 
@@ -27,7 +29,7 @@ QUOTED = shlex.quote(COMMAND)
 
 def line(nodes=4, **settings):
     return FLUX.worker_line(
-        WorkerLaunch(command=COMMAND, nodes=nodes, settings=BatchSettings(type="flux", **settings))
+        GroupConfig(group="sim", queues=("q",), nodes=nodes, batch=BatchSettings(type="flux", **settings)), COMMAND
     )
 
 
@@ -59,7 +61,7 @@ def test_one_worker_on_each_node():
 def test_how_many_workers_that_starts():
     for exec_workers, count in ((True, 4), (False, 1)):
         settings = BatchSettings(type="flux", flux_exec_workers=exec_workers)
-        assert FLUX.worker_count(WorkerLaunch(command="", nodes=4, settings=settings)) == count
+        assert FLUX.worker_count(GroupConfig(group="sim", queues=("q",), nodes=4, batch=settings)) == count
 
 
 @pytest.mark.parametrize(

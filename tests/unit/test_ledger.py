@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 
 from maestro_celery_plugin.errors import LedgerError
-from maestro_celery_plugin.ledger.reader import ENTRY, SUFFIX, Kind, LedgerReader, LedgerWriter, are_sound, read_ledger
+from maestro_celery_plugin.ledger.entries import ENTRY, SUFFIX, Kind, are_sound
+from maestro_celery_plugin.ledger.reader import LedgerReader, read_ledger
+from maestro_celery_plugin.ledger.writer import LedgerWriter
 
 SIZE = ENTRY.itemsize
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from maestro_celery_plugin.batch.base import HeldAllocation, JobReport, WorkerLaunch, batch_system
+from maestro_celery_plugin.batch.base import HeldAllocation, JobReport
 from maestro_celery_plugin.batch.lsf import LSF_ENDS, LSF_STATES, Lsf, LsfSrun
+from maestro_celery_plugin.config.groups import GroupConfig
 from maestro_celery_plugin.config.resources import ScriptCount, StepNeeds
 from maestro_celery_plugin.config.settings import BatchSettings
 from maestro_celery_plugin.errors import AllocationError
+from maestro_celery_plugin.plugins import batch_system
 from maestro_celery_plugin.spec.launcher import launched, needs_of
 from maestro_celery_plugin.states import AllocationState
 
@@ -25,9 +27,12 @@ TERM_THREADLIMIT TERM_UNKNOWN TERM_WINDOW TERM_ZOMBIE
 """
 
 
-def launch(samples_launch=False, **settings):
+COMMAND = "work --name \'a b\'"
+
+
+def group(samples_launch=False, **settings):
     settings = BatchSettings(type="lsf", **settings)
-    return WorkerLaunch(command="work --name 'a b'", nodes=4, settings=settings, samples_launch=samples_launch)
+    return GroupConfig(group="sim", queues=("q",), nodes=4, batch=settings, samples_launch=samples_launch)
 
 
 def test_the_plugin_manager_has_both():
@@ -56,30 +61,30 @@ def test_directives_without_a_value_leave_the_batch_script():
 
 def test_one_worker_on_each_node():
     line = "jsrun -a 1 -c ALL_CPUS -g ALL_GPUS --bind=none -n 4 -r 1 work --name 'a b'"
-    assert LSF.worker_line(launch()) == line
+    assert LSF.worker_line(group(), COMMAND) == line
 
 
 def test_how_many_workers_that_starts():
-    assert LSF.worker_count(launch()) == 4
-    assert LSF.worker_count(launch(samples_launch=True)) == LSF_SRUN.worker_count(launch()) == 1
-    assert LSF_SRUN.worker_count(launch(worker_launch="lrun -T1")) == 4
+    assert LSF.worker_count(group()) == 4
+    assert LSF.worker_count(group(samples_launch=True)) == LSF_SRUN.worker_count(group()) == 1
+    assert LSF_SRUN.worker_count(group(worker_launch="lrun -T1")) == 4
 
 
 def test_below_a_jsrun_there_is_no_other():
-    assert LSF.worker_line(launch(samples_launch=True)) == "work --name 'a b'"
-    assert LSF_SRUN.worker_line(launch()) == "work --name 'a b'"
-    assert LSF.worker_line(launch(samples_launch=True, launch_pre="module load x;", launch_args="-v")) == (
+    assert LSF.worker_line(group(samples_launch=True), COMMAND) == "work --name 'a b'"
+    assert LSF_SRUN.worker_line(group(), COMMAND) == "work --name 'a b'"
+    assert LSF.worker_line(group(samples_launch=True, launch_pre="module load x;", launch_args="-v"), COMMAND) == (
         "module load x; work --name 'a b'"
     )
 
 
 def test_merlins_keys_for_the_launch_of_workers():
-    line = LSF.worker_line(launch(launch_pre="module load x;", launch_args="--smpiargs=off"))
+    line = LSF.worker_line(group(launch_pre="module load x;", launch_args="--smpiargs=off"), COMMAND)
     assert line == (
         "module load x; jsrun -a 1 -c ALL_CPUS -g ALL_GPUS --bind=none -n 4 -r 1 --smpiargs=off work --name 'a b'"
     )
     for samples_launch in (False, True):
-        line = LSF.worker_line(launch(samples_launch, worker_launch="lrun -T1", launch_args="-v"))
+        line = LSF.worker_line(group(samples_launch, worker_launch="lrun -T1", launch_args="-v"), COMMAND)
         assert line == "lrun -T1 -v work --name 'a b'"
 
 

@@ -10,7 +10,8 @@ import pytest
 from ensembles import a_manifest
 
 from maestro_celery_plugin.config.resources import ScriptCount, StepNeeds
-from maestro_celery_plugin.study.manifest import Manifest, write_atomically
+from maestro_celery_plugin.files import write_atomically
+from maestro_celery_plugin.study.manifest import Manifest
 
 
 def test_it_comes_back_as_it_was_written(tmp_path):

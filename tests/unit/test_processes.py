@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from maestro_celery_plugin.processes import ProcessId, end_marked, wait_until
+from maestro_celery_plugin.clock import wait_until
+from maestro_celery_plugin.processes import ProcessId, end_marked
 
 MARK = "MAESTRO_CELERY_TEST_MARK"
 

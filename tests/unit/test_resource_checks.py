@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import yaml
 
+from maestro_celery_plugin.config import schema
 from maestro_celery_plugin.errors import SpecificationError
 from maestro_celery_plugin.maestro import launch
 from maestro_celery_plugin.maestro.specification import EnsembleSpecification
@@ -221,6 +222,6 @@ def test_it_is_asked_for_a_launch_only(load, recorded):
 def test_needs_can_be_stored(load):
     """Maestro's `batch.info` is read with a loader that knows plain YAML only."""
     ensemble = load(spec({"procs": "$(N)", "cmd": "MERLIN_NODES=2\n$(VLAUNCHER) $(X)"})).ensemble
-    stored = yaml.safe_load(yaml.safe_dump(ensemble.to_dict()))
+    stored = yaml.safe_load(yaml.safe_dump(schema.to_dict(ensemble)))
     assert stored["steps"]["sim"]["needs"]["nodes"] == 2
     assert stored["steps"]["sim"]["needs"]["procs"] == 1

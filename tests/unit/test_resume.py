@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 import yaml
 from click.testing import CliRunner
-from ensembles import a_manifest, a_study
+from ensembles import a_manifest, a_study, states_of
 from filelock import FileLock
 
 from maestro_celery_plugin.cli import main
-from maestro_celery_plugin.ledger.reader import Kind, LedgerWriter, read_ledger
-from maestro_celery_plugin.ledger.sample_states import Progress
+from maestro_celery_plugin.ledger.entries import Kind
+from maestro_celery_plugin.ledger.reader import read_ledger
+from maestro_celery_plugin.ledger.writer import LedgerWriter
 from maestro_celery_plugin.maestro.resume import reopen_failed
 from maestro_celery_plugin.states import Outcome
 from maestro_celery_plugin.study.session import Session
@@ -81,7 +82,7 @@ def test_failed_samples_run_again_and_no_others(tmp_path, worker):
     pairs = list(zip(reopened["record"].tolist(), reopened["start"].tolist(), reopened["epoch"].tolist(), strict=True))
     assert pairs[:3] == [(1, 1, 3), (1, 2, 3), (1, 4, 3)]
     assert pairs[3][:2] == (2, 7)
-    progress = Progress(manifest)
+    progress = states_of(manifest)
     progress.apply(entries[entries["record"] == 1])
     expected = [Outcome.FINISHED, Outcome.OPEN, Outcome.OPEN, Outcome.OPEN, Outcome.OPEN, Outcome.STOPPED_STUDY]
     assert progress.outcome[:6].tolist() == expected

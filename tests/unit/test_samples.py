@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from maestro_celery_plugin.errors import SampleError
+from maestro_celery_plugin.plugins import open_table
 from maestro_celery_plugin.samples import row_index
-from maestro_celery_plugin.samples.table import open_table
 
 
 @pytest.fixture

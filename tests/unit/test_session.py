@@ -7,8 +7,10 @@ import stat
 
 import pytest
 
+from maestro_celery_plugin.broker.messages import Signer
 from maestro_celery_plugin.errors import StudyError
-from maestro_celery_plugin.study.session import Heartbeat, Session
+from maestro_celery_plugin.study.heartbeats import Heartbeat
+from maestro_celery_plugin.study.session import BrokerLocation, Session
 
 MESSAGE = ("/study", "sim/X.1", 1, 0, 10, 3)
 BEAT = Heartbeat(
@@ -29,9 +31,9 @@ def test_only_the_owner_can_read_it(tmp_path):
     before = os.umask(0)
     try:
         session = Session.create(tmp_path / "session")
-        session.write_broker({"url": "redis://:secret@host"})
-        session.write_heartbeat(BEAT)
-        session.write_conductor_beat(1)
+        session.write_broker(BrokerLocation(url="redis://:secret@host"))
+        session.heartbeats.write(BEAT)
+        session.heartbeats.write_conductor(1)
     finally:
         os.umask(before)
 
@@ -67,7 +69,7 @@ def test_a_session_that_is_not_there_is_an_error(tmp_path):
 
 
 def test_a_signature_fits_its_message(session):
-    assert session.signer().fits(session.signer().sign(*MESSAGE), *MESSAGE)
+    assert Signer(session.secret).fits(Signer(session.secret).sign(*MESSAGE), *MESSAGE)
 
 
 @pytest.mark.parametrize("field", range(len(MESSAGE)))
@@ -75,24 +77,24 @@ def test_a_changed_field_is_refused(session, field):
     changed = [*MESSAGE]
     changed[field] = changed[field] + ("x" if isinstance(changed[field], str) else 1)
 
-    assert not session.signer().fits(session.signer().sign(*MESSAGE), *changed)
+    assert not Signer(session.secret).fits(Signer(session.secret).sign(*MESSAGE), *changed)
 
 
 @pytest.mark.parametrize(
     "changed", [MESSAGE[:-1], (*MESSAGE, 1), ("/studysim", "/X.1", *MESSAGE[2:]), ("/study", "sim/X.1", "1", 0, 10, 3)]
 )
 def test_another_message_is_refused(session, changed):
-    assert not session.signer().fits(session.signer().sign(*MESSAGE), *changed)
+    assert not Signer(session.secret).fits(Signer(session.secret).sign(*MESSAGE), *changed)
 
 
 @pytest.mark.parametrize("signature", [None, 5, b"bytes", ["list"], {}, "", "ü", "\ud800", "0" * 64, True])
 def test_what_is_no_signature_is_refused(session, signature):
-    assert not session.signer().fits(signature, *MESSAGE)
+    assert not Signer(session.secret).fits(signature, *MESSAGE)
 
 
 def test_a_signature_of_another_session_is_refused(session, tmp_path):
     other = Session.create(tmp_path / "other").signer()
-    assert not session.signer().fits(other.sign(*MESSAGE), *MESSAGE)
+    assert not Signer(session.secret).fits(other.sign(*MESSAGE), *MESSAGE)
 
 
 # --- what is in it -----------------------------------------------------------------------------------
@@ -100,29 +102,35 @@ def test_a_signature_of_another_session_is_refused(session, tmp_path):
 
 def test_the_broker_comes_back(session):
     assert session.read_broker() is None
-    session.write_broker({"url": "redis://h", "keeper": [1, 2]})
-    assert session.read_broker() == {"url": "redis://h", "keeper": [1, 2]}
+    location = BrokerLocation(url="redis://h", supervisor=(1, 2), generation="1.1")
+    session.write_broker(location)
+    assert session.read_broker() == location
+
+
+def test_the_broker_of_version_0_1_is_read(session):
+    (session.path / "broker.json").write_text('{"url": "redis://h", "keeper": [1, 2], "generation": "1.1"}')
+    assert session.read_broker() == BrokerLocation(url="redis://h", supervisor=(1, 2), generation="1.1")
 
 
 def test_heartbeats_come_back(session):
-    assert session.heartbeats() == []
-    session.write_heartbeat(BEAT)
-    assert session.heartbeats() == [BEAT]
-    session.remove_heartbeat("w-1")
-    session.remove_heartbeat("w-1")
-    assert session.heartbeats() == []
+    assert session.heartbeats.all() == []
+    session.heartbeats.write(BEAT)
+    assert session.heartbeats.all() == [BEAT]
+    session.heartbeats.remove("w-1")
+    session.heartbeats.remove("w-1")
+    assert session.heartbeats.all() == []
 
 
 def test_a_heartbeat_that_a_crash_of_its_machine_has_emptied_is_none(session):
-    session.write_heartbeat(BEAT)
+    session.heartbeats.write(BEAT)
     (session.path / "workers" / "w-2.json").touch()
-    assert session.heartbeats() == [BEAT]
+    assert session.heartbeats.all() == [BEAT]
 
 
 def test_the_conductors_heartbeat_comes_back(session):
-    assert session.read_conductor_beat() == (0, None)
-    session.write_conductor_beat(7, {"sim/2", "sim/1"})
-    assert session.read_conductor_beat() == (7, ("sim/1", "sim/2"))
+    assert session.heartbeats.read_conductor() == (0, None)
+    session.heartbeats.write_conductor(7, {"sim/2", "sim/1"})
+    assert session.heartbeats.read_conductor() == (7, ("sim/1", "sim/2"))
 
 
 def test_all_workers_can_be_stopped_and_the_study_resumed(session):
@@ -140,5 +148,5 @@ def test_one_worker_can_be_stopped(session):
     assert session.worker_stop_requested("w-1")
     assert not session.worker_stop_requested("w-2")
     assert not session.stop_requested
-    session.remove_heartbeat("w-1")
+    session.heartbeats.remove("w-1")
     assert not session.worker_stop_requested("w-1")

@@ -45,9 +45,9 @@ def test_plain_types_and_back():
             file="x.csv", column_labels=("A",), generate=settings.GenerateSettings(cmd="make")
         ),
     )
-    stored = ensemble.to_dict()
+    stored = schema.to_dict(ensemble)
     assert stored["resources"]["workers"] == {"w": {"steps": ["a"], "task_queues": ["q"]}}
-    assert schema.build(settings.EnsembleSettings, stored) == ensemble
+    assert schema.from_dict(settings.EnsembleSettings, stored) == ensemble
 
 
 def test_a_false_value_that_is_no_default_is_stored():

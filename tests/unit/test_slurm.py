@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from maestro_celery_plugin.batch.base import HeldAllocation, JobReport, WorkerLaunch, batch_system
+from maestro_celery_plugin.batch.base import HeldAllocation, JobReport
 from maestro_celery_plugin.batch.slurm import SLURM_STATES, Slurm
+from maestro_celery_plugin.config.groups import GroupConfig
 from maestro_celery_plugin.config.resources import StepNeeds
 from maestro_celery_plugin.config.settings import BatchSettings
 from maestro_celery_plugin.errors import AllocationError, BatchSystemAwayError
+from maestro_celery_plugin.plugins import batch_system
 from maestro_celery_plugin.states import AllocationState
 
 SLURM = Slurm()
@@ -23,8 +25,11 @@ SUSPENDED TIMEOUT LAUNCH_FAILED RECONFIG_FAIL POWER_UP_NODE
 """
 
 
-def launch(**settings):
-    return WorkerLaunch(command="work --name 'a b'", nodes=4, settings=BatchSettings(type="slurm", **settings))
+COMMAND = "work --name 'a b'"
+
+
+def group(**settings):
+    return GroupConfig(group="sim", queues=("q",), nodes=4, batch=BatchSettings(type="slurm", **settings))
 
 
 def test_the_plugin_manager_has_it():
@@ -40,18 +45,20 @@ def test_maestros_adapter_gets_all_it_insists_on():
 
 
 def test_one_worker_on_each_node():
-    assert SLURM.worker_line(launch()) == (
+    assert SLURM.worker_line(group(), COMMAND) == (
         "srun --overlap --nodes=4 --ntasks=4 --cpu-bind=none --mem=0 --no-kill --kill-on-bad-exit=0 "
         "--wait=0 work --name 'a b'"
     )
 
 
 def test_its_workers_are_as_many_as_its_nodes():
-    assert SLURM.worker_count(launch()) == 4
+    assert SLURM.worker_count(group()) == 4
 
 
 def test_merlins_keys_for_the_launch_of_workers():
-    line = SLURM.worker_line(launch(launch_pre="module load x;", launch_args="--export=ALL", worker_launch="mine -n 4"))
+    line = SLURM.worker_line(
+        group(launch_pre="module load x;", launch_args="--export=ALL", worker_launch="mine -n 4"), COMMAND
+    )
     assert line == "module load x; mine -n 4 --export=ALL work --name 'a b'"
 
 

@@ -16,13 +16,12 @@ import yaml
 from maestrowf.datastructures.core import Study
 from maestrowf.specification.yamlspecification import YAMLSpecification
 
-from maestro_celery_plugin.batch.base import batch_system
 from maestro_celery_plugin.batch.slurm import Slurm
 from maestro_celery_plugin.config.settings import BatchSettings, GenerateSettings, WorkerGroupSettings
 from maestro_celery_plugin.config.step_entry import STEP_KEY
 from maestro_celery_plugin.errors import SpecificationError
 from maestro_celery_plugin.maestro.specification import EnsembleSpecification
-from maestro_celery_plugin.plugins import plugin_manager
+from maestro_celery_plugin.plugins import batch_system, plugin_manager
 
 SPECS = Path(__file__).parent / "specs"
 PLAIN = (SPECS / "plain.yaml").read_text()

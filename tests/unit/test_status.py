@@ -20,19 +20,22 @@ from maestro_celery_plugin.batch.allocation import Allocation, new_directory
 from maestro_celery_plugin.cli import main
 from maestro_celery_plugin.config.settings import BatchSettings, EnsembleSettings, ResourceSettings, WorkerGroupSettings
 from maestro_celery_plugin.errors import StudyError
-from maestro_celery_plugin.ledger.reader import Kind, LedgerWriter
-from maestro_celery_plugin.ledger.sample_states import Counts, cannot_run_code
+from maestro_celery_plugin.files import shared_lock
+from maestro_celery_plugin.ledger.entries import Kind
+from maestro_celery_plugin.ledger.sample_states import Counts
+from maestro_celery_plugin.ledger.writer import LedgerWriter
 from maestro_celery_plugin.processes import ProcessId, host_name
 from maestro_celery_plugin.report import sample_view, study_view
 from maestro_celery_plugin.report.model import StudyState
 from maestro_celery_plugin.report.reader import StatusReader
 from maestro_celery_plugin.report.samples import RecordSamples, SampleStatus, values_of
 from maestro_celery_plugin.report.text import duration_words
-from maestro_celery_plugin.states import AllocationState
+from maestro_celery_plugin.states import AllocationState, cannot_run_code
+from maestro_celery_plugin.study.heartbeats import Heartbeat
 from maestro_celery_plugin.study.layout import StudyPlan
 from maestro_celery_plugin.study.manifest import Manifest
-from maestro_celery_plugin.study.session import Heartbeat, Session
-from maestro_celery_plugin.study.status_csv import read_rows, shared_lock
+from maestro_celery_plugin.study.session import Session
+from maestro_celery_plugin.study.status_csv import read_rows
 
 HEADER = (
     "Step Name,Job ID,Workspace,State,Run Time,Elapsed Time,Start Time,Submit Time,End Time,"
@@ -100,7 +103,7 @@ class Study:
         pid = process.pid, process.start
         host = host or host_name()
         values = {"name": name, "group": "w", "host": host, "node": host, "slots": 1, "beat": 1, "state": state}
-        self.session.write_heartbeat(Heartbeat(supervisor=pid, process=pid, **values))
+        self.session.heartbeats.write(Heartbeat(supervisor=pid, process=pid, **values))
 
     def conduct(self) -> FileLock:
         """Return the lock of a conductor that lives, as another open of its file."""
@@ -171,7 +174,7 @@ def test_a_plain_step_has_maestros_state_and_no_samples(study: Study) -> None:
     plain = [f"p{n},{job},p{n},{state},--:--:--,--:--:--,--,--,--,0," for n, job, state in
              ((1, "77", "RUNNING"), (2, "78", "FINISHED"), (3, "--", "INITIALIZED"))]  # fmt: skip
     study.say(*plain)
-    study.session.write_conductor_beat(1)
+    study.session.heartbeats.write_conductor(1)
     with study.conduct():
         status = study.reader.read()
     assert status.state is StudyState.RUNNING
@@ -185,7 +188,7 @@ def test_a_plain_step_has_maestros_state_and_no_samples(study: Study) -> None:
 def test_a_study_of_plain_steps_has_no_ledger_and_ends(study: Study) -> None:
     study.say("p,--,p,FINISHED,--:--:--,--:--:--,--,--,--,0,")
     assert study.reader.read().state is StudyState.PENDING
-    study.session.write_conductor_beat(1)
+    study.session.heartbeats.write_conductor(1)
     assert study.reader.read().state is StudyState.FINISHED
 
 
@@ -303,7 +306,7 @@ def test_a_torn_status_csv_does_not_hide_a_submitted_record(study: Study) -> Non
 
 
 def ends(times: list[float], codes: int | list[int] = 0) -> np.ndarray:
-    from maestro_celery_plugin.ledger.reader import ENTRY
+    from maestro_celery_plugin.ledger.entries import ENTRY
 
     entries = np.zeros(len(times), ENTRY)
     entries["kind"], entries["epoch"], entries["time"], entries["code"] = Kind.ENDED, 1, times, codes

@@ -2,17 +2,10 @@
 
 import pytest
 
-from maestro_celery_plugin.config.tokens import (
-    Spelling,
-    Template,
-    exit_code_values,
-    launcher_removed,
-    names_in,
-    sample_values,
-    study_values,
-    substitute,
-)
+from maestro_celery_plugin.config.tokens import Spelling, Template, names_in, substitute
 from maestro_celery_plugin.samples.paths import SamplePaths
+from maestro_celery_plugin.samples.token_values import exit_code_values, sample_values, study_values
+from maestro_celery_plugin.spec.launcher import launched
 
 HOSTILE = [
     "$(OTHER)",
@@ -84,7 +77,7 @@ def test_upper_and_lower_case(names, token, meant):
     ],
 )
 def test_launcher_is_removed(text, left):
-    assert launcher_removed(text) == left
+    assert launched(text, "local", {}) == left
 
 
 def test_exit_codes_are_merlins():

@@ -15,28 +15,21 @@ from pathlib import Path
 import numpy as np
 import pluggy
 import pytest
-from ensembles import RELATIVE, a_study
+from ensembles import RELATIVE, a_study, states_of
 
 from maestro_celery_plugin.batch import deadline
 from maestro_celery_plugin.batch.deadline import Deadline
 from maestro_celery_plugin.broker.messages import RangeTask, halves
+from maestro_celery_plugin.clock import wait_until
 from maestro_celery_plugin.conductor.step_record import ranges_of
-from maestro_celery_plugin.ledger.leases import Holdings
-from maestro_celery_plugin.ledger.reader import (
-    COORDINATOR,
-    ENTRY,
-    SUFFIX,
-    Kind,
-    LedgerReader,
-    LedgerWriter,
-    read_ledger,
-)
-from maestro_celery_plugin.ledger.sample_states import UNREADABLE, Progress, cannot_run_code
+from maestro_celery_plugin.ledger.entries import COORDINATOR, ENTRY, SUFFIX, Kind
+from maestro_celery_plugin.ledger.leases import Leases
+from maestro_celery_plugin.ledger.reader import LedgerReader, read_ledger
+from maestro_celery_plugin.ledger.writer import LedgerWriter
 from maestro_celery_plugin.plugins import plugin_manager
-from maestro_celery_plugin.processes import wait_until
-from maestro_celery_plugin.states import Outcome
+from maestro_celery_plugin.states import UNREADABLE, Outcome, cannot_run_code
 from maestro_celery_plugin.worker import range_task, slots
-from maestro_celery_plugin.worker.slots import WorkerSide
+from maestro_celery_plugin.worker.range_task import RangeTasks
 
 # Each sample notes that it has run: a short line, appended whole.
 RUN = "echo $(MERLIN_SAMPLE_ID) >> ../../../runs"
@@ -74,7 +67,7 @@ class Ensemble:
 
     @property
     def progress(self):
-        progress = Progress(self.manifest)
+        progress = states_of(self.manifest)
         progress.apply(self.entries)
         return progress
 
@@ -88,11 +81,11 @@ class Ensemble:
         return self.runs == Counter(range(self.manifest.samples)) and self.progress.is_complete
 
     @property
-    def holdings(self):
-        holdings = Holdings()
+    def leases(self):
+        leases = Leases()
         for writer, entries in LedgerReader(self.plan.ledger).poll():
-            holdings.apply(writer, entries)
-        return holdings
+            leases.apply(writer, entries)
+        return leases
 
 
 @pytest.fixture
@@ -158,7 +151,7 @@ def drive(transport, *sides_and_slots):
 def work(task, writer="w-1", **options):
     """Do one task in one slot; return the worker and what it sent on."""
     transport = Transport(**options)
-    side = WorkerSide(writer, 1, transport.send)
+    side = RangeTasks(writer, 1, transport.send)
     side.work(task)
     return side, transport.sent
 
@@ -198,14 +191,14 @@ def test_a_slot_keeps_one_sample_while_it_does_not_know_how_long_they_take(make)
 
     assert ensemble.runs == {0: 1}
     assert sorted((task.start, task.stop) for task in sent) == [(1, 5), (5, 9)]
-    assert ensemble.told(Kind.TAKEN, Kind.PASSED, Kind.RELEASED) == [
+    assert ensemble.reported_state(Kind.TAKEN, Kind.PASSED, Kind.RELEASED) == [
         ("TAKEN", 0, 0), ("PASSED", 5, 0), ("PASSED", 1, 0), ("RELEASED", 0, 0),
     ]  # fmt: skip
 
 
 def test_a_slot_keeps_what_it_can_run_in_its_budget(make):
     ensemble = make(samples=9)
-    side = WorkerSide("w-1", 1, Transport().send)
+    side = RangeTasks("w-1", 1, Transport().send)
     task = ensemble.task()
     assert side.piece(task) == 1
     side.learn(task, range_task.BUDGET_S / 4)
@@ -218,7 +211,7 @@ def test_a_slot_sends_on_what_takes_longer_than_it_thought(make, monkeypatch):
     monkeypatch.setattr(range_task, "BUDGET_S", 0.05)
     ensemble = make(samples=8, cmd=f"{RUN}; sleep 0.06")
     transport = Transport()
-    side = WorkerSide("w-1", 1, transport.send)
+    side = RangeTasks("w-1", 1, transport.send)
     side.learn(ensemble.task(), 0.001)
     side.work(ensemble.task())
 
@@ -234,10 +227,10 @@ def test_any_number_of_slots_runs_each_sample_once(make, slots):
     ensemble = make(samples=23)
     transport = Transport()
     transport.put(ensemble.task())
-    drive(transport, (WorkerSide("w-1", slots, transport.send), slots))
+    drive(transport, (RangeTasks("w-1", slots, transport.send), slots))
 
     assert ensemble.each_once()
-    assert ensemble.holdings.writers() == set()
+    assert ensemble.leases.holders() == set()
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -245,10 +238,10 @@ def test_messages_may_come_twice_and_in_any_order_to_several_workers(make, seed)
     ensemble = make(samples=12)
     transport = Transport(copies=2, seed=seed)
     transport.put(ensemble.task())
-    drive(transport, *((WorkerSide(f"w-{n}", 2, transport.send), 2) for n in (1, 2)))
+    drive(transport, *((RangeTasks(f"w-{n}", 2, transport.send), 2) for n in (1, 2)))
 
     assert ensemble.each_once()
-    assert set(ensemble.told(Kind.ENDED)) == {("ENDED", sample, 0) for sample in range(12)}
+    assert set(ensemble.reported_state(Kind.ENDED)) == {("ENDED", sample, 0) for sample in range(12)}
 
 
 @pytest.mark.parametrize("away", [1.0, 0.5])
@@ -256,7 +249,7 @@ def test_when_the_broker_is_away_the_samples_stay_and_run_here(make, away):
     ensemble = make(samples=10)
     transport = Transport(away=away, seed=3)
     transport.put(ensemble.task())
-    drive(transport, (WorkerSide("w-1", 2, transport.send), 2))
+    drive(transport, (RangeTasks("w-1", 2, transport.send), 2))
 
     assert ensemble.each_once()
     assert len(transport.sent) == 1 or away < 1.0
@@ -272,11 +265,11 @@ def test_only_what_was_sent_is_passed_on(make):
             raise ConnectionError("away")
         sent.append(task)
 
-    WorkerSide("w-1", 1, send).work(ensemble.task())
+    RangeTasks("w-1", 1, send).work(ensemble.task())
 
     assert [(task.start, task.stop) for task in sent] == [(5, 9)]
     assert ensemble.runs == Counter(range(5))
-    assert ensemble.told(Kind.PASSED) == [("PASSED", 5, 0)]
+    assert ensemble.reported_state(Kind.PASSED) == [("PASSED", 5, 0)]
 
 
 def test_a_record_that_is_not_sampled_runs_once(make):
@@ -312,10 +305,10 @@ def test_a_sample_that_asked_runs_again_under_the_next_epoch(make, code, script)
     ensemble = make(samples=2, cmd=f"echo cmd; exit {code}", restart="echo restart")
     work(ensemble.task(0, 1))
     work(ensemble.task(0, 1))  # the same message again
-    assert ensemble.told() == [("STARTED", 0, 0), ("ENDED", 0, code)]
+    assert ensemble.reported_state() == [("STARTED", 0, 0), ("ENDED", 0, code)]
 
     work(ensemble.task(0, 1, epoch=2))
-    assert ensemble.told(Kind.STARTED)[1:] == ([("STARTED", 0, int(script == "restart"))] if script else [])
+    assert ensemble.reported_state(Kind.STARTED)[1:] == ([("STARTED", 0, int(script == "restart"))] if script else [])
 
 
 def test_a_sample_that_was_lost_runs_restart(make):
@@ -337,9 +330,9 @@ def test_a_range_that_leads_across_finished_samples_leaves_them_alone(make):
     ensemble = make(samples=6, cmd=f"{RUN}; rm -f *; exit $(( $(MERLIN_SAMPLE_ID) % 3 ? 0 : 104 ))")
     transport = Transport()
     transport.put(ensemble.task())
-    drive(transport, (WorkerSide("w-1", 1, transport.send), 1))
+    drive(transport, (RangeTasks("w-1", 1, transport.send), 1))
     transport.put(ensemble.task(0, 4, epoch=2))
-    drive(transport, (WorkerSide("w-2", 1, transport.send), 1))
+    drive(transport, (RangeTasks("w-2", 1, transport.send), 1))
 
     assert ensemble.runs == {0: 2, 1: 1, 2: 1, 3: 2, 4: 1, 5: 1}
 
@@ -356,7 +349,7 @@ def test_what_was_sent_again_or_cancelled_does_not_run(make, kind):
         work(ensemble.task(sample, sample + 1))
 
     assert ensemble.runs == {0: 1, 2: 1, 3: 1}
-    assert ensemble.holdings.writers() == set()
+    assert ensemble.leases.holders() == set()
 
 
 def test_what_is_sent_again_under_this_epoch_runs(make):
@@ -384,13 +377,13 @@ class Sleeping:
     """A worker with a sample that takes a minute."""
 
     def __init__(self, ensemble) -> None:
-        self.side = WorkerSide("w-1", 1, Transport(away=1.0).send)
+        self.side = RangeTasks("w-1", 1, Transport(away=1.0).send)
         self.thread = threading.Thread(target=self.side.work, args=(ensemble.task(),))
         self.thread.start()
         assert wait_until(lambda: ensemble.runs, 5)
         self.side.check_running()
         time.sleep(0.05)
-        assert ensemble.told() == [("STARTED", 0, 0)]  # it was let run
+        assert ensemble.reported_state() == [("STARTED", 0, 0)]  # it was let run
 
     def end(self):
         assert wait_until(lambda: self.side.check_running() or not self.thread.is_alive(), 5)
@@ -402,8 +395,8 @@ def test_a_running_sample_is_ended_when_it_becomes_void(make):
     ensemble.note(Kind.CANCELLED, 0, 2, 1 + 1)
     sleeping.end()
 
-    assert ensemble.told() == [("STARTED", 0, 0), ("STOPPED", 0, -15)]
-    assert ensemble.holdings.writers() == set()
+    assert ensemble.reported_state() == [("STARTED", 0, 0), ("STOPPED", 0, -15)]
+    assert ensemble.leases.holders() == set()
 
 
 def test_a_worker_that_stops_ends_its_sample_and_begins_no_other(make):
@@ -413,7 +406,7 @@ def test_a_worker_that_stops_ends_its_sample_and_begins_no_other(make):
     sleeping.side.stopping.set()
     sleeping.end()
 
-    assert ensemble.told() == [("STARTED", 0, 0), ("STOPPED", 0, -15)]
+    assert ensemble.reported_state() == [("STARTED", 0, 0), ("STOPPED", 0, -15)]
     assert sleeping.side.busy == 0
     sleeping.side.work(ensemble.task(1, 2))
     assert ensemble.runs == {0: 1}
@@ -428,7 +421,7 @@ def test_a_range_that_the_record_does_not_have_is_refused(make, task):
     work(ensemble.task(**task))
 
     assert ensemble.runs == {}
-    assert ensemble.holdings.writers() == set()
+    assert ensemble.leases.holders() == set()
 
 
 def test_a_message_with_the_number_of_another_record_is_refused(make):
@@ -436,25 +429,25 @@ def test_a_message_with_the_number_of_another_record_is_refused(make):
     work(dataclasses.replace(ensemble.task(), record=2))
 
     assert ensemble.runs == {}
-    assert ensemble.told(*Kind) == [("TAKEN", 0, 0), ("RELEASED", 0, 0)]
+    assert ensemble.reported_state(*Kind) == [("TAKEN", 0, 0), ("RELEASED", 0, 0)]
 
 
 def test_a_sample_whose_interpreter_is_not_there_fails_and_the_next_is_tried(make):
     ensemble = make(samples=2, shell="/no/such/shell")
     work(ensemble.task(), away=1.0)
 
-    assert ensemble.told() == [("STARTED", 0, 0), ("ENDED", 0, 127), ("STARTED", 1, 0), ("ENDED", 1, 127)]
+    assert ensemble.reported_state() == [("STARTED", 0, 0), ("ENDED", 0, 127), ("STARTED", 1, 0), ("ENDED", 1, 127)]
     assert (ensemble.progress.outcome == Outcome.FAILED).all()
 
 
 def test_with_a_full_disk_the_worker_waits_for_a_moment(make):
     ensemble = make(samples=1)
     os.symlink("/dev/full", f"{ensemble.manifest.workspace}/sim.sh")
-    side = WorkerSide("w-1", 1, Transport().send)
+    side = RangeTasks("w-1", 1, Transport().send)
     side.stopping = Instant()
     side.work(ensemble.task())
 
-    assert ensemble.told(Kind.ENDED) == [("ENDED", 0, cannot_run_code(28))]
+    assert ensemble.reported_state(Kind.ENDED) == [("ENDED", 0, cannot_run_code(28))]
     assert side.stopping.waits == [1.0]
 
 
@@ -462,7 +455,7 @@ def test_a_ledger_that_cannot_be_written_is_waited_for(make):
     """There is space for the first entry and for half of the second."""
     ensemble = make(samples=2, table=None, labels=[])
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    side = WorkerSide("w-1", 1, Transport(away=1.0).send)
+    side = RangeTasks("w-1", 1, Transport(away=1.0).send)
     side.stopping = Instant(lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard)))
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(ENTRY.itemsize * 1.5), hard))
     try:
@@ -471,7 +464,7 @@ def test_a_ledger_that_cannot_be_written_is_waited_for(make):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
     assert side.stopping.waits == [2.0]
-    assert ensemble.told(*Kind) == [
+    assert ensemble.reported_state(*Kind) == [
         ("TAKEN", 0, 0), ("STARTED", 0, 0), ("ENDED", 0, 0), ("STARTED", 1, 0), ("ENDED", 1, 0), ("RELEASED", 0, 0),
     ]  # fmt: skip
 
@@ -481,9 +474,9 @@ def test_a_sample_table_that_is_gone_fails_the_record(make):
     Path(ensemble.manifest.table).unlink()
     work(ensemble.task(1, 3))
 
-    assert ensemble.told() == [("ENDED", 1, UNREADABLE)]
+    assert ensemble.reported_state() == [("ENDED", 1, UNREADABLE)]
     assert ensemble.progress.outcome.tolist() == [Outcome.OPEN, Outcome.HARD_FAILED, Outcome.OPEN]
-    assert ensemble.holdings.writers() == set()
+    assert ensemble.leases.holders() == set()
 
 
 def test_a_sample_table_that_changes_fails_the_first_sample_that_needs_it(make):
@@ -533,11 +526,11 @@ def test_wherever_a_worker_dies_the_rest_runs_and_what_has_ended_does_not(make, 
     ensemble.note(Kind.SENT, 0, 4, 1)
     work(ensemble.task(), "w-1", away=1.0)
     os.truncate(ensemble.plan.ledger / f"w-1{SUFFIX}", entries_left * ENTRY.itemsize + 11)
-    ended = {start for _, start, _ in ensemble.told(Kind.ENDED)}
+    ended = {start for _, start, _ in ensemble.reported_state(Kind.ENDED)}
     before = ensemble.runs
 
-    holdings, progress = ensemble.holdings, ensemble.progress
-    (piece,) = holdings.forget("w-1")
+    leases, progress = ensemble.leases, ensemble.progress
+    (piece,) = leases.revoke("w-1")
     assert (piece.start, piece.stop) == (0, 4)
     for sample in np.flatnonzero(progress.unended):
         ensemble.note(Kind.LOST, int(sample), 0, int(progress.started[sample]))
@@ -583,7 +576,7 @@ def test_a_sample_whose_end_is_seen_late_does_not_run_again(make):
 def test_of_many_slots_with_the_same_message_one_runs_a_sample_again(make):
     ensemble = make(samples=6, cmd="exit 100", restart=f"{RUN}; exit 100", max_retries=100)
     work(ensemble.task(), away=1.0)
-    side = WorkerSide("w-2", 8, Transport(away=1.0).send)
+    side = RangeTasks("w-2", 8, Transport(away=1.0).send)
     gate = threading.Barrier(8)
 
     def run(epoch):
@@ -613,7 +606,7 @@ def ends_in(seconds, **rules):
 )
 def test_no_sample_is_started_that_its_allocation_has_no_time_for(make, changes, rules):
     ensemble, transport = make(samples=4, **changes), Transport()
-    side = WorkerSide("w-1", 1, transport.send, ends_in(100, **rules))
+    side = RangeTasks("w-1", 1, transport.send, ends_in(100, **rules))
 
     side.work(ensemble.task())
 
@@ -625,7 +618,7 @@ def test_no_sample_is_started_that_its_allocation_has_no_time_for(make, changes,
 def test_a_worker_learns_how_long_samples_take(make):
     """Given a sample that took half a minute so far, then none is started in the last half minute."""
     ensemble, transport = make(samples=4), Transport()
-    side = WorkerSide("w-1", 1, transport.send, ends_in(40))
+    side = RangeTasks("w-1", 1, transport.send, ends_in(40))
     assert side.has_time_for(ensemble.task(), ensemble.manifest)
 
     side.learn(ensemble.task(), 45.0)
@@ -637,7 +630,7 @@ def test_what_runs_is_warned_and_then_killed_and_is_lost_to_the_allocation(make,
     monkeypatch.setattr(deadline, "LEAVE_S", 0.6)
     cmd = "trap 'echo $(MERLIN_SAMPLE_ID) warned >> ../../runs' USR1; sleep 100 & wait; sleep 100"
     ensemble, transport = make(samples=1, cmd=cmd, signal="SIGUSR1"), Transport()
-    side = WorkerSide("w-1", 1, transport.send, ends_in(2.0, drain_s=0.1))
+    side = RangeTasks("w-1", 1, transport.send, ends_in(2.0, drain_s=0.1))
     thread = threading.Thread(target=side.work, args=(ensemble.task(),))
     thread.start()
 
@@ -655,7 +648,7 @@ def test_a_death_by_the_signal_that_ends_the_worker_is_no_failure(make, monkeypa
     """Given a batch system that sends SIGTERM to all processes, then only a worker that is not meant has a failure."""
     monkeypatch.setattr(slots, "SIGNAL_LIMIT_S", 0.3)
     ensemble, transport = make(samples=1, cmd="kill -TERM $$"), Transport()
-    side = WorkerSide("w-1", 1, transport.send, ends_in(100, drain_s=1.0))
+    side = RangeTasks("w-1", 1, transport.send, ends_in(100, drain_s=1.0))
     if told:
         threading.Timer(0.15, side.stopping.set).start()
 
@@ -669,7 +662,7 @@ def test_the_start_of_a_long_sample_is_visible_to_other_nodes_while_it_runs(make
     shown = []
     monkeypatch.setattr(LedgerWriter, "flush", lambda writer: shown.append(writer))
     ensemble, transport = make(samples=1, cmd="sleep 1"), Transport()
-    side = WorkerSide("w-1", 1, transport.send)
+    side = RangeTasks("w-1", 1, transport.send)
     thread = threading.Thread(target=side.work, args=(ensemble.task(),))
     thread.start()
     assert wait_until(lambda: Kind.STARTED in ensemble.entries["kind"], 10)

@@ -18,12 +18,7 @@ from maestro_celery_plugin.config.settings import (
     WorkerGroupSettings,
 )
 from maestro_celery_plugin.errors import AllocationError
-from maestro_celery_plugin.spec.launcher import (
-    batch_type_of,
-    launched,
-    launches,
-    needs_of,
-)
+from maestro_celery_plugin.spec.launcher import batch_type_of, launched, launches, needs_of
 
 SRUN = 'srun -Q --exact --mem=0 -J "$MAESTRO_CELERY_LAUNCH"'
 FEW = "-N $MAESTRO_CELERY_NODES"

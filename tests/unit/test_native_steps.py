@@ -19,7 +19,7 @@ from maestrowf.interfaces.script import CancellationRecord, SubmissionRecord
 
 from maestro_celery_plugin.config.settings import BatchSettings, ResourceSettings, WorkerGroupSettings
 from maestro_celery_plugin.maestro import hooks, native_steps
-from maestro_celery_plugin.maestro.native_steps import PlainJob, adapter_of
+from maestro_celery_plugin.maestro.native_steps import NativeJob, adapter_of
 from maestro_celery_plugin.study import conductor_lock
 from maestro_celery_plugin.study.session import Session
 
@@ -59,7 +59,7 @@ class Cluster(ScriptAdapter):
     def check_jobs(self, joblist):
         if self.broken:
             raise RuntimeError("no such daemon")
-        assert not any(isinstance(job, PlainJob) for job in joblist)
+        assert not any(isinstance(job, NativeJob) for job in joblist)
         return self.code, {job: self.states.get(job) for job in joblist}
 
     def cancel_jobs(self, joblist):
@@ -135,12 +135,12 @@ def test_identifiers_are_told_apart_and_passed_back_unchanged(adapter, study, cl
     job = submit(adapter, study)
     cluster.states = {Id(1): State.RUNNING}
 
-    assert job == PlainJob("plain", Id(1))
+    assert job == NativeJob("plain", Id(1))
     assert adapter.check_jobs([WORKERS_JOB, job]) == (JobStatusCode.OK, {WORKERS_JOB: State.RUNNING, job: State.RUNNING})
     assert adapter.cancel_jobs([job]).lookup_status(CancelCode.OK) == {job}
     assert cluster.cancelled == [Id(1)]
     assert dill.loads(dill.dumps(job)) == job
-    assert str(PlainJob("plain", 7)) == "7"
+    assert str(NativeJob("plain", 7)) == "7"
 
 
 @pytest.mark.parametrize("trouble", [{"code": JobStatusCode.ERROR}, {"code": JobStatusCode.NOJOBS}, {"broken": True}])
@@ -200,13 +200,13 @@ def test_a_job_of_an_earlier_conductor_goes_on_if_it_can(adapter, study, cluster
     job = submit(adapter, study)
 
     assert len(cluster.submitted) == submissions
-    assert job == PlainJob("plain", submissions)
+    assert job == NativeJob("plain", submissions)
 
 
 def test_an_identifier_that_no_file_can_keep_is_submitted_again(adapter, study, cluster):
     submit(adapter, study)
     cluster.states = {Id(1): State.RUNNING}
-    assert submit(adapter, study) == PlainJob("plain", Id(2))
+    assert submit(adapter, study) == NativeJob("plain", Id(2))
 
 
 # --- in the conductor --------------------------------------------------------------------------------
@@ -260,7 +260,7 @@ def test_the_heart_beats_while_maestro_is_away(study):
     end = time.monotonic() + 1.1  # Maestro's, in a plain step
 
     while time.monotonic() < end:
-        beats.add(session.read_conductor_beat())
+        beats.add(session.heartbeats.read_conductor())
         time.sleep(0.05)
 
     assert len(beats) >= 4

@@ -1,4 +1,4 @@
-"""Progress: what becomes of each sample, whatever the order in which its entries are seen."""
+"""SampleStates: what becomes of each sample, whatever the order in which its entries are seen."""
 
 from __future__ import annotations
 
@@ -8,25 +8,27 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from ensembles import a_manifest, entries, span
+from ensembles import a_manifest, entries, span, states_of
 
-from maestro_celery_plugin.ledger.reader import Kind
-from maestro_celery_plugin.ledger.sample_states import (
+from maestro_celery_plugin.ledger.entries import Kind
+from maestro_celery_plugin.ledger.sample_states import Counts
+from maestro_celery_plugin.states import (
+    EXIT_OUTCOMES,
     POISON_LIMIT,
     UNREADABLE,
-    Counts,
-    Progress,
+    ExitCode,
+    Outcome,
     cannot_run_code,
     is_request,
+    outcome_of,
 )
-from maestro_celery_plugin.states import EXIT_OUTCOMES, ExitCode, Outcome, outcome_of
 
 ARRAYS = ("outcome", "code", "duration_us", "started", "ended", "requests", "losses")
 STARTED, ENDED, STOPPED, LOST, REOPENED = Kind.STARTED, Kind.ENDED, Kind.STOPPED, Kind.LOST, Kind.REOPENED
 
 
 def progress_of(*rows, **changes):
-    progress = Progress(a_manifest(**changes))
+    progress = states_of(a_manifest(**changes))
     progress.apply(entries(*rows))
     return progress
 
@@ -267,7 +269,7 @@ def test_the_order_in_which_writers_are_read_changes_nothing(seed):
     at_once = progress_of(*rows, samples=samples)
 
     for _ in range(4):
-        progress = Progress(a_manifest(samples=samples))
+        progress = states_of(a_manifest(samples=samples))
         for piece in interleavings(random_, history):
             progress.apply(entries(*piece))
             counts = progress.counts()
@@ -301,7 +303,7 @@ def test_counts():
 
 
 def test_a_record_is_complete_when_every_sample_has_an_outcome():
-    progress = Progress(a_manifest(samples=3))
+    progress = states_of(a_manifest(samples=3))
     for sample, code in enumerate((0, 1, 102)):
         assert not progress.is_complete
         progress.apply(entries(*attempt(1, code, sample)))

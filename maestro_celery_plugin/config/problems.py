@@ -1,0 +1,135 @@
+"""Problems of a document: messages that a user can act on, made from the errors of a JSON schema."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeAlias
+
+import jsonschema
+
+__all__ = ["nearest", "problems"]
+
+# A `jsonschema.ValidationError`; in the stubs each of its attributes may be unset.
+Error: TypeAlias = Any
+
+_TYPE_NAMES = {
+    "string": "text",
+    "integer": "an integer",
+    "number": "a number",
+    "boolean": "true or false",
+    "array": "a list",
+    "object": "a block of keys",
+    "null": "nothing",
+}
+
+
+def _is_integer(checker: Any, value: Any) -> bool:
+    """Refuse 25.0: JSON schema calls it an integer, but Python formats it as a fraction."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+_Validator: Any = jsonschema.validators.extend(  # type: ignore[no-untyped-call]
+    jsonschema.Draft7Validator,
+    type_checker=jsonschema.Draft7Validator.TYPE_CHECKER.redefine("integer", _is_integer),
+)
+
+
+def problems(data: Any, schema: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+    """Yield (dotted path, sentence) for each value that does not fit, sorted by path.
+
+    A sentence says what was found and what is allowed.
+    """
+    validator = _Validator(schema)
+    for error in sorted(validator.iter_errors(data), key=lambda e: [str(part) for part in e.absolute_path]):
+        inner = _only_alternative(error)
+        yield ".".join(str(part) for part in inner.absolute_path), _sentence(inner)
+
+
+def _only_alternative(error: Error) -> Error:
+    """Return the error of the one alternative beside null, where an optional value does not fit."""
+    while error.validator == "anyOf":
+        numbers = [n for n, schema in enumerate(error.validator_value) if schema.get("type") != "null"]
+        if len(numbers) > 1:
+            break
+        error = next(one for one in error.context if one.schema_path[0] == numbers[0])
+    return error
+
+
+def _sentence(error: Error) -> str:
+    describe = _SENTENCES.get(str(error.validator))
+    return describe(error) if describe else error.message
+
+
+def _unknown_key(error: Error) -> str:
+    known = [str(key) for key in error.schema["properties"]]
+    unknown = next(str(key) for key in error.instance if key not in known)
+    return f"unknown key '{unknown}'; {nearest(unknown, known)}"
+
+
+def _missing_key(error: Error) -> str:
+    missing = next(key for key in error.validator_value if key not in error.instance)
+    known = error.schema["properties"]
+    close = difflib.get_close_matches(missing, [str(key) for key in error.instance if key not in known], n=1)
+    if close:
+        return f"unknown key '{close[0]}'; did you mean '{missing}'?"
+    return f"the key '{missing}' is missing; add it."
+
+
+def _wrong_type(error: Error) -> str:
+    return f"found {_found(error.instance)}; {_allowed(error.schema)} is needed"
+
+
+def _not_listed(error: Error) -> str:
+    listed = [str(item) for item in (error.validator_value if error.validator == "enum" else [error.validator_value])]
+    return f"found {_found(error.instance)}; {nearest(str(error.instance), listed)}"
+
+
+def _no_alternative(error: Error) -> str:
+    alternatives = [schema for schema in error.validator_value if schema.get("type") != "null"]
+    allowed = " or ".join(dict.fromkeys(_allowed(a) for a in alternatives))
+    return f"found {_found(error.instance)}; {allowed} is needed"
+
+
+_SENTENCES: dict[str, Callable[[Error], str]] = {
+    "additionalProperties": _unknown_key,
+    "required": _missing_key,
+    "type": _wrong_type,
+    "enum": _not_listed,
+    "const": _not_listed,
+    "anyOf": _no_alternative,
+    "minimum": _wrong_type,
+    "minLength": lambda error: "found empty text; some text is needed",
+    "minItems": lambda error: "found an empty list; at least one entry is needed",
+    "uniqueItems": lambda error: f"found the same entry twice in {error.instance!r}; give each entry once",
+}
+
+
+def _allowed(schema: Any) -> str:
+    if "const" in schema:
+        return f"'{schema['const']}'"
+    if "enum" in schema:
+        return " or ".join(f"'{item}'" for item in schema["enum"])
+    if "pattern" in schema:
+        return "a variable such as $(NAME)"
+    allowed = _TYPE_NAMES.get(str(schema.get("type")), str(schema.get("type")))
+    return f"{allowed} of at least {schema['minimum']}" if "minimum" in schema else allowed
+
+
+def _found(value: Any) -> str:
+    if value is None:
+        return "nothing"
+    if isinstance(value, Mapping):
+        return "a block of keys"
+    if isinstance(value, list):
+        return "a list"
+    return f"'{value}'"
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return a hint to the known word that resembles a word, or to all known words."""
+    names = sorted(known)
+    close = difflib.get_close_matches(word, names, n=1, cutoff=0.7)
+    if close:
+        return f"did you mean '{close[0]}'?"
+    return "known: " + ", ".join(f"'{name}'" for name in names) + "." if names else "no name is known here."

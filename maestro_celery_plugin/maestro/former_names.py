@@ -1,0 +1,35 @@
+"""Former names: modules of version 0.1 that Maestro's pickle of a study refers to.
+
+Maestro pickles a study with its dependencies when `maestro run` launches it; the conductor of a resumed study reads the
+pickle. Studies of version 0.1 have classes by their names in that version.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+from typing import Any
+
+__all__ = ["FORMER_NAMES", "install"]
+
+# Module of version 0.1 → the module that has its classes now.
+FORMER_NAMES = {
+    "maestro_celery_plugin.launch": "maestro_celery_plugin.maestro.launch",
+    "maestro_celery_plugin.settings": "maestro_celery_plugin.config.settings",
+}
+
+
+class _FormerModule(ModuleType):
+    """A module that takes its attributes from another module, which the first use imports."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(importlib.import_module(FORMER_NAMES[self.__name__]), name)
+
+
+def install() -> None:
+    """Make the former modules importable."""
+    for name in FORMER_NAMES:
+        sys.modules.setdefault(name, _FormerModule(name))

@@ -1,0 +1,23 @@
+"""The JSON schemas that Maestro ships for its blocks (specification/schemas/yamlspecification.json)."""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import maestrowf
+
+__all__ = ["maestro_schemas"]
+
+
+@functools.lru_cache(maxsize=1)
+def maestro_schemas() -> dict[str, Any]:
+    """Return the schemas by the name of the block, with what Merlin's users write in addition."""
+    path = Path(maestrowf.__file__).parent / "specification" / "schemas" / "yamlspecification.json"
+    schemas: dict[str, Any] = json.loads(path.read_text())
+    # Variables may be lists in Merlin.
+    schemas["ENV"]["properties"]["variables"]["patternProperties"]["^.*"]["anyOf"].append({"type": "array"})
+    schemas["PARAM"]["properties"]["values"]["minItems"] = 1
+    return schemas

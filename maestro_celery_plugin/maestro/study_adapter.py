@@ -1,0 +1,169 @@
+"""The adapter of one study: its step records go to the coordinator, its native steps to Maestro's own adapter.
+
+An error of one side does not hide the states of the other side from Maestro.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from maestrowf.abstracts.enums import CancelCode, JobStatusCode, State, SubmissionCode
+from maestrowf.interfaces.script import CancellationRecord, SubmissionRecord
+
+from maestro_celery_plugin.conductor.coordinator import Coordinator, for_study
+from maestro_celery_plugin.config.step_entry import is_native
+from maestro_celery_plugin.errors import EnsembleError, StudyError
+from maestro_celery_plugin.maestro.native_steps import NativeJob, NativeSteps
+from maestro_celery_plugin.plugins import open_table
+from maestro_celery_plugin.states import MAESTRO_STATES
+from maestro_celery_plugin.study.layout import StudyPlan
+from maestro_celery_plugin.study.manifest import Manifest
+from maestro_celery_plugin.study.manifest_builder import build_manifest
+from maestro_celery_plugin.worker.attempt import Runner
+
+__all__ = ["EXTENSION", "StudyAdapter"]
+
+LOGGER = logging.getLogger(__name__)
+
+# The extension of script files.
+EXTENSION = ".sh"
+# Text for a step record of the workers, a `NativeJob` for a native step.
+Job: TypeAlias = Any
+
+
+class StudyAdapter:
+    """The methods of Maestro's adapter for one study.
+
+    Args:
+        batch: Maestro's batch dictionary, with the plan of the study.
+    """
+
+    def __init__(self, batch: Mapping[str, Any]) -> None:
+        self._plan = StudyPlan.from_batch(batch)
+        self._native_steps = NativeSteps(self._plan)
+        self._manifests: dict[str, Manifest] = {}
+
+    @property
+    def _coordinator(self) -> Coordinator:
+        return for_study(self._plan)
+
+    def write_script(self, ws_path: str, step: Any) -> tuple[bool, str, str | None]:
+        """Write the scripts of a step record; in a dry run also the script of its first sample.
+
+        Returns:
+            True for a step record of the workers, its script, and its restart script, which always exists because
+            Maestro does not restart a step without one (executiongraph.py:819). For a native step, the result of
+            Maestro's own adapter.
+        """
+        if is_native(step.run):
+            with _only_conductor():
+                return self._native_steps.write_script(ws_path, step, dry_run=self._is_dry_run)
+        script = Path(ws_path, f"{step.name.replace('/', '_')}{EXTENSION}")
+        try:
+            manifest = self._manifest(step, ws_path)
+        except EnsembleError as error:  # it would end the conductor here; `submit` fails the step
+            script.write_text(f"# {error}\n")
+            return True, str(script), ""
+        script.write_text(f"#!{manifest.shell}\n\n{manifest.cmd}\n")
+        restart = script
+        if manifest.restart != manifest.cmd:
+            restart = script.with_name(f"{manifest.script}.restart{EXTENSION}")
+            restart.write_text(f"#!{manifest.shell}\n\n{manifest.restart}\n")
+        if manifest.sampled and self._is_dry_run:
+            _write_first_sample(manifest)
+        return True, str(script), str(restart)
+
+    def _manifest(self, step: Any, workspace: str) -> Manifest:
+        """Return the manifest of a step record; Maestro submits a step record right after it has written the scripts.
+
+        With `--usetmp`, Maestro writes the scripts to another directory than the workspace.
+        """
+        if step.real_name not in self._manifests:
+            self._manifests[step.real_name] = build_manifest(self._plan, step, workspace)
+        return dataclasses.replace(self._manifests[step.real_name], workspace=workspace)
+
+    @property
+    def _is_dry_run(self) -> bool:
+        """Whether no step will start: a dry run has no session."""
+        return not self._plan.session.exists()
+
+    def submit(
+        self, step: Any, path: str, cwd: str, job_map: dict[str, str] | None = None, env: dict[str, str] | None = None
+    ) -> SubmissionRecord:
+        """Submit a step record to the workers, or continue it after a restart."""
+        try:
+            with _only_conductor():
+                if is_native(step.run):
+                    return self._native_steps.submit(step, path, cwd, job_map=job_map, env=env)
+                job = self._coordinator.submit(self._manifest(step, cwd))
+        except (EnsembleError, OSError) as error:
+            LOGGER.error("'%s' cannot be submitted: %s", step.real_name, error)
+            return SubmissionRecord(SubmissionCode.ERROR, 1)
+        return SubmissionRecord(SubmissionCode.OK, 0, job)
+
+    def check_jobs(self, joblist: list[Job]) -> tuple[JobStatusCode, dict[Job, State | None]]:
+        """Return the state of each submitted step record.
+
+        The result is never ERROR, which would end the conductor (executiongraph.py:789).
+        """
+        ours, native = _by_kind(joblist)
+        states = self._states(ours)
+        if native:
+            states |= self._native_steps.states(native)
+        return (JobStatusCode.OK if states or not joblist else JobStatusCode.NOJOBS), states
+
+    def _states(self, jobs: list[str]) -> dict[Job, State | None]:
+        try:
+            return {job: State[MAESTRO_STATES[self._coordinator.state(job)]] for job in jobs}
+        except (EnsembleError, OSError) as error:
+            LOGGER.error("The states of the study cannot be read now: %s", error)
+            return {}
+
+    def cancel_jobs(self, joblist: list[Job]) -> CancellationRecord:
+        """Cancel step records and their running samples."""
+        ours, native = _by_kind(joblist)
+        codes: dict[Job, CancelCode] = dict.fromkeys(ours, self._cancel(ours))
+        if native:
+            codes |= dict.fromkeys(native, self._native_steps.cancel(native))
+        is_done = CancelCode.ERROR not in codes.values()
+        record = CancellationRecord(CancelCode.OK if is_done else CancelCode.ERROR, 0 if is_done else 1)
+        for job, code in codes.items():
+            record.add_status(job, code)
+        return record
+
+    def _cancel(self, jobs: list[str]) -> CancelCode:
+        try:
+            if jobs:
+                self._coordinator.cancel(jobs)
+        except (EnsembleError, OSError) as error:
+            LOGGER.error("The study cannot be cancelled now: %s", error)
+            return CancelCode.ERROR
+        return CancelCode.OK
+
+
+def _by_kind(jobs: Sequence[Job]) -> tuple[list[str], list[NativeJob]]:
+    """Return the jobs of step records of the workers, and those of native steps."""
+    ours = [job for job in jobs if isinstance(job, str)]
+    return ours, [job for job in jobs if not isinstance(job, str)]
+
+
+@contextmanager
+def _only_conductor() -> Iterator[None]:
+    """End this conductor without any change if another one conducts the study."""
+    try:
+        yield
+    except StudyError as error:
+        raise SystemExit(f"error: {error}") from error
+
+
+def _write_first_sample(manifest: Manifest) -> None:
+    """Write the script of the first sample, so that the user can read it after a dry run."""
+    table = open_table(Path(str(manifest.table)), manifest.labels, Path(manifest.index_cache))
+    runner = Runner(manifest, table.row)
+    Path(runner.directory(0)).mkdir(parents=True, exist_ok=True)
+    runner.write_script(0, again=False)

@@ -1,0 +1,47 @@
+"""The values of tokens: those that are the same for all samples of a study, and those of one sample."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from maestro_celery_plugin.config.tokens import names_in
+from maestro_celery_plugin.samples.paths import SamplePaths
+from maestro_celery_plugin.states import ExitCode
+
+__all__ = ["exit_code_values", "sample_values", "study_values"]
+
+
+def exit_code_values() -> dict[str, str]:
+    """Return the exit codes by token name: ``MERLIN_SUCCESS`` and the others."""
+    return {f"MERLIN_{code.name}": str(code.value) for code in ExitCode}
+
+
+def study_values(root: str, timestamp: str, paths: SamplePaths, text: str) -> dict[str, str]:
+    """Return the values of the tokens that are the same for every sample of a study.
+
+    Args:
+        root: The study's workspace, ``$(OUTPUT_PATH)``.
+        timestamp: When the study was launched, ``YYYYMMDD-HHMMSS``.
+        paths: The directory hierarchy of the samples.
+        text: The text with the tokens; ``MERLIN_PATHS_ALL`` is long and computed only when the text uses it.
+    """
+    values = {
+        "MERLIN_WORKSPACE": root,
+        "MERLIN_INFO": f"{root}/merlin_info",
+        "MERLIN_TIMESTAMP": timestamp,
+        "MERLIN_GLOB_PATH": paths.glob,
+        **exit_code_values(),
+    }
+    if "MERLIN_PATHS_ALL" in names_in(text):
+        values["MERLIN_PATHS_ALL"] = " ".join(paths.all())
+    return values
+
+
+def sample_values(labels: Sequence[str], row: Sequence[str], index: int, path: str) -> dict[str, str]:
+    """Return the values of the tokens of one sample."""
+    values = dict(zip(labels, row, strict=True))
+    values["MERLIN_SAMPLE_ID"] = str(index)
+    values["MERLIN_SAMPLE_PATH"] = path
+    values["MERLIN_SAMPLE_VECTOR"] = " ".join(row)
+    values["MERLIN_SAMPLE_NAMES"] = " ".join(labels)
+    return values

@@ -1,0 +1,94 @@
+"""The identity of a worker: its name, its log, its mark in the environment of samples, and its command line."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import sys
+from pathlib import Path
+
+from maestro_celery_plugin.files import tail
+from maestro_celery_plugin.study.session import Session
+
+__all__ = [
+    "MARKER",
+    "PROCESS_MARKER",
+    "claim_name",
+    "has_stem",
+    "last_output",
+    "log_of",
+    "mark",
+    "stem_of",
+    "worker_command",
+    "worker_stem",
+]
+
+# Environment variables that identify the samples of a dead worker, and of a dead process of a worker's pool.
+MARKER = "MAESTRO_CELERY_WORKER"
+PROCESS_MARKER = "MAESTRO_CELERY_PROCESS"
+
+
+def stem_of(group: str) -> str:
+    """Return the name of a group as it stands in the names of its workers, which are file names as well."""
+    return re.sub(r"[^A-Za-z0-9_-]", "_", group)
+
+
+def worker_stem(group: str, allocation: str) -> str:
+    """Return the beginning of the names of a group's workers in an allocation: ``sim-2-`` in ``sim/2``."""
+    return "-".join((stem_of(group), *allocation.split("/")[1:], ""))
+
+
+def has_stem(writer: str, stem: str) -> bool:
+    """Tell whether the name of a worker, or of a process of its pool, has a stem.
+
+    ``sim-2-1`` and ``sim-2-1.99`` have the stem ``sim-2-``. ``sim-2-1-1`` has not: it is a worker of the group
+    `sim-2` in its first allocation, not of `sim` in its second.
+    """
+    rest = writer.removeprefix(stem)
+    return rest != writer and rest.partition(".")[0].isdigit()
+
+
+def mark(session: Session, name: str) -> str:
+    """Return the value of a marker; names of workers are unique in one session only."""
+    return f"{session.path}:{name}"
+
+
+def log_of(session: Session, name: str) -> Path:
+    """Return the log of a worker, which is outside of the session's private directory."""
+    return session.path.parent / "workers" / f"{name}.log"
+
+
+def last_output(session: Session, stems: tuple[str, ...]) -> str:
+    """Return the end of the log of a worker whose name begins with one of `stems`; empty without such a log."""
+    logs = sorted(log for log in log_of(session, "any").parent.glob("*.log") if log.name.startswith(stems))
+    return next(filter(None, map(tail, logs)), "")
+
+
+def claim_name(session: Session, stem: str) -> str:
+    """Return a name that no other worker of the session has or had, and create its log.
+
+    The process that creates the log owns the name (open(2), O_EXCL), also if several nodes claim names at once.
+    """
+    for number in itertools.count(1):
+        name = f"{stem}-{number}"
+        log = log_of(session, name)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            log.touch(exist_ok=False)
+        except FileExistsError:
+            continue
+        return name
+    raise AssertionError("the numbers do not end")
+
+
+def worker_command(session: Session, group: str, *, name: str = "", allocation: str = "") -> list[str]:
+    """Return the command line that starts a worker with the Python of this process, and so with its packages.
+
+    Args:
+        session: The session of the worker.
+        group: The worker group.
+        name: Name of the worker, whose log is open; a worker without a name claims one and opens its log.
+        allocation: The allocation of the worker.
+    """
+    options = [f"--{key}={value}" for key, value in (("name", name), ("allocation", allocation)) if value]
+    return [sys.executable, "-m", "maestro_celery_plugin.worker", *options, "--", str(session.path), group]

@@ -1,0 +1,221 @@
+"""A process of a worker: its slots, its heartbeat, its end."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import signal
+import threading
+from typing import Any
+
+from celery import Celery
+
+from maestro_celery_plugin import clock
+from maestro_celery_plugin.batch.deadline import Deadline
+from maestro_celery_plugin.broker.app import TASK_NAME
+from maestro_celery_plugin.broker.messages import Signer
+from maestro_celery_plugin.broker.sender import Sender
+from maestro_celery_plugin.errors import LedgerError
+from maestro_celery_plugin.plugins import batch_system
+from maestro_celery_plugin.processes import ProcessId, host_name
+from maestro_celery_plugin.spec.worker_args import usable_cpus
+from maestro_celery_plugin.study.heartbeats import Heartbeat
+from maestro_celery_plugin.study.worker_identity import PROCESS_MARKER, mark
+from maestro_celery_plugin.worker import prefetch
+from maestro_celery_plugin.worker.arguments import WorkerArguments
+from maestro_celery_plugin.worker.idle_timeout import IdleTimeout
+from maestro_celery_plugin.worker.launch_env import LaunchEnvironment
+from maestro_celery_plugin.worker.range_task import RangeTasks
+from maestro_celery_plugin.worker.slots import Slots
+
+__all__ = ["WorkerProcess"]
+
+LOGGER = logging.getLogger(__name__)
+
+HEARTBEAT_S = 2.0
+# Workers in allocations, of which there may be thousands, read the files of the session at this interval, others at
+# each turn of the watch.
+LOOK_S = 1.0
+_WATCH_S = 0.25
+
+
+class WorkerProcess:
+    """This process of a worker.
+
+    With the prefork pool, a worker has several processes; each has one slot and its own ledger files.
+
+    Args:
+        arguments: The arguments of the worker.
+        supervisor: The supervisor process.
+        app: The Celery application.
+
+    Attributes:
+        has_moved: Whether the worker leaves because the broker has moved.
+    """
+
+    def __init__(self, arguments: WorkerArguments, supervisor: ProcessId, app: Celery) -> None:
+        self._arguments, self._group, self._supervisor, self._app = arguments, arguments.group, supervisor, app
+        self._session = session = arguments.session
+        self._system = batch_system(self._group.batch.type)
+        self._deadline = Deadline.of(self._system, self._group, os.environ)
+        self._cores = (self._system.node_cores(os.environ) if self._system else None) or usable_cpus()
+        for name in self._system.step_variables if self._system else ():
+            os.environ.pop(name, None)
+        self._signer = Signer(session.secret)
+        self._tasks: RangeTasks | None = None
+        self._name = arguments.name
+        self._ready = self._ending = False
+        self.has_moved = False
+        self._pool_busy_at = clock.monotonic()
+        self._idle_timeout = IdleTimeout(session, arguments.allocation, self._group.idle_limit_s, self._deadline)
+
+    def register_task(self) -> None:
+        """Register the range task in the application."""
+
+        @self._app.task(  # type: ignore[untyped-decorator]
+            name=TASK_NAME,
+            ignore_result=True,
+            Request=prefetch.RangeRequest,
+            Strategy="maestro_celery_plugin.worker.prefetch:gated_strategy",
+        )
+        def run_range(*message: Any) -> None:
+            self._receive(message)
+
+    def _receive(self, message: tuple[Any, ...]) -> None:
+        """Check a message and run its task; refuse and log a message that is not of this session."""
+        task = self._signer.task_of(message)
+        if task is None:
+            LOGGER.error("Refused a message that is not of this session.")
+        elif self._tasks is not None:
+            self._tasks.run(task)
+
+    def open(self, writer: str, slots: int) -> None:
+        """Create the slots of this process; `writer` is the name of its ledger files."""
+        self._name = writer
+        launches = LaunchEnvironment(writer, self._system, self._cores)
+        sender = Sender(self._session, self._app)
+        self._tasks = RangeTasks(writer, Slots(slots, self._deadline, launches), sender.send)
+        self.watch(slots)
+
+    def open_in_pool(self, **_: Any) -> None:
+        """Create the slot of a pool process."""
+        writer = f"{self._arguments.name}.{os.getpid()}"
+        os.environ[PROCESS_MARKER] = mark(self._session, writer)
+        self._ready = True
+        self.open(writer, 1)
+
+    def mark_ready(self, **_: Any) -> None:
+        """Record that Celery takes messages now."""
+        self._ready = True
+
+    # --- watching ---
+
+    def watch(self, slots: int) -> None:
+        """Start the thread that writes the heartbeat and decides about the end."""
+        threading.Thread(target=self._watch, args=(slots,), name="watch", daemon=True).start()
+
+    def _watch(self, slots: int) -> None:
+        beat, last_beat_at, last_look_at = 0, 0.0, 0.0
+        look_s = LOOK_S if self._arguments.allocation else _WATCH_S
+        while True:
+            try:
+                now = clock.monotonic()
+                if now - last_beat_at > HEARTBEAT_S:
+                    beat, last_beat_at = beat + 1, now
+                    self._session.heartbeats.write(self._heartbeat(slots, beat))
+                if self._deadline.is_draining:
+                    prefetch.close()
+                if now - last_look_at >= look_s:
+                    last_look_at = now
+                    why = self._why_end()
+                    if why is not None:
+                        self._end(why)
+                if self._tasks is not None:
+                    self._tasks.flush()
+                    self._tasks.slots.check_running()
+            except (OSError, LedgerError) as cause:  # a full disk must not end the worker
+                LOGGER.warning("%s", cause)
+            except Exception:  # an error of the plugin: without this thread, the worker would count as dead
+                LOGGER.exception("The watch over the samples has failed; it continues.")
+            clock.sleep(_WATCH_S)
+
+    def _heartbeat(self, slots: int, beat: int) -> Heartbeat:
+        process = ProcessId.of(os.getpid())
+        return Heartbeat(
+            name=self._name,
+            group=self._group.group,
+            host=host_name(),
+            node=os.environ.get("SLURMD_NODENAME", host_name()),
+            supervisor=(self._supervisor.pid, self._supervisor.start),
+            process=(process.pid, process.start),
+            slots=slots,
+            beat=beat,
+            state=self._state,
+            allocation=self._arguments.allocation,
+            ends_at=None if math.isinf(self._deadline.ends_at) else self._deadline.ends_at,
+            refuses=self._tasks.slots.refused if self._tasks else (),
+        )
+
+    @property
+    def _state(self) -> str:
+        if not self._ready:
+            return "starting"
+        if self._tasks is None:
+            return "draining" if self._deadline.is_draining else "idle"
+        if self._tasks.slots.stopping.is_set():
+            return "stopping"
+        if self._deadline.is_draining:
+            return "draining"
+        return "busy" if self._tasks.slots.busy else "idle"
+
+    def _why_end(self) -> str | None:
+        """Return why this process must end; None when it continues."""
+        if not self._session.path.exists():
+            return "its session does not exist any more"
+        if self._session.worker_stop_requested(self._arguments.name):
+            return "the session requests its end"
+        if not self._supervisor.is_alive:
+            return "its supervisor has died"
+        if self._broker_has_moved() and self._idle_s() > 0:
+            self.has_moved = True
+            return "the broker has moved"
+        if self._name != self._arguments.name:
+            return None  # a pool process: its worker decides
+        return self._idle_timeout.why_leave(self._idle_s(), refuses=self._refuses())
+
+    def _refuses(self) -> bool:
+        """Whether this worker refuses samples because the time is too short."""
+        if self._tasks is not None:
+            return bool(self._tasks.slots.refused)
+        return any(beat.refuses for beat in self._session.heartbeats.all(f"{self._name}."))
+
+    def _broker_has_moved(self) -> bool:
+        """Whether the broker of the session has moved; a new worker would find it."""
+        broker = self._session.read_broker()
+        return broker is not None and broker.url != self._app.url
+
+    def _idle_s(self) -> float:
+        """Return the seconds since this worker had work."""
+        if self._tasks is not None:
+            slots = self._tasks.slots
+            return 0.0 if slots.busy else clock.monotonic() - slots.last_work
+        if any(beat.state == "busy" for beat in self._session.heartbeats.all(f"{self._name}.")):
+            self._pool_busy_at = clock.monotonic()
+        return clock.monotonic() - self._pool_busy_at
+
+    def _end(self, why: str) -> None:
+        """Take no more samples, end the running samples, and let Celery end."""
+        if self._ending:
+            return
+        self._ending = True
+        if self._name == self._arguments.name:
+            LOGGER.warning("Worker '%s' on %s leaves: %s.", self._name, host_name(), why)
+        if self._tasks is not None:
+            self._tasks.slots.stopping.set()
+        if self._supervisor.is_alive:
+            self._supervisor.signal(signal.SIGTERM)  # which forwards it, and enforces the end
+        else:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(os.getpid(), signal.SIGTERM)
