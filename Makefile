@@ -12,8 +12,8 @@ demo: install
 	$(BIN)/maestro -d 3 run -fg -y -s 5 -o $(DEMO) specs/hello_samples.yaml
 	$(BIN)/maestro-celery status $(DEMO)
 	@echo
-	@echo "The output of one sample:   $(DEMO)/greet/GREETING.hola/03/greet_GREETING.hola.out"
-	@echo "What the last step made:    $(DEMO)/count/greetings.txt"
+	@echo "The output of one sample:     $(DEMO)/greet/GREETING.hola/03/greet_GREETING.hola.out"
+	@echo "The output of the last step:  $(DEMO)/count/greetings.txt"
 	@head -3 $(DEMO)/count/greetings.txt
 
 test: servers lint test-all
@@ -29,7 +29,7 @@ lint: $(VENV)/.tested
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# The installed wheel is what the tests run against.
+# The tests use the installed wheel.
 $(VENV)/.installed: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip build
@@ -48,7 +48,7 @@ install: $(VENV)/.installed
 
 wheel: $(VENV)/.installed
 
-# Servers of the tests; on a machine where you are not root, those that are missing are skipped.
+# The servers of the tests; without root, nothing is installed, and tests of missing servers are skipped.
 servers:
 	@.ci/servers
 

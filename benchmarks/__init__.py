@@ -1,1 +1,1 @@
-"""Benchmarks of the plugin beside its peers: ``python -m benchmarks`` from the project's root."""
+"""Benchmarks of the plugin and of other tools: ``python -m benchmarks`` in the root directory of the project."""

@@ -30,12 +30,12 @@ _TOOL_KEYS = tuple(tool.key for tool in TOOLS)
 
 
 def main() -> int:
-    """Measure what the command line asks for, and print the table."""
+    """Run the selected scenarios, and print the table."""
     arguments = _parser().parse_args()
     settings = _settings(arguments)
     chosen = arguments.only or SCENARIOS
-    # SIGTERM leaves through the contexts that end processes and remove directories, as Ctrl-C does.
-    signal.signal(signal.SIGTERM, _leave)
+    # SIGTERM, like Ctrl-C, runs the exits of the contexts, which end processes and remove directories.
+    signal.signal(signal.SIGTERM, _exit)
     rows: list[Row] = []
     for name, scenario in SCENARIOS.items():
         if name in chosen or (name == "null" and set(chosen) & set(_TOOL_KEYS)):
@@ -44,17 +44,17 @@ def main() -> int:
     return 0
 
 
-def _leave(number: int, frame: FrameType | None) -> None:
+def _exit(number: int, frame: FrameType | None) -> None:
     sys.exit(128 + number)
 
 
 def _parser() -> argparse.ArgumentParser:
-    description = "Measure the plugin beside its peers."
+    description = "Measure the plugin and other tools."
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=description)
     names = (*SCENARIOS, *_TOOL_KEYS)
-    parser.add_argument("--quick", action="store_true", help="one round of few samples, for a look")
-    parser.add_argument("--only", type=_names, metavar="NAMES", help=f"some of: {','.join(names)}")
-    parser.add_argument("--slots", type=int, default=len(os.sched_getaffinity(0)), help="samples at a time")
+    parser.add_argument("--quick", action="store_true", help="one round with few samples")
+    parser.add_argument("--only", type=_names, metavar="NAMES", help=f"comma-separated names out of: {','.join(names)}")
+    parser.add_argument("--slots", type=int, default=len(os.sched_getaffinity(0)), help="samples that run in parallel")
     parser.add_argument("--rounds", type=int, help="rounds of each measurement (default: 3; 1 with --quick)")
     parser.add_argument("--markdown", action="store_true", help="print the table as markdown")
     return parser
@@ -64,7 +64,7 @@ def _names(text: str) -> tuple[str, ...]:
     names = tuple(text.split(","))
     for name in names:
         if name not in (*SCENARIOS, *_TOOL_KEYS):
-            raise argparse.ArgumentTypeError(f"'{name}' is none of {', '.join((*SCENARIOS, *_TOOL_KEYS))}")
+            raise argparse.ArgumentTypeError(f"unknown name '{name}'; names are {', '.join((*SCENARIOS, *_TOOL_KEYS))}")
     return names
 
 

@@ -1,4 +1,4 @@
-"""What can go wrong in a benchmark; each error becomes the text of a row."""
+"""Errors of a benchmark; the table shows the message of an error in the row of its case."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ class BenchmarkError(Exception):
 
 
 class MissingToolError(BenchmarkError):
-    """The tool is not on this machine and cannot be installed by the benchmark."""
+    """The tool is not on this machine, and the benchmark cannot install it."""
 
 
 class ToolFailedError(BenchmarkError):
-    """The tool ran and did not do its work."""
+    """The tool has failed, or has not run all samples."""

@@ -1,4 +1,4 @@
-"""Measurements: one run of a tool over null samples, and what several rounds say together."""
+"""Measurements: one run of a tool over null samples, and medians over several rounds."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class Run:
 
     Attributes:
         count: The number of samples.
-        whole_s: From the command to its return.
-        last_s: From the command to the output of the last sample.
-        memory_mb: Peak of the summed resident memory of all its processes, those of the samples too.
-        entries: Files and directories below the results.
+        whole_s: Seconds from the start of the command to its end.
+        last_s: Seconds from the start of the command to the output of the last sample.
+        memory_mb: Peak of the summed resident memory of all processes of the tool and the samples, in 10^6 bytes.
+        entries: Number of files and directories below the results.
     """
 
     count: int
@@ -47,28 +47,28 @@ class Round:
 
     @property
     def whole_ms(self) -> float:
-        """Milliseconds per sample of the whole large run."""
+        """Milliseconds per sample of the large run, with startup and shutdown."""
         return 1000 * self.large.whole_s / self.large.count
 
     @property
     def marginal_ms(self) -> float:
-        """Milliseconds that one sample more takes: startup and end cancel out."""
+        """Milliseconds for each additional sample: startup and shutdown cancel out."""
         return 1000 * (self.large.last_s - self.small.last_s) / (self.large.count - self.small.count)
 
     @property
     def entries(self) -> float:
-        """Files and directories that one sample more leaves."""
+        """Files and directories for each additional sample."""
         return (self.large.entries - self.small.entries) / (self.large.count - self.small.count)
 
     @classmethod
     def middle(cls, rounds: list[Round], name: str) -> float:
         """Return the median of an attribute over rounds."""
-        return statistics.median(getattr(each, name) for each in rounds)
+        return statistics.median(getattr(one, name) for one in rounds)
 
 
 @contextmanager
 def scratch() -> Iterator[Path]:
-    """Make a temporary directory and remove it with all that is in it."""
+    """Create a temporary directory, and remove it with its contents."""
     with tempfile.TemporaryDirectory(prefix="maestro-benchmark-", ignore_cleanup_errors=True) as directory:
         yield Path(directory)
 
@@ -77,12 +77,12 @@ def measure(tool: Tool, count: int, slots: int) -> Run:
     """Run a tool once.
 
     Raises:
-        BenchmarkError: it is missing, fails, or leaves samples out.
+        BenchmarkError: the tool is missing or fails, or a sample has no output.
     """
     with scratch() as directory, Processes(directory) as processes:
         samples = NullSamples(count, slots, directory)
         tool.prepare(samples, processes)
-        os.sync()  # what the run before has written shall not be written back during this one
+        os.sync()  # so that data of the previous run are not written to disk during this run
         with PeakMemory(processes) as memory:
             begin = time.time()
             tool.run(samples, processes)
@@ -90,12 +90,12 @@ def measure(tool: Tool, count: int, slots: int) -> Run:
         processes.end()
         outputs, last, entries = _survey(samples.results)
         if outputs != count:
-            raise ToolFailedError(f"{outputs} of {count} samples have printed something")
+            raise ToolFailedError(f"{outputs} of {count} samples have output")
         return Run(count, whole_s, last - begin, memory.peak_mb, entries)
 
 
 def _survey(results: Path) -> tuple[int, float, int]:
-    """Return the number of non-empty stdout files, the time of the last write, the number of entries."""
+    """Return the number of non-empty stdout files, the time of the last write to one, and the number of entries."""
     outputs, last, entries = 0, 0.0, 0
     for directory, directories, files in os.walk(results):
         entries += len(directories) + len(files)

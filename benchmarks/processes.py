@@ -1,7 +1,7 @@
-"""Processes of one measurement: started, weighed and ended, also those that detach themselves.
+"""The processes of one measurement, including daemons: start, memory and end.
 
-Every process is started with a marker in its environment, which its descendants inherit. So a daemon
-(the private broker, a Celery worker) is found although it has left the process tree.
+Every process starts with a marker in its environment, which its descendants inherit. The marker finds daemons (the
+private broker, a Celery worker) that have left the process tree.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ _TIME_LIMIT_S = 600.0
 
 
 class Processes:
-    """The processes of one measurement; all have ended when the context is left.
+    """The processes of one measurement; the exit of the context ends all of them.
 
     Args:
-        directory: Where their output goes, as ``<name>.log``.
+        directory: Directory of their output files, ``<name>.log``.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -71,13 +71,13 @@ class Processes:
         """Run a command to its end.
 
         Raises:
-            ToolFailedError: it does not end with code 0, or not in time.
+            ToolFailedError: the command fails, or does not end within the time limit.
         """
         process = self.start(command, env=env, cwd=cwd)
         try:
             code = process.wait(_TIME_LIMIT_S)
         except subprocess.TimeoutExpired as cause:
-            raise ToolFailedError(f"{Path(command[0]).name}: not done after {_TIME_LIMIT_S:.0f} s") from cause
+            raise ToolFailedError(f"{Path(command[0]).name}: not finished after {_TIME_LIMIT_S:.0f} s") from cause
         if code != 0:
             raise ToolFailedError(f"{Path(command[0]).name}: exit code {code}; {self.last_line(command)}")
 
@@ -87,23 +87,24 @@ class Processes:
     def last_line(self, command: Sequence[str | Path]) -> str:
         """Return the last line that a command has printed."""
         lines = self._log(command).read_text(errors="replace").split("\n")
-        return next((line.strip() for line in reversed(lines) if line.strip()), "it printed nothing")
+        return next((line.strip() for line in reversed(lines) if line.strip()), "no output")
 
     def pids(self) -> set[int]:
-        """Return every live process of the measurement.
+        """Return the IDs of all live processes of the measurement.
 
-        It is marked, works below the directory, was started here, or descends from one of these: Redis and
-        Valkey write their title over their environment, marker included.
+        A process belongs to the measurement if it has the marker, has its working directory below the directory, was
+        started by `start`, or descends from such a process. The marker alone is not sufficient, because Redis and
+        Valkey overwrite their environment with their process title.
         """
         line = f"{_MARKER}={self._value}".encode()
         parents = dict(_parents())
-        found = {pid for pid in parents if line in _environment(pid) or self._works_here(pid)}
+        found = {pid for pid in parents if line in _environment(pid) or self._is_below_directory(pid)}
         found |= {process.pid for process in self._started if process.poll() is None}
         while more := {pid for pid, parent in parents.items() if parent in found} - found:
             found |= more
         return found
 
-    def _works_here(self, pid: int) -> bool:
+    def _is_below_directory(self, pid: int) -> bool:
         try:
             return Path(f"/proc/{pid}/cwd").readlink().is_relative_to(self._directory)
         except OSError:
@@ -114,14 +115,14 @@ class Processes:
         return sum(_resident_mb(pid) for pid in self.pids())
 
     def wait(self, limit_s: float) -> int:
-        """Wait until all processes have ended by themselves; return how many have not."""
+        """Wait until all processes have ended by themselves; return the number of processes that still run."""
         deadline = time.monotonic() + limit_s
         while (left := len(self.pids())) and time.monotonic() < deadline:
             time.sleep(0.1)
         return left
 
     def end(self) -> None:
-        """End all processes: SIGTERM, and SIGKILL for those that stay."""
+        """End all processes with SIGTERM, and with SIGKILL those that still run after a grace period."""
         for number, limit_s in ((signal.SIGTERM, _GRACE_S), (signal.SIGKILL, _GRACE_S)):
             for pid in self.pids():
                 with contextlib.suppress(ProcessLookupError):
@@ -131,11 +132,11 @@ class Processes:
 
 
 def _parents() -> Iterator[tuple[int, int]]:
-    """Yield (process, its parent) for all processes but zombies."""
+    """Yield the ID and the parent ID of all processes except zombies."""
     for entry in os.scandir("/proc"):
         if entry.name.isdigit():
             with contextlib.suppress(OSError):
-                # The command, in parentheses, may hold anything; fields are counted from behind it.
+                # The command, in parentheses, may contain any character; so the fields are counted after it.
                 fields = Path(entry.path, "stat").read_bytes().rpartition(b")")[2].split()
                 if fields[0] not in (b"Z", b"X"):
                     yield int(entry.name), int(fields[1])
@@ -156,7 +157,7 @@ def _resident_mb(pid: int) -> float:
 
 
 def high_water_mb(pid: int) -> float:
-    """Return the peak resident memory of one process so far, in 10^6 bytes; 0 when it has ended."""
+    """Return the peak resident memory of one process so far, in 10^6 bytes; 0 if the process has ended."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:
@@ -165,22 +166,22 @@ def high_water_mb(pid: int) -> float:
 
 
 class PeakMemory:
-    """The highest sum of resident memory seen while the context is open.
+    """Measures the peak of the summed resident memory within a context.
 
     Attributes:
-        peak_mb: In 10^6 bytes.
+        peak_mb: The peak, in 10^6 bytes.
     """
 
     INTERVAL_S = 0.25
 
     def __init__(self, processes: Processes) -> None:
         self._processes = processes
-        self._over = threading.Event()
+        self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self.peak_mb = 0.0
 
     def _watch(self) -> None:
-        while not self._over.wait(self.INTERVAL_S):
+        while not self._stop.wait(self.INTERVAL_S):
             self.peak_mb = max(self.peak_mb, self._processes.memory_mb())
 
     def __enter__(self) -> PeakMemory:
@@ -190,5 +191,5 @@ class PeakMemory:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._over.set()
+        self._stop.set()
         self._thread.join()

@@ -1,4 +1,4 @@
-"""The report: a table for the terminal, and one in markdown for the README."""
+"""The report: a table for the terminal, or a Markdown table for the README."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["machine", "print_markdown", "print_table"]
 
 
 def machine() -> str:
-    """Name the machine and the versions that the numbers are of."""
+    """Return the machine and the versions of the measurement."""
     try:
         version = importlib.metadata.version("maestro-celery-plugin")
     except importlib.metadata.PackageNotFoundError:
@@ -37,20 +37,19 @@ def _cpu_model() -> str:
 
 
 def notes(settings: BenchSettings) -> list[str]:
-    """Return what has to be known to read the table."""
+    """Return the explanations of the cases and columns."""
     return [
-        "Null samples: a one-line bash script each, in a directory of its own with script, stdout and stderr "
-        f"file, {settings.slots} at a time; {_rounds(settings.rounds)}.",
-        f"per sample: whole run by its {settings.large} samples, with the start and end of broker, workers "
-        "and servers; Merlin's, whose workers stay, up to the step behind the samples.",
-        f"marginal: time to the output of the last sample, {settings.large} samples less {settings.small}, "
-        "per sample; vs. bare loop: by the bare loop's marginal time of the same round.",
-        "peak memory: resident memory summed over all processes of the tool, its server and the running "
-        "samples (seen four times a second; shared pages count in each process); of a submission, that of "
-        "`maestro run` alone.",
-        "files + dirs: what one sample more leaves behind.",
-        "nodes of Slurm: a real cluster of four nodes on this machine; samples' time by that of the slots, from the "
-        "first start of a sample to the last.",
+        "Null samples: one-line bash scripts, each in its own directory with script, stdout and stderr file, "
+        f"{settings.slots} at a time; {_rounds(settings.rounds)}.",
+        f"per sample: whole run divided by its {settings.large} samples, with start and end of broker, workers and "
+        "servers; Merlin's workers stay: its run ends with the step after the samples.",
+        f"marginal: time to the output of the last sample, {settings.large} samples minus {settings.small}, per "
+        "sample; vs. bare loop: divided by the bare loop's marginal time of the same round.",
+        "peak memory: resident memory of all processes of the tool, its server and the running samples (read four "
+        "times a second; shared pages count in each process); for a submission, only `maestro run`.",
+        "files + dirs: what each additional sample leaves behind.",
+        "Slurm nodes: a real cluster of four nodes on this machine; sample time divided by slot time, from the first "
+        "start of a sample to the last.",
     ]
 
 
@@ -72,7 +71,7 @@ def print_table(rows: list[Row], settings: BenchSettings) -> None:
 
 
 def print_markdown(rows: list[Row], settings: BenchSettings) -> None:
-    """Print the table as markdown."""
+    """Print the table as Markdown."""
     print(f"Measured on {machine()}.\n")
     print("| " + " | ".join(COLUMNS) + " |")
     print("|" + "|".join("---" if name in ("case", "goal") else "---:" for name in COLUMNS) + "|")

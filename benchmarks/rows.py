@@ -1,4 +1,4 @@
-"""Rows of the table, and goals beside them."""
+"""Rows of the table, and the goals of the plugin."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ COLUMNS = ("case", "time", "per sample", "marginal", "vs. bare loop", "peak memo
 
 @dataclasses.dataclass(frozen=True)
 class Goal:
-    """Something the plugin promises.
+    """A performance goal of the plugin.
 
     Attributes:
-        text: The goal, with the number found.
-        is_met: Whether it is met; None when what it is compared with is missing.
+        text: The goal, with the measured number.
+        is_met: Whether the plugin meets it; None if a number is missing.
     """
 
     text: str
@@ -27,31 +27,31 @@ class Goal:
 
     @classmethod
     def at_most(cls, what: str, found: float | None, limit: float, unit: str = "") -> Goal:
-        """Return the goal that a number is no more than a limit; None is an unknown number."""
+        """Return the goal that a number is at most a limit; a number that is None is unknown."""
         if found is None:
             return cls(f"{what} <= {limit:g}{unit}", None)
         return cls(f"{what} {found:.3g}{unit} <= {limit:g}{unit}", found <= limit)
 
     @classmethod
     def at_least(cls, what: str, found: float, limit: float) -> Goal:
-        """Return the goal that a number is no less than a limit."""
+        """Return the goal that a number is at least a limit."""
         return cls(f"{what} {found:.3g} >= {limit:g}", found >= limit)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
-    """One line of the table.
+    """One row of the table.
 
     Attributes:
-        case: The tool, or what was measured.
-        time_s: Seconds of the whole.
-        whole_ms: Milliseconds per sample of the whole.
-        marginal_ms: Milliseconds that one sample more takes.
-        ratio: Marginal time by that of the bare loop in the same round.
+        case: The measured case, such as a tool.
+        time_s: Seconds of the whole case.
+        whole_ms: Milliseconds per sample of the whole case.
+        marginal_ms: Milliseconds for each additional sample.
+        ratio: Marginal time divided by that of the bare loop in the same round.
         memory_mb: Peak memory in 10^6 bytes.
-        entries: Files and directories that one sample leaves.
-        goals: What the plugin promises about it.
-        note: Why there are no numbers, or what else was seen.
+        entries: Files and directories for each additional sample.
+        goals: The goals of the plugin for this case.
+        note: The reason for missing numbers, or an additional result.
     """
 
     case: str

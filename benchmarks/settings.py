@@ -1,4 +1,4 @@
-"""Settings of a run of the benchmarks."""
+"""The settings of the benchmarks."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ __all__ = ["BenchSettings", "say"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BenchSettings:
-    """How much is measured.
+    """The sizes of the measurements.
 
     Attributes:
-        slots: Samples that run at a time.
-        rounds: How often everything is measured; medians are reported.
-        small: Samples of the small run of each tool.
-        large: Samples of the large run.
+        slots: Number of samples that run at the same time.
+        rounds: Number of repetitions of each measurement; the table shows medians.
+        small: Number of samples in the small run of each tool.
+        large: Number of samples in the large run.
         submit_rows: Sizes of the sample tables that are submitted.
-        chain: Steps of the study in which latency is measured.
-        status_rows: Samples in the ledger that `status` reads.
+        chain: Number of steps of the study for the latency.
+        status_rows: Number of samples in the ledger that `status` reads.
         tools: Keys of the tools that run null samples.
     """
 
@@ -34,5 +34,5 @@ class BenchSettings:
 
 
 def say(text: str) -> None:
-    """Tell on stderr what is being measured."""
+    """Print the current measurement on stderr."""
     print(text, file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""Virtual environments of the peers, cached in ``.bench`` below the project's root."""
+"""Virtual environments of other tools, cached in ``.bench`` below the root directory of the project."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _CACHE = ROOT / ".bench"
 
 @dataclasses.dataclass(frozen=True)
 class SideVenv:
-    """A virtual environment for a tool that must not share ours.
+    """A virtual environment of one tool, separate from the environment of the plugin.
 
     Attributes:
         name: Its directory below ``.bench``.
-        requirements: What pip installs into it.
+        requirements: The packages that pip installs into it.
     """
 
     name: str
@@ -31,17 +31,17 @@ class SideVenv:
 
     @property
     def bin(self) -> Path:
-        """Where its commands are."""
+        """The directory of its commands."""
         return _CACHE / self.name / "bin"
 
     def ensure(self) -> Path:
-        """Make the environment unless it is there; return where its commands are.
+        """Create the environment unless it exists; return the directory of its commands.
 
         Raises:
             MissingToolError: pip cannot install the tool.
         """
-        stamp, wanted = _CACHE / self.name / "requirements.txt", "\n".join(self.requirements)
-        if stamp.is_file() and stamp.read_text() == wanted:
+        stamp, requirements = _CACHE / self.name / "requirements.txt", "\n".join(self.requirements)
+        if stamp.is_file() and stamp.read_text() == requirements:
             return self.bin
         shutil.rmtree(_CACHE / self.name, ignore_errors=True)
         print(f"installing {' '.join(self.requirements)} into {_CACHE / self.name}", file=sys.stderr)
@@ -51,5 +51,5 @@ class SideVenv:
         if done.returncode != 0:
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]
             raise MissingToolError(f"pip cannot install {self.requirements[0]}: {last}")
-        stamp.write_text(wanted)
+        stamp.write_text(requirements)
         return self.bin

@@ -14,12 +14,12 @@ __all__ = ["NullSamples", "Study", "write_table"]
 
 @dataclasses.dataclass(frozen=True)
 class NullSamples:
-    """Samples that each print their number, from a script in a directory of their own.
+    """Samples that print their number, each with a script in its own directory.
 
     Attributes:
         count: The number of samples.
-        slots: How many run at a time.
-        directory: An empty directory; whatever the tool needs beside its samples goes here.
+        slots: Number of samples that run at the same time.
+        directory: An empty directory, for the results and for other files of the tool.
     """
 
     count: int
@@ -28,7 +28,7 @@ class NullSamples:
 
     @property
     def results(self) -> Path:
-        """Where the tool puts the directories of the samples."""
+        """The parent directory of the directories of the samples."""
         return self.directory / "results"
 
 
@@ -39,7 +39,7 @@ class Study:
     Attributes:
         table: The sample table, with one column.
         cmd: Command of each step.
-        steps: The number of steps; each depends on the one before.
+        steps: The number of steps; each depends on the previous step.
         worker_args: Options of the workers.
         results: The workspace, for Merlin, which has no option for it.
         closing: Command of a last step without samples.

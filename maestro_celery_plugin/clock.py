@@ -1,4 +1,4 @@
-"""The one place that asks for the time and waits.
+"""The only module that reads the time and waits.
 
 No other module imports `time`, so that a test can replace the clock.
 """
@@ -10,9 +10,9 @@ from collections.abc import Callable
 
 __all__ = ["local_time", "monotonic", "now", "now_ns", "sleep", "wait_until"]
 
-# Seconds since an unspecified start; never goes back. Two machines have two starts.
+# Seconds since an unspecified start; never decreases. Each machine has its own start.
 monotonic = time.monotonic
-# Unix seconds of this machine. Clocks of different machines are not compared.
+# Unix seconds of this machine. Do not compare the clocks of different machines.
 now = time.time
 # Unix nanoseconds of this machine.
 now_ns = time.time_ns
@@ -25,12 +25,12 @@ def local_time(pattern: str) -> str:
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float, interval_s: float = 0.02) -> bool:
-    """Wait until a condition holds, and return whether it does.
+    """Wait until a condition is true; return whether it became true in time.
 
     Args:
         condition: The condition; called at least once.
         timeout_s: Seconds to wait.
-        interval_s: Seconds between two looks at the condition.
+        interval_s: Seconds between two checks of the condition.
     """
     deadline = monotonic() + timeout_s
     while not condition():

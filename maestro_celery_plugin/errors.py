@@ -1,6 +1,6 @@
 """The errors of the package, each with a message for the user.
 
-Every error that a user can cause or meet derives from `EnsembleError`; the commands (`maestro run`,
+Every error that a user can cause or see derives from `EnsembleError`; the commands (`maestro run`,
 `maestro-celery`) print its message without a traceback. The docstring of a class is its default message.
 """
 

@@ -1,4 +1,4 @@
-"""Files on a shared file system: whole replacement, locks, the end of a log, and reads that have to be repeated."""
+"""Files on a shared file system: atomic replacement, repeated reads, the end of a log, and locks."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from maestro_celery_plugin import clock
 
 __all__ = ["TAIL_BYTES", "is_locked", "read_text", "shared_lock", "tail", "write_atomically"]
 
-# The end of a log that a message shows.
+# Bytes of the end of a log that a message shows.
 TAIL_BYTES = 1500
 _STALE_ATTEMPTS = 5
 
 
 def write_atomically(path: Path, text: str, mode: int = 0o644) -> None:
-    """Replace a file in one step, so that a reader sees the old text or the new text.
+    """Replace a file in one step, so that a reader sees either the old or the new text.
 
     Raises:
         OSError: the file cannot be written.
@@ -34,7 +34,7 @@ def write_atomically(path: Path, text: str, mode: int = 0o644) -> None:
 def read_text(path: Path) -> str:
     """Return the text of a file that another node may replace at the same time.
 
-    NFS then reports a stale file handle, ESTALE (open(2), nfs(5)); the read is repeated a few times.
+    NFS may then report a stale file handle, ESTALE (open(2), nfs(5)); this function repeats the read a few times.
 
     Raises:
         OSError: the file cannot be read.
@@ -49,12 +49,12 @@ def read_text(path: Path) -> str:
 
 
 def tail(path: Path, size: int = TAIL_BYTES) -> str:
-    """Return the last bytes of a log as text, without blanks at both ends; empty text when there is no such log.
+    """Return the last bytes of a log as text, stripped of white space; empty text when it cannot be read.
 
-    Only these bytes are read, however long the log is.
+    The function reads only these bytes, even of a long log.
 
     Args:
-        path: The log; bytes that are no UTF-8 are replaced.
+        path: The log; bytes that are not UTF-8 are replaced.
         size: The largest number of bytes.
     """
     try:
@@ -69,11 +69,10 @@ def tail(path: Path, size: int = TAIL_BYTES) -> str:
 def shared_lock(path: Path, timeout_s: float = 0.0) -> Iterator[bool]:
     """Lock a file of `filelock` against writers, but not against other readers.
 
-    A `FileLock` would create the file and need permission to write, and would report one reader to another
-    reader as the writer.
+    A `FileLock` would create the file, need write permission, and report another reader as a writer.
 
     Args:
-        path: The lock file; nobody holds a lock file that does not exist.
+        path: The lock file; a file that does not exist is not locked.
         timeout_s: Seconds to wait for the writer.
 
     Yields:
@@ -91,7 +90,7 @@ def shared_lock(path: Path, timeout_s: float = 0.0) -> Iterator[bool]:
 
 
 def is_locked(path: Path) -> bool:
-    """Tell whether a process holds a lock file as its writer."""
+    """Tell whether a writer holds the lock."""
     with shared_lock(path) as is_free:
         return not is_free
 

@@ -5,8 +5,8 @@ An extension is a package with an entry point in the group ``maestro_celery``:
     [project.entry-points.maestro_celery]
     hdf5 = "my_package.samples"
 
-It imports what it needs from `maestro_celery_plugin` itself. The readers and batch systems of this package are
-registered through the same hooks (`plugins.py`).
+It imports all names that it needs from the package `maestro_celery_plugin`. `plugins.py` registers the readers and
+batch systems of this package through the same hooks.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def open_samples(path: Path, labels: Sequence[str], cache: Path) -> SampleTable 
     Args:
         path: The file; its suffix shows the kind.
         labels: The column labels of the specification, in their order.
-        cache: A directory for an index, which exists as long as the study.
+        cache: A directory for an index; it exists as long as the study.
 
     Raises:
         SampleError: the file is of this kind, but cannot be used.
@@ -67,7 +67,7 @@ def open_samples(path: Path, labels: Sequence[str], cache: Path) -> SampleTable 
 def batch_system() -> BatchSystem:  # type: ignore[empty-body]
     """Return an additional batch system, which a specification selects by its `type`.
 
-    The package calls this hook in `maestro run`, in the conductor and in workers; `BatchSystem` has the interface.
+    The package calls this hook in `maestro run`, in the conductor and in workers; `BatchSystem` defines the interface.
     """
 
 

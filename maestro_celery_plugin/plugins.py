@@ -1,4 +1,4 @@
-"""The plugin manager: the parts of this package and of extensions, registered through the same hooks."""
+"""The plugin manager: it registers the parts of this package and of extensions through the same hooks."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from maestro_celery_plugin.samples.text import CsvReader, TabReader
 __all__ = ["batch_system", "batch_systems", "held_allocation", "open_table", "plugin_manager"]
 
 
-class _Reader:
+class _ReaderPlugin:
     """A reader of this package as an implementation of the hook `open_samples`."""
 
     def __init__(self, reader: NpyReader | CsvReader) -> None:
@@ -38,7 +38,7 @@ class _Reader:
         return self._reader.open(path, labels, cache)
 
 
-class _System:
+class _BatchSystemPlugin:
     """A batch system of this package as an implementation of the hook `batch_system`."""
 
     def __init__(self, system: BatchSystem) -> None:
@@ -59,9 +59,9 @@ def plugin_manager() -> pluggy.PluginManager:
     manager = pluggy.PluginManager(HOOK_NAMESPACE)
     manager.add_hookspecs(hookspecs)
     for reader in (NpyReader(), CsvReader(), TabReader()):
-        manager.register(_Reader(reader), name=type(reader).__name__)
+        manager.register(_ReaderPlugin(reader), name=type(reader).__name__)
     for system in (Slurm(), Lsf(), LsfSrun(), Flux()):
-        manager.register(_System(system), name=system.type)
+        manager.register(_BatchSystemPlugin(system), name=system.type)
     for name in sorted({entry.name for entry in importlib.metadata.entry_points(group=HOOK_NAMESPACE)}):
         _load(manager, name)
     return manager
@@ -71,28 +71,32 @@ def _load(manager: pluggy.PluginManager, name: str) -> None:
     """Load an extension and check its batch systems.
 
     Raises:
-        ExtensionError: it cannot be loaded, or a hook has a fault.
+        ExtensionError: it cannot be loaded, or one of its hooks is invalid.
     """
     try:
         manager.load_setuptools_entrypoints(HOOK_NAMESPACE, name)
         manager.check_pending()
-    except Exception as cause:  # whatever the code of an extension raises
+        systems = _systems_of(manager, name)
+    except Exception as cause:  # an extension can raise any error
         text = " ".join(str(cause).split())
         raise ExtensionError(f"The extension '{name}' cannot be loaded: {text or type(cause).__name__}.") from cause
-    for hook in manager.get_hookcallers(manager.get_plugin(name)) or ():
-        if hook.name == "batch_system":
-            for implementation in hook.get_hookimpls():
-                if implementation.plugin_name == name:
-                    _check(implementation.function(), BatchSystem, name, hook.name)
+    for system in systems:
+        _check_interface(system, BatchSystem, name, "batch_system")
 
 
-def _check(value: object, protocol: type, extension: str, hook: str) -> None:
-    """Make sure that an object of an extension has the attributes and methods of its interface.
+def _systems_of(manager: pluggy.PluginManager, name: str) -> list[object]:
+    """Return the batch systems of an extension."""
+    implementations = manager.hook.batch_system.get_hookimpls()
+    return [implementation.function() for implementation in implementations if implementation.plugin_name == name]
+
+
+def _check_interface(value: object, protocol: type, extension: str, hook: str) -> None:
+    """Check that an object of an extension has all attributes and methods of its interface.
 
     Raises:
-        ExtensionError: it lacks one of them.
+        ExtensionError: an attribute or a method is missing or invalid.
     """
-    fault = next(_faults(value, protocol), None)
+    fault = next(_interface_faults(value, protocol), None)
     if fault is not None:
         raise ExtensionError(
             f"The extension '{extension}' cannot be used: hook '{hook}': {type(value).__name__} {fault} of "
@@ -100,7 +104,7 @@ def _check(value: object, protocol: type, extension: str, hook: str) -> None:
         )
 
 
-def _faults(value: object, protocol: type) -> Iterator[str]:
+def _interface_faults(value: object, protocol: type) -> Iterator[str]:
     for name in inspect.get_annotations(protocol):
         if not hasattr(value, name):
             yield f"has no attribute '{name}'"
@@ -110,15 +114,15 @@ def _faults(value: object, protocol: type) -> Iterator[str]:
         if not inspect.isfunction(member) or (name.startswith("_") and name != "__len__"):
             continue
         parameters = [p for p in inspect.signature(member).parameters if p != "self"]
-        written = f"'{name}({', '.join(parameters)})'"
+        expected = f"'{name}({', '.join(parameters)})'"
         method = getattr(value, name, None)
         if not callable(method):
-            yield f"has no method {written}"
-        elif not _takes(method, len(parameters)):
-            yield f"has a method '{name}' that does not accept the arguments of {written}"
+            yield f"has no method {expected}"
+        elif not _accepts(method, len(parameters)):
+            yield f"has a method '{name}' that does not accept the arguments of {expected}"
 
 
-def _takes(method: Any, count: int) -> bool:
+def _accepts(method: Any, count: int) -> bool:
     try:
         inspect.signature(method).bind(*[None] * count)
     except TypeError:
@@ -160,11 +164,11 @@ def open_table(path: Path, labels: Sequence[str], cache: Path) -> SampleTable:
         cache: Directory for the index and for the identity of the file at the launch.
 
     Raises:
-        SampleError: the file does not exist, has no reader, has no row, does not fit the labels, or has changed since
-            the launch.
+        SampleError: the file does not exist, no reader supports it, it has no row, its columns do not match the labels,
+            or it has changed since the launch.
     """
     identity = first_identity(path, cache)
     table = plugin_manager().hook.open_samples(path=path, labels=labels, cache=cache)
     if table is not None:
-        _check(table, SampleTable, type(table).__module__, "open_samples")
+        _check_interface(table, SampleTable, type(table).__module__, "open_samples")
     return checked_table(table, identity, labels)

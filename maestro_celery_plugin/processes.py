@@ -1,4 +1,4 @@
-"""Processes of this machine: the identity of one, and the end of those that a dead worker has left behind."""
+"""Processes of this machine: their identity, and the termination of processes that a dead worker has left."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _PR_SET_CHILD_SUBREAPER = 36
 class ProcessId:
     """A process, distinguished from a later process with the same number by its start time.
 
-    psutil has start times in Unix seconds only, which change when the clock of the machine is set.
+    psutil has only start times in Unix seconds, which change when the clock of the machine is set.
 
     Attributes:
         pid: Number of the process.
@@ -55,7 +55,7 @@ class ProcessId:
 
 def _start_time(pid: int) -> int | None:
     try:
-        # The command, in parentheses, may hold anything; fields are counted from behind it.
+        # The command name, in parentheses, may contain any character; split only the fields after it.
         fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return None
@@ -66,7 +66,7 @@ def die_with_parent(parent: int) -> None:
     """Let the kernel send this process SIGTERM when its parent dies (Linux; prctl(2), PR_SET_PDEATHSIG).
 
     Args:
-        parent: The parent's pid. If that has died already, this process ends now: no signal would come any more.
+        parent: The parent's pid. If the parent has already died, this process exits now: no signal would follow.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
@@ -81,9 +81,9 @@ def adopt_orphans() -> None:
 
 
 def end_descendants() -> None:
-    """Kill all descendants of this process, generation by generation.
+    """Kill all descendants of this process, one generation after the other.
 
-    Orphans of a generation become children of this process (`adopt_orphans`), which alone can reap them.
+    The orphans of a generation become children of this process (`adopt_orphans`). Only this process can reap them.
     """
     while children := psutil.Process().children():
         for child in children:
@@ -93,7 +93,7 @@ def end_descendants() -> None:
 
 
 def host_name() -> str:
-    """Return the name under which this machine is known in heartbeats and locks."""
+    """Return the name of this machine in heartbeats and locks."""
     return socket.gethostname()
 
 
@@ -109,12 +109,12 @@ def _marked(name: str, value: str) -> Iterator[int]:
 def end_marked(name: str, value: str, *, spare: frozenset[int] = frozenset(), grace_s: float = 5.0) -> int:
     """End every process that was started with ``name=value`` in its environment.
 
-    The samples of a worker carry the name of the worker there, also those that have left its process group.
+    The samples of a worker have the worker's name there, including samples that have left its process group.
 
     Args:
         name: Name of the environment variable.
         value: Its value.
-        spare: Process numbers to leave alone.
+        spare: Process numbers that receive no signal.
         grace_s: Seconds between SIGTERM and SIGKILL.
 
     Returns:

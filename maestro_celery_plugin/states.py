@@ -49,7 +49,7 @@ class ExitCode(enum.IntEnum):
 class Outcome(enum.IntEnum):
     """The outcome of a sample. All outcomes except `OPEN` are final."""
 
-    # No file has these numbers. If two attempts under the same epoch end, the higher outcome counts.
+    # These numbers are not stored in files. If two attempts under the same epoch end, the higher outcome counts.
 
     OPEN = 0
     """No outcome yet: not started, running, lost, or waiting for another attempt."""
@@ -74,14 +74,14 @@ EXIT_OUTCOMES: dict[ExitCode, Outcome] = {
 }
 
 
-# A sample fails when its worker has died this often while it ran.
+# A sample fails when its worker has died this many times while the sample ran.
 POISON_LIMIT = 5
 
-# Codes of attempts that did not run. Codes of signals are negative and above them, as in `subprocess`.
+# Codes of attempts that did not run. Codes of signals are negative, as in `subprocess`, and greater than these.
 _CANNOT_RUN = -1000
 # The row of the sample cannot be read, because the sample file has changed.
 UNREADABLE = -999
-# The worker has failed at the sample; the log of the worker has the traceback.
+# The worker itself has failed while it ran the sample; the log of the worker has the traceback.
 BROKEN = -998
 
 
@@ -143,25 +143,25 @@ class AllocationState(enum.Enum):
     PENDING = "waits in the queue"
     """The job is in the queue, or the batch system will start it again."""
     RUNNING = "runs"
-    """The job has its nodes."""
+    """The job has started on its nodes."""
     COMPLETED = "its workers have left"
     """The script has ended with exit code 0: the workers were drained, or had no work."""
     FAILED = "its script has failed"
     """The script has ended with another exit code."""
-    TIMED_OUT = "its time was up"
+    TIMED_OUT = "it reached its time limit"
     """The batch system has ended the job at its time limit."""
     PREEMPTED = "it was preempted"
-    """The batch system has given the nodes to a job of higher priority."""
+    """The batch system has ended the job to give its nodes to a job of higher priority."""
     NODE_FAILED = "a node has failed"
     """The batch system has lost a node of the job."""
     BOOT_FAILED = "its nodes could not be booted"
     """The batch system could not boot the nodes of the job."""
-    OUT_OF_MEMORY = "it has used more memory than it was given"
+    OUT_OF_MEMORY = "it exceeded its memory limit"
     """The batch system has ended the job because it used too much memory."""
     CANCELLED = "it was cancelled"
     """A person has cancelled the job: its owner, or an operator."""
-    GONE = "the batch system does not know it any more"
-    """The batch system has forgotten the job; without accounting, this happens minutes after its end."""
+    GONE = "the batch system no longer lists it"
+    """The batch system no longer lists the job; without accounting, this happens minutes after its end."""
 
     @property
     def is_open(self) -> bool:

@@ -2,31 +2,28 @@
 
     python tools/reference.py README.md
 
-rewrites what stands in the file between the two markers. There is no other list of keys or options.
+This command rewrites the part of the file between the two markers. The keys and options have no other list.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
-import dataclasses
 import enum
 import inspect
 import itertools
 import re
 import sys
 import textwrap
-import types
-import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import click
 
 from maestro_celery_plugin import hookspecs
 from maestro_celery_plugin.cli import main as commands
-from maestro_celery_plugin.config import settings
+from maestro_celery_plugin.config import schema, settings
 from maestro_celery_plugin.maestro.hooks import EnsembleArgumentParser
 from maestro_celery_plugin.states import ExitCode
 
@@ -48,7 +45,7 @@ BLOCKS: tuple[Block, ...] = (
     settings.BatchSettings,
 )
 
-_TYPE_WORDS = {str: "text", int: "integer", float: "number", bool: "true, false", Any: "anything"}
+_TYPE_NAMES = {"string": "text", "integer": "integer", "number": "number", "boolean": "true, false"}
 
 
 def reference() -> str:
@@ -60,7 +57,7 @@ def updated(document: str) -> str:
     """Return a document with the reference between its markers.
 
     Raises:
-        ValueError: it does not have both markers.
+        ValueError: the document does not have both markers.
     """
     before, begin, rest = document.partition(BEGIN)
     _, end, after = rest.partition(END)
@@ -73,7 +70,7 @@ def updated(document: str) -> str:
 
 
 def _keys() -> Iterator[str]:
-    yield from ("### Keys", "", "Keys of Maestro are not listed; they mean what they mean there.", "")
+    yield from ("### Keys", "", "Maestro's own keys are not listed; the plugin does not change their meaning.", "")
     for block in BLOCKS:
         name, purpose = _heading(block)
         yield from (f"#### `{name}`", "", f"{purpose[0].upper()}{purpose[1:]}", "")
@@ -81,7 +78,7 @@ def _keys() -> Iterator[str]:
 
 
 def _heading(block: Block) -> tuple[str, str]:
-    """Return name and purpose of a block, from the first line of its class's docstring."""
+    """Return the name and the purpose of a block, from the first line of its class's docstring."""
     found = re.match(r"``(.+?)``: (.+)", str(block.__doc__))
     if found is None:
         raise ValueError(f"{block.__name__}: the docstring must begin with ``block``: purpose.")
@@ -89,41 +86,36 @@ def _heading(block: Block) -> tuple[str, str]:
 
 
 def _rows_of(block: Block) -> Iterator[tuple[str, ...]]:
-    hints = typing.get_type_hints(block)
-    for field in dataclasses.fields(block):
-        value = _type_words(hints[field.name], field.metadata["limits"])
-        yield f"`{settings.key_of(field)}`", value, _default_words(field), field.metadata["help"]
+    document = schema.json_schema(block)
+    for key, value in document["properties"].items():
+        default = "required" if key in document.get("required", ()) else _default_text(value.get("default"))
+        yield f"`{key}`", _value_text(value), default, value["description"]
 
 
-def _type_words(hint: Any, limits: Mapping[str, Any]) -> str:
-    if hint in (int, float) and "minimum" in limits:
-        return f"{_TYPE_WORDS[hint]} ≥ {limits['minimum']}"
-    if hint in _TYPE_WORDS:
-        return _TYPE_WORDS[hint]
-    if dataclasses.is_dataclass(hint):
+def _value_text(value: Mapping[str, Any]) -> str:
+    """Return the allowed values of a key from its JSON schema."""
+    if "anyOf" in value:
+        return ", ".join(_value_text(one) for one in value["anyOf"] if one.get("type") != "null")
+    choices = value.get("enum", [value["const"]] if "const" in value else [])
+    if choices:
+        return ", ".join(f"`{choice}`" for choice in choices)
+    if "$ref" in value:
         return "block"
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Literal:
-        return ", ".join(f"`{choice}`" for choice in arguments)
-    if origin is tuple:
-        return f"list of {_type_words(arguments[0], {})}"
-    if origin is dict:
-        return "block" if arguments[1] is Any else f"{_type_words(arguments[1], {})} for each name"
-    if origin in (typing.Union, types.UnionType):
-        return ", ".join(_type_words(one, limits) for one in arguments if one is not type(None))
-    raise TypeError(f"no words for {hint!r}")
+    if value.get("type") == "array":
+        return f"list of {_value_text(value['items'])}"
+    if value.get("type") == "object":
+        entries = value.get("additionalProperties")
+        return f"{_value_text(entries)} for each name" if isinstance(entries, dict) and entries else "block"
+    name = _TYPE_NAMES[value["type"]]
+    return f"{name} ≥ {value['minimum']:g}" if "minimum" in value else name
 
 
-def _default_words(field: dataclasses.Field[Any]) -> str:
-    if field.default is dataclasses.MISSING:
-        return "required" if field.default_factory is dataclasses.MISSING else ""
-    if isinstance(field.default, bool):
-        return f"`{str(field.default).lower()}`"
-    return f"`{field.default:g}`" if isinstance(field.default, float) else _code(field.default)
-
-
-def _code(value: Any) -> str:
-    return "" if value in (None, "", ()) else f"`{value}`"
+def _default_text(default: Any) -> str:
+    if isinstance(default, bool):
+        return f"`{str(default).lower()}`"
+    if isinstance(default, float):
+        return f"`{default:g}`"
+    return "" if default in (None, "", []) else f"`{default}`"
 
 
 # --- exit codes --------------------------------------------------------------------------------------
@@ -138,7 +130,7 @@ def _exit_codes() -> Iterator[str]:
 
 
 def member_help(cls: type[enum.Enum]) -> dict[str, str]:
-    """Return what stands as a string below each member of an enumeration, which Python does not keep."""
+    """Return the docstring below each member of an enumeration, from the source: Python does not store it."""
     body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
     found: dict[str, str] = {}
     statements = body.body if isinstance(body, ast.ClassDef) else []
@@ -158,11 +150,19 @@ def _commands() -> Iterator[str]:
     yield from ("#### `maestro run`", "", "Maestro's options, and:", "")
     parser = EnsembleArgumentParser(prog="maestro run", add_help=False)
     yield from _table(("option", "meaning"), map(_parser_row, parser._actions))
-    for name, command in commands.commands.items():
+    for name, command in _subcommands():
         arguments = [str(p.name).upper() for p in command.params if isinstance(p, click.Argument)]
         title = " ".join(("maestro-celery", name, *arguments))
         yield from (f"#### `{title}`", "", inspect.cleandoc(command.help or ""), "")
         yield from _table(("option", "meaning"), _option_rows(command))
+
+
+def _subcommands() -> Iterator[tuple[str, click.Command]]:
+    context = click.Context(commands)
+    for name in commands.list_commands(context):
+        command = commands.get_command(context, name)
+        if command is not None:
+            yield name, command
 
 
 def _parser_row(action: argparse.Action) -> tuple[str, str]:
@@ -170,7 +170,7 @@ def _parser_row(action: argparse.Action) -> tuple[str, str]:
 
 
 def _option_rows(command: click.Command) -> Iterator[tuple[str, str]]:
-    """Yield spelling and meaning of each option; not click's own rendering, which changes with its version."""
+    """Yield the spelling and the meaning of each option; click's own help text differs between its versions."""
     for option in command.params:
         if isinstance(option, click.Option):
             value = "" if option.is_flag else option.metavar or option.type.name.removesuffix(" range").upper()
@@ -213,7 +213,7 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
 
 
 def main() -> None:
-    """Rewrite the reference in the file that is named on the command line."""
+    """Rewrite the reference in a file."""
     parser = argparse.ArgumentParser(prog="python tools/reference.py", description=main.__doc__)
     parser.add_argument("file", type=Path)
     path: Path = parser.parse_args().file

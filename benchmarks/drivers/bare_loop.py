@@ -1,4 +1,4 @@
-"""The least there is to run samples with: threads that make the files, start the process and wait for it.
+"""The smallest program that runs samples: threads create the files, start the process and wait for its end.
 
 python bare_loop.py DIRECTORY COUNT SLOTS
 """
@@ -14,10 +14,10 @@ from collections.abc import Iterator
 
 
 def _work(root: str, numbers: Iterator[int], count: int) -> None:
-    # next() on itertools.count is one C call, so no two threads get the same number.
+    # next() of itertools.count is one C call, so two threads never receive the same number.
     while (number := next(numbers)) < count:
         directory = f"{root}/{number}"
-        os.mkdir(directory)  # noqa: PTH102 - the loop is to be bare
+        os.mkdir(directory)  # noqa: PTH102 - pathlib would add overhead
         with open(f"{directory}/null.sh", "w") as script:  # noqa: PTH123
             script.write(f"#!/bin/bash\n\necho {number}\n")
         with open(f"{directory}/null.out", "wb") as out, open(f"{directory}/null.err", "wb") as err:  # noqa: PTH123
@@ -25,7 +25,7 @@ def _work(root: str, numbers: Iterator[int], count: int) -> None:
 
 
 def main() -> None:
-    """Run the samples named on the command line."""
+    """Run the samples that the command line defines."""
     root, count, slots = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     os.makedirs(root)  # noqa: PTH103
     numbers = itertools.count()

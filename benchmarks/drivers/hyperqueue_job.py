@@ -1,4 +1,4 @@
-"""Null samples as one job of HyperQueue; runs in HyperQueue's own environment.
+"""Null samples as one job of HyperQueue; this script runs in HyperQueue's own environment.
 
 python hyperqueue_job.py DIRECTORY COUNT SLOTS SERVER_DIRECTORY
 """
@@ -24,7 +24,7 @@ def _job(root: Path, count: int) -> Job:
 
 
 def main() -> None:
-    """Run the samples named on the command line."""
+    """Run the samples that the command line defines."""
     root, count, slots, server = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
     root.mkdir()
     with LocalCluster(str(server), WorkerConfig(cores=slots)) as cluster:

@@ -1,1 +1,1 @@
-"""What is measured: null samples, submission, latency between steps, and status."""
+"""The scenarios: null samples, submission, latency between steps, status, and utilisation."""

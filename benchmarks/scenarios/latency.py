@@ -1,4 +1,4 @@
-"""Latency between steps: from the last sample of one to the first of the next, as the ledger has it."""
+"""Latency between two steps: from the last sample of a step to the first of the next, from the ledger."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SAMPLES = 20
 
 def latency_rows(settings: BenchSettings) -> list[Row]:
     """Run a chain of steps at Maestro's default poll interval; return one row."""
-    case = f"from step to step, median of {settings.chain - 1}"
+    case = f"latency between two steps, median of {settings.chain - 1}"
     say(case)
     try:
         with scratch() as directory, Processes(directory) as processes:
@@ -36,7 +36,7 @@ def latency_rows(settings: BenchSettings) -> list[Row]:
 
 
 def _gaps(study: Path, steps: int) -> list[float]:
-    """Return the seconds between each step and the next; all ledger files are of this machine's clock."""
+    """Return the seconds between each step and the next; all times are from the clock of this machine."""
     try:
         from maestro_celery_plugin.ledger.entries import Kind
         from maestro_celery_plugin.ledger.reader import read_ledger

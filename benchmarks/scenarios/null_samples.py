@@ -1,4 +1,4 @@
-"""Null samples by every tool, in interleaved rounds."""
+"""Null samples with every tool, in interleaved rounds."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _Rounds = dict[str, list[Round]]
 def null_samples(settings: BenchSettings) -> list[Row]:
     """Measure every tool in every round; return a row per tool.
 
-    The order of the tools moves on from round to round, so that none always follows the same one.
+    The order of the tools rotates between rounds, so that no tool always follows the same other tool.
     """
     tools = [tool for tool in TOOLS if tool.key in settings.tools]
     rounds: _Rounds = {tool.key: [] for tool in tools}
     failures: dict[str, str] = {}
     for number in range(settings.rounds):
-        turn = number % len(tools)
-        for tool in tools[turn:] + tools[:turn]:
+        first = number % len(tools)
+        for tool in tools[first:] + tools[:first]:
             if tool.key in failures:
                 continue
             say(f"round {number + 1} of {settings.rounds}: {tool.title}")
@@ -49,23 +49,23 @@ def _round(tool: Tool, settings: BenchSettings) -> Round:
 
 
 def _row(tool: Tool, rounds: _Rounds, failure: str | None) -> Row:
-    mine = rounds[tool.key]
-    if failure is not None or not mine:
+    measured = rounds[tool.key]
+    if failure is not None or not measured:
         return Row(case=tool.title, note=failure or "not measured")
     return Row(
-        case=f"{mine[0].large.count} null samples: {tool.title}",
-        time_s=statistics.median(each.large.whole_s for each in mine),
-        whole_ms=Round.middle(mine, "whole_ms"),
-        marginal_ms=Round.middle(mine, "marginal_ms"),
+        case=f"{measured[0].large.count} null samples: {tool.title}",
+        time_s=statistics.median(one.large.whole_s for one in measured),
+        whole_ms=Round.middle(measured, "whole_ms"),
+        marginal_ms=Round.middle(measured, "marginal_ms"),
         ratio=_ratio(rounds, tool.key, BareLoop.key),
-        memory_mb=max(each.large.memory_mb for each in mine),
-        entries=Round.middle(mine, "entries"),
+        memory_mb=max(one.large.memory_mb for one in measured),
+        entries=Round.middle(measured, "entries"),
         goals=_goals(rounds) if tool.key == Plugin.key else (),
     )
 
 
 def _ratio(rounds: _Rounds, key: str, other: str) -> float | None:
-    """Return the median, over the rounds, of the marginal time of a tool by that of another."""
+    """Return the median over the rounds: the marginal time of a tool, divided by that of another tool."""
     pairs = list(zip(rounds[key], rounds.get(other, []), strict=False))
     return statistics.median(a.marginal_ms / b.marginal_ms for a, b in pairs) if pairs else None
 

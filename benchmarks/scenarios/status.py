@@ -1,4 +1,4 @@
-"""Status: ``maestro-celery status --json`` of a study with a long reader."""
+"""Status: ``maestro-celery status --json`` of a study with a large ledger."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SUBMIT_LIMIT_S = 30.0
 
 
 def status_rows(settings: BenchSettings) -> list[Row]:
-    """Submit and cancel a study, give it a reader, and ask for its status; return one row."""
+    """Submit and cancel a study, replace its ledger, and measure its status; return one row."""
     size = settings.status_rows
     case = f"status of {size:,} samples"
     say(case)
@@ -56,7 +56,7 @@ def _seconds(line: list[str | Path], processes: Processes) -> float:
 
 
 def _replace_ledger(study: Path, samples: int) -> None:
-    """Replace a study's ledger by one in which each sample was started and has ended, by two workers."""
+    """Replace the ledger of a study by that of two workers that have run all samples."""
     try:
         from maestro_celery_plugin.ledger.entries import SUFFIX
         from maestro_celery_plugin.study.layout import StudyPlan
@@ -74,20 +74,20 @@ def _replace_ledger(study: Path, samples: int) -> None:
 
 
 def _attempts(record: int, samples: np.ndarray) -> np.ndarray:
-    """Return the entries of samples that ran one after the other for a millisecond each."""
+    """Return the entries of samples that ran one after another, each for a millisecond."""
     from maestro_celery_plugin.ledger.entries import ENTRY, Kind
 
     entries = np.zeros((len(samples), 2), ENTRY)
     entries["kind"] = [Kind.STARTED, Kind.ENDED]
     entries["record"], entries["epoch"] = record, 1
     entries["start"] = samples[:, None]
-    entries["stop"][:, 1] = 1000  # an end has the duration here, in microseconds
+    entries["stop"][:, 1] = 1000  # the end of an attempt stores the duration in this field, in microseconds
     entries["time"] = time.time() + samples[:, None] / 1000
     return _with_checks(entries.reshape(-1))
 
 
 def _with_checks(entries: np.ndarray) -> np.ndarray:
-    """Complete the check words: the xor of all words of an entry is the ledger's seed."""
+    """Set the check words: the xor of all words of an entry is the seed of the ledger."""
     from maestro_celery_plugin.ledger import reader
 
     words = entries.view(np.uint32).reshape(len(entries), -1)

@@ -1,4 +1,4 @@
-"""Submission: ``maestro run`` until it returns, for sample tables of several sizes."""
+"""Submission: the duration of ``maestro run``, for sample tables of several sizes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from benchmarks.workloads import Study, write_table
 __all__ = ["cancel", "submit", "submit_rows"]
 
 _LIMIT_S = 120.0
-_LEAVE_LIMIT_S = 60.0
+_END_LIMIT_S = 60.0
 _MEMORY_GOAL_MB = 250.0
 
 
@@ -27,9 +27,9 @@ class Submission:
     """One submission.
 
     Attributes:
-        time_s: From the command to its return.
-        memory_mb: Peak resident memory of the `maestro run` process.
-        left: Processes that were still there a minute after `maestro cancel`.
+        time_s: Seconds from the start of the command to its end.
+        memory_mb: Peak resident memory of the `maestro run` process, in 10^6 bytes.
+        left: Number of processes that still ran a minute after `maestro cancel`.
     """
 
     time_s: float
@@ -63,10 +63,10 @@ def _row(case: str, runs: list[Submission], first_s: float | None) -> Row:
     goals: tuple[Goal, ...] = ()
     if first_s is not None:
         goals = (
-            Goal.at_most("time / time of the smallest", time_s / first_s, 2.0),
+            Goal.at_most("time / time of the smallest table", time_s / first_s, 2.0),
             Goal.at_most("memory", memory_mb, _MEMORY_GOAL_MB, " MB"),
         )
-    note = f"{left} processes outlived `maestro cancel` by {_LEAVE_LIMIT_S:.0f} s" if left else ""
+    note = f"{left} processes still ran {_END_LIMIT_S:.0f} s after `maestro cancel`" if left else ""
     return Row(case=case, time_s=time_s, memory_mb=memory_mb, goals=goals, note=note)
 
 
@@ -77,16 +77,14 @@ def _submission(size: int, suffix: str, slots: int) -> Submission:
 
 
 def submit(directory: Path, size: int, suffix: str, slots: int, processes: Processes) -> Submission:
-    """Submit a study of samples that only sleep, whose workspace is ``results`` in the directory.
+    """Submit a study whose samples only sleep; its workspace is ``results`` in the directory.
 
     Raises:
         BenchmarkError: the command is missing or fails.
     """
     specification = directory / "study.yaml"
     table = write_table(directory / f"samples{suffix}", size)
-    Study(table=table, worker_args=f"--concurrency {slots}", cmd="sleep 60  # $(MERLIN_SAMPLE_ID)").write(
-        specification
-    )
+    Study(table=table, worker_args=f"--concurrency {slots}", cmd="sleep 60  # $(MERLIN_SAMPLE_ID)").write(specification)
     line = [command("maestro"), "run", "-y", "-o", directory / "results", specification]
     begin = time.perf_counter()
     process, memory_mb = processes.start(line), 0.0
@@ -102,10 +100,10 @@ def submit(directory: Path, size: int, suffix: str, slots: int, processes: Proce
 
 
 def cancel(results: Path, processes: Processes) -> int:
-    """Cancel a study and wait for its end; return how many of its processes are left.
+    """Cancel a study and wait for its end; return the number of its processes that still run.
 
     Raises:
         BenchmarkError: the command is missing or fails.
     """
     processes.run([command("maestro"), "cancel", "-y", results])
-    return processes.wait(_LEAVE_LIMIT_S)
+    return processes.wait(_END_LIMIT_S)

@@ -1,4 +1,4 @@
-"""Utilisation of an allocation of four nodes, on a real Slurm cluster of this machine."""
+"""Utilisation of an allocation of four nodes, on a real Slurm cluster on this machine."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ _GOAL = 0.95
 def utilisation_rows(settings: BenchSettings) -> list[Row]:
     """Run samples of one second on four nodes; return one row."""
     slots = NODES * SLOTS_PER_NODE
-    case = f"{NODES} nodes of Slurm, {slots} slots, samples of 1 s"
+    case = f"{NODES} Slurm nodes, {slots} slots, samples of 1 s"
     say(case)
     try:
         share = _measured(slots * _SECONDS_OF_WORK, slots)
     except BenchmarkError as error:
         return [Row(case=case, note=str(error))]
     goal = Goal.at_least("sample seconds / slot seconds", share, _GOAL)
-    return [Row(case=case, goals=(goal,), note=f"{100 * share:.1f} % of the slots' time is samples'")]
+    return [Row(case=case, goals=(goal,), note=f"samples use {100 * share:.1f} % of slot time")]
 
 
 def _measured(count: int, slots: int) -> float:
     try:
         from tests.slurm_cluster import ClusterError, SlurmCluster
     except ImportError as cause:
-        raise ToolFailedError(f"run it from the project's directory: {cause}") from cause
+        raise ToolFailedError(f"run the benchmark in the root directory of the project: {cause}") from cause
     try:
         with SlurmCluster(cpus=SLOTS_PER_NODE) as cluster, scratch() as directory, Processes(directory) as processes:
             study = Study(
@@ -56,9 +56,9 @@ def _measured(count: int, slots: int) -> float:
 
 
 def _utilisation(study: Path, count: int, slots: int) -> float:
-    """Return sample seconds by slot seconds, from the first start of a sample to the last one.
+    """Return sample seconds divided by slot seconds, from the first start of a sample to the last.
 
-    After the last start no work is left that a slot could have. All ledger files are of this machine's clock.
+    After the last start, no sample waits for a free slot. All times are from the clock of this machine.
     """
     from maestro_celery_plugin.ledger.entries import Kind
     from maestro_celery_plugin.ledger.reader import read_ledger

@@ -1,4 +1,4 @@
-"""The tools that run null samples: the bare loop, this plugin, and its peers."""
+"""The tools that run null samples: the bare loop, this plugin, and other tools."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ class Tool(Protocol):
     title: str
 
     def prepare(self, samples: NullSamples, processes: Processes) -> None:
-        """Do what a user has done before: write the specification, start a server. Not measured.
+        """Prepare a run: write the specification, start a server. This time is not measured.
 
         Raises:
             MissingToolError: the tool is not on this machine.
         """
 
     def run(self, samples: NullSamples, processes: Processes) -> None:
-        """Run all samples; return when the last has ended. Measured.
+        """Run all samples; return after the last has ended. This time is measured.
 
         Raises:
-            ToolFailedError: it did not do so.
+            ToolFailedError: the tool has failed, or has not run all samples.
         """

@@ -1,4 +1,4 @@
-"""The bare fork/exec loop, which everything else is compared with."""
+"""The bare fork/exec loop, the reference for all other tools."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ __all__ = ["BareLoop"]
 
 
 class BareLoop:
-    """Threads that make the files of a sample, start its process and wait for it."""
+    """Threads that create the files of a sample, start its process and wait for its end."""
 
     key = "loop"
     title = "bare fork/exec loop"
 
     def prepare(self, samples: NullSamples, processes: Processes) -> None:
-        """Do nothing: it needs nothing."""
+        """Do nothing: the loop needs no preparation."""
 
     def run(self, samples: NullSamples, processes: Processes) -> None:
-        """Run the loop in a process of its own."""
+        """Run the loop in a separate process."""
         driver = ROOT / "benchmarks" / "drivers" / "bare_loop.py"
         processes.run([sys.executable, driver, samples.results, str(samples.count), str(samples.slots)])

@@ -18,11 +18,11 @@ class HyperQueue:
     title = "HyperQueue 0.27, LocalCluster"
 
     def prepare(self, samples: NullSamples, processes: Processes) -> None:
-        """Install the wheel, once."""
+        """Install the wheel unless it is installed."""
         _VENV.ensure()
 
     def run(self, samples: NullSamples, processes: Processes) -> None:
-        """Start server and worker, run the job, stop both."""
+        """Start server and worker, run the job, and stop server and worker."""
         driver = ROOT / "benchmarks" / "drivers" / "hyperqueue_job.py"
         arguments = [samples.results, str(samples.count), str(samples.slots), samples.directory / "server"]
         processes.run([_VENV.bin / "python", driver, *arguments], env={"HOME": str(samples.directory)})

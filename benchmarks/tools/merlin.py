@@ -1,4 +1,4 @@
-"""Merlin on a Redis server of its own."""
+"""Merlin with its own Redis server."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from benchmarks.workloads import NullSamples, Study, write_table
 
 __all__ = ["Merlin"]
 
-# pkg_resources, which Merlin imports, is gone from later versions of setuptools.
+# Merlin imports pkg_resources, which later versions of setuptools do not have.
 _VENV = SideVenv("merlin", ("merlin==1.13.0", "celery==5.5.3", "setuptools<81"))
 _SERVERS = ("redis-server", "valkey-server")
 _START_LIMIT_S = 10.0
@@ -25,16 +25,16 @@ _RUN_LIMIT_S = 600.0
 
 
 class Merlin:
-    """``merlin run`` and ``merlin run-workers``, with a configuration in a home directory of its own.
+    """``merlin run`` and ``merlin run-workers``, with a configuration in its own home directory.
 
-    Its workers do not end by themselves: a run is over when the step behind the samples has run.
+    Its workers do not end by themselves: a run ends with the step after the samples.
     """
 
     key = "merlin"
     title = "Merlin 1.13, Celery 5.5.3, Redis"
 
     def prepare(self, samples: NullSamples, processes: Processes) -> None:
-        """Install Merlin, once; start a Redis server; write configuration and specification."""
+        """Install Merlin unless it is installed; start a Redis server; write configuration and specification."""
         _VENV.ensure()
         port = _start_server(processes)
         _write_configuration(samples.directory, port)
@@ -51,7 +51,7 @@ class Merlin:
         env = {
             "HOME": str(samples.directory),
             "PATH": f"{_VENV.bin}{os.pathsep}{os.environ['PATH']}",
-            "C_FORCE_ROOT": "1",  # Celery refuses pickle as root otherwise, as in a container
+            "C_FORCE_ROOT": "1",  # without it, Celery refuses pickle for root, the user in a container
         }
         for command in ("run", "run-workers"):
             processes.run([_VENV.bin / "merlin", command, "study.yaml"], env=env, cwd=samples.directory)
@@ -62,7 +62,7 @@ def _wait_for(path: Path) -> None:
     deadline = time.monotonic() + _RUN_LIMIT_S
     while not path.exists():
         if time.monotonic() > deadline:
-            raise ToolFailedError(f"merlin: not done after {_RUN_LIMIT_S:.0f} s")
+            raise ToolFailedError(f"merlin: not finished after {_RUN_LIMIT_S:.0f} s")
         time.sleep(0.02)
 
 

@@ -16,11 +16,11 @@ def command(name: str) -> Path:
     """Return a command of the environment that runs the benchmark.
 
     Raises:
-        MissingToolError: it is not there.
+        MissingToolError: the environment does not have the command.
     """
     path = Path(sys.executable).parent / name
     if not path.is_file():
-        raise MissingToolError(f"no '{name}' beside {sys.executable}: install the project there")
+        raise MissingToolError(f"no '{name}' next to '{sys.executable}'; install the project in this environment")
     return path
 
 
@@ -36,12 +36,12 @@ class Plugin:
     title = "this plugin (maestro run -fg)"
 
     def prepare(self, samples: NullSamples, processes: Processes) -> None:
-        """Write specification and sample table."""
+        """Write the specification and the sample table."""
         command("maestro")
         table = write_table(samples.directory / "samples.npy", samples.count)
         study = Study(table=table, worker_args=f"--concurrency {samples.slots}")
         study.write(samples.directory / "study.yaml")
 
     def run(self, samples: NullSamples, processes: Processes) -> None:
-        """Run the study: broker and worker are started and ended with it."""
+        """Run the study, including the start and the end of its broker and its worker."""
         run_in_foreground(samples.directory / "study.yaml", samples.results, processes)

@@ -1,4 +1,4 @@
-"""The tools of the shell: xargs and GNU parallel."""
+"""Command-line tools: xargs and GNU parallel."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from benchmarks.workloads import NullSamples
 
 __all__ = ["GnuParallel", "Xargs"]
 
-# What is done for one sample, with its number in $1: dash writes the script and becomes the sample.
+# The commands of one sample, whose number is $1: the shell writes the script, then executes it in the same process.
 _SAMPLE = (
     r"cd $1; printf '#!/bin/bash\n\necho %d\n' $1 > null.sh; "
     "exec /bin/bash null.sh > null.out 2> null.err"
@@ -18,18 +18,18 @@ _SAMPLE = (
 
 
 class _ShellTool:
-    """A line of shell that makes all directories in one go and hands the numbers to the tool."""
+    """A shell command that creates all directories at once, and passes the numbers of the samples to the tool."""
 
     command: str
     line: str
 
     def prepare(self, samples: NullSamples, processes: Processes) -> None:
-        """Look whether the tool is installed."""
+        """Check that the tool is installed."""
         if shutil.which(self.command) is None:
             raise MissingToolError(f"no '{self.command}' on PATH")
 
     def run(self, samples: NullSamples, processes: Processes) -> None:
-        """Run the line in the directory of the results."""
+        """Run the shell command in the directory of the results."""
         samples.results.mkdir()
         numbers = f"seq 0 {samples.count - 1}"
         line = f"{numbers} | xargs mkdir && {numbers} | {self.line.format(slots=samples.slots)}"

@@ -1,1 +1,1 @@
-"""What the package knows about batch systems and their allocations."""
+"""Batch systems and their allocations."""

@@ -1,7 +1,7 @@
 """Allocations: batch jobs in which the workers of one or more groups run.
 
 An allocation is a batch job that Maestro's adapter submits, or a set of workers that this process starts in the
-allocation around it. Both have a directory in the study with script and output, a state, and an end.
+allocation around it. Both have a state, an end, and a directory in the study for the script and the output.
 `conductor/batch_jobs.py` submits and starts them.
 
     merlin_info/allocations/<name>/<number>/
@@ -34,14 +34,14 @@ class Allocation:
     Attributes:
         name: Name of the allocation.
         number: Number of the allocation among those of the same name in the study, from 1.
-        directory: Directory with script and output.
+        directory: Directory of the script and the output.
         job: Identifier of the batch job, or `pid:start` of a process of this machine; None before submission.
         state: State of the job.
-        reason: The words of the batch system: why the job waits, or how it ended.
+        reason: The message of the batch system: why the job waits, or how it ended.
         released: Whether the conductor has ended it because no step needs it any more.
         submitted_at: Time of submission (Unix seconds).
-        began_at: Time when the conductor first saw it run (Unix seconds); 0 before.
-        ended_at: Time when the conductor first saw its end (Unix seconds); 0 before, and for a refused job.
+        began_at: Time when the conductor first found it running (Unix seconds); 0 before.
+        ended_at: Time when the conductor first found it ended (Unix seconds); 0 before, and for a refused job.
         slots: The largest number of slots that its workers had at the same time.
     """
 
@@ -90,7 +90,7 @@ class Allocation:
             self.ended_at = clock.now()
         try:
             self.store()
-        except OSError:  # a full disk: the report is applied again at the next look
+        except OSError:  # a full disk: the report is applied again at the next poll
             self.state, self.reason, self.began_at, self.ended_at = before
             raise
         return True
@@ -106,7 +106,7 @@ class Allocation:
     def store(self) -> None:
         """Write `allocation.json`, which status and a later conductor read."""
         values = dataclasses.asdict(self) | {"state": self.state.name}
-        for key in ("name", "number", "directory"):  # the path of the file has them
+        for key in ("name", "number", "directory"):  # the path of the file contains them
             del values[key]
         write_atomically(self.directory / "allocation.json", json.dumps(values, indent=1))
 
@@ -124,7 +124,7 @@ def read_allocations(directory: Path) -> Iterator[Allocation]:
 
 
 def new_directory(parent: Path, name: str) -> tuple[int, Path]:
-    """Create the directory of the next allocation of a name; return number and directory."""
+    """Create the directory of the next allocation with a name; return its number and the directory."""
     number = 1 + max((int(p.name) for p in (parent / name).glob("*") if p.name.isdigit()), default=0)
     directory = parent / name / str(number)
     directory.mkdir(parents=True)

@@ -1,6 +1,6 @@
-"""The interface of a batch system: what the package needs to know in addition to Maestro's adapters.
+"""The interface of a batch system: the functions that Maestro's adapters do not have.
 
-Maestro's adapters write, submit and cancel batch jobs. A `BatchSystem` adds what they do not report: why a job
+Maestro's adapters write, submit and cancel batch jobs. A `BatchSystem` adds the missing facts: why a job
 has ended, whether this process is inside an allocation and when that ends, and the command lines that start
 workers and samples. It returns command lines as text and does not run them. Extensions add a batch system
 through the hook `batch_system`.
@@ -33,8 +33,8 @@ __all__ = [
     "ask",
 ]
 
-# In the environment of samples that launch parallel programs: a name for the launch, the number of nodes that hold
-# its processes, and the cores of a node.
+# Environment variables of samples that launch parallel programs: the name of the launch, the smallest number of nodes
+# on which its processes fit, and the cores of a node.
 LAUNCH_NAME = "MAESTRO_CELERY_LAUNCH"
 LAUNCH_NODES = "MAESTRO_CELERY_NODES"
 LAUNCH_CORES = "MAESTRO_CELERY_CORES"
@@ -56,11 +56,11 @@ class HeldAllocation:
 
 @dataclasses.dataclass(frozen=True)
 class JobReport:
-    """What the batch system reports about a job.
+    """A job as the batch system reports it.
 
     Attributes:
         state: State of the job.
-        reason: The words of the batch system: why the job waits, or how it ended.
+        reason: The message of the batch system: why the job waits, or how it ended.
     """
 
     state: AllocationState
@@ -75,9 +75,9 @@ class BatchSystem(Protocol):
         adapter: Key of Maestro's adapter for it.
         commands: Commands that must be on PATH to submit, query and cancel jobs.
         modules: Python packages that Maestro's adapter imports.
-        away: Pattern of the messages when a submission fails because the batch system does not answer now.
+        away: Pattern of the error message of a submission while the batch system does not answer.
         ignores: Keys of `batch` that Maestro's adapter ignores.
-        step_variables: Environment variables of the launch of a worker that samples must not inherit.
+        step_variables: Environment variables that the launch of a worker sets and samples must not inherit.
         shares_nodes: Whether samples on several nodes can share these nodes with other samples.
     """
 
@@ -91,37 +91,37 @@ class BatchSystem(Protocol):
     shares_nodes: bool
 
     def adapter_arguments(self, settings: BatchSettings) -> dict[str, Any]:
-        """Return the keywords for Maestro's adapter, with all keywords that it requires."""
+        """Return the keyword arguments for Maestro's adapter, including all that it requires."""
 
     def step_keys(self, nodes: int) -> dict[str, Any]:
-        """Return the step keys that Maestro's adapter requires for a batch script of so many whole nodes."""
+        """Return the step keys that Maestro's adapter requires for a batch script with this number of whole nodes."""
 
     def tidied(self, script: str) -> str:
-        """Return a batch script of Maestro's adapter in a form that the batch system accepts."""
+        """Return a batch script of Maestro's adapter with the changes that the batch system needs."""
 
     def worker_line(self, group: GroupConfig, command: str) -> str:
         """Return the shell command that starts the workers of a group and returns when they have ended.
 
         Args:
-            group: The worker group, with Merlin's `launch_pre`, `worker_launch` and so on in its batch settings.
+            group: The worker group; its batch settings include Merlin's keys, such as `launch_pre` and `worker_launch`.
             command: The command line of one worker, quoted for a shell.
         """
 
     def worker_count(self, group: GroupConfig) -> int:
-        """Return how many workers that command starts; they share the slots of the allocation."""
+        """Return the number of workers that `worker_line` starts; they share the slots of the allocation."""
 
     def sample_launcher(self, needs: StepNeeds) -> str:
-        """Return the text for `$(LAUNCHER)` in a sample, such that samples run in parallel."""
+        """Return the text that replaces `$(LAUNCHER)` in a sample and lets samples run in parallel."""
 
     def signal_samples(self, names: Collection[str], number: signal.Signals) -> set[str]:
-        """Send a signal to programs that samples have started with `$(LAUNCHER)`, if the launcher does not forward it.
+        """Send a signal to programs that samples have started with `$(LAUNCHER)` if the launcher does not forward it.
 
         Args:
             names: Values of `LAUNCH_NAME` in the environments of the samples.
             number: The signal.
 
         Returns:
-            The names whose programs have received it; the others receive it through their process group.
+            The names whose programs have received the signal; all others receive it through their process group.
 
         Raises:
             AllocationError: the batch system does not answer.
@@ -134,20 +134,20 @@ class BatchSystem(Protocol):
         """Return the end of the allocation around this process in Unix seconds; None when it is unknown."""
 
     def node_cores(self, environ: Mapping[str, str]) -> int | None:
-        """Return the cores of this node in the allocation; None when the environment does not have them."""
+        """Return the number of cores of this node in the allocation; None when the environment does not contain it."""
 
     def largest_node(self, settings: BatchSettings) -> int | None:
-        """Return the cores of the largest node of the partition; None when they are unknown."""
+        """Return the largest number of cores of a node in the partition; None when it is unknown."""
 
     def find(self, directory: Path) -> str | None:
-        """Return the user's open job that was submitted in a directory; None when no such job is known.
+        """Return the user's open job that was submitted in a directory; None when there is no such job.
 
         Raises:
             BatchSystemAwayError: the batch system does not answer now.
         """
 
     def reports(self, jobs: Sequence[str]) -> dict[str, JobReport]:
-        """Return the report of each job; a job that the batch system has forgotten is `GONE`.
+        """Return the report of each job; a job that the batch system no longer lists is `GONE`.
 
         Raises:
             AllocationError: the batch system does not answer.
@@ -161,15 +161,15 @@ def ask(
 
     Args:
         words: The command line.
-        forgotten: Pattern of a line on stderr which says that the batch system has forgotten a job; a command
-            that fails with such lines only has answered.
+        forgotten: Pattern of the line on stderr for a job that the batch system no longer lists. If stderr has only
+            such lines, the query counts as successful.
         environ: Environment variables in addition to those of this process.
 
     Raises:
         AllocationError: the command is missing, fails, or does not answer in time.
     """
     try:
-        answer = subprocess.run(
+        result = subprocess.run(
             words,
             capture_output=True,
             text=True,
@@ -180,10 +180,10 @@ def ask(
         )
     except (OSError, subprocess.TimeoutExpired) as cause:
         raise AllocationError(f"'{words[0]}' does not answer: {cause}") from cause
-    complaints = [line.strip() for line in answer.stderr.splitlines() if line.strip()]
-    if forgotten is not None and complaints and all(forgotten.fullmatch(line) for line in complaints):
-        return answer.stdout
-    if answer.returncode:
-        reason = " ".join(complaints) or f"exit code {answer.returncode}"
+    errors = [line.strip() for line in result.stderr.splitlines() if line.strip()]
+    if forgotten is not None and errors and all(forgotten.fullmatch(line) for line in errors):
+        return result.stdout
+    if result.returncode:
+        reason = " ".join(errors) or f"exit code {result.returncode}"
         raise AllocationError(f"'{words[0]}' has failed: {reason}")
-    return answer.stdout
+    return result.stdout

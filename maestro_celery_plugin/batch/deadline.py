@@ -1,4 +1,4 @@
-"""The deadline of a worker: when its allocation ends, and which samples may start before."""
+"""The deadline of a worker: when its allocation ends, and which samples may still start."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ __all__ = ["BEGAN", "LEAVE_S", "Deadline"]
 
 # Environment variable in which the batch script stores its start, in Unix seconds of the node's clock.
 BEGAN = "MAESTRO_CELERY_ALLOCATION_BEGAN"
-# Samples that still run this long before the end are killed, so that the worker can record them and leave.
+# Seconds before the end at which the worker kills running samples, to record them and exit in time.
 LEAVE_S = 5.0
-# The shortest duration that is assumed for a sample without a `drain` and a `time_request`.
+# The worker assumes at least this duration for a sample whose step has neither a `drain` nor a `time_request`.
 SHORTEST_DRAIN_S = 30.0
 
 
@@ -25,9 +25,9 @@ class Deadline:
     """When an allocation ends.
 
     Attributes:
-        ends_at: The end in Unix seconds of this machine; infinite for no end.
-        drain_s: Seconds before the end from which no sample starts; None to derive it from durations so far.
-        warn_s: Seconds before the end at which running samples receive their signal.
+        ends_at: The end in Unix seconds of this machine; infinity when there is no end.
+        drain_s: Seconds before the end from which no sample starts; None to derive it from the durations so far.
+        warn_s: Seconds before the end at which running samples receive the signal of their step.
         is_in_allocation: Whether this process is inside an allocation.
     """
 
@@ -60,11 +60,11 @@ class Deadline:
     @property
     def is_draining(self) -> bool:
         """Whether no sample may start any more."""
-        return self.left_s < self._least_s
+        return self.left_s < self._minimum_s
 
     @property
-    def _least_s(self) -> float:
-        """Seconds that every sample needs at least; a sample that starts later would be killed at once."""
+    def _minimum_s(self) -> float:
+        """The minimum time of any sample in seconds; a sample that starts later would be ended immediately."""
         return max(LEAVE_S, self.warn_s, self.drain_s or 0.0)
 
     @property
@@ -78,7 +78,7 @@ class Deadline:
         return self.left_s < LEAVE_S
 
     def fits(self, time_request_s: float | None, longest_s: float) -> bool:
-        """Tell whether a sample may start: whether it ends before it would be warned.
+        """Tell whether a sample may start: it must end before its warning.
 
         Worked example: a sample that needs 45 s, with `warn` at 20 s, may start up to 65 s before the end.
 
@@ -88,9 +88,9 @@ class Deadline:
         """
         if math.isinf(self.ends_at):
             return True
-        least_s = self._least_s
+        minimum_s = self._minimum_s
         if time_request_s is not None:
-            least_s = max(least_s, time_request_s + self.warn_s)
+            minimum_s = max(minimum_s, time_request_s + self.warn_s)
         elif self.drain_s is None:
-            least_s = max(least_s, SHORTEST_DRAIN_S, longest_s + self.warn_s)
-        return self.left_s >= least_s
+            minimum_s = max(minimum_s, SHORTEST_DRAIN_S, longest_s + self.warn_s)
+        return self.left_s >= minimum_s

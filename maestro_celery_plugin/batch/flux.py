@@ -1,4 +1,4 @@
-"""Flux: what a job's state means, where a process is, and the lines that start workers and samples.
+"""Flux: the meaning of its job states, its allocations, and the commands that start workers and samples.
 
 Sources are the manual pages of flux-core: flux-jobs(1), flux-job(1), flux-exec(1), flux-run(1),
 flux-environment(7) and flux-broker-attributes(7).
@@ -25,7 +25,7 @@ from maestro_celery_plugin.states import AllocationState
 
 __all__ = ["FLUX_ENDS", "FLUX_STATES", "Flux"]
 
-# Every value of flux-jobs(1)'s field `status`: the states of a job, and its results once it is inactive.
+# Every value of the field `status` of flux-jobs(1): the states of a job, and the results of an inactive job.
 FLUX_STATES: dict[str, AllocationState] = {
     "CANCELED": AllocationState.CANCELLED,
     "CANCELLED": AllocationState.CANCELLED,  # its spelling before flux-core 0.23
@@ -43,7 +43,7 @@ FLUX_STATES: dict[str, AllocationState] = {
     "TIMEOUT": AllocationState.TIMED_OUT,
 }
 
-# Types of exceptions that say more than FAILED or CANCELED.
+# Types of exceptions that are more specific than FAILED or CANCELED.
 FLUX_ENDS: dict[str, AllocationState] = {
     "node-failure": AllocationState.NODE_FAILED,
     "preempt": AllocationState.PREEMPTED,
@@ -53,7 +53,7 @@ FLUX_ENDS: dict[str, AllocationState] = {
 
 _FIELDS = "{id.f58}|{status}|{exception.type}|{returncode}|{exception.note}"
 _NOT_FOUND = re.compile(r"(?:flux-jobs: (?:ERROR: )?)?(?:JobID|job) \S+ (?:unknown|not found)\.?", re.IGNORECASE)
-# What `flux job timeleft` answers when there is no limit: UINT_MAX of the C language.
+# The output of `flux job timeleft` for a job without a time limit: UINT_MAX of the C language.
 _NO_LIMIT_S = 4_294_967_295
 
 
@@ -70,10 +70,10 @@ class Flux:
     shares_nodes = True
 
     def adapter_arguments(self, settings: BatchSettings) -> dict[str, Any]:
-        """Return the keywords for Maestro's adapter.
+        """Return the keyword arguments for Maestro's adapter.
 
-        It looks into the three dictionaries and takes the newest interface where `version` is missing
-        (fluxscriptadapter.py:65-124); None would break it. It knows no reservation and no quality of service.
+        The adapter reads the three dictionaries, and selects the newest interface when `version` is missing
+        (fluxscriptadapter.py:65-124); it fails on None. It supports no reservation and no quality of service.
         """
         chosen = {"uri": settings.uri, "version": settings.version}
         return {
@@ -86,36 +86,37 @@ class Flux:
         }
 
     def step_keys(self, nodes: int) -> dict[str, Any]:
-        """Return nothing."""
+        """Return an empty dictionary: the adapter requires no step keys."""
         return {}
 
     def tidied(self, script: str) -> str:
-        """Return the script as it is."""
+        """Return the script unchanged."""
         return script
 
     def worker_line(self, group: GroupConfig, command: str) -> str:
-        """Return the `flux exec` that starts one worker on each broker, one broker being on each node.
+        """Return the `flux exec` that starts one worker on each broker; each node has one broker.
 
-        With Merlin's keys (study/batch.py:232): a `worker_launch` that is not Flux's starts a Flux
-        instance of its own first; without `flux_exec_workers` there is one worker, on the first node.
+        Merlin's keys change the command (study/batch.py:232): a `worker_launch` without `flux` first starts a new
+        Flux instance; without `flux_exec_workers` there is one worker, on the first node.
         """
         settings = group.batch
         words = [shlex.quote(_shell(settings)), "-c", shlex.quote(command)]
-        spread = _spread(group) if settings.flux_exec_workers else []
-        start = _start(settings)
-        if not start and not spread:
+        exec_line = _exec_line(group) if settings.flux_exec_workers else []
+        start_line = _start_line(settings)
+        if not start_line and not exec_line:
             words, args = [command], None
         else:
             args = settings.launch_args
-        line = (settings.launch_pre, *start, *((args, *spread) if start else (*spread, args)), *words)
+        launch = (*start_line, args, *exec_line) if start_line else (*exec_line, args)
+        line = (settings.launch_pre, *launch, *words)
         return " ".join(word for word in line if word)
 
     def worker_count(self, group: GroupConfig) -> int:
-        """Return the number of nodes, or 1 where there is no `flux exec`."""
+        """Return the number of nodes, or 1 when there is no `flux exec`."""
         return group.nodes if group.batch.flux_exec_workers else 1
 
     def sample_launcher(self, needs: StepNeeds) -> str:
-        """Return the `flux run` of one sample; Flux gives it cores of its own, and lets it wait for them."""
+        """Return the `flux run` of one sample, which waits until Flux assigns cores to it exclusively."""
         options = {
             "-n": needs.procs or max(1, needs.nodes),
             "-N": needs.nodes,
@@ -128,17 +129,17 @@ class Flux:
         return " ".join(("flux", "run", *words, needs.options)).strip()
 
     def signal_samples(self, names: Collection[str], number: signal.Signals) -> set[str]:
-        """Leave it to the process groups: `flux run` passes signals on since flux-core's pull request 6734.
+        """Return no name: `flux run` forwards the signal of the process group since flux-core's pull request 6734.
 
-        Before that one it ends at a signal, and leaves its program to the end of the allocation.
+        Earlier versions of `flux run` end at a signal, and their program runs until the end of the allocation.
         """
         return set()
 
     def held(self, environ: Mapping[str, str]) -> HeldAllocation | None:
-        """Return the Flux instance around this process, when it is the user's own.
+        """Return the Flux instance around this process if it belongs to the user.
 
-        `flux alloc`, `flux batch` and `flux start` make instances that belong to their user. The system
-        instance belongs to another one: to reach it, as any job does, is not to be inside an allocation.
+        `flux alloc`, `flux batch` and `flux start` create instances that belong to their user. The system instance
+        belongs to another user; a process that can only reach the system instance is not inside an allocation.
         """
         if "FLUX_URI" not in environ:
             return None
@@ -151,86 +152,86 @@ class Flux:
             return None
 
     def end_time(self, environ: Mapping[str, str]) -> float | None:
-        """Return the end that `flux job timeleft` tells; None when there is no limit, or no answer."""
+        """Return the end that `flux job timeleft` reports; None when there is no time limit, or the command fails."""
         with contextlib.suppress(AllocationError, ValueError):
             left_s = float(ask(["flux", "job", "timeleft"]))
             return clock.now() + left_s if left_s < _NO_LIMIT_S else None
         return None
 
     def node_cores(self, environ: Mapping[str, str]) -> int | None:
-        """Return None: the environment does not tell."""
+        """Return None: the environment does not contain the number."""
         return None
 
     def largest_node(self, settings: BatchSettings) -> int | None:
-        """Return None: `flux resource list` tells sums over nodes."""
+        """Return None: `flux resource list` reports sums over nodes."""
         return None
 
     def find(self, directory: Path) -> str | None:
-        """Know nothing: a job whose submission was cut off is not found again, and ends by its idle limit."""
+        """Return None: a job whose submission was interrupted cannot be found; its workers exit at the idle limit."""
         return None
 
     def reports(self, jobs: Sequence[str]) -> dict[str, JobReport]:
-        """Ask `flux jobs`, which knows ended jobs until the instance purges them."""
+        """Query `flux jobs`, which lists ended jobs until the instance purges them."""
         output = ask(["flux", "jobs", "-a", "-n", "-o", _FIELDS, *jobs], forgotten=_NOT_FOUND) if jobs else ""
-        found = _parsed(output)
-        return {job: found.get(_plain(job), JobReport(AllocationState.GONE)) for job in jobs}
+        found = _parse_reports(output)
+        return {job: found.get(_ascii_id(job), JobReport(AllocationState.GONE)) for job in jobs}
 
 
-def _flux(settings: BatchSettings) -> str:
+def _flux_command(settings: BatchSettings) -> str:
     return str(Path(settings.flux_path, "flux")) if settings.flux_path else "flux"
 
 
 def _shell(settings: BatchSettings) -> str:
-    """Return a shell for ``-c``; the interpreter of the steps may be something else, such as Python."""
-    word = shlex.split(settings.shell)[0]
-    return word if word.endswith("sh") else "/bin/sh"
+    """Return a shell that accepts ``-c``; the interpreter of the steps may be another program, such as Python."""
+    interpreter = shlex.split(settings.shell)[0]
+    return interpreter if interpreter.endswith("sh") else "/bin/sh"
 
 
-def _start(settings: BatchSettings) -> list[str]:
-    """Return the words that start a Flux instance below the user's own launch command."""
+def _start_line(settings: BatchSettings) -> list[str]:
+    """Return the command that starts a Flux instance with the user's launch command; empty without one."""
     line = settings.worker_launch
     if not line:
         return []
     if "flux" in line:
         return [line]
-    return [line, _flux(settings), "start", settings.flux_start_opts or ""]
+    return [line, _flux_command(settings), "start", settings.flux_start_opts or ""]
 
 
-def _spread(group: GroupConfig) -> list[str]:
+def _exec_line(group: GroupConfig) -> list[str]:
     settings = group.batch
     if settings.flux_exec:
         return [settings.flux_exec]
-    if settings.worker_launch:  # the instance is as large as that line makes it
+    if settings.worker_launch:  # the user's command determines the size of the instance
         return ["flux exec --noinput"]
     ranks = f"0-{group.nodes - 1}" if group.nodes > 1 else "0"
-    return [f"{_flux(settings)} exec --noinput --rank={ranks}"]
+    return [f"{_flux_command(settings)} exec --noinput --rank={ranks}"]
 
 
 def _attribute(name: str) -> str:
     return ask(["flux", "getattr", name]).strip()
 
 
-def _plain(job: str) -> str:
-    """Return an identifier as Flux writes it where the locale has no ``ƒ``."""
+def _ascii_id(job: str) -> str:
+    """Return an identifier as Flux writes it in a locale without ``ƒ``."""
     return job.replace("ƒ", "f", 1)
 
 
-def _parsed(output: str) -> dict[str, JobReport]:
-    """Read lines of ``id|status|exception|return code|note``; fields without a value are empty.
+def _parse_reports(output: str) -> dict[str, JobReport]:
+    """Parse lines of ``id|status|exception|return code|note``; fields without a value are empty.
 
-    A status that the table does not have counts as open, with its word as the reason.
+    A status that is not in the table counts as running, with its name as the reason.
     """
     reports = {}
     for line in output.splitlines():
         fields = [field.strip() for field in line.split("|", 4)]
         if len(fields) == 5:
-            job, word, exception, code, note = fields
-            state = FLUX_STATES.get(word)
+            job, status, exception, code, note = fields
+            state = FLUX_STATES.get(status)
             if state is None:
-                reports[_plain(job)] = JobReport(AllocationState.RUNNING, word)
+                reports[_ascii_id(job)] = JobReport(AllocationState.RUNNING, status)
             elif state.is_open or state is AllocationState.COMPLETED:
-                reports[_plain(job)] = JobReport(state)
+                reports[_ascii_id(job)] = JobReport(state)
             else:
                 reason = ": ".join(text for text in (exception, note) if text) or f"exit code {code}"
-                reports[_plain(job)] = JobReport(FLUX_ENDS.get(exception, state), reason)
+                reports[_ascii_id(job)] = JobReport(FLUX_ENDS.get(exception, state), reason)
     return reports

@@ -1,7 +1,7 @@
-"""LSF: what a job's state means, where a process is, and the lines that start workers and samples.
+"""LSF: the meaning of its job states, its allocations, and the commands that start workers and samples.
 
 Sources are IBM's Spectrum LSF 10.1 command reference (bjobs, bkill), its list of termination reasons, and
-Merlin's experience with `jsrun` on LSF machines (study/batch.py, study/script_adapter.py).
+Merlin's use of `jsrun` on LSF machines (study/batch.py, study/script_adapter.py).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from maestro_celery_plugin.states import AllocationState
 
 __all__ = ["LSF_ENDS", "LSF_STATES", "Lsf", "LsfSrun"]
 
-# Every value of bjobs(1)'s column STAT. What ended a job in state EXIT is in `LSF_ENDS`.
+# Every value of the column STAT of bjobs(1). `LSF_ENDS` has the reasons for which a job in state EXIT has ended.
 LSF_STATES: dict[str, AllocationState] = {
     "DONE": AllocationState.COMPLETED,
     "EXIT": AllocationState.FAILED,
@@ -30,11 +30,11 @@ LSF_STATES: dict[str, AllocationState] = {
     "PEND": AllocationState.PENDING,
     "POST_DONE": AllocationState.COMPLETED,
     "POST_ERR": AllocationState.FAILED,
-    "PROV": AllocationState.PENDING,  # its node is being woken up
-    "PSUSP": AllocationState.PENDING,  # held
+    "PROV": AllocationState.PENDING,  # LSF is powering its node up
+    "PSUSP": AllocationState.PENDING,  # suspended before its start
     "RUN": AllocationState.RUNNING,
     "SSUSP": AllocationState.RUNNING,
-    "UNKWN": AllocationState.RUNNING,  # its node does not answer now; it may again, with the job
+    "UNKWN": AllocationState.RUNNING,  # its node does not answer now; the job may still run
     "USUSP": AllocationState.RUNNING,
     "WAIT": AllocationState.PENDING,
     "ZOMBI": AllocationState.NODE_FAILED,  # killed while its node did not answer
@@ -81,7 +81,7 @@ LSF_ENDS: dict[str, AllocationState] = {
 
 _COLUMNS = "jobid stat exit_code exit_reason pend_reason delimiter='|'"
 _NOT_FOUND = re.compile(r"Job <[^>]*> is not found|No .*jobs? found.*")
-# Maestro prints these directives with nothing behind them where a setting is empty (lsfscriptadapter.py:84).
+# Maestro writes these directives without a value when a setting is empty (lsfscriptadapter.py:84).
 _EMPTY_DIRECTIVE = re.compile(r"^#BSUB +-(?:q|G|U|W|nnodes)[ \t]*(?:\n|\Z)", re.MULTILINE)
 
 
@@ -96,10 +96,10 @@ class Lsf:
     ignores: tuple[str, ...] = ("qos",)
     away = re.compile(r"LSF is down|not responding|Cannot connect to LSF|lim is down", re.IGNORECASE)
     step_variables: tuple[str, ...] = ()
-    shares_nodes = False  # jsrun puts two resource sets onto one node where it can
+    shares_nodes = False  # jsrun places two resource sets on one node if both fit
 
     def adapter_arguments(self, settings: BatchSettings) -> dict[str, Any]:
-        """Return the keywords for Maestro's adapter, which insists on three (lsfscriptadapter.py:73-75)."""
+        """Return the keyword arguments for Maestro's adapter, which requires three (lsfscriptadapter.py:73-75)."""
         return {
             "host": settings.host or "",
             "bank": settings.bank or "",
@@ -108,7 +108,7 @@ class Lsf:
         }
 
     def step_keys(self, nodes: int) -> dict[str, Any]:
-        """Return procs: the adapter works out a launcher in any case (lsfscriptadapter.py:170)."""
+        """Return `procs`: the adapter always composes a launcher command, which needs it (lsfscriptadapter.py:170)."""
         return {"procs": nodes}
 
     def tidied(self, script: str) -> str:
@@ -116,10 +116,10 @@ class Lsf:
         return _EMPTY_DIRECTIVE.sub("", script)
 
     def worker_line(self, group: GroupConfig, command: str) -> str:
-        """Return the `jsrun` that starts one worker on each node, each node being one resource set.
+        """Return the `jsrun` that starts one worker on each node; each node is one resource set.
 
-        Below a `jsrun` no other can be started (Merlin: study/batch.py:347). So where samples launch
-        parallel programs there is one worker, on the launch node, and its samples are on the others.
+        A program that `jsrun` has started cannot call `jsrun` (Merlin: study/batch.py:347). If samples launch
+        parallel programs, one worker therefore runs on the launch node, and its samples run on the other nodes.
         """
         settings, line = group.batch, self._launch_line(group)
         words = (settings.launch_pre, line, settings.launch_args if line else None, command)
@@ -130,7 +130,7 @@ class Lsf:
         return group.nodes if self._launch_line(group) else 1
 
     def _launch_line(self, group: GroupConfig) -> str:
-        """Return what stands before the worker's command; nothing for a worker on the launch node."""
+        """Return the launcher of the worker's command; empty text for a worker on the launch node."""
         if group.batch.worker_launch:
             return group.batch.worker_launch
         if group.samples_launch or not self._workers_on_nodes:
@@ -140,119 +140,120 @@ class Lsf:
     def sample_launcher(self, needs: StepNeeds) -> str:
         """Return the `jsrun` of one sample, in the form of Merlin's adapter (script_adapter.py:141).
 
-        Where the step has Maestro's ``tasks per rs``, the number of resource sets follows from it, instead
-        of the number of tasks: 8 procs and 4 tasks per rs are ``--nrs 2 -a 4``.
+        If the step has Maestro's ``tasks per rs``, it determines the number of resource sets, and the line has no
+        number of tasks: 8 procs and 4 tasks per rs make ``--nrs 2 -a 4``.
         """
         more = needs.more
         nodes, procs = needs.nodes or 1, needs.procs or max(1, needs.nodes)
         sets, per_set = more.get("num resource set"), more.get("tasks per rs")
         if per_set:
-            words = ["--nrs", str(sets or _rounded_up(procs, per_set)), "-a", str(per_set)]
+            words = ["--nrs", str(sets or _ceil_div(procs, per_set)), "-a", str(per_set)]
         else:
             words = ["--np", str(procs), "--nrs", str(sets or nodes)]
-        plane = more.get("launch_distribution") or more.get("launch distribution")
-        words += ["-b", str(more.get("bind", "rs")), "-d", str(plane or f"plane:{_per_node(procs, nodes)}")]
+        distribution = more.get("launch_distribution") or more.get("launch distribution")
+        distribution = distribution or f"plane:{_procs_per_node(procs, nodes)}"
+        words += ["-b", str(more.get("bind", "rs")), "-d", str(distribution)]
         words += ["-X", str(int(more.get("exit_on_error", 1)))]
         cores = more.get("cpus per rs") or (needs.cores_per_task if str(needs.cores_per_task) != "1" else None)
-        of_node = more.get("rs per node")
-        if needs.has_whole_nodes and not (sets or per_set or cores or of_node):
-            cores, of_node = "ALL_CPUS", 1
+        sets_per_node = more.get("rs per node")
+        if needs.has_whole_nodes and not (sets or per_set or cores or sets_per_node):
+            cores, sets_per_node = "ALL_CPUS", 1
         options = {
             "-c": cores,
             "-g": needs.gpus_per_task or needs.gpus,
-            "-r": of_node,
+            "-r": sets_per_node,
             "-B": more.get("bind gpus"),
         }
         words += [word for option, value in options.items() if value for word in (option, str(value))]
         return " ".join(("jsrun", *words, needs.options)).strip()
 
     def signal_samples(self, names: Collection[str], number: signal.Signals) -> set[str]:
-        """Leave it to the process groups: the launcher passes signals on."""
+        """Return no name: the launcher forwards the signal of the process group."""
         return set()
 
     def held(self, environ: Mapping[str, str]) -> HeldAllocation | None:
         """Return the allocation of a batch job around this process.
 
-        One of its hosts is the launch node, which runs the script only (Merlin: study/batch.py:188).
+        One of its hosts is the launch node, which only runs the script (Merlin: study/batch.py:188).
         """
         job = environ.get("LSB_JOBID")
         return HeldAllocation(job, max(1, len(_hosts(environ)) - 1)) if job else None
 
     def end_time(self, environ: Mapping[str, str]) -> float | None:
-        """Return None: `bjobs` tells whole minutes, which is worse than the start and the walltime tell."""
+        """Return None: `bjobs` reports whole minutes, which is less precise than start + walltime."""
         return None
 
     def node_cores(self, environ: Mapping[str, str]) -> int | None:
-        """Return the cores that the job holds on a node: the most of its hosts, as the launch node has fewer."""
+        """Return the largest number of cores of the job on one of its hosts, because the launch node has fewer."""
         words = environ.get("LSB_MCPU_HOSTS", "").split()
         return max((int(count) for count in words[1::2]), default=None)
 
     def largest_node(self, settings: BatchSettings) -> int | None:
-        """Return None: `bhosts` tells job slots, which are not cores everywhere."""
+        """Return None: `bhosts` reports job slots, which are not cores on every cluster."""
         return None
 
     def find(self, directory: Path) -> str | None:
-        """Look for the working directory among the user's jobs: Maestro submits with ``bsub -cwd``."""
+        """Return the user's job with this working directory: Maestro submits with ``bsub -cwd``."""
         try:
             words = ["bjobs", "-noheader", "-o", "jobid sub_cwd delimiter='|'"]
             lines = ask(words, forgotten=_NOT_FOUND).splitlines()
         except AllocationError as cause:
             raise BatchSystemAwayError(str(cause)) from cause
-        return next((job for job, _, place in (line.partition("|") for line in lines) if place == str(directory)), None)
+        return next((job for job, _, cwd in (line.partition("|") for line in lines) if cwd == str(directory)), None)
 
     def reports(self, jobs: Sequence[str]) -> dict[str, JobReport]:
-        """Ask `bjobs`, which knows jobs until the cluster's CLEAN_PERIOD after their end, an hour by default."""
+        """Query `bjobs`, which lists a job until the cluster's CLEAN_PERIOD after its end, an hour by default."""
         output = ask(["bjobs", "-a", "-noheader", "-o", _COLUMNS, *jobs], forgotten=_NOT_FOUND) if jobs else ""
-        found = _parsed(output)
+        found = _parse_reports(output)
         return {job: found.get(job, JobReport(AllocationState.GONE)) for job in jobs}
 
 
 class LsfSrun(Lsf):
-    """LSF on a machine where `srun` launches parallel programs: one worker, on the launch node."""
+    """LSF on a machine where `srun` launches parallel programs; one worker runs, on the launch node."""
 
     _workers_on_nodes = False
     type = "lsf-srun"
 
     def sample_launcher(self, needs: StepNeeds) -> str:
-        """Return the `srun` of one sample; there is no Slurm behind it that could share a node's cores out."""
+        """Return the `srun` of one sample, without `--exact`: no Slurm controller assigns the cores of a node."""
         return srun_line(needs)
 
 
 def _hosts(environ: Mapping[str, str]) -> set[str]:
-    if "LSB_HOSTS" in environ:  # one entry per slot; LSF leaves it out when it would be too long
+    if "LSB_HOSTS" in environ:  # one entry per slot; LSF omits the variable when it would be too long
         return set(environ["LSB_HOSTS"].split())
     return set(environ.get("LSB_MCPU_HOSTS", "").split()[::2])
 
 
-def _per_node(procs: int, nodes: int) -> str:
-    """Return the processes on each node; the shell works it out where it alone knows them."""
+def _procs_per_node(procs: int, nodes: int) -> str:
+    """Return the number of processes on each node; a shell expression when a count is a `ScriptCount`."""
     if isinstance(procs, ScriptCount) or isinstance(nodes, ScriptCount):
         return f"$(({procs}/{nodes}))"
     return str(procs // nodes)
 
 
-def _rounded_up(procs: int, per_set: Any) -> str:
+def _ceil_div(procs: int, per_set: Any) -> str:
     if isinstance(procs, ScriptCount) or not str(per_set).isdigit():
         return f"$((({procs}+{per_set}-1)/{per_set}))"
     return str(-(-procs // int(per_set)))
 
 
-def _parsed(output: str) -> dict[str, JobReport]:
-    """Read lines of ``id|STAT|exit code|exit reason|pending reason``, with ``-`` where there is none.
+def _parse_reports(output: str) -> dict[str, JobReport]:
+    """Parse lines of ``id|STAT|exit code|exit reason|pending reason``, with ``-`` for a missing value.
 
-    A state that the table does not have counts as open, with its word as the reason.
+    A state that is not in the table counts as running, with its name as the reason.
     """
     reports = {}
     for line in output.splitlines():
         fields = [field.strip().removeprefix("-") for field in line.split("|", 4)]
         if len(fields) == 5:
-            job, word, code, end, waits = fields
-            state = LSF_STATES.get(word)
+            job, name, code, end, pending_reason = fields
+            state = LSF_STATES.get(name)
             if state is None:
-                reports[job] = JobReport(AllocationState.RUNNING, word)
-            elif word == "EXIT":
+                reports[job] = JobReport(AllocationState.RUNNING, name)
+            elif name == "EXIT":
                 reason = end or (f"exit code {code}" if code else "")
                 reports[job] = JobReport(LSF_ENDS.get(end.split(":")[0], state), reason)
             else:
-                reports[job] = JobReport(state, waits if state is AllocationState.PENDING else "")
+                reports[job] = JobReport(state, pending_reason if state is AllocationState.PENDING else "")
     return reports

@@ -1,4 +1,4 @@
-"""Slurm: what a job's state means, where a process is, and the lines that start workers and samples."""
+"""Slurm: the meaning of its job states, its allocations, and the commands that start workers and samples."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SLURM_STATES: dict[str, AllocationState] = {
     "BOOT_FAIL": AllocationState.BOOT_FAILED,
     "CANCELLED": AllocationState.CANCELLED,
     "COMPLETED": AllocationState.COMPLETED,
-    "COMPLETING": AllocationState.RUNNING,  # its processes are still being ended
+    "COMPLETING": AllocationState.RUNNING,  # Slurm is still ending its processes
     "CONFIGURING": AllocationState.PENDING,
     "DEADLINE": AllocationState.TIMED_OUT,
     "FAILED": AllocationState.FAILED,
@@ -60,14 +60,14 @@ SLURM_STATES: dict[str, AllocationState] = {
     "TIMEOUT": AllocationState.TIMED_OUT,
 }
 
-# Why a pending job waits for ever, unless its limits are changed: squeue(1), section JOB REASON CODES.
+# Reasons for which a pending job never starts unless its limits change: squeue(1), section JOB REASON CODES.
 NEVER_STARTS = frozenset(
     {
         *("AccountNotAllowed", "BadConstraints", "InvalidAccount", "InvalidQOS", "PartitionNodeLimit"),
         *("PartitionTimeLimit", "QOSNotAllowed"),
     }
 )
-_FORGOTTEN = re.compile(r"slurm_load_jobs error: Invalid job id specified")
+_NOT_FOUND = re.compile(r"slurm_load_jobs error: Invalid job id specified")
 
 
 class Slurm:
@@ -80,8 +80,8 @@ class Slurm:
     ignores: tuple[str, ...] = ()
     shares_nodes = True
     away = re.compile(r"Unable to contact slurm controller|Socket timed out|Zero Bytes were transmitted|Slurm backup")
-    # The samples' `srun` would take what the workers' `srun` has set for them for its own options (srun(1),
-    # section INPUT ENVIRONMENT VARIABLES).
+    # The `srun` of the workers sets these variables; the `srun` of a sample would read them as its own options
+    # (srun(1), section INPUT ENVIRONMENT VARIABLES).
     step_variables: tuple[str, ...] = (
         *("SLURM_CPU_BIND", "SLURM_CPU_BIND_LIST", "SLURM_CPU_BIND_TYPE", "SLURM_CPU_BIND_VERBOSE"),
         *("SLURM_DISTRIBUTION", "SLURM_NNODES", "SLURM_NPROCS", "SLURM_NTASKS", "SLURM_NTASKS_PER_NODE"),
@@ -89,7 +89,7 @@ class Slurm:
     )
 
     def adapter_arguments(self, settings: BatchSettings) -> dict[str, Any]:
-        """Return the keywords for Maestro's adapter, which insists on three (slurmscriptadapter.py:76-78)."""
+        """Return the keyword arguments for Maestro's adapter, which requires three (slurmscriptadapter.py:76-78)."""
         return {
             "host": settings.host or "",
             "bank": settings.bank or "",
@@ -99,14 +99,14 @@ class Slurm:
         }
 
     def step_keys(self, nodes: int) -> dict[str, Any]:
-        """Return nothing."""
+        """Return an empty dictionary: the adapter requires no step keys."""
         return {}
 
     def tidied(self, script: str) -> str:
-        """Return the script with two directives more.
+        """Return the script with two more directives.
 
-        A job that Slurm starts again by itself would do so minutes later, and past the limit of restarts; one
-        that has lost a node goes on with the others.
+        ``--no-requeue``: a job that Slurm requeues would start again minutes later and bypass the restart limit.
+        ``--no-kill``: a job that loses a node continues on its other nodes.
         """
         header, blank, body = script.partition("\n\n")
         return f"{header}\n#SBATCH --no-requeue\n#SBATCH --no-kill{blank}{body}"
@@ -114,8 +114,8 @@ class Slurm:
     def worker_line(self, group: GroupConfig, command: str) -> str:
         """Return the `srun` that starts one worker on each node.
 
-        The workers' step shares its cores with those of the samples (``--overlap``), and its processes may
-        use all of the node, for samples that do not launch anything.
+        The job step of the workers shares its cores with the job steps of the samples (``--overlap``). It may use
+        the whole node, because samples that launch nothing run inside it.
         """
         settings, nodes = group.batch, group.nodes
         spread = f"srun --overlap --nodes={nodes} --ntasks={nodes} --cpu-bind=none --mem=0"
@@ -128,11 +128,12 @@ class Slurm:
         return group.nodes
 
     def sample_launcher(self, needs: StepNeeds) -> str:
-        """Return the `srun` of one sample: with cores of its own (``--exact``), beside those of others.
+        """Return the `srun` of one sample, with cores that no other sample uses (``--exact``).
 
-        Without ``-N``, `srun` would spread it over all nodes of the job; a sample that names no nodes has as
-        few as hold its processes. One that has whole nodes takes all cores of each, or `srun` would put the next one
-        beside it. ``-Q`` keeps it from noting in the sample's stderr that it waits for cores.
+        Without ``-N``, `srun` would spread the sample over all nodes of the job; a sample without `nodes` therefore
+        gets the smallest number of nodes on which its processes fit. A sample with whole nodes takes all cores of
+        each node; otherwise `srun` would place another sample on the same node. ``-Q`` keeps messages about waiting
+        for cores out of the sample's stderr.
         """
         if needs.has_whole_nodes:
             needs = dataclasses.replace(needs, cores_per_task=ScriptCount(1, f"${LAUNCH_CORES}"))
@@ -146,16 +147,16 @@ class Slurm:
         return srun_line(needs, before=("-Q", "--exact", "--mem=0", "-J", f'"${LAUNCH_NAME}"'), gpus=gpus)
 
     def signal_samples(self, names: Collection[str], number: signal.Signals) -> set[str]:
-        """Send a signal to the job steps of these names: `srun` passes SIGTERM on as SIGKILL."""
+        """Send a signal to the job steps with these names: `srun` forwards SIGTERM as SIGKILL."""
         job = os.environ.get("SLURM_JOB_ID", "")
         lines = ask(["squeue", "-h", "-s", "-j", job, "-o", "%i|%j"]).splitlines()
         steps = {step.strip(): name for step, _, name in (line.partition("|") for line in lines)}
-        mine = [step for step, name in steps.items() if name in names]
-        if mine:
-            # One that has ended meanwhile makes it fail; the others have had their signal then.
+        matching = [step for step, name in steps.items() if name in names]
+        if matching:
+            # `scancel` fails if a step has ended meanwhile; it has signalled all other steps by then.
             with contextlib.suppress(AllocationError):
-                ask(["scancel", f"--signal={number.name}", *mine])
-        return {steps[step] for step in mine}
+                ask(["scancel", f"--signal={number.name}", *matching])
+        return {steps[step] for step in matching}
 
     def held(self, environ: Mapping[str, str]) -> HeldAllocation | None:
         """Return the allocation of `salloc` or of a batch script around this process."""
@@ -163,18 +164,18 @@ class Slurm:
         return HeldAllocation(job, int(environ.get("SLURM_JOB_NUM_NODES", 1))) if job else None
 
     def end_time(self, environ: Mapping[str, str]) -> float | None:
-        """Return the end that Slurm has put into the environment, or that it answers when asked."""
+        """Return the end from the environment, or from `squeue` when the environment does not contain it."""
         if "SLURM_JOB_END_TIME" in environ:
             return float(environ["SLURM_JOB_END_TIME"])
         job = environ.get("SLURM_JOB_ID")
         return _end_of(job) if job else None
 
     def node_cores(self, environ: Mapping[str, str]) -> int | None:
-        """Return the cores of this node that the job holds."""
+        """Return the number of cores of the job on this node."""
         return int(environ["SLURM_CPUS_ON_NODE"]) if "SLURM_CPUS_ON_NODE" in environ else None
 
     def largest_node(self, settings: BatchSettings) -> int | None:
-        """Return the most cores a node of the partition has."""
+        """Return the largest number of cores of a node in the partition."""
         words = ["sinfo", "--noheader", "--format=%c", *(["-p", settings.queue] if settings.queue else [])]
         try:
             counts = [int(count) for count in re.findall(r"\d+", ask(words))]
@@ -183,22 +184,22 @@ class Slurm:
         return max(counts, default=None)
 
     def find(self, directory: Path) -> str | None:
-        """Look for the working directory among the user's jobs: Maestro submits with ``sbatch -D``."""
+        """Return the user's job with this working directory: Maestro submits with ``sbatch -D``."""
         try:
             lines = ask(["squeue", "--noheader", "-u", getpass.getuser(), "-o", "%A|%Z"]).splitlines()
         except AllocationError as cause:
             raise BatchSystemAwayError(str(cause)) from cause
-        return next((job for job, _, place in (line.partition("|") for line in lines) if place == str(directory)), None)
+        return next((job for job, _, cwd in (line.partition("|") for line in lines) if cwd == str(directory)), None)
 
     def reports(self, jobs: Sequence[str]) -> dict[str, JobReport]:
-        """Ask `squeue`, and `sacct` about jobs that it has forgotten."""
+        """Query `squeue`, and `sacct` for jobs that `squeue` no longer lists."""
         words = ["squeue", "--noheader", "-t", "all", "-o", "%A|%T|%r", "-j", ",".join(jobs)]
-        found = _parsed(ask(words, forgotten=_FORGOTTEN))
+        found = _parse_reports(ask(words, forgotten=_NOT_FOUND))
         missing = [job for job in jobs if job not in found]
         if missing:
-            with contextlib.suppress(AllocationError):  # without accounting there is nobody to ask
+            with contextlib.suppress(AllocationError):  # the cluster may have no accounting
                 columns = "--format=JobIDRaw,State,Reason"
-                found |= _parsed(ask(["sacct", "-n", "-X", "-P", columns, "-j", ",".join(missing)]))
+                found |= _parse_reports(ask(["sacct", "-n", "-X", "-P", columns, "-j", ",".join(missing)]))
         return {job: found.get(job, JobReport(AllocationState.GONE)) for job in jobs}
 
 
@@ -206,8 +207,8 @@ def srun_line(needs: StepNeeds, before: Sequence[str] = (), gpus: Sequence[str] 
     """Return the `srun` of one sample.
 
     Args:
-        needs: What the sample needs.
-        before: Options before those that follow from the step's keys.
+        needs: Resources of the sample.
+        before: Options that precede the options from the step's keys.
         gpus: Options for GPUs.
     """
     words = ["srun", *before, "-n", str(needs.procs or max(1, needs.nodes))]
@@ -224,28 +225,28 @@ def srun_line(needs: StepNeeds, before: Sequence[str] = (), gpus: Sequence[str] 
 
 
 def _end_of(job: str) -> float | None:
-    """Return when a job ends, in Unix seconds; None when it has no limit, or nobody tells."""
+    """Return the end of a job in Unix seconds; None when it has no time limit, or `squeue` fails."""
     with contextlib.suppress(AllocationError):
         end = ask(["squeue", "-h", "-j", job, "-o", "%e"], environ={"SLURM_TIME_FORMAT": "%s"}).strip()
         return float(end) if end.isdigit() else None
     return None
 
 
-def _parsed(output: str) -> dict[str, JobReport]:
-    """Read lines of ``id|STATE|reason``; a state may have a tail, as in ``CANCELLED by 1000``.
+def _parse_reports(output: str) -> dict[str, JobReport]:
+    """Parse lines of ``id|STATE|reason``; a state may have a suffix, as in ``CANCELLED by 1000``.
 
-    A state that the table does not have counts as open, with its word as the reason: a job that may still
-    run is not given up for a word that a later Slurm has.
+    A state that is not in the table counts as running, with its name as the reason: it may come from a later version
+    of Slurm, and the job may still run.
     """
     reports = {}
     for line in output.splitlines():
         job, _, rest = line.strip().partition("|")
-        word, _, reason = rest.partition("|")
-        state = SLURM_STATES.get(word.split(" ")[0].rstrip("+"))
+        name, _, reason = rest.partition("|")
+        state = SLURM_STATES.get(name.split(" ")[0].rstrip("+"))
         if state is AllocationState.PENDING and reason in NEVER_STARTS:
             state = AllocationState.FAILED
         if state is not None:
             reports[job] = JobReport(state, "" if reason in ("None", "") else reason)
-        elif word:
-            reports[job] = JobReport(AllocationState.RUNNING, word)
+        elif name:
+            reports[job] = JobReport(AllocationState.RUNNING, name)
     return reports

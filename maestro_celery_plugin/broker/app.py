@@ -1,4 +1,4 @@
-"""The Celery application of a session, with explicit values for all settings that matter."""
+"""The Celery application of a session; every relevant setting has an explicit value."""
 
 from __future__ import annotations
 
@@ -53,15 +53,15 @@ SETTINGS: dict[str, Any] = {
 
 
 class _Loader(AppLoader):  # type: ignore[misc]
-    """A loader that reads no configuration module; only the settings of this module count."""
+    """A loader that reads no configuration module; only the settings of this module apply."""
 
     def read_configuration(self, env: str = "") -> dict[str, Any]:
-        """Return no settings, also if ``CELERY_CONFIG_MODULE`` is set."""
+        """Return no settings, even if ``CELERY_CONFIG_MODULE`` is set."""
         return {}
 
 
 class _SessionApp(Celery):  # type: ignore[misc]
-    """An application that uses the broker of its session, also if ``CELERY_BROKER_URL`` is set."""
+    """An application that uses the broker of its session, even if ``CELERY_BROKER_URL`` is set."""
 
     url: str
 
@@ -79,7 +79,7 @@ def make_app(session: Session, socket_timeout_s: float | None = None) -> Celery:
 
     Args:
         session: The session.
-        socket_timeout_s: Seconds that an answer of the broker may take; None for no limit.
+        socket_timeout_s: Seconds to wait for an answer of the broker; None for no limit.
 
     Raises:
         BrokerError: the session has no broker.
@@ -111,7 +111,7 @@ def _transport_options(url: str, socket_timeout_s: float | None) -> dict[str, An
 def queue_for(session: Session, task_queue: str) -> Queue:
     """Return Celery's queue for a task queue.
 
-    The queue uses the default exchange, which needs no binding; a wiped Redis would have lost the binding.
+    The queue uses the default exchange, which needs no binding. A binding would be lost when Redis loses its data.
     """
     return Queue(session.queue(task_queue), Exchange("", "direct"), routing_key=session.queue(task_queue))
 

@@ -1,7 +1,7 @@
 """The choice of a broker for a session, and the check whether it answers.
 
 Order: ``--broker`` of `maestro run`, the environment variable, Merlin's ``app.yaml``, the private broker.
-A broker by URL that does not answer is an error; the plugin does not use another broker instead.
+If a broker that the user gives by URL does not answer, the plugin raises an error and uses no other broker.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["ENVIRONMENT_VARIABLE", "BrokerChoice", "check", "check_reachable", "
 
 ENVIRONMENT_VARIABLE = "MAESTRO_CELERY_BROKER_URL"
 CHECK_TIMEOUT_S = 4.0
-# The default port of Redis is that of all other schemes.
+# Default ports by scheme; all other schemes have the default port of Redis.
 _PORTS = {"amqps": 5671, "amqp": 5672, "pyamqp": 5672}
 _REDIS_PORT = 6379
 _SCHEMES = ("redis", "rediss", "redis+socket", "valkey", *_PORTS)
@@ -36,7 +36,7 @@ class BrokerChoice:
 
     Attributes:
         url: URL with the password; None for a private broker.
-        source: Where the user has named the broker, for messages.
+        source: Where the user has set the broker, for messages.
     """
 
     url: str | None
@@ -70,7 +70,7 @@ def _merlin_configuration() -> Path | None:
 
 
 def _merlin_url(path: Path) -> str:
-    """Return the URL of the broker block of Merlin's app.yaml.
+    """Return the broker URL from the broker block of Merlin's app.yaml.
 
     Raises:
         BrokerError: the file has no broker block, or the block cannot be used.
@@ -93,14 +93,14 @@ def _merlin_url(path: Path) -> str:
 def _server_url(scheme: str, broker: dict[str, Any]) -> str:
     user = "" if scheme.startswith("redis") else str(broker.get("username") or os.environ.get("USER", ""))
     user = str(broker.get("username") or user)
-    secret = str(broker.get("password") or "")
-    file = Path(secret).expanduser() if secret else None
-    if file and file.is_file():
-        secret = file.read_text().strip()
+    password = str(broker.get("password") or "")
+    password_file = Path(password).expanduser() if password else None
+    if password_file and password_file.is_file():
+        password = password_file.read_text().strip()
     port = broker.get("port") or _PORTS.get(scheme, _REDIS_PORT)
     is_redis = scheme.startswith("redis")
     path = str(broker.get("db_num", 0)) if is_redis else safequote(str(broker.get("vhost") or user))
-    return str(as_url(scheme, broker["server"], port, user, secret, path))
+    return str(as_url(scheme, broker["server"], port, user, password, path))
 
 
 def masked(url: str) -> str:
@@ -109,7 +109,7 @@ def masked(url: str) -> str:
         return url
     try:
         return str(maybe_sanitize_url(url, mask="***"))
-    except ValueError:  # a "/" in the password: nobody can tell where it ends
+    except ValueError:  # with a "/" in the password, the end of the password is ambiguous
         return f"{url.partition('://')[0]}://***"
 
 
@@ -117,7 +117,7 @@ def check(choice: BrokerChoice) -> None:
     """Check within five seconds that the broker can be used.
 
     Raises:
-        BrokerError: the broker does not answer or refuses the password, or a private broker has no server.
+        BrokerError: the broker does not answer or refuses the password, or no server for a private broker is installed.
     """
     if choice.url is None:
         find_server()
@@ -127,18 +127,18 @@ def check(choice: BrokerChoice) -> None:
         scheme = choice.url.partition("://")[0]
         if scheme not in _SCHEMES:
             raise ValueError("only the schemes redis, rediss, amqp and amqps are supported")
-        redis = scheme not in _PORTS
+        is_redis = scheme not in _PORTS
         with Connection(
-            choice.url, connect_timeout=CHECK_TIMEOUT_S, transport_options=options if redis else {}
+            choice.url, connect_timeout=CHECK_TIMEOUT_S, transport_options=options if is_redis else {}
         ) as connection:
             connection.ensure_connection(max_retries=1, interval_start=0, timeout=CHECK_TIMEOUT_S)
-            if redis:
+            if is_redis:
                 connection.default_channel.client.ping()
-    except Exception as cause:  # each transport raises its own kinds
+    except Exception as cause:  # each transport raises its own errors
         reason = str(cause).strip().rstrip(".") or type(cause).__name__
         raise BrokerError(
             f"The broker {masked(choice.url)} (from {choice.source}) cannot be used: {reason}. "
-            "Start it or correct the URL, or name no broker to use a private one."
+            "Start it, correct the URL, or set no broker to use a private one."
         ) from cause
 
 
@@ -156,7 +156,7 @@ def check_reachable(session: Session, host: str) -> None:
     url = broker.url if broker else ""
     parts = url_to_parts(url)
     if not parts.hostname:
-        return  # a socket file
+        return  # a Unix socket
     try:
         port = parts.port or _PORTS.get(parts.scheme, _REDIS_PORT)
         with socket.create_connection((parts.hostname, port), CHECK_TIMEOUT_S):

@@ -18,10 +18,10 @@ class RangeTask:
 
     Attributes:
         study: The study's workspace.
-        manifest: Path of the step record's directory below the directory of manifests.
+        manifest: Path of the step record's directory, relative to the directory of manifests.
         record: Number of the step record.
-        start: The first sample.
-        stop: The sample behind the last sample.
+        start: Index of the first sample.
+        stop: Index after the last sample.
         epoch: The epoch of the range; a later epoch makes the message invalid.
     """
 
@@ -43,7 +43,7 @@ class RangeTask:
 
 
 def halves(task: RangeTask) -> list[RangeTask]:
-    """Split a range in two; a single sample is one part, and an empty range has no part."""
+    """Split a range into two halves; return one part for a single sample, and no part for an empty range."""
     middle = (task.start + task.stop) // 2
     parts = [task.part(task.start, middle), task.part(middle, task.stop)]
     return [part for part in parts if part.start < part.stop]
@@ -66,7 +66,7 @@ class Signer:
         return hmac.new(self._secret, json.dumps(values).encode(), hashlib.sha256).hexdigest()
 
     def fits(self, signature: object, *values: str | int) -> bool:
-        """Tell whether a signature is that of a message."""
+        """Tell whether a signature is valid for a message."""
         return isinstance(signature, str) and hmac.compare_digest(
             signature.encode(errors="replace"), self.sign(*values).encode()
         )
@@ -76,7 +76,7 @@ class Signer:
         return [*task.fields, self.sign(*task.fields)]
 
     def task_of(self, message: Sequence[Any]) -> RangeTask | None:
-        """Return the task of a received message; None if the message is not one of this session."""
+        """Return the task of a received message; None if the message does not belong to this session."""
         if tuple(type(value) for value in message) != self._TYPES or not self.fits(message[-1], *message[:-1]):
             return None
         return RangeTask(*message[:-1])

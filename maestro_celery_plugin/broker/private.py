@@ -23,7 +23,7 @@ def check_address(host: str) -> None:
     """Check that the private broker can listen on an address.
 
     Raises:
-        BrokerError: it is not an address of this machine.
+        BrokerError: the address does not belong to this machine.
     """
     try:
         with socket.socket() as probe:
@@ -38,7 +38,7 @@ def check_address(host: str) -> None:
 def cluster_address() -> str:
     """Return the address at which other hosts reach this machine; the loopback address if there is none.
 
-    The address of the host name comes first, then that of the interface for outgoing packets. No packet is sent:
+    The address of the host name comes first, then the address of the interface for outgoing packets. No packet is sent:
     connecting a datagram socket only selects the interface.
     """
     with contextlib.suppress(OSError):
@@ -74,7 +74,7 @@ def find_server() -> str:
 
 
 def start(session: Session) -> None:
-    """Start the private broker of a session, unless it runs already.
+    """Start the private broker of a session, unless it already runs.
 
     Raises:
         BrokerError: the broker did not start.
@@ -98,7 +98,7 @@ def start(session: Session) -> None:
 
 
 def supervisor_of(session: Session) -> ProcessId | None:
-    """Return the supervisor of the session's private broker; None when it is dead, and for a broker by URL."""
+    """Return the supervisor of the session's private broker; None if it is dead, and for a broker by URL."""
     broker = session.read_broker()
     if broker is None or broker.supervisor is None:
         return None

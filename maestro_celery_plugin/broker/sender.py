@@ -26,7 +26,7 @@ class Sender:
         self._session, self._app, self._signer = session, app, Signer(session.secret)
 
     def send(self, task: RangeTask, task_queue: str) -> None:
-        """Send a task once.
+        """Send a task, without a retry.
 
         Raises:
             Exception: the transport has failed; each transport has its own errors.
@@ -44,9 +44,9 @@ class Sender:
 
         Args:
             queues: Task queues of the session.
-            delete: Whether to delete the queues first, as on a broker that other users share.
+            delete: Whether to delete the queues first, for example on a broker that other users share.
         """
-        with contextlib.suppress(Exception):  # a broker that does not exist any more needs no cleaning
+        with contextlib.suppress(Exception):  # a broker that does not exist any more needs no cleanup
             if delete:
                 with self._app.connection_for_write(connect_timeout=2) as connection:
                     for name in queues:

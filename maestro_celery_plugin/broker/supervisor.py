@@ -3,7 +3,7 @@
     python -m maestro_celery_plugin.broker.supervisor SESSION
 
 The supervisor ends when the session requests a stop and no client is connected, or when no client has been connected
-for a while. So no server stays behind a conductor that was killed.
+for `LONELY_LIMIT_S` seconds. So the server ends even if the conductor was killed.
 """
 
 from __future__ import annotations
@@ -46,37 +46,37 @@ class Supervisor:
         self._session, self._host = session, session.broker_host
         broker = session.read_broker()
         earlier = url_to_parts(broker.url if broker else "")
-        # Workers that outlived an earlier supervisor find the broker at the same place.
+        # Workers that outlived an earlier supervisor find the broker at the same address.
         self._password = earlier.password or secrets.token_hex(24)
         self._port = earlier.port or 0
         self._generation = 0
         self._server: subprocess.Popen[bytes] | None = None
         self._ending = False
-        self._me = (os.getpid(), ProcessId.of(os.getpid()).start)
+        self._identity = (os.getpid(), ProcessId.of(os.getpid()).start)
 
     def run(self) -> None:
-        """Run the server until the session does not need it any more."""
-        signal.signal(signal.SIGTERM, self._end)
-        lonely_since = clock.monotonic()
+        """Run the server until the session no longer needs it."""
+        signal.signal(signal.SIGTERM, self._on_sigterm)
+        idle_since = clock.monotonic()
         try:
             while not self._ending:
                 if self._server is None or self._server.poll() is not None:
                     self._start()
-                others = self._other_clients()
-                if others:
-                    lonely_since = clock.monotonic()
-                lonely_s = clock.monotonic() - lonely_since
-                if not others and (self._session.stop_requested or lonely_s > LONELY_LIMIT_S):
+                clients = self._other_clients()
+                if clients:
+                    idle_since = clock.monotonic()
+                idle_s = clock.monotonic() - idle_since
+                if not clients and (self._session.stop_requested or idle_s > LONELY_LIMIT_S):
                     break
                 self._pause()
         finally:
             self._stop()
 
-    def _end(self, number: int, frame: FrameType | None) -> None:
+    def _on_sigterm(self, number: int, frame: FrameType | None) -> None:
         self._ending = True
 
     def _pause(self) -> None:
-        """Wait a moment, or until the server ends."""
+        """Wait for `_INTERVAL_S` seconds, or until the server ends."""
         if self._server is not None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._server.wait(_INTERVAL_S)
@@ -86,14 +86,14 @@ class Supervisor:
         for attempt in range(20):
             port = self._port
             if not port or attempt >= SAME_PORT_TRIES:
-                # Another process may have the old port now, and have received the old password from clients.
+                # Another process may use the old port now, and clients may have sent it the old password.
                 port, self._password = _free_port(self._host), secrets.token_hex(24)
             self._server = subprocess.Popen(
                 [find_server(), str(self._write_configuration(port))],
                 stdin=subprocess.DEVNULL,
                 preexec_fn=functools.partial(die_with_parent, os.getpid()),
             )
-            if clock.wait_until(functools.partial(self._has_begun, port), 10.0) and not self._has_died():
+            if clock.wait_until(functools.partial(self._answers_or_has_died, port), 10.0) and not self._has_died():
                 break
             self._server.kill()
             self._server.wait()
@@ -104,7 +104,7 @@ class Supervisor:
         self._session.write_broker(
             BrokerLocation(
                 url=as_url("redis", self._host, port, None, self._password, "0"),
-                supervisor=self._me,
+                supervisor=self._identity,
                 generation=f"{os.getpid()}.{self._generation}",
             )
         )
@@ -134,14 +134,14 @@ class Supervisor:
         except redis.RedisError:
             return False
 
-    def _has_begun(self, port: int) -> bool:
+    def _answers_or_has_died(self, port: int) -> bool:
         return self._answers(port) or self._has_died()
 
     def _has_died(self) -> bool:
         return self._server is None or self._server.poll() is not None
 
     def _other_clients(self) -> int:
-        """Return the number of clients except this process; 1 when the server is too busy to answer."""
+        """Return the number of clients except this process; 1 if the server is too busy to answer."""
         try:
             with self._client(self._port) as client:
                 return len(client.client_list()) - 1
@@ -157,7 +157,7 @@ class Supervisor:
                 self._server.kill()
         broker = self._session.read_broker()
         # A conductor on another machine may have started another supervisor.
-        if broker is not None and broker.supervisor == self._me:
+        if broker is not None and broker.supervisor == self._identity:
             self._session.remove_broker()
 
 
@@ -168,7 +168,7 @@ def _free_port(host: str) -> int:
 
 
 def main() -> None:
-    """Run the private broker of the session on the command line."""
+    """Run the private broker of the session that the command line names."""
     Supervisor(Session(Path(sys.argv[1]))).run()
 
 

@@ -1,6 +1,6 @@
 """The command line `maestro-celery`: one module per command.
 
-A command is imported when it is called, so that no command waits for the imports of another one.
+A command is imported when it is called, so that no command waits for the imports of another.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from maestro_celery_plugin.errors import EnsembleError
 
 __all__ = ["main"]
 
-# The commands in the order of the help text; each has a module of its name with a `command`.
+# The commands in the order of the help text; each is a module with a function `command`.
 COMMANDS = ("status", "resume", "workers", "allocation", "explain", "doctor")
 
 
@@ -26,7 +26,7 @@ class _Commands(click.Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import a command; None for an unknown name."""
+        """Import and return a command; return None for an unknown name."""
         if cmd_name not in COMMANDS:
             return None
         command: click.Command = importlib.import_module(f"{__name__}.{cmd_name}").command

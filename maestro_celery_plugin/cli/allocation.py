@@ -35,10 +35,10 @@ def command(specification: Path) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Preview:
-    """What a study would run for worker groups.
+    """The script or the command line with which a study would start worker groups.
 
     Attributes:
-        title: The groups, and where they run.
+        title: The worker groups, and where they run.
         text: The script, or the command line.
     """
 
@@ -50,7 +50,7 @@ def previews(path: Path) -> Iterator[Preview]:
     """Yield the script of each allocation, and the command line of each group without one.
 
     Raises:
-        SpecificationError: the specification cannot be used, or has no workers.
+        SpecificationError: the specification is invalid, or its study has no workers.
         AllocationError: Maestro's adapter cannot write the script on this machine.
     """
     specification = EnsembleSpecification.load_specification(str(path))

@@ -34,13 +34,13 @@ SCHEDULERS = {"slurm": "sbatch", "lsf": "bsub", "flux": "flux"}
 @click.option("--broker", metavar="URL", help="Broker to check. [default: the broker that a study would use]")
 def command(broker: str | None) -> None:
     """Check that Maestro, plugin and broker work together here; exit code 1 if not."""
-    is_well = True
+    has_passed = True
     for finding in examine(broker):
-        is_well = is_well and finding.remedy is None
+        has_passed = has_passed and finding.remedy is None
         click.echo(f"{'ok' if finding.remedy is None else 'NO'}  {finding.subject}: {finding.found}")
         if finding.remedy:
             click.echo(f"    {finding.remedy}")
-    sys.exit(0 if is_well else 1)
+    sys.exit(0 if has_passed else 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Finding:
 
 
 def examine(broker: str | None) -> Iterator[Finding]:
-    """Yield a finding for each thing that a study needs.
+    """Yield a finding for each requirement of a study.
 
     Args:
         broker: Broker URL, as for ``--broker``.
@@ -75,9 +75,9 @@ def examine(broker: str | None) -> Iterator[Finding]:
         yield Finding(f"scheduler {name}", shutil.which(program) or f"not installed (no '{program}' on PATH)")
 
 
-def _guarded(subject: str, look: Callable[[], Finding]) -> Iterator[Finding]:
+def _guarded(subject: str, run_check: Callable[[], Finding]) -> Iterator[Finding]:
     try:
-        yield look()
+        yield run_check()
     except EnsembleError as error:
         yield Finding(subject, "does not work", str(error))
 
@@ -126,7 +126,7 @@ def _is_editable() -> bool:
 
 
 def _hooks() -> Finding:
-    """Check every name that the plugin replaces in Maestro."""
+    """Check that Maestro has every name that the plugin replaces."""
     missing = []
     for touchpoint in TOUCHPOINTS:
         try:
@@ -170,10 +170,10 @@ def _broker(option: str | None) -> Finding:
 
 
 def _try_private() -> None:
-    """Start a private broker and end it.
+    """Start a private broker, and stop it.
 
     Raises:
-        BrokerError: it does not start.
+        BrokerError: the broker does not start.
     """
     with tempfile.TemporaryDirectory(prefix="maestro-celery-doctor-") as directory:
         session = Session.create(Path(directory, "session"))

@@ -15,10 +15,10 @@ __all__ = ["command"]
 @click.argument("study", type=click.Path(path_type=Path))
 def command(study: Path) -> None:
     """Explain why step records of the study in the directory STUDY do not run, or why they have ended."""
-    found = explain(study)
-    for title, sentences in found:
+    explanations = explain(study)
+    for title, sentences in explanations:
         click.echo(title)
         for sentence in sentences:
             click.echo("\n".join(f"    {line}" for line in sentence.splitlines()))
-    if not found:
+    if not explanations:
         click.echo("All step records have finished.")

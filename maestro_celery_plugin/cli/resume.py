@@ -24,7 +24,7 @@ __all__ = ["command"]
 def command(
     directory: Path, failed: bool, sleeptime: int, broker: str | None, broker_host: str | None, foreground: bool
 ) -> None:
-    """Continue the study in DIRECTORY, whose conductor has died or that was cancelled.
+    """Continue the study in DIRECTORY after its conductor has died or the study was cancelled.
 
     Finished samples do not run again.
     """

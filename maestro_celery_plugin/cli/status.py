@@ -34,6 +34,6 @@ def command(study: Path, watch: bool, failed: bool, limit: int, as_json: bool) -
         try:
             study_view.watch(reader, console)
         except KeyboardInterrupt:
-            return  # the user has left
+            return  # the user ends `--watch` with Ctrl-C
     else:
         study_view.show(reader, console)

@@ -78,16 +78,14 @@ def worker_lines(directory: Path, groups: Sequence[str]) -> dict[str, str]:
     plan = StudyPlan.read(directory)
     session = Session(plan.session)
     if not session.path.exists():
-        raise StudyError(
-            f"The study '{plan.root}' was a dry run, or its session does not exist any more; there is no work."
-        )
-    known = serving_groups(plan.settings)
+        raise StudyError(f"The study '{plan.root}' was a dry run, or its session no longer exists; there is no work.")
+    serving = serving_groups(plan.settings)
     for name in groups:
-        if name not in known:
-            raise StudyError(f"--group: the study has no worker group '{name}'; {nearest(name, known)}")
-    chosen = list(groups) or [name for name, group in known.items() if is_for_this_machine(group)]
+        if name not in serving:
+            raise StudyError(f"--group: the study has no worker group '{name}'; {nearest(name, serving)}")
+    chosen = list(groups) or [name for name, group in serving.items() if is_for_this_machine(group)]
     if not chosen:
-        machines = ", ".join(f"'{name}': {' or '.join(group.machines)}" for name, group in known.items())
+        machines = ", ".join(f"'{name}': {' or '.join(group.machines)}" for name, group in serving.items())
         raise StudyError(
             f"No worker group is for this machine, {host_name()} ({machines}); use --group to start one anyway."
         )
@@ -95,7 +93,7 @@ def worker_lines(directory: Path, groups: Sequence[str]) -> dict[str, str]:
 
 
 def _line(plan: StudyPlan, session: Session, name: str) -> str:
-    """Return the line for one group: for all nodes of the allocation around this process, or for one worker."""
+    """Return the shell command of one group: for all nodes of the allocation around this process, or for one worker."""
     batch = batch_of(plan.settings, plan.settings.resources.workers[name])
     if held_allocation(batch.type) is None:
         return shlex.join(worker_command(session, name))
@@ -105,7 +103,7 @@ def _line(plan: StudyPlan, session: Session, name: str) -> str:
 def start_workers(lines: dict[str, str]) -> int:
     """Start workers and wait for their end; return the first exit code that is not 0.
 
-    The workers receive Ctrl-C as well, end their samples, and leave.
+    The workers receive Ctrl-C as well; then they end their samples and leave.
     """
     commands = [["/bin/sh", "-c", line] for line in lines.values()]
     processes = [subprocess.Popen(command, stdin=subprocess.DEVNULL) for command in commands]
@@ -118,4 +116,4 @@ def _wait(process: subprocess.Popen[bytes]) -> int:
         try:
             return process.wait()
         except KeyboardInterrupt:
-            continue  # the process has received the signal as well
+            continue  # the worker has received the signal as well, and ends

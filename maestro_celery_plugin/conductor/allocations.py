@@ -1,4 +1,4 @@
-"""Allocations as the source of workers: one allocation is open while its worker groups have work."""
+"""The source of workers in allocations: it keeps one allocation open while its worker groups have work."""
 
 from __future__ import annotations
 
@@ -20,32 +20,33 @@ LOGGER = logging.getLogger(__name__)
 
 # The steps of the groups fail after this many allocations in a row in which no sample has started.
 QUICK_FAILURES = 3
-# Delay before the next try after such an allocation, times the number of failures.
+# Delay before the next submission after such an allocation, multiplied by the number of failures.
 RETRY_DELAY_S = 3.0
-# Delay before the next try when the batch system did not answer.
+# Delay before the next submission after the batch system did not answer.
 AWAY_DELAY_S = 15.0
-# Intervals between two queries of the batch system: after a recent change, and otherwise.
+# Intervals between two queries of the batch system: POLL_S until BRISK_S after a change, then SLOW_POLL_S.
 POLL_S, SLOW_POLL_S, BRISK_S = 2.0, 15.0, 60.0
-# Workers that were requested to leave have this long before their batch job is cancelled.
+# Time between the request to leave and the cancellation of the batch job, if workers have not left.
 LEAVE_LIMIT_S = 30.0
 # An allocation with nodes but without a worker for this long is cancelled: workers start within minutes.
 EMPTY_LIMIT_S = 300.0
-# A job counts as ended after this many answers in a row that the batch system does not know it.
+# A job counts as ended after the batch system has reported it as unknown this many times in a row.
 UNKNOWN_LIMIT = 3
-# After ends with a cause outside of the study, the delay grows; after this many, the steps fail.
+# The delay doubles, up to SETBACK_LIMIT_S, at each end with a cause outside of the study. After SETBACKS such ends in
+# a row, the steps fail.
 SETBACKS, SETBACK_LIMIT_S = 10, 600.0
 # Ends with a cause outside of the study.
-_INNOCENT = (AllocationState.PREEMPTED, AllocationState.NODE_FAILED, AllocationState.BOOT_FAILED)
+_EXTERNAL_ENDS = (AllocationState.PREEMPTED, AllocationState.NODE_FAILED, AllocationState.BOOT_FAILED)
 
 
 class AllocationSource:
-    """Opens, watches and ends the allocations of one name.
+    """Opens, watches and cancels the allocations of one name.
 
     Args:
         directory: Directory of the allocations of the study.
         name: Name of the allocations.
-        request: Returns the request for the allocation of a number.
-        jobs: Submits the allocations.
+        request: Function that returns the request for the allocation with a number.
+        jobs: Submits, queries and cancels the jobs of the allocations.
 
     Attributes:
         name: Name of the allocations.
@@ -58,8 +59,8 @@ class AllocationSource:
         self._failures = self._setbacks = self._unknown = 0
         self._failure = ""
         self._empty_since: float | None = None
-        self._asked_at = self._changed_at = self._released_at = self._not_before = 0.0
-        earlier = [one for one in read_allocations(directory) if one.name == name]
+        self._queried_at = self._changed_at = self._released_at = self._not_before = 0.0
+        earlier = [allocation for allocation in read_allocations(directory) if allocation.name == name]
         self.current: Allocation | None = earlier[-1] if earlier else None
 
     @property
@@ -71,13 +72,13 @@ class AllocationSource:
         """Open an allocation, unless one is open.
 
         Raises:
-            WorkerError: several allocations in a row were refused, or no sample has started in them.
+            WorkerError: several allocations in a row were refused or have ended before a sample started.
         """
         if self.is_open or clock.monotonic() < self._not_before:
             return
         if self._failures >= QUICK_FAILURES or self._setbacks >= SETBACKS:
             raise WorkerError(
-                f"allocation '{self.name}': {self._failures + self._setbacks} in a row have ended before a sample "
+                f"allocation '{self.name}' has ended {self._failures + self._setbacks} times in a row before a sample "
                 f"started. {self._failure}"
             )
         try:
@@ -87,7 +88,7 @@ class AllocationSource:
             LOGGER.warning("Allocation '%s': %s", self.name, error)
 
     def _resolve_or_open(self) -> None:
-        """Submit an allocation, unless the batch system has the one whose submission was interrupted.
+        """Submit an allocation, unless the batch system has a job from an interrupted submission.
 
         The allocation is stored before its submission, so that a later conductor sees an interrupted submission.
 
@@ -104,7 +105,7 @@ class AllocationSource:
             allocation.store()
         if allocation.job is None:
             self._submit(allocation)
-        self._changed_at = self._asked_at = clock.monotonic()
+        self._changed_at = self._queried_at = clock.monotonic()
         allocation.store()
         if allocation.job is not None:
             LOGGER.info("Allocation '%s' is submitted as job %s.", allocation.label, allocation.job)
@@ -119,26 +120,26 @@ class AllocationSource:
             raise WorkerError(str(error)) from error
         except (AllocationError, OSError) as error:
             allocation.state, allocation.reason = AllocationState.FAILED, str(error)
-            self._fail(str(error))
+            self._count_failure(str(error))
 
-    def _fail(self, why: str) -> None:
+    def _count_failure(self, reason: str) -> None:
         self._failures += 1
-        self._failure = why
+        self._failure = reason
         self._not_before = clock.monotonic() + RETRY_DELAY_S * self._failures
-        LOGGER.error("Allocation '%s': %s", self.name, why)
+        LOGGER.error("Allocation '%s': %s", self.name, reason)
 
-    def _delay(self, why: str) -> None:
-        """Record an end with a cause outside of the study; the delay before the next try doubles each time."""
+    def _count_setback(self, reason: str) -> None:
+        """Count an end with a cause outside of the study, and double the delay before the next submission."""
         self._setbacks += 1
-        self._failure = why
+        self._failure = reason
         self._not_before = clock.monotonic() + min(SETBACK_LIMIT_S, RETRY_DELAY_S * 2**self._setbacks)
-        LOGGER.warning("Allocation '%s': %s", self.name, why)
+        LOGGER.warning("Allocation '%s': %s", self.name, reason)
 
     def look(self, *, is_empty: bool = False) -> Allocation | None:
-        """Query the batch system if the interval is over; return the allocation if it has ended since the last call.
+        """Query the batch system if the interval has passed; return the allocation if it has ended since the last call.
 
         Args:
-            is_empty: Whether it has nodes but no worker: it has just begun, or has ended.
+            is_empty: Whether the allocation has nodes but no worker, because it has just begun or has just ended.
         """
         allocation = self.current
         if allocation is None or allocation.job is None or not allocation.is_open:
@@ -149,11 +150,11 @@ class AllocationSource:
         elif self._empty_since is None:
             self._empty_since = now
         elif now - self._empty_since > EMPTY_LIMIT_S and not allocation.released:
-            return self._give_up(allocation)
-        pace_s = POLL_S if is_empty or self._unknown or now - self._changed_at < BRISK_S else SLOW_POLL_S
-        if now - self._asked_at < pace_s:
+            return self._cancel_empty(allocation)
+        interval_s = POLL_S if is_empty or self._unknown or now - self._changed_at < BRISK_S else SLOW_POLL_S
+        if now - self._queried_at < interval_s:
             return None
-        self._asked_at = now
+        self._queried_at = now
         try:
             report = self._jobs.report(allocation.job)
         except AllocationError as error:
@@ -161,19 +162,19 @@ class AllocationSource:
             return None
         self._unknown = self._unknown + 1 if report.state is AllocationState.GONE else 0
         if 0 < self._unknown < UNKNOWN_LIMIT:
-            return None  # batch systems may not know a job for a moment after its submission
-        has_waited = allocation.state is AllocationState.PENDING
+            return None  # a batch system may not know a job directly after its submission
+        was_pending = allocation.state is AllocationState.PENDING
         if allocation.take(report):
             self._changed_at = now
-            if has_waited and report.state is AllocationState.FAILED:
+            if was_pending and report.state is AllocationState.FAILED:
                 self._cancel(allocation)  # it waits for resources that will never be free
             LOGGER.info("Allocation '%s': %s. %s", allocation.label, report.state.value, report.reason)
         return None if allocation.is_open else allocation
 
-    def _give_up(self, allocation: Allocation) -> Allocation:
-        """End an allocation whose workers did not start, or have all left while its job runs."""
-        why = f"it had no worker for {EMPTY_LIMIT_S:.0f} s"
-        allocation.take(JobReport(AllocationState.FAILED, why))
+    def _cancel_empty(self, allocation: Allocation) -> Allocation:
+        """Cancel an allocation whose workers did not start, or all left while its job still runs."""
+        reason = f"it had no worker for {EMPTY_LIMIT_S:.0f} s"
+        allocation.take(JobReport(AllocationState.FAILED, reason))
         self._empty_since = None
         self._cancel(allocation)
         return allocation
@@ -190,16 +191,16 @@ class AllocationSource:
             self._failures = self._setbacks = 0
         elif not allocation.released:
             lines = "\n".join(filter(None, (output, allocation.output)))
-            said = f"Its last lines:\n{lines}" if lines else "It has no output."
+            ending = f"The output ends with:\n{lines}" if lines else "The output is empty."
             end = f"{allocation.state.value}{f' ({allocation.reason})' if allocation.reason else ''}"
-            why = f"Job {allocation.job}: {end}. Script and output are in '{allocation.directory}'. {said}"
-            (self._delay if allocation.state in _INNOCENT else self._fail)(why)
+            reason = f"Job {allocation.job}: {end}. Script and output are in '{allocation.directory}'. {ending}"
+            (self._count_setback if allocation.state in _EXTERNAL_ENDS else self._count_failure)(reason)
 
     def release(self, *, by_force: bool) -> None:
         """Release the open allocation, which no step needs any more; cancel it if its workers do not leave.
 
         Args:
-            by_force: Whether to cancel it at once, because it has no workers.
+            by_force: Whether to cancel the allocation immediately, because it has no workers.
         """
         if self.current is not None and not self.current.released:
             LOGGER.info("No step needs allocation '%s' any more.", self.current.label)

@@ -1,4 +1,4 @@
-"""The jobs of allocations: batch jobs through Maestro's adapters, or processes in the allocation around this one."""
+"""The jobs of allocations: batch jobs of Maestro's adapters, or processes in the allocation around this process."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from maestro_celery_plugin.states import AllocationState
 
 __all__ = ["AllocationRequest", "BatchJobs", "HeldJobs", "Jobs"]
 
-# The batch script needs one of these interpreters; `batch.shell` may name another one, such as Python.
+# Interpreters that can run the batch script. For any other `batch.shell`, such as Python, /bin/bash runs the script.
 _POSIX_SHELLS = ("bash", "sh", "dash", "ksh", "zsh")
 
 
@@ -39,7 +39,7 @@ class AllocationRequest:
         procs: Number of processes; None for whole nodes.
         gpus: GPUs of each node; None without GPUs.
         walltime_s: Time limit in seconds; None for the limit of the partition.
-        lines: Per worker group, the shell command that starts its workers and returns at their end.
+        lines: One shell command per worker group, which starts the workers and returns when they have ended.
     """
 
     name: str
@@ -65,10 +65,10 @@ class AllocationRequest:
     @property
     def body(self) -> str:
         """The batch script without its header."""
-        noted = f"export {BEGAN}=$(date +%s)"
+        export = f"export {BEGAN}=$(date +%s)"
         if len(self.lines) == 1:
-            return f"{noted}\n{self.lines[0]}"
-        return "\n".join((noted, *(f"{line} &" for line in self.lines), "wait"))
+            return f"{export}\n{self.lines[0]}"
+        return "\n".join((export, *(f"{line} &" for line in self.lines), "wait"))
 
 
 class Jobs(Protocol):
@@ -82,7 +82,7 @@ class Jobs(Protocol):
 
         Raises:
             BatchSystemAwayError: the batch system does not answer now.
-            AllocationError: the batch system refuses the job; the message has its words.
+            AllocationError: the batch system refuses the job; the error contains the message of the batch system.
         """
 
     def report(self, job: str) -> JobReport:
@@ -100,7 +100,7 @@ class Jobs(Protocol):
         """
 
     def find(self, directory: Path) -> str | None:
-        """Return the open job that was submitted in a directory; None when no such job is known.
+        """Return the open job that was submitted in a directory; None without such a job.
 
         Raises:
             BatchSystemAwayError: the batch system does not answer now.
@@ -108,7 +108,7 @@ class Jobs(Protocol):
 
 
 class BatchJobs:
-    """Batch jobs, written, submitted and cancelled by Maestro's adapter.
+    """Batch jobs that Maestro's adapter writes, submits and cancels.
 
     Args:
         system: The batch system.
@@ -137,14 +137,14 @@ class BatchJobs:
         return step
 
     def script(self, request: AllocationRequest, directory: Path) -> Path:
-        """Let Maestro's adapter write the batch script."""
+        """Write the batch script with Maestro's adapter."""
         return self._write(request, directory)[2]
 
     def _write(self, request: AllocationRequest, directory: Path) -> tuple[Any, Any, Path]:
         adapter, step = self._adapter(request), self._step(request)
         logger = logging.getLogger(type(adapter).__module__)
         level = logger.level
-        logger.setLevel(logging.ERROR)  # the adapter warns of each step key that an srun line does not use
+        logger.setLevel(logging.ERROR)  # the adapter warns about each step key that an srun line does not use
         try:
             _, path, _ = adapter.write_script(str(directory), step)
         finally:
@@ -156,28 +156,31 @@ class BatchJobs:
     def submit(self, request: AllocationRequest, directory: Path) -> str:
         """Submit through Maestro's adapter."""
         adapter, step, script = self._write(request, directory)
-        words = _Messages()
+        messages = _Messages()
         logger = logging.getLogger(type(adapter).__module__)
         level = logger.level
-        logger.setLevel(logging.WARNING)  # its messages are needed also if the user has turned the log off
-        logger.addHandler(words)
+        logger.setLevel(logging.WARNING)  # the messages are needed even if the user has turned off the log
+        logger.addHandler(messages)
         try:
             record = adapter.submit(step, str(script), str(directory))
         except Exception as cause:  # Maestro's adapters do not document their errors
-            kind = BatchSystemAwayError if self._system.away.search(str(cause)) else AllocationError
-            raise kind(f"'{script}' cannot be submitted: {cause}") from cause
+            error_class = BatchSystemAwayError if self._system.away.search(str(cause)) else AllocationError
+            raise error_class(f"'{script}' cannot be submitted: {cause}") from cause
         finally:
-            logger.removeHandler(words)
+            logger.removeHandler(messages)
             logger.setLevel(level)
         if record.submission_code.name != "OK":
-            said = words.text or f"it gives no reason; submit '{script}' manually to see one"
-            if self._system.away.search(said):
-                raise BatchSystemAwayError(f"The batch system does not accept '{script}' now: {said}")
-            raise AllocationError(f"The batch system refuses '{script}': {said}")
+            reason = messages.text or f"it gives no reason; submit '{script}' manually to see the reason"
+            if self._system.away.search(reason):
+                raise BatchSystemAwayError(f"The batch system does not accept '{script}' now: {reason}")
+            raise AllocationError(f"The batch system refuses '{script}': {reason}")
         return str(record.job_identifier)
 
     def report(self, job: str) -> JobReport:
-        """Query the batch system; workers that an earlier conductor started in its allocation have ended with it."""
+        """Query the batch system.
+
+        If an earlier conductor has started workers in the allocation around it, they have ended with this allocation.
+        """
         if _is_process(job):
             return JobReport(AllocationState.GONE)
         return self._system.reports([job])[job]
@@ -199,7 +202,7 @@ class BatchJobs:
 
 
 class _Messages(logging.Handler):
-    """Keeps the messages of Maestro's adapter when a submission fails, which have the words of the scheduler."""
+    """Keeps the log messages of Maestro's adapter, which contain the message of the batch system after a failure."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -211,8 +214,8 @@ class _Messages(logging.Handler):
 
     @property
     def text(self) -> str:
-        said = " ".join(" ".join(self._lines).split())
-        return said.removeprefix("Submission returned an error (see next line).").strip()
+        text = " ".join(" ".join(self._lines).split())
+        return text.removeprefix("Submission returned an error (see next line).").strip()
 
 
 class HeldJobs:
@@ -220,7 +223,7 @@ class HeldJobs:
 
     Args:
         job: Identifier of the batch job around this process.
-        deadline: The end of the allocation, for the workers.
+        deadline: The deadline of this allocation.
         outside: The batch jobs that an earlier conductor of the study has submitted outside of this allocation.
     """
 
@@ -260,7 +263,7 @@ class HeldJobs:
         return job
 
     def report(self, job: str) -> JobReport:
-        """Return the state from the process: whether it runs, or its exit code."""
+        """Return the state of the process that starts the workers, or of a batch job of an earlier conductor."""
         if not _is_process(job):
             return self._outside.report(job)
         process = self._processes.get(job)
@@ -273,11 +276,11 @@ class HeldJobs:
         return JobReport(AllocationState.FAILED, f"exit code {code}") if code else JobReport(AllocationState.COMPLETED)
 
     def find(self, directory: Path) -> str | None:
-        """Return None: workers of an interrupted submission end with the allocation, or by their idle limit."""
+        """Return None: workers of an interrupted submission end with the allocation, or at their idle limit."""
         return None
 
     def cancel(self, job: str) -> None:
-        """End the processes that start the workers, which end the workers."""
+        """End the processes that start the workers; they end the workers."""
         if _is_process(job):
             _process_of(job).signal(signal.SIGTERM, group=True)
         else:

@@ -35,12 +35,12 @@ __all__ = ["Coordinator", "active", "for_study"]
 
 LOGGER = logging.getLogger(__name__)
 
-# Samples without a lease are sent again when a slot has been free and no entry has come for this long.
+# Samples without a lease are sent again after a slot was free and the ledger had no new entry for this long.
 QUIET_LIMIT_S = 2.0
 LOOK_INTERVAL_S = 0.1
 LOOK_LIMIT_S = 1.0
 CARE_INTERVAL_S = 0.5
-# The thread looks if Maestro has not called the coordinator for this long; `wait` looks more often.
+# The substitute thread calls `_look` if Maestro has not called the coordinator for this long.
 AWAY_S = 1.5
 
 _COORDINATORS: dict[Path, Coordinator] = {}
@@ -63,7 +63,7 @@ R = TypeVar("R")
 
 
 def _exclusive(method: Callable[Concatenate[Coordinator, P], R]) -> Callable[Concatenate[Coordinator, P], R]:
-    """Let one thread at a time use a coordinator: Maestro's thread, or the substitute."""
+    """Allow one thread at a time to use a coordinator: Maestro's thread or the substitute thread."""
 
     @functools.wraps(method)
     def call(self: Coordinator, /, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -95,11 +95,11 @@ class Coordinator:
         self._publisher = Publisher(plan, self._session, self._records, task_queues)
         self._jobs: dict[str, StepRecord] = {}
         self._care_at = 0.0
-        self._round_end = clock.monotonic()
+        self._poll_end = clock.monotonic()
         self._closed = False
         self._access = threading.RLock()
         self._looked_at = clock.monotonic()
-        threading.Thread(target=self._substitute, name="substitute", daemon=True).start()
+        threading.Thread(target=self._run_substitute, name="substitute", daemon=True).start()
         atexit.register(self.close)
         _end_on_signals()
 
@@ -118,9 +118,9 @@ class Coordinator:
         if not record.cancelled:
             try:
                 self._publisher.send(record, record.unassigned(self._records.leased(record)))
-            except BrokerError as error:  # it is sent when the broker answers again
+            except BrokerError as error:  # the samples are sent when the broker answers again
                 LOGGER.error("%s", error)
-        job = f"{manifest.name}#{sum(one is record for one in self._jobs.values()) + 1}"
+        job = f"{manifest.name}#{sum(other is record for other in self._jobs.values()) + 1}"
         self._jobs[job] = record
         return job
 
@@ -142,30 +142,30 @@ class Coordinator:
     # --- time ---
 
     def wait(self, seconds: float) -> None:
-        """Watch the study for a while; return early when Maestro has work.
+        """Watch the study for some seconds; return early when Maestro must poll.
 
-        Rounds of Maestro take time in a large study; they get at most half of the time.
+        A poll of Maestro takes time in a large study. Polls use at most half of the time.
         """
         now = clock.monotonic()
-        earliest, latest = now + min(now - self._round_end, seconds), now + seconds
+        earliest, latest = now + min(now - self._poll_end, seconds), now + seconds
         while clock.monotonic() < latest:
             begin = clock.monotonic()
             self._look()
-            if self._is_wanted() and clock.monotonic() >= earliest:
+            if self._must_poll() and clock.monotonic() >= earliest:
                 break
-            pace_s = min(LOOK_LIMIT_S, max(LOOK_INTERVAL_S, 10 * (clock.monotonic() - begin)))
-            clock.sleep(min(pace_s, max(0.0, latest - clock.monotonic())))
-        self._round_end = clock.monotonic()
+            interval_s = min(LOOK_LIMIT_S, max(LOOK_INTERVAL_S, 10 * (clock.monotonic() - begin)))
+            clock.sleep(min(interval_s, max(0.0, latest - clock.monotonic())))
+        self._poll_end = clock.monotonic()
 
     @_exclusive
-    def _is_wanted(self) -> bool:
-        """Whether Maestro has work: a step record has a new state, or the user has a request."""
+    def _must_poll(self) -> bool:
+        """Whether Maestro must poll: a step record has a new state, or a user requests an update or a cancellation."""
         if self._plan.cancel_note.exists() or self._plan.update_note.exists():
             return True
         return any(r.active and self._records.state(r) is not r.reported_state for r in self._records)
 
-    def _substitute(self) -> None:
-        """Look while Maestro does not call, so that samples are sent and workers start."""
+    def _run_substitute(self) -> None:
+        """Call `_look` while Maestro does not call the coordinator, so that samples are sent and workers start."""
         while not self._closed:
             clock.sleep(CARE_INTERVAL_S)
             with self._access:
@@ -174,12 +174,12 @@ class Coordinator:
 
     @_exclusive
     def _look(self) -> None:
-        """Apply new entries of the ledger, and from time to time care for broker and workers."""
+        """Apply new entries of the ledger; at intervals, check the broker and the workers."""
         now = self._looked_at = clock.monotonic()
         if now > self._care_at:
             self._care_at = now + CARE_INTERVAL_S
-            # Separately, so that workers and allocations get care while the broker does not answer.
-            for care in (self._publisher.care, self._care_for_workers, self._heal):
+            # Separately, so that workers and allocations are checked even if the broker does not answer.
+            for care in (self._publisher.care, self._care_for_workers, self._resend_lost):
                 _try(care)
             self._care_at = max(self._care_at, now + 10 * (clock.monotonic() - now))
         _try(lambda: self._records.follow(but=self._scaling.gone))
@@ -192,20 +192,20 @@ class Coordinator:
         finally:
             self._lock.working = self._scaling.working_allocations
         if has_lost:
-            self._publisher.send_all()  # the dead workers may have had messages that they had not started
+            self._publisher.send_all()  # the dead workers may have received messages that they had not started
 
     # --- care ---
 
     def _send_due(self) -> None:
-        """Send samples whose delay before the next run is over, and the next suspect."""
+        """Send the samples whose delay has passed, and the next suspect."""
         for record in self._records:
             if (record.waiting or record.suspect is not None) and record.active and not record.stops_early:
                 due = record.due()
                 if due.any():
                     self._publisher.send(record, due)
 
-    def _heal(self) -> None:
-        """Send samples without a lease again while slots are free: their messages were lost."""
+    def _resend_lost(self) -> None:
+        """Send samples without a lease again if slots stay free: the messages of these samples were lost."""
         leases = self._records.leases
         counts = {writer: leases.count(writer) for writer in leases.holders()}
         now, quiet = clock.monotonic(), []
@@ -217,7 +217,7 @@ class Coordinator:
             elif now - record.quiet_since > QUIET_LIMIT_S:
                 quiet.append(record)
         if quiet:
-            self._records.follow()  # also the entries of workers that have ended
+            self._records.follow()  # unlike `_look`, include the workers that have left or died
         for record in quiet:
             unassigned = record.unassigned(self._records.leased(record))
             if unassigned.any():
@@ -239,16 +239,16 @@ class Coordinator:
         self._lock.release()
 
 
-def _try(step: Callable[[], None]) -> None:
-    """Take a step; log its error, after which the next look tries again."""
+def _try(action: Callable[[], None]) -> None:
+    """Run an action; log its error, because the next `_look` runs the action again."""
     try:
-        step()
+        action()
     except (EnsembleError, OSError) as error:
         LOGGER.error("%s", error)
 
 
 def _end_on_signals() -> None:
-    """Let SIGTERM and SIGHUP end the conductor through its exit handlers, so that no process stays behind."""
+    """Let SIGTERM and SIGHUP end the conductor through its exit handlers, so that no process remains."""
 
     def end(number: int, frame: FrameType | None) -> None:
         sys.exit(128 + number)

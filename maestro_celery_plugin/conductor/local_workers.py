@@ -17,7 +17,7 @@ __all__ = ["LocalWorkers"]
 
 LOGGER = logging.getLogger(__name__)
 
-# The steps of the group fail after this many workers in a row that have ended before they took a task.
+# The steps of the group fail after this many workers in a row have ended before they took a task.
 QUICK_FAILURES = 3
 
 
@@ -37,7 +37,7 @@ class LocalWorkers:
         self._worker = ""
 
     def ensure(self) -> None:
-        """Start a worker, unless one is starting.
+        """Start a worker, unless the last worker still runs.
 
         Raises:
             WorkerError: several workers in a row have ended before they took a task.
@@ -65,7 +65,8 @@ class LocalWorkers:
         with log.open("ab") as output:
             self._process = subprocess.Popen(
                 worker_command(self._session, self._group, name=self._worker),
-                cwd=self._session.path,  # not that of the study: Python looks for modules there first
+                # Not the directory of the study: Python searches the current directory for modules first.
+                cwd=self._session.path,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -75,7 +76,7 @@ class LocalWorkers:
 
     @property
     def supervisor(self) -> ProcessId | None:
-        """The worker that was started last, if it still runs."""
+        """The supervisor of the last worker; None if it has ended."""
         if self._process is None or self._process.poll() is not None:
             return None
         return ProcessId.of(self._process.pid)

@@ -1,4 +1,4 @@
-"""The publisher: it sends samples of step records as messages, and again after the broker has lost them."""
+"""The publisher: it sends samples of step records as messages, and sends lost messages again."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SOCKET_TIMEOUT_S = 5.0
 class Publisher:
     """The coordinator's connection to the broker.
 
-    Each `care` tries again to reach a broker that does not answer.
+    If the broker does not answer, each call to `care` tries again to connect.
 
     Args:
         plan: The study.
@@ -78,8 +78,8 @@ class Publisher:
     def send(self, record: StepRecord, mask: np.ndarray[Any, Any]) -> None:
         """Send samples under a new epoch, which makes earlier messages about them invalid.
 
-        The ledger has the epoch before the broker has the message: a missing message is sent again later, but an
-        additional message could run a sample twice.
+        This method writes the epoch to the ledger before it sends the message. A missing message is sent again later,
+        but an additional message could run a sample twice.
 
         Raises:
             BrokerError: the broker does not answer.

@@ -1,7 +1,6 @@
-"""Scaling: workers start while there is work, allocations end when there is none.
+"""Scaling: start workers while there is work, and end allocations without work.
 
-This module also decides what the end of an allocation means for the step records of its worker groups
-(`states.ALLOCATION_ENDS`).
+This module also sets the state of step records whose allocation has ended (`states.ALLOCATION_ENDS`).
 """
 
 from __future__ import annotations
@@ -33,14 +32,14 @@ LOGGER = logging.getLogger(__name__)
 
 # Workers that have not released cancelled samples after this time are killed.
 CANCEL_LIMIT_S = 7.0
-# The interval at which the ledger files of ended workers are read.
+# Interval between two reads of the ledger files of ended workers.
 GONE_INTERVAL_S = 5.0
-# Maestro writes its states at each poll; reading them more often than this has no use.
+# Minimum interval between two reads of the states, which Maestro writes at each poll.
 _DEMAND_INTERVAL_S = 2.0
 
 
 class Demand:
-    """The future work of a study: the task queues of step records that have not ended, from Maestro's ``status.csv``.
+    """The remaining work of a study: the task queues of unfinished step records, from Maestro's ``status.csv``.
 
     Args:
         plan: The study.
@@ -61,13 +60,14 @@ class Demand:
 
     def _read(self) -> frozenset[str]:
         rows = read_rows(self._plan.root)
-        # Maestro removes characters from the name of a step that a path must not have; then all task queues count.
+        # Maestro removes characters that are invalid in a path from the name of a step. If a name is not found for this
+        # reason, all task queues count.
         steps = self._plan.settings.steps
         names = {row.step for row in rows if row.state not in LAST_STATES}
-        known = {name: facts.queues for name, facts in steps.items()}
-        if not rows or not names <= set(known):
-            return frozenset(queue for queues in known.values() for queue in queues)
-        return frozenset(queue for name in names for queue in known[name])
+        queues_of = {name: step.queues for name, step in steps.items()}
+        if not rows or not names <= set(queues_of):
+            return frozenset(queue for queues in queues_of.values() for queue in queues)
+        return frozenset(queue for name in names for queue in queues_of[name])
 
 
 class Scaling:
@@ -76,7 +76,7 @@ class Scaling:
     Args:
         plan: The study.
         session: The session.
-        records: The step records; those of an earlier conductor are loaded here.
+        records: The step records; the constructor loads those of an earlier conductor.
         groups: The worker groups by name.
     """
 
@@ -97,7 +97,7 @@ class Scaling:
         self._seen.update(records.starters)
 
     def care(self) -> bool:
-        """Give workers to each group with work, and end allocations without work.
+        """Start workers for each group with work, and end allocations without work.
 
         Returns:
             Whether workers were lost since the last call.
@@ -105,12 +105,12 @@ class Scaling:
         has_lost = self._detect_dead()
         for source, allocation in self._pool.look_at_allocations():
             self._take_end(source, allocation)
-        self._provide()
+        self._scale()
         self._enforce_cancellation()
         return has_lost
 
     def has_room_for(self, record: StepRecord, leases: Mapping[str, int]) -> bool:
-        """Tell whether a slot is free that would take samples of a step record.
+        """Tell whether a free slot accepts samples of a step record.
 
         Args:
             record: The step record.
@@ -122,7 +122,7 @@ class Scaling:
     def gone(self) -> Set[str]:
         """The workers that have left or died.
 
-        After many allocations, their ledger files outnumber the others. A worker that was only silent may still write.
+        After many allocations, most ledger files belong to such workers. A worker that was only silent may still write.
         """
         return self._seen - self._pool.alive.keys()
 
@@ -151,9 +151,9 @@ class Scaling:
             self._followed_all_at = clock.monotonic()
         if lost:
             # A supervisor reports the death of its worker; if the supervisor is silent as well, the machine has failed.
-            innocent = {writer for writer in lost if writer.partition(".")[0] in silent}
-            self._records.lose(lost - innocent)
-            self._records.lose(innocent, innocent=True)
+            on_failed_machines = {writer for writer in lost if writer.partition(".")[0] in silent}
+            self._records.lose(lost - on_failed_machines)
+            self._records.lose(on_failed_machines, innocent=True)
         return bool(lost)
 
     def _unseen(self, writers: set[str]) -> set[str]:
@@ -170,7 +170,7 @@ class Scaling:
     # --- ends of allocations ---
 
     def _take_end(self, source: AllocationSource, allocation: Allocation) -> None:
-        """Decide what the end of an allocation means for the step records of its groups."""
+        """Apply the end of an allocation to the step records of its groups."""
         groups = self._pool.groups_of(source)
         dead = self._pool.look()
         for beat in dead:
@@ -184,16 +184,21 @@ class Scaling:
         ended = []
         for record in self._records.with_work():
             if not set(record.groups).intersection(groups):
-                continue  # other groups run it
+                continue  # other groups run this step record
             if not self._pool.has_source_for(record.groups):
                 ended.append(record)
             elif not allocation.released and (record.has_started or allocation.state is AllocationState.CANCELLED):
-                record.withdrawn.update(groups)  # a restart opens the next one, when all its groups have ended
+                record.withdrawn.update(groups)  # a restart opens the next allocation after all groups have ended
         if not allocation.released:
             self._time_out(ended, allocation)
 
     def _time_out(self, records: list[StepRecord], allocation: Allocation) -> None:
-        """Time out the step records that have lost their last allocation and have started a sample."""
+        """Time out step records with a started sample; cancel all of them if their allocation was cancelled.
+
+        Args:
+            records: The step records whose last allocation has ended.
+            allocation: The last allocation.
+        """
         end = f"{allocation.state.value}{f' ({allocation.reason})' if allocation.reason else ''}"
         reason = f"Allocation '{allocation.label}' (job {allocation.job}) has ended: {end}."
         if ALLOCATION_ENDS[allocation.state] is RecordState.CANCELLED:
@@ -208,8 +213,8 @@ class Scaling:
 
     # --- workers for work ---
 
-    def _provide(self) -> None:
-        """Give workers to groups with work, and end allocations whose groups have no work and will have none."""
+    def _scale(self) -> None:
+        """Start workers for groups with work, and end allocations whose groups have no present or future work."""
         with_work = self._records.with_work()
         for name in self._pool.groups:
             records = [r for r in with_work if name in r.groups and name not in r.withdrawn]
@@ -231,15 +236,15 @@ class Scaling:
             for record in records:
                 record.reason = str(error)
                 if self._pool.has_source_for(set(record.groups) - {group}):
-                    record.withdrawn.add(group)  # another group continues it
+                    record.withdrawn.add(group)  # another group continues the step record
                 else:
                     record.failure = str(error)
             self._records.invalidate(*(record for record in records if record.failure))
             self._records.store_reasons()
 
     def _enforce_cancellation(self) -> None:
-        """Kill workers that still hold samples some time after their cancellation: the workers are frozen."""
-        since = clock.monotonic() - CANCEL_LIMIT_S
-        overdue = [r.number for r in self._records if r.cancelled_at is not None and r.cancelled_at < since]
+        """Kill workers that still have a lease of cancelled samples after CANCEL_LIMIT_S: they do not respond."""
+        latest = clock.monotonic() - CANCEL_LIMIT_S
+        overdue = [r.number for r in self._records if r.cancelled_at is not None and r.cancelled_at < latest]
         for writer in self._records.leases.holders_of(overdue):
             self._pool.kill(writer)

@@ -1,4 +1,4 @@
-"""A step record in the conductor: which samples must still run, and the state for Maestro."""
+"""A step record in the conductor: the samples that must still run, and the state for Maestro."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from maestro_celery_plugin.study.manifest import Manifest
 
 __all__ = ["MAX_RANGES", "StepRecord", "ranges_of"]
 
-# A sample that ran when its worker died this often may be the cause. Suspects of a step record run one at a time, so
-# that samples which only ran in parallel with the cause are cleared.
+# A sample that was running when its worker died is a suspect after this many deaths. The suspects of a step record run
+# one at a time, so that the samples that only ran in parallel with the cause can finish.
 SUSPECT_LOSSES = 2
-# The largest number of ranges that are sent again at one time; the others follow.
+# Maximum number of ranges that are sent at one time; the remaining ranges are sent later.
 MAX_RANGES = 1000
-# The longest delay before a sample that could not start is tried again.
+# Maximum delay before the next attempt at a sample that could not start.
 START_DELAY_LIMIT_S = 60.0
 
 
@@ -33,19 +33,19 @@ class StepRecord:
         relative: Path of its workspace below that of the study.
         samples: The states of its samples, from the ledger.
         groups: The worker groups that serve its task queue.
-        active: Whether Maestro waits for its end.
+        active: Whether Maestro waits for the end of the step record.
         cancelled: Whether it was cancelled.
         cancelled_at: Time of the cancellation (monotonic).
-        reported_state: The state that Maestro knows.
+        reported_state: The last state that was reported to Maestro.
         waiting: Samples that requested another run, with the time (monotonic) when they may start.
-        quiet_since: Time since when a slot has been free and no entry has come (monotonic); None while this is not so.
-        failure: Why no worker can run it; None while workers can.
+        quiet_since: Time (monotonic) since which a slot is free and no ledger entry has arrived; None otherwise.
+        failure: Reason why no worker can run the step record; None while workers can.
         has_started: Whether a sample has started since Maestro's last submission.
         timed_out: Whether its allocations have ended since Maestro's last submission, with open samples.
         reason: How the allocations ended, or why the step record cannot run or was cancelled.
-        withdrawn: Groups whose allocation has ended since Maestro's last submission while other groups run it; no
-            new allocation is opened for these.
-        suspect: The one suspected sample that may run now; None without suspects.
+        withdrawn: Groups whose allocation has ended since Maestro's last submission while other groups continue the
+            step record; no new allocation is opened for the withdrawn groups.
+        suspect: The only suspect that may run now; None without suspects.
     """
 
     manifest: Manifest
@@ -83,12 +83,12 @@ class StepRecord:
 
     def _wait(self, sample: int, code: int) -> None:
         delay_s = self.manifest.retry_delay_s
-        if code < 0:  # the sample could not start: give the machine more time at each attempt
+        if code < 0:  # the sample could not start: the delay doubles at each attempt
             delay_s = max(delay_s, min(START_DELAY_LIMIT_S, 2.0 ** min(6, int(self.samples.requests[sample]))))
         self.waiting[sample] = clock.monotonic() + delay_s
 
     def due(self) -> np.ndarray[Any, Any]:
-        """Return as a mask the samples that may start now: their delay is over, or they are the next suspect."""
+        """Return a mask of the samples that may start now: their delay has passed, or they are the next suspect."""
         now = clock.monotonic()
         due = [sample for sample, when in self.waiting.items() if when <= now]
         mask = np.zeros(self.manifest.samples, bool)
@@ -97,12 +97,12 @@ class StepRecord:
             mask[sample] = True
         mask &= self.samples.outcome == Outcome.OPEN
         before = self.suspect
-        self._hold_back_suspects(mask)
+        self._exclude_suspects(mask)
         if self.suspect is not None and self.suspect != before and self.suspect not in self.waiting:
             mask[self.suspect] = True
         return mask
 
-    def _hold_back_suspects(self, mask: np.ndarray[Any, Any]) -> None:
+    def _exclude_suspects(self, mask: np.ndarray[Any, Any]) -> None:
         """Remove all suspects except one from `mask`."""
         samples = self.samples
         if not (samples.losses >= SUSPECT_LOSSES).any():
@@ -115,22 +115,22 @@ class StepRecord:
         mask &= ~suspects
 
     def unassigned(self, leased: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """Return as a mask the open samples without a lease and without a delay.
+        """Return a mask of the open samples without a lease and without a delay.
 
         Args:
-            leased: The samples with a lease, as a mask.
+            leased: Mask of the samples with a lease.
         """
         mask: np.ndarray[Any, Any] = (self.samples.outcome == Outcome.OPEN) & ~leased
         if self.waiting:
             mask[list(self.waiting)] = False
-        self._hold_back_suspects(mask)
+        self._exclude_suspects(mask)
         return mask
 
     def begin(self, *, cancelled: bool) -> None:
         """Record that Maestro has submitted or restarted the step record.
 
         Args:
-            cancelled: Whether it is cancelled at once, because the study was stopped.
+            cancelled: Whether it is cancelled immediately, because the study was stopped.
         """
         self.active, self.cancelled, self.reported_state = True, cancelled, RecordState.PENDING
         self.has_started = self.timed_out = False
@@ -146,7 +146,7 @@ class StepRecord:
         """Return the state of the step record.
 
         Args:
-            has_leases: Whether a live worker has a lease of it.
+            has_leases: Whether a live worker has a lease of its samples.
         """
         if self.failure is not None:
             return RecordState.FAILED

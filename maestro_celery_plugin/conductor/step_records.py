@@ -39,7 +39,7 @@ class StepRecords:
 
     Attributes:
         leases: The leases of the workers.
-        stopped_by: Which sample has requested to stop the study, as a sentence; None without such a sample.
+        stopped_by: Sentence that names the sample which requested to stop the study; None without such a sample.
         starters: The writers that have started a sample.
     """
 
@@ -61,7 +61,7 @@ class StepRecords:
         """
         for manifest in Manifest.read_all(self._plan.records):
             self._add(manifest, str(Path(manifest.workspace).relative_to(self._plan.root)))
-        self.store_reasons()  # the reasons of the earlier conductor do not hold any more
+        self.store_reasons()  # the reasons of the earlier conductor are not valid any more
         self.follow()
         for writer in self.leases.holders().difference(alive):
             self.leases.revoke(writer)
@@ -84,11 +84,11 @@ class StepRecords:
             manifest: The manifest; this method sets its number.
         """
         relative = str(Path(manifest.workspace).relative_to(self._plan.root))
-        known = self._records.get(relative)
-        number = known.number if known else max(self._by_number, default=0) + 1
+        existing = self._records.get(relative)
+        number = existing.number if existing else max(self._by_number, default=0) + 1
         numbered = dataclasses.replace(manifest, number=number)
         numbered.write(self._plan.records / relative / "manifest.json")
-        return known or self._add(numbered, relative)
+        return existing or self._add(numbered, relative)
 
     def _add(self, manifest: Manifest, relative: str) -> StepRecord:
         groups = tuple(name for name, group in self._groups.items() if manifest.task_queue in group.task_queues)
@@ -102,7 +102,7 @@ class StepRecords:
         return record.state(has_leases=any(self.leases.of_record(record.number)))
 
     def leased(self, record: StepRecord) -> np.ndarray[Any, Any]:
-        """Return as a mask which samples of a step record have a lease."""
+        """Return a mask of the samples of a step record that have a lease."""
         return self.leases.mask(record.number, record.manifest.samples)
 
     # --- reading the ledger ---
@@ -111,7 +111,7 @@ class StepRecords:
         """Apply the new entries of the ledger.
 
         Args:
-            but: Writers to skip in this call; none when the caller concludes something from missing entries.
+            but: Writers to skip in this call; a caller that draws a conclusion from missing entries must not skip any.
         """
         for writer, entries in self._reader.poll(but):
             if writer != COORDINATOR:
@@ -137,8 +137,8 @@ class StepRecords:
     def _stop_study(self, record: StepRecord, sample: int) -> None:
         self.stopped_by = f"Sample {sample} of '{record.manifest.name}' has requested to stop all workers (code 105)."
         LOGGER.warning("%s", self.stopped_by)
-        left = [other for other in self if other.active and not other.samples.is_complete]
-        self.cancel(*left, reason=self.stopped_by)
+        incomplete = [other for other in self if other.active and not other.samples.is_complete]
+        self.cancel(*incomplete, reason=self.stopped_by)
 
     # --- writing the ledger ---
 
@@ -150,7 +150,7 @@ class StepRecords:
         """Make the written entries visible to workers on other nodes.
 
         Raises:
-            LedgerError: they cannot be written.
+            LedgerError: the entries cannot be written.
         """
         self._writer.flush()
 
@@ -162,7 +162,7 @@ class StepRecords:
         self.store_reasons()
 
     def store_reasons(self) -> None:
-        """Store why step records do not run or have ended; a full disk loses the reasons only."""
+        """Store why step records do not run or have ended; log a failure, such as a full disk, and continue."""
         reasons = {r.manifest.name: Reason(r.reason, r.failure is not None) for r in self if r.reason}
         try:
             write_reasons(self._plan.reasons, reasons)
@@ -170,7 +170,7 @@ class StepRecords:
             LOGGER.warning("%s", cause)
 
     def invalidate(self, *records: StepRecord) -> None:
-        """Make all messages about step records invalid that were sent so far."""
+        """Invalidate all messages about step records that were sent so far."""
         for record in records:
             samples = record.samples
             if samples.cancelled_epoch <= samples.epoch:
@@ -204,7 +204,7 @@ class StepRecords:
             self._writer.append(Kind.LOST, record.number, epoch, int(sample), code=int(innocent))
 
     def close(self) -> None:
-        """Record what the ended workers have lost, and close the ledger."""
+        """Record the running attempts of ended workers as lost, and close the ledger."""
         self.follow()
         self.lose(self.leases.holders(), innocent=True)
         self._writer.close()

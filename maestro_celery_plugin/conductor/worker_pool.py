@@ -28,7 +28,7 @@ LOGGER = logging.getLogger(__name__)
 
 _STOP_LIMIT_S = 15.0
 SWEEP_LIMIT_S = 6.0
-# Workers of allocations leave when they see the request; their job ends right after that.
+# Workers in allocations leave when they see the request; then their job ends.
 _LEAVE_LIMIT_S = 9.0
 _SETTLE_LIMIT_S = 3.0
 
@@ -39,7 +39,7 @@ class WorkerPool:
     Args:
         session: The session.
         groups: The worker groups by name.
-        sources: The source of each group; none for a group whose workers a user starts.
+        sources: The source of each group; a group whose workers a user starts has no source.
 
     Attributes:
         groups: The worker groups by name.
@@ -54,30 +54,30 @@ class WorkerPool:
     ) -> None:
         self._session, self._sources = session, sources
         self._ended: set[str] = set()
-        self._asked_to_leave: set[str] = set()
+        self._requested_to_leave: set[str] = set()
         self.groups = groups
         self._beats: dict[str, tuple[int, float]] = {}
         self.alive: dict[str, Heartbeat] = {}
 
     def look(self) -> list[Heartbeat]:
-        """Find the live workers; return those that have died since the last call."""
+        """Find the live workers; return the dead workers, until `reap` removes their heartbeats."""
         heartbeats = self._session.heartbeats.all()
-        self.alive = {beat.name: beat for beat in heartbeats if self._lives(beat)}
+        self.alive = {beat.name: beat for beat in heartbeats if self._is_alive(beat)}
         return [beat for beat in heartbeats if beat.name not in self.alive]
 
-    def _lives(self, beat: Heartbeat) -> bool:
+    def _is_alive(self, beat: Heartbeat) -> bool:
         if beat.allocation in self._ended:
             return False
         if beat.host == host_name():
             return ProcessId(*beat.process).is_alive
-        known, since = self._beats.get(beat.name, (-1, 0.0))
-        if beat.beat != known:
+        last_beat, changed_at = self._beats.get(beat.name, (-1, 0.0))
+        if beat.beat != last_beat:
             self._beats[beat.name] = beat.beat, clock.monotonic()
             return True
-        return clock.monotonic() - since < SILENCE_LIMIT_S
+        return clock.monotonic() - changed_at < SILENCE_LIMIT_S
 
     def kill(self, name: str) -> None:
-        """Kill a worker of this machine; request a worker of another machine to leave (its supervisor enforces it)."""
+        """Kill a worker on this machine; request a worker on another machine to leave (its supervisor enforces it)."""
         beat = self.alive.get(name)
         if beat is not None and beat.host == host_name():
             ProcessId(*beat.process).signal(signal.SIGKILL)
@@ -97,7 +97,7 @@ class WorkerPool:
         self._session.heartbeats.remove(beat.name)
 
     def free_slots(self, group: str, leases: Mapping[str, int], record: int) -> int:
-        """Return how many slots of a group's live workers are free and would take samples of a step record.
+        """Return how many free slots of a group's live workers accept samples of a step record.
 
         Args:
             group: The group.
@@ -111,14 +111,14 @@ class WorkerPool:
         )
 
     def ensure(self, group: str) -> None:
-        """Start workers of a group, unless it has workers or will have them.
+        """Start workers of a group, unless workers of the group live or are about to start.
 
         Raises:
             WorkerError: no worker can start.
         """
         source = self._sources.get(group)
         if isinstance(source, AllocationSource):
-            if source.is_open or any(self._is_extra(beat, group) for beat in self.alive.values()):
+            if source.is_open or any(self._is_started_by_user(beat, group) for beat in self.alive.values()):
                 return
         elif any(beat.group == group for beat in self.alive.values()):
             return
@@ -126,16 +126,16 @@ class WorkerPool:
             source.ensure()
 
     @staticmethod
-    def _is_extra(beat: Heartbeat, group: str) -> bool:
-        """Whether a user has started a worker."""
-        is_ours = bool(beat.allocation.partition("/")[2])
-        return beat.group == group and not is_ours and beat.state != "stopping"
+    def _is_started_by_user(beat: Heartbeat, group: str) -> bool:
+        """Whether a user has started a worker of a group, and the worker stays."""
+        is_from_conductor = bool(beat.allocation.partition("/")[2])
+        return beat.group == group and not is_from_conductor and beat.state != "stopping"
 
     # --- allocations ---
 
     @property
     def allocation_sources(self) -> list[AllocationSource]:
-        """The sources of allocations; a shared source is one entry."""
+        """The sources of allocations; a source that several groups share occurs once."""
         return list({id(s): s for s in self._sources.values() if isinstance(s, AllocationSource)}.values())
 
     @property
@@ -146,10 +146,10 @@ class WorkerPool:
 
     def groups_of(self, source: AllocationSource) -> tuple[str, ...]:
         """Return the groups that share a source."""
-        return tuple(name for name, one in self._sources.items() if one is source)
+        return tuple(name for name, other in self._sources.items() if other is source)
 
     def look_at_allocations(self) -> Iterator[tuple[AllocationSource, Allocation]]:
-        """Yield the allocations that have ended since the last call; their workers are dead."""
+        """Yield the allocations that have ended since the last call; from then on, their workers count as dead."""
         for source in self.allocation_sources:
             if source.current is not None:
                 source.current.note_slots(self._slots_of(source.current))
@@ -162,7 +162,7 @@ class WorkerPool:
         return sum(beat.slots for beat in self.alive.values() if beat.allocation == allocation.label)
 
     def _is_empty(self, allocation: Allocation | None) -> bool:
-        """Whether an allocation has nodes but no worker: it has just begun, or has ended."""
+        """Whether an allocation has nodes but no worker, because it has just begun or has just ended."""
         if allocation is None or allocation.state is not AllocationState.RUNNING:
             return False
         return not any(beat.allocation == allocation.label for beat in self.alive.values())
@@ -178,12 +178,12 @@ class WorkerPool:
     def release(self, source: AllocationSource) -> None:
         """Request the workers of an allocation to leave, which ends the allocation."""
         label = source.current.label if source.current else ""
-        mine = [beat.name for beat in self.alive.values() if beat.allocation == label]
-        # Once per worker: a request to a worker that has left would never be removed.
-        for name in set(mine) - self._asked_to_leave:
+        workers = [beat.name for beat in self.alive.values() if beat.allocation == label]
+        # One request per worker: a second request to a worker that has left would never be removed.
+        for name in set(workers) - self._requested_to_leave:
             self._session.request_worker_stop(name)
-        self._asked_to_leave.update(mine)
-        source.release(by_force=not mine)
+        self._requested_to_leave.update(workers)
+        source.release(by_force=not workers)
 
     # --- end ---
 
@@ -201,7 +201,7 @@ class WorkerPool:
                 self.reap(beat)
 
     def _stop_local(self) -> None:
-        """End the workers of this machine by a signal, so that they do not have to see the request first."""
+        """End the workers on this machine with a signal, so that they end before they read the request to stop."""
         local = [beat for beat in self.alive.values() if beat.host == host_name() and not beat.allocation]
         started = [s for s in self._sources.values() if isinstance(s, LocalWorkers)]
         supervisors = {ProcessId(*beat.supervisor) for beat in local}

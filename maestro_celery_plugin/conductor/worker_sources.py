@@ -1,4 +1,4 @@
-"""The sources of workers: where the workers of each group come from."""
+"""The sources of workers: each starts the workers of one or more groups."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ WorkerSource: TypeAlias = LocalWorkers | AllocationSource
 
 
 def config_of(settings: EnsembleSettings, name: str) -> GroupConfig:
-    """Return the configuration of a worker group for workers that start from this process."""
+    """Return the configuration of a worker group for workers that this process starts."""
     held = held_allocation(batch_of(settings, settings.resources.workers[name]).type)
     return group_config(settings, name, held.nodes if held else None)
 
@@ -61,7 +61,7 @@ def sources_of(plan: StudyPlan, session: Session) -> dict[str, WorkerSource]:
 
 
 def _allocation_source(plan: StudyPlan, session: Session, allocation: str, names: list[str]) -> AllocationSource:
-    """Return the source of an allocation; in an allocation around this process, its workers start there."""
+    """Return the source of an allocation; if there is an allocation around this process, the workers start in it."""
     first = config_of(plan.settings, names[0])
     system = _system_of(first)
     held = system.held(os.environ)
@@ -81,7 +81,7 @@ def request_for(plan: StudyPlan, session: Session, names: Iterable[str], number:
     Args:
         plan: The study.
         session: The session.
-        names: The groups; the batch settings of the first one apply.
+        names: The groups; the batch settings of the first group apply.
         number: Number of the allocation in the command lines of the workers.
     """
     groups = [config_of(plan.settings, name) for name in names]
@@ -96,7 +96,7 @@ def request_for(plan: StudyPlan, session: Session, names: Iterable[str], number:
         procs=first.batch.procs,
         gpus=first.batch.gpus,
         walltime_s=first.walltime_s,
-        lines=tuple(_line(session, system, group, first.nodes, f"{allocation}/{number}") for group in groups),
+        lines=tuple(_worker_line(session, system, group, first.nodes, f"{allocation}/{number}") for group in groups),
     )
 
 
@@ -112,6 +112,6 @@ def _system_of(group: GroupConfig) -> BatchSystem:
     return system
 
 
-def _line(session: Session, system: BatchSystem, group: GroupConfig, nodes: int, allocation: str) -> str:
+def _worker_line(session: Session, system: BatchSystem, group: GroupConfig, nodes: int, allocation: str) -> str:
     command = shlex.join(worker_command(session, group.group, allocation=allocation))
     return system.worker_line(dataclasses.replace(group, nodes=nodes), command)

@@ -1,1 +1,1 @@
-"""What a specification says, as verified values."""
+"""The settings of a specification, as verified values."""

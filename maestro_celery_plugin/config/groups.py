@@ -26,7 +26,7 @@ __all__ = [
     "steps_of",
 ]
 
-# The `batch.type` of workers that are processes of this machine, without a batch system.
+# The `batch.type` of workers that run as processes on this machine, without a batch system.
 LOCAL = "local"
 
 
@@ -41,12 +41,12 @@ class GroupConfig:
         queues: Task queues that the group serves.
         args: Options of `celery worker`.
         batch: The batch settings that apply to the group.
-        nodes: Nodes of an allocation; 0 for a local group.
+        nodes: Number of nodes of an allocation; 0 for a local group.
         samples_launch: Whether samples of the group start parallel programs with `$(LAUNCHER)`.
         needs: Resources of a sample of each sampled step; empty for a local group.
         idle_limit_s: Seconds without work after which a worker leaves its allocation.
         drain_s: Seconds before the end of an allocation from which no sample starts; None to derive it from
-            durations so far.
+            the durations of earlier samples.
         warn_s: Seconds before the end of an allocation at which running samples receive their signal.
     """
 
@@ -96,13 +96,16 @@ def group_config(settings: EnsembleSettings, name: str, held_nodes: int | None) 
 
 def batch_of(settings: EnsembleSettings, group: WorkerGroupSettings) -> BatchSettings:
     """Return the batch settings that apply to a group: the keys of the group override those of the study."""
-    own = {key: getattr(group, key) for key in ("nodes", "procs", "gpus")}
-    given: dict[str, Any] = {key: value for key, value in own.items() if value is not None}
-    return schema.from_dict(BatchSettings, {**schema.to_dict(settings.batch), **(group.batch or {}), **given})
+    values = {key: getattr(group, key) for key in ("nodes", "procs", "gpus")}
+    overrides: dict[str, Any] = {key: value for key, value in values.items() if value is not None}
+    return schema.from_dict(BatchSettings, {**schema.to_dict(settings.batch), **(group.batch or {}), **overrides})
 
 
 def nodes_of(batch: BatchSettings, held_nodes: int | None) -> int:
-    """Return the nodes of a group's allocation: the number in the settings, else all nodes around this process, else 1.
+    """Return the number of nodes of a group's allocation.
+
+    The settings give the number, limited to the nodes of the allocation around this process. Without a number, the
+    group uses all nodes of that allocation, or 1 node outside of an allocation.
 
     Args:
         batch: The batch settings of the group.
@@ -119,7 +122,7 @@ def serving_groups(settings: EnsembleSettings) -> dict[str, WorkerGroupSettings]
 
 
 def is_for_this_machine(group: WorkerGroupSettings) -> bool:
-    """Tell whether workers of a group may start on this machine; parts of host names match, as in Merlin."""
+    """Tell whether workers of a group may start on this machine; a part of the host name matches, as in Merlin."""
     return not group.machines or any(machine in host_name() for machine in group.machines)
 
 
@@ -134,13 +137,13 @@ def steps_of(settings: EnsembleSettings, group: WorkerGroupSettings) -> list[Ste
 
 
 def has_other_hosts(settings: EnsembleSettings) -> bool:
-    """Tell whether workers of a study may run on other machines than this one."""
+    """Tell whether workers of a study may run on machines other than this one."""
     groups = serving_groups(settings).values()
     return any(group.machines or batch_of(settings, group).type != LOCAL for group in groups)
 
 
 def awaited_groups(settings: EnsembleSettings, served: Collection[str]) -> Mapping[str, WorkerGroupSettings]:
-    """Return the groups that need workers on certain machines, and have none yet.
+    """Return the groups that are limited to certain machines and have no workers yet.
 
     Args:
         settings: The settings of the study.

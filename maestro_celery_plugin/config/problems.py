@@ -1,4 +1,4 @@
-"""Problems of a document: messages that a user can act on, made from the errors of a JSON schema."""
+"""Problems of a document: each error of a JSON schema becomes a message that a user can act on."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import jsonschema
 
 __all__ = ["nearest", "problems"]
 
-# A `jsonschema.ValidationError`; in the stubs each of its attributes may be unset.
+# A `jsonschema.ValidationError`; its type stubs declare that each attribute may be unset.
 Error: TypeAlias = Any
 
 _TYPE_NAMES = {
@@ -25,7 +25,7 @@ _TYPE_NAMES = {
 
 
 def _is_integer(checker: Any, value: Any) -> bool:
-    """Refuse 25.0: JSON schema calls it an integer, but Python formats it as a fraction."""
+    """Tell whether a value is an `int`; JSON schema also accepts 25.0, which Python formats with a decimal point."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
@@ -36,41 +36,41 @@ _Validator: Any = jsonschema.validators.extend(  # type: ignore[no-untyped-call]
 
 
 def problems(data: Any, schema: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
-    """Yield (dotted path, sentence) for each value that does not fit, sorted by path.
+    """Yield (dotted path, message) for each invalid value, sorted by path.
 
-    A sentence says what was found and what is allowed.
+    A message contains the value that was found and the values that are allowed.
     """
     validator = _Validator(schema)
     for error in sorted(validator.iter_errors(data), key=lambda e: [str(part) for part in e.absolute_path]):
         inner = _only_alternative(error)
-        yield ".".join(str(part) for part in inner.absolute_path), _sentence(inner)
+        yield ".".join(str(part) for part in inner.absolute_path), _message(inner)
 
 
 def _only_alternative(error: Error) -> Error:
-    """Return the error of the one alternative beside null, where an optional value does not fit."""
+    """Return the error of the only alternative other than null; an optional value has one such alternative."""
     while error.validator == "anyOf":
-        numbers = [n for n, schema in enumerate(error.validator_value) if schema.get("type") != "null"]
-        if len(numbers) > 1:
+        indices = [n for n, schema in enumerate(error.validator_value) if schema.get("type") != "null"]
+        if len(indices) > 1:
             break
-        error = next(one for one in error.context if one.schema_path[0] == numbers[0])
+        error = next(inner for inner in error.context if inner.schema_path[0] == indices[0])
     return error
 
 
-def _sentence(error: Error) -> str:
-    describe = _SENTENCES.get(str(error.validator))
+def _message(error: Error) -> str:
+    describe = _MESSAGES.get(str(error.validator))
     return describe(error) if describe else error.message
 
 
 def _unknown_key(error: Error) -> str:
-    known = [str(key) for key in error.schema["properties"]]
-    unknown = next(str(key) for key in error.instance if key not in known)
-    return f"unknown key '{unknown}'; {nearest(unknown, known)}"
+    allowed = [str(key) for key in error.schema["properties"]]
+    unknown = next(str(key) for key in error.instance if key not in allowed)
+    return f"unknown key '{unknown}'; {nearest(unknown, allowed)}"
 
 
 def _missing_key(error: Error) -> str:
     missing = next(key for key in error.validator_value if key not in error.instance)
-    known = error.schema["properties"]
-    close = difflib.get_close_matches(missing, [str(key) for key in error.instance if key not in known], n=1)
+    allowed = error.schema["properties"]
+    close = difflib.get_close_matches(missing, [str(key) for key in error.instance if key not in allowed], n=1)
     if close:
         return f"unknown key '{close[0]}'; did you mean '{missing}'?"
     return f"the key '{missing}' is missing; add it."
@@ -81,8 +81,8 @@ def _wrong_type(error: Error) -> str:
 
 
 def _not_listed(error: Error) -> str:
-    listed = [str(item) for item in (error.validator_value if error.validator == "enum" else [error.validator_value])]
-    return f"found {_found(error.instance)}; {nearest(str(error.instance), listed)}"
+    allowed = [str(item) for item in (error.validator_value if error.validator == "enum" else [error.validator_value])]
+    return f"found {_found(error.instance)}; {nearest(str(error.instance), allowed)}"
 
 
 def _no_alternative(error: Error) -> str:
@@ -91,7 +91,7 @@ def _no_alternative(error: Error) -> str:
     return f"found {_found(error.instance)}; {allowed} is needed"
 
 
-_SENTENCES: dict[str, Callable[[Error], str]] = {
+_MESSAGES: dict[str, Callable[[Error], str]] = {
     "additionalProperties": _unknown_key,
     "required": _missing_key,
     "type": _wrong_type,
@@ -126,10 +126,10 @@ def _found(value: Any) -> str:
     return f"'{value}'"
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """Return a hint to the known word that resembles a word, or to all known words."""
-    names = sorted(known)
+def nearest(word: str, allowed: Iterable[str]) -> str:
+    """Return a hint: the allowed name that is most similar to a word, or all allowed names."""
+    names = sorted(allowed)
     close = difflib.get_close_matches(word, names, n=1, cutoff=0.7)
     if close:
         return f"did you mean '{close[0]}'?"
-    return "known: " + ", ".join(f"'{name}'" for name in names) + "." if names else "no name is known here."
+    return "allowed: " + ", ".join(f"'{name}'" for name in names) + "." if names else "no name is defined here."

@@ -10,15 +10,15 @@ __all__ = ["ScriptCount", "StepNeeds"]
 
 
 class ScriptCount(int):
-    """A count that only the script of a sample knows, from a shell variable or a column of the sample table.
+    """A count that is a reference to a shell variable or to a column of the sample table.
 
-    Its text is the reference that stands in command lines; its number is the count for planning.
+    Command lines contain the reference (`text`); planning uses the number.
     """
 
     text: str
 
     def __new__(cls, number: int, text: str) -> ScriptCount:
-        """Create the count from its number and its text."""
+        """Create the count from the number for planning and the reference."""
         count = super().__new__(cls, number)
         count.text = text
         return count
@@ -35,14 +35,14 @@ class StepNeeds:
     """The resources of one sample, from the step keys of Maestro and Merlin.
 
     Attributes:
-        nodes: Nodes; 0 when the step has no such key.
+        nodes: Number of nodes; 0 when the step has no such key.
         procs: Processes of the whole sample; 0 when the step has no such key.
         cores_per_task: Cores of each process.
-        gpus: GPUs, as Maestro's key `gpus`; None when the step has no such key.
+        gpus: Value of Maestro's key `gpus`; None when the step has no such key.
         gpus_per_task: GPUs of each process; None when the step has no such key.
         walltime_s: Time limit of one launch, in seconds; None for no limit.
         reservation: The reservation, for `srun`.
-        options: The step's text under the key of its batch system (`slurm`, `lsf`, `flux`).
+        options: Launcher options, from the step key of the batch system (`slurm`, `lsf`, `flux`).
         more: Other step keys that only one launcher uses (`bind`, `exit_on_error`, ...).
     """
 

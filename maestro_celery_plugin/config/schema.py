@@ -1,4 +1,4 @@
-"""Settings and other dataclasses as plain types, as JSON text, and as a JSON schema; pydantic does the work."""
+"""Conversion of settings and other dataclasses to plain types, JSON text and JSON schemas, with pydantic."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def _adapter(cls: type) -> TypeAdapter[Any]:
 
 
 def json_schema(cls: type) -> dict[str, Any]:
-    """Return the JSON schema of a dataclass; a new dictionary, which the caller may change."""
+    """Return the JSON schema of a dataclass as a new dictionary, which the caller may change."""
     return _adapter(cls).json_schema()
 
 
 def keys_of(cls: type) -> tuple[str, ...]:
-    """Return the keys of a settings class as they stand in YAML."""
+    """Return the keys of a settings class, as written in YAML."""
     return tuple(json_schema(cls)["properties"])
 
 
@@ -35,7 +35,7 @@ def from_dict(cls: type[T], data: Mapping[str, Any]) -> T:
     """Build an object of a dataclass from plain types.
 
     Raises:
-        ValueError: a value does not fit.
+        ValueError: a value is invalid.
     """
     value: T = _adapter(cls).validate_python(data)
     return value
@@ -51,7 +51,7 @@ def from_json(cls: type[T], text: str) -> T:
     """Build an object of a dataclass from JSON.
 
     Raises:
-        ValueError: the text is no JSON, or a value does not fit.
+        ValueError: the text is not JSON, or a value is invalid.
     """
     value: T = _adapter(cls).validate_json(text)
     return value

@@ -30,7 +30,7 @@ __all__ = [
 DEFAULT_GROUP = "default_worker"
 DEFAULT_TASK_QUEUE = "merlin"
 
-# An unknown key is an error. Keys such as ``gpus per task`` are no Python names and have an alias.
+# An unknown key is an error. Keys such as ``gpus per task`` are not valid Python names, so they have an alias.
 _BLOCK = ConfigDict(extra="forbid", validate_by_name=True, validate_by_alias=True)
 
 Count = Annotated[int, Field(ge=0)]
@@ -51,10 +51,12 @@ class SampleSettings:
 
     file: Text = Field(description="Sample table: `.npy`, `.csv` or `.tab`, one row per sample.")
     column_labels: tuple[str, ...] = Field(
-        min_length=1, description="Name of each column; `$(NAME)` in a `cmd` is the value of the column."
+        min_length=1, description="Name of each column; in a `cmd`, the value of the column replaces `$(NAME)`."
     )
     generate: GenerateSettings | None = Field(default=None, description="Command that writes the sample table.")
-    level_max_dirs: int = Field(default=25, ge=2, description="Directories per level of the sample hierarchy.")
+    level_max_dirs: int = Field(
+        default=25, ge=2, description="Maximum number of directories per level of the sample hierarchy."
+    )
 
 
 @dataclass(frozen=True, kw_only=True, config=_BLOCK)
@@ -64,39 +66,46 @@ class BatchSettings:
     type: str = Field(
         default="local",
         description=(
-            "Where workers run: as processes of this machine (`local`), or in an allocation of a batch system "
-            "(`slurm`, `lsf`, `lsf-srun`, `flux`, or one that an extension adds)."
+            "Where workers run: as processes on this machine (`local`), or in an allocation of a batch system "
+            "(`slurm`, `lsf`, `lsf-srun`, `flux`, or the type of an extension)."
         ),
     )
-    shell: Text = Field(default="/bin/bash", description="Interpreter of the scripts of steps without a `shell`.")
+    shell: Text = Field(
+        default="/bin/bash", description="Interpreter of the scripts; a step overrides it with its own `shell`."
+    )
     bank: str | None = Field(default=None, description="Account to charge.")
     queue: str | None = Field(default=None, description="Partition of the batch system; not a task queue.")
     host: str | None = Field(default=None, description="Name of the cluster, for Maestro's adapters.")
-    nodes: Positive | Literal["all"] | None = Field(default=None, description="Nodes of an allocation.")
-    procs: Positive | None = Field(default=None, description="Processes of an allocation.")
-    gpus: Count | None = Field(default=None, description="GPUs of each node of an allocation.")
+    nodes: Positive | Literal["all"] | None = Field(
+        default=None,
+        description="Number of nodes of an allocation; `all` for all nodes of the allocation around `maestro run`.",
+    )
+    procs: Positive | None = Field(default=None, description="Number of processes of an allocation.")
+    gpus: Count | None = Field(default=None, description="Number of GPUs of each node of an allocation.")
     walltime: str | int | None = Field(default=None, description="Time limit of an allocation: `HH:MM:SS`, or seconds.")
     qos: str | None = Field(default=None, description="Quality of service.")
     reservation: str | None = Field(default=None, description="Reservation.")
     dry_run: bool = Field(
-        default=False, description="Merlin's switch to generate scripts only; use `maestro run --dry` instead."
+        default=False, description="Key of Merlin without effect; use `maestro run --dry` to write the scripts only."
     )
     launch_pre: str | None = Field(
         default=None,
         description=(
-            "Text before the launch command of the workers, on the same line: end a separate command with `;`."
+            "Text before the launch command of the workers, on the same line; end a separate command with `;`."
         ),
     )
     launch_args: str | None = Field(
         default=None, description="Additional arguments of the launch command of the workers."
     )
-    worker_launch: str | None = Field(default=None, description="Replaces the launch command of the workers.")
+    worker_launch: str | None = Field(
+        default=None, description="Launch command of the workers, instead of the default command."
+    )
     flux_path: str | None = Field(default=None, description="Directory of the `flux` command.")
     flux_start_opts: str | None = Field(default=None, description="Options of `flux start`.")
-    flux_exec: str | None = Field(default=None, description="Replaces `flux exec`.")
+    flux_exec: str | None = Field(default=None, description="Command instead of `flux exec`.")
     flux_exec_workers: bool = Field(default=True, description="Whether `flux exec` launches workers on all nodes.")
-    uri: str | None = Field(default=None, description="Flux instance, for Maestro's adapter.")
-    version: str | None = Field(default=None, description="Flux interface version, for Maestro's adapter.")
+    uri: str | None = Field(default=None, description="URI of the Flux instance, for Maestro's adapter.")
+    version: str | None = Field(default=None, description="Version of the Flux interface, for Maestro's adapter.")
     args: dict[str, Any] | None = Field(default=None, description="Additional Flux options, for Maestro's adapter.")
     allocation_args: dict[str, Any] | None = Field(
         default=None, description="Flux allocation options, for Maestro's adapter."
@@ -114,44 +123,50 @@ class WorkerGroupSettings:
         default="", description="Options of `celery worker`, such as `--concurrency 4 --prefetch-multiplier 1`."
     )
     steps: tuple[str, ...] = Field(
-        default=(), description="Steps whose task queues the group serves; `all` for every step. Default: all."
+        default=(), description="Steps whose task queues the group serves; `all` for all steps. Default: all steps."
     )
-    task_queues: tuple[str, ...] = Field(default=(), description="Task queues the group serves, instead of `steps`.")
+    task_queues: tuple[str, ...] = Field(
+        default=(), description="Task queues that the group serves, instead of `steps`."
+    )
     nodes: Positive | Literal["all"] | None = Field(
-        default=None, description="Nodes of the group's allocation; overrides `batch.nodes`."
+        default=None, description="Number of nodes of the group's allocation; overrides `batch.nodes`."
     )
-    batch: dict[str, Any] | None = Field(default=None, description="Keys of `batch` with other values for this group.")
+    batch: dict[str, Any] | None = Field(
+        default=None, description="Keys that override those of `batch` for this group."
+    )
     procs: Positive | None = Field(
-        default=None, description="Processes of the group's allocation; overrides `batch.procs`."
+        default=None, description="Number of processes of the group's allocation; overrides `batch.procs`."
     )
     gpus: Count | None = Field(
-        default=None, description="GPUs of each node of the group's allocation; overrides `batch.gpus`."
+        default=None, description="Number of GPUs of each node of the group's allocation; overrides `batch.gpus`."
     )
     allocation: Text | None = Field(
         default=None, description="Name of an allocation; groups with the same name share one allocation."
     )
-    machines: tuple[str, ...] = Field(default=(), description="Host names on which the group may run. Default: any.")
+    machines: tuple[str, ...] = Field(
+        default=(), description="Hosts on which the group may run, by name or part of the name. Default: all hosts."
+    )
     idle_limit: float = Field(
         default=300.0,
         ge=1,
         description=(
-            "Seconds without work after which workers leave their allocation, and after which every worker leaves when "
-            "the study has no conductor."
+            "Seconds without work after which workers leave their allocation. Without a conductor, every worker of the "
+            "study ends after this time."
         ),
     )
     drain: Annotated[float, Field(ge=0)] | None = Field(
         default=None,
         description=(
-            "Seconds before the end of an allocation from which workers start no sample. Default: the longest duration "
-            "of a sample of the step so far, plus `warn`; at least 30."
+            "Workers start no sample in the last `drain` seconds of an allocation. Default: the longest duration of a "
+            "sample of the step so far, plus `warn`; at least 30."
         ),
     )
     warn: float = Field(
         default=20.0,
         ge=6,
         description=(
-            "Seconds before the end of an allocation at which running samples receive their `signal`; 5 seconds before "
-            "the end they are killed."
+            "Seconds before the end of an allocation at which running samples receive their `signal`; samples that "
+            "still run 5 seconds before the end are killed."
         ),
     )
 
@@ -165,9 +180,9 @@ class ResourceSettings:
     unassigned: Literal["workers", "maestro"] = Field(
         default="workers",
         description=(
-            "Who runs steps that are not sampled, have no `task_queue` and are not in the `steps` of a worker group "
-            "(`all` does not name a step): the `default_worker`, or Maestro itself, as separate batch jobs (with "
-            "`nodes` or `procs`) or in the conductor."
+            "How to run a step that is not sampled, has no `task_queue` and is not listed by name in the `steps` of a "
+            "worker group: with the worker group `default_worker` (`workers`), or by Maestro itself (`maestro`), as a "
+            "separate batch job (with `nodes` or `procs`) or in the conductor."
         ),
     )
     workers: dict[str, WorkerGroupSettings] = Field(default_factory=dict, description="Worker groups by name.")
@@ -197,21 +212,25 @@ class StepSettings:
     time_request: str | int | None = Field(
         default=None,
         description=(
-            "Time that a sample needs, `HH:MM:SS` or seconds. A worker starts a sample only if the allocation has "
-            "this time left."
+            "Time that a sample needs, `HH:MM:SS` or seconds. A worker starts a sample only if the allocation has at "
+            "least this time left."
         ),
     )
     signal: str = Field(
         default="SIGTERM",
         description="Signal that running samples receive before their allocation ends, such as `SIGUSR1`.",
     )
-    batch: dict[str, Any] | None = Field(default=None, description="Keys of `batch` with other values for this step.")
-    gpus_per_task: int | str | None = Field(default=None, alias="gpus per task", description="GPUs of each task.")
+    batch: dict[str, Any] | None = Field(default=None, description="Keys that override those of `batch` for this step.")
+    gpus_per_task: int | str | None = Field(
+        default=None, alias="gpus per task", description="Number of GPUs of each process."
+    )
     slurm: str | None = Field(default=None, description="Additional options of `srun`.")
     lsf: str | None = Field(default=None, description="Additional options of `jsrun`.")
     flux: str | None = Field(default=None, description="Additional options of `flux run`.")
     exit_on_error: bool | Literal[0, 1] | None = Field(default=None, description="Option -X of `jsrun`.")
-    num_resource_set: int | str | None = Field(default=None, alias="num resource set", description="LSF resource sets.")
+    num_resource_set: int | str | None = Field(
+        default=None, alias="num resource set", description="Number of LSF resource sets."
+    )
     launch_distribution: str | None = Field(default=None, description="LSF task distribution.")
     launch_distribution_spaced: str | None = Field(
         default=None,
@@ -222,13 +241,13 @@ class StepSettings:
 
 @dataclass(frozen=True, kw_only=True, config=_BLOCK)
 class StepFacts:
-    """The properties of a step that worker groups are planned with; derived from the specification."""
+    """The properties of a step for the planning of worker groups, derived from the specification."""
 
     queues: tuple[str, ...] = Field(
         description="Task queues of the step records; none for a native step, which Maestro runs."
     )
     depends: tuple[str, ...] = Field(
-        default=(), description="Steps that the step waits for, as written: `sim`, or `sim_*`."
+        default=(), description="Steps that the step depends on, as in the specification: `sim`, or `sim_*`."
     )
     sampled: bool = Field(default=False, description="Whether the step runs once per sample.")
     launches: bool = Field(default=False, description="Whether the step starts parallel programs with `$(LAUNCHER)`.")

@@ -1,4 +1,4 @@
-"""The entry of a step: how the settings of a step pass through Maestro, under one key of its `run` dictionary.
+"""The entry of a step: the key of its `run` dictionary under which the step settings pass through Maestro.
 
 A step without an entry is a native step, which Maestro runs.
 """
@@ -14,7 +14,7 @@ from maestro_celery_plugin.config.settings import StepSettings
 __all__ = ["SHELL_KEY", "STEP_KEY", "is_native", "step_settings"]
 
 STEP_KEY = "celery"
-# The only one of our step keys that Maestro's adapters accept, as a keyword (scriptadapter.py:62).
+# The only step key of the plugin that Maestro's adapters accept, as a keyword argument (scriptadapter.py:62).
 SHELL_KEY = "shell"
 
 

@@ -43,9 +43,9 @@ def substitute(text: str, values: Mapping[str, str]) -> str:
 
 
 class Spelling:
-    """Names that match in upper or lower case where only one name matches, as in Merlin.
+    """Case-insensitive matching of tokens with names, as in Merlin.
 
-    A token that equals one of the names means this name.
+    An exact match has priority. Without an exact match, a token that matches several names has no match.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
@@ -55,7 +55,7 @@ class Spelling:
             self._folded[name.casefold()] = None if name.casefold() in self._folded else name
 
     def of(self, token: str) -> str | None:
-        """Return the name that a token means; None when no name matches."""
+        """Return the name that a token matches; None when there is no match."""
         return token if token in self._exact else self._folded.get(token.casefold())
 
 
@@ -70,20 +70,20 @@ class Template:
     def __init__(self, text: str, names: Sequence[str]) -> None:
         pieces = _TOKEN.split(text)
         self._parts: list[str] = [pieces[0]]
-        self._holes: list[tuple[int, str]] = []
+        self._placeholders: list[tuple[int, str]] = []
         spelling = Spelling(names)
         for token, literal in zip(pieces[1::2], pieces[2::2], strict=True):
             name = spelling.of(token)
             if name is None:
                 self._parts.append(f"$({token})")
             else:
-                self._holes.append((len(self._parts), name))
+                self._placeholders.append((len(self._parts), name))
                 self._parts.append("")
             self._parts.append(literal)
 
     def fill(self, values: Mapping[str, str]) -> str:
         """Return the text with each token replaced by its value."""
         parts = self._parts.copy()
-        for position, name in self._holes:
+        for position, name in self._placeholders:
             parts[position] = values[name]
         return "".join(parts)

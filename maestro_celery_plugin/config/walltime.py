@@ -1,4 +1,4 @@
-"""Walltimes: from the text of a user to seconds, and back."""
+"""Walltimes: conversion of the text of a user to seconds, and of seconds to text."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _FORM = re.compile(r"(?:(?P<days>\d+)[-:](?=\d+:\d+:\d+$))?(?:(?:(?P<hours>\d+):
 def seconds_of(walltime: str | int) -> int:
     """Return a walltime in seconds.
 
-    A number is in seconds; YAML 1.1 turns an unquoted ``10:30:00`` into such a number (base 60). Text is
+    A number is in seconds; YAML 1.1 reads an unquoted ``10:30:00`` as such a number (base 60). Text is
     ``SS``, ``MM:SS``, ``HH:MM:SS``, ``D:HH:MM:SS`` as in Merlin (utils.py:1017), or Slurm's ``D-HH:MM:SS``.
     Worked example: ``1:30:00`` is 1 · 3600 + 30 · 60 = 5400 s.
 

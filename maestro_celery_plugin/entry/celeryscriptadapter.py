@@ -1,7 +1,7 @@
 """The one module that Maestro discovers: it is installed into ``maestrowf/interfaces/script``.
 
-Maestro executes it anew whenever it looks for adapters (``load_module`` in
-``maestrowf/interfaces/__init__.py``), so it only imports; what it imports is executed once.
+Maestro executes it again whenever it searches for adapters (``load_module`` in
+``maestrowf/interfaces/__init__.py``), so it only imports. Python executes the imported modules once.
 """
 
 from maestro_celery_plugin.maestro import hooks

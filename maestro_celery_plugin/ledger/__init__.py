@@ -1,1 +1,1 @@
-"""The ledger: what has run, what runs, and who holds what."""
+"""The ledger: the record of all attempts at samples, and of the leases of the workers."""

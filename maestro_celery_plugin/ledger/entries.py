@@ -1,7 +1,7 @@
 """The entries of the ledger: what they record, and their layout in a file.
 
-Each writer (a worker process, or the coordinator) has one file of entries of fixed size. A reader ignores the last
-entry if it is incomplete, because the writer died, and every entry with a wrong check word.
+Each writer (a worker process, or the coordinator) has one file of entries of fixed size. A reader ignores
+entries with a wrong check word, and an incomplete last entry, which remains when a writer dies.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Entries = np.ndarray[Any, np.dtype[np.void]]
 
 
 class Kind(enum.IntEnum):
-    """What an entry records. `start` and `stop` are a range of samples [start, stop) where nothing else is written."""
+    """What an entry records. `start` and `stop` are a range of samples [start, stop), unless stated otherwise."""
 
     SENT = 1
     """Coordinator: the range was sent to the task queue under this epoch; earlier epochs are invalid for it."""
@@ -30,15 +30,15 @@ class Kind(enum.IntEnum):
     """Coordinator: no sample of the range may run under this or an earlier epoch."""
     LOST = 3
     """Coordinator: the attempt at sample `start` under this epoch ended with its worker; `code` is 1 when the
-    sample cannot be the cause, because the conductor had ended as well."""
+    sample cannot be the cause, for example because the conductor had ended as well."""
     REOPENED = 4
     """Coordinator: outcomes of sample `start` under this or an earlier epoch are invalid; the sample runs again."""
     TAKEN = 5
     """Worker: a slot has taken the range."""
     PASSED = 6
-    """Worker: the slot has sent this end of its range to the task queue."""
+    """Worker: the slot has sent this last part of its range to the task queue."""
     RELEASED = 7
-    """Worker: the slot does not hold any part of the range any more."""
+    """Worker: the slot has released the whole range."""
     STARTED = 8
     """Worker: an attempt at sample `start` begins; `code` is 1 when the attempt runs `restart`."""
     ENDED = 9
@@ -74,14 +74,14 @@ COORDINATOR = "coordinator"
 
 
 def packed(kind: Kind, record: int, epoch: int, start: int, stop: int = 0, *, code: int = 0, slot: int = 0) -> bytes:
-    """Return the bytes of an entry with the time of now."""
+    """Return the bytes of an entry with the current time."""
     body = _STRUCT.pack(kind, 0, slot, code, record, epoch, start, stop, clock.now())
     check = functools.reduce(operator.xor, _WORDS.unpack(body), _SEED)
     return body + _CHECK.pack(check)
 
 
 def are_sound(entries: Entries) -> np.ndarray[Any, Any]:
-    """Return as a mask which entries have the right check word."""
+    """Return a mask of the entries with the correct check word."""
     words = entries.view(np.uint32).reshape(len(entries), ENTRY.itemsize // 4)
     mask: np.ndarray[Any, Any] = np.bitwise_xor.reduce(words, axis=1) == _SEED
     return mask

@@ -15,7 +15,7 @@ __all__ = ["Lease", "Leases"]
 
 @dataclasses.dataclass
 class Lease:
-    """Samples [start, stop) of a step record that a slot holds."""
+    """The samples [start, stop) of a step record that a slot has taken and not released."""
 
     record: int
     start: int
@@ -58,7 +58,7 @@ class Leases:
         return (lease for slots in self._leases.values() for lease in slots.values() if lease.record == record)
 
     def mask(self, record: int, size: int) -> np.ndarray[Any, Any]:
-        """Return as a mask which samples of a step record have a lease.
+        """Return a mask of the samples of a step record that have a lease.
 
         Args:
             record: Number of the step record.

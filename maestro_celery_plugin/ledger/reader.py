@@ -28,10 +28,10 @@ class LedgerReader:
     def poll(self, but: Container[str] = ()) -> Iterator[tuple[str, Entries]]:
         """Yield (writer, new entries in their order in the file).
 
-        Each call opens each file, because NFS shows new data to a file that is opened.
+        Each call opens each file, because NFS guarantees to show new data only after an open (nfs(5)).
 
         Args:
-            but: Writers to skip in this call, because they have left.
+            but: Writers to skip in this call, such as workers that have left.
         """
         try:
             files = sorted(entry.name for entry in os.scandir(self._directory) if entry.name.endswith(SUFFIX))

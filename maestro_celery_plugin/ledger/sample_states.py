@@ -1,7 +1,7 @@
 """The states of the samples of one step record, from the entries of the ledger.
 
-Three users share the class: the coordinator, which applies new entries; a worker, which decides whether a sample
-runs again; and the status command, which applies all entries at once.
+Three parts of the package share the class: the coordinator, which applies new entries; a worker, which decides whether
+a sample runs again; and the status command, which applies all entries at once.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from maestro_celery_plugin.states import (
 
 __all__ = ["Counts", "SampleStates"]
 
-# An epoch and an outcome in one number, which compares by epoch first.
-_BITS, _OUTCOME = np.uint64(3), np.uint64(7)
+# Bits and mask of the outcome in a number that combines an epoch and an outcome; a higher epoch makes a higher number.
+_OUTCOME_BITS, _OUTCOME_MASK = np.uint64(3), np.uint64(7)
 # Numbers below this are codes of attempts that did not start (`states.cannot_run_code`).
 _CANNOT_RUN = cannot_run_code(0)
 
 
 def _are_requests(codes: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """`is_request` of each code, as a mask."""
+    """Return a mask of the codes for which `is_request` is true."""
     mask: np.ndarray[Any, Any] = (codes == ExitCode.RESTART) | (codes == ExitCode.RETRY) | (codes <= _CANNOT_RUN)
     return mask
 
@@ -114,10 +114,10 @@ class SampleStates:
     def _end(self, entries: Entries, ended: np.ndarray[Any, Any]) -> None:
         if not ended.any():
             return
-        # Columns instead of entries: copying whole entries takes ten times as long.
+        # Use columns instead of entries: copies of whole entries take ten times as long.
         samples, codes = entries["start"][ended].astype(np.intp), entries["code"][ended]
         epochs, durations = entries["epoch"][ended].astype(np.uint64), entries["stop"][ended]
-        # Codes are above -2**31, so that both parts compare as numbers.
+        # The sum of a code and 2**31 is not negative, so that `last` compares by epoch first, then by code.
         last = epochs << np.uint64(32) | (codes.astype(np.int64) + 2**31).astype(np.uint64)
         np.maximum.at(self._last, samples, last)
         is_last = last == self._last[samples]
@@ -127,7 +127,7 @@ class SampleStates:
             if not is_request(int(code)):
                 affected = codes == code
                 outcome = np.uint64(outcome_of(int(code)))
-                np.maximum.at(self._final, samples[affected], epochs[affected] << _BITS | outcome)
+                np.maximum.at(self._final, samples[affected], epochs[affected] << _OUTCOME_BITS | outcome)
         self._decide(samples)
 
     def _count(self, entries: Entries) -> None:
@@ -158,9 +158,9 @@ class SampleStates:
     def _decide(self, samples: np.ndarray[Any, Any]) -> None:
         """Set the outcome of samples: the outcome of an attempt, or failure after too many losses or requests."""
         final = self._final[samples]
-        outcome = (final & _OUTCOME).astype(np.uint8)
+        outcome = (final & _OUTCOME_MASK).astype(np.uint8)
         if len(self._reopened):
-            outcome[final >> _BITS <= self._reopened[samples]] = Outcome.OPEN
+            outcome[final >> _OUTCOME_BITS <= self._reopened[samples]] = Outcome.OPEN
         exhausted = (self.losses[samples] >= POISON_LIMIT) | (self.requests[samples] > self._max_retries)
         outcome[exhausted & (outcome == Outcome.OPEN)] = Outcome.FAILED
         self.outcome[samples] = outcome
@@ -183,7 +183,7 @@ class SampleStates:
 
     @property
     def unended(self) -> np.ndarray[Any, Any]:
-        """Open samples with an attempt that has started and not ended, as a mask."""
+        """A mask of the open samples with an attempt that has started and not ended."""
         mask: np.ndarray[Any, Any] = (self.started > self.ended) & (self.outcome == Outcome.OPEN)
         return mask
 

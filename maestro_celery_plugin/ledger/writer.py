@@ -14,10 +14,10 @@ __all__ = ["LedgerWriter"]
 
 
 class LedgerWriter:
-    """The one writer of one ledger file; safe to use from several threads.
+    """The only writer of one ledger file; several threads may use it.
 
     Args:
-        path: The file. If it exists (that of the coordinator, after a restart), an incomplete last entry is removed.
+        path: The file. If it exists (the coordinator's file after a restart), an incomplete last entry is removed.
     """
 
     def __init__(self, path: Path) -> None:
@@ -38,7 +38,7 @@ class LedgerWriter:
         """Append one entry; it counts when this method returns.
 
         Raises:
-            LedgerError: the whole entry could not be written (a full disk); no part of it stays in the file.
+            LedgerError: the whole entry could not be written (a full disk); no part of it remains in the file.
         """
         entry = packed(kind, record, epoch, start, stop, code=code, slot=slot)
         with self._lock:
@@ -63,10 +63,10 @@ class LedgerWriter:
         with self._lock:
             if not self._is_dirty:
                 return
-            before = self._fd
+            previous = self._fd
             try:
-                self._open()  # first, so that the writer never has a closed descriptor, which another file could get
-                os.close(before)
+                self._open()  # first, so that no other file can reuse the number of the old descriptor
+                os.close(previous)
                 self._is_dirty = False
             except OSError as cause:
                 raise LedgerError(f"{self._path}: {cause.strerror}") from cause

@@ -1,8 +1,8 @@
 """The adapter: Maestro's interface for batch systems (abstracts/interfaces/scriptadapter.py), implemented with Celery.
 
-Maestro creates an adapter at every poll (executiongraph.py:774), so an adapter has no state; the coordinator of the
-study has it. Maestro loads this module for every command, so the work is in `study_adapter.py`, which the first call
-imports.
+Maestro creates an adapter at every poll (executiongraph.py:774), so an adapter has no state; the coordinator of
+the study has the state. Maestro loads this module for every command, so the implementation is in `study_adapter.py`,
+which the first call imports.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ def cancel_all(cancel: Callable[[], int], directories: Sequence[Path]) -> int:
     """Run `maestro cancel`, then cancel the requested studies that have no conductor.
 
     Args:
-        cancel: Maestro's part, which may ask the user and then do nothing.
+        cancel: Maestro's part, which may ask the user, and does nothing if the user declines.
         directories: Directories of ensemble studies.
 
     Returns:
@@ -37,7 +37,7 @@ def cancel_all(cancel: Callable[[], int], directories: Sequence[Path]) -> int:
     code = cancel()
     for directory, time_ns in zip(directories, before, strict=True):
         if _note_time(directory) == time_ns:
-            continue  # the user has answered no
+            continue  # the user has declined
         try:
             for sentence in cancel_orphans(StudyPlan.read(directory)):
                 print(sentence)
@@ -48,7 +48,7 @@ def cancel_all(cancel: Callable[[], int], directories: Sequence[Path]) -> int:
 
 
 def _note_time(study: Path) -> int:
-    """Return the time of Maestro's last request to cancel a study (conductor.py:290) in Unix ns; 0 without one."""
+    """Return the time of the last request to cancel a study (conductor.py:290) in Unix ns; 0 without a request."""
     note = study / CANCEL_NOTE
     return note.stat().st_mtime_ns if note.exists() else 0
 
@@ -73,7 +73,7 @@ def cancel_orphans(plan: StudyPlan) -> list[str]:
 
 def _cancel(plan: StudyPlan) -> Iterator[str]:
     Session(plan.session).request_stop()
-    workers = [one for one in StatusReader(plan.root).read().workers if one.state not in ("dead", "awaited")]
+    workers = [worker for worker in StatusReader(plan.root).read().workers if worker.state not in ("dead", "awaited")]
     if workers:
         yield f"{len(workers)} {'worker was' if len(workers) == 1 else 'workers were'} requested to end."
     groups = plan.settings.resources.workers.items()
@@ -97,7 +97,7 @@ def _cancel_allocation(allocation: Allocation, type: str) -> Iterator[str]:
         allocation.take(jobs.report(allocation.job))
         if not allocation.is_open:
             return
-        allocation.released = True  # so that a later conductor does not cancel the step records because of its end
+        allocation.released = True  # a later conductor must not cancel step records because this job was cancelled
         allocation.store()
         jobs.cancel(allocation.job)
     except AllocationError as error:

@@ -1,7 +1,7 @@
 """Former names: modules of version 0.1 that Maestro's pickle of a study refers to.
 
 Maestro pickles a study with its dependencies when `maestro run` launches it; the conductor of a resumed study reads the
-pickle. Studies of version 0.1 have classes by their names in that version.
+pickle. The pickle of a study of version 0.1 contains the module names of that version.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 __all__ = ["FORMER_NAMES", "install"]
 
-# Module of version 0.1 → the module that has its classes now.
+# Module of version 0.1 → the module that contains its classes now.
 FORMER_NAMES = {
     "maestro_celery_plugin.launch": "maestro_celery_plugin.maestro.launch",
     "maestro_celery_plugin.settings": "maestro_celery_plugin.config.settings",
@@ -21,7 +21,7 @@ FORMER_NAMES = {
 
 
 class _FormerModule(ModuleType):
-    """A module that takes its attributes from another module, which the first use imports."""
+    """A module with the attributes of another module, which the first access imports."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -30,6 +30,6 @@ class _FormerModule(ModuleType):
 
 
 def install() -> None:
-    """Make the former modules importable."""
+    """Make the modules of version 0.1 importable."""
     for name in FORMER_NAMES:
         sys.modules.setdefault(name, _FormerModule(name))

@@ -1,7 +1,7 @@
 """The hooks in Maestro: one list of the names that the plugin replaces, each with the line it relies on and a check.
 
 Maestro discovers adapters, but has no other entry points. So the plugin replaces a few names in Maestro's modules after
-their import. It edits and copies nothing of Maestro.
+their import. It neither edits nor copies Maestro's code.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ TOUCHPOINTS = (
 
 
 class EnsembleArgumentParser(argparse.ArgumentParser):
-    """Maestro's parser with the options for ensembles of `maestro run`, and with our part of Maestro's commands."""
+    """Maestro's parser, with the plugin's options and its part of `maestro run` and `maestro cancel`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -123,17 +123,17 @@ class EnsembleArgumentParser(argparse.ArgumentParser):
             self.add_argument(
                 "--broker",
                 metavar="URL",
-                help="Broker of an ensemble study: a Redis or RabbitMQ URL. [Default: a private one]",
+                help="Broker of an ensemble study: a Redis or RabbitMQ URL. [Default: a private broker]",
             )
             self.add_argument(
                 "--broker-host",
                 metavar="ADDRESS",
-                help="Address of this machine that compute nodes reach the private broker at. [Default: the loopback "
-                "address for local workers, else that of the host's name]",
+                help="Address of this machine at which compute nodes reach the private broker. [Default: the loopback "
+                "address for local workers, else the address of the host name]",
             )
 
     def parse_args(self, *args: Any, **kwargs: Any) -> Any:
-        """Parse the command line, and add our part to the command."""
+        """Parse the command line, and add the plugin's part to the command."""
         namespace = super().parse_args(*args, **kwargs)
         if getattr(namespace, "subparser", None) == "run":
             namespace.func = functools.partial(_guarded_run, namespace.func)
@@ -143,7 +143,7 @@ class EnsembleArgumentParser(argparse.ArgumentParser):
 
 
 def _guarded_run(run: Callable[[Any], int], namespace: argparse.Namespace) -> int:
-    """Run `maestro run`; print the message of an error of the plugin."""
+    """Run `maestro run`; print only the message of an error of the plugin."""
     from maestro_celery_plugin.maestro import launch
 
     options = launch.OPTIONS
@@ -159,7 +159,7 @@ def _guarded_run(run: Callable[[Any], int], namespace: argparse.Namespace) -> in
 
 
 def _guarded_cancel(cancel: Callable[[Any], int], namespace: argparse.Namespace) -> int:
-    """Run `maestro cancel`, which writes a request to the conductor; cancel studies without a conductor here."""
+    """Run `maestro cancel`, which writes a request to the conductor; then cancel the studies without a conductor."""
     ensembles = [Path(one).absolute() for one in namespace.directory if Path(one, "merlin_info").is_dir()]
     if not ensembles:
         return cancel(namespace)
@@ -169,7 +169,7 @@ def _guarded_cancel(cancel: Callable[[Any], int], namespace: argparse.Namespace)
 
 
 def _with_own_conductor(command: Any) -> Any:
-    """Let `maestro run` start the conductor of its own environment, also if this is not on PATH."""
+    """Return the command with the conductor of the same environment as `maestro`, which may not be on PATH."""
     conductor = Path(sys.argv[0]).with_name("conductor")
     prefix = "nohup conductor "
     if isinstance(command, str) and command.startswith(prefix) and conductor.is_file():
@@ -198,12 +198,13 @@ def _wait(seconds: float) -> None:
 
 
 _UNBOUND: list[tuple[Touchpoint, ModuleType]] = []
+_SPECIFICATION = "maestro_celery_plugin.maestro.specification"
 
 
 def install() -> None:
     """Apply each touchpoint, now or after the import of its module; the entry module calls this function.
 
-    At this time, `maestrowf.maestro` and `maestrowf.conductor` are partially imported. Names that they have not bound
+    At this time, `maestrowf.maestro` and `maestrowf.conductor` are partially imported. Names that they have not defined
     yet are replaced when Maestro builds its command line.
     """
     if any(isinstance(finder, _AfterImport) for finder in sys.meta_path):
@@ -227,7 +228,7 @@ def _apply_unbound() -> None:
 
 
 def _loaded(name: str) -> ModuleType | None:
-    """Return a module that is imported at least partially, also one that runs as a script."""
+    """Return a module that is imported at least partially, or that runs as a script; None otherwise."""
     main = sys.modules.get("__main__")
     if main is not None and getattr(main.__spec__, "name", None) == name:
         return main
@@ -243,7 +244,7 @@ def _apply_or_exit(touchpoint: Touchpoint, module: ModuleType) -> None:
 
 
 class _AfterImport(importlib.abc.MetaPathFinder):
-    """Lets the other finders find modules, and applies touchpoints after their execution."""
+    """Finds modules with the other finders, and applies touchpoints after the execution of a module."""
 
     def __init__(self, touchpoints: dict[str, list[Touchpoint]]) -> None:
         self._touchpoints = touchpoints
@@ -257,11 +258,11 @@ class _AfterImport(importlib.abc.MetaPathFinder):
             return None
         spec = importlib.util.find_spec(fullname)
         if spec is not None and spec.loader is not None:
-            spec.loader = _AmendingLoader(spec.loader, touchpoints)
+            spec.loader = _TouchpointLoader(spec.loader, touchpoints)
         return spec
 
 
-class _AmendingLoader(importlib.abc.Loader):
+class _TouchpointLoader(importlib.abc.Loader):
     """Executes a module with its own loader, then applies touchpoints."""
 
     def __init__(self, loader: importlib.abc.Loader, touchpoints: list[Touchpoint]) -> None:
@@ -271,7 +272,7 @@ class _AmendingLoader(importlib.abc.Loader):
         return getattr(self._loader, name)
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
-        """Let the own loader of the module create it."""
+        """Create the module with its own loader."""
         return self._loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
@@ -280,4 +281,9 @@ class _AmendingLoader(importlib.abc.Loader):
         if module.__spec__ is not None:
             module.__spec__.loader = module.__loader__ = self._loader
         for touchpoint in self._touchpoints:
-            _apply_or_exit(touchpoint, module)
+            if touchpoint.name == "YAMLSpecification" and _SPECIFICATION in sys.modules:
+                # The plugin's specification imports Maestro's, and is not complete yet. Maestro needs the replacement
+                # when it builds its command line; another process does not need it.
+                _UNBOUND.append((touchpoint, module))
+            else:
+                _apply_or_exit(touchpoint, module)

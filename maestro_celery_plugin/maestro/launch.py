@@ -1,7 +1,7 @@
 """The launch: the work of `maestro run` in the foreground, before it starts the conductor.
 
 Maestro acquires the dependencies of a study when the output path is known (maestro.py:478, Study.setup_environment).
-The samples and the session are such a dependency, whose errors stop the launch.
+The samples and the session are such a dependency; its errors stop the launch.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def check_before(settings: EnsembleSettings, file: str) -> None:
         BrokerError: the broker cannot be used.
     """
     if OPTIONS.launching and not OPTIONS.dry_run:
-        # Here and below, not at the top of the module: it imports Celery, for which a plain study must not wait.
+        # Imported in functions only: the broker imports Celery, which would slow down a study without an ensemble.
         from maestro_celery_plugin.broker import choice as broker
         from maestro_celery_plugin.broker.private import check_address
 
@@ -85,7 +85,7 @@ def check_before(settings: EnsembleSettings, file: str) -> None:
         if choice.url is None and OPTIONS.broker_host:
             check_address(OPTIONS.broker_host)
         OPTIONS.broker = choice.url
-        # Maestro stores the environment (meta/environment.yaml), and samples inherit it.
+        # Maestro stores the environment (meta/environment.yaml) and samples inherit it; the URL must not remain in it.
         os.environ.pop(broker.ENVIRONMENT_VARIABLE, None)
 
 
@@ -140,7 +140,7 @@ class EnsembleDependency(Dependency):  # type: ignore[misc]
         return True
 
     def substitute(self, data: str) -> str:
-        """Return `data`: the adapter inserts the values of our tokens when it knows the step record."""
+        """Return `data` unchanged: the adapter inserts the values of tokens later, for each step record."""
         return data
 
     def acquire(self, substitutions: Iterable[Any] | None = None) -> None:

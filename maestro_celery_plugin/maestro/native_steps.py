@@ -1,7 +1,7 @@
 """Native steps: Maestro runs them itself, as batch jobs or in the conductor.
 
 Maestro's own adapter for the `batch.type` of the user writes, submits, watches and cancels them. Maestro does not store
-which of them have finished, so that a resumed study would run all of them again; `native_traces.py` stores it.
+which of them have finished, so a resumed study would run all of them again. `native_traces.py` stores their states.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ _CONTINUING = frozenset(
 
 @dataclasses.dataclass(frozen=True)
 class NativeJob:
-    """Maestro's job identifier of a native step record; other step records have text as identifier.
+    """The job identifier of a native step record; the identifier of other step records is text.
 
     Attributes:
         record: Maestro's name of the step record.
-        id: The adapter's identifier of the job, of any type; None for a record that has finished before.
+        id: The adapter's identifier of the job, of any type; None if the record had finished before its submission.
     """
 
     record: str
@@ -61,11 +61,11 @@ class NativeJob:
 
 
 def adapter_of(batch: BatchSettings, shell: str | None = None) -> ScriptAdapter:
-    """Return Maestro's own adapter for a batch block, with the keys of the user and those that it requires.
+    """Return Maestro's own adapter for a batch block, with the user's keys and the keys that it requires.
 
     Args:
         batch: The batch block.
-        shell: Interpreter of the scripts; None for that of the block.
+        shell: Interpreter of the scripts; None for the `shell` of the block.
 
     Raises:
         AllocationError: Maestro has no adapter for the block's `type`.
@@ -76,10 +76,10 @@ def adapter_of(batch: BatchSettings, shell: str | None = None) -> ScriptAdapter:
         return ScriptAdapterFactory.get_adapter("local")(**keywords)
     # Maestro's adapters query the jobs of $USER (slurmscriptadapter.py:278), which cron does not set.
     os.environ.setdefault("USER", getpass.getuser())
-    written = {key: value for key, value in schema.to_dict(batch).items() if key != "type"}
+    keys = {key: value for key, value in schema.to_dict(batch).items() if key != "type"}
     if batch.nodes == "all":  # for an allocation of workers; a batch job needs a number
-        del written["nodes"]
-    return ScriptAdapterFactory.get_adapter(system.adapter)(**written | system.adapter_arguments(batch) | keywords)
+        del keys["nodes"]
+    return ScriptAdapterFactory.get_adapter(system.adapter)(**keys | system.adapter_arguments(batch) | keywords)
 
 
 def _shebang(shell: str) -> str:
@@ -108,7 +108,7 @@ class NativeSteps:
             in the conductor (executiongraph.py:157); this script then records its end.
 
         Raises:
-            StudyError: another conductor of this study lives.
+            StudyError: another conductor runs this study.
         """
         adapter = adapter_of(self._plan.settings.batch, step.run.get(SHELL_KEY))
         scheduled, script, restart = adapter.write_script(directory, self._filled(step))
@@ -117,11 +117,11 @@ class NativeSteps:
         lock, trace = conductor_lock.hold(self._plan), self._trace(step.real_name)
         if scheduled or trace.has_finished:
             return True, script, restart
-        lock.has_news = True  # it has ended before Maestro waits for the next poll
+        lock.has_news = True  # the step record will end before Maestro waits for the next poll
         return False, trace.guard(script), restart
 
     def _filled(self, step: Any) -> Any:
-        """Return a step with the values of the tokens of the study, and without the key that Maestro does not know."""
+        """Return a step with the values of the study's tokens, and without `shell`, which is no key of Maestro."""
         filled = copy.copy(step)
         filled.run = {key: value for key, value in step.run.items() if key != SHELL_KEY}
         plan = self._plan
@@ -131,7 +131,7 @@ class NativeSteps:
             filled.run[key] = substitute(text, study_values(str(plan.root), plan.timestamp, paths, text))
         return filled
 
-    def submit(self, step: Any, path: str, cwd: str, **more: Any) -> SubmissionRecord:
+    def submit(self, step: Any, path: str, cwd: str, **options: Any) -> SubmissionRecord:
         """Submit a step record, unless it has finished, or the batch job of an earlier conductor continues."""
         trace = self._trace(step.real_name)
         if trace.is_interrupted and not trace.has_finished:
@@ -140,8 +140,8 @@ class NativeSteps:
         if job is not None:
             conductor_lock.hold(self._plan).has_news = True
             return SubmissionRecord(SubmissionCode.OK, 0, job)
-        trace.write_job(None)  # a later conductor sees an interrupted submission
-        record = adapter_of(self._plan.settings.batch).submit(step, path, cwd, **more)
+        trace.write_job(None)  # so that a later conductor detects an interrupted submission
+        record = adapter_of(self._plan.settings.batch).submit(step, path, cwd, **options)
         if record.submission_code is not SubmissionCode.OK:
             trace.forget_job()
             return record
@@ -149,7 +149,7 @@ class NativeSteps:
         return SubmissionRecord(SubmissionCode.OK, record.return_code, NativeJob(step.real_name, record.job_identifier))
 
     def _find(self, directory: Path) -> str | None:
-        """Return the open batch job that was submitted in a workspace; None when no such job is known."""
+        """Return the open batch job that was submitted in a workspace; None without such a job."""
         system = batch_system(self._plan.settings.batch.type)
         try:
             return system.find(directory) if system else None
@@ -160,28 +160,28 @@ class NativeSteps:
     def _continuing(self, record: str, trace: NativeTrace) -> NativeJob | None:
         """Return the batch job of an earlier conductor if it continues; None otherwise.
 
-        A job of this conductor has timed out or was lost when Maestro submits its step record again.
+        If Maestro submits a step record again, its earlier job under this conductor has timed out or was lost.
         """
         job = NativeJob(record, trace.read_job())
-        if job.id is None or self._ask([job]).get(job) not in _CONTINUING:
+        if job.id is None or self._query([job]).get(job) not in _CONTINUING:
             return None
         LOGGER.info("'%s' continues as job '%s' of an earlier conductor.", record, job)
         return job
 
     def states(self, jobs: Iterable[NativeJob]) -> dict[NativeJob, State | None]:
-        """Return the states of jobs; no state if the batch system does not answer.
+        """Return the states of jobs; leave out jobs for which the batch system does not answer.
 
-        None is the state of a job that the batch system has forgotten; Maestro ignores it (executiongraph.py:798).
+        The state is None for a job that the batch system no longer lists; Maestro ignores None (executiongraph.py:798).
         """
         traces = {job: self._trace(job.record) for job in jobs}
         states: dict[NativeJob, State | None] = {job: State.FINISHED for job in traces if traces[job].has_finished}
-        states |= self._ask([job for job in traces if job not in states])
+        states |= self._query([job for job in traces if job not in states])
         for job, state in states.items():
             if state is State.FINISHED:
                 traces[job].note_finished()
         return states
 
-    def _ask(self, jobs: Sequence[NativeJob]) -> dict[NativeJob, State | None]:
+    def _query(self, jobs: Sequence[NativeJob]) -> dict[NativeJob, State | None]:
         if not jobs:
             return {}
         by_id = {job.id: job for job in jobs}
@@ -204,9 +204,9 @@ class NativeSteps:
             elif trace.is_interrupted:
                 yield f"The submission of '{record}' was interrupted; look for its job in the queue, and cancel it."
             elif not trace.has_finished and trace.read_job() is not None:
-                yield from self._end_job(NativeJob(record, trace.read_job()))
+                yield from self._cancel_orphan(NativeJob(record, trace.read_job()))
 
-    def _end_job(self, job: NativeJob) -> Iterator[str]:
+    def _cancel_orphan(self, job: NativeJob) -> Iterator[str]:
         system = batch_system(self._plan.settings.batch.type)
         if system is None:
             return
@@ -220,13 +220,13 @@ class NativeSteps:
             yield f"Job {job} of '{job.record}' is cancelled."
 
     def cancel(self, jobs: Iterable[NativeJob]) -> CancelCode:
-        """Cancel batch jobs; return whether the batch system has accepted it."""
+        """Cancel batch jobs; return ERROR unless the batch system accepts the cancellation."""
         ids = [job.id for job in jobs if job.id is not None]
         if not ids:
             return CancelCode.OK
         try:
             code: CancelCode = adapter_of(self._plan.settings.batch).cancel_jobs(ids).cancel_status
-        except Exception:  # as above
+        except Exception:  # any error of an adapter, as in `_query`
             LOGGER.exception("The batch system cannot cancel jobs now.")
             return CancelCode.ERROR
         return code

@@ -72,9 +72,9 @@ class NativeTrace:
         self._job.unlink(missing_ok=True)
 
     def write_job(self, id: Any) -> None:
-        """Record the job; None before the answer of the batch system."""
+        """Record the job; None until the batch system has returned an identifier."""
         self._directory.mkdir(parents=True, exist_ok=True)
-        write_atomically(self._job, json.dumps(id, default=lambda other: None))  # only numbers and text can be stored
+        write_atomically(self._job, json.dumps(id, default=lambda other: None))  # JSON can store only numbers and text
 
     def guard(self, script: str) -> str:
         """Write a script that runs another script once, and records its end; return the path."""

@@ -61,7 +61,7 @@ def resume(
         The number of failed samples that will run again; in the foreground, the conductor's exit code.
 
     Raises:
-        StudyError: it is no ensemble study, its conductor lives, or the new conductor does not start.
+        StudyError: the directory is not that of an ensemble study, its conductor is alive, or no new one starts.
         BrokerError: the broker cannot be used.
     """
     plan = StudyPlan.read(directory)
@@ -81,7 +81,7 @@ def _prepare(plan: StudyPlan, broker: str | None, broker_host: str | None, *, fa
     """Prepare a study for a new conductor; return how many failed samples will run again.
 
     Raises:
-        Timeout: a conductor of the study lives.
+        Timeout: a conductor of the study is alive.
         BrokerError: the broker cannot be used.
     """
     with file_lock(plan).acquire(timeout=LOCK_LIMIT_S):
@@ -112,7 +112,7 @@ def _prepare_broker(session: Session, url: str | None) -> None:
 
 
 def reopen_failed(plan: StudyPlan) -> int:
-    """Record in the ledger that the failed samples of a study run again; return their number."""
+    """Record in the ledger that the failed samples of a study run again; return the number of these samples."""
     entries = read_ledger(plan.ledger)
     writer = LedgerWriter(plan.ledger / f"{COORDINATOR}{SUFFIX}")
     count = 0
@@ -150,10 +150,10 @@ def _start_conductor(plan: StudyPlan, sleep_s: int) -> subprocess.Popen[bytes]:
 def _await_conductor(plan: StudyPlan, process: subprocess.Popen[bytes]) -> None:
     """Wait until the new conductor holds the lock of the study, or has ended."""
 
-    def has_begun() -> bool:
+    def has_started() -> bool:
         return is_conducted(plan) or process.poll() is not None
 
-    clock.wait_until(has_begun, _START_LIMIT_S, interval_s=0.1)
+    clock.wait_until(has_started, _START_LIMIT_S, interval_s=0.1)
     if process.poll() not in (None, 0, 2, 3):
         output = tail(plan.root / "resumed.txt")
         raise StudyError(f"The conductor has ended with code {process.returncode}; its last lines:\n{output}")

@@ -1,4 +1,4 @@
-"""The sample generation: `maestro run` generates the sample file and checks the sample table."""
+"""Sample generation: `maestro run` generates the sample file and checks the sample table."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ __all__ = ["with_samples"]
 
 LOGGER = logging.getLogger(__name__)
 
-# The number of lines of the output of the generation in an error message.
+# The number of output lines of the sample generation in an error message.
 OUTPUT_LINES = 10
 
 
 def with_samples(plan: StudyPlan, samples: SampleSettings, values: dict[str, str]) -> StudyPlan:
-    """Return the plan of a study with its sample table, which is generated first if the specification says so.
+    """Return the plan of a study with its sample table, which `merlin.samples.generate` generates first if it is set.
 
     Args:
         plan: The plan without a sample table.
@@ -34,15 +34,15 @@ def with_samples(plan: StudyPlan, samples: SampleSettings, values: dict[str, str
     Raises:
         SampleError: the samples cannot be generated or read.
     """
-    known = {
+    defined = {
         **values,
         "MERLIN_INFO": str(plan.info),
         "MERLIN_WORKSPACE": str(plan.root),
         "MERLIN_TIMESTAMP": plan.timestamp,
     }
-    path = Path(substitute(samples.file, known)).expanduser().absolute()
+    path = Path(substitute(samples.file, defined)).expanduser().absolute()
     if samples.generate:
-        _generate(plan, substitute(samples.generate.cmd, known))
+        _generate(plan, substitute(samples.generate.cmd, defined))
     try:
         table = open_table(path, samples.column_labels, plan.info)
         first = table.row(0)
@@ -51,7 +51,8 @@ def with_samples(plan: StudyPlan, samples: SampleSettings, values: dict[str, str
     LOGGER.info("%d samples in '%s'.", len(table), path)
     if tuple(value.strip() for value in first) == samples.column_labels:
         LOGGER.warning(
-            "'%s': the first row has the column labels, and is sample 0. Start the line of a header with '# '.", path
+            "'%s': the first row contains the column labels, but counts as sample 0. Begin a header line with '# '.",
+            path,
         )
     return dataclasses.replace(plan, table=path, rows=len(table))
 
@@ -84,10 +85,10 @@ def _generate(plan: StudyPlan, command: str) -> None:
 
 
 def _output_of(plan: StudyPlan) -> str:
-    """Return the end of the output of the sample generation, and the path of its script."""
-    text = f"\nThe script of generate.cmd is '{plan.info / 'cmd.sh'}'. Its last lines:"
+    """Return the path of the script of the sample generation, and the last lines of its output."""
+    text = f"\nThe script of generate.cmd is '{plan.info / 'cmd.sh'}'. The last lines of its output:"
     for name in ("cmd.err", "cmd.out"):
         lines = tail(plan.info / name, size=10_000).splitlines()
         if lines:
             return "\n".join((text, *(f"  {line}" for line in lines[-OUTPUT_LINES:])))
-    return f"{text} (it has no output)"
+    return f"{text} (no output)"

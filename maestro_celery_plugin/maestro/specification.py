@@ -1,7 +1,7 @@
-"""The specification: that of Maestro, with the blocks and step keys of Merlin.
+"""The specification: a specification of Maestro with the blocks and step keys of Merlin.
 
-Maestro alone reads a specification without them. Other specifications pass these stages; an error in a stage stops the
-launch with one message before any file is created:
+Maestro alone reads a specification without these blocks and keys. Every other specification passes the stages below. An
+error in a stage stops the launch with one message before any file is created:
 
 text → YAML → values of variables (`spec/variables.py`) → checks (`spec/checks.py`, `spec/worker_groups.py`,
 `spec/resource_checks.py`) → `YAMLSpecification` + `EnsembleSettings`
@@ -57,7 +57,7 @@ class EnsembleSpecification(YAMLSpecification):  # type: ignore[misc]
     """A Maestro specification that may have a ``merlin`` block.
 
     Attributes:
-        ensemble: The settings of the ensemble; None for a specification without one.
+        ensemble: The settings of the ensemble; None for a specification without an ensemble.
     """
 
     ensemble: EnsembleSettings | None = None
@@ -112,10 +112,10 @@ class EnsembleSpecification(YAMLSpecification):  # type: ignore[misc]
         self._verify_by_maestro(file)
         self.ensemble = dataclasses.replace(self.ensemble, steps=self._step_facts(data, file))
         check_resources(self.ensemble, data, file, ask=launch.OPTIONS.launching)
-        if not launch.OPTIONS.parameter_generator:  # its parameters are not known here
+        if not launch.OPTIONS.parameter_generator:  # its parameters do not exist yet
             for where, name in unknown_tokens(data):
                 LOGGER.warning(
-                    "%s: %s: $(%s) is no column label, parameter or variable; the shell will run it as a command.",
+                    "%s: %s: $(%s) is not a column label, parameter or variable; the shell will run it as a command.",
                     file,
                     where,
                     name,
@@ -140,7 +140,7 @@ class EnsembleSpecification(YAMLSpecification):  # type: ignore[misc]
         return facts
 
     def _verify_by_maestro(self, file: str) -> None:
-        """Let Maestro verify its part; its logger is off meanwhile, because it would log a traceback."""
+        """Let Maestro verify its part; its logger is disabled meanwhile, because it would log a traceback."""
         maestro_logger = logging.getLogger(YAMLSpecification.__module__)
         disabled, maestro_logger.disabled = maestro_logger.disabled, True
         steps = self.study
@@ -154,14 +154,14 @@ class EnsembleSpecification(YAMLSpecification):  # type: ignore[misc]
             maestro_logger.disabled = disabled
 
     def get_study_environment(self) -> Any:
-        """Return Maestro's environment, with the samples as a dependency."""
+        """Return Maestro's environment, with the samples and the session as a dependency."""
         environment = super().get_study_environment()
         if self.ensemble:
             environment.add(launch.EnsembleDependency(self.ensemble, self.batch))
         return environment
 
     def get_study_steps(self) -> list[Any]:
-        """Return Maestro's steps, with our settings of a step under one key of `run`; native steps do not change.
+        """Return Maestro's steps, with the plugin's settings under one key of `run`; native steps do not change.
 
         A step without `restart` gets its `cmd` as `restart`: Maestro gives steps without `restart` a restart limit of
         0, which means unlimited (datastructures/core/study.py:580, executiongraph.py:215).
@@ -174,7 +174,7 @@ class EnsembleSpecification(YAMLSpecification):  # type: ignore[misc]
 
 
 def _add_entry(step: Any, *, is_sampled: bool) -> None:
-    """Move our settings of a step below one key of `run` (`config/step_entry.py`)."""
+    """Move the plugin's settings of a step under one key of `run` (`config/step_entry.py`)."""
     settings = {key: step.run[key] for key in STEP_SETTING_KEYS if step.run.get(key) is not None}
     step.run[STEP_KEY] = {"step": step.name, "sampled": is_sampled, "settings": settings}
     step.run["restart"] = step.run["restart"] or step.run["cmd"]
@@ -183,18 +183,18 @@ def _add_entry(step: Any, *, is_sampled: bool) -> None:
 
 
 def _sampled_steps(data: Mapping[str, Any]) -> frozenset[str]:
-    """Return the steps whose own cmd or restart has a token of a sample."""
+    """Return the names of the steps whose own `cmd` or `restart` has a token of a sample."""
     samples = (data.get("merlin") or {}).get("samples")
     if samples is None:
         return frozenset()
     env = data.get("env") or {}
     texts = {name: str(value) for name, value in (env.get("labels") or {}).items()}
-    others = {*(data.get("global.parameters") or {}), *(env.get("variables") or {}), *texts}
+    other_names = {*(data.get("global.parameters") or {}), *(env.get("variables") or {}), *texts}
     spelling = Spelling((*samples["column_labels"], *SAMPLE_TOKENS))
 
     def is_sampled(run: Mapping[str, Any]) -> bool:
         used = {name for key in ("cmd", "restart") for name in names_in(substitute(run.get(key) or "", texts))}
-        return any(spelling.of(name) for name in used - others)
+        return any(spelling.of(name) for name in used - other_names)
 
     return frozenset(step["name"] for step in data["study"] if is_sampled(step["run"]))
 
@@ -203,9 +203,9 @@ def _sampled_steps(data: Mapping[str, Any]) -> frozenset[str]:
 
 
 def _text_of(path: str) -> str | None:
-    """Return the text of a file; None for a file that cannot be read, about which Maestro reports.
+    """Return the text of a file; None for a file that cannot be read, because Maestro reports this error.
 
-    A pipe can be read only once. So the result is None, and Maestro passes its stream to this class.
+    The result is also None for a pipe, which can be read only once: Maestro passes its stream to this class.
     """
     try:
         return Path(path).read_text() if Path(path).is_file() else None
@@ -214,7 +214,7 @@ def _text_of(path: str) -> str | None:
 
 
 class _Replay(io.StringIO):
-    """A stream that can be read again, with the name of the first stream for YAML's messages."""
+    """A stream that can be read again, with the name of the original stream for the messages of YAML."""
 
     name: str
 
@@ -230,10 +230,10 @@ def _replay(stream: Any, text: Any) -> Any:
 def _ensemble_data(text: Any, file: str) -> dict[str, Any] | None:
     """Return the specification as a dictionary if it has an ensemble, else None.
 
-    Maestro reports about text that is no YAML and has no ``merlin`` block.
+    Maestro reports invalid YAML that has no ``merlin`` block.
 
     Raises:
-        SpecificationError: text with a ``merlin`` block is no plain YAML.
+        SpecificationError: text with a ``merlin`` block is not valid YAML, or the name of the block is misspelt.
     """
     if text is None:
         return None
@@ -252,15 +252,15 @@ def _ensemble_data(text: Any, file: str) -> dict[str, Any] | None:
 
 
 def _yaml_problem(cause: Exception) -> tuple[str, str]:
-    """Return the place of a problem in YAML, and the problem."""
+    """Return the position and the message of a YAML error."""
     mark = getattr(cause, "problem_mark", None)
     where = f"line {mark.line + 1}, column {mark.column + 1}" if mark else ""
     problem = getattr(cause, "problem", None) or str(cause)
-    return where, f"this is no YAML: {problem}; check the indentation, quotes and colons in this line and before it."
+    return where, f"invalid YAML: {problem}; check the indentation, quotes and colons in this line and before it."
 
 
 def _has_step_key(study: Any) -> bool:
-    """Tell whether a step has a key of Merlin that is no key of Maestro."""
+    """Tell whether a step has a key of the plugin, which Maestro alone does not support."""
     if not isinstance(study, list):
         return False
     runs = [step["run"] for step in study if isinstance(step, dict) and isinstance(step.get("run"), dict)]
@@ -274,8 +274,7 @@ def _maestro_part(run: Mapping[str, Any]) -> dict[str, Any]:
 def _maestro_environment(env: Mapping[str, Any], path: str | None) -> dict[str, Any]:
     """Return `env` in a form for Maestro: no lists among the variables, no `$(SPECROOT)` in `OUTPUT_PATH`.
 
-    Merlin's users write `SPECROOT` there, but Maestro reads `OUTPUT_PATH` before it sets `SPECROOT` (maestro.py:380,
-    437).
+    Merlin allows `$(SPECROOT)` there, but Maestro reads `OUTPUT_PATH` before it sets `SPECROOT` (maestro.py:380, 437).
     """
     if not env.get("variables"):
         return dict(env)

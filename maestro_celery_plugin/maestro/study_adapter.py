@@ -1,6 +1,6 @@
 """The adapter of one study: its step records go to the coordinator, its native steps to Maestro's own adapter.
 
-An error of one side does not hide the states of the other side from Maestro.
+If one of them has an error, Maestro still receives the states of the other.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class StudyAdapter:
         script = Path(ws_path, f"{step.name.replace('/', '_')}{EXTENSION}")
         try:
             manifest = self._manifest(step, ws_path)
-        except EnsembleError as error:  # it would end the conductor here; `submit` fails the step
+        except EnsembleError as error:  # an error here would end the conductor; `submit` reports it and fails the step
             script.write_text(f"# {error}\n")
             return True, str(script), ""
         script.write_text(f"#!{manifest.shell}\n\n{manifest.cmd}\n")
@@ -111,8 +111,8 @@ class StudyAdapter:
 
         The result is never ERROR, which would end the conductor (executiongraph.py:789).
         """
-        ours, native = _by_kind(joblist)
-        states = self._states(ours)
+        jobs, native = _by_kind(joblist)
+        states = self._states(jobs)
         if native:
             states |= self._native_steps.states(native)
         return (JobStatusCode.OK if states or not joblist else JobStatusCode.NOJOBS), states
@@ -126,12 +126,12 @@ class StudyAdapter:
 
     def cancel_jobs(self, joblist: list[Job]) -> CancellationRecord:
         """Cancel step records and their running samples."""
-        ours, native = _by_kind(joblist)
-        codes: dict[Job, CancelCode] = dict.fromkeys(ours, self._cancel(ours))
+        jobs, native = _by_kind(joblist)
+        codes: dict[Job, CancelCode] = dict.fromkeys(jobs, self._cancel(jobs))
         if native:
             codes |= dict.fromkeys(native, self._native_steps.cancel(native))
-        is_done = CancelCode.ERROR not in codes.values()
-        record = CancellationRecord(CancelCode.OK if is_done else CancelCode.ERROR, 0 if is_done else 1)
+        is_accepted = CancelCode.ERROR not in codes.values()
+        record = CancellationRecord(CancelCode.OK if is_accepted else CancelCode.ERROR, 0 if is_accepted else 1)
         for job, code in codes.items():
             record.add_status(job, code)
         return record
@@ -147,14 +147,13 @@ class StudyAdapter:
 
 
 def _by_kind(jobs: Sequence[Job]) -> tuple[list[str], list[NativeJob]]:
-    """Return the jobs of step records of the workers, and those of native steps."""
-    ours = [job for job in jobs if isinstance(job, str)]
-    return ours, [job for job in jobs if not isinstance(job, str)]
+    """Return the jobs that workers run, and the jobs of native steps."""
+    return [job for job in jobs if isinstance(job, str)], [job for job in jobs if not isinstance(job, str)]
 
 
 @contextmanager
 def _only_conductor() -> Iterator[None]:
-    """End this conductor without any change if another one conducts the study."""
+    """End this conductor without any change if another conductor runs the study."""
     try:
         yield
     except StudyError as error:
@@ -162,7 +161,7 @@ def _only_conductor() -> Iterator[None]:
 
 
 def _write_first_sample(manifest: Manifest) -> None:
-    """Write the script of the first sample, so that the user can read it after a dry run."""
+    """Write the script of the first sample, which a user can read after a dry run."""
     table = open_table(Path(str(manifest.table)), manifest.labels, Path(manifest.index_cache))
     runner = Runner(manifest, table.row)
     Path(runner.directory(0)).mkdir(parents=True, exist_ok=True)

@@ -1,1 +1,1 @@
-"""Reading a study for people and scripts."""
+"""Reports on a study, for users and scripts: its status, its failed samples, and explanations."""

@@ -1,4 +1,4 @@
-"""Explain: why step records of a study do not run or have ended, in sentences, from files only."""
+"""Explanations from the files of a study: why step records do not run, or why they have ended."""
 
 from __future__ import annotations
 
@@ -21,21 +21,23 @@ from maestro_celery_plugin.study.status_csv import LAST_STATES
 __all__ = ["explain"]
 
 _TAIL_BYTES = 4096
-# So many workers of a group are named.
+# The number of workers of a group that an explanation names.
 _SHOWN = 5
 
 
 def explain(directory: Path) -> list[tuple[str, list[str]]]:
-    """Return each step record that has not finished, or has failed samples, with what there is to say of it.
+    """Return a title and sentences for each step record that has not finished or has failed samples.
+
+    If the study has not started, or its conductor has ended with an error, the first entries explain this.
 
     Raises:
-        StudyError: it is not the directory of an ensemble study.
+        StudyError: the directory is not that of an ensemble study.
     """
     return list(_Explanation(directory).all())
 
 
 class _Explanation:
-    """What the files of a study say."""
+    """The explanations for one study."""
 
     def __init__(self, directory: Path) -> None:
         self._plan = StudyPlan.read(directory)
@@ -43,14 +45,14 @@ class _Explanation:
         self._status: StudyStatus = self._reader.read()
         beats = Session(self._plan.session).heartbeats.all() if self._plan.session.exists() else []
         self._beats = {beat.name: beat for beat in beats}
-        self._allocations = {one.name: one for one in read_allocations(self._plan.allocations)}
+        self._allocations = {allocation.name: allocation for allocation in read_allocations(self._plan.allocations)}
         self._reasons: dict[str, Reason] = read_reasons(self._plan.reasons)
         self._records: dict[str, list[StepStatus]] = defaultdict(list)
         self._by_params: dict[tuple[str, tuple[tuple[str, str], ...]], list[StepStatus]] = defaultdict(list)
         for step in self._status.steps:
             self._records[step.step].append(step)
             self._by_params[step.step, tuple(step.params.items())].append(step)
-        self._said: dict[str, str] = {}
+        self._group_sentences: dict[str, str] = {}
 
     @property
     def _resume(self) -> str:
@@ -58,17 +60,17 @@ class _Explanation:
 
     def all(self) -> Iterator[tuple[str, list[str]]]:
         if self._status.state is StudyState.PENDING:
-            yield "The study has not begun", [f"If no conductor is about to start, {self._resume} starts one."]
+            yield "The study has not started", [f"If no conductor is about to start, {self._resume} starts one."]
         if self._status.state in (StudyState.PENDING, StudyState.INTERRUPTED):
-            words = self._last_words_of_the_conductor()
-            if words:
-                yield "The conductor has ended with an error", [words]
+            error = self._conductor_error()
+            if error:
+                yield "The conductor has ended with an error", [error]
         for step in self._status.steps:
             if step.state != "FINISHED" or step.samples.failed:
                 yield f"{step.name}  {step.state}", list(self._why(step))
 
-    def _last_words_of_the_conductor(self) -> str:
-        """Return the last line of what a conductor has printed, if that is a traceback's."""
+    def _conductor_error(self) -> str:
+        """Return the error that ended a conductor, and the file of its traceback; empty without a traceback."""
         file = max(self._plan.root.glob("*.txt"), key=lambda path: path.stat().st_mtime, default=None)
         output = tail(file, _TAIL_BYTES) if file else ""
         if "Traceback (most recent call last)" not in output:
@@ -79,43 +81,43 @@ class _Explanation:
         if step.state in LAST_STATES:
             yield from self._why_ended(step)
         elif self._status.has_ended:
-            yield f"No conductor runs the study; {self._resume} goes on with it."
+            yield f"No conductor runs the study; {self._resume} continues it."
             for name in self._groups_of(step):
-                yield from self._left_open(name)
+                yield from self._open_allocation(name)
         elif step.state == "INITIALIZED":
             yield from self._awaited_steps(step)
         else:
             yield from self._progress(step)
             for name in self._groups_of(step):
-                if name not in self._said:
-                    self._said[name] = self._group(name)
-                yield self._said[name]
+                if name not in self._group_sentences:
+                    self._group_sentences[name] = self._group_sentence(name)
+                yield self._group_sentences[name]
 
-    # --- what has ended ---
+    # --- step records that have ended ---
 
     def _why_ended(self, step: StepStatus) -> Iterator[str]:
         reason = self._reasons.get(step.name) if step.state != "FINISHED" else None
         if reason is not None:
             yield reason.text
         yield from self._failures(step)
-        left = step.samples.pending + step.samples.running
-        if left:
+        remaining = step.samples.pending + step.samples.running
+        if remaining:
             yield from self._interruptions(step)
-            yield self._what_to_do(step, left, reason)
+            yield self._advice(step, remaining, reason)
         if not step.samples.total:
             awaited = list(self._awaited_steps(step))
             yield from awaited
             if self._is_native(step) and step.state != "CANCELLED" and not awaited:
-                yield f"Maestro has run it itself; what it has printed is below '{self._plan.root / step.step}'."
+                yield f"Maestro has run it itself; its output is below '{self._plan.root / step.step}'."
 
     def _failures(self, step: StepStatus) -> Iterator[str]:
         failed, total = step.samples.failed, step.samples.total
         fatal = self._reader.fatal(step.name)
         if fatal is not None:
-            yield f"Sample {fatal.index} has failed the step: {fatal.end}."
+            yield f"The step has failed because of sample {fatal.index}: {fatal.end}."
         if failed:
             words = "The only sample failed" if total == 1 else f"{failed} of {total} samples failed"
-            yield f"{words}; `maestro-celery status --failed {self._plan.root}` lists what failed."
+            yield f"{words}; `maestro-celery status --failed {self._plan.root}` lists the failed samples."
 
     def _interruptions(self, step: StepStatus) -> Iterator[str]:
         count, longest_s = self._reader.interruptions(step.name)
@@ -123,48 +125,48 @@ class _Explanation:
         if count and has_allocations and step.state != "CANCELLED" and self._reader.fatal(step.name) is None:
             attempts = "1 attempt was" if count == 1 else f"{count} attempts were"
             yield (
-                f"{attempts} ended before the sample was done, the longest after {longest_s:.0f} s. Samples that need "
-                "longer want more `walltime`, or a `restart` that goes on from what they have stored."
+                f"{attempts} interrupted, the longest after {longest_s:.0f} s. Samples that need more time require a "
+                "longer `walltime`, or a `restart` that continues from their stored results."
             )
 
-    def _what_to_do(self, step: StepStatus, left: int, reason: Reason | None) -> str:
-        words = f"{left} sample is left" if left == 1 else f"{left} samples are left"
+    def _advice(self, step: StepStatus, remaining: int, reason: Reason | None) -> str:
+        words = "1 sample remains" if remaining == 1 else f"{remaining} samples remain"
         if self._reader.fatal(step.name) is not None:
-            return f"{words}; `maestro-celery resume --failed {self._plan.root}` runs the failed ones again, and these."
+            return f"{words}; `maestro-celery resume --failed {self._plan.root}` runs them and the failed samples."
         if reason is not None and reason.is_failure:
             return (
-                f"{words}; {self._resume} runs them once that is mended. The study keeps the specification that it was "
-                "launched with: launch a corrected one anew."
+                f"{words}; correct the cause, then {self._resume} runs them. The study keeps the specification of its "
+                "launch: to use another specification, launch a new study."
             )
         times = "1 restart" if step.restarts == 1 else f"{step.restarts} restarts"
         restarts = f" after {times} (`maestro run -r` sets their limit)" if step.restarts else ""
         return f"{words}{restarts if step.state != 'CANCELLED' else ''}; {self._resume} runs them."
 
-    def _left_open(self, name: str) -> Iterator[str]:
-        """Name the batch job that a conductor has left behind."""
+    def _open_allocation(self, name: str) -> Iterator[str]:
+        """Yield a sentence about the allocation of a worker group if it was open at the last check of a conductor."""
         group = self._plan.settings.resources.workers[name]
         allocation = self._allocation_of(name)
         if allocation is not None and allocation.is_open:
             yield (
-                f"When it was last looked at, job {allocation.job} of allocation '{allocation.label}' was open. Its "
-                f"workers leave {group.idle_limit:g} s after their last work; `maestro cancel {self._plan.root}` ends "
-                "it now."
+                f"Job {allocation.job} of allocation '{allocation.label}' was open at the last check. Its workers "
+                f"leave {group.idle_limit:g} s after their last work; `maestro cancel {self._plan.root}` ends the job "
+                "now."
             )
 
-    # --- what waits or runs ---
+    # --- step records that wait or run ---
 
     def _awaited_steps(self, step: StepStatus) -> Iterator[str]:
         facts = self._plan.settings.steps.get(step.step)
-        left = [one for parent in (facts.depends if facts else ()) for one in self._records_of(parent, step)]
-        left = [one for one in left if one.state != "FINISHED"]
-        if left:
-            names = ", ".join(f"{one.name} ({one.state})" for one in left[:5])
-            yield f"It needs {names}{f' and {len(left) - 5} more' if len(left) > 5 else ''}."
+        parents = [record for parent in (facts.depends if facts else ()) for record in self._records_of(parent, step)]
+        awaited = [record for record in parents if record.state != "FINISHED"]
+        if awaited:
+            names = ", ".join(f"{record.name} ({record.state})" for record in awaited[:5])
+            yield f"It needs {names}{f' and {len(awaited) - 5} more' if len(awaited) > 5 else ''}."
         elif step.state == "INITIALIZED":
-            yield "Maestro has not submitted it yet: it does so at its next poll, or `-t` limits how many run."
+            yield "Maestro submits it at its next poll, or later if `maestro run -t` limits the running steps."
 
     def _records_of(self, parent: str, step: StepStatus) -> list[StepStatus]:
-        """Return the step records that an entry of `depends` means: all of ``sim_*``, that of like parameters else."""
+        """Return the step records of an entry of `depends`: all for ``sim_*``, else those with equal parameters."""
         name = ALL_COMBINATIONS.sub("", parent)
         records = self._records[name]
         if name != parent or not records:
@@ -178,7 +180,7 @@ class _Explanation:
 
     def _progress(self, step: StepStatus) -> Iterator[str]:
         if self._is_native(step):
-            yield "Maestro runs it itself, as a batch job of its own."
+            yield "Maestro runs it itself, as a separate batch job."
             return
         counts = step.samples
         yield f"{counts.running} samples run, {counts.pending} wait, {counts.finished + counts.failed} have ended."
@@ -188,15 +190,15 @@ class _Explanation:
         queues = set(facts.queues if facts else ())
         return [n for n, g in self._plan.settings.resources.workers.items() if queues.intersection(g.task_queues)]
 
-    def _group(self, name: str) -> str:
-        """Say what the workers of a group do, or are waited for by."""
+    def _group_sentence(self, name: str) -> str:
+        """Return the states of the live workers of a group, or why the group has no live worker."""
         group = self._plan.settings.resources.workers[name]
         alive = {worker.name: worker.state for worker in self._status.workers if worker.group == name}
         alive = {worker: state for worker, state in alive.items() if state not in ("dead", "awaited")}
         if alive:
-            words = [(worker, self._state(worker, state)) for worker, state in alive.items()]
-            states = ", ".join(f"{worker} ({state})" for worker, state in words[:_SHOWN])
-            more = Counter(state for _, state in words[_SHOWN:])
+            workers = [(worker, self._state(worker, state)) for worker, state in alive.items()]
+            states = ", ".join(f"{worker} ({state})" for worker, state in workers[:_SHOWN])
+            more = Counter(state for _, state in workers[_SHOWN:])
             rest = "".join(f", and {count} more ({state})" for state, count in more.items())
             return f"Worker group '{name}': {states}{rest}."
         if not is_for_this_machine(group):
@@ -215,17 +217,17 @@ class _Explanation:
     def _state(self, worker: str, state: str) -> str:
         beat = self._beats.get(worker)
         if beat is not None and (beat.refuses or state == "draining"):
-            return f"{state}, its allocation ends too soon for the samples that are left"
+            return f"{state}, its allocation ends too soon for the remaining samples"
         return state
 
     @staticmethod
     def _allocation(group: str, allocation: Allocation | None) -> str:
         if allocation is None:
             return f"Worker group '{group}': no allocation has been submitted yet."
-        whose = f"Worker group '{group}': allocation '{allocation.label}'"
+        subject = f"Worker group '{group}': allocation '{allocation.label}'"
         if allocation.job is None:
-            return f"{whose} {allocation.reason or 'is being submitted: the batch system has not answered yet'}."
-        text = f"{whose} (job {allocation.job}): {allocation.state.value}"
+            return f"{subject} {allocation.reason or 'is being submitted: the batch system has not answered yet'}."
+        text = f"{subject} (job {allocation.job}): {allocation.state.value}"
         if allocation.state is AllocationState.RUNNING:
-            return f"{text}; its workers are starting, or do not reach the study: look at '{allocation.directory}'."
+            return f"{text}; its workers are starting, or cannot reach the study; see '{allocation.directory}'."
         return f"{text}{f': {allocation.reason}' if allocation.reason else ''}."

@@ -37,8 +37,8 @@ class StepStatus:
         name: Maestro's name of the step record.
         step: Name of the step.
         params: Values of its parameters, by name.
-        state: Maestro's name of the state; `INTERRUPTED` for one that was running when its conductor died.
-        restarts: How often Maestro has restarted it.
+        state: Maestro's name of the state; `INTERRUPTED` if it was running when the conductor died.
+        restarts: Number of times that Maestro has restarted it.
         samples: Number of samples in each state; one sample for a record that is not sampled, no samples before
             submission and for a native step, which Maestro runs.
         rate: Samples per second in the recent past; None before the end of the first sample.
@@ -54,7 +54,7 @@ class StepStatus:
 
     @property
     def time_left_s(self) -> float | None:
-        """Estimate of the seconds until the last sample ends, at the recent rate; None when it does not run."""
+        """Estimate of the seconds until the last sample ends, at the recent rate; None unless the state is RUNNING."""
         if self.state != "RUNNING" or not self.rate:
             return None
         return (self.samples.running + self.samples.pending) / self.rate
@@ -67,7 +67,7 @@ class WorkerStatus:
     Attributes:
         name: Name of the worker; empty for an awaited worker.
         group: The worker group.
-        node: Its machine; for an awaited worker, the machines where it may start.
+        node: The machine of the worker; for an awaited worker, the machines where it may start.
         state: `starting`, `idle`, `busy`, `draining`, `stopping`, `dead` or `awaited`.
     """
 
@@ -79,18 +79,18 @@ class WorkerStatus:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AllocationStatus:
-    """An allocation, from the last look of the conductor.
+    """An allocation at the last check of the conductor.
 
     Attributes:
-        name: Name of the allocation: that of its worker group, or the value of the key `allocation`.
+        name: Name of the allocation: the name of its worker group, or the value of the key `allocation`.
         number: Number of the allocation among those of the same name, from 1.
         job: Identifier of the batch job; None before submission.
         state: Name of the `states.AllocationState`.
-        reason: The words of the batch system: why the job waits, or how it ended.
+        reason: The message of the batch system: why the job waits, or how it ended.
         slots: The largest number of slots that its workers had at the same time.
-        seconds: Time with nodes; None before the end, and if no conductor has seen the begin or the end.
-        sample_seconds: Time of attempts that have ended by themselves, summed over the slots.
-        interrupted_seconds: Time of attempts that the end of the allocation or a cancellation has ended.
+        seconds: Seconds between the start and the end of the job; None unless a conductor has observed both.
+        sample_seconds: Seconds of attempts that have ended by themselves, summed over the slots.
+        interrupted_seconds: Seconds of attempts that the end of the allocation or a cancellation has interrupted.
     """
 
     name: str
@@ -105,9 +105,9 @@ class AllocationStatus:
 
     @property
     def slot_seconds(self) -> float:
-        """Time of all slots; 0 when it is unknown, or exceeds the time that a conductor has seen."""
-        known_s = self.slots * (self.seconds or 0.0)
-        return known_s if known_s >= self.sample_seconds + self.interrupted_seconds else 0.0
+        """Seconds of all slots; 0 if no conductor has observed the whole time of the attempts."""
+        total_s = self.slots * (self.seconds or 0.0)
+        return total_s if total_s >= self.sample_seconds + self.interrupted_seconds else 0.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -44,7 +44,7 @@ class StatusReader:
         directory: Directory of the study.
 
     Raises:
-        StudyError: it is not the directory of an ensemble study, or was moved.
+        StudyError: the directory is not that of an ensemble study, or the study was moved.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -72,7 +72,7 @@ class StatusReader:
             rows = read_rows(self._plan.root)
             self._follow_ledger()
             beats = self._session.heartbeats.all()
-            alive = {beat.name: self._lives(beat, conducted) for beat in beats}
+            alive = {beat.name: self._is_alive(beat, conducted) for beat in beats}
             return StudyStatus(
                 study=self._name(),
                 path=self._plan.root,
@@ -114,8 +114,8 @@ class StatusReader:
                 interrupted_seconds=self._usage.interrupted_s(one.label),
             )
 
-    def _lives(self, beat: Heartbeat, conducted: bool) -> bool:
-        """Tell whether a worker lives; a live conductor removes the heartbeats of dead workers on other machines."""
+    def _is_alive(self, beat: Heartbeat, conducted: bool) -> bool:
+        """Tell whether a worker is alive; a live conductor removes the heartbeats of dead workers on other machines."""
         if beat.host == host_name():
             return ProcessId(*beat.process).is_alive
         written_at = self._session.heartbeats.path_of(beat.name).stat().st_mtime
@@ -132,10 +132,11 @@ class StatusReader:
                 yield WorkerStatus(name=beat.name, group=beat.group, node=beat.node, state=state)
 
     def _awaited(self, rows: list[StepRow], beats: list[Heartbeat], alive: dict[str, bool]) -> Iterator[WorkerStatus]:
-        """Yield the missing workers: those of groups whose workers a user must start on another machine."""
+        """Yield the missing workers of groups that have work and whose workers a user must start on another machine."""
         served = {beat.group for beat in beats if alive[beat.name]}
-        left = {row.step for row in rows if row.state not in LAST_STATES}
-        queues = {queue for step, facts in self._plan.settings.steps.items() if step in left for queue in facts.queues}
+        active = {row.step for row in rows if row.state not in LAST_STATES}
+        steps = self._plan.settings.steps.items()
+        queues = {queue for step, facts in steps if step in active for queue in facts.queues}
         for name, group in awaited_groups(self._plan.settings, served).items():
             if queues.intersection(group.task_queues):
                 yield WorkerStatus(name="", group=name, node=" or ".join(group.machines), state="awaited")
@@ -143,7 +144,7 @@ class StatusReader:
     # --- step records ---
 
     def _steps(self, rows: list[StepRow], alive: dict[str, bool], conducted: bool) -> list[StepStatus]:
-        """Return the step records in Maestro's order, followed by those without a row of Maestro."""
+        """Return the step records in Maestro's order, followed by those without a row in ``status.csv``."""
         working = np.array([conducted or alive.get(writer, False) for writer in self._writers], bool)
         self._by_name = {record.manifest.name: record for record in self._records.values()}
         named = {row.name for row in rows}
@@ -179,8 +180,8 @@ class StatusReader:
         return np.concatenate(parts), np.concatenate(writers)
 
     def _read_manifests(self, entries: Entries) -> None:
-        known = np.array([0, *self._records], np.uint32)
-        if self._records and np.isin(entries["record"], known).all():
+        numbers = np.array([0, *self._records], np.uint32)
+        if self._records and np.isin(entries["record"], numbers).all():
             return
         for manifest in Manifest.read_all(self._plan.records):
             self._records.setdefault(manifest.number, RecordSamples(manifest))
@@ -195,12 +196,12 @@ class StatusReader:
         return found
 
     def fatal(self, name: str) -> SampleStatus | None:
-        """Return the sample that has failed a step record, from the last `read`; None without such a sample."""
+        """Return the sample that made a step record fail, from the last `read`; None without such a sample."""
         record = self._record(name)
         return record.fatal() if record else None
 
     def interruptions(self, name: str) -> tuple[int, float]:
-        """Return the number of interrupted attempts of a step record, and the longest duration of them in seconds."""
+        """Return the number of interrupted attempts of a step record, and their longest duration in seconds."""
         record = self._record(name)
         return (record.interruptions, record.longest_interruption_s) if record else (0, 0.0)
 
@@ -249,10 +250,10 @@ def _step(
 
 
 def _step_state(state: str, record: RecordSamples | None, conducted: bool) -> str:
-    """Return the state of a step record: Maestro's state if it is final, else that of the ledger, which is newer."""
+    """Return the state of a step record: Maestro's state if it is final, else the newer state in the ledger."""
     if state in LAST_STATES:
         return state
-    if record is None:  # not submitted yet, or a native step, which only Maestro knows
+    if record is None:  # not submitted yet, or a native step, which has no ledger entries
         return "INTERRUPTED" if state == "RUNNING" and not conducted else state
     if record.states.is_complete:
         return "FAILED" if (record.states.outcome == Outcome.HARD_FAILED).any() else "FINISHED"
@@ -266,9 +267,9 @@ def _state_after_end(states: set[str]) -> StudyState:
 
     Maestro leaves step records INITIALIZED when a study is cancelled (executiongraph.py:730).
     """
-    left = states - LAST_STATES
-    if "CANCELLED" in states and left <= {"INITIALIZED"}:
+    active = states - LAST_STATES
+    if "CANCELLED" in states and active <= {"INITIALIZED"}:
         return StudyState.CANCELLED
-    if left or not states:
+    if active or not states:
         return StudyState.INTERRUPTED
     return StudyState.FINISHED if states <= {"FINISHED", "DRYRUN"} else StudyState.FAILED

@@ -1,4 +1,4 @@
-"""Single samples on a terminal: which of them failed, and what they have printed."""
+"""Failed samples on a terminal, with their values or the last lines of their stderr."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LINE_LIMIT = 400
 
 
 def show_failed(reader: StatusReader, console: Console, limit: int) -> None:
-    """Print failed samples with their values; say how many more there are."""
+    """Print failed samples with their values, and the number of those beyond the limit."""
     status = reader.read()
     total = sum(step.samples.failed for step in status.steps)
     samples = reader.failed(limit)
@@ -38,13 +38,13 @@ def show_failed(reader: StatusReader, console: Console, limit: int) -> None:
 
 
 def _print_whole(console: Console, text: Text) -> None:
-    """Print a line without wrapping it, so that paths can be copied and lines be searched."""
+    """Print a line without wrapping it, so that a user can copy paths and search lines."""
     console.print(text, soft_wrap=True)
 
 
 def _value_words(values: dict[str, str] | None) -> str:
     if values is None:
-        return "(the sample table cannot be read any more)"
+        return "(the sample table can no longer be read)"
     return "  ".join(f"{label}={value}" for label, value in values.items())
 
 
@@ -60,7 +60,7 @@ def failures(kinds: Sequence[tuple[SampleStatus, int]], study: Path) -> Group:
 
 
 def headline(sample: SampleStatus, words: str) -> Text:
-    """Return which sample it is, and what there is to say of it."""
+    """Return the name of a sample, followed by `words`."""
     name = plain(sample.manifest.name)
     if sample.manifest.sampled:
         name.append(f"  sample {sample.index}")
@@ -68,6 +68,6 @@ def headline(sample: SampleStatus, words: str) -> Text:
 
 
 def _last_lines(path: Path) -> list[str]:
-    """Return the last lines of a file, which may be large, missing, or no text."""
+    """Return the last lines of a file, which may be large, missing, or binary."""
     lines = [line.rstrip() for line in re.split(r"[\r\n]+", tail(path, _STDERR_BYTES))]
     return [line[:_LINE_LIMIT] for line in lines if line][-STDERR_LINES:]

@@ -1,4 +1,4 @@
-"""The samples of a step record: how many are in which state, which failed, and how fast they go."""
+"""The samples of a step record: the number in each state, the failed samples, and the rate."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from maestro_celery_plugin.study.manifest import Manifest
 
 __all__ = ["RecordSamples", "SampleStatus", "values_of"]
 
-# The rate is that of the last minute, or of the last 20 samples when fewer have ended in it.
+# The rate is that of the last minute, or of the last 20 samples when fewer have ended in that minute.
 RATE_WINDOW_S = 60.0
 RATE_SAMPLES = 20
 _SHORTEST_SPAN_S = 1e-3
@@ -43,7 +43,7 @@ class SampleStatus:
         index: Its index.
         code: Exit code; negative for a signal and for an attempt that did not run (`states.py`).
         duration_s: Wall time.
-        losses: How often the sample ran when its worker was lost.
+        losses: Number of times that the worker was lost while the sample ran.
     """
 
     manifest: Manifest
@@ -101,7 +101,7 @@ class RecordSamples:
         manifest: The step record.
         states: The states of the samples.
         interruptions: Number of attempts that a worker has ended: at the end of its allocation, at a cancellation, or
-            when another sample failed the step record.
+            when another sample made the step record fail.
         longest_interruption_s: The longest duration of these attempts, in seconds.
     """
 
@@ -109,64 +109,64 @@ class RecordSamples:
         self.manifest = manifest
         self.states = SampleStates(manifest.samples, manifest.max_retries)
         self._writer = np.zeros(manifest.samples, np.uint32)
-        self._ends = np.empty(0, np.float64)
-        self._enders = np.empty(0, np.uint32)
-        self._began: dict[int, float] = defaultdict(lambda: np.inf)
+        self._end_times = np.empty(0, np.float64)
+        self._end_writers = np.empty(0, np.uint32)
+        self._first_starts: dict[int, float] = defaultdict(lambda: np.inf)
         self.interruptions = 0
         self.longest_interruption_s = 0.0
 
     def apply(self, entries: Entries, writers: np.ndarray[Any, Any]) -> None:
         """Apply new entries; `writers` has the number of the writer of each entry."""
         self.states.apply(entries)
-        self._note_starts(entries, writers)
-        self._note_ends(entries, writers)
+        self._store_starts(entries, writers)
+        self._store_ends(entries, writers)
         stopped = entries["stop"][entries["kind"] == Kind.STOPPED]
         if len(stopped):
             self.interruptions += len(stopped)
             self.longest_interruption_s = max(self.longest_interruption_s, int(stopped.max()) / 1e6)
 
-    def _note_starts(self, entries: Entries, writers: np.ndarray[Any, Any]) -> None:
+    def _store_starts(self, entries: Entries, writers: np.ndarray[Any, Any]) -> None:
         """Store the writer of the last attempt at each sample, and the first start of each writer."""
         started = entries["kind"] == Kind.STARTED
         if started.any():
             samples, epochs = entries["start"][started], entries["epoch"][started]
             is_last = epochs == self.states.started[samples]
             self._writer[samples[is_last]] = writers[started][is_last]
-            times, starters = entries["time"][started], writers[started]
-            for starter in np.unique(starters):
-                first = float(times[starters == starter].min())
-                self._began[int(starter)] = min(self._began[int(starter)], first)
+            times, start_writers = entries["time"][started], writers[started]
+            for writer in np.unique(start_writers):
+                first = float(times[start_writers == writer].min())
+                self._first_starts[int(writer)] = min(self._first_starts[int(writer)], first)
 
-    def _note_ends(self, entries: Entries, writers: np.ndarray[Any, Any]) -> None:
-        """Store the ends of samples that the rate needs."""
-        decided = entries["kind"] == Kind.ENDED
-        requests = [code for code in np.unique(entries["code"][decided]) if is_request(int(code))]
+    def _store_ends(self, entries: Entries, writers: np.ndarray[Any, Any]) -> None:
+        """Store the times of the last ended samples, from which `rate` is computed."""
+        ended = entries["kind"] == Kind.ENDED
+        requests = [code for code in np.unique(entries["code"][ended]) if is_request(int(code))]
         if requests:
-            decided &= ~np.isin(entries["code"], requests)
-        if decided.any():
-            ends = np.concatenate([self._ends, entries["time"][decided]])
-            enders = np.concatenate([self._enders, writers[decided].astype(np.uint32)])
-            order = np.argsort(ends, kind="stable")
-            count = len(ends) - int(np.searchsorted(ends, ends[order[-1]] - RATE_WINDOW_S, sorter=order))
+            ended &= ~np.isin(entries["code"], requests)
+        if ended.any():
+            times = np.concatenate([self._end_times, entries["time"][ended]])
+            end_writers = np.concatenate([self._end_writers, writers[ended].astype(np.uint32)])
+            order = np.argsort(times, kind="stable")
+            count = len(times) - int(np.searchsorted(times, times[order[-1]] - RATE_WINDOW_S, sorter=order))
             last = order[-max(count, RATE_SAMPLES) :]
-            self._ends, self._enders = ends[last], enders[last]
+            self._end_times, self._end_writers = times[last], end_writers[last]
 
     def rate(self, living: np.ndarray[Any, Any] | None = None) -> float | None:
-        """Return samples per second in the recent past: the number of ends, over the time between first and last.
+        """Return samples per second in the recent past: the number of ends, divided by the time from first to last end.
 
         Args:
-            living: The live writers, as a mask by their number. While some live, the ends of other writers do not
-                count: they are from an earlier allocation, or from before a resume.
+            living: Mask of the live writers by number. If a writer is live, the ends of dead writers do not count,
+                because they are from an earlier allocation or an earlier conductor.
         """
-        ends, enders = self._ends, self._enders
+        times, writers = self._end_times, self._end_writers
         if living is not None and living.any():
-            ends, enders = ends[living[enders]], enders[living[enders]]
-        if not len(ends):
+            times, writers = times[living[writers]], writers[living[writers]]
+        if not len(times):
             return None
-        if len(ends) < RATE_SAMPLES:
-            began = min((self._began[int(ender)] for ender in set(enders.tolist())), default=np.inf)
-            return len(ends) / max(float(ends[-1]) - began, _SHORTEST_SPAN_S)
-        return (len(ends) - 1) / max(float(ends[-1] - ends[0]), _SHORTEST_SPAN_S)
+        if len(times) < RATE_SAMPLES:
+            start = min((self._first_starts[int(writer)] for writer in set(writers.tolist())), default=np.inf)
+            return len(times) / max(float(times[-1]) - start, _SHORTEST_SPAN_S)
+        return (len(times) - 1) / max(float(times[-1] - times[0]), _SHORTEST_SPAN_S)
 
     def counts(self, working: np.ndarray[Any, Any]) -> Counts:
         """Count the samples in each state; `working` is a mask of the writers that may still end an attempt."""
@@ -189,7 +189,7 @@ class RecordSamples:
         return [(self._sample(int(failed[i])), int(n)) for i, n in zip(first, counts, strict=True)]
 
     def fatal(self) -> SampleStatus | None:
-        """Return the first sample that has failed the step record; None without such a sample."""
+        """Return the first sample that made the step record fail; None without such a sample."""
         indices = np.flatnonzero(self.states.outcome == Outcome.HARD_FAILED)
         return self._sample(int(indices[0])) if len(indices) else None
 
@@ -198,7 +198,7 @@ class RecordSamples:
         return np.flatnonzero((outcome == Outcome.FAILED) | (outcome == Outcome.HARD_FAILED))
 
     def slowest(self, limit: int) -> list[SampleStatus]:
-        """Return the `limit` slowest samples, in no order; no samples of a record that is not sampled."""
+        """Return the `limit` slowest samples in any order; empty for a record that is not sampled."""
         durations = self.states.duration_us
         count = min(limit, len(durations))
         if not self.manifest.sampled or not count:
@@ -217,7 +217,7 @@ class RecordSamples:
 
 
 def values_of(samples: list[SampleStatus]) -> list[dict[str, str] | None]:
-    """Return the values of samples by label; None for a sample whose table cannot be read any more."""
+    """Return the values of samples by label; None for a sample whose table can no longer be read."""
     tables: dict[int, Any] = {}
     return [_values(sample, tables) for sample in samples]
 

@@ -20,11 +20,11 @@ from maestro_celery_plugin.report.text import duration_words, plain, section, st
 __all__ = ["show", "watch"]
 
 WATCH_S = 1.0
-# So many workers, slow samples and kinds of failures are shown below the table.
+# The number of allocations, workers, slow samples and kinds of failures that are shown below the table.
 SHOWN = 5
-# A table of thousands of step records takes rich many seconds, and nobody reads it.
+# rich needs many seconds for a table of thousands of step records, and a user cannot read so many.
 SHOWN_STEPS = 200
-# Columns of a terminal from which on each step record takes one line.
+# The smallest width of a terminal, in columns, in which each step record takes one line.
 _WIDE = 120
 
 
@@ -34,7 +34,7 @@ def show(reader: StatusReader, console: Console) -> None:
 
 
 def watch(reader: StatusReader, console: Console) -> None:
-    """Show the status of a study until it has ended; reading takes at most a fifth of the time."""
+    """Show the status of a study until it has ended; spend at most a fifth of the time on reading."""
     with Live(console=console, auto_refresh=False) as live:
         while True:
             begin = clock.monotonic()
@@ -50,7 +50,7 @@ def watch(reader: StatusReader, console: Console) -> None:
 
 
 def _page(status: StudyStatus, reader: StatusReader, console: Console, rows: int = SHOWN_STEPS) -> Group:
-    """Return everything, with up to `rows` step records."""
+    """Return the whole output, with up to `rows` step records."""
     steps = _most_active(status.steps, rows)
     parts: list[RenderableType] = [_title(status), _steps_table(steps, wide=console.width >= _WIDE)]
     if len(steps) < len(status.steps):
@@ -73,7 +73,7 @@ def _title(status: StudyStatus) -> Text:
 
 def _advice(status: StudyStatus) -> list[RenderableType]:
     if status.state is StudyState.INTERRUPTED:
-        words = "The conductor of this study has died before its end. To go on with it:"
+        words = "The conductor died before the study ended. To continue the study:"
     elif status.state is StudyState.PENDING:
         words = "No conductor has run this study yet. If none is about to start:"
     else:
@@ -168,33 +168,33 @@ def _time_left(step: StepStatus) -> str:
 
 
 def _allocations(status: StudyStatus) -> list[RenderableType]:
-    """Return the last allocation of each name; how many there were before it, its number tells."""
+    """Return the last allocation of each name; its number counts the allocations of that name."""
     last = {one.name: one for one in status.allocations}
     if not last:
         return []
     lines = []
-    for one in list(last.values())[:SHOWN]:
-        job = f"job {one.job}" if one.job else "not submitted"
-        line = Text.assemble(plain(f"{one.name}/{one.number}  {job}  "), state_text(one.state))
-        lines.append(line.append_text(plain(f"  {one.reason}" if one.reason else "", "dim")))
+    for allocation in list(last.values())[:SHOWN]:
+        job = f"job {allocation.job}" if allocation.job else "not submitted"
+        line = Text.assemble(plain(f"{allocation.name}/{allocation.number}  {job}  "), state_text(allocation.state))
+        lines.append(line.append_text(plain(f"  {allocation.reason}" if allocation.reason else "", "dim")))
     ended = [one for one in status.allocations if one.slot_seconds]
     if ended:
-        lines.append(plain(_use_words(ended), "dim"))
+        lines.append(plain(_usage_words(ended), "dim"))
     if len(last) > SHOWN:
         lines.append(Text(f"and {len(last) - SHOWN} more (--json has all)", style="dim"))
     return [section("Allocations", lines)]
 
 
-def _use_words(ended: Sequence[AllocationStatus]) -> str:
-    """Return what the slots of allocations that have ended were used for."""
+def _usage_words(ended: Sequence[AllocationStatus]) -> str:
+    """Return how the slot time of allocations that have ended was used."""
     total_s = sum(one.slot_seconds for one in ended)
     parts = {
         "samples": sum(one.sample_seconds for one in ended) / total_s,
-        "samples that were interrupted": sum(one.interrupted_seconds for one in ended) / total_s,
+        "interrupted samples": sum(one.interrupted_seconds for one in ended) / total_s,
     }
     parts["neither"] = 1 - sum(parts.values())
-    words = ", ".join(f"{share:.0%} {what}" for what, share in parts.items())
-    return f"{len(ended)} ended, {duration_words(total_s)} of their slots: {words}"
+    words = ", ".join(f"{share:.0%} {use}" for use, share in parts.items())
+    return f"{len(ended)} ended, {duration_words(total_s)} of slot time: {words}"
 
 
 def _workers(status: StudyStatus) -> list[RenderableType]:

@@ -1,7 +1,7 @@
-"""Text for a terminal: plain whatever it holds, headings, states, durations.
+"""Text for a terminal: escaped text, headings, states, durations.
 
-What comes from a study (names, values, stderr) may hold anything, so neither rich's markup nor control
-sequences of a terminal take effect in it.
+Text from a study (names, values, stderr) may contain rich's markup and control sequences of a terminal; both are shown
+as text.
 """
 
 from __future__ import annotations

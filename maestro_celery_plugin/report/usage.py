@@ -27,9 +27,9 @@ class AllocationUsage:
 
     def add(self, writer: str, entries: Entries) -> None:
         """Apply new entries of a worker: ``sim-2-1`` is a worker of the group `sim` in its second allocation."""
-        stem, _, rest = writer.partition(".")[0].rpartition("-")[0].rpartition("-")
-        if stem in self._names and rest.isdigit():
-            label = f"{self._names[stem]}/{rest}"
+        stem, _, number = writer.partition(".")[0].rpartition("-")[0].rpartition("-")
+        if stem in self._names and number.isdigit():
+            label = f"{self._names[stem]}/{number}"
             self._ended_s[label] += _seconds(entries, Kind.ENDED)
             self._interrupted_s[label] += _seconds(entries, Kind.STOPPED)
 
@@ -38,7 +38,7 @@ class AllocationUsage:
         return self._ended_s[label]
 
     def interrupted_s(self, label: str) -> float:
-        """Return the seconds of attempts that a worker has ended, summed over the slots of an allocation."""
+        """Return the seconds of attempts that a worker has interrupted, summed over the slots of an allocation."""
         return self._interrupted_s[label]
 
 

@@ -20,7 +20,7 @@ class NpyReader:
     """Reader of NumPy's `.npy` files."""
 
     def open(self, path: Path, labels: Sequence[str], cache: Path) -> SampleTable | None:
-        """Memory-map the array; as `hookspecs.open_samples`."""
+        """Memory-map the array; see `hookspecs.open_samples`."""
         if path.suffix != ".npy":
             return None
         array = _mapped(path)
@@ -39,13 +39,13 @@ def _mapped(path: Path) -> Array:
             dtype = _header(file)[2]
             if dtype.hasobject:
                 raise SampleError(
-                    f"merlin.samples.file: '{path}' holds Python objects, which are pickled code "
-                    "and not read; save an array of numbers or texts (`array.astype(str)`)."
+                    f"merlin.samples.file: '{path}' contains Python objects, which are pickled code and are not read; "
+                    "save an array of numbers or text (`array.astype(str)`)."
                 )
             file.seek(0)
-            if 0 in _header(file)[0]:  # nothing to map
+            if 0 in _header(file)[0]:  # an empty array cannot be mapped
                 return np.empty((0, 0))
-        # As a plain array, which is quicker to index than `np.memmap`; it keeps the map open.
+        # A plain array is faster to index than `np.memmap`; it keeps the map open.
         return np.asarray(np.lib.format.open_memmap(path, mode="r"))
     except (ValueError, OSError, EOFError) as cause:
         raise SampleError(f"merlin.samples.file: '{path}' cannot be read as .npy: {cause}") from cause
@@ -59,11 +59,11 @@ def _header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
 
 
 class _ArrayTable:
-    """A plain array; one dimension is one column."""
+    """A table in a plain array; an array with one dimension is one column."""
 
     def __init__(self, array: Array, path: Path) -> None:
         self._array, self._path = array if array.ndim == 2 else array[:, None], path
-        self._is_plain = array.dtype.kind in "biu" or array.dtype == np.float64
+        self._has_python_text = array.dtype.kind in "biu" or array.dtype == np.float64
 
     def __len__(self) -> int:
         return len(self._array)
@@ -74,13 +74,13 @@ class _ArrayTable:
 
     def row(self, index: int) -> Sequence[str]:
         values = self._array[index]
-        if self._is_plain:  # Python's own numbers have the same text as NumPy's, and have it sooner
+        if self._has_python_text:  # Python's numbers have the same text as NumPy's and are faster to format
             return [str(value) for value in values.tolist()]
         return [_text(value, index, self._path) for value in values]
 
 
 class _StructuredTable:
-    """A structured array; labels name its fields."""
+    """A table in a structured array; each label is the name of a field."""
 
     def __init__(self, array: Array, labels: Sequence[str], path: Path) -> None:
         fields = array.dtype.names or ()
@@ -92,7 +92,7 @@ class _StructuredTable:
                 )
             if array.dtype[label].shape or array.dtype[label].names:
                 raise SampleError(
-                    f"merlin.samples.file: the field '{label}' of '{path}' holds several values per row; one is needed."
+                    f"merlin.samples.file: the field '{label}' of '{path}' has several values per row; one is needed."
                 )
         self._array, self._labels, self._path = array.reshape(-1), tuple(labels), path
 
@@ -115,4 +115,4 @@ def _text(value: Any, row: int, path: Path) -> str:
     try:
         return value.decode()
     except UnicodeDecodeError as cause:
-        raise SampleError(f"merlin.samples.file: row {row} of '{path}' is no UTF-8 text: {cause}") from cause
+        raise SampleError(f"merlin.samples.file: row {row} of '{path}' is not UTF-8 text: {cause}") from cause

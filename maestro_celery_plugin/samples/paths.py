@@ -1,10 +1,11 @@
 """The directory hierarchy of samples, the same as Merlin's for the same numbers.
 
-Sizes start at 1 and are multiplied by ``level_max_dirs`` until they hold all samples; the largest is
-dropped (Merlin 1.13 common/sample_index.py:37-58). Names are the position in the level, padded with
-zeros to the digits of ``level_max_dirs`` (common/sample_index_factory.py:23-155).
+A size is the number of samples below one directory of a level. Sizes start at 1 and are multiplied by
+``level_max_dirs`` until one is at least the number of samples; the largest size is dropped (Merlin 1.13
+common/sample_index.py:37-58). A name is the position in the level, padded with zeros to the number of digits of
+``level_max_dirs`` (common/sample_index_factory.py:23-155).
 
-Worked example: 1000 samples, 25 directories a level: sizes 625, 25, 1; sample 999 is
+Worked example: 1000 samples, 25 directories per level: sizes 625, 25, 1; sample 999 is
 999 // 625 = 1, 374 // 25 = 14, 24 // 1 = 24: ``01/14/24``.
 """
 

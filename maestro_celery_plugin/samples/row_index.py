@@ -1,4 +1,4 @@
-"""Where the rows of a text file begin and end, found in one pass that holds a block of the file at a time."""
+"""The byte offsets of the rows of a text file, found in one pass that keeps one block of the file in memory."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from maestro_celery_plugin.errors import SampleError
 
 __all__ = ["index_rows"]
 
-_BLOCK = 4 << 20  # bytes that are looked at in one go
+_BLOCK = 4 << 20  # bytes per read
 _BOM = b"\xef\xbb\xbf"
 
 Offsets = np.ndarray[Any, Any]
 
 
 def index_rows(path: Path, delimiter: str | None) -> Offsets:
-    """Return an array (rows, 2) of the first byte of each row and the byte behind it.
+    """Return an array (rows, 2) of the offsets of the first byte of each row and of the byte after the row.
 
     Args:
         path: The file.
-        delimiter: What stands between the columns; None for white space.
+        delimiter: The separator of the columns; None for white space.
 
     Raises:
-        SampleError: a row has another number of columns than the first one, or the file is no UTF-8 text
-            or no csv.
+        SampleError: a row and the first row have different numbers of columns, or the file is not UTF-8 text or
+            not valid csv.
     """
     try:
         with path.open("rb") as file:
@@ -39,7 +39,7 @@ def index_rows(path: Path, delimiter: str | None) -> Offsets:
                 return _Rows(path, file).by_white_space()
             return _Rows(path, file).quoted(delimiter) if _has_quotes(path) else _Rows(path, file).plain(delimiter)
     except UnicodeDecodeError as cause:
-        raise SampleError(f"merlin.samples.file: '{path}' is no UTF-8 text: {cause}") from cause
+        raise SampleError(f"merlin.samples.file: '{path}' is not UTF-8 text: {cause}") from cause
 
 
 def _has_quotes(path: Path) -> bool:
@@ -48,7 +48,7 @@ def _has_quotes(path: Path) -> bool:
 
 
 def _skip_header(file: io.BufferedReader) -> None:
-    """Go to the first line that is neither empty nor a comment such as `numpy.savetxt` writes."""
+    """Move to the first line that is neither empty nor a comment in the format of `numpy.savetxt`."""
     if file.read(len(_BOM)) != _BOM:
         file.seek(0)
     while True:
@@ -60,24 +60,28 @@ def _skip_header(file: io.BufferedReader) -> None:
 
 
 class _Rows:
-    """The rows of a file from its present position on."""
+    """The rows of a file, starting at its current position."""
 
     def __init__(self, path: Path, file: io.BufferedReader) -> None:
         self._path, self._file = path, file
         self._width = 0
         self._count = 0
 
-    def _note(self, width: int, offset: int) -> None:
-        """Take one more row into account."""
+    def _count_row(self, width: int, offset: int) -> None:
+        """Count one more row.
+
+        Raises:
+            SampleError: the row and the first row have different numbers of columns.
+        """
         self._width = self._width or width
         if width != self._width:
             raise SampleError(
-                f"merlin.samples.file: row {self._count} of '{self._path}' (line {self._line(offset)}) "
-                f"has {width} columns, row 0 has {self._width}; all rows need the same."
+                f"merlin.samples.file: row {self._count} of '{self._path}' (line {self._line_number(offset)}) "
+                f"has {width} columns, row 0 has {self._width}; all rows need the same number."
             )
         self._count += 1
 
-    def _line(self, offset: int) -> int:
+    def _line_number(self, offset: int) -> int:
         with self._path.open("rb") as file:
             return 1 + file.read(offset).count(b"\n")
 
@@ -87,50 +91,50 @@ class _Rows:
         for line in self._file:
             width = len(line.decode().split())
             if width:
-                self._note(width, start)
+                self._count_row(width, start)
                 offsets.extend((start, start + len(line)))
             start += len(line)
         return _as_array(offsets)
 
     def quoted(self, delimiter: str) -> Offsets:
-        """Index rows as Python's `csv` reads them: one in which a quote is open goes on in the next line."""
+        """Index rows as Python's `csv` reads them: a row with an open quote continues on the next line."""
         offsets, position = array("q"), [self._file.tell()]
-        reader = csv.reader(self._counted(position), delimiter=delimiter, strict=True)
+        reader = csv.reader(self._decoded_lines(position), delimiter=delimiter, strict=True)
         while True:
             start = position[0]
             try:
                 row = next(reader, None)
             except csv.Error as cause:
                 raise SampleError(
-                    f"merlin.samples.file: row {self._count} of '{self._path}' (line {self._line(start)}) "
-                    f"is no csv: {cause}."
+                    f"merlin.samples.file: row {self._count} of '{self._path}' (line {self._line_number(start)}) "
+                    f"is not valid csv: {cause}."
                 ) from cause
             if row is None:
                 return _as_array(offsets)
-            if len(row) > 1 or "".join(row).strip() or b'"' in self._between(start, position[0]):
-                self._note(len(row), start)
+            if len(row) > 1 or "".join(row).strip() or b'"' in self._bytes_between(start, position[0]):
+                self._count_row(len(row), start)
                 offsets.extend((start, position[0]))
 
-    def _counted(self, position: list[int]) -> Iterator[str]:
+    def _decoded_lines(self, position: list[int]) -> Iterator[str]:
         for line in self._file:
             position[0] += len(line)
             yield line.decode()
 
-    def _between(self, start: int, stop: int) -> bytes:
+    def _bytes_between(self, start: int, stop: int) -> bytes:
         with self._path.open("rb") as file:
             file.seek(start)
             return file.read(stop - start)
 
     def plain(self, delimiter: str) -> Offsets:
-        """Index a file without quotes, in which every line end ends a row."""
-        found, start = [np.empty((0, 2), np.int64)], self._file.tell()
+        """Index a file without quotes: every line end is the end of a row."""
+        parts, start = [np.empty((0, 2), np.int64)], self._file.tell()
         while block := self._file.read(_BLOCK) + self._file.readline():
             block.decode()
-            found.append(self._block(block, delimiter, start))
+            parts.append(self._index_block(block, delimiter, start))
             start += len(block)
-        return np.concatenate(found)
+        return np.concatenate(parts)
 
-    def _block(self, block: bytes, delimiter: str, offset: int) -> Offsets:
+    def _index_block(self, block: bytes, delimiter: str, offset: int) -> Offsets:
         data = np.frombuffer(block, np.uint8)
         ends = np.flatnonzero(data == ord("\n"))
         if data[-1] != ord("\n"):
@@ -138,7 +142,7 @@ class _Rows:
         starts = np.concatenate([[0], ends[:-1] + 1])
         if (returns := np.flatnonzero(data[:-1] == ord("\r"))).size and (data[returns + 1] != ord("\n")).any():
             raise SampleError(
-                f"merlin.samples.file: '{self._path}' has carriage returns within lines; end lines by LF."
+                f"merlin.samples.file: '{self._path}' has carriage returns within lines; end lines with LF."
             )
         separators = np.flatnonzero(data == ord(delimiter))
         widths = np.searchsorted(separators, ends) - np.searchsorted(separators, starts) + 1
@@ -152,7 +156,7 @@ class _Rows:
             first = int(ragged[0]) if len(ragged) else len(widths)
             self._count += first
             if first < len(widths):
-                self._note(int(widths[first]), offset + int(starts[first]))
+                self._count_row(int(widths[first]), offset + int(starts[first]))
         return np.stack([starts, ends], axis=1) + offset
 
 

@@ -1,4 +1,4 @@
-"""The sample table: rows of text, read in place, never loaded whole.
+"""The sample table: rows of text that are read one at a time; the whole table is never in memory.
 
 The first process that opens a table, `maestro run`, stores the size and modification time of its file. Workers
 that open the table later refuse a file that has changed, and refuse rows after a change.
@@ -30,12 +30,12 @@ class SampleTable(Protocol):
         """The number of columns."""
 
     def row(self, index: int) -> Sequence[str]:
-        """Return the values of one row as they stand in scripts; several threads may call this at the same time."""
+        """Return the values of one row as they appear in scripts; several threads may call this at the same time."""
 
 
 @dataclasses.dataclass(frozen=True)
 class FileIdentity:
-    """The identity of a file, which differs for another file of the same name and after a change.
+    """The identity of a file; another file of the same name, or a changed file, has another identity.
 
     Attributes:
         path: Absolute path.
@@ -69,25 +69,25 @@ class FileIdentity:
 
 
 def first_identity(path: Path, cache: Path) -> FileIdentity:
-    """Return the identity of the sample file when it was opened first; the first call stores it.
+    """Return the identity of the sample file at its first opening; the first call stores it.
 
     Args:
         path: The file.
         cache: Directory in which the identity is stored.
 
     Raises:
-        SampleError: the file does not exist, or has changed since it was opened first.
+        SampleError: the file does not exist, or has changed since its first opening.
     """
     if not path.is_file():
         raise SampleError(
             f"merlin.samples.file: there is no file '{path}'; check its name, or let generate.cmd write it."
         )
     identity = FileIdentity.of(path)
-    note = cache / f"{identity.place}.json"
+    stored = cache / f"{identity.place}.json"
     try:
-        first = schema.from_json(FileIdentity, note.read_text())
+        first = schema.from_json(FileIdentity, stored.read_text())
     except FileNotFoundError:
-        write_atomically(note, schema.to_json(identity))
+        write_atomically(stored, schema.to_json(identity))
         return identity
     if identity != first:
         raise _changed(first.path)
@@ -95,15 +95,15 @@ def first_identity(path: Path, cache: Path) -> FileIdentity:
 
 
 def checked_table(table: SampleTable | None, identity: FileIdentity, labels: Sequence[str]) -> SampleTable:
-    """Return a table that has rows and one column per label, and that refuses rows after a change of its file.
+    """Return a table that has rows and one column per label, and that raises an error after a change of its file.
 
     Args:
-        table: The table as its reader has opened it; None when no reader knows the kind of the file.
-        identity: The identity of the file when it was opened first.
+        table: The table as its reader has opened it; None when no reader supports the file.
+        identity: The identity of the file at its first opening.
         labels: The column labels.
 
     Raises:
-        SampleError: there is no table, it has no row, or its columns do not fit the labels.
+        SampleError: there is no table, it has no row, or its columns do not match the labels.
     """
     path = identity.path
     if table is None:
@@ -129,7 +129,7 @@ def _changed(path: str) -> SampleError:
 
 
 class _WatchedTable:
-    """A table that refuses to return rows when its file has changed."""
+    """A table that raises an error instead of returning rows when its file has changed."""
 
     def __init__(self, table: SampleTable, identity: FileIdentity) -> None:
         self._table, self._identity = table, identity

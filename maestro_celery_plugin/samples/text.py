@@ -1,4 +1,4 @@
-"""Sample tables in text files. They are indexed once, so that a worker reads only the rows it runs."""
+"""Sample tables in text files. An index is built once, so that a worker reads only the rows that it runs."""
 
 from __future__ import annotations
 
@@ -20,18 +20,17 @@ __all__ = ["CsvReader", "TabReader"]
 
 
 class CsvReader:
-    """Reader of comma-separated text; values keep their text.
+    """Reader of comma-separated text; values are not converted.
 
-    Quoting is as in Python's `csv`: a field in double quotes may hold commas and line ends. Leading
-    lines that start with ``# ``, as `numpy.savetxt` writes them, are a header and skipped; so are blank
-    lines.
+    Quoting is as in Python's `csv`: a field in double quotes may contain commas and line ends. The reader
+    skips blank lines, and a header of lines that start with ``# ``, as `numpy.savetxt` writes it.
     """
 
     suffix: ClassVar[str] = ".csv"
     delimiter: ClassVar[str | None] = ","
 
     def open(self, path: Path, labels: Sequence[str], cache: Path) -> SampleTable | None:
-        """Index the file, unless that has been done; as `hookspecs.open_samples`."""
+        """Open the file, and index it if it has no index yet; see `hookspecs.open_samples`."""
         if path.suffix != self.suffix:
             return None
         identity = FileIdentity.of(path)
@@ -47,7 +46,7 @@ class CsvReader:
 
 
 def _mapped(index: Path) -> np.ndarray[Any, Any]:
-    """Memory-map an index; one without rows is only the 128 bytes of its header, which cannot be mapped."""
+    """Memory-map an index; an index without rows is only a header of 128 bytes and cannot be mapped."""
     has_rows = index.stat().st_size > 128
     return np.asarray(np.load(index, mmap_mode="r" if has_rows else None, allow_pickle=False))
 
@@ -60,7 +59,7 @@ class TabReader(CsvReader):
 
 
 class _TextTable:
-    """Rows of a text file, found by their offsets."""
+    """Rows of a text file, read at their offsets."""
 
     def __init__(self, path: Path, offsets: np.ndarray[Any, Any], delimiter: str | None) -> None:
         self._offsets, self._delimiter = offsets, delimiter

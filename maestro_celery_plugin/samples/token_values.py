@@ -1,4 +1,4 @@
-"""The values of tokens: those that are the same for all samples of a study, and those of one sample."""
+"""The values of tokens: values that are the same for all samples of a study, and values of one sample."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["exit_code_values", "sample_values", "study_values"]
 
 
 def exit_code_values() -> dict[str, str]:
-    """Return the exit codes by token name: ``MERLIN_SUCCESS`` and the others."""
+    """Return the exit codes by token name, such as ``MERLIN_SUCCESS``."""
     return {f"MERLIN_{code.name}": str(code.value) for code in ExitCode}
 
 
@@ -21,9 +21,9 @@ def study_values(root: str, timestamp: str, paths: SamplePaths, text: str) -> di
 
     Args:
         root: The study's workspace, ``$(OUTPUT_PATH)``.
-        timestamp: When the study was launched, ``YYYYMMDD-HHMMSS``.
+        timestamp: Launch time of the study, ``YYYYMMDD-HHMMSS``.
         paths: The directory hierarchy of the samples.
-        text: The text with the tokens; ``MERLIN_PATHS_ALL`` is long and computed only when the text uses it.
+        text: The text with the tokens; ``MERLIN_PATHS_ALL`` is long, so it is computed only when the text uses it.
     """
     values = {
         "MERLIN_WORKSPACE": root,

@@ -1,4 +1,4 @@
-"""Checks of a specification, block by block; the first problem is one message with file, key and allowed values."""
+"""Checks of a specification, block by block; the first problem raises an error with file, key and allowed values."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ _CAPITALS = re.compile(r"[A-Z][A-Z0-9_]*")
 
 
 def check_shape(data: Mapping[str, Any], file: str) -> None:
-    """Check that the top-level blocks are known and of the right kind, before variables are inserted.
+    """Check that the top-level blocks are known and have the right type, before variables are inserted.
 
     Raises:
-        SpecificationError: a block is unknown or of the wrong kind.
+        SpecificationError: a block is unknown or has the wrong type.
     """
     for block in data:
         if block not in BLOCKS:
@@ -64,13 +64,13 @@ def _check_is_block(value: Any, file: str, where: str) -> None:
 
 
 def tidy(data: dict[str, Any]) -> dict[str, Any]:
-    """Return the specification without keys that have no value; they count as absent, as in Merlin."""
+    """Return the specification without keys that have no value; such keys count as absent, as in Merlin."""
     result = {block: value for block, value in data.items() if value is not None}
     for block in ("merlin", "batch"):
         if block in result:
             result[block] = _without_nulls(result[block])
     if "env" in result:
-        # Not inside `variables`: a variable without a value is a mistake.
+        # `variables` does not change: a variable without a value is a mistake.
         env = {key: value for key, value in result["env"].items() if value is not None}
         result["env"] = {k: _without_nulls(v) if k == "dependencies" else v for k, v in env.items()}
     result["study"] = [
@@ -84,7 +84,7 @@ def _without_nulls(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     present = {key: item for key, item in value.items() if item is not None}
-    if isinstance(present.get("workers"), dict):  # a group without keys is a group
+    if isinstance(present.get("workers"), dict):  # a group may have no keys
         present["workers"] = {name: {} if group is None else group for name, group in present["workers"].items()}
     return {key: _without_nulls(item) for key, item in present.items()}
 
@@ -98,7 +98,7 @@ def check_content(data: Mapping[str, Any], maestro: Mapping[str, Any], file: str
         file: Name of the specification, for messages.
 
     Raises:
-        SpecificationError: a value does not fit; the message has the first problem only.
+        SpecificationError: a value is invalid; the message contains the first problem only.
     """
     check_block(data["description"], maestro["DESCRIPTION"], file, "description")
     check_block(data.get("env") or {}, maestro["ENV"], file, "env")
@@ -116,17 +116,17 @@ def check_block(block: Any, block_schema: Mapping[str, Any], file: str, where: s
     """Check a block against a schema.
 
     Raises:
-        SpecificationError: it does not fit; the message has the first problem only.
+        SpecificationError: the block is invalid; the message contains the first problem only.
     """
-    for path, sentence in problems(block, block_schema):
-        raise SpecificationError.at(file, f"{where}.{path}".rstrip("."), sentence)
+    for path, message in problems(block, block_schema):
+        raise SpecificationError.at(file, f"{where}.{path}".rstrip("."), message)
 
 
 def check_batch(block: Any, file: str, where: str) -> None:
-    """Check a block of `batch` keys, of a study, a worker group or a step.
+    """Check the `batch` keys of a study, a worker group or a step.
 
     Raises:
-        SpecificationError: it does not fit; the message has the first problem only.
+        SpecificationError: the block is invalid; the message contains the first problem only.
     """
     block_schema = schema.json_schema(BatchSettings)
     block_schema["properties"]["type"]["enum"] = [LOCAL, *batch_systems()]
@@ -172,26 +172,26 @@ def check_native(data: Mapping[str, Any], native: Set[str], file: str) -> None:
     Raises:
         SpecificationError: a native step has a key that only workers support.
     """
-    type = (data.get("batch") or {}).get("type", "local")
+    batch_type = (data.get("batch") or {}).get("type", "local")
     for step in data["study"]:
         if step["name"] in native:
-            _check_native_step(step, type, file)
+            _check_native_step(step, batch_type, file)
 
 
-def _check_native_step(step: Mapping[str, Any], type: str, file: str) -> None:
-    known = () if type in DEAF_TO_SHELL else (SHELL_KEY,)
+def _check_native_step(step: Mapping[str, Any], batch_type: str, file: str) -> None:
+    supported = () if batch_type in DEAF_TO_SHELL else (SHELL_KEY,)
     for key in STEP_SETTING_KEYS:
-        if key in step["run"] and key not in known:
+        if key in step["run"] and key not in supported:
             raise SpecificationError.at(
                 file,
                 f"study.{step['name']}.run.{key}",
-                "Maestro runs this step itself (merlin.resources.unassigned: maestro) and does not know the key; "
+                "Maestro runs this step itself (merlin.resources.unassigned: maestro) and does not support the key; "
                 "remove it, or assign the step to a worker group.",
             )
 
 
 def _check_shell(shell: str | None, file: str, where: str) -> None:
-    """Check that an interpreter exists, unless its name has a parameter."""
+    """Check that an interpreter exists, unless its name contains a token."""
     if shell is None or names_in(shell):
         return
     try:
@@ -202,25 +202,25 @@ def _check_shell(shell: str | None, file: str, where: str) -> None:
         raise SpecificationError.at(
             file,
             where,
-            f"found '{shell}', which is not a program on this machine; use one such as /bin/bash or python3.",
+            f"found '{shell}', which is not a program on this machine; use a program such as /bin/bash or python3.",
         )
 
 
 def unknown_tokens(data: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield (key, name) of tokens in commands that nothing replaces: ``$(XX)`` for ``$(X)``.
+    """Yield (key, name) of each token in a command that is probably misspelt: ``$(XX)`` for ``$(X)``.
 
-    The shell runs them as commands; a name in capitals that is no command is probably misspelt.
+    Such a token has no value, so the shell runs it as a command. Its name is in capitals and is not a command.
     """
     environment = data.get("env") or {}
     samples = (data.get("merlin") or {}).get("samples") or {}
     dependencies = [d["name"] for kind in (environment.get("dependencies") or {}).values() for d in kind]
     blocks = (data.get("global.parameters"), environment.get("variables"), environment.get("labels"))
-    known = {*RESERVED, *MAESTRO_TOKENS, *dependencies, *samples.get("column_labels", ())}
-    known.update(name for block in blocks for name in block or ())
+    defined = {*RESERVED, *MAESTRO_TOKENS, *dependencies, *samples.get("column_labels", ())}
+    defined.update(name for block in blocks for name in block or ())
     for step in data["study"]:
         for key in ("cmd", "restart"):
             for name in sorted(names_in(step["run"].get(key) or "")):
-                if _CAPITALS.fullmatch(name) and name not in known and shutil.which(name) is None:
+                if _CAPITALS.fullmatch(name) and name not in defined and shutil.which(name) is None:
                     yield f"study.{step['name']}.run.{key}", name
 
 

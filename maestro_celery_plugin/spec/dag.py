@@ -1,4 +1,4 @@
-"""The graph of the steps of a study: which steps they depend on, and whose workspaces they use."""
+"""The dependency graph of a study: the steps that each step depends on, and the workspaces that it uses."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from maestro_celery_plugin.errors import SpecificationError
 
 __all__ = ["ALL_COMBINATIONS", "check_graph"]
 
-# The suffix with which a funnel of Maestro names a step (datastructures/core/study.py:53).
+# The suffix of a step name in `depends` for all parameter combinations, a funnel (datastructures/core/study.py:53).
 ALL_COMBINATIONS = re.compile(r"_\*|\*")
-# Maestro's pattern for the name of a workspace, which also matches brackets (study.py:50).
+# Maestro's pattern for the name of a workspace, which also matches parentheses (study.py:50).
 _WORKSPACE = re.compile(r"\$\(([^\s\"'#@\\]+)\.workspace\)")
 
 
 def check_graph(data: Mapping[str, Any], file: str) -> None:
-    """Check the names of steps and the references to steps; Maestro ends with a traceback at an unknown step.
+    """Check the names of steps and the references to steps; Maestro fails with a traceback for an unknown step.
 
     Raises:
-        SpecificationError: at the first mistake.
+        SpecificationError: a name or a reference is invalid; the message contains the first problem only.
     """
     study = data["study"]
     names = [step["name"] for step in study]
@@ -29,47 +29,49 @@ def check_graph(data: Mapping[str, Any], file: str) -> None:
     for step in study:
         where = f"study.{step['name']}"
         if names.count(step["name"]) > 1:
-            raise SpecificationError.at(file, where, "two steps have this name; each step needs its own.")
+            raise SpecificationError.at(file, where, "two steps have this name; each step needs its own name.")
         depends = step["run"].get("depends") or []
         parents[step["name"]] = [ALL_COMBINATIONS.sub("", str(parent)) for parent in depends]
         for written, parent in zip(depends, parents[step["name"]], strict=True):
             if parent not in names:
                 found = f"unknown step '{written}'; {nearest(parent, names)}"
                 raise SpecificationError.at(file, f"{where}.run.depends", found)
-    unseen = dict(parents)
+    unchecked = dict(parents)
     for name in names:
-        _check_acyclic(name, unseen, (), file)
+        _check_acyclic(name, unchecked, (), file)
     environment = data.get("env") or {}
-    early = {"SPECROOT", "OUTPUT_PATH", *(environment.get("variables") or {}), *(environment.get("labels") or {})}
+    inserted = {"SPECROOT", "OUTPUT_PATH", *(environment.get("variables") or {}), *(environment.get("labels") or {})}
     for step in study:
-        _check_workspaces(step, parents, early, file)
+        _check_workspaces(step, parents, inserted, file)
 
 
-def _check_workspaces(step: Mapping[str, Any], parents: dict[str, list[str]], early: set[str], file: str) -> None:
-    """Check the workspaces that a step uses; Maestro's conductor ends at one that is not known yet (study.py:555).
+def _check_workspaces(step: Mapping[str, Any], parents: dict[str, list[str]], inserted: set[str], file: str) -> None:
+    """Check the workspaces that a step uses.
+
+    Maestro's conductor fails when a workspace does not belong to an earlier step (study.py:555).
 
     Args:
         step: The step.
         parents: The steps that each step depends on.
-        early: Names whose values Maestro has inserted before (study.py:384).
+        inserted: Names of tokens whose values Maestro inserts earlier (study.py:384).
         file: Name of the specification, for messages.
     """
     for key in ("cmd", "restart"):
         text = str(step["run"].get(key) or "")
-        for name in early:
+        for name in inserted:
             text = text.replace(f"$({name})", "")
         for name in _WORKSPACE.findall(text):
-            problem = _problem_of(name, step["name"], parents)
+            problem = _workspace_problem(name, step["name"], parents)
             if problem:
                 raise SpecificationError.at(
                     file, f"study.{step['name']}.run.{key}", f"found '$({name}.workspace)'; {problem}"
                 )
 
 
-def _problem_of(name: str, step: str, parents: dict[str, list[str]]) -> str:
-    """Return the problem of the name of a workspace in a step; empty without a problem."""
+def _workspace_problem(name: str, step: str, parents: dict[str, list[str]]) -> str:
+    """Return the problem with the name of a workspace that a step uses; an empty text without a problem."""
     if "$(" in name:
-        return "Maestro reads all of it as one name; separate the tokens with a blank or a quote."
+        return "Maestro reads the whole text as one name; separate the tokens with a blank or a quote."
     if name == step:
         return "use '$(WORKSPACE)' for the workspace of the step itself."
     if name not in parents:
@@ -80,21 +82,21 @@ def _problem_of(name: str, step: str, parents: dict[str, list[str]]) -> str:
 
 
 def _ancestors(name: str, parents: dict[str, list[str]]) -> set[str]:
-    """Return all steps that a step depends on, directly or not."""
+    """Return all steps that a step depends on, directly or indirectly."""
     found: set[str] = set()
-    left = [*parents[name]]
-    while left:
-        one = left.pop()
-        if one not in found:
-            found.add(one)
-            left += parents[one]
+    pending = [*parents[name]]
+    while pending:
+        ancestor = pending.pop()
+        if ancestor not in found:
+            found.add(ancestor)
+            pending += parents[ancestor]
     return found
 
 
-def _check_acyclic(name: str, parents: dict[str, list[str]], via: tuple[str, ...], file: str) -> None:
-    if name in via:
-        circle = " -> ".join((*via[via.index(name) :], name))
-        raise SpecificationError.at(file, f"study.{name}.run.depends", f"these steps depend on each other: {circle}.")
+def _check_acyclic(name: str, parents: dict[str, list[str]], path: tuple[str, ...], file: str) -> None:
+    if name in path:
+        cycle = " -> ".join((*path[path.index(name) :], name))
+        raise SpecificationError.at(file, f"study.{name}.run.depends", f"these steps depend on each other: {cycle}.")
     for parent in parents[name]:
-        _check_acyclic(parent, parents, (*via, name), file)
-    parents[name] = []  # checked: the step is in no circle
+        _check_acyclic(parent, parents, (*path, name), file)
+    parents[name] = []  # checked: the step is not in a cycle

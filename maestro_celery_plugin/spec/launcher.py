@@ -23,7 +23,7 @@ _LAUNCHER = re.compile(r"\$\((?P<name>V?LAUNCHER)\)(?:\[(?P<bracket>[^\]\n]*)\])
 _LAUNCHER_AND_BLANKS = re.compile(r"\$\(V?LAUNCHER\)(\[[^\]]*\])?[ \t]*")
 _COUNT = r"(?:\d+|\$\([^\s()]+\))"
 _NODES, _PROCS = rf"(?P<nodes>{_COUNT})", rf"(?P<procs>{_COUNT})"
-# Maestro's forms (abstracts/interfaces/schedulerscriptadapter.py:55-63); `$(X)` is a count as well.
+# Maestro's forms (abstracts/interfaces/schedulerscriptadapter.py:55-63); a token `$(X)` is also a count.
 _BRACKETS = tuple(
     re.compile(rf"\s*{form}\s*")
     for form in (
@@ -36,8 +36,7 @@ _BRACKETS = tuple(
 _ALLOWED = "use '[4p]', '[2n,4p]' or '[2, 4]' (nodes, procs)"
 _TOKEN = re.compile(r"\$\([^\s()]+\)")
 
-# Shell variables of `$(VLAUNCHER)`: the step key that the variable replaces, and its default (Merlin:
-# spec/defaults.py:43).
+# Shell variable of `$(VLAUNCHER)` → the step key that it replaces, and its default (Merlin: spec/defaults.py:43).
 _VARIABLES = {
     "MERLIN_NODES": ("nodes", 1),
     "MERLIN_PROCS": ("procs", 1),
@@ -48,7 +47,7 @@ _MORE = (
     *("bind", "bind gpus", "tasks per rs", "rs per node", "cpus per rs"),
     *("num resource set", "launch_distribution", "launch distribution", "exit_on_error"),
 )
-# The step key with additional launcher options, if it is not the batch type: `lsf-srun` launches with srun.
+# Batch type → the step key with its additional launcher options, if they differ: `lsf-srun` launches with srun.
 _OPTION_KEYS = {"lsf-srun": "slurm"}
 
 
@@ -58,19 +57,19 @@ _OPTION_KEYS = {"lsf-srun": "slurm"}
 def needs_of(run: Mapping[str, Any]) -> StepNeeds:
     """Return the resources of one sample of a step.
 
-    If the step has no `nodes` or `procs`, the largest launch in `cmd` and `restart` with its own resources counts:
-    ``$(LAUNCHER)[2n,4p]``, or ``MERLIN_PROCS=4`` for ``$(VLAUNCHER)``.
+    If the step has no `nodes` or `procs`, the value comes from the largest launch in `cmd` and `restart` that sets its
+    own resources: ``$(LAUNCHER)[2n,4p]``, or ``MERLIN_PROCS=4`` for ``$(VLAUNCHER)``.
 
     Args:
-        run: The keys of the step: as in the specification, or Maestro's `run` with our keys below `STEP_KEY`.
+        run: The keys of the step: as in the specification, or Maestro's `run` with the entry of the plugin.
 
     Returns:
         Resources as plain numbers, for planning and storage.
 
     Raises:
-        ValueError: a value is no number or no time; the text begins with the key.
+        ValueError: a value is not a number or a time; the message begins with the key.
     """
-    needs = _keys(run)
+    needs = _needs_of_keys(run)
     sizes = [size for key in ("cmd", "restart") for size in _sizes_at(key, run, needs)]
     gpus = max((size.gpus for size in sizes if size.gpus is not None), default=needs.gpus)
     return dataclasses.replace(
@@ -90,7 +89,7 @@ def _sizes_at(key: str, run: Mapping[str, Any], needs: StepNeeds) -> list[StepNe
         raise ValueError(f"{key}: {cause}") from cause
 
 
-def _keys(run: Mapping[str, Any]) -> StepNeeds:
+def _needs_of_keys(run: Mapping[str, Any]) -> StepNeeds:
     keys = {**run, **(run.get(STEP_KEY) or {}).get("settings", {})}
     walltime = keys.get("walltime") or None
     return StepNeeds(
@@ -106,7 +105,7 @@ def _keys(run: Mapping[str, Any]) -> StepNeeds:
 
 
 def _count(keys: Mapping[str, Any], key: str) -> int | None:
-    """Return the number of a key, which is text if it has the value of a parameter or a token of a sample."""
+    """Return the number of a key; its value is text if it comes from a parameter or is a token of a sample."""
     value = keys.get(key)
     return None if value in (None, "") else _number(str(value).strip(), key)
 
@@ -127,7 +126,7 @@ def _seconds(walltime: Any) -> int:
 
 
 def _launch_sizes(text: str, needs: StepNeeds) -> list[StepNeeds]:
-    """Return the resources of the launches in a text that have their own."""
+    """Return the resources of each launch in a script that sets its own resources."""
     found = [match for match in _LAUNCHER.finditer(text) if match["bracket"] is not None or match["name"][0] == "V"]
     return [_needs_of_launch(match, text, needs) for match in found]
 
@@ -142,20 +141,20 @@ def _with_bracket(needs: StepNeeds, match: re.Match[str]) -> StepNeeds:
     """Replace nodes and procs by those of ``$(LAUNCHER)[2n,4p]``.
 
     Raises:
-        ValueError: they are no numbers, or exceed those of the step.
+        ValueError: the bracket is invalid, or its counts exceed those of the step.
     """
     forms = (form.fullmatch(match["bracket"]) for form in _BRACKETS)
     found = next((form for form in forms if form is not None), None)
     if found is None:
         raise ValueError(f"found '{match[0]}'; {_ALLOWED}.")
-    asked = {key: _number(text, key) for key, text in found.groupdict().items()}
-    for key, number in asked.items():
+    requested = {key: _number(text, key) for key, text in found.groupdict().items()}
+    for key, number in requested.items():
         limit = getattr(needs, key)
         if number < 1 and not isinstance(number, ScriptCount):
             raise ValueError(f"found '{match[0]}'; {key} must be at least 1.")
         if limit and number > limit and not isinstance(limit, ScriptCount):
-            raise ValueError(f"found '{match[0]}'; the step has {key}: {limit}, a launch cannot have more.")
-    return dataclasses.replace(needs, nodes=asked.get("nodes", 0), procs=asked["procs"])
+            raise ValueError(f"found '{match[0]}'; the step has {key}: {limit}; a launch cannot have more.")
+    return dataclasses.replace(needs, nodes=requested.get("nodes", 0), procs=requested["procs"])
 
 
 def _with_variables(needs: StepNeeds, text: str) -> StepNeeds:
@@ -192,17 +191,17 @@ def launches(text: str) -> bool:
 def launched(text: str, type: str, run: Mapping[str, Any], shell: str = "") -> str:
     """Return a script with the command line of the batch system in place of ``$(LAUNCHER)``.
 
-    `local` has no launcher, so the tokens are removed. Variables of ``$(VLAUNCHER)`` that the script does not set are
-    set in its first lines, as in Merlin (spec/specification.py:489).
+    The type `local` has no launcher, so the tokens are removed. The first lines of the result set the variables of
+    ``$(VLAUNCHER)`` that the script itself does not set, as in Merlin (spec/specification.py:489).
 
     Args:
-        text: The script with the tokens of samples.
+        text: The script, with tokens.
         type: The batch type (`batch_type_of`).
         run: The keys of the step, as for `needs_of`.
         shell: The interpreter; csh assigns variables with ``set``.
 
     Raises:
-        ValueError: resources in the text or in the keys are no numbers, or exceed the step.
+        ValueError: a resource in the script or in the keys is not a number, or exceeds that of the step.
         AllocationError: no batch system is registered for the type.
     """
     system = batch_system(type)
@@ -210,7 +209,7 @@ def launched(text: str, type: str, run: Mapping[str, Any], shell: str = "") -> s
         return _LAUNCHER_AND_BLANKS.sub("", text)
     if not launches(text):
         return text
-    needs = dataclasses.replace(_keys(run), options=_options(run, type))
+    needs = dataclasses.replace(_needs_of_keys(run), options=_options(run, type))
 
     def line(match: re.Match[str]) -> str:
         return system.sample_launcher(_needs_of_launch(match, text, needs))
@@ -226,10 +225,10 @@ def _options(run: Mapping[str, Any], type: str) -> str:
 def _missing_variables(text: str, needs: StepNeeds, shell: str) -> str:
     if "$(VLAUNCHER)" not in text:
         return ""
-    known = {"nodes": needs.nodes, "procs": needs.procs, "cores per task": needs.cores_per_task, "gpus": needs.gpus}
-    word = "set " if "csh" in shell else ""
+    counts = {"nodes": needs.nodes, "procs": needs.procs, "cores per task": needs.cores_per_task, "gpus": needs.gpus}
+    prefix = "set " if "csh" in shell else ""
     lines = [
-        f"{word}{variable}={known[key] or default}\n"
+        f"{prefix}{variable}={counts[key] or default}\n"
         for variable, (key, default) in _VARIABLES.items()
         if not _assigned(variable, text)
     ]
@@ -239,8 +238,8 @@ def _missing_variables(text: str, needs: StepNeeds, shell: str) -> str:
 def batch_type_of(settings: EnsembleSettings, step: StepSettings) -> str:
     """Return the batch type for the launches of a step.
 
-    The step's own type comes first, then that of the first worker group that serves its task queue, then that of the
-    batch block.
+    The type of the step has priority, then the type of the first worker group that serves its task queue, then the type
+    of the batch block.
     """
     groups = settings.resources.workers.values()
     serving = next((group for group in groups if step.task_queue in group.task_queues), None)

@@ -1,6 +1,6 @@
-"""Checks of resources and times before a launch: what can never fit, and what is no time or no number.
+"""Checks of resources and times before a launch: requests that can never fit, and invalid times and numbers.
 
-A value with the token of a parameter, ``$(NODES)``, differs between step records and is not checked here.
+A value with the token of a parameter, such as ``$(NODES)``, differs between step records and is not checked here.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ START_S = 10
 
 
 def step_needs(settings: EnsembleSettings, step: Mapping[str, Any], file: str) -> StepNeeds:
-    """Return the resources of a sample of a step; the default for a local step, whose resources are not counted.
+    """Return the resources of a sample of a step; the default for a local step, because its resources are not counted.
 
     Args:
         settings: The settings of the study.
@@ -44,7 +44,7 @@ def step_needs(settings: EnsembleSettings, step: Mapping[str, Any], file: str) -
         file: Name of the specification, for messages.
 
     Raises:
-        SpecificationError: a value is no number, or a launch requests more than its step.
+        SpecificationError: a value is not a number, or a launch requests more than its step.
     """
     own = {key: value for key, value in step["run"].items() if key in _STEP_KEYS}
     if batch_type_of(settings, schema.from_dict(StepSettings, own)) == LOCAL:
@@ -65,7 +65,7 @@ def check_resources(settings: EnsembleSettings, data: Mapping[str, Any], file: s
         ask: Whether to query batch systems for the size of their nodes.
 
     Raises:
-        SpecificationError: a value can never fit; the message has the first problem only.
+        SpecificationError: a value is invalid or can never fit; the message contains the first problem only.
     """
     steps = {step["name"]: step["run"] for step in data["study"]}
     for name, run in steps.items():
@@ -73,27 +73,27 @@ def check_resources(settings: EnsembleSettings, data: Mapping[str, Any], file: s
             _check_step(name, run, file)
     shared: dict[str, _Group] = {}
     for name, group in settings.resources.workers.items():
-        _check_walltime_texts(settings, name, group, file)
-        one = _Group(settings, name, file)
-        one.check()
-        if one.system is not None:
-            one.check_beside(shared.setdefault(allocation_name(name, group), one))
+        _check_walltime(settings, name, group, file)
+        checked = _Group(settings, name, file)
+        checked.check_keys()
+        if checked.system is not None:
+            checked.check_shared_allocation(shared.setdefault(allocation_name(name, group), checked))
         for step, facts in settings.steps.items():
             if facts.sampled and set(facts.queues).intersection(group.task_queues):
-                one.check_sample(step, steps[step], facts.needs, ask=ask)
+                checked.check_sample(step, steps[step], facts.needs, ask=ask)
 
 
 def _check_step(name: str, run: Mapping[str, Any], file: str) -> None:
     where = f"study.{name}.run"
     _seconds(run.get("time_request"), file, f"{where}.time_request")
-    word = run.get("signal")
-    if word is not None and not names_in(word) and word not in signal.Signals.__members__:
-        problem = f"found '{word}'; {nearest(word, signal.Signals.__members__)}"
+    signal_name = run.get("signal")
+    if signal_name is not None and not names_in(signal_name) and signal_name not in signal.Signals.__members__:
+        problem = f"found '{signal_name}'; {nearest(signal_name, signal.Signals.__members__)}"
         raise SpecificationError.at(file, f"{where}.signal", problem)
 
 
-def _check_walltime_texts(settings: EnsembleSettings, name: str, group: WorkerGroupSettings, file: str) -> None:
-    """Check that the walltime of a group is a time; the message names the block that has it."""
+def _check_walltime(settings: EnsembleSettings, name: str, group: WorkerGroupSettings, file: str) -> None:
+    """Check that the walltime of a group is a time; the message names the block that sets it."""
     own = group.batch or {}
     if own.get("type", settings.batch.type) == LOCAL:
         return
@@ -104,7 +104,7 @@ def _check_walltime_texts(settings: EnsembleSettings, name: str, group: WorkerGr
 
 
 def _seconds(text: str | int | None, file: str, where: str) -> int | None:
-    """Return a time in seconds; None without a time, and for a time with a parameter."""
+    """Return a time in seconds; None without a time, and for a time that contains a token."""
     if text is None or names_in(str(text)):
         return None
     try:
@@ -132,14 +132,14 @@ class _Group:
         self.nodes = 0
         if self.system is not None:
             self.walltime_s = _seconds(self.batch.walltime, file, f"{self._where}.batch.walltime")
-            held = self.system.held(os.environ)
-            self.nodes = nodes_of(self.batch, held.nodes if held else None)
+            enclosing = self.system.held(os.environ)
+            self.nodes = nodes_of(self.batch, enclosing.nodes if enclosing else None)
 
     def _error(self, key: str, problem: str) -> SpecificationError:
         return SpecificationError.at(self._file, f"{self._where}.{key}", problem)
 
-    def check(self) -> None:
-        """Check that the keys of the group fit each other."""
+    def check_keys(self) -> None:
+        """Check that the keys of the group are consistent."""
         if self.batch.type == LOCAL and self._group.allocation:
             raise self._error(
                 "allocation",
@@ -179,22 +179,22 @@ class _Group:
     def _check_nodes(self) -> None:
         if not is_for_this_machine(self._group):
             return
-        held = self.system.held(os.environ) if self.system else None
-        if self.batch.nodes == "all" and held is None:
+        enclosing = self.system.held(os.environ) if self.system else None
+        if self.batch.nodes == "all" and enclosing is None:
             raise self._error(
                 "nodes",
-                "found 'all', which means the nodes of the allocation around `maestro run`, but there is none; "
-                "give a number.",
+                "found 'all', which means the nodes of the allocation around `maestro run`, but there is no such "
+                "allocation; use a number.",
             )
-        if held is not None and isinstance(self.batch.nodes, int) and self.batch.nodes > held.nodes:
+        if enclosing is not None and isinstance(self.batch.nodes, int) and self.batch.nodes > enclosing.nodes:
             LOGGER.warning(
                 "%s: worker group '%s' requests %d nodes, but the allocation around `maestro run` (job %s) has %d; the "
-                "group gets these.",
-                self._file, self.name, self.batch.nodes, held.job, held.nodes,
+                "group uses these nodes.",
+                self._file, self.name, self.batch.nodes, enclosing.job, enclosing.nodes,
             )  # fmt: skip
 
-    def check_beside(self, first: _Group) -> None:
-        """Check that groups which share an allocation can share it and request the same allocation."""
+    def check_shared_allocation(self, first: _Group) -> None:
+        """Check that the group can share its allocation with the first group of this allocation."""
         if first is self:
             return
         if self.batch.type == "lsf":
@@ -203,19 +203,19 @@ class _Group:
                 f"found the allocation of '{first.name}'; under LSF, `jsrun` gives the nodes to one group at a time. "
                 "Use one allocation per group.",
             )
-        for key, mine in self._request.items():
-            if mine != first._request[key]:
+        for key, own in self._request.items():
+            if own != first._request[key]:
                 raise self._error(
                     "allocation",
-                    f"found the allocation of '{first.name}', but {key} is {mine} here "
+                    f"found the allocation of '{first.name}', but {key} is {own} here "
                     f"and {first._request[key]} there; groups that share an allocation need the same value.",
                 )
 
     @property
     def _request(self) -> dict[str, str]:
         walltime = "none" if self.walltime_s is None else clock_text(self.walltime_s)
-        others = ("queue", "bank", "qos", "reservation", "procs", "gpus")
-        values = {key: str(getattr(self.batch, key) or "none") for key in others}
+        keys = ("queue", "bank", "qos", "reservation", "procs", "gpus")
+        values = {key: str(getattr(self.batch, key) or "none") for key in keys}
         return {"batch.type": self.batch.type, "nodes": str(self.nodes), "walltime": walltime, **values}
 
     def check_sample(self, step: str, run: Mapping[str, Any], needs: StepNeeds, *, ask: bool) -> None:
@@ -237,8 +237,8 @@ class _Group:
                 self._file,
                 f"{where}.time_request",
                 f"found {clock_text(time_request)}; {owner} a walltime of {clock_text(self.walltime_s)}, of which "
-                f"workers need {START_S} seconds to start, and samples are warned in the last {warn_s} (`warn`); "
-                "request less, or set more `walltime` for the group.",
+                f"workers need {START_S} seconds to start, and samples receive their signal {warn_s} seconds before "
+                "the end (`warn`); request less time, or set a longer `walltime` for the group.",
             )
         if self.batch.gpus is not None and needs.gpu_count > self.batch.gpus * self.nodes:
             raise SpecificationError.at(

@@ -1,6 +1,6 @@
-"""Variables: their values are inserted everywhere in the specification before it is checked.
+"""Variables of `env`: their values are inserted into the whole specification before it is checked.
 
-A variable may stand in keys, in values, in the name of the study and in names of worker groups, because Merlin inserts
+A variable may occur in keys, in values, in the name of the study and in names of worker groups, because Merlin inserts
 variables into the text of the specification. This module works on the parsed document, where a value cannot break the
 YAML.
 """
@@ -27,8 +27,8 @@ _ONE_TOKEN = re.compile(r"\$\(([^\s()]+)\)")
 class Variables:
     """The variables and labels of `env`, each with its final value.
 
-    A text that consists of one variable gets the value of the variable with its type. ``~`` and ``$ENV`` are expanded,
-    but not in commands.
+    A text that consists of one variable becomes the value of the variable, which keeps its type. ``~`` and ``$ENV``
+    are expanded, but not in commands.
 
     Args:
         data: The specification.
@@ -50,22 +50,22 @@ class Variables:
         self._add_upper_case(data)
         self._texts = {name: str(value) for name, value in self._values.items()}
 
-    def _resolve(self, name: str, via: tuple[str, ...]) -> Any:
+    def _resolve(self, name: str, path: tuple[str, ...]) -> Any:
         """Return the value of a variable, with the values of the variables in it."""
-        if name in via:
-            circle = " -> ".join((*via[via.index(name) :], name))
+        if name in path:
+            cycle = " -> ".join((*path[path.index(name) :], name))
             where = f"env.{self._blocks[name]}.{name}"
-            raise SpecificationError.at(self._file, where, f"the variable refers to itself: {circle}; give it a value.")
+            raise SpecificationError.at(self._file, where, f"the variable refers to itself: {cycle}; give it a value.")
         if name not in self._values:
             value = self._raw[name]
             if isinstance(value, str):
-                inner = {n: self._resolve(n, (*via, name)) for n in names_in(value) if n in self._raw}
+                inner = {n: self._resolve(n, (*path, name)) for n in names_in(value) if n in self._raw}
                 value = _expanded(_filled(value, inner))
             self._values[name] = value
         return self._values[name]
 
     def _add_upper_case(self, data: Mapping[str, Any]) -> None:
-        """Make ``$(SIZE)`` a name for ``size``, unless it has another meaning (Merlin: spec/expansion.py:227)."""
+        """Make ``$(SIZE)`` an alias of ``$(size)``, unless it has another meaning (Merlin: spec/expansion.py:227)."""
         merlin = data.get("merlin")
         samples = merlin.get("samples") if isinstance(merlin, Mapping) else None
         labels = (samples.get("column_labels") or []) if isinstance(samples, Mapping) else []
@@ -78,7 +78,7 @@ class Variables:
         """Return the specification with the values of all variables.
 
         Raises:
-            SpecificationError: two keys of a block become equal.
+            SpecificationError: two keys of a block are equal after the insertion.
         """
         return {key: self._walk(value, (key,)) for key, value in data.items()}
 
@@ -108,12 +108,13 @@ class Variables:
 
 
 def _filled(text: str, values: Mapping[str, Any]) -> Any:
-    only = _ONE_TOKEN.fullmatch(text)
-    if only and only[1] in values:
-        return values[only[1]]
+    match = _ONE_TOKEN.fullmatch(text)
+    if match and match[1] in values:
+        return values[match[1]]
     return substitute(text, {name: str(value) for name, value in values.items()})
 
 
 def _expanded(value: Any) -> Any:
     """Expand ``~`` and ``$ENV``; an unset environment variable stays as it is."""
-    return os.path.expandvars(os.path.expanduser(value)) if isinstance(value, str) else value  # noqa: PTH111 - it may be no path
+    # `os.path`, because the text is not always a path.
+    return os.path.expandvars(os.path.expanduser(value)) if isinstance(value, str) else value  # noqa: PTH111

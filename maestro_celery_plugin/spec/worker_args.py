@@ -16,8 +16,8 @@ __all__ = ["WorkerArgs", "check_worker_args", "parse_worker_args", "usable_cpus"
 
 POOLS = ("threads", "solo", "prefork")
 
-# Celery's name of an option → the reason why `args` must not have it.
-_OURS = {
+# Celery's name of an option → the reason why `args` must not set it.
+_RESERVED_WORKER_OPTIONS = {
     "hostname": "the plugin names the workers",
     "queues": "the task queues follow from `steps` or `task_queues`",
     "exclude_queues": "the task queues follow from `steps` or `task_queues`",
@@ -35,8 +35,8 @@ _OURS = {
     "uid": "workers run as the user who starts the study",
     "gid": "workers run as the user who starts the study",
 }
-# The same for options of `celery` itself, which the parser of worker options does not know.
-_BEFORE_WORKER = {
+# The same for options of `celery` itself, which the parser of worker options does not accept.
+_RESERVED_CELERY_OPTIONS = {
     "--help": "it does not start a worker",
     "-A": "workers run the application of the plugin",
     "--app": "workers run the application of the plugin",
@@ -87,16 +87,18 @@ def parse_worker_args(args: str) -> WorkerArgs:
     """Parse ``args`` as Celery does.
 
     Raises:
-        ValueError: an option is not allowed; the text has the reason.
+        ValueError: an option is not allowed; the message contains the reason.
     """
     words = shlex.split(args)
     for option in (word.partition("=")[0] for word in words):
-        if option in _BEFORE_WORKER:
-            raise ValueError(f"the option {option} cannot be set here: {_BEFORE_WORKER[option]}.")
+        if option in _RESERVED_CELERY_OPTIONS:
+            raise ValueError(f"the option {option} cannot be set here: {_RESERVED_CELERY_OPTIONS[option]}.")
     values, given = _parsed(words)
     for name in given:
-        if name in _OURS:
-            raise ValueError(f"the option --{name.replace('_', '-')} cannot be set here: {_OURS[name]}.")
+        if name in _RESERVED_WORKER_OPTIONS:
+            raise ValueError(
+                f"the option --{name.replace('_', '-')} cannot be set here: {_RESERVED_WORKER_OPTIONS[name]}."
+            )
     pool = values["pool"] if "pool" in given else "threads"
     if pool not in POOLS:
         raise ValueError(f"found the pool '{pool}'; one of {', '.join(POOLS)} is needed.")
@@ -120,10 +122,11 @@ def _parsed(words: list[str]) -> tuple[dict[str, Any], set[str]]:
     try:
         values, extra, order = worker.make_parser(context).parse_args(list(words))
         if extra:
-            raise click.UsageError(f"unexpected word '{extra[0]}'")
+            raise click.UsageError(f"unexpected argument '{extra[0]}'")
         given = {str(parameter.name): parameter for parameter in order if parameter.name in values}
         for name, parameter in given.items():
-            if name not in _OURS and name != "pool":  # Celery needs a running application to convert these
+            # Celery needs a running application to convert the excluded options.
+            if name not in _RESERVED_WORKER_OPTIONS and name != "pool":
                 parameter.type_cast_value(context, values[name])
     except click.ClickException as cause:
         message = cause.format_message().rstrip(".")

@@ -1,4 +1,4 @@
-"""Worker groups of a specification: their checks, and the task queues that each of them serves."""
+"""Worker groups of a specification: their checks, and the task queues that each group serves."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ StepQueues = Mapping[str, tuple[str, ...]]
 
 
 def native_steps(resources: ResourceSettings, sampled: Set[str], data: Mapping[str, Any]) -> frozenset[str]:
-    """Return the native steps: Maestro runs the steps that no worker group serves.
+    """Return the native steps, which no worker group serves, so that Maestro runs them itself.
 
     Args:
         resources: The worker groups of the specification.
@@ -37,11 +37,11 @@ def native_steps(resources: ResourceSettings, sampled: Set[str], data: Mapping[s
     """
     if resources.unassigned == "workers":
         return frozenset()
-    named = {step for group in resources.workers.values() for step in group.steps} - {"all"}
+    assigned = {step for group in resources.workers.values() for step in group.steps} - {"all"}
     return frozenset(
         step["name"]
         for step in data["study"]
-        if step["name"] not in sampled | named and "task_queue" not in step["run"]
+        if step["name"] not in sampled | assigned and "task_queue" not in step["run"]
     )
 
 
@@ -92,25 +92,25 @@ def _rows(parameters: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def check_groups(resources: ResourceSettings, queues: StepQueues, data: Mapping[str, Any], file: str) -> None:
-    """Check that the steps, task queues and options of worker groups exist.
+    """Check the names of worker groups, and that their steps, task queues and options exist.
 
     Raises:
-        SpecificationError: one of them does not exist.
+        SpecificationError: a name is invalid, or a step, task queue or option does not exist.
     """
-    known = {DEFAULT_TASK_QUEUE, *(queue for all_of_step in queues.values() for queue in all_of_step)}
+    existing = {DEFAULT_TASK_QUEUE, *(queue for step_queues in queues.values() for queue in step_queues)}
     for name, group in resources.workers.items():
         where = f"merlin.resources.workers.{name}"
         for text, key in ((name, where), (group.allocation, f"{where}.allocation")):
             if text and ("/" in text or text.startswith(".")):
-                found = f"found '{text}'; it is also a file name, so it must not contain '/' or begin with a dot."
+                found = f"found '{text}'; the name is also a file name, so it must not contain '/' or begin with a dot."
                 raise SpecificationError.at(file, key, found)
         if group.steps and group.task_queues:
             raise SpecificationError.at(file, where, "found both steps and task_queues; use one of them.")
         _check_steps(group, tuple(queues), file, f"{where}.steps")
         for queue in group.task_queues:
-            for one in _expanded(queue, data.get("global.parameters") or {}, file, f"{where}.task_queues"):
-                if one not in known:
-                    found = f"no step uses the task queue '{one}'; {nearest(one, known)}"
+            for expanded in _expanded(queue, data.get("global.parameters") or {}, file, f"{where}.task_queues"):
+                if expanded not in existing:
+                    found = f"no step uses the task queue '{expanded}'; {nearest(expanded, existing)}"
                     raise SpecificationError.at(file, f"{where}.task_queues", found)
         if group.batch:
             check_batch(group.batch, file, f"{where}.batch")
@@ -120,32 +120,32 @@ def check_groups(resources: ResourceSettings, queues: StepQueues, data: Mapping[
 def _check_steps(group: WorkerGroupSettings, steps: tuple[str, ...], file: str, where: str) -> None:
     for step in group.steps:
         if step != "all" and step not in steps:
-            known = ", ".join(f"'{known}'" for known in steps)
-            raise SpecificationError.at(file, where, f"unknown step '{step}'; steps are {known}.")
+            names = ", ".join(f"'{name}'" for name in steps)
+            raise SpecificationError.at(file, where, f"unknown step '{step}'; steps are {names}.")
 
 
 def with_task_queues(
     resources: ResourceSettings, queues: StepQueues, data: Mapping[str, Any], file: str
 ) -> ResourceSettings:
-    """Return the worker groups with their task queues; the default group serves the task queues of no other group.
+    """Return the worker groups with their task queues; the default group serves those that no other group serves.
 
-    If groups may not overlap, the first of several groups serves a task queue.
+    If groups must not overlap, only the first of several groups serves a task queue.
     """
     owners: dict[str, str] = {}
     groups: dict[str, WorkerGroupSettings] = {}
     for name, group in resources.workers.items():
-        wanted = _wanted(group, queues, data, file)
-        for queue in wanted if not resources.overlap else ():
+        requested = _requested_queues(group, queues, data, file)
+        for queue in requested if not resources.overlap else ():
             if owners.setdefault(queue, name) != name:
                 LOGGER.warning(
                     "%s: merlin.resources.workers.%s: the worker group '%s' already serves "
                     "the task queue '%s'. Give the steps another `task_queue`, or set `overlap: True`.",
                     file, name, owners[queue], queue,
                 )  # fmt: skip
-        mine = tuple(queue for queue in wanted if owners.get(queue, name) == name)
-        groups[name] = dataclasses.replace(group, task_queues=mine)
+        own = tuple(queue for queue in requested if owners.get(queue, name) == name)
+        groups[name] = dataclasses.replace(group, task_queues=own)
     served = {queue for group in groups.values() for queue in group.task_queues}
-    _serve_the_rest(groups, {step: _without(names, served) for step, names in queues.items()})
+    _add_to_default_group(groups, {step: _without(names, served) for step, names in queues.items()})
     return dataclasses.replace(resources, workers=groups)
 
 
@@ -153,29 +153,31 @@ def _without(names: Iterable[str], served: set[str]) -> tuple[str, ...]:
     return tuple(name for name in names if name not in served)
 
 
-def _serve_the_rest(groups: dict[str, WorkerGroupSettings], left: StepQueues) -> None:
-    """Give the task queues of no group to the default group, which the specification may contain."""
-    steps = tuple(step for step, names in left.items() if names)
-    rest = tuple(dict.fromkeys(name for names in left.values() for name in names))
-    if not rest:
+def _add_to_default_group(groups: dict[str, WorkerGroupSettings], unserved: StepQueues) -> None:
+    """Add the task queues that no group serves to the default group, which the specification may define."""
+    steps = tuple(step for step, names in unserved.items() if names)
+    added = tuple(dict.fromkeys(name for names in unserved.values() for name in names))
+    if not added:
         return
     group = groups.get(DEFAULT_GROUP, WorkerGroupSettings())
     groups[DEFAULT_GROUP] = dataclasses.replace(
         group,
         steps=tuple(dict.fromkeys((*group.steps, *steps))),
-        task_queues=tuple(dict.fromkeys((*group.task_queues, *rest))),
+        task_queues=tuple(dict.fromkeys((*group.task_queues, *added))),
     )
 
 
-def _wanted(group: WorkerGroupSettings, queues: StepQueues, data: Mapping[str, Any], file: str) -> tuple[str, ...]:
+def _requested_queues(
+    group: WorkerGroupSettings, queues: StepQueues, data: Mapping[str, Any], file: str
+) -> tuple[str, ...]:
     if not group.task_queues:
         return served_queues(group, queues)
     parameters = data.get("global.parameters") or {}
-    return tuple(dict.fromkeys(one for name in group.task_queues for one in _expanded(name, parameters, file, "")))
+    return tuple(dict.fromkeys(queue for name in group.task_queues for queue in _expanded(name, parameters, file, "")))
 
 
 def served_queues(group: WorkerGroupSettings, queues: StepQueues) -> tuple[str, ...]:
-    """Return the task queues that a group serves, from those of each step."""
+    """Return the task queues that a group serves, from the task queues of each step."""
     if group.task_queues:
         return group.task_queues
     steps = tuple(queues) if not group.steps or "all" in group.steps else group.steps

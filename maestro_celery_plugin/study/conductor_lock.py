@@ -1,7 +1,7 @@
-"""The lock that the conductor of a study holds, and the heartbeat by which workers see that it lives.
+"""The lock of a study's conductor, and the heartbeat that shows the workers that the conductor is alive.
 
-Maestro's conductor is blocked while it runs a native step itself (localscriptadapter.py:136-139). So the heartbeat has
-its own thread, which ends with the process and does not wait for the polls.
+Maestro's conductor is blocked while it runs a native step itself (localscriptadapter.py:136-139). Therefore the
+heartbeat has its own thread, which ends with the process and does not wait for the polls.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["LOCK_LIMIT_S", "ConductorLock", "file_lock", "hold", "is_conducted",
 BEAT_INTERVAL_S = 2.0
 # A worker with a short `idle_limit` must see several heartbeats within this limit.
 BEATS_PER_IDLE_LIMIT = 4
-# Other processes lock the file for a moment, to see whether a conductor holds the lock.
+# Other processes lock the file for a short time to check whether a conductor holds the lock.
 LOCK_LIMIT_S = 2.0
 
 _HELD: dict[Path, ConductorLock] = {}
@@ -52,10 +52,10 @@ def hold(plan: StudyPlan) -> ConductorLock:
 
 
 def take_news() -> bool:
-    """Tell once whether Maestro must look again at once, for any study of this process."""
-    news = [held for held in _HELD.values() if held.has_news]
-    for held in news:
-        held.has_news = False
+    """Tell whether Maestro must poll again immediately for a study of this process, and reset `has_news`."""
+    news = [lock for lock in _HELD.values() if lock.has_news]
+    for lock in news:
+        lock.has_news = False
     return bool(news)
 
 
@@ -66,9 +66,9 @@ class ConductorLock:
         plan: The study.
 
     Attributes:
-        has_news: Whether a step has ended while Maestro was looking, so that Maestro must look again.
-        working: The allocations with a busy worker; None while nobody looks. The heartbeat passes them to the workers,
-            which otherwise would have to read the heartbeats of all workers.
+        has_news: Whether a step has ended during a poll of Maestro, so that Maestro must poll again.
+        working: The allocations with a busy worker; None until the coordinator sets them. The heartbeat reports them to
+            the workers, which otherwise would have to read the heartbeats of all workers.
 
     Raises:
         StudyError: another conductor of this study lives.

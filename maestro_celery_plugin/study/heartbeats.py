@@ -1,4 +1,4 @@
-"""Heartbeats: files in the session by which the conductor and the workers see that each other live.
+"""Heartbeats: files in the session that show that the conductor and the workers are alive.
 
 session/workers/<name>.json   heartbeat of a worker
 session/conductor.json        heartbeat of the conductor, and the allocations with a busy worker
@@ -35,11 +35,12 @@ class Heartbeat:
         supervisor: (pid, start time) of the supervisor process.
         process: (pid, start time) of the worker process; (0, 0) before it has started.
         slots: How many samples it runs in parallel.
-        beat: A counter; a worker whose counter does not change any more is dead.
+        beat: A counter; if it does not change any more, the worker is dead.
         state: `starting`, `idle`, `busy`, `draining` or `stopping`.
         allocation: Its allocation, such as ``sim/2``; empty for a worker outside of the study's allocations.
         ends_at: End of the allocation (Unix seconds of the worker's machine); None for no end.
-        refuses: Numbers of the step records whose samples it does not start any more, because the time is too short.
+        refuses: Numbers of the step records whose samples it does not start any more, because the remaining
+            time is too short.
     """
 
     name: str
@@ -96,7 +97,7 @@ class Heartbeats:
         write_atomically(self._conductor, text, mode=0o600)
 
     def read_conductor(self) -> tuple[int, tuple[str, ...] | None]:
-        """Return the heartbeat of the conductor, 0 for none, and the allocations with a busy worker."""
+        """Return the heartbeat of the conductor (0 without one), and the allocations with a busy worker."""
         try:
             values: dict[str, Any] = json.loads(read_text(self._conductor))
         except (FileNotFoundError, json.JSONDecodeError):
@@ -137,5 +138,5 @@ class ConductorWatch:
 
     @property
     def silent_s(self) -> float:
-        """Seconds since the last change of the heartbeat, by the clock of this machine."""
+        """Seconds since the last change of the heartbeat, measured by the clock of this machine."""
         return clock.monotonic() - self._changed_at

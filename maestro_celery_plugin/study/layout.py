@@ -1,4 +1,4 @@
-"""The layout of a study: the places of its files, and the plan that the launch has fixed.
+"""The layout of a study: the paths of its files, and the plan that the launch has stored.
 
 The plugin writes to the directory ``merlin_info`` of the study:
 
@@ -36,7 +36,7 @@ CANCEL_NOTE = ".cancel.lock"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StudyPlan:
-    """The plan of a study, which the launch has fixed; Maestro stores it in ``batch.info``.
+    """The plan of a study, which does not change after the launch; Maestro stores it in ``batch.info``.
 
     Attributes:
         root: The study's workspace, ``$(OUTPUT_PATH)``.

@@ -23,10 +23,10 @@ class Manifest:
         step: Name of the step in the specification.
         workspace: Maestro's workspace of the step record.
         script: Base name of the files for script, stdout and stderr.
-        cmd: Text of the script; it still has the tokens of samples.
-        restart: The same for a sample that runs again after a start.
+        cmd: Text of the script, with the tokens that depend on the sample.
+        restart: The same for a sample that has started before.
         shell: Interpreter with its arguments, as after ``#!``.
-        sampled: Whether it runs once per sample; otherwise it runs once, in its workspace.
+        sampled: Whether the scripts run once per sample; otherwise they run once, in the workspace.
         samples: Number of samples; 1 for a record that is not sampled.
         labels: Column labels of the sample table.
         table: The sample table; None for a record that is not sampled.
@@ -79,7 +79,7 @@ class Manifest:
 
         Raises:
             OSError: the file cannot be read.
-            ValueError: it is no manifest.
+            ValueError: the file is not a manifest.
         """
         return schema.from_json(cls, path.read_text())
 

@@ -1,4 +1,4 @@
-"""The manifest builder: it makes the manifest of a step record from a Maestro step."""
+"""The manifest builder: it creates the manifest of a step record from a Maestro step."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def build_manifest(plan: StudyPlan, step: Any, workspace: str) -> Manifest:
 
     Args:
         plan: The study.
-        step: Maestro's `StudyStep`, with the values of variables and parameters.
+        step: Maestro's `StudyStep`, with the values of variables and parameters inserted.
         workspace: Maestro's workspace of the step record.
 
     Returns:
@@ -68,7 +68,7 @@ def _time_request(step: Any, text: str | int | None) -> int | None:
     """Return the requested time of a sample in seconds.
 
     Raises:
-        SpecificationError: the text is no time.
+        SpecificationError: the text is not a time.
     """
     try:
         return None if text is None else seconds_of(text)

@@ -18,7 +18,7 @@ class Reason:
 
     Attributes:
         text: The reason, as sentences.
-        is_failure: Whether the step record cannot continue before a user has corrected the cause.
+        is_failure: Whether the step record cannot continue until a user has corrected the cause.
     """
 
     text: str
@@ -35,7 +35,7 @@ def write_reasons(path: Path, reasons: Mapping[str, Reason]) -> None:
 
 
 def read_reasons(path: Path) -> dict[str, Reason]:
-    """Return the reasons by name of the step record; no reasons without a readable file."""
+    """Return the reasons by name of the step record; empty without a readable file."""
     try:
         return {name: Reason(**values) for name, values in json.loads(path.read_text()).items()}
     except (OSError, ValueError, TypeError):

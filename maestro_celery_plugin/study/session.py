@@ -10,7 +10,7 @@
       workers/<name>.json          heartbeat of a worker (`heartbeats.py`)
       workers/<name>.stop          exists when this worker must end
 
-A worker receives the path of this directory only; it reads secrets from the files and passes them to nobody.
+A worker receives the path of this directory only; it reads the secrets from the files and does not pass them on.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ __all__ = ["BrokerLocation", "Session"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BrokerLocation:
-    """Where the broker of a session is.
+    """The location of the broker of a session.
 
     Attributes:
         url: URL with the password.
         supervisor: (pid, start time) of the supervisor of a private broker; None for a broker by URL. Version 0.1
             calls it `keeper`.
-        generation: Differs after each start of a private broker, which then has lost its messages.
+        generation: Changes at each start of a private broker, which loses its messages; None for a broker by URL.
     """
 
     url: str
@@ -49,7 +49,7 @@ class BrokerLocation:
 
 
 class Session:
-    """A session, by its directory."""
+    """The session in a directory."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -73,7 +73,7 @@ class Session:
         """The key of the message signatures.
 
         Raises:
-            StudyError: it cannot be read.
+            StudyError: the key cannot be read.
         """
         try:
             return (self.path / "secret").read_bytes()
@@ -96,7 +96,7 @@ class Session:
         self._write("broker.json", schema.to_json(location))
 
     def read_broker(self) -> BrokerLocation | None:
-        """Return the location of the broker; None without a broker, and for a file that a crash has emptied."""
+        """Return the location of the broker; None without a broker, or if a crash has emptied the file."""
         try:
             return schema.from_json(BrokerLocation, read_text(self.path / "broker.json"))
         except (FileNotFoundError, ValueError):
@@ -144,7 +144,7 @@ class Session:
             reason = cause.strerror if isinstance(cause, OSError) else "it was written by another version"
             raise StudyError(
                 f"The session '{self.path}' has no readable worker group '{name}' ({reason}): its study has ended, or "
-                "this machine does not have its file system."
+                "its file system is not mounted on this machine."
             ) from cause
 
     # --- requests to stop ---

@@ -10,20 +10,20 @@ from maestro_celery_plugin.files import shared_lock
 
 __all__ = ["LAST_STATES", "StepRow", "read_rows"]
 
-# Maestro does not quote (executiongraph.py:686-725). The value of a parameter may add commas to the name, the job and
-# the parameters, but not to the workspace, from which Maestro removes them (utils.py:199).
+# Maestro does not quote values (executiongraph.py:686-725). The value of a parameter may add commas to the name, the
+# job and the parameters, but not to the workspace, from which Maestro removes them (utils.py:199).
 _ROW = re.compile(
     r"(?P<name>.+?),(?:--|(?P=name)#\d+|[^,]*),(?P<workspace>[^,]*),(?P<state>[A-Z]+),"
     r"(?:[^,]*,){5}(?P<restarts>\d+),(?P<params>.*)"
 )
 _LOCK_LIMIT_S = 2.0
-# States in which a step record stays in Maestro (executiongraph.py:757-900).
+# Final states of a step record in Maestro (executiongraph.py:757-900).
 LAST_STATES = frozenset({"FINISHED", "FAILED", "TIMEDOUT", "UNKNOWN", "CANCELLED", "DRYRUN"})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StepRow:
-    """A step record in Maestro's last poll.
+    """A step record at Maestro's last poll.
 
     Attributes:
         name: Maestro's name of the step record.

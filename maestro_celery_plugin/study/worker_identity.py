@@ -29,7 +29,7 @@ PROCESS_MARKER = "MAESTRO_CELERY_PROCESS"
 
 
 def stem_of(group: str) -> str:
-    """Return the name of a group as it stands in the names of its workers, which are file names as well."""
+    """Return a group's name in the form for the names of its workers, which are also file names."""
     return re.sub(r"[^A-Za-z0-9_-]", "_", group)
 
 
@@ -41,7 +41,7 @@ def worker_stem(group: str, allocation: str) -> str:
 def has_stem(writer: str, stem: str) -> bool:
     """Tell whether the name of a worker, or of a process of its pool, has a stem.
 
-    ``sim-2-1`` and ``sim-2-1.99`` have the stem ``sim-2-``. ``sim-2-1-1`` has not: it is a worker of the group
+    ``sim-2-1`` and ``sim-2-1.99`` have the stem ``sim-2-``. ``sim-2-1-1`` does not: it is a worker of the group
     `sim-2` in its first allocation, not of `sim` in its second.
     """
     rest = writer.removeprefix(stem)
@@ -65,9 +65,9 @@ def last_output(session: Session, stems: tuple[str, ...]) -> str:
 
 
 def claim_name(session: Session, stem: str) -> str:
-    """Return a name that no other worker of the session has or had, and create its log.
+    """Return a name that no worker of the session has used yet, and create its log.
 
-    The process that creates the log owns the name (open(2), O_EXCL), also if several nodes claim names at once.
+    The process that creates the log owns the name (open(2), O_EXCL), even if nodes claim names at the same time.
     """
     for number in itertools.count(1):
         name = f"{stem}-{number}"
@@ -82,12 +82,12 @@ def claim_name(session: Session, stem: str) -> str:
 
 
 def worker_command(session: Session, group: str, *, name: str = "", allocation: str = "") -> list[str]:
-    """Return the command line that starts a worker with the Python of this process, and so with its packages.
+    """Return the command line that starts a worker with the Python interpreter and the packages of this process.
 
     Args:
         session: The session of the worker.
         group: The worker group.
-        name: Name of the worker, whose log is open; a worker without a name claims one and opens its log.
+        name: Name of the worker, whose log the caller has opened; empty for a worker that claims its name itself.
         allocation: The allocation of the worker.
     """
     options = [f"--{key}={value}" for key, value in (("name", name), ("allocation", allocation)) if value]

@@ -3,7 +3,7 @@
     python -m maestro_celery_plugin.worker [--name NAME] [--allocation NAME/NUMBER] SESSION GROUP
 
 The supervisor imports little and waits. When the Celery worker has ended for any reason, the supervisor ends the
-samples that still run, so that no sample outlives the worker that has to record its end.
+samples that still run, so that no sample outlives the worker that records its end.
 """
 
 from __future__ import annotations
@@ -34,16 +34,17 @@ from maestro_celery_plugin.worker.arguments import MOVED, WorkerArguments
 
 __all__ = ["main"]
 
-# A worker that receives SIGTERM has this long for SIGTERM and SIGKILL of its samples.
+# Time in which a worker that has received SIGTERM must end its samples, first with SIGTERM, then with SIGKILL.
 _STOP_LIMIT_S = 8
-# Processes that a dead worker has left have received SIGTERM before, or no other process will end them.
+# Time between SIGTERM and SIGKILL for processes that a dead worker has left behind. Either they have received SIGTERM
+# before, or no other process will end them.
 GRACE_S = 1.0
-# In an allocation, another worker replaces a worker that was killed, up to this number of workers.
-_LIVES = 20
-# A worker that a user starts may be earlier than the conductor, which stores the configuration of the group.
+# In an allocation, a new worker replaces a worker that was killed, up to this number of workers in sequence.
+_MAX_WORKERS = 20
+# A user may start a worker before the conductor has stored the configuration of the group.
 GROUP_LIMIT_S = 30.0
 
-_told_to_end = threading.Event()
+_end_requested = threading.Event()
 
 
 def main() -> NoReturn:
@@ -53,28 +54,28 @@ def main() -> NoReturn:
     parser.add_argument("group")
     parser.add_argument("--name", default="")
     parser.add_argument("--allocation", default="")
-    given = parser.parse_args()
-    session = Session(given.session)
-    clock.wait_until(lambda: session.has_group(given.group), GROUP_LIMIT_S, interval_s=0.2)
+    options = parser.parse_args()
+    session = Session(options.session)
+    clock.wait_until(lambda: session.has_group(options.group), GROUP_LIMIT_S, interval_s=0.2)
     try:
-        group = session.read_group(given.group)
+        group = session.read_group(options.group)
     except StudyError as error:
         sys.exit(f"error: worker on {host_name()}: {error}")
     adopt_orphans()
     number = 0
-    for _ in range(_LIVES if given.allocation else 1):
-        name = given.name or _take_name(session, given.group, given.allocation)
+    for _ in range(_MAX_WORKERS if options.allocation else 1):
+        name = options.name or _claim_name_and_log(session, options.group, options.allocation)
         number = number or int(name.rpartition("-")[2])
         code = _supervise(
-            WorkerArguments(session=session, group=group, name=name, allocation=given.allocation, number=number)
+            WorkerArguments(session=session, group=group, name=name, allocation=options.allocation, number=number)
         )
         if not _must_restart(session, code):
             break
-    # SIGTERM requests the end of a worker, also of a worker that has no handler for it yet.
+    # SIGTERM requests the end. If it kills a worker that has no handler for it yet, this is not an error.
     sys.exit(0 if code == -signal.SIGTERM else code & 0xFF)
 
 
-def _take_name(session: Session, group: str, allocation: str) -> str:
+def _claim_name_and_log(session: Session, group: str, allocation: str) -> str:
     """Claim a name for this worker, and redirect its output to the log of this name."""
     name = claim_name(session, worker_stem(group, allocation).rstrip("-"))
     print(f"worker '{name}' on {host_name()}: its log is '{log_of(session, name)}'", flush=True)
@@ -86,12 +87,12 @@ def _take_name(session: Session, group: str, allocation: str) -> str:
 
 
 def _must_restart(session: Session, code: int) -> bool:
-    """Tell whether another worker must replace this one in its allocation.
+    """Tell whether a new worker must replace this worker in its allocation.
 
-    This is so when the worker was killed, or has left because the broker has moved.
+    The allocation needs a new worker if this worker was killed, or if it has left because the broker has moved.
     """
-    was_killed = code < 0 and not _told_to_end.is_set()
-    _told_to_end.clear()
+    was_killed = code < 0 and not _end_requested.is_set()
+    _end_requested.clear()
     return (was_killed or code == MOVED) and not session.stop_requested and session.path.exists()
 
 
@@ -116,10 +117,10 @@ def _supervise(arguments: WorkerArguments) -> int:
 
 
 def _forward_signals(session: Session, name: str, child: int) -> None:
-    """Forward SIGTERM to the child, and kill the child if it has not ended in time."""
+    """Send SIGTERM to the child when this process must end, and kill the child if it does not end in time."""
 
     def end(number: int, frame: FrameType | None) -> None:
-        _told_to_end.set()
+        _end_requested.set()
         session.request_worker_stop(name)
         with contextlib.suppress(ProcessLookupError):
             os.kill(child, signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""The arguments of a worker, from its supervisor to its Celery worker."""
+"""The arguments that the supervisor of a worker passes to its Celery worker."""
 
 from __future__ import annotations
 

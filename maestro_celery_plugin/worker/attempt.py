@@ -25,7 +25,7 @@ KILL_AFTER_S = 5.0
 
 
 class CannotRunError(Exception):
-    """A sample cannot start: no space, no such interpreter, no memory."""
+    """A sample cannot start, for example because the disk is full or the interpreter does not exist."""
 
     def __init__(self, cause: OSError) -> None:
         super().__init__(str(cause))
@@ -42,7 +42,7 @@ class Runner:
 
     def __init__(self, manifest: Manifest, row: Callable[[int], Sequence[str]]) -> None:
         self._manifest, self._row = manifest, row
-        # Needed several times while a sample runs, and not again after its end.
+        # A slot needs a path several times while the sample runs, and not after its end.
         self._path_of = functools.lru_cache(maxsize=256)(manifest.paths.of)
         names = (*manifest.labels, "MERLIN_SAMPLE_ID", "MERLIN_SAMPLE_PATH", "MERLIN_SAMPLE_VECTOR")
         names = (*names, "MERLIN_SAMPLE_NAMES") if manifest.sampled else ()
@@ -60,8 +60,9 @@ class Runner:
     def claim(self, sample: int) -> bool:
         """Write the script of a sample unless it exists; return whether this call has written it.
 
-        The process that creates the script owns the first attempt: of two workers with the same message, one creates
-        it. A record that is not sampled, or has one sample, has its script from the start; this method returns False.
+        The process that creates the script owns the first attempt: if two workers have the same message, only one of
+        them creates it. If a record is not sampled or has one sample, its script already exists, and this method
+        returns False.
 
         Raises:
             CannotRunError: there is no space or no permission for the script.
@@ -94,7 +95,7 @@ class Runner:
             while text:
                 text = text[os.write(descriptor, text) :]
         except OSError:
-            if flags & os.O_EXCL:  # not the script of an earlier attempt: it shows that the sample was started
+            if flags & os.O_EXCL:  # the script of an earlier attempt stays: it shows that the sample was started
                 Path(script).unlink()
             raise
         finally:
@@ -165,28 +166,28 @@ class _Output:
 
     Args:
         path: The file.
-        header: Line that separates an attempt from the attempt before; empty for the first attempt.
+        header: Line that separates an attempt from the previous attempt; empty for the first attempt.
     """
 
     def __init__(self, path: str, header: str) -> None:
         self._path = path
         self.descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        self._before = self._begin = os.fstat(self.descriptor).st_size if header else 0
-        if self._before:
+        self._old_size = self._output_start = os.fstat(self.descriptor).st_size if header else 0
+        if self._old_size:
             try:
-                self._begin += os.write(self.descriptor, header.encode())
+                self._output_start += os.write(self.descriptor, header.encode())
             except OSError:
                 os.close(self.descriptor)
                 raise
 
     def close(self) -> None:
-        """Close the file; remove a header without output after it."""
+        """Close the file; remove the file if it is empty, or the header if no output follows it."""
         try:
-            ours = os.fstat(self.descriptor)
-            if ours.st_size == self._begin:
-                if self._before:
-                    os.ftruncate(self.descriptor, self._before)
-                elif os.path.samestat(ours, os.stat(self._path)):  # noqa: PTH116 (a Path costs time, for each sample)
+            status = os.fstat(self.descriptor)
+            if status.st_size == self._output_start:
+                if self._old_size:
+                    os.ftruncate(self.descriptor, self._old_size)
+                elif os.path.samestat(status, os.stat(self._path)):  # noqa: PTH116 (a Path costs time, for each sample)
                     os.unlink(self._path)  # noqa: PTH108
         except OSError:
             return  # the sample has removed the file
@@ -201,18 +202,18 @@ class RunningAttempt:
         self, record: str, sample: int, process: subprocess.Popen[bytes], outputs: list[_Output], begin: float
     ) -> None:
         self._record, self._sample, self._process = record, sample, process
-        self._outputs, self._begin = outputs, begin
+        self._outputs, self._started_at = outputs, begin
         self._ended_at: float | None = None
         self._warned = False
 
     def wait(self) -> Attempt:
         """Wait for the end of the attempt."""
         code = self._process.wait()
-        duration_s = clock.monotonic() - self._begin
-        # A warned sample may still report its own result. Its request for a restart has the end of the allocation as
-        # its cause, and does not count against `max_retries`.
-        is_own = code in ExitCode._value2member_map_ and code != ExitCode.RESTART
-        was_ended = self._ended_at is not None or (self._warned and not is_own)
+        duration_s = clock.monotonic() - self._started_at
+        # A warned sample may still report its own result. If it requests a restart, the end of the allocation is the
+        # cause, and the attempt does not count against `max_retries`.
+        is_result = code in ExitCode._value2member_map_ and code != ExitCode.RESTART
+        was_ended = self._ended_at is not None or (self._warned and not is_result)
         if was_ended:
             self._signal(signal.SIGKILL)  # the rest of its process group
         for output in self._outputs:
@@ -222,7 +223,7 @@ class RunningAttempt:
     @property
     def elapsed_s(self) -> float:
         """Seconds since the start of the attempt."""
-        return clock.monotonic() - self._begin
+        return clock.monotonic() - self._started_at
 
     @property
     def is_warned(self) -> bool:
@@ -233,14 +234,14 @@ class RunningAttempt:
         """Warn the sample that its allocation ends soon.
 
         Args:
-            number: The signal to send; None when the sample has received it already.
+            number: The signal to send; None if the sample has already received it.
         """
         self._warned = True
         if number is not None:
             self._signal(number)
 
     def end(self, *, at_once: bool = False) -> None:
-        """End the attempt: the first call sends SIGTERM, calls after `KILL_AFTER_S` send SIGKILL.
+        """End the attempt: the first call sends SIGTERM, a call more than `KILL_AFTER_S` later sends SIGKILL.
 
         Args:
             at_once: Whether to send SIGKILL at once, because there is no time for SIGTERM.

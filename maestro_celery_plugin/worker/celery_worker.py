@@ -27,19 +27,19 @@ __all__ = ["run"]
 
 LOGGER = logging.getLogger(__name__)
 
-# A worker that a user starts may be earlier than the conductor, which starts the broker.
+# A user may start a worker before the conductor has started the broker.
 BROKER_LIMIT_S = 30.0
 
 
 def run(arguments: WorkerArguments, supervisor: ProcessId) -> NoReturn:
-    """Run the Celery worker in this process; does not return.
+    """Run the Celery worker in this process, and exit when it ends.
 
     Args:
         arguments: The arguments of the worker.
         supervisor: The supervisor process.
     """
-    # kombu would send unacknowledged messages back after the loss of the broker, and fails on the closed channel
-    # (restore_unacked, kombu 5.5-5.7). The ledger has what must run.
+    # After the loss of the broker, kombu tries to send unacknowledged messages back, and fails on the closed channel
+    # (restore_unacked, kombu 5.5-5.7). The messages are not needed: the ledger records which samples must run.
     kombu.transport.redis.Channel.do_restore = False
     session, group = arguments.session, arguments.group
     signal.signal(signal.SIGUSR2, lambda number, frame: None)  # the warning of LSF, which the supervisor handles
@@ -53,7 +53,7 @@ def run(arguments: WorkerArguments, supervisor: ProcessId) -> NoReturn:
         raise SystemExit(1) from error
     if not args.slots:
         LOGGER.warning(
-            "Worker '%s' on %s: the slots of the allocation are on other nodes.", arguments.name, host_name()
+            "Worker '%s' on %s leaves: the slots of the allocation are on other nodes.", arguments.name, host_name()
         )
         raise SystemExit(0)
     app.conf.task_queues = [queue_for(session, name) for name in group.queues]
@@ -66,10 +66,10 @@ def run(arguments: WorkerArguments, supervisor: ProcessId) -> NoReturn:
         worker_process_init.connect(process.open_in_pool, weak=False)
     else:
         process.open(arguments.name, args.slots)
-    ours = ["-n", f"{arguments.name}@%h", "-P", args.pool, "-c", str(args.slots), "-l", "WARNING"]
+    options = ["-n", f"{arguments.name}@%h", "-P", args.pool, "-c", str(args.slots), "-l", "WARNING"]
     queues = ", ".join(group.queues)
     print(f"worker '{arguments.name}' on {host_name()}: {args.slots} slots for the task queues {queues}", flush=True)
-    app.worker_main(["--quiet", "worker", *ours, "--without-gossip", "--without-mingle", *args.args])
+    app.worker_main(["--quiet", "worker", *options, "--without-gossip", "--without-mingle", *args.args])
     raise SystemExit(MOVED if process.has_moved else 0)
 
 
@@ -92,9 +92,9 @@ def _worker_args(arguments: WorkerArguments) -> WorkerArgs:
     if not slots:
         raise WorkerError(
             f"a sample of the group '{group.group}' needs {needs.text}; its allocation has {group.nodes} nodes of "
-            f"{cores} cores{f' and {gpus} GPUs' if gpus is not None else ''}. Request fewer in the step, or set more "
+            f"{cores} cores{f' and {gpus} GPUs' if gpus is not None else ''}. Request less in the step, or set more "
             "`nodes` for the group."
         )
-    # The numbers of workers go on after a restart of the job, and after workers that a user has started.
+    # Worker numbers continue after a restart of the batch job, and after workers that a user has started.
     workers = system.worker_count(group)
     return dataclasses.replace(args, slots=share(slots, workers, 1 + (arguments.number - 1) % workers))

@@ -1,4 +1,4 @@
-"""The idle timeout: the decision whether a worker without work leaves."""
+"""The idle timeout: it decides whether a worker without work leaves."""
 
 from __future__ import annotations
 
@@ -33,25 +33,28 @@ class IdleTimeout:
         A worker stays while another worker of its allocation is busy, because its node would not become free.
 
         Args:
-            idle_s: Seconds since the worker had work.
+            idle_s: Seconds since the worker last had work.
             refuses: Whether the worker refuses samples because the time is too short.
         """
         self._conductor.look()
-        left = f"its allocation ends in {self._deadline.left_s:.0f} s"
+        ends_soon = f"its allocation ends in {self._deadline.left_s:.0f} s"
         if self._deadline.is_draining and idle_s > 0:
-            return left
+            return ends_soon
         if idle_s > REFUSAL_LIMIT_S and refuses:
-            return f"{left}, too soon for the remaining samples"
+            return f"{ends_soon}, too soon for the remaining samples"
         if idle_s <= self._limit_s:
             return None
         if self._conductor.silent_s > self._limit_s:
             return f"it has been idle for {idle_s:.0f} s, and the conductor has no heartbeat"
-        if self._allocation and not self._others_work():
+        if self._allocation and not self._allocation_is_busy():
             return f"all workers of its allocation have been idle for {idle_s:.0f} s"
         return None
 
-    def _others_work(self) -> bool:
-        """Whether another worker of the allocation is busy, according to the conductor, else to the heartbeats."""
+    def _allocation_is_busy(self) -> bool:
+        """Tell whether another worker of the allocation is busy.
+
+        The conductor reports the busy allocations; if it does not know them, the heartbeats of the workers decide.
+        """
         if self._conductor.working is not None:
             return self._allocation in self._conductor.working
         beats = self._session.heartbeats.all()

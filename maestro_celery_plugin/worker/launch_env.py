@@ -1,4 +1,4 @@
-"""The environment of samples that start parallel programs with `$(LAUNCHER)`, and their warning before the end."""
+"""The environment of samples that start parallel programs with `$(LAUNCHER)`, and the signal that warns them."""
 
 from __future__ import annotations
 
@@ -42,18 +42,20 @@ class LaunchEnvironment:
         return {**os.environ, **launch}
 
     def warn(self, running: Mapping[int, RunningAttempt], number: signal.Signals) -> None:
-        """Send each sample the signal of its step once: to its launched programs, else to its process group.
+        """Send the signal of its step to each sample that has not been warned yet.
+
+        The launched programs of a sample receive the signal. Without launched programs, its process group receives it.
 
         Args:
             running: Attempts by slot.
             number: The signal.
         """
-        fresh = {self.name(slot): attempt for slot, attempt in running.items() if not attempt.is_warned}
-        reached: set[str] = set()
-        if fresh and self._system is not None:
+        unwarned = {self.name(slot): attempt for slot, attempt in running.items() if not attempt.is_warned}
+        signalled: set[str] = set()
+        if unwarned and self._system is not None:
             try:
-                reached = self._system.signal_samples(fresh, number)
+                signalled = self._system.signal_samples(unwarned, number)
             except AllocationError as error:
                 LOGGER.warning("%s", error)
-        for name, attempt in fresh.items():
-            attempt.warn(None if name in reached else number)
+        for name, attempt in unwarned.items():
+            attempt.warn(None if name in signalled else number)

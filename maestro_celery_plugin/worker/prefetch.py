@@ -2,7 +2,7 @@
 
 A Celery worker prefetches messages. While a sample runs for an hour, a prefetched message would wait although other
 workers are idle. Celery's option `worker_disable_prefetch` supports only Redis and polls once per second; this bootstep
-supports every broker and reacts at once.
+supports every broker and reacts immediately.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ LOGGER = logging.getLogger(__name__)
 
 
 class PrefetchStep(bootsteps.StartStopStep):  # type: ignore[misc]
-    """Bootstep of the consumer that starts and stops consuming its queues."""
+    """Bootstep that pauses the consumer while no slot is free."""
 
     requires = ("celery.worker.consumer:Tasks",)
 
@@ -48,7 +48,7 @@ class PrefetchStep(bootsteps.StartStopStep):  # type: ignore[misc]
         qos: Any = getattr(consumer.task_consumer.channel, "qos", None)
         if hasattr(qos, "can_consume"):  # Redis, and all other transports that kombu polls
             original: Callable[[], bool] = qos.can_consume
-            qos.can_consume = MethodType(lambda _: _gate.has_room and original(), qos)
+            qos.can_consume = MethodType(lambda _: _gate.has_free_slot and original(), qos)
         else:
             consumer.task_consumer.qos(prefetch_count=1)
 
@@ -64,9 +64,9 @@ class PrefetchStep(bootsteps.StartStopStep):  # type: ignore[misc]
     terminate = stop
 
     def wake(self) -> None:
-        """Let the event loop look at the slots now; any thread may call this method."""
+        """Make the event loop check for free slots now; any thread may call this method."""
         if self._pipe is not None:
-            with contextlib.suppress(OSError):  # full, so that the loop wakes anyway, or closed at the end
+            with contextlib.suppress(OSError):  # the pipe is full, so that the loop wakes anyway, or it is closed
                 os.write(self._pipe[1], b"!")
 
     def _on_wake(self) -> None:
@@ -80,10 +80,10 @@ class PrefetchStep(bootsteps.StartStopStep):  # type: ignore[misc]
         consumer: Any = self._consumer.task_consumer
         if consumer is None or hasattr(getattr(consumer.channel, "qos", None), "can_consume"):
             return
-        if _gate.has_room and not self._consuming:
+        if _gate.has_free_slot and not self._consuming:
             self._consuming = True
             consumer.consume()
-        elif not _gate.has_room and self._consuming:
+        elif not _gate.has_free_slot and self._consuming:
             self._consuming = False
             consumer.cancel()
 
@@ -98,7 +98,7 @@ class _Gate:
         self.step: PrefetchStep | None = None
 
     @property
-    def has_room(self) -> bool:
+    def has_free_slot(self) -> bool:
         return not self.is_closed and len(self._accepted) < self.slots
 
     def accept(self, message_id: str) -> None:
@@ -118,18 +118,18 @@ _gate = _Gate()
 class RangeRequest(Request):  # type: ignore[misc]
     """A request that frees a slot at its end, and whose acknowledgement may fail.
 
-    Celery ends a worker that acknowledges a message of a lost connection. Here the ledger, not the broker, has what
-    must run, so that a failed acknowledgement does not matter.
+    Celery ends a worker that acknowledges a message of a lost connection. Here, a failed acknowledgement does not
+    matter, because the ledger, not the broker, records which samples must run.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._connection_errors = (Exception,)
-        # Celery derives a class per task, whose methods do not call these methods (create_request_cls).
+        # Celery derives a class for each task, and that class does not call methods of this class (create_request_cls).
         for name in ("on_success", "on_failure"):
-            setattr(self, name, self._then_finish(getattr(self, name)))
+            setattr(self, name, self._with_finish(getattr(self, name)))
 
-    def _then_finish(self, callback: Callable[..., Any]) -> Callable[..., Any]:
+    def _with_finish(self, callback: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(callback)
         def call(*args: Any, **kwargs: Any) -> Any:
             try:
@@ -141,24 +141,24 @@ class RangeRequest(Request):  # type: ignore[misc]
 
 
 def gated_strategy(task: Any, app: Celery, consumer: Any, **options: Any) -> Callable[..., None]:
-    """Return a message handler that looks at the slots before Celery's message handler.
+    """Return a message handler that calls Celery's message handler only if a slot is free.
 
     A message that arrives after the last slot was taken goes back to its queue for another worker.
     """
     handle = default_strategy(task, app, consumer, **options)
 
-    def handle_if_room(message: Any, body: Any, ack: Any, reject: Any, callbacks: Any, **more: Any) -> None:
-        if not _gate.has_room:
+    def handle_if_slot_free(message: Any, body: Any, ack: Any, reject: Any, callbacks: Any, **more: Any) -> None:
+        if not _gate.has_free_slot:
             reject(LOGGER, (Exception,), requeue=True)
             return
         _gate.accept(message.headers["id"])
         handle(message, body, ack, reject, callbacks, **more)
 
-    return handle_if_room
+    return handle_if_slot_free
 
 
 def close() -> None:
-    """Take no more messages; any thread may call this function, also again."""
+    """Stop taking messages; any thread may call this function, and may repeat the call."""
     if not _gate.is_closed:
         _gate.is_closed = True
         if _gate.step is not None:

@@ -1,7 +1,7 @@
 """Range tasks in a worker: a slot runs samples [start, stop) of a step record.
 
 A slot keeps the samples that it can run in about a second. Before it runs them, it sends the rest of the range in
-halves to the task queue. So any number of slots gets work in a few rounds, and few slots are idle at the end.
+halves to the task queue. So all slots receive work after a few rounds, and few slots are idle at the end.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ LOGGER = logging.getLogger(__name__)
 
 Send = Callable[[RangeTask, str], None]
 
-# Longer than the time between the script of a sample and its entry in the ledger, also on a shared file system.
+# Longer than the time from the script of a sample to its entry in the ledger, even on a shared file system.
 CLAIM_LIMIT_S = 1.0
 # Errors of the sample are final; errors of the machine may be temporary.
 _FINAL_ERRORS = (errno.ENOENT, errno.EACCES, errno.ENOEXEC, errno.ENOTDIR)
@@ -73,7 +73,7 @@ class RangeTasks:
     def flush(self) -> None:
         """Make the ledger visible to other nodes; the worker calls this a few times per second.
 
-        Without it, other processes would see the start of a long sample only at its end, and declare the sample lost.
+        Without these calls, other processes would see the start of a long sample only at its end, and declare it lost.
 
         Raises:
             LedgerError: the ledger cannot be written.
@@ -96,47 +96,47 @@ class _RangeRun:
     def run(self) -> None:
         """Take the range, run a piece of it, and send the rest to the task queue."""
         task = self._task
-        self._note(Kind.TAKEN, task.start, task.stop)
+        self._write_entry(Kind.TAKEN, task.start, task.stop)
         try:
             self._manifest, self._runner = self._study.runner(task.manifest)
             if not 0 <= task.start < task.stop <= self._manifest.samples or self._manifest.number != task.record:
-                LOGGER.error("Refused a range that the step record does not have: %s.", task)
+                LOGGER.error("Refused a range that is not part of the step record: %s.", task)
                 return
             self._run_piece()
         except SampleError as error:
             LOGGER.error("%s: %s", task.manifest, error)
-            self._note(Kind.ENDED, self._sample, code=UNREADABLE)
+            self._write_entry(Kind.ENDED, self._sample, code=UNREADABLE)
         except LedgerError:
             raise
-        except Exception:  # an error of the plugin: without an outcome, the sample would be sent again without end
+        except Exception:  # an error in the plugin; without an outcome, the sample would be sent again endlessly
             LOGGER.exception("%s: sample %d", task.manifest, self._sample)
-            self._note(Kind.ENDED, self._sample, code=BROKEN)
+            self._write_entry(Kind.ENDED, self._sample, code=BROKEN)
         finally:
-            self._note(Kind.RELEASED, task.start, task.stop)
+            self._write_entry(Kind.RELEASED, task.start, task.stop)
             self._study.ledger.flush()
 
     def _run_piece(self) -> None:
         begin = clock.monotonic()
-        stop = self._pass_on(self._sample + self._slots.piece(self._task), self._task.stop)
-        decided = self._decided(stop)
-        while self._sample < stop and self._may_go_on():
-            if self._sample not in decided:
+        stop = self._send_rest(self._sample + self._slots.piece(self._task), self._task.stop)
+        skipped = self._samples_with_outcome(stop)
+        while self._sample < stop and self._may_start_next():
+            if self._sample not in skipped:
                 self._run_sample(self._sample)
             self._sample += 1
             if self._slots.is_over_budget(clock.monotonic() - begin):
-                stop = self._pass_on(self._sample, stop)
+                stop = self._send_rest(self._sample, stop)
 
-    def _may_go_on(self) -> bool:
-        """Whether the next sample may start."""
+    def _may_start_next(self) -> bool:
+        """Tell whether the next sample may start."""
         task = self._task
         if self._slots.stopping.is_set() or self._study.is_invalid(task.record, task.epoch, self._sample):
             return False
         return self._slots.has_time_for(task, self._manifest)
 
-    def _decided(self, stop: int) -> frozenset[int]:
-        """Return the samples of the piece that had an outcome when the range was sent.
+    def _samples_with_outcome(self, stop: int) -> frozenset[int]:
+        """Return the samples of the piece that already have an outcome.
 
-        Ranges that are sent again contain such samples. Their scripts would prevent another run as well, but a sample
+        A range that is sent again contains such samples. Their scripts would also prevent another attempt, but a sample
         may delete its script.
         """
         if self._task.epoch == 1:
@@ -144,8 +144,8 @@ class _RangeRun:
         outcome = self._study.sample_states(self._manifest).outcome[self._task.start : stop]
         return frozenset((self._task.start + np.flatnonzero(outcome != Outcome.OPEN)).tolist())
 
-    def _pass_on(self, start: int, stop: int) -> int:
-        """Send samples [start, stop) in halves to the task queue; return the end of the range that stays here.
+    def _send_rest(self, start: int, stop: int) -> int:
+        """Send samples [start, stop) in halves to the task queue; return the end of the range that stays in this slot.
 
         If the broker does not answer, the samples that could not be sent stay in this slot.
         """
@@ -157,17 +157,17 @@ class _RangeRun:
                     "Samples up to %d stay in this worker: the broker does not answer (%s).", stop - 1, cause
                 )
                 break
-            self._note(Kind.PASSED, part.start, part.stop)
+            self._write_entry(Kind.PASSED, part.start, part.stop)
             stop = part.start
         return stop
 
     def _run_sample(self, sample: int) -> None:
-        """Run one sample, unless it has run or runs according to the ledger."""
+        """Run one sample, unless the ledger shows that it has run or is running."""
         try:
             first = self._runner.claim(sample)
             again = False
             if first:
-                self._note(Kind.STARTED, sample)
+                self._write_entry(Kind.STARTED, sample)
             else:
                 decision = self._claim_again(sample)
                 if decision is None:
@@ -176,19 +176,19 @@ class _RangeRun:
             environment = self._slots.launches.environment(self._slot, self._manifest)
             running = self._runner.start(sample, first=first, again=again, environment=environment)
         except CannotRunError as cause:
-            self._cannot_run(sample, cause)
+            self._record_failed_start(sample, cause)
             return
-        self._slots.add(self._slot, self._watched(running, sample))
+        self._slots.add(self._slot, self._as_running(running, sample))
         attempt = running.wait()
         self._slots.remove(self._slot)
         if not attempt.was_ended and self._slots.shares_end(attempt.code):
             attempt = dataclasses.replace(attempt, was_ended=True)
         kind = Kind.STOPPED if attempt.was_ended else Kind.ENDED
-        self._note(kind, sample, int(attempt.duration_s * 1e6), code=attempt.code)
+        self._write_entry(kind, sample, int(attempt.duration_s * 1e6), code=attempt.code)
         self._slots.learn(self._task, attempt.duration_s)
-        _announce(attempt)
+        _call_hooks(attempt)
 
-    def _watched(self, attempt: RunningAttempt, sample: int) -> Running:
+    def _as_running(self, attempt: RunningAttempt, sample: int) -> Running:
         task, study = self._task, self._study
         number = signal.Signals[self._manifest.signal]
         return Running(attempt, task.record, number, lambda: study.must_end(task.record, task.epoch, sample))
@@ -200,9 +200,9 @@ class _RangeRun:
             Whether it runs `restart` instead of `cmd`; None when it must not run.
         """
         study, manifest = self._study, self._manifest
-        has_script_of_its_own = self._runner.directory(sample) != manifest.workspace
-        if has_script_of_its_own and not study.sample_states(manifest).started[sample]:
-            # Another worker has written the script a moment ago, or died right after that.
+        has_own_script = self._runner.directory(sample) != manifest.workspace
+        if has_own_script and not study.sample_states(manifest).started[sample]:
+            # Another worker has just written the script and not the entry yet, or has died in between.
             self._slots.stopping.wait(CLAIM_LIMIT_S)
         with study.decision:
             states = study.sample_states(manifest)
@@ -210,19 +210,19 @@ class _RangeRun:
             if states.outcome[sample] != Outcome.OPEN or states.started[sample] >= self._task.epoch or is_running:
                 return None
             again = states.runs_restart(sample)
-            self._note(Kind.STARTED, sample, code=int(again))
+            self._write_entry(Kind.STARTED, sample, code=int(again))
         return again
 
-    def _cannot_run(self, sample: int, cause: CannotRunError) -> None:
-        """Record that a sample could not start, and give the machine a moment to recover."""
+    def _record_failed_start(self, sample: int, cause: CannotRunError) -> None:
+        """Record that a sample could not start; wait a moment after an error of the machine."""
         LOGGER.error("Sample %d of '%s' cannot start: %s", sample, self._task.manifest, cause)
         code = NOT_FOUND if cause.errno in _FINAL_ERRORS else cannot_run_code(cause.errno)
-        self._note(Kind.ENDED, sample, code=code)
+        self._write_entry(Kind.ENDED, sample, code=code)
         if cause.errno in _MACHINE_ERRORS:
             self._slots.stopping.wait(1.0)
 
-    def _note(self, kind: Kind, start: int, stop: int = 0, *, code: int = 0) -> None:
-        """Write the ledger; on a full disk, wait for space, because an outcome must not be lost."""
+    def _write_entry(self, kind: Kind, start: int, stop: int = 0, *, code: int = 0) -> None:
+        """Append an entry to the ledger; while the disk is full, wait, because an outcome must not be lost."""
         task = self._task
         while True:
             try:
@@ -234,11 +234,11 @@ class _RangeRun:
                     raise
 
 
-def _announce(attempt: Attempt) -> None:
-    """Pass an attempt to the extensions."""
+def _call_hooks(attempt: Attempt) -> None:
+    """Call the hook `attempt_finished` of the extensions."""
     try:
         hook = plugin_manager().hook.attempt_finished
-        if hook.get_hookimpls():  # a call of pluggy costs time for each sample, also without an extension
+        if hook.get_hookimpls():  # a call of pluggy costs time for each sample, even without an extension
             hook(attempt=attempt)
-    except Exception:  # an error of an extension must not fail samples
+    except Exception:  # an error in an extension must not fail samples
         LOGGER.exception("The hook 'attempt_finished' of an extension has failed.")

@@ -23,7 +23,7 @@ BUDGET_S = 1.0
 # Signals that a batch system sends to every process of an allocation that it ends: samples and workers.
 # LSF sends SIGUSR2 at the time limit, and SIGINT before SIGTERM (bsub -W, bkill).
 _ENDING_SIGNALS = (signal.SIGINT, signal.SIGUSR2, signal.SIGTERM, signal.SIGKILL)
-# When a sample has died by such a signal, the worker waits this long to see whether it receives the signal as well.
+# If such a signal has ended a sample, the worker waits this long to see whether it also receives the signal.
 SIGNAL_LIMIT_S = 2.0
 
 
@@ -35,7 +35,7 @@ class Running:
         attempt: The attempt.
         record: Number of the step record.
         signal: The signal that the sample receives before its allocation ends.
-        must_end: Tells whether the coordinator has cancelled the attempt or declared it lost.
+        must_end: Returns whether the coordinator has cancelled the attempt or declared it lost.
     """
 
     attempt: RunningAttempt
@@ -76,7 +76,7 @@ class Slots:
 
     @contextlib.contextmanager
     def take(self) -> Iterator[int]:
-        """Wait for a free slot, and hold it; yield its number."""
+        """Wait for a free slot, and reserve it; yield its number."""
         slot = self._free.get()
         self._count(+1)
         try:
@@ -93,7 +93,7 @@ class Slots:
     # --- durations ---
 
     def piece(self, task: RangeTask) -> int:
-        """Return how many samples a slot runs itself: as many as fit its time budget, one for unknown durations."""
+        """Return how many samples a slot runs itself: as many as fit its time budget, or one if none has run yet."""
         mean_s = self._mean_s.get((task.study, task.record))
         return max(1, int(BUDGET_S / mean_s)) if mean_s else 1
 
@@ -111,12 +111,13 @@ class Slots:
     def has_time_for(self, task: RangeTask, manifest: Manifest) -> bool:
         """Tell whether a sample of a step record may start before the allocation ends.
 
-        If not, the worker reports the step record as refused, so that the coordinator does not send it here again.
+        If not, the worker reports the step record as refused, so that the coordinator does not count the slots of this
+        worker as free for it.
         """
         if not self._deadline.is_in_allocation:
             return True
-        running = [one.attempt.elapsed_s for one in list(self._running.values()) if one.record == task.record]
-        longest_s = max((*running, self._longest_s.get((task.study, task.record), 0.0)))
+        elapsed_s = [item.attempt.elapsed_s for item in list(self._running.values()) if item.record == task.record]
+        longest_s = max((*elapsed_s, self._longest_s.get((task.study, task.record), 0.0)))
         if self._deadline.fits(manifest.time_request_s, longest_s):
             return True
         self._refused.add(task.record)
@@ -138,15 +139,15 @@ class Slots:
         del self._running[slot]
 
     def shares_end(self, code: int) -> bool:
-        """Tell whether a sample has ended by a signal to the whole allocation.
+        """Tell whether a signal to the whole allocation has ended a sample.
 
         Args:
             code: Exit code of the sample; a shell adds 128 to the number of a signal.
         """
         if not self._deadline.is_in_allocation:
             return False
-        is_suspicious = code in [sign for number in _ENDING_SIGNALS for sign in (-number, 128 + number)]
-        return is_suspicious and self.stopping.wait(SIGNAL_LIMIT_S)
+        is_ending_signal = code in [ending for number in _ENDING_SIGNALS for ending in (-number, 128 + number)]
+        return is_ending_signal and self.stopping.wait(SIGNAL_LIMIT_S)
 
     def check_running(self) -> None:
         """Warn or end the attempts that must not continue; the worker calls this a few times per second."""

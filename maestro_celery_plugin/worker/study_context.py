@@ -30,7 +30,7 @@ class StudyContext:
     Attributes:
         plan: The plan of the study.
         ledger: The ledger file of the process.
-        decision: Held while a slot decides from the ledger whether a sample runs again.
+        decision: Lock that a slot takes while it decides from the ledger whether a sample runs again.
     """
 
     def __init__(self, root: Path, writer: str) -> None:
@@ -63,7 +63,7 @@ class StudyContext:
         """Tell whether a sample must not start: the coordinator has sent or cancelled it under a later epoch."""
         self._follow_coordinator()
         for fence, start, stop in reversed(self._fences.get(record, ())):
-            if fence <= epoch:  # epochs never decrease, so the later ones are at the end
+            if fence <= epoch:  # epochs never decrease, so that the later epochs are at the end
                 return False
             if start <= sample < stop:
                 return True
@@ -72,8 +72,8 @@ class StudyContext:
     def must_end(self, record: int, epoch: int, sample: int) -> bool:
         """Tell whether a running attempt must end: the coordinator has cancelled it, or has declared it lost.
 
-        A sample that was sent again does not end the attempt: the coordinator may not have seen its start, and no other
-        worker runs a sample while an attempt at it has not ended.
+        If the coordinator sends a sample again, the attempt continues: the coordinator may not have seen its start, and
+        no other worker runs the sample before the attempt has ended.
         """
         self._follow_coordinator()
         return any(e > epoch and start <= sample < stop for e, start, stop in self._ends.get(record, ()))

@@ -35,14 +35,14 @@ __all__ = ["WorkerProcess"]
 LOGGER = logging.getLogger(__name__)
 
 HEARTBEAT_S = 2.0
-# Workers in allocations, of which there may be thousands, read the files of the session at this interval, others at
-# each turn of the watch.
+# A worker in an allocation reads the files of the session at this interval, because there may be thousands of such
+# workers. A worker outside of an allocation reads them in each round of the watch thread.
 LOOK_S = 1.0
 _WATCH_S = 0.25
 
 
 class WorkerProcess:
-    """This process of a worker.
+    """A process of a worker.
 
     With the prefork pool, a worker has several processes; each has one slot and its own ledger files.
 
@@ -84,10 +84,10 @@ class WorkerProcess:
             self._receive(message)
 
     def _receive(self, message: tuple[Any, ...]) -> None:
-        """Check a message and run its task; refuse and log a message that is not of this session."""
+        """Check a message and run its task; refuse and log a message that does not belong to this session."""
         task = self._signer.task_of(message)
         if task is None:
-            LOGGER.error("Refused a message that is not of this session.")
+            LOGGER.error("Refused a message that does not belong to this session.")
         elif self._tasks is not None:
             self._tasks.run(task)
 
@@ -113,12 +113,12 @@ class WorkerProcess:
     # --- watching ---
 
     def watch(self, slots: int) -> None:
-        """Start the thread that writes the heartbeat and decides about the end."""
+        """Start the thread that writes the heartbeat and decides when the process ends."""
         threading.Thread(target=self._watch, args=(slots,), name="watch", daemon=True).start()
 
     def _watch(self, slots: int) -> None:
-        beat, last_beat_at, last_look_at = 0, 0.0, 0.0
-        look_s = LOOK_S if self._arguments.allocation else _WATCH_S
+        beat, last_beat_at, last_poll_at = 0, 0.0, 0.0
+        poll_s = LOOK_S if self._arguments.allocation else _WATCH_S
         while True:
             try:
                 now = clock.monotonic()
@@ -127,18 +127,18 @@ class WorkerProcess:
                     self._session.heartbeats.write(self._heartbeat(slots, beat))
                 if self._deadline.is_draining:
                     prefetch.close()
-                if now - last_look_at >= look_s:
-                    last_look_at = now
-                    why = self._why_end()
-                    if why is not None:
-                        self._end(why)
+                if now - last_poll_at >= poll_s:
+                    last_poll_at = now
+                    reason = self._end_reason()
+                    if reason is not None:
+                        self._end(reason)
                 if self._tasks is not None:
                     self._tasks.flush()
                     self._tasks.slots.check_running()
             except (OSError, LedgerError) as cause:  # a full disk must not end the worker
                 LOGGER.warning("%s", cause)
-            except Exception:  # an error of the plugin: without this thread, the worker would count as dead
-                LOGGER.exception("The watch over the samples has failed; it continues.")
+            except Exception:  # an error in the plugin; without this thread, the worker would count as dead
+                LOGGER.exception("An error occurred in the watch thread, which continues.")
             clock.sleep(_WATCH_S)
 
     def _heartbeat(self, slots: int, beat: int) -> Heartbeat:
@@ -170,7 +170,7 @@ class WorkerProcess:
             return "draining"
         return "busy" if self._tasks.slots.busy else "idle"
 
-    def _why_end(self) -> str | None:
+    def _end_reason(self) -> str | None:
         """Return why this process must end; None when it continues."""
         if not self._session.path.exists():
             return "its session does not exist any more"
@@ -182,22 +182,22 @@ class WorkerProcess:
             self.has_moved = True
             return "the broker has moved"
         if self._name != self._arguments.name:
-            return None  # a pool process: its worker decides
+            return None  # a pool process; the main process of the worker decides
         return self._idle_timeout.why_leave(self._idle_s(), refuses=self._refuses())
 
     def _refuses(self) -> bool:
-        """Whether this worker refuses samples because the time is too short."""
+        """Tell whether this worker refuses samples because the time is too short."""
         if self._tasks is not None:
             return bool(self._tasks.slots.refused)
         return any(beat.refuses for beat in self._session.heartbeats.all(f"{self._name}."))
 
     def _broker_has_moved(self) -> bool:
-        """Whether the broker of the session has moved; a new worker would find it."""
+        """Tell whether the broker of the session has another URL now, to which a new worker would connect."""
         broker = self._session.read_broker()
         return broker is not None and broker.url != self._app.url
 
     def _idle_s(self) -> float:
-        """Return the seconds since this worker had work."""
+        """Return the seconds since this worker last had work."""
         if self._tasks is not None:
             slots = self._tasks.slots
             return 0.0 if slots.busy else clock.monotonic() - slots.last_work
@@ -205,17 +205,17 @@ class WorkerProcess:
             self._pool_busy_at = clock.monotonic()
         return clock.monotonic() - self._pool_busy_at
 
-    def _end(self, why: str) -> None:
-        """Take no more samples, end the running samples, and let Celery end."""
+    def _end(self, reason: str) -> None:
+        """Stop taking samples, end the running samples, and stop Celery."""
         if self._ending:
             return
         self._ending = True
         if self._name == self._arguments.name:
-            LOGGER.warning("Worker '%s' on %s leaves: %s.", self._name, host_name(), why)
+            LOGGER.warning("Worker '%s' on %s leaves: %s.", self._name, host_name(), reason)
         if self._tasks is not None:
             self._tasks.slots.stopping.set()
         if self._supervisor.is_alive:
-            self._supervisor.signal(signal.SIGTERM)  # which forwards it, and enforces the end
+            self._supervisor.signal(signal.SIGTERM)  # the supervisor forwards it, and kills this process if necessary
         else:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(os.getpid(), signal.SIGTERM)

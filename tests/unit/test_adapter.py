@@ -95,12 +95,12 @@ def test_the_launcher_is_that_of_the_batch_system(slurm_study, workspace):
     with open(script) as cmd, open(restart) as again:
         assert cmd.read().endswith('\nsrun -Q --exact --mem=0 -J "$MAESTRO_CELERY_LAUNCH" -n 2 -N 1 sim\n')
         assert again.read().endswith('\nsrun -Q --exact --mem=0 -J "$MAESTRO_CELERY_LAUNCH" -n 4 -N 2 sim\n')
-    manifest = build_manifest(slurm_study, step, str(workspace), 1)
+    manifest = build_manifest(slurm_study, step, str(workspace))
     assert (manifest.needs, manifest.launches) == (StepNeeds(nodes=2, procs=4), True)
 
 
 def test_on_this_machine_nobody_counts(study, workspace):
-    manifest = build_manifest(study, a_step(cmd="$(LAUNCHER)[1n] sim"), str(workspace), 1)
+    manifest = build_manifest(study, a_step(cmd="$(LAUNCHER)[1n] sim"), str(workspace))
     assert (manifest.cmd, manifest.needs, manifest.launches) == ("sim", StepNeeds(), False)
 
 
@@ -114,7 +114,7 @@ def test_a_launch_that_cannot_be_had_fails_the_step_and_not_the_conductor(slurm_
     with open(script) as file:
         assert file.read() == f"# {message}\n"
     with pytest.raises(SpecificationError, match=f"^{re.escape(message)}$"):
-        build_manifest(slurm_study, step, str(workspace), 1)
+        build_manifest(slurm_study, step, str(workspace))
 
 
 def test_without_jobs_there_is_nothing_to_do_and_no_coordinator(study):
@@ -138,5 +138,3 @@ def test_while_another_conductor_lives_this_one_ends_at_its_first_submission(stu
     assert cancelled.cancel_status is CancelCode.ERROR
     assert f"Another conductor is running the study '{study.root}'." in caplog.text
     assert coordinator.active() == []
-
-

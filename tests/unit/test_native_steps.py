@@ -17,6 +17,7 @@ from maestrowf.abstracts.interfaces import ScriptAdapter
 from maestrowf.interfaces import ScriptAdapterFactory
 from maestrowf.interfaces.script import CancellationRecord, SubmissionRecord
 
+from maestro_celery_plugin import clock
 from maestro_celery_plugin.config.settings import BatchSettings, ResourceSettings, WorkerGroupSettings
 from maestro_celery_plugin.maestro import hooks, native_steps
 from maestro_celery_plugin.maestro.native_steps import NativeJob, adapter_of
@@ -71,7 +72,13 @@ class Cluster(ScriptAdapter):
 
 @pytest.fixture
 def cluster(monkeypatch):
-    for name, value in {"submitted": [], "cancelled": [], "states": {}, "code": JobStatusCode.OK, "broken": False}.items():
+    for name, value in {
+        "submitted": [],
+        "cancelled": [],
+        "states": {},
+        "code": JobStatusCode.OK,
+        "broken": False,
+    }.items():
         monkeypatch.setattr(Cluster, name, value)
     monkeypatch.setattr(Cluster, "make_id", Id)
     monkeypatch.setitem(ScriptAdapterFactory.factories, "cluster", Cluster)
@@ -88,7 +95,7 @@ def study(tmp_path):
     Session.create(plan.session)
     yield dataclasses.replace(plan, settings=dataclasses.replace(plan.settings, batch=BatchSettings(type="slurm")))
     for held in list(conductor_lock._HELD.values()):
-        held.end()
+        held.release()
 
 
 @pytest.fixture
@@ -101,7 +108,8 @@ def adapter(study, cluster):
 def coordinated(monkeypatch):
     """Let the workers' step record of `WORKERS_JOB` be running, without a coordinator."""
     monkeypatch.setattr(
-        "maestro_celery_plugin.maestro.adapter.CeleryScriptAdapter._states", lambda self, jobs: dict.fromkeys(jobs, State.RUNNING)
+        "maestro_celery_plugin.maestro.study_adapter.StudyAdapter._states",
+        lambda self, jobs: dict.fromkeys(jobs, State.RUNNING),
     )
 
 
@@ -136,7 +144,10 @@ def test_identifiers_are_told_apart_and_passed_back_unchanged(adapter, study, cl
     cluster.states = {Id(1): State.RUNNING}
 
     assert job == NativeJob("plain", Id(1))
-    assert adapter.check_jobs([WORKERS_JOB, job]) == (JobStatusCode.OK, {WORKERS_JOB: State.RUNNING, job: State.RUNNING})
+    assert adapter.check_jobs([WORKERS_JOB, job]) == (
+        JobStatusCode.OK,
+        {WORKERS_JOB: State.RUNNING, job: State.RUNNING},
+    )
     assert adapter.cancel_jobs([job]).lookup_status(CancelCode.OK) == {job}
     assert cluster.cancelled == [Id(1)]
     assert dill.loads(dill.dumps(job)) == job
@@ -144,7 +155,9 @@ def test_identifiers_are_told_apart_and_passed_back_unchanged(adapter, study, cl
 
 
 @pytest.mark.parametrize("trouble", [{"code": JobStatusCode.ERROR}, {"code": JobStatusCode.NOJOBS}, {"broken": True}])
-def test_trouble_of_the_batch_system_hides_no_samples(adapter, study, cluster, coordinated, monkeypatch, caplog, trouble):
+def test_trouble_of_the_batch_system_hides_no_samples(
+    adapter, study, cluster, coordinated, monkeypatch, caplog, trouble
+):
     job = submit(adapter, study)
     for name, value in trouble.items():
         monkeypatch.setattr(cluster, name, value)
@@ -155,10 +168,13 @@ def test_trouble_of_the_batch_system_hides_no_samples(adapter, study, cluster, c
 
 
 def test_trouble_of_the_workers_hides_no_batch_jobs(adapter, study, cluster, monkeypatch):
-    monkeypatch.setattr("maestro_celery_plugin.maestro.adapter.CeleryScriptAdapter._states", lambda self, jobs: {})
+    monkeypatch.setattr("maestro_celery_plugin.maestro.study_adapter.StudyAdapter._states", lambda self, jobs: {})
     job = submit(adapter, study)
 
-    assert adapter.check_jobs([WORKERS_JOB, job]) == (JobStatusCode.OK, {job: None})  # as Slurm's, when it has forgotten
+    assert adapter.check_jobs([WORKERS_JOB, job]) == (
+        JobStatusCode.OK,
+        {job: None},
+    )  # as Slurm's, when it has forgotten
 
 
 def test_a_cancellation_that_fails_is_told(adapter, study, cluster):
@@ -239,7 +255,7 @@ def test_a_shell_that_is_not_there_fails_the_step_and_not_the_conductor(adapter,
 
 def test_maestro_looks_again_at_once(in_conductor, monkeypatch):
     slept = []
-    monkeypatch.setattr(hooks.time, "sleep", slept.append)
+    monkeypatch.setattr(clock, "sleep", slept.append)
     in_conductor("true")
 
     hooks._wait(60)
@@ -255,7 +271,7 @@ def test_the_heart_beats_while_maestro_is_away(study):
     group = WorkerGroupSettings(idle_limit=1)
     settings = dataclasses.replace(study.settings, resources=ResourceSettings(workers={"w": group}))
     session = Session(study.session)
-    conductor_lock.conduct(dataclasses.replace(study, settings=settings))
+    conductor_lock.hold(dataclasses.replace(study, settings=settings))
     beats = set()
     end = time.monotonic() + 1.1  # Maestro's, in a plain step
 
@@ -267,7 +283,7 @@ def test_the_heart_beats_while_maestro_is_away(study):
 
 
 def test_one_process_conducts_a_study_once(study):
-    assert conductor_lock.conduct(study) is conductor_lock.conduct(study)
-    conductor_lock.conduct(study).end()
-    with conductor_lock.conductor_lock(study).acquire(timeout=0):
+    assert conductor_lock.hold(study) is conductor_lock.hold(study)
+    conductor_lock.hold(study).release()
+    with conductor_lock.file_lock(study).acquire(timeout=0):
         pass

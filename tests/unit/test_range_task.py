@@ -29,10 +29,17 @@ from maestro_celery_plugin.ledger.writer import LedgerWriter
 from maestro_celery_plugin.plugins import plugin_manager
 from maestro_celery_plugin.states import UNREADABLE, Outcome, cannot_run_code
 from maestro_celery_plugin.worker import range_task, slots
+from maestro_celery_plugin.worker.launch_env import LaunchEnvironment
 from maestro_celery_plugin.worker.range_task import RangeTasks
+from maestro_celery_plugin.worker.slots import Slots
 
 # Each sample notes that it has run: a short line, appended whole.
 RUN = "echo $(MERLIN_SAMPLE_ID) >> ../../../runs"
+
+
+def worker(writer, count, send, ends=None):
+    """A worker process with so many slots, without Celery."""
+    return RangeTasks(writer, Slots(count, ends or Deadline(), LaunchEnvironment(writer)), send)
 
 
 @pytest.fixture(autouse=True)
@@ -129,7 +136,7 @@ class Transport:
                 task = self._waiting.pop(0)
                 self._working += 1
             try:
-                side.work(task)
+                side.run(task)
             finally:
                 with self._condition:
                     self._working -= 1
@@ -139,7 +146,9 @@ class Transport:
 def drive(transport, *sides_and_slots):
     """Let workers, each with its slots, do all there is to do."""
     threads = [
-        threading.Thread(target=transport.consume, args=(side,)) for side, slots in sides_and_slots for _ in range(slots)
+        threading.Thread(target=transport.consume, args=(side,))
+        for side, slots in sides_and_slots
+        for _ in range(slots)
     ]
     for thread in threads:
         thread.start()
@@ -151,8 +160,8 @@ def drive(transport, *sides_and_slots):
 def work(task, writer="w-1", **options):
     """Do one task in one slot; return the worker and what it sent on."""
     transport = Transport(**options)
-    side = RangeTasks(writer, 1, transport.send)
-    side.work(task)
+    side = worker(writer, 1, transport.send)
+    side.run(task)
     return side, transport.sent
 
 
@@ -191,29 +200,29 @@ def test_a_slot_keeps_one_sample_while_it_does_not_know_how_long_they_take(make)
 
     assert ensemble.runs == {0: 1}
     assert sorted((task.start, task.stop) for task in sent) == [(1, 5), (5, 9)]
-    assert ensemble.reported_state(Kind.TAKEN, Kind.PASSED, Kind.RELEASED) == [
+    assert ensemble.told(Kind.TAKEN, Kind.PASSED, Kind.RELEASED) == [
         ("TAKEN", 0, 0), ("PASSED", 5, 0), ("PASSED", 1, 0), ("RELEASED", 0, 0),
     ]  # fmt: skip
 
 
 def test_a_slot_keeps_what_it_can_run_in_its_budget(make):
     ensemble = make(samples=9)
-    side = RangeTasks("w-1", 1, Transport().send)
+    side = worker("w-1", 1, Transport().send)
     task = ensemble.task()
-    assert side.piece(task) == 1
-    side.learn(task, range_task.BUDGET_S / 4)
-    assert side.piece(task) == 4
-    side.learn(task, 60.0)
-    assert side.piece(task) == 1
+    assert side.slots.piece(task) == 1
+    side.slots.learn(task, slots.BUDGET_S / 4)
+    assert side.slots.piece(task) == 4
+    side.slots.learn(task, 60.0)
+    assert side.slots.piece(task) == 1
 
 
 def test_a_slot_sends_on_what_takes_longer_than_it_thought(make, monkeypatch):
-    monkeypatch.setattr(range_task, "BUDGET_S", 0.05)
+    monkeypatch.setattr(slots, "BUDGET_S", 0.05)
     ensemble = make(samples=8, cmd=f"{RUN}; sleep 0.06")
     transport = Transport()
-    side = RangeTasks("w-1", 1, transport.send)
-    side.learn(ensemble.task(), 0.001)
-    side.work(ensemble.task())
+    side = worker("w-1", 1, transport.send)
+    side.slots.learn(ensemble.task(), 0.001)
+    side.run(ensemble.task())
 
     assert len(ensemble.runs) == 2
     assert sorted((task.start, task.stop) for task in transport.sent) == [(2, 5), (5, 8)]
@@ -227,7 +236,7 @@ def test_any_number_of_slots_runs_each_sample_once(make, slots):
     ensemble = make(samples=23)
     transport = Transport()
     transport.put(ensemble.task())
-    drive(transport, (RangeTasks("w-1", slots, transport.send), slots))
+    drive(transport, (worker("w-1", slots, transport.send), slots))
 
     assert ensemble.each_once()
     assert ensemble.leases.holders() == set()
@@ -238,10 +247,10 @@ def test_messages_may_come_twice_and_in_any_order_to_several_workers(make, seed)
     ensemble = make(samples=12)
     transport = Transport(copies=2, seed=seed)
     transport.put(ensemble.task())
-    drive(transport, *((RangeTasks(f"w-{n}", 2, transport.send), 2) for n in (1, 2)))
+    drive(transport, *((worker(f"w-{n}", 2, transport.send), 2) for n in (1, 2)))
 
     assert ensemble.each_once()
-    assert set(ensemble.reported_state(Kind.ENDED)) == {("ENDED", sample, 0) for sample in range(12)}
+    assert set(ensemble.told(Kind.ENDED)) == {("ENDED", sample, 0) for sample in range(12)}
 
 
 @pytest.mark.parametrize("away", [1.0, 0.5])
@@ -249,7 +258,7 @@ def test_when_the_broker_is_away_the_samples_stay_and_run_here(make, away):
     ensemble = make(samples=10)
     transport = Transport(away=away, seed=3)
     transport.put(ensemble.task())
-    drive(transport, (RangeTasks("w-1", 2, transport.send), 2))
+    drive(transport, (worker("w-1", 2, transport.send), 2))
 
     assert ensemble.each_once()
     assert len(transport.sent) == 1 or away < 1.0
@@ -265,11 +274,11 @@ def test_only_what_was_sent_is_passed_on(make):
             raise ConnectionError("away")
         sent.append(task)
 
-    RangeTasks("w-1", 1, send).work(ensemble.task())
+    worker("w-1", 1, send).run(ensemble.task())
 
     assert [(task.start, task.stop) for task in sent] == [(5, 9)]
     assert ensemble.runs == Counter(range(5))
-    assert ensemble.reported_state(Kind.PASSED) == [("PASSED", 5, 0)]
+    assert ensemble.told(Kind.PASSED) == [("PASSED", 5, 0)]
 
 
 def test_a_record_that_is_not_sampled_runs_once(make):
@@ -305,10 +314,10 @@ def test_a_sample_that_asked_runs_again_under_the_next_epoch(make, code, script)
     ensemble = make(samples=2, cmd=f"echo cmd; exit {code}", restart="echo restart")
     work(ensemble.task(0, 1))
     work(ensemble.task(0, 1))  # the same message again
-    assert ensemble.reported_state() == [("STARTED", 0, 0), ("ENDED", 0, code)]
+    assert ensemble.told() == [("STARTED", 0, 0), ("ENDED", 0, code)]
 
     work(ensemble.task(0, 1, epoch=2))
-    assert ensemble.reported_state(Kind.STARTED)[1:] == ([("STARTED", 0, int(script == "restart"))] if script else [])
+    assert ensemble.told(Kind.STARTED)[1:] == ([("STARTED", 0, int(script == "restart"))] if script else [])
 
 
 def test_a_sample_that_was_lost_runs_restart(make):
@@ -330,9 +339,9 @@ def test_a_range_that_leads_across_finished_samples_leaves_them_alone(make):
     ensemble = make(samples=6, cmd=f"{RUN}; rm -f *; exit $(( $(MERLIN_SAMPLE_ID) % 3 ? 0 : 104 ))")
     transport = Transport()
     transport.put(ensemble.task())
-    drive(transport, (RangeTasks("w-1", 1, transport.send), 1))
+    drive(transport, (worker("w-1", 1, transport.send), 1))
     transport.put(ensemble.task(0, 4, epoch=2))
-    drive(transport, (RangeTasks("w-2", 1, transport.send), 1))
+    drive(transport, (worker("w-2", 1, transport.send), 1))
 
     assert ensemble.runs == {0: 2, 1: 1, 2: 1, 3: 2, 4: 1, 5: 1}
 
@@ -377,16 +386,16 @@ class Sleeping:
     """A worker with a sample that takes a minute."""
 
     def __init__(self, ensemble) -> None:
-        self.side = RangeTasks("w-1", 1, Transport(away=1.0).send)
-        self.thread = threading.Thread(target=self.side.work, args=(ensemble.task(),))
+        self.side = worker("w-1", 1, Transport(away=1.0).send)
+        self.thread = threading.Thread(target=self.side.run, args=(ensemble.task(),))
         self.thread.start()
         assert wait_until(lambda: ensemble.runs, 5)
-        self.side.check_running()
+        self.side.slots.check_running()
         time.sleep(0.05)
-        assert ensemble.reported_state() == [("STARTED", 0, 0)]  # it was let run
+        assert ensemble.told() == [("STARTED", 0, 0)]  # it was let run
 
     def end(self):
-        assert wait_until(lambda: self.side.check_running() or not self.thread.is_alive(), 5)
+        assert wait_until(lambda: self.side.slots.check_running() or not self.thread.is_alive(), 5)
 
 
 def test_a_running_sample_is_ended_when_it_becomes_void(make):
@@ -395,20 +404,20 @@ def test_a_running_sample_is_ended_when_it_becomes_void(make):
     ensemble.note(Kind.CANCELLED, 0, 2, 1 + 1)
     sleeping.end()
 
-    assert ensemble.reported_state() == [("STARTED", 0, 0), ("STOPPED", 0, -15)]
+    assert ensemble.told() == [("STARTED", 0, 0), ("STOPPED", 0, -15)]
     assert ensemble.leases.holders() == set()
 
 
 def test_a_worker_that_stops_ends_its_sample_and_begins_no_other(make):
     ensemble = make(samples=2, cmd=f"{RUN}; exec sleep 60")
     sleeping = Sleeping(ensemble)
-    assert sleeping.side.busy == 1
-    sleeping.side.stopping.set()
+    assert sleeping.side.slots.busy == 1
+    sleeping.side.slots.stopping.set()
     sleeping.end()
 
-    assert ensemble.reported_state() == [("STARTED", 0, 0), ("STOPPED", 0, -15)]
-    assert sleeping.side.busy == 0
-    sleeping.side.work(ensemble.task(1, 2))
+    assert ensemble.told() == [("STARTED", 0, 0), ("STOPPED", 0, -15)]
+    assert sleeping.side.slots.busy == 0
+    sleeping.side.run(ensemble.task(1, 2))
     assert ensemble.runs == {0: 1}
 
 
@@ -429,42 +438,42 @@ def test_a_message_with_the_number_of_another_record_is_refused(make):
     work(dataclasses.replace(ensemble.task(), record=2))
 
     assert ensemble.runs == {}
-    assert ensemble.reported_state(*Kind) == [("TAKEN", 0, 0), ("RELEASED", 0, 0)]
+    assert ensemble.told(*Kind) == [("TAKEN", 0, 0), ("RELEASED", 0, 0)]
 
 
 def test_a_sample_whose_interpreter_is_not_there_fails_and_the_next_is_tried(make):
     ensemble = make(samples=2, shell="/no/such/shell")
     work(ensemble.task(), away=1.0)
 
-    assert ensemble.reported_state() == [("STARTED", 0, 0), ("ENDED", 0, 127), ("STARTED", 1, 0), ("ENDED", 1, 127)]
+    assert ensemble.told() == [("STARTED", 0, 0), ("ENDED", 0, 127), ("STARTED", 1, 0), ("ENDED", 1, 127)]
     assert (ensemble.progress.outcome == Outcome.FAILED).all()
 
 
 def test_with_a_full_disk_the_worker_waits_for_a_moment(make):
     ensemble = make(samples=1)
     os.symlink("/dev/full", f"{ensemble.manifest.workspace}/sim.sh")
-    side = RangeTasks("w-1", 1, Transport().send)
-    side.stopping = Instant()
-    side.work(ensemble.task())
+    side = worker("w-1", 1, Transport().send)
+    side.slots.stopping = Instant()
+    side.run(ensemble.task())
 
-    assert ensemble.reported_state(Kind.ENDED) == [("ENDED", 0, cannot_run_code(28))]
-    assert side.stopping.waits == [1.0]
+    assert ensemble.told(Kind.ENDED) == [("ENDED", 0, cannot_run_code(28))]
+    assert side.slots.stopping.waits == [1.0]
 
 
 def test_a_ledger_that_cannot_be_written_is_waited_for(make):
     """There is space for the first entry and for half of the second."""
     ensemble = make(samples=2, table=None, labels=[])
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    side = RangeTasks("w-1", 1, Transport(away=1.0).send)
-    side.stopping = Instant(lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard)))
+    side = worker("w-1", 1, Transport(away=1.0).send)
+    side.slots.stopping = Instant(lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard)))
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(ENTRY.itemsize * 1.5), hard))
     try:
-        side.work(ensemble.task())
+        side.run(ensemble.task())
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
-    assert side.stopping.waits == [2.0]
-    assert ensemble.reported_state(*Kind) == [
+    assert side.slots.stopping.waits == [2.0]
+    assert ensemble.told(*Kind) == [
         ("TAKEN", 0, 0), ("STARTED", 0, 0), ("ENDED", 0, 0), ("STARTED", 1, 0), ("ENDED", 1, 0), ("RELEASED", 0, 0),
     ]  # fmt: skip
 
@@ -474,7 +483,7 @@ def test_a_sample_table_that_is_gone_fails_the_record(make):
     Path(ensemble.manifest.table).unlink()
     work(ensemble.task(1, 3))
 
-    assert ensemble.reported_state() == [("ENDED", 1, UNREADABLE)]
+    assert ensemble.told() == [("ENDED", 1, UNREADABLE)]
     assert ensemble.progress.outcome.tolist() == [Outcome.OPEN, Outcome.HARD_FAILED, Outcome.OPEN]
     assert ensemble.leases.holders() == set()
 
@@ -526,7 +535,7 @@ def test_wherever_a_worker_dies_the_rest_runs_and_what_has_ended_does_not(make, 
     ensemble.note(Kind.SENT, 0, 4, 1)
     work(ensemble.task(), "w-1", away=1.0)
     os.truncate(ensemble.plan.ledger / f"w-1{SUFFIX}", entries_left * ENTRY.itemsize + 11)
-    ended = {start for _, start, _ in ensemble.reported_state(Kind.ENDED)}
+    ended = {start for _, start, _ in ensemble.told(Kind.ENDED)}
     before = ensemble.runs
 
     leases, progress = ensemble.leases, ensemble.progress
@@ -576,13 +585,13 @@ def test_a_sample_whose_end_is_seen_late_does_not_run_again(make):
 def test_of_many_slots_with_the_same_message_one_runs_a_sample_again(make):
     ensemble = make(samples=6, cmd="exit 100", restart=f"{RUN}; exit 100", max_retries=100)
     work(ensemble.task(), away=1.0)
-    side = RangeTasks("w-2", 8, Transport(away=1.0).send)
+    side = worker("w-2", 8, Transport(away=1.0).send)
     gate = threading.Barrier(8)
 
     def run(epoch):
         gate.wait()
         for sample in range(6):
-            side.work(ensemble.task(sample, sample + 1, epoch))
+            side.run(ensemble.task(sample, sample + 1, epoch))
 
     for epoch in (2, 3):
         threads = [threading.Thread(target=run, args=(epoch,)) for _ in range(8)]
@@ -601,41 +610,39 @@ def ends_in(seconds, **rules):
     return Deadline(time.time() + seconds, is_in_allocation=True, **{"warn_s": 1.0, **rules})
 
 
-@pytest.mark.parametrize(
-    ("changes", "rules"), [({}, {"drain_s": 200.0}), ({"time_request_s": 200}, {"drain_s": 10.0})]
-)
+@pytest.mark.parametrize(("changes", "rules"), [({}, {"drain_s": 200.0}), ({"time_request_s": 200}, {"drain_s": 10.0})])
 def test_no_sample_is_started_that_its_allocation_has_no_time_for(make, changes, rules):
     ensemble, transport = make(samples=4, **changes), Transport()
-    side = RangeTasks("w-1", 1, transport.send, ends_in(100, **rules))
+    side = worker("w-1", 1, transport.send, ends_in(100, **rules))
 
-    side.work(ensemble.task())
+    side.run(ensemble.task())
 
     assert Kind.STARTED not in ensemble.entries["kind"]
     assert ensemble.entries["kind"][-1] == Kind.RELEASED
-    assert side.refused == (1,)
+    assert side.slots.refused == (1,)
 
 
 def test_a_worker_learns_how_long_samples_take(make):
     """Given a sample that took half a minute so far, then none is started in the last half minute."""
     ensemble, transport = make(samples=4), Transport()
-    side = RangeTasks("w-1", 1, transport.send, ends_in(40))
-    assert side.has_time_for(ensemble.task(), ensemble.manifest)
+    side = worker("w-1", 1, transport.send, ends_in(40))
+    assert side.slots.has_time_for(ensemble.task(), ensemble.manifest)
 
-    side.learn(ensemble.task(), 45.0)
+    side.slots.learn(ensemble.task(), 45.0)
 
-    assert not side.has_time_for(ensemble.task(), ensemble.manifest)
+    assert not side.slots.has_time_for(ensemble.task(), ensemble.manifest)
 
 
 def test_what_runs_is_warned_and_then_killed_and_is_lost_to_the_allocation(make, monkeypatch):
     monkeypatch.setattr(deadline, "LEAVE_S", 0.6)
     cmd = "trap 'echo $(MERLIN_SAMPLE_ID) warned >> ../../runs' USR1; sleep 100 & wait; sleep 100"
     ensemble, transport = make(samples=1, cmd=cmd, signal="SIGUSR1"), Transport()
-    side = RangeTasks("w-1", 1, transport.send, ends_in(2.0, drain_s=0.1))
-    thread = threading.Thread(target=side.work, args=(ensemble.task(),))
+    side = worker("w-1", 1, transport.send, ends_in(2.0, drain_s=0.1))
+    thread = threading.Thread(target=side.run, args=(ensemble.task(),))
     thread.start()
 
     while thread.is_alive():
-        side.check_running()
+        side.slots.check_running()
         thread.join(0.05)
 
     assert (ensemble.root / "runs").read_text() == "0 warned\n"
@@ -648,11 +655,11 @@ def test_a_death_by_the_signal_that_ends_the_worker_is_no_failure(make, monkeypa
     """Given a batch system that sends SIGTERM to all processes, then only a worker that is not meant has a failure."""
     monkeypatch.setattr(slots, "SIGNAL_LIMIT_S", 0.3)
     ensemble, transport = make(samples=1, cmd="kill -TERM $$"), Transport()
-    side = RangeTasks("w-1", 1, transport.send, ends_in(100, drain_s=1.0))
+    side = worker("w-1", 1, transport.send, ends_in(100, drain_s=1.0))
     if told:
-        threading.Timer(0.15, side.stopping.set).start()
+        threading.Timer(0.15, side.slots.stopping.set).start()
 
-    side.work(ensemble.task())
+    side.run(ensemble.task())
 
     assert kind in ensemble.entries["kind"]
 
@@ -662,8 +669,8 @@ def test_the_start_of_a_long_sample_is_visible_to_other_nodes_while_it_runs(make
     shown = []
     monkeypatch.setattr(LedgerWriter, "flush", lambda writer: shown.append(writer))
     ensemble, transport = make(samples=1, cmd="sleep 1"), Transport()
-    side = RangeTasks("w-1", 1, transport.send)
-    thread = threading.Thread(target=side.work, args=(ensemble.task(),))
+    side = worker("w-1", 1, transport.send)
+    thread = threading.Thread(target=side.run, args=(ensemble.task(),))
     thread.start()
     assert wait_until(lambda: Kind.STARTED in ensemble.entries["kind"], 10)
 

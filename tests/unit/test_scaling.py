@@ -40,7 +40,7 @@ class Study:
         self.plan = StudyPlan(root=root, timestamp="t", settings=settings)
         self.records = StepRecords(self.plan, workers)
         self.scaling = Scaling(self.plan, Session.create(self.plan.session), self.records, workers)
-        self.trackers = {queue: self._submit(number, queue) for number, queue in enumerate("ab", 1)}
+        self.by_queue = {queue: self._submit(number, queue) for number, queue in enumerate("ab", 1)}
 
     def _submit(self, number, queue):
         root = self.plan.root
@@ -66,8 +66,8 @@ def test_the_end_of_an_allocation_concerns_the_records_of_its_groups_only(study,
     for ended, allocation in study.scaling._pool.look_at_allocations():
         study.scaling._take_end(ended, allocation)
 
-    assert study.records.state(study.trackers["a"]) is becomes
-    assert study.records.state(study.trackers["b"]) is RecordState.PENDING
+    assert study.records.state(study.by_queue["a"]) is becomes
+    assert study.records.state(study.by_queue["b"]) is RecordState.PENDING
 
 
 def test_a_worker_whose_heartbeat_is_not_visible_yet_is_not_dead(study, monkeypatch):
@@ -102,7 +102,7 @@ def test_workers_started_by_hand_stand_for_an_allocation(study, monkeypatch, all
     monkeypatch.setattr(source, "ensure", lambda: asked.append(1))
     pool.alive = {"near-1": beat("near-1", allocation)}
 
-    pool.ensure(pool.groups["near"])
+    pool.ensure("near")
 
     assert bool(asked) == is_asked_for
 
@@ -131,7 +131,7 @@ def test_what_a_worker_has_written_last_is_seen_when_it_is_gone(study):
     assert study.scaling._detect_dead()
     assert study.scaling.gone == {"far-1"}
     assert Kind.LOST not in read_ledger(study.plan.ledger)["kind"]
-    assert study.trackers["b"].progress.outcome[0] == Outcome.FINISHED
+    assert study.by_queue["b"].samples.outcome[0] == Outcome.FINISHED
 
 
 def test_a_worker_that_was_only_silent_is_read_again(study, monkeypatch):
@@ -143,10 +143,10 @@ def test_a_worker_that_was_only_silent_is_read_again(study, monkeypatch):
     LedgerWriter(study.plan.ledger / f"far-1{SUFFIX}").append(Kind.STARTED, 2, 1, 0)
 
     study.records.follow(but=study.scaling.gone)
-    assert not study.trackers["b"].progress.started.any()
+    assert not study.by_queue["b"].samples.started.any()
     monkeypatch.setattr(scaling, "GONE_INTERVAL_S", 0.0)
     study.scaling._detect_dead()
-    assert study.trackers["b"].progress.started.any()
+    assert study.by_queue["b"].samples.started.any()
 
 
 @pytest.mark.parametrize(
@@ -161,13 +161,13 @@ def test_an_allocation_works_while_one_of_its_workers_does(study, states, workin
 
 @pytest.mark.parametrize("others", [True, False])
 def test_a_group_that_cannot_be_staffed_fails_only_what_no_other_serves(study, monkeypatch, others):
-    pool, record = study.scaling._pool, study.trackers["a"]
+    pool, record = study.scaling._pool, study.by_queue["a"]
     monkeypatch.setattr(pool, "ensure", lambda group: (_ for _ in ()).throw(WorkerError("bad partition")))
     if others:
         record.groups = ("near", "far")
         pool.alive = {"far-1": beat("far-1", group="far")}
 
-    study.scaling._ensure(pool.groups["near"], [record])
+    study.scaling._ensure("near", [record])
 
     assert (study.records.state(record) is RecordState.FAILED) == (not others)
     assert record.withdrawn == ({"near"} if others else set())

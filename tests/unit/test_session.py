@@ -93,7 +93,7 @@ def test_what_is_no_signature_is_refused(session, signature):
 
 
 def test_a_signature_of_another_session_is_refused(session, tmp_path):
-    other = Session.create(tmp_path / "other").signer()
+    other = Signer(Session.create(tmp_path / "other").secret)
     assert not Signer(session.secret).fits(other.sign(*MESSAGE), *MESSAGE)
 
 

@@ -19,8 +19,8 @@ BLOCKS = [
 
 @pytest.mark.parametrize("block", BLOCKS)
 def test_every_key_has_help(block):
-    for field in dataclasses.fields(block):
-        assert field.metadata["help"].endswith("."), settings.key_of(field)
+    for key, value in schema.json_schema(block)["properties"].items():
+        assert value["description"].endswith("."), key
 
 
 @pytest.mark.parametrize("block", BLOCKS)
@@ -30,9 +30,12 @@ def test_settings_are_frozen_and_keyword_only(block):
 
 
 def test_keys_that_are_no_python_names():
-    keys = {field.name: settings.key_of(field) for field in dataclasses.fields(settings.StepSettings)}
-    assert keys["gpus_per_task"] == "gpus per task"
-    assert keys["task_queue"] == "task_queue"
+    assert {"gpus per task", "num resource set", "launch distribution", "task_queue"} <= {
+        *schema.keys_of(settings.StepSettings)
+    }
+    step = settings.StepSettings(gpus_per_task=2)
+    assert schema.to_dict(step) == {"gpus per task": 2}
+    assert schema.from_dict(settings.StepSettings, {"gpus per task": 2}) == step
 
 
 def test_plain_types_and_back():
@@ -51,8 +54,18 @@ def test_plain_types_and_back():
 
 
 def test_a_false_value_that_is_no_default_is_stored():
-    assert settings.plain(settings.BatchSettings(flux_exec_workers=False)) == {"flux_exec_workers": False}
-    assert settings.plain(settings.StepSettings(max_retries=0, exit_on_error=False)) == {
+    assert schema.to_dict(settings.BatchSettings(flux_exec_workers=False)) == {"flux_exec_workers": False}
+    assert schema.to_dict(settings.StepSettings(max_retries=0, exit_on_error=False)) == {
         "max_retries": 0,
         "exit_on_error": False,
     }
+
+
+def test_an_unknown_key_is_refused_when_settings_are_read():
+    with pytest.raises(ValueError, match="colum_labels"):
+        schema.from_dict(settings.SampleSettings, {"file": "x.csv", "column_labels": ["A"], "colum_labels": ["A"]})
+
+
+def test_what_json_stores_is_read_back():
+    block = settings.BatchSettings(nodes="all", walltime="01:00:00", launcher_args={"a": [1]})
+    assert schema.from_json(settings.BatchSettings, schema.to_json(block)) == block

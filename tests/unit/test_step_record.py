@@ -16,7 +16,7 @@ from maestro_celery_plugin.states import RecordState, cannot_run_code
 NOTHING = np.zeros(10, bool)
 
 
-def a_tracker(*rows, active=True, **changes):
+def a_record(*rows, active=True, **changes):
     manifest = a_manifest(**changes)
     record = StepRecord(manifest, "sim/X.1", states_of(manifest), active=active)
     record.apply(entries(*rows))
@@ -28,9 +28,7 @@ def attempt(sample, code=0, epoch=1):
 
 
 def lost(*samples, times=SUSPECT_LOSSES):
-    return [
-        row for e in range(1, times + 1) for s in samples for row in ((Kind.STARTED, s, e), (Kind.LOST, s, e))
-    ]
+    return [row for e in range(1, times + 1) for s in samples for row in ((Kind.STARTED, s, e), (Kind.LOST, s, e))]
 
 
 def samples_of(mask):
@@ -66,15 +64,15 @@ def test_ranges_are_those_of_a_walk_over_the_samples(size):
 
 
 def test_open_samples_have_to_run_unless_they_are_held_or_have_to_wait():
-    record = a_tracker(*attempt(0), *attempt(1, 104), retry_delay_s=60)
-    held = NOTHING.copy()
-    held[5:8] = True
+    record = a_record(*attempt(0), *attempt(1, 104), retry_delay_s=60)
+    leased = NOTHING.copy()
+    leased[5:8] = True
 
-    assert samples_of(record.unassigned(held)) == [2, 3, 4, 8, 9]
+    assert samples_of(record.unassigned(leased)) == [2, 3, 4, 8, 9]
 
 
 def test_a_sample_that_asked_is_due_after_its_delay():
-    record = a_tracker(*attempt(3, 104), retry_delay_s=0.05)
+    record = a_record(*attempt(3, 104), retry_delay_s=0.05)
 
     assert samples_of(record.due()) == []
     time.sleep(0.06)
@@ -83,18 +81,18 @@ def test_a_sample_that_asked_is_due_after_its_delay():
 
 
 def test_without_a_delay_it_is_due_at_once():
-    assert samples_of(a_tracker(*attempt(3, 100), *attempt(4, 104), retry_delay_s=0).due()) == [3, 4]
+    assert samples_of(a_record(*attempt(3, 100), *attempt(4, 104), retry_delay_s=0).due()) == [3, 4]
 
 
 def test_a_sample_that_was_decided_while_it_waited_is_not_due():
-    record = a_tracker(*attempt(3, 104))
+    record = a_record(*attempt(3, 104))
     record.apply(entries(*attempt(3, 0, epoch=2)))
 
     assert samples_of(record.due()) == []
 
 
 def test_a_sample_that_could_not_be_started_waits_longer_from_time_to_time():
-    record = a_tracker(*attempt(3, cannot_run_code(28)), max_retries=3000)
+    record = a_record(*attempt(3, cannot_run_code(28)), max_retries=3000)
     first_s = record.waiting[3] - time.monotonic()
     record.apply(entries(*attempt(3, cannot_run_code(28), epoch=2)))
     second_s = record.waiting[3] - time.monotonic()
@@ -106,13 +104,13 @@ def test_a_sample_that_could_not_be_started_waits_longer_from_time_to_time():
 
 def test_a_record_that_nobody_awaits_keeps_no_one_waiting():
     """One that was taken up from an earlier conductor: all of it is sent when Maestro submits it."""
-    record = a_tracker(*attempt(3, 104), active=False, retry_delay_s=60)
+    record = a_record(*attempt(3, 104), active=False, retry_delay_s=60)
 
     assert 3 in samples_of(record.unassigned(NOTHING))
 
 
 def test_news_ends_the_quiet():
-    record = a_tracker()
+    record = a_record()
     record.quiet_since = 1.0
     record.apply(entries((Kind.STARTED, 0, 1)))
 
@@ -123,7 +121,7 @@ def test_news_ends_the_quiet():
 
 
 def test_suspects_run_one_at_a_time():
-    record = a_tracker(*lost(2, 5, 7))
+    record = a_record(*lost(2, 5, 7))
 
     assert samples_of(record.unassigned(NOTHING)) == [0, 1, 2, 3, 4, 6, 8, 9]
     assert samples_of(record.due()) == []  # the first has just been sent
@@ -138,7 +136,7 @@ def test_suspects_run_one_at_a_time():
 
 
 def test_a_suspect_that_is_lost_again_is_still_the_one_to_run():
-    record = a_tracker(*lost(2, 5))
+    record = a_record(*lost(2, 5))
     record.unassigned(NOTHING)
     record.apply(entries((Kind.STARTED, 2, 9), (Kind.LOST, 2, 9)))
 
@@ -147,12 +145,12 @@ def test_a_suspect_that_is_lost_again_is_still_the_one_to_run():
 
 
 def test_one_loss_makes_no_suspect():
-    assert samples_of(a_tracker(*lost(2, 5, times=1)).unassigned(NOTHING)) == list(range(10))
+    assert samples_of(a_record(*lost(2, 5, times=1)).unassigned(NOTHING)) == list(range(10))
 
 
 def test_a_suspect_that_asked_to_wait_is_sent_when_its_time_has_come_and_not_before():
     """Sent twice, its second message would make the first one void, and end it in its run."""
-    record = a_tracker(*lost(2, 5), *attempt(5, 104, epoch=3), retry_delay_s=0.05)
+    record = a_record(*lost(2, 5), *attempt(5, 104, epoch=3), retry_delay_s=0.05)
     record.unassigned(NOTHING)
     record.apply(entries(*attempt(2, 0, epoch=3)))
 
@@ -164,7 +162,7 @@ def test_a_suspect_that_asked_to_wait_is_sent_when_its_time_has_come_and_not_bef
 
 def test_every_suspect_gets_its_turn_in_the_end():
     random_ = random.Random(1)
-    record, ran = a_tracker(*lost(*range(10))), []
+    record, ran = a_record(*lost(*range(10))), []
     to_run = samples_of(record.unassigned(NOTHING))
     for epoch in range(3, 30):
         assert len(to_run) <= 1
@@ -174,7 +172,7 @@ def test_every_suspect_gets_its_turn_in_the_end():
         to_run = samples_of(record.due())
 
     assert set(ran) == set(range(10))
-    assert record.progress.is_complete
+    assert record.samples.is_complete
 
 
 # --- the state ---------------------------------------------------------------------------------------
@@ -183,7 +181,7 @@ ALL = [row for sample in range(10) for row in attempt(sample)]
 HARD = attempt(0, 102)
 
 
-@pytest.mark.parametrize("held", [False, True])
+@pytest.mark.parametrize("leased", [False, True])
 @pytest.mark.parametrize(
     ("rows", "state"),
     [
@@ -198,43 +196,43 @@ HARD = attempt(0, 102)
         ([*ALL[2:], *HARD], RecordState.FAILED),
     ],
 )
-def test_the_state_follows_from_the_samples(rows, state, held):
-    assert a_tracker(*rows).state(held=held) is state
+def test_the_state_follows_from_the_samples(rows, state, leased):
+    assert a_record(*rows).state(has_leases=leased) is state
 
 
 def test_after_a_hard_failure_it_ends_when_the_others_have():
-    record = a_tracker(*HARD, (Kind.STARTED, 1, 1))
+    record = a_record(*HARD, (Kind.STARTED, 1, 1))
 
     assert record.stops_early
-    assert record.state(held=True) is RecordState.RUNNING
-    assert record.state(held=False) is RecordState.FAILED
+    assert record.state(has_leases=True) is RecordState.RUNNING
+    assert record.state(has_leases=False) is RecordState.FAILED
 
 
 def test_cancelled_it_ends_when_nothing_of_it_is_held():
-    record = a_tracker(*attempt(0))
+    record = a_record(*attempt(0))
     record.cancelled = True
 
     assert record.stops_early
-    assert record.state(held=True) is RecordState.RUNNING
-    assert record.state(held=False) is RecordState.CANCELLED
+    assert record.state(has_leases=True) is RecordState.RUNNING
+    assert record.state(has_leases=False) is RecordState.CANCELLED
 
 
 def test_cancelled_too_late_it_is_finished():
-    record = a_tracker(*ALL)
+    record = a_record(*ALL)
     record.cancelled = True
 
-    assert record.state(held=False) is RecordState.FINISHED
+    assert record.state(has_leases=False) is RecordState.FINISHED
 
 
 def test_cancelled_after_a_hard_failure_it_has_failed():
-    record = a_tracker(*HARD)
+    record = a_record(*HARD)
     record.cancelled = True
 
-    assert record.state(held=False) is RecordState.FAILED
+    assert record.state(has_leases=False) is RecordState.FAILED
 
 
 def test_without_workers_it_has_failed():
-    record = a_tracker((Kind.STARTED, 0, 1))
+    record = a_record((Kind.STARTED, 0, 1))
     record.failure = "no worker starts"
 
-    assert record.state(held=True) is RecordState.FAILED
+    assert record.state(has_leases=True) is RecordState.FAILED

@@ -1,17 +1,15 @@
 """Schema: what does not fit is said in one sentence, with what was found and what is allowed."""
 
-
-
 import pytest
 
-from maestro_celery_plugin.config import schema
+from maestro_celery_plugin.config import problems, schema
 from maestro_celery_plugin.config.settings import BatchSettings, ResourceSettings, SampleSettings, StepSettings
 
 SAMPLES = {"file": "x.csv", "column_labels": ["A"]}
 
 
 def first_problem(block, data):
-    return next(iter(schema.problems(data, schema.json_schema(block))), None)
+    return next(iter(problems.problems(data, schema.json_schema(block))), None)
 
 
 @pytest.mark.parametrize(
@@ -54,4 +52,4 @@ def test_what_fits_has_no_problem():
 
 
 def test_nearest_of_nothing():
-    assert schema.nearest("x", []) == "none is known here."
+    assert problems.nearest("x", []) == "none is known here."

@@ -1,0 +1,46 @@
+"""A study that an earlier release has launched is shown, explained and resumed by this one."""
+
+from __future__ import annotations
+
+import pytest
+from releases import RELEASES, restore
+from support import Study
+
+FINISHED_BEFORE = (0, 3)
+FAILS, WAS_RUNNING = 2, 4
+
+
+@pytest.fixture(params=RELEASES)
+def study(request, tmp_path, environment):
+    return Study(restore(request.param, tmp_path), environment)
+
+
+def test_its_status_is_read(study):
+    status = study.status()
+    assert status["state"] == "INTERRUPTED"
+    samples = {step["name"]: step["samples"] for step in status["steps"]}
+    assert samples["sim_GAIN.1"] == {"total": 6, "finished": 2, "failed": 0, "running": 0, "pending": 4}
+
+
+def test_it_is_explained(study):
+    answer = study.command("maestro-celery", "explain", str(study.path))
+    assert answer.returncode == 0, answer.stderr
+    assert f"maestro-celery resume {study.path}" in answer.stdout
+
+
+def test_it_is_resumed_and_only_what_has_not_finished_runs(study):
+    """Given samples that have finished, one that was running and others, when resumed, each has run as it should."""
+    (study.path / "merlin_info" / "go").touch()
+    answer = study.command("maestro-celery", "resume", "-fg", "-s", "1", str(study.path))
+
+    assert answer.returncode == 0, answer.stderr + study.log()
+    assert set(study.states().values()) == {"FINISHED"}
+    for gain in (1, 2):
+        for sample, value in enumerate("abcdef"):
+            lines = [f"{value} {gain} text with spaces"] + [f"again {value} {gain}"] * (sample == WAS_RUNNING)
+            assert study.outputs(f"sim/GAIN.{gain}/0{sample}/result.txt") == ["".join(f"{one}\n" for one in lines)]
+    counts = {step["name"]: step["samples"] for step in study.status()["steps"] if step["step"] == "sim"}
+    assert set(counts) == {"sim_GAIN.1", "sim_GAIN.2"}
+    assert all((one["finished"], one["failed"]) == (5, 1) for one in counts.values())
+    assert len((study.path / "collect" / "all.txt").read_text().splitlines()) == 2 * (6 + 1)
+    study.await_end()

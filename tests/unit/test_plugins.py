@@ -1,0 +1,159 @@
+"""Extensions: loaded from their entry point, with names of the package itself, and refused with their fault named."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+import maestro_celery_plugin
+
+SYSTEM = """
+    from maestro_celery_plugin import hookimpl
+    from maestro_celery_plugin.batch.slurm import Slurm
+
+    class Pbs(Slurm):
+        type = "pbs"
+        {change}
+
+    {after}
+
+    @hookimpl
+    def batch_system():
+        return Pbs()
+"""
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Run a program in a Python that has an extension `pbs` with the given code."""
+
+    def run(code, program):
+        (tmp_path / "pbs_extension.py").write_text(textwrap.dedent(code))
+        distribution = tmp_path / "pbs_extension-1.0.dist-info"
+        distribution.mkdir()
+        (distribution / "METADATA").write_text("Metadata-Version: 2.1\nName: pbs-extension\nVersion: 1.0\n")
+        (distribution / "entry_points.txt").write_text("[maestro_celery]\npbs = pbs_extension\n")
+        return subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(program)],
+            env={**os.environ, "PYTHONPATH": str(tmp_path)},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    return run
+
+
+LOAD = """
+    from maestro_celery_plugin.errors import ExtensionError
+    from maestro_celery_plugin.plugins import batch_systems
+    try:
+        print(sorted(batch_systems()))
+    except ExtensionError as error:
+        print(error)
+"""
+
+
+def fault_of(run, code):
+    answer = run(code, LOAD)
+    assert answer.returncode == 0, answer.stderr
+    return answer.stdout.strip()
+
+
+def test_an_extension_adds_a_batch_system(run):
+    assert fault_of(run, SYSTEM.format(change="", after="")) == "['flux', 'lsf', 'lsf-srun', 'pbs', 'slurm']"
+
+
+@pytest.mark.parametrize(
+    ("after", "fault"),
+    [
+        ("Pbs.held = None", "Pbs has no method 'held(environ)' of BatchSystem"),
+        ("Slurm.held = property()", "Pbs has no method 'held(environ)' of BatchSystem"),
+        ("del Slurm.commands", "Pbs has no attribute 'commands' of BatchSystem"),
+        (
+            "Pbs.worker_line = lambda self: ''",
+            "Pbs has a method 'worker_line' that does not accept the arguments of 'worker_line(group, command)' of "
+            "BatchSystem",
+        ),
+    ],
+)
+def test_a_batch_system_without_a_part_of_its_interface_is_refused(run, after, fault):
+    assert fault_of(run, SYSTEM.format(change="", after=after)) == (
+        f"The extension 'pbs' cannot be used: hook 'batch_system': {fault}. Correct the extension, or uninstall it."
+    )
+
+
+@pytest.mark.parametrize(
+    ("code", "texts"),
+    [
+        ("import no_such_module", ["No module named 'no_such_module'"]),
+        (
+            "from maestro_celery_plugin import hookimpl\n@hookimpl\ndef open_samples(path, label): pass",
+            ["'pbs'", "'open_samples'", "'label'"],
+        ),
+        ("from maestro_celery_plugin import hookimpl\n@hookimpl\ndef batch_sytem(): pass", ["'batch_sytem'", "'pbs'"]),
+        (
+            "from maestro_celery_plugin import hookimpl\n@hookimpl\ndef batch_system(): return 1 / 0",
+            ["division by zero"],
+        ),
+    ],
+    ids=["import", "argument", "hook", "call"],
+)
+def test_an_extension_that_cannot_be_loaded_is_named_with_its_fault(run, code, texts):
+    said = fault_of(run, code)
+    assert said.startswith("The extension 'pbs' cannot be loaded: ")
+    assert all(text in said for text in texts), said
+
+
+def test_a_sample_table_without_a_part_of_its_interface_is_refused(run):
+    code = """
+        from maestro_celery_plugin import hookimpl
+
+        class Table:
+            width = 1
+            def __len__(self):
+                return 3
+
+        @hookimpl
+        def open_samples(path, labels, cache):
+            return Table() if path.suffix == ".pbs" else None
+    """
+    program = """
+        from pathlib import Path
+        from maestro_celery_plugin.plugins import open_table
+        Path("x.pbs").touch()
+        open_table(Path("x.pbs"), ["A"], Path("."))
+    """
+    answer = run(code, program)
+    assert (
+        "The extension 'pbs_extension' cannot be used: hook 'open_samples': Table has no method 'row(index)' of "
+        in (answer.stderr)
+    )
+
+
+def test_maestro_run_ends_with_the_message(run, tmp_path):
+    """An extension with a fault stops the launch without a traceback."""
+    (tmp_path / "study.yaml").write_text(
+        "description: {name: s, description: d}\nmerlin: {}\nstudy:\n- {name: a, description: d, run: {cmd: 'true'}}\n"
+    )
+    program = (
+        "import sys; sys.argv = ['maestro', 'run', '-y', 'study.yaml']; from maestrowf.maestro import main; main()"
+    )
+    answer = run(SYSTEM.format(change="", after="Pbs.held = None"), program)
+    assert answer.returncode == 1
+    assert "maestro: error: The extension 'pbs' cannot be used: hook 'batch_system': Pbs has no method" in answer.stderr
+    assert "Traceback" not in answer.stderr
+
+
+def test_the_public_names_exist_and_are_all_there_is():
+    for name in maestro_celery_plugin.__all__:
+        assert getattr(maestro_celery_plugin, name), name
+    assert set(maestro_celery_plugin.__all__) <= set(dir(maestro_celery_plugin))
+    assert set(maestro_celery_plugin._MODULES) == set(maestro_celery_plugin.__all__) - {"__version__"}
+    with pytest.raises(AttributeError, match="no attribute 'Runner'"):
+        _ = maestro_celery_plugin.Runner
