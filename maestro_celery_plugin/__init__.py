@@ -9,11 +9,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from maestro_celery_plugin.batch.base import BatchSystem, HeldAllocation, JobReport
+    from maestro_celery_plugin.batch.base import BatchSystem, CurrentAllocation, JobReport
     from maestro_celery_plugin.config.groups import GroupConfig
     from maestro_celery_plugin.config.resources import StepNeeds
     from maestro_celery_plugin.config.settings import BatchSettings
-    from maestro_celery_plugin.errors import AllocationError, BatchSystemAwayError, SampleError
+    from maestro_celery_plugin.errors import AllocationError, BatchSystemUnavailableError, SampleError
     from maestro_celery_plugin.hookspecs import Attempt, hookimpl
     from maestro_celery_plugin.samples.table import SampleTable
     from maestro_celery_plugin.states import AllocationState
@@ -24,9 +24,9 @@ __all__ = [
     "Attempt",
     "BatchSettings",
     "BatchSystem",
-    "BatchSystemAwayError",
+    "BatchSystemUnavailableError",
+    "CurrentAllocation",
     "GroupConfig",
-    "HeldAllocation",
     "JobReport",
     "SampleError",
     "SampleTable",
@@ -44,9 +44,9 @@ _MODULES = {
     "Attempt": "hookspecs",
     "BatchSettings": "config.settings",
     "BatchSystem": "batch.base",
-    "BatchSystemAwayError": "errors",
+    "BatchSystemUnavailableError": "errors",
     "GroupConfig": "config.groups",
-    "HeldAllocation": "batch.base",
+    "CurrentAllocation": "batch.base",
     "JobReport": "batch.base",
     "SampleError": "errors",
     "SampleTable": "samples.table",

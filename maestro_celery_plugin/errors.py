@@ -8,8 +8,8 @@ from __future__ import annotations
 
 __all__ = [
     "AllocationError",
-    "AllocationOverError",
-    "BatchSystemAwayError",
+    "AllocationExpiredError",
+    "BatchSystemUnavailableError",
     "BrokerError",
     "EnsembleError",
     "ExtensionError",
@@ -57,11 +57,11 @@ class AllocationError(EnsembleError):
     """An allocation cannot be opened."""
 
 
-class AllocationOverError(AllocationError):
+class AllocationExpiredError(AllocationError):
     """The allocation around this process has no time left for more samples."""
 
 
-class BatchSystemAwayError(AllocationError):
+class BatchSystemUnavailableError(AllocationError):
     """The batch system does not answer now."""
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pluggy
 
 from maestro_celery_plugin import hookspecs
-from maestro_celery_plugin.batch.base import BatchSystem, HeldAllocation
+from maestro_celery_plugin.batch.base import BatchSystem, CurrentAllocation
 from maestro_celery_plugin.batch.flux import Flux
 from maestro_celery_plugin.batch.lsf import Lsf, LsfSrun
 from maestro_celery_plugin.batch.slurm import Slurm
@@ -21,10 +21,10 @@ from maestro_celery_plugin.config.groups import LOCAL
 from maestro_celery_plugin.errors import AllocationError, ExtensionError
 from maestro_celery_plugin.hookspecs import HOOK_NAMESPACE, hookimpl
 from maestro_celery_plugin.samples.npy import NpyReader
-from maestro_celery_plugin.samples.table import SampleTable, checked_table, first_identity
+from maestro_celery_plugin.samples.table import SampleTable, recorded_identity, verified_table
 from maestro_celery_plugin.samples.text import CsvReader, TabReader
 
-__all__ = ["batch_system", "batch_systems", "held_allocation", "open_table", "plugin_manager"]
+__all__ = ["batch_system", "batch_systems", "current_allocation", "open_table", "plugin_manager"]
 
 
 class _ReaderPlugin:
@@ -149,10 +149,10 @@ def batch_system(type: str) -> BatchSystem | None:
     return systems[type]
 
 
-def held_allocation(batch_type: str) -> HeldAllocation | None:
+def current_allocation(batch_type: str) -> CurrentAllocation | None:
     """Return the allocation of a batch type around this process; None outside of one, and for `local`."""
     system = batch_system(batch_type)
-    return system.held(os.environ) if system else None
+    return system.current_allocation(os.environ) if system else None
 
 
 def open_table(path: Path, labels: Sequence[str], cache: Path) -> SampleTable:
@@ -167,8 +167,8 @@ def open_table(path: Path, labels: Sequence[str], cache: Path) -> SampleTable:
         SampleError: the file does not exist, no reader supports it, it has no row, its columns do not match the labels,
             or it has changed since the launch.
     """
-    identity = first_identity(path, cache)
+    identity = recorded_identity(path, cache)
     table = plugin_manager().hook.open_samples(path=path, labels=labels, cache=cache)
     if table is not None:
         _check_interface(table, SampleTable, type(table).__module__, "open_samples")
-    return checked_table(table, identity, labels)
+    return verified_table(table, identity, labels)

@@ -88,8 +88,8 @@ def _attempts(record: int, samples: np.ndarray) -> np.ndarray:
 
 def _with_checks(entries: np.ndarray) -> np.ndarray:
     """Set the check words: the xor of all words of an entry is the seed of the ledger."""
-    from maestro_celery_plugin.ledger import reader
+    from maestro_celery_plugin.ledger import entries as layout
 
     words = entries.view(np.uint32).reshape(len(entries), -1)
-    entries["check"] = np.bitwise_xor.reduce(words, axis=1) ^ np.uint32(reader._SEED)
+    entries["check"] = np.bitwise_xor.reduce(words, axis=1) ^ np.uint32(layout._SEED)
     return entries

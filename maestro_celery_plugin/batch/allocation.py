@@ -63,7 +63,7 @@ class Allocation:
         return self.job is not None and self.state.is_open
 
     @property
-    def is_unsettled(self) -> bool:
+    def is_submission_unknown(self) -> bool:
         """Whether the submission was interrupted, so that a job may exist or not."""
         return self.job is None and self.state is AllocationState.PENDING
 
@@ -78,7 +78,7 @@ class Allocation:
         files = sorted(path for path in self.directory.glob("*") if path.suffix in (".err", ".out"))
         return "\n".join(filter(None, map(tail, files)))
 
-    def take(self, report: JobReport) -> bool:
+    def apply_report(self, report: JobReport) -> bool:
         """Apply a report of the batch system; return whether anything has changed."""
         if (report.state, report.reason) == (self.state, self.reason):
             return False
@@ -95,7 +95,7 @@ class Allocation:
             raise
         return True
 
-    def note_slots(self, slots: int) -> None:
+    def record_slots(self, slots: int) -> None:
         """Store the number of slots of its workers if it is the largest so far; an allocation with slots has begun."""
         if slots > self.slots:
             self.slots = slots

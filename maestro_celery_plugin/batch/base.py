@@ -28,9 +28,9 @@ __all__ = [
     "LAUNCH_NAME",
     "LAUNCH_NODES",
     "BatchSystem",
-    "HeldAllocation",
+    "CurrentAllocation",
     "JobReport",
-    "ask",
+    "query",
 ]
 
 # Environment variables of samples that launch parallel programs: the name of the launch, the smallest number of nodes
@@ -38,11 +38,11 @@ __all__ = [
 LAUNCH_NAME = "MAESTRO_CELERY_LAUNCH"
 LAUNCH_NODES = "MAESTRO_CELERY_NODES"
 LAUNCH_CORES = "MAESTRO_CELERY_CORES"
-ANSWER_LIMIT_S = 30.0
+QUERY_TIMEOUT_S = 30.0
 
 
 @dataclasses.dataclass(frozen=True)
-class HeldAllocation:
+class CurrentAllocation:
     """The allocation around this process.
 
     Attributes:
@@ -75,9 +75,9 @@ class BatchSystem(Protocol):
         adapter: Key of Maestro's adapter for it.
         commands: Commands that must be on PATH to submit, query and cancel jobs.
         modules: Python packages that Maestro's adapter imports.
-        away: Pattern of the error message of a submission while the batch system does not answer.
-        ignores: Keys of `batch` that Maestro's adapter ignores.
-        step_variables: Environment variables that the launch of a worker sets and samples must not inherit.
+        unavailable: Pattern of the error message of a submission while the batch system does not answer.
+        ignored_keys: Keys of `batch` that Maestro's adapter ignores.
+        launch_variables: Environment variables that the launch of a worker sets and samples must not inherit.
         shares_nodes: Whether samples on several nodes can share these nodes with other samples.
     """
 
@@ -85,9 +85,9 @@ class BatchSystem(Protocol):
     adapter: str
     commands: tuple[str, ...]
     modules: tuple[str, ...]
-    away: re.Pattern[str]
-    ignores: tuple[str, ...]
-    step_variables: tuple[str, ...]
+    unavailable: re.Pattern[str]
+    ignored_keys: tuple[str, ...]
+    launch_variables: tuple[str, ...]
     shares_nodes: bool
 
     def adapter_arguments(self, settings: BatchSettings) -> dict[str, Any]:
@@ -96,7 +96,7 @@ class BatchSystem(Protocol):
     def step_keys(self, nodes: int) -> dict[str, Any]:
         """Return the step keys that Maestro's adapter requires for a batch script with this number of whole nodes."""
 
-    def tidied(self, script: str) -> str:
+    def adjusted_script(self, script: str) -> str:
         """Return a batch script of Maestro's adapter with the changes that the batch system needs."""
 
     def worker_line(self, group: GroupConfig, command: str) -> str:
@@ -127,7 +127,7 @@ class BatchSystem(Protocol):
             AllocationError: the batch system does not answer.
         """
 
-    def held(self, environ: Mapping[str, str]) -> HeldAllocation | None:
+    def current_allocation(self, environ: Mapping[str, str]) -> CurrentAllocation | None:
         """Return the allocation around a process with this environment; None outside of an allocation."""
 
     def end_time(self, environ: Mapping[str, str]) -> float | None:
@@ -139,11 +139,11 @@ class BatchSystem(Protocol):
     def largest_node(self, settings: BatchSettings) -> int | None:
         """Return the largest number of cores of a node in the partition; None when it is unknown."""
 
-    def find(self, directory: Path) -> str | None:
+    def find_job(self, directory: Path) -> str | None:
         """Return the user's open job that was submitted in a directory; None when there is no such job.
 
         Raises:
-            BatchSystemAwayError: the batch system does not answer now.
+            BatchSystemUnavailableError: the batch system does not answer now.
         """
 
     def reports(self, jobs: Sequence[str]) -> dict[str, JobReport]:
@@ -154,14 +154,14 @@ class BatchSystem(Protocol):
         """
 
 
-def ask(
-    words: Sequence[str], *, forgotten: re.Pattern[str] | None = None, environ: Mapping[str, str] | None = None
+def query(
+    words: Sequence[str], *, not_found: re.Pattern[str] | None = None, environ: Mapping[str, str] | None = None
 ) -> str:
     """Run a query command of a batch system, and return its output.
 
     Args:
         words: The command line.
-        forgotten: Pattern of the line on stderr for a job that the batch system no longer lists. If stderr has only
+        not_found: Pattern of the line on stderr for a job that the batch system no longer lists. If stderr has only
             such lines, the query counts as successful.
         environ: Environment variables in addition to those of this process.
 
@@ -174,14 +174,14 @@ def ask(
             capture_output=True,
             text=True,
             check=False,
-            timeout=ANSWER_LIMIT_S,
+            timeout=QUERY_TIMEOUT_S,
             stdin=subprocess.DEVNULL,
             env={**os.environ, **(environ or {})},
         )
     except (OSError, subprocess.TimeoutExpired) as cause:
         raise AllocationError(f"'{words[0]}' does not answer: {cause}") from cause
     errors = [line.strip() for line in result.stderr.splitlines() if line.strip()]
-    if forgotten is not None and errors and all(forgotten.fullmatch(line) for line in errors):
+    if not_found is not None and errors and all(not_found.fullmatch(line) for line in errors):
         return result.stdout
     if result.returncode:
         reason = " ".join(errors) or f"exit code {result.returncode}"

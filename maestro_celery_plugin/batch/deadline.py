@@ -10,12 +10,12 @@ from maestro_celery_plugin import clock
 from maestro_celery_plugin.batch.base import BatchSystem
 from maestro_celery_plugin.config.groups import GroupConfig
 
-__all__ = ["BEGAN", "LEAVE_S", "Deadline"]
+__all__ = ["EXIT_MARGIN_S", "START_VARIABLE", "Deadline"]
 
 # Environment variable in which the batch script stores its start, in Unix seconds of the node's clock.
-BEGAN = "MAESTRO_CELERY_ALLOCATION_BEGAN"
+START_VARIABLE = "MAESTRO_CELERY_ALLOCATION_BEGAN"
 # Seconds before the end at which the worker kills running samples, to record them and exit in time.
-LEAVE_S = 5.0
+EXIT_MARGIN_S = 5.0
 # The worker assumes at least this duration for a sample whose step has neither a `drain` nor a `time_request`.
 SHORTEST_DRAIN_S = 30.0
 
@@ -48,34 +48,34 @@ class Deadline:
         if system is None:
             return cls()
         ends_at = system.end_time(environ)
-        if ends_at is None and group.walltime_s and (BEGAN in environ or system.held(environ)):
-            ends_at = float(environ.get(BEGAN, clock.now())) + group.walltime_s
+        if ends_at is None and group.walltime_s and (START_VARIABLE in environ or system.current_allocation(environ)):
+            ends_at = float(environ.get(START_VARIABLE, clock.now())) + group.walltime_s
         return cls(math.inf if ends_at is None else ends_at, group.drain_s, group.warn_s, is_in_allocation=True)
 
     @property
-    def left_s(self) -> float:
+    def remaining_s(self) -> float:
         """Seconds until the end."""
         return self.ends_at - clock.now()
 
     @property
     def is_draining(self) -> bool:
         """Whether no sample may start any more."""
-        return self.left_s < self._minimum_s
+        return self.remaining_s < self._minimum_s
 
     @property
     def _minimum_s(self) -> float:
         """The minimum time of any sample in seconds; a sample that starts later would be ended immediately."""
-        return max(LEAVE_S, self.warn_s, self.drain_s or 0.0)
+        return max(EXIT_MARGIN_S, self.warn_s, self.drain_s or 0.0)
 
     @property
-    def is_warning(self) -> bool:
+    def must_warn(self) -> bool:
         """Whether running samples must be warned now."""
-        return self.left_s < self.warn_s
+        return self.remaining_s < self.warn_s
 
     @property
-    def is_over(self) -> bool:
+    def must_kill(self) -> bool:
         """Whether running samples must be killed now."""
-        return self.left_s < LEAVE_S
+        return self.remaining_s < EXIT_MARGIN_S
 
     def fits(self, time_request_s: float | None, longest_s: float) -> bool:
         """Tell whether a sample may start: it must end before its warning.
@@ -93,4 +93,4 @@ class Deadline:
             minimum_s = max(minimum_s, time_request_s + self.warn_s)
         elif self.drain_s is None:
             minimum_s = max(minimum_s, SHORTEST_DRAIN_S, longest_s + self.warn_s)
-        return self.left_s >= minimum_s
+        return self.remaining_s >= minimum_s

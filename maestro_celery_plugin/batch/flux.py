@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from maestro_celery_plugin import clock
-from maestro_celery_plugin.batch.base import HeldAllocation, JobReport, ask
+from maestro_celery_plugin.batch.base import CurrentAllocation, JobReport, query
 from maestro_celery_plugin.config.groups import GroupConfig
 from maestro_celery_plugin.config.resources import StepNeeds
 from maestro_celery_plugin.config.settings import BatchSettings
@@ -64,9 +64,9 @@ class Flux:
     adapter = "flux"
     commands: tuple[str, ...] = ("flux",)
     modules: tuple[str, ...] = ("flux",)
-    ignores: tuple[str, ...] = ("qos", "reservation")
-    away = re.compile(r"Connection refused|broker is not running|Unable to connect", re.IGNORECASE)
-    step_variables: tuple[str, ...] = ()
+    ignored_keys: tuple[str, ...] = ("qos", "reservation")
+    unavailable = re.compile(r"Connection refused|broker is not running|Unable to connect", re.IGNORECASE)
+    launch_variables: tuple[str, ...] = ()
     shares_nodes = True
 
     def adapter_arguments(self, settings: BatchSettings) -> dict[str, Any]:
@@ -89,7 +89,7 @@ class Flux:
         """Return an empty dictionary: the adapter requires no step keys."""
         return {}
 
-    def tidied(self, script: str) -> str:
+    def adjusted_script(self, script: str) -> str:
         """Return the script unchanged."""
         return script
 
@@ -135,7 +135,7 @@ class Flux:
         """
         return set()
 
-    def held(self, environ: Mapping[str, str]) -> HeldAllocation | None:
+    def current_allocation(self, environ: Mapping[str, str]) -> CurrentAllocation | None:
         """Return the Flux instance around this process if it belongs to the user.
 
         `flux alloc`, `flux batch` and `flux start` create instances that belong to their user. The system instance
@@ -147,15 +147,15 @@ class Flux:
             if _attribute("security.owner") != str(os.getuid()):
                 return None
             job = environ.get("FLUX_ENCLOSING_ID") or environ["FLUX_URI"]
-            return HeldAllocation(job, int(_attribute("size")))
+            return CurrentAllocation(job, int(_attribute("size")))
         except (AllocationError, ValueError):
             return None
 
     def end_time(self, environ: Mapping[str, str]) -> float | None:
         """Return the end that `flux job timeleft` reports; None when there is no time limit, or the command fails."""
         with contextlib.suppress(AllocationError, ValueError):
-            left_s = float(ask(["flux", "job", "timeleft"]))
-            return clock.now() + left_s if left_s < _NO_LIMIT_S else None
+            remaining_s = float(query(["flux", "job", "timeleft"]))
+            return clock.now() + remaining_s if remaining_s < _NO_LIMIT_S else None
         return None
 
     def node_cores(self, environ: Mapping[str, str]) -> int | None:
@@ -166,13 +166,13 @@ class Flux:
         """Return None: `flux resource list` reports sums over nodes."""
         return None
 
-    def find(self, directory: Path) -> str | None:
+    def find_job(self, directory: Path) -> str | None:
         """Return None: a job whose submission was interrupted cannot be found; its workers exit at the idle limit."""
         return None
 
     def reports(self, jobs: Sequence[str]) -> dict[str, JobReport]:
         """Query `flux jobs`, which lists ended jobs until the instance purges them."""
-        output = ask(["flux", "jobs", "-a", "-n", "-o", _FIELDS, *jobs], forgotten=_NOT_FOUND) if jobs else ""
+        output = query(["flux", "jobs", "-a", "-n", "-o", _FIELDS, *jobs], not_found=_NOT_FOUND) if jobs else ""
         found = _parse_reports(output)
         return {job: found.get(_ascii_id(job), JobReport(AllocationState.GONE)) for job in jobs}
 
@@ -208,7 +208,7 @@ def _exec_line(group: GroupConfig) -> list[str]:
 
 
 def _attribute(name: str) -> str:
-    return ask(["flux", "getattr", name]).strip()
+    return query(["flux", "getattr", name]).strip()
 
 
 def _ascii_id(job: str) -> str:

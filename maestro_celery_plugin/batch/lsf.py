@@ -12,12 +12,12 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from maestro_celery_plugin.batch.base import HeldAllocation, JobReport, ask
+from maestro_celery_plugin.batch.base import CurrentAllocation, JobReport, query
 from maestro_celery_plugin.batch.slurm import srun_line
 from maestro_celery_plugin.config.groups import GroupConfig
 from maestro_celery_plugin.config.resources import ScriptCount, StepNeeds
 from maestro_celery_plugin.config.settings import BatchSettings
-from maestro_celery_plugin.errors import AllocationError, BatchSystemAwayError
+from maestro_celery_plugin.errors import AllocationError, BatchSystemUnavailableError
 from maestro_celery_plugin.states import AllocationState
 
 __all__ = ["LSF_ENDS", "LSF_STATES", "Lsf", "LsfSrun"]
@@ -93,9 +93,9 @@ class Lsf:
     adapter = "lsf"
     commands: tuple[str, ...] = ("bsub", "bjobs", "bkill")  # `jsrun` is needed on the launch node only
     modules: tuple[str, ...] = ()
-    ignores: tuple[str, ...] = ("qos",)
-    away = re.compile(r"LSF is down|not responding|Cannot connect to LSF|lim is down", re.IGNORECASE)
-    step_variables: tuple[str, ...] = ()
+    ignored_keys: tuple[str, ...] = ("qos",)
+    unavailable = re.compile(r"LSF is down|not responding|Cannot connect to LSF|lim is down", re.IGNORECASE)
+    launch_variables: tuple[str, ...] = ()
     shares_nodes = False  # jsrun places two resource sets on one node if both fit
 
     def adapter_arguments(self, settings: BatchSettings) -> dict[str, Any]:
@@ -111,7 +111,7 @@ class Lsf:
         """Return `procs`: the adapter always composes a launcher command, which needs it (lsfscriptadapter.py:170)."""
         return {"procs": nodes}
 
-    def tidied(self, script: str) -> str:
+    def adjusted_script(self, script: str) -> str:
         """Return the script without directives that have no value: `bsub` refuses them."""
         return _EMPTY_DIRECTIVE.sub("", script)
 
@@ -171,13 +171,13 @@ class Lsf:
         """Return no name: the launcher forwards the signal of the process group."""
         return set()
 
-    def held(self, environ: Mapping[str, str]) -> HeldAllocation | None:
+    def current_allocation(self, environ: Mapping[str, str]) -> CurrentAllocation | None:
         """Return the allocation of a batch job around this process.
 
         One of its hosts is the launch node, which only runs the script (Merlin: study/batch.py:188).
         """
         job = environ.get("LSB_JOBID")
-        return HeldAllocation(job, max(1, len(_hosts(environ)) - 1)) if job else None
+        return CurrentAllocation(job, max(1, len(_hosts(environ)) - 1)) if job else None
 
     def end_time(self, environ: Mapping[str, str]) -> float | None:
         """Return None: `bjobs` reports whole minutes, which is less precise than start + walltime."""
@@ -192,18 +192,18 @@ class Lsf:
         """Return None: `bhosts` reports job slots, which are not cores on every cluster."""
         return None
 
-    def find(self, directory: Path) -> str | None:
+    def find_job(self, directory: Path) -> str | None:
         """Return the user's job with this working directory: Maestro submits with ``bsub -cwd``."""
         try:
             words = ["bjobs", "-noheader", "-o", "jobid sub_cwd delimiter='|'"]
-            lines = ask(words, forgotten=_NOT_FOUND).splitlines()
+            lines = query(words, not_found=_NOT_FOUND).splitlines()
         except AllocationError as cause:
-            raise BatchSystemAwayError(str(cause)) from cause
+            raise BatchSystemUnavailableError(str(cause)) from cause
         return next((job for job, _, cwd in (line.partition("|") for line in lines) if cwd == str(directory)), None)
 
     def reports(self, jobs: Sequence[str]) -> dict[str, JobReport]:
         """Query `bjobs`, which lists a job until the cluster's CLEAN_PERIOD after its end, an hour by default."""
-        output = ask(["bjobs", "-a", "-noheader", "-o", _COLUMNS, *jobs], forgotten=_NOT_FOUND) if jobs else ""
+        output = query(["bjobs", "-a", "-noheader", "-o", _COLUMNS, *jobs], not_found=_NOT_FOUND) if jobs else ""
         found = _parse_reports(output)
         return {job: found.get(job, JobReport(AllocationState.GONE)) for job in jobs}
 

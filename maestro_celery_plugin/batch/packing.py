@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from maestro_celery_plugin.config.resources import StepNeeds
 
-__all__ = ["share", "slots_of", "tightest"]
+__all__ = ["fewest_slots", "slot_count", "worker_slots"]
 
 
-def slots_of(
+def slot_count(
     needs: StepNeeds,
     nodes: int,
     cores_per_node: int,
@@ -49,20 +49,20 @@ def slots_of(
     return nodes * _procs_with_gpus(procs_per_node, needs, gpus_per_node) // procs
 
 
-def tightest(
+def fewest_slots(
     steps: Sequence[StepNeeds], nodes: int, cores_per_node: int, gpus_per_node: int | None = None, *, shares_nodes: bool
 ) -> tuple[StepNeeds, int]:
     """Return the needs of the step with the fewest slots, and this number of slots, which is safe for all steps.
 
     Args:
         steps: Resources of a sample of each step; one core per sample when there is no step.
-        nodes: As for `slots_of`.
-        cores_per_node: As for `slots_of`.
-        gpus_per_node: As for `slots_of`.
-        shares_nodes: As for `slots_of`.
+        nodes: As for `slot_count`.
+        cores_per_node: As for `slot_count`.
+        gpus_per_node: As for `slot_count`.
+        shares_nodes: As for `slot_count`.
     """
     candidates = [
-        (needs, slots_of(needs, nodes, cores_per_node, gpus_per_node, shares_nodes=shares_nodes))
+        (needs, slot_count(needs, nodes, cores_per_node, gpus_per_node, shares_nodes=shares_nodes))
         for needs in steps or (StepNeeds(),)
     ]
     return min(candidates, key=lambda pair: pair[1])
@@ -79,7 +79,7 @@ def _procs_with_gpus(procs: int, needs: StepNeeds, gpus_per_node: int | None) ->
     return min(procs, gpus_per_node * max(1, needs.procs) // needs.gpu_count)
 
 
-def share(slots: int, workers: int, number: int) -> int:
+def worker_slots(slots: int, workers: int, number: int) -> int:
     """Return the number of slots of one worker of an allocation.
 
     Worked example: 4 workers share 6 slots as 2, 2, 1 and 1.

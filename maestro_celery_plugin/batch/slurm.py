@@ -16,15 +16,15 @@ from maestro_celery_plugin.batch.base import (
     LAUNCH_CORES,
     LAUNCH_NAME,
     LAUNCH_NODES,
-    HeldAllocation,
+    CurrentAllocation,
     JobReport,
-    ask,
+    query,
 )
 from maestro_celery_plugin.config.groups import GroupConfig
 from maestro_celery_plugin.config.resources import ScriptCount, StepNeeds
 from maestro_celery_plugin.config.settings import BatchSettings
 from maestro_celery_plugin.config.walltime import clock_text
-from maestro_celery_plugin.errors import AllocationError, BatchSystemAwayError
+from maestro_celery_plugin.errors import AllocationError, BatchSystemUnavailableError
 from maestro_celery_plugin.states import AllocationState
 
 __all__ = ["SLURM_STATES", "Slurm", "srun_line"]
@@ -77,12 +77,14 @@ class Slurm:
     adapter = "slurm"
     commands: tuple[str, ...] = ("sbatch", "squeue", "scancel", "srun")
     modules: tuple[str, ...] = ()
-    ignores: tuple[str, ...] = ()
+    ignored_keys: tuple[str, ...] = ()
     shares_nodes = True
-    away = re.compile(r"Unable to contact slurm controller|Socket timed out|Zero Bytes were transmitted|Slurm backup")
+    unavailable = re.compile(
+        r"Unable to contact slurm controller|Socket timed out|Zero Bytes were transmitted|Slurm backup"
+    )
     # The `srun` of the workers sets these variables; the `srun` of a sample would read them as its own options
     # (srun(1), section INPUT ENVIRONMENT VARIABLES).
-    step_variables: tuple[str, ...] = (
+    launch_variables: tuple[str, ...] = (
         *("SLURM_CPU_BIND", "SLURM_CPU_BIND_LIST", "SLURM_CPU_BIND_TYPE", "SLURM_CPU_BIND_VERBOSE"),
         *("SLURM_DISTRIBUTION", "SLURM_NNODES", "SLURM_NPROCS", "SLURM_NTASKS", "SLURM_NTASKS_PER_NODE"),
         "SLURM_OVERLAP",
@@ -102,7 +104,7 @@ class Slurm:
         """Return an empty dictionary: the adapter requires no step keys."""
         return {}
 
-    def tidied(self, script: str) -> str:
+    def adjusted_script(self, script: str) -> str:
         """Return the script with two more directives.
 
         ``--no-requeue``: a job that Slurm requeues would start again minutes later and bypass the restart limit.
@@ -149,19 +151,19 @@ class Slurm:
     def signal_samples(self, names: Collection[str], number: signal.Signals) -> set[str]:
         """Send a signal to the job steps with these names: `srun` forwards SIGTERM as SIGKILL."""
         job = os.environ.get("SLURM_JOB_ID", "")
-        lines = ask(["squeue", "-h", "-s", "-j", job, "-o", "%i|%j"]).splitlines()
+        lines = query(["squeue", "-h", "-s", "-j", job, "-o", "%i|%j"]).splitlines()
         steps = {step.strip(): name for step, _, name in (line.partition("|") for line in lines)}
         matching = [step for step, name in steps.items() if name in names]
         if matching:
             # `scancel` fails if a step has ended meanwhile; it has signalled all other steps by then.
             with contextlib.suppress(AllocationError):
-                ask(["scancel", f"--signal={number.name}", *matching])
+                query(["scancel", f"--signal={number.name}", *matching])
         return {steps[step] for step in matching}
 
-    def held(self, environ: Mapping[str, str]) -> HeldAllocation | None:
+    def current_allocation(self, environ: Mapping[str, str]) -> CurrentAllocation | None:
         """Return the allocation of `salloc` or of a batch script around this process."""
         job = environ.get("SLURM_JOB_ID")
-        return HeldAllocation(job, int(environ.get("SLURM_JOB_NUM_NODES", 1))) if job else None
+        return CurrentAllocation(job, int(environ.get("SLURM_JOB_NUM_NODES", 1))) if job else None
 
     def end_time(self, environ: Mapping[str, str]) -> float | None:
         """Return the end from the environment, or from `squeue` when the environment does not contain it."""
@@ -178,28 +180,28 @@ class Slurm:
         """Return the largest number of cores of a node in the partition."""
         words = ["sinfo", "--noheader", "--format=%c", *(["-p", settings.queue] if settings.queue else [])]
         try:
-            counts = [int(count) for count in re.findall(r"\d+", ask(words))]
+            counts = [int(count) for count in re.findall(r"\d+", query(words))]
         except AllocationError:
             return None
         return max(counts, default=None)
 
-    def find(self, directory: Path) -> str | None:
+    def find_job(self, directory: Path) -> str | None:
         """Return the user's job with this working directory: Maestro submits with ``sbatch -D``."""
         try:
-            lines = ask(["squeue", "--noheader", "-u", getpass.getuser(), "-o", "%A|%Z"]).splitlines()
+            lines = query(["squeue", "--noheader", "-u", getpass.getuser(), "-o", "%A|%Z"]).splitlines()
         except AllocationError as cause:
-            raise BatchSystemAwayError(str(cause)) from cause
+            raise BatchSystemUnavailableError(str(cause)) from cause
         return next((job for job, _, cwd in (line.partition("|") for line in lines) if cwd == str(directory)), None)
 
     def reports(self, jobs: Sequence[str]) -> dict[str, JobReport]:
         """Query `squeue`, and `sacct` for jobs that `squeue` no longer lists."""
         words = ["squeue", "--noheader", "-t", "all", "-o", "%A|%T|%r", "-j", ",".join(jobs)]
-        found = _parse_reports(ask(words, forgotten=_NOT_FOUND))
+        found = _parse_reports(query(words, not_found=_NOT_FOUND))
         missing = [job for job in jobs if job not in found]
         if missing:
             with contextlib.suppress(AllocationError):  # the cluster may have no accounting
                 columns = "--format=JobIDRaw,State,Reason"
-                found |= _parse_reports(ask(["sacct", "-n", "-X", "-P", columns, "-j", ",".join(missing)]))
+                found |= _parse_reports(query(["sacct", "-n", "-X", "-P", columns, "-j", ",".join(missing)]))
         return {job: found.get(job, JobReport(AllocationState.GONE)) for job in jobs}
 
 
@@ -227,7 +229,7 @@ def srun_line(needs: StepNeeds, before: Sequence[str] = (), gpus: Sequence[str] 
 def _end_of(job: str) -> float | None:
     """Return the end of a job in Unix seconds; None when it has no time limit, or `squeue` fails."""
     with contextlib.suppress(AllocationError):
-        end = ask(["squeue", "-h", "-j", job, "-o", "%e"], environ={"SLURM_TIME_FORMAT": "%s"}).strip()
+        end = query(["squeue", "-h", "-j", job, "-o", "%e"], environ={"SLURM_TIME_FORMAT": "%s"}).strip()
         return float(end) if end.isdigit() else None
     return None
 

@@ -65,18 +65,18 @@ class Signer:
         """Return the signature of a message."""
         return hmac.new(self._secret, json.dumps(values).encode(), hashlib.sha256).hexdigest()
 
-    def fits(self, signature: object, *values: str | int) -> bool:
+    def verify(self, signature: object, *values: str | int) -> bool:
         """Tell whether a signature is valid for a message."""
         return isinstance(signature, str) and hmac.compare_digest(
             signature.encode(errors="replace"), self.sign(*values).encode()
         )
 
-    def message_of(self, task: RangeTask) -> list[str | int]:
+    def encode(self, task: RangeTask) -> list[str | int]:
         """Return the signed message of a task."""
         return [*task.fields, self.sign(*task.fields)]
 
-    def task_of(self, message: Sequence[Any]) -> RangeTask | None:
+    def decode(self, message: Sequence[Any]) -> RangeTask | None:
         """Return the task of a received message; None if the message does not belong to this session."""
-        if tuple(type(value) for value in message) != self._TYPES or not self.fits(message[-1], *message[:-1]):
+        if tuple(type(value) for value in message) != self._TYPES or not self.verify(message[-1], *message[:-1]):
             return None
         return RangeTask(*message[:-1])

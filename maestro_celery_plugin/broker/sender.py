@@ -33,7 +33,7 @@ class Sender:
         """
         self._app.send_task(
             TASK_NAME,
-            args=self._signer.message_of(task),
+            args=self._signer.encode(task),
             queue=queue_for(self._session, task_queue),
             ignore_result=True,
             retry=False,

@@ -3,7 +3,7 @@
     python -m maestro_celery_plugin.broker.supervisor SESSION
 
 The supervisor ends when the session requests a stop and no client is connected, or when no client has been connected
-for `LONELY_LIMIT_S` seconds. So the server ends even if the conductor was killed.
+for `IDLE_LIMIT_S` seconds. So the server ends even if the conductor was killed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from maestro_celery_plugin.study.session import BrokerLocation, Session
 
 __all__ = ["main"]
 
-LONELY_LIMIT_S = 30.0
+IDLE_LIMIT_S = 30.0
 SAME_PORT_TRIES = 3
 _INTERVAL_S = 1.0
 
@@ -66,7 +66,7 @@ class Supervisor:
                 if clients:
                     idle_since = clock.monotonic()
                 idle_s = clock.monotonic() - idle_since
-                if not clients and (self._session.stop_requested or idle_s > LONELY_LIMIT_S):
+                if not clients and (self._session.stop_requested or idle_s > IDLE_LIMIT_S):
                     break
                 self._pause()
         finally:

@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 
 from maestro_celery_plugin.batch.deadline import Deadline
-from maestro_celery_plugin.conductor.batch_jobs import BatchJobs, HeldJobs, Jobs
+from maestro_celery_plugin.conductor.batch_jobs import BatchJobs, Jobs, ProcessJobs
 from maestro_celery_plugin.conductor.worker_sources import request_for, shared_allocations
 from maestro_celery_plugin.config.groups import LOCAL, batch_of, is_for_this_machine, serving_groups
 from maestro_celery_plugin.errors import AllocationError, SpecificationError
@@ -73,8 +73,8 @@ def _allocation(plan: StudyPlan, name: str, groups: list[str]) -> Preview:
     system = batch_system(batch.type)
     if system is None:
         raise AllocationError("A local worker group has no allocation.")
-    held = system.held(os.environ)
-    jobs: Jobs = HeldJobs(held.job, Deadline(), BatchJobs(system)) if held else BatchJobs(system)
+    held = system.current_allocation(os.environ)
+    jobs: Jobs = ProcessJobs(held.job, Deadline(), BatchJobs(system)) if held else BatchJobs(system)
     with tempfile.TemporaryDirectory(prefix="maestro-celery-") as directory:
         text = jobs.script(request_for(plan, Session(plan.session), groups, "1"), Path(directory)).read_text()
     place = f"in the allocation {held.job} around this process" if held else f"by {batch.type}"

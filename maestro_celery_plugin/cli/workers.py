@@ -16,7 +16,7 @@ from maestro_celery_plugin.config.problems import nearest
 from maestro_celery_plugin.errors import StudyError
 from maestro_celery_plugin.files import is_locked
 from maestro_celery_plugin.maestro.specification import EnsembleSpecification
-from maestro_celery_plugin.plugins import held_allocation
+from maestro_celery_plugin.plugins import current_allocation
 from maestro_celery_plugin.processes import host_name
 from maestro_celery_plugin.study.layout import StudyPlan
 from maestro_celery_plugin.study.session import Session
@@ -95,7 +95,7 @@ def worker_lines(directory: Path, groups: Sequence[str]) -> dict[str, str]:
 def _line(plan: StudyPlan, session: Session, name: str) -> str:
     """Return the shell command of one group: for all nodes of the allocation around this process, or for one worker."""
     batch = batch_of(plan.settings, plan.settings.resources.workers[name])
-    if held_allocation(batch.type) is None:
+    if current_allocation(batch.type) is None:
         return shlex.join(worker_command(session, name))
     return request_for(plan, session, [name]).lines[0]
 

@@ -11,7 +11,12 @@ from maestro_celery_plugin import clock
 from maestro_celery_plugin.batch.allocation import Allocation, new_directory, read_allocations
 from maestro_celery_plugin.batch.base import JobReport
 from maestro_celery_plugin.conductor.batch_jobs import AllocationRequest, Jobs
-from maestro_celery_plugin.errors import AllocationError, AllocationOverError, BatchSystemAwayError, WorkerError
+from maestro_celery_plugin.errors import (
+    AllocationError,
+    AllocationExpiredError,
+    BatchSystemUnavailableError,
+    WorkerError,
+)
 from maestro_celery_plugin.states import AllocationState
 
 __all__ = ["AllocationSource"]
@@ -19,7 +24,7 @@ __all__ = ["AllocationSource"]
 LOGGER = logging.getLogger(__name__)
 
 # The steps of the groups fail after this many allocations in a row in which no sample has started.
-QUICK_FAILURES = 3
+MAX_FAILURES = 3
 # Delay before the next submission after such an allocation, multiplied by the number of failures.
 RETRY_DELAY_S = 3.0
 # Delay before the next submission after the batch system did not answer.
@@ -32,9 +37,9 @@ LEAVE_LIMIT_S = 30.0
 EMPTY_LIMIT_S = 300.0
 # A job counts as ended after the batch system has reported it as unknown this many times in a row.
 UNKNOWN_LIMIT = 3
-# The delay doubles, up to SETBACK_LIMIT_S, at each end with a cause outside of the study. After SETBACKS such ends in
-# a row, the steps fail.
-SETBACKS, SETBACK_LIMIT_S = 10, 600.0
+# The delay doubles, up to SETBACK_LIMIT_S, at each end with a cause outside of the study. After MAX_SETBACKS such ends
+# in a row, the steps fail.
+MAX_SETBACKS, SETBACK_LIMIT_S = 10, 600.0
 # Ends with a cause outside of the study.
 _EXTERNAL_ENDS = (AllocationState.PREEMPTED, AllocationState.NODE_FAILED, AllocationState.BOOT_FAILED)
 
@@ -76,14 +81,14 @@ class AllocationSource:
         """
         if self.is_open or clock.monotonic() < self._not_before:
             return
-        if self._failures >= QUICK_FAILURES or self._setbacks >= SETBACKS:
+        if self._failures >= MAX_FAILURES or self._setbacks >= MAX_SETBACKS:
             raise WorkerError(
                 f"allocation '{self.name}' has ended {self._failures + self._setbacks} times in a row before a sample "
                 f"started. {self._failure}"
             )
         try:
             self._resolve_or_open()
-        except BatchSystemAwayError as error:
+        except BatchSystemUnavailableError as error:
             self._not_before = clock.monotonic() + AWAY_DELAY_S
             LOGGER.warning("Allocation '%s': %s", self.name, error)
 
@@ -93,12 +98,12 @@ class AllocationSource:
         The allocation is stored before its submission, so that a later conductor sees an interrupted submission.
 
         Raises:
-            BatchSystemAwayError: the batch system does not answer now.
+            BatchSystemUnavailableError: the batch system does not answer now.
             WorkerError: the allocation around this process has no time left.
         """
         allocation = self.current
-        if allocation is not None and allocation.is_unsettled:
-            allocation.job = self._jobs.find(allocation.directory)
+        if allocation is not None and allocation.is_submission_unknown:
+            allocation.job = self._jobs.find_job(allocation.directory)
         else:
             number, directory = new_directory(self._directory, self.name)
             allocation = self.current = Allocation(self.name, number, directory, submitted_at=clock.now())
@@ -113,10 +118,10 @@ class AllocationSource:
     def _submit(self, allocation: Allocation) -> None:
         try:
             allocation.job = self._jobs.submit(self._request(allocation.number), allocation.directory)
-        except BatchSystemAwayError:
+        except BatchSystemUnavailableError:
             raise
-        except AllocationOverError as error:
-            allocation.take(JobReport(AllocationState.FAILED, str(error)))
+        except AllocationExpiredError as error:
+            allocation.apply_report(JobReport(AllocationState.FAILED, str(error)))
             raise WorkerError(str(error)) from error
         except (AllocationError, OSError) as error:
             allocation.state, allocation.reason = AllocationState.FAILED, str(error)
@@ -135,7 +140,7 @@ class AllocationSource:
         self._not_before = clock.monotonic() + min(SETBACK_LIMIT_S, RETRY_DELAY_S * 2**self._setbacks)
         LOGGER.warning("Allocation '%s': %s", self.name, reason)
 
-    def look(self, *, is_empty: bool = False) -> Allocation | None:
+    def refresh(self, *, is_empty: bool = False) -> Allocation | None:
         """Query the batch system if the interval has passed; return the allocation if it has ended since the last call.
 
         Args:
@@ -164,7 +169,7 @@ class AllocationSource:
         if 0 < self._unknown < UNKNOWN_LIMIT:
             return None  # a batch system may not know a job directly after its submission
         was_pending = allocation.state is AllocationState.PENDING
-        if allocation.take(report):
+        if allocation.apply_report(report):
             self._changed_at = now
             if was_pending and report.state is AllocationState.FAILED:
                 self._cancel(allocation)  # it waits for resources that will never be free
@@ -174,12 +179,12 @@ class AllocationSource:
     def _cancel_empty(self, allocation: Allocation) -> Allocation:
         """Cancel an allocation whose workers did not start, or all left while its job still runs."""
         reason = f"it had no worker for {EMPTY_LIMIT_S:.0f} s"
-        allocation.take(JobReport(AllocationState.FAILED, reason))
+        allocation.apply_report(JobReport(AllocationState.FAILED, reason))
         self._empty_since = None
         self._cancel(allocation)
         return allocation
 
-    def note_end(self, allocation: Allocation, *, has_worked: bool, output: str = "") -> None:
+    def record_end(self, allocation: Allocation, *, has_worked: bool, output: str = "") -> None:
         """Record whether a sample has started in an allocation that has ended.
 
         Args:
@@ -215,9 +220,9 @@ class AllocationSource:
 
     def resolve(self) -> None:
         """Look for the job of an allocation whose submission was interrupted."""
-        if self.current is not None and self.current.is_unsettled:
-            with contextlib.suppress(BatchSystemAwayError):
-                self.current.job = self._jobs.find(self.current.directory)
+        if self.current is not None and self.current.is_submission_unknown:
+            with contextlib.suppress(BatchSystemUnavailableError):
+                self.current.job = self._jobs.find_job(self.current.directory)
 
     def cancel(self) -> None:
         """Cancel the open allocation."""
@@ -238,6 +243,6 @@ class AllocationSource:
         """Wait for the end of the allocation; return whether it has ended."""
         deadline = clock.monotonic() + limit_s
         while self.is_open and clock.monotonic() < deadline:
-            self.look(is_empty=True)
+            self.refresh(is_empty=True)
             clock.sleep(0.2)
         return not self.is_open

@@ -14,14 +14,14 @@ from maestrowf.datastructures.core import StudyStep
 from maestrowf.interfaces import ScriptAdapterFactory
 
 from maestro_celery_plugin.batch.base import BatchSystem, JobReport
-from maestro_celery_plugin.batch.deadline import BEGAN, Deadline
+from maestro_celery_plugin.batch.deadline import START_VARIABLE, Deadline
 from maestro_celery_plugin.config.settings import BatchSettings
 from maestro_celery_plugin.config.walltime import clock_text
-from maestro_celery_plugin.errors import AllocationError, AllocationOverError, BatchSystemAwayError
+from maestro_celery_plugin.errors import AllocationError, AllocationExpiredError, BatchSystemUnavailableError
 from maestro_celery_plugin.processes import ProcessId
 from maestro_celery_plugin.states import AllocationState
 
-__all__ = ["AllocationRequest", "BatchJobs", "HeldJobs", "Jobs"]
+__all__ = ["AllocationRequest", "BatchJobs", "Jobs", "ProcessJobs"]
 
 # Interpreters that can run the batch script. For any other `batch.shell`, such as Python, /bin/bash runs the script.
 _POSIX_SHELLS = ("bash", "sh", "dash", "ksh", "zsh")
@@ -65,7 +65,7 @@ class AllocationRequest:
     @property
     def body(self) -> str:
         """The batch script without its header."""
-        export = f"export {BEGAN}=$(date +%s)"
+        export = f"export {START_VARIABLE}=$(date +%s)"
         if len(self.lines) == 1:
             return f"{export}\n{self.lines[0]}"
         return "\n".join((export, *(f"{line} &" for line in self.lines), "wait"))
@@ -81,7 +81,7 @@ class Jobs(Protocol):
         """Submit an allocation; return the identifier of its job.
 
         Raises:
-            BatchSystemAwayError: the batch system does not answer now.
+            BatchSystemUnavailableError: the batch system does not answer now.
             AllocationError: the batch system refuses the job; the error contains the message of the batch system.
         """
 
@@ -99,11 +99,11 @@ class Jobs(Protocol):
             AllocationError: the job cannot be cancelled.
         """
 
-    def find(self, directory: Path) -> str | None:
+    def find_job(self, directory: Path) -> str | None:
         """Return the open job that was submitted in a directory; None without such a job.
 
         Raises:
-            BatchSystemAwayError: the batch system does not answer now.
+            BatchSystemUnavailableError: the batch system does not answer now.
         """
 
 
@@ -150,7 +150,7 @@ class BatchJobs:
         finally:
             logger.setLevel(level)
         script = Path(path)
-        script.write_text(self._system.tidied(script.read_text()))
+        script.write_text(self._system.adjusted_script(script.read_text()))
         return adapter, step, script
 
     def submit(self, request: AllocationRequest, directory: Path) -> str:
@@ -164,15 +164,17 @@ class BatchJobs:
         try:
             record = adapter.submit(step, str(script), str(directory))
         except Exception as cause:  # Maestro's adapters do not document their errors
-            error_class = BatchSystemAwayError if self._system.away.search(str(cause)) else AllocationError
+            error_class = (
+                BatchSystemUnavailableError if self._system.unavailable.search(str(cause)) else AllocationError
+            )
             raise error_class(f"'{script}' cannot be submitted: {cause}") from cause
         finally:
             logger.removeHandler(messages)
             logger.setLevel(level)
         if record.submission_code.name != "OK":
             reason = messages.text or f"it gives no reason; submit '{script}' manually to see the reason"
-            if self._system.away.search(reason):
-                raise BatchSystemAwayError(f"The batch system does not accept '{script}' now: {reason}")
+            if self._system.unavailable.search(reason):
+                raise BatchSystemUnavailableError(f"The batch system does not accept '{script}' now: {reason}")
             raise AllocationError(f"The batch system refuses '{script}': {reason}")
         return str(record.job_identifier)
 
@@ -196,9 +198,9 @@ class BatchJobs:
         if record.cancel_status.name != "OK":
             raise AllocationError("the batch system refuses to cancel it; cancel it manually")
 
-    def find(self, directory: Path) -> str | None:
+    def find_job(self, directory: Path) -> str | None:
         """Query the batch system for the job that was submitted in a directory."""
-        return self._system.find(directory)
+        return self._system.find_job(directory)
 
 
 class _Messages(logging.Handler):
@@ -218,7 +220,7 @@ class _Messages(logging.Handler):
         return text.removeprefix("Submission returned an error (see next line).").strip()
 
 
-class HeldJobs:
+class ProcessJobs:
     """Processes of this machine that start workers in the allocation around this process.
 
     Args:
@@ -241,9 +243,9 @@ class HeldJobs:
     def submit(self, request: AllocationRequest, directory: Path) -> str:
         """Start the workers in their own process group."""
         if not self._deadline.fits(None, 0.0):
-            raise AllocationOverError(
-                f"The allocation around this study (job {self._job}) ends in {self._deadline.left_s:.0f} s, too soon "
-                "for more samples; `maestro-celery resume` continues the study in another allocation."
+            raise AllocationExpiredError(
+                f"The allocation around this study (job {self._job}) ends in {self._deadline.remaining_s:.0f} s, too "
+                "soon for more samples; `maestro-celery resume` continues the study in another allocation."
             )
         script = self.script(request, directory)
         with (
@@ -275,7 +277,7 @@ class HeldJobs:
             return JobReport(AllocationState.RUNNING)
         return JobReport(AllocationState.FAILED, f"exit code {code}") if code else JobReport(AllocationState.COMPLETED)
 
-    def find(self, directory: Path) -> str | None:
+    def find_job(self, directory: Path) -> str | None:
         """Return None: workers of an interrupted submission end with the allocation, or at their idle limit."""
         return None
 

@@ -36,10 +36,10 @@ __all__ = ["Coordinator", "active", "for_study"]
 LOGGER = logging.getLogger(__name__)
 
 # Samples without a lease are sent again after a slot was free and the ledger had no new entry for this long.
-QUIET_LIMIT_S = 2.0
+RESEND_DELAY_S = 2.0
 LOOK_INTERVAL_S = 0.1
 LOOK_LIMIT_S = 1.0
-CARE_INTERVAL_S = 0.5
+MAINTENANCE_INTERVAL_S = 0.5
 # The substitute thread calls `_look` if Maestro has not called the coordinator for this long.
 AWAY_S = 1.5
 
@@ -85,7 +85,7 @@ class Coordinator:
 
     def __init__(self, plan: StudyPlan) -> None:
         self._plan = plan
-        self._lock = conductor_lock.hold(plan)
+        self._lock = conductor_lock.acquire(plan)
         self._session = Session(plan.session)
         self._session.revoke_stop()
         groups = serving_groups(plan.settings)
@@ -108,8 +108,8 @@ class Coordinator:
     @_exclusive
     def submit(self, manifest: Manifest) -> str:
         """Start or continue a step record; return Maestro's job identifier."""
-        record = self._records.enter(manifest)
-        self._look()
+        record = self._records.register(manifest)
+        self._refresh()
         before = record.reason
         record.begin(cancelled=self._records.stopped_by is not None)
         record.reason = self._records.stopped_by or ""
@@ -150,7 +150,7 @@ class Coordinator:
         earliest, latest = now + min(now - self._poll_end, seconds), now + seconds
         while clock.monotonic() < latest:
             begin = clock.monotonic()
-            self._look()
+            self._refresh()
             if self._must_poll() and clock.monotonic() >= earliest:
                 break
             interval_s = min(LOOK_LIMIT_S, max(LOOK_INTERVAL_S, 10 * (clock.monotonic() - begin)))
@@ -160,39 +160,39 @@ class Coordinator:
     @_exclusive
     def _must_poll(self) -> bool:
         """Whether Maestro must poll: a step record has a new state, or a user requests an update or a cancellation."""
-        if self._plan.cancel_note.exists() or self._plan.update_note.exists():
+        if self._plan.cancel_request.exists() or self._plan.update_request.exists():
             return True
         return any(r.active and self._records.state(r) is not r.reported_state for r in self._records)
 
     def _run_substitute(self) -> None:
         """Call `_look` while Maestro does not call the coordinator, so that samples are sent and workers start."""
         while not self._closed:
-            clock.sleep(CARE_INTERVAL_S)
+            clock.sleep(MAINTENANCE_INTERVAL_S)
             with self._access:
                 if not self._closed and clock.monotonic() - self._looked_at > AWAY_S:
-                    self._look()
+                    self._refresh()
 
     @_exclusive
-    def _look(self) -> None:
+    def _refresh(self) -> None:
         """Apply new entries of the ledger; at intervals, check the broker and the workers."""
         now = self._looked_at = clock.monotonic()
         if now > self._care_at:
-            self._care_at = now + CARE_INTERVAL_S
+            self._care_at = now + MAINTENANCE_INTERVAL_S
             # Separately, so that workers and allocations are checked even if the broker does not answer.
-            for care in (self._publisher.care, self._care_for_workers, self._resend_lost):
+            for care in (self._publisher.maintain, self._care_for_workers, self._resend_lost):
                 _try(care)
             self._care_at = max(self._care_at, now + 10 * (clock.monotonic() - now))
-        _try(lambda: self._records.follow(but=self._scaling.gone))
+        _try(lambda: self._records.follow(skip=self._scaling.ended_workers))
         _try(self._send_due)
         _try(self._records.flush)
 
     def _care_for_workers(self) -> None:
         try:
-            has_lost = self._scaling.care()
+            has_lost = self._scaling.maintain()
         finally:
             self._lock.working = self._scaling.working_allocations
         if has_lost:
-            self._publisher.send_all()  # the dead workers may have received messages that they had not started
+            self._publisher.resend_all()  # the dead workers may have received messages that they had not started
 
     # --- care ---
 
@@ -211,10 +211,10 @@ class Coordinator:
         now, quiet = clock.monotonic(), []
         for record in self._records.with_work():
             if record.stops_early or not self._scaling.has_room_for(record, counts):
-                record.quiet_since = None
-            elif record.quiet_since is None:
-                record.quiet_since = now
-            elif now - record.quiet_since > QUIET_LIMIT_S:
+                record.idle_since = None
+            elif record.idle_since is None:
+                record.idle_since = now
+            elif now - record.idle_since > RESEND_DELAY_S:
                 quiet.append(record)
         if quiet:
             self._records.follow()  # unlike `_look`, include the workers that have left or died

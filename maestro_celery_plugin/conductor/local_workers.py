@@ -18,7 +18,7 @@ __all__ = ["LocalWorkers"]
 LOGGER = logging.getLogger(__name__)
 
 # The steps of the group fail after this many workers in a row have ended before they took a task.
-QUICK_FAILURES = 3
+MAX_FAILURES = 3
 
 
 class LocalWorkers:
@@ -46,7 +46,7 @@ class LocalWorkers:
             if self._process.poll() is None:
                 return
             self._note_end()
-        if self._failures >= QUICK_FAILURES:
+        if self._failures >= MAX_FAILURES:
             log = log_of(self._session, self._worker)
             raise WorkerError(
                 f"worker group '{self._group}': {self._failures} workers in a row have ended before they took a task; "

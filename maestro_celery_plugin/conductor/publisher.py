@@ -58,7 +58,7 @@ class Publisher:
         self._sender = Sender(self._session, app)
         self._generation = broker.generation if broker else None
 
-    def care(self) -> None:
+    def maintain(self) -> None:
         """Connect to the broker; restart a private broker that has died, and send its lost messages again.
 
         Raises:
@@ -73,7 +73,7 @@ class Publisher:
             LOGGER.warning("The private broker has died; its messages are sent again.")
             self._sender = None
         self._connect()
-        self.send_all()
+        self.resend_all()
 
     def send(self, record: StepRecord, mask: np.ndarray[Any, Any]) -> None:
         """Send samples under a new epoch, which makes earlier messages about them invalid.
@@ -84,14 +84,14 @@ class Publisher:
         Raises:
             BrokerError: the broker does not answer.
         """
-        record.quiet_since = None
+        record.idle_since = None
         if self._sender is None:
             raise BrokerError("There is no connection to the broker.")
         epoch = record.samples.epoch + 1
-        self._records.note_lost(record, mask & record.samples.unended)
+        self._records.record_lost(record, mask & record.samples.running)
         ranges = ranges_of(mask, record.samples.outcome != Outcome.OPEN)[:MAX_RANGES]
         for start, stop in ranges:
-            self._records.note_sent(record, epoch, start, stop)
+            self._records.record_sent(record, epoch, start, stop)
         self._records.flush()  # a worker on another node that receives the message must see the epoch
         for start, stop in ranges:
             task = RangeTask(self._root, record.relative, record.number, start, stop, epoch)
@@ -102,7 +102,7 @@ class Publisher:
         if ranges:
             self._records.follow()
 
-    def send_all(self) -> None:
+    def resend_all(self) -> None:
         """Send all samples without a lease again; messages in the queues become invalid."""
         for record in self._records.with_work():
             if not record.stops_early:

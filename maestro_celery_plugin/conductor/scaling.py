@@ -23,22 +23,22 @@ from maestro_celery_plugin.states import ALLOCATION_ENDS, AllocationState, Recor
 from maestro_celery_plugin.study.heartbeats import SILENCE_LIMIT_S
 from maestro_celery_plugin.study.layout import StudyPlan
 from maestro_celery_plugin.study.session import Session
-from maestro_celery_plugin.study.status_csv import LAST_STATES, read_rows
+from maestro_celery_plugin.study.status_csv import FINAL_STATES, read_rows
 from maestro_celery_plugin.study.worker_identity import has_stem, last_output, worker_stem
 
-__all__ = ["Demand", "Scaling"]
+__all__ = ["RemainingWork", "Scaling"]
 
 LOGGER = logging.getLogger(__name__)
 
 # Workers that have not released cancelled samples after this time are killed.
 CANCEL_LIMIT_S = 7.0
 # Interval between two reads of the ledger files of ended workers.
-GONE_INTERVAL_S = 5.0
+ENDED_WORKERS_INTERVAL_S = 5.0
 # Minimum interval between two reads of the states, which Maestro writes at each poll.
 _DEMAND_INTERVAL_S = 2.0
 
 
-class Demand:
+class RemainingWork:
     """The remaining work of a study: the task queues of unfinished step records, from Maestro's ``status.csv``.
 
     Args:
@@ -50,7 +50,7 @@ class Demand:
         self._queues: frozenset[str] = frozenset()
         self._read_at = float("-inf")
 
-    def for_queues(self, queues: Collection[str]) -> bool:
+    def uses_any_of(self, queues: Collection[str]) -> bool:
         """Tell whether a step record that has not ended uses one of these task queues."""
         now = clock.monotonic()
         if now - self._read_at > _DEMAND_INTERVAL_S:
@@ -63,7 +63,7 @@ class Demand:
         # Maestro removes characters that are invalid in a path from the name of a step. If a name is not found for this
         # reason, all task queues count.
         steps = self._plan.settings.steps
-        names = {row.step for row in rows if row.state not in LAST_STATES}
+        names = {row.step for row in rows if row.state not in FINAL_STATES}
         queues_of = {name: step.queues for name, step in steps.items()}
         if not rows or not names <= set(queues_of):
             return frozenset(queue for queues in queues_of.values() for queue in queues)
@@ -87,23 +87,23 @@ class Scaling:
         for name in groups:
             session.write_group(config_of(plan.settings, name))
         self._pool = WorkerPool(session, groups, sources_of(plan, session))
-        self._pool.look()
-        self._demand = Demand(plan)
+        self._pool.refresh()
+        self._demand = RemainingWork(plan)
         self._has_other_hosts = has_other_hosts(plan.settings)
         self._first_leased: dict[str, float] = {}
         self._seen = set(self._pool.alive)
         self._followed_all_at = 0.0
         records.load(self._pool.alive)
-        self._seen.update(records.starters)
+        self._seen.update(records.started_writers)
 
-    def care(self) -> bool:
+    def maintain(self) -> bool:
         """Start workers for each group with work, and end allocations without work.
 
         Returns:
             Whether workers were lost since the last call.
         """
         has_lost = self._detect_dead()
-        for source, allocation in self._pool.look_at_allocations():
+        for source, allocation in self._pool.refresh_allocations():
             self._take_end(source, allocation)
         self._scale()
         self._enforce_cancellation()
@@ -119,7 +119,7 @@ class Scaling:
         return any(self._pool.free_slots(group, leases, record.number) for group in record.groups)
 
     @property
-    def gone(self) -> Set[str]:
+    def ended_workers(self) -> Set[str]:
         """The workers that have left or died.
 
         After many allocations, most ledger files belong to such workers. A worker that was only silent may still write.
@@ -138,7 +138,7 @@ class Scaling:
     def _detect_dead(self) -> bool:
         """Find the workers that have died, and record their running attempts as lost."""
         holders = self._records.leases.holders()
-        dead = self._pool.look()
+        dead = self._pool.refresh()
         for beat in dead:
             LOGGER.warning("Worker '%s' on %s has died.", beat.name, beat.node)
             self._pool.reap(beat)
@@ -146,14 +146,14 @@ class Scaling:
         self._seen.update(self._pool.alive, (beat.name for beat in dead))
         lost = holders.union(beat.name for beat in dead).difference(self._pool.alive)
         lost -= self._unseen(lost)
-        if lost or clock.monotonic() - self._followed_all_at > GONE_INTERVAL_S:
+        if lost or clock.monotonic() - self._followed_all_at > ENDED_WORKERS_INTERVAL_S:
             self._records.follow()
             self._followed_all_at = clock.monotonic()
         if lost:
             # A supervisor reports the death of its worker; if the supervisor is silent as well, the machine has failed.
             on_failed_machines = {writer for writer in lost if writer.partition(".")[0] in silent}
-            self._records.lose(lost - on_failed_machines)
-            self._records.lose(on_failed_machines, innocent=True)
+            self._records.mark_lost(lost - on_failed_machines)
+            self._records.mark_lost(on_failed_machines, external_cause=True)
         return bool(lost)
 
     def _unseen(self, writers: set[str]) -> set[str]:
@@ -172,15 +172,15 @@ class Scaling:
     def _take_end(self, source: AllocationSource, allocation: Allocation) -> None:
         """Apply the end of an allocation to the step records of its groups."""
         groups = self._pool.groups_of(source)
-        dead = self._pool.look()
+        dead = self._pool.refresh()
         for beat in dead:
             self._pool.reap(beat)
         self._records.follow()
-        innocent = allocation.state is not AllocationState.OUT_OF_MEMORY
-        self._records.lose((beat.name for beat in dead), innocent=innocent)
+        external_cause = allocation.state is not AllocationState.OUT_OF_MEMORY
+        self._records.mark_lost((beat.name for beat in dead), external_cause=external_cause)
         stems = tuple(worker_stem(group, allocation.label) for group in groups)
-        has_worked = any(has_stem(writer, stem) for writer in self._records.starters for stem in stems)
-        source.note_end(allocation, has_worked=has_worked, output=last_output(self._session, stems))
+        has_worked = any(has_stem(writer, stem) for writer in self._records.started_writers for stem in stems)
+        source.record_end(allocation, has_worked=has_worked, output=last_output(self._session, stems))
         ended = []
         for record in self._records.with_work():
             if not set(record.groups).intersection(groups):
@@ -225,7 +225,7 @@ class Scaling:
             groups = self._pool.groups_of(source)
             if source.is_open and busy.isdisjoint(groups):
                 queues = {queue for name in groups for queue in self._pool.groups[name].task_queues}
-                if not self._demand.for_queues(queues):
+                if not self._demand.uses_any_of(queues):
                     self._pool.release(source)
 
     def _ensure(self, group: str, records: list[StepRecord]) -> None:

@@ -38,7 +38,7 @@ class StepRecord:
         cancelled_at: Time of the cancellation (monotonic).
         reported_state: The last state that was reported to Maestro.
         waiting: Samples that requested another run, with the time (monotonic) when they may start.
-        quiet_since: Time (monotonic) since which a slot is free and no ledger entry has arrived; None otherwise.
+        idle_since: Time (monotonic) since which a slot is free and no ledger entry has arrived; None otherwise.
         failure: Reason why no worker can run the step record; None while workers can.
         has_started: Whether a sample has started since Maestro's last submission.
         timed_out: Whether its allocations have ended since Maestro's last submission, with open samples.
@@ -57,7 +57,7 @@ class StepRecord:
     cancelled_at: float | None = None
     reported_state: RecordState = RecordState.PENDING
     waiting: dict[int, float] = dataclasses.field(default_factory=dict)
-    quiet_since: float | None = None
+    idle_since: float | None = None
     failure: str | None = None
     has_started: bool = False
     timed_out: bool = False
@@ -75,7 +75,7 @@ class StepRecord:
         self.samples.apply(entries)
         if not self.active:
             return
-        self.quiet_since = None
+        self.idle_since = None
         self.has_started = self.has_started or bool((entries["kind"] == Kind.STARTED).any())
         for entry in entries[entries["kind"] == Kind.ENDED]:
             if is_request(int(entry["code"])) and self.samples.outcome[entry["start"]] == Outcome.OPEN:

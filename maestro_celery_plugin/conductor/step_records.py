@@ -40,7 +40,7 @@ class StepRecords:
     Attributes:
         leases: The leases of the workers.
         stopped_by: Sentence that names the sample which requested to stop the study; None without such a sample.
-        starters: The writers that have started a sample.
+        started_writers: The writers that have started a sample.
     """
 
     def __init__(self, plan: StudyPlan, groups: Mapping[str, WorkerGroupSettings]) -> None:
@@ -51,7 +51,7 @@ class StepRecords:
         self._by_number: dict[int, StepRecord] = {}
         self.leases = Leases()
         self.stopped_by: str | None = None
-        self.starters: set[str] = set()
+        self.started_writers: set[str] = set()
 
     def load(self, alive: Iterable[str]) -> None:
         """Load the step records of an earlier conductor.
@@ -67,7 +67,7 @@ class StepRecords:
             self.leases.revoke(writer)
         for record in self:
             # The conductor died as well, so no sample was the cause.
-            self._write_lost(record, record.samples.unended & ~self.leased(record), innocent=True)
+            self._write_lost(record, record.samples.running & ~self.leased(record), external_cause=True)
         self.follow()
 
     def __iter__(self) -> Iterator[StepRecord]:
@@ -77,7 +77,7 @@ class StepRecords:
         """Return the step records that Maestro waits for and that have not ended."""
         return [record for record in self if record.active and self.state(record) not in TERMINAL]
 
-    def enter(self, manifest: Manifest) -> StepRecord:
+    def register(self, manifest: Manifest) -> StepRecord:
         """Store the manifest of a step record under its number; return the step record, which may exist already.
 
         Args:
@@ -107,17 +107,17 @@ class StepRecords:
 
     # --- reading the ledger ---
 
-    def follow(self, but: Container[str] = ()) -> None:
+    def follow(self, skip: Container[str] = ()) -> None:
         """Apply the new entries of the ledger.
 
         Args:
-            but: Writers to skip in this call; a caller that draws a conclusion from missing entries must not skip any.
+            skip: Writers to skip in this call; a caller that draws a conclusion from missing entries must not skip any.
         """
-        for writer, entries in self._reader.poll(but):
+        for writer, entries in self._reader.poll(skip):
             if writer != COORDINATOR:
                 self.leases.apply(writer, entries)
-                if writer not in self.starters and (entries["kind"] == Kind.STARTED).any():
-                    self.starters.add(writer)
+                if writer not in self.started_writers and (entries["kind"] == Kind.STARTED).any():
+                    self.started_writers.add(writer)
             for number in np.unique(entries["record"]):
                 record = self._by_number.get(int(number))
                 if record:
@@ -142,7 +142,7 @@ class StepRecords:
 
     # --- writing the ledger ---
 
-    def note_sent(self, record: StepRecord, epoch: int, start: int, stop: int) -> None:
+    def record_sent(self, record: StepRecord, epoch: int, start: int, stop: int) -> None:
         """Record that samples are sent under a new epoch, which makes earlier messages about them invalid."""
         self._writer.append(Kind.SENT, record.number, epoch, start, stop)
 
@@ -178,33 +178,33 @@ class StepRecords:
         self.flush()
         self.follow()
 
-    def lose(self, writers: Iterable[str], *, innocent: bool = False) -> None:
+    def mark_lost(self, writers: Iterable[str], *, external_cause: bool = False) -> None:
         """Record the running attempts of dead workers as lost, and revoke the leases.
 
         Args:
             writers: The dead workers.
-            innocent: Whether it is certain that no sample is the cause of their death.
+            external_cause: Whether it is certain that no sample is the cause of their death.
         """
         for lease in [lease for writer in writers for lease in self.leases.revoke(writer)]:
             record = self._by_number.get(lease.record)
             if record is not None:
                 mask = np.zeros(record.manifest.samples, bool)
                 mask[lease.start : lease.stop] = True
-                self._write_lost(record, mask & record.samples.unended, innocent=innocent)
+                self._write_lost(record, mask & record.samples.running, external_cause=external_cause)
         self.follow()
 
-    def note_lost(self, record: StepRecord, mask: np.ndarray[Any, Any]) -> None:
+    def record_lost(self, record: StepRecord, mask: np.ndarray[Any, Any]) -> None:
         """Record attempts without an end and without a lease as lost, so that their samples may run again."""
-        self._write_lost(record, mask, innocent=True)
+        self._write_lost(record, mask, external_cause=True)
         self.follow()
 
-    def _write_lost(self, record: StepRecord, mask: np.ndarray[Any, Any], *, innocent: bool) -> None:
+    def _write_lost(self, record: StepRecord, mask: np.ndarray[Any, Any], *, external_cause: bool) -> None:
         for sample in np.flatnonzero(mask):
             epoch = int(record.samples.started[sample])
-            self._writer.append(Kind.LOST, record.number, epoch, int(sample), code=int(innocent))
+            self._writer.append(Kind.LOST, record.number, epoch, int(sample), code=int(external_cause))
 
     def close(self) -> None:
         """Record the running attempts of ended workers as lost, and close the ledger."""
         self.follow()
-        self.lose(self.leases.holders(), innocent=True)
+        self.mark_lost(self.leases.holders(), external_cause=True)
         self._writer.close()

@@ -59,7 +59,7 @@ class WorkerPool:
         self._beats: dict[str, tuple[int, float]] = {}
         self.alive: dict[str, Heartbeat] = {}
 
-    def look(self) -> list[Heartbeat]:
+    def refresh(self) -> list[Heartbeat]:
         """Find the live workers; return the dead workers, until `reap` removes their heartbeats."""
         heartbeats = self._session.heartbeats.all()
         self.alive = {beat.name: beat for beat in heartbeats if self._is_alive(beat)}
@@ -148,12 +148,12 @@ class WorkerPool:
         """Return the groups that share a source."""
         return tuple(name for name, other in self._sources.items() if other is source)
 
-    def look_at_allocations(self) -> Iterator[tuple[AllocationSource, Allocation]]:
+    def refresh_allocations(self) -> Iterator[tuple[AllocationSource, Allocation]]:
         """Yield the allocations that have ended since the last call; from then on, their workers count as dead."""
         for source in self.allocation_sources:
             if source.current is not None:
-                source.current.note_slots(self._slots_of(source.current))
-            ended = source.look(is_empty=self._is_empty(source.current))
+                source.current.record_slots(self._slots_of(source.current))
+            ended = source.refresh(is_empty=self._is_empty(source.current))
             if ended is not None:
                 self._ended.add(ended.label)
                 yield source, ended
@@ -190,7 +190,7 @@ class WorkerPool:
     def stop(self) -> None:
         """End all workers and allocations, and wait for their end."""
         self._session.request_stop()
-        self.look()
+        self.refresh()
         for source in self.allocation_sources:
             if source.current is not None and source.current.state is AllocationState.PENDING:
                 source.cancel()

@@ -11,7 +11,7 @@ from typing import TypeAlias
 from maestro_celery_plugin.batch.base import BatchSystem
 from maestro_celery_plugin.batch.deadline import Deadline
 from maestro_celery_plugin.conductor.allocations import AllocationSource
-from maestro_celery_plugin.conductor.batch_jobs import AllocationRequest, BatchJobs, HeldJobs, Jobs
+from maestro_celery_plugin.conductor.batch_jobs import AllocationRequest, BatchJobs, Jobs, ProcessJobs
 from maestro_celery_plugin.conductor.local_workers import LocalWorkers
 from maestro_celery_plugin.config.groups import (
     LOCAL,
@@ -24,7 +24,7 @@ from maestro_celery_plugin.config.groups import (
 )
 from maestro_celery_plugin.config.settings import EnsembleSettings
 from maestro_celery_plugin.errors import AllocationError
-from maestro_celery_plugin.plugins import batch_system, held_allocation
+from maestro_celery_plugin.plugins import batch_system, current_allocation
 from maestro_celery_plugin.study.layout import StudyPlan
 from maestro_celery_plugin.study.session import Session
 from maestro_celery_plugin.study.worker_identity import worker_command
@@ -36,7 +36,7 @@ WorkerSource: TypeAlias = LocalWorkers | AllocationSource
 
 def config_of(settings: EnsembleSettings, name: str) -> GroupConfig:
     """Return the configuration of a worker group for workers that this process starts."""
-    held = held_allocation(batch_of(settings, settings.resources.workers[name]).type)
+    held = current_allocation(batch_of(settings, settings.resources.workers[name]).type)
     return group_config(settings, name, held.nodes if held else None)
 
 
@@ -64,10 +64,10 @@ def _allocation_source(plan: StudyPlan, session: Session, allocation: str, names
     """Return the source of an allocation; if there is an allocation around this process, the workers start in it."""
     first = config_of(plan.settings, names[0])
     system = _system_of(first)
-    held = system.held(os.environ)
+    held = system.current_allocation(os.environ)
     jobs: Jobs = BatchJobs(system)
     if held is not None:
-        jobs = HeldJobs(held.job, Deadline.of(system, first, os.environ), jobs)
+        jobs = ProcessJobs(held.job, Deadline.of(system, first, os.environ), jobs)
 
     def request(number: int) -> AllocationRequest:
         return request_for(plan, session, names, str(number))

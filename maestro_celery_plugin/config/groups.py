@@ -68,13 +68,13 @@ class GroupConfig:
         return seconds_of(str(self.batch.walltime)) if is_limited else None
 
 
-def group_config(settings: EnsembleSettings, name: str, held_nodes: int | None) -> GroupConfig:
+def group_config(settings: EnsembleSettings, name: str, current_nodes: int | None) -> GroupConfig:
     """Return the configuration of a worker group.
 
     Args:
         settings: The settings of the study.
         name: Name of the group.
-        held_nodes: Nodes of the allocation around this process; None outside of an allocation.
+        current_nodes: Nodes of the allocation around this process; None outside of an allocation.
     """
     group = settings.resources.workers[name]
     batch = batch_of(settings, group)
@@ -85,7 +85,7 @@ def group_config(settings: EnsembleSettings, name: str, held_nodes: int | None) 
         queues=group.task_queues,
         args=group.args,
         batch=batch,
-        nodes=0 if is_local else nodes_of(batch, held_nodes),
+        nodes=0 if is_local else nodes_of(batch, current_nodes),
         samples_launch=any(step.launches for step in steps),
         needs=() if is_local else tuple(step.needs for step in steps if step.sampled),
         idle_limit_s=group.idle_limit,
@@ -101,7 +101,7 @@ def batch_of(settings: EnsembleSettings, group: WorkerGroupSettings) -> BatchSet
     return schema.from_dict(BatchSettings, {**schema.to_dict(settings.batch), **(group.batch or {}), **overrides})
 
 
-def nodes_of(batch: BatchSettings, held_nodes: int | None) -> int:
+def nodes_of(batch: BatchSettings, current_nodes: int | None) -> int:
     """Return the number of nodes of a group's allocation.
 
     The settings give the number, limited to the nodes of the allocation around this process. Without a number, the
@@ -109,11 +109,11 @@ def nodes_of(batch: BatchSettings, held_nodes: int | None) -> int:
 
     Args:
         batch: The batch settings of the group.
-        held_nodes: Nodes of the allocation around this process; None outside of an allocation.
+        current_nodes: Nodes of the allocation around this process; None outside of an allocation.
     """
     if isinstance(batch.nodes, int):
-        return batch.nodes if held_nodes is None else min(batch.nodes, held_nodes)
-    return held_nodes or 1
+        return batch.nodes if current_nodes is None else min(batch.nodes, current_nodes)
+    return current_nodes or 1
 
 
 def serving_groups(settings: EnsembleSettings) -> dict[str, WorkerGroupSettings]:

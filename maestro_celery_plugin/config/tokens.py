@@ -14,7 +14,7 @@ from maestro_celery_plugin.states import ExitCode
 __all__ = [
     "RESERVED",
     "SAMPLE_TOKENS",
-    "Spelling",
+    "NameMatcher",
     "Template",
     "names_in",
     "substitute",
@@ -42,7 +42,7 @@ def substitute(text: str, values: Mapping[str, str]) -> str:
     return _TOKEN.sub(lambda match: values.get(match[1], match[0]), text)
 
 
-class Spelling:
+class NameMatcher:
     """Case-insensitive matching of tokens with names, as in Merlin.
 
     An exact match has priority. Without an exact match, a token that matches several names has no match.
@@ -54,7 +54,7 @@ class Spelling:
         for name in self._exact:
             self._folded[name.casefold()] = None if name.casefold() in self._folded else name
 
-    def of(self, token: str) -> str | None:
+    def match(self, token: str) -> str | None:
         """Return the name that a token matches; None when there is no match."""
         return token if token in self._exact else self._folded.get(token.casefold())
 
@@ -71,9 +71,9 @@ class Template:
         pieces = _TOKEN.split(text)
         self._parts: list[str] = [pieces[0]]
         self._placeholders: list[tuple[int, str]] = []
-        spelling = Spelling(names)
+        matcher = NameMatcher(names)
         for token, literal in zip(pieces[1::2], pieces[2::2], strict=True):
-            name = spelling.of(token)
+            name = matcher.match(token)
             if name is None:
                 self._parts.append(f"$({token})")
             else:

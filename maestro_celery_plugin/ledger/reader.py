@@ -25,13 +25,13 @@ class LedgerReader:
         self._offsets: dict[str, int] = {}
         self.damaged = 0
 
-    def poll(self, but: Container[str] = ()) -> Iterator[tuple[str, Entries]]:
+    def poll(self, skip: Container[str] = ()) -> Iterator[tuple[str, Entries]]:
         """Yield (writer, new entries in their order in the file).
 
         Each call opens each file, because NFS guarantees to show new data only after an open (nfs(5)).
 
         Args:
-            but: Writers to skip in this call, such as workers that have left.
+            skip: Writers to skip in this call, such as workers that have left.
         """
         try:
             files = sorted(entry.name for entry in os.scandir(self._directory) if entry.name.endswith(SUFFIX))
@@ -39,7 +39,7 @@ class LedgerReader:
             return
         for name in files:
             writer = name.removesuffix(SUFFIX)
-            if writer in but:
+            if writer in skip:
                 continue
             entries = self._read(name)
             if len(entries):

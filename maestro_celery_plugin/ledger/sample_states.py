@@ -182,7 +182,7 @@ class SampleStates:
         return bool((self.outcome != Outcome.OPEN).all())
 
     @property
-    def unended(self) -> np.ndarray[Any, Any]:
+    def running(self) -> np.ndarray[Any, Any]:
         """A mask of the open samples with an attempt that has started and not ended."""
         mask: np.ndarray[Any, Any] = (self.started > self.ended) & (self.outcome == Outcome.OPEN)
         return mask
@@ -191,7 +191,7 @@ class SampleStates:
         """Count the samples in each state; an attempt without an end counts as running."""
         finished = int(((self.outcome == Outcome.FINISHED) | (self.outcome == Outcome.STOPPED_STUDY)).sum())
         open_samples = int((self.outcome == Outcome.OPEN).sum())
-        running = int(self.unended.sum())
+        running = int(self.running.sum())
         total = len(self.outcome)
         return Counts(
             total=total,

@@ -16,8 +16,8 @@ from maestro_celery_plugin.errors import AllocationError, EnsembleError
 from maestro_celery_plugin.maestro.native_steps import NativeSteps
 from maestro_celery_plugin.plugins import batch_system
 from maestro_celery_plugin.report.reader import StatusReader
-from maestro_celery_plugin.study.conductor_lock import is_conducted
-from maestro_celery_plugin.study.layout import CANCEL_NOTE, StudyPlan
+from maestro_celery_plugin.study.conductor_lock import has_conductor
+from maestro_celery_plugin.study.layout import CANCEL_REQUEST, StudyPlan
 from maestro_celery_plugin.study.session import Session
 
 __all__ = ["cancel_all", "cancel_orphans"]
@@ -49,7 +49,7 @@ def cancel_all(cancel: Callable[[], int], directories: Sequence[Path]) -> int:
 
 def _note_time(study: Path) -> int:
     """Return the time of the last request to cancel a study (conductor.py:290) in Unix ns; 0 without a request."""
-    note = study / CANCEL_NOTE
+    note = study / CANCEL_REQUEST
     return note.stat().st_mtime_ns if note.exists() else 0
 
 
@@ -62,7 +62,7 @@ def cancel_orphans(plan: StudyPlan) -> list[str]:
     Raises:
         OSError: the files of the study cannot be read or written.
     """
-    if is_conducted(plan) or not plan.session.exists():
+    if has_conductor(plan) or not plan.session.exists():
         return []
     sentences = list(_cancel(plan))
     if not sentences:
@@ -79,7 +79,7 @@ def _cancel(plan: StudyPlan) -> Iterator[str]:
     groups = plan.settings.resources.workers.items()
     types = {allocation_name(name, group): batch_of(plan.settings, group).type for name, group in groups}
     for allocation in read_allocations(plan.allocations):
-        if allocation.is_open or allocation.is_unsettled:
+        if allocation.is_open or allocation.is_submission_unknown:
             yield from _cancel_allocation(allocation, types[allocation.name])
     yield from NativeSteps(plan).cancel_orphans()
 
@@ -91,10 +91,10 @@ def _cancel_allocation(allocation: Allocation, type: str) -> Iterator[str]:
         return
     jobs, name = BatchJobs(system), f"allocation '{allocation.label}'"
     try:
-        allocation.job = allocation.job or jobs.find(allocation.directory)
+        allocation.job = allocation.job or jobs.find_job(allocation.directory)
         if allocation.job is None:
             return
-        allocation.take(jobs.report(allocation.job))
+        allocation.apply_report(jobs.report(allocation.job))
         if not allocation.is_open:
             return
         allocation.released = True  # a later conductor must not cancel step records because this job was cancelled

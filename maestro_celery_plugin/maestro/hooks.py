@@ -184,7 +184,7 @@ def _wait(seconds: float) -> None:
     ensemble has not imported the modules, and does not need them.
     """
     lock = sys.modules.get("maestro_celery_plugin.study.conductor_lock")
-    if lock and lock.take_news():
+    if lock and lock.take_poll_request():
         return
     module = sys.modules.get("maestro_celery_plugin.conductor.coordinator")
     coordinators = module.active() if module else []

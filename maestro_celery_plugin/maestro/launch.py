@@ -33,7 +33,7 @@ from maestro_celery_plugin.plugins import batch_system
 from maestro_celery_plugin.study.layout import StudyPlan
 from maestro_celery_plugin.study.session import BrokerLocation, Session
 
-__all__ = ["OPTIONS", "EnsembleDependency", "LaunchOptions", "check_before"]
+__all__ = ["OPTIONS", "EnsembleDependency", "LaunchOptions", "check_launch"]
 
 
 @dataclasses.dataclass
@@ -64,7 +64,7 @@ def check_output(directory: str | None) -> None:
         )
 
 
-def check_before(settings: EnsembleSettings, file: str) -> None:
+def check_launch(settings: EnsembleSettings, file: str) -> None:
     """Check, before `maestro run` creates files, that workers can start and that the broker answers.
 
     Raises:

@@ -1,7 +1,7 @@
 """Native steps: Maestro runs them itself, as batch jobs or in the conductor.
 
 Maestro's own adapter for the `batch.type` of the user writes, submits, watches and cancels them. Maestro does not store
-which of them have finished, so a resumed study would run all of them again. `native_traces.py` stores their states.
+which of them have finished, so a resumed study would run all of them again. `native_step_state.py` stores their states.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from maestro_celery_plugin.config import schema
 from maestro_celery_plugin.config.settings import BatchSettings
 from maestro_celery_plugin.config.step_entry import SHELL_KEY
 from maestro_celery_plugin.config.tokens import substitute
-from maestro_celery_plugin.errors import AllocationError, BatchSystemAwayError
-from maestro_celery_plugin.maestro.native_traces import NativeTrace
+from maestro_celery_plugin.errors import AllocationError, BatchSystemUnavailableError
+from maestro_celery_plugin.maestro.native_step_state import NativeStepState
 from maestro_celery_plugin.plugins import batch_system
 from maestro_celery_plugin.samples.paths import SamplePaths
 from maestro_celery_plugin.samples.token_values import study_values
@@ -97,8 +97,8 @@ class NativeSteps:
     def __init__(self, plan: StudyPlan) -> None:
         self._plan = plan
 
-    def _trace(self, record: str) -> NativeTrace:
-        return NativeTrace(self._plan.native / quote(record, safe=""))
+    def _trace(self, record: str) -> NativeStepState:
+        return NativeStepState(self._plan.native / quote(record, safe=""))
 
     def write_script(self, directory: str, step: Any, *, dry_run: bool) -> tuple[bool, str, str | None]:
         """Let Maestro's adapter write the scripts of a step record.
@@ -114,11 +114,11 @@ class NativeSteps:
         scheduled, script, restart = adapter.write_script(directory, self._filled(step))
         if dry_run:
             return scheduled, script, restart
-        lock, trace = conductor_lock.hold(self._plan), self._trace(step.real_name)
+        lock, trace = conductor_lock.acquire(self._plan), self._trace(step.real_name)
         if scheduled or trace.has_finished:
             return True, script, restart
-        lock.has_news = True  # the step record will end before Maestro waits for the next poll
-        return False, trace.guard(script), restart
+        lock.must_poll = True  # the step record will end before Maestro waits for the next poll
+        return False, trace.write_run_once_script(script), restart
 
     def _filled(self, step: Any) -> Any:
         """Return a step with the values of the study's tokens, and without `shell`, which is no key of Maestro."""
@@ -138,7 +138,7 @@ class NativeSteps:
             trace.write_job(self._find(Path(cwd)))
         job = NativeJob(step.real_name, None) if trace.has_finished else self._continuing(step.real_name, trace)
         if job is not None:
-            conductor_lock.hold(self._plan).has_news = True
+            conductor_lock.acquire(self._plan).must_poll = True
             return SubmissionRecord(SubmissionCode.OK, 0, job)
         trace.write_job(None)  # so that a later conductor detects an interrupted submission
         record = adapter_of(self._plan.settings.batch).submit(step, path, cwd, **options)
@@ -152,12 +152,12 @@ class NativeSteps:
         """Return the open batch job that was submitted in a workspace; None without such a job."""
         system = batch_system(self._plan.settings.batch.type)
         try:
-            return system.find(directory) if system else None
-        except BatchSystemAwayError as error:
+            return system.find_job(directory) if system else None
+        except BatchSystemUnavailableError as error:
             LOGGER.warning("%s", error)
             return None
 
-    def _continuing(self, record: str, trace: NativeTrace) -> NativeJob | None:
+    def _continuing(self, record: str, trace: NativeStepState) -> NativeJob | None:
         """Return the batch job of an earlier conductor if it continues; None otherwise.
 
         If Maestro submits a step record again, its earlier job under this conductor has timed out or was lost.
@@ -178,7 +178,7 @@ class NativeSteps:
         states |= self._query([job for job in traces if job not in states])
         for job, state in states.items():
             if state is State.FINISHED:
-                traces[job].note_finished()
+                traces[job].record_finished()
         return states
 
     def _query(self, jobs: Sequence[NativeJob]) -> dict[NativeJob, State | None]:
@@ -198,7 +198,7 @@ class NativeSteps:
     def cancel_orphans(self) -> Iterator[str]:
         """Cancel the batch jobs of a dead conductor; yield a sentence for each job and each running script."""
         for path in sorted(self._plan.native.glob("*")):
-            record, trace = unquote(path.name), NativeTrace(path)
+            record, trace = unquote(path.name), NativeStepState(path)
             if trace.is_running_here:
                 yield f"The script of '{record}' still runs; `pgrep -f {path}/run.sh` shows its process."
             elif trace.is_interrupted:

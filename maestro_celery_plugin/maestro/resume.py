@@ -22,7 +22,7 @@ from maestro_celery_plugin.ledger.reader import read_ledger
 from maestro_celery_plugin.ledger.sample_states import SampleStates
 from maestro_celery_plugin.ledger.writer import LedgerWriter
 from maestro_celery_plugin.states import Outcome
-from maestro_celery_plugin.study.conductor_lock import LOCK_LIMIT_S, file_lock, is_conducted
+from maestro_celery_plugin.study.conductor_lock import LOCK_LIMIT_S, file_lock, has_conductor
 from maestro_celery_plugin.study.layout import StudyPlan
 from maestro_celery_plugin.study.manifest import Manifest
 from maestro_celery_plugin.study.session import BrokerLocation, Session
@@ -92,7 +92,7 @@ def _prepare(plan: StudyPlan, broker: str | None, broker_host: str | None, *, fa
             host = broker_host or cluster_address()
             check_address(host)
             session.write_broker_host(host)
-        plan.cancel_note.unlink(missing_ok=True)
+        plan.cancel_request.unlink(missing_ok=True)
         session.revoke_stop()
         return reopen_failed(plan) if failed else 0
 
@@ -151,7 +151,7 @@ def _await_conductor(plan: StudyPlan, process: subprocess.Popen[bytes]) -> None:
     """Wait until the new conductor holds the lock of the study, or has ended."""
 
     def has_started() -> bool:
-        return is_conducted(plan) or process.poll() is not None
+        return has_conductor(plan) or process.poll() is not None
 
     clock.wait_until(has_started, _START_LIMIT_S, interval_s=0.1)
     if process.poll() not in (None, 0, 2, 3):

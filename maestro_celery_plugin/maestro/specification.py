@@ -31,7 +31,7 @@ from maestro_celery_plugin.config.settings import (
     StepFacts,
 )
 from maestro_celery_plugin.config.step_entry import STEP_KEY
-from maestro_celery_plugin.config.tokens import SAMPLE_TOKENS, Spelling, names_in, substitute
+from maestro_celery_plugin.config.tokens import SAMPLE_TOKENS, NameMatcher, names_in, substitute
 from maestro_celery_plugin.errors import SpecificationError
 from maestro_celery_plugin.maestro import launch
 from maestro_celery_plugin.maestro.schemas import maestro_schemas
@@ -40,8 +40,8 @@ from maestro_celery_plugin.spec.checks import (
     check_content,
     check_native,
     check_shape,
-    tidy,
     unknown_tokens,
+    without_empty_keys,
 )
 from maestro_celery_plugin.spec.launcher import launches
 from maestro_celery_plugin.spec.resource_checks import check_resources, step_needs
@@ -79,7 +79,7 @@ class EnsembleSpecification(YAMLSpecification):  # type: ignore[misc]
         specification.path = path
         specification._read(data, Path(path).name)
         if specification.ensemble:
-            launch.check_before(specification.ensemble, Path(path).name)
+            launch.check_launch(specification.ensemble, Path(path).name)
         return specification
 
     @classmethod
@@ -97,7 +97,7 @@ class EnsembleSpecification(YAMLSpecification):  # type: ignore[misc]
 
     def _read(self, data: dict[str, Any], file: str) -> None:
         check_shape(data, file)
-        data = tidy(Variables(data, file).put_into(data))
+        data = without_empty_keys(Variables(data, file).insert_into(data))
         check_content(data, maestro_schemas(), file)
         self._sampled = _sampled_steps(data)
         resources = schema.from_dict(ResourceSettings, (data.get("merlin") or {}).get("resources") or {})
@@ -111,7 +111,7 @@ class EnsembleSpecification(YAMLSpecification):  # type: ignore[misc]
         self.batch = {"type": "celery"}  # `launch.EnsembleDependency` completes it
         self._verify_by_maestro(file)
         self.ensemble = dataclasses.replace(self.ensemble, steps=self._step_facts(data, file))
-        check_resources(self.ensemble, data, file, ask=launch.OPTIONS.launching)
+        check_resources(self.ensemble, data, file, query_nodes=launch.OPTIONS.launching)
         if not launch.OPTIONS.parameter_generator:  # its parameters do not exist yet
             for where, name in unknown_tokens(data):
                 LOGGER.warning(
@@ -190,11 +190,11 @@ def _sampled_steps(data: Mapping[str, Any]) -> frozenset[str]:
     env = data.get("env") or {}
     texts = {name: str(value) for name, value in (env.get("labels") or {}).items()}
     other_names = {*(data.get("global.parameters") or {}), *(env.get("variables") or {}), *texts}
-    spelling = Spelling((*samples["column_labels"], *SAMPLE_TOKENS))
+    matcher = NameMatcher((*samples["column_labels"], *SAMPLE_TOKENS))
 
     def is_sampled(run: Mapping[str, Any]) -> bool:
         used = {name for key in ("cmd", "restart") for name in names_in(substitute(run.get(key) or "", texts))}
-        return any(spelling.of(name) for name in used - other_names)
+        return any(matcher.match(name) for name in used - other_names)
 
     return frozenset(step["name"] for step in data["study"] if is_sampled(step["run"]))
 

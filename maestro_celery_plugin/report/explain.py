@@ -16,7 +16,7 @@ from maestro_celery_plugin.states import AllocationState
 from maestro_celery_plugin.study.layout import StudyPlan
 from maestro_celery_plugin.study.reasons import Reason, read_reasons
 from maestro_celery_plugin.study.session import Session
-from maestro_celery_plugin.study.status_csv import LAST_STATES
+from maestro_celery_plugin.study.status_csv import FINAL_STATES
 
 __all__ = ["explain"]
 
@@ -78,7 +78,7 @@ class _Explanation:
         return f"{output.splitlines()[-1]}\nThe traceback is at the end of '{file}'."
 
     def _why(self, step: StepStatus) -> Iterator[str]:
-        if step.state in LAST_STATES:
+        if step.state in FINAL_STATES:
             yield from self._why_ended(step)
         elif self._status.has_ended:
             yield f"No conductor runs the study; {self._resume} continues it."
@@ -112,7 +112,7 @@ class _Explanation:
 
     def _failures(self, step: StepStatus) -> Iterator[str]:
         failed, total = step.samples.failed, step.samples.total
-        fatal = self._reader.fatal(step.name)
+        fatal = self._reader.fatal_sample(step.name)
         if fatal is not None:
             yield f"The step has failed because of sample {fatal.index}: {fatal.end}."
         if failed:
@@ -122,7 +122,7 @@ class _Explanation:
     def _interruptions(self, step: StepStatus) -> Iterator[str]:
         count, longest_s = self._reader.interruptions(step.name)
         has_allocations = any(self._allocation_of(name) for name in self._groups_of(step))
-        if count and has_allocations and step.state != "CANCELLED" and self._reader.fatal(step.name) is None:
+        if count and has_allocations and step.state != "CANCELLED" and self._reader.fatal_sample(step.name) is None:
             attempts = "1 attempt was" if count == 1 else f"{count} attempts were"
             yield (
                 f"{attempts} interrupted, the longest after {longest_s:.0f} s. Samples that need more time require a "
@@ -131,7 +131,7 @@ class _Explanation:
 
     def _advice(self, step: StepStatus, remaining: int, reason: Reason | None) -> str:
         words = "1 sample remains" if remaining == 1 else f"{remaining} samples remain"
-        if self._reader.fatal(step.name) is not None:
+        if self._reader.fatal_sample(step.name) is not None:
             return f"{words}; `maestro-celery resume --failed {self._plan.root}` runs them and the failed samples."
         if reason is not None and reason.is_failure:
             return (

@@ -25,12 +25,12 @@ from maestro_celery_plugin.report.model import AllocationStatus, StepStatus, Stu
 from maestro_celery_plugin.report.samples import RecordSamples, SampleStatus
 from maestro_celery_plugin.report.usage import AllocationUsage
 from maestro_celery_plugin.states import Outcome
-from maestro_celery_plugin.study.conductor_lock import is_conducted
+from maestro_celery_plugin.study.conductor_lock import has_conductor
 from maestro_celery_plugin.study.heartbeats import SILENCE_LIMIT_S, Heartbeat
 from maestro_celery_plugin.study.layout import StudyPlan
 from maestro_celery_plugin.study.manifest import Manifest
 from maestro_celery_plugin.study.session import Session
-from maestro_celery_plugin.study.status_csv import LAST_STATES, StepRow, read_rows
+from maestro_celery_plugin.study.status_csv import FINAL_STATES, StepRow, read_rows
 
 __all__ = ["StatusReader"]
 
@@ -67,7 +67,7 @@ class StatusReader:
             StudyError: a file of the study cannot be read.
         """
         # The conductor writes its results before it releases the lock, so the lock is read first.
-        conducted = is_conducted(self._plan)
+        conducted = has_conductor(self._plan)
         try:
             rows = read_rows(self._plan.root)
             self._follow_ledger()
@@ -134,7 +134,7 @@ class StatusReader:
     def _awaited(self, rows: list[StepRow], beats: list[Heartbeat], alive: dict[str, bool]) -> Iterator[WorkerStatus]:
         """Yield the missing workers of groups that have work and whose workers a user must start on another machine."""
         served = {beat.group for beat in beats if alive[beat.name]}
-        active = {row.step for row in rows if row.state not in LAST_STATES}
+        active = {row.step for row in rows if row.state not in FINAL_STATES}
         steps = self._plan.settings.steps.items()
         queues = {queue for step, facts in steps if step in active for queue in facts.queues}
         for name, group in awaited_groups(self._plan.settings, served).items():
@@ -149,8 +149,8 @@ class StatusReader:
         self._by_name = {record.manifest.name: record for record in self._records.values()}
         named = {row.name for row in rows}
         unnamed = [_row_of(record.manifest) for name, record in self._by_name.items() if name not in named]
-        living = np.array([alive.get(writer, False) for writer in self._writers], bool)
-        return [_step(row, self._record(row.name), working, living, conducted) for row in (*rows, *unnamed)]
+        live = np.array([alive.get(writer, False) for writer in self._writers], bool)
+        return [_step(row, self._record(row.name), working, live, conducted) for row in (*rows, *unnamed)]
 
     def _follow_ledger(self) -> None:
         """Apply new entries: one sort groups all entries by step record."""
@@ -195,10 +195,10 @@ class StatusReader:
             found.extend(record.failed(limit - len(found)))
         return found
 
-    def fatal(self, name: str) -> SampleStatus | None:
+    def fatal_sample(self, name: str) -> SampleStatus | None:
         """Return the sample that made a step record fail, from the last `read`; None without such a sample."""
         record = self._record(name)
-        return record.fatal() if record else None
+        return record.fatal_sample() if record else None
 
     def interruptions(self, name: str) -> tuple[int, float]:
         """Return the number of interrupted attempts of a step record, and their longest duration in seconds."""
@@ -235,7 +235,7 @@ def _step(
     row: StepRow,
     record: RecordSamples | None,
     working: np.ndarray[Any, Any],
-    living: np.ndarray[Any, Any],
+    live: np.ndarray[Any, Any],
     conducted: bool,
 ) -> StepStatus:
     return StepStatus(
@@ -245,13 +245,13 @@ def _step(
         state=_step_state(row.state, record, conducted),
         restarts=row.restarts,
         samples=record.counts(working) if record else _NO_SAMPLES,
-        rate=record.rate(living) if record else None,
+        rate=record.rate(live) if record else None,
     )
 
 
 def _step_state(state: str, record: RecordSamples | None, conducted: bool) -> str:
     """Return the state of a step record: Maestro's state if it is final, else the newer state in the ledger."""
-    if state in LAST_STATES:
+    if state in FINAL_STATES:
         return state
     if record is None:  # not submitted yet, or a native step, which has no ledger entries
         return "INTERRUPTED" if state == "RUNNING" and not conducted else state
@@ -267,7 +267,7 @@ def _state_after_end(states: set[str]) -> StudyState:
 
     Maestro leaves step records INITIALIZED when a study is cancelled (executiongraph.py:730).
     """
-    active = states - LAST_STATES
+    active = states - FINAL_STATES
     if "CANCELLED" in states and active <= {"INITIALIZED"}:
         return StudyState.CANCELLED
     if active or not states:

@@ -151,16 +151,16 @@ class RecordSamples:
             last = order[-max(count, RATE_SAMPLES) :]
             self._end_times, self._end_writers = times[last], end_writers[last]
 
-    def rate(self, living: np.ndarray[Any, Any] | None = None) -> float | None:
+    def rate(self, live: np.ndarray[Any, Any] | None = None) -> float | None:
         """Return samples per second in the recent past: the number of ends, divided by the time from first to last end.
 
         Args:
-            living: Mask of the live writers by number. If a writer is live, the ends of dead writers do not count,
+            live: Mask of the live writers by number. If a writer is live, the ends of dead writers do not count,
                 because they are from an earlier allocation or an earlier conductor.
         """
         times, writers = self._end_times, self._end_writers
-        if living is not None and living.any():
-            times, writers = times[living[writers]], writers[living[writers]]
+        if live is not None and live.any():
+            times, writers = times[live[writers]], writers[live[writers]]
         if not len(times):
             return None
         if len(times) < RATE_SAMPLES:
@@ -173,7 +173,7 @@ class RecordSamples:
         counts = self.states.counts()
         if not counts.running:
             return counts
-        lost = counts.running - int(working[self._writer[self.states.unended]].sum())
+        lost = counts.running - int(working[self._writer[self.states.running]].sum())
         return dataclasses.replace(counts, running=counts.running - lost, pending=counts.pending + lost)
 
     def failed(self, limit: int) -> list[SampleStatus]:
@@ -188,7 +188,7 @@ class RecordSamples:
         _, first, counts = np.unique(self.states.code[failed], return_index=True, return_counts=True)
         return [(self._sample(int(failed[i])), int(n)) for i, n in zip(first, counts, strict=True)]
 
-    def fatal(self) -> SampleStatus | None:
+    def fatal_sample(self) -> SampleStatus | None:
         """Return the first sample that made the step record fail; None without such a sample."""
         indices = np.flatnonzero(self.states.outcome == Outcome.HARD_FAILED)
         return self._sample(int(indices[0])) if len(indices) else None

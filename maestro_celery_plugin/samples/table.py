@@ -16,7 +16,7 @@ from maestro_celery_plugin.config import schema
 from maestro_celery_plugin.errors import SampleError
 from maestro_celery_plugin.files import write_atomically
 
-__all__ = ["FileIdentity", "SampleTable", "checked_table", "first_identity"]
+__all__ = ["FileIdentity", "SampleTable", "recorded_identity", "verified_table"]
 
 
 class SampleTable(Protocol):
@@ -58,17 +58,17 @@ class FileIdentity:
         return cls(str(path.absolute()), status.st_size, status.st_mtime_ns)
 
     @property
-    def place(self) -> str:
+    def path_key(self) -> str:
         """Name for data about the path, different for files of the same name in other directories."""
         return f"{Path(self.path).name}.{hashlib.sha256(self.path.encode()).hexdigest()[:12]}"
 
     @property
-    def content(self) -> str:
+    def content_key(self) -> str:
         """Name for data about the content, different after each change."""
-        return f"{self.place}.{self.size}.{self.mtime_ns}"
+        return f"{self.path_key}.{self.size}.{self.mtime_ns}"
 
 
-def first_identity(path: Path, cache: Path) -> FileIdentity:
+def recorded_identity(path: Path, cache: Path) -> FileIdentity:
     """Return the identity of the sample file at its first opening; the first call stores it.
 
     Args:
@@ -83,7 +83,7 @@ def first_identity(path: Path, cache: Path) -> FileIdentity:
             f"merlin.samples.file: there is no file '{path}'; check its name, or let generate.cmd write it."
         )
     identity = FileIdentity.of(path)
-    stored = cache / f"{identity.place}.json"
+    stored = cache / f"{identity.path_key}.json"
     try:
         first = schema.from_json(FileIdentity, stored.read_text())
     except FileNotFoundError:
@@ -94,7 +94,7 @@ def first_identity(path: Path, cache: Path) -> FileIdentity:
     return first
 
 
-def checked_table(table: SampleTable | None, identity: FileIdentity, labels: Sequence[str]) -> SampleTable:
+def verified_table(table: SampleTable | None, identity: FileIdentity, labels: Sequence[str]) -> SampleTable:
     """Return a table that has rows and one column per label, and that raises an error after a change of its file.
 
     Args:

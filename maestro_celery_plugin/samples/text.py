@@ -34,9 +34,9 @@ class CsvReader:
         if path.suffix != self.suffix:
             return None
         identity = FileIdentity.of(path)
-        index = cache / f"{identity.content}.npy"
+        index = cache / f"{identity.content_key}.npy"
         if not index.exists():
-            partial = cache / f".{identity.content}.{os.getpid()}.npy"
+            partial = cache / f".{identity.content_key}.{os.getpid()}.npy"
             np.save(partial, index_rows(path, self.delimiter))
             if FileIdentity.of(path) != identity:
                 partial.unlink()

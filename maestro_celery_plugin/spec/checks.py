@@ -26,15 +26,15 @@ __all__ = [
     "check_content",
     "check_native",
     "check_shape",
-    "tidy",
     "unknown_tokens",
+    "without_empty_keys",
 ]
 
 LOGGER = logging.getLogger(__name__)
 
 BLOCKS = ("description", "batch", "env", "study", "global.parameters", "merlin", "user")
 # Batch systems whose adapter in Maestro ignores the shell (lsfscriptadapter.py:70).
-DEAF_TO_SHELL = ("lsf", "lsf-srun")
+IGNORES_SHELL = ("lsf", "lsf-srun")
 STEP_SETTING_KEYS = schema.keys_of(StepSettings)
 MAESTRO_TOKENS = ("LAUNCHER", "WORKSPACE", "SPECROOT", "OUTPUT_PATH")
 _CAPITALS = re.compile(r"[A-Z][A-Z0-9_]*")
@@ -63,7 +63,7 @@ def _check_is_block(value: Any, file: str, where: str) -> None:
         check_block(value, {"type": "object"}, file, where)
 
 
-def tidy(data: dict[str, Any]) -> dict[str, Any]:
+def without_empty_keys(data: dict[str, Any]) -> dict[str, Any]:
     """Return the specification without keys that have no value; such keys count as absent, as in Merlin."""
     result = {block: value for block, value in data.items() if value is not None}
     for block in ("merlin", "batch"):
@@ -179,7 +179,7 @@ def check_native(data: Mapping[str, Any], native: Set[str], file: str) -> None:
 
 
 def _check_native_step(step: Mapping[str, Any], batch_type: str, file: str) -> None:
-    supported = () if batch_type in DEAF_TO_SHELL else (SHELL_KEY,)
+    supported = () if batch_type in IGNORES_SHELL else (SHELL_KEY,)
     for key in STEP_SETTING_KEYS:
         if key in step["run"] and key not in supported:
             raise SpecificationError.at(

@@ -17,7 +17,7 @@ from maestro_celery_plugin.config.step_entry import STEP_KEY
 from maestro_celery_plugin.config.walltime import seconds_of
 from maestro_celery_plugin.plugins import batch_system
 
-__all__ = ["batch_type_of", "launched", "launches", "needs_of"]
+__all__ = ["batch_type_of", "launches", "needs_of", "with_launcher"]
 
 _LAUNCHER = re.compile(r"\$\((?P<name>V?LAUNCHER)\)(?:\[(?P<bracket>[^\]\n]*)\])?")
 _LAUNCHER_AND_BLANKS = re.compile(r"\$\(V?LAUNCHER\)(\[[^\]]*\])?[ \t]*")
@@ -188,7 +188,7 @@ def launches(text: str) -> bool:
     return _LAUNCHER.search(text) is not None
 
 
-def launched(text: str, type: str, run: Mapping[str, Any], shell: str = "") -> str:
+def with_launcher(text: str, type: str, run: Mapping[str, Any], shell: str = "") -> str:
     """Return a script with the command line of the batch system in place of ``$(LAUNCHER)``.
 
     The type `local` has no launcher, so the tokens are removed. The first lines of the result set the variables of

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from maestro_celery_plugin.batch.base import BatchSystem
-from maestro_celery_plugin.batch.packing import slots_of
+from maestro_celery_plugin.batch.packing import slot_count
 from maestro_celery_plugin.config import schema
 from maestro_celery_plugin.config.groups import LOCAL, allocation_name, batch_of, is_for_this_machine, nodes_of
 from maestro_celery_plugin.config.problems import nearest
@@ -32,7 +32,7 @@ _STEP_KEYS = schema.keys_of(StepSettings)
 # Batch types whose adapter in Maestro requires a walltime (lsfscriptadapter.py:127).
 _NEED_WALLTIME = ("lsf", "lsf-srun")
 # The time that workers need before they start samples, in seconds.
-START_S = 10
+WORKER_START_S = 10
 
 
 def step_needs(settings: EnsembleSettings, step: Mapping[str, Any], file: str) -> StepNeeds:
@@ -55,14 +55,14 @@ def step_needs(settings: EnsembleSettings, step: Mapping[str, Any], file: str) -
         raise SpecificationError(f"{file}: study.{step['name']}.run.{cause}") from cause
 
 
-def check_resources(settings: EnsembleSettings, data: Mapping[str, Any], file: str, *, ask: bool) -> None:
+def check_resources(settings: EnsembleSettings, data: Mapping[str, Any], file: str, *, query_nodes: bool) -> None:
     """Check that times are valid, and that samples fit into the allocations of their groups.
 
     Args:
         settings: The settings of the study, with the properties of each step.
         data: The specification.
         file: Name of the specification, for messages.
-        ask: Whether to query batch systems for the size of their nodes.
+        query_nodes: Whether to query batch systems for the size of their nodes.
 
     Raises:
         SpecificationError: a value is invalid or can never fit; the message contains the first problem only.
@@ -80,7 +80,7 @@ def check_resources(settings: EnsembleSettings, data: Mapping[str, Any], file: s
             checked.check_shared_allocation(shared.setdefault(allocation_name(name, group), checked))
         for step, facts in settings.steps.items():
             if facts.sampled and set(facts.queues).intersection(group.task_queues):
-                checked.check_sample(step, steps[step], facts.needs, ask=ask)
+                checked.check_sample(step, steps[step], facts.needs, query_nodes=query_nodes)
 
 
 def _check_step(name: str, run: Mapping[str, Any], file: str) -> None:
@@ -132,7 +132,7 @@ class _Group:
         self.nodes = 0
         if self.system is not None:
             self.walltime_s = _seconds(self.batch.walltime, file, f"{self._where}.batch.walltime")
-            enclosing = self.system.held(os.environ)
+            enclosing = self.system.current_allocation(os.environ)
             self.nodes = nodes_of(self.batch, enclosing.nodes if enclosing else None)
 
     def _error(self, key: str, problem: str) -> SpecificationError:
@@ -156,7 +156,7 @@ class _Group:
                 "Use a name without a blank for the group, or for its `allocation`.",
             )
         self._check_nodes()
-        for key in self.system.ignores:
+        for key in self.system.ignored_keys:
             if getattr(self.batch, key):
                 kind = self.batch.type
                 LOGGER.warning("%s: batch.%s: Maestro's adapter for '%s' ignores this key.", self._file, key, kind)
@@ -179,7 +179,7 @@ class _Group:
     def _check_nodes(self) -> None:
         if not is_for_this_machine(self._group):
             return
-        enclosing = self.system.held(os.environ) if self.system else None
+        enclosing = self.system.current_allocation(os.environ) if self.system else None
         if self.batch.nodes == "all" and enclosing is None:
             raise self._error(
                 "nodes",
@@ -218,7 +218,7 @@ class _Group:
         values = {key: str(getattr(self.batch, key) or "none") for key in keys}
         return {"batch.type": self.batch.type, "nodes": str(self.nodes), "walltime": walltime, **values}
 
-    def check_sample(self, step: str, run: Mapping[str, Any], needs: StepNeeds, *, ask: bool) -> None:
+    def check_sample(self, step: str, run: Mapping[str, Any], needs: StepNeeds, *, query_nodes: bool) -> None:
         """Check that a sample of a step fits into the allocation of the group."""
         if self.system is None:
             return
@@ -232,13 +232,13 @@ class _Group:
             )
         time_request = _seconds(run.get("time_request"), self._file, f"{where}.time_request")
         warn_s = round(self._group.warn)
-        if time_request and self.walltime_s and time_request > self.walltime_s - START_S - warn_s:
+        if time_request and self.walltime_s and time_request > self.walltime_s - WORKER_START_S - warn_s:
             raise SpecificationError.at(
                 self._file,
                 f"{where}.time_request",
                 f"found {clock_text(time_request)}; {owner} a walltime of {clock_text(self.walltime_s)}, of which "
-                f"workers need {START_S} seconds to start, and samples receive their signal {warn_s} seconds before "
-                "the end (`warn`); request less time, or set a longer `walltime` for the group.",
+                f"workers need {WORKER_START_S} seconds to start, and samples receive their signal {warn_s} seconds "
+                "before the end (`warn`); request less time, or set a longer `walltime` for the group.",
             )
         if self.batch.gpus is not None and needs.gpu_count > self.batch.gpus * self.nodes:
             raise SpecificationError.at(
@@ -255,12 +255,12 @@ class _Group:
                 f"found {delay_s:g} seconds, but workers of the group '{self.name}' leave their allocation after "
                 f"{idle_s:g} seconds without work; use a shorter delay, or a longer `idle_limit` for the group.",
             )
-        if ask and needs.cores > 1:
+        if query_nodes and needs.cores > 1:
             self._check_cores(where, needs, owner, self.system.largest_node(self.batch))
 
     def _slots(self, needs: StepNeeds, cores: int) -> int:
         shares = self.system is None or self.system.shares_nodes
-        return slots_of(needs, self.nodes, cores, self.batch.gpus, shares_nodes=shares)
+        return slot_count(needs, self.nodes, cores, self.batch.gpus, shares_nodes=shares)
 
     def _check_cores(self, where: str, needs: StepNeeds, owner: str, cores: int | None) -> None:
         if cores is None or self._slots(needs, cores):

@@ -74,7 +74,7 @@ class Variables:
             if name.upper() not in taken:
                 self._values[name.upper()] = self._values[name]
 
-    def put_into(self, data: dict[str, Any]) -> dict[str, Any]:
+    def insert_into(self, data: dict[str, Any]) -> dict[str, Any]:
         """Return the specification with the values of all variables.
 
         Raises:

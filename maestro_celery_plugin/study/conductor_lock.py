@@ -19,7 +19,7 @@ from maestro_celery_plugin.files import is_locked
 from maestro_celery_plugin.study.layout import StudyPlan
 from maestro_celery_plugin.study.session import Session
 
-__all__ = ["LOCK_LIMIT_S", "ConductorLock", "file_lock", "hold", "is_conducted", "take_news"]
+__all__ = ["LOCK_LIMIT_S", "ConductorLock", "acquire", "file_lock", "has_conductor", "take_poll_request"]
 
 BEAT_INTERVAL_S = 2.0
 # A worker with a short `idle_limit` must see several heartbeats within this limit.
@@ -35,12 +35,12 @@ def file_lock(plan: StudyPlan) -> FileLock:
     return FileLock(plan.conductor_lock)
 
 
-def is_conducted(plan: StudyPlan) -> bool:
+def has_conductor(plan: StudyPlan) -> bool:
     """Tell whether a conductor of a study lives."""
     return is_locked(plan.conductor_lock)
 
 
-def hold(plan: StudyPlan) -> ConductorLock:
+def acquire(plan: StudyPlan) -> ConductorLock:
     """Return the lock of a study that this process holds; the first call acquires it.
 
     Raises:
@@ -51,11 +51,11 @@ def hold(plan: StudyPlan) -> ConductorLock:
     return _HELD[plan.root]
 
 
-def take_news() -> bool:
-    """Tell whether Maestro must poll again immediately for a study of this process, and reset `has_news`."""
-    news = [lock for lock in _HELD.values() if lock.has_news]
+def take_poll_request() -> bool:
+    """Tell whether Maestro must poll again immediately for a study of this process, and reset `must_poll`."""
+    news = [lock for lock in _HELD.values() if lock.must_poll]
     for lock in news:
-        lock.has_news = False
+        lock.must_poll = False
     return bool(news)
 
 
@@ -66,7 +66,7 @@ class ConductorLock:
         plan: The study.
 
     Attributes:
-        has_news: Whether a step has ended during a poll of Maestro, so that Maestro must poll again.
+        must_poll: Whether a step has ended during a poll of Maestro, so that Maestro must poll again.
         working: The allocations with a busy worker; None until the coordinator sets them. The heartbeat reports them to
             the workers, which otherwise would have to read the heartbeats of all workers.
 
@@ -75,7 +75,7 @@ class ConductorLock:
     """
 
     def __init__(self, plan: StudyPlan) -> None:
-        self.has_news = False
+        self.must_poll = False
         self.working: frozenset[str] | None = None
         self._root = plan.root
         self._lock = file_lock(plan)

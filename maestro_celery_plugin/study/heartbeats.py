@@ -130,7 +130,7 @@ class ConductorWatch:
         self._changed_at = clock.monotonic()
         self.working: tuple[str, ...] | None = None
 
-    def look(self) -> None:
+    def refresh(self) -> None:
         """Read the heartbeat of the conductor."""
         beat, self.working = self._heartbeats.read_conductor()
         if beat != self._beat:

@@ -28,10 +28,10 @@ from maestro_celery_plugin.config import schema
 from maestro_celery_plugin.config.settings import EnsembleSettings
 from maestro_celery_plugin.errors import StudyError
 
-__all__ = ["CANCEL_NOTE", "StudyPlan"]
+__all__ = ["CANCEL_REQUEST", "StudyPlan"]
 
 # The file with which Maestro requests the cancellation of a study from the conductor (conductor.py:143).
-CANCEL_NOTE = ".cancel.lock"
+CANCEL_REQUEST = ".cancel.lock"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -128,16 +128,16 @@ class StudyPlan:
 
     @property
     def native(self) -> Path:
-        """The directory of the state of native steps (`maestro/native_traces.py`)."""
+        """The directory of the state of native steps (`maestro/native_step_state.py`)."""
         return self.info / "plain"
 
     @property
-    def cancel_note(self) -> Path:
+    def cancel_request(self) -> Path:
         """The file with which Maestro requests the cancellation of the study."""
-        return self.root / CANCEL_NOTE
+        return self.root / CANCEL_REQUEST
 
     @property
-    def update_note(self) -> Path:
+    def update_request(self) -> Path:
         """The file with which Maestro announces new settings to the conductor (conductor.py:144)."""
         return self.root / ".study.update.lock"
 

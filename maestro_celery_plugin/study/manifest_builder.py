@@ -14,7 +14,7 @@ from maestro_celery_plugin.config.walltime import seconds_of
 from maestro_celery_plugin.errors import AllocationError, SpecificationError
 from maestro_celery_plugin.samples.paths import SamplePaths
 from maestro_celery_plugin.samples.token_values import study_values
-from maestro_celery_plugin.spec.launcher import batch_type_of, launched, launches, needs_of
+from maestro_celery_plugin.spec.launcher import batch_type_of, launches, needs_of, with_launcher
 from maestro_celery_plugin.study.layout import StudyPlan
 from maestro_celery_plugin.study.manifest import Manifest
 
@@ -100,7 +100,7 @@ class _Scripts:
         """Return `cmd` or `restart` with the launcher and the values of all tokens that do not depend on the sample."""
         plan = self._plan
         with self._errors_at(f"run.{key}"):
-            text = launched(self._run[key], self._type, self._run, self.shell)
+            text = with_launcher(self._run[key], self._type, self._run, self.shell)
         paths = SamplePaths(plan.rows, plan.level_max_dirs)
         return substitute(text, study_values(str(plan.root), plan.timestamp, paths, text))
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from maestro_celery_plugin.files import shared_lock
 
-__all__ = ["LAST_STATES", "StepRow", "read_rows"]
+__all__ = ["FINAL_STATES", "StepRow", "read_rows"]
 
 # Maestro does not quote values (executiongraph.py:686-725). The value of a parameter may add commas to the name, the
 # job and the parameters, but not to the workspace, from which Maestro removes them (utils.py:199).
@@ -18,7 +18,7 @@ _ROW = re.compile(
 )
 _LOCK_LIMIT_S = 2.0
 # Final states of a step record in Maestro (executiongraph.py:757-900).
-LAST_STATES = frozenset({"FINISHED", "FAILED", "TIMEDOUT", "UNKNOWN", "CANCELLED", "DRYRUN"})
+FINAL_STATES = frozenset({"FINISHED", "FAILED", "TIMEDOUT", "UNKNOWN", "CANCELLED", "DRYRUN"})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

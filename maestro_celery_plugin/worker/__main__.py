@@ -30,7 +30,7 @@ from maestro_celery_plugin.processes import (
 )
 from maestro_celery_plugin.study.session import Session
 from maestro_celery_plugin.study.worker_identity import MARKER, claim_name, log_of, mark, worker_stem
-from maestro_celery_plugin.worker.arguments import MOVED, WorkerArguments
+from maestro_celery_plugin.worker.arguments import EXIT_BROKER_MOVED, WorkerArguments
 
 __all__ = ["main"]
 
@@ -38,7 +38,7 @@ __all__ = ["main"]
 _STOP_LIMIT_S = 8
 # Time between SIGTERM and SIGKILL for processes that a dead worker has left behind. Either they have received SIGTERM
 # before, or no other process will end them.
-GRACE_S = 1.0
+KILL_GRACE_S = 1.0
 # In an allocation, a new worker replaces a worker that was killed, up to this number of workers in sequence.
 _MAX_WORKERS = 20
 # A user may start a worker before the conductor has stored the configuration of the group.
@@ -93,7 +93,7 @@ def _must_restart(session: Session, code: int) -> bool:
     """
     was_killed = code < 0 and not _end_requested.is_set()
     _end_requested.clear()
-    return (was_killed or code == MOVED) and not session.stop_requested and session.path.exists()
+    return (was_killed or code == EXIT_BROKER_MOVED) and not session.stop_requested and session.path.exists()
 
 
 def _supervise(arguments: WorkerArguments) -> int:
@@ -111,7 +111,7 @@ def _supervise(arguments: WorkerArguments) -> int:
     status = _wait(child)
     signal.alarm(0)
     end_descendants()
-    end_marked(MARKER, mark(session, name), grace_s=GRACE_S)
+    end_marked(MARKER, mark(session, name), grace_s=KILL_GRACE_S)
     session.heartbeats.remove(name)
     return os.waitstatus_to_exitcode(status)
 

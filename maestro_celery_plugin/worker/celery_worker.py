@@ -12,7 +12,7 @@ import kombu.transport.redis
 from celery.signals import worker_process_init, worker_ready
 
 from maestro_celery_plugin import clock
-from maestro_celery_plugin.batch.packing import share, tightest
+from maestro_celery_plugin.batch.packing import fewest_slots, worker_slots
 from maestro_celery_plugin.broker.app import make_app, queue_for
 from maestro_celery_plugin.broker.choice import check_reachable
 from maestro_celery_plugin.errors import EnsembleError, WorkerError
@@ -20,7 +20,7 @@ from maestro_celery_plugin.plugins import batch_system
 from maestro_celery_plugin.processes import ProcessId, host_name
 from maestro_celery_plugin.spec.worker_args import WorkerArgs, parse_worker_args, usable_cpus
 from maestro_celery_plugin.worker import prefetch
-from maestro_celery_plugin.worker.arguments import MOVED, WorkerArguments
+from maestro_celery_plugin.worker.arguments import EXIT_BROKER_MOVED, WorkerArguments
 from maestro_celery_plugin.worker.worker_process import WorkerProcess
 
 __all__ = ["run"]
@@ -70,7 +70,7 @@ def run(arguments: WorkerArguments, supervisor: ProcessId) -> NoReturn:
     queues = ", ".join(group.queues)
     print(f"worker '{arguments.name}' on {host_name()}: {args.slots} slots for the task queues {queues}", flush=True)
     app.worker_main(["--quiet", "worker", *options, "--without-gossip", "--without-mingle", *args.args])
-    raise SystemExit(MOVED if process.has_moved else 0)
+    raise SystemExit(EXIT_BROKER_MOVED if process.has_moved else 0)
 
 
 def _worker_args(arguments: WorkerArguments) -> WorkerArgs:
@@ -88,7 +88,7 @@ def _worker_args(arguments: WorkerArguments) -> WorkerArgs:
     if args.has_concurrency or system is None:
         return args
     cores, gpus = system.node_cores(os.environ) or usable_cpus(), group.batch.gpus
-    needs, slots = tightest(group.needs, group.nodes, cores, gpus, shares_nodes=system.shares_nodes)
+    needs, slots = fewest_slots(group.needs, group.nodes, cores, gpus, shares_nodes=system.shares_nodes)
     if not slots:
         raise WorkerError(
             f"a sample of the group '{group.group}' needs {needs.text}; its allocation has {group.nodes} nodes of "
@@ -97,4 +97,4 @@ def _worker_args(arguments: WorkerArguments) -> WorkerArgs:
         )
     # Worker numbers continue after a restart of the batch job, and after workers that a user has started.
     workers = system.worker_count(group)
-    return dataclasses.replace(args, slots=share(slots, workers, 1 + (arguments.number - 1) % workers))
+    return dataclasses.replace(args, slots=worker_slots(slots, workers, 1 + (arguments.number - 1) % workers))

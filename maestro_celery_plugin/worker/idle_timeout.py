@@ -27,7 +27,7 @@ class IdleTimeout:
         self._limit_s, self._deadline = idle_limit_s, deadline
         self._conductor = ConductorWatch(session.heartbeats)
 
-    def why_leave(self, idle_s: float, *, refuses: bool) -> str | None:
+    def leave_reason(self, idle_s: float, *, refuses: bool) -> str | None:
         """Return why the worker leaves; None when it stays.
 
         A worker stays while another worker of its allocation is busy, because its node would not become free.
@@ -36,8 +36,8 @@ class IdleTimeout:
             idle_s: Seconds since the worker last had work.
             refuses: Whether the worker refuses samples because the time is too short.
         """
-        self._conductor.look()
-        ends_soon = f"its allocation ends in {self._deadline.left_s:.0f} s"
+        self._conductor.refresh()
+        ends_soon = f"its allocation ends in {self._deadline.remaining_s:.0f} s"
         if self._deadline.is_draining and idle_s > 0:
             return ends_soon
         if idle_s > REFUSAL_LIMIT_S and refuses:

@@ -117,7 +117,7 @@ class _RangeRun:
 
     def _run_piece(self) -> None:
         begin = clock.monotonic()
-        stop = self._send_rest(self._sample + self._slots.piece(self._task), self._task.stop)
+        stop = self._send_rest(self._sample + self._slots.piece_size(self._task), self._task.stop)
         skipped = self._samples_with_outcome(stop)
         while self._sample < stop and self._may_start_next():
             if self._sample not in skipped:
@@ -181,11 +181,11 @@ class _RangeRun:
         self._slots.add(self._slot, self._as_running(running, sample))
         attempt = running.wait()
         self._slots.remove(self._slot)
-        if not attempt.was_ended and self._slots.shares_end(attempt.code):
+        if not attempt.was_ended and self._slots.was_ended_with_allocation(attempt.code):
             attempt = dataclasses.replace(attempt, was_ended=True)
         kind = Kind.STOPPED if attempt.was_ended else Kind.ENDED
         self._write_entry(kind, sample, int(attempt.duration_s * 1e6), code=attempt.code)
-        self._slots.learn(self._task, attempt.duration_s)
+        self._slots.record_duration(self._task, attempt.duration_s)
         _call_hooks(attempt)
 
     def _as_running(self, attempt: RunningAttempt, sample: int) -> Running:

@@ -16,10 +16,10 @@ from maestro_celery_plugin.study.manifest import Manifest
 from maestro_celery_plugin.worker.attempt import RunningAttempt
 from maestro_celery_plugin.worker.launch_env import LaunchEnvironment
 
-__all__ = ["BUDGET_S", "Running", "Slots"]
+__all__ = ["TIME_BUDGET_S", "Running", "Slots"]
 
 # A slot runs samples of its range for about this long, and sends the rest of the range to other slots.
-BUDGET_S = 1.0
+TIME_BUDGET_S = 1.0
 # Signals that a batch system sends to every process of an allocation that it ends: samples and workers.
 # LSF sends SIGUSR2 at the time limit, and SIGINT before SIGTERM (bsub -W, bkill).
 _ENDING_SIGNALS = (signal.SIGINT, signal.SIGUSR2, signal.SIGTERM, signal.SIGKILL)
@@ -92,16 +92,16 @@ class Slots:
 
     # --- durations ---
 
-    def piece(self, task: RangeTask) -> int:
+    def piece_size(self, task: RangeTask) -> int:
         """Return how many samples a slot runs itself: as many as fit its time budget, or one if none has run yet."""
         mean_s = self._mean_s.get((task.study, task.record))
-        return max(1, int(BUDGET_S / mean_s)) if mean_s else 1
+        return max(1, int(TIME_BUDGET_S / mean_s)) if mean_s else 1
 
     def is_over_budget(self, seconds: float) -> bool:
         """Tell whether a slot has worked on one range for so long that it should send the rest to other slots."""
-        return seconds > 2 * BUDGET_S
+        return seconds > 2 * TIME_BUDGET_S
 
-    def learn(self, task: RangeTask, duration_s: float) -> None:
+    def record_duration(self, task: RangeTask, duration_s: float) -> None:
         """Record the duration of a sample of a step record."""
         key = task.study, task.record
         mean_s = self._mean_s.get(key, duration_s)
@@ -138,7 +138,7 @@ class Slots:
         """Stop watching an attempt."""
         del self._running[slot]
 
-    def shares_end(self, code: int) -> bool:
+    def was_ended_with_allocation(self, code: int) -> bool:
         """Tell whether a signal to the whole allocation has ended a sample.
 
         Args:
@@ -151,7 +151,7 @@ class Slots:
 
     def check_running(self) -> None:
         """Warn or end the attempts that must not continue; the worker calls this a few times per second."""
-        is_over, is_warning = self._deadline.is_over, self._deadline.is_warning
+        is_over, is_warning = self._deadline.must_kill, self._deadline.must_warn
         to_warn: dict[signal.Signals, dict[int, RunningAttempt]] = {}
         for slot, running in list(self._running.items()):
             if self.stopping.is_set() or running.must_end():

@@ -61,7 +61,7 @@ class WorkerProcess:
         self._system = batch_system(self._group.batch.type)
         self._deadline = Deadline.of(self._system, self._group, os.environ)
         self._cores = (self._system.node_cores(os.environ) if self._system else None) or usable_cpus()
-        for name in self._system.step_variables if self._system else ():
+        for name in self._system.launch_variables if self._system else ():
             os.environ.pop(name, None)
         self._signer = Signer(session.secret)
         self._tasks: RangeTasks | None = None
@@ -85,7 +85,7 @@ class WorkerProcess:
 
     def _receive(self, message: tuple[Any, ...]) -> None:
         """Check a message and run its task; refuse and log a message that does not belong to this session."""
-        task = self._signer.task_of(message)
+        task = self._signer.decode(message)
         if task is None:
             LOGGER.error("Refused a message that does not belong to this session.")
         elif self._tasks is not None:
@@ -183,7 +183,7 @@ class WorkerProcess:
             return "the broker has moved"
         if self._name != self._arguments.name:
             return None  # a pool process; the main process of the worker decides
-        return self._idle_timeout.why_leave(self._idle_s(), refuses=self._refuses())
+        return self._idle_timeout.leave_reason(self._idle_s(), refuses=self._refuses())
 
     def _refuses(self) -> bool:
         """Tell whether this worker refuses samples because the time is too short."""

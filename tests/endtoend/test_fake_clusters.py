@@ -36,7 +36,7 @@ merlin:
 def cluster(request, tmp_path, environment):
     with FakeCluster(tmp_path / "cluster", request.param, nodes=4, cores=4, minute_s=60, grace_s=2) as made:
         made.type = request.param
-        environment.update(made.put_into(environment), USER="somebody")
+        environment.update(made.insert_into(environment), USER="somebody")
         yield made
 
 

@@ -148,7 +148,7 @@ def supervise(number: int) -> None:
     """Run a job to its end."""
     job = read(number)
     assert job is not None
-    while (root() / "hold").exists() and not job.end_request.exists():
+    while (root() / "acquire").exists() and not job.end_request.exists():
         time.sleep(_LOOK_S)
     if job.end_request.exists():
         job.why = job.end_request.read_text()

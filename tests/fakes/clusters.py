@@ -29,7 +29,7 @@ class FakeCluster:
         self.environment |= {f"FAKE_{name.upper()}": str(value) for name, value in settings.items()}
         self.python = HERE / "flux" / "python" if system == "flux" else None
 
-    def put_into(self, environment: dict[str, str]) -> dict[str, str]:
+    def insert_into(self, environment: dict[str, str]) -> dict[str, str]:
         """Return an environment in which the commands are found before others."""
         result = {**environment, **self.environment, "PATH": f"{self.commands}:{environment.get('PATH', os.defpath)}"}
         if self.python:
@@ -37,13 +37,13 @@ class FakeCluster:
             result["PYTHONPATH"] = os.pathsep.join(paths)
         return result
 
-    def hold(self) -> None:
+    def acquire(self) -> None:
         """Let no further job start."""
-        (self.directory / "hold").touch()
+        (self.directory / "acquire").touch()
 
     def release(self) -> None:
         """Let jobs start."""
-        (self.directory / "hold").unlink()
+        (self.directory / "acquire").unlink()
 
     def end(self, number: int, why: str) -> None:
         """End a job as the batch system would: `preempt`, `node`, `memory`, `admin`, `node-failure`, ..."""

@@ -35,7 +35,7 @@ def submit(cmd, directory, nodes, walltime):
     step.run.update(cmd=cmd, nodes=nodes, walltime=walltime, exclusive=True, **system.step_keys(nodes))
     _, path, _ = adapter.write_script(directory, step)
     with open(path) as file:
-        script = system.tidied(file.read())
+        script = system.adjusted_script(file.read())
     with open(path, "w") as file:
         file.write(script)
     record = adapter.submit(step, path, directory)
@@ -60,7 +60,7 @@ AROUND = """
 import dataclasses, json, os, sys, time
 from maestro_celery_plugin.batch.base import batch_system
 system = batch_system(sys.argv[1])
-held, end = system.held(os.environ), system.end_time(os.environ)
+held, end = system.current_allocation(os.environ), system.end_time(os.environ)
 left = None if end is None else round(end - time.time())
 print(json.dumps([dataclasses.astuple(held), left, system.node_cores(os.environ)]))
 """
@@ -72,7 +72,7 @@ class Driver:
 
     def __init__(self, cluster, type, parent):
         self.type, self._parent, self._count = type, parent, 0
-        environment = cluster.put_into({**os.environ, "USER": "somebody"})
+        environment = cluster.insert_into({**os.environ, "USER": "somebody"})
         for name in ("LSB_JOBID", "FLUX_URI"):
             environment.pop(name, None)
         self._process = subprocess.Popen(

@@ -16,9 +16,9 @@ from maestro_celery_plugin.batch.deadline import Deadline
 from maestro_celery_plugin.batch.slurm import Slurm
 from maestro_celery_plugin.conductor import allocations
 from maestro_celery_plugin.conductor.allocations import AllocationSource
-from maestro_celery_plugin.conductor.batch_jobs import AllocationRequest, BatchJobs, HeldJobs
+from maestro_celery_plugin.conductor.batch_jobs import AllocationRequest, BatchJobs, ProcessJobs
 from maestro_celery_plugin.config.settings import BatchSettings
-from maestro_celery_plugin.errors import AllocationError, BatchSystemAwayError, WorkerError
+from maestro_celery_plugin.errors import AllocationError, BatchSystemUnavailableError, WorkerError
 from maestro_celery_plugin.states import AllocationState
 
 REQUEST = AllocationRequest(
@@ -50,7 +50,7 @@ class Queue:
         self.says = JobReport(AllocationState.PENDING)
         return str(self.submitted)
 
-    def find(self, directory):
+    def find_job(self, directory):
         return self.found
 
     def report(self, job):
@@ -75,8 +75,8 @@ def source(tmp_path, queue, monkeypatch):
 
 def end(source, queue, state, reason="", *, has_worked=True):
     queue.says = JobReport(state, reason)
-    ended = source.look()
-    source.note_end(ended, has_worked=has_worked)
+    ended = source.refresh()
+    source.record_end(ended, has_worked=has_worked)
     return ended
 
 
@@ -129,7 +129,7 @@ def test_the_batch_script_is_for_a_shell_whatever_samples_are_written_in(shell, 
 
 
 def held_jobs(deadline=None):
-    return HeldJobs("5", deadline or Deadline(), BatchJobs(Slurm()))
+    return ProcessJobs("5", deadline or Deadline(), BatchJobs(Slurm()))
 
 
 def started(tmp_path, line):
@@ -198,7 +198,7 @@ def test_when_it_has_ended_the_next_one_is_opened(source, queue, tmp_path):
     source.ensure()
     ended = end(source, queue, AllocationState.TIMED_OUT)
     assert ended.label == "sim/1"
-    assert source.look() is None  # told once
+    assert source.refresh() is None  # told once
 
     source.ensure()
 
@@ -240,7 +240,7 @@ def test_one_that_has_worked_in_between_begins_the_count_anew(source, queue):
 
 @pytest.mark.parametrize("state", [AllocationState.PREEMPTED, AllocationState.NODE_FAILED, AllocationState.BOOT_FAILED])
 def test_what_is_not_the_workers_fault_is_tried_more_often_and_not_for_ever(source, queue, state):
-    for number in range(1, allocations.SETBACKS + 1):
+    for number in range(1, allocations.MAX_SETBACKS + 1):
         source.ensure()
         assert queue.submitted == number
         end(source, queue, state, has_worked=False)
@@ -280,7 +280,7 @@ def test_a_job_whose_submission_was_cut_off_is_found_again(queue, tmp_path, monk
     with pytest.raises(KeyboardInterrupt):
         AllocationSource(tmp_path, "sim", lambda number: REQUEST, queue).ensure()
     (trace,) = read_allocations(tmp_path)
-    assert trace.is_unsettled
+    assert trace.is_submission_unknown
 
     source = AllocationSource(tmp_path, "sim", lambda number: REQUEST, queue)
     assert not source.is_open
@@ -304,7 +304,7 @@ def test_one_that_was_never_submitted_is_submitted_in_its_place(queue, tmp_path,
 
 
 def test_a_job_of_which_nobody_knows_is_ended_with_the_study(queue, tmp_path, source, monkeypatch):
-    monkeypatch.setattr(queue, "submit", lambda request, directory: (_ for _ in ()).throw(BatchSystemAwayError("away")))
+    monkeypatch.setattr(queue, "submit", lambda request, directory: (_ for _ in ()).throw(BatchSystemUnavailableError("away")))
     source.ensure()
     queue.found = "7"
 
@@ -318,11 +318,11 @@ def test_an_allocation_without_workers_is_given_up(source, queue, monkeypatch):
     monkeypatch.setattr(allocations, "EMPTY_LIMIT_S", 0.0)
     source.ensure()
     queue.says = JobReport(AllocationState.RUNNING)
-    assert source.look() is None  # it has begun
-    assert source.look(is_empty=True) is None
+    assert source.refresh() is None  # it has begun
+    assert source.refresh(is_empty=True) is None
     time.sleep(0.01)
 
-    ended = source.look(is_empty=True)
+    ended = source.refresh(is_empty=True)
 
     assert ended.state is AllocationState.FAILED
     assert "none of its workers has been seen" in ended.reason
@@ -332,9 +332,9 @@ def test_an_allocation_without_workers_is_given_up(source, queue, monkeypatch):
 def test_a_job_is_gone_at_the_third_answer_only(source, queue):
     source.ensure()
     queue.says = JobReport(AllocationState.GONE)
-    assert [source.look(), source.look()] == [None, None]
+    assert [source.refresh(), source.refresh()] == [None, None]
     assert source.is_open
-    assert source.look().state is AllocationState.GONE
+    assert source.refresh().state is AllocationState.GONE
 
 
 def test_an_end_that_could_not_be_stored_is_told_again(source, queue, monkeypatch):
@@ -344,10 +344,10 @@ def test_an_end_that_could_not_be_stored_is_told_again(source, queue, monkeypatc
     store = Allocation.store
     monkeypatch.setattr(Allocation, "store", lambda one: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(OSError, match="No space"):
-        source.look()
+        source.refresh()
 
     monkeypatch.setattr(Allocation, "store", store)
-    assert source.look().state is AllocationState.TIMED_OUT
+    assert source.refresh().state is AllocationState.TIMED_OUT
 
 
 def test_a_cancel_that_fails_is_told(source, queue, monkeypatch, caplog):
@@ -379,12 +379,12 @@ def test_a_batch_system_that_is_away_is_tried_again_and_counts_for_nothing(sourc
     refuse = queue.submit
 
     def away(request, directory):
-        raise BatchSystemAwayError("Unable to contact slurm controller")
+        raise BatchSystemUnavailableError("Unable to contact slurm controller")
 
     monkeypatch.setattr(queue, "submit", away)
     for _ in range(5):
         source.ensure()
-    assert source.current.is_unsettled
+    assert source.current.is_submission_unknown
     assert source.current.number == 1  # no directory is made for each try
 
     monkeypatch.setattr(queue, "submit", refuse)
@@ -395,7 +395,7 @@ def test_a_batch_system_that_is_away_is_tried_again_and_counts_for_nothing(sourc
 @pytest.mark.parametrize(
     ("said", "kind"),
     [
-        ("Batch job submission failed: Unable to contact slurm controller (connect failure)", BatchSystemAwayError),
+        ("Batch job submission failed: Unable to contact slurm controller (connect failure)", BatchSystemUnavailableError),
         ("invalid partition specified: nosuch", AllocationError),
     ],
 )
@@ -440,5 +440,5 @@ def test_a_batch_system_that_does_not_answer_is_asked_again(source, queue, monke
         raise AllocationError("'squeue' does not answer")
 
     monkeypatch.setattr(queue, "report", silent)
-    assert source.look() is None
+    assert source.refresh() is None
     assert source.is_open

@@ -9,7 +9,7 @@ from filelock import FileLock
 from maestro_celery_plugin.batch.allocation import Allocation, new_directory, read_allocations
 from maestro_celery_plugin.config.settings import BatchSettings, EnsembleSettings, ResourceSettings, WorkerGroupSettings
 from maestro_celery_plugin.maestro.cancel import cancel_all, cancel_orphans
-from maestro_celery_plugin.maestro.native_traces import NativeTrace
+from maestro_celery_plugin.maestro.native_step_state import NativeStepState
 from maestro_celery_plugin.states import AllocationState
 from maestro_celery_plugin.study.conductor_lock import file_lock
 from maestro_celery_plugin.study.layout import StudyPlan
@@ -105,7 +105,7 @@ def test_nothing_is_left(plan):
 
 
 def test_a_batch_job_of_a_plain_step(plan, slurm):
-    NativeTrace(plan.native / "job_A.1").write_job("8")
+    NativeStepState(plan.native / "job_A.1").write_job("8")
     calls = slurm(squeue="echo '8|RUNNING|None'", scancel="exit 0")
 
     assert "Job 8 of 'job_A.1' is cancelled." in cancel_orphans(plan)
@@ -114,7 +114,7 @@ def test_a_batch_job_of_a_plain_step(plan, slurm):
 
 @pytest.mark.parametrize("state", ["COMPLETED", "CANCELLED by 0"])
 def test_a_batch_job_of_a_plain_step_that_has_ended(plan, slurm, state):
-    NativeTrace(plan.native / "job").write_job("8")
+    NativeStepState(plan.native / "job").write_job("8")
     calls = slurm(squeue=f"echo '8|{state}|None'", scancel="exit 0")
 
     assert cancel_orphans(plan) == NOTHING
@@ -122,14 +122,14 @@ def test_a_batch_job_of_a_plain_step_that_has_ended(plan, slurm, state):
 
 
 def test_a_plain_step_that_has_finished(plan):
-    trace = NativeTrace(plan.native / "job")
+    trace = NativeStepState(plan.native / "job")
     trace.write_job("8")
-    trace.note_finished()
+    trace.record_finished()
     assert cancel_orphans(plan) == NOTHING
 
 
 def test_a_plain_step_whose_submission_was_cut_off(plan):
-    NativeTrace(plan.native / "job").write_job(None)
+    NativeStepState(plan.native / "job").write_job(None)
     assert "Whether 'job' was submitted is not known; look for its job in the queue, and cancel it." in cancel_orphans(plan)
 
 
@@ -147,12 +147,12 @@ def test_a_script_that_the_conductor_had_started(plan):
 
 
 def note(plan):
-    plan.cancel_note.touch()
+    plan.cancel_request.touch()
     return 0
 
 
 def test_what_the_user_does_not_confirm_ends_nothing(plan, capsys):
-    plan.cancel_note.touch()  # of an earlier time
+    plan.cancel_request.touch()  # of an earlier time
 
     assert cancel_all(lambda: 0, [plan.root]) == 0
 

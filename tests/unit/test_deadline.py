@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from maestro_celery_plugin.batch.deadline import BEGAN, Deadline
+from maestro_celery_plugin.batch.deadline import START_VARIABLE, Deadline
 from maestro_celery_plugin.config.groups import GroupConfig
 
 
@@ -20,12 +20,12 @@ def test_without_an_allocation_everything_fits():
 
     assert deadline.fits(10**9, 10**9)
     assert not deadline.is_draining
-    assert not deadline.is_warning
-    assert not deadline.is_over
+    assert not deadline.must_warn
+    assert not deadline.must_kill
 
 
 @pytest.mark.parametrize(
-    ("left_s", "rules", "time_request_s", "longest_s", "fits"),
+    ("remaining_s", "rules", "time_request_s", "longest_s", "fits"),
     [
         (40, {}, None, 0, True),
         (29, {}, None, 0, False),  # at least 30 s are assumed of a sample
@@ -41,23 +41,23 @@ def test_without_an_allocation_everything_fits():
         (51, {}, 30, 50, True),  # what the step says counts, not what was seen
     ],
 )
-def test_a_sample_fits_or_not(left_s, rules, time_request_s, longest_s, fits):
-    assert ending_in(left_s, **rules).fits(time_request_s, longest_s) is fits
+def test_a_sample_fits_or_not(remaining_s, rules, time_request_s, longest_s, fits):
+    assert ending_in(remaining_s, **rules).fits(time_request_s, longest_s) is fits
 
 
 def test_the_stages_of_an_end_follow_each_other():
-    stages = [ending_in(left_s, drain_s=30.0) for left_s in (40, 25, 15, 3)]
+    stages = [ending_in(remaining_s, drain_s=30.0) for remaining_s in (40, 25, 15, 3)]
 
     assert [d.is_draining for d in stages] == [False, True, True, True]
-    assert [d.is_warning for d in stages] == [False, False, True, True]
-    assert [d.is_over for d in stages] == [False, False, False, True]
+    assert [d.must_warn for d in stages] == [False, False, True, True]
+    assert [d.must_kill for d in stages] == [False, False, False, True]
 
 
 def test_no_sample_starts_when_it_would_be_killed_at_once():
     """A `drain` and a `warn` below the time that a worker keeps for leaving do not shorten that."""
     hasty = ending_in(4, drain_s=2.0, warn_s=1.0)
 
-    assert hasty.is_over
+    assert hasty.must_kill
     assert hasty.is_draining
     assert not hasty.fits(None, 0.0)
 
@@ -71,7 +71,7 @@ def test_slurm_tells_the_end_in_the_environment():
 
 
 def test_else_it_is_the_start_of_the_batch_script_and_the_walltime():
-    assert Deadline.of(terms(walltime_s=600), {BEGAN: "1000"}).ends_at == 1600
+    assert Deadline.of(terms(walltime_s=600), {START_VARIABLE: "1000"}).ends_at == 1600
 
 
 def test_a_worker_by_hand_outside_of_any_allocation_has_no_end():
@@ -80,7 +80,7 @@ def test_a_worker_by_hand_outside_of_any_allocation_has_no_end():
 
 def test_in_an_allocation_that_does_not_tell_its_end_it_is_the_walltime_from_now(monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
-    assert Deadline.of(terms(walltime_s=600), {"SLURM_JOB_ID": "7"}).left_s == pytest.approx(600, abs=5)
+    assert Deadline.of(terms(walltime_s=600), {"SLURM_JOB_ID": "7"}).remaining_s == pytest.approx(600, abs=5)
 
 
 def test_a_local_worker_has_no_end():

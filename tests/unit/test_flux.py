@@ -8,14 +8,14 @@ import time
 
 import pytest
 
-from maestro_celery_plugin.batch.base import HeldAllocation, JobReport
+from maestro_celery_plugin.batch.base import CurrentAllocation, JobReport
 from maestro_celery_plugin.batch.flux import FLUX_ENDS, FLUX_STATES, Flux
 from maestro_celery_plugin.config.groups import GroupConfig
 from maestro_celery_plugin.config.resources import StepNeeds
 from maestro_celery_plugin.config.settings import BatchSettings
 from maestro_celery_plugin.errors import AllocationError
 from maestro_celery_plugin.plugins import batch_system
-from maestro_celery_plugin.spec.launcher import launched
+from maestro_celery_plugin.spec.launcher import with_launcher
 from maestro_celery_plugin.states import AllocationState
 
 FLUX = Flux()
@@ -50,7 +50,7 @@ def test_maestros_adapter_gets_nothing_that_breaks_it():
 
 def test_the_batch_script_stays_as_it_is():
     assert FLUX.step_keys(2) == {}
-    assert FLUX.tidied("#flux: -q \n") == "#flux: -q \n"
+    assert FLUX.adjusted_script("#flux: -q \n") == "#flux: -q \n"
 
 
 def test_one_worker_on_each_node():
@@ -100,7 +100,7 @@ def test_one_sample(needs, words):
 
 def test_the_text_of_the_step_is_behind_it():
     run = {"procs": 2, "flux": "-o mpi=spectrum", "slurm": "--mpi=none"}
-    assert launched("$(LAUNCHER) a", "flux", run) == "flux run -n 2 -o mpi=spectrum a"
+    assert with_launcher("$(LAUNCHER) a", "flux", run) == "flux run -n 2 -o mpi=spectrum a"
 
 
 def inside(recorded, owner, size="3\n"):
@@ -111,20 +111,20 @@ def inside(recorded, owner, size="3\n"):
 def test_an_instance_of_ones_own_is_an_allocation(recorded):
     inside(recorded, os.getuid())
     environ = {"FLUX_URI": "local:///run/x/local-0", "FLUX_ENCLOSING_ID": "ƒ2oLkTLb"}
-    assert FLUX.held(environ) == HeldAllocation("ƒ2oLkTLb", 3)
-    assert FLUX.held({"FLUX_URI": "local:///run/x"}) == HeldAllocation("local:///run/x", 3)
+    assert FLUX.current_allocation(environ) == CurrentAllocation("ƒ2oLkTLb", 3)
+    assert FLUX.current_allocation({"FLUX_URI": "local:///run/x"}) == CurrentAllocation("local:///run/x", 3)
 
 
 def test_to_reach_the_system_instance_is_not_to_be_inside(recorded):
     inside(recorded, os.getuid() + 1)
-    assert FLUX.held({"FLUX_URI": "local:///run/flux/local", "FLUX_JOB_ID": "ƒ2oLkTLb"}) is None
+    assert FLUX.current_allocation({"FLUX_URI": "local:///run/flux/local", "FLUX_JOB_ID": "ƒ2oLkTLb"}) is None
 
 
 def test_no_instance_that_answers(recorded):
-    assert FLUX.held({}) is None
-    assert FLUX.held({"FLUX_URI": "local:///run/x"}) is None
+    assert FLUX.current_allocation({}) is None
+    assert FLUX.current_allocation({"FLUX_URI": "local:///run/x"}) is None
     recorded.answer("flux", err="flux-getattr: ERROR: Unable to connect to Flux: broker socket not found\n", code=1)
-    assert FLUX.held({"FLUX_URI": "local:///run/x"}) is None
+    assert FLUX.current_allocation({"FLUX_URI": "local:///run/x"}) is None
 
 
 def test_the_time_left(recorded):

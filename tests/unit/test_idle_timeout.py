@@ -37,7 +37,7 @@ def test_an_idle_worker_stays_while_the_conductor_sees_others_of_its_allocation_
     one = stay(session)
     session.heartbeats.write_conductor(1, working)
 
-    why = one.why_leave(LIMIT_S + 1, refuses=False)
+    why = one.leave_reason(LIMIT_S + 1, refuses=False)
 
     assert (why is not None) is leaves
     assert why is None or why == "nobody in its allocation has had anything to do for 11 s"
@@ -49,34 +49,34 @@ def test_without_the_conductors_word_their_heartbeats_count(session, state, allo
     session.heartbeats.write_conductor(1)
     beat(session, "sim-1-2", state, allocation)
 
-    assert (one.why_leave(LIMIT_S + 1, refuses=False) is not None) is leaves
+    assert (one.leave_reason(LIMIT_S + 1, refuses=False) is not None) is leaves
 
 
 def test_a_worker_that_has_something_to_do_or_is_in_no_allocation_stays(session):
     session.heartbeats.write_conductor(1, set())
 
-    assert stay(session).why_leave(LIMIT_S - 1, refuses=False) is None
-    assert stay(session, allocation="").why_leave(LIMIT_S + 1, refuses=False) is None
+    assert stay(session).leave_reason(LIMIT_S - 1, refuses=False) is None
+    assert stay(session, allocation="").leave_reason(LIMIT_S + 1, refuses=False) is None
 
 
 def test_a_worker_leaves_that_has_no_time_for_what_is_left(session):
     session.heartbeats.write_conductor(1, {"sim/1"})
 
-    assert stay(session).why_leave(4.0, refuses=True) is None
-    assert stay(session, ends_in_s=40.0).why_leave(6.0, refuses=True) == (
+    assert stay(session).leave_reason(4.0, refuses=True) is None
+    assert stay(session, ends_in_s=40.0).leave_reason(6.0, refuses=True) == (
         "its allocation ends in 40 s, too soon for the samples that are left"
     )
-    assert stay(session, ends_in_s=4.0).why_leave(0.1, refuses=False) == "its allocation ends in 4 s"
+    assert stay(session, ends_in_s=4.0).leave_reason(0.1, refuses=False) == "its allocation ends in 4 s"
 
 
 def test_a_worker_leaves_when_nothing_is_heard_of_the_conductor(session, monkeypatch):
     session.heartbeats.write_conductor(1, {"sim/1"})
     one = stay(session)
-    assert one.why_leave(LIMIT_S + 1, refuses=False) is None
+    assert one.leave_reason(LIMIT_S + 1, refuses=False) is None
 
     later = time.monotonic() + LIMIT_S + 1
     monkeypatch.setattr("maestro_celery_plugin.clock.monotonic", lambda: later)
 
-    assert one.why_leave(LIMIT_S + 1, refuses=False) == (
+    assert one.leave_reason(LIMIT_S + 1, refuses=False) == (
         "it has had nothing to do for 11 s, and nothing is heard of the conductor"
     )

@@ -179,7 +179,7 @@ def test_without_work_for_workers_no_broker_is_looked_at(monkeypatch):
     monkeypatch.setattr(launch.OPTIONS, "dry_run", False)
     monkeypatch.setenv("MAESTRO_CELERY_BROKER_URL", "redis://127.0.0.1:1/0")
 
-    launch.check_before(settings_of({"w": WorkerGroupSettings()}), "study.yaml")
+    launch.check_launch(settings_of({"w": WorkerGroupSettings()}), "study.yaml")
 
     assert "MAESTRO_CELERY_BROKER_URL" not in os.environ
 
@@ -188,14 +188,14 @@ def test_the_broker_is_looked_at_only_in_a_launch(monkeypatch):
     settings = settings_of({"w": WorkerGroupSettings(task_queues=("merlin",))})
     looked_at = []
     monkeypatch.setattr("maestro_celery_plugin.broker.choice.check", looked_at.append)
-    launch.check_before(settings, "study.yaml")
+    launch.check_launch(settings, "study.yaml")
     monkeypatch.setattr(launch.OPTIONS, "launching", True)
     monkeypatch.setattr(launch.OPTIONS, "dry_run", True)
-    launch.check_before(settings, "study.yaml")
+    launch.check_launch(settings, "study.yaml")
     assert not looked_at
 
     monkeypatch.setattr(launch.OPTIONS, "dry_run", False)
-    launch.check_before(settings, "study.yaml")
+    launch.check_launch(settings, "study.yaml")
     assert len(looked_at) == 1
 
 
@@ -209,4 +209,4 @@ def test_a_batch_system_that_is_not_there_stops_the_launch(monkeypatch):
 
     message = r"study.yaml: batch.type: found 'slurm' for the worker group 'sim', but there is no 'sbatch' on PATH"
     with pytest.raises(SpecificationError, match=message):
-        launch.check_before(settings, "study.yaml")
+        launch.check_launch(settings, "study.yaml")

@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-from maestro_celery_plugin.batch.packing import share, slots_of, tightest
+from maestro_celery_plugin.batch.packing import fewest_slots, slot_count, worker_slots
 from maestro_celery_plugin.config.resources import ScriptCount, StepNeeds
 from maestro_celery_plugin.config.settings import (
     BatchSettings,
@@ -18,7 +18,7 @@ from maestro_celery_plugin.config.settings import (
     WorkerGroupSettings,
 )
 from maestro_celery_plugin.errors import AllocationError
-from maestro_celery_plugin.spec.launcher import batch_type_of, launched, launches, needs_of
+from maestro_celery_plugin.spec.launcher import batch_type_of, launches, needs_of, with_launcher
 
 SRUN = 'srun -Q --exact --mem=0 -J "$MAESTRO_CELERY_LAUNCH"'
 FEW = "-N $MAESTRO_CELERY_NODES"
@@ -66,7 +66,7 @@ def test_the_variables_of_the_script_say_what_it_needs():
 def test_a_column_of_the_sample_table_can_be_a_count():
     needs = needs_of({"nodes": 1, "procs": "$(N)", "walltime": "$(T)"})
     assert needs == sized(nodes=1, procs=1)
-    assert launched("$(LAUNCHER) a", "slurm", {"procs": "$(N)"}) == f"{SRUN} -n $(N) {FEW} a"
+    assert with_launcher("$(LAUNCHER) a", "slurm", {"procs": "$(N)"}) == f"{SRUN} -n $(N) {FEW} a"
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_a_count_of_a_script_keeps_its_text():
     ],
 )
 def test_the_launcher_becomes_a_line_of_the_batch_system(text, line):
-    assert launched(text, "slurm", STEP) == line
+    assert with_launcher(text, "slurm", STEP) == line
     assert launches(text) == ("LAUNCHER" in text)
 
 
@@ -117,18 +117,18 @@ def test_the_keys_of_the_step_are_in_the_line():
         "procs": "4", "cores per task": 2, "gpus per task": 1, "walltime": "10:00", "reservation": "r",
         "slurm": "--mpi=pmix", "lsf": "--smpiargs=x",
     }  # fmt: skip
-    assert launched("$(LAUNCHER) a", "slurm", run) == (
+    assert with_launcher("$(LAUNCHER) a", "slurm", run) == (
         f"{SRUN} -n 4 {FEW} -c 2 --gpus-per-task=1 -t 00:10:00 --reservation=r --mpi=pmix a"
     )
 
 
 def test_on_this_machine_there_is_nothing_to_launch_with():
-    assert launched("$(LAUNCHER)[2n,4p] a; $(VLAUNCHER) b", "local", STEP) == "a; b"
+    assert with_launcher("$(LAUNCHER)[2n,4p] a; $(VLAUNCHER) b", "local", STEP) == "a; b"
 
 
 def test_the_variables_of_the_script_go_into_the_line():
     text = "MERLIN_NODES=2\nexport MERLIN_PROCS=$(P)\nMERLIN_CORES=1\nMERLIN_GPUS=3\n$(VLAUNCHER) ./a"
-    assert launched(text, "slurm", {}).splitlines()[-1] == (
+    assert with_launcher(text, "slurm", {}).splitlines()[-1] == (
         f"{SRUN} -n ${{MERLIN_PROCS}} -N ${{MERLIN_NODES}} -c ${{MERLIN_CORES}} --gpus=${{MERLIN_GPUS}} ./a"
     )
 
@@ -138,8 +138,8 @@ def test_variables_that_the_script_does_not_set_are_set_before_it():
     text = "# MERLIN_PROCS=9\nMERLIN_NODES=2\n$(VLAUNCHER) ./a"
     line = f"{SRUN} -n ${{MERLIN_PROCS}} -N ${{MERLIN_NODES}} -c ${{MERLIN_CORES}} ./a"
     head = "MERLIN_PROCS=4\nMERLIN_CORES=1\nMERLIN_GPUS=0\n"
-    assert launched(text, "slurm", {"procs": 4}) == f"{head}# MERLIN_PROCS=9\nMERLIN_NODES=2\n{line}"
-    assert launched("$(VLAUNCHER) a", "slurm", {}, "/bin/tcsh").startswith("set MERLIN_NODES=1\nset MERLIN_PROCS=1\n")
+    assert with_launcher(text, "slurm", {"procs": 4}) == f"{head}# MERLIN_PROCS=9\nMERLIN_NODES=2\n{line}"
+    assert with_launcher("$(VLAUNCHER) a", "slurm", {}, "/bin/tcsh").startswith("set MERLIN_NODES=1\nset MERLIN_PROCS=1\n")
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_variables_that_the_script_does_not_set_are_set_before_it():
 )  # fmt: skip
 def test_what_cannot_be_launched(text, sentence):
     with pytest.raises(ValueError, match=f"^{re.escape(sentence)}$"):
-        launched(text, "slurm", STEP)
+        with_launcher(text, "slurm", STEP)
     with pytest.raises(ValueError, match=f"^restart: {re.escape(sentence)}$"):
         needs_of({**STEP, "cmd": "x", "restart": text})
 
@@ -176,7 +176,7 @@ def test_needs_in_words(needs, text):
 
 def test_a_batch_system_that_nobody_knows():
     with pytest.raises(AllocationError, match="nothing here knows the batch type 'pbs'"):
-        launched("$(LAUNCHER) a", "pbs", {})
+        with_launcher("$(LAUNCHER) a", "pbs", {})
 
 
 def test_the_batch_type_is_the_steps_else_the_groups_else_the_studys():
@@ -223,7 +223,7 @@ def test_the_batch_type_is_the_steps_else_the_groups_else_the_studys():
     ],
 )
 def test_slots_of_four_nodes_with_36_cores(needs, slots):
-    assert slots_of(needs, 4, 36) == slots
+    assert slot_count(needs, 4, 36) == slots
 
 
 @pytest.mark.parametrize(
@@ -240,30 +240,30 @@ def test_slots_of_four_nodes_with_36_cores(needs, slots):
     ],
 )
 def test_slots_of_four_nodes_with_four_gpus_each(needs, slots):
-    assert slots_of(needs, 4, 36, gpus_per_node=4) == slots
+    assert slot_count(needs, 4, 36, gpus_per_node=4) == slots
 
 
 @pytest.mark.parametrize(
     ("needs", "slots"), [(sized(nodes=2, procs=4), 2), (sized(nodes=1, procs=18), 8), (sized(nodes=2, procs=73), 0)]
 )
 def test_slots_where_samples_of_several_nodes_have_whole_nodes(needs, slots):
-    assert slots_of(needs, 4, 36, shares_nodes=False) == slots
+    assert slot_count(needs, 4, 36, shares_nodes=False) == slots
 
 
 def test_gpus_that_nobody_counts_limit_nothing():
-    assert slots_of(sized(procs=1, gpus=5), 4, 36) == 144
+    assert slot_count(sized(procs=1, gpus=5), 4, 36) == 144
 
 
 @pytest.mark.parametrize(
     ("slots", "workers", "parts"), [(6, 4, [2, 2, 1, 1]), (4, 4, [1, 1, 1, 1]), (2, 3, [1, 1, 0]), (0, 2, [0, 0])]
 )
 def test_the_slots_of_an_allocation_are_shared(slots, workers, parts):
-    assert [share(slots, workers, number) for number in range(1, workers + 1)] == parts
+    assert [worker_slots(slots, workers, number) for number in range(1, workers + 1)] == parts
 
 
 def test_the_step_of_which_the_fewest_samples_fit_decides():
     wide, whole = sized(nodes=2, procs=2), sized(nodes=1, procs=36)
-    assert tightest([wide, whole, sized()], 4, 36, shares_nodes=True) == (whole, 4)
-    assert tightest([wide, whole], 4, 36, shares_nodes=False) == (wide, 2)
-    assert tightest([whole, sized(procs=1, gpus=5)], 4, 36, 4, shares_nodes=True) == (sized(procs=1, gpus=5), 0)
-    assert tightest([], 4, 36, shares_nodes=True) == (StepNeeds(), 144)
+    assert fewest_slots([wide, whole, sized()], 4, 36, shares_nodes=True) == (whole, 4)
+    assert fewest_slots([wide, whole], 4, 36, shares_nodes=False) == (wide, 2)
+    assert fewest_slots([whole, sized(procs=1, gpus=5)], 4, 36, 4, shares_nodes=True) == (sized(procs=1, gpus=5), 0)
+    assert fewest_slots([], 4, 36, shares_nodes=True) == (StepNeeds(), 144)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from maestro_celery_plugin.batch.base import HeldAllocation, JobReport
+from maestro_celery_plugin.batch.base import CurrentAllocation, JobReport
 from maestro_celery_plugin.batch.lsf import LSF_ENDS, LSF_STATES, Lsf, LsfSrun
 from maestro_celery_plugin.config.groups import GroupConfig
 from maestro_celery_plugin.config.resources import ScriptCount, StepNeeds
 from maestro_celery_plugin.config.settings import BatchSettings
 from maestro_celery_plugin.errors import AllocationError
 from maestro_celery_plugin.plugins import batch_system
-from maestro_celery_plugin.spec.launcher import launched, needs_of
+from maestro_celery_plugin.spec.launcher import needs_of, with_launcher
 from maestro_celery_plugin.states import AllocationState
 
 LSF, LSF_SRUN = Lsf(), LsfSrun()
@@ -53,10 +53,10 @@ def test_maestros_adapter_cannot_do_without_procs():
 
 def test_directives_without_a_value_leave_the_batch_script():
     script = "#!/bin/bash\n#BSUB -nnodes 2\n#BSUB -q \n#BSUB -G \n#BSUB -W 0:10\n#BSUB -x\n#BSUB -J a\n\necho '#BSUB -q '\n"
-    assert LSF.tidied(script) == (
+    assert LSF.adjusted_script(script) == (
         "#!/bin/bash\n#BSUB -nnodes 2\n#BSUB -W 0:10\n#BSUB -x\n#BSUB -J a\n\necho '#BSUB -q '\n"
     )
-    assert LSF.tidied("#BSUB -q\n#BSUB -q pbatch\n#BSUB -G") == "#BSUB -q pbatch\n"
+    assert LSF.adjusted_script("#BSUB -q\n#BSUB -q pbatch\n#BSUB -G") == "#BSUB -q pbatch\n"
 
 
 def test_one_worker_on_each_node():
@@ -111,8 +111,8 @@ def test_one_sample(run, line):
 
 def test_the_text_of_the_step_is_behind_it():
     run = {"procs": 2, "lsf": "--smpiargs='-gpu'", "slurm": "--mpi=none"}
-    assert launched("$(LAUNCHER) a", "lsf", run) == "jsrun --np 2 --nrs 1 -b rs -d plane:2 -X 1 --smpiargs='-gpu' a"
-    assert launched("$(LAUNCHER) a", "lsf-srun", run) == "srun -n 2 --mpi=none a"
+    assert with_launcher("$(LAUNCHER) a", "lsf", run) == "jsrun --np 2 --nrs 1 -b rs -d plane:2 -X 1 --smpiargs='-gpu' a"
+    assert with_launcher("$(LAUNCHER) a", "lsf-srun", run) == "srun -n 2 --mpi=none a"
 
 
 def test_the_shell_divides_what_it_alone_knows():
@@ -132,15 +132,15 @@ def test_srun_on_lsf_shares_no_cores_out():
     ("environ", "held"),
     [
         ({}, None),
-        ({"LSB_JOBID": "7"}, HeldAllocation("7", 1)),
-        ({"LSB_JOBID": "7", "LSB_HOSTS": "batch1 n1 n1 n2 n2"}, HeldAllocation("7", 2)),
-        ({"LSB_JOBID": "7", "LSB_MCPU_HOSTS": "batch1 1 n1 40 n2 40 n3 40"}, HeldAllocation("7", 3)),
-        ({"LSB_JOBID": "7", "LSB_HOSTS": "n1 n1"}, HeldAllocation("7", 1)),
+        ({"LSB_JOBID": "7"}, CurrentAllocation("7", 1)),
+        ({"LSB_JOBID": "7", "LSB_HOSTS": "batch1 n1 n1 n2 n2"}, CurrentAllocation("7", 2)),
+        ({"LSB_JOBID": "7", "LSB_MCPU_HOSTS": "batch1 1 n1 40 n2 40 n3 40"}, CurrentAllocation("7", 3)),
+        ({"LSB_JOBID": "7", "LSB_HOSTS": "n1 n1"}, CurrentAllocation("7", 1)),
         ({"LSB_HOSTS": "batch1 n1"}, None),
     ],
 )
 def test_whether_it_is_inside(environ, held):
-    assert LSF.held(environ) == LSF_SRUN.held(environ) == held
+    assert LSF.current_allocation(environ) == LSF_SRUN.current_allocation(environ) == held
 
 
 def test_what_the_environment_tells_of_cores_and_time():

@@ -200,7 +200,7 @@ def test_a_finished_job_is_not_submitted_again(adapter, study, cluster):
     assert str(again) == "--"
     assert adapter.cancel_jobs([again]).cancel_status is CancelCode.OK
     assert not cluster.cancelled
-    assert conductor_lock.take_news()
+    assert conductor_lock.take_poll_request()
 
 
 @pytest.mark.parametrize(
@@ -271,7 +271,7 @@ def test_the_heart_beats_while_maestro_is_away(study):
     group = WorkerGroupSettings(idle_limit=1)
     settings = dataclasses.replace(study.settings, resources=ResourceSettings(workers={"w": group}))
     session = Session(study.session)
-    conductor_lock.hold(dataclasses.replace(study, settings=settings))
+    conductor_lock.acquire(dataclasses.replace(study, settings=settings))
     beats = set()
     end = time.monotonic() + 1.1  # Maestro's, in a plain step
 
@@ -283,7 +283,7 @@ def test_the_heart_beats_while_maestro_is_away(study):
 
 
 def test_one_process_conducts_a_study_once(study):
-    assert conductor_lock.hold(study) is conductor_lock.hold(study)
-    conductor_lock.hold(study).release()
+    assert conductor_lock.acquire(study) is conductor_lock.acquire(study)
+    conductor_lock.acquire(study).release()
     with conductor_lock.file_lock(study).acquire(timeout=0):
         pass

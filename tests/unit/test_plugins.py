@@ -72,8 +72,8 @@ def test_an_extension_adds_a_batch_system(run):
 @pytest.mark.parametrize(
     ("after", "fault"),
     [
-        ("Pbs.held = None", "Pbs has no method 'held(environ)' of BatchSystem"),
-        ("Slurm.held = property()", "Pbs has no method 'held(environ)' of BatchSystem"),
+        ("Pbs.current_allocation = None", "Pbs has no method 'current_allocation(environ)' of BatchSystem"),
+        ("Slurm.current_allocation = property()", "Pbs has no method 'current_allocation(environ)' of BatchSystem"),
         ("del Slurm.commands", "Pbs has no attribute 'commands' of BatchSystem"),
         (
             "Pbs.worker_line = lambda self: ''",
@@ -144,7 +144,7 @@ def test_maestro_run_ends_with_the_message(run, tmp_path):
     program = (
         "import sys; sys.argv = ['maestro', 'run', '-y', 'study.yaml']; from maestrowf.maestro import main; main()"
     )
-    answer = run(SYSTEM.format(change="", after="Pbs.held = None"), program)
+    answer = run(SYSTEM.format(change="", after="Pbs.current_allocation = None"), program)
     assert answer.returncode == 1
     assert "maestro: error: The extension 'pbs' cannot be used: hook 'batch_system': Pbs has no method" in answer.stderr
     assert "Traceback" not in answer.stderr

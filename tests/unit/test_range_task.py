@@ -209,19 +209,19 @@ def test_a_slot_keeps_what_it_can_run_in_its_budget(make):
     ensemble = make(samples=9)
     side = worker("w-1", 1, Transport().send)
     task = ensemble.task()
-    assert side.slots.piece(task) == 1
-    side.slots.learn(task, slots.BUDGET_S / 4)
-    assert side.slots.piece(task) == 4
-    side.slots.learn(task, 60.0)
-    assert side.slots.piece(task) == 1
+    assert side.slots.piece_size(task) == 1
+    side.slots.record_duration(task, slots.TIME_BUDGET_S / 4)
+    assert side.slots.piece_size(task) == 4
+    side.slots.record_duration(task, 60.0)
+    assert side.slots.piece_size(task) == 1
 
 
 def test_a_slot_sends_on_what_takes_longer_than_it_thought(make, monkeypatch):
-    monkeypatch.setattr(slots, "BUDGET_S", 0.05)
+    monkeypatch.setattr(slots, "TIME_BUDGET_S", 0.05)
     ensemble = make(samples=8, cmd=f"{RUN}; sleep 0.06")
     transport = Transport()
     side = worker("w-1", 1, transport.send)
-    side.slots.learn(ensemble.task(), 0.001)
+    side.slots.record_duration(ensemble.task(), 0.001)
     side.run(ensemble.task())
 
     assert len(ensemble.runs) == 2
@@ -541,7 +541,7 @@ def test_wherever_a_worker_dies_the_rest_runs_and_what_has_ended_does_not(make, 
     leases, progress = ensemble.leases, ensemble.progress
     (piece,) = leases.revoke("w-1")
     assert (piece.start, piece.stop) == (0, 4)
-    for sample in np.flatnonzero(progress.unended):
+    for sample in np.flatnonzero(progress.running):
         ensemble.note(Kind.LOST, int(sample), 0, int(progress.started[sample]))
     for start, stop in ranges_of(progress.outcome == Outcome.OPEN, progress.outcome != Outcome.OPEN):
         ensemble.note(Kind.SENT, start, stop, 2)
@@ -628,13 +628,13 @@ def test_a_worker_learns_how_long_samples_take(make):
     side = worker("w-1", 1, transport.send, ends_in(40))
     assert side.slots.has_time_for(ensemble.task(), ensemble.manifest)
 
-    side.slots.learn(ensemble.task(), 45.0)
+    side.slots.record_duration(ensemble.task(), 45.0)
 
     assert not side.slots.has_time_for(ensemble.task(), ensemble.manifest)
 
 
 def test_what_runs_is_warned_and_then_killed_and_is_lost_to_the_allocation(make, monkeypatch):
-    monkeypatch.setattr(deadline, "LEAVE_S", 0.6)
+    monkeypatch.setattr(deadline, "EXIT_MARGIN_S", 0.6)
     cmd = "trap 'echo $(MERLIN_SAMPLE_ID) warned >> ../../runs' USR1; sleep 100 & wait; sleep 100"
     ensemble, transport = make(samples=1, cmd=cmd, signal="SIGUSR1"), Transport()
     side = worker("w-1", 1, transport.send, ends_in(2.0, drain_s=0.1))

@@ -127,7 +127,7 @@ def test_codes_below_zero_are_told():
 def test_an_attempt_without_an_end_is_running_unless_it_was_lost():
     progress = progress_of((STARTED, 0, 1), (STARTED, 1, 1), (LOST, 1, 1), (STARTED, 2, 1), (STOPPED, 2, 1), (STARTED, 3, 1), (ENDED, 3, 1))  # fmt: skip
 
-    assert progress.unended[:4].tolist() == [True, False, False, False]
+    assert progress.running[:4].tolist() == [True, False, False, False]
 
 
 def test_epochs_are_those_that_were_sent_cancelled_or_reopened():

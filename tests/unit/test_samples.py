@@ -278,14 +278,14 @@ def test_a_worker_that_opens_a_changed_file_notices(table_of, tmp_path, cache, n
     table_of("1\n2\n", name=name)
     rewrite(tmp_path / name, b"34\n\n")
     said = message(lambda: open_table(tmp_path / name, ("A",), cache))
-    assert f"'{tmp_path / name}' has changed since the study was launched" in said
+    assert f"'{tmp_path / name}' has changed since the launch of the study" in said
 
 
 def test_a_worker_that_has_opened_a_file_notices_its_change(table_of, tmp_path):
     table = table_of("1\n2\n")
     assert table.row(0) == ["1"]
     rewrite(tmp_path / "table.csv", b"34\n\n")
-    assert "has changed since the study was launched" in message(lambda: table.row(0))
+    assert "has changed since the launch of the study" in message(lambda: table.row(0))
     (tmp_path / "table.csv").unlink()
     assert "cannot be read any more" in message(lambda: table.row(0))
 

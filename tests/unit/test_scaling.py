@@ -45,7 +45,7 @@ class Study:
     def _submit(self, number, queue):
         root = self.plan.root
         manifest = a_manifest(root, number=number, name=queue, workspace=str(root / queue), task_queue=queue)
-        record = self.records.enter(manifest)
+        record = self.records.register(manifest)
         record.begin(cancelled=False)
         record.has_started = True
         return record
@@ -63,7 +63,7 @@ def test_the_end_of_an_allocation_concerns_the_records_of_its_groups_only(study,
     source.current = Allocation("near", 1, directory, job="7", state=AllocationState.RUNNING)
     monkeypatch.setattr(source._jobs, "report", lambda job: JobReport(state))
 
-    for ended, allocation in study.scaling._pool.look_at_allocations():
+    for ended, allocation in study.scaling._pool.refresh_allocations():
         study.scaling._take_end(ended, allocation)
 
     assert study.records.state(study.by_queue["a"]) is becomes
@@ -124,12 +124,12 @@ def test_what_a_worker_has_written_last_is_seen_when_it_is_gone(study):
     worker = LedgerWriter(study.plan.ledger / f"far-1{SUFFIX}")
     worker.append(Kind.TAKEN, 2, 1, 0, 10)
     worker.append(Kind.STARTED, 2, 1, 0)
-    records.follow(but=study.scaling.gone)
+    records.follow(skip=study.scaling.ended_workers)
     worker.append(Kind.ENDED, 2, 1, 0, 1000)
     pool._ended.add("")  # nothing is heard of it any more
 
     assert study.scaling._detect_dead()
-    assert study.scaling.gone == {"far-1"}
+    assert study.scaling.ended_workers == {"far-1"}
     assert Kind.LOST not in read_ledger(study.plan.ledger)["kind"]
     assert study.by_queue["b"].samples.outcome[0] == Outcome.FINISHED
 
@@ -142,9 +142,9 @@ def test_a_worker_that_was_only_silent_is_read_again(study, monkeypatch):
     study.scaling._detect_dead()
     LedgerWriter(study.plan.ledger / f"far-1{SUFFIX}").append(Kind.STARTED, 2, 1, 0)
 
-    study.records.follow(but=study.scaling.gone)
+    study.records.follow(skip=study.scaling.ended_workers)
     assert not study.by_queue["b"].samples.started.any()
-    monkeypatch.setattr(scaling, "GONE_INTERVAL_S", 0.0)
+    monkeypatch.setattr(scaling, "ENDED_WORKERS_INTERVAL_S", 0.0)
     study.scaling._detect_dead()
     assert study.by_queue["b"].samples.started.any()
 

@@ -69,7 +69,7 @@ def test_a_session_that_is_not_there_is_an_error(tmp_path):
 
 
 def test_a_signature_fits_its_message(session):
-    assert Signer(session.secret).fits(Signer(session.secret).sign(*MESSAGE), *MESSAGE)
+    assert Signer(session.secret).verify(Signer(session.secret).sign(*MESSAGE), *MESSAGE)
 
 
 @pytest.mark.parametrize("field", range(len(MESSAGE)))
@@ -77,24 +77,24 @@ def test_a_changed_field_is_refused(session, field):
     changed = [*MESSAGE]
     changed[field] = changed[field] + ("x" if isinstance(changed[field], str) else 1)
 
-    assert not Signer(session.secret).fits(Signer(session.secret).sign(*MESSAGE), *changed)
+    assert not Signer(session.secret).verify(Signer(session.secret).sign(*MESSAGE), *changed)
 
 
 @pytest.mark.parametrize(
     "changed", [MESSAGE[:-1], (*MESSAGE, 1), ("/studysim", "/X.1", *MESSAGE[2:]), ("/study", "sim/X.1", "1", 0, 10, 3)]
 )
 def test_another_message_is_refused(session, changed):
-    assert not Signer(session.secret).fits(Signer(session.secret).sign(*MESSAGE), *changed)
+    assert not Signer(session.secret).verify(Signer(session.secret).sign(*MESSAGE), *changed)
 
 
 @pytest.mark.parametrize("signature", [None, 5, b"bytes", ["list"], {}, "", "ü", "\ud800", "0" * 64, True])
 def test_what_is_no_signature_is_refused(session, signature):
-    assert not Signer(session.secret).fits(signature, *MESSAGE)
+    assert not Signer(session.secret).verify(signature, *MESSAGE)
 
 
 def test_a_signature_of_another_session_is_refused(session, tmp_path):
     other = Signer(Session.create(tmp_path / "other").secret)
-    assert not Signer(session.secret).fits(other.sign(*MESSAGE), *MESSAGE)
+    assert not Signer(session.secret).verify(other.sign(*MESSAGE), *MESSAGE)
 
 
 # --- what is in it -----------------------------------------------------------------------------------

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from maestro_celery_plugin.batch.base import HeldAllocation, JobReport
+from maestro_celery_plugin.batch.base import CurrentAllocation, JobReport
 from maestro_celery_plugin.batch.slurm import SLURM_STATES, Slurm
 from maestro_celery_plugin.config.groups import GroupConfig
 from maestro_celery_plugin.config.resources import StepNeeds
 from maestro_celery_plugin.config.settings import BatchSettings
-from maestro_celery_plugin.errors import AllocationError, BatchSystemAwayError
+from maestro_celery_plugin.errors import AllocationError, BatchSystemUnavailableError
 from maestro_celery_plugin.plugins import batch_system
 from maestro_celery_plugin.states import AllocationState
 
@@ -84,7 +84,7 @@ def test_its_adapter_needs_no_further_keys():
 
 
 def test_slurm_neither_starts_a_job_again_nor_ends_it_for_the_loss_of_one_node():
-    assert SLURM.tidied("#!/bin/bash\n#SBATCH --nodes=2\n\nsrun x\n\ny\n") == (
+    assert SLURM.adjusted_script("#!/bin/bash\n#SBATCH --nodes=2\n\nsrun x\n\ny\n") == (
         "#!/bin/bash\n#SBATCH --nodes=2\n#SBATCH --no-requeue\n#SBATCH --no-kill\n\nsrun x\n\ny\n"
     )
 
@@ -93,12 +93,12 @@ def test_slurm_neither_starts_a_job_again_nor_ends_it_for_the_loss_of_one_node()
     ("environ", "held"),
     [
         ({}, None),
-        ({"SLURM_JOB_ID": "7"}, HeldAllocation("7", 1)),
-        ({"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "3"}, HeldAllocation("7", 3)),
+        ({"SLURM_JOB_ID": "7"}, CurrentAllocation("7", 1)),
+        ({"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "3"}, CurrentAllocation("7", 3)),
     ],
 )
 def test_whether_it_is_inside(environ, held):
-    assert SLURM.held(environ) == held
+    assert SLURM.current_allocation(environ) == held
 
 
 def test_the_end_is_in_the_environment():
@@ -191,11 +191,11 @@ def test_a_word_that_no_table_has_counts_as_open(recorded):
 
 def test_a_job_is_found_by_the_directory_it_was_submitted_in(recorded):
     recorded.answer("squeue", "7|/home/ada\n8|/study/merlin_info/allocations/w/1\n")
-    assert SLURM.find(Path("/study/merlin_info/allocations/w/1")) == "8"
-    assert SLURM.find(Path("/study/merlin_info/allocations/w/2")) is None
+    assert SLURM.find_job(Path("/study/merlin_info/allocations/w/1")) == "8"
+    assert SLURM.find_job(Path("/study/merlin_info/allocations/w/2")) is None
     recorded.answer("squeue", err="slurm_load_jobs error: Unable to contact slurm controller\n", code=1)
-    with pytest.raises(BatchSystemAwayError):
-        SLURM.find(Path("/study"))
+    with pytest.raises(BatchSystemUnavailableError):
+        SLURM.find_job(Path("/study"))
 
 
 def test_slurm_that_does_not_answer(recorded):

@@ -111,10 +111,10 @@ def test_a_record_that_nobody_awaits_keeps_no_one_waiting():
 
 def test_news_ends_the_quiet():
     record = a_record()
-    record.quiet_since = 1.0
+    record.idle_since = 1.0
     record.apply(entries((Kind.STARTED, 0, 1)))
 
-    assert record.quiet_since is None
+    assert record.idle_since is None
 
 
 # --- suspects ----------------------------------------------------------------------------------------

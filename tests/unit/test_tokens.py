@@ -2,10 +2,10 @@
 
 import pytest
 
-from maestro_celery_plugin.config.tokens import Spelling, Template, names_in, substitute
+from maestro_celery_plugin.config.tokens import NameMatcher, Template, names_in, substitute
 from maestro_celery_plugin.samples.paths import SamplePaths
 from maestro_celery_plugin.samples.token_values import exit_code_values, sample_values, study_values
-from maestro_celery_plugin.spec.launcher import launched
+from maestro_celery_plugin.spec.launcher import with_launcher
 
 HOSTILE = [
     "$(OTHER)",
@@ -59,7 +59,7 @@ def test_names_in():
     ],
 )
 def test_upper_and_lower_case(names, token, meant):
-    assert Spelling(names).of(token) == meant
+    assert NameMatcher(names).of(token) == meant
     filled = Template(f"$({token})", names).fill({name: f"<{name}>" for name in names})
     assert filled == (f"<{meant}>" if meant else f"$({token})")
 
@@ -77,7 +77,7 @@ def test_upper_and_lower_case(names, token, meant):
     ],
 )
 def test_launcher_is_removed(text, left):
-    assert launched(text, "local", {}) == left
+    assert with_launcher(text, "local", {}) == left
 
 
 def test_exit_codes_are_merlins():

@@ -16,7 +16,7 @@ from typing import Any
 
 from maestro_celery_plugin.files import is_locked, write_atomically
 
-__all__ = ["NativeTrace"]
+__all__ = ["NativeStepState"]
 
 # The script runs in a child of the conductor, which may outlive it; the script of the next conductor waits for its end.
 _GUARD = """#!/bin/sh
@@ -28,7 +28,7 @@ touch {finished}
 """
 
 
-class NativeTrace:
+class NativeStepState:
     """The stored state of a native step record.
 
     Args:
@@ -45,7 +45,7 @@ class NativeTrace:
         """Whether the step record has finished, under any conductor."""
         return self._finished.exists()
 
-    def note_finished(self) -> None:
+    def record_finished(self) -> None:
         """Record that the step record has finished."""
         self._directory.mkdir(parents=True, exist_ok=True)
         self._finished.touch()
@@ -76,7 +76,7 @@ class NativeTrace:
         self._directory.mkdir(parents=True, exist_ok=True)
         write_atomically(self._job, json.dumps(id, default=lambda other: None))  # JSON can store only numbers and text
 
-    def guard(self, script: str) -> str:
+    def write_run_once_script(self, script: str) -> str:
         """Write a script that runs another script once, and records its end; return the path."""
         self._directory.mkdir(parents=True, exist_ok=True)
         guard = self._directory / "run.sh"
