@@ -20,9 +20,9 @@ from maestro_celery_plugin.batch.slurm import Slurm
 from maestro_celery_plugin.config.groups import LOCAL
 from maestro_celery_plugin.errors import AllocationError, ExtensionError
 from maestro_celery_plugin.hookspecs import HOOK_NAMESPACE, hookimpl
-from maestro_celery_plugin.samples.npy import NpyReader
+from maestro_celery_plugin.samples.csv_reader import CsvReader, TabReader
+from maestro_celery_plugin.samples.npy_reader import NpyReader
 from maestro_celery_plugin.samples.table import SampleTable, recorded_identity, verified_table
-from maestro_celery_plugin.samples.text import CsvReader, TabReader
 
 __all__ = ["batch_system", "batch_systems", "current_allocation", "open_table", "plugin_manager"]
 
@@ -76,12 +76,24 @@ def _load(manager: pluggy.PluginManager, name: str) -> None:
     try:
         manager.load_setuptools_entrypoints(HOOK_NAMESPACE, name)
         manager.check_pending()
+        _check_has_hook(manager, name)
         systems = _systems_of(manager, name)
     except Exception as cause:  # an extension can raise any error
         text = " ".join(str(cause).split())
         raise ExtensionError(f"The extension '{name}' cannot be loaded: {text or type(cause).__name__}.") from cause
     for system in systems:
         _check_interface(system, BatchSystem, name, "batch_system")
+
+
+def _check_has_hook(manager: pluggy.PluginManager, name: str) -> None:
+    """Check that an extension implements a hook.
+
+    Raises:
+        ValueError: it has no function that is marked with `hookimpl`.
+    """
+    if not manager.get_hookcallers(manager.get_plugin(name)):
+        known = ", ".join(sorted(vars(manager.hook)))
+        raise ValueError(f"it implements no hook; mark a function with `hookimpl`; hooks: {known}")
 
 
 def _systems_of(manager: pluggy.PluginManager, name: str) -> list[object]:

@@ -16,7 +16,15 @@ import psutil
 
 from maestro_celery_plugin import clock
 
-__all__ = ["ProcessId", "adopt_orphans", "die_with_parent", "end_descendants", "end_marked", "host_name"]
+__all__ = [
+    "ProcessId",
+    "adopt_orphans",
+    "die_with_parent",
+    "end_descendants",
+    "end_marked",
+    "host_name",
+    "usable_cpus",
+]
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -128,3 +136,8 @@ def end_marked(name: str, value: str, *, spare: frozenset[int] = frozenset(), gr
         if pid not in spare:
             ProcessId.of(pid).signal(signal.SIGKILL)
     return len(found)
+
+
+def usable_cpus() -> int:
+    """Return the number of CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

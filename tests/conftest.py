@@ -1,4 +1,4 @@
-"""What the tests share: a scrubbed environment, and studies that leave nothing behind."""
+"""Fixtures of all tests: a scrubbed environment, and studies whose processes are killed after the test."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TESTS_OF_LAYER = {"functional": "functional", "endtoend": "endtoend", "faults": 
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark each test with the layer whose directory it lies in."""
+    """Mark each test with the layer of its directory."""
     for item in items:
         for directory, marker in TESTS_OF_LAYER.items():
             if directory in item.path.parts:
@@ -23,7 +23,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
-    """A scrubbed environment: nothing of the user's configuration or of an activated environment."""
+    """An environment without the configuration of the user and without an activated Python environment."""
     home = tmp_path / "home"
     home.mkdir()
     kept = {name: os.environ[name] for name in ("LANG", "TMPDIR") if name in os.environ}
@@ -32,7 +32,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 @pytest.fixture
 def run(tmp_path: Path, environment: dict[str, str]) -> Iterator[Callable[..., Study]]:
-    """Run `maestro run` on a specification given as text or path; what stays behind is ended."""
+    """Run `maestro run` with a specification, given as text or path; kill the remaining processes after the test."""
     studies: list[Study] = []
 
     def start(spec: str | Path, *options: str, name: str = "study", foreground: bool = False) -> Study:

@@ -11,8 +11,8 @@ import yaml
 from maestro_celery_plugin.config.settings import BatchSettings, EnsembleSettings, ResourceSettings
 from maestro_celery_plugin.ledger.entries import ENTRY, Kind
 from maestro_celery_plugin.ledger.sample_states import SampleStates
-from maestro_celery_plugin.study.layout import StudyPlan
 from maestro_celery_plugin.study.manifest import Manifest
+from maestro_celery_plugin.study.plan import StudyPlan
 
 SETTINGS = EnsembleSettings(batch=BatchSettings(), resources=ResourceSettings())
 RELATIVE = "sim/X.1"

@@ -1,4 +1,4 @@
-"""Another host, made of a network namespace of this machine and a name of its own; the file system is shared."""
+"""A simulated second host: a network namespace of this machine with its own host name and a shared file system."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ COMMANDS = ("ip", "unshare", "hostname")
 
 @dataclasses.dataclass(frozen=True)
 class OtherHost:
-    """A host that reaches this one over one link.
+    """A simulated host with one network link to this machine.
 
     Args:
         name: Its host name, at most 12 characters.
-        network: The first three numbers of the link's addresses, which nothing else here may use.
+        network: The first three numbers of the addresses of the link; no other network of this machine may use them.
     """
 
     name: str = "otherhost"
@@ -26,7 +26,7 @@ class OtherHost:
 
     @property
     def near(self) -> str:
-        """This machine's address on the link."""
+        """The address of this machine on the link."""
         return f"{self.network}.1"
 
     @property
@@ -55,6 +55,6 @@ class OtherHost:
         subprocess.run(["ip", *words], check=True, capture_output=True)
 
     def command(self, *words: str) -> list[str]:
-        """Return the command line that runs a command there."""
-        there = 'hostname "$0" && exec "$@"'
-        return ["ip", "netns", "exec", self.name, "unshare", "--uts", "sh", "-c", there, self.name, *words]
+        """Return the command line that runs a command on the simulated host."""
+        run_as_host = 'hostname "$0" && exec "$@"'
+        return ["ip", "netns", "exec", self.name, "unshare", "--uts", "sh", "-c", run_as_host, self.name, *words]

@@ -1,4 +1,4 @@
-"""Commands of batch systems on PATH that answer what was recorded, and keep what they were asked."""
+"""Commands of batch systems on PATH that print recorded output and store their arguments."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import pytest
 
 
 class Recorded:
-    """Commands that answer with recorded output.
+    """Commands that print recorded output.
 
     Args:
-        directory: Where they are made; it becomes all of PATH.
-        monkeypatch: Sets PATH.
+        directory: Directory of the commands, which this class creates; it becomes the only entry of PATH.
+        monkeypatch: Sets PATH for the test.
     """
 
     def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -22,7 +22,7 @@ class Recorded:
         monkeypatch.setenv("PATH", str(directory))
 
     def answer(self, name: str, out: str = "", err: str = "", code: int = 0, when: str = "") -> None:
-        """Let a command answer; with `when`, only for arguments with this word, and fail for others."""
+        """Set the output of a command; with `when`, only for calls with this argument, and let all other calls fail."""
         path = self._directory / name
         texts = f"printf %s {shlex.quote(out)}; printf %s {shlex.quote(err)} >&2; exit {code}"
         body = f'case " $* " in *" {when} "*) {texts};; esac\n' if when else f"{texts}\n"

@@ -1,11 +1,11 @@
-"""A Slurm cluster of four nodes on this machine: real daemons, real jobs, nothing left when it ends.
+"""A Slurm cluster of four nodes on this machine, with real daemons and jobs; it ends without a trace.
 
 Tests and benchmarks use it as a context manager::
 
     with SlurmCluster() as cluster:
         job = cluster.submit("--nodes=2", "study.sh")
 
-It needs root (nodes start jobs as their users) and Debian's packages `slurm-wlm` and `munge`.
+It requires root (nodes start jobs as their users) and Debian's packages `slurm-wlm` and `munge`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ NODES = ("n1", "n2", "n3", "n4")
 _PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/bin", "/sbin", "/bin"])
 _START_S = 60.0
 _END_S = 30.0
-_FIRST_PORT, _LAST_PORT = 17000, 31000  # below the range from which Linux takes ports of outgoing connections
+_FIRST_PORT, _LAST_PORT = 17000, 31000  # below the ports that Linux uses for outgoing connections
 _PORTS_APART = 10
 _MUNGE_FILES = {
     "socket": "socket",
@@ -67,9 +67,9 @@ JobAcctGatherType=jobacct_gather/none
 SelectType=select/cons_tres
 SelectTypeParameters={selected}
 
-# Nodes claim more CPUs than the machine has, and several nodes the same ones.
+# Each node has more CPUs than the machine, and the nodes share the CPUs of the machine.
 SlurmdParameters=config_overrides
-# A node that was silent comes back by itself; one that was declared down stays down.
+# A node that did not respond returns by itself; a node that was set down stays down.
 ReturnToService=1
 SlurmdTimeout={node_timeout_s}
 
@@ -82,7 +82,7 @@ MinJobAge={job_age_s}
 KillWait=5
 OverTimeLimit=0
 InactiveLimit=0
-# As on most machines: what no partition can ever run is refused when it is submitted.
+# As on most clusters: Slurm refuses a job at its submission if no partition can ever run it.
 EnforcePartLimits=ALL
 {nodes}
 PartitionName=DEFAULT Nodes=n[1-4] MaxTime=INFINITE DefaultTime=60 State=UP PreemptMode=OFF
@@ -94,7 +94,7 @@ PartitionName=high PriorityTier=10
 
 
 class ClusterError(Exception):
-    """The cluster does not start, or a command of it fails."""
+    """The cluster does not start, or one of its commands fails."""
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -102,11 +102,11 @@ class SlurmCluster:
     """The four nodes `n1` to `n4` with the partitions `debug`, `small` (two nodes), `low` and `high` (preempts `low`).
 
     Args:
-        cpus: CPUs that each node claims to have.
-        memory_mb: Memory of each node, then allotted to jobs like CPUs; without it, only CPUs are.
-        node_timeout_s: Time after which a node that does not answer is down.
-        job_age_s: Time for which `squeue -t all` still tells of a job that has ended.
-        settings: Further lines of slurm.conf, as name and value; they win over the ones here.
+        cpus: Configured CPUs of each node.
+        memory_mb: Memory of each node, which Slurm then allocates to jobs like CPUs; None to allocate only CPUs.
+        node_timeout_s: Seconds after which a node that does not respond is down.
+        job_age_s: Seconds for which `squeue -t all` still lists a job that has ended.
+        settings: Further settings of slurm.conf, by name; they replace the settings of this module.
     """
 
     cpus: int = 4
@@ -118,7 +118,7 @@ class SlurmCluster:
     _daemons: dict[str, subprocess.Popen[bytes]] = dataclasses.field(init=False, repr=False, default_factory=dict)
 
     def __enter__(self) -> SlurmCluster:
-        # Never in TMPDIR: paths of Unix sockets must stay below 108 characters.
+        # Never in TMPDIR: the path of a Unix socket must have less than 108 characters.
         self._directory = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
         self._directory.chmod(0o755)
         try:
@@ -138,14 +138,14 @@ class SlurmCluster:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What commands need in their environment to talk to this cluster."""
+        """The environment variables with which commands use this cluster."""
         return {"SLURM_CONF": str(self._directory / "slurm.conf")}
 
     def run(self, *words: str | Path, cwd: Path | None = None, timeout_s: float = 60.0) -> str:
-        """Run a command to its end and return what it writes to stdout.
+        """Run a command to its end, and return its stdout.
 
         Raises:
-            ClusterError: it does not end with code 0.
+            ClusterError: the exit code is not 0.
         """
         answer = self.attempt(*words, cwd=cwd, timeout_s=timeout_s)
         if answer.returncode:
@@ -155,7 +155,7 @@ class SlurmCluster:
     def attempt(
         self, *words: str | Path, cwd: Path | None = None, timeout_s: float = 60.0
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command that may fail, and return all that it answers."""
+        """Run a command that may fail; return its exit code and its output."""
         return subprocess.run(
             [str(word) for word in words],
             env=self._whole_environment(),
@@ -168,7 +168,7 @@ class SlurmCluster:
         )
 
     def submit(self, *words: str | Path, cwd: Path | None = None) -> str:
-        """Submit with sbatch: options, then a script or `--wrap=...`; return the id of the job."""
+        """Submit a job with sbatch (options, then a script or `--wrap=...`); return the id of the job."""
         return self.run("sbatch", "--parsable", *words, cwd=cwd).strip()
 
     def queue(self) -> list[str]:
@@ -176,32 +176,32 @@ class SlurmCluster:
         return self.run("squeue", "--noheader", "--format=%i").split()
 
     def state(self, job: str) -> str:
-        """Return the state of a job, such as `RUNNING`; it is empty for a job that Slurm no longer knows."""
+        """Return the state of a job, such as `RUNNING`; empty for a job that Slurm no longer lists."""
         return self.attempt("squeue", "--noheader", "--states=all", f"--jobs={job}", "--format=%T").stdout.strip()
 
     def await_state(self, job: str, *states: str, timeout_s: float = 60.0) -> str:
-        """Wait until a job is in one of these states, and return which.
+        """Wait until a job has one of these states, and return its state.
 
         Raises:
-            ClusterError: it is not, in time.
+            ClusterError: the job has none of these states after `timeout_s` seconds.
         """
         _await(lambda: self.state(job) in states, f"job {job} to be {' or '.join(states)}", timeout_s)
         return self.state(job)
 
     def limit(self, job: str, rest_s: int) -> None:
-        """Let a running job's time end so many seconds from now, below the minute that sbatch rounds a limit up to.
+        """Set the end of a running job to `rest_s` seconds from now; sbatch would round the limit up to one minute.
 
-        Slurm looks at limits every 30 s: the job may run that much longer.
+        Slurm checks limits every 30 s, so the job may run up to 30 s longer.
         """
         self.run("scontrol", "update", f"JobId={job}", f"EndTime=now+{rest_s}")
 
     def node_states(self) -> dict[str, str]:
-        """Return the state of each node, such as `idle`, `mixed`, `allocated`, `down`, with a `*` when it is silent."""
+        """Return the state of each node, such as `idle` or `down`; a `*` marks a node that does not respond."""
         lines = self.run("sinfo", "--noheader", "--Node", "--partition=debug", "--format=%N %T").splitlines()
         return {node: state for node, state in map(str.split, lines)}
 
     def kill_node(self, node: str) -> None:
-        """Kill the daemon of a node; its jobs' processes go on, as on a node that has lost its network."""
+        """Kill the daemon of a node; the processes of its jobs continue, as on a node without network."""
         daemon = self._daemons.pop(node)
         daemon.kill()
         daemon.wait()
@@ -211,27 +211,27 @@ class SlurmCluster:
         self._start_daemon(node, "slurmd", "-D", "-N", node)
 
     def set_down(self, node: str, reason: str = "test") -> None:
-        """Declare a node down: its jobs end as NODE_FAIL, or start again when they may."""
+        """Set a node down: its jobs end as NODE_FAIL, or Slurm requeues them if they allow it."""
         self.run("scontrol", "update", f"NodeName={node}", "State=DOWN", f"Reason={reason}")
 
     def set_up(self, node: str) -> None:
-        """Take a node that is down into service again, and wait until it is idle."""
+        """Return a node that is down to service, and wait until it is idle."""
         self.run("scontrol", "update", f"NodeName={node}", "State=RESUME")
         _await(lambda: self.node_states()[node] == "idle", f"node {node} to be idle", _START_S)
 
     def log(self) -> str:
-        """Return the last words of each daemon, for messages about tests that fail."""
+        """Return the end of the log of each daemon, for the message of a test that fails."""
         logs = [*self._directory.glob("*.log"), *self._directory.glob("munge/*.log")]
         return "\n".join(f"== {path.name}\n{path.read_text(errors='replace')[-2000:]}" for path in sorted(logs))
 
     def processes(self) -> list[int]:
-        """Return the processes of this cluster: its daemons, its job steps, and what these have started."""
+        """Return the processes of this cluster: its daemons, its job steps, and their descendants."""
         mark = f"SLURM_CONF={self.environment['SLURM_CONF']}".encode()
         return [pid for pid in _pids() if mark in _environment_of(pid)]
 
     def _start(self) -> None:
         if os.geteuid() != 0:
-            raise ClusterError("a cluster's daemons need root")
+            raise ClusterError("the daemons of a cluster require root")
         self._write_configuration()
         self._start_munge()
         self._start_daemon("slurmctld", "slurmctld", "-D")
@@ -244,7 +244,7 @@ class SlurmCluster:
 
     def _is_idle(self) -> bool:
         if dead := [name for name, daemon in self._daemons.items() if daemon.poll() is not None]:
-            raise ClusterError(f"ended at once: {', '.join(dead)}")
+            raise ClusterError(f"daemons ended directly after their start: {', '.join(dead)}")
         answer = self.attempt("sinfo", "--noheader", "--Node", "--partition=debug", "--format=%T")
         return answer.stdout.split() == ["idle"] * len(NODES)
 
@@ -271,7 +271,7 @@ class SlurmCluster:
             (self._directory / name).mkdir(mode=0o755)
 
     def _start_munge(self) -> None:
-        """Start the daemon that signs messages, under its own user and with a key of this cluster alone."""
+        """Start the daemon that signs messages, under its own user and with a key for this cluster only."""
         user = pwd.getpwnam("munge")
         directory = self._directory / "munge"
         directory.mkdir(mode=0o755)
@@ -303,19 +303,19 @@ class SlurmCluster:
             )
 
     def _whole_environment(self) -> dict[str, str]:
-        """Return this environment without an allocation of another cluster, in which the tests may run."""
+        """Return the environment of this process, without an allocation of another cluster around the tests."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "SBATCH", "SRUN"))}
         return {**kept, "PATH": _PATH, **self.environment}
 
     def _cancel_all(self) -> None:
-        # A node that is down or silent would keep its jobs completing.
+        # The jobs of a node that is down or does not respond would stay in the state COMPLETING.
         silent = set(NODES) - set(self._daemons)
         self.attempt("scancel", "--user=root")
         with contextlib.suppress(ClusterError):
             _await(lambda: not self.queue(), "all jobs to end", 0.0 if silent else _END_S)
 
     def _end(self) -> None:
-        """End the daemons, the nodes' first, then every process of the cluster that is left; remove its files."""
+        """End the daemons, those of the nodes first, and all other processes of the cluster; remove its files."""
         for name in reversed(list(self._daemons)):
             self._daemons[name].terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -324,11 +324,11 @@ class SlurmCluster:
             daemon.kill()
             daemon.wait()
         self._daemons.clear()
-        _await(self._is_gone, "the end of the cluster's processes", _END_S)
+        _await(self._is_gone, "the end of the processes of the cluster", _END_S)
         shutil.rmtree(self._directory)
 
     def _is_gone(self) -> bool:
-        """Kill what is left of the cluster; return whether there was nothing."""
+        """Kill the remaining processes of the cluster; return whether there was none."""
         pids = self.processes()
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
@@ -337,16 +337,16 @@ class SlurmCluster:
 
 
 def _with_settings(text: str, settings: Mapping[str, str]) -> str:
-    """Return a slurm.conf with lines replaced or added; a name may stand only once in it."""
+    """Return a slurm.conf with settings replaced or added, because each name may occur only once."""
     lines = [line for line in text.splitlines() if line.partition("=")[0] not in settings]
     return "\n".join([*(f"{name}={value}" for name, value in settings.items()), *lines, ""])
 
 
 def _free_ports(count: int) -> list[int]:
-    """Return neighbouring ports that nobody listens on, the same ones as far as possible.
+    """Return consecutive ports without a listener, if possible the same ports at each call.
 
     Raises:
-        ClusterError: there are none.
+        ClusterError: there are no such ports.
     """
     for first in range(_FIRST_PORT, _LAST_PORT, _PORTS_APART):
         ports = list(range(first, first + count))
@@ -357,7 +357,7 @@ def _free_ports(count: int) -> list[int]:
 
 def _is_free(port: int) -> bool:
     with socket.socket() as probe:
-        # As the daemons do: a connection that has just ended does not keep the port.
+        # The daemons set this option as well: a connection that has just ended does not block the port.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("", port))
@@ -381,5 +381,5 @@ def _await(condition: Callable[[], object], what: str, timeout_s: float) -> None
     deadline = time.monotonic() + timeout_s
     while not condition():
         if time.monotonic() > deadline:
-            raise ClusterError(f"waited {timeout_s:.0f} s in vain for {what}")
+            raise ClusterError(f"timed out after {timeout_s:.0f} s: {what}")
         time.sleep(0.1)

@@ -1,4 +1,4 @@
-"""Ensembles on the tests' Slurm cluster: their specifications, and what has to hold when they have ended."""
+"""Ensembles on the Slurm cluster of the tests: their specifications, their start, and checks after their end."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def ensemble(
     """Return a specification with one sampled step `sim`.
 
     Args:
-        cmd: Its script.
-        restart: Its script for samples that run again; the same when empty.
-        run: Further keys of the step, in YAML's short form.
-        count: The number of samples, whose values `$(A)` are 1 to count.
-        batch: Keys of the batch block.
-        group: Keys of the worker group `w`.
+        cmd: The script of the step.
+        restart: The script for samples that run again; `cmd` when empty.
+        run: Further keys of the step, in the flow style of YAML.
+        count: The number of samples; the values of `$(A)` are 1 to `count`.
+        batch: Keys of the batch block, in flow style.
+        group: Keys of the worker group `w`, in flow style.
         more: Further lines at the top level.
     """
     keys = [f"cmd: {json.dumps(cmd)}", f"restart: {json.dumps(restart or cmd)}", *([run] if run else [])]
@@ -62,10 +62,10 @@ merlin:
 
 
 class Launcher:
-    """Starts studies whose commands find the cluster; at the end, kills what tests have left of them.
+    """Starts studies whose commands use the cluster, and kills their remaining processes at the end.
 
     Args:
-        directory: Where the studies lie.
+        directory: Parent directory of the studies.
         slurm: The cluster.
     """
 
@@ -78,7 +78,7 @@ class Launcher:
         }  # fmt: skip
 
     def __call__(self, spec: str, *options: str, name: str, environment: dict[str, str] | None = None) -> Study:
-        """Run `maestro run` on a specification."""
+        """Run `maestro run` with a specification."""
         path = self._directory / f"{name}.yaml"
         path.write_text(spec)
         study = Study(self._directory / name, {**self.environment, **(environment or {})})
@@ -89,30 +89,30 @@ class Launcher:
         return study
 
     def close(self) -> None:
-        """Kill what is left."""
+        """Kill the remaining processes of the studies."""
         for study in self._studies:
             kill(*study.server(), *study.processes())
 
 
 def allocations(study: Study) -> list[dict[str, Any]]:
-    """Return what the study knows of its allocations, in the order of their names and numbers."""
+    """Return the allocations that a study has stored, sorted by name and number."""
     paths = study.path.glob("merlin_info/allocations/*/*/allocation.json")
     return [json.loads(path.read_text()) for path in sorted(paths, key=lambda p: (p.parts[-3], int(p.parts[-2])))]
 
 
 def job_of(study: Study, slurm: SlurmCluster, *states: str, timeout_s: float = 90.0) -> str:
-    """Wait until the newest allocation of a study is in one of these states; return its job."""
+    """Wait until the job of the newest allocation of a study has one of these states; return the job."""
 
-    def is_there() -> bool:
-        known = allocations(study)
-        return bool(known and known[-1]["job"]) and slurm.state(known[-1]["job"]) in states
+    def has_state() -> bool:
+        stored = allocations(study)
+        return bool(stored and stored[-1]["job"]) and slurm.state(stored[-1]["job"]) in states
 
-    wait_for(is_there, f"an allocation of {study.path.name} that is {' or '.join(states)}", timeout_s)
+    wait_for(has_state, f"an allocation of {study.path.name} that is {' or '.join(states)}", timeout_s)
     return str(allocations(study)[-1]["job"])
 
 
 def codes(study: Study, kind: Kind = Kind.ENDED, record: int = 1) -> dict[int, list[int]]:
-    """Return the exit codes of each sample that the ledger has of one kind of entry."""
+    """Return the exit codes of each sample in the ledger entries of one kind."""
     entries = read_ledger(study.path / "merlin_info" / "ledger")
     found: dict[int, list[int]] = collections.defaultdict(list)
     for entry in entries[(entries["record"] == record) & (entries["kind"] == kind)]:
@@ -121,18 +121,18 @@ def codes(study: Study, kind: Kind = Kind.ENDED, record: int = 1) -> dict[int, l
 
 
 def assert_each_sample_once(study: Study, count: int, record: int = 1) -> None:
-    """Every sample has ended well once, by the ledger; nothing is left to do."""
+    """Check in the ledger that each sample has ended once, with exit code 0."""
     assert codes(study, record=record) == {sample: [0] for sample in range(count)}
 
 
 def assert_nothing_left(study: Study, slurm: SlurmCluster) -> None:
-    """The queue, the machine and the session have nothing of a study any more."""
+    """Check that a study has no job in the queue, no process and no heartbeat of a worker."""
     root = str(study.path)
 
     def in_queue() -> list[str]:
         lines = slurm.run("squeue", "--noheader", "--format=%i|%Z").splitlines()
         return [line for line in lines if line.partition("|")[2].startswith(f"{root}/")]
 
-    wait_for(lambda: not in_queue(), f"no job of {root} in the queue", 30)
-    wait_for(lambda: not processes_of(root), f"no process of {root}: {processes_of(root)}", 30)
+    wait_for(lambda: not in_queue(), f"the end of all jobs of {root}", 30)
+    wait_for(lambda: not processes_of(root), f"the end of all processes of {root}: {processes_of(root)}", 30)
     assert os.listdir(study.path / "merlin_info" / "session" / "workers") == []

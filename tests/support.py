@@ -1,8 +1,7 @@
-"""Studies run by the real commands, for tests to look at."""
+"""The study of a test, which runs with the real commands, and helpers that inspect it."""
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import json
 import os
@@ -15,6 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from maestro_celery_plugin.study.status_csv import read_rows
 
 BIN = Path(sys.executable).parent
 ROOT = Path(__file__).parent.parent
@@ -29,7 +30,7 @@ WITHOUT_PLUGIN = (
 
 
 def needed(command: str, *more_places: str) -> str:
-    """Return the path of a server; skip the test when it is missing, or fail it in CI."""
+    """Return the path of a command; if it is not installed, skip the test, or fail it in CI."""
     path = shutil.which(command, path=os.pathsep.join([os.environ["PATH"], "/usr/sbin", *more_places]))
     if path is None:
         if os.environ.get("CI"):
@@ -39,16 +40,16 @@ def needed(command: str, *more_places: str) -> str:
 
 
 def wait_for(condition: Callable[[], object], what: str, timeout_s: float = 60.0) -> None:
-    """Wait until a condition holds, or fail."""
+    """Wait until a condition is true; fail the test after `timeout_s` seconds."""
     deadline = time.monotonic() + timeout_s
     while not condition():
         if time.monotonic() > deadline:
-            pytest.fail(f"waited {timeout_s} s in vain for: {what}")
+            pytest.fail(f"timed out after {timeout_s} s: {what}")
         time.sleep(0.05)
 
 
 def processes_of(text: str) -> dict[int, str]:
-    """Return the processes of this machine whose command line has `text`, and what they are."""
+    """Return the command lines that contain `text`, by process; zombies are left out."""
     found = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) != os.getpid():
@@ -64,7 +65,7 @@ def processes_of(text: str) -> dict[int, str]:
 
 @dataclasses.dataclass
 class Study:
-    """A study of a test: its directory, and the real commands on it."""
+    """The study of a test: its directory, and the real commands that use it."""
 
     path: Path
     environment: dict[str, str]
@@ -72,7 +73,7 @@ class Study:
     code: int = 0
 
     def command(self, *words: str, timeout_s: float = 100.0) -> subprocess.CompletedProcess[str]:
-        """Run one of the commands of this environment."""
+        """Run a command that is installed in the Python environment of the tests."""
         return subprocess.run(
             [str(BIN / words[0]), *words[1:]],
             env=self.environment,
@@ -86,33 +87,29 @@ class Study:
 
     def states(self) -> dict[str, str]:
         """Return Maestro's state of each step record."""
-        try:
-            with (self.path / "status.csv").open() as file:
-                return {row["Step Name"]: row["State"] for row in csv.DictReader(file)}
-        except FileNotFoundError:
-            return {}
+        return {row.name: row.state for row in read_rows(self.path)}
 
     def status(self) -> dict:
-        """Return what `maestro-celery status --json` says."""
+        """Return the output of `maestro-celery status --json`."""
         answer = self.command("maestro-celery", "status", "--json", str(self.path))
         assert answer.returncode == 0, answer.stderr
         return json.loads(answer.stdout)
 
     def processes(self, what: str = "") -> dict[int, str]:
-        """Return the processes that carry this study's path in their command line."""
+        """Return the processes whose command line contains the path of this study and `what`."""
         return {pid: line for pid, line in processes_of(str(self.path)).items() if what in line}
 
     def server(self) -> list[int]:
-        """Return the process of the private broker."""
-        keepers = self.processes("broker.supervisor")
+        """Return the server of the private broker, which is a child of its supervisor."""
+        supervisors = self.processes("broker.supervisor")
         return [
             int(pid)
-            for keeper in keepers
-            for pid in Path(f"/proc/{keeper}/task/{keeper}/children").read_text().split()
+            for supervisor in supervisors
+            for pid in Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split()
         ]
 
     def log(self) -> str:
-        """Return everything the conductor has said."""
+        """Return the logs and the output of the conductor."""
         return "".join(path.read_text() for path in [*self.path.glob("logs/*.log"), *self.path.glob("*.txt")])
 
     def outputs(self, pattern: str) -> list[str]:
@@ -120,9 +117,9 @@ class Study:
         return [path.read_text() for path in sorted(self.path.glob(pattern))]
 
     def await_end(self, timeout_s: float = 90.0) -> Study:
-        """Wait until the conductor and all that belongs to it are gone."""
-        wait_for(lambda: not self.processes() or self._is_over(), "the study's end", timeout_s)
-        wait_for(lambda: not self.processes(), f"no process of {self.path} left: {self.processes()}", 30)
+        """Wait until the study and all its processes have ended."""
+        wait_for(lambda: not self.processes() or self._is_over(), "the end of the study", timeout_s)
+        wait_for(lambda: not self.processes(), f"the end of all processes of {self.path}: {self.processes()}", 30)
         return self
 
     def _is_over(self) -> bool:
@@ -130,16 +127,16 @@ class Study:
         return bool(states) and all(s in ("FINISHED", "FAILED", "CANCELLED") for s in states.values())
 
     def await_text(self, pattern: str, text: str = "", count: int = 1, timeout_s: float = 60.0) -> None:
-        """Wait until so many files match and hold a text."""
+        """Wait until `count` files that match `pattern` contain `text`."""
         wait_for(
             lambda: sum(text in path.read_text() for path in self.path.glob(pattern)) >= count,
-            f"{count} files {pattern} with {text!r}",
+            f"{count} files '{pattern}' with {text!r}",
             timeout_s,
         )
 
 
 def kill(*pids: int) -> None:
-    """Kill processes that this test has started."""
+    """Kill processes; ignore a process that has already ended."""
     for pid in pids:
         try:
             os.kill(pid, signal.SIGKILL)

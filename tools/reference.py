@@ -23,8 +23,8 @@ import click
 
 from maestro_celery_plugin import hookspecs
 from maestro_celery_plugin.cli import main as commands
-from maestro_celery_plugin.config import schema, settings
-from maestro_celery_plugin.maestro.hooks import EnsembleArgumentParser
+from maestro_celery_plugin.config import conversion, settings
+from maestro_celery_plugin.maestro.touchpoints import EnsembleArgumentParser
 from maestro_celery_plugin.states import ExitCode
 
 __all__ = ["BEGIN", "BLOCKS", "END", "hooks", "main", "member_help", "reference", "updated"]
@@ -86,7 +86,7 @@ def _heading(block: Block) -> tuple[str, str]:
 
 
 def _rows_of(block: Block) -> Iterator[tuple[str, ...]]:
-    document = schema.json_schema(block)
+    document = conversion.json_schema(block)
     for key, value in document["properties"].items():
         default = "required" if key in document.get("required", ()) else _default_text(value.get("default"))
         yield f"`{key}`", _value_text(value), default, value["description"]

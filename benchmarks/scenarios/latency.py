@@ -25,7 +25,7 @@ def latency_rows(settings: BenchSettings) -> list[Row]:
     say(case)
     try:
         with scratch() as directory, Processes(directory) as processes:
-            table = write_table(directory / "samples.npy", _SAMPLES)
+            table = write_table(directory / "samples.npy_reader", _SAMPLES)
             worker_args = f"--concurrency {settings.slots}"
             Study(table=table, worker_args=worker_args, steps=settings.chain).write(directory / "study.yaml")
             run_in_foreground(directory / "study.yaml", directory / "results", processes)
@@ -40,7 +40,7 @@ def _gaps(study: Path, steps: int) -> list[float]:
     try:
         from maestro_celery_plugin.ledger.entries import Kind
         from maestro_celery_plugin.ledger.reader import read_ledger
-        from maestro_celery_plugin.study.layout import StudyPlan
+        from maestro_celery_plugin.study.plan import StudyPlan
     except ImportError as cause:
         raise ToolFailedError(f"the plugin is not installed here: {cause}") from cause
     entries = read_ledger(StudyPlan.read(study).ledger)

@@ -59,8 +59,8 @@ def _replace_ledger(study: Path, samples: int) -> None:
     """Replace the ledger of a study by that of two workers that have run all samples."""
     try:
         from maestro_celery_plugin.ledger.entries import SUFFIX
-        from maestro_celery_plugin.study.layout import StudyPlan
         from maestro_celery_plugin.study.manifest import Manifest
+        from maestro_celery_plugin.study.plan import StudyPlan
     except ImportError as cause:
         raise ToolFailedError(f"the plugin is not installed here: {cause}") from cause
     plan = StudyPlan.read(study)

@@ -42,7 +42,7 @@ def _measured(count: int, slots: int) -> float:
     try:
         with SlurmCluster(cpus=SLOTS_PER_NODE) as cluster, scratch() as directory, Processes(directory) as processes:
             study = Study(
-                table=write_table(directory / "samples.npy", count),
+                table=write_table(directory / "samples.npy_reader", count),
                 worker_args=f"--concurrency {SLOTS_PER_NODE}",
                 cmd="sleep 1; echo $(MERLIN_SAMPLE_ID)",
                 batch={"type": "slurm", "nodes": NODES, "walltime": "00:10:00"},
@@ -62,7 +62,7 @@ def _utilisation(study: Path, count: int, slots: int) -> float:
     """
     from maestro_celery_plugin.ledger.entries import Kind
     from maestro_celery_plugin.ledger.reader import read_ledger
-    from maestro_celery_plugin.study.layout import StudyPlan
+    from maestro_celery_plugin.study.plan import StudyPlan
 
     entries = read_ledger(StudyPlan.read(study).ledger)
     starts = np.sort(entries[entries["kind"] == Kind.STARTED]["time"])

@@ -16,9 +16,9 @@ from maestro_celery_plugin.conductor.batch_jobs import BatchJobs, Jobs, ProcessJ
 from maestro_celery_plugin.conductor.worker_sources import request_for, shared_allocations
 from maestro_celery_plugin.config.groups import LOCAL, batch_of, is_for_this_machine, serving_groups
 from maestro_celery_plugin.errors import AllocationError, SpecificationError
-from maestro_celery_plugin.maestro.specification import EnsembleSpecification
+from maestro_celery_plugin.maestro.specification import Specification
 from maestro_celery_plugin.plugins import batch_system
-from maestro_celery_plugin.study.layout import StudyPlan
+from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.session import Session
 from maestro_celery_plugin.study.worker_identity import worker_command
 
@@ -53,7 +53,7 @@ def previews(path: Path) -> Iterator[Preview]:
         SpecificationError: the specification is invalid, or its study has no workers.
         AllocationError: Maestro's adapter cannot write the script on this machine.
     """
-    specification = EnsembleSpecification.load_specification(str(path))
+    specification = Specification.load_specification(str(path))
     if specification.ensemble is None:
         raise SpecificationError.at(path.name, "", "there is no 'merlin' block, so that the study has no workers.")
     root = Path(specification.output_path or ".").absolute() / f"{specification.name.replace(' ', '_')}_TIME"

@@ -20,7 +20,7 @@ from maestro_celery_plugin import __version__, clock
 from maestro_celery_plugin.broker import private
 from maestro_celery_plugin.broker.choice import check, choose, masked
 from maestro_celery_plugin.errors import BrokerError, EnsembleError, UnsupportedMaestroError
-from maestro_celery_plugin.maestro.hooks import TOUCHPOINTS
+from maestro_celery_plugin.maestro.touchpoints import TOUCHPOINTS
 from maestro_celery_plugin.plugins import plugin_manager
 from maestro_celery_plugin.study.session import Session
 
@@ -67,7 +67,7 @@ def examine(broker: str | None) -> Iterator[Finding]:
     yield Finding("plugin", f"maestro-celery-plugin {__version__}, Python {platform.python_version()}")
     yield from _versions()
     yield _entry()
-    yield from _guarded("Maestro hooks", _hooks)
+    yield from _guarded("touchpoints", _touchpoints)
     yield from _guarded("extensions", _extensions)
     yield _commands()
     yield from _guarded("broker", lambda: _broker(broker))
@@ -125,7 +125,7 @@ def _is_editable() -> bool:
     return '"editable": true' in text
 
 
-def _hooks() -> Finding:
+def _touchpoints() -> Finding:
     """Check that Maestro has every name that the plugin replaces."""
     missing = []
     for touchpoint in TOUCHPOINTS:
@@ -134,8 +134,8 @@ def _hooks() -> Finding:
         except (UnsupportedMaestroError, ImportError) as error:
             missing.append(str(error))
     if missing:
-        return Finding("Maestro hooks", f"{len(missing)} of {len(TOUCHPOINTS)} names are missing", missing[0])
-    return Finding("Maestro hooks", f"all {len(TOUCHPOINTS)} names exist")
+        return Finding("touchpoints", f"{len(missing)} of {len(TOUCHPOINTS)} names are missing", missing[0])
+    return Finding("touchpoints", f"all {len(TOUCHPOINTS)} names exist")
 
 
 def _extensions() -> Finding:

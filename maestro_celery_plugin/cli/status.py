@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from maestro_celery_plugin.report import sample_view, study_view
+from maestro_celery_plugin.report import failed_samples, status_view
 from maestro_celery_plugin.report.reader import StatusReader
 
 __all__ = ["command"]
@@ -29,11 +29,11 @@ def command(study: Path, watch: bool, failed: bool, limit: int, as_json: bool) -
     if as_json:
         click.echo(json.dumps(reader.read().to_json(), indent=1))
     elif failed:
-        sample_view.show_failed(reader, console, limit)
+        failed_samples.show_failed(reader, console, limit)
     elif watch:
         try:
-            study_view.watch(reader, console)
+            status_view.watch(reader, console)
         except KeyboardInterrupt:
             return  # the user ends `--watch` with Ctrl-C
     else:
-        study_view.show(reader, console)
+        status_view.show(reader, console)

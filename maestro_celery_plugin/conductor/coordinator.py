@@ -27,8 +27,8 @@ from maestro_celery_plugin.config.groups import serving_groups
 from maestro_celery_plugin.errors import BrokerError, EnsembleError
 from maestro_celery_plugin.states import RecordState
 from maestro_celery_plugin.study import conductor_lock
-from maestro_celery_plugin.study.layout import StudyPlan
 from maestro_celery_plugin.study.manifest import Manifest
+from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.session import Session
 
 __all__ = ["Coordinator", "active", "for_study"]
@@ -40,7 +40,7 @@ RESEND_DELAY_S = 2.0
 LOOK_INTERVAL_S = 0.1
 LOOK_LIMIT_S = 1.0
 MAINTENANCE_INTERVAL_S = 0.5
-# The substitute thread calls `_look` if Maestro has not called the coordinator for this long.
+# The substitute thread calls `_refresh` if Maestro has not called the coordinator for this long.
 AWAY_S = 1.5
 
 _COORDINATORS: dict[Path, Coordinator] = {}
@@ -94,11 +94,11 @@ class Coordinator:
         task_queues = {queue for group in groups.values() for queue in group.task_queues}
         self._publisher = Publisher(plan, self._session, self._records, task_queues)
         self._jobs: dict[str, StepRecord] = {}
-        self._care_at = 0.0
+        self._maintain_at = 0.0
         self._poll_end = clock.monotonic()
         self._closed = False
         self._access = threading.RLock()
-        self._looked_at = clock.monotonic()
+        self._refreshed_at = clock.monotonic()
         threading.Thread(target=self._run_substitute, name="substitute", daemon=True).start()
         atexit.register(self.close)
         _end_on_signals()
@@ -165,28 +165,28 @@ class Coordinator:
         return any(r.active and self._records.state(r) is not r.reported_state for r in self._records)
 
     def _run_substitute(self) -> None:
-        """Call `_look` while Maestro does not call the coordinator, so that samples are sent and workers start."""
+        """Call `_refresh` while Maestro does not call the coordinator, so that samples are sent and workers start."""
         while not self._closed:
             clock.sleep(MAINTENANCE_INTERVAL_S)
             with self._access:
-                if not self._closed and clock.monotonic() - self._looked_at > AWAY_S:
+                if not self._closed and clock.monotonic() - self._refreshed_at > AWAY_S:
                     self._refresh()
 
     @_exclusive
     def _refresh(self) -> None:
         """Apply new entries of the ledger; at intervals, check the broker and the workers."""
-        now = self._looked_at = clock.monotonic()
-        if now > self._care_at:
-            self._care_at = now + MAINTENANCE_INTERVAL_S
+        now = self._refreshed_at = clock.monotonic()
+        if now > self._maintain_at:
+            self._maintain_at = now + MAINTENANCE_INTERVAL_S
             # Separately, so that workers and allocations are checked even if the broker does not answer.
-            for care in (self._publisher.maintain, self._care_for_workers, self._resend_lost):
-                _try(care)
-            self._care_at = max(self._care_at, now + 10 * (clock.monotonic() - now))
+            for action in (self._publisher.maintain, self._maintain_workers, self._resend_lost):
+                _try(action)
+            self._maintain_at = max(self._maintain_at, now + 10 * (clock.monotonic() - now))
         _try(lambda: self._records.follow(skip=self._scaling.ended_workers))
         _try(self._send_due)
         _try(self._records.flush)
 
-    def _care_for_workers(self) -> None:
+    def _maintain_workers(self) -> None:
         try:
             has_lost = self._scaling.maintain()
         finally:
@@ -194,7 +194,7 @@ class Coordinator:
         if has_lost:
             self._publisher.resend_all()  # the dead workers may have received messages that they had not started
 
-    # --- care ---
+    # --- maintenance ---
 
     def _send_due(self) -> None:
         """Send the samples whose delay has passed, and the next suspect."""
@@ -217,7 +217,7 @@ class Coordinator:
             elif now - record.idle_since > RESEND_DELAY_S:
                 quiet.append(record)
         if quiet:
-            self._records.follow()  # unlike `_look`, include the workers that have left or died
+            self._records.follow()  # unlike `_refresh`, include the workers that have left or died
         for record in quiet:
             unassigned = record.unassigned(self._records.leased(record))
             if unassigned.any():
@@ -240,7 +240,7 @@ class Coordinator:
 
 
 def _try(action: Callable[[], None]) -> None:
-    """Run an action; log its error, because the next `_look` runs the action again."""
+    """Run an action; log its error, because the next `_refresh` runs the action again."""
     try:
         action()
     except (EnsembleError, OSError) as error:

@@ -17,7 +17,7 @@ from maestro_celery_plugin.conductor.step_record import MAX_RANGES, StepRecord, 
 from maestro_celery_plugin.conductor.step_records import StepRecords
 from maestro_celery_plugin.errors import BrokerError
 from maestro_celery_plugin.states import Outcome
-from maestro_celery_plugin.study.layout import StudyPlan
+from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.session import Session
 
 __all__ = ["Publisher"]
@@ -31,7 +31,7 @@ SOCKET_TIMEOUT_S = 5.0
 class Publisher:
     """The coordinator's connection to the broker.
 
-    If the broker does not answer, each call to `care` tries again to connect.
+    If the broker does not answer, each call to `maintain` tries again to connect.
 
     Args:
         plan: The study.

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from maestro_celery_plugin import clock
 from maestro_celery_plugin.batch.allocation import Allocation
-from maestro_celery_plugin.conductor.allocations import AllocationSource
+from maestro_celery_plugin.conductor.allocation_source import AllocationSource
 from maestro_celery_plugin.conductor.local_workers import LocalWorkers
 from maestro_celery_plugin.conductor.worker_sources import WorkerSource
 from maestro_celery_plugin.config.settings import WorkerGroupSettings

@@ -10,8 +10,9 @@ from typing import TypeAlias
 
 from maestro_celery_plugin.batch.base import BatchSystem
 from maestro_celery_plugin.batch.deadline import Deadline
-from maestro_celery_plugin.conductor.allocations import AllocationSource
-from maestro_celery_plugin.conductor.batch_jobs import AllocationRequest, BatchJobs, Jobs, ProcessJobs
+from maestro_celery_plugin.conductor.allocation_request import AllocationRequest
+from maestro_celery_plugin.conductor.allocation_source import AllocationSource
+from maestro_celery_plugin.conductor.batch_jobs import BatchJobs, Jobs, ProcessJobs
 from maestro_celery_plugin.conductor.local_workers import LocalWorkers
 from maestro_celery_plugin.config.groups import (
     LOCAL,
@@ -25,7 +26,7 @@ from maestro_celery_plugin.config.groups import (
 from maestro_celery_plugin.config.settings import EnsembleSettings
 from maestro_celery_plugin.errors import AllocationError
 from maestro_celery_plugin.plugins import batch_system, current_allocation
-from maestro_celery_plugin.study.layout import StudyPlan
+from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.session import Session
 from maestro_celery_plugin.study.worker_identity import worker_command
 
@@ -36,8 +37,8 @@ WorkerSource: TypeAlias = LocalWorkers | AllocationSource
 
 def config_of(settings: EnsembleSettings, name: str) -> GroupConfig:
     """Return the configuration of a worker group for workers that this process starts."""
-    held = current_allocation(batch_of(settings, settings.resources.workers[name]).type)
-    return group_config(settings, name, held.nodes if held else None)
+    current = current_allocation(batch_of(settings, settings.resources.workers[name]).type)
+    return group_config(settings, name, current.nodes if current else None)
 
 
 def shared_allocations(settings: EnsembleSettings) -> dict[str, list[str]]:
@@ -64,10 +65,10 @@ def _allocation_source(plan: StudyPlan, session: Session, allocation: str, names
     """Return the source of an allocation; if there is an allocation around this process, the workers start in it."""
     first = config_of(plan.settings, names[0])
     system = _system_of(first)
-    held = system.current_allocation(os.environ)
+    current = system.current_allocation(os.environ)
     jobs: Jobs = BatchJobs(system)
-    if held is not None:
-        jobs = ProcessJobs(held.job, Deadline.of(system, first, os.environ), jobs)
+    if current is not None:
+        jobs = ProcessJobs(current.job, Deadline.of(system, first, os.environ), jobs)
 
     def request(number: int) -> AllocationRequest:
         return request_for(plan, session, names, str(number))

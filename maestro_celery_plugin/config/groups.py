@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from maestro_celery_plugin.config import schema
+from maestro_celery_plugin.config import conversion
 from maestro_celery_plugin.config.resources import StepNeeds
 from maestro_celery_plugin.config.settings import BatchSettings, EnsembleSettings, StepFacts, WorkerGroupSettings
 from maestro_celery_plugin.config.walltime import seconds_of
@@ -98,7 +98,9 @@ def batch_of(settings: EnsembleSettings, group: WorkerGroupSettings) -> BatchSet
     """Return the batch settings that apply to a group: the keys of the group override those of the study."""
     values = {key: getattr(group, key) for key in ("nodes", "procs", "gpus")}
     overrides: dict[str, Any] = {key: value for key, value in values.items() if value is not None}
-    return schema.from_dict(BatchSettings, {**schema.to_dict(settings.batch), **(group.batch or {}), **overrides})
+    return conversion.from_dict(
+        BatchSettings, {**conversion.to_dict(settings.batch), **(group.batch or {}), **overrides}
+    )
 
 
 def nodes_of(batch: BatchSettings, current_nodes: int | None) -> int:

@@ -1,6 +1,6 @@
 """Settings: one frozen dataclass per YAML block, each key with its help text, default and unit.
 
-The JSON schema of a specification (`schema.py`) and the reference of keys in the README are derived from
+The JSON schema of a specification (`conversion.py`) and the reference of keys in the README are derived from
 these classes; there is no other list of keys.
 """
 

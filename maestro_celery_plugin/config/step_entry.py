@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from maestro_celery_plugin.config import schema
+from maestro_celery_plugin.config import conversion
 from maestro_celery_plugin.config.settings import StepSettings
 
 __all__ = ["SHELL_KEY", "STEP_KEY", "is_native", "step_settings"]
@@ -25,4 +25,4 @@ def is_native(run: Mapping[str, Any]) -> bool:
 
 def step_settings(run: Mapping[str, Any]) -> StepSettings:
     """Return the settings of a step from Maestro's `run` dictionary."""
-    return schema.from_dict(StepSettings, run[STEP_KEY]["settings"])
+    return conversion.from_dict(StepSettings, run[STEP_KEY]["settings"])

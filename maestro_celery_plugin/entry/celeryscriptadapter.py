@@ -4,9 +4,9 @@ Maestro executes it again whenever it searches for adapters (``load_module`` in
 ``maestrowf/interfaces/__init__.py``), so it only imports. Python executes the imported modules once.
 """
 
-from maestro_celery_plugin.maestro import hooks
+from maestro_celery_plugin.maestro import touchpoints
 from maestro_celery_plugin.maestro.adapter import CeleryScriptAdapter
 
 __all__ = ["CeleryScriptAdapter"]
 
-hooks.install()
+touchpoints.install()

@@ -31,7 +31,7 @@ class Kind(enum.IntEnum):
     LOST = 3
     """Coordinator: the attempt at sample `start` under this epoch ended with its worker; `code` is 1 when the
     sample cannot be the cause, for example because the conductor had ended as well."""
-    REOPENED = 4
+    RERUN = 4
     """Coordinator: outcomes of sample `start` under this or an earlier epoch are invalid; the sample runs again."""
     TAKEN = 5
     """Worker: a slot has taken the range."""

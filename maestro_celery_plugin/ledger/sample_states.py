@@ -87,7 +87,7 @@ class SampleStates:
         self._last = np.zeros(count, np.uint64)
         self._final = np.zeros(count, np.uint64)
         # The epoch up to which outcomes are invalid, and the entries to count again when this epoch changes.
-        self._reopened = np.zeros(0, np.uint32)
+        self._rerun_epoch = np.zeros(0, np.uint32)
         self._counted: list[Entries] = []
         self.epoch = 0
         self.cancelled_epoch = 0
@@ -98,7 +98,7 @@ class SampleStates:
         if not inside.all():
             entries = entries[inside]
         kinds = entries["kind"]
-        sent = entries[(kinds == Kind.SENT) | (kinds == Kind.CANCELLED) | (kinds == Kind.REOPENED)]
+        sent = entries[(kinds == Kind.SENT) | (kinds == Kind.CANCELLED) | (kinds == Kind.RERUN)]
         if len(sent):
             self.epoch = max(self.epoch, int(sent["epoch"].max()))
             cancelled = sent[sent["kind"] == Kind.CANCELLED]
@@ -109,7 +109,7 @@ class SampleStates:
         _advance(self.ended, entries, ended | lost | (kinds == Kind.STOPPED))
         self._end(entries, ended)
         self._count(entries[lost | (ended & _are_requests(entries["code"]))])
-        self._reopen(entries[kinds == Kind.REOPENED])
+        self._apply_reruns(entries[kinds == Kind.RERUN])
 
     def _end(self, entries: Entries, ended: np.ndarray[Any, Any]) -> None:
         if not ended.any():
@@ -138,18 +138,18 @@ class SampleStates:
             self._decide(entries["start"].astype(np.intp))
 
     def _add(self, entries: Entries) -> None:
-        if len(self._reopened):
-            entries = entries[entries["epoch"] > self._reopened[entries["start"]]]
+        if len(self._rerun_epoch):
+            entries = entries[entries["epoch"] > self._rerun_epoch[entries["start"]]]
         lost = (entries["kind"] == Kind.LOST) & (entries["code"] == 0)
         np.add.at(self.losses, entries["start"][lost], 1)
         np.add.at(self.requests, entries["start"][entries["kind"] == Kind.ENDED], 1)
 
-    def _reopen(self, entries: Entries) -> None:
+    def _apply_reruns(self, entries: Entries) -> None:
         if not len(entries):
             return
-        if not len(self._reopened):
-            self._reopened = np.zeros(len(self.outcome), np.uint32)
-        _advance(self._reopened, entries, np.ones(len(entries), bool))
+        if not len(self._rerun_epoch):
+            self._rerun_epoch = np.zeros(len(self.outcome), np.uint32)
+        _advance(self._rerun_epoch, entries, np.ones(len(entries), bool))
         self.losses[:] = self.requests[:] = 0
         for counted in self._counted:
             self._add(counted)
@@ -159,8 +159,8 @@ class SampleStates:
         """Set the outcome of samples: the outcome of an attempt, or failure after too many losses or requests."""
         final = self._final[samples]
         outcome = (final & _OUTCOME_MASK).astype(np.uint8)
-        if len(self._reopened):
-            outcome[final >> _OUTCOME_BITS <= self._reopened[samples]] = Outcome.OPEN
+        if len(self._rerun_epoch):
+            outcome[final >> _OUTCOME_BITS <= self._rerun_epoch[samples]] = Outcome.OPEN
         exhausted = (self.losses[samples] >= POISON_LIMIT) | (self.requests[samples] > self._max_retries)
         outcome[exhausted & (outcome == Outcome.OPEN)] = Outcome.FAILED
         self.outcome[samples] = outcome

@@ -17,7 +17,7 @@ from maestro_celery_plugin.maestro.native_steps import NativeSteps
 from maestro_celery_plugin.plugins import batch_system
 from maestro_celery_plugin.report.reader import StatusReader
 from maestro_celery_plugin.study.conductor_lock import has_conductor
-from maestro_celery_plugin.study.layout import CANCEL_REQUEST, StudyPlan
+from maestro_celery_plugin.study.plan import CANCEL_REQUEST, StudyPlan
 from maestro_celery_plugin.study.session import Session
 
 __all__ = ["cancel_all", "cancel_orphans"]
@@ -68,14 +68,14 @@ def cancel_orphans(plan: StudyPlan) -> list[str]:
     if not sentences:
         return ["This study has no conductor, and no workers or jobs."]
     resume = f"`maestro-celery resume {plan.root}` would continue it."
-    return ["This study has no conductor; its workers and jobs are cancelled:", *sentences, resume]
+    return ["This study has no conductor. Its workers and jobs are cancelled:", *sentences, resume]
 
 
 def _cancel(plan: StudyPlan) -> Iterator[str]:
     Session(plan.session).request_stop()
     workers = [worker for worker in StatusReader(plan.root).read().workers if worker.state not in ("dead", "awaited")]
     if workers:
-        yield f"{len(workers)} {'worker was' if len(workers) == 1 else 'workers were'} requested to end."
+        yield f"{len(workers)} {'worker was' if len(workers) == 1 else 'workers were'} asked to end."
     groups = plan.settings.resources.workers.items()
     types = {allocation_name(name, group): batch_of(plan.settings, group).type for name, group in groups}
     for allocation in read_allocations(plan.allocations):

@@ -6,7 +6,6 @@ The samples and the session are such a dependency; its errors stop the launch.
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
 import os
 import re
@@ -27,41 +26,13 @@ from maestro_celery_plugin.config.groups import (
 )
 from maestro_celery_plugin.config.settings import EnsembleSettings
 from maestro_celery_plugin.errors import SpecificationError, StudyError
-from maestro_celery_plugin.files import is_locked
+from maestro_celery_plugin.maestro.launch_options import OPTIONS
 from maestro_celery_plugin.maestro.sample_generation import with_samples
 from maestro_celery_plugin.plugins import batch_system
-from maestro_celery_plugin.study.layout import StudyPlan
+from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.session import BrokerLocation, Session
 
-__all__ = ["OPTIONS", "EnsembleDependency", "LaunchOptions", "check_launch"]
-
-
-@dataclasses.dataclass
-class LaunchOptions:
-    """The options of `maestro run` for ensembles; the argument parser sets them (`hooks.py`)."""
-
-    launching: bool = False
-    broker: str | None = None
-    broker_host: str | None = None
-    dry_run: bool = False
-    parameter_generator: bool = False
-
-
-OPTIONS = LaunchOptions()
-
-
-def check_output(directory: str | None) -> None:
-    """Check that `maestro run --out` does not overwrite a study that is running.
-
-    Raises:
-        StudyError: the study in this directory is running.
-    """
-    lock = Path(directory or "", "merlin_info", "conductor.lock")
-    if directory and is_locked(lock):
-        raise StudyError(
-            f"--out: a study is running in '{directory}'; cancel it with `maestro cancel {directory}`, or use another "
-            "directory."
-        )
+__all__ = ["EnsembleDependency", "check_launch"]
 
 
 def check_launch(settings: EnsembleSettings, file: str) -> None:
@@ -72,7 +43,7 @@ def check_launch(settings: EnsembleSettings, file: str) -> None:
         BrokerError: the broker cannot be used.
     """
     if OPTIONS.launching and not OPTIONS.dry_run:
-        # Imported in functions only: the broker imports Celery, which would slow down a study without an ensemble.
+        # Imported in functions only: the broker imports Celery, which a dry run does not need.
         from maestro_celery_plugin.broker import choice as broker
         from maestro_celery_plugin.broker.private import check_address
 

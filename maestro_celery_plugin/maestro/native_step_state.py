@@ -1,4 +1,4 @@
-"""Traces of native steps: the state of steps that Maestro runs, stored for a later conductor.
+"""The state of native steps, which Maestro runs, stored for a later conductor.
 
 merlin_info/plain/<step record>/
   finished    exists when the step record has finished

@@ -22,7 +22,7 @@ from maestrowf.interfaces import ScriptAdapterFactory
 from maestrowf.interfaces.script import SubmissionRecord
 
 from maestro_celery_plugin.conductor.batch_jobs import BatchJobs
-from maestro_celery_plugin.config import schema
+from maestro_celery_plugin.config import conversion
 from maestro_celery_plugin.config.settings import BatchSettings
 from maestro_celery_plugin.config.step_entry import SHELL_KEY
 from maestro_celery_plugin.config.tokens import substitute
@@ -32,7 +32,7 @@ from maestro_celery_plugin.plugins import batch_system
 from maestro_celery_plugin.samples.paths import SamplePaths
 from maestro_celery_plugin.samples.token_values import study_values
 from maestro_celery_plugin.study import conductor_lock
-from maestro_celery_plugin.study.layout import StudyPlan
+from maestro_celery_plugin.study.plan import StudyPlan
 
 __all__ = ["NativeJob", "NativeSteps", "adapter_of"]
 
@@ -76,7 +76,7 @@ def adapter_of(batch: BatchSettings, shell: str | None = None) -> ScriptAdapter:
         return ScriptAdapterFactory.get_adapter("local")(**keywords)
     # Maestro's adapters query the jobs of $USER (slurmscriptadapter.py:278), which cron does not set.
     os.environ.setdefault("USER", getpass.getuser())
-    keys = {key: value for key, value in schema.to_dict(batch).items() if key != "type"}
+    keys = {key: value for key, value in conversion.to_dict(batch).items() if key != "type"}
     if batch.nodes == "all":  # for an allocation of workers; a batch job needs a number
         del keys["nodes"]
     return ScriptAdapterFactory.get_adapter(system.adapter)(**keys | system.adapter_arguments(batch) | keywords)

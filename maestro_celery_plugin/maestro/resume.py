@@ -23,15 +23,15 @@ from maestro_celery_plugin.ledger.sample_states import SampleStates
 from maestro_celery_plugin.ledger.writer import LedgerWriter
 from maestro_celery_plugin.states import Outcome
 from maestro_celery_plugin.study.conductor_lock import LOCK_LIMIT_S, file_lock, has_conductor
-from maestro_celery_plugin.study.layout import StudyPlan
 from maestro_celery_plugin.study.manifest import Manifest
+from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.session import BrokerLocation, Session
 
-__all__ = ["reopen_failed", "resume"]
+__all__ = ["rerun_failed", "resume"]
 
 _START_LIMIT_S = 30.0
 _IS_CONDUCTED = (
-    "A conductor of the study '{study}' runs or starts; `maestro-celery status {study}` shows the progress, "
+    "A conductor of the study '{study}' is running or starting; `maestro-celery status {study}` shows the progress, "
     "`maestro cancel {study}` cancels the study."
 )
 
@@ -69,12 +69,12 @@ def resume(
         raise StudyError(f"The study '{plan.root}' was a dry run; it has no steps to continue.")
     try:
         with FileLock(plan.info / "resume.lock").acquire(timeout=0):
-            reopened = _prepare(plan, broker, broker_host, failed=failed)
+            rerun = _prepare(plan, broker, broker_host, failed=failed)
             process = _start_conductor(plan, sleep_s)
             _await_conductor(plan, process)
     except Timeout as cause:
         raise StudyError(_IS_CONDUCTED.format(study=plan.root)) from cause
-    return process.wait() if foreground else reopened
+    return process.wait() if foreground else rerun
 
 
 def _prepare(plan: StudyPlan, broker: str | None, broker_host: str | None, *, failed: bool) -> int:
@@ -94,7 +94,7 @@ def _prepare(plan: StudyPlan, broker: str | None, broker_host: str | None, *, fa
             session.write_broker_host(host)
         plan.cancel_request.unlink(missing_ok=True)
         session.revoke_stop()
-        return reopen_failed(plan) if failed else 0
+        return rerun_failed(plan) if failed else 0
 
 
 def _prepare_broker(session: Session, url: str | None) -> None:
@@ -111,7 +111,7 @@ def _prepare_broker(session: Session, url: str | None) -> None:
         session.write_broker(BrokerLocation(url=choice.url))
 
 
-def reopen_failed(plan: StudyPlan) -> int:
+def rerun_failed(plan: StudyPlan) -> int:
     """Record in the ledger that the failed samples of a study run again; return the number of these samples."""
     entries = read_ledger(plan.ledger)
     writer = LedgerWriter(plan.ledger / f"{COORDINATOR}{SUFFIX}")
@@ -121,7 +121,7 @@ def reopen_failed(plan: StudyPlan) -> int:
         samples.apply(entries[entries["record"] == manifest.number])
         failed = np.flatnonzero(np.isin(samples.outcome, (Outcome.FAILED, Outcome.HARD_FAILED)))
         for sample in failed:
-            writer.append(Kind.REOPENED, manifest.number, samples.epoch, int(sample))
+            writer.append(Kind.RERUN, manifest.number, samples.epoch, int(sample))
         count += len(failed)
     writer.close()
     return count

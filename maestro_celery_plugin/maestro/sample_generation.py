@@ -13,7 +13,7 @@ from maestro_celery_plugin.config.tokens import substitute
 from maestro_celery_plugin.errors import SampleError
 from maestro_celery_plugin.files import tail
 from maestro_celery_plugin.plugins import open_table
-from maestro_celery_plugin.study.layout import StudyPlan
+from maestro_celery_plugin.study.plan import StudyPlan
 
 __all__ = ["with_samples"]
 

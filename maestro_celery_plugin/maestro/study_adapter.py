@@ -21,10 +21,10 @@ from maestro_celery_plugin.errors import EnsembleError, StudyError
 from maestro_celery_plugin.maestro.native_steps import NativeJob, NativeSteps
 from maestro_celery_plugin.plugins import open_table
 from maestro_celery_plugin.states import MAESTRO_STATES
-from maestro_celery_plugin.study.layout import StudyPlan
 from maestro_celery_plugin.study.manifest import Manifest
 from maestro_celery_plugin.study.manifest_builder import build_manifest
-from maestro_celery_plugin.worker.attempt import Runner
+from maestro_celery_plugin.study.plan import StudyPlan
+from maestro_celery_plugin.worker.sample_directory import SampleDirectories
 
 __all__ = ["EXTENSION", "StudyAdapter"]
 
@@ -163,6 +163,6 @@ def _only_conductor() -> Iterator[None]:
 def _write_first_sample(manifest: Manifest) -> None:
     """Write the script of the first sample, which a user can read after a dry run."""
     table = open_table(Path(str(manifest.table)), manifest.labels, Path(manifest.index_cache))
-    runner = Runner(manifest, table.row)
-    Path(runner.directory(0)).mkdir(parents=True, exist_ok=True)
-    runner.write_script(0, again=False)
+    directories = SampleDirectories(manifest, table.row)
+    Path(directories.path(0)).mkdir(parents=True, exist_ok=True)
+    directories.write_script(0, again=False)

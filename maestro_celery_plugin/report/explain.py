@@ -13,7 +13,7 @@ from maestro_celery_plugin.report.model import StepStatus, StudyState, StudyStat
 from maestro_celery_plugin.report.reader import StatusReader
 from maestro_celery_plugin.spec.dag import ALL_COMBINATIONS
 from maestro_celery_plugin.states import AllocationState
-from maestro_celery_plugin.study.layout import StudyPlan
+from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.reasons import Reason, read_reasons
 from maestro_celery_plugin.study.session import Session
 from maestro_celery_plugin.study.status_csv import FINAL_STATES

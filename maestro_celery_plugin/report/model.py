@@ -1,4 +1,4 @@
-"""The model of a study's status: `reader.py` builds it, `study_view.py` shows it."""
+"""The model of a study's status: `reader.py` builds it, `status_view.py` shows it."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Sample tables and the directories of samples."""
+"""Sample tables, and the paths of samples."""

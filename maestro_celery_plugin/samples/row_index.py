@@ -107,7 +107,7 @@ class _Rows:
             except csv.Error as cause:
                 raise SampleError(
                     f"merlin.samples.file: row {self._count} of '{self._path}' (line {self._line_number(start)}) "
-                    f"is not valid csv: {cause}."
+                    f"is not valid csv: {cause}; check the quotes."
                 ) from cause
             if row is None:
                 return _as_array(offsets)

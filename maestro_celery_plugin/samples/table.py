@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from maestro_celery_plugin.config import schema
+from maestro_celery_plugin.config import conversion
 from maestro_celery_plugin.errors import SampleError
 from maestro_celery_plugin.files import write_atomically
 
@@ -85,9 +85,9 @@ def recorded_identity(path: Path, cache: Path) -> FileIdentity:
     identity = FileIdentity.of(path)
     stored = cache / f"{identity.path_key}.json"
     try:
-        first = schema.from_json(FileIdentity, stored.read_text())
+        first = conversion.from_json(FileIdentity, stored.read_text())
     except FileNotFoundError:
-        write_atomically(stored, schema.to_json(identity))
+        write_atomically(stored, conversion.to_json(identity))
         return identity
     if identity != first:
         raise _changed(first.path)

@@ -9,9 +9,9 @@ import shutil
 from collections.abc import Iterator, Mapping, Set
 from typing import Any
 
-from maestro_celery_plugin.config import schema
+from maestro_celery_plugin.config import conversion
 from maestro_celery_plugin.config.groups import LOCAL
-from maestro_celery_plugin.config.problems import nearest, problems
+from maestro_celery_plugin.config.schema_errors import nearest, problems
 from maestro_celery_plugin.config.settings import BatchSettings, MerlinSettings, StepSettings
 from maestro_celery_plugin.config.step_entry import SHELL_KEY
 from maestro_celery_plugin.config.tokens import RESERVED, names_in
@@ -35,7 +35,7 @@ LOGGER = logging.getLogger(__name__)
 BLOCKS = ("description", "batch", "env", "study", "global.parameters", "merlin", "user")
 # Batch systems whose adapter in Maestro ignores the shell (lsfscriptadapter.py:70).
 IGNORES_SHELL = ("lsf", "lsf-srun")
-STEP_SETTING_KEYS = schema.keys_of(StepSettings)
+STEP_SETTING_KEYS = conversion.keys_of(StepSettings)
 MAESTRO_TOKENS = ("LAUNCHER", "WORKSPACE", "SPECROOT", "OUTPUT_PATH")
 _CAPITALS = re.compile(r"[A-Z][A-Z0-9_]*")
 
@@ -108,7 +108,7 @@ def check_content(data: Mapping[str, Any], maestro: Mapping[str, Any], file: str
     for number, step in enumerate(data["study"]):
         _check_step(step, number, maestro["STUDY_STEP"], file)
     check_graph(data, file)
-    check_block(data.get("merlin") or {}, schema.json_schema(MerlinSettings), file, "merlin")
+    check_block(data.get("merlin") or {}, conversion.json_schema(MerlinSettings), file, "merlin")
     _check_names(data, file)
 
 
@@ -128,7 +128,7 @@ def check_batch(block: Any, file: str, where: str) -> None:
     Raises:
         SpecificationError: the block is invalid; the message contains the first problem only.
     """
-    block_schema = schema.json_schema(BatchSettings)
+    block_schema = conversion.json_schema(BatchSettings)
     block_schema["properties"]["type"]["enum"] = [LOCAL, *batch_systems()]
     check_block(block, block_schema, file, where)
 
@@ -148,8 +148,8 @@ def _check_parameters(parameters: Mapping[str, Any], parameter_schema: Mapping[s
         label = str(parameter.get("label"))
         if "%%" not in label and len({str(value) for value in parameter["values"]}) > 1:
             LOGGER.warning(
-                "%s: %s.label: '%s' has no '%%%%' for the value. Step records that differ only in %s have the same "
-                "name, and Maestro runs only one of them.",
+                "%s: %s.label: '%s' has no '%%%%' for the value; add it. Otherwise, step records that differ only "
+                "in %s have the same name, and Maestro runs only one of them.",
                 file, where, label, name,
             )  # fmt: skip
 
@@ -160,7 +160,7 @@ def _check_step(step: Any, number: int, maestro: Mapping[str, Any], file: str) -
         where = f"study.{step['name']}"
     check_block(step, {**maestro, "properties": {**maestro["properties"], "run": {"type": "object"}}}, file, where)
     run = maestro["properties"]["run"]
-    properties = {**run["properties"], **schema.json_schema(StepSettings)["properties"]}
+    properties = {**run["properties"], **conversion.json_schema(StepSettings)["properties"]}
     check_block(step["run"], {**run, "properties": properties}, file, f"{where}.run")
     check_batch(step["run"].get("batch", {}), file, f"{where}.run.batch")
     _check_shell(step["run"].get("shell"), file, f"{where}.run.shell")

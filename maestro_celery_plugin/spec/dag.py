@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from maestro_celery_plugin.config.problems import nearest
+from maestro_celery_plugin.config.schema_errors import nearest
 from maestro_celery_plugin.errors import SpecificationError
 
 __all__ = ["ALL_COMBINATIONS", "check_graph"]
@@ -96,7 +96,8 @@ def _ancestors(name: str, parents: dict[str, list[str]]) -> set[str]:
 def _check_acyclic(name: str, parents: dict[str, list[str]], path: tuple[str, ...], file: str) -> None:
     if name in path:
         cycle = " -> ".join((*path[path.index(name) :], name))
-        raise SpecificationError.at(file, f"study.{name}.run.depends", f"these steps depend on each other: {cycle}.")
+        problem = "the step depends on itself." if len(path) == 1 else f"these steps depend on each other: {cycle}."
+        raise SpecificationError.at(file, f"study.{name}.run.depends", problem)
     for parent in parents[name]:
         _check_acyclic(parent, parents, (*path, name), file)
     parents[name] = []  # checked: the step is not in a cycle

@@ -13,10 +13,10 @@ from typing import Any
 
 from maestro_celery_plugin.batch.base import BatchSystem
 from maestro_celery_plugin.batch.packing import slot_count
-from maestro_celery_plugin.config import schema
+from maestro_celery_plugin.config import conversion
 from maestro_celery_plugin.config.groups import LOCAL, allocation_name, batch_of, is_for_this_machine, nodes_of
-from maestro_celery_plugin.config.problems import nearest
 from maestro_celery_plugin.config.resources import StepNeeds
+from maestro_celery_plugin.config.schema_errors import nearest
 from maestro_celery_plugin.config.settings import BatchSettings, EnsembleSettings, StepSettings, WorkerGroupSettings
 from maestro_celery_plugin.config.tokens import names_in
 from maestro_celery_plugin.config.walltime import clock_text, seconds_of
@@ -28,7 +28,7 @@ __all__ = ["check_resources", "step_needs"]
 
 LOGGER = logging.getLogger(__name__)
 
-_STEP_KEYS = schema.keys_of(StepSettings)
+_STEP_KEYS = conversion.keys_of(StepSettings)
 # Batch types whose adapter in Maestro requires a walltime (lsfscriptadapter.py:127).
 _NEED_WALLTIME = ("lsf", "lsf-srun")
 # The time that workers need before they start samples, in seconds.
@@ -47,7 +47,7 @@ def step_needs(settings: EnsembleSettings, step: Mapping[str, Any], file: str) -
         SpecificationError: a value is not a number, or a launch requests more than its step.
     """
     own = {key: value for key, value in step["run"].items() if key in _STEP_KEYS}
-    if batch_type_of(settings, schema.from_dict(StepSettings, own)) == LOCAL:
+    if batch_type_of(settings, conversion.from_dict(StepSettings, own)) == LOCAL:
         return StepNeeds()
     try:
         return needs_of(step["run"])

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterable, Mapping, Set
 from typing import Any
 
-from maestro_celery_plugin.config.problems import nearest
+from maestro_celery_plugin.config.schema_errors import nearest
 from maestro_celery_plugin.config.settings import (
     DEFAULT_GROUP,
     DEFAULT_TASK_QUEUE,
@@ -16,8 +16,8 @@ from maestro_celery_plugin.config.settings import (
 )
 from maestro_celery_plugin.config.tokens import names_in, substitute
 from maestro_celery_plugin.errors import SpecificationError
+from maestro_celery_plugin.spec.celery_options import check_celery_options
 from maestro_celery_plugin.spec.checks import check_batch
-from maestro_celery_plugin.spec.worker_args import check_worker_args
 
 __all__ = ["check_groups", "native_steps", "served_queues", "task_queues", "with_task_queues"]
 
@@ -73,8 +73,8 @@ def _expanded(queue: str, parameters: Mapping[str, Any], file: str, where: str) 
         raise SpecificationError.at(
             file,
             where,
-            f"$({unknown[0]}) in '{queue}' is neither a variable of env nor a parameter, so the task "
-            f"queue is unknown; {nearest(unknown[0], parameters)}",
+            f"$({unknown[0]}) in '{queue}' is neither a variable of env nor a parameter, so the "
+            f"task queue of the workers is unknown; {nearest(unknown[0], parameters)}",
         )
     return tuple(dict.fromkeys(substitute(queue, row) for row in rows))
 
@@ -114,7 +114,7 @@ def check_groups(resources: ResourceSettings, queues: StepQueues, data: Mapping[
                     raise SpecificationError.at(file, f"{where}.task_queues", found)
         if group.batch:
             check_batch(group.batch, file, f"{where}.batch")
-        check_worker_args(group.args, file, f"{where}.args")
+        check_celery_options(group.args, file, f"{where}.args")
 
 
 def _check_steps(group: WorkerGroupSettings, steps: tuple[str, ...], file: str, where: str) -> None:

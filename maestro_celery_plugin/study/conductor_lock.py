@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from maestro_celery_plugin import clock
 from maestro_celery_plugin.errors import StudyError
 from maestro_celery_plugin.files import is_locked
-from maestro_celery_plugin.study.layout import StudyPlan
+from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.session import Session
 
 __all__ = ["LOCK_LIMIT_S", "ConductorLock", "acquire", "file_lock", "has_conductor", "take_poll_request"]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from maestro_celery_plugin import clock
-from maestro_celery_plugin.config import schema
+from maestro_celery_plugin.config import conversion
 from maestro_celery_plugin.files import read_text, write_atomically
 
 __all__ = ["SILENCE_LIMIT_S", "ConductorWatch", "Heartbeat", "Heartbeats"]
@@ -69,7 +69,7 @@ class Heartbeats:
 
     def write(self, heartbeat: Heartbeat) -> None:
         """Store the heartbeat of a worker."""
-        write_atomically(self.path_of(heartbeat.name), schema.to_json(heartbeat), mode=0o600)
+        write_atomically(self.path_of(heartbeat.name), conversion.to_json(heartbeat), mode=0o600)
 
     def path_of(self, name: str) -> Path:
         """Return the file with the heartbeat of a worker."""
@@ -109,7 +109,7 @@ class Heartbeats:
 def _read(path: Path) -> Heartbeat | None:
     """Return the heartbeat in a file; None if it was removed, or is empty after a crash of its machine."""
     try:
-        return schema.from_json(Heartbeat, read_text(path))
+        return conversion.from_json(Heartbeat, read_text(path))
     except (FileNotFoundError, ValueError):
         return None
 

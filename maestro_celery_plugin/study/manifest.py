@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from maestro_celery_plugin.config import schema
+from maestro_celery_plugin.config import conversion
 from maestro_celery_plugin.config.resources import StepNeeds
 from maestro_celery_plugin.files import write_atomically
 from maestro_celery_plugin.samples.paths import SamplePaths
@@ -71,7 +71,7 @@ class Manifest:
     def write(self, path: Path) -> None:
         """Store the manifest."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, schema.to_json(self))
+        write_atomically(path, conversion.to_json(self))
 
     @classmethod
     def read(cls, path: Path) -> Manifest:
@@ -81,7 +81,7 @@ class Manifest:
             OSError: the file cannot be read.
             ValueError: the file is not a manifest.
         """
-        return schema.from_json(cls, path.read_text())
+        return conversion.from_json(cls, path.read_text())
 
     @classmethod
     def read_all(cls, directory: Path) -> list[Manifest]:

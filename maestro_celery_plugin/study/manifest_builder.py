@@ -15,8 +15,8 @@ from maestro_celery_plugin.errors import AllocationError, SpecificationError
 from maestro_celery_plugin.samples.paths import SamplePaths
 from maestro_celery_plugin.samples.token_values import study_values
 from maestro_celery_plugin.spec.launcher import batch_type_of, launches, needs_of, with_launcher
-from maestro_celery_plugin.study.layout import StudyPlan
 from maestro_celery_plugin.study.manifest import Manifest
+from maestro_celery_plugin.study.plan import StudyPlan
 
 __all__ = ["build_manifest"]
 
@@ -37,7 +37,6 @@ def build_manifest(plan: StudyPlan, step: Any, workspace: str) -> Manifest:
     """
     entry, settings = step.run[STEP_KEY], step_settings(step.run)
     scripts = _Scripts(plan, step)
-    samples = plan.settings.samples
     sampled = bool(entry["sampled"])
     return Manifest(
         number=0,
@@ -50,7 +49,7 @@ def build_manifest(plan: StudyPlan, step: Any, workspace: str) -> Manifest:
         shell=scripts.shell,
         sampled=sampled,
         samples=plan.rows if sampled else 1,
-        labels=list(samples.column_labels) if samples and sampled else [],
+        labels=_column_labels(plan) if sampled else [],
         table=str(plan.table) if sampled else None,
         index_cache=str(plan.info),
         level_max_dirs=plan.level_max_dirs,
@@ -62,6 +61,11 @@ def build_manifest(plan: StudyPlan, step: Any, workspace: str) -> Manifest:
         needs=scripts.needs,
         launches=scripts.launch,
     )
+
+
+def _column_labels(plan: StudyPlan) -> list[str]:
+    samples = plan.settings.samples
+    return list(samples.column_labels) if samples else []
 
 
 def _time_request(step: Any, text: str | int | None) -> int | None:

@@ -23,7 +23,7 @@ from typing import Annotated
 
 from pydantic import AliasChoices, Field
 
-from maestro_celery_plugin.config import schema
+from maestro_celery_plugin.config import conversion
 from maestro_celery_plugin.config.groups import GroupConfig
 from maestro_celery_plugin.errors import StudyError
 from maestro_celery_plugin.files import read_text, write_atomically
@@ -93,12 +93,12 @@ class Session:
 
     def write_broker(self, location: BrokerLocation) -> None:
         """Store the location of the broker, with its password."""
-        self._write("broker.json", schema.to_json(location))
+        self._write("broker.json", conversion.to_json(location))
 
     def read_broker(self) -> BrokerLocation | None:
         """Return the location of the broker; None without a broker, or if a crash has emptied the file."""
         try:
-            return schema.from_json(BrokerLocation, read_text(self.path / "broker.json"))
+            return conversion.from_json(BrokerLocation, read_text(self.path / "broker.json"))
         except (FileNotFoundError, ValueError):
             return None
 
@@ -126,7 +126,7 @@ class Session:
         """Store the configuration of a worker group."""
         path = self._group_path(group.group)
         path.parent.mkdir(exist_ok=True)
-        write_atomically(path, schema.to_json(group))
+        write_atomically(path, conversion.to_json(group))
 
     def has_group(self, name: str) -> bool:
         """Tell whether the configuration of a worker group is stored."""
@@ -139,7 +139,7 @@ class Session:
             StudyError: the session has no such group, or has ended.
         """
         try:
-            return schema.from_json(GroupConfig, read_text(self._group_path(name)))
+            return conversion.from_json(GroupConfig, read_text(self._group_path(name)))
         except (OSError, ValueError) as cause:
             reason = cause.strerror if isinstance(cause, OSError) else "it was written by another version"
             raise StudyError(

@@ -1,4 +1,4 @@
-"""An attempt: one execution of one sample, from its directory to its exit code."""
+"""An attempt: one execution of one sample, from its start to its exit code."""
 
 from __future__ import annotations
 
@@ -9,98 +9,34 @@ import shlex
 import signal
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 from maestro_celery_plugin import clock
-from maestro_celery_plugin.config.tokens import Template
 from maestro_celery_plugin.hookspecs import Attempt
-from maestro_celery_plugin.samples.token_values import sample_values
 from maestro_celery_plugin.states import ExitCode
 from maestro_celery_plugin.study.manifest import Manifest
+from maestro_celery_plugin.worker.sample_directory import CannotRunError, SampleDirectories
 
-__all__ = ["KILL_AFTER_S", "CannotRunError", "Runner", "RunningAttempt"]
+__all__ = ["KILL_AFTER_S", "Runner", "RunningAttempt"]
 
 # Seconds between SIGTERM and SIGKILL for an attempt that the worker ends.
 KILL_AFTER_S = 5.0
 
 
-class CannotRunError(Exception):
-    """A sample cannot start, for example because the disk is full or the interpreter does not exist."""
-
-    def __init__(self, cause: OSError) -> None:
-        super().__init__(str(cause))
-        self.errno = cause.errno or 0
-
-
 class Runner:
-    """Runs the samples of one step record; several threads may use it.
+    """Starts the samples of one step record; several threads may use it.
 
     Args:
         manifest: The step record.
         row: Returns the values of a sample.
+
+    Attributes:
+        directories: The directories and scripts of the samples.
     """
 
     def __init__(self, manifest: Manifest, row: Callable[[int], Sequence[str]]) -> None:
-        self._manifest, self._row = manifest, row
-        # A slot needs a path several times while the sample runs, and not after its end.
-        self._path_of = functools.lru_cache(maxsize=256)(manifest.paths.of)
-        names = (*manifest.labels, "MERLIN_SAMPLE_ID", "MERLIN_SAMPLE_PATH", "MERLIN_SAMPLE_VECTOR")
-        names = (*names, "MERLIN_SAMPLE_NAMES") if manifest.sampled else ()
-        self._templates = {
-            again: Template(f"#!{manifest.shell}\n\n{text}\n", names)
-            for again, text in ((False, manifest.cmd), (True, manifest.restart))
-        }
+        self._manifest = manifest
         self._interpreter = shlex.split(manifest.shell)
-
-    def directory(self, sample: int) -> str:
-        """Return the directory in which a sample runs."""
-        path = self._path_of(sample) if self._manifest.sampled else "."
-        return self._manifest.workspace if path == "." else f"{self._manifest.workspace}/{path}"
-
-    def claim(self, sample: int) -> bool:
-        """Write the script of a sample unless it exists; return whether this call has written it.
-
-        The process that creates the script owns the first attempt: if two workers have the same message, only one of
-        them creates it. If a record is not sampled or has one sample, its script already exists, and this method
-        returns False.
-
-        Raises:
-            CannotRunError: there is no space or no permission for the script.
-        """
-        directory = self.directory(sample)
-        if directory == self._manifest.workspace:
-            return False
-        try:
-            _make_directory(directory)
-            self._write(sample, directory, ".sh", again=False, flags=os.O_EXCL)
-        except FileExistsError:
-            return False
-        except OSError as cause:
-            raise CannotRunError(cause) from cause
-        return True
-
-    def write_script(self, sample: int, *, again: bool) -> str:
-        """Write the script of a sample, with `cmd` or `restart`, and return its path."""
-        suffix = ".restart.sh" if again else ".sh"
-        return self._write(sample, self.directory(sample), suffix, again=again, flags=os.O_TRUNC)
-
-    def _write(self, sample: int, directory: str, suffix: str, *, again: bool, flags: int) -> str:
-        values = {}
-        if self._manifest.sampled:
-            values = sample_values(self._manifest.labels, self._row(sample), sample, self._path_of(sample))
-        script = f"{directory}/{self._manifest.script}{suffix}"
-        text = self._templates[again].fill(values).encode()
-        descriptor = os.open(script, os.O_WRONLY | os.O_CREAT | flags, 0o755)
-        try:
-            while text:
-                text = text[os.write(descriptor, text) :]
-        except OSError:
-            if flags & os.O_EXCL:  # the script of an earlier attempt stays: it shows that the sample was started
-                Path(script).unlink()
-            raise
-        finally:
-            os.close(descriptor)
-        return script
+        self.directories = SampleDirectories(manifest, row)
 
     def start(
         self, sample: int, *, first: bool, again: bool = False, environment: Mapping[str, str] | None = None
@@ -109,7 +45,7 @@ class Runner:
 
         Args:
             sample: Index of the sample; its directory exists.
-            first: Whether `claim` has created the script, so that the sample has no outputs yet.
+            first: Whether `SampleDirectories.claim` has created the script, so that the sample has no outputs yet.
             again: Whether the attempt runs `restart` instead of `cmd`.
             environment: The environment; None for the environment of this process.
 
@@ -117,18 +53,18 @@ class Runner:
             CannotRunError: the sample cannot start.
         """
         outputs: list[_Output] = []
-        directory = self.directory(sample)
+        stem = self.directories.stem(sample)
         try:
-            script = f"{directory}/{self._manifest.script}.sh" if first else self.write_script(sample, again=again)
+            script = f"{stem}.sh" if first else self.directories.write_script(sample, again=again)
             header = "" if first else _header(again=again)
             for suffix in ("out", "err"):
-                outputs.append(_Output(f"{directory}/{self._manifest.script}.{suffix}", header))
+                outputs.append(_Output(f"{stem}.{suffix}", header))
             begin = clock.monotonic()
             # The script is an argument of the interpreter: executing a file fails with ETXTBSY while the child of
             # another thread still has it open for writing.
             process = subprocess.Popen(
                 [*self._interpreter, script],
-                cwd=directory,
+                cwd=self.directories.path(sample),
                 env=environment,
                 stdin=_dev_null(),
                 stdout=outputs[0].descriptor,
@@ -145,15 +81,6 @@ class Runner:
 @functools.lru_cache(maxsize=1)
 def _dev_null() -> int:
     return os.open(os.devnull, os.O_RDONLY)
-
-
-def _make_directory(directory: str) -> None:
-    try:
-        os.mkdir(directory)  # noqa: PTH102 (a Path costs time, for each sample)
-    except FileExistsError:
-        return
-    except FileNotFoundError:
-        Path(directory).mkdir(parents=True, exist_ok=True)
 
 
 def _header(*, again: bool) -> str:

@@ -17,8 +17,8 @@ from maestro_celery_plugin.broker.app import make_app, queue_for
 from maestro_celery_plugin.broker.choice import check_reachable
 from maestro_celery_plugin.errors import EnsembleError, WorkerError
 from maestro_celery_plugin.plugins import batch_system
-from maestro_celery_plugin.processes import ProcessId, host_name
-from maestro_celery_plugin.spec.worker_args import WorkerArgs, parse_worker_args, usable_cpus
+from maestro_celery_plugin.processes import ProcessId, host_name, usable_cpus
+from maestro_celery_plugin.spec.celery_options import CeleryOptions, parse_celery_options
 from maestro_celery_plugin.worker import prefetch
 from maestro_celery_plugin.worker.arguments import EXIT_BROKER_MOVED, WorkerArguments
 from maestro_celery_plugin.worker.worker_process import WorkerProcess
@@ -44,7 +44,7 @@ def run(arguments: WorkerArguments, supervisor: ProcessId) -> NoReturn:
     session, group = arguments.session, arguments.group
     signal.signal(signal.SIGUSR2, lambda number, frame: None)  # the warning of LSF, which the supervisor handles
     try:
-        args = _worker_args(arguments)
+        args = _celery_options(arguments)
         clock.wait_until(lambda: session.read_broker() is not None, BROKER_LIMIT_S, interval_s=0.2)
         app = make_app(session)
         check_reachable(session, host_name())
@@ -73,7 +73,7 @@ def run(arguments: WorkerArguments, supervisor: ProcessId) -> NoReturn:
     raise SystemExit(EXIT_BROKER_MOVED if process.has_moved else 0)
 
 
-def _worker_args(arguments: WorkerArguments) -> WorkerArgs:
+def _celery_options(arguments: WorkerArguments) -> CeleryOptions:
     """Return the parsed options of `celery worker`.
 
     In an allocation, a group without `--concurrency` has as many slots as samples fit into the whole allocation; the
@@ -83,7 +83,7 @@ def _worker_args(arguments: WorkerArguments) -> WorkerArgs:
         WorkerError: no sample fits.
     """
     group = arguments.group
-    args = parse_worker_args(group.args)
+    args = parse_celery_options(group.args)
     system = batch_system(group.batch.type)
     if args.has_concurrency or system is None:
         return args

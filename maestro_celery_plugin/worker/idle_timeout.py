@@ -45,7 +45,7 @@ class IdleTimeout:
         if idle_s <= self._limit_s:
             return None
         if self._conductor.silent_s > self._limit_s:
-            return f"it has been idle for {idle_s:.0f} s, and the conductor has no heartbeat"
+            return f"it has been idle for {idle_s:.0f} s, and the conductor has been silent"
         if self._allocation and not self._allocation_is_busy():
             return f"all workers of its allocation have been idle for {idle_s:.0f} s"
         return None

@@ -24,7 +24,8 @@ from maestro_celery_plugin.ledger.entries import Kind
 from maestro_celery_plugin.plugins import plugin_manager
 from maestro_celery_plugin.states import BROKEN, UNREADABLE, Outcome, cannot_run_code
 from maestro_celery_plugin.study.manifest import Manifest
-from maestro_celery_plugin.worker.attempt import CannotRunError, Runner, RunningAttempt
+from maestro_celery_plugin.worker.attempt import Runner, RunningAttempt
+from maestro_celery_plugin.worker.sample_directory import CannotRunError
 from maestro_celery_plugin.worker.slots import Running, Slots
 from maestro_celery_plugin.worker.study_context import StudyContext
 
@@ -164,7 +165,7 @@ class _RangeRun:
     def _run_sample(self, sample: int) -> None:
         """Run one sample, unless the ledger shows that it has run or is running."""
         try:
-            first = self._runner.claim(sample)
+            first = self._runner.directories.claim(sample)
             again = False
             if first:
                 self._write_entry(Kind.STARTED, sample)
@@ -200,7 +201,7 @@ class _RangeRun:
             Whether it runs `restart` instead of `cmd`; None when it must not run.
         """
         study, manifest = self._study, self._manifest
-        has_own_script = self._runner.directory(sample) != manifest.workspace
+        has_own_script = self._runner.directories.path(sample) != manifest.workspace
         if has_own_script and not study.sample_states(manifest).started[sample]:
             # Another worker has just written the script and not the entry yet, or has died in between.
             self._slots.stopping.wait(CLAIM_LIMIT_S)

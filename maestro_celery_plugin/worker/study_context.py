@@ -13,8 +13,8 @@ from maestro_celery_plugin.ledger.reader import LedgerReader
 from maestro_celery_plugin.ledger.sample_states import SampleStates
 from maestro_celery_plugin.ledger.writer import LedgerWriter
 from maestro_celery_plugin.plugins import open_table
-from maestro_celery_plugin.study.layout import StudyPlan
 from maestro_celery_plugin.study.manifest import Manifest
+from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.worker.attempt import Runner
 
 __all__ = ["StudyContext"]

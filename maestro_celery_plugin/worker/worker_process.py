@@ -19,8 +19,7 @@ from maestro_celery_plugin.broker.messages import Signer
 from maestro_celery_plugin.broker.sender import Sender
 from maestro_celery_plugin.errors import LedgerError
 from maestro_celery_plugin.plugins import batch_system
-from maestro_celery_plugin.processes import ProcessId, host_name
-from maestro_celery_plugin.spec.worker_args import usable_cpus
+from maestro_celery_plugin.processes import ProcessId, host_name, usable_cpus
 from maestro_celery_plugin.study.heartbeats import Heartbeat
 from maestro_celery_plugin.study.worker_identity import PROCESS_MARKER, mark
 from maestro_celery_plugin.worker import prefetch

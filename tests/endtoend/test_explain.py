@@ -1,4 +1,4 @@
-"""The commands that answer questions about a study: explain, allocation, workers."""
+"""The commands `explain`, `allocation` and `workers` for a study."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ def explained(study):
     return answer.stdout
 
 
-def test_what_runs_and_what_waits_for_it(run, tmp_path):
+def test_running_and_waiting_steps_are_explained(run, tmp_path):
     study = run(spec(tmp_path))
     study.await_text("sim/*/sim.out", "", count=2)
-    wait_for(lambda: "sims-1 (busy)" in explained(study), "the worker's heartbeat")
+    wait_for(lambda: "sims-1 (busy)" in explained(study), "the heartbeat of the worker")
 
     text = explained(study)
 
@@ -54,16 +54,16 @@ def test_what_runs_and_what_waits_for_it(run, tmp_path):
     assert "post  INITIALIZED\n    It needs sim (RUNNING).\n" in text
 
 
-def test_a_study_without_a_conductor_is_told_how_to_go_on(run, tmp_path):
+def test_a_study_without_a_conductor_names_the_command_that_continues_it(run, tmp_path):
     study = run(spec(tmp_path))
     study.await_text("sim/*/sim.out", "", count=2)
 
     kill(*study.processes("bin/conductor"))
 
-    assert f"No conductor runs the study; `maestro-celery resume {study.path}` goes on with it." in explained(study)
+    assert f"No conductor runs the study; `maestro-celery resume {study.path}` continues it." in explained(study)
 
 
-def test_a_job_that_a_dead_conductor_has_left_is_named(run, tmp_path):
+def test_an_open_job_of_a_dead_conductor_is_named(run, tmp_path):
     study = run(spec(tmp_path))
     study.await_text("sim/*/sim.out", "", count=2)
     kill(*study.processes("bin/conductor"))
@@ -73,67 +73,67 @@ def test_a_job_that_a_dead_conductor_has_left_is_named(run, tmp_path):
 
     text = explained(study)
 
-    assert "job 77 of allocation 'sims/1' was open. Its workers leave 300 s after their last work" in text
+    assert "Job 77 of allocation 'sims/1' was open at the last check. Its workers leave 300 s after their last work; " in text
 
 
-def test_a_failed_step_and_what_depends_on_it(run, tmp_path):
+def test_a_failed_step_and_its_dependent_step_are_explained(run, tmp_path):
     study = run(spec(tmp_path, cmd='[ $(A) != 1 ] && sleep 5 || exit 102'), foreground=True)
 
     text = explained(study)
 
-    assert "    Sample 0 has failed the step: exit code 102 (hard fail).\n" in text
-    assert f"1 of 3 samples failed; `maestro-celery status --failed {study.path}` lists what failed." in text
-    assert f"`maestro-celery resume --failed {study.path}` runs the failed ones again, and these." in text
+    assert "    The step has failed because of sample 0: exit code 102 (hard fail).\n" in text
+    assert f"1 of 3 samples failed; `maestro-celery status --failed {study.path}` lists the failed samples." in text
+    assert f"`maestro-celery resume --failed {study.path}` runs them and the failed samples." in text
     assert "post  FAILED\n    It needs sim (FAILED).\n" in text
 
 
-def test_failed_samples_of_a_finished_step_are_not_passed_over(run, tmp_path):
+def test_failed_samples_of_a_finished_step_are_explained(run, tmp_path):
     study = run(spec(tmp_path, cmd="exit 1"), foreground=True)
 
     assert explained(study).startswith("sim  FINISHED\n    3 of 3 samples failed; `maestro-celery status --failed ")
 
 
-def test_who_has_stopped_the_study(run, tmp_path):
+def test_the_sample_that_stopped_the_study_is_named(run, tmp_path):
     study = run(spec(tmp_path, cmd='[ $(A) != 1 ] && sleep 9 || exit 105'), foreground=True)
 
-    assert "Sample 0 of 'sim' has asked to stop all workers (exit code 105)." in explained(study)
+    assert "Sample 0 of 'sim' has requested to stop all workers (code 105)." in explained(study)
 
 
-def test_a_cancelled_study_and_one_that_was_resumed(run, tmp_path):
+def test_a_cancellation_is_explained_until_the_study_is_resumed(run, tmp_path):
     study = run(spec(tmp_path))
     study.await_text("sim/*/sim.out", "", count=2)
     study.command("maestro", "cancel", "-y", str(study.path))
     study.await_end()
-    assert "It was cancelled by `maestro cancel`." in explained(study)
+    assert "`maestro cancel` has cancelled it." in explained(study)
 
     assert study.command("maestro-celery", "resume", str(study.path)).returncode == 0
     wait_for(lambda: study.states().get("sim") == "RUNNING", "the resumed step")
-    assert "It was cancelled" not in explained(study)
+    assert "has cancelled it" not in explained(study)
 
 
-def test_a_conductor_that_has_died_of_an_error(run, tmp_path):
+def test_the_error_of_a_conductor_is_shown(run, tmp_path):
     study = run(spec(tmp_path), "--dry")
     (study.path / "mine.txt").write_text("Traceback (most recent call last):\n  ...\nOSError: no space\n")
 
     text = explained(study)
 
-    assert f"The conductor has ended with an error\n    OSError: no space\n    The rest is at the end of '{study.path}" in text
+    assert f"The conductor has ended with an error\n    OSError: no space\n    The traceback is at the end of '{study.path}" in text
 
 
-def test_parameters_tell_which_records_are_awaited(run, tmp_path):
-    """Given two parameter values, then each record waits for that of its value, and the funnel for both."""
+def test_a_step_record_waits_for_the_step_records_with_its_parameters(run, tmp_path):
+    """Given two parameter values, then a step record waits only for the step record with the same value."""
     text = spec(tmp_path).replace('"true", depends: [sim]', '"echo $(P)", depends: [sim]')
     text = text.replace("merlin:", "global.parameters:\n      P: {values: [1, 2], label: P.%%}\n    merlin:", 1)
     text = text.replace("echo $(A); ", "echo $(A) $(P); ")
     study = run(text)
-    wait_for(lambda: study.states().get("post_P.2") == "INITIALIZED", "Maestro's states")
+    wait_for(lambda: study.states().get("post_P.2") == "INITIALIZED", "the states of Maestro")
 
     assert "post_P.2  INITIALIZED\n    It needs sim_P.2 (" in (found := explained(study))
     assert "It needs sim_P.1 (RUNNING), sim_P.2" not in found
 
 
-def test_a_worker_that_cannot_start_is_explained_in_its_own_words(run, tmp_path, environment):
-    """Given workers that end before they have begun, then the step fails after three tries, and says why."""
+def test_the_output_of_a_worker_that_cannot_start_is_shown(run, tmp_path, environment):
+    """Given workers that end at their start, when three have ended, then the explanation shows their output."""
     broken = tmp_path / "broken" / "sitecustomize.py"
     broken.parent.mkdir()
     broken.write_text(
@@ -144,11 +144,11 @@ def test_a_worker_that_cannot_start_is_explained_in_its_own_words(run, tmp_path,
     )
     environment["PYTHONPATH"] = str(broken.parent)
     study = run(spec(tmp_path))
-    wait_for(lambda: study.states().get("sim") == "FAILED", "the step's failure")
+    wait_for(lambda: study.states().get("sim") == "FAILED", "the failure of the step")
 
     text = explained(study)
 
-    assert "worker group 'sims': 3 workers in a row ended before they took a task" in text
+    assert "worker group 'sims': 3 workers in a row have ended before they took a task" in text
     assert "no such celery" in text
 
 
@@ -158,7 +158,7 @@ def test_a_finished_study_needs_no_explanation(run, tmp_path):
     assert explained(study) == "All step records have finished.\n"
 
 
-def test_a_directory_that_is_no_study_is_refused(run, tmp_path):
+def test_a_directory_without_a_study_is_refused(run, tmp_path):
     study = run(spec(tmp_path, cmd="true"), "--dry")
     for command in ("explain", "workers"):
         answer = study.command("maestro-celery", command, str(tmp_path / "home"))
@@ -167,26 +167,26 @@ def test_a_directory_that_is_no_study_is_refused(run, tmp_path):
         assert "Traceback" not in answer.stderr
 
 
-def test_the_workers_of_a_specification_are_those_of_its_running_study(run, tmp_path):
+def test_workers_finds_the_running_study_of_a_specification(run, tmp_path):
     study = run(spec(tmp_path))
-    file = tmp_path / "by_hand.yaml"
+    file = tmp_path / "second.yaml"
     file.write_text(textwrap.dedent(spec(tmp_path)))
-    none = study.command("maestro-celery", "workers", str(file))
-    assert none.returncode == 1
-    assert f"No study of '{file}' is running below '{tmp_path / 'out'}'" in none.stderr
+    too_early = study.command("maestro-celery", "workers", str(file))
+    assert too_early.returncode == 1
+    assert f"No study of '{file}' is running below '{tmp_path / 'out'}'" in too_early.stderr
 
     assert study.command("maestro", "run", "-y", str(file)).returncode == 0
     other = next((tmp_path / "out").glob("questions_*"))
-    wait_for(lambda: (other / "merlin_info/session/broker.json").exists(), "the second study to run")
+    wait_for(lambda: (other / "merlin_info/session/broker.json").exists(), "the start of the second study")
     answer = study.command("maestro-celery", "workers", "--echo", "--group", "sims", str(file))
 
     assert answer.returncode == 0, answer.stderr
     assert answer.stdout.endswith(f"-m maestro_celery_plugin.worker -- {other}/merlin_info/session sims\n")
     study.command("maestro", "cancel", "-y", str(other))
-    wait_for(lambda: not (other / "merlin_info/session/broker.json").exists(), "the second study's end")
+    wait_for(lambda: not (other / "merlin_info/session/broker.json").exists(), "the end of the second study")
 
 
-def test_a_group_that_the_study_does_not_have_is_named(run, tmp_path):
+def test_an_unknown_worker_group_is_refused(run, tmp_path):
     study = run(spec(tmp_path))
     answer = study.command("maestro-celery", "workers", "--group", "sim", str(study.path))
 
@@ -198,11 +198,11 @@ def test_a_group_that_the_study_does_not_have_is_named(run, tmp_path):
     ("group", "title"),
     [
         ("nodes: 2, batch: {type: slurm}", "# allocation 'sims' of worker group 'sims', by slurm\n#!/bin/bash\n"),
-        ("machines: [far]", "# worker group 'sims', by hand on far\n"),
+        ("machines: [far]", "# worker group 'sims', started by a user on far\n"),
         ("machines: []", "# worker group 'sims', on this machine\n"),
     ],
 )
-def test_a_preview_starts_nothing(run, tmp_path, group, title):
+def test_a_preview_creates_no_study(run, tmp_path, group, title):
     study = run(spec(tmp_path, group=group), "--dry")
     answer = study.command("maestro-celery", "allocation", str(tmp_path / "study.yaml"))
 

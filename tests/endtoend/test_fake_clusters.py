@@ -1,4 +1,4 @@
-"""Studies whose allocations are jobs of LSF or Flux, on fake clusters whose jobs really run."""
+"""Studies whose allocations are jobs of LSF or Flux on simulated clusters."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ study:
       nodes: 1
       procs: 2
   - name: collect
-    description: after them
+    description: results of all samples
     run:
       cmd: ls $(sim.workspace)/* -d
       depends: [sim]
@@ -34,14 +34,14 @@ merlin:
 
 @pytest.fixture(params=["lsf", "flux"])
 def cluster(request, tmp_path, environment):
-    with FakeCluster(tmp_path / "cluster", request.param, nodes=4, cores=4, minute_s=60, grace_s=2) as made:
-        made.type = request.param
-        environment.update(made.insert_into(environment), USER="somebody")
-        yield made
+    with FakeCluster(tmp_path / "cluster", request.param, nodes=4, cores=4, minute_s=60, grace_s=2) as simulated:
+        simulated.type = request.param
+        environment.update(simulated.insert_into(environment), USER="somebody")
+        yield simulated
 
 
 def test_parallel_samples_run_in_one_allocation(run, cluster):
-    """Given parallel samples and two nodes of four cores, then one allocation runs them, some side by side."""
+    """Given parallel samples and two nodes of four cores, then one allocation runs them, some in parallel."""
     study = run(STUDY.format(type=cluster.type, cmd="$(LAUNCHER) echo sample $(A)"), "-s", "2").await_end()
 
     assert study.states() == {"sim": "FINISHED", "collect": "FINISHED"}, study.log()
@@ -61,26 +61,26 @@ def test_samples_without_a_launcher_run_on_workers_of_each_node(run, cluster):
 
 
 @pytest.fixture
-def hasty(cluster, environment):
-    """A cluster whose minutes have 20 seconds: Flux tells workers so, LSF ends jobs without a word."""
+def short_minutes(cluster, environment):
+    """A cluster whose minutes last 20 s: Flux reports the remaining time to workers, LSF ends jobs without warning."""
     cluster.environment["FAKE_MINUTE_S"] = environment["FAKE_MINUTE_S"] = "20"
     return cluster
 
 
-def test_when_the_time_of_an_allocation_is_up_the_next_one_runs_what_is_left(run, hasty):
-    """Given more work than an allocation has time for, then each sample still ends once."""
-    count, sleep_s = {"lsf": (24, 6), "flux": (12, 3)}[hasty.type]  # Flux leaves time for an orderly end
+def test_the_next_allocation_runs_the_remaining_samples(run, short_minutes):
+    """Given more samples than one allocation has time for, then further allocations run the rest, each sample once."""
+    count, sleep_s = {"lsf": (24, 6), "flux": (12, 3)}[short_minutes.type]  # with Flux, workers leave before the time limit
     cmd = f"$(LAUNCHER) sleep {sleep_s}; echo ran $(A)"
-    text = STUDY.format(type=hasty.type, cmd=cmd).replace("00:30:00", "00:01:00")
+    text = STUDY.format(type=short_minutes.type, cmd=cmd).replace("00:30:00", "00:01:00")
     text = text.replace("seq 1 6", f"seq 1 {count}").replace("idle_limit: 5", "idle_limit: 5, warn: 6, drain: 6")
     study = run(text, "-s", "2", "-r", "5").await_end(200)
 
     assert study.states() == {"sim": "FINISHED", "collect": "FINISHED"}, study.log()
     outputs = study.outputs("sim/*/*.out")
     assert [text.count("ran") for text in outputs] == [1] * count, outputs
-    jobs = hasty.jobs()
+    jobs = short_minutes.jobs()
     assert len(jobs) >= 2
-    if hasty.type == "lsf":
+    if short_minutes.type == "lsf":
         assert jobs[0]["why"] == "timeout"
 
 
@@ -96,7 +96,7 @@ def test_cancelling_a_study_cancels_its_allocation(run, cluster):
     assert study.states()["sim"] == "CANCELLED"
 
 
-def test_a_refusal_of_the_batch_system_is_told(run, cluster):
+def test_a_refusal_of_the_batch_system_is_logged(run, cluster):
     text = STUDY.format(type=cluster.type, cmd="echo").replace("nodes: 2", "nodes: 5")
     study = run(text, "-s", "2").await_end()
 

@@ -1,4 +1,4 @@
-"""Merlin's published examples, out of its wheel, run unmodified."""
+"""Merlin's published examples, from its wheel, run without changes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def examples(tmp_path_factory) -> Path:
     if answer.returncode != 0:
         if os.environ.get("CI"):
             pytest.fail(answer.stderr)
-        pytest.skip("merlin's wheel cannot be downloaded")
+        pytest.skip("the wheel of merlin cannot be downloaded")
     with zipfile.ZipFile(next(directory.glob("merlin-*.whl"))) as wheel:
         wheel.extractall(directory, [name for name in wheel.namelist() if name.startswith(EXAMPLES)])
     return directory / EXAMPLES
@@ -42,7 +42,7 @@ def test_hello(run, examples):
 
 
 def test_hello_samples(run, examples, environment):
-    """Given an activated environment with what the example's own requirements name, then it runs."""
+    """Given an activated environment with the requirements of the example, then the example runs."""
     environment["PATH"] = f"{BIN}{os.pathsep}{environment['PATH']}"
 
     study = run(examples / "hello_samples.yaml").await_end()

@@ -1,4 +1,4 @@
-"""Plain steps, which Maestro runs itself, beside steps of workers in one study."""
+"""Native steps, which Maestro runs itself, together with steps of workers in one study."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ AGAIN = "echo again $(A) >> $(SPECROOT)/ran"
 
 
 def spec(**steps: str | dict) -> str:
-    """Return a study of steps, each a `cmd` or a `run` block, that depend each on the one before if they do not say."""
+    """Return a specification of steps (a `cmd` or a `run` block); by default, a step depends on the step before it."""
     study: list[dict] = []
     for name, given in steps.items():
         run = {"cmd": given} if isinstance(given, str) else given
@@ -35,7 +35,7 @@ def spec(**steps: str | dict) -> str:
 
 
 def ran(study) -> list[str]:
-    """Return what has run, in order."""
+    """Return the lines that the steps have written, in order."""
     return (study.path.parent / "ran").read_text().splitlines()
 
 
@@ -43,8 +43,8 @@ def workers(study) -> list[Path]:
     return list(study.path.glob("merlin_info/workers/*.log"))
 
 
-def test_samples_then_a_plain_step_then_samples(run):
-    """Given a poll of 60 s, when steps of both kinds depend on each other, then they run in order and at once."""
+def test_samples_then_a_native_step_then_samples(run):
+    """Given a poll of 60 s, when steps of both kinds depend on each other, then they run in order and without delay."""
     study = run(spec(sim=SIM, collect=COLLECT, again=AGAIN)).await_end(timeout_s=50)
 
     assert study.states() == dict.fromkeys(("sim", "collect", "again"), "FINISHED")
@@ -57,7 +57,7 @@ def test_samples_then_a_plain_step_then_samples(run):
     assert not (study.path / "merlin_info" / "records" / "collect").exists()
 
 
-def test_the_script_of_a_plain_step_is_maestros(run):
+def test_maestro_writes_the_script_of_a_native_step(run):
     cmd = "echo $(MERLIN_INFO) $(MERLIN_WORKSPACE) $(MERLIN_HARD_FAIL) $(MERLIN_PATHS_ALL) $(LAUNCHER) $(WORKSPACE)"
     study = run(spec(sim=SIM, tokens=cmd), "--dry", foreground=True)
 
@@ -68,25 +68,26 @@ def test_the_script_of_a_plain_step_is_maestros(run):
     assert set(study.states().values()) == {"DRYRUN"}
 
 
-def test_workers_live_through_a_slow_plain_step(run):
-    """Given workers that leave when nobody conducts for 1 s, when a plain step takes 4 s, then they are still there."""
+def test_workers_stay_during_a_slow_native_step(run):
+    """Given an idle limit of 1 s, when a native step blocks the conductor for 4 s, then the worker stays."""
     study = run(spec(sim=SIM, slow="sleep 4", again=AGAIN), foreground=True)
 
     assert set(study.states().values()) == {"FINISHED"}
     assert len(workers(study)) == 1
 
 
-def test_samples_go_on_while_a_plain_step_runs(run):
-    """Given both kinds at once, when the plain step waits for the samples, then they run meanwhile."""
-    # Maestro runs the last of the steps that become ready at once first (topological_sort of datastructures/dag.py).
+def test_samples_run_while_a_native_step_runs(run):
+    """Given a native step that waits for samples of another step, then both steps run at the same time."""
+    # Of the steps that become ready at the same time, Maestro runs the last one first (datastructures/dag.py,
+    # topological_sort).
     wait = {"cmd": "until test $(grep -c sim $(SPECROOT)/ran) = 4; do sleep 0.1; done", "depends": ["first"]}
     study = run(spec(first="true", wait=wait, sim={"cmd": SIM, "depends": ["first"]}), foreground=True)
 
     assert set(study.states().values()) == {"FINISHED"}
 
 
-def test_a_study_of_plain_steps_alone_needs_neither_broker_nor_workers(run, tmp_path):
-    """Given plain steps only, then the study has the files that it has without the plugin, and a broker is not asked."""
+def test_a_study_with_native_steps_only_needs_neither_broker_nor_workers(run, tmp_path):
+    """Given native steps only, then the study has the same files as without the plugin, and uses no broker."""
     data = yaml.safe_load(spec(one="echo 1", two={"cmd": "echo $(P)", "depends": []}, three={"cmd": "echo 3", "depends": ["two_*"]}))
     data["global.parameters"] = {"P": {"values": [1, 2], "label": "P.%%"}}
     del data["merlin"]["samples"]
@@ -111,7 +112,7 @@ def test_a_study_of_plain_steps_alone_needs_neither_broker_nor_workers(run, tmp_
     assert sorted(path.name for path in (study.path / "merlin_info").iterdir()) == ["conductor.lock", "plain", "session"]
 
 
-def test_a_failing_plain_step_fails_what_depends_on_it(run):
+def test_a_failing_native_step_fails_its_dependent_step(run):
     other = {"cmd": "echo other $(A) >> $(SPECROOT)/ran", "depends": []}
     study = run(spec(bad="echo no luck >&2; exit 3", after=AGAIN, other=other), foreground=True)
 
@@ -120,9 +121,9 @@ def test_a_failing_plain_step_fails_what_depends_on_it(run):
     assert study.status()["state"] == "FAILED"
 
 
-def test_a_shell_and_a_restart_of_a_plain_step(run):
-    run_ = {"cmd": 'print("from python")', "shell": "python3", "restart": 'print("again")'}
-    study = run(spec(sim=SIM, py=run_), foreground=True)
+def test_a_shell_and_a_restart_of_a_native_step(run):
+    python_step = {"cmd": 'print("from python")', "shell": "python3", "restart": 'print("again")'}
+    study = run(spec(sim=SIM, py=python_step), foreground=True)
 
     assert study.outputs("py/py.*.out") == ["from python\n"]
     assert study.outputs("py/*.sh") == [
@@ -139,7 +140,7 @@ def test_options_of_maestro_run(run):
 
 
 def test_cancel_ends_both_kinds(run):
-    """Given samples and a plain step that run, when the study is cancelled, then the samples end after the plain step."""
+    """Given running samples and a native step, when the study is cancelled, then the samples end after the step."""
     slow = {"cmd": "until test -e $(SPECROOT)/go; do sleep 0.1; done", "depends": ["first"]}
     long = {"cmd": "echo $(A) > begun; sleep 300", "depends": ["first"]}
     study = run(spec(first="true", slow=slow, sim=long, after="true"))
@@ -158,23 +159,23 @@ SLOW = "echo slow >> $(SPECROOT)/ran; until test -e $(SPECROOT)/go; do sleep 0.1
 
 
 def interrupted(run, *, orphans: bool):
-    """Return a study whose conductor was killed while its plain step `slow` ran."""
+    """Return a study whose conductor was killed during its native step `slow`; `orphans` keeps other processes."""
     study = run(spec(first="echo first >> $(SPECROOT)/ran", sim=SIM, collect=COLLECT, slow=SLOW, again=AGAIN))
     study.await_text("../ran", "slow")
     kill(*study.processes("bin/conductor"))
     if not orphans:
         kill(*study.processes(), *study.server())
-    wait_for(lambda: not study.processes("bin/conductor"), "the conductor's end")
+    wait_for(lambda: not study.processes("bin/conductor"), "the end of the conductor")
     return study
 
 
 def test_a_resumed_study_runs_nothing_twice(run):
-    """Given a conductor that was killed in a plain step, when the study is resumed, then it waits for that step's end."""
+    """Given a conductor that was killed during a native step, when the study is resumed, then it waits for that step."""
     study = interrupted(run, orphans=True)
     assert study.status()["state"] == "INTERRUPTED"
 
     assert study.command("maestro-celery", "resume", str(study.path)).returncode == 0
-    wait_for(lambda: len(study.processes("plain/slow/run.sh")) == 2, "the step of the new conductor")
+    wait_for(lambda: len(study.processes("plain/slow/run.sh")) == 2, "the native step in the new conductor")
     (study.path.parent / "go").touch()
     study.await_end()
 
@@ -185,7 +186,7 @@ def test_a_resumed_study_runs_nothing_twice(run):
     assert len(list(study.path.glob("collect/collect.*.out"))) == 1
 
 
-def test_a_plain_step_that_was_killed_runs_again(run):
+def test_a_native_step_that_was_killed_runs_again(run):
     study = interrupted(run, orphans=False)
     (study.path.parent / "go").touch()
 
@@ -193,13 +194,13 @@ def test_a_plain_step_that_was_killed_runs_again(run):
     answer = study.command("maestro-celery", "resume", "-fg", str(study.path))
 
     assert answer.returncode == 0, answer.stderr
-    assert time.monotonic() - begin < 50  # no poll of 60 s between steps that have finished
+    assert time.monotonic() - begin < 50  # the conductor does not wait 60 s after a finished step
     assert set(study.states().values()) == {"FINISHED"}
     assert [line for line in ran(study) if not line.startswith(("sim", "again"))] == ["first", "collect", "slow", "slow", "done"]
     assert len(ran(study)) == 13
 
 
-def test_only_one_conductor_runs_a_plain_step(run):
+def test_only_one_conductor_runs_a_native_step(run):
     study = run(spec(slow=SLOW, sim=SIM))
     study.await_text("../ran", "slow")
 
@@ -209,7 +210,7 @@ def test_only_one_conductor_runs_a_plain_step(run):
     study.await_end()
 
     assert answer.returncode == 1
-    assert "is running or being started" in answer.stderr
+    assert f"A conductor of the study '{study.path}' is running or starting" in answer.stderr
     assert ran(study)[:2] == ["slow", "done"]
 
 
@@ -223,7 +224,7 @@ def test_a_finished_study_resumed_runs_nothing(run):
     assert set(study.states().values()) == {"FINISHED"}
 
 
-def test_a_key_of_workers_on_a_plain_step_stops_the_launch(run):
+def test_a_worker_key_in_a_native_step_stops_the_launch(run):
     study = run(spec(sim=SIM, collect={"cmd": "echo", "max_retries": 2}))
 
     assert study.code == 1

@@ -1,4 +1,4 @@
-"""A study that an earlier release has launched is shown, explained and resumed by this one."""
+"""This release shows, explains and resumes a study that an earlier release has launched."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def study(request, tmp_path, environment):
     return Study(restore(request.param, tmp_path), environment)
 
 
-def test_its_status_is_read(study):
+def test_its_status_is_shown(study):
     status = study.status()
     assert status["state"] == "INTERRUPTED"
     samples = {step["name"]: step["samples"] for step in status["steps"]}
@@ -28,8 +28,8 @@ def test_it_is_explained(study):
     assert f"maestro-celery resume {study.path}" in answer.stdout
 
 
-def test_it_is_resumed_and_only_what_has_not_finished_runs(study):
-    """Given samples that have finished, one that was running and others, when resumed, each has run as it should."""
+def test_it_is_resumed_and_finished_samples_do_not_run_again(study):
+    """Given finished samples and an interrupted one, when resumed, then the interrupted sample runs `restart`."""
     (study.path / "merlin_info" / "go").touch()
     answer = study.command("maestro-celery", "resume", "-fg", "-s", "1", str(study.path))
 

@@ -33,8 +33,8 @@ def test_the_tests_run_against_the_installed_package():
     assert "site-packages" in maestro_celery_plugin.__file__
 
 
-def test_samples_run_and_nothing_stays_behind(run):
-    """Given a study with parameters, samples and a funnel, when it is run, then all of it has run."""
+def test_samples_run_and_no_process_remains(run):
+    """Given a study with parameters, samples and a collecting step, when it runs, then every step record finishes."""
     study = run(ROOT / "specs" / "hello_samples.yaml").await_end()
 
     assert study.code == 0
@@ -52,8 +52,8 @@ def test_a_sample_leaves_at_most_four_files_and_directories(run):
     assert sorted(path.suffix for path in below) == [".out", ".sh"]
 
 
-def test_steps_follow_each_other_without_waiting_for_the_poll(run):
-    """Given a poll of 60 s, when three steps depend on each other, then they end long before two polls."""
+def test_a_dependent_step_starts_without_waiting_for_the_poll(run):
+    """Given a poll of 60 s, when three steps depend on each other, then the study ends within 50 s."""
     steps = "".join(
         f"  - name: s{n}\n    description: d\n    run: {{cmd: 'echo $(A)', depends: [{f's{n - 1}' if n else ''}]}}\n"
         for n in range(3)
@@ -65,7 +65,7 @@ def test_steps_follow_each_other_without_waiting_for_the_poll(run):
     assert set(study.states().values()) == {"FINISHED"}
 
 
-def test_a_spec_without_merlin_block_but_with_merlin_step_keys_runs_on_workers(run):
+def test_a_spec_with_merlin_step_keys_only_runs_on_workers(run):
     study = run(
         """
         description: {name: shell, description: d}
@@ -132,7 +132,7 @@ def test_merlin_tokens(run):
 
 
 def test_hostile_values_reach_the_script_as_text(run, tmp_path):
-    """Given values full of shell syntax, when samples run, then the values arrive and nothing is executed."""
+    """Given values with shell syntax, when samples run, then scripts receive them as text, and execute nothing."""
     values = ["a'b", 'say "hi"', "$(touch /tmp/pwned)", "`id`", "back\\slash \\1 \\n", "../../up", "two\nlines", "; rm x"]
     table = tmp_path / "values.csv"
     table.write_bytes(b"".join(b'"' + v.replace('"', '""').encode() + b'"\n' for v in values))
@@ -184,7 +184,7 @@ EXIT_CODES = """
 """
 
 
-def test_soft_failures_are_recorded_and_the_step_goes_on(run):
+def test_soft_failures_are_recorded_and_the_step_continues(run):
     study = run(EXIT_CODES.replace("CODES", "0 1 101 100 104"), foreground=True)
 
     status = study.status()
@@ -197,8 +197,8 @@ def test_soft_failures_are_recorded_and_the_step_goes_on(run):
     assert study.outputs("sim/01/sim.err") == ["went wrong\n"]
 
 
-def test_retries_end(run):
-    """Given a sample that always asks to be run again, when max_retries is used up, then it has failed."""
+def test_retries_are_limited(run):
+    """Given a sample that always requests another run, when `max_retries` is reached, then the sample fails."""
     spec = EXIT_CODES.replace("CODES", "104").replace("-gt 1", "-gt 99")
     study = run(spec, foreground=True)
 
@@ -209,7 +209,7 @@ def test_retries_end(run):
 
 
 @pytest.mark.parametrize("code", [102, 106])
-def test_a_hard_failure_fails_the_step_and_what_depends_on_it(run, code):
+def test_a_hard_failure_fails_the_step_and_its_dependent_step(run, code):
     study = run(EXIT_CODES.replace("CODES", f"0 {code}"), foreground=True)
 
     assert study.states() == {"sim": "FAILED", "after": "FAILED"}
@@ -222,7 +222,7 @@ def test_stop_workers_ends_the_study(run):
     assert study.states() == {"sim": "FINISHED", "after": "CANCELLED"}
 
 
-def test_dry_run_writes_scripts_and_starts_nothing(run):
+def test_a_dry_run_writes_scripts_and_starts_no_process(run):
     study = run(ROOT / "specs" / "hello_samples.yaml", "--dry", foreground=True)
 
     scripts = sorted(str(p.relative_to(study.path)) for p in study.path.glob("greet/GREETING.hola/**/*.sh"))
@@ -255,7 +255,7 @@ def test_parameter_generator(run, tmp_path):
     assert study.outputs("count/*.out") == ["30\n"]
 
 
-def test_maestro_called_by_path_from_an_environment_that_is_not_activated(run, environment):
+def test_maestro_runs_by_its_path_without_an_activated_environment(run, environment):
     assert str(BIN) not in environment["PATH"]
 
     study = run(ROOT / "specs" / "hello.yaml").await_end()
@@ -263,7 +263,7 @@ def test_maestro_called_by_path_from_an_environment_that_is_not_activated(run, e
     assert set(study.states().values()) == {"FINISHED"}
 
 
-def test_no_answer_launches_nothing(run):
+def test_a_broker_that_does_not_answer_stops_the_launch(run):
     study = run(ROOT / "specs" / "hello.yaml", "--broker", "redis://127.0.0.1:1/0")
 
     assert study.code == 1
@@ -272,7 +272,7 @@ def test_no_answer_launches_nothing(run):
     assert not study.path.exists()
 
 
-PLAIN = """
+WITHOUT_ENSEMBLE = """
     description: {name: plain, description: d}
     batch: {type: local}
     env:
@@ -286,8 +286,8 @@ PLAIN = """
 """
 
 
-def test_a_plain_spec_gives_the_same_files_with_and_without_the_plugin(run, tmp_path):
-    with_plugin = run(PLAIN, name="with", foreground=True).path
+def test_a_spec_without_an_ensemble_gives_the_same_files_with_and_without_the_plugin(run, tmp_path):
+    with_plugin = run(WITHOUT_ENSEMBLE, name="with", foreground=True).path
     without = tmp_path / "without"
     subprocess.run(
         [sys.executable, "-c", WITHOUT_PLUGIN, "run", "-y", "-fg", "-o", str(without), str(tmp_path / "with.yaml")],
@@ -304,9 +304,9 @@ def test_a_plain_spec_gives_the_same_files_with_and_without_the_plugin(run, tmp_
     assert (with_plugin / "batch.info").read_text() == (without / "batch.info").read_text()
 
 
-def test_a_plain_spec_imports_neither_celery_nor_numpy(tmp_path):
+def test_a_spec_without_an_ensemble_imports_neither_celery_nor_numpy(tmp_path):
     spec = tmp_path / "plain.yaml"
-    spec.write_text("\n".join(line[4:] for line in PLAIN.splitlines()))
+    spec.write_text("\n".join(line[4:] for line in WITHOUT_ENSEMBLE.splitlines()))
     code = (
         "import sys, atexit\n"
         "atexit.register(lambda: print('LOADED', sorted({m.split('.')[0] for m in sys.modules}"
@@ -320,38 +320,38 @@ def test_a_plain_spec_imports_neither_celery_nor_numpy(tmp_path):
         assert "LOADED []" in answer.stdout, answer.stdout + answer.stderr
 
 
-def test_a_plain_spec_with_an_error_gets_maestros_words(run):
-    study = run(PLAIN.replace("run: {cmd", "run: {cmmd: 1, cmd"))
+def test_a_spec_without_an_ensemble_gets_the_errors_of_maestro(run):
+    study = run(WITHOUT_ENSEMBLE.replace("run: {cmd", "run: {cmmd: 1, cmd"))
 
     assert study.code == 1
     assert "Unrecognized key 'cmmd' found in study step 'one'." in study.output
 
 
-def test_a_mistake_stops_the_launch_before_anything_is_created(run):
+def test_an_error_in_the_spec_stops_the_launch_before_it_creates_a_file(run):
     study = run(EXIT_CODES.replace("column_labels", "colum_labels"))
 
     assert study.code == 1
-    assert "study.yaml: merlin.samples: the key 'column_labels' is missing; did you mean it by 'colum_labels'?" in study.output
+    assert "study.yaml: merlin.samples: unknown key 'colum_labels'; did you mean 'column_labels'?" in study.output
     assert "Traceback" not in study.output
     assert not study.path.exists()
 
 
-def test_broken_yaml_is_one_line_with_its_place(run):
+def test_invalid_yaml_gives_one_line_with_the_position(run):
     study = run(EXIT_CODES.replace("max_retries: 2", "max_retries: 2: 3"))
 
     assert study.code == 1
-    assert "study.yaml: line 7, column 21: this is no YAML: mapping values are not allowed here" in study.output
+    assert "study.yaml: line 7, column 21: invalid YAML: mapping values are not allowed here" in study.output
     assert "Traceback" not in study.output
 
 
-def test_a_token_that_is_none_is_warned_of(run):
+def test_an_unknown_token_causes_one_warning(run):
     study = run(EXIT_CODES.replace("CODES", "0").replace("echo cmd", "echo $(AA) $(date) $(WORKSPACE)"), "--dry")
 
-    assert "study.yaml: study.sim.run.cmd: $(AA) is no column label, parameter or variable" in study.output
-    assert study.output.count("is no column label") == 1
+    assert "study.yaml: study.sim.run.cmd: $(AA) is not a column label, parameter or variable" in study.output
+    assert study.output.count("is not a column label") == 1
 
 
-def test_a_failing_generation_stops_the_launch(run):
+def test_a_failing_sample_generation_stops_the_launch(run):
     study = run(EXIT_CODES.replace('"printf', '"echo no luck >&2; exit 3; printf'))
 
     assert study.code == 1
@@ -362,7 +362,7 @@ def test_a_failing_generation_stops_the_launch(run):
 
 
 def test_cancel_ends_running_samples(run):
-    """Given samples that ignore SIGTERM, when the study is cancelled, then they are gone, and no sample is lost."""
+    """Given samples that ignore SIGTERM, when the study is cancelled, then they end, and all samples are pending."""
     study = run(
         """
         description: {name: stubborn, description: d}
@@ -380,10 +380,10 @@ def test_cancel_ends_running_samples(run):
 
     assert study.states() == {"sim": "CANCELLED"}
     assert study.status()["steps"][0]["samples"]["pending"] == 4
-    wait_for(lambda: not _sleepers(study.path), "the samples' end", 10)
+    wait_for(lambda: not _sample_processes(study.path), "the end of the samples", 10)
 
 
-def _sleepers(root: Path) -> list[str]:
+def _sample_processes(root: Path) -> list[str]:
     return [pid for pid in os.listdir("/proc") if pid.isdigit() and _cwd(pid).startswith(str(root / "sim"))]
 
 
@@ -394,8 +394,8 @@ def _cwd(pid: str) -> str:
         return ""
 
 
-def test_workers_that_cannot_start_fail_the_step_with_their_words(run, environment, tmp_path):
-    """Given workers that end at once, when three have, then the step fails and the log says why."""
+def test_workers_that_cannot_start_fail_the_step_with_their_output(run, environment, tmp_path):
+    """Given workers that end at their start, when three have ended, then the step fails, and the log has the output."""
     (tmp_path / "sitecustomize.py").write_text(
         "import sys\nif 'maestro_celery_plugin.worker' in sys.orig_argv:\n    sys.exit('no such library: libfoo')\n"
     )
@@ -404,11 +404,11 @@ def test_workers_that_cannot_start_fail_the_step_with_their_words(run, environme
     study = run(ROOT / "specs" / "hello.yaml", foreground=True)
 
     assert set(study.states().values()) == {"FAILED"}
-    assert "3 workers in a row ended before they took a task" in study.output
+    assert "3 workers in a row have ended before they took a task" in study.output
     assert "no such library: libfoo" in study.output
 
 
-def test_an_address_that_is_not_this_machines_stops_the_launch(run):
+def test_an_address_of_another_machine_stops_the_launch(run):
     study = run(ROOT / "specs" / "hello_samples.yaml", "--broker-host", "203.0.113.1")
 
     assert study.code == 1
@@ -417,10 +417,10 @@ def test_an_address_that_is_not_this_machines_stops_the_launch(run):
     assert not study.path.exists()
 
 
-def test_a_directory_that_batch_jobs_cannot_be_submitted_from_stops_the_launch(run):
+def test_a_blank_in_the_path_stops_the_launch_of_a_study_with_batch_jobs(run):
     needed("sbatch")
     study = run(ROOT / "specs" / "slurm_sweep.yaml", name="a study")
 
     assert study.code == 1
-    assert f"The study's directory '{study.path}' has a blank in its path" in study.output
+    assert f"The path of the study '{study.path}' has a blank, and Maestro cannot submit batch jobs from it" in study.output
     assert "Traceback" not in study.output

@@ -1,4 +1,4 @@
-"""The example specifications: each is loaded, and each runs to a result that is looked at."""
+"""The example specifications: Maestro loads each of them, and each gives the expected results."""
 
 from __future__ import annotations
 
@@ -16,16 +16,20 @@ SPECS = ROOT / "specs"
 
 
 @pytest.mark.parametrize("path", sorted(SPECS.glob("*.yaml")), ids=lambda path: path.stem)
-def test_each_example_can_be_loaded(path):
+def test_each_example_can_be_loaded(path, tmp_path):
     code = (
         "import sys\n"
-        "import maestrowf.interfaces  # as `maestro` does: it finds the plugin\n"
+        "import maestrowf.interfaces  # finds the plugin, as in `maestro`\n"
         "from maestrowf.specification import YAMLSpecification\n"
         "specification = YAMLSpecification.load_specification(sys.argv[1])\n"
         "print(specification.name, len(specification.get_study_steps()), specification.ensemble is not None)\n"
     )
     answer = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code, str(path)], capture_output=True, text=True, check=False
+        [sys.executable, "-W", "ignore", "-c", code, str(path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,  # `python -c` imports from the current directory first, and the tests use the installed package
     )
     assert answer.stdout == f"{path.stem} 2 True\n", answer.stderr
 
@@ -45,8 +49,8 @@ def test_hello_samples_greets_each_name_twice(run):
     assert study.outputs("count/*.out") == ["20\n"]
 
 
-def test_monte_carlo_pi_comes_closer_with_more_points(run):
-    """Given 40 seeds with three numbers of points, when all have run, then table and plot have all of them."""
+def test_monte_carlo_pi_is_more_precise_with_more_points(run):
+    """Given 40 seeds and three numbers of points, when all samples have run, then table and plot contain them."""
     study = run(SPECS / "monte_carlo_pi.yaml", foreground=True)
 
     with (study.path / "plot" / "pi.csv").open() as file:
@@ -61,7 +65,7 @@ def test_monte_carlo_pi_comes_closer_with_more_points(run):
 
 
 def test_names_counts_the_repeats(run):
-    """Given 200 made-up names, when each has been greeted, then the counts are those of the sample table."""
+    """Given 200 generated names, when the samples have run, then the repeats agree with the sample table."""
     study = run(SPECS / "names.yaml", foreground=True)
 
     with (study.path / "merlin_info" / "names.csv").open(newline="") as file:
@@ -72,4 +76,4 @@ def test_names_counts_the_repeats(run):
     summary = study.outputs("repeats/*.out")[0].splitlines()
     assert summary[0] == f"200 names, {len(names)} different, {len(repeated)} of them more than once"
     assert summary[-1].startswith("There are about ")
-    assert any("'" in name for name in names)  # a quote in a name has done no harm
+    assert any("'" in name for name in names)  # the names include quotes

@@ -1,16 +1,20 @@
-"""A cluster of one machine, behind fake commands of batch systems: jobs are processes that really run.
+"""The simulated cluster behind the fake commands of batch systems; its jobs are real processes of this machine.
 
-Everything is in the directory that `FAKE_CLUSTER` names:
+The directory in the environment variable `FAKE_CLUSTER` has the state of the cluster:
 
-    jobs/<number>.json     the job; written by `submit`, then by its supervisor alone
+    jobs/<number>.json     the job; `submit` writes it first, then only its supervisor
     jobs/<number>.script   its script
-    jobs/<number>.end      why it shall be ended, written by whoever wants that
-    hold                   as long as this file is there, no job starts
-    launches               one line of JSON for each parallel launch, at its end
+    jobs/<number>.end      the reason to end it; a process that requests the end writes this file
+    hold                   while this file exists, no job starts
+    launches               one line of JSON for each parallel launch that has ended
 
-The environment sets the rest: `FAKE_NODES` and `FAKE_CORES` the size of the cluster and of its nodes,
-`FAKE_MINUTE_S` how many seconds a minute of a time limit lasts, `FAKE_GRACE_S` how long processes have
-between their signal and SIGKILL, `FAKE_MEMORY_S` how long ended jobs are known.
+Other environment variables:
+
+    FAKE_NODES      number of nodes
+    FAKE_CORES      cores of each node
+    FAKE_MINUTE_S   seconds that a minute of a time limit lasts
+    FAKE_GRACE_S    seconds between the signal for a process and SIGKILL
+    FAKE_MEMORY_S   seconds after its end for which a job is listed
 """
 
 from __future__ import annotations
@@ -32,7 +36,7 @@ _LOOK_S = 0.05
 
 
 def number_of(name: str, default: float) -> float:
-    """Return a number of the environment."""
+    """Return the number in an environment variable."""
     return float(os.environ.get(name, default))
 
 
@@ -46,22 +50,22 @@ class Job:
     """A job.
 
     Attributes:
-        number: Its number, from 1 on.
+        number: Its number, from 1.
         name: Its name.
-        command: The words to be run.
+        command: Its command line.
         cwd: Its working directory.
         environment: Its environment, without its marker.
         nodes: Its number of nodes.
-        limit_s: Its time limit in seconds; None for none.
+        limit_s: Its time limit in seconds; None for no limit.
         out: File for its stdout.
         err: File for its stderr.
         queue: Its queue.
-        signals: Signals that end it, by reason, before SIGKILL.
+        signals: Signals that it receives before SIGKILL, by the reason of its end.
         state: `pending`, `running` or `ended`.
-        why: Why it was ended: `timeout`, or the text of its `.end` file; empty when it ended by itself.
-        code: Its exit code, of `subprocess`; None when it never started.
-        started_at: When it started, in Unix seconds.
-        ended_at: When it ended.
+        why: Why the cluster has ended it: `timeout`, or the text of its `.end` file; empty if it ended by itself.
+        code: Its exit code, as in `subprocess`; None if it has not started.
+        started_at: Time of its start in Unix seconds.
+        ended_at: Time of its end in Unix seconds.
     """
 
     number: int
@@ -86,39 +90,39 @@ class Job:
         return root() / "jobs" / f"{self.number}.json"
 
     def store(self) -> None:
-        """Write the job, whole or not at all."""
+        """Write the job atomically."""
         partial = self._path.with_suffix(f".{os.getpid()}")
         partial.write_text(json.dumps(dataclasses.asdict(self)))
         partial.replace(self._path)
 
     @property
     def end_request(self) -> Path:
-        """The file that asks for its end."""
+        """The file that requests its end."""
         return self._path.with_suffix(".end")
 
     @property
-    def is_known(self) -> bool:
-        """Whether the batch system has not forgotten it yet."""
+    def is_listed(self) -> bool:
+        """Whether the batch system still lists it."""
         return self.state != "ended" or time.time() - self.ended_at < number_of("FAKE_MEMORY_S", 3600)
 
 
 def read(number: int | str) -> Job | None:
-    """Return a job that is still known."""
+    """Return a job; None if the batch system does not list it."""
     try:
         job = Job(**json.loads((root() / "jobs" / f"{number}.json").read_text()))
     except OSError:
         return None
-    return job if job.is_known else None
+    return job if job.is_listed else None
 
 
 def jobs() -> list[Job]:
-    """Return all jobs that are still known."""
+    """Return all jobs that the batch system lists."""
     numbers = sorted(int(path.stem) for path in (root() / "jobs").glob("*.json") if path.stem.isdigit())
     return [job for job in map(read, numbers) if job is not None]
 
 
 def new_number() -> int:
-    """Return a number that no job has had."""
+    """Claim a number that no other job has used."""
     directory = root() / "jobs"
     directory.mkdir(parents=True, exist_ok=True)
     number = 1
@@ -132,7 +136,7 @@ def new_number() -> int:
 
 
 def submit(job: Job) -> None:
-    """Let a job run, as soon as nothing holds it."""
+    """Start a job, or keep it pending while the cluster holds jobs."""
     job.store()
     subprocess.Popen(
         [sys.executable, __file__, str(job.number)],
@@ -148,7 +152,7 @@ def supervise(number: int) -> None:
     """Run a job to its end."""
     job = read(number)
     assert job is not None
-    while (root() / "acquire").exists() and not job.end_request.exists():
+    while (root() / "hold").exists() and not job.end_request.exists():
         time.sleep(_LOOK_S)
     if job.end_request.exists():
         job.why = job.end_request.read_text()
@@ -182,13 +186,13 @@ def _run(job: Job) -> None:
         _signal_all(mark, number)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(number_of("FAKE_GRACE_S", 5))
-    while any(_signal_all(mark, signal.SIGKILL)):  # nothing of a job outlives it
+    while any(_signal_all(mark, signal.SIGKILL)):  # no process outlives its job
         time.sleep(_LOOK_S)
     job.code = process.wait()
 
 
 def _signal_all(mark: str, number: int) -> list[int]:
-    """Send a signal to every process of a job; return those there were."""
+    """Send a signal to every process of a job; return these processes."""
     found = list(_marked(mark))
     for pid in found:
         with contextlib.suppress(ProcessLookupError):
@@ -210,13 +214,13 @@ def _marked(mark: str) -> Iterator[int]:
 
 
 def launch(tasks: Sequence[dict[str, str]], command: Sequence[str], limit_s: float | None = None, **facts: Any) -> int:
-    """Run a command once for each task, all at the same time; return the largest exit code.
+    """Run a command once for each task, in parallel; return the largest exit code.
 
     Args:
-        tasks: What the environment of each task has beside that of this process.
-        command: The words to be run.
-        limit_s: Seconds after which it is ended.
-        facts: What else is noted of this launch.
+        tasks: Environment variables of each task, in addition to those of this process.
+        command: The command line.
+        limit_s: Time limit in seconds; None for no limit.
+        facts: Further facts about this launch, for the file `launches`.
     """
     begin = time.time()
     processes = [subprocess.Popen(command, env={**os.environ, **task}) for task in tasks]

@@ -1,4 +1,4 @@
-"""Fake clusters for tests: what to put into an environment, and what has happened on them."""
+"""Simulated clusters for tests: the environment of their commands, and the record of their jobs and launches."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ HERE = Path(__file__).resolve().parent
 
 
 class FakeCluster:
-    """A cluster of one machine, with the commands of a batch system.
+    """A simulated cluster on this machine, with the commands of a batch system.
 
     Args:
-        directory: Where it keeps its jobs; made here.
+        directory: Directory of its state, which this class creates.
         system: `lsf` or `flux`.
         settings: `nodes`, `cores`, `minute_s`, `grace_s`, `memory_s` (`cluster.py`).
     """
@@ -30,32 +30,32 @@ class FakeCluster:
         self.python = HERE / "flux" / "python" if system == "flux" else None
 
     def insert_into(self, environment: dict[str, str]) -> dict[str, str]:
-        """Return an environment in which the commands are found before others."""
+        """Return an environment in which the commands of the cluster come first on PATH."""
         result = {**environment, **self.environment, "PATH": f"{self.commands}:{environment.get('PATH', os.defpath)}"}
         if self.python:
             paths = [str(self.python), *filter(None, [environment.get("PYTHONPATH")])]
             result["PYTHONPATH"] = os.pathsep.join(paths)
         return result
 
-    def acquire(self) -> None:
-        """Let no further job start."""
-        (self.directory / "acquire").touch()
+    def hold(self) -> None:
+        """Keep new jobs pending until `release`."""
+        (self.directory / "hold").touch()
 
     def release(self) -> None:
-        """Let jobs start."""
-        (self.directory / "acquire").unlink()
+        """Start the jobs that `hold` has kept pending."""
+        (self.directory / "hold").unlink()
 
     def end(self, number: int, why: str) -> None:
-        """End a job as the batch system would: `preempt`, `node`, `memory`, `admin`, `node-failure`, ..."""
+        """End a job for a reason of the batch system: `preempt`, `node`, `memory`, `admin`, `node-failure`, ..."""
         (self.directory / "jobs" / f"{number}.end").write_text(why)
 
     def jobs(self) -> list[dict[str, Any]]:
-        """Return all jobs there have been, the oldest first."""
+        """Return all jobs since the start of the cluster, the oldest first."""
         paths = sorted((self.directory / "jobs").glob("*.json"), key=lambda path: int(path.stem))
         return [json.loads(path.read_text()) for path in paths]
 
     def launches(self) -> list[dict[str, Any]]:
-        """Return the parallel launches that have ended, each with tasks, command, begin and end."""
+        """Return the parallel launches that have ended, each with its tasks, command, begin and end."""
         path = self.directory / "launches"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
@@ -65,7 +65,7 @@ class FakeCluster:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End all jobs, with their supervisors."""
+        """Kill all jobs and their supervisors."""
         variable = f"FAKE_CLUSTER={self.directory}".encode()
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit() and int(entry.name) != os.getpid():

@@ -1,4 +1,4 @@
-"""Circumstances that are nobody's fault, and that a study has to stand."""
+"""Difficult circumstances in which a study must still work."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_several_resumes_at_once_start_one_conductor(run):
 
 
 @pytest.mark.parametrize("name", ["CELERY_BROKER_URL", "CELERY_BROKER_WRITE_URL", "CELERY_CONFIG_MODULE", "CELERY_LOADER"])
-def test_celerys_own_environment_variables_do_not_matter(run, environment, name):
+def test_environment_variables_of_celery_have_no_effect(run, environment, name):
     environment[name] = "redis://127.0.0.1:1/0"
 
     study = run(ROOT / "specs" / "hello_samples.yaml").await_end()
@@ -80,7 +80,7 @@ def test_a_running_study_is_not_overwritten(run):
     assert study.outputs("sim/*/runs") == ["run\n"] * 20
 
 
-def test_a_frozen_worker_does_not_keep_a_study_from_being_cancelled(run):
+def test_a_study_with_a_frozen_worker_can_be_cancelled(run):
     study = run(SPEC.replace("sleep 0.3", "sleep 60"))
     study.await_text("sim/*/runs", "run", 2)
     for pid in study.processes("maestro_celery_plugin.worker"):
@@ -93,19 +93,19 @@ def test_a_frozen_worker_does_not_keep_a_study_from_being_cancelled(run):
     study.await_end()
 
 
-def test_what_a_sample_has_hidden_ends_with_its_worker(run):
-    """Given a sample that starts a process without its environment in a session of its own, then that ends, too."""
+def test_a_detached_process_of_a_sample_ends_with_its_worker(run):
+    """Given a sample that starts a process without environment in another session, then this process ends as well."""
     study = run(SPEC.replace("sleep 0.3", "env -i setsid sleep 1234 & sleep 60"))
     study.await_text("sim/*/runs", "run", 2)
-    wait_for(lambda: len(_hidden(study)) >= 2, "the hidden processes")
+    wait_for(lambda: len(_detached(study)) >= 2, "the detached processes")
 
     study.command("maestro", "cancel", "-y", str(study.path))
     study.await_end()
 
-    assert not _hidden(study)
+    assert not _detached(study)
 
 
-def _hidden(study) -> list[int]:
+def _detached(study) -> list[int]:
     found = []
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
@@ -116,14 +116,14 @@ def _hidden(study) -> list[int]:
     return found
 
 
-def test_a_port_that_somebody_else_has_taken(run):
-    """Given a broker that dies, and its port is taken, then it is elsewhere, with another password."""
+def test_a_port_that_another_process_has_taken(run):
+    """Given a dead broker whose port is taken, then the next broker uses another port, and the study finishes."""
     study = run(SPEC)
     study.await_text("sim/*/runs", "run", 3)
     session = Session(study.path / "merlin_info" / "session")
-    before = session.read_broker()["url"]
-    (keeper,) = study.processes("broker.supervisor")
-    os.kill(keeper, signal.SIGSTOP)
+    before = session.read_broker().url
+    (supervisor,) = study.processes("broker.supervisor")
+    os.kill(supervisor, signal.SIGSTOP)
     kill(*study.server())
     port = int(before.rpartition(":")[2].partition("/")[0])
     with socket.socket() as thief:
@@ -131,7 +131,7 @@ def test_a_port_that_somebody_else_has_taken(run):
         wait_for(lambda: _bound(thief, port), "the port")
         thief.listen()
         threading.Thread(target=_drop_connections, args=(thief,), daemon=True).start()
-        os.kill(keeper, signal.SIGCONT)
+        os.kill(supervisor, signal.SIGCONT)
         finish(study)
 
     assert not study.processes()
@@ -164,11 +164,11 @@ def test_a_closed_terminal_ends_a_study_in_the_foreground(run, tmp_path, environ
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # the tests themselves may run under nohup
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # the tests may run under nohup
     )
     study.await_text("sim/*/runs", "run", 2)
 
     process.send_signal(signal.SIGHUP)
     process.wait(30)
 
-    wait_for(lambda: not study.processes(), f"nothing left: {study.processes()}", 20)
+    wait_for(lambda: not study.processes(), f"the end of all processes: {study.processes()}", 20)

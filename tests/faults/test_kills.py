@@ -1,4 +1,4 @@
-"""What holds when something dies: every sample ends with one outcome, and none runs twice for no reason."""
+"""After the death of a process, each sample has one outcome, and only interrupted samples run again."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ SPEC = """
 
 
 def assert_complete(study, killed_slots: int) -> None:
-    """Every sample is finished once; only those that were running when something died have run twice."""
+    """Check that each sample has finished once, and that only samples in killed slots have run twice."""
     samples = study.status()["steps"][0]["samples"]
     assert samples == {"total": COUNT, "finished": COUNT, "failed": 0, "running": 0, "pending": 0}
     assert study.outputs("post/post.out") == [f"{COUNT}\n"]
@@ -67,7 +67,7 @@ def end(study) -> None:
     assert set(study.states().values()) == {"FINISHED"}
 
 
-def test_worker(run):
+def test_a_killed_worker(run):
     study = run(SPEC)
     begun(study)
 
@@ -78,8 +78,8 @@ def test_worker(run):
     assert len(list(study.path.glob("merlin_info/workers/*.log"))) == 2
 
 
-def test_supervisor_alone(run):
-    """Given a worker whose supervisor is killed, then it ends its samples itself, and another goes on."""
+def test_a_killed_supervisor_of_a_worker(run):
+    """Given a worker whose supervisor is killed, then the worker ends its samples, and another worker continues."""
     study = run(SPEC)
     begun(study)
 
@@ -89,8 +89,8 @@ def test_supervisor_alone(run):
     assert_complete(study, killed_slots=4)
 
 
-def test_server(run):
-    """Given a broker that dies with all its queues, then it is there again, and no sample has run twice."""
+def test_a_killed_server(run):
+    """Given a broker that dies with all its queues, then it starts again, and no sample runs twice."""
     study = run(SPEC)
     begun(study)
 
@@ -101,7 +101,7 @@ def test_server(run):
     assert len(list(study.path.glob("merlin_info/workers/*.log"))) == 1
 
 
-def test_server_and_keeper(run):
+def test_a_killed_server_and_its_supervisor(run):
     study = run(SPEC)
     begun(study)
 
@@ -111,20 +111,20 @@ def test_server_and_keeper(run):
     assert_complete(study, killed_slots=0)
 
 
-def test_keeper_alone(run):
-    """Given a keeper that is killed, then its server ends with it and another takes its place."""
+def test_a_killed_supervisor_of_the_broker(run):
+    """Given a broker whose supervisor is killed, then its server ends as well, and a new supervisor starts."""
     study = run(SPEC)
     begun(study)
     server = study.server()
 
     kill(*study.processes("broker.supervisor"))
-    wait_for(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in server), "the server's end")
+    wait_for(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in server), "the end of the server")
     end(study)
 
     assert_complete(study, killed_slots=0)
 
 
-def test_worker_and_server(run):
+def test_a_killed_worker_and_a_killed_broker(run):
     study = run(SPEC)
     begun(study)
 
@@ -134,24 +134,24 @@ def test_worker_and_server(run):
     assert_complete(study, killed_slots=4)
 
 
-def test_chief_then_resume_while_workers_go_on(run):
+def test_a_killed_conductor_whose_workers_continue_then_resume(run):
     study = run(SPEC)
     begun(study)
 
     kill(*study.processes("bin/conductor"))
-    wait_for(lambda: not study.processes("bin/conductor"), "the conductor's end")
+    wait_for(lambda: not study.processes("bin/conductor"), "the end of the conductor")
     answer = study.command("maestro-celery", "resume", str(study.path))
     assert answer.returncode == 0, answer.stderr
     second = study.command("maestro-celery", "resume", str(study.path))
     assert second.returncode == 1
-    assert "is running" in second.stderr
+    assert f"A conductor of the study '{study.path}' is running or starting" in second.stderr
     end(study)
 
     assert_complete(study, killed_slots=0)
     assert len(list(study.path.glob("merlin_info/workers/*.log"))) == 1
 
 
-def test_everything_then_resume(run):
+def test_all_processes_killed_then_resume(run):
     study = run(SPEC)
     begun(study)
 
@@ -164,7 +164,7 @@ def test_everything_then_resume(run):
     assert_complete(study, killed_slots=4)
 
 
-def test_a_killed_chief_leaves_nothing_behind(run):
+def test_workers_and_broker_end_after_a_killed_conductor(run):
     """Given an idle limit of 2 s, when the conductor is killed, then workers and broker end by themselves."""
     study = run(SPEC.replace("ARGS", "").replace("{args: --concurrency 4", "{args: --concurrency 4, idle_limit: 2"))
     begun(study)
@@ -173,8 +173,8 @@ def test_a_killed_chief_leaves_nothing_behind(run):
     wait_for(lambda: not study.processes(), "the end of workers and broker", 90)
 
 
-def test_cancel_ends_what_a_killed_chief_has_left(run):
-    """When the conductor was killed, then `maestro cancel` ends samples, workers and broker, and says so."""
+def test_cancel_ends_the_workers_of_a_killed_conductor(run):
+    """Given a killed conductor, then `maestro cancel` ends samples, workers and broker, and reports this."""
     study = run(SPEC)
     begun(study)
     kill(*study.processes("bin/conductor"))
@@ -182,16 +182,16 @@ def test_cancel_ends_what_a_killed_chief_has_left(run):
     answer = study.command("maestro", "cancel", "-y", str(study.path))
 
     assert answer.returncode == 0, answer.stderr
-    assert "what one has left is ended here:\n1 worker is told to end.\n" in answer.stdout
+    assert "This study has no conductor. Its workers and jobs are cancelled:\n1 worker was asked to end.\n" in answer.stdout
     wait_for(lambda: not study.processes(), "the end of workers and broker", 15)
     again = study.command("maestro", "cancel", "-y", str(study.path))
-    assert "nothing of it is left to be ended" in again.stdout
+    assert "This study has no conductor, and no workers or jobs." in again.stdout
     assert study.command("maestro-celery", "resume", str(study.path)).returncode == 0
     end(study)
     assert_complete(study, killed_slots=4)
 
 
-def test_a_process_of_the_prefork_pool(run):
+def test_a_killed_process_of_the_prefork_pool(run):
     study = run(SPEC.replace("--concurrency 4", "--pool prefork --concurrency 2"))
     begun(study, 3)
     ledgers = [path.stem for path in study.path.glob("merlin_info/ledger/w-1.*.ledger")]
@@ -203,7 +203,7 @@ def test_a_process_of_the_prefork_pool(run):
     assert_complete(study, killed_slots=2)
 
 
-def test_cancelled_then_resumed(run):
+def test_a_cancelled_study_that_is_resumed(run):
     study = run(SPEC)
     begun(study)
     study.command("maestro", "cancel", "-y", str(study.path))
@@ -216,7 +216,7 @@ def test_cancelled_then_resumed(run):
     assert_complete(study, killed_slots=4)
 
 
-def test_a_finished_study_resumed_runs_nothing(run):
+def test_a_finished_study_that_is_resumed_runs_no_sample(run):
     study = run(SPEC.replace("sleep 0.4", "true"), foreground=True)
     before = read_ledger(study.path / "merlin_info" / "ledger")
 
@@ -228,7 +228,7 @@ def test_a_finished_study_resumed_runs_nothing(run):
     assert set(study.states().values()) == {"FINISHED"}
 
 
-def test_failed_samples_run_again_when_asked_for(run):
+def test_failed_samples_run_again_on_request(run):
     study = run(SPEC.replace("echo begun", "test -e $(SPECROOT)/repaired || exit 1"), foreground=True)
     assert study.status()["steps"][0]["samples"]["failed"] == COUNT
     (study.path.parent / "repaired").touch()
@@ -240,7 +240,7 @@ def test_failed_samples_run_again_when_asked_for(run):
 
 
 def test_a_torn_and_a_damaged_ledger(run):
-    """Given a ledger with a torn tail and a damaged entry, when the study is resumed, then it ends whole."""
+    """Given a ledger with a torn tail and a damaged entry, when the study is resumed, then all samples finish."""
     study = run(SPEC)
     begun(study, 8)
     kill(*study.processes(), *study.server())
@@ -250,9 +250,7 @@ def test_a_torn_and_a_damaged_ledger(run):
             file.write(b"\x09torn")
     damaged = next(ledger.glob("w-1.ledger"))
     data = bytearray(damaged.read_bytes())
-    offset = next(
-        n * 44 for n in range(len(data) // 44) if data[n * 44] == Kind.ENDED
-    )
+    offset = next(n * 44 for n in range(len(data) // 44) if data[n * 44] == Kind.ENDED)
     data[offset + 20] ^= 0xFF
     damaged.write_bytes(data)
 
@@ -263,7 +261,7 @@ def test_a_torn_and_a_damaged_ledger(run):
     assert samples["finished"] == COUNT
 
 
-def test_a_sample_that_takes_its_worker_down_is_failed_as_poisonous(run):
+def test_a_sample_that_kills_its_worker_several_times_fails(run):
     study = run(
         SPEC.replace("echo begun", 'test $(A) = 7 && kill -9 $(ps -o ppid= -p $$)\n            echo begun').replace(
             'echo "restart', 'test $(A) = 7 && kill -9 $(ps -o ppid= -p $$)\n            echo "restart'
@@ -280,23 +278,23 @@ def test_a_sample_that_takes_its_worker_down_is_failed_as_poisonous(run):
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
 def test_a_full_disk_in_a_sample_directory(run, tmp_path):
-    """Given a full file system under a sample, when there is space again, then the sample runs."""
+    """Given a full file system in the directory of a sample, when there is space again, then the sample runs."""
     study = run(SPEC.replace("sleep 0.4", "sleep 0.2").replace("max_retries: 2", ""), "-s", "1")
     begun(study, 1)
-    place = study.path / "sim" / "23"
-    place.mkdir(exist_ok=True)
-    if any(place.iterdir()):
-        pytest.fail("the last sample has run before its disk could be made small")
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k,nr_inodes=3", "small", str(place)], check=True)
+    directory = study.path / "sim" / "23"
+    directory.mkdir(exist_ok=True)
+    if any(directory.iterdir()):
+        pytest.fail("the last sample has run before the test has mounted its file system")
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k,nr_inodes=3", "small", str(directory)], check=True)
     try:
-        (place / "filler").write_bytes(b"x" * 4096)
+        (directory / "filler").write_bytes(b"x" * 4096)
         wait_for(lambda: "No space left" in "".join(study.outputs("merlin_info/workers/*.log")), "the full disk", 60)
-        (place / "filler").unlink()
-        subprocess.run(["mount", "-o", "remount,size=1m,nr_inodes=100", str(place)], check=True)
+        (directory / "filler").unlink()
+        subprocess.run(["mount", "-o", "remount,size=1m,nr_inodes=100", str(directory)], check=True)
         study.await_end()
         assert_complete_after_full_disk(study)
     finally:
-        subprocess.run(["umount", "-l", str(place)], check=True)
+        subprocess.run(["umount", "-l", str(directory)], check=True)
 
 
 def assert_complete_after_full_disk(study) -> None:

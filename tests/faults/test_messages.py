@@ -1,4 +1,4 @@
-"""Messages that are lost, forged, replayed or too large; and secrets that must not show."""
+"""Messages that are lost, forged, replayed or too large; and secrets that must not be visible."""
 
 from __future__ import annotations
 
@@ -38,8 +38,11 @@ SPEC = """
 """
 
 
+REFUSAL = "Refused a message that does not belong to this session."
+
+
 class Intruder:
-    """Somebody who can write to the broker, with or without the session's secret."""
+    """A client that can write to the broker, with or without the secret of the session."""
 
     def __init__(self, study) -> None:
         self.study = study
@@ -74,7 +77,7 @@ def finish(study) -> None:
 
 
 def test_forged_messages_are_refused(intruder):
-    """Given messages without the secret's signature, when a worker gets them, then it runs nothing for them."""
+    """Given messages without a valid signature, when a worker receives them, then it refuses them."""
     script = intruder.study.path.parent / "evil"
     intruder.send(*intruder.fields(epoch=9), "0" * 64)
     intruder.send(str(script), "sim", 1, 0, 1, 9, "0" * 64)
@@ -82,32 +85,32 @@ def test_forged_messages_are_refused(intruder):
     intruder.send(*intruder.fields()[:3], "0; touch x", 5, 1, "x")
     intruder.send(name="os.system")
 
-    wait_for(lambda: intruder.worker_log().count("Refused a message that is not of this session.") == 4, "refusals")
+    wait_for(lambda: intruder.worker_log().count(REFUSAL) == 4, "refusals")
     finish(intruder.study)
 
 
-def test_a_signature_fits_one_message_only(intruder):
+def test_a_signature_is_valid_for_one_message_only(intruder):
     signature = intruder.signer.sign(*intruder.fields(0, 1))
 
     intruder.send(*intruder.fields(0, 12), signature)
 
-    wait_for(lambda: "refused a message" in intruder.worker_log(), "the refusal")
+    wait_for(lambda: REFUSAL in intruder.worker_log(), "the refusal")
     finish(intruder.study)
 
 
-def test_replayed_messages_run_nothing_twice(intruder):
-    """Given genuine messages that come once more, also after the step's end, then no sample runs again."""
+def test_replayed_messages_run_no_sample_twice(intruder):
+    """Given valid messages that arrive again, even after the end of the step, then no sample runs again."""
     signature = intruder.signer.sign(*intruder.fields())
     for _ in range(3):
         intruder.send(*intruder.fields(), signature)
-    wait_for(lambda: intruder.study.states().get("sim") == "FINISHED", "the step's end")
+    wait_for(lambda: intruder.study.states().get("sim") == "FINISHED", "the end of the step")
     for _ in range(3):
         intruder.send(*intruder.fields(), signature)
 
     finish(intruder.study)
 
 
-def test_oversized_and_broken_messages_do_no_harm(intruder):
+def test_oversized_and_invalid_messages_have_no_effect(intruder):
     queue = intruder.session.queue("q")
     intruder.send("x" * 10_000_000, "sim", 1, 0, 12, 1, "0" * 64)
     intruder.redis.lpush(queue, b"no message at all")
@@ -118,7 +121,7 @@ def test_oversized_and_broken_messages_do_no_harm(intruder):
 
 
 def test_pickle_is_refused(intruder):
-    """Given a pickled message, when a worker gets it, then it does not unpickle it."""
+    """Given a pickled message, when a worker receives it, then the worker does not unpickle it."""
     trace = intruder.study.path.parent / "unpickled"
     payload = f"cbuiltins\neval\n(S'open({str(trace)!r}, \"w\")'\ntR.".encode()
     with intruder.app.connection_for_write() as connection, connection.Producer() as producer:
@@ -134,14 +137,14 @@ def test_pickle_is_refused(intruder):
     assert not trace.exists()
 
 
-def test_a_wiped_broker_costs_no_sample(intruder):
+def test_no_sample_is_lost_with_the_data_of_the_broker(intruder):
     intruder.redis.flushall()
 
     finish(intruder.study)
 
 
 def test_deleted_messages_are_sent_again(run):
-    """Given a queue whose messages vanish while workers live, then the samples are sent again."""
+    """Given a queue whose messages are deleted while workers live, then the conductor sends the samples again."""
     study = run(SPEC.replace("seq 1 12", "seq 1 50"))
     study.await_text("sim/*/*/runs", "run", 3)
     intruder = Intruder(study)
@@ -156,7 +159,7 @@ def test_deleted_messages_are_sent_again(run):
 
 
 def test_secrets_are_in_files_of_mode_0600_only(intruder):
-    """Given a running study, then neither password nor secret is in argv, environment, logs or other files."""
+    """Given a running study, then password and secret are in no command line, environment, log or other file."""
     study = intruder.study
     url = intruder.session.read_broker().url
     secrets = [url.split(":")[2].split("@")[0], (intruder.session.path / "secret").read_text()]
@@ -185,7 +188,7 @@ def _samples_of(study) -> list[str]:
     return found
 
 
-def test_the_private_broker_refuses_strangers(intruder):
+def test_the_private_broker_refuses_clients_without_password(intruder):
     url = intruder.session.read_broker().url
     host, _, port = url.rpartition("@")[2].removesuffix("/0").partition(":")
 
@@ -195,8 +198,8 @@ def test_the_private_broker_refuses_strangers(intruder):
     finish(intruder.study)
 
 
-def test_a_fault_of_the_worker_itself_fails_the_step(run):
-    """Given a manifest that no worker can use, then the step fails with a reason instead of waiting for ever."""
+def test_an_error_in_the_worker_fails_the_step(run):
+    """Given a manifest that no worker can read, then the step fails with an error in the log, and does not wait."""
     study = run(SPEC)
     study.await_text("sim/*/runs", "run", 3)
     intruder = Intruder(study)
@@ -205,8 +208,8 @@ def test_a_fault_of_the_worker_itself_fails_the_step(run):
     manifest.write_text(kept.replace('"retry_delay_s"', '"no_such_field"'))
     (study.path.parent / "go").touch()
     for pid in study.processes("maestro_celery_plugin.worker"):
-        os.kill(pid, signal.SIGKILL)  # the next worker reads the manifest anew
+        os.kill(pid, signal.SIGKILL)  # the next worker reads the manifest again
     study.await_end()
 
     assert study.states()["sim"] == "FAILED"
-    assert "no_such_field" in intruder.worker_log()
+    assert "retry_delay_s\n  Field required [type=missing" in intruder.worker_log()

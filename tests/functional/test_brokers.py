@@ -1,4 +1,4 @@
-"""The same study over every broker: the private one, a Redis and a RabbitMQ by URL."""
+"""Studies with a broker by URL: Redis and RabbitMQ."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from kombu import Connection
 from support import ROOT, needed, wait_for
 
 from maestro_celery_plugin.ledger.entries import Kind
-from maestro_celery_plugin.ledger.reader import read_ledger
+from maestro_celery_plugin.ledger.reader import LedgerReader, read_ledger
 from maestro_celery_plugin.processes import end_marked
 
 PASSWORD = "s3cret-of-the-test"
@@ -41,7 +41,7 @@ def answers(url: str) -> bool:
         with Connection(url, connect_timeout=2) as connection:
             connection.ensure_connection(max_retries=1, timeout=2)
             return True
-    except Exception:  # each transport raises its own kinds until the server is up
+    except Exception:  # each transport raises its own errors until the server has started
         return False
 
 
@@ -93,7 +93,7 @@ def rabbitmq_server(tmp_path_factory) -> Iterator[Server]:
     wait_for(lambda: answers(url) or process.poll() is not None, "rabbitmq-server", 90)
     assert process.poll() is None, (directory / "out").read_text()
     yield Server(url, url.replace(PASSWORD, "wrong"))
-    end_marked("RABBITMQ_NODENAME", environment["RABBITMQ_NODENAME"])  # it has left its process group
+    end_marked("RABBITMQ_NODENAME", environment["RABBITMQ_NODENAME"])  # it has its own process group
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -109,10 +109,10 @@ def test_a_study_over_a_broker_by_url(run, server):
 
     assert set(study.states().values()) == {"FINISHED"}
     assert study.outputs("count/*.out") == ["20\n"]
-    assert not list(study.path.glob("**/broker.conf")), "no private broker"
+    assert not list(study.path.glob("**/broker.conf")), "the plugin has started a private broker"
 
 
-def test_the_environment_names_the_broker(run, server, environment):
+def test_a_broker_from_the_environment(run, server, environment):
     environment["MAESTRO_CELERY_BROKER_URL"] = server.url
 
     study = run((ROOT / "specs" / "hello_samples.yaml").read_text().replace("wc -l", "env > environment; wc -l"))
@@ -124,7 +124,7 @@ def test_the_environment_names_the_broker(run, server, environment):
     assert with_password == [study.path / "merlin_info" / "session" / "broker.json"]
 
 
-def test_merlins_configuration_names_the_broker(run, redis_server, environment):
+def test_a_broker_from_the_configuration_of_merlin(run, redis_server, environment):
     port = redis_server.url.rpartition(":")[2].partition("/")[0]
     merlin = Path(environment["HOME"], ".merlin")
     merlin.mkdir()
@@ -138,7 +138,7 @@ def test_merlins_configuration_names_the_broker(run, redis_server, environment):
     assert not list(study.path.glob("**/broker.conf"))
 
 
-def test_a_wrong_password_is_an_error_at_launch(run, server):
+def test_a_wrong_password_stops_the_launch(run, server):
     begin = time.monotonic()
     study = run(ROOT / "specs" / "hello.yaml", "--broker", server.wrong_url)
 
@@ -150,8 +150,8 @@ def test_a_wrong_password_is_an_error_at_launch(run, server):
     assert time.monotonic() - begin < 20
 
 
-def test_no_answer_is_an_error_within_seconds(run, environment):
-    """Given an address that accepts connections and says nothing, then the launch ends all the same."""
+def test_a_server_that_does_not_answer_stops_the_launch(run, environment):
+    """Given a server that accepts connections and does not answer, then the launch ends with an error."""
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
@@ -162,16 +162,16 @@ def test_no_answer_is_an_error_within_seconds(run, environment):
             assert not study.path.exists()
 
 
-def test_nothing_is_left_on_a_broker_of_others(run, redis_server):
+def test_a_study_removes_only_its_own_keys_from_a_shared_broker(run, redis_server):
     client = redis.Redis.from_url(redis_server.url)
     client.flushall()
-    client.set("somebody-elses", "key")
+    client.set("other-user", "key")
 
     run(ROOT / "specs" / "hello_samples.yaml", "--broker", redis_server.url).await_end()
 
-    left = {key.decode() for key in client.scan_iter()}
-    assert not [key for key in left if key.startswith("mcp-")], left
-    assert "somebody-elses" in left
+    keys = {key.decode() for key in client.scan_iter()}
+    assert not [key for key in keys if key.startswith("mcp-")], keys
+    assert "other-user" in keys
 
 
 LONG = """
@@ -193,26 +193,22 @@ LONG = """
 """
 
 
-def test_no_worker_keeps_samples_from_another(run, server):
-    """Given two workers of two slots and samples of 2 s, then both run half of them and nothing is sent twice."""
+def test_workers_share_the_samples(run, server):
+    """Given two workers with two slots and samples of 2 s, then each runs at least a third, and none is sent twice."""
     study = run(LONG, "--broker", server.url).await_end()
 
     entries = read_ledger(study.path / "merlin_info" / "ledger")
-    shares = [
-        int((read_one(study, name)["kind"] == Kind.STARTED).sum()) for name in ("a-1", "b-1")
-    ]
+    shares = [int((entries_of(study, name)["kind"] == Kind.STARTED).sum()) for name in ("a-1", "b-1")]
     assert sum(shares) == 12
     assert min(shares) >= 4, shares
     assert (entries["kind"] == Kind.SENT).sum() == 1
 
 
-def read_one(study, writer: str):
-    from maestro_celery_plugin.ledger.reader import LedgerReader
-
+def entries_of(study, writer: str):
     return dict(LedgerReader(study.path / "merlin_info" / "ledger").poll())[writer]
 
 
-def test_a_broker_by_url_that_is_wiped(run, redis_server):
+def test_a_broker_by_url_that_loses_its_data(run, redis_server):
     study = run(LONG, "--broker", redis_server.url)
     study.await_text("sim/*/*.sh", count=3)
 

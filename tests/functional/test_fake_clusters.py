@@ -1,4 +1,4 @@
-"""LSF and Flux through Maestro's own adapters, on fake clusters whose jobs are processes that really run."""
+"""LSF and Flux through Maestro's adapters, on simulated clusters whose jobs are real processes."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from maestro_celery_plugin.config.resources import StepNeeds
 from maestro_celery_plugin.config.settings import BatchSettings
 from maestro_celery_plugin.plugins import batch_system
 
-# A process that has Maestro's adapter, since the adapter for Flux imports Flux when it is imported itself.
+# The program of a process with Maestro's adapter: the import of the adapter for Flux imports Flux.
 DRIVER = """
 import json, sys
 from maestrowf.datastructures.core import StudyStep
 from maestrowf.interfaces import ScriptAdapterFactory
-from maestro_celery_plugin.batch.base import batch_system
 from maestro_celery_plugin.config.settings import BatchSettings
+from maestro_celery_plugin.plugins import batch_system
 
 system = batch_system(sys.argv[1])
 arguments = system.adapter_arguments(BatchSettings(type=sys.argv[1], queue="pbatch"))
@@ -55,20 +55,20 @@ for line in sys.stdin:
     name, arguments = json.loads(line)
     print(json.dumps(globals()[name](**arguments)), file=real, flush=True)
 """
-# Prints what a process of a job finds out about the allocation around it.
-AROUND = """
+# Prints the facts that a process of a job finds about the allocation around it.
+CURRENT_ALLOCATION = """
 import dataclasses, json, os, sys, time
-from maestro_celery_plugin.batch.base import batch_system
+from maestro_celery_plugin.plugins import batch_system
 system = batch_system(sys.argv[1])
-held, end = system.current_allocation(os.environ), system.end_time(os.environ)
-left = None if end is None else round(end - time.time())
-print(json.dumps([dataclasses.astuple(held), left, system.node_cores(os.environ)]))
+allocation, end = system.current_allocation(os.environ), system.end_time(os.environ)
+remaining_s = None if end is None else round(end - time.time())
+print(json.dumps([dataclasses.astuple(allocation), remaining_s, system.node_cores(os.environ)]))
 """
 SYSTEMS = ("lsf", "flux")
 
 
 class Driver:
-    """Maestro's adapter for a batch system, in a process of its own; it knows where its last job runs."""
+    """Maestro's adapter for a batch system in a separate process, and the directory of the last job."""
 
     def __init__(self, cluster, type, parent):
         self.type, self._parent, self._count = type, parent, 0
@@ -77,7 +77,8 @@ class Driver:
             environment.pop(name, None)
         self._process = subprocess.Popen(
             [sys.executable, "-W", "ignore", "-c", DRIVER, type],
-            env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            # `python -c` imports from the current directory first, and the tests use the installed package.
+            cwd=parent, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         )  # fmt: skip
 
     def call(self, name, **arguments):
@@ -113,10 +114,10 @@ class Driver:
 def driver(request, tmp_path_factory):
     parent = tmp_path_factory.mktemp(request.param)
     with FakeCluster(parent / "cluster", request.param, nodes=4, cores=2, minute_s=1.0, grace_s=1.0) as cluster:
-        made = Driver(cluster, request.param, parent)
-        made.cluster = cluster
-        yield made
-        made.close()
+        running = Driver(cluster, request.param, parent)
+        running.cluster = cluster
+        yield running
+        running.close()
 
 
 @pytest.fixture
@@ -131,7 +132,7 @@ def test_a_job_runs_to_its_end(driver):
     assert (driver.output("out"), driver.output("err")) == ("out\n", "err\n")
 
 
-def test_a_job_waits_until_it_may_start(driver, cluster):
+def test_a_job_waits_while_the_cluster_holds_jobs(driver, cluster):
     cluster.hold()
     job = driver.submit("sleep 60")
     reason = driver.wait(job, "PENDING")
@@ -147,16 +148,16 @@ def test_a_job_fails(driver):
     assert driver.call("states", jobs=[job]) == ["OK", {job: "FAILED"}]
 
 
-def test_a_job_is_cancelled_with_all_that_it_runs(driver, cluster):
-    job = driver.submit("trap 'echo asked' INT TERM; setsid sleep 1000 & sleep 60 & wait; sleep 60")
+def test_a_job_is_cancelled_with_all_its_processes(driver, cluster):
+    job = driver.submit("trap 'echo signalled' INT TERM; setsid sleep 1000 & sleep 60 & wait; sleep 60")
     driver.wait(job, "RUNNING")
     assert driver.call("cancel", jobs=[job]) == "OK"
     driver.wait(job, "CANCELLED")
-    assert driver.output("out").startswith("asked\n")
+    assert driver.output("out").startswith("signalled\n")
     assert driver.call("states", jobs=[job]) == ["OK", {job: "CANCELLED"}]
 
 
-def test_a_job_that_waits_is_cancelled(driver, cluster):
+def test_a_pending_job_is_cancelled(driver, cluster):
     cluster.hold()
     job = driver.submit("sleep 60")
     assert driver.call("cancel", jobs=[job]) == "OK"
@@ -188,7 +189,7 @@ def test_the_cluster_ends_jobs(driver, cluster):
         driver.wait(job, state)
 
 
-def test_a_job_that_is_not_known(driver):
+def test_a_job_that_the_batch_system_does_not_list(driver):
     known = driver.submit("sleep 60")
     driver.wait(known, "RUNNING")
     lost = {"lsf": "99", "flux": "ƒ99"}[driver.type]
@@ -200,14 +201,14 @@ def test_too_many_nodes_are_refused(driver):
 
 
 def test_a_process_finds_the_allocation_around_it(driver, tmp_path):
-    program = tmp_path / "around.py"
-    program.write_text(AROUND)
+    program = tmp_path / "current_allocation.py"
+    program.write_text(CURRENT_ALLOCATION)
     job = driver.submit(f"{sys.executable} {program} {driver.type}", nodes=3, walltime="01:00:00")
     driver.wait(job, "COMPLETED")
-    held, left, cores = json.loads(driver.output("out"))
-    assert held == [job, 3]
+    allocation, remaining_s, cores = json.loads(driver.output("out"))
+    assert allocation == [job, 3]
     assert cores == {"lsf": 2, "flux": None}[driver.type]
-    assert left is None if driver.type == "lsf" else 50 <= left <= 60
+    assert remaining_s is None if driver.type == "lsf" else 50 <= remaining_s <= 60
 
 
 def worker_line(type, command, nodes):
@@ -223,17 +224,17 @@ def test_one_worker_starts_on_each_node(driver, cluster):
     assert cluster.launches()[-1]["tasks"] == 3
 
 
-def test_samples_run_side_by_side(driver, cluster):
+def test_samples_run_in_parallel(driver, cluster):
     sample = batch_system(driver.type).sample_launcher(StepNeeds(nodes=2, procs=4))
     job = driver.submit(f"{sample} sleep 0.5 &\n{sample} sleep 0.5 &\nwait", nodes=4)
     driver.wait(job, "COMPLETED")
-    one, other = cluster.launches()[-2:]
-    assert (one["tasks"], other["tasks"]) == (4, 4)
-    assert max(one["begin"], other["begin"]) < min(one["end"], other["end"])
+    first, second = cluster.launches()[-2:]
+    assert (first["tasks"], second["tasks"]) == (4, 4)
+    assert max(first["begin"], second["begin"]) < min(first["end"], second["end"])
 
 
 @pytest.mark.parametrize("driver", ["lsf"], indirect=True)
-def test_below_a_jsrun_there_is_no_other(driver):
+def test_jsrun_fails_inside_another_jsrun(driver):
     job = driver.submit("jsrun --np 1 jsrun --np 1 true")
     assert driver.wait(job, "FAILED") == "exit code 1"
     assert driver.output("err") == "Error: a jsrun cannot run below another jsrun.\n"

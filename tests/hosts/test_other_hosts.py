@@ -1,4 +1,4 @@
-"""Workers on another host: started by hand, over the cluster's address, and missed when they fall silent."""
+"""Workers that a user starts on another host: their broker address, their work, and their loss."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ SPEC = """
 
 @pytest.fixture
 def host():
-    """The other host; it takes root to make one."""
+    """The other host, which requires root."""
     for name in COMMANDS:
         needed(name, "/sbin")
     if os.geteuid() != 0:
         missing = pytest.fail if os.environ.get("CI") else pytest.skip
-        missing("network namespaces take root")
+        missing("network namespaces require root")
     with OtherHost() as other:
         yield other
 
 
 @pytest.fixture
-def far_workers(host, environment):
+def start_workers(host, environment):
     """Start `maestro-celery workers` on the other host."""
     started = []
 
@@ -60,26 +60,25 @@ def far_workers(host, environment):
         process.communicate()
 
 
-def sentences(study):
+def explained(study):
     answer = study.command("maestro-celery", "explain", str(study.path))
     assert answer.returncode == 0, answer.stderr
     return answer.stdout
 
 
-def test_a_study_waits_for_workers_of_another_host_and_says_so(run, host, far_workers):
-    """Given a group for another host, then it is awaited, and its workers do the work when they are started there."""
+def test_a_study_waits_for_workers_on_another_host_and_explains_this(run, host, start_workers):
+    """Given a group for another host, then the study waits for its workers, and these run the samples."""
     study = run(SPEC, "--broker-host", host.near)
-    wait_for(lambda: study.states() == {"sim": "PENDING"}, "the step's submission")
+    wait_for(lambda: study.states() == {"sim": "PENDING"}, "the submission of the step")
 
-    assert f"waits for its workers on otherhost: start them there with `maestro-celery workers {study.path}" in sentences(
-        study
-    )
+    text = explained(study)
+    assert f"waits for its workers on otherhost: start them there with `maestro-celery workers {study.path}" in text
     assert study.status()["workers"] == [{"name": "", "group": "far", "node": "otherhost", "state": "awaited"}]
-    here = study.command("maestro-celery", "workers", str(study.path))
-    assert here.returncode == 1
-    assert "No worker group is for this machine" in here.stderr
+    answer = study.command("maestro-celery", "workers", str(study.path))
+    assert answer.returncode == 1
+    assert "No worker group is for this machine" in answer.stderr
 
-    worker = far_workers(study)
+    worker = start_workers(study)
     study.await_end()
 
     assert worker.wait(20) == 0
@@ -87,7 +86,7 @@ def test_a_study_waits_for_workers_of_another_host_and_says_so(run, host, far_wo
     assert sorted(study.outputs("sim/*/runs")) == sorted(f"{number} on otherhost\n" for number in range(1, 9))
 
 
-def test_the_private_broker_listens_on_the_clusters_address_only(run, host):
+def test_the_private_broker_listens_on_the_cluster_address_only(run, host):
     study = run(SPEC, "--broker-host", host.near)
     wait_for(lambda: (study.path / "merlin_info/session/broker.json").exists(), "the broker")
 
@@ -98,30 +97,30 @@ def test_the_private_broker_listens_on_the_clusters_address_only(run, host):
     assert any(line.startswith("requirepass ") for line in configuration)
 
 
-def test_a_worker_that_cannot_reach_the_broker_says_what_to_do(run, far_workers):
-    """Given a broker on the loopback address, then a worker of another host names the option that helps."""
+def test_a_worker_that_cannot_reach_the_broker_names_the_remedy(run, start_workers):
+    """Given a broker on the loopback address, then the log of a worker on another host names `--broker-host`."""
     study = run(SPEC, "--broker-host", "127.0.0.1")
     wait_for(lambda: (study.path / "merlin_info/session/broker.json").exists(), "the broker")
 
-    worker = far_workers(study)
+    worker = start_workers(study)
 
     assert worker.wait(30) != 0
     log = (study.path / "merlin_info/workers/far-1.log").read_text()
     assert "cannot be reached from otherhost" in log
-    assert "--broker-host ADDRESS" in log
+    assert "Set --broker-host to an address of the machine of `maestro run`" in log
     assert ":***@127.0.0.1" in log
 
 
-def test_a_worker_of_another_host_that_falls_silent_is_missed(run, host, far_workers):
-    """Given that all processes of the other host are killed, then what they ran is run by the next worker there."""
+def test_the_conductor_detects_a_dead_worker_on_another_host(run, host, start_workers):
+    """Given that all processes of the other host are killed, then the next worker runs their samples again."""
     study = run(SPEC.replace("sleep 0.5", "[ $(A) -gt 2 ] || sleep 100"), "--broker-host", host.near)
-    worker = far_workers(study)
+    worker = start_workers(study)
     study.await_text("sim/*/runs", "1 on otherhost")
     study.await_text("sim/*/runs", "2 on otherhost")
 
     kill(*study.processes("maestro_celery_plugin.worker"), worker.pid, *study.processes("sim.sh"))
-    wait_for(lambda: not study.status()["workers"][0]["name"], "the conductor to miss it", 60)
-    far_workers(study)
+    wait_for(lambda: not study.status()["workers"][0]["name"], "the detection of the dead worker", 60)
+    start_workers(study)
     study.await_end()
 
     assert study.states() == {"sim": "FINISHED"}

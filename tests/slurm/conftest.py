@@ -1,4 +1,4 @@
-"""The cluster that the tests of this directory share, and studies on it."""
+"""Fixtures of this directory: the cluster that all its tests share, and studies on the cluster."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def slurm() -> Iterator[SlurmCluster]:
         needed(command)
     if os.geteuid() != 0:
         missing = pytest.fail if os.environ.get("CI") else pytest.skip
-        missing("a cluster's daemons need root")
+        missing("the daemons of a cluster require root")
     with SlurmCluster() as cluster:
         yield cluster
 
 
 @pytest.fixture(scope="module")
 def launch(slurm: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
-    """Run `maestro run` on a specification; studies of one module may run side by side."""
+    """Run `maestro run` with a specification; the studies of a module may run in parallel."""
     launcher = Launcher(tmp_path_factory.mktemp("studies"), slurm)
     yield launcher
     launcher.close()

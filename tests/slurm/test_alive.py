@@ -1,4 +1,4 @@
-"""What happens inside an allocation that lives: kills, cancellation, an end without a conductor, launches."""
+"""A running allocation: killed processes, cancellation, the end without a conductor, parallel programs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def begun(study: Study, count: int = 5) -> None:
 
 
 def assert_complete(study: Study, slots: int) -> None:
-    """Each sample is finished once, and no more have run twice than there were slots in what was killed."""
+    """Check that each sample has finished once, and that at most as many have run twice as slots were killed."""
     assert study.states() == {"sim": "FINISHED"}
     assert_each_sample_once(study, COUNT)
     assert sum(text.count("\n") for text in study.outputs("sim/*/runs")) <= COUNT + slots
@@ -41,7 +41,7 @@ def beat_of(study: Study) -> dict[str, Any]:
 
 @pytest.mark.parametrize("victim", ["process", "supervisor"])
 def test_a_killed_worker(launch, slurm, victim):
-    """Given an allocation of two nodes, when a worker or its supervisor is killed, then nothing is lost."""
+    """Given an allocation of two nodes, when a worker or its supervisor is killed, then no sample is lost."""
     study = launch(ensemble(SLEEPS, restart=AGAIN, count=COUNT, batch=BATCH), "-r", "2", name=f"killed_{victim}")
     begun(study)
 
@@ -56,9 +56,9 @@ def test_a_killed_worker(launch, slurm, victim):
 
 
 def test_a_killed_worker_of_an_allocation_with_one_node(launch, slurm):
-    """Given a supervisor that is killed with its worker, then the allocation ends, and the next one goes on."""
+    """Given a supervisor that is killed with its worker, then the allocation ends, and the next one continues."""
     batch = "type: slurm, nodes: 1, procs: 1, walltime: 600"
-    study = launch(ensemble(SLEEPS, restart=AGAIN, count=COUNT, batch=batch), "-r", "2", name="alone")
+    study = launch(ensemble(SLEEPS, restart=AGAIN, count=COUNT, batch=batch), "-r", "2", name="one_node")
     begun(study)
 
     beat = beat_of(study)
@@ -70,7 +70,7 @@ def test_a_killed_worker_of_an_allocation_with_one_node(launch, slurm):
 
 
 def test_a_killed_broker(launch, slurm):
-    """Given workers in an allocation, when broker and keeper are killed, then they find the new one."""
+    """Given workers in an allocation, when broker and supervisor are killed, then they find the new broker."""
     study = launch(ensemble(SLEEPS, restart=AGAIN, count=COUNT, batch=BATCH), "-r", "2", name="broker")
     begun(study)
 
@@ -84,11 +84,11 @@ def test_a_killed_broker(launch, slurm):
 
 def test_cancelled_by_maestro(launch, slurm):
     """Given samples that ignore SIGTERM, when the study is cancelled, then all have ended within 10 s."""
-    cmd = "trap 'echo told >> told' TERM\necho begun $(A)\nwhile true; do sleep 0.2; done"
+    cmd = "trap 'echo received >> signals' TERM\necho begun $(A)\nwhile true; do sleep 0.2; done"
     study = launch(ensemble(cmd, count=COUNT, batch=BATCH), name="cancelled")
     begun(study, 4)
     heartbeat = study.path / "merlin_info" / "session" / "conductor.json"
-    wait_for(lambda: json.loads(heartbeat.read_text())["working"] == ["w/1"], "the conductor's word that it works")
+    wait_for(lambda: json.loads(heartbeat.read_text())["working"] == ["w/1"], "the conductor's heartbeat with w/1")
     job = job_of(study, slurm, "RUNNING")
     begin = time.monotonic()
 
@@ -99,12 +99,12 @@ def test_cancelled_by_maestro(launch, slurm):
     study.await_end()
 
     assert study.states() == {"sim": "CANCELLED"}
-    assert study.outputs("sim/*/told") == ["told\n"] * 4
+    assert study.outputs("sim/*/signals") == ["received\n"] * 4
     assert job not in slurm.queue()
     assert_nothing_left(study, slurm)
 
 
-def test_a_killed_conductor_leaves_no_allocation_behind(launch, slurm):
+def test_the_allocation_of_a_killed_conductor_ends(launch, slurm):
     """Given an idle limit of 5 s, when the conductor is killed, then the allocation ends by itself."""
     cmd = "echo begun $(A)\nsleep 1"
     study = launch(
@@ -122,7 +122,7 @@ def test_a_killed_conductor_leaves_no_allocation_behind(launch, slurm):
 
 
 def test_cancel_ends_the_allocation_of_a_killed_conductor(launch, slurm):
-    study = launch(ensemble("echo begun $(A)\nsleep 60", count=COUNT, batch=BATCH), name="abandoned")
+    study = launch(ensemble("echo begun $(A)\nsleep 60", count=COUNT, batch=BATCH), name="orphaned")
     begun(study, 2)
     job = job_of(study, slurm, "RUNNING")
     kill(*study.processes("bin/conductor"))
@@ -135,7 +135,7 @@ def test_cancel_ends_the_allocation_of_a_killed_conductor(launch, slurm):
     assert_nothing_left(study, slurm)
 
 
-# --- parallel programs ---------------------------------------------------------------------------------
+# --- parallel programs ---
 
 LAUNCH = """\
 date +%s.%N >> begin
@@ -144,7 +144,7 @@ date +%s.%N >> end  # $(A)
 """
 
 
-def side_by_side(study: Study) -> int:
+def most_in_parallel(study: Study) -> int:
     """Return the largest number of samples that ran at the same time."""
     times = zip(study.outputs("sim/*/begin"), study.outputs("sim/*/end"), strict=True)
     spans = [(float(begin), float(end)) for begin, end in times]
@@ -160,10 +160,10 @@ def side_by_side(study: Study) -> int:
         ("nodes: 2", 4, 2, 2, 2),
         ("procs: 4", 8, 4, 1, 4),
     ],
-    ids=["part_of_a_node", "two_full_nodes", "halves_of_two_nodes", "two_nodes_alone", "a_full_node"],
+    ids=["part_of_a_node", "two_full_nodes", "halves_of_two_nodes", "two_exclusive_nodes", "a_full_node"],
 )
-def test_samples_that_launch(launch, slurm, run, samples, tasks, nodes, slots):
-    """Given four nodes of four CPUs, then as many samples run side by side as fit, each on what it asks for."""
+def test_samples_that_start_parallel_programs(launch, slurm, run, samples, tasks, nodes, slots):
+    """Given four nodes of four CPUs, then as many samples run in parallel as fit, each on its requested resources."""
     spec = ensemble(LAUNCH, run=run, count=samples, batch="type: slurm, nodes: 4, walltime: 600", group="args: ''")
     study = launch(spec, name=f"launch_{tasks}_{nodes}")
     wait_for(lambda: len(study.status()["workers"]) > 0, "workers")
@@ -177,19 +177,19 @@ def test_samples_that_launch(launch, slurm, run, samples, tasks, nodes, slots):
         assert {line[2] for line in lines} == {str(tasks)}
         assert len({line[3] for line in lines}) == nodes
         assert len({line[0] for line in lines}) == 1
-    if run == "nodes: 2":  # two samples at a time have all nodes: none has the nodes of another
+    if run == "nodes: 2":  # two samples use all nodes: they do not share a node
         used = Counter(line.split()[3] for text in study.outputs("sim/*/tasks") for line in text.splitlines())
         assert used == {"n1": 2, "n2": 2, "n3": 2, "n4": 2}
-    print(f"{side_by_side(study)} of {slots} side by side; stderr: {set(study.outputs('sim/*/sim.err'))}")
-    assert slots // 2 < side_by_side(study) <= slots
+    print(f"{most_in_parallel(study)} of {slots} in parallel; stderr: {set(study.outputs('sim/*/sim.err'))}")
+    assert slots // 2 < most_in_parallel(study) <= slots
     assert_nothing_left(study, slurm)
 
 
-# --- many samples --------------------------------------------------------------------------------------
+# --- many samples ---
 
 
 def test_many_short_samples(launch, slurm):
-    """Given 5,000 samples of 0.05 s on four nodes, then each runs once; how busy the slots were is printed."""
+    """Given 5,000 samples of 0.05 s on four nodes, then each runs once; the test prints the utilisation."""
     count, slots = 5000, 8
     group = "args: --concurrency 2"
     study = launch(
@@ -205,7 +205,7 @@ def test_many_short_samples(launch, slurm):
 
 
 def utilisation(study: Study, slots: int) -> float:
-    """Return the samples' seconds per slot second, from the first sample's begin to the last one's."""
+    """Return the seconds of all samples per second of a slot, from the first to the last start of a sample."""
     entries = read_ledger(study.path / "merlin_info" / "ledger")
     begins = entries[entries["kind"] == Kind.STARTED]["time"]
     ends = entries[entries["kind"] == Kind.ENDED]

@@ -1,4 +1,4 @@
-"""The cluster of these tests is a real one: nodes, steps side by side, limits, preemption, nodes that die."""
+"""The cluster of these tests: nodes, parallel steps, limits, preemption, nodes that go down."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import pytest
 from slurm_cluster import NODES, SlurmCluster
 from support import wait_for
 
-SIDE_BY_SIDE = """\
+PARALLEL_STEPS = """\
 #!/bin/bash
-# Each of two steps inside the outer one waits until the other has begun.
+# Each of the two inner steps waits until the other one has begun.
 srun --overlap --nodes=1 --ntasks=1 bash -c '
     srun --exact --nodes=1 --ntasks=1 bash -c "$MEET" meet a b &
     srun --exact --nodes=1 --ntasks=1 bash -c "$MEET" meet b a &
@@ -22,7 +22,7 @@ MEET = "touch $1; until test -e $2; do sleep 0.1; done; echo $1 met $2"
 
 @pytest.fixture(scope="module")
 def overdue(slurm: SlurmCluster) -> str:
-    """A job whose time is over, submitted before the other tests, which pass the time until Slurm sees it."""
+    """A job after its time limit, submitted before the other tests: Slurm detects the limit up to 30 s later."""
     job = slurm.submit("--nodes=1", "--output=/dev/null", "--wrap=sleep 300")
     slurm.await_state(job, "RUNNING")
     slurm.limit(job, rest_s=1)
@@ -30,8 +30,8 @@ def overdue(slurm: SlurmCluster) -> str:
 
 
 @pytest.fixture(autouse=True)
-def _early(overdue: str) -> None:
-    """Let the first test of this module submit the overdue job."""
+def _submit_overdue(overdue: str) -> None:
+    """Submit the overdue job before the first test of this module."""
 
 
 def script(directory: Path, text: str) -> Path:
@@ -54,10 +54,10 @@ def test_a_job_on_two_nodes_runs_on_both(slurm, tmp_path):
     assert len(set((tmp_path / "out").read_text().split()) & set(NODES)) == 2
 
 
-def test_steps_run_side_by_side_in_an_allocation(slurm, tmp_path):
-    """Given an outer step that overlaps, when two steps of one CPU start in it, then they run at the same time."""
+def test_steps_run_in_parallel_in_an_allocation(slurm, tmp_path):
+    """Given an outer step with --overlap, when two steps of one CPU start in it, then they run in parallel."""
     job = slurm.submit(
-        "--nodes=1", "--ntasks=2", "--output=out", f"--export=ALL,MEET={MEET}", script(tmp_path, SIDE_BY_SIDE),
+        "--nodes=1", "--ntasks=2", "--output=out", f"--export=ALL,MEET={MEET}", script(tmp_path, PARALLEL_STEPS),
         cwd=tmp_path,
     )  # fmt: skip
 
@@ -118,8 +118,8 @@ def test_a_job_that_reaches_its_limit(slurm, overdue):
     slurm.await_state(overdue, "TIMEOUT")
 
 
-def test_another_cluster_beside_it_leaves_nothing(slurm, tmp_path, monkeypatch):
-    """Given a long TMPDIR and a job that is running, when a second cluster ends, then no process of it is left."""
+def test_a_second_cluster_ends_without_a_process(slurm, tmp_path, monkeypatch):
+    """Given a long TMPDIR and a running job, when a second cluster ends, then all its processes have ended."""
     long = tmp_path / ("t" * 100)
     long.mkdir()
     monkeypatch.setenv("TMPDIR", str(long))

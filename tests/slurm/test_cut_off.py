@@ -1,4 +1,4 @@
-"""A conductor that dies between the submission of a job and its note of it: the next one finds that job."""
+"""A conductor that dies after the submission of a job, before it stores the job: the next conductor finds the job."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from slurm_studies import allocations, assert_each_sample_once, assert_nothing_l
 from support import Study, wait_for
 
 COUNT = 6
-# Submits as the real one does, and kills the conductor before it can read what was submitted.
+# Submits with the real sbatch, and kills the conductor before it can read the number of the job.
 SBATCH = """#!/bin/bash
 /usr/bin/sbatch "$@"
-if mkdir "$CUT_OFF" 2>/dev/null; then
+if mkdir "$INTERRUPTED" 2>/dev/null; then
     kill -9 "$(tr -dc 0-9 <<< "$(grep -o '"pid": [0-9]*' "$STUDY/merlin_info/session/conductor.json")")"
 fi
 """
 
 
 @pytest.fixture
-def cut_off(launch, tmp_path):
-    """Run a specification whose conductor dies at its first submission."""
+def interrupted(launch, tmp_path):
+    """Run a specification whose conductor dies during its first submission."""
 
     def run(spec: str, name: str) -> Study:
         sbatch = tmp_path / "bin" / "sbatch"
@@ -27,12 +27,12 @@ def cut_off(launch, tmp_path):
         sbatch.chmod(0o755)
         environment = {
             "PATH": f"{sbatch.parent}:/usr/local/bin:/usr/bin:/bin",
-            "CUT_OFF": str(tmp_path / "cut_off"),
+            "INTERRUPTED": str(tmp_path / "interrupted"),
             "STUDY": str(launch._directory / name),
         }
         study = launch(spec, name=name, environment=environment)
-        wait_for((tmp_path / "cut_off").exists, "the submission")
-        wait_for(lambda: not study.processes("bin/conductor"), "the conductor's end")
+        wait_for((tmp_path / "interrupted").exists, "the submission")
+        wait_for(lambda: not study.processes("bin/conductor"), "the end of the conductor")
         return study
 
     return run
@@ -48,9 +48,9 @@ def jobs_of(study: Study, slurm) -> list[str]:
     return [line.partition("|")[0] for line in lines if line.partition("|")[2].startswith(f"{study.path}/")]
 
 
-def test_the_job_of_an_allocation_is_adopted(cut_off, slurm):
+def test_the_job_of_an_allocation_is_adopted(interrupted, slurm):
     batch = "type: slurm, nodes: 1, procs: 1, walltime: 600"
-    study = cut_off(ensemble("echo $(A)", count=COUNT, batch=batch), "cut_off_allocation")
+    study = interrupted(ensemble("echo $(A)", count=COUNT, batch=batch), "interrupted_allocation")
     assert [one["job"] for one in allocations(study)] == [None]
     (job,) = jobs_of(study, slurm)
 
@@ -64,9 +64,9 @@ def test_the_job_of_an_allocation_is_adopted(cut_off, slurm):
     assert_nothing_left(study, slurm)
 
 
-def test_the_job_of_a_plain_step_is_adopted(cut_off, slurm):
+def test_the_job_of_a_native_step_is_adopted(interrupted, slurm):
     spec = """
-description: {name: plain, description: d}
+description: {name: native, description: d}
 batch: {type: slurm, nodes: 1}
 study:
   - name: job
@@ -75,7 +75,7 @@ study:
 merlin:
   resources: {unassigned: maestro}
 """
-    study = cut_off(spec, "cut_off_plain")
+    study = interrupted(spec, "interrupted_native")
     (job,) = jobs_of(study, slurm)
 
     resume(study)

@@ -1,4 +1,4 @@
-"""Allocations that end otherwise than by their time: cancelled, cut off, preempted, refused, or without workers."""
+"""Allocations that end before their time limit: cancelled, preempted, refused, or without workers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from maestro_celery_plugin.ledger.entries import Kind
 
 COUNT = 6
 LONG = SMALL = "type: slurm, nodes: 1, procs: 1, walltime: 600"
-# Samples that last until the test lets them go, once.
+# At their first attempt, the samples wait until the test creates a file.
 WAITS = "echo cmd >> runs\necho begun $(A)\nuntil test -e $(SPECROOT)/go.NAME; do sleep 0.2; done"
 AGAIN = "echo restart >> runs"
 
@@ -29,7 +29,7 @@ def waiting(name: str, batch: str = LONG, group: str = "args: --concurrency 2", 
     return ensemble(cmd.replace("NAME", name), restart=AGAIN, count=COUNT, batch=batch, group=group)
 
 
-def let_go(study: Study) -> None:
+def release_samples(study: Study) -> None:
     (study.path.parent / f"go.{study.path.name}").touch()
 
 
@@ -53,11 +53,11 @@ def resume(study: Study) -> None:
     assert answer.returncode == 0, answer.stderr
 
 
-# --- cancelled -----------------------------------------------------------------------------------------
+# --- allocations that have begun or wait ---
 
 
-def test_cancelled_by_somebody_while_it_runs(launch, slurm):
-    """Given running samples, when their job is cancelled, then the step is, no other job follows, resume goes on."""
+def test_a_running_job_is_cancelled(launch, slurm):
+    """Given running samples, when a user cancels their job, then the step is cancelled, and a resume finishes it."""
     study = launch(waiting("scancelled"), "-r", "3", name="scancelled")
     begun(study)
 
@@ -71,7 +71,7 @@ def test_cancelled_by_somebody_while_it_runs(launch, slurm):
     assert "it was cancelled" in explained(study)
     assert_nothing_left(study, slurm)
 
-    let_go(study)
+    release_samples(study)
     resume(study)
     study.await_end()
 
@@ -81,12 +81,12 @@ def test_cancelled_by_somebody_while_it_runs(launch, slurm):
     assert_nothing_left(study, slurm)
 
 
-def test_cancelled_by_somebody_while_it_waits(launch, slurm):
-    """Given a job that waits in the queue, when it is cancelled, then the step is, and explain has said why."""
+def test_a_pending_job_is_cancelled(launch, slurm):
+    """Given a pending job, then explain shows why it waits; when a user cancels it, then the step is cancelled."""
     slurm.run("scontrol", "update", "PartitionName=small", "State=DOWN")
     study = launch(waiting("pending", f"{LONG}, queue: small").replace("600", "1200"), "-r", "3", name="pending")
     job = job_of(study, slurm, "PENDING")
-    wait_for(lambda: "PartitionDown" in explained(study), "the reason for which it waits")
+    wait_for(lambda: "PartitionDown" in explained(study), "the reason why the job waits")
     assert study.states() == {"sim": "PENDING"}
 
     slurm.run("scancel", job)
@@ -98,7 +98,7 @@ def test_cancelled_by_somebody_while_it_waits(launch, slurm):
     assert "it was cancelled" in explained(study)
     assert_nothing_left(study, slurm)
 
-    let_go(study)
+    release_samples(study)
     resume(study)
     study.await_end()
 
@@ -106,15 +106,15 @@ def test_cancelled_by_somebody_while_it_waits(launch, slurm):
     assert_nothing_left(study, slurm)
 
 
-def test_cut_off_by_a_limit_that_has_been_changed(launch, slurm):
-    """Given workers that know nothing of a new limit, when Slurm ends them, then no sample has failed by that."""
+def test_a_time_limit_that_was_reduced(launch, slurm):
+    """Given workers that do not know a new limit, when Slurm ends them, then no sample has failed."""
     study = launch(waiting("cut"), "-r", "3", name="cut")
     begun(study)
     job = job_of(study, slurm, "RUNNING")
 
     slurm.limit(job, rest_s=1)
     slurm.await_state(job, "TIMEOUT", timeout_s=90)
-    let_go(study)
+    release_samples(study)
     study.await_end()
 
     assert study.states() == {"sim": "FINISHED"}
@@ -125,7 +125,7 @@ def test_cut_off_by_a_limit_that_has_been_changed(launch, slurm):
 
 
 def test_preempted(launch, slurm):
-    """Given a job in a partition of low priority, when one of high priority takes its node, then work goes on later."""
+    """Given a job with low priority, when a job with high priority takes its node, then the samples run later."""
     study = launch(
         waiting("preempted", "type: slurm, nodes: 1, queue: low, walltime: 600"), "-r", "3", name="preempted"
     )
@@ -134,7 +134,7 @@ def test_preempted(launch, slurm):
 
     high = slurm.submit("--partition=high", "--nodes=4", "--exclusive", "--output=/dev/null", "--wrap=true")
     slurm.await_state(low, "PREEMPTED")
-    let_go(study)
+    release_samples(study)
     slurm.await_state(high, "COMPLETED")
     study.await_end()
 
@@ -146,7 +146,7 @@ def test_preempted(launch, slurm):
 
 
 def test_a_node_goes_down(launch, slurm):
-    """Given an allocation of two nodes, when one of them goes down, then work goes on to the end."""
+    """Given an allocation of two nodes, when one of them goes down, then all samples finish."""
     study = launch(waiting("down", "type: slurm, nodes: 2, walltime: 600"), "-r", "3", name="down")
     begun(study, 4)
     job = job_of(study, slurm, "RUNNING")
@@ -156,8 +156,8 @@ def test_a_node_goes_down(launch, slurm):
 
     slurm.set_down(*(nodes - {batch_host}))
     try:
-        wait_for(lambda: {**codes(study, Kind.STOPPED), **codes(study, Kind.LOST)}, "the end of its samples")
-        let_go(study)
+        wait_for(lambda: {**codes(study, Kind.STOPPED), **codes(study, Kind.LOST)}, "the end of samples on this node")
+        release_samples(study)
         study.await_end()
     finally:
         slurm.set_up(*(nodes - {batch_host}))
@@ -169,21 +169,21 @@ def test_a_node_goes_down(launch, slurm):
     assert_nothing_left(study, slurm)
 
 
-# --- fails at once -------------------------------------------------------------------------------------
+# --- allocations that fail at once ---
 
 
 @pytest.fixture(scope="module")
 def broken_celery(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with a module that is named as Celery is and cannot be imported."""
+    """A directory with a module `celery` whose import fails."""
     directory = tmp_path_factory.mktemp("broken")
     (directory / "celery.py").write_text("raise ImportError('celery has been broken for a test')\n")
     return directory
 
 
 def test_allocations_that_fail_at_once(launch, slurm, broken_celery):
-    """Given jobs that are refused or whose workers do not start, then three tries, then their own words."""
+    """Given jobs that Slurm refuses or whose workers do not start, then the step fails after three jobs."""
     begin = time.monotonic()
-    said = {
+    reasons = {
         "refused": "invalid partition",
         "unlaunched": "no_such_launcher",
         "unstarted": "celery has been broken for a test",
@@ -202,6 +202,6 @@ def test_allocations_that_fail_at_once(launch, slurm, broken_celery):
     for name, study in studies.items():
         assert study.states() == {"sim": "FAILED"}, name
         assert len(allocations(study)) == 3, name
-        assert said[name] in explained(study), explained(study)
-        assert said[name] in study.log()
+        assert reasons[name] in explained(study), explained(study)
+        assert reasons[name] in study.log()
         assert_nothing_left(study, slurm)

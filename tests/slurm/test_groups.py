@@ -1,4 +1,4 @@
-"""Several worker groups: allocations of their own or shared, given back as soon as nothing needs them."""
+"""Several worker groups: separate or shared allocations, which end when no step needs them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ merlin:
 
 
 def spec(*steps: tuple[str, str, str], workers: str = "{}", batch: str = "type: slurm, walltime: 600") -> str:
-    """Return a specification of steps (name, what it does besides telling where it is, steps it needs)."""
+    """Return a specification of steps (name, command after `WHERE`, steps that it depends on)."""
     texts = [
         STEP.replace("NAME", name).replace("CMD", f"{WHERE} && {cmd}").replace("DEPENDS", needs)
         for name, cmd, needs in steps
@@ -54,8 +54,8 @@ def finish(study: Study, slurm: SlurmCluster, *records: int) -> None:
     assert_nothing_left(study, slurm)
 
 
-def test_groups_of_different_sizes_side_by_side(launch: Launcher, slurm):
-    """Given a group of one node and one of three, then both work at the same time, on all their nodes."""
+def test_groups_of_different_sizes_work_in_parallel(launch: Launcher, slurm):
+    """Given a group with one node and one with three, then both work at the same time, on all their nodes."""
     workers = "{a: {steps: [one], nodes: 1, args: -c 1}, b: {steps: [three], nodes: 3, args: -c 2}}"
     study = launch(spec(("one", "sleep 1", ""), ("three", "sleep 3", ""), workers=workers), name="sizes")
 
@@ -86,8 +86,8 @@ def test_groups_that_share_an_allocation(launch, slurm):
     assert len(allocations(study)) == 1
 
 
-def test_nothing_but_the_type(launch, slurm):
-    """Given `batch: {type: slurm}` alone, then the workers have one node of the default partition, all of it."""
+def test_a_batch_block_with_only_a_type(launch, slurm):
+    """Given only `batch: {type: slurm}`, then the workers have one whole node of the default partition."""
     study = launch(spec(("one", "sleep 0.1", ""), workers="{}", batch="type: slurm"), name="bare")
 
     finish(study, slurm, 1)
@@ -97,17 +97,17 @@ def test_nothing_but_the_type(launch, slurm):
 
 
 @pytest.mark.parametrize("last", ["none", "later"])
-def test_an_allocation_is_given_back(launch, slurm, last):
-    """Given a step in group a and then one in b, then a's job is gone while b works.
+def test_an_allocation_without_work_ends(launch, slurm, last):
+    """Given a step of group a, then a step of group b, then the job of a ends while b works.
 
-    With a later step for a, its workers leave when their idle limit is over; the step opens another allocation,
-    which is not a restart.
+    With a later step of a, the workers of a leave after their idle limit. The later step opens another allocation;
+    this is not a restart.
     """
     again = [("again", "true", "two")] if last == "later" else []
-    mine = ", ".join(["one", *(name for name, _, _ in again)])
-    workers = f"{{a: {{steps: [{mine}], args: -c 4, idle_limit: 2}}, b: {{steps: [two], args: -c 4}}}}"
+    steps_of_a = ", ".join(["one", *(name for name, _, _ in again)])
+    workers = f"{{a: {{steps: [{steps_of_a}], args: -c 4, idle_limit: 2}}, b: {{steps: [two], args: -c 4}}}}"
     study = launch(
-        spec(("one", "true", ""), ("two", "sleep 5", "one"), *again, workers=workers), name=f"given_back_{last}"
+        spec(("one", "true", ""), ("two", "sleep 5", "one"), *again, workers=workers), name=f"ended_{last}"
     )
 
     wait_for(lambda: study.states().get("two") == "RUNNING", "the second step")
@@ -121,7 +121,7 @@ def test_an_allocation_is_given_back(launch, slurm, last):
 
 
 def test_a_cancelled_allocation_is_not_opened_again_while_another_group_works(launch, slurm):
-    """Given two groups that serve one step, when the job of one is cancelled, then the other one does the work."""
+    """Given two groups that serve one step, when the job of one is cancelled, then the other group runs the samples."""
     batch = "type: slurm, nodes: 1, procs: 1, walltime: 600"
     workers = "{a: {steps: [one], args: -c 1}, b: {steps: [one], args: -c 1}}"
     text = spec(("one", "sleep 1", ""), workers=workers, batch=batch)

@@ -1,4 +1,4 @@
-"""An allocation that is there already: the study, or workers for one that runs elsewhere, are started in it."""
+"""A study, or workers for a study on another machine, that start inside an allocation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WHERE = "echo $SLURM_JOB_ID $SLURMD_NODENAME $(A)\nsleep 0.5"
 
 
 def in_job(slurm: SlurmCluster, directory: Path, *words: str, nodes: int = 2, minutes: int = 10) -> str:
-    """Submit a script that runs one of this environment's commands on its first node; return the job."""
+    """Submit a job that runs a command on its first node; return the job."""
     script = directory / "job.sh"
     script.write_text(f"#!/bin/bash\nexec {shlex.join(words)}\n")
     return slurm.submit(f"--nodes={nodes}", f"--time={minutes}", "--exclusive", "--output=job.out", script, cwd=directory)
@@ -32,10 +32,10 @@ def study_in_job(
 
 
 def test_a_study_in_a_batch_script(launch, slurm, tmp_path):
-    """Given `maestro run -fg` in a job of two nodes, then its workers are on both, and no other job is submitted."""
+    """Given `maestro run -fg` in a job of two nodes, then its workers use both, and the study submits no other job."""
     study, job = study_in_job(launch, slurm, tmp_path, ensemble(WHERE, count=COUNT, batch="type: slurm"))
 
-    wait_for(lambda: study.path.exists() and len(study.processes("maestro_celery_plugin.worker")) >= 4, "its workers")
+    wait_for(lambda: study.path.exists() and len(study.processes("maestro_celery_plugin.worker")) >= 4, "the workers")
     assert slurm.queue() == [job]
     slurm.await_state(job, "COMPLETED", "FAILED", timeout_s=90)
 
@@ -49,8 +49,8 @@ def test_a_study_in_a_batch_script(launch, slurm, tmp_path):
     assert_nothing_left(study, slurm)
 
 
-def test_a_study_in_an_allocation_that_ends_before_it(launch, slurm, tmp_path):
-    """Given more work than the allocation around the study has time for, then the step says so, and resume goes on."""
+def test_a_study_in_an_allocation_that_ends_too_early(launch, slurm, tmp_path):
+    """Given more samples than the allocation has time for, then explain names the cause, and a resume finishes them."""
     spec = ensemble(
         "echo $(A) >> runs\nsleep 4", count=8, batch="type: slurm",
         group="args: --concurrency 1, drain: 35, warn: 6, idle_limit: 5",
@@ -62,7 +62,7 @@ def test_a_study_in_an_allocation_that_ends_before_it(launch, slurm, tmp_path):
     assert study.states() == {"sim": "FAILED"}
     text = study.command("maestro-celery", "explain", str(study.path)).stdout
     assert f"The allocation around this study (job {job}) ends" in text, text
-    assert "samples are left" in text, text
+    assert "samples remain" in text, text
     assert_nothing_left(study, slurm)
     answer = study.command("maestro-celery", "resume", str(study.path))
     assert answer.returncode == 0, answer.stderr
@@ -73,11 +73,11 @@ def test_a_study_in_an_allocation_that_ends_before_it(launch, slurm, tmp_path):
 
 
 def test_a_study_resumed_in_an_allocation(launch, slurm, tmp_path):
-    """Given a conductor killed while its job runs, when another one starts inside of a job, then it adopts the first."""
+    """Given a conductor killed while its job runs, when a conductor starts inside another job, then it adopts the job."""
     study = launch(ensemble(WHERE, count=COUNT, batch=SMALL.replace("00:01:00", "00:10:00"), group="args: -c 1"), name="resumed")
     study.await_text("sim/*/sim.out", "", 1)
     kill(*study.processes("bin/conductor"))
-    wait_for(lambda: not study.processes("bin/conductor"), "the conductor's end")
+    wait_for(lambda: not study.processes("bin/conductor"), "the end of the conductor")
     resume = (str(BIN / "maestro-celery"), "resume", "--foreground", str(study.path))
 
     job = in_job(slurm, tmp_path, *resume, nodes=1)
@@ -91,16 +91,16 @@ def test_a_study_resumed_in_an_allocation(launch, slurm, tmp_path):
 
 
 @pytest.fixture
-def elsewhere(launch: Launcher) -> Study:
-    """A study whose workers are for another machine."""
+def remote_study(launch: Launcher) -> Study:
+    """A study with a worker group for another machine."""
     spec = ensemble(WHERE, count=COUNT, batch="type: slurm", group="machines: [elsewhere], args: --concurrency 1")
     return launch(spec, "-s", "2", name="elsewhere")
 
 
-def test_workers_started_by_hand_in_an_allocation(elsewhere, slurm, tmp_path):
-    """Given a group for another machine, then explain says so, and workers started in an allocation do the work."""
-    study = elsewhere
-    wait_for(lambda: study.states().get("sim") == "PENDING", "the step")
+def test_workers_that_a_user_starts_in_an_allocation(remote_study, slurm, tmp_path):
+    """Given a group for another machine, then explain names it, and workers in an allocation run the samples."""
+    study = remote_study
+    wait_for(lambda: study.states().get("sim") == "PENDING", "the submission of the step")
 
     def explained() -> str:
         return study.command("maestro-celery", "explain", str(study.path)).stdout
@@ -108,7 +108,7 @@ def test_workers_started_by_hand_in_an_allocation(elsewhere, slurm, tmp_path):
     assert "waits for its workers on elsewhere" in explained()
     assert f"maestro-celery workers {study.path} --group w" in explained()
     job = in_job(slurm, tmp_path, str(BIN / "maestro-celery"), "workers", str(study.path), "--group", "w")
-    wait_for(lambda: study.states().get("sim") == "RUNNING", "the work's begin")
+    wait_for(lambda: study.states().get("sim") == "RUNNING", "the start of the samples")
     study.await_end()
 
     assert study.states() == {"sim": "FINISHED"}
@@ -121,7 +121,7 @@ def test_workers_started_by_hand_in_an_allocation(elsewhere, slurm, tmp_path):
     assert_nothing_left(study, slurm)
 
 
-def test_the_preview_is_what_is_used(launch, slurm, tmp_path):
+def test_the_preview_equals_the_submitted_script(launch, slurm, tmp_path):
     """Given a specification, then `maestro-celery allocation` prints the script that a run submits."""
     spec = ensemble("true # $(A)", count=2, batch="type: slurm, nodes: 2, queue: low, walltime: 300")
     study = launch(spec, name="preview")
@@ -133,6 +133,7 @@ def test_the_preview_is_what_is_used(launch, slurm, tmp_path):
     assert answer.returncode == 0, answer.stderr
     title, _, script = answer.stdout.partition("#!")
     assert "allocation 'w' of worker group 'w', by slurm" in title
-    guess = next(word for word in script.split() if word.endswith("/merlin_info/session"))
-    name = guess.split("/")[-3]
-    assert f"#!{script}".replace(guess, f"{study.path}/merlin_info/session").replace(name, study.path.name).strip() == used.strip()
+    session = next(word for word in script.split() if word.endswith("/merlin_info/session"))
+    name = session.split("/")[-3]
+    expected = f"#!{script}".replace(session, f"{study.path}/merlin_info/session").replace(name, study.path.name)
+    assert expected.strip() == used.strip()

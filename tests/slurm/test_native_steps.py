@@ -1,4 +1,4 @@
-"""Plain steps as Slurm batch jobs of their own, beside samples on workers of this machine."""
+"""Native steps as separate Slurm batch jobs, together with samples on workers of this machine."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def environment(environment, slurm):
 
 
 def spec(**steps: dict) -> str:
-    """Return a study of steps, each depending on the one before it if it does not say."""
+    """Return a specification of steps; by default, a step depends on the step before it."""
     study: list[dict] = []
     for name, run in steps.items():
         depends = [study[-1]["name"]] if study else []
@@ -38,14 +38,14 @@ def ran(study) -> list[str]:
 
 
 def test_a_batch_job_between_samples(run, slurm):
-    """Given a plain step with nodes, then it is a batch job with Maestro's launcher and our tokens."""
+    """Given a native step with nodes, then it is a batch job with Maestro's launcher and the plugin's tokens."""
     job = {"nodes": 1, "procs": 1, "cmd": "$(LAUNCHER) printenv SLURM_JOB_PARTITION; echo job $(MERLIN_GLOB_PATH) >> $(SPECROOT)/ran"}
-    here = {"cmd": "echo here ${SLURM_JOB_ID:-no job} >> $(SPECROOT)/ran"}
-    study = run(spec(sim=SIM, job=job, here=here, after={"cmd": "echo after $(A) >> $(SPECROOT)/ran"}), *POLL, foreground=True)
+    local = {"cmd": "echo local ${SLURM_JOB_ID:-no job} >> $(SPECROOT)/ran"}
+    study = run(spec(sim=SIM, job=job, local=local, after={"cmd": "echo after $(A) >> $(SPECROOT)/ran"}), *POLL, foreground=True)
 
     assert set(study.states().values()) == {"FINISHED"}, study.output
-    assert [line.split()[0] for line in ran(study)] == ["sim"] * 3 + ["job", "here"] + ["after"] * 3
-    assert {"job */", "here no job"} <= set(ran(study))
+    assert [line.split()[0] for line in ran(study)] == ["sim"] * 3 + ["job", "local"] + ["after"] * 3
+    assert {"job */", "local no job"} <= set(ran(study))
     assert study.outputs("job/job.out") == ["small\n"]
     script = study.outputs("job/job.slurm.sh")[0]
     assert "#SBATCH --partition=small\n" in script
@@ -53,7 +53,7 @@ def test_a_batch_job_between_samples(run, slurm):
     assert not slurm.queue()
 
 
-def test_a_failing_batch_job_fails_what_depends_on_it(run):
+def test_a_failing_batch_job_fails_its_dependent_step(run):
     study = run(spec(job={"nodes": 1, "cmd": "exit 3"}, sim=SIM), *POLL, foreground=True)
 
     assert study.states() == {"job": "FAILED", "sim": "FAILED"}
@@ -69,27 +69,27 @@ def test_cancel_ends_the_batch_job_and_the_samples(run, slurm):
     study.await_end(timeout_s=40)
 
     assert study.states() == {"job": "CANCELLED", "sim": "CANCELLED"}
-    wait_for(lambda: not slurm.queue(), "the batch job's end")
+    wait_for(lambda: not slurm.queue(), "the end of the batch job")
 
 
 def interrupted(run):
-    """Return a study whose conductor was killed while the batch job of its second step was running."""
+    """Return a study whose conductor was killed while the batch job of its second step ran."""
     study = run(spec(first={"nodes": 1, "cmd": "echo first >> $(SPECROOT)/ran"}, job={"nodes": 1, "cmd": SLOW}, sim=SIM), *POLL)
     study.await_text("../ran", "job")
-    wait_for(lambda: study.states().get("job") == "RUNNING", "Maestro's notice of the job")
+    wait_for(lambda: study.states().get("job") == "RUNNING", "the state of the job in Maestro")
     kill(*study.processes("bin/conductor"))
-    wait_for(lambda: not study.processes("bin/conductor"), "the conductor's end")
+    wait_for(lambda: not study.processes("bin/conductor"), "the end of the conductor")
     assert study.status()["state"] == "INTERRUPTED"
     return study
 
 
 @pytest.mark.parametrize("when", ["running", "finished"])
-def test_a_batch_job_of_a_killed_conductor_goes_on(run, slurm, when):
+def test_a_batch_job_of_a_killed_conductor_continues(run, slurm, when):
     """Given a batch job that outlives its conductor, when the study is resumed, then it is not submitted again."""
     study = interrupted(run)
     if when == "finished":
         (study.path.parent / "go").touch()
-        wait_for(lambda: not slurm.queue(), "the batch job's end")
+        wait_for(lambda: not slurm.queue(), "the end of the batch job")
 
     assert study.command("maestro-celery", "resume", "-s", "1", str(study.path)).returncode == 0
     (study.path.parent / "go").touch()
@@ -106,13 +106,13 @@ def test_cancel_ends_a_batch_job_of_a_killed_conductor(run, slurm):
     answer = study.command("maestro", "cancel", "-y", str(study.path))
 
     assert "of 'job' is cancelled." in answer.stdout
-    wait_for(lambda: not slurm.queue(), "the batch job's end")
+    wait_for(lambda: not slurm.queue(), "the end of the batch job")
 
 
 def test_a_batch_job_that_was_cancelled_runs_again(run, slurm):
     study = interrupted(run)
     slurm.run("scancel", "--user=root")
-    wait_for(lambda: not slurm.queue(), "the batch job's end")
+    wait_for(lambda: not slurm.queue(), "the end of the batch job")
     (study.path.parent / "go").touch()
 
     answer = study.command("maestro-celery", "resume", "-s", "1", "-fg", str(study.path))

@@ -1,6 +1,6 @@
-"""Allocations whose time ends with work left: drained, warned, opened again.
+"""Allocations whose time limit comes before the last sample: drain, warning, next allocation.
 
-The studies run side by side. Their allocations last a minute for Slurm; `drain` lets workers leave earlier.
+The studies run in parallel. The time limit of their allocations is a minute; with `drain`, workers leave earlier.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from maestro_celery_plugin.ledger.reader import LedgerReader
 from maestro_celery_plugin.study.status_csv import read_rows
 
 DRAIN = 38
-# What is left of the allocation's minute when a sample starts goes into a file of the sample.
+# At its start, a sample writes the remaining seconds of its allocation to a file.
 WORK = 'echo "$(A) $((MAESTRO_CELERY_ALLOCATION_BEGAN + 60 - $(date +%s)))" >> runs\necho begun\nsleep 4'
 DRAINED = f"args: --concurrency 2, drain: {DRAIN}, warn: 6"
 THRICE, FEW, LARGE = 25, 4, 40
@@ -47,7 +47,7 @@ WARNED_AGAIN = 'echo "restart $(A)" >> runs'
 
 @pytest.fixture(scope="module")
 def studies(launch: Launcher) -> dict[str, Study]:
-    """All studies of this module, started at once."""
+    """All studies of this module, started at the same time."""
     return {
         "thrice": launch(ensemble(WORK, count=THRICE, group=DRAINED), "-r", "6", name="thrice"),
         "resumed": launch(ensemble(WORK, count=THRICE, group=DRAINED), "-r", "6", name="resumed"),
@@ -92,17 +92,17 @@ def explained(study: Study) -> str:
     return answer.stdout
 
 
-def left_at_start(study: Study) -> list[int]:
-    """Return how many seconds were left of its allocation when each sample started."""
+def remaining_at_start(study: Study) -> list[int]:
+    """Return the remaining seconds of the allocation at each start of a sample."""
     return [int(line.split()[1]) for text in study.outputs("*/**/runs") for line in text.splitlines()]
 
 
-def test_killed_conductor_adopts_the_allocation(studies, slurm):
-    """Given an allocation that lives, when the conductor is killed and resumed, then it goes on in that one."""
+def test_a_resumed_conductor_adopts_the_allocation(studies, slurm):
+    """Given an open allocation, when the conductor is killed and the study resumed, then the allocation continues."""
     study = studies["resumed"]
     study.await_text("sim/*/sim.out", "begun", 1)
     kill(*study.processes("bin/conductor"))
-    wait_for(lambda: not study.processes("bin/conductor"), "the conductor's end")
+    wait_for(lambda: not study.processes("bin/conductor"), "the end of the conductor")
     job = job_of(study, slurm, "RUNNING")
     before = len(allocations(study))
 
@@ -119,7 +119,7 @@ def test_killed_conductor_adopts_the_allocation(studies, slurm):
     assert_nothing_left(study, slurm)
 
 
-def test_work_for_three_allocations(studies, slurm):
+def test_samples_for_three_allocations(studies, slurm):
     study = studies["thrice"]
     study.await_end(200)
 
@@ -130,21 +130,21 @@ def test_work_for_three_allocations(studies, slurm):
     assert len(opened) >= 3
     assert {one["state"] for one in opened} == {"COMPLETED"}
     assert restarts(study) == {"sim": len(opened) - 1}
-    assert min(left_at_start(study)) >= DRAIN - 1
+    assert min(remaining_at_start(study)) >= DRAIN - 1
     assert_nothing_left(study, slurm)
 
 
-def test_more_work_than_restarts(studies, slurm):
-    """Given one restart and work for more, then the step fails, explain says how much is left, resume finishes it."""
+def test_more_samples_than_the_restarts_allow(studies, slurm):
+    """Given one restart and more samples, then the step fails, explain counts the rest, and a resume finishes them."""
     study = studies["limited"]
     study.await_end(150)
 
     assert study.states() == {"sim": "FAILED"}
     assert len(allocations(study)) == 2
     assert restarts(study) == {"sim": 1}
-    left = LARGE - len(codes(study))
+    remaining = LARGE - len(codes(study))
     text = explained(study)
-    assert f"{left} samples are left after 1 restart" in text, text
+    assert f"{remaining} samples remain after 1 restart" in text, text
     assert "has ended: its workers have left." in text, text
     assert_nothing_left(study, slurm)
 
@@ -159,7 +159,7 @@ def test_more_work_than_restarts(studies, slurm):
 
 
 def test_records_share_allocations(studies, slurm):
-    """Given seven step records, then they share each allocation, and only those that started in it use a restart."""
+    """Given seven step records in shared allocations, then only records with a started sample use a restart."""
     study = studies["records"]
     study.await_end(250)
 
@@ -168,12 +168,12 @@ def test_records_share_allocations(studies, slurm):
         assert_each_sample_once(study, 2, record)
     assert restarts(study) == restarts_by_ledger(study)
     opened = len(allocations(study))
-    assert min(restarts(study).values()) < opened - 1, "nothing was tested: each record started in each allocation"
+    assert min(restarts(study).values()) < opened - 1, "the test has no effect: each record started in each allocation"
     assert_nothing_left(study, slurm)
 
 
 def restarts_by_ledger(study: Study) -> dict[str, int]:
-    """Count, for each record, the allocations in which it started samples, but for the one in which it was finished."""
+    """Return, for each record, the number of allocations in which its samples started, without the last one."""
     where = collections.defaultdict(set)
     for writer, entries in LedgerReader(study.path / "merlin_info" / "ledger").poll():
         for record in set(entries[entries["kind"] == Kind.STARTED]["record"].tolist()):
@@ -182,8 +182,8 @@ def restarts_by_ledger(study: Study) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("name", ["warned", "signalled"])
-def test_warned_samples(studies, slurm, name):
-    """Given samples longer than the allocation, then they are warned, and what they make of it is respected."""
+def test_samples_that_are_warned(studies, slurm, name):
+    """Given samples longer than their allocation, then they receive a signal, and their own result counts."""
     study = studies[name]
     study.await_end(200)
 
@@ -194,19 +194,19 @@ def test_warned_samples(studies, slurm, name):
     stopped = codes(study, Kind.STOPPED)
     assert stopped[0] == [143]
     assert stopped[3] == [-9]
-    assert stopped[2] == [100]  # that it wants a restart is the allocation's doing
+    assert stopped[2] == [100]  # the end of the allocation is the cause of the requested restart
     assert codes(study) == {number: [0] for number in range(4)}
     assert codes(study, Kind.LOST) == {}
     assert len(allocations(study)) == 2
     assert_nothing_left(study, slurm)
 
 
-def test_a_sample_that_needs_more_time_than_is_left_is_not_started(studies, slurm):
-    """Given samples that say they need 44 of 60 s, and 6 s of warning, then each has an allocation with so much time left."""
+def test_a_sample_that_needs_more_time_than_remains_does_not_start(studies, slurm):
+    """Given a time request of 44 s and a warning of 6 s, then a sample starts only while 50 s of its 60 s remain."""
     study = studies["too_long"]
     study.await_end(200)
 
     assert study.states() == {"sim": "FINISHED"}
     assert_each_sample_once(study, FEW)
-    assert min(left_at_start(study)) >= 49
+    assert min(remaining_at_start(study)) >= 49
     assert_nothing_left(study, slurm)

@@ -18,8 +18,9 @@ from maestro_celery_plugin.conductor import coordinator
 from maestro_celery_plugin.config.resources import StepNeeds
 from maestro_celery_plugin.config.settings import BatchSettings
 from maestro_celery_plugin.errors import SpecificationError
-from maestro_celery_plugin.study.layout import StudyPlan
+from maestro_celery_plugin.maestro import study_adapter
 from maestro_celery_plugin.study.manifest_builder import build_manifest
+from maestro_celery_plugin.study.plan import StudyPlan
 
 
 def adapter_of(plan):
@@ -108,7 +109,7 @@ def test_a_launch_that_cannot_be_had_fails_the_step_and_not_the_conductor(slurm_
     """A parameter's value may be too large; Maestro ends when an adapter raises while it writes scripts."""
     step = a_step(cmd="$(LAUNCHER)[8p] sim")
     step.run["procs"] = 4
-    message = "study.sim.run.cmd: found '$(LAUNCHER)[8p]'; the step has procs: 4, a launch cannot have more."
+    message = "study.sim.run.cmd: found '$(LAUNCHER)[8p]'; the step has procs: 4; a launch cannot have more."
     _, script, restart = adapter_of(slurm_study).write_script(str(workspace), step)
     assert not restart
     with open(script) as file:
@@ -129,12 +130,28 @@ def test_while_another_conductor_lives_this_one_ends_at_its_first_submission(stu
     monkeypatch.setattr("maestro_celery_plugin.study.conductor_lock.LOCK_LIMIT_S", 0.02)
     adapter = adapter_of(study)
     with FileLock(study.info / "conductor.lock"):
-        with pytest.raises(SystemExit, match=r"Another conductor is running the study"):
+        with pytest.raises(SystemExit, match=r"Another conductor runs the study"):
             adapter.submit(a_step(), "sim.sh", str(study.root / "sim"))
         checked = adapter.check_jobs(["sim#1"])
         cancelled = adapter.cancel_jobs(["sim#1"])
 
     assert checked == (JobStatusCode.NOJOBS, {})  # ERROR would end the conductor
     assert cancelled.cancel_status is CancelCode.ERROR
-    assert f"Another conductor is running the study '{study.root}'." in caplog.text
+    assert f"Another conductor runs the study '{study.root}'." in caplog.text
     assert coordinator.active() == []
+
+
+def test_the_manifest_of_a_step_record_is_built_once(study, workspace, monkeypatch):
+    """Maestro lets an adapter write the scripts of a step record, and submits it through the same adapter."""
+    built, submitted = [], []
+    monkeypatch.setattr(study_adapter, "build_manifest", lambda *args: built.append(args) or build_manifest(*args))
+    monkeypatch.setattr(
+        study_adapter, "for_study", lambda plan: types.SimpleNamespace(submit=lambda m: submitted.append(m) or "job")
+    )
+    adapter = adapter_of(study)
+    adapter.write_script(str(workspace), a_step())
+    record = adapter.submit(a_step(), "sim.sh", "/other/workspace")
+
+    assert record.job_identifier == "job"
+    assert len(built) == 1
+    assert [manifest.workspace for manifest in submitted] == ["/other/workspace"]

@@ -1,4 +1,4 @@
-"""Allocations: their scripts, their files, and when the next one is opened."""
+"""Allocations: their scripts, their files, and the conditions under which the next allocation is opened."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from maestro_celery_plugin.batch.allocation import Allocation, read_allocations
 from maestro_celery_plugin.batch.base import JobReport
 from maestro_celery_plugin.batch.deadline import Deadline
 from maestro_celery_plugin.batch.slurm import Slurm
-from maestro_celery_plugin.conductor import allocations
-from maestro_celery_plugin.conductor.allocations import AllocationSource
-from maestro_celery_plugin.conductor.batch_jobs import AllocationRequest, BatchJobs, ProcessJobs
+from maestro_celery_plugin.conductor import allocation_source, backoff
+from maestro_celery_plugin.conductor.allocation_request import AllocationRequest
+from maestro_celery_plugin.conductor.allocation_source import AllocationSource
+from maestro_celery_plugin.conductor.batch_jobs import BatchJobs, ProcessJobs
 from maestro_celery_plugin.config.settings import BatchSettings
 from maestro_celery_plugin.errors import AllocationError, BatchSystemUnavailableError, WorkerError
 from maestro_celery_plugin.states import AllocationState
@@ -34,11 +35,17 @@ REQUEST = AllocationRequest(
 
 
 class Queue:
-    """A batch system in memory: `reports` is what it says of the job that was submitted last."""
+    """A batch system in memory.
+
+    Attributes:
+        reported: The report of every job; a submission resets it to pending.
+        found: The job that `find_job` returns.
+        refusal: The message with which it refuses a submission.
+    """
 
     def __init__(self):
         self.submitted, self.cancelled, self.refusal, self.found = 0, [], "", None
-        self.says = JobReport(AllocationState.PENDING)
+        self.reported = JobReport(AllocationState.PENDING)
 
     def script(self, request, directory):
         return directory / "script.sh"
@@ -47,18 +54,18 @@ class Queue:
         if self.refusal:
             raise AllocationError(self.refusal)
         self.submitted += 1
-        self.says = JobReport(AllocationState.PENDING)
+        self.reported = JobReport(AllocationState.PENDING)
         return str(self.submitted)
 
     def find_job(self, directory):
         return self.found
 
     def report(self, job):
-        return self.says
+        return self.reported
 
     def cancel(self, job):
         self.cancelled.append(job)
-        self.says = JobReport(AllocationState.CANCELLED)
+        self.reported = JobReport(AllocationState.CANCELLED)
 
 
 @pytest.fixture
@@ -68,13 +75,13 @@ def queue():
 
 @pytest.fixture
 def source(tmp_path, queue, monkeypatch):
-    for name in ("POLL_S", "SLOW_POLL_S", "RETRY_DELAY_S"):
-        monkeypatch.setattr(allocations, name, 0.0)
+    for module, name in ((allocation_source, "POLL_S"), (allocation_source, "SLOW_POLL_S"), (backoff, "RETRY_DELAY_S")):
+        monkeypatch.setattr(module, name, 0.0)
     return AllocationSource(tmp_path, "sim", lambda number: REQUEST, queue)
 
 
 def end(source, queue, state, reason="", *, has_worked=True):
-    queue.says = JobReport(state, reason)
+    queue.reported = JobReport(state, reason)
     ended = source.refresh()
     source.record_end(ended, has_worked=has_worked)
     return ended
@@ -97,7 +104,7 @@ def test_maestros_adapter_writes_the_batch_script(tmp_path):
     assert script.stat().st_mode & stat.S_IXUSR
 
 
-def test_bank_queue_qos_reservation_procs_and_gpus_are_in_it(tmp_path):
+def test_the_batch_script_has_bank_queue_qos_reservation_procs_and_gpus(tmp_path):
     settings = BatchSettings(type="slurm", bank="b", queue="q", qos="high", reservation="r")
     request = dataclasses.replace(REQUEST, settings=settings, procs=8, gpus=2)
 
@@ -108,7 +115,7 @@ def test_bank_queue_qos_reservation_procs_and_gpus_are_in_it(tmp_path):
     assert "--exclusive" not in text
 
 
-def test_groups_that_share_an_allocation_start_side_by_side(tmp_path):
+def test_groups_that_share_an_allocation_start_in_parallel(tmp_path):
     request = dataclasses.replace(REQUEST, lines=("srun one", "srun two"))
 
     text = BatchJobs(Slurm()).script(request, tmp_path).read_text()
@@ -120,7 +127,7 @@ def test_groups_that_share_an_allocation_start_side_by_side(tmp_path):
     ("shell", "interpreter"),
     [("/bin/sh", "/bin/sh"), ("/usr/bin/env bash", "/usr/bin/env bash"), ("/usr/bin/env python3", "/bin/bash")],
 )
-def test_the_batch_script_is_for_a_shell_whatever_samples_are_written_in(shell, interpreter):
+def test_a_posix_shell_runs_the_batch_script_even_if_samples_have_another_interpreter(shell, interpreter):
     settings = BatchSettings(type="slurm", shell=shell)
     assert dataclasses.replace(REQUEST, settings=settings).shell == interpreter
 
@@ -128,65 +135,65 @@ def test_the_batch_script_is_for_a_shell_whatever_samples_are_written_in(shell, 
 # --- in the allocation around this process -----------------------------------------------------------
 
 
-def held_jobs(deadline=None):
+def process_jobs(deadline=None):
     return ProcessJobs("5", deadline or Deadline(), BatchJobs(Slurm()))
 
 
 def started(tmp_path, line):
-    jobs = held_jobs()
+    jobs = process_jobs()
     return jobs, jobs.submit(dataclasses.replace(REQUEST, lines=(line,)), tmp_path)
 
 
-def test_no_workers_are_started_in_an_allocation_around_that_ends_at_once(tmp_path):
-    jobs = held_jobs(Deadline(time.time() + 20, drain_s=30))
+def test_no_worker_starts_in_a_current_allocation_that_ends_soon(tmp_path):
+    jobs = process_jobs(Deadline(time.time() + 20, drain_s=30))
 
-    with pytest.raises(AllocationError, match=r"\(job 5\) ends in (19|20) s, too soon for further samples"):
+    with pytest.raises(AllocationError, match=r"\(job 5\) ends in (19|20) s, too soon for more samples; "):
         jobs.submit(REQUEST, tmp_path)
 
 
-def test_the_step_says_at_once_that_there_is_no_time_left(tmp_path):
-    """Given an allocation around that is nearly over, then it is not tried three times, and the reason is told as it is."""
-    jobs = held_jobs(Deadline(time.time() + 20, drain_s=30))
+def test_the_first_attempt_reports_that_the_current_allocation_has_no_time_left(tmp_path):
+    """Given a current allocation that ends soon, when workers are needed, then the first attempt fails with this reason."""
+    jobs = process_jobs(Deadline(time.time() + 20, drain_s=30))
     source = AllocationSource(tmp_path, "sim", lambda number: REQUEST, jobs)
 
     with pytest.raises(WorkerError, match=r"^The allocation around this study \(job 5\) ends in .*resume"):
         source.ensure()
 
 
-def test_a_conductor_outside_knows_that_workers_of_one_inside_are_gone():
+def test_workers_of_a_conductor_inside_an_allocation_are_gone_for_a_conductor_outside():
     assert BatchJobs(Slurm()).report("123:456").state is AllocationState.GONE
 
 
-def test_workers_in_the_allocation_around_run_until_their_script_ends(tmp_path):
+def test_workers_in_the_current_allocation_run_until_their_script_ends(tmp_path):
     jobs, job = started(tmp_path, "echo here; echo there >&2")
 
-    wait_for(lambda: jobs.report(job).state is AllocationState.COMPLETED, "its end", 10)
+    wait_for(lambda: jobs.report(job).state is AllocationState.COMPLETED, "the end of the script", 10)
 
     assert (tmp_path / "a_study-sim.out").read_text() == "here\n"
     assert (tmp_path / "a_study-sim.err").read_text() == "there\n"
 
 
-def test_their_exit_code_tells_that_they_have_failed(tmp_path):
+def test_the_exit_code_of_the_script_is_in_the_report(tmp_path):
     jobs, job = started(tmp_path, "exit 3")
 
-    wait_for(lambda: jobs.report(job) == JobReport(AllocationState.FAILED, "exit code 3"), "its end", 10)
+    wait_for(lambda: jobs.report(job) == JobReport(AllocationState.FAILED, "exit code 3"), "the end of the script", 10)
 
 
-def test_they_can_be_ended(tmp_path):
+def test_workers_in_the_current_allocation_can_be_cancelled(tmp_path):
     jobs, job = started(tmp_path, "sleep 100")
     assert jobs.report(job).state is AllocationState.RUNNING
-    assert held_jobs().report(job).state is AllocationState.RUNNING  # another conductor sees it, too
+    assert process_jobs().report(job).state is AllocationState.RUNNING  # another conductor also finds it
 
     jobs.cancel(job)
 
-    wait_for(lambda: not jobs.report(job).state.is_open, "its end", 10)
-    assert held_jobs().report(job).state is AllocationState.GONE
+    wait_for(lambda: not jobs.report(job).state.is_open, "the end of the script", 10)
+    assert process_jobs().report(job).state is AllocationState.GONE
 
 
-# --- one after the other -----------------------------------------------------------------------------
+# --- one allocation after another --------------------------------------------------------------------
 
 
-def test_one_allocation_is_opened_however_often_it_is_asked_for(source, queue):
+def test_one_allocation_is_opened_for_repeated_requests(source, queue):
     for _ in range(3):
         source.ensure()
 
@@ -194,21 +201,21 @@ def test_one_allocation_is_opened_however_often_it_is_asked_for(source, queue):
     assert source.is_open
 
 
-def test_when_it_has_ended_the_next_one_is_opened(source, queue, tmp_path):
+def test_after_the_end_of_an_allocation_the_next_one_is_opened(source, queue, tmp_path):
     source.ensure()
     ended = end(source, queue, AllocationState.TIMED_OUT)
     assert ended.label == "sim/1"
-    assert source.refresh() is None  # told once
+    assert source.refresh() is None  # an end is returned once
 
     source.ensure()
 
     assert queue.submitted == 2
     stored = list(read_allocations(tmp_path))
-    assert [one.state for one in stored] == [AllocationState.TIMED_OUT, AllocationState.PENDING]
-    assert [one.job for one in stored] == ["1", "2"]
+    assert [allocation.state for allocation in stored] == [AllocationState.TIMED_OUT, AllocationState.PENDING]
+    assert [allocation.job for allocation in stored] == ["1", "2"]
 
 
-def test_another_conductor_takes_over_what_is_open(source, queue, tmp_path):
+def test_another_conductor_takes_over_an_open_allocation(source, queue, tmp_path):
     source.ensure()
 
     other = AllocationSource(tmp_path, "sim", lambda number: REQUEST, queue)
@@ -218,18 +225,22 @@ def test_another_conductor_takes_over_what_is_open(source, queue, tmp_path):
     assert other.is_open
 
 
-def test_three_in_a_row_in_which_nothing_was_started_are_enough(source, queue):
+def test_after_three_allocations_in_a_row_without_a_sample_no_other_is_opened(source, queue, tmp_path):
     for _ in range(3):
         source.ensure()
         (source.current.directory / "job.err").write_text("no module named maestro\n")
         end(source, queue, AllocationState.FAILED, "NonZeroExitCode", has_worked=False)
 
-    with pytest.raises(WorkerError, match=r"(?s)'sim': 3 in a row .*has failed \(NonZeroExitCode\)\. .*/sim/3'\. .*no module named maestro"):
+    with pytest.raises(WorkerError) as error:
         source.ensure()
+    assert str(error.value) == (
+        "allocation 'sim' has ended 3 times in a row before a sample started. Job 3: its script has failed "
+        f"(NonZeroExitCode). Script and output are in '{tmp_path}/sim/3'. The output ends with:\nno module named maestro"
+    )
     assert queue.submitted == 3
 
 
-def test_one_that_has_worked_in_between_begins_the_count_anew(source, queue):
+def test_an_allocation_with_a_sample_resets_the_count(source, queue):
     for has_worked in (False, False, True, False, False):
         source.ensure()
         end(source, queue, AllocationState.FAILED, has_worked=has_worked)
@@ -239,28 +250,32 @@ def test_one_that_has_worked_in_between_begins_the_count_anew(source, queue):
 
 
 @pytest.mark.parametrize("state", [AllocationState.PREEMPTED, AllocationState.NODE_FAILED, AllocationState.BOOT_FAILED])
-def test_what_is_not_the_workers_fault_is_tried_more_often_and_not_for_ever(source, queue, state):
-    for number in range(1, allocations.MAX_SETBACKS + 1):
+def test_after_ends_with_an_external_cause_ten_allocations_are_opened(source, queue, state, tmp_path):
+    for number in range(1, backoff.MAX_SETBACKS + 1):
         source.ensure()
         assert queue.submitted == number
         end(source, queue, state, has_worked=False)
 
-    with pytest.raises(WorkerError, match=r"10 in a row have ended before a sample was started"):
+    with pytest.raises(WorkerError) as error:
         source.ensure()
+    assert str(error.value) == (
+        f"allocation 'sim' has ended 10 times in a row before a sample started. Job 10: {state.value}. "
+        f"Script and output are in '{tmp_path}/sim/10'. The output is empty."
+    )
 
 
-def test_the_next_try_after_a_setback_comes_later_each_time(source, queue, monkeypatch):
-    monkeypatch.setattr(allocations, "RETRY_DELAY_S", 3.0)
+def test_the_delay_doubles_after_each_end_with_an_external_cause(source, queue, monkeypatch):
+    monkeypatch.setattr(backoff, "RETRY_DELAY_S", 3.0)
     delays = []
     for _ in range(3):
-        source._not_before = 0.0
+        source._backoff._not_before = 0.0
         source.ensure()
         end(source, queue, AllocationState.BOOT_FAILED, has_worked=False)
-        delays.append(round(source._not_before - time.monotonic()))
+        delays.append(round(source._backoff._not_before - time.monotonic()))
     assert delays == [6, 12, 24]
 
 
-def test_a_refusal_is_told_in_the_batch_systems_words(source, queue):
+def test_a_refusal_has_the_message_of_the_batch_system(source, queue):
     queue.refusal = "invalid partition specified: nonsense"
     for _ in range(3):
         source.ensure()
@@ -269,8 +284,8 @@ def test_a_refusal_is_told_in_the_batch_systems_words(source, queue):
         source.ensure()
 
 
-def test_a_job_whose_submission_was_cut_off_is_found_again(queue, tmp_path, monkeypatch):
-    """Given a conductor that died after sbatch and before it knew the job, then the next one adopts that job."""
+def test_a_job_whose_submission_was_interrupted_is_adopted(queue, tmp_path, monkeypatch):
+    """Given a conductor that died after sbatch and before it stored the job, then the next conductor adopts that job."""
 
     def die(request, directory):
         queue.found = "7"
@@ -279,8 +294,8 @@ def test_a_job_whose_submission_was_cut_off_is_found_again(queue, tmp_path, monk
     monkeypatch.setattr(queue, "submit", die)
     with pytest.raises(KeyboardInterrupt):
         AllocationSource(tmp_path, "sim", lambda number: REQUEST, queue).ensure()
-    (trace,) = read_allocations(tmp_path)
-    assert trace.is_submission_unknown
+    (stored,) = read_allocations(tmp_path)
+    assert stored.is_submission_unknown
 
     source = AllocationSource(tmp_path, "sim", lambda number: REQUEST, queue)
     assert not source.is_open
@@ -288,10 +303,10 @@ def test_a_job_whose_submission_was_cut_off_is_found_again(queue, tmp_path, monk
 
     assert (source.current.number, source.current.job) == (1, "7")
     assert source.is_open
-    assert [one.job for one in read_allocations(tmp_path)] == ["7"]
+    assert [allocation.job for allocation in read_allocations(tmp_path)] == ["7"]
 
 
-def test_one_that_was_never_submitted_is_submitted_in_its_place(queue, tmp_path, monkeypatch):
+def test_an_allocation_that_was_not_submitted_is_submitted_under_its_number(queue, tmp_path, monkeypatch):
     submit = queue.submit
     monkeypatch.setattr(queue, "submit", lambda request, directory: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
@@ -300,49 +315,49 @@ def test_one_that_was_never_submitted_is_submitted_in_its_place(queue, tmp_path,
 
     AllocationSource(tmp_path, "sim", lambda number: REQUEST, queue).ensure()
 
-    assert [(one.number, one.job) for one in read_allocations(tmp_path)] == [(1, "1")]
+    assert [(allocation.number, allocation.job) for allocation in read_allocations(tmp_path)] == [(1, "1")]
 
 
-def test_a_job_of_which_nobody_knows_is_ended_with_the_study(queue, tmp_path, source, monkeypatch):
-    monkeypatch.setattr(queue, "submit", lambda request, directory: (_ for _ in ()).throw(BatchSystemUnavailableError("away")))
+def test_a_job_whose_submission_was_interrupted_is_cancelled_with_the_study(queue, tmp_path, source, monkeypatch):
+    monkeypatch.setattr(queue, "submit", lambda request, directory: (_ for _ in ()).throw(BatchSystemUnavailableError("no answer")))
     source.ensure()
     queue.found = "7"
 
-    source.settle()
+    source.resolve()
     source.cancel()
 
     assert queue.cancelled == ["7"]
 
 
-def test_an_allocation_without_workers_is_given_up(source, queue, monkeypatch):
-    monkeypatch.setattr(allocations, "EMPTY_LIMIT_S", 0.0)
+def test_an_allocation_without_workers_is_cancelled(source, queue, monkeypatch):
+    monkeypatch.setattr(allocation_source, "EMPTY_LIMIT_S", 0.0)
     source.ensure()
-    queue.says = JobReport(AllocationState.RUNNING)
-    assert source.refresh() is None  # it has begun
+    queue.reported = JobReport(AllocationState.RUNNING)
+    assert source.refresh() is None  # the job has started
     assert source.refresh(is_empty=True) is None
     time.sleep(0.01)
 
     ended = source.refresh(is_empty=True)
 
     assert ended.state is AllocationState.FAILED
-    assert "none of its workers has been seen" in ended.reason
+    assert ended.reason == "no worker was seen in it for 0 s"
     assert queue.cancelled == ["1"]
 
 
-def test_a_job_is_gone_at_the_third_answer_only(source, queue):
+def test_a_job_is_gone_only_after_the_third_report(source, queue):
     source.ensure()
-    queue.says = JobReport(AllocationState.GONE)
+    queue.reported = JobReport(AllocationState.GONE)
     assert [source.refresh(), source.refresh()] == [None, None]
     assert source.is_open
     assert source.refresh().state is AllocationState.GONE
 
 
-def test_an_end_that_could_not_be_stored_is_told_again(source, queue, monkeypatch):
+def test_an_end_that_could_not_be_stored_is_returned_by_the_next_refresh(source, queue, monkeypatch):
     """Given a full disk, then the end of an allocation is not lost."""
     source.ensure()
-    queue.says = JobReport(AllocationState.TIMED_OUT)
+    queue.reported = JobReport(AllocationState.TIMED_OUT)
     store = Allocation.store
-    monkeypatch.setattr(Allocation, "store", lambda one: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr(Allocation, "store", lambda allocation: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(OSError, match="No space"):
         source.refresh()
 
@@ -350,17 +365,17 @@ def test_an_end_that_could_not_be_stored_is_told_again(source, queue, monkeypatc
     assert source.refresh().state is AllocationState.TIMED_OUT
 
 
-def test_a_cancel_that_fails_is_told(source, queue, monkeypatch, caplog):
+def test_a_cancellation_that_fails_is_logged(source, queue, monkeypatch, caplog):
     source.ensure()
     monkeypatch.setattr(queue, "cancel", lambda job: (_ for _ in ()).throw(AllocationError("scancel has failed")))
 
     source.cancel()
 
-    assert "Job 1 of allocation 'sim/1' cannot be ended: scancel has failed" in caplog.text
+    assert "Job 1 of allocation 'sim/1' cannot be cancelled: scancel has failed" in caplog.text
 
 
 @pytest.mark.parametrize("code", [0, 1])
-def test_maestros_answer_to_a_cancel_counts(tmp_path, monkeypatch, code):
+def test_a_cancellation_that_the_batch_system_refuses_raises_an_error(tmp_path, monkeypatch, code):
     scancel = tmp_path / "bin" / "scancel"
     scancel.parent.mkdir()
     scancel.write_text(f"#!/bin/sh\nexit {code}\n")
@@ -374,66 +389,68 @@ def test_maestros_answer_to_a_cancel_counts(tmp_path, monkeypatch, code):
         BatchJobs(Slurm()).cancel("7")
 
 
-def test_a_batch_system_that_is_away_is_tried_again_and_counts_for_nothing(source, queue, monkeypatch):
-    monkeypatch.setattr(allocations, "AWAY_DELAY_S", 0.0)
-    refuse = queue.submit
+def test_a_submission_to_an_unavailable_batch_system_is_repeated_and_counts_as_no_failure(source, queue, monkeypatch):
+    monkeypatch.setattr(backoff, "UNAVAILABLE_DELAY_S", 0.0)
+    submit = queue.submit
 
-    def away(request, directory):
+    def unavailable(request, directory):
         raise BatchSystemUnavailableError("Unable to contact slurm controller")
 
-    monkeypatch.setattr(queue, "submit", away)
+    monkeypatch.setattr(queue, "submit", unavailable)
     for _ in range(5):
         source.ensure()
     assert source.current.is_submission_unknown
-    assert source.current.number == 1  # no directory is made for each try
+    assert source.current.number == 1  # the attempts share one directory
 
-    monkeypatch.setattr(queue, "submit", refuse)
+    monkeypatch.setattr(queue, "submit", submit)
     source.ensure()
     assert source.is_open
 
 
 @pytest.mark.parametrize(
-    ("said", "kind"),
+    ("message", "error_class"),
     [
         ("Batch job submission failed: Unable to contact slurm controller (connect failure)", BatchSystemUnavailableError),
         ("invalid partition specified: nosuch", AllocationError),
     ],
 )
-def test_the_words_of_a_refusal_tell_whether_to_try_again(tmp_path, monkeypatch, said, kind):
-    """Given an sbatch that fails, when Maestro's adapter has called it, then its words decide."""
+def test_the_message_of_the_batch_system_decides_whether_the_submission_is_repeated(
+    tmp_path, monkeypatch, message, error_class
+):
+    """Given an sbatch that fails, when Maestro's adapter calls it, then the message on stderr gives the class of the error."""
     sbatch = tmp_path / "bin" / "sbatch"
     sbatch.parent.mkdir()
-    sbatch.write_text(f"#!/bin/sh\necho 'sbatch: error: {said}' >&2\nexit 1\n")
+    sbatch.write_text(f"#!/bin/sh\necho 'sbatch: error: {message}' >&2\nexit 1\n")
     sbatch.chmod(0o755)
     monkeypatch.setenv("PATH", f"{sbatch.parent}:/usr/bin:/bin")
 
-    with pytest.raises(AllocationError, match=re.escape(said)) as caught:
+    with pytest.raises(AllocationError, match=re.escape(message)) as error:
         BatchJobs(Slurm()).submit(REQUEST, tmp_path)
-    assert type(caught.value) is kind
+    assert type(error.value) is error_class
 
 
-def test_one_that_nothing_needs_is_cancelled_when_it_has_no_workers(source, queue):
+def test_a_released_allocation_without_workers_is_cancelled_at_once(source, queue):
     source.ensure()
     source.release(by_force=True)
 
     assert queue.cancelled == ["1"]
     assert end(source, queue, AllocationState.CANCELLED, has_worked=False).released
-    source.ensure()  # that was no failure
+    source.ensure()  # the cancellation counts as no failure
     assert queue.submitted == 2
 
 
-def test_one_whose_workers_can_leave_is_cancelled_only_when_they_do_not(source, queue, monkeypatch):
+def test_a_released_allocation_is_cancelled_when_its_workers_do_not_leave(source, queue, monkeypatch):
     source.ensure()
     source.release(by_force=False)
     source.release(by_force=False)
     assert queue.cancelled == []
 
-    monkeypatch.setattr(allocations, "LEAVE_LIMIT_S", 0.0)
+    monkeypatch.setattr(allocation_source, "LEAVE_LIMIT_S", 0.0)
     source.release(by_force=False)
     assert queue.cancelled == ["1"]
 
 
-def test_a_batch_system_that_does_not_answer_is_asked_again(source, queue, monkeypatch):
+def test_a_batch_system_that_does_not_answer_is_queried_again(source, queue, monkeypatch):
     source.ensure()
 
     def silent(job):

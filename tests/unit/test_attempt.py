@@ -20,7 +20,8 @@ from ensembles import a_manifest
 from maestro_celery_plugin.clock import wait_until
 from maestro_celery_plugin.processes import ProcessId
 from maestro_celery_plugin.worker import attempt as runner_module
-from maestro_celery_plugin.worker.attempt import CannotRunError, Runner
+from maestro_celery_plugin.worker.attempt import Runner
+from maestro_celery_plugin.worker.sample_directory import CannotRunError
 
 
 @pytest.fixture
@@ -36,12 +37,12 @@ def make(tmp_path):
 
 
 def attempt(runner, sample=0):
-    assert runner.claim(sample)
+    assert runner.directories.claim(sample)
     return runner.start(sample, first=True).wait()
 
 
 def files(runner, sample=0):
-    directory = Path(runner.directory(sample))
+    directory = Path(runner.directories.path(sample))
     return {path.name: path.read_text() for path in directory.iterdir() if not path.name.endswith(".sh")}
 
 
@@ -57,8 +58,8 @@ def test_a_sample_runs_in_its_directory_and_its_own_process_group_with_no_input(
     result = attempt(runner, 3)
 
     directory, pid, group, end = out(runner, 3).splitlines()
-    assert directory == os.path.realpath(runner.directory(3))
-    assert runner.directory(3).endswith("sim/X.1/03")
+    assert directory == os.path.realpath(runner.directories.path(3))
+    assert runner.directories.path(3).endswith("sim/X.1/03")
     assert group == f"{pid} {pid}"
     assert int(pid) != os.getpgid(0)
     assert end == "end"
@@ -101,9 +102,9 @@ def test_values_are_put_in_literally(make, value):
 
 def test_the_script_has_its_interpreter_in_the_first_line(make):
     runner = make("echo $(V)")
-    runner.claim(0)
+    runner.directories.claim(0)
 
-    script = Path(runner.directory(0), "sim.sh")
+    script = Path(runner.directories.path(0), "sim.sh")
     assert script.read_text() == "#!/bin/bash\n\necho v\n"
     assert os.access(script, os.X_OK)
 
@@ -132,7 +133,7 @@ def test_a_record_that_is_not_sampled_runs_in_its_workspace_with_its_tokens_left
     Path(manifest.workspace).mkdir(parents=True)
     runner = Runner(manifest, lambda sample: ())
 
-    assert not runner.claim(0)
+    assert not runner.directories.claim(0)
     assert runner.start(0, first=False).wait().code == 0
     assert out(runner) == f"{os.path.realpath(manifest.workspace)}\n$(MERLIN_SAMPLE_ID)\n"
 
@@ -181,7 +182,7 @@ def test_the_restart_script_is_beside_the_first(make):
     attempt(runner)
     runner.start(0, first=False, again=True).wait()
 
-    scripts = {path.name: path.read_text() for path in Path(runner.directory(0)).glob("*.sh")}
+    scripts = {path.name: path.read_text() for path in Path(runner.directories.path(0)).glob("*.sh")}
     assert scripts == {
         "sim.sh": "#!/bin/bash\n\necho v\n",
         "sim.restart.sh": "#!/bin/bash\n\necho v again\n",
@@ -204,7 +205,7 @@ def test_a_sample_may_remove_or_replace_its_outputs(make, cmd, kept):
     result = attempt(runner)
 
     assert result.code == 0
-    assert (files(runner) if os.path.exists(runner.directory(0)) else None) == kept
+    assert (files(runner) if os.path.exists(runner.directories.path(0)) else None) == kept
 
 
 @contextlib.contextmanager
@@ -224,11 +225,11 @@ def test_no_file_stays_open(make):
     before = sorted(os.listdir("/proc/self/fd"))
 
     runner.start(0, first=False).wait()
-    Path(runner.directory(0), "sim.out").write_text("x" * 10_000)
+    Path(runner.directories.path(0), "sim.out").write_text("x" * 10_000)
     with files_up_to(5000), pytest.raises(CannotRunError):
         runner.start(0, first=False)  # no space for the header
-    os.remove(f"{runner.directory(0)}/sim.err")
-    os.mkdir(f"{runner.directory(0)}/sim.err")
+    os.remove(f"{runner.directories.path(0)}/sim.err")
+    os.mkdir(f"{runner.directories.path(0)}/sim.err")
     with pytest.raises(CannotRunError):
         runner.start(0, first=False)
 
@@ -257,10 +258,10 @@ def test_an_interpreter_that_is_not_executable(make, tmp_path):
 
 def test_a_directory_that_cannot_be_made(make, tmp_path):
     runner = make("true")
-    Path(runner.directory(0)).touch()
+    Path(runner.directories.path(0)).touch()
 
     with pytest.raises(CannotRunError) as error:
-        runner.claim(0)
+        runner.directories.claim(0)
     assert error.value.errno == errno.ENOTDIR
 
 
@@ -269,22 +270,22 @@ def test_a_script_for_which_there_is_no_space_is_not_left_behind(make):
     runner = make("x" * 10_000)
 
     with files_up_to(5000), pytest.raises(CannotRunError) as error:
-        runner.claim(0)
+        runner.directories.claim(0)
     assert error.value.errno == errno.EFBIG
-    assert os.listdir(runner.directory(0)) == []
-    assert runner.claim(0)
+    assert os.listdir(runner.directories.path(0)) == []
+    assert runner.directories.claim(0)
 
 
 def test_the_script_of_an_earlier_attempt_stays_when_there_is_no_space_to_write_it_again(make):
     """Without it the sample would look like one that was never started."""
     runner = make("true")
-    os.mkdir(runner.directory(0))
-    os.symlink("/dev/full", f"{runner.directory(0)}/sim.sh")
+    os.mkdir(runner.directories.path(0))
+    os.symlink("/dev/full", f"{runner.directories.path(0)}/sim.sh")
 
     with pytest.raises(CannotRunError) as error:
         runner.start(0, first=False)
     assert error.value.errno == errno.ENOSPC
-    assert not runner.claim(0)
+    assert not runner.directories.claim(0)
 
 
 # --- samples that are ended --------------------------------------------------------------------------
@@ -292,9 +293,9 @@ def test_the_script_of_an_earlier_attempt_stays_when_there_is_no_space_to_write_
 
 def started(runner, text="ready"):
     """Start a sample, and wait until it has said that it is ready."""
-    runner.claim(0)
+    runner.directories.claim(0)
     running = runner.start(0, first=True)
-    assert wait_until(lambda: text in Path(runner.directory(0), "sim.out").read_text(), 5)
+    assert wait_until(lambda: text in Path(runner.directories.path(0), "sim.out").read_text(), 5)
     return running
 
 
@@ -353,7 +354,7 @@ def test_of_many_threads_one_claims_a_sample(make):
 
     def claim():
         gate.wait()
-        claims.extend(sample for sample in range(100) if runner.claim(sample))
+        claims.extend(sample for sample in range(100) if runner.directories.claim(sample))
 
     threads = [threading.Thread(target=claim) for _ in range(8)]
     for thread in threads:
@@ -372,7 +373,7 @@ def test_of_many_processes_one_claims_a_sample(make, tmp_path):
         "r = Runner(a_manifest(root, labels=['V'], samples=100), lambda s: ['v']); "
         "(root / f'{os.getpid()}.ready').touch()\n"
         "while len(list(root.glob('*.ready'))) < 2: time.sleep(0.001)\n"
-        "print(*[s for s in range(100) if r.claim(s)])"
+        "print(*[s for s in range(100) if r.directories.claim(s)])"
     )
     path = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, sys.path)])
     command = [sys.executable, "-c", program, str(tmp_path)]
@@ -402,7 +403,7 @@ def test_of_many_processes_one_claims_a_sample(make, tmp_path):
 def test_what_a_sample_says_after_its_warning(make, trap, code, was_ended):
     handler = f"trap '{trap}' TERM; " if trap else ""
     runner = make(f"{handler}echo begun; sleep 100 & wait $!")
-    assert runner.claim(0)
+    assert runner.directories.claim(0)
     running = runner.start(0, first=True)
     assert wait_until(lambda: out(runner) == "begun\n", 10)
     assert not running.is_warned
@@ -416,7 +417,7 @@ def test_what_a_sample_says_after_its_warning(make, trap, code, was_ended):
 
 def test_a_sample_gets_the_environment_that_it_is_given(make):
     runner = make("echo $EXTRA")
-    assert runner.claim(0)
+    assert runner.directories.claim(0)
 
     runner.start(0, first=True, environment={"PATH": os.environ["PATH"], "EXTRA": "here"}).wait()
 

@@ -1,4 +1,4 @@
-"""Leftovers: what `maestro cancel` ends when the conductor is dead, and what it says where it cannot."""
+"""Cancellation without a conductor: `maestro cancel` ends workers and jobs, and reports those that it cannot end."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from maestro_celery_plugin.maestro.cancel import cancel_all, cancel_orphans
 from maestro_celery_plugin.maestro.native_step_state import NativeStepState
 from maestro_celery_plugin.states import AllocationState
 from maestro_celery_plugin.study.conductor_lock import file_lock
-from maestro_celery_plugin.study.layout import StudyPlan
+from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.session import Session
 
-NOTHING = ["No conductor holds this study now, and nothing of it is left to be ended."]
+NOTHING = ["This study has no conductor, and no workers or jobs."]
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def allocate(plan, job, state=AllocationState.RUNNING):
 
 @pytest.fixture
 def slurm(tmp_path, monkeypatch):
-    """Commands that answer what they are told to, and note how they were called."""
+    """Install commands with given scripts; each call appends its command line to a file."""
     bin, calls = tmp_path / "bin", tmp_path / "calls"
     bin.mkdir()
     monkeypatch.setenv("PATH", f"{bin}:/usr/bin:/bin")
@@ -50,29 +50,29 @@ def slurm(tmp_path, monkeypatch):
     return answer
 
 
-def test_a_job_that_runs_is_cancelled_and_marked_as_not_needed(plan, slurm):
+def test_the_job_of_an_open_allocation_is_cancelled_and_the_allocation_released(plan, slurm):
     allocate(plan, "7")
     calls = slurm(squeue="echo '7|RUNNING|None'", scancel="exit 0")
 
     assert cancel_orphans(plan)[1:] == [
-        "Job 7 of allocation 'w/1' is cancelled.", f"`maestro-celery resume {plan.root}` would go on with it."
+        "Job 7 of allocation 'w/1' is cancelled.", f"`maestro-celery resume {plan.root}` would continue it."
     ]  # fmt: skip
     assert "scancel" in calls()
-    assert [one.released for one in read_allocations(plan.allocations)] == [True]
+    assert [allocation.released for allocation in read_allocations(plan.allocations)] == [True]
     assert Session(plan.session).stop_requested
 
 
-def test_a_job_that_has_ended_is_left_alone(plan, slurm):
+def test_a_job_that_has_ended_is_not_cancelled(plan, slurm):
     allocate(plan, "7")
     calls = slurm(squeue="echo '7|COMPLETED|None'", scancel="exit 0")
 
     assert cancel_orphans(plan) == NOTHING
     assert "scancel" not in calls()
-    assert [one.state for one in read_allocations(plan.allocations)] == [AllocationState.COMPLETED]
+    assert [allocation.state for allocation in read_allocations(plan.allocations)] == [AllocationState.COMPLETED]
 
 
-def test_a_job_of_which_only_the_batch_system_knows(plan, slurm):
-    """Given a conductor that died before it knew its job, then the job is looked for by its directory."""
+def test_a_job_whose_submission_was_interrupted_is_found_and_cancelled(plan, slurm):
+    """Given a conductor that died before it stored the job, then `maestro cancel` finds the job by its directory."""
     allocate(plan, None, AllocationState.PENDING)
     directory = plan.allocations / "w" / "1"
     find = f"case \"$*\" in *%Z*) echo '9|{directory}';; *) echo '9|PENDING|Resources';; esac"
@@ -81,30 +81,30 @@ def test_a_job_of_which_only_the_batch_system_knows(plan, slurm):
     assert "Job 9 of allocation 'w/1' is cancelled." in cancel_orphans(plan)
 
 
-def test_a_batch_system_that_does_not_answer(plan, slurm):
+def test_a_job_may_still_run_when_the_batch_system_does_not_answer(plan, slurm):
     allocate(plan, "7")
     slurm(squeue="echo 'Unable to contact slurm controller' >&2; exit 1", scancel="exit 1")
 
     (_, sentence, _) = cancel_orphans(plan)
 
-    assert sentence.startswith("Job 7 of allocation 'w/1' may go on: 'squeue' has failed: Unable to contact")
+    assert sentence.startswith("Job 7 of allocation 'w/1' may still run: 'squeue' has failed: Unable to contact")
 
 
-def test_a_conductor_that_lives_is_left_to_it(plan, slurm):
+def test_a_live_conductor_cancels_its_study_itself(plan, slurm):
     allocate(plan, "7")
     with FileLock(file_lock(plan).lock_file):
         assert cancel_orphans(plan) == []
     assert not Session(plan.session).stop_requested
 
 
-def test_nothing_is_left(plan):
+def test_a_study_without_workers_and_jobs(plan):
     assert cancel_orphans(plan) == NOTHING
 
 
-# --- plain steps -------------------------------------------------------------------------------------
+# --- native steps ------------------------------------------------------------------------------------
 
 
-def test_a_batch_job_of_a_plain_step(plan, slurm):
+def test_a_batch_job_of_a_native_step_is_cancelled(plan, slurm):
     NativeStepState(plan.native / "job_A.1").write_job("8")
     calls = slurm(squeue="echo '8|RUNNING|None'", scancel="exit 0")
 
@@ -113,7 +113,7 @@ def test_a_batch_job_of_a_plain_step(plan, slurm):
 
 
 @pytest.mark.parametrize("state", ["COMPLETED", "CANCELLED by 0"])
-def test_a_batch_job_of_a_plain_step_that_has_ended(plan, slurm, state):
+def test_a_batch_job_of_a_native_step_that_has_ended_is_not_cancelled(plan, slurm, state):
     NativeStepState(plan.native / "job").write_job("8")
     calls = slurm(squeue=f"echo '8|{state}|None'", scancel="exit 0")
 
@@ -121,24 +121,24 @@ def test_a_batch_job_of_a_plain_step_that_has_ended(plan, slurm, state):
     assert "scancel" not in calls()
 
 
-def test_a_plain_step_that_has_finished(plan):
-    trace = NativeStepState(plan.native / "job")
-    trace.write_job("8")
-    trace.record_finished()
+def test_the_job_of_a_native_step_that_has_finished_is_not_cancelled(plan):
+    state = NativeStepState(plan.native / "job")
+    state.write_job("8")
+    state.record_finished()
     assert cancel_orphans(plan) == NOTHING
 
 
-def test_a_plain_step_whose_submission_was_cut_off(plan):
+def test_an_interrupted_submission_of_a_native_step_is_reported(plan):
     NativeStepState(plan.native / "job").write_job(None)
-    assert "Whether 'job' was submitted is not known; look for its job in the queue, and cancel it." in cancel_orphans(plan)
+    assert "The submission of 'job' was interrupted; look for its job in the queue, and cancel it." in cancel_orphans(plan)
 
 
-def test_a_script_that_the_conductor_had_started(plan):
+def test_a_script_of_a_native_step_that_still_runs_is_reported(plan):
     directory = plan.native / "job"
     directory.mkdir(parents=True)
     with FileLock(directory / "lock"):
         assert (
-            f"The script of 'job' goes on on its own; `pgrep -f {directory}/run.sh` names its process."
+            f"The script of 'job' still runs; `pgrep -f {directory}/run.sh` shows its process."
             in cancel_orphans(plan)
         )
 
@@ -146,13 +146,13 @@ def test_a_script_that_the_conductor_had_started(plan):
 # --- the command -------------------------------------------------------------------------------------
 
 
-def note(plan):
+def request_cancellation(plan):
     plan.cancel_request.touch()
     return 0
 
 
-def test_what_the_user_does_not_confirm_ends_nothing(plan, capsys):
-    plan.cancel_request.touch()  # of an earlier time
+def test_without_the_confirmation_of_the_user_no_study_is_cancelled(plan, capsys):
+    plan.cancel_request.touch()  # from an earlier `maestro cancel`
 
     assert cancel_all(lambda: 0, [plan.root]) == 0
 
@@ -160,35 +160,35 @@ def test_what_the_user_does_not_confirm_ends_nothing(plan, capsys):
     assert not Session(plan.session).stop_requested
 
 
-def test_what_was_done_is_told(plan, capsys):
-    assert cancel_all(lambda: note(plan), [plan.root]) == 0
+def test_the_report_is_printed(plan, capsys):
+    assert cancel_all(lambda: request_cancellation(plan), [plan.root]) == 0
 
     assert capsys.readouterr().out.splitlines() == NOTHING
     assert Session(plan.session).stop_requested
 
 
-def test_a_study_that_cannot_be_read_does_not_keep_others_from_their_end(plan, tmp_path, capsys):
+def test_a_study_that_cannot_be_read_does_not_prevent_the_cancellation_of_others(plan, tmp_path, capsys):
     other = tmp_path / "other"
     other.mkdir()
     (other / "batch.info").write_text("{type: celery, study: elsewhere}")
 
     def both():
         (other / ".cancel.lock").touch()
-        return note(plan)
+        return request_cancellation(plan)
 
     assert cancel_all(both, [other, plan.root]) == 1
 
-    said = capsys.readouterr()
-    assert said.err == (
-        f"maestro: error: '{other}' was made by another version of maestro-celery-plugin; use that one, or launch the "
-        "study anew.\n"
+    printed = capsys.readouterr()
+    assert printed.err == (
+        f"maestro: error: '{other}' was created by another version of maestro-celery-plugin; use that version, or launch "
+        "the study again.\n"
     )
-    assert said.out.splitlines() == NOTHING
+    assert printed.out.splitlines() == NOTHING
 
 
-def test_a_session_that_cannot_be_written_is_one_line(plan, capsys, monkeypatch):
-    monkeypatch.setattr(Session, "request_stop", lambda self: (plan.root / "is" / "not" / "there").touch())
+def test_a_session_that_cannot_be_written_has_a_message_of_one_line(plan, capsys, monkeypatch):
+    monkeypatch.setattr(Session, "request_stop", lambda self: (plan.root / "no" / "such" / "directory").touch())
 
-    assert cancel_all(lambda: note(plan), [plan.root]) == 1
+    assert cancel_all(lambda: request_cancellation(plan), [plan.root]) == 1
 
     assert capsys.readouterr().err.startswith("maestro: error: [Errno 2] No such file or directory")

@@ -1,4 +1,4 @@
-"""The deadline: what may still be begun before an allocation ends."""
+"""The deadline: which samples may start before an allocation ends."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import pytest
 
 from maestro_celery_plugin.batch.deadline import START_VARIABLE, Deadline
 from maestro_celery_plugin.config.groups import GroupConfig
+from maestro_celery_plugin.config.settings import BatchSettings
+from maestro_celery_plugin.plugins import batch_system
 
 
 def ending_in(seconds, **rules):
@@ -28,17 +30,17 @@ def test_without_an_allocation_everything_fits():
     ("remaining_s", "rules", "time_request_s", "longest_s", "fits"),
     [
         (40, {}, None, 0, True),
-        (29, {}, None, 0, False),  # at least 30 s are assumed of a sample
+        (29, {}, None, 0, False),  # a sample counts as at least 30 s long
         (40, {}, None, 19, True),
-        (40, {}, None, 21, False),  # as long as samples have needed so far, it would be warned first
-        (40, {"drain_s": 10.0}, None, 50, True),  # the user knows better
-        (19, {"drain_s": 10.0}, None, 0, False),  # it would be warned as soon as it runs
+        (40, {}, None, 21, False),  # with the duration of earlier samples, the warning would come first
+        (40, {"drain_s": 10.0}, None, 50, True),  # the setting of the user counts
+        (19, {"drain_s": 10.0}, None, 0, False),  # the warning would come at the start
         (9, {"drain_s": 10.0, "warn_s": 1.0}, None, 0, False),
         (66, {}, 45, 0, True),
         (64, {}, 45, 0, False),
         (26, {}, 5, 0, True),
         (24, {}, 5, 0, False),
-        (51, {}, 30, 50, True),  # what the step says counts, not what was seen
+        (51, {}, 30, 50, True),  # the request of the step counts, not earlier samples
     ],
 )
 def test_a_sample_fits_or_not(remaining_s, rules, time_request_s, longest_s, fits):
@@ -54,7 +56,7 @@ def test_the_stages_of_an_end_follow_each_other():
 
 
 def test_no_sample_starts_when_it_would_be_killed_at_once():
-    """A `drain` and a `warn` below the time that a worker keeps for leaving do not shorten that."""
+    """Given a `drain` and a `warn` below the exit margin of a worker, then the exit margin counts."""
     hasty = ending_in(4, drain_s=2.0, warn_s=1.0)
 
     assert hasty.must_kill
@@ -62,30 +64,31 @@ def test_no_sample_starts_when_it_would_be_killed_at_once():
     assert not hasty.fits(None, 0.0)
 
 
-def terms(**values):
-    return GroupConfig(group="w", queues=("merlin",), **{"batch_type": "slurm", **values})
+def deadline_of(environ, type="slurm", walltime=None):
+    group = GroupConfig(group="w", queues=("merlin",), batch=BatchSettings(type=type, walltime=walltime))
+    return Deadline.of(batch_system(type), group, environ)
 
 
-def test_slurm_tells_the_end_in_the_environment():
-    assert Deadline.of(terms(), {"SLURM_JOB_END_TIME": "2000000000"}).ends_at == 2_000_000_000
+def test_slurm_has_the_end_in_the_environment():
+    assert deadline_of({"SLURM_JOB_END_TIME": "2000000000"}).ends_at == 2_000_000_000
 
 
-def test_else_it_is_the_start_of_the_batch_script_and_the_walltime():
-    assert Deadline.of(terms(walltime_s=600), {START_VARIABLE: "1000"}).ends_at == 1600
+def test_without_it_the_end_is_the_start_of_the_batch_script_plus_the_walltime():
+    assert deadline_of({START_VARIABLE: "1000"}, walltime=600).ends_at == 1600
 
 
-def test_a_worker_by_hand_outside_of_any_allocation_has_no_end():
-    assert math.isinf(Deadline.of(terms(walltime_s=600), {}).ends_at)
+def test_a_worker_of_a_user_outside_of_an_allocation_has_no_end():
+    assert math.isinf(deadline_of({}, walltime=600).ends_at)
 
 
-def test_in_an_allocation_that_does_not_tell_its_end_it_is_the_walltime_from_now(monkeypatch):
+def test_in_an_allocation_with_an_unknown_end_it_is_now_plus_the_walltime(monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
-    assert Deadline.of(terms(walltime_s=600), {"SLURM_JOB_ID": "7"}).remaining_s == pytest.approx(600, abs=5)
+    assert deadline_of({"SLURM_JOB_ID": "7"}, walltime="10:00").remaining_s == pytest.approx(600, abs=5)
 
 
 def test_a_local_worker_has_no_end():
-    assert math.isinf(Deadline.of(terms(batch_type="local", walltime_s=600), {}).ends_at)
+    assert math.isinf(deadline_of({}, type="local", walltime=600).ends_at)
 
 
-def test_an_allocation_without_walltime_has_none_that_is_known():
-    assert math.isinf(Deadline.of(terms(), {}).ends_at)
+def test_an_allocation_without_a_walltime_has_no_known_end():
+    assert math.isinf(deadline_of({}).ends_at)

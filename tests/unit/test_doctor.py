@@ -16,7 +16,7 @@ from maestro_celery_plugin.cli import main
 from maestro_celery_plugin.clock import wait_until
 from maestro_celery_plugin.study.session import Session
 
-# The private broker's keeper outlives who starts it, and is not waited for.
+# The private broker's supervisor outlives who starts it, and is not waited for.
 pytestmark = pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
 
 
@@ -25,10 +25,10 @@ def broker(tmp_path_factory):
     """The URL of a broker that answers."""
     session = Session.create(tmp_path_factory.mktemp("doctor") / "session")
     start(session)
-    keeper = supervisor_of(session)
-    yield session.read_broker()["url"]
-    keeper.signal(signal.SIGTERM)
-    wait_until(lambda: not keeper.is_alive, 10)
+    supervisor = supervisor_of(session)
+    yield session.read_broker().url
+    supervisor.signal(signal.SIGTERM)
+    wait_until(lambda: not supervisor.is_alive, 10)
 
 
 @pytest.fixture(autouse=True)
@@ -80,7 +80,7 @@ def test_a_healthy_environment_with_its_private_broker():
     assert (code, remedies) == (0, {})
     assert well["broker"].startswith("private, by '")
     assert well["broker"].endswith("; it starts and answers")
-    assert well["Maestro hooks"] == "4 names, all there"
+    assert well["touchpoints"] == "all 4 names exist"
     assert Path(well["entry"]).name == "celeryscriptadapter.py"
 
 
@@ -99,7 +99,7 @@ def test_a_broker_that_does_not_answer(url):
     assert code == 1
     assert set(remedies) == {"broker"}
     assert "(from --broker) cannot be used: " in remedies["broker"]
-    assert remedies["broker"].endswith("or leave it out: then a private broker is started.")
+    assert remedies["broker"].endswith("Start it, correct the URL, or set no broker to use a private one.")
     assert "geheim" not in remedies["broker"]
 
 
@@ -110,8 +110,8 @@ def test_an_editable_install(no_entry, broker, monkeypatch):
     code, well, remedies = ask(broker)
 
     assert code == 1
-    assert well["entry"].startswith(f"there is no '{no_entry}/interfaces/script/celeryscriptadapter.py'")
-    expected = "an editable install does not put it there: `pip install .` instead of `pip install -e .`"
+    assert well["entry"].startswith(f"'{no_entry}/interfaces/script/celeryscriptadapter.py' does not exist")
+    expected = "an editable install does not create it: use `pip install .` instead of `pip install -e .`"
     assert remedies["entry"] == expected
 
 
@@ -142,7 +142,7 @@ def test_a_maestro_of_another_environment_first_on_path(broker, tmp_path, monkey
     code, well, remedies = ask(broker)
 
     assert code == 1
-    assert well["maestro"] == f"the one on PATH is '{tmp_path}/maestro', of another environment"
+    assert well["maestro"] == f"the 'maestro' on PATH is '{tmp_path}/maestro', of another environment"
     assert remedies == {
         "maestro": f"call '{Path(sys.executable).parent / 'maestro'}', or activate this environment"
     }

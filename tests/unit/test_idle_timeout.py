@@ -1,4 +1,4 @@
-"""The stay of a worker: when it leaves, and what it goes by."""
+"""The idle timeout: when a worker leaves, and for which reason."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def session(tmp_path):
     return Session.create(tmp_path / "session")
 
 
-def stay(session, allocation="sim/1", ends_in_s=3600.0):
+def idle_timeout(session, allocation="sim/1", ends_in_s=3600.0):
     return IdleTimeout(session, allocation, LIMIT_S, Deadline(time.time() + ends_in_s, is_in_allocation=True))
 
 
@@ -31,52 +31,51 @@ def beat(session, name, state, allocation="sim/1"):
 @pytest.mark.parametrize(
     ("working", "leaves"),
     [(set(), True), ({"sim/1"}, False), ({"sim/2"}, True), (None, True)],
-    ids=["nobody", "others", "another allocation", "not known"],
+    ids=["no allocation", "this allocation", "another allocation", "unknown"],
 )
-def test_an_idle_worker_stays_while_the_conductor_sees_others_of_its_allocation_work(session, working, leaves):
-    one = stay(session)
+def test_an_idle_worker_stays_while_the_conductor_reports_its_allocation_as_busy(session, working, leaves):
+    timeout = idle_timeout(session)
     session.heartbeats.write_conductor(1, working)
 
-    why = one.leave_reason(LIMIT_S + 1, refuses=False)
+    reason = timeout.leave_reason(LIMIT_S + 1, refuses=False)
 
-    assert (why is not None) is leaves
-    assert why is None or why == "nobody in its allocation has had anything to do for 11 s"
+    assert reason == ("all workers of its allocation have been idle for 11 s" if leaves else None)
 
 
 @pytest.mark.parametrize(("state", "allocation", "leaves"), [("busy", "sim/1", False), ("busy", "sim/2", True)])
-def test_without_the_conductors_word_their_heartbeats_count(session, state, allocation, leaves):
-    one = stay(session)
+def test_without_a_report_of_the_conductor_the_heartbeats_of_the_workers_decide(session, state, allocation, leaves):
+    timeout = idle_timeout(session)
     session.heartbeats.write_conductor(1)
     beat(session, "sim-1-2", state, allocation)
 
-    assert (one.leave_reason(LIMIT_S + 1, refuses=False) is not None) is leaves
+    assert (timeout.leave_reason(LIMIT_S + 1, refuses=False) is not None) is leaves
 
 
-def test_a_worker_that_has_something_to_do_or_is_in_no_allocation_stays(session):
+def test_a_worker_stays_before_its_idle_limit_or_outside_an_allocation(session):
     session.heartbeats.write_conductor(1, set())
 
-    assert stay(session).leave_reason(LIMIT_S - 1, refuses=False) is None
-    assert stay(session, allocation="").leave_reason(LIMIT_S + 1, refuses=False) is None
+    assert idle_timeout(session).leave_reason(LIMIT_S - 1, refuses=False) is None
+    assert idle_timeout(session, allocation="").leave_reason(LIMIT_S + 1, refuses=False) is None
 
 
-def test_a_worker_leaves_that_has_no_time_for_what_is_left(session):
+def test_a_worker_without_time_for_the_remaining_samples_leaves(session):
     session.heartbeats.write_conductor(1, {"sim/1"})
 
-    assert stay(session).leave_reason(4.0, refuses=True) is None
-    assert stay(session, ends_in_s=40.0).leave_reason(6.0, refuses=True) == (
-        "its allocation ends in 40 s, too soon for the samples that are left"
+    assert idle_timeout(session).leave_reason(4.0, refuses=True) is None
+    assert idle_timeout(session, ends_in_s=40.0).leave_reason(6.0, refuses=True) == (
+        "its allocation ends in 40 s, too soon for the remaining samples"
     )
-    assert stay(session, ends_in_s=4.0).leave_reason(0.1, refuses=False) == "its allocation ends in 4 s"
+    assert idle_timeout(session, ends_in_s=4.0).leave_reason(0.1, refuses=False) == "its allocation ends in 4 s"
 
 
-def test_a_worker_leaves_when_nothing_is_heard_of_the_conductor(session, monkeypatch):
+def test_an_idle_worker_leaves_when_the_conductor_writes_no_heartbeat(session, monkeypatch):
     session.heartbeats.write_conductor(1, {"sim/1"})
-    one = stay(session)
-    assert one.leave_reason(LIMIT_S + 1, refuses=False) is None
+    timeout = idle_timeout(session)
+    assert timeout.leave_reason(LIMIT_S + 1, refuses=False) is None
 
     later = time.monotonic() + LIMIT_S + 1
     monkeypatch.setattr("maestro_celery_plugin.clock.monotonic", lambda: later)
 
-    assert one.leave_reason(LIMIT_S + 1, refuses=False) == (
-        "it has had nothing to do for 11 s, and nothing is heard of the conductor"
+    assert timeout.leave_reason(LIMIT_S + 1, refuses=False) == (
+        "it has been idle for 11 s, and the conductor has been silent"
     )

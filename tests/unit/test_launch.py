@@ -1,6 +1,6 @@
-"""The launch: samples are generated in the foreground, and what goes wrong there stops it with its last lines."""
+"""The launch: `maestro run` generates samples in the foreground; a failure stops it, with the last lines of the output."""
 
-
+from __future__ import annotations
 
 import logging
 import os
@@ -67,7 +67,7 @@ def test_samples_are_generated_in_merlin_info(acquire, info):
     assert (info / "cmd.err").read_text() == "oops\n"
 
 
-def test_tokens_of_the_study_are_put_in_and_others_left_to_the_shell(acquire, info, tmp_path):
+def test_tokens_of_the_study_are_replaced_and_the_shell_expands_the_others(acquire, info, tmp_path):
     acquire(
         'echo "$(MERLIN_INFO) $(MERLIN_WORKSPACE) $(MERLIN_TIMESTAMP) $(SPECROOT) $(echo 1) $UNSET_ ${X_:-2}" > x.csv'
     )
@@ -75,7 +75,7 @@ def test_tokens_of_the_study_are_put_in_and_others_left_to_the_shell(acquire, in
     assert written == f"{info} {info.parent} 20260102-030405 {tmp_path} 1  2\n"
 
 
-def test_it_does_not_read_stdin(acquire, info):
+def test_the_sample_generation_does_not_read_stdin(acquire, info):
     reading, writing = os.pipe()
     os.write(writing, b"the user's next command")
     os.close(writing)
@@ -90,7 +90,7 @@ def test_it_does_not_read_stdin(acquire, info):
     assert (info / "cmd.out").read_text() == ""
 
 
-def test_it_runs_once(acquire, info, monkeypatch):
+def test_the_sample_generation_runs_once(acquire, info, monkeypatch):
     settings = EnsembleSettings(
         batch=BatchSettings(),
         resources=ResourceSettings(),
@@ -107,26 +107,28 @@ def test_it_runs_once(acquire, info, monkeypatch):
     assert (info / "x.csv").read_text() == "1\n"
 
 
-def test_a_failure_is_told_with_the_last_lines(acquire, info):
-    said = message(acquire, "for n in $(seq 1 20); do echo line $n >&2; done; echo out; exit 3")
-    assert said.startswith("merlin.samples.generate.cmd: it ended with exit code 3.\n")
-    assert f"'{info / 'cmd.sh'}'" in said
-    assert said.endswith("\n".join(f"  line {n}" for n in range(11, 21)))
+def test_a_failure_has_a_message_with_the_last_lines(acquire, info):
+    text = message(acquire, "for n in $(seq 1 20); do echo line $n >&2; done; echo out; exit 3")
+    assert text.startswith("merlin.samples.generate.cmd: the command ended with exit code 3.\n")
+    assert f"'{info / 'cmd.sh'}'" in text
+    assert text.endswith("\n".join(f"  line {n}" for n in range(11, 21)))
     assert (info / "cmd.out").read_text() == "out\n"
 
 
-def test_without_stderr_stdout_is_told(acquire):
+def test_without_stderr_the_message_has_the_lines_of_stdout(acquire):
     assert message(acquire, "echo only this; exit 1").endswith("\n  only this")
-    assert message(acquire, "exit 1").endswith("(it printed nothing)")
+    assert message(acquire, "exit 1").endswith("The last lines of its output: (no output)")
 
 
-def test_a_signal_is_told(acquire):
-    assert message(acquire, "kill -9 $$").startswith("merlin.samples.generate.cmd: it ended with signal 9.")
+def test_the_message_has_the_signal(acquire):
+    assert message(acquire, "kill -9 $$").startswith(
+        "merlin.samples.generate.cmd: the command ended with signal 9."
+    )
 
 
-def test_a_shell_that_is_not_there(acquire):
-    said = message(acquire, "x", shell="/no/shell")
-    assert said.startswith("merlin.samples.generate.cmd: '/no/shell' (batch.shell) cannot be run:")
+def test_a_shell_that_does_not_exist_has_a_message(acquire):
+    text = message(acquire, "x", shell="/no/shell")
+    assert text.startswith("merlin.samples.generate.cmd: '/no/shell' (batch.shell) cannot start:")
 
 
 def test_a_shell_with_arguments(acquire):
@@ -134,22 +136,22 @@ def test_a_shell_with_arguments(acquire):
 
 
 @pytest.mark.parametrize(
-    ("cmd", "said"),
+    ("cmd", "found"),
     [
-        ("echo made nothing", "there is no file"),
-        ("echo made nothing; printf '1\\n2,3\\n' > x.csv", "row 1 of"),
-        ("echo made nothing; echo 1,2 > x.csv", "1 labels (A), but"),
-        ("echo made nothing; : > x.csv", "holds no samples"),
+        ("echo no samples", "there is no file"),
+        ("echo no samples; printf '1\\n2,3\\n' > x.csv", "row 1 of"),
+        ("echo no samples; echo 1,2 > x.csv", "1 labels (A), but"),
+        ("echo no samples; : > x.csv", "has no samples; at least one row is needed."),
     ],
 )
-def test_a_file_that_cannot_be_used_is_told_with_the_last_lines(acquire, cmd, said):
+def test_an_unusable_sample_file_has_a_message_with_the_last_lines(acquire, cmd, found):
     text = message(acquire, cmd)
     assert text.startswith("merlin.samples.")
-    assert said in text.splitlines()[0]
-    assert text.endswith("Its last lines:\n  made nothing")
+    assert found in text.splitlines()[0]
+    assert text.endswith("The last lines of its output:\n  no samples")
 
 
-def test_a_file_without_command(acquire, tmp_path):
+def test_a_sample_file_without_generation(acquire, tmp_path):
     (tmp_path / "y.csv").write_text("1\n2\n3\n")
     assert acquire(file="$(SPECROOT)/y.csv")["rows"] == 3
     assert message(acquire, file="$(SPECROOT)/z.csv").endswith(
@@ -157,24 +159,24 @@ def test_a_file_without_command(acquire, tmp_path):
     )
 
 
-def test_a_relative_file_is_where_maestro_was_started(acquire, tmp_path, monkeypatch):
+def test_a_relative_path_starts_at_the_working_directory(acquire, tmp_path, monkeypatch):
     (tmp_path / "y.csv").write_text("1\n")
     monkeypatch.chdir(tmp_path)
     assert acquire(file="y.csv")["table"] == str(tmp_path / "y.csv")
 
 
-def test_column_labels_in_the_first_row_are_suspicious(acquire, caplog):
+def test_column_labels_in_the_first_row_log_a_warning(acquire, caplog):
     with caplog.at_level(logging.WARNING):
         acquire("printf 'A\\n1\\n' > x.csv")
-    assert "the first row is the column labels" in caplog.text
+    assert "the first row contains the column labels, but counts as sample 0. Begin a header line with '# '." in caplog.text
 
 
 def settings_of(workers):
     return EnsembleSettings(batch=BatchSettings(), resources=ResourceSettings(workers=workers))
 
 
-def test_without_work_for_workers_no_broker_is_looked_at(monkeypatch):
-    """Given a study whose steps Maestro runs itself, then its broker does not matter, and is kept from its steps."""
+def test_without_steps_for_workers_the_broker_is_not_checked(monkeypatch):
+    """Given a study whose steps Maestro runs itself, then the broker is not checked, and the steps do not inherit its URL."""
     monkeypatch.setattr(launch.OPTIONS, "launching", True)
     monkeypatch.setattr(launch.OPTIONS, "dry_run", False)
     monkeypatch.setenv("MAESTRO_CELERY_BROKER_URL", "redis://127.0.0.1:1/0")
@@ -184,22 +186,22 @@ def test_without_work_for_workers_no_broker_is_looked_at(monkeypatch):
     assert "MAESTRO_CELERY_BROKER_URL" not in os.environ
 
 
-def test_the_broker_is_looked_at_only_in_a_launch(monkeypatch):
+def test_the_broker_is_checked_only_in_a_launch(monkeypatch):
     settings = settings_of({"w": WorkerGroupSettings(task_queues=("merlin",))})
-    looked_at = []
-    monkeypatch.setattr("maestro_celery_plugin.broker.choice.check", looked_at.append)
+    checked = []
+    monkeypatch.setattr("maestro_celery_plugin.broker.choice.check", checked.append)
     launch.check_launch(settings, "study.yaml")
     monkeypatch.setattr(launch.OPTIONS, "launching", True)
     monkeypatch.setattr(launch.OPTIONS, "dry_run", True)
     launch.check_launch(settings, "study.yaml")
-    assert not looked_at
+    assert not checked
 
     monkeypatch.setattr(launch.OPTIONS, "dry_run", False)
     launch.check_launch(settings, "study.yaml")
-    assert len(looked_at) == 1
+    assert len(checked) == 1
 
 
-def test_a_batch_system_that_is_not_there_stops_the_launch(monkeypatch):
+def test_a_batch_system_without_its_commands_stops_the_launch(monkeypatch):
     group = WorkerGroupSettings(task_queues=("merlin",))
     resources = ResourceSettings(workers={"sim": group})
     settings = EnsembleSettings(batch=BatchSettings(type="slurm"), resources=resources)

@@ -1,4 +1,4 @@
-"""Launchers: the line that `$(LAUNCHER)` becomes, and how many samples fit into an allocation."""
+"""The launcher: the command line for `$(LAUNCHER)`, the resources of a sample, and the number of slots of an allocation."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from maestro_celery_plugin.errors import AllocationError
 from maestro_celery_plugin.spec.launcher import batch_type_of, launches, needs_of, with_launcher
 
 SRUN = 'srun -Q --exact --mem=0 -J "$MAESTRO_CELERY_LAUNCH"'
-FEW = "-N $MAESTRO_CELERY_NODES"
+FEWEST_NODES = "-N $MAESTRO_CELERY_NODES"
 STEP = {"nodes": 2, "procs": 8}
 
 
@@ -29,10 +29,10 @@ def sized(nodes=0, procs=0, **more):
     return StepNeeds(nodes=nodes, procs=procs, **more)
 
 
-# --- needs -------------------------------------------------------------------------------------------
+# --- resources of a sample ---------------------------------------------------------------------------
 
 
-def test_the_keys_of_maestro_and_merlin_say_what_a_sample_needs():
+def test_the_keys_of_maestro_and_merlin_give_the_resources_of_a_sample():
     run = {
         "nodes": 2, "procs": 8, "cores per task": 4, "gpus": 1, "gpus per task": 2, "walltime": "1:30:00",
         "reservation": "r", "bind": "rs", "num resource set": 3, "exit_on_error": 0, "cmd": "x",
@@ -43,7 +43,7 @@ def test_the_keys_of_maestro_and_merlin_say_what_a_sample_needs():
     )  # fmt: skip
 
 
-def test_a_step_of_maestro_has_empty_texts_and_ours_below_one_key():
+def test_empty_values_of_maestro_count_as_absent_and_the_entry_of_the_plugin_counts():
     run = {
         "nodes": "", "procs": "4", "cores per task": "", "gpus": "", "walltime": "", "reservation": "", "cmd": "",
         "celery": {"settings": {"gpus per task": "1"}},
@@ -51,13 +51,13 @@ def test_a_step_of_maestro_has_empty_texts_and_ours_below_one_key():
     assert needs_of(run) == StepNeeds(procs=4, gpus_per_task=1)
 
 
-def test_where_no_key_says_it_the_largest_launch_does():
+def test_without_a_key_the_largest_launch_gives_the_resources():
     cmd = "$(LAUNCHER)[1n,4p] a\n$(LAUNCHER)[2n, 2p] b"
     assert needs_of({"cmd": cmd}) == sized(2, 4)
     assert needs_of({"cmd": "a", "restart": cmd, "procs": 8}) == sized(2, 8)
 
 
-def test_the_variables_of_the_script_say_what_it_needs():
+def test_the_variables_of_a_script_give_the_resources():
     cmd = "MERLIN_NODES=2\nMERLIN_PROCS=8\nMERLIN_CORES=3\nMERLIN_GPUS=4\n$(VLAUNCHER) a\nMERLIN_PROCS=2\n$(VLAUNCHER) b"
     assert needs_of({"cmd": cmd}) == sized(2, 8, cores_per_task=3, gpus=4)
     assert needs_of({"cmd": "$(VLAUNCHER) a", "procs": 4}) == sized(1, 4)
@@ -66,7 +66,7 @@ def test_the_variables_of_the_script_say_what_it_needs():
 def test_a_column_of_the_sample_table_can_be_a_count():
     needs = needs_of({"nodes": 1, "procs": "$(N)", "walltime": "$(T)"})
     assert needs == sized(nodes=1, procs=1)
-    assert with_launcher("$(LAUNCHER) a", "slurm", {"procs": "$(N)"}) == f"{SRUN} -n $(N) {FEW} a"
+    assert with_launcher("$(LAUNCHER) a", "slurm", {"procs": "$(N)"}) == f"{SRUN} -n $(N) {FEWEST_NODES} a"
 
 
 @pytest.mark.parametrize(
@@ -77,12 +77,12 @@ def test_a_column_of_the_sample_table_can_be_a_count():
         ({"walltime": "soon"}, "walltime: found 'soon'; HH:MM:SS or a number of seconds is needed"),
     ],
 )
-def test_what_is_no_number(run, sentence):
+def test_a_value_that_is_not_a_number_is_refused(run, sentence):
     with pytest.raises(ValueError, match=f"^{sentence}$"):
         needs_of(run)
 
 
-def test_a_count_of_a_script_keeps_its_text():
+def test_a_script_count_keeps_its_text():
     count = ScriptCount(4, "${N}")
     for same in (count, copy.deepcopy(count), pickle.loads(pickle.dumps(count))):
         assert (same, str(same), f"{same}") == (4, "${N}", "${N}")
@@ -98,43 +98,43 @@ def test_a_count_of_a_script_keeps_its_text():
         ("$(LAUNCHER)[1n,4p] ./a", f"{SRUN} -n 4 -N 1 ./a"),
         ("$(LAUNCHER)[1n, 4p] ./a", f"{SRUN} -n 4 -N 1 ./a"),
         ("$(LAUNCHER)[4p,1n] ./a", f"{SRUN} -n 4 -N 1 ./a"),
-        ("$(LAUNCHER)[4p] ./a", f"{SRUN} -n 4 {FEW} ./a"),
+        ("$(LAUNCHER)[4p] ./a", f"{SRUN} -n 4 {FEWEST_NODES} ./a"),
         ("$(LAUNCHER)[1, 4] ./a", f"{SRUN} -n 4 -N 1 ./a"),
         ("$(LAUNCHER)[1,4]\t./a", f"{SRUN} -n 4 -N 1\t./a"),
-        ("$(LAUNCHER)[$(P)p] ./a", f"{SRUN} -n $(P) {FEW} ./a"),
-        ("$(LAUNCHER)[2p] a\n$(LAUNCHER) b", f"{SRUN} -n 2 {FEW} a\n{SRUN} -n 8 -N 2 b"),
+        ("$(LAUNCHER)[$(P)p] ./a", f"{SRUN} -n $(P) {FEWEST_NODES} ./a"),
+        ("$(LAUNCHER)[2p] a\n$(LAUNCHER) b", f"{SRUN} -n 2 {FEWEST_NODES} a\n{SRUN} -n 8 -N 2 b"),
         ("$(LAUNCHER) [ -f x ]", f"{SRUN} -n 8 -N 2 [ -f x ]"),
         ("no launcher $(X)[2n]", "no launcher $(X)[2n]"),
     ],
 )
-def test_the_launcher_becomes_a_line_of_the_batch_system(text, line):
+def test_the_command_line_of_the_batch_system_replaces_the_launcher(text, line):
     assert with_launcher(text, "slurm", STEP) == line
     assert launches(text) == ("LAUNCHER" in text)
 
 
-def test_the_keys_of_the_step_are_in_the_line():
+def test_the_command_line_has_the_keys_of_the_step():
     run = {
         "procs": "4", "cores per task": 2, "gpus per task": 1, "walltime": "10:00", "reservation": "r",
         "slurm": "--mpi=pmix", "lsf": "--smpiargs=x",
     }  # fmt: skip
     assert with_launcher("$(LAUNCHER) a", "slurm", run) == (
-        f"{SRUN} -n 4 {FEW} -c 2 --gpus-per-task=1 -t 00:10:00 --reservation=r --mpi=pmix a"
+        f"{SRUN} -n 4 {FEWEST_NODES} -c 2 --gpus-per-task=1 -t 00:10:00 --reservation=r --mpi=pmix a"
     )
 
 
-def test_on_this_machine_there_is_nothing_to_launch_with():
+def test_a_local_step_has_no_launcher():
     assert with_launcher("$(LAUNCHER)[2n,4p] a; $(VLAUNCHER) b", "local", STEP) == "a; b"
 
 
-def test_the_variables_of_the_script_go_into_the_line():
+def test_the_command_line_refers_to_the_variables_of_the_script():
     text = "MERLIN_NODES=2\nexport MERLIN_PROCS=$(P)\nMERLIN_CORES=1\nMERLIN_GPUS=3\n$(VLAUNCHER) ./a"
     assert with_launcher(text, "slurm", {}).splitlines()[-1] == (
         f"{SRUN} -n ${{MERLIN_PROCS}} -N ${{MERLIN_NODES}} -c ${{MERLIN_CORES}} --gpus=${{MERLIN_GPUS}} ./a"
     )
 
 
-def test_variables_that_the_script_does_not_set_are_set_before_it():
-    """Merlin's defaults: the step's own keys, else 1 node, 1 process, 1 core and no GPU."""
+def test_the_first_lines_set_the_variables_that_the_script_does_not_set():
+    """The defaults are those of Merlin: the keys of the step, else 1 node, 1 process, 1 core and no GPU."""
     text = "# MERLIN_PROCS=9\nMERLIN_NODES=2\n$(VLAUNCHER) ./a"
     line = f"{SRUN} -n ${{MERLIN_PROCS}} -N ${{MERLIN_NODES}} -c ${{MERLIN_CORES}} ./a"
     head = "MERLIN_PROCS=4\nMERLIN_CORES=1\nMERLIN_GPUS=0\n"
@@ -145,17 +145,17 @@ def test_variables_that_the_script_does_not_set_are_set_before_it():
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("$(LAUNCHER)[2x] a", "found '$(LAUNCHER)[2x]'; '[4p]', '[2n,4p]' or '[2, 4]' (nodes, procs) can stand there."),
-        ("$(LAUNCHER)[] a", "found '$(LAUNCHER)[]'; '[4p]', '[2n,4p]' or '[2, 4]' (nodes, procs) can stand there."),
-        ("$(LAUNCHER)[2n] a", "found '$(LAUNCHER)[2n]'; '[4p]', '[2n,4p]' or '[2, 4]' (nodes, procs) can stand there."),
-        ("$(LAUNCHER)[1p,2p] a", "found '$(LAUNCHER)[1p,2p]'; '[4p]', '[2n,4p]' or '[2, 4]' (nodes, procs) can stand there."),
+        ("$(LAUNCHER)[2x] a", "found '$(LAUNCHER)[2x]'; use '[4p]', '[2n,4p]' or '[2, 4]' (nodes, procs)."),
+        ("$(LAUNCHER)[] a", "found '$(LAUNCHER)[]'; use '[4p]', '[2n,4p]' or '[2, 4]' (nodes, procs)."),
+        ("$(LAUNCHER)[2n] a", "found '$(LAUNCHER)[2n]'; use '[4p]', '[2n,4p]' or '[2, 4]' (nodes, procs)."),
+        ("$(LAUNCHER)[1p,2p] a", "found '$(LAUNCHER)[1p,2p]'; use '[4p]', '[2n,4p]' or '[2, 4]' (nodes, procs)."),
         ("$(LAUNCHER)[0p] a", "found '$(LAUNCHER)[0p]'; procs must be at least 1."),
-        ("$(LAUNCHER)[3n,4p] a", "found '$(LAUNCHER)[3n,4p]'; the step has nodes: 2, a launch cannot have more."),
-        ("$(LAUNCHER)[9p] a", "found '$(LAUNCHER)[9p]'; the step has procs: 8, a launch cannot have more."),
-        ("$(LAUNCHER)[1, 9] a", "found '$(LAUNCHER)[1, 9]'; the step has procs: 8, a launch cannot have more."),
+        ("$(LAUNCHER)[3n,4p] a", "found '$(LAUNCHER)[3n,4p]'; the step has nodes: 2; a launch cannot have more."),
+        ("$(LAUNCHER)[9p] a", "found '$(LAUNCHER)[9p]'; the step has procs: 8; a launch cannot have more."),
+        ("$(LAUNCHER)[1, 9] a", "found '$(LAUNCHER)[1, 9]'; the step has procs: 8; a launch cannot have more."),
     ],
 )  # fmt: skip
-def test_what_cannot_be_launched(text, sentence):
+def test_an_invalid_launch_is_refused(text, sentence):
     with pytest.raises(ValueError, match=f"^{re.escape(sentence)}$"):
         with_launcher(text, "slurm", STEP)
     with pytest.raises(ValueError, match=f"^restart: {re.escape(sentence)}$"):
@@ -170,16 +170,17 @@ def test_what_cannot_be_launched(text, sentence):
         (StepNeeds(procs=4, gpus_per_task=1), "4 procs, 4 GPUs"),
     ],
 )
-def test_needs_in_words(needs, text):
+def test_resources_as_text(needs, text):
     assert needs.text == text
 
 
-def test_a_batch_system_that_nobody_knows():
-    with pytest.raises(AllocationError, match="nothing here knows the batch type 'pbs'"):
+def test_an_unknown_batch_system_is_refused():
+    message = "unknown batch type 'pbs'; known types are local, slurm, lsf, lsf-srun, flux."
+    with pytest.raises(AllocationError, match=f"^{re.escape(message)}$"):
         with_launcher("$(LAUNCHER) a", "pbs", {})
 
 
-def test_the_batch_type_is_the_steps_else_the_groups_else_the_studys():
+def test_the_batch_type_of_the_step_has_priority_then_the_group_then_the_study():
     groups = {
         "a": WorkerGroupSettings(task_queues=("qa",), batch={"type": "flux"}),
         "b": WorkerGroupSettings(task_queues=("qb",), batch={"nodes": 2}),
@@ -246,22 +247,22 @@ def test_slots_of_four_nodes_with_four_gpus_each(needs, slots):
 @pytest.mark.parametrize(
     ("needs", "slots"), [(sized(nodes=2, procs=4), 2), (sized(nodes=1, procs=18), 8), (sized(nodes=2, procs=73), 0)]
 )
-def test_slots_where_samples_of_several_nodes_have_whole_nodes(needs, slots):
+def test_slots_of_a_batch_system_that_shares_no_nodes(needs, slots):
     assert slot_count(needs, 4, 36, shares_nodes=False) == slots
 
 
-def test_gpus_that_nobody_counts_limit_nothing():
+def test_without_a_number_of_gpus_per_node_gpus_do_not_limit_the_slots():
     assert slot_count(sized(procs=1, gpus=5), 4, 36) == 144
 
 
 @pytest.mark.parametrize(
     ("slots", "workers", "parts"), [(6, 4, [2, 2, 1, 1]), (4, 4, [1, 1, 1, 1]), (2, 3, [1, 1, 0]), (0, 2, [0, 0])]
 )
-def test_the_slots_of_an_allocation_are_shared(slots, workers, parts):
+def test_workers_share_the_slots_of_an_allocation(slots, workers, parts):
     assert [worker_slots(slots, workers, number) for number in range(1, workers + 1)] == parts
 
 
-def test_the_step_of_which_the_fewest_samples_fit_decides():
+def test_the_step_with_the_fewest_slots_limits_the_allocation():
     wide, whole = sized(nodes=2, procs=2), sized(nodes=1, procs=36)
     assert fewest_slots([wide, whole, sized()], 4, 36, shares_nodes=True) == (whole, 4)
     assert fewest_slots([wide, whole], 4, 36, shares_nodes=False) == (wide, 2)

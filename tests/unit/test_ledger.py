@@ -120,7 +120,9 @@ def test_a_full_disk_leaves_nothing_of_an_entry(tmp_path):
     program = f"""
         import pathlib, resource
         from maestro_celery_plugin.errors import LedgerError
-        from maestro_celery_plugin.ledger.reader import Kind, LedgerWriter, read_ledger
+        from maestro_celery_plugin.ledger.entries import Kind
+        from maestro_celery_plugin.ledger.reader import read_ledger
+        from maestro_celery_plugin.ledger.writer import LedgerWriter
 
         hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
         path = pathlib.Path({str(tmp_path)!r}, "w.ledger")

@@ -1,16 +1,10 @@
-"""The manifest: all of it comes back, and no reader sees half of it."""
+"""The manifest: a worker reads what the conductor has stored."""
 
 from __future__ import annotations
 
-import os
-import stat
-import threading
-
-import pytest
 from ensembles import a_manifest
 
 from maestro_celery_plugin.config.resources import ScriptCount, StepNeeds
-from maestro_celery_plugin.files import write_atomically
 from maestro_celery_plugin.study.manifest import Manifest
 
 
@@ -35,36 +29,3 @@ def test_all_of_a_study_come_in_the_order_of_their_numbers(tmp_path):
 def test_the_paths_are_those_of_its_samples():
     paths = a_manifest(samples=26, level_max_dirs=25).paths
     assert (paths.of(0), paths.of(25)) == ("00/00", "01/00")
-
-
-@pytest.mark.parametrize("mode", [0o600, 0o644])
-def test_a_file_has_its_mode_from_the_beginning(tmp_path, mode):
-    before = os.umask(0)
-    try:
-        write_atomically(tmp_path / "x", "text", mode)
-    finally:
-        os.umask(before)
-
-    assert stat.S_IMODE((tmp_path / "x").stat().st_mode) == mode
-    assert os.listdir(tmp_path) == ["x"]
-
-
-def test_a_reader_sees_the_old_text_or_the_new_one(tmp_path):
-    texts = ["a" * 100_000, "b" * 50_000]
-    path = tmp_path / "x"
-    write_atomically(path, texts[0])
-    done = threading.Event()
-
-    def write():
-        for count in range(200):
-            write_atomically(path, texts[count % 2])
-        done.set()
-
-    writer = threading.Thread(target=write)
-    writer.start()
-    seen = set()
-    while not done.is_set():
-        seen.add(path.read_text())
-    writer.join()
-
-    assert seen <= set(texts)

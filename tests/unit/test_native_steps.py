@@ -19,7 +19,7 @@ from maestrowf.interfaces.script import CancellationRecord, SubmissionRecord
 
 from maestro_celery_plugin import clock
 from maestro_celery_plugin.config.settings import BatchSettings, ResourceSettings, WorkerGroupSettings
-from maestro_celery_plugin.maestro import hooks, native_steps
+from maestro_celery_plugin.maestro import native_steps, touchpoints
 from maestro_celery_plugin.maestro.native_steps import NativeJob, adapter_of
 from maestro_celery_plugin.study import conductor_lock
 from maestro_celery_plugin.study.session import Session
@@ -83,7 +83,7 @@ def cluster(monkeypatch):
     monkeypatch.setattr(Cluster, "make_id", Id)
     monkeypatch.setitem(ScriptAdapterFactory.factories, "cluster", Cluster)
     system = types.SimpleNamespace(
-        adapter="cluster", adapter_arguments=lambda batch: {"bank": batch.bank or ""}, find=lambda directory: None
+        adapter="cluster", adapter_arguments=lambda batch: {"bank": batch.bank or ""}, find_job=lambda directory: None
     )
     monkeypatch.setattr(native_steps, "batch_system", lambda type: None if type == "local" else system)
     return Cluster
@@ -258,9 +258,9 @@ def test_maestro_looks_again_at_once(in_conductor, monkeypatch):
     monkeypatch.setattr(clock, "sleep", slept.append)
     in_conductor("true")
 
-    hooks._wait(60)
+    touchpoints._wait(60)
     assert slept == []
-    hooks._wait(60)
+    touchpoints._wait(60)
     assert slept == [60]
 
 

@@ -97,12 +97,13 @@ def test_a_batch_system_without_a_part_of_its_interface_is_refused(run, after, f
             ["'pbs'", "'open_samples'", "'label'"],
         ),
         ("from maestro_celery_plugin import hookimpl\n@hookimpl\ndef batch_sytem(): pass", ["'batch_sytem'", "'pbs'"]),
+        ("def batch_system(): pass", ["it implements no hook", "attempt_finished, batch_system, open_samples"]),
         (
             "from maestro_celery_plugin import hookimpl\n@hookimpl\ndef batch_system(): return 1 / 0",
             ["division by zero"],
         ),
     ],
-    ids=["import", "argument", "hook", "call"],
+    ids=["import", "argument", "hook", "no hook", "call"],
 )
 def test_an_extension_that_cannot_be_loaded_is_named_with_its_fault(run, code, texts):
     said = fault_of(run, code)

@@ -14,7 +14,7 @@ from support import ROOT
 
 from maestro_celery_plugin import states
 from maestro_celery_plugin.cli import main as commands
-from maestro_celery_plugin.config import schema, settings
+from maestro_celery_plugin.config import conversion, settings
 from maestro_celery_plugin.config.tokens import RESERVED
 
 README = (ROOT / "README.md").read_text()
@@ -59,13 +59,13 @@ def test_every_settings_class_is_in_the_reference():
 
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda c: c.__name__)
 def test_every_setting_has_help(cls):
-    for key, value in schema.json_schema(cls)["properties"].items():
+    for key, value in conversion.json_schema(cls)["properties"].items():
         assert cls is settings.StepNeeds or value["description"].endswith("."), key
 
 
 @pytest.mark.parametrize("cls", reference.BLOCKS, ids=lambda c: c.__name__)
 def test_every_key_is_in_the_readme(cls):
-    for key in schema.keys_of(cls):
+    for key in conversion.keys_of(cls):
         assert f"| `{key}` |" in README
 
 

@@ -1,14 +1,14 @@
-"""Checks of resources and times: one message per mistake, and silence about what cannot be known."""
+"""Checks of resources and times: one message per mistake, and no message for a value that is unknown at the launch."""
 
 from __future__ import annotations
 
 import pytest
 import yaml
 
-from maestro_celery_plugin.config import schema
+from maestro_celery_plugin.config import conversion
 from maestro_celery_plugin.errors import SpecificationError
 from maestro_celery_plugin.maestro import launch
-from maestro_celery_plugin.maestro.specification import EnsembleSpecification
+from maestro_celery_plugin.maestro.specification import Specification
 
 SLURM = {"type": "slurm", "nodes": 4, "walltime": "1:00:00"}
 
@@ -28,7 +28,7 @@ def spec(run=None, batch=SLURM, group=None, groups=None, parameters=None):
 
 
 @pytest.fixture(autouse=True)
-def _outside_of_allocations(monkeypatch):
+def _outside_of_an_allocation(monkeypatch):
     for name in ("SLURM_JOB_ID", "LSB_JOBID", "FLUX_URI"):
         monkeypatch.delenv(name, raising=False)
 
@@ -38,7 +38,7 @@ def load(tmp_path):
     def read(data):
         path = tmp_path / "study.yaml"
         path.write_text(yaml.safe_dump(data))
-        return EnsembleSpecification.load_specification(str(path))
+        return Specification.load_specification(str(path))
 
     return read
 
@@ -48,49 +48,49 @@ P = {"P": {"values": [1, 99], "label": "P.%%"}}
 MISTAKES = {
     "retry_delay": (spec({"retry_delay": 400}),
         "study.sim.run.retry_delay: found 400 seconds, but workers of the group 'w' leave their allocation after 300 "
-        "seconds without work; ask for less, or give the group a longer `idle_limit`."),
+        "seconds without work; use a shorter delay, or a longer `idle_limit` for the group."),
     "nodes": (spec({"nodes": 8}),
-        "study.sim.run.nodes: found 8 nodes; the allocation of worker group 'w' has 4 nodes; ask for fewer, or give the "
-        "group more `nodes`."),
+        "study.sim.run.nodes: found 8 nodes; the allocation of worker group 'w' has 4 nodes; request fewer, or set "
+        "more `nodes` for the group."),
     "nodes of a launch": (spec({"cmd": "$(LAUNCHER)[5n,5p] a $(X)"}),
-        "study.sim.run.cmd: found 5 nodes; the allocation of worker group 'w' has 4 nodes; ask for fewer, or give the "
-        "group more `nodes`."),
+        "study.sim.run.cmd: found 5 nodes; the allocation of worker group 'w' has 4 nodes; request fewer, or set "
+        "more `nodes` for the group."),
     "nodes of the group": (spec({"nodes": 4}, group={"nodes": 1}),
-        "study.sim.run.nodes: found 4 nodes; the allocation of worker group 'w' has 1 node; ask for fewer, or give the "
-        "group more `nodes`."),
+        "study.sim.run.nodes: found 4 nodes; the allocation of worker group 'w' has 1 node; request fewer, or set "
+        "more `nodes` for the group."),
     "no nodes": (spec({"nodes": 2}, batch={"type": "slurm"}),
-        "study.sim.run.nodes: found 2 nodes; the allocation of worker group 'w' has 1 node; ask for fewer, or give the "
-        "group more `nodes`."),
+        "study.sim.run.nodes: found 2 nodes; the allocation of worker group 'w' has 1 node; request fewer, or set "
+        "more `nodes` for the group."),
     "bracket": (spec({"cmd": "$(LAUNCHER)[2x] a $(X)"}),
-        "study.sim.run.cmd: found '$(LAUNCHER)[2x]'; '[4p]', '[2n,4p]' or '[2, 4]' (nodes, procs) can stand there."),
+        "study.sim.run.cmd: found '$(LAUNCHER)[2x]'; use '[4p]', '[2n,4p]' or '[2, 4]' (nodes, procs)."),
     "bracket of the restart": (spec({"procs": 2, "restart": "$(LAUNCHER)[3p] a"}),
-        "study.sim.run.restart: found '$(LAUNCHER)[3p]'; the step has procs: 2, a launch cannot have more."),
+        "study.sim.run.restart: found '$(LAUNCHER)[3p]'; the step has procs: 2; a launch cannot have more."),
     "time request": (spec({"time_request": "0:59:31"}),
         "study.sim.run.time_request: found 00:59:31; the allocation of worker group 'w' has a walltime of 01:00:00, of "
-        "which workers need 10 seconds to start, and samples are warned in the last 20 (`warn`); ask for less, or give the "
-        "group more `walltime`."),
+        "which workers need 10 seconds to start, and samples receive their signal 20 seconds before the end (`warn`); request "
+        "less time, or set a longer `walltime` for the group."),
     "GPUs": (spec({"gpus": 9}, group={"gpus": 2}),
-        "study.sim.run.gpus: found 9 GPUs; the allocation of worker group 'w' has 8; ask for fewer, or give the group more "
-        "`gpus` or `nodes`."),
+        "study.sim.run.gpus: found 9 GPUs; the allocation of worker group 'w' has 8; request fewer, or set more `gpus` or "
+        "`nodes` for the group."),
     "GPUs of tasks": (spec({"procs": 5, "gpus per task": 2}, group={"gpus": 2}),
-        "study.sim.run.gpus per task: found 10 GPUs; the allocation of worker group 'w' has 8; ask for fewer, or give the "
-        "group more `gpus` or `nodes`."),
+        "study.sim.run.gpus per task: found 10 GPUs; the allocation of worker group 'w' has 8; request fewer, or set "
+        "more `gpus` or `nodes` for the group."),
     "all nodes of none": (spec(batch={"type": "slurm", "nodes": "all"}),
-        "merlin.resources.workers.w.nodes: found 'all', which is the nodes of an allocation that `maestro run` is called "
-        "in, and there is none here; give a number."),
+        "merlin.resources.workers.w.nodes: found 'all', which means the nodes of the allocation around `maestro run`, "
+        "but there is no such allocation; use a number."),
     "shared by another group's name": (spec(groups={"a": {}, "b": {"allocation": "a", "nodes": 2}}),
         "merlin.resources.workers.b.allocation: found the allocation of 'a', but nodes is 2 here and 4 there; groups that "
-        "share an allocation need the same."),
+        "share an allocation need the same value."),
     "shared partition": (spec(groups={"a": {"allocation": "x"}, "b": {"allocation": "x", "batch": {"queue": "q"}}}),
         "merlin.resources.workers.b.allocation: found the allocation of 'a', but queue is q here and none there; groups "
-        "that share an allocation need the same."),
+        "that share an allocation need the same value."),
     "a blank in the name": (spec(groups={"my group": {"steps": ["sim"]}}),
         "merlin.resources.workers.my group.allocation: found 'my group'; Maestro cannot submit batch jobs from a directory "
-        "with a blank in its name. Name the group, or its `allocation`, without."),
+        "with a blank in its name. Use a name without a blank for the group, or for its `allocation`."),
     "shared under LSF": (
         spec(batch={"type": "lsf", "walltime": 60}, groups={"a": {"allocation": "x"}, "b": {"allocation": "x"}}),
-        "merlin.resources.workers.b.allocation: found the allocation of 'a'; under LSF, `jsrun` gives its nodes to one "
-        "group at a time. Give each group its own."),
+        "merlin.resources.workers.b.allocation: found the allocation of 'a'; under LSF, `jsrun` gives the nodes to one "
+        "group at a time. Use one allocation per group."),
     "text of the time request": (spec({"time_request": "soon"}),
         "study.sim.run.time_request: found 'soon'; HH:MM:SS or a number of seconds is needed."),
     "time request on this machine": (spec({"time_request": "0"}, batch={"type": "local"}),
@@ -102,33 +102,33 @@ MISTAKES = {
     "walltime of the group": (spec(group={"batch": {"walltime": "1:xx"}}),
         "merlin.resources.workers.w.batch.walltime: found '1:xx'; HH:MM:SS or a number of seconds is needed."),
     "no walltime": (spec(batch={"type": "lsf"}),
-        "merlin.resources.workers.w.batch: the walltime is missing, without which Maestro submits no job of the type "
-        "'lsf'; add it here, or to `batch`."),
+        "merlin.resources.workers.w.batch: the walltime is missing; Maestro requires it for jobs of the type 'lsf'. "
+        "Add it here, or to `batch`."),
     "drain": (spec(group={"drain": 3600}),
         "merlin.resources.workers.w.drain: found 3600 seconds, but the allocation has a walltime of 01:00:00; no "
-        "sample would ever start."),
+        "sample could start."),
     "warn": (spec(group={"warn": 4000.5}),
         "merlin.resources.workers.w.warn: found 4000.5 seconds, but the allocation has a walltime of 01:00:00; no "
-        "sample would ever start."),
+        "sample could start."),
     "signal": (spec({"signal": "SIGUSR3"}),
         "study.sim.run.signal: found 'SIGUSR3'; did you mean 'SIGUSR2'?"),
     "local allocation": (spec(group={"allocation": "x", "batch": {"type": "local"}}),
-        "merlin.resources.workers.w.allocation: found 'x', but workers of the batch type 'local' are in no allocation; "
-        "remove the key, or give the group another `batch.type`."),
+        "merlin.resources.workers.w.allocation: found 'x', but workers of the batch type 'local' have no allocation; "
+        "remove the key, or set another `batch.type` for the group."),
     "shared nodes": (spec(groups={"a": {"allocation": "x"}, "b": {"allocation": "x", "nodes": 2}}),
         "merlin.resources.workers.b.allocation: found the allocation of 'a', but nodes is 2 here and 4 there; "
-        "groups that share an allocation need the same."),
+        "groups that share an allocation need the same value."),
     "shared type": (spec(groups={"a": {"allocation": "x"}, "b": {"allocation": "x", "batch": {"type": "flux"}}}),
         "merlin.resources.workers.b.allocation: found the allocation of 'a', but batch.type is flux here and "
-        "slurm there; groups that share an allocation need the same."),
+        "slurm there; groups that share an allocation need the same value."),
     "shared walltime": (spec(groups={"a": {"allocation": "x"}, "b": {"allocation": "x", "batch": {"walltime": 60}}}),
         "merlin.resources.workers.b.allocation: found the allocation of 'a', but walltime is 00:01:00 here and "
-        "01:00:00 there; groups that share an allocation need the same."),
+        "01:00:00 there; groups that share an allocation need the same value."),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_a_mistake_has_its_message(name, load):
+def test_each_mistake_has_its_message(name, load):
     data, sentence = MISTAKES[name]
     with pytest.raises(SpecificationError) as error:
         load(data)
@@ -152,11 +152,11 @@ def test_a_mistake_has_its_message(name, load):
     ],
     ids=range(11),
 )
-def test_what_fits_or_cannot_be_known(data, load):
+def test_requests_that_fit_or_are_unknown_are_accepted(data, load):
     assert load(data).ensemble
 
 
-def test_inside_of_an_allocation_its_nodes_count(load, monkeypatch):
+def test_inside_an_allocation_its_nodes_are_the_limit(load, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setenv("SLURM_JOB_NUM_NODES", "2")
     assert load(spec({"nodes": 2}, batch={"type": "slurm"})).ensemble
@@ -164,21 +164,24 @@ def test_inside_of_an_allocation_its_nodes_count(load, monkeypatch):
         load(spec({"nodes": 3}))
 
 
-def test_more_nodes_than_there_are_around_are_told(load, monkeypatch, caplog):
+def test_a_request_for_more_nodes_than_the_current_allocation_has_logs_a_warning(load, monkeypatch, caplog):
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setenv("SLURM_JOB_NUM_NODES", "2")
 
     load(spec())
 
-    assert "worker group 'w' asks for 4 nodes; the allocation around it (job 7) has 2, and it gets these" in caplog.text
+    assert (
+        "worker group 'w' requests 4 nodes, but the allocation around `maestro run` (job 7) has 2; the group uses these nodes."
+        in caplog.text
+    )
 
 
 @pytest.mark.parametrize(("kind", "keys"), [("lsf", ["qos"]), ("flux", ["qos", "reservation"]), ("slurm", [])])
-def test_keys_that_have_no_effect_are_told(load, caplog, kind, keys):
+def test_each_key_that_maestros_adapter_ignores_logs_a_warning(load, caplog, kind, keys):
     load(spec(batch={"type": kind, "walltime": 600, "qos": "high", "reservation": "r"}))
 
     for key in ("qos", "reservation"):
-        assert (f"batch.{key}: Maestro's adapter for '{kind}' has no use for it" in caplog.text) == (key in keys)
+        assert (f"batch.{key}: Maestro's adapter for '{kind}' ignores this key" in caplog.text) == (key in keys)
 
 
 # --- at a launch -------------------------------------------------------------------------------------
@@ -187,7 +190,7 @@ def test_keys_that_have_no_effect_are_told(load, caplog, kind, keys):
 @pytest.fixture
 def launching(monkeypatch):
     monkeypatch.setattr(launch.OPTIONS, "launching", True)
-    monkeypatch.setattr(launch.OPTIONS, "dry_run", True)  # so that no broker is looked for
+    monkeypatch.setattr(launch.OPTIONS, "dry_run", True)  # without a check of the broker
 
 
 @pytest.mark.parametrize(
@@ -200,28 +203,28 @@ def launching(monkeypatch):
          "with at most 36 cores"),
     ],
 )  # fmt: skip
-def test_the_batch_system_tells_how_large_its_nodes_are(run, found, load, launching, recorded):
+def test_at_a_launch_cores_are_checked_against_the_nodes_of_the_batch_system(run, found, load, launching, recorded):
     recorded.answer("sinfo", "24\n36\n")
     with pytest.raises(SpecificationError) as error:
         load(spec({"shell": "/bin/sh", **run}, batch={**SLURM, "shell": "/bin/sh"}))
     assert str(error.value) == (
-        f"study.yaml: study.sim.run.procs: found {found}; ask for fewer, or give the group more `nodes`."
+        f"study.yaml: study.sim.run.procs: found {found}; request fewer, or set more `nodes` for the group."
     )
 
 
-def test_a_batch_system_that_does_not_tell_stops_nothing(load, launching, recorded):
+def test_a_batch_system_that_does_not_answer_stops_no_launch(load, launching, recorded):
     recorded.answer("sinfo", err="slurm_load_partitions: Unable to contact slurm controller\n", code=1)
     assert load(spec({"procs": 10_000, "shell": "/bin/sh"})).ensemble
 
 
-def test_it_is_asked_for_a_launch_only(load, recorded):
+def test_the_batch_system_is_queried_at_a_launch_only(load, recorded):
     recorded.answer("sinfo", "36\n")
     assert load(spec({"procs": 10_000, "shell": "/bin/sh"})).ensemble
 
 
-def test_needs_can_be_stored(load):
-    """Maestro's `batch.info` is read with a loader that knows plain YAML only."""
+def test_resources_of_a_step_survive_plain_yaml(load):
+    """Maestro reads `batch.info` with a loader that supports plain YAML only."""
     ensemble = load(spec({"procs": "$(N)", "cmd": "MERLIN_NODES=2\n$(VLAUNCHER) $(X)"})).ensemble
-    stored = yaml.safe_load(yaml.safe_dump(schema.to_dict(ensemble)))
+    stored = yaml.safe_load(yaml.safe_dump(conversion.to_dict(ensemble)))
     assert stored["steps"]["sim"]["needs"]["nodes"] == 2
     assert stored["steps"]["sim"]["needs"]["procs"] == 1

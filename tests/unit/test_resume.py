@@ -1,4 +1,4 @@
-"""Resume: what is no study of ours, or is conducted already, is refused; failed samples are opened again."""
+"""Resume: it refuses a directory without an ensemble study and a study with a live conductor; failed samples run again."""
 
 from __future__ import annotations
 
@@ -12,49 +12,49 @@ from maestro_celery_plugin.cli import main
 from maestro_celery_plugin.ledger.entries import Kind
 from maestro_celery_plugin.ledger.reader import read_ledger
 from maestro_celery_plugin.ledger.writer import LedgerWriter
-from maestro_celery_plugin.maestro.resume import reopen_failed
+from maestro_celery_plugin.maestro.resume import rerun_failed
 from maestro_celery_plugin.states import Outcome
 from maestro_celery_plugin.study.session import Session
 
 
-def refused(path):
+def error_of(path):
     answer = CliRunner().invoke(main, ["resume", str(path)], catch_exceptions=False)
     assert answer.exit_code == 1
     assert answer.stdout == ""
     return answer.stderr
 
 
-def test_a_directory_that_is_no_study(tmp_path):
-    assert refused(tmp_path) == (
-        f"maestro-celery: error: '{tmp_path}' is not the directory of a Maestro study (no batch.info that can be "
-        "read); give the directory that `maestro run` has made.\n"
+def test_a_directory_without_a_study_is_refused(tmp_path):
+    assert error_of(tmp_path) == (
+        f"maestro-celery: error: '{tmp_path}' is not the directory of a Maestro study (no readable batch.info); "
+        "give the directory that `maestro run` has created.\n"
     )
-    assert "is not the directory of a Maestro study" in refused(tmp_path / "none")
+    assert "is not the directory of a Maestro study" in error_of(tmp_path / "none")
 
 
-def test_a_batch_info_that_is_no_yaml(tmp_path):
+def test_a_batch_info_that_is_not_yaml_is_refused(tmp_path):
     (tmp_path / "batch.info").write_text("{")
-    assert "is not the directory of a Maestro study" in refused(tmp_path)
+    assert "is not the directory of a Maestro study" in error_of(tmp_path)
 
 
 @pytest.mark.parametrize("batch", [{"type": "local"}, {"type": "slurm", "study": "/x"}, None, [], {"type": "celery"}])
-def test_a_study_of_plain_maestro(tmp_path, batch):
+def test_a_study_of_maestro_alone_is_refused(tmp_path, batch):
     (tmp_path / "batch.info").write_text(yaml.safe_dump(batch))
-    assert refused(tmp_path) == (
+    assert error_of(tmp_path) == (
         f"maestro-celery: error: '{tmp_path}' is a Maestro study without an ensemble; use `maestro status` and "
         "`maestro cancel`.\n"
     )
 
 
-def test_a_study_that_is_conducted(tmp_path, monkeypatch):
+def test_a_study_with_a_live_conductor_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("maestro_celery_plugin.maestro.resume.LOCK_LIMIT_S", 0.05)
     plan, _ = a_study(tmp_path / "study")
     Session.create(plan.session)
     with FileLock(plan.info / "conductor.lock"):
-        said = refused(plan.root)
+        text = error_of(plan.root)
 
-    assert said.startswith(f"maestro-celery: error: A conductor of the study '{plan.root}' is running or being started; ")
-    assert f"`maestro cancel {plan.root}` ends it." in said
+    assert text.startswith(f"maestro-celery: error: A conductor of the study '{plan.root}' is running or starting; ")
+    assert f"`maestro cancel {plan.root}` cancels the study." in text
 
 
 # --- failed samples ----------------------------------------------------------------------------------
@@ -62,8 +62,8 @@ def test_a_study_that_is_conducted(tmp_path, monkeypatch):
 CODES = (0, 1, 102, 104, -9, 105)
 
 
-@pytest.mark.parametrize("worker", ["a-1", "w-1"])  # its file is read before, or after, that of the coordinator
-def test_failed_samples_run_again_and_no_others(tmp_path, worker):
+@pytest.mark.parametrize("worker", ["a-1", "w-1"])  # its ledger file is read before, or after, that of the coordinator
+def test_only_failed_samples_run_again(tmp_path, worker):
     plan, manifest = a_study(tmp_path / "study")
     a_manifest(plan.root, number=2).write(plan.records / "sim" / "X.2" / "manifest.json")
     coordinator = LedgerWriter(plan.ledger / "coordinator.ledger")
@@ -75,19 +75,19 @@ def test_failed_samples_run_again_and_no_others(tmp_path, worker):
         writer.append(Kind.ENDED, 1, 3, sample, code=code)
     writer.append(Kind.ENDED, 2, 1, 7, code=1)
 
-    assert reopen_failed(plan) == 4
+    assert rerun_failed(plan) == 4
 
     entries = read_ledger(plan.ledger)
-    reopened = entries[entries["kind"] == Kind.REOPENED]
+    reopened = entries[entries["kind"] == Kind.RERUN]
     pairs = list(zip(reopened["record"].tolist(), reopened["start"].tolist(), reopened["epoch"].tolist(), strict=True))
     assert pairs[:3] == [(1, 1, 3), (1, 2, 3), (1, 4, 3)]
     assert pairs[3][:2] == (2, 7)
-    progress = states_of(manifest)
-    progress.apply(entries[entries["record"] == 1])
+    states = states_of(manifest)
+    states.apply(entries[entries["record"] == 1])
     expected = [Outcome.FINISHED, Outcome.OPEN, Outcome.OPEN, Outcome.OPEN, Outcome.OPEN, Outcome.STOPPED_STUDY]
-    assert progress.outcome[:6].tolist() == expected
+    assert states.outcome[:6].tolist() == expected
 
     writer.append(Kind.ENDED, 1, 4, 1, code=0)
     writer.append(Kind.ENDED, 1, 4, 2, code=1)
     writer.close()
-    assert reopen_failed(plan) == 1 + 1  # the one that has failed again, and record 2's, which nobody has sent
+    assert rerun_failed(plan) == 1 + 1  # the sample that failed again, and that of record 2, which has not been sent

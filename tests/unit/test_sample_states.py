@@ -24,7 +24,7 @@ from maestro_celery_plugin.states import (
 )
 
 ARRAYS = ("outcome", "code", "duration_us", "started", "ended", "requests", "losses")
-STARTED, ENDED, STOPPED, LOST, REOPENED = Kind.STARTED, Kind.ENDED, Kind.STOPPED, Kind.LOST, Kind.REOPENED
+STARTED, ENDED, STOPPED, LOST, REOPENED = Kind.STARTED, Kind.ENDED, Kind.STOPPED, Kind.LOST, Kind.RERUN
 
 
 def progress_of(*rows, **changes):

@@ -1,6 +1,6 @@
-"""Samples: values as they are written, rows read in place, and files that have changed noticed."""
+"""Samples: values keep the text of the file, rows are read in place, and a file that has changed is refused."""
 
-
+from __future__ import annotations
 
 import csv
 import itertools
@@ -26,7 +26,7 @@ def cache(tmp_path):
 
 @pytest.fixture
 def table_of(tmp_path, cache):
-    """Write a file and open it, each time as if in a new study: an array as .npy, text or bytes by name."""
+    """Write a table and open it with a new cache, as a new study does: an array as .npy, text or bytes by name."""
 
     calls = itertools.count()
 
@@ -56,8 +56,8 @@ def message(open_it):
 # --- .npy --------------------------------------------------------------------------------------------
 
 
-def test_doubles_have_the_text_that_numpy_gives_them(table_of):
-    """Python's numbers, which are quicker, are written in NumPy's place."""
+def test_doubles_have_the_text_of_numpy(table_of):
+    """Python formats the numbers, because it is faster than NumPy; the text is the same."""
     bits = np.random.default_rng(1).integers(0, 2**64 - 1, 2000, dtype=np.uint64)
     values = np.concatenate([bits.view(np.float64), 10.0 ** np.arange(-320, 309), np.arange(-99, 99) / 8])
     assert rows(table_of(values)) == [[str(value)] for value in values]
@@ -106,7 +106,7 @@ def test_two_dimensions(table_of):
     ]
 
 
-def test_two_dimensions_in_fortrans_order(table_of):
+def test_two_dimensions_in_fortran_order(table_of):
     assert rows(table_of(np.asfortranarray([[1, 2], [3, 4]]), ("A", "B"))) == [["1", "2"], ["3", "4"]]
 
 
@@ -123,7 +123,7 @@ def test_a_field_of_several_values_is_refused(table_of):
 
 
 class Trap:
-    """Says when it is unpickled."""
+    """Creates a directory when it is unpickled."""
 
     def __reduce__(self):
         return os.mkdir, ("trap-has-been-sprung",)
@@ -132,36 +132,36 @@ class Trap:
 def test_objects_are_refused_and_not_unpickled(tmp_path, table_of, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for array in (np.array([Trap()], object), np.array([(1, Trap())], [("A", int), ("B", object)])):
-        said = message(lambda array=array: table_of(array))
-        assert "holds Python objects, which are pickled code and not read" in said
+        text = message(lambda array=array: table_of(array))
+        assert "contains Python objects, which are pickled code and are not read; save an array" in text
         assert not (tmp_path / "trap-has-been-sprung").exists()
 
 
 @pytest.mark.parametrize(
-    ("array", "said"),
+    ("array", "found"),
     [
         (np.array(1), "has 0 dimensions"),
         (np.zeros((2, 2, 2)), "has 3 dimensions"),
-        (np.zeros((0, 1)), "holds no samples"),
-        (np.zeros(0), "holds no samples"),
+        (np.zeros((0, 1)), "has no samples; at least one row is needed."),
+        (np.zeros(0), "has no samples; at least one row is needed."),
     ],
 )
-def test_arrays_that_are_no_table(table_of, array, said):
-    assert said in message(lambda: table_of(array))
+def test_arrays_that_are_not_a_table_are_refused(table_of, array, found):
+    assert found in message(lambda: table_of(array))
 
 
 @pytest.mark.parametrize("content", [b"", b"no numpy", b"PK\x03\x04 a zip", b"\x93NUMPY\x01\x00"])
-def test_files_that_are_no_npy(table_of, content):
+def test_files_that_are_not_npy_are_refused(table_of, content):
     assert "cannot be read as .npy" in message(lambda: table_of(content, name="table.npy"))
 
 
-def test_a_truncated_npy(tmp_path, table_of, cache):
+def test_a_truncated_npy_is_refused(tmp_path, table_of, cache):
     np.save(tmp_path / "x.npy", np.arange(1000))
     whole = (tmp_path / "x.npy").read_bytes()
     assert "cannot be read as .npy" in message(lambda: table_of(whole[:-10], name="table.npy"))
 
 
-def test_bytes_that_are_no_text(table_of):
+def test_bytes_that_are_not_text_are_refused(table_of):
     table = table_of(np.array([b"ok", b"\xff"]))
     assert "row 1 of" in message(lambda: table.row(1))
 
@@ -217,7 +217,7 @@ def test_values_of_tab(table_of, text, expected):
 
 
 @pytest.mark.parametrize("quoted", [False, True])
-def test_csv_is_what_pythons_csv_reads(table_of, tmp_path, quoted):
+def test_csv_has_the_values_that_pythons_csv_reads(table_of, tmp_path, quoted):
     generator = np.random.default_rng(2)
     letters = list("ab ,\"\n'#\\$()") if quoted else list("ab '#\\$()")
     written = [
@@ -231,34 +231,34 @@ def test_csv_is_what_pythons_csv_reads(table_of, tmp_path, quoted):
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "said"),
+    ("name", "text", "found"),
     [
-        ("table.csv", "1,2\n3\n", "row 1 of '{}' (line 2) has 1 columns, row 0 has 2; all rows need the same."),
+        ("table.csv", "1,2\n3\n", "row 1 of '{}' (line 2) has 1 columns, row 0 has 2; all rows need the same number."),
         ("table.csv", "# h\n\n1,2\n\n3,4\n5,6,7\n", "row 2 of '{}' (line 6) has 3 columns, row 0 has 2"),
         ("table.csv", '"1",2\n3\n', "row 1 of '{}' (line 2) has 1 columns, row 0 has 2"),
         ("table.csv", '"1\n",2\n\n3\n', "row 1 of '{}' (line 4) has 1 columns, row 0 has 2"),
         ("table.tab", "1 2\n\n3\n", "row 1 of '{}' (line 3) has 1 columns, row 0 has 2"),
-        ("table.csv", '1,2\n"3,4\n5,6\n', "row 1 of '{}' (line 2) is no csv: unexpected end of data."),
-        ("table.csv", '1,2\n"3"x,4\n', "row 1 of '{}' (line 2) is no csv: "),
+        ("table.csv", '1,2\n"3,4\n5,6\n', "row 1 of '{}' (line 2) is not valid csv: unexpected end of data; check the quotes."),
+        ("table.csv", '1,2\n"3"x,4\n', "row 1 of '{}' (line 2) is not valid csv: "),
         ("table.csv", "1,2\r3,4\r", "'{}' has carriage returns within lines"),
-        ("table.csv", b"1,\xff\n", "'{}' is no UTF-8 text"),
-        ("table.csv", b'"1",\xff\n', "'{}' is no UTF-8 text"),
-        ("table.tab", b"1 \xff\n", "'{}' is no UTF-8 text"),
-        ("table.csv", "", "'{}' holds no samples; it needs at least one row."),
-        ("table.csv", "# only a header\n\n", "'{}' holds no samples; it needs at least one row."),
-        ("table.tab", "\n", "'{}' holds no samples; it needs at least one row."),
-        ("table.hdf5", "x", "no reader for 'table.hdf5'; files ending in .npy, .csv and .tab can be read."),
+        ("table.csv", b"1,\xff\n", "'{}' is not UTF-8 text"),
+        ("table.csv", b'"1",\xff\n', "'{}' is not UTF-8 text"),
+        ("table.tab", b"1 \xff\n", "'{}' is not UTF-8 text"),
+        ("table.csv", "", "'{}' has no samples; at least one row is needed."),
+        ("table.csv", "# only a header\n\n", "'{}' has no samples; at least one row is needed."),
+        ("table.tab", "\n", "'{}' has no samples; at least one row is needed."),
+        ("table.hdf5", "x", "no reader for 'table.hdf5'; files with the suffix .npy, .csv or .tab can be read."),
         ("table", "x", "no reader for 'table'"),
-        ("table.csv", "1,2,3\n", "2 labels (A, B), but '{}' has 3 columns; there must be one label per column."),
+        ("table.csv", "1,2,3\n", "2 labels (A, B), but '{}' has 3 columns; one label per column is needed."),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("block", [1, 4 << 20])
-def test_what_cannot_be_read_is_said(table_of, tmp_path, name, text, said, block, monkeypatch):
+def test_a_table_that_cannot_be_read_is_refused(table_of, tmp_path, name, text, found, block, monkeypatch):
     monkeypatch.setattr(row_index, "_BLOCK", block)
-    assert said.format(tmp_path / name) in message(lambda: table_of(text, ("A", "B"), name))
+    assert found.format(tmp_path / name) in message(lambda: table_of(text, ("A", "B"), name))
 
 
-def test_a_missing_file(tmp_path, cache):
+def test_a_missing_file_is_refused(tmp_path, cache):
     for path in (tmp_path / "no.csv", tmp_path):
         assert f"there is no file '{path}'" in message(lambda path=path: open_table(path, ("A",), cache))
 
@@ -267,21 +267,21 @@ def test_a_missing_file(tmp_path, cache):
 
 
 def rewrite(path, content):
-    """Write other content of the same size, a little later."""
+    """Write other content of the same size, with a later modification time."""
     before = os.stat(path)
     path.write_bytes(content)
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 1000))
 
 
 @pytest.mark.parametrize("name", ["table.csv", "table.tab"])
-def test_a_worker_that_opens_a_changed_file_notices(table_of, tmp_path, cache, name):
+def test_a_worker_cannot_open_a_file_that_has_changed(table_of, tmp_path, cache, name):
     table_of("1\n2\n", name=name)
     rewrite(tmp_path / name, b"34\n\n")
-    said = message(lambda: open_table(tmp_path / name, ("A",), cache))
-    assert f"'{tmp_path / name}' has changed since the launch of the study" in said
+    text = message(lambda: open_table(tmp_path / name, ("A",), cache))
+    assert f"'{tmp_path / name}' has changed since the launch of the study" in text
 
 
-def test_a_worker_that_has_opened_a_file_notices_its_change(table_of, tmp_path):
+def test_a_worker_detects_a_change_of_a_file_that_is_open(table_of, tmp_path):
     table = table_of("1\n2\n")
     assert table.row(0) == ["1"]
     rewrite(tmp_path / "table.csv", b"34\n\n")
@@ -290,7 +290,7 @@ def test_a_worker_that_has_opened_a_file_notices_its_change(table_of, tmp_path):
     assert "cannot be read any more" in message(lambda: table.row(0))
 
 
-def test_a_changed_npy_is_noticed(table_of, tmp_path, cache):
+def test_a_change_of_an_npy_file_is_detected(table_of, tmp_path, cache):
     table = table_of(np.arange(5))
     np.save(tmp_path / "other.npy", np.arange(5) + 1)
     rewrite(tmp_path / "table.npy", (tmp_path / "other.npy").read_bytes())
@@ -298,7 +298,7 @@ def test_a_changed_npy_is_noticed(table_of, tmp_path, cache):
     assert "has changed" in message(lambda: open_table(tmp_path / "table.npy", ("A",), cache))
 
 
-def test_a_file_that_became_shorter_is_noticed(table_of, tmp_path):
+def test_a_truncation_of_an_npy_file_is_detected(table_of, tmp_path):
     table = table_of(np.arange(100_000))
     os.truncate(tmp_path / "table.npy", 200)
     assert "has changed" in message(lambda: table.row(99_999))
@@ -314,10 +314,10 @@ def test_another_file_of_the_same_name_has_its_own_index(tmp_path, cache):
     assert rows(open_table(tmp_path / "two/table.csv", ("A", "B"), cache)) == [["5555", "6"], ["7", "8"]]
 
 
-def test_the_index_is_made_once(table_of, tmp_path, cache, monkeypatch):
+def test_a_file_is_indexed_once(table_of, tmp_path, cache, monkeypatch):
     table_of("1\n2\n")
     monkeypatch.setattr(
-        "maestro_celery_plugin.samples.text.index_rows", lambda *args: pytest.fail("indexed again")
+        "maestro_celery_plugin.samples.csv_reader.index_rows", lambda *args: pytest.fail("indexed again")
     )
     assert rows(open_table(tmp_path / "table.csv", ("A",), cache)) == [["1"], ["2"]]
 
@@ -328,10 +328,9 @@ MEASURE = """
 import resource, sys, tempfile
 from pathlib import Path
 from maestro_celery_plugin.samples import row_index
-from maestro_celery_plugin.samples import npy
-from maestro_celery_plugin.samples import text
-from maestro_celery_plugin.plugins import plugin_manager
-from maestro_celery_plugin.samples.table import open_table
+from maestro_celery_plugin.samples import npy_reader
+from maestro_celery_plugin.samples import csv_reader
+from maestro_celery_plugin.plugins import open_table, plugin_manager
 plugin_manager()
 path, labels = Path(sys.argv[1]), sys.argv[2].split(",")
 small = path.with_name("small" + path.suffix)
@@ -361,7 +360,7 @@ def write_million(path, kind):
 
 @pytest.mark.parametrize(("kind", "limit_mb"), [("npy", 20), ("csv", 90), ("quoted", 90), ("tab", 90)])
 def test_a_million_rows_take_little_memory(tmp_path, cache, kind, limit_mb):
-    """A csv costs its offsets: 16 bytes a row, held twice while they are put together."""
+    """A text table keeps its offsets in memory: 16 bytes per row, twice while the index is built."""
     path = tmp_path / f"table.{'csv' if kind == 'quoted' else kind}"
     write_million(path, kind)
     chosen = [0, 1, 123_456, 777_777, MILLION - 1]

@@ -7,7 +7,7 @@ from ensembles import a_manifest
 
 from maestro_celery_plugin.batch.allocation import Allocation
 from maestro_celery_plugin.batch.base import JobReport
-from maestro_celery_plugin.conductor import scaling
+from maestro_celery_plugin.conductor import dead_workers
 from maestro_celery_plugin.conductor.scaling import Scaling
 from maestro_celery_plugin.conductor.step_records import StepRecords
 from maestro_celery_plugin.config.settings import BatchSettings, EnsembleSettings, ResourceSettings, WorkerGroupSettings
@@ -18,7 +18,7 @@ from maestro_celery_plugin.ledger.writer import LedgerWriter
 from maestro_celery_plugin.processes import host_name
 from maestro_celery_plugin.states import AllocationState, Outcome, RecordState
 from maestro_celery_plugin.study.heartbeats import Heartbeat
-from maestro_celery_plugin.study.layout import StudyPlan
+from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.session import Session
 from maestro_celery_plugin.study.worker_identity import has_stem, worker_stem
 
@@ -64,7 +64,7 @@ def test_the_end_of_an_allocation_concerns_the_records_of_its_groups_only(study,
     monkeypatch.setattr(source._jobs, "report", lambda job: JobReport(state))
 
     for ended, allocation in study.scaling._pool.refresh_allocations():
-        study.scaling._take_end(ended, allocation)
+        study.scaling._reopening.apply(ended, allocation)
 
     assert study.records.state(study.by_queue["a"]) is becomes
     assert study.records.state(study.by_queue["b"]) is RecordState.PENDING
@@ -77,11 +77,11 @@ def test_a_worker_whose_heartbeat_is_not_visible_yet_is_not_dead(study, monkeypa
     worker.append(Kind.STARTED, 1, 1, 0)
     study.records.follow()
 
-    assert not study.scaling._detect_dead()
+    assert not study.scaling._dead_workers.detect()
     assert study.records.leases.holders() == {"near-1-1"}
 
-    monkeypatch.setattr(scaling, "SILENCE_LIMIT_S", 0.0)
-    assert study.scaling._detect_dead()
+    monkeypatch.setattr(dead_workers, "SILENCE_LIMIT_S", 0.0)
+    assert study.scaling._dead_workers.detect()
     assert study.records.leases.holders() == set()
 
 
@@ -120,7 +120,7 @@ def test_what_a_worker_has_written_last_is_seen_when_it_is_gone(study):
     """Given a worker whose last sample ended just before it left, then that sample is not lost."""
     session, pool, records = Session(study.plan.session), study.scaling._pool, study.records
     session.heartbeats.write(beat("far-1", group="far", host="elsewhere", state="busy"))
-    study.scaling._detect_dead()
+    study.scaling._dead_workers.detect()
     worker = LedgerWriter(study.plan.ledger / f"far-1{SUFFIX}")
     worker.append(Kind.TAKEN, 2, 1, 0, 10)
     worker.append(Kind.STARTED, 2, 1, 0)
@@ -128,7 +128,7 @@ def test_what_a_worker_has_written_last_is_seen_when_it_is_gone(study):
     worker.append(Kind.ENDED, 2, 1, 0, 1000)
     pool._ended.add("")  # nothing is heard of it any more
 
-    assert study.scaling._detect_dead()
+    assert study.scaling._dead_workers.detect()
     assert study.scaling.ended_workers == {"far-1"}
     assert Kind.LOST not in read_ledger(study.plan.ledger)["kind"]
     assert study.by_queue["b"].samples.outcome[0] == Outcome.FINISHED
@@ -137,15 +137,15 @@ def test_what_a_worker_has_written_last_is_seen_when_it_is_gone(study):
 def test_a_worker_that_was_only_silent_is_read_again(study, monkeypatch):
     session, pool = Session(study.plan.session), study.scaling._pool
     session.heartbeats.write(beat("far-1", group="far", host="elsewhere"))
-    study.scaling._detect_dead()
+    study.scaling._dead_workers.detect()
     pool._ended.add("")
-    study.scaling._detect_dead()
+    study.scaling._dead_workers.detect()
     LedgerWriter(study.plan.ledger / f"far-1{SUFFIX}").append(Kind.STARTED, 2, 1, 0)
 
     study.records.follow(skip=study.scaling.ended_workers)
     assert not study.by_queue["b"].samples.started.any()
-    monkeypatch.setattr(scaling, "ENDED_WORKERS_INTERVAL_S", 0.0)
-    study.scaling._detect_dead()
+    monkeypatch.setattr(dead_workers, "ENDED_WORKERS_INTERVAL_S", 0.0)
+    study.scaling._dead_workers.detect()
     assert study.by_queue["b"].samples.started.any()
 
 

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from maestro_celery_plugin.config import schema, settings
+from maestro_celery_plugin.config import conversion, settings
 
 BLOCKS = [
     settings.GenerateSettings,
@@ -19,7 +19,7 @@ BLOCKS = [
 
 @pytest.mark.parametrize("block", BLOCKS)
 def test_every_key_has_help(block):
-    for key, value in schema.json_schema(block)["properties"].items():
+    for key, value in conversion.json_schema(block)["properties"].items():
         assert value["description"].endswith("."), key
 
 
@@ -31,11 +31,11 @@ def test_settings_are_frozen_and_keyword_only(block):
 
 def test_keys_that_are_no_python_names():
     assert {"gpus per task", "num resource set", "launch distribution", "task_queue"} <= {
-        *schema.keys_of(settings.StepSettings)
+        *conversion.keys_of(settings.StepSettings)
     }
     step = settings.StepSettings(gpus_per_task=2)
-    assert schema.to_dict(step) == {"gpus per task": 2}
-    assert schema.from_dict(settings.StepSettings, {"gpus per task": 2}) == step
+    assert conversion.to_dict(step) == {"gpus per task": 2}
+    assert conversion.from_dict(settings.StepSettings, {"gpus per task": 2}) == step
 
 
 def test_plain_types_and_back():
@@ -48,14 +48,14 @@ def test_plain_types_and_back():
             file="x.csv", column_labels=("A",), generate=settings.GenerateSettings(cmd="make")
         ),
     )
-    stored = schema.to_dict(ensemble)
+    stored = conversion.to_dict(ensemble)
     assert stored["resources"]["workers"] == {"w": {"steps": ["a"], "task_queues": ["q"]}}
-    assert schema.from_dict(settings.EnsembleSettings, stored) == ensemble
+    assert conversion.from_dict(settings.EnsembleSettings, stored) == ensemble
 
 
 def test_a_false_value_that_is_no_default_is_stored():
-    assert schema.to_dict(settings.BatchSettings(flux_exec_workers=False)) == {"flux_exec_workers": False}
-    assert schema.to_dict(settings.StepSettings(max_retries=0, exit_on_error=False)) == {
+    assert conversion.to_dict(settings.BatchSettings(flux_exec_workers=False)) == {"flux_exec_workers": False}
+    assert conversion.to_dict(settings.StepSettings(max_retries=0, exit_on_error=False)) == {
         "max_retries": 0,
         "exit_on_error": False,
     }
@@ -63,9 +63,9 @@ def test_a_false_value_that_is_no_default_is_stored():
 
 def test_an_unknown_key_is_refused_when_settings_are_read():
     with pytest.raises(ValueError, match="colum_labels"):
-        schema.from_dict(settings.SampleSettings, {"file": "x.csv", "column_labels": ["A"], "colum_labels": ["A"]})
+        conversion.from_dict(settings.SampleSettings, {"file": "x.csv", "column_labels": ["A"], "colum_labels": ["A"]})
 
 
 def test_what_json_stores_is_read_back():
     block = settings.BatchSettings(nodes="all", walltime="01:00:00", launcher_args={"a": [1]})
-    assert schema.from_json(settings.BatchSettings, schema.to_json(block)) == block
+    assert conversion.from_json(settings.BatchSettings, conversion.to_json(block)) == block

@@ -1,6 +1,6 @@
-"""The specification: Maestro's alone without a merlin block, Merlin's keys with one, one message per mistake."""
+"""The specification: without a merlin block Maestro reads it; with one the plugin reads it, with one message per mistake."""
 
-
+from __future__ import annotations
 
 import copy
 import io
@@ -20,7 +20,8 @@ from maestro_celery_plugin.batch.slurm import Slurm
 from maestro_celery_plugin.config.settings import BatchSettings, GenerateSettings, WorkerGroupSettings
 from maestro_celery_plugin.config.step_entry import STEP_KEY
 from maestro_celery_plugin.errors import SpecificationError
-from maestro_celery_plugin.maestro.specification import EnsembleSpecification
+from maestro_celery_plugin.hookspecs import hookimpl
+from maestro_celery_plugin.maestro.specification import Specification
 from maestro_celery_plugin.plugins import batch_system, plugin_manager
 
 SPECS = Path(__file__).parent / "specs"
@@ -47,7 +48,7 @@ def workers(**groups):
 def load(tmp_path, data, name="study.yaml"):
     path = tmp_path / name
     path.write_text(data if isinstance(data, str) else yaml.safe_dump(data, sort_keys=False))
-    return EnsembleSpecification.load_specification(str(path))
+    return Specification.load_specification(str(path))
 
 
 def message(tmp_path, data):
@@ -63,7 +64,7 @@ def sampled(specification):
     return {s.name: s.run[STEP_KEY]["sampled"] for s in specification.get_study_steps()}
 
 
-# --- Maestro's alone ---------------------------------------------------------------------------------
+# --- without a merlin block --------------------------------------------------------------------------
 
 CORPUS = {
     "plain": PLAIN,
@@ -92,7 +93,7 @@ CORPUS = {
     "null variable": PLAIN.replace("N: 3", "N:"),
     "a tuple": PLAIN.replace("note: &note ignored", "note: !!python/tuple [1]\n  x: ignored"),
     "an object": PLAIN.replace("note: &note ignored", "note: !!python/object:os.path {}\n  x: ignored"),
-    "a date that is none": PLAIN.replace("N: 3", "N: 2001-13-45"),
+    "an invalid date": PLAIN.replace("N: 3", "N: 2001-13-45"),
     "unicode": PLAIN.replace("make something", "маке 🌊"),
     "not printable": PLAIN + "\x00",
     "unhashable": "? {a: 1}\n: 2\n",
@@ -124,19 +125,19 @@ def test_without_a_merlin_block_maestro_alone_reads(name, tmp_path, caplog):
         "stream": lambda cls: cls.load_specification_from_stream(io.StringIO(CORPUS[name])),
     }
     for load_it in ways.values():
-        assert outcome(EnsembleSpecification, load_it, caplog) == outcome(YAMLSpecification, load_it, caplog)
+        assert outcome(Specification, load_it, caplog) == outcome(YAMLSpecification, load_it, caplog)
 
 
 @pytest.mark.parametrize(
     "make", [lambda path: None, lambda path: path.mkdir(), lambda path: path.write_bytes(b"\xff\xfe\xff")]
 )
-def test_what_cannot_be_read_is_left_to_maestro(make, tmp_path, caplog):
+def test_maestro_reports_a_file_that_cannot_be_read(make, tmp_path, caplog):
     make(tmp_path / "x.yaml")
 
     def load_it(cls):
         return cls.load_specification(str(tmp_path / "x.yaml"))
 
-    assert outcome(EnsembleSpecification, load_it, caplog) == outcome(YAMLSpecification, load_it, caplog)
+    assert outcome(Specification, load_it, caplog) == outcome(YAMLSpecification, load_it, caplog)
 
 
 def test_a_pipe_is_read_once():
@@ -144,12 +145,12 @@ def test_a_pipe_is_read_once():
     os.write(writing, PLAIN.encode())
     os.close(writing)
     try:
-        assert EnsembleSpecification.load_specification(f"/dev/fd/{reading}").name == "plain"
+        assert Specification.load_specification(f"/dev/fd/{reading}").name == "plain"
     finally:
         os.close(reading)
 
 
-def test_a_plain_specification_has_no_ensemble(tmp_path):
+def test_a_specification_without_a_merlin_block_has_no_ensemble(tmp_path):
     specification = load(tmp_path, PLAIN)
     assert specification.ensemble is None
     assert specification.batch == {"type": "local", "shell": "/bin/bash"}
@@ -158,25 +159,25 @@ def test_a_plain_specification_has_no_ensemble(tmp_path):
 
 
 @pytest.mark.parametrize("loads", [True, False])
-def test_a_plain_specification_costs_no_heavy_import(loads):
+def test_a_specification_without_a_merlin_block_imports_no_slow_package(loads):
     code = (
         "import sys\n"
-        "from maestro_celery_plugin.maestro.specification import EnsembleSpecification as S\n"
+        "from maestro_celery_plugin.maestro.specification import Specification as S\n"
         f"if {loads}: S.load_specification({str(SPECS / 'plain.yaml')!r}).get_study_environment()\n"
-        "print(sorted({'celery', 'kombu', 'numpy', 'redis', 'pluggy'} & set(sys.modules)))"
+        "print(sorted({'celery', 'kombu', 'numpy', 'pluggy', 'psutil', 'pydantic', 'redis'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
 
-def test_a_step_key_of_merlins_makes_an_ensemble(tmp_path):
+def test_a_step_key_of_merlin_makes_an_ensemble(tmp_path):
     data = spec(study=[step(task_queue="q")])
     del data["merlin"]
     assert load(tmp_path, data).ensemble.resources.workers["default_worker"].task_queues == ("q",)
 
 
 def test_an_ensemble_from_a_stream():
-    specification = EnsembleSpecification.load_specification_from_stream(io.StringIO(yaml.safe_dump(spec())))
+    specification = Specification.load_specification_from_stream(io.StringIO(yaml.safe_dump(spec())))
     assert specification.ensemble is not None
     assert specification.path is None
 
@@ -188,7 +189,7 @@ def test_an_ensemble_from_a_stream():
 def everything(monkeypatch):
     monkeypatch.setenv("TEST_VALUE", "value")
     monkeypatch.setenv("HOME", "/home/she")
-    return EnsembleSpecification.load_specification(str(SPECS / "everything.yaml"))
+    return Specification.load_specification(str(SPECS / "everything.yaml"))
 
 
 def test_every_key_is_accepted(everything):
@@ -248,7 +249,7 @@ def test_environment_of_everything(everything):
 
 
 def test_maestro_puts_parameters_into_task_queues(everything, tmp_path):
-    """Given a task queue with a parameter, the queues of Maestro's step records are those that groups serve."""
+    """Given a task queue with a parameter, when Maestro expands the steps, then worker groups serve the expanded queues."""
     environment = everything.get_study_environment()
     environment.remove("merlin samples")
     study = Study(
@@ -329,7 +330,7 @@ def test_values_of_variables(variables, text, result, tmp_path, monkeypatch):
     assert load(tmp_path, data).globals["P"]["values"] == [result]
 
 
-def test_a_lower_case_variable_leaves_parameters_and_labels_alone(tmp_path):
+def test_a_lower_case_variable_does_not_replace_parameters_and_labels(tmp_path):
     data = spec(
         env={"variables": {"x": 1, "p": 2}},
         study=[step(cmd="$(X) $(P) $(x) $(p)")],
@@ -347,7 +348,7 @@ def test_many_variables_that_use_variables(tmp_path):
     load(tmp_path, spec(env={"variables": variables}))
 
 
-def test_expansion_stays_out_of_commands_but_not_of_a_variable_of_that_name(tmp_path, monkeypatch):
+def test_a_home_directory_is_expanded_in_a_variable_named_cmd_but_not_in_commands(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", "/home/she")
     data = spec(
         env={"variables": {"cmd": "~/x"}}, study=[step(cmd="ls ~ $(cmd)", restart="~", pre="~", post="~")]
@@ -359,12 +360,12 @@ def test_expansion_stays_out_of_commands_but_not_of_a_variable_of_that_name(tmp_
 
 
 @pytest.mark.parametrize(
-    ("env", "said"),
+    ("env", "start"),
     [
-        ({"variables": {"A": "$(A)"}}, "env.variables.A: it refers to itself: A -> A; give it a value."),
+        ({"variables": {"A": "$(A)"}}, "env.variables.A: the variable refers to itself: A -> A; give it a value."),
         ({"variables": {"A": "$(B)", "B": "x$(C)", "C": "$(A)"}},
-         "env.variables.A: it refers to itself: A -> B -> C -> A; give it a value."),
-        ({"variables": {"A": "x"}, "labels": {"L": "$(L)"}}, "env.labels.L: it refers to itself: L -> L; give"),
+         "env.variables.A: the variable refers to itself: A -> B -> C -> A; give it a value."),
+        ({"variables": {"A": "x"}, "labels": {"L": "$(L)"}}, "env.labels.L: the variable refers to itself: L -> L; give"),
         ({"variables": {"A": None}}, "env.variables.A: found nothing; text or a number or a list is needed"),
         ({"variables": {"A": ""}}, "env.variables.A: found ''"),
         ({"variables": ["A"]}, "env.variables: found a list; a block of keys is needed"),
@@ -375,14 +376,14 @@ def test_expansion_stays_out_of_commands_but_not_of_a_variable_of_that_name(tmp_
         ("x", "env: found 'x'; a block of keys is needed"),
     ],
 )  # fmt: skip
-def test_mistakes_in_env(env, said, tmp_path):
-    assert message(tmp_path, spec(env=env)).startswith(said)
+def test_mistakes_in_env(env, start, tmp_path):
+    assert message(tmp_path, spec(env=env)).startswith(start)
 
 
-def test_two_keys_that_become_the_same(tmp_path):
+def test_two_keys_with_the_same_expanded_name_are_refused(tmp_path):
     data = spec(env={"variables": {"A": "w", "B": "w"}}, merlin=workers(**{"$(A)": {}, "$(B)": {}}))
     assert message(tmp_path, data) == (
-        "merlin.resources.workers: the key 'w' is there twice (as '$(B)'); use each key once."
+        "merlin.resources.workers: found the key 'w' twice (also as '$(B)'); use each key once."
     )
 
 
@@ -392,14 +393,14 @@ PARAMETER = {"P": {"values": [1, 2], "label": "P.%%"}}
 
 
 @pytest.mark.parametrize(
-    ("blocks", "said"),
+    ("blocks", "start"),
     [
         ({"merln": {}}, "unknown block 'merln'; did you mean 'merlin'?"),
         ({"batsch": {}}, "unknown block 'batsch'; did you mean 'batch'?"),
         ({"merlin": {"sampels": {}}}, "merlin: unknown key 'sampels'; did you mean 'samples'?"),
         ({"merlin": {"resources": {"worker": {}}}}, "merlin.resources: unknown key 'worker'; did you mean 'workers'?"),
         ({"merlin": samples(level_max_dir=3)}, "merlin.samples: unknown key 'level_max_dir'; did you mean 'level_max_"),
-        ({"merlin": samples(generate={"cmd": "x", "shell": "y"})}, "merlin.samples.generate: unknown key 'shell'; known"),
+        ({"merlin": samples(generate={"cmd": "x", "shell": "y"})}, "merlin.samples.generate: unknown key 'shell'; allowed"),
         ({"merlin": workers(w={"arg": "x"})}, "merlin.resources.workers.w: unknown key 'arg'; did you mean 'args'?"),
         ({"merlin": workers(w={"batch": {"bnak": "x"}})},
          "merlin.resources.workers.w.batch: unknown key 'bnak'; did you mean 'bank'?"),
@@ -422,36 +423,39 @@ PARAMETER = {"P": {"values": [1, 2], "label": "P.%%"}}
         ({"description": None}, "description: the block is missing or empty; a block of keys is needed."),
         ({"description": {"description": "x"}}, "description: the key 'name' is missing; add it."),
         ({"description": {"name": "x"}}, "description: the key 'description' is missing; add it."),
-        ({"description": {"name": "x", "descripton": "y"}}, "description: the key 'description' is missing; did you mean"),
+        ({"description": {"name": "x", "descripton": "y"}}, "description: unknown key 'descripton'; did you mean 'description'?"),
         ({"merlin": {"samples": {"column_labels": ["X"]}}}, "merlin.samples: the key 'file' is missing; add it."),
         ({"merlin": samples(file=None)}, "merlin.samples: the key 'file' is missing; add it."),
         ({"merlin": {"samples": {}}}, "merlin.samples: the key 'file' is missing; add it."),
         ({"merlin": samples(column_labels=[])}, "merlin.samples.column_labels: found an empty list; at least one entry"),
         ({"merlin": samples(column_labels=None)}, "merlin.samples: the key 'column_labels' is missing; add it."),
-        ({"merlin": samples(column_labels=["X", "Y", "X"])}, "merlin.samples.column_labels: 'X' stands there twice"),
+        ({"merlin": samples(column_labels=["X", "Y", "X"])}, "merlin.samples.column_labels: found 'X' twice; each column needs its own label."),
         ({"merlin": samples(column_labels=["a b"])}, "merlin.samples.column_labels: 'a b' cannot be a token"),
         ({"merlin": samples(column_labels=["WORKSPACE"])}, "merlin.samples.column_labels: 'WORKSPACE' is a reserved"),
         ({"merlin": samples(column_labels=["P"]), "global.parameters": PARAMETER},
-         "merlin.samples.column_labels: 'P' is also a name in global.parameters; $(P) can mean only one of them."),
+         "merlin.samples.column_labels: 'P' is also a name in global.parameters; $(P) must have one meaning."),
         ({"merlin": samples(), "env": {"variables": {"X": 1}}},
-         "merlin.samples.column_labels: 'X' is also a name in env.variables; $(X) can mean only one of them."),
+         "merlin.samples.column_labels: 'X' is also a name in env.variables; $(X) must have one meaning."),
         ({"merlin": samples(), "env": {"labels": {"X": "x"}}},
-         "merlin.samples.column_labels: 'X' is also a name in env.labels; $(X) can mean only one of them."),
+         "merlin.samples.column_labels: 'X' is also a name in env.labels; $(X) must have one meaning."),
         ({"merlin": samples(level_max_dirs=2.5)}, "merlin.samples.level_max_dirs: found '2.5'; an integer of at least 2"),
-        ({"merlin": {"resources": {"task_server": "dask"}}}, "merlin.resources.task_server: found 'dask'; known: 'celery'."),
+        ({"merlin": {"resources": {"task_server": "dask"}}}, "merlin.resources.task_server: found 'dask'; allowed: 'celery'."),
         ({"merlin": workers(sim={"steps": ["simm", "post"]}), "study": [step("sim"), step("post")]},
          "merlin.resources.workers.sim.steps: unknown step 'simm'; steps are 'sim', 'post'."),
         ({"merlin": workers(w={"steps": ["a"], "task_queues": ["q"]}), "study": [step(task_queue="q")]},
-         "merlin.resources.workers.w: it names both steps and task_queues; name one of them."),
+         "merlin.resources.workers.w: found both steps and task_queues; use one of them."),
         ({"merlin": workers(w={"task_queues": ["sims"]}), "study": [step(task_queue="sim")]},
          "merlin.resources.workers.w.task_queues: no step uses the task queue 'sims'; did you mean 'sim'?"),
-        ({"merlin": workers(**{"a/b": {}})}, "merlin.resources.workers.a/b: found 'a/b'; files are named after it"),
+        ({"merlin": workers(**{"a/b": {}})},
+         "merlin.resources.workers.a/b: found 'a/b'; the name is also a file name, so it must not contain '/' or begin "
+         "with a dot."),
         ({"merlin": workers(w={"allocation": "../b"})},
-         "merlin.resources.workers.w.allocation: found '../b'; files are named after it"),
+         "merlin.resources.workers.w.allocation: found '../b'; the name is also a file name, so it must not contain '/' or "
+         "begin with a dot."),
         ({"merlin": workers(w={"args": "--concurency 3"})},
          "merlin.resources.workers.w.args: No such option '--concurency'. Did you mean '--concurrency'?"),
         ({"merlin": workers(w={"args": "-Q x"})}, "merlin.resources.workers.w.args: the option --queues cannot be set"),
-        ({"study": [step("a"), step("b"), step("a")]}, "study.a: two steps have this name; each step needs its own."),
+        ({"study": [step("a"), step("b"), step("a")]}, "study.a: two steps have this name; each step needs its own name."),
         ({"study": [step("simulate"), step("b", depends=["simulat"])]},
          "study.b.run.depends: unknown step 'simulat'; did you mean 'simulate'?"),
         ({"study": [step("simulate"), step("b", depends=["simulat_*"])]},
@@ -459,58 +463,59 @@ PARAMETER = {"P": {"values": [1, 2], "label": "P.%%"}}
         ({"study": [step("sim"), step("b", cmd="ls $(simm.workspace)", depends=["sim"])]},
          "study.b.run.cmd: found '$(simm.workspace)'; there is no step 'simm'; did you mean 'sim'?"),
         ({"study": [step("sim"), step("b", cmd="ls $(sim.workspace)/$(P)/$(sim.workspace)", depends=["sim"])]},
-         "study.b.run.cmd: found '$(sim.workspace)/$(P)/$(sim.workspace)'; Maestro takes all of it for one name; put a "
-         "blank or a quote between the tokens."),
+         "study.b.run.cmd: found '$(sim.workspace)/$(P)/$(sim.workspace)'; Maestro reads the whole text as one name; "
+         "separate the tokens with a blank or a quote."),
         ({"study": [step("sim", cmd="ls $(b.workspace)"), step("b", depends=["sim"])]},
-         "study.sim.run.cmd: found '$(b.workspace)'; the step 'b' waits for this one, and has no workspace before."),
+         "study.sim.run.cmd: found '$(b.workspace)'; the step 'b' depends on this step, and has no workspace yet."),
         ({"study": [step("a", restart="ls $(a.workspace)")]},
-         "study.a.run.restart: found '$(a.workspace)'; a step's own workspace is '$(WORKSPACE)'."),
+         "study.a.run.restart: found '$(a.workspace)'; use '$(WORKSPACE)' for the workspace of the step itself."),
         ({"study": [step("a", depends=["b"]), step("b", depends=["a_*"])]},
-         "study.a.run.depends: steps wait for each other: a -> b -> a."),
-        ({"study": [step("a", depends=["a"])]}, "study.a.run.depends: steps wait for each other: a -> a."),
+         "study.a.run.depends: these steps depend on each other: a -> b -> a."),
+        ({"study": [step("a", depends=["a"])]}, "study.a.run.depends: the step depends on itself."),
         ({"study": [step("a", depends="b")]}, "study.a.run.depends: found 'b'; a list is needed"),
         ({"global.parameters": {**PARAMETER, "Q": {"values": [1], "label": "x"}}},
-         "global.parameters.Q.values: found 1 values, 'P' has 2; all parameters need the same."),
+         "global.parameters.Q.values: found 1 values, but 'P' has 2; all parameters need the same number."),
         ({"global.parameters": {"P": {"values": [], "label": "x"}}}, "global.parameters.P.values: found an empty list"),
         ({"study": [step(task_queue="q_$(Q)")], "global.parameters": PARAMETER},
-         "study.a.run.task_queue: $(Q) in 'q_$(Q)' is neither a variable of env nor a parameter, so it cannot be known "
-         "which task queue workers have to serve; known: 'P'."),
+         "study.a.run.task_queue: $(Q) in 'q_$(Q)' is neither a variable of env nor a parameter, so the task queue of the "
+         "workers is unknown; allowed: 'P'."),
         ({"study": [step(task_queue="$(X)")], "merlin": samples()}, "study.a.run.task_queue: $(X) in '$(X)' is neither"),
     ],
 )  # fmt: skip
-def test_mistakes(blocks, said, tmp_path):
-    assert message(tmp_path, spec(**copy.deepcopy(blocks))).startswith(said)
+def test_mistakes(blocks, start, tmp_path):
+    assert message(tmp_path, spec(**copy.deepcopy(blocks))).startswith(start)
 
 
 @pytest.mark.parametrize(("label", "warns"), [("T", True), ("T.%%", False)])
-def test_a_label_without_its_value_is_warned_of(label, warns, tmp_path, caplog):
+def test_a_label_without_the_value_logs_a_warning(label, warns, tmp_path, caplog):
     load(tmp_path, spec(**{"global.parameters": {"T": {"values": [1, 2], "label": label}}}))
-    expected = "study.yaml: global.parameters.T.label: 'T' has no '%%' in it"
+    expected = "study.yaml: global.parameters.T.label: 'T' has no '%%' for the value; add it."
     assert any(record.getMessage().startswith(expected) for record in caplog.records) is warns
 
 
-def test_what_only_maestro_finds_is_one_message_too(tmp_path, caplog):
+def test_a_mistake_that_only_maestro_finds_is_one_message_too(tmp_path, caplog):
     git = [{"name": "A", "path": "p", "url": "u"}]
     data = spec(env={"variables": {"A": 1}, "dependencies": {"git": git}})
     assert message(tmp_path, data) == "Variable name 'A' is already taken. All variable names must be unique."
     assert not caplog.records
 
 
-def test_a_misspelt_merlin_block_is_no_plain_spec(tmp_path):
-    """Given a spec whose only trace of an ensemble is `merln`, then it does not run as plain Maestro."""
+def test_a_misspelt_merlin_block_is_refused(tmp_path):
+    """Given a specification whose only block of an ensemble is `merln`, then it does not run as a study of Maestro alone."""
     with pytest.raises(SpecificationError, match=r"unknown block 'merln'; did you mean 'merlin'\?"):
         load(tmp_path, PLAIN + "\nmerln: {samples: {}}\n")
 
 
-def test_an_interpreter_that_is_not_there(tmp_path):
-    with pytest.raises(SpecificationError, match=r"study\.a\.run\.shell: found '/no/such', which is no program"):
+def test_a_shell_that_does_not_exist_is_refused(tmp_path):
+    with pytest.raises(SpecificationError, match=r"study\.a\.run\.shell: found '/no/such', which is not a program on this machine; "
+        r"use a program such as /bin/bash or python3\.$"):
         load(tmp_path, spec(study=[step("a", shell="/no/such")]))
     with pytest.raises(SpecificationError, match=r"No closing quotation"):
         load(tmp_path, spec(batch={"shell": "bash '"}))
 
 
 def test_a_python_tag_in_an_ensemble_is_refused(tmp_path):
-    """Given YAML that would make Python objects, when it has a merlin block, then it is refused in one line."""
+    """Given YAML that creates Python objects, when it has a merlin block, then a message of one line refuses it."""
     text = yaml.safe_dump(spec()) + "user: !!python/tuple [1]\n"
 
     with pytest.raises(SpecificationError, match=r"study.yaml: line \d+, column 7: .*python/tuple"):
@@ -551,7 +556,7 @@ def test_which_task_queues_a_group_serves(groups, served, tmp_path, caplog):
     assert not caplog.records
 
 
-def test_the_users_own_default_group_keeps_its_options(tmp_path):
+def test_a_default_group_of_the_user_keeps_its_options(tmp_path):
     groups = {"default_worker": {"steps": ["a"], "args": "-c 1"}}
     group = load(tmp_path, spec(study=STEPS, merlin=workers(**groups))).ensemble.resources.workers[
         "default_worker"
@@ -560,7 +565,7 @@ def test_the_users_own_default_group_keeps_its_options(tmp_path):
     assert group.steps == ("a", "b", "c", "d")
 
 
-def test_of_two_groups_on_a_task_queue_the_first_serves_it(tmp_path, caplog):
+def test_the_first_of_two_groups_with_the_same_task_queue_serves_it(tmp_path, caplog):
     merlin = workers(one={"steps": ["a", "b"]}, two={"steps": ["c", "d"]})
     assert queues_of(load(tmp_path, spec(study=STEPS, merlin=merlin))) == {
         "one": ("qa", "qb"),
@@ -568,10 +573,10 @@ def test_of_two_groups_on_a_task_queue_the_first_serves_it(tmp_path, caplog):
     }
     (record,) = caplog.records
     assert record.levelname == "WARNING"
-    assert "workers.two: the task queue 'qb' is served by 'one' already" in record.getMessage()
+    assert "workers.two: the worker group 'one' already serves the task queue 'qb'." in record.getMessage()
 
 
-def test_with_overlap_both_serve_it(tmp_path, caplog):
+def test_with_overlap_both_groups_serve_the_task_queue(tmp_path, caplog):
     merlin = workers(one={"steps": ["a", "b"]}, two={"steps": ["c", "d"]})
     merlin["resources"]["overlap"] = True
     served = queues_of(load(tmp_path, spec(study=STEPS, merlin=merlin)))
@@ -598,16 +603,16 @@ def test_task_queues_with_parameters(queue, served, tmp_path):
         assert queues_of(load(tmp_path, {**data, "merlin": workers(**groups)})) == {"default_worker": served}
 
 
-def test_one_task_queue_of_those_with_a_parameter(tmp_path):
+def test_a_group_serves_one_of_the_task_queues_with_a_parameter(tmp_path):
     data = spec(study=[step(task_queue="q_$(P)")], merlin=workers(w={"task_queues": ["q_2"]}))
     served = queues_of(load(tmp_path, {**data, "global.parameters": PARAMETER}))
     assert served == {"w": ("q_2",), "default_worker": ("q_1",)}
 
 
-# --- plain steps -------------------------------------------------------------------------------------
+# --- native steps ------------------------------------------------------------------------------------
 
 
-def plain(specification):
+def native_steps(specification):
     return [s.name for s in specification.get_study_steps() if STEP_KEY not in s.run]
 
 
@@ -617,7 +622,7 @@ def maestro(*study, groups=None, **blocks):
 
 
 @pytest.mark.parametrize(
-    ("run", "groups", "is_plain"),
+    ("run", "groups", "is_native"),
     [
         ({}, {}, True),
         ({"cmd": "echo $(X)"}, {}, False),
@@ -632,26 +637,26 @@ def maestro(*study, groups=None, **blocks):
         ({"nodes": 1, "procs": 2}, {}, True),
     ],
 )
-def test_which_steps_maestro_runs_itself(run, groups, is_plain, tmp_path):
+def test_which_steps_maestro_runs_itself(run, groups, is_native, tmp_path):
     data = maestro(step("a", **run), step("b", cmd="$(X)"), groups=groups)
-    assert plain(load(tmp_path, data)) == (["a"] if is_plain else [])
+    assert native_steps(load(tmp_path, data)) == (["a"] if is_native else [])
 
 
-def test_workers_run_all_steps_unless_a_study_says_otherwise(tmp_path):
-    assert plain(load(tmp_path, spec(study=[step("a")]))) == []
-    assert plain(load(tmp_path, spec(study=[step("a")], merlin={"resources": {"unassigned": "workers"}}))) == []
+def test_workers_run_all_steps_by_default(tmp_path):
+    assert native_steps(load(tmp_path, spec(study=[step("a")]))) == []
+    assert native_steps(load(tmp_path, spec(study=[step("a")], merlin={"resources": {"unassigned": "workers"}}))) == []
 
 
-def test_a_plain_step_stays_as_maestro_alone_has_it(tmp_path):
-    """Given no `restart`, then none is filled in, so that Maestro's own rules of restarts hold."""
+def test_a_native_step_is_the_same_as_in_maestro_alone(tmp_path):
+    """Given a step without `restart`, then the plugin adds none, so that Maestro's own rules for restarts apply."""
     run = {"cmd": "echo", "nodes": 1, "depends": ["b"]}
-    ours = load(tmp_path, maestro(step("a", **run), step("b", cmd="$(X)"))).get_study_steps()[0]
+    with_plugin = load(tmp_path, maestro(step("a", **run), step("b", cmd="$(X)"))).get_study_steps()[0]
     alone = tmp_path / "alone.yaml"
     alone.write_text(yaml.safe_dump(spec(study=[step("a", **run), step("b")]) | {"merlin": None}).replace("merlin: null", ""))
-    assert ours.run == YAMLSpecification.load_specification(str(alone)).get_study_steps()[0].run
+    assert with_plugin.run == YAMLSpecification.load_specification(str(alone)).get_study_steps()[0].run
 
 
-def test_no_worker_group_serves_a_plain_step(tmp_path):
+def test_no_worker_group_serves_a_native_step(tmp_path):
     data = maestro(step("a"), step("b", cmd="$(X)", task_queue="q"))
     assert queues_of(load(tmp_path, data)) == {"default_worker": ("q",)}
     assert load(tmp_path, data).ensemble.steps["a"].queues == ()
@@ -661,46 +666,46 @@ def test_no_worker_group_serves_a_plain_step(tmp_path):
     assert not only.ensemble.needs_workers
 
 
-def test_what_a_plain_step_needs_is_maestros_affair(tmp_path):
-    """Given a walltime that only Flux knows, when Maestro runs the step itself, then it is left to Maestro's adapter."""
-    assert plain(load(tmp_path, maestro(step("a", walltime="inf", nodes=1), batch={"type": "flux"}))) == ["a"]
+def test_maestro_checks_the_resources_of_a_native_step(tmp_path):
+    """Given a walltime that only Flux accepts, when Maestro runs the step itself, then the plugin accepts it unchecked."""
+    assert native_steps(load(tmp_path, maestro(step("a", walltime="inf", nodes=1), batch={"type": "flux"}))) == ["a"]
 
 
-def test_the_shell_of_a_plain_step_is_left_for_maestros_adapter(tmp_path):
+def test_the_shell_of_a_native_step_stays_in_the_step_for_maestros_adapter(tmp_path):
     assert load(tmp_path, maestro(step("a", shell="python3"))).get_study_steps()[0].run["shell"] == "python3"
 
 
 @pytest.mark.parametrize("key", [{"max_retries": 1}, {"batch": {"bank": "x"}}, {"slurm": "--x"}, {"gpus per task": 1}])
-def test_a_key_that_only_workers_know_is_refused_in_a_plain_step(key, tmp_path):
+def test_a_key_that_only_workers_support_is_refused_in_a_native_step(key, tmp_path):
     assert message(tmp_path, maestro(step("a", **key))) == (
         f"study.a.run.{next(iter(key))}: Maestro runs this step itself (merlin.resources.unassigned: maestro) and does "
-        "not know the key; leave it out, or give the step to a worker group."
+        "not support the key; remove it, or assign the step to a worker group."
     )
 
 
-def test_a_shell_that_maestros_adapter_does_not_take(tmp_path):
+def test_a_shell_that_maestros_adapter_does_not_support_is_refused(tmp_path):
     assert message(tmp_path, maestro(step("a", shell="python3"), batch={"type": "lsf"})).startswith("study.a.run.shell: ")
 
 
 @pytest.mark.parametrize("where", ["batch", "merlin.resources.workers.w.batch", "study.a.run.batch"])
-def test_a_batch_system_that_nothing_knows(where, tmp_path):
+def test_an_unknown_batch_system_is_refused(where, tmp_path):
     batch = {"type": "pbs"}
     specification = {
         "batch": lambda: spec(study=[step("a")], batch=batch, merlin=workers(w={})),
         "merlin.resources.workers.w.batch": lambda: spec(study=[step("a")], merlin=workers(w={"batch": batch})),
         "study.a.run.batch": lambda: spec(study=[step("a", batch=batch)], merlin=workers(w={})),
     }[where]()
-    known = "'flux', 'local', 'lsf', 'lsf-srun', 'slurm'"
-    assert message(tmp_path, specification) == f"{where}.type: found 'pbs'; known: {known}."
+    allowed = "'flux', 'local', 'lsf', 'lsf-srun', 'slurm'"
+    assert message(tmp_path, specification) == f"{where}.type: found 'pbs'; allowed: {allowed}."
 
 
-def test_values_that_maestro_has_put_in_before_are_no_part_of_a_name(tmp_path):
+def test_a_value_that_maestro_inserts_first_is_not_part_of_a_name(tmp_path):
     cmd = "$(SPECROOT)/run,$(V),$(OUTPUT_PATH)/x=$(sim.workspace) '$(P)'\"$(sim.workspace)\""
     env = {"variables": {"V": "v"}}
     assert load(tmp_path, spec(study=[step("sim"), step("b", cmd=cmd, depends=["sim"])], env=env)).ensemble
 
 
-def test_a_misspelt_batch_system(tmp_path):
+def test_a_misspelt_batch_system_has_a_hint(tmp_path):
     found = message(tmp_path, spec(study=[step("a")], batch={"type": "slrum"}, merlin=workers(w={})))
     assert found == "batch.type: found 'slrum'; did you mean 'slurm'?"
 
@@ -710,12 +715,19 @@ def test_an_extension_adds_a_batch_system(tmp_path):
         type = "pbs"
 
     pbs = Pbs()
-    plugin_manager().register(pbs)
+
+    class Extension:
+        @hookimpl
+        def batch_system(self):
+            return pbs
+
+    extension = Extension()
+    plugin_manager().register(extension)
     try:
         load(tmp_path, spec(study=[step("a")], batch={"type": "pbs"}, merlin=workers(w={})))
         assert batch_system("pbs") is pbs
     finally:
-        plugin_manager().unregister(pbs)
+        plugin_manager().unregister(extension)
 
 
 # --- sampled steps -----------------------------------------------------------------------------------
@@ -741,7 +753,7 @@ def test_which_steps_are_sampled(run, is_sampled, tmp_path):
     assert sampled(load(tmp_path, data)) == {"a": is_sampled}
 
 
-def test_a_parameter_in_the_other_case_makes_no_sample(tmp_path):
+def test_a_parameter_with_the_name_of_a_label_in_the_other_case_makes_no_step_sampled(tmp_path):
     data = spec(study=[step(cmd="$(p)")], merlin=samples(column_labels=["P"]))
     parameters = {"p": {"values": [1], "label": "p"}}
     assert sampled(load(tmp_path, {**data, "global.parameters": parameters})) == {"a": False}

@@ -59,7 +59,7 @@ def test_names_in():
     ],
 )
 def test_upper_and_lower_case(names, token, meant):
-    assert NameMatcher(names).of(token) == meant
+    assert NameMatcher(names).match(token) == meant
     filled = Template(f"$({token})", names).fill({name: f"<{name}>" for name in names})
     assert filled == (f"<{meant}>" if meant else f"$({token})")
 

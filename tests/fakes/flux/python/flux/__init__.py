@@ -1,4 +1,4 @@
-"""What Maestro's adapter uses of Flux's Python package, on the fake cluster."""
+"""The part of Flux's Python package that Maestro's adapter uses, for the simulated cluster."""
 
 from __future__ import annotations
 
@@ -18,6 +18,6 @@ class Flux:
         return {"version": "0.66.0"}[name]
 
     def rpc(self, topic: str, payload: Any = None) -> Any:
-        """Answer a request; the queues of the system instance are all that is asked for."""
+        """Answer a request; Maestro's adapter requests only the queues of the system instance."""
         assert topic == "config.get"
         return types.SimpleNamespace(get=lambda: {"queues": {"pbatch": {}, "pdebug": {}}})

@@ -1,4 +1,4 @@
-"""flux.job: submitting, listing and cancelling, as far as Maestro's adapter goes."""
+"""flux.job: the functions with which Maestro's adapter submits, lists and cancels jobs."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _BASE58 = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
 
 
 class JobID(int):
-    """The identifier of a job: a number, with a text in base 58 (RFC 19)."""
+    """The identifier of a job: a number with a text form in base 58 (Flux RFC 19)."""
 
     def __new__(cls, value: int | str) -> JobID:
-        """Read a number or a text."""
+        """Create an identifier from a number or from its text form."""
         if isinstance(value, str) and value[:1] in ("ƒ", "f"):
             number = 0
             for letter in value[1:]:
@@ -51,12 +51,12 @@ def result_of(job: cluster.Job) -> tuple[str, str, str, Any]:
 
 
 def status_of(job: cluster.Job) -> str:
-    """Return the status of a job, as `flux jobs` shows it."""
+    """Return the status of a job in the form of `flux jobs`."""
     return {"pending": "SCHED", "running": "RUN"}.get(job.state) or result_of(job)[0]
 
 
 class JobspecV1:
-    """What is asked for."""
+    """The specification of a job."""
 
     def __init__(self, command: list[str], nodes: int | None, nested: bool) -> None:
         self.command, self.nodes, self.nested = command, nodes or 1, nested
@@ -96,7 +96,7 @@ class JobspecV1:
 
 
 def submit(handle: Any, jobspec: JobspecV1, waitable: bool = False, urgency: int = 16) -> JobID:
-    """Let a job run."""
+    """Submit a job."""
     if jobspec.nodes > cluster.number_of("FAKE_NODES", 4):
         raise OSError(22, "unsatisfiable request")
     identifier = JobID(cluster.new_number())

@@ -1,4 +1,4 @@
-"""flux.job.list: jobs and what became of them."""
+"""flux.job.list: the states of jobs."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _ABBREVIATIONS = {
 
 
 class JobList:
-    """Some jobs, by their identifiers."""
+    """A list of jobs, by their identifiers."""
 
     def __init__(self, handle: Any, ids: Sequence[job.JobID] = ()) -> None:
         self._ids = ids
         self.errors: list[str] = []
 
     def jobs(self) -> list[Any]:
-        """Return what is known; `errors` has the others."""
+        """Return the listed jobs; `errors` contains a message for each other job."""
         found = []
         for identifier in self._ids:
             one = job.cluster.read(int(identifier))

@@ -12,10 +12,10 @@ from rich.table import Table
 from rich.text import Text
 
 from maestro_celery_plugin import clock
+from maestro_celery_plugin.report.failed_samples import failures, headline
 from maestro_celery_plugin.report.model import AllocationStatus, StepStatus, StudyState, StudyStatus
 from maestro_celery_plugin.report.reader import StatusReader
-from maestro_celery_plugin.report.sample_view import failures, headline
-from maestro_celery_plugin.report.text import duration_words, plain, section, state_text
+from maestro_celery_plugin.report.terminal import duration_words, plain, section, state_text
 
 __all__ = ["show", "watch"]
 

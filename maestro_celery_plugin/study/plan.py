@@ -24,7 +24,7 @@ from typing import Any
 
 import yaml
 
-from maestro_celery_plugin.config import schema
+from maestro_celery_plugin.config import conversion
 from maestro_celery_plugin.config.settings import EnsembleSettings
 from maestro_celery_plugin.errors import StudyError
 
@@ -61,7 +61,7 @@ class StudyPlan:
             "timestamp": self.timestamp,
             "table": str(self.table) if self.table else None,
             "rows": self.rows,
-            "settings": schema.to_dict(self.settings),
+            "settings": conversion.to_dict(self.settings),
         }
 
     @classmethod
@@ -70,7 +70,7 @@ class StudyPlan:
         return cls(
             root=Path(batch["study"]),
             timestamp=batch["timestamp"],
-            settings=schema.from_dict(EnsembleSettings, batch["settings"]),
+            settings=conversion.from_dict(EnsembleSettings, batch["settings"]),
             table=Path(batch["table"]) if batch["table"] else None,
             rows=batch["rows"],
         )

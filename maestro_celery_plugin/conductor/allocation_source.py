@@ -10,7 +10,9 @@ from pathlib import Path
 from maestro_celery_plugin import clock
 from maestro_celery_plugin.batch.allocation import Allocation, new_directory, read_allocations
 from maestro_celery_plugin.batch.base import JobReport
-from maestro_celery_plugin.conductor.batch_jobs import AllocationRequest, Jobs
+from maestro_celery_plugin.conductor.allocation_request import AllocationRequest
+from maestro_celery_plugin.conductor.backoff import Backoff
+from maestro_celery_plugin.conductor.batch_jobs import Jobs
 from maestro_celery_plugin.errors import (
     AllocationError,
     AllocationExpiredError,
@@ -23,12 +25,6 @@ __all__ = ["AllocationSource"]
 
 LOGGER = logging.getLogger(__name__)
 
-# The steps of the groups fail after this many allocations in a row in which no sample has started.
-MAX_FAILURES = 3
-# Delay before the next submission after such an allocation, multiplied by the number of failures.
-RETRY_DELAY_S = 3.0
-# Delay before the next submission after the batch system did not answer.
-AWAY_DELAY_S = 15.0
 # Intervals between two queries of the batch system: POLL_S until BRISK_S after a change, then SLOW_POLL_S.
 POLL_S, SLOW_POLL_S, BRISK_S = 2.0, 15.0, 60.0
 # Time between the request to leave and the cancellation of the batch job, if workers have not left.
@@ -37,11 +33,6 @@ LEAVE_LIMIT_S = 30.0
 EMPTY_LIMIT_S = 300.0
 # A job counts as ended after the batch system has reported it as unknown this many times in a row.
 UNKNOWN_LIMIT = 3
-# The delay doubles, up to SETBACK_LIMIT_S, at each end with a cause outside of the study. After MAX_SETBACKS such ends
-# in a row, the steps fail.
-MAX_SETBACKS, SETBACK_LIMIT_S = 10, 600.0
-# Ends with a cause outside of the study.
-_EXTERNAL_ENDS = (AllocationState.PREEMPTED, AllocationState.NODE_FAILED, AllocationState.BOOT_FAILED)
 
 
 class AllocationSource:
@@ -61,10 +52,10 @@ class AllocationSource:
     def __init__(self, directory: Path, name: str, request: Callable[[int], AllocationRequest], jobs: Jobs) -> None:
         self.name = name
         self._directory, self._request, self._jobs = directory, request, jobs
-        self._failures = self._setbacks = self._unknown = 0
-        self._failure = ""
+        self._backoff = Backoff(name)
+        self._unknown = 0
         self._empty_since: float | None = None
-        self._queried_at = self._changed_at = self._released_at = self._not_before = 0.0
+        self._queried_at = self._changed_at = self._released_at = 0.0
         earlier = [allocation for allocation in read_allocations(directory) if allocation.name == name]
         self.current: Allocation | None = earlier[-1] if earlier else None
 
@@ -79,18 +70,12 @@ class AllocationSource:
         Raises:
             WorkerError: several allocations in a row were refused or have ended before a sample started.
         """
-        if self.is_open or clock.monotonic() < self._not_before:
+        if self.is_open or not self._backoff.is_due():
             return
-        if self._failures >= MAX_FAILURES or self._setbacks >= MAX_SETBACKS:
-            raise WorkerError(
-                f"allocation '{self.name}' has ended {self._failures + self._setbacks} times in a row before a sample "
-                f"started. {self._failure}"
-            )
         try:
             self._resolve_or_open()
         except BatchSystemUnavailableError as error:
-            self._not_before = clock.monotonic() + AWAY_DELAY_S
-            LOGGER.warning("Allocation '%s': %s", self.name, error)
+            self._backoff.record_unavailability(str(error))
 
     def _resolve_or_open(self) -> None:
         """Submit an allocation, unless the batch system has a job from an interrupted submission.
@@ -125,20 +110,7 @@ class AllocationSource:
             raise WorkerError(str(error)) from error
         except (AllocationError, OSError) as error:
             allocation.state, allocation.reason = AllocationState.FAILED, str(error)
-            self._count_failure(str(error))
-
-    def _count_failure(self, reason: str) -> None:
-        self._failures += 1
-        self._failure = reason
-        self._not_before = clock.monotonic() + RETRY_DELAY_S * self._failures
-        LOGGER.error("Allocation '%s': %s", self.name, reason)
-
-    def _count_setback(self, reason: str) -> None:
-        """Count an end with a cause outside of the study, and double the delay before the next submission."""
-        self._setbacks += 1
-        self._failure = reason
-        self._not_before = clock.monotonic() + min(SETBACK_LIMIT_S, RETRY_DELAY_S * 2**self._setbacks)
-        LOGGER.warning("Allocation '%s': %s", self.name, reason)
+            self._backoff.record_failure(str(error))
 
     def refresh(self, *, is_empty: bool = False) -> Allocation | None:
         """Query the batch system if the interval has passed; return the allocation if it has ended since the last call.
@@ -178,7 +150,7 @@ class AllocationSource:
 
     def _cancel_empty(self, allocation: Allocation) -> Allocation:
         """Cancel an allocation whose workers did not start, or all left while its job still runs."""
-        reason = f"it had no worker for {EMPTY_LIMIT_S:.0f} s"
+        reason = f"no worker was seen in it for {EMPTY_LIMIT_S:.0f} s"
         allocation.apply_report(JobReport(AllocationState.FAILED, reason))
         self._empty_since = None
         self._cancel(allocation)
@@ -193,13 +165,9 @@ class AllocationSource:
             output: The end of the log of a worker.
         """
         if has_worked:
-            self._failures = self._setbacks = 0
+            self._backoff.record_work()
         elif not allocation.released:
-            lines = "\n".join(filter(None, (output, allocation.output)))
-            ending = f"The output ends with:\n{lines}" if lines else "The output is empty."
-            end = f"{allocation.state.value}{f' ({allocation.reason})' if allocation.reason else ''}"
-            reason = f"Job {allocation.job}: {end}. Script and output are in '{allocation.directory}'. {ending}"
-            (self._count_setback if allocation.state in _EXTERNAL_ENDS else self._count_failure)(reason)
+            self._backoff.record_end_without_work(allocation, output)
 
     def release(self, *, by_force: bool) -> None:
         """Release the open allocation, which no step needs any more; cancel it if its workers do not leave.

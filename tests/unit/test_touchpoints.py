@@ -13,8 +13,8 @@ import maestrowf
 import pytest
 
 from maestro_celery_plugin.errors import UnsupportedMaestroError
-from maestro_celery_plugin.maestro import hooks
-from maestro_celery_plugin.maestro.hooks import TOUCHPOINTS, EnsembleArgumentParser, Touchpoint
+from maestro_celery_plugin.maestro import touchpoints
+from maestro_celery_plugin.maestro.touchpoints import TOUCHPOINTS, EnsembleArgumentParser, Touchpoint
 
 MAESTRO = Path(maestrowf.__file__).parent
 POINT = Touchpoint("maestrowf.nowhere", "gone", "nowhere.py:7 uses it", lambda original: (original, "replaced"))
@@ -55,11 +55,11 @@ PROGRAM = """
     import sys, warnings
     warnings.simplefilter("ignore")
     import maestrowf.maestro, maestrowf.conductor
-    from maestro_celery_plugin.maestro import hooks
+    from maestro_celery_plugin.maestro import touchpoints
 
-    hooks.install()
-    hooks.install()
-    finders = [f for f in sys.meta_path if isinstance(f, hooks._AfterImport)]
+    touchpoints.install()
+    touchpoints.install()
+    finders = [f for f in sys.meta_path if isinstance(f, touchpoints._AfterImport)]
     maestrowf.maestro.setup_argparser()
     print(len(finders))
     print(maestrowf.specification.YAMLSpecification.__module__)
@@ -81,9 +81,9 @@ def test_maestro_is_amended_once_however_often_it_is_asked_for():
         "1",
         "maestro_celery_plugin.maestro.specification",
         "maestro_celery_plugin.maestro.specification",
-        "maestro_celery_plugin.maestro.hooks",
+        "maestro_celery_plugin.maestro.touchpoints",
         "maestrowf.utils",
-        "maestro_celery_plugin.maestro.hooks",
+        "maestro_celery_plugin.maestro.touchpoints",
         "True",
         "maestrowf.specification.yamlspecification",
     ], answer.stderr
@@ -93,11 +93,11 @@ def test_an_unsupported_maestro_is_told_without_a_traceback():
     """A study must not run without its ensemble."""
     program = f"""
         import sys
-        from maestro_celery_plugin.maestro import hooks
-        wrong = hooks.Touchpoint("fractions", "gone", "a.py:1 uses it", None)
-        hooks.TOUCHPOINTS = (wrong,)
+        from maestro_celery_plugin.maestro import touchpoints
+        wrong = touchpoints.Touchpoint("fractions", "gone", "a.py:1 uses it", None)
+        touchpoints.TOUCHPOINTS = (wrong,)
         sys.path.insert(0, {str(Path(__file__).parent)!r})
-        hooks.install()
+        touchpoints.install()
         import fractions
         print("not here")
     """
@@ -123,19 +123,19 @@ def own(tmp_path, monkeypatch):
 
 
 def test_the_conductor_of_the_same_environment_is_started(own):
-    command = hooks._with_own_conductor("nohup conductor -t 60 /my/study > log")
+    command = touchpoints._with_own_conductor("nohup conductor -t 60 /my/study > log")
     assert command == f"nohup '{own}' -t 60 /my/study > log"
 
 
 def test_without_one_the_command_is_maestros(own):
     own.unlink()
     command = "nohup conductor -t 60 /my/study > log"
-    assert hooks._with_own_conductor(command) == command
+    assert touchpoints._with_own_conductor(command) == command
 
 
 @pytest.mark.parametrize("command", ["conductor -t 60", "echo nohup conductor x", ["nohup", "conductor"], None])
 def test_other_commands_are_left_alone(own, command):
-    assert hooks._with_own_conductor(command) == command
+    assert touchpoints._with_own_conductor(command) == command
 
 
 # --- the command line --------------------------------------------------------------------------------
@@ -152,5 +152,5 @@ def test_without_ensembles_the_wait_is_a_sleep():
     import time
 
     begin = time.monotonic()
-    hooks._wait(0.05)
+    touchpoints._wait(0.05)
     assert 0.05 <= time.monotonic() - begin < 2

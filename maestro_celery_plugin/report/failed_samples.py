@@ -11,8 +11,8 @@ from rich.text import Text
 
 from maestro_celery_plugin.files import tail
 from maestro_celery_plugin.report.reader import StatusReader
-from maestro_celery_plugin.report.samples import SampleStatus, values_of
-from maestro_celery_plugin.report.text import plain, section
+from maestro_celery_plugin.report.sample_status import SampleStatus, values_of
+from maestro_celery_plugin.report.terminal import plain, section
 
 __all__ = ["failures", "headline", "show_failed"]
 

@@ -1,22 +1,22 @@
-"""Schema: what does not fit is said in one sentence, with what was found and what is allowed."""
+"""Problems of a document: each invalid value has one sentence with the value that was found and the values allowed."""
 
 import pytest
 
-from maestro_celery_plugin.config import problems, schema
+from maestro_celery_plugin.config import conversion, schema_errors
 from maestro_celery_plugin.config.settings import BatchSettings, ResourceSettings, SampleSettings, StepSettings
 
 SAMPLES = {"file": "x.csv", "column_labels": ["A"]}
 
 
 def first_problem(block, data):
-    return next(iter(problems.problems(data, schema.json_schema(block))), None)
+    return next(iter(schema_errors.problems(data, conversion.json_schema(block))), None)
 
 
 @pytest.mark.parametrize(
     ("block", "data", "where", "sentence"),
     [
         (SampleSettings, {**SAMPLES, "fil": 1}, "", "unknown key 'fil'; did you mean 'file'?"),
-        (SampleSettings, {**SAMPLES, "qqqq": 1}, "", "unknown key 'qqqq'; known: 'column_labels', 'file', 'generate', "
+        (SampleSettings, {**SAMPLES, "qqqq": 1}, "", "unknown key 'qqqq'; allowed: 'column_labels', 'file', 'generate', "
          "'level_max_dirs'."),
         (SampleSettings, {"column_labels": ["A"]}, "", "the key 'file' is missing; add it."),
         (SampleSettings, {**SAMPLES, "column_labels": []}, "column_labels",
@@ -28,10 +28,9 @@ def first_problem(block, data):
         (SampleSettings, {**SAMPLES, "level_max_dirs": 25.0}, "level_max_dirs", "found '25.0'; an integer"),
         (SampleSettings, {**SAMPLES, "level_max_dirs": True}, "level_max_dirs", "found 'True'; an integer"),
         (SampleSettings, {**SAMPLES, "level_max_dirs": 1}, "level_max_dirs", "found '1'; an integer of at least 2"),
-        (SampleSettings, {**SAMPLES, "generate": {"cmdd": "x"}}, "generate", "the key 'cmd' is missing; did you mean it "
-         "by 'cmdd'?"),
+        (SampleSettings, {**SAMPLES, "generate": {"cmdd": "x"}}, "generate", "unknown key 'cmdd'; did you mean 'cmd'?"),
         (SampleSettings, {**SAMPLES, "generate": "x"}, "generate", "found 'x'; a block of keys is needed"),
-        (ResourceSettings, {"task_server": "dask"}, "task_server", "found 'dask'; known: 'celery'."),
+        (ResourceSettings, {"task_server": "dask"}, "task_server", "found 'dask'; allowed: 'celery'."),
         (ResourceSettings, {"task_server": "celry"}, "task_server", "found 'celry'; did you mean 'celery'?"),
         (ResourceSettings, {"workers": {"w": {"step": []}}}, "workers.w", "unknown key 'step'; did you mean 'steps'?"),
         (ResourceSettings, {"overlap": "no"}, "overlap", "found 'no'; true or false is needed"),
@@ -41,15 +40,15 @@ def first_problem(block, data):
         (StepSettings, {"retry_delay": None}, "retry_delay", "found nothing; a number of at least 0 is needed"),
     ],
 )  # fmt: skip
-def test_problems_name_key_finding_and_remedy(block, data, where, sentence):
-    path, said = first_problem(block, data)
+def test_a_problem_has_key_value_and_remedy(block, data, where, sentence):
+    path, text = first_problem(block, data)
     assert path == where
-    assert said.startswith(sentence)
+    assert text.startswith(sentence)
 
 
-def test_what_fits_has_no_problem():
+def test_a_valid_block_has_no_problem():
     assert first_problem(SampleSettings, {**SAMPLES, "level_max_dirs": 2, "generate": None}) is None
 
 
-def test_nearest_of_nothing():
-    assert problems.nearest("x", []) == "none is known here."
+def test_nearest_without_names():
+    assert schema_errors.nearest("x", []) == "no name is defined here."

@@ -1,4 +1,4 @@
-"""Former names: modules of version 0.1 that Maestro's pickle of a study refers to.
+"""Old pickles: modules of version 0.1 that Maestro's pickle of a study refers to.
 
 Maestro pickles a study with its dependencies when `maestro run` launches it; the conductor of a resumed study reads the
 pickle. The pickle of a study of version 0.1 contains the module names of that version.

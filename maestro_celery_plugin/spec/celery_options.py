@@ -6,13 +6,13 @@ Celery's own parser reads the options; this module lists the options that a spec
 from __future__ import annotations
 
 import dataclasses
-import os
 import shlex
 from typing import Any
 
 from maestro_celery_plugin.errors import SpecificationError
+from maestro_celery_plugin.processes import usable_cpus
 
-__all__ = ["WorkerArgs", "check_worker_args", "parse_worker_args", "usable_cpus"]
+__all__ = ["CeleryOptions", "check_celery_options", "parse_celery_options"]
 
 POOLS = ("threads", "solo", "prefork")
 
@@ -50,7 +50,7 @@ _RESERVED_CELERY_OPTIONS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class WorkerArgs:
+class CeleryOptions:
     """The parsed ``args`` of a worker group.
 
     Attributes:
@@ -66,24 +66,19 @@ class WorkerArgs:
     has_concurrency: bool
 
 
-def usable_cpus() -> int:
-    """Return the number of CPUs that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def check_worker_args(args: str, file: str, where: str) -> None:
+def check_celery_options(args: str, file: str, where: str) -> None:
     """Check the ``args`` of a worker group.
 
     Raises:
         SpecificationError: an option is unknown, has a wrong value, or must not be set.
     """
     try:
-        parse_worker_args(args)
+        parse_celery_options(args)
     except ValueError as cause:
         raise SpecificationError.at(file, where, str(cause)) from cause
 
 
-def parse_worker_args(args: str) -> WorkerArgs:
+def parse_celery_options(args: str) -> CeleryOptions:
     """Parse ``args`` as Celery does.
 
     Raises:
@@ -105,7 +100,7 @@ def parse_worker_args(args: str) -> WorkerArgs:
     slots = values["concurrency"] if "concurrency" in given else None
     if slots is not None and not (str(slots).isdigit() and int(slots) > 0):
         raise ValueError(f"found --concurrency {slots}; a number of at least 1 is needed.")
-    return WorkerArgs(
+    return CeleryOptions(
         slots=1 if pool == "solo" else int(slots or usable_cpus()),
         pool=pool,
         args=tuple(words),

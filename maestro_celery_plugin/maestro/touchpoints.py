@@ -1,4 +1,4 @@
-"""The hooks in Maestro: one list of the names that the plugin replaces, each with the line it relies on and a check.
+"""The touchpoints: the list of Maestro's names that the plugin replaces, each with the line it relies on and a check.
 
 Maestro discovers adapters, but has no other entry points. So the plugin replaces a few names in Maestro's modules after
 their import. It neither edits nor copies Maestro's code.
@@ -21,7 +21,8 @@ from typing import Any
 
 from maestro_celery_plugin import clock
 from maestro_celery_plugin.errors import EnsembleError, UnsupportedMaestroError
-from maestro_celery_plugin.maestro import former_names
+from maestro_celery_plugin.maestro import old_pickles
+from maestro_celery_plugin.maestro.launch_options import OPTIONS, check_output
 
 __all__ = ["TOUCHPOINTS", "Touchpoint", "install"]
 
@@ -66,9 +67,9 @@ class Touchpoint:
 
 
 def _specification(original: Any) -> Any:
-    from maestro_celery_plugin.maestro.specification import EnsembleSpecification
+    from maestro_celery_plugin.maestro.specification import Specification
 
-    return EnsembleSpecification
+    return Specification
 
 
 def _argument_parser(original: type[argparse.ArgumentParser]) -> type[argparse.ArgumentParser]:
@@ -144,14 +145,11 @@ class EnsembleArgumentParser(argparse.ArgumentParser):
 
 def _guarded_run(run: Callable[[Any], int], namespace: argparse.Namespace) -> int:
     """Run `maestro run`; print only the message of an error of the plugin."""
-    from maestro_celery_plugin.maestro import launch
-
-    options = launch.OPTIONS
-    options.launching, options.broker, options.dry_run = True, namespace.broker, namespace.dry
-    options.broker_host = namespace.broker_host
-    options.parameter_generator = namespace.pgen is not None
+    OPTIONS.launching, OPTIONS.broker, OPTIONS.dry_run = True, namespace.broker, namespace.dry
+    OPTIONS.broker_host = namespace.broker_host
+    OPTIONS.parameter_generator = namespace.pgen is not None
     try:
-        launch.check_output(namespace.out)
+        check_output(namespace.out)
         return run(namespace)
     except EnsembleError as error:
         print(f"maestro: error: {error}", file=sys.stderr)
@@ -209,7 +207,7 @@ def install() -> None:
     """
     if any(isinstance(finder, _AfterImport) for finder in sys.meta_path):
         return
-    former_names.install()
+    old_pickles.install()
     later: dict[str, list[Touchpoint]] = {}
     for touchpoint in TOUCHPOINTS:
         module = _loaded(touchpoint.module)

@@ -1,9 +1,9 @@
-"""Options of worker groups: Celery's own, checked when the specification is loaded."""
+"""The `args` of worker groups: options of `celery worker`, checked when the specification is loaded."""
 
 import pytest
 
 from maestro_celery_plugin.errors import SpecificationError
-from maestro_celery_plugin.spec.worker_args import check_worker_args, parse_worker_args, usable_cpus
+from maestro_celery_plugin.spec.celery_options import check_celery_options, parse_celery_options, usable_cpus
 
 
 @pytest.mark.parametrize(
@@ -19,8 +19,8 @@ from maestro_celery_plugin.spec.worker_args import check_worker_args, parse_work
         ("--logfile=%%p.log", usable_cpus(), "threads"),
     ],
 )
-def test_options_are_honoured(args, slots, pool):
-    options = parse_worker_args(args)
+def test_options_set_slots_and_pool(args, slots, pool):
+    options = parse_celery_options(args)
     assert (options.slots, options.pool) == (slots, pool)
     assert options.args == tuple(args.split())
 
@@ -29,8 +29,8 @@ def test_options_are_honoured(args, slots, pool):
     ("args", "message"),
     [
         ("--concurency 3", "No such option '--concurency'. Did you mean '--concurrency'?"),
-        ("-A app", "the option -A cannot be set here: workers run the plugin's application."),
-        ("--app=x", "the option --app cannot be set here: workers run the plugin's application."),
+        ("-A app", "the option -A cannot be set here: workers run the application of the plugin."),
+        ("--app=x", "the option --app cannot be set here: workers run the application of the plugin."),
         (
             "-b redis://",
             "the option -b cannot be set here: the broker is chosen with `maestro run --broker`.",
@@ -39,24 +39,24 @@ def test_options_are_honoured(args, slots, pool):
             "-Q q",
             "the option --queues cannot be set here: the task queues follow from `steps` or `task_queues`.",
         ),
-        ("-n w1", "the option --hostname cannot be set here: worker names are given by the plugin."),
+        ("-n w1", "the option --hostname cannot be set here: the plugin names the workers."),
         ("--pool gevent", "found the pool 'gevent'; one of threads, solo, prefork is needed."),
         ("-c 0", "found --concurrency 0; a number of at least 1 is needed."),
         ("-c two", "found --concurrency two; a number of at least 1 is needed."),
         ("-c", "Option '-c' requires an argument."),
-        ("--help", "the option --help cannot be set here: it starts no worker."),
-        ("-D", "the option --detach cannot be set here: the plugin starts and ends its workers."),
-        ("stray", "unexpected word 'stray'."),
+        ("--help", "the option --help cannot be set here: it does not start a worker."),
+        ("-D", "the option --detach cannot be set here: the plugin starts and ends the workers."),
+        ("stray", "unexpected argument 'stray'."),
         ("'", "No closing quotation"),
     ],
 )
-def test_what_cannot_be_given_is_said(args, message):
+def test_an_option_that_is_not_allowed_is_refused(args, message):
     with pytest.raises(SpecificationError) as error:
-        check_worker_args(args, "study.yaml", "merlin.resources.workers.w.args")
+        check_celery_options(args, "study.yaml", "merlin.resources.workers.w.args")
     assert str(error.value) == f"study.yaml: merlin.resources.workers.w.args: {message}"
 
 
 @pytest.mark.parametrize("args", ["-l loud", "--prefetch-multiplier many", "-O quick"])
-def test_wrong_values(args):
+def test_an_option_with_a_wrong_value_is_refused(args):
     with pytest.raises(ValueError, match="Invalid value for"):
-        parse_worker_args(args)
+        parse_celery_options(args)

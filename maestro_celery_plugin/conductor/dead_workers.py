@@ -1,0 +1,79 @@
+"""Dead workers: the conductor takes their samples back (`WorkerPool.refresh` tells which workers live)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Set
+
+from maestro_celery_plugin import clock
+from maestro_celery_plugin.conductor.step_records import StepRecords
+from maestro_celery_plugin.conductor.worker_pool import WorkerPool
+from maestro_celery_plugin.processes import host_name
+from maestro_celery_plugin.study.heartbeats import SILENCE_LIMIT_S
+
+__all__ = ["DeadWorkers"]
+
+LOGGER = logging.getLogger(__name__)
+
+# Interval between two reads of the ledger files of ended workers.
+ENDED_WORKERS_INTERVAL_S = 5.0
+
+
+class DeadWorkers:
+    """Finds the workers that have died since the last call, and those that have ended at any time.
+
+    Args:
+        pool: The worker pool.
+        records: The step records, after `StepRecords.load`.
+        has_other_hosts: Whether workers may run on machines other than this one.
+    """
+
+    def __init__(self, pool: WorkerPool, records: StepRecords, *, has_other_hosts: bool) -> None:
+        self._pool, self._records, self._has_other_hosts = pool, records, has_other_hosts
+        self._seen = {*pool.alive, *records.started_writers}
+        self._first_leased: dict[str, float] = {}
+        self._followed_all_at = 0.0
+
+    @property
+    def ended(self) -> Set[str]:
+        """The workers that have left or died.
+
+        After many allocations, most ledger files belong to such workers. A worker that was only silent may still write.
+        """
+        return self._seen - self._pool.alive.keys()
+
+    def detect(self) -> bool:
+        """Find the workers that have died, and record their running attempts as lost.
+
+        Returns:
+            Whether attempts or leases were lost.
+        """
+        holders = self._records.leases.holders()
+        dead = self._pool.refresh()
+        for beat in dead:
+            LOGGER.warning("Worker '%s' on %s has died.", beat.name, beat.node)
+            self._pool.reap(beat)
+        silent = {beat.name for beat in dead if beat.host != host_name()}
+        self._seen.update(self._pool.alive, (beat.name for beat in dead))
+        lost = holders.union(beat.name for beat in dead).difference(self._pool.alive)
+        lost -= self._unseen(lost)
+        if lost or clock.monotonic() - self._followed_all_at > ENDED_WORKERS_INTERVAL_S:
+            self._records.follow()
+            self._followed_all_at = clock.monotonic()
+        if lost:
+            # A supervisor reports the death of its worker; if the supervisor is silent as well, the machine has failed.
+            on_failed_machines = {writer for writer in lost if writer.partition(".")[0] in silent}
+            self._records.mark_lost(lost - on_failed_machines)
+            self._records.mark_lost(on_failed_machines, external_cause=True)
+        return bool(lost)
+
+    def _unseen(self, writers: set[str]) -> set[str]:
+        """Return the writers whose ledger is visible, but whose heartbeat may not be visible yet.
+
+        The files are in different directories, which NFS caches separately.
+        """
+        if not self._has_other_hosts:
+            return set()
+        now = clock.monotonic()
+        unseen = writers - self._seen
+        return {name for name in unseen if now - self._first_leased.setdefault(name, now) < SILENCE_LIMIT_S}

@@ -1,0 +1,79 @@
+"""Re-opening: whether another allocation opens for the step records of an allocation that has ended."""
+
+from __future__ import annotations
+
+import logging
+
+from maestro_celery_plugin.batch.allocation import Allocation
+from maestro_celery_plugin.conductor.allocation_source import AllocationSource
+from maestro_celery_plugin.conductor.step_record import StepRecord
+from maestro_celery_plugin.conductor.step_records import StepRecords
+from maestro_celery_plugin.conductor.worker_pool import WorkerPool
+from maestro_celery_plugin.states import ALLOCATION_ENDS, AllocationState, RecordState
+from maestro_celery_plugin.study.session import Session
+from maestro_celery_plugin.study.worker_identity import has_stem, last_output, worker_stem
+
+__all__ = ["Reopening"]
+
+LOGGER = logging.getLogger(__name__)
+
+
+class Reopening:
+    """Decides for each unfinished step record of an allocation that has ended (`states.ALLOCATION_ENDS`).
+
+    - With started samples, it times out. Maestro restarts it, up to the limit of `-r`, and the restart opens the next
+      allocation.
+    - Without started samples, it stays open, and `Scaling` opens the next allocation without a restart (`backoff.py`
+      limits how often).
+    - If a person has cancelled the allocation, it is cancelled.
+
+    Args:
+        session: The session.
+        pool: The worker pool.
+        records: The step records.
+    """
+
+    def __init__(self, session: Session, pool: WorkerPool, records: StepRecords) -> None:
+        self._session, self._pool, self._records = session, pool, records
+
+    def apply(self, source: AllocationSource, allocation: Allocation) -> None:
+        """Apply the end of an allocation to the step records of its groups."""
+        groups = self._pool.groups_of(source)
+        dead = self._pool.refresh()
+        for beat in dead:
+            self._pool.reap(beat)
+        self._records.follow()
+        external_cause = allocation.state is not AllocationState.OUT_OF_MEMORY
+        self._records.mark_lost((beat.name for beat in dead), external_cause=external_cause)
+        stems = tuple(worker_stem(group, allocation.label) for group in groups)
+        has_worked = any(has_stem(writer, stem) for writer in self._records.started_writers for stem in stems)
+        source.record_end(allocation, has_worked=has_worked, output=last_output(self._session, stems))
+        ended = []
+        for record in self._records.with_work():
+            if not set(record.groups).intersection(groups):
+                continue  # other groups run this step record
+            if not self._pool.has_source_for(record.groups):
+                ended.append(record)
+            elif not allocation.released and (record.has_started or allocation.state is AllocationState.CANCELLED):
+                record.withdrawn.update(groups)  # a restart opens the next allocation after all groups have ended
+        if not allocation.released:
+            self._time_out(ended, allocation)
+
+    def _time_out(self, records: list[StepRecord], allocation: Allocation) -> None:
+        """Time out step records with a started sample; cancel all of them if their allocation was cancelled.
+
+        Args:
+            records: The step records whose last allocation has ended.
+            allocation: The last allocation.
+        """
+        end = f"{allocation.state.value}{f' ({allocation.reason})' if allocation.reason else ''}"
+        reason = f"Allocation '{allocation.label}' (job {allocation.job}) has ended: {end}."
+        if ALLOCATION_ENDS[allocation.state] is RecordState.CANCELLED:
+            LOGGER.warning("%d step records are cancelled. %s", len(records), reason)
+            self._records.cancel(*records, reason=reason)
+            return
+        for record in records:
+            if record.has_started:
+                LOGGER.warning("'%s' has unfinished samples. %s", record.manifest.name, reason)
+                record.timed_out, record.reason = True, reason
+        self._records.store_reasons()

@@ -1,0 +1,213 @@
+"""The specification of an ensemble: a specification of Maestro with the blocks and step keys of Merlin.
+
+It passes the stages below. An error in a stage stops the launch with one message before any file is created:
+
+YAML → values of variables (`spec/variables.py`) → checks (`spec/checks.py`, `spec/worker_groups.py`,
+`spec/resource_checks.py`) → `YAMLSpecification` + `EnsembleSettings`
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from maestrowf.specification.yamlspecification import YAMLSpecification
+
+from maestro_celery_plugin.config import conversion
+from maestro_celery_plugin.config.settings import (
+    BatchSettings,
+    EnsembleSettings,
+    MerlinSettings,
+    ResourceSettings,
+    StepFacts,
+)
+from maestro_celery_plugin.config.step_entry import STEP_KEY
+from maestro_celery_plugin.config.tokens import SAMPLE_TOKENS, NameMatcher, names_in, substitute
+from maestro_celery_plugin.errors import SpecificationError
+from maestro_celery_plugin.maestro.launch import EnsembleDependency, check_launch
+from maestro_celery_plugin.maestro.launch_options import OPTIONS
+from maestro_celery_plugin.maestro.schemas import maestro_schemas
+from maestro_celery_plugin.spec.checks import (
+    STEP_SETTING_KEYS,
+    check_content,
+    check_native,
+    check_shape,
+    unknown_tokens,
+    without_empty_keys,
+)
+from maestro_celery_plugin.spec.launcher import launches
+from maestro_celery_plugin.spec.resource_checks import check_resources, step_needs
+from maestro_celery_plugin.spec.variables import Variables
+from maestro_celery_plugin.spec.worker_groups import check_groups, native_steps, task_queues, with_task_queues
+
+LOGGER = logging.getLogger(__name__)
+
+__all__ = ["EnsembleSpecification"]
+
+
+class EnsembleSpecification(YAMLSpecification):  # type: ignore[misc]
+    """A Maestro specification with an ensemble; `read` makes it.
+
+    Attributes:
+        ensemble: The settings of the ensemble.
+    """
+
+    ensemble: EnsembleSettings
+    _sampled: frozenset[str] = frozenset()
+    _native: frozenset[str] = frozenset()
+
+    @classmethod
+    def read(cls, data: dict[str, Any], file: str, path: str | None) -> EnsembleSpecification:
+        """Read and verify a specification.
+
+        Args:
+            data: The specification as a dictionary.
+            file: Name of the file for messages.
+            path: The file; None for a stream.
+
+        Raises:
+            SpecificationError: the specification cannot be used.
+        """
+        specification = cls()
+        specification.path = path
+        specification._read(data, file)
+        if path is not None:
+            check_launch(specification.ensemble, file)
+        return specification
+
+    def _read(self, data: dict[str, Any], file: str) -> None:
+        check_shape(data, file)
+        data = without_empty_keys(Variables(data, file).insert_into(data))
+        check_content(data, maestro_schemas(), file)
+        self._sampled = _sampled_steps(data)
+        resources = conversion.from_dict(ResourceSettings, (data.get("merlin") or {}).get("resources") or {})
+        self._native = native_steps(resources, self._sampled, data)
+        check_native(data, self._native, file)
+        self.ensemble = _ensemble_settings(data, resources, self._native, file)
+        self.description = data["description"]
+        self.environment = _maestro_environment(data.get("env") or {}, self.path)
+        self.globals = data.get("global.parameters") or {}
+        self.study = data["study"]
+        self.batch = {"type": "celery"}  # `launch.EnsembleDependency` completes it
+        self._verify_by_maestro(file)
+        self.ensemble = dataclasses.replace(self.ensemble, steps=self._step_facts(data, file))
+        check_resources(self.ensemble, data, file, query_nodes=OPTIONS.launching)
+        if not OPTIONS.parameter_generator:  # its parameters do not exist yet
+            for where, name in unknown_tokens(data):
+                LOGGER.warning(
+                    "%s: %s: $(%s) is not a column label, parameter or variable; the shell will run it as a command.",
+                    file,
+                    where,
+                    name,
+                )
+
+    def _step_facts(self, data: dict[str, Any], file: str) -> dict[str, StepFacts]:
+        queues = task_queues(data, file)
+        facts = {}
+        for step in data["study"]:
+            name, run = step["name"], {"cmd": "", "restart": "", **step["run"]}
+            depends = tuple(run.get("depends") or ())
+            if name in self._native:  # Maestro's adapter handles its resources
+                facts[name] = StepFacts(queues=(), depends=depends)
+                continue
+            facts[name] = StepFacts(
+                queues=queues[name],
+                depends=depends,
+                sampled=name in self._sampled,
+                launches=launches(run["cmd"]) or launches(run["restart"]),
+                needs=step_needs(self.ensemble, step, file),
+            )
+        return facts
+
+    def _verify_by_maestro(self, file: str) -> None:
+        """Let Maestro verify its part; its logger is disabled meanwhile, because it would log a traceback."""
+        maestro_logger = logging.getLogger(YAMLSpecification.__module__)
+        disabled, maestro_logger.disabled = maestro_logger.disabled, True
+        steps = self.study
+        self.study = [{**step, "run": _maestro_part(step["run"])} for step in steps]
+        try:
+            self.verify()
+        except Exception as cause:
+            raise SpecificationError.at(file, "", str(getattr(cause, "message", cause))) from cause
+        finally:
+            self.study = steps
+            maestro_logger.disabled = disabled
+
+    def get_study_environment(self) -> Any:
+        """Return Maestro's environment, with the samples and the session as a dependency."""
+        environment = super().get_study_environment()
+        environment.add(EnsembleDependency(self.ensemble, self.batch))
+        return environment
+
+    def get_study_steps(self) -> list[Any]:
+        """Return Maestro's steps, with the plugin's settings under one key of `run`; native steps do not change.
+
+        A step without `restart` gets its `cmd` as `restart`: Maestro gives steps without `restart` a restart limit of
+        0, which means unlimited (datastructures/core/study.py:580, executiongraph.py:215).
+        """
+        steps: list[Any] = super().get_study_steps()
+        for step in steps:
+            if step.name not in self._native:
+                _add_entry(step, is_sampled=step.name in self._sampled)
+        return steps
+
+
+def _add_entry(step: Any, *, is_sampled: bool) -> None:
+    """Move the plugin's settings of a step under one key of `run` (`config/step_entry.py`)."""
+    settings = {key: step.run[key] for key in STEP_SETTING_KEYS if step.run.get(key) is not None}
+    step.run[STEP_KEY] = {"step": step.name, "sampled": is_sampled, "settings": settings}
+    step.run["restart"] = step.run["restart"] or step.run["cmd"]
+    for key in STEP_SETTING_KEYS:
+        step.run.pop(key, None)
+
+
+def _sampled_steps(data: Mapping[str, Any]) -> frozenset[str]:
+    """Return the names of the steps whose own `cmd` or `restart` has a token of a sample."""
+    samples = (data.get("merlin") or {}).get("samples")
+    if samples is None:
+        return frozenset()
+    env = data.get("env") or {}
+    texts = {name: str(value) for name, value in (env.get("labels") or {}).items()}
+    other_names = {*(data.get("global.parameters") or {}), *(env.get("variables") or {}), *texts}
+    matcher = NameMatcher((*samples["column_labels"], *SAMPLE_TOKENS))
+
+    def is_sampled(run: Mapping[str, Any]) -> bool:
+        used = {name for key in ("cmd", "restart") for name in names_in(substitute(run.get(key) or "", texts))}
+        return any(matcher.match(name) for name in used - other_names)
+
+    return frozenset(step["name"] for step in data["study"] if is_sampled(step["run"]))
+
+
+def _maestro_part(run: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in run.items() if key not in STEP_SETTING_KEYS}
+
+
+def _maestro_environment(env: Mapping[str, Any], path: str | None) -> dict[str, Any]:
+    """Return `env` in a form for Maestro: no lists among the variables, no `$(SPECROOT)` in `OUTPUT_PATH`.
+
+    Merlin allows `$(SPECROOT)` there, but Maestro reads `OUTPUT_PATH` before it sets `SPECROOT` (maestro.py:380, 437).
+    """
+    if not env.get("variables"):
+        return dict(env)
+    variables = {n: str(v) if isinstance(v, list) else v for n, v in env["variables"].items()}
+    if path and isinstance(variables.get("OUTPUT_PATH"), str):
+        root = str(Path(path).absolute().parent)
+        variables["OUTPUT_PATH"] = substitute(variables["OUTPUT_PATH"], {"SPECROOT": root})
+    return {**env, "variables": variables}
+
+
+def _ensemble_settings(
+    data: dict[str, Any], resources: ResourceSettings, native: frozenset[str], file: str
+) -> EnsembleSettings:
+    samples = conversion.from_dict(MerlinSettings, data.get("merlin") or {}).samples
+    queues = task_queues(data, file)
+    check_groups(resources, queues, data, file)
+    queues = {step: names for step, names in queues.items() if step not in native}
+    return EnsembleSettings(
+        batch=conversion.from_dict(BatchSettings, data.get("batch") or {}),
+        resources=with_task_queues(resources, queues, data, file),
+        samples=samples,
+    )

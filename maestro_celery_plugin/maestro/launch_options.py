@@ -1,0 +1,39 @@
+"""The options of `maestro run` for ensembles."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from maestro_celery_plugin.errors import StudyError
+from maestro_celery_plugin.files import is_locked
+
+__all__ = ["OPTIONS", "LaunchOptions", "check_output"]
+
+
+@dataclasses.dataclass
+class LaunchOptions:
+    """The options of `maestro run` for ensembles; the argument parser sets them (`touchpoints.py`)."""
+
+    launching: bool = False
+    broker: str | None = None
+    broker_host: str | None = None
+    dry_run: bool = False
+    parameter_generator: bool = False
+
+
+OPTIONS = LaunchOptions()
+
+
+def check_output(directory: str | None) -> None:
+    """Check that `maestro run --out` does not overwrite a study that is running.
+
+    Raises:
+        StudyError: the study in this directory is running.
+    """
+    lock = Path(directory or "", "merlin_info", "conductor.lock")
+    if directory and is_locked(lock):
+        raise StudyError(
+            f"--out: a study is running in '{directory}'; cancel it with `maestro cancel {directory}`, or use another "
+            "directory."
+        )

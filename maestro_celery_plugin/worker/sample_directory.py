@@ -1,0 +1,105 @@
+"""The directory of a sample: it is made for the first attempt, together with the script of the sample."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from maestro_celery_plugin.config.tokens import Template
+from maestro_celery_plugin.samples.token_values import sample_values
+from maestro_celery_plugin.study.manifest import Manifest
+
+__all__ = ["CannotRunError", "SampleDirectories"]
+
+
+class CannotRunError(Exception):
+    """A sample cannot start, for example because the disk is full or the interpreter does not exist."""
+
+    def __init__(self, cause: OSError) -> None:
+        super().__init__(str(cause))
+        self.errno = cause.errno or 0
+
+
+class SampleDirectories:
+    """The directories of the samples of one step record, with their scripts; several threads may use it.
+
+    Args:
+        manifest: The step record.
+        row: Returns the values of a sample.
+    """
+
+    def __init__(self, manifest: Manifest, row: Callable[[int], Sequence[str]]) -> None:
+        self._manifest, self._row = manifest, row
+        # A slot needs a path several times while the sample runs, and not after its end.
+        self._path_of = functools.lru_cache(maxsize=256)(manifest.paths.of)
+        names = (*manifest.labels, "MERLIN_SAMPLE_ID", "MERLIN_SAMPLE_PATH", "MERLIN_SAMPLE_VECTOR")
+        names = (*names, "MERLIN_SAMPLE_NAMES") if manifest.sampled else ()
+        self._templates = {
+            again: Template(f"#!{manifest.shell}\n\n{text}\n", names)
+            for again, text in ((False, manifest.cmd), (True, manifest.restart))
+        }
+
+    def path(self, sample: int) -> str:
+        """Return the directory in which a sample runs."""
+        path = self._path_of(sample) if self._manifest.sampled else "."
+        return self._manifest.workspace if path == "." else f"{self._manifest.workspace}/{path}"
+
+    def stem(self, sample: int) -> str:
+        """Return the path of the script and the output files of a sample, without their suffix."""
+        return f"{self.path(sample)}/{self._manifest.script}"
+
+    def claim(self, sample: int) -> bool:
+        """Make the directory of a sample and its script; return False if another process has made the script.
+
+        The process that creates the script owns the first attempt: if two workers have the same message, only one of
+        them creates it. If a record is not sampled or has one sample, its script already exists, and this method
+        returns False.
+
+        Raises:
+            CannotRunError: there is no space or no permission for the script.
+        """
+        directory = self.path(sample)
+        if directory == self._manifest.workspace:
+            return False
+        try:
+            _make_directory(directory)
+            self._write(sample, directory, ".sh", again=False, flags=os.O_EXCL)
+        except FileExistsError:
+            return False
+        except OSError as cause:
+            raise CannotRunError(cause) from cause
+        return True
+
+    def write_script(self, sample: int, *, again: bool) -> str:
+        """Write the script of a sample, with `cmd` or `restart`, and return its path."""
+        suffix = ".restart.sh" if again else ".sh"
+        return self._write(sample, self.path(sample), suffix, again=again, flags=os.O_TRUNC)
+
+    def _write(self, sample: int, directory: str, suffix: str, *, again: bool, flags: int) -> str:
+        values = {}
+        if self._manifest.sampled:
+            values = sample_values(self._manifest.labels, self._row(sample), sample, self._path_of(sample))
+        script = f"{directory}/{self._manifest.script}{suffix}"
+        text = self._templates[again].fill(values).encode()
+        descriptor = os.open(script, os.O_WRONLY | os.O_CREAT | flags, 0o755)
+        try:
+            while text:
+                text = text[os.write(descriptor, text) :]
+        except OSError:
+            if flags & os.O_EXCL:  # the script of an earlier attempt stays: it shows that the sample was started
+                Path(script).unlink()
+            raise
+        finally:
+            os.close(descriptor)
+        return script
+
+
+def _make_directory(directory: str) -> None:
+    try:
+        os.mkdir(directory)  # noqa: PTH102 (a Path costs time, for each sample)
+    except FileExistsError:
+        return
+    except FileNotFoundError:
+        Path(directory).mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,75 @@
+"""The choice of a broker: which one comes first, its URL, and no password in a message."""
+
+from __future__ import annotations
+
+import pytest
+
+from maestro_celery_plugin.broker.choice import ENVIRONMENT_VARIABLE, choose, masked
+from maestro_celery_plugin.errors import BrokerError
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch, tmp_path):
+    """A user without a configuration."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USER", "ada")
+    monkeypatch.delenv(ENVIRONMENT_VARIABLE, raising=False)
+    return tmp_path
+
+
+def test_the_option_comes_before_the_environment_and_this_before_the_file(alone, monkeypatch):
+    assert choose(None).url is None
+    (alone / "app.yaml").write_text("broker: {url: 'redis://file'}")
+    assert choose(None).url == "redis://file"
+    monkeypatch.setenv(ENVIRONMENT_VARIABLE, "redis://environment")
+    assert choose(None).url == "redis://environment"
+    assert choose("redis://option").url == "redis://option"
+
+
+@pytest.mark.parametrize(
+    ("block", "url"),
+    [
+        ("{name: redis, server: h}", "redis://h:6379/0"),
+        ("{name: rediss, server: h, port: 7, db_num: 3, password: 'a/b@c'}", "rediss://:a%2Fb%40c@h:7/3"),
+        ("{name: rabbitmq, server: h, password: p}", "amqps://ada:p@h:5671/ada"),
+        ("{name: rabbitmq, server: h, username: u, password: p, vhost: /v}", "amqps://u:p@h:5671/%2Fv"),
+        ("{name: redis+socket, path: /s}", "redis+socket:///s?virtual_host=0"),
+    ],
+)
+def test_the_broker_block_of_merlin_is_a_url(alone, block, url):
+    (alone / "app.yaml").write_text(f"broker: {block}")
+    assert choose(None).url == url
+
+
+def test_the_password_of_merlin_may_be_in_a_file(alone):
+    (alone / "secret").write_text("geheim\n")
+    (alone / "app.yaml").write_text(f"broker: {{name: redis, server: h, password: '{alone}/secret'}}")
+    assert choose(None).url == "redis://:geheim@h:6379/0"
+
+
+@pytest.mark.parametrize("text", ["", "broker: {}", "broker: [1]", "{"])
+def test_a_broker_block_that_cannot_be_used_is_an_error(alone, text):
+    (alone / "app.yaml").write_text(text)
+    with pytest.raises(BrokerError, match=r"app\.yaml: no usable broker block \(.*\); correct it, or set a broker with"):
+        choose(None)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://host:1/0", "redis://host:1/0"),
+        ("redis://:geheim@host:1/0", "redis://:***@host:1/0"),
+        ("amqp://user:geheim@host:1/v", "amqp://user:***@host:1/v"),
+        ("redis://:geh%40eim@host/0", "redis://:***@host/0"),
+        ("redis://:geh@eim@host/0", "redis://:***@host/0"),
+        ("redis://:geh/eim@host/0", "redis://***"),
+        ("redis://:geh#eim@host/0", "redis://***"),
+        ("redis://:geh?eim@host/0", "redis://***"),
+        ("redis+socket:///path?virtual_host=0", "redis+socket:///path?virtual_host=0"),
+        ("nonsense", "nonsense"),
+    ],
+)
+def test_a_url_is_shown_without_its_password(url, shown):
+    assert masked(url) == shown
+    assert "eim" not in masked(url)
