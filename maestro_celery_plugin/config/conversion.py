@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from pydantic import TypeAdapter
+from pydantic import ConfigDict, TypeAdapter
 
-__all__ = ["from_dict", "from_json", "json_schema", "keys_of", "to_dict", "to_json"]
+__all__ = ["from_dict", "from_json", "json_schema", "keys_of", "rules", "to_dict", "to_json"]
 
 T = TypeVar("T")
-
 
 _ADAPTERS: dict[type, TypeAdapter[Any]] = {}
 
@@ -19,6 +18,16 @@ def _adapter(cls: type) -> TypeAdapter[Any]:
     if cls not in _ADAPTERS:
         _ADAPTERS[cls] = TypeAdapter(cls)
     return _ADAPTERS[cls]
+
+
+def rules(cls: type[T]) -> type[T]:
+    """Make a dataclass with rules for samples refuse unknown fields, which a later version may have written.
+
+    A sample must not run without a rule. Other dataclasses ignore unknown fields: a live worker must not count as dead
+    because its heartbeat has a new field.
+    """
+    cls.__pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[attr-defined]
+    return cls
 
 
 def json_schema(cls: type) -> dict[str, Any]:

@@ -30,6 +30,7 @@ __all__ = [
 LOCAL = "local"
 
 
+@conversion.rules
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GroupConfig:
     """The configuration of one worker group, resolved from the specification.

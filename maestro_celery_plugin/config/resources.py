@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from maestro_celery_plugin.config import conversion
+
 __all__ = ["ScriptCount", "StepNeeds"]
 
 
@@ -30,6 +32,7 @@ class ScriptCount(int):
         return self.text
 
 
+@conversion.rules
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StepNeeds:
     """The resources of one sample, from the step keys of Maestro and Merlin.

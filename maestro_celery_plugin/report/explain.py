@@ -183,7 +183,7 @@ class _Explanation:
             yield "Maestro runs it itself, as a separate batch job."
             return
         counts = step.samples
-        yield f"{counts.running} samples run, {counts.pending} wait, {counts.finished + counts.failed} have ended."
+        yield f"Samples: {counts.running} running, {counts.pending} waiting, {counts.finished + counts.failed} ended."
 
     def _groups_of(self, step: StepStatus) -> list[str]:
         facts = self._plan.settings.steps.get(step.step)

@@ -13,6 +13,7 @@ from maestro_celery_plugin.samples.paths import SamplePaths
 __all__ = ["Manifest"]
 
 
+@conversion.rules
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Manifest:
     """The scripts and rules of a step record.

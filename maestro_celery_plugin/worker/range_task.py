@@ -110,7 +110,9 @@ class _RangeRun:
         except LedgerError:
             raise
         except Exception:  # an error in the plugin; without an outcome, the sample would be sent again endlessly
-            LOGGER.exception("%s: sample %d", task.manifest, self._sample)
+            LOGGER.exception(
+                "Sample %d of '%s' has failed because of an error in the worker.", self._sample, task.manifest
+            )
             self._write_entry(Kind.ENDED, self._sample, code=BROKEN)
         finally:
             self._write_entry(Kind.RELEASED, task.start, task.stop)

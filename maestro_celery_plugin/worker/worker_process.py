@@ -174,7 +174,7 @@ class WorkerProcess:
         if not self._session.path.exists():
             return "its session does not exist any more"
         if self._session.worker_stop_requested(self._arguments.name):
-            return "the session requests its end"
+            return "it was asked to stop"
         if not self._supervisor.is_alive:
             return "its supervisor has died"
         if self._broker_has_moved() and self._idle_s() > 0:

@@ -50,7 +50,7 @@ def test_running_and_waiting_steps_are_explained(run, tmp_path):
 
     text = explained(study)
 
-    assert "sim  RUNNING\n    2 samples run, 1 wait, 0 have ended.\n    Worker group 'sims': sims-1 (busy).\n" in text
+    assert "sim  RUNNING\n    Samples: 2 running, 1 waiting, 0 ended.\n    Worker group 'sims': sims-1 (busy).\n" in text
     assert "post  INITIALIZED\n    It needs sim (RUNNING).\n" in text
 
 

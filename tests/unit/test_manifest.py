@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+
+import pytest
 from ensembles import a_manifest
 
 from maestro_celery_plugin.config.resources import ScriptCount, StepNeeds
@@ -16,6 +19,22 @@ def test_it_comes_back_as_it_was_written(tmp_path):
     manifest.write(tmp_path / "deep" / "manifest.json")
 
     assert Manifest.read(tmp_path / "deep" / "manifest.json") == manifest
+
+
+@pytest.mark.parametrize("block", [(), ("needs",)], ids=["manifest", "needs"])
+def test_a_manifest_with_an_unknown_rule_is_refused(tmp_path, block):
+    """Given a manifest of a later version with a new rule, then a worker does not run samples without this rule."""
+    path = tmp_path / "manifest.json"
+    a_manifest().write(path)
+    values = json.loads(path.read_text())
+    place = values
+    for key in block:
+        place = place.setdefault(key, {})
+    place["stop_at_midnight"] = True
+    path.write_text(json.dumps(values))
+
+    with pytest.raises(ValueError, match=r"stop_at_midnight\s+(Unexpected keyword argument|Extra inputs)"):
+        Manifest.read(path)
 
 
 def test_all_of_a_study_come_in_the_order_of_their_numbers(tmp_path):
