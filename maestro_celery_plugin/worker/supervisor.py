@@ -2,8 +2,8 @@
 
     python -m maestro_celery_plugin.worker [--name NAME] [--allocation NAME/NUMBER] SESSION GROUP
 
-The supervisor imports little and waits. When the Celery worker has ended for any reason, the supervisor ends the
-samples that still run, so that no sample outlives the worker that records its end.
+The supervisor does not import Celery; it waits. When the Celery worker has ended for any reason, the supervisor ends
+the samples that still run, so that no sample outlives the worker that records its end.
 """
 
 from __future__ import annotations
