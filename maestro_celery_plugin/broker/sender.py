@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import logging
 from collections.abc import Iterable
 
 from celery import Celery
@@ -12,6 +12,8 @@ from maestro_celery_plugin.broker.messages import RangeTask, Signer
 from maestro_celery_plugin.study.session import Session
 
 __all__ = ["Sender"]
+
+LOGGER = logging.getLogger(__name__)
 
 
 class Sender:
@@ -46,10 +48,12 @@ class Sender:
             queues: Task queues of the session.
             delete: Whether to delete the queues first, for example on a broker that other users share.
         """
-        with contextlib.suppress(Exception):  # a broker that does not exist any more needs no cleanup
+        try:
             if delete:
                 with self._app.connection_for_write(connect_timeout=2) as connection:
                     for name in queues:
                         connection.default_channel.queue_delete(self._session.queue(name))
             self._app.close()
             self._app.pool.force_close_all()
+        except Exception as cause:  # each transport has its own errors; a private broker may not exist any more
+            LOGGER.info("The broker does not answer; queues of this session may remain on it: %s", cause)

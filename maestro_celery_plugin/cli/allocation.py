@@ -73,9 +73,9 @@ def _allocation(plan: StudyPlan, name: str, groups: list[str]) -> Preview:
     system = batch_system(batch.type)
     if system is None:
         raise AllocationError("A local worker group has no allocation.")
-    held = system.current_allocation(os.environ)
-    jobs: Jobs = ProcessJobs(held.job, Deadline(), BatchJobs(system)) if held else BatchJobs(system)
+    current = system.current_allocation(os.environ)
+    jobs: Jobs = ProcessJobs(current.job, Deadline(), BatchJobs(system)) if current else BatchJobs(system)
     with tempfile.TemporaryDirectory(prefix="maestro-celery-") as directory:
         text = jobs.script(request_for(plan, Session(plan.session), groups, "1"), Path(directory)).read_text()
-    place = f"in the allocation {held.job} around this process" if held else f"by {batch.type}"
+    place = f"in the allocation {current.job} around this process" if current else f"by {batch.type}"
     return Preview(f"allocation '{name}' of worker group {', '.join(map(repr, groups))}, {place}", text.rstrip())

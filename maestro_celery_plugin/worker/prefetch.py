@@ -55,8 +55,7 @@ class PrefetchStep(bootsteps.StartStopStep):  # type: ignore[misc]
     def stop(self, consumer: Any) -> None:
         """Detach from the event loop."""
         if self._pipe is not None:
-            with contextlib.suppress(Exception):  # the loop may not exist any more
-                consumer.hub.remove_reader(self._pipe[0])
+            consumer.hub.remove_reader(self._pipe[0])  # kombu ignores a loop that is closed (hub.py, _unregister)
             for end in self._pipe:
                 os.close(end)
             self._pipe = None

@@ -1,4 +1,4 @@
-"""The record: what still has to run, when, and what Maestro is told."""
+"""A step record: which samples must still run, when they run, and the state that Maestro receives."""
 
 from __future__ import annotations
 
@@ -9,11 +9,23 @@ import numpy as np
 import pytest
 from ensembles import a_manifest, entries, span, states_of
 
+from maestro_celery_plugin import clock
 from maestro_celery_plugin.conductor.step_record import SUSPECT_LOSSES, StepRecord, ranges_of
 from maestro_celery_plugin.ledger.entries import Kind
 from maestro_celery_plugin.states import RecordState, cannot_run_code
 
 NOTHING = np.zeros(10, bool)
+
+
+@pytest.fixture
+def after(monkeypatch):
+    """Set the clock forward by a number of seconds."""
+
+    def after(seconds):
+        later = time.monotonic() + seconds
+        monkeypatch.setattr(clock, "monotonic", lambda: later)
+
+    return after
 
 
 def a_record(*rows, active=True, **changes):
@@ -63,7 +75,7 @@ def test_ranges_are_those_of_a_walk_over_the_samples(size):
 # --- what has to run ---------------------------------------------------------------------------------
 
 
-def test_open_samples_have_to_run_unless_they_are_held_or_have_to_wait():
+def test_open_samples_are_unassigned_unless_a_worker_has_a_lease_or_they_wait():
     record = a_record(*attempt(0), *attempt(1, 104), retry_delay_s=60)
     leased = NOTHING.copy()
     leased[5:8] = True
@@ -71,11 +83,11 @@ def test_open_samples_have_to_run_unless_they_are_held_or_have_to_wait():
     assert samples_of(record.unassigned(leased)) == [2, 3, 4, 8, 9]
 
 
-def test_a_sample_that_asked_is_due_after_its_delay():
-    record = a_record(*attempt(3, 104), retry_delay_s=0.05)
+def test_a_sample_that_requests_a_retry_is_due_after_its_delay(after):
+    record = a_record(*attempt(3, 104), retry_delay_s=60)
 
     assert samples_of(record.due()) == []
-    time.sleep(0.06)
+    after(61)
     assert samples_of(record.due()) == [3]
     assert samples_of(record.due()) == []
 
@@ -148,14 +160,14 @@ def test_one_loss_makes_no_suspect():
     assert samples_of(a_record(*lost(2, 5, times=1)).unassigned(NOTHING)) == list(range(10))
 
 
-def test_a_suspect_that_asked_to_wait_is_sent_when_its_time_has_come_and_not_before():
-    """Sent twice, its second message would make the first one void, and end it in its run."""
-    record = a_record(*lost(2, 5), *attempt(5, 104, epoch=3), retry_delay_s=0.05)
+def test_a_suspect_that_requests_a_retry_is_sent_once_after_its_delay(after):
+    """A second message would make the first one invalid, and end the sample while it runs."""
+    record = a_record(*lost(2, 5), *attempt(5, 104, epoch=3), retry_delay_s=60)
     record.unassigned(NOTHING)
     record.apply(entries(*attempt(2, 0, epoch=3)))
 
     assert samples_of(record.due()) == []
-    time.sleep(0.06)
+    after(61)
     assert samples_of(record.due()) == [5]
     assert samples_of(record.due()) == []
 
