@@ -25,7 +25,7 @@ def latency_rows(settings: BenchSettings) -> list[Row]:
     say(case)
     try:
         with scratch() as directory, Processes(directory) as processes:
-            table = write_table(directory / "samples.npy_reader", _SAMPLES)
+            table = write_table(directory / "samples.npy", _SAMPLES)
             worker_args = f"--concurrency {settings.slots}"
             Study(table=table, worker_args=worker_args, steps=settings.chain).write(directory / "study.yaml")
             run_in_foreground(directory / "study.yaml", directory / "results", processes)

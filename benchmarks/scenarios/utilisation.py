@@ -42,7 +42,7 @@ def _measured(count: int, slots: int) -> float:
     try:
         with SlurmCluster(cpus=SLOTS_PER_NODE) as cluster, scratch() as directory, Processes(directory) as processes:
             study = Study(
-                table=write_table(directory / "samples.npy_reader", count),
+                table=write_table(directory / "samples.npy", count),
                 worker_args=f"--concurrency {SLOTS_PER_NODE}",
                 cmd="sleep 1; echo $(MERLIN_SAMPLE_ID)",
                 batch={"type": "slurm", "nodes": NODES, "walltime": "00:10:00"},

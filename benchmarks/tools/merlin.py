@@ -38,7 +38,7 @@ class Merlin:
         _VENV.ensure()
         port = _start_server(processes)
         _write_configuration(samples.directory, port)
-        table = write_table(samples.directory / "samples.npy_reader", samples.count)
+        table = write_table(samples.directory / "samples.npy", samples.count)
         Study(
             table=table,
             worker_args=f"--concurrency {samples.slots} --prefetch-multiplier 1 -l WARNING",

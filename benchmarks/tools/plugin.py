@@ -38,7 +38,7 @@ class Plugin:
     def prepare(self, samples: NullSamples, processes: Processes) -> None:
         """Write the specification and the sample table."""
         command("maestro")
-        table = write_table(samples.directory / "samples.npy_reader", samples.count)
+        table = write_table(samples.directory / "samples.npy", samples.count)
         study = Study(table=table, worker_args=f"--concurrency {samples.slots}")
         study.write(samples.directory / "study.yaml")
 
