@@ -2,8 +2,8 @@
 
 Maestro's adapters write, submit and cancel batch jobs. A `BatchSystem` adds the missing facts: why a job
 has ended, whether this process is inside an allocation and when that ends, and the command lines that start
-workers and samples. It returns command lines as text and does not run them. Extensions add a batch system
-through the hook `batch_system`.
+workers and samples. It returns these command lines as text; it runs only queries and signals. Extensions add a batch
+system through the hook `batch_system`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The backoff of submissions: when the next allocation may be submitted, and after how many failures none is."""
+"""The backoff of submissions: when the next allocation may be submitted, and when none follows."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ class Backoff:
             return False
         if self._failures >= MAX_FAILURES or self._setbacks >= MAX_SETBACKS:
             raise WorkerError(
-                f"allocation '{self._name}' has ended {self._failures + self._setbacks} times in a row before a sample "
-                f"started. {self._reason}"
+                f"allocation '{self._name}' was refused or has ended {self._failures + self._setbacks} times in a row "
+                f"before a sample started. {self._reason}"
             )
         return True
 

@@ -37,8 +37,8 @@ LOGGER = logging.getLogger(__name__)
 
 # Samples without a lease are sent again after a slot was free and the ledger had no new entry for this long.
 RESEND_DELAY_S = 2.0
-LOOK_INTERVAL_S = 0.1
-LOOK_LIMIT_S = 1.0
+REFRESH_INTERVAL_S = 0.1
+REFRESH_LIMIT_S = 1.0
 MAINTENANCE_INTERVAL_S = 0.5
 # The substitute thread calls `_refresh` if Maestro has not called the coordinator for this long.
 AWAY_S = 1.5
@@ -153,7 +153,7 @@ class Coordinator:
             self._refresh()
             if self._must_poll() and clock.monotonic() >= earliest:
                 break
-            interval_s = min(LOOK_LIMIT_S, max(LOOK_INTERVAL_S, 10 * (clock.monotonic() - begin)))
+            interval_s = min(REFRESH_LIMIT_S, max(REFRESH_INTERVAL_S, 10 * (clock.monotonic() - begin)))
             clock.sleep(min(interval_s, max(0.0, latest - clock.monotonic())))
         self._poll_end = clock.monotonic()
 

@@ -25,7 +25,7 @@ class Reopening:
       allocation.
     - Without started samples, it stays open, and `Scaling` opens the next allocation without a restart (`backoff.py`
       limits how often).
-    - If a person has cancelled the allocation, it is cancelled.
+    - If a person has cancelled the allocation, the step record is cancelled.
 
     Args:
         session: The session.

@@ -26,11 +26,14 @@ __all__ = ["WorkerPool"]
 
 LOGGER = logging.getLogger(__name__)
 
+# Time for workers and cancelled jobs to end when the study ends.
 _STOP_LIMIT_S = 15.0
+# Time for the supervisor of a dead worker to end its samples.
 SWEEP_LIMIT_S = 6.0
 # Workers in allocations leave when they see the request; then their job ends.
 _LEAVE_LIMIT_S = 9.0
-_SETTLE_LIMIT_S = 3.0
+# Time for an allocation to end after its workers have left; then it is cancelled.
+_ALLOCATION_END_LIMIT_S = 3.0
 
 
 class WorkerPool:
@@ -201,7 +204,7 @@ class WorkerPool:
                 self.reap(beat)
 
     def _stop_local(self) -> None:
-        """End the workers on this machine with a signal, so that they end before they read the request to stop."""
+        """End the workers on this machine with a signal; they need not wait until they read the request to stop."""
         local = [beat for beat in self.alive.values() if beat.host == host_name() and not beat.allocation]
         started = [s for s in self._sources.values() if isinstance(s, LocalWorkers)]
         supervisors = {ProcessId(*beat.supervisor) for beat in local}
@@ -229,7 +232,7 @@ class WorkerPool:
 
         clock.wait_until(have_left, _LEAVE_LIMIT_S, interval_s=0.1)
         for source in still_open:
-            if not source.await_end(_SETTLE_LIMIT_S):
+            if not source.await_end(_ALLOCATION_END_LIMIT_S):
                 source.cancel()
                 if not source.await_end(_STOP_LIMIT_S) and source.current is not None:
                     job = source.current.job

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from pydantic import ConfigDict, TypeAdapter
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-__all__ = ["from_dict", "from_json", "json_schema", "keys_of", "rules", "to_dict", "to_json"]
+__all__ = ["from_dict", "from_json", "json_schema", "keys_of", "rules", "summary", "to_dict", "to_json"]
 
 T = TypeVar("T")
 
@@ -67,5 +68,17 @@ def from_json(cls: type[T], text: str) -> T:
 
 
 def to_json(value: Any) -> str:
-    """Return an object of a dataclass as JSON, with all its values."""
-    return _adapter(type(value)).dump_json(value, indent=1).decode()
+    """Return an object of a dataclass as JSON, with all its values.
+
+    The text is ASCII, because machines with different locales read it, and has `Infinity` for an infinite number, which
+    pydantic would write as null.
+    """
+    return json.dumps(_adapter(type(value)).dump_python(value, mode="json"), indent=1)
+
+
+def summary(error: ValueError) -> str:
+    """Return the first problem of an error of a conversion in one line: ``needs.gpus: Input should be ...``."""
+    if not isinstance(error, ValidationError):
+        return str(error)
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}".lstrip(": ")

@@ -97,7 +97,7 @@ class NativeSteps:
     def __init__(self, plan: StudyPlan) -> None:
         self._plan = plan
 
-    def _trace(self, record: str) -> NativeStepState:
+    def _state(self, record: str) -> NativeStepState:
         return NativeStepState(self._plan.native / quote(record, safe=""))
 
     def write_script(self, directory: str, step: Any, *, dry_run: bool) -> tuple[bool, str, str | None]:
@@ -114,11 +114,11 @@ class NativeSteps:
         scheduled, script, restart = adapter.write_script(directory, self._filled(step))
         if dry_run:
             return scheduled, script, restart
-        lock, trace = conductor_lock.acquire(self._plan), self._trace(step.real_name)
-        if scheduled or trace.has_finished:
+        lock, state = conductor_lock.acquire(self._plan), self._state(step.real_name)
+        if scheduled or state.has_finished:
             return True, script, restart
         lock.must_poll = True  # the step record will end before Maestro waits for the next poll
-        return False, trace.write_run_once_script(script), restart
+        return False, state.write_run_once_script(script), restart
 
     def _filled(self, step: Any) -> Any:
         """Return a step with the values of the study's tokens, and without `shell`, which is no key of Maestro."""
@@ -133,19 +133,19 @@ class NativeSteps:
 
     def submit(self, step: Any, path: str, cwd: str, **options: Any) -> SubmissionRecord:
         """Submit a step record, unless it has finished, or the batch job of an earlier conductor continues."""
-        trace = self._trace(step.real_name)
-        if trace.is_interrupted and not trace.has_finished:
-            trace.write_job(self._find(Path(cwd)))
-        job = NativeJob(step.real_name, None) if trace.has_finished else self._continuing(step.real_name, trace)
+        state = self._state(step.real_name)
+        if state.is_interrupted and not state.has_finished:
+            state.write_job(self._find(Path(cwd)))
+        job = NativeJob(step.real_name, None) if state.has_finished else self._continuing(step.real_name, state)
         if job is not None:
             conductor_lock.acquire(self._plan).must_poll = True
             return SubmissionRecord(SubmissionCode.OK, 0, job)
-        trace.write_job(None)  # so that a later conductor detects an interrupted submission
+        state.write_job(None)  # so that a later conductor detects an interrupted submission
         record = adapter_of(self._plan.settings.batch).submit(step, path, cwd, **options)
         if record.submission_code is not SubmissionCode.OK:
-            trace.forget_job()
+            state.forget_job()
             return record
-        trace.write_job(record.job_identifier)
+        state.write_job(record.job_identifier)
         return SubmissionRecord(SubmissionCode.OK, record.return_code, NativeJob(step.real_name, record.job_identifier))
 
     def _find(self, directory: Path) -> str | None:
@@ -157,12 +157,12 @@ class NativeSteps:
             LOGGER.warning("%s", error)
             return None
 
-    def _continuing(self, record: str, trace: NativeStepState) -> NativeJob | None:
+    def _continuing(self, record: str, state: NativeStepState) -> NativeJob | None:
         """Return the batch job of an earlier conductor if it continues; None otherwise.
 
         If Maestro submits a step record again, its earlier job under this conductor has timed out or was lost.
         """
-        job = NativeJob(record, trace.read_job())
+        job = NativeJob(record, state.read_job())
         if job.id is None or self._query([job]).get(job) not in _CONTINUING:
             return None
         LOGGER.info("'%s' continues as job '%s' of an earlier conductor.", record, job)
@@ -173,12 +173,12 @@ class NativeSteps:
 
         The state is None for a job that the batch system no longer lists; Maestro ignores None (executiongraph.py:798).
         """
-        traces = {job: self._trace(job.record) for job in jobs}
-        states: dict[NativeJob, State | None] = {job: State.FINISHED for job in traces if traces[job].has_finished}
-        states |= self._query([job for job in traces if job not in states])
+        stored = {job: self._state(job.record) for job in jobs}
+        states: dict[NativeJob, State | None] = {job: State.FINISHED for job in stored if stored[job].has_finished}
+        states |= self._query([job for job in stored if job not in states])
         for job, state in states.items():
             if state is State.FINISHED:
-                traces[job].record_finished()
+                stored[job].record_finished()
         return states
 
     def _query(self, jobs: Sequence[NativeJob]) -> dict[NativeJob, State | None]:
@@ -198,13 +198,13 @@ class NativeSteps:
     def cancel_orphans(self) -> Iterator[str]:
         """Cancel the batch jobs of a dead conductor; yield a sentence for each job and each running script."""
         for path in sorted(self._plan.native.glob("*")):
-            record, trace = unquote(path.name), NativeStepState(path)
-            if trace.is_running_here:
+            record, state = unquote(path.name), NativeStepState(path)
+            if state.is_running_here:
                 yield f"The script of '{record}' still runs; `pgrep -f {path}/run.sh` shows its process."
-            elif trace.is_interrupted:
+            elif state.is_interrupted:
                 yield f"The submission of '{record}' was interrupted; look for its job in the queue, and cancel it."
-            elif not trace.has_finished and trace.read_job() is not None:
-                yield from self._cancel_orphan(NativeJob(record, trace.read_job()))
+            elif not state.has_finished and state.read_job() is not None:
+                yield from self._cancel_orphan(NativeJob(record, state.read_job()))
 
     def _cancel_orphan(self, job: NativeJob) -> Iterator[str]:
         system = batch_system(self._plan.settings.batch.type)

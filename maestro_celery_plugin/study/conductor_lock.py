@@ -27,7 +27,7 @@ BEATS_PER_IDLE_LIMIT = 4
 # Other processes lock the file for a short time to check whether a conductor holds the lock.
 LOCK_LIMIT_S = 2.0
 
-_HELD: dict[Path, ConductorLock] = {}
+_LOCKS: dict[Path, ConductorLock] = {}
 
 
 def file_lock(plan: StudyPlan) -> FileLock:
@@ -46,14 +46,14 @@ def acquire(plan: StudyPlan) -> ConductorLock:
     Raises:
         StudyError: another conductor of this study lives.
     """
-    if plan.root not in _HELD:
-        _HELD[plan.root] = ConductorLock(plan)
-    return _HELD[plan.root]
+    if plan.root not in _LOCKS:
+        _LOCKS[plan.root] = ConductorLock(plan)
+    return _LOCKS[plan.root]
 
 
 def take_poll_request() -> bool:
     """Tell whether Maestro must poll again immediately for a study of this process, and reset `must_poll`."""
-    news = [lock for lock in _HELD.values() if lock.must_poll]
+    news = [lock for lock in _LOCKS.values() if lock.must_poll]
     for lock in news:
         lock.must_poll = False
     return bool(news)
@@ -82,7 +82,10 @@ class ConductorLock:
         try:
             self._lock.acquire(timeout=LOCK_LIMIT_S)
         except Timeout as cause:
-            raise StudyError(f"Another conductor runs the study '{plan.root}'.") from cause
+            raise StudyError(
+                f"Another conductor runs the study '{plan.root}'; wait for its end, or end it with "
+                f"`maestro cancel {plan.root}`."
+            ) from cause
         self._heartbeats = Session(plan.session).heartbeats
         idle_limits_s = [group.idle_limit for group in plan.settings.resources.workers.values()]
         self._interval_s = min([BEAT_INTERVAL_S, *(limit_s / BEATS_PER_IDLE_LIMIT for limit_s in idle_limits_s)])
@@ -103,5 +106,5 @@ class ConductorLock:
         """Release the lock, so that another process can conduct the study."""
         if not self._ended.is_set():
             self._ended.set()
-            _HELD.pop(self._root, None)
+            _LOCKS.pop(self._root, None)
             self._lock.release()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from maestro_celery_plugin.config import conversion
 from maestro_celery_plugin.config.resources import StepNeeds
+from maestro_celery_plugin.errors import StudyError
 from maestro_celery_plugin.files import write_atomically
 from maestro_celery_plugin.samples.paths import SamplePaths
 
@@ -80,9 +81,15 @@ class Manifest:
 
         Raises:
             OSError: the file cannot be read.
-            ValueError: the file is not a manifest.
+            StudyError: the file is not a manifest of this version.
         """
-        return conversion.from_json(cls, path.read_text())
+        try:
+            return conversion.from_json(cls, path.read_text())
+        except ValueError as cause:
+            raise StudyError(
+                f"'{path}' is damaged, or was written by another version of maestro-celery-plugin; use that version, "
+                f"or launch the study again ({conversion.summary(cause)})."
+            ) from cause
 
     @classmethod
     def read_all(cls, directory: Path) -> list[Manifest]:

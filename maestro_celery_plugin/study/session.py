@@ -6,6 +6,7 @@
       stop                         exists when the workers must end
       conductor.json               heartbeat of the conductor (`heartbeats.py`)
       broker_host                  address on which the private broker listens
+      broker.conf, broker.log      configuration and log of the private broker
       groups/<group>.json          configuration of a worker group (`config/groups.py`)
       workers/<name>.json          heartbeat of a worker (`heartbeats.py`)
       workers/<name>.stop          exists when this worker must end
@@ -38,9 +39,10 @@ class BrokerLocation:
 
     Attributes:
         url: URL with the password.
-        supervisor: (pid, start time) of the supervisor of a private broker; None for a broker by URL. Version 0.1
-            calls it `keeper`.
-        generation: Changes at each start of a private broker, which loses its messages; None for a broker by URL.
+        supervisor: (pid, start time) of the supervisor of a private broker; None for a broker that the user
+            gave by URL. Release 0.1.0 calls it `keeper`.
+        generation: Changes at each start of a private broker, which loses its messages; None for a broker
+            that the user gave by URL.
     """
 
     url: str
@@ -141,10 +143,15 @@ class Session:
         try:
             return conversion.from_json(GroupConfig, read_text(self._group_path(name)))
         except (OSError, ValueError) as cause:
-            reason = cause.strerror if isinstance(cause, OSError) else "it was written by another version"
+            path = self._group_path(name)
+            if isinstance(cause, OSError):
+                raise StudyError(
+                    f"'{path}' cannot be read ({cause.strerror}): the study has ended, it has no group '{name}', or "
+                    "its file system is not mounted on this machine."
+                ) from cause
             raise StudyError(
-                f"The session '{self.path}' has no readable worker group '{name}' ({reason}): its study has ended, or "
-                "its file system is not mounted on this machine."
+                f"'{path}' is damaged, or was written by another version of maestro-celery-plugin; start the worker "
+                f"with the version of the conductor ({conversion.summary(cause)})."
             ) from cause
 
     # --- requests to stop ---

@@ -1,4 +1,4 @@
-"""What the unit tests share."""
+"""Fixtures of the unit tests."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ from recorded import Recorded
 
 @pytest.fixture
 def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recorded:
-    """Commands on PATH that answer what was recorded."""
+    """Commands on PATH that print recorded output."""
     return Recorded(tmp_path / "commands", monkeypatch)

@@ -1,4 +1,4 @@
-"""The adapter: Maestro's contract, which ends the conductor when an adapter raises."""
+"""The adapter: it obeys the contract of Maestro, whose conductor ends when an adapter raises an exception."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import re
 import types
 
-import maestrowf.specification  # noqa: F401 (before ours is imported, as `maestro` does)
+import maestrowf.specification  # noqa: F401 (imported before this package, as in `maestro`)
 import pytest
 from ensembles import a_study
 from filelock import FileLock
@@ -47,20 +47,20 @@ def a_step(cmd="echo $(V)", restart=None, sampled=False):
     return types.SimpleNamespace(name="sim", real_name="sim", run=run)
 
 
-def test_maestro_finds_it():
+def test_maestro_finds_the_adapter():
     assert "celery" in ScriptAdapterFactory.get_valid_adapters()
     adapter = ScriptAdapterFactory.get_adapter("celery")
     assert adapter.__name__ == "CeleryScriptAdapter"
     assert adapter.key == "celery"
 
 
-def test_it_is_built_from_what_maestro_stores(study):
+def test_the_adapter_is_built_from_the_batch_block_that_maestro_stores(study):
     adapter = adapter_of(study)
     assert adapter.extension == ".sh"
     assert StudyPlan.from_batch(study.to_batch()) == study
 
 
-def test_scripts_exist_and_can_be_executed(study, workspace):
+def test_the_scripts_are_written_and_executable(study, workspace):
     scheduled, script, restart = adapter_of(study).write_script(str(workspace), a_step(restart="echo again"))
 
     assert scheduled is True
@@ -72,13 +72,13 @@ def test_scripts_exist_and_can_be_executed(study, workspace):
             assert file.read() == f"#!/bin/bash\n\n{line}\n"
 
 
-def test_there_is_always_a_restart_script(study, workspace):
-    """Maestro restarts a step that timed out only if it has one."""
+def test_every_step_has_a_restart_script(study, workspace):
+    """Maestro restarts a step that timed out only if the step has a restart script."""
     _, script, restart = adapter_of(study).write_script(str(workspace), a_step())
     assert restart == script
 
 
-def test_the_launcher_is_removed(study, workspace):
+def test_the_launcher_is_removed_from_the_script_of_a_local_study(study, workspace):
     _, script, _ = adapter_of(study).write_script(str(workspace), a_step(cmd="$(LAUNCHER) sim"))
     with open(script) as file:
         assert file.read().endswith("\nsim\n")
@@ -89,7 +89,7 @@ def slurm_study(study):
     return dataclasses.replace(study, settings=dataclasses.replace(study.settings, batch=BatchSettings(type="slurm")))
 
 
-def test_the_launcher_is_that_of_the_batch_system(slurm_study, workspace):
+def test_the_command_of_the_batch_system_replaces_the_launcher(slurm_study, workspace):
     step = a_step(cmd="$(LAUNCHER)[1n,2p] sim", restart="$(LAUNCHER) sim")
     step.run |= {"nodes": 2, "procs": "4"}
     _, script, restart = adapter_of(slurm_study).write_script(str(workspace), step)
@@ -100,13 +100,13 @@ def test_the_launcher_is_that_of_the_batch_system(slurm_study, workspace):
     assert (manifest.needs, manifest.launches) == (StepNeeds(nodes=2, procs=4), True)
 
 
-def test_on_this_machine_nobody_counts(study, workspace):
+def test_the_manifest_of_a_local_study_has_no_resources_and_no_launcher(study, workspace):
     manifest = build_manifest(study, a_step(cmd="$(LAUNCHER)[1n] sim"), str(workspace))
     assert (manifest.cmd, manifest.needs, manifest.launches) == ("sim", StepNeeds(), False)
 
 
-def test_a_launch_that_cannot_be_had_fails_the_step_and_not_the_conductor(slurm_study, workspace):
-    """A parameter's value may be too large; Maestro ends when an adapter raises while it writes scripts."""
+def test_an_invalid_launch_fails_the_step_and_does_not_end_the_conductor(slurm_study, workspace):
+    """The value of a parameter may be too large. Maestro ends when an adapter raises an exception in `write_script`."""
     step = a_step(cmd="$(LAUNCHER)[8p] sim")
     step.run["procs"] = 4
     message = "study.sim.run.cmd: found '$(LAUNCHER)[8p]'; the step has procs: 4; a launch cannot have more."
@@ -118,7 +118,7 @@ def test_a_launch_that_cannot_be_had_fails_the_step_and_not_the_conductor(slurm_
         build_manifest(slurm_study, step, str(workspace))
 
 
-def test_without_jobs_there_is_nothing_to_do_and_no_coordinator(study):
+def test_without_jobs_no_coordinator_starts(study):
     adapter = adapter_of(study)
 
     assert adapter.check_jobs([]) == (JobStatusCode.OK, {})
@@ -126,7 +126,7 @@ def test_without_jobs_there_is_nothing_to_do_and_no_coordinator(study):
     assert coordinator.active() == []
 
 
-def test_while_another_conductor_lives_this_one_ends_at_its_first_submission(study, monkeypatch, caplog):
+def test_a_second_conductor_of_a_study_ends_at_its_first_submission(study, monkeypatch, caplog):
     monkeypatch.setattr("maestro_celery_plugin.study.conductor_lock.LOCK_LIMIT_S", 0.02)
     adapter = adapter_of(study)
     with FileLock(study.info / "conductor.lock"):
@@ -137,12 +137,12 @@ def test_while_another_conductor_lives_this_one_ends_at_its_first_submission(stu
 
     assert checked == (JobStatusCode.NOJOBS, {})  # ERROR would end the conductor
     assert cancelled.cancel_status is CancelCode.ERROR
-    assert f"Another conductor runs the study '{study.root}'." in caplog.text
+    assert f"Another conductor runs the study '{study.root}'; wait for its end" in caplog.text
     assert coordinator.active() == []
 
 
 def test_the_manifest_of_a_step_record_is_built_once(study, workspace, monkeypatch):
-    """Maestro lets an adapter write the scripts of a step record, and submits it through the same adapter."""
+    """Maestro calls the same adapter object to write the scripts of a step record and to submit it."""
     built, submitted = [], []
     monkeypatch.setattr(study_adapter, "build_manifest", lambda *args: built.append(args) or build_manifest(*args))
     monkeypatch.setattr(

@@ -132,7 +132,7 @@ def test_a_posix_shell_runs_the_batch_script_even_if_samples_have_another_interp
     assert dataclasses.replace(REQUEST, settings=settings).shell == interpreter
 
 
-# --- in the allocation around this process -----------------------------------------------------------
+# --- in the current allocation -----------------------------------------------------------------------
 
 
 def process_jobs(deadline=None):
@@ -152,7 +152,7 @@ def test_no_worker_starts_in_a_current_allocation_that_ends_soon(tmp_path):
 
 
 def test_the_first_attempt_reports_that_the_current_allocation_has_no_time_left(tmp_path):
-    """Given a current allocation that ends soon, when workers are needed, then the first attempt fails with this reason."""
+    """Given a current allocation that ends soon, when workers are needed, then the first attempt has this error."""
     jobs = process_jobs(Deadline(time.time() + 20, drain_s=30))
     source = AllocationSource(tmp_path, "sim", lambda number: REQUEST, jobs)
 
@@ -160,7 +160,7 @@ def test_the_first_attempt_reports_that_the_current_allocation_has_no_time_left(
         source.ensure()
 
 
-def test_workers_of_a_conductor_inside_an_allocation_are_gone_for_a_conductor_outside():
+def test_a_conductor_outside_an_allocation_reports_the_workers_inside_it_as_gone():
     assert BatchJobs(Slurm()).report("123:456").state is AllocationState.GONE
 
 
@@ -182,7 +182,7 @@ def test_the_exit_code_of_the_script_is_in_the_report(tmp_path):
 def test_workers_in_the_current_allocation_can_be_cancelled(tmp_path):
     jobs, job = started(tmp_path, "sleep 100")
     assert jobs.report(job).state is AllocationState.RUNNING
-    assert process_jobs().report(job).state is AllocationState.RUNNING  # another conductor also finds it
+    assert process_jobs().report(job).state is AllocationState.RUNNING  # another conductor also detects it
 
     jobs.cancel(job)
 
@@ -225,7 +225,7 @@ def test_another_conductor_takes_over_an_open_allocation(source, queue, tmp_path
     assert other.is_open
 
 
-def test_after_three_allocations_in_a_row_without_a_sample_no_other_is_opened(source, queue, tmp_path):
+def test_no_allocation_is_opened_after_three_in_a_row_without_a_sample(source, queue, tmp_path):
     for _ in range(3):
         source.ensure()
         (source.current.directory / "job.err").write_text("no module named maestro\n")
@@ -234,7 +234,7 @@ def test_after_three_allocations_in_a_row_without_a_sample_no_other_is_opened(so
     with pytest.raises(WorkerError) as error:
         source.ensure()
     assert str(error.value) == (
-        "allocation 'sim' has ended 3 times in a row before a sample started. Job 3: its script has failed "
+        "allocation 'sim' was refused or has ended 3 times in a row before a sample started. Job 3: its script has failed "
         f"(NonZeroExitCode). Script and output are in '{tmp_path}/sim/3'. The output ends with:\nno module named maestro"
     )
     assert queue.submitted == 3
@@ -250,7 +250,7 @@ def test_an_allocation_with_a_sample_resets_the_count(source, queue):
 
 
 @pytest.mark.parametrize("state", [AllocationState.PREEMPTED, AllocationState.NODE_FAILED, AllocationState.BOOT_FAILED])
-def test_after_ends_with_an_external_cause_ten_allocations_are_opened(source, queue, state, tmp_path):
+def test_no_allocation_is_opened_after_ten_ends_with_an_external_cause(source, queue, state, tmp_path):
     for number in range(1, backoff.MAX_SETBACKS + 1):
         source.ensure()
         assert queue.submitted == number
@@ -259,7 +259,7 @@ def test_after_ends_with_an_external_cause_ten_allocations_are_opened(source, qu
     with pytest.raises(WorkerError) as error:
         source.ensure()
     assert str(error.value) == (
-        f"allocation 'sim' has ended 10 times in a row before a sample started. Job 10: {state.value}. "
+        f"allocation 'sim' was refused or has ended 10 times in a row before a sample started. Job 10: {state.value}. "
         f"Script and output are in '{tmp_path}/sim/10'. The output is empty."
     )
 
@@ -275,7 +275,7 @@ def test_the_delay_doubles_after_each_end_with_an_external_cause(source, queue, 
     assert delays == [6, 12, 24]
 
 
-def test_a_refusal_has_the_message_of_the_batch_system(source, queue):
+def test_the_error_of_a_refused_submission_has_the_message_of_the_batch_system(source, queue):
     queue.refusal = "invalid partition specified: nonsense"
     for _ in range(3):
         source.ensure()
@@ -285,7 +285,7 @@ def test_a_refusal_has_the_message_of_the_batch_system(source, queue):
 
 
 def test_a_job_whose_submission_was_interrupted_is_adopted(queue, tmp_path, monkeypatch):
-    """Given a conductor that died after sbatch and before it stored the job, then the next conductor adopts that job."""
+    """Given a conductor that died after `sbatch` and before it stored the job, then the next one adopts the job."""
 
     def die(request, directory):
         queue.found = "7"
@@ -306,7 +306,7 @@ def test_a_job_whose_submission_was_interrupted_is_adopted(queue, tmp_path, monk
     assert [allocation.job for allocation in read_allocations(tmp_path)] == ["7"]
 
 
-def test_an_allocation_that_was_not_submitted_is_submitted_under_its_number(queue, tmp_path, monkeypatch):
+def test_an_allocation_that_was_not_submitted_is_submitted_with_the_same_number(queue, tmp_path, monkeypatch):
     submit = queue.submit
     monkeypatch.setattr(queue, "submit", lambda request, directory: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
@@ -353,7 +353,7 @@ def test_a_job_is_gone_only_after_the_third_report(source, queue):
 
 
 def test_an_end_that_could_not_be_stored_is_returned_by_the_next_refresh(source, queue, monkeypatch):
-    """Given a full disk, then the end of an allocation is not lost."""
+    """Given a full disk when an allocation ends, then the next refresh returns the end."""
     source.ensure()
     queue.reported = JobReport(AllocationState.TIMED_OUT)
     store = Allocation.store
@@ -417,7 +417,7 @@ def test_a_submission_to_an_unavailable_batch_system_is_repeated_and_counts_as_n
 def test_the_message_of_the_batch_system_decides_whether_the_submission_is_repeated(
     tmp_path, monkeypatch, message, error_class
 ):
-    """Given an sbatch that fails, when Maestro's adapter calls it, then the message on stderr gives the class of the error."""
+    """Given an `sbatch` that fails, when Maestro's adapter calls it, then stderr gives the class of the error."""
     sbatch = tmp_path / "bin" / "sbatch"
     sbatch.parent.mkdir()
     sbatch.write_text(f"#!/bin/sh\necho 'sbatch: error: {message}' >&2\nexit 1\n")
@@ -429,7 +429,7 @@ def test_the_message_of_the_batch_system_decides_whether_the_submission_is_repea
     assert type(error.value) is error_class
 
 
-def test_a_released_allocation_without_workers_is_cancelled_at_once(source, queue):
+def test_a_released_allocation_without_workers_is_cancelled_immediately(source, queue):
     source.ensure()
     source.release(by_force=True)
 
@@ -450,12 +450,12 @@ def test_a_released_allocation_is_cancelled_when_its_workers_do_not_leave(source
     assert queue.cancelled == ["1"]
 
 
-def test_a_batch_system_that_does_not_answer_is_queried_again(source, queue, monkeypatch):
+def test_an_allocation_stays_open_while_the_batch_system_does_not_answer(source, queue, monkeypatch):
     source.ensure()
 
-    def silent(job):
+    def no_answer(job):
         raise AllocationError("'squeue' does not answer")
 
-    monkeypatch.setattr(queue, "report", silent)
+    monkeypatch.setattr(queue, "report", no_answer)
     assert source.refresh() is None
     assert source.is_open

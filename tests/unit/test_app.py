@@ -1,4 +1,4 @@
-"""The Celery application: every setting is one that Celery knows, and no pickle gets through."""
+"""The Celery application: Celery knows each of its settings, and it accepts only JSON messages."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def session(tmp_path):
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_celery_knows_the_setting(name):
-    """It accepts a misspelt one in silence."""
+def test_celery_knows_each_setting(name):
+    """Celery reports no error for an unknown setting."""
     assert name in KNOWN
 
 
@@ -31,7 +31,7 @@ def test_every_setting_reaches_the_application(session):
     assert {name: conf[name] for name in SETTINGS} == SETTINGS
 
 
-def test_messages_are_json_and_nothing_else(session):
+def test_the_application_sends_and_accepts_only_json(session):
     conf = make_app(session).conf
     for name in ("task_serializer", "result_serializer", "event_serializer"):
         assert conf[name] == "json"
@@ -45,7 +45,7 @@ def test_there_is_no_result_backend(session):
     assert type(app.backend).__name__ == "DisabledBackend"
 
 
-def test_a_message_is_acknowledged_when_it_is_taken(session):
+def test_a_worker_acknowledges_a_message_before_it_runs_the_task(session):
     conf = make_app(session).conf
     assert not conf.task_acks_late
     assert not conf.task_reject_on_worker_lost
@@ -70,13 +70,13 @@ def test_a_session_without_broker_is_an_error(tmp_path):
         make_app(session)
 
 
-def test_it_is_not_the_current_application_of_the_process(session):
+def test_the_application_does_not_become_the_current_one_of_the_process(session):
     import celery
 
     assert make_app(session) is not celery.current_app._get_current_object()
 
 
-def test_queues_of_sessions_differ_and_need_no_binding(session, tmp_path):
+def test_each_session_has_its_own_task_queues_which_need_no_binding(session, tmp_path):
     other = Session.create(tmp_path / "other")
     queue = queue_for(session, "merlin")
 
@@ -85,6 +85,6 @@ def test_queues_of_sessions_differ_and_need_no_binding(session, tmp_path):
     assert queue.exchange.name == ""
 
 
-def test_the_tasks_name_is_no_modules():
-    """Nothing that a message names is imported."""
+def test_the_name_of_the_task_is_not_the_path_of_a_module():
+    """A worker imports no module that a message names."""
     assert app_module.TASK_NAME == "maestro_celery.run_range"

@@ -1,4 +1,4 @@
-"""The runner: real samples, in real shells."""
+"""The runner: it starts samples as processes of real shells."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from maestro_celery_plugin.worker.sample_directory import CannotRunError
 
 @pytest.fixture
 def make(tmp_path):
-    """Make the runner of a record with one value per sample, and its workspace."""
+    """Make the runner of a step record whose samples have one value each, and create its workspace."""
 
     def build(cmd, value="v", **changes):
         manifest = a_manifest(tmp_path, cmd=cmd, labels=["V"], **changes)
@@ -50,10 +50,10 @@ def out(runner, sample=0):
     return files(runner, sample)["sim.out"]
 
 
-# --- what a sample gets ------------------------------------------------------------------------------
+# --- how a sample runs -------------------------------------------------------------------------------
 
 
-def test_a_sample_runs_in_its_directory_and_its_own_process_group_with_no_input(make):
+def test_a_sample_runs_in_its_own_directory_and_process_group_with_empty_stdin(make):
     runner = make("pwd -P; echo $$; cut -d' ' -f5,6 /proc/$$/stat; cat; echo end")
     result = attempt(runner, 3)
 
@@ -66,7 +66,7 @@ def test_a_sample_runs_in_its_directory_and_its_own_process_group_with_no_input(
     assert (result.record, result.sample, result.code, result.was_ended) == ("sim_X.1", 3, 0, False)
 
 
-def test_a_sample_does_not_read_the_input_of_its_worker(make):
+def test_a_sample_does_not_read_stdin_of_its_worker(make):
     reading, writing = os.pipe()
     os.write(writing, b"not for samples\n")
     os.close(writing)
@@ -84,16 +84,16 @@ def test_a_sample_does_not_read_the_input_of_its_worker(make):
 
 
 @pytest.mark.parametrize(("cmd", "code"), [("exit 0", 0), ("exit 104", 104), ("exit 255", 255), ("kill -9 $$", -9)])
-def test_the_exit_code_is_told(make, cmd, code):
+def test_an_attempt_has_the_exit_code_of_the_sample(make, cmd, code):
     assert attempt(make(cmd)).code == code
 
 
-def test_the_duration_is_told(make):
+def test_an_attempt_has_the_duration_of_the_sample(make):
     assert 0.05 < attempt(make("sleep 0.05")).duration_s < 2
 
 
 @pytest.mark.parametrize("value", ["\\1 \\n", "$(HOME) $HOME `id` $(V)", "'\"", "ü €", "a  b", "*"])
-def test_values_are_put_in_literally(make, value):
+def test_values_are_substituted_literally(make, value):
     runner = make("cat <<'END'\n$(V)|$(MERLIN_SAMPLE_ID)|$(MERLIN_SAMPLE_PATH)|$(OTHER)\nEND", value)
     attempt(runner, 7)
 
@@ -122,13 +122,13 @@ def test_the_script_has_its_interpreter_in_the_first_line(make):
         ),
     ],
 )
-def test_any_interpreter_runs_it(make, shell, cmd):
+def test_any_interpreter_can_run_the_script(make, shell, cmd):
     runner = make(cmd, shell=shell)
     attempt(runner)
     assert out(runner) == "v 42\n"
 
 
-def test_a_record_that_is_not_sampled_runs_in_its_workspace_with_its_tokens_left(tmp_path):
+def test_a_step_record_that_is_not_sampled_runs_in_its_workspace_and_keeps_its_tokens(tmp_path):
     manifest = a_manifest(tmp_path, cmd="pwd -P; echo '$(MERLIN_SAMPLE_ID)'", sampled=False, samples=1)
     Path(manifest.workspace).mkdir(parents=True)
     runner = Runner(manifest, lambda sample: ())
@@ -156,7 +156,7 @@ def test_outputs_are_kept_unless_they_are_empty(make, cmd, kept):
     assert files(runner) == kept
 
 
-def test_an_attempt_appends_to_the_one_before_under_a_header(make):
+def test_a_later_attempt_appends_a_header_and_its_output(make):
     runner = make("echo first", restart="echo again; echo trouble >&2")
     attempt(runner)
     runner.start(0, first=False, again=True).wait()
@@ -166,10 +166,10 @@ def test_an_attempt_appends_to_the_one_before_under_a_header(make):
     assert (first, again, last) == ("first", "again", "first")
     assert header.startswith("=== run again with restart, 20")
     assert header_2.startswith("=== run again with cmd, 20")
-    assert files(runner)["sim.err"] == "trouble\n"  # nothing came before: no header
+    assert files(runner)["sim.err"] == "trouble\n"  # the first output in a file has no header
 
 
-def test_a_header_is_taken_back_when_nothing_follows(make):
+def test_a_header_without_output_is_removed(make):
     runner = make("echo first", restart="true")
     attempt(runner)
     runner.start(0, first=False, again=True).wait()
@@ -177,7 +177,7 @@ def test_a_header_is_taken_back_when_nothing_follows(make):
     assert files(runner) == {"sim.out": "first\n"}
 
 
-def test_the_restart_script_is_beside_the_first(make):
+def test_the_restart_script_is_next_to_the_cmd_script(make):
     runner = make("echo $(V)", restart="echo $(V) again")
     attempt(runner)
     runner.start(0, first=False, again=True).wait()
@@ -210,7 +210,7 @@ def test_a_sample_may_remove_or_replace_its_outputs(make, cmd, kept):
 
 @contextlib.contextmanager
 def files_up_to(size):
-    """Let files of this process end at a size, as if the disk were full."""
+    """Limit the size of the files of this process, which simulates a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -219,7 +219,7 @@ def files_up_to(size):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_no_file_stays_open(make):
+def test_a_runner_leaves_no_file_open(make):
     runner = make("echo a; echo b >&2")
     attempt(runner)
     before = sorted(os.listdir("/proc/self/fd"))
@@ -236,10 +236,10 @@ def test_no_file_stays_open(make):
     assert sorted(os.listdir("/proc/self/fd")) == before
 
 
-# --- samples that cannot be started ------------------------------------------------------------------
+# --- samples that cannot start -----------------------------------------------------------------------
 
 
-def test_an_interpreter_that_is_not_there(make):
+def test_a_missing_interpreter_is_an_error_and_leaves_no_outputs(make):
     runner = make("true", shell="/no/such/shell")
 
     with pytest.raises(CannotRunError, match="/no/such/shell") as error:
@@ -248,7 +248,7 @@ def test_an_interpreter_that_is_not_there(make):
     assert files(runner) == {}
 
 
-def test_an_interpreter_that_is_not_executable(make, tmp_path):
+def test_an_interpreter_that_is_not_executable_is_an_error(make, tmp_path):
     (tmp_path / "shell").touch(mode=0o644)
 
     with pytest.raises(CannotRunError) as error:
@@ -256,7 +256,7 @@ def test_an_interpreter_that_is_not_executable(make, tmp_path):
     assert error.value.errno == errno.EACCES
 
 
-def test_a_directory_that_cannot_be_made(make, tmp_path):
+def test_a_directory_that_cannot_be_created_is_an_error(make, tmp_path):
     runner = make("true")
     Path(runner.directories.path(0)).touch()
 
@@ -265,8 +265,8 @@ def test_a_directory_that_cannot_be_made(make, tmp_path):
     assert error.value.errno == errno.ENOTDIR
 
 
-def test_a_script_for_which_there_is_no_space_is_not_left_behind(make):
-    """What is left of a script that was written for the first time would say that the sample was started."""
+def test_a_partly_written_first_script_is_removed(make):
+    """A script marks its sample as started. A partly written script would mark a sample that has not started."""
     runner = make("x" * 10_000)
 
     with files_up_to(5000), pytest.raises(CannotRunError) as error:
@@ -276,8 +276,8 @@ def test_a_script_for_which_there_is_no_space_is_not_left_behind(make):
     assert runner.directories.claim(0)
 
 
-def test_the_script_of_an_earlier_attempt_stays_when_there_is_no_space_to_write_it_again(make):
-    """Without it the sample would look like one that was never started."""
+def test_the_script_of_an_earlier_attempt_stays_when_the_disk_is_full(make):
+    """Without the script, the sample would count as not started."""
     runner = make("true")
     os.mkdir(runner.directories.path(0))
     os.symlink("/dev/full", f"{runner.directories.path(0)}/sim.sh")
@@ -288,18 +288,18 @@ def test_the_script_of_an_earlier_attempt_stays_when_there_is_no_space_to_write_
     assert not runner.directories.claim(0)
 
 
-# --- samples that are ended --------------------------------------------------------------------------
+# --- samples that the worker ends --------------------------------------------------------------------
 
 
 def started(runner, text="ready"):
-    """Start a sample, and wait until it has said that it is ready."""
+    """Start a sample, and wait until its output contains `text`."""
     runner.directories.claim(0)
     running = runner.start(0, first=True)
     assert wait_until(lambda: text in Path(runner.directories.path(0), "sim.out").read_text(), 5)
     return running
 
 
-def test_a_sample_is_asked_to_end(make):
+def test_a_sample_that_the_worker_ends_receives_sigterm(make):
     running = started(make("trap 'echo bye; exit 7' TERM; echo ready; while :; do sleep 0.01; done"))
     running.end()
     result = running.wait()
@@ -307,14 +307,14 @@ def test_a_sample_is_asked_to_end(make):
     assert (result.code, result.was_ended) == (7, True)
 
 
-def test_a_sample_that_does_not_want_to_end_is_killed(make, monkeypatch):
+def test_a_sample_that_ignores_sigterm_is_killed(make, monkeypatch):
     monkeypatch.setattr(runner_module, "KILL_AFTER_S", 0.1)
     running = started(make("trap '' TERM; echo ready; while :; do sleep 0.01; done"))
     begin = time.monotonic()
     running.end()
     running.end()
     time.sleep(0.05)
-    assert running._process.poll() is None  # it has its time
+    assert running._process.poll() is None  # before KILL_AFTER_S
     while running._process.poll() is None and time.monotonic() < begin + 5:
         running.end()
         time.sleep(0.02)
@@ -323,7 +323,7 @@ def test_a_sample_that_does_not_want_to_end_is_killed(make, monkeypatch):
     assert (result.code, result.was_ended) == (-signal.SIGKILL, True)
 
 
-def test_what_a_sample_that_was_ended_has_left_running_is_killed(make):
+def test_the_child_processes_of_a_sample_that_the_worker_ended_are_killed(make):
     runner = make("trap 'exit 1' TERM; (trap '' TERM; echo $BASHPID ready; exec sleep 60) & wait")
     running = started(runner)
     child = ProcessId.of(int(out(runner).split()[0]))
@@ -334,7 +334,7 @@ def test_what_a_sample_that_was_ended_has_left_running_is_killed(make):
     assert wait_until(lambda: not child.is_alive, 2)
 
 
-def test_what_a_sample_that_ended_itself_has_left_running_is_left_alone(make):
+def test_the_child_processes_of_a_sample_that_ended_itself_continue(make):
     runner = make("sleep 60 > /dev/null 2>&1 & echo $!")
     attempt(runner)
     child = ProcessId.of(int(out(runner)))
@@ -348,7 +348,7 @@ def test_what_a_sample_that_ended_itself_has_left_running_is_left_alone(make):
 # --- claims ------------------------------------------------------------------------------------------
 
 
-def test_of_many_threads_one_claims_a_sample(make):
+def test_only_one_of_many_threads_claims_a_sample(make):
     runner = make("true", samples=100)
     claims, gate = [], threading.Barrier(8)
 
@@ -365,7 +365,7 @@ def test_of_many_threads_one_claims_a_sample(make):
     assert sorted(claims) == list(range(100))
 
 
-def test_of_many_processes_one_claims_a_sample(make, tmp_path):
+def test_only_one_of_many_processes_claims_a_sample(make, tmp_path):
     make("true", samples=100)
     program = (
         "import os, sys, time; from pathlib import Path; from ensembles import a_manifest; "
@@ -392,15 +392,15 @@ def test_of_many_processes_one_claims_a_sample(make, tmp_path):
 @pytest.mark.parametrize(
     ("trap", "code", "was_ended"),
     [
-        ("exit 0", 0, False),  # it is done
-        ("exit 100", 100, True),  # it wants a restart: the allocation's doing, not a request of its own
+        ("exit 0", 0, False),  # it has finished
+        ("exit 100", 100, True),  # the end of the allocation is the cause of the restart, not the sample
         ("exit 104", 104, False),
         ("exit 102", 102, False),
         ("exit 7", 7, True),
         (None, -15, True),
     ],
 )
-def test_what_a_sample_says_after_its_warning(make, trap, code, was_ended):
+def test_a_sample_may_report_its_own_result_after_the_warning(make, trap, code, was_ended):
     handler = f"trap '{trap}' TERM; " if trap else ""
     runner = make(f"{handler}echo begun; sleep 100 & wait $!")
     assert runner.directories.claim(0)
@@ -415,7 +415,7 @@ def test_what_a_sample_says_after_its_warning(make, trap, code, was_ended):
     assert (attempt.code, attempt.was_ended) == (code, was_ended)
 
 
-def test_a_sample_gets_the_environment_that_it_is_given(make):
+def test_a_sample_runs_with_the_given_environment(make):
     runner = make("echo $EXTRA")
     assert runner.directories.claim(0)
 

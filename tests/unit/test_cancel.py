@@ -97,7 +97,7 @@ def test_a_live_conductor_cancels_its_study_itself(plan, slurm):
     assert not Session(plan.session).stop_requested
 
 
-def test_a_study_without_workers_and_jobs(plan):
+def test_a_study_without_workers_and_jobs_has_nothing_to_cancel(plan):
     assert cancel_orphans(plan) == NOTHING
 
 

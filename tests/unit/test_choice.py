@@ -1,4 +1,4 @@
-"""The choice of a broker: which one comes first, its URL, and no password in a message."""
+"""The choice of a broker: the priority of its sources, its URL, and messages without its password."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from maestro_celery_plugin.errors import BrokerError
 
 
 @pytest.fixture(autouse=True)
-def alone(monkeypatch, tmp_path):
-    """A user without a configuration."""
+def home(monkeypatch, tmp_path):
+    """The home and working directory of a user without a configuration."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USER", "ada")
@@ -18,9 +18,9 @@ def alone(monkeypatch, tmp_path):
     return tmp_path
 
 
-def test_the_option_comes_before_the_environment_and_this_before_the_file(alone, monkeypatch):
+def test_the_option_has_priority_then_the_environment_then_the_file(home, monkeypatch):
     assert choose(None).url is None
-    (alone / "app.yaml").write_text("broker: {url: 'redis://file'}")
+    (home / "app.yaml").write_text("broker: {url: 'redis://file'}")
     assert choose(None).url == "redis://file"
     monkeypatch.setenv(ENVIRONMENT_VARIABLE, "redis://environment")
     assert choose(None).url == "redis://environment"
@@ -37,20 +37,20 @@ def test_the_option_comes_before_the_environment_and_this_before_the_file(alone,
         ("{name: redis+socket, path: /s}", "redis+socket:///s?virtual_host=0"),
     ],
 )
-def test_the_broker_block_of_merlin_is_a_url(alone, block, url):
-    (alone / "app.yaml").write_text(f"broker: {block}")
+def test_the_broker_block_of_merlin_gives_the_url(home, block, url):
+    (home / "app.yaml").write_text(f"broker: {block}")
     assert choose(None).url == url
 
 
-def test_the_password_of_merlin_may_be_in_a_file(alone):
-    (alone / "secret").write_text("geheim\n")
-    (alone / "app.yaml").write_text(f"broker: {{name: redis, server: h, password: '{alone}/secret'}}")
+def test_the_password_of_merlin_may_be_in_a_file(home):
+    (home / "secret").write_text("geheim\n")
+    (home / "app.yaml").write_text(f"broker: {{name: redis, server: h, password: '{home}/secret'}}")
     assert choose(None).url == "redis://:geheim@h:6379/0"
 
 
 @pytest.mark.parametrize("text", ["", "broker: {}", "broker: [1]", "{"])
-def test_a_broker_block_that_cannot_be_used_is_an_error(alone, text):
-    (alone / "app.yaml").write_text(text)
+def test_a_broker_block_that_cannot_be_used_is_an_error(home, text):
+    (home / "app.yaml").write_text(text)
     with pytest.raises(BrokerError, match=r"app\.yaml: no usable broker block \(.*\); correct it, or set a broker with"):
         choose(None)
 

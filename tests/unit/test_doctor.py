@@ -1,4 +1,4 @@
-"""The doctor: healthy is 0; anything else is 1, with a remedy."""
+"""The doctor: exit code 0 for a working environment, otherwise exit code 1 and remedies."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from maestro_celery_plugin.cli import main
 from maestro_celery_plugin.clock import wait_until
 from maestro_celery_plugin.study.session import Session
 
-# The private broker's supervisor outlives who starts it, and is not waited for.
+# The supervisor of a private broker continues after the process that started it, and nothing waits for its end.
 pytestmark = pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
 
 
@@ -33,27 +33,27 @@ def broker(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def activated(monkeypatch, tmp_path):
-    """As in an activated environment of somebody without configuration."""
+    """Activate the Python environment, for a user without a configuration."""
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:/usr/bin:/bin")
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("MAESTRO_CELERY_BROKER_URL", raising=False)
 
 
-def ask(broker=None):
-    """Return the doctor's exit code, what is well by subject, and the remedies by subject."""
+def run_doctor(broker=None):
+    """Run the doctor; return its exit code, its findings by subject, and its remedies by subject."""
     answer = CliRunner().invoke(main, ["doctor", *(["--broker", broker] if broker else [])], catch_exceptions=False)
-    well, remedies, subject = {}, {}, ""
+    findings, remedies, subject = {}, {}, ""
     for line in answer.output.splitlines():
         if line.startswith(("ok  ", "NO  ")):
             subject, _, found = line[4:].partition(": ")
-            well[subject] = found
+            findings[subject] = found
         else:
             remedies[subject] = line.strip()
-    return answer.exit_code, well, remedies
+    return answer.exit_code, findings, remedies
 
 
 def distribution(path, name, version, **files):
-    """Let importlib.metadata find a distribution there."""
+    """Create the metadata of a distribution, which importlib.metadata finds in `path`."""
     directory = path / f"{name}-{version}.dist-info"
     directory.mkdir(parents=True)
     (directory / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
@@ -64,7 +64,7 @@ def distribution(path, name, version, **files):
 
 @pytest.fixture
 def no_entry(tmp_path, monkeypatch):
-    """A Maestro whose directory lacks the module that it has to discover."""
+    """A Maestro whose directory lacks the entry module of the plugin."""
     package = tmp_path / "site" / "maestrowf"
     shutil.copytree(Path(maestrowf.__file__).parent / "interfaces", package / "interfaces")
     (package / "interfaces" / "script" / "celeryscriptadapter.py").unlink()
@@ -74,27 +74,27 @@ def no_entry(tmp_path, monkeypatch):
     return package
 
 
-def test_a_healthy_environment_with_its_private_broker():
-    code, well, remedies = ask()
+def test_a_working_environment_with_a_private_broker_needs_no_remedy():
+    code, findings, remedies = run_doctor()
 
     assert (code, remedies) == (0, {})
-    assert well["broker"].startswith("private, by '")
-    assert well["broker"].endswith("; it starts and answers")
-    assert well["touchpoints"] == "all 4 names exist"
-    assert Path(well["entry"]).name == "celeryscriptadapter.py"
+    assert findings["broker"].startswith("private, by '")
+    assert findings["broker"].endswith("; it starts and answers")
+    assert findings["touchpoints"] == "all 4 names exist"
+    assert Path(findings["entry"]).name == "celeryscriptadapter.py"
 
 
-def test_a_broker_that_answers(broker):
-    code, well, remedies = ask(broker)
+def test_a_broker_that_answers_needs_no_remedy(broker):
+    code, findings, remedies = run_doctor(broker)
 
     assert (code, remedies) == (0, {})
-    assert well["broker"].endswith("(from --broker); it answers")
-    assert ":***@" in well["broker"]
+    assert findings["broker"].endswith("(from --broker); it answers")
+    assert ":***@" in findings["broker"]
 
 
 @pytest.mark.parametrize("url", ["redis://:geheim@127.0.0.1:1/0", "http://127.0.0.1:1", "nonsense"])
-def test_a_broker_that_does_not_answer(url):
-    code, _, remedies = ask(url)
+def test_a_broker_that_does_not_answer_has_a_remedy(url):
+    code, _, remedies = run_doctor(url)
 
     assert code == 1
     assert set(remedies) == {"broker"}
@@ -103,46 +103,46 @@ def test_a_broker_that_does_not_answer(url):
     assert "geheim" not in remedies["broker"]
 
 
-def test_an_editable_install(no_entry, broker, monkeypatch):
+def test_an_editable_install_without_the_entry_has_its_own_remedy(no_entry, broker, monkeypatch):
     direct_url = '{"dir_info": {"editable": true}, "url": "file:///work"}'
     distribution(no_entry.parent, "maestro_celery_plugin", "0.1.0", direct_url=direct_url)
 
-    code, well, remedies = ask(broker)
+    code, findings, remedies = run_doctor(broker)
 
     assert code == 1
-    assert well["entry"].startswith(f"'{no_entry}/interfaces/script/celeryscriptadapter.py' does not exist")
+    assert findings["entry"].startswith(f"'{no_entry}/interfaces/script/celeryscriptadapter.py' does not exist")
     expected = "an editable install does not create it: use `pip install .` instead of `pip install -e .`"
     assert remedies["entry"] == expected
 
 
-def test_a_missing_entry(no_entry, broker):
+def test_a_missing_entry_needs_a_reinstallation(no_entry, broker):
     distribution(no_entry.parent, "maestro_celery_plugin", "0.1.0")
 
-    code, _, remedies = ask(broker)
+    code, _, remedies = run_doctor(broker)
 
     assert code == 1
     assert remedies["entry"].startswith(f"`{sys.executable} -m pip install --force-reinstall")
 
 
 @pytest.mark.parametrize("version", ["1.1.9", "1.3.0", "1.20.0"])
-def test_a_maestro_that_is_not_supported(broker, tmp_path, monkeypatch, version):
+def test_an_unsupported_maestro_has_a_remedy(broker, tmp_path, monkeypatch, version):
     monkeypatch.syspath_prepend(distribution(tmp_path / "old", "maestrowf", version))
 
-    code, well, remedies = ask(broker)
+    code, findings, remedies = run_doctor(broker)
 
     assert code == 1
-    assert well["maestrowf"] == version
+    assert findings["maestrowf"] == version
     assert remedies == {"maestrowf": "pip install 'maestrowf>=1.2,<1.3'"}
 
 
-def test_a_maestro_of_another_environment_first_on_path(broker, tmp_path, monkeypatch):
+def test_a_maestro_of_another_environment_first_on_path_has_a_remedy(broker, tmp_path, monkeypatch):
     (tmp_path / "maestro").touch(mode=0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
 
-    code, well, remedies = ask(broker)
+    code, findings, remedies = run_doctor(broker)
 
     assert code == 1
-    assert well["maestro"] == f"the 'maestro' on PATH is '{tmp_path}/maestro', of another environment"
+    assert findings["maestro"] == f"the 'maestro' on PATH is '{tmp_path}/maestro', of another environment"
     assert remedies == {
         "maestro": f"call '{Path(sys.executable).parent / 'maestro'}', or activate this environment"
     }

@@ -1,4 +1,4 @@
-"""Files on a shared file system: replaced as a whole, read at the end only, locked, and read again when stale."""
+"""Files on a shared file system: atomic replacement, the end of a log, repeated reads, and locks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from maestro_celery_plugin.files import is_locked, read_text, shared_lock, tail,
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o644])
-def test_a_file_has_its_mode_from_the_beginning(tmp_path, mode):
+def test_a_file_has_its_mode_and_no_temporary_file_remains(tmp_path, mode):
     before = os.umask(0)
     try:
         write_atomically(tmp_path / "x", "text", mode)
@@ -33,9 +33,11 @@ def test_a_reader_sees_the_old_text_or_the_new_one(tmp_path):
     done = threading.Event()
 
     def write():
-        for count in range(200):
-            write_atomically(path, texts[count % 2])
-        done.set()
+        try:
+            for count in range(200):
+                write_atomically(path, texts[count % 2])
+        finally:
+            done.set()
 
     writer = threading.Thread(target=write)
     writer.start()
@@ -44,6 +46,7 @@ def test_a_reader_sees_the_old_text_or_the_new_one(tmp_path):
         seen.add(path.read_text())
     writer.join()
 
+    assert seen
     assert seen <= set(texts)
 
 
@@ -67,7 +70,7 @@ def test_without_text_the_tail_is_empty(tmp_path, content):
 def test_the_tail_of_a_huge_log_reads_a_few_bytes(tmp_path):
     log = tmp_path / "log"
     with log.open("wb") as file:
-        file.truncate(1 << 40)  # a terabyte without content, and the last line
+        file.truncate(1 << 40)  # a sparse file of one terabyte, followed by the last line
         file.seek(0, os.SEEK_END)
         file.write(b"\nlast line\n")
     assert tail(log, size=10) == "last line"
@@ -106,7 +109,7 @@ def test_other_errors_and_a_file_that_stays_stale_are_raised(tmp_path, monkeypat
 # --- locks -------------------------------------------------------------------------------------------
 
 
-def test_a_writer_is_seen_and_readers_do_not_disturb_each_other(tmp_path):
+def test_the_lock_of_a_writer_is_detected_and_readers_do_not_exclude_each_other(tmp_path):
     lock = FileLock(tmp_path / "lock")
     assert not is_locked(tmp_path / "lock")
     assert not (tmp_path / "lock").exists()

@@ -1,4 +1,4 @@
-"""Flux: the lines it is given, and what its answers mean; outputs are in the form of flux-core's manual pages."""
+"""Flux: its command lines, and the meaning of its output. The outputs have the form of flux-core's manual pages."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def line(nodes=4, **settings):
     )
 
 
-def test_the_plugin_manager_has_it():
+def test_flux_is_a_registered_batch_system():
     assert isinstance(batch_system("flux"), Flux)
 
 
-def test_maestros_adapter_gets_nothing_that_breaks_it():
+def test_maestros_adapter_gets_only_keys_that_it_accepts():
     assert FLUX.adapter_arguments(BatchSettings()) == {
         "bank": "", "queue": "", "args": {}, "allocation_args": {}, "launcher_args": {},
     }  # fmt: skip
@@ -48,17 +48,17 @@ def test_maestros_adapter_gets_nothing_that_breaks_it():
     assert FLUX.adapter_arguments(BatchSettings(reservation="r", qos="s", **given)) == given
 
 
-def test_the_batch_script_stays_as_it_is():
+def test_the_batch_script_is_not_changed():
     assert FLUX.step_keys(2) == {}
     assert FLUX.adjusted_script("#flux: -q \n") == "#flux: -q \n"
 
 
-def test_one_worker_on_each_node():
+def test_one_worker_starts_on_each_node():
     assert line() == f"flux exec --noinput --rank=0-3 /bin/bash -c {QUOTED}"
     assert line(nodes=1) == f"flux exec --noinput --rank=0 /bin/bash -c {QUOTED}"
 
 
-def test_how_many_workers_that_starts():
+def test_the_worker_count_is_the_number_of_nodes_or_one_without_flux_exec():
     for exec_workers, count in ((True, 4), (False, 1)):
         settings = BatchSettings(type="flux", flux_exec_workers=exec_workers)
         assert FLUX.worker_count(GroupConfig(group="sim", queues=("q",), nodes=4, batch=settings)) == count
@@ -81,7 +81,7 @@ def test_how_many_workers_that_starts():
         ({"worker_launch": "flux proxy x"}, f"flux proxy x flux exec --noinput /bin/bash -c {QUOTED}"),
     ],
 )  # fmt: skip
-def test_merlins_keys_for_the_launch_of_workers(settings, expected):
+def test_merlins_keys_change_the_launch_of_workers(settings, expected):
     assert line(**settings) == expected
 
 
@@ -94,40 +94,40 @@ def test_merlins_keys_for_the_launch_of_workers(settings, expected):
         (StepNeeds(procs=4, gpus=2, reservation="r"), "-n 4 -g 2"),
     ],
 )
-def test_one_sample(needs, words):
+def test_the_launcher_has_the_resources_of_a_sample(needs, words):
     assert FLUX.sample_launcher(needs) == f"flux run {words}"
 
 
-def test_the_text_of_the_step_is_behind_it():
+def test_the_options_of_the_step_follow_the_resources():
     run = {"procs": 2, "flux": "-o mpi=spectrum", "slurm": "--mpi=none"}
     assert with_launcher("$(LAUNCHER) a", "flux", run) == "flux run -n 2 -o mpi=spectrum a"
 
 
-def inside(recorded, owner, size="3\n"):
+def record_instance(recorded, owner, size="3\n"):
     recorded.answer("flux", f"{owner}\n", when="security.owner")
     recorded.answer("flux", size, when="size")
 
 
-def test_an_instance_of_ones_own_is_an_allocation(recorded):
-    inside(recorded, os.getuid())
+def test_an_instance_of_the_user_is_an_allocation(recorded):
+    record_instance(recorded, os.getuid())
     environ = {"FLUX_URI": "local:///run/x/local-0", "FLUX_ENCLOSING_ID": "ƒ2oLkTLb"}
     assert FLUX.current_allocation(environ) == CurrentAllocation("ƒ2oLkTLb", 3)
     assert FLUX.current_allocation({"FLUX_URI": "local:///run/x"}) == CurrentAllocation("local:///run/x", 3)
 
 
-def test_to_reach_the_system_instance_is_not_to_be_inside(recorded):
-    inside(recorded, os.getuid() + 1)
+def test_the_system_instance_is_not_an_allocation(recorded):
+    record_instance(recorded, os.getuid() + 1)
     assert FLUX.current_allocation({"FLUX_URI": "local:///run/flux/local", "FLUX_JOB_ID": "ƒ2oLkTLb"}) is None
 
 
-def test_no_instance_that_answers(recorded):
+def test_without_an_instance_that_answers_there_is_no_allocation(recorded):
     assert FLUX.current_allocation({}) is None
     assert FLUX.current_allocation({"FLUX_URI": "local:///run/x"}) is None
     recorded.answer("flux", err="flux-getattr: ERROR: Unable to connect to Flux: broker socket not found\n", code=1)
     assert FLUX.current_allocation({"FLUX_URI": "local:///run/x"}) is None
 
 
-def test_the_time_left(recorded):
+def test_the_end_is_now_plus_the_time_left(recorded):
     recorded.answer("flux", "3540\n", when="timeleft")
     before = time.time()
     end = FLUX.end_time({})
@@ -139,29 +139,29 @@ def test_the_time_left(recorded):
     assert FLUX.end_time({}) is None
 
 
-def test_what_nobody_tells():
+def test_flux_reports_neither_cores_nor_the_largest_node():
     assert FLUX.node_cores({"FLUX_URI": "x"}) is None
     assert FLUX.largest_node(BatchSettings()) is None
 
 
-def test_every_state_of_the_manual_has_its_row():
+def test_the_tables_have_every_state_of_the_manual():
     assert set(FLUX_STATES) == set(STATES.split())
     assert set(FLUX_ENDS) == {"node-failure", "preempt", "prolog", "timeout"}
 
 
-@pytest.mark.parametrize("word", FLUX_STATES)
-def test_a_job_is_in_a_state(word, recorded):
-    recorded.answer("flux", f"ƒ2oLkTLb|{word}||1|\n")
-    assert FLUX.reports(["ƒ2oLkTLb"])["ƒ2oLkTLb"].state is FLUX_STATES[word]
+@pytest.mark.parametrize("state", FLUX_STATES)
+def test_each_state_of_flux_gives_a_state_of_the_allocation(state, recorded):
+    recorded.answer("flux", f"ƒ2oLkTLb|{state}||1|\n")
+    assert FLUX.reports(["ƒ2oLkTLb"])["ƒ2oLkTLb"].state is FLUX_STATES[state]
 
 
 @pytest.mark.parametrize("exception", FLUX_ENDS)
-def test_an_end_has_its_reason(exception, recorded):
+def test_an_exception_gives_the_state_and_the_reason(exception, recorded):
     recorded.answer("flux", f"ƒA|FAILED|{exception}|1|some note\n")
     assert FLUX.reports(["ƒA"]) == {"ƒA": JobReport(FLUX_ENDS[exception], f"{exception}: some note")}
 
 
-def test_what_flux_jobs_says_of_several(recorded):
+def test_one_call_of_flux_jobs_reports_several_jobs(recorded):
     recorded.answer(
         "flux",
         "ƒA|SCHED|||\nfB|RUN|||\nƒC|COMPLETED||0|\nƒD|FAILED||1|\n"
@@ -183,17 +183,17 @@ def test_what_flux_jobs_says_of_several(recorded):
     ]  # fmt: skip
 
 
-def test_jobs_that_are_unknown_with_an_exit_code(recorded):
+def test_unknown_jobs_are_gone_although_flux_jobs_fails(recorded):
     recorded.answer("flux", err="JobID ƒG unknown\nJobID ƒH unknown\n", code=1)
     assert FLUX.reports(["ƒG", "ƒH"]) == {job: JobReport(AllocationState.GONE) for job in ("ƒG", "ƒH")}
 
 
-def test_a_word_that_no_table_has_counts_as_open(recorded):
+def test_an_unknown_state_counts_as_running(recorded):
     recorded.answer("flux", "ƒA|LEVITATING|||\n")
     assert FLUX.reports(["ƒA"]) == {"ƒA": JobReport(AllocationState.RUNNING, "LEVITATING")}
 
 
-def test_flux_that_does_not_answer(recorded):
+def test_a_flux_that_does_not_answer_is_an_error(recorded):
     recorded.answer("flux", err="flux-jobs: ERROR: Unable to connect to Flux\n", code=1)
     with pytest.raises(AllocationError, match=r"^'flux' has failed: flux-jobs: ERROR: Unable to connect to Flux"):
         FLUX.reports(["ƒA"])

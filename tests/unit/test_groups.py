@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
-from maestro_celery_plugin.config.conversion import from_dict, to_dict
+from maestro_celery_plugin.config.conversion import from_dict, from_json, to_json
 from maestro_celery_plugin.config.groups import GroupConfig, batch_of, group_config, has_other_hosts, nodes_of
 from maestro_celery_plugin.config.settings import BatchSettings, EnsembleSettings
 
@@ -27,14 +29,14 @@ def test_the_keys_of_a_group_override_those_of_the_study():
 
 
 @pytest.mark.parametrize(
-    ("asked", "current", "nodes"),
+    ("requested", "current", "nodes"),
     [(3, None, 3), (3, 8, 3), (8, 3, 3), (None, 5, 5), (None, None, 1), ("all", 5, 5), ("all", None, 1)],
 )
-def test_a_group_never_uses_more_nodes_than_its_allocation_has(asked, current, nodes):
-    assert nodes_of(BatchSettings(type="slurm", nodes=asked), current) == nodes
+def test_a_group_never_uses_more_nodes_than_its_allocation_has(requested, current, nodes):
+    assert nodes_of(BatchSettings(type="slurm", nodes=requested), current) == nodes
 
 
-def test_only_sampled_steps_of_the_groups_queues_count():
+def test_the_needs_of_a_group_are_those_of_sampled_steps_in_its_task_queues():
     config = group_config(settings({}, {"type": "slurm", "nodes": 2}), "w", None)
     assert [needs.procs for needs in config.needs] == [3]
     assert config.samples_launch
@@ -46,9 +48,9 @@ def test_a_local_group_has_neither_nodes_nor_a_time_limit():
     assert (config.nodes, config.needs, config.walltime_s) == (0, (), None)
 
 
-def test_a_worker_reads_what_the_conductor_has_stored():
-    config = group_config(settings({"drain": 5, "warn": 7}, {"type": "slurm", "walltime": "00:10:00"}), "w", None)
-    assert from_dict(GroupConfig, to_dict(config)) == config
+def test_a_worker_reads_the_configuration_that_the_conductor_has_stored():
+    config = group_config(settings({"drain": 5, "warn": 7, "idle_limit": math.inf}, {"type": "slurm", "walltime": "00:10:00"}), "w", None)
+    assert from_json(GroupConfig, to_json(config)) == config
     assert config.walltime_s == 600
 
 

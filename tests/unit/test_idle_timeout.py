@@ -23,7 +23,7 @@ def idle_timeout(session, allocation="sim/1", ends_in_s=3600.0):
     return IdleTimeout(session, allocation, LIMIT_S, Deadline(time.time() + ends_in_s, is_in_allocation=True))
 
 
-def beat(session, name, state, allocation="sim/1"):
+def write_heartbeat(session, name, state, allocation="sim/1"):
     common = {"group": "sim", "host": "h", "node": "n", "supervisor": (1, 1), "process": (1, 1), "slots": 1, "beat": 1}
     session.heartbeats.write(Heartbeat(name=name, state=state, allocation=allocation, **common))
 
@@ -46,7 +46,7 @@ def test_an_idle_worker_stays_while_the_conductor_reports_its_allocation_as_busy
 def test_without_a_report_of_the_conductor_the_heartbeats_of_the_workers_decide(session, state, allocation, leaves):
     timeout = idle_timeout(session)
     session.heartbeats.write_conductor(1)
-    beat(session, "sim-1-2", state, allocation)
+    write_heartbeat(session, "sim-1-2", state, allocation)
 
     assert (timeout.leave_reason(LIMIT_S + 1, refuses=False) is not None) is leaves
 

@@ -1,4 +1,4 @@
-"""What the import of a module imports: `maestro status` does not wait for the import of Celery."""
+"""The imports of each module: `maestro status` does not wait for the import of Celery."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ MODULES = [
     for path in sorted(PACKAGE.rglob("*.py"))
     if "entry" not in path.parts
 ]
-# The import of these imports no Celery, so that `maestro status` and `maestro-celery status` answer at once.
-LIGHT_ROOMS = ("config", "batch", "samples", "spec", "ledger", "study", "report")
-LIGHT = ("maestro.touchpoints", "maestro.ensemble_specification", "maestro.adapter")
+# These packages and modules import no Celery, so that `maestro status` and `maestro-celery status` answer quickly.
+LIGHT_PACKAGES = ("config", "batch", "samples", "spec", "ledger", "study", "report")
+LIGHT_MODULES = ("maestro.touchpoints", "maestro.ensemble_specification", "maestro.adapter", "cli.status")
 
 
-def test_importing_the_light_rooms_imports_no_celery():
-    """Imports one module after the other in one process, so that the first one that imports Celery is named."""
-    names = [name for name in MODULES if name.partition(".")[0] in LIGHT_ROOMS]
+def test_importing_the_light_packages_imports_no_celery():
+    """Import the modules one after another in one process; a failure names the first module that imports Celery."""
+    names = [name for name in MODULES if name.partition(".")[0] in LIGHT_PACKAGES]
     program = f"""
         import importlib, sys, warnings
         warnings.simplefilter("ignore")
-        for name in {[*names, *LIGHT]!r}:
+        for name in {[*names, *LIGHT_MODULES]!r}:
             importlib.import_module(f"maestro_celery_plugin.{{name}}")
             for heavy in ("celery", "kombu", "redis"):
                 assert heavy not in sys.modules, f"{{name}} imports {{heavy}}"

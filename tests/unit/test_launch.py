@@ -1,4 +1,4 @@
-"""The launch: `maestro run` generates samples in the foreground; a failure stops it, with the last lines of the output."""
+"""The launch: `maestro run` generates samples in the foreground; a failure stops it and shows the end of the output."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_without_stderr_the_message_has_the_lines_of_stdout(acquire):
     assert message(acquire, "exit 1").endswith("The last lines of its output: (no output)")
 
 
-def test_the_message_has_the_signal(acquire):
+def test_the_message_of_a_killed_command_has_the_signal(acquire):
     assert message(acquire, "kill -9 $$").startswith(
         "merlin.samples.generate.cmd: the command ended with signal 9."
     )
@@ -131,7 +131,7 @@ def test_a_shell_that_does_not_exist_has_a_message(acquire):
     assert text.startswith("merlin.samples.generate.cmd: '/no/shell' (batch.shell) cannot start:")
 
 
-def test_a_shell_with_arguments(acquire):
+def test_a_shell_may_have_arguments(acquire):
     assert acquire("echo 1 > x.csv", shell="/usr/bin/env bash")["rows"] == 1
 
 
@@ -151,7 +151,7 @@ def test_an_unusable_sample_file_has_a_message_with_the_last_lines(acquire, cmd,
     assert text.endswith("The last lines of its output:\n  no samples")
 
 
-def test_a_sample_file_without_generation(acquire, tmp_path):
+def test_a_sample_file_that_exists_needs_no_generation(acquire, tmp_path):
     (tmp_path / "y.csv").write_text("1\n2\n3\n")
     assert acquire(file="$(SPECROOT)/y.csv")["rows"] == 3
     assert message(acquire, file="$(SPECROOT)/z.csv").endswith(
@@ -176,7 +176,7 @@ def settings_of(workers):
 
 
 def test_without_steps_for_workers_the_broker_is_not_checked(monkeypatch):
-    """Given a study whose steps Maestro runs itself, then the broker is not checked, and the steps do not inherit its URL."""
+    """Given a study whose steps Maestro runs itself, then no broker is checked, and no step inherits its URL."""
     monkeypatch.setattr(launch.OPTIONS, "launching", True)
     monkeypatch.setattr(launch.OPTIONS, "dry_run", False)
     monkeypatch.setenv("MAESTRO_CELERY_BROKER_URL", "redis://127.0.0.1:1/0")

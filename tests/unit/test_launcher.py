@@ -1,4 +1,4 @@
-"""The launcher: the command line for `$(LAUNCHER)`, the resources of a sample, and the number of slots of an allocation."""
+"""The launcher: the command line for `$(LAUNCHER)`, the resources of a sample, and the slots of an allocation."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_the_keys_of_maestro_and_merlin_give_the_resources_of_a_sample():
     )  # fmt: skip
 
 
-def test_empty_values_of_maestro_count_as_absent_and_the_entry_of_the_plugin_counts():
+def test_empty_values_of_maestro_count_as_absent_and_the_entry_of_the_plugin_is_read():
     run = {
         "nodes": "", "procs": "4", "cores per task": "", "gpus": "", "walltime": "", "reservation": "", "cmd": "",
         "celery": {"settings": {"gpus per task": "1"}},
@@ -134,7 +134,7 @@ def test_the_command_line_refers_to_the_variables_of_the_script():
 
 
 def test_the_first_lines_set_the_variables_that_the_script_does_not_set():
-    """The defaults are those of Merlin: the keys of the step, else 1 node, 1 process, 1 core and no GPU."""
+    """The defaults are those of Merlin: the keys of the step, otherwise 1 node, 1 process, 1 core and no GPU."""
     text = "# MERLIN_PROCS=9\nMERLIN_NODES=2\n$(VLAUNCHER) ./a"
     line = f"{SRUN} -n ${{MERLIN_PROCS}} -N ${{MERLIN_NODES}} -c ${{MERLIN_CORES}} ./a"
     head = "MERLIN_PROCS=4\nMERLIN_CORES=1\nMERLIN_GPUS=0\n"
@@ -170,7 +170,7 @@ def test_an_invalid_launch_is_refused(text, sentence):
         (StepNeeds(procs=4, gpus_per_task=1), "4 procs, 4 GPUs"),
     ],
 )
-def test_resources_as_text(needs, text):
+def test_the_resources_have_a_text(needs, text):
     assert needs.text == text
 
 
@@ -223,7 +223,7 @@ def test_the_batch_type_of_the_step_has_priority_then_the_group_then_the_study()
         (sized(cores_per_task=37), 0),
     ],
 )
-def test_slots_of_four_nodes_with_36_cores(needs, slots):
+def test_the_cores_of_four_nodes_limit_the_slots(needs, slots):
     assert slot_count(needs, 4, 36) == slots
 
 
@@ -240,14 +240,14 @@ def test_slots_of_four_nodes_with_36_cores(needs, slots):
         (sized(nodes=2, procs=4, gpus=9), 0),
     ],
 )
-def test_slots_of_four_nodes_with_four_gpus_each(needs, slots):
+def test_the_gpus_of_four_nodes_limit_the_slots(needs, slots):
     assert slot_count(needs, 4, 36, gpus_per_node=4) == slots
 
 
 @pytest.mark.parametrize(
     ("needs", "slots"), [(sized(nodes=2, procs=4), 2), (sized(nodes=1, procs=18), 8), (sized(nodes=2, procs=73), 0)]
 )
-def test_slots_of_a_batch_system_that_shares_no_nodes(needs, slots):
+def test_samples_on_several_nodes_share_no_nodes_if_the_batch_system_cannot_share_them(needs, slots):
     assert slot_count(needs, 4, 36, shares_nodes=False) == slots
 
 

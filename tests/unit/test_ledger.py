@@ -1,4 +1,4 @@
-"""The ledger: whole entries or none, whatever happens to the writer, the disk or the reader."""
+"""The ledger: no reader sees a part of an entry, also after a failure of the writer or of the disk."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def starts(entries):
 
 
 @pytest.mark.parametrize("kind", Kind)
-def test_an_entry_comes_back_as_it_was_written(writer, tmp_path, kind):
+def test_an_entry_is_read_as_it_was_written(writer, tmp_path, kind):
     writer.append(kind, 7, 3, 5, 9, code=-15, slot=2)
 
     (entry,) = read_ledger(tmp_path)
@@ -48,7 +48,7 @@ def test_an_entry_comes_back_as_it_was_written(writer, tmp_path, kind):
 
 
 @pytest.mark.parametrize("code", [-(2**31), 2**31 - 1])
-def test_the_largest_values_come_back(writer, tmp_path, code):
+def test_the_largest_values_are_read_as_they_were_written(writer, tmp_path, code):
     writer.append(Kind.ENDED, 2**32 - 1, 2**32 - 1, 2**64 - 1, 2**64 - 1, code=code, slot=65535)
 
     (entry,) = read_ledger(tmp_path)
@@ -58,7 +58,7 @@ def test_the_largest_values_come_back(writer, tmp_path, code):
 
 
 @pytest.mark.parametrize("values", [{"slot": 65536}, {"slot": -1}, {"code": 2**31}, {"start": -1}, {"epoch": 2**32}])
-def test_a_value_that_does_not_fit_is_refused_and_nothing_written(writer, file, values):
+def test_a_value_out_of_range_is_refused_and_nothing_is_written(writer, file, values):
     fields = {"record": 1, "epoch": 1, "start": 0, **values}
 
     with pytest.raises(struct.error):
@@ -67,21 +67,21 @@ def test_a_value_that_does_not_fit_is_refused_and_nothing_written(writer, file, 
     assert file.stat().st_size == 0
 
 
-def test_a_torn_last_entry_is_ignored_and_read_when_it_is_whole(writer, file, tmp_path):
+def test_an_incomplete_last_entry_is_ignored_until_it_is_complete(writer, file, tmp_path):
     writer.append(Kind.STARTED, 1, 1, 0)
     writer.append(Kind.STARTED, 1, 1, 1)
-    whole = file.read_bytes()
-    file.write_bytes(whole[: SIZE + 20])
+    complete = file.read_bytes()
+    file.write_bytes(complete[: SIZE + 20])
     reader = LedgerReader(tmp_path)
 
     assert [starts(entries) for _, entries in reader.poll()] == [[0]]
     assert list(reader.poll()) == []
-    file.write_bytes(whole)
+    file.write_bytes(complete)
     assert [starts(entries) for _, entries in reader.poll()] == [[1]]
     assert reader.damaged == 0
 
 
-def test_a_torn_last_entry_is_cut_off_when_the_file_is_opened_again(writer, file, tmp_path):
+def test_an_incomplete_last_entry_is_removed_when_a_writer_opens_the_file_again(writer, file, tmp_path):
     writer.append(Kind.STARTED, 1, 1, 0)
     file.write_bytes(file.read_bytes() + b"torn")
 
@@ -105,7 +105,7 @@ def test_damaged_and_empty_entries_are_ignored_and_counted(writer, file, tmp_pat
     assert reader.damaged == 2
 
 
-def test_any_single_changed_bit_is_noticed(writer, file):
+def test_any_single_changed_bit_is_detected(writer, file):
     writer.append(Kind.ENDED, 1, 2, 3, 4, code=5, slot=6)
     sound = np.unpackbits(np.frombuffer(file.read_bytes(), np.uint8))
 
@@ -115,8 +115,8 @@ def test_any_single_changed_bit_is_noticed(writer, file):
         assert not are_sound(np.packbits(damaged).view(ENTRY)).any(), bit
 
 
-def test_a_full_disk_leaves_nothing_of_an_entry(tmp_path):
-    """The limit of the file size stands for the disk: there is space for two entries and a half."""
+def test_no_part_of_an_entry_remains_when_the_disk_is_full(tmp_path):
+    """A limit of the file size simulates the full disk. There is space for two and a half entries."""
     program = f"""
         import pathlib, resource
         from maestro_celery_plugin.errors import LedgerError
@@ -140,13 +140,13 @@ def test_a_full_disk_leaves_nothing_of_an_entry(tmp_path):
     """
     command = [sys.executable, "-c", textwrap.dedent(program)]
 
-    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
 
     message = f"{tmp_path}/w.ledger: No space left on device"
-    assert said == [f"2 {message}", f"3 {message}", str(2 * SIZE), "[0, 1, 4]"]
+    assert output == [f"2 {message}", f"3 {message}", str(2 * SIZE), "[0, 1, 4]"]
 
 
-def test_a_disk_that_takes_nothing_is_an_error(writer):
+def test_a_write_to_a_full_disk_is_an_error(writer):
     full = os.open("/dev/full", os.O_WRONLY)
     os.dup2(full, writer._fd)
     os.close(full)
@@ -155,7 +155,7 @@ def test_a_disk_that_takes_nothing_is_an_error(writer):
         writer.append(Kind.STARTED, 1, 1, 0)
 
 
-def test_each_poll_returns_what_is_new(writer, tmp_path):
+def test_each_poll_returns_only_new_entries(writer, tmp_path):
     reader = LedgerReader(tmp_path)
     seen = []
     for sample in range(3):
@@ -166,7 +166,7 @@ def test_each_poll_returns_what_is_new(writer, tmp_path):
     assert list(reader.poll()) == []
 
 
-def test_each_writer_has_its_name_and_other_files_are_left_alone(tmp_path):
+def test_entries_have_the_name_of_their_writer_and_other_files_are_ignored(tmp_path):
     for name in ("w-1", "w-2.77", "coordinator"):
         writer = LedgerWriter(tmp_path / f"{name}{SUFFIX}")
         writer.append(Kind.STARTED, 1, 1, len(name))
@@ -178,11 +178,11 @@ def test_each_writer_has_its_name_and_other_files_are_left_alone(tmp_path):
     assert reader.damaged == 0
 
 
-def test_a_ledger_that_is_not_there_is_empty(tmp_path):
+def test_a_missing_ledger_is_empty(tmp_path):
     assert len(read_ledger(tmp_path / "ledger")) == 0
 
 
-def test_it_goes_on_after_a_flush(writer, tmp_path):
+def test_a_writer_continues_after_a_flush(writer, tmp_path):
     for sample in range(3):
         writer.append(Kind.STARTED, 1, 1, sample)
         writer.flush()
@@ -190,14 +190,14 @@ def test_it_goes_on_after_a_flush(writer, tmp_path):
     assert starts(read_ledger(tmp_path)) == [0, 1, 2]
 
 
-def test_a_flush_that_fails_leaves_the_writer_its_own_file(tmp_path):
-    """Otherwise the next entry would go to whatever file gets the number of the closed one."""
+def test_a_writer_keeps_its_file_after_a_flush_that_fails(tmp_path):
+    """If the flush closed the file first, the next entry could go to another file that reuses the descriptor."""
     directory = tmp_path / "ledger"
     writer = LedgerWriter(directory / f"w{SUFFIX}")
     writer.append(Kind.STARTED, 1, 1, 4)
     directory.rename(tmp_path / "moved")
 
-    for _ in range(2):  # it stays unflushed, and says so again
+    for _ in range(2):  # the entry is still not flushed, so that the second flush fails too
         with pytest.raises(LedgerError, match="No such file"):
             writer.flush()
     with (tmp_path / "other").open("wb"):
@@ -207,8 +207,8 @@ def test_a_flush_that_fails_leaves_the_writer_its_own_file(tmp_path):
     assert (tmp_path / "other").stat().st_size == 0
 
 
-def test_a_flush_closes_the_file_only_when_something_was_written(writer, monkeypatch):
-    """Closing is what makes NFS write back; it costs a round trip, so that it is done for a reason only."""
+def test_a_flush_closes_the_file_only_after_new_entries(writer, monkeypatch):
+    """NFS writes back when a file is closed. This costs a round trip, which a flush without new entries avoids."""
     closed = []
     close = os.close
     monkeypatch.setattr(os, "close", lambda descriptor: (closed.append(descriptor), close(descriptor)))
@@ -221,7 +221,7 @@ def test_a_flush_closes_the_file_only_when_something_was_written(writer, monkeyp
     assert len(closed) == 1
 
 
-def test_many_threads_write_whole_entries_in_their_order(writer, tmp_path):
+def test_many_threads_write_complete_entries_in_order(writer, tmp_path):
     def write(slot):
         for sample in range(300):
             writer.append(Kind.STARTED, 1, 1, sample, slot=slot)
@@ -241,6 +241,6 @@ def test_many_threads_write_whole_entries_in_their_order(writer, tmp_path):
         assert starts(entries[entries["slot"] == slot]) == list(range(300))
 
 
-def test_no_entries_are_sound():
-    """Given two threads that follow a file at once, then one of them finds nothing new."""
+def test_the_check_of_an_empty_array_returns_an_empty_array():
+    """Given two threads that poll the same file, when one finds no new entries, then it checks an empty array."""
     assert are_sound(np.empty(0, ENTRY)).tolist() == []

@@ -1,4 +1,4 @@
-"""LSF: the lines it is given, and what its answers mean; outputs are in the form of Spectrum LSF 10.1."""
+"""LSF: its command lines, and the meaning of its output. The outputs have the form of Spectrum LSF 10.1."""
 
 from __future__ import annotations
 
@@ -35,23 +35,23 @@ def group(samples_launch=False, **settings):
     return GroupConfig(group="sim", queues=("q",), nodes=4, batch=settings, samples_launch=samples_launch)
 
 
-def test_the_plugin_manager_has_both():
+def test_both_batch_systems_are_registered():
     assert type(batch_system("lsf")) is Lsf
     assert type(batch_system("lsf-srun")) is LsfSrun
     assert LSF_SRUN.adapter == LSF.adapter == "lsf"
 
 
-def test_maestros_adapter_gets_all_it_insists_on():
+def test_maestros_adapter_gets_all_required_keys():
     assert LSF.adapter_arguments(BatchSettings()) == {"host": "", "bank": "", "queue": "", "reservation": None}
     settings = BatchSettings(host="h", bank="b", queue="q", reservation="r")
     assert set(LSF.adapter_arguments(settings).values()) == {"h", "b", "q", "r"}
 
 
-def test_maestros_adapter_cannot_do_without_procs():
+def test_a_batch_script_sets_procs_which_maestros_adapter_requires():
     assert LSF.step_keys(2) == {"procs": 2}
 
 
-def test_directives_without_a_value_leave_the_batch_script():
+def test_directives_without_a_value_are_removed_from_the_batch_script():
     script = "#!/bin/bash\n#BSUB -nnodes 2\n#BSUB -q \n#BSUB -G \n#BSUB -W 0:10\n#BSUB -x\n#BSUB -J a\n\necho '#BSUB -q '\n"
     assert LSF.adjusted_script(script) == (
         "#!/bin/bash\n#BSUB -nnodes 2\n#BSUB -W 0:10\n#BSUB -x\n#BSUB -J a\n\necho '#BSUB -q '\n"
@@ -59,18 +59,18 @@ def test_directives_without_a_value_leave_the_batch_script():
     assert LSF.adjusted_script("#BSUB -q\n#BSUB -q pbatch\n#BSUB -G") == "#BSUB -q pbatch\n"
 
 
-def test_one_worker_on_each_node():
+def test_one_worker_starts_on_each_node():
     line = "jsrun -a 1 -c ALL_CPUS -g ALL_GPUS --bind=none -n 4 -r 1 work --name 'a b'"
     assert LSF.worker_line(group(), COMMAND) == line
 
 
-def test_how_many_workers_that_starts():
+def test_the_worker_count_is_the_number_of_nodes_or_one_without_a_launcher():
     assert LSF.worker_count(group()) == 4
     assert LSF.worker_count(group(samples_launch=True)) == LSF_SRUN.worker_count(group()) == 1
     assert LSF_SRUN.worker_count(group(worker_launch="lrun -T1")) == 4
 
 
-def test_below_a_jsrun_there_is_no_other():
+def test_a_worker_starts_without_jsrun_if_its_samples_use_a_launcher():
     assert LSF.worker_line(group(samples_launch=True), COMMAND) == "work --name 'a b'"
     assert LSF_SRUN.worker_line(group(), COMMAND) == "work --name 'a b'"
     assert LSF.worker_line(group(samples_launch=True, launch_pre="module load x;", launch_args="-v"), COMMAND) == (
@@ -78,7 +78,7 @@ def test_below_a_jsrun_there_is_no_other():
     )
 
 
-def test_merlins_keys_for_the_launch_of_workers():
+def test_merlins_keys_change_the_launch_of_workers():
     line = LSF.worker_line(group(launch_pre="module load x;", launch_args="--smpiargs=off"), COMMAND)
     assert line == (
         "module load x; jsrun -a 1 -c ALL_CPUS -g ALL_GPUS --bind=none -n 4 -r 1 --smpiargs=off work --name 'a b'"
@@ -105,17 +105,17 @@ def test_merlins_keys_for_the_launch_of_workers():
         ({"procs": 1, "reservation": "r", "walltime": "10:00"}, "--np 1 --nrs 1 -b rs -d plane:1 -X 1"),
     ],
 )  # fmt: skip
-def test_one_sample(run, line):
+def test_the_launcher_has_the_resources_of_a_sample(run, line):
     assert LSF.sample_launcher(needs_of(run)) == f"jsrun {line}"
 
 
-def test_the_text_of_the_step_is_behind_it():
+def test_the_options_of_the_step_follow_the_resources():
     run = {"procs": 2, "lsf": "--smpiargs='-gpu'", "slurm": "--mpi=none"}
     assert with_launcher("$(LAUNCHER) a", "lsf", run) == "jsrun --np 2 --nrs 1 -b rs -d plane:2 -X 1 --smpiargs='-gpu' a"
     assert with_launcher("$(LAUNCHER) a", "lsf-srun", run) == "srun -n 2 --mpi=none a"
 
 
-def test_the_shell_divides_what_it_alone_knows():
+def test_the_shell_divides_counts_that_are_variables_of_the_script():
     needs = StepNeeds(nodes=ScriptCount(2, "${MERLIN_NODES}"), procs=ScriptCount(4, "${MERLIN_PROCS}"))
     assert LSF.sample_launcher(needs) == (
         "jsrun --np ${MERLIN_PROCS} --nrs ${MERLIN_NODES} -b rs -d plane:$((${MERLIN_PROCS}/${MERLIN_NODES})) -X 1"
@@ -124,12 +124,12 @@ def test_the_shell_divides_what_it_alone_knows():
     assert LSF.sample_launcher(needs).startswith("jsrun --nrs $(((${P}+2-1)/2)) -a 2 ")
 
 
-def test_srun_on_lsf_shares_no_cores_out():
+def test_srun_on_lsf_has_only_procs_and_nodes():
     assert LSF_SRUN.sample_launcher(StepNeeds(nodes=2, procs=8, gpus=1)) == "srun -n 8 -N 2"
 
 
 @pytest.mark.parametrize(
-    ("environ", "held"),
+    ("environ", "current"),
     [
         ({}, None),
         ({"LSB_JOBID": "7"}, CurrentAllocation("7", 1)),
@@ -139,35 +139,35 @@ def test_srun_on_lsf_shares_no_cores_out():
         ({"LSB_HOSTS": "batch1 n1"}, None),
     ],
 )
-def test_whether_it_is_inside(environ, held):
-    assert LSF.current_allocation(environ) == LSF_SRUN.current_allocation(environ) == held
+def test_the_environment_gives_the_current_allocation(environ, current):
+    assert LSF.current_allocation(environ) == LSF_SRUN.current_allocation(environ) == current
 
 
-def test_what_the_environment_tells_of_cores_and_time():
+def test_the_environment_gives_the_cores_of_a_node_and_no_end():
     assert LSF.node_cores({"LSB_MCPU_HOSTS": "batch1 1 n1 40 n2 40"}) == 40
     assert LSF.node_cores({}) is None
     assert LSF.end_time({"LSB_JOBID": "7"}) is None
     assert LSF.largest_node(BatchSettings()) is None
 
 
-def test_every_state_and_reason_of_the_manual_has_its_row():
+def test_the_tables_have_every_state_and_reason_of_the_manual():
     assert set(LSF_STATES) == set(STATES.split())
     assert set(LSF_ENDS) == set(ENDS.split())
 
 
-@pytest.mark.parametrize("word", LSF_STATES)
-def test_a_job_is_in_a_state(word, recorded):
-    recorded.answer("bjobs", f"7|{word}|-|-|-\n")
-    assert LSF.reports(["7"]) == {"7": JobReport(LSF_STATES[word])}
+@pytest.mark.parametrize("state", LSF_STATES)
+def test_each_state_of_lsf_gives_a_state_of_the_allocation(state, recorded):
+    recorded.answer("bjobs", f"7|{state}|-|-|-\n")
+    assert LSF.reports(["7"]) == {"7": JobReport(LSF_STATES[state])}
 
 
 @pytest.mark.parametrize("reason", LSF_ENDS)
-def test_an_end_has_its_reason(reason, recorded):
+def test_a_termination_reason_gives_the_state_of_the_allocation(reason, recorded):
     recorded.answer("bjobs", f"7|EXIT|140|{reason}: job killed|-\n")
     assert LSF.reports(["7"]) == {"7": JobReport(LSF_ENDS[reason], f"{reason}: job killed")}
 
 
-def test_what_bjobs_says_of_several(recorded):
+def test_one_call_of_bjobs_reports_several_jobs(recorded):
     recorded.answer(
         "bjobs",
         "7|PEND|-|-|New job is waiting for scheduling; | Not enough hosts;\n8|RUN|-|-|-\n9|DONE|-|-|-\n10|EXIT|1|-|-\n"
@@ -189,11 +189,11 @@ def test_what_bjobs_says_of_several(recorded):
     ]  # fmt: skip
 
 
-def test_of_no_job_nobody_is_asked(recorded):
+def test_without_jobs_bjobs_is_not_called(recorded):
     assert LSF.reports([]) == {}
 
 
-def test_a_word_that_no_table_has_counts_as_open(recorded):
+def test_an_unknown_state_counts_as_running_and_an_unknown_reason_as_failed(recorded):
     recorded.answer("bjobs", "7|FLYING|-|-|-\n8|EXIT|1|TERM_BOREDOM: job got bored|-\n")
     assert LSF.reports(["7", "8"]) == {
         "7": JobReport(AllocationState.RUNNING, "FLYING"),
@@ -201,7 +201,7 @@ def test_a_word_that_no_table_has_counts_as_open(recorded):
     }
 
 
-def test_lsf_that_does_not_answer(recorded):
+def test_an_lsf_that_does_not_answer_is_an_error(recorded):
     recorded.answer("bjobs", err="Failed in an LSF library call: LIM is down; try later\n", code=255)
     with pytest.raises(AllocationError, match=r"^'bjobs' has failed: Failed in an LSF library call: LIM is down"):
         LSF.reports(["7"])

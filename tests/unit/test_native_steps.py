@@ -1,4 +1,4 @@
-"""Plain steps: passed on to Maestro's own adapter, and kept in mind for a later conductor."""
+"""Native steps: Maestro's own adapter runs them, and their states are stored for a later conductor."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import time
 import types
 
 import dill
-import maestrowf.specification  # noqa: F401 (before ours is imported, as `maestro` does)
+import maestrowf.specification  # noqa: F401 (imported before this package, as in `maestro`)
 import pytest
 from ensembles import a_study
 from maestrowf.abstracts.enums import CancelCode, JobStatusCode, State, SubmissionCode
@@ -35,7 +35,7 @@ class Id:
 
 
 class Cluster(ScriptAdapter):
-    """An adapter as another package may bring it; its batch system is these class attributes."""
+    """An adapter of another package; its class attributes simulate the batch system."""
 
     key = "cluster"
     extension = ".sh"
@@ -94,8 +94,8 @@ def study(tmp_path):
     plan = a_study(tmp_path / "study")[0]
     Session.create(plan.session)
     yield dataclasses.replace(plan, settings=dataclasses.replace(plan.settings, batch=BatchSettings(type="slurm")))
-    for held in list(conductor_lock._HELD.values()):
-        held.release()
+    for lock in list(conductor_lock._LOCKS.values()):
+        lock.release()
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ def adapter(study, cluster):
 
 @pytest.fixture
 def coordinated(monkeypatch):
-    """Let the workers' step record of `WORKERS_JOB` be running, without a coordinator."""
+    """Report the step record of `WORKERS_JOB`, which workers run, as running, without a coordinator."""
     monkeypatch.setattr(
         "maestro_celery_plugin.maestro.study_adapter.StudyAdapter._states",
         lambda self, jobs: dict.fromkeys(jobs, State.RUNNING),
@@ -121,17 +121,17 @@ def submit(adapter, study, step=None):
     return adapter.submit(step or a_step(), "plain.sh", str(study.root)).job_identifier
 
 
-def test_the_script_is_that_of_maestros_adapter(adapter, study):
+def test_maestros_adapter_writes_the_script(adapter, study):
     step = a_step(cmd="cat $(MERLIN_GLOB_PATH)x > $(MERLIN_INFO)/y $(LAUNCHER)", shell="/usr/bin/perl -w")
 
     scheduled, script, restart = adapter.write_script(str(study.root), step)
 
     assert (scheduled, script, restart) == (True, str(study.root / "plain.sh"), None)
     assert (study.root / "plain.sh").read_text() == f"#!/usr/bin/perl -w\ncat x > {study.info}/y $(LAUNCHER)\n"
-    assert step.run["cmd"].startswith("cat $(MERLIN_GLOB_PATH)")  # Maestro's own step stays as it is
+    assert step.run["cmd"].startswith("cat $(MERLIN_GLOB_PATH)")  # Maestro's own step is not changed
 
 
-def test_maestros_adapter_is_given_the_users_keys(cluster):
+def test_maestros_adapter_gets_the_keys_of_the_user(cluster):
     adapter_of(BatchSettings(type="slurm", nodes=2, qos="high", shell="python3"))
     assert cluster.keywords == {"nodes": 2, "qos": "high", "bank": "", "shell": "/usr/bin/env -S python3"}
 
@@ -139,7 +139,7 @@ def test_maestros_adapter_is_given_the_users_keys(cluster):
     assert cluster.keywords == {"bank": "", "shell": "/bin/sh"}
 
 
-def test_identifiers_are_told_apart_and_passed_back_unchanged(adapter, study, cluster, coordinated):
+def test_jobs_are_distinguished_and_their_identifiers_reach_the_adapter_unchanged(adapter, study, cluster, coordinated):
     job = submit(adapter, study)
     cluster.states = {Id(1): State.RUNNING}
 
@@ -154,12 +154,12 @@ def test_identifiers_are_told_apart_and_passed_back_unchanged(adapter, study, cl
     assert str(NativeJob("plain", 7)) == "7"
 
 
-@pytest.mark.parametrize("trouble", [{"code": JobStatusCode.ERROR}, {"code": JobStatusCode.NOJOBS}, {"broken": True}])
-def test_trouble_of_the_batch_system_hides_no_samples(
-    adapter, study, cluster, coordinated, monkeypatch, caplog, trouble
+@pytest.mark.parametrize("failure", [{"code": JobStatusCode.ERROR}, {"code": JobStatusCode.NOJOBS}, {"broken": True}])
+def test_a_failure_of_the_batch_system_does_not_hide_the_states_of_the_workers(
+    adapter, study, cluster, coordinated, monkeypatch, caplog, failure
 ):
     job = submit(adapter, study)
-    for name, value in trouble.items():
+    for name, value in failure.items():
         monkeypatch.setattr(cluster, name, value)
 
     assert adapter.check_jobs([WORKERS_JOB, job]) == (JobStatusCode.OK, {WORKERS_JOB: State.RUNNING})
@@ -167,17 +167,17 @@ def test_trouble_of_the_batch_system_hides_no_samples(
     assert "The batch system" in caplog.text
 
 
-def test_trouble_of_the_workers_hides_no_batch_jobs(adapter, study, cluster, monkeypatch):
+def test_missing_states_of_the_workers_do_not_hide_the_states_of_batch_jobs(adapter, study, cluster, monkeypatch):
     monkeypatch.setattr("maestro_celery_plugin.maestro.study_adapter.StudyAdapter._states", lambda self, jobs: {})
     job = submit(adapter, study)
 
     assert adapter.check_jobs([WORKERS_JOB, job]) == (
         JobStatusCode.OK,
         {job: None},
-    )  # as Slurm's, when it has forgotten
+    )  # None: the batch system no longer lists the job
 
 
-def test_a_cancellation_that_fails_is_told(adapter, study, cluster):
+def test_a_cancellation_that_fails_is_reported(adapter, study, cluster):
     job = submit(adapter, study)
     cluster.broken = True
 
@@ -208,7 +208,9 @@ def test_a_finished_job_is_not_submitted_again(adapter, study, cluster):
     [(State.RUNNING, 1), (State.PENDING, 1), (State.FINISHED, 1), (State.TIMEDOUT, 2), (State.CANCELLED, 2),
      (State.FAILED, 2), (State.UNKNOWN, 2), (State.HWFAILURE, 2), (None, 2)],
 )  # fmt: skip
-def test_a_job_of_an_earlier_conductor_goes_on_if_it_can(adapter, study, cluster, monkeypatch, state, submissions):
+def test_an_open_or_finished_job_of_an_earlier_conductor_continues(
+    adapter, study, cluster, monkeypatch, state, submissions
+):
     monkeypatch.setattr(cluster, "make_id", int)
     submit(adapter, study)
     cluster.states = {1: state}
@@ -219,7 +221,7 @@ def test_a_job_of_an_earlier_conductor_goes_on_if_it_can(adapter, study, cluster
     assert job == NativeJob("plain", submissions)
 
 
-def test_an_identifier_that_no_file_can_keep_is_submitted_again(adapter, study, cluster):
+def test_a_job_whose_identifier_cannot_be_stored_is_submitted_again(adapter, study, cluster):
     submit(adapter, study)
     cluster.states = {Id(1): State.RUNNING}
     assert submit(adapter, study) == NativeJob("plain", Id(2))
@@ -228,7 +230,7 @@ def test_an_identifier_that_no_file_can_keep_is_submitted_again(adapter, study, 
 # --- in the conductor --------------------------------------------------------------------------------
 
 
-def written(adapter, study, cmd):
+def local_script(adapter, study, cmd):
     scheduled, script, _ = adapter.write_script(str(study.root), a_step(name="a/b c", cmd=cmd, nodes=""))
     assert not scheduled
     return script
@@ -237,7 +239,7 @@ def written(adapter, study, cmd):
 @pytest.fixture
 def in_conductor(adapter, study):
     (study.root / "a").mkdir()
-    return lambda cmd: subprocess.run([written(adapter, study, cmd)], capture_output=True, text=True, check=False)
+    return lambda cmd: subprocess.run([local_script(adapter, study, cmd)], capture_output=True, text=True, check=False)
 
 
 def test_a_script_that_has_finished_is_not_run_again(in_conductor, adapter, study):
@@ -245,15 +247,15 @@ def test_a_script_that_has_finished_is_not_run_again(in_conductor, adapter, stud
 
     assert (first.returncode, first.stdout) == (3, "out\n")
     assert (second.returncode, second.stdout) == (0, "out\n")
-    assert adapter.write_script(str(study.root), a_step(name="a/b c", nodes=""))[0]  # `submit` answers then
+    assert adapter.write_script(str(study.root), a_step(name="a/b c", nodes=""))[0]  # Maestro submits it instead
 
 
-def test_a_shell_that_is_not_there_fails_the_step_and_not_the_conductor(adapter, study):
+def test_a_missing_shell_fails_the_step_and_does_not_end_the_conductor(adapter, study):
     _, script, _ = adapter.write_script(str(study.root), a_step(nodes="", shell="/no/such/shell"))
     assert subprocess.run([script], check=False, stderr=subprocess.DEVNULL).returncode == 127
 
 
-def test_maestro_looks_again_at_once(in_conductor, monkeypatch):
+def test_maestro_polls_immediately_after_a_script_in_the_conductor(in_conductor, monkeypatch):
     slept = []
     monkeypatch.setattr(clock, "sleep", slept.append)
     in_conductor("true")
@@ -264,16 +266,16 @@ def test_maestro_looks_again_at_once(in_conductor, monkeypatch):
     assert slept == [60]
 
 
-# --- conductorship -----------------------------------------------------------------------------------
+# --- the lock of the conductor ------------------------------------------------------------------------
 
 
-def test_the_heart_beats_while_maestro_is_away(study):
+def test_the_conductor_writes_heartbeats_while_maestro_runs_a_native_step(study):
     group = WorkerGroupSettings(idle_limit=1)
     settings = dataclasses.replace(study.settings, resources=ResourceSettings(workers={"w": group}))
     session = Session(study.session)
     conductor_lock.acquire(dataclasses.replace(study, settings=settings))
     beats = set()
-    end = time.monotonic() + 1.1  # Maestro's, in a plain step
+    end = time.monotonic() + 1.1  # Maestro is blocked for this time by a native step
 
     while time.monotonic() < end:
         beats.add(session.heartbeats.read_conductor())
@@ -282,7 +284,7 @@ def test_the_heart_beats_while_maestro_is_away(study):
     assert len(beats) >= 4
 
 
-def test_one_process_conducts_a_study_once(study):
+def test_a_process_has_one_conductor_lock_for_a_study(study):
     assert conductor_lock.acquire(study) is conductor_lock.acquire(study)
     conductor_lock.acquire(study).release()
     with conductor_lock.file_lock(study).acquire(timeout=0):

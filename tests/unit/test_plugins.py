@@ -1,4 +1,4 @@
-"""Extensions: loaded from their entry point, with names of the package itself, and refused with their fault named."""
+"""Extensions: the plugin loads them from their entry point, and refuses a faulty one with a message about the fault."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SYSTEM = """
 
 @pytest.fixture
 def run(tmp_path):
-    """Run a program in a Python that has an extension `pbs` with the given code."""
+    """Run a program in a Python process with an extension `pbs` that has the given code."""
 
     def run(code, program):
         (tmp_path / "pbs_extension.py").write_text(textwrap.dedent(code))
@@ -59,14 +59,14 @@ LOAD = """
 """
 
 
-def fault_of(run, code):
+def output_of_load(run, code):
     answer = run(code, LOAD)
     assert answer.returncode == 0, answer.stderr
     return answer.stdout.strip()
 
 
 def test_an_extension_adds_a_batch_system(run):
-    assert fault_of(run, SYSTEM.format(change="", after="")) == "['flux', 'lsf', 'lsf-srun', 'pbs', 'slurm']"
+    assert output_of_load(run, SYSTEM.format(change="", after="")) == "['flux', 'lsf', 'lsf-srun', 'pbs', 'slurm']"
 
 
 @pytest.mark.parametrize(
@@ -82,8 +82,8 @@ def test_an_extension_adds_a_batch_system(run):
         ),
     ],
 )
-def test_a_batch_system_without_a_part_of_its_interface_is_refused(run, after, fault):
-    assert fault_of(run, SYSTEM.format(change="", after=after)) == (
+def test_a_batch_system_with_an_incomplete_interface_is_refused(run, after, fault):
+    assert output_of_load(run, SYSTEM.format(change="", after=after)) == (
         f"The extension 'pbs' cannot be used: hook 'batch_system': {fault}. Correct the extension, or uninstall it."
     )
 
@@ -105,13 +105,13 @@ def test_a_batch_system_without_a_part_of_its_interface_is_refused(run, after, f
     ],
     ids=["import", "argument", "hook", "no hook", "call"],
 )
-def test_an_extension_that_cannot_be_loaded_is_named_with_its_fault(run, code, texts):
-    said = fault_of(run, code)
-    assert said.startswith("The extension 'pbs' cannot be loaded: ")
-    assert all(text in said for text in texts), said
+def test_the_message_names_the_extension_that_cannot_be_loaded_and_its_fault(run, code, texts):
+    output = output_of_load(run, code)
+    assert output.startswith("The extension 'pbs' cannot be loaded: ")
+    assert all(text in output for text in texts), output
 
 
-def test_a_sample_table_without_a_part_of_its_interface_is_refused(run):
+def test_a_sample_table_with_an_incomplete_interface_is_refused(run):
     code = """
         from maestro_celery_plugin import hookimpl
 
@@ -137,8 +137,8 @@ def test_a_sample_table_without_a_part_of_its_interface_is_refused(run):
     )
 
 
-def test_maestro_run_ends_with_the_message(run, tmp_path):
-    """An extension with a fault stops the launch without a traceback."""
+def test_a_faulty_extension_ends_maestro_run_with_a_message(run, tmp_path):
+    """The message has no traceback."""
     (tmp_path / "study.yaml").write_text(
         "description: {name: s, description: d}\nmerlin: {}\nstudy:\n- {name: a, description: d, run: {cmd: 'true'}}\n"
     )
@@ -151,7 +151,7 @@ def test_maestro_run_ends_with_the_message(run, tmp_path):
     assert "Traceback" not in answer.stderr
 
 
-def test_the_public_names_exist_and_are_all_there_is():
+def test_every_public_name_exists_and_any_other_name_is_an_error():
     for name in maestro_celery_plugin.__all__:
         assert getattr(maestro_celery_plugin, name), name
     assert set(maestro_celery_plugin.__all__) <= set(dir(maestro_celery_plugin))

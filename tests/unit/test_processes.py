@@ -1,4 +1,4 @@
-"""Processes: told from later ones with the same number, and found by their environment."""
+"""Processes: identified by number and start time, found by a mark in their environment, and ended."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MARK = "MAESTRO_CELERY_TEST_MARK"
 
 @pytest.fixture
 def start():
-    """Start processes that are ended with the test."""
+    """Start processes, and kill them after the test."""
     started = []
 
     def run(command, mark=None, **options):
@@ -41,7 +41,7 @@ def await_command(pid, name):
     assert wait_until(lambda: Path(f"/proc/{pid}/comm").read_text() == f"{name}\n", 5)
 
 
-def line_of(process):
+def read_number(process):
     return int(process.stdout.readline())
 
 
@@ -56,7 +56,7 @@ def test_a_running_process_is_alive_until_it_is_reaped(start):
     assert not identity.is_alive
 
 
-def test_a_later_process_with_the_same_number_is_another(start):
+def test_a_later_process_with_the_same_number_is_a_different_process(start):
     process = start("exec sleep 60")
     earlier = ProcessId(process.pid, ProcessId.of(process.pid).start - 1)
 
@@ -75,39 +75,39 @@ def test_a_zombie_is_not_alive(start):
     assert process.returncode is None  # not reaped yet
 
 
-def test_a_command_with_a_strange_name_is_identified(tmp_path, start):
+def test_a_process_is_identified_although_its_command_name_has_parentheses_and_blanks(tmp_path, start):
     program = tmp_path / "a) R 1 (b"
     program.symlink_to(shutil.which("sleep"))
     before = ProcessId.of(start("exec sleep 60").pid)
-    strange = ProcessId.of(start(f"exec '{program}' 60").pid)
-    await_command(strange.pid, program.name)
+    special = ProcessId.of(start(f"exec '{program}' 60").pid)
+    await_command(special.pid, program.name)
     after = ProcessId.of(start("exec sleep 60").pid)
 
-    assert strange.is_alive
-    assert before.start <= strange.start <= after.start
+    assert special.is_alive
+    assert before.start <= special.start <= after.start
 
 
-def test_a_process_that_never_was_is_not_alive():
+def test_a_process_that_does_not_exist_is_not_alive():
     assert not ProcessId.of(2**22 + 1).is_alive
     assert not ProcessId(0, 0).is_alive
     ProcessId(2**22 + 1, 0).signal(signal.SIGKILL)
 
 
-def test_a_group_is_signalled_as_a_whole(start):
+def test_a_signal_to_a_process_group_reaches_the_child_processes(start):
     process = start("sleep 60 & echo $!; wait", stdout=subprocess.PIPE)
-    child = ProcessId.of(line_of(process))
+    child = ProcessId.of(read_number(process))
 
     ProcessId.of(process.pid).signal(signal.SIGKILL, group=True)
 
     assert wait_until(lambda: not child.is_alive, 2)
 
 
-def test_marked_processes_are_ended_in_whatever_session_they_are(start):
+def test_marked_processes_are_ended_in_every_process_session(start):
     process = start("setsid sleep 60 & echo $!; wait", "study:w-1", stdout=subprocess.PIPE)
-    child = ProcessId.of(line_of(process))
+    child = ProcessId.of(read_number(process))
     others = [start("exec sleep 60"), start("exec sleep 60", "study:w-11"), start("exec sleep 60", "study:w-1")]
     for pid in (child.pid, *(other.pid for other in others)):
-        await_command(pid, "sleep")  # in the middle of an exec, a process has no environment
+        await_command(pid, "sleep")  # during an exec, a process has no environment
     assert os.getsid(child.pid) == child.pid
 
     found = end_marked(MARK, "study:w-1", spare=frozenset({others[2].pid}))
@@ -118,16 +118,16 @@ def test_marked_processes_are_ended_in_whatever_session_they_are(start):
     assert [other.poll() for other in others] == [None, None, None]
 
 
-def test_those_that_ignore_sigterm_are_killed(start):
+def test_marked_processes_that_ignore_sigterm_are_killed(start):
     process = start("trap '' TERM; echo 1; while :; do sleep 0.05; done", "stubborn", stdout=subprocess.PIPE)
-    line_of(process)
+    read_number(process)
 
     assert end_marked(MARK, "stubborn", grace_s=0.1) >= 1
     assert process.wait() == -signal.SIGKILL
 
 
-def test_the_caller_and_its_parent_are_spared():
-    """A worker has the mark of its samples in its own environment when it was started by one."""
+def test_a_marked_caller_is_not_ended():
+    """Given a worker that a sample has started, then the worker has a mark in its own environment."""
     program = (
         "import os, subprocess, sys; from maestro_celery_plugin.processes import end_marked;"
         f"print(end_marked('{MARK}', 'own'))"
@@ -138,15 +138,15 @@ def test_the_caller_and_its_parent_are_spared():
     assert answer.stdout == "0\n"
 
 
-def test_waiting_ends_with_the_condition_or_the_time():
+def test_wait_until_returns_at_the_condition_or_after_the_time_limit():
     begin = time.monotonic()
     assert wait_until(lambda: True, 5)
     assert not wait_until(lambda: False, 0.05)
     assert time.monotonic() - begin < 1
 
 
-def test_a_process_whose_parent_is_dead_already_does_not_stay(tmp_path):
-    """Given a parent that died before its child has asked to die with it, then the child ends at once."""
+def test_a_process_whose_parent_has_already_died_ends_at_once(tmp_path):
+    """Given a parent that died before its child called `die_with_parent`, then the child ends at once."""
     script = (
         "import os, signal, time\n"
         "from maestro_celery_plugin.processes import die_with_parent\n"

@@ -1,4 +1,4 @@
-"""Range tasks: driven in this process through a queue in place of the broker, with real samples and a real ledger."""
+"""Range tasks: run in this process, with a queue instead of a broker, with real samples and a real ledger."""
 
 from __future__ import annotations
 
@@ -33,22 +33,22 @@ from maestro_celery_plugin.worker.launch_env import LaunchEnvironment
 from maestro_celery_plugin.worker.range_task import RangeTasks
 from maestro_celery_plugin.worker.slots import Slots
 
-# Each sample notes that it has run: a short line, appended whole.
+# Each sample appends its number to one file; a line is so short that parallel samples do not mix their lines.
 RUN = "echo $(MERLIN_SAMPLE_ID) >> ../../../runs"
 
 
-def worker(writer, count, send, ends=None):
-    """A worker process with so many slots, without Celery."""
-    return RangeTasks(writer, Slots(count, ends or Deadline(), LaunchEnvironment(writer)), send)
+def worker(writer, count, send, deadline=None):
+    """Return a worker process with `count` slots, without Celery."""
+    return RangeTasks(writer, Slots(count, deadline or Deadline(), LaunchEnvironment(writer)), send)
 
 
 @pytest.fixture(autouse=True)
-def short_claims(monkeypatch):
+def short_claim_limit(monkeypatch):
     monkeypatch.setattr(range_task, "CLAIM_LIMIT_S", 0.15)
 
 
 class Ensemble:
-    """A study with one step record, and messages for it."""
+    """A study with one step record, and range tasks for it."""
 
     def __init__(self, root: Path, **changes) -> None:
         self.plan, self.manifest = a_study(root, **{"cmd": RUN, "restart": RUN, **changes})
@@ -57,8 +57,8 @@ class Ensemble:
     def task(self, start=0, stop=None, epoch=1):
         return RangeTask(str(self.root), RELATIVE, 1, start, self.manifest.samples if stop is None else stop, epoch)
 
-    def note(self, kind, start, stop, epoch):
-        """Write as the coordinator."""
+    def append_as_coordinator(self, kind, start, stop, epoch):
+        """Append an entry of the coordinator."""
         writer = LedgerWriter(self.plan.ledger / f"{COORDINATOR}{SUFFIX}")
         writer.append(kind, 1, epoch, start, stop)
         writer.close()
@@ -67,16 +67,16 @@ class Ensemble:
     def entries(self):
         return read_ledger(self.plan.ledger)
 
-    def told(self, *kinds):
-        """Return (kind, start, code) of each entry in its order, without those about ranges unless asked for."""
+    def rows(self, *kinds):
+        """Return (kind, start, code) of each entry of these kinds, or of each entry about an attempt, in order."""
         wanted = kinds or (Kind.STARTED, Kind.ENDED, Kind.STOPPED)
         return [(Kind(e["kind"]).name, int(e["start"]), int(e["code"])) for e in self.entries if e["kind"] in wanted]
 
     @property
-    def progress(self):
-        progress = states_of(self.manifest)
-        progress.apply(self.entries)
-        return progress
+    def states(self):
+        states = states_of(self.manifest)
+        states.apply(self.entries)
+        return states
 
     @property
     def runs(self):
@@ -84,8 +84,8 @@ class Ensemble:
         path = self.root / "runs"
         return Counter(map(int, path.read_text().split())) if path.exists() else Counter()
 
-    def each_once(self):
-        return self.runs == Counter(range(self.manifest.samples)) and self.progress.is_complete
+    def each_sample_has_run_once(self):
+        return self.runs == Counter(range(self.manifest.samples)) and self.states.is_complete
 
     @property
     def leases(self):
@@ -101,18 +101,18 @@ def make(tmp_path):
 
 
 class Transport:
-    """A broker that may deliver twice, in any order, or be away."""
+    """A replacement of the broker: it may deliver twice, deliver in any order, or fail."""
 
-    def __init__(self, copies=1, seed=None, away=0.0) -> None:
+    def __init__(self, copies=1, seed=None, failure_rate=0.0) -> None:
         self.sent: list[RangeTask] = []
-        self._random, self._copies, self._away = random.Random(seed), copies, away
+        self._random, self._copies, self._failure_rate = random.Random(seed), copies, failure_rate
         self._shuffled, self._condition = seed is not None, threading.Condition()
         self._waiting: list[RangeTask] = []
         self._working = 0
 
     def send(self, task, task_queue="merlin"):
         assert task_queue == "merlin"
-        if self._random.random() < self._away:
+        if self._random.random() < self._failure_rate:
             raise ConnectionError("away")
         self.put(task)
 
@@ -124,8 +124,8 @@ class Transport:
                 self._random.shuffle(self._waiting)
             self._condition.notify_all()
 
-    def consume(self, side):
-        """Work until no message is left or under way."""
+    def consume(self, process):
+        """Run tasks until no message waits and no task runs."""
         while True:
             with self._condition:
                 while not self._waiting and self._working:
@@ -136,18 +136,18 @@ class Transport:
                 task = self._waiting.pop(0)
                 self._working += 1
             try:
-                side.run(task)
+                process.run(task)
             finally:
                 with self._condition:
                     self._working -= 1
                     self._condition.notify_all()
 
 
-def drive(transport, *sides_and_slots):
-    """Let workers, each with its slots, do all there is to do."""
+def drive(transport, *processes_and_slots):
+    """Run all messages in these worker processes, with one thread per slot."""
     threads = [
-        threading.Thread(target=transport.consume, args=(side,))
-        for side, slots in sides_and_slots
+        threading.Thread(target=transport.consume, args=(process,))
+        for process, slots in processes_and_slots
         for _ in range(slots)
     ]
     for thread in threads:
@@ -158,15 +158,15 @@ def drive(transport, *sides_and_slots):
 
 
 def work(task, writer="w-1", **options):
-    """Do one task in one slot; return the worker and what it sent on."""
+    """Run one task in one slot; return the worker process and the tasks that were sent."""
     transport = Transport(**options)
-    side = worker(writer, 1, transport.send)
-    side.run(task)
-    return side, transport.sent
+    process = worker(writer, 1, transport.send)
+    process.run(task)
+    return process, transport.sent
 
 
-class Instant(threading.Event):
-    """An event whose waits are noted and take no time."""
+class ImmediateEvent(threading.Event):
+    """An event that records each wait and returns at once."""
 
     def __init__(self, on_wait=lambda: None) -> None:
         super().__init__()
@@ -179,8 +179,8 @@ class Instant(threading.Event):
         return self.is_set()
 
 
-def alone(start, stop):
-    """Return the ends of a task's halves."""
+def halves_of(start, stop):
+    """Return (start, stop) of each half of a task."""
     return [(part.start, part.stop) for part in halves(RangeTask("s", "m", 1, start, stop, 1))]
 
 
@@ -191,44 +191,44 @@ def alone(start, stop):
     ("whole", "parts"), [((0, 0), []), ((4, 5), [(4, 5)]), ((4, 6), [(4, 5), (5, 6)]), ((0, 7), [(0, 3), (3, 7)])]
 )
 def test_a_range_is_split_in_halves(whole, parts):
-    assert alone(*whole) == parts
+    assert halves_of(*whole) == parts
 
 
-def test_a_slot_keeps_one_sample_while_it_does_not_know_how_long_they_take(make):
+def test_a_slot_keeps_one_sample_before_it_knows_the_duration_of_samples(make):
     ensemble = make(samples=9)
     _, sent = work(ensemble.task())
 
     assert ensemble.runs == {0: 1}
     assert sorted((task.start, task.stop) for task in sent) == [(1, 5), (5, 9)]
-    assert ensemble.told(Kind.TAKEN, Kind.PASSED, Kind.RELEASED) == [
+    assert ensemble.rows(Kind.TAKEN, Kind.PASSED, Kind.RELEASED) == [
         ("TAKEN", 0, 0), ("PASSED", 5, 0), ("PASSED", 1, 0), ("RELEASED", 0, 0),
     ]  # fmt: skip
 
 
-def test_a_slot_keeps_what_it_can_run_in_its_budget(make):
+def test_a_slot_keeps_as_many_samples_as_fit_its_time_budget(make):
     ensemble = make(samples=9)
-    side = worker("w-1", 1, Transport().send)
+    process = worker("w-1", 1, Transport().send)
     task = ensemble.task()
-    assert side.slots.piece_size(task) == 1
-    side.slots.record_duration(task, slots.TIME_BUDGET_S / 4)
-    assert side.slots.piece_size(task) == 4
-    side.slots.record_duration(task, 60.0)
-    assert side.slots.piece_size(task) == 1
+    assert process.slots.piece_size(task) == 1
+    process.slots.record_duration(task, slots.TIME_BUDGET_S / 4)
+    assert process.slots.piece_size(task) == 4
+    process.slots.record_duration(task, 60.0)
+    assert process.slots.piece_size(task) == 1
 
 
-def test_a_slot_sends_on_what_takes_longer_than_it_thought(make, monkeypatch):
+def test_a_slot_sends_the_rest_of_its_range_when_samples_take_longer_than_expected(make, monkeypatch):
     monkeypatch.setattr(slots, "TIME_BUDGET_S", 0.05)
     ensemble = make(samples=8, cmd=f"{RUN}; sleep 0.06")
     transport = Transport()
-    side = worker("w-1", 1, transport.send)
-    side.slots.record_duration(ensemble.task(), 0.001)
-    side.run(ensemble.task())
+    process = worker("w-1", 1, transport.send)
+    process.slots.record_duration(ensemble.task(), 0.001)
+    process.run(ensemble.task())
 
     assert len(ensemble.runs) == 2
     assert sorted((task.start, task.stop) for task in transport.sent) == [(2, 5), (5, 8)]
 
 
-# --- each sample once --------------------------------------------------------------------------------
+# --- each sample runs once ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("slots", [1, 2, 4])
@@ -238,34 +238,34 @@ def test_any_number_of_slots_runs_each_sample_once(make, slots):
     transport.put(ensemble.task())
     drive(transport, (worker("w-1", slots, transport.send), slots))
 
-    assert ensemble.each_once()
+    assert ensemble.each_sample_has_run_once()
     assert ensemble.leases.holders() == set()
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_messages_may_come_twice_and_in_any_order_to_several_workers(make, seed):
+def test_each_sample_runs_once_when_messages_arrive_twice_and_in_any_order(make, seed):
     ensemble = make(samples=12)
     transport = Transport(copies=2, seed=seed)
     transport.put(ensemble.task())
     drive(transport, *((worker(f"w-{n}", 2, transport.send), 2) for n in (1, 2)))
 
-    assert ensemble.each_once()
-    assert set(ensemble.told(Kind.ENDED)) == {("ENDED", sample, 0) for sample in range(12)}
+    assert ensemble.each_sample_has_run_once()
+    assert set(ensemble.rows(Kind.ENDED)) == {("ENDED", sample, 0) for sample in range(12)}
 
 
-@pytest.mark.parametrize("away", [1.0, 0.5])
-def test_when_the_broker_is_away_the_samples_stay_and_run_here(make, away):
+@pytest.mark.parametrize("failure_rate", [1.0, 0.5])
+def test_samples_stay_in_the_slot_and_run_when_the_broker_does_not_answer(make, failure_rate):
     ensemble = make(samples=10)
-    transport = Transport(away=away, seed=3)
+    transport = Transport(failure_rate=failure_rate, seed=3)
     transport.put(ensemble.task())
     drive(transport, (worker("w-1", 2, transport.send), 2))
 
-    assert ensemble.each_once()
-    assert len(transport.sent) == 1 or away < 1.0
+    assert ensemble.each_sample_has_run_once()
+    assert len(transport.sent) == 1 or failure_rate < 1.0
 
 
-def test_only_what_was_sent_is_passed_on(make):
-    """The second half goes first; the first cannot be sent, and stays."""
+def test_only_a_range_that_was_sent_is_recorded_as_passed(make):
+    """The slot sends the second half first; it cannot send the first half, and runs it."""
     ensemble = make(samples=9)
     sent = []
 
@@ -278,15 +278,15 @@ def test_only_what_was_sent_is_passed_on(make):
 
     assert [(task.start, task.stop) for task in sent] == [(5, 9)]
     assert ensemble.runs == Counter(range(5))
-    assert ensemble.told(Kind.PASSED) == [("PASSED", 5, 0)]
+    assert ensemble.rows(Kind.PASSED) == [("PASSED", 5, 0)]
 
 
-def test_a_record_that_is_not_sampled_runs_once(make):
+def test_a_step_record_that_is_not_sampled_runs_once(make):
     ensemble = make(sampled=False, samples=1, table=None, labels=[], cmd="echo 0 >> ../../runs")
     for _ in range(2):
         work(ensemble.task())
 
-    assert ensemble.each_once()
+    assert ensemble.each_sample_has_run_once()
 
 
 def test_a_single_sample_runs_in_the_workspace_once(make):
@@ -294,48 +294,48 @@ def test_a_single_sample_runs_in_the_workspace_once(make):
     for _ in range(2):
         work(ensemble.task())
 
-    assert ensemble.each_once()
+    assert ensemble.each_sample_has_run_once()
 
 
-def test_a_sample_whose_worker_died_before_it_noted_the_start_runs(make):
+def test_a_sample_runs_if_its_worker_died_before_it_recorded_the_start(make):
     ensemble = make(samples=2)
     Path(ensemble.manifest.workspace, "00").mkdir()
     Path(ensemble.manifest.workspace, "00", "sim.sh").touch()
-    work(ensemble.task(), away=1.0)
+    work(ensemble.task(), failure_rate=1.0)
 
-    assert ensemble.each_once()
+    assert ensemble.each_sample_has_run_once()
 
 
 # --- samples that run again --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("code", "script"), [(100, "restart"), (104, "cmd"), (7, None), (0, None), (102, None)])
-def test_a_sample_that_asked_runs_again_under_the_next_epoch(make, code, script):
+def test_only_a_sample_that_requested_another_run_runs_again_under_the_next_epoch(make, code, script):
     ensemble = make(samples=2, cmd=f"echo cmd; exit {code}", restart="echo restart")
     work(ensemble.task(0, 1))
     work(ensemble.task(0, 1))  # the same message again
-    assert ensemble.told() == [("STARTED", 0, 0), ("ENDED", 0, code)]
+    assert ensemble.rows() == [("STARTED", 0, 0), ("ENDED", 0, code)]
 
     work(ensemble.task(0, 1, epoch=2))
-    assert ensemble.told(Kind.STARTED)[1:] == ([("STARTED", 0, int(script == "restart"))] if script else [])
+    assert ensemble.rows(Kind.STARTED)[1:] == ([("STARTED", 0, int(script == "restart"))] if script else [])
 
 
-def test_a_sample_that_was_lost_runs_restart(make):
+def test_a_lost_sample_runs_restart(make):
     ensemble = make(samples=2, restart=f"{RUN}; echo restart")
     worker = LedgerWriter(ensemble.plan.ledger / f"w-0{SUFFIX}")
     worker.append(Kind.STARTED, 1, 1, 0)
     Path(ensemble.manifest.workspace, "00").mkdir()
     Path(ensemble.manifest.workspace, "00", "sim.sh").touch()
-    ensemble.note(Kind.LOST, 0, 0, 1)
+    ensemble.append_as_coordinator(Kind.LOST, 0, 0, 1)
 
     work(ensemble.task(0, 1, epoch=2))
 
     assert Path(ensemble.manifest.workspace, "00", "sim.out").read_text() == "restart\n"
-    assert ensemble.progress.outcome[0] == Outcome.FINISHED
+    assert ensemble.states.outcome[0] == Outcome.FINISHED
 
 
-def test_a_range_that_leads_across_finished_samples_leaves_them_alone(make):
-    """Also those that have removed their own script, which would tell that they were started."""
+def test_finished_samples_inside_a_range_do_not_run_again(make):
+    """This includes samples that have deleted their own script, the mark of a sample that was started."""
     ensemble = make(samples=6, cmd=f"{RUN}; rm -f *; exit $(( $(MERLIN_SAMPLE_ID) % 3 ? 0 : 104 ))")
     transport = Transport()
     transport.put(ensemble.task())
@@ -346,14 +346,14 @@ def test_a_range_that_leads_across_finished_samples_leaves_them_alone(make):
     assert ensemble.runs == {0: 2, 1: 1, 2: 1, 3: 2, 4: 1, 5: 1}
 
 
-# --- void and stopped --------------------------------------------------------------------------------
+# --- invalid ranges and stopping workers -------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", [Kind.SENT, Kind.CANCELLED])
-def test_what_was_sent_again_or_cancelled_does_not_run(make, kind):
+def test_an_old_message_does_not_run_samples_that_were_sent_again_or_cancelled(make, kind):
     ensemble = make(samples=4)
-    ensemble.note(Kind.SENT, 0, 4, 1)
-    ensemble.note(kind, 1, 2, 2)
+    ensemble.append_as_coordinator(Kind.SENT, 0, 4, 1)
+    ensemble.append_as_coordinator(kind, 1, 2, 2)
     for sample in range(4):
         work(ensemble.task(sample, sample + 1))
 
@@ -361,17 +361,17 @@ def test_what_was_sent_again_or_cancelled_does_not_run(make, kind):
     assert ensemble.leases.holders() == set()
 
 
-def test_what_is_sent_again_under_this_epoch_runs(make):
+def test_only_the_message_with_the_last_epoch_runs_its_sample(make):
     ensemble = make(samples=2)
     for epoch in (1, 2, 3):
-        ensemble.note(Kind.SENT, 0, 2, epoch)
+        ensemble.append_as_coordinator(Kind.SENT, 0, 2, epoch)
     work(ensemble.task(0, 1, epoch=3))
     work(ensemble.task(1, 2, epoch=2))
 
     assert ensemble.runs == {0: 1}
 
 
-def test_a_damaged_entry_of_the_coordinator_makes_nothing_void(make):
+def test_a_damaged_entry_of_the_coordinator_invalidates_no_message(make):
     ensemble = make(samples=1)
     entry = np.zeros(1, ENTRY)
     entry["kind"], entry["record"], entry["epoch"], entry["stop"] = Kind.CANCELLED, 1, 9, 1
@@ -379,53 +379,53 @@ def test_a_damaged_entry_of_the_coordinator_makes_nothing_void(make):
     entry.tofile(ensemble.plan.ledger / f"{COORDINATOR}{SUFFIX}")
     work(ensemble.task())
 
-    assert ensemble.progress.is_complete
+    assert ensemble.states.is_complete
 
 
-class Sleeping:
-    """A worker with a sample that takes a minute."""
+class LongSample:
+    """A sample that takes a minute, in a worker process with one slot."""
 
     def __init__(self, ensemble) -> None:
-        self.side = worker("w-1", 1, Transport(away=1.0).send)
-        self.thread = threading.Thread(target=self.side.run, args=(ensemble.task(),))
+        self.process = worker("w-1", 1, Transport(failure_rate=1.0).send)
+        self.thread = threading.Thread(target=self.process.run, args=(ensemble.task(),))
         self.thread.start()
         assert wait_until(lambda: ensemble.runs, 5)
-        self.side.slots.check_running()
+        self.process.slots.check_running()
         time.sleep(0.05)
-        assert ensemble.told() == [("STARTED", 0, 0)]  # it was let run
+        assert ensemble.rows() == [("STARTED", 0, 0)]  # `check_running` has not ended it
 
-    def end(self):
-        assert wait_until(lambda: self.side.slots.check_running() or not self.thread.is_alive(), 5)
+    def await_end(self):
+        assert wait_until(lambda: self.process.slots.check_running() or not self.thread.is_alive(), 5)
 
 
-def test_a_running_sample_is_ended_when_it_becomes_void(make):
+def test_a_running_sample_is_ended_when_it_is_cancelled(make):
     ensemble = make(samples=2, cmd=f"{RUN}; exec sleep 60")
-    sleeping = Sleeping(ensemble)
-    ensemble.note(Kind.CANCELLED, 0, 2, 1 + 1)
-    sleeping.end()
+    sample = LongSample(ensemble)
+    ensemble.append_as_coordinator(Kind.CANCELLED, 0, 2, 1 + 1)
+    sample.await_end()
 
-    assert ensemble.told() == [("STARTED", 0, 0), ("STOPPED", 0, -15)]
+    assert ensemble.rows() == [("STARTED", 0, 0), ("STOPPED", 0, -15)]
     assert ensemble.leases.holders() == set()
 
 
-def test_a_worker_that_stops_ends_its_sample_and_begins_no_other(make):
+def test_a_worker_that_stops_ends_its_sample_and_starts_no_other(make):
     ensemble = make(samples=2, cmd=f"{RUN}; exec sleep 60")
-    sleeping = Sleeping(ensemble)
-    assert sleeping.side.slots.busy == 1
-    sleeping.side.slots.stopping.set()
-    sleeping.end()
+    sample = LongSample(ensemble)
+    assert sample.process.slots.busy == 1
+    sample.process.slots.stopping.set()
+    sample.await_end()
 
-    assert ensemble.told() == [("STARTED", 0, 0), ("STOPPED", 0, -15)]
-    assert sleeping.side.slots.busy == 0
-    sleeping.side.run(ensemble.task(1, 2))
+    assert ensemble.rows() == [("STARTED", 0, 0), ("STOPPED", 0, -15)]
+    assert sample.process.slots.busy == 0
+    sample.process.run(ensemble.task(1, 2))
     assert ensemble.runs == {0: 1}
 
 
-# --- what cannot run ---------------------------------------------------------------------------------
+# --- samples that cannot run -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("task", [{"stop": 4}, {"start": 2, "stop": 2}, {"start": 2, "stop": 1}])
-def test_a_range_that_the_record_does_not_have_is_refused(make, task):
+def test_an_empty_range_and_a_range_outside_the_step_record_are_refused(make, task):
     ensemble = make(samples=3)
     work(ensemble.task(**task))
 
@@ -433,128 +433,128 @@ def test_a_range_that_the_record_does_not_have_is_refused(make, task):
     assert ensemble.leases.holders() == set()
 
 
-def test_a_message_with_the_number_of_another_record_is_refused(make):
+def test_a_message_with_the_number_of_another_step_record_is_refused(make):
     ensemble = make(samples=3)
     work(dataclasses.replace(ensemble.task(), record=2))
 
     assert ensemble.runs == {}
-    assert ensemble.told(*Kind) == [("TAKEN", 0, 0), ("RELEASED", 0, 0)]
+    assert ensemble.rows(*Kind) == [("TAKEN", 0, 0), ("RELEASED", 0, 0)]
 
 
-def test_a_sample_whose_interpreter_is_not_there_fails_and_the_next_is_tried(make):
+def test_a_sample_without_its_interpreter_fails_and_the_next_sample_is_tried(make):
     ensemble = make(samples=2, shell="/no/such/shell")
-    work(ensemble.task(), away=1.0)
+    work(ensemble.task(), failure_rate=1.0)
 
-    assert ensemble.told() == [("STARTED", 0, 0), ("ENDED", 0, 127), ("STARTED", 1, 0), ("ENDED", 1, 127)]
-    assert (ensemble.progress.outcome == Outcome.FAILED).all()
+    assert ensemble.rows() == [("STARTED", 0, 0), ("ENDED", 0, 127), ("STARTED", 1, 0), ("ENDED", 1, 127)]
+    assert (ensemble.states.outcome == Outcome.FAILED).all()
 
 
-def test_with_a_full_disk_the_worker_waits_for_a_moment(make):
+def test_a_worker_waits_for_a_second_after_a_start_that_a_full_disk_prevented(make):
     ensemble = make(samples=1)
     os.symlink("/dev/full", f"{ensemble.manifest.workspace}/sim.sh")
-    side = worker("w-1", 1, Transport().send)
-    side.slots.stopping = Instant()
-    side.run(ensemble.task())
+    process = worker("w-1", 1, Transport().send)
+    process.slots.stopping = ImmediateEvent()
+    process.run(ensemble.task())
 
-    assert ensemble.told(Kind.ENDED) == [("ENDED", 0, cannot_run_code(28))]
-    assert side.slots.stopping.waits == [1.0]
+    assert ensemble.rows(Kind.ENDED) == [("ENDED", 0, cannot_run_code(28))]
+    assert process.slots.stopping.waits == [1.0]
 
 
-def test_a_ledger_that_cannot_be_written_is_waited_for(make):
-    """There is space for the first entry and for half of the second."""
+def test_a_worker_waits_and_retries_when_it_cannot_write_the_ledger(make):
+    """The size limit of a file leaves space for one entry and a half."""
     ensemble = make(samples=2, table=None, labels=[])
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    side = worker("w-1", 1, Transport(away=1.0).send)
-    side.slots.stopping = Instant(lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard)))
+    process = worker("w-1", 1, Transport(failure_rate=1.0).send)
+    process.slots.stopping = ImmediateEvent(lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard)))
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(ENTRY.itemsize * 1.5), hard))
     try:
-        side.run(ensemble.task())
+        process.run(ensemble.task())
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
-    assert side.slots.stopping.waits == [2.0]
-    assert ensemble.told(*Kind) == [
+    assert process.slots.stopping.waits == [2.0]
+    assert ensemble.rows(*Kind) == [
         ("TAKEN", 0, 0), ("STARTED", 0, 0), ("ENDED", 0, 0), ("STARTED", 1, 0), ("ENDED", 1, 0), ("RELEASED", 0, 0),
     ]  # fmt: skip
 
 
-def test_a_sample_table_that_is_gone_fails_the_record(make):
+def test_a_missing_sample_table_fails_the_step_record(make):
     ensemble = make(samples=3)
     Path(ensemble.manifest.table).unlink()
     work(ensemble.task(1, 3))
 
-    assert ensemble.told() == [("ENDED", 1, UNREADABLE)]
-    assert ensemble.progress.outcome.tolist() == [Outcome.OPEN, Outcome.HARD_FAILED, Outcome.OPEN]
+    assert ensemble.rows() == [("ENDED", 1, UNREADABLE)]
+    assert ensemble.states.outcome.tolist() == [Outcome.OPEN, Outcome.HARD_FAILED, Outcome.OPEN]
     assert ensemble.leases.holders() == set()
 
 
-def test_a_sample_table_that_changes_fails_the_first_sample_that_needs_it(make):
+def test_a_change_of_the_sample_table_fails_the_next_sample(make):
     ensemble = make(samples=5, cmd=f"{RUN}; test $(V) != v1 || echo more >> ../../../merlin_info/samples.csv")
-    work(ensemble.task(), away=1.0)
+    work(ensemble.task(), failure_rate=1.0)
 
-    outcome = ensemble.progress.outcome.tolist()
+    outcome = ensemble.states.outcome.tolist()
     assert outcome == [Outcome.FINISHED, Outcome.FINISHED, Outcome.HARD_FAILED, Outcome.OPEN, Outcome.OPEN]
     assert ensemble.runs == {0: 1, 1: 1}
 
 
-# --- plugins -----------------------------------------------------------------------------------------
+# --- extensions --------------------------------------------------------------------------------------
 
 
-class Listener:
-    """A third party's part."""
+class FailingExtension:
+    """An extension that stores each attempt, and then raises an error."""
 
     def __init__(self) -> None:
-        self.heard: queue.SimpleQueue = queue.SimpleQueue()
+        self.attempts: queue.SimpleQueue = queue.SimpleQueue()
 
     @pluggy.HookimplMarker("maestro_celery")
     def attempt_finished(self, attempt):
-        self.heard.put((attempt.record, attempt.sample, attempt.code))
+        self.attempts.put((attempt.record, attempt.sample, attempt.code))
         raise RuntimeError("a mistake of a third party")
 
 
-def test_a_plugin_hears_of_each_attempt_and_its_mistakes_cost_no_sample(make):
-    ensemble, listener = make(samples=2), Listener()
-    plugin_manager().register(listener)
+def test_an_extension_receives_each_attempt_and_its_errors_fail_no_sample(make):
+    ensemble, extension = make(samples=2), FailingExtension()
+    plugin_manager().register(extension)
     try:
-        work(ensemble.task(), away=1.0)
+        work(ensemble.task(), failure_rate=1.0)
     finally:
-        plugin_manager().unregister(listener)
+        plugin_manager().unregister(extension)
 
-    assert [listener.heard.get_nowait() for _ in range(2)] == [("sim_X.1", 0, 0), ("sim_X.1", 1, 0)]
-    assert ensemble.each_once()
+    assert [extension.attempts.get_nowait() for _ in range(2)] == [("sim_X.1", 0, 0), ("sim_X.1", 1, 0)]
+    assert ensemble.each_sample_has_run_once()
 
 
-# --- nothing is lost ---------------------------------------------------------------------------------
+# --- dead workers and late entries -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("entries_left", [1, 2, 3, 4, 5, 6, 7])
-def test_wherever_a_worker_dies_the_rest_runs_and_what_has_ended_does_not(make, entries_left, monkeypatch):
-    """The worker's ledger ends at some entry; then a coordinator's steps are taken by hand."""
+def test_after_the_death_of_a_worker_exactly_the_samples_without_an_end_run_again(make, entries_left, monkeypatch):
+    """Given a worker whose ledger ends at any entry, when a coordinator sends its samples again, then these run."""
     monkeypatch.setattr(range_task, "CLAIM_LIMIT_S", 0.01)
     ensemble = make(samples=4)
-    ensemble.note(Kind.SENT, 0, 4, 1)
-    work(ensemble.task(), "w-1", away=1.0)
+    ensemble.append_as_coordinator(Kind.SENT, 0, 4, 1)
+    work(ensemble.task(), "w-1", failure_rate=1.0)
     os.truncate(ensemble.plan.ledger / f"w-1{SUFFIX}", entries_left * ENTRY.itemsize + 11)
-    ended = {start for _, start, _ in ensemble.told(Kind.ENDED)}
+    ended = {start for _, start, _ in ensemble.rows(Kind.ENDED)}
     before = ensemble.runs
 
-    leases, progress = ensemble.leases, ensemble.progress
-    (piece,) = leases.revoke("w-1")
-    assert (piece.start, piece.stop) == (0, 4)
-    for sample in np.flatnonzero(progress.running):
-        ensemble.note(Kind.LOST, int(sample), 0, int(progress.started[sample]))
-    for start, stop in ranges_of(progress.outcome == Outcome.OPEN, progress.outcome != Outcome.OPEN):
-        ensemble.note(Kind.SENT, start, stop, 2)
-        work(ensemble.task(start, stop, 2), "w-2", away=1.0)
+    leases, states = ensemble.leases, ensemble.states
+    (lease,) = leases.revoke("w-1")
+    assert (lease.start, lease.stop) == (0, 4)
+    for sample in np.flatnonzero(states.running):
+        ensemble.append_as_coordinator(Kind.LOST, int(sample), 0, int(states.started[sample]))
+    for start, stop in ranges_of(states.outcome == Outcome.OPEN, states.outcome != Outcome.OPEN):
+        ensemble.append_as_coordinator(Kind.SENT, start, stop, 2)
+        work(ensemble.task(start, stop, 2), "w-2", failure_rate=1.0)
 
-    assert ensemble.progress.is_complete
+    assert ensemble.states.is_complete
     again = ensemble.runs - before
     assert set(again) == set(range(4)) - ended
     assert set(again.values()) <= {1}
 
 
-class LateNews:
-    """Another worker's end of sample 1, which is seen when sample 0 has ended."""
+class LateEntries:
+    """An extension that writes the entries of another worker about sample 1 when sample 0 has ended."""
 
     def __init__(self, ensemble) -> None:
         self._ensemble = ensemble
@@ -567,31 +567,31 @@ class LateNews:
         writer.close()
 
 
-def test_a_sample_whose_end_is_seen_late_does_not_run_again(make):
+def test_a_sample_whose_end_becomes_visible_late_does_not_run_again(make):
     ensemble = make(samples=2)
     Path(ensemble.manifest.workspace, "01").mkdir()
     Path(ensemble.manifest.workspace, "01", "sim.sh").touch()
-    news = LateNews(ensemble)
-    plugin_manager().register(news)
+    extension = LateEntries(ensemble)
+    plugin_manager().register(extension)
     try:
-        work(ensemble.task(epoch=2), away=1.0)
+        work(ensemble.task(epoch=2), failure_rate=1.0)
     finally:
-        plugin_manager().unregister(news)
+        plugin_manager().unregister(extension)
 
     assert ensemble.runs == {0: 1}
-    assert ensemble.progress.is_complete
+    assert ensemble.states.is_complete
 
 
-def test_of_many_slots_with_the_same_message_one_runs_a_sample_again(make):
+def test_only_one_of_many_slots_with_the_same_message_runs_a_sample_again(make):
     ensemble = make(samples=6, cmd="exit 100", restart=f"{RUN}; exit 100", max_retries=100)
-    work(ensemble.task(), away=1.0)
-    side = worker("w-2", 8, Transport(away=1.0).send)
+    work(ensemble.task(), failure_rate=1.0)
+    process = worker("w-2", 8, Transport(failure_rate=1.0).send)
     gate = threading.Barrier(8)
 
     def run(epoch):
         gate.wait()
         for sample in range(6):
-            side.run(ensemble.task(sample, sample + 1, epoch))
+            process.run(ensemble.task(sample, sample + 1, epoch))
 
     for epoch in (2, 3):
         threads = [threading.Thread(target=run, args=(epoch,)) for _ in range(8)]
@@ -606,43 +606,43 @@ def test_of_many_slots_with_the_same_message_one_runs_a_sample_again(make):
 # --- the end of an allocation ------------------------------------------------------------------------
 
 
-def ends_in(seconds, **rules):
-    return Deadline(time.time() + seconds, is_in_allocation=True, **{"warn_s": 1.0, **rules})
+def deadline_in(seconds, **times):
+    return Deadline(time.time() + seconds, is_in_allocation=True, **{"warn_s": 1.0, **times})
 
 
-@pytest.mark.parametrize(("changes", "rules"), [({}, {"drain_s": 200.0}), ({"time_request_s": 200}, {"drain_s": 10.0})])
-def test_no_sample_is_started_that_its_allocation_has_no_time_for(make, changes, rules):
+@pytest.mark.parametrize(("changes", "times"), [({}, {"drain_s": 200.0}), ({"time_request_s": 200}, {"drain_s": 10.0})])
+def test_no_sample_starts_without_enough_time_before_the_end_of_the_allocation(make, changes, times):
     ensemble, transport = make(samples=4, **changes), Transport()
-    side = worker("w-1", 1, transport.send, ends_in(100, **rules))
+    process = worker("w-1", 1, transport.send, deadline_in(100, **times))
 
-    side.run(ensemble.task())
+    process.run(ensemble.task())
 
     assert Kind.STARTED not in ensemble.entries["kind"]
     assert ensemble.entries["kind"][-1] == Kind.RELEASED
-    assert side.slots.refused == (1,)
+    assert process.slots.refused == (1,)
 
 
-def test_a_worker_learns_how_long_samples_take(make):
-    """Given a sample that took half a minute so far, then none is started in the last half minute."""
+def test_no_sample_starts_in_less_time_than_the_longest_sample_took(make):
+    """Given a sample that took 45 s, then no other sample may start 40 s before the end of the allocation."""
     ensemble, transport = make(samples=4), Transport()
-    side = worker("w-1", 1, transport.send, ends_in(40))
-    assert side.slots.has_time_for(ensemble.task(), ensemble.manifest)
+    process = worker("w-1", 1, transport.send, deadline_in(40))
+    assert process.slots.has_time_for(ensemble.task(), ensemble.manifest)
 
-    side.slots.record_duration(ensemble.task(), 45.0)
+    process.slots.record_duration(ensemble.task(), 45.0)
 
-    assert not side.slots.has_time_for(ensemble.task(), ensemble.manifest)
+    assert not process.slots.has_time_for(ensemble.task(), ensemble.manifest)
 
 
-def test_what_runs_is_warned_and_then_killed_and_is_lost_to_the_allocation(make, monkeypatch):
+def test_a_running_sample_is_warned_and_then_killed_before_the_end_of_the_allocation(make, monkeypatch):
     monkeypatch.setattr(deadline, "EXIT_MARGIN_S", 0.6)
     cmd = "trap 'echo $(MERLIN_SAMPLE_ID) warned >> ../../runs' USR1; sleep 100 & wait; sleep 100"
     ensemble, transport = make(samples=1, cmd=cmd, signal="SIGUSR1"), Transport()
-    side = worker("w-1", 1, transport.send, ends_in(2.0, drain_s=0.1))
-    thread = threading.Thread(target=side.run, args=(ensemble.task(),))
+    process = worker("w-1", 1, transport.send, deadline_in(2.0, drain_s=0.1))
+    thread = threading.Thread(target=process.run, args=(ensemble.task(),))
     thread.start()
 
     while thread.is_alive():
-        side.slots.check_running()
+        process.slots.check_running()
         thread.join(0.05)
 
     assert (ensemble.root / "runs").read_text() == "0 warned\n"
@@ -650,31 +650,31 @@ def test_what_runs_is_warned_and_then_killed_and_is_lost_to_the_allocation(make,
     assert last["code"].tolist() == [-9]
 
 
-@pytest.mark.parametrize(("told", "kind"), [(True, Kind.STOPPED), (False, Kind.ENDED)])
-def test_a_death_by_the_signal_that_ends_the_worker_is_no_failure(make, monkeypatch, told, kind):
-    """Given a batch system that sends SIGTERM to all processes, then only a worker that is not meant has a failure."""
+@pytest.mark.parametrize(("worker_stops", "kind"), [(True, Kind.STOPPED), (False, Kind.ENDED)])
+def test_a_sample_that_is_ended_by_the_same_signal_as_its_worker_has_not_failed(make, monkeypatch, worker_stops, kind):
+    """Given a sample that SIGTERM has ended, then it has failed only if its worker does not stop as well."""
     monkeypatch.setattr(slots, "SIGNAL_LIMIT_S", 0.3)
     ensemble, transport = make(samples=1, cmd="kill -TERM $$"), Transport()
-    side = worker("w-1", 1, transport.send, ends_in(100, drain_s=1.0))
-    if told:
-        threading.Timer(0.15, side.slots.stopping.set).start()
+    process = worker("w-1", 1, transport.send, deadline_in(100, drain_s=1.0))
+    if worker_stops:
+        threading.Timer(0.15, process.slots.stopping.set).start()
 
-    side.run(ensemble.task())
+    process.run(ensemble.task())
 
     assert kind in ensemble.entries["kind"]
 
 
-def test_the_start_of_a_long_sample_is_visible_to_other_nodes_while_it_runs(make, monkeypatch):
-    """Given a file system that shows what was written when the file is closed, then the watch sees to that."""
-    shown = []
-    monkeypatch.setattr(LedgerWriter, "flush", lambda writer: shown.append(writer))
+def test_flush_makes_the_start_of_a_running_sample_visible_to_other_nodes(make, monkeypatch):
+    """Given a file system that shows entries only after a flush, when a sample runs, then `flush` flushes them."""
+    flushed = []
+    monkeypatch.setattr(LedgerWriter, "flush", lambda writer: flushed.append(writer))
     ensemble, transport = make(samples=1, cmd="sleep 1"), Transport()
-    side = worker("w-1", 1, transport.send)
-    thread = threading.Thread(target=side.run, args=(ensemble.task(),))
+    process = worker("w-1", 1, transport.send)
+    thread = threading.Thread(target=process.run, args=(ensemble.task(),))
     thread.start()
     assert wait_until(lambda: Kind.STARTED in ensemble.entries["kind"], 10)
 
-    side.flush()
+    process.flush()
 
-    assert len(shown) == 1
+    assert len(flushed) == 1
     thread.join()

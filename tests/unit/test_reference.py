@@ -1,4 +1,4 @@
-"""The reference: complete, and in the README."""
+"""The reference documentation is complete, and the README contains it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_the_readme_is_up_to_date():
     assert reference.updated(README) == README, "run `make docs`"
 
 
-def test_the_command_rewrites_what_stands_between_the_markers(tmp_path):
+def test_the_command_replaces_the_text_between_the_markers(tmp_path):
     document = tmp_path / "document.md"
     document.write_text(f"before\n{reference.BEGIN}\nold\n{reference.END}\nafter\n")
 
@@ -51,7 +51,7 @@ def test_a_document_without_markers_is_refused(tmp_path):
 
 
 def test_every_settings_class_is_in_the_reference():
-    """`EnsembleSettings` only holds the others together, and `StepFacts` is derived: no user writes them."""
+    """No user writes the other four: two only combine blocks, and `StepFacts` and `StepNeeds` are derived."""
     assert set(reference.BLOCKS) == set(CLASSES) - {
         settings.EnsembleSettings, settings.MerlinSettings, settings.StepFacts, settings.StepNeeds,
     }  # fmt: skip

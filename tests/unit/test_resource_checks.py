@@ -14,7 +14,7 @@ SLURM = {"type": "slurm", "nodes": 4, "walltime": "1:00:00"}
 
 
 def spec(run=None, batch=SLURM, group=None, groups=None, parameters=None):
-    """A study with one sampled step `sim`, served by the worker group `w`."""
+    """Return a specification with one sampled step `sim`, which the worker group `w` serves."""
     blocks = {
         "description": {"name": "s", "description": "d"},
         "batch": batch,
@@ -75,10 +75,10 @@ MISTAKES = {
     "GPUs of tasks": (spec({"procs": 5, "gpus per task": 2}, group={"gpus": 2}),
         "study.sim.run.gpus per task: found 10 GPUs; the allocation of worker group 'w' has 8; request fewer, or set "
         "more `gpus` or `nodes` for the group."),
-    "all nodes of none": (spec(batch={"type": "slurm", "nodes": "all"}),
+    "all nodes without an allocation": (spec(batch={"type": "slurm", "nodes": "all"}),
         "merlin.resources.workers.w.nodes: found 'all', which means the nodes of the allocation around `maestro run`, "
         "but there is no such allocation; use a number."),
-    "shared by another group's name": (spec(groups={"a": {}, "b": {"allocation": "a", "nodes": 2}}),
+    "shared by the name of another group": (spec(groups={"a": {}, "b": {"allocation": "a", "nodes": 2}}),
         "merlin.resources.workers.b.allocation: found the allocation of 'a', but nodes is 2 here and 4 there; groups that "
         "share an allocation need the same value."),
     "shared partition": (spec(groups={"a": {"allocation": "x"}, "b": {"allocation": "x", "batch": {"queue": "q"}}}),
@@ -190,7 +190,7 @@ def test_each_key_that_maestros_adapter_ignores_logs_a_warning(load, caplog, kin
 @pytest.fixture
 def launching(monkeypatch):
     monkeypatch.setattr(launch.OPTIONS, "launching", True)
-    monkeypatch.setattr(launch.OPTIONS, "dry_run", True)  # without a check of the broker
+    monkeypatch.setattr(launch.OPTIONS, "dry_run", True)  # a dry run does not check the broker
 
 
 @pytest.mark.parametrize(
@@ -212,7 +212,7 @@ def test_at_a_launch_cores_are_checked_against_the_nodes_of_the_batch_system(run
     )
 
 
-def test_a_batch_system_that_does_not_answer_stops_no_launch(load, launching, recorded):
+def test_a_launch_continues_when_the_batch_system_does_not_answer(load, launching, recorded):
     recorded.answer("sinfo", err="slurm_load_partitions: Unable to contact slurm controller\n", code=1)
     assert load(spec({"procs": 10_000, "shell": "/bin/sh"})).ensemble
 
@@ -222,7 +222,7 @@ def test_the_batch_system_is_queried_at_a_launch_only(load, recorded):
     assert load(spec({"procs": 10_000, "shell": "/bin/sh"})).ensemble
 
 
-def test_resources_of_a_step_survive_plain_yaml(load):
+def test_resources_of_a_step_can_be_stored_in_plain_yaml(load):
     """Maestro reads `batch.info` with a loader that supports plain YAML only."""
     ensemble = load(spec({"procs": "$(N)", "cmd": "MERLIN_NODES=2\n$(VLAUNCHER) $(X)"})).ensemble
     stored = yaml.safe_load(yaml.safe_dump(conversion.to_dict(ensemble)))

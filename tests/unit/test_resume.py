@@ -62,7 +62,7 @@ def test_a_study_with_a_live_conductor_is_refused(tmp_path, monkeypatch):
 CODES = (0, 1, 102, 104, -9, 105)
 
 
-@pytest.mark.parametrize("worker", ["a-1", "w-1"])  # its ledger file is read before, or after, that of the coordinator
+@pytest.mark.parametrize("worker", ["a-1", "w-1"])  # a reader reads its file before or after that of the coordinator
 def test_only_failed_samples_run_again(tmp_path, worker):
     plan, manifest = a_study(tmp_path / "study")
     a_manifest(plan.root, number=2).write(plan.records / "sim" / "X.2" / "manifest.json")
@@ -90,4 +90,5 @@ def test_only_failed_samples_run_again(tmp_path, worker):
     writer.append(Kind.ENDED, 1, 4, 1, code=0)
     writer.append(Kind.ENDED, 1, 4, 2, code=1)
     writer.close()
-    assert rerun_failed(plan) == 1 + 1  # the sample that failed again, and that of record 2, which has not been sent
+    # Sample 2, which failed again, and sample 7 of record 2: its RERUN has epoch 0, because no SENT entry exists.
+    assert rerun_failed(plan) == 1 + 1

@@ -1,10 +1,8 @@
-"""Sample paths: the same directories as Merlin 1.13 for the same numbers.
+"""Sample paths: the same directories as in Merlin 1.13 for the same numbers.
 
-The expected values were printed by Merlin: `create_hierarchy(N, 1, uniform_directories(N, 1, L), n_digits=len(str(L)))`
-and `get_path_to_sample(i)` of it.
+Merlin printed the expected values: `create_hierarchy(N, 1, uniform_directories(N, 1, L), n_digits=len(str(L)))`, and
+`get_path_to_sample(i)` of the hierarchy.
 """
-
-
 
 import pytest
 
@@ -28,21 +26,21 @@ MERLIN = [
 
 
 @pytest.mark.parametrize(("count", "level_max_dirs", "paths", "glob"), MERLIN)
-def test_paths_are_merlins(count, level_max_dirs, paths, glob):
+def test_paths_are_the_same_as_in_merlin(count, level_max_dirs, paths, glob):
     hierarchy = SamplePaths(count, level_max_dirs)
     assert tuple(hierarchy.of(index) for index in (0, count // 2, count - 1)) == paths
     assert hierarchy.glob == glob
 
 
 @pytest.mark.parametrize(("count", "level_max_dirs"), [(1, 25), (7, 2), (26, 25), (1000, 9)])
-def test_every_sample_has_its_own_path_and_all_lists_them_in_order(count, level_max_dirs):
+def test_every_sample_has_its_own_path_and_all_yields_the_paths_in_order(count, level_max_dirs):
     hierarchy = SamplePaths(count, level_max_dirs)
     paths = [hierarchy.of(index) for index in range(count)]
     assert len(set(paths)) == count
     assert list(hierarchy.all()) == (["."] if count == 1 else [f"./{path}" for path in paths])
 
 
-def test_no_directory_holds_more_than_it_may():
+def test_no_directory_has_more_than_level_max_dirs_entries():
     children = {}
     for path in SamplePaths(1000, 9).all():
         parts = path.split("/")

@@ -1,4 +1,4 @@
-"""Samples: values keep the text of the file, rows are read in place, and a file that has changed is refused."""
+"""Sample tables: values have the text of the file, rows are read from the file, and a changed file is refused."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def cache(tmp_path):
 
 @pytest.fixture
 def table_of(tmp_path, cache):
-    """Write a table and open it with a new cache, as a new study does: an array as .npy, text or bytes by name."""
+    """Write a table (an array as .npy, text or bytes as `name`), and open it with a new cache, as a new study does."""
 
     calls = itertools.count()
 
     def open_file(content, labels=("A",), name="table.csv"):
-        directory = cache / str(calls_before) if (calls_before := next(calls)) else cache
+        directory = cache / str(number) if (number := next(calls)) else cache
         directory.mkdir(exist_ok=True)
         if isinstance(content, np.ndarray):
             name = "table.npy"
@@ -83,7 +83,7 @@ def test_doubles_have_the_text_of_numpy(table_of):
         (np.array(["2026-01-02"], "datetime64[D]"), ["2026-01-02"]),
     ],
 )
-def test_values_of_npy(table_of, array, texts):
+def test_values_of_npy_are_read_as_text(table_of, array, texts):
     assert rows(table_of(array)) == [[text] for text in texts]
     assert rows(table_of(array[:, None])) == [[text] for text in texts]
 
@@ -98,7 +98,7 @@ def test_floats_read_back_as_the_same_value(table_of, dtype):
     assert (read == array).all()
 
 
-def test_two_dimensions(table_of):
+def test_an_array_with_two_dimensions_is_a_table(table_of):
     assert rows(table_of(np.array([[1, 2], [3, 4], [5, 6]]), ("A", "B"))) == [
         ["1", "2"],
         ["3", "4"],
@@ -106,7 +106,7 @@ def test_two_dimensions(table_of):
     ]
 
 
-def test_two_dimensions_in_fortran_order(table_of):
+def test_an_array_in_fortran_order_is_a_table(table_of):
     assert rows(table_of(np.asfortranarray([[1, 2], [3, 4]]), ("A", "B"))) == [["1", "2"], ["3", "4"]]
 
 
@@ -191,7 +191,7 @@ def test_bytes_that_are_not_text_are_refused(table_of):
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("block", [1, 7, 4 << 20])
-def test_values_of_csv(table_of, text, expected, block, monkeypatch):
+def test_values_of_csv_have_the_text_of_the_file(table_of, text, expected, block, monkeypatch):
     monkeypatch.setattr(row_index, "_BLOCK", block)
     assert rows(table_of(text, ("A", "B"))) == expected
 
@@ -200,7 +200,7 @@ def test_values_of_csv(table_of, text, expected, block, monkeypatch):
     ("text", "expected"),
     [("a\n b\n\n  \nc", [["a"], [" b"], ["c"]]), ('"a\nb"\n""\n', [["a\nb"], [""]]), ("# x\na\n", [["a"]])],
 )
-def test_one_column(table_of, text, expected):
+def test_a_csv_file_may_have_one_column(table_of, text, expected):
     assert rows(table_of(text)) == expected
 
 
@@ -212,12 +212,12 @@ def test_one_column(table_of, text, expected):
         ('"a b\n', [['"a', "b"]]),
     ],
 )
-def test_values_of_tab(table_of, text, expected):
+def test_values_of_tab_have_the_text_of_the_file(table_of, text, expected):
     assert rows(table_of(text, ("A", "B"), "table.tab")) == expected
 
 
 @pytest.mark.parametrize("quoted", [False, True])
-def test_csv_has_the_values_that_pythons_csv_reads(table_of, tmp_path, quoted):
+def test_csv_has_the_values_that_pythons_csv_module_wrote(table_of, tmp_path, quoted):
     generator = np.random.default_rng(2)
     letters = list("ab ,\"\n'#\\$()") if quoted else list("ab '#\\$()")
     written = [
@@ -363,11 +363,11 @@ def test_a_million_rows_take_little_memory(tmp_path, cache, kind, limit_mb):
     """A text table keeps its offsets in memory: 16 bytes per row, twice while the index is built."""
     path = tmp_path / f"table.{'csv' if kind == 'quoted' else kind}"
     write_million(path, kind)
-    chosen = [0, 1, 123_456, 777_777, MILLION - 1]
-    command = [sys.executable, "-c", MEASURE, str(path), "A,B,C,D", str(cache), *map(str, chosen)]
-    grown, *found = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
-    assert found == [" ".join(str((4 * index + column) / 8) for column in range(4)) for index in chosen]
-    assert int(grown) < limit_mb
+    indices = [0, 1, 123_456, 777_777, MILLION - 1]
+    command = [sys.executable, "-c", MEASURE, str(path), "A,B,C,D", str(cache), *map(str, indices)]
+    used_mb, *found = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert found == [" ".join(str((4 * index + column) / 8) for column in range(4)) for index in indices]
+    assert int(used_mb) < limit_mb
 
 
 @pytest.mark.parametrize("name", ["table.csv", "table.npy"])

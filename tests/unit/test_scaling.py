@@ -1,4 +1,4 @@
-"""Scaling: the end of an allocation is that of the step records it served, and of no others."""
+"""Scaling: which step records the end of an allocation, a dead worker, or a group without workers affects."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from maestro_celery_plugin.study.worker_identity import has_stem, worker_stem
 
 @pytest.fixture
 def study(tmp_path, monkeypatch):
-    """Two groups, one in allocations and one on another machine, with a step record each that has started samples."""
+    """A study with a group in allocations and a group on another machine, and a started step record of each."""
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     return Study(tmp_path)
 
@@ -55,8 +55,8 @@ class Study:
     ("state", "becomes"),
     [(AllocationState.CANCELLED, RecordState.CANCELLED), (AllocationState.TIMED_OUT, RecordState.TIMED_OUT)],
 )
-def test_the_end_of_an_allocation_concerns_the_records_of_its_groups_only(study, monkeypatch, state, becomes):
-    """Given a record of a group that waits on another machine, then another group's allocation decides nothing of it."""
+def test_the_end_of_an_allocation_affects_only_step_records_of_its_groups(study, monkeypatch, state, becomes):
+    """Given an allocation that has ended, then the state of a step record of another group does not change."""
     (source,) = study.scaling._pool.allocation_sources
     directory = study.plan.allocations / "near" / "1"
     directory.mkdir(parents=True)
@@ -71,7 +71,7 @@ def test_the_end_of_an_allocation_concerns_the_records_of_its_groups_only(study,
 
 
 def test_a_worker_whose_heartbeat_is_not_visible_yet_is_not_dead(study, monkeypatch):
-    """Given a ledger that shows before the heartbeat does, as on NFS, then its samples are not lost at once."""
+    """Given a ledger that is visible before the heartbeat, as on NFS, then the samples are not lost at once."""
     worker = LedgerWriter(study.plan.ledger / f"near-1-1{SUFFIX}")
     worker.append(Kind.TAKEN, 1, 1, 0, 10)
     worker.append(Kind.STARTED, 1, 1, 0)
@@ -93,21 +93,23 @@ def beat(name, allocation="", group="near", host=None, state="idle"):
 
 
 @pytest.mark.parametrize(
-    ("allocation", "is_asked_for"), [("", False), ("near/", False), ("near/1", True)], ids=["by hand", "in one", "ours"]
+    ("allocation", "needs_allocation"),
+    [("", False), ("near/", False), ("near/1", True)],
+    ids=["outside an allocation", "inside an allocation of the user", "inside an allocation of the conductor"],
 )
-def test_workers_started_by_hand_stand_for_an_allocation(study, monkeypatch, allocation, is_asked_for):
+def test_workers_that_a_user_has_started_replace_an_allocation(study, monkeypatch, allocation, needs_allocation):
     pool = study.scaling._pool
     (source,) = pool.allocation_sources
-    asked = []
-    monkeypatch.setattr(source, "ensure", lambda: asked.append(1))
+    calls = []
+    monkeypatch.setattr(source, "ensure", lambda: calls.append(1))
     pool.alive = {"near-1": beat("near-1", allocation)}
 
     pool.ensure("near")
 
-    assert bool(asked) == is_asked_for
+    assert bool(calls) == needs_allocation
 
 
-def test_a_worker_of_another_machine_that_keeps_what_was_cancelled_is_asked_to_leave(study):
+def test_a_worker_of_another_machine_is_asked_to_leave(study):
     pool = study.scaling._pool
     pool.alive = {"far-1": beat("far-1", group="far", host="elsewhere")}
 
@@ -116,7 +118,7 @@ def test_a_worker_of_another_machine_that_keeps_what_was_cancelled_is_asked_to_l
     assert Session(study.plan.session).worker_stop_requested("far-1")
 
 
-def test_what_a_worker_has_written_last_is_seen_when_it_is_gone(study):
+def test_the_last_entries_of_a_worker_are_read_when_it_has_left(study):
     """Given a worker whose last sample ended just before it left, then that sample is not lost."""
     session, pool, records = Session(study.plan.session), study.scaling._pool, study.records
     session.heartbeats.write(beat("far-1", group="far", host="elsewhere", state="busy"))
@@ -126,7 +128,7 @@ def test_what_a_worker_has_written_last_is_seen_when_it_is_gone(study):
     worker.append(Kind.STARTED, 2, 1, 0)
     records.follow(skip=study.scaling.ended_workers)
     worker.append(Kind.ENDED, 2, 1, 0, 1000)
-    pool._ended.add("")  # nothing is heard of it any more
+    pool._ended.add("")  # from now on, the worker counts as dead
 
     assert study.scaling._dead_workers.detect()
     assert study.scaling.ended_workers == {"far-1"}
@@ -134,7 +136,7 @@ def test_what_a_worker_has_written_last_is_seen_when_it_is_gone(study):
     assert study.by_queue["b"].samples.outcome[0] == Outcome.FINISHED
 
 
-def test_a_worker_that_was_only_silent_is_read_again(study, monkeypatch):
+def test_the_ledger_of_a_worker_that_was_only_silent_is_read_again(study, monkeypatch):
     session, pool = Session(study.plan.session), study.scaling._pool
     session.heartbeats.write(beat("far-1", group="far", host="elsewhere"))
     study.scaling._dead_workers.detect()
@@ -153,30 +155,30 @@ def test_a_worker_that_was_only_silent_is_read_again(study, monkeypatch):
     ("states", "working"),
     [(("idle", "busy"), {"near/1"}), (("idle", "starting"), set()), (("idle", "draining"), set())],
 )
-def test_an_allocation_works_while_one_of_its_workers_does(study, states, working):
+def test_an_allocation_is_working_while_one_of_its_workers_is_busy(study, states, working):
     workers = [beat("far-1", group="far"), *(beat(f"near-1-{n}", "near/1", state=s) for n, s in enumerate(states))]
     study.scaling._pool.alive = {worker.name: worker for worker in workers}
     assert study.scaling.working_allocations == working
 
 
-@pytest.mark.parametrize("others", [True, False])
-def test_a_group_that_cannot_be_staffed_fails_only_what_no_other_serves(study, monkeypatch, others):
+@pytest.mark.parametrize("has_other_group", [True, False])
+def test_a_group_without_workers_fails_only_the_step_records_that_it_alone_serves(study, monkeypatch, has_other_group):
     pool, record = study.scaling._pool, study.by_queue["a"]
     monkeypatch.setattr(pool, "ensure", lambda group: (_ for _ in ()).throw(WorkerError("bad partition")))
-    if others:
+    if has_other_group:
         record.groups = ("near", "far")
         pool.alive = {"far-1": beat("far-1", group="far")}
 
     study.scaling._ensure("near", [record])
 
-    assert (study.records.state(record) is RecordState.FAILED) == (not others)
-    assert record.withdrawn == ({"near"} if others else set())
+    assert (study.records.state(record) is RecordState.FAILED) == (not has_other_group)
+    assert record.withdrawn == ({"near"} if has_other_group else set())
     assert record.reason == "bad partition"
 
 
 @pytest.mark.parametrize(
-    ("writer", "is_of_it"),
+    ("writer", "is_in_allocation"),
     [("sim-2-1", True), ("sim-2-13.77", True), ("sim-2-1-1", False), ("sim-1", False), ("sim-2-", False)],
 )
-def test_names_of_workers_tell_their_allocation(writer, is_of_it):
-    assert has_stem(writer, worker_stem("sim", "sim/2")) == is_of_it
+def test_the_name_of_a_worker_identifies_its_allocation(writer, is_in_allocation):
+    assert has_stem(writer, worker_stem("sim", "sim/2")) == is_in_allocation

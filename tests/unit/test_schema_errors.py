@@ -50,5 +50,5 @@ def test_a_valid_block_has_no_problem():
     assert first_problem(SampleSettings, {**SAMPLES, "level_max_dirs": 2, "generate": None}) is None
 
 
-def test_nearest_without_names():
+def test_the_hint_says_that_no_name_is_defined():
     assert schema_errors.nearest("x", []) == "no name is defined here."

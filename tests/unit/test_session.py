@@ -1,4 +1,4 @@
-"""The session: only its owner can read it, and only who has its secret can sign."""
+"""The session: only its owner can read it, and only a process with its secret can sign messages."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def mode(path):
     return stat.S_IMODE(path.stat().st_mode)
 
 
-def test_only_the_owner_can_read_it(tmp_path):
+def test_only_the_owner_can_read_the_session(tmp_path):
     before = os.umask(0)
     try:
         session = Session.create(tmp_path / "session")
@@ -42,12 +42,12 @@ def test_only_the_owner_can_read_it(tmp_path):
         assert mode(session.path / name) == 0o600, name
 
 
-def test_an_open_directory_is_closed(tmp_path):
+def test_an_existing_directory_becomes_private(tmp_path):
     (tmp_path / "session").mkdir(mode=0o777)
     assert mode(Session.create(tmp_path / "session").path) == 0o700
 
 
-def test_sessions_differ(session, tmp_path):
+def test_each_session_has_its_own_id_and_queues(session, tmp_path):
     other = Session.create(tmp_path / "other")
 
     assert session.id != other.id
@@ -56,11 +56,11 @@ def test_sessions_differ(session, tmp_path):
     assert session.queue("q") == f"{session.id}.q"
 
 
-def test_the_public_name_does_not_tell_the_secret(session):
+def test_the_id_does_not_contain_the_secret(session):
     assert (session.path / "secret").read_text()[:8] not in session.id
 
 
-def test_a_session_that_is_not_there_is_an_error(tmp_path):
+def test_a_missing_session_is_an_error(tmp_path):
     with pytest.raises(StudyError, match=r"The session '.*/none' cannot be read: No such file or directory\."):
         _ = Session(tmp_path / "none").id
 
@@ -68,12 +68,12 @@ def test_a_session_that_is_not_there_is_an_error(tmp_path):
 # --- signatures --------------------------------------------------------------------------------------
 
 
-def test_a_signature_fits_its_message(session):
+def test_a_signature_is_valid_for_its_message(session):
     assert Signer(session.secret).verify(Signer(session.secret).sign(*MESSAGE), *MESSAGE)
 
 
 @pytest.mark.parametrize("field", range(len(MESSAGE)))
-def test_a_changed_field_is_refused(session, field):
+def test_a_message_with_a_changed_field_is_refused(session, field):
     changed = [*MESSAGE]
     changed[field] = changed[field] + ("x" if isinstance(changed[field], str) else 1)
 
@@ -83,12 +83,12 @@ def test_a_changed_field_is_refused(session, field):
 @pytest.mark.parametrize(
     "changed", [MESSAGE[:-1], (*MESSAGE, 1), ("/studysim", "/X.1", *MESSAGE[2:]), ("/study", "sim/X.1", "1", 0, 10, 3)]
 )
-def test_another_message_is_refused(session, changed):
+def test_a_message_with_other_fields_is_refused(session, changed):
     assert not Signer(session.secret).verify(Signer(session.secret).sign(*MESSAGE), *changed)
 
 
 @pytest.mark.parametrize("signature", [None, 5, b"bytes", ["list"], {}, "", "ü", "\ud800", "0" * 64, True])
-def test_what_is_no_signature_is_refused(session, signature):
+def test_a_value_that_is_not_a_signature_is_refused(session, signature):
     assert not Signer(session.secret).verify(signature, *MESSAGE)
 
 
@@ -97,22 +97,22 @@ def test_a_signature_of_another_session_is_refused(session, tmp_path):
     assert not Signer(session.secret).verify(other.sign(*MESSAGE), *MESSAGE)
 
 
-# --- what is in it -----------------------------------------------------------------------------------
+# --- contents ----------------------------------------------------------------------------------------
 
 
-def test_the_broker_comes_back(session):
+def test_the_location_of_the_broker_is_stored_and_read(session):
     assert session.read_broker() is None
     location = BrokerLocation(url="redis://h", supervisor=(1, 2), generation="1.1")
     session.write_broker(location)
     assert session.read_broker() == location
 
 
-def test_the_broker_of_version_0_1_is_read(session):
+def test_the_location_of_the_broker_in_the_format_of_version_0_1_is_read(session):
     (session.path / "broker.json").write_text('{"url": "redis://h", "keeper": [1, 2], "generation": "1.1"}')
     assert session.read_broker() == BrokerLocation(url="redis://h", supervisor=(1, 2), generation="1.1")
 
 
-def test_heartbeats_come_back(session):
+def test_heartbeats_are_stored_read_and_removed(session):
     assert session.heartbeats.all() == []
     session.heartbeats.write(BEAT)
     assert session.heartbeats.all() == [BEAT]
@@ -121,19 +121,19 @@ def test_heartbeats_come_back(session):
     assert session.heartbeats.all() == []
 
 
-def test_a_heartbeat_that_a_crash_of_its_machine_has_emptied_is_none(session):
+def test_a_heartbeat_file_that_a_crash_of_its_machine_has_emptied_is_ignored(session):
     session.heartbeats.write(BEAT)
     (session.path / "workers" / "w-2.json").touch()
     assert session.heartbeats.all() == [BEAT]
 
 
-def test_the_conductors_heartbeat_comes_back(session):
+def test_the_heartbeat_of_the_conductor_is_stored_and_read(session):
     assert session.heartbeats.read_conductor() == (0, None)
     session.heartbeats.write_conductor(7, {"sim/2", "sim/1"})
     assert session.heartbeats.read_conductor() == (7, ("sim/1", "sim/2"))
 
 
-def test_all_workers_can_be_stopped_and_the_study_resumed(session):
+def test_a_request_to_stop_all_workers_can_be_revoked(session):
     session.request_stop()
     assert session.stop_requested
     assert session.worker_stop_requested("w-1")

@@ -1,4 +1,4 @@
-"""Settings: each key has help; what is stored is read back as it was."""
+"""Settings: each key has help, and stored settings are read back unchanged."""
 
 import dataclasses
 
@@ -29,7 +29,7 @@ def test_settings_are_frozen_and_keyword_only(block):
     assert all(field.kw_only for field in dataclasses.fields(block))
 
 
-def test_keys_that_are_no_python_names():
+def test_keys_that_are_not_python_names_are_converted():
     assert {"gpus per task", "num resource set", "launch distribution", "task_queue"} <= {
         *conversion.keys_of(settings.StepSettings)
     }
@@ -38,7 +38,7 @@ def test_keys_that_are_no_python_names():
     assert conversion.from_dict(settings.StepSettings, {"gpus per task": 2}) == step
 
 
-def test_plain_types_and_back():
+def test_settings_are_stored_as_plain_types_and_read_back():
     ensemble = settings.EnsembleSettings(
         batch=settings.BatchSettings(nodes=2, args={"a": 1}),
         resources=settings.ResourceSettings(
@@ -53,7 +53,7 @@ def test_plain_types_and_back():
     assert conversion.from_dict(settings.EnsembleSettings, stored) == ensemble
 
 
-def test_a_false_value_that_is_no_default_is_stored():
+def test_a_false_value_that_is_not_the_default_is_stored():
     assert conversion.to_dict(settings.BatchSettings(flux_exec_workers=False)) == {"flux_exec_workers": False}
     assert conversion.to_dict(settings.StepSettings(max_retries=0, exit_on_error=False)) == {
         "max_retries": 0,
@@ -66,6 +66,6 @@ def test_an_unknown_key_is_refused_when_settings_are_read():
         conversion.from_dict(settings.SampleSettings, {"file": "x.csv", "column_labels": ["A"], "colum_labels": ["A"]})
 
 
-def test_what_json_stores_is_read_back():
+def test_settings_in_json_are_read_back():
     block = settings.BatchSettings(nodes="all", walltime="01:00:00", launcher_args={"a": [1]})
     assert conversion.from_json(settings.BatchSettings, conversion.to_json(block)) == block

@@ -1,4 +1,4 @@
-"""Slurm: the lines it is given, and what its answers mean; outputs are those of Slurm 23.11."""
+"""Slurm: the commands that the plugin builds, and the meaning of their output, which is from Slurm 23.11."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def group(**settings):
     return GroupConfig(group="sim", queues=("q",), nodes=4, batch=BatchSettings(type="slurm", **settings))
 
 
-def test_the_plugin_manager_has_it():
+def test_the_plugin_manager_has_slurm():
     assert isinstance(batch_system("slurm"), Slurm)
 
 
-def test_maestros_adapter_gets_all_it_insists_on():
+def test_maestros_adapter_receives_every_argument_that_it_requires():
     assert SLURM.adapter_arguments(BatchSettings()) == {
         "host": "", "bank": "", "queue": "", "reservation": "", "qos": None,
     }  # fmt: skip
@@ -44,18 +44,18 @@ def test_maestros_adapter_gets_all_it_insists_on():
     assert set(SLURM.adapter_arguments(settings).values()) == {"h", "b", "q", "r", "s"}
 
 
-def test_one_worker_on_each_node():
+def test_one_worker_starts_on_each_node():
     assert SLURM.worker_line(group(), COMMAND) == (
         "srun --overlap --nodes=4 --ntasks=4 --cpu-bind=none --mem=0 --no-kill --kill-on-bad-exit=0 "
         "--wait=0 work --name 'a b'"
     )
 
 
-def test_its_workers_are_as_many_as_its_nodes():
+def test_an_allocation_has_as_many_workers_as_nodes():
     assert SLURM.worker_count(group()) == 4
 
 
-def test_merlins_keys_for_the_launch_of_workers():
+def test_merlins_keys_change_the_launch_of_workers():
     line = SLURM.worker_line(
         group(launch_pre="module load x;", launch_args="--export=ALL", worker_launch="mine -n 4"), COMMAND
     )
@@ -75,43 +75,43 @@ def test_merlins_keys_for_the_launch_of_workers():
          "-n 1 -N 1 -t 01:30:00 --reservation=r --mpi=none -v"),
     ],
 )  # fmt: skip
-def test_one_sample(needs, line):
+def test_srun_starts_a_sample_with_its_resources(needs, line):
     assert SLURM.sample_launcher(needs) == f'srun -Q --exact --mem=0 -J "$MAESTRO_CELERY_LAUNCH" {line}'
 
 
-def test_its_adapter_needs_no_further_keys():
+def test_maestros_adapter_requires_no_step_keys():
     assert SLURM.step_keys(2) == {}
 
 
-def test_slurm_neither_starts_a_job_again_nor_ends_it_for_the_loss_of_one_node():
+def test_slurm_neither_requeues_a_job_nor_ends_it_when_it_loses_a_node():
     assert SLURM.adjusted_script("#!/bin/bash\n#SBATCH --nodes=2\n\nsrun x\n\ny\n") == (
         "#!/bin/bash\n#SBATCH --nodes=2\n#SBATCH --no-requeue\n#SBATCH --no-kill\n\nsrun x\n\ny\n"
     )
 
 
 @pytest.mark.parametrize(
-    ("environ", "held"),
+    ("environ", "current"),
     [
         ({}, None),
         ({"SLURM_JOB_ID": "7"}, CurrentAllocation("7", 1)),
         ({"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "3"}, CurrentAllocation("7", 3)),
     ],
 )
-def test_whether_it_is_inside(environ, held):
-    assert SLURM.current_allocation(environ) == held
+def test_the_environment_shows_the_current_allocation(environ, current):
+    assert SLURM.current_allocation(environ) == current
 
 
-def test_the_end_is_in_the_environment():
+def test_the_environment_contains_the_end_of_the_allocation():
     assert SLURM.end_time({"SLURM_JOB_ID": "7", "SLURM_JOB_END_TIME": "1700000000"}) == 1_700_000_000.0
 
 
-def test_else_slurm_is_asked_for_the_end(recorded):
+def test_squeue_reports_the_end_when_the_environment_does_not_contain_it(recorded):
     recorded.answer("squeue", "1714561200\n")
     assert SLURM.end_time({"SLURM_JOB_ID": "7"}) == 1_714_561_200.0
     assert recorded.asked("squeue") == ["-h", "-j", "7", "-o", "%e"]
 
 
-def test_an_end_that_nobody_tells(recorded):
+def test_an_unknown_end_is_none(recorded):
     assert SLURM.end_time({}) is None
     recorded.answer("squeue", "NONE\n")
     assert SLURM.end_time({"SLURM_JOB_ID": "7"}) is None
@@ -119,7 +119,7 @@ def test_an_end_that_nobody_tells(recorded):
     assert SLURM.end_time({"SLURM_JOB_ID": "7"}) is None
 
 
-def test_a_signal_goes_to_the_steps_of_the_samples_that_are_meant(recorded, monkeypatch):
+def test_a_signal_goes_only_to_the_job_steps_of_the_given_samples(recorded, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     recorded.answer("squeue", "7.0|python3\n7.3|w-1-1.0\n7.4|w-1-2.0\n7.batch|batch\n")
     recorded.answer("scancel", "")
@@ -130,7 +130,7 @@ def test_a_signal_goes_to_the_steps_of_the_samples_that_are_meant(recorded, monk
     assert recorded.asked("scancel") == ["--signal=SIGUSR1", "7.3"]
 
 
-def test_steps_of_any_name_and_a_scancel_that_fails_are_no_reason_to_signal_the_launcher(recorded, monkeypatch):
+def test_a_sample_counts_as_signalled_despite_foreign_job_steps_and_a_failed_scancel(recorded, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     recorded.answer("squeue", "7.1|my run | two\n7.3|w-1-1.0\n")
     recorded.answer("scancel", err="scancel: error: Kill job error on job step id 7.3: Job/step already completed\n", code=1)
@@ -139,12 +139,12 @@ def test_steps_of_any_name_and_a_scancel_that_fails_are_no_reason_to_signal_the_
 
 
 @pytest.mark.parametrize("reason", ["PartitionTimeLimit", "InvalidAccount", "BadConstraints"])
-def test_a_job_that_waits_for_ever_has_failed(recorded, reason):
+def test_a_pending_job_that_never_starts_has_failed(recorded, reason):
     recorded.answer("squeue", f"7|PENDING|{reason}\n")
     assert SLURM.reports(["7"]) == {"7": JobReport(AllocationState.FAILED, reason)}
 
 
-def test_cores(recorded):
+def test_slurm_reports_the_cores_of_this_node_and_of_the_largest_node(recorded):
     assert SLURM.node_cores({"SLURM_CPUS_ON_NODE": "36"}) == 36
     assert SLURM.node_cores({}) is None
     recorded.answer("sinfo", "36\n48+\n")
@@ -154,18 +154,18 @@ def test_cores(recorded):
     assert SLURM.largest_node(BatchSettings()) is None
 
 
-def test_every_state_of_the_manual_has_its_row():
+def test_every_state_of_the_manual_is_in_the_table():
     assert set(SLURM_STATES) == set(STATES.split())
 
 
-@pytest.mark.parametrize("word", SLURM_STATES)
-def test_a_job_is_in_a_state(word, recorded):
-    recorded.answer("squeue", f"7|{word}|None\n")
-    assert SLURM.reports(["7"]) == {"7": JobReport(SLURM_STATES[word])}
+@pytest.mark.parametrize("state", SLURM_STATES)
+def test_each_state_of_a_job_is_an_allocation_state(state, recorded):
+    recorded.answer("squeue", f"7|{state}|None\n")
+    assert SLURM.reports(["7"]) == {"7": JobReport(SLURM_STATES[state])}
     assert recorded.asked("squeue")[-2:] == ["-j", "7"]
 
 
-def test_jobs_that_squeue_has_forgotten_are_asked_of_the_accounting(recorded):
+def test_sacct_reports_the_jobs_that_squeue_no_longer_lists(recorded):
     recorded.answer("squeue", "7|PENDING|Priority\n8|RUNNING|None\n")
     recorded.answer("sacct", "9|CANCELLED by 1000|None\n10|OUT_OF_MEMORY|None\n")
     assert SLURM.reports(["7", "8", "9", "10", "11"]) == {
@@ -178,18 +178,18 @@ def test_jobs_that_squeue_has_forgotten_are_asked_of_the_accounting(recorded):
     assert recorded.asked("sacct")[-1] == "9,10,11"
 
 
-def test_without_accounting_a_forgotten_job_is_gone(recorded):
+def test_without_accounting_a_job_that_squeue_no_longer_lists_is_gone(recorded):
     recorded.answer("squeue", err="slurm_load_jobs error: Invalid job id specified\n", code=1)
     recorded.answer("sacct", err="Slurm accounting storage is disabled\n", code=1)
     assert SLURM.reports(["7"]) == {"7": JobReport(AllocationState.GONE)}
 
 
-def test_a_word_that_no_table_has_counts_as_open(recorded):
+def test_a_job_in_an_unknown_state_counts_as_running(recorded):
     recorded.answer("squeue", "7|TELEPORTING|None\n")
     assert SLURM.reports(["7"]) == {"7": JobReport(AllocationState.RUNNING, "TELEPORTING")}
 
 
-def test_a_job_is_found_by_the_directory_it_was_submitted_in(recorded):
+def test_a_job_is_found_by_the_directory_of_its_submission(recorded):
     recorded.answer("squeue", "7|/home/ada\n8|/study/merlin_info/allocations/w/1\n")
     assert SLURM.find_job(Path("/study/merlin_info/allocations/w/1")) == "8"
     assert SLURM.find_job(Path("/study/merlin_info/allocations/w/2")) is None
@@ -198,7 +198,7 @@ def test_a_job_is_found_by_the_directory_it_was_submitted_in(recorded):
         SLURM.find_job(Path("/study"))
 
 
-def test_slurm_that_does_not_answer(recorded):
+def test_a_query_that_fails_is_an_error(recorded):
     with pytest.raises(AllocationError, match=r"^'squeue' does not answer: .*No such file"):
         SLURM.reports(["7"])
     recorded.answer("squeue", err="slurm_load_jobs error: Unable to contact slurm controller (connect failure)\n", code=1)

@@ -1,4 +1,4 @@
-"""The specification: without a merlin block Maestro reads it; with one the plugin reads it, with one message per mistake."""
+"""The specification: Maestro reads one without a merlin block; the plugin reads all others and reports mistakes."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def outcome(cls, load, caplog):
 
 
 @pytest.mark.parametrize("name", CORPUS)
-def test_without_a_merlin_block_maestro_alone_reads(name, tmp_path, caplog):
+def test_maestro_alone_reads_a_specification_without_a_merlin_block(name, tmp_path, caplog):
     path = tmp_path / "study.yaml"
     path.write_text(CORPUS[name])
     ways = {
@@ -176,7 +176,7 @@ def test_a_step_key_of_merlin_makes_an_ensemble(tmp_path):
     assert load(tmp_path, data).ensemble.resources.workers["default_worker"].task_queues == ("q",)
 
 
-def test_an_ensemble_from_a_stream():
+def test_an_ensemble_is_read_from_a_stream():
     specification = Specification.load_specification_from_stream(io.StringIO(yaml.safe_dump(spec())))
     assert specification.ensemble is not None
     assert specification.path is None
@@ -209,7 +209,7 @@ def test_every_key_is_accepted(everything):
     )
 
 
-def test_worker_groups_of_everything(everything):
+def test_every_key_of_a_worker_group_is_accepted(everything):
     groups = everything.ensemble.resources.workers
     assert groups["worker_keys"] == WorkerGroupSettings(
         args="-l INFO --concurrency 5 --prefetch-multiplier 1 -Ofair -E",
@@ -220,7 +220,7 @@ def test_worker_groups_of_everything(everything):
     assert "default_worker" not in groups
 
 
-def test_steps_of_everything(everything):
+def test_every_key_of_a_step_is_accepted(everything):
     first, second, third = everything.get_study_steps()
     assert first.run["cmd"] == "ls ~ $TEST_VALUE keys/value/there $(X) 5\n"
     assert first.run["restart"] == "echo ~ $TEST_VALUE /home/she/here"
@@ -237,7 +237,7 @@ def test_steps_of_everything(everything):
     assert sampled(everything) == {"first": True, "second": False, "third": False}
 
 
-def test_environment_of_everything(everything):
+def test_every_key_of_the_environment_is_accepted(everything):
     assert everything.output_path == f"{SPECS}/studies"
     variables = everything.environment["variables"]
     assert variables["LIST"] == "[1, 2]"
@@ -249,7 +249,7 @@ def test_environment_of_everything(everything):
 
 
 def test_maestro_puts_parameters_into_task_queues(everything, tmp_path):
-    """Given a task queue with a parameter, when Maestro expands the steps, then worker groups serve the expanded queues."""
+    """Given a task queue with a parameter, when Maestro expands the steps, then each has an expanded task queue."""
     environment = everything.get_study_environment()
     environment.remove("merlin samples")
     study = Study(
@@ -277,7 +277,7 @@ def test_maestro_puts_parameters_into_task_queues(everything, tmp_path):
     [None, {}, {"resources": None, "samples": None}, {"resources": {}}, {"resources": {"workers": None}},
      {"resources": {"workers": {}, "task_server": None, "overlap": None}}],
 )  # fmt: skip
-def test_empty_blocks(merlin, tmp_path):
+def test_empty_blocks_count_as_absent(merlin, tmp_path):
     data = spec(merlin=merlin, env=None, batch=None, user=None, **{"global.parameters": None})
     ensemble = load(tmp_path, data).ensemble
     assert ensemble.samples is None
@@ -287,7 +287,7 @@ def test_empty_blocks(merlin, tmp_path):
 
 @pytest.mark.parametrize("env", [{"variables": None}, {"labels": None, "sources": None}, {"dependencies": None},
                                  {"dependencies": {"paths": None, "git": None, "spack": None}}])  # fmt: skip
-def test_empty_blocks_of_env(env, tmp_path):
+def test_empty_blocks_of_env_are_accepted(env, tmp_path):
     load(tmp_path, spec(env=env)).get_study_environment()
 
 
@@ -321,7 +321,7 @@ def test_a_step_key_without_a_value_counts_as_absent(key, tmp_path):
         ({"OUTPUT_PATH": "./x"}, "$(OUTPUT_PATH)", "$(OUTPUT_PATH)"),
     ],
 )
-def test_values_of_variables(variables, text, result, tmp_path, monkeypatch):
+def test_variables_are_replaced_by_their_values(variables, text, result, tmp_path, monkeypatch):
     monkeypatch.setenv("TEST_VALUE", "value")
     monkeypatch.setenv("HOME", "/home/she")
     data = spec(
@@ -340,12 +340,13 @@ def test_a_lower_case_variable_does_not_replace_parameters_and_labels(tmp_path):
     assert load(tmp_path, data).get_study_steps()[0].run["cmd"] == "$(X) $(P) 1 2"
 
 
-def test_many_variables_that_use_variables(tmp_path):
+def test_many_variables_that_use_other_variables_are_accepted(tmp_path):
     variables = {
         "V0": "x",
-        **{f"V{n}": f"$(V{n - 1})$(V{n - 1})"[: 5 if n > 9 else 99] for n in range(1, 40)},
+        **{f"V{n}": f"$(V{n - 1})$(V{n - 1})"[: 6 if n > 10 else 99] for n in range(1, 40)},
     }
-    load(tmp_path, spec(env={"variables": variables}))
+    read = load(tmp_path, spec(env={"variables": variables}, study=[step(cmd="$(V39)")]))
+    assert read.study[0]["run"]["cmd"] == "x" * 2**10
 
 
 def test_a_home_directory_is_expanded_in_a_variable_named_cmd_but_not_in_commands(tmp_path, monkeypatch):
@@ -376,7 +377,7 @@ def test_a_home_directory_is_expanded_in_a_variable_named_cmd_but_not_in_command
         ("x", "env: found 'x'; a block of keys is needed"),
     ],
 )  # fmt: skip
-def test_mistakes_in_env(env, start, tmp_path):
+def test_each_mistake_in_env_has_its_message(env, start, tmp_path):
     assert message(tmp_path, spec(env=env)).startswith(start)
 
 
@@ -482,7 +483,7 @@ PARAMETER = {"P": {"values": [1, 2], "label": "P.%%"}}
         ({"study": [step(task_queue="$(X)")], "merlin": samples()}, "study.a.run.task_queue: $(X) in '$(X)' is neither"),
     ],
 )  # fmt: skip
-def test_mistakes(blocks, start, tmp_path):
+def test_each_mistake_has_its_message(blocks, start, tmp_path):
     assert message(tmp_path, spec(**copy.deepcopy(blocks))).startswith(start)
 
 
@@ -501,7 +502,7 @@ def test_a_mistake_that_only_maestro_finds_is_one_message_too(tmp_path, caplog):
 
 
 def test_a_misspelt_merlin_block_is_refused(tmp_path):
-    """Given a specification whose only block of an ensemble is `merln`, then it does not run as a study of Maestro alone."""
+    """Given a specification with a block `merln` and no `merlin`, then it does not run as a study of Maestro alone."""
     with pytest.raises(SpecificationError, match=r"unknown block 'merln'; did you mean 'merlin'\?"):
         load(tmp_path, PLAIN + "\nmerln: {samples: {}}\n")
 
@@ -522,9 +523,9 @@ def test_a_python_tag_in_an_ensemble_is_refused(tmp_path):
         load(tmp_path, text)
 
 
-@pytest.mark.parametrize("funnel", ["a", "a_*", "a*"])
-def test_funnels(funnel, tmp_path):
-    load(tmp_path, spec(study=[step("a"), step("b", depends=[funnel])]))
+@pytest.mark.parametrize("dependency", ["a", "a_*", "a*"])
+def test_a_dependency_may_be_a_funnel(dependency, tmp_path):
+    load(tmp_path, spec(study=[step("a"), step("b", depends=[dependency])]))
 
 
 # --- worker groups -----------------------------------------------------------------------------------
@@ -550,7 +551,7 @@ def queues_of(specification):
         ({"default_worker": {"steps": ["a"], "args": "-c 1"}}, {"default_worker": ("qa", "qb", "merlin")}),
     ],
 )  # fmt: skip
-def test_which_task_queues_a_group_serves(groups, served, tmp_path, caplog):
+def test_a_group_serves_its_task_queues_and_the_default_group_serves_the_others(groups, served, tmp_path, caplog):
     specification = load(tmp_path, spec(study=STEPS, merlin=workers(**groups)))
     assert queues_of(specification) == served
     assert not caplog.records
@@ -594,7 +595,7 @@ def test_with_overlap_both_groups_serve_the_task_queue(tmp_path, caplog):
         ("$(V)_$(P)", ("v_1", "v_2")),
     ],
 )
-def test_task_queues_with_parameters(queue, served, tmp_path):
+def test_a_task_queue_may_contain_parameters(queue, served, tmp_path):
     parameters = {**PARAMETER, "R": {"values": ["x", "y"], "label": "R.%%"}}
     data = spec(
         env={"variables": {"V": "v"}}, study=[step(task_queue=queue)], **{"global.parameters": parameters}
@@ -637,7 +638,7 @@ def maestro(*study, groups=None, **blocks):
         ({"nodes": 1, "procs": 2}, {}, True),
     ],
 )
-def test_which_steps_maestro_runs_itself(run, groups, is_native, tmp_path):
+def test_maestro_runs_steps_without_samples_and_without_a_worker_group_itself(run, groups, is_native, tmp_path):
     data = maestro(step("a", **run), step("b", cmd="$(X)"), groups=groups)
     assert native_steps(load(tmp_path, data)) == (["a"] if is_native else [])
 
@@ -666,8 +667,8 @@ def test_no_worker_group_serves_a_native_step(tmp_path):
     assert not only.ensemble.needs_workers
 
 
-def test_maestro_checks_the_resources_of_a_native_step(tmp_path):
-    """Given a walltime that only Flux accepts, when Maestro runs the step itself, then the plugin accepts it unchecked."""
+def test_the_plugin_does_not_check_the_resources_of_a_native_step(tmp_path):
+    """Given a walltime that only Flux accepts, when Maestro runs the step itself, then the plugin accepts it."""
     assert native_steps(load(tmp_path, maestro(step("a", walltime="inf", nodes=1), batch={"type": "flux"}))) == ["a"]
 
 
@@ -699,13 +700,13 @@ def test_an_unknown_batch_system_is_refused(where, tmp_path):
     assert message(tmp_path, specification) == f"{where}.type: found 'pbs'; allowed: {allowed}."
 
 
-def test_a_value_that_maestro_inserts_first_is_not_part_of_a_name(tmp_path):
+def test_a_workspace_token_may_follow_a_token_that_is_replaced_earlier(tmp_path):
     cmd = "$(SPECROOT)/run,$(V),$(OUTPUT_PATH)/x=$(sim.workspace) '$(P)'\"$(sim.workspace)\""
     env = {"variables": {"V": "v"}}
     assert load(tmp_path, spec(study=[step("sim"), step("b", cmd=cmd, depends=["sim"])], env=env)).ensemble
 
 
-def test_a_misspelt_batch_system_has_a_hint(tmp_path):
+def test_the_message_about_a_misspelt_batch_system_suggests_the_nearest_one(tmp_path):
     found = message(tmp_path, spec(study=[step("a")], batch={"type": "slrum"}, merlin=workers(w={})))
     assert found == "batch.type: found 'slrum'; did you mean 'slurm'?"
 
@@ -747,7 +748,7 @@ def test_an_extension_adds_a_batch_system(tmp_path):
         ({"cmd": "echo $(y)"}, False),
     ],
 )
-def test_which_steps_are_sampled(run, is_sampled, tmp_path):
+def test_a_step_is_sampled_if_it_uses_a_token_of_a_sample(run, is_sampled, tmp_path):
     data = spec(env={"variables": {"y": 1}, "labels": {"LABEL": "of $(X)"}}, study=[step(**run)],
                 merlin=samples(column_labels=["X", "Y"]))  # fmt: skip
     assert sampled(load(tmp_path, data)) == {"a": is_sampled}

@@ -94,7 +94,7 @@ def test_every_signal_is_a_soft_failure(number):
         (-1028, Outcome.OPEN),
     ],
 )
-def test_a_code_with_a_meaning(code, outcome):
+def test_a_code_with_a_meaning_gives_its_outcome(code, outcome):
     assert outcome_of(code) is outcome
 
 
@@ -112,7 +112,7 @@ def test_a_sample_that_could_not_start_is_open_and_keeps_its_errno(number):
 
 
 def test_the_mapping_covers_every_code():
-    """Given a code that a process, a signal or a worker can give, then exactly one rule gives its outcome."""
+    """Given any code of a process, a signal or a worker, then exactly one rule gives its outcome."""
     named = {0: Outcome.FINISHED, 102: Outcome.HARD_FAILED, 105: Outcome.STOPPED_STUDY, 106: Outcome.HARD_FAILED}
     for code in range(-1200, 256):
         request = code in (100, 104) or code <= -1000

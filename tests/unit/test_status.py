@@ -296,7 +296,7 @@ def test_values_with_commas_colons_and_semicolons_are_read_from_status_csv(study
     assert only.params == {"X": "a,b;c", "URL": "http://x:1", "Y": ""}
 
 
-def test_a_torn_status_csv_does_not_hide_a_submitted_record(study: Study) -> None:
+def test_an_incomplete_status_csv_does_not_hide_a_submitted_step_record(study: Study) -> None:
     study.submit()
     study.write_table("sim_X.1,sim_X")
     assert [s.name for s in study.reader.read().steps] == ["sim_X.1"]
@@ -379,7 +379,7 @@ def test_failed_samples_have_no_values_without_the_sample_table(study: Study) ->
     assert values_of(reader.failed(10)) == [None]
 
 
-def test_the_slowest_samples_of_all_records_come_first(study: Study) -> None:
+def test_the_slowest_samples_of_all_step_records_come_first(study: Study) -> None:
     for number in (1, 2):
         study.submit(number)
         for sample in range(10):

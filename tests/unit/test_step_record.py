@@ -18,14 +18,14 @@ NOTHING = np.zeros(10, bool)
 
 
 @pytest.fixture
-def after(monkeypatch):
-    """Set the clock forward by a number of seconds."""
+def advance_clock(monkeypatch):
+    """Advance the clock by a number of seconds."""
 
-    def after(seconds):
+    def advance(seconds):
         later = time.monotonic() + seconds
         monkeypatch.setattr(clock, "monotonic", lambda: later)
 
-    return after
+    return advance
 
 
 def a_record(*rows, active=True, **changes):
@@ -51,28 +51,28 @@ def samples_of(mask):
 
 
 def naive_ranges(mask, bridge):
-    """Walk over the samples: a range begins at a wanted one and goes on while the next may be covered."""
+    """Compute the ranges sample by sample: a range continues while the next sample is wanted or may be covered."""
     ranges, start, stop = [], None, None
-    for sample, (wanted, may) in enumerate(zip(mask, bridge, strict=True)):
+    for sample, (wanted, may_cover) in enumerate(zip(mask, bridge, strict=True)):
         if wanted:
             start, stop = sample if start is None else start, sample + 1
-        elif not may:
+        elif not may_cover:
             ranges += [] if start is None else [(start, stop)]
             start = None
     return ranges if start is None else [*ranges, (start, stop)]
 
 
 @pytest.mark.parametrize("size", [0, 1, 2, 3, 9, 64])
-def test_ranges_are_those_of_a_walk_over_the_samples(size):
+def test_ranges_are_those_of_a_simple_algorithm(size):
     random_ = np.random.default_rng(size)
     for _ in range(60):
         mask, bridge = random_.random((2, size)) < random_.random((2, 1))
         ranges = ranges_of(mask, bridge & ~mask)
         assert ranges == naive_ranges(mask, bridge)
-        assert all(type(end) is int for pair in ranges for end in pair)  # they go into JSON
+        assert all(type(end) is int for pair in ranges for end in pair)  # JSON does not accept integers of NumPy
 
 
-# --- what has to run ---------------------------------------------------------------------------------
+# --- samples that must run ---------------------------------------------------------------------------
 
 
 def test_open_samples_are_unassigned_unless_a_worker_has_a_lease_or_they_wait():
@@ -83,27 +83,27 @@ def test_open_samples_are_unassigned_unless_a_worker_has_a_lease_or_they_wait():
     assert samples_of(record.unassigned(leased)) == [2, 3, 4, 8, 9]
 
 
-def test_a_sample_that_requests_a_retry_is_due_after_its_delay(after):
+def test_a_sample_that_requests_a_retry_is_due_after_its_delay(advance_clock):
     record = a_record(*attempt(3, 104), retry_delay_s=60)
 
     assert samples_of(record.due()) == []
-    after(61)
+    advance_clock(61)
     assert samples_of(record.due()) == [3]
     assert samples_of(record.due()) == []
 
 
-def test_without_a_delay_it_is_due_at_once():
+def test_without_a_delay_a_sample_is_due_at_once():
     assert samples_of(a_record(*attempt(3, 100), *attempt(4, 104), retry_delay_s=0).due()) == [3, 4]
 
 
-def test_a_sample_that_was_decided_while_it_waited_is_not_due():
+def test_a_sample_that_got_an_outcome_while_it_waited_is_not_due():
     record = a_record(*attempt(3, 104))
     record.apply(entries(*attempt(3, 0, epoch=2)))
 
     assert samples_of(record.due()) == []
 
 
-def test_a_sample_that_could_not_be_started_waits_longer_from_time_to_time():
+def test_the_delay_of_a_sample_that_could_not_start_doubles_up_to_a_limit():
     record = a_record(*attempt(3, cannot_run_code(28)), max_retries=3000)
     first_s = record.waiting[3] - time.monotonic()
     record.apply(entries(*attempt(3, cannot_run_code(28), epoch=2)))
@@ -114,14 +114,14 @@ def test_a_sample_that_could_not_be_started_waits_longer_from_time_to_time():
     assert [round(s) for s in (first_s, second_s, last_s)] == [2, 4, 60]
 
 
-def test_a_record_that_nobody_awaits_keeps_no_one_waiting():
-    """One that was taken up from an earlier conductor: all of it is sent when Maestro submits it."""
+def test_no_sample_of_an_inactive_step_record_waits():
+    """A step record of an earlier conductor is inactive; all its open samples are sent when Maestro submits it."""
     record = a_record(*attempt(3, 104), active=False, retry_delay_s=60)
 
     assert 3 in samples_of(record.unassigned(NOTHING))
 
 
-def test_news_ends_the_quiet():
+def test_a_new_entry_ends_the_idle_time():
     record = a_record()
     record.idle_since = 1.0
     record.apply(entries((Kind.STARTED, 0, 1)))
@@ -136,7 +136,7 @@ def test_suspects_run_one_at_a_time():
     record = a_record(*lost(2, 5, 7))
 
     assert samples_of(record.unassigned(NOTHING)) == [0, 1, 2, 3, 4, 6, 8, 9]
-    assert samples_of(record.due()) == []  # the first has just been sent
+    assert samples_of(record.due()) == []  # `unassigned` has returned the first suspect
     record.apply(entries(*attempt(2, 0, epoch=3)))
     assert samples_of(record.due()) == [5]
     assert samples_of(record.due()) == []
@@ -147,7 +147,7 @@ def test_suspects_run_one_at_a_time():
     assert record.suspect is None
 
 
-def test_a_suspect_that_is_lost_again_is_still_the_one_to_run():
+def test_a_suspect_that_is_lost_again_remains_the_only_one_that_may_run():
     record = a_record(*lost(2, 5))
     record.unassigned(NOTHING)
     record.apply(entries((Kind.STARTED, 2, 9), (Kind.LOST, 2, 9)))
@@ -160,19 +160,19 @@ def test_one_loss_makes_no_suspect():
     assert samples_of(a_record(*lost(2, 5, times=1)).unassigned(NOTHING)) == list(range(10))
 
 
-def test_a_suspect_that_requests_a_retry_is_sent_once_after_its_delay(after):
+def test_a_suspect_that_requests_a_retry_is_sent_once_after_its_delay(advance_clock):
     """A second message would make the first one invalid, and end the sample while it runs."""
     record = a_record(*lost(2, 5), *attempt(5, 104, epoch=3), retry_delay_s=60)
     record.unassigned(NOTHING)
     record.apply(entries(*attempt(2, 0, epoch=3)))
 
     assert samples_of(record.due()) == []
-    after(61)
+    advance_clock(61)
     assert samples_of(record.due()) == [5]
     assert samples_of(record.due()) == []
 
 
-def test_every_suspect_gets_its_turn_in_the_end():
+def test_every_suspect_runs_in_the_end():
     random_ = random.Random(1)
     record, ran = a_record(*lost(*range(10))), []
     to_run = samples_of(record.unassigned(NOTHING))
@@ -187,7 +187,7 @@ def test_every_suspect_gets_its_turn_in_the_end():
     assert record.samples.is_complete
 
 
-# --- the state ---------------------------------------------------------------------------------------
+# --- state -------------------------------------------------------------------------------------------
 
 ALL = [row for sample in range(10) for row in attempt(sample)]
 HARD = attempt(0, 102)
@@ -212,7 +212,7 @@ def test_the_state_follows_from_the_samples(rows, state, leased):
     assert a_record(*rows).state(has_leases=leased) is state
 
 
-def test_after_a_hard_failure_it_ends_when_the_others_have():
+def test_after_a_hard_failure_a_step_record_ends_when_it_has_no_leases():
     record = a_record(*HARD, (Kind.STARTED, 1, 1))
 
     assert record.stops_early
@@ -220,7 +220,7 @@ def test_after_a_hard_failure_it_ends_when_the_others_have():
     assert record.state(has_leases=False) is RecordState.FAILED
 
 
-def test_cancelled_it_ends_when_nothing_of_it_is_held():
+def test_a_cancelled_step_record_ends_when_it_has_no_leases():
     record = a_record(*attempt(0))
     record.cancelled = True
 
@@ -229,21 +229,21 @@ def test_cancelled_it_ends_when_nothing_of_it_is_held():
     assert record.state(has_leases=False) is RecordState.CANCELLED
 
 
-def test_cancelled_too_late_it_is_finished():
+def test_a_step_record_that_is_cancelled_after_its_last_sample_is_finished():
     record = a_record(*ALL)
     record.cancelled = True
 
     assert record.state(has_leases=False) is RecordState.FINISHED
 
 
-def test_cancelled_after_a_hard_failure_it_has_failed():
+def test_a_step_record_that_is_cancelled_after_a_hard_failure_has_failed():
     record = a_record(*HARD)
     record.cancelled = True
 
     assert record.state(has_leases=False) is RecordState.FAILED
 
 
-def test_without_workers_it_has_failed():
+def test_a_step_record_without_workers_has_failed():
     record = a_record((Kind.STARTED, 0, 1))
     record.failure = "no worker starts"
 

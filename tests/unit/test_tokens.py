@@ -1,4 +1,4 @@
-"""Tokens: values are put in as they are, once."""
+"""Tokens: each is replaced by its value once; the value is not read for further tokens."""
 
 import pytest
 
@@ -24,29 +24,29 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("value", HOSTILE)
-def test_values_stay_what_they_are(value):
+def test_values_are_inserted_unchanged(value):
     assert substitute("<$(A)|$(B)>", {"A": value, "B": "b"}) == f"<{value}|b>"
     assert Template("<$(A)|$(OTHER)|$(B)>", ["A", "B", "OTHER"]).fill(
         {"A": value, "B": "b", "OTHER": "o"}
     ) == (f"<{value}|o|b>")
 
 
-def test_unknown_tokens_and_commands_of_the_shell_stay():
+def test_unknown_tokens_and_command_substitutions_do_not_change():
     text = "$(date) $(ls -l) $HOME ${HOME} $(UNKNOWN) $$ $((1+1))"
     assert substitute(text, {"A": "1"}) == text
     assert Template(text, ["A"]).fill({"A": "1"}) == text
 
 
-def test_a_token_within_a_command_of_the_shell():
+def test_a_token_inside_a_command_substitution_is_replaced():
     assert substitute("$(echo $(A))", {"A": "1"}) == "$(echo 1)"
 
 
-def test_names_in():
+def test_names_in_returns_the_name_of_each_token():
     assert names_in("$(A) $(b.workspace) $(ls -l) $(A) ${C}") == {"A", "b.workspace"}
 
 
 @pytest.mark.parametrize(
-    ("names", "token", "meant"),
+    ("names", "token", "matched"),
     [
         (["X0"], "X0", "X0"),
         (["X0"], "x0", "X0"),
@@ -58,14 +58,14 @@ def test_names_in():
         (["A"], "B", None),
     ],
 )
-def test_upper_and_lower_case(names, token, meant):
-    assert NameMatcher(names).match(token) == meant
+def test_a_token_matches_a_name_in_the_other_case_unless_several_names_match(names, token, matched):
+    assert NameMatcher(names).match(token) == matched
     filled = Template(f"$({token})", names).fill({name: f"<{name}>" for name in names})
-    assert filled == (f"<{meant}>" if meant else f"$({token})")
+    assert filled == (f"<{matched}>" if matched else f"$({token})")
 
 
 @pytest.mark.parametrize(
-    ("text", "left"),
+    ("text", "result"),
     [
         ("$(LAUNCHER) ./a.out", "./a.out"),
         ("$(VLAUNCHER) ./a.out", "./a.out"),
@@ -76,11 +76,11 @@ def test_upper_and_lower_case(names, token, meant):
         ("$(LAUNCH) x", "$(LAUNCH) x"),
     ],
 )
-def test_launcher_is_removed(text, left):
-    assert with_launcher(text, "local", {}) == left
+def test_the_launcher_token_is_removed_for_the_batch_type_local(text, result):
+    assert with_launcher(text, "local", {}) == result
 
 
-def test_exit_codes_are_merlins():
+def test_the_exit_codes_are_those_of_merlin():
     assert exit_code_values() == {
         "MERLIN_SUCCESS": "0",
         "MERLIN_RESTART": "100",
@@ -92,7 +92,7 @@ def test_exit_codes_are_merlins():
     }
 
 
-def test_values_of_a_study():
+def test_the_tokens_of_a_study_have_values():
     values = study_values("/out", "20260101-000000", SamplePaths(3, 2), "$(MERLIN_PATHS_ALL)")
     assert values["MERLIN_WORKSPACE"] == "/out"
     assert values["MERLIN_INFO"] == "/out/merlin_info"
@@ -102,7 +102,7 @@ def test_values_of_a_study():
     assert "MERLIN_PATHS_ALL" not in study_values("/out", "", SamplePaths(10**9), "echo")
 
 
-def test_values_of_a_sample():
+def test_the_tokens_of_a_sample_have_values():
     assert sample_values(["A", "B"], ["1", "x y"], 7, "00/07") == {
         "A": "1",
         "B": "x y",

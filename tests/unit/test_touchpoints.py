@@ -1,4 +1,4 @@
-"""What we touch in Maestro: it is there, it is where we say, and without it there is a message."""
+"""Touchpoints: each name exists in Maestro, near the documented line, and a missing name gives a message."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ POINT = Touchpoint("maestrowf.nowhere", "gone", "nowhere.py:7 uses it", lambda o
 
 
 @pytest.mark.parametrize("point", TOUCHPOINTS, ids=lambda point: f"{point.module}.{point.name}")
-def test_maestro_uses_the_name_about_where_we_say(point):
+def test_maestro_uses_the_name_near_the_documented_line(point):
     assert (MAESTRO.joinpath(*point.module.split(".")[1:]).with_suffix(".py")).is_file() or MAESTRO.joinpath(
         *point.module.split(".")[1:], "__init__.py"
     ).is_file()
@@ -33,14 +33,14 @@ def test_maestro_uses_the_name_about_where_we_say(point):
         assert re.search(rf"\b{point.name}\b", near), f"{file}:{line}"
 
 
-def test_a_name_is_replaced_by_what_is_made_of_it():
+def test_apply_replaces_the_name_in_the_module():
     module = types.ModuleType("maestrowf.nowhere")
     module.gone = "original"
     POINT.apply(module)
     assert module.gone == ("original", "replaced")
 
 
-def test_without_the_name_there_is_a_message_with_a_remedy():
+def test_a_missing_name_gives_a_message_with_a_remedy():
     module = types.ModuleType("maestrowf.nowhere")
     for use in (POINT.check, POINT.apply):
         with pytest.raises(UnsupportedMaestroError) as error:
@@ -73,7 +73,7 @@ PROGRAM = """
 """
 
 
-def test_maestro_is_amended_once_however_often_it_is_asked_for():
+def test_a_second_installation_changes_nothing():
     command = [sys.executable, "-c", textwrap.dedent(PROGRAM)]
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
 
@@ -89,8 +89,8 @@ def test_maestro_is_amended_once_however_often_it_is_asked_for():
     ], answer.stderr
 
 
-def test_an_unsupported_maestro_is_told_without_a_traceback():
-    """A study must not run without its ensemble."""
+def test_an_unsupported_maestro_ends_the_process_without_a_traceback():
+    """The process ends because a study must not run without its ensemble."""
     program = f"""
         import sys
         from maestro_celery_plugin.maestro import touchpoints
@@ -109,12 +109,12 @@ def test_an_unsupported_maestro_is_told_without_a_traceback():
     assert "Traceback" not in answer.stderr
 
 
-# --- the conductor that is started -------------------------------------------------------------------
+# --- the conductor -----------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def own(tmp_path, monkeypatch):
-    """An environment with `maestro` and, beside it, `conductor`."""
+def own_conductor(tmp_path, monkeypatch):
+    """Create a Python environment with `maestro` and `conductor`; return the path of `conductor`."""
     directory = tmp_path / "my env" / "bin"
     directory.mkdir(parents=True)
     (directory / "conductor").touch()
@@ -122,33 +122,33 @@ def own(tmp_path, monkeypatch):
     return directory / "conductor"
 
 
-def test_the_conductor_of_the_same_environment_is_started(own):
+def test_the_conductor_of_the_same_environment_is_started(own_conductor):
     command = touchpoints._with_own_conductor("nohup conductor -t 60 /my/study > log")
-    assert command == f"nohup '{own}' -t 60 /my/study > log"
+    assert command == f"nohup '{own_conductor}' -t 60 /my/study > log"
 
 
-def test_without_one_the_command_is_maestros(own):
-    own.unlink()
+def test_without_an_own_conductor_the_command_does_not_change(own_conductor):
+    own_conductor.unlink()
     command = "nohup conductor -t 60 /my/study > log"
     assert touchpoints._with_own_conductor(command) == command
 
 
 @pytest.mark.parametrize("command", ["conductor -t 60", "echo nohup conductor x", ["nohup", "conductor"], None])
-def test_other_commands_are_left_alone(own, command):
+def test_other_commands_do_not_change(own_conductor, command):
     assert touchpoints._with_own_conductor(command) == command
 
 
 # --- the command line --------------------------------------------------------------------------------
 
 
-def test_run_has_our_option_and_others_do_not():
+def test_only_maestro_run_has_the_option_broker():
     assert EnsembleArgumentParser(prog="/bin/maestro run").parse_args(["--broker", "u"]).broker == "u"
     assert EnsembleArgumentParser(prog="/bin/maestro run").parse_args([]).broker is None
     with pytest.raises(SystemExit):
         EnsembleArgumentParser(prog="/bin/maestro status").parse_args(["--broker", "u"])
 
 
-def test_without_ensembles_the_wait_is_a_sleep():
+def test_without_ensembles_the_conductor_only_sleeps():
     import time
 
     begin = time.monotonic()

@@ -1,4 +1,4 @@
-"""Walltimes: every form that Merlin, Slurm and YAML make of one."""
+"""Walltimes: every form in which Merlin, Slurm and YAML write them."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from maestro_celery_plugin.config.walltime import clock_text, seconds_of
         ("100:00:00", 360000),
         ("1:02:00:00", 93600),
         ("1-02:00:00", 93600),
-        (37800, 37800),  # what YAML reads 10:30:00 as
+        (37800, 37800),  # YAML reads 10:30:00 as this number
     ],
 )
-def test_a_walltime_is_seconds(written, seconds):
+def test_every_form_of_a_walltime_gives_its_seconds(written, seconds):
     assert seconds_of(written) == seconds
 
 
 @pytest.mark.parametrize("written", ["", "soon", "1h", "-5", "1:2:3:4:5", "00:00:00", 0, "1:", ":30"])
-def test_anything_else_is_refused(written):
+def test_any_other_value_is_refused(written):
     with pytest.raises(ValueError, match=r"found '.*'; "):
         seconds_of(written)
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(60, "00:01:00"), (5400, "01:30:00"), (93600, "26:00:00")])
-def test_seconds_are_written_as_a_clock_shows_them(seconds, text):
+def test_clock_text_has_hours_minutes_and_seconds(seconds, text):
     assert clock_text(seconds) == text
     assert seconds_of(text) == seconds
