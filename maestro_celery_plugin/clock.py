@@ -1,4 +1,4 @@
-"""The only module that reads the time and waits.
+"""The only module that reads the time or sleeps.
 
 No other module imports `time`, so that a test can replace the clock.
 """

@@ -106,12 +106,16 @@ def host_name() -> str:
 
 
 def _marked(name: str, value: str) -> Iterator[int]:
-    """Yield the processes of this machine that have ``name=value`` in their environment."""
+    """Yield the processes of this machine that have ``name=value`` in their environment.
+
+    `psutil.Process.environ` stops at an entry that a process has cleared, for example a password.
+    """
+    entry = os.fsencode(f"{name}={value}")
     own = {os.getpid(), os.getppid()}
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):
-            if process.pid not in own and process.environ().get(name) == value:
-                yield process.pid
+    for pid in psutil.pids():
+        with contextlib.suppress(OSError):
+            if pid not in own and entry in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+                yield pid
 
 
 def end_marked(name: str, value: str, *, spare: frozenset[int] = frozenset(), grace_s: float = 5.0) -> int:

@@ -86,7 +86,10 @@ def make_app(session: Session, socket_timeout_s: float | None = None) -> Celery:
     """
     broker = session.read_broker()
     if broker is None:
-        raise BrokerError(f"The session '{session.path}' has no broker; its study has ended.")
+        raise BrokerError(
+            f"The session '{session.path}' has no broker: its study has ended, or its conductor has not started one; "
+            "the log of the conductor shows why."
+        )
     app = _SessionApp("maestro_celery", loader=_Loader, set_as_current=False, autofinalize=False)
     app.url = broker.url
     app.conf.update(SETTINGS)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import socket
 from pathlib import Path
 from typing import Any
 
 import yaml
 from kombu import Connection
-from kombu.utils.url import as_url, maybe_sanitize_url, safequote, url_to_parts
+from kombu.utils.url import as_url, safequote, url_to_parts
 
 from maestro_celery_plugin.broker.private import find_server
 from maestro_celery_plugin.errors import BrokerError
@@ -28,6 +29,8 @@ CHECK_TIMEOUT_S = 4.0
 _PORTS = {"amqps": 5671, "amqp": 5672, "pyamqp": 5672}
 _REDIS_PORT = 6379
 _SCHEMES = ("redis", "rediss", "redis+socket", "valkey", *_PORTS)
+# The password of a URL, which may contain any character: it ends at the last "@".
+_PASSWORD = re.compile(r"(?<=://)([^:/@]*):.*@")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,17 +103,18 @@ def _server_url(scheme: str, broker: dict[str, Any]) -> str:
     port = broker.get("port") or _PORTS.get(scheme, _REDIS_PORT)
     is_redis = scheme.startswith("redis")
     path = str(broker.get("db_num", 0)) if is_redis else safequote(str(broker.get("vhost") or user))
-    return str(as_url(scheme, broker["server"], port, user, password, path))
+    server = str(broker["server"] or "").strip("[]")
+    if not server:
+        raise KeyError("server")
+    return str(as_url(scheme, server, port, user, password, path))
 
 
 def masked(url: str) -> str:
-    """Return a URL without its password."""
-    if "@" not in url:
-        return url
-    try:
-        return str(maybe_sanitize_url(url, mask="***"))
-    except ValueError:  # with a "/" in the password, the end of the password is ambiguous
-        return f"{url.partition('://')[0]}://***"
+    """Return a URL with ``***`` instead of its password.
+
+    kombu's `maybe_sanitize_url` shows a password with a "/", and drops the query.
+    """
+    return _PASSWORD.sub(r"\1:***@", url)
 
 
 def check(choice: BrokerChoice) -> None:
@@ -124,9 +128,9 @@ def check(choice: BrokerChoice) -> None:
         return
     options = {"socket_connect_timeout": CHECK_TIMEOUT_S, "socket_timeout": CHECK_TIMEOUT_S}
     try:
-        scheme = choice.url.partition("://")[0]
+        scheme = url_to_parts(choice.url).scheme
         if scheme not in _SCHEMES:
-            raise ValueError("only the schemes redis, rediss, amqp and amqps are supported")
+            raise ValueError(f"the URL needs one of the schemes {', '.join(_SCHEMES)}")
         is_redis = scheme not in _PORTS
         with Connection(
             choice.url, connect_timeout=CHECK_TIMEOUT_S, transport_options=options if is_redis else {}

@@ -56,4 +56,5 @@ class Sender:
             self._app.close()
             self._app.pool.force_close_all()
         except Exception as cause:  # each transport has its own errors; a private broker may not exist any more
-            LOGGER.info("The broker does not answer; queues of this session may remain on it: %s", cause)
+            rest = "; queues of this session may remain on the broker" if delete else ""
+            LOGGER.info("The connection to the broker was not closed%s: %s", rest, cause)

@@ -29,7 +29,7 @@ class Kind(enum.IntEnum):
     CANCELLED = 2
     """Coordinator: no sample of the range may run under this or an earlier epoch."""
     LOST = 3
-    """Coordinator: the attempt at sample `start` under this epoch ended with its worker; `code` is 1 when the
+    """Coordinator: the worker of the attempt at sample `start` under this epoch was lost; `code` is 1 when the
     sample cannot be the cause, for example because the conductor had ended as well."""
     RERUN = 4
     """Coordinator: outcomes of sample `start` under this or an earlier epoch are invalid; the sample runs again."""

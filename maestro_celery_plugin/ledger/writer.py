@@ -48,7 +48,7 @@ class LedgerWriter:
                     os.ftruncate(self._fd, self._size)
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             except OSError as cause:
-                raise LedgerError(f"{self._path}: {cause.strerror}") from cause
+                raise LedgerError(f"The ledger '{self._path}' cannot be written: {cause.strerror}.") from cause
             self._size += written
             self._is_dirty = True
 
@@ -69,7 +69,7 @@ class LedgerWriter:
                 os.close(previous)
                 self._is_dirty = False
             except OSError as cause:
-                raise LedgerError(f"{self._path}: {cause.strerror}") from cause
+                raise LedgerError(f"The ledger '{self._path}' cannot be written: {cause.strerror}.") from cause
 
     def close(self) -> None:
         """Close the file."""

@@ -1,1 +1,1 @@
-"""A worker: the process in an allocation that runs samples."""
+"""A worker: a supervisor and the Celery worker that runs samples, on this machine or in an allocation."""

@@ -53,7 +53,7 @@ def run(arguments: WorkerArguments, supervisor: ProcessId) -> NoReturn:
         raise SystemExit(1) from error
     if not args.slots:
         LOGGER.warning(
-            "Worker '%s' on %s leaves: the slots of the allocation are on other nodes.", arguments.name, host_name()
+            "Worker '%s' on %s leaves: its allocation has fewer slots than workers.", arguments.name, host_name()
         )
         raise SystemExit(0)
     app.conf.task_queues = [queue_for(session, name) for name in group.queues]

@@ -18,7 +18,7 @@ LOGGER = logging.getLogger(__name__)
 
 
 class LaunchEnvironment:
-    """The launches of the samples of one worker process.
+    """The environment and the warning of samples that start parallel programs, in one worker process.
 
     Args:
         writer: Name of the process, unique in the session.

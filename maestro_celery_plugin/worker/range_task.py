@@ -93,6 +93,7 @@ class _RangeRun:
         self._sample = task.start
         self._manifest: Manifest
         self._runner: Runner
+        self._signal: signal.Signals
 
     def run(self) -> None:
         """Take the range, run a piece of it, and send the rest to the task queue."""
@@ -103,6 +104,7 @@ class _RangeRun:
             if not 0 <= task.start < task.stop <= self._manifest.samples or self._manifest.number != task.record:
                 LOGGER.error("Refused a range that is not part of the step record: %s.", task)
                 return
+            self._signal = signal.Signals[self._manifest.signal]
             self._run_piece()
         except SampleError as error:
             LOGGER.error("%s: %s", task.manifest, error)
@@ -157,7 +159,10 @@ class _RangeRun:
                 self._send(part, self._manifest.task_queue)
             except Exception as cause:  # each transport has its own errors
                 LOGGER.warning(
-                    "Samples up to %d stay in this worker: the broker does not answer (%s).", stop - 1, cause
+                    "Samples %d to %d stay in this worker: the broker does not answer (%s).",
+                    self._sample,
+                    stop - 1,
+                    cause,
                 )
                 break
             self._write_entry(Kind.PASSED, part.start, part.stop)
@@ -193,8 +198,7 @@ class _RangeRun:
 
     def _as_running(self, attempt: RunningAttempt, sample: int) -> Running:
         task, study = self._task, self._study
-        number = signal.Signals[self._manifest.signal]
-        return Running(attempt, task.record, number, lambda: study.must_end(task.record, task.epoch, sample))
+        return Running(attempt, task.record, self._signal, lambda: study.must_end(task.record, task.epoch, sample))
 
     def _claim_again(self, sample: int) -> bool | None:
         """Decide whether a sample that may have been started before runs again.
@@ -232,7 +236,7 @@ class _RangeRun:
                 self._study.ledger.append(kind, task.record, task.epoch, start, stop, code=code, slot=self._slot)
                 return
             except LedgerError as cause:
-                LOGGER.error("The ledger cannot be written; the worker tries again: %s", cause)
+                LOGGER.error("%s The worker tries again; free disk space.", cause)
                 if self._slots.stopping.wait(2.0):
                     raise
 

@@ -56,7 +56,8 @@ def main() -> NoReturn:
     parser.add_argument("--allocation", default="")
     options = parser.parse_args()
     session = Session(options.session)
-    clock.wait_until(lambda: session.has_group(options.group), GROUP_LIMIT_S, interval_s=0.2)
+    if os.path.exists(session.path):  # noqa: PTH110 (Path.exists raises an error without permission)
+        clock.wait_until(lambda: session.has_group(options.group), GROUP_LIMIT_S, interval_s=0.2)
     try:
         group = session.read_group(options.group)
     except StudyError as error:

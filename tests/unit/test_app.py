@@ -66,7 +66,7 @@ def test_only_redis_gets_the_options_of_redis(session, url, has_options):
 
 def test_a_session_without_broker_is_an_error(tmp_path):
     session = Session.create(tmp_path / "session")
-    with pytest.raises(BrokerError, match=r"The session '.*' has no broker; its study has ended\."):
+    with pytest.raises(BrokerError, match=r"The session '.*' has no broker: its study has ended, or its conductor has not started one"):
         make_app(session)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from maestro_celery_plugin.broker.choice import ENVIRONMENT_VARIABLE, choose, masked
+from maestro_celery_plugin.broker.choice import ENVIRONMENT_VARIABLE, BrokerChoice, check, choose, masked
 from maestro_celery_plugin.errors import BrokerError
 
 
@@ -34,6 +34,7 @@ def test_the_option_has_priority_then_the_environment_then_the_file(home, monkey
         ("{name: rediss, server: h, port: 7, db_num: 3, password: 'a/b@c'}", "rediss://:a%2Fb%40c@h:7/3"),
         ("{name: rabbitmq, server: h, password: p}", "amqps://ada:p@h:5671/ada"),
         ("{name: rabbitmq, server: h, username: u, password: p, vhost: /v}", "amqps://u:p@h:5671/%2Fv"),
+        ("{name: redis, server: '[::1]', password: x}", "redis://:x@%3A%3A1:6379/0"),
         ("{name: redis+socket, path: /s}", "redis+socket:///s?virtual_host=0"),
     ],
 )
@@ -48,7 +49,7 @@ def test_the_password_of_merlin_may_be_in_a_file(home):
     assert choose(None).url == "redis://:geheim@h:6379/0"
 
 
-@pytest.mark.parametrize("text", ["", "broker: {}", "broker: [1]", "{"])
+@pytest.mark.parametrize("text", ["", "broker: {}", "broker: [1]", "{", "broker: {name: redis, server: }"])
 def test_a_broker_block_that_cannot_be_used_is_an_error(home, text):
     (home / "app.yaml").write_text(text)
     with pytest.raises(BrokerError, match=r"app\.yaml: no usable broker block \(.*\); correct it, or set a broker with"):
@@ -63,9 +64,12 @@ def test_a_broker_block_that_cannot_be_used_is_an_error(home, text):
         ("amqp://user:geheim@host:1/v", "amqp://user:***@host:1/v"),
         ("redis://:geh%40eim@host/0", "redis://:***@host/0"),
         ("redis://:geh@eim@host/0", "redis://:***@host/0"),
-        ("redis://:geh/eim@host/0", "redis://***"),
-        ("redis://:geh#eim@host/0", "redis://***"),
-        ("redis://:geh?eim@host/0", "redis://***"),
+        ("redis://:geh/eim@host/0", "redis://:***@host/0"),
+        ("redis://:geh#eim@host/0", "redis://:***@host/0"),
+        ("redis://:geh?eim@host/0", "redis://:***@host/0"),
+        ("redis://:1/geheim@host:6379/0", "redis://:***@host:6379/0"),
+        ("amqp://user:geheim@host:99999/my%2Fvhost", "amqp://user:***@host:99999/my%2Fvhost"),
+        ("redis://:geheim@[::1]:1/3?ssl_cert_reqs=required", "redis://:***@[::1]:1/3?ssl_cert_reqs=required"),
         ("redis+socket:///path?virtual_host=0", "redis+socket:///path?virtual_host=0"),
         ("nonsense", "nonsense"),
     ],
@@ -73,3 +77,14 @@ def test_a_broker_block_that_cannot_be_used_is_an_error(home, text):
 def test_a_url_is_shown_without_its_password(url, shown):
     assert masked(url) == shown
     assert "eim" not in masked(url)
+
+
+@pytest.mark.parametrize("url", ["redis", "amqp", "http://host", "REDISS", ""])
+def test_a_url_without_a_supported_scheme_is_refused(url):
+    with pytest.raises(BrokerError, match=r"cannot be used: the URL needs one of the schemes redis, .*\. Start it, correct"):
+        check(BrokerChoice(url, "--broker"))
+
+
+def test_the_scheme_may_have_capital_letters():
+    with pytest.raises(BrokerError, match="refused"):
+        check(BrokerChoice("REDIS://127.0.0.1:1/0", "--broker"))

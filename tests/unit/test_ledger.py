@@ -142,7 +142,7 @@ def test_no_part_of_an_entry_remains_when_the_disk_is_full(tmp_path):
 
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
 
-    message = f"{tmp_path}/w.ledger: No space left on device"
+    message = f"The ledger '{tmp_path}/w.ledger' cannot be written: No space left on device."
     assert output == [f"2 {message}", f"3 {message}", str(2 * SIZE), "[0, 1, 4]"]
 
 
@@ -151,7 +151,7 @@ def test_a_write_to_a_full_disk_is_an_error(writer):
     os.dup2(full, writer._fd)
     os.close(full)
 
-    with pytest.raises(LedgerError, match=r"w\.ledger: No space left on device"):
+    with pytest.raises(LedgerError, match=r"The ledger .*w\.ledger. cannot be written: No space left on device\."):
         writer.append(Kind.STARTED, 1, 1, 0)
 
 

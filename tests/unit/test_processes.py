@@ -169,3 +169,18 @@ def _state(pid):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
         return "Z"
+
+
+def test_a_marked_process_that_has_cleared_an_environment_entry_is_ended(start):
+    """Given a program that overwrites a password in its environment with zeros, then its mark is still found."""
+    clear = (
+        "import ctypes, time; environ = ctypes.POINTER(ctypes.c_char_p).in_dll(ctypes.CDLL(None), 'environ'); "
+        "ctypes.memset(ctypes.cast(environ, ctypes.POINTER(ctypes.c_void_p))[0], 0, 8); print(1, flush=True); time.sleep(60)"
+    )
+    command = f'exec env -i PASSWORD=x "{MARK}=${MARK}" {sys.executable} -c "{clear}"'
+    process = start(command, mark="cleared", stdout=subprocess.PIPE)
+    read_number(process)
+    assert b"PASSWORD" not in Path(f"/proc/{process.pid}/environ").read_bytes()
+
+    assert end_marked(MARK, "cleared", grace_s=1) == 1
+    assert process.wait(5) == -signal.SIGTERM

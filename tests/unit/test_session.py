@@ -150,3 +150,11 @@ def test_one_worker_can_be_stopped(session):
     assert not session.stop_requested
     session.heartbeats.remove("w-1")
     assert not session.worker_stop_requested("w-1")
+
+
+def test_a_group_that_cannot_be_read_is_not_there(tmp_path):
+    """Given a name that the file system refuses, then the worker reports it without a traceback."""
+    session = Session.create(tmp_path / "session")
+    assert not session.has_group("g" * 300)
+    with pytest.raises(StudyError, match="cannot be read"):
+        session.read_group("g" * 300)
