@@ -2,28 +2,84 @@
 
 from __future__ import annotations
 
+import dataclasses
+import enum
 import os
 from collections.abc import Container, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from maestro_celery_plugin.ledger.entries import ENTRY, SUFFIX, Entries, are_sound
+from maestro_celery_plugin import clock
+from maestro_celery_plugin.ledger.entries import (
+    ENTRY,
+    SUFFIX,
+    Entries,
+    Kind,
+    are_sound,
+    are_sound_in_old_format,
+    is_sound,
+)
 
 __all__ = ["LedgerReader", "read_ledger"]
+
+_SIZE = ENTRY.itemsize
+# Bytes after a damaged entry in which the reader looks for the next sound entry at any place.
+_SEARCH_LIMIT = 1 << 16
+
+
+class _Format(enum.Enum):
+    """The format of a file, from its first entry."""
+
+    UNKNOWN = enum.auto()
+    """The file has no complete entry yet."""
+    CURRENT = enum.auto()
+    """The file begins with a head of this study."""
+    OLD = enum.auto()
+    """The file has no sound head: it is from release 0.1, or its head is damaged."""
+    FOREIGN = enum.auto()
+    """The file begins with the head of another study."""
+
+
+@dataclasses.dataclass
+class _File:
+    """What the reader knows of a file.
+
+    Attributes:
+        offset: The end of the entries that were read.
+        format: The format of the file.
+        size: The size of the file at the last read that found no entry in it.
+        damaged_since: Since when the entry at `offset` is damaged while a sound entry follows (monotonic).
+    """
+
+    offset: int = 0
+    format: _Format = _Format.UNKNOWN
+    size: int = -1
+    damaged_since: float | None = None
 
 
 class LedgerReader:
     """Follows all files of a ledger; each call to `poll` yields new entries.
 
+    A damaged part of a file may be one that its writer is about to write again, or that is not visible yet. The reader
+    waits for it, then continues at the next sound entry, which may be at any place.
+
+    Args:
+        directory: The ledger.
+        study: Number of the study; files of other studies are ignored. 0 for any study.
+        patience_s: Seconds to wait for a damaged part of a file.
+
     Attributes:
-        damaged: Number of entries with a wrong check word so far; they are ignored.
+        damaged: Number of damaged entries so far; they are ignored.
+        foreign: Names of the writers of other studies.
     """
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        self._offsets: dict[str, int] = {}
+    def __init__(self, directory: Path, study: int = 0, patience_s: float = 0.0) -> None:
+        self._directory, self._study, self._patience_s = directory, study, patience_s
+        self._files: dict[str, _File] = {}
         self.damaged = 0
+        self.foreign: set[str] = set()
 
     def poll(self, skip: Container[str] = ()) -> Iterator[tuple[str, Entries]]:
         """Yield (writer, new entries in their order in the file).
@@ -32,6 +88,9 @@ class LedgerReader:
 
         Args:
             skip: Writers to skip in this call, such as workers that have left.
+
+        Raises:
+            OSError: a file cannot be read.
         """
         try:
             files = sorted(entry.name for entry in os.scandir(self._directory) if entry.name.endswith(SUFFIX))
@@ -39,33 +98,90 @@ class LedgerReader:
             return
         for name in files:
             writer = name.removesuffix(SUFFIX)
-            if writer in skip:
+            if writer in skip or writer in self.foreign:
                 continue
-            entries = self._read(name)
+            entries = self._read(writer, self._directory / name)
             if len(entries):
                 yield writer, entries
 
-    def _read(self, name: str) -> Entries:
-        path, offset = self._directory / name, self._offsets.get(name, 0)
+    def _read(self, writer: str, path: Path) -> Entries:
+        state = self._files.setdefault(writer, _File())
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
-            count = (size - offset) // ENTRY.itemsize
-            if count <= 0:
+            rest = size - state.offset
+            # The bytes of a short rest may change while the size does not: they may not be visible yet.
+            if rest < _SIZE or (rest > _SEARCH_LIMIT and size == state.size):
                 return np.empty(0, ENTRY)
-            entries = np.fromfile(file, dtype=ENTRY, count=count, offset=offset)
-        self._offsets[name] = offset + len(entries) * ENTRY.itemsize
-        return self._checked(entries)
+            data = np.fromfile(file, np.uint8, offset=state.offset)
+        if state.format is _Format.UNKNOWN and not self._recognise(state, writer, data):
+            return np.empty(0, ENTRY)
+        parts = list(self._sound_parts(state, data))
+        entries = np.concatenate(parts) if parts else np.empty(0, ENTRY)
+        state.size = -1 if len(entries) else size
+        return entries[entries["kind"] != Kind.HEAD] if len(entries) else entries
 
-    def _checked(self, entries: Entries) -> Entries:
+    def _recognise(self, state: _File, writer: str, data: np.ndarray[Any, Any]) -> bool:
+        """Find the format of a file; return whether the file belongs to the study."""
+        head = data[:_SIZE].view(ENTRY)
+        if not are_sound(head)[0] or head["kind"][0] != Kind.HEAD:
+            state.format = _Format.OLD
+        elif self._study in (0, int(head["start"][0])):
+            state.format = _Format.CURRENT
+        else:
+            state.format = _Format.FOREIGN
+            self.foreign.add(writer)
+        return state.format is not _Format.FOREIGN
+
+    def _sound_parts(self, state: _File, data: np.ndarray[Any, Any]) -> Iterator[Entries]:
+        """Yield the sound parts of the new bytes of a file, and advance its offset."""
+        at = 0
+        while len(data) - at >= _SIZE:
+            entries = data[at : at + (len(data) - at) // _SIZE * _SIZE].view(ENTRY)
+            sound = self._are_sound(state, entries)
+            good = len(sound) if sound.all() else int(np.argmin(sound))
+            if good:
+                yield entries[:good]
+                at += good * _SIZE
+                state.offset += good * _SIZE
+                state.damaged_since = None
+            if good == len(sound):
+                return
+            following = int(np.argmax(sound[good:])) * _SIZE  # 0 if no entry is sound
+            gap = _next_sound(data[at : at + (following or _SEARCH_LIMIT) + _SIZE].tobytes()) or following
+            if not gap or not self._skips(state):
+                return
+            self.damaged += -(-gap // _SIZE)
+            at += gap
+            state.offset += gap
+            state.damaged_since = None
+
+    def _skips(self, state: _File) -> bool:
+        """Tell whether the reader has waited long enough for a damaged part."""
+        now = clock.monotonic()
+        state.damaged_since = now if state.damaged_since is None else state.damaged_since
+        return now - state.damaged_since >= self._patience_s
+
+    @staticmethod
+    def _are_sound(state: _File, entries: Entries) -> np.ndarray[Any, Any]:
         sound = are_sound(entries)
-        if sound.all():
-            return entries
-        self.damaged += int(len(entries) - sound.sum())
-        kept: Entries = entries[sound]
-        return kept
+        return sound | are_sound_in_old_format(entries) if state.format is _Format.OLD else sound
 
 
-def read_ledger(directory: Path) -> Entries:
-    """Return all entries of a ledger; those of one writer are in order."""
-    parts = [entries for _, entries in LedgerReader(directory).poll()]
+def _next_sound(data: bytes) -> int:
+    """Return the first place after the beginning where a sound entry begins; 0 without one."""
+    places = range(1, len(data) - _SIZE + 1)
+    return next((at for at in places if is_sound(data[at : at + _SIZE])), 0)
+
+
+def read_ledger(directory: Path, study: int = 0) -> Entries:
+    """Return all entries of a ledger; those of one writer are in order.
+
+    Args:
+        directory: The ledger.
+        study: Number of the study; files of other studies are ignored. 0 for any study.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    parts = [entries for _, entries in LedgerReader(directory, study).poll()]
     return np.concatenate(parts) if parts else np.empty(0, ENTRY)

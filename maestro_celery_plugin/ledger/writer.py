@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import threading
 from pathlib import Path
 
+import numpy as np
+
 from maestro_celery_plugin.errors import LedgerError
-from maestro_celery_plugin.ledger.entries import ENTRY, Kind, packed
+from maestro_celery_plugin.ledger.entries import ENTRY, Kind, are_sound, packed, packed_head
 
 __all__ = ["LedgerWriter"]
 
@@ -16,62 +19,112 @@ __all__ = ["LedgerWriter"]
 class LedgerWriter:
     """The only writer of one ledger file; several threads may use it.
 
+    The writer opens its file once and keeps it open, so that its entries cannot get into a file of the same name that
+    a later launch has created. It writes each entry at its place, not at the end of the file: if the file system has
+    lost a part of the file, or another process has appended to it, the entries stay aligned. It keeps the entries that
+    the file system has not confirmed (`flush`), and writes them again after an error.
+
     Args:
         path: The file. If it exists (the coordinator's file after a restart), an incomplete last entry is removed.
+        study: Number of the study.
+        new: Whether the file must not exist.
+        to_disk: Whether `flush` also waits until the entries are on the disk.
+
+    Raises:
+        FileExistsError: the file exists, and `new` is true.
+        LedgerError: the file belongs to another study.
+        OSError: the file cannot be opened.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, study: int = 0, *, new: bool = False, to_disk: bool = False) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._path = path
-        self._lock = threading.Lock()
-        self._is_dirty = False
-        self._open()
-        self._size = os.fstat(self._fd).st_size // ENTRY.itemsize * ENTRY.itemsize
-        os.ftruncate(self._fd, self._size)
+        self._path, self._to_disk = path, to_disk
+        # One lock for the entries, and one for the flush, so that an entry does not wait for a slow file system.
+        self._lock, self._flush_lock = threading.Lock(), threading.Lock()
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | (os.O_EXCL if new else 0), 0o644)
+        self._size = self._confirmed = os.fstat(self._fd).st_size // ENTRY.itemsize * ENTRY.itemsize
+        self._unconfirmed = bytearray()
+        self._must_rewrite = False
+        try:
+            self._begin(study)
+        except BaseException:
+            os.close(self._fd)
+            raise
 
-    def _open(self) -> None:
-        self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    def _begin(self, study: int) -> None:
+        """Write the head of a new file, or check that an existing file belongs to the study."""
+        if not self._size:
+            self._append(packed_head(study))
+            return
+        head = np.frombuffer(os.pread(self._fd, ENTRY.itemsize, 0), ENTRY)
+        if are_sound(head)[0] and head["kind"][0] == Kind.HEAD and study not in (0, int(head["start"][0])):
+            raise LedgerError(f"The ledger '{self._path}' belongs to another study.")
+        os.ftruncate(self._fd, self._size)
 
     def append(
         self, kind: Kind, record: int, epoch: int, start: int, stop: int = 0, *, code: int = 0, slot: int = 0
     ) -> None:
-        """Append one entry; it counts when this method returns.
+        """Append one entry; it survives the death of this process when this method returns.
 
         Raises:
             LedgerError: the whole entry could not be written (a full disk); no part of it remains in the file.
         """
-        entry = packed(kind, record, epoch, start, stop, code=code, slot=slot)
+        self._append(packed(kind, record, epoch, start, stop, code=code, slot=slot))
+
+    def _append(self, entry: bytes) -> None:
         with self._lock:
             try:
-                written = os.write(self._fd, entry)
-                if written != len(entry):
-                    os.ftruncate(self._fd, self._size)
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                self._write(entry, self._size)
             except OSError as cause:
-                raise LedgerError(f"The ledger '{self._path}' cannot be written: {cause.strerror}.") from cause
-            self._size += written
-            self._is_dirty = True
+                with contextlib.suppress(OSError):
+                    os.ftruncate(self._fd, self._size)
+                raise self._error(cause) from cause
+            self._size += len(entry)
+            self._unconfirmed += entry
+
+    def _write(self, data: bytes, place: int) -> None:
+        if os.pwrite(self._fd, data, place) != len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def _error(self, cause: OSError) -> LedgerError:
+        return LedgerError(f"The ledger '{self._path}' cannot be written: {cause.strerror}.")
 
     def flush(self) -> None:
-        """Make the appended entries visible to other nodes: NFS writes back when a file is closed (nfs(5)).
+        """Make the appended entries visible to other nodes, and find out whether the file system has stored them.
+
+        A network file system writes back when a descriptor is closed, and only then reports a full disk or an exhausted
+        quota (close(2), nfs(5)). Closing a duplicate of the descriptor does this, and keeps the file open.
 
         Without new entries since the last call, this method does nothing.
 
         Raises:
-            LedgerError: the file cannot be opened again, or the file system has rejected the entries.
+            LedgerError: the file system has rejected the entries; the next call writes them again.
         """
-        with self._lock:
-            if not self._is_dirty:
-                return
-            previous = self._fd
+        with self._flush_lock:
+            with self._lock:
+                size = self._size
+                if size == self._confirmed:
+                    return
+                try:
+                    if self._must_rewrite:
+                        self._write(bytes(self._unconfirmed), self._confirmed)
+                except OSError as cause:
+                    raise self._error(cause) from cause
             try:
-                self._open()  # first, so that no other file can reuse the number of the old descriptor
-                os.close(previous)
-                self._is_dirty = False
+                self._store()
             except OSError as cause:
-                raise LedgerError(f"The ledger '{self._path}' cannot be written: {cause.strerror}.") from cause
+                self._must_rewrite = True
+                raise self._error(cause) from cause
+            with self._lock:
+                del self._unconfirmed[: size - self._confirmed]
+                self._confirmed, self._must_rewrite = size, False
+
+    def _store(self) -> None:
+        os.close(os.dup(self._fd))
+        if self._to_disk:
+            os.fsync(self._fd)
 
     def close(self) -> None:
-        """Close the file."""
-        with self._lock:
+        """Close the file; entries that `flush` has not confirmed may be lost."""
+        with self._flush_lock, self._lock:
             os.close(self._fd)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import functools
+import operator
 import os
 import struct
 import subprocess
@@ -12,8 +15,9 @@ import threading
 import numpy as np
 import pytest
 
+from maestro_celery_plugin import clock
 from maestro_celery_plugin.errors import LedgerError
-from maestro_celery_plugin.ledger.entries import ENTRY, SUFFIX, Kind, are_sound
+from maestro_celery_plugin.ledger.entries import ENTRY, SUFFIX, Kind, are_sound, packed
 from maestro_celery_plugin.ledger.reader import LedgerReader, read_ledger
 from maestro_celery_plugin.ledger.writer import LedgerWriter
 
@@ -36,7 +40,16 @@ def starts(entries):
     return entries["start"].tolist()
 
 
-@pytest.mark.parametrize("kind", Kind)
+def read_all(reader):
+    return np.concatenate([np.empty(0, ENTRY), *(entries for _, entries in reader.poll())])
+
+
+def place_of(index):
+    """Return the place of an entry in a file, after the head."""
+    return (1 + index) * SIZE
+
+
+@pytest.mark.parametrize("kind", [kind for kind in Kind if kind is not Kind.HEAD])
 def test_an_entry_is_read_as_it_was_written(writer, tmp_path, kind):
     writer.append(kind, 7, 3, 5, 9, code=-15, slot=2)
 
@@ -64,14 +77,14 @@ def test_a_value_out_of_range_is_refused_and_nothing_is_written(writer, file, va
     with pytest.raises(struct.error):
         writer.append(Kind.STARTED, **fields)
 
-    assert file.stat().st_size == 0
+    assert file.stat().st_size == SIZE  # the head
 
 
 def test_an_incomplete_last_entry_is_ignored_until_it_is_complete(writer, file, tmp_path):
     writer.append(Kind.STARTED, 1, 1, 0)
     writer.append(Kind.STARTED, 1, 1, 1)
     complete = file.read_bytes()
-    file.write_bytes(complete[: SIZE + 20])
+    file.write_bytes(complete[: place_of(1) + 20])
     reader = LedgerReader(tmp_path)
 
     assert [starts(entries) for _, entries in reader.poll()] == [[0]]
@@ -96,23 +109,264 @@ def test_damaged_and_empty_entries_are_ignored_and_counted(writer, file, tmp_pat
     for sample in range(4):
         writer.append(Kind.STARTED, 1, 1, sample)
     data = bytearray(file.read_bytes())
-    data[SIZE + 17] ^= 1
-    data[2 * SIZE : 3 * SIZE] = bytes(SIZE)
+    data[place_of(1) + 17] ^= 1
+    data[place_of(2) : place_of(3)] = bytes(SIZE)
     file.write_bytes(data)
     reader = LedgerReader(tmp_path)
 
-    assert [starts(entries) for _, entries in reader.poll()] == [[0, 3]]
+    assert starts(read_all(reader)) == [0, 3]
     assert reader.damaged == 2
 
 
-def test_any_single_changed_bit_is_detected(writer, file):
-    writer.append(Kind.ENDED, 1, 2, 3, 4, code=5, slot=6)
-    sound = np.unpackbits(np.frombuffer(file.read_bytes(), np.uint8))
+def changed(entry, change):
+    """Return the bytes of an entry after a change of its list of bytes."""
+    values = bytearray(entry)
+    change(values)
+    return bytes(values)
 
-    for bit in range(8 * SIZE):
-        damaged = sound.copy()
-        damaged[bit] ^= 1
-        assert not are_sound(np.packbits(damaged).view(ENTRY)).any(), bit
+
+def swap(first, second, size):
+    def change(values):
+        a, b = slice(first, first + size), slice(second, second + size)
+        values[a], values[b] = values[b], values[a]
+
+    return change
+
+
+def flip(*bits):
+    def change(values):
+        for bit in bits:
+            values[bit // 8] ^= 1 << bit % 8
+
+    return change
+
+
+CHANGES = {
+    **{f"bit {bit}": flip(bit) for bit in range(8 * SIZE)},
+    **{f"bits {bit} and {bit + 32}": flip(bit, bit + 32) for bit in range(8 * SIZE - 32)},
+    **{f"words {a} and {b}": swap(4 * a, 4 * b, 4) for b in range(SIZE // 4) for a in range(b)},
+    "start and stop": swap(16, 24, 8),
+    "rotated": lambda values: values.extend([values.pop(0) for _ in range(4)]),
+    "zeros": lambda values: values.__setitem__(slice(None), bytes(SIZE)),
+    "ones": lambda values: values.__setitem__(slice(None), b"\xff" * SIZE),
+}
+
+
+@pytest.mark.parametrize("copies", [1, 300], ids=["one by one", "at once"])
+def test_each_kind_of_damage_is_detected(copies):
+    """The check of release 0.1, an exclusive or of the words, did not detect words that had changed places."""
+    entry = packed(Kind.ENDED, 1, 2, 2**40 + 3, 2**41 + 40_000, code=5, slot=6)
+    assert are_sound(np.frombuffer(entry * copies, ENTRY)).all()
+
+    for name, change in CHANGES.items():
+        damaged = changed(entry, change)
+        assert not are_sound(np.frombuffer(damaged * copies, ENTRY)).any(), name
+
+
+def test_the_check_of_many_entries_finds_the_damaged_ones(tmp_path):
+    entries = bytearray(b"".join(packed(Kind.STARTED, 1, 1, sample) for sample in range(20_000)))
+    damaged = {0, 199, 8191, 8192, 19_999}
+    for index in damaged:
+        entries[index * SIZE + 20] ^= 4
+
+    assert set(np.flatnonzero(~are_sound(np.frombuffer(bytes(entries), ENTRY))).tolist()) == damaged
+
+
+@pytest.mark.parametrize("cut", [1, 20, 43, 44 + 7])
+@pytest.mark.parametrize("count", [5, 300])
+def test_the_reader_continues_after_bytes_that_are_missing(writer, file, tmp_path, cut, count):
+    """Given a file that has lost bytes in its middle, so that all later entries are not aligned, they are still read."""
+    for sample in range(count):
+        writer.append(Kind.STARTED, 1, 1, sample)
+    data = file.read_bytes()
+    file.write_bytes(data[: place_of(2) + 5] + data[place_of(2) + 5 + cut :])
+    reader = LedgerReader(tmp_path)
+
+    lost = {2} if 5 + cut <= SIZE else {2, 3}
+    assert starts(read_all(reader)) == [sample for sample in range(count) if sample not in lost]
+    assert reader.damaged > 0
+
+
+@pytest.mark.parametrize("garbage", [b"x" * 17, os.urandom(440), bytes(1000)])
+def test_the_reader_continues_after_foreign_bytes(writer, file, tmp_path, garbage):
+    for sample in range(4):
+        writer.append(Kind.STARTED, 1, 1, sample)
+    data = file.read_bytes()
+    file.write_bytes(data[: place_of(2)] + garbage + data[place_of(2) :])
+
+    assert starts(read_ledger(tmp_path)) == [0, 1, 2, 3]
+
+
+def test_a_reader_with_patience_waits_for_a_damaged_part(writer, file, tmp_path, monkeypatch):
+    """Given a part of a file that is not visible yet, when it becomes visible, then no entry was skipped."""
+    for sample in range(4):
+        writer.append(Kind.STARTED, 1, 1, sample)
+    complete = file.read_bytes()
+    file.write_bytes(complete[: place_of(1)] + bytes(SIZE) + complete[place_of(2) :])
+    reader = LedgerReader(tmp_path, patience_s=30)
+
+    assert starts(read_all(reader)) == [0]
+    assert starts(read_all(reader)) == []
+    file.write_bytes(complete)
+    assert starts(read_all(reader)) == [1, 2, 3]
+    assert reader.damaged == 0
+
+
+def test_the_patience_of_a_reader_ends(writer, file, tmp_path, monkeypatch):
+    for sample in range(4):
+        writer.append(Kind.STARTED, 1, 1, sample)
+    data = file.read_bytes()
+    file.write_bytes(data[: place_of(1)] + bytes(SIZE) + data[place_of(2) :])
+    reader = LedgerReader(tmp_path, patience_s=30)
+    assert starts(read_all(reader)) == [0]
+
+    later = clock.monotonic() + 31
+    monkeypatch.setattr(clock, "monotonic", lambda: later)
+    assert starts(read_all(reader)) == [2, 3]
+    assert reader.damaged == 1
+
+
+def test_a_part_at_the_end_that_becomes_visible_later_is_read(writer, file, tmp_path):
+    """NFS may show zeros at the end of a file before the bytes."""
+    for sample in range(3):
+        writer.append(Kind.STARTED, 1, 1, sample)
+    complete = file.read_bytes()
+    file.write_bytes(complete[: place_of(1)] + bytes(2 * SIZE))
+    reader = LedgerReader(tmp_path)
+
+    assert starts(read_all(reader)) == [0]
+    file.write_bytes(complete)
+    assert starts(read_all(reader)) == [1, 2]
+
+
+# --- a file system that loses what it has accepted ---------------------------------------------------
+
+
+@pytest.fixture
+def losing_close(writer, file, monkeypatch):
+    """Let the next flush fail as on NFS: the quota is exhausted, and the file keeps only some bytes."""
+    close = os.close
+
+    def lose(size):
+        def fail(descriptor):
+            close(descriptor)
+            os.truncate(file, size)
+            monkeypatch.setattr(os, "close", close)
+            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+        monkeypatch.setattr(os, "close", fail)
+
+    return lose
+
+
+@pytest.mark.parametrize("left", [0, 10, SIZE, 2 * SIZE, 2 * SIZE + 13, 4 * SIZE - 1])
+def test_entries_that_the_file_system_has_lost_are_written_again(writer, tmp_path, losing_close, left):
+    writer.flush()
+    for sample in range(3):
+        writer.append(Kind.STARTED, 1, 1, sample)
+    losing_close(max(SIZE, left))
+
+    with pytest.raises(LedgerError, match="quota"):
+        writer.flush()
+    writer.append(Kind.STARTED, 1, 1, 3)
+    writer.flush()
+
+    reader = LedgerReader(tmp_path)
+    assert starts(read_all(reader)) == [0, 1, 2, 3]
+    assert reader.damaged == 0
+
+
+def test_entries_count_as_confirmed_only_after_a_flush_that_succeeds(writer, file, tmp_path, losing_close):
+    for sample in range(3):
+        writer.append(Kind.STARTED, 1, 1, sample)
+        losing_close(SIZE)
+        with pytest.raises(LedgerError):
+            writer.flush()
+    assert file.stat().st_size == SIZE
+
+    writer.flush()
+
+    assert starts(read_ledger(tmp_path)) == [0, 1, 2]
+
+
+def test_bytes_that_another_process_appends_do_not_move_the_entries(writer, file, tmp_path):
+    for sample in range(20):
+        writer.append(Kind.STARTED, 1, 1, sample)
+        with file.open("ab") as other:
+            other.write(b"1234567")
+
+    assert starts(read_ledger(tmp_path)) == list(range(20))
+
+
+def test_a_flush_waits_for_the_disk_only_if_the_user_wants_it(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(os, "fsync", synced.append)
+    for name, to_disk in (("a", False), ("b", True)):
+        writer = LedgerWriter(tmp_path / f"{name}{SUFFIX}", to_disk=to_disk)
+        writer.append(Kind.STARTED, 1, 1, 0)
+        writer.flush()
+        writer.flush()
+
+    assert len(synced) == 1
+
+
+# --- the study of a file -----------------------------------------------------------------------------
+
+
+def test_a_reader_ignores_the_files_of_another_study(tmp_path):
+    for name, study in (("w-1", 7), ("w-2", 8)):
+        LedgerWriter(tmp_path / f"{name}{SUFFIX}", study).append(Kind.STARTED, 1, 1, study)
+    reader = LedgerReader(tmp_path, study=8)
+
+    assert {name: starts(entries) for name, entries in reader.poll()} == {"w-2": [8]}
+    assert reader.foreign == {"w-1"}
+    assert starts(read_ledger(tmp_path, 7)) == [7]
+
+
+def test_a_writer_refuses_the_file_of_another_study(tmp_path):
+    LedgerWriter(tmp_path / f"w{SUFFIX}", 7).close()
+
+    with pytest.raises(LedgerError, match=r"The ledger .* belongs to another study\."):
+        LedgerWriter(tmp_path / f"w{SUFFIX}", 8)
+    LedgerWriter(tmp_path / f"w{SUFFIX}", 7).close()
+
+
+def test_a_new_writer_does_not_take_the_file_of_another_writer(writer, file):
+    with pytest.raises(FileExistsError):
+        LedgerWriter(file, new=True)
+
+
+def test_a_writer_does_not_write_into_a_study_that_has_replaced_its_own(tmp_path):
+    """Given a worker of a study that a new launch has replaced, when it writes, the new study receives nothing."""
+    ledger = tmp_path / "ledger"
+    old = LedgerWriter(ledger / f"w{SUFFIX}", 7)
+    ledger.rename(tmp_path / "removed")
+    new = LedgerWriter(ledger / f"w{SUFFIX}", 8)
+
+    for sample in (1, 2):
+        old.append(Kind.ENDED, 1, 1, sample)
+        old.flush()
+    new.append(Kind.ENDED, 1, 1, 3)
+
+    assert starts(read_ledger(ledger)) == [3]
+
+
+def old_entry(sample):
+    """Return an entry in the format of release 0.1: its check is the exclusive or of its words."""
+    body = packed(Kind.STARTED, 1, 1, sample)[:-4]
+    words = struct.unpack("<10I", body)
+    return body + struct.pack("<I", functools.reduce(operator.xor, words, 0x5EED1ED6))
+
+
+def test_a_file_of_release_0_1_is_read_and_continued(file, tmp_path):
+    file.write_bytes(b"".join(map(old_entry, range(300))) + b"torn")
+
+    writer = LedgerWriter(file, 7)
+    writer.append(Kind.STARTED, 1, 1, 300)
+    reader = LedgerReader(tmp_path, study=7)
+
+    assert starts(read_all(reader)) == list(range(301))
+    assert reader.damaged == 0
 
 
 def test_no_part_of_an_entry_remains_when_the_disk_is_full(tmp_path):
@@ -127,7 +381,7 @@ def test_no_part_of_an_entry_remains_when_the_disk_is_full(tmp_path):
         hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
         path = pathlib.Path({str(tmp_path)!r}, "w.ledger")
         writer = LedgerWriter(path)
-        resource.setrlimit(resource.RLIMIT_FSIZE, ({SIZE * 2 + SIZE // 2}, hard))
+        resource.setrlimit(resource.RLIMIT_FSIZE, ({SIZE * 3 + SIZE // 2}, hard))
         for sample in range(4):
             try:
                 writer.append(Kind.STARTED, 1, 1, sample)
@@ -143,7 +397,7 @@ def test_no_part_of_an_entry_remains_when_the_disk_is_full(tmp_path):
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
 
     message = f"The ledger '{tmp_path}/w.ledger' cannot be written: No space left on device."
-    assert output == [f"2 {message}", f"3 {message}", str(2 * SIZE), "[0, 1, 4]"]
+    assert output == [f"2 {message}", f"3 {message}", str(3 * SIZE), "[0, 1, 4]"]
 
 
 def test_a_write_to_a_full_disk_is_an_error(writer):
@@ -190,35 +444,17 @@ def test_a_writer_continues_after_a_flush(writer, tmp_path):
     assert starts(read_ledger(tmp_path)) == [0, 1, 2]
 
 
-def test_a_writer_keeps_its_file_after_a_flush_that_fails(tmp_path):
-    """If the flush closed the file first, the next entry could go to another file that reuses the descriptor."""
-    directory = tmp_path / "ledger"
-    writer = LedgerWriter(directory / f"w{SUFFIX}")
-    writer.append(Kind.STARTED, 1, 1, 4)
-    directory.rename(tmp_path / "moved")
-
-    for _ in range(2):  # the entry is still not flushed, so that the second flush fails too
-        with pytest.raises(LedgerError, match="No such file"):
-            writer.flush()
-    with (tmp_path / "other").open("wb"):
-        writer.append(Kind.STARTED, 1, 1, 5)
-
-    assert starts(read_ledger(tmp_path / "moved")) == [4, 5]
-    assert (tmp_path / "other").stat().st_size == 0
-
-
 def test_a_flush_closes_the_file_only_after_new_entries(writer, monkeypatch):
     """NFS writes back when a file is closed. This costs a round trip, which a flush without new entries avoids."""
     closed = []
     close = os.close
     monkeypatch.setattr(os, "close", lambda descriptor: (closed.append(descriptor), close(descriptor)))
 
-    writer.flush()
-    assert closed == []
-    writer.append(Kind.STARTED, 1, 1, 0)
-    writer.flush()
-    writer.flush()
-    assert len(closed) == 1
+    for count in (1, 2):  # the head, an entry
+        writer.flush()
+        writer.flush()
+        assert len(closed) == count
+        writer.append(Kind.STARTED, 1, 1, 0)
 
 
 def test_many_threads_write_complete_entries_in_order(writer, tmp_path):

@@ -534,7 +534,7 @@ def test_after_the_death_of_a_worker_exactly_the_samples_without_an_end_run_agai
     ensemble = make(samples=4)
     ensemble.append_as_coordinator(Kind.SENT, 0, 4, 1)
     work(ensemble.task(), "w-1", failure_rate=1.0)
-    os.truncate(ensemble.plan.ledger / f"w-1{SUFFIX}", entries_left * ENTRY.itemsize + 11)
+    os.truncate(ensemble.plan.ledger / f"w-1{SUFFIX}", (1 + entries_left) * ENTRY.itemsize + 11)
     ended = {start for _, start, _ in ensemble.rows(Kind.ENDED)}
     before = ensemble.runs
 
