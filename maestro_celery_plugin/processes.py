@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
+import functools
+import hashlib
 import os
 import signal
 import socket
@@ -23,6 +25,7 @@ __all__ = [
     "end_descendants",
     "end_marked",
     "host_name",
+    "machine_number",
     "usable_cpus",
 ]
 
@@ -145,3 +148,10 @@ def end_marked(name: str, value: str, *, spare: frozenset[int] = frozenset(), gr
 def usable_cpus() -> int:
     """Return the number of CPUs that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@functools.cache
+def machine_number() -> int:
+    """Return a number of 64 bits that identifies this machine until it boots again."""
+    text = Path("/proc/sys/kernel/random/boot_id").read_bytes()
+    return int.from_bytes(hashlib.sha256(text).digest()[:8], "little")

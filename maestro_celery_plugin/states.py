@@ -20,6 +20,7 @@ __all__ = [
     "ExitCode",
     "Outcome",
     "RecordState",
+    "RunMode",
     "cannot_run_code",
     "errno_of",
     "is_request",
@@ -107,6 +108,19 @@ def outcome_of(code: int) -> Outcome:
     if code in (UNREADABLE, BROKEN):
         return Outcome.HARD_FAILED
     return EXIT_OUTCOMES[ExitCode(code)] if code in ExitCode._value2member_map_ else Outcome.FAILED
+
+
+class RunMode(enum.IntEnum):
+    """How a worker runs a sample: the coordinator decides, and its message says so."""
+
+    ASSIGNED = 0
+    """The samples of the message have different modes, which are in a file (`study/assignment.py`)."""
+    FIRST = 1
+    """Run `cmd`; the sample has not run before."""
+    AGAIN = 2
+    """Run `cmd` again."""
+    RESTART = 3
+    """Run `restart`."""
 
 
 class RecordState(enum.Enum):

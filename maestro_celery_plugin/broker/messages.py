@@ -9,6 +9,9 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from maestro_celery_plugin.ledger.claims import MessageName
+from maestro_celery_plugin.states import RunMode
+
 __all__ = ["RangeTask", "Signer", "halves"]
 
 
@@ -18,28 +21,38 @@ class RangeTask:
 
     Attributes:
         study: The study's workspace.
+        study_id: Identity of the study, of which a new launch in the same workspace has another one.
         manifest: Path of the step record's directory, relative to the directory of manifests.
         record: Number of the step record.
         start: Index of the first sample.
         stop: Index after the last sample.
         epoch: The epoch of the range; a later epoch makes the message invalid.
+        mode: How the samples run.
     """
 
     study: str
+    study_id: str
     manifest: str
     record: int
     start: int
     stop: int
     epoch: int
+    mode: RunMode
 
     def part(self, start: int, stop: int) -> RangeTask:
         """Return the task for a part of the range."""
         return dataclasses.replace(self, start=start, stop=stop)
 
     @property
+    def name(self) -> MessageName:
+        """The name of the message."""
+        return MessageName(self.record, self.epoch, self.start, self.stop)
+
+    @property
     def fields(self) -> tuple[str | int, ...]:
         """The arguments of the message, without its signature."""
-        return (self.study, self.manifest, self.record, self.start, self.stop, self.epoch)
+        place = (self.study, self.study_id, self.manifest, self.record)
+        return (*place, self.start, self.stop, self.epoch, int(self.mode))
 
 
 def halves(task: RangeTask) -> list[RangeTask]:
@@ -56,7 +69,7 @@ class Signer:
         secret: The secret of the session.
     """
 
-    _TYPES = (str, str, int, int, int, int, str)
+    _TYPES = (str, str, str, int, int, int, int, int, str)
 
     def __init__(self, secret: bytes) -> None:
         self._secret = secret
@@ -79,4 +92,5 @@ class Signer:
         """Return the task of a received message; None if the message does not belong to this session."""
         if tuple(type(value) for value in message) != self._TYPES or not self.verify(message[-1], *message[:-1]):
             return None
-        return RangeTask(*message[:-1])
+        study, study_id, manifest, record, start, stop, epoch, mode, _ = message
+        return RangeTask(study, study_id, manifest, record, start, stop, epoch, RunMode(mode))

@@ -92,7 +92,7 @@ class Coordinator:
         self._records = StepRecords(plan, groups)
         self._scaling = Scaling(plan, self._session, self._records, groups)
         task_queues = {queue for group in groups.values() for queue in group.task_queues}
-        self._publisher = Publisher(plan, self._session, self._records, task_queues)
+        self._publisher = Publisher(plan, self._session, self._records, task_queues, self._scaling.is_dead)
         self._jobs: dict[str, StepRecord] = {}
         self._maintain_at = 0.0
         self._poll_end = clock.monotonic()
@@ -192,7 +192,7 @@ class Coordinator:
         finally:
             self._lock.working = self._scaling.working_allocations
         if has_lost:
-            self._publisher.resend_all()  # the dead workers may have received messages that they had not started
+            self._publisher.resend_lost()
 
     # --- maintenance ---
 
@@ -217,7 +217,7 @@ class Coordinator:
             elif now - record.idle_since > RESEND_DELAY_S:
                 quiet.append(record)
         if quiet:
-            self._records.follow()  # unlike `_refresh`, include the workers that have left or died
+            self._records.follow(fresh=True)  # unlike `_refresh`, include all workers, also those that have left
         for record in quiet:
             unassigned = record.unassigned(self._records.leased(record))
             if unassigned.any():

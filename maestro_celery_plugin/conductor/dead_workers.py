@@ -58,7 +58,7 @@ class DeadWorkers:
         lost = holders.union(beat.name for beat in dead).difference(self._pool.alive)
         lost -= self._unseen(lost)
         if lost or clock.monotonic() - self._followed_all_at > ENDED_WORKERS_INTERVAL_S:
-            self._records.follow()
+            self._records.follow(fresh=True)
             self._followed_all_at = clock.monotonic()
         if lost:
             # A supervisor reports the death of its worker; if the supervisor is silent as well, the machine has failed.
@@ -66,6 +66,14 @@ class DeadWorkers:
             self._records.mark_lost(lost - on_failed_machines)
             self._records.mark_lost(on_failed_machines, external_cause=True)
         return bool(lost)
+
+    def is_dead(self, writer: str) -> bool:
+        """Tell whether a worker counts as dead; a worker that was never seen may have just started."""
+        if writer not in self._pool.alive:
+            self._pool.refresh()
+        if writer in self._pool.alive:
+            return False
+        return writer in self._seen or not self._unseen({writer})
 
     def _unseen(self, writers: set[str]) -> set[str]:
         """Return the writers whose ledger is visible, but whose heartbeat may not be visible yet.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,11 @@ from maestro_celery_plugin.broker import private
 from maestro_celery_plugin.broker.app import declare, make_app, queue_for
 from maestro_celery_plugin.broker.messages import RangeTask
 from maestro_celery_plugin.broker.sender import Sender
-from maestro_celery_plugin.conductor.step_record import MAX_RANGES, StepRecord, ranges_of
+from maestro_celery_plugin.conductor.step_record import MAX_RANGES, StepRecord, ranges_of, uniform_ranges
 from maestro_celery_plugin.conductor.step_records import StepRecords
 from maestro_celery_plugin.errors import BrokerError
-from maestro_celery_plugin.states import Outcome
+from maestro_celery_plugin.states import Outcome, RunMode
+from maestro_celery_plugin.study.assignment import Assignment
 from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.session import Session
 
@@ -38,10 +40,19 @@ class Publisher:
         session: The session.
         records: The step records.
         task_queues: All task queues of the study.
+        is_dead: Tells whether a worker counts as dead.
     """
 
-    def __init__(self, plan: StudyPlan, session: Session, records: StepRecords, task_queues: set[str]) -> None:
-        self._root, self._session, self._records, self._task_queues = str(plan.root), session, records, task_queues
+    def __init__(
+        self,
+        plan: StudyPlan,
+        session: Session,
+        records: StepRecords,
+        task_queues: set[str],
+        is_dead: Callable[[str], bool],
+    ) -> None:
+        self._plan, self._session, self._records, self._task_queues = plan, session, records, task_queues
+        self._is_dead = is_dead
         self._sender: Sender | None = None
         self._generation: str | None = None
 
@@ -79,22 +90,26 @@ class Publisher:
         """Send samples under a new epoch, which makes earlier messages about them invalid.
 
         This method writes the epoch to the ledger before it sends the message. A missing message is sent again later,
-        but an additional message could run a sample twice.
+        but an additional message could run a sample twice. Samples that a live worker has are not sent.
 
         Raises:
             BrokerError: the broker does not answer.
+            OSError: a file of the study cannot be written now.
         """
         record.idle_since = None
         if self._sender is None:
             raise BrokerError("There is no connection to the broker.")
-        epoch = record.samples.epoch + 1
+        mask = self._records.take_back(record, mask, self._is_dead)
         self._records.record_lost(record, mask & record.samples.running)
-        ranges = ranges_of(mask, record.samples.outcome != Outcome.OPEN)[:MAX_RANGES]
-        for start, stop in ranges:
+        epoch = record.samples.epoch + 1
+        ranges = self._ranges(record, mask, epoch)
+        for start, stop, _ in ranges:
             self._records.record_sent(record, epoch, start, stop)
         self._records.flush()  # a worker on another node that receives the message must see the epoch
-        for start, stop in ranges:
-            task = RangeTask(self._root, record.relative, record.number, start, stop, epoch)
+        for start, stop, mode in ranges:
+            task = RangeTask(
+                str(self._plan.root), self._plan.id, record.relative, record.number, start, stop, epoch, mode
+            )
             try:
                 self._sender.send(task, record.manifest.task_queue)
             except Exception as cause:  # each transport has its own errors
@@ -102,11 +117,32 @@ class Publisher:
         if ranges:
             self._records.follow()
 
+    def _ranges(self, record: StepRecord, mask: np.ndarray[Any, Any], epoch: int) -> list[tuple[int, int, RunMode]]:
+        """Return the ranges [start, stop) that cover samples, with their modes.
+
+        If there are too many, the ranges also cover finished samples, and an assignment tells which samples run.
+        """
+        modes = np.where(mask, record.samples.modes(), np.uint8(RunMode.ASSIGNED))
+        ranges = uniform_ranges(modes)
+        if len(ranges) <= MAX_RANGES:
+            return ranges
+        Assignment(self._plan.records / record.relative, epoch).write(modes)
+        bridged = ranges_of(mask, record.samples.outcome != Outcome.OPEN)[:MAX_RANGES]
+        return [(start, stop, RunMode.ASSIGNED) for start, stop in bridged]
+
     def resend_all(self) -> None:
         """Send all samples without a lease again; messages in the queues become invalid."""
         for record in self._records.with_work():
             if not record.stops_early:
                 self.send(record, record.unassigned(self._records.leased(record)))
+
+    def resend_lost(self) -> None:
+        """Send the samples without a lease and without a message in a task queue, after workers have died."""
+        for record in self._records.with_work():
+            if not record.stops_early:
+                mask = record.unassigned(self._records.leased(record)) & ~self._records.waiting(record)
+                if mask.any():
+                    self.send(record, mask)
 
     def close(self) -> None:
         """Close the connection; end a private broker, or delete the queues of the session on a broker by URL."""

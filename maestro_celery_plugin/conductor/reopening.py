@@ -42,7 +42,7 @@ class Reopening:
         dead = self._pool.refresh()
         for beat in dead:
             self._pool.reap(beat)
-        self._records.follow()
+        self._records.follow(fresh=True)
         external_cause = allocation.state is not AllocationState.OUT_OF_MEMORY
         self._records.mark_lost((beat.name for beat in dead), external_cause=external_cause)
         stems = tuple(worker_stem(group, allocation.label) for group in groups)

@@ -77,6 +77,10 @@ class Scaling:
         """The workers that have left or died."""
         return self._dead_workers.ended
 
+    def is_dead(self, writer: str) -> bool:
+        """Tell whether a worker counts as dead."""
+        return self._dead_workers.is_dead(writer)
+
     @property
     def working_allocations(self) -> frozenset[str]:
         """The allocations with a busy worker."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,10 @@ import numpy as np
 from maestro_celery_plugin import clock
 from maestro_celery_plugin.ledger.entries import Entries, Kind
 from maestro_celery_plugin.ledger.sample_states import SampleStates
-from maestro_celery_plugin.states import Outcome, RecordState, is_request
+from maestro_celery_plugin.states import Outcome, RecordState, RunMode, is_request
 from maestro_celery_plugin.study.manifest import Manifest
 
-__all__ = ["MAX_RANGES", "StepRecord", "ranges_of"]
+__all__ = ["MAX_RANGES", "StepRecord", "ranges_of", "uniform_ranges"]
 
 # A sample that was running when its worker died is a suspect after this many deaths. The suspects of a step record run
 # one at a time, so that the samples that only ran in parallel with the cause can finish.
@@ -175,3 +176,10 @@ def ranges_of(mask: np.ndarray[Any, Any], bridge: np.ndarray[Any, Any]) -> list[
             inside = np.flatnonzero(mask[start:stop])
             ranges.append((int(start + inside[0]), int(start + inside[-1] + 1)))
     return ranges
+
+
+def uniform_ranges(modes: np.ndarray[Any, Any]) -> list[tuple[int, int, RunMode]]:
+    """Return the ranges [start, stop) of neighbours with the same mode, without those of `RunMode.ASSIGNED`."""
+    edges = [0, *(np.flatnonzero(np.diff(modes)) + 1).tolist(), len(modes)]
+    ranges = ((start, stop, RunMode(int(modes[start]))) for start, stop in itertools.pairwise(edges) if start < stop)
+    return [one for one in ranges if one[2] is not RunMode.ASSIGNED]

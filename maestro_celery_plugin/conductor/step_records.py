@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,12 @@ import numpy as np
 from maestro_celery_plugin import clock
 from maestro_celery_plugin.conductor.step_record import StepRecord
 from maestro_celery_plugin.config.settings import WorkerGroupSettings
+from maestro_celery_plugin.ledger.claims import Claims
 from maestro_celery_plugin.ledger.entries import COORDINATOR, SUFFIX, Entries, Kind
 from maestro_celery_plugin.ledger.leases import Leases
 from maestro_celery_plugin.ledger.reader import LedgerReader
 from maestro_celery_plugin.ledger.sample_states import SampleStates
+from maestro_celery_plugin.ledger.store import STORE, Store
 from maestro_celery_plugin.ledger.writer import LedgerWriter
 from maestro_celery_plugin.states import Outcome, RecordState
 from maestro_celery_plugin.study.manifest import Manifest
@@ -27,6 +29,8 @@ __all__ = ["TERMINAL", "StepRecords"]
 
 LOGGER = logging.getLogger(__name__)
 
+# Seconds to wait for a damaged part of a ledger file, which its writer may write again (`ledger/reader.py`).
+PATIENCE_S = 30.0
 TERMINAL = (RecordState.FINISHED, RecordState.FAILED, RecordState.TIMED_OUT, RecordState.CANCELLED)
 
 
@@ -36,6 +40,7 @@ class StepRecords:
     Args:
         plan: The study.
         groups: The worker groups by name.
+        store: The file operations.
 
     Attributes:
         leases: The leases of the workers.
@@ -43,10 +48,12 @@ class StepRecords:
         started_writers: The writers that have started a sample.
     """
 
-    def __init__(self, plan: StudyPlan, groups: Mapping[str, WorkerGroupSettings]) -> None:
+    def __init__(self, plan: StudyPlan, groups: Mapping[str, WorkerGroupSettings], store: Store = STORE) -> None:
         self._plan, self._groups = plan, groups
-        self._writer = LedgerWriter(plan.ledger / f"{COORDINATOR}{SUFFIX}")
-        self._reader = LedgerReader(plan.ledger)
+        to_disk = plan.settings.resources.sync_ledger
+        self._writer = LedgerWriter(plan.ledger / f"{COORDINATOR}{SUFFIX}", plan.number, to_disk=to_disk, store=store)
+        self._reader = LedgerReader(plan.ledger, plan.number, PATIENCE_S, store=store)
+        self._claims = Claims(plan.claims, plan.number, store)
         self._records: dict[str, StepRecord] = {}
         self._by_number: dict[int, StepRecord] = {}
         self.leases = Leases()
@@ -62,7 +69,7 @@ class StepRecords:
         for manifest in Manifest.read_all(self._plan.records):
             self._add(manifest, str(Path(manifest.workspace).relative_to(self._plan.root)))
         self.store_reasons()  # the reasons of the earlier conductor are not valid any more
-        self.follow()
+        self.follow(fresh=True)
         for writer in self.leases.holders().difference(alive):
             self.leases.revoke(writer)
         for record in self:
@@ -95,6 +102,7 @@ class StepRecords:
         samples = SampleStates(manifest.samples, manifest.max_retries)
         record = StepRecord(manifest, relative, samples, groups)
         self._records[relative] = self._by_number[manifest.number] = record
+        self._claims.prepare(manifest.number)
         return record
 
     def state(self, record: StepRecord) -> RecordState:
@@ -105,19 +113,62 @@ class StepRecords:
         """Return a mask of the samples of a step record that have a lease."""
         return self.leases.mask(record.number, record.manifest.samples)
 
-    # --- reading the ledger ---
+    def waiting(self, record: StepRecord) -> np.ndarray[Any, Any]:
+        """Return a mask of the samples of a step record about which a message waits in a task queue, or was lost."""
+        return self.leases.waiting_mask(record.number, record.manifest.samples)
 
-    def follow(self, skip: Container[str] = ()) -> None:
-        """Apply the new entries of the ledger.
+    def take_back(
+        self, record: StepRecord, mask: np.ndarray[Any, Any], is_dead: Callable[[str], bool]
+    ) -> np.ndarray[Any, Any]:
+        """Take back the waiting messages about samples, so that no worker can take them any more.
 
         Args:
-            skip: Writers to skip in this call; a caller that draws a conclusion from missing entries must not skip any.
+            record: The step record.
+            mask: Samples without an outcome.
+            is_dead: Tells whether a worker counts as dead.
+
+        Returns:
+            A mask of the samples in `mask` that no live worker has.
+
+        Raises:
+            OSError: the claims cannot be made now.
         """
-        for writer, entries in self._reader.poll(skip):
-            if writer != COORDINATOR:
-                self.leases.apply(writer, entries)
-                if writer not in self.started_writers and (entries["kind"] == Kind.STARTED).any():
-                    self.started_writers.add(writer)
+        free: np.ndarray[Any, Any] = mask & ~self.leased(record)
+        owners = {}
+        for name in self.leases.waiting(record.number):
+            if not mask[name.start : name.stop].any():
+                continue
+            owner = None if self._claims.take(name, COORDINATOR) else self._claims.owner(name)
+            if owner in (None, COORDINATOR):
+                self.leases.forget(name)
+            else:  # its entry in the ledger is not visible yet, or it has died before it wrote the entry
+                free[name.start : name.stop] = False
+                owners[name] = owner
+        if not any(map(is_dead, owners.values())):
+            return free
+        self.follow(fresh=True)
+        for name in set(owners).intersection(self.leases.waiting(record.number)):
+            if is_dead(owners[name]):
+                self.leases.forget(name)
+                free[name.start : name.stop] = mask[name.start : name.stop]
+        free &= ~self.leased(record)
+        return free
+
+    # --- reading the ledger ---
+
+    def follow(self, skip: Container[str] = (), *, fresh: bool = False) -> None:
+        """Apply the new entries of the ledger.
+
+        A caller that draws a conclusion from missing entries must not skip any writer, and must set `fresh`.
+
+        Args:
+            skip: Writers to skip in this call.
+            fresh: Whether to include writers that have begun on other nodes a moment ago.
+        """
+        for writer, entries in self._reader.poll(skip, fresh=fresh):
+            self.leases.apply(writer, entries)
+            if writer not in self.started_writers and (entries["kind"] == Kind.STARTED).any():
+                self.started_writers.add(writer)
             for number in np.unique(entries["record"]):
                 record = self._by_number.get(int(number))
                 if record:
@@ -205,6 +256,6 @@ class StepRecords:
 
     def close(self) -> None:
         """Record the running attempts of ended workers as lost, and close the ledger."""
-        self.follow()
+        self.follow(fresh=True)
         self.mark_lost(self.leases.holders(), external_cause=True)
         self._writer.close()

@@ -176,6 +176,14 @@ class ResourceSettings:
     """``merlin.resources``: the worker groups."""
 
     task_server: Literal["celery"] = Field(default="celery", description="The task server; only Celery is supported.")
+    sync_ledger: bool = Field(
+        default=False,
+        description=(
+            "Whether workers wait, a few times per second, until the record of finished samples is on the disk. "
+            "Without it, a power failure of the file server may cost the outcomes of the last half minute, "
+            "and their samples run again."
+        ),
+    )
     overlap: bool = Field(default=False, description="Whether several worker groups may serve one task queue.")
     unassigned: Literal["workers", "maestro"] = Field(
         default="workers",

@@ -49,7 +49,7 @@ class Kind(enum.IntEnum):
     TAKEN = 5
     """Worker: a slot has taken the range."""
     PASSED = 6
-    """Worker: the slot has sent this last part of its range to the task queue."""
+    """Worker: the slot sends this last part of its range to the task queue."""
     RELEASED = 7
     """Worker: the slot has released the whole range."""
     STARTED = 8
@@ -58,6 +58,13 @@ class Kind(enum.IntEnum):
     """Worker: the attempt at sample `start` has ended with `code`; `stop` is its duration in microseconds."""
     STOPPED = 10
     """Worker: the worker has ended the attempt at sample `start` after `stop` microseconds; it counts as lost."""
+    KEPT = 11
+    """Worker: the part that the slot has passed was not sent; the slot keeps it."""
+    REFUSED = 12
+    """Worker: sample `start` could not run because of a fault of the worker or its machine: `code` is that of
+    `states.py`, `stop` the number of the machine. The sample has no outcome."""
+    GAVE_UP = 13
+    """Coordinator: sample `start` fails with `code`, because no worker could run it."""
 
 
 # Little-endian, packed: kind, reserved, slot, code, record, epoch, start, stop, time (Unix seconds of the

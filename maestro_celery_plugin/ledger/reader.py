@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-import os
 from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from maestro_celery_plugin.ledger.entries import (
     are_sound_in_old_format,
     is_sound,
 )
+from maestro_celery_plugin.ledger.store import STORE, Store
 
 __all__ = ["LedgerReader", "read_ledger"]
 
@@ -69,34 +69,35 @@ class LedgerReader:
         directory: The ledger.
         study: Number of the study; files of other studies are ignored. 0 for any study.
         patience_s: Seconds to wait for a damaged part of a file.
+        store: The file operations.
 
     Attributes:
         damaged: Number of damaged entries so far; they are ignored.
         foreign: Names of the writers of other studies.
     """
 
-    def __init__(self, directory: Path, study: int = 0, patience_s: float = 0.0) -> None:
-        self._directory, self._study, self._patience_s = directory, study, patience_s
+    def __init__(self, directory: Path, study: int = 0, patience_s: float = 0.0, *, store: Store = STORE) -> None:
+        self._directory, self._study, self._patience_s, self._store = directory, study, patience_s, store
         self._files: dict[str, _File] = {}
         self.damaged = 0
         self.foreign: set[str] = set()
 
-    def poll(self, skip: Container[str] = ()) -> Iterator[tuple[str, Entries]]:
+    def poll(self, skip: Container[str] = (), *, fresh: bool = False) -> Iterator[tuple[str, Entries]]:
         """Yield (writer, new entries in their order in the file).
 
         Each call opens each file, because NFS guarantees to show new data only after an open (nfs(5)).
 
         Args:
             skip: Writers to skip in this call, such as workers that have left.
+            fresh: Whether to include files that other nodes have created a moment ago; a caller that draws a
+                conclusion from missing entries must set it.
 
         Raises:
             OSError: a file cannot be read.
         """
-        try:
-            files = sorted(entry.name for entry in os.scandir(self._directory) if entry.name.endswith(SUFFIX))
-        except FileNotFoundError:
-            return
-        for name in files:
+        for name in sorted(self._store.names(self._directory, fresh=fresh)):
+            if not name.endswith(SUFFIX):
+                continue
             writer = name.removesuffix(SUFFIX)
             if writer in skip or writer in self.foreign:
                 continue
@@ -106,13 +107,10 @@ class LedgerReader:
 
     def _read(self, writer: str, path: Path) -> Entries:
         state = self._files.setdefault(writer, _File())
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            rest = size - state.offset
-            # The bytes of a short rest may change while the size does not: they may not be visible yet.
-            if rest < _SIZE or (rest > _SEARCH_LIMIT and size == state.size):
-                return np.empty(0, ENTRY)
-            data = np.fromfile(file, np.uint8, offset=state.offset)
+        size, data = self._store.read(path, state.offset, _SIZE)
+        # The bytes of a short rest may change while the size does not: they may not be visible yet.
+        if len(data) < _SIZE or (len(data) > _SEARCH_LIMIT and size == state.size):
+            return np.empty(0, ENTRY)
         if state.format is _Format.UNKNOWN and not self._recognise(state, writer, data):
             return np.empty(0, ENTRY)
         parts = list(self._sound_parts(state, data))

@@ -1,7 +1,7 @@
 """The states of the samples of one step record, from the entries of the ledger.
 
-Three parts of the package share the class: the coordinator, which applies new entries; a worker, which decides whether
-a sample runs again; and the status command, which applies all entries at once.
+Two parts of the package share the class: the coordinator, which applies new entries and decides which samples run
+again; and the status command, which applies all entries at once.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from maestro_celery_plugin.ledger.entries import Entries, Kind
 from maestro_celery_plugin.states import (
     BROKEN,
     POISON_LIMIT,
+    UNREADABLE,
     ExitCode,
     Outcome,
+    RunMode,
     cannot_run_code,
-    is_request,
     outcome_of,
 )
 
@@ -28,6 +29,10 @@ __all__ = ["Counts", "SampleStates"]
 _OUTCOME_BITS, _OUTCOME_MASK = np.uint64(3), np.uint64(7)
 # Numbers below this are codes of attempts that did not start (`states.cannot_run_code`).
 _CANNOT_RUN = cannot_run_code(0)
+# Stands for the exit code of an attempt that was lost, or that its worker has ended.
+_INTERRUPTED = BROKEN + 1
+# The sum of a code and this number is not negative.
+_CODE_OFFSET = 2**31
 
 
 def _are_requests(codes: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -52,11 +57,20 @@ def _advance(epochs: np.ndarray[Any, Any], entries: Entries, mask: np.ndarray[An
     np.maximum.at(epochs, entries["start"][mask].astype(np.intp), entries["epoch"][mask])
 
 
+def _ordered(epochs: np.ndarray[Any, Any], codes: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Return numbers that order attempts by epoch first, then by code."""
+    numbers: np.ndarray[Any, Any] = epochs.astype(np.uint64) << np.uint64(32)
+    numbers |= (codes.astype(np.int64) + _CODE_OFFSET).astype(np.uint64)
+    return numbers
+
+
 class SampleStates:
     """State of each sample of one step record.
 
     The states do not depend on the order in which entries of different writers are applied. If several attempts have
-    ended, the attempt under the highest epoch decides. Epochs count from 1.
+    ended, the attempt under the highest epoch decides, but a finished sample never changes. The coordinator has the
+    last word: an attempt that it has declared lost has no outcome, even if its worker was alive and reports one later.
+    Epochs count from 1.
 
     Args:
         count: Number of samples.
@@ -83,10 +97,15 @@ class SampleStates:
         self.ended = np.zeros(count, np.uint32)
         self.requests = np.zeros(count, np.uint32)
         self.losses = np.zeros(count, np.uint32)
-        # Epoch and code of the last attempt that ended; epoch and outcome of the last attempt with an outcome.
+        # Epoch and code of the last attempt that ended, and of the last attempt that has really run.
         self._last = np.zeros(count, np.uint64)
-        self._final = np.zeros(count, np.uint64)
-        # The epoch up to which outcomes are invalid, and the entries to count again when this epoch changes.
+        self._last_run = np.zeros(count, np.uint64)
+        # Epoch and outcome of the last failure; epoch of the last success, times 2, plus 1 for `STOPPED_STUDY`.
+        self._failed = np.zeros(count, np.uint64)
+        self._finished = np.zeros(count, np.uint32)
+        # The epoch up to which outcomes are void: attempts were lost, or their samples run again.
+        self._void_epoch = np.zeros(0, np.uint32)
+        # The epoch up to which losses and requests do not count, and the entries to count again when it changes.
         self._rerun_epoch = np.zeros(0, np.uint32)
         self._counted: list[Entries] = []
         self.epoch = 0
@@ -103,13 +122,23 @@ class SampleStates:
             self.epoch = max(self.epoch, int(sent["epoch"].max()))
             cancelled = sent[sent["kind"] == Kind.CANCELLED]
             self.cancelled_epoch = max(self.cancelled_epoch, *map(int, cancelled["epoch"]), 0)
-        ended = kinds == Kind.ENDED
-        lost = kinds == Kind.LOST
+        ended, lost, stopped = kinds == Kind.ENDED, kinds == Kind.LOST, kinds == Kind.STOPPED
         _advance(self.started, entries, kinds == Kind.STARTED)
-        _advance(self.ended, entries, ended | lost | (kinds == Kind.STOPPED))
-        self._end(entries, ended)
+        _advance(self.ended, entries, ended | lost | stopped | (kinds == Kind.REFUSED))
+        self._run(entries, lost | stopped, interrupted=True)
+        self._run(entries, ended & (entries["code"] > BROKEN), interrupted=False)
+        self._end(entries, ended | (kinds == Kind.GAVE_UP))
+        self._void(entries[lost])
         self._count(entries[lost | (ended & _are_requests(entries["code"]))])
         self._apply_reruns(entries[kinds == Kind.RERUN])
+
+    def _run(self, entries: Entries, mask: np.ndarray[Any, Any], *, interrupted: bool) -> None:
+        """Store the codes of attempts that have really run."""
+        if mask.any():
+            codes = np.full(int(mask.sum()), _INTERRUPTED) if interrupted else entries["code"][mask]
+            np.maximum.at(
+                self._last_run, entries["start"][mask].astype(np.intp), _ordered(entries["epoch"][mask], codes)
+            )
 
     def _end(self, entries: Entries, ended: np.ndarray[Any, Any]) -> None:
         if not ended.any():
@@ -117,18 +146,38 @@ class SampleStates:
         # Use columns instead of entries: copies of whole entries take ten times as long.
         samples, codes = entries["start"][ended].astype(np.intp), entries["code"][ended]
         epochs, durations = entries["epoch"][ended].astype(np.uint64), entries["stop"][ended]
-        # The sum of a code and 2**31 is not negative, so that `last` compares by epoch first, then by code.
-        last = epochs << np.uint64(32) | (codes.astype(np.int64) + 2**31).astype(np.uint64)
+        last = _ordered(epochs, codes)
         np.maximum.at(self._last, samples, last)
         is_last = last == self._last[samples]
         self.code[samples[is_last]] = codes[is_last]
         self.duration_us[samples[is_last]] = durations[is_last]
+        given_up = entries["kind"][ended] == Kind.GAVE_UP
         for code in np.unique(codes):
-            if not is_request(int(code)):
-                affected = codes == code
-                outcome = np.uint64(outcome_of(int(code)))
-                np.maximum.at(self._final, samples[affected], epochs[affected] << _OUTCOME_BITS | outcome)
+            of_code = codes == code
+            self._add_outcome(outcome_of(int(code)), samples, epochs, of_code & ~given_up)
+            given_up_outcome = Outcome.HARD_FAILED if code in (BROKEN, UNREADABLE) else Outcome.FAILED
+            self._add_outcome(given_up_outcome, samples, epochs, of_code & given_up)
         self._decide(samples)
+
+    def _add_outcome(
+        self, outcome: Outcome, samples: np.ndarray[Any, Any], epochs: np.ndarray[Any, Any], mask: np.ndarray[Any, Any]
+    ) -> None:
+        if outcome is Outcome.OPEN or not mask.any():
+            return
+        samples, epochs = samples[mask], epochs[mask]
+        if outcome in (Outcome.FINISHED, Outcome.STOPPED_STUDY):
+            flag = np.uint32(outcome is Outcome.STOPPED_STUDY)
+            np.maximum.at(self._finished, samples, epochs.astype(np.uint32) << np.uint32(1) | flag)
+        else:
+            np.maximum.at(self._failed, samples, epochs << _OUTCOME_BITS | np.uint64(outcome))
+
+    def _void(self, entries: Entries) -> None:
+        """Make the outcomes of attempts void up to the epochs of these entries."""
+        if len(entries):
+            if not len(self._void_epoch):
+                self._void_epoch = np.zeros(len(self.outcome), np.uint32)
+            _advance(self._void_epoch, entries, np.ones(len(entries), bool))
+            self._decide(entries["start"].astype(np.intp))
 
     def _count(self, entries: Entries) -> None:
         """Count losses and requests for another run."""
@@ -153,28 +202,30 @@ class SampleStates:
         self.losses[:] = self.requests[:] = 0
         for counted in self._counted:
             self._add(counted)
-        self._decide(entries["start"].astype(np.intp))
+        self._void(entries)
 
     def _decide(self, samples: np.ndarray[Any, Any]) -> None:
         """Set the outcome of samples: the outcome of an attempt, or failure after too many losses or requests."""
-        final = self._final[samples]
-        outcome = (final & _OUTCOME_MASK).astype(np.uint8)
-        if len(self._rerun_epoch):
-            outcome[final >> _OUTCOME_BITS <= self._rerun_epoch[samples]] = Outcome.OPEN
+        failed, finished = self._failed[samples], self._finished[samples]
+        void = self._void_epoch[samples] if len(self._void_epoch) else np.uint32(0)
+        outcome = (failed & _OUTCOME_MASK).astype(np.uint8)
+        outcome[failed >> _OUTCOME_BITS <= void] = Outcome.OPEN
+        is_finished = finished >> np.uint32(1) > void
+        outcome[is_finished] = np.where(finished[is_finished] & 1, Outcome.STOPPED_STUDY, Outcome.FINISHED)
         exhausted = (self.losses[samples] >= POISON_LIMIT) | (self.requests[samples] > self._max_retries)
         outcome[exhausted & (outcome == Outcome.OPEN)] = Outcome.FAILED
         self.outcome[samples] = outcome
 
-    def runs_restart(self, sample: int) -> bool:
-        """Tell whether the next attempt at a sample runs `restart` instead of `cmd`.
+    def modes(self) -> np.ndarray[Any, Any]:
+        """Return the `RunMode` of the next attempt at each sample.
 
-        The next attempt runs `restart` if the sample was started and its last attempt was lost or has ended, except
-        when this attempt requested `cmd` or could not start.
+        The next attempt runs `restart` if an attempt has run before, except when the last one has requested `cmd`. An
+        attempt that could not start does not count: a `restart` that it should have run is not forgotten.
         """
-        if self._last[sample] >> np.uint64(32) < self.started[sample]:
-            return True
-        code = int(self.code[sample])
-        return bool(self.started[sample]) and code != ExitCode.RETRY and code > BROKEN
+        codes = (self._last_run & np.uint64(2**32 - 1)).astype(np.int64) - _CODE_OFFSET
+        modes = np.where(codes == ExitCode.RETRY, RunMode.AGAIN, RunMode.RESTART).astype(np.uint8)
+        modes[self._last_run == 0] = RunMode.FIRST
+        return modes
 
     @property
     def is_complete(self) -> bool:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
-import os
 import threading
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import numpy as np
 
 from maestro_celery_plugin.errors import LedgerError
 from maestro_celery_plugin.ledger.entries import ENTRY, Kind, are_sound, packed, packed_head
+from maestro_celery_plugin.ledger.store import STORE, Store
 
 __all__ = ["LedgerWriter"]
 
@@ -29,6 +28,7 @@ class LedgerWriter:
         study: Number of the study.
         new: Whether the file must not exist.
         to_disk: Whether `flush` also waits until the entries are on the disk.
+        store: The file operations.
 
     Raises:
         FileExistsError: the file exists, and `new` is true.
@@ -36,19 +36,20 @@ class LedgerWriter:
         OSError: the file cannot be opened.
     """
 
-    def __init__(self, path: Path, study: int = 0, *, new: bool = False, to_disk: bool = False) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._path, self._to_disk = path, to_disk
+    def __init__(
+        self, path: Path, study: int = 0, *, new: bool = False, to_disk: bool = False, store: Store = STORE
+    ) -> None:
+        self._path, self._to_disk, self._store = path, to_disk, store
         # One lock for the entries, and one for the flush, so that an entry does not wait for a slow file system.
         self._lock, self._flush_lock = threading.Lock(), threading.Lock()
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | (os.O_EXCL if new else 0), 0o644)
-        self._size = self._confirmed = os.fstat(self._fd).st_size // ENTRY.itemsize * ENTRY.itemsize
+        self._fd = store.open(path, new=new)
+        self._size = self._confirmed = store.size(self._fd) // ENTRY.itemsize * ENTRY.itemsize
         self._unconfirmed = bytearray()
         self._must_rewrite = False
         try:
             self._begin(study)
         except BaseException:
-            os.close(self._fd)
+            store.close(self._fd)
             raise
 
     def _begin(self, study: int) -> None:
@@ -56,10 +57,10 @@ class LedgerWriter:
         if not self._size:
             self._append(packed_head(study))
             return
-        head = np.frombuffer(os.pread(self._fd, ENTRY.itemsize, 0), ENTRY)
+        head = np.frombuffer(self._store.head(self._fd, ENTRY.itemsize), ENTRY)
         if are_sound(head)[0] and head["kind"][0] == Kind.HEAD and study not in (0, int(head["start"][0])):
             raise LedgerError(f"The ledger '{self._path}' belongs to another study.")
-        os.ftruncate(self._fd, self._size)
+        self._store.truncate(self._fd, self._size)
 
     def append(
         self, kind: Kind, record: int, epoch: int, start: int, stop: int = 0, *, code: int = 0, slot: int = 0
@@ -74,26 +75,19 @@ class LedgerWriter:
     def _append(self, entry: bytes) -> None:
         with self._lock:
             try:
-                self._write(entry, self._size)
+                self._store.write(self._fd, entry, self._size)
             except OSError as cause:
                 with contextlib.suppress(OSError):
-                    os.ftruncate(self._fd, self._size)
+                    self._store.truncate(self._fd, self._size)
                 raise self._error(cause) from cause
             self._size += len(entry)
             self._unconfirmed += entry
-
-    def _write(self, data: bytes, place: int) -> None:
-        if os.pwrite(self._fd, data, place) != len(data):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _error(self, cause: OSError) -> LedgerError:
         return LedgerError(f"The ledger '{self._path}' cannot be written: {cause.strerror}.")
 
     def flush(self) -> None:
         """Make the appended entries visible to other nodes, and find out whether the file system has stored them.
-
-        A network file system writes back when a descriptor is closed, and only then reports a full disk or an exhausted
-        quota (close(2), nfs(5)). Closing a duplicate of the descriptor does this, and keeps the file open.
 
         Without new entries since the last call, this method does nothing.
 
@@ -107,11 +101,11 @@ class LedgerWriter:
                     return
                 try:
                     if self._must_rewrite:
-                        self._write(bytes(self._unconfirmed), self._confirmed)
+                        self._store.write(self._fd, bytes(self._unconfirmed), self._confirmed)
                 except OSError as cause:
                     raise self._error(cause) from cause
             try:
-                self._store()
+                self._store.flush(self._fd, to_disk=self._to_disk)
             except OSError as cause:
                 self._must_rewrite = True
                 raise self._error(cause) from cause
@@ -119,12 +113,7 @@ class LedgerWriter:
                 del self._unconfirmed[: size - self._confirmed]
                 self._confirmed, self._must_rewrite = size, False
 
-    def _store(self) -> None:
-        os.close(os.dup(self._fd))
-        if self._to_disk:
-            os.fsync(self._fd)
-
     def close(self) -> None:
         """Close the file; entries that `flush` has not confirmed may be lost."""
         with self._flush_lock, self._lock:
-            os.close(self._fd)
+            self._store.close(self._fd)

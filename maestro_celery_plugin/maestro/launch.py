@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import secrets
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -26,6 +27,7 @@ from maestro_celery_plugin.config.groups import (
 )
 from maestro_celery_plugin.config.settings import EnsembleSettings
 from maestro_celery_plugin.errors import SpecificationError, StudyError
+from maestro_celery_plugin.ledger.claims import Claims
 from maestro_celery_plugin.maestro.launch_options import OPTIONS
 from maestro_celery_plugin.maestro.sample_generation import with_samples
 from maestro_celery_plugin.plugins import batch_system
@@ -125,7 +127,9 @@ class EnsembleDependency(Dependency):  # type: ignore[misc]
         values = {item.name: str(item.value) for item in substitutions or ()}
         root = Path(values["OUTPUT_PATH"])
         _check_path(root, self._settings)
-        plan = StudyPlan(root=root, timestamp=_timestamp(root), settings=self._settings)
+        plan = StudyPlan(
+            root=root, timestamp=_timestamp(root), settings=self._settings, id=f"{secrets.randbits(64):016x}"
+        )
         plan.info.mkdir(parents=True, exist_ok=True)
         if self._settings.samples:
             plan = with_samples(plan, self._settings.samples, values)
@@ -161,6 +165,7 @@ def _make_session(plan: StudyPlan) -> None:
     from maestro_celery_plugin.broker.private import cluster_address
 
     session = Session.create(plan.session)
+    Claims(plan.claims, plan.number).check()
     if not plan.settings.needs_workers:
         return
     host = OPTIONS.broker_host or (cluster_address() if has_other_hosts(plan.settings) else None)

@@ -20,6 +20,7 @@ class Manifest:
     """The scripts and rules of a step record.
 
     Attributes:
+        study_id: Identity of the study.
         number: Number of the step record in messages and in the ledger; unique in the study.
         name: Maestro's name of the step record.
         step: Name of the step in the specification.
@@ -64,6 +65,7 @@ class Manifest:
     signal: str = "SIGTERM"
     needs: StepNeeds = dataclasses.field(default_factory=StepNeeds)
     launches: bool = False
+    study_id: str = "0"
 
     @property
     def paths(self) -> SamplePaths:

@@ -60,6 +60,7 @@ def build_manifest(plan: StudyPlan, step: Any, workspace: str) -> Manifest:
         signal=settings.signal,
         needs=scripts.needs,
         launches=scripts.launch,
+        study_id=plan.id,
     )
 
 

@@ -7,6 +7,7 @@ The plugin writes to the directory ``merlin_info`` of the study:
       samples.csv ...               the sample file, if the generation writes it there
       records/<workspace>/manifest.json
       ledger/<writer>.ledger        attempts of all step records, one file per writer
+      claims/<study>/<number>/      who has taken which message (`ledger/claims.py`)
       plain/<step record>/          state of a native step, which Maestro runs
       workers/<worker>.log
       allocations/<name>/<number>/  batch script, output and state of an allocation
@@ -41,6 +42,8 @@ class StudyPlan:
     Attributes:
         root: The study's workspace, ``$(OUTPUT_PATH)``.
         timestamp: Time of the launch, ``YYYYMMDD-HHMMSS``.
+        id: Identity of the study: 16 random hexadecimal digits, different for each launch; 0 for a study of
+            release 0.1.
         settings: The settings of the study.
         table: The sample table; None for a study without samples.
         rows: Number of samples; 0 without a table.
@@ -51,6 +54,7 @@ class StudyPlan:
     settings: EnsembleSettings
     table: Path | None = None
     rows: int = 0
+    id: str = "0"
 
     def to_batch(self) -> dict[str, Any]:
         """Return the plan as Maestro's batch dictionary."""
@@ -58,6 +62,7 @@ class StudyPlan:
             "type": "celery",
             "shell": self.settings.batch.shell,
             "study": str(self.root),
+            "id": self.id,
             "timestamp": self.timestamp,
             "table": str(self.table) if self.table else None,
             "rows": self.rows,
@@ -69,6 +74,7 @@ class StudyPlan:
         """Read the plan from Maestro's batch dictionary."""
         return cls(
             root=Path(batch["study"]),
+            id=batch.get("id", "0"),
             timestamp=batch["timestamp"],
             settings=conversion.from_dict(EnsembleSettings, batch["settings"]),
             table=Path(batch["table"]) if batch["table"] else None,
@@ -115,6 +121,16 @@ class StudyPlan:
     def session(self) -> Path:
         """The directory of the session (`session.py`)."""
         return self.info / "session"
+
+    @property
+    def number(self) -> int:
+        """The identity of the study as a number."""
+        return int(self.id, 16)
+
+    @property
+    def claims(self) -> Path:
+        """The directory of the claims (`ledger/claims.py`)."""
+        return self.info / "claims"
 
     @property
     def ledger(self) -> Path:

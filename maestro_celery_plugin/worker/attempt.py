@@ -14,7 +14,7 @@ from maestro_celery_plugin import clock
 from maestro_celery_plugin.hookspecs import Attempt
 from maestro_celery_plugin.states import ExitCode
 from maestro_celery_plugin.study.manifest import Manifest
-from maestro_celery_plugin.worker.sample_directory import CannotRunError, SampleDirectories
+from maestro_celery_plugin.worker.sample_directory import SampleDirectories
 
 __all__ = ["KILL_AFTER_S", "Runner", "RunningAttempt"]
 
@@ -45,12 +45,12 @@ class Runner:
 
         Args:
             sample: Index of the sample; its directory exists.
-            first: Whether `SampleDirectories.claim` has created the script, so that the sample has no outputs yet.
+            first: Whether `SampleDirectories.make` has created the script, so that the sample has no outputs yet.
             again: Whether the attempt runs `restart` instead of `cmd`.
             environment: The environment; None for the environment of this process.
 
         Raises:
-            CannotRunError: the sample cannot start.
+            OSError: the sample cannot start.
         """
         outputs: list[_Output] = []
         stem = self.directories.stem(sample)
@@ -71,10 +71,10 @@ class Runner:
                 stderr=outputs[1].descriptor,
                 start_new_session=True,
             )
-        except OSError as cause:
+        except OSError:
             for output in outputs:
                 output.close()
-            raise CannotRunError(cause) from cause
+            raise
         return RunningAttempt(self._manifest.name, sample, process, outputs, begin)
 
 

@@ -14,18 +14,17 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-
 from maestro_celery_plugin import clock
 from maestro_celery_plugin.broker.messages import RangeTask, halves
-from maestro_celery_plugin.errors import LedgerError, SampleError
+from maestro_celery_plugin.errors import LedgerError, SampleError, StudyError
 from maestro_celery_plugin.hookspecs import Attempt
 from maestro_celery_plugin.ledger.entries import Kind
+from maestro_celery_plugin.ledger.store import STORE, Store
 from maestro_celery_plugin.plugins import plugin_manager
-from maestro_celery_plugin.states import BROKEN, UNREADABLE, Outcome, cannot_run_code
+from maestro_celery_plugin.processes import machine_number
+from maestro_celery_plugin.states import BROKEN, UNREADABLE, RunMode, cannot_run_code
 from maestro_celery_plugin.study.manifest import Manifest
 from maestro_celery_plugin.worker.attempt import Runner, RunningAttempt
-from maestro_celery_plugin.worker.sample_directory import CannotRunError
 from maestro_celery_plugin.worker.slots import Running, Slots
 from maestro_celery_plugin.worker.study_context import StudyContext
 
@@ -35,13 +34,8 @@ LOGGER = logging.getLogger(__name__)
 
 Send = Callable[[RangeTask, str], None]
 
-# Longer than the time from the script of a sample to its entry in the ledger, even on a shared file system.
-CLAIM_LIMIT_S = 1.0
-# Errors of the sample are final; errors of the machine may be temporary.
-_FINAL_ERRORS = (errno.ENOENT, errno.EACCES, errno.ENOEXEC, errno.ENOTDIR)
-_MACHINE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.EIO)
-# The exit code of a shell for a command that does not exist.
-NOT_FOUND = 127
+# Delay after a fault of the worker or its machine, so that a broken machine does not take many samples.
+FAULT_DELAY_S = 1.0
 
 
 class RangeTasks:
@@ -51,25 +45,38 @@ class RangeTasks:
         writer: Name of the ledger files of the process.
         slots: The slots of the process.
         send: Sends a range task to a task queue; raises an error when the broker does not answer.
+        store: The file operations.
 
     Attributes:
         slots: The slots of the process.
     """
 
-    def __init__(self, writer: str, slots: Slots, send: Send) -> None:
+    def __init__(self, writer: str, slots: Slots, send: Send, store: Store = STORE) -> None:
         self.slots = slots
-        self._writer, self._send = writer, send
+        self._writer, self._send, self._store = writer, send, store
         self._lock = threading.Lock()
-        self._studies: dict[str, StudyContext] = {}
+        self._studies: dict[tuple[str, str], StudyContext] = {}
 
     def run(self, task: RangeTask) -> None:
-        """Run a range task in a free slot."""
-        with self._lock:
-            if task.study not in self._studies:
-                self._studies[task.study] = StudyContext(Path(task.study), self._writer)
-            study = self._studies[task.study]
+        """Run a range task in a free slot.
+
+        A worker that cannot read the study leaves the message; the coordinator sends its samples again.
+        """
         with self.slots.take() as slot:
-            _RangeRun(self.slots, self._send, study, task, slot).run()
+            try:
+                run = _RangeRun(self.slots, self._send, self._study(task), task, slot)
+                if run.claim():
+                    run.run()
+            except (LedgerError, OSError, StudyError) as error:
+                LOGGER.error("A message about '%s' cannot be taken: %s", task.manifest, error)
+                self.slots.stopping.wait(FAULT_DELAY_S)
+
+    def _study(self, task: RangeTask) -> StudyContext:
+        key = task.study, task.study_id
+        with self._lock:
+            if key not in self._studies:
+                self._studies[key] = StudyContext(Path(task.study), task.study_id, self._writer, self._store)
+            return self._studies[key]
 
     def flush(self) -> None:
         """Make the ledger visible to other nodes; the worker calls this a few times per second.
@@ -95,6 +102,20 @@ class _RangeRun:
         self._runner: Runner
         self._signal: signal.Signals
 
+    def claim(self) -> bool:
+        """Claim the message; return False if its samples are cancelled, or if another slot has claimed it.
+
+        Raises:
+            OSError: the claim cannot be made now.
+        """
+        task = self._task
+        if self._study.is_invalid(task.record, task.epoch, task.start):
+            return False
+        if self._study.claims.take(task.name, self._study.writer):
+            return True
+        LOGGER.info("A message was delivered twice: %s.", task)
+        return False
+
     def run(self) -> None:
         """Take the range, run a piece of it, and send the rest to the task queue."""
         task = self._task
@@ -106,27 +127,28 @@ class _RangeRun:
                 return
             self._signal = signal.Signals[self._manifest.signal]
             self._run_piece()
-        except SampleError as error:
-            LOGGER.error("%s: %s", task.manifest, error)
-            self._write_entry(Kind.ENDED, self._sample, code=UNREADABLE)
         except LedgerError:
             raise
-        except Exception:  # an error in the plugin; without an outcome, the sample would be sent again endlessly
-            LOGGER.exception(
-                "Sample %d of '%s' has failed because of an error in the worker.", self._sample, task.manifest
-            )
-            self._write_entry(Kind.ENDED, self._sample, code=BROKEN)
+        except Exception as error:  # of the machine, of the sample table, or in the plugin
+            self._refuse(_fault_of(error), error)
         finally:
             self._write_entry(Kind.RELEASED, task.start, task.stop)
             self._study.ledger.flush()
 
+    def _refuse(self, code: int, cause: Exception) -> None:
+        """Record that the next sample cannot run because of a fault of this worker."""
+        LOGGER.error("Sample %d of '%s' cannot run here: %s", self._sample, self._task.manifest, cause)
+        self._write_entry(Kind.REFUSED, self._sample, machine_number(), code=code)
+        self._slots.stopping.wait(FAULT_DELAY_S)
+
     def _run_piece(self) -> None:
         begin = clock.monotonic()
         stop = self._send_rest(self._sample + self._slots.piece_size(self._task), self._task.stop)
-        skipped = self._samples_with_outcome(stop)
+        modes = self._study.modes(self._task, stop)
         while self._sample < stop and self._may_start_next():
-            if self._sample not in skipped:
-                self._run_sample(self._sample)
+            if self._sample in modes and not self._run_or_refuse(self._sample, modes[self._sample]):
+                self._send_rest(self._sample + 1, stop)  # other workers may be able to run these samples
+                return
             self._sample += 1
             if self._slots.is_over_budget(clock.monotonic() - begin):
                 stop = self._send_rest(self._sample, stop)
@@ -138,54 +160,60 @@ class _RangeRun:
             return False
         return self._slots.has_time_for(task, self._manifest)
 
-    def _samples_with_outcome(self, stop: int) -> frozenset[int]:
-        """Return the samples of the piece that already have an outcome.
-
-        A range that is sent again contains such samples. Their scripts would also prevent another attempt, but a sample
-        may delete its script.
-        """
-        if self._task.epoch == 1:
-            return frozenset()
-        outcome = self._study.sample_states(self._manifest).outcome[self._task.start : stop]
-        return frozenset((self._task.start + np.flatnonzero(outcome != Outcome.OPEN)).tolist())
-
     def _send_rest(self, start: int, stop: int) -> int:
         """Send samples [start, stop) in halves to the task queue; return the end of the range that stays in this slot.
 
-        If the broker does not answer, the samples that could not be sent stay in this slot.
+        The ledger shows the parts before they are sent, so that the coordinator knows each message that may exist. If
+        the broker does not answer, the samples that could not be sent stay in this slot.
         """
-        for part in reversed(halves(self._task.part(min(start, stop), stop))):
+        parts = halves(self._task.part(min(start, stop), stop))[::-1]
+        if not parts:
+            return stop
+        for part in parts:
+            self._write_entry(Kind.PASSED, part.start, part.stop)
+        try:
+            self._study.ledger.flush()
+        except LedgerError as cause:
+            return self._keep(parts, cause)
+        for at, part in enumerate(parts):
             try:
                 self._send(part, self._manifest.task_queue)
             except Exception as cause:  # each transport has its own errors
-                LOGGER.warning(
-                    "Samples %d to %d stay in this worker: the broker does not answer (%s).",
-                    self._sample,
-                    stop - 1,
-                    cause,
-                )
-                break
-            self._write_entry(Kind.PASSED, part.start, part.stop)
-            stop = part.start
-        return stop
+                return self._keep(parts[at:], cause)
+        return parts[-1].start
 
-    def _run_sample(self, sample: int) -> None:
-        """Run one sample, unless the ledger shows that it has run or is running."""
+    def _keep(self, parts: list[RangeTask], cause: Exception) -> int:
+        """Keep parts that could not be sent; return the end of the range that stays in this slot.
+
+        The broker may have received a part although it did not answer. So this slot claims each part, and leaves a part
+        that another slot has claimed.
+        """
+        LOGGER.warning("Samples %d to %d stay in this worker: %s.", parts[-1].start, parts[0].stop - 1, cause)
+        kept = [part for part in parts if self._study.claims.take(part.name, self._study.writer)]
+        for part in kept:
+            self._write_entry(Kind.KEPT, part.start, part.stop)
+        return kept[0].stop if kept else parts[-1].start
+
+    def _run_or_refuse(self, sample: int, mode: RunMode) -> bool:
+        """Run one sample; return False if it cannot run here."""
         try:
-            first = self._runner.directories.claim(sample)
-            again = False
-            if first:
-                self._write_entry(Kind.STARTED, sample)
-            else:
-                decision = self._claim_again(sample)
-                if decision is None:
-                    return
-                again = decision
-            environment = self._slots.launches.environment(self._slot, self._manifest)
-            running = self._runner.start(sample, first=first, again=again, environment=environment)
-        except CannotRunError as cause:
-            self._record_failed_start(sample, cause)
-            return
+            self._run_sample(sample, mode)
+        except (OSError, SampleError) as error:
+            self._refuse(_fault_of(error), error)
+            return False
+        return True
+
+    def _run_sample(self, sample: int, mode: RunMode) -> None:
+        """Run one sample."""
+        directories = self._runner.directories
+        is_first = directories.make(sample)
+        if not is_first and mode is RunMode.FIRST and self._task.epoch == 1 and directories.is_own(sample):
+            LOGGER.warning("Sample %d of '%s' has a script already.", sample, self._task.manifest)
+            return  # this worker counts as dead, and another one runs the sample; the coordinator decides
+        again = mode is RunMode.RESTART
+        self._write_entry(Kind.STARTED, sample, code=int(again))
+        environment = self._slots.launches.environment(self._slot, self._manifest)
+        running = self._runner.start(sample, first=is_first, again=again, environment=environment)
         self._slots.add(self._slot, self._as_running(running, sample))
         attempt = running.wait()
         self._slots.remove(self._slot)
@@ -200,34 +228,6 @@ class _RangeRun:
         task, study = self._task, self._study
         return Running(attempt, task.record, self._signal, lambda: study.must_end(task.record, task.epoch, sample))
 
-    def _claim_again(self, sample: int) -> bool | None:
-        """Decide whether a sample that may have been started before runs again.
-
-        Returns:
-            Whether it runs `restart` instead of `cmd`; None when it must not run.
-        """
-        study, manifest = self._study, self._manifest
-        has_own_script = self._runner.directories.path(sample) != manifest.workspace
-        if has_own_script and not study.sample_states(manifest).started[sample]:
-            # Another worker has just written the script and not the entry yet, or has died in between.
-            self._slots.stopping.wait(CLAIM_LIMIT_S)
-        with study.decision:
-            states = study.sample_states(manifest)
-            is_running = states.started[sample] > states.ended[sample]
-            if states.outcome[sample] != Outcome.OPEN or states.started[sample] >= self._task.epoch or is_running:
-                return None
-            again = states.runs_restart(sample)
-            self._write_entry(Kind.STARTED, sample, code=int(again))
-        return again
-
-    def _record_failed_start(self, sample: int, cause: CannotRunError) -> None:
-        """Record that a sample could not start; wait a moment after an error of the machine."""
-        LOGGER.error("Sample %d of '%s' cannot start: %s", sample, self._task.manifest, cause)
-        code = NOT_FOUND if cause.errno in _FINAL_ERRORS else cannot_run_code(cause.errno)
-        self._write_entry(Kind.ENDED, sample, code=code)
-        if cause.errno in _MACHINE_ERRORS:
-            self._slots.stopping.wait(1.0)
-
     def _write_entry(self, kind: Kind, start: int, stop: int = 0, *, code: int = 0) -> None:
         """Append an entry to the ledger; while the disk is full, wait, because an outcome must not be lost."""
         task = self._task
@@ -239,6 +239,16 @@ class _RangeRun:
                 LOGGER.error("%s The worker tries again; free disk space.", cause)
                 if self._slots.stopping.wait(2.0):
                     raise
+
+
+def _fault_of(error: Exception) -> int:
+    """Return the code of a sample that cannot run because of an error; log an error in the plugin."""
+    if isinstance(error, OSError):
+        return cannot_run_code(error.errno or errno.EIO)
+    if isinstance(error, SampleError):
+        return UNREADABLE
+    LOGGER.error("An error occurred in the worker.", exc_info=error)
+    return BROKEN
 
 
 def _call_hooks(attempt: Attempt) -> None:

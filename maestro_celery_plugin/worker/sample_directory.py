@@ -11,15 +11,7 @@ from maestro_celery_plugin.config.tokens import Template
 from maestro_celery_plugin.samples.token_values import sample_values
 from maestro_celery_plugin.study.manifest import Manifest
 
-__all__ = ["CannotRunError", "SampleDirectories"]
-
-
-class CannotRunError(Exception):
-    """A sample cannot start, for example because the disk is full or the interpreter does not exist."""
-
-    def __init__(self, cause: OSError) -> None:
-        super().__init__(str(cause))
-        self.errno = cause.errno or 0
+__all__ = ["SampleDirectories"]
 
 
 class SampleDirectories:
@@ -50,15 +42,17 @@ class SampleDirectories:
         """Return the path of the script and the output files of a sample, without their suffix."""
         return f"{self.path(sample)}/{self._manifest.script}"
 
-    def claim(self, sample: int) -> bool:
-        """Make the directory of a sample and its script; return False if another process has made the script.
+    def is_own(self, sample: int) -> bool:
+        """Tell whether a sample has its own directory; otherwise it runs in the workspace of the step record."""
+        return self.path(sample) != self._manifest.workspace
 
-        The process that creates the script owns the first attempt: if two workers have the same message, only one of
-        them creates it. If a record is not sampled or has one sample, its script already exists, and this method
-        returns False.
+    def make(self, sample: int) -> bool:
+        """Make the directory of a sample and its script; return False if the script exists already.
+
+        If a record is not sampled or has one sample, its script already exists.
 
         Raises:
-            CannotRunError: there is no space or no permission for the script.
+            OSError: there is no space or no permission for the script.
         """
         directory = self.path(sample)
         if directory == self._manifest.workspace:
@@ -68,8 +62,6 @@ class SampleDirectories:
             self._write(sample, directory, ".sh", again=False, flags=os.O_EXCL)
         except FileExistsError:
             return False
-        except OSError as cause:
-            raise CannotRunError(cause) from cause
         return True
 
     def write_script(self, sample: int, *, again: bool) -> str:

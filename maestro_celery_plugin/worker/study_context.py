@@ -1,23 +1,31 @@
-"""A study in a worker: its manifests, the ledger file of the worker, and the entries of other writers."""
+"""A study in a worker: its manifests, the ledger file of the worker, its claims, and the coordinator's entries."""
 
 from __future__ import annotations
 
-import os
 import threading
 from pathlib import Path
 
 import numpy as np
 
+from maestro_celery_plugin import clock
+from maestro_celery_plugin.broker.messages import RangeTask
+from maestro_celery_plugin.errors import StudyError
+from maestro_celery_plugin.ledger.claims import Claims
 from maestro_celery_plugin.ledger.entries import COORDINATOR, ENTRY, SUFFIX, Entries, Kind, are_sound
-from maestro_celery_plugin.ledger.reader import LedgerReader
-from maestro_celery_plugin.ledger.sample_states import SampleStates
+from maestro_celery_plugin.ledger.store import STORE, Store
 from maestro_celery_plugin.ledger.writer import LedgerWriter
 from maestro_celery_plugin.plugins import open_table
+from maestro_celery_plugin.states import RunMode
+from maestro_celery_plugin.study.assignment import Assignment
 from maestro_celery_plugin.study.manifest import Manifest
 from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.worker.attempt import Runner
 
 __all__ = ["StudyContext"]
+
+# Minimum interval between two looks at the coordinator's entries. They tell a worker early that samples were cancelled;
+# whether a sample may run does not depend on them (`ledger/claims.py`).
+LOOK_S = 0.1
 
 
 class StudyContext:
@@ -25,42 +33,67 @@ class StudyContext:
 
     Args:
         root: The study's workspace.
+        study_id: Identity of the study.
         writer: Name of the ledger file of the process.
+        store: The file operations.
 
     Attributes:
+        writer: Name of the process in claims and in the ledger.
         plan: The plan of the study.
         ledger: The ledger file of the process.
-        decision: Lock that a slot takes while it decides from the ledger whether a sample runs again.
+        claims: The claims of the study.
+
+    Raises:
+        StudyError: another study has replaced the study, or its plan cannot be read.
     """
 
-    def __init__(self, root: Path, writer: str) -> None:
-        self.plan = StudyPlan.read(root)
-        self.ledger = LedgerWriter(self.plan.ledger / f"{writer}{SUFFIX}")
-        self.decision = threading.Lock()
+    def __init__(self, root: Path, study_id: str, writer: str, store: Store = STORE) -> None:
+        self._store = store
+        self.writer, self.plan = writer, StudyPlan.read(root)
+        if self.plan.id != study_id:
+            raise StudyError(f"The study '{root}' was launched again; this message belongs to the earlier launch.")
+        path = self.plan.ledger / f"{writer}{SUFFIX}"
+        to_disk = self.plan.settings.resources.sync_ledger
+        self.ledger = LedgerWriter(path, self.plan.number, new=True, to_disk=to_disk, store=store)
+        self.claims = Claims(self.plan.claims, self.plan.number, store)
         self._lock = threading.Lock()
         self._runners: dict[str, tuple[Manifest, Runner]] = {}
-        self._fence_file = str(self.plan.ledger / f"{COORDINATOR}{SUFFIX}")
-        self._fence_offset = 0
+        self._coordinator = self.plan.ledger / f"{COORDINATOR}{SUFFIX}"
+        self._offset, self._looked_at = 0, float("-inf")
         self._fences: dict[int, list[tuple[int, int, int]]] = {}
         self._ends: dict[int, list[tuple[int, int, int]]] = {}
-        self._history = LedgerReader(self.plan.ledger)
-        self._sample_states: dict[int, SampleStates] = {}
-        self._unread: dict[int, list[Entries]] = {}
 
     def runner(self, relative: str) -> tuple[Manifest, Runner]:
         """Return the manifest and the runner of a step record; the first call reads the files.
 
         Raises:
             SampleError: the sample table cannot be read any more.
+            StudyError: the manifest is damaged or belongs to another study.
+            OSError: a file cannot be read.
         """
         with self._lock:
             if relative not in self._runners:
                 manifest = Manifest.read(self.plan.records / relative / "manifest.json")
+                if manifest.study_id != self.plan.id:
+                    raise StudyError(f"The manifest of '{relative}' belongs to another study.")
                 self._runners[relative] = manifest, _runner_of(manifest)
             return self._runners[relative]
 
+    def modes(self, task: RangeTask, stop: int) -> dict[int, RunMode]:
+        """Return how the samples from the start of a task to `stop` run; samples that do not run are not included.
+
+        Raises:
+            OSError: the assignment cannot be read.
+        """
+        if task.mode is not RunMode.ASSIGNED:
+            return dict.fromkeys(range(task.start, stop), task.mode)
+        return Assignment(self.plan.records / task.manifest, task.epoch).read(task.start, stop)
+
     def is_invalid(self, record: int, epoch: int, sample: int) -> bool:
-        """Tell whether a sample must not start: the coordinator has sent or cancelled it under a later epoch."""
+        """Tell whether a sample must not start: the coordinator has sent or cancelled it under a later epoch.
+
+        The coordinator sends a sample again only if this worker does not have it, or counts as dead.
+        """
         self._follow_coordinator()
         for fence, start, stop in reversed(self._fences.get(record, ())):
             if fence <= epoch:  # epochs never decrease, so that the later epochs are at the end
@@ -72,25 +105,30 @@ class StudyContext:
     def must_end(self, record: int, epoch: int, sample: int) -> bool:
         """Tell whether a running attempt must end: the coordinator has cancelled it, or has declared it lost.
 
-        If the coordinator sends a sample again, the attempt continues: the coordinator may not have seen its start, and
-        no other worker runs the sample before the attempt has ended.
+        If the coordinator sends a sample again, the attempt continues until the coordinator declares it lost.
         """
         self._follow_coordinator()
         return any(e > epoch and start <= sample < stop for e, start, stop in self._ends.get(record, ()))
 
     def _follow_coordinator(self) -> None:
+        """Read new entries of the coordinator; NFS guarantees to show them only after an open (nfs(5))."""
+        now = clock.monotonic()
+        if now - self._looked_at < LOOK_S or not self._lock.acquire(blocking=False):
+            return
         try:
-            size = os.stat(self._fence_file).st_size  # noqa: PTH116 (a Path costs time, for each sample)
+            self._looked_at = now
+            _, data = self._store.read(self._coordinator, self._offset, ENTRY.itemsize)
+            self._apply(data[: len(data) // ENTRY.itemsize * ENTRY.itemsize].view(ENTRY))
         except FileNotFoundError:
             return
-        if size >= self._fence_offset + ENTRY.itemsize:
-            with self._lock:
-                self._read_fences()
+        finally:
+            self._lock.release()
 
-    def _read_fences(self) -> None:
-        entries = np.fromfile(self._fence_file, dtype=ENTRY, offset=self._fence_offset)
-        self._fence_offset += len(entries) * ENTRY.itemsize
-        for entry in entries[are_sound(entries)]:
+    def _apply(self, entries: Entries) -> None:
+        sound = are_sound(entries)
+        entries = entries[: len(sound) if sound.all() else int(np.argmin(sound))]  # the rest may not be visible yet
+        self._offset += len(entries) * ENTRY.itemsize
+        for entry in entries:
             kind, record, epoch = Kind(entry["kind"]), int(entry["record"]), int(entry["epoch"])
             start, stop = int(entry["start"]), int(entry["stop"])
             if kind in (Kind.SENT, Kind.CANCELLED):
@@ -99,19 +137,6 @@ class StudyContext:
                 self._ends.setdefault(record, []).append((epoch, start, stop))
             elif kind is Kind.LOST:
                 self._ends.setdefault(record, []).append((epoch + 1, start, start + 1))
-
-    def sample_states(self, manifest: Manifest) -> SampleStates:
-        """Return the states of the samples of a step record from the whole ledger."""
-        with self._lock:
-            for _, entries in self._history.poll():
-                for number in np.unique(entries["record"]):
-                    self._unread.setdefault(int(number), []).append(entries[entries["record"] == number])
-            if manifest.number not in self._sample_states:
-                self._sample_states[manifest.number] = SampleStates(manifest.samples, manifest.max_retries)
-            states = self._sample_states[manifest.number]
-            for entries in self._unread.pop(manifest.number, []):
-                states.apply(entries)
-            return states
 
 
 def _runner_of(manifest: Manifest) -> Runner:

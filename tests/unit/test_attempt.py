@@ -21,7 +21,6 @@ from maestro_celery_plugin.clock import wait_until
 from maestro_celery_plugin.processes import ProcessId
 from maestro_celery_plugin.worker import attempt as runner_module
 from maestro_celery_plugin.worker.attempt import Runner
-from maestro_celery_plugin.worker.sample_directory import CannotRunError
 
 
 @pytest.fixture
@@ -37,7 +36,7 @@ def make(tmp_path):
 
 
 def attempt(runner, sample=0):
-    assert runner.directories.claim(sample)
+    assert runner.directories.make(sample)
     return runner.start(sample, first=True).wait()
 
 
@@ -102,7 +101,7 @@ def test_values_are_substituted_literally(make, value):
 
 def test_the_script_has_its_interpreter_in_the_first_line(make):
     runner = make("echo $(V)")
-    runner.directories.claim(0)
+    runner.directories.make(0)
 
     script = Path(runner.directories.path(0), "sim.sh")
     assert script.read_text() == "#!/bin/bash\n\necho v\n"
@@ -133,7 +132,7 @@ def test_a_step_record_that_is_not_sampled_runs_in_its_workspace_and_keeps_its_t
     Path(manifest.workspace).mkdir(parents=True)
     runner = Runner(manifest, lambda sample: ())
 
-    assert not runner.directories.claim(0)
+    assert not runner.directories.make(0)
     assert runner.start(0, first=False).wait().code == 0
     assert out(runner) == f"{os.path.realpath(manifest.workspace)}\n$(MERLIN_SAMPLE_ID)\n"
 
@@ -226,11 +225,11 @@ def test_a_runner_leaves_no_file_open(make):
 
     runner.start(0, first=False).wait()
     Path(runner.directories.path(0), "sim.out").write_text("x" * 10_000)
-    with files_up_to(5000), pytest.raises(CannotRunError):
+    with files_up_to(5000), pytest.raises(OSError):
         runner.start(0, first=False)  # no space for the header
     os.remove(f"{runner.directories.path(0)}/sim.err")
     os.mkdir(f"{runner.directories.path(0)}/sim.err")
-    with pytest.raises(CannotRunError):
+    with pytest.raises(OSError):
         runner.start(0, first=False)
 
     assert sorted(os.listdir("/proc/self/fd")) == before
@@ -242,7 +241,7 @@ def test_a_runner_leaves_no_file_open(make):
 def test_a_missing_interpreter_is_an_error_and_leaves_no_outputs(make):
     runner = make("true", shell="/no/such/shell")
 
-    with pytest.raises(CannotRunError, match="/no/such/shell") as error:
+    with pytest.raises(OSError, match="/no/such/shell") as error:
         attempt(runner)
     assert error.value.errno == errno.ENOENT
     assert files(runner) == {}
@@ -251,7 +250,7 @@ def test_a_missing_interpreter_is_an_error_and_leaves_no_outputs(make):
 def test_an_interpreter_that_is_not_executable_is_an_error(make, tmp_path):
     (tmp_path / "shell").touch(mode=0o644)
 
-    with pytest.raises(CannotRunError) as error:
+    with pytest.raises(OSError) as error:
         attempt(make("true", shell=str(tmp_path / "shell")))
     assert error.value.errno == errno.EACCES
 
@@ -260,8 +259,8 @@ def test_a_directory_that_cannot_be_created_is_an_error(make, tmp_path):
     runner = make("true")
     Path(runner.directories.path(0)).touch()
 
-    with pytest.raises(CannotRunError) as error:
-        runner.directories.claim(0)
+    with pytest.raises(OSError) as error:
+        runner.directories.make(0)
     assert error.value.errno == errno.ENOTDIR
 
 
@@ -269,11 +268,11 @@ def test_a_partly_written_first_script_is_removed(make):
     """A script marks its sample as started. A partly written script would mark a sample that has not started."""
     runner = make("x" * 10_000)
 
-    with files_up_to(5000), pytest.raises(CannotRunError) as error:
-        runner.directories.claim(0)
+    with files_up_to(5000), pytest.raises(OSError) as error:
+        runner.directories.make(0)
     assert error.value.errno == errno.EFBIG
     assert os.listdir(runner.directories.path(0)) == []
-    assert runner.directories.claim(0)
+    assert runner.directories.make(0)
 
 
 def test_the_script_of_an_earlier_attempt_stays_when_the_disk_is_full(make):
@@ -282,10 +281,10 @@ def test_the_script_of_an_earlier_attempt_stays_when_the_disk_is_full(make):
     os.mkdir(runner.directories.path(0))
     os.symlink("/dev/full", f"{runner.directories.path(0)}/sim.sh")
 
-    with pytest.raises(CannotRunError) as error:
+    with pytest.raises(OSError) as error:
         runner.start(0, first=False)
     assert error.value.errno == errno.ENOSPC
-    assert not runner.directories.claim(0)
+    assert not runner.directories.make(0)
 
 
 # --- samples that the worker ends --------------------------------------------------------------------
@@ -293,7 +292,7 @@ def test_the_script_of_an_earlier_attempt_stays_when_the_disk_is_full(make):
 
 def started(runner, text="ready"):
     """Start a sample, and wait until its output contains `text`."""
-    runner.directories.claim(0)
+    runner.directories.make(0)
     running = runner.start(0, first=True)
     assert wait_until(lambda: text in Path(runner.directories.path(0), "sim.out").read_text(), 5)
     return running
@@ -354,7 +353,7 @@ def test_only_one_of_many_threads_claims_a_sample(make):
 
     def claim():
         gate.wait()
-        claims.extend(sample for sample in range(100) if runner.directories.claim(sample))
+        claims.extend(sample for sample in range(100) if runner.directories.make(sample))
 
     threads = [threading.Thread(target=claim) for _ in range(8)]
     for thread in threads:
@@ -373,7 +372,7 @@ def test_only_one_of_many_processes_claims_a_sample(make, tmp_path):
         "r = Runner(a_manifest(root, labels=['V'], samples=100), lambda s: ['v']); "
         "(root / f'{os.getpid()}.ready').touch()\n"
         "while len(list(root.glob('*.ready'))) < 2: time.sleep(0.001)\n"
-        "print(*[s for s in range(100) if r.directories.claim(s)])"
+        "print(*[s for s in range(100) if r.directories.make(s)])"
     )
     path = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, sys.path)])
     command = [sys.executable, "-c", program, str(tmp_path)]
@@ -403,7 +402,7 @@ def test_only_one_of_many_processes_claims_a_sample(make, tmp_path):
 def test_a_sample_may_report_its_own_result_after_the_warning(make, trap, code, was_ended):
     handler = f"trap '{trap}' TERM; " if trap else ""
     runner = make(f"{handler}echo begun; sleep 100 & wait $!")
-    assert runner.directories.claim(0)
+    assert runner.directories.make(0)
     running = runner.start(0, first=True)
     assert wait_until(lambda: out(runner) == "begun\n", 10)
     assert not running.is_warned
@@ -417,7 +416,7 @@ def test_a_sample_may_report_its_own_result_after_the_warning(make, trap, code, 
 
 def test_a_sample_runs_with_the_given_environment(make):
     runner = make("echo $EXTRA")
-    assert runner.directories.claim(0)
+    assert runner.directories.make(0)
 
     runner.start(0, first=True, environment={"PATH": os.environ["PATH"], "EXTRA": "here"}).wait()
 

@@ -13,11 +13,13 @@ from ensembles import a_manifest, entries, span, states_of
 from maestro_celery_plugin.ledger.entries import Kind
 from maestro_celery_plugin.ledger.sample_states import Counts
 from maestro_celery_plugin.states import (
+    BROKEN,
     EXIT_OUTCOMES,
     POISON_LIMIT,
     UNREADABLE,
     ExitCode,
     Outcome,
+    RunMode,
     cannot_run_code,
     is_request,
     outcome_of,
@@ -25,6 +27,7 @@ from maestro_celery_plugin.states import (
 
 ARRAYS = ("outcome", "code", "duration_us", "started", "ended", "requests", "losses")
 STARTED, ENDED, STOPPED, LOST, REOPENED = Kind.STARTED, Kind.ENDED, Kind.STOPPED, Kind.LOST, Kind.RERUN
+REFUSED, GAVE_UP = Kind.REFUSED, Kind.GAVE_UP
 
 
 def states_after(*rows, **changes):
@@ -148,27 +151,62 @@ def test_entries_about_samples_outside_the_step_record_are_ignored():
     assert states.counts() == Counts(total=10, finished=1, failed=0, running=0, pending=9)
 
 
+FULL = cannot_run_code(28)
+
+
 @pytest.mark.parametrize(
-    ("rows", "restart"),
+    ("rows", "mode"),
     [
-        ([], False),
-        ([(ENDED, 0, 1, cannot_run_code(28))], False),
-        ([(STARTED, 0, 1)], True),
-        ([(STARTED, 0, 1), (LOST, 0, 1)], True),
-        ([(STARTED, 0, 1), (STOPPED, 0, 1, -15)], True),
-        ([*attempt(1, 100)], True),
-        ([*attempt(1, 104)], False),
-        ([*attempt(1, -9)], True),
-        ([*attempt(1, 7)], True),
-        ([*attempt(1, 102)], True),
-        ([*attempt(1, UNREADABLE)], False),
-        ([*attempt(1, cannot_run_code(28))], False),
-        ([*attempt(1, 100), *attempt(2, 104)], False),
-        ([*attempt(1, 104), (STARTED, 0, 2), (LOST, 0, 2)], True),
+        ([], RunMode.FIRST),
+        ([(ENDED, 0, 1, FULL)], RunMode.FIRST),
+        ([(STARTED, 0, 1), (REFUSED, 0, 1, FULL)], RunMode.FIRST),
+        ([*attempt(1, UNREADABLE)], RunMode.FIRST),
+        ([*attempt(1, 104)], RunMode.AGAIN),
+        ([*attempt(1, 100)], RunMode.RESTART),
+        ([*attempt(1, 1)], RunMode.RESTART),
+        ([(STARTED, 0, 1), (LOST, 0, 1)], RunMode.RESTART),
+        ([(STARTED, 0, 1), (STOPPED, 0, 1, -15)], RunMode.RESTART),
+        ([*attempt(1, 104), (STARTED, 0, 2), (LOST, 0, 2)], RunMode.RESTART),
+        ([*attempt(1, 100), *attempt(2, 104)], RunMode.AGAIN),
+        ([*attempt(1, 100), (STARTED, 0, 2), (REFUSED, 0, 2, FULL)], RunMode.RESTART),
+        ([*attempt(1, 100), *attempt(2, FULL)], RunMode.RESTART),
+        ([*attempt(1, 104), (REFUSED, 0, 2, FULL)], RunMode.AGAIN),
     ],
 )
-def test_restart_runs_when_a_started_sample_runs_again_unless_it_requested_cmd(rows, restart):
-    assert states_after(*rows).runs_restart(0) is restart
+def test_restart_runs_when_a_sample_has_run_unless_it_requested_cmd(rows, mode):
+    """An attempt that could not start does not count: the sample does not begin anew after it."""
+    assert states_after(*rows).modes()[0] == mode
+
+
+# --- faults of the machine ---------------------------------------------------------------------------
+
+
+def test_a_sample_that_a_machine_could_not_run_is_open_and_has_no_code():
+    states = states_after((STARTED, 0, 1), (REFUSED, 0, 1, FULL), (REFUSED, 1, 1, BROKEN))
+
+    assert states.counts() == Counts(total=10, finished=0, failed=0, running=0, pending=10)
+    assert (states.requests[0], states.losses[0], states.code[0]) == (0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [(FULL, Outcome.FAILED), (127, Outcome.FAILED), (BROKEN, Outcome.HARD_FAILED), (UNREADABLE, Outcome.HARD_FAILED)],
+)
+def test_a_sample_fails_when_the_coordinator_gives_it_up(code, expected):
+    states = states_after((REFUSED, 0, 1, code), (GAVE_UP, 0, 1, code))
+
+    assert (states.outcome[0], states.code[0]) == (expected, code)
+
+
+@pytest.mark.parametrize("later", [(ENDED, 0, 2, BROKEN), (GAVE_UP, 0, 2, BROKEN), (ENDED, 0, 2, 1), (REFUSED, 0, 2, FULL)])
+def test_a_finished_sample_never_changes(later):
+    assert outcome(*attempt(1, 0), later) is outcome(later, *attempt(1, 0)) is Outcome.FINISHED
+
+
+def test_an_attempt_that_was_declared_lost_has_no_outcome():
+    """Given a worker that counts as dead, when it reports an end later, then only the next attempt decides."""
+    assert outcome((LOST, 0, 1), *attempt(1, 0)) is outcome(*attempt(1, 0), (LOST, 0, 1)) is Outcome.OPEN
+    assert outcome((LOST, 0, 1), *attempt(1, 0), *attempt(2, 3)) is Outcome.FAILED
 
 
 # --- reopened samples --------------------------------------------------------------------------------
@@ -248,17 +286,19 @@ def interleavings(random_, history):
 
 def expected(rows, max_retries):
     """Return the outcome of a sample; this algorithm is slow, but simple."""
+    void = max((row[2] for row in rows if row[0] in (REOPENED, LOST)), default=0)
     reopened = max((row[2] for row in rows if row[0] == REOPENED), default=0)
     rows = [row for row in rows if row[2] > reopened]
     ends = [row for row in rows if row[0] == ENDED]
     finals = [
         (row[2], Outcome.HARD_FAILED if row[3] == UNREADABLE else outcome_of(row[3]))
         for row in ends
-        if not is_request(row[3])
+        if not is_request(row[3]) and row[2] > void
     ]
+    finished = [final for final in finals if final[1] in (Outcome.FINISHED, Outcome.STOPPED_STUDY)]
     if finals:
-        return max(finals)[1]
-    losses, requests = sum(row[0] == LOST for row in rows), len(ends)
+        return max(finished or finals)[1]
+    losses, requests = sum(row[0] == LOST for row in rows), sum(is_request(row[3]) for row in ends)
     return Outcome.FAILED if losses >= POISON_LIMIT or requests > max_retries else Outcome.OPEN
 
 
@@ -288,7 +328,8 @@ def test_the_states_do_not_depend_on_the_order_of_the_writers(seed):
 
 
 def test_the_higher_epoch_decides_between_two_attempts_in_one_call():
-    assert outcome(*attempt(1, 0), *attempt(2, 3)) is outcome(*attempt(2, 3), *attempt(1, 0)) is Outcome.FAILED
+    assert outcome(*attempt(1, 3), *attempt(2, 102)) is outcome(*attempt(2, 102), *attempt(1, 3)) is Outcome.HARD_FAILED
+    assert outcome(*attempt(1, 102), *attempt(2, 3)) is outcome(*attempt(2, 3), *attempt(1, 102)) is Outcome.FAILED
 
 
 # --- counts ------------------------------------------------------------------------------------------

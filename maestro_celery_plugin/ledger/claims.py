@@ -1,0 +1,111 @@
+"""Claims: which writer has taken a message. A message is taken once, for ever.
+
+A claim is a symbolic link, whose target is the name of its owner:
+
+    claims/<study>/<record>/<bucket>/<epoch>.<start>-<stop> -> <writer>:<token>
+
+The creation of a link is exclusive and atomic, also on NFS, and the link names its owner from the first moment. So a
+claim does not depend on what the caches of a network file system show, on the time between two operations, or on
+files that a sample may delete. The coordinator takes back a message that may be lost by claiming it itself.
+"""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+from typing import NamedTuple
+
+from maestro_celery_plugin.errors import StudyError
+from maestro_celery_plugin.ledger.store import STORE, Store
+
+__all__ = ["Claims", "MessageName"]
+
+# Samples per directory, so that no directory has too many links.
+_BUCKET = 4096
+
+
+class MessageName(NamedTuple):
+    """The name of a message: samples [start, stop) of a step record under an epoch. No two messages have one name."""
+
+    record: int
+    epoch: int
+    start: int
+    stop: int
+
+
+class Claims:
+    """The claims of one study.
+
+    Args:
+        directory: The directory of the claims of all studies that were launched in this workspace.
+        study: Number of the study.
+        store: The file operations.
+    """
+
+    def __init__(self, directory: Path, study: int, store: Store = STORE) -> None:
+        self._directory, self._store = directory / f"{study:016x}", store
+
+    def prepare(self, record: int) -> None:
+        """Make the directory of a step record; only the coordinator calls this method.
+
+        Raises:
+            OSError: the directory cannot be made.
+        """
+        (self._directory / str(record)).mkdir(parents=True, exist_ok=True)
+
+    def check(self) -> None:
+        """Check that the file system has symbolic links.
+
+        Raises:
+            StudyError: it has none.
+        """
+        self._directory.mkdir(parents=True, exist_ok=True)
+        probe = self._directory / "probe"
+        try:
+            probe.unlink(missing_ok=True)
+            probe.symlink_to("probe")
+            probe.unlink()
+        except OSError as cause:
+            raise StudyError(
+                f"The file system of '{self._directory.parent}' cannot make symbolic links ({cause.strerror}), with "
+                "which workers claim samples; use another file system for the study (--out or OUTPUT_PATH)."
+            ) from cause
+
+    def take(self, name: MessageName, writer: str) -> bool:
+        """Take a message for a writer; return whether it is the first to take it.
+
+        Raises:
+            FileNotFoundError: the study does not exist any more.
+            OSError: the claim cannot be made now; it is not known whether the message is taken.
+        """
+        owner = f"{writer}:{secrets.token_hex(4)}"
+        try:
+            self._link(owner, name)
+        except FileExistsError:
+            # If the answer to a request is lost, NFS repeats the request, and finds the link of the first one.
+            return self._store.target(self._path(name)) == owner
+        return True
+
+    def owner(self, name: MessageName) -> str | None:
+        """Return the writer that has taken a message; None if nobody has.
+
+        Raises:
+            OSError: the claim cannot be read now.
+        """
+        try:
+            return self._store.target(self._path(name)).rpartition(":")[0]
+        except FileNotFoundError:
+            return None
+
+    def _path(self, name: MessageName) -> str:
+        return f"{self._bucket(name)}/{name.epoch}.{name.start}-{name.stop}"
+
+    def _bucket(self, name: MessageName) -> str:
+        return f"{self._directory}/{name.record}/{name.start // _BUCKET}"
+
+    def _link(self, owner: str, name: MessageName) -> None:
+        try:
+            self._store.link(owner, self._path(name))
+        except FileNotFoundError:
+            self._store.make_directory(self._bucket(name))  # not its parent, which only the coordinator makes
+            self._store.link(owner, self._path(name))

@@ -1,0 +1,118 @@
+"""The store: all file operations of the ledger and its claims, in one object that a test replaces.
+
+On a network file system, the nodes see each other's changes late. These operations rely on three guarantees of NFS
+(nfs(5), open(2)), and of every file system that is more strict:
+
+- Creating a link or a new file is exclusive and atomic.
+- Who opens a file sees all bytes that another node had written when it closed a descriptor of this file.
+- A node that changes a directory sees the current entries of this directory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+__all__ = ["STORE", "Store"]
+
+
+class Store:
+    """The operations of this node. All methods raise `OSError`."""
+
+    # --- directories ---
+
+    def names(self, directory: Path, *, fresh: bool = False) -> list[str]:
+        """Return the names in a directory; empty without the directory.
+
+        Args:
+            directory: The directory.
+            fresh: Whether to include files that other nodes have created a moment ago. This costs two operations on
+                the file server.
+        """
+        if fresh:
+            self.refresh(directory)
+        try:
+            return [entry.name for entry in os.scandir(directory)]
+        except FileNotFoundError:
+            return []
+
+    def refresh(self, directory: Path) -> None:
+        """Change a directory, so that this node sees its current entries; do nothing without the directory."""
+        probe = directory / f".look-{secrets.token_hex(4)}"
+        with contextlib.suppress(FileNotFoundError):
+            os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+            probe.unlink()
+
+    def make_directory(self, path: str) -> None:
+        """Make a directory, whose parent exists; do nothing if it exists."""
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(path)  # noqa: PTH102 (a Path costs time, as in `link`)
+
+    # --- links ---
+
+    def link(self, target: str, path: str) -> None:
+        """Create a symbolic link."""
+        os.symlink(target, path)  # noqa: PTH211
+
+    def target(self, path: str) -> str:
+        """Return the target of a symbolic link."""
+        return os.readlink(path)  # noqa: PTH115
+
+    # --- files ---
+
+    def read(self, path: Path, offset: int, least: int) -> tuple[int, np.ndarray[Any, Any]]:
+        """Open a file, and return its size and its bytes from an offset; no bytes if there are fewer than `least`."""
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            few = size - offset < least
+            return size, np.empty(0, np.uint8) if few else np.fromfile(file, np.uint8, offset=offset)
+
+    def open(self, path: Path, *, new: bool) -> int:
+        """Open a file to write, and return its descriptor; `new` is whether the file must not exist."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return os.open(path, os.O_RDWR | os.O_CREAT | (os.O_EXCL if new else 0), 0o644)
+
+    def size(self, descriptor: int) -> int:
+        """Return the size of an open file."""
+        return os.fstat(descriptor).st_size
+
+    def head(self, descriptor: int, size: int) -> bytes:
+        """Return the first bytes of an open file."""
+        return os.pread(descriptor, size, 0)
+
+    def write(self, descriptor: int, data: bytes, place: int) -> None:
+        """Write bytes at a place; they survive the death of this process."""
+        if os.pwrite(descriptor, data, place) != len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def truncate(self, descriptor: int, size: int) -> None:
+        """Remove the bytes of an open file from a place."""
+        os.ftruncate(descriptor, size)
+
+    def flush(self, descriptor: int, *, to_disk: bool) -> None:
+        """Write back the bytes of an open file, so that other nodes can see them.
+
+        A network file system writes back when a descriptor is closed, and only then reports a full disk or an exhausted
+        quota (close(2), nfs(5)). Closing a duplicate of the descriptor does this, and keeps the file open.
+
+        Args:
+            descriptor: The file.
+            to_disk: Whether to wait until the bytes are on the disk.
+        """
+        os.close(os.dup(descriptor))
+        if to_disk:
+            os.fsync(descriptor)
+
+    def close(self, descriptor: int) -> None:
+        """Close a file."""
+        os.close(descriptor)
+
+
+# The store of this process.
+STORE = Store()
