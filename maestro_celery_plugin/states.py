@@ -8,13 +8,19 @@ state of a batch system → `AllocationState` → `RecordState` of the step reco
 from __future__ import annotations
 
 import enum
+import errno
+import os
+import signal
 
 __all__ = [
     "ALLOCATION_ENDS",
     "BROKEN",
     "EXIT_OUTCOMES",
+    "FAULT_MACHINES",
     "MAESTRO_STATES",
     "POISON_LIMIT",
+    "TRIES_PASSING",
+    "TRIES_PERMANENT",
     "UNREADABLE",
     "AllocationState",
     "ExitCode",
@@ -23,6 +29,8 @@ __all__ = [
     "RunMode",
     "cannot_run_code",
     "errno_of",
+    "how_it_ended",
+    "is_permanent",
     "is_request",
     "outcome_of",
 ]
@@ -78,6 +86,23 @@ EXIT_OUTCOMES: dict[ExitCode, Outcome] = {
 # A sample fails when its worker has died this many times while the sample ran.
 POISON_LIMIT = 5
 
+# A sample that workers could not run because of faults of their machines fails after this many tries, on this many
+# machines if there are so many: a fault that can pass (a full disk), and a fault that will not (a missing interpreter).
+TRIES_PASSING, TRIES_PERMANENT, FAULT_MACHINES = 30, 3, 3
+_PERMANENT_ERRORS = frozenset(
+    {
+        errno.ENOENT,
+        errno.EACCES,
+        errno.EPERM,
+        errno.ENOEXEC,
+        errno.ENOTDIR,
+        errno.EISDIR,
+        errno.ENAMETOOLONG,
+        errno.ELOOP,
+        errno.E2BIG,
+    }
+)
+
 # Codes of attempts that did not run. Codes of signals are negative, as in `subprocess`, and greater than these.
 _CANNOT_RUN = -1000
 # The row of the sample cannot be read, because the sample file has changed.
@@ -94,6 +119,35 @@ def cannot_run_code(number: int) -> int:
 def errno_of(code: int) -> int | None:
     """Return the `errno` because of which a sample could not start; None for all other codes."""
     return _CANNOT_RUN - code if code <= _CANNOT_RUN else None
+
+
+def is_permanent(code: int) -> bool:
+    """Tell whether a fault of a machine, because of which a sample could not run, will not pass."""
+    return code in (UNREADABLE, BROKEN) or errno_of(code) in _PERMANENT_ERRORS
+
+
+def how_it_ended(code: int) -> str:
+    """Return how an attempt ended, for a message: ``exit code 3``, ``SIGKILL``, ``it could not start: ...``."""
+    if code == UNREADABLE:
+        return "its row of the sample table cannot be read: the file has changed"
+    if code == BROKEN:
+        return "an error in the worker; the log of the worker has the traceback"
+    number = errno_of(code)
+    if number is not None:
+        return f"it could not start: {os.strerror(number)}"
+    if code < 0:
+        return _signal_name(-code)
+    meaning = ExitCode(code).name.lower().replace("_", " ") if code in ExitCode._value2member_map_ else ""
+    if code in (ExitCode.RESTART, ExitCode.RETRY):
+        meaning += ", too often"
+    return f"exit code {code} ({meaning})" if meaning else f"exit code {code}"
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal
+        return f"signal {number}"
 
 
 def is_request(code: int) -> bool:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping, Set
 
 from maestro_celery_plugin import clock
+from maestro_celery_plugin.conductor.broken_machines import BrokenMachines
 from maestro_celery_plugin.conductor.dead_workers import DeadWorkers
 from maestro_celery_plugin.conductor.remaining_work import RemainingWork
 from maestro_celery_plugin.conductor.reopening import Reopening
@@ -49,6 +50,7 @@ class Scaling:
         records.load(self._pool.alive)
         self._dead_workers = DeadWorkers(self._pool, records, has_other_hosts=has_other_hosts(plan.settings))
         self._reopening = Reopening(session, self._pool, records)
+        self._broken_machines = BrokenMachines(plan, session, records, self._pool)
 
     def maintain(self) -> bool:
         """Start workers for each group with work, and end allocations without work.
@@ -59,6 +61,8 @@ class Scaling:
         has_lost = self._dead_workers.detect()
         for source, allocation in self._pool.refresh_allocations():
             self._reopening.apply(source, allocation)
+        self._broken_machines.check()
+        self._records.give_up(lambda record: self._pool.machines(record.groups))
         self._scale()
         self._enforce_cancellation()
         return has_lost

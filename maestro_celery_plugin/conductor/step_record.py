@@ -11,7 +11,16 @@ import numpy as np
 from maestro_celery_plugin import clock
 from maestro_celery_plugin.ledger.entries import Entries, Kind
 from maestro_celery_plugin.ledger.sample_states import SampleStates
-from maestro_celery_plugin.states import Outcome, RecordState, RunMode, is_request
+from maestro_celery_plugin.states import (
+    FAULT_MACHINES,
+    TRIES_PASSING,
+    TRIES_PERMANENT,
+    Outcome,
+    RecordState,
+    RunMode,
+    is_permanent,
+    is_request,
+)
 from maestro_celery_plugin.study.manifest import Manifest
 
 __all__ = ["MAX_RANGES", "StepRecord", "ranges_of", "uniform_ranges"]
@@ -23,6 +32,32 @@ SUSPECT_LOSSES = 2
 MAX_RANGES = 1000
 # Maximum delay before the next attempt at a sample that could not start.
 START_DELAY_LIMIT_S = 60.0
+
+
+@dataclasses.dataclass
+class Faults:
+    """The faults of machines because of which a sample could not run.
+
+    Attributes:
+        epoch: Epoch of the last try.
+        code: Code of the last fault (`states.py`).
+        count: Number of tries.
+        machines: Numbers of the machines.
+    """
+
+    epoch: int = 0
+    code: int = 0
+    count: int = 0
+    machines: set[int] = dataclasses.field(default_factory=set)
+
+    def are_final(self, live_machines: int) -> bool:
+        """Tell whether no further try makes sense.
+
+        Args:
+            live_machines: Number of machines with a worker that could run the sample.
+        """
+        tries = TRIES_PERMANENT if is_permanent(self.code) else TRIES_PASSING
+        return self.count >= tries and len(self.machines) >= min(FAULT_MACHINES, live_machines)
 
 
 @dataclasses.dataclass
@@ -47,6 +82,7 @@ class StepRecord:
         withdrawn: Groups whose allocation has ended since Maestro's last submission while other groups continue the
             step record; no new allocation is opened for the withdrawn groups.
         suspect: The only suspect that may run now; None without suspects.
+        faults: Samples that workers could not run since Maestro's last submission.
     """
 
     manifest: Manifest
@@ -65,6 +101,7 @@ class StepRecord:
     reason: str = ""
     withdrawn: set[str] = dataclasses.field(default_factory=set)
     suspect: int | None = None
+    faults: dict[int, Faults] = dataclasses.field(default_factory=dict)
 
     @property
     def number(self) -> int:
@@ -81,6 +118,17 @@ class StepRecord:
         for entry in entries[entries["kind"] == Kind.ENDED]:
             if is_request(int(entry["code"])) and self.samples.outcome[entry["start"]] == Outcome.OPEN:
                 self._wait(int(entry["start"]), int(entry["code"]))
+        for entry in entries[entries["kind"] == Kind.REFUSED]:
+            if self.samples.outcome[entry["start"]] == Outcome.OPEN:
+                self._add_fault(entry)
+
+    def _add_fault(self, entry: Any) -> None:
+        sample = int(entry["start"])
+        faults = self.faults.setdefault(sample, Faults())
+        faults.epoch, faults.code, faults.count = int(entry["epoch"]), int(entry["code"]), faults.count + 1
+        faults.machines.add(int(entry["stop"]))
+        # The delay doubles at each try.
+        self.waiting[sample] = clock.monotonic() + min(START_DELAY_LIMIT_S, 2.0 ** (faults.count - 1))
 
     def _wait(self, sample: int, code: int) -> None:
         delay_s = self.manifest.retry_delay_s
@@ -136,6 +184,7 @@ class StepRecord:
         self.active, self.cancelled, self.reported_state = True, cancelled, RecordState.PENDING
         self.has_started = self.timed_out = False
         self.withdrawn.clear()
+        self.faults.clear()
         self.reason = ""
 
     @property

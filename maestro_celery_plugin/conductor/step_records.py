@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from maestro_celery_plugin import clock
+from maestro_celery_plugin.conductor.quick_failures import QuickFailures
 from maestro_celery_plugin.conductor.step_record import StepRecord
 from maestro_celery_plugin.config.settings import WorkerGroupSettings
 from maestro_celery_plugin.ledger.claims import Claims
@@ -46,6 +47,7 @@ class StepRecords:
         leases: The leases of the workers.
         stopped_by: Sentence that names the sample which requested to stop the study; None without such a sample.
         started_writers: The writers that have started a sample.
+        quick_failures: The last samples of each worker that have failed early or could not run.
     """
 
     def __init__(self, plan: StudyPlan, groups: Mapping[str, WorkerGroupSettings], store: Store = STORE) -> None:
@@ -57,6 +59,7 @@ class StepRecords:
         self._records: dict[str, StepRecord] = {}
         self._by_number: dict[int, StepRecord] = {}
         self.leases = Leases()
+        self.quick_failures = QuickFailures()
         self.stopped_by: str | None = None
         self.started_writers: set[str] = set()
 
@@ -79,6 +82,10 @@ class StepRecords:
 
     def __iter__(self) -> Iterator[StepRecord]:
         return iter(self._records.values())
+
+    def by_number(self, number: int) -> StepRecord | None:
+        """Return the step record with a number; None without one."""
+        return self._by_number.get(number)
 
     def with_work(self) -> list[StepRecord]:
         """Return the step records that Maestro waits for and that have not ended."""
@@ -167,6 +174,7 @@ class StepRecords:
         """
         for writer, entries in self._reader.poll(skip, fresh=fresh):
             self.leases.apply(writer, entries)
+            self.quick_failures.apply(writer, entries)
             if writer not in self.started_writers and (entries["kind"] == Kind.STARTED).any():
                 self.started_writers.add(writer)
             for number in np.unique(entries["record"]):
@@ -178,7 +186,7 @@ class StepRecords:
         record.apply(entries)
         if not record.active:
             return
-        samples = entries["start"][entries["kind"] == Kind.ENDED]
+        samples = entries["start"][np.isin(entries["kind"], (Kind.ENDED, Kind.GAVE_UP))]
         outcomes = record.samples.outcome[samples]
         if (outcomes == Outcome.HARD_FAILED).any():
             self.invalidate(record)
@@ -196,6 +204,27 @@ class StepRecords:
     def record_sent(self, record: StepRecord, epoch: int, start: int, stop: int) -> None:
         """Record that samples are sent under a new epoch, which makes earlier messages about them invalid."""
         self._writer.append(Kind.SENT, record.number, epoch, start, stop)
+
+    def record_rerun(self, record: StepRecord, sample: int) -> None:
+        """Record that a failed sample runs again."""
+        self._writer.append(Kind.RERUN, record.number, record.samples.epoch, sample)
+        record.waiting[sample] = clock.monotonic()
+        self.follow()
+
+    def give_up(self, live_machines: Callable[[StepRecord], int]) -> None:
+        """Let the samples fail that no worker can run.
+
+        Args:
+            live_machines: Returns the number of machines with a worker that can run samples of a step record.
+        """
+        for record in self.with_work():
+            for sample, faults in list(record.faults.items()):
+                if record.samples.outcome[sample] != Outcome.OPEN:
+                    del record.faults[sample]
+                elif faults.are_final(live_machines(record)):
+                    self._writer.append(Kind.GAVE_UP, record.number, faults.epoch, sample, code=faults.code)
+                    del record.faults[sample]
+        self.follow()
 
     def flush(self) -> None:
         """Make the written entries visible to workers on other nodes.

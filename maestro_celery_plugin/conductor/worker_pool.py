@@ -113,6 +113,10 @@ class WorkerPool:
             if beat.group == group and beat.state in ("idle", "busy") and record not in beat.refuses
         )
 
+    def machines(self, groups: Iterable[str]) -> int:
+        """Return the number of machines with a live worker of these groups."""
+        return len({beat.host for beat in self.alive.values() if beat.group in groups})
+
     def ensure(self, group: str) -> None:
         """Start workers of a group, unless workers of the group live or are about to start.
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import signal
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -15,15 +13,7 @@ from maestro_celery_plugin.errors import SampleError
 from maestro_celery_plugin.ledger.entries import Entries, Kind
 from maestro_celery_plugin.ledger.sample_states import Counts, SampleStates
 from maestro_celery_plugin.plugins import open_table
-from maestro_celery_plugin.states import (
-    BROKEN,
-    POISON_LIMIT,
-    UNREADABLE,
-    ExitCode,
-    Outcome,
-    errno_of,
-    is_request,
-)
+from maestro_celery_plugin.states import POISON_LIMIT, Outcome, how_it_ended, is_request
 from maestro_celery_plugin.study.manifest import Manifest
 
 __all__ = ["RecordSamples", "SampleStatus", "values_of"]
@@ -66,29 +56,9 @@ class SampleStatus:
     @property
     def end(self) -> str:
         """How a failed sample ended: ``exit code 3``, ``SIGKILL``, ``it could not start: ...``."""
-        code = self.code
         if self.losses >= POISON_LIMIT:
             return f"its worker died {self.losses} times while the sample ran"
-        if code == UNREADABLE:
-            return "its row of the sample table cannot be read: the file has changed"
-        if code == BROKEN:
-            return "an error in the worker; the log of the worker has the traceback"
-        number = errno_of(code)
-        if number is not None:
-            return f"it could not start: {os.strerror(number)}"
-        if code < 0:
-            return _signal_name(-code)
-        meaning = ExitCode(code).name.lower().replace("_", " ") if code in ExitCode._value2member_map_ else ""
-        if code in (ExitCode.RESTART, ExitCode.RETRY):
-            meaning += ", too often"
-        return f"exit code {code} ({meaning})" if meaning else f"exit code {code}"
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:  # a real-time signal
-        return f"signal {number}"
+        return how_it_ended(self.code)
 
 
 class RecordSamples:

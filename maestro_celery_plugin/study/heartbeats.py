@@ -36,7 +36,8 @@ class Heartbeat:
         process: (pid, start time) of the worker process; (0, 0) before it has started.
         slots: How many samples it runs in parallel.
         beat: A counter; if it does not change any more, the worker is dead.
-        state: `starting`, `idle`, `busy`, `draining` or `stopping`.
+        state: `starting`, `idle`, `busy`, `suspect`, `draining` or `stopping`; a suspect takes no samples until
+            the conductor has found out why its last samples have failed (`conductor/broken_machines.py`).
         allocation: Its allocation, such as ``sim/2``; empty for a worker outside of the study's allocations.
         ends_at: End of the allocation (Unix seconds of the worker's machine); None for no end.
         refuses: Numbers of the step records whose samples it does not start any more, because the remaining
@@ -77,8 +78,20 @@ class Heartbeats:
 
     def remove(self, name: str) -> None:
         """Remove the heartbeat of a worker that has ended or died, and the request to stop it."""
-        for suffix in ("json", "stop"):
+        for suffix in ("json", "stop", "acquitted"):
             (self._workers / f"{name}.{suffix}").unlink(missing_ok=True)
+
+    def acquit(self, name: str) -> None:
+        """Tell a suspect that it may continue."""
+        (self._workers / f"{name}.acquitted").touch()
+
+    def take_acquittal(self, name: str) -> bool:
+        """Tell whether a suspect may continue, and remove the answer."""
+        path = self._workers / f"{name}.acquitted"
+        if not path.exists():
+            return False
+        path.unlink(missing_ok=True)
+        return True
 
     def all(self, prefix: str = "") -> list[Heartbeat]:
         """Return the heartbeats of all workers whose name begins with `prefix`."""

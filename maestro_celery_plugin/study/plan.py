@@ -13,6 +13,7 @@ The plugin writes to the directory ``merlin_info`` of the study:
       allocations/<name>/<number>/  batch script, output and state of an allocation
       conductor.lock                locked while a conductor lives
       reasons.json                  why step records do not run or have ended
+      broken_machines.json          machines that were taken out of the study
       session/                      0700: secret, broker, heartbeats
 """
 
@@ -161,6 +162,11 @@ class StudyPlan:
     def reasons(self) -> Path:
         """The file with the reasons why step records do not run or have ended (`reasons.py`)."""
         return self.info / "reasons.json"
+
+    @property
+    def broken_machines(self) -> Path:
+        """The file with the machines that were taken out of the study (`broken_machines.py`)."""
+        return self.info / "broken_machines.json"
 
     @property
     def allocations(self) -> Path:

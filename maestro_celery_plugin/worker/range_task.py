@@ -25,6 +25,7 @@ from maestro_celery_plugin.processes import machine_number
 from maestro_celery_plugin.states import BROKEN, UNREADABLE, RunMode, cannot_run_code
 from maestro_celery_plugin.study.manifest import Manifest
 from maestro_celery_plugin.worker.attempt import Runner, RunningAttempt
+from maestro_celery_plugin.worker.health import Health, is_quick_failure
 from maestro_celery_plugin.worker.slots import Running, Slots
 from maestro_celery_plugin.worker.study_context import StudyContext
 
@@ -49,10 +50,11 @@ class RangeTasks:
 
     Attributes:
         slots: The slots of the process.
+        health: Whether the process can run samples.
     """
 
     def __init__(self, writer: str, slots: Slots, send: Send, store: Store = STORE) -> None:
-        self.slots = slots
+        self.slots, self.health = slots, Health()
         self._writer, self._send, self._store = writer, send, store
         self._lock = threading.Lock()
         self._studies: dict[tuple[str, str], StudyContext] = {}
@@ -64,7 +66,7 @@ class RangeTasks:
         """
         with self.slots.take() as slot:
             try:
-                run = _RangeRun(self.slots, self._send, self._study(task), task, slot)
+                run = _RangeRun(self.slots, self.health, self._send, self._study(task), task, slot)
                 if run.claim():
                     run.run()
             except (LedgerError, OSError, StudyError) as error:
@@ -95,8 +97,11 @@ class RangeTasks:
 class _RangeRun:
     """One range task in one slot."""
 
-    def __init__(self, slots: Slots, send: Send, study: StudyContext, task: RangeTask, slot: int) -> None:
+    def __init__(
+        self, slots: Slots, health: Health, send: Send, study: StudyContext, task: RangeTask, slot: int
+    ) -> None:
         self._slots, self._send, self._study, self._task, self._slot = slots, send, study, task, slot
+        self._health = health
         self._sample = task.start
         self._manifest: Manifest
         self._runner: Runner
@@ -139,6 +144,7 @@ class _RangeRun:
         """Record that the next sample cannot run because of a fault of this worker."""
         LOGGER.error("Sample %d of '%s' cannot run here: %s", self._sample, self._task.manifest, cause)
         self._write_entry(Kind.REFUSED, self._sample, machine_number(), code=code)
+        self._health.record(failed=True)
         self._slots.stopping.wait(FAULT_DELAY_S)
 
     def _run_piece(self) -> None:
@@ -156,7 +162,9 @@ class _RangeRun:
     def _may_start_next(self) -> bool:
         """Tell whether the next sample may start."""
         task = self._task
-        if self._slots.stopping.is_set() or self._study.is_invalid(task.record, task.epoch, self._sample):
+        if self._health.is_suspect or self._slots.stopping.is_set():
+            return False
+        if self._study.is_invalid(task.record, task.epoch, self._sample):
             return False
         return self._slots.has_time_for(task, self._manifest)
 
@@ -221,6 +229,8 @@ class _RangeRun:
             attempt = dataclasses.replace(attempt, was_ended=True)
         kind = Kind.STOPPED if attempt.was_ended else Kind.ENDED
         self._write_entry(kind, sample, int(attempt.duration_s * 1e6), code=attempt.code)
+        if kind is Kind.ENDED:
+            self._health.record(failed=is_quick_failure(attempt.code, attempt.duration_s))
         self._slots.record_duration(self._task, attempt.duration_s)
         _call_hooks(attempt)
 

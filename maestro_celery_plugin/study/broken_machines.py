@@ -1,0 +1,54 @@
+"""Broken machines: the machines that the conductor has taken out of a study, stored for `status` and `explain`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from maestro_celery_plugin.files import write_atomically
+
+__all__ = ["BrokenMachine", "read_broken_machines", "write_broken_machines"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BrokenMachine:
+    """A worker that could not run samples which other machines could run.
+
+    Attributes:
+        node: Name of the machine.
+        worker: Name of the worker.
+        reason: How the samples failed on this machine.
+        samples: Number of samples that have failed there, and that run on other machines.
+    """
+
+    node: str
+    worker: str
+    reason: str
+    samples: int
+
+    @property
+    def sentence(self) -> str:
+        """The description for a user."""
+        return (
+            f"Machine '{self.node}' was taken out of the study (worker '{self.worker}'): {self.samples} samples in a "
+            f"row could not run there ({self.reason}), and ran on other machines."
+        )
+
+
+def write_broken_machines(path: Path, machines: Sequence[BrokenMachine]) -> None:
+    """Store the broken machines of a study.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    write_atomically(path, json.dumps([dataclasses.asdict(machine) for machine in machines], indent=1))
+
+
+def read_broken_machines(path: Path) -> list[BrokenMachine]:
+    """Return the broken machines of a study; empty without a readable file."""
+    try:
+        return [BrokenMachine(**values) for values in json.loads(path.read_text())]
+    except (OSError, ValueError, TypeError):
+        return []
