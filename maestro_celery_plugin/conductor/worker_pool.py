@@ -16,7 +16,7 @@ from maestro_celery_plugin.conductor.allocation_source import AllocationSource
 from maestro_celery_plugin.conductor.local_workers import LocalWorkers
 from maestro_celery_plugin.conductor.worker_sources import WorkerSource
 from maestro_celery_plugin.config.settings import WorkerGroupSettings
-from maestro_celery_plugin.processes import ProcessId, end_marked, host_name
+from maestro_celery_plugin.processes import ProcessId, end_marked
 from maestro_celery_plugin.states import AllocationState
 from maestro_celery_plugin.study.heartbeats import SILENCE_LIMIT_S, Heartbeat
 from maestro_celery_plugin.study.session import Session
@@ -71,7 +71,7 @@ class WorkerPool:
     def _is_alive(self, beat: Heartbeat) -> bool:
         if beat.allocation in self._ended:
             return False
-        if beat.host == host_name():
+        if beat.is_here:
             return ProcessId(*beat.process).is_alive
         last_beat, changed_at = self._beats.get(beat.name, (-1, 0.0))
         if beat.beat != last_beat:
@@ -82,14 +82,14 @@ class WorkerPool:
     def kill(self, name: str) -> None:
         """Kill a worker on this machine; request a worker on another machine to leave (its supervisor enforces it)."""
         beat = self.alive.get(name)
-        if beat is not None and beat.host == host_name():
+        if beat is not None and beat.is_here:
             ProcessId(*beat.process).signal(signal.SIGKILL)
         elif beat is not None and not self._session.worker_stop_requested(name.partition(".")[0]):
             self._session.request_worker_stop(name.partition(".")[0])
 
     def reap(self, beat: Heartbeat) -> None:
         """End the samples of a dead worker on this machine, and remove its heartbeat."""
-        if beat.host == host_name():
+        if beat.is_here:
             supervisor = ProcessId(*beat.supervisor)
             worker, _, pool_process = beat.name.partition(".")
             if pool_process and supervisor.is_alive:
@@ -200,12 +200,12 @@ class WorkerPool:
         self._stop_local()
         self._end_allocations()
         for beat in self._session.heartbeats.all():
-            if beat.host == host_name():
+            if beat.is_here:
                 self.reap(beat)
 
     def _stop_local(self) -> None:
         """End the workers on this machine with a signal; they need not wait until they read the request to stop."""
-        local = [beat for beat in self.alive.values() if beat.host == host_name() and not beat.allocation]
+        local = [beat for beat in self.alive.values() if beat.is_here and not beat.allocation]
         started = [s for s in self._sources.values() if isinstance(s, LocalWorkers)]
         supervisors = {ProcessId(*beat.supervisor) for beat in local}
         supervisors.update(s.supervisor for s in started if s.supervisor is not None)

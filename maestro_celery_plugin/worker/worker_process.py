@@ -19,7 +19,7 @@ from maestro_celery_plugin.broker.messages import Signer
 from maestro_celery_plugin.broker.sender import Sender
 from maestro_celery_plugin.errors import LedgerError
 from maestro_celery_plugin.plugins import batch_system
-from maestro_celery_plugin.processes import ProcessId, host_name, usable_cpus
+from maestro_celery_plugin.processes import ProcessId, host_name, machine_id, usable_cpus
 from maestro_celery_plugin.study.heartbeats import Heartbeat
 from maestro_celery_plugin.study.worker_identity import PROCESS_MARKER, mark
 from maestro_celery_plugin.worker import prefetch
@@ -155,6 +155,7 @@ class WorkerProcess:
             allocation=self._arguments.allocation,
             ends_at=None if math.isinf(self._deadline.ends_at) else self._deadline.ends_at,
             refuses=self._tasks.slots.refused if self._tasks else (),
+            machine=machine_id(),
         )
 
     @property
