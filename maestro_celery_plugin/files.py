@@ -21,6 +21,7 @@ __all__ = [
     "TAIL_BYTES",
     "TRANSIENT_ERRORS",
     "check_writable",
+    "file_system_now",
     "is_locked",
     "read_json",
     "read_text",
@@ -120,6 +121,23 @@ def check_writable(directory: Path) -> None:
         ) from cause
 
 
+def file_system_now(directory: Path) -> float:
+    """Return the time of the file system's server in Unix seconds, with which modification times can be compared.
+
+    The clocks of other machines, which write the files, may differ from it and from the clock of this machine. Where no
+    file can be written, the clock of this machine must do.
+    """
+    probe = directory / f".time.{secrets.token_hex(6)}"
+    try:
+        probe.touch()
+        return probe.stat().st_mtime
+    except OSError:
+        return clock.now()
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink(missing_ok=True)
+
+
 def read_text(path: Path, *, limit: int = LIMIT_BYTES, errors: str = "strict") -> str:
     """Return the text of a file that another node may replace at the same time.
 
@@ -147,8 +165,9 @@ def read_text(path: Path, *, limit: int = LIMIT_BYTES, errors: str = "strict") -
 
 def _read_once(path: Path, limit: int, errors: str) -> str:
     with _open_regular(path) as file:
-        data = file.read(limit + 1)
-    if len(data) > limit:
+        is_too_large = os.fstat(file.fileno()).st_size > limit
+        data = b"" if is_too_large else file.read(limit + 1)
+    if is_too_large or len(data) > limit:
         raise DamagedFileError.at(path, f"it is larger than {limit} bytes")
     try:
         return data.decode(errors=errors)

@@ -65,10 +65,11 @@ class BatchJobs:
 
     Args:
         system: The batch system.
+        settings: The batch settings with which jobs are cancelled.
     """
 
-    def __init__(self, system: BatchSystem) -> None:
-        self._system = system
+    def __init__(self, system: BatchSystem, settings: BatchSettings | None = None) -> None:
+        self._system, self._settings = system, settings or BatchSettings()
 
     def _adapter(self, request: AllocationRequest) -> Any:
         arguments = self._system.adapter_arguments(request.settings)
@@ -142,7 +143,7 @@ class BatchJobs:
 
     def cancel(self, job: str) -> None:
         """Cancel through Maestro's adapter."""
-        arguments = self._system.adapter_arguments(BatchSettings())
+        arguments = self._system.adapter_arguments(self._settings)
         try:
             adapter = ScriptAdapterFactory.get_adapter(self._system.adapter)(**arguments)
             record = adapter.cancel_jobs([job])

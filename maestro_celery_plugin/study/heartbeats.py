@@ -6,6 +6,7 @@ session/conductor.json        heartbeat of the conductor, and the allocations wi
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -15,7 +16,7 @@ from typing import Any
 
 from maestro_celery_plugin import clock
 from maestro_celery_plugin.config import conversion
-from maestro_celery_plugin.files import read_json, read_text, write_atomically
+from maestro_celery_plugin.files import file_system_now, read_json, read_text, write_atomically
 from maestro_celery_plugin.processes import is_this_machine
 
 __all__ = ["SILENCE_LIMIT_S", "ConductorWatch", "Heartbeat", "Heartbeats"]
@@ -92,6 +93,17 @@ class Heartbeats:
         """Return the heartbeats of all workers whose name begins with `prefix`."""
         paths = sorted(path for path in self._workers.glob("*.json") if path.stem.startswith(prefix))
         return [beat for path in paths if (beat := _read(path)) is not None]
+
+    def live_elsewhere(self) -> list[Heartbeat]:
+        """Return the heartbeats of workers on other machines that are not older than `SILENCE_LIMIT_S`."""
+        others = [beat for beat in self.all() if not beat.is_here]
+        now = file_system_now(self._workers) if others else 0.0
+        live = []
+        for beat in others:
+            with contextlib.suppress(OSError):  # the worker has ended meanwhile
+                if now - self.path_of(beat.name).stat().st_mtime < SILENCE_LIMIT_S:
+                    live.append(beat)
+        return live
 
     def write_conductor(self, beat: int, working: Iterable[str] | None = None) -> None:
         """Store the heartbeat of the conductor.
