@@ -34,6 +34,8 @@ __all__ = [
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
+# Time in which all descendants of a supervisor must be dead.
+_DESCENDANTS_LIMIT_S = 10.0
 # Rounds of SIGKILL: a process may start another one between two looks at the list of processes.
 _KILL_ROUNDS = 10
 
@@ -100,12 +102,14 @@ def end_descendants() -> None:
     """Kill all descendants of this process, one generation after the other.
 
     The orphans of a generation become children of this process (`adopt_orphans`). Only this process can reap them.
+    The function gives up a process that cannot be killed, because the kernel or another user holds it.
     """
-    while children := psutil.Process().children():
+    deadline = clock.monotonic() + _DESCENDANTS_LIMIT_S
+    while (children := psutil.Process().children()) and clock.monotonic() < deadline:
         for child in children:
-            with contextlib.suppress(psutil.NoSuchProcess):
+            with contextlib.suppress(psutil.Error):
                 child.kill()
-        psutil.wait_procs(children)
+        psutil.wait_procs(children, timeout=max(0.0, deadline - clock.monotonic()))
 
 
 def host_name() -> str:
