@@ -6,11 +6,14 @@ Every error that a user can cause or see derives from `EnsembleError`; the comma
 
 from __future__ import annotations
 
+from pathlib import Path
+
 __all__ = [
     "AllocationError",
     "AllocationExpiredError",
     "BatchSystemUnavailableError",
     "BrokerError",
+    "DamagedFileError",
     "EnsembleError",
     "ExtensionError",
     "LedgerError",
@@ -75,6 +78,20 @@ class LedgerError(EnsembleError):
 
 class StudyError(EnsembleError):
     """The directory is not a study of this plugin."""
+
+
+class DamagedFileError(StudyError, ValueError):
+    """A file of the study is damaged."""
+
+    problem = ""
+
+    @classmethod
+    def at(cls, path: Path, problem: str, remedy: str = "") -> DamagedFileError:
+        """Return the error for one file: what was found, and what a user can do."""
+        remedy = remedy or "restore it from a backup, or launch the study again"
+        error = cls(f"'{path}' is damaged: {problem}; {remedy}.")
+        error.problem = problem
+        return error
 
 
 class UnsupportedMaestroError(EnsembleError):

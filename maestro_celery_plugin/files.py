@@ -1,51 +1,213 @@
-"""Files on a shared file system: atomic replacement, repeated reads, the end of a log, and locks."""
+"""Files on a shared file system: atomic replacement, reads that cannot block, the end of a log, and locks."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import fcntl
+import json
 import os
+import secrets
+import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, BinaryIO
 
 from maestro_celery_plugin import clock
+from maestro_celery_plugin.errors import DamagedFileError, StudyError
 
-__all__ = ["TAIL_BYTES", "is_locked", "read_text", "shared_lock", "tail", "write_atomically"]
+__all__ = [
+    "LIMIT_BYTES",
+    "TAIL_BYTES",
+    "TRANSIENT_ERRORS",
+    "check_writable",
+    "file_system_now",
+    "is_locked",
+    "read_json",
+    "read_text",
+    "shared_lock",
+    "tail",
+    "write_atomically",
+]
 
 # Bytes of the end of a log that a message shows.
 TAIL_BYTES = 1500
-_STALE_ATTEMPTS = 5
+# The largest file of a study that is read as a whole; the largest of them has a few hundred bytes per step record.
+LIMIT_BYTES = 1 << 26
+# Error numbers (errno(3)) that say something about the machine or its network, and nothing about the file: the same
+# call may succeed later, or on another machine. A file with such an error is neither missing nor damaged.
+# A full disk (ENOSPC, EDQUOT) is not among them, because it lasts until a person makes room.
+TRANSIENT_ERRORS = frozenset(
+    {
+        errno.EAGAIN,  # no process, or no lock, is free now
+        errno.EHOSTDOWN,
+        errno.EHOSTUNREACH,
+        errno.EINTR,
+        errno.EIO,  # what a client of a network file system reports while it has lost its server
+        errno.EMFILE,
+        errno.ENETDOWN,
+        errno.ENETUNREACH,
+        errno.ENFILE,
+        errno.ENOBUFS,
+        errno.ENOLCK,
+        errno.ENOMEM,
+        errno.ENOTCONN,  # what FUSE reports when its server has died
+        errno.ESHUTDOWN,  # what a Lustre client reports after its eviction
+        errno.ESTALE,  # another node has replaced the file: open(2), nfs(5)
+        errno.ETIMEDOUT,
+    }
+)
+# Seconds before each further attempt to read a file after a transient error.
+_READ_DELAYS_S = (0.01, 0.03, 0.1, 0.3)
 
 
-def write_atomically(path: Path, text: str, mode: int = 0o644) -> None:
+def write_atomically(path: Path, text: str, mode: int = 0o644, *, durable: bool = True) -> None:
     """Replace a file in one step, so that a reader sees either the old or the new text.
+
+    Args:
+        path: The file.
+        text: Its new text, which is stored as UTF-8 in every locale.
+        mode: Its mode, from which the umask removes bits.
+        durable: Whether the text must survive a power cut. Otherwise the file may be empty after it (rename(2) does not
+            wait for the data), which is no loss for a file that is written every few seconds.
 
     Raises:
         OSError: the file cannot be written.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text)
-    partial.replace(path)
+    # Random, because neither a pid nor the name of a machine is unique among containers with one file system.
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+    try:
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
+    if durable:
+        _sync_directory(path.parent)
 
 
-def read_text(path: Path) -> str:
+def _sync_directory(directory: Path) -> None:
+    """Store the new entry of a directory on disk, where the file system supports this."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def check_writable(directory: Path) -> None:
+    """Check that files can be written in a directory: a quota or a full disk shows only when data reaches the disk.
+
+    Raises:
+        StudyError: a small file cannot be written.
+    """
+    try:
+        probe = directory / f".probe.{secrets.token_hex(6)}"
+        try:
+            write_atomically(probe, "x" * 4096)
+        finally:
+            probe.unlink(missing_ok=True)
+    except OSError as cause:
+        raise StudyError(
+            f"'{directory}' cannot be written ({cause.strerror}); make room there, or correct its permissions, and try "
+            "again."
+        ) from cause
+
+
+def file_system_now(directory: Path) -> float:
+    """Return the time of the file system's server in Unix seconds, with which modification times can be compared.
+
+    The clocks of other machines, which write the files, may differ from it and from the clock of this machine. Where no
+    file can be written, the clock of this machine must do.
+    """
+    probe = directory / f".time.{secrets.token_hex(6)}"
+    try:
+        probe.touch()
+        return probe.stat().st_mtime
+    except OSError:
+        return clock.now()
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink(missing_ok=True)
+
+
+def read_text(path: Path, *, limit: int = LIMIT_BYTES, errors: str = "strict") -> str:
     """Return the text of a file that another node may replace at the same time.
 
-    NFS may then report a stale file handle, ESTALE (open(2), nfs(5)); this function repeats the read a few times.
+    After a transient error, the function tries again for half a second. It does not wait for the writer of a FIFO, and
+    does not read a device.
+
+    Args:
+        path: A UTF-8 file.
+        limit: The largest number of bytes.
+        errors: How to decode bytes that are not UTF-8, as in `bytes.decode`.
 
     Raises:
         OSError: the file cannot be read.
+        DamagedFileError: it is no regular file, is too large, or is not UTF-8.
     """
-    for _ in range(_STALE_ATTEMPTS - 1):
+    for delay_s in _READ_DELAYS_S:
         try:
-            return path.read_text()
+            return _read_once(path, limit, errors)
         except OSError as error:
-            if error.errno != errno.ESTALE:
+            if error.errno not in TRANSIENT_ERRORS:
                 raise
-    return path.read_text()
+            clock.sleep(delay_s)
+    return _read_once(path, limit, errors)
+
+
+def _read_once(path: Path, limit: int, errors: str) -> str:
+    with _open_regular(path) as file:
+        is_too_large = os.fstat(file.fileno()).st_size > limit
+        data = b"" if is_too_large else file.read(limit + 1)
+    if is_too_large or len(data) > limit:
+        raise DamagedFileError.at(path, f"it is larger than {limit} bytes")
+    try:
+        return data.decode(errors=errors)
+    except UnicodeDecodeError as cause:
+        raise DamagedFileError.at(path, f"it is not UTF-8 ({cause})") from cause
+
+
+def read_json(path: Path) -> Any:
+    """Return the value in a JSON file.
+
+    Raises:
+        OSError: the file cannot be read.
+        DamagedFileError: it is not a JSON file.
+    """
+    try:
+        return json.loads(read_text(path))
+    except DamagedFileError:
+        raise
+    except (ValueError, RecursionError) as cause:
+        raise DamagedFileError.at(path, f"it is not JSON ({cause})") from cause
+
+
+def _open_regular(path: Path) -> BinaryIO:
+    """Open a regular file for reading.
+
+    Raises:
+        OSError: the file cannot be opened.
+        DamagedFileError: it is a directory, a FIFO, a socket or a device.
+    """
+    try:
+        # Without O_NONBLOCK, a FIFO would block this process until another process writes to it (open(2)).
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+    except OSError as cause:
+        if cause.errno == errno.ENXIO:  # a socket, or a device without hardware
+            raise DamagedFileError.at(path, "it is not a regular file") from cause
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise DamagedFileError.at(path, "it is not a regular file")
+    return os.fdopen(descriptor, "rb")
 
 
 def tail(path: Path, size: int = TAIL_BYTES) -> str:
@@ -58,10 +220,10 @@ def tail(path: Path, size: int = TAIL_BYTES) -> str:
         size: The largest number of bytes.
     """
     try:
-        with path.open("rb") as file:
+        with _open_regular(path) as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - size))
             return file.read(size).decode(errors="replace").strip()
-    except OSError:
+    except (OSError, DamagedFileError):
         return ""
 
 
@@ -79,7 +241,7 @@ def shared_lock(path: Path, timeout_s: float = 0.0) -> Iterator[bool]:
         Whether no writer holds the lock.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a FIFO must not block
     except FileNotFoundError:
         yield True
         return

@@ -11,7 +11,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import psutil
@@ -23,14 +23,22 @@ __all__ = [
     "adopt_orphans",
     "die_with_parent",
     "end_descendants",
+    "end_found",
     "end_marked",
     "host_name",
+    "is_this_machine",
+    "machine_id",
     "machine_number",
+    "marked",
     "usable_cpus",
 ]
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
+# Time in which all descendants of a supervisor must be dead.
+_DESCENDANTS_LIMIT_S = 10.0
+# Rounds of SIGKILL: a process may start another one between two looks at the list of processes.
+_KILL_ROUNDS = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,9 +66,9 @@ class ProcessId:
         return _start_time(self.pid) == self.start
 
     def signal(self, number: signal.Signals, *, group: bool = False) -> None:
-        """Send a signal to the process, or to its process group, if it is alive."""
+        """Send a signal to the process, or to its process group, if it is alive and accepts signals of this user."""
         if self.is_alive:
-            with contextlib.suppress(ProcessLookupError):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, number) if group else os.kill(self.pid, number)
 
 
@@ -95,30 +103,66 @@ def end_descendants() -> None:
     """Kill all descendants of this process, one generation after the other.
 
     The orphans of a generation become children of this process (`adopt_orphans`). Only this process can reap them.
+    The function gives up a process that cannot be killed, because the kernel or another user holds it.
     """
-    while children := psutil.Process().children():
+    deadline = clock.monotonic() + _DESCENDANTS_LIMIT_S
+    while (children := psutil.Process().children()) and clock.monotonic() < deadline:
         for child in children:
-            with contextlib.suppress(psutil.NoSuchProcess):
+            with contextlib.suppress(psutil.Error):
                 child.kill()
-        psutil.wait_procs(children)
+        psutil.wait_procs(children, timeout=max(0.0, deadline - clock.monotonic()))
 
 
 def host_name() -> str:
-    """Return the name of this machine in heartbeats and locks."""
+    """Return the name of this machine for messages; containers and cloned machines may have equal names."""
     return socket.gethostname()
 
 
-def _marked(name: str, value: str) -> Iterator[int]:
-    """Yield the processes of this machine that have ``name=value`` in their environment.
+@functools.cache
+def machine_id() -> str:
+    """Identify the boot and the PID namespace of this process: only there do its process numbers mean anything.
 
-    `psutil.Process.environ` stops at an entry that a process has cleared, for example a password.
+    Two containers of one machine have different identities. So have two machines with equal names, and a machine before
+    and after its restart. The text is empty where the kernel does not tell (only Linux does).
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        namespace = Path("/proc/self/ns/pid").stat()
+    except OSError:
+        return ""
+    return hashlib.sha256(f"{boot} {namespace.st_dev} {namespace.st_ino}".encode()).hexdigest()[:16]
+
+
+def is_this_machine(machine: str, host: str = "") -> bool:
+    """Tell whether process numbers that another process has stored are numbers of this machine.
+
+    Args:
+        machine: Its `machine_id`; empty for a file of release 0.1, and where the kernel does not tell.
+        host: Its `host_name`, which decides without an identity; empty when it is unknown.
+    """
+    if machine and machine_id():
+        return machine == machine_id()
+    return not host or host == host_name()
+
+
+def marked(name: str, value: str) -> Iterator[int]:
+    """Yield the processes of this machine whose environment has the variable `name` with a value.
+
+    The caller and its parent are left out. `psutil.Process.environ` stops at an entry that a process has cleared, for
+    example a password.
+
+    Args:
+        name: Name of the environment variable.
+        value: Its value; all values that begin with it, when it ends with a colon.
     """
     entry = os.fsencode(f"{name}={value}")
     own = {os.getpid(), os.getppid()}
     for pid in psutil.pids():
         with contextlib.suppress(OSError):
-            if pid not in own and entry in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
-                yield pid
+            if pid not in own:
+                entries = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+                if entry in entries or (value.endswith(":") and any(found.startswith(entry) for found in entries)):
+                    yield pid
 
 
 def end_marked(name: str, value: str, *, spare: frozenset[int] = frozenset(), grace_s: float = 5.0) -> int:
@@ -135,14 +179,37 @@ def end_marked(name: str, value: str, *, spare: frozenset[int] = frozenset(), gr
     Returns:
         The number of processes that were found before the first signal.
     """
-    found = [ProcessId.of(pid) for pid in _marked(name, value) if pid not in spare]
+    found, _ = end_found(lambda: (pid for pid in marked(name, value) if pid not in spare), grace_s)
+    return len(found)
+
+
+def end_found(find: Callable[[], Iterable[int]], grace_s: float) -> tuple[list[int], list[int]]:
+    """End the processes that a function finds: first with SIGTERM, then with SIGKILL until it finds none.
+
+    Args:
+        find: Finds the processes, again before each round.
+        grace_s: Seconds between SIGTERM and SIGKILL.
+
+    Returns:
+        The processes that were found before the first signal, and those that cannot be ended.
+    """
+    found = [ProcessId.of(pid) for pid in find()]
     for process in found:
         process.signal(signal.SIGTERM)
-    clock.wait_until(lambda: not any(process.is_alive for process in found), grace_s)
-    for pid in _marked(name, value):
-        if pid not in spare:
-            ProcessId.of(pid).signal(signal.SIGKILL)
-    return len(found)
+    _await_end(found, grace_s)
+    remaining: list[ProcessId] = []
+    for _ in range(_KILL_ROUNDS):
+        remaining = [process for process in map(ProcessId.of, find()) if process.is_alive]
+        if not remaining:
+            break
+        for process in remaining:
+            process.signal(signal.SIGKILL)
+        _await_end(remaining, 1.0)
+    return [process.pid for process in found], [process.pid for process in remaining if process.is_alive]
+
+
+def _await_end(processes: list[ProcessId], limit_s: float) -> None:
+    clock.wait_until(lambda: not any(process.is_alive for process in processes), limit_s)
 
 
 def usable_cpus() -> int:
@@ -152,6 +219,6 @@ def usable_cpus() -> int:
 
 @functools.cache
 def machine_number() -> int:
-    """Return a number of 64 bits that identifies this machine until it boots again."""
-    text = Path("/proc/sys/kernel/random/boot_id").read_bytes()
-    return int.from_bytes(hashlib.sha256(text).digest()[:8], "little")
+    """Return the identity of this machine as a number of 64 bits, for the ledger."""
+    text = machine_id() or host_name()
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")

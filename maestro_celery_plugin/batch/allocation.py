@@ -21,10 +21,14 @@ from typing import Any
 
 from maestro_celery_plugin import clock
 from maestro_celery_plugin.batch.base import JobReport
-from maestro_celery_plugin.files import tail, write_atomically
+from maestro_celery_plugin.config import conversion
+from maestro_celery_plugin.errors import DamagedFileError
+from maestro_celery_plugin.files import read_json, tail, write_atomically
 from maestro_celery_plugin.states import AllocationState
 
-__all__ = ["Allocation", "new_directory", "read_allocations"]
+__all__ = ["Allocation", "allocation_files", "new_directory", "read_allocation", "read_allocations"]
+
+_REMEDY = "cancel the batch job that was submitted in this directory, if it still runs, and remove the file"
 
 
 @dataclasses.dataclass
@@ -116,11 +120,37 @@ def read_allocations(directory: Path) -> Iterator[Allocation]:
 
     Args:
         directory: Directory of the allocations of a study.
+
+    Raises:
+        OSError: a file cannot be read.
+        DamagedFileError: a file is not that of an allocation.
     """
-    for path in sorted(directory.glob("*/*/allocation.json"), key=lambda p: (p.parent.parent.name, int(p.parent.name))):
-        values: dict[str, Any] = json.loads(path.read_text())
-        state = AllocationState[values.pop("state")]
-        yield Allocation(path.parent.parent.name, int(path.parent.name), path.parent, state=state, **values)
+    for path in allocation_files(directory):
+        yield read_allocation(path)
+
+
+def allocation_files(directory: Path) -> list[Path]:
+    """Return the files of all allocations of a study, by name and number."""
+    paths = (path for path in directory.glob("*/*/allocation.json") if path.parent.name.isdigit())
+    return sorted(paths, key=lambda path: (path.parent.parent.name, int(path.parent.name)))
+
+
+def read_allocation(path: Path) -> Allocation:
+    """Return the allocation that a file describes.
+
+    Raises:
+        OSError: the file cannot be read.
+        DamagedFileError: it is not the file of an allocation.
+    """
+    place = {"name": path.parent.parent.name, "number": int(path.parent.name), "directory": path.parent}
+    try:
+        values: dict[str, Any] = read_json(path)
+        return conversion.from_dict(Allocation, {**values, "state": AllocationState[values["state"]], **place})
+    except DamagedFileError as error:
+        raise DamagedFileError.at(path, error.problem, _REMEDY) from error
+    except (ValueError, LookupError, TypeError) as cause:
+        problem = conversion.summary(cause) if isinstance(cause, ValueError) else "it is not the state of an allocation"
+        raise DamagedFileError.at(path, problem, _REMEDY) from cause
 
 
 def new_directory(parent: Path, name: str) -> tuple[int, Path]:

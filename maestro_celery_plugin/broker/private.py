@@ -11,7 +11,7 @@ import sys
 from maestro_celery_plugin import clock
 from maestro_celery_plugin.errors import BrokerError
 from maestro_celery_plugin.files import tail
-from maestro_celery_plugin.processes import ProcessId
+from maestro_celery_plugin.processes import ProcessId, is_this_machine
 from maestro_celery_plugin.study.session import Session
 
 __all__ = ["check_address", "cluster_address", "find_server", "start", "supervisor_of"]
@@ -98,9 +98,9 @@ def start(session: Session) -> None:
 
 
 def supervisor_of(session: Session) -> ProcessId | None:
-    """Return the supervisor of the session's private broker; None if it is dead, and for a broker by URL."""
+    """Return the supervisor of the session's private broker on this machine; None if it is dead, or for a URL."""
     broker = session.read_broker()
-    if broker is None or broker.supervisor is None:
+    if broker is None or broker.supervisor is None or not is_this_machine(broker.machine):
         return None
     supervisor = ProcessId(*broker.supervisor)
     return supervisor if supervisor.is_alive else None

@@ -25,7 +25,7 @@ from kombu.utils.url import as_url, url_to_parts
 from maestro_celery_plugin import clock
 from maestro_celery_plugin.broker.private import find_server
 from maestro_celery_plugin.files import write_atomically
-from maestro_celery_plugin.processes import ProcessId, die_with_parent
+from maestro_celery_plugin.processes import ProcessId, die_with_parent, machine_id
 from maestro_celery_plugin.study.session import BrokerLocation, Session
 
 __all__ = ["main"]
@@ -105,7 +105,8 @@ class Supervisor:
             BrokerLocation(
                 url=as_url("redis", self._host, port, None, self._password, "0"),
                 supervisor=self._identity,
-                generation=f"{os.getpid()}.{self._generation}",
+                generation=f"{machine_id()}.{os.getpid()}.{self._generation}",
+                machine=machine_id(),
             )
         )
 
@@ -122,7 +123,7 @@ class Supervisor:
             "maxmemory-policy noeviction",
             f"dir {self._session.path}",
         ]
-        write_atomically(path, "\n".join(lines) + "\n", mode=0o600)
+        write_atomically(path, "\n".join(lines) + "\n", mode=0o600, durable=False)
         return path
 
     def _client(self, port: int) -> redis.Redis:
@@ -157,7 +158,7 @@ class Supervisor:
                 self._server.kill()
         broker = self._session.read_broker()
         # A conductor on another machine may have started another supervisor.
-        if broker is not None and broker.supervisor == self._identity:
+        if broker is not None and (broker.machine, broker.supervisor) == (machine_id(), self._identity):
             self._session.remove_broker()
 
 

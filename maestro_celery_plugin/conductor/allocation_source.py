@@ -178,8 +178,7 @@ class AllocationSource:
         if self.current is not None and not self.current.released:
             LOGGER.info("No step needs allocation '%s' any more.", self.current.label)
             self._released_at = clock.monotonic()
-            self.current.released = True
-            self.current.store()
+            self._store_release(self.current)
             if by_force:
                 self.cancel()
         elif clock.monotonic() - self._released_at > LEAVE_LIMIT_S:
@@ -197,9 +196,17 @@ class AllocationSource:
         allocation = self.current
         if allocation is None or not self.is_open:
             return
-        allocation.released = True
-        allocation.store()
+        self._store_release(allocation)
         self._cancel(allocation)
+
+    @staticmethod
+    def _store_release(allocation: Allocation) -> None:
+        """Store that the study does not need an allocation any more; a full disk must not keep the allocation open."""
+        allocation.released = True
+        try:
+            allocation.store()
+        except OSError as error:
+            LOGGER.error("The release of allocation '%s' cannot be stored: %s", allocation.label, error)
 
     def _cancel(self, allocation: Allocation) -> None:
         try:

@@ -18,7 +18,7 @@ from maestro_celery_plugin.conductor.allocation_request import AllocationRequest
 from maestro_celery_plugin.config.settings import BatchSettings
 from maestro_celery_plugin.config.walltime import clock_text
 from maestro_celery_plugin.errors import AllocationError, AllocationExpiredError, BatchSystemUnavailableError
-from maestro_celery_plugin.processes import ProcessId
+from maestro_celery_plugin.processes import ProcessId, is_this_machine, machine_id
 from maestro_celery_plugin.states import AllocationState
 
 __all__ = ["BatchJobs", "Jobs", "ProcessJobs"]
@@ -65,10 +65,11 @@ class BatchJobs:
 
     Args:
         system: The batch system.
+        settings: The batch settings with which jobs are cancelled.
     """
 
-    def __init__(self, system: BatchSystem) -> None:
-        self._system = system
+    def __init__(self, system: BatchSystem, settings: BatchSettings | None = None) -> None:
+        self._system, self._settings = system, settings or BatchSettings()
 
     def _adapter(self, request: AllocationRequest) -> Any:
         arguments = self._system.adapter_arguments(request.settings)
@@ -142,7 +143,7 @@ class BatchJobs:
 
     def cancel(self, job: str) -> None:
         """Cancel through Maestro's adapter."""
-        arguments = self._system.adapter_arguments(BatchSettings())
+        arguments = self._system.adapter_arguments(self._settings)
         try:
             adapter = ScriptAdapterFactory.get_adapter(self._system.adapter)(**arguments)
             record = adapter.cancel_jobs([job])
@@ -213,7 +214,7 @@ class ProcessJobs:
                 stderr=err,
                 start_new_session=True,
             )
-        job = f"{process.pid}:{ProcessId.of(process.pid).start}"
+        job = f"{process.pid}:{ProcessId.of(process.pid).start}:{machine_id()}"
         self._processes[job] = process
         return job
 
@@ -223,7 +224,8 @@ class ProcessJobs:
             return self._outside.report(job)
         process = self._processes.get(job)
         if process is None:
-            is_alive = _process_of(job).is_alive
+            earlier = _process_of(job)
+            is_alive = earlier is not None and earlier.is_alive
             return JobReport(AllocationState.RUNNING if is_alive else AllocationState.GONE)
         code = process.poll()
         if code is None:
@@ -237,7 +239,9 @@ class ProcessJobs:
     def cancel(self, job: str) -> None:
         """End the processes that start the workers; they end the workers."""
         if _is_process(job):
-            _process_of(job).signal(signal.SIGTERM, group=True)
+            process = _process_of(job)
+            if process is not None:
+                process.signal(signal.SIGTERM, group=True)
         else:
             self._outside.cancel(job)
 
@@ -246,6 +250,7 @@ def _is_process(job: str) -> bool:
     return ":" in job
 
 
-def _process_of(job: str) -> ProcessId:
-    pid, _, start = job.partition(":")
-    return ProcessId(int(pid), int(start))
+def _process_of(job: str) -> ProcessId | None:
+    """Return the process of a job ``pid:start:machine``; None for a process of another machine."""
+    pid, start, *machine = job.split(":")
+    return ProcessId(int(pid), int(start)) if is_this_machine("".join(machine)) else None

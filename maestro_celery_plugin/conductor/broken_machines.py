@@ -98,7 +98,7 @@ class BrokenMachines:
         """Tell whether a worker on another machine can run the same samples."""
         queues = set(self._pool.groups[suspect.group].task_queues)
         return any(
-            beat.host != suspect.host and beat.state in ("idle", "busy")
+            (beat.machine, beat.host) != (suspect.machine, suspect.host) and beat.state in ("idle", "busy")
             for beat in self._pool.alive.values()
             if queues.intersection(self._pool.groups[beat.group].task_queues)
         )

@@ -233,14 +233,12 @@ class Coordinator:
             return
         self._closed = True
         _COORDINATORS.pop(self._plan.root, None)
-        self._scaling.end()
-        self._records.close()
-        self._publisher.close()
-        self._lock.release()
+        for action in (self._scaling.end, self._records.close, self._publisher.close, self._lock.release):
+            _try(action)
 
 
 def _try(action: Callable[[], None]) -> None:
-    """Run an action; log its error, because the next `_refresh` runs the action again."""
+    """Run an action; log its error: the next `_refresh` runs the action again, and at the end others follow."""
     try:
         action()
     except (EnsembleError, OSError) as error:

@@ -8,7 +8,6 @@ from collections.abc import Set
 from maestro_celery_plugin import clock
 from maestro_celery_plugin.conductor.step_records import StepRecords
 from maestro_celery_plugin.conductor.worker_pool import WorkerPool
-from maestro_celery_plugin.processes import host_name
 from maestro_celery_plugin.study.heartbeats import SILENCE_LIMIT_S
 
 __all__ = ["DeadWorkers"]
@@ -53,7 +52,7 @@ class DeadWorkers:
         for beat in dead:
             LOGGER.warning("Worker '%s' on %s has died.", beat.name, beat.node)
             self._pool.reap(beat)
-        silent = {beat.name for beat in dead if beat.host != host_name()}
+        silent = {beat.name for beat in dead if not beat.is_here}
         self._seen.update(self._pool.alive, (beat.name for beat in dead))
         lost = holders.union(beat.name for beat in dead).difference(self._pool.alive)
         lost -= self._unseen(lost)

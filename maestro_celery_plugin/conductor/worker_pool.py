@@ -6,6 +6,7 @@ its workers on another machine.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import signal
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,7 +17,8 @@ from maestro_celery_plugin.conductor.allocation_source import AllocationSource
 from maestro_celery_plugin.conductor.local_workers import LocalWorkers
 from maestro_celery_plugin.conductor.worker_sources import WorkerSource
 from maestro_celery_plugin.config.settings import WorkerGroupSettings
-from maestro_celery_plugin.processes import ProcessId, end_marked, host_name
+from maestro_celery_plugin.errors import EnsembleError
+from maestro_celery_plugin.processes import ProcessId, end_marked
 from maestro_celery_plugin.states import AllocationState
 from maestro_celery_plugin.study.heartbeats import SILENCE_LIMIT_S, Heartbeat
 from maestro_celery_plugin.study.session import Session
@@ -34,6 +36,15 @@ SWEEP_LIMIT_S = 6.0
 _LEAVE_LIMIT_S = 9.0
 # Time for an allocation to end after its workers have left; then it is cancelled.
 _ALLOCATION_END_LIMIT_S = 3.0
+
+
+@contextlib.contextmanager
+def _logged(problem: str) -> Iterator[None]:
+    """Log an error of a file or a process and continue, because the end of other workers must not depend on it."""
+    try:
+        yield
+    except (OSError, EnsembleError) as error:
+        LOGGER.error("%s: %s", problem, error)
 
 
 class WorkerPool:
@@ -71,7 +82,7 @@ class WorkerPool:
     def _is_alive(self, beat: Heartbeat) -> bool:
         if beat.allocation in self._ended:
             return False
-        if beat.host == host_name():
+        if beat.is_here:
             return ProcessId(*beat.process).is_alive
         last_beat, changed_at = self._beats.get(beat.name, (-1, 0.0))
         if beat.beat != last_beat:
@@ -82,14 +93,15 @@ class WorkerPool:
     def kill(self, name: str) -> None:
         """Kill a worker on this machine; request a worker on another machine to leave (its supervisor enforces it)."""
         beat = self.alive.get(name)
-        if beat is not None and beat.host == host_name():
+        if beat is not None and beat.is_here:
             ProcessId(*beat.process).signal(signal.SIGKILL)
         elif beat is not None and not self._session.worker_stop_requested(name.partition(".")[0]):
-            self._session.request_worker_stop(name.partition(".")[0])
+            with _logged(f"Worker '{name}' cannot be asked to end"):
+                self._session.request_worker_stop(name.partition(".")[0])
 
     def reap(self, beat: Heartbeat) -> None:
         """End the samples of a dead worker on this machine, and remove its heartbeat."""
-        if beat.host == host_name():
+        if beat.is_here:
             supervisor = ProcessId(*beat.supervisor)
             worker, _, pool_process = beat.name.partition(".")
             if pool_process and supervisor.is_alive:
@@ -97,7 +109,8 @@ class WorkerPool:
             else:  # the supervisor ends the samples, unless it was killed
                 clock.wait_until(lambda: not supervisor.is_alive, SWEEP_LIMIT_S)
                 end_marked(MARKER, mark(self._session, worker), spare=frozenset({supervisor.pid}))
-        self._session.heartbeats.remove(beat.name)
+        with _logged(f"The heartbeat of worker '{beat.name}' cannot be removed"):
+            self._session.heartbeats.remove(beat.name)
 
     def free_slots(self, group: str, leases: Mapping[str, int], record: int) -> int:
         """Return how many free slots of a group's live workers accept samples of a step record.
@@ -115,7 +128,7 @@ class WorkerPool:
 
     def machines(self, groups: Iterable[str]) -> int:
         """Return the number of machines with a live worker of these groups."""
-        return len({beat.host for beat in self.alive.values() if beat.group in groups})
+        return len({(beat.machine, beat.host) for beat in self.alive.values() if beat.group in groups})
 
     def ensure(self, group: str) -> None:
         """Start workers of a group, unless workers of the group live or are about to start.
@@ -188,28 +201,35 @@ class WorkerPool:
         workers = [beat.name for beat in self.alive.values() if beat.allocation == label]
         # One request per worker: a second request to a worker that has left would never be removed.
         for name in set(workers) - self._requested_to_leave:
-            self._session.request_worker_stop(name)
-        self._requested_to_leave.update(workers)
+            with _logged(f"Worker '{name}' cannot be asked to leave"):
+                self._session.request_worker_stop(name)
+                self._requested_to_leave.add(name)
         source.release(by_force=not workers)
 
     # --- end ---
 
     def stop(self) -> None:
-        """End all workers and allocations, and wait for their end."""
-        self._session.request_stop()
-        self.refresh()
+        """End all workers and allocations, and wait for their end; an error of one part does not stop the others."""
+        with _logged("The workers cannot be asked to end"):
+            self._session.request_stop()
+        with _logged("The heartbeats cannot be read"):
+            self.refresh()
         for source in self.allocation_sources:
             if source.current is not None and source.current.state is AllocationState.PENDING:
-                source.cancel()
-        self._stop_local()
-        self._end_allocations()
-        for beat in self._session.heartbeats.all():
-            if beat.host == host_name():
-                self.reap(beat)
+                with _logged(f"Allocation '{source.current.label}' cannot be cancelled"):
+                    source.cancel()
+        with _logged("The workers on this machine cannot be ended"):
+            self._stop_local()
+        with _logged("The allocations cannot be ended"):
+            self._end_allocations()
+        with _logged("The workers that have died cannot be found"):
+            for beat in self._session.heartbeats.all():
+                if beat.is_here:
+                    self.reap(beat)
 
     def _stop_local(self) -> None:
         """End the workers on this machine with a signal; they need not wait until they read the request to stop."""
-        local = [beat for beat in self.alive.values() if beat.host == host_name() and not beat.allocation]
+        local = [beat for beat in self.alive.values() if beat.is_here and not beat.allocation]
         started = [s for s in self._sources.values() if isinstance(s, LocalWorkers)]
         supervisors = {ProcessId(*beat.supervisor) for beat in local}
         supervisors.update(s.supervisor for s in started if s.supervisor is not None)
@@ -236,7 +256,10 @@ class WorkerPool:
 
         clock.wait_until(have_left, _LEAVE_LIMIT_S, interval_s=0.1)
         for source in still_open:
-            if not source.await_end(_ALLOCATION_END_LIMIT_S):
+            with _logged(f"The end of allocation '{source.name}' cannot be observed"):
+                if source.await_end(_ALLOCATION_END_LIMIT_S):
+                    continue
+            with _logged(f"The end of allocation '{source.name}' cannot be observed"):
                 source.cancel()
                 if not source.await_end(_STOP_LIMIT_S) and source.current is not None:
                     job = source.current.job

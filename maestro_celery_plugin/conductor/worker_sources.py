@@ -66,7 +66,7 @@ def _allocation_source(plan: StudyPlan, session: Session, allocation: str, names
     first = config_of(plan.settings, names[0])
     system = _system_of(first)
     current = system.current_allocation(os.environ)
-    jobs: Jobs = BatchJobs(system)
+    jobs: Jobs = BatchJobs(system, first.batch)
     if current is not None:
         jobs = ProcessJobs(current.job, Deadline.of(system, first, os.environ), jobs)
 

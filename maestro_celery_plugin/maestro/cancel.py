@@ -1,4 +1,4 @@
-"""Cancellation of a study whose conductor is dead: `maestro cancel` ends its workers and batch jobs here.
+"""Cancellation of a study whose conductor is dead: `maestro cancel` ends its processes here, and its batch jobs.
 
 Maestro writes a request to the conductor (conductor.py:283), which a dead conductor does not read.
 """
@@ -9,18 +9,23 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from maestro_celery_plugin.batch.allocation import Allocation, read_allocations
+from maestro_celery_plugin.batch.allocation import Allocation, allocation_files, read_allocation
 from maestro_celery_plugin.conductor.batch_jobs import BatchJobs
 from maestro_celery_plugin.config.groups import allocation_name, batch_of
-from maestro_celery_plugin.errors import AllocationError, EnsembleError
+from maestro_celery_plugin.config.settings import BatchSettings
+from maestro_celery_plugin.errors import AllocationError, DamagedFileError, EnsembleError
 from maestro_celery_plugin.maestro.native_steps import NativeSteps
 from maestro_celery_plugin.plugins import batch_system
-from maestro_celery_plugin.report.reader import StatusReader
+from maestro_celery_plugin.processes import ProcessId
 from maestro_celery_plugin.study.conductor_lock import has_conductor
 from maestro_celery_plugin.study.plan import CANCEL_REQUEST, StudyPlan
 from maestro_celery_plugin.study.session import Session
+from maestro_celery_plugin.study.study_processes import Ended, StudyProcesses
 
-__all__ = ["cancel_all", "cancel_orphans"]
+__all__ = ["batch_settings", "cancel_all", "cancel_orphans", "described", "end_here", "workers_elsewhere"]
+
+# The number of workers on other machines that a message names.
+_SHOWN = 5
 
 
 def cancel_all(cancel: Callable[[], int], directories: Sequence[Path]) -> int:
@@ -54,42 +59,93 @@ def _note_time(study: Path) -> int:
 
 
 def cancel_orphans(plan: StudyPlan) -> list[str]:
-    """Cancel the workers and jobs of a study, if it has no conductor.
+    """Cancel the processes and jobs of a study, if it has no conductor.
 
     Returns:
         A report in sentences; empty for a dry run, and for a study whose conductor will cancel it.
 
     Raises:
-        OSError: the files of the study cannot be read or written.
+        OSError: the files of the study cannot be read.
     """
     if has_conductor(plan) or not plan.session.exists():
         return []
     sentences = list(_cancel(plan))
     if not sentences:
-        return ["This study has no conductor, and no workers or jobs."]
+        return ["This study has no conductor, and no workers, samples or jobs."]
     resume = f"`maestro-celery resume {plan.root}` would continue it."
-    return ["This study has no conductor. Its workers and jobs are cancelled:", *sentences, resume]
+    return ["This study has no conductor. What it has left is cancelled:", *sentences, resume]
 
 
 def _cancel(plan: StudyPlan) -> Iterator[str]:
-    Session(plan.session).request_stop()
-    workers = [worker for worker in StatusReader(plan.root).read().workers if worker.state not in ("dead", "awaited")]
-    if workers:
-        yield f"{len(workers)} {'worker was' if len(workers) == 1 else 'workers were'} asked to end."
-    groups = plan.settings.resources.workers.items()
-    types = {allocation_name(name, group): batch_of(plan.settings, group).type for name, group in groups}
-    for allocation in read_allocations(plan.allocations):
-        if allocation.is_open or allocation.is_submission_unknown:
-            yield from _cancel_allocation(allocation, types[allocation.name])
+    """End what a dead conductor has left; an error of one part does not stop the others."""
+    session = Session(plan.session)
+    try:
+        session.request_stop()
+    except OSError as error:
+        yield f"Workers on other machines cannot be asked to end: {error}."
+    yield from end_here(plan.root)
+    elsewhere = workers_elsewhere(session)
+    if elsewhere:
+        yield f"Workers on other machines were asked to end; this machine cannot reach them: {elsewhere}."
+    for path in allocation_files(plan.allocations):
+        try:
+            allocation = read_allocation(path)
+            if allocation.is_open or allocation.is_submission_unknown:
+                yield from _cancel_allocation(allocation, batch_settings(plan, allocation.name))
+        except (OSError, DamagedFileError) as error:
+            yield f"The batch job of allocation '{path.parent.parent.name}/{path.parent.name}' may still run: {error}"
     yield from NativeSteps(plan).cancel_orphans()
 
 
-def _cancel_allocation(allocation: Allocation, type: str) -> Iterator[str]:
+def end_here(root: Path) -> Iterator[str]:
+    """End all processes of a study on this machine; yield what was ended, and what cannot be ended."""
+    ended = StudyProcesses(root).end_all()
+    text = described(ended)
+    if text:
+        yield f"Ended on this machine: {text}."
+    if ended.remaining:
+        yield f"These processes cannot be ended: {', '.join(map(str, ended.remaining))}; end them as their user."
+    heartbeats = Session(root / "merlin_info" / "session").heartbeats
+    for beat in heartbeats.all():
+        if beat.is_here and not ProcessId(*beat.process).is_alive:
+            heartbeats.remove(beat.name)
+
+
+def described(ended: Ended) -> str:
+    """Return what was ended as text: ``1 worker with its samples, the private broker``."""
+    parts = []
+    if ended.workers:
+        parts.append(
+            "1 worker with its samples" if ended.workers == 1 else f"{ended.workers} workers with their samples"
+        )
+    if ended.samples:
+        noun = "process" if ended.samples == 1 else "processes"
+        parts.append(f"{ended.samples} {noun} of samples without a worker")
+    if ended.brokers:
+        parts.append("the private broker")
+    return ", ".join(parts)
+
+
+def workers_elsewhere(session: Session) -> str:
+    """Return the live workers on other machines as text; empty without such workers."""
+    names = [f"'{beat.name}' on {beat.node}" for beat in session.heartbeats.live_elsewhere() if "." not in beat.name]
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
+
+
+def batch_settings(plan: StudyPlan, allocation: str) -> BatchSettings:
+    """Return the batch settings of the groups of an allocation; those of the study for an unknown allocation."""
+    groups = plan.settings.resources.workers.items()
+    by_name = {allocation_name(name, group): batch_of(plan.settings, group) for name, group in groups}
+    return by_name.get(allocation, plan.settings.batch)
+
+
+def _cancel_allocation(allocation: Allocation, settings: BatchSettings) -> Iterator[str]:
     """Cancel the open job of an allocation, and release the allocation."""
-    system = batch_system(type)
+    system = batch_system(settings.type)
     if system is None:
         return
-    jobs, name = BatchJobs(system), f"allocation '{allocation.label}'"
+    jobs, name = BatchJobs(system, settings), f"allocation '{allocation.label}'"
     try:
         allocation.job = allocation.job or jobs.find_job(allocation.directory)
         if allocation.job is None:

@@ -14,7 +14,8 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from maestro_celery_plugin.files import is_locked, write_atomically
+from maestro_celery_plugin.errors import DamagedFileError
+from maestro_celery_plugin.files import is_locked, read_json, write_atomically
 
 __all__ = ["NativeStepState"]
 
@@ -53,8 +54,8 @@ class NativeStepState:
     def read_job(self) -> Any:
         """Return the batch system's identifier of the last job; None without a job."""
         try:
-            return json.loads(self._job.read_text())
-        except (FileNotFoundError, json.JSONDecodeError):
+            return read_json(self._job)
+        except (FileNotFoundError, DamagedFileError):
             return None
 
     @property

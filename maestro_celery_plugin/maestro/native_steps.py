@@ -213,11 +213,28 @@ class NativeSteps:
         try:
             if not system.reports([str(job)])[str(job)].state.is_open:
                 return
-            BatchJobs(system).cancel(str(job))
+            BatchJobs(system, self._plan.settings.batch).cancel(str(job))
         except AllocationError as error:
             yield f"Job {job} of '{job.record}' may still run: {error}"
         else:
             yield f"Job {job} of '{job.record}' is cancelled."
+
+    def open_jobs(self) -> Iterator[str]:
+        """Yield the batch jobs of a dead conductor that are open, or that may be open because nobody can tell."""
+        system = batch_system(self._plan.settings.batch.type)
+        if system is None:
+            return
+        for path in sorted(self._plan.native.glob("*")):
+            state = NativeStepState(path)
+            job = state.read_job()
+            if state.is_interrupted:
+                yield f"perhaps a batch job of '{unquote(path.name)}', whose submission was interrupted"
+            elif job is not None and not state.has_finished:
+                try:
+                    if system.reports([str(job)])[str(job)].state.is_open:
+                        yield f"the batch job {job}"
+                except AllocationError as error:
+                    yield f"perhaps the batch job {job} ({error})"
 
     def cancel(self, jobs: Iterable[NativeJob]) -> CancelCode:
         """Cancel batch jobs; return ERROR unless the batch system accepts the cancellation."""

@@ -26,6 +26,7 @@ from maestro_celery_plugin.study.conductor_lock import LOCK_LIMIT_S, file_lock, 
 from maestro_celery_plugin.study.manifest import Manifest
 from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.session import BrokerLocation, Session
+from maestro_celery_plugin.study.study_processes import StudyProcesses
 
 __all__ = ["rerun_failed", "resume"]
 
@@ -92,9 +93,29 @@ def _prepare(plan: StudyPlan, broker: str | None, broker_host: str | None, *, fa
             host = broker_host or cluster_address()
             check_address(host)
             session.write_broker_host(host)
+        _end_leftovers(plan)
         plan.cancel_request.unlink(missing_ok=True)
         session.revoke_stop()
         return rerun_failed(plan) if failed else 0
+
+
+def _end_leftovers(plan: StudyPlan) -> None:
+    """End the samples of dead workers on this machine: the new conductor runs these samples again.
+
+    Workers that live continue, and so do the scripts of native steps. The steps of the workers have a manifest.
+    """
+    manifests = plan.records.rglob("manifest.json")
+    workspaces = [plan.root / path.parent.relative_to(plan.records) for path in manifests]
+    count, remaining = StudyProcesses(plan.root).end_orphans(workspaces)
+    if remaining:
+        numbers = ", ".join(map(str, remaining))
+        raise StudyError(
+            f"The processes {numbers} of dead workers of '{plan.root}' cannot be ended; end them as their user, and "
+            "resume again."
+        )
+    if count:
+        noun = "process" if count == 1 else "processes"
+        print(f"Ended {count} {noun} of samples whose worker is dead.", file=sys.stderr)
 
 
 def _prepare_broker(session: Session, url: str | None) -> None:

@@ -84,6 +84,14 @@ def _start_process(original: Callable[..., Any]) -> Callable[..., Any]:
     return start_process
 
 
+def _shutil(original: ModuleType) -> ModuleType:
+    """Return a module like `shutil` whose `rmtree` first ends the study in the directory that it removes."""
+    module = ModuleType(original.__name__, original.__doc__)
+    module.__dict__.update(vars(original))
+    module.rmtree = functools.partial(_end_and_remove, original.rmtree)  # type: ignore[attr-defined]
+    return module
+
+
 def _sleep(original: Callable[[float], None]) -> Callable[[float], None]:
     return _wait
 
@@ -106,6 +114,12 @@ TOUCHPOINTS = (
         "start_process",
         "maestro.py:528 starts 'nohup conductor ...' with it",
         _start_process,
+    ),
+    Touchpoint(
+        "maestrowf.maestro",
+        "shutil",
+        "maestro.py:395 removes the directory of an earlier study with it, after the consent of the user",
+        _shutil,
     ),
     Touchpoint("maestrowf.conductor", "sleep", "conductor.py:425 waits for the next poll with it", _sleep),
 )
@@ -164,6 +178,15 @@ def _guarded_cancel(cancel: Callable[[Any], int], namespace: argparse.Namespace)
     from maestro_celery_plugin.maestro.cancel import cancel_all
 
     return cancel_all(functools.partial(cancel, namespace), ensembles)
+
+
+def _end_and_remove(remove: Callable[..., None], path: Any, *args: Any, **kwargs: Any) -> None:
+    """End the ensemble study in a directory, then remove the directory; a directory without one is only removed."""
+    if Path(path, "merlin_info").is_dir():
+        from maestro_celery_plugin.maestro.earlier_study import end_earlier_study
+
+        end_earlier_study(Path(path).absolute())
+    remove(path, *args, **kwargs)
 
 
 def _with_own_conductor(command: Any) -> Any:

@@ -20,7 +20,7 @@ from maestro_celery_plugin.errors import StudyError
 from maestro_celery_plugin.ledger.entries import COORDINATOR, ENTRY, SUFFIX, Entries
 from maestro_celery_plugin.ledger.reader import LedgerReader
 from maestro_celery_plugin.ledger.sample_states import Counts
-from maestro_celery_plugin.processes import ProcessId, host_name
+from maestro_celery_plugin.processes import ProcessId
 from maestro_celery_plugin.report.model import AllocationStatus, StepStatus, StudyState, StudyStatus, WorkerStatus
 from maestro_celery_plugin.report.sample_status import RecordSamples, SampleStatus
 from maestro_celery_plugin.report.usage import AllocationUsage
@@ -116,7 +116,7 @@ class StatusReader:
 
     def _is_alive(self, beat: Heartbeat, conducted: bool) -> bool:
         """Tell whether a worker is alive; a live conductor removes the heartbeats of dead workers on other machines."""
-        if beat.host == host_name():
+        if beat.is_here:
             return ProcessId(*beat.process).is_alive
         written_at = self._session.heartbeats.path_of(beat.name).stat().st_mtime
         return conducted or clock.now() - written_at < SILENCE_LIMIT_S

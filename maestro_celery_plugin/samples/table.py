@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Protocol
 
 from maestro_celery_plugin.config import conversion
-from maestro_celery_plugin.errors import SampleError
-from maestro_celery_plugin.files import write_atomically
+from maestro_celery_plugin.errors import DamagedFileError, SampleError
+from maestro_celery_plugin.files import read_text, write_atomically
 
 __all__ = ["FileIdentity", "SampleTable", "recorded_identity", "verified_table"]
 
@@ -85,10 +85,13 @@ def recorded_identity(path: Path, cache: Path) -> FileIdentity:
     identity = FileIdentity.of(path)
     stored = cache / f"{identity.path_key}.json"
     try:
-        first = conversion.from_json(FileIdentity, stored.read_text())
+        first = conversion.from_json(FileIdentity, read_text(stored))
     except FileNotFoundError:
         write_atomically(stored, conversion.to_json(identity))
         return identity
+    except ValueError as cause:
+        remedy = f"remove it if '{path}' is as it was at the launch, or launch the study again"
+        raise DamagedFileError.at(stored, conversion.summary(cause), remedy) from cause
     if identity != first:
         raise _changed(first.path)
     return first

@@ -6,6 +6,7 @@ session/conductor.json        heartbeat of the conductor, and the allocations wi
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -15,7 +16,8 @@ from typing import Any
 
 from maestro_celery_plugin import clock
 from maestro_celery_plugin.config import conversion
-from maestro_celery_plugin.files import read_text, write_atomically
+from maestro_celery_plugin.files import file_system_now, read_json, read_text, write_atomically
+from maestro_celery_plugin.processes import is_this_machine
 
 __all__ = ["SILENCE_LIMIT_S", "ConductorWatch", "Heartbeat", "Heartbeats"]
 
@@ -30,7 +32,7 @@ class Heartbeat:
     Attributes:
         name: Name of the worker, unique in the session.
         group: Its worker group.
-        host: Host name of its machine.
+        host: Host name of its machine, for messages.
         node: Name of its machine in the batch system.
         supervisor: (pid, start time) of the supervisor process.
         process: (pid, start time) of the worker process; (0, 0) before it has started.
@@ -42,6 +44,7 @@ class Heartbeat:
         ends_at: End of the allocation (Unix seconds of the worker's machine); None for no end.
         refuses: Numbers of the step records whose samples it does not start any more, because the remaining
             time is too short.
+        machine: Identity of its machine (`processes.machine_id`); empty in a heartbeat of release 0.1.
     """
 
     name: str
@@ -56,6 +59,12 @@ class Heartbeat:
     allocation: str = ""
     ends_at: float | None = None
     refuses: tuple[int, ...] = ()
+    machine: str = ""
+
+    @property
+    def is_here(self) -> bool:
+        """Whether the worker runs on this machine, so that its process numbers can be checked."""
+        return is_this_machine(self.machine, self.host)
 
 
 class Heartbeats:
@@ -70,7 +79,7 @@ class Heartbeats:
 
     def write(self, heartbeat: Heartbeat) -> None:
         """Store the heartbeat of a worker."""
-        write_atomically(self.path_of(heartbeat.name), conversion.to_json(heartbeat), mode=0o600)
+        write_atomically(self.path_of(heartbeat.name), conversion.to_json(heartbeat), mode=0o600, durable=False)
 
     def path_of(self, name: str) -> Path:
         """Return the file with the heartbeat of a worker."""
@@ -98,6 +107,17 @@ class Heartbeats:
         paths = sorted(path for path in self._workers.glob("*.json") if path.stem.startswith(prefix))
         return [beat for path in paths if (beat := _read(path)) is not None]
 
+    def live_elsewhere(self) -> list[Heartbeat]:
+        """Return the heartbeats of workers on other machines that are not older than `SILENCE_LIMIT_S`."""
+        others = [beat for beat in self.all() if not beat.is_here]
+        now = file_system_now(self._workers) if others else 0.0
+        live = []
+        for beat in others:
+            with contextlib.suppress(OSError):  # the worker has ended meanwhile
+                if now - self.path_of(beat.name).stat().st_mtime < SILENCE_LIMIT_S:
+                    live.append(beat)
+        return live
+
     def write_conductor(self, beat: int, working: Iterable[str] | None = None) -> None:
         """Store the heartbeat of the conductor.
 
@@ -107,16 +127,16 @@ class Heartbeats:
         """
         names = None if working is None else sorted(working)
         text = json.dumps({"beat": beat, "working": names, "pid": os.getpid()})
-        write_atomically(self._conductor, text, mode=0o600)
+        write_atomically(self._conductor, text, mode=0o600, durable=False)
 
     def read_conductor(self) -> tuple[int, tuple[str, ...] | None]:
         """Return the heartbeat of the conductor (0 without one), and the allocations with a busy worker."""
         try:
-            values: dict[str, Any] = json.loads(read_text(self._conductor))
-        except (FileNotFoundError, json.JSONDecodeError):
-            values = {}
-        working = values.get("working")
-        return int(values.get("beat", 0)), None if working is None else tuple(working)
+            values: dict[str, Any] = read_json(self._conductor)
+            beat, working = int(values["beat"]), values.get("working")
+            return beat, None if working is None else tuple(working)
+        except (FileNotFoundError, ValueError, LookupError, TypeError, AttributeError):  # damaged by a crash
+            return 0, None
 
 
 def _read(path: Path) -> Heartbeat | None:

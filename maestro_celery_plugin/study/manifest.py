@@ -7,8 +7,8 @@ from pathlib import Path
 
 from maestro_celery_plugin.config import conversion
 from maestro_celery_plugin.config.resources import StepNeeds
-from maestro_celery_plugin.errors import StudyError
-from maestro_celery_plugin.files import write_atomically
+from maestro_celery_plugin.errors import DamagedFileError, StudyError
+from maestro_celery_plugin.files import read_text, write_atomically
 from maestro_celery_plugin.samples.paths import SamplePaths
 
 __all__ = ["Manifest"]
@@ -86,7 +86,9 @@ class Manifest:
             StudyError: the file is not a manifest of this version.
         """
         try:
-            return conversion.from_json(cls, path.read_text())
+            return conversion.from_json(cls, read_text(path))
+        except DamagedFileError:
+            raise
         except ValueError as cause:
             raise StudyError(
                 f"'{path}' is damaged, or was written by another version of maestro-celery-plugin; use that version, "

@@ -28,7 +28,8 @@ import yaml
 
 from maestro_celery_plugin.config import conversion
 from maestro_celery_plugin.config.settings import EnsembleSettings
-from maestro_celery_plugin.errors import StudyError
+from maestro_celery_plugin.errors import DamagedFileError, StudyError
+from maestro_celery_plugin.files import read_text
 
 __all__ = ["CANCEL_REQUEST", "StudyPlan"]
 
@@ -87,15 +88,20 @@ class StudyPlan:
         """Read the plan of a study from its directory.
 
         Raises:
-            StudyError: the directory is not that of an ensemble study.
+            StudyError: the directory is not that of an ensemble study, or its plan is damaged.
         """
+        path = directory / "batch.info"
         try:
-            batch = yaml.safe_load((directory / "batch.info").read_text())
-        except (OSError, yaml.YAMLError) as cause:
+            batch = yaml.safe_load(read_text(path))
+        except OSError as cause:
             raise StudyError(
-                f"'{directory}' is not the directory of a Maestro study (no readable batch.info); "
+                f"'{directory}' is not the directory of a Maestro study (no readable batch.info: {cause.strerror}); "
                 "give the directory that `maestro run` has created."
             ) from cause
+        except (yaml.YAMLError, RecursionError) as cause:
+            raise DamagedFileError.at(path, "it is not YAML") from cause
+        if batch is None:
+            raise DamagedFileError.at(path, "it is empty")
         if not isinstance(batch, dict) or batch.get("type") != "celery" or "study" not in batch:
             raise StudyError(
                 f"'{directory}' is a Maestro study without an ensemble; use `maestro status` and `maestro cancel`."

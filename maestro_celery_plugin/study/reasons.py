@@ -7,7 +7,8 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from maestro_celery_plugin.files import write_atomically
+from maestro_celery_plugin.config import conversion
+from maestro_celery_plugin.files import read_text, write_atomically
 
 __all__ = ["Reason", "read_reasons", "write_reasons"]
 
@@ -37,6 +38,6 @@ def write_reasons(path: Path, reasons: Mapping[str, Reason]) -> None:
 def read_reasons(path: Path) -> dict[str, Reason]:
     """Return the reasons by name of the step record; empty without a readable file."""
     try:
-        return {name: Reason(**values) for name, values in json.loads(path.read_text()).items()}
-    except (OSError, ValueError, TypeError):
+        return conversion.from_json(dict[str, Reason], read_text(path))
+    except (OSError, ValueError):
         return {}

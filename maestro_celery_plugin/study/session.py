@@ -19,6 +19,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+import re
 import secrets
 from pathlib import Path
 from typing import Annotated
@@ -27,11 +28,15 @@ from pydantic import AliasChoices, Field
 
 from maestro_celery_plugin.config import conversion
 from maestro_celery_plugin.config.groups import GroupConfig
-from maestro_celery_plugin.errors import StudyError
+from maestro_celery_plugin.errors import DamagedFileError, StudyError
 from maestro_celery_plugin.files import read_text, write_atomically
 from maestro_celery_plugin.study.heartbeats import Heartbeats
 
 __all__ = ["BrokerLocation", "Session"]
+
+# Bytes of the secret, which is stored as hexadecimal text.
+_SECRET_BYTES = 32
+_SECRET = re.compile(rf"[0-9a-f]{{{2 * _SECRET_BYTES}}}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,6 +47,7 @@ class BrokerLocation:
         url: URL with the password.
         supervisor: (pid, start time) of the supervisor of a private broker; None for a broker that the user
             gave by URL. Release 0.1.0 calls it `keeper`.
+        machine: Identity of the supervisor's machine (`processes.machine_id`); empty in a session of release 0.1.0.
         generation: Changes at each start of a private broker, which loses its messages; None for a broker
             that the user gave by URL.
     """
@@ -49,6 +55,7 @@ class BrokerLocation:
     url: str
     supervisor: Annotated[tuple[int, int] | None, Field(validation_alias=AliasChoices("supervisor", "keeper"))] = None
     generation: str | None = None
+    machine: str = ""
 
 
 class Session:
@@ -64,7 +71,7 @@ class Session:
         path.mkdir(parents=True, exist_ok=True)
         path.chmod(0o700)
         session = cls(path)
-        session._write("secret", secrets.token_hex(32))
+        session._write("secret", secrets.token_hex(_SECRET_BYTES))
         (path / "workers").mkdir(exist_ok=True)
         return session
 
@@ -76,12 +83,16 @@ class Session:
         """The key of the message signatures.
 
         Raises:
-            StudyError: the key cannot be read.
+            StudyError: the key cannot be read, or is damaged; an empty key would accept messages of any process.
         """
+        path = self.path / "secret"
         try:
-            return (self.path / "secret").read_bytes()
+            text = read_text(path)
         except OSError as cause:
             raise StudyError(f"The session '{self.path}' cannot be read: {cause.strerror}.") from cause
+        if not _SECRET.fullmatch(text):
+            raise DamagedFileError.at(path, f"it must have {2 * _SECRET_BYTES} hexadecimal digits")
+        return text.encode()
 
     @property
     def id(self) -> str:
@@ -113,8 +124,10 @@ class Session:
     @property
     def broker_host(self) -> str:
         """The address on which the private broker listens."""
-        path = self.path / "broker_host"
-        return path.read_text().strip() if path.exists() else "127.0.0.1"
+        try:
+            return read_text(self.path / "broker_host").strip() or "127.0.0.1"
+        except FileNotFoundError:
+            return "127.0.0.1"
 
     def write_broker_host(self, host: str) -> None:
         """Store the address on which the private broker must listen."""

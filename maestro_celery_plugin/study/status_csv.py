@@ -6,7 +6,7 @@ import dataclasses
 import re
 from pathlib import Path
 
-from maestro_celery_plugin.files import shared_lock
+from maestro_celery_plugin.files import read_text, shared_lock
 
 __all__ = ["FINAL_STATES", "StepRow", "read_rows"]
 
@@ -17,6 +17,7 @@ _ROW = re.compile(
     r"(?:[^,]*,){5}(?P<restarts>\d+),(?P<params>.*)"
 )
 _LOCK_LIMIT_S = 2.0
+_LIMIT_BYTES = 1 << 30  # a few hundred bytes per step record
 # Final states of a step record in Maestro (executiongraph.py:757-900).
 FINAL_STATES = frozenset({"FINISHED", "FAILED", "TIMEDOUT", "UNKNOWN", "CANCELLED", "DRYRUN"})
 
@@ -44,7 +45,7 @@ def read_rows(root: Path) -> list[StepRow]:
     """Return the step records of a study in Maestro's order; no rows before Maestro has written the file."""
     try:
         with shared_lock(root / ".status.lock", _LOCK_LIMIT_S):
-            text = (root / "status.csv").read_text(errors="replace")
+            text = read_text(root / "status.csv", limit=_LIMIT_BYTES, errors="replace")
     except FileNotFoundError:
         return []
     matches = (_ROW.fullmatch(line) for line in text.split("\n")[1:])

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
 
 from maestro_celery_plugin.config.groups import GroupConfig
 from maestro_celery_plugin.study.session import Session
 
-__all__ = ["EXIT_BROKER_MOVED", "WorkerArguments"]
+__all__ = ["EXIT_BROKER_MOVED", "LEAVE_SIGNAL", "WorkerArguments"]
 
 # Exit code of a worker that has left because the broker has moved (sysexits.h, EX_TEMPFAIL).
 EXIT_BROKER_MOVED = 75
+# The signal of a worker that leaves to its supervisor. It differs from SIGTERM, with which others end the supervisor.
+# No batch system sends it, and a process without a handler ignores it (signal(7)).
+LEAVE_SIGNAL = signal.SIGURG
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ import signal
 from typing import NoReturn
 
 import kombu.transport.redis
-from celery.signals import worker_process_init, worker_ready
+from celery.signals import worker_process_init, worker_ready, worker_shutting_down
 
 from maestro_celery_plugin import clock
 from maestro_celery_plugin.batch.packing import fewest_slots, worker_slots
@@ -61,6 +61,7 @@ def run(arguments: WorkerArguments, supervisor: ProcessId) -> NoReturn:
     process.register_task()
     prefetch.install(app, args.slots)
     worker_ready.connect(process.mark_ready, weak=False)
+    worker_shutting_down.connect(process.mark_terminated, weak=False)
     if args.pool == "prefork":
         process.watch(slots=0)
         worker_process_init.connect(process.open_in_pool, weak=False)

@@ -19,7 +19,7 @@ from celery import Celery, bootsteps
 from celery.worker.request import Request
 from celery.worker.strategy import default as default_strategy
 
-__all__ = ["PrefetchStep", "RangeRequest", "close", "gated_strategy", "install"]
+__all__ = ["PrefetchStep", "RangeRequest", "close", "gated_strategy", "hold", "install"]
 
 LOGGER = logging.getLogger(__name__)
 
@@ -92,13 +92,13 @@ class _Gate:
 
     def __init__(self) -> None:
         self.slots = 1
-        self.is_closed = False
+        self.is_closed = self.is_held = False
         self._accepted: set[str] = set()
         self.step: PrefetchStep | None = None
 
     @property
     def has_free_slot(self) -> bool:
-        return not self.is_closed and len(self._accepted) < self.slots
+        return not (self.is_closed or self.is_held) and len(self._accepted) < self.slots
 
     def accept(self, message_id: str) -> None:
         self._accepted.add(message_id)
@@ -160,6 +160,14 @@ def close() -> None:
     """Stop taking messages; any thread may call this function, and may repeat the call."""
     if not _gate.is_closed:
         _gate.is_closed = True
+        if _gate.step is not None:
+            _gate.step.wake()
+
+
+def hold(*, held: bool) -> None:
+    """Pause or continue taking messages; any thread may call this function, and may repeat the call."""
+    if _gate.is_held != held:
+        _gate.is_held = held
         if _gate.step is not None:
             _gate.step.wake()
 

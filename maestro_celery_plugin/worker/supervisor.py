@@ -10,13 +10,17 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
+
+import psutil
 
 from maestro_celery_plugin import clock
 from maestro_celery_plugin.errors import StudyError
@@ -30,7 +34,7 @@ from maestro_celery_plugin.processes import (
 )
 from maestro_celery_plugin.study.session import Session
 from maestro_celery_plugin.study.worker_identity import MARKER, claim_name, log_of, mark, worker_stem
-from maestro_celery_plugin.worker.arguments import EXIT_BROKER_MOVED, WorkerArguments
+from maestro_celery_plugin.worker.arguments import EXIT_BROKER_MOVED, LEAVE_SIGNAL, WorkerArguments
 
 __all__ = ["main"]
 
@@ -43,8 +47,9 @@ KILL_GRACE_S = 1.0
 _MAX_WORKERS = 20
 # A user may start a worker before the conductor has stored the configuration of the group.
 GROUP_LIMIT_S = 30.0
-
-_end_requested = threading.Event()
+# LSF sends SIGUSR2 at the time limit, and SIGINT before SIGTERM (bsub -W, bkill).
+_END_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+_SIGNALS = (*_END_SIGNALS, LEAVE_SIGNAL, signal.SIGALRM)
 
 
 def main() -> NoReturn:
@@ -60,24 +65,31 @@ def main() -> NoReturn:
         clock.wait_until(lambda: session.has_group(options.group), GROUP_LIMIT_S, interval_s=0.2)
     try:
         group = session.read_group(options.group)
-    except StudyError as error:
+        adopt_orphans()
+        supervisor = _Supervisor(session)
+        supervisor.handle_signals()
+        code = number = 0
+        for _ in range(_MAX_WORKERS if options.allocation else 1):
+            name = options.name or _claim_name_and_log(session, options.group, options.allocation)
+            number = number or int(name.rpartition("-")[2])
+            arguments = WorkerArguments(
+                session=session, group=group, name=name, allocation=options.allocation, number=number
+            )
+            code = supervisor.run(arguments)
+            if not supervisor.must_restart(code):
+                break
+    except (StudyError, OSError) as error:
         sys.exit(f"error: worker on {host_name()}: {error}")
-    adopt_orphans()
-    number = 0
-    for _ in range(_MAX_WORKERS if options.allocation else 1):
-        name = options.name or _claim_name_and_log(session, options.group, options.allocation)
-        number = number or int(name.rpartition("-")[2])
-        code = _supervise(
-            WorkerArguments(session=session, group=group, name=name, allocation=options.allocation, number=number)
-        )
-        if not _must_restart(session, code):
-            break
     # SIGTERM requests the end. If it kills a worker that has no handler for it yet, this is not an error.
     sys.exit(0 if code == -signal.SIGTERM else code & 0xFF)
 
 
 def _claim_name_and_log(session: Session, group: str, allocation: str) -> str:
-    """Claim a name for this worker, and redirect its output to the log of this name."""
+    """Claim a name for this worker, and redirect its output to the log of this name.
+
+    Raises:
+        OSError: the log cannot be created.
+    """
     name = claim_name(session, worker_stem(group, allocation).rstrip("-"))
     print(f"worker '{name}' on {host_name()}: its log is '{log_of(session, name)}'", flush=True)
     log = os.open(log_of(session, name), os.O_WRONLY | os.O_APPEND)
@@ -87,59 +99,131 @@ def _claim_name_and_log(session: Session, group: str, allocation: str) -> str:
     return name
 
 
-def _must_restart(session: Session, code: int) -> bool:
-    """Tell whether a new worker must replace this worker in its allocation.
+@dataclasses.dataclass
+class _Supervisor:
+    """Runs Celery workers one after the other; its signal handlers end the present one.
 
-    The allocation needs a new worker if this worker was killed, or if it has left because the broker has moved.
+    A handler may run between any two lines of this class. It sends signals first, and raises no error: neither a full
+    disk nor a removed session may keep a worker alive.
+
+    Attributes:
+        session: The session.
+        child: The process number of the present worker; 0 while there is none.
+        doomed: The worker that the alarm kills. A later worker must not die by the alarm of an earlier one.
+        name: The name of the present worker.
+        end_requested: Whether this supervisor must end, so that no further worker may start.
+        leaving: Whether the present worker leaves by its own decision.
     """
-    was_killed = code < 0 and not _end_requested.is_set()
-    _end_requested.clear()
-    return (was_killed or code == EXIT_BROKER_MOVED) and not session.stop_requested and session.path.exists()
 
+    session: Session
+    child: int = 0
+    doomed: int = 0
+    name: str = ""
+    end_requested: bool = False
+    leaving: bool = False
 
-def _supervise(arguments: WorkerArguments) -> int:
-    """Start the Celery worker, wait for its end, and end its samples; return its exit code."""
-    session, name = arguments.session, arguments.name
-    os.environ[MARKER] = mark(session, name)
-    supervisor = ProcessId.of(os.getpid())
-    child = os.fork()
-    if child == 0:
-        die_with_parent(supervisor.pid)
-        from maestro_celery_plugin.worker.celery_worker import run
+    def handle_signals(self) -> None:
+        """Install the signal handlers, which stay until this process ends."""
+        for number in _END_SIGNALS:
+            signal.signal(number, self._on_end)
+        signal.signal(LEAVE_SIGNAL, self._on_leave)
+        signal.signal(signal.SIGALRM, self._on_alarm)
 
-        run(arguments, supervisor)
-    _forward_signals(session, name, child)
-    status = _wait(child)
-    signal.alarm(0)
-    end_descendants()
-    end_marked(MARKER, mark(session, name), grace_s=KILL_GRACE_S)
-    session.heartbeats.remove(name)
-    return os.waitstatus_to_exitcode(status)
+    def _on_end(self, number: int, frame: FrameType | None) -> None:
+        self.end_requested = True
+        self._end_child()
 
+    def _on_leave(self, number: int, frame: FrameType | None) -> None:
+        self.leaving = True
+        self._end_child()
 
-def _forward_signals(session: Session, name: str, child: int) -> None:
-    """Send SIGTERM to the child when this process must end, and kill the child if it does not end in time."""
+    def _on_alarm(self, number: int, frame: FrameType | None) -> None:
+        if self.child and self.child == self.doomed:
+            with contextlib.suppress(OSError):
+                os.kill(self.child, signal.SIGKILL)
 
-    def end(number: int, frame: FrameType | None) -> None:
-        _end_requested.set()
-        session.request_worker_stop(name)
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(child, signal.SIGTERM)
+    def _end_child(self) -> None:
+        """Send SIGTERM to the worker, and let the alarm kill it if it does not end in time."""
+        if not self.child:
+            return
+        with contextlib.suppress(OSError):
+            os.kill(self.child, signal.SIGTERM)
+        self.doomed = self.child
         signal.alarm(_STOP_LIMIT_S)
+        # For the processes of a worker's pool. In a thread, because a file system that does not answer would block this
+        # handler, and with it the alarm.
+        with contextlib.suppress(RuntimeError):
+            threading.Thread(target=self._request_stop, args=(self.name,), daemon=True).start()
 
-    def kill(number: int, frame: FrameType | None) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(child, signal.SIGKILL)
+    def _request_stop(self, name: str) -> None:
+        with contextlib.suppress(OSError):
+            self.session.request_worker_stop(name)
 
-    # LSF sends SIGUSR2 at the time limit, and SIGINT before SIGTERM (bsub -W, bkill).
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
-        signal.signal(number, end)
-    signal.signal(signal.SIGALRM, kill)
+    def must_restart(self, code: int) -> bool:
+        """Tell whether a new worker must replace a worker in its allocation.
+
+        The allocation needs a new worker if this worker was killed, or if it has left because the broker has moved.
+        """
+        was_killed = code < 0 and not self.leaving
+        if self.end_requested or not (was_killed or code == EXIT_BROKER_MOVED):
+            return False
+        return not self.session.stop_requested and self.session.path.exists()
+
+    def run(self, arguments: WorkerArguments) -> int:
+        """Run a Celery worker to its end, and end its samples; return its exit code.
+
+        Raises:
+            OSError: the worker cannot start.
+        """
+        self.name, self.leaving, self.doomed = arguments.name, False, 0
+        if self.end_requested:
+            return 0
+        os.environ[MARKER] = mark(self.session, self.name)
+        status = self._wait(self._start(arguments))
+        signal.alarm(0)
+        _try("its processes", end_descendants)
+        _try("its samples", lambda: end_marked(MARKER, mark(self.session, self.name), grace_s=KILL_GRACE_S))
+        _try("its heartbeat", lambda: self.session.heartbeats.remove(self.name))
+        return os.waitstatus_to_exitcode(status)
+
+    def _start(self, arguments: WorkerArguments) -> int:
+        """Start the Celery worker; a signal that arrives meanwhile waits until it can be forwarded."""
+        supervisor = ProcessId.of(os.getpid())
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        try:
+            child = os.fork()
+            if child == 0:
+                _restore_signals()
+                die_with_parent(supervisor.pid)
+                from maestro_celery_plugin.worker.celery_worker import run
+
+                run(arguments, supervisor)
+            self.child = child
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+        if self.end_requested:
+            self._end_child()
+        return child
+
+    def _wait(self, child: int) -> int:
+        """Wait for the end of the child, and reap adopted orphans; return the status of the child."""
+        while True:
+            pid, status = os.waitpid(-1, 0)
+            if pid == child:
+                self.child = 0
+                return status
 
 
-def _wait(child: int) -> int:
-    """Wait for the end of the child, and reap adopted orphans; return the status of the child."""
-    while True:
-        pid, status = os.waitpid(-1, 0)
-        if pid == child:
-            return status
+def _restore_signals() -> None:
+    """Give a new process the handlers of a program that has just started, and deliver signals to it again."""
+    for number in _SIGNALS:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+
+
+def _try(what: str, action: Callable[[], object]) -> None:
+    """Do one part of the cleanup after a worker; an error is reported, because the other parts must follow."""
+    try:
+        action()
+    except (OSError, psutil.Error) as error:
+        print(f"worker on {host_name()}: {what} cannot be removed: {error}", file=sys.stderr, flush=True)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 import os
 import signal
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from celery import Celery
@@ -19,11 +19,11 @@ from maestro_celery_plugin.broker.messages import Signer
 from maestro_celery_plugin.broker.sender import Sender
 from maestro_celery_plugin.errors import LedgerError
 from maestro_celery_plugin.plugins import batch_system
-from maestro_celery_plugin.processes import ProcessId, host_name, usable_cpus
+from maestro_celery_plugin.processes import ProcessId, host_name, machine_id, usable_cpus
 from maestro_celery_plugin.study.heartbeats import Heartbeat
 from maestro_celery_plugin.study.worker_identity import PROCESS_MARKER, mark
 from maestro_celery_plugin.worker import prefetch
-from maestro_celery_plugin.worker.arguments import WorkerArguments
+from maestro_celery_plugin.worker.arguments import LEAVE_SIGNAL, WorkerArguments
 from maestro_celery_plugin.worker.idle_timeout import IdleTimeout
 from maestro_celery_plugin.worker.launch_env import LaunchEnvironment
 from maestro_celery_plugin.worker.range_task import RangeTasks
@@ -62,10 +62,10 @@ class WorkerProcess:
         self._cores = (self._system.node_cores(os.environ) if self._system else None) or usable_cpus()
         for name in self._system.launch_variables if self._system else ():
             os.environ.pop(name, None)
-        self._signer = Signer(session.secret)
+        self._signer, self._session_id = Signer(session.secret), session.id
         self._tasks: RangeTasks | None = None
         self._name = arguments.name
-        self._ready = self._ending = False
+        self._ready = self._ending = self._is_terminated = False
         self.has_moved = False
         self._pool_busy_at = clock.monotonic()
         self._idle_timeout = IdleTimeout(session, arguments.allocation, self._group.idle_limit_s, self._deadline)
@@ -105,6 +105,10 @@ class WorkerProcess:
         self._ready = True
         self.open(writer, 1)
 
+    def mark_terminated(self, **_: Any) -> None:
+        """Record that Celery ends because of a signal: the watch thread ends the samples, without any file."""
+        self._is_terminated = True
+
     def mark_ready(self, **_: Any) -> None:
         """Record that Celery takes messages now."""
         self._ready = True
@@ -119,26 +123,36 @@ class WorkerProcess:
         beat, last_beat_at, last_poll_at = 0, 0.0, 0.0
         poll_s = LOOK_S if self._arguments.allocation else _WATCH_S
         while True:
-            try:
-                now = clock.monotonic()
-                if now - last_beat_at > HEARTBEAT_S:
-                    beat, last_beat_at = beat + 1, now
-                    self._session.heartbeats.write(self._heartbeat(slots, beat))
-                if self._deadline.is_draining:
-                    prefetch.close()
-                if now - last_poll_at >= poll_s:
-                    last_poll_at = now
-                    reason = self._end_reason()
-                    if reason is not None:
-                        self._end(reason)
-                if self._tasks is not None:
-                    self._tasks.flush()
-                    self._tasks.slots.check_running()
-            except (OSError, LedgerError) as cause:  # a full disk must not end the worker
-                LOGGER.warning("%s", cause)
-            except Exception:  # an error in the plugin; without this thread, the worker would count as dead
-                LOGGER.exception("An error occurred in the watch thread, which continues.")
+            now = clock.monotonic()
+            if now - last_beat_at > HEARTBEAT_S:
+                beat, last_beat_at = beat + 1, now
+                _try(lambda beat=beat: self._session.heartbeats.write(self._heartbeat(slots, beat)))  # type: ignore[misc]
+            if self._deadline.is_draining:
+                _try(prefetch.close)
+            if now - last_poll_at >= poll_s:
+                last_poll_at = now
+                _try(self._end_if_necessary)
+                _try(self._hold_if_suspect)
+            if self._tasks is not None:
+                _try(self._tasks.flush)
+                _try(self._tasks.slots.check_running)
             clock.sleep(_WATCH_S)
+
+    def _end_if_necessary(self) -> None:
+        reason = self._end_reason()
+        if reason is not None:
+            self._end(reason)
+
+    def _hold_if_suspect(self) -> None:
+        """Take no messages while this process, or a process of its pool, is a suspect."""
+        if self._tasks is not None:
+            health = self._tasks.health
+            if health.is_suspect and self._session.heartbeats.take_acquittal(self._name):
+                health.acquit()
+            is_suspect = health.is_suspect
+        else:
+            is_suspect = any(beat.state == "suspect" for beat in self._session.heartbeats.all(f"{self._name}."))
+        prefetch.hold(held=is_suspect)
 
     def _heartbeat(self, slots: int, beat: int) -> Heartbeat:
         process = ProcessId.of(os.getpid())
@@ -155,6 +169,7 @@ class WorkerProcess:
             allocation=self._arguments.allocation,
             ends_at=None if math.isinf(self._deadline.ends_at) else self._deadline.ends_at,
             refuses=self._tasks.slots.refused if self._tasks else (),
+            machine=machine_id(),
         )
 
     @property
@@ -167,16 +182,22 @@ class WorkerProcess:
             return "stopping"
         if self._deadline.is_draining:
             return "draining"
+        if self._tasks.health.is_suspect:
+            return "suspect"
         return "busy" if self._tasks.slots.busy else "idle"
 
     def _end_reason(self) -> str | None:
         """Return why this process must end; None when it continues."""
-        if not self._session.path.exists():
-            return "its session does not exist any more"
-        if self._session.worker_stop_requested(self._arguments.name):
+        if self._is_terminated:
             return "it was asked to stop"
         if not self._supervisor.is_alive:
             return "its supervisor has died"
+        if not self._session.path.exists():
+            return "its session does not exist any more"
+        if self._session.id != self._session_id:
+            return "its study was launched again"
+        if self._session.worker_stop_requested(self._arguments.name):
+            return "it was asked to stop"
         if self._broker_has_moved() and self._idle_s() > 0:
             self.has_moved = True
             return "the broker has moved"
@@ -208,13 +229,22 @@ class WorkerProcess:
         """Stop taking samples, end the running samples, and stop Celery."""
         if self._ending:
             return
-        self._ending = True
         if self._name == self._arguments.name:
             LOGGER.warning("Worker '%s' on %s leaves: %s.", self._name, host_name(), reason)
         if self._tasks is not None:
             self._tasks.slots.stopping.set()
         if self._supervisor.is_alive:
-            self._supervisor.signal(signal.SIGTERM)  # the supervisor forwards it, and kills this process if necessary
+            self._supervisor.signal(LEAVE_SIGNAL)  # the supervisor ends this process, with SIGKILL if necessary
         else:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
+        self._ending = True  # last: after an error above, the next round tries again
+
+
+def _try(action: Callable[[], object]) -> None:
+    """Do one part of the watch thread's work; an error of one file must not keep a worker from its end."""
+    try:
+        action()
+    except (OSError, LedgerError) as cause:  # for example a full disk
+        LOGGER.warning("%s", cause)
+    except Exception:  # an error in the plugin; without this thread, the worker would count as dead
+        LOGGER.exception("An error occurred in the watch thread, which continues.")

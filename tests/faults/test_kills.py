@@ -182,10 +182,10 @@ def test_cancel_ends_the_workers_of_a_killed_conductor(run):
     answer = study.command("maestro", "cancel", "-y", str(study.path))
 
     assert answer.returncode == 0, answer.stderr
-    assert "This study has no conductor. Its workers and jobs are cancelled:\n1 worker was asked to end.\n" in answer.stdout
+    assert "This study has no conductor. What it has left is cancelled:\nEnded on this machine: 1 worker with its samples" in answer.stdout
     wait_for(lambda: not study.processes(), "the end of workers and broker", 15)
     again = study.command("maestro", "cancel", "-y", str(study.path))
-    assert "This study has no conductor, and no workers or jobs." in again.stdout
+    assert "This study has no conductor, and no workers, samples or jobs." in again.stdout
     assert study.command("maestro-celery", "resume", str(study.path)).returncode == 0
     end(study)
     assert_complete(study, killed_slots=4)

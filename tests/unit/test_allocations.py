@@ -193,6 +193,20 @@ def test_workers_in_the_current_allocation_can_be_cancelled(tmp_path):
 # --- one allocation after another --------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("end_it", [lambda source: source.cancel(), lambda source: source.release(by_force=True)])
+def test_a_full_disk_does_not_keep_an_allocation_open(source, queue, monkeypatch, end_it):
+    source.ensure()
+
+    def full(allocation):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Allocation, "store", full)
+    end_it(source)
+
+    assert queue.cancelled == ["1"]
+
+
+
 def test_one_allocation_is_opened_for_repeated_requests(source, queue):
     for _ in range(3):
         source.ensure()

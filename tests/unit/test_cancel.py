@@ -7,6 +7,7 @@ import yaml
 from filelock import FileLock
 
 from maestro_celery_plugin.batch.allocation import Allocation, new_directory, read_allocations
+from maestro_celery_plugin.batch.slurm import Slurm
 from maestro_celery_plugin.config.settings import BatchSettings, EnsembleSettings, ResourceSettings, WorkerGroupSettings
 from maestro_celery_plugin.maestro.cancel import cancel_all, cancel_orphans
 from maestro_celery_plugin.maestro.native_step_state import NativeStepState
@@ -15,13 +16,13 @@ from maestro_celery_plugin.study.conductor_lock import file_lock
 from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.session import Session
 
-NOTHING = ["This study has no conductor, and no workers or jobs."]
+NOTHING = ["This study has no conductor, and no workers, samples or jobs."]
 
 
 @pytest.fixture
 def plan(tmp_path):
     workers = {"w": WorkerGroupSettings(task_queues=("merlin",))}
-    settings = EnsembleSettings(batch=BatchSettings(type="slurm"), resources=ResourceSettings(workers=workers))
+    settings = EnsembleSettings(batch=BatchSettings(type="slurm", queue="pbatch"), resources=ResourceSettings(workers=workers))
     plan = StudyPlan(root=tmp_path / "study", timestamp="t", settings=settings)
     plan.info.mkdir(parents=True)
     (plan.root / "batch.info").write_text(yaml.safe_dump(plan.to_batch()))
@@ -186,9 +187,25 @@ def test_a_study_that_cannot_be_read_does_not_prevent_the_cancellation_of_others
     assert printed.out.splitlines() == NOTHING
 
 
-def test_a_session_that_cannot_be_written_has_a_message_of_one_line(plan, capsys, monkeypatch):
+def test_a_session_that_cannot_be_written_does_not_stop_the_cancellation(plan, slurm, capsys, monkeypatch):
     monkeypatch.setattr(Session, "request_stop", lambda self: (plan.root / "no" / "such" / "directory").touch())
+    allocate(plan, "7")
+    slurm(squeue="echo '7|RUNNING|None'", scancel="exit 0")
 
-    assert cancel_all(lambda: request_cancellation(plan), [plan.root]) == 1
+    assert cancel_all(lambda: request_cancellation(plan), [plan.root]) == 0
 
-    assert capsys.readouterr().err.startswith("maestro: error: [Errno 2] No such file or directory")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].startswith("Workers on other machines cannot be asked to end: [Errno 2] No such file or directory")
+    assert "Job 7 of allocation 'w/1' is cancelled." in lines
+
+
+def test_a_job_is_cancelled_with_the_batch_settings_of_its_group(plan, slurm, monkeypatch):
+    """Given an adapter that needs the settings of the batch block, such as the address of a Flux instance, then it has them."""
+    used = []
+    monkeypatch.setattr(Slurm, "adapter_arguments", lambda self, settings: used.append(settings) or {"host": "", "bank": "", "queue": ""})
+    allocate(plan, "7")
+    slurm(squeue="echo '7|RUNNING|None'", scancel="exit 0")
+
+    cancel_orphans(plan)
+
+    assert [settings.queue for settings in used] == ["pbatch"]

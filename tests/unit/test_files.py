@@ -1,17 +1,30 @@
-"""Files on a shared file system: atomic replacement, the end of a log, repeated reads, and locks."""
+"""Files on a shared file system: atomic replacement, reads that cannot block, the end of a log, and locks."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import socket
 import stat
+import subprocess
+import sys
 import threading
-from pathlib import Path
 
 import pytest
 from filelock import FileLock
 
-from maestro_celery_plugin.files import is_locked, read_text, shared_lock, tail, write_atomically
+from maestro_celery_plugin import clock
+from maestro_celery_plugin.errors import DamagedFileError, StudyError
+from maestro_celery_plugin.files import (
+    TRANSIENT_ERRORS,
+    check_writable,
+    is_locked,
+    read_text,
+    shared_lock,
+    tail,
+    write_atomically,
+)
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o644])
@@ -76,34 +89,159 @@ def test_the_tail_of_a_huge_log_reads_a_few_bytes(tmp_path):
     assert tail(log, size=10) == "last line"
 
 
-# --- stale files -------------------------------------------------------------------------------------
+# --- writing -----------------------------------------------------------------------------------------
 
 
-def stale_reads(monkeypatch, failures, number=errno.ESTALE):
-    """Let the first reads of a file fail."""
-    left, original = [number] * failures, Path.read_text
+@pytest.fixture
+def calls(monkeypatch):
+    """Record the calls that decide what survives a power cut."""
+    made = []
+    for name in ("fsync", "replace"):
+        original = getattr(os, name)
 
-    def read(path):
-        if left:
-            raise OSError(left.pop(), "stale")
-        return original(path)
+        def call(*arguments, name=name, original=original):
+            if name == "fsync":
+                name = "fsync directory" if stat.S_ISDIR(os.fstat(arguments[0]).st_mode) else name
+            made.append(name)
+            return original(*arguments)
 
-    monkeypatch.setattr(Path, "read_text", read)
+        monkeypatch.setattr(os, name, call)
+    return made
 
 
-def test_a_stale_file_is_read_again(tmp_path, monkeypatch):
+def test_the_text_reaches_the_disk_before_the_name_and_then_the_directory(tmp_path, calls):
+    write_atomically(tmp_path / "x", "text")
+    assert calls == ["fsync", "replace", "fsync directory"]
+
+
+def test_a_file_that_is_written_every_second_does_not_wait_for_the_disk(tmp_path, calls):
+    write_atomically(tmp_path / "x", "text", durable=False)
+    assert calls == ["replace"]
+
+
+def test_the_text_is_utf8_in_every_locale(tmp_path):
+    program = "import sys; from pathlib import Path; from maestro_celery_plugin.files import *; "
+    program += r"write_atomically(Path(sys.argv[1]), 'Gr\u00fc\u00dfe'); print(ascii(read_text(Path(sys.argv[1]))))"
+    words = [sys.executable, "-X", "utf8=0", "-c", program, str(tmp_path / "x")]
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"}
+    answer = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
+
+    assert answer.stdout == "'Gr\\xfc\\xdfe'\n"
+    assert (tmp_path / "x").read_bytes() == "Gr\u00fc\u00dfe".encode()
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_an_error_leaves_the_old_file_and_no_partial_file(tmp_path, monkeypatch, step):
+    write_atomically(tmp_path / "x", "old")
+
+    def fail(*arguments):
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(os, step, fail)
+    with pytest.raises(OSError):
+        write_atomically(tmp_path / "x", "new")
+
+    assert os.listdir(tmp_path) == ["x"]
+    assert read_text(tmp_path / "x") == "old"
+
+
+def test_two_threads_with_the_same_pid_write_different_partial_files(tmp_path, monkeypatch):
+    """Given that threads, or containers with equal pids, write one file at the same time, then no text is mixed."""
+    partial = set()
+    original = os.open
+
+    def recorded(path, flags, *mode, **options):
+        if flags & os.O_CREAT:
+            partial.add(path)
+        return original(path, flags, *mode, **options)
+
+    monkeypatch.setattr(os, "open", recorded)
+    writers = [threading.Thread(target=write_atomically, args=(tmp_path / "x", "text")) for _ in range(8)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+
+    assert len(partial) == 8
+    assert os.listdir(tmp_path) == ["x"]
+
+
+def test_a_directory_that_can_be_written_has_no_file_left_by_the_check(tmp_path):
+    check_writable(tmp_path)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_directory_that_cannot_be_written_is_named(tmp_path):
+    with pytest.raises(StudyError, match=rf"^'{tmp_path}/none' cannot be written \(No such file or directory\); make room"):
+        check_writable(tmp_path / "none")
+
+
+# --- reading -----------------------------------------------------------------------------------------
+
+
+def failing_reads(monkeypatch, failures, number):
+    """Let the first reads of a file fail, and record the waits between them."""
+    left, waits, original = [number] * failures, [], os.open
+
+    def open_file(path, flags, *mode, **options):
+        if left and not flags & os.O_CREAT:
+            raise OSError(left.pop(), "cannot be read now")
+        return original(path, flags, *mode, **options)
+
+    monkeypatch.setattr(os, "open", open_file)
+    monkeypatch.setattr(clock, "sleep", waits.append)
+    return waits
+
+
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.EIO, errno.EMFILE, errno.ETIMEDOUT])
+def test_after_a_transient_error_a_file_is_read_again_with_growing_delays(tmp_path, monkeypatch, number):
     (tmp_path / "x").write_text("text")
-    stale_reads(monkeypatch, 4)
+    waits = failing_reads(monkeypatch, 4, number)
+
     assert read_text(tmp_path / "x") == "text"
+    assert len(waits) == 4
+    assert waits == sorted(set(waits))
+    assert 0 < sum(waits) < 1
 
 
-@pytest.mark.parametrize(("failures", "number"), [(5, errno.ESTALE), (1, errno.EIO)])
-def test_other_errors_and_a_file_that_stays_stale_are_raised(tmp_path, monkeypatch, failures, number):
+@pytest.mark.parametrize(("failures", "number"), [(5, errno.ESTALE), (1, errno.EACCES), (1, errno.ENOENT)])
+def test_other_errors_and_an_error_that_stays_are_raised(tmp_path, monkeypatch, failures, number):
     (tmp_path / "x").write_text("text")
-    stale_reads(monkeypatch, failures, number)
+    failing_reads(monkeypatch, failures, number)
     with pytest.raises(OSError) as error:
         read_text(tmp_path / "x")
     assert error.value.errno == number
+
+
+def test_a_transient_error_is_no_fact_about_a_file():
+    """ENOENT, EACCES and a full disk tell about the file, or last until a person acts."""
+    assert {errno.EIO, errno.EINTR, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ETIMEDOUT, errno.ESTALE} <= TRANSIENT_ERRORS
+    assert not {errno.ENOENT, errno.EACCES, errno.ENOTDIR, errno.ENOSPC, errno.EDQUOT} & TRANSIENT_ERRORS
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("kind", ["fifo", "directory", "socket", "device", "huge", "binary"])
+def test_a_file_of_another_kind_is_damaged_and_does_not_block(tmp_path, kind):
+    path = tmp_path / "x"
+    with contextlib.ExitStack() as stack:
+        if kind == "fifo":
+            os.mkfifo(path)
+        elif kind == "directory":
+            path.mkdir()
+        elif kind == "socket":
+            stack.enter_context(socket.socket(socket.AF_UNIX)).bind(str(path))
+        elif kind == "device":
+            path.symlink_to("/dev/zero")
+        elif kind == "huge":
+            with path.open("wb") as file:
+                file.truncate(1 << 40)
+        else:
+            path.write_bytes(b"\xff\xfe")
+        with pytest.raises(DamagedFileError, match=rf"^'{path}' is damaged: it is .*; .*\.$"):
+            read_text(path)
+        if kind not in ("huge", "binary"):
+            assert tail(path) == ""
+            assert kind == "socket" or not is_locked(path)
 
 
 # --- locks -------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ def error_of(path):
 
 def test_a_directory_without_a_study_is_refused(tmp_path):
     assert error_of(tmp_path) == (
-        f"maestro-celery: error: '{tmp_path}' is not the directory of a Maestro study (no readable batch.info); "
+        f"maestro-celery: error: '{tmp_path}' is not the directory of a Maestro study (no readable batch.info: No such file or directory); "
         "give the directory that `maestro run` has created.\n"
     )
     assert "is not the directory of a Maestro study" in error_of(tmp_path / "none")
@@ -34,10 +34,10 @@ def test_a_directory_without_a_study_is_refused(tmp_path):
 
 def test_a_batch_info_that_is_not_yaml_is_refused(tmp_path):
     (tmp_path / "batch.info").write_text("{")
-    assert "is not the directory of a Maestro study" in error_of(tmp_path)
+    assert f"'{tmp_path}/batch.info' is damaged: it is not YAML; restore it from a backup" in error_of(tmp_path)
 
 
-@pytest.mark.parametrize("batch", [{"type": "local"}, {"type": "slurm", "study": "/x"}, None, [], {"type": "celery"}])
+@pytest.mark.parametrize("batch", [{"type": "local"}, {"type": "slurm", "study": "/x"}, [], {"type": "celery"}])
 def test_a_study_of_maestro_alone_is_refused(tmp_path, batch):
     (tmp_path / "batch.info").write_text(yaml.safe_dump(batch))
     assert error_of(tmp_path) == (

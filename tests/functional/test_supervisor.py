@@ -1,0 +1,198 @@
+"""The supervisor of a worker: its signals reach the worker at any time, and no file keeps samples alive."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+from support import kill, processes_of, wait_for
+
+from maestro_celery_plugin.config.groups import group_config
+from maestro_celery_plugin.config.settings import BatchSettings, EnsembleSettings, ResourceSettings, WorkerGroupSettings
+from maestro_celery_plugin.study.session import Session
+
+# Replaces the Celery worker by a function, so that a test can interrupt the supervisor at one place.
+PROGRAM = """
+import os, signal, sys, time
+from pathlib import Path
+import maestro_celery_plugin.worker.celery_worker as celery_worker
+from maestro_celery_plugin.worker import supervisor
+from maestro_celery_plugin.study.heartbeats import Heartbeats
+
+place = Path(sys.argv.pop())
+
+def note(text):
+    with place.open("a") as file:
+        file.write(text + "\\n")
+
+def end(number, frame):
+    note("SIGTERM")
+    os._exit(0)
+
+def wait():
+    note("started")
+    signal.signal(signal.SIGTERM, end)
+    time.sleep(60)
+    os._exit(3)
+
+def run(arguments, supervisor):
+    BODY
+
+celery_worker.run = run
+SETUP
+supervisor.main()
+"""
+
+
+@pytest.fixture
+def session(tmp_path):
+    workers = {"w": WorkerGroupSettings(task_queues=("q",))}
+    settings = EnsembleSettings(batch=BatchSettings(), resources=ResourceSettings(workers=workers))
+    session = Session.create(tmp_path / "merlin_info" / "session")
+    session.write_group(group_config(settings, "w", None))
+    return session
+
+
+def start(tmp_path, session, body, setup="", *options):
+    text = PROGRAM.replace("BODY", textwrap.indent(textwrap.dedent(body), "    ").strip())
+    program = text.replace("SETUP", textwrap.dedent(setup))
+    words = [sys.executable, "-c", program, *options, "--", str(session.path), "w", str(tmp_path / "notes")]
+    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def notes(tmp_path):
+    return (tmp_path / "notes").read_text().split() if (tmp_path / "notes").exists() else []
+
+
+def test_a_signal_between_fork_and_the_first_line_after_it_is_forwarded(tmp_path, session):
+    """Given SIGTERM in the moment of the fork, then the worker receives it, and the supervisor ends in order."""
+    setup = "os.register_at_fork(after_in_parent=lambda: os.kill(os.getpid(), signal.SIGTERM))"
+    process = start(tmp_path, session, "wait()", setup)
+
+    output, _ = process.communicate(timeout=30)
+
+    assert process.returncode == 0, output
+    assert notes(tmp_path) in ([], ["SIGTERM"], ["started"], ["started", "SIGTERM"])
+
+
+def test_a_request_to_end_during_the_restart_of_a_worker_is_not_lost(tmp_path, session):
+    """Given a killed worker in an allocation, when SIGTERM arrives before its successor starts, then none starts."""
+    body = """
+    note("started")
+    os.kill(os.getpid(), signal.SIGKILL)
+    """
+    setup = """
+    claim, count = supervisor.claim_name, iter((0, signal.SIGTERM))
+    def claim_name(*arguments):
+        os.kill(os.getpid(), next(count))
+        return claim(*arguments)
+    supervisor.claim_name = claim_name
+    """
+    process = start(tmp_path, session, body, setup, "--allocation", "w/1")
+
+    output, _ = process.communicate(timeout=60)
+
+    assert notes(tmp_path) == ["started"], output
+
+
+def test_a_worker_that_leaves_by_itself_is_replaced_only_if_the_broker_has_moved(tmp_path, session):
+    """Given a worker that leaves with its own signal, then its exit code decides, and SIGTERM of others still counts."""
+    body = """
+    note("started")
+    signal.signal(signal.SIGTERM, lambda number, frame: os._exit(75 if len(place.read_text().split()) < 3 else 0))
+    os.kill(supervisor.pid, supervisor_arguments.LEAVE_SIGNAL)
+    time.sleep(60)
+    """
+    setup = "import maestro_celery_plugin.worker.arguments as supervisor_arguments"
+    process = start(tmp_path, session, body, setup, "--allocation", "w/1")
+
+    output, _ = process.communicate(timeout=60)
+
+    assert process.returncode == 0, output
+    assert notes(tmp_path) == ["started"] * 3
+
+
+def test_without_a_session_the_worker_still_receives_the_signal(tmp_path, session):
+    """Given a session that was removed, then SIGTERM ends the worker, and the supervisor reports no traceback."""
+    process = start(tmp_path, session, "wait()")
+    wait_for(lambda: notes(tmp_path) == ["started"], "the worker", 30)
+    shutil.rmtree(session.path)
+
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=30)
+
+    assert notes(tmp_path)[:2] == ["started", "SIGTERM"]
+    assert process.returncode == 0, output
+    assert "Traceback" not in output
+
+
+def test_errors_of_the_cleanup_do_not_stop_it(tmp_path, session):
+    """Given that the descendants cannot be listed and the heartbeat cannot be removed, then the marked samples still end."""
+    body = """
+    import subprocess
+    subprocess.Popen(["sleep", "611.PID"], env={**os.environ}, start_new_session=True)
+    note("started")
+    os._exit(0)
+    """
+    setup = """
+    def fail(*arguments):
+        raise OSError(28, "No space left on device")
+    supervisor.end_descendants = fail
+    Heartbeats.remove = fail
+    """
+    process = start(tmp_path, session, body.replace("PID", str(os.getpid())), setup)
+
+    process.communicate(timeout=60)
+
+    assert process.returncode == 0
+    log = (tmp_path / "merlin_info/workers/w-1.log").read_text()
+    assert "its processes cannot be removed: [Errno 28]" in log
+    assert "its heartbeat cannot be removed: [Errno 28]" in log
+    left = processes_of(f"sleep 611.{os.getpid()}")
+    kill(*left)
+    assert not left
+
+
+def test_a_log_that_cannot_be_created_is_one_line(tmp_path, session):
+    (tmp_path / "merlin_info" / "workers").write_text("a file")
+    process = start(tmp_path, session, "wait()")
+    output, _ = process.communicate(timeout=30)
+
+    assert process.returncode == 1
+    assert output.startswith("error: worker on ")
+    assert output.count("\n") == 1
+
+
+def test_samples_end_although_the_session_was_removed(run):
+    """Given a real worker whose session directory is gone, then SIGTERM to its supervisor ends worker and samples."""
+    study = run("""
+        description: {name: s, description: d}
+        study:
+          - name: sim
+            description: d
+            run: {cmd: "trap '' TERM; echo $(A) >> runs; sleep 612"}
+        merlin:
+          resources:
+            workers:
+              w: {args: --concurrency 2}
+          samples:
+            generate: {cmd: "seq 1 2 > $(MERLIN_INFO)/a.csv"}
+            file: $(MERLIN_INFO)/a.csv
+            column_labels: [A]
+        """)
+    study.await_text("sim/*/runs", count=2)
+    kill(*study.processes("bin/conductor"))
+    workers = study.processes("maestro_celery_plugin.worker")
+    supervisor = min(workers)
+    shutil.move(study.path / "merlin_info/session/workers", study.path / "moved")
+
+    os.kill(supervisor, signal.SIGTERM)
+
+    wait_for(lambda: not study.processes("maestro_celery_plugin.worker"), "the end of the worker", 30)
+    wait_for(lambda: not study.processes("sim.sh"), "the end of the samples", 5)
+    assert "Traceback" not in "".join(study.outputs("merlin_info/workers/*.log"))

@@ -1,0 +1,97 @@
+"""Workers in another PID namespace with the same host name, as in two containers: their process numbers mean nothing here."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from support import BIN, needed, wait_for
+
+from maestro_celery_plugin.broker.private import supervisor_of
+from maestro_celery_plugin.processes import ProcessId, host_name, machine_id
+from maestro_celery_plugin.study.session import BrokerLocation, Session
+
+SPEC = """
+    description: {name: namespaces, description: d}
+    study:
+      - name: sim
+        description: d
+        run:
+          cmd: |
+            echo "$(A)" >> runs
+            while ! test -e $(SPECROOT)/go; do sleep 0.1; done
+    merlin:
+      resources:
+        workers:
+          w: {args: --concurrency 1, idle_limit: 5}
+      samples:
+        generate: {cmd: "seq 1 4 > $(MERLIN_INFO)/a.csv"}
+        file: $(MERLIN_INFO)/a.csv
+        column_labels: [A]
+"""
+# In a namespace, the numbers of processes begin again at 1. Its end kills all of them.
+NAMESPACE = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
+
+
+@pytest.fixture(autouse=True)
+def namespaces():
+    """PID namespaces require root."""
+    needed("unshare")
+    if os.geteuid() != 0:
+        missing = pytest.fail if os.environ.get("CI") else pytest.skip
+        missing("PID namespaces require root")
+
+
+def in_namespace(program):
+    words = [*NAMESPACE, sys.executable, "-c", program]
+    return subprocess.run(words, capture_output=True, text=True, check=True, timeout=60).stdout.strip()
+
+
+def test_a_pid_namespace_is_another_machine_with_the_same_name():
+    program = "from maestro_celery_plugin.processes import *; print(host_name(), machine_id())"
+    assert in_namespace(program).split()[0] == host_name()
+    assert in_namespace(program).split()[1] != machine_id()
+    same = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert same.split() == [host_name(), machine_id()]
+
+
+def test_the_supervisor_of_a_broker_in_another_namespace_is_not_looked_up_by_its_number(tmp_path):
+    """Given a broker in another container, then a process of this machine with its number is not its supervisor."""
+    session = Session.create(tmp_path / "session")
+    number = ProcessId.of(os.getpid())
+    for machine, is_found in ((machine_id(), True), ("of another machine", False), ("", True)):
+        session.write_broker(BrokerLocation(url="redis://x", supervisor=(number.pid, number.start), machine=machine))
+        assert (supervisor_of(session) == number) is is_found
+
+
+def test_workers_in_another_namespace_live_and_each_sample_runs_once(run, environment):
+    """Given workers in this namespace and in another one, then the conductor counts both as alive until the end."""
+    study = run(SPEC)
+    study.await_text("sim/*/runs", count=1)
+    words = [*NAMESPACE, str(BIN / "maestro-celery"), "workers", str(study.path)]
+    worker = subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        study.await_text("sim/*/runs", count=2)
+        log = study.path / "merlin_info/workers/w-2.log"
+        wait_for(lambda: len(study.status()["workers"]) == 2, "the heartbeats of both workers")
+        beats = {path.stem: json.loads(path.read_text()) for path in study.path.glob("merlin_info/session/workers/*.json")}
+        assert beats["w-1"]["host"] == beats["w-2"]["host"]
+        assert beats["w-1"]["machine"] != beats["w-2"]["machine"]
+        # The conductor looks at the workers twice a second; two more heartbeats are enough for it to count one as dead.
+        first = beats["w-2"]["beat"]
+        path = study.path / "merlin_info/session/workers/w-2.json"
+        wait_for(lambda: path.exists() and json.loads(path.read_text())["beat"] >= first + 2, "two more heartbeats")
+        assert {worker["state"] for worker in study.status()["workers"]} == {"busy"}
+        (study.path.parent / "go").touch()
+        study.await_end()
+    finally:
+        worker.kill()
+        worker.wait()
+
+    assert study.states() == {"sim": "FINISHED"}
+    assert study.outputs("sim/*/runs") == ["1\n", "2\n", "3\n", "4\n"]
+    assert "has died" not in study.log()
+    assert log.exists()
