@@ -57,11 +57,13 @@ class BrokenMachines:
     def __init__(self, plan: StudyPlan, session: Session, records: StepRecords, pool: WorkerPool) -> None:
         self._path, self._session, self._records, self._pool = plan.broken_machines, session, records, pool
         self._trials: dict[str, _Trial] = {}
+        self._convicted: set[str] = set()
         self._found = read_broken_machines(self._path)
 
     def check(self) -> None:
         """Begin, continue or end the trial of each worker that is a suspect."""
-        suspects = {beat.name: beat for beat in self._pool.alive.values() if beat.state == "suspect"}
+        beats = [beat for beat in self._pool.alive.values() if beat.name not in self._convicted]
+        suspects = {beat.name: beat for beat in beats if beat.state == "suspect"}
         for name in self._trials.keys() - suspects.keys():
             del self._trials[name]
         for name, beat in suspects.items():
@@ -116,6 +118,7 @@ class BrokenMachines:
 
     def _convict(self, beat: Heartbeat) -> None:
         """Take a worker out of the study; its failed samples run again elsewhere."""
+        self._convicted.add(beat.name)
         failures = self._records.quick_failures.of(beat.name)
         reason = how_it_ended(failures[-1][2])
         machine = BrokenMachine(node=beat.node, worker=beat.name, reason=reason, samples=len(failures))

@@ -55,6 +55,7 @@ class StepRecords:
         to_disk = plan.settings.resources.sync_ledger
         self._writer = LedgerWriter(plan.ledger / f"{COORDINATOR}{SUFFIX}", plan.number, to_disk=to_disk, store=store)
         self._reader = LedgerReader(plan.ledger, plan.number, PATIENCE_S, store=store)
+        self._reported_damage: set[str] = set()
         self._claims = Claims(plan.claims, plan.number, store)
         self._records: dict[str, StepRecord] = {}
         self._by_number: dict[int, StepRecord] = {}
@@ -172,6 +173,10 @@ class StepRecords:
             skip: Writers to skip in this call.
             fresh: Whether to include writers that have begun on other nodes a moment ago.
         """
+        for sentence in self._reader.damage:
+            if sentence not in self._reported_damage:
+                LOGGER.warning("%s", sentence)
+        self._reported_damage.update(self._reader.damage)
         for writer, entries in self._reader.poll(skip, fresh=fresh):
             self.leases.apply(writer, entries)
             self.quick_failures.apply(writer, entries)

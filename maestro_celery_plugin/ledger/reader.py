@@ -105,6 +105,20 @@ class LedgerReader:
             if len(entries):
                 yield writer, entries
 
+    @property
+    def damage(self) -> list[str]:
+        """A sentence for each kind of damage so far; empty for a sound ledger."""
+        found = []
+        if self.damaged:
+            found.append(
+                f"{self.damaged} entries of the ledger '{self._directory}' are damaged; samples run again if these "
+                "entries recorded their end."
+            )
+        if self.foreign:
+            names = ", ".join(sorted(self.foreign))
+            found.append(f"Files of the ledger '{self._directory}' belong to another study and are ignored: {names}.")
+        return found
+
     def _read(self, writer: str, path: Path) -> Entries:
         state = self._files.setdefault(writer, _File())
         size, data = self._store.read(path, state.offset, _SIZE)

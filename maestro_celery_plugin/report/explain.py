@@ -65,6 +65,10 @@ class _Explanation:
             error = self._conductor_error()
             if error:
                 yield "The conductor has ended with an error", [error]
+        if self._status.damage:
+            yield "The ledger is damaged", self._status.damage
+        if self._status.broken_machines:
+            yield "Machines were taken out", [machine.sentence for machine in self._status.broken_machines]
         for step in self._status.steps:
             if step.state != "FINISHED" or step.samples.failed:
                 yield f"{step.name}  {step.state}", list(self._why(step))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from maestro_celery_plugin.ledger.sample_states import Counts
+from maestro_celery_plugin.study.broken_machines import BrokenMachine
 
 __all__ = ["AllocationStatus", "StepStatus", "StudyState", "StudyStatus", "WorkerStatus"]
 
@@ -68,7 +69,7 @@ class WorkerStatus:
         name: Name of the worker; empty for an awaited worker.
         group: The worker group.
         node: The machine of the worker; for an awaited worker, the machines where it may start.
-        state: `starting`, `idle`, `busy`, `draining`, `stopping`, `dead` or `awaited`.
+        state: `starting`, `idle`, `busy`, `suspect`, `draining`, `stopping`, `dead` or `awaited`.
     """
 
     name: str
@@ -112,7 +113,18 @@ class AllocationStatus:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StudyStatus:
-    """The status of a study."""
+    """The status of a study.
+
+    Attributes:
+        study: Name of the study.
+        path: Its workspace.
+        state: Its state.
+        steps: Its step records.
+        allocations: Its allocations.
+        workers: Its workers.
+        broken_machines: The machines that were taken out of the study.
+        damage: A sentence for each kind of damage of the ledger; empty for a sound ledger.
+    """
 
     study: str
     path: Path
@@ -120,6 +132,8 @@ class StudyStatus:
     steps: list[StepStatus]
     allocations: list[AllocationStatus]
     workers: list[WorkerStatus]
+    broken_machines: list[BrokenMachine] = dataclasses.field(default_factory=list)
+    damage: list[str] = dataclasses.field(default_factory=list)
 
     @property
     def has_ended(self) -> bool:
@@ -140,4 +154,6 @@ class StudyStatus:
             "steps": steps,
             "allocations": [dataclasses.asdict(allocation) for allocation in self.allocations],
             "workers": [dataclasses.asdict(worker) for worker in self.workers],
+            "broken_machines": [dataclasses.asdict(machine) for machine in self.broken_machines],
+            "damage": self.damage,
         }

@@ -25,6 +25,7 @@ from maestro_celery_plugin.report.model import AllocationStatus, StepStatus, Stu
 from maestro_celery_plugin.report.sample_status import RecordSamples, SampleStatus
 from maestro_celery_plugin.report.usage import AllocationUsage
 from maestro_celery_plugin.states import Outcome
+from maestro_celery_plugin.study.broken_machines import read_broken_machines
 from maestro_celery_plugin.study.conductor_lock import has_conductor
 from maestro_celery_plugin.study.heartbeats import SILENCE_LIMIT_S, Heartbeat
 from maestro_celery_plugin.study.manifest import Manifest
@@ -54,7 +55,7 @@ class StatusReader:
                 f"'{directory}' was created as '{self._plan.root}', which does not exist; move the study back."
             )
         self._session = Session(self._plan.session)
-        self._ledger = LedgerReader(self._plan.ledger)
+        self._ledger = LedgerReader(self._plan.ledger, self._plan.number)
         self._usage = AllocationUsage(self._plan.settings)
         self._records: dict[int, RecordSamples] = {}
         self._by_name: dict[str, RecordSamples] = {}
@@ -80,6 +81,8 @@ class StatusReader:
                 steps=self._steps(rows, alive, conducted),
                 allocations=list(self._allocations()),
                 workers=[*self._workers(beats, alive), *self._awaited(rows, beats, alive)],
+                broken_machines=read_broken_machines(self._plan.broken_machines),
+                damage=self._ledger.damage,
             )
         except OSError as cause:
             raise StudyError(f"The study '{self._plan.root}' cannot be read: {cause}.") from cause

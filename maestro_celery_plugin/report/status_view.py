@@ -55,7 +55,7 @@ def _page(status: StudyStatus, reader: StatusReader, console: Console, rows: int
     parts: list[RenderableType] = [_title(status), _steps_table(steps, wide=console.width >= _WIDE)]
     if len(steps) < len(status.steps):
         parts.append(_rest_words(status.steps, steps))
-    parts += [*_advice(status), *_allocations(status), *_workers(status)]
+    parts += [*_advice(status), *_warnings(status), *_allocations(status), *_workers(status)]
     slowest = reader.slowest(SHOWN)
     if slowest:
         lines = (headline(sample, duration_words(sample.duration_s)) for sample in slowest)
@@ -165,6 +165,11 @@ def _time_left(step: StepStatus) -> str:
 
 
 # --- allocations, workers and samples ---
+
+
+def _warnings(status: StudyStatus) -> list[RenderableType]:
+    sentences = [*status.damage, *(machine.sentence for machine in status.broken_machines)]
+    return [section("Warnings", map(plain, sentences))] if sentences else []
 
 
 def _allocations(status: StudyStatus) -> list[RenderableType]:

@@ -125,3 +125,50 @@ def test_the_conductor_detects_a_dead_worker_on_another_host(run, host, start_wo
 
     assert study.states() == {"sim": "FINISHED"}
     assert sum("again" in text for text in study.outputs("sim/*/runs")) == 2
+
+
+BROKEN = """
+    description: {name: broken, description: d}
+    study:
+      - name: sim
+        description: d
+        run: {cmd: "a-tool $(A) >> runs && sleep 0.2"}
+    merlin:
+      resources:
+        overlap: True
+        workers:
+          near: {args: --concurrency 1}
+          far: {args: --concurrency 2, machines: [otherhost], idle_limit: 5}
+      samples:
+        generate: {cmd: "seq 1 60 > $(MERLIN_INFO)/a.csv"}
+        file: $(MERLIN_INFO)/a.csv
+        column_labels: [A]
+"""
+
+
+def test_a_machine_on_which_every_sample_fails_is_taken_out_and_its_samples_run_elsewhere(
+    run, host, start_workers, environment, monkeypatch, tmp_path
+):
+    """Given a program that is missing on one host, then its samples run on the other host, and a user can see why."""
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    (tools / "a-tool").write_text("#!/bin/sh\necho ran with $1\n")
+    (tools / "a-tool").chmod(0o755)
+    path = environment["PATH"]
+    monkeypatch.setitem(environment, "PATH", f"{tools}:{path}")
+    study = run(BROKEN, "--broker-host", host.near)
+    study.await_text("sim/*/*/runs", "ran with")
+    environment["PATH"] = path
+
+    worker = start_workers(study)
+    worker.wait(60)
+    study.await_end()
+
+    assert study.states() == {"sim": "FINISHED"}
+    assert sorted(study.outputs("sim/*/*/runs")) == sorted(f"ran with {number}\n" for number in range(1, 61))
+    machines = {machine["worker"]: machine for machine in study.status()["broken_machines"]}
+    assert {(machine["node"], machine["reason"]) for machine in machines.values()} == {("otherhost", "exit code 127")}
+    assert machines["far-1"]["samples"] >= 5
+    sentence = "Machine 'otherhost' was taken out of the study (worker 'far-1')"
+    assert sentence in " ".join(explained(study).split())
+    assert sentence in " ".join(study.command("maestro-celery", "status", str(study.path)).stdout.split())
