@@ -14,7 +14,6 @@ import re
 import signal
 import subprocess
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 from maestro_celery_plugin.config.groups import GroupConfig
@@ -39,6 +38,8 @@ LAUNCH_NAME = "MAESTRO_CELERY_LAUNCH"
 LAUNCH_NODES = "MAESTRO_CELERY_NODES"
 LAUNCH_CORES = "MAESTRO_CELERY_CORES"
 QUERY_TIMEOUT_S = 30.0
+# Queries are repeated at every poll, so the error of one query needs no action of a user.
+_AGAIN = " (a running conductor asks again)"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,11 +140,18 @@ class BatchSystem(Protocol):
     def largest_node(self, settings: BatchSettings) -> int | None:
         """Return the largest number of cores of a node in the partition; None when it is unknown."""
 
-    def find_job(self, directory: Path) -> str | None:
-        """Return the user's open job that was submitted in a directory; None when there is no such job.
+    def directories(self, jobs: Sequence[str] | None = None) -> dict[str, str] | None:
+        """Return the directory in which each job was submitted.
+
+        Args:
+            jobs: Identifiers of jobs, which may have ended; None for all open jobs of the user.
+
+        Returns:
+            The directories of the jobs that the batch system lists. None when it does not know directories; then
+            Maestro's adapter must take identifiers from an interface, and not from the output of a command.
 
         Raises:
-            BatchSystemUnavailableError: the batch system does not answer now.
+            AllocationError: the batch system does not answer.
         """
 
     def reports(self, jobs: Sequence[str]) -> dict[str, JobReport]:
@@ -179,11 +187,11 @@ def query(
             env={**os.environ, **(environ or {})},
         )
     except (OSError, subprocess.TimeoutExpired) as cause:
-        raise AllocationError(f"'{words[0]}' does not answer: {cause}") from cause
+        raise AllocationError(f"'{words[0]}' does not answer: {cause}{_AGAIN}") from cause
     errors = [line.strip() for line in result.stderr.splitlines() if line.strip()]
     if not_found is not None and errors and all(not_found.fullmatch(line) for line in errors):
         return result.stdout
     if result.returncode:
         reason = " ".join(errors) or f"exit code {result.returncode}"
-        raise AllocationError(f"'{words[0]}' has failed: {reason}")
+        raise AllocationError(f"'{words[0]}' has failed: {reason}{_AGAIN}")
     return result.stdout

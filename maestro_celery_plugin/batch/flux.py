@@ -166,9 +166,11 @@ class Flux:
         """Return None: `flux resource list` reports sums over nodes."""
         return None
 
-    def find_job(self, directory: Path) -> str | None:
-        """Return None: a job whose submission was interrupted cannot be found; its workers exit at the idle limit."""
-        return None
+    def directories(self, jobs: Sequence[str] | None = None) -> None:
+        """Return None: Maestro's adapter submits through Flux's Python interface, which returns the identifier.
+
+        A job whose submission was interrupted cannot be found; its workers exit at the idle limit.
+        """
 
     def reports(self, jobs: Sequence[str]) -> dict[str, JobReport]:
         """Query `flux jobs`, which lists ended jobs until the instance purges them."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 import signal
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from maestro_celery_plugin.batch.base import CurrentAllocation, JobReport, query
@@ -17,7 +16,6 @@ from maestro_celery_plugin.batch.slurm import srun_line
 from maestro_celery_plugin.config.groups import GroupConfig
 from maestro_celery_plugin.config.resources import ScriptCount, StepNeeds
 from maestro_celery_plugin.config.settings import BatchSettings
-from maestro_celery_plugin.errors import AllocationError, BatchSystemUnavailableError
 from maestro_celery_plugin.states import AllocationState
 
 __all__ = ["LSF_ENDS", "LSF_STATES", "Lsf", "LsfSrun"]
@@ -192,14 +190,12 @@ class Lsf:
         """Return None: `bhosts` reports job slots, which are not cores on every cluster."""
         return None
 
-    def find_job(self, directory: Path) -> str | None:
-        """Return the user's job with this working directory: Maestro submits with ``bsub -cwd``."""
-        try:
-            words = ["bjobs", "-noheader", "-o", "jobid sub_cwd delimiter='|'"]
-            lines = query(words, not_found=_NOT_FOUND).splitlines()
-        except AllocationError as cause:
-            raise BatchSystemUnavailableError(str(cause)) from cause
-        return next((job for job, _, cwd in (line.partition("|") for line in lines) if cwd == str(directory)), None)
+    def directories(self, jobs: Sequence[str] | None = None) -> dict[str, str]:
+        """Return the directories of submission: Maestro calls ``bsub -cwd`` in this directory."""
+        which = [] if jobs is None else ["-a"]
+        words = ["bjobs", *which, "-noheader", "-o", "jobid sub_cwd delimiter='|'", *(jobs or ())]
+        lines = query(words, not_found=_NOT_FOUND).splitlines()
+        return {job.strip(): place.strip() for job, _, place in (line.partition("|") for line in lines)}
 
     def reports(self, jobs: Sequence[str]) -> dict[str, JobReport]:
         """Query `bjobs`, which lists a job until the cluster's CLEAN_PERIOD after its end, an hour by default."""

@@ -9,7 +9,6 @@ import os
 import re
 import signal
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from maestro_celery_plugin.batch.base import (
@@ -24,7 +23,7 @@ from maestro_celery_plugin.config.groups import GroupConfig
 from maestro_celery_plugin.config.resources import ScriptCount, StepNeeds
 from maestro_celery_plugin.config.settings import BatchSettings
 from maestro_celery_plugin.config.walltime import clock_text
-from maestro_celery_plugin.errors import AllocationError, BatchSystemUnavailableError
+from maestro_celery_plugin.errors import AllocationError
 from maestro_celery_plugin.states import AllocationState
 
 __all__ = ["SLURM_STATES", "Slurm", "srun_line"]
@@ -185,13 +184,11 @@ class Slurm:
             return None
         return max(counts, default=None)
 
-    def find_job(self, directory: Path) -> str | None:
-        """Return the user's job with this working directory: Maestro submits with ``sbatch -D``."""
-        try:
-            lines = query(["squeue", "--noheader", "-u", getpass.getuser(), "-o", "%A|%Z"]).splitlines()
-        except AllocationError as cause:
-            raise BatchSystemUnavailableError(str(cause)) from cause
-        return next((job for job, _, cwd in (line.partition("|") for line in lines) if cwd == str(directory)), None)
+    def directories(self, jobs: Sequence[str] | None = None) -> dict[str, str]:
+        """Return the working directories: Maestro submits with ``sbatch -D``."""
+        which = ["-u", getpass.getuser()] if jobs is None else ["-t", "all", "-j", ",".join(jobs)]
+        output = query(["squeue", "--noheader", *which, "-o", "%A|%Z"], not_found=_NOT_FOUND)
+        return {job: place for job, _, place in (line.partition("|") for line in output.splitlines())}
 
     def reports(self, jobs: Sequence[str]) -> dict[str, JobReport]:
         """Query `squeue`, and `sacct` for jobs that `squeue` no longer lists."""

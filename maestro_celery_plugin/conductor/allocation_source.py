@@ -210,7 +210,7 @@ class AllocationSource:
 
     def _cancel(self, allocation: Allocation) -> None:
         try:
-            self._jobs.cancel(str(allocation.job))
+            self._jobs.cancel(str(allocation.job), allocation.directory)
         except (AllocationError, OSError) as error:
             LOGGER.error("Job %s of allocation '%s' cannot be cancelled: %s", allocation.job, allocation.label, error)
 

@@ -14,6 +14,7 @@ from maestrowf.interfaces import ScriptAdapterFactory
 
 from maestro_celery_plugin.batch.base import BatchSystem, JobReport
 from maestro_celery_plugin.batch.deadline import Deadline
+from maestro_celery_plugin.batch.ownership import check_owner, confirmed_job, find_job
 from maestro_celery_plugin.conductor.allocation_request import AllocationRequest
 from maestro_celery_plugin.config.settings import BatchSettings
 from maestro_celery_plugin.config.walltime import clock_text
@@ -22,6 +23,8 @@ from maestro_celery_plugin.processes import ProcessId, is_this_machine, machine_
 from maestro_celery_plugin.states import AllocationState
 
 __all__ = ["BatchJobs", "Jobs", "ProcessJobs"]
+
+LOGGER = logging.getLogger(__name__)
 
 
 class Jobs(Protocol):
@@ -45,11 +48,11 @@ class Jobs(Protocol):
             AllocationError: the batch system does not answer.
         """
 
-    def cancel(self, job: str) -> None:
-        """Cancel a job.
+    def cancel(self, job: str, directory: Path | None) -> None:
+        """Cancel a job that was submitted in a directory; None when the directory is unknown.
 
         Raises:
-            AllocationError: the job cannot be cancelled.
+            AllocationError: the job cannot be cancelled, or was submitted elsewhere.
         """
 
     def find_job(self, directory: Path) -> str | None:
@@ -118,6 +121,9 @@ class BatchJobs:
         try:
             record = adapter.submit(step, str(script), str(directory))
         except Exception as cause:  # Maestro's adapters do not document their errors
+            job = self._submitted_despite(cause, directory)
+            if job is not None:
+                return job
             error_class = (
                 BatchSystemUnavailableError if self._system.unavailable.search(str(cause)) else AllocationError
             )
@@ -130,7 +136,19 @@ class BatchJobs:
             if self._system.unavailable.search(reason):
                 raise BatchSystemUnavailableError(f"The batch system does not accept '{script}' now: {reason}")
             raise AllocationError(f"The batch system refuses '{script}': {reason}")
-        return str(record.job_identifier)
+        return confirmed_job(self._system, str(record.job_identifier), directory)
+
+    def _submitted_despite(self, cause: Exception, directory: Path) -> str | None:
+        """Return the job that exists although Maestro's adapter could not read its number; None without such a job."""
+        try:
+            job = find_job(self._system, directory)
+        except AllocationError:
+            return None
+        if job is not None:
+            LOGGER.warning(
+                "The output of the submission of job %s from '%s' has no number (%s).", job, directory, cause
+            )
+        return job
 
     def report(self, job: str) -> JobReport:
         """Query the batch system.
@@ -141,8 +159,9 @@ class BatchJobs:
             return JobReport(AllocationState.GONE)
         return self._system.reports([job])[job]
 
-    def cancel(self, job: str) -> None:
+    def cancel(self, job: str, directory: Path | None) -> None:
         """Cancel through Maestro's adapter."""
+        check_owner(self._system, job, directory)
         arguments = self._system.adapter_arguments(self._settings)
         try:
             adapter = ScriptAdapterFactory.get_adapter(self._system.adapter)(**arguments)
@@ -154,7 +173,7 @@ class BatchJobs:
 
     def find_job(self, directory: Path) -> str | None:
         """Query the batch system for the job that was submitted in a directory."""
-        return self._system.find_job(directory)
+        return find_job(self._system, directory)
 
 
 class _Messages(logging.Handler):
@@ -236,14 +255,14 @@ class ProcessJobs:
         """Return None: workers of an interrupted submission end with the allocation, or at their idle limit."""
         return None
 
-    def cancel(self, job: str) -> None:
+    def cancel(self, job: str, directory: Path | None) -> None:
         """End the processes that start the workers; they end the workers."""
         if _is_process(job):
             process = _process_of(job)
             if process is not None:
                 process.signal(signal.SIGTERM, group=True)
         else:
-            self._outside.cancel(job)
+            self._outside.cancel(job, directory)
 
 
 def _is_process(job: str) -> bool:

@@ -155,7 +155,7 @@ def _cancel_allocation(allocation: Allocation, settings: BatchSettings) -> Itera
             return
         allocation.released = True  # a later conductor must not cancel step records because this job was cancelled
         allocation.store()
-        jobs.cancel(allocation.job)
+        jobs.cancel(allocation.job, allocation.directory)
     except AllocationError as error:
         yield f"Job {allocation.job or '(unknown)'} of {name} may still run: {error}"
     else:

@@ -2,7 +2,7 @@
 
 merlin_info/plain/<step record>/
   finished    exists when the step record has finished
-  job.json    the last batch job; null during its submission
+  job.json    the last batch job and the directory of its submission; null during the submission
   run.sh      runs the script of a step record inside the conductor, and records its end
   lock        locked while this script runs, also after the death of the conductor
 """
@@ -53,10 +53,21 @@ class NativeStepState:
 
     def read_job(self) -> Any:
         """Return the batch system's identifier of the last job; None without a job."""
+        return self._read()[0]
+
+    @property
+    def directory(self) -> Path | None:
+        """The directory in which the last job was submitted; None when release 0.1 has stored it."""
+        return self._read()[1]
+
+    def _read(self) -> tuple[Any, Path | None]:
         try:
-            return read_json(self._job)
+            stored = read_json(self._job)
         except (FileNotFoundError, DamagedFileError):
-            return None
+            return None, None
+        if not isinstance(stored, dict):  # release 0.1 stores the identifier only
+            return stored, None
+        return stored.get("job"), Path(str(stored["directory"])) if stored.get("directory") else None
 
     @property
     def is_interrupted(self) -> bool:
@@ -72,10 +83,12 @@ class NativeStepState:
         """Record that the submission has failed."""
         self._job.unlink(missing_ok=True)
 
-    def write_job(self, id: Any) -> None:
-        """Record the job; None until the batch system has returned an identifier."""
+    def write_job(self, id: Any, directory: Path | str | None = None) -> None:
+        """Record the job and the directory of its submission; None until its identifier is known."""
         self._directory.mkdir(parents=True, exist_ok=True)
-        write_atomically(self._job, json.dumps(id, default=lambda other: None))  # JSON can store only numbers and text
+        values = {"job": id, "directory": None if directory is None else str(directory)}
+        # JSON can store only numbers and text.
+        write_atomically(self._job, json.dumps(values, default=lambda other: None))
 
     def write_run_once_script(self, script: str) -> str:
         """Write a script that runs another script once, and records its end; return the path."""

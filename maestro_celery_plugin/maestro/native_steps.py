@@ -21,6 +21,7 @@ from maestrowf.abstracts.interfaces import ScriptAdapter
 from maestrowf.interfaces import ScriptAdapterFactory
 from maestrowf.interfaces.script import SubmissionRecord
 
+from maestro_celery_plugin.batch.ownership import check_owner, confirmed_job, find_job
 from maestro_celery_plugin.conductor.batch_jobs import BatchJobs
 from maestro_celery_plugin.config import conversion
 from maestro_celery_plugin.config.settings import BatchSettings
@@ -38,6 +39,8 @@ __all__ = ["NativeJob", "NativeSteps", "adapter_of"]
 
 LOGGER = logging.getLogger(__name__)
 
+# The identifier of a job that exists, but that the batch system has not named yet.
+_UNKNOWN = "unknown"
 # The states in which the batch job of an earlier conductor continues and is not submitted again.
 _CONTINUING = frozenset(
     {State.INITIALIZED, State.PENDING, State.WAITING, State.QUEUED, State.RUNNING, State.FINISHING, State.FINISHED}
@@ -135,24 +138,44 @@ class NativeSteps:
         """Submit a step record, unless it has finished, or the batch job of an earlier conductor continues."""
         state = self._state(step.real_name)
         if state.is_interrupted and not state.has_finished:
-            state.write_job(self._find(Path(cwd)))
+            state.write_job(self._find(Path(cwd)), cwd)
         job = NativeJob(step.real_name, None) if state.has_finished else self._continuing(step.real_name, state)
         if job is not None:
             conductor_lock.acquire(self._plan).must_poll = True
             return SubmissionRecord(SubmissionCode.OK, 0, job)
-        state.write_job(None)  # so that a later conductor detects an interrupted submission
-        record = adapter_of(self._plan.settings.batch).submit(step, path, cwd, **options)
+        state.write_job(None, cwd)  # so that a later conductor detects an interrupted submission
+        try:
+            record = adapter_of(self._plan.settings.batch).submit(step, path, cwd, **options)
+        except Exception as error:  # an adapter fails if the command prints no number; the job may exist
+            LOGGER.exception("The output of the submission of '%s' cannot be read.", step.real_name)
+            found = self._find(Path(cwd))
+            if found is None:
+                raise AllocationError(f"'{path}' cannot be submitted: {error}") from error
+            record = SubmissionRecord(SubmissionCode.OK, 0, found)
         if record.submission_code is not SubmissionCode.OK:
             state.forget_job()
             return record
-        state.write_job(record.job_identifier)
-        return SubmissionRecord(SubmissionCode.OK, record.return_code, NativeJob(step.real_name, record.job_identifier))
+        id = self._confirmed(record.job_identifier, Path(cwd))
+        state.write_job(None if id == _UNKNOWN else id, cwd)
+        return SubmissionRecord(SubmissionCode.OK, record.return_code, NativeJob(step.real_name, id))
+
+    def _confirmed(self, id: Any, directory: Path) -> Any:
+        """Return the identifier of a job that was just submitted; `_UNKNOWN` if the batch system does not say now."""
+        system = batch_system(self._plan.settings.batch.type)
+        if system is None or not isinstance(id, str | int):
+            return id
+        try:
+            job = confirmed_job(system, str(id), directory)
+        except BatchSystemUnavailableError as error:
+            LOGGER.warning("%s", error)
+            return _UNKNOWN
+        return id if job == str(id) else job
 
     def _find(self, directory: Path) -> str | None:
         """Return the open batch job that was submitted in a workspace; None without such a job."""
         system = batch_system(self._plan.settings.batch.type)
         try:
-            return system.find_job(directory) if system else None
+            return find_job(system, directory) if system else None
         except BatchSystemUnavailableError as error:
             LOGGER.warning("%s", error)
             return None
@@ -175,11 +198,39 @@ class NativeSteps:
         """
         stored = {job: self._state(job.record) for job in jobs}
         states: dict[NativeJob, State | None] = {job: State.FINISHED for job in stored if stored[job].has_finished}
-        states |= self._query([job for job in stored if job not in states])
+        known = []
+        for job in stored:
+            if job not in states:
+                try:
+                    known.append(self._known(job))
+                except BatchSystemUnavailableError as error:
+                    LOGGER.warning("%s", error)
+        by_record = {job.record: job for job in stored}
+        states |= {by_record[job.record]: State.FAILED for job in known if job.id == _UNKNOWN}
+        found = self._query([job for job in known if job.id != _UNKNOWN])
+        states |= {by_record[job.record]: state for job, state in found.items()}
         for job, state in states.items():
             if state is State.FINISHED:
                 stored[job].record_finished()
         return states
+
+    def _known(self, job: NativeJob) -> NativeJob:
+        """Return a job with the identifier of the batch system; without one if there is no such job.
+
+        Raises:
+            BatchSystemUnavailableError: the batch system does not say now which job it is.
+        """
+        if job.id != _UNKNOWN:
+            return job
+        state, system = self._state(job.record), batch_system(self._plan.settings.batch.type)
+        id, directory = state.read_job(), state.directory
+        if id is None and system is not None and directory is not None:
+            id = find_job(system, directory)
+            if id is None:
+                LOGGER.error("The batch system has no job of '%s', whose submission was not confirmed.", job.record)
+                return job
+            state.write_job(id, directory)
+        return NativeJob(job.record, _UNKNOWN if id is None else id)
 
     def _query(self, jobs: Sequence[NativeJob]) -> dict[NativeJob, State | None]:
         if not jobs:
@@ -213,7 +264,7 @@ class NativeSteps:
         try:
             if not system.reports([str(job)])[str(job)].state.is_open:
                 return
-            BatchJobs(system, self._plan.settings.batch).cancel(str(job))
+            BatchJobs(system, self._plan.settings.batch).cancel(str(job), self._state(job.record).directory)
         except AllocationError as error:
             yield f"Job {job} of '{job.record}' may still run: {error}"
         else:
@@ -238,12 +289,32 @@ class NativeSteps:
 
     def cancel(self, jobs: Iterable[NativeJob]) -> CancelCode:
         """Cancel batch jobs; return ERROR unless the batch system accepts the cancellation."""
-        ids = [job.id for job in jobs if job.id is not None]
-        if not ids:
-            return CancelCode.OK
         try:
+            ids = [id for job in jobs if job.id is not None and (id := self._cancellable(job)) is not None]
+            if not ids:
+                return CancelCode.OK
             code: CancelCode = adapter_of(self._plan.settings.batch).cancel_jobs(ids).cancel_status
         except Exception:  # any error of an adapter, as in `_query`
             LOGGER.exception("The batch system cannot cancel jobs now.")
             return CancelCode.ERROR
         return code
+
+    def _cancellable(self, job: NativeJob) -> Any:
+        """Return the identifier of a job; None if there is no such job, or if it was not submitted by this study.
+
+        Raises:
+            AllocationError: the batch system does not answer.
+        """
+        known = self._known(job)
+        if known.id == _UNKNOWN:
+            return None
+        system = batch_system(self._plan.settings.batch.type)
+        if system is not None and isinstance(known.id, str | int):
+            try:
+                check_owner(system, str(known.id), self._state(job.record).directory)
+            except BatchSystemUnavailableError:
+                raise
+            except AllocationError as error:
+                LOGGER.error("%s", error)
+                return None
+        return known.id

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+
 import pytest
 from fakes.clusters import FakeCluster
 from support import wait_for
@@ -102,3 +105,32 @@ def test_a_refusal_of_the_batch_system_is_logged(run, cluster):
 
     assert study.states()["sim"] == "FAILED"
     assert "The batch system refuses" in study.log()
+
+
+@pytest.fixture
+def banner(cluster, environment, tmp_path):
+    """A cluster of LSF whose `bsub` prints the number of another job of the user first; the number of this job."""
+    if cluster.type != "lsf":
+        pytest.skip("Maestro submits to Flux through its interface")
+    script = "#!/bin/sh\nsleep 300\n"
+    subprocess.run([cluster.commands / "bsub"], input=script, env=environment, check=True, text=True, cwd=tmp_path)
+    bsub = tmp_path / "bin" / "bsub"
+    bsub.parent.mkdir()
+    bsub.write_text(f'#!/bin/sh\necho "Notice 1: /scratch is down"\nexec {cluster.commands}/bsub "$@"\n')
+    bsub.chmod(0o755)
+    environment["PATH"] = f"{bsub.parent}:{environment['PATH']}"
+    return 1
+
+
+def test_a_number_in_a_banner_is_not_the_job(run, cluster, banner):
+    """Given `bsub` with a banner, then the study cancels its own job, and not the job whose number is in the banner."""
+    study = run(STUDY.format(type=cluster.type, cmd="sleep 300"), "-s", "2")
+    study.await_text("merlin_info/allocations/*/*/allocation.json", "RUNNING")
+    (stored,) = study.outputs("merlin_info/allocations/*/*/allocation.json")
+    assert json.loads(stored)["job"] == "2"
+
+    assert study.command("maestro", "cancel", "-y", str(study.path)).returncode == 0
+
+    study.await_end()
+    wait_for(lambda: [job["state"] for job in cluster.jobs()] == ["running", "ended"], "the end of the study's job", 20)
+    assert "its submission has printed another number first, 1." in study.log()

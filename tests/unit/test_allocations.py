@@ -63,7 +63,7 @@ class Queue:
     def report(self, job):
         return self.reported
 
-    def cancel(self, job):
+    def cancel(self, job, directory):
         self.cancelled.append(job)
         self.reported = JobReport(AllocationState.CANCELLED)
 
@@ -184,7 +184,7 @@ def test_workers_in_the_current_allocation_can_be_cancelled(tmp_path):
     assert jobs.report(job).state is AllocationState.RUNNING
     assert process_jobs().report(job).state is AllocationState.RUNNING  # another conductor also detects it
 
-    jobs.cancel(job)
+    jobs.cancel(job, tmp_path)
 
     wait_for(lambda: not jobs.report(job).state.is_open, "the end of the script", 10)
     assert process_jobs().report(job).state is AllocationState.GONE
@@ -381,7 +381,7 @@ def test_an_end_that_could_not_be_stored_is_returned_by_the_next_refresh(source,
 
 def test_a_cancellation_that_fails_is_logged(source, queue, monkeypatch, caplog):
     source.ensure()
-    monkeypatch.setattr(queue, "cancel", lambda job: (_ for _ in ()).throw(AllocationError("scancel has failed")))
+    monkeypatch.setattr(queue, "cancel", lambda job, directory: (_ for _ in ()).throw(AllocationError("scancel has failed")))
 
     source.cancel()
 
@@ -398,9 +398,9 @@ def test_a_cancellation_that_the_batch_system_refuses_raises_an_error(tmp_path, 
 
     if code:
         with pytest.raises(AllocationError, match="refuses to cancel"):
-            BatchJobs(Slurm()).cancel("7")
+            BatchJobs(Slurm()).cancel("7", None)
     else:
-        BatchJobs(Slurm()).cancel("7")
+        BatchJobs(Slurm()).cancel("7", None)
 
 
 def test_a_submission_to_an_unavailable_batch_system_is_repeated_and_counts_as_no_failure(source, queue, monkeypatch):

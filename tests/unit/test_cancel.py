@@ -30,6 +30,12 @@ def plan(tmp_path):
     return plan
 
 
+def listed(plan, directory=None):
+    """Return a `squeue` that lists job 7, which was submitted for the first allocation, or in another directory."""
+    directory = directory or plan.allocations / "w" / "1"
+    return f"case \"$*\" in *%Z*) echo '7|{directory}';; *) echo '7|RUNNING|None';; esac"
+
+
 def allocate(plan, job, state=AllocationState.RUNNING):
     number, directory = new_directory(plan.allocations, "w")
     Allocation("w", number, directory, job, state).store()
@@ -53,7 +59,7 @@ def slurm(tmp_path, monkeypatch):
 
 def test_the_job_of_an_open_allocation_is_cancelled_and_the_allocation_released(plan, slurm):
     allocate(plan, "7")
-    calls = slurm(squeue="echo '7|RUNNING|None'", scancel="exit 0")
+    calls = slurm(squeue=listed(plan), scancel="exit 0")
 
     assert cancel_orphans(plan)[1:] == [
         "Job 7 of allocation 'w/1' is cancelled.", f"`maestro-celery resume {plan.root}` would continue it."
@@ -100,6 +106,17 @@ def test_a_live_conductor_cancels_its_study_itself(plan, slurm):
 
 def test_a_study_without_workers_and_jobs_has_nothing_to_cancel(plan):
     assert cancel_orphans(plan) == NOTHING
+
+
+def test_the_job_of_somebody_else_is_not_cancelled(plan, slurm):
+    """Given a stored number that belongs to another job of the user, then this job continues, and the report says so."""
+    allocate(plan, "7")
+    calls = slurm(squeue=listed(plan, "/home/ada"), scancel="exit 0")
+
+    sentences = cancel_orphans(plan)
+
+    assert "scancel" not in calls()
+    assert "job 7 was submitted in '/home/ada' and is not a job of this study; it is not cancelled" in sentences[1]
 
 
 # --- native steps ------------------------------------------------------------------------------------
@@ -190,7 +207,7 @@ def test_a_study_that_cannot_be_read_does_not_prevent_the_cancellation_of_others
 def test_a_session_that_cannot_be_written_does_not_stop_the_cancellation(plan, slurm, capsys, monkeypatch):
     monkeypatch.setattr(Session, "request_stop", lambda self: (plan.root / "no" / "such" / "directory").touch())
     allocate(plan, "7")
-    slurm(squeue="echo '7|RUNNING|None'", scancel="exit 0")
+    slurm(squeue=listed(plan), scancel="exit 0")
 
     assert cancel_all(lambda: request_cancellation(plan), [plan.root]) == 0
 
@@ -204,7 +221,7 @@ def test_a_job_is_cancelled_with_the_batch_settings_of_its_group(plan, slurm, mo
     used = []
     monkeypatch.setattr(Slurm, "adapter_arguments", lambda self, settings: used.append(settings) or {"host": "", "bank": "", "queue": ""})
     allocate(plan, "7")
-    slurm(squeue="echo '7|RUNNING|None'", scancel="exit 0")
+    slurm(squeue=listed(plan), scancel="exit 0")
 
     cancel_orphans(plan)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import subprocess
 import time
@@ -18,7 +19,9 @@ from maestrowf.interfaces import ScriptAdapterFactory
 from maestrowf.interfaces.script import CancellationRecord, SubmissionRecord
 
 from maestro_celery_plugin import clock
+from maestro_celery_plugin.batch import ownership
 from maestro_celery_plugin.config.settings import BatchSettings, ResourceSettings, WorkerGroupSettings
+from maestro_celery_plugin.errors import AllocationError
 from maestro_celery_plugin.maestro import native_steps, touchpoints
 from maestro_celery_plugin.maestro.native_steps import NativeJob, adapter_of
 from maestro_celery_plugin.study import conductor_lock
@@ -83,7 +86,7 @@ def cluster(monkeypatch):
     monkeypatch.setattr(Cluster, "make_id", Id)
     monkeypatch.setitem(ScriptAdapterFactory.factories, "cluster", Cluster)
     system = types.SimpleNamespace(
-        adapter="cluster", adapter_arguments=lambda batch: {"bank": batch.bank or ""}, find_job=lambda directory: None
+        adapter="cluster", adapter_arguments=lambda batch: {"bank": batch.bank or ""}, directories=lambda jobs=None: None
     )
     monkeypatch.setattr(native_steps, "batch_system", lambda type: None if type == "local" else system)
     return Cluster
@@ -289,3 +292,92 @@ def test_a_process_has_one_conductor_lock_for_a_study(study):
     conductor_lock.acquire(study).release()
     with conductor_lock.file_lock(study).acquire(timeout=0):
         pass
+
+
+# --- jobs that the batch system has not named ---------------------------------------------------------
+
+
+class Listing:
+    """A batch system that lists the directories of jobs, or does not answer."""
+
+    adapter = "cluster"
+    places, answers = {}, True
+
+    @staticmethod
+    def adapter_arguments(batch):
+        return {}
+
+    @classmethod
+    def directories(cls, jobs=None):
+        if not cls.answers:
+            raise AllocationError("'squeue' does not answer")
+        return {job: place for job, place in cls.places.items() if jobs is None or job in jobs}
+
+
+@pytest.fixture
+def listing(monkeypatch, cluster):
+    monkeypatch.setattr(native_steps, "batch_system", lambda type: Listing)
+    monkeypatch.setattr(ownership, "_LOOK_DELAYS_S", (0.0,))
+    monkeypatch.setattr(Listing, "places", {})
+    monkeypatch.setattr(Listing, "answers", True)
+    monkeypatch.setattr(Cluster, "make_id", str)
+    return Listing
+
+
+def test_the_number_of_a_banner_is_replaced_by_that_of_the_job(adapter, study, listing):
+    listing.places = {"41": str(study.root)}
+
+    job = submit(adapter, study)
+
+    assert job.id == "41"
+    assert stored_job(study) == {"job": "41", "directory": str(study.root)}
+
+
+def test_a_job_that_was_not_confirmed_is_found_at_a_later_poll(adapter, study, listing):
+    """Given a batch system that does not answer after the submission, then no wrong number is stored."""
+    listing.answers = False
+    job = submit(adapter, study)
+    assert stored_job(study)["job"] is None
+    assert adapter.check_jobs([job])[1] == {}
+
+    listing.answers, listing.places = True, {"41": str(study.root)}
+    Cluster.states = {"41": State.RUNNING}
+
+    assert adapter.check_jobs([job])[1] == {job: State.RUNNING}
+    assert stored_job(study)["job"] == "41"
+    assert adapter.cancel_jobs([job]).cancel_status is CancelCode.OK
+    assert Cluster.cancelled == ["41"]
+
+
+def test_a_job_that_does_not_exist_has_failed(adapter, study, listing):
+    listing.answers = False
+    job = submit(adapter, study)
+    listing.answers = True
+
+    assert adapter.check_jobs([job])[1] == {job: State.FAILED}
+
+
+def test_a_job_of_another_study_is_not_cancelled(adapter, study, listing, caplog):
+    listing.places = {"1": str(study.root)}
+    job = submit(adapter, study)
+    listing.places = {"1": "/home/ada"}
+
+    assert adapter.cancel_jobs([job]).cancel_status is CancelCode.OK
+
+    assert Cluster.cancelled == []
+    assert "is not a job of this study" in caplog.text
+
+
+def test_an_adapter_that_finds_no_number_has_submitted_a_job_nevertheless(adapter, study, listing, monkeypatch):
+    def fail(self, *arguments, **options):
+        raise AttributeError("'NoneType' object has no attribute 'group'")
+
+    monkeypatch.setattr(Cluster, "submit", fail)
+    assert adapter.submit(a_step(), "plain.sh", str(study.root)).submission_code is SubmissionCode.ERROR
+
+    listing.places = {"41": str(study.root)}
+    assert submit(adapter, study).id == "41"
+
+
+def stored_job(study):
+    return json.loads((study.native / "plain" / "job.json").read_text())

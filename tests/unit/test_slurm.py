@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from maestro_celery_plugin.batch.base import CurrentAllocation, JobReport
+from maestro_celery_plugin.batch.ownership import find_job
 from maestro_celery_plugin.batch.slurm import SLURM_STATES, Slurm
 from maestro_celery_plugin.config.groups import GroupConfig
 from maestro_celery_plugin.config.resources import StepNeeds
@@ -191,11 +192,11 @@ def test_a_job_in_an_unknown_state_counts_as_running(recorded):
 
 def test_a_job_is_found_by_the_directory_of_its_submission(recorded):
     recorded.answer("squeue", "7|/home/ada\n8|/study/merlin_info/allocations/w/1\n")
-    assert SLURM.find_job(Path("/study/merlin_info/allocations/w/1")) == "8"
-    assert SLURM.find_job(Path("/study/merlin_info/allocations/w/2")) is None
+    assert find_job(SLURM, Path("/study/merlin_info/allocations/w/1")) == "8"
+    assert find_job(SLURM, Path("/study/merlin_info/allocations/w/2")) is None
     recorded.answer("squeue", err="slurm_load_jobs error: Unable to contact slurm controller\n", code=1)
     with pytest.raises(BatchSystemUnavailableError):
-        SLURM.find_job(Path("/study"))
+        find_job(SLURM, Path("/study"))
 
 
 def test_a_query_that_fails_is_an_error(recorded):
