@@ -75,9 +75,12 @@ class WorkerPool:
 
     def refresh(self) -> list[Heartbeat]:
         """Find the live workers; return the dead workers, until `reap` removes their heartbeats."""
-        heartbeats = self._session.heartbeats.all()
-        self.alive = {beat.name: beat for beat in heartbeats if self._is_alive(beat)}
-        return [beat for beat in heartbeats if beat.name not in self.alive]
+        heartbeats = {beat.name: beat for beat in self._session.heartbeats.all()}
+        for name in self.alive.keys() - heartbeats.keys():
+            if self._session.heartbeats.path_of(name).exists():  # it cannot be read now; the worker is silent at most
+                heartbeats[name] = self.alive[name]
+        self.alive = {name: beat for name, beat in heartbeats.items() if self._is_alive(beat)}
+        return [beat for name, beat in heartbeats.items() if name not in self.alive]
 
     def _is_alive(self, beat: Heartbeat) -> bool:
         if beat.allocation in self._ended:

@@ -96,7 +96,7 @@ class StatusReader:
         if conducted:
             return StudyState.RUNNING
         if not (
-            self._session.heartbeats.read_conductor()[0] or (self._plan.ledger / f"{COORDINATOR}{SUFFIX}").exists()
+            self._session.heartbeats.read_conductor().beat or (self._plan.ledger / f"{COORDINATOR}{SUFFIX}").exists()
         ):
             return StudyState.PENDING
         return _state_after_end({row.state for row in rows})

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 from collections.abc import Iterable
@@ -17,7 +18,7 @@ from typing import Any
 from maestro_celery_plugin import clock
 from maestro_celery_plugin.config import conversion
 from maestro_celery_plugin.files import file_system_now, read_json, read_text, write_atomically
-from maestro_celery_plugin.processes import is_this_machine
+from maestro_celery_plugin.processes import is_this_machine, machine_id
 
 __all__ = ["SILENCE_LIMIT_S", "ConductorWatch", "Heartbeat", "Heartbeats"]
 
@@ -67,6 +68,21 @@ class Heartbeat:
         return is_this_machine(self.machine, self.host)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ConductorBeat:
+    """The heartbeat of the conductor.
+
+    Attributes:
+        beat: A number that changes; 0 without a heartbeat.
+        working: The allocations with a busy worker; None when the conductor does not know them.
+        machine: Identity of its machine (`processes.machine_id`); empty when unknown.
+    """
+
+    beat: int = 0
+    working: tuple[str, ...] | None = None
+    machine: str = ""
+
+
 class Heartbeats:
     """The heartbeats of one session.
 
@@ -78,8 +94,20 @@ class Heartbeats:
         self._workers, self._conductor = directory / "workers", directory / "conductor.json"
 
     def write(self, heartbeat: Heartbeat) -> None:
-        """Store the heartbeat of a worker."""
-        write_atomically(self.path_of(heartbeat.name), conversion.to_json(heartbeat), mode=0o600, durable=False)
+        """Store the heartbeat of a worker; if the disk is full, overwrite the last one, which needs no space.
+
+        Raises:
+            OSError: the heartbeat cannot be written.
+        """
+        path, text = self.path_of(heartbeat.name), conversion.to_json(heartbeat)
+        try:
+            write_atomically(path, text, mode=0o600, durable=False)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not path.exists():
+                raise
+            with path.open("r+b") as file:
+                file.write(text.encode())
+                file.truncate()
 
     def path_of(self, name: str) -> Path:
         """Return the file with the heartbeat of a worker."""
@@ -126,17 +154,21 @@ class Heartbeats:
             working: The allocations with a busy worker; None when the conductor does not know them.
         """
         names = None if working is None else sorted(working)
-        text = json.dumps({"beat": beat, "working": names, "pid": os.getpid()})
+        text = json.dumps({"beat": beat, "working": names, "pid": os.getpid(), "machine": machine_id()})
         write_atomically(self._conductor, text, mode=0o600, durable=False)
 
-    def read_conductor(self) -> tuple[int, tuple[str, ...] | None]:
-        """Return the heartbeat of the conductor (0 without one), and the allocations with a busy worker."""
+    def read_conductor(self) -> ConductorBeat:
+        """Return the heartbeat of the conductor; an empty one if there is none, or if a crash has damaged it."""
         try:
             values: dict[str, Any] = read_json(self._conductor)
-            beat, working = int(values["beat"]), values.get("working")
-            return beat, None if working is None else tuple(working)
-        except (FileNotFoundError, ValueError, LookupError, TypeError, AttributeError):  # damaged by a crash
-            return 0, None
+            working = values.get("working")
+            return ConductorBeat(
+                beat=int(values["beat"]),
+                working=None if working is None else tuple(working),
+                machine=str(values.get("machine", "")),
+            )
+        except (FileNotFoundError, ValueError, LookupError, TypeError, AttributeError):
+            return ConductorBeat()
 
 
 def _read(path: Path) -> Heartbeat | None:
@@ -155,6 +187,7 @@ class ConductorWatch:
 
     Attributes:
         working: The allocations in which the conductor sees a busy worker; None when it does not know them.
+        is_here: Whether the conductor runs on this machine, where it can see which processes live.
     """
 
     def __init__(self, heartbeats: Heartbeats) -> None:
@@ -162,12 +195,15 @@ class ConductorWatch:
         self._beat = 0
         self._changed_at = clock.monotonic()
         self.working: tuple[str, ...] | None = None
+        self.is_here = False
 
     def refresh(self) -> None:
         """Read the heartbeat of the conductor."""
-        beat, self.working = self._heartbeats.read_conductor()
-        if beat != self._beat:
-            self._beat, self._changed_at = beat, clock.monotonic()
+        conductor = self._heartbeats.read_conductor()
+        self.working = conductor.working
+        if conductor.beat != self._beat:
+            self._beat, self._changed_at = conductor.beat, clock.monotonic()
+            self.is_here = is_this_machine(conductor.machine)
 
     @property
     def silent_s(self) -> float:

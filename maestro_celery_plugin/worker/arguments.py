@@ -7,6 +7,7 @@ import signal
 
 from maestro_celery_plugin.config.groups import GroupConfig
 from maestro_celery_plugin.study.session import Session
+from maestro_celery_plugin.worker.lease import Lease
 
 __all__ = ["EXIT_BROKER_MOVED", "LEAVE_SIGNAL", "WorkerArguments"]
 
@@ -27,6 +28,7 @@ class WorkerArguments:
         name: Name of the worker, unique in the session.
         allocation: The allocation of the worker, such as ``sim/2``; empty outside of the study's allocations.
         number: Number of the worker in its allocation, from 1.
+        lease: The lease of the worker.
     """
 
     session: Session
@@ -34,3 +36,4 @@ class WorkerArguments:
     name: str
     allocation: str
     number: int
+    lease: Lease = dataclasses.field(default_factory=Lease)

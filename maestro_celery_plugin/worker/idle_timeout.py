@@ -20,12 +20,15 @@ class IdleTimeout:
         allocation: The allocation of the worker; empty without one.
         idle_limit_s: Seconds without work after which the worker may leave.
         deadline: The end of the allocation.
+
+    Attributes:
+        conductor: The conductor as the worker sees it.
     """
 
     def __init__(self, session: Session, allocation: str, idle_limit_s: float, deadline: Deadline) -> None:
         self._session, self._allocation = session, allocation
         self._limit_s, self._deadline = idle_limit_s, deadline
-        self._conductor = ConductorWatch(session.heartbeats)
+        self.conductor = ConductorWatch(session.heartbeats)
 
     def leave_reason(self, idle_s: float, *, refuses: bool) -> str | None:
         """Return why the worker leaves; None when it stays.
@@ -36,7 +39,7 @@ class IdleTimeout:
             idle_s: Seconds since the worker last had work.
             refuses: Whether the worker refuses samples because the time is too short.
         """
-        self._conductor.refresh()
+        self.conductor.refresh()
         ends_soon = f"its allocation ends in {self._deadline.remaining_s:.0f} s"
         if self._deadline.is_draining and idle_s > 0:
             return ends_soon
@@ -44,7 +47,7 @@ class IdleTimeout:
             return f"{ends_soon}, too soon for the remaining samples"
         if idle_s <= self._limit_s:
             return None
-        if self._conductor.silent_s > self._limit_s:
+        if self.conductor.silent_s > self._limit_s:
             return f"it has been idle for {idle_s:.0f} s, and the conductor has been silent"
         if self._allocation and not self._allocation_is_busy():
             return f"all workers of its allocation have been idle for {idle_s:.0f} s"
@@ -55,7 +58,7 @@ class IdleTimeout:
 
         The conductor reports the busy allocations; if it does not know them, the heartbeats of the workers decide.
         """
-        if self._conductor.working is not None:
-            return self._allocation in self._conductor.working
+        if self.conductor.working is not None:
+            return self._allocation in self.conductor.working
         beats = self._session.heartbeats.all()
         return any(beat.state == "busy" for beat in beats if beat.allocation == self._allocation)

@@ -162,7 +162,7 @@ class _RangeRun:
     def _may_start_next(self) -> bool:
         """Tell whether the next sample may start."""
         task = self._task
-        if self._health.is_suspect or self._slots.stopping.is_set():
+        if self._health.is_suspect or not self._slots.may_start:
             return False
         if self._study.is_invalid(task.record, task.epoch, self._sample):
             return False

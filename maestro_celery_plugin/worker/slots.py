@@ -15,6 +15,7 @@ from maestro_celery_plugin.broker.messages import RangeTask
 from maestro_celery_plugin.study.manifest import Manifest
 from maestro_celery_plugin.worker.attempt import RunningAttempt
 from maestro_celery_plugin.worker.launch_env import LaunchEnvironment
+from maestro_celery_plugin.worker.lease import Lease
 
 __all__ = ["TIME_BUDGET_S", "Running", "Slots"]
 
@@ -51,6 +52,7 @@ class Slots:
         count: Number of slots: how many samples run in parallel.
         deadline: The end of the allocation.
         launches: Environment and warning of samples that start parallel programs.
+        lease: The lease of the worker.
 
     Attributes:
         launches: Environment and warning of samples that start parallel programs.
@@ -59,8 +61,9 @@ class Slots:
         stopping: Set when no further sample may start.
     """
 
-    def __init__(self, count: int, deadline: Deadline, launches: LaunchEnvironment) -> None:
+    def __init__(self, count: int, deadline: Deadline, launches: LaunchEnvironment, lease: Lease | None = None) -> None:
         self.launches = launches
+        self._lease = lease or Lease()
         self.busy = 0
         self.last_work = clock.monotonic()
         self.stopping = threading.Event()
@@ -107,6 +110,11 @@ class Slots:
         mean_s = self._mean_s.get(key, duration_s)
         self._mean_s[key] = max(1e-4, 0.9 * mean_s + 0.1 * duration_s)
         self._longest_s[key] = max(duration_s, self._longest_s.get(key, 0.0))
+
+    @property
+    def may_start(self) -> bool:
+        """Whether a sample may start: this worker neither stops, nor may the conductor count it as dead."""
+        return not (self.stopping.is_set() or self._lease.is_over)
 
     def has_time_for(self, task: RangeTask, manifest: Manifest) -> bool:
         """Tell whether a sample of a step record may start before the allocation ends.

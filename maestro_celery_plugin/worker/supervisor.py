@@ -35,6 +35,7 @@ from maestro_celery_plugin.processes import (
 from maestro_celery_plugin.study.session import Session
 from maestro_celery_plugin.study.worker_identity import MARKER, claim_name, log_of, mark, worker_stem
 from maestro_celery_plugin.worker.arguments import EXIT_BROKER_MOVED, LEAVE_SIGNAL, WorkerArguments
+from maestro_celery_plugin.worker.lease import LEASE_S, Lease
 
 __all__ = ["main"]
 
@@ -45,6 +46,8 @@ _STOP_LIMIT_S = 8
 KILL_GRACE_S = 1.0
 # In an allocation, a new worker replaces a worker that was killed, up to this number of workers in sequence.
 _MAX_WORKERS = 20
+# Interval between two looks at the lease of the worker.
+_LEASE_LOOK_S = 1.0
 # A user may start a worker before the conductor has stored the configuration of the group.
 GROUP_LIMIT_S = 30.0
 # LSF sends SIGUSR2 at the time limit, and SIGINT before SIGTERM (bsub -W, bkill).
@@ -179,7 +182,11 @@ class _Supervisor:
         if self.end_requested:
             return 0
         os.environ[MARKER] = mark(self.session, self.name)
-        status = self._wait(self._start(arguments))
+        child = self._start(arguments)
+        has_ended = threading.Event()
+        threading.Thread(target=self._watch_lease, args=(arguments.lease, child, has_ended), daemon=True).start()
+        status = self._wait(child)
+        has_ended.set()
         signal.alarm(0)
         _try("its processes", end_descendants)
         _try("its samples", lambda: end_marked(MARKER, mark(self.session, self.name), grace_s=KILL_GRACE_S))
@@ -204,6 +211,20 @@ class _Supervisor:
         if self.end_requested:
             self._end_child()
         return child
+
+    def _watch_lease(self, lease: Lease, child: int, has_ended: threading.Event) -> None:
+        """Kill the worker when its lease is over; then its samples end with it."""
+        while not has_ended.wait(_LEASE_LOOK_S):
+            if lease.is_over and self.child == child:
+                print(
+                    f"worker on {host_name()}: '{self.name}' could not write its heartbeat for {LEASE_S:.0f} s. It is "
+                    "killed, because its samples will run again elsewhere.",
+                    file=sys.stderr,
+                    flush=True,
+                )
+                with contextlib.suppress(OSError):
+                    os.kill(child, signal.SIGKILL)
+                return
 
     def _wait(self, child: int) -> int:
         """Wait for the end of the child, and reap adopted orphans; return the status of the child."""

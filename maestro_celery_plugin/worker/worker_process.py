@@ -95,7 +95,7 @@ class WorkerProcess:
         self._name = writer
         launches = LaunchEnvironment(writer, self._system, self._cores)
         sender = Sender(self._session, self._app)
-        self._tasks = RangeTasks(writer, Slots(slots, self._deadline, launches), sender.send)
+        self._tasks = RangeTasks(writer, Slots(slots, self._deadline, launches, self._arguments.lease), sender.send)
         self.watch(slots)
 
     def open_in_pool(self, **_: Any) -> None:
@@ -126,7 +126,8 @@ class WorkerProcess:
             now = clock.monotonic()
             if now - last_beat_at > HEARTBEAT_S:
                 beat, last_beat_at = beat + 1, now
-                _try(lambda beat=beat: self._session.heartbeats.write(self._heartbeat(slots, beat)))  # type: ignore[misc]
+                if _try(lambda beat=beat: self._session.heartbeats.write(self._heartbeat(slots, beat))):  # type: ignore[misc]
+                    self._renew_lease(now)
             if self._deadline.is_draining:
                 _try(prefetch.close)
             if now - last_poll_at >= poll_s:
@@ -137,6 +138,15 @@ class WorkerProcess:
                 _try(self._tasks.flush)
                 _try(self._tasks.slots.check_running)
             clock.sleep(_WATCH_S)
+
+    def _renew_lease(self, since: float) -> None:
+        if self._name != self._arguments.name:
+            return  # the main process of the worker renews the lease for its pool
+        self._idle_timeout.conductor.refresh()
+        if self._idle_timeout.conductor.is_here:
+            self._arguments.lease.end()
+        else:
+            self._arguments.lease.renew(since)
 
     def _end_if_necessary(self) -> None:
         reason = self._end_reason()
@@ -240,11 +250,17 @@ class WorkerProcess:
         self._ending = True  # last: after an error above, the next round tries again
 
 
-def _try(action: Callable[[], object]) -> None:
-    """Do one part of the watch thread's work; an error of one file must not keep a worker from its end."""
+def _try(action: Callable[[], object]) -> bool:
+    """Do one part of the watch thread's work; an error of one file must not keep a worker from its end.
+
+    Returns:
+        Whether there was no error.
+    """
     try:
         action()
+        return True
     except (OSError, LedgerError) as cause:  # for example a full disk
         LOGGER.warning("%s", cause)
     except Exception:  # an error in the plugin; without this thread, the worker would count as dead
         LOGGER.exception("An error occurred in the watch thread, which continues.")
+    return False

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 
+import psutil
 import pytest
 from support import BIN, needed, wait_for
 
@@ -95,3 +97,38 @@ def test_workers_in_another_namespace_live_and_each_sample_runs_once(run, enviro
     assert study.outputs("sim/*/runs") == ["1\n", "2\n", "3\n", "4\n"]
     assert "has died" not in study.log()
     assert log.exists()
+
+
+# A lock ends with the process that holds it, even if that process is killed.
+LEASE = SPEC.replace('echo "$(A)" >> runs', 'exec 9> lock; flock -n 9 || echo "$(A)" >> ../../overlaps; echo "$(A)" >> runs')
+
+
+def test_a_worker_that_is_stopped_ends_its_samples_before_they_run_elsewhere(run, environment):
+    """Given a worker on another machine that is stopped while its sample runs, as by a paging node.
+
+    Then its supervisor ends the sample before the conductor counts the worker as dead and sends the sample again.
+    """
+    study = run(LEASE)
+    study.await_text("sim/*/runs", count=1)
+    words = [*NAMESPACE, str(BIN / "maestro-celery"), "workers", str(study.path)]
+    worker = subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        study.await_text("sim/*/runs", count=2)
+        processes = psutil.Process(worker.pid).children(recursive=True)
+        (sample,) = (process for process in processes if process.cmdline()[-1].endswith("/sim.sh"))
+        sample.parent().send_signal(signal.SIGSTOP)
+        log = study.path / "merlin_info/workers/w-2.log"
+        wait_for(lambda: "could not write its heartbeat for 20 s" in log.read_text(), "the end of the lease", 60)
+        wait_for(lambda: not sample.is_running(), "the end of the sample")
+        assert "has died" not in study.log()
+        (study.path.parent / "go").touch()
+        study.await_end()
+    finally:
+        worker.kill()
+        worker.wait()
+
+    assert study.states() == {"sim": "FINISHED"}
+    assert sorted(text.count("\n") for text in study.outputs("sim/*/runs")) == [1, 1, 1, 2]
+    assert not (study.path.parent / "overlaps").exists()
+    assert not list(study.path.rglob("overlaps"))
+

@@ -9,7 +9,8 @@ import pytest
 
 from maestro_celery_plugin.broker.messages import Signer
 from maestro_celery_plugin.errors import StudyError
-from maestro_celery_plugin.study.heartbeats import Heartbeat
+from maestro_celery_plugin.processes import machine_id
+from maestro_celery_plugin.study.heartbeats import ConductorBeat, Heartbeat
 from maestro_celery_plugin.study.session import BrokerLocation, Session
 
 MESSAGE = ("/study", "sim/X.1", 1, 0, 10, 3)
@@ -128,9 +129,11 @@ def test_a_heartbeat_file_that_a_crash_of_its_machine_has_emptied_is_ignored(ses
 
 
 def test_the_heartbeat_of_the_conductor_is_stored_and_read(session):
-    assert session.heartbeats.read_conductor() == (0, None)
+    assert session.heartbeats.read_conductor() == ConductorBeat()
     session.heartbeats.write_conductor(7, {"sim/2", "sim/1"})
-    assert session.heartbeats.read_conductor() == (7, ("sim/1", "sim/2"))
+    assert session.heartbeats.read_conductor() == ConductorBeat(
+        beat=7, working=("sim/1", "sim/2"), machine=machine_id()
+    )
 
 
 def test_a_request_to_stop_all_workers_can_be_revoked(session):
