@@ -212,7 +212,7 @@ class StepRecords:
 
     def record_rerun(self, record: StepRecord, sample: int) -> None:
         """Record that a failed sample runs again."""
-        self._writer.append(Kind.RERUN, record.number, record.samples.epoch, sample)
+        self._writer.append(Kind.RERUN, record.number, record.samples.last_epoch(sample), sample)
         record.waiting[sample] = clock.monotonic()
         self.follow()
 

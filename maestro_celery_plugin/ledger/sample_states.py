@@ -216,6 +216,10 @@ class SampleStates:
         outcome[exhausted & (outcome == Outcome.OPEN)] = Outcome.FAILED
         self.outcome[samples] = outcome
 
+    def last_epoch(self, sample: int) -> int:
+        """Return the highest epoch of a sample, up to which its outcomes become void when it runs again."""
+        return max(self.epoch, int(self.started[sample]), int(self.ended[sample]))
+
     def modes(self) -> np.ndarray[Any, Any]:
         """Return the `RunMode` of the next attempt at each sample.
 

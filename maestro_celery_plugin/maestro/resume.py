@@ -134,15 +134,15 @@ def _prepare_broker(session: Session, url: str | None) -> None:
 
 def rerun_failed(plan: StudyPlan) -> int:
     """Record in the ledger that the failed samples of a study run again; return the number of these samples."""
-    entries = read_ledger(plan.ledger)
-    writer = LedgerWriter(plan.ledger / f"{COORDINATOR}{SUFFIX}")
+    entries = read_ledger(plan.ledger, plan.number)
+    writer = LedgerWriter(plan.ledger / f"{COORDINATOR}{SUFFIX}", plan.number)
     count = 0
     for manifest in Manifest.read_all(plan.records):
         samples = SampleStates(manifest.samples, manifest.max_retries)
         samples.apply(entries[entries["record"] == manifest.number])
         failed = np.flatnonzero(np.isin(samples.outcome, (Outcome.FAILED, Outcome.HARD_FAILED)))
         for sample in failed:
-            writer.append(Kind.RERUN, manifest.number, samples.epoch, int(sample))
+            writer.append(Kind.RERUN, manifest.number, samples.last_epoch(int(sample)), int(sample))
         count += len(failed)
     writer.close()
     return count

@@ -1,0 +1,245 @@
+"""Faults of machines: whose fault it is that samples fail, and when a sample fails for good."""
+
+from __future__ import annotations
+
+import errno
+
+import numpy as np
+import pytest
+from ensembles import a_manifest, a_study, entries, states_of
+
+from maestro_celery_plugin import clock
+from maestro_celery_plugin.conductor import broken_machines
+from maestro_celery_plugin.conductor.broken_machines import BrokenMachines
+from maestro_celery_plugin.conductor.quick_failures import QuickFailures
+from maestro_celery_plugin.conductor.step_record import Faults, StepRecord
+from maestro_celery_plugin.conductor.step_records import StepRecords
+from maestro_celery_plugin.config.settings import WorkerGroupSettings
+from maestro_celery_plugin.ledger.entries import SUFFIX, Kind
+from maestro_celery_plugin.ledger.writer import LedgerWriter
+from maestro_celery_plugin.states import BROKEN, UNREADABLE, Outcome, cannot_run_code, is_permanent
+from maestro_celery_plugin.study.broken_machines import read_broken_machines
+from maestro_celery_plugin.study.heartbeats import Heartbeat
+from maestro_celery_plugin.study.session import Session
+from maestro_celery_plugin.worker.health import FAILURES, Health, is_quick_failure
+
+MISSING, FULL = cannot_run_code(errno.ENOENT), cannot_run_code(errno.ENOSPC)
+
+
+# --- the worker --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("code", "duration_s", "is_failure"),
+    [(127, 0.01, True), (1, 0.9, True), (102, 0.1, True), (-11, 0.1, True), (127, 1.5, False), (0, 0.01, False),
+     (105, 0.01, False), (100, 0.01, False), (104, 0.01, False)],
+)  # fmt: skip
+def test_a_quick_failure_is_a_failure_within_a_second(code, duration_s, is_failure):
+    assert is_quick_failure(code, duration_s) is is_failure
+
+
+def test_a_worker_is_a_suspect_after_several_failures_in_a_row():
+    health = Health()
+    for failed in (*[True] * (FAILURES - 1), False, *[True] * (FAILURES - 1)):
+        health.record(failed=failed)
+    assert not health.is_suspect
+    health.record(failed=True)
+    assert health.is_suspect
+
+
+def test_a_worker_that_was_acquitted_is_a_suspect_after_twice_as_many_failures():
+    health = Health()
+    for count in (FAILURES, 2 * FAILURES, 4 * FAILURES):
+        for _ in range(count):
+            assert not health.is_suspect
+            health.record(failed=True)
+        assert health.is_suspect
+        health.acquit()
+
+
+# --- the failures of a worker in the ledger ----------------------------------------------------------
+
+
+def ended(sample, code, duration_us=1000):
+    return Kind.ENDED, sample, 1, code, duration_us
+
+
+def test_the_quick_failures_of_a_worker_are_those_since_its_last_other_result():
+    failures = QuickFailures()
+    failures.apply("w-1", entries(ended(0, 127), ended(1, 0), ended(2, 127)))
+    failures.apply("w-1", entries((Kind.STARTED, 3, 1), ended(3, 1), (Kind.REFUSED, 4, 1, MISSING)))
+    failures.apply("w-2", entries(ended(5, 127), ended(6, 127, 2_000_000)))
+
+    assert failures.of("w-1") == [(1, 2, 127), (1, 3, 1), (1, 4, MISSING)]
+    assert failures.of("w-2") == failures.of("w-3") == []
+
+
+# --- the coordinator ---------------------------------------------------------------------------------
+
+
+class Pool:
+    """The live workers; each group serves the task queue `merlin`."""
+
+    def __init__(self) -> None:
+        self.groups = {"w": WorkerGroupSettings(task_queues=("merlin",))}
+        self.alive: dict[str, Heartbeat] = {}
+
+    def add(self, name, host, state="idle"):
+        self.alive[name] = Heartbeat(
+            name=name, group="w", host=host, node=f"node of {host}", supervisor=(1, 1), process=(1, 1), slots=1, beat=1,
+            state=state,
+        )  # fmt: skip
+
+
+class Study:
+    def __init__(self, root) -> None:
+        self.plan, manifest = a_study(root)
+        self.session, self.pool = Session.create(self.plan.session), Pool()
+        self.records = StepRecords(self.plan, self.pool.groups)
+        self.record = self.records.register(manifest)
+        self.record.begin(cancelled=False)
+        self.machines = BrokenMachines(self.plan, self.session, self.records, self.pool)
+
+    def as_worker(self, name, *rows):
+        writer = LedgerWriter(self.plan.ledger / f"{name}{SUFFIX}")
+        for kind, sample, code, epoch in rows:
+            writer.append(kind, 1, epoch, sample, 1000, code=code)
+        writer.close()
+        self.records.follow()
+
+    def fail(self, name, samples=range(6), kind=Kind.ENDED, code=127):
+        self.as_worker(name, *[(kind, sample, code, 1) for sample in samples])
+
+    @property
+    def outcomes(self):
+        return [Outcome(int(outcome)).name for outcome in self.record.samples.outcome[:6]]
+
+    def is_acquitted(self, name):
+        return self.session.heartbeats.take_acquittal(name)
+
+
+@pytest.fixture
+def study(tmp_path):
+    return Study(tmp_path / "study")
+
+
+def test_a_suspect_on_the_only_machine_continues_at_once(study):
+    """Given no other machine, then the samples are the cause, and none of them runs again."""
+    study.pool.add("w-1", "a", "suspect")
+    study.pool.add("w-2", "a")
+    study.fail("w-1")
+
+    study.machines.check()
+
+    assert study.is_acquitted("w-1")
+    assert study.outcomes == ["FAILED"] * 6
+
+
+def test_a_machine_is_broken_if_its_samples_run_elsewhere(study):
+    study.pool.add("w-1", "a", "suspect")
+    study.pool.add("w-2", "b", "busy")
+    study.fail("w-1")
+    study.machines.check()
+    assert study.outcomes == ["FAILED"] * 4 + ["OPEN"] * 2
+    assert set(study.record.waiting) == {4, 5}
+
+    study.machines.check()  # the other machine has not run them yet
+    assert not study.is_acquitted("w-1")
+    study.as_worker("w-2", (Kind.ENDED, 5, 0, 2))
+    study.machines.check()
+    study.machines.check()
+
+    assert study.outcomes == ["OPEN"] * 5 + ["FINISHED"]
+    assert (study.record.samples.requests[:6] == 0).all()
+    assert study.session.worker_stop_requested("w-1")
+    (machine,) = read_broken_machines(study.plan.broken_machines)
+    assert (machine.node, machine.worker, machine.reason, machine.samples) == ("node of a", "w-1", "exit code 127", 6)
+
+
+def test_a_suspect_continues_if_its_samples_fail_elsewhere_as_well(study):
+    study.pool.add("w-1", "a", "suspect")
+    study.pool.add("w-2", "b")
+    study.fail("w-1")
+    study.machines.check()
+    study.as_worker("w-2", (Kind.ENDED, 4, 127, 2), (Kind.ENDED, 5, 1, 2))
+    study.machines.check()
+
+    assert study.is_acquitted("w-1")
+    assert study.outcomes == ["FAILED"] * 6
+    assert read_broken_machines(study.plan.broken_machines) == []
+
+
+@pytest.mark.parametrize("end", ["time", "machine"])
+def test_a_suspect_continues_if_no_other_machine_runs_its_samples(study, monkeypatch, end):
+    study.pool.add("w-1", "a", "suspect")
+    study.pool.add("w-2", "b", "busy")
+    study.fail("w-1")
+    study.machines.check()
+    if end == "time":
+        later = clock.monotonic() + broken_machines.TRIAL_LIMIT_S + 1
+        monkeypatch.setattr(clock, "monotonic", lambda: later)
+    else:
+        del study.pool.alive["w-2"]
+    study.machines.check()
+
+    assert study.is_acquitted("w-1")
+
+
+def test_samples_that_a_machine_refused_run_elsewhere(study):
+    study.pool.add("w-1", "a", "suspect")
+    study.pool.add("w-2", "b")
+    study.fail("w-1", kind=Kind.REFUSED, code=FULL)
+    study.machines.check()
+    study.as_worker("w-2", (Kind.ENDED, 4, 0, 2))
+    study.machines.check()
+
+    assert study.outcomes == ["OPEN"] * 4 + ["FINISHED", "OPEN"]
+    assert study.session.worker_stop_requested("w-1")
+
+
+# --- samples that no machine can run -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("code", [MISSING, UNREADABLE, BROKEN, cannot_run_code(errno.EACCES)])
+def test_a_fault_that_will_not_pass_is_final_after_three_tries_on_all_or_three_machines(code):
+    assert is_permanent(code)
+    assert Faults(code=code, count=3, machines={1}).are_final(live_machines=1)
+    assert not Faults(code=code, count=2, machines={1}).are_final(live_machines=1)
+    assert not Faults(code=code, count=9, machines={1}).are_final(live_machines=2)
+    assert Faults(code=code, count=3, machines={1, 2}).are_final(live_machines=2)
+    assert not Faults(code=code, count=9, machines={1, 2}).are_final(live_machines=7)
+    assert Faults(code=code, count=3, machines={1, 2, 3}).are_final(live_machines=7)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.ESTALE, errno.EIO, errno.EMFILE, errno.ENOMEM])
+def test_a_fault_that_can_pass_is_final_after_thirty_tries(number):
+    code = cannot_run_code(number)
+    assert not is_permanent(code)
+    assert not Faults(code=code, count=29, machines={1, 2, 3}).are_final(live_machines=3)
+    assert Faults(code=code, count=30, machines={1, 2, 3}).are_final(live_machines=3)
+
+
+@pytest.mark.parametrize(("code", "outcome"), [(MISSING, Outcome.FAILED), (BROKEN, Outcome.HARD_FAILED)])
+def test_the_coordinator_gives_up_a_sample_that_no_machine_can_run(study, code, outcome):
+    for count in (1, 2, 3):
+        study.records.give_up(lambda record: 1)
+        assert study.record.samples.outcome[2] == Outcome.OPEN
+        study.as_worker(f"w-{count}", (Kind.REFUSED, 2, code, count))
+        assert 2 in study.record.waiting
+    study.records.give_up(lambda record: 1)
+
+    assert study.record.samples.outcome[2] == outcome
+    assert study.record.samples.code[2] == code
+    study.records.give_up(lambda record: 1)
+    assert not study.record.faults
+
+
+def test_the_delay_before_the_next_try_doubles():
+    manifest = a_manifest()
+    step = StepRecord(manifest, "sim", states_of(manifest), active=True)
+    delays = []
+    for _ in range(9):
+        step.apply(entries((Kind.REFUSED, 3, 1, FULL)))
+        delays.append(step.waiting[3] - clock.monotonic())
+
+    np.testing.assert_allclose(delays, [1, 2, 4, 8, 16, 32, 60, 60, 60], atol=0.2)

@@ -1,0 +1,234 @@
+"""Claims: a message is taken once, its owner is known, and the coordinator can take it back."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+
+import numpy as np
+import pytest
+from ensembles import a_study
+
+from maestro_celery_plugin.conductor.publisher import Publisher
+from maestro_celery_plugin.conductor.step_record import MAX_RANGES, uniform_ranges
+from maestro_celery_plugin.conductor.step_records import StepRecords
+from maestro_celery_plugin.config.settings import WorkerGroupSettings
+from maestro_celery_plugin.errors import StudyError
+from maestro_celery_plugin.ledger.claims import Claims, MessageName
+from maestro_celery_plugin.ledger.entries import COORDINATOR, SUFFIX, Kind
+from maestro_celery_plugin.ledger.store import Store
+from maestro_celery_plugin.ledger.writer import LedgerWriter
+from maestro_celery_plugin.states import RunMode
+from maestro_celery_plugin.study.assignment import Assignment
+
+NAME = MessageName(record=1, epoch=2, start=3, stop=9)
+
+
+@pytest.fixture
+def claims(tmp_path):
+    claims = Claims(tmp_path / "claims", 7)
+    claims.prepare(1)
+    return claims
+
+
+def test_a_message_is_taken_once_and_for_ever(claims):
+    assert claims.owner(NAME) is None
+    assert claims.take(NAME, "w-1")
+    assert not claims.take(NAME, "w-2")
+    assert not claims.take(NAME, "w-1")  # the same message again, at the same worker
+    assert claims.owner(NAME) == "w-1"
+
+
+@pytest.mark.parametrize("change", [{"record": 2}, {"epoch": 3}, {"start": 4}, {"stop": 8}, {"start": 5000, "stop": 5001}])
+def test_messages_with_different_names_have_different_claims(claims, change):
+    claims.prepare(2)
+    assert claims.take(NAME, "w-1")
+    assert claims.take(NAME._replace(**change), "w-2")
+
+
+def test_a_process_of_a_pool_owns_its_claims(claims):
+    claims.take(NAME, "w-1.4711")
+    assert claims.owner(NAME) == "w-1.4711"
+
+
+class RepeatingStore(Store):
+    """A file server whose answer to the first request is lost, so that the client repeats the request."""
+
+    def link(self, target, path):
+        super().link(target, path)
+        super().link(target, path)
+
+
+def test_a_claim_whose_answer_was_lost_belongs_to_its_writer(tmp_path):
+    claims = Claims(tmp_path / "claims", 7, RepeatingStore())
+    claims.prepare(1)
+    assert claims.take(NAME, "w-1")
+    assert not Claims(tmp_path / "claims", 7).take(NAME, "w-2")
+
+
+def test_a_worker_of_an_earlier_launch_makes_no_claim_in_a_new_study(tmp_path):
+    """Given a study that was launched again in the same directory, then a claim of the old worker fails."""
+    Claims(tmp_path / "claims", 8).prepare(1)
+    with pytest.raises(FileNotFoundError):
+        Claims(tmp_path / "claims", 7).take(NAME, "w-1")
+    assert Claims(tmp_path / "claims", 8).take(NAME, "w-1")
+
+
+def test_a_file_system_without_symbolic_links_is_refused(tmp_path, monkeypatch):
+    claims = Claims(tmp_path / "claims", 7)
+    claims.check()
+    assert os.listdir(tmp_path / "claims" / f"{7:016x}") == []
+
+    def fail(*args):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "symlink", fail)
+    with pytest.raises(StudyError, match=r"cannot make symbolic links \(Operation not permitted\).*--out or OUTPUT_PATH"):
+        claims.check()
+
+
+# --- taking back -------------------------------------------------------------------------------------
+
+
+class Conductor:
+    """The step records and the publisher of a study with ten samples."""
+
+    def __init__(self, root, **changes) -> None:
+        self.plan, manifest = a_study(root, **changes)
+        self.dead: set[str] = set()
+        groups = {"w": WorkerGroupSettings(task_queues=("merlin",))}
+        self.records = StepRecords(self.plan, groups)
+        self.publisher = Publisher(self.plan, None, self.records, {"merlin"}, self.dead.__contains__)
+        self.publisher._sender = self
+        self.sent: list = []
+        self.record = self.records.register(manifest)
+        self.record.begin(cancelled=False)
+        self.claims = Claims(self.plan.claims, self.plan.number)
+
+    def send(self, task, task_queue="merlin"):
+        self.sent.append(task)
+
+    def resend(self):
+        """Send all samples without a lease; return the ranges of the messages."""
+        self.sent.clear()
+        self.publisher.send(self.record, self.record.unassigned(self.records.leased(self.record)))
+        return [(task.start, task.stop, task.epoch, task.mode) for task in self.sent]
+
+    def as_worker(self, name, *rows):
+        """Write entries of a worker: (kind, epoch, start, stop)."""
+        writer = LedgerWriter(self.plan.ledger / f"{name}{SUFFIX}")
+        for kind, epoch, start, stop, *code in rows:
+            writer.append(kind, 1, epoch, start, stop, code=code[0] if code else 0)
+        writer.close()
+
+
+@pytest.fixture
+def conductor(tmp_path):
+    return Conductor(tmp_path / "study")
+
+
+FIRST = RunMode.FIRST
+
+
+def test_a_message_is_taken_back_before_its_samples_are_sent_again(conductor):
+    assert conductor.resend() == [(0, 10, 1, FIRST)]
+    assert conductor.resend() == [(0, 10, 2, FIRST)]
+
+    assert not conductor.claims.take(MessageName(1, 1, 0, 10), "w-1")
+    assert conductor.claims.take(MessageName(1, 2, 0, 10), "w-1")
+
+
+def test_samples_whose_message_a_worker_has_taken_a_moment_ago_are_not_sent_again(conductor):
+    """The entry of the worker is not visible yet; its claim is."""
+    conductor.resend()
+    conductor.claims.take(MessageName(1, 1, 0, 10), "w-1")
+
+    assert conductor.resend() == []
+    conductor.dead.add("w-1")
+    assert conductor.resend() == [(0, 10, 2, FIRST)]
+
+
+def test_the_part_that_a_worker_has_sent_is_taken_back_and_its_own_part_is_not_sent(conductor):
+    conductor.resend()
+    conductor.claims.take(MessageName(1, 1, 0, 10), "w-1")
+    conductor.as_worker("w-1", (Kind.TAKEN, 1, 0, 10), (Kind.PASSED, 1, 6, 10), (Kind.PASSED, 1, 2, 6))
+    conductor.records.follow()
+
+    assert conductor.resend() == [(2, 10, 2, FIRST)]
+    assert not any(conductor.claims.take(MessageName(1, 1, *part), "w-2") for part in ((2, 6), (6, 10)))
+
+
+def test_a_dead_worker_whose_entries_become_visible_late_keeps_its_samples_until_they_are_lost(conductor):
+    """Given a worker that counts as dead, then its entries are read before its messages are given to others."""
+    conductor.resend()
+    conductor.claims.take(MessageName(1, 1, 0, 10), "w-1")
+    conductor.as_worker("w-1", (Kind.TAKEN, 1, 0, 10), (Kind.STARTED, 1, 0, 0), (Kind.ENDED, 1, 0, 1000))
+    conductor.dead.add("w-1")
+
+    assert conductor.resend() == []
+    conductor.records.mark_lost(["w-1"])
+    assert conductor.resend() == [(1, 10, 2, FIRST)]
+
+
+def test_a_new_conductor_takes_back_the_messages_of_the_earlier_one(conductor):
+    conductor.resend()
+    conductor.as_worker("w-1", (Kind.TAKEN, 1, 0, 5))  # another message than that of the conductor
+
+    records = StepRecords(conductor.plan, {"w": WorkerGroupSettings(task_queues=("merlin",))})
+    records.load(alive=())
+    (record,) = records
+    free = records.take_back(record, np.ones(10, bool), lambda name: False)
+
+    assert free.all()
+    assert conductor.claims.owner(MessageName(1, 1, 0, 10)) == COORDINATOR
+
+
+def test_a_worker_finds_the_claims_of_a_step_record_when_it_receives_its_first_message(conductor):
+    shutil.rmtree(conductor.plan.claims)
+    conductor.records.register(conductor.record.manifest)
+    assert not conductor.plan.claims.exists()  # only a new step record makes its directory
+    with pytest.raises(FileNotFoundError):
+        conductor.claims.take(NAME, "w-1")
+
+
+# --- modes -------------------------------------------------------------------------------------------
+
+
+def test_the_messages_tell_how_the_samples_run(conductor):
+    conductor.resend()
+    rows = [(Kind.TAKEN, 1, 0, 10)]
+    for sample, code in ((0, 0), (1, 104), (2, 104), (3, 100), (5, 0)):
+        rows += [(Kind.STARTED, 1, sample, 0), (Kind.ENDED, 1, sample, 1000, code)]
+    conductor.as_worker("w-1", *rows, (Kind.STARTED, 1, 6, 0), (Kind.STOPPED, 1, 6, 10), (Kind.RELEASED, 1, 0, 10))
+    conductor.records.follow()
+    conductor.record.waiting.clear()
+
+    assert conductor.resend() == [
+        (1, 3, 2, RunMode.AGAIN), (3, 4, 2, RunMode.RESTART), (4, 5, 2, FIRST), (6, 7, 2, RunMode.RESTART), (7, 10, 2, FIRST),
+    ]  # fmt: skip
+
+
+def test_scattered_samples_are_sent_in_few_messages_with_an_assignment(tmp_path):
+    """Given every second sample of many that must run again, then few messages cover all, and a file tells which."""
+    count = 4 * MAX_RANGES
+    conductor = Conductor(tmp_path / "study", samples=count)
+    conductor.resend()
+    rows = [(Kind.ENDED, 1, sample, 1000) for sample in range(0, count, 2)]
+    conductor.as_worker("w-1", (Kind.TAKEN, 1, 0, count), *rows, (Kind.RELEASED, 1, 0, count))
+    conductor.records.follow()
+
+    assert conductor.resend() == [(1, count, 2, RunMode.ASSIGNED)]
+    modes = Assignment(conductor.plan.records / conductor.record.relative, 2).read(0, count)
+    assert modes == dict.fromkeys(range(1, count, 2), FIRST)
+
+
+@pytest.mark.parametrize("modes", [[], [0], [1], [0, 1, 1, 2, 0, 3, 3, 1], [2] * 5])
+def test_neighbours_with_the_same_mode_form_a_range(modes):
+    ranges = uniform_ranges(np.array(modes, np.uint8))
+
+    covered = [0] * len(modes)
+    for start, stop, mode in ranges:
+        covered[start:stop] = [mode] * (stop - start)
+    assert covered == modes
+    assert all(a[1] < b[0] or a[2] is not b[2] for a, b in itertools.pairwise(ranges))
