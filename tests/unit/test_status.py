@@ -489,6 +489,8 @@ def test_json_has_exactly_the_keys_that_scripts_rely_on(study: Study) -> None:
             | {"sample_seconds": 0.0, "interrupted_seconds": 0.0}
         ],
         "workers": [{"name": "w-1", "group": "w", "node": host_name(), "state": "busy"}],
+        "broken_machines": [],
+        "damage": [],
     }
 
 
