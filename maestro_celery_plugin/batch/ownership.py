@@ -66,8 +66,8 @@ def confirmed_job(system: BatchSystem, job: str, directory: Path) -> str:
             )
             return found
     raise BatchSystemUnavailableError(
-        f"A job was submitted from '{directory}', but the batch system does not say now which one it is ({problem}); "
-        "the conductor asks again."
+        f"A job was submitted from '{directory}', but the batch system does not say now which one it is; it is looked "
+        f"up again ({problem})."
     )
 
 

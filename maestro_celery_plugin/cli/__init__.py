@@ -19,7 +19,7 @@ COMMANDS = ("status", "resume", "workers", "allocation", "explain", "doctor")
 
 
 class _Commands(click.Group):
-    """Commands that end with the message of an `EnsembleError` on stderr and exit code 1, without a traceback."""
+    """Commands that end with the message of an error on stderr and exit code 1, without a traceback."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names of all commands."""
@@ -36,7 +36,9 @@ class _Commands(click.Group):
         """Run the command."""
         try:
             return super().invoke(ctx)
-        except EnsembleError as error:
+        except BrokenPipeError:
+            raise  # click ends in silence when nobody reads the output any more
+        except (EnsembleError, OSError) as error:
             click.echo(f"maestro-celery: error: {error}", err=True)
             ctx.exit(1)
 

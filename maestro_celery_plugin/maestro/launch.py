@@ -144,8 +144,15 @@ def _check_path(root: Path, settings: EnsembleSettings) -> None:
     """Check that Maestro's adapters can submit jobs from the directory of a study.
 
     Raises:
-        StudyError: the path has a blank, and the adapters do not quote it for the shell (slurmscriptadapter.py:233).
+        StudyError: the path is not UTF-8, in which Maestro and this plugin store it; or it has a blank, and the
+            adapters do not quote it for the shell (slurmscriptadapter.py:233).
     """
+    try:
+        str(root).encode()
+    except UnicodeEncodeError as cause:
+        raise StudyError(
+            f"The path of the study {os.fsencode(root)!r} is not UTF-8; set another path with --out or OUTPUT_PATH."
+        ) from cause
     groups = serving_groups(settings).values()
     if len(str(root).split()) > 1 and any(batch_of(settings, group).type != LOCAL for group in groups):
         raise StudyError(

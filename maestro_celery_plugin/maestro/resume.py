@@ -16,7 +16,7 @@ from maestro_celery_plugin.broker.choice import ENVIRONMENT_VARIABLE, BrokerChoi
 from maestro_celery_plugin.broker.private import check_address, cluster_address
 from maestro_celery_plugin.config.groups import has_other_hosts
 from maestro_celery_plugin.errors import StudyError
-from maestro_celery_plugin.files import tail
+from maestro_celery_plugin.files import check_writable, tail
 from maestro_celery_plugin.ledger.entries import COORDINATOR, SUFFIX, Kind
 from maestro_celery_plugin.ledger.reader import read_ledger
 from maestro_celery_plugin.ledger.sample_states import SampleStates
@@ -68,6 +68,9 @@ def resume(
     plan = StudyPlan.read(directory)
     if not plan.session.exists():
         raise StudyError(f"The study '{plan.root}' was a dry run; it has no steps to continue.")
+    for place in (plan.root, plan.info, plan.session, plan.ledger):
+        if place.is_dir():
+            check_writable(place)  # otherwise the new conductor could record nothing, and would end at once
     try:
         with FileLock(plan.info / "resume.lock").acquire(timeout=0):
             rerun = _prepare(plan, broker, broker_host, failed=failed)

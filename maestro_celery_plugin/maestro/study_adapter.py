@@ -15,9 +15,10 @@ from typing import Any, TypeAlias
 from maestrowf.abstracts.enums import CancelCode, JobStatusCode, State, SubmissionCode
 from maestrowf.interfaces.script import CancellationRecord, SubmissionRecord
 
+from maestro_celery_plugin import clock
 from maestro_celery_plugin.conductor.coordinator import Coordinator, for_study
 from maestro_celery_plugin.config.step_entry import is_native
-from maestro_celery_plugin.errors import EnsembleError, StudyError
+from maestro_celery_plugin.errors import EnsembleError, LedgerError, StudyError
 from maestro_celery_plugin.maestro.native_steps import NativeJob, NativeSteps
 from maestro_celery_plugin.plugins import open_table
 from maestro_celery_plugin.states import MAESTRO_STATES
@@ -32,6 +33,8 @@ LOGGER = logging.getLogger(__name__)
 
 # The extension of script files.
 EXTENSION = ".sh"
+# Seconds before each further attempt to submit a step record after an error of the file system.
+_SUBMIT_DELAYS_S = (1.0, 2.0, 4.0)
 # Text for a step record of the workers, a `NativeJob` for a native step.
 Job: TypeAlias = Any
 
@@ -60,9 +63,12 @@ class StudyAdapter:
             Maestro does not restart a step without one (executiongraph.py:819). For a native step, the result of
             Maestro's own adapter.
         """
-        if is_native(step.run):
-            with _only_conductor():
+        with _end_conductor_on_errors(self._plan):
+            if is_native(step.run):
                 return self._native_steps.write_script(ws_path, step, dry_run=self._is_dry_run)
+            return self._write_script(ws_path, step)
+
+    def _write_script(self, ws_path: str, step: Any) -> tuple[bool, str, str | None]:
         script = Path(ws_path, f"{step.name.replace('/', '_')}{EXTENSION}")
         try:
             manifest = self._manifest(step, ws_path)
@@ -97,14 +103,28 @@ class StudyAdapter:
     ) -> SubmissionRecord:
         """Submit a step record to the workers, or continue it after a restart."""
         try:
-            with _only_conductor():
+            with _end_conductor_on_errors(self._plan):
                 if is_native(step.run):
                     return self._native_steps.submit(step, path, cwd, job_map=job_map, env=env)
-                job = self._coordinator.submit(self._manifest(step, cwd))
-        except (EnsembleError, OSError) as error:
+                job = self._submit_to_workers(step, cwd)
+        except EnsembleError as error:
             LOGGER.error("'%s' cannot be submitted: %s", step.real_name, error)
             return SubmissionRecord(SubmissionCode.ERROR, 1)
         return SubmissionRecord(SubmissionCode.OK, 0, job)
+
+    def _submit_to_workers(self, step: Any, workspace: str) -> str:
+        """Submit a step record to the workers; try again for some seconds, because the end of the conductor ends them.
+
+        Raises:
+            OSError: a file of the study cannot be written.
+        """
+        for delay_s in _SUBMIT_DELAYS_S:
+            try:
+                return self._coordinator.submit(self._manifest(step, workspace))
+            except (OSError, LedgerError) as error:
+                LOGGER.warning("'%s' is submitted again in %s s: %s", step.real_name, delay_s, error)
+                clock.sleep(delay_s)
+        return self._coordinator.submit(self._manifest(step, workspace))
 
     def check_jobs(self, joblist: list[Job]) -> tuple[JobStatusCode, dict[Job, State | None]]:
         """Return the state of each submitted step record.
@@ -152,12 +172,20 @@ def _by_kind(jobs: Sequence[Job]) -> tuple[list[str], list[NativeJob]]:
 
 
 @contextmanager
-def _only_conductor() -> Iterator[None]:
-    """End this conductor without any change if another conductor runs the study."""
+def _end_conductor_on_errors(plan: StudyPlan) -> Iterator[None]:
+    """End this conductor if it is not the only one, or if it cannot write the files of the study.
+
+    Maestro would mark every step as failed, and these states are final. An interrupted study can be resumed.
+    """
     try:
         yield
     except StudyError as error:
         raise SystemExit(f"error: {error}") from error
+    except (OSError, LedgerError) as error:
+        raise SystemExit(
+            f"error: The files of the study '{plan.root}' cannot be written or read: {error}. The study is "
+            f"interrupted; repair this, then continue it with `maestro-celery resume {plan.root}`."
+        ) from error
 
 
 def _write_first_sample(manifest: Manifest) -> None:

@@ -140,17 +140,16 @@ class StudyProcesses:
 def _table() -> tuple[dict[int, _Process], set[int]]:
     """Return the processes of this user by number, and the numbers of this process and its ancestors."""
     table = {}
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError), process.oneshot():
-            if process.status() != psutil.STATUS_ZOMBIE and process.uids().real == os.getuid():
-                table[process.pid] = _Process(
-                    process.pid,
-                    process.ppid(),
-                    process.name(),
-                    process.cmdline(),
-                    _directory(process.pid),
-                    _has_terminal(process.pid),
-                )
+    for pid in psutil.pids():
+        with contextlib.suppress(psutil.Error, OSError):
+            if Path(f"/proc/{pid}").stat().st_uid != os.getuid():
+                continue  # a login node has thousands of processes of others
+            process = psutil.Process(pid)
+            with process.oneshot():
+                if process.status() != psutil.STATUS_ZOMBIE:
+                    table[pid] = _Process(
+                        pid, process.ppid(), process.name(), process.cmdline(), _directory(pid), _has_terminal(pid)
+                    )
     return table, {os.getpid(), os.getppid(), *_ancestors(table, os.getpid())}
 
 

@@ -424,3 +424,17 @@ def test_a_blank_in_the_path_stops_the_launch_of_a_study_with_batch_jobs(run):
     assert study.code == 1
     assert f"The path of the study '{study.path}' has a blank, and Maestro cannot submit batch jobs from it" in study.output
     assert "Traceback" not in study.output
+
+
+def test_a_path_that_is_not_utf8_is_refused(environment, tmp_path):
+    """Given a path with a byte that is no character, then the launch ends with one line that names it."""
+    path = os.fsencode(tmp_path) + b"/s\xff"
+    words = [str(BIN / "maestro"), "run", "-y", "-o", path, str(ROOT / "specs" / "hello_samples.yaml")]
+
+    answer = subprocess.run(words, env=environment, capture_output=True, check=False, timeout=60)
+
+    assert answer.returncode == 1
+    (line,) = [line for line in answer.stderr.decode().splitlines() if "error:" in line]
+    assert line.startswith("maestro: error: The path of the study b'")
+    assert r"/s\xff' is not UTF-8; set another path with --out or OUTPUT_PATH." in line
+    assert "Traceback" not in answer.stderr.decode()

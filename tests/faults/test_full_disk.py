@@ -1,0 +1,108 @@
+"""A full disk: a study is not resumed on it, and a conductor on it does not fail the steps."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+
+import pytest
+from support import kill, needed, wait_for
+
+SPEC = """
+    description: {name: full, description: d}
+    study:
+      - name: sim
+        description: d
+        run: {cmd: "echo $(A) >> runs; while ! test -e $(SPECROOT)/go; do sleep 0.1; done"}
+      - name: after
+        description: d
+        run: {cmd: "echo $(A) >> runs", depends: [sim]}
+    merlin:
+      resources:
+        workers:
+          w: {args: --concurrency 2, idle_limit: 5}
+      samples:
+        generate: {cmd: "seq 1 4 > $(MERLIN_INFO)/a.csv"}
+        file: $(MERLIN_INFO)/a.csv
+        column_labels: [A]
+"""
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A small disk, on which the directory of the study is."""
+    needed("mount")
+    if os.geteuid() != 0:
+        missing = pytest.fail if os.environ.get("CI") else pytest.skip
+        missing("a small disk requires root")
+    (tmp_path / "study").mkdir()
+    words = ["mount", "-t", "tmpfs", "-o", "size=16m,nr_inodes=2000", "small", str(tmp_path / "study")]
+    subprocess.run(words, check=True)
+    yield tmp_path / "study"
+    subprocess.run(["umount", "-l", str(tmp_path / "study")], check=True)
+
+
+def fill(disk):
+    """Fill a disk to the last byte, and to the last inode."""
+    with (disk / "filler").open("wb", buffering=0) as file:
+        for size in (1 << 16, 1):
+            try:
+                while True:
+                    file.write(b"x" * size)
+            except OSError:
+                continue
+    try:
+        for number in range(10_000):
+            (disk / f"inode{number}").touch()
+    except OSError:
+        return
+
+
+def make_room(disk):
+    for path in [disk / "filler", *disk.glob("inode*")]:
+        path.unlink()
+
+
+@pytest.fixture
+def interrupted(run, disk):
+    """A study on the small disk whose processes were killed while its samples ran."""
+    place = disk.parent / "study/s"
+    study = run(SPEC.replace("$(SPECROOT)", str(disk.parent)), "-s", "1", "-o", str(place))
+    study.path = place
+    study.await_text("sim/*/runs", count=2)
+    kill(*study.processes(), *study.server())
+    wait_for(lambda: not study.processes(), "the end of all processes")
+    return study
+
+
+def test_a_study_is_not_resumed_on_a_full_disk(interrupted, disk):
+    """Given a full disk, then `resume` ends with one line; with room again, the study continues to its end."""
+    fill(disk)
+
+    answer = interrupted.command("maestro-celery", "resume", "-s", "1", str(interrupted.path))
+
+    assert answer.returncode == 1
+    assert answer.stdout == ""
+    assert answer.stderr.startswith(f"maestro-celery: error: '{interrupted.path}")
+    assert "cannot be written (No space left on device); make room there" in answer.stderr
+    assert answer.stderr.count("\n") == 1
+    assert not interrupted.processes()
+    make_room(disk)
+    (disk.parent / "go").touch()
+    assert interrupted.command("maestro-celery", "resume", "-s", "1", str(interrupted.path)).returncode == 0
+    interrupted.await_end()
+    assert interrupted.states() == {"sim": "FINISHED", "after": "FINISHED"}
+
+
+def test_a_conductor_on_a_full_disk_ends_and_fails_no_step(interrupted, disk):
+    """Given a disk that is full when the conductor starts, then it ends with a message, and no step is FAILED."""
+    fill(disk)
+
+    answer = interrupted.command("conductor", "-t", "1", "-d", "2", str(interrupted.path))
+
+    assert answer.returncode != 0
+    assert "No space left on device" in answer.stderr
+    assert "`maestro-celery resume " in answer.stderr
+    make_room(disk)
+    assert not {*interrupted.states().values()} & {"FAILED", "CANCELLED"}
+    assert interrupted.status()["state"] == "INTERRUPTED"
