@@ -9,7 +9,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["RangeTask", "Signer", "halves"]
+__all__ = ["RangeTask", "Signer", "arguments_of", "halves"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +49,18 @@ def halves(task: RangeTask) -> list[RangeTask]:
     return [part for part in parts if part.start < part.stop]
 
 
+def arguments_of(body: bytes | str) -> list[Any] | None:
+    """Return the arguments in the body of Celery's message; None if the body is not such a body.
+
+    The body is ``[arguments, keyword arguments, options]`` in JSON (Celery's message protocol, version 2).
+    """
+    try:
+        arguments = json.loads(body)[0]
+    except (ValueError, KeyError, IndexError, TypeError, RecursionError):
+        return None
+    return arguments if isinstance(arguments, list) else None
+
+
 class Signer:
     """Signs and checks messages with the secret of a session (HMAC-SHA256 over canonical JSON).
 
@@ -76,7 +88,7 @@ class Signer:
         return [*task.fields, self.sign(*task.fields)]
 
     def decode(self, message: Sequence[Any]) -> RangeTask | None:
-        """Return the task of a received message; None if the message does not belong to this session."""
+        """Return the task of a message; None if the message has no valid signature of this session."""
         if tuple(type(value) for value in message) != self._TYPES or not self.verify(message[-1], *message[:-1]):
             return None
         return RangeTask(*message[:-1])

@@ -39,6 +39,7 @@ class Heartbeat:
         state: `starting`, `idle`, `busy`, `draining` or `stopping`.
         allocation: Its allocation, such as ``sim/2``; empty for a worker outside of the study's allocations.
         ends_at: End of the allocation (Unix seconds of the worker's machine); None for no end.
+        refused: Number of messages that it has refused because they are unreadable or not of the session.
         refuses: Numbers of the step records whose samples it does not start any more, because the remaining
             time is too short.
     """
@@ -54,6 +55,7 @@ class Heartbeat:
     state: str
     allocation: str = ""
     ends_at: float | None = None
+    refused: int = 0
     refuses: tuple[int, ...] = ()
 
 

@@ -7,10 +7,7 @@ import dataclasses
 from maestro_celery_plugin.config.groups import GroupConfig
 from maestro_celery_plugin.study.session import Session
 
-__all__ = ["EXIT_BROKER_MOVED", "WorkerArguments"]
-
-# Exit code of a worker that has left because the broker has moved (sysexits.h, EX_TEMPFAIL).
-EXIT_BROKER_MOVED = 75
+__all__ = ["WorkerArguments"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

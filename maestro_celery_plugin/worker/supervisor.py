@@ -29,8 +29,8 @@ from maestro_celery_plugin.processes import (
     host_name,
 )
 from maestro_celery_plugin.study.session import Session
-from maestro_celery_plugin.study.worker_identity import MARKER, claim_name, log_of, mark, worker_stem
-from maestro_celery_plugin.worker.arguments import EXIT_BROKER_MOVED, WorkerArguments
+from maestro_celery_plugin.study.worker_identity import EXIT_REPLACE, MARKER, claim_name, log_of, mark, worker_stem
+from maestro_celery_plugin.worker.arguments import WorkerArguments
 
 __all__ = ["main"]
 
@@ -39,7 +39,7 @@ _STOP_LIMIT_S = 8
 # Time between SIGTERM and SIGKILL for processes that a dead worker has left behind. Either they have received SIGTERM
 # before, or no other process will end them.
 KILL_GRACE_S = 1.0
-# In an allocation, a new worker replaces a worker that was killed, up to this number of workers in sequence.
+# A new worker replaces a worker that was killed or has lost its broker, up to this number of workers in sequence.
 _MAX_WORKERS = 20
 # A user may start a worker before the conductor has stored the configuration of the group.
 GROUP_LIMIT_S = 30.0
@@ -64,13 +64,14 @@ def main() -> NoReturn:
         sys.exit(f"error: worker on {host_name()}: {error}")
     adopt_orphans()
     number = 0
-    for _ in range(_MAX_WORKERS if options.allocation else 1):
+    # The conductor, which has given the worker its name, starts the next worker itself, with another name.
+    for _ in range(1 if options.name else _MAX_WORKERS):
         name = options.name or _claim_name_and_log(session, options.group, options.allocation)
         number = number or int(name.rpartition("-")[2])
         code = _supervise(
             WorkerArguments(session=session, group=group, name=name, allocation=options.allocation, number=number)
         )
-        if not _must_restart(session, code):
+        if not _must_restart(session, code, in_allocation=bool(options.allocation)):
             break
     # SIGTERM requests the end. If it kills a worker that has no handler for it yet, this is not an error.
     sys.exit(0 if code == -signal.SIGTERM else code & 0xFF)
@@ -87,14 +88,14 @@ def _claim_name_and_log(session: Session, group: str, allocation: str) -> str:
     return name
 
 
-def _must_restart(session: Session, code: int) -> bool:
-    """Tell whether a new worker must replace this worker in its allocation.
+def _must_restart(session: Session, code: int, *, in_allocation: bool) -> bool:
+    """Tell whether a new worker must replace this worker.
 
-    The allocation needs a new worker if this worker was killed, or if it has left because the broker has moved.
+    An allocation needs a new worker if this worker was killed. A worker that has lost its broker is always replaced.
     """
-    was_killed = code < 0 and not _end_requested.is_set()
+    was_killed = code < 0 and in_allocation and not _end_requested.is_set()
     _end_requested.clear()
-    return (was_killed or code == EXIT_BROKER_MOVED) and not session.stop_requested and session.path.exists()
+    return (was_killed or code == EXIT_REPLACE) and not session.stop_requested and session.path.exists()
 
 
 def _supervise(arguments: WorkerArguments) -> int:
