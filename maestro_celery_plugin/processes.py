@@ -81,14 +81,15 @@ def _start_time(pid: int) -> int | None:
     return None if fields[0] in (b"Z", b"X") else int(fields[19])
 
 
-def die_with_parent(parent: int) -> None:
-    """Let the kernel send this process SIGTERM when its parent dies (Linux; prctl(2), PR_SET_PDEATHSIG).
+def die_with_parent(parent: int, number: signal.Signals = signal.SIGTERM) -> None:
+    """Let the kernel send this process a signal when its parent dies (Linux; prctl(2), PR_SET_PDEATHSIG).
 
     Args:
         parent: The parent's pid. If the parent has already died, this process exits now: no signal would follow.
+        number: The signal.
     """
     if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, number)
         if os.getppid() != parent:
             os._exit(1)
 

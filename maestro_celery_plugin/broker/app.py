@@ -9,16 +9,13 @@ from celery import Celery
 from celery.loaders.app import AppLoader
 from kombu import Exchange, Queue
 
+from maestro_celery_plugin.broker.messages import Signer
 from maestro_celery_plugin.errors import BrokerError
 from maestro_celery_plugin.study.session import Session
 
-__all__ = ["make_app", "queue_for"]
+__all__ = ["count_waiting", "declare", "make_app", "queue_for"]
 
 TASK_NAME = "maestro_celery.run_range"
-
-# Redis delivers a message again if no worker has acknowledged it for this long. A worker acknowledges a message as soon
-# as a slot takes it; the ledger, not the broker, decides what runs again.
-_VISIBILITY_TIMEOUT_S = 7 * 24 * 3600
 
 SETTINGS: dict[str, Any] = {
     "task_serializer": "json",
@@ -31,12 +28,17 @@ SETTINGS: dict[str, Any] = {
     "task_acks_late": False,
     "task_reject_on_worker_lost": False,
     "task_create_missing_queues": True,
+    # Otherwise Celery replaces the default exchange of a queue, and binds the queue to an exchange "celery", which all
+    # users of a broker share.
+    "task_default_exchange": "",
     "task_default_delivery_mode": "transient",
     "task_publish_retry": False,
     "task_send_sent_event": False,
     "task_soft_time_limit": None,
     "task_time_limit": None,
     "worker_prefetch_multiplier": 1,
+    # Whoever reaches a shared broker could end the workers with a command. Events carry no commands.
+    "worker_enable_remote_control": False,
     "worker_send_task_events": True,
     "worker_hijack_root_logger": True,
     "worker_redirect_stdouts": False,
@@ -61,9 +63,15 @@ class _Loader(AppLoader):  # type: ignore[misc]
 
 
 class _SessionApp(Celery):  # type: ignore[misc]
-    """An application that uses the broker of its session, even if ``CELERY_BROKER_URL`` is set."""
+    """An application that uses the broker of its session, even if ``CELERY_BROKER_URL`` is set.
+
+    Attributes:
+        url: URL of the broker.
+        signer: Signs and checks the messages of the session.
+    """
 
     url: str
+    signer: Signer
 
     def connection_for_read(self, url: str | None = None, **options: Any) -> Any:
         """Return a connection to the broker of the session."""
@@ -74,12 +82,13 @@ class _SessionApp(Celery):  # type: ignore[misc]
         return self._connection(url or self.url, **options)
 
 
-def make_app(session: Session, socket_timeout_s: float | None = None) -> Celery:
+def make_app(session: Session, socket_timeout_s: float | None = None, *, confirms: bool = False) -> Celery:
     """Create the application of a session, for a sender or a worker.
 
     Args:
         session: The session.
         socket_timeout_s: Seconds to wait for an answer of the broker; None for no limit.
+        confirms: Whether RabbitMQ must confirm each message, so that a sender notices a dead connection.
 
     Raises:
         BrokerError: the session has no broker.
@@ -91,20 +100,25 @@ def make_app(session: Session, socket_timeout_s: float | None = None) -> Celery:
             "the log of the conductor shows why."
         )
     app = _SessionApp("maestro_celery", loader=_Loader, set_as_current=False, autofinalize=False)
-    app.url = broker.url
+    app.url, app.signer = broker.url, Signer(session.secret)
     app.conf.update(SETTINGS)
     app.conf.broker_url = broker.url
-    app.conf.broker_transport_options = _transport_options(broker.url, socket_timeout_s)
+    app.conf.broker_transport_options = _transport_options(broker.url, socket_timeout_s, confirms)
     app.finalize()
     return app
 
 
-def _transport_options(url: str, socket_timeout_s: float | None) -> dict[str, Any]:
+def _transport_options(url: str, socket_timeout_s: float | None, confirms: bool) -> dict[str, Any]:
     if not url.startswith(("redis", "valkey")):
-        return {"read_timeout": socket_timeout_s, "write_timeout": socket_timeout_s} if socket_timeout_s else {}
+        return {
+            **({"read_timeout": socket_timeout_s, "write_timeout": socket_timeout_s} if socket_timeout_s else {}),
+            **({"confirm_publish": True} if confirms else {}),
+        }
     return {
         "socket_timeout": socket_timeout_s,
-        "visibility_timeout": _VISIBILITY_TIMEOUT_S,
+        # kombu would keep each delivered message in keys that all users of the database share, and deliver it again
+        # hours later. The ledger, not the broker, decides what runs again.
+        "ack_emulation": False,
         "socket_connect_timeout": 5,
         "socket_keepalive": True,
         "retry_on_timeout": True,
@@ -124,3 +138,22 @@ def declare(app: Celery, queues: Iterable[Queue]) -> None:
     with app.pool.acquire(block=True) as connection:
         for queue in queues:
             queue(connection.default_channel).declare()
+
+
+def count_waiting(app: Celery, queues: Iterable[Queue]) -> int:
+    """Return the number of messages in the queues, over a connection of its own.
+
+    Raises:
+        Exception: the broker does not answer; each transport has its own errors.
+    """
+    with app.connection_for_read() as connection:
+        connection.ensure_connection(max_retries=1, interval_start=0, timeout=app.conf.broker_connection_timeout)
+        return sum(_size(connection, queue.name) for queue in queues)
+
+
+def _size(connection: Any, name: str) -> int:
+    try:
+        with connection.channel() as channel:  # RabbitMQ closes the channel if there is no such queue
+            return int(channel.queue_declare(queue=name, passive=True).message_count)
+    except connection.channel_errors:
+        return 0

@@ -12,7 +12,7 @@ from typing import Any
 from maestro_celery_plugin.ledger.claims import MessageName
 from maestro_celery_plugin.states import RunMode
 
-__all__ = ["RangeTask", "Signer", "halves"]
+__all__ = ["RangeTask", "Signer", "arguments_of", "halves"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +62,18 @@ def halves(task: RangeTask) -> list[RangeTask]:
     return [part for part in parts if part.start < part.stop]
 
 
+def arguments_of(body: bytes | str) -> list[Any] | None:
+    """Return the arguments in the body of Celery's message; None if the body is not such a body.
+
+    The body is ``[arguments, keyword arguments, options]`` in JSON (Celery's message protocol, version 2).
+    """
+    try:
+        arguments = json.loads(body)[0]
+    except (ValueError, KeyError, IndexError, TypeError, RecursionError):
+        return None
+    return arguments if isinstance(arguments, list) else None
+
+
 class Signer:
     """Signs and checks messages with the secret of a session (HMAC-SHA256 over canonical JSON).
 
@@ -89,8 +101,10 @@ class Signer:
         return [*task.fields, self.sign(*task.fields)]
 
     def decode(self, message: Sequence[Any]) -> RangeTask | None:
-        """Return the task of a received message; None if the message does not belong to this session."""
+        """Return the task of a message; None if the message has no valid signature of this session."""
         if tuple(type(value) for value in message) != self._TYPES or not self.verify(message[-1], *message[:-1]):
             return None
         study, study_id, manifest, record, start, stop, epoch, mode, _ = message
+        if mode not in RunMode._value2member_map_:
+            return None
         return RangeTask(study, study_id, manifest, record, start, stop, epoch, RunMode(mode))

@@ -16,7 +16,8 @@ from maestro_celery_plugin.study.session import Session
 
 __all__ = ["check_address", "cluster_address", "find_server", "start", "supervisor_of"]
 
-START_TIMEOUT_S = 15.0
+# On a busy machine or a slow file system, Python needs many seconds to start and to import.
+START_TIMEOUT_S = 60.0
 
 
 def check_address(host: str) -> None:
@@ -93,6 +94,10 @@ def start(session: Session) -> None:
         )
     if not clock.wait_until(lambda: bool(supervisor_of(session)) or supervisor.poll() is not None, START_TIMEOUT_S):
         supervisor.kill()
+        raise BrokerError(
+            f"The private broker has not started within {START_TIMEOUT_S:.0f} s: this machine is busy, or its file "
+            f"system is slow. '{log}' ends with:\n{tail(log)}"
+        )
     if supervisor_of(session) is None:
         raise BrokerError(f"The private broker did not start; '{log}' ends with:\n{tail(log)}")
 

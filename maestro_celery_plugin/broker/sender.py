@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from celery import Celery
 
 from maestro_celery_plugin.broker.app import TASK_NAME, queue_for
-from maestro_celery_plugin.broker.messages import RangeTask, Signer
+from maestro_celery_plugin.broker.messages import RangeTask
 from maestro_celery_plugin.study.session import Session
 
 __all__ = ["Sender"]
@@ -25,7 +25,7 @@ class Sender:
     """
 
     def __init__(self, session: Session, app: Celery) -> None:
-        self._session, self._app, self._signer = session, app, Signer(session.secret)
+        self._session, self._app = session, app
 
     def send(self, task: RangeTask, task_queue: str) -> None:
         """Send a task, without a retry.
@@ -33,13 +33,20 @@ class Sender:
         Raises:
             Exception: the transport has failed; each transport has its own errors.
         """
-        self._app.send_task(
-            TASK_NAME,
-            args=self._signer.encode(task),
-            queue=queue_for(self._session, task_queue),
-            ignore_result=True,
-            retry=False,
-        )
+        with self._app.producer_pool.acquire(block=True) as producer:
+            try:
+                self._app.send_task(
+                    TASK_NAME,
+                    args=self._app.signer.encode(task),
+                    queue=queue_for(self._session, task_queue),
+                    ignore_result=True,
+                    retry=False,
+                    producer=producer,
+                )
+            except Exception:
+                # After a time-out, amqp would use the dead connection again.
+                producer.connection.collect()
+                raise
 
     def close(self, queues: Iterable[str], *, delete: bool) -> None:
         """Close the connections to the broker.

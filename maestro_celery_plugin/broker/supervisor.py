@@ -3,7 +3,8 @@
     python -m maestro_celery_plugin.broker.supervisor SESSION
 
 The supervisor ends when the session requests a stop and no client is connected, or when no client has been connected
-for `IDLE_LIMIT_S` seconds. So the server ends even if the conductor was killed.
+for `IDLE_LIMIT_S` seconds. So the server ends even if the conductor was killed. A server that does not answer for
+`HUNG_LIMIT_S` seconds counts as dead.
 """
 
 from __future__ import annotations
@@ -21,9 +22,12 @@ from types import FrameType
 
 import redis
 from kombu.utils.url import as_url, url_to_parts
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from maestro_celery_plugin import clock
-from maestro_celery_plugin.broker.private import find_server
+from maestro_celery_plugin.broker.access import ADMIN, USER, acl_lines
+from maestro_celery_plugin.broker.private import START_TIMEOUT_S, find_server
 from maestro_celery_plugin.files import write_atomically
 from maestro_celery_plugin.processes import ProcessId, die_with_parent, machine_id
 from maestro_celery_plugin.study.session import BrokerLocation, Session
@@ -31,8 +35,14 @@ from maestro_celery_plugin.study.session import BrokerLocation, Session
 __all__ = ["main"]
 
 IDLE_LIMIT_S = 30.0
+HUNG_LIMIT_S = 10.0
 SAME_PORT_TRIES = 3
+START_TRIES = 20
+# Shorter than the time that the conductor waits for this process.
+SERVER_START_LIMIT_S = START_TIMEOUT_S - 15.0
+STOP_LIMIT_S = 3.0
 _INTERVAL_S = 1.0
+_ANSWER_LIMIT_S = 2.0
 
 
 class Supervisor:
@@ -46,8 +56,11 @@ class Supervisor:
         self._session, self._host = session, session.broker_host
         broker = session.read_broker()
         earlier = url_to_parts(broker.url if broker else "")
-        # Workers that outlived an earlier supervisor find the broker at the same address.
+        # Workers that outlived an earlier supervisor find the broker at the same address. Those of release 0.1 have an
+        # address without a user.
+        self._user = (earlier.username or None) if earlier.password else USER
         self._password = earlier.password or secrets.token_hex(24)
+        self._admin_password = secrets.token_hex(24)
         self._port = earlier.port or 0
         self._generation = 0
         self._server: subprocess.Popen[bytes] | None = None
@@ -57,16 +70,22 @@ class Supervisor:
     def run(self) -> None:
         """Run the server until the session no longer needs it."""
         signal.signal(signal.SIGTERM, self._on_sigterm)
-        idle_since = clock.monotonic()
+        idle_since = answered_at = clock.monotonic()
         try:
             while not self._ending:
-                if self._server is None or self._server.poll() is not None:
+                if self._has_died():
                     self._start()
+                    answered_at = clock.monotonic()
                 clients = self._other_clients()
+                now = clock.monotonic()
+                if clients is not None:
+                    answered_at = now
+                elif now - answered_at > HUNG_LIMIT_S:
+                    self._kill(f"the server has not answered for {HUNG_LIMIT_S:.0f} s; it is started again")
+                    continue
                 if clients:
-                    idle_since = clock.monotonic()
-                idle_s = clock.monotonic() - idle_since
-                if not clients and (self._session.stop_requested or idle_s > IDLE_LIMIT_S):
+                    idle_since = now
+                if not clients and (self._session.stop_requested or now - idle_since > IDLE_LIMIT_S):
                     break
                 self._pause()
         finally:
@@ -83,27 +102,32 @@ class Supervisor:
 
     def _start(self) -> None:
         """Start the server, if possible on the same port as before, and store its location in the session."""
-        for attempt in range(20):
+        deadline = clock.monotonic() + SERVER_START_LIMIT_S
+        for attempt in range(START_TRIES):
             port = self._port
             if not port or attempt >= SAME_PORT_TRIES:
                 # Another process may use the old port now, and clients may have sent it the old password.
-                port, self._password = _free_port(self._host), secrets.token_hex(24)
+                port, self._user, self._password = _free_port(self._host), USER, secrets.token_hex(24)
             self._server = subprocess.Popen(
                 [find_server(), str(self._write_configuration(port))],
                 stdin=subprocess.DEVNULL,
-                preexec_fn=functools.partial(die_with_parent, os.getpid()),
+                # SIGKILL: a server that hangs does not react to other signals, and has nothing to store.
+                preexec_fn=functools.partial(die_with_parent, os.getpid(), signal.SIGKILL),
             )
-            if clock.wait_until(functools.partial(self._answers_or_has_died, port), 10.0) and not self._has_died():
+            is_over = functools.partial(self._answers_or_has_died, port)
+            if not clock.wait_until(is_over, deadline - clock.monotonic()):
+                raise SystemExit(f"the server has not answered within {SERVER_START_LIMIT_S:.0f} s of its start")
+            if self._ending:
+                return
+            if not self._has_died():
                 break
-            self._server.kill()
-            self._server.wait()
         else:
-            raise SystemExit("the server does not start")
+            raise SystemExit(f"the server has ended {START_TRIES} times after its start")
         self._port = port
         self._generation += 1
         self._session.write_broker(
             BrokerLocation(
-                url=as_url("redis", self._host, port, None, self._password, "0"),
+                url=as_url("redis", self._host, port, self._user, self._password, "0"),
                 supervisor=self._identity,
                 generation=f"{machine_id()}.{os.getpid()}.{self._generation}",
                 machine=machine_id(),
@@ -115,7 +139,7 @@ class Supervisor:
         lines = [
             f"bind {self._host}",
             f"port {port}",
-            f"requirepass {self._password}",
+            *acl_lines(self._session.id, self._user, self._password, self._admin_password),
             "protected-mode yes",
             "daemonize no",
             'save ""',
@@ -127,35 +151,50 @@ class Supervisor:
         return path
 
     def _client(self, port: int) -> redis.Redis:
-        return redis.Redis(host=self._host, port=port, password=self._password, socket_timeout=2)
+        return redis.Redis(
+            host=self._host,
+            port=port,
+            username=ADMIN,
+            password=self._admin_password,
+            socket_timeout=_ANSWER_LIMIT_S,
+            socket_connect_timeout=_ANSWER_LIMIT_S,
+            retry=Retry(NoBackoff(), 0),
+        )
 
     def _answers(self, port: int) -> bool:
         try:
-            return bool(self._client(port).ping())
+            with self._client(port) as client:
+                return bool(client.ping())
         except redis.RedisError:
             return False
 
     def _answers_or_has_died(self, port: int) -> bool:
-        return self._answers(port) or self._has_died()
+        return self._ending or self._has_died() or self._answers(port)
 
     def _has_died(self) -> bool:
         return self._server is None or self._server.poll() is not None
 
-    def _other_clients(self) -> int:
-        """Return the number of clients except this process; 1 if the server is too busy to answer."""
+    def _other_clients(self) -> int | None:
+        """Return the number of clients except this process; None if the server does not answer."""
         try:
             with self._client(self._port) as client:
                 return len(client.client_list()) - 1
         except redis.RedisError:
-            return 1
+            return None
+
+    def _kill(self, reason: str) -> None:
+        print(f"broker of '{self._session.path}': {reason}", file=sys.stderr, flush=True)
+        if self._server is not None:
+            self._server.kill()
+            self._server.wait()
 
     def _stop(self) -> None:
         if self._server is not None and self._server.poll() is None:
             self._server.terminate()
             try:
-                self._server.wait(5)
+                self._server.wait(STOP_LIMIT_S)
             except subprocess.TimeoutExpired:
-                self._server.kill()
+                self._kill("the server has not ended by itself")
         broker = self._session.read_broker()
         # A conductor on another machine may have started another supervisor.
         if broker is not None and (broker.machine, broker.supervisor) == (machine_id(), self._identity):

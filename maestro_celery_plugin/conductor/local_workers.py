@@ -11,7 +11,7 @@ from maestro_celery_plugin.files import tail
 from maestro_celery_plugin.ledger.entries import SUFFIX
 from maestro_celery_plugin.processes import ProcessId
 from maestro_celery_plugin.study.session import Session
-from maestro_celery_plugin.study.worker_identity import claim_name, log_of, stem_of, worker_command
+from maestro_celery_plugin.study.worker_identity import EXIT_REPLACE, claim_name, log_of, stem_of, worker_command
 
 __all__ = ["LocalWorkers"]
 
@@ -45,7 +45,7 @@ class LocalWorkers:
         if self._process is not None:
             if self._process.poll() is None:
                 return
-            self._note_end()
+            self._note_end(self._process.returncode)
         if self._failures >= MAX_FAILURES:
             log = log_of(self._session, self._worker)
             raise WorkerError(
@@ -54,9 +54,10 @@ class LocalWorkers:
             )
         self._start()
 
-    def _note_end(self) -> None:
+    def _note_end(self, code: int) -> None:
         took_a_task = (self._ledger / f"{self._worker}{SUFFIX}").exists()
-        self._failures = 0 if took_a_task else self._failures + 1
+        if code != EXIT_REPLACE:  # the fault of a connection to the broker is not the fault of the worker
+            self._failures = 0 if took_a_task else self._failures + 1
         self._process = None
 
     def _start(self) -> None:

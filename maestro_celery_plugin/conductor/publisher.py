@@ -61,7 +61,7 @@ class Publisher:
         if broker is None or broker.supervisor is not None:
             private.start(self._session)
             broker = self._session.read_broker()
-        app = make_app(self._session, SOCKET_TIMEOUT_S)
+        app = make_app(self._session, SOCKET_TIMEOUT_S, confirms=True)
         try:
             declare(app, [queue_for(self._session, name) for name in self._task_queues])
         except Exception as cause:  # each transport has its own errors

@@ -17,6 +17,7 @@ from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.reasons import Reason, read_reasons
 from maestro_celery_plugin.study.session import Session
 from maestro_celery_plugin.study.status_csv import FINAL_STATES
+from maestro_celery_plugin.study.worker_identity import log_of
 
 __all__ = ["explain"]
 
@@ -69,9 +70,24 @@ class _Explanation:
             yield "The ledger is damaged", self._status.damage
         if self._status.broken_machines:
             yield "Machines were taken out", [machine.sentence for machine in self._status.broken_machines]
+        refusals = list(self._refusals())
+        if refusals:
+            yield "Workers have refused messages", refusals
         for step in self._status.steps:
             if step.state != "FINISHED" or step.samples.failed:
                 yield f"{step.name}  {step.state}", list(self._why(step))
+
+    def _refusals(self) -> Iterator[str]:
+        """Yield a sentence for each worker that has refused messages."""
+        session = Session(self._plan.session)
+        for worker in self._status.workers:
+            if worker.refused:
+                words = "1 message was" if worker.refused == 1 else f"{worker.refused} messages were"
+                yield (
+                    f"{words} refused by worker '{worker.name}': they cannot be read, or are not of this session. "
+                    f"They have no effect; another user or study writes to the task queues of this study. "
+                    f"'{log_of(session, worker.name)}' shows the kinds."
+                )
 
     def _conductor_error(self) -> str:
         """Return the error that ended a conductor, and the file of its traceback; empty without a traceback."""

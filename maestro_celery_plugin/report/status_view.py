@@ -13,7 +13,7 @@ from rich.text import Text
 
 from maestro_celery_plugin import clock
 from maestro_celery_plugin.report.failed_samples import failures, headline
-from maestro_celery_plugin.report.model import AllocationStatus, StepStatus, StudyState, StudyStatus
+from maestro_celery_plugin.report.model import AllocationStatus, StepStatus, StudyState, StudyStatus, WorkerStatus
 from maestro_celery_plugin.report.reader import StatusReader
 from maestro_celery_plugin.report.terminal import duration_words, plain, section, state_text
 
@@ -205,11 +205,15 @@ def _usage_words(ended: Sequence[AllocationStatus]) -> str:
 def _workers(status: StudyStatus) -> list[RenderableType]:
     if not status.workers:
         return []
-    lines = [
-        Text.assemble(plain(f"{w.name}  {w.group}  {w.node}  "), state_text(w.state)) for w in status.workers[:SHOWN]
-    ]
+    lines = [_worker(worker) for worker in status.workers[:SHOWN]]
     if len(status.workers) > SHOWN:
         rest = Counter(worker.state for worker in status.workers[SHOWN:])
         words = ", ".join(f"{n} {state}" for state, n in rest.items())
         lines.append(Text(f"and {rest.total()} more: {words}", style="dim"))
     return [section("Workers", lines)]
+
+
+def _worker(worker: WorkerStatus) -> Text:
+    refused = f"  {worker.refused} messages refused" if worker.refused else ""
+    line = Text.assemble(plain(f"{worker.name}  {worker.group}  {worker.node}  "), state_text(worker.state))
+    return line.append_text(plain(refused, "yellow"))

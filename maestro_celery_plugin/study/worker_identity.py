@@ -11,6 +11,7 @@ from maestro_celery_plugin.files import tail
 from maestro_celery_plugin.study.session import Session
 
 __all__ = [
+    "EXIT_REPLACE",
     "MARKER",
     "PROCESS_MARKER",
     "claim_name",
@@ -26,6 +27,8 @@ __all__ = [
 # Environment variables that identify the samples of a dead worker, and of a dead process of a worker's pool.
 MARKER = "MAESTRO_CELERY_WORKER"
 PROCESS_MARKER = "MAESTRO_CELERY_PROCESS"
+# Exit code of a worker that a new worker must replace, because it has lost its broker (sysexits.h, EX_TEMPFAIL).
+EXIT_REPLACE = 75
 
 
 def stem_of(group: str) -> str:

@@ -9,10 +9,8 @@ from maestro_celery_plugin.config.groups import GroupConfig
 from maestro_celery_plugin.study.session import Session
 from maestro_celery_plugin.worker.lease import Lease
 
-__all__ = ["EXIT_BROKER_MOVED", "LEAVE_SIGNAL", "WorkerArguments"]
+__all__ = ["LEAVE_SIGNAL", "WorkerArguments"]
 
-# Exit code of a worker that has left because the broker has moved (sysexits.h, EX_TEMPFAIL).
-EXIT_BROKER_MOVED = 75
 # The signal of a worker that leaves to its supervisor. It differs from SIGTERM, with which others end the supervisor.
 # No batch system sends it, and a process without a handler ignores it (signal(7)).
 LEAVE_SIGNAL = signal.SIGURG

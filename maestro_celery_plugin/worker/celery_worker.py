@@ -8,7 +8,6 @@ import os
 import signal
 from typing import NoReturn
 
-import kombu.transport.redis
 from celery.signals import worker_process_init, worker_ready, worker_shutting_down
 
 from maestro_celery_plugin import clock
@@ -19,8 +18,9 @@ from maestro_celery_plugin.errors import EnsembleError, WorkerError
 from maestro_celery_plugin.plugins import batch_system
 from maestro_celery_plugin.processes import ProcessId, host_name, usable_cpus
 from maestro_celery_plugin.spec.celery_options import CeleryOptions, parse_celery_options
+from maestro_celery_plugin.study.worker_identity import EXIT_REPLACE
 from maestro_celery_plugin.worker import prefetch
-from maestro_celery_plugin.worker.arguments import EXIT_BROKER_MOVED, WorkerArguments
+from maestro_celery_plugin.worker.arguments import WorkerArguments
 from maestro_celery_plugin.worker.worker_process import WorkerProcess
 
 __all__ = ["run"]
@@ -29,6 +29,8 @@ LOGGER = logging.getLogger(__name__)
 
 # A user may start a worker before the conductor has started the broker.
 BROKER_LIMIT_S = 30.0
+# kombu's BRPOP waits for a second in the server, and is read only when the answer has arrived.
+SOCKET_TIMEOUT_S = 5.0
 
 
 def run(arguments: WorkerArguments, supervisor: ProcessId) -> NoReturn:
@@ -38,15 +40,12 @@ def run(arguments: WorkerArguments, supervisor: ProcessId) -> NoReturn:
         arguments: The arguments of the worker.
         supervisor: The supervisor process.
     """
-    # After the loss of the broker, kombu tries to send unacknowledged messages back, and fails on the closed channel
-    # (restore_unacked, kombu 5.5-5.7). The messages are not needed: the ledger records which samples must run.
-    kombu.transport.redis.Channel.do_restore = False
     session, group = arguments.session, arguments.group
     signal.signal(signal.SIGUSR2, lambda number, frame: None)  # the warning of LSF, which the supervisor handles
     try:
         args = _celery_options(arguments)
         clock.wait_until(lambda: session.read_broker() is not None, BROKER_LIMIT_S, interval_s=0.2)
-        app = make_app(session)
+        app = make_app(session, SOCKET_TIMEOUT_S)
         check_reachable(session, host_name())
     except EnsembleError as error:
         LOGGER.error("Worker '%s' on %s: %s", arguments.name, host_name(), error)
@@ -71,7 +70,7 @@ def run(arguments: WorkerArguments, supervisor: ProcessId) -> NoReturn:
     queues = ", ".join(group.queues)
     print(f"worker '{arguments.name}' on {host_name()}: {args.slots} slots for the task queues {queues}", flush=True)
     app.worker_main(["--quiet", "worker", *options, "--without-gossip", "--without-mingle", *args.args])
-    raise SystemExit(EXIT_BROKER_MOVED if process.has_moved else 0)
+    raise SystemExit(EXIT_REPLACE if process.must_be_replaced else 0)
 
 
 def _celery_options(arguments: WorkerArguments) -> CeleryOptions:

@@ -1,4 +1,4 @@
-"""Prefetch control: a worker takes a message only when one of its slots is free.
+"""The intake of a worker: it takes a message only when it is verified and one of its slots is free.
 
 A Celery worker prefetches messages. While a sample runs for an hour, a prefetched message would wait although other
 workers are idle. Celery's option `worker_disable_prefetch` supports only Redis and polls once per second; this bootstep
@@ -9,17 +9,25 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import logging
 import os
+import uuid
+from collections import Counter
 from collections.abc import Callable
 from types import MethodType
 from typing import Any
 
 from celery import Celery, bootsteps
+from celery.worker.consumer import Consumer
 from celery.worker.request import Request
-from celery.worker.strategy import default as default_strategy
+from kombu.message import Message
 
-__all__ = ["PrefetchStep", "RangeRequest", "close", "gated_strategy", "hold", "install"]
+from maestro_celery_plugin.broker.app import TASK_NAME
+from maestro_celery_plugin.broker.messages import RangeTask, arguments_of
+from maestro_celery_plugin.broker.untrusted import MAX_BYTES, Refusal, protect
+
+__all__ = ["Gate", "PrefetchStep", "RangeConsumer", "RangeRequest", "gate", "install"]
 
 LOGGER = logging.getLogger(__name__)
 
@@ -31,7 +39,7 @@ class PrefetchStep(bootsteps.StartStopStep):  # type: ignore[misc]
 
     def __init__(self, consumer: Any, **options: Any) -> None:
         super().__init__(consumer, **options)
-        _gate.step = self
+        gate.step = self
         self._consumer = consumer
         self._pipe: tuple[int, int] | None = None
         self._consuming = True
@@ -48,7 +56,7 @@ class PrefetchStep(bootsteps.StartStopStep):  # type: ignore[misc]
         qos: Any = getattr(consumer.task_consumer.channel, "qos", None)
         if hasattr(qos, "can_consume"):  # Redis, and all other transports that kombu polls
             original: Callable[[], bool] = qos.can_consume
-            qos.can_consume = MethodType(lambda _: _gate.has_free_slot and original(), qos)
+            qos.can_consume = MethodType(lambda _: gate.has_free_slot and original(), qos)
         else:
             consumer.task_consumer.qos(prefetch_count=1)
 
@@ -79,39 +87,73 @@ class PrefetchStep(bootsteps.StartStopStep):  # type: ignore[misc]
         consumer: Any = self._consumer.task_consumer
         if consumer is None or hasattr(getattr(consumer.channel, "qos", None), "can_consume"):
             return
-        if _gate.has_free_slot and not self._consuming:
+        if gate.has_free_slot and not self._consuming:
             self._consuming = True
             consumer.consume()
-        elif not _gate.has_free_slot and self._consuming:
+        elif not gate.has_free_slot and self._consuming:
             self._consuming = False
             consumer.cancel()
 
 
-class _Gate:
-    """Counts the messages that this worker process has accepted and not finished."""
+class Gate:
+    """Counts the messages that this worker process has accepted and not finished.
+
+    Attributes:
+        slots: How many messages may be accepted at the same time.
+        is_closed: Whether no further message is accepted.
+        received: Number of messages that have arrived, refused ones included.
+        refused: Number of refused messages.
+        step: The bootstep that pauses the consumer.
+    """
 
     def __init__(self) -> None:
         self.slots = 1
         self.is_closed = self.is_held = False
-        self._accepted: set[str] = set()
+        self.received = 0
+        self.refused: Counter[Refusal] = Counter()
         self.step: PrefetchStep | None = None
+        self._accepted: set[str] = set()
 
     @property
     def has_free_slot(self) -> bool:
+        """Whether a further message may be accepted."""
         return not (self.is_closed or self.is_held) and len(self._accepted) < self.slots
 
     def accept(self, message_id: str) -> None:
+        """Take a slot for a verified message."""
         self._accepted.add(message_id)
         if self.step is not None:
             self.step.adjust()
 
     def finish(self, message_id: str) -> None:
+        """Free the slot of a message; any thread may call this method."""
         self._accepted.discard(message_id)
         if self.step is not None:
             self.step.wake()
 
+    def refuse(self, refusal: Refusal) -> None:
+        """Count a refused message; log the first of each kind, because anyone can send thousands."""
+        if not self.refused[refusal]:
+            LOGGER.error("Refused a message that %s. Further messages of this kind are only counted.", refusal.value)
+        self.refused[refusal] += 1
+        self.received += 1
 
-_gate = _Gate()
+    def hold(self, *, held: bool) -> None:
+        """Pause or continue taking messages; any thread may call this method, and may repeat the call."""
+        if self.is_held != held:
+            self.is_held = held
+            if self.step is not None:
+                self.step.wake()
+
+    def close(self) -> None:
+        """Stop taking messages; any thread may call this method, and may repeat the call."""
+        if not self.is_closed:
+            self.is_closed = True
+            if self.step is not None:
+                self.step.wake()
+
+
+gate = Gate()
 
 
 class RangeRequest(Request):  # type: ignore[misc]
@@ -134,45 +176,76 @@ class RangeRequest(Request):  # type: ignore[misc]
             try:
                 return callback(*args, **kwargs)
             finally:
-                _gate.finish(self.id)
+                gate.finish(self.id)
 
         return call
 
 
-def gated_strategy(task: Any, app: Celery, consumer: Any, **options: Any) -> Callable[..., None]:
-    """Return a message handler that calls Celery's message handler only if a slot is free.
+class RangeConsumer(Consumer):  # type: ignore[misc]
+    """A consumer that passes only verified messages on to Celery, and only for free slots.
 
-    A message that arrives after the last slot was taken goes back to its queue for another worker.
+    What Celery executes is made of the verified values alone. So no header of a message has an effect: no delay, no
+    expiry, no time limit, no callback.
     """
-    handle = default_strategy(task, app, consumer, **options)
 
-    def handle_if_slot_free(message: Any, body: Any, ack: Any, reject: Any, callbacks: Any, **more: Any) -> None:
-        if not _gate.has_free_slot:
-            reject(LOGGER, (Exception,), requeue=True)
-            return
-        _gate.accept(message.headers["id"])
-        handle(message, body, ack, reject, callbacks, **more)
+    def create_task_handler(self, *args: Any, **options: Any) -> Callable[[Any], None]:
+        """Return the function that Celery calls for each message."""
+        handle = super().create_task_handler(*args, **options)
 
-    return handle_if_slot_free
+        def verify_and_handle(message: Any) -> None:
+            verified = self._verify(message)
+            if isinstance(verified, Refusal):
+                gate.refuse(verified)
+                message.reject_log_error(LOGGER, self.connection_errors)
+            elif not gate.has_free_slot:
+                # It has arrived after the last slot was taken; another worker may have a free slot.
+                message.reject_log_error(LOGGER, self.connection_errors, requeue=True)
+            else:
+                gate.received += 1
+                _accept_and_handle(handle, _message_of(message, self.app.signer.encode(verified)))
+
+        return verify_and_handle
+
+    def _verify(self, message: Any) -> RangeTask | Refusal:
+        body = message.body
+        arguments = arguments_of(body) if isinstance(body, (bytes, str)) and len(body) <= MAX_BYTES else None
+        if arguments is None:
+            return Refusal.UNREADABLE
+        return self.app.signer.decode(arguments) or Refusal.FOREIGN
+
+    def on_decode_error(self, message: Any, exc: BaseException) -> None:
+        """Drop a message that kombu cannot decode; Celery would log all of it."""
+        gate.refuse(Refusal.UNREADABLE)
+        message.reject_log_error(LOGGER, self.connection_errors)
 
 
-def close() -> None:
-    """Stop taking messages; any thread may call this function, and may repeat the call."""
-    if not _gate.is_closed:
-        _gate.is_closed = True
-        if _gate.step is not None:
-            _gate.step.wake()
+def _message_of(received: Any, arguments: list[str | int]) -> Message:
+    """Return a message with these arguments; its acknowledgement is that of the received message."""
+    return Message(
+        body=json.dumps([arguments, {}, {}]),
+        delivery_tag=received.delivery_tag,
+        content_type="application/json",
+        content_encoding="utf-8",
+        # A new identifier: two messages with the same one would take one slot.
+        headers={"task": TASK_NAME, "id": str(uuid.uuid4()), "lang": "py", "ignore_result": True},
+        accept=received.accept,
+        channel=received.channel,
+    )
 
 
-def hold(*, held: bool) -> None:
-    """Pause or continue taking messages; any thread may call this function, and may repeat the call."""
-    if _gate.is_held != held:
-        _gate.is_held = held
-        if _gate.step is not None:
-            _gate.step.wake()
+def _accept_and_handle(handle: Callable[[Message], None], message: Message) -> None:
+    message_id = message.headers["id"]
+    gate.accept(message_id)
+    try:
+        handle(message)
+    except BaseException:
+        gate.finish(message_id)
+        raise
 
 
 def install(app: Celery, slots: int) -> None:
-    """Let the workers of an application take messages only for free slots."""
-    _gate.slots = slots
+    """Let the workers of an application take only verified messages, and only for free slots."""
+    gate.slots = slots
+    protect(gate.refuse)
     app.steps["consumer"].add(PrefetchStep)
+    app.conf.worker_consumer = RangeConsumer

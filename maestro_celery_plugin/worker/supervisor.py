@@ -33,8 +33,8 @@ from maestro_celery_plugin.processes import (
     host_name,
 )
 from maestro_celery_plugin.study.session import Session
-from maestro_celery_plugin.study.worker_identity import MARKER, claim_name, log_of, mark, worker_stem
-from maestro_celery_plugin.worker.arguments import EXIT_BROKER_MOVED, LEAVE_SIGNAL, WorkerArguments
+from maestro_celery_plugin.study.worker_identity import EXIT_REPLACE, MARKER, claim_name, log_of, mark, worker_stem
+from maestro_celery_plugin.worker.arguments import LEAVE_SIGNAL, WorkerArguments
 from maestro_celery_plugin.worker.lease import LEASE_S, Lease
 
 __all__ = ["main"]
@@ -44,7 +44,7 @@ _STOP_LIMIT_S = 8
 # Time between SIGTERM and SIGKILL for processes that a dead worker has left behind. Either they have received SIGTERM
 # before, or no other process will end them.
 KILL_GRACE_S = 1.0
-# In an allocation, a new worker replaces a worker that was killed, up to this number of workers in sequence.
+# A new worker replaces a worker that was killed or has lost its broker, up to this number of workers in sequence.
 _MAX_WORKERS = 20
 # Interval between two looks at the lease of the worker.
 _LEASE_LOOK_S = 1.0
@@ -72,14 +72,15 @@ def main() -> NoReturn:
         supervisor = _Supervisor(session)
         supervisor.handle_signals()
         code = number = 0
-        for _ in range(_MAX_WORKERS if options.allocation else 1):
+        # The conductor, which has given a worker its name, starts the next worker itself, with another name.
+        for _ in range(1 if options.name else _MAX_WORKERS):
             name = options.name or _claim_name_and_log(session, options.group, options.allocation)
             number = number or int(name.rpartition("-")[2])
             arguments = WorkerArguments(
                 session=session, group=group, name=name, allocation=options.allocation, number=number
             )
             code = supervisor.run(arguments)
-            if not supervisor.must_restart(code):
+            if not supervisor.must_restart(code, in_allocation=bool(options.allocation)):
                 break
     except (StudyError, OSError) as error:
         sys.exit(f"error: worker on {host_name()}: {error}")
@@ -162,13 +163,13 @@ class _Supervisor:
         with contextlib.suppress(OSError):
             self.session.request_worker_stop(name)
 
-    def must_restart(self, code: int) -> bool:
-        """Tell whether a new worker must replace a worker in its allocation.
+    def must_restart(self, code: int, *, in_allocation: bool) -> bool:
+        """Tell whether a new worker must replace a worker.
 
-        The allocation needs a new worker if this worker was killed, or if it has left because the broker has moved.
+        An allocation needs a new worker if this one was killed. A worker that has lost its broker is always replaced.
         """
-        was_killed = code < 0 and not self.leaving
-        if self.end_requested or not (was_killed or code == EXIT_BROKER_MOVED):
+        was_killed = code < 0 and in_allocation and not self.leaving
+        if self.end_requested or not (was_killed or code == EXIT_REPLACE):
             return False
         return not self.session.stop_requested and self.session.path.exists()
 

@@ -14,20 +14,20 @@ from celery import Celery
 
 from maestro_celery_plugin import clock
 from maestro_celery_plugin.batch.deadline import Deadline
-from maestro_celery_plugin.broker.app import TASK_NAME
-from maestro_celery_plugin.broker.messages import Signer
+from maestro_celery_plugin.broker.app import TASK_NAME, count_waiting
 from maestro_celery_plugin.broker.sender import Sender
 from maestro_celery_plugin.errors import LedgerError
 from maestro_celery_plugin.plugins import batch_system
 from maestro_celery_plugin.processes import ProcessId, host_name, machine_id, usable_cpus
 from maestro_celery_plugin.study.heartbeats import Heartbeat
 from maestro_celery_plugin.study.worker_identity import PROCESS_MARKER, mark
-from maestro_celery_plugin.worker import prefetch
 from maestro_celery_plugin.worker.arguments import LEAVE_SIGNAL, WorkerArguments
 from maestro_celery_plugin.worker.idle_timeout import IdleTimeout
 from maestro_celery_plugin.worker.launch_env import LaunchEnvironment
+from maestro_celery_plugin.worker.prefetch import RangeRequest, gate
 from maestro_celery_plugin.worker.range_task import RangeTasks
 from maestro_celery_plugin.worker.slots import Slots
+from maestro_celery_plugin.worker.stall_watch import LIMIT_S, StallWatch
 
 __all__ = ["WorkerProcess"]
 
@@ -38,6 +38,10 @@ HEARTBEAT_S = 2.0
 # workers. A worker outside of an allocation reads them in each round of the watch thread.
 LOOK_S = 1.0
 _WATCH_S = 0.25
+_STALLED = (
+    f"messages have waited for {LIMIT_S:.0f} s, and it has received none, because its connection to the broker has "
+    "failed; a new worker replaces it"
+)
 
 
 class WorkerProcess:
@@ -51,7 +55,7 @@ class WorkerProcess:
         app: The Celery application.
 
     Attributes:
-        has_moved: Whether the worker leaves because the broker has moved.
+        must_be_replaced: Whether the worker leaves because it has lost its broker, so that a new worker must start.
     """
 
     def __init__(self, arguments: WorkerArguments, supervisor: ProcessId, app: Celery) -> None:
@@ -62,29 +66,27 @@ class WorkerProcess:
         self._cores = (self._system.node_cores(os.environ) if self._system else None) or usable_cpus()
         for name in self._system.launch_variables if self._system else ():
             os.environ.pop(name, None)
-        self._signer, self._session_id = Signer(session.secret), session.id
+        self._session_id = session.id
         self._tasks: RangeTasks | None = None
         self._name = arguments.name
         self._ready = self._ending = self._is_terminated = False
-        self.has_moved = False
+        self.must_be_replaced = False
         self._pool_busy_at = clock.monotonic()
+        self._stall_watch = StallWatch(
+            lambda: count_waiting(app, app.conf.task_queues), self._can_receive, lambda: gate.received
+        )
         self._idle_timeout = IdleTimeout(session, arguments.allocation, self._group.idle_limit_s, self._deadline)
 
     def register_task(self) -> None:
         """Register the range task in the application."""
 
-        @self._app.task(  # type: ignore[untyped-decorator]
-            name=TASK_NAME,
-            ignore_result=True,
-            Request=prefetch.RangeRequest,
-            Strategy="maestro_celery_plugin.worker.prefetch:gated_strategy",
-        )
+        @self._app.task(name=TASK_NAME, ignore_result=True, Request=RangeRequest)  # type: ignore[untyped-decorator]
         def run_range(*message: Any) -> None:
             self._receive(message)
 
     def _receive(self, message: tuple[Any, ...]) -> None:
-        """Check a message and run its task; refuse and log a message that does not belong to this session."""
-        task = self._signer.decode(message)
+        """Run the task of a message that the consumer has verified; the process of a pool verifies it again."""
+        task = self._app.signer.decode(message)
         if task is None:
             LOGGER.error("Refused a message that does not belong to this session.")
         elif self._tasks is not None:
@@ -112,6 +114,7 @@ class WorkerProcess:
     def mark_ready(self, **_: Any) -> None:
         """Record that Celery takes messages now."""
         self._ready = True
+        self._stall_watch.start()
 
     # --- watching ---
 
@@ -128,8 +131,8 @@ class WorkerProcess:
                 beat, last_beat_at = beat + 1, now
                 if _try(lambda beat=beat: self._session.heartbeats.write(self._heartbeat(slots, beat))):  # type: ignore[misc]
                     self._renew_lease(now)
-            if self._deadline.is_draining:
-                _try(prefetch.close)
+            if self._deadline.is_draining or self._stall_watch.has_stalled:
+                _try(gate.close)
             if now - last_poll_at >= poll_s:
                 last_poll_at = now
                 _try(self._end_if_necessary)
@@ -162,7 +165,7 @@ class WorkerProcess:
             is_suspect = health.is_suspect
         else:
             is_suspect = any(beat.state == "suspect" for beat in self._session.heartbeats.all(f"{self._name}."))
-        prefetch.hold(held=is_suspect)
+        gate.hold(held=is_suspect)
 
     def _heartbeat(self, slots: int, beat: int) -> Heartbeat:
         process = ProcessId.of(os.getpid())
@@ -178,6 +181,7 @@ class WorkerProcess:
             state=self._state,
             allocation=self._arguments.allocation,
             ends_at=None if math.isinf(self._deadline.ends_at) else self._deadline.ends_at,
+            refused=gate.refused.total(),
             refuses=self._tasks.slots.refused if self._tasks else (),
             machine=machine_id(),
         )
@@ -186,12 +190,12 @@ class WorkerProcess:
     def _state(self) -> str:
         if not self._ready:
             return "starting"
-        if self._tasks is None:
-            return "draining" if self._deadline.is_draining else "idle"
-        if self._tasks.slots.stopping.is_set():
+        if self._tasks is not None and self._tasks.slots.stopping.is_set():
             return "stopping"
-        if self._deadline.is_draining:
+        if self._deadline.is_draining or self._stall_watch.has_stalled:
             return "draining"
+        if self._tasks is None:
+            return "idle"
         if self._tasks.health.is_suspect:
             return "suspect"
         return "busy" if self._tasks.slots.busy else "idle"
@@ -208,9 +212,9 @@ class WorkerProcess:
             return "its study was launched again"
         if self._session.worker_stop_requested(self._arguments.name):
             return "it was asked to stop"
-        if self._broker_has_moved() and self._idle_s() > 0:
-            self.has_moved = True
-            return "the broker has moved"
+        if self._idle_s() > 0 and (self._stall_watch.has_stalled or self._broker_has_moved()):
+            self.must_be_replaced = True
+            return _STALLED if self._stall_watch.has_stalled else "the broker has moved"
         if self._name != self._arguments.name:
             return None  # a pool process; the main process of the worker decides
         return self._idle_timeout.leave_reason(self._idle_s(), refuses=self._refuses())
@@ -220,6 +224,10 @@ class WorkerProcess:
         if self._tasks is not None:
             return bool(self._tasks.slots.refused)
         return any(beat.refuses for beat in self._session.heartbeats.all(f"{self._name}."))
+
+    def _can_receive(self) -> bool:
+        """Tell whether this worker should receive messages: a slot is free, or it has no work although none is free."""
+        return not (gate.is_closed or gate.is_held) and (gate.has_free_slot or self._idle_s() > LIMIT_S)
 
     def _broker_has_moved(self) -> bool:
         """Tell whether the broker of the session has another URL now, to which a new worker would connect."""

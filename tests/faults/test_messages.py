@@ -10,13 +10,12 @@ from pathlib import Path
 
 import pytest
 import redis
+from intruder import Intruder
 from support import wait_for
 
-from maestro_celery_plugin.broker.app import TASK_NAME, make_app, queue_for
-from maestro_celery_plugin.broker.messages import Signer
+from maestro_celery_plugin.broker.app import TASK_NAME
 from maestro_celery_plugin.ledger.entries import Kind
 from maestro_celery_plugin.ledger.reader import read_ledger
-from maestro_celery_plugin.study.session import Session
 
 SPEC = """
     description: {name: messages, description: d}
@@ -39,27 +38,6 @@ SPEC = """
 
 
 REFUSAL = "Refused a message that does not belong to this session."
-
-
-class Intruder:
-    """A client that can write to the broker, with or without the secret of the session."""
-
-    def __init__(self, study) -> None:
-        self.study = study
-        self.session = Session(study.path / "merlin_info" / "session")
-        self.signer = Signer(self.session.secret)
-        self.app = make_app(self.session)
-        broker = self.session.read_broker()
-        self.redis = redis.Redis.from_url(broker.url)
-
-    def send(self, *message, task_queue: str = "q", name: str = TASK_NAME) -> None:
-        self.app.send_task(name, args=list(message), queue=queue_for(self.session, task_queue), retry=False)
-
-    def fields(self, start: int = 0, stop: int = 12, epoch: int = 1) -> tuple:
-        return (str(self.study.path), "sim", 1, start, stop, epoch)
-
-    def worker_log(self) -> str:
-        return "".join(self.study.outputs("merlin_info/workers/*.log"))
 
 
 @pytest.fixture
@@ -85,7 +63,7 @@ def test_forged_messages_are_refused(intruder):
     intruder.send(*intruder.fields()[:3], "0; touch x", 5, 1, "x")
     intruder.send(name="os.system")
 
-    wait_for(lambda: intruder.worker_log().count(REFUSAL) == 4, "refusals")
+    wait_for(lambda: sum(w["refused"] for w in intruder.study.status()["workers"]) == 5, "refusals")
     finish(intruder.study)
 
 
@@ -138,7 +116,7 @@ def test_pickle_is_refused(intruder):
 
 
 def test_no_sample_is_lost_with_the_data_of_the_broker(intruder):
-    intruder.redis.flushall()
+    intruder.admin.flushall()
 
     finish(intruder.study)
 

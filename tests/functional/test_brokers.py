@@ -2,101 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import os
-import signal
 import socket
-import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import redis
-from kombu import Connection
-from support import ROOT, needed, wait_for
+from servers import PASSWORD, Server
+from support import ROOT
 
 from maestro_celery_plugin.ledger.entries import Kind
 from maestro_celery_plugin.ledger.reader import LedgerReader, read_ledger
-from maestro_celery_plugin.processes import end_marked
-
-PASSWORD = "s3cret-of-the-test"
-
-
-@dataclasses.dataclass
-class Server:
-    url: str
-    wrong_url: str
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def answers(url: str) -> bool:
-    try:
-        with Connection(url, connect_timeout=2) as connection:
-            connection.ensure_connection(max_retries=1, timeout=2)
-            return True
-    except Exception:  # each transport raises its own errors until the server has started
-        return False
-
-
-@pytest.fixture(scope="module")
-def redis_server(tmp_path_factory) -> Iterator[Server]:
-    directory = tmp_path_factory.mktemp("redis")
-    port = free_port()
-    configuration = directory / "redis.conf"
-    configuration.write_text(f'bind 127.0.0.1\nport {port}\nrequirepass {PASSWORD}\nsave ""\ndir {directory}\n')
-    process = subprocess.Popen([needed("redis-server"), str(configuration)], stdout=subprocess.DEVNULL)
-    url = f"redis://:{PASSWORD}@127.0.0.1:{port}/0"
-    wait_for(lambda: answers(url), "redis-server", 20)
-    yield Server(url, url.replace(PASSWORD, "wrong"))
-    process.terminate()
-    process.wait()
-
-
-@pytest.fixture(scope="module")
-def rabbitmq_server(tmp_path_factory) -> Iterator[Server]:
-    directory = tmp_path_factory.mktemp("rabbitmq")
-    command = needed("rabbitmq-server", "/usr/lib/rabbitmq/bin")
-    port, distribution = free_port(), free_port()
-    configuration = directory / "rabbitmq.conf"
-    configuration.write_text(
-        f"listeners.tcp.1 = 127.0.0.1:{port}\ndefault_user = tester\ndefault_pass = {PASSWORD}\nlog.console = false\n"
-    )
-    directory.chmod(0o777)
-    environment = {
-        **os.environ,
-        "HOME": str(directory),
-        "RABBITMQ_NODENAME": f"test{port}@localhost",
-        "RABBITMQ_CONFIG_FILE": str(configuration.with_suffix("")),
-        "RABBITMQ_MNESIA_BASE": str(directory / "mnesia"),
-        "RABBITMQ_LOG_BASE": str(directory / "log"),
-        "RABBITMQ_ENABLED_PLUGINS_FILE": str(directory / "plugins"),
-        "RABBITMQ_DIST_PORT": str(distribution),
-        "RABBITMQ_PID_FILE": str(directory / "pid"),
-        "ERL_EPMD_ADDRESS": "127.0.0.1",
-    }
-    for parent in [directory, *directory.parents]:
-        if parent == Path("/tmp"):
-            break
-        parent.chmod(parent.stat().st_mode | 0o755)
-    with (directory / "out").open("w") as output:
-        process = subprocess.Popen(
-            [command], env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-        )
-    url = f"amqp://tester:{PASSWORD}@127.0.0.1:{port}//"
-    wait_for(lambda: answers(url) or process.poll() is not None, "rabbitmq-server", 90)
-    assert process.poll() is None, (directory / "out").read_text()
-    yield Server(url, url.replace(PASSWORD, "wrong"))
-    end_marked("RABBITMQ_NODENAME", environment["RABBITMQ_NODENAME"])  # it has its own process group
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
 
 
 @pytest.fixture(params=["redis", "rabbitmq"])

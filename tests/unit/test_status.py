@@ -488,7 +488,7 @@ def test_json_has_exactly_the_keys_that_scripts_rely_on(study: Study) -> None:
             {"name": "w", "number": 1, "job": "41", "state": "PENDING", "reason": "Resources", "slots": 0, "seconds": None}
             | {"sample_seconds": 0.0, "interrupted_seconds": 0.0}
         ],
-        "workers": [{"name": "w-1", "group": "w", "node": host_name(), "state": "busy"}],
+        "workers": [{"name": "w-1", "group": "w", "node": host_name(), "state": "busy", "refused": 0}],
         "broken_machines": [],
         "damage": [],
     }

@@ -1,0 +1,68 @@
+"""The stall watch: it notices that a worker receives no messages although messages wait for it.
+
+A client can lose its connection in a way that no library notices. Then the worker would stay idle, and its conductor
+would count its slots as free and wait for them. Another worker must replace it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+
+from maestro_celery_plugin import clock
+
+__all__ = ["LIMIT_S", "StallWatch"]
+
+LOGGER = logging.getLogger(__name__)
+
+# A worker has stalled when messages have waited for it for this long. A worker that works takes them at once.
+LIMIT_S = 15.0
+LOOK_S = 5.0
+
+
+class StallWatch:
+    """Looks at the task queues while the worker could receive messages and receives none.
+
+    Args:
+        count_waiting: Returns the number of messages in the task queues, in bounded time; may raise any error.
+        can_receive: Returns whether the worker should receive messages now.
+        count_received: Returns the number of messages that the worker has received.
+
+    Attributes:
+        has_stalled: Whether messages have waited for `LIMIT_S` seconds, and the worker has received none.
+    """
+
+    def __init__(
+        self, count_waiting: Callable[[], int], can_receive: Callable[[], bool], count_received: Callable[[], int]
+    ) -> None:
+        self._count_waiting, self._can_receive, self._count_received = count_waiting, can_receive, count_received
+        self._received = 0
+        self._waiting_since: float | None = None
+        self.has_stalled = False
+
+    def start(self) -> None:
+        """Look at intervals, in a thread of its own: the broker may need seconds to answer."""
+        threading.Thread(target=self._run, name="stall watch", daemon=True).start()
+
+    def _run(self) -> None:
+        while not self.has_stalled:
+            clock.sleep(LOOK_S)
+            self.look()
+
+    def look(self) -> None:
+        """Look once."""
+        received = self._count_received()
+        if not self._can_receive() or received != self._received or not self._has_waiting():
+            self._received, self._waiting_since = received, None
+        elif self._waiting_since is None:
+            self._waiting_since = clock.monotonic()
+        elif clock.monotonic() - self._waiting_since >= LIMIT_S:
+            self.has_stalled = True
+
+    def _has_waiting(self) -> bool:
+        try:
+            return self._count_waiting() > 0
+        except Exception as cause:  # each transport has its own errors; without an answer, nothing is known
+            LOGGER.info("The task queues cannot be read: %s", cause)
+            return False

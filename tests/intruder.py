@@ -1,0 +1,49 @@
+"""A client of the broker that is not part of the study of a test."""
+
+from __future__ import annotations
+
+import re
+
+import redis
+from kombu.utils.url import url_to_parts
+
+from maestro_celery_plugin.broker.access import ADMIN
+from maestro_celery_plugin.broker.app import TASK_NAME, make_app, queue_for
+from maestro_celery_plugin.broker.messages import Signer
+from maestro_celery_plugin.study.session import Session
+
+__all__ = ["Intruder", "admin_of"]
+
+
+def admin_of(session: Session) -> redis.Redis:
+    """Return a client of a private broker with the rights of its supervisor."""
+    configuration = (session.path / "broker.conf").read_text()
+    password = re.search(rf"^user {ADMIN} .*?>(\w+)", configuration, re.MULTILINE)
+    address = url_to_parts(session.read_broker().url)
+    return redis.Redis(host=address.hostname, port=address.port, username=ADMIN, password=password[1])
+
+
+class Intruder:
+    """A client that can write to the broker, with or without the secret of the session."""
+
+    def __init__(self, study) -> None:
+        self.study = study
+        self.session = Session(study.path / "merlin_info" / "session")
+        self.signer = Signer(self.session.secret)
+        self.app = make_app(self.session)
+        broker = self.session.read_broker()
+        self.redis = redis.Redis.from_url(broker.url) if broker.url.startswith("redis") else None
+        # The one who runs the server can do what the users of the session cannot: delete all data, for example.
+        self.admin = admin_of(self.session) if broker.supervisor else self.redis
+
+    def send(self, *message, task_queue: str = "q", name: str = TASK_NAME, **options) -> None:
+        self.app.send_task(name, args=list(message), queue=queue_for(self.session, task_queue), retry=False, **options)
+
+    def signed(self, *fields) -> tuple:
+        return *fields, self.signer.sign(*fields)
+
+    def fields(self, start: int = 0, stop: int = 12, epoch: int = 1) -> tuple:
+        return (str(self.study.path), "sim", 1, start, stop, epoch)
+
+    def worker_log(self) -> str:
+        return "".join(self.study.outputs("merlin_info/workers/*.log"))

@@ -1,0 +1,53 @@
+"""The stall watch: when a worker that receives no messages counts as stalled."""
+
+from __future__ import annotations
+
+import pytest
+
+from maestro_celery_plugin import clock
+from maestro_celery_plugin.worker.stall_watch import LIMIT_S, LOOK_S, StallWatch
+
+
+class World:
+    """A worker and its broker, with a clock that a test moves."""
+
+    def __init__(self, monkeypatch) -> None:
+        self.now, self.waiting, self.received, self.can_receive = 1000.0, 1, 0, True
+        monkeypatch.setattr(clock, "monotonic", lambda: self.now)
+        self.watch = StallWatch(self.count_waiting, lambda: self.can_receive, lambda: self.received)
+
+    def count_waiting(self) -> int:
+        if self.waiting < 0:
+            raise OSError("the broker does not answer")
+        return self.waiting
+
+    def look(self, seconds: float) -> bool:
+        """Look at intervals for some seconds; return whether the worker has stalled."""
+        for _ in range(int(seconds / LOOK_S) + 1):
+            self.watch.look()
+            self.now += LOOK_S
+        return self.watch.has_stalled
+
+
+@pytest.fixture
+def world(monkeypatch):
+    return World(monkeypatch)
+
+
+def test_a_worker_that_receives_none_of_the_waiting_messages_has_stalled(world):
+    assert not world.look(LIMIT_S - LOOK_S)
+    assert world.look(LOOK_S)
+
+
+@pytest.mark.parametrize("change", [{"waiting": 0}, {"waiting": -1}, {"received": 1}, {"can_receive": False}])
+def test_the_time_begins_again(world, change):
+    """Given no message, no answer, a received message, or no free slot, then the waiting time begins again."""
+    before = vars(world).copy()
+    world.look(LIMIT_S - LOOK_S)
+
+    vars(world).update(change)
+    world.look(0)
+    vars(world).update({key: before[key] for key in change if key != "received"})
+
+    assert not world.look(LIMIT_S - LOOK_S)
+    assert world.look(LOOK_S)
