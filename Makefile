@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 SOURCES := $(shell find maestro_celery_plugin -name '*.py') pyproject.toml setup.cfg README.md
 DEMO := demo_study
 
-.PHONY: demo test test-unit test-all lint bench wheel install servers docs clean
+.PHONY: demo test test-unit test-all chaos lint bench wheel install servers docs clean
 
 demo: install
 	@rm -rf $(DEMO)
@@ -23,6 +23,11 @@ test-all: $(VENV)/.tested
 
 test-unit: $(VENV)/.tested
 	$(BIN)/pytest --import-mode=importlib tests/unit
+
+# Breaks studies at random: make chaos SEEDS="$$(seq -s ' ' 1 100)"
+SEEDS ?= 1 2 3 4 5 6 7 8
+chaos: $(VENV)/.tested servers
+	CHAOS_SEEDS="$(SEEDS)" $(BIN)/pytest --import-mode=importlib tests/faults/test_chaos.py -q
 
 lint: $(VENV)/.tested
 	$(BIN)/ruff check .
