@@ -27,8 +27,9 @@ _WORKER = "maestro_celery_plugin.worker"
 _BROKER = "maestro_celery_plugin.broker.supervisor"
 # Directories in the root of a study that are not the workspace of a step.
 _NO_WORKSPACES = ("merlin_info", "logs", "meta")
-# The processes that become the parent of a process whose parent has died (prctl(2), PR_SET_CHILD_SUBREAPER).
-_ADOPTERS = ("systemd", "slurmstepd")
+# The processes, besides process 1, that become the parent of a process whose parent has died (prctl(2),
+# PR_SET_CHILD_SUBREAPER). A batch system is not among them, because it is the parent of a live job's script as well.
+_ADOPTERS = ("systemd",)
 # A supervisor ends its worker with SIGTERM, then with SIGKILL after eight seconds; a broker ends within five seconds.
 _WORKER_LIMIT_S = 12.0
 _BROKER_LIMIT_S = 8.0

@@ -23,6 +23,7 @@ from maestro_celery_plugin.batch import ownership
 from maestro_celery_plugin.config.settings import BatchSettings, ResourceSettings, WorkerGroupSettings
 from maestro_celery_plugin.errors import AllocationError
 from maestro_celery_plugin.maestro import native_steps, touchpoints
+from maestro_celery_plugin.maestro.native_step_state import NativeStepState
 from maestro_celery_plugin.maestro.native_steps import NativeJob, adapter_of
 from maestro_celery_plugin.study import conductor_lock
 from maestro_celery_plugin.study.session import Session
@@ -381,3 +382,12 @@ def test_an_adapter_that_finds_no_number_has_submitted_a_job_nevertheless(adapte
 
 def stored_job(study):
     return json.loads((study.native / "plain" / "job.json").read_text())
+
+
+def test_the_job_that_release_0_1_has_stored_is_read(tmp_path):
+    """Release 0.1 stores the identifier alone, without the directory of the submission."""
+    (tmp_path / "job.json").write_text("8")
+    state = NativeStepState(tmp_path)
+    assert (state.read_job(), state.directory, state.is_interrupted) == (8, None, False)
+    (tmp_path / "job.json").write_text("null")
+    assert (state.read_job(), state.directory, state.is_interrupted) == (None, None, True)
