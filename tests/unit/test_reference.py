@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
 import subprocess
 import sys
 
@@ -92,3 +93,12 @@ def test_every_command_and_option_has_help():
 def test_every_token_is_in_the_readme():
     for token in RESERVED:
         assert f"$({token})" in README
+
+
+def test_the_tests_that_break_a_promise_exist():
+    """Given the table of promises in the README, then each test file that it names exists."""
+    table = README.partition("### Promises")[2].partition("### ")[0]
+    named = re.findall(r"`(tests/[a-z_/]+\.py)`", table)
+
+    assert len(named) > 10
+    assert [name for name in named if not (ROOT / name).is_file()] == []
