@@ -110,7 +110,6 @@ class StepRecords:
         samples = SampleStates(manifest.samples, manifest.max_retries)
         record = StepRecord(manifest, relative, samples, groups)
         self._records[relative] = self._by_number[manifest.number] = record
-        self._claims.prepare(manifest.number)
         return record
 
     def state(self, record: StepRecord) -> RecordState:
@@ -141,6 +140,7 @@ class StepRecords:
         Raises:
             OSError: the claims cannot be made now.
         """
+        self._claims.prepare(record.number)
         free: np.ndarray[Any, Any] = mask & ~self.leased(record)
         owners = {}
         for name in self.leases.waiting(record.number):

@@ -22,7 +22,7 @@ from maestro_celery_plugin.ledger.entries import Kind
 from maestro_celery_plugin.ledger.store import STORE, Store
 from maestro_celery_plugin.plugins import plugin_manager
 from maestro_celery_plugin.processes import machine_number
-from maestro_celery_plugin.states import BROKEN, UNREADABLE, RunMode, cannot_run_code
+from maestro_celery_plugin.states import BROKEN, UNREADABLE, RunMode, cannot_run_code, is_permanent
 from maestro_celery_plugin.study.manifest import Manifest
 from maestro_celery_plugin.worker.attempt import Runner, RunningAttempt
 from maestro_celery_plugin.worker.health import Health, is_quick_failure
@@ -145,7 +145,8 @@ class _RangeRun:
         LOGGER.error("Sample %d of '%s' cannot run here: %s", self._sample, self._task.manifest, cause)
         self._write_entry(Kind.REFUSED, self._sample, machine_number(), code=code)
         self._health.record(failed=True)
-        self._slots.stopping.wait(FAULT_DELAY_S)
+        if not is_permanent(code):
+            self._slots.stopping.wait(FAULT_DELAY_S)
 
     def _run_piece(self) -> None:
         begin = clock.monotonic()

@@ -119,8 +119,8 @@ class StudyContext:
             self._looked_at = now
             _, data = self._store.read(self._coordinator, self._offset, ENTRY.itemsize)
             self._apply(data[: len(data) // ENTRY.itemsize * ENTRY.itemsize].view(ENTRY))
-        except FileNotFoundError:
-            return
+        except OSError:
+            return  # the entries are not needed now, and can be read later
         finally:
             self._lock.release()
 

@@ -184,12 +184,10 @@ def test_a_new_conductor_takes_back_the_messages_of_the_earlier_one(conductor):
     assert conductor.claims.owner(MessageName(1, 1, 0, 10)) == COORDINATOR
 
 
-def test_a_worker_finds_the_claims_of_a_step_record_when_it_receives_its_first_message(conductor):
-    shutil.rmtree(conductor.plan.claims)
-    conductor.records.register(conductor.record.manifest)
-    assert not conductor.plan.claims.exists()  # only a new step record makes its directory
-    with pytest.raises(FileNotFoundError):
-        conductor.claims.take(NAME, "w-1")
+def test_the_directory_of_the_claims_exists_before_a_message_is_sent(conductor):
+    shutil.rmtree(conductor.plan.claims, ignore_errors=True)
+    conductor.resend()
+    assert conductor.claims.take(MessageName(1, 1, 0, 10), "w-1")
 
 
 # --- modes -------------------------------------------------------------------------------------------
