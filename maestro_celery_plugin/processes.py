@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import dataclasses
 import os
+import re
 import signal
 import socket
 import sys
@@ -22,6 +23,7 @@ __all__ = [
     "die_with_parent",
     "end_descendants",
     "end_marked",
+    "forget_variable",
     "host_name",
     "usable_cpus",
 ]
@@ -146,3 +148,25 @@ def end_marked(name: str, value: str, *, spare: frozenset[int] = frozenset(), gr
 def usable_cpus() -> int:
     """Return the number of CPUs that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def forget_variable(name: str) -> None:
+    """Remove a variable, such as a password, from the environment of this process and of its later children.
+
+    The kernel shows the memory of the first environment in /proc/<pid>/environ, whatever the process removes later
+    (proc(5)). On Linux, this function also overwrites the variable there.
+    """
+    os.environ.pop(name, None)
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            # Fields 50 and 51; the numbers of the fields after the command name begin with 3.
+            fields = Path("/proc/self/stat").read_bytes().rpartition(b")")[2].split()
+            start, end = int(fields[47]), int(fields[48])
+            for found in re.finditer(
+                rb"(?:^|(?<=\0))" + re.escape(os.fsencode(name)) + rb"=[^\0]*", _memory(start, end)
+            ):
+                ctypes.memset(start + found.start(), 0, len(found[0]))
+
+
+def _memory(start: int, end: int) -> bytes:
+    return ctypes.string_at(start, end - start) if 0 < start < end else b""
