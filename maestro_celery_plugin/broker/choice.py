@@ -27,7 +27,7 @@ CHECK_TIMEOUT_S = 4.0
 # Default ports by scheme; all other schemes have the default port of Redis.
 _PORTS = {"amqps": 5671, "amqp": 5672, "pyamqp": 5672}
 _REDIS_PORT = 6379
-_SCHEMES = ("redis", "rediss", "redis+socket", "valkey", *_PORTS)
+_SCHEMES = ("redis", "rediss", "redis+socket", "valkey", "valkeys", *_PORTS)
 # The password of a URL, which may contain any character: it ends at the last "@".
 _PASSWORD = re.compile(r"(?<=://)([^:]*):.*@", re.DOTALL)
 _PASSWORD_IN_QUERY = re.compile(r"(?<=[?&])(password|passwd)=[^&]*")
@@ -55,13 +55,18 @@ def choose(option: str | None) -> BrokerChoice:
         option: The value of ``--broker``; None without the option.
     """
     if option:
-        return BrokerChoice(option, "--broker")
+        return BrokerChoice(_for_kombu(option), "--broker")
     if os.environ.get(ENVIRONMENT_VARIABLE):
-        return BrokerChoice(os.environ[ENVIRONMENT_VARIABLE], ENVIRONMENT_VARIABLE)
+        return BrokerChoice(_for_kombu(os.environ[ENVIRONMENT_VARIABLE]), ENVIRONMENT_VARIABLE)
     configuration = _merlin_configuration()
     if configuration:
-        return BrokerChoice(_merlin_url(configuration), str(configuration))
+        return BrokerChoice(_for_kombu(_merlin_url(configuration)), str(configuration))
     return BrokerChoice(None, "private broker")
+
+
+def _for_kombu(url: str) -> str:
+    """Return a URL with a scheme that kombu knows: ``redis`` for Valkey, which speaks the protocol of Redis."""
+    return re.sub(r"^valkey(?=s?://)", "redis", url, flags=re.IGNORECASE)
 
 
 def _merlin_configuration() -> Path | None:

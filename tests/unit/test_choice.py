@@ -110,3 +110,8 @@ def test_no_error_of_a_library_shows_the_password(scheme, password):
     with pytest.raises(BrokerError, match="refused") as caught:
         check(BrokerChoice(f"{scheme}://user:{password}@127.0.0.1:1/0", "--broker"))
     assert "geh" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("url", "chosen"), [("valkey://h/0", "redis://h/0"), ("valkeys://h", "rediss://h"), ("amqp://valkey://", "amqp://valkey://")])
+def test_valkey_is_reached_as_redis(url, chosen):
+    assert choose(url).url == chosen
