@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import hashlib
 import os
+import re
 import signal
 import socket
 import sys
@@ -25,6 +26,7 @@ __all__ = [
     "end_descendants",
     "end_found",
     "end_marked",
+    "forget_variable",
     "host_name",
     "is_this_machine",
     "machine_id",
@@ -223,3 +225,25 @@ def machine_number() -> int:
     """Return the identity of this machine as a number of 64 bits, for the ledger."""
     text = machine_id() or host_name()
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
+
+
+def forget_variable(name: str) -> None:
+    """Remove a variable, such as a password, from the environment of this process and of its later children.
+
+    The kernel shows the memory of the first environment in /proc/<pid>/environ, whatever the process removes later
+    (proc(5)). On Linux, this function also overwrites the variable there.
+    """
+    os.environ.pop(name, None)
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            # Fields 50 and 51; the numbers of the fields after the command name begin with 3.
+            fields = Path("/proc/self/stat").read_bytes().rpartition(b")")[2].split()
+            start, end = int(fields[47]), int(fields[48])
+            for found in re.finditer(
+                rb"(?:^|(?<=\0))" + re.escape(os.fsencode(name)) + rb"=[^\0]*", _memory(start, end)
+            ):
+                ctypes.memset(start + found.start(), 0, len(found[0]))
+
+
+def _memory(start: int, end: int) -> bytes:
+    return ctypes.string_at(start, end - start) if 0 < start < end else b""

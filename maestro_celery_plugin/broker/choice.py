@@ -19,18 +19,20 @@ from kombu.utils.url import as_url, safequote, url_to_parts
 
 from maestro_celery_plugin.broker.private import find_server
 from maestro_celery_plugin.errors import BrokerError
-from maestro_celery_plugin.study.session import Session
+from maestro_celery_plugin.study.session import ENVIRONMENT_VARIABLE, Session
 
 __all__ = ["ENVIRONMENT_VARIABLE", "BrokerChoice", "check", "check_reachable", "choose", "masked"]
 
-ENVIRONMENT_VARIABLE = "MAESTRO_CELERY_BROKER_URL"
 CHECK_TIMEOUT_S = 4.0
 # Default ports by scheme; all other schemes have the default port of Redis.
 _PORTS = {"amqps": 5671, "amqp": 5672, "pyamqp": 5672}
 _REDIS_PORT = 6379
-_SCHEMES = ("redis", "rediss", "redis+socket", "valkey", *_PORTS)
+_SCHEMES = ("redis", "rediss", "redis+socket", "valkey", "valkeys", *_PORTS)
 # The password of a URL, which may contain any character: it ends at the last "@".
-_PASSWORD = re.compile(r"(?<=://)([^:/@]*):.*@")
+_PASSWORD = re.compile(r"(?<=://)([^:]*):.*@", re.DOTALL)
+_PASSWORD_IN_QUERY = re.compile(r"(?<=[?&])(password|passwd)=[^&]*")
+# An "@" after the host: a character of the password that is not encoded has ended the host.
+_SPLIT_PASSWORD = re.compile(r"://[^/?#]*[/?#].*@", re.DOTALL)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,13 +55,18 @@ def choose(option: str | None) -> BrokerChoice:
         option: The value of ``--broker``; None without the option.
     """
     if option:
-        return BrokerChoice(option, "--broker")
+        return BrokerChoice(_for_kombu(option), "--broker")
     if os.environ.get(ENVIRONMENT_VARIABLE):
-        return BrokerChoice(os.environ[ENVIRONMENT_VARIABLE], ENVIRONMENT_VARIABLE)
+        return BrokerChoice(_for_kombu(os.environ[ENVIRONMENT_VARIABLE]), ENVIRONMENT_VARIABLE)
     configuration = _merlin_configuration()
     if configuration:
-        return BrokerChoice(_merlin_url(configuration), str(configuration))
+        return BrokerChoice(_for_kombu(_merlin_url(configuration)), str(configuration))
     return BrokerChoice(None, "private broker")
+
+
+def _for_kombu(url: str) -> str:
+    """Return a URL with a scheme that kombu knows: ``redis`` for Valkey, which speaks the protocol of Redis."""
+    return re.sub(r"^valkey(?=s?://)", "redis", url, flags=re.IGNORECASE)
 
 
 def _merlin_configuration() -> Path | None:
@@ -114,7 +121,7 @@ def masked(url: str) -> str:
 
     kombu's `maybe_sanitize_url` shows a password with a "/", and drops the query.
     """
-    return _PASSWORD.sub(r"\1:***@", url)
+    return _PASSWORD_IN_QUERY.sub(r"\1=***", _PASSWORD.sub(r"\1:***@", url))
 
 
 def check(choice: BrokerChoice) -> None:
@@ -127,6 +134,12 @@ def check(choice: BrokerChoice) -> None:
         find_server()
         return
     options = {"socket_connect_timeout": CHECK_TIMEOUT_S, "socket_timeout": CHECK_TIMEOUT_S}
+    if _SPLIT_PASSWORD.search(choice.url):
+        # The libraries would take a part of the password for the host, and show it in their errors.
+        raise BrokerError(
+            f"The broker {masked(choice.url)} (from {choice.source}) cannot be used: its URL has an '@' after the "
+            "host. In a password or a virtual host, write %2F for '/', %3F for '?', %23 for '#' and %40 for '@'."
+        )
     try:
         scheme = url_to_parts(choice.url).scheme
         if scheme not in _SCHEMES:

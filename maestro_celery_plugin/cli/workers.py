@@ -17,9 +17,9 @@ from maestro_celery_plugin.errors import StudyError
 from maestro_celery_plugin.files import is_locked
 from maestro_celery_plugin.maestro.specification import Specification
 from maestro_celery_plugin.plugins import current_allocation
-from maestro_celery_plugin.processes import host_name
+from maestro_celery_plugin.processes import forget_variable, host_name
 from maestro_celery_plugin.study.plan import StudyPlan
-from maestro_celery_plugin.study.session import Session
+from maestro_celery_plugin.study.session import ENVIRONMENT_VARIABLE, Session
 from maestro_celery_plugin.study.worker_identity import worker_command
 
 __all__ = ["command", "start_workers", "study_of", "worker_lines"]
@@ -38,6 +38,7 @@ def command(study: Path, groups: tuple[str, ...], echo: bool) -> None:
     lines = worker_lines(study_of(study), groups)
     for name, line in lines.items():
         click.echo(line if echo else f"Starting worker group '{name}': {line}")
+    forget_variable(ENVIRONMENT_VARIABLE)  # workers read the URL in the session, and samples must not inherit it
     sys.exit(0 if echo else start_workers(lines))
 
 

@@ -40,6 +40,8 @@ RESEND_DELAY_S = 2.0
 REFRESH_INTERVAL_S = 0.1
 REFRESH_LIMIT_S = 1.0
 MAINTENANCE_INTERVAL_S = 0.5
+# The longest pause before workers are started and replaced again.
+MAINTENANCE_LIMIT_S = 3.0
 # The substitute thread calls `_refresh` if Maestro has not called the coordinator for this long.
 AWAY_S = 1.5
 
@@ -71,6 +73,18 @@ def _exclusive(method: Callable[Concatenate[Coordinator, P], R]) -> Callable[Con
             return method(self, *args, **kwargs)
 
     return call
+
+
+def pause_s(duration_s: float) -> float:
+    """Return the seconds between two checks of the broker and the workers.
+
+    Checks of a large study use at most a tenth of the time. A check may also take long because this process was stopped
+    for some time; therefore the pause has a limit.
+
+    Args:
+        duration_s: Seconds that the last check took.
+    """
+    return min(max(MAINTENANCE_INTERVAL_S, 9 * duration_s), MAINTENANCE_LIMIT_S)
 
 
 class Coordinator:
@@ -122,6 +136,8 @@ class Coordinator:
                 LOGGER.error("%s", error)
         job = f"{manifest.name}#{sum(other is record for other in self._jobs.values()) + 1}"
         self._jobs[job] = record
+        # The first check, which imports Celery, takes long; the new samples need their workers soon.
+        self._maintain_at = min(self._maintain_at, clock.monotonic() + MAINTENANCE_INTERVAL_S)
         return job
 
     @_exclusive
@@ -181,7 +197,8 @@ class Coordinator:
             # Separately, so that workers and allocations are checked even if the broker does not answer.
             for action in (self._publisher.maintain, self._maintain_workers, self._resend_lost):
                 _try(action)
-            self._maintain_at = max(self._maintain_at, now + 10 * (clock.monotonic() - now))
+            end = clock.monotonic()
+            self._maintain_at = end + pause_s(end - now)
         _try(lambda: self._records.follow(skip=self._scaling.ended_workers))
         _try(self._send_due)
         _try(self._records.flush)

@@ -7,7 +7,6 @@ The samples and the session are such a dependency; its errors stop the launch.
 from __future__ import annotations
 
 import importlib.util
-import os
 import re
 import secrets
 import shutil
@@ -31,8 +30,9 @@ from maestro_celery_plugin.ledger.claims import Claims
 from maestro_celery_plugin.maestro.launch_options import OPTIONS
 from maestro_celery_plugin.maestro.sample_generation import with_samples
 from maestro_celery_plugin.plugins import batch_system
+from maestro_celery_plugin.processes import forget_variable
 from maestro_celery_plugin.study.plan import StudyPlan
-from maestro_celery_plugin.study.session import BrokerLocation, Session
+from maestro_celery_plugin.study.session import ENVIRONMENT_VARIABLE, BrokerLocation, Session
 
 __all__ = ["EnsembleDependency", "check_launch"]
 
@@ -44,22 +44,24 @@ def check_launch(settings: EnsembleSettings, file: str) -> None:
         SpecificationError: workers of a group cannot start on this machine.
         BrokerError: the broker cannot be used.
     """
-    if OPTIONS.launching and not OPTIONS.dry_run:
+    if OPTIONS.launching:
+        _check_launch(settings, file)
+        # Maestro stores the environment (meta/environment.yaml) and samples inherit it; the URL must not remain in it.
+        forget_variable(ENVIRONMENT_VARIABLE)
+
+
+def _check_launch(settings: EnsembleSettings, file: str) -> None:
+    if settings.needs_workers and not OPTIONS.dry_run:
         # Imported in functions only: the broker imports Celery, which a dry run does not need.
         from maestro_celery_plugin.broker import choice as broker
         from maestro_celery_plugin.broker.private import check_address
 
-        if not settings.needs_workers:
-            os.environ.pop(broker.ENVIRONMENT_VARIABLE, None)
-            return
         _check_batch_systems(settings, file)
         choice = broker.choose(OPTIONS.broker)
         broker.check(choice)
         if choice.url is None and OPTIONS.broker_host:
             check_address(OPTIONS.broker_host)
         OPTIONS.broker = choice.url
-        # Maestro stores the environment (meta/environment.yaml) and samples inherit it; the URL must not remain in it.
-        os.environ.pop(broker.ENVIRONMENT_VARIABLE, None)
 
 
 def _check_batch_systems(settings: EnsembleSettings, file: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -12,7 +11,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from maestro_celery_plugin import clock
-from maestro_celery_plugin.broker.choice import ENVIRONMENT_VARIABLE, BrokerChoice, check, choose
+from maestro_celery_plugin.broker.choice import BrokerChoice, check, choose
 from maestro_celery_plugin.broker.private import check_address, cluster_address
 from maestro_celery_plugin.config.groups import has_other_hosts
 from maestro_celery_plugin.errors import StudyError
@@ -21,11 +20,12 @@ from maestro_celery_plugin.ledger.entries import COORDINATOR, SUFFIX, Kind
 from maestro_celery_plugin.ledger.reader import read_ledger
 from maestro_celery_plugin.ledger.sample_states import SampleStates
 from maestro_celery_plugin.ledger.writer import LedgerWriter
+from maestro_celery_plugin.processes import forget_variable
 from maestro_celery_plugin.states import Outcome
 from maestro_celery_plugin.study.conductor_lock import LOCK_LIMIT_S, file_lock, has_conductor
 from maestro_celery_plugin.study.manifest import Manifest
 from maestro_celery_plugin.study.plan import StudyPlan
-from maestro_celery_plugin.study.session import BrokerLocation, Session
+from maestro_celery_plugin.study.session import ENVIRONMENT_VARIABLE, BrokerLocation, Session
 from maestro_celery_plugin.study.study_processes import StudyProcesses
 
 __all__ = ["rerun_failed", "resume"]
@@ -130,7 +130,7 @@ def _prepare_broker(session: Session, url: str | None) -> None:
     else:
         choice = BrokerChoice(None, "private broker")
     check(choice)
-    os.environ.pop(ENVIRONMENT_VARIABLE, None)  # Maestro stores the environment, and samples inherit it
+    forget_variable(ENVIRONMENT_VARIABLE)  # Maestro stores the environment, and samples inherit it
     if choice.url:
         session.write_broker(BrokerLocation(url=choice.url))
 

@@ -32,7 +32,10 @@ from maestro_celery_plugin.errors import DamagedFileError, StudyError
 from maestro_celery_plugin.files import read_text, write_atomically
 from maestro_celery_plugin.study.heartbeats import Heartbeats
 
-__all__ = ["BrokerLocation", "Session"]
+__all__ = ["ENVIRONMENT_VARIABLE", "BrokerLocation", "Session"]
+
+# The URL of the broker for studies that this user launches, with a password: no process keeps it in its environment.
+ENVIRONMENT_VARIABLE = "MAESTRO_CELERY_BROKER_URL"
 
 # Bytes of the secret, which is stored as hexadecimal text.
 _SECRET_BYTES = 32

@@ -30,9 +30,10 @@ from maestro_celery_plugin.processes import (
     die_with_parent,
     end_descendants,
     end_marked,
+    forget_variable,
     host_name,
 )
-from maestro_celery_plugin.study.session import Session
+from maestro_celery_plugin.study.session import ENVIRONMENT_VARIABLE, Session
 from maestro_celery_plugin.study.worker_identity import EXIT_REPLACE, MARKER, claim_name, log_of, mark, worker_stem
 from maestro_celery_plugin.worker.arguments import LEAVE_SIGNAL, WorkerArguments
 from maestro_celery_plugin.worker.lease import LEASE_S, Lease
@@ -64,6 +65,7 @@ def main() -> NoReturn:
     parser.add_argument("--allocation", default="")
     options = parser.parse_args()
     session = Session(options.session)
+    forget_variable(ENVIRONMENT_VARIABLE)  # a batch system may pass it on from the environment of the submission
     if os.path.exists(session.path):  # noqa: PTH110 (Path.exists raises an error without permission)
         clock.wait_until(lambda: session.has_group(options.group), GROUP_LIMIT_S, interval_s=0.2)
     try:

@@ -71,6 +71,10 @@ def test_a_broker_block_that_cannot_be_used_is_an_error(home, text):
         ("amqp://user:geheim@host:99999/my%2Fvhost", "amqp://user:***@host:99999/my%2Fvhost"),
         ("redis://:geheim@[::1]:1/3?ssl_cert_reqs=required", "redis://:***@[::1]:1/3?ssl_cert_reqs=required"),
         ("redis+socket:///path?virtual_host=0", "redis+socket:///path?virtual_host=0"),
+        ("redis://us/er:geheim@host/0", "redis://us/er:***@host/0"),
+        ("redis://us@er:geheim@host/0", "redis://us@er:***@host/0"),
+        ("redis://:geh\neim@host/0", "redis://:***@host/0"),
+        ("redis://host/0?password=geheim&x=1", "redis://host/0?password=***&x=1"),
         ("nonsense", "nonsense"),
     ],
 )
@@ -88,3 +92,26 @@ def test_a_url_without_a_supported_scheme_is_refused(url):
 def test_the_scheme_may_have_capital_letters():
     with pytest.raises(BrokerError, match="refused"):
         check(BrokerChoice("REDIS://127.0.0.1:1/0", "--broker"))
+
+
+@pytest.mark.parametrize("password", ["geh/eim", "geh?eim", "geh#eim", "geh@x/eim", "geh:/eim", "/geheim", "geh/ei:m"])
+@pytest.mark.parametrize("scheme", ["redis", "amqp"])
+def test_no_message_shows_a_part_of_a_password(scheme, password):
+    """Given a password whose characters are not encoded, then its parts are not taken for the host or the port."""
+    with pytest.raises(BrokerError, match="write %2F for '/'") as caught:
+        check(BrokerChoice(f"{scheme}://user:{password}@127.0.0.1:1/0", "--broker"))
+    assert "geh" not in str(caught.value)
+    assert "ei" not in str(caught.value).partition(" cannot be used")[0]
+
+
+@pytest.mark.parametrize("password", ["geh@eim", "geh:eim", "geh%2Feim", "geh%40eim", "geh%eim", "geh eim"])
+@pytest.mark.parametrize("scheme", ["redis", "amqp"])
+def test_no_error_of_a_library_shows_the_password(scheme, password):
+    with pytest.raises(BrokerError, match="refused") as caught:
+        check(BrokerChoice(f"{scheme}://user:{password}@127.0.0.1:1/0", "--broker"))
+    assert "geh" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("url", "chosen"), [("valkey://h/0", "redis://h/0"), ("valkeys://h", "rediss://h"), ("amqp://valkey://", "amqp://valkey://")])
+def test_valkey_is_reached_as_redis(url, chosen):
+    assert choose(url).url == chosen

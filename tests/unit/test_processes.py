@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import shutil
 import signal
@@ -184,3 +185,22 @@ def test_a_marked_process_that_has_cleared_an_environment_entry_is_ended(start):
 
     assert end_marked(MARK, "cleared", grace_s=1) == 1
     assert process.wait(5) == -signal.SIGTERM
+
+
+def test_a_forgotten_variable_is_in_no_environment(tmp_path):
+    """Given a password in the environment, when a process forgets it, then the kernel shows it neither there nor in children."""
+    script = (
+        "import os, subprocess, sys; from maestro_celery_plugin.processes import forget_variable; "
+        "forget_variable('URL'); forget_variable('NO_SUCH'); "
+        "own = open('/proc/self/environ').read(); child = subprocess.check_output(['cat', '/proc/self/environ'], text=True); "
+        "print(repr((own, child, os.environ['KEPT'])))"
+    )
+    environment = {"KEPT": "URL=x", "URL": "geheim", "MY_URL": "kept"}
+    answer = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+
+    own, child, kept = ast.literal_eval(answer.stdout)
+    assert "geheim" not in own + child
+    for text in (own, child):
+        assert "KEPT=URL=x\0" in text
+        assert "MY_URL=kept\0" in text
+    assert kept == "URL=x"
