@@ -7,6 +7,7 @@ The samples and the session are such a dependency; its errors stop the launch.
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import secrets
 import shutil
