@@ -14,6 +14,7 @@ import contextlib
 import errno
 import os
 import secrets
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -67,11 +68,18 @@ class Store:
     # --- files ---
 
     def read(self, path: Path, offset: int, least: int) -> tuple[int, np.ndarray[Any, Any]]:
-        """Open a file, and return its size and its bytes from an offset; no bytes if there are fewer than `least`."""
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            few = size - offset < least
-            return size, np.empty(0, np.uint8) if few else np.fromfile(file, np.uint8, offset=offset)
+        """Open a file, and return its size and its bytes from an offset; no bytes if there are fewer than `least`.
+
+        What is not a regular file, such as a pipe, has the size 0.
+        """
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            status = os.fstat(descriptor)
+            size = status.st_size if stat.S_ISREG(status.st_mode) else 0
+            data = os.pread(descriptor, size - offset, offset) if size - offset >= least else b""
+        finally:
+            os.close(descriptor)
+        return size, np.frombuffer(data, np.uint8)
 
     def open(self, path: Path, *, new: bool) -> int:
         """Open a file to write, and return its descriptor; `new` is whether the file must not exist."""

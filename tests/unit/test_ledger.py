@@ -432,6 +432,14 @@ def test_entries_have_the_name_of_their_writer_and_other_files_are_ignored(tmp_p
     assert reader.damaged == 0
 
 
+def test_a_pipe_and_a_directory_among_the_files_do_not_block_the_reader(writer, tmp_path):
+    writer.append(Kind.STARTED, 1, 1, 0)
+    os.mkfifo(tmp_path / f"pipe{SUFFIX}")
+    (tmp_path / f"directory{SUFFIX}").mkdir()
+
+    assert starts(read_ledger(tmp_path)) == [0]
+
+
 def test_a_missing_ledger_is_empty(tmp_path):
     assert len(read_ledger(tmp_path / "ledger")) == 0
 
