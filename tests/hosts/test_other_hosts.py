@@ -73,7 +73,7 @@ def test_a_study_waits_for_workers_on_another_host_and_explains_this(run, host, 
 
     text = explained(study)
     assert f"waits for its workers on otherhost: start them there with `maestro-celery workers {study.path}" in text
-    assert study.status()["workers"] == [{"name": "", "group": "far", "node": "otherhost", "state": "awaited"}]
+    assert study.status()["workers"] == [{"name": "", "group": "far", "node": "otherhost", "state": "awaited", "refused": 0}]
     answer = study.command("maestro-celery", "workers", str(study.path))
     assert answer.returncode == 1
     assert "No worker group is for this machine" in answer.stderr
@@ -94,7 +94,7 @@ def test_the_private_broker_listens_on_the_cluster_address_only(run, host):
 
     assert f"bind {host.near}" in configuration
     assert "protected-mode yes" in configuration
-    assert any(line.startswith("requirepass ") for line in configuration)
+    assert "user default reset" in configuration
 
 
 def test_a_worker_that_cannot_reach_the_broker_names_the_remedy(run, start_workers):
