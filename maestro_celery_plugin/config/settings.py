@@ -33,8 +33,12 @@ DEFAULT_TASK_QUEUE = "merlin"
 # An unknown key is an error. Keys such as ``gpus per task`` are not valid Python names, so they have an alias.
 _BLOCK = ConfigDict(extra="forbid", validate_by_name=True, validate_by_alias=True)
 
-# Checked in a specification only: a study of an earlier release may have an infinite value.
-_YEAR: dict[str, Any] = {"maximum": 366 * 86400}
+
+def _seconds(minimum: int, maximum: int | None = 366 * 86400) -> dict[str, Any]:
+    """Return limits that `spec/checks.py` checks, because a study of an earlier release may have any number."""
+    return {"minimum": minimum} if maximum is None else {"minimum": minimum, "maximum": maximum}
+
+
 # A block with arbitrary keys, which `spec/checks.py` checks. A study of an earlier release may have keys of any type.
 FreeBlock = dict[Any, Any]
 Count = Annotated[int, Field(ge=0)]
@@ -148,13 +152,13 @@ class WorkerGroupSettings:
     )
     idle_limit: float = Field(
         default=300.0,
-        ge=1,
+        json_schema_extra=_seconds(1, None),  # infinite: workers never leave for want of work
         description=(
             "Seconds without work after which workers leave their allocation. Without a conductor, every worker of the "
             "study ends after this time."
         ),
     )
-    drain: Annotated[float, Field(ge=0, json_schema_extra=_YEAR)] | None = Field(
+    drain: Annotated[float, Field(json_schema_extra=_seconds(0))] | None = Field(
         default=None,
         description=(
             "Workers start no sample in the last `drain` seconds of an allocation. Default: the longest duration of a "
@@ -163,8 +167,7 @@ class WorkerGroupSettings:
     )
     warn: float = Field(
         default=20.0,
-        ge=6,
-        json_schema_extra=_YEAR,
+        json_schema_extra=_seconds(6),
         description=(
             "Seconds before the end of an allocation at which running samples receive their `signal`; samples that "
             "still run 5 seconds before the end are killed."
@@ -217,8 +220,7 @@ class StepSettings:
     )
     retry_delay: float = Field(
         default=1.0,
-        ge=0,
-        json_schema_extra=_YEAR,
+        json_schema_extra=_seconds(0),
         description="Seconds before a sample that requested another run starts again.",
     )
     time_request: str | int | None = Field(

@@ -92,6 +92,8 @@ class StatusReader:
     def _state(self, rows: list[StepRow], conducted: bool) -> StudyState:
         if conducted:
             return StudyState.RUNNING
+        if not self._session.path.exists():
+            return StudyState.DRYRUN
         if not (
             self._session.heartbeats.read_conductor()[0] or (self._plan.ledger / f"{COORDINATOR}{SUFFIX}").exists()
         ):
