@@ -211,7 +211,7 @@ def _open_regular(path: Path) -> BinaryIO:
 
 
 def tail(path: Path, size: int = TAIL_BYTES) -> str:
-    """Return the last bytes of a log as text, stripped of white space; empty text when it cannot be read.
+    """Return the last bytes of a log as text, without empty lines around it; empty text when it cannot be read.
 
     The function reads only these bytes, even of a long log.
 
@@ -222,7 +222,7 @@ def tail(path: Path, size: int = TAIL_BYTES) -> str:
     try:
         with _open_regular(path) as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - size))
-            return file.read(size).decode(errors="replace").strip()
+            return file.read(size).decode(errors="replace").lstrip("\r\n").rstrip()
     except (OSError, DamagedFileError):
         return ""
 

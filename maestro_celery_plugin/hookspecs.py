@@ -64,8 +64,10 @@ def open_samples(path: Path, labels: Sequence[str], cache: Path) -> SampleTable 
 
 
 @hookspec
-def batch_system() -> BatchSystem:  # type: ignore[empty-body]
-    """Return an additional batch system, which a specification selects by its `type`.
+def batch_system() -> BatchSystem | None:
+    """Return an additional batch system, which a specification selects by its `type`; None for none on this machine.
+
+    A batch system with the `type` of a built-in one replaces it.
 
     The package calls this hook in `maestro run`, in the conductor and in workers; `BatchSystem` defines the interface.
     """

@@ -6,7 +6,7 @@ import functools
 import importlib.metadata
 import inspect
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,10 @@ from maestro_celery_plugin.samples.npy_reader import NpyReader
 from maestro_celery_plugin.samples.table import SampleTable, recorded_identity, verified_table
 
 __all__ = ["batch_system", "batch_systems", "current_allocation", "open_table", "plugin_manager"]
+
+
+# The parts of this package have names that an entry point cannot have by accident.
+_BUILT_IN = "maestro_celery_plugin:"
 
 
 class _ReaderPlugin:
@@ -59,12 +63,29 @@ def plugin_manager() -> pluggy.PluginManager:
     manager = pluggy.PluginManager(HOOK_NAMESPACE)
     manager.add_hookspecs(hookspecs)
     for reader in (NpyReader(), CsvReader(), TabReader()):
-        manager.register(_ReaderPlugin(reader), name=type(reader).__name__)
+        manager.register(_ReaderPlugin(reader), name=f"{_BUILT_IN}{type(reader).__name__}")
     for system in (Slurm(), Lsf(), LsfSrun(), Flux()):
-        manager.register(_BatchSystemPlugin(system), name=system.type)
-    for name in sorted({entry.name for entry in importlib.metadata.entry_points(group=HOOK_NAMESPACE)}):
+        manager.register(_BatchSystemPlugin(system), name=f"{_BUILT_IN}{system.type}")
+    entries: dict[str, list[importlib.metadata.EntryPoint]] = {}
+    for entry in importlib.metadata.entry_points(group=HOOK_NAMESPACE):
+        entries.setdefault(entry.name, []).append(entry)
+    for name in sorted(entries):
+        _check_has_own_name(name, entries[name])
         _load(manager, name)
     return manager
+
+
+def _check_has_own_name(name: str, entries: Sequence[importlib.metadata.EntryPoint]) -> None:
+    """Check that one entry point has a name; pluggy would load the first one and ignore the others.
+
+    Raises:
+        ExtensionError: several entry points have the name.
+    """
+    if len(entries) > 1:
+        values = " and ".join(sorted(f"'{entry.value}'" for entry in entries))
+        raise ExtensionError(
+            f"The extension '{name}' cannot be loaded: {values} are entry points with this name; uninstall one of them."
+        )
 
 
 def _load(manager: pluggy.PluginManager, name: str) -> None:
@@ -98,8 +119,14 @@ def _check_has_hook(manager: pluggy.PluginManager, name: str) -> None:
 
 def _systems_of(manager: pluggy.PluginManager, name: str) -> list[object]:
     """Return the batch systems of an extension."""
-    implementations = manager.hook.batch_system.get_hookimpls()
-    return [implementation.function() for implementation in implementations if implementation.plugin_name == name]
+    systems: list[object] = _only(manager, name, "batch_system")()
+    return systems
+
+
+def _only(manager: pluggy.PluginManager, name: str, hook: str) -> pluggy.HookCaller:
+    """Return a hook of one extension; pluggy leaves out a result of None, which means "not here"."""
+    others = [plugin for other, plugin in manager.list_name_plugin() if other != name]
+    return manager.subset_hook_caller(hook, others)
 
 
 def _check_interface(value: object, protocol: type, extension: str, hook: str) -> None:
@@ -180,7 +207,15 @@ def open_table(path: Path, labels: Sequence[str], cache: Path) -> SampleTable:
             or it has changed since the launch.
     """
     identity = recorded_identity(path, cache)
-    table = plugin_manager().hook.open_samples(path=path, labels=labels, cache=cache)
-    if table is not None:
-        _check_interface(table, SampleTable, type(table).__module__, "open_samples")
+    arguments = {"path": path, "labels": labels, "cache": cache}
+    table = plugin_manager().hook.open_samples(**arguments)
+    if table is not None and next(_interface_faults(table, SampleTable), None) is not None:
+        _check_interface(table, SampleTable, _opener(arguments), "open_samples")
     return verified_table(table, identity, labels)
+
+
+def _opener(arguments: Mapping[str, Any]) -> str:
+    """Return the name of the extension that opens a sample table, in the order of the hook."""
+    manager = plugin_manager()
+    names = [implementation.plugin_name for implementation in reversed(manager.hook.open_samples.get_hookimpls())]
+    return next(name for name in names if _only(manager, name, "open_samples")(**arguments) is not None)

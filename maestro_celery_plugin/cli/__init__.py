@@ -5,6 +5,7 @@ A command is imported when it is called, so that no command waits for the import
 
 from __future__ import annotations
 
+import difflib
 import importlib
 from typing import Any
 
@@ -24,6 +25,21 @@ class _Commands(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names of all commands."""
         return list(COMMANDS)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command; suggest similar names for an unknown one.
+
+        click takes its suggestions from the commands that are registered, of which this group has none.
+        """
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            close = difflib.get_close_matches(args[0], COMMANDS, n=1)
+            if not close or args[0] in COMMANDS:
+                raise
+            raise click.UsageError(f"No such command '{args[0]}'. Did you mean '{close[0]}'?", ctx) from error
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import and return a command; return None for an unknown name."""

@@ -15,7 +15,7 @@ from maestro_celery_plugin.config.groups import batch_of, is_for_this_machine, s
 from maestro_celery_plugin.config.schema_errors import nearest
 from maestro_celery_plugin.errors import StudyError
 from maestro_celery_plugin.files import is_locked
-from maestro_celery_plugin.maestro.specification import Specification
+from maestro_celery_plugin.maestro.specification import load_ensemble
 from maestro_celery_plugin.plugins import current_allocation
 from maestro_celery_plugin.processes import forget_variable, host_name
 from maestro_celery_plugin.study.plan import StudyPlan
@@ -52,7 +52,7 @@ def study_of(path: Path) -> Path:
         return path.absolute()
     if not path.is_file():
         raise StudyError(f"'{path}' is neither the directory of a study nor a specification.")
-    specification = Specification.load_specification(str(path))
+    specification = load_ensemble(path)
     # maestro.py:436-452: <OUTPUT_PATH>/<name>_<time>, with blanks of the name as underscores.
     parent = Path(specification.output_path or ".")
     name = specification.name.replace(" ", "_")

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic_core import to_jsonable_python
 
 __all__ = ["from_dict", "from_json", "json_schema", "keys_of", "rules", "summary", "to_dict", "to_json"]
 
@@ -52,9 +53,19 @@ def from_dict(cls: type[T], data: Mapping[str, Any]) -> T:
 
 
 def to_dict(value: Any) -> dict[str, Any]:
-    """Return an object as dicts, lists and scalars, by YAML keys, without values that equal their default."""
-    plain: dict[str, Any] = _adapter(type(value)).dump_python(value, mode="json", by_alias=True, exclude_defaults=True)
+    """Return an object as dicts, lists and scalars, by YAML keys, without values that equal their default.
+
+    Values of arbitrary blocks stay as they are: pydantic's mode `json` would write null for an infinite number.
+    """
+    plain: dict[str, Any] = _plain(_adapter(type(value)).dump_python(value, by_alias=True, exclude_defaults=True))
     return plain
+
+
+def _plain(value: Any) -> Any:
+    """Return a value with lists in place of tuples, which YAML cannot store safely."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def from_json(cls: type[T], text: str) -> T:
@@ -73,7 +84,7 @@ def to_json(value: Any) -> str:
     The text is ASCII, because machines with different locales read it, and has `Infinity` for an infinite number, which
     pydantic would write as null.
     """
-    return json.dumps(_adapter(type(value)).dump_python(value, mode="json"), indent=1)
+    return json.dumps(_adapter(type(value)).dump_python(value), indent=1, default=to_jsonable_python)
 
 
 def summary(error: ValueError) -> str:

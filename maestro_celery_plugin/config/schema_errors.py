@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import math
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias
 
@@ -13,6 +15,8 @@ __all__ = ["nearest", "problems"]
 # A `jsonschema.ValidationError`; its type stubs declare that each attribute may be unset.
 Error: TypeAlias = Any
 
+# The longest value that a message repeats, in characters.
+_SHOWN = 200
 _TYPE_NAMES = {
     "string": "text",
     "integer": "an integer",
@@ -25,13 +29,22 @@ _TYPE_NAMES = {
 
 
 def _is_integer(checker: Any, value: Any) -> bool:
-    """Tell whether a value is an `int`; JSON schema also accepts 25.0, which Python formats with a decimal point."""
-    return isinstance(value, int) and not isinstance(value, bool)
+    """Tell whether a value is an `int` of at most 64 bits, which NumPy can compare with its own.
+
+    JSON schema also accepts 25.0, which Python formats with a decimal point.
+    """
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 63
+
+
+def _is_number(checker: Any, value: Any) -> bool:
+    """Tell whether a value is a number that a `float` can store and that compares with others, unlike NaN."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and (abs(value) <= sys.float_info.max or value == math.inf)
 
 
 _Validator: Any = jsonschema.validators.extend(  # type: ignore[no-untyped-call]
     jsonschema.Draft7Validator,
-    type_checker=jsonschema.Draft7Validator.TYPE_CHECKER.redefine("integer", _is_integer),
+    type_checker=jsonschema.Draft7Validator.TYPE_CHECKER.redefine_many({"integer": _is_integer, "number": _is_number}),
 )
 
 
@@ -64,7 +77,7 @@ def _message(error: Error) -> str:
 def _unknown_key(error: Error) -> str:
     allowed = [str(key) for key in error.schema["properties"]]
     unknown = next(str(key) for key in error.instance if key not in allowed)
-    return f"unknown key '{unknown}'; {nearest(unknown, allowed)}"
+    return f"unknown key '{_short(unknown)}'; {nearest(unknown, allowed)}"
 
 
 def _missing_key(error: Error) -> str:
@@ -99,9 +112,10 @@ _MESSAGES: dict[str, Callable[[Error], str]] = {
     "const": _not_listed,
     "anyOf": _no_alternative,
     "minimum": _wrong_type,
+    "maximum": _wrong_type,
     "minLength": lambda error: "found empty text; some text is needed",
     "minItems": lambda error: "found an empty list; at least one entry is needed",
-    "uniqueItems": lambda error: f"found the same entry twice in {error.instance!r}; give each entry once",
+    "uniqueItems": lambda error: f"found the same entry twice in {_short(error.instance)}; give each entry once",
 }
 
 
@@ -113,7 +127,8 @@ def _allowed(schema: Any) -> str:
     if "pattern" in schema:
         return "a variable such as $(NAME)"
     allowed = _TYPE_NAMES.get(str(schema.get("type")), str(schema.get("type")))
-    return f"{allowed} of at least {schema['minimum']}" if "minimum" in schema else allowed
+    limits = ((word, schema[key]) for key, word in (("minimum", "least"), ("maximum", "most")) if key in schema)
+    return f"{allowed} of {' and '.join(f'at {word} {limit}' for word, limit in limits)}".removesuffix(" of ")
 
 
 def _found(value: Any) -> str:
@@ -123,7 +138,12 @@ def _found(value: Any) -> str:
         return "a block of keys"
     if isinstance(value, list):
         return "a list"
-    return f"'{value}'"
+    return f"'{_short(value)}'"
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def nearest(word: str, allowed: Iterable[str]) -> str:

@@ -33,6 +33,14 @@ DEFAULT_TASK_QUEUE = "merlin"
 # An unknown key is an error. Keys such as ``gpus per task`` are not valid Python names, so they have an alias.
 _BLOCK = ConfigDict(extra="forbid", validate_by_name=True, validate_by_alias=True)
 
+
+def _seconds(minimum: int, maximum: int | None = 366 * 86400) -> dict[str, Any]:
+    """Return limits that `spec/checks.py` checks, because a study of an earlier release may have any number."""
+    return {"minimum": minimum} if maximum is None else {"minimum": minimum, "maximum": maximum}
+
+
+# A block with arbitrary keys, which `spec/checks.py` checks. A study of an earlier release may have keys of any type.
+FreeBlock = dict[Any, Any]
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 Text = Annotated[str, Field(min_length=1)]
@@ -106,13 +114,11 @@ class BatchSettings:
     flux_exec_workers: bool = Field(default=True, description="Whether `flux exec` launches workers on all nodes.")
     uri: str | None = Field(default=None, description="URI of the Flux instance, for Maestro's adapter.")
     version: str | None = Field(default=None, description="Version of the Flux interface, for Maestro's adapter.")
-    args: dict[str, Any] | None = Field(default=None, description="Additional Flux options, for Maestro's adapter.")
-    allocation_args: dict[str, Any] | None = Field(
+    args: FreeBlock | None = Field(default=None, description="Additional Flux options, for Maestro's adapter.")
+    allocation_args: FreeBlock | None = Field(
         default=None, description="Flux allocation options, for Maestro's adapter."
     )
-    launcher_args: dict[str, Any] | None = Field(
-        default=None, description="Flux launcher options, for Maestro's adapter."
-    )
+    launcher_args: FreeBlock | None = Field(default=None, description="Flux launcher options, for Maestro's adapter.")
 
 
 @dataclass(frozen=True, kw_only=True, config=_BLOCK)
@@ -131,9 +137,7 @@ class WorkerGroupSettings:
     nodes: Positive | Literal["all"] | None = Field(
         default=None, description="Number of nodes of the group's allocation; overrides `batch.nodes`."
     )
-    batch: dict[str, Any] | None = Field(
-        default=None, description="Keys that override those of `batch` for this group."
-    )
+    batch: FreeBlock | None = Field(default=None, description="Keys that override those of `batch` for this group.")
     procs: Positive | None = Field(
         default=None, description="Number of processes of the group's allocation; overrides `batch.procs`."
     )
@@ -148,13 +152,13 @@ class WorkerGroupSettings:
     )
     idle_limit: float = Field(
         default=300.0,
-        ge=1,
+        json_schema_extra=_seconds(1, None),  # infinite: workers never leave for want of work
         description=(
             "Seconds without work after which workers leave their allocation. Without a conductor, every worker of the "
             "study ends after this time."
         ),
     )
-    drain: Annotated[float, Field(ge=0)] | None = Field(
+    drain: Annotated[float, Field(json_schema_extra=_seconds(0))] | None = Field(
         default=None,
         description=(
             "Workers start no sample in the last `drain` seconds of an allocation. Default: the longest duration of a "
@@ -163,7 +167,7 @@ class WorkerGroupSettings:
     )
     warn: float = Field(
         default=20.0,
-        ge=6,
+        json_schema_extra=_seconds(6),
         description=(
             "Seconds before the end of an allocation at which running samples receive their `signal`; samples that "
             "still run 5 seconds before the end are killed."
@@ -215,7 +219,9 @@ class StepSettings:
         description="How often a sample may request another run (exit code 100 or 104) before it counts as failed.",
     )
     retry_delay: float = Field(
-        default=1.0, ge=0, description="Seconds before a sample that requested another run starts again."
+        default=1.0,
+        json_schema_extra=_seconds(0),
+        description="Seconds before a sample that requested another run starts again.",
     )
     time_request: str | int | None = Field(
         default=None,
@@ -228,7 +234,7 @@ class StepSettings:
         default="SIGTERM",
         description="Signal that running samples receive before their allocation ends, such as `SIGUSR1`.",
     )
-    batch: dict[str, Any] | None = Field(default=None, description="Keys that override those of `batch` for this step.")
+    batch: FreeBlock | None = Field(default=None, description="Keys that override those of `batch` for this step.")
     gpus_per_task: int | str | None = Field(
         default=None, alias="gpus per task", description="Number of GPUs of each process."
     )

@@ -16,12 +16,10 @@ from typing import Any
 
 from maestrowf.specification.yamlspecification import YAMLSpecification
 
-from maestro_celery_plugin.config import conversion
 from maestro_celery_plugin.config.settings import (
     BatchSettings,
     EnsembleSettings,
     MerlinSettings,
-    ResourceSettings,
     StepFacts,
 )
 from maestro_celery_plugin.config.step_entry import STEP_KEY
@@ -35,10 +33,12 @@ from maestro_celery_plugin.spec.checks import (
     check_content,
     check_native,
     check_shape,
+    settings_of,
     unknown_tokens,
     without_empty_keys,
 )
 from maestro_celery_plugin.spec.launcher import launches
+from maestro_celery_plugin.spec.plain_data import check_plain
 from maestro_celery_plugin.spec.resource_checks import check_resources, step_needs
 from maestro_celery_plugin.spec.variables import Variables
 from maestro_celery_plugin.spec.worker_groups import check_groups, native_steps, task_queues, with_task_queues
@@ -81,12 +81,13 @@ class EnsembleSpecification(YAMLSpecification):  # type: ignore[misc]
     def _read(self, data: dict[str, Any], file: str) -> None:
         check_shape(data, file)
         data = without_empty_keys(Variables(data, file).insert_into(data))
+        check_plain(data, file)  # again, because environment variables are inserted as well
         check_content(data, maestro_schemas(), file)
         self._sampled = _sampled_steps(data)
-        resources = conversion.from_dict(ResourceSettings, (data.get("merlin") or {}).get("resources") or {})
-        self._native = native_steps(resources, self._sampled, data)
+        merlin = settings_of(MerlinSettings, data.get("merlin") or {}, file, "merlin")
+        self._native = native_steps(merlin.resources, self._sampled, data)
         check_native(data, self._native, file)
-        self.ensemble = _ensemble_settings(data, resources, self._native, file)
+        self.ensemble = _ensemble_settings(data, merlin, self._native, file)
         self.description = data["description"]
         self.environment = _maestro_environment(data.get("env") or {}, self.path)
         self.globals = data.get("global.parameters") or {}
@@ -200,14 +201,13 @@ def _maestro_environment(env: Mapping[str, Any], path: str | None) -> dict[str, 
 
 
 def _ensemble_settings(
-    data: dict[str, Any], resources: ResourceSettings, native: frozenset[str], file: str
+    data: dict[str, Any], merlin: MerlinSettings, native: frozenset[str], file: str
 ) -> EnsembleSettings:
-    samples = conversion.from_dict(MerlinSettings, data.get("merlin") or {}).samples
     queues = task_queues(data, file)
-    check_groups(resources, queues, data, file)
+    check_groups(merlin.resources, queues, data, file)
     queues = {step: names for step, names in queues.items() if step not in native}
     return EnsembleSettings(
-        batch=conversion.from_dict(BatchSettings, data.get("batch") or {}),
-        resources=with_task_queues(resources, queues, data, file),
-        samples=samples,
+        batch=settings_of(BatchSettings, data.get("batch") or {}, file, "batch"),
+        resources=with_task_queues(merlin.resources, queues, data, file),
+        samples=merlin.samples,
     )

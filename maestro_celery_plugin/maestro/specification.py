@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import io
+import logging
 import re
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,10 @@ from typing import Any
 import yaml
 from maestrowf.specification.yamlspecification import YAMLSpecification
 
-from maestro_celery_plugin.errors import SpecificationError
+from maestro_celery_plugin.errors import EnsembleError, SpecificationError
 from maestro_celery_plugin.maestro.schemas import maestro_schemas
 
-__all__ = ["Specification"]
+__all__ = ["Specification", "load_ensemble"]
 
 
 class Specification(YAMLSpecification):  # type: ignore[misc]
@@ -48,6 +49,30 @@ class Specification(YAMLSpecification):  # type: ignore[misc]
         return _read_ensemble(data, file, None)
 
 
+def load_ensemble(path: Path) -> Any:
+    """Read the specification of an ensemble for a command of the plugin.
+
+    Raises:
+        SpecificationError: the file is no specification, has no ensemble, or cannot be used.
+    """
+    maestro_logger = logging.getLogger(YAMLSpecification.__module__)
+    disabled, maestro_logger.disabled = maestro_logger.disabled, True  # it would log a traceback
+    try:
+        specification = Specification.load_specification(str(path))
+    except EnsembleError:
+        raise
+    except Exception as cause:  # Maestro raises errors of any type for a file that is no specification
+        text = " ".join(str(getattr(cause, "message", cause)).split())
+        raise SpecificationError.at(
+            path.name, "", f"Maestro cannot read it as a specification ({text}); give the YAML file of a study."
+        ) from cause
+    finally:
+        maestro_logger.disabled = disabled
+    if specification.ensemble is None:
+        raise SpecificationError.at(path.name, "", "there is no 'merlin' block, so that the study has no workers.")
+    return specification
+
+
 def _read_ensemble(data: dict[str, Any], file: str, path: str | None) -> Any:
     # Imported in this function only: it imports packages that would slow down a study without an ensemble.
     from maestro_celery_plugin.maestro.ensemble_specification import EnsembleSpecification
@@ -61,8 +86,16 @@ def _text_of(path: str) -> str | None:
     The result is also None for a pipe, which can be read only once: Maestro passes its stream to this class.
     """
     try:
-        return Path(path).read_text() if Path(path).is_file() else None
-    except (OSError, UnicodeDecodeError):
+        data = Path(path).read_bytes() if Path(path).is_file() else None
+    except OSError:
+        return None
+    if data is None:
+        return None
+    try:
+        return data.decode()
+    except UnicodeDecodeError as cause:
+        if _has_merlin(data):
+            raise SpecificationError.at(Path(path).name, "", f"the file is not UTF-8 ({cause}); convert it.") from cause
         return None
 
 
@@ -80,6 +113,14 @@ def _replay(stream: Any, text: Any) -> Any:
     return replay
 
 
+def _has_merlin(data: bytes) -> bool:
+    """Tell whether the text of a specification, which may be no valid YAML, has a ``merlin`` block.
+
+    In UTF-16, every second byte of these letters is 0.
+    """
+    return re.search(rb"^merlin\s*:", data.replace(b"\0", b""), re.MULTILINE) is not None
+
+
 def _ensemble_data(text: Any, file: str) -> dict[str, Any] | None:
     """Return the specification as a dictionary if it has an ensemble, else None.
 
@@ -92,8 +133,8 @@ def _ensemble_data(text: Any, file: str) -> dict[str, Any] | None:
         return None
     try:
         data = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as cause:
-        if isinstance(text, str) and re.search(r"^merlin\s*:", text, re.MULTILINE):
+    except (yaml.YAMLError, ValueError, RecursionError) as cause:
+        if isinstance(text, str) and _has_merlin(text.encode(errors="replace")):
             raise SpecificationError.at(file, *_yaml_problem(cause)) from cause
         return None
     if not isinstance(data, dict):
@@ -108,7 +149,7 @@ def _yaml_problem(cause: Exception) -> tuple[str, str]:
     """Return the position and the message of a YAML error."""
     mark = getattr(cause, "problem_mark", None)
     where = f"line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-    problem = getattr(cause, "problem", None) or str(cause)
+    problem = getattr(cause, "problem", None) or " ".join(str(cause).split())
     return where, f"invalid YAML: {problem}; check the indentation, quotes and colons in this line and before it."
 
 

@@ -25,6 +25,7 @@ from maestro_celery_plugin.states import MAESTRO_STATES
 from maestro_celery_plugin.study.manifest import Manifest
 from maestro_celery_plugin.study.manifest_builder import build_manifest
 from maestro_celery_plugin.study.plan import StudyPlan
+from maestro_celery_plugin.study.reasons import store_refusal
 from maestro_celery_plugin.worker.sample_directory import SampleDirectories
 
 __all__ = ["EXTENSION", "StudyAdapter"]
@@ -35,6 +36,8 @@ LOGGER = logging.getLogger(__name__)
 EXTENSION = ".sh"
 # Seconds before each further attempt to submit a step record after an error of the file system.
 _SUBMIT_DELAYS_S = (1.0, 2.0, 4.0)
+# What Maestro's own adapters return instead of an error; they log the message of the batch system.
+_NO_REASON = "the batch system has refused it; the log of the conductor has its message."
 # Text for a step record of the workers, a `NativeJob` for a native step.
 Job: TypeAlias = Any
 
@@ -105,12 +108,22 @@ class StudyAdapter:
         try:
             with _end_conductor_on_errors(self._plan):
                 if is_native(step.run):
-                    return self._native_steps.submit(step, path, cwd, job_map=job_map, env=env)
-                job = self._submit_to_workers(step, cwd)
+                    record = self._native_steps.submit(step, path, cwd, job_map=job_map, env=env)
+                else:
+                    record = SubmissionRecord(SubmissionCode.OK, 0, self._submit_to_workers(step, cwd))
         except EnsembleError as error:
             LOGGER.error("'%s' cannot be submitted: %s", step.real_name, error)
+            self._store_refusal(step.real_name, str(error))
             return SubmissionRecord(SubmissionCode.ERROR, 1)
-        return SubmissionRecord(SubmissionCode.OK, 0, job)
+        self._store_refusal(step.real_name, None if record.submission_code is SubmissionCode.OK else _NO_REASON)
+        return record
+
+    def _store_refusal(self, name: str, problem: str | None) -> None:
+        """Store why a step record cannot be submitted; log a failure, such as a full disk, and continue."""
+        try:
+            store_refusal(self._plan.refusals, name, problem)
+        except OSError as error:
+            LOGGER.warning("%s", error)
 
     def _submit_to_workers(self, step: Any, workspace: str) -> str:
         """Submit a step record to the workers; try again for some seconds, because the end of the conductor ends them.

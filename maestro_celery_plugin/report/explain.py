@@ -47,7 +47,7 @@ class _Explanation:
         beats = Session(self._plan.session).heartbeats.all() if self._plan.session.exists() else []
         self._beats = {beat.name: beat for beat in beats}
         self._allocations = {allocation.name: allocation for allocation in read_allocations(self._plan.allocations)}
-        self._reasons: dict[str, Reason] = read_reasons(self._plan.reasons)
+        self._reasons: dict[str, Reason] = read_reasons(self._plan.reasons) | read_reasons(self._plan.refusals)
         self._records: dict[str, list[StepStatus]] = defaultdict(list)
         self._by_params: dict[tuple[str, tuple[tuple[str, str], ...]], list[StepStatus]] = defaultdict(list)
         for step in self._status.steps:
@@ -60,6 +60,9 @@ class _Explanation:
         return f"`maestro-celery resume {self._plan.root}`"
 
     def all(self) -> Iterator[tuple[str, list[str]]]:
+        if self._status.state is StudyState.DRYRUN:
+            yield "The study was a dry run", ["Its steps do not run; `maestro run` without --dry starts a study."]
+            return
         if self._status.state is StudyState.PENDING:
             yield "The study has not started", [f"If no conductor is about to start, {self._resume} starts one."]
         if self._status.state in (StudyState.PENDING, StudyState.INTERRUPTED):
@@ -127,7 +130,7 @@ class _Explanation:
         if not step.samples.total:
             awaited = list(self._awaited_steps(step))
             yield from awaited
-            if self._is_native(step) and step.state != "CANCELLED" and not awaited:
+            if self._is_native(step) and step.state != "CANCELLED" and not awaited and reason is None:
                 yield f"Maestro has run it itself; its output is below '{self._plan.root / step.step}'."
 
     def _failures(self, step: StepStatus) -> Iterator[str]:

@@ -16,6 +16,8 @@ __all__ = ["AllocationStatus", "StepStatus", "StudyState", "StudyStatus", "Worke
 class StudyState(enum.Enum):
     """State of a whole study."""
 
+    DRYRUN = enum.auto()
+    """`maestro run --dry` has written the scripts of the study; nothing runs."""
     PENDING = enum.auto()
     """No conductor has run the study yet."""
     RUNNING = enum.auto()

@@ -95,6 +95,8 @@ class StatusReader:
     def _state(self, rows: list[StepRow], conducted: bool) -> StudyState:
         if conducted:
             return StudyState.RUNNING
+        if not self._session.path.exists():
+            return StudyState.DRYRUN
         if not (
             self._session.heartbeats.read_conductor().beat or (self._plan.ledger / f"{COORDINATOR}{SUFFIX}").exists()
         ):

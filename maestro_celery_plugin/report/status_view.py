@@ -72,6 +72,9 @@ def _title(status: StudyStatus) -> Text:
 
 
 def _advice(status: StudyStatus) -> list[RenderableType]:
+    if status.state is StudyState.DRYRUN:
+        words = "It was a dry run, whose steps do not run; `maestro run` without --dry starts a study."
+        return [Text(f"\n{words}", style="yellow")]
     if status.state is StudyState.INTERRUPTED:
         words = "The conductor died before the study ended. To continue the study:"
     elif status.state is StudyState.PENDING:

@@ -7,7 +7,7 @@ import re
 import shlex
 import shutil
 from collections.abc import Iterator, Mapping, Set
-from typing import Any
+from typing import Any, TypeVar
 
 from maestro_celery_plugin.config import conversion
 from maestro_celery_plugin.config.groups import LOCAL
@@ -18,6 +18,7 @@ from maestro_celery_plugin.config.tokens import RESERVED, names_in
 from maestro_celery_plugin.errors import SpecificationError
 from maestro_celery_plugin.plugins import batch_systems
 from maestro_celery_plugin.spec.dag import check_graph
+from maestro_celery_plugin.spec.plain_data import check_free_block, check_plain
 
 __all__ = [
     "STEP_SETTING_KEYS",
@@ -26,16 +27,21 @@ __all__ = [
     "check_content",
     "check_native",
     "check_shape",
+    "settings_of",
     "unknown_tokens",
     "without_empty_keys",
 ]
 
 LOGGER = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 BLOCKS = ("description", "batch", "env", "study", "global.parameters", "merlin", "user")
 # Batch systems whose adapter in Maestro ignores the shell (lsfscriptadapter.py:70).
 IGNORES_SHELL = ("lsf", "lsf-srun")
 STEP_SETTING_KEYS = conversion.keys_of(StepSettings)
+# Keys of `batch` that are blocks with arbitrary keys.
+_FREE_KEYS = ("args", "allocation_args", "launcher_args")
 MAESTRO_TOKENS = ("LAUNCHER", "WORKSPACE", "SPECROOT", "OUTPUT_PATH")
 _CAPITALS = re.compile(r"[A-Z][A-Z0-9_]*")
 
@@ -44,8 +50,9 @@ def check_shape(data: Mapping[str, Any], file: str) -> None:
     """Check that the top-level blocks are known and have the right type, before variables are inserted.
 
     Raises:
-        SpecificationError: a block is unknown or has the wrong type.
+        SpecificationError: a block is unknown or has the wrong type, or a key or text anywhere cannot be used.
     """
+    check_plain(data, file)
     for block in data:
         if block not in BLOCKS:
             raise SpecificationError.at(file, "", f"unknown block '{block}'; {nearest(str(block), BLOCKS)}")
@@ -109,6 +116,11 @@ def check_content(data: Mapping[str, Any], maestro: Mapping[str, Any], file: str
         _check_step(step, number, maestro["STUDY_STEP"], file)
     check_graph(data, file)
     check_block(data.get("merlin") or {}, conversion.json_schema(MerlinSettings), file, "merlin")
+    for name, group in (((data.get("merlin") or {}).get("resources") or {}).get("workers") or {}).items():
+        where = f"merlin.resources.workers.{name}.batch"
+        check_batch(group.get("batch") or {}, file, where)
+        if not group.get("machines"):  # other machines may have other programs
+            _check_shell((group.get("batch") or {}).get("shell"), file, f"{where}.shell")
     _check_names(data, file)
 
 
@@ -122,6 +134,18 @@ def check_block(block: Any, block_schema: Mapping[str, Any], file: str, where: s
         raise SpecificationError.at(file, f"{where}.{path}".rstrip("."), message)
 
 
+def settings_of(cls: type[T], block: Mapping[str, Any], file: str, where: str) -> T:
+    """Return the settings of a block that has passed its checks.
+
+    Raises:
+        SpecificationError: a value is invalid although the checks accept it.
+    """
+    try:
+        return conversion.from_dict(cls, block)
+    except ValueError as cause:
+        raise SpecificationError.at(file, where, f"{conversion.summary(cause)}.") from cause
+
+
 def check_batch(block: Any, file: str, where: str) -> None:
     """Check the `batch` keys of a study, a worker group or a step.
 
@@ -131,6 +155,8 @@ def check_batch(block: Any, file: str, where: str) -> None:
     block_schema = conversion.json_schema(BatchSettings)
     block_schema["properties"]["type"]["enum"] = [LOCAL, *batch_systems()]
     check_block(block, block_schema, file, where)
+    for key in _FREE_KEYS:
+        check_free_block(block.get(key), file, f"{where}.{key}")
 
 
 def _check_parameters(parameters: Mapping[str, Any], parameter_schema: Mapping[str, Any], file: str) -> None:
@@ -213,7 +239,8 @@ def unknown_tokens(data: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """
     environment = data.get("env") or {}
     samples = (data.get("merlin") or {}).get("samples") or {}
-    dependencies = [d["name"] for kind in (environment.get("dependencies") or {}).values() for d in kind]
+    kinds = environment.get("dependencies") or {}
+    dependencies = [entry["name"] for kind in ("paths", "git") for entry in kinds.get(kind) or ()]
     blocks = (data.get("global.parameters"), environment.get("variables"), environment.get("labels"))
     defined = {*RESERVED, *MAESTRO_TOKENS, *dependencies, *samples.get("column_labels", ())}
     defined.update(name for block in blocks for name in block or ())

@@ -22,6 +22,7 @@ from maestro_celery_plugin.config.tokens import names_in
 from maestro_celery_plugin.config.walltime import clock_text, seconds_of
 from maestro_celery_plugin.errors import SpecificationError
 from maestro_celery_plugin.plugins import batch_system
+from maestro_celery_plugin.spec.checks import settings_of
 from maestro_celery_plugin.spec.launcher import batch_type_of, needs_of
 
 __all__ = ["check_resources", "step_needs"]
@@ -31,6 +32,8 @@ LOGGER = logging.getLogger(__name__)
 _STEP_KEYS = conversion.keys_of(StepSettings)
 # Batch types whose adapter in Maestro requires a walltime (lsfscriptadapter.py:127).
 _NEED_WALLTIME = ("lsf", "lsf-srun")
+# Keys of `batch` that Maestro's adapters write into comments of the batch script, which no shell expands.
+_REQUEST_KEYS = ("walltime", "queue", "bank", "qos", "reservation")
 # The time that workers need before they start samples, in seconds.
 WORKER_START_S = 10
 
@@ -47,7 +50,8 @@ def step_needs(settings: EnsembleSettings, step: Mapping[str, Any], file: str) -
         SpecificationError: a value is not a number, or a launch requests more than its step.
     """
     own = {key: value for key, value in step["run"].items() if key in _STEP_KEYS}
-    if batch_type_of(settings, conversion.from_dict(StepSettings, own)) == LOCAL:
+    own_settings = settings_of(StepSettings, own, file, f"study.{step['name']}.run")
+    if batch_type_of(settings, own_settings) == LOCAL:
         return StepNeeds()
     try:
         return needs_of(step["run"])
@@ -73,7 +77,7 @@ def check_resources(settings: EnsembleSettings, data: Mapping[str, Any], file: s
             _check_step(name, run, file)
     shared: dict[str, _Group] = {}
     for name, group in settings.resources.workers.items():
-        _check_walltime(settings, name, group, file)
+        _check_request(settings, name, group, file)
         checked = _Group(settings, name, file)
         checked.check_keys()
         if checked.system is not None:
@@ -92,15 +96,24 @@ def _check_step(name: str, run: Mapping[str, Any], file: str) -> None:
         raise SpecificationError.at(file, f"{where}.signal", problem)
 
 
-def _check_walltime(settings: EnsembleSettings, name: str, group: WorkerGroupSettings, file: str) -> None:
-    """Check that the walltime of a group is a time; the message names the block that sets it."""
+def _check_request(settings: EnsembleSettings, name: str, group: WorkerGroupSettings, file: str) -> None:
+    """Check the keys of a group's allocation that the batch system reads; the message names the block that sets them.
+
+    An allocation serves all step records, so that a parameter has no value there.
+    """
     own = group.batch or {}
     if own.get("type", settings.batch.type) == LOCAL:
         return
-    if "walltime" in own:
-        _seconds(own["walltime"], file, f"merlin.resources.workers.{name}.batch.walltime")
-    else:
-        _seconds(settings.batch.walltime, file, "batch.walltime")
+    for key in _REQUEST_KEYS:
+        is_own = key in own
+        value = own[key] if is_own else getattr(settings.batch, key)
+        where = f"merlin.resources.workers.{name}.batch.{key}" if is_own else f"batch.{key}"
+        tokens = sorted(names_in(str(value)))
+        if tokens:
+            problem = f"found '{value}', but $({tokens[0]}) is no variable of env; parameters have no value here."
+            raise SpecificationError.at(file, where, problem)
+        if key == "walltime":
+            _seconds(value, file, where)
 
 
 def _seconds(text: str | int | None, file: str, where: str) -> int | None:

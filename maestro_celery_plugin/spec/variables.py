@@ -68,8 +68,13 @@ class Variables:
         """Make ``$(SIZE)`` an alias of ``$(size)``, unless it has another meaning (Merlin: spec/expansion.py:227)."""
         merlin = data.get("merlin")
         samples = merlin.get("samples") if isinstance(merlin, Mapping) else None
-        labels = (samples.get("column_labels") or []) if isinstance(samples, Mapping) else []
-        taken = {*self._values, *(data.get("global.parameters") or {}), *map(str, labels), *MAESTRO_VARIABLES}
+        labels = samples.get("column_labels") if isinstance(samples, Mapping) else None
+        taken = {
+            *self._values,
+            *(data.get("global.parameters") or {}),
+            *map(str, labels if isinstance(labels, list) else ()),
+            *MAESTRO_VARIABLES,
+        }
         for name in tuple(self._values):
             if name.upper() not in taken:
                 self._values[name.upper()] = self._values[name]

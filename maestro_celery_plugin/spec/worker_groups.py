@@ -17,11 +17,14 @@ from maestro_celery_plugin.config.settings import (
 from maestro_celery_plugin.config.tokens import names_in, substitute
 from maestro_celery_plugin.errors import SpecificationError
 from maestro_celery_plugin.spec.celery_options import check_celery_options
-from maestro_celery_plugin.spec.checks import check_batch
 
 __all__ = ["check_groups", "native_steps", "served_queues", "task_queues", "with_task_queues"]
 
 LOGGER = logging.getLogger(__name__)
+
+# Bytes of the name of a worker group or an allocation. Names of files add up to about 60 bytes (numbers of allocation,
+# worker and process, a suffix), and a file system allows 255.
+NAME_LIMIT = 128
 
 # Task queues of each step; several if the name of the task queue has a parameter.
 StepQueues = Mapping[str, tuple[str, ...]]
@@ -100,10 +103,8 @@ def check_groups(resources: ResourceSettings, queues: StepQueues, data: Mapping[
     existing = {DEFAULT_TASK_QUEUE, *(queue for step_queues in queues.values() for queue in step_queues)}
     for name, group in resources.workers.items():
         where = f"merlin.resources.workers.{name}"
-        for text, key in ((name, where), (group.allocation, f"{where}.allocation")):
-            if text and ("/" in text or text.startswith(".")):
-                found = f"found '{text}'; the name is also a file name, so it must not contain '/' or begin with a dot."
-                raise SpecificationError.at(file, key, found)
+        _check_file_name(name, file, where)
+        _check_file_name(group.allocation, file, f"{where}.allocation")
         if group.steps and group.task_queues:
             raise SpecificationError.at(file, where, "found both steps and task_queues; use one of them.")
         _check_steps(group, tuple(queues), file, f"{where}.steps")
@@ -112,9 +113,20 @@ def check_groups(resources: ResourceSettings, queues: StepQueues, data: Mapping[
                 if expanded not in existing:
                     found = f"no step uses the task queue '{expanded}'; {nearest(expanded, existing)}"
                     raise SpecificationError.at(file, f"{where}.task_queues", found)
-        if group.batch:
-            check_batch(group.batch, file, f"{where}.batch")
         check_celery_options(group.args, file, f"{where}.args")
+
+
+def _check_file_name(name: str | None, file: str, where: str) -> None:
+    """Check the name of a group or of an allocation, which is also a file name."""
+    if name is None:
+        return
+    if "/" in name or name.startswith("."):
+        found = f"found '{name}'; the name is also a file name, so it must not contain '/' or begin with a dot."
+        raise SpecificationError.at(file, where, found)
+    size = len(name.encode())
+    if not 0 < size <= NAME_LIMIT:
+        found = f"found a name of {size} bytes; it is also a file name, so it needs 1 to {NAME_LIMIT} bytes."
+        raise SpecificationError.at(file, where, found)
 
 
 def _check_steps(group: WorkerGroupSettings, steps: tuple[str, ...], file: str, where: str) -> None:

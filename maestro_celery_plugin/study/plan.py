@@ -13,6 +13,7 @@ The plugin writes to the directory ``merlin_info`` of the study:
       allocations/<name>/<number>/  batch script, output and state of an allocation
       conductor.lock                locked while a conductor lives
       reasons.json                  why step records do not run or have ended
+      refusals.json                 why step records could not be submitted
       broken_machines.json          machines that were taken out of the study
       session/                      0700: secret, broker, heartbeats
 """
@@ -109,9 +110,10 @@ class StudyPlan:
         try:
             return cls.from_batch(batch)
         except (KeyError, TypeError, ValueError) as cause:
+            problem = conversion.summary(cause) if isinstance(cause, ValueError) else f"{type(cause).__name__}: {cause}"
             raise StudyError(
                 f"'{directory}' was created by another version of maestro-celery-plugin; use that version, or "
-                "launch the study again."
+                f"launch the study again ({problem})."
             ) from cause
 
     @property
@@ -168,6 +170,11 @@ class StudyPlan:
     def reasons(self) -> Path:
         """The file with the reasons why step records do not run or have ended (`reasons.py`)."""
         return self.info / "reasons.json"
+
+    @property
+    def refusals(self) -> Path:
+        """The file with the reasons why step records could not be submitted (`reasons.py`)."""
+        return self.info / "refusals.json"
 
     @property
     def broken_machines(self) -> Path:

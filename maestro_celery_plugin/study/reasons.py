@@ -1,4 +1,8 @@
-"""Reasons: why step records do not run or have ended; the conductor writes them for `maestro-celery explain`."""
+"""Reasons: why step records do not run or have ended; the conductor writes them for `maestro-celery explain`.
+
+The coordinator rewrites its file with the reasons of all step records that it knows. A step record that could not be
+submitted is unknown to it, so that the adapter has a file of its own for these: the refusals.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from pathlib import Path
 from maestro_celery_plugin.config import conversion
 from maestro_celery_plugin.files import read_text, write_atomically
 
-__all__ = ["Reason", "read_reasons", "write_reasons"]
+__all__ = ["Reason", "read_reasons", "store_refusal", "write_reasons"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +37,21 @@ def write_reasons(path: Path, reasons: Mapping[str, Reason]) -> None:
         OSError: the file cannot be written.
     """
     write_atomically(path, json.dumps({name: dataclasses.asdict(reason) for name, reason in reasons.items()}, indent=1))
+
+
+def store_refusal(path: Path, name: str, problem: str | None) -> None:
+    """Store why a step record could not be submitted; None after a submission, which removes the refusal.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    refusals = read_reasons(path)
+    if problem is None and name not in refusals:
+        return
+    refusals.pop(name, None)
+    if problem is not None:
+        refusals[name] = Reason(f"It could not be submitted: {problem}", is_failure=True)
+    write_reasons(path, refusals)
 
 
 def read_reasons(path: Path) -> dict[str, Reason]:

@@ -44,3 +44,22 @@ def test_it_is_resumed_and_finished_samples_do_not_run_again(study):
     assert all((one["finished"], one["failed"]) == (5, 1) for one in counts.values())
     assert len((study.path / "collect" / "all.txt").read_text().splitlines()) == 2 * (6 + 1)
     study.await_end()
+
+
+def test_a_study_with_values_that_a_specification_must_not_have_today_is_shown_explained_and_resumed(study):
+    """Release 0.1 accepted keys of any type, dates, and numbers that are not finite."""
+    path = study.path / "batch.info"
+    text = path.read_text().replace("  batch: {}", "  batch: {launcher_args: {1: fast, d: 2024-01-01, i: .inf}}")
+    text = text.replace("idle_limit: 60", "idle_limit: .nan\n        warn: .inf\n        batch: {args: {null: 1}}")
+    path.write_text(text)
+    assert "launcher_args" in text and "null: 1" in text
+
+    assert study.status()["state"] == "INTERRUPTED"
+    explained = study.command("maestro-celery", "explain", str(study.path))
+    assert f"maestro-celery resume {study.path}" in explained.stdout, explained.stderr
+    (study.path / "merlin_info" / "go").touch()
+    answer = study.command("maestro-celery", "resume", "-fg", "-s", "1", str(study.path))
+
+    assert answer.returncode == 0, answer.stderr + study.log()
+    assert set(study.states().values()) == {"FINISHED"}
+    study.await_end()

@@ -9,18 +9,23 @@ import types
 
 import maestrowf.specification  # noqa: F401 (imported before this package, as in `maestro`)
 import pytest
+import yaml
 from ensembles import a_study
 from filelock import FileLock
-from maestrowf.abstracts.enums import CancelCode, JobStatusCode
+from maestrowf.abstracts.enums import CancelCode, JobStatusCode, SubmissionCode
 from maestrowf.interfaces import ScriptAdapterFactory
 
 from maestro_celery_plugin.conductor import coordinator
+from maestro_celery_plugin.conductor.step_records import StepRecords
 from maestro_celery_plugin.config.resources import StepNeeds
 from maestro_celery_plugin.config.settings import BatchSettings
 from maestro_celery_plugin.errors import SpecificationError
 from maestro_celery_plugin.maestro import study_adapter
+from maestro_celery_plugin.report.explain import explain
 from maestro_celery_plugin.study.manifest_builder import build_manifest
 from maestro_celery_plugin.study.plan import StudyPlan
+from maestro_celery_plugin.study.reasons import read_reasons
+from maestro_celery_plugin.study.session import Session
 
 
 def adapter_of(plan):
@@ -116,6 +121,54 @@ def test_an_invalid_launch_fails_the_step_and_does_not_end_the_conductor(slurm_s
         assert file.read() == f"# {message}\n"
     with pytest.raises(SpecificationError, match=f"^{re.escape(message)}$"):
         build_manifest(slurm_study, step, str(workspace))
+
+
+@pytest.fixture
+def no_coordinator(monkeypatch):
+    monkeypatch.setattr(study_adapter, "for_study", lambda plan: types.SimpleNamespace(submit=lambda manifest: "job"))
+
+
+@pytest.mark.usefixtures("no_coordinator")
+def test_a_step_record_that_cannot_be_submitted_is_explained(slurm_study, workspace):
+    """Given the reason of a refusal, when a later conductor submits the step record, then the reason is removed."""
+    (slurm_study.root / "batch.info").write_text(yaml.safe_dump(slurm_study.to_batch()))
+    Session.create(slurm_study.session)
+    header = "Step Name,Job ID,Workspace,State,Run Time,Elapsed Time,Start Time,Submit Time,End Time,Number Restarts,Params"
+    row = "sim,--,sim,FAILED,--:--:--,--:--:--,--,--,--,0,"
+    (slurm_study.root / "status.csv").write_text(f"{header}\n{row}")
+    step = a_step(cmd="$(LAUNCHER)[8p] sim")
+    step.run["procs"] = 4
+
+    record = adapter_of(slurm_study).submit(step, "sim.sh", str(workspace))
+
+    assert record.submission_code is SubmissionCode.ERROR
+    explained = dict(explain(slurm_study.root))["sim  FAILED"]
+    assert explained[0] == (
+        "It could not be submitted: study.sim.run.cmd: found '$(LAUNCHER)[8p]'; the step has procs: 4; a launch cannot "
+        "have more."
+    )
+
+    StepRecords(slurm_study, {}).store_reasons()  # the coordinator writes the reasons that it knows
+    assert dict(explain(slurm_study.root))["sim  FAILED"] == explained
+
+    adapter_of(slurm_study).submit(a_step(), "sim.sh", str(workspace))
+    assert read_reasons(slurm_study.refusals) == {}
+
+
+@pytest.mark.usefixtures("no_coordinator")
+def test_a_full_disk_does_not_hide_the_error_of_a_submission(slurm_study, workspace, monkeypatch, caplog):
+    def fail(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(study_adapter, "store_refusal", fail)
+    step = a_step(cmd="$(LAUNCHER)[8p] sim")
+    step.run["procs"] = 4
+
+    record = adapter_of(slurm_study).submit(step, "sim.sh", str(workspace))
+
+    assert record.submission_code is SubmissionCode.ERROR
+    assert "'sim' cannot be submitted: study.sim.run.cmd" in caplog.text
+    assert "No space left on device" in caplog.text
 
 
 def test_without_jobs_no_coordinator_starts(study):

@@ -115,6 +115,10 @@ def test_a_failure_has_a_message_with_the_last_lines(acquire, info):
     assert (info / "cmd.out").read_text() == "out\n"
 
 
+def test_the_first_line_of_the_output_keeps_its_indentation(acquire):
+    assert message(acquire, "printf '   x = 1 +\\n         ^\\n' >&2; exit 1").endswith("\n     x = 1 +\n           ^")
+
+
 def test_without_stderr_the_message_has_the_lines_of_stdout(acquire):
     assert message(acquire, "echo only this; exit 1").endswith("\n  only this")
     assert message(acquire, "exit 1").endswith("The last lines of its output: (no output)")

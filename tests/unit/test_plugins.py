@@ -29,14 +29,14 @@ SYSTEM = """
 
 @pytest.fixture
 def run(tmp_path):
-    """Run a program in a Python process with an extension `pbs` that has the given code."""
+    """Run a program in a Python process with an extension, `pbs` by default, that has the given code."""
 
-    def run(code, program):
+    def run(code, program, name="pbs"):
         (tmp_path / "pbs_extension.py").write_text(textwrap.dedent(code))
         distribution = tmp_path / "pbs_extension-1.0.dist-info"
         distribution.mkdir()
         (distribution / "METADATA").write_text("Metadata-Version: 2.1\nName: pbs-extension\nVersion: 1.0\n")
-        (distribution / "entry_points.txt").write_text("[maestro_celery]\npbs = pbs_extension\n")
+        (distribution / "entry_points.txt").write_text(f"[maestro_celery]\n{name} = pbs_extension\n")
         return subprocess.run(
             [sys.executable, "-c", textwrap.dedent(program)],
             env={**os.environ, "PYTHONPATH": str(tmp_path)},
@@ -132,8 +132,48 @@ def test_a_sample_table_with_an_incomplete_interface_is_refused(run):
     """
     answer = run(code, program)
     assert (
-        "The extension 'pbs_extension' cannot be used: hook 'open_samples': Table has no method 'row(index)' of "
+        "The extension 'pbs' cannot be used: hook 'open_samples': Table has no method 'row(index)' of "
         in (answer.stderr)
+    )
+
+
+def test_a_table_of_a_built_in_type_is_refused_with_the_name_of_the_extension(run):
+    code = """
+        from maestro_celery_plugin import hookimpl
+
+        @hookimpl
+        def open_samples(path, labels, cache):
+            return [1, 2] if path.suffix == ".pbs" else None
+    """
+    program = """
+        from pathlib import Path
+        from maestro_celery_plugin.plugins import open_table
+        Path("x.pbs").touch()
+        open_table(Path("x.pbs"), ["A"], Path("."))
+    """
+    assert "The extension 'pbs' cannot be used: hook 'open_samples': list has no" in run(code, program).stderr
+
+
+def test_a_batch_system_that_is_not_here_is_skipped(run):
+    """An extension returns None on a machine that it does not support."""
+    code = "from maestro_celery_plugin import hookimpl\n@hookimpl\ndef batch_system(): return None"
+    assert output_of_load(run, code) == "['flux', 'lsf', 'lsf-srun', 'slurm']"
+
+
+@pytest.mark.parametrize("name", ["slurm", "lsf", "lsf-srun", "flux", "NpyReader", "CsvReader", "TabReader"])
+def test_an_extension_may_have_the_name_of_a_built_in_part(run, name):
+    answer = run(SYSTEM.format(change="", after=""), LOAD, name)
+    assert answer.stdout.strip() == "['flux', 'lsf', 'lsf-srun', 'pbs', 'slurm']", answer.stderr
+
+
+def test_two_extensions_with_one_name_are_refused(run, tmp_path):
+    other = tmp_path / "other-1.0.dist-info"
+    other.mkdir()
+    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: other\nVersion: 1.0\n")
+    (other / "entry_points.txt").write_text("[maestro_celery]\npbs = other_extension\n")
+    assert output_of_load(run, SYSTEM.format(change="", after="")) == (
+        "The extension 'pbs' cannot be loaded: 'other_extension' and 'pbs_extension' are entry points with this name; "
+        "uninstall one of them."
     )
 
 

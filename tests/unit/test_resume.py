@@ -37,6 +37,19 @@ def test_a_batch_info_that_is_not_yaml_is_refused(tmp_path):
     assert f"'{tmp_path}/batch.info' is damaged: it is not YAML; restore it from a backup" in error_of(tmp_path)
 
 
+def test_the_message_about_another_version_names_the_value_that_cannot_be_read(tmp_path):
+    plan, _ = a_study(tmp_path / "study")
+    batch = plan.to_batch()
+    batch["settings"]["batch"] = {"nodes": "some"}
+    (plan.root / "batch.info").write_text(yaml.safe_dump(batch))
+    text = error_of(plan.root)
+    assert "was created by another version of maestro-celery-plugin; use that version, or launch the study again" in text
+    assert "(batch.nodes." in text
+    del batch["rows"]
+    (plan.root / "batch.info").write_text(yaml.safe_dump(batch | {"settings": plan.to_batch()["settings"]}))
+    assert "launch the study again (KeyError: 'rows')." in error_of(plan.root)
+
+
 @pytest.mark.parametrize("batch", [{"type": "local"}, {"type": "slurm", "study": "/x"}, [], {"type": "celery"}])
 def test_a_study_of_maestro_alone_is_refused(tmp_path, batch):
     (tmp_path / "batch.info").write_text(yaml.safe_dump(batch))

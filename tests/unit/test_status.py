@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from maestro_celery_plugin.ledger.sample_states import Counts
 from maestro_celery_plugin.ledger.writer import LedgerWriter
 from maestro_celery_plugin.processes import ProcessId, host_name
 from maestro_celery_plugin.report import failed_samples, status_view
+from maestro_celery_plugin.report.explain import explain
 from maestro_celery_plugin.report.model import StudyState
 from maestro_celery_plugin.report.reader import StatusReader
 from maestro_celery_plugin.report.sample_status import RecordSamples, SampleStatus, values_of
@@ -433,6 +435,31 @@ def test_the_page_shows_the_end_of_stderr_with_escaped_control_sequences(study: 
     assert "\x1b" not in text
     assert "maestro-celery resume" in text
     assert all(len(line) <= width for line in text.splitlines())
+
+
+def test_the_first_line_of_stderr_keeps_its_indentation(study: Study) -> None:
+    manifest = study.submit()
+    study.write_table(row(1, "RUNNING"))
+    study.run(7, code=3)
+    directory = Path(manifest.workspace, "1/2")
+    directory.mkdir(parents=True)
+    (directory / "sim_X.1.err").write_text("\n    x = 1 +\n          ^\nSyntaxError\n")
+    lines = [line.rstrip() for line in page_of(study, 140).splitlines()]
+    first = lines.index("        x = 1 +")  # indented by the section and the line
+    assert lines[first + 1 : first + 3] == ["              ^", "    SyntaxError"]
+
+
+def test_a_dry_run_is_not_resumed(study: Study) -> None:
+    """A dry run has no session. `maestro-celery resume` refuses it."""
+    shutil.rmtree(study.session.path)
+    study.write_table(row(1, "DRYRUN"))
+    assert study.reader.read().state is StudyState.DRYRUN
+    text = page_of(study, 140)
+    assert "It was a dry run, whose steps do not run; `maestro run` without --dry starts a study." in text
+    assert "maestro-celery resume" not in text
+    assert explain(study.plan.root) == [
+        ("The study was a dry run", ["Its steps do not run; `maestro run` without --dry starts a study."])
+    ]
 
 
 def test_the_list_of_failed_samples_ends_at_the_limit_with_the_number_of_others(study: Study) -> None:

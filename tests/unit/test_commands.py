@@ -1,0 +1,63 @@
+"""The commands of `maestro-celery`: each mistake is one message without a traceback."""
+
+from __future__ import annotations
+
+import subprocess
+
+import pytest
+from support import BIN
+
+SPEC = """
+description: {name: s, description: d}
+merlin: {}
+study:
+- {name: a, description: d, run: {cmd: "true"}}
+"""
+FLUX = SPEC + "batch: {type: flux, nodes: 1}\n"
+
+
+@pytest.fixture
+def error_of(tmp_path):
+    def error_of(*words):
+        answer = subprocess.run(
+            [BIN / "maestro-celery", *words], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert answer.returncode in (1, 2), answer
+        assert "Traceback" not in answer.stderr
+        return answer.stderr.splitlines()[-1]
+
+    return error_of
+
+
+def test_a_misspelt_command_has_a_suggestion(error_of):
+    assert error_of("statu") == "Error: No such command 'statu'. Did you mean 'status'?"
+    assert error_of("zzz") == "Error: No such command 'zzz'."
+
+
+@pytest.mark.parametrize("command", ["workers", "allocation"])
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"root:x:0:0\n", "Maestro cannot read it as a specification ("),
+        (b"a: [1\n", "Maestro cannot read it as a specification ("),
+        (b"\xff\xfe\xff", "Maestro cannot read it as a specification ("),
+        (SPEC.replace("merlin: {}", "").encode(), "there is no 'merlin' block, so that the study has no workers."),
+        (SPEC.encode() + b"# \xe9", "the file is not UTF-8 ('utf-8' codec can't decode byte 0xe9 in position 1"),
+        (SPEC.encode("utf-16"), "the file is not UTF-8 ('utf-8' codec can't decode byte 0xff in position 0: "),
+        (SPEC.encode("utf-16-be"), "invalid YAML: unacceptable character #x0000"),
+        (SPEC.replace('"true"', "&c [*c]").encode(), "study.a.run.cmd.0: the block contains itself"),
+        (SPEC.encode() + b"user: " + b"[" * 5000, "invalid YAML: "),
+    ],
+    ids=["text", "no yaml", "bytes", "no ensemble", "latin-1", "utf-16", "utf-16 without a mark", "alias", "nested"],
+)
+def test_a_file_that_is_no_specification_of_an_ensemble_has_one_line(command, content, problem, error_of, tmp_path):
+    (tmp_path / "x.yaml").write_bytes(content)
+    assert error_of(command, "x.yaml").startswith(f"maestro-celery: error: x.yaml: {problem}")
+
+
+def test_the_allocation_of_flux_needs_its_python_package(error_of, tmp_path):
+    (tmp_path / "x.yaml").write_text(FLUX)
+    assert error_of("allocation", "x.yaml") == (
+        "maestro-celery: error: The batch script of allocation 'default_worker' cannot be written: this Python has no "
+        "package 'flux', which Maestro's adapter for 'flux' needs; add it to PYTHONPATH."
+    )
