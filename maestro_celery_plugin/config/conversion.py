@@ -87,7 +87,7 @@ def to_json(value: Any) -> str:
     return json.dumps(_adapter(type(value)).dump_python(value), indent=1, default=to_jsonable_python)
 
 
-def summary(error: ValueError) -> str:
+def summary(error: Exception) -> str:
     """Return the first problem of an error of a conversion in one line: ``needs.gpus: Input should be ...``."""
     if not isinstance(error, ValidationError):
         return str(error)

@@ -110,7 +110,7 @@ class StudyPlan:
         try:
             return cls.from_batch(batch)
         except (KeyError, TypeError, ValueError) as cause:
-            problem = conversion.summary(cause) if isinstance(cause, ValueError) else f"{type(cause).__name__}: {cause}"
+            problem = f"batch.info has no key {cause}" if isinstance(cause, KeyError) else conversion.summary(cause)
             raise StudyError(
                 f"'{directory}' was created by another version of maestro-celery-plugin; use that version, or "
                 f"launch the study again ({problem})."
