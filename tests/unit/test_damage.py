@@ -108,7 +108,7 @@ def test_a_damaged_file_is_one_line_or_is_not_needed(plan, name, damage, command
     assert answer.exit_code == 1 or not FILES[name]
 
 
-@pytest.mark.parametrize("damage", [empty, wrong, other_json, binary, fifo, directory, huge, nested])
+@pytest.mark.parametrize("damage", [empty, other_json, fifo])
 @pytest.mark.parametrize("name", [name for name in FILES if name != "batch.info"])
 def test_a_damaged_file_does_not_stop_a_cancellation(plan, capsys, name, damage):
     """Given a damaged file, then `maestro cancel` still requests the end of the workers, and prints no traceback."""
