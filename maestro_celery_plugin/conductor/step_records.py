@@ -47,6 +47,7 @@ class StepRecords:
         leases: The leases of the workers.
         stopped_by: Sentence that names the sample which requested to stop the study; None without such a sample.
         started_writers: The writers that have started a sample.
+        live_writers: The live workers; `Scaling` keeps them up to date.
         quick_failures: The last samples of each worker that have failed early or could not run.
     """
 
@@ -54,11 +55,12 @@ class StepRecords:
         self._plan, self._groups = plan, groups
         to_disk = plan.settings.resources.sync_ledger
         self._writer = LedgerWriter(plan.ledger / f"{COORDINATOR}{SUFFIX}", plan.number, to_disk=to_disk, store=store)
-        self._reader = LedgerReader(plan.ledger, plan.number, PATIENCE_S, store=store)
+        self._reader = LedgerReader(plan.ledger, plan.number, PATIENCE_S, self._is_live, store=store)
         self._reported_damage: set[str] = set()
         self._claims = Claims(plan.claims, plan.number, store)
         self._records: dict[str, StepRecord] = {}
         self._by_number: dict[int, StepRecord] = {}
+        self.live_writers: Container[str] = ()
         self.leases = Leases()
         self.quick_failures = QuickFailures()
         self.stopped_by: str | None = None
@@ -80,6 +82,9 @@ class StepRecords:
             # The conductor died as well, so no sample was the cause.
             self._write_lost(record, record.samples.running & ~self.leased(record), external_cause=True)
         self.follow()
+
+    def _is_live(self, writer: str) -> bool:
+        return writer in self.live_writers
 
     def __iter__(self) -> Iterator[StepRecord]:
         return iter(self._records.values())

@@ -79,7 +79,9 @@ class WorkerPool:
         for name in self.alive.keys() - heartbeats.keys():
             if self._session.heartbeats.path_of(name).exists():  # it cannot be read now; the worker is silent at most
                 heartbeats[name] = self.alive[name]
-        self.alive = {name: beat for name, beat in heartbeats.items() if self._is_alive(beat)}
+        alive = {name: beat for name, beat in heartbeats.items() if self._is_alive(beat)}
+        self.alive.clear()  # the same dictionary, which others refer to
+        self.alive.update(alive)
         return [beat for name, beat in heartbeats.items() if name not in self.alive]
 
     def _is_alive(self, beat: Heartbeat) -> bool:

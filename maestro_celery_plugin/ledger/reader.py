@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -62,13 +62,15 @@ class _File:
 class LedgerReader:
     """Follows all files of a ledger; each call to `poll` yields new entries.
 
-    A damaged part of a file may be one that its writer is about to write again, or that is not visible yet. The reader
-    waits for it, then continues at the next sound entry, which may be at any place.
+    A damaged part of the file of a live writer may be one that this writer is about to write again, or that is not
+    visible yet. The reader waits for it, then continues at the next sound entry, which may be at any place.
 
     Args:
         directory: The ledger.
         study: Number of the study; files of other studies are ignored. 0 for any study.
-        patience_s: Seconds to wait for a damaged part of a file.
+        patience_s: Seconds to wait for a damaged part of the file of a live writer.
+        is_live: Tells whether a writer may still write. The reader waits for no other writer: what follows the damage
+            must count before anyone concludes that a sample has no outcome.
         store: The file operations.
 
     Attributes:
@@ -76,8 +78,17 @@ class LedgerReader:
         foreign: Names of the writers of other studies.
     """
 
-    def __init__(self, directory: Path, study: int = 0, patience_s: float = 0.0, *, store: Store = STORE) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        study: int = 0,
+        patience_s: float = 0.0,
+        is_live: Callable[[str], bool] = lambda writer: False,
+        *,
+        store: Store = STORE,
+    ) -> None:
         self._directory, self._study, self._patience_s, self._store = directory, study, patience_s, store
+        self._is_live = is_live
         self._files: dict[str, _File] = {}
         self.damaged = 0
         self.foreign: set[str] = set()
@@ -127,7 +138,7 @@ class LedgerReader:
             return np.empty(0, ENTRY)
         if state.format is _Format.UNKNOWN and not self._recognise(state, writer, data):
             return np.empty(0, ENTRY)
-        parts = list(self._sound_parts(state, data))
+        parts = list(self._sound_parts(state, data, patience_s=self._patience_s if self._is_live(writer) else 0.0))
         entries = np.concatenate(parts) if parts else np.empty(0, ENTRY)
         state.size = -1 if len(entries) else size
         return entries[entries["kind"] != Kind.HEAD] if len(entries) else entries
@@ -144,7 +155,7 @@ class LedgerReader:
             self.foreign.add(writer)
         return state.format is not _Format.FOREIGN
 
-    def _sound_parts(self, state: _File, data: np.ndarray[Any, Any]) -> Iterator[Entries]:
+    def _sound_parts(self, state: _File, data: np.ndarray[Any, Any], *, patience_s: float) -> Iterator[Entries]:
         """Yield the sound parts of the new bytes of a file, and advance its offset."""
         at = 0
         while len(data) - at >= _SIZE:
@@ -160,23 +171,24 @@ class LedgerReader:
                 return
             following = int(np.argmax(sound[good:])) * _SIZE  # 0 if no entry is sound
             gap = _next_sound(data[at : at + (following or _SEARCH_LIMIT) + _SIZE].tobytes()) or following
-            if not gap or not self._skips(state):
+            if not gap or not _skips(state, patience_s):
                 return
             self.damaged += -(-gap // _SIZE)
             at += gap
             state.offset += gap
             state.damaged_since = None
 
-    def _skips(self, state: _File) -> bool:
-        """Tell whether the reader has waited long enough for a damaged part."""
-        now = clock.monotonic()
-        state.damaged_since = now if state.damaged_since is None else state.damaged_since
-        return now - state.damaged_since >= self._patience_s
-
     @staticmethod
     def _are_sound(state: _File, entries: Entries) -> np.ndarray[Any, Any]:
         sound = are_sound(entries)
         return sound | are_sound_in_old_format(entries) if state.format is _Format.OLD else sound
+
+
+def _skips(state: _File, patience_s: float) -> bool:
+    """Tell whether the reader has waited long enough for a damaged part."""
+    now = clock.monotonic()
+    state.damaged_since = now if state.damaged_since is None else state.damaged_since
+    return now - state.damaged_since >= patience_s
 
 
 def _next_sound(data: bytes) -> int:

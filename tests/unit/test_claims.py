@@ -16,10 +16,10 @@ from maestro_celery_plugin.conductor.step_records import StepRecords
 from maestro_celery_plugin.config.settings import WorkerGroupSettings
 from maestro_celery_plugin.errors import StudyError
 from maestro_celery_plugin.ledger.claims import Claims, MessageName
-from maestro_celery_plugin.ledger.entries import COORDINATOR, SUFFIX, Kind
+from maestro_celery_plugin.ledger.entries import COORDINATOR, ENTRY, SUFFIX, Kind
 from maestro_celery_plugin.ledger.store import Store
 from maestro_celery_plugin.ledger.writer import LedgerWriter
-from maestro_celery_plugin.states import RunMode
+from maestro_celery_plugin.states import Outcome, RunMode
 from maestro_celery_plugin.study.assignment import Assignment
 
 NAME = MessageName(record=1, epoch=2, start=3, stop=9)
@@ -182,6 +182,23 @@ def test_a_new_conductor_takes_back_the_messages_of_the_earlier_one(conductor):
 
     assert free.all()
     assert conductor.claims.owner(MessageName(1, 1, 0, 10)) == COORDINATOR
+
+
+def test_samples_that_have_finished_after_a_damaged_entry_are_not_sent_again(conductor):
+    """Given a dead worker with a damaged entry in its file, then a new conductor counts what follows the entry."""
+    conductor.resend()
+    ends = [(Kind.ENDED, 1, sample, 1000) for sample in range(10)]
+    conductor.as_worker("w-1", (Kind.TAKEN, 1, 0, 10), *ends, (Kind.RELEASED, 1, 0, 10))
+    file = conductor.plan.ledger / f"w-1{SUFFIX}"
+    data = bytearray(file.read_bytes())
+    data[5 * ENTRY.itemsize + 3] ^= 1  # the head, TAKEN, the ends of samples 0 to 2, then that of sample 3
+    file.write_bytes(data)
+
+    records = StepRecords(conductor.plan, {"w": WorkerGroupSettings(task_queues=("merlin",))})
+    records.load(alive=())
+    (record,) = records
+
+    assert np.flatnonzero(record.samples.outcome == Outcome.OPEN).tolist() == [3]
 
 
 def test_the_directory_of_the_claims_exists_before_a_message_is_sent(conductor):

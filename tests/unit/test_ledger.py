@@ -203,7 +203,7 @@ def test_a_reader_with_patience_waits_for_a_damaged_part(writer, file, tmp_path,
         writer.append(Kind.STARTED, 1, 1, sample)
     complete = file.read_bytes()
     file.write_bytes(complete[: place_of(1)] + bytes(SIZE) + complete[place_of(2) :])
-    reader = LedgerReader(tmp_path, patience_s=30)
+    reader = LedgerReader(tmp_path, patience_s=30, is_live=lambda writer: True)
 
     assert starts(read_all(reader)) == [0]
     assert starts(read_all(reader)) == []
@@ -212,12 +212,22 @@ def test_a_reader_with_patience_waits_for_a_damaged_part(writer, file, tmp_path,
     assert reader.damaged == 0
 
 
+def test_a_reader_does_not_wait_for_a_writer_that_is_dead(writer, file, tmp_path):
+    """Nobody writes the damaged part again, and what follows it must count at once."""
+    for sample in range(4):
+        writer.append(Kind.STARTED, 1, 1, sample)
+    data = file.read_bytes()
+    file.write_bytes(data[: place_of(1)] + bytes(SIZE) + data[place_of(2) :])
+
+    assert starts(read_all(LedgerReader(tmp_path, patience_s=30))) == [0, 2, 3]
+
+
 def test_the_patience_of_a_reader_ends(writer, file, tmp_path, monkeypatch):
     for sample in range(4):
         writer.append(Kind.STARTED, 1, 1, sample)
     data = file.read_bytes()
     file.write_bytes(data[: place_of(1)] + bytes(SIZE) + data[place_of(2) :])
-    reader = LedgerReader(tmp_path, patience_s=30)
+    reader = LedgerReader(tmp_path, patience_s=30, is_live=lambda writer: True)
     assert starts(read_all(reader)) == [0]
 
     later = clock.monotonic() + 31
