@@ -21,8 +21,8 @@ from maestro_celery_plugin.config.resources import StepNeeds
 from maestro_celery_plugin.config.settings import BatchSettings
 from maestro_celery_plugin.errors import SpecificationError
 from maestro_celery_plugin.maestro import study_adapter
-from maestro_celery_plugin.study.manifest_builder import build_manifest
 from maestro_celery_plugin.report.explain import explain
+from maestro_celery_plugin.study.manifest_builder import build_manifest
 from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.reasons import read_reasons
 from maestro_celery_plugin.study.session import Session

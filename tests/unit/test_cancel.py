@@ -182,7 +182,7 @@ def test_a_study_that_cannot_be_read_does_not_prevent_the_cancellation_of_others
     printed = capsys.readouterr()
     assert printed.err == (
         f"maestro: error: '{other}' was created by another version of maestro-celery-plugin; use that version, or launch "
-        "the study again.\n"
+        "the study again (KeyError: 'timestamp').\n"
     )
     assert printed.out.splitlines() == NOTHING
 
