@@ -60,15 +60,17 @@ class _Explanation:
         return f"`maestro-celery resume {self._plan.root}`"
 
     def all(self) -> Iterator[tuple[str, list[str]]]:
-        if self._status.state is StudyState.DRYRUN:
+        state = self._status.state
+        if state is StudyState.DRYRUN:
             yield "The study was a dry run", ["Its steps do not run; `maestro run` without --dry starts a study."]
-            return
-        if self._status.state is StudyState.PENDING:
+        if state is StudyState.PENDING:
             yield "The study has not started", [f"If no conductor is about to start, {self._resume} starts one."]
-        if self._status.state in (StudyState.PENDING, StudyState.INTERRUPTED):
+        if state in (StudyState.DRYRUN, StudyState.PENDING, StudyState.INTERRUPTED):
             error = self._conductor_error()
             if error:
                 yield "The conductor has ended with an error", [error]
+        if state is StudyState.DRYRUN:
+            return
         if self._status.damage:
             yield "The ledger is damaged", self._status.damage
         if self._status.broken_machines:
