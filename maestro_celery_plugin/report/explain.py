@@ -71,6 +71,12 @@ class _Explanation:
                 yield "The conductor has ended with an error", [error]
         if state is StudyState.DRYRUN:
             return
+        yield from self._warnings()
+        for step in self._status.steps:
+            if step.state != "FINISHED" or step.samples.failed:
+                yield f"{step.name}  {step.state}", list(self._why(step))
+
+    def _warnings(self) -> Iterator[tuple[str, list[str]]]:
         if self._status.damage:
             yield "The ledger is damaged", self._status.damage
         if self._status.broken_machines:
@@ -78,9 +84,6 @@ class _Explanation:
         refusals = list(self._refusals())
         if refusals:
             yield "Workers have refused messages", refusals
-        for step in self._status.steps:
-            if step.state != "FINISHED" or step.samples.failed:
-                yield f"{step.name}  {step.state}", list(self._why(step))
 
     def _refusals(self) -> Iterator[str]:
         """Yield a sentence for each worker that has refused messages."""

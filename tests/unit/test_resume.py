@@ -47,7 +47,7 @@ def test_the_message_about_another_version_names_the_value_that_cannot_be_read(t
     assert "(batch.nodes." in text
     del batch["rows"]
     (plan.root / "batch.info").write_text(yaml.safe_dump(batch | {"settings": plan.to_batch()["settings"]}))
-    assert "launch the study again (KeyError: 'rows')." in error_of(plan.root)
+    assert "launch the study again (batch.info has no key 'rows')." in error_of(plan.root)
 
 
 @pytest.mark.parametrize("batch", [{"type": "local"}, {"type": "slurm", "study": "/x"}, [], {"type": "celery"}])
