@@ -84,7 +84,8 @@ def to_json(value: Any) -> str:
     The text is ASCII, because machines with different locales read it, and has `Infinity` for an infinite number, which
     pydantic would write as null.
     """
-    return json.dumps(_adapter(type(value)).dump_python(value), indent=1, default=to_jsonable_python)
+    plain = _adapter(type(value)).dump_python(value)
+    return json.dumps(to_jsonable_python(plain, inf_nan_mode="constants", bytes_mode="base64"), indent=1)
 
 
 def summary(error: Exception) -> str:

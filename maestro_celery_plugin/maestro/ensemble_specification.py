@@ -80,6 +80,7 @@ class EnsembleSpecification(YAMLSpecification):  # type: ignore[misc]
 
     def _read(self, data: dict[str, Any], file: str) -> None:
         check_shape(data, file)
+        data = {block: value for block, value in data.items() if block != "user"}
         data = without_empty_keys(Variables(data, file).insert_into(data))
         check_plain(data, file)  # again, because environment variables are inserted as well
         check_content(data, maestro_schemas(), file)

@@ -95,12 +95,10 @@ class StatusReader:
     def _state(self, rows: list[StepRow], conducted: bool) -> StudyState:
         if conducted:
             return StudyState.RUNNING
-        if not self._session.path.exists():
-            return StudyState.DRYRUN
         if not (
             self._session.heartbeats.read_conductor().beat or (self._plan.ledger / f"{COORDINATOR}{SUFFIX}").exists()
         ):
-            return StudyState.PENDING
+            return StudyState.PENDING if self._session.path.exists() else StudyState.DRYRUN
         return _state_after_end({row.state for row in rows})
 
     # --- allocations and workers ---

@@ -25,6 +25,8 @@ _KINDS: tuple[tuple[type, str], ...] = (
     (type(None), "nothing"),
 )
 _FREE = (str, bool, int, float, type(None))
+# The most levels of blocks: YAML, pickle and schemas use several Python calls for each level.
+_DEPTH = 50
 # The longest text that a message repeats.
 _SHOWN = 60
 
@@ -64,6 +66,8 @@ class _Check:
             raise self._error(where, "the block contains itself through an alias ('*name'); write out what is needed.")
         if id(block) in self._done:
             return
+        if len(self._open) > _DEPTH:
+            raise self._error(where[:4], f"the block has more than {_DEPTH} levels; use fewer.")
         self._open.add(id(block))
         if isinstance(block, Mapping):
             for key, item in block.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import datetime
+import functools
 import logging
 import math
 from pathlib import Path
@@ -41,6 +42,7 @@ VALUES = {
     "key of another type": {1: "x"},
     "block": {"a": {"b": 1}},
     "itself": CYCLE,
+    "deep": functools.reduce(lambda inner, _: [inner], range(200), "x"),
 }
 KEYS = (1, None, True, "", "q\ud800", "x" * 300)
 
@@ -121,6 +123,8 @@ GROUP = ("merlin", "resources", "workers", "g")
         (("study", 0, "name"), "q\ud800", "study[0].name: found 'q\\ud800' with a character"),
         (("merlin", "samples", "column_labels"), 5, "merlin.samples.column_labels: found '5'; a list is needed"),
         ((*GROUP, "steps"), CYCLE, "merlin.resources.workers.g.steps.0: the block contains itself through an alias"),
+        (("batch", "args"), functools.reduce(lambda inner, _: {"a": inner}, range(200), "x"),
+         "batch.args.a.a: the block has more than 50 levels; use fewer."),
         ((*GROUP, "idle_limit"), math.nan,
          "merlin.resources.workers.g.idle_limit: found 'nan'; a number of at least 1 is needed"),
         ((*GROUP, "warn"), math.inf,
@@ -156,7 +160,8 @@ def test_text_of_an_environment_variable_that_is_not_utf_8_is_refused(monkeypatc
 
 
 def test_the_block_user_may_have_any_keys():
-    Specification.load_specification_from_stream(yaml.dump({**BASE, "user": {1: {None: "q\ud800"}}}))
+    user = {1: {None: "q\ud800"}, "itself": CYCLE}
+    Specification.load_specification_from_stream(yaml.dump({**BASE, "user": user}))
 
 
 def test_an_infinite_idle_limit_is_accepted():
@@ -184,3 +189,8 @@ def test_arbitrary_values_reach_a_group_and_its_workers_as_they_are(settings):
     assert batch_of(settings, groups["h"]).launcher_args == {"a": math.inf, 1: "fast"}
     text = conversion.to_json(batch_of(settings, groups["g"]))
     assert conversion.from_json(BatchSettings, text).launcher_args == {"b": [-math.inf]}
+
+
+def test_values_of_an_earlier_release_can_be_stored_for_workers():
+    old = BatchSettings(args={None: 1, 2: math.nan, datetime.date(2024, 1, 1): {"x"}, "b": b"\xff"})
+    assert set(conversion.from_json(BatchSettings, conversion.to_json(old)).args) == {"None", "2", "2024-01-01", "b"}
