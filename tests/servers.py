@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -58,10 +60,12 @@ def redis_server(tmp_path_factory) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="session")
-def rabbitmq_server(tmp_path_factory) -> Iterator[Server]:
-    directory = tmp_path_factory.mktemp("rabbitmq")
+def rabbitmq_server() -> Iterator[Server]:
     command = needed("rabbitmq-server", "/usr/lib/rabbitmq/bin")
     port, distribution = free_port(), free_port()
+    # Outside of pytest's directory: the server has a user of its own, and each start of pytest takes the permissions of
+    # other users away from that directory.
+    directory = Path(tempfile.mkdtemp(prefix="rabbitmq-"))
     configuration = directory / "rabbitmq.conf"
     configuration.write_text(
         f"listeners.tcp.1 = 127.0.0.1:{port}\ndefault_user = tester\ndefault_pass = {PASSWORD}\nlog.console = false\n"
@@ -79,10 +83,6 @@ def rabbitmq_server(tmp_path_factory) -> Iterator[Server]:
         "RABBITMQ_PID_FILE": str(directory / "pid"),
         "ERL_EPMD_ADDRESS": "127.0.0.1",
     }
-    for parent in [directory, *directory.parents]:
-        if parent == Path("/tmp"):
-            break
-        parent.chmod(parent.stat().st_mode | 0o755)
     with (directory / "out").open("w") as output:
         process = subprocess.Popen(
             [command], env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
@@ -95,3 +95,4 @@ def rabbitmq_server(tmp_path_factory) -> Iterator[Server]:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+    shutil.rmtree(directory, ignore_errors=True)
