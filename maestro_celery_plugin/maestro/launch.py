@@ -175,9 +175,9 @@ def _make_session(plan: StudyPlan) -> None:
     from maestro_celery_plugin.broker.private import cluster_address
 
     session = Session.create(plan.session)
-    Claims(plan.claims, plan.number).check()
     if not plan.settings.needs_workers:
         return
+    Claims(plan.claims, plan.number).check()
     host = OPTIONS.broker_host or (cluster_address() if has_other_hosts(plan.settings) else None)
     if host:
         session.write_broker_host(host)
