@@ -20,7 +20,7 @@ from maestro_celery_plugin.maestro.ensemble_specification import EnsembleSpecifi
 from maestro_celery_plugin.maestro.specification import Specification
 from maestro_celery_plugin.study.plan import StudyPlan
 
-SPECS = Path(__file__).parent / "specs"
+SPECS = Path(__file__).parents[1] / "unit" / "specs"
 BASE = yaml.safe_load((SPECS / "many_keys.yaml").read_text())
 CYCLE: list = []
 CYCLE.append(CYCLE)
