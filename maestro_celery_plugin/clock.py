@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-__all__ = ["local_time", "monotonic", "now", "now_ns", "sleep", "wait_until"]
+__all__ = ["local_time", "monotonic", "now", "now_ns", "since_boot", "sleep", "wait_until"]
 
 # Seconds since an unspecified start; never decreases. Each machine has its own start.
 monotonic = time.monotonic
@@ -17,6 +17,11 @@ now = time.time
 # Unix nanoseconds of this machine.
 now_ns = time.time_ns
 sleep = time.sleep
+
+
+def since_boot() -> float:
+    """Return seconds since an unspecified start; unlike `monotonic`, they include the time of a suspended machine."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 def local_time(pattern: str) -> str:

@@ -25,6 +25,7 @@ __all__ = [
     "is_locked",
     "read_json",
     "read_text",
+    "refresh_directory",
     "shared_lock",
     "tail",
     "write_atomically",
@@ -208,6 +209,20 @@ def _open_regular(path: Path) -> BinaryIO:
         os.close(descriptor)
         raise DamagedFileError.at(path, "it is not a regular file")
     return os.fdopen(descriptor, "rb")
+
+
+def refresh_directory(directory: Path) -> None:
+    """Change a directory, so that this node sees its current names; do nothing without the directory.
+
+    NFS caches the names in a directory for up to a minute (nfs(5), acdirmax), until the node changes the directory.
+
+    Raises:
+        OSError: the directory cannot be changed.
+    """
+    probe = directory / f".look-{secrets.token_hex(4)}"
+    with contextlib.suppress(FileNotFoundError):
+        os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        probe.unlink()
 
 
 def tail(path: Path, size: int = TAIL_BYTES) -> str:

@@ -1,8 +1,9 @@
 """Broken machines: the coordinator finds out whether the samples or the machine are the cause of quick failures.
 
-A worker that has failed several samples quickly and in a row takes no more samples (`worker/health.py`). Some of these
-samples run again on other machines. If they can run there, the machine is broken: its worker leaves, and all of these
-samples run again elsewhere, without a count against them. Otherwise the worker continues.
+A worker that has failed several samples quickly and in a row takes no more samples (`worker/health.py`), and is on
+trial: some of these samples run again on other machines. If one of them finishes there, the machine is broken: its
+worker leaves, and all of these samples run again elsewhere, without a count against them. Otherwise the worker
+continues. Until the end of the trial, a step record with such samples does not count as finished.
 """
 
 from __future__ import annotations
@@ -27,8 +28,10 @@ LOGGER = logging.getLogger(__name__)
 
 # Number of samples that run again on other machines to find the cause.
 _PROBES = 2
-# A worker continues if no other machine has run these samples after this time.
-TRIAL_LIMIT_S = 120.0
+# A trial ends after this time, if no other machine has run the probes: the samples of a busy machine may take hours.
+TRIAL_LIMIT_S = 600.0
+# A worker that is held without a trial for this long may continue: its count may differ from that of the ledger.
+_REPEAT_S = 10.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,10 +39,12 @@ class _Trial:
     """The search for the cause of the quick failures of one worker.
 
     Attributes:
+        beat: The last heartbeat of the worker, which may die during the trial.
         probes: The samples that run again on other machines, with their step records.
-        until: When the worker continues in any case (monotonic).
+        until: When the trial ends in any case (monotonic).
     """
 
+    beat: Heartbeat
     probes: list[tuple[StepRecord, int]]
     until: float
 
@@ -56,28 +61,41 @@ class BrokenMachines:
 
     def __init__(self, plan: StudyPlan, session: Session, records: StepRecords, pool: WorkerPool) -> None:
         self._path, self._session, self._records, self._pool = plan.broken_machines, session, records, pool
+        self._failures = records.quick_failures
         self._trials: dict[str, _Trial] = {}
-        self._convicted: set[str] = set()
+        self._known: dict[str, Heartbeat] = {}
+        self._held_since: dict[str, float] = {}
         self._found = read_broken_machines(self._path)
 
     def check(self) -> None:
-        """Begin, continue or end the trial of each worker that is a suspect."""
-        beats = [beat for beat in self._pool.alive.values() if beat.name not in self._convicted]
-        suspects = {beat.name: beat for beat in beats if beat.state == "suspect"}
-        for name in self._trials.keys() - suspects.keys():
-            del self._trials[name]
-        for name, beat in suspects.items():
+        """Begin, continue or end the trial of each worker with quick failures."""
+        self._known.update(self._pool.alive)
+        suspects = self._failures.suspects()
+        for name in self._trials.keys() - set(suspects):
+            self._acquit(self._trials[name].beat)  # another sample of this worker has ended otherwise
+        for name in suspects:
             if name in self._trials:
-                self._continue(beat, self._trials[name])
+                self._continue(self._trials[name])
+            elif name in self._known:
+                self._begin(self._known[name])
             else:
-                self._begin(beat)
+                self._failures.acquit(name)  # a worker of an earlier conductor
+        self._release_forgotten()
+
+    def _release_forgotten(self) -> None:
+        """Let workers continue that are held although they are not on trial."""
+        now = clock.monotonic()
+        held = [b for b in self._pool.alive.values() if b.state == "held" and b.name not in self._trials]
+        self._held_since = {beat.name: self._held_since.get(beat.name, now) for beat in held}
+        for beat in held:
+            if now - self._held_since[beat.name] > _REPEAT_S:
+                self._acquit(beat)
 
     def _begin(self, beat: Heartbeat) -> None:
-        failures = list(self._failures_of(beat.name))
-        if not failures or not self._has_other_machine(beat):
+        failures = list(self._open_or_failed(beat.name))
+        if not failures or not self._has_other_machine(beat, failures):
             self._acquit(beat)
             return
-        probes = failures[-_PROBES:]
         LOGGER.warning(
             "Worker '%s' on %s has failed %d samples in a row; some of them run again on other machines "
             "to find out whether the machine is broken.",
@@ -85,50 +103,67 @@ class BrokenMachines:
             beat.node,
             len(failures),
         )
+        probes = failures[-_PROBES:]
         for record, sample in probes:
             self._run_again(record, sample)
-        self._trials[beat.name] = _Trial(probes, clock.monotonic() + TRIAL_LIMIT_S)
+        self._trials[beat.name] = _Trial(beat, probes, clock.monotonic() + TRIAL_LIMIT_S)
 
-    def _failures_of(self, name: str) -> Iterator[tuple[StepRecord, int]]:
-        """Yield the samples that have failed on a worker in a row and have not finished elsewhere since."""
-        for number, sample, _ in self._records.quick_failures.of(name):
+    def _open_or_failed(self, name: str) -> Iterator[tuple[StepRecord, int]]:
+        """Yield the samples that a worker has failed in a row, and that have not finished elsewhere since."""
+        for number, sample, _ in self._failures.of(name):
             record = self._records.by_number(number)
-            if record is not None and record.active and record.samples.outcome[sample] != Outcome.FINISHED:
+            if record is None or not record.active or record.cancelled:
+                continue
+            if record.samples.outcome[sample] not in (Outcome.FINISHED, Outcome.STOPPED_STUDY):
                 yield record, sample
 
-    def _has_other_machine(self, suspect: Heartbeat) -> bool:
-        """Tell whether a worker on another machine can run the same samples."""
-        queues = set(self._pool.groups[suspect.group].task_queues)
+    def _has_other_machine(self, suspect: Heartbeat, failures: list[tuple[StepRecord, int]]) -> bool:
+        """Tell whether a worker on another machine can run these samples."""
+        groups = {group for record, _ in failures for group in record.groups}
         return any(
-            (beat.machine, beat.host) != (suspect.machine, suspect.host) and beat.state in ("idle", "busy")
+            (beat.machine, beat.host) != (suspect.machine, suspect.host)
+            and beat.group in groups
+            and beat.state in ("idle", "busy")
             for beat in self._pool.alive.values()
-            if queues.intersection(self._pool.groups[beat.group].task_queues)
         )
 
     def _run_again(self, record: StepRecord, sample: int) -> None:
         if record.samples.outcome[sample] in (Outcome.FAILED, Outcome.HARD_FAILED):
             self._records.record_rerun(record, sample)
 
-    def _continue(self, beat: Heartbeat, trial: _Trial) -> None:
+    def _continue(self, trial: _Trial) -> None:
         outcomes = {Outcome(int(record.samples.outcome[sample])) for record, sample in trial.probes}
         if outcomes & {Outcome.FINISHED, Outcome.STOPPED_STUDY}:
-            self._convict(beat)
-        elif Outcome.OPEN not in outcomes or clock.monotonic() > trial.until or not self._has_other_machine(beat):
-            self._acquit(beat)
+            self._convict(trial.beat)
+        elif (
+            Outcome.OPEN not in outcomes
+            or clock.monotonic() > trial.until
+            or not self._has_other_machine(trial.beat, trial.probes)
+        ):
+            self._acquit(trial.beat)
 
     def _convict(self, beat: Heartbeat) -> None:
         """Take a worker out of the study; its failed samples run again elsewhere."""
-        self._convicted.add(beat.name)
-        failures = self._records.quick_failures.of(beat.name)
-        reason = how_it_ended(failures[-1][2])
-        machine = BrokenMachine(node=beat.node, worker=beat.name, reason=reason, samples=len(failures))
+        worker = beat.name.partition(".")[0]
+        failures = self._failures.of(beat.name)
+        machine = BrokenMachine(
+            node=beat.node, worker=worker, reason=how_it_ended(failures[-1][2]), samples=len(failures)
+        )
         LOGGER.warning("%s", machine.sentence)
-        for record, sample in self._failures_of(beat.name):
-            self._run_again(record, sample)
-        self._session.request_worker_stop(beat.name.partition(".")[0])
+        # All processes of its pool leave with it.
+        for name in [name for name in self._failures.writers() if name.partition(".")[0] == worker]:
+            for record, sample in list(self._open_or_failed(name)):
+                self._run_again(record, sample)
+            self._failures.convict(name)
+            self._trials.pop(name, None)
+        self._pool.exclude(beat)
+        self._session.request_worker_stop(worker)
         self._found.append(machine)
         write_broken_machines(self._path, self._found)
 
     def _acquit(self, beat: Heartbeat) -> None:
         self._trials.pop(beat.name, None)
-        self._session.heartbeats.acquit(beat.name)
+        self._failures.acquit(beat.name)
+        self._held_since.pop(beat.name, None)
+        if beat.name in self._pool.alive:
+            self._session.heartbeats.acquit(beat.name)

@@ -233,6 +233,7 @@ class Coordinator:
                 record.idle_since = now
             elif now - record.idle_since > RESEND_DELAY_S:
                 quiet.append(record)
+        quiet = [record for record in quiet if record.unassigned(self._records.leased(record)).any()]
         if quiet:
             self._records.follow(fresh=True)  # unlike `_refresh`, include all workers, also those that have left
         for record in quiet:
@@ -260,6 +261,8 @@ def _try(action: Callable[[], None]) -> None:
         action()
     except (EnsembleError, OSError) as error:
         LOGGER.error("%s", error)
+    except Exception:  # an error in the plugin; it must not end the conductor
+        LOGGER.exception("An error occurred in the coordinator, which continues.")
 
 
 def _end_on_signals() -> None:

@@ -62,8 +62,8 @@ class DeadWorkers:
         if lost:
             # A supervisor reports the death of its worker; if the supervisor is silent as well, the machine has failed.
             on_failed_machines = {writer for writer in lost if writer.partition(".")[0] in silent}
-            self._records.mark_lost(lost - on_failed_machines)
-            self._records.mark_lost(on_failed_machines, external_cause=True)
+            self._records.mark_lost(lost - on_failed_machines, is_elsewhere=self._has_other_hosts)
+            self._records.mark_lost(on_failed_machines, external_cause=True, is_elsewhere=True)
         return bool(lost)
 
     def is_dead(self, writer: str) -> bool:

@@ -55,7 +55,9 @@ class LocalWorkers:
         self._start()
 
     def _note_end(self, code: int) -> None:
-        took_a_task = (self._ledger / f"{self._worker}{SUFFIX}").exists()
+        # The processes of a pool have their own files.
+        files = (f"{self._worker}{SUFFIX}", f"{self._worker}.*{SUFFIX}")
+        took_a_task = any(any(self._ledger.glob(pattern)) for pattern in files)
         if code != EXIT_REPLACE:  # the fault of a connection to the broker is not the fault of the worker
             self._failures = 0 if took_a_task else self._failures + 1
         self._process = None

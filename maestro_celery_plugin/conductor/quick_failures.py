@@ -6,43 +6,76 @@ from typing import Any
 
 import numpy as np
 
-from maestro_celery_plugin.ledger.entries import COORDINATOR, Entries, Kind
+from maestro_celery_plugin.ledger.entries import COORDINATOR, ENTRY, Entries, Kind
 from maestro_celery_plugin.states import ExitCode
 
-__all__ = ["QuickFailures"]
+__all__ = ["FAILURES", "QuickFailures"]
 
+# A worker with this many quick failures in a row is on trial; `worker/health.py` counts in the same way.
+FAILURES = 5
 # Exit codes that are no failures.
 _OTHER = (ExitCode.SUCCESS, ExitCode.STOP_WORKERS, ExitCode.RESTART, ExitCode.RETRY)
-# An attempt that takes longer has probably done its work (`worker/health.py`).
+# An attempt that takes longer has probably done its work.
 _QUICK_US = 1_000_000
 # The number of entries that are kept for each worker.
 _KEPT = 10_000
 
 
 class QuickFailures:
-    """The quick failures of each worker since its last other result."""
+    """The quick failures of each worker since its last other result, or since it was acquitted.
 
-    def __init__(self) -> None:
+    Args:
+        is_enabled: Whether workers may run on several machines; otherwise no comparison is possible.
+    """
+
+    def __init__(self, *, is_enabled: bool = True) -> None:
+        self._is_enabled = is_enabled
         self._runs: dict[str, Entries] = {}
+        self._limits: dict[str, int] = {}
+        self._ended: set[str] = set()
 
     def apply(self, writer: str, entries: Entries) -> None:
         """Apply new entries of a writer, in their order."""
+        if not self._is_enabled or writer == COORDINATOR or writer in self._ended:
+            return
         kinds = entries["kind"]
         results = entries[(kinds == Kind.ENDED) | (kinds == Kind.REFUSED)]
-        if not len(results) or writer == COORDINATOR:
+        if not len(results):
             return
         failed = _are_failures(results)
         others = np.flatnonzero(~failed)
         if len(others):
             run = results[others[-1] + 1 :]
         else:
-            run = np.concatenate([self._runs[writer], results]) if writer in self._runs else results
+            run = np.concatenate([self._runs.get(writer, np.empty(0, ENTRY)), results])
         self._runs[writer] = run[-_KEPT:].copy()
 
     def of(self, writer: str) -> list[tuple[int, int, int]]:
         """Return (number of the step record, sample, code) of the last failures of a worker in a row, oldest first."""
         run = self._runs.get(writer, ())
         return [(int(entry["record"]), int(entry["start"]), int(entry["code"])) for entry in run]
+
+    def writers(self) -> list[str]:
+        """Return the workers with results."""
+        return list(self._runs)
+
+    def suspects(self) -> list[str]:
+        """Return the workers with so many quick failures in a row that their machine may be broken."""
+        return [writer for writer, run in self._runs.items() if len(run) >= self._limits.get(writer, FAILURES)]
+
+    def concerns(self, record: int) -> bool:
+        """Tell whether a suspect has failed samples of a step record."""
+        return any((self._runs[writer]["record"] == record).any() for writer in self.suspects())
+
+    def acquit(self, writer: str) -> None:
+        """Forget the failures of a worker; it is a suspect again after twice as many."""
+        self._runs.pop(writer, None)
+        self._limits[writer] = 2 * self._limits.get(writer, FAILURES)
+
+    def convict(self, writer: str) -> None:
+        """Forget the failures of a worker that leaves the study, and all that follow."""
+        self._runs.pop(writer, None)
+        self._ended.add(writer)
 
 
 def _are_failures(results: Entries) -> np.ndarray[Any, Any]:

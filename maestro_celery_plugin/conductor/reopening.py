@@ -44,7 +44,7 @@ class Reopening:
             self._pool.reap(beat)
         self._records.follow(fresh=True)
         external_cause = allocation.state is not AllocationState.OUT_OF_MEMORY
-        self._records.mark_lost((beat.name for beat in dead), external_cause=external_cause)
+        self._records.mark_lost((beat.name for beat in dead), external_cause=external_cause, is_elsewhere=True)
         stems = tuple(worker_stem(group, allocation.label) for group in groups)
         has_worked = any(has_stem(writer, stem) for writer in self._records.started_writers for stem in stems)
         source.record_end(allocation, has_worked=has_worked, output=last_output(self._session, stems))

@@ -45,6 +45,7 @@ class Scaling:
         for name in groups:
             session.write_group(config_of(plan.settings, name))
         self._pool = WorkerPool(session, groups, sources_of(plan, session))
+        session.heartbeats.refresh()  # otherwise a worker that has just begun on another node would count as dead
         self._pool.refresh()
         self._remaining_work = RemainingWork(plan)
         records.live_writers = self._pool.alive

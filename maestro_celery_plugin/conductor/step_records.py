@@ -12,9 +12,10 @@ import numpy as np
 
 from maestro_celery_plugin import clock
 from maestro_celery_plugin.conductor.quick_failures import QuickFailures
-from maestro_celery_plugin.conductor.step_record import StepRecord
+from maestro_celery_plugin.conductor.step_record import StepRecord, ranges_of
+from maestro_celery_plugin.config.groups import has_other_hosts
 from maestro_celery_plugin.config.settings import WorkerGroupSettings
-from maestro_celery_plugin.ledger.claims import Claims
+from maestro_celery_plugin.ledger.claims import Claims, owner_text
 from maestro_celery_plugin.ledger.entries import COORDINATOR, SUFFIX, Entries, Kind
 from maestro_celery_plugin.ledger.leases import Leases
 from maestro_celery_plugin.ledger.reader import LedgerReader
@@ -62,7 +63,7 @@ class StepRecords:
         self._by_number: dict[int, StepRecord] = {}
         self.live_writers: Container[str] = ()
         self.leases = Leases()
-        self.quick_failures = QuickFailures()
+        self.quick_failures = QuickFailures(is_enabled=has_other_hosts(plan.settings))
         self.stopped_by: str | None = None
         self.started_writers: set[str] = set()
 
@@ -118,8 +119,10 @@ class StepRecords:
         return record
 
     def state(self, record: StepRecord) -> RecordState:
-        """Return the state of a step record."""
-        return record.state(has_leases=any(self.leases.of_record(record.number)))
+        """Return the state of a step record; it is not final while a machine may be the cause of its failures."""
+        state = record.state(has_leases=any(self.leases.of_record(record.number)))
+        is_open = state is RecordState.FINISHED and self.quick_failures.concerns(record.number)
+        return RecordState.RUNNING if is_open else state
 
     def leased(self, record: StepRecord) -> np.ndarray[Any, Any]:
         """Return a mask of the samples of a step record that have a lease."""
@@ -151,7 +154,7 @@ class StepRecords:
         for name in self.leases.waiting(record.number):
             if not mask[name.start : name.stop].any():
                 continue
-            owner = None if self._claims.take(name, COORDINATOR) else self._claims.owner(name)
+            owner = None if self._claims.take(name, owner_text(COORDINATOR)) else self._claims.owner(name)
             if owner in (None, COORDINATOR):
                 self.leases.forget(name)
             else:  # its entry in the ledger is not visible yet, or it has died before it wrote the entry
@@ -263,17 +266,18 @@ class StepRecords:
         """Invalidate all messages about step records that were sent so far."""
         for record in records:
             samples = record.samples
-            if samples.cancelled_epoch <= samples.epoch:
+            if samples.cancelled_epoch < samples.epoch or not samples.epoch:
                 self._writer.append(Kind.CANCELLED, record.number, samples.epoch + 1, 0, record.manifest.samples)
         self.flush()
         self.follow()
 
-    def mark_lost(self, writers: Iterable[str], *, external_cause: bool = False) -> None:
+    def mark_lost(self, writers: Iterable[str], *, external_cause: bool = False, is_elsewhere: bool = False) -> None:
         """Record the running attempts of dead workers as lost, and revoke the leases.
 
         Args:
             writers: The dead workers.
             external_cause: Whether it is certain that no sample is the cause of their death.
+            is_elsewhere: Whether they were on other machines, so that their last entries may not be visible.
         """
         for lease in [lease for writer in writers for lease in self.leases.revoke(writer)]:
             record = self._by_number.get(lease.record)
@@ -281,6 +285,9 @@ class StepRecords:
                 mask = np.zeros(record.manifest.samples, bool)
                 mask[lease.start : lease.stop] = True
                 self._write_lost(record, mask & record.samples.running, external_cause=external_cause)
+                if is_elsewhere:
+                    for start, stop in ranges_of(mask & (record.samples.outcome == Outcome.OPEN), np.zeros_like(mask)):
+                        self._writer.append(Kind.VOID, record.number, lease.epoch, start, stop)
         self.follow()
 
     def record_lost(self, record: StepRecord, mask: np.ndarray[Any, Any]) -> None:

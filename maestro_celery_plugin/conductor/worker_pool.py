@@ -69,6 +69,7 @@ class WorkerPool:
         self._session, self._sources = session, sources
         self._ended: set[str] = set()
         self._requested_to_leave: set[str] = set()
+        self._excluded: set[str] = set()
         self.groups = groups
         self._beats: dict[str, tuple[int, float]] = {}
         self.alive: dict[str, Heartbeat] = {}
@@ -77,8 +78,10 @@ class WorkerPool:
         """Find the live workers; return the dead workers, until `reap` removes their heartbeats."""
         heartbeats = {beat.name: beat for beat in self._session.heartbeats.all()}
         for name in self.alive.keys() - heartbeats.keys():
-            if self._session.heartbeats.path_of(name).exists():  # it cannot be read now; the worker is silent at most
-                heartbeats[name] = self.alive[name]
+            beat = self.alive[name]
+            is_there = self._session.heartbeats.path_of(name).exists()  # but it cannot be read now
+            if is_there or (beat.is_here and ProcessId(*beat.process).is_alive):
+                heartbeats[name] = beat
         alive = {name: beat for name, beat in heartbeats.items() if self._is_alive(beat)}
         self.alive.clear()  # the same dictionary, which others refer to
         self.alive.update(alive)
@@ -131,6 +134,11 @@ class WorkerPool:
             if beat.group == group and beat.state in ("idle", "busy") and record not in beat.refuses
         )
 
+    def exclude(self, beat: Heartbeat) -> None:
+        """Start no more workers of a group on this machine, if a worker has shown that the machine is broken."""
+        if beat.is_here and isinstance(self._sources.get(beat.group), LocalWorkers):
+            self._excluded.add(beat.group)
+
     def machines(self, groups: Iterable[str]) -> int:
         """Return the number of machines with a live worker of these groups."""
         return len({(beat.machine, beat.host) for beat in self.alive.values() if beat.group in groups})
@@ -141,6 +149,8 @@ class WorkerPool:
         Raises:
             WorkerError: no worker can start.
         """
+        if group in self._excluded:
+            return
         source = self._sources.get(group)
         if isinstance(source, AllocationSource):
             if source.is_open or any(self._is_started_by_user(beat, group) for beat in self.alive.values()):

@@ -18,7 +18,7 @@ from typing import NamedTuple
 from maestro_celery_plugin.errors import StudyError
 from maestro_celery_plugin.ledger.store import STORE, Store
 
-__all__ = ["Claims", "MessageName"]
+__all__ = ["Claims", "MessageName", "owner_text"]
 
 # Samples per directory, so that no directory has too many links.
 _BUCKET = 4096
@@ -31,6 +31,11 @@ class MessageName(NamedTuple):
     epoch: int
     start: int
     stop: int
+
+
+def owner_text(writer: str) -> str:
+    """Return the text that identifies one attempt of a writer to take a message."""
+    return f"{writer}:{secrets.token_hex(4)}"
 
 
 class Claims:
@@ -71,14 +76,17 @@ class Claims:
                 "which workers claim samples; use another file system for the study (--out or OUTPUT_PATH)."
             ) from cause
 
-    def take(self, name: MessageName, writer: str) -> bool:
-        """Take a message for a writer; return whether it is the first to take it.
+    def take(self, name: MessageName, owner: str) -> bool:
+        """Take a message; return whether this owner is the first to take it.
+
+        Args:
+            name: The message.
+            owner: The owner, from `owner_text`; a call with the same text repeats an earlier call.
 
         Raises:
             FileNotFoundError: the study does not exist any more.
-            OSError: the claim cannot be made now; it is not known whether the message is taken.
+            OSError: it is not known whether the message is taken; call again with the same owner.
         """
-        owner = f"{writer}:{secrets.token_hex(4)}"
         try:
             self._link(owner, name)
         except FileExistsError:

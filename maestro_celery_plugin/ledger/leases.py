@@ -19,9 +19,10 @@ _RELEVANT = (Kind.SENT, Kind.TAKEN, Kind.PASSED, Kind.KEPT, Kind.RELEASED)
 
 @dataclasses.dataclass
 class Lease:
-    """The samples [start, stop) of a step record that a slot has taken and not released."""
+    """The samples [start, stop) of a step record that a slot has taken under an epoch and not released."""
 
     record: int
+    epoch: int
     start: int
     stop: int
 
@@ -45,7 +46,7 @@ class Leases:
                 self._send(name)
             elif kind == Kind.TAKEN:
                 self._take(name)
-                slots[slot] = Lease(name.record, name.start, name.stop)
+                slots[slot] = Lease(*name)
             elif kind == Kind.RELEASED:
                 slots.pop(slot, None)
             elif kind == Kind.PASSED:

@@ -110,9 +110,9 @@ class LedgerReader:
             if not name.endswith(SUFFIX):
                 continue
             writer = name.removesuffix(SUFFIX)
-            if writer in skip or writer in self.foreign:
+            if writer in skip:
                 continue
-            entries = self._read(writer, self._directory / name)
+            entries = self.read(writer)
             if len(entries):
                 yield writer, entries
 
@@ -130,9 +130,16 @@ class LedgerReader:
             found.append(f"Files of the ledger '{self._directory}' belong to another study and are ignored: {names}.")
         return found
 
-    def _read(self, writer: str, path: Path) -> Entries:
+    def read(self, writer: str) -> Entries:
+        """Return the new entries of one writer; none for a writer of another study.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
+        if writer in self.foreign:
+            return np.empty(0, ENTRY)
         state = self._files.setdefault(writer, _File())
-        size, data = self._store.read(path, state.offset, _SIZE)
+        size, data = self._store.read(self._directory / f"{writer}{SUFFIX}", state.offset, _SIZE)
         # The bytes of a short rest may change while the size does not: they may not be visible yet.
         if len(data) < _SIZE or (len(data) > _SEARCH_LIMIT and size == state.size):
             return np.empty(0, ENTRY)

@@ -129,6 +129,7 @@ class SampleStates:
         self._run(entries, ended & (entries["code"] > BROKEN), interrupted=False)
         self._end(entries, ended | (kinds == Kind.GAVE_UP))
         self._void(entries[lost])
+        self._void_ranges(entries[kinds == Kind.VOID])
         self._count(entries[lost | (ended & _are_requests(entries["code"]))])
         self._apply_reruns(entries[kinds == Kind.RERUN])
 
@@ -178,6 +179,13 @@ class SampleStates:
                 self._void_epoch = np.zeros(len(self.outcome), np.uint32)
             _advance(self._void_epoch, entries, np.ones(len(entries), bool))
             self._decide(entries["start"].astype(np.intp))
+
+    def _void_ranges(self, entries: Entries) -> None:
+        for entry in entries:
+            samples = np.arange(int(entry["start"]), min(int(entry["stop"]), len(self.outcome)))
+            singles = np.zeros(len(samples), entries.dtype)
+            singles["start"], singles["epoch"] = samples, entry["epoch"]
+            self._void(singles)
 
     def _count(self, entries: Entries) -> None:
         """Count losses and requests for another run."""

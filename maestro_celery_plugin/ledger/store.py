@@ -13,12 +13,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
 import stat
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from maestro_celery_plugin.files import refresh_directory
 
 __all__ = ["STORE", "Store"]
 
@@ -45,10 +46,7 @@ class Store:
 
     def refresh(self, directory: Path) -> None:
         """Change a directory, so that this node sees its current entries; do nothing without the directory."""
-        probe = directory / f".look-{secrets.token_hex(4)}"
-        with contextlib.suppress(FileNotFoundError):
-            os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
-            probe.unlink()
+        refresh_directory(directory)
 
     def make_directory(self, path: str) -> None:
         """Make a directory, whose parent exists; do nothing if it exists."""
@@ -116,6 +114,10 @@ class Store:
         os.close(os.dup(descriptor))
         if to_disk:
             os.fsync(descriptor)
+
+    def remove(self, path: Path) -> None:
+        """Remove a file."""
+        path.unlink(missing_ok=True)
 
     def close(self, descriptor: int) -> None:
         """Close a file."""

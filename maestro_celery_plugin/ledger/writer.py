@@ -50,6 +50,9 @@ class LedgerWriter:
             self._begin(study)
         except BaseException:
             store.close(self._fd)
+            if new:  # otherwise no later attempt to create it could succeed
+                with contextlib.suppress(OSError):
+                    store.remove(path)
             raise
 
     def _begin(self, study: int) -> None:

@@ -71,7 +71,7 @@ class WorkerStatus:
         name: Name of the worker; empty for an awaited worker.
         group: The worker group.
         node: The machine of the worker; for an awaited worker, the machines where it may start.
-        state: `starting`, `idle`, `busy`, `suspect`, `draining`, `stopping`, `dead` or `awaited`.
+        state: `starting`, `idle`, `busy`, `held`, `draining`, `stopping`, `dead` or `awaited`.
         refused: Number of messages that it has refused because they are unreadable or not of the session.
     """
 

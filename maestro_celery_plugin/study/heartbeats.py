@@ -17,7 +17,7 @@ from typing import Any
 
 from maestro_celery_plugin import clock
 from maestro_celery_plugin.config import conversion
-from maestro_celery_plugin.files import file_system_now, read_json, read_text, write_atomically
+from maestro_celery_plugin.files import file_system_now, read_json, read_text, refresh_directory, write_atomically
 from maestro_celery_plugin.processes import is_this_machine, machine_id
 
 __all__ = ["SILENCE_LIMIT_S", "ConductorWatch", "Heartbeat", "Heartbeats"]
@@ -39,7 +39,7 @@ class Heartbeat:
         process: (pid, start time) of the worker process; (0, 0) before it has started.
         slots: How many samples it runs in parallel.
         beat: A counter; if it does not change any more, the worker is dead.
-        state: `starting`, `idle`, `busy`, `suspect`, `draining` or `stopping`; a suspect takes no samples until
+        state: `starting`, `idle`, `busy`, `held`, `draining` or `stopping`; a held worker takes no samples until
             the conductor has found out why its last samples have failed (`conductor/broken_machines.py`).
         allocation: Its allocation, such as ``sim/2``; empty for a worker outside of the study's allocations.
         ends_at: End of the allocation (Unix seconds of the worker's machine); None for no end.
@@ -121,16 +121,20 @@ class Heartbeats:
             (self._workers / f"{name}.{suffix}").unlink(missing_ok=True)
 
     def acquit(self, name: str) -> None:
-        """Tell a suspect that it may continue."""
+        """Tell a held worker that it may continue."""
         (self._workers / f"{name}.acquitted").touch()
 
     def take_acquittal(self, name: str) -> bool:
-        """Tell whether a suspect may continue, and remove the answer."""
+        """Tell whether a held worker may continue, and remove the answer."""
         path = self._workers / f"{name}.acquitted"
         if not path.exists():
             return False
         path.unlink(missing_ok=True)
         return True
+
+    def refresh(self) -> None:
+        """Let `all` include workers that have begun on other nodes a moment ago (NFS caches the names of files)."""
+        refresh_directory(self._workers)
 
     def all(self, prefix: str = "") -> list[Heartbeat]:
         """Return the heartbeats of all workers whose name begins with `prefix`."""

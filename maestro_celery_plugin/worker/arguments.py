@@ -7,7 +7,7 @@ import signal
 
 from maestro_celery_plugin.config.groups import GroupConfig
 from maestro_celery_plugin.study.session import Session
-from maestro_celery_plugin.worker.lease import Lease
+from maestro_celery_plugin.worker.heartbeat_limit import HeartbeatLimit
 
 __all__ = ["LEAVE_SIGNAL", "WorkerArguments"]
 
@@ -26,7 +26,7 @@ class WorkerArguments:
         name: Name of the worker, unique in the session.
         allocation: The allocation of the worker, such as ``sim/2``; empty outside of the study's allocations.
         number: Number of the worker in its allocation, from 1.
-        lease: The lease of the worker.
+        heartbeat_limit: How long the worker may live without a heartbeat.
     """
 
     session: Session
@@ -34,4 +34,4 @@ class WorkerArguments:
     name: str
     allocation: str
     number: int
-    lease: Lease = dataclasses.field(default_factory=Lease)
+    heartbeat_limit: HeartbeatLimit = dataclasses.field(default_factory=HeartbeatLimit)

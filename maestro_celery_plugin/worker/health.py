@@ -1,8 +1,8 @@
 """The health of a worker process: whether it can run samples, or fails all of them because its machine is broken.
 
 On a broken machine (a missing interpreter, a full /tmp), samples fail within milliseconds, so that this machine would
-take and fail all samples of a study. A worker that has failed several samples quickly and in a row is a suspect: it
-takes no more samples until the coordinator has compared it with other machines (`conductor/broken_machines.py`).
+take and fail all samples of a study. A worker that has failed several samples quickly and in a row is held: it takes no
+more samples until the coordinator has compared it with other machines (`conductor/broken_machines.py`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from maestro_celery_plugin.states import Outcome, outcome_of
 
 __all__ = ["QUICK_S", "Health", "is_quick_failure"]
 
-# A worker is a suspect after this many failures in a row, and again after twice as many if it was acquitted.
+# A worker is held after this many failures in a row, and again after twice as many if it was acquitted.
 FAILURES = 5
 # A sample that fails later has probably done its work.
 QUICK_S = 1.0
@@ -37,7 +37,7 @@ class Health:
             self._failures = self._failures + 1 if failed else 0
 
     @property
-    def is_suspect(self) -> bool:
+    def is_held(self) -> bool:
         """Whether no sample may start now."""
         return self._failures >= self._limit
 

@@ -18,6 +18,7 @@ from maestro_celery_plugin import clock
 from maestro_celery_plugin.broker.messages import RangeTask, halves
 from maestro_celery_plugin.errors import LedgerError, SampleError, StudyError
 from maestro_celery_plugin.hookspecs import Attempt
+from maestro_celery_plugin.ledger.claims import owner_text
 from maestro_celery_plugin.ledger.entries import Kind
 from maestro_celery_plugin.ledger.store import STORE, Store
 from maestro_celery_plugin.plugins import plugin_manager
@@ -29,12 +30,16 @@ from maestro_celery_plugin.worker.health import Health, is_quick_failure
 from maestro_celery_plugin.worker.slots import Running, Slots
 from maestro_celery_plugin.worker.study_context import StudyContext
 
-__all__ = ["RangeTasks"]
+__all__ = ["UNTAKEN_LIMIT", "RangeTasks"]
 
 LOGGER = logging.getLogger(__name__)
 
 Send = Callable[[RangeTask, str], None]
 
+# A worker leaves after it could not take this many messages in a row.
+UNTAKEN_LIMIT = 10
+# Delay before a claim with an unknown result is tried again.
+CLAIM_DELAY_S = 1.0
 # Delay after a fault of the worker or its machine, so that a broken machine does not take many samples.
 FAULT_DELAY_S = 1.0
 
@@ -51,10 +56,11 @@ class RangeTasks:
     Attributes:
         slots: The slots of the process.
         health: Whether the process can run samples.
+        untaken: Number of messages in a row that this process could not take.
     """
 
     def __init__(self, writer: str, slots: Slots, send: Send, store: Store = STORE) -> None:
-        self.slots, self.health = slots, Health()
+        self.slots, self.health, self.untaken = slots, Health(), 0
         self._writer, self._send, self._store = writer, send, store
         self._lock = threading.Lock()
         self._studies: dict[tuple[str, str], StudyContext] = {}
@@ -67,11 +73,18 @@ class RangeTasks:
         with self.slots.take() as slot:
             try:
                 run = _RangeRun(self.slots, self.health, self._send, self._study(task), task, slot)
-                if run.claim():
-                    run.run()
+                is_claimed = run.claim()
             except (LedgerError, OSError, StudyError) as error:
                 LOGGER.error("A message about '%s' cannot be taken: %s", task.manifest, error)
+                self.untaken += 1
                 self.slots.stopping.wait(FAULT_DELAY_S)
+                return
+            self.untaken = 0
+            try:
+                if is_claimed:
+                    run.run()
+            except LedgerError as error:  # the disk is full while the worker stops, or the entries are written later
+                LOGGER.error("%s", error)
 
     def _study(self, task: RangeTask) -> StudyContext:
         key = task.study, task.study_id
@@ -116,10 +129,31 @@ class _RangeRun:
         task = self._task
         if self._study.is_invalid(task.record, task.epoch, task.start):
             return False
-        if self._study.claims.take(task.name, self._study.writer):
+        if self._take(task):
             return True
         LOGGER.info("A message was delivered twice: %s.", task)
         return False
+
+    def _take(self, task: RangeTask) -> bool:
+        """Claim a message; return whether this slot is the first to claim it.
+
+        After an error, the claim may exist or not. So the same claim is tried again until the answer is known.
+        Otherwise nobody else could take the message as long as this worker lives.
+
+        Raises:
+            FileNotFoundError: the study does not exist any more.
+            OSError: the answer is not known, and the worker stops.
+        """
+        owner = owner_text(self._study.writer)
+        while True:
+            try:
+                return self._study.claims.take(task.name, owner)
+            except FileNotFoundError:
+                raise
+            except OSError as error:
+                LOGGER.warning("The claim of a message about '%s' is tried again: %s", task.manifest, error)
+                if self._slots.stopping.wait(CLAIM_DELAY_S):
+                    raise
 
     def run(self) -> None:
         """Take the range, run a piece of it, and send the rest to the task queue."""
@@ -144,7 +178,7 @@ class _RangeRun:
         """Record that the next sample cannot run because of a fault of this worker."""
         LOGGER.error("Sample %d of '%s' cannot run here: %s", self._sample, self._task.manifest, cause)
         self._write_entry(Kind.REFUSED, self._sample, machine_number(), code=code)
-        self._health.record(failed=True)
+        self._record_health(failed=True)
         if not is_permanent(code):
             self._slots.stopping.wait(FAULT_DELAY_S)
 
@@ -157,13 +191,16 @@ class _RangeRun:
                 self._send_rest(self._sample + 1, stop)  # other workers may be able to run these samples
                 return
             self._sample += 1
+            if self._health.is_held:
+                self._send_rest(self._sample, stop)  # for other workers, or for this one when it may continue
+                return
             if self._slots.is_over_budget(clock.monotonic() - begin):
                 stop = self._send_rest(self._sample, stop)
 
     def _may_start_next(self) -> bool:
         """Tell whether the next sample may start."""
         task = self._task
-        if self._health.is_suspect or not self._slots.may_start:
+        if self._health.is_held or not self._slots.may_start:
             return False
         if self._study.is_invalid(task.record, task.epoch, self._sample):
             return False
@@ -194,14 +231,17 @@ class _RangeRun:
     def _keep(self, parts: list[RangeTask], cause: Exception) -> int:
         """Keep parts that could not be sent; return the end of the range that stays in this slot.
 
-        The broker may have received a part although it did not answer. So this slot claims each part, and leaves a part
-        that another slot has claimed.
+        The broker may have received a part although it did not answer. So this slot claims the parts in the order of
+        their samples, up to the first that somebody else has claimed.
         """
         LOGGER.warning("Samples %d to %d stay in this worker: %s.", parts[-1].start, parts[0].stop - 1, cause)
-        kept = [part for part in parts if self._study.claims.take(part.name, self._study.writer)]
-        for part in kept:
+        end = parts[-1].start
+        for part in reversed(parts):
+            if not self._take(part):
+                break
             self._write_entry(Kind.KEPT, part.start, part.stop)
-        return kept[0].stop if kept else parts[-1].start
+            end = part.stop
+        return end
 
     def _run_or_refuse(self, sample: int, mode: RunMode) -> bool:
         """Run one sample; return False if it cannot run here."""
@@ -218,7 +258,7 @@ class _RangeRun:
         is_first = directories.make(sample)
         if not is_first and mode is RunMode.FIRST and self._task.epoch == 1 and directories.is_own(sample):
             LOGGER.warning("Sample %d of '%s' has a script already.", sample, self._task.manifest)
-            return  # this worker counts as dead, and another one runs the sample; the coordinator decides
+            return  # this worker may count as dead, so that another one runs it; if not, the coordinator sends it again
         again = mode is RunMode.RESTART
         self._write_entry(Kind.STARTED, sample, code=int(again))
         environment = self._slots.launches.environment(self._slot, self._manifest)
@@ -231,9 +271,13 @@ class _RangeRun:
         kind = Kind.STOPPED if attempt.was_ended else Kind.ENDED
         self._write_entry(kind, sample, int(attempt.duration_s * 1e6), code=attempt.code)
         if kind is Kind.ENDED:
-            self._health.record(failed=is_quick_failure(attempt.code, attempt.duration_s))
+            self._record_health(failed=is_quick_failure(attempt.code, attempt.duration_s))
         self._slots.record_duration(self._task, attempt.duration_s)
         _call_hooks(attempt)
+
+    def _record_health(self, *, failed: bool) -> None:
+        if self._study.has_other_hosts:  # without another machine, no comparison is possible
+            self._health.record(failed=failed)
 
     def _as_running(self, attempt: RunningAttempt, sample: int) -> Running:
         task, study = self._task, self._study
@@ -256,6 +300,8 @@ def _fault_of(error: Exception) -> int:
     """Return the code of a sample that cannot run because of an error; log an error in the plugin."""
     if isinstance(error, OSError):
         return cannot_run_code(error.errno or errno.EIO)
+    if isinstance(error, MemoryError):
+        return cannot_run_code(errno.ENOMEM)
     if isinstance(error, SampleError):
         return UNREADABLE
     LOGGER.error("An error occurred in the worker.", exc_info=error)

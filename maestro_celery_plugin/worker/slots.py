@@ -14,8 +14,8 @@ from maestro_celery_plugin.batch.deadline import Deadline
 from maestro_celery_plugin.broker.messages import RangeTask
 from maestro_celery_plugin.study.manifest import Manifest
 from maestro_celery_plugin.worker.attempt import RunningAttempt
+from maestro_celery_plugin.worker.heartbeat_limit import HeartbeatLimit
 from maestro_celery_plugin.worker.launch_env import LaunchEnvironment
-from maestro_celery_plugin.worker.lease import Lease
 
 __all__ = ["TIME_BUDGET_S", "Running", "Slots"]
 
@@ -52,7 +52,7 @@ class Slots:
         count: Number of slots: how many samples run in parallel.
         deadline: The end of the allocation.
         launches: Environment and warning of samples that start parallel programs.
-        lease: The lease of the worker.
+        heartbeat_limit: How long the worker may live without a heartbeat.
 
     Attributes:
         launches: Environment and warning of samples that start parallel programs.
@@ -61,9 +61,11 @@ class Slots:
         stopping: Set when no further sample may start.
     """
 
-    def __init__(self, count: int, deadline: Deadline, launches: LaunchEnvironment, lease: Lease | None = None) -> None:
+    def __init__(
+        self, count: int, deadline: Deadline, launches: LaunchEnvironment, heartbeat_limit: HeartbeatLimit | None = None
+    ) -> None:
         self.launches = launches
-        self._lease = lease or Lease()
+        self._heartbeat_limit = heartbeat_limit or HeartbeatLimit()
         self.busy = 0
         self.last_work = clock.monotonic()
         self.stopping = threading.Event()
@@ -114,7 +116,7 @@ class Slots:
     @property
     def may_start(self) -> bool:
         """Whether a sample may start: this worker neither stops, nor may the conductor count it as dead."""
-        return not (self.stopping.is_set() or self._lease.is_over)
+        return not (self.stopping.is_set() or self._heartbeat_limit.is_exceeded)
 
     def has_time_for(self, task: RangeTask, manifest: Manifest) -> bool:
         """Tell whether a sample of a step record may start before the allocation ends.

@@ -5,13 +5,13 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
-import numpy as np
-
 from maestro_celery_plugin import clock
 from maestro_celery_plugin.broker.messages import RangeTask
+from maestro_celery_plugin.config.groups import has_other_hosts
 from maestro_celery_plugin.errors import StudyError
 from maestro_celery_plugin.ledger.claims import Claims
-from maestro_celery_plugin.ledger.entries import COORDINATOR, ENTRY, SUFFIX, Entries, Kind, are_sound
+from maestro_celery_plugin.ledger.entries import COORDINATOR, SUFFIX, Entries, Kind
+from maestro_celery_plugin.ledger.reader import LedgerReader
 from maestro_celery_plugin.ledger.store import STORE, Store
 from maestro_celery_plugin.ledger.writer import LedgerWriter
 from maestro_celery_plugin.plugins import open_table
@@ -42,24 +42,25 @@ class StudyContext:
         plan: The plan of the study.
         ledger: The ledger file of the process.
         claims: The claims of the study.
+        has_other_hosts: Whether workers of the study may run on several machines.
 
     Raises:
         StudyError: another study has replaced the study, or its plan cannot be read.
     """
 
     def __init__(self, root: Path, study_id: str, writer: str, store: Store = STORE) -> None:
-        self._store = store
         self.writer, self.plan = writer, StudyPlan.read(root)
         if self.plan.id != study_id:
             raise StudyError(f"The study '{root}' was launched again; this message belongs to the earlier launch.")
         path = self.plan.ledger / f"{writer}{SUFFIX}"
         to_disk = self.plan.settings.resources.sync_ledger
         self.ledger = LedgerWriter(path, self.plan.number, new=True, to_disk=to_disk, store=store)
+        self.has_other_hosts = has_other_hosts(self.plan.settings)
         self.claims = Claims(self.plan.claims, self.plan.number, store)
         self._lock = threading.Lock()
         self._runners: dict[str, tuple[Manifest, Runner]] = {}
-        self._coordinator = self.plan.ledger / f"{COORDINATOR}{SUFFIX}"
-        self._offset, self._looked_at = 0, float("-inf")
+        self._coordinator = LedgerReader(self.plan.ledger, self.plan.number, store=store)
+        self._looked_at = float("-inf")
         self._fences: dict[int, list[tuple[int, int, int]]] = {}
         self._ends: dict[int, list[tuple[int, int, int]]] = {}
 
@@ -117,17 +118,13 @@ class StudyContext:
             return
         try:
             self._looked_at = now
-            _, data = self._store.read(self._coordinator, self._offset, ENTRY.itemsize)
-            self._apply(data[: len(data) // ENTRY.itemsize * ENTRY.itemsize].view(ENTRY))
+            self._apply(self._coordinator.read(COORDINATOR))
         except OSError:
             return  # the entries are not needed now, and can be read later
         finally:
             self._lock.release()
 
     def _apply(self, entries: Entries) -> None:
-        sound = are_sound(entries)
-        entries = entries[: len(sound) if sound.all() else int(np.argmin(sound))]  # the rest may not be visible yet
-        self._offset += len(entries) * ENTRY.itemsize
         for entry in entries:
             kind, record, epoch = Kind(entry["kind"]), int(entry["record"]), int(entry["epoch"])
             start, stop = int(entry["start"]), int(entry["stop"])

@@ -36,7 +36,7 @@ from maestro_celery_plugin.processes import (
 from maestro_celery_plugin.study.session import ENVIRONMENT_VARIABLE, Session
 from maestro_celery_plugin.study.worker_identity import EXIT_REPLACE, MARKER, claim_name, log_of, mark, worker_stem
 from maestro_celery_plugin.worker.arguments import LEAVE_SIGNAL, WorkerArguments
-from maestro_celery_plugin.worker.lease import LEASE_S, Lease
+from maestro_celery_plugin.worker.heartbeat_limit import LIMIT_S, HeartbeatLimit
 
 __all__ = ["main"]
 
@@ -47,8 +47,8 @@ _STOP_LIMIT_S = 8
 KILL_GRACE_S = 1.0
 # A new worker replaces a worker that was killed or has lost its broker, up to this number of workers in sequence.
 _MAX_WORKERS = 20
-# Interval between two looks at the lease of the worker.
-_LEASE_LOOK_S = 1.0
+# Interval between two looks at the heartbeat limit of the worker.
+_LOOK_S = 1.0
 # A user may start a worker before the conductor has stored the configuration of the group.
 GROUP_LIMIT_S = 30.0
 # LSF sends SIGUSR2 at the time limit, and SIGINT before SIGTERM (bsub -W, bkill).
@@ -119,6 +119,8 @@ class _Supervisor:
         name: The name of the present worker.
         end_requested: Whether this supervisor must end, so that no further worker may start.
         leaving: Whether the present worker leaves by its own decision.
+        lost_heartbeat: Whether the present worker was killed because it could not write its heartbeat.
+        session_id: Identity of the session; a later launch in the same directory has another one.
     """
 
     session: Session
@@ -127,6 +129,12 @@ class _Supervisor:
     name: str = ""
     end_requested: bool = False
     leaving: bool = False
+    lost_heartbeat: bool = False
+    session_id: str = ""
+
+    def __post_init__(self) -> None:
+        """Remember the session."""
+        self.session_id = self.session.id
 
     def handle_signals(self) -> None:
         """Install the signal handlers, which stay until this process ends."""
@@ -162,8 +170,19 @@ class _Supervisor:
             threading.Thread(target=self._request_stop, args=(self.name,), daemon=True).start()
 
     def _request_stop(self, name: str) -> None:
-        with contextlib.suppress(OSError):
-            self.session.request_worker_stop(name)
+        with contextlib.suppress(OSError, StudyError):
+            if self.session.id == self.session_id:
+                self.session.request_worker_stop(name)
+
+    def _remove_heartbeat(self) -> None:
+        """Remove the heartbeat of a worker that has ended.
+
+        The heartbeat of a worker that could not write it stays: the conductor then finds that the machine is the cause.
+        A later launch in the same directory has its own worker of the same name.
+        """
+        with contextlib.suppress(StudyError):  # the session was removed
+            if not self.lost_heartbeat and self.session.id == self.session_id:
+                self.session.heartbeats.remove(self.name)
 
     def must_restart(self, code: int, *, in_allocation: bool) -> bool:
         """Tell whether a new worker must replace a worker.
@@ -181,19 +200,22 @@ class _Supervisor:
         Raises:
             OSError: the worker cannot start.
         """
-        self.name, self.leaving, self.doomed = arguments.name, False, 0
+        self.name, self.doomed = arguments.name, 0
+        self.leaving = self.lost_heartbeat = False
         if self.end_requested:
             return 0
         os.environ[MARKER] = mark(self.session, self.name)
         child = self._start(arguments)
         has_ended = threading.Event()
-        threading.Thread(target=self._watch_lease, args=(arguments.lease, child, has_ended), daemon=True).start()
+        threading.Thread(
+            target=self._watch_heartbeat, args=(arguments.heartbeat_limit, child, has_ended), daemon=True
+        ).start()
         status = self._wait(child)
         has_ended.set()
         signal.alarm(0)
         _try("its processes", end_descendants)
         _try("its samples", lambda: end_marked(MARKER, mark(self.session, self.name), grace_s=KILL_GRACE_S))
-        _try("its heartbeat", lambda: self.session.heartbeats.remove(self.name))
+        _try("its heartbeat", self._remove_heartbeat)
         return os.waitstatus_to_exitcode(status)
 
     def _start(self, arguments: WorkerArguments) -> int:
@@ -215,18 +237,21 @@ class _Supervisor:
             self._end_child()
         return child
 
-    def _watch_lease(self, lease: Lease, child: int, has_ended: threading.Event) -> None:
-        """Kill the worker when its lease is over; then its samples end with it."""
-        while not has_ended.wait(_LEASE_LOOK_S):
-            if lease.is_over and self.child == child:
-                print(
-                    f"worker on {host_name()}: '{self.name}' could not write its heartbeat for {LEASE_S:.0f} s. It is "
-                    "killed, because its samples will run again elsewhere.",
-                    file=sys.stderr,
-                    flush=True,
-                )
+    def _watch_heartbeat(self, limit: HeartbeatLimit, child: int, has_ended: threading.Event) -> None:
+        """Kill the worker when it could not write its heartbeat for too long; then its samples end with it."""
+        while not has_ended.wait(_LOOK_S):
+            if limit.is_exceeded and self.child == child:
+                self.lost_heartbeat = True
                 with contextlib.suppress(OSError):
                     os.kill(child, signal.SIGKILL)
+                # Last: the log is on the file system that may not answer.
+                with contextlib.suppress(OSError):
+                    print(
+                        f"worker on {host_name()}: '{self.name}' could not write its heartbeat for {LIMIT_S:.0f} s. It "
+                        "was killed, because its samples will run again elsewhere.",
+                        file=sys.stderr,
+                        flush=True,
+                    )
                 return
 
     def _wait(self, child: int) -> int:

@@ -25,7 +25,7 @@ from maestro_celery_plugin.worker.arguments import LEAVE_SIGNAL, WorkerArguments
 from maestro_celery_plugin.worker.idle_timeout import IdleTimeout
 from maestro_celery_plugin.worker.launch_env import LaunchEnvironment
 from maestro_celery_plugin.worker.prefetch import RangeRequest, gate
-from maestro_celery_plugin.worker.range_task import RangeTasks
+from maestro_celery_plugin.worker.range_task import UNTAKEN_LIMIT, RangeTasks
 from maestro_celery_plugin.worker.slots import Slots
 from maestro_celery_plugin.worker.stall_watch import LIMIT_S, StallWatch
 
@@ -97,7 +97,9 @@ class WorkerProcess:
         self._name = writer
         launches = LaunchEnvironment(writer, self._system, self._cores)
         sender = Sender(self._session, self._app)
-        self._tasks = RangeTasks(writer, Slots(slots, self._deadline, launches, self._arguments.lease), sender.send)
+        self._tasks = RangeTasks(
+            writer, Slots(slots, self._deadline, launches, self._arguments.heartbeat_limit), sender.send
+        )
         self.watch(slots)
 
     def open_in_pool(self, **_: Any) -> None:
@@ -123,49 +125,55 @@ class WorkerProcess:
         threading.Thread(target=self._watch, args=(slots,), name="watch", daemon=True).start()
 
     def _watch(self, slots: int) -> None:
-        beat, last_beat_at, last_poll_at = 0, 0.0, 0.0
+        beat, last_beat_at, last_poll_at, was_held = 0, 0.0, 0.0, False
         poll_s = LOOK_S if self._arguments.allocation else _WATCH_S
         while True:
             now = clock.monotonic()
-            if now - last_beat_at > HEARTBEAT_S:
-                beat, last_beat_at = beat + 1, now
-                if _try(lambda beat=beat: self._session.heartbeats.write(self._heartbeat(slots, beat))):  # type: ignore[misc]
-                    self._renew_lease(now)
+            if now - last_beat_at > HEARTBEAT_S or self._is_held() != was_held:
+                beat, last_beat_at, was_held = beat + 1, now, self._is_held()
+                _try(lambda beat=beat: self._beat(slots, beat))  # type: ignore[misc]
             if self._deadline.is_draining or self._stall_watch.has_stalled:
                 _try(gate.close)
             if now - last_poll_at >= poll_s:
                 last_poll_at = now
                 _try(self._end_if_necessary)
-                _try(self._hold_if_suspect)
+                _try(self._hold)
             if self._tasks is not None:
                 _try(self._tasks.flush)
                 _try(self._tasks.slots.check_running)
             clock.sleep(_WATCH_S)
 
-    def _renew_lease(self, since: float) -> None:
+    def _beat(self, slots: int, beat: int) -> None:
+        """Write the heartbeat, unless another study has replaced the study of this worker."""
+        since = clock.since_boot()
+        if self._session.id != self._session_id:
+            return
+        self._session.heartbeats.write(self._heartbeat(slots, beat))
         if self._name != self._arguments.name:
-            return  # the main process of the worker renews the lease for its pool
+            return  # the main process of the worker keeps the heartbeat limit for its pool
         self._idle_timeout.conductor.refresh()
         if self._idle_timeout.conductor.is_here:
-            self._arguments.lease.end()
+            self._arguments.heartbeat_limit.suspend()
         else:
-            self._arguments.lease.renew(since)
+            self._arguments.heartbeat_limit.renew(since)
 
     def _end_if_necessary(self) -> None:
         reason = self._end_reason()
         if reason is not None:
             self._end(reason)
 
-    def _hold_if_suspect(self) -> None:
-        """Take no messages while this process, or a process of its pool, is a suspect."""
+    def _is_held(self) -> bool:
+        return self._tasks is not None and self._tasks.health.is_held
+
+    def _hold(self) -> None:
+        """Take no messages while this process, or a process of its pool, is held (`health.py`)."""
+        heartbeats = self._session.heartbeats
         if self._tasks is not None:
-            health = self._tasks.health
-            if health.is_suspect and self._session.heartbeats.take_acquittal(self._name):
-                health.acquit()
-            is_suspect = health.is_suspect
+            if self._tasks.health.is_held and heartbeats.take_acquittal(self._name):
+                self._tasks.health.acquit()
+            gate.hold(held=self._tasks.health.is_held)
         else:
-            is_suspect = any(beat.state == "suspect" for beat in self._session.heartbeats.all(f"{self._name}."))
-        gate.hold(held=is_suspect)
+            gate.hold(held=any(beat.state == "held" for beat in heartbeats.all(f"{self._name}.")))
 
     def _heartbeat(self, slots: int, beat: int) -> Heartbeat:
         process = ProcessId.of(os.getpid())
@@ -196,14 +204,16 @@ class WorkerProcess:
             return "draining"
         if self._tasks is None:
             return "idle"
-        if self._tasks.health.is_suspect:
-            return "suspect"
+        if self._tasks.health.is_held:
+            return "held"
         return "busy" if self._tasks.slots.busy else "idle"
 
     def _end_reason(self) -> str | None:
         """Return why this process must end; None when it continues."""
         if self._is_terminated:
             return "it was asked to stop"
+        if self._tasks is not None and self._tasks.untaken >= UNTAKEN_LIMIT:
+            return f"it could not take {UNTAKEN_LIMIT} messages in a row"
         if not self._supervisor.is_alive:
             return "its supervisor has died"
         if not self._session.path.exists():

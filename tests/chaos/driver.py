@@ -38,7 +38,7 @@ def _faults(parts: Parts, *, gentle: bool, is_private: bool) -> dict[str, Callab
         faults["kill the supervisor of the broker"] = lambda: parts.kill("broker supervisor")
         faults["kill the broker and its supervisor"] = lambda: parts.kill("server", "broker supervisor")
     if not gentle:
-        everything = ("conductor", "worker", "supervisor", "broker supervisor", "server" if is_private else "")
+        everything = ("conductor", "worker", "supervisor", "broker supervisor", "server")
         faults["kill the workers"] = lambda: parts.kill("worker")
         faults["kill the supervisors"] = lambda: parts.kill("supervisor")
         faults["kill workers and supervisors"] = lambda: parts.kill("worker", "supervisor")

@@ -40,19 +40,20 @@ class Parts:
         """Return the processes of these parts; a process below the study's directory that is no other part is a sample."""
         return [process for process in psutil.process_iter() if self._part_of(process) in parts]
 
-    def _part_of(self, process: psutil.Process) -> str:
+    def _part_of(self, process: psutil.Process) -> str | None:
+        """Return the part of the study that a process belongs to; None for a process of anybody else."""
         root = str(self.study.path)
         try:
             line = " ".join(process.cmdline())
             is_own = root in line or process.cwd().startswith(root)
             if not is_own or process.pid == os.getpid() or "bin/maestro" in line or process.status() == "zombie":
-                return ""
+                return None
             if "maestro_celery_plugin.worker" in line:
                 above = process.parent()
                 is_child = above is not None and "maestro_celery_plugin.worker" in " ".join(above.cmdline())
                 return "worker" if is_child else "supervisor"
         except psutil.Error:
-            return ""
+            return None
         names = {"bin/conductor": "conductor", "broker.supervisor": "broker supervisor", "-server": "server"}
         return next((part for text, part in names.items() if text in line), "sample")
 

@@ -22,7 +22,7 @@ from maestro_celery_plugin.batch.deadline import Deadline
 from maestro_celery_plugin.conductor.publisher import Publisher
 from maestro_celery_plugin.conductor.step_records import StepRecords
 from maestro_celery_plugin.config.settings import WorkerGroupSettings
-from maestro_celery_plugin.ledger.claims import Claims, MessageName
+from maestro_celery_plugin.ledger.claims import Claims, MessageName, owner_text
 from maestro_celery_plugin.ledger.entries import Kind
 from maestro_celery_plugin.ledger.reader import LedgerReader
 from maestro_celery_plugin.worker import range_task, study_context
@@ -183,7 +183,7 @@ def test_a_message_is_taken_once_on_all_nodes(tmp_path):
 
     def take(number):
         gate.wait()
-        if nodes[number].take(name, f"w-{number}"):
+        if nodes[number].take(name, owner_text(f"w-{number}")):
             taken.append(f"w-{number}")
 
     threads = [threading.Thread(target=take, args=(number,)) for number in range(8)]

@@ -42,18 +42,18 @@ def test_a_worker_is_a_suspect_after_several_failures_in_a_row():
     health = Health()
     for failed in (*[True] * (FAILURES - 1), False, *[True] * (FAILURES - 1)):
         health.record(failed=failed)
-    assert not health.is_suspect
+    assert not health.is_held
     health.record(failed=True)
-    assert health.is_suspect
+    assert health.is_held
 
 
 def test_a_worker_that_was_acquitted_is_a_suspect_after_twice_as_many_failures():
     health = Health()
     for count in (FAILURES, 2 * FAILURES, 4 * FAILURES):
         for _ in range(count):
-            assert not health.is_suspect
+            assert not health.is_held
             health.record(failed=True)
-        assert health.is_suspect
+        assert health.is_held
         health.acquit()
 
 
@@ -125,7 +125,7 @@ def study(tmp_path):
 
 def test_a_suspect_on_the_only_machine_continues_at_once(study):
     """Given no other machine, then the samples are the cause, and none of them runs again."""
-    study.pool.add("w-1", "a", "suspect")
+    study.pool.add("w-1", "a", "held")
     study.pool.add("w-2", "a")
     study.fail("w-1")
 
@@ -136,7 +136,7 @@ def test_a_suspect_on_the_only_machine_continues_at_once(study):
 
 
 def test_a_machine_is_broken_if_its_samples_run_elsewhere(study):
-    study.pool.add("w-1", "a", "suspect")
+    study.pool.add("w-1", "a", "held")
     study.pool.add("w-2", "b", "busy")
     study.fail("w-1")
     study.machines.check()
@@ -157,7 +157,7 @@ def test_a_machine_is_broken_if_its_samples_run_elsewhere(study):
 
 
 def test_a_suspect_continues_if_its_samples_fail_elsewhere_as_well(study):
-    study.pool.add("w-1", "a", "suspect")
+    study.pool.add("w-1", "a", "held")
     study.pool.add("w-2", "b")
     study.fail("w-1")
     study.machines.check()
@@ -171,7 +171,7 @@ def test_a_suspect_continues_if_its_samples_fail_elsewhere_as_well(study):
 
 @pytest.mark.parametrize("end", ["time", "machine"])
 def test_a_suspect_continues_if_no_other_machine_runs_its_samples(study, monkeypatch, end):
-    study.pool.add("w-1", "a", "suspect")
+    study.pool.add("w-1", "a", "held")
     study.pool.add("w-2", "b", "busy")
     study.fail("w-1")
     study.machines.check()
@@ -186,7 +186,7 @@ def test_a_suspect_continues_if_no_other_machine_runs_its_samples(study, monkeyp
 
 
 def test_samples_that_a_machine_refused_run_elsewhere(study):
-    study.pool.add("w-1", "a", "suspect")
+    study.pool.add("w-1", "a", "held")
     study.pool.add("w-2", "b")
     study.fail("w-1", kind=Kind.REFUSED, code=FULL)
     study.machines.check()

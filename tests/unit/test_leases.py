@@ -57,13 +57,13 @@ def test_each_writer_and_each_step_record_has_its_own_leases():
     assert leased_samples(leases) == [0, 1, 2, 3]
     assert leased_samples(leases, record=2) == [8]
     assert leases.holders() == {"a", "b", "c"}
-    assert list(leases.of_record(2)) == [Lease(2, 8, 9)]
+    assert list(leases.of_record(2)) == [Lease(2, 1, 8, 9)]
 
 
 def test_the_leases_of_a_dead_writer_are_revoked_once():
     leases = leases_of(a=[span(TAKEN, 0, 2)], b=[span(TAKEN, 5, 6)])
 
-    assert leases.revoke("a") == [Lease(1, 0, 2)]
+    assert leases.revoke("a") == [Lease(1, 1, 0, 2)]
     assert leases.revoke("a") == []
     assert leased_samples(leases) == [5]
     assert leases.count("a") == 0

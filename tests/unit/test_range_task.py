@@ -25,7 +25,7 @@ from maestro_celery_plugin.batch.deadline import Deadline
 from maestro_celery_plugin.broker.messages import RangeTask, halves
 from maestro_celery_plugin.clock import wait_until
 from maestro_celery_plugin.conductor.step_record import uniform_ranges
-from maestro_celery_plugin.ledger.claims import Claims, MessageName
+from maestro_celery_plugin.ledger.claims import Claims, MessageName, owner_text
 from maestro_celery_plugin.ledger.entries import COORDINATOR, ENTRY, SUFFIX, Kind
 from maestro_celery_plugin.ledger.leases import Leases
 from maestro_celery_plugin.ledger.reader import LedgerReader, read_ledger
@@ -358,7 +358,7 @@ def test_only_one_of_many_processes_with_the_same_message_runs_its_sample(make, 
 
 def test_a_message_that_the_coordinator_has_taken_back_runs_no_sample(make):
     ensemble = make(samples=4)
-    ensemble.claims.take(ensemble.task().name, COORDINATOR)
+    ensemble.claims.take(ensemble.task().name, owner_text(COORDINATOR))
     work(ensemble.task())
 
     assert ensemble.runs == {}
