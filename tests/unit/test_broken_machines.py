@@ -83,6 +83,10 @@ class Pool:
     def __init__(self) -> None:
         self.groups = {"w": WorkerGroupSettings(task_queues=("merlin",))}
         self.alive: dict[str, Heartbeat] = {}
+        self.excluded: list[str] = []
+
+    def exclude(self, beat):
+        self.excluded.append(beat.name)
 
     def add(self, name, host, state="idle"):
         self.alive[name] = Heartbeat(
@@ -96,6 +100,7 @@ class Study:
         self.plan, manifest = a_study(root)
         self.session, self.pool = Session.create(self.plan.session), Pool()
         self.records = StepRecords(self.plan, self.pool.groups)
+        self.records.quick_failures = QuickFailures()  # as in a study with workers on several machines
         self.record = self.records.register(manifest)
         self.record.begin(cancelled=False)
         self.machines = BrokenMachines(self.plan, self.session, self.records, self.pool)

@@ -51,6 +51,7 @@ def worker(writer, count, send, deadline=None):
 @pytest.fixture(autouse=True)
 def no_delays(monkeypatch):
     monkeypatch.setattr(range_task, "FAULT_DELAY_S", 0.0)
+    monkeypatch.setattr(range_task, "CLAIM_DELAY_S", 0.0)
     monkeypatch.setattr(study_context, "LOOK_S", 0.0)
 
 
@@ -557,7 +558,7 @@ TRANSIENT = (errno.ESTALE, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, 
 
 @pytest.mark.parametrize("number", TRANSIENT, ids=errno.errorcode.get)
 @pytest.mark.parametrize(
-    "place", ["study.plan.StudyPlan.read", "study.manifest.Manifest.read", "plugins.open_table", "os.mkdir", "os.symlink"]
+    "place", ["study.plan.StudyPlan.read", "study.manifest.Manifest.read", "plugins.open_table", "os.mkdir"]
 )
 def test_a_fault_of_the_machine_gives_no_sample_an_outcome(make, monkeypatch, place, number):
     """Given an error of the file system or of the process, when a range is taken, the samples run elsewhere."""
@@ -613,6 +614,89 @@ def test_a_change_of_the_sample_table_refuses_the_next_sample(make):
 
     assert ensemble.rows(Kind.REFUSED) == [("REFUSED", 2, UNREADABLE)]
     assert ensemble.runs == {0: 1, 1: 1}
+
+
+@pytest.mark.parametrize("made", [False, True], ids=["no claim", "a claim"])
+def test_a_claim_with_an_unknown_result_is_tried_again(make, monkeypatch, made):
+    """Given a file server that reports an error, with or without having made the link, then the message is not lost."""
+    ensemble, symlink, calls = make(samples=1), os.symlink, []
+
+    def fail(target, path):
+        calls.append(target)
+        if made or len(calls) > 2:
+            symlink(target, path)
+        if len(calls) <= 2:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "symlink", fail)
+    work(ensemble.task())
+
+    assert ensemble.states.is_complete
+    assert len(set(calls)) == 1
+
+
+def test_a_worker_that_can_take_no_message_counts_them(make, monkeypatch):
+    ensemble = make(samples=1)
+    shutil.rmtree(ensemble.plan.claims)
+    process = worker("w-1", 1, Transport().send)
+    for count in range(3):
+        assert process.untaken == count
+        process.run(ensemble.task())
+    ensemble.claims.prepare(1)
+    process.run(ensemble.task())
+
+    assert process.untaken == 0
+
+
+def test_a_worker_whose_first_message_meets_a_full_disk_takes_the_next_one(make, monkeypatch):
+    """Given a disk that is full when the worker creates its ledger, then this file is not in its way later."""
+    ensemble = make(samples=1)
+    process = worker("w-1", 1, Transport().send)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", lambda *args: 0)
+        process.run(ensemble.task())
+    assert ensemble.runs == {}
+    process.run(ensemble.task())
+
+    assert ensemble.states.is_complete
+
+
+def test_the_parts_that_stay_have_no_gap(make):
+    """Given that the coordinator takes back a part while the broker does not answer, then only the part before it stays."""
+    ensemble = make(samples=9)
+
+    def send(task, task_queue):
+        ensemble.claims.take(MessageName(1, 1, 1, 5), owner_text(COORDINATOR))
+        raise ConnectionError("away")
+
+    worker("w-1", 1, send).run(ensemble.task())
+
+    assert ensemble.runs == {0: 1}
+    assert ensemble.claims.owner(MessageName(1, 1, 5, 9)) is None
+
+
+def test_a_worker_sees_a_cancellation_behind_damage(make):
+    ensemble = make(samples=2)
+    ensemble.append_as_coordinator(Kind.SENT, 0, 2, 1)
+    ensemble.append_as_coordinator(Kind.CANCELLED, 0, 2, 2)
+    file = ensemble.plan.ledger / f"{COORDINATOR}{SUFFIX}"
+    data = bytearray(file.read_bytes())
+    data[ENTRY.itemsize + 3] ^= 1
+    file.write_bytes(data)
+    work(ensemble.task())
+
+    assert ensemble.runs == {}
+
+
+def test_too_little_memory_is_a_fault_of_the_machine(make, monkeypatch):
+    def fail(*args, **options):
+        raise MemoryError
+
+    ensemble = make(samples=1)
+    monkeypatch.setattr(range_task.Runner, "start", fail)
+    work(ensemble.task())
+
+    assert ensemble.rows(Kind.REFUSED) == [("REFUSED", 0, cannot_run_code(errno.ENOMEM))]
 
 
 def test_an_error_in_the_plugin_refuses_the_sample(make, monkeypatch):
