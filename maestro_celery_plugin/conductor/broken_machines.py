@@ -70,10 +70,10 @@ class BrokenMachines:
     def check(self) -> None:
         """Begin, continue or end the trial of each worker with quick failures."""
         self._known.update(self._pool.alive)
-        suspects = self._failures.suspects()
-        for name in self._trials.keys() - set(suspects):
+        accused = self._failures.accused()
+        for name in self._trials.keys() - set(accused):
             self._acquit(self._trials[name].beat)  # another sample of this worker has ended otherwise
-        for name in suspects:
+        for name in accused:
             if name in self._trials:
                 self._continue(self._trials[name])
             elif name in self._known:

@@ -216,7 +216,7 @@ class Coordinator:
     def _send_due(self) -> None:
         """Send the samples whose delay has passed, and the next suspect."""
         for record in self._records:
-            if (record.waiting or record.suspect is not None) and record.active and not record.stops_early:
+            if (record.delayed or record.suspect is not None) and record.active and not record.stops_early:
                 due = record.due()
                 if due.any():
                     self._publisher.send(record, due)

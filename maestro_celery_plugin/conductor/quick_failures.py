@@ -39,7 +39,7 @@ class QuickFailures:
         if not self._is_enabled or writer == COORDINATOR or writer in self._ended:
             return
         kinds = entries["kind"]
-        results = entries[(kinds == Kind.ENDED) | (kinds == Kind.REFUSED)]
+        results = entries[(kinds == Kind.ENDED) | (kinds == Kind.NOT_RUN)]
         if not len(results):
             return
         failed = _are_failures(results)
@@ -59,16 +59,16 @@ class QuickFailures:
         """Return the workers with results."""
         return list(self._runs)
 
-    def suspects(self) -> list[str]:
+    def accused(self) -> list[str]:
         """Return the workers with so many quick failures in a row that their machine may be broken."""
         return [writer for writer, run in self._runs.items() if len(run) >= self._limits.get(writer, FAILURES)]
 
     def concerns(self, record: int) -> bool:
-        """Tell whether a suspect has failed samples of a step record."""
-        return any((self._runs[writer]["record"] == record).any() for writer in self.suspects())
+        """Tell whether an accused worker has failed samples of a step record."""
+        return any((self._runs[writer]["record"] == record).any() for writer in self.accused())
 
     def acquit(self, writer: str) -> None:
-        """Forget the failures of a worker; it is a suspect again after twice as many."""
+        """Forget the failures of a worker; it is accused again after twice as many."""
         self._runs.pop(writer, None)
         self._limits[writer] = 2 * self._limits.get(writer, FAILURES)
 
@@ -80,5 +80,5 @@ class QuickFailures:
 
 def _are_failures(results: Entries) -> np.ndarray[Any, Any]:
     quick = (results["stop"] < _QUICK_US) & ~np.isin(results["code"], _OTHER)
-    mask: np.ndarray[Any, Any] = (results["kind"] == Kind.REFUSED) | quick
+    mask: np.ndarray[Any, Any] = (results["kind"] == Kind.NOT_RUN) | quick
     return mask

@@ -73,7 +73,7 @@ class StepRecord:
         cancelled: Whether it was cancelled.
         cancelled_at: Time of the cancellation (monotonic).
         reported_state: The last state that was reported to Maestro.
-        waiting: Samples that requested another run, with the time (monotonic) when they may start.
+        delayed: Samples that requested another run, with the time (monotonic) when they may start.
         idle_since: Time (monotonic) since which a slot is free and no ledger entry has arrived; None otherwise.
         failure: Reason why no worker can run the step record; None while workers can.
         has_started: Whether a sample has started since Maestro's last submission.
@@ -93,7 +93,7 @@ class StepRecord:
     cancelled: bool = False
     cancelled_at: float | None = None
     reported_state: RecordState = RecordState.PENDING
-    waiting: dict[int, float] = dataclasses.field(default_factory=dict)
+    delayed: dict[int, float] = dataclasses.field(default_factory=dict)
     idle_since: float | None = None
     failure: str | None = None
     has_started: bool = False
@@ -117,8 +117,8 @@ class StepRecord:
         self.has_started = self.has_started or bool((entries["kind"] == Kind.STARTED).any())
         for entry in entries[entries["kind"] == Kind.ENDED]:
             if is_request(int(entry["code"])) and self.samples.outcome[entry["start"]] == Outcome.OPEN:
-                self._wait(int(entry["start"]), int(entry["code"]))
-        for entry in entries[entries["kind"] == Kind.REFUSED]:
+                self._delay(int(entry["start"]), int(entry["code"]))
+        for entry in entries[entries["kind"] == Kind.NOT_RUN]:
             if self.samples.outcome[entry["start"]] == Outcome.OPEN:
                 self._add_fault(entry)
 
@@ -128,26 +128,26 @@ class StepRecord:
         faults.epoch, faults.code, faults.count = int(entry["epoch"]), int(entry["code"]), faults.count + 1
         faults.machines.add(int(entry["stop"]))
         # The delay doubles at each try.
-        self.waiting[sample] = clock.monotonic() + min(START_DELAY_LIMIT_S, 2.0 ** (faults.count - 1))
+        self.delayed[sample] = clock.monotonic() + min(START_DELAY_LIMIT_S, 2.0 ** (faults.count - 1))
 
-    def _wait(self, sample: int, code: int) -> None:
+    def _delay(self, sample: int, code: int) -> None:
         delay_s = self.manifest.retry_delay_s
         if code < 0:  # the sample could not start: the delay doubles at each attempt
             delay_s = max(delay_s, min(START_DELAY_LIMIT_S, 2.0 ** min(6, int(self.samples.requests[sample]))))
-        self.waiting[sample] = clock.monotonic() + delay_s
+        self.delayed[sample] = clock.monotonic() + delay_s
 
     def due(self) -> np.ndarray[Any, Any]:
         """Return a mask of the samples that may start now: their delay has passed, or they are the next suspect."""
         now = clock.monotonic()
-        due = [sample for sample, when in self.waiting.items() if when <= now]
+        due = [sample for sample, when in self.delayed.items() if when <= now]
         mask = np.zeros(self.manifest.samples, bool)
         for sample in due:
-            del self.waiting[sample]
+            del self.delayed[sample]
             mask[sample] = True
         mask &= self.samples.outcome == Outcome.OPEN
         before = self.suspect
         self._exclude_suspects(mask)
-        if self.suspect is not None and self.suspect != before and self.suspect not in self.waiting:
+        if self.suspect is not None and self.suspect != before and self.suspect not in self.delayed:
             mask[self.suspect] = True
         return mask
 
@@ -170,8 +170,8 @@ class StepRecord:
             leased: Mask of the samples with a lease.
         """
         mask: np.ndarray[Any, Any] = (self.samples.outcome == Outcome.OPEN) & ~leased
-        if self.waiting:
-            mask[list(self.waiting)] = False
+        if self.delayed:
+            mask[list(self.delayed)] = False
         self._exclude_suspects(mask)
         return mask
 

@@ -221,7 +221,7 @@ class StepRecords:
     def record_rerun(self, record: StepRecord, sample: int) -> None:
         """Record that a failed sample runs again."""
         self._writer.append(Kind.RERUN, record.number, record.samples.last_epoch(sample), sample)
-        record.waiting[sample] = clock.monotonic()
+        record.delayed[sample] = clock.monotonic()
         self.follow()
 
     def give_up(self, live_machines: Callable[[StepRecord], int]) -> None:

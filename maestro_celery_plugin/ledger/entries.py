@@ -60,7 +60,7 @@ class Kind(enum.IntEnum):
     """Worker: the worker has ended the attempt at sample `start` after `stop` microseconds; it counts as lost."""
     KEPT = 11
     """Worker: the part that the slot has passed was not sent; the slot keeps it."""
-    REFUSED = 12
+    NOT_RUN = 12
     """Worker: sample `start` could not run because of a fault of the worker or its machine: `code` is that of
     `states.py`, `stop` the number of the machine. The sample has no outcome."""
     GAVE_UP = 13

@@ -124,7 +124,7 @@ class SampleStates:
             self.cancelled_epoch = max(self.cancelled_epoch, *map(int, cancelled["epoch"]), 0)
         ended, lost, stopped = kinds == Kind.ENDED, kinds == Kind.LOST, kinds == Kind.STOPPED
         _advance(self.started, entries, kinds == Kind.STARTED)
-        _advance(self.ended, entries, ended | lost | stopped | (kinds == Kind.REFUSED))
+        _advance(self.ended, entries, ended | lost | stopped | (kinds == Kind.NOT_RUN))
         self._run(entries, lost | stopped, interrupted=True)
         self._run(entries, ended & (entries["code"] > BROKEN), interrupted=False)
         self._end(entries, ended | (kinds == Kind.GAVE_UP))

@@ -177,7 +177,7 @@ class _RangeRun:
     def _refuse(self, code: int, cause: Exception) -> None:
         """Record that the next sample cannot run because of a fault of this worker."""
         LOGGER.error("Sample %d of '%s' cannot run here: %s", self._sample, self._task.manifest, cause)
-        self._write_entry(Kind.REFUSED, self._sample, machine_number(), code=code)
+        self._write_entry(Kind.NOT_RUN, self._sample, machine_number(), code=code)
         self._record_health(failed=True)
         if not is_permanent(code):
             self._slots.stopping.wait(FAULT_DELAY_S)

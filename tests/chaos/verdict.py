@@ -60,7 +60,7 @@ def _histories(study: Study) -> dict[tuple[int, int], History]:
                 history.starts.append(epoch)
             elif entry["kind"] == Kind.ENDED and not is_request(code):
                 history.outcomes.append((epoch, code))
-            elif entry["kind"] in (Kind.LOST, Kind.STOPPED, Kind.REFUSED, Kind.ENDED):
+            elif entry["kind"] in (Kind.LOST, Kind.STOPPED, Kind.NOT_RUN, Kind.ENDED):
                 history.excused.add(epoch)
     return histories
 

@@ -17,7 +17,7 @@ from maestro_celery_plugin.conductor.step_records import StepRecords
 from maestro_celery_plugin.config.settings import WorkerGroupSettings
 from maestro_celery_plugin.ledger.entries import SUFFIX, Kind
 from maestro_celery_plugin.ledger.writer import LedgerWriter
-from maestro_celery_plugin.states import BROKEN, UNREADABLE, Outcome, cannot_run_code, is_permanent
+from maestro_celery_plugin.states import BROKEN, UNREADABLE, Outcome, RecordState, cannot_run_code, is_permanent
 from maestro_celery_plugin.study.broken_machines import read_broken_machines
 from maestro_celery_plugin.study.heartbeats import Heartbeat
 from maestro_celery_plugin.study.session import Session
@@ -67,7 +67,7 @@ def ended(sample, code, duration_us=1000):
 def test_the_quick_failures_of_a_worker_are_those_since_its_last_other_result():
     failures = QuickFailures()
     failures.apply("w-1", entries(ended(0, 127), ended(1, 0), ended(2, 127)))
-    failures.apply("w-1", entries((Kind.STARTED, 3, 1), ended(3, 1), (Kind.REFUSED, 4, 1, MISSING)))
+    failures.apply("w-1", entries((Kind.STARTED, 3, 1), ended(3, 1), (Kind.NOT_RUN, 4, 1, MISSING)))
     failures.apply("w-2", entries(ended(5, 127), ended(6, 127, 2_000_000)))
 
     assert failures.of("w-1") == [(1, 2, 127), (1, 3, 1), (1, 4, MISSING)]
@@ -146,7 +146,7 @@ def test_a_machine_is_broken_if_its_samples_run_elsewhere(study):
     study.fail("w-1")
     study.machines.check()
     assert study.outcomes == ["FAILED"] * 4 + ["OPEN"] * 2
-    assert set(study.record.waiting) == {4, 5}
+    assert set(study.record.delayed) == {4, 5}
 
     study.machines.check()  # the other machine has not run them yet
     assert not study.is_acquitted("w-1")
@@ -193,13 +193,90 @@ def test_a_suspect_continues_if_no_other_machine_runs_its_samples(study, monkeyp
 def test_samples_that_a_machine_refused_run_elsewhere(study):
     study.pool.add("w-1", "a", "held")
     study.pool.add("w-2", "b")
-    study.fail("w-1", kind=Kind.REFUSED, code=FULL)
+    study.fail("w-1", kind=Kind.NOT_RUN, code=FULL)
     study.machines.check()
     study.as_worker("w-2", (Kind.ENDED, 4, 0, 2))
     study.machines.check()
 
     assert study.outcomes == ["OPEN"] * 4 + ["FINISHED", "OPEN"]
     assert study.session.worker_stop_requested("w-1")
+
+
+def test_a_trial_ends_when_another_sample_of_the_worker_finishes(study):
+    """Given a slower sample in another slot, then the machine works, and the worker continues."""
+    study.pool.add("w-1", "a", "held")
+    study.pool.add("w-2", "b")
+    study.fail("w-1")
+    study.machines.check()
+    study.as_worker("w-1", (Kind.ENDED, 8, 0, 1))
+    study.as_worker("w-2", (Kind.ENDED, 5, 0, 2))
+    study.machines.check()
+
+    assert study.is_acquitted("w-1")
+    assert read_broken_machines(study.plan.broken_machines) == []
+
+
+def test_a_step_record_is_not_finished_while_a_machine_is_on_trial(study):
+    """Given a machine that has failed the last samples, then Maestro does not see the end of the step before the trial."""
+    study.pool.add("w-1", "a", "held")
+    study.pool.add("w-2", "b")
+    study.as_worker("w-2", *[(Kind.ENDED, sample, 0, 1) for sample in range(6, 10)])
+    study.fail("w-1")
+    assert study.record.samples.is_complete
+    assert study.records.state(study.record) is RecordState.RUNNING
+
+    study.machines.check()
+    study.as_worker("w-2", (Kind.ENDED, 4, 1, 2), (Kind.ENDED, 5, 1, 2))
+    study.machines.check()
+    assert study.records.state(study.record) is RecordState.FINISHED
+
+
+def test_a_trial_goes_on_when_the_worker_dies(study):
+    study.pool.add("w-1", "a", "held")
+    study.pool.add("w-2", "b")
+    study.fail("w-1")
+    study.machines.check()
+    del study.pool.alive["w-1"]
+    study.as_worker("w-2", (Kind.ENDED, 5, 0, 2))
+    study.machines.check()
+
+    assert study.outcomes == ["OPEN"] * 5 + ["FINISHED"]
+
+
+def test_the_failures_of_all_processes_of_a_pool_run_again(study):
+    for name, samples in (("w-1.11", range(6)), ("w-1.12", range(6, 8))):
+        study.pool.add(name, "a", "held")
+        study.fail(name, samples)
+    study.pool.add("w-2", "b")
+    study.machines.check()
+    study.as_worker("w-2", (Kind.ENDED, 5, 0, 2))
+    study.machines.check()
+
+    assert study.outcomes == ["OPEN"] * 5 + ["FINISHED"]
+    assert (study.record.samples.outcome[6:8] == Outcome.OPEN).all()
+    assert study.session.worker_stop_requested("w-1")
+    assert study.pool.excluded == ["w-1.11"]
+
+
+def test_a_worker_that_is_held_without_a_trial_continues(study, monkeypatch):
+    """Given a worker that has counted other failures than the coordinator, then it does not wait for ever."""
+    study.pool.add("w-1", "a", "held")
+    study.pool.add("w-2", "b")
+    study.machines.check()
+    assert not study.is_acquitted("w-1")
+
+    later = clock.monotonic() + 11
+    monkeypatch.setattr(clock, "monotonic", lambda: later)
+    study.machines.check()
+    assert study.is_acquitted("w-1")
+
+
+def test_in_a_study_on_one_machine_no_worker_is_accused():
+    failures = QuickFailures(is_enabled=False)
+    failures.apply("w-1", entries(*[ended(sample, 127) for sample in range(9)]))
+
+    assert failures.accused() == []
+    assert not failures.concerns(1)
 
 
 # --- samples that no machine can run -----------------------------------------------------------------
@@ -229,8 +306,8 @@ def test_the_coordinator_gives_up_a_sample_that_no_machine_can_run(study, code, 
     for count in (1, 2, 3):
         study.records.give_up(lambda record: 1)
         assert study.record.samples.outcome[2] == Outcome.OPEN
-        study.as_worker(f"w-{count}", (Kind.REFUSED, 2, code, count))
-        assert 2 in study.record.waiting
+        study.as_worker(f"w-{count}", (Kind.NOT_RUN, 2, code, count))
+        assert 2 in study.record.delayed
     study.records.give_up(lambda record: 1)
 
     assert study.record.samples.outcome[2] == outcome
@@ -244,7 +321,7 @@ def test_the_delay_before_the_next_try_doubles():
     step = StepRecord(manifest, "sim", states_of(manifest), active=True)
     delays = []
     for _ in range(9):
-        step.apply(entries((Kind.REFUSED, 3, 1, FULL)))
-        delays.append(step.waiting[3] - clock.monotonic())
+        step.apply(entries((Kind.NOT_RUN, 3, 1, FULL)))
+        delays.append(step.delayed[3] - clock.monotonic())
 
     np.testing.assert_allclose(delays, [1, 2, 4, 8, 16, 32, 60, 60, 60], atol=0.2)

@@ -219,7 +219,7 @@ def test_the_messages_tell_how_the_samples_run(conductor):
         rows += [(Kind.STARTED, 1, sample, 0), (Kind.ENDED, 1, sample, 1000, code)]
     conductor.as_worker("w-1", *rows, (Kind.STARTED, 1, 6, 0), (Kind.STOPPED, 1, 6, 10), (Kind.RELEASED, 1, 0, 10))
     conductor.records.follow()
-    conductor.record.waiting.clear()
+    conductor.record.delayed.clear()
 
     assert conductor.resend() == [
         (1, 3, 2, RunMode.AGAIN), (3, 4, 2, RunMode.RESTART), (4, 5, 2, FIRST), (6, 7, 2, RunMode.RESTART), (7, 10, 2, FIRST),

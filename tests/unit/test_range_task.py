@@ -532,8 +532,8 @@ def test_a_sample_without_its_interpreter_is_refused_and_the_rest_goes_to_other_
     process.slots.record_duration(ensemble.task(), 0.1)
     process.run(ensemble.task())
 
-    assert ensemble.rows(Kind.STARTED, Kind.ENDED, Kind.REFUSED) == [
-        ("STARTED", 0, 0), ("REFUSED", 0, cannot_run_code(errno.ENOENT)),
+    assert ensemble.rows(Kind.STARTED, Kind.ENDED, Kind.NOT_RUN) == [
+        ("STARTED", 0, 0), ("NOT_RUN", 0, cannot_run_code(errno.ENOENT)),
     ]  # fmt: skip
     assert sorted((task.start, task.stop) for task in transport.sent) == [(1, 2), (2, 4)]
     assert (ensemble.states.outcome == Outcome.OPEN).all()
@@ -548,7 +548,7 @@ def test_a_worker_waits_for_a_second_after_a_start_that_a_full_disk_prevented(ma
     process.slots.stopping = ImmediateEvent()
     process.run(ensemble.task())
 
-    (entry,) = ensemble.entries[ensemble.entries["kind"] == Kind.REFUSED]
+    (entry,) = ensemble.entries[ensemble.entries["kind"] == Kind.NOT_RUN]
     assert (entry["code"], entry["stop"]) == (cannot_run_code(errno.ENOSPC), machine_number())
     assert process.slots.stopping.waits == [1.0]
 
@@ -603,7 +603,7 @@ def test_a_missing_sample_table_refuses_the_sample(make):
     Path(ensemble.manifest.table).unlink()
     work(ensemble.task(1, 3))
 
-    ((_, sample, code),) = ensemble.rows(Kind.REFUSED)
+    ((_, sample, code),) = ensemble.rows(Kind.NOT_RUN)
     assert (sample, code) in [(1, UNREADABLE), (1, cannot_run_code(errno.ENOENT))]
     assert ensemble.leases.holders() == set()
 
@@ -612,7 +612,7 @@ def test_a_change_of_the_sample_table_refuses_the_next_sample(make):
     ensemble = make(samples=5, cmd=f"{RUN}; test $(V) != v1 || echo more >> ../../../merlin_info/samples.csv")
     work(ensemble.task(), failure_rate=1.0)
 
-    assert ensemble.rows(Kind.REFUSED) == [("REFUSED", 2, UNREADABLE)]
+    assert ensemble.rows(Kind.NOT_RUN) == [("NOT_RUN", 2, UNREADABLE)]
     assert ensemble.runs == {0: 1, 1: 1}
 
 
@@ -696,7 +696,7 @@ def test_too_little_memory_is_a_fault_of_the_machine(make, monkeypatch):
     monkeypatch.setattr(range_task.Runner, "start", fail)
     work(ensemble.task())
 
-    assert ensemble.rows(Kind.REFUSED) == [("REFUSED", 0, cannot_run_code(errno.ENOMEM))]
+    assert ensemble.rows(Kind.NOT_RUN) == [("NOT_RUN", 0, cannot_run_code(errno.ENOMEM))]
 
 
 def test_an_error_in_the_plugin_refuses_the_sample(make, monkeypatch):
@@ -704,7 +704,7 @@ def test_an_error_in_the_plugin_refuses_the_sample(make, monkeypatch):
     monkeypatch.setattr(range_task.Runner, "start", lambda *args, **options: 1 / 0)
     work(ensemble.task(), failure_rate=1.0)
 
-    assert ensemble.rows(Kind.REFUSED) == [("REFUSED", 0, BROKEN)]
+    assert ensemble.rows(Kind.NOT_RUN) == [("NOT_RUN", 0, BROKEN)]
     assert ensemble.leases.holders() == set()
 
 

@@ -27,7 +27,7 @@ from maestro_celery_plugin.states import (
 
 ARRAYS = ("outcome", "code", "duration_us", "started", "ended", "requests", "losses")
 STARTED, ENDED, STOPPED, LOST, REOPENED = Kind.STARTED, Kind.ENDED, Kind.STOPPED, Kind.LOST, Kind.RERUN
-REFUSED, GAVE_UP = Kind.REFUSED, Kind.GAVE_UP
+NOT_RUN, GAVE_UP = Kind.NOT_RUN, Kind.GAVE_UP
 
 
 def states_after(*rows, **changes):
@@ -159,7 +159,7 @@ FULL = cannot_run_code(28)
     [
         ([], RunMode.FIRST),
         ([(ENDED, 0, 1, FULL)], RunMode.FIRST),
-        ([(STARTED, 0, 1), (REFUSED, 0, 1, FULL)], RunMode.FIRST),
+        ([(STARTED, 0, 1), (NOT_RUN, 0, 1, FULL)], RunMode.FIRST),
         ([*attempt(1, UNREADABLE)], RunMode.FIRST),
         ([*attempt(1, 104)], RunMode.AGAIN),
         ([*attempt(1, 100)], RunMode.RESTART),
@@ -168,9 +168,9 @@ FULL = cannot_run_code(28)
         ([(STARTED, 0, 1), (STOPPED, 0, 1, -15)], RunMode.RESTART),
         ([*attempt(1, 104), (STARTED, 0, 2), (LOST, 0, 2)], RunMode.RESTART),
         ([*attempt(1, 100), *attempt(2, 104)], RunMode.AGAIN),
-        ([*attempt(1, 100), (STARTED, 0, 2), (REFUSED, 0, 2, FULL)], RunMode.RESTART),
+        ([*attempt(1, 100), (STARTED, 0, 2), (NOT_RUN, 0, 2, FULL)], RunMode.RESTART),
         ([*attempt(1, 100), *attempt(2, FULL)], RunMode.RESTART),
-        ([*attempt(1, 104), (REFUSED, 0, 2, FULL)], RunMode.AGAIN),
+        ([*attempt(1, 104), (NOT_RUN, 0, 2, FULL)], RunMode.AGAIN),
     ],
 )
 def test_restart_runs_when_a_sample_has_run_unless_it_requested_cmd(rows, mode):
@@ -182,7 +182,7 @@ def test_restart_runs_when_a_sample_has_run_unless_it_requested_cmd(rows, mode):
 
 
 def test_a_sample_that_a_machine_could_not_run_is_open_and_has_no_code():
-    states = states_after((STARTED, 0, 1), (REFUSED, 0, 1, FULL), (REFUSED, 1, 1, BROKEN))
+    states = states_after((STARTED, 0, 1), (NOT_RUN, 0, 1, FULL), (NOT_RUN, 1, 1, BROKEN))
 
     assert states.counts() == Counts(total=10, finished=0, failed=0, running=0, pending=10)
     assert (states.requests[0], states.losses[0], states.code[0]) == (0, 0, 0)
@@ -193,14 +193,23 @@ def test_a_sample_that_a_machine_could_not_run_is_open_and_has_no_code():
     [(FULL, Outcome.FAILED), (127, Outcome.FAILED), (BROKEN, Outcome.HARD_FAILED), (UNREADABLE, Outcome.HARD_FAILED)],
 )
 def test_a_sample_fails_when_the_coordinator_gives_it_up(code, expected):
-    states = states_after((REFUSED, 0, 1, code), (GAVE_UP, 0, 1, code))
+    states = states_after((NOT_RUN, 0, 1, code), (GAVE_UP, 0, 1, code))
 
     assert (states.outcome[0], states.code[0]) == (expected, code)
 
 
-@pytest.mark.parametrize("later", [(ENDED, 0, 2, BROKEN), (GAVE_UP, 0, 2, BROKEN), (ENDED, 0, 2, 1), (REFUSED, 0, 2, FULL)])
+@pytest.mark.parametrize("later", [(ENDED, 0, 2, BROKEN), (GAVE_UP, 0, 2, BROKEN), (ENDED, 0, 2, 1), (NOT_RUN, 0, 2, FULL)])
 def test_a_finished_sample_never_changes(later):
     assert outcome(*attempt(1, 0), later) is outcome(later, *attempt(1, 0)) is Outcome.FINISHED
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_outcomes_of_a_dead_worker_that_become_visible_late_are_void(order):
+    """Given a range of a worker that counts as dead, then only attempts under later epochs decide about its samples."""
+    rows = [span(Kind.VOID, 0, 2, 3), *attempt(3, 0, 0), *attempt(3, 0, 2), *attempt(4, 3, 1)]
+    states = states_after(*rows[::order])
+
+    assert states.outcome[:3].tolist() == [Outcome.OPEN, Outcome.FAILED, Outcome.FINISHED]
 
 
 def test_an_attempt_that_was_declared_lost_has_no_outcome():

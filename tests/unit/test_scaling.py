@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
+
 import pytest
 from ensembles import a_manifest
 
@@ -15,7 +18,7 @@ from maestro_celery_plugin.errors import WorkerError
 from maestro_celery_plugin.ledger.entries import SUFFIX, Kind
 from maestro_celery_plugin.ledger.reader import read_ledger
 from maestro_celery_plugin.ledger.writer import LedgerWriter
-from maestro_celery_plugin.processes import host_name
+from maestro_celery_plugin.processes import ProcessId, host_name
 from maestro_celery_plugin.states import AllocationState, Outcome, RecordState
 from maestro_celery_plugin.study.heartbeats import Heartbeat
 from maestro_celery_plugin.study.plan import StudyPlan
@@ -182,3 +185,28 @@ def test_a_group_without_workers_fails_only_the_step_records_that_it_alone_serve
 )
 def test_the_name_of_a_worker_identifies_its_allocation(writer, is_in_allocation):
     assert has_stem(writer, worker_stem("sim", "sim/2")) == is_in_allocation
+
+
+def test_an_end_of_a_dead_worker_on_another_machine_that_becomes_visible_late_is_void(study):
+    """Given a worker whose last entries are not visible, when it counts as dead, then they never count."""
+    worker = LedgerWriter(study.plan.ledger / f"far-1{SUFFIX}")
+    worker.append(Kind.TAKEN, 2, 1, 0, 10)
+    study.records.follow()
+    study.records.mark_lost(["far-1"], external_cause=True, is_elsewhere=True)
+    worker.append(Kind.STARTED, 2, 1, 0)
+    worker.append(Kind.ENDED, 2, 1, 0, 1000)
+    worker.close()
+    study.records.follow()
+
+    assert study.by_queue["b"].samples.outcome[0] == Outcome.OPEN
+
+
+def test_a_worker_on_this_machine_whose_heartbeat_has_vanished_is_alive(study):
+    session, pool = Session(study.plan.session), study.scaling._pool
+    process = ProcessId.of(os.getpid())
+    session.heartbeats.write(dataclasses.replace(beat("near-1"), process=(process.pid, process.start)))
+    pool.refresh()
+    session.heartbeats.remove("near-1")
+
+    assert pool.refresh() == []
+    assert set(pool.alive) == {"near-1"}

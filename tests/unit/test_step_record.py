@@ -105,11 +105,11 @@ def test_a_sample_that_got_an_outcome_while_it_waited_is_not_due():
 
 def test_the_delay_of_a_sample_that_could_not_start_doubles_up_to_a_limit():
     record = a_record(*attempt(3, cannot_run_code(28)), max_retries=3000)
-    first_s = record.waiting[3] - time.monotonic()
+    first_s = record.delayed[3] - time.monotonic()
     record.apply(entries(*attempt(3, cannot_run_code(28), epoch=2)))
-    second_s = record.waiting[3] - time.monotonic()
+    second_s = record.delayed[3] - time.monotonic()
     record.apply(entries(*[row for e in range(3, 1500) for row in attempt(3, cannot_run_code(28), e)]))
-    last_s = record.waiting[3] - time.monotonic()
+    last_s = record.delayed[3] - time.monotonic()
 
     assert [round(s) for s in (first_s, second_s, last_s)] == [2, 4, 60]
 
