@@ -44,6 +44,7 @@ class Study:
         results: The workspace, for Merlin, which has no option for it.
         closing: Command of a last step without samples.
         batch: The batch block.
+        sync_ledger: Whether workers wait until the record of finished samples is on the disk.
     """
 
     table: Path
@@ -53,6 +54,7 @@ class Study:
     results: Path | None = None
     closing: str | None = None
     batch: dict[str, Any] | None = None
+    sync_ledger: bool = False
 
     def write(self, path: Path) -> None:
         """Write the specification."""
@@ -64,6 +66,8 @@ class Study:
                 "samples": {"file": str(self.table), "column_labels": ["VALUE"]},
             },
         }
+        if self.sync_ledger:
+            specification["merlin"]["resources"]["sync_ledger"] = True
         if self.batch:
             specification["batch"] = self.batch
         if self.results:

@@ -12,12 +12,12 @@ from benchmarks.tools import Tool
 from benchmarks.tools.bare_loop import BareLoop
 from benchmarks.tools.hyperqueue import HyperQueue
 from benchmarks.tools.merlin import Merlin
-from benchmarks.tools.plugin import Plugin
+from benchmarks.tools.plugin import Plugin, SyncedPlugin
 from benchmarks.tools.shell import GnuParallel, Xargs
 
 __all__ = ["TOOLS", "null_samples"]
 
-TOOLS: tuple[Tool, ...] = (BareLoop(), Plugin(), Xargs(), GnuParallel(), HyperQueue(), Merlin())
+TOOLS: tuple[Tool, ...] = (BareLoop(), Plugin(), SyncedPlugin(), Xargs(), GnuParallel(), HyperQueue(), Merlin())
 
 _Rounds = dict[str, list[Round]]
 

@@ -9,7 +9,7 @@ from benchmarks.errors import MissingToolError
 from benchmarks.processes import Processes
 from benchmarks.workloads import NullSamples, Study, write_table
 
-__all__ = ["Plugin", "command", "run_in_foreground"]
+__all__ = ["Plugin", "SyncedPlugin", "command", "run_in_foreground"]
 
 
 def command(name: str) -> Path:
@@ -34,14 +34,23 @@ class Plugin:
 
     key = "plugin"
     title = "this plugin (maestro run -fg)"
+    sync_ledger = False
 
     def prepare(self, samples: NullSamples, processes: Processes) -> None:
         """Write the specification and the sample table."""
         command("maestro")
         table = write_table(samples.directory / "samples.npy", samples.count)
-        study = Study(table=table, worker_args=f"--concurrency {samples.slots}")
+        study = Study(table=table, worker_args=f"--concurrency {samples.slots}", sync_ledger=self.sync_ledger)
         study.write(samples.directory / "study.yaml")
 
     def run(self, samples: NullSamples, processes: Processes) -> None:
         """Run the study, including the start and the end of its broker and its worker."""
         run_in_foreground(samples.directory / "study.yaml", samples.results, processes)
+
+
+class SyncedPlugin(Plugin):
+    """The same with workers that wait until the record of finished samples is on the disk."""
+
+    key = "synced"
+    title = "this plugin, sync_ledger: True"
+    sync_ledger = True
