@@ -10,6 +10,8 @@ from kombu.utils.url import url_to_parts
 from maestro_celery_plugin.broker.access import ADMIN
 from maestro_celery_plugin.broker.app import TASK_NAME, make_app, queue_for
 from maestro_celery_plugin.broker.messages import Signer
+from maestro_celery_plugin.states import RunMode
+from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.session import Session
 
 __all__ = ["Intruder", "admin_of"]
@@ -43,7 +45,9 @@ class Intruder:
         return *fields, self.signer.sign(*fields)
 
     def fields(self, start: int = 0, stop: int = 12, epoch: int = 1) -> tuple:
-        return (str(self.study.path), "sim", 1, start, stop, epoch)
+        """Return the fields of a message about the step record `sim`, as the conductor sends it."""
+        plan = StudyPlan.read(self.study.path)
+        return (str(plan.root), plan.id, "sim", 1, start, stop, epoch, int(RunMode.FIRST))
 
     def worker_log(self) -> str:
         return "".join(self.study.outputs("merlin_info/workers/*.log"))

@@ -76,16 +76,23 @@ def test_a_signature_is_valid_for_one_message_only(intruder):
     finish(intruder.study)
 
 
-def test_replayed_messages_run_no_sample_twice(intruder):
-    """Given valid messages that arrive again, even after the end of the step, then no sample runs again."""
+def test_replayed_messages_run_no_sample_twice(run):
+    """Given valid messages that arrive again, even after the end of the step, then no sample runs again.
+
+    The samples delete their scripts, so that no file of theirs shows that they have run.
+    """
+    study = run(SPEC.replace("echo run >> runs;", "echo run >> runs; rm -f $0;"))
+    study.await_text("sim/*/runs", "run", 3)
+    intruder = Intruder(study)
     signature = intruder.signer.sign(*intruder.fields())
     for _ in range(3):
         intruder.send(*intruder.fields(), signature)
-    wait_for(lambda: intruder.study.states().get("sim") == "FINISHED", "the end of the step")
+    wait_for(lambda: study.states().get("sim") == "FINISHED", "the end of the step")
     for _ in range(3):
         intruder.send(*intruder.fields(), signature)
 
-    finish(intruder.study)
+    finish(study)
+    assert REFUSAL not in intruder.worker_log()
 
 
 def test_oversized_and_invalid_messages_have_no_effect(intruder):
