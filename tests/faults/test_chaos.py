@@ -12,7 +12,7 @@ from chaos.parts import Parts
 from support import Study
 
 # Each seed with a broker and with what is broken; `make chaos SEEDS="1 2 3"` sets other seeds.
-SEEDS = [int(seed) for seed in os.environ.get("CHAOS_SEEDS", "1 2 3").split()]
+SEEDS = [int(seed) for seed in os.environ.get("CHAOS_SEEDS", "2 3").split()]
 BROKERS = ("private", "redis", "private", "rabbitmq")
 
 

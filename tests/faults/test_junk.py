@@ -72,17 +72,12 @@ UNREADABLE = {
 RAW = [b"garbage", b"\xff\xfe\x00", b"", b"[]", b"{}", b"5", b'{"body": 5}', b'{"body": "?", "properties": {}}', b"[" * 100_000]
 
 
-@pytest.fixture(params=["private", "redis", "rabbitmq"])
-def options(request) -> tuple[str, ...]:
-    """The options of `maestro run` for a broker."""
-    if request.param == "private":
-        return ()
-    return "--broker", request.getfixturevalue(f"{request.param}_server").url
-
-
-@pytest.fixture(params=["threads", "prefork"])
-def intruder(request, run, options) -> Intruder:
-    study = run(SPEC.replace("POOL", f"--pool {request.param}"), *options)
+# Each broker once, and each pool once.
+@pytest.fixture(params=["private-threads", "redis-prefork", "rabbitmq-threads"])
+def intruder(request, run) -> Intruder:
+    broker, pool = request.param.split("-")
+    options = () if broker == "private" else ("--broker", request.getfixturevalue(f"{broker}_server").url)
+    study = run(SPEC.replace("POOL", f"--pool {pool}"), *options)
     assert study.code == 0, study.output
     study.await_text("sim/*/runs", "run", 2)
     return Intruder(study)
