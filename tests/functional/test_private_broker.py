@@ -20,6 +20,7 @@ from maestro_celery_plugin.broker.app import count_waiting, declare, make_app, q
 from maestro_celery_plugin.broker.messages import RangeTask
 from maestro_celery_plugin.broker.sender import Sender
 from maestro_celery_plugin.errors import BrokerError
+from maestro_celery_plugin.states import RunMode
 from maestro_celery_plugin.study.session import BrokerLocation, Session
 
 # `private.start` leaves the supervisor running on purpose.
@@ -108,7 +109,7 @@ def use(session: Session) -> None:
     """Send, count and receive a message, and send and receive an event, as workers and monitors do."""
     app, queue = make_app(session, 5), queue_for(session, "q")
     declare(app, [queue])
-    Sender(session, app).send(RangeTask("/study", "sim", 1, 0, 5, 1), "q")
+    Sender(session, app).send(RangeTask("/study", "0", "sim", 1, 0, 5, 1, RunMode.FIRST), "q")
     assert count_waiting(app, [queue]) == 1
     events = []
     app.conf.event_queue_expires = None  # kombu runs a script for a queue that expires, and the user may not do that
