@@ -123,7 +123,7 @@ class BrokenMachines:
         return any(
             (beat.machine, beat.host) != (suspect.machine, suspect.host)
             and beat.group in groups
-            and beat.state in ("idle", "busy")
+            and beat.state in ("starting", "idle", "busy")
             for beat in self._pool.alive.values()
         )
 
@@ -132,6 +132,9 @@ class BrokenMachines:
             self._records.record_rerun(record, sample)
 
     def _continue(self, trial: _Trial) -> None:
+        for record, sample in trial.probes:
+            if self._has_failed_beside(trial.beat, record, sample):
+                self._run_again(record, sample)  # another worker of the same machine has taken it
         outcomes = {Outcome(int(record.samples.outcome[sample])) for record, sample in trial.probes}
         if outcomes & {Outcome.FINISHED, Outcome.STOPPED_STUDY}:
             self._convict(trial.beat)
@@ -141,6 +144,16 @@ class BrokenMachines:
             or not self._has_other_machine(trial.beat, trial.probes)
         ):
             self._acquit(trial.beat)
+
+    def _has_failed_beside(self, suspect: Heartbeat, record: StepRecord, sample: int) -> bool:
+        """Tell whether another worker on the same machine has failed a sample."""
+        neighbours = [
+            beat.name
+            for beat in self._known.values()
+            if beat.name != suspect.name and (beat.machine, beat.host) == (suspect.machine, suspect.host)
+        ]
+        place = (record.number, sample)
+        return any(place == failure[:2] for name in neighbours for failure in self._failures.of(name))
 
     def _convict(self, beat: Heartbeat) -> None:
         """Take a worker out of the study; its failed samples run again elsewhere."""

@@ -128,6 +128,16 @@ def study(tmp_path):
     return Study(tmp_path / "study")
 
 
+def test_a_trial_waits_for_a_machine_whose_worker_is_starting(study):
+    study.pool.add("w-1", "a", "held")
+    study.pool.add("w-2", "b", "starting")
+    study.fail("w-1")
+    study.machines.check()
+
+    assert not study.is_acquitted("w-1")
+    assert set(study.record.delayed) == {4, 5}
+
+
 def test_a_suspect_on_the_only_machine_continues_at_once(study):
     """Given no other machine, then the samples are the cause, and none of them runs again."""
     study.pool.add("w-1", "a", "held")
@@ -172,6 +182,23 @@ def test_a_suspect_continues_if_its_samples_fail_elsewhere_as_well(study):
     assert study.is_acquitted("w-1")
     assert study.outcomes == ["FAILED"] * 6
     assert read_broken_machines(study.plan.broken_machines) == []
+
+
+def test_a_failure_on_another_worker_of_the_same_machine_is_no_evidence(study):
+    """Given two workers on a broken machine, when the second fails the probes of the first, they run again elsewhere."""
+    study.pool.add("w-1", "a", "held")
+    study.pool.add("w-2", "a")
+    study.pool.add("w-3", "b", "busy")
+    study.fail("w-1")
+    study.machines.check()
+    study.as_worker("w-2", (Kind.ENDED, 4, 127, 2), (Kind.ENDED, 5, 127, 2))
+    study.machines.check()
+    assert study.outcomes == ["FAILED"] * 4 + ["OPEN"] * 2
+    assert not study.is_acquitted("w-1")
+
+    study.as_worker("w-3", (Kind.ENDED, 4, 0, 3))
+    study.machines.check()
+    assert study.session.worker_stop_requested("w-1")
 
 
 @pytest.mark.parametrize("end", ["time", "machine"])
