@@ -83,7 +83,6 @@ def _cancel(plan: StudyPlan) -> Iterator[str]:
         session.request_stop()
     except OSError as error:
         yield f"Workers on other machines cannot be asked to end: {error}."
-    yield from end_here(plan.root)
     elsewhere = workers_elsewhere(session)
     if elsewhere:
         yield f"Workers on other machines were asked to end; this machine cannot reach them: {elsewhere}."
@@ -95,6 +94,7 @@ def _cancel(plan: StudyPlan) -> Iterator[str]:
         except (OSError, DamagedFileError) as error:
             yield f"The batch job of allocation '{path.parent.parent.name}/{path.parent.name}' may still run: {error}"
     yield from NativeSteps(plan).cancel_orphans()
+    yield from end_here(plan.root)  # last: the batch systems end the processes of their jobs, also those on this machine
 
 
 def end_here(root: Path) -> Iterator[str]:
