@@ -94,7 +94,8 @@ def _cancel(plan: StudyPlan) -> Iterator[str]:
         except (OSError, DamagedFileError) as error:
             yield f"The batch job of allocation '{path.parent.parent.name}/{path.parent.name}' may still run: {error}"
     yield from NativeSteps(plan).cancel_orphans()
-    yield from end_here(plan.root)  # last: the batch systems end the processes of their jobs, also those on this machine
+    # Last: a batch system ends the processes of its jobs, also those on this machine.
+    yield from end_here(plan.root)
 
 
 def end_here(root: Path) -> Iterator[str]:
