@@ -11,7 +11,9 @@ import time
 
 import psutil
 import redis
+from amqp.exceptions import AMQPError
 from kombu import Connection
+from kombu.exceptions import KombuError
 from support import Study
 
 from maestro_celery_plugin.study.session import Session
@@ -111,7 +113,9 @@ class Parts:
 
     def _on_queue(self, operation: str) -> None:
         queue = Session(self.study.path / "merlin_info" / "session").queue("merlin")
-        with contextlib.suppress(Exception), Connection(self._url, connect_timeout=3) as connection:
+        # The broker may be down; amqp and kombu raise their own errors.
+        errors = (OSError, AMQPError, KombuError)
+        with contextlib.suppress(*errors), Connection(self._url, connect_timeout=3) as connection:
             getattr(connection.default_channel, operation)(queue)
 
     def freeze_and_drop(self) -> None:

@@ -110,8 +110,6 @@ def test_a_refusal_of_the_batch_system_is_logged(run, cluster):
 @pytest.fixture
 def banner(cluster, environment, tmp_path):
     """A cluster of LSF whose `bsub` prints the number of another job of the user first; the number of this job."""
-    if cluster.type != "lsf":
-        pytest.skip("Maestro submits to Flux through its interface")
     script = "#!/bin/sh\nsleep 300\n"
     subprocess.run([cluster.commands / "bsub"], input=script, env=environment, check=True, text=True, cwd=tmp_path)
     bsub = tmp_path / "bin" / "bsub"
@@ -122,6 +120,7 @@ def banner(cluster, environment, tmp_path):
     return 1
 
 
+@pytest.mark.parametrize("cluster", ["lsf"], indirect=True)  # Maestro submits to Flux through its Python interface
 def test_a_number_in_a_banner_is_not_the_job(run, cluster, banner):
     """Given `bsub` with a banner, then the study cancels its own job, and not the job whose number is in the banner."""
     study = run(STUDY.format(type=cluster.type, cmd="sleep 300"), "-s", "2")
