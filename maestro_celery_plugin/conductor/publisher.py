@@ -14,6 +14,7 @@ from maestro_celery_plugin.broker import private
 from maestro_celery_plugin.broker.app import declare, make_app, queue_for
 from maestro_celery_plugin.broker.messages import RangeTask
 from maestro_celery_plugin.broker.sender import Sender
+from maestro_celery_plugin.conductor.recall import Recall
 from maestro_celery_plugin.conductor.step_record import MAX_RANGES, StepRecord, ranges_of, uniform_ranges
 from maestro_celery_plugin.conductor.step_records import StepRecords
 from maestro_celery_plugin.errors import BrokerError
@@ -52,7 +53,7 @@ class Publisher:
         is_dead: Callable[[str], bool],
     ) -> None:
         self._plan, self._session, self._records, self._task_queues = plan, session, records, task_queues
-        self._is_dead = is_dead
+        self._recall = Recall(records, is_dead)
         self._sender: Sender | None = None
         self._generation: str | None = None
 
@@ -99,7 +100,7 @@ class Publisher:
         record.idle_since = None
         if self._sender is None:
             raise BrokerError("There is no connection to the broker.")
-        mask = self._records.take_back(record, mask, self._is_dead)
+        mask = self._recall.take_back(record, mask)
         self._records.record_lost(record, mask & record.samples.running)
         epoch = record.samples.epoch + 1
         ranges = self._ranges(record, mask, epoch)

@@ -15,7 +15,7 @@ from maestro_celery_plugin.conductor.quick_failures import QuickFailures
 from maestro_celery_plugin.conductor.step_record import StepRecord, ranges_of
 from maestro_celery_plugin.config.groups import has_other_hosts
 from maestro_celery_plugin.config.settings import WorkerGroupSettings
-from maestro_celery_plugin.ledger.claims import Claims, owner_text
+from maestro_celery_plugin.ledger.claims import Claims
 from maestro_celery_plugin.ledger.entries import COORDINATOR, SUFFIX, Entries, Kind
 from maestro_celery_plugin.ledger.leases import Leases
 from maestro_celery_plugin.ledger.reader import LedgerReader
@@ -46,6 +46,7 @@ class StepRecords:
 
     Attributes:
         leases: The leases of the workers.
+        claims: The claims of the study.
         stopped_by: Sentence that names the sample which requested to stop the study; None without such a sample.
         started_writers: The writers that have started a sample.
         live_writers: The live workers; `Scaling` keeps them up to date.
@@ -58,7 +59,7 @@ class StepRecords:
         self._writer = LedgerWriter(plan.ledger / f"{COORDINATOR}{SUFFIX}", plan.number, to_disk=to_disk, store=store)
         self._reader = LedgerReader(plan.ledger, plan.number, PATIENCE_S, self._is_live, store=store)
         self._reported_damage: set[str] = set()
-        self._claims = Claims(plan.claims, plan.number, store)
+        self.claims = Claims(plan.claims, plan.number, store)
         self._records: dict[str, StepRecord] = {}
         self._by_number: dict[int, StepRecord] = {}
         self.live_writers: Container[str] = ()
@@ -131,44 +132,6 @@ class StepRecords:
     def waiting(self, record: StepRecord) -> np.ndarray[Any, Any]:
         """Return a mask of the samples of a step record about which a message waits in a task queue, or was lost."""
         return self.leases.waiting_mask(record.number, record.manifest.samples)
-
-    def take_back(
-        self, record: StepRecord, mask: np.ndarray[Any, Any], is_dead: Callable[[str], bool]
-    ) -> np.ndarray[Any, Any]:
-        """Take back the waiting messages about samples, so that no worker can take them any more.
-
-        Args:
-            record: The step record.
-            mask: Samples without an outcome.
-            is_dead: Tells whether a worker counts as dead.
-
-        Returns:
-            A mask of the samples in `mask` that no live worker has.
-
-        Raises:
-            OSError: the claims cannot be made now.
-        """
-        self._claims.prepare(record.number)
-        free: np.ndarray[Any, Any] = mask & ~self.leased(record)
-        owners = {}
-        for name in self.leases.waiting(record.number):
-            if not mask[name.start : name.stop].any():
-                continue
-            owner = None if self._claims.take(name, owner_text(COORDINATOR)) else self._claims.owner(name)
-            if owner in (None, COORDINATOR):
-                self.leases.forget(name)
-            else:  # its entry in the ledger is not visible yet, or it has died before it wrote the entry
-                free[name.start : name.stop] = False
-                owners[name] = owner
-        if not any(map(is_dead, owners.values())):
-            return free
-        self.follow(fresh=True)
-        for name in set(owners).intersection(self.leases.waiting(record.number)):
-            if is_dead(owners[name]):
-                self.leases.forget(name)
-                free[name.start : name.stop] = mask[name.start : name.stop]
-        free &= ~self.leased(record)
-        return free
 
     # --- reading the ledger ---
 

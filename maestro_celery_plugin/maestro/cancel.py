@@ -6,7 +6,7 @@ Maestro writes a request to the conductor (conductor.py:283), which a dead condu
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from maestro_celery_plugin.batch.allocation import Allocation, allocation_files, read_allocation
@@ -14,7 +14,8 @@ from maestro_celery_plugin.conductor.batch_jobs import BatchJobs
 from maestro_celery_plugin.config.groups import allocation_name, batch_of
 from maestro_celery_plugin.config.settings import BatchSettings
 from maestro_celery_plugin.errors import AllocationError, DamagedFileError, EnsembleError
-from maestro_celery_plugin.maestro.native_steps import NativeSteps
+from maestro_celery_plugin.maestro.cancel_report import CancelReport
+from maestro_celery_plugin.maestro.native_orphans import NativeOrphans
 from maestro_celery_plugin.plugins import batch_system
 from maestro_celery_plugin.processes import ProcessId
 from maestro_celery_plugin.study.conductor_lock import has_conductor
@@ -22,7 +23,7 @@ from maestro_celery_plugin.study.plan import CANCEL_REQUEST, StudyPlan
 from maestro_celery_plugin.study.session import Session
 from maestro_celery_plugin.study.study_processes import Ended, StudyProcesses
 
-__all__ = ["batch_settings", "cancel_all", "cancel_orphans", "described", "end_here", "workers_elsewhere"]
+__all__ = ["batch_settings", "cancel_all", "cancel_orphans", "described", "workers_elsewhere"]
 
 # The number of workers on other machines that a message names.
 _SHOWN = 5
@@ -36,7 +37,7 @@ def cancel_all(cancel: Callable[[], int], directories: Sequence[Path]) -> int:
         directories: Directories of ensemble studies.
 
     Returns:
-        The exit code.
+        The exit code: that of Maestro's part, or 1 if something may still run.
     """
     before = [_note_time(directory) for directory in directories]
     code = cancel()
@@ -44,8 +45,10 @@ def cancel_all(cancel: Callable[[], int], directories: Sequence[Path]) -> int:
         if _note_time(directory) == time_ns:
             continue  # the user has declined
         try:
-            for sentence in cancel_orphans(StudyPlan.read(directory)):
+            report = cancel_orphans(StudyPlan.read(directory))
+            for sentence in report.sentences:
                 print(sentence)
+            code = code if report.is_complete else 1
         except (EnsembleError, OSError) as error:
             print(f"maestro: error: {error}", file=sys.stderr)
             code = 1
@@ -58,54 +61,60 @@ def _note_time(study: Path) -> int:
     return note.stat().st_mtime_ns if note.exists() else 0
 
 
-def cancel_orphans(plan: StudyPlan) -> list[str]:
+def cancel_orphans(plan: StudyPlan) -> CancelReport:
     """Cancel the processes and jobs of a study, if it has no conductor.
 
     Returns:
-        A report in sentences; empty for a dry run, and for a study whose conductor will cancel it.
+        The report; it is empty for a dry run, and for a study whose conductor will cancel it.
 
     Raises:
         OSError: the files of the study cannot be read.
     """
+    report = CancelReport()
     if has_conductor(plan) or not plan.session.exists():
-        return []
-    sentences = list(_cancel(plan))
-    if not sentences:
-        return ["This study has no conductor, and no workers, samples or jobs."]
-    resume = f"`maestro-celery resume {plan.root}` would continue it."
-    return ["This study has no conductor. What it has left is cancelled:", *sentences, resume]
+        return report
+    _cancel(plan, report)
+    if report.sentences:
+        report.sentences.insert(0, "This study has no conductor. What it has left is cancelled:")
+        report.add(f"`maestro-celery resume {plan.root}` would continue it.")
+    else:
+        report.add("This study has no conductor, and no workers, samples or jobs.")
+    return report
 
 
-def _cancel(plan: StudyPlan) -> Iterator[str]:
+def _cancel(plan: StudyPlan, report: CancelReport) -> None:
     """End what a dead conductor has left; an error of one part does not stop the others."""
     session = Session(plan.session)
     try:
         session.request_stop()
     except OSError as error:
-        yield f"Workers on other machines cannot be asked to end: {error}."
+        report.add_left(f"Workers on other machines cannot be asked to end: {error}.")
     elsewhere = workers_elsewhere(session)
     if elsewhere:
-        yield f"Workers on other machines were asked to end; this machine cannot reach them: {elsewhere}."
+        report.add(f"Workers on other machines were asked to end; this machine cannot reach them: {elsewhere}.")
     for path in allocation_files(plan.allocations):
         try:
             allocation = read_allocation(path)
             if allocation.is_open or allocation.is_submission_unknown:
-                yield from _cancel_allocation(allocation, batch_settings(plan, allocation.name))
+                _cancel_allocation(allocation, batch_settings(plan, allocation.name), report)
         except (OSError, DamagedFileError) as error:
-            yield f"The batch job of allocation '{path.parent.parent.name}/{path.parent.name}' may still run: {error}"
-    yield from NativeSteps(plan).cancel_orphans()
+            label = f"{path.parent.parent.name}/{path.parent.name}"
+            report.add_left(f"The batch job of allocation '{label}' may still run: {error}")
+    NativeOrphans(plan).cancel(report)
     # Last: a batch system ends the processes of its jobs, also those on this machine.
-    yield from end_here(plan.root)
+    _end_here(plan.root, report)
 
 
-def end_here(root: Path) -> Iterator[str]:
-    """End all processes of a study on this machine; yield what was ended, and what cannot be ended."""
+def _end_here(root: Path, report: CancelReport) -> None:
+    """End all processes of a study on this machine; report what was ended, and what cannot be ended."""
     ended = StudyProcesses(root).end_all()
     text = described(ended)
     if text:
-        yield f"Ended on this machine: {text}."
+        report.add(f"Ended on this machine: {text}.")
     if ended.remaining:
-        yield f"These processes cannot be ended: {', '.join(map(str, ended.remaining))}; end them as their user."
+        report.add_left(
+            f"These processes cannot be ended: {', '.join(map(str, ended.remaining))}; end them as their user."
+        )
     heartbeats = Session(root / "merlin_info" / "session").heartbeats
     for beat in heartbeats.all():
         if beat.is_here and not ProcessId(*beat.process).is_alive:
@@ -141,7 +150,7 @@ def batch_settings(plan: StudyPlan, allocation: str) -> BatchSettings:
     return by_name.get(allocation, plan.settings.batch)
 
 
-def _cancel_allocation(allocation: Allocation, settings: BatchSettings) -> Iterator[str]:
+def _cancel_allocation(allocation: Allocation, settings: BatchSettings, report: CancelReport) -> None:
     """Cancel the open job of an allocation, and release the allocation."""
     system = batch_system(settings.type)
     if system is None:
@@ -158,6 +167,6 @@ def _cancel_allocation(allocation: Allocation, settings: BatchSettings) -> Itera
         allocation.store()
         jobs.cancel(allocation.job, allocation.directory)
     except AllocationError as error:
-        yield f"Job {allocation.job or '(unknown)'} of {name} may still run: {error}"
+        report.add_left(f"Job {allocation.job or '(unknown)'} of {name} may still run: {error}")
     else:
-        yield f"Job {allocation.job} of {name} is cancelled."
+        report.add(f"Job {allocation.job} of {name} is cancelled.")

@@ -15,7 +15,7 @@ from maestro_celery_plugin.conductor.batch_jobs import BatchJobs
 from maestro_celery_plugin.errors import AllocationError, EnsembleError, StudyError
 from maestro_celery_plugin.maestro.cancel import batch_settings, described, workers_elsewhere
 from maestro_celery_plugin.maestro.launch_options import check_output
-from maestro_celery_plugin.maestro.native_steps import NativeSteps
+from maestro_celery_plugin.maestro.native_orphans import NativeOrphans
 from maestro_celery_plugin.plugins import batch_system
 from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.session import Session
@@ -80,4 +80,4 @@ def _open_jobs(directory: Path) -> Iterator[str]:
     except (AllocationError, StudyError, OSError) as error:
         yield f"perhaps batch jobs ({error})"
     if plan is not None:
-        yield from NativeSteps(plan).open_jobs()
+        yield from NativeOrphans(plan).open_jobs()

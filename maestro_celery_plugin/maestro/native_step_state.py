@@ -33,13 +33,16 @@ class NativeStepState:
     """The stored state of a native step record.
 
     Args:
-        directory: The directory of the state.
+        path: The directory of the state.
+
+    Attributes:
+        path: The directory of the state.
     """
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        self._finished = directory / "finished"
-        self._job = directory / "job.json"
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._finished = path / "finished"
+        self._job = path / "job.json"
 
     @property
     def has_finished(self) -> bool:
@@ -48,7 +51,7 @@ class NativeStepState:
 
     def record_finished(self) -> None:
         """Record that the step record has finished."""
-        self._directory.mkdir(parents=True, exist_ok=True)
+        self.path.mkdir(parents=True, exist_ok=True)
         self._finished.touch()
 
     def read_job(self) -> Any:
@@ -77,7 +80,7 @@ class NativeStepState:
     @property
     def is_running_here(self) -> bool:
         """Whether a script that a conductor has started on this machine still runs."""
-        return is_locked(self._directory / "lock")
+        return is_locked(self.path / "lock")
 
     def forget_job(self) -> None:
         """Record that the submission has failed."""
@@ -85,16 +88,16 @@ class NativeStepState:
 
     def write_job(self, id: Any, directory: Path | str | None = None) -> None:
         """Record the job and the directory of its submission; None until its identifier is known."""
-        self._directory.mkdir(parents=True, exist_ok=True)
+        self.path.mkdir(parents=True, exist_ok=True)
         values = {"job": id, "directory": None if directory is None else str(directory)}
         # JSON can store only numbers and text.
         write_atomically(self._job, json.dumps(values, default=lambda other: None))
 
     def write_run_once_script(self, script: str) -> str:
         """Write a script that runs another script once, and records its end; return the path."""
-        self._directory.mkdir(parents=True, exist_ok=True)
-        guard = self._directory / "run.sh"
-        places = {"lock": self._directory / "lock", "finished": self._finished, "script": script}
+        self.path.mkdir(parents=True, exist_ok=True)
+        guard = self.path / "run.sh"
+        places = {"lock": self.path / "lock", "finished": self._finished, "script": script}
         text = _GUARD.format(**{name: shlex.quote(str(place)) for name, place in places.items()})
         write_atomically(guard, text, mode=0o755)
         return str(guard)

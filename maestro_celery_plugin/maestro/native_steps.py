@@ -11,10 +11,10 @@ import dataclasses
 import getpass
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, unquote
+from urllib.parse import quote
 
 from maestrowf.abstracts.enums import CancelCode, JobStatusCode, State, SubmissionCode
 from maestrowf.abstracts.interfaces import ScriptAdapter
@@ -22,7 +22,6 @@ from maestrowf.interfaces import ScriptAdapterFactory
 from maestrowf.interfaces.script import SubmissionRecord
 
 from maestro_celery_plugin.batch.ownership import check_owner, confirmed_job, find_job
-from maestro_celery_plugin.conductor.batch_jobs import BatchJobs
 from maestro_celery_plugin.config import conversion
 from maestro_celery_plugin.config.settings import BatchSettings
 from maestro_celery_plugin.config.step_entry import SHELL_KEY
@@ -245,47 +244,6 @@ class NativeSteps:
             LOGGER.error("The batch system does not report the states of jobs now (%s).", code.name)
             return {}
         return {by_id[id]: state for id, state in states.items() if id in by_id}
-
-    def cancel_orphans(self) -> Iterator[str]:
-        """Cancel the batch jobs of a dead conductor; yield a sentence for each job and each running script."""
-        for path in sorted(self._plan.native.glob("*")):
-            record, state = unquote(path.name), NativeStepState(path)
-            if state.is_running_here:
-                yield f"The script of '{record}' still runs; `pgrep -f {path}/run.sh` shows its process."
-            elif state.is_interrupted:
-                yield f"The submission of '{record}' was interrupted; look for its job in the queue, and cancel it."
-            elif not state.has_finished and state.read_job() is not None:
-                yield from self._cancel_orphan(NativeJob(record, state.read_job()))
-
-    def _cancel_orphan(self, job: NativeJob) -> Iterator[str]:
-        system = batch_system(self._plan.settings.batch.type)
-        if system is None:
-            return
-        try:
-            if not system.reports([str(job)])[str(job)].state.is_open:
-                return
-            BatchJobs(system, self._plan.settings.batch).cancel(str(job), self._state(job.record).directory)
-        except AllocationError as error:
-            yield f"Job {job} of '{job.record}' may still run: {error}"
-        else:
-            yield f"Job {job} of '{job.record}' is cancelled."
-
-    def open_jobs(self) -> Iterator[str]:
-        """Yield the batch jobs of a dead conductor that are open, or that may be open because nobody can tell."""
-        system = batch_system(self._plan.settings.batch.type)
-        if system is None:
-            return
-        for path in sorted(self._plan.native.glob("*")):
-            state = NativeStepState(path)
-            job = state.read_job()
-            if state.is_interrupted:
-                yield f"perhaps a batch job of '{unquote(path.name)}', whose submission was interrupted"
-            elif job is not None and not state.has_finished:
-                try:
-                    if system.reports([str(job)])[str(job)].state.is_open:
-                        yield f"the batch job {job}"
-                except AllocationError as error:
-                    yield f"perhaps the batch job {job} ({error})"
 
     def cancel(self, jobs: Iterable[NativeJob]) -> CancelCode:
         """Cancel batch jobs; return ERROR unless the batch system accepts the cancellation."""

@@ -11,14 +11,12 @@ import errno
 import logging
 import signal
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 from maestro_celery_plugin import clock
-from maestro_celery_plugin.broker.messages import RangeTask, halves
+from maestro_celery_plugin.broker.messages import RangeTask
 from maestro_celery_plugin.errors import LedgerError, SampleError, StudyError
 from maestro_celery_plugin.hookspecs import Attempt
-from maestro_celery_plugin.ledger.claims import owner_text
 from maestro_celery_plugin.ledger.entries import Kind
 from maestro_celery_plugin.ledger.store import STORE, Store
 from maestro_celery_plugin.plugins import plugin_manager
@@ -27,6 +25,8 @@ from maestro_celery_plugin.states import BROKEN, UNREADABLE, RunMode, cannot_run
 from maestro_celery_plugin.study.manifest import Manifest
 from maestro_celery_plugin.worker.attempt import Runner, RunningAttempt
 from maestro_celery_plugin.worker.health import Health, is_quick_failure
+from maestro_celery_plugin.worker.range_messages import RangeMessages, Send
+from maestro_celery_plugin.worker.slot_ledger import SlotLedger
 from maestro_celery_plugin.worker.slots import Running, Slots
 from maestro_celery_plugin.worker.study_context import StudyContext
 
@@ -34,12 +34,8 @@ __all__ = ["UNTAKEN_LIMIT", "RangeTasks"]
 
 LOGGER = logging.getLogger(__name__)
 
-Send = Callable[[RangeTask, str], None]
-
 # A worker leaves after it could not take this many messages in a row.
 UNTAKEN_LIMIT = 10
-# Delay before a claim with an unknown result is tried again.
-CLAIM_DELAY_S = 1.0
 # Delay after a fault of the worker or its machine, so that a broken machine does not take many samples.
 FAULT_DELAY_S = 1.0
 
@@ -113,8 +109,9 @@ class _RangeRun:
     def __init__(
         self, slots: Slots, health: Health, send: Send, study: StudyContext, task: RangeTask, slot: int
     ) -> None:
-        self._slots, self._send, self._study, self._task, self._slot = slots, send, study, task, slot
-        self._health = health
+        self._slots, self._health, self._study, self._task, self._slot = slots, health, study, task, slot
+        self._ledger = SlotLedger(study.ledger, task, slot, slots.stopping)
+        self._messages = RangeMessages(study.claims, study.writer, self._ledger, send, slots.stopping)
         self._sample = task.start
         self._manifest: Manifest
         self._runner: Runner
@@ -129,36 +126,15 @@ class _RangeRun:
         task = self._task
         if self._study.is_invalid(task.record, task.epoch, task.start):
             return False
-        if self._take(task):
+        if self._messages.claim(task):
             return True
         LOGGER.info("A message was delivered twice: %s.", task)
         return False
 
-    def _take(self, task: RangeTask) -> bool:
-        """Claim a message; return whether this slot is the first to claim it.
-
-        After an error, the claim may exist or not. So the same claim is tried again until the answer is known.
-        Otherwise nobody else could take the message as long as this worker lives.
-
-        Raises:
-            FileNotFoundError: the study does not exist any more.
-            OSError: the answer is not known, and the worker stops.
-        """
-        owner = owner_text(self._study.writer)
-        while True:
-            try:
-                return self._study.claims.take(task.name, owner)
-            except FileNotFoundError:
-                raise
-            except OSError as error:
-                LOGGER.warning("The claim of a message about '%s' is tried again: %s", task.manifest, error)
-                if self._slots.stopping.wait(CLAIM_DELAY_S):
-                    raise
-
     def run(self) -> None:
         """Take the range, run a piece of it, and send the rest to the task queue."""
         task = self._task
-        self._write_entry(Kind.TAKEN, task.start, task.stop)
+        self._ledger.write(Kind.TAKEN, task.start, task.stop)
         try:
             self._manifest, self._runner = self._study.runner(task.manifest)
             if not 0 <= task.start < task.stop <= self._manifest.samples or self._manifest.number != task.record:
@@ -171,13 +147,13 @@ class _RangeRun:
         except Exception as error:  # of the machine, of the sample table, or in the plugin
             self._refuse(_fault_of(error), error)
         finally:
-            self._write_entry(Kind.RELEASED, task.start, task.stop)
-            self._study.ledger.flush()
+            self._ledger.write(Kind.RELEASED, task.start, task.stop)
+            self._ledger.flush()
 
     def _refuse(self, code: int, cause: Exception) -> None:
         """Record that the next sample cannot run because of a fault of this worker."""
         LOGGER.error("Sample %d of '%s' cannot run here: %s", self._sample, self._task.manifest, cause)
-        self._write_entry(Kind.NOT_RUN, self._sample, machine_number(), code=code)
+        self._ledger.write(Kind.NOT_RUN, self._sample, machine_number(), code=code)
         self._record_health(failed=True)
         if not is_permanent(code):
             self._slots.stopping.wait(FAULT_DELAY_S)
@@ -207,41 +183,8 @@ class _RangeRun:
         return self._slots.has_time_for(task, self._manifest)
 
     def _send_rest(self, start: int, stop: int) -> int:
-        """Send samples [start, stop) in halves to the task queue; return the end of the range that stays in this slot.
-
-        The ledger shows the parts before they are sent, so that the coordinator knows each message that may exist. If
-        the broker does not answer, the samples that could not be sent stay in this slot.
-        """
-        parts = halves(self._task.part(min(start, stop), stop))[::-1]
-        if not parts:
-            return stop
-        for part in parts:
-            self._write_entry(Kind.PASSED, part.start, part.stop)
-        try:
-            self._study.ledger.flush()
-        except LedgerError as cause:
-            return self._keep(parts, cause)
-        for at, part in enumerate(parts):
-            try:
-                self._send(part, self._manifest.task_queue)
-            except Exception as cause:  # each transport has its own errors
-                return self._keep(parts[at:], cause)
-        return parts[-1].start
-
-    def _keep(self, parts: list[RangeTask], cause: Exception) -> int:
-        """Keep parts that could not be sent; return the end of the range that stays in this slot.
-
-        The broker may have received a part although it did not answer. So this slot claims the parts in the order of
-        their samples, up to the first that somebody else has claimed.
-        """
-        LOGGER.warning("Samples %d to %d stay in this worker: %s.", parts[-1].start, parts[0].stop - 1, cause)
-        end = parts[-1].start
-        for part in reversed(parts):
-            if not self._take(part):
-                break
-            self._write_entry(Kind.KEPT, part.start, part.stop)
-            end = part.stop
-        return end
+        """Send samples [start, stop) to the task queue; return the end of the range that stays in this slot."""
+        return self._messages.send_rest(self._task.part(min(start, stop), stop), self._manifest.task_queue)
 
     def _run_or_refuse(self, sample: int, mode: RunMode) -> bool:
         """Run one sample; return False if it cannot run here."""
@@ -260,7 +203,7 @@ class _RangeRun:
             LOGGER.warning("Sample %d of '%s' has a script already.", sample, self._task.manifest)
             return  # this worker may count as dead, so that another one runs it; if not, the coordinator sends it again
         again = mode is RunMode.RESTART
-        self._write_entry(Kind.STARTED, sample, code=int(again))
+        self._ledger.write(Kind.STARTED, sample, code=int(again))
         environment = self._slots.launches.environment(self._slot, self._manifest)
         running = self._runner.start(sample, first=is_first, again=again, environment=environment)
         self._slots.add(self._slot, self._as_running(running, sample))
@@ -269,7 +212,7 @@ class _RangeRun:
         if not attempt.was_ended and self._slots.was_ended_with_allocation(attempt.code):
             attempt = dataclasses.replace(attempt, was_ended=True)
         kind = Kind.STOPPED if attempt.was_ended else Kind.ENDED
-        self._write_entry(kind, sample, int(attempt.duration_s * 1e6), code=attempt.code)
+        self._ledger.write(kind, sample, int(attempt.duration_s * 1e6), code=attempt.code)
         if kind is Kind.ENDED:
             self._record_health(failed=is_quick_failure(attempt.code, attempt.duration_s))
         self._slots.record_duration(self._task, attempt.duration_s)
@@ -282,18 +225,6 @@ class _RangeRun:
     def _as_running(self, attempt: RunningAttempt, sample: int) -> Running:
         task, study = self._task, self._study
         return Running(attempt, task.record, self._signal, lambda: study.must_end(task.record, task.epoch, sample))
-
-    def _write_entry(self, kind: Kind, start: int, stop: int = 0, *, code: int = 0) -> None:
-        """Append an entry to the ledger; while the disk is full, wait, because an outcome must not be lost."""
-        task = self._task
-        while True:
-            try:
-                self._study.ledger.append(kind, task.record, task.epoch, start, stop, code=code, slot=self._slot)
-                return
-            except LedgerError as cause:
-                LOGGER.error("%s The worker tries again; free disk space.", cause)
-                if self._slots.stopping.wait(2.0):
-                    raise
 
 
 def _fault_of(error: Exception) -> int:

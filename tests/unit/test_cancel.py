@@ -19,6 +19,10 @@ from maestro_celery_plugin.study.session import Session
 NOTHING = ["This study has no conductor, and no workers, samples or jobs."]
 
 
+def sentences(plan):
+    return cancel_orphans(plan).sentences
+
+
 @pytest.fixture
 def plan(tmp_path):
     workers = {"w": WorkerGroupSettings(task_queues=("merlin",))}
@@ -61,7 +65,7 @@ def test_the_job_of_an_open_allocation_is_cancelled_and_the_allocation_released(
     allocate(plan, "7")
     calls = slurm(squeue=listed(plan), scancel="exit 0")
 
-    assert cancel_orphans(plan)[1:] == [
+    assert sentences(plan)[1:] == [
         "Job 7 of allocation 'w/1' is cancelled.", f"`maestro-celery resume {plan.root}` would continue it."
     ]  # fmt: skip
     assert "scancel" in calls()
@@ -73,7 +77,7 @@ def test_a_job_that_has_ended_is_not_cancelled(plan, slurm):
     allocate(plan, "7")
     calls = slurm(squeue="echo '7|COMPLETED|None'", scancel="exit 0")
 
-    assert cancel_orphans(plan) == NOTHING
+    assert sentences(plan) == NOTHING
     assert "scancel" not in calls()
     assert [allocation.state for allocation in read_allocations(plan.allocations)] == [AllocationState.COMPLETED]
 
@@ -85,27 +89,28 @@ def test_a_job_whose_submission_was_interrupted_is_found_and_cancelled(plan, slu
     find = f"case \"$*\" in *%Z*) echo '9|{directory}';; *) echo '9|PENDING|Resources';; esac"
     slurm(squeue=find, scancel="exit 0")
 
-    assert "Job 9 of allocation 'w/1' is cancelled." in cancel_orphans(plan)
+    assert "Job 9 of allocation 'w/1' is cancelled." in sentences(plan)
 
 
 def test_a_job_may_still_run_when_the_batch_system_does_not_answer(plan, slurm):
     allocate(plan, "7")
     slurm(squeue="echo 'Unable to contact slurm controller' >&2; exit 1", scancel="exit 1")
 
-    (_, sentence, _) = cancel_orphans(plan)
+    report = cancel_orphans(plan)
 
-    assert sentence.startswith("Job 7 of allocation 'w/1' may still run: 'squeue' has failed: Unable to contact")
+    assert not report.is_complete
+    assert report.sentences[1].startswith("Job 7 of allocation 'w/1' may still run: 'squeue' has failed: Unable to contact")
 
 
 def test_a_live_conductor_cancels_its_study_itself(plan, slurm):
     allocate(plan, "7")
     with FileLock(file_lock(plan).lock_file):
-        assert cancel_orphans(plan) == []
+        assert sentences(plan) == []
     assert not Session(plan.session).stop_requested
 
 
 def test_a_study_without_workers_and_jobs_has_nothing_to_cancel(plan):
-    assert cancel_orphans(plan) == NOTHING
+    assert sentences(plan) == NOTHING
 
 
 def test_the_job_of_somebody_else_is_not_cancelled(plan, slurm):
@@ -113,10 +118,11 @@ def test_the_job_of_somebody_else_is_not_cancelled(plan, slurm):
     allocate(plan, "7")
     calls = slurm(squeue=listed(plan, "/home/ada"), scancel="exit 0")
 
-    sentences = cancel_orphans(plan)
+    report = cancel_orphans(plan)
 
     assert "scancel" not in calls()
-    assert "job 7 was submitted in '/home/ada' and is not a job of this study; it is not cancelled" in sentences[1]
+    assert "job 7 was submitted in '/home/ada' and is not a job of this study; it is not cancelled" in report.sentences[1]
+    assert not report.is_complete
 
 
 # --- native steps ------------------------------------------------------------------------------------
@@ -126,7 +132,7 @@ def test_a_batch_job_of_a_native_step_is_cancelled(plan, slurm):
     NativeStepState(plan.native / "job_A.1").write_job("8")
     calls = slurm(squeue="echo '8|RUNNING|None'", scancel="exit 0")
 
-    assert "Job 8 of 'job_A.1' is cancelled." in cancel_orphans(plan)
+    assert "Job 8 of 'job_A.1' is cancelled." in sentences(plan)
     assert "scancel" in calls()
 
 
@@ -135,7 +141,7 @@ def test_a_batch_job_of_a_native_step_that_has_ended_is_not_cancelled(plan, slur
     NativeStepState(plan.native / "job").write_job("8")
     calls = slurm(squeue=f"echo '8|{state}|None'", scancel="exit 0")
 
-    assert cancel_orphans(plan) == NOTHING
+    assert sentences(plan) == NOTHING
     assert "scancel" not in calls()
 
 
@@ -143,12 +149,12 @@ def test_the_job_of_a_native_step_that_has_finished_is_not_cancelled(plan):
     state = NativeStepState(plan.native / "job")
     state.write_job("8")
     state.record_finished()
-    assert cancel_orphans(plan) == NOTHING
+    assert sentences(plan) == NOTHING
 
 
 def test_an_interrupted_submission_of_a_native_step_is_reported(plan):
     NativeStepState(plan.native / "job").write_job(None)
-    assert "The submission of 'job' was interrupted; look for its job in the queue, and cancel it." in cancel_orphans(plan)
+    assert "The submission of 'job' was interrupted; look for its job in the queue, and cancel it." in sentences(plan)
 
 
 def test_a_script_of_a_native_step_that_still_runs_is_reported(plan):
@@ -157,7 +163,7 @@ def test_a_script_of_a_native_step_that_still_runs_is_reported(plan):
     with FileLock(directory / "lock"):
         assert (
             f"The script of 'job' still runs; `pgrep -f {directory}/run.sh` shows its process."
-            in cancel_orphans(plan)
+            in sentences(plan)
         )
 
 
@@ -185,6 +191,16 @@ def test_the_report_is_printed(plan, capsys):
     assert Session(plan.session).stop_requested
 
 
+@pytest.mark.parametrize(("scancel", "code"), [("exit 0", 0), ("echo 'Access denied' >&2; exit 1", 1)])
+def test_the_exit_code_tells_whether_something_may_still_run(plan, slurm, capsys, scancel, code):
+    allocate(plan, "7")
+    slurm(squeue=listed(plan), scancel=scancel)
+
+    assert cancel_all(lambda: request_cancellation(plan), [plan.root]) == code
+
+    assert ("may still run" in capsys.readouterr().out) == bool(code)
+
+
 def test_a_study_that_cannot_be_read_does_not_prevent_the_cancellation_of_others(plan, tmp_path, capsys):
     other = tmp_path / "other"
     other.mkdir()
@@ -209,7 +225,7 @@ def test_a_session_that_cannot_be_written_does_not_stop_the_cancellation(plan, s
     allocate(plan, "7")
     slurm(squeue=listed(plan), scancel="exit 0")
 
-    assert cancel_all(lambda: request_cancellation(plan), [plan.root]) == 0
+    assert cancel_all(lambda: request_cancellation(plan), [plan.root]) == 1
 
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].startswith("Workers on other machines cannot be asked to end: [Errno 2] No such file or directory")

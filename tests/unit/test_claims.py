@@ -11,6 +11,7 @@ import pytest
 from ensembles import a_study
 
 from maestro_celery_plugin.conductor.publisher import Publisher
+from maestro_celery_plugin.conductor.recall import Recall
 from maestro_celery_plugin.conductor.step_record import MAX_RANGES, uniform_ranges
 from maestro_celery_plugin.conductor.step_records import StepRecords
 from maestro_celery_plugin.config.settings import WorkerGroupSettings
@@ -180,7 +181,7 @@ def test_a_new_conductor_takes_back_the_messages_of_the_earlier_one(conductor):
     records = StepRecords(conductor.plan, {"w": WorkerGroupSettings(task_queues=("merlin",))})
     records.load(alive=())
     (record,) = records
-    free = records.take_back(record, np.ones(10, bool), lambda name: False)
+    free = Recall(records, lambda name: False).take_back(record, np.ones(10, bool))
 
     assert free.all()
     assert conductor.claims.owner(MessageName(1, 1, 0, 10)) == COORDINATOR

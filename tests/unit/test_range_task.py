@@ -34,7 +34,7 @@ from maestro_celery_plugin.plugins import plugin_manager
 from maestro_celery_plugin.processes import machine_number
 from maestro_celery_plugin.states import BROKEN, UNREADABLE, Outcome, RunMode, cannot_run_code
 from maestro_celery_plugin.study.assignment import Assignment
-from maestro_celery_plugin.worker import range_task, slots, study_context
+from maestro_celery_plugin.worker import range_messages, range_task, slots, study_context
 from maestro_celery_plugin.worker.launch_env import LaunchEnvironment
 from maestro_celery_plugin.worker.range_task import RangeTasks
 from maestro_celery_plugin.worker.slots import Slots
@@ -51,7 +51,7 @@ def worker(writer, count, send, deadline=None):
 @pytest.fixture(autouse=True)
 def no_delays(monkeypatch):
     monkeypatch.setattr(range_task, "FAULT_DELAY_S", 0.0)
-    monkeypatch.setattr(range_task, "CLAIM_DELAY_S", 0.0)
+    monkeypatch.setattr(range_messages, "CLAIM_DELAY_S", 0.0)
     monkeypatch.setattr(study_context, "LOOK_S", 0.0)
 
 

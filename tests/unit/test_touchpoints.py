@@ -14,7 +14,8 @@ import pytest
 
 from maestro_celery_plugin.errors import UnsupportedMaestroError
 from maestro_celery_plugin.maestro import touchpoints
-from maestro_celery_plugin.maestro.touchpoints import TOUCHPOINTS, EnsembleArgumentParser, Touchpoint
+from maestro_celery_plugin.maestro.after_import import Touchpoint
+from maestro_celery_plugin.maestro.touchpoints import TOUCHPOINTS, EnsembleArgumentParser
 
 MAESTRO = Path(maestrowf.__file__).parent
 POINT = Touchpoint("maestrowf.nowhere", "gone", "nowhere.py:7 uses it", lambda original: (original, "replaced"))
@@ -55,11 +56,11 @@ PROGRAM = """
     import sys, warnings
     warnings.simplefilter("ignore")
     import maestrowf.maestro, maestrowf.conductor
-    from maestro_celery_plugin.maestro import touchpoints
+    from maestro_celery_plugin.maestro import after_import, touchpoints
 
     touchpoints.install()
     touchpoints.install()
-    finders = [f for f in sys.meta_path if isinstance(f, touchpoints._AfterImport)]
+    finders = [f for f in sys.meta_path if isinstance(f, after_import._AfterImport)]
     maestrowf.maestro.setup_argparser()
     print(len(finders))
     print(maestrowf.specification.YAMLSpecification.__module__)
@@ -94,7 +95,8 @@ def test_an_unsupported_maestro_ends_the_process_without_a_traceback():
     program = f"""
         import sys
         from maestro_celery_plugin.maestro import touchpoints
-        wrong = touchpoints.Touchpoint("fractions", "gone", "a.py:1 uses it", None)
+        from maestro_celery_plugin.maestro.after_import import Touchpoint
+        wrong = Touchpoint("fractions", "gone", "a.py:1 uses it", None)
         touchpoints.TOUCHPOINTS = (wrong,)
         sys.path.insert(0, {str(Path(__file__).parent)!r})
         touchpoints.install()
