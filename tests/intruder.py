@@ -14,7 +14,35 @@ from maestro_celery_plugin.states import RunMode
 from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.session import Session
 
-__all__ = ["Intruder", "admin_of"]
+__all__ = ["SPEC", "Intruder", "admin_of", "finish"]
+
+# A study that runs until `finish`, so that messages arrive while it has a worker.
+SPEC = """
+    description: {name: intruder, description: d}
+    study:
+      - name: sim
+        description: d
+        run: {cmd: "echo run >> runs; sleep 0.3; echo $(A)", task_queue: q}
+      - name: wait
+        description: d
+        run: {cmd: "while test ! -e $(SPECROOT)/go; do sleep 0.1; done", depends: [sim], task_queue: q}
+    merlin:
+      resources:
+        workers:
+          w: {args: --pool threads --concurrency 2 -l INFO}
+      samples:
+        generate: {cmd: "seq 1 12 > $(MERLIN_INFO)/a.csv"}
+        file: $(MERLIN_INFO)/a.csv
+        column_labels: [A]
+"""
+
+
+def finish(study) -> None:
+    """Let the study end, and check that each sample has run once."""
+    (study.path.parent / "go").touch()
+    study.await_end()
+    assert set(study.states().values()) == {"FINISHED"}
+    assert study.outputs("sim/*/runs") == ["run\n"] * 12
 
 
 def admin_of(session: Session) -> redis.Redis:

@@ -168,8 +168,7 @@ class Proxy:
             one.close()
 
 
-@pytest.mark.parametrize("pool", ["threads", "prefork"])
-@pytest.mark.parametrize("broker", ["redis", "rabbitmq"])
+@pytest.mark.parametrize(("broker", "pool"), [("redis", "prefork"), ("rabbitmq", "threads")])
 def test_a_worker_that_receives_nothing_is_replaced(run, request, broker, pool):
     """Given a worker whose connections are dead without its knowledge, when messages wait for it, then it is replaced."""
     proxy = Proxy(request.getfixturevalue(f"{broker}_server").url)

@@ -10,31 +10,13 @@ import datetime
 import json
 
 import pytest
-from intruder import Intruder
+from intruder import SPEC, Intruder, finish
 from support import wait_for
 
 from maestro_celery_plugin.broker.app import TASK_NAME
 from maestro_celery_plugin.ledger.entries import Kind
 from maestro_celery_plugin.ledger.reader import read_ledger
 
-SPEC = """
-    description: {name: junk, description: d}
-    study:
-      - name: sim
-        description: d
-        run: {cmd: "echo run >> runs; sleep 0.3; echo $(A)", task_queue: q}
-      - name: wait
-        description: d
-        run: {cmd: "while test ! -e $(SPECROOT)/go; do sleep 0.1; done", depends: [sim], task_queue: q}
-    merlin:
-      resources:
-        workers:
-          w: {args: POOL --concurrency 2}
-      samples:
-        generate: {cmd: "seq 1 12 > $(MERLIN_INFO)/a.csv"}
-        file: $(MERLIN_INFO)/a.csv
-        column_labels: [A]
-"""
 COPIES = 3
 # As a header: RabbitMQ itself drops a message whose property says that it has expired.
 EXPIRED = {"headers": {"expires": "1999-01-01T00:00:00+00:00"}}
@@ -77,18 +59,14 @@ RAW = [b"garbage", b"\xff\xfe\x00", b"", b"[]", b"{}", b"5", b'{"body": 5}', b'{
 def intruder(request, run) -> Intruder:
     broker, pool = request.param.split("-")
     options = () if broker == "private" else ("--broker", request.getfixturevalue(f"{broker}_server").url)
-    study = run(SPEC.replace("POOL", f"--pool {pool}"), *options)
+    study = run(SPEC.replace("--pool threads", f"--pool {pool}"), *options)
     assert study.code == 0, study.output
     study.await_text("sim/*/runs", "run", 2)
     return Intruder(study)
 
 
-def finish(study) -> None:
-    """Await the end, and check that one worker has run each sample once."""
-    (study.path.parent / "go").touch()
-    study.await_end()
-    assert set(study.states().values()) == {"FINISHED"}
-    assert study.outputs("sim/*/runs") == ["run\n"] * 12
+def finish_with_one_worker(study) -> None:
+    finish(study)
     assert [path.name for path in study.path.glob("merlin_info/workers/*.log")] == ["w-1.log"]
 
 
@@ -109,7 +87,7 @@ def test_unsigned_messages_take_no_slot(intruder):
     await_refused(intruder.study, COPIES * len(UNSIGNED))
     explained = intruder.study.command("maestro-celery", "explain", str(intruder.study.path)).stdout
     assert "15 messages were refused by worker 'w-1'" in " ".join(explained.split())
-    finish(intruder.study)
+    finish_with_one_worker(intruder.study)
     # One line for each kind: a compressed message cannot be read on each broker.
     assert 1 <= intruder.worker_log().count("Refused a message that") <= 2
 
@@ -127,7 +105,7 @@ def test_unreadable_messages_end_no_worker(intruder):
             sent += 1
 
     await_refused(intruder.study, sent)
-    finish(intruder.study)
+    finish_with_one_worker(intruder.study)
     assert intruder.worker_log().count("Refused a message that") == 2
     assert "Traceback" not in intruder.worker_log()
 
@@ -151,7 +129,7 @@ def test_the_headers_of_a_signed_message_have_no_effect(intruder):
         intruder.send(*intruder.signed(*intruder.fields(number, number + 1)), **options)
 
     wait_for(lambda: count(study, Kind.TAKEN) == taken + len(hostile), "the messages in the ledger", 30)
-    finish(study)
+    finish_with_one_worker(study)
     assert refused_in(intruder.worker_log()) == 0
 
 
@@ -165,7 +143,7 @@ def refused_in(log: str) -> int:
 
 def test_messages_that_amqp_cannot_decode_end_no_worker(run, rabbitmq_server):
     """Given messages whose properties raise errors in amqp, then RabbitMQ does not deliver them again and again."""
-    study = run(SPEC.replace("POOL", ""), "--broker", rabbitmq_server.url)
+    study = run(SPEC, "--broker", rabbitmq_server.url)
     study.await_text("sim/*/runs", "run", 2)
     intruder = Intruder(study)
     after_9999 = {"when": datetime.datetime(9999, 12, 31)}
@@ -179,7 +157,7 @@ def test_messages_that_amqp_cannot_decode_end_no_worker(run, rabbitmq_server):
                 publish_raw(channel, intruder.session.queue("q"), **changes)
 
     await_refused(study, 3 * COPIES)
-    finish(study)
+    finish_with_one_worker(study)
 
 
 def publish_raw(channel, queue: str, content_type: str = "application/json", headers: dict | None = None) -> None:

@@ -10,32 +10,12 @@ from pathlib import Path
 
 import pytest
 import redis
-from intruder import Intruder
+from intruder import SPEC, Intruder, finish
 from support import wait_for
 
 from maestro_celery_plugin.broker.app import TASK_NAME
 from maestro_celery_plugin.ledger.entries import Kind
 from maestro_celery_plugin.ledger.reader import read_ledger
-
-SPEC = """
-    description: {name: messages, description: d}
-    study:
-      - name: sim
-        description: d
-        run: {cmd: "echo run >> runs; sleep 0.3; echo $(A)", task_queue: q}
-      - name: wait
-        description: d
-        run: {cmd: "while test ! -e $(SPECROOT)/go; do sleep 0.1; done", depends: [sim]}
-    merlin:
-      resources:
-        workers:
-          w: {args: --concurrency 2 -l INFO}
-      samples:
-        generate: {cmd: "seq 1 12 > $(MERLIN_INFO)/a.csv"}
-        file: $(MERLIN_INFO)/a.csv
-        column_labels: [A]
-"""
-
 
 REFUSAL = "Refused a message that does not belong to this session."
 
@@ -45,13 +25,6 @@ def intruder(run):
     study = run(SPEC)
     study.await_text("sim/*/runs", "run", 3)
     return Intruder(study)
-
-
-def finish(study) -> None:
-    (study.path.parent / "go").touch()
-    study.await_end()
-    assert set(study.states().values()) == {"FINISHED"}
-    assert study.outputs("sim/*/runs") == ["run\n"] * 12
 
 
 def test_forged_messages_are_refused(intruder):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -69,13 +70,23 @@ def test_the_supervisor_of_a_broker_in_another_namespace_is_not_looked_up_by_its
         assert (supervisor_of(session) == number) is is_found
 
 
+@contextlib.contextmanager
+def worker_elsewhere(study, environment):
+    """Start workers in another namespace; yield the first process of it, whose end is the end of the namespace."""
+    words = [*NAMESPACE, str(BIN / "maestro-celery"), "workers", str(study.path)]
+    worker = subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        yield worker
+    finally:
+        worker.kill()
+        worker.wait()
+
+
 def test_workers_in_another_namespace_live_and_each_sample_runs_once(run, environment):
     """Given workers in this namespace and in another one, then the conductor counts both as alive until the end."""
     study = run(SPEC)
     study.await_text("sim/*/runs", count=1)
-    words = [*NAMESPACE, str(BIN / "maestro-celery"), "workers", str(study.path)]
-    worker = subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
+    with worker_elsewhere(study, environment):
         study.await_text("sim/*/runs", count=2)
         log = study.path / "merlin_info/workers/w-2.log"
         wait_for(lambda: len(study.status()["workers"]) == 2, "the heartbeats of both workers")
@@ -89,9 +100,6 @@ def test_workers_in_another_namespace_live_and_each_sample_runs_once(run, enviro
         assert {worker["state"] for worker in study.status()["workers"]} == {"busy"}
         (study.path.parent / "go").touch()
         study.await_end()
-    finally:
-        worker.kill()
-        worker.wait()
 
     assert study.states() == {"sim": "FINISHED"}
     assert study.outputs("sim/*/runs") == ["1\n", "2\n", "3\n", "4\n"]
@@ -110,9 +118,7 @@ def test_a_worker_that_is_stopped_ends_its_samples_before_they_run_elsewhere(run
     """
     study = run(LEASE)
     study.await_text("sim/*/runs", count=1)
-    words = [*NAMESPACE, str(BIN / "maestro-celery"), "workers", str(study.path)]
-    worker = subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
+    with worker_elsewhere(study, environment) as worker:
         study.await_text("sim/*/runs", count=2)
         processes = psutil.Process(worker.pid).children(recursive=True)
         (sample,) = (process for process in processes if process.cmdline()[-1].endswith("/sim.sh"))
@@ -123,9 +129,6 @@ def test_a_worker_that_is_stopped_ends_its_samples_before_they_run_elsewhere(run
         assert "has died" not in study.log()
         (study.path.parent / "go").touch()
         study.await_end()
-    finally:
-        worker.kill()
-        worker.wait()
 
     assert study.states() == {"sim": "FINISHED"}
     assert sorted(text.count("\n") for text in study.outputs("sim/*/runs")) == [1, 1, 1, 2]
