@@ -29,7 +29,7 @@ class DeadWorkers:
 
     def __init__(self, pool: WorkerPool, records: StepRecords, *, has_other_hosts: bool) -> None:
         self._pool, self._records, self._has_other_hosts = pool, records, has_other_hosts
-        self._seen = {*pool.alive, *records.started_writers}
+        self._seen = {*pool.alive, *records.started_writers} - pool.unread
         self._first_leased: dict[str, float] = {}
         self._followed_all_at = 0.0
 
@@ -54,15 +54,17 @@ class DeadWorkers:
             self._pool.reap(beat)
         silent = {beat.name for beat in dead if not beat.is_here}
         self._seen.update(self._pool.alive, (beat.name for beat in dead))
-        lost = holders.union(beat.name for beat in dead).difference(self._pool.alive)
+        lost = holders.union(beat.name for beat in dead).difference(self._pool.alive, self._pool.unread)
         lost -= self._unseen(lost)
+        self._seen |= lost
         if lost or clock.monotonic() - self._followed_all_at > ENDED_WORKERS_INTERVAL_S:
             self._records.follow(fresh=True)
             self._followed_all_at = clock.monotonic()
         if lost:
             # A supervisor reports the death of its worker; if the supervisor is silent as well, the machine has failed.
-            on_failed_machines = {writer for writer in lost if writer.partition(".")[0] in silent}
-            self._records.mark_lost(lost - on_failed_machines, is_elsewhere=self._has_other_hosts)
+            on_failed_machines = {writer for writer in lost if silent.intersection((writer, writer.partition(".")[0]))}
+            is_elsewhere = self._has_other_hosts or not all(map(self._pool.is_started_here, lost))
+            self._records.mark_lost(lost - on_failed_machines, is_elsewhere=is_elsewhere)
             self._records.mark_lost(on_failed_machines, external_cause=True, is_elsewhere=True)
         return bool(lost)
 
@@ -70,17 +72,19 @@ class DeadWorkers:
         """Tell whether a worker counts as dead; a worker that was never seen may have just started."""
         if writer not in self._pool.alive:
             self._pool.refresh()
-        if writer in self._pool.alive:
+        if writer in self._pool.alive or writer in self._pool.unread:
             return False
         return writer in self._seen or not self._unseen({writer})
 
     def _unseen(self, writers: set[str]) -> set[str]:
         """Return the writers whose ledger is visible, but whose heartbeat may not be visible yet.
 
-        The files are in different directories, which NFS caches separately.
+        The files are in different directories, which NFS caches separately. A worker that this process has not started
+        may be on another machine, also in a study with local groups only (`maestro-celery workers`).
         """
-        if not self._has_other_hosts:
-            return set()
         now = clock.monotonic()
-        unseen = writers - self._seen
-        return {name for name in unseen if now - self._first_leased.setdefault(name, now) < SILENCE_LIMIT_S}
+        unseen = {name for name in writers - self._seen if not self._pool.has_ended_here(name)}
+        recent = {name for name in unseen if now - self._first_leased.setdefault(name, now) < SILENCE_LIMIT_S}
+        if recent == unseen or not self._pool.look_again():
+            return unseen
+        return recent | unseen.intersection(self._pool.alive.keys() | self._pool.unread)

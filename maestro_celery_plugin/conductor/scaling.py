@@ -49,7 +49,7 @@ class Scaling:
         self._pool.refresh()
         self._remaining_work = RemainingWork(plan)
         records.live_writers = self._pool.alive
-        records.load(self._pool.alive)
+        records.load(self._pool.alive.keys() | self._pool.unread)
         self._dead_workers = DeadWorkers(self._pool, records, has_other_hosts=has_other_hosts(plan.settings))
         self._reopening = Reopening(session, self._pool, records)
         self._broken_machines = BrokenMachines(plan, session, records, self._pool)

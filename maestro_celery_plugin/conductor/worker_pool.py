@@ -15,14 +15,15 @@ from maestro_celery_plugin import clock
 from maestro_celery_plugin.batch.allocation import Allocation
 from maestro_celery_plugin.conductor.allocation_source import AllocationSource
 from maestro_celery_plugin.conductor.local_workers import LocalWorkers
+from maestro_celery_plugin.conductor.silence import Silence
 from maestro_celery_plugin.conductor.worker_sources import WorkerSource
 from maestro_celery_plugin.config.settings import WorkerGroupSettings
 from maestro_celery_plugin.errors import EnsembleError
 from maestro_celery_plugin.processes import ProcessId, end_marked
 from maestro_celery_plugin.states import AllocationState
-from maestro_celery_plugin.study.heartbeats import SILENCE_LIMIT_S, Heartbeat
+from maestro_celery_plugin.study.heartbeats import Heartbeat
 from maestro_celery_plugin.study.session import Session
-from maestro_celery_plugin.study.worker_identity import MARKER, PROCESS_MARKER, mark
+from maestro_celery_plugin.study.worker_identity import MARKER, PROCESS_MARKER, mark, stem_of
 
 __all__ = ["WorkerPool"]
 
@@ -58,6 +59,7 @@ class WorkerPool:
     Attributes:
         groups: The worker groups by name.
         alive: The live workers by name.
+        unread: Names of workers that may be alive, although their heartbeats could not be read so far.
     """
 
     def __init__(
@@ -71,32 +73,66 @@ class WorkerPool:
         self._requested_to_leave: set[str] = set()
         self._excluded: set[str] = set()
         self.groups = groups
-        self._beats: dict[str, tuple[int, float]] = {}
+        self._silence = Silence(session.heartbeats)
         self.alive: dict[str, Heartbeat] = {}
+        self.unread: set[str] = set()
 
     def refresh(self) -> list[Heartbeat]:
-        """Find the live workers; return the dead workers, until `reap` removes their heartbeats."""
-        heartbeats = {beat.name: beat for beat in self._session.heartbeats.all()}
+        """Find the live workers; return the dead workers, until `reap` removes their heartbeats.
+
+        Raises:
+            OSError: the directory of the heartbeats cannot be read.
+        """
+        found, unreadable = self._session.heartbeats.read()
+        self._silence.record_unreadable(unreadable)
+        heartbeats = {beat.name: beat for beat in found}
         for name in self.alive.keys() - heartbeats.keys():
             beat = self.alive[name]
-            is_there = self._session.heartbeats.path_of(name).exists()  # but it cannot be read now
+            is_there = name in unreadable or self._session.heartbeats.exists(name)
             if is_there or (beat.is_here and ProcessId(*beat.process).is_alive):
                 heartbeats[name] = beat
         alive = {name: beat for name, beat in heartbeats.items() if self._is_alive(beat)}
+        self.unread = {name for name in unreadable if name not in heartbeats and self._silence.is_broken_unread(name)}
         self.alive.clear()  # the same dictionary, which others refer to
         self.alive.update(alive)
         return [beat for name, beat in heartbeats.items() if name not in self.alive]
+
+    def look_again(self) -> bool:
+        """Find the live workers whose heartbeats NFS does not show to this node yet, because it caches their names.
+
+        Returns:
+            Whether the present names are known, so that a worker without a heartbeat has ended or has just begun.
+        """
+        with _logged("The names of the workers cannot be read"):
+            self._session.heartbeats.refresh()
+            self.refresh()
+            return True
+        return False
+
+    def is_started_here(self, name: str) -> bool:
+        """Tell whether this process has started a worker, so that it runs on this machine."""
+        return name.partition(".")[0] in self._session.claimed_names
+
+    def has_ended_here(self, name: str) -> bool:
+        """Tell whether this process has started a worker that has ended; it does not need the heartbeat for this."""
+        worker, _, pool_process = name.partition(".")
+        if not self.is_started_here(worker):
+            return False
+        if pool_process:
+            return not ProcessId.of(int(pool_process)).start
+        stem = worker.rpartition("-")[0]
+        sources = [s for group, s in self._sources.items() if isinstance(s, LocalWorkers) and stem_of(group) == stem]
+        last = [name for name in self._session.claimed_names if name.rpartition("-")[0] == stem][-1]
+        if len(sources) == 1 and worker != last:
+            return True  # a group has one worker at a time
+        return all([source.has_ended() for source in sources])
 
     def _is_alive(self, beat: Heartbeat) -> bool:
         if beat.allocation in self._ended:
             return False
         if beat.is_here:
             return ProcessId(*beat.process).is_alive
-        last_beat, changed_at = self._beats.get(beat.name, (-1, 0.0))
-        if beat.beat != last_beat:
-            self._beats[beat.name] = beat.beat, clock.monotonic()
-            return True
-        return clock.monotonic() - changed_at < SILENCE_LIMIT_S
+        return self._silence.is_broken_by(beat)
 
     def kill(self, name: str) -> None:
         """Kill a worker on this machine; request a worker on another machine to leave (its supervisor enforces it)."""

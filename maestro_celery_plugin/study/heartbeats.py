@@ -137,13 +137,68 @@ class Heartbeats:
         refresh_directory(self._workers)
 
     def all(self, prefix: str = "") -> list[Heartbeat]:
-        """Return the heartbeats of all workers whose name begins with `prefix`."""
-        paths = sorted(path for path in self._workers.glob("*.json") if path.stem.startswith(prefix))
-        return [beat for path in paths if (beat := _read(path)) is not None]
+        """Return the heartbeats of all workers whose name begins with `prefix`, without those that cannot be read now.
+
+        Raises:
+            OSError: the directory cannot be read.
+        """
+        return self.read(prefix)[0]
+
+    def read(self, prefix: str = "") -> tuple[list[Heartbeat], dict[str, OSError]]:
+        """Return the heartbeats of all workers whose name begins with `prefix`, and the errors of the unreadable ones.
+
+        A worker whose heartbeat cannot be read now may be alive, in any state.
+
+        Raises:
+            OSError: the directory cannot be read.
+        """
+        beats: list[Heartbeat] = []
+        unreadable: dict[str, OSError] = {}
+        for name in self._names(prefix):
+            try:
+                beat = _read(self.path_of(name))
+            except OSError as error:
+                unreadable[name] = error
+            else:
+                beats += [beat] if beat is not None else []
+        return beats, unreadable
+
+    def _names(self, prefix: str) -> list[str]:
+        try:
+            files = os.listdir(self._workers)  # noqa: PTH208 (Path.glob hides that the directory cannot be read)
+        except FileNotFoundError:
+            return []
+        names = (file.removesuffix(".json") for file in files if file.endswith(".json"))
+        return sorted(name for name in names if name.startswith(prefix))
+
+    def exists(self, name: str) -> bool:
+        """Tell whether a worker has a heartbeat; true if this cannot be known now."""
+        try:
+            self.path_of(name).stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError:
+            return True
+        return True
+
+    def version(self, name: str) -> tuple[int, int] | None:
+        """Return what changes with each heartbeat of a worker, although it cannot be read; None if it is not known."""
+        try:
+            status = self.path_of(name).stat()
+        except OSError:
+            return None
+        return status.st_ino, status.st_mtime_ns
 
     def live_elsewhere(self) -> list[Heartbeat]:
-        """Return the heartbeats of workers on other machines that are not older than `SILENCE_LIMIT_S`."""
-        others = [beat for beat in self.all() if not beat.is_here]
+        """Return the heartbeats of workers on other machines that are not older than `SILENCE_LIMIT_S`.
+
+        Raises:
+            OSError: a heartbeat cannot be read, so that its worker may be alive on another machine.
+        """
+        beats, unreadable = self.read()
+        for error in unreadable.values():
+            raise error
+        others = [beat for beat in beats if not beat.is_here]
         now = file_system_now(self._workers) if others else 0.0
         live = []
         for beat in others:
@@ -178,7 +233,11 @@ class Heartbeats:
 
 
 def _read(path: Path) -> Heartbeat | None:
-    """Return the heartbeat in a file; None if it was removed, or is empty after a crash of its machine."""
+    """Return the heartbeat in a file; None if it was removed, or is empty after a crash of its machine.
+
+    Raises:
+        OSError: the file cannot be read now.
+    """
     try:
         return conversion.from_json(Heartbeat, read_text(path))
     except (FileNotFoundError, ValueError):

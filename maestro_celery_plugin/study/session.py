@@ -62,10 +62,17 @@ class BrokerLocation:
 
 
 class Session:
-    """The session in a directory."""
+    """The session in a directory.
+
+    Attributes:
+        path: The directory.
+        heartbeats: The heartbeats of the session.
+        claimed_names: Names of the workers that this process has started (`worker_identity.claim_name`), in order.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.claimed_names: list[str] = []
         self.heartbeats = Heartbeats(path)
 
     @classmethod

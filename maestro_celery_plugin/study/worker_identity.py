@@ -80,6 +80,7 @@ def claim_name(session: Session, stem: str) -> str:
             log.touch(exist_ok=False)
         except FileExistsError:
             continue
+        session.claimed_names.append(name)
         return name
     raise AssertionError("the numbers do not end")
 

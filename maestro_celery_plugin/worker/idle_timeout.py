@@ -60,5 +60,5 @@ class IdleTimeout:
         """
         if self.conductor.working is not None:
             return self._allocation in self.conductor.working
-        beats = self._session.heartbeats.all()
-        return any(beat.state == "busy" for beat in beats if beat.allocation == self._allocation)
+        beats, unreadable = self._session.heartbeats.read()
+        return bool(unreadable) or any(beat.state == "busy" for beat in beats if beat.allocation == self._allocation)
