@@ -2,15 +2,20 @@
 
 A worker that has failed several samples quickly and in a row takes no more samples (`worker/health.py`), and is on
 trial: some of these samples run again on other machines. If one of them finishes there, the machine is broken: its
-worker leaves, and all of these samples run again elsewhere, without a count against them. Otherwise the worker
-continues. Until the end of the trial, a step record with such samples does not count as finished.
+worker leaves, and all of these samples run again elsewhere, without a count against them. If they fail there as well,
+the samples are the cause, and the worker continues. Until the end of the trial, a step record with such samples does
+not count as finished.
+
+While there is no other machine, the worker continues as well, but its failures are kept: the trial begins when a worker
+on another machine appears.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from maestro_celery_plugin import clock
 from maestro_celery_plugin.conductor.step_record import StepRecord
@@ -18,7 +23,7 @@ from maestro_celery_plugin.conductor.step_records import StepRecords
 from maestro_celery_plugin.conductor.worker_pool import WorkerPool
 from maestro_celery_plugin.states import Outcome, how_it_ended
 from maestro_celery_plugin.study.broken_machines import BrokenMachine, read_broken_machines, write_broken_machines
-from maestro_celery_plugin.study.heartbeats import Heartbeat
+from maestro_celery_plugin.study.heartbeats import SILENCE_LIMIT_S, Heartbeat
 from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.session import Session
 
@@ -32,6 +37,8 @@ _PROBES = 2
 TRIAL_LIMIT_S = 600.0
 # A worker that is held without a trial for this long may continue: its count may differ from that of the ledger.
 _REPEAT_S = 10.0
+# A worker that may continue has shown this in its heartbeat after this time.
+_ANSWER_S = 3.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,11 +49,13 @@ class _Trial:
         beat: The last heartbeat of the worker, which may die during the trial.
         probes: The samples that run again on other machines, with their step records.
         until: When the trial ends in any case (monotonic).
+        before: The epoch of the last attempt before the trial, by number of the step record and sample.
     """
 
     beat: Heartbeat
     probes: list[tuple[StepRecord, int]]
     until: float
+    before: dict[tuple[int, int], int] = dataclasses.field(default_factory=dict)
 
 
 class BrokenMachines:
@@ -64,37 +73,77 @@ class BrokenMachines:
         self._failures = records.quick_failures
         self._trials: dict[str, _Trial] = {}
         self._known: dict[str, Heartbeat] = {}
-        self._held_since: dict[str, float] = {}
+        self._unknown_since: dict[str, float] = {}
+        self._waiting_since: dict[str, float] = {}
+        self._answered_at: dict[str, float] = {}
         self._found = read_broken_machines(self._path)
+        self._is_stored = True
+        self._unasked: set[str] = set()
+        for machine in self._found:
+            self._failures.convict(machine.worker)
 
     def check(self) -> None:
         """Begin, continue or end the trial of each worker with quick failures."""
         self._known.update(self._pool.alive)
+        self._end_convicted()
         accused = self._failures.accused()
         for name in self._trials.keys() - set(accused):
             self._acquit(self._trials[name].beat)  # another sample of this worker has ended otherwise
+        self._find_unknown([name for name in accused if name not in self._known])
         for name in accused:
             if name in self._trials:
                 self._continue(self._trials[name])
             elif name in self._known:
                 self._begin(self._known[name])
-            else:
-                self._failures.acquit(name)  # a worker of an earlier conductor
-        self._release_forgotten()
+        self._release_forgotten(accused)
 
-    def _release_forgotten(self) -> None:
-        """Let workers continue that are held although they are not on trial."""
+    def _find_unknown(self, names: list[str]) -> None:
+        """Look for the heartbeats of accused workers, and forget the failures of those that have none.
+
+        Such a worker has ended before this conductor has begun. NFS may show the ledger of a live worker before its
+        heartbeat, because it caches the names of files.
+        """
         now = clock.monotonic()
-        held = [b for b in self._pool.alive.values() if b.state == "held" and b.name not in self._trials]
-        self._held_since = {beat.name: self._held_since.get(beat.name, now) for beat in held}
-        for beat in held:
-            if now - self._held_since[beat.name] > _REPEAT_S:
-                self._acquit(beat)
+        new = [name for name in names if name not in self._unknown_since]
+        self._unknown_since = {name: self._unknown_since.get(name, now) for name in names}
+        ended = [name for name, since in self._unknown_since.items() if now - since > SILENCE_LIMIT_S]
+        if not (new or ended) or not self._pool.look_again():
+            return
+        self._known.update(self._pool.alive)
+        for name in ended:
+            if name not in self._known and name not in self._pool.unread:
+                self._failures.acquit(name)
+
+    def _release_forgotten(self, accused: list[str]) -> None:
+        """Let workers continue that are held, or delay the end of step records, although they are not on trial."""
+        now = clock.monotonic()
+        waiting = {beat.name for beat in self._pool.alive.values() if beat.state == "held"}
+        waiting.update(name for name in accused if name in self._known and not self._failures.is_released(name))
+        waiting = {name for name in waiting if name not in self._trials and not self._failures.is_convicted(name)}
+        self._waiting_since = {name: self._waiting_since.get(name, now) for name in waiting}
+        for name, since in self._waiting_since.items():
+            if now - since > _REPEAT_S:
+                if name in accused:
+                    self._failures.release(name)
+                self._let_continue(name)
+
+    # --- trials ---
 
     def _begin(self, beat: Heartbeat) -> None:
+        """Begin the trial of a worker if another machine can run its samples.
+
+        After the start of a conductor, Maestro has not submitted the step records yet. They are not judged before.
+        """
+        found = map(self._records.by_number, self._failures.records_of(beat.name))
+        records = [record for record in found if record is not None and _is_running(record)]
+        if not records:
+            return
+        if not self._has_other_machine(beat, records):
+            self._release(beat, records)
+            return
         failures = list(self._open_or_failed(beat.name))
-        if not failures or not self._has_other_machine(beat, failures):
-            self._acquit(beat)
+        if not failures:  # they have run elsewhere since
+            self._postpone(beat)
             return
         LOGGER.warning(
             "Worker '%s' on %s has failed %d samples in a row; some of them run again on other machines "
@@ -103,23 +152,31 @@ class BrokenMachines:
             beat.node,
             len(failures),
         )
-        probes = failures[-_PROBES:]
-        for record, sample in probes:
-            self._run_again(record, sample)
-        self._trials[beat.name] = _Trial(beat, probes, clock.monotonic() + TRIAL_LIMIT_S)
+        self._failures.try_again(beat.name)
+        trial = _Trial(beat, failures[:_PROBES], clock.monotonic() + TRIAL_LIMIT_S)
+        for record, sample in trial.probes:
+            self._run_probe(trial, record, sample)
+        self._trials[beat.name] = trial
 
     def _open_or_failed(self, name: str) -> Iterator[tuple[StepRecord, int]]:
-        """Yield the samples that a worker has failed in a row, and that have not finished elsewhere since."""
-        for number, sample, _ in self._failures.of(name):
-            record = self._records.by_number(number)
-            if record is None or not record.active or record.cancelled:
-                continue
-            if record.samples.outcome[sample] not in (Outcome.FINISHED, Outcome.STOPPED_STUDY):
-                yield record, sample
+        """Yield the samples that a worker has failed in a row, and that no other has failed or finished since.
 
-    def _has_other_machine(self, suspect: Heartbeat, failures: list[tuple[StepRecord, int]]) -> bool:
-        """Tell whether a worker on another machine can run these samples."""
-        groups = {group for record, _ in failures for group in record.groups}
+        The last one comes first.
+        """
+        seen = set()
+        for failure in reversed(self._failures.of(name)):
+            record = self._records.by_number(failure.record)
+            if record is None or not _is_running(record) or failure[:2] in seen:
+                continue
+            seen.add(failure[:2])
+            outcome = record.samples.outcome[failure.sample]
+            is_last = record.samples.ended[failure.sample] <= failure.epoch
+            if outcome == Outcome.OPEN or (outcome in (Outcome.FAILED, Outcome.HARD_FAILED) and is_last):
+                yield record, failure.sample
+
+    def _has_other_machine(self, suspect: Heartbeat, records: Iterable[StepRecord]) -> bool:
+        """Tell whether a worker on another machine can run samples of these step records."""
+        groups = {group for record in records for group in record.groups}
         return any(
             (beat.machine, beat.host) != (suspect.machine, suspect.host)
             and beat.group in groups
@@ -127,56 +184,117 @@ class BrokenMachines:
             for beat in self._pool.alive.values()
         )
 
+    def _run_probe(self, trial: _Trial, record: StepRecord, sample: int) -> None:
+        trial.before[record.number, sample] = int(record.samples.ended[sample])
+        self._run_again(record, sample)
+
     def _run_again(self, record: StepRecord, sample: int) -> None:
         if record.samples.outcome[sample] in (Outcome.FAILED, Outcome.HARD_FAILED):
             self._records.record_rerun(record, sample)
 
     def _continue(self, trial: _Trial) -> None:
         for record, sample in trial.probes:
-            if self._has_failed_beside(trial.beat, record, sample):
-                self._run_again(record, sample)  # another worker of the same machine has taken it
+            if self._has_failed_there(trial, record, sample):
+                self._run_probe(trial, record, sample)
         outcomes = {Outcome(int(record.samples.outcome[sample])) for record, sample in trial.probes}
+        records = [record for record, _ in trial.probes]
         if outcomes & {Outcome.FINISHED, Outcome.STOPPED_STUDY}:
             self._convict(trial.beat)
-        elif (
-            Outcome.OPEN not in outcomes
-            or clock.monotonic() > trial.until
-            or not self._has_other_machine(trial.beat, trial.probes)
-        ):
+        elif Outcome.OPEN not in outcomes:
             self._acquit(trial.beat)
+        elif clock.monotonic() > trial.until:
+            self._postpone(trial.beat)
+        elif not self._has_other_machine(trial.beat, records):
+            self._release(trial.beat, records)
 
-    def _has_failed_beside(self, suspect: Heartbeat, record: StepRecord, sample: int) -> bool:
-        """Tell whether another worker on the same machine has failed a sample."""
-        neighbours = [
-            beat.name
-            for beat in self._known.values()
-            if beat.name != suspect.name and (beat.machine, beat.host) == (suspect.machine, suspect.host)
-        ]
-        place = (record.number, sample)
-        return any(place == failure[:2] for name in neighbours for failure in self._failures.of(name))
+    def _has_failed_there(self, trial: _Trial, record: StepRecord, sample: int) -> bool:
+        """Tell whether a worker on the same machine has failed a probe in the trial; this is no evidence.
+
+        The worker on trial itself may do so, if it was released before.
+        """
+        machine = trial.beat.machine, trial.beat.host
+        there = [beat.name for beat in self._known.values() if (beat.machine, beat.host) == machine]
+        before = trial.before[record.number, sample]
+        return any(self._failures.last_epoch(name, record.number, sample) > before for name in there)
+
+    # --- ends of trials ---
+
+    def _acquit(self, beat: Heartbeat) -> None:
+        """The samples are the cause: let a worker continue."""
+        self._trials.pop(beat.name, None)
+        self._failures.acquit(beat.name)
+        self._let_continue(beat.name)
+
+    def _postpone(self, beat: Heartbeat) -> None:
+        """Let a worker continue, because no other machine has run its samples in time."""
+        self._trials.pop(beat.name, None)
+        self._failures.postpone(beat.name)
+        self._let_continue(beat.name)
+
+    def _release(self, beat: Heartbeat, records: list[StepRecord]) -> None:
+        """Let a worker continue while no other machine can run its samples."""
+        if not self._failures.is_released(beat.name):
+            # NFS may not show the heartbeat of another machine yet; then the next check begins or continues the trial.
+            if self._pool.look_again() and self._has_other_machine(beat, records):
+                return
+            self._failures.release(beat.name)
+        self._trials.pop(beat.name, None)
+        self._let_continue(beat.name)
+
+    def _let_continue(self, name: str) -> None:
+        """Tell a held worker that it may continue; otherwise, it would take this as the answer to a later question."""
+        beat, now = self._pool.alive.get(name), clock.monotonic()
+        if beat is None or beat.state != "held" or now - self._answered_at.get(name, -_ANSWER_S) < _ANSWER_S:
+            return
+        self._answered_at[name] = now
+        try:
+            self._session.heartbeats.acquit(name)
+        except OSError as error:  # `_release_forgotten` tries again
+            LOGGER.warning("Worker '%s' cannot be told to continue: %s", name, error)
 
     def _convict(self, beat: Heartbeat) -> None:
         """Take a worker out of the study; its failed samples run again elsewhere."""
         worker = beat.name.partition(".")[0]
         failures = self._failures.of(beat.name)
         machine = BrokenMachine(
-            node=beat.node, worker=worker, reason=how_it_ended(failures[-1][2]), samples=len(failures)
+            node=beat.node, worker=worker, reason=how_it_ended(failures[-1].code), samples=len(failures)
         )
         LOGGER.warning("%s", machine.sentence)
-        # All processes of its pool leave with it.
-        for name in [name for name in self._failures.writers() if name.partition(".")[0] == worker]:
-            for record, sample in list(self._open_or_failed(name)):
-                self._run_again(record, sample)
-            self._failures.convict(name)
-            self._trials.pop(name, None)
+        self._failures.convict(worker)  # all processes of its pool leave with it
+        self._trials = {name: trial for name, trial in self._trials.items() if not self._failures.is_convicted(name)}
         self._pool.exclude(beat)
-        self._session.request_worker_stop(worker)
         self._found.append(machine)
-        write_broken_machines(self._path, self._found)
+        self._is_stored = False
+        self._request_end(worker)
+        self._end_convicted()
 
-    def _acquit(self, beat: Heartbeat) -> None:
-        self._trials.pop(beat.name, None)
-        self._failures.acquit(beat.name)
-        self._held_since.pop(beat.name, None)
-        if beat.name in self._pool.alive:
-            self._session.heartbeats.acquit(beat.name)
+    def _end_convicted(self) -> None:
+        """Let the failed samples of convicted workers run again, and end the workers that still live.
+
+        A request may fail, because the disk is full. Until its end, the worker may fail more samples.
+        """
+        for name in self._failures.convicted():
+            active = [r for r in map(self._records.by_number, self._failures.records_of(name)) if r and _is_running(r)]
+            if active:
+                for record, sample in list(self._open_or_failed(name)):
+                    self._run_again(record, sample)
+                self._failures.forget(name, [record.number for record in active])
+        for worker in {name.partition(".")[0] for name in self._pool.alive if self._failures.is_convicted(name)}:
+            self._request_end(worker)
+        if not self._is_stored:
+            with contextlib.suppress(OSError):  # the next check tries again
+                write_broken_machines(self._path, self._found)
+                self._is_stored = True
+
+    def _request_end(self, worker: str) -> None:
+        try:
+            if not self._session.worker_stop_requested(worker):
+                self._session.request_worker_stop(worker)
+        except OSError as error:  # the next check tries again
+            if worker not in self._unasked:
+                LOGGER.error("Worker '%s' cannot be asked to end: %s", worker, error)
+            self._unasked.add(worker)
+
+
+def _is_running(record: StepRecord) -> bool:
+    return record.active and not record.cancelled

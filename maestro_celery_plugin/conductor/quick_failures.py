@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from maestro_celery_plugin.ledger.entries import COORDINATOR, ENTRY, Entries, Kind
 from maestro_celery_plugin.states import ExitCode
 
-__all__ = ["FAILURES", "QuickFailures"]
+__all__ = ["FAILURES", "QuickFailure", "QuickFailures"]
 
 # A worker with this many quick failures in a row is on trial; `worker/health.py` counts in the same way.
 FAILURES = 5
@@ -21,8 +22,20 @@ _QUICK_US = 1_000_000
 _KEPT = 10_000
 
 
+class QuickFailure(NamedTuple):
+    """A sample that could not run or has failed early: number of its step record, its index, the code, its epoch."""
+
+    record: int
+    sample: int
+    code: int
+    epoch: int
+
+
 class QuickFailures:
     """The quick failures of each worker since its last other result, or since it was acquitted.
+
+    While no other machine can run the samples, no comparison is possible: the worker is released. Its failures are
+    kept, but do not delay the end of a step record any more. A worker that leaves because of its machine is convicted.
 
     Args:
         is_enabled: Whether workers may run on several machines; otherwise no comparison is possible.
@@ -32,11 +45,12 @@ class QuickFailures:
         self._is_enabled = is_enabled
         self._runs: dict[str, Entries] = {}
         self._limits: dict[str, int] = {}
-        self._ended: set[str] = set()
+        self._released: set[str] = set()
+        self._convicted: set[str] = set()
 
     def apply(self, writer: str, entries: Entries) -> None:
         """Apply new entries of a writer, in their order."""
-        if not self._is_enabled or writer == COORDINATOR or writer in self._ended:
+        if not self._is_enabled or writer == COORDINATOR:
             return
         kinds = entries["kind"]
         results = entries[(kinds == Kind.ENDED) | (kinds == Kind.NOT_RUN)]
@@ -46,14 +60,27 @@ class QuickFailures:
         others = np.flatnonzero(~failed)
         if len(others):
             run = results[others[-1] + 1 :]
+            self._released.discard(writer)
         else:
             run = np.concatenate([self._runs.get(writer, np.empty(0, ENTRY)), results])
         self._runs[writer] = run[-_KEPT:].copy()
 
-    def of(self, writer: str) -> list[tuple[int, int, int]]:
-        """Return (number of the step record, sample, code) of the last failures of a worker in a row, oldest first."""
-        run = self._runs.get(writer, ())
-        return [(int(entry["record"]), int(entry["start"]), int(entry["code"])) for entry in run]
+    def of(self, writer: str) -> list[QuickFailure]:
+        """Return the last failures of a worker in a row, oldest first."""
+        run = self._runs.get(writer, np.empty(0, ENTRY))
+        columns = (run[field].tolist() for field in ("record", "start", "code", "epoch"))
+        return [QuickFailure(*values) for values in zip(*columns, strict=True)]
+
+    def records_of(self, writer: str) -> list[int]:
+        """Return the numbers of the step records of these failures."""
+        run = self._runs.get(writer)
+        return [] if run is None else np.unique(run["record"]).tolist()
+
+    def last_epoch(self, writer: str, record: int, sample: int) -> int:
+        """Return the epoch under which a worker has last failed a sample; 0 if the sample is not among its failures."""
+        run = self._runs.get(writer, np.empty(0, ENTRY))
+        epochs = run["epoch"][(run["record"] == record) & (run["start"] == sample)]
+        return int(epochs.max()) if len(epochs) else 0
 
     def writers(self) -> list[str]:
         """Return the workers with results."""
@@ -61,21 +88,61 @@ class QuickFailures:
 
     def accused(self) -> list[str]:
         """Return the workers with so many quick failures in a row that their machine may be broken."""
-        return [writer for writer, run in self._runs.items() if len(run) >= self._limits.get(writer, FAILURES)]
+        return [
+            writer
+            for writer, run in self._runs.items()
+            if len(run) >= self._limits.get(writer, FAILURES) and not self.is_convicted(writer)
+        ]
 
     def concerns(self, record: int) -> bool:
-        """Tell whether an accused worker has failed samples of a step record."""
-        return any((self._runs[writer]["record"] == record).any() for writer in self.accused())
+        """Tell whether it is open whether failed samples of a step record run again on another machine."""
+        undecided = [writer for writer in self.accused() if writer not in self._released]
+        return any((self._runs[writer]["record"] == record).any() for writer in (*undecided, *self.convicted()))
 
     def acquit(self, writer: str) -> None:
         """Forget the failures of a worker; it is accused again after twice as many."""
         self._runs.pop(writer, None)
+        self._released.discard(writer)
         self._limits[writer] = 2 * self._limits.get(writer, FAILURES)
 
-    def convict(self, writer: str) -> None:
-        """Forget the failures of a worker that leaves the study, and all that follow."""
-        self._runs.pop(writer, None)
-        self._ended.add(writer)
+    def postpone(self, writer: str) -> None:
+        """Keep the failures of a worker about which nothing was found out; it is accused again after twice as many."""
+        limit = 2 * len(self._runs.get(writer, ()))
+        if limit > _KEPT:
+            self.acquit(writer)
+        else:
+            self._limits[writer] = limit
+
+    def release(self, writer: str) -> None:
+        """Let a worker continue while no comparison is possible; its failures are kept."""
+        self._released.add(writer)
+
+    def is_released(self, writer: str) -> bool:
+        """Tell whether a worker continues, because no comparison is possible."""
+        return writer in self._released
+
+    def try_again(self, writer: str) -> None:
+        """End the release of a worker: now a comparison is possible."""
+        self._released.discard(writer)
+
+    def convict(self, worker: str) -> None:
+        """Accuse no process of a worker any more, because the worker leaves the study."""
+        self._convicted.add(worker)
+
+    def is_convicted(self, writer: str) -> bool:
+        """Tell whether a worker, or the worker of a process of its pool, leaves the study."""
+        return writer.partition(".")[0] in self._convicted
+
+    def convicted(self) -> list[str]:
+        """Return the convicted workers with failures that `forget` has not removed."""
+        return [writer for writer in self._runs if self.is_convicted(writer)] if self._convicted else []
+
+    def forget(self, writer: str, records: Iterable[int]) -> None:
+        """Forget the failures of a worker in some step records."""
+        run = self._runs.pop(writer)
+        rest = run[~np.isin(run["record"], list(records))]
+        if len(rest):
+            self._runs[writer] = rest
 
 
 def _are_failures(results: Entries) -> np.ndarray[Any, Any]:

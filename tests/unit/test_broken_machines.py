@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 
 import numpy as np
@@ -19,7 +20,7 @@ from maestro_celery_plugin.ledger.entries import SUFFIX, Kind
 from maestro_celery_plugin.ledger.writer import LedgerWriter
 from maestro_celery_plugin.states import BROKEN, UNREADABLE, Outcome, RecordState, cannot_run_code, is_permanent
 from maestro_celery_plugin.study.broken_machines import read_broken_machines
-from maestro_celery_plugin.study.heartbeats import Heartbeat
+from maestro_celery_plugin.study.heartbeats import SILENCE_LIMIT_S, Heartbeat
 from maestro_celery_plugin.study.session import Session
 from maestro_celery_plugin.worker.health import FAILURES, Health, is_quick_failure
 
@@ -70,20 +71,40 @@ def test_the_quick_failures_of_a_worker_are_those_since_its_last_other_result():
     failures.apply("w-1", entries((Kind.STARTED, 3, 1), ended(3, 1), (Kind.NOT_RUN, 4, 1, MISSING)))
     failures.apply("w-2", entries(ended(5, 127), ended(6, 127, 2_000_000)))
 
-    assert failures.of("w-1") == [(1, 2, 127), (1, 3, 1), (1, 4, MISSING)]
+    assert failures.of("w-1") == [(1, 2, 127, 1), (1, 3, 1, 1), (1, 4, MISSING, 1)]
     assert failures.of("w-2") == failures.of("w-3") == []
+
+
+def test_a_worker_is_released_until_its_next_other_result():
+    failures = QuickFailures()
+    failures.apply("w-1", entries(*[ended(sample, 127) for sample in range(5)]))
+    assert failures.concerns(1)
+    failures.release("w-1")
+    assert failures.accused() == ["w-1"]
+    assert not failures.concerns(1)
+
+    failures.apply("w-1", entries(ended(5, 0), *[ended(sample, 127) for sample in range(5)]))
+    assert failures.concerns(1)
 
 
 # --- the coordinator ---------------------------------------------------------------------------------
 
 
 class Pool:
-    """The live workers; each group serves the task queue `merlin`."""
+    """The live workers; each group serves the task queue `merlin`. NFS hides the name of a new heartbeat at first."""
 
     def __init__(self) -> None:
         self.groups = {"w": WorkerGroupSettings(task_queues=("merlin",))}
         self.alive: dict[str, Heartbeat] = {}
+        self.hidden: dict[str, Heartbeat] = {}
+        self.unread: set[str] = set()
         self.excluded: list[str] = []
+        self.looks = 0
+
+    def look_again(self):
+        self.looks += 1
+        self.alive.update(self.hidden)
+        return True
 
     def exclude(self, beat):
         self.excluded.append(beat.name)
@@ -97,16 +118,24 @@ class Pool:
 
 class Study:
     def __init__(self, root) -> None:
-        self.plan, manifest = a_study(root)
+        self.plan, self.manifest = a_study(root)
         self.session, self.pool = Session.create(self.plan.session), Pool()
+        self.start()
+        self.record = self.records.register(self.manifest)
+        self.record.begin(cancelled=False)
+
+    def start(self):
+        """Start a conductor."""
         self.records = StepRecords(self.plan, self.pool.groups)
         self.records.quick_failures = QuickFailures()  # as in a study with workers on several machines
-        self.record = self.records.register(manifest)
-        self.record.begin(cancelled=False)
+        self.records.load(self.pool.alive)
         self.machines = BrokenMachines(self.plan, self.session, self.records, self.pool)
 
+    def set_state(self, name, state):
+        self.pool.alive[name] = dataclasses.replace(self.pool.alive[name], state=state)
+
     def as_worker(self, name, *rows):
-        writer = LedgerWriter(self.plan.ledger / f"{name}{SUFFIX}")
+        writer = LedgerWriter(self.plan.ledger / f"{name}{SUFFIX}", self.plan.number)
         for kind, sample, code, epoch in rows:
             writer.append(kind, 1, epoch, sample, 1000, code=code)
         writer.close()
@@ -304,6 +333,251 @@ def test_in_a_study_on_one_machine_no_worker_is_accused():
 
     assert failures.accused() == []
     assert not failures.concerns(1)
+
+
+# --- another machine that appears later ---------------------------------------------------------------
+
+
+def test_the_failures_of_a_worker_without_another_machine_count_when_one_appears(study):
+    """Given a broken machine whose worker was the first of the study, then all of its failures run again elsewhere."""
+    study.pool.add("w-1", "a", "held")
+    study.fail("w-1")
+    study.machines.check()
+    assert study.is_acquitted("w-1")
+    study.set_state("w-1", "busy")
+    study.fail("w-1", range(6, 9))
+    study.machines.check()
+
+    study.pool.add("w-2", "b", "starting")
+    study.machines.check()
+    assert set(study.record.delayed) == {7, 8}
+    study.as_worker("w-2", (Kind.ENDED, 8, 0, 2))
+    study.machines.check()
+
+    assert study.outcomes == ["OPEN"] * 6
+    assert study.session.worker_stop_requested("w-1")
+    (machine,) = read_broken_machines(study.plan.broken_machines)
+    assert machine.samples == 9
+
+
+def test_a_machine_whose_heartbeat_is_not_visible_yet_is_another_machine(study):
+    study.pool.add("w-1", "a", "held")
+    study.pool.add("w-2", "b")
+    study.pool.hidden["w-2"] = study.pool.alive.pop("w-2")
+    study.fail("w-1")
+    for _ in range(2):
+        study.machines.check()
+
+    assert set(study.record.delayed) == {4, 5}
+    assert not study.is_acquitted("w-1")
+
+
+def test_a_worker_that_continues_without_another_machine_does_not_delay_the_end_of_the_step(study):
+    study.pool.add("w-1", "a", "held")
+    study.fail("w-1", range(10))
+    study.machines.check()
+
+    assert study.records.state(study.record) is RecordState.FINISHED
+
+
+def test_a_worker_that_continues_is_not_told_so_twice(study, monkeypatch):
+    """Given a heartbeat from before the answer, then the worker finds no second answer when it is held again."""
+    study.pool.add("w-1", "a", "held")
+    study.fail("w-1")
+    study.machines.check()
+    assert study.is_acquitted("w-1")
+    study.machines.check()
+    assert not study.is_acquitted("w-1")
+
+    study.fail("w-1", range(6, 9))  # it is held again
+    later = clock.monotonic() + 4
+    monkeypatch.setattr(clock, "monotonic", lambda: later)
+    study.machines.check()
+    assert study.is_acquitted("w-1")
+    assert study.pool.looks == 1
+
+
+def test_a_finished_sample_clears_the_failures_that_were_kept(study):
+    study.pool.add("w-1", "a", "held")
+    study.fail("w-1")
+    study.machines.check()
+    study.as_worker("w-1", (Kind.ENDED, 7, 0, 1))
+    study.pool.add("w-2", "b")
+    study.machines.check()
+
+    assert study.outcomes == ["FAILED"] * 6
+    assert not study.record.delayed
+
+
+def test_a_probe_that_the_worker_on_trial_takes_itself_is_no_evidence(study):
+    """Given a worker that was not held when another machine appeared, then it may take the probes itself."""
+    study.pool.add("w-1", "a", "held")
+    study.fail("w-1")
+    study.machines.check()
+    study.set_state("w-1", "busy")
+    study.pool.add("w-2", "b", "busy")
+    study.machines.check()
+    study.as_worker("w-1", (Kind.ENDED, 4, 127, 2), (Kind.ENDED, 5, 127, 2))
+    study.machines.check()
+    assert study.outcomes == ["FAILED"] * 4 + ["OPEN"] * 2
+
+    study.as_worker("w-2", (Kind.ENDED, 4, 0, 3))
+    study.machines.check()
+    assert study.session.worker_stop_requested("w-1")
+
+
+def test_failures_about_which_nothing_was_found_out_in_time_are_kept(study, monkeypatch):
+    """Given a trial that has ended because the other machine was busy, then the next one concerns all failures."""
+    study.pool.add("w-1", "a", "held")
+    study.pool.add("w-2", "b", "busy")
+    study.fail("w-1", range(5))
+    study.machines.check()
+    later = clock.monotonic() + broken_machines.TRIAL_LIMIT_S + 1
+    monkeypatch.setattr(clock, "monotonic", lambda: later)
+    study.machines.check()
+    assert study.is_acquitted("w-1")
+
+    study.fail("w-1", range(5, 10))
+    study.machines.check()
+    study.as_worker("w-2", (Kind.ENDED, 9, 0, 2))
+    study.machines.check()
+    assert study.outcomes == ["OPEN"] * 6
+
+
+def test_samples_that_have_failed_on_another_machine_do_not_run_again(study):
+    study.pool.add("w-1", "a", "held")
+    study.pool.add("w-2", "b")
+    study.fail("w-1")
+    study.machines.check()
+    study.as_worker("w-2", (Kind.ENDED, 5, 127, 2), (Kind.ENDED, 4, 0, 2))
+    study.machines.check()
+
+    assert study.session.worker_stop_requested("w-1")
+    assert study.outcomes == ["OPEN"] * 4 + ["FINISHED", "FAILED"]
+
+
+# --- heartbeats that are not visible, and conductors that resume --------------------------------------
+
+
+def test_the_heartbeat_of_an_accused_worker_is_looked_for(study):
+    """Given a ledger that is visible before the heartbeats, as on NFS, then the failures are not forgotten."""
+    for name, host in (("w-1", "a"), ("w-2", "b")):
+        study.pool.add(name, host, "held" if host == "a" else "idle")
+    study.pool.hidden, study.pool.alive = study.pool.alive, {}
+    study.fail("w-1")
+    study.machines.check()
+
+    assert set(study.record.delayed) == {4, 5}
+
+
+def test_the_failures_of_a_worker_without_a_heartbeat_are_forgotten_after_the_silence_limit(study, monkeypatch):
+    study.pool.add("w-2", "b")
+    study.fail("w-1", range(10))
+    study.machines.check()
+    study.machines.check()
+    assert study.pool.looks == 1
+    assert study.records.state(study.record) is RecordState.RUNNING
+
+    later = clock.monotonic() + SILENCE_LIMIT_S + 1
+    monkeypatch.setattr(clock, "monotonic", lambda: later)
+    study.machines.check()
+    assert study.pool.looks == 2
+    assert study.records.state(study.record) is RecordState.FINISHED
+
+
+def test_a_trial_goes_on_after_the_conductor_was_killed(study):
+    """Given a conductor that has resumed, then it judges no step record before Maestro has submitted it again."""
+    study.pool.add("w-1", "a", "held")
+    study.pool.add("w-2", "b")
+    study.fail("w-1")
+    study.machines.check()
+    study.records.flush()
+
+    study.start()
+    study.record = study.records.register(study.manifest)
+    study.machines.check()
+    assert not study.is_acquitted("w-1")
+    study.record.begin(cancelled=False)
+    study.machines.check()
+    study.as_worker("w-2", (Kind.ENDED, 5, 0, 2))
+    study.machines.check()
+
+    assert study.outcomes == ["OPEN"] * 5 + ["FINISHED"]
+    assert study.session.worker_stop_requested("w-1")
+
+
+def test_a_worker_whose_step_records_are_not_submitted_again_continues(study, monkeypatch):
+    study.pool.add("w-1", "a", "held")
+    study.pool.add("w-2", "b")
+    study.fail("w-1")
+    study.start()
+    study.machines.check()
+    later = clock.monotonic() + 11
+    monkeypatch.setattr(clock, "monotonic", lambda: later)
+    study.machines.check()
+
+    assert study.is_acquitted("w-1")
+
+
+# --- convicted workers -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def convicted(study):
+    """A study with a convicted worker that has not left yet, although it was asked."""
+    study.pool.add("w-1", "a", "held")
+    study.pool.add("w-2", "b")
+    study.fail("w-1")
+    study.machines.check()
+    study.as_worker("w-2", (Kind.ENDED, 5, 0, 2))
+    return study
+
+
+def test_a_convicted_worker_is_asked_again_to_end_and_never_continues(convicted, monkeypatch, caplog):
+    """Given a full disk, then the request to end fails at first."""
+
+    def fail(self, name):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as full_disk:
+        full_disk.setattr(Session, "request_worker_stop", fail)
+        convicted.machines.check()
+        convicted.machines.check()
+    assert caplog.text.count("Worker 'w-1' cannot be asked to end") == 1
+
+    later = clock.monotonic() + 11
+    monkeypatch.setattr(clock, "monotonic", lambda: later)
+    convicted.machines.check()
+    assert convicted.session.worker_stop_requested("w-1")
+    assert not convicted.is_acquitted("w-1")
+
+
+@pytest.mark.parametrize("resumes", [False, True])
+def test_what_a_convicted_worker_fails_before_it_leaves_runs_again(convicted, resumes):
+    convicted.machines.check()
+    if resumes:
+        convicted.records.flush()
+        convicted.start()
+        convicted.record = convicted.records.register(convicted.manifest)
+        convicted.record.begin(cancelled=False)
+    convicted.fail("w-1", range(6, 8))
+    convicted.as_worker("w-2", *[(Kind.ENDED, sample, 0, 2) for sample in (0, 1, 2, 3, 4, 8, 9)])
+    assert convicted.records.state(convicted.record) is RecordState.RUNNING
+    convicted.machines.check()
+
+    assert (convicted.record.samples.outcome[6:8] == Outcome.OPEN).all()
+
+
+def test_a_broken_machine_is_stored_when_the_disk_has_room_again(convicted, monkeypatch):
+    def fail(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as full_disk:
+        full_disk.setattr(broken_machines, "write_broken_machines", fail)
+        convicted.machines.check()
+    convicted.machines.check()
+
+    assert [machine.worker for machine in read_broken_machines(convicted.plan.broken_machines)] == ["w-1"]
 
 
 # --- samples that no machine can run -----------------------------------------------------------------
