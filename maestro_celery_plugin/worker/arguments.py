@@ -8,6 +8,8 @@ import signal
 from maestro_celery_plugin.config.groups import GroupConfig
 from maestro_celery_plugin.study.session import Session
 from maestro_celery_plugin.worker.heartbeat_limit import HeartbeatLimit
+from maestro_celery_plugin.worker.pool_limits import PoolLimits
+from maestro_celery_plugin.worker.shared_memory import SharedFlag
 
 __all__ = ["LEAVE_SIGNAL", "WorkerArguments"]
 
@@ -27,6 +29,8 @@ class WorkerArguments:
         allocation: The allocation of the worker, such as ``sim/2``; empty outside of the study's allocations.
         number: Number of the worker in its allocation, from 1.
         heartbeat_limit: How long the worker may live without a heartbeat.
+        pool_limits: How long each process of its pool may live without a heartbeat.
+        has_fault: Whether the worker leaves because it could not take messages, so that a new worker must start later.
     """
 
     session: Session
@@ -35,3 +39,5 @@ class WorkerArguments:
     allocation: str
     number: int
     heartbeat_limit: HeartbeatLimit = dataclasses.field(default_factory=HeartbeatLimit)
+    pool_limits: PoolLimits = dataclasses.field(default_factory=PoolLimits)
+    has_fault: SharedFlag = dataclasses.field(default_factory=SharedFlag)

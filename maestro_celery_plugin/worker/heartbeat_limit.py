@@ -6,27 +6,32 @@ system. So that no two attempts at a sample run at once, a worker that could not
 starts no sample, and its supervisor ends it and its samples. This happens before the silence limit, because the time
 begins before the heartbeat is written, and the silence after the conductor has read it; each machine measures with its
 own clock. Nothing here reads or writes a file, because the file system may not answer.
+
+Each process of a pool has its own heartbeat, and therefore its own limit: it may be stopped alone.
 """
 
 from __future__ import annotations
 
-import mmap
-import struct
+import math
 
 from maestro_celery_plugin import clock
 from maestro_celery_plugin.study.heartbeats import SILENCE_LIMIT_S
+from maestro_celery_plugin.worker.shared_memory import shared_numbers
 
-__all__ = ["LIMIT_S", "HeartbeatLimit"]
+__all__ = ["LIMIT_S", "HeartbeatLimit", "is_over"]
 
 LIMIT_S = SILENCE_LIMIT_S - 10.0
-_LAYOUT = struct.Struct("dd")
 
 
 class HeartbeatLimit:
-    """The limit of a worker, in memory that its supervisor and the processes of its pool share."""
+    """The limit of a process of a worker. It is suspended until the process can take samples.
 
-    def __init__(self) -> None:
-        self._memory = mmap.mmap(-1, _LAYOUT.size)
+    Args:
+        since: Memory that the supervisor shares.
+    """
+
+    def __init__(self, since: memoryview[float] | None = None) -> None:
+        self._since = shared_numbers(1) if since is None else since
         self.suspend()
 
     def renew(self, since: float) -> None:
@@ -35,14 +40,23 @@ class HeartbeatLimit:
         Args:
             since: When the worker began to write its last heartbeat (`clock.since_boot`).
         """
-        _LAYOUT.pack_into(self._memory, 0, since, 1.0)
+        self._since[0] = since
 
     def suspend(self) -> None:
         """Suspend the limit: the conductor can see on its own machine which processes live."""
-        _LAYOUT.pack_into(self._memory, 0, 0.0, 0.0)
+        self._since[0] = math.inf
+
+    @property
+    def is_suspended(self) -> bool:
+        """Whether there is no limit now."""
+        return math.isinf(self._since[0])
 
     @property
     def is_exceeded(self) -> bool:
         """Whether the conductor may soon count the worker as dead."""
-        since, applies = _LAYOUT.unpack_from(self._memory)
-        return bool(applies) and clock.since_boot() - since > LIMIT_S
+        return is_over(self._since[0])
+
+
+def is_over(since: float) -> bool:
+    """Tell whether a limit is exceeded that has run since some time (`clock.since_boot`)."""
+    return clock.since_boot() - since > LIMIT_S

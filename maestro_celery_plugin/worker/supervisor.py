@@ -23,6 +23,7 @@ from typing import NoReturn
 import psutil
 
 from maestro_celery_plugin import clock
+from maestro_celery_plugin.config.groups import GroupConfig
 from maestro_celery_plugin.errors import StudyError
 from maestro_celery_plugin.processes import (
     ProcessId,
@@ -37,6 +38,7 @@ from maestro_celery_plugin.study.session import ENVIRONMENT_VARIABLE, Session
 from maestro_celery_plugin.study.worker_identity import EXIT_REPLACE, MARKER, claim_name, log_of, mark, worker_stem
 from maestro_celery_plugin.worker.arguments import LEAVE_SIGNAL, WorkerArguments
 from maestro_celery_plugin.worker.heartbeat_limit import LIMIT_S, HeartbeatLimit
+from maestro_celery_plugin.worker.pool_watch import PoolWatch
 
 __all__ = ["main"]
 
@@ -45,8 +47,13 @@ _STOP_LIMIT_S = 8
 # Time between SIGTERM and SIGKILL for processes that a dead worker has left behind. Either they have received SIGTERM
 # before, or no other process will end them.
 KILL_GRACE_S = 1.0
-# A new worker replaces a worker that was killed or has lost its broker, up to this number of workers in sequence.
+# A new worker replaces a worker that was killed, has lost its broker, or could not take messages, up to this number of
+# workers in sequence.
 _MAX_WORKERS = 20
+# Time before a new worker replaces one that could not take messages; it doubles each time, up to a limit. The file
+# system of the machine may answer again. The conductor cancels an allocation without workers after a longer time.
+_FAULT_DELAY_S = 5.0
+_FAULT_DELAY_LIMIT_S = 60.0
 # Interval between two looks at the heartbeat limit of the worker.
 _LOOK_S = 1.0
 # A user may start a worker before the conductor has stored the configuration of the group.
@@ -73,21 +80,47 @@ def main() -> NoReturn:
         adopt_orphans()
         supervisor = _Supervisor(session)
         supervisor.handle_signals()
-        code = number = 0
-        # The conductor, which has given a worker its name, starts the next worker itself, with another name.
-        for _ in range(1 if options.name else _MAX_WORKERS):
-            name = options.name or _claim_name_and_log(session, options.group, options.allocation)
-            number = number or int(name.rpartition("-")[2])
-            arguments = WorkerArguments(
-                session=session, group=group, name=name, allocation=options.allocation, number=number
-            )
-            code = supervisor.run(arguments)
-            if not supervisor.must_restart(code, in_allocation=bool(options.allocation)):
-                break
+        code = _run_workers(supervisor, group, options.name, options.allocation)
     except (StudyError, OSError) as error:
         sys.exit(f"error: worker on {host_name()}: {error}")
     # SIGTERM requests the end. If it kills a worker that has no handler for it yet, this is not an error.
     sys.exit(0 if code == -signal.SIGTERM else code & 0xFF)
+
+
+def _run_workers(supervisor: _Supervisor, group: GroupConfig, name: str, allocation: str) -> int:
+    """Run a worker, and the workers that must replace it; return the exit code of the last one.
+
+    Args:
+        supervisor: The supervisor.
+        group: The configuration of the worker group.
+        name: Name of the worker. The conductor, which has given it, starts the next worker itself, with another name.
+            Empty for workers that claim their names.
+        allocation: The allocation of the workers; empty without one.
+
+    Raises:
+        OSError: the first worker cannot start.
+    """
+    code = number = faults = 0
+    for _ in range(1 if name else _MAX_WORKERS):
+        if faults and not supervisor.pause(min(_FAULT_DELAY_S * 2 ** (faults - 1), _FAULT_DELAY_LIMIT_S)):
+            break
+        try:
+            worker = name or _claim_name_and_log(supervisor.session, group.group, allocation)
+            number = number or int(worker.rpartition("-")[2])
+            arguments = WorkerArguments(
+                session=supervisor.session, group=group, name=worker, allocation=allocation, number=number
+            )
+            code = supervisor.run(arguments)
+        except OSError:
+            if not faults:
+                raise
+            faults += 1  # the fault of the machine has not passed yet
+            continue
+        has_fault = arguments.has_fault.is_set
+        if not supervisor.must_restart(code, in_allocation=bool(allocation), has_fault=has_fault):
+            break
+        faults = faults + 1 if has_fault else 0
+    return code
 
 
 def _claim_name_and_log(session: Session, group: str, allocation: str) -> str:
@@ -184,15 +217,33 @@ class _Supervisor:
             if not self.lost_heartbeat and self.session.id == self.session_id:
                 self.session.heartbeats.remove(self.name)
 
-    def must_restart(self, code: int, *, in_allocation: bool) -> bool:
+    def must_restart(self, code: int, *, in_allocation: bool, has_fault: bool) -> bool:
         """Tell whether a new worker must replace a worker.
 
-        An allocation needs a new worker if this one was killed. A worker that has lost its broker is always replaced.
+        An allocation needs a new worker if this one was killed. A worker that has lost its broker, or could not take
+        messages, is always replaced.
         """
         was_killed = code < 0 and in_allocation and not self.leaving
-        if self.end_requested or not (was_killed or code == EXIT_REPLACE):
-            return False
-        return not self.session.stop_requested and self.session.path.exists()
+        return (was_killed or has_fault or code == EXIT_REPLACE) and not self._must_end
+
+    @property
+    def _must_end(self) -> bool:
+        """Whether no further worker may start; while the file system does not answer, only a signal requests this."""
+        try:
+            return self.end_requested or self.session.stop_requested or not self.session.path.exists()
+        except OSError:
+            return self.end_requested
+
+    def pause(self, seconds: float) -> bool:
+        """Wait before the next worker starts; return False if no further worker may start."""
+        with contextlib.suppress(OSError):
+            print(
+                f"worker on {host_name()}: '{self.name}' could not take messages. A new worker replaces it in "
+                f"{seconds:.0f} s.",
+                file=sys.stderr,
+                flush=True,
+            )
+        return not clock.wait_until(lambda: self._must_end, seconds, interval_s=0.5)
 
     def run(self, arguments: WorkerArguments) -> int:
         """Run a Celery worker to its end, and end its samples; return its exit code.
@@ -210,12 +261,15 @@ class _Supervisor:
         threading.Thread(
             target=self._watch_heartbeat, args=(arguments.heartbeat_limit, child, has_ended), daemon=True
         ).start()
+        pool_watch = PoolWatch(self.session, self.session_id, self.name, arguments.pool_limits)
+        pool_watch.start()
         status = self._wait(child)
         has_ended.set()
         signal.alarm(0)
         _try("its processes", end_descendants)
         _try("its samples", lambda: end_marked(MARKER, mark(self.session, self.name), grace_s=KILL_GRACE_S))
         _try("its heartbeat", self._remove_heartbeat)
+        pool_watch.end(keep_heartbeats=self.lost_heartbeat)
         return os.waitstatus_to_exitcode(status)
 
     def _start(self, arguments: WorkerArguments) -> int:

@@ -69,6 +69,7 @@ class WorkerProcess:
         self._session_id = session.id
         self._tasks: RangeTasks | None = None
         self._name = arguments.name
+        self._limit = arguments.heartbeat_limit
         self._ready = self._ending = self._is_terminated = False
         self.must_be_replaced = False
         self._pool_busy_at = clock.monotonic()
@@ -97,15 +98,14 @@ class WorkerProcess:
         self._name = writer
         launches = LaunchEnvironment(writer, self._system, self._cores)
         sender = Sender(self._session, self._app)
-        self._tasks = RangeTasks(
-            writer, Slots(slots, self._deadline, launches, self._arguments.heartbeat_limit), sender.send
-        )
+        self._tasks = RangeTasks(writer, Slots(slots, self._deadline, launches, self._limit), sender.send)
         self.watch(slots)
 
     def open_in_pool(self, **_: Any) -> None:
         """Create the slot of a pool process."""
         writer = f"{self._arguments.name}.{os.getpid()}"
         os.environ[PROCESS_MARKER] = mark(self._session, writer)
+        self._limit = self._arguments.pool_limits.claim(ProcessId.of(os.getpid()))
         self._ready = True
         self.open(writer, 1)
 
@@ -121,16 +121,22 @@ class WorkerProcess:
     # --- watching ---
 
     def watch(self, slots: int) -> None:
-        """Start the thread that writes the heartbeat and decides when the process ends."""
+        """Start the thread that writes the heartbeat and decides when the process ends.
+
+        The limit begins now, because the first heartbeat may already fail.
+        """
+        self._limit.renew(clock.since_boot())
         threading.Thread(target=self._watch, args=(slots,), name="watch", daemon=True).start()
 
     def _watch(self, slots: int) -> None:
         beat, last_beat_at, last_poll_at, was_held = 0, 0.0, 0.0, False
         poll_s = LOOK_S if self._arguments.allocation else _WATCH_S
         while True:
-            now = clock.monotonic()
-            if now - last_beat_at > HEARTBEAT_S or self._is_held() != was_held:
-                beat, last_beat_at, was_held = beat + 1, now, self._is_held()
+            now, is_held = clock.monotonic(), self._is_held()
+            if is_held != was_held:
+                self._log_hold(is_held=is_held)
+            if now - last_beat_at > HEARTBEAT_S or is_held != was_held:
+                beat, last_beat_at, was_held = beat + 1, now, is_held
                 _try(lambda beat=beat: self._beat(slots, beat))  # type: ignore[misc]
             if self._deadline.is_draining or self._stall_watch.has_stalled:
                 _try(gate.close)
@@ -149,13 +155,16 @@ class WorkerProcess:
         if self._session.id != self._session_id:
             return
         self._session.heartbeats.write(self._heartbeat(slots, beat))
+        self._limit.renew(since)
+        if self._conductor_is_here():
+            self._limit.suspend()
+
+    def _conductor_is_here(self) -> bool:
+        """Tell whether the conductor runs on this machine; the main process of a worker finds out for its pool."""
         if self._name != self._arguments.name:
-            return  # the main process of the worker keeps the heartbeat limit for its pool
+            return self._arguments.heartbeat_limit.is_suspended
         self._idle_timeout.conductor.refresh()
-        if self._idle_timeout.conductor.is_here:
-            self._arguments.heartbeat_limit.suspend()
-        else:
-            self._arguments.heartbeat_limit.renew(since)
+        return self._idle_timeout.conductor.is_here
 
     def _end_if_necessary(self) -> None:
         reason = self._end_reason()
@@ -165,6 +174,16 @@ class WorkerProcess:
     def _is_held(self) -> bool:
         return self._tasks is not None and self._tasks.health.is_held
 
+    def _log_hold(self, *, is_held: bool) -> None:
+        words = "continues to take samples"
+        if is_held:
+            words = (
+                "takes no samples for now: all of its last samples have failed within a second, or could not run. The "
+                "conductor lets some of them run on another machine, if there is one, to find out whether this "
+                "machine is broken"
+            )
+        LOGGER.warning("Worker '%s' on %s %s.", self._name, host_name(), words)
+
     def _hold(self) -> None:
         """Take no messages while this process, or a process of its pool, is held (`health.py`)."""
         heartbeats = self._session.heartbeats
@@ -173,7 +192,8 @@ class WorkerProcess:
                 self._tasks.health.acquit()
             gate.hold(held=self._tasks.health.is_held)
         else:
-            gate.hold(held=any(beat.state == "held" for beat in heartbeats.all(f"{self._name}.")))
+            beats, unreadable = heartbeats.read(f"{self._name}.")
+            gate.hold(held=any(beat.state == "held" for beat in beats) or (gate.is_held and bool(unreadable)))
 
     def _heartbeat(self, slots: int, beat: int) -> Heartbeat:
         process = ProcessId.of(os.getpid())
@@ -213,6 +233,7 @@ class WorkerProcess:
         if self._is_terminated:
             return "it was asked to stop"
         if self._tasks is not None and self._tasks.untaken >= UNTAKEN_LIMIT:
+            self._arguments.has_fault.set()
             return f"it could not take {UNTAKEN_LIMIT} messages in a row"
         if not self._supervisor.is_alive:
             return "its supervisor has died"
@@ -249,7 +270,8 @@ class WorkerProcess:
         if self._tasks is not None:
             slots = self._tasks.slots
             return 0.0 if slots.busy else clock.monotonic() - slots.last_work
-        if any(beat.state == "busy" for beat in self._session.heartbeats.all(f"{self._name}.")):
+        beats, unreadable = self._session.heartbeats.read(f"{self._name}.")
+        if unreadable or any(beat.state == "busy" for beat in beats):
             self._pool_busy_at = clock.monotonic()
         return clock.monotonic() - self._pool_busy_at
 
@@ -257,7 +279,8 @@ class WorkerProcess:
         """Stop taking samples, end the running samples, and stop Celery."""
         if self._ending:
             return
-        if self._name == self._arguments.name:
+        # Of a pool, one process reports; a fault may concern only another one.
+        if self._name == self._arguments.name or self._arguments.has_fault.is_set:
             LOGGER.warning("Worker '%s' on %s leaves: %s.", self._name, host_name(), reason)
         if self._tasks is not None:
             self._tasks.slots.stopping.set()

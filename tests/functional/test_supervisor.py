@@ -117,6 +117,113 @@ def test_a_worker_that_leaves_by_itself_is_replaced_only_if_the_broker_has_moved
     assert notes(tmp_path) == ["started"] * 3
 
 
+POOL = """
+import subprocess
+from maestro_celery_plugin import clock
+from maestro_celery_plugin.processes import ProcessId
+from maestro_celery_plugin.study.worker_identity import PROCESS_MARKER, mark
+if os.fork() == 0:
+    me = ProcessId.of(os.getpid())
+    limit = arguments.pool_limits.claim(me)
+    name = f"{arguments.name}.{me.pid}"
+    os.environ[PROCESS_MARKER] = mark(arguments.session, name)
+    (arguments.session.path / "workers" / f"{name}.json").touch()
+    subprocess.Popen(["sleep", "613.PID"], start_new_session=True)
+    note(f"process {name}")
+    FAULT
+    time.sleep(60)
+wait()
+"""
+SILENT = "limit.renew(clock.since_boot() - 100); os.kill(me.pid, signal.SIGSTOP)"
+
+
+@pytest.mark.parametrize("fault", [SILENT, "os._exit(1)"], ids=["it is stopped", "it has crashed"])
+def test_the_supervisor_ends_what_a_process_of_the_pool_runs_that_counts_as_dead(tmp_path, session, fault):
+    """Given a process of a pool that is stopped or has crashed, then its samples end, and the worker continues."""
+    process = start(tmp_path, session, POOL.replace("PID", str(os.getpid())).replace("FAULT", fault))
+    try:
+        wait_for(lambda: {"started", "process"} <= set(notes(tmp_path)), "the worker and its process", 30)
+        wait_for(lambda: not processes_of(f"sleep 613.{os.getpid()}"), "the end of the sample", 15)
+        name = next(word for word in notes(tmp_path) if word.startswith("w-1."))
+        log = tmp_path / "merlin_info/workers/w-1.log"
+        report = f"process '{name}' could not write its heartbeat for 20 s"
+        heartbeat = session.heartbeats.path_of(name)
+        if fault == SILENT:
+            wait_for(lambda: report in log.read_text(), "the report")
+            assert heartbeat.exists()
+        else:
+            wait_for(lambda: not heartbeat.exists(), "the removal of the heartbeat")
+            assert report not in log.read_text()
+        assert process.poll() is None
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=30)
+
+
+def test_the_heartbeats_of_a_pool_end_with_its_worker(tmp_path, session):
+    process = start(tmp_path, session, POOL.replace("PID", str(os.getpid())).replace("FAULT", ""))
+    wait_for(lambda: {"started", "process"} <= set(notes(tmp_path)), "the worker and its process", 30)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=30)
+
+    assert not processes_of(f"sleep 613.{os.getpid()}")
+    assert [path.name for path in (session.path / "workers").iterdir()] == []
+
+
+UNABLE = """
+note("started")
+arguments.has_fault.set()
+os._exit(0)
+"""
+
+
+def test_a_worker_that_could_not_take_messages_is_replaced_after_a_delay_and_not_for_ever(tmp_path, session):
+    """Given a machine that is broken for good, then a limited number of workers starts, each after a longer time."""
+    setup = """
+    delays, claims = [], iter(range(100))
+    def pause(self, seconds):
+        note(f"{seconds:g}")
+        return True
+    supervisor._Supervisor.pause = pause
+    claim = supervisor.claim_name
+    def claim_name(*arguments):
+        if next(claims) == 1:
+            raise OSError(5, "Input/output error")
+        return claim(*arguments)
+    supervisor.claim_name = claim_name
+    """
+    process = start(tmp_path, session, UNABLE, setup, "--allocation", "w/1")
+
+    output, _ = process.communicate(timeout=60)
+
+    assert process.returncode == 0, output
+    assert notes(tmp_path)[:8] == ["started", "5", "10", "started", "20", "started", "40", "started"]
+    assert notes(tmp_path).count("started") == 19
+    assert notes(tmp_path)[-2:] == ["60", "started"]
+
+
+def test_a_supervisor_that_waits_for_its_machine_ends_at_once(tmp_path, session):
+    process = start(tmp_path, session, UNABLE, "", "--allocation", "w/1")
+    wait_for(lambda: notes(tmp_path) == ["started"], "the worker", 30)
+    log = tmp_path / "merlin_info/workers/w-1-1.log"
+    wait_for(lambda: "A new worker replaces it in 5 s" in log.read_text(), "the pause")
+
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=4)
+
+    assert process.returncode == 0, output
+    assert notes(tmp_path) == ["started"]
+
+
+def test_a_worker_of_the_conductor_that_could_not_take_messages_is_replaced_by_the_conductor(tmp_path, session):
+    process = start(tmp_path, session, UNABLE, "", "--name", "w-1")
+
+    output, _ = process.communicate(timeout=30)
+
+    assert process.returncode == 0, output
+    assert notes(tmp_path) == ["started"]
+
+
 def test_without_a_session_the_worker_still_receives_the_signal(tmp_path, session):
     """Given a session that was removed, then SIGTERM ends the worker, and the supervisor reports no traceback."""
     process = start(tmp_path, session, "wait()")

@@ -111,12 +111,13 @@ def test_workers_in_another_namespace_live_and_each_sample_runs_once(run, enviro
 LEASE = SPEC.replace('echo "$(A)" >> runs', 'exec 9> lock; flock -n 9 || echo "$(A)" >> ../../overlaps; echo "$(A)" >> runs')
 
 
-def test_a_worker_that_is_stopped_ends_its_samples_before_they_run_elsewhere(run, environment):
-    """Given a worker on another machine that is stopped while its sample runs, as by a paging node.
+@pytest.mark.parametrize("pool", ["threads", "prefork"])
+def test_a_worker_that_is_stopped_ends_its_samples_before_they_run_elsewhere(run, environment, pool):
+    """Given a process of a worker on another machine that is stopped while its sample runs, as by a paging node.
 
-    Then its supervisor ends the sample before the conductor counts the worker as dead and sends the sample again.
+    Then its supervisor ends the sample before the conductor counts the process as dead and sends the sample again.
     """
-    study = run(LEASE)
+    study = run(LEASE.replace("--concurrency 1", f"--concurrency 1 --pool {pool}"))
     study.await_text("sim/*/runs", count=1)
     with worker_elsewhere(study, environment) as worker:
         study.await_text("sim/*/runs", count=2)
