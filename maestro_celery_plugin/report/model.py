@@ -71,7 +71,8 @@ class WorkerStatus:
         name: Name of the worker; empty for an awaited worker.
         group: The worker group.
         node: The machine of the worker; for an awaited worker, the machines where it may start.
-        state: `starting`, `idle`, `busy`, `held`, `draining`, `stopping`, `dead` or `awaited`.
+        state: `starting`, `idle`, `busy`, `held`, `draining`, `stopping`, `dead` or `awaited`; a held worker takes no
+            samples, because all of its last samples have failed at once.
         refused: Number of messages that it has refused because they are unreadable or not of the session.
     """
 

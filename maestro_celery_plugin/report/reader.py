@@ -121,16 +121,25 @@ class StatusReader:
         """Tell whether a worker is alive; a live conductor removes the heartbeats of dead workers on other machines."""
         if beat.is_here:
             return ProcessId(*beat.process).is_alive
-        written_at = self._session.heartbeats.path_of(beat.name).stat().st_mtime
+        try:
+            written_at = self._session.heartbeats.path_of(beat.name).stat().st_mtime
+        except OSError:  # it was removed meanwhile, or nobody can tell
+            return conducted
         return conducted or clock.now() - written_at < SILENCE_LIMIT_S
 
     @staticmethod
     def _workers(beats: list[Heartbeat], alive: dict[str, bool]) -> Iterator[WorkerStatus]:
-        """Yield the workers; a process of a pool, with the name ``<worker>.<pid>``, counts as its worker."""
-        busy = {beat.name.partition(".")[0] for beat in beats if beat.state == "busy" and alive[beat.name]}
+        """Yield the workers; a process of a pool, with the name ``<worker>.<pid>``, counts as its worker.
+
+        If one of these processes is held, its worker takes no samples.
+        """
+        busy, held = (
+            {beat.name.partition(".")[0] for beat in beats if beat.state == state and alive[beat.name]}
+            for state in ("busy", "held")
+        )
         for beat in beats:
             if "." not in beat.name:
-                state = "busy" if beat.name in busy else beat.state
+                state = "held" if beat.name in held else "busy" if beat.name in busy else beat.state
                 state = state if alive[beat.name] else "dead"
                 yield WorkerStatus(name=beat.name, group=beat.group, node=beat.node, state=state, refused=beat.refused)
 

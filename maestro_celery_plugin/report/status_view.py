@@ -218,5 +218,6 @@ def _workers(status: StudyStatus) -> list[RenderableType]:
 
 def _worker(worker: WorkerStatus) -> Text:
     refused = f"  {worker.refused} messages refused" if worker.refused else ""
+    held = "  its last samples have failed; `maestro-celery explain`" if worker.state == "held" else ""
     line = Text.assemble(plain(f"{worker.name}  {worker.group}  {worker.node}  "), state_text(worker.state))
-    return line.append_text(plain(refused, "yellow"))
+    return line.append_text(plain(f"{held}{refused}", "yellow"))

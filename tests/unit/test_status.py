@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -19,7 +20,13 @@ from rich.console import Console
 
 from maestro_celery_plugin.batch.allocation import Allocation, new_directory
 from maestro_celery_plugin.cli import main
-from maestro_celery_plugin.config.settings import BatchSettings, EnsembleSettings, ResourceSettings, WorkerGroupSettings
+from maestro_celery_plugin.config.settings import (
+    BatchSettings,
+    EnsembleSettings,
+    ResourceSettings,
+    StepFacts,
+    WorkerGroupSettings,
+)
 from maestro_celery_plugin.errors import StudyError
 from maestro_celery_plugin.files import shared_lock
 from maestro_celery_plugin.ledger.entries import Kind
@@ -33,7 +40,7 @@ from maestro_celery_plugin.report.reader import StatusReader
 from maestro_celery_plugin.report.sample_status import RecordSamples, SampleStatus, values_of
 from maestro_celery_plugin.report.terminal import duration_words
 from maestro_celery_plugin.states import AllocationState, cannot_run_code
-from maestro_celery_plugin.study.heartbeats import Heartbeat
+from maestro_celery_plugin.study.heartbeats import Heartbeat, Heartbeats
 from maestro_celery_plugin.study.manifest import Manifest
 from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.session import Session
@@ -216,6 +223,40 @@ def test_a_sample_that_a_second_worker_has_started_counts_for_the_second_worker(
     study.write("w-1", (Kind.STARTED, 1, 1, 0, 0))
     study.beat("w-2", ProcessId.of(os.getpid()))
     assert study.reader.read().steps[0].samples.running == 1
+
+
+@pytest.mark.parametrize("name", ["w-1", "w-1.77"], ids=["threads", "a process of a pool"])
+def test_a_held_worker_is_shown_with_the_reason(study: Study, name: str) -> None:
+    """Given a worker whose last samples have failed at once, then a user sees why it takes no samples."""
+    study.submit()
+    study.write_table(row(1, "RUNNING"))
+    group = WorkerGroupSettings(task_queues=("merlin",))
+    settings = dataclasses.replace(
+        SETTINGS, resources=ResourceSettings(workers={"w": group}), steps={"sim": StepFacts(queues=("merlin",))}
+    )
+    plan = dataclasses.replace(study.plan, settings=settings)
+    (study.plan.root / "batch.info").write_text(yaml.safe_dump(plan.to_batch()))
+    here = ProcessId.of(os.getpid())
+    for worker, state in {"w-1": "idle", "w-1.78": "busy", name: "held"}.items():
+        study.beat(worker, here, state)
+    with study.conductor_lock():
+        assert [(w.name, w.state) for w in study.reader.read().workers] == [("w-1", "held")]
+        console = Console(width=120, record=True)
+        status_view.show(study.reader, console)
+        ((_, sentences),) = explain(study.plan.root)
+
+    assert "held  its last samples have failed; `maestro-celery explain`" in console.export_text()
+    assert "w-1 (held, its last samples have failed; some of them run on another machine" in " ".join(sentences)
+
+
+def test_a_heartbeat_that_is_removed_meanwhile_is_no_error(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    study.write_table()
+    study.beat("w-1", DEAD, host="elsewhere")
+    beats = study.session.heartbeats.all()
+    study.session.heartbeats.remove("w-1")
+    monkeypatch.setattr(Heartbeats, "all", lambda self: beats)
+
+    assert [w.state for w in study.reader.read().workers] == ["dead"]
 
 
 def test_without_a_conductor_a_worker_of_another_machine_without_a_heartbeat_is_dead(study: Study) -> None:
