@@ -75,7 +75,7 @@ class Intruder:
     def fields(self, start: int = 0, stop: int = 12, epoch: int = 1) -> tuple:
         """Return the fields of a message about the step record `sim`, as the conductor sends it."""
         plan = StudyPlan.read(self.study.path)
-        return (str(plan.root), plan.id, "sim", 1, start, stop, epoch, int(RunMode.FIRST))
+        return (str(plan.root), plan.id, "sim", 1, start, stop, epoch, int(RunMode.FIRST), 0)
 
     def worker_log(self) -> str:
         return "".join(self.study.outputs("merlin_info/workers/*.log"))

@@ -87,6 +87,10 @@ class Scaling:
         """Tell whether a worker counts as dead."""
         return self._dead_workers.is_dead(writer)
 
+    def end_worker(self, writer: str) -> None:
+        """End a worker that does not do its work; its samples run elsewhere when it is dead."""
+        self._pool.kill(writer)
+
     @property
     def working_allocations(self) -> frozenset[str]:
         """The allocations with a busy worker."""

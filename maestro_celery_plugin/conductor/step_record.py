@@ -56,6 +56,8 @@ class Faults:
         Args:
             live_machines: Number of machines with a worker that could run the sample.
         """
+        if not live_machines:  # between two allocations: a machine of the next one may be able to run the sample
+            return False
         tries = TRIES_PERMANENT if is_permanent(self.code) else TRIES_PASSING
         return self.count >= tries and len(self.machines) >= min(FAULT_MACHINES, live_machines)
 

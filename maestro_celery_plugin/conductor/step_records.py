@@ -247,11 +247,23 @@ class StepRecords:
             if record is not None:
                 mask = np.zeros(record.manifest.samples, bool)
                 mask[lease.start : lease.stop] = True
-                self._write_lost(record, mask & record.samples.running, external_cause=external_cause)
+                # A later attempt belongs to another worker.
+                is_own = record.samples.started == lease.epoch
+                self._write_lost(record, mask & is_own & record.samples.running, external_cause=external_cause)
                 if is_elsewhere:
-                    for start, stop in ranges_of(mask & (record.samples.outcome == Outcome.OPEN), np.zeros_like(mask)):
-                        self._writer.append(Kind.VOID, record.number, lease.epoch, start, stop)
+                    self.invalidate_attempts(record, mask, lease.epoch)
         self.follow()
+
+    def invalidate_attempts(self, record: StepRecord, mask: np.ndarray[Any, Any], epoch: int) -> None:
+        """Record that attempts at open samples under an epoch have no outcome, whenever their entries become visible.
+
+        Args:
+            record: The step record.
+            mask: The samples.
+            epoch: The epoch of the attempts, and of earlier ones.
+        """
+        for start, stop in ranges_of(mask & (record.samples.outcome == Outcome.OPEN), np.zeros_like(mask)):
+            self._writer.append(Kind.VOID, record.number, epoch, start, stop)
 
     def record_lost(self, record: StepRecord, mask: np.ndarray[Any, Any]) -> None:
         """Record attempts without an end and without a lease as lost, so that their samples may run again."""

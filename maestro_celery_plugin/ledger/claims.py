@@ -2,7 +2,7 @@
 
 A claim is a symbolic link, whose target is the name of its owner:
 
-    claims/<study>/<record>/<bucket>/<epoch>.<start>-<stop> -> <writer>:<token>
+    claims/<study>/<record>/<bucket>/<epoch>.<series>.<start>-<stop> -> <writer>:<token>
 
 The creation of a link is exclusive and atomic, also on NFS, and the link names its owner from the first moment. So a
 claim does not depend on what the caches of a network file system show, on the time between two operations, or on
@@ -25,12 +25,17 @@ _BUCKET = 4096
 
 
 class MessageName(NamedTuple):
-    """The name of a message: samples [start, stop) of a step record under an epoch. No two messages have one name."""
+    """The name of a message: samples [start, stop) of a step record under an epoch. No two messages have one name.
+
+    A slot that has kept parts of its range may send the same samples later. Such messages are of a new series, because
+    the claims of the kept parts are for ever.
+    """
 
     record: int
     epoch: int
     start: int
     stop: int
+    series: int = 0
 
 
 def owner_text(writer: str) -> str:
@@ -106,7 +111,7 @@ class Claims:
             return None
 
     def _path(self, name: MessageName) -> str:
-        return f"{self._bucket(name)}/{name.epoch}.{name.start}-{name.stop}"
+        return f"{self._bucket(name)}/{name.epoch}.{name.series}.{name.start}-{name.stop}"
 
     def _bucket(self, name: MessageName) -> str:
         return f"{self._directory}/{name.record}/{name.start // _BUCKET}"

@@ -47,9 +47,9 @@ class Kind(enum.IntEnum):
     RERUN = 4
     """Coordinator: outcomes of sample `start` under this or an earlier epoch are invalid; the sample runs again."""
     TAKEN = 5
-    """Worker: a slot has taken the range."""
+    """Worker: a slot has taken the range; `code` is the series of the message (`claims.py`)."""
     PASSED = 6
-    """Worker: the slot sends this last part of its range to the task queue."""
+    """Worker: the slot sends this last part of its range to the task queue; `code` is the series of the message."""
     RELEASED = 7
     """Worker: the slot has released the whole range."""
     STARTED = 8
@@ -59,7 +59,7 @@ class Kind(enum.IntEnum):
     STOPPED = 10
     """Worker: the worker has ended the attempt at sample `start` after `stop` microseconds; it counts as lost."""
     KEPT = 11
-    """Worker: the part that the slot has passed was not sent; the slot keeps it."""
+    """Worker: the part that the slot has passed was not sent; the slot keeps it. `code` is the series of the part."""
     NOT_RUN = 12
     """Worker: sample `start` could not run because of a fault of the worker or its machine: `code` is that of
     `states.py`, `stop` the number of the machine. The sample has no outcome."""

@@ -14,6 +14,8 @@ from maestro_celery_plugin.ledger.entries import Entries, Kind
 
 __all__ = ["Lease", "Leases"]
 
+# The fields of an entry that make up the name of a message, in the order of `MessageName`.
+_NAME_FIELDS = ("record", "epoch", "start", "stop", "code")
 _RELEVANT = (Kind.SENT, Kind.TAKEN, Kind.PASSED, Kind.KEPT, Kind.RELEASED)
 
 
@@ -41,12 +43,12 @@ class Leases:
         slots = self._leases.setdefault(writer, {})
         for entry in entries[np.isin(entries["kind"], _RELEVANT)]:
             slot, kind = int(entry["slot"]), entry["kind"]
-            name = MessageName(*(int(entry[field]) for field in MessageName._fields))
+            name = MessageName(*(int(entry[field]) for field in _NAME_FIELDS))
             if kind == Kind.SENT:
                 self._send(name)
             elif kind == Kind.TAKEN:
                 self._take(name)
-                slots[slot] = Lease(*name)
+                slots[slot] = Lease(name.record, name.epoch, name.start, name.stop)
             elif kind == Kind.RELEASED:
                 slots.pop(slot, None)
             elif kind == Kind.PASSED:

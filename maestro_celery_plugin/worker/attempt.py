@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import os
 import shlex
 import signal
@@ -17,6 +18,8 @@ from maestro_celery_plugin.study.manifest import Manifest
 from maestro_celery_plugin.worker.sample_directory import SampleDirectories
 
 __all__ = ["KILL_AFTER_S", "Runner", "RunningAttempt"]
+
+LOGGER = logging.getLogger(__name__)
 
 # Seconds between SIGTERM and SIGKILL for an attempt that the worker ends.
 KILL_AFTER_S = 5.0
@@ -119,7 +122,10 @@ class _Output:
         except OSError:
             return  # the sample has removed the file
         finally:
-            os.close(self.descriptor)
+            try:
+                os.close(self.descriptor)
+            except OSError as error:  # the result of the sample counts, even if its output could not be stored
+                LOGGER.warning("The end of '%s' may be missing: %s", self._path, error)
 
 
 class RunningAttempt:

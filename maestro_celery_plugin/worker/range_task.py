@@ -111,7 +111,7 @@ class _RangeRun:
     ) -> None:
         self._slots, self._health, self._study, self._task, self._slot = slots, health, study, task, slot
         self._ledger = SlotLedger(study.ledger, task, slot, slots.stopping)
-        self._messages = RangeMessages(study.claims, study.writer, self._ledger, send, slots.stopping)
+        self._messages = RangeMessages(study.claims, study.writer, self._ledger, send, slots.stopping, task.series)
         self._sample = task.start
         self._manifest: Manifest
         self._runner: Runner
@@ -134,7 +134,7 @@ class _RangeRun:
     def run(self) -> None:
         """Take the range, run a piece of it, and send the rest to the task queue."""
         task = self._task
-        self._ledger.write(Kind.TAKEN, task.start, task.stop)
+        self._ledger.write(Kind.TAKEN, task.start, task.stop, code=task.series)
         try:
             self._manifest, self._runner = self._study.runner(task.manifest)
             if not 0 <= task.start < task.stop <= self._manifest.samples or self._manifest.number != task.record:
@@ -207,8 +207,10 @@ class _RangeRun:
         environment = self._slots.launches.environment(self._slot, self._manifest)
         running = self._runner.start(sample, first=is_first, again=again, environment=environment)
         self._slots.add(self._slot, self._as_running(running, sample))
-        attempt = running.wait()
-        self._slots.remove(self._slot)
+        try:
+            attempt = running.wait()
+        finally:
+            self._slots.remove(self._slot)
         if not attempt.was_ended and self._slots.was_ended_with_allocation(attempt.code):
             attempt = dataclasses.replace(attempt, was_ended=True)
         kind = Kind.STOPPED if attempt.was_ended else Kind.ENDED

@@ -132,8 +132,9 @@ class StudyContext:
                 self._fences.setdefault(record, []).append((epoch, start, stop))
             if kind is Kind.CANCELLED:
                 self._ends.setdefault(record, []).append((epoch, start, stop))
-            elif kind is Kind.LOST:
-                self._ends.setdefault(record, []).append((epoch + 1, start, start + 1))
+            elif kind in (Kind.LOST, Kind.VOID):
+                stop = start + 1 if kind is Kind.LOST else stop
+                self._ends.setdefault(record, []).append((epoch + 1, start, stop))
 
 
 def _runner_of(manifest: Manifest) -> Runner:

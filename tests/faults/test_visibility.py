@@ -119,7 +119,7 @@ class Cluster:
         groups = {"w": WorkerGroupSettings(task_queues=("merlin",))}
         self.records = StepRecords(self.plan, groups, self.server.node("conductor"))
         self.server.directories.add(str(self.plan.claims / f"{0:016x}" / "1"))
-        self.publisher = Publisher(self.plan, None, self.records, {"merlin"}, self.dead.__contains__)
+        self.publisher = Publisher(self.plan, None, self.records, {"merlin"}, self.dead.__contains__, self.dead.add)
         self.publisher._sender = self.broker
         self.record = self.records.register(manifest)
         self.record.begin(cancelled=False)

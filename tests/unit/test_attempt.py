@@ -218,6 +218,24 @@ def files_up_to(size):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+def test_the_result_of_a_sample_counts_even_if_its_output_cannot_be_stored(make, monkeypatch):
+    """Some file systems report an error of an earlier write at close."""
+    runner = make("echo a; exit 3")
+    runner.directories.make(0)
+    running = runner.start(0, first=True)
+    close = os.close
+
+    def fail(descriptor):
+        close(descriptor)
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "close", fail)
+    result = running.wait()
+    monkeypatch.setattr(os, "close", close)
+
+    assert result.code == 3
+
+
 def test_a_runner_leaves_no_file_open(make):
     runner = make("echo a; echo b >&2")
     attempt(runner)

@@ -320,6 +320,10 @@ def test_a_fault_that_will_not_pass_is_final_after_three_tries_on_all_or_three_m
     assert Faults(code=code, count=3, machines={1, 2, 3}).are_final(live_machines=7)
 
 
+def test_no_fault_is_final_between_two_allocations():
+    assert not Faults(code=MISSING, count=99, machines={1, 2, 3}).are_final(live_machines=0)
+
+
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.ESTALE, errno.EIO, errno.EMFILE, errno.ENOMEM])
 def test_a_fault_that_can_pass_is_final_after_thirty_tries(number):
     code = cannot_run_code(number)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from ensembles import a_study
 
+from maestro_celery_plugin.conductor import recall
 from maestro_celery_plugin.conductor.publisher import Publisher
 from maestro_celery_plugin.conductor.recall import Recall
 from maestro_celery_plugin.conductor.step_record import MAX_RANGES, uniform_ranges
@@ -41,7 +42,7 @@ def test_a_message_is_taken_once_and_for_ever(claims):
     assert claims.owner(NAME) == "w-1"
 
 
-@pytest.mark.parametrize("change", [{"record": 2}, {"epoch": 3}, {"start": 4}, {"stop": 8}, {"start": 5000, "stop": 5001}])
+@pytest.mark.parametrize("change", [{"record": 2}, {"epoch": 3}, {"start": 4}, {"stop": 8}, {"series": 1}, {"start": 5000, "stop": 5001}])
 def test_messages_with_different_names_have_different_claims(claims, change):
     claims.prepare(2)
     assert claims.take(NAME, owner_text("w-1"))
@@ -102,7 +103,7 @@ class Conductor:
         self.dead: set[str] = set()
         groups = {"w": WorkerGroupSettings(task_queues=("merlin",))}
         self.records = StepRecords(self.plan, groups)
-        self.publisher = Publisher(self.plan, None, self.records, {"merlin"}, self.dead.__contains__)
+        self.publisher = Publisher(self.plan, None, self.records, {"merlin"}, self.dead.__contains__, self.dead.add)
         self.publisher._sender = self
         self.sent: list = []
         self.record = self.records.register(manifest)
@@ -152,6 +153,17 @@ def test_samples_whose_message_a_worker_has_taken_a_moment_ago_are_not_sent_agai
     assert conductor.resend() == [(0, 10, 2, FIRST)]
 
 
+def test_a_live_worker_that_has_claimed_a_message_and_does_not_run_it_is_ended(conductor, advance_clock):
+    conductor.resend()
+    conductor.claims.take(MessageName(1, 1, 0, 10), owner_text("w-1"))
+
+    assert conductor.resend() == []
+    advance_clock(recall.CLAIM_LIMIT_S + 1)
+    assert conductor.resend() == []
+    assert conductor.dead == {"w-1"}  # the conductor of this test counts a worker as dead that it has ended
+    assert conductor.resend() == [(0, 10, 2, FIRST)]
+
+
 def test_the_part_that_a_worker_has_sent_is_taken_back_and_its_own_part_is_not_sent(conductor):
     conductor.resend()
     conductor.claims.take(MessageName(1, 1, 0, 10), owner_text("w-1"))
@@ -174,6 +186,35 @@ def test_a_dead_worker_whose_entries_become_visible_late_keeps_its_samples_until
     assert conductor.resend() == [(1, 10, 2, FIRST)]
 
 
+def test_after_a_hard_failure_no_sample_is_sent_also_by_a_new_conductor(conductor):
+    conductor.resend()
+    conductor.as_worker("w-1", (Kind.TAKEN, 1, 0, 10), (Kind.ENDED, 1, 0, 1000, 102), (Kind.RELEASED, 1, 0, 10))
+    conductor.records.follow()
+
+    assert conductor.record.unassigned(conductor.records.leased(conductor.record)).any()
+    assert conductor.resend() == []
+
+
+@pytest.mark.parametrize("late", [[], [(Kind.STARTED, 1, 0, 0)], [(Kind.STARTED, 1, 0, 0), (Kind.ENDED, 1, 0, 1000, 1)]])
+def test_the_late_entries_of_a_dead_worker_do_not_change_the_attempt_of_another_worker(conductor, late):
+    """Given a worker that has claimed a message and died, then its entries become visible when others have the samples."""
+    conductor.resend()
+    conductor.claims.take(MessageName(1, 1, 0, 10), owner_text("w-1"))
+    conductor.dead.add("w-1")
+    assert conductor.resend() == [(0, 10, 2, FIRST)]
+    conductor.as_worker("w-2", (Kind.TAKEN, 2, 0, 10), (Kind.STARTED, 2, 0, 0))
+    conductor.records.follow()
+
+    conductor.as_worker("w-1", (Kind.TAKEN, 1, 0, 10), *late)
+    conductor.records.follow()
+    conductor.records.mark_lost(["w-1"], is_elsewhere=True)
+
+    samples = conductor.record.samples
+    assert samples.outcome[0] == Outcome.OPEN
+    assert samples.running.tolist() == [True] + 9 * [False]
+    assert samples.losses[0] == 0
+
+
 def test_a_new_conductor_takes_back_the_messages_of_the_earlier_one(conductor):
     conductor.resend()
     conductor.as_worker("w-1", (Kind.TAKEN, 1, 0, 5))  # another message than that of the conductor
@@ -181,7 +222,7 @@ def test_a_new_conductor_takes_back_the_messages_of_the_earlier_one(conductor):
     records = StepRecords(conductor.plan, {"w": WorkerGroupSettings(task_queues=("merlin",))})
     records.load(alive=())
     (record,) = records
-    free = Recall(records, lambda name: False).take_back(record, np.ones(10, bool))
+    free = Recall(records, set().__contains__, set().add).take_back(record, np.ones(10, bool))
 
     assert free.all()
     assert conductor.claims.owner(MessageName(1, 1, 0, 10)) == COORDINATOR

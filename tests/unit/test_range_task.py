@@ -322,6 +322,20 @@ def test_a_part_that_the_broker_has_delivered_although_it_did_not_answer_runs_on
     assert [(task.start, task.stop) for task in delivered] == [(5, 9)]
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_parts_that_a_slot_has_kept_are_sent_when_the_broker_answers_again(make, monkeypatch, seed):
+    """Given long samples, so that a slot sends its rest again and again, then no message has the name of a kept part."""
+    monkeypatch.setattr(slots, "TIME_BUDGET_S", 0.001)
+    ensemble = make(samples=16, cmd=f"{RUN}; sleep 0.005")
+    transport = Transport(failure_rate=0.6, seed=seed)
+    transport.put(ensemble.task())
+    drive(transport, (worker("w-1", 1, transport.send), 1), (worker("w-2", 1, transport.send), 1))
+
+    assert ensemble.each_sample_has_run_once()
+    names = [task.name for task in transport.sent]
+    assert len(names) == len(set(names))
+
+
 # --- claims ------------------------------------------------------------------------------------------
 
 
