@@ -14,6 +14,7 @@ import redis
 from amqp.exceptions import AMQPError
 from kombu import Connection
 from kombu.exceptions import KombuError
+from proxy import Proxy
 from support import Study
 
 from maestro_celery_plugin.study.session import Session
@@ -29,11 +30,12 @@ class Parts:
     Args:
         study: The study.
         broker_url: URL of a Redis or RabbitMQ server; None for the private broker.
+        proxy: The proxy between the study and this server; None for the private broker.
         choose: Random choices.
     """
 
-    def __init__(self, study: Study, broker_url: str | None, choose: random.Random) -> None:
-        self.study, self._url, self._choose = study, broker_url, choose
+    def __init__(self, study: Study, broker_url: str | None, proxy: Proxy | None, choose: random.Random) -> None:
+        self.study, self._url, self._proxy, self._choose = study, broker_url, proxy, choose
         self.complaints: list[str] = []
 
     # --- processes ---
@@ -117,6 +119,11 @@ class Parts:
         errors = (OSError, AMQPError, KombuError)
         with contextlib.suppress(*errors), Connection(self._url, connect_timeout=3) as connection:
             getattr(connection.default_channel, operation)(queue)
+
+    def take_broker_away(self) -> None:
+        """End all connections to the broker, which cannot be reached for some seconds, and keeps its messages."""
+        if self._proxy is not None:
+            self._proxy.go_away(self._choose.choice(PAUSES_S))
 
     def freeze_and_drop(self) -> None:
         """Stop the workers while the broker closes their connections."""
