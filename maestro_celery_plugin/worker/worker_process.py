@@ -198,9 +198,9 @@ class WorkerProcess:
     def _state(self) -> str:
         if not self._ready:
             return "starting"
-        if self._tasks is not None and self._tasks.slots.stopping.is_set():
+        if self._stall_watch.has_stalled or (self._tasks is not None and self._tasks.slots.stopping.is_set()):
             return "stopping"
-        if self._deadline.is_draining or self._stall_watch.has_stalled:
+        if self._deadline.is_draining:
             return "draining"
         if self._tasks is None:
             return "idle"
