@@ -274,7 +274,7 @@ class WorkerPool:
             with _logged(f"The end of allocation '{source.name}' cannot be observed"):
                 if source.await_end(_ALLOCATION_END_LIMIT_S):
                     continue
-            with _logged(f"The end of allocation '{source.name}' cannot be observed"):
+            with _logged(f"Allocation '{source.name}' cannot be cancelled"):
                 source.cancel()
                 if not source.await_end(_STOP_LIMIT_S) and source.current is not None:
                     job = source.current.job
