@@ -118,7 +118,9 @@ class _RangeRun:
         self._signal: signal.Signals
 
     def claim(self) -> bool:
-        """Claim the message; return False if its samples are cancelled, or if another slot has claimed it.
+        """Claim the message; return whether its samples may run.
+
+        They may not if they are cancelled, or if another slot or the coordinator has claimed the message.
 
         Raises:
             OSError: the claim cannot be made now.
@@ -128,7 +130,7 @@ class _RangeRun:
             return False
         if self._messages.claim(task):
             return True
-        LOGGER.info("A message was delivered twice: %s.", task)
+        LOGGER.info("A message was already claimed: %s.", task)
         return False
 
     def run(self) -> None:
