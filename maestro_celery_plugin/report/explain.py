@@ -246,6 +246,8 @@ class _Explanation:
         beat = self._beats.get(worker)
         if beat is not None and (beat.refuses or state == "draining"):
             return f"{state}, its allocation ends too soon for the remaining samples"
+        if state == "held":
+            return f"{state}, its last samples have failed; some of them run on another machine to find the cause"
         return state
 
     @staticmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -19,7 +20,13 @@ from rich.console import Console
 
 from maestro_celery_plugin.batch.allocation import Allocation, new_directory
 from maestro_celery_plugin.cli import main
-from maestro_celery_plugin.config.settings import BatchSettings, EnsembleSettings, ResourceSettings, WorkerGroupSettings
+from maestro_celery_plugin.config.settings import (
+    BatchSettings,
+    EnsembleSettings,
+    ResourceSettings,
+    StepFacts,
+    WorkerGroupSettings,
+)
 from maestro_celery_plugin.errors import StudyError
 from maestro_celery_plugin.files import shared_lock
 from maestro_celery_plugin.ledger.entries import Kind
@@ -100,11 +107,13 @@ class Study:
         """Write ``status.csv`` as Maestro does: without a line end after the last row."""
         (self.plan.root / "status.csv").write_text("\n".join([HEADER, *rows]))
 
-    def beat(self, name: str, process: ProcessId, state: str = "busy", host: str | None = None) -> None:
+    def beat(
+        self, name: str, process: ProcessId, state: str = "busy", host: str | None = None, **values: object
+    ) -> None:
         """Write the heartbeat of a worker."""
         pid = process.pid, process.start
         host = host or host_name()
-        values = {"name": name, "group": "w", "host": host, "node": host, "slots": 1, "beat": 1, "state": state}
+        values |= {"name": name, "group": "w", "host": host, "node": host, "slots": 1, "beat": 1, "state": state}
         self.session.heartbeats.write(Heartbeat(supervisor=pid, process=pid, **values))
 
     def conductor_lock(self) -> FileLock:
@@ -447,6 +456,37 @@ def test_the_first_line_of_stderr_keeps_its_indentation(study: Study) -> None:
     lines = [line.rstrip() for line in page_of(study, 140).splitlines()]
     first = lines.index("        x = 1 +")  # indented by the section and the line
     assert lines[first + 1 : first + 3] == ["              ^", "    SyntaxError"]
+
+
+@pytest.mark.parametrize(("count", "text"), [(0, ""), (1, "1 message refused"), (7, "7 messages refused")])
+def test_the_page_shows_the_refused_messages_of_a_worker(study: Study, count: int, text: str) -> None:
+    study.beat("w-1", ProcessId.of(os.getpid()), refused=count)
+    section = page_of(study).partition("Workers\n")[2]
+    assert section.split("busy")[1].strip() == text
+
+
+@pytest.mark.parametrize(
+    ("state", "text"),
+    [
+        ("idle", ""),
+        ("stopping", ""),
+        ("draining", ", its allocation ends too soon for the remaining samples"),
+        ("held", ", its last samples have failed; some of them run on another machine to find the cause"),
+    ],
+)
+def test_explain_says_why_a_worker_takes_no_samples(study: Study, state: str, text: str) -> None:
+    workers, steps = {"w": WorkerGroupSettings(task_queues=("merlin",))}, {"sim": StepFacts(queues=("merlin",))}
+    settings = EnsembleSettings(batch=BatchSettings(), resources=ResourceSettings(workers=workers), steps=steps)
+    plan = dataclasses.replace(study.plan, settings=settings)
+    (plan.root / "batch.info").write_text(yaml.safe_dump(plan.to_batch()))
+    study.submit()
+    study.write_table(row(1, "RUNNING"))
+    study.run(0)
+    study.beat("w-1", ProcessId.of(os.getpid()), state)
+    with study.conductor_lock():
+        ((title, sentences),) = explain(plan.root)
+    assert title == "sim_X.1  RUNNING"
+    assert sentences[-1] == f"Worker group 'w': w-1 ({state}{text})."
 
 
 def test_a_dry_run_is_not_resumed(study: Study) -> None:
