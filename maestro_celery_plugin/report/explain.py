@@ -81,16 +81,16 @@ class _Explanation:
             yield "The ledger is damaged", self._status.damage
         if self._status.broken_machines:
             yield "Machines were taken out", [machine.sentence for machine in self._status.broken_machines]
-        refusals = list(self._refusals())
-        if refusals:
-            yield "Workers have refused messages", refusals
+        refused = list(self._refused_messages())
+        if refused:
+            yield "Workers have refused messages", refused
 
-    def _refusals(self) -> Iterator[str]:
+    def _refused_messages(self) -> Iterator[str]:
         """Yield a sentence for each worker that has refused messages."""
         session = Session(self._plan.session)
         for worker in self._status.workers:
-            if worker.refused:
-                words = "1 message was" if worker.refused == 1 else f"{worker.refused} messages were"
+            if worker.refused_messages:
+                words = "1 message was" if worker.refused_messages == 1 else f"{worker.refused_messages} messages were"
                 yield (
                     f"{words} refused by worker '{worker.name}': they cannot be read, or are not of this session. "
                     f"They have no effect; another user or study writes to the task queues of this study. "

@@ -72,14 +72,14 @@ class WorkerStatus:
         group: The worker group.
         node: The machine of the worker; for an awaited worker, the machines where it may start.
         state: `starting`, `idle`, `busy`, `held`, `draining`, `stopping`, `dead` or `awaited`.
-        refused: Number of messages that it has refused because they are unreadable or not of the session.
+        refused_messages: Number of messages that it has refused because they are unreadable or not of the session.
     """
 
     name: str
     group: str
     node: str
     state: str
-    refused: int = 0
+    refused_messages: int = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -132,7 +132,13 @@ class StatusReader:
             if "." not in beat.name:
                 state = "busy" if beat.name in busy else beat.state
                 state = state if alive[beat.name] else "dead"
-                yield WorkerStatus(name=beat.name, group=beat.group, node=beat.node, state=state, refused=beat.refused)
+                yield WorkerStatus(
+                    name=beat.name,
+                    group=beat.group,
+                    node=beat.node,
+                    state=state,
+                    refused_messages=beat.refused_messages,
+                )
 
     def _awaited(self, rows: list[StepRow], beats: list[Heartbeat], alive: dict[str, bool]) -> Iterator[WorkerStatus]:
         """Yield the missing workers of groups that have work and whose workers a user must start on another machine."""

@@ -43,7 +43,7 @@ class Heartbeat:
             the conductor has found out why its last samples have failed (`conductor/broken_machines.py`).
         allocation: Its allocation, such as ``sim/2``; empty for a worker outside of the study's allocations.
         ends_at: End of the allocation (Unix seconds of the worker's machine); None for no end.
-        refused: Number of messages that it has refused because they are unreadable or not of the session.
+        refused_messages: Number of messages that it has refused because they are unreadable or not of the session.
         refuses: Numbers of the step records whose samples it does not start any more, because the remaining
             time is too short.
         machine: Identity of its machine (`processes.machine_id`); empty in a heartbeat of release 0.1.
@@ -60,7 +60,7 @@ class Heartbeat:
     state: str
     allocation: str = ""
     ends_at: float | None = None
-    refused: int = 0
+    refused_messages: int = 0
     refuses: tuple[int, ...] = ()
     machine: str = ""
 

@@ -147,12 +147,12 @@ class _RangeRun:
         except LedgerError:
             raise
         except Exception as error:  # of the machine, of the sample table, or in the plugin
-            self._refuse(_fault_of(error), error)
+            self._record_not_run(_fault_of(error), error)
         finally:
             self._ledger.write(Kind.RELEASED, task.start, task.stop)
             self._ledger.flush()
 
-    def _refuse(self, code: int, cause: Exception) -> None:
+    def _record_not_run(self, code: int, cause: Exception) -> None:
         """Record that the next sample cannot run because of a fault of this worker."""
         LOGGER.error("Sample %d of '%s' cannot run here: %s", self._sample, self._task.manifest, cause)
         self._ledger.write(Kind.NOT_RUN, self._sample, machine_number(), code=code)
@@ -165,7 +165,7 @@ class _RangeRun:
         stop = self._send_rest(self._sample + self._slots.piece_size(self._task), self._task.stop)
         modes = self._study.modes(self._task, stop)
         while self._sample < stop and self._may_start_next():
-            if self._sample in modes and not self._run_or_refuse(self._sample, modes[self._sample]):
+            if self._sample in modes and not self._try_sample(self._sample, modes[self._sample]):
                 self._send_rest(self._sample + 1, stop)  # other workers may be able to run these samples
                 return
             self._sample += 1
@@ -188,12 +188,12 @@ class _RangeRun:
         """Send samples [start, stop) to the task queue; return the end of the range that stays in this slot."""
         return self._messages.send_rest(self._task.part(min(start, stop), stop), self._manifest.task_queue)
 
-    def _run_or_refuse(self, sample: int, mode: RunMode) -> bool:
+    def _try_sample(self, sample: int, mode: RunMode) -> bool:
         """Run one sample; return False if it cannot run here."""
         try:
             self._run_sample(sample, mode)
         except (OSError, SampleError) as error:
-            self._refuse(_fault_of(error), error)
+            self._record_not_run(_fault_of(error), error)
             return False
         return True
 

@@ -189,8 +189,8 @@ class WorkerProcess:
             state=self._state,
             allocation=self._arguments.allocation,
             ends_at=None if math.isinf(self._deadline.ends_at) else self._deadline.ends_at,
-            refused=gate.refused.total(),
-            refuses=self._tasks.slots.refused if self._tasks else (),
+            refused_messages=gate.refused.total(),
+            refuses=self._tasks.slots.out_of_time if self._tasks else (),
             machine=machine_id(),
         )
 
@@ -227,12 +227,12 @@ class WorkerProcess:
             return _STALLED if self._stall_watch.has_stalled else "the broker has moved"
         if self._name != self._arguments.name:
             return None  # a pool process; the main process of the worker decides
-        return self._idle_timeout.leave_reason(self._idle_s(), refuses=self._refuses())
+        return self._idle_timeout.leave_reason(self._idle_s(), out_of_time=self._is_out_of_time())
 
-    def _refuses(self) -> bool:
-        """Tell whether this worker refuses samples because the time is too short."""
+    def _is_out_of_time(self) -> bool:
+        """Tell whether the time is too short for samples of a step record."""
         if self._tasks is not None:
-            return bool(self._tasks.slots.refused)
+            return bool(self._tasks.slots.out_of_time)
         return any(beat.refuses for beat in self._session.heartbeats.all(f"{self._name}."))
 
     def _can_receive(self) -> bool:

@@ -36,7 +36,7 @@ def test_forged_messages_are_refused(intruder):
     intruder.send(*intruder.fields()[:3], "0; touch x", 5, 1, "x")
     intruder.send(name="os.system")
 
-    wait_for(lambda: sum(w["refused"] for w in intruder.study.status()["workers"]) == 5, "refusals")
+    wait_for(lambda: sum(w["refused_messages"] for w in intruder.study.status()["workers"]) == 5, "refusals")
     finish(intruder.study)
 
 

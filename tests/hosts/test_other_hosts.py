@@ -73,7 +73,7 @@ def test_a_study_waits_for_workers_on_another_host_and_explains_this(run, host, 
 
     text = explained(study)
     assert f"waits for its workers on otherhost: start them there with `maestro-celery workers {study.path}" in text
-    assert study.status()["workers"] == [{"name": "", "group": "far", "node": "otherhost", "state": "awaited", "refused": 0}]
+    assert study.status()["workers"] == [{"name": "", "group": "far", "node": "otherhost", "state": "awaited", "refused_messages": 0}]
     answer = study.command("maestro-celery", "workers", str(study.path))
     assert answer.returncode == 1
     assert "No worker group is for this machine" in answer.stderr

@@ -460,7 +460,7 @@ def test_the_first_line_of_stderr_keeps_its_indentation(study: Study) -> None:
 
 @pytest.mark.parametrize(("count", "text"), [(0, ""), (1, "1 message refused"), (7, "7 messages refused")])
 def test_the_page_shows_the_refused_messages_of_a_worker(study: Study, count: int, text: str) -> None:
-    study.beat("w-1", ProcessId.of(os.getpid()), refused=count)
+    study.beat("w-1", ProcessId.of(os.getpid()), refused_messages=count)
     section = page_of(study).partition("Workers\n")[2]
     assert section.split("busy")[1].strip() == text
 
@@ -555,7 +555,7 @@ def test_json_has_exactly_the_keys_that_scripts_rely_on(study: Study) -> None:
             {"name": "w", "number": 1, "job": "41", "state": "PENDING", "reason": "Resources", "slots": 0, "seconds": None}
             | {"sample_seconds": 0.0, "interrupted_seconds": 0.0}
         ],
-        "workers": [{"name": "w-1", "group": "w", "node": host_name(), "state": "busy", "refused": 0}],
+        "workers": [{"name": "w-1", "group": "w", "node": host_name(), "state": "busy", "refused_messages": 0}],
         "broken_machines": [],
         "damage": [],
     }
