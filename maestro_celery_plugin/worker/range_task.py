@@ -204,10 +204,10 @@ class _RangeRun:
         if not is_first and mode is RunMode.FIRST and self._task.epoch == 1 and directories.is_own(sample):
             LOGGER.warning("Sample %d of '%s' has a script already.", sample, self._task.manifest)
             return  # this worker may count as dead, so that another one runs it; if not, the coordinator sends it again
-        again = mode is RunMode.RESTART
-        self._ledger.write(Kind.STARTED, sample, code=int(again))
+        restart = mode is RunMode.RESTART
+        self._ledger.write(Kind.STARTED, sample, code=int(restart))
         environment = self._slots.launches.environment(self._slot, self._manifest)
-        running = self._runner.start(sample, first=is_first, again=again, environment=environment)
+        running = self._runner.start(sample, first=is_first, restart=restart, environment=environment)
         self._slots.add(self._slot, self._as_running(running, sample))
         attempt = running.wait()
         self._slots.remove(self._slot)
