@@ -27,6 +27,7 @@ __all__ = [
     "Outcome",
     "RecordState",
     "RunMode",
+    "WorkerState",
     "cannot_run_code",
     "errno_of",
     "how_it_ended",
@@ -175,6 +176,36 @@ class RunMode(enum.IntEnum):
     """Run `cmd` again."""
     RESTART = 3
     """Run `restart`."""
+
+
+class WorkerState(str, enum.Enum):
+    """State of a worker: in its heartbeat, and for users in `status`, where scripts read the text."""
+
+    STARTING = "starting"
+    """It does not receive messages yet."""
+    IDLE = "idle"
+    """It waits for messages."""
+    BUSY = "busy"
+    """A slot has a message."""
+    HELD = "held"
+    """It takes no samples until the conductor has found out why the last ones failed."""
+    DRAINING = "draining"
+    """It takes no samples, because its allocation ends soon."""
+    STOPPING = "stopping"
+    """It takes no samples, and leaves when the running samples have ended."""
+    DEAD = "dead"
+    """Only in `status`: its process has ended, or its machine writes no heartbeat."""
+    AWAITED = "awaited"
+    """Only in `status`: a user must start it on another machine."""
+    UNKNOWN = "unknown"
+    """Its heartbeat has a state that this version does not know; it counts as a live worker without a free slot."""
+
+    __str__ = str.__str__  # the text alone, with each version of Python
+
+    @classmethod
+    def _missing_(cls, value: object) -> WorkerState:
+        """Return `UNKNOWN`: a worker of another version must not count as dead because of its state."""
+        return cls.UNKNOWN
 
 
 class RecordState(enum.Enum):

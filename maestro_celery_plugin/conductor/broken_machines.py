@@ -16,7 +16,7 @@ from maestro_celery_plugin import clock
 from maestro_celery_plugin.conductor.step_record import StepRecord
 from maestro_celery_plugin.conductor.step_records import StepRecords
 from maestro_celery_plugin.conductor.worker_pool import WorkerPool
-from maestro_celery_plugin.states import Outcome, how_it_ended
+from maestro_celery_plugin.states import Outcome, WorkerState, how_it_ended
 from maestro_celery_plugin.study.broken_machines import BrokenMachine, read_broken_machines, write_broken_machines
 from maestro_celery_plugin.study.heartbeats import Heartbeat
 from maestro_celery_plugin.study.plan import StudyPlan
@@ -85,7 +85,7 @@ class BrokenMachines:
     def _release_forgotten(self) -> None:
         """Let workers continue that are held although they are not on trial."""
         now = clock.monotonic()
-        held = [b for b in self._pool.alive.values() if b.state == "held" and b.name not in self._trials]
+        held = [b for b in self._pool.alive.values() if b.state is WorkerState.HELD and b.name not in self._trials]
         self._held_since = {beat.name: self._held_since.get(beat.name, now) for beat in held}
         for beat in held:
             if now - self._held_since[beat.name] > _REPEAT_S:
@@ -123,7 +123,7 @@ class BrokenMachines:
         return any(
             (beat.machine, beat.host) != (suspect.machine, suspect.host)
             and beat.group in groups
-            and beat.state in ("starting", "idle", "busy")
+            and beat.state in (WorkerState.STARTING, WorkerState.IDLE, WorkerState.BUSY)
             for beat in self._pool.alive.values()
         )
 

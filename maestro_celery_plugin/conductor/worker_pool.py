@@ -19,7 +19,7 @@ from maestro_celery_plugin.conductor.worker_sources import WorkerSource
 from maestro_celery_plugin.config.settings import WorkerGroupSettings
 from maestro_celery_plugin.errors import EnsembleError
 from maestro_celery_plugin.processes import ProcessId, end_marked
-from maestro_celery_plugin.states import AllocationState
+from maestro_celery_plugin.states import AllocationState, WorkerState
 from maestro_celery_plugin.study.heartbeats import SILENCE_LIMIT_S, Heartbeat
 from maestro_celery_plugin.study.session import Session
 from maestro_celery_plugin.study.worker_identity import MARKER, PROCESS_MARKER, mark
@@ -131,7 +131,7 @@ class WorkerPool:
         return sum(
             max(0, beat.slots - leases.get(beat.name, 0))
             for beat in self.alive.values()
-            if beat.group == group and beat.state in ("idle", "busy") and record not in beat.refuses
+            if beat.group == group and beat.state in (WorkerState.IDLE, WorkerState.BUSY) and record not in beat.refuses
         )
 
     def exclude(self, beat: Heartbeat) -> None:
@@ -164,7 +164,7 @@ class WorkerPool:
     def _is_started_by_user(beat: Heartbeat, group: str) -> bool:
         """Whether a user has started a worker of a group, and the worker stays."""
         is_from_conductor = bool(beat.allocation.partition("/")[2])
-        return beat.group == group and not is_from_conductor and beat.state != "stopping"
+        return beat.group == group and not is_from_conductor and beat.state is not WorkerState.STOPPING
 
     # --- allocations ---
 
@@ -177,7 +177,7 @@ class WorkerPool:
     def working_allocations(self) -> frozenset[str]:
         """The allocations with a busy worker."""
         beats = [beat for beat in self.alive.values() if beat.allocation]
-        return frozenset(beat.allocation for beat in beats if beat.state == "busy")
+        return frozenset(beat.allocation for beat in beats if beat.state is WorkerState.BUSY)
 
     def groups_of(self, source: AllocationSource) -> tuple[str, ...]:
         """Return the groups that share a source."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from maestro_celery_plugin.ledger.sample_states import Counts
+from maestro_celery_plugin.states import WorkerState
 from maestro_celery_plugin.study.broken_machines import BrokenMachine
 
 __all__ = ["AllocationStatus", "StepStatus", "StudyState", "StudyStatus", "WorkerStatus"]
@@ -71,14 +72,14 @@ class WorkerStatus:
         name: Name of the worker; empty for an awaited worker.
         group: The worker group.
         node: The machine of the worker; for an awaited worker, the machines where it may start.
-        state: `starting`, `idle`, `busy`, `held`, `draining`, `stopping`, `dead` or `awaited`.
+        state: Its state.
         refused_messages: Number of messages that it has refused because they are unreadable or not of the session.
     """
 
     name: str
     group: str
     node: str
-    state: str
+    state: WorkerState
     refused_messages: int = 0
 
 

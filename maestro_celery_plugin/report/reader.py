@@ -24,7 +24,7 @@ from maestro_celery_plugin.processes import ProcessId
 from maestro_celery_plugin.report.model import AllocationStatus, StepStatus, StudyState, StudyStatus, WorkerStatus
 from maestro_celery_plugin.report.sample_status import RecordSamples, SampleStatus
 from maestro_celery_plugin.report.usage import AllocationUsage
-from maestro_celery_plugin.states import Outcome
+from maestro_celery_plugin.states import Outcome, WorkerState
 from maestro_celery_plugin.study.broken_machines import read_broken_machines
 from maestro_celery_plugin.study.conductor_lock import has_conductor
 from maestro_celery_plugin.study.heartbeats import SILENCE_LIMIT_S, Heartbeat
@@ -127,11 +127,11 @@ class StatusReader:
     @staticmethod
     def _workers(beats: list[Heartbeat], alive: dict[str, bool]) -> Iterator[WorkerStatus]:
         """Yield the workers; a process of a pool, with the name ``<worker>.<pid>``, counts as its worker."""
-        busy = {beat.name.partition(".")[0] for beat in beats if beat.state == "busy" and alive[beat.name]}
+        busy = {beat.name.partition(".")[0] for beat in beats if beat.state is WorkerState.BUSY and alive[beat.name]}
         for beat in beats:
             if "." not in beat.name:
-                state = "busy" if beat.name in busy else beat.state
-                state = state if alive[beat.name] else "dead"
+                state = WorkerState.BUSY if beat.name in busy else beat.state
+                state = state if alive[beat.name] else WorkerState.DEAD
                 yield WorkerStatus(
                     name=beat.name,
                     group=beat.group,
@@ -148,7 +148,8 @@ class StatusReader:
         queues = {queue for step, facts in steps if step in active for queue in facts.queues}
         for name, group in awaited_groups(self._plan.settings, served).items():
             if queues.intersection(group.task_queues):
-                yield WorkerStatus(name="", group=name, node=" or ".join(group.machines), state="awaited")
+                machines = " or ".join(group.machines)
+                yield WorkerStatus(name="", group=name, node=machines, state=WorkerState.AWAITED)
 
     # --- step records ---
 

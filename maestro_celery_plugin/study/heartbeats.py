@@ -19,6 +19,7 @@ from maestro_celery_plugin import clock
 from maestro_celery_plugin.config import conversion
 from maestro_celery_plugin.files import file_system_now, read_json, read_text, refresh_directory, write_atomically
 from maestro_celery_plugin.processes import is_this_machine, machine_id
+from maestro_celery_plugin.states import WorkerState
 
 __all__ = ["SILENCE_LIMIT_S", "ConductorWatch", "Heartbeat", "Heartbeats"]
 
@@ -39,8 +40,7 @@ class Heartbeat:
         process: (pid, start time) of the worker process; (0, 0) before it has started.
         slots: How many samples it runs in parallel.
         beat: A counter; if it does not change any more, the worker is dead.
-        state: `starting`, `idle`, `busy`, `held`, `draining` or `stopping`; a held worker takes no samples until
-            the conductor has found out why its last samples have failed (`conductor/broken_machines.py`).
+        state: Its state.
         allocation: Its allocation, such as ``sim/2``; empty for a worker outside of the study's allocations.
         ends_at: End of the allocation (Unix seconds of the worker's machine); None for no end.
         refused_messages: Number of messages that it has refused because they are unreadable or not of the session.
@@ -57,7 +57,7 @@ class Heartbeat:
     process: tuple[int, int]
     slots: int
     beat: int
-    state: str
+    state: WorkerState
     allocation: str = ""
     ends_at: float | None = None
     refused_messages: int = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from maestro_celery_plugin.batch.deadline import Deadline
+from maestro_celery_plugin.states import WorkerState
 from maestro_celery_plugin.study.heartbeats import ConductorWatch
 from maestro_celery_plugin.study.session import Session
 
@@ -61,4 +62,4 @@ class IdleTimeout:
         if self.conductor.working is not None:
             return self._allocation in self.conductor.working
         beats = self._session.heartbeats.all()
-        return any(beat.state == "busy" for beat in beats if beat.allocation == self._allocation)
+        return any(beat.state is WorkerState.BUSY for beat in beats if beat.allocation == self._allocation)

@@ -19,6 +19,7 @@ from maestro_celery_plugin.broker.sender import Sender
 from maestro_celery_plugin.errors import LedgerError
 from maestro_celery_plugin.plugins import batch_system
 from maestro_celery_plugin.processes import ProcessId, host_name, machine_id, usable_cpus
+from maestro_celery_plugin.states import WorkerState
 from maestro_celery_plugin.study.heartbeats import Heartbeat
 from maestro_celery_plugin.study.worker_identity import PROCESS_MARKER, mark
 from maestro_celery_plugin.worker.arguments import LEAVE_SIGNAL, WorkerArguments
@@ -173,7 +174,7 @@ class WorkerProcess:
                 self._tasks.health.acquit()
             gate.hold(held=self._tasks.health.is_held)
         else:
-            gate.hold(held=any(beat.state == "held" for beat in heartbeats.all(f"{self._name}.")))
+            gate.hold(held=any(beat.state is WorkerState.HELD for beat in heartbeats.all(f"{self._name}.")))
 
     def _heartbeat(self, slots: int, beat: int) -> Heartbeat:
         process = ProcessId.of(os.getpid())
@@ -195,18 +196,18 @@ class WorkerProcess:
         )
 
     @property
-    def _state(self) -> str:
+    def _state(self) -> WorkerState:
         if not self._ready:
-            return "starting"
+            return WorkerState.STARTING
         if self._stall_watch.has_stalled or (self._tasks is not None and self._tasks.slots.stopping.is_set()):
-            return "stopping"
+            return WorkerState.STOPPING
         if self._deadline.is_draining:
-            return "draining"
+            return WorkerState.DRAINING
         if self._tasks is None:
-            return "idle"
+            return WorkerState.IDLE
         if self._tasks.health.is_held:
-            return "held"
-        return "busy" if self._tasks.slots.busy else "idle"
+            return WorkerState.HELD
+        return WorkerState.BUSY if self._tasks.slots.busy else WorkerState.IDLE
 
     def _end_reason(self) -> str | None:
         """Return why this process must end; None when it continues."""
@@ -249,7 +250,7 @@ class WorkerProcess:
         if self._tasks is not None:
             slots = self._tasks.slots
             return 0.0 if slots.busy else clock.monotonic() - slots.last_work
-        if any(beat.state == "busy" for beat in self._session.heartbeats.all(f"{self._name}.")):
+        if any(beat.state is WorkerState.BUSY for beat in self._session.heartbeats.all(f"{self._name}.")):
             self._pool_busy_at = clock.monotonic()
         return clock.monotonic() - self._pool_busy_at
 

@@ -17,7 +17,15 @@ from maestro_celery_plugin.conductor.step_records import StepRecords
 from maestro_celery_plugin.config.settings import WorkerGroupSettings
 from maestro_celery_plugin.ledger.entries import SUFFIX, Kind
 from maestro_celery_plugin.ledger.writer import LedgerWriter
-from maestro_celery_plugin.states import BROKEN, UNREADABLE, Outcome, RecordState, cannot_run_code, is_permanent
+from maestro_celery_plugin.states import (
+    BROKEN,
+    UNREADABLE,
+    Outcome,
+    RecordState,
+    WorkerState,
+    cannot_run_code,
+    is_permanent,
+)
 from maestro_celery_plugin.study.broken_machines import read_broken_machines
 from maestro_celery_plugin.study.heartbeats import Heartbeat
 from maestro_celery_plugin.study.session import Session
@@ -88,7 +96,7 @@ class Pool:
     def exclude(self, beat):
         self.excluded.append(beat.name)
 
-    def add(self, name, host, state="idle"):
+    def add(self, name, host, state=WorkerState.IDLE):
         self.alive[name] = Heartbeat(
             name=name, group="w", host=host, node=f"node of {host}", supervisor=(1, 1), process=(1, 1), slots=1, beat=1,
             state=state,
@@ -129,8 +137,8 @@ def study(tmp_path):
 
 
 def test_a_trial_waits_for_a_machine_whose_worker_is_starting(study):
-    study.pool.add("w-1", "a", "held")
-    study.pool.add("w-2", "b", "starting")
+    study.pool.add("w-1", "a", WorkerState.HELD)
+    study.pool.add("w-2", "b", WorkerState.STARTING)
     study.fail("w-1")
     study.machines.check()
 
@@ -140,7 +148,7 @@ def test_a_trial_waits_for_a_machine_whose_worker_is_starting(study):
 
 def test_a_suspect_on_the_only_machine_continues_at_once(study):
     """Given no other machine, then the samples are the cause, and none of them runs again."""
-    study.pool.add("w-1", "a", "held")
+    study.pool.add("w-1", "a", WorkerState.HELD)
     study.pool.add("w-2", "a")
     study.fail("w-1")
 
@@ -151,8 +159,8 @@ def test_a_suspect_on_the_only_machine_continues_at_once(study):
 
 
 def test_a_machine_is_broken_if_its_samples_run_elsewhere(study):
-    study.pool.add("w-1", "a", "held")
-    study.pool.add("w-2", "b", "busy")
+    study.pool.add("w-1", "a", WorkerState.HELD)
+    study.pool.add("w-2", "b", WorkerState.BUSY)
     study.fail("w-1")
     study.machines.check()
     assert study.outcomes == ["FAILED"] * 4 + ["OPEN"] * 2
@@ -172,7 +180,7 @@ def test_a_machine_is_broken_if_its_samples_run_elsewhere(study):
 
 
 def test_a_suspect_continues_if_its_samples_fail_elsewhere_as_well(study):
-    study.pool.add("w-1", "a", "held")
+    study.pool.add("w-1", "a", WorkerState.HELD)
     study.pool.add("w-2", "b")
     study.fail("w-1")
     study.machines.check()
@@ -186,9 +194,9 @@ def test_a_suspect_continues_if_its_samples_fail_elsewhere_as_well(study):
 
 def test_a_failure_on_another_worker_of_the_same_machine_is_no_evidence(study):
     """Given two workers on a broken machine, when the second fails the probes of the first, they run again elsewhere."""
-    study.pool.add("w-1", "a", "held")
+    study.pool.add("w-1", "a", WorkerState.HELD)
     study.pool.add("w-2", "a")
-    study.pool.add("w-3", "b", "busy")
+    study.pool.add("w-3", "b", WorkerState.BUSY)
     study.fail("w-1")
     study.machines.check()
     study.as_worker("w-2", (Kind.ENDED, 4, 127, 2), (Kind.ENDED, 5, 127, 2))
@@ -203,8 +211,8 @@ def test_a_failure_on_another_worker_of_the_same_machine_is_no_evidence(study):
 
 @pytest.mark.parametrize("end", ["time", "machine"])
 def test_a_suspect_continues_if_no_other_machine_runs_its_samples(study, monkeypatch, end):
-    study.pool.add("w-1", "a", "held")
-    study.pool.add("w-2", "b", "busy")
+    study.pool.add("w-1", "a", WorkerState.HELD)
+    study.pool.add("w-2", "b", WorkerState.BUSY)
     study.fail("w-1")
     study.machines.check()
     if end == "time":
@@ -218,7 +226,7 @@ def test_a_suspect_continues_if_no_other_machine_runs_its_samples(study, monkeyp
 
 
 def test_samples_that_a_machine_refused_run_elsewhere(study):
-    study.pool.add("w-1", "a", "held")
+    study.pool.add("w-1", "a", WorkerState.HELD)
     study.pool.add("w-2", "b")
     study.fail("w-1", kind=Kind.NOT_RUN, code=FULL)
     study.machines.check()
@@ -231,7 +239,7 @@ def test_samples_that_a_machine_refused_run_elsewhere(study):
 
 def test_a_trial_ends_when_another_sample_of_the_worker_finishes(study):
     """Given a slower sample in another slot, then the machine works, and the worker continues."""
-    study.pool.add("w-1", "a", "held")
+    study.pool.add("w-1", "a", WorkerState.HELD)
     study.pool.add("w-2", "b")
     study.fail("w-1")
     study.machines.check()
@@ -245,7 +253,7 @@ def test_a_trial_ends_when_another_sample_of_the_worker_finishes(study):
 
 def test_a_step_record_is_not_finished_while_a_machine_is_on_trial(study):
     """Given a machine that has failed the last samples, then Maestro does not see the end of the step before the trial."""
-    study.pool.add("w-1", "a", "held")
+    study.pool.add("w-1", "a", WorkerState.HELD)
     study.pool.add("w-2", "b")
     study.as_worker("w-2", *[(Kind.ENDED, sample, 0, 1) for sample in range(6, 10)])
     study.fail("w-1")
@@ -259,7 +267,7 @@ def test_a_step_record_is_not_finished_while_a_machine_is_on_trial(study):
 
 
 def test_a_trial_goes_on_when_the_worker_dies(study):
-    study.pool.add("w-1", "a", "held")
+    study.pool.add("w-1", "a", WorkerState.HELD)
     study.pool.add("w-2", "b")
     study.fail("w-1")
     study.machines.check()
@@ -272,7 +280,7 @@ def test_a_trial_goes_on_when_the_worker_dies(study):
 
 def test_the_failures_of_all_processes_of_a_pool_run_again(study):
     for name, samples in (("w-1.11", range(6)), ("w-1.12", range(6, 8))):
-        study.pool.add(name, "a", "held")
+        study.pool.add(name, "a", WorkerState.HELD)
         study.fail(name, samples)
     study.pool.add("w-2", "b")
     study.machines.check()
@@ -287,7 +295,7 @@ def test_the_failures_of_all_processes_of_a_pool_run_again(study):
 
 def test_a_worker_that_is_held_without_a_trial_continues(study, monkeypatch):
     """Given a worker that has counted other failures than the coordinator, then it does not wait for ever."""
-    study.pool.add("w-1", "a", "held")
+    study.pool.add("w-1", "a", WorkerState.HELD)
     study.pool.add("w-2", "b")
     study.machines.check()
     assert not study.is_acquitted("w-1")

@@ -7,6 +7,7 @@ import time
 import pytest
 
 from maestro_celery_plugin.batch.deadline import Deadline
+from maestro_celery_plugin.states import WorkerState
 from maestro_celery_plugin.study.heartbeats import Heartbeat
 from maestro_celery_plugin.study.session import Session
 from maestro_celery_plugin.worker.idle_timeout import IdleTimeout
@@ -42,11 +43,11 @@ def test_an_idle_worker_stays_while_the_conductor_reports_its_allocation_as_busy
     assert reason == ("all workers of its allocation have been idle for 11 s" if leaves else None)
 
 
-@pytest.mark.parametrize(("state", "allocation", "leaves"), [("busy", "sim/1", False), ("busy", "sim/2", True)])
-def test_without_a_report_of_the_conductor_the_heartbeats_of_the_workers_decide(session, state, allocation, leaves):
+@pytest.mark.parametrize(("allocation", "leaves"), [("sim/1", False), ("sim/2", True)])
+def test_without_a_report_of_the_conductor_the_heartbeats_of_the_workers_decide(session, allocation, leaves):
     timeout = idle_timeout(session)
     session.heartbeats.write_conductor(1)
-    write_heartbeat(session, "sim-1-2", state, allocation)
+    write_heartbeat(session, "sim-1-2", WorkerState.BUSY, allocation)
 
     assert (timeout.leave_reason(LIMIT_S + 1, out_of_time=False) is not None) is leaves
 

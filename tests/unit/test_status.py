@@ -39,7 +39,7 @@ from maestro_celery_plugin.report.model import StudyState
 from maestro_celery_plugin.report.reader import StatusReader
 from maestro_celery_plugin.report.sample_status import RecordSamples, SampleStatus, values_of
 from maestro_celery_plugin.report.terminal import duration_words
-from maestro_celery_plugin.states import AllocationState, cannot_run_code
+from maestro_celery_plugin.states import AllocationState, WorkerState, cannot_run_code
 from maestro_celery_plugin.study.heartbeats import Heartbeat
 from maestro_celery_plugin.study.manifest import Manifest
 from maestro_celery_plugin.study.plan import StudyPlan
@@ -113,7 +113,7 @@ class Study:
         """Write the heartbeat of a worker."""
         pid = process.pid, process.start
         host = host or host_name()
-        values |= {"name": name, "group": "w", "host": host, "node": host, "slots": 1, "beat": 1, "state": state}
+        values |= {"name": name, "group": "w", "host": host, "node": host, "slots": 1, "beat": 1, "state": WorkerState(state)}
         self.session.heartbeats.write(Heartbeat(supervisor=pid, process=pid, **values))
 
     def conductor_lock(self) -> FileLock:

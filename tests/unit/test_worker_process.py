@@ -11,6 +11,7 @@ from maestro_celery_plugin.batch.deadline import Deadline
 from maestro_celery_plugin.broker.app import make_app
 from maestro_celery_plugin.config.groups import GroupConfig
 from maestro_celery_plugin.processes import ProcessId
+from maestro_celery_plugin.states import WorkerState
 from maestro_celery_plugin.study.session import BrokerLocation, Session
 from maestro_celery_plugin.worker.arguments import WorkerArguments
 from maestro_celery_plugin.worker.launch_env import LaunchEnvironment
@@ -37,27 +38,27 @@ def state_of(process):
 
 
 def test_a_worker_without_work_is_idle(process):
-    assert state_of(process) == "idle"
+    assert state_of(process) is WorkerState.IDLE
 
 
 def test_a_worker_with_a_sample_is_busy(process):
     with process._tasks.slots.take():
-        assert state_of(process) == "busy"
+        assert state_of(process) is WorkerState.BUSY
 
 
 def test_a_worker_drains_before_the_end_of_its_allocation(process):
     process._deadline = Deadline(clock.now() + 1, is_in_allocation=True)
-    assert state_of(process) == "draining"
+    assert state_of(process) is WorkerState.DRAINING
 
 
 def test_a_worker_that_has_stalled_is_stopping(process):
     """Given a worker that receives no messages, then its state says nothing about the end of an allocation."""
     process._stall_watch.has_stalled = True
     with process._tasks.slots.take():
-        assert state_of(process) == "stopping"
+        assert state_of(process) is WorkerState.STOPPING
 
 
 def test_a_worker_that_leaves_is_stopping_even_if_its_allocation_ends(process):
     process._deadline = Deadline(clock.now() + 1, is_in_allocation=True)
     process._tasks.slots.stopping.set()
-    assert state_of(process) == "stopping"
+    assert state_of(process) is WorkerState.STOPPING
