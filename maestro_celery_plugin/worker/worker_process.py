@@ -269,17 +269,11 @@ class WorkerProcess:
         self._ending = True  # last: after an error above, the next round tries again
 
 
-def _try(action: Callable[[], object]) -> bool:
-    """Do one part of the watch thread's work; an error of one file must not keep a worker from its end.
-
-    Returns:
-        Whether there was no error.
-    """
+def _try(action: Callable[[], object]) -> None:
+    """Do one part of the watch thread's work; an error of one file must not keep a worker from its end."""
     try:
         action()
-        return True
     except (OSError, LedgerError) as cause:  # for example a full disk
         LOGGER.warning("%s", cause)
     except Exception:  # an error in the plugin; without this thread, the worker would count as dead
         LOGGER.exception("An error occurred in the watch thread, which continues.")
-    return False
