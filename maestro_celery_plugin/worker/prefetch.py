@@ -1,4 +1,4 @@
-"""The intake of a worker: it takes a message only when it is verified and one of its slots is free.
+"""The prefetch of a worker: it takes a message only when it is verified and one of its slots is free.
 
 A Celery worker prefetches messages. While a sample runs for an hour, a prefetched message would wait although other
 workers are idle. Celery's option `worker_disable_prefetch` supports only Redis and polls once per second; this bootstep
@@ -101,6 +101,7 @@ class Gate:
     Attributes:
         slots: How many messages may be accepted at the same time.
         is_closed: Whether no further message is accepted.
+        is_held: Whether no message is accepted for now.
         received: Number of messages that have arrived, refused ones included.
         refused: Number of refused messages.
         step: The bootstep that pauses the consumer.
