@@ -250,7 +250,7 @@ class StepRecords:
                 self._write_lost(record, mask & record.samples.running, external_cause=external_cause)
                 if is_elsewhere:
                     for start, stop in ranges_of(mask & (record.samples.outcome == Outcome.OPEN), np.zeros_like(mask)):
-                        self._writer.append(Kind.VOID, record.number, lease.epoch, start, stop)
+                        self._writer.append(Kind.INVALID, record.number, lease.epoch, start, stop)
         self.follow()
 
     def record_lost(self, record: StepRecord, mask: np.ndarray[Any, Any]) -> None:

@@ -103,8 +103,8 @@ class SampleStates:
         # Epoch and outcome of the last failure; epoch of the last success, times 2, plus 1 for `STOPPED_STUDY`.
         self._failed = np.zeros(count, np.uint64)
         self._finished = np.zeros(count, np.uint32)
-        # The epoch up to which outcomes are void: attempts were lost, or their samples run again.
-        self._void_epoch = np.zeros(0, np.uint32)
+        # The epoch up to which outcomes are invalid: attempts were lost, or their samples run again.
+        self._invalid_epoch = np.zeros(0, np.uint32)
         # The epoch up to which losses and requests do not count, and the entries to count again when it changes.
         self._rerun_epoch = np.zeros(0, np.uint32)
         self._counted: list[Entries] = []
@@ -128,8 +128,8 @@ class SampleStates:
         self._run(entries, lost | stopped, interrupted=True)
         self._run(entries, ended & (entries["code"] > BROKEN), interrupted=False)
         self._end(entries, ended | (kinds == Kind.GAVE_UP))
-        self._void(entries[lost])
-        self._void_ranges(entries[kinds == Kind.VOID])
+        self._invalidate(entries[lost])
+        self._invalidate_ranges(entries[kinds == Kind.INVALID])
         self._count(entries[lost | (ended & _are_requests(entries["code"]))])
         self._apply_reruns(entries[kinds == Kind.RERUN])
 
@@ -172,20 +172,20 @@ class SampleStates:
         else:
             np.maximum.at(self._failed, samples, epochs << _OUTCOME_BITS | np.uint64(outcome))
 
-    def _void(self, entries: Entries) -> None:
-        """Make the outcomes of attempts void up to the epochs of these entries."""
+    def _invalidate(self, entries: Entries) -> None:
+        """Invalidate the outcomes of attempts up to the epochs of these entries."""
         if len(entries):
-            if not len(self._void_epoch):
-                self._void_epoch = np.zeros(len(self.outcome), np.uint32)
-            _advance(self._void_epoch, entries, np.ones(len(entries), bool))
+            if not len(self._invalid_epoch):
+                self._invalid_epoch = np.zeros(len(self.outcome), np.uint32)
+            _advance(self._invalid_epoch, entries, np.ones(len(entries), bool))
             self._decide(entries["start"].astype(np.intp))
 
-    def _void_ranges(self, entries: Entries) -> None:
+    def _invalidate_ranges(self, entries: Entries) -> None:
         for entry in entries:
             samples = np.arange(int(entry["start"]), min(int(entry["stop"]), len(self.outcome)))
             singles = np.zeros(len(samples), entries.dtype)
             singles["start"], singles["epoch"] = samples, entry["epoch"]
-            self._void(singles)
+            self._invalidate(singles)
 
     def _count(self, entries: Entries) -> None:
         """Count losses and requests for another run."""
@@ -210,22 +210,22 @@ class SampleStates:
         self.losses[:] = self.requests[:] = 0
         for counted in self._counted:
             self._add(counted)
-        self._void(entries)
+        self._invalidate(entries)
 
     def _decide(self, samples: np.ndarray[Any, Any]) -> None:
         """Set the outcome of samples: the outcome of an attempt, or failure after too many losses or requests."""
         failed, finished = self._failed[samples], self._finished[samples]
-        void = self._void_epoch[samples] if len(self._void_epoch) else np.uint32(0)
+        invalid = self._invalid_epoch[samples] if len(self._invalid_epoch) else np.uint32(0)
         outcome = (failed & _OUTCOME_MASK).astype(np.uint8)
-        outcome[failed >> _OUTCOME_BITS <= void] = Outcome.OPEN
-        is_finished = finished >> np.uint32(1) > void
+        outcome[failed >> _OUTCOME_BITS <= invalid] = Outcome.OPEN
+        is_finished = finished >> np.uint32(1) > invalid
         outcome[is_finished] = np.where(finished[is_finished] & 1, Outcome.STOPPED_STUDY, Outcome.FINISHED)
         exhausted = (self.losses[samples] >= POISON_LIMIT) | (self.requests[samples] > self._max_retries)
         outcome[exhausted & (outcome == Outcome.OPEN)] = Outcome.FAILED
         self.outcome[samples] = outcome
 
     def last_epoch(self, sample: int) -> int:
-        """Return the highest epoch of a sample, up to which its outcomes become void when it runs again."""
+        """Return the highest epoch of a sample, up to which its outcomes become invalid when it runs again."""
         return max(self.epoch, int(self.started[sample]), int(self.ended[sample]))
 
     def modes(self) -> np.ndarray[Any, Any]:

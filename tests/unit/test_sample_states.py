@@ -204,9 +204,9 @@ def test_a_finished_sample_never_changes(later):
 
 
 @pytest.mark.parametrize("order", [1, -1])
-def test_outcomes_of_a_dead_worker_that_become_visible_late_are_void(order):
+def test_outcomes_of_a_dead_worker_that_become_visible_late_are_invalid(order):
     """Given a range of a worker that counts as dead, then only attempts under later epochs decide about its samples."""
-    rows = [span(Kind.VOID, 0, 2, 3), *attempt(3, 0, 0), *attempt(3, 0, 2), *attempt(4, 3, 1)]
+    rows = [span(Kind.INVALID, 0, 2, 3), *attempt(3, 0, 0), *attempt(3, 0, 2), *attempt(4, 3, 1)]
     states = states_after(*rows[::order])
 
     assert states.outcome[:3].tolist() == [Outcome.OPEN, Outcome.FAILED, Outcome.FINISHED]
@@ -295,14 +295,14 @@ def interleavings(random_, history):
 
 def expected(rows, max_retries):
     """Return the outcome of a sample; this algorithm is slow, but simple."""
-    void = max((row[2] for row in rows if row[0] in (REOPENED, LOST)), default=0)
+    invalid = max((row[2] for row in rows if row[0] in (REOPENED, LOST)), default=0)
     reopened = max((row[2] for row in rows if row[0] == REOPENED), default=0)
     rows = [row for row in rows if row[2] > reopened]
     ends = [row for row in rows if row[0] == ENDED]
     finals = [
         (row[2], Outcome.HARD_FAILED if row[3] == UNREADABLE else outcome_of(row[3]))
         for row in ends
-        if not is_request(row[3]) and row[2] > void
+        if not is_request(row[3]) and row[2] > invalid
     ]
     finished = [final for final in finals if final[1] in (Outcome.FINISHED, Outcome.STOPPED_STUDY)]
     if finals:

@@ -187,7 +187,7 @@ def test_the_name_of_a_worker_identifies_its_allocation(writer, is_in_allocation
     assert has_stem(writer, worker_stem("sim", "sim/2")) == is_in_allocation
 
 
-def test_an_end_of_a_dead_worker_on_another_machine_that_becomes_visible_late_is_void(study):
+def test_an_end_of_a_dead_worker_on_another_machine_that_becomes_visible_late_is_invalid(study):
     """Given a worker whose last entries are not visible, when it counts as dead, then they never count."""
     worker = LedgerWriter(study.plan.ledger / f"far-1{SUFFIX}")
     worker.append(Kind.TAKEN, 2, 1, 0, 10)
