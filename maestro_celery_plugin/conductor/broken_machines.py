@@ -117,11 +117,11 @@ class BrokenMachines:
             if record.samples.outcome[sample] not in (Outcome.FINISHED, Outcome.STOPPED_STUDY):
                 yield record, sample
 
-    def _has_other_machine(self, suspect: Heartbeat, failures: list[tuple[StepRecord, int]]) -> bool:
+    def _has_other_machine(self, accused: Heartbeat, failures: list[tuple[StepRecord, int]]) -> bool:
         """Tell whether a worker on another machine can run these samples."""
         groups = {group for record, _ in failures for group in record.groups}
         return any(
-            (beat.machine, beat.host) != (suspect.machine, suspect.host)
+            (beat.machine, beat.host) != (accused.machine, accused.host)
             and beat.group in groups
             and beat.state in (WorkerState.STARTING, WorkerState.IDLE, WorkerState.BUSY)
             for beat in self._pool.alive.values()
@@ -145,12 +145,12 @@ class BrokenMachines:
         ):
             self._acquit(trial.beat)
 
-    def _has_failed_beside(self, suspect: Heartbeat, record: StepRecord, sample: int) -> bool:
+    def _has_failed_beside(self, accused: Heartbeat, record: StepRecord, sample: int) -> bool:
         """Tell whether another worker on the same machine has failed a sample."""
         neighbours = [
             beat.name
             for beat in self._known.values()
-            if beat.name != suspect.name and (beat.machine, beat.host) == (suspect.machine, suspect.host)
+            if beat.name != accused.name and (beat.machine, beat.host) == (accused.machine, accused.host)
         ]
         place = (record.number, sample)
         return any(place == failure[:2] for name in neighbours for failure in self._failures.of(name))

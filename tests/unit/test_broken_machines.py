@@ -46,7 +46,7 @@ def test_a_quick_failure_is_a_failure_within_a_second(code, duration_s, is_failu
     assert is_quick_failure(code, duration_s) is is_failure
 
 
-def test_a_worker_is_a_suspect_after_several_failures_in_a_row():
+def test_a_worker_is_held_after_several_failures_in_a_row():
     health = Health()
     for failed in (*[True] * (FAILURES - 1), False, *[True] * (FAILURES - 1)):
         health.record(failed=failed)
@@ -55,7 +55,7 @@ def test_a_worker_is_a_suspect_after_several_failures_in_a_row():
     assert health.is_held
 
 
-def test_a_worker_that_was_acquitted_is_a_suspect_after_twice_as_many_failures():
+def test_a_worker_that_was_acquitted_is_held_after_twice_as_many_failures():
     health = Health()
     for count in (FAILURES, 2 * FAILURES, 4 * FAILURES):
         for _ in range(count):
@@ -146,7 +146,7 @@ def test_a_trial_waits_for_a_machine_whose_worker_is_starting(study):
     assert set(study.record.delayed) == {4, 5}
 
 
-def test_a_suspect_on_the_only_machine_continues_at_once(study):
+def test_an_accused_worker_on_the_only_machine_continues_at_once(study):
     """Given no other machine, then the samples are the cause, and none of them runs again."""
     study.pool.add("w-1", "a", WorkerState.HELD)
     study.pool.add("w-2", "a")
@@ -179,7 +179,7 @@ def test_a_machine_is_broken_if_its_samples_run_elsewhere(study):
     assert (machine.node, machine.worker, machine.reason, machine.samples) == ("node of a", "w-1", "exit code 127", 6)
 
 
-def test_a_suspect_continues_if_its_samples_fail_elsewhere_as_well(study):
+def test_an_accused_worker_continues_if_its_samples_fail_elsewhere_as_well(study):
     study.pool.add("w-1", "a", WorkerState.HELD)
     study.pool.add("w-2", "b")
     study.fail("w-1")
@@ -210,7 +210,7 @@ def test_a_failure_on_another_worker_of_the_same_machine_is_no_evidence(study):
 
 
 @pytest.mark.parametrize("end", ["time", "machine"])
-def test_a_suspect_continues_if_no_other_machine_runs_its_samples(study, monkeypatch, end):
+def test_an_accused_worker_continues_if_no_other_machine_runs_its_samples(study, monkeypatch, end):
     study.pool.add("w-1", "a", WorkerState.HELD)
     study.pool.add("w-2", "b", WorkerState.BUSY)
     study.fail("w-1")
@@ -225,7 +225,7 @@ def test_a_suspect_continues_if_no_other_machine_runs_its_samples(study, monkeyp
     assert study.is_acquitted("w-1")
 
 
-def test_samples_that_a_machine_refused_run_elsewhere(study):
+def test_samples_that_a_machine_could_not_run_run_elsewhere(study):
     study.pool.add("w-1", "a", WorkerState.HELD)
     study.pool.add("w-2", "b")
     study.fail("w-1", kind=Kind.NOT_RUN, code=FULL)
