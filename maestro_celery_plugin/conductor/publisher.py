@@ -137,7 +137,7 @@ class Publisher:
             if not record.stops_early:
                 self.send(record, record.unassigned(self._records.leased(record)))
 
-    def resend_lost(self) -> None:
+    def resend_without_message(self) -> None:
         """Send the samples without a lease and without a message in a task queue, after workers have died."""
         for record in self._records.with_work():
             if not record.stops_early:
