@@ -36,7 +36,7 @@ from maestro_celery_plugin.processes import (
 from maestro_celery_plugin.study.session import ENVIRONMENT_VARIABLE, Session
 from maestro_celery_plugin.study.worker_identity import EXIT_REPLACE, MARKER, claim_name, log_of, mark, worker_stem
 from maestro_celery_plugin.worker.arguments import LEAVE_SIGNAL, WorkerArguments
-from maestro_celery_plugin.worker.heartbeat_limit import LIMIT_S, HeartbeatLimit
+from maestro_celery_plugin.worker.heartbeat_limit import HEARTBEAT_LIMIT_S, HeartbeatLimit
 
 __all__ = ["main"]
 
@@ -47,8 +47,8 @@ _STOP_LIMIT_S = 8
 KILL_GRACE_S = 1.0
 # A new worker replaces a worker that was killed or has lost its broker, up to this number of workers in sequence.
 _MAX_WORKERS = 20
-# Interval between two looks at the heartbeat limit of the worker.
-_LOOK_S = 1.0
+# Interval between two checks of the heartbeat limit of the worker.
+_CHECK_INTERVAL_S = 1.0
 # A user may start a worker before the conductor has stored the configuration of the group.
 GROUP_LIMIT_S = 30.0
 # LSF sends SIGUSR2 at the time limit, and SIGINT before SIGTERM (bsub -W, bkill).
@@ -239,7 +239,7 @@ class _Supervisor:
 
     def _watch_heartbeat(self, limit: HeartbeatLimit, child: int, has_ended: threading.Event) -> None:
         """Kill the worker when it could not write its heartbeat for too long; then its samples end with it."""
-        while not has_ended.wait(_LOOK_S):
+        while not has_ended.wait(_CHECK_INTERVAL_S):
             if limit.is_exceeded and self.child == child:
                 self.lost_heartbeat = True
                 with contextlib.suppress(OSError):
@@ -247,8 +247,8 @@ class _Supervisor:
                 # Last: the log is on the file system that may not answer.
                 with contextlib.suppress(OSError):
                     print(
-                        f"worker on {host_name()}: '{self.name}' could not write its heartbeat for {LIMIT_S:.0f} s. It "
-                        "was killed, because its samples will run again elsewhere.",
+                        f"worker on {host_name()}: '{self.name}' could not write its heartbeat for "
+                        f"{HEARTBEAT_LIMIT_S:.0f} s. It was killed, because its samples will run again elsewhere.",
                         file=sys.stderr,
                         flush=True,
                     )

@@ -28,20 +28,20 @@ from maestro_celery_plugin.worker.launch_env import LaunchEnvironment
 from maestro_celery_plugin.worker.prefetch import RangeRequest, gate
 from maestro_celery_plugin.worker.range_task import UNTAKEN_LIMIT, RangeTasks
 from maestro_celery_plugin.worker.slots import Slots
-from maestro_celery_plugin.worker.stall_watch import LIMIT_S, StallWatch
+from maestro_celery_plugin.worker.stall_watch import STALL_LIMIT_S, StallWatch
 
 __all__ = ["WorkerProcess"]
 
 LOGGER = logging.getLogger(__name__)
 
 HEARTBEAT_S = 2.0
-# A worker in an allocation reads the files of the session at this interval, because there may be thousands of such
-# workers. A worker outside of an allocation reads them in each round of the watch thread.
-LOOK_S = 1.0
+# Interval between two checks of the session's files by a worker in an allocation, because there may be thousands of
+# such workers. A worker outside of an allocation checks them in each round of the watch thread.
+CHECK_INTERVAL_S = 1.0
 _WATCH_S = 0.25
 _STALLED = (
-    f"messages have waited for {LIMIT_S:.0f} s, and it has received none, because its connection to the broker has "
-    "failed; a new worker replaces it"
+    f"messages have waited for {STALL_LIMIT_S:.0f} s, and it has received none, because its connection to the broker "
+    "has failed; a new worker replaces it"
 )
 
 
@@ -127,7 +127,7 @@ class WorkerProcess:
 
     def _watch(self, slots: int) -> None:
         beat, last_beat_at, last_poll_at, was_held = 0, 0.0, 0.0, False
-        poll_s = LOOK_S if self._arguments.allocation else _WATCH_S
+        poll_s = CHECK_INTERVAL_S if self._arguments.allocation else _WATCH_S
         while True:
             now = clock.monotonic()
             if now - last_beat_at > HEARTBEAT_S or self._is_held() != was_held:
@@ -238,7 +238,7 @@ class WorkerProcess:
 
     def _can_receive(self) -> bool:
         """Tell whether this worker should receive messages: a slot is free, or it has no work although none is free."""
-        return not (gate.is_closed or gate.is_held) and (gate.has_free_slot or self._idle_s() > LIMIT_S)
+        return not (gate.is_closed or gate.is_held) and (gate.has_free_slot or self._idle_s() > STALL_LIMIT_S)
 
     def _broker_has_moved(self) -> bool:
         """Tell whether the broker of the session has another URL now, to which a new worker would connect."""

@@ -154,7 +154,7 @@ class Cluster:
 @pytest.fixture(autouse=True)
 def no_delays(monkeypatch):
     monkeypatch.setattr(range_task, "FAULT_DELAY_S", 0.0)
-    monkeypatch.setattr(study_context, "LOOK_S", 0.0)
+    monkeypatch.setattr(study_context, "CHECK_INTERVAL_S", 0.0)
     monkeypatch.setattr("maestro_celery_plugin.worker.slots.TIME_BUDGET_S", 0.05)
 
 

@@ -10,19 +10,19 @@ from maestro_celery_plugin import clock
 from maestro_celery_plugin.conductor.local_workers import LocalWorkers
 from maestro_celery_plugin.study.heartbeats import SILENCE_LIMIT_S
 from maestro_celery_plugin.study.session import Session
-from maestro_celery_plugin.worker.heartbeat_limit import LIMIT_S, HeartbeatLimit
+from maestro_celery_plugin.worker.heartbeat_limit import HEARTBEAT_LIMIT_S, HeartbeatLimit
 from maestro_celery_plugin.worker.supervisor import _Supervisor
 
 
 def test_the_limit_is_exceeded_before_the_conductor_counts_the_worker_as_dead(monkeypatch):
     limit, now = HeartbeatLimit(), clock.since_boot()
-    assert LIMIT_S <= SILENCE_LIMIT_S - 10
+    assert HEARTBEAT_LIMIT_S <= SILENCE_LIMIT_S - 10
     assert not limit.is_exceeded
 
     limit.renew(now)
-    monkeypatch.setattr(clock, "since_boot", lambda: now + LIMIT_S - 0.1)
+    monkeypatch.setattr(clock, "since_boot", lambda: now + HEARTBEAT_LIMIT_S - 0.1)
     assert not limit.is_exceeded
-    monkeypatch.setattr(clock, "since_boot", lambda: now + LIMIT_S + 0.1)
+    monkeypatch.setattr(clock, "since_boot", lambda: now + HEARTBEAT_LIMIT_S + 0.1)
     assert limit.is_exceeded
     limit.suspend()
     assert not limit.is_exceeded
@@ -32,7 +32,7 @@ def test_another_process_sees_the_limit():
     limit = HeartbeatLimit()
     child = os.fork()
     if child == 0:
-        limit.renew(clock.since_boot() - LIMIT_S - 1)
+        limit.renew(clock.since_boot() - HEARTBEAT_LIMIT_S - 1)
         os._exit(0)
     os.waitpid(child, 0)
 

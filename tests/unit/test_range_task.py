@@ -52,7 +52,7 @@ def worker(writer, count, send, deadline=None):
 def no_delays(monkeypatch):
     monkeypatch.setattr(range_task, "FAULT_DELAY_S", 0.0)
     monkeypatch.setattr(range_messages, "CLAIM_DELAY_S", 0.0)
-    monkeypatch.setattr(study_context, "LOOK_S", 0.0)
+    monkeypatch.setattr(study_context, "CHECK_INTERVAL_S", 0.0)
 
 
 class Ensemble:
