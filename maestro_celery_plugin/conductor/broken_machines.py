@@ -31,7 +31,7 @@ _PROBES = 2
 # A trial ends after this time, if no other machine has run the probes: the samples of a busy machine may take hours.
 TRIAL_LIMIT_S = 600.0
 # A worker that is held without a trial for this long may continue: its count may differ from that of the ledger.
-_REPEAT_S = 10.0
+_HELD_LIMIT_S = 10.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +88,7 @@ class BrokenMachines:
         held = [b for b in self._pool.alive.values() if b.state is WorkerState.HELD and b.name not in self._trials]
         self._held_since = {beat.name: self._held_since.get(beat.name, now) for beat in held}
         for beat in held:
-            if now - self._held_since[beat.name] > _REPEAT_S:
+            if now - self._held_since[beat.name] > _HELD_LIMIT_S:
                 self._acquit(beat)
 
     def _begin(self, beat: Heartbeat) -> None:

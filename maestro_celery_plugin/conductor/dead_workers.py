@@ -30,7 +30,7 @@ class DeadWorkers:
     def __init__(self, pool: WorkerPool, records: StepRecords, *, has_other_hosts: bool) -> None:
         self._pool, self._records, self._has_other_hosts = pool, records, has_other_hosts
         self._seen = {*pool.alive, *records.started_writers}
-        self._first_leased: dict[str, float] = {}
+        self._first_missed_at: dict[str, float] = {}
         self._followed_all_at = 0.0
 
     @property
@@ -83,4 +83,4 @@ class DeadWorkers:
             return set()
         now = clock.monotonic()
         unseen = writers - self._seen
-        return {name for name in unseen if now - self._first_leased.setdefault(name, now) < SILENCE_LIMIT_S}
+        return {name for name in unseen if now - self._first_missed_at.setdefault(name, now) < SILENCE_LIMIT_S}

@@ -139,7 +139,7 @@ class WorkerPool:
         if beat.is_here and isinstance(self._sources.get(beat.group), LocalWorkers):
             self._excluded.add(beat.group)
 
-    def machines(self, groups: Iterable[str]) -> int:
+    def machine_count(self, groups: Iterable[str]) -> int:
         """Return the number of machines with a live worker of these groups."""
         return len({(beat.machine, beat.host) for beat in self.alive.values() if beat.group in groups})
 

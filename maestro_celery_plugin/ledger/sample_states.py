@@ -125,15 +125,15 @@ class SampleStates:
         ended, lost, stopped = kinds == Kind.ENDED, kinds == Kind.LOST, kinds == Kind.STOPPED
         _advance(self.started, entries, kinds == Kind.STARTED)
         _advance(self.ended, entries, ended | lost | stopped | (kinds == Kind.NOT_RUN))
-        self._run(entries, lost | stopped, interrupted=True)
-        self._run(entries, ended & (entries["code"] > BROKEN), interrupted=False)
+        self._record_runs(entries, lost | stopped, interrupted=True)
+        self._record_runs(entries, ended & (entries["code"] > BROKEN), interrupted=False)
         self._end(entries, ended | (kinds == Kind.GAVE_UP))
         self._invalidate(entries[lost])
         self._invalidate_ranges(entries[kinds == Kind.INVALID])
-        self._count(entries[lost | (ended & _are_requests(entries["code"]))])
+        self._count_requests_and_losses(entries[lost | (ended & _are_requests(entries["code"]))])
         self._apply_reruns(entries[kinds == Kind.RERUN])
 
-    def _run(self, entries: Entries, mask: np.ndarray[Any, Any], *, interrupted: bool) -> None:
+    def _record_runs(self, entries: Entries, mask: np.ndarray[Any, Any], *, interrupted: bool) -> None:
         """Store the codes of attempts that have really run."""
         if mask.any():
             codes = np.full(int(mask.sum()), _INTERRUPTED) if interrupted else entries["code"][mask]
@@ -187,8 +187,8 @@ class SampleStates:
             singles["start"], singles["epoch"] = samples, entry["epoch"]
             self._invalidate(singles)
 
-    def _count(self, entries: Entries) -> None:
-        """Count losses and requests for another run."""
+    def _count_requests_and_losses(self, entries: Entries) -> None:
+        """Count requests for another run, and losses."""
         if len(entries):
             self._counted.append(entries)
             self._add(entries)
