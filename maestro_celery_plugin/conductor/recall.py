@@ -63,7 +63,7 @@ class Recall:
         for name in leases.waiting(record.number):
             if not mask[name.start : name.stop].any():
                 continue
-            owner = None if claims.take(name, owner_text(COORDINATOR)) else claims.owner(name)
+            owner = None if claims.claim(name, owner_text(COORDINATOR)) else claims.owner(name)
             if owner in (None, COORDINATOR):
                 leases.forget(name)
             else:

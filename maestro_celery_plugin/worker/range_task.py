@@ -30,12 +30,12 @@ from maestro_celery_plugin.worker.slot_ledger import SlotLedger
 from maestro_celery_plugin.worker.slots import Running, Slots
 from maestro_celery_plugin.worker.study_context import StudyContext
 
-__all__ = ["UNTAKEN_LIMIT", "RangeTasks"]
+__all__ = ["UNCLAIMED_LIMIT", "RangeTasks"]
 
 LOGGER = logging.getLogger(__name__)
 
-# A worker leaves after it could not take this many messages in a row.
-UNTAKEN_LIMIT = 10
+# A worker leaves after it could not claim this many messages in a row.
+UNCLAIMED_LIMIT = 10
 # Delay after a fault of the worker or its machine, so that a broken machine does not take many samples.
 FAULT_DELAY_S = 1.0
 
@@ -52,11 +52,11 @@ class RangeTasks:
     Attributes:
         slots: The slots of the process.
         health: Whether the process can run samples.
-        untaken: Number of messages in a row that this process could not take.
+        unclaimed: Number of messages in a row that this process could not claim.
     """
 
     def __init__(self, writer: str, slots: Slots, send: Send, store: Store = STORE) -> None:
-        self.slots, self.health, self.untaken = slots, Health(), 0
+        self.slots, self.health, self.unclaimed = slots, Health(), 0
         self._writer, self._send, self._store = writer, send, store
         self._lock = threading.Lock()
         self._studies: dict[tuple[str, str], StudyContext] = {}
@@ -71,11 +71,11 @@ class RangeTasks:
                 run = _RangeRun(self.slots, self.health, self._send, self._study(task), task, slot)
                 is_claimed = run.claim()
             except (LedgerError, OSError, StudyError) as error:
-                LOGGER.error("A message about '%s' cannot be taken: %s", task.manifest, error)
-                self.untaken += 1
+                LOGGER.error("A message about '%s' cannot be claimed: %s", task.manifest, error)
+                self.unclaimed += 1
                 self.slots.stopping.wait(FAULT_DELAY_S)
                 return
-            self.untaken = 0
+            self.unclaimed = 0
             try:
                 if is_claimed:
                     run.run()

@@ -26,7 +26,7 @@ from maestro_celery_plugin.worker.arguments import LEAVE_SIGNAL, WorkerArguments
 from maestro_celery_plugin.worker.idle_timeout import IdleTimeout
 from maestro_celery_plugin.worker.launch_env import LaunchEnvironment
 from maestro_celery_plugin.worker.prefetch import RangeRequest, gate
-from maestro_celery_plugin.worker.range_task import UNTAKEN_LIMIT, RangeTasks
+from maestro_celery_plugin.worker.range_task import UNCLAIMED_LIMIT, RangeTasks
 from maestro_celery_plugin.worker.slots import Slots
 from maestro_celery_plugin.worker.stall_watch import STALL_LIMIT_S, StallWatch
 
@@ -213,8 +213,8 @@ class WorkerProcess:
         """Return why this process must end; None when it continues."""
         if self._is_terminated:
             return "it was asked to stop"
-        if self._tasks is not None and self._tasks.untaken >= UNTAKEN_LIMIT:
-            return f"it could not take {UNTAKEN_LIMIT} messages in a row"
+        if self._tasks is not None and self._tasks.unclaimed >= UNCLAIMED_LIMIT:
+            return f"it could not claim {UNCLAIMED_LIMIT} messages in a row"
         if not self._supervisor.is_alive:
             return "its supervisor has died"
         if not self._session.path.exists():

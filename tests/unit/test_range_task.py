@@ -359,7 +359,7 @@ def test_only_one_of_many_processes_with_the_same_message_runs_its_sample(make, 
 
 def test_a_message_that_the_coordinator_has_taken_back_runs_no_sample(make):
     ensemble = make(samples=4)
-    ensemble.claims.take(ensemble.task().name, owner_text(COORDINATOR))
+    ensemble.claims.claim(ensemble.task().name, owner_text(COORDINATOR))
     work(ensemble.task())
 
     assert ensemble.runs == {}
@@ -640,12 +640,12 @@ def test_a_worker_that_can_take_no_message_counts_them(make, monkeypatch):
     shutil.rmtree(ensemble.plan.claims)
     process = worker("w-1", 1, Transport().send)
     for count in range(3):
-        assert process.untaken == count
+        assert process.unclaimed == count
         process.run(ensemble.task())
     ensemble.claims.prepare(1)
     process.run(ensemble.task())
 
-    assert process.untaken == 0
+    assert process.unclaimed == 0
 
 
 def test_a_worker_whose_first_message_meets_a_full_disk_takes_the_next_one(make, monkeypatch):
@@ -666,7 +666,7 @@ def test_the_parts_that_stay_have_no_gap(make):
     ensemble = make(samples=9)
 
     def send(task, task_queue):
-        ensemble.claims.take(MessageName(1, 1, 1, 5), owner_text(COORDINATOR))
+        ensemble.claims.claim(MessageName(1, 1, 1, 5), owner_text(COORDINATOR))
         raise ConnectionError("away")
 
     worker("w-1", 1, send).run(ensemble.task())
