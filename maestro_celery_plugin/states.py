@@ -19,6 +19,8 @@ __all__ = [
     "FAULT_MACHINES",
     "MAESTRO_STATES",
     "POISON_LIMIT",
+    "QUICK_FAILURES",
+    "QUICK_S",
     "TRIES_PASSING",
     "TRIES_PERMANENT",
     "UNREADABLE",
@@ -32,6 +34,7 @@ __all__ = [
     "errno_of",
     "how_it_ended",
     "is_permanent",
+    "is_quick_failure",
     "is_request",
     "outcome_of",
 ]
@@ -104,6 +107,11 @@ _PERMANENT_ERRORS = frozenset(
     }
 )
 
+# A worker is held after this many quick failures in a row, and again after twice as many if it was acquitted.
+QUICK_FAILURES = 5
+# A sample that fails later has probably done its work.
+QUICK_S = 1.0
+
 # Codes of attempts that did not run. Codes of signals are negative, as in `subprocess`, and greater than these.
 _CANNOT_RUN = -1000
 # The row of the sample cannot be read, because the sample file has changed.
@@ -163,6 +171,11 @@ def outcome_of(code: int) -> Outcome:
     if code in (UNREADABLE, BROKEN):
         return Outcome.HARD_FAILED
     return EXIT_OUTCOMES[ExitCode(code)] if code in ExitCode._value2member_map_ else Outcome.FAILED
+
+
+def is_quick_failure(code: int, duration_s: float) -> bool:
+    """Tell whether an attempt has failed so early that the machine may be the cause."""
+    return outcome_of(code) in (Outcome.FAILED, Outcome.HARD_FAILED) and duration_s < QUICK_S
 
 
 class RunMode(enum.IntEnum):

@@ -21,10 +21,17 @@ from maestro_celery_plugin.ledger.entries import Kind
 from maestro_celery_plugin.ledger.store import STORE, Store
 from maestro_celery_plugin.plugins import plugin_manager
 from maestro_celery_plugin.processes import machine_number
-from maestro_celery_plugin.states import BROKEN, UNREADABLE, RunMode, cannot_run_code, is_permanent
+from maestro_celery_plugin.states import (
+    BROKEN,
+    UNREADABLE,
+    RunMode,
+    cannot_run_code,
+    is_permanent,
+    is_quick_failure,
+)
 from maestro_celery_plugin.study.manifest import Manifest
 from maestro_celery_plugin.worker.attempt import Runner, RunningAttempt
-from maestro_celery_plugin.worker.health import Health, is_quick_failure
+from maestro_celery_plugin.worker.health import Health
 from maestro_celery_plugin.worker.range_messages import RangeMessages, Send
 from maestro_celery_plugin.worker.slot_ledger import SlotLedger
 from maestro_celery_plugin.worker.slots import Running, Slots

@@ -19,17 +19,19 @@ from maestro_celery_plugin.ledger.entries import SUFFIX, Kind
 from maestro_celery_plugin.ledger.writer import LedgerWriter
 from maestro_celery_plugin.states import (
     BROKEN,
+    QUICK_FAILURES,
     UNREADABLE,
     Outcome,
     RecordState,
     WorkerState,
     cannot_run_code,
     is_permanent,
+    is_quick_failure,
 )
 from maestro_celery_plugin.study.broken_machines import read_broken_machines
 from maestro_celery_plugin.study.heartbeats import Heartbeat
 from maestro_celery_plugin.study.session import Session
-from maestro_celery_plugin.worker.health import FAILURES, Health, is_quick_failure
+from maestro_celery_plugin.worker.health import Health
 
 MISSING, FULL = cannot_run_code(errno.ENOENT), cannot_run_code(errno.ENOSPC)
 
@@ -48,7 +50,7 @@ def test_a_quick_failure_is_a_failure_within_a_second(code, duration_s, is_failu
 
 def test_a_worker_is_held_after_several_failures_in_a_row():
     health = Health()
-    for failed in (*[True] * (FAILURES - 1), False, *[True] * (FAILURES - 1)):
+    for failed in (*[True] * (QUICK_FAILURES - 1), False, *[True] * (QUICK_FAILURES - 1)):
         health.record(failed=failed)
     assert not health.is_held
     health.record(failed=True)
@@ -57,7 +59,7 @@ def test_a_worker_is_held_after_several_failures_in_a_row():
 
 def test_a_worker_that_was_acquitted_is_held_after_twice_as_many_failures():
     health = Health()
-    for count in (FAILURES, 2 * FAILURES, 4 * FAILURES):
+    for count in (QUICK_FAILURES, 2 * QUICK_FAILURES, 4 * QUICK_FAILURES):
         for _ in range(count):
             assert not health.is_held
             health.record(failed=True)
@@ -80,6 +82,15 @@ def test_the_quick_failures_of_a_worker_are_those_since_its_last_other_result():
 
     assert failures.of("w-1") == [(1, 2, 127), (1, 3, 1), (1, 4, MISSING)]
     assert failures.of("w-2") == failures.of("w-3") == []
+
+
+@pytest.mark.parametrize("duration_s", [0.0, 0.999_999, 1.0, 60.0])
+def test_the_coordinator_and_the_workers_agree_about_quick_failures(duration_s):
+    """Given any code of a process, a signal or a worker, then the ledger shows what the worker has counted."""
+    for code in range(-1200, 256):
+        failures = QuickFailures()
+        failures.apply("w-1", entries(ended(0, code, int(duration_s * 1e6))))
+        assert bool(failures.of("w-1")) is is_quick_failure(code, duration_s), code
 
 
 # --- the coordinator ---------------------------------------------------------------------------------
