@@ -21,6 +21,7 @@ from maestro_celery_plugin.study.broken_machines import BrokenMachine, read_brok
 from maestro_celery_plugin.study.heartbeats import Heartbeat
 from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.session import Session
+from maestro_celery_plugin.study.worker_identity import worker_of
 
 __all__ = ["BrokenMachines"]
 
@@ -121,7 +122,7 @@ class BrokenMachines:
         """Tell whether a worker on another machine can run these samples."""
         groups = {group for record, _ in failures for group in record.groups}
         return any(
-            (beat.machine, beat.host) != (accused.machine, accused.host)
+            beat.place != accused.place
             and beat.group in groups
             and beat.state in (WorkerState.STARTING, WorkerState.IDLE, WorkerState.BUSY)
             for beat in self._pool.alive.values()
@@ -148,23 +149,21 @@ class BrokenMachines:
     def _has_failed_beside(self, accused: Heartbeat, record: StepRecord, sample: int) -> bool:
         """Tell whether another worker on the same machine has failed a sample."""
         neighbours = [
-            beat.name
-            for beat in self._known.values()
-            if beat.name != accused.name and (beat.machine, beat.host) == (accused.machine, accused.host)
+            beat.name for beat in self._known.values() if beat.name != accused.name and beat.place == accused.place
         ]
         place = (record.number, sample)
         return any(place == failure[:2] for name in neighbours for failure in self._failures.of(name))
 
     def _convict(self, beat: Heartbeat) -> None:
         """Take a worker out of the study; its failed samples run again elsewhere."""
-        worker = beat.name.partition(".")[0]
+        worker = worker_of(beat.name)
         failures = self._failures.of(beat.name)
         machine = BrokenMachine(
             node=beat.node, worker=worker, reason=how_it_ended(failures[-1][2]), samples=len(failures)
         )
         LOGGER.warning("%s", machine.sentence)
         # All processes of its pool leave with it.
-        for name in [name for name in self._failures.writers() if name.partition(".")[0] == worker]:
+        for name in [name for name in self._failures.writers() if worker_of(name) == worker]:
             for record, sample in list(self._open_or_failed(name)):
                 self._run_again(record, sample)
             self._failures.convict(name)

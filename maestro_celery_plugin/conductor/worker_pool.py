@@ -22,7 +22,7 @@ from maestro_celery_plugin.processes import ProcessId, end_marked
 from maestro_celery_plugin.states import AllocationState, WorkerState
 from maestro_celery_plugin.study.heartbeats import SILENCE_LIMIT_S, Heartbeat
 from maestro_celery_plugin.study.session import Session
-from maestro_celery_plugin.study.worker_identity import MARKER, PROCESS_MARKER, mark
+from maestro_celery_plugin.study.worker_identity import MARKER, PROCESS_MARKER, is_pool_process, mark, worker_of
 
 __all__ = ["WorkerPool"]
 
@@ -103,20 +103,20 @@ class WorkerPool:
         beat = self.alive.get(name)
         if beat is not None and beat.is_here:
             ProcessId(*beat.process).signal(signal.SIGKILL)
-        elif beat is not None and not self._session.worker_stop_requested(name.partition(".")[0]):
+        elif beat is not None and not self._session.worker_stop_requested(worker_of(name)):
             with _logged(f"Worker '{name}' cannot be asked to end"):
-                self._session.request_worker_stop(name.partition(".")[0])
+                self._session.request_worker_stop(worker_of(name))
 
     def reap(self, beat: Heartbeat) -> None:
         """End the samples of a dead worker on this machine, and remove its heartbeat."""
         if beat.is_here:
             supervisor = ProcessId(*beat.supervisor)
-            worker, _, pool_process = beat.name.partition(".")
-            if pool_process and supervisor.is_alive:
+            if is_pool_process(beat.name) and supervisor.is_alive:
                 end_marked(PROCESS_MARKER, mark(self._session, beat.name))
             else:  # the supervisor ends the samples, unless it was killed
                 clock.wait_until(lambda: not supervisor.is_alive, SWEEP_LIMIT_S)
-                end_marked(MARKER, mark(self._session, worker), spare=frozenset({supervisor.pid}))
+                marker = mark(self._session, worker_of(beat.name))
+                end_marked(MARKER, marker, spare=frozenset({supervisor.pid}))
         with _logged(f"The heartbeat of worker '{beat.name}' cannot be removed"):
             self._session.heartbeats.remove(beat.name)
 
@@ -141,7 +141,7 @@ class WorkerPool:
 
     def machine_count(self, groups: Iterable[str]) -> int:
         """Return the number of machines with a live worker of these groups."""
-        return len({(beat.machine, beat.host) for beat in self.alive.values() if beat.group in groups})
+        return len({beat.place for beat in self.alive.values() if beat.group in groups})
 
     def ensure(self, group: str) -> None:
         """Start workers of a group, unless workers of the group live or are about to start.

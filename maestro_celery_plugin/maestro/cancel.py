@@ -22,6 +22,7 @@ from maestro_celery_plugin.study.conductor_lock import has_conductor
 from maestro_celery_plugin.study.plan import CANCEL_REQUEST, StudyPlan
 from maestro_celery_plugin.study.session import Session
 from maestro_celery_plugin.study.study_processes import Ended, StudyProcesses
+from maestro_celery_plugin.study.worker_identity import is_pool_process
 
 __all__ = ["batch_settings", "cancel_all", "cancel_orphans", "described", "workers_elsewhere"]
 
@@ -138,7 +139,11 @@ def described(ended: Ended) -> str:
 
 def workers_elsewhere(session: Session) -> str:
     """Return the live workers on other machines as text; empty without such workers."""
-    names = [f"'{beat.name}' on {beat.node}" for beat in session.heartbeats.live_elsewhere() if "." not in beat.name]
+    names = [
+        f"'{beat.name}' on {beat.node}"
+        for beat in session.heartbeats.live_elsewhere()
+        if not is_pool_process(beat.name)
+    ]
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more
 

@@ -32,6 +32,7 @@ from maestro_celery_plugin.study.manifest import Manifest
 from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.session import Session
 from maestro_celery_plugin.study.status_csv import FINAL_STATES, StepRow, read_rows
+from maestro_celery_plugin.study.worker_identity import is_pool_process, worker_of
 
 __all__ = ["StatusReader"]
 
@@ -127,9 +128,9 @@ class StatusReader:
     @staticmethod
     def _workers(beats: list[Heartbeat], alive: dict[str, bool]) -> Iterator[WorkerStatus]:
         """Yield the workers; a process of a pool, with the name ``<worker>.<pid>``, counts as its worker."""
-        busy = {beat.name.partition(".")[0] for beat in beats if beat.state is WorkerState.BUSY and alive[beat.name]}
+        busy = {worker_of(beat.name) for beat in beats if beat.state is WorkerState.BUSY and alive[beat.name]}
         for beat in beats:
-            if "." not in beat.name:
+            if not is_pool_process(beat.name):
                 state = WorkerState.BUSY if beat.name in busy else beat.state
                 state = state if alive[beat.name] else WorkerState.DEAD
                 yield WorkerStatus(

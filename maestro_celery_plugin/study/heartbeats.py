@@ -65,6 +65,11 @@ class Heartbeat:
     machine: str = ""
 
     @property
+    def place(self) -> tuple[str, str]:
+        """The machine of the worker; workers on one machine have equal places."""
+        return self.machine, self.host
+
+    @property
     def is_here(self) -> bool:
         """Whether the worker runs on this machine, so that its process numbers can be checked."""
         return is_this_machine(self.machine, self.host)
