@@ -23,9 +23,10 @@ from maestro_celery_plugin.states import WorkerState
 from maestro_celery_plugin.study.heartbeats import Heartbeat
 from maestro_celery_plugin.study.worker_identity import PROCESS_MARKER, mark
 from maestro_celery_plugin.worker.arguments import LEAVE_SIGNAL, WorkerArguments
+from maestro_celery_plugin.worker.gate import gate
 from maestro_celery_plugin.worker.idle_timeout import IdleTimeout
 from maestro_celery_plugin.worker.launch_env import LaunchEnvironment
-from maestro_celery_plugin.worker.prefetch import RangeRequest, gate
+from maestro_celery_plugin.worker.range_consumer import RangeRequest
 from maestro_celery_plugin.worker.range_task import UNCLAIMED_LIMIT, RangeTasks
 from maestro_celery_plugin.worker.slots import Slots
 from maestro_celery_plugin.worker.stall_watch import STALL_LIMIT_S, StallWatch
