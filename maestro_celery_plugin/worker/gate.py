@@ -6,7 +6,7 @@ import logging
 from collections import Counter
 from typing import Protocol
 
-from maestro_celery_plugin.broker.untrusted import Refusal
+from maestro_celery_plugin.broker.envelope import Refusal
 
 __all__ = ["Gate", "Pause", "gate"]
 

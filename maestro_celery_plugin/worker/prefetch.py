@@ -15,7 +15,7 @@ from typing import Any
 
 from celery import Celery, bootsteps
 
-from maestro_celery_plugin.broker.untrusted import protect
+from maestro_celery_plugin.broker.envelope import protect
 from maestro_celery_plugin.worker.gate import gate
 from maestro_celery_plugin.worker.range_consumer import RangeConsumer
 

@@ -14,8 +14,8 @@ from celery.worker.request import Request
 from kombu.message import Message
 
 from maestro_celery_plugin.broker.app import TASK_NAME
+from maestro_celery_plugin.broker.envelope import MAX_BYTES, Refusal
 from maestro_celery_plugin.broker.messages import RangeTask, arguments_of
-from maestro_celery_plugin.broker.untrusted import MAX_BYTES, Refusal
 from maestro_celery_plugin.worker.gate import gate
 
 __all__ = ["RangeConsumer", "RangeRequest"]
