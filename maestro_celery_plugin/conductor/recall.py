@@ -39,7 +39,7 @@ class Recall:
         Raises:
             OSError: the claims cannot be made now.
         """
-        leases = self._records.leases
+        waiting = self._records.waiting_messages
         free: np.ndarray[Any, Any] = mask & ~self._records.leased(record)
         owners = self._claim_messages(record, mask)
         # The entry of an owner is not visible yet, or the owner has died before it wrote the entry.
@@ -49,23 +49,23 @@ class Recall:
         if not dead:
             return free
         self._records.follow(fresh=True)
-        for name in dead.intersection(leases.waiting(record.number)):
-            leases.forget(name)
+        for name in dead.intersection(waiting.of_record(record.number)):
+            waiting.forget(name)
             free[name.start : name.stop] = mask[name.start : name.stop]
         free &= ~self._records.leased(record)
         return free
 
     def _claim_messages(self, record: StepRecord, mask: np.ndarray[Any, Any]) -> dict[MessageName, str]:
         """Claim the waiting messages about samples; return the owners of those that workers have claimed."""
-        claims, leases = self._records.claims, self._records.leases
+        claims, waiting = self._records.claims, self._records.waiting_messages
         claims.prepare(record.number)
         owners = {}
-        for name in leases.waiting(record.number):
+        for name in waiting.of_record(record.number):
             if not mask[name.start : name.stop].any():
                 continue
             owner = None if claims.claim(name, owner_text(COORDINATOR)) else claims.owner(name)
             if owner in (None, COORDINATOR):
-                leases.forget(name)
+                waiting.forget(name)
             else:
                 owners[name] = owner
         return owners

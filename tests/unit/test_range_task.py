@@ -29,6 +29,7 @@ from maestro_celery_plugin.ledger.claims import Claims, MessageName, owner_text
 from maestro_celery_plugin.ledger.entries import COORDINATOR, ENTRY, SUFFIX, Kind
 from maestro_celery_plugin.ledger.leases import Leases
 from maestro_celery_plugin.ledger.reader import LedgerReader, read_ledger
+from maestro_celery_plugin.ledger.waiting_messages import WaitingMessages
 from maestro_celery_plugin.ledger.writer import LedgerWriter
 from maestro_celery_plugin.plugins import plugin_manager
 from maestro_celery_plugin.processes import machine_number
@@ -104,6 +105,13 @@ class Ensemble:
         for writer, entries in LedgerReader(self.plan.ledger).poll():
             leases.apply(writer, entries)
         return leases
+
+    @property
+    def waiting_messages(self):
+        messages = WaitingMessages()
+        for _, entries in LedgerReader(self.plan.ledger).poll():
+            messages.apply(entries)
+        return messages
 
 
 @pytest.fixture
@@ -303,7 +311,7 @@ def test_a_part_that_was_not_sent_stays_leased(make):
     assert [(task.start, task.stop) for task in sent] == [(5, 9)]
     assert ensemble.runs == Counter(range(5))
     assert ensemble.rows(Kind.PASSED, Kind.KEPT) == [("PASSED", 5, 0), ("PASSED", 1, 0), ("KEPT", 1, 0)]
-    assert ensemble.leases.waiting(1) == [MessageName(1, 1, 5, 9)]
+    assert ensemble.waiting_messages.of_record(1) == [MessageName(1, 1, 5, 9)]
 
 
 def test_a_part_that_the_broker_has_delivered_although_it_did_not_answer_runs_once(make):
@@ -749,7 +757,7 @@ def test_after_the_death_of_a_worker_exactly_the_samples_without_an_end_run_agai
     before = ensemble.runs
 
     leases, states = ensemble.leases, ensemble.states
-    assert (leases.mask(1, 4) | leases.waiting_mask(1, 4)).all()
+    assert (leases.mask(1, 4) | ensemble.waiting_messages.mask(1, 4)).all()
     assert len(leases.revoke("w-1")) == 1
     for sample in np.flatnonzero(states.running):
         ensemble.append_as_coordinator(Kind.LOST, int(sample), 0, int(states.started[sample]))
