@@ -19,7 +19,8 @@ from maestro_celery_plugin.conductor.allocation_request import AllocationRequest
 from maestro_celery_plugin.config.settings import BatchSettings
 from maestro_celery_plugin.config.walltime import clock_text
 from maestro_celery_plugin.errors import AllocationError, AllocationExpiredError, BatchSystemUnavailableError
-from maestro_celery_plugin.processes import ProcessId, is_this_machine, machine_id
+from maestro_celery_plugin.machine import is_this_machine, machine_id
+from maestro_celery_plugin.processes import ProcessId
 from maestro_celery_plugin.states import AllocationState
 
 __all__ = ["BatchJobs", "Jobs", "ProcessJobs"]

@@ -10,7 +10,7 @@ from maestro_celery_plugin.config import conversion
 from maestro_celery_plugin.config.resources import StepNeeds
 from maestro_celery_plugin.config.settings import BatchSettings, EnsembleSettings, StepFacts, WorkerGroupSettings
 from maestro_celery_plugin.config.walltime import seconds_of
-from maestro_celery_plugin.processes import host_name
+from maestro_celery_plugin.machine import host_name
 
 __all__ = [
     "LOCAL",

@@ -18,7 +18,7 @@ from typing import Any
 from maestro_celery_plugin import clock
 from maestro_celery_plugin.config import conversion
 from maestro_celery_plugin.files import file_system_now, read_json, read_text, refresh_directory, write_atomically
-from maestro_celery_plugin.processes import is_this_machine, machine_id
+from maestro_celery_plugin.machine import is_this_machine, machine_id
 from maestro_celery_plugin.states import WorkerState
 
 __all__ = ["SILENCE_LIMIT_S", "ConductorWatch", "Heartbeat", "Heartbeats"]
@@ -46,7 +46,7 @@ class Heartbeat:
         refused_messages: Number of messages that it has refused because they are unreadable or not of the session.
         refuses: Numbers of the step records whose samples it does not start any more, because the remaining
             time is too short.
-        machine: Identity of its machine (`processes.machine_id`); empty in a heartbeat of release 0.1.
+        machine: Identity of its machine (`machine.machine_id`); empty in a heartbeat of release 0.1.
     """
 
     name: str
@@ -82,7 +82,7 @@ class ConductorBeat:
     Attributes:
         beat: A number that changes; 0 without a heartbeat.
         working: The allocations with a busy worker; None when the conductor does not know them.
-        machine: Identity of its machine (`processes.machine_id`); empty when unknown.
+        machine: Identity of its machine (`machine.machine_id`); empty when unknown.
     """
 
     beat: int = 0

@@ -50,7 +50,7 @@ class BrokerLocation:
         url: URL with the password.
         supervisor: (pid, start time) of the supervisor of a private broker; None for a broker that the user
             gave by URL. Release 0.1.0 calls it `keeper`.
-        machine: Identity of the supervisor's machine (`processes.machine_id`); empty in a session of release 0.1.0.
+        machine: Identity of the supervisor's machine (`machine.machine_id`); empty in a session of release 0.1.0.
         generation: Changes at each start of a private broker, which loses its messages; None for a broker
             that the user gave by URL.
     """

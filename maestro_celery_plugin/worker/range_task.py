@@ -19,8 +19,8 @@ from maestro_celery_plugin.errors import LedgerError, SampleError, StudyError
 from maestro_celery_plugin.hookspecs import Attempt
 from maestro_celery_plugin.ledger.entries import Kind
 from maestro_celery_plugin.ledger.store import STORE, Store
+from maestro_celery_plugin.machine import machine_number
 from maestro_celery_plugin.plugins import plugin_manager
-from maestro_celery_plugin.processes import machine_number
 from maestro_celery_plugin.states import (
     BROKEN,
     UNREADABLE,

@@ -24,6 +24,7 @@ import psutil
 
 from maestro_celery_plugin import clock
 from maestro_celery_plugin.errors import StudyError
+from maestro_celery_plugin.machine import host_name
 from maestro_celery_plugin.processes import (
     ProcessId,
     adopt_orphans,
@@ -31,7 +32,6 @@ from maestro_celery_plugin.processes import (
     end_descendants,
     end_marked,
     forget_variable,
-    host_name,
 )
 from maestro_celery_plugin.study.session import ENVIRONMENT_VARIABLE, Session
 from maestro_celery_plugin.study.worker_identity import EXIT_REPLACE, MARKER, claim_name, log_of, mark, worker_stem

@@ -17,8 +17,9 @@ from maestro_celery_plugin.batch.deadline import Deadline
 from maestro_celery_plugin.broker.app import TASK_NAME, count_waiting
 from maestro_celery_plugin.broker.sender import Sender
 from maestro_celery_plugin.errors import LedgerError
+from maestro_celery_plugin.machine import host_name, machine_id, usable_cpus
 from maestro_celery_plugin.plugins import batch_system
-from maestro_celery_plugin.processes import ProcessId, host_name, machine_id, usable_cpus
+from maestro_celery_plugin.processes import ProcessId
 from maestro_celery_plugin.states import WorkerState
 from maestro_celery_plugin.study.heartbeats import Heartbeat
 from maestro_celery_plugin.study.worker_identity import PROCESS_MARKER, mark

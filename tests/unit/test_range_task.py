@@ -31,8 +31,8 @@ from maestro_celery_plugin.ledger.leases import Leases
 from maestro_celery_plugin.ledger.reader import LedgerReader, read_ledger
 from maestro_celery_plugin.ledger.waiting_messages import WaitingMessages
 from maestro_celery_plugin.ledger.writer import LedgerWriter
+from maestro_celery_plugin.machine import machine_number
 from maestro_celery_plugin.plugins import plugin_manager
-from maestro_celery_plugin.processes import machine_number
 from maestro_celery_plugin.states import BROKEN, UNREADABLE, Outcome, RunMode, cannot_run_code
 from maestro_celery_plugin.study.assignment import Assignment
 from maestro_celery_plugin.worker import range_messages, range_task, slots, study_context

@@ -18,7 +18,8 @@ from maestro_celery_plugin.errors import WorkerError
 from maestro_celery_plugin.ledger.entries import SUFFIX, Kind
 from maestro_celery_plugin.ledger.reader import read_ledger
 from maestro_celery_plugin.ledger.writer import LedgerWriter
-from maestro_celery_plugin.processes import ProcessId, host_name
+from maestro_celery_plugin.machine import host_name
+from maestro_celery_plugin.processes import ProcessId
 from maestro_celery_plugin.states import AllocationState, Outcome, RecordState, WorkerState
 from maestro_celery_plugin.study.heartbeats import Heartbeat
 from maestro_celery_plugin.study.plan import StudyPlan

@@ -10,7 +10,7 @@ import pytest
 
 from maestro_celery_plugin.broker.messages import Signer
 from maestro_celery_plugin.errors import StudyError
-from maestro_celery_plugin.processes import machine_id
+from maestro_celery_plugin.machine import machine_id
 from maestro_celery_plugin.states import WorkerState
 from maestro_celery_plugin.study.heartbeats import ConductorBeat, Heartbeat
 from maestro_celery_plugin.study.session import BrokerLocation, Session

@@ -32,7 +32,8 @@ from maestro_celery_plugin.files import shared_lock
 from maestro_celery_plugin.ledger.entries import Kind
 from maestro_celery_plugin.ledger.sample_states import Counts
 from maestro_celery_plugin.ledger.writer import LedgerWriter
-from maestro_celery_plugin.processes import ProcessId, host_name
+from maestro_celery_plugin.machine import host_name
+from maestro_celery_plugin.processes import ProcessId
 from maestro_celery_plugin.report import failed_samples, status_view
 from maestro_celery_plugin.report.explain import explain
 from maestro_celery_plugin.report.model import StudyState

@@ -9,7 +9,8 @@ import subprocess
 import pytest
 
 from maestro_celery_plugin.conductor.worker_pool import WorkerPool
-from maestro_celery_plugin.processes import ProcessId, host_name, machine_id
+from maestro_celery_plugin.machine import host_name, machine_id
+from maestro_celery_plugin.processes import ProcessId
 from maestro_celery_plugin.states import WorkerState
 from maestro_celery_plugin.study.heartbeats import Heartbeat, Heartbeats
 from maestro_celery_plugin.study.session import Session
