@@ -2,7 +2,7 @@
 
 An allocation is a batch job that Maestro's adapter submits, or a set of workers that this process starts in the
 allocation around it. Both have a state, an end, and a directory in the study for the script and the output.
-`conductor/batch_jobs.py` submits and starts them.
+`conductor/batch_jobs.py` submits the jobs, and `conductor/process_jobs.py` starts the workers.
 
     merlin_info/allocations/<name>/<number>/
       <name>.slurm.sh               the batch script, written by Maestro's adapter
