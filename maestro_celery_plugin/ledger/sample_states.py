@@ -15,7 +15,6 @@ from maestro_celery_plugin.ledger.entries import Entries, Kind
 from maestro_celery_plugin.states import (
     BROKEN,
     POISON_LIMIT,
-    UNREADABLE,
     ExitCode,
     Outcome,
     RunMode,
@@ -154,10 +153,11 @@ class SampleStates:
         self.duration_us[samples[is_last]] = durations[is_last]
         given_up = entries["kind"][ended] == Kind.GAVE_UP
         for code in np.unique(codes):
-            of_code = codes == code
-            self._add_outcome(outcome_of(int(code)), samples, epochs, of_code & ~given_up)
-            given_up_outcome = Outcome.HARD_FAILED if code in (BROKEN, UNREADABLE) else Outcome.FAILED
-            self._add_outcome(given_up_outcome, samples, epochs, of_code & given_up)
+            of_code, outcome = codes == code, outcome_of(int(code))
+            self._add_outcome(outcome, samples, epochs, of_code & ~given_up)
+            # The code of a start that failed leaves a sample open; a sample that is given up fails.
+            final = Outcome.FAILED if outcome is Outcome.OPEN else outcome
+            self._add_outcome(final, samples, epochs, of_code & given_up)
         self._decide(samples)
 
     def _add_outcome(
