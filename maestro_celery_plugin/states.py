@@ -160,7 +160,8 @@ def _signal_name(number: int) -> str:
 
 
 def is_request(code: int) -> bool:
-    """Tell whether a code makes the sample run again: a request of the sample, or a failed start."""
+    """Tell whether a code makes the sample run again: a request of the sample, or a start that failed."""
+    # Only workers of release 0.1 record a start that failed as the end of an attempt; this release has `Kind.NOT_RUN`.
     return code in (ExitCode.RESTART, ExitCode.RETRY) or code <= _CANNOT_RUN
 
 

@@ -132,7 +132,7 @@ class StepRecord:
 
     def _delay(self, sample: int, code: int) -> None:
         delay_s = self.manifest.retry_delay_s
-        if code < 0:  # the sample could not start: the delay doubles at each attempt
+        if code < 0:  # a start that failed, from a worker of release 0.1: the delay doubles at each attempt
             delay_s = max(delay_s, min(START_DELAY_LIMIT_S, 2.0 ** min(6, int(self.samples.requests[sample]))))
         self.delayed[sample] = clock.monotonic() + delay_s
 

@@ -26,7 +26,8 @@ __all__ = ["Counts", "SampleStates"]
 
 # Bits and mask of the outcome in a number that combines an epoch and an outcome; a higher epoch makes a higher number.
 _OUTCOME_BITS, _OUTCOME_MASK = np.uint64(3), np.uint64(7)
-# Numbers below this are codes of attempts that did not start (`states.cannot_run_code`).
+# Numbers up to this are codes of starts that failed (`states.cannot_run_code`). Only workers of release 0.1 record them
+# as ends of attempts; this release records `Kind.NOT_RUN`.
 _CANNOT_RUN = cannot_run_code(0)
 # Stands for the exit code of an attempt that was lost, or that its worker has ended.
 _INTERRUPTED = BROKEN + 1
