@@ -111,12 +111,12 @@ class BrokenMachines:
 
     def _open_or_failed(self, name: str) -> Iterator[tuple[StepRecord, int]]:
         """Yield the samples that a worker has failed in a row, and that have not finished elsewhere since."""
-        for number, sample, _ in self._failures.of(name):
-            record = self._records.by_number(number)
+        for failure in self._failures.of(name):
+            record = self._records.by_number(failure.record)
             if record is None or not record.active or record.cancelled:
                 continue
-            if record.samples.outcome[sample] not in (Outcome.FINISHED, Outcome.STOPPED_STUDY):
-                yield record, sample
+            if record.samples.outcome[failure.sample] not in (Outcome.FINISHED, Outcome.STOPPED_STUDY):
+                yield record, failure.sample
 
     def _has_other_machine(self, accused: Heartbeat, failures: list[tuple[StepRecord, int]]) -> bool:
         """Tell whether a worker on another machine can run these samples."""
@@ -151,15 +151,15 @@ class BrokenMachines:
         neighbours = [
             beat.name for beat in self._known.values() if beat.name != accused.name and beat.place == accused.place
         ]
-        place = (record.number, sample)
-        return any(place == failure[:2] for name in neighbours for failure in self._failures.of(name))
+        failures = (failure for name in neighbours for failure in self._failures.of(name))
+        return any((failure.record, failure.sample) == (record.number, sample) for failure in failures)
 
     def _convict(self, beat: Heartbeat) -> None:
         """Take a worker out of the study; its failed samples run again elsewhere."""
         worker = worker_of(beat.name)
         failures = self._failures.of(beat.name)
         machine = BrokenMachine(
-            node=beat.node, worker=worker, reason=how_it_ended(failures[-1][2]), samples=len(failures)
+            node=beat.node, worker=worker, reason=how_it_ended(failures[-1].code), samples=len(failures)
         )
         LOGGER.warning("%s", machine.sentence)
         # All processes of its pool leave with it.

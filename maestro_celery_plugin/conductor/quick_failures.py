@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from maestro_celery_plugin.ledger.entries import COORDINATOR, ENTRY, Entries, Kind
 from maestro_celery_plugin.states import QUICK_FAILURES, QUICK_S, is_quick_failure
 
-__all__ = ["QuickFailures"]
+__all__ = ["QuickFailure", "QuickFailures"]
 
 # The number of entries that are kept for each worker.
 _KEPT = 10_000
+
+
+class QuickFailure(NamedTuple):
+    """A sample that could not run or has failed early: number of its step record, its index, the code."""
+
+    record: int
+    sample: int
+    code: int
 
 
 class QuickFailures:
@@ -44,10 +52,10 @@ class QuickFailures:
             run = np.concatenate([self._runs.get(writer, np.empty(0, ENTRY)), results])
         self._runs[writer] = run[-_KEPT:].copy()
 
-    def of(self, writer: str) -> list[tuple[int, int, int]]:
-        """Return (number of the step record, sample, code) of the last failures of a worker in a row, oldest first."""
+    def of(self, writer: str) -> list[QuickFailure]:
+        """Return the last failures of a worker in a row, oldest first."""
         run = self._runs.get(writer, ())
-        return [(int(entry["record"]), int(entry["start"]), int(entry["code"])) for entry in run]
+        return [QuickFailure(int(entry["record"]), int(entry["start"]), int(entry["code"])) for entry in run]
 
     def writers(self) -> list[str]:
         """Return the workers with results."""
