@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import os
 import signal
 import sys
@@ -105,15 +104,16 @@ def _claim_name_and_log(session: Session, group: str, allocation: str) -> str:
     return name
 
 
-@dataclasses.dataclass
 class _Supervisor:
     """Runs Celery workers one after the other; its signal handlers end the present one.
 
     A handler may run between any two lines of this class. It sends signals first, and raises no error: neither a full
     disk nor a removed session may keep a worker alive.
 
-    Attributes:
+    Args:
         session: The session.
+
+    Attributes:
         child: The process number of the present worker; 0 while there is none.
         doomed: The worker that the alarm kills. A later worker must not die by the alarm of an earlier one.
         name: The name of the present worker.
@@ -123,18 +123,11 @@ class _Supervisor:
         session_id: Identity of the session; a later launch in the same directory has another one.
     """
 
-    session: Session
-    child: int = 0
-    doomed: int = 0
-    name: str = ""
-    end_requested: bool = False
-    leaving: bool = False
-    lost_heartbeat: bool = False
-    session_id: str = ""
-
-    def __post_init__(self) -> None:
-        """Remember the session."""
-        self.session_id = self.session.id
+    def __init__(self, session: Session) -> None:
+        self.session, self.session_id = session, session.id
+        self.child = self.doomed = 0
+        self.name = ""
+        self.end_requested = self.leaving = self.lost_heartbeat = False
 
     def handle_signals(self) -> None:
         """Install the signal handlers, which stay until this process ends."""

@@ -212,7 +212,7 @@ class WorkerProcess:
         return WorkerState.BUSY if self._tasks.slots.busy else WorkerState.IDLE
 
     def _end_reason(self) -> str | None:
-        """Return why this process must end; None when it continues."""
+        """Return why this process must end, and note whether a new worker must replace it; None when it continues."""
         if self._is_terminated:
             return "it was asked to stop"
         if self._tasks is not None and self._tasks.unclaimed >= UNCLAIMED_LIMIT:

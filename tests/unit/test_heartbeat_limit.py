@@ -44,13 +44,20 @@ def session(tmp_path):
     return Session.create(tmp_path / "session")
 
 
+@pytest.fixture
+def supervisor(session):
+    """The supervisor of the worker `w-1`, which has a heartbeat."""
+    supervisor = _Supervisor(session)
+    supervisor.name = "w-1"
+    (session.path / "workers" / "w-1.json").touch()
+    return supervisor
+
+
 def files_of(session):
     return sorted(path.name for path in (session.path / "workers").iterdir())
 
 
-def test_a_supervisor_asks_its_worker_to_stop_and_removes_its_heartbeat(session):
-    supervisor = _Supervisor(session, name="w-1")
-    (session.path / "workers" / "w-1.json").touch()
+def test_a_supervisor_asks_its_worker_to_stop_and_removes_its_heartbeat(session, supervisor):
     supervisor._request_stop("w-1")
     assert files_of(session) == ["w-1.json", "w-1.stop"]
 
@@ -58,11 +65,9 @@ def test_a_supervisor_asks_its_worker_to_stop_and_removes_its_heartbeat(session)
     assert files_of(session) == []
 
 
-def test_the_supervisor_of_an_earlier_launch_touches_nothing_in_a_new_session(session):
+def test_the_supervisor_of_an_earlier_launch_touches_nothing_in_a_new_session(session, supervisor):
     """Given a study that was launched again in the same directory, with a worker of the same name."""
-    supervisor = _Supervisor(session, name="w-1")
     Session.create(session.path)
-    (session.path / "workers" / "w-1.json").touch()
 
     supervisor._request_stop("w-1")
     supervisor._remove_heartbeat()
@@ -70,11 +75,11 @@ def test_the_supervisor_of_an_earlier_launch_touches_nothing_in_a_new_session(se
     assert files_of(session) == ["w-1.json"]
 
 
-def test_the_heartbeat_of_a_worker_that_could_not_write_it_stays(session):
+def test_the_heartbeat_of_a_worker_that_could_not_write_it_stays(session, supervisor):
     """The conductor then finds that the machine is the cause, and counts nothing against the samples."""
-    (session.path / "workers" / "w-1.json").touch()
+    supervisor.lost_heartbeat = True
 
-    _Supervisor(session, name="w-1", lost_heartbeat=True)._remove_heartbeat()
+    supervisor._remove_heartbeat()
 
     assert files_of(session) == ["w-1.json"]
 
