@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,13 +61,8 @@ class BatchJobs:
 
     def _write(self, request: AllocationRequest, directory: Path) -> tuple[Any, Any, Path]:
         adapter, step = self._adapter(request), self._step(request)
-        logger = logging.getLogger(type(adapter).__module__)
-        level = logger.level
-        logger.setLevel(logging.ERROR)  # the adapter warns about each step key that an srun line does not use
-        try:
+        with _log_level(adapter, logging.ERROR):  # it warns about each step key that an srun line does not use
             _, path, _ = adapter.write_script(str(directory), step)
-        finally:
-            logger.setLevel(level)
         script = Path(path)
         script.write_text(self._system.adjusted_script(script.read_text()))
         return adapter, step, script
@@ -73,13 +70,9 @@ class BatchJobs:
     def submit(self, request: AllocationRequest, directory: Path) -> str:
         """Submit through Maestro's adapter."""
         adapter, step, script = self._write(request, directory)
-        messages = _Messages()
-        logger = logging.getLogger(type(adapter).__module__)
-        level = logger.level
-        logger.setLevel(logging.WARNING)  # the messages are needed even if the user has turned off the log
-        logger.addHandler(messages)
         try:
-            record = adapter.submit(step, str(script), str(directory))
+            with _messages_of(adapter) as messages:
+                record = adapter.submit(step, str(script), str(directory))
         except Exception as cause:  # Maestro's adapters do not document their errors
             job = self._submitted_despite(cause, directory)
             if job is not None:
@@ -88,9 +81,6 @@ class BatchJobs:
                 BatchSystemUnavailableError if self._system.unavailable.search(str(cause)) else AllocationError
             )
             raise error_class(f"'{script}' cannot be submitted: {cause}") from cause
-        finally:
-            logger.removeHandler(messages)
-            logger.setLevel(level)
         if record.submission_code.name != "OK":
             reason = messages.text or f"it gives no reason; submit '{script}' manually to see the reason"
             if self._system.unavailable.search(reason):
@@ -134,6 +124,30 @@ class BatchJobs:
     def find_job(self, directory: Path) -> str | None:
         """Query the batch system for the job that was submitted in a directory."""
         return find_job(self._system, directory)
+
+
+@contextlib.contextmanager
+def _log_level(adapter: Any, level: int) -> Iterator[logging.Logger]:
+    """Set the level of the log of Maestro's adapter; yield its logger."""
+    logger = logging.getLogger(type(adapter).__module__)
+    before = logger.level
+    logger.setLevel(level)
+    try:
+        yield logger
+    finally:
+        logger.setLevel(before)
+
+
+@contextlib.contextmanager
+def _messages_of(adapter: Any) -> Iterator[_Messages]:
+    """Yield the messages of Maestro's adapter, even if the user has turned off the log."""
+    messages = _Messages()
+    with _log_level(adapter, logging.WARNING) as logger:
+        logger.addHandler(messages)
+        try:
+            yield messages
+        finally:
+            logger.removeHandler(messages)
 
 
 class _Messages(logging.Handler):

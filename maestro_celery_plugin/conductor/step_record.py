@@ -23,7 +23,7 @@ from maestro_celery_plugin.states import (
 )
 from maestro_celery_plugin.study.manifest import Manifest
 
-__all__ = ["MAX_RANGES", "StepRecord", "ranges_of", "uniform_ranges"]
+__all__ = ["MAX_RANGES", "Faults", "StepRecord", "ranges_of", "uniform_ranges"]
 
 # A sample that was running when its worker died is a suspect after this many deaths. The suspects of a step record run
 # one at a time, so that the samples that only ran in parallel with the cause can finish.

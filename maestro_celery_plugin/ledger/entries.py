@@ -25,6 +25,7 @@ __all__ = [
     "Kind",
     "are_sound",
     "are_sound_in_old_format",
+    "is_sound",
     "packed",
     "packed_head",
 ]

@@ -102,11 +102,8 @@ class LedgerWriter:
                 size = self._size
                 if size == self._confirmed:
                     return
-                try:
-                    if self._must_rewrite:
-                        self._store.write(self._fd, bytes(self._unconfirmed), self._confirmed)
-                except OSError as cause:
-                    raise self._error(cause) from cause
+                if self._must_rewrite:
+                    self._rewrite()
             try:
                 self._store.flush(self._fd, to_disk=self._to_disk)
             except OSError as cause:
@@ -115,6 +112,13 @@ class LedgerWriter:
             with self._lock:
                 del self._unconfirmed[: size - self._confirmed]
                 self._confirmed, self._must_rewrite = size, False
+
+    def _rewrite(self) -> None:
+        """Write the entries again that the file system has not confirmed."""
+        try:
+            self._store.write(self._fd, bytes(self._unconfirmed), self._confirmed)
+        except OSError as cause:
+            raise self._error(cause) from cause
 
     def close(self) -> None:
         """Close the file; entries that `flush` has not confirmed may be lost."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import os
@@ -134,7 +135,7 @@ class WorkerProcess:
             now = clock.monotonic()
             if now - last_beat_at > HEARTBEAT_S or self._is_held() != was_held:
                 beat, last_beat_at, was_held = beat + 1, now, self._is_held()
-                _try(lambda beat=beat: self._beat(slots, beat))  # type: ignore[misc]
+                _try(functools.partial(self._beat, slots, beat))
             if self._deadline.is_draining or self._stall_watch.has_stalled:
                 _try(gate.close)
             if now - last_poll_at >= poll_s:
