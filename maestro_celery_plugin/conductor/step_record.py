@@ -73,7 +73,7 @@ class StepRecord:
         cancelled: Whether it was cancelled.
         cancelled_at: Time of the cancellation (monotonic).
         reported_state: The last state that was reported to Maestro.
-        delayed: Samples that requested another run, with the time (monotonic) when they may start.
+        delayed: Samples that run again, with the time (monotonic) from which they may start.
         idle_since: Time (monotonic) since which a slot is free and no ledger entry has arrived; None otherwise.
         failure: Reason why no worker can run the step record; None while workers can.
         has_started: Whether a sample has started since Maestro's last submission.

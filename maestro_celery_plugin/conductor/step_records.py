@@ -51,7 +51,7 @@ class StepRecords:
         claims: The claims of the study.
         stopped_by: Sentence that names the sample which requested to stop the study; None without such a sample.
         started_writers: The writers that have started a sample.
-        live_writers: The live workers; `Scaling` keeps them up to date.
+        live_writers: The live workers: the dictionary `WorkerPool.alive`, which `Scaling` assigns once.
         quick_failures: The last samples of each worker that have failed early or could not run.
     """
 

@@ -84,7 +84,7 @@ class SampleStates:
         ended: Epoch of the last attempt that ended or was lost.
         requests: How often the sample requested another run.
         losses: How often the sample ran when its worker was lost.
-        epoch: The highest epoch under which samples were sent or cancelled.
+        epoch: The highest epoch under which samples were sent, cancelled or marked to run again.
         cancelled_epoch: The highest epoch under which samples were cancelled.
     """
 

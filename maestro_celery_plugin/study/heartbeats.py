@@ -37,7 +37,7 @@ class Heartbeat:
         host: Host name of its machine, for messages.
         node: Name of its machine in the batch system.
         supervisor: (pid, start time) of the supervisor process.
-        process: (pid, start time) of the worker process; (0, 0) before it has started.
+        process: (pid, start time) of the worker process.
         slots: How many samples it runs in parallel.
         beat: A counter; if it does not change any more, the worker is dead.
         state: Its state.
@@ -121,7 +121,7 @@ class Heartbeats:
         return self._workers / f"{name}.json"
 
     def remove(self, name: str) -> None:
-        """Remove the heartbeat of a worker that has ended or died, and the request to stop it."""
+        """Remove the heartbeat of a worker that has ended or died, the request to stop it, and its acquittal."""
         for suffix in ("json", "stop", "acquitted"):
             (self._workers / f"{name}.{suffix}").unlink(missing_ok=True)
 

@@ -6,6 +6,8 @@ The plugin writes to the directory ``merlin_info`` of the study:
       cmd.sh cmd.out cmd.err        script and output of the sample generation
       samples.csv ...               the sample file, if the generation writes it there
       records/<workspace>/manifest.json
+      records/<workspace>/assignment-<epoch>.npy
+                                    which samples run under an epoch, if its messages do not say it (`assignment.py`)
       ledger/<writer>.ledger        attempts of all step records, one file per writer
       claims/<study>/<number>/      who has taken which message (`ledger/claims.py`)
       plain/<step record>/          state of a native step, which Maestro runs

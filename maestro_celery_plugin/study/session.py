@@ -10,6 +10,7 @@
       groups/<group>.json          configuration of a worker group (`config/groups.py`)
       workers/<name>.json          heartbeat of a worker (`heartbeats.py`)
       workers/<name>.stop          exists when this worker must end
+      workers/<name>.acquitted     exists when a held worker may continue
 
 A worker receives the path of this directory only; it reads the secrets from the files and does not pass them on.
 """

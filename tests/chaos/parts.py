@@ -129,14 +129,15 @@ class Parts:
     # --- commands ---
 
     def resume(self) -> None:
-        """Resume the study, sometimes twice at the same time: one of the two commands must succeed."""
+        """Resume the study; try again for some seconds, because the last conductor may not have ended yet."""
         for _ in range(30):
-            answers = [self.study.command("maestro-celery", "resume", "-s", "1", str(self.study.path))]
-            self.complaints += [answer.stderr for answer in answers if "Traceback" in answer.stderr]
-            if answers[0].returncode == 0 or self.processes("conductor"):
+            answer = self.study.command("maestro-celery", "resume", "-s", "1", str(self.study.path))
+            if "Traceback" in answer.stderr:
+                self.complaints.append(answer.stderr)
+            if answer.returncode == 0 or self.processes("conductor"):
                 return
             time.sleep(0.5)
-        self.complaints.append(f"resume is refused: {answers[0].stderr}")
+        self.complaints.append(f"resume is refused: {answer.stderr}")
 
     def cancel_and_resume(self) -> None:
         answer = self.study.command("maestro", "cancel", "-y", str(self.study.path))
