@@ -1,4 +1,4 @@
-"""Claims: which writer has taken a message. A message is taken once, for ever.
+"""Claims: which writer has taken a message. A claim is never withdrawn.
 
 A claim is a symbolic link, whose target is the name of its owner:
 

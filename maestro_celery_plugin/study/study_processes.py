@@ -1,6 +1,6 @@
 """The processes of a study on this machine: its workers, its broker, its conductors and its samples.
 
-Files cannot tell which processes a dead conductor has left, so the processes themselves are the witnesses:
+Files cannot tell which processes a dead conductor has left, so this module looks at the processes themselves:
 
 - A worker, a broker or a conductor has the path of its session or study in its command line.
 - A sample has the mark of its worker in its environment.

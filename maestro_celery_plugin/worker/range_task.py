@@ -209,8 +209,10 @@ class _RangeRun:
         directories = self._runner.directories
         is_first = directories.make(sample)
         if not is_first and mode is RunMode.FIRST and self._task.epoch == 1 and directories.is_own(sample):
+            # Another worker has run the sample, because this worker counts as dead. If not, the coordinator sends the
+            # sample again.
             LOGGER.warning("Sample %d of '%s' has a script already.", sample, self._task.manifest)
-            return  # this worker may count as dead, so that another one runs it; if not, the coordinator sends it again
+            return
         restart = mode is RunMode.RESTART
         self._ledger.write(Kind.STARTED, sample, code=int(restart))
         environment = self._slots.launches.environment(self._slot, self._manifest)

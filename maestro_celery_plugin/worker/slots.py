@@ -115,7 +115,7 @@ class Slots:
 
     @property
     def may_start(self) -> bool:
-        """Whether a sample may start: this worker neither stops, nor may the conductor count it as dead."""
+        """Whether a sample may start: the worker does not stop, and the conductor does not count it as dead."""
         return not (self.stopping.is_set() or self._heartbeat_limit.is_exceeded)
 
     def has_time_for(self, task: RangeTask, manifest: Manifest) -> bool:
