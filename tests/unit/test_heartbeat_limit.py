@@ -7,7 +7,6 @@ import os
 import pytest
 
 from maestro_celery_plugin import clock
-from maestro_celery_plugin.conductor.local_workers import LocalWorkers
 from maestro_celery_plugin.study.heartbeats import SILENCE_LIMIT_S
 from maestro_celery_plugin.study.session import Session
 from maestro_celery_plugin.worker.heartbeat_limit import HEARTBEAT_LIMIT_S, HeartbeatLimit
@@ -82,14 +81,3 @@ def test_the_heartbeat_of_a_worker_that_could_not_write_it_stays(session, superv
     supervisor._remove_heartbeat()
 
     assert files_of(session) == ["w-1.json"]
-
-
-@pytest.mark.parametrize("file", ["w-1.ledger", "w-1.4711.ledger"], ids=["threads", "a process of a pool"])
-def test_a_worker_with_a_ledger_has_taken_a_task(session, tmp_path, file):
-    workers = LocalWorkers("w", session, tmp_path)
-    workers._worker = "w-1"
-    for _ in range(5):
-        (tmp_path / file).touch()
-        workers._note_end(-9)
-
-    assert workers._failures == 0
