@@ -155,7 +155,7 @@ class BrokenMachines:
         return any((failure.record, failure.sample) == (record.number, sample) for failure in failures)
 
     def _convict(self, beat: Heartbeat) -> None:
-        """Take a worker out of the study; its failed samples run again elsewhere."""
+        """Let a worker leave the study; its failed samples run again elsewhere."""
         worker = worker_of(beat.name)
         failures = self._failures.of(beat.name)
         machine = BrokenMachine(

@@ -81,7 +81,7 @@ class _Explanation:
         if self._status.damage:
             yield "The ledger is damaged", self._status.damage
         if self._status.broken_machines:
-            yield "Machines were taken out", [machine.sentence for machine in self._status.broken_machines]
+            yield "Broken machines", [machine.sentence for machine in self._status.broken_machines]
         refused = list(self._refused_messages())
         if refused:
             yield "Workers have refused messages", refused

@@ -127,7 +127,7 @@ class StudyStatus:
         steps: Its step records.
         allocations: Its allocations.
         workers: Its workers.
-        broken_machines: The machines that were taken out of the study.
+        broken_machines: The machines whose worker has left the study because of them.
         damage: A sentence for each kind of damage of the ledger; empty for a sound ledger.
     """
 

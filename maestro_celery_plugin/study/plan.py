@@ -16,7 +16,7 @@ The plugin writes to the directory ``merlin_info`` of the study:
       conductor.lock                locked while a conductor lives
       reasons.json                  why step records do not run or have ended
       refusals.json                 why step records could not be submitted
-      broken_machines.json          machines that were taken out of the study
+      broken_machines.json          machines whose worker has left the study because of them
       session/                      0700: secret, broker, heartbeats
 """
 
@@ -180,7 +180,7 @@ class StudyPlan:
 
     @property
     def broken_machines(self) -> Path:
-        """The file with the machines that were taken out of the study (`broken_machines.py`)."""
+        """The file with the machines whose worker has left the study because of them (`broken_machines.py`)."""
         return self.info / "broken_machines.json"
 
     @property
