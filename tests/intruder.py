@@ -45,12 +45,19 @@ def finish(study) -> None:
     assert study.outputs("sim/*/runs") == ["run\n"] * 12
 
 
-def admin_of(session: Session) -> redis.Redis:
-    """Return a client of a private broker with the rights of its supervisor."""
+def admin_of(session: Session, **options) -> redis.Redis:
+    """Return a client of a private broker with the rights of its supervisor.
+
+    Raises:
+        OSError: the session has no broker now.
+    """
     configuration = (session.path / "broker.conf").read_text()
     password = re.search(rf"^user {ADMIN} .*?>(\w+)", configuration, re.MULTILINE)
-    address = url_to_parts(session.read_broker().url)
-    return redis.Redis(host=address.hostname, port=address.port, username=ADMIN, password=password[1])
+    location = session.read_broker()
+    if location is None:
+        raise ConnectionError("the session has no broker now")
+    address = url_to_parts(location.url)
+    return redis.Redis(host=address.hostname, port=address.port, username=ADMIN, password=password[1], **options)
 
 
 class Intruder:

@@ -16,11 +16,12 @@ from maestro_celery_plugin import clock
 from maestro_celery_plugin.conductor.step_record import StepRecord
 from maestro_celery_plugin.conductor.step_records import StepRecords
 from maestro_celery_plugin.conductor.worker_pool import WorkerPool
-from maestro_celery_plugin.states import Outcome, how_it_ended
+from maestro_celery_plugin.states import Outcome, WorkerState, how_it_ended
 from maestro_celery_plugin.study.broken_machines import BrokenMachine, read_broken_machines, write_broken_machines
 from maestro_celery_plugin.study.heartbeats import Heartbeat
 from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.session import Session
+from maestro_celery_plugin.study.worker_identity import worker_of
 
 __all__ = ["BrokenMachines"]
 
@@ -31,7 +32,7 @@ _PROBES = 2
 # A trial ends after this time, if no other machine has run the probes: the samples of a busy machine may take hours.
 TRIAL_LIMIT_S = 600.0
 # A worker that is held without a trial for this long may continue: its count may differ from that of the ledger.
-_REPEAT_S = 10.0
+_HELD_LIMIT_S = 10.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,10 +86,10 @@ class BrokenMachines:
     def _release_forgotten(self) -> None:
         """Let workers continue that are held although they are not on trial."""
         now = clock.monotonic()
-        held = [b for b in self._pool.alive.values() if b.state == "held" and b.name not in self._trials]
+        held = [b for b in self._pool.alive.values() if b.state is WorkerState.HELD and b.name not in self._trials]
         self._held_since = {beat.name: self._held_since.get(beat.name, now) for beat in held}
         for beat in held:
-            if now - self._held_since[beat.name] > _REPEAT_S:
+            if now - self._held_since[beat.name] > _HELD_LIMIT_S:
                 self._acquit(beat)
 
     def _begin(self, beat: Heartbeat) -> None:
@@ -110,20 +111,20 @@ class BrokenMachines:
 
     def _open_or_failed(self, name: str) -> Iterator[tuple[StepRecord, int]]:
         """Yield the samples that a worker has failed in a row, and that have not finished elsewhere since."""
-        for number, sample, _ in self._failures.of(name):
-            record = self._records.by_number(number)
+        for failure in self._failures.of(name):
+            record = self._records.by_number(failure.record)
             if record is None or not record.active or record.cancelled:
                 continue
-            if record.samples.outcome[sample] not in (Outcome.FINISHED, Outcome.STOPPED_STUDY):
-                yield record, sample
+            if record.samples.outcome[failure.sample] not in (Outcome.FINISHED, Outcome.STOPPED_STUDY):
+                yield record, failure.sample
 
-    def _has_other_machine(self, suspect: Heartbeat, failures: list[tuple[StepRecord, int]]) -> bool:
+    def _has_other_machine(self, accused: Heartbeat, failures: list[tuple[StepRecord, int]]) -> bool:
         """Tell whether a worker on another machine can run these samples."""
         groups = {group for record, _ in failures for group in record.groups}
         return any(
-            (beat.machine, beat.host) != (suspect.machine, suspect.host)
+            beat.place != accused.place
             and beat.group in groups
-            and beat.state in ("starting", "idle", "busy")
+            and beat.state in (WorkerState.STARTING, WorkerState.IDLE, WorkerState.BUSY)
             for beat in self._pool.alive.values()
         )
 
@@ -145,26 +146,24 @@ class BrokenMachines:
         ):
             self._acquit(trial.beat)
 
-    def _has_failed_beside(self, suspect: Heartbeat, record: StepRecord, sample: int) -> bool:
+    def _has_failed_beside(self, accused: Heartbeat, record: StepRecord, sample: int) -> bool:
         """Tell whether another worker on the same machine has failed a sample."""
         neighbours = [
-            beat.name
-            for beat in self._known.values()
-            if beat.name != suspect.name and (beat.machine, beat.host) == (suspect.machine, suspect.host)
+            beat.name for beat in self._known.values() if beat.name != accused.name and beat.place == accused.place
         ]
-        place = (record.number, sample)
-        return any(place == failure[:2] for name in neighbours for failure in self._failures.of(name))
+        failures = (failure for name in neighbours for failure in self._failures.of(name))
+        return any((failure.record, failure.sample) == (record.number, sample) for failure in failures)
 
     def _convict(self, beat: Heartbeat) -> None:
-        """Take a worker out of the study; its failed samples run again elsewhere."""
-        worker = beat.name.partition(".")[0]
+        """Let a worker leave the study; its failed samples run again elsewhere."""
+        worker = worker_of(beat.name)
         failures = self._failures.of(beat.name)
         machine = BrokenMachine(
-            node=beat.node, worker=worker, reason=how_it_ended(failures[-1][2]), samples=len(failures)
+            node=beat.node, worker=worker, reason=how_it_ended(failures[-1].code), samples=len(failures)
         )
         LOGGER.warning("%s", machine.sentence)
         # All processes of its pool leave with it.
-        for name in [name for name in self._failures.writers() if name.partition(".")[0] == worker]:
+        for name in [name for name in self._failures.writers() if worker_of(name) == worker]:
             for record, sample in list(self._open_or_failed(name)):
                 self._run_again(record, sample)
             self._failures.convict(name)

@@ -196,7 +196,7 @@ class Coordinator:
         if now > self._maintain_at:
             self._maintain_at = now + MAINTENANCE_INTERVAL_S
             # Separately, so that workers and allocations are checked even if the broker does not answer.
-            for action in (self._publisher.maintain, self._maintain_workers, self._resend_lost):
+            for action in (self._publisher.maintain, self._maintain_workers, self._resend_if_slots_stay_free):
                 _try(action)
             end = clock.monotonic()
             self._maintain_at = end + pause_s(end - now)
@@ -210,7 +210,7 @@ class Coordinator:
         finally:
             self._lock.working = self._scaling.working_allocations
         if has_lost:
-            self._publisher.resend_lost()
+            self._publisher.resend_without_message()
 
     # --- maintenance ---
 
@@ -222,7 +222,7 @@ class Coordinator:
                 if due.any():
                     self._publisher.send(record, due)
 
-    def _resend_lost(self) -> None:
+    def _resend_if_slots_stay_free(self) -> None:
         """Send samples without a lease again if slots stay free: the messages of these samples were lost."""
         leases = self._records.leases
         counts = {writer: leases.count(writer) for writer in leases.holders()}

@@ -9,6 +9,7 @@ from maestro_celery_plugin import clock
 from maestro_celery_plugin.conductor.step_records import StepRecords
 from maestro_celery_plugin.conductor.worker_pool import WorkerPool
 from maestro_celery_plugin.study.heartbeats import SILENCE_LIMIT_S
+from maestro_celery_plugin.study.worker_identity import worker_of
 
 __all__ = ["DeadWorkers"]
 
@@ -30,7 +31,7 @@ class DeadWorkers:
     def __init__(self, pool: WorkerPool, records: StepRecords, *, has_other_hosts: bool) -> None:
         self._pool, self._records, self._has_other_hosts = pool, records, has_other_hosts
         self._seen = {*pool.alive, *records.started_writers}
-        self._first_leased: dict[str, float] = {}
+        self._first_missed_at: dict[str, float] = {}
         self._followed_all_at = 0.0
 
     @property
@@ -61,7 +62,7 @@ class DeadWorkers:
             self._followed_all_at = clock.monotonic()
         if lost:
             # A supervisor reports the death of its worker; if the supervisor is silent as well, the machine has failed.
-            on_failed_machines = {writer for writer in lost if writer.partition(".")[0] in silent}
+            on_failed_machines = {writer for writer in lost if worker_of(writer) in silent}
             self._records.mark_lost(lost - on_failed_machines, is_elsewhere=self._has_other_hosts)
             self._records.mark_lost(on_failed_machines, external_cause=True, is_elsewhere=True)
         return bool(lost)
@@ -83,4 +84,4 @@ class DeadWorkers:
             return set()
         now = clock.monotonic()
         unseen = writers - self._seen
-        return {name for name in unseen if now - self._first_leased.setdefault(name, now) < SILENCE_LIMIT_S}
+        return {name for name in unseen if now - self._first_missed_at.setdefault(name, now) < SILENCE_LIMIT_S}

@@ -141,7 +141,7 @@ class Publisher:
         for record in self._records.with_work():
             self.send(record, record.unassigned(self._records.leased(record)))
 
-    def resend_lost(self) -> None:
+    def resend_without_message(self) -> None:
         """Send the samples without a lease and without a message in a task queue, after workers have died."""
         for record in self._records.with_work():
             mask = record.unassigned(self._records.leased(record)) & ~self._records.waiting(record)

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from maestro_celery_plugin.ledger.entries import COORDINATOR, ENTRY, Entries, Kind
-from maestro_celery_plugin.states import ExitCode
+from maestro_celery_plugin.states import QUICK_FAILURES, QUICK_S, is_quick_failure
 
-__all__ = ["FAILURES", "QuickFailures"]
+__all__ = ["QuickFailure", "QuickFailures"]
 
-# A worker with this many quick failures in a row is on trial; `worker/health.py` counts in the same way.
-FAILURES = 5
-# Exit codes that are no failures.
-_OTHER = (ExitCode.SUCCESS, ExitCode.STOP_WORKERS, ExitCode.RESTART, ExitCode.RETRY)
-# An attempt that takes longer has probably done its work.
-_QUICK_US = 1_000_000
 # The number of entries that are kept for each worker.
 _KEPT = 10_000
+
+
+class QuickFailure(NamedTuple):
+    """A sample that could not run or has failed early: number of its step record, its index, the code."""
+
+    record: int
+    sample: int
+    code: int
 
 
 class QuickFailures:
@@ -50,10 +52,10 @@ class QuickFailures:
             run = np.concatenate([self._runs.get(writer, np.empty(0, ENTRY)), results])
         self._runs[writer] = run[-_KEPT:].copy()
 
-    def of(self, writer: str) -> list[tuple[int, int, int]]:
-        """Return (number of the step record, sample, code) of the last failures of a worker in a row, oldest first."""
+    def of(self, writer: str) -> list[QuickFailure]:
+        """Return the last failures of a worker in a row, oldest first."""
         run = self._runs.get(writer, ())
-        return [(int(entry["record"]), int(entry["start"]), int(entry["code"])) for entry in run]
+        return [QuickFailure(int(entry["record"]), int(entry["start"]), int(entry["code"])) for entry in run]
 
     def writers(self) -> list[str]:
         """Return the workers with results."""
@@ -61,7 +63,7 @@ class QuickFailures:
 
     def accused(self) -> list[str]:
         """Return the workers with so many quick failures in a row that their machine may be broken."""
-        return [writer for writer, run in self._runs.items() if len(run) >= self._limits.get(writer, FAILURES)]
+        return [writer for writer, run in self._runs.items() if len(run) >= self._limits.get(writer, QUICK_FAILURES)]
 
     def concerns(self, record: int) -> bool:
         """Tell whether an accused worker has failed samples of a step record."""
@@ -70,7 +72,7 @@ class QuickFailures:
     def acquit(self, writer: str) -> None:
         """Forget the failures of a worker; it is accused again after twice as many."""
         self._runs.pop(writer, None)
-        self._limits[writer] = 2 * self._limits.get(writer, FAILURES)
+        self._limits[writer] = 2 * self._limits.get(writer, QUICK_FAILURES)
 
     def convict(self, writer: str) -> None:
         """Forget the failures of a worker that leaves the study, and all that follow."""
@@ -79,6 +81,9 @@ class QuickFailures:
 
 
 def _are_failures(results: Entries) -> np.ndarray[Any, Any]:
-    quick = (results["stop"] < _QUICK_US) & ~np.isin(results["code"], _OTHER)
-    mask: np.ndarray[Any, Any] = (results["kind"] == Kind.NOT_RUN) | quick
+    """Return a mask of the samples that could not run, or for which `is_quick_failure` is true (`worker/health.py`)."""
+    codes, places = np.unique(results["code"], return_inverse=True)
+    has_failed = np.array([is_quick_failure(int(code), 0.0) for code in codes], bool)[places]
+    is_quick = results["stop"] < QUICK_S * 1e6  # microseconds
+    mask: np.ndarray[Any, Any] = (results["kind"] == Kind.NOT_RUN) | (has_failed & is_quick)
     return mask

@@ -49,7 +49,7 @@ class Recall:
         Raises:
             OSError: the claims cannot be made now.
         """
-        leases = self._records.leases
+        waiting = self._records.waiting_messages
         free: np.ndarray[Any, Any] = mask & ~self._records.leased(record)
         owners = self._claim_messages(record, mask)
         # The entry of an owner is not visible yet, or the owner has died before it wrote the entry.
@@ -60,21 +60,21 @@ class Recall:
         if not dead and not overdue:
             return free
         self._records.follow(fresh=True)
-        waiting = set(leases.waiting(record.number))
-        for name in overdue & waiting:
+        still_waiting = set(waiting.of_record(record.number))
+        for name in overdue & still_waiting:
             LOGGER.error(
                 "Worker '%s' has claimed samples %d to %d of '%s', but does not run them; it is ended.",
                 *(owners[name], name.start, name.stop - 1, record.manifest.name),
             )
             self._end_worker(owners[name])
-        for name in dead & waiting:
+        for name in dead & still_waiting:
             free |= self._free(record, name) & mask
         free &= ~self._records.leased(record)
         return free
 
     def _free(self, record: StepRecord, name: MessageName) -> np.ndarray[Any, Any]:
         """Forget a message that a dead worker has claimed; return a mask of its samples that no worker has."""
-        self._records.leases.forget(name)
+        self._records.waiting_messages.forget(name)
         mask: np.ndarray[Any, Any] = ~self._records.leased(record)
         mask[: name.start] = mask[name.stop :] = False
         # The worker may have written entries that become visible when another worker has the samples.
@@ -97,15 +97,15 @@ class Recall:
 
     def _claim_messages(self, record: StepRecord, mask: np.ndarray[Any, Any]) -> dict[MessageName, str]:
         """Claim the waiting messages about samples; return the owners of those that workers have claimed."""
-        claims, leases = self._records.claims, self._records.leases
+        claims, waiting = self._records.claims, self._records.waiting_messages
         claims.prepare(record.number)
         owners = {}
-        for name in leases.waiting(record.number):
+        for name in waiting.of_record(record.number):
             if not mask[name.start : name.stop].any():
                 continue
-            owner = None if claims.take(name, owner_text(COORDINATOR)) else claims.owner(name)
+            owner = None if claims.claim(name, owner_text(COORDINATOR)) else claims.owner(name)
             if owner in (None, COORDINATOR):
-                leases.forget(name)
+                waiting.forget(name)
             else:
                 owners[name] = owner
         return owners

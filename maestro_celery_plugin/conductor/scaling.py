@@ -64,7 +64,7 @@ class Scaling:
         for source, allocation in self._pool.refresh_allocations():
             self._reopening.apply(source, allocation)
         self._broken_machines.check()
-        self._records.give_up(lambda record: self._pool.machines(record.groups))
+        self._records.give_up(lambda record: self._pool.machine_count(record.groups))
         self._scale()
         self._enforce_cancellation()
         return has_lost

@@ -1,4 +1,4 @@
-"""Claims: which writer has taken a message. A message is taken once, for ever.
+"""Claims: which writer has taken a message. A claim is never withdrawn.
 
 A claim is a symbolic link, whose target is the name of its owner:
 
@@ -39,7 +39,7 @@ class MessageName(NamedTuple):
 
 
 def owner_text(writer: str) -> str:
-    """Return the text that identifies one attempt of a writer to take a message."""
+    """Return the text of an owner: the writer, and a random token that tells its tries apart."""
     return f"{writer}:{secrets.token_hex(4)}"
 
 
@@ -81,8 +81,8 @@ class Claims:
                 "which workers claim samples; use another file system for the study (--out or OUTPUT_PATH)."
             ) from cause
 
-    def take(self, name: MessageName, owner: str) -> bool:
-        """Take a message; return whether this owner is the first to take it.
+    def claim(self, name: MessageName, owner: str) -> bool:
+        """Claim a message; return whether this owner is the first to claim it.
 
         Args:
             name: The message.
@@ -90,7 +90,7 @@ class Claims:
 
         Raises:
             FileNotFoundError: the study does not exist any more.
-            OSError: it is not known whether the message is taken; call again with the same owner.
+            OSError: it is not known whether the message is claimed; call again with the same owner.
         """
         try:
             self._link(owner, name)
@@ -100,7 +100,7 @@ class Claims:
         return True
 
     def owner(self, name: MessageName) -> str | None:
-        """Return the writer that has taken a message; None if nobody has.
+        """Return the writer that has claimed a message; None if nobody has.
 
         Raises:
             OSError: the claim cannot be read now.

@@ -25,6 +25,7 @@ __all__ = [
     "Kind",
     "are_sound",
     "are_sound_in_old_format",
+    "is_sound",
     "packed",
     "packed_head",
 ]
@@ -65,9 +66,9 @@ class Kind(enum.IntEnum):
     `states.py`, `stop` the number of the machine. The sample has no outcome."""
     GAVE_UP = 13
     """Coordinator: sample `start` fails with `code`, because no worker could run it."""
-    VOID = 14
-    """Coordinator: outcomes of the range under this or an earlier epoch are void, because their worker counts as dead;
-    it may have run samples of the range whose entries were not visible then."""
+    INVALID = 14
+    """Coordinator: outcomes of the range under this or an earlier epoch are invalid, because their worker counts as
+    dead; it may have run samples of the range whose entries were not visible then."""
 
 
 # Little-endian, packed: kind, reserved, slot, code, record, epoch, start, stop, time (Unix seconds of the

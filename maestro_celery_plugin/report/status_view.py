@@ -217,6 +217,7 @@ def _workers(status: StudyStatus) -> list[RenderableType]:
 
 
 def _worker(worker: WorkerStatus) -> Text:
-    refused = f"  {worker.refused} messages refused" if worker.refused else ""
+    noun = "message" if worker.refused_messages == 1 else "messages"
+    refused = f"  {worker.refused_messages} {noun} refused" if worker.refused_messages else ""
     line = Text.assemble(plain(f"{worker.name}  {worker.group}  {worker.node}  "), state_text(worker.state))
     return line.append_text(plain(refused, "yellow"))

@@ -42,14 +42,14 @@ class Runner:
         self.directories = SampleDirectories(manifest, row)
 
     def start(
-        self, sample: int, *, first: bool, again: bool = False, environment: Mapping[str, str] | None = None
+        self, sample: int, *, first: bool, restart: bool = False, environment: Mapping[str, str] | None = None
     ) -> RunningAttempt:
         """Start an attempt in its own process group.
 
         Args:
             sample: Index of the sample; its directory exists.
             first: Whether `SampleDirectories.make` has created the script, so that the sample has no outputs yet.
-            again: Whether the attempt runs `restart` instead of `cmd`.
+            restart: Whether the attempt runs `restart` instead of `cmd`.
             environment: The environment; None for the environment of this process.
 
         Raises:
@@ -58,8 +58,8 @@ class Runner:
         outputs: list[_Output] = []
         stem = self.directories.stem(sample)
         try:
-            script = f"{stem}.sh" if first else self.directories.write_script(sample, again=again)
-            header = "" if first else _header(again=again)
+            script = f"{stem}.sh" if first else self.directories.write_script(sample, restart=restart)
+            header = "" if first else _header(restart=restart)
             for suffix in ("out", "err"):
                 outputs.append(_Output(f"{stem}.{suffix}", header))
             begin = clock.monotonic()
@@ -86,8 +86,8 @@ def _dev_null() -> int:
     return os.open(os.devnull, os.O_RDONLY)
 
 
-def _header(*, again: bool) -> str:
-    what = "restart" if again else "cmd"
+def _header(*, restart: bool) -> str:
+    what = "restart" if restart else "cmd"
     return f"=== run again with {what}, {clock.local_time('%Y-%m-%d %H:%M:%S')} ===\n"
 
 

@@ -53,7 +53,7 @@ class RangeMessages:
         """
         while True:
             try:
-                return self._claims.take(task.name, self._owner)
+                return self._claims.claim(task.name, self._owner)
             except FileNotFoundError:
                 raise
             except OSError as error:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import os
 import signal
 import sys
@@ -24,6 +23,7 @@ import psutil
 
 from maestro_celery_plugin import clock
 from maestro_celery_plugin.errors import StudyError
+from maestro_celery_plugin.machine import host_name
 from maestro_celery_plugin.processes import (
     ProcessId,
     adopt_orphans,
@@ -31,12 +31,11 @@ from maestro_celery_plugin.processes import (
     end_descendants,
     end_marked,
     forget_variable,
-    host_name,
 )
 from maestro_celery_plugin.study.session import ENVIRONMENT_VARIABLE, Session
 from maestro_celery_plugin.study.worker_identity import EXIT_REPLACE, MARKER, claim_name, log_of, mark, worker_stem
 from maestro_celery_plugin.worker.arguments import LEAVE_SIGNAL, WorkerArguments
-from maestro_celery_plugin.worker.heartbeat_limit import LIMIT_S, HeartbeatLimit
+from maestro_celery_plugin.worker.heartbeat_limit import HEARTBEAT_LIMIT_S, HeartbeatLimit
 
 __all__ = ["main"]
 
@@ -47,8 +46,8 @@ _STOP_LIMIT_S = 8
 KILL_GRACE_S = 1.0
 # A new worker replaces a worker that was killed or has lost its broker, up to this number of workers in sequence.
 _MAX_WORKERS = 20
-# Interval between two looks at the heartbeat limit of the worker.
-_LOOK_S = 1.0
+# Interval between two checks of the heartbeat limit of the worker.
+_CHECK_INTERVAL_S = 1.0
 # A user may start a worker before the conductor has stored the configuration of the group.
 GROUP_LIMIT_S = 30.0
 # LSF sends SIGUSR2 at the time limit, and SIGINT before SIGTERM (bsub -W, bkill).
@@ -105,15 +104,16 @@ def _claim_name_and_log(session: Session, group: str, allocation: str) -> str:
     return name
 
 
-@dataclasses.dataclass
 class _Supervisor:
     """Runs Celery workers one after the other; its signal handlers end the present one.
 
     A handler may run between any two lines of this class. It sends signals first, and raises no error: neither a full
     disk nor a removed session may keep a worker alive.
 
-    Attributes:
+    Args:
         session: The session.
+
+    Attributes:
         child: The process number of the present worker; 0 while there is none.
         doomed: The worker that the alarm kills. A later worker must not die by the alarm of an earlier one.
         name: The name of the present worker.
@@ -123,18 +123,11 @@ class _Supervisor:
         session_id: Identity of the session; a later launch in the same directory has another one.
     """
 
-    session: Session
-    child: int = 0
-    doomed: int = 0
-    name: str = ""
-    end_requested: bool = False
-    leaving: bool = False
-    lost_heartbeat: bool = False
-    session_id: str = ""
-
-    def __post_init__(self) -> None:
-        """Remember the session."""
-        self.session_id = self.session.id
+    def __init__(self, session: Session) -> None:
+        self.session, self.session_id = session, session.id
+        self.child = self.doomed = 0
+        self.name = ""
+        self.end_requested = self.leaving = self.lost_heartbeat = False
 
     def handle_signals(self) -> None:
         """Install the signal handlers, which stay until this process ends."""
@@ -239,7 +232,7 @@ class _Supervisor:
 
     def _watch_heartbeat(self, limit: HeartbeatLimit, child: int, has_ended: threading.Event) -> None:
         """Kill the worker when it could not write its heartbeat for too long; then its samples end with it."""
-        while not has_ended.wait(_LOOK_S):
+        while not has_ended.wait(_CHECK_INTERVAL_S):
             if limit.is_exceeded and self.child == child:
                 self.lost_heartbeat = True
                 with contextlib.suppress(OSError):
@@ -247,8 +240,8 @@ class _Supervisor:
                 # Last: the log is on the file system that may not answer.
                 with contextlib.suppress(OSError):
                     print(
-                        f"worker on {host_name()}: '{self.name}' could not write its heartbeat for {LIMIT_S:.0f} s. It "
-                        "was killed, because its samples will run again elsewhere.",
+                        f"worker on {host_name()}: '{self.name}' could not write its heartbeat for "
+                        f"{HEARTBEAT_LIMIT_S:.0f} s. It was killed, because its samples will run again elsewhere.",
                         file=sys.stderr,
                         flush=True,
                     )

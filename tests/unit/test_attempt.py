@@ -158,8 +158,8 @@ def test_outputs_are_kept_unless_they_are_empty(make, cmd, kept):
 def test_a_later_attempt_appends_a_header_and_its_output(make):
     runner = make("echo first", restart="echo again; echo trouble >&2")
     attempt(runner)
-    runner.start(0, first=False, again=True).wait()
-    runner.start(0, first=False, again=False).wait()
+    runner.start(0, first=False, restart=True).wait()
+    runner.start(0, first=False, restart=False).wait()
 
     first, header, again, header_2, last = out(runner).splitlines()
     assert (first, again, last) == ("first", "again", "first")
@@ -171,7 +171,7 @@ def test_a_later_attempt_appends_a_header_and_its_output(make):
 def test_a_header_without_output_is_removed(make):
     runner = make("echo first", restart="true")
     attempt(runner)
-    runner.start(0, first=False, again=True).wait()
+    runner.start(0, first=False, restart=True).wait()
 
     assert files(runner) == {"sim.out": "first\n"}
 
@@ -179,7 +179,7 @@ def test_a_header_without_output_is_removed(make):
 def test_the_restart_script_is_next_to_the_cmd_script(make):
     runner = make("echo $(V)", restart="echo $(V) again")
     attempt(runner)
-    runner.start(0, first=False, again=True).wait()
+    runner.start(0, first=False, restart=True).wait()
 
     scripts = {path.name: path.read_text() for path in Path(runner.directories.path(0)).glob("*.sh")}
     assert scripts == {

@@ -17,11 +17,21 @@ from maestro_celery_plugin.conductor.step_records import StepRecords
 from maestro_celery_plugin.config.settings import WorkerGroupSettings
 from maestro_celery_plugin.ledger.entries import SUFFIX, Kind
 from maestro_celery_plugin.ledger.writer import LedgerWriter
-from maestro_celery_plugin.states import BROKEN, UNREADABLE, Outcome, RecordState, cannot_run_code, is_permanent
+from maestro_celery_plugin.states import (
+    BROKEN,
+    QUICK_FAILURES,
+    UNREADABLE,
+    Outcome,
+    RecordState,
+    WorkerState,
+    cannot_run_code,
+    is_permanent,
+    is_quick_failure,
+)
 from maestro_celery_plugin.study.broken_machines import read_broken_machines
 from maestro_celery_plugin.study.heartbeats import Heartbeat
 from maestro_celery_plugin.study.session import Session
-from maestro_celery_plugin.worker.health import FAILURES, Health, is_quick_failure
+from maestro_celery_plugin.worker.health import Health
 
 MISSING, FULL = cannot_run_code(errno.ENOENT), cannot_run_code(errno.ENOSPC)
 
@@ -38,18 +48,18 @@ def test_a_quick_failure_is_a_failure_within_a_second(code, duration_s, is_failu
     assert is_quick_failure(code, duration_s) is is_failure
 
 
-def test_a_worker_is_a_suspect_after_several_failures_in_a_row():
+def test_a_worker_is_held_after_several_failures_in_a_row():
     health = Health()
-    for failed in (*[True] * (FAILURES - 1), False, *[True] * (FAILURES - 1)):
+    for failed in (*[True] * (QUICK_FAILURES - 1), False, *[True] * (QUICK_FAILURES - 1)):
         health.record(failed=failed)
     assert not health.is_held
     health.record(failed=True)
     assert health.is_held
 
 
-def test_a_worker_that_was_acquitted_is_a_suspect_after_twice_as_many_failures():
+def test_a_worker_that_was_acquitted_is_held_after_twice_as_many_failures():
     health = Health()
-    for count in (FAILURES, 2 * FAILURES, 4 * FAILURES):
+    for count in (QUICK_FAILURES, 2 * QUICK_FAILURES, 4 * QUICK_FAILURES):
         for _ in range(count):
             assert not health.is_held
             health.record(failed=True)
@@ -74,6 +84,15 @@ def test_the_quick_failures_of_a_worker_are_those_since_its_last_other_result():
     assert failures.of("w-2") == failures.of("w-3") == []
 
 
+@pytest.mark.parametrize("duration_s", [0.0, 0.999_999, 1.0, 60.0])
+def test_the_coordinator_and_the_workers_agree_about_quick_failures(duration_s):
+    """Given any code of a process, a signal or a worker, then the ledger shows what the worker has counted."""
+    for code in range(-1200, 256):
+        failures = QuickFailures()
+        failures.apply("w-1", entries(ended(0, code, int(duration_s * 1e6))))
+        assert bool(failures.of("w-1")) is is_quick_failure(code, duration_s), code
+
+
 # --- the coordinator ---------------------------------------------------------------------------------
 
 
@@ -88,7 +107,7 @@ class Pool:
     def exclude(self, beat):
         self.excluded.append(beat.name)
 
-    def add(self, name, host, state="idle"):
+    def add(self, name, host, state=WorkerState.IDLE):
         self.alive[name] = Heartbeat(
             name=name, group="w", host=host, node=f"node of {host}", supervisor=(1, 1), process=(1, 1), slots=1, beat=1,
             state=state,
@@ -129,8 +148,8 @@ def study(tmp_path):
 
 
 def test_a_trial_waits_for_a_machine_whose_worker_is_starting(study):
-    study.pool.add("w-1", "a", "held")
-    study.pool.add("w-2", "b", "starting")
+    study.pool.add("w-1", "a", WorkerState.HELD)
+    study.pool.add("w-2", "b", WorkerState.STARTING)
     study.fail("w-1")
     study.machines.check()
 
@@ -138,9 +157,9 @@ def test_a_trial_waits_for_a_machine_whose_worker_is_starting(study):
     assert set(study.record.delayed) == {4, 5}
 
 
-def test_a_suspect_on_the_only_machine_continues_at_once(study):
+def test_an_accused_worker_on_the_only_machine_continues_at_once(study):
     """Given no other machine, then the samples are the cause, and none of them runs again."""
-    study.pool.add("w-1", "a", "held")
+    study.pool.add("w-1", "a", WorkerState.HELD)
     study.pool.add("w-2", "a")
     study.fail("w-1")
 
@@ -151,8 +170,8 @@ def test_a_suspect_on_the_only_machine_continues_at_once(study):
 
 
 def test_a_machine_is_broken_if_its_samples_run_elsewhere(study):
-    study.pool.add("w-1", "a", "held")
-    study.pool.add("w-2", "b", "busy")
+    study.pool.add("w-1", "a", WorkerState.HELD)
+    study.pool.add("w-2", "b", WorkerState.BUSY)
     study.fail("w-1")
     study.machines.check()
     assert study.outcomes == ["FAILED"] * 4 + ["OPEN"] * 2
@@ -171,8 +190,8 @@ def test_a_machine_is_broken_if_its_samples_run_elsewhere(study):
     assert (machine.node, machine.worker, machine.reason, machine.samples) == ("node of a", "w-1", "exit code 127", 6)
 
 
-def test_a_suspect_continues_if_its_samples_fail_elsewhere_as_well(study):
-    study.pool.add("w-1", "a", "held")
+def test_an_accused_worker_continues_if_its_samples_fail_elsewhere_as_well(study):
+    study.pool.add("w-1", "a", WorkerState.HELD)
     study.pool.add("w-2", "b")
     study.fail("w-1")
     study.machines.check()
@@ -186,9 +205,9 @@ def test_a_suspect_continues_if_its_samples_fail_elsewhere_as_well(study):
 
 def test_a_failure_on_another_worker_of_the_same_machine_is_no_evidence(study):
     """Given two workers on a broken machine, when the second fails the probes of the first, they run again elsewhere."""
-    study.pool.add("w-1", "a", "held")
+    study.pool.add("w-1", "a", WorkerState.HELD)
     study.pool.add("w-2", "a")
-    study.pool.add("w-3", "b", "busy")
+    study.pool.add("w-3", "b", WorkerState.BUSY)
     study.fail("w-1")
     study.machines.check()
     study.as_worker("w-2", (Kind.ENDED, 4, 127, 2), (Kind.ENDED, 5, 127, 2))
@@ -202,9 +221,9 @@ def test_a_failure_on_another_worker_of_the_same_machine_is_no_evidence(study):
 
 
 @pytest.mark.parametrize("end", ["time", "machine"])
-def test_a_suspect_continues_if_no_other_machine_runs_its_samples(study, monkeypatch, end):
-    study.pool.add("w-1", "a", "held")
-    study.pool.add("w-2", "b", "busy")
+def test_an_accused_worker_continues_if_no_other_machine_runs_its_samples(study, monkeypatch, end):
+    study.pool.add("w-1", "a", WorkerState.HELD)
+    study.pool.add("w-2", "b", WorkerState.BUSY)
     study.fail("w-1")
     study.machines.check()
     if end == "time":
@@ -217,8 +236,8 @@ def test_a_suspect_continues_if_no_other_machine_runs_its_samples(study, monkeyp
     assert study.is_acquitted("w-1")
 
 
-def test_samples_that_a_machine_refused_run_elsewhere(study):
-    study.pool.add("w-1", "a", "held")
+def test_samples_that_a_machine_could_not_run_run_elsewhere(study):
+    study.pool.add("w-1", "a", WorkerState.HELD)
     study.pool.add("w-2", "b")
     study.fail("w-1", kind=Kind.NOT_RUN, code=FULL)
     study.machines.check()
@@ -231,7 +250,7 @@ def test_samples_that_a_machine_refused_run_elsewhere(study):
 
 def test_a_trial_ends_when_another_sample_of_the_worker_finishes(study):
     """Given a slower sample in another slot, then the machine works, and the worker continues."""
-    study.pool.add("w-1", "a", "held")
+    study.pool.add("w-1", "a", WorkerState.HELD)
     study.pool.add("w-2", "b")
     study.fail("w-1")
     study.machines.check()
@@ -245,7 +264,7 @@ def test_a_trial_ends_when_another_sample_of_the_worker_finishes(study):
 
 def test_a_step_record_is_not_finished_while_a_machine_is_on_trial(study):
     """Given a machine that has failed the last samples, then Maestro does not see the end of the step before the trial."""
-    study.pool.add("w-1", "a", "held")
+    study.pool.add("w-1", "a", WorkerState.HELD)
     study.pool.add("w-2", "b")
     study.as_worker("w-2", *[(Kind.ENDED, sample, 0, 1) for sample in range(6, 10)])
     study.fail("w-1")
@@ -259,7 +278,7 @@ def test_a_step_record_is_not_finished_while_a_machine_is_on_trial(study):
 
 
 def test_a_trial_goes_on_when_the_worker_dies(study):
-    study.pool.add("w-1", "a", "held")
+    study.pool.add("w-1", "a", WorkerState.HELD)
     study.pool.add("w-2", "b")
     study.fail("w-1")
     study.machines.check()
@@ -272,7 +291,7 @@ def test_a_trial_goes_on_when_the_worker_dies(study):
 
 def test_the_failures_of_all_processes_of_a_pool_run_again(study):
     for name, samples in (("w-1.11", range(6)), ("w-1.12", range(6, 8))):
-        study.pool.add(name, "a", "held")
+        study.pool.add(name, "a", WorkerState.HELD)
         study.fail(name, samples)
     study.pool.add("w-2", "b")
     study.machines.check()
@@ -287,7 +306,7 @@ def test_the_failures_of_all_processes_of_a_pool_run_again(study):
 
 def test_a_worker_that_is_held_without_a_trial_continues(study, monkeypatch):
     """Given a worker that has counted other failures than the coordinator, then it does not wait for ever."""
-    study.pool.add("w-1", "a", "held")
+    study.pool.add("w-1", "a", WorkerState.HELD)
     study.pool.add("w-2", "b")
     study.machines.check()
     assert not study.is_acquitted("w-1")
