@@ -6,6 +6,7 @@ import argparse
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from types import FrameType
 
@@ -39,7 +40,11 @@ def main() -> int:
     rows: list[Row] = []
     for name, scenario in SCENARIOS.items():
         if name in chosen or (name == "null" and set(chosen) & set(_TOOL_KEYS)):
-            rows += scenario(settings)
+            try:
+                rows += scenario(settings)
+            except Exception as error:  # the results of the other scenarios took long to measure
+                traceback.print_exc()
+                rows.append(Row(case=name, note=f"the scenario has failed: {error!r}"))
     (print_markdown if arguments.markdown else print_table)(rows, settings)
     return 0
 

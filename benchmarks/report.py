@@ -24,7 +24,7 @@ def machine() -> str:
         version = "not installed"
     cpus = len(os.sched_getaffinity(0))
     return (
-        f"{_cpu_model()}, {cpus} {'core' if cpus == 1 else 'cores'}; Linux {platform.release()}; "
+        f"{_cpu_model()}, {cpus} {'core' if cpus == 1 else 'cores'}; Linux {platform.release().partition('-')[0]}; "
         f"Python {platform.python_version()}; maestro-celery-plugin {version}"
     )
 

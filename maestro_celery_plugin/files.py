@@ -125,8 +125,8 @@ def check_writable(directory: Path) -> None:
 def file_system_now(directory: Path) -> float:
     """Return the time of the file system's server in Unix seconds, with which modification times can be compared.
 
-    The clocks of other machines, which write the files, may differ from it and from the clock of this machine. Where no
-    file can be written, the clock of this machine must do.
+    The clocks of other machines, which write the files, may differ from it and from the clock of this machine. If no
+    file can be written, the function uses the clock of this machine.
     """
     probe = directory / f".time.{secrets.token_hex(6)}"
     try:

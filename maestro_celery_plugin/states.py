@@ -19,6 +19,8 @@ __all__ = [
     "FAULT_MACHINES",
     "MAESTRO_STATES",
     "POISON_LIMIT",
+    "QUICK_FAILURES",
+    "QUICK_S",
     "TRIES_PASSING",
     "TRIES_PERMANENT",
     "UNREADABLE",
@@ -27,10 +29,12 @@ __all__ = [
     "Outcome",
     "RecordState",
     "RunMode",
+    "WorkerState",
     "cannot_run_code",
     "errno_of",
     "how_it_ended",
     "is_permanent",
+    "is_quick_failure",
     "is_request",
     "outcome_of",
 ]
@@ -103,6 +107,11 @@ _PERMANENT_ERRORS = frozenset(
     }
 )
 
+# A worker is held after this many quick failures in a row, and again after twice as many if it was acquitted.
+QUICK_FAILURES = 5
+# A sample that fails later has probably done its work.
+QUICK_S = 1.0
+
 # Codes of attempts that did not run. Codes of signals are negative, as in `subprocess`, and greater than these.
 _CANNOT_RUN = -1000
 # The row of the sample cannot be read, because the sample file has changed.
@@ -151,7 +160,8 @@ def _signal_name(number: int) -> str:
 
 
 def is_request(code: int) -> bool:
-    """Tell whether a code makes the sample run again: a request of the sample, or a failed start."""
+    """Tell whether a code makes the sample run again: a request of the sample, or a start that failed."""
+    # Only workers of release 0.1 record a start that failed as the end of an attempt; this release has `Kind.NOT_RUN`.
     return code in (ExitCode.RESTART, ExitCode.RETRY) or code <= _CANNOT_RUN
 
 
@@ -162,6 +172,11 @@ def outcome_of(code: int) -> Outcome:
     if code in (UNREADABLE, BROKEN):
         return Outcome.HARD_FAILED
     return EXIT_OUTCOMES[ExitCode(code)] if code in ExitCode._value2member_map_ else Outcome.FAILED
+
+
+def is_quick_failure(code: int, duration_s: float) -> bool:
+    """Tell whether an attempt has failed so early that the machine may be the cause."""
+    return outcome_of(code) in (Outcome.FAILED, Outcome.HARD_FAILED) and duration_s < QUICK_S
 
 
 class RunMode(enum.IntEnum):
@@ -175,6 +190,36 @@ class RunMode(enum.IntEnum):
     """Run `cmd` again."""
     RESTART = 3
     """Run `restart`."""
+
+
+class WorkerState(str, enum.Enum):
+    """State of a worker: in its heartbeat, and for users in `status`, where scripts read the text."""
+
+    STARTING = "starting"
+    """It does not receive messages yet."""
+    IDLE = "idle"
+    """It waits for messages."""
+    BUSY = "busy"
+    """A slot has a message."""
+    HELD = "held"
+    """It takes no samples until the conductor has found out why the last ones failed."""
+    DRAINING = "draining"
+    """It takes no samples, because its allocation ends soon."""
+    STOPPING = "stopping"
+    """It takes no samples, and leaves when the running samples have ended."""
+    DEAD = "dead"
+    """Only in `status`: its process has ended, or its machine writes no heartbeat."""
+    AWAITED = "awaited"
+    """Only in `status`: a user must start it on another machine."""
+    UNKNOWN = "unknown"
+    """Its heartbeat has a state that this version does not know; it counts as a live worker without a free slot."""
+
+    __str__ = str.__str__  # the text alone, with each version of Python
+
+    @classmethod
+    def _missing_(cls, value: object) -> WorkerState:
+        """Return `UNKNOWN`: a worker of another version must not count as dead because of its state."""
+        return cls.UNKNOWN
 
 
 class RecordState(enum.Enum):

@@ -45,12 +45,19 @@ def finish(study) -> None:
     assert study.outputs("sim/*/runs") == ["run\n"] * 12
 
 
-def admin_of(session: Session) -> redis.Redis:
-    """Return a client of a private broker with the rights of its supervisor."""
+def admin_of(session: Session, **options) -> redis.Redis:
+    """Return a client of a private broker with the rights of its supervisor.
+
+    Raises:
+        OSError: the session has no broker now.
+    """
     configuration = (session.path / "broker.conf").read_text()
     password = re.search(rf"^user {ADMIN} .*?>(\w+)", configuration, re.MULTILINE)
-    address = url_to_parts(session.read_broker().url)
-    return redis.Redis(host=address.hostname, port=address.port, username=ADMIN, password=password[1])
+    location = session.read_broker()
+    if location is None:
+        raise ConnectionError("the session has no broker now")
+    address = url_to_parts(location.url)
+    return redis.Redis(host=address.hostname, port=address.port, username=ADMIN, password=password[1], **options)
 
 
 class Intruder:
@@ -75,7 +82,7 @@ class Intruder:
     def fields(self, start: int = 0, stop: int = 12, epoch: int = 1) -> tuple:
         """Return the fields of a message about the step record `sim`, as the conductor sends it."""
         plan = StudyPlan.read(self.study.path)
-        return (str(plan.root), plan.id, "sim", 1, start, stop, epoch, int(RunMode.FIRST))
+        return (str(plan.root), plan.id, "sim", 1, start, stop, epoch, int(RunMode.FIRST), 0)
 
     def worker_log(self) -> str:
         return "".join(self.study.outputs("merlin_info/workers/*.log"))

@@ -62,7 +62,7 @@ def redis_server(tmp_path_factory) -> Iterator[Server]:
 @pytest.fixture(scope="session")
 def rabbitmq_server() -> Iterator[Server]:
     command = needed("rabbitmq-server", "/usr/lib/rabbitmq/bin")
-    port, distribution = free_port(), free_port()
+    port, distribution, epmd = free_port(), free_port(), free_port()
     # Outside of pytest's directory: the server has a user of its own, and each start of pytest takes the permissions of
     # other users away from that directory.
     directory = Path(tempfile.mkdtemp(prefix="rabbitmq-"))
@@ -74,6 +74,7 @@ def rabbitmq_server() -> Iterator[Server]:
     environment = {
         **os.environ,
         "HOME": str(directory),
+        "ERL_EPMD_PORT": str(epmd),  # the name server of Erlang ends with its server, and may not be shared
         "RABBITMQ_NODENAME": f"test{port}@localhost",
         "RABBITMQ_CONFIG_FILE": str(configuration.with_suffix("")),
         "RABBITMQ_MNESIA_BASE": str(directory / "mnesia"),

@@ -200,16 +200,6 @@ class SlurmCluster:
         lines = self.run("sinfo", "--noheader", "--Node", "--partition=debug", "--format=%N %T").splitlines()
         return {node: state for node, state in map(str.split, lines)}
 
-    def kill_node(self, node: str) -> None:
-        """Kill the daemon of a node; the processes of its jobs continue, as on a node without network."""
-        daemon = self._daemons.pop(node)
-        daemon.kill()
-        daemon.wait()
-
-    def start_node(self, node: str) -> None:
-        """Start the daemon of a node that was killed."""
-        self._start_daemon(node, "slurmd", "-D", "-N", node)
-
     def set_down(self, node: str, reason: str = "test") -> None:
         """Set a node down: its jobs end as NODE_FAIL, or Slurm requeues them if they allow it."""
         self.run("scontrol", "update", f"NodeName={node}", "State=DOWN", f"Reason={reason}")
@@ -236,7 +226,7 @@ class SlurmCluster:
         self._start_munge()
         self._start_daemon("slurmctld", "slurmctld", "-D")
         for node in NODES:
-            self.start_node(node)
+            self._start_daemon(node, "slurmd", "-D", "-N", node)
         try:
             _await(self._is_idle, "four idle nodes", _START_S)
         except ClusterError as cause:
@@ -308,11 +298,9 @@ class SlurmCluster:
         return {**kept, "PATH": _PATH, **self.environment}
 
     def _cancel_all(self) -> None:
-        # The jobs of a node that is down or does not respond would stay in the state COMPLETING.
-        silent = set(NODES) - set(self._daemons)
         self.attempt("scancel", "--user=root")
-        with contextlib.suppress(ClusterError):
-            _await(lambda: not self.queue(), "all jobs to end", 0.0 if silent else _END_S)
+        with contextlib.suppress(ClusterError):  # the job of a node that is down stays in the state COMPLETING
+            _await(lambda: not self.queue(), "all jobs to end", _END_S)
 
     def _end(self) -> None:
         """End the daemons, those of the nodes first, and all other processes of the cluster; remove its files."""

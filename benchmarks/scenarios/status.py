@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -58,7 +59,7 @@ def _seconds(line: list[str | Path], processes: Processes) -> float:
 def _replace_ledger(study: Path, samples: int) -> None:
     """Replace the ledger of a study by that of two workers that have run all samples."""
     try:
-        from maestro_celery_plugin.ledger.entries import SUFFIX
+        from maestro_celery_plugin.ledger.entries import SUFFIX, packed_head
         from maestro_celery_plugin.study.manifest import Manifest
         from maestro_celery_plugin.study.plan import StudyPlan
     except ImportError as cause:
@@ -70,7 +71,8 @@ def _replace_ledger(study: Path, samples: int) -> None:
     for file in plan.ledger.iterdir():
         file.unlink()
     for worker, numbers in enumerate(np.array_split(np.arange(samples), 2)):
-        _attempts(manifests[0].number, numbers).tofile(plan.ledger / f"worker-{worker}{SUFFIX}")
+        entries = _attempts(manifests[0].number, numbers)
+        (plan.ledger / f"worker-{worker}{SUFFIX}").write_bytes(packed_head(plan.number) + entries.tobytes())
 
 
 def _attempts(record: int, samples: np.ndarray) -> np.ndarray:
@@ -87,9 +89,8 @@ def _attempts(record: int, samples: np.ndarray) -> np.ndarray:
 
 
 def _with_checks(entries: np.ndarray) -> np.ndarray:
-    """Set the check words: the xor of all words of an entry is the seed of the ledger."""
-    from maestro_celery_plugin.ledger import entries as layout
-
-    words = entries.view(np.uint32).reshape(len(entries), -1)
-    entries["check"] = np.bitwise_xor.reduce(words, axis=1) ^ np.uint32(layout._SEED)
+    """Set the check words: the CRC-32 of the other bytes of each entry."""
+    size = entries.dtype.fields["check"][1]
+    rows = entries.view(np.uint8).reshape(len(entries), -1)
+    entries["check"] = [zlib.crc32(row[:size]) for row in rows]
     return entries

@@ -2,7 +2,7 @@
 
 An allocation is a batch job that Maestro's adapter submits, or a set of workers that this process starts in the
 allocation around it. Both have a state, an end, and a directory in the study for the script and the output.
-`conductor/batch_jobs.py` submits and starts them.
+`conductor/batch_jobs.py` submits the jobs, and `conductor/process_jobs.py` starts the workers.
 
     merlin_info/allocations/<name>/<number>/
       <name>.slurm.sh               the batch script, written by Maestro's adapter
@@ -39,7 +39,7 @@ class Allocation:
         name: Name of the allocation.
         number: Number of the allocation among those of the same name in the study, from 1.
         directory: Directory of the script and the output.
-        job: Identifier of the batch job, or `pid:start` of a process of this machine; None before submission.
+        job: Identifier of the batch job, or `pid:start:machine` of a process; None before submission.
         state: State of the job.
         reason: The message of the batch system: why the job waits, or how it ended.
         released: Whether the conductor has ended it because no step needs it any more.

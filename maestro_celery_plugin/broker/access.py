@@ -21,7 +21,7 @@ _COMMANDS = (
     # needs Celery's setting `event_queue_expires` = None.
     *("publish", "psubscribe", "punsubscribe", "sadd", "srem", "smembers"),
 )
-# What workers of release 0.1 send besides, with kombu's emulation of acknowledgements and Celery's remote control.
+# What workers of release 0.1 also send, with kombu's emulation of acknowledgements and Celery's remote control.
 _COMMANDS_0_1 = ("zadd", "zrem", "zrange", "zrevrangebyscore", "hset", "hget", "hdel", "set", "watch", "unwatch")
 _KEYS_0_1 = ("~unacked*", "~_kombu.binding.*", "&/0.celery*")
 

@@ -28,6 +28,7 @@ class RangeTask:
         stop: Index after the last sample.
         epoch: The epoch of the range; a later epoch makes the message invalid.
         mode: How the samples run.
+        series: The series of the message (`ledger/claims.py`).
     """
 
     study: str
@@ -38,6 +39,7 @@ class RangeTask:
     stop: int
     epoch: int
     mode: RunMode
+    series: int = 0
 
     def part(self, start: int, stop: int) -> RangeTask:
         """Return the task for a part of the range."""
@@ -46,13 +48,13 @@ class RangeTask:
     @property
     def name(self) -> MessageName:
         """The name of the message."""
-        return MessageName(self.record, self.epoch, self.start, self.stop)
+        return MessageName(self.record, self.epoch, self.start, self.stop, self.series)
 
     @property
     def fields(self) -> tuple[str | int, ...]:
         """The arguments of the message, without its signature."""
         place = (self.study, self.study_id, self.manifest, self.record)
-        return (*place, self.start, self.stop, self.epoch, int(self.mode))
+        return (*place, self.start, self.stop, self.epoch, int(self.mode), self.series)
 
 
 def halves(task: RangeTask) -> list[RangeTask]:
@@ -81,7 +83,7 @@ class Signer:
         secret: The secret of the session.
     """
 
-    _TYPES = (str, str, str, int, int, int, int, int, str)
+    _TYPES = (str, str, str, int, int, int, int, int, int, str)
 
     def __init__(self, secret: bytes) -> None:
         self._secret = secret
@@ -104,7 +106,7 @@ class Signer:
         """Return the task of a message; None if the message has no valid signature of this session."""
         if tuple(type(value) for value in message) != self._TYPES or not self.verify(message[-1], *message[:-1]):
             return None
-        study, study_id, manifest, record, start, stop, epoch, mode, _ = message
+        study, study_id, manifest, record, start, stop, epoch, mode, series, _ = message
         if mode not in RunMode._value2member_map_:
             return None
-        return RangeTask(study, study_id, manifest, record, start, stop, epoch, RunMode(mode))
+        return RangeTask(study, study_id, manifest, record, start, stop, epoch, RunMode(mode), series)

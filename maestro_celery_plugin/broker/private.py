@@ -11,7 +11,8 @@ import sys
 from maestro_celery_plugin import clock
 from maestro_celery_plugin.errors import BrokerError
 from maestro_celery_plugin.files import tail
-from maestro_celery_plugin.processes import ProcessId, is_this_machine
+from maestro_celery_plugin.machine import is_this_machine
+from maestro_celery_plugin.processes import ProcessId
 from maestro_celery_plugin.study.session import Session
 
 __all__ = ["check_address", "cluster_address", "find_server", "start", "supervisor_of"]

@@ -29,7 +29,8 @@ from maestro_celery_plugin import clock
 from maestro_celery_plugin.broker.access import ADMIN, USER, acl_lines
 from maestro_celery_plugin.broker.private import START_TIMEOUT_S, find_server
 from maestro_celery_plugin.files import write_atomically
-from maestro_celery_plugin.processes import ProcessId, die_with_parent, machine_id
+from maestro_celery_plugin.machine import machine_id
+from maestro_celery_plugin.processes import ProcessId, die_with_parent
 from maestro_celery_plugin.study.session import BrokerLocation, Session
 
 __all__ = ["main"]

@@ -13,7 +13,9 @@ from pathlib import Path
 import click
 
 from maestro_celery_plugin.batch.deadline import Deadline
-from maestro_celery_plugin.conductor.batch_jobs import BatchJobs, Jobs, ProcessJobs
+from maestro_celery_plugin.conductor.batch_jobs import BatchJobs
+from maestro_celery_plugin.conductor.jobs import Jobs
+from maestro_celery_plugin.conductor.process_jobs import ProcessJobs
 from maestro_celery_plugin.conductor.worker_sources import request_for, shared_allocations
 from maestro_celery_plugin.config.groups import LOCAL, batch_of, is_for_this_machine, serving_groups
 from maestro_celery_plugin.errors import AllocationError, EnsembleError

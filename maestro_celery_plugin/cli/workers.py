@@ -15,9 +15,10 @@ from maestro_celery_plugin.config.groups import batch_of, is_for_this_machine, s
 from maestro_celery_plugin.config.schema_errors import nearest
 from maestro_celery_plugin.errors import StudyError
 from maestro_celery_plugin.files import is_locked
+from maestro_celery_plugin.machine import host_name
 from maestro_celery_plugin.maestro.specification import load_ensemble
 from maestro_celery_plugin.plugins import current_allocation
-from maestro_celery_plugin.processes import forget_variable, host_name
+from maestro_celery_plugin.processes import forget_variable
 from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.session import ENVIRONMENT_VARIABLE, Session
 from maestro_celery_plugin.study.worker_identity import worker_command

@@ -12,7 +12,7 @@ from maestro_celery_plugin.batch.allocation import Allocation, new_directory, re
 from maestro_celery_plugin.batch.base import JobReport
 from maestro_celery_plugin.conductor.allocation_request import AllocationRequest
 from maestro_celery_plugin.conductor.backoff import Backoff
-from maestro_celery_plugin.conductor.batch_jobs import Jobs
+from maestro_celery_plugin.conductor.jobs import Jobs
 from maestro_celery_plugin.errors import (
     AllocationError,
     AllocationExpiredError,

@@ -1,66 +1,28 @@
-"""The jobs of allocations: batch jobs of Maestro's adapters, or processes in the allocation around this process."""
+"""Batch jobs, which Maestro's adapters write, submit and cancel."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import shlex
-import signal
-import subprocess
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from maestrowf.datastructures.core import StudyStep
 from maestrowf.interfaces import ScriptAdapterFactory
 
 from maestro_celery_plugin.batch.base import BatchSystem, JobReport
-from maestro_celery_plugin.batch.deadline import Deadline
 from maestro_celery_plugin.batch.ownership import check_owner, confirmed_job, find_job
 from maestro_celery_plugin.conductor.allocation_request import AllocationRequest
+from maestro_celery_plugin.conductor.jobs import is_process
 from maestro_celery_plugin.config.settings import BatchSettings
 from maestro_celery_plugin.config.walltime import clock_text
-from maestro_celery_plugin.errors import AllocationError, AllocationExpiredError, BatchSystemUnavailableError
-from maestro_celery_plugin.processes import ProcessId, is_this_machine, machine_id
+from maestro_celery_plugin.errors import AllocationError, BatchSystemUnavailableError
 from maestro_celery_plugin.states import AllocationState
 
-__all__ = ["BatchJobs", "Jobs", "ProcessJobs"]
+__all__ = ["BatchJobs"]
 
 LOGGER = logging.getLogger(__name__)
-
-
-class Jobs(Protocol):
-    """Submits, queries and cancels the jobs of allocations."""
-
-    def script(self, request: AllocationRequest, directory: Path) -> Path:
-        """Write the script of an allocation, and return its path."""
-
-    def submit(self, request: AllocationRequest, directory: Path) -> str:
-        """Submit an allocation; return the identifier of its job.
-
-        Raises:
-            BatchSystemUnavailableError: the batch system does not answer now.
-            AllocationError: the batch system refuses the job; the error contains the message of the batch system.
-        """
-
-    def report(self, job: str) -> JobReport:
-        """Return the report of a job.
-
-        Raises:
-            AllocationError: the batch system does not answer.
-        """
-
-    def cancel(self, job: str, directory: Path | None) -> None:
-        """Cancel a job that was submitted in a directory; None when the directory is unknown.
-
-        Raises:
-            AllocationError: the job cannot be cancelled, or was submitted elsewhere.
-        """
-
-    def find_job(self, directory: Path) -> str | None:
-        """Return the open job that was submitted in a directory; None without such a job.
-
-        Raises:
-            BatchSystemUnavailableError: the batch system does not answer now.
-        """
 
 
 class BatchJobs:
@@ -99,13 +61,8 @@ class BatchJobs:
 
     def _write(self, request: AllocationRequest, directory: Path) -> tuple[Any, Any, Path]:
         adapter, step = self._adapter(request), self._step(request)
-        logger = logging.getLogger(type(adapter).__module__)
-        level = logger.level
-        logger.setLevel(logging.ERROR)  # the adapter warns about each step key that an srun line does not use
-        try:
+        with _log_level(adapter, logging.ERROR):  # it warns about each step key that an srun line does not use
             _, path, _ = adapter.write_script(str(directory), step)
-        finally:
-            logger.setLevel(level)
         script = Path(path)
         script.write_text(self._system.adjusted_script(script.read_text()))
         return adapter, step, script
@@ -113,13 +70,9 @@ class BatchJobs:
     def submit(self, request: AllocationRequest, directory: Path) -> str:
         """Submit through Maestro's adapter."""
         adapter, step, script = self._write(request, directory)
-        messages = _Messages()
-        logger = logging.getLogger(type(adapter).__module__)
-        level = logger.level
-        logger.setLevel(logging.WARNING)  # the messages are needed even if the user has turned off the log
-        logger.addHandler(messages)
         try:
-            record = adapter.submit(step, str(script), str(directory))
+            with _messages_of(adapter) as messages:
+                record = adapter.submit(step, str(script), str(directory))
         except Exception as cause:  # Maestro's adapters do not document their errors
             job = self._submitted_despite(cause, directory)
             if job is not None:
@@ -128,9 +81,6 @@ class BatchJobs:
                 BatchSystemUnavailableError if self._system.unavailable.search(str(cause)) else AllocationError
             )
             raise error_class(f"'{script}' cannot be submitted: {cause}") from cause
-        finally:
-            logger.removeHandler(messages)
-            logger.setLevel(level)
         if record.submission_code.name != "OK":
             reason = messages.text or f"it gives no reason; submit '{script}' manually to see the reason"
             if self._system.unavailable.search(reason):
@@ -155,7 +105,7 @@ class BatchJobs:
 
         If an earlier conductor has started workers in the allocation around it, they have ended with this allocation.
         """
-        if _is_process(job):
+        if is_process(job):
             return JobReport(AllocationState.GONE)
         return self._system.reports([job])[job]
 
@@ -176,6 +126,30 @@ class BatchJobs:
         return find_job(self._system, directory)
 
 
+@contextlib.contextmanager
+def _log_level(adapter: Any, level: int) -> Iterator[logging.Logger]:
+    """Set the level of the log of Maestro's adapter; yield its logger."""
+    logger = logging.getLogger(type(adapter).__module__)
+    before = logger.level
+    logger.setLevel(level)
+    try:
+        yield logger
+    finally:
+        logger.setLevel(before)
+
+
+@contextlib.contextmanager
+def _messages_of(adapter: Any) -> Iterator[_Messages]:
+    """Yield the messages of Maestro's adapter, even if the user has turned off the log."""
+    messages = _Messages()
+    with _log_level(adapter, logging.WARNING) as logger:
+        logger.addHandler(messages)
+        try:
+            yield messages
+        finally:
+            logger.removeHandler(messages)
+
+
 class _Messages(logging.Handler):
     """Keeps the log messages of Maestro's adapter, which contain the message of the batch system after a failure."""
 
@@ -191,85 +165,3 @@ class _Messages(logging.Handler):
     def text(self) -> str:
         text = " ".join(" ".join(self._lines).split())
         return text.removeprefix("Submission returned an error (see next line).").strip()
-
-
-class ProcessJobs:
-    """Processes of this machine that start workers in the allocation around this process.
-
-    Args:
-        job: Identifier of the batch job around this process.
-        deadline: The deadline of this allocation.
-        outside: The batch jobs that an earlier conductor of the study has submitted outside of this allocation.
-    """
-
-    def __init__(self, job: str, deadline: Deadline, outside: Jobs) -> None:
-        self._job, self._deadline, self._outside = job, deadline, outside
-        self._processes: dict[str, subprocess.Popen[bytes]] = {}
-
-    def script(self, request: AllocationRequest, directory: Path) -> Path:
-        """Write a script with the lines that start the workers."""
-        path = directory / f"{request.job_name}.sh"
-        path.write_text(f"#!{request.shell}\n\n{request.body}\n")
-        path.chmod(0o755)
-        return path
-
-    def submit(self, request: AllocationRequest, directory: Path) -> str:
-        """Start the workers in their own process group."""
-        if not self._deadline.fits(None, 0.0):
-            raise AllocationExpiredError(
-                f"The allocation around this study (job {self._job}) ends in {self._deadline.remaining_s:.0f} s, too "
-                "soon for more samples; `maestro-celery resume` continues the study in another allocation."
-            )
-        script = self.script(request, directory)
-        with (
-            (directory / f"{request.job_name}.out").open("ab") as out,
-            (directory / f"{request.job_name}.err").open("ab") as err,
-        ):
-            process = subprocess.Popen(
-                [*shlex.split(request.shell), str(script)],
-                cwd=directory,
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=err,
-                start_new_session=True,
-            )
-        job = f"{process.pid}:{ProcessId.of(process.pid).start}:{machine_id()}"
-        self._processes[job] = process
-        return job
-
-    def report(self, job: str) -> JobReport:
-        """Return the state of the process that starts the workers, or of a batch job of an earlier conductor."""
-        if not _is_process(job):
-            return self._outside.report(job)
-        process = self._processes.get(job)
-        if process is None:
-            earlier = _process_of(job)
-            is_alive = earlier is not None and earlier.is_alive
-            return JobReport(AllocationState.RUNNING if is_alive else AllocationState.GONE)
-        code = process.poll()
-        if code is None:
-            return JobReport(AllocationState.RUNNING)
-        return JobReport(AllocationState.FAILED, f"exit code {code}") if code else JobReport(AllocationState.COMPLETED)
-
-    def find_job(self, directory: Path) -> str | None:
-        """Return None: workers of an interrupted submission end with the allocation, or at their idle limit."""
-        return None
-
-    def cancel(self, job: str, directory: Path | None) -> None:
-        """End the processes that start the workers; they end the workers."""
-        if _is_process(job):
-            process = _process_of(job)
-            if process is not None:
-                process.signal(signal.SIGTERM, group=True)
-        else:
-            self._outside.cancel(job, directory)
-
-
-def _is_process(job: str) -> bool:
-    return ":" in job
-
-
-def _process_of(job: str) -> ProcessId | None:
-    """Return the process of a job ``pid:start:machine``; None for a process of another machine."""
-    pid, start, *machine = job.split(":")
-    return ProcessId(int(pid), int(start)) if is_this_machine("".join(machine)) else None

@@ -12,17 +12,16 @@ on another machine appears.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import logging
 from collections.abc import Iterable, Iterator
 
 from maestro_celery_plugin import clock
+from maestro_celery_plugin.conductor.convictions import Convictions
 from maestro_celery_plugin.conductor.step_record import StepRecord
 from maestro_celery_plugin.conductor.step_records import StepRecords
 from maestro_celery_plugin.conductor.worker_pool import WorkerPool
-from maestro_celery_plugin.states import Outcome, how_it_ended
-from maestro_celery_plugin.study.broken_machines import BrokenMachine, read_broken_machines, write_broken_machines
+from maestro_celery_plugin.states import Outcome, WorkerState
 from maestro_celery_plugin.study.heartbeats import SILENCE_LIMIT_S, Heartbeat
 from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.session import Session
@@ -36,7 +35,7 @@ _PROBES = 2
 # A trial ends after this time, if no other machine has run the probes: the samples of a busy machine may take hours.
 TRIAL_LIMIT_S = 600.0
 # A worker that is held without a trial for this long may continue: its count may differ from that of the ledger.
-_REPEAT_S = 10.0
+_HELD_LIMIT_S = 10.0
 # A worker that may continue has shown this in its heartbeat after this time.
 _ANSWER_S = 3.0
 
@@ -69,18 +68,14 @@ class BrokenMachines:
     """
 
     def __init__(self, plan: StudyPlan, session: Session, records: StepRecords, pool: WorkerPool) -> None:
-        self._path, self._session, self._records, self._pool = plan.broken_machines, session, records, pool
+        self._session, self._records, self._pool = session, records, pool
         self._failures = records.quick_failures
         self._trials: dict[str, _Trial] = {}
         self._known: dict[str, Heartbeat] = {}
         self._unknown_since: dict[str, float] = {}
         self._waiting_since: dict[str, float] = {}
         self._answered_at: dict[str, float] = {}
-        self._found = read_broken_machines(self._path)
-        self._is_stored = True
-        self._unasked: set[str] = set()
-        for machine in self._found:
-            self._failures.convict(machine.worker)
+        self._convictions = Convictions(plan, session, self._failures, pool)
 
     def check(self) -> None:
         """Begin, continue or end the trial of each worker with quick failures."""
@@ -117,12 +112,12 @@ class BrokenMachines:
     def _release_forgotten(self, accused: list[str]) -> None:
         """Let workers continue that are held, or delay the end of step records, although they are not on trial."""
         now = clock.monotonic()
-        waiting = {beat.name for beat in self._pool.alive.values() if beat.state == "held"}
+        waiting = {beat.name for beat in self._pool.alive.values() if beat.state is WorkerState.HELD}
         waiting.update(name for name in accused if name in self._known and not self._failures.is_released(name))
         waiting = {name for name in waiting if name not in self._trials and not self._failures.is_convicted(name)}
         self._waiting_since = {name: self._waiting_since.get(name, now) for name in waiting}
         for name, since in self._waiting_since.items():
-            if now - since > _REPEAT_S:
+            if now - since > _HELD_LIMIT_S:
                 if name in accused:
                     self._failures.release(name)
                 self._let_continue(name)
@@ -174,13 +169,13 @@ class BrokenMachines:
             if outcome == Outcome.OPEN or (outcome in (Outcome.FAILED, Outcome.HARD_FAILED) and is_last):
                 yield record, failure.sample
 
-    def _has_other_machine(self, suspect: Heartbeat, records: Iterable[StepRecord]) -> bool:
+    def _has_other_machine(self, accused: Heartbeat, records: Iterable[StepRecord]) -> bool:
         """Tell whether a worker on another machine can run samples of these step records."""
         groups = {group for record in records for group in record.groups}
         return any(
-            (beat.machine, beat.host) != (suspect.machine, suspect.host)
+            beat.place != accused.place
             and beat.group in groups
-            and beat.state in ("starting", "idle", "busy")
+            and beat.state in (WorkerState.STARTING, WorkerState.IDLE, WorkerState.BUSY)
             for beat in self._pool.alive.values()
         )
 
@@ -212,8 +207,7 @@ class BrokenMachines:
 
         The worker on trial itself may do so, if it was released before.
         """
-        machine = trial.beat.machine, trial.beat.host
-        there = [beat.name for beat in self._known.values() if (beat.machine, beat.host) == machine]
+        there = [beat.name for beat in self._known.values() if beat.place == trial.beat.place]
         before = trial.before[record.number, sample]
         return any(self._failures.last_epoch(name, record.number, sample) > before for name in there)
 
@@ -244,7 +238,11 @@ class BrokenMachines:
     def _let_continue(self, name: str) -> None:
         """Tell a held worker that it may continue; otherwise, it would take this as the answer to a later question."""
         beat, now = self._pool.alive.get(name), clock.monotonic()
-        if beat is None or beat.state != "held" or now - self._answered_at.get(name, -_ANSWER_S) < _ANSWER_S:
+        if (
+            beat is None
+            or beat.state is not WorkerState.HELD
+            or now - self._answered_at.get(name, -_ANSWER_S) < _ANSWER_S
+        ):
             return
         self._answered_at[name] = now
         try:
@@ -253,47 +251,20 @@ class BrokenMachines:
             LOGGER.warning("Worker '%s' cannot be told to continue: %s", name, error)
 
     def _convict(self, beat: Heartbeat) -> None:
-        """Take a worker out of the study; its failed samples run again elsewhere."""
-        worker = beat.name.partition(".")[0]
-        failures = self._failures.of(beat.name)
-        machine = BrokenMachine(
-            node=beat.node, worker=worker, reason=how_it_ended(failures[-1].code), samples=len(failures)
-        )
-        LOGGER.warning("%s", machine.sentence)
-        self._failures.convict(worker)  # all processes of its pool leave with it
+        """Let a worker leave the study; its failed samples run again elsewhere."""
+        self._convictions.add(beat)
         self._trials = {name: trial for name, trial in self._trials.items() if not self._failures.is_convicted(name)}
-        self._pool.exclude(beat)
-        self._found.append(machine)
-        self._is_stored = False
-        self._request_end(worker)
         self._end_convicted()
 
     def _end_convicted(self) -> None:
-        """Let the failed samples of convicted workers run again, and end the workers that still live.
-
-        A request may fail, because the disk is full. Until its end, the worker may fail more samples.
-        """
+        """Let all that convicted workers have failed run again; until their end, they may fail more samples."""
         for name in self._failures.convicted():
             active = [r for r in map(self._records.by_number, self._failures.records_of(name)) if r and _is_running(r)]
             if active:
                 for record, sample in list(self._open_or_failed(name)):
                     self._run_again(record, sample)
                 self._failures.forget(name, [record.number for record in active])
-        for worker in {name.partition(".")[0] for name in self._pool.alive if self._failures.is_convicted(name)}:
-            self._request_end(worker)
-        if not self._is_stored:
-            with contextlib.suppress(OSError):  # the next check tries again
-                write_broken_machines(self._path, self._found)
-                self._is_stored = True
-
-    def _request_end(self, worker: str) -> None:
-        try:
-            if not self._session.worker_stop_requested(worker):
-                self._session.request_worker_stop(worker)
-        except OSError as error:  # the next check tries again
-            if worker not in self._unasked:
-                LOGGER.error("Worker '%s' cannot be asked to end: %s", worker, error)
-            self._unasked.add(worker)
+        self._convictions.enforce()
 
 
 def _is_running(record: StepRecord) -> bool:

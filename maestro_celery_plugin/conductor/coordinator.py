@@ -106,7 +106,9 @@ class Coordinator:
         self._records = StepRecords(plan, groups)
         self._scaling = Scaling(plan, self._session, self._records, groups)
         task_queues = {queue for group in groups.values() for queue in group.task_queues}
-        self._publisher = Publisher(plan, self._session, self._records, task_queues, self._scaling.is_dead)
+        self._publisher = Publisher(
+            plan, self._session, self._records, task_queues, self._scaling.is_dead, self._scaling.end_worker
+        )
         self._jobs: dict[str, StepRecord] = {}
         self._maintain_at = 0.0
         self._poll_end = clock.monotonic()
@@ -129,11 +131,10 @@ class Coordinator:
         record.reason = self._records.stopped_by or ""
         if record.reason != before:
             self._records.store_reasons()
-        if not record.cancelled:
-            try:
-                self._publisher.send(record, record.unassigned(self._records.leased(record)))
-            except BrokerError as error:  # the samples are sent when the broker answers again
-                LOGGER.error("%s", error)
+        try:
+            self._publisher.send(record, record.unassigned(self._records.leased(record)))
+        except BrokerError as error:  # the samples are sent when the broker answers again
+            LOGGER.error("%s", error)
         job = f"{manifest.name}#{sum(other is record for other in self._jobs.values()) + 1}"
         self._jobs[job] = record
         # The first check, which imports Celery, takes long; the new samples need their workers soon.
@@ -195,7 +196,7 @@ class Coordinator:
         if now > self._maintain_at:
             self._maintain_at = now + MAINTENANCE_INTERVAL_S
             # Separately, so that workers and allocations are checked even if the broker does not answer.
-            for action in (self._publisher.maintain, self._maintain_workers, self._resend_lost):
+            for action in (self._publisher.maintain, self._maintain_workers, self._resend_if_slots_stay_free):
                 _try(action)
             end = clock.monotonic()
             self._maintain_at = end + pause_s(end - now)
@@ -209,7 +210,7 @@ class Coordinator:
         finally:
             self._lock.working = self._scaling.working_allocations
         if has_lost:
-            self._publisher.resend_lost()
+            self._publisher.resend_without_message()
 
     # --- maintenance ---
 
@@ -221,7 +222,7 @@ class Coordinator:
                 if due.any():
                     self._publisher.send(record, due)
 
-    def _resend_lost(self) -> None:
+    def _resend_if_slots_stay_free(self) -> None:
         """Send samples without a lease again if slots stay free: the messages of these samples were lost."""
         leases = self._records.leases
         counts = {writer: leases.count(writer) for writer in leases.holders()}

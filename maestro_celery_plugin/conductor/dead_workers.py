@@ -9,6 +9,7 @@ from maestro_celery_plugin import clock
 from maestro_celery_plugin.conductor.step_records import StepRecords
 from maestro_celery_plugin.conductor.worker_pool import WorkerPool
 from maestro_celery_plugin.study.heartbeats import SILENCE_LIMIT_S
+from maestro_celery_plugin.study.worker_identity import worker_of
 
 __all__ = ["DeadWorkers"]
 
@@ -30,7 +31,7 @@ class DeadWorkers:
     def __init__(self, pool: WorkerPool, records: StepRecords, *, has_other_hosts: bool) -> None:
         self._pool, self._records, self._has_other_hosts = pool, records, has_other_hosts
         self._seen = {*pool.alive, *records.started_writers} - pool.unread
-        self._first_leased: dict[str, float] = {}
+        self._first_missed_at: dict[str, float] = {}
         self._followed_all_at = 0.0
 
     @property
@@ -62,8 +63,8 @@ class DeadWorkers:
             self._followed_all_at = clock.monotonic()
         if lost:
             # A supervisor reports the death of its worker; if the supervisor is silent as well, the machine has failed.
-            on_failed_machines = {writer for writer in lost if silent.intersection((writer, writer.partition(".")[0]))}
-            is_elsewhere = self._has_other_hosts or not all(map(self._pool.is_started_here, lost))
+            on_failed_machines = {writer for writer in lost if silent.intersection((writer, worker_of(writer)))}
+            is_elsewhere = self._has_other_hosts or not all(writer in self._pool.started for writer in lost)
             self._records.mark_lost(lost - on_failed_machines, is_elsewhere=is_elsewhere)
             self._records.mark_lost(on_failed_machines, external_cause=True, is_elsewhere=True)
         return bool(lost)
@@ -83,8 +84,8 @@ class DeadWorkers:
         may be on another machine, also in a study with local groups only (`maestro-celery workers`).
         """
         now = clock.monotonic()
-        unseen = {name for name in writers - self._seen if not self._pool.has_ended_here(name)}
-        recent = {name for name in unseen if now - self._first_leased.setdefault(name, now) < SILENCE_LIMIT_S}
+        unseen = {name for name in writers - self._seen if not self._pool.started.has_ended(name)}
+        recent = {name for name in unseen if now - self._first_missed_at.setdefault(name, now) < SILENCE_LIMIT_S}
         if recent == unseen or not self._pool.look_again():
             return unseen
         return recent | unseen.intersection(self._pool.alive.keys() | self._pool.unread)

@@ -32,7 +32,7 @@ class LocalWorkers:
 
     def __init__(self, group: str, session: Session, ledger: Path) -> None:
         self._group, self._session, self._ledger = group, session, ledger
-        self._failures = self._started = 0
+        self._failures = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._worker = ""
 

@@ -42,6 +42,7 @@ class Publisher:
         records: The step records.
         task_queues: All task queues of the study.
         is_dead: Tells whether a worker counts as dead.
+        end_worker: Ends a worker.
     """
 
     def __init__(
@@ -51,9 +52,10 @@ class Publisher:
         records: StepRecords,
         task_queues: set[str],
         is_dead: Callable[[str], bool],
+        end_worker: Callable[[str], None],
     ) -> None:
         self._plan, self._session, self._records, self._task_queues = plan, session, records, task_queues
-        self._recall = Recall(records, is_dead)
+        self._recall = Recall(records, is_dead, end_worker)
         self._sender: Sender | None = None
         self._generation: str | None = None
 
@@ -91,13 +93,16 @@ class Publisher:
         """Send samples under a new epoch, which makes earlier messages about them invalid.
 
         This method writes the epoch to the ledger before it sends the message. A missing message is sent again later,
-        but an additional message could run a sample twice. Samples that a live worker has are not sent.
+        but an additional message could run a sample twice. Samples that a live worker has are not sent, nor those of a
+        step record that stops early.
 
         Raises:
             BrokerError: the broker does not answer.
             OSError: a file of the study cannot be written now.
         """
         record.idle_since = None
+        if record.stops_early:
+            return
         if self._sender is None:
             raise BrokerError("There is no connection to the broker.")
         mask = self._recall.take_back(record, mask)
@@ -134,16 +139,14 @@ class Publisher:
     def resend_all(self) -> None:
         """Send all samples without a lease again; messages in the queues become invalid."""
         for record in self._records.with_work():
-            if not record.stops_early:
-                self.send(record, record.unassigned(self._records.leased(record)))
+            self.send(record, record.unassigned(self._records.leased(record)))
 
-    def resend_lost(self) -> None:
+    def resend_without_message(self) -> None:
         """Send the samples without a lease and without a message in a task queue, after workers have died."""
         for record in self._records.with_work():
-            if not record.stops_early:
-                mask = record.unassigned(self._records.leased(record)) & ~self._records.waiting(record)
-                if mask.any():
-                    self.send(record, mask)
+            mask = record.unassigned(self._records.leased(record)) & ~self._records.waiting(record)
+            if mask.any():
+                self.send(record, mask)
 
     def close(self) -> None:
         """Close the connection; end a private broker, or delete the queues of the session on a broker by URL."""

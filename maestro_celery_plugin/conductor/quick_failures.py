@@ -8,16 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from maestro_celery_plugin.ledger.entries import COORDINATOR, ENTRY, Entries, Kind
-from maestro_celery_plugin.states import ExitCode
+from maestro_celery_plugin.states import QUICK_FAILURES, QUICK_S, is_quick_failure
+from maestro_celery_plugin.study.worker_identity import worker_of
 
-__all__ = ["FAILURES", "QuickFailure", "QuickFailures"]
+__all__ = ["QuickFailure", "QuickFailures"]
 
-# A worker with this many quick failures in a row is on trial; `worker/health.py` counts in the same way.
-FAILURES = 5
-# Exit codes that are no failures.
-_OTHER = (ExitCode.SUCCESS, ExitCode.STOP_WORKERS, ExitCode.RESTART, ExitCode.RETRY)
-# An attempt that takes longer has probably done its work.
-_QUICK_US = 1_000_000
 # The number of entries that are kept for each worker.
 _KEPT = 10_000
 
@@ -91,7 +86,7 @@ class QuickFailures:
         return [
             writer
             for writer, run in self._runs.items()
-            if len(run) >= self._limits.get(writer, FAILURES) and not self.is_convicted(writer)
+            if len(run) >= self._limits.get(writer, QUICK_FAILURES) and not self.is_convicted(writer)
         ]
 
     def concerns(self, record: int) -> bool:
@@ -103,7 +98,7 @@ class QuickFailures:
         """Forget the failures of a worker; it is accused again after twice as many."""
         self._runs.pop(writer, None)
         self._released.discard(writer)
-        self._limits[writer] = 2 * self._limits.get(writer, FAILURES)
+        self._limits[writer] = 2 * self._limits.get(writer, QUICK_FAILURES)
 
     def postpone(self, writer: str) -> None:
         """Keep the failures of a worker about which nothing was found out; it is accused again after twice as many."""
@@ -131,7 +126,7 @@ class QuickFailures:
 
     def is_convicted(self, writer: str) -> bool:
         """Tell whether a worker, or the worker of a process of its pool, leaves the study."""
-        return writer.partition(".")[0] in self._convicted
+        return worker_of(writer) in self._convicted
 
     def convicted(self) -> list[str]:
         """Return the convicted workers with failures that `forget` has not removed."""
@@ -146,6 +141,9 @@ class QuickFailures:
 
 
 def _are_failures(results: Entries) -> np.ndarray[Any, Any]:
-    quick = (results["stop"] < _QUICK_US) & ~np.isin(results["code"], _OTHER)
-    mask: np.ndarray[Any, Any] = (results["kind"] == Kind.NOT_RUN) | quick
+    """Return a mask of the samples that could not run, or for which `is_quick_failure` is true (`worker/health.py`)."""
+    codes, places = np.unique(results["code"], return_inverse=True)
+    has_failed = np.array([is_quick_failure(int(code), 0.0) for code in codes], bool)[places]
+    is_quick = results["stop"] < QUICK_S * 1e6  # microseconds
+    mask: np.ndarray[Any, Any] = (results["kind"] == Kind.NOT_RUN) | (has_failed & is_quick)
     return mask

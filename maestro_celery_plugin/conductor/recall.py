@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Set
 from typing import Any
 
 import numpy as np
 
+from maestro_celery_plugin import clock
 from maestro_celery_plugin.conductor.step_record import StepRecord
 from maestro_celery_plugin.conductor.step_records import StepRecords
 from maestro_celery_plugin.ledger.claims import MessageName, owner_text
 from maestro_celery_plugin.ledger.entries import COORDINATOR
 
 __all__ = ["Recall"]
+
+LOGGER = logging.getLogger(__name__)
+
+# A worker writes an entry right after it has claimed a message; the entry is visible within seconds, also on NFS.
+CLAIM_LIMIT_S = 60.0
 
 
 class Recall:
@@ -21,10 +28,13 @@ class Recall:
     Args:
         records: The step records.
         is_dead: Tells whether a worker counts as dead.
+        end_worker: Ends a worker.
     """
 
-    def __init__(self, records: StepRecords, is_dead: Callable[[str], bool]) -> None:
-        self._records, self._is_dead = records, is_dead
+    def __init__(self, records: StepRecords, is_dead: Callable[[str], bool], end_worker: Callable[[str], None]) -> None:
+        self._records, self._is_dead, self._end_worker = records, is_dead, end_worker
+        # Claims of live workers without an entry in the ledger, with the time of the first look (monotonic).
+        self._claimed_at: dict[MessageName, float] = {}
 
     def take_back(self, record: StepRecord, mask: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """Take back the waiting messages about samples, so that no worker can take them any more.
@@ -39,33 +49,63 @@ class Recall:
         Raises:
             OSError: the claims cannot be made now.
         """
-        leases = self._records.leases
+        waiting = self._records.waiting_messages
         free: np.ndarray[Any, Any] = mask & ~self._records.leased(record)
         owners = self._claim_messages(record, mask)
         # The entry of an owner is not visible yet, or the owner has died before it wrote the entry.
         for name in owners:
             free[name.start : name.stop] = False
         dead = {name for name, owner in owners.items() if self._is_dead(owner)}
-        if not dead:
+        overdue = self._overdue(owners.keys() - dead)
+        if not dead and not overdue:
             return free
         self._records.follow(fresh=True)
-        for name in dead.intersection(leases.waiting(record.number)):
-            leases.forget(name)
-            free[name.start : name.stop] = mask[name.start : name.stop]
+        still_waiting = set(waiting.of_record(record.number))
+        for name in overdue & still_waiting:
+            LOGGER.error(
+                "Worker '%s' has claimed samples %d to %d of '%s', but does not run them; it is ended.",
+                *(owners[name], name.start, name.stop - 1, record.manifest.name),
+            )
+            self._end_worker(owners[name])
+        for name in dead & still_waiting:
+            free |= self._free(record, name) & mask
         free &= ~self._records.leased(record)
         return free
 
+    def _free(self, record: StepRecord, name: MessageName) -> np.ndarray[Any, Any]:
+        """Forget a message that a dead worker has claimed; return a mask of its samples that no worker has."""
+        self._records.waiting_messages.forget(name)
+        mask: np.ndarray[Any, Any] = ~self._records.leased(record)
+        mask[: name.start] = mask[name.stop :] = False
+        # The worker may have written entries that become visible when another worker has the samples.
+        self._records.invalidate_attempts(record, mask, name.epoch)
+        return mask
+
+    def _overdue(self, names: Set[MessageName]) -> set[MessageName]:
+        """Return the messages that a live worker has claimed long ago, although the ledger does not show it.
+
+        Args:
+            names: The messages that a live worker has claimed, and that wait according to the ledger.
+        """
+        now = clock.monotonic()
+        self._claimed_at = {
+            name: since
+            for name, since in self._claimed_at.items()
+            if name in names or now - since < 2 * CLAIM_LIMIT_S  # of another step record
+        }
+        return {name for name in names if now - self._claimed_at.setdefault(name, now) > CLAIM_LIMIT_S}
+
     def _claim_messages(self, record: StepRecord, mask: np.ndarray[Any, Any]) -> dict[MessageName, str]:
         """Claim the waiting messages about samples; return the owners of those that workers have claimed."""
-        claims, leases = self._records.claims, self._records.leases
+        claims, waiting = self._records.claims, self._records.waiting_messages
         claims.prepare(record.number)
         owners = {}
-        for name in leases.waiting(record.number):
+        for name in waiting.of_record(record.number):
             if not mask[name.start : name.stop].any():
                 continue
-            owner = None if claims.take(name, owner_text(COORDINATOR)) else claims.owner(name)
+            owner = None if claims.claim(name, owner_text(COORDINATOR)) else claims.owner(name)
             if owner in (None, COORDINATOR):
-                leases.forget(name)
+                waiting.forget(name)
             else:
                 owners[name] = owner
         return owners

@@ -64,7 +64,7 @@ class Scaling:
         for source, allocation in self._pool.refresh_allocations():
             self._reopening.apply(source, allocation)
         self._broken_machines.check()
-        self._records.give_up(lambda record: self._pool.machines(record.groups))
+        self._records.give_up(lambda record: self._pool.machine_count(record.groups))
         self._scale()
         self._enforce_cancellation()
         return has_lost
@@ -86,6 +86,10 @@ class Scaling:
     def is_dead(self, writer: str) -> bool:
         """Tell whether a worker counts as dead."""
         return self._dead_workers.is_dead(writer)
+
+    def end_worker(self, writer: str) -> None:
+        """End a worker that does not do its work; its samples run elsewhere when it is dead."""
+        self._pool.kill(writer)
 
     @property
     def working_allocations(self) -> frozenset[str]:

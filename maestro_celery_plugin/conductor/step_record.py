@@ -23,7 +23,7 @@ from maestro_celery_plugin.states import (
 )
 from maestro_celery_plugin.study.manifest import Manifest
 
-__all__ = ["MAX_RANGES", "StepRecord", "ranges_of", "uniform_ranges"]
+__all__ = ["MAX_RANGES", "Faults", "StepRecord", "ranges_of", "uniform_ranges"]
 
 # A sample that was running when its worker died is a suspect after this many deaths. The suspects of a step record run
 # one at a time, so that the samples that only ran in parallel with the cause can finish.
@@ -56,6 +56,8 @@ class Faults:
         Args:
             live_machines: Number of machines with a worker that could run the sample.
         """
+        if not live_machines:  # between two allocations: a machine of the next one may be able to run the sample
+            return False
         tries = TRIES_PERMANENT if is_permanent(self.code) else TRIES_PASSING
         return self.count >= tries and len(self.machines) >= min(FAULT_MACHINES, live_machines)
 
@@ -73,7 +75,7 @@ class StepRecord:
         cancelled: Whether it was cancelled.
         cancelled_at: Time of the cancellation (monotonic).
         reported_state: The last state that was reported to Maestro.
-        delayed: Samples that requested another run, with the time (monotonic) when they may start.
+        delayed: Samples that run again, with the time (monotonic) from which they may start.
         idle_since: Time (monotonic) since which a slot is free and no ledger entry has arrived; None otherwise.
         failure: Reason why no worker can run the step record; None while workers can.
         has_started: Whether a sample has started since Maestro's last submission.
@@ -132,7 +134,7 @@ class StepRecord:
 
     def _delay(self, sample: int, code: int) -> None:
         delay_s = self.manifest.retry_delay_s
-        if code < 0:  # the sample could not start: the delay doubles at each attempt
+        if code < 0:  # a start that failed, from a worker of release 0.1: the delay doubles at each attempt
             delay_s = max(delay_s, min(START_DELAY_LIMIT_S, 2.0 ** min(6, int(self.samples.requests[sample]))))
         self.delayed[sample] = clock.monotonic() + delay_s
 

@@ -21,6 +21,7 @@ from maestro_celery_plugin.ledger.leases import Leases
 from maestro_celery_plugin.ledger.reader import LedgerReader
 from maestro_celery_plugin.ledger.sample_states import SampleStates
 from maestro_celery_plugin.ledger.store import STORE, Store
+from maestro_celery_plugin.ledger.waiting_messages import WaitingMessages
 from maestro_celery_plugin.ledger.writer import LedgerWriter
 from maestro_celery_plugin.states import Outcome, RecordState
 from maestro_celery_plugin.study.manifest import Manifest
@@ -46,10 +47,11 @@ class StepRecords:
 
     Attributes:
         leases: The leases of the workers.
+        waiting_messages: The messages that no slot has taken.
         claims: The claims of the study.
         stopped_by: Sentence that names the sample which requested to stop the study; None without such a sample.
         started_writers: The writers that have started a sample.
-        live_writers: The live workers; `Scaling` keeps them up to date.
+        live_writers: The live workers: the dictionary `WorkerPool.alive`, which `Scaling` assigns once.
         quick_failures: The last samples of each worker that have failed early or could not run.
     """
 
@@ -63,7 +65,7 @@ class StepRecords:
         self._records: dict[str, StepRecord] = {}
         self._by_number: dict[int, StepRecord] = {}
         self.live_writers: Container[str] = ()
-        self.leases = Leases()
+        self.leases, self.waiting_messages = Leases(), WaitingMessages()
         self.quick_failures = QuickFailures(is_enabled=has_other_hosts(plan.settings))
         self.stopped_by: str | None = None
         self.started_writers: set[str] = set()
@@ -131,7 +133,7 @@ class StepRecords:
 
     def waiting(self, record: StepRecord) -> np.ndarray[Any, Any]:
         """Return a mask of the samples of a step record about which a message waits in a task queue, or was lost."""
-        return self.leases.waiting_mask(record.number, record.manifest.samples)
+        return self.waiting_messages.mask(record.number, record.manifest.samples)
 
     # --- reading the ledger ---
 
@@ -150,6 +152,7 @@ class StepRecords:
         self._reported_damage.update(self._reader.damage)
         for writer, entries in self._reader.poll(skip, fresh=fresh):
             self.leases.apply(writer, entries)
+            self.waiting_messages.apply(entries)
             self.quick_failures.apply(writer, entries)
             if writer not in self.started_writers and (entries["kind"] == Kind.STARTED).any():
                 self.started_writers.add(writer)
@@ -247,11 +250,23 @@ class StepRecords:
             if record is not None:
                 mask = np.zeros(record.manifest.samples, bool)
                 mask[lease.start : lease.stop] = True
-                self._write_lost(record, mask & record.samples.running, external_cause=external_cause)
+                # A later attempt belongs to another worker.
+                is_own = record.samples.started == lease.epoch
+                self._write_lost(record, mask & is_own & record.samples.running, external_cause=external_cause)
                 if is_elsewhere:
-                    for start, stop in ranges_of(mask & (record.samples.outcome == Outcome.OPEN), np.zeros_like(mask)):
-                        self._writer.append(Kind.VOID, record.number, lease.epoch, start, stop)
+                    self.invalidate_attempts(record, mask, lease.epoch)
         self.follow()
+
+    def invalidate_attempts(self, record: StepRecord, mask: np.ndarray[Any, Any], epoch: int) -> None:
+        """Record that attempts at open samples under an epoch have no outcome, whenever their entries become visible.
+
+        Args:
+            record: The step record.
+            mask: The samples.
+            epoch: The epoch of the attempts, and of earlier ones.
+        """
+        for start, stop in ranges_of(mask & (record.samples.outcome == Outcome.OPEN), np.zeros_like(mask)):
+            self._writer.append(Kind.INVALID, record.number, epoch, start, stop)
 
     def record_lost(self, record: StepRecord, mask: np.ndarray[Any, Any]) -> None:
         """Record attempts without an end and without a lease as lost, so that their samples may run again."""

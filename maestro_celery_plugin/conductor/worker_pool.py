@@ -16,14 +16,15 @@ from maestro_celery_plugin.batch.allocation import Allocation
 from maestro_celery_plugin.conductor.allocation_source import AllocationSource
 from maestro_celery_plugin.conductor.local_workers import LocalWorkers
 from maestro_celery_plugin.conductor.silence import Silence
+from maestro_celery_plugin.conductor.started_workers import StartedWorkers
 from maestro_celery_plugin.conductor.worker_sources import WorkerSource
 from maestro_celery_plugin.config.settings import WorkerGroupSettings
 from maestro_celery_plugin.errors import EnsembleError
 from maestro_celery_plugin.processes import ProcessId, end_marked
-from maestro_celery_plugin.states import AllocationState
+from maestro_celery_plugin.states import AllocationState, WorkerState
 from maestro_celery_plugin.study.heartbeats import Heartbeat
 from maestro_celery_plugin.study.session import Session
-from maestro_celery_plugin.study.worker_identity import MARKER, PROCESS_MARKER, mark, stem_of
+from maestro_celery_plugin.study.worker_identity import MARKER, PROCESS_MARKER, is_pool_process, mark, worker_of
 
 __all__ = ["WorkerPool"]
 
@@ -60,6 +61,7 @@ class WorkerPool:
         groups: The worker groups by name.
         alive: The live workers by name.
         unread: Names of workers that may be alive, although their heartbeats could not be read so far.
+        started: The workers that this process has started.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class WorkerPool:
         self._silence = Silence(session.heartbeats)
         self.alive: dict[str, Heartbeat] = {}
         self.unread: set[str] = set()
+        self.started = StartedWorkers(session, sources)
 
     def refresh(self) -> list[Heartbeat]:
         """Find the live workers; return the dead workers, until `reap` removes their heartbeats.
@@ -109,24 +112,6 @@ class WorkerPool:
             return True
         return False
 
-    def is_started_here(self, name: str) -> bool:
-        """Tell whether this process has started a worker, so that it runs on this machine."""
-        return name.partition(".")[0] in self._session.claimed_names
-
-    def has_ended_here(self, name: str) -> bool:
-        """Tell whether this process has started a worker that has ended; it does not need the heartbeat for this."""
-        worker, _, pool_process = name.partition(".")
-        if not self.is_started_here(worker):
-            return False
-        if pool_process:
-            return not ProcessId.of(int(pool_process)).start
-        stem = worker.rpartition("-")[0]
-        sources = [s for group, s in self._sources.items() if isinstance(s, LocalWorkers) and stem_of(group) == stem]
-        last = [name for name in self._session.claimed_names if name.rpartition("-")[0] == stem][-1]
-        if len(sources) == 1 and worker != last:
-            return True  # a group has one worker at a time
-        return all([source.has_ended() for source in sources])
-
     def _is_alive(self, beat: Heartbeat) -> bool:
         if beat.allocation in self._ended:
             return False
@@ -139,20 +124,20 @@ class WorkerPool:
         beat = self.alive.get(name)
         if beat is not None and beat.is_here:
             ProcessId(*beat.process).signal(signal.SIGKILL)
-        elif beat is not None and not self._session.worker_stop_requested(name.partition(".")[0]):
+        elif beat is not None and not self._session.worker_stop_requested(worker_of(name)):
             with _logged(f"Worker '{name}' cannot be asked to end"):
-                self._session.request_worker_stop(name.partition(".")[0])
+                self._session.request_worker_stop(worker_of(name))
 
     def reap(self, beat: Heartbeat) -> None:
         """End the samples of a dead worker on this machine, and remove its heartbeat."""
         if beat.is_here:
             supervisor = ProcessId(*beat.supervisor)
-            worker, _, pool_process = beat.name.partition(".")
-            if pool_process and supervisor.is_alive:
+            if is_pool_process(beat.name) and supervisor.is_alive:
                 end_marked(PROCESS_MARKER, mark(self._session, beat.name))
             else:  # the supervisor ends the samples, unless it was killed
                 clock.wait_until(lambda: not supervisor.is_alive, SWEEP_LIMIT_S)
-                end_marked(MARKER, mark(self._session, worker), spare=frozenset({supervisor.pid}))
+                marker = mark(self._session, worker_of(beat.name))
+                end_marked(MARKER, marker, spare=frozenset({supervisor.pid}))
         with _logged(f"The heartbeat of worker '{beat.name}' cannot be removed"):
             self._session.heartbeats.remove(beat.name)
 
@@ -167,7 +152,7 @@ class WorkerPool:
         return sum(
             max(0, beat.slots - leases.get(beat.name, 0))
             for beat in self.alive.values()
-            if beat.group == group and beat.state in ("idle", "busy") and record not in beat.refuses
+            if beat.group == group and beat.state in (WorkerState.IDLE, WorkerState.BUSY) and record not in beat.refuses
         )
 
     def exclude(self, beat: Heartbeat) -> None:
@@ -175,9 +160,9 @@ class WorkerPool:
         if beat.is_here and isinstance(self._sources.get(beat.group), LocalWorkers):
             self._excluded.add(beat.group)
 
-    def machines(self, groups: Iterable[str]) -> int:
+    def machine_count(self, groups: Iterable[str]) -> int:
         """Return the number of machines with a live worker of these groups."""
-        return len({(beat.machine, beat.host) for beat in self.alive.values() if beat.group in groups})
+        return len({beat.place for beat in self.alive.values() if beat.group in groups})
 
     def ensure(self, group: str) -> None:
         """Start workers of a group, unless workers of the group live or are about to start.
@@ -200,7 +185,7 @@ class WorkerPool:
     def _is_started_by_user(beat: Heartbeat, group: str) -> bool:
         """Whether a user has started a worker of a group, and the worker stays."""
         is_from_conductor = bool(beat.allocation.partition("/")[2])
-        return beat.group == group and not is_from_conductor and beat.state != "stopping"
+        return beat.group == group and not is_from_conductor and beat.state is not WorkerState.STOPPING
 
     # --- allocations ---
 
@@ -213,7 +198,7 @@ class WorkerPool:
     def working_allocations(self) -> frozenset[str]:
         """The allocations with a busy worker."""
         beats = [beat for beat in self.alive.values() if beat.allocation]
-        return frozenset(beat.allocation for beat in beats if beat.state == "busy")
+        return frozenset(beat.allocation for beat in beats if beat.state is WorkerState.BUSY)
 
     def groups_of(self, source: AllocationSource) -> tuple[str, ...]:
         """Return the groups that share a source."""
@@ -310,7 +295,7 @@ class WorkerPool:
             with _logged(f"The end of allocation '{source.name}' cannot be observed"):
                 if source.await_end(_ALLOCATION_END_LIMIT_S):
                     continue
-            with _logged(f"The end of allocation '{source.name}' cannot be observed"):
+            with _logged(f"Allocation '{source.name}' cannot be cancelled"):
                 source.cancel()
                 if not source.await_end(_STOP_LIMIT_S) and source.current is not None:
                     job = source.current.job

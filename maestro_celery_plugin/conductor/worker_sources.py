@@ -12,8 +12,10 @@ from maestro_celery_plugin.batch.base import BatchSystem
 from maestro_celery_plugin.batch.deadline import Deadline
 from maestro_celery_plugin.conductor.allocation_request import AllocationRequest
 from maestro_celery_plugin.conductor.allocation_source import AllocationSource
-from maestro_celery_plugin.conductor.batch_jobs import BatchJobs, Jobs, ProcessJobs
+from maestro_celery_plugin.conductor.batch_jobs import BatchJobs
+from maestro_celery_plugin.conductor.jobs import Jobs
 from maestro_celery_plugin.conductor.local_workers import LocalWorkers
+from maestro_celery_plugin.conductor.process_jobs import ProcessJobs
 from maestro_celery_plugin.config.groups import (
     LOCAL,
     GroupConfig,

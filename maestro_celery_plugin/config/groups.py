@@ -10,7 +10,7 @@ from maestro_celery_plugin.config import conversion
 from maestro_celery_plugin.config.resources import StepNeeds
 from maestro_celery_plugin.config.settings import BatchSettings, EnsembleSettings, StepFacts, WorkerGroupSettings
 from maestro_celery_plugin.config.walltime import seconds_of
-from maestro_celery_plugin.processes import host_name
+from maestro_celery_plugin.machine import host_name
 
 __all__ = [
     "LOCAL",
@@ -18,6 +18,7 @@ __all__ = [
     "allocation_name",
     "awaited_groups",
     "batch_of",
+    "batch_of_allocation",
     "group_config",
     "has_other_hosts",
     "is_for_this_machine",
@@ -132,6 +133,13 @@ def is_for_this_machine(group: WorkerGroupSettings) -> bool:
 def allocation_name(name: str, group: WorkerGroupSettings) -> str:
     """Return the name of a group's allocation."""
     return group.allocation or name
+
+
+def batch_of_allocation(settings: EnsembleSettings, allocation: str) -> BatchSettings:
+    """Return the batch settings of the groups of an allocation; those of the study for an unknown allocation."""
+    groups = settings.resources.workers.items()
+    by_name = {allocation_name(name, group): batch_of(settings, group) for name, group in groups}
+    return by_name.get(allocation, settings.batch)
 
 
 def steps_of(settings: EnsembleSettings, group: WorkerGroupSettings) -> list[StepFacts]:

@@ -152,7 +152,7 @@ class WorkerGroupSettings:
     )
     idle_limit: float = Field(
         default=300.0,
-        json_schema_extra=_seconds(1, None),  # infinite: workers never leave for want of work
+        json_schema_extra=_seconds(1, None),  # infinite: workers never leave because of idleness
         description=(
             "Seconds without work after which workers leave their allocation. Without a conductor, every worker of the "
             "study ends after this time."

@@ -1,1 +1,1 @@
-"""The ledger: the record of all attempts at samples, and of the leases of the workers."""
+"""The ledger: all attempts at samples, the claims of messages, and the leases of slots."""

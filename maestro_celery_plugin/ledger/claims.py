@@ -1,8 +1,8 @@
-"""Claims: which writer has taken a message. A message is taken once, for ever.
+"""Claims: which writer has taken a message. A claim is never withdrawn.
 
 A claim is a symbolic link, whose target is the name of its owner:
 
-    claims/<study>/<record>/<bucket>/<epoch>.<start>-<stop> -> <writer>:<token>
+    claims/<study>/<record>/<bucket>/<epoch>.<series>.<start>-<stop> -> <writer>:<token>
 
 The creation of a link is exclusive and atomic, also on NFS, and the link names its owner from the first moment. So a
 claim does not depend on what the caches of a network file system show, on the time between two operations, or on
@@ -25,16 +25,21 @@ _BUCKET = 4096
 
 
 class MessageName(NamedTuple):
-    """The name of a message: samples [start, stop) of a step record under an epoch. No two messages have one name."""
+    """The name of a message: samples [start, stop) of a step record under an epoch. No two messages have one name.
+
+    A slot that has kept parts of its range may send the same samples later. Such messages are of a new series, because
+    the claims of the kept parts are for ever.
+    """
 
     record: int
     epoch: int
     start: int
     stop: int
+    series: int = 0
 
 
 def owner_text(writer: str) -> str:
-    """Return the text that identifies one attempt of a writer to take a message."""
+    """Return the text of an owner: the writer, and a random token that tells its tries apart."""
     return f"{writer}:{secrets.token_hex(4)}"
 
 
@@ -76,8 +81,8 @@ class Claims:
                 "which workers claim samples; use another file system for the study (--out or OUTPUT_PATH)."
             ) from cause
 
-    def take(self, name: MessageName, owner: str) -> bool:
-        """Take a message; return whether this owner is the first to take it.
+    def claim(self, name: MessageName, owner: str) -> bool:
+        """Claim a message; return whether this owner is the first to claim it.
 
         Args:
             name: The message.
@@ -85,7 +90,7 @@ class Claims:
 
         Raises:
             FileNotFoundError: the study does not exist any more.
-            OSError: it is not known whether the message is taken; call again with the same owner.
+            OSError: it is not known whether the message is claimed; call again with the same owner.
         """
         try:
             self._link(owner, name)
@@ -95,7 +100,7 @@ class Claims:
         return True
 
     def owner(self, name: MessageName) -> str | None:
-        """Return the writer that has taken a message; None if nobody has.
+        """Return the writer that has claimed a message; None if nobody has.
 
         Raises:
             OSError: the claim cannot be read now.
@@ -106,7 +111,7 @@ class Claims:
             return None
 
     def _path(self, name: MessageName) -> str:
-        return f"{self._bucket(name)}/{name.epoch}.{name.start}-{name.stop}"
+        return f"{self._bucket(name)}/{name.epoch}.{name.series}.{name.start}-{name.stop}"
 
     def _bucket(self, name: MessageName) -> str:
         return f"{self._directory}/{name.record}/{name.start // _BUCKET}"

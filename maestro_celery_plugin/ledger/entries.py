@@ -25,6 +25,7 @@ __all__ = [
     "Kind",
     "are_sound",
     "are_sound_in_old_format",
+    "is_sound",
     "packed",
     "packed_head",
 ]
@@ -47,9 +48,9 @@ class Kind(enum.IntEnum):
     RERUN = 4
     """Coordinator: outcomes of sample `start` under this or an earlier epoch are invalid; the sample runs again."""
     TAKEN = 5
-    """Worker: a slot has taken the range."""
+    """Worker: a slot has taken the range; `code` is the series of the message (`claims.py`)."""
     PASSED = 6
-    """Worker: the slot sends this last part of its range to the task queue."""
+    """Worker: the slot sends this last part of its range to the task queue; `code` is the series of the message."""
     RELEASED = 7
     """Worker: the slot has released the whole range."""
     STARTED = 8
@@ -59,15 +60,15 @@ class Kind(enum.IntEnum):
     STOPPED = 10
     """Worker: the worker has ended the attempt at sample `start` after `stop` microseconds; it counts as lost."""
     KEPT = 11
-    """Worker: the part that the slot has passed was not sent; the slot keeps it."""
+    """Worker: the part that the slot has passed was not sent; the slot keeps it. `code` is the series of the part."""
     NOT_RUN = 12
     """Worker: sample `start` could not run because of a fault of the worker or its machine: `code` is that of
     `states.py`, `stop` the number of the machine. The sample has no outcome."""
     GAVE_UP = 13
     """Coordinator: sample `start` fails with `code`, because no worker could run it."""
-    VOID = 14
-    """Coordinator: outcomes of the range under this or an earlier epoch are void, because their worker counts as dead;
-    it may have run samples of the range whose entries were not visible then."""
+    INVALID = 14
+    """Coordinator: outcomes of the range under this or an earlier epoch are invalid, because their worker counts as
+    dead; it may have run samples of the range whose entries were not visible then."""
 
 
 # Little-endian, packed: kind, reserved, slot, code, record, epoch, start, stop, time (Unix seconds of the

@@ -178,7 +178,7 @@ class LedgerReader:
                 return
             following = int(np.argmax(sound[good:])) * _SIZE  # 0 if no entry is sound
             gap = _next_sound(data[at : at + (following or _SEARCH_LIMIT) + _SIZE].tobytes()) or following
-            if not gap or not _skips(state, patience_s):
+            if not gap or not _has_waited(state, patience_s):
                 return
             self.damaged += -(-gap // _SIZE)
             at += gap
@@ -191,7 +191,7 @@ class LedgerReader:
         return sound | are_sound_in_old_format(entries) if state.format is _Format.OLD else sound
 
 
-def _skips(state: _File, patience_s: float) -> bool:
+def _has_waited(state: _File, patience_s: float) -> bool:
     """Tell whether the reader has waited long enough for a damaged part."""
     now = clock.monotonic()
     state.damaged_since = now if state.damaged_since is None else state.damaged_since

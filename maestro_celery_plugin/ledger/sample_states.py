@@ -15,7 +15,6 @@ from maestro_celery_plugin.ledger.entries import Entries, Kind
 from maestro_celery_plugin.states import (
     BROKEN,
     POISON_LIMIT,
-    UNREADABLE,
     ExitCode,
     Outcome,
     RunMode,
@@ -27,7 +26,8 @@ __all__ = ["Counts", "SampleStates"]
 
 # Bits and mask of the outcome in a number that combines an epoch and an outcome; a higher epoch makes a higher number.
 _OUTCOME_BITS, _OUTCOME_MASK = np.uint64(3), np.uint64(7)
-# Numbers below this are codes of attempts that did not start (`states.cannot_run_code`).
+# Numbers up to this are codes of starts that failed (`states.cannot_run_code`). Only workers of release 0.1 record them
+# as ends of attempts; this release records `Kind.NOT_RUN`.
 _CANNOT_RUN = cannot_run_code(0)
 # Stands for the exit code of an attempt that was lost, or that its worker has ended.
 _INTERRUPTED = BROKEN + 1
@@ -84,7 +84,7 @@ class SampleStates:
         ended: Epoch of the last attempt that ended or was lost.
         requests: How often the sample requested another run.
         losses: How often the sample ran when its worker was lost.
-        epoch: The highest epoch under which samples were sent or cancelled.
+        epoch: The highest epoch under which samples were sent, cancelled or marked to run again.
         cancelled_epoch: The highest epoch under which samples were cancelled.
     """
 
@@ -103,8 +103,8 @@ class SampleStates:
         # Epoch and outcome of the last failure; epoch of the last success, times 2, plus 1 for `STOPPED_STUDY`.
         self._failed = np.zeros(count, np.uint64)
         self._finished = np.zeros(count, np.uint32)
-        # The epoch up to which outcomes are void: attempts were lost, or their samples run again.
-        self._void_epoch = np.zeros(0, np.uint32)
+        # The epoch up to which outcomes are invalid: attempts were lost, or their samples run again.
+        self._invalid_epoch = np.zeros(0, np.uint32)
         # The epoch up to which losses and requests do not count, and the entries to count again when it changes.
         self._rerun_epoch = np.zeros(0, np.uint32)
         self._counted: list[Entries] = []
@@ -125,15 +125,15 @@ class SampleStates:
         ended, lost, stopped = kinds == Kind.ENDED, kinds == Kind.LOST, kinds == Kind.STOPPED
         _advance(self.started, entries, kinds == Kind.STARTED)
         _advance(self.ended, entries, ended | lost | stopped | (kinds == Kind.NOT_RUN))
-        self._run(entries, lost | stopped, interrupted=True)
-        self._run(entries, ended & (entries["code"] > BROKEN), interrupted=False)
+        self._record_runs(entries, lost | stopped, interrupted=True)
+        self._record_runs(entries, ended & (entries["code"] > BROKEN), interrupted=False)
         self._end(entries, ended | (kinds == Kind.GAVE_UP))
-        self._void(entries[lost])
-        self._void_ranges(entries[kinds == Kind.VOID])
-        self._count(entries[lost | (ended & _are_requests(entries["code"]))])
+        self._invalidate(entries[lost])
+        self._invalidate_ranges(entries[kinds == Kind.INVALID])
+        self._count_requests_and_losses(entries[lost | (ended & _are_requests(entries["code"]))])
         self._apply_reruns(entries[kinds == Kind.RERUN])
 
-    def _run(self, entries: Entries, mask: np.ndarray[Any, Any], *, interrupted: bool) -> None:
+    def _record_runs(self, entries: Entries, mask: np.ndarray[Any, Any], *, interrupted: bool) -> None:
         """Store the codes of attempts that have really run."""
         if mask.any():
             codes = np.full(int(mask.sum()), _INTERRUPTED) if interrupted else entries["code"][mask]
@@ -154,10 +154,11 @@ class SampleStates:
         self.duration_us[samples[is_last]] = durations[is_last]
         given_up = entries["kind"][ended] == Kind.GAVE_UP
         for code in np.unique(codes):
-            of_code = codes == code
-            self._add_outcome(outcome_of(int(code)), samples, epochs, of_code & ~given_up)
-            given_up_outcome = Outcome.HARD_FAILED if code in (BROKEN, UNREADABLE) else Outcome.FAILED
-            self._add_outcome(given_up_outcome, samples, epochs, of_code & given_up)
+            of_code, outcome = codes == code, outcome_of(int(code))
+            self._add_outcome(outcome, samples, epochs, of_code & ~given_up)
+            # The code of a start that failed leaves a sample open; a sample that is given up fails.
+            final = Outcome.FAILED if outcome is Outcome.OPEN else outcome
+            self._add_outcome(final, samples, epochs, of_code & given_up)
         self._decide(samples)
 
     def _add_outcome(
@@ -172,23 +173,23 @@ class SampleStates:
         else:
             np.maximum.at(self._failed, samples, epochs << _OUTCOME_BITS | np.uint64(outcome))
 
-    def _void(self, entries: Entries) -> None:
-        """Make the outcomes of attempts void up to the epochs of these entries."""
+    def _invalidate(self, entries: Entries) -> None:
+        """Invalidate the outcomes of attempts up to the epochs of these entries."""
         if len(entries):
-            if not len(self._void_epoch):
-                self._void_epoch = np.zeros(len(self.outcome), np.uint32)
-            _advance(self._void_epoch, entries, np.ones(len(entries), bool))
+            if not len(self._invalid_epoch):
+                self._invalid_epoch = np.zeros(len(self.outcome), np.uint32)
+            _advance(self._invalid_epoch, entries, np.ones(len(entries), bool))
             self._decide(entries["start"].astype(np.intp))
 
-    def _void_ranges(self, entries: Entries) -> None:
+    def _invalidate_ranges(self, entries: Entries) -> None:
         for entry in entries:
             samples = np.arange(int(entry["start"]), min(int(entry["stop"]), len(self.outcome)))
             singles = np.zeros(len(samples), entries.dtype)
             singles["start"], singles["epoch"] = samples, entry["epoch"]
-            self._void(singles)
+            self._invalidate(singles)
 
-    def _count(self, entries: Entries) -> None:
-        """Count losses and requests for another run."""
+    def _count_requests_and_losses(self, entries: Entries) -> None:
+        """Count requests for another run, and losses."""
         if len(entries):
             self._counted.append(entries)
             self._add(entries)
@@ -210,22 +211,22 @@ class SampleStates:
         self.losses[:] = self.requests[:] = 0
         for counted in self._counted:
             self._add(counted)
-        self._void(entries)
+        self._invalidate(entries)
 
     def _decide(self, samples: np.ndarray[Any, Any]) -> None:
         """Set the outcome of samples: the outcome of an attempt, or failure after too many losses or requests."""
         failed, finished = self._failed[samples], self._finished[samples]
-        void = self._void_epoch[samples] if len(self._void_epoch) else np.uint32(0)
+        invalid = self._invalid_epoch[samples] if len(self._invalid_epoch) else np.uint32(0)
         outcome = (failed & _OUTCOME_MASK).astype(np.uint8)
-        outcome[failed >> _OUTCOME_BITS <= void] = Outcome.OPEN
-        is_finished = finished >> np.uint32(1) > void
+        outcome[failed >> _OUTCOME_BITS <= invalid] = Outcome.OPEN
+        is_finished = finished >> np.uint32(1) > invalid
         outcome[is_finished] = np.where(finished[is_finished] & 1, Outcome.STOPPED_STUDY, Outcome.FINISHED)
         exhausted = (self.losses[samples] >= POISON_LIMIT) | (self.requests[samples] > self._max_retries)
         outcome[exhausted & (outcome == Outcome.OPEN)] = Outcome.FAILED
         self.outcome[samples] = outcome
 
     def last_epoch(self, sample: int) -> int:
-        """Return the highest epoch of a sample, up to which its outcomes become void when it runs again."""
+        """Return the highest epoch of a sample, up to which its outcomes become invalid when it runs again."""
         return max(self.epoch, int(self.started[sample]), int(self.ended[sample]))
 
     def modes(self) -> np.ndarray[Any, Any]:

@@ -4,7 +4,7 @@ On a network file system, the nodes see each other's changes late. These operati
 (nfs(5), open(2)), and of every file system that is more strict:
 
 - Creating a link or a new file is exclusive and atomic.
-- Who opens a file sees all bytes that another node had written when it closed a descriptor of this file.
+- Whoever opens a file sees all bytes that another node had written when it closed a descriptor of this file.
 - A node that changes a directory sees the current entries of this directory.
 """
 

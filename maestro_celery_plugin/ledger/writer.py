@@ -80,6 +80,8 @@ class LedgerWriter:
             try:
                 self._store.write(self._fd, entry, self._size)
             except OSError as cause:
+                # NFS reports an error of an earlier write only once, and perhaps here.
+                self._must_rewrite = True
                 with contextlib.suppress(OSError):
                     self._store.truncate(self._fd, self._size)
                 raise self._error(cause) from cause
@@ -102,19 +104,26 @@ class LedgerWriter:
                 size = self._size
                 if size == self._confirmed:
                     return
-                try:
-                    if self._must_rewrite:
-                        self._store.write(self._fd, bytes(self._unconfirmed), self._confirmed)
-                except OSError as cause:
-                    raise self._error(cause) from cause
+                self._rewrite()
             try:
                 self._store.flush(self._fd, to_disk=self._to_disk)
             except OSError as cause:
                 self._must_rewrite = True
                 raise self._error(cause) from cause
             with self._lock:
-                del self._unconfirmed[: size - self._confirmed]
-                self._confirmed, self._must_rewrite = size, False
+                if not self._must_rewrite:  # otherwise `append` has received an error that may concern these entries
+                    del self._unconfirmed[: size - self._confirmed]
+                    self._confirmed = size
+
+    def _rewrite(self) -> None:
+        """Write the entries that are not confirmed again, if the file system may have lost them."""
+        if not self._must_rewrite:
+            return
+        try:
+            self._store.write(self._fd, bytes(self._unconfirmed), self._confirmed)
+        except OSError as cause:
+            raise self._error(cause) from cause
+        self._must_rewrite = False
 
     def close(self) -> None:
         """Close the file; entries that `flush` has not confirmed may be lost."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from maestro_celery_plugin.batch.allocation import Allocation, allocation_files, read_allocation
 from maestro_celery_plugin.conductor.batch_jobs import BatchJobs
-from maestro_celery_plugin.config.groups import allocation_name, batch_of
+from maestro_celery_plugin.config.groups import batch_of_allocation
 from maestro_celery_plugin.config.settings import BatchSettings
 from maestro_celery_plugin.errors import AllocationError, DamagedFileError, EnsembleError
 from maestro_celery_plugin.maestro.cancel_report import CancelReport
@@ -21,9 +21,10 @@ from maestro_celery_plugin.processes import ProcessId
 from maestro_celery_plugin.study.conductor_lock import has_conductor
 from maestro_celery_plugin.study.plan import CANCEL_REQUEST, StudyPlan
 from maestro_celery_plugin.study.session import Session
-from maestro_celery_plugin.study.study_processes import Ended, StudyProcesses
+from maestro_celery_plugin.study.study_processes import StudyProcesses
+from maestro_celery_plugin.study.worker_identity import is_pool_process
 
-__all__ = ["batch_settings", "cancel_all", "cancel_orphans", "described", "workers_elsewhere"]
+__all__ = ["cancel_all", "cancel_orphans", "workers_elsewhere"]
 
 # The number of workers on other machines that a message names.
 _SHOWN = 5
@@ -96,58 +97,39 @@ def _cancel(plan: StudyPlan, report: CancelReport) -> None:
         try:
             allocation = read_allocation(path)
             if allocation.is_open or allocation.is_submission_unknown:
-                _cancel_allocation(allocation, batch_settings(plan, allocation.name), report)
+                _cancel_allocation(allocation, batch_of_allocation(plan.settings, allocation.name), report)
         except (OSError, DamagedFileError) as error:
             label = f"{path.parent.parent.name}/{path.parent.name}"
             report.add_left(f"The batch job of allocation '{label}' may still run: {error}")
     NativeOrphans(plan).cancel(report)
     # Last: a batch system ends the processes of its jobs, also those on this machine.
-    _end_here(plan.root, report)
+    _end_here(plan, report)
 
 
-def _end_here(root: Path, report: CancelReport) -> None:
+def _end_here(plan: StudyPlan, report: CancelReport) -> None:
     """End all processes of a study on this machine; report what was ended, and what cannot be ended."""
-    ended = StudyProcesses(root).end_all()
-    text = described(ended)
-    if text:
-        report.add(f"Ended on this machine: {text}.")
+    ended = StudyProcesses(plan.root).end_all()
+    if ended.text:
+        report.add(f"Ended on this machine: {ended.text}.")
     if ended.remaining:
         report.add_left(
             f"These processes cannot be ended: {', '.join(map(str, ended.remaining))}; end them as their user."
         )
-    heartbeats = Session(root / "merlin_info" / "session").heartbeats
+    heartbeats = Session(plan.session).heartbeats
     for beat in heartbeats.all():
         if beat.is_here and not ProcessId(*beat.process).is_alive:
             heartbeats.remove(beat.name)
 
 
-def described(ended: Ended) -> str:
-    """Return what was ended as text: ``1 worker with its samples, the private broker``."""
-    parts = []
-    if ended.workers:
-        parts.append(
-            "1 worker with its samples" if ended.workers == 1 else f"{ended.workers} workers with their samples"
-        )
-    if ended.samples:
-        noun = "process" if ended.samples == 1 else "processes"
-        parts.append(f"{ended.samples} {noun} of samples without a worker")
-    if ended.brokers:
-        parts.append("the private broker")
-    return ", ".join(parts)
-
-
 def workers_elsewhere(session: Session) -> str:
     """Return the live workers on other machines as text; empty without such workers."""
-    names = [f"'{beat.name}' on {beat.node}" for beat in session.heartbeats.live_elsewhere() if "." not in beat.name]
+    names = [
+        f"'{beat.name}' on {beat.node}"
+        for beat in session.heartbeats.live_elsewhere()
+        if not is_pool_process(beat.name)
+    ]
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more
-
-
-def batch_settings(plan: StudyPlan, allocation: str) -> BatchSettings:
-    """Return the batch settings of the groups of an allocation; those of the study for an unknown allocation."""
-    groups = plan.settings.resources.workers.items()
-    by_name = {allocation_name(name, group): batch_of(plan.settings, group) for name, group in groups}
-    return by_name.get(allocation, plan.settings.batch)
 
 
 def _cancel_allocation(allocation: Allocation, settings: BatchSettings, report: CancelReport) -> None:

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from maestro_celery_plugin.batch.allocation import read_allocations
 from maestro_celery_plugin.conductor.batch_jobs import BatchJobs
+from maestro_celery_plugin.config.groups import batch_of_allocation
 from maestro_celery_plugin.errors import AllocationError, EnsembleError, StudyError
-from maestro_celery_plugin.maestro.cancel import batch_settings, described, workers_elsewhere
+from maestro_celery_plugin.maestro.cancel import workers_elsewhere
 from maestro_celery_plugin.maestro.launch_options import check_output
 from maestro_celery_plugin.maestro.native_orphans import NativeOrphans
 from maestro_celery_plugin.plugins import batch_system
@@ -48,8 +49,8 @@ def end_earlier_study(directory: Path) -> None:
     if ended.remaining:
         numbers = ", ".join(map(str, ended.remaining))
         raise StudyError(_message(directory, f"its processes {numbers} cannot be ended"))
-    if described(ended):
-        print(f"Ended what the earlier study in '{directory}' had left: {described(ended)}.")
+    if ended.text:
+        print(f"Ended what the earlier study in '{directory}' had left: {ended.text}.")
 
 
 def _message(directory: Path, problem: str) -> str:
@@ -69,7 +70,7 @@ def _open_jobs(directory: Path) -> Iterator[str]:
         for allocation in read_allocations(directory / "merlin_info" / "allocations"):
             if not (allocation.is_open or allocation.is_submission_unknown):
                 continue
-            system = batch_system(batch_settings(plan, allocation.name).type) if plan else None
+            system = batch_system(batch_of_allocation(plan.settings, allocation.name).type) if plan else None
             if system is None:
                 yield f"an allocation '{allocation.label}' whose batch system is unknown"
                 continue

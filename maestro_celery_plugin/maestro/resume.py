@@ -109,16 +109,15 @@ def _end_leftovers(plan: StudyPlan) -> None:
     """
     manifests = plan.records.rglob("manifest.json")
     workspaces = [plan.root / path.parent.relative_to(plan.records) for path in manifests]
-    count, remaining = StudyProcesses(plan.root).end_orphans(workspaces)
-    if remaining:
-        numbers = ", ".join(map(str, remaining))
+    ended = StudyProcesses(plan.root).end_orphans(workspaces)
+    if ended.remaining:
+        numbers = ", ".join(map(str, ended.remaining))
         raise StudyError(
             f"The processes {numbers} of dead workers of '{plan.root}' cannot be ended; end them as their user, and "
             "resume again."
         )
-    if count:
-        noun = "process" if count == 1 else "processes"
-        print(f"Ended {count} {noun} of samples whose worker is dead.", file=sys.stderr)
+    if ended.text:
+        print(f"Ended {ended.text}.", file=sys.stderr)
 
 
 def _prepare_broker(session: Session, url: str | None) -> None:

@@ -30,7 +30,6 @@ def maestro_schemas() -> dict[str, Any]:
     dependencies = schemas["ENV"]["properties"]["dependencies"]
     dependencies["additionalProperties"] = False
     dependencies["properties"]["git"]["items"]["type"] = "object"
-    del dependencies["properties"][
-        "spack"
-    ]  # Maestro reads each dependency as a list of blocks (yamlspecification.py:262)
+    # Maestro reads each dependency as a list of blocks (yamlspecification.py:262).
+    del dependencies["properties"]["spack"]
     return schemas

@@ -206,4 +206,4 @@ def _write_first_sample(manifest: Manifest) -> None:
     table = open_table(Path(str(manifest.table)), manifest.labels, Path(manifest.index_cache))
     directories = SampleDirectories(manifest, table.row)
     Path(directories.path(0)).mkdir(parents=True, exist_ok=True)
-    directories.write_script(0, again=False)
+    directories.write_script(0, restart=False)

@@ -12,7 +12,7 @@ from maestro_celery_plugin.files import tail
 from maestro_celery_plugin.report.model import StepStatus, StudyState, StudyStatus
 from maestro_celery_plugin.report.reader import StatusReader
 from maestro_celery_plugin.spec.dag import ALL_COMBINATIONS
-from maestro_celery_plugin.states import AllocationState
+from maestro_celery_plugin.states import AllocationState, WorkerState
 from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.reasons import Reason, read_reasons
 from maestro_celery_plugin.study.session import Session
@@ -24,6 +24,7 @@ __all__ = ["explain"]
 _TAIL_BYTES = 4096
 # The number of workers of a group that an explanation names.
 _SHOWN = 5
+_NOT_ALIVE = (WorkerState.DEAD, WorkerState.AWAITED)
 
 
 def explain(directory: Path) -> list[tuple[str, list[str]]]:
@@ -80,17 +81,17 @@ class _Explanation:
         if self._status.damage:
             yield "The ledger is damaged", self._status.damage
         if self._status.broken_machines:
-            yield "Machines were taken out", [machine.sentence for machine in self._status.broken_machines]
-        refusals = list(self._refusals())
-        if refusals:
-            yield "Workers have refused messages", refusals
+            yield "Broken machines", [machine.sentence for machine in self._status.broken_machines]
+        refused = list(self._refused_messages())
+        if refused:
+            yield "Workers have refused messages", refused
 
-    def _refusals(self) -> Iterator[str]:
+    def _refused_messages(self) -> Iterator[str]:
         """Yield a sentence for each worker that has refused messages."""
         session = Session(self._plan.session)
         for worker in self._status.workers:
-            if worker.refused:
-                words = "1 message was" if worker.refused == 1 else f"{worker.refused} messages were"
+            if worker.refused_messages:
+                words = "1 message was" if worker.refused_messages == 1 else f"{worker.refused_messages} messages were"
                 yield (
                     f"{words} refused by worker '{worker.name}': they cannot be read, or are not of this session. "
                     f"They have no effect; another user or study writes to the task queues of this study. "
@@ -222,7 +223,7 @@ class _Explanation:
         """Return the states of the live workers of a group, or why the group has no live worker."""
         group = self._plan.settings.resources.workers[name]
         alive = {worker.name: worker.state for worker in self._status.workers if worker.group == name}
-        alive = {worker: state for worker, state in alive.items() if state not in ("dead", "awaited")}
+        alive = {worker: state for worker, state in alive.items() if state not in _NOT_ALIVE}
         if alive:
             workers = [(worker, self._state(worker, state)) for worker, state in alive.items()]
             states = ", ".join(f"{worker} ({state})" for worker, state in workers[:_SHOWN])
@@ -242,13 +243,13 @@ class _Explanation:
         """Return the last allocation of a worker group."""
         return self._allocations.get(allocation_name(name, self._plan.settings.resources.workers[name]))
 
-    def _state(self, worker: str, state: str) -> str:
+    def _state(self, worker: str, state: WorkerState) -> str:
         beat = self._beats.get(worker)
-        if beat is not None and (beat.refuses or state == "draining"):
+        if beat is not None and (beat.refuses or state is WorkerState.DRAINING):
             return f"{state}, its allocation ends too soon for the remaining samples"
-        if state == "held":
+        if state is WorkerState.HELD:
             return f"{state}, its last samples have failed; some of them run on another machine to find the cause"
-        return state
+        return str(state)
 
     @staticmethod
     def _allocation(group: str, allocation: Allocation | None) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from maestro_celery_plugin.ledger.sample_states import Counts
+from maestro_celery_plugin.states import WorkerState
 from maestro_celery_plugin.study.broken_machines import BrokenMachine
 
 __all__ = ["AllocationStatus", "StepStatus", "StudyState", "StudyStatus", "WorkerStatus"]
@@ -71,16 +72,15 @@ class WorkerStatus:
         name: Name of the worker; empty for an awaited worker.
         group: The worker group.
         node: The machine of the worker; for an awaited worker, the machines where it may start.
-        state: `starting`, `idle`, `busy`, `held`, `draining`, `stopping`, `dead` or `awaited`; a held worker takes no
-            samples, because all of its last samples have failed at once.
-        refused: Number of messages that it has refused because they are unreadable or not of the session.
+        state: Its state.
+        refused_messages: Number of messages that it has refused because they are unreadable or not of the session.
     """
 
     name: str
     group: str
     node: str
-    state: str
-    refused: int = 0
+    state: WorkerState
+    refused_messages: int = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -127,7 +127,7 @@ class StudyStatus:
         steps: Its step records.
         allocations: Its allocations.
         workers: Its workers.
-        broken_machines: The machines that were taken out of the study.
+        broken_machines: The machines whose worker has left the study because of them.
         damage: A sentence for each kind of damage of the ledger; empty for a sound ledger.
     """
 

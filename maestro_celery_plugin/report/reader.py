@@ -24,7 +24,7 @@ from maestro_celery_plugin.processes import ProcessId
 from maestro_celery_plugin.report.model import AllocationStatus, StepStatus, StudyState, StudyStatus, WorkerStatus
 from maestro_celery_plugin.report.sample_status import RecordSamples, SampleStatus
 from maestro_celery_plugin.report.usage import AllocationUsage
-from maestro_celery_plugin.states import Outcome
+from maestro_celery_plugin.states import Outcome, WorkerState
 from maestro_celery_plugin.study.broken_machines import read_broken_machines
 from maestro_celery_plugin.study.conductor_lock import has_conductor
 from maestro_celery_plugin.study.heartbeats import SILENCE_LIMIT_S, Heartbeat
@@ -32,6 +32,7 @@ from maestro_celery_plugin.study.manifest import Manifest
 from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.session import Session
 from maestro_celery_plugin.study.status_csv import FINAL_STATES, StepRow, read_rows
+from maestro_celery_plugin.study.worker_identity import is_pool_process, worker_of
 
 __all__ = ["StatusReader"]
 
@@ -134,14 +135,21 @@ class StatusReader:
         If one of these processes is held, its worker takes no samples.
         """
         busy, held = (
-            {beat.name.partition(".")[0] for beat in beats if beat.state == state and alive[beat.name]}
-            for state in ("busy", "held")
+            {worker_of(beat.name) for beat in beats if beat.state is state and alive[beat.name]}
+            for state in (WorkerState.BUSY, WorkerState.HELD)
         )
         for beat in beats:
-            if "." not in beat.name:
-                state = "held" if beat.name in held else "busy" if beat.name in busy else beat.state
-                state = state if alive[beat.name] else "dead"
-                yield WorkerStatus(name=beat.name, group=beat.group, node=beat.node, state=state, refused=beat.refused)
+            if not is_pool_process(beat.name):
+                state = WorkerState.BUSY if beat.name in busy else beat.state
+                state = WorkerState.HELD if beat.name in held else state
+                state = state if alive[beat.name] else WorkerState.DEAD
+                yield WorkerStatus(
+                    name=beat.name,
+                    group=beat.group,
+                    node=beat.node,
+                    state=state,
+                    refused_messages=beat.refused_messages,
+                )
 
     def _awaited(self, rows: list[StepRow], beats: list[Heartbeat], alive: dict[str, bool]) -> Iterator[WorkerStatus]:
         """Yield the missing workers of groups that have work and whose workers a user must start on another machine."""
@@ -151,7 +159,8 @@ class StatusReader:
         queues = {queue for step, facts in steps if step in active for queue in facts.queues}
         for name, group in awaited_groups(self._plan.settings, served).items():
             if queues.intersection(group.task_queues):
-                yield WorkerStatus(name="", group=name, node=" or ".join(group.machines), state="awaited")
+                machines = " or ".join(group.machines)
+                yield WorkerStatus(name="", group=name, node=machines, state=WorkerState.AWAITED)
 
     # --- step records ---
 

@@ -16,6 +16,7 @@ from maestro_celery_plugin.report.failed_samples import failures, headline
 from maestro_celery_plugin.report.model import AllocationStatus, StepStatus, StudyState, StudyStatus, WorkerStatus
 from maestro_celery_plugin.report.reader import StatusReader
 from maestro_celery_plugin.report.terminal import duration_words, plain, section, state_text
+from maestro_celery_plugin.states import WorkerState
 
 __all__ = ["show", "watch"]
 
@@ -217,7 +218,8 @@ def _workers(status: StudyStatus) -> list[RenderableType]:
 
 
 def _worker(worker: WorkerStatus) -> Text:
-    refused = f"  {worker.refused} messages refused" if worker.refused else ""
-    held = "  its last samples have failed; `maestro-celery explain`" if worker.state == "held" else ""
+    noun = "message" if worker.refused_messages == 1 else "messages"
+    refused = f"  {worker.refused_messages} {noun} refused" if worker.refused_messages else ""
+    held = "  its last samples have failed; `maestro-celery explain`" if worker.state is WorkerState.HELD else ""
     line = Text.assemble(plain(f"{worker.name}  {worker.group}  {worker.node}  "), state_text(worker.state))
     return line.append_text(plain(f"{held}{refused}", "yellow"))

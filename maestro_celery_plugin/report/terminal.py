@@ -13,6 +13,8 @@ from rich.console import Group
 from rich.padding import Padding
 from rich.text import Text
 
+from maestro_celery_plugin.states import WorkerState
+
 __all__ = ["duration_words", "plain", "section", "state_text"]
 
 _STYLES = {
@@ -28,7 +30,7 @@ _STYLES = {
     "NODE_FAILED": "red",
     "BOOT_FAILED": "red",
     "OUT_OF_MEMORY": "red",
-    "dead": "red",
+    WorkerState.DEAD: "red",
 }
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]")
 

@@ -7,7 +7,7 @@ from collections import defaultdict
 from maestro_celery_plugin.config.groups import allocation_name
 from maestro_celery_plugin.config.settings import EnsembleSettings
 from maestro_celery_plugin.ledger.entries import Entries, Kind
-from maestro_celery_plugin.study.worker_identity import stem_of
+from maestro_celery_plugin.study.worker_identity import stem_of, worker_of
 
 __all__ = ["AllocationUsage"]
 
@@ -27,7 +27,7 @@ class AllocationUsage:
 
     def add(self, writer: str, entries: Entries) -> None:
         """Apply new entries of a worker: ``sim-2-1`` is a worker of the group `sim` in its second allocation."""
-        stem, _, number = writer.partition(".")[0].rpartition("-")[0].rpartition("-")
+        stem, _, number = worker_of(writer).rpartition("-")[0].rpartition("-")
         if stem in self._names and number.isdigit():
             label = f"{self._names[stem]}/{number}"
             self._ended_s[label] += _seconds(entries, Kind.ENDED)

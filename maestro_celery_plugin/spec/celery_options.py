@@ -10,7 +10,7 @@ import shlex
 from typing import Any
 
 from maestro_celery_plugin.errors import SpecificationError
-from maestro_celery_plugin.processes import usable_cpus
+from maestro_celery_plugin.machine import usable_cpus
 
 __all__ = ["CeleryOptions", "check_celery_options", "parse_celery_options"]
 

@@ -1,4 +1,4 @@
-"""Broken machines: the machines that the conductor has taken out of a study, stored for `status` and `explain`."""
+"""Broken machines: machines whose worker has left a study because of them, stored for `status` and `explain`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class BrokenMachine:
         node: Name of the machine.
         worker: Name of the worker.
         reason: How the samples failed on this machine.
-        samples: Number of samples that have failed there, and that run on other machines.
+        samples: Number of samples that have failed there in a row, and that run again on other machines.
     """
 
     node: str
@@ -32,8 +32,8 @@ class BrokenMachine:
     def sentence(self) -> str:
         """The description for a user."""
         return (
-            f"Machine '{self.node}' was taken out of the study (worker '{self.worker}'): {self.samples} samples in a "
-            f"row could not run there ({self.reason}), and ran on other machines."
+            f"Worker '{self.worker}' has left the study, because machine '{self.node}' is broken: {self.samples} "
+            f"samples in a row failed there ({self.reason}); they run again on other machines."
         )
 
 

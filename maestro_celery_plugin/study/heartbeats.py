@@ -18,7 +18,8 @@ from typing import Any
 from maestro_celery_plugin import clock
 from maestro_celery_plugin.config import conversion
 from maestro_celery_plugin.files import file_system_now, read_json, read_text, refresh_directory, write_atomically
-from maestro_celery_plugin.processes import is_this_machine, machine_id
+from maestro_celery_plugin.machine import is_this_machine, machine_id
+from maestro_celery_plugin.states import WorkerState
 
 __all__ = ["SILENCE_LIMIT_S", "ConductorWatch", "Heartbeat", "Heartbeats"]
 
@@ -36,17 +37,16 @@ class Heartbeat:
         host: Host name of its machine, for messages.
         node: Name of its machine in the batch system.
         supervisor: (pid, start time) of the supervisor process.
-        process: (pid, start time) of the worker process; (0, 0) before it has started.
+        process: (pid, start time) of the worker process.
         slots: How many samples it runs in parallel.
         beat: A counter; if it does not change any more, the worker is dead.
-        state: `starting`, `idle`, `busy`, `held`, `draining` or `stopping`; a held worker takes no samples until
-            the conductor has found out why its last samples have failed (`conductor/broken_machines.py`).
+        state: Its state.
         allocation: Its allocation, such as ``sim/2``; empty for a worker outside of the study's allocations.
         ends_at: End of the allocation (Unix seconds of the worker's machine); None for no end.
-        refused: Number of messages that it has refused because they are unreadable or not of the session.
+        refused_messages: Number of messages that it has refused because they are unreadable or not of the session.
         refuses: Numbers of the step records whose samples it does not start any more, because the remaining
             time is too short.
-        machine: Identity of its machine (`processes.machine_id`); empty in a heartbeat of release 0.1.
+        machine: Identity of its machine (`machine.machine_id`); empty in a heartbeat of release 0.1.
     """
 
     name: str
@@ -57,12 +57,17 @@ class Heartbeat:
     process: tuple[int, int]
     slots: int
     beat: int
-    state: str
+    state: WorkerState
     allocation: str = ""
     ends_at: float | None = None
-    refused: int = 0
+    refused_messages: int = 0
     refuses: tuple[int, ...] = ()
     machine: str = ""
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """The machine of the worker; workers on one machine have equal places."""
+        return self.machine, self.host
 
     @property
     def is_here(self) -> bool:
@@ -77,7 +82,7 @@ class ConductorBeat:
     Attributes:
         beat: A number that changes; 0 without a heartbeat.
         working: The allocations with a busy worker; None when the conductor does not know them.
-        machine: Identity of its machine (`processes.machine_id`); empty when unknown.
+        machine: Identity of its machine (`machine.machine_id`); empty when unknown.
     """
 
     beat: int = 0
@@ -116,7 +121,7 @@ class Heartbeats:
         return self._workers / f"{name}.json"
 
     def remove(self, name: str) -> None:
-        """Remove the heartbeat of a worker that has ended or died, and the request to stop it."""
+        """Remove the heartbeat of a worker that has ended or died, the request to stop it, and its acquittal."""
         for suffix in ("json", "stop", "acquitted"):
             (self._workers / f"{name}.{suffix}").unlink(missing_ok=True)
 

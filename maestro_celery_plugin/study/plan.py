@@ -6,6 +6,8 @@ The plugin writes to the directory ``merlin_info`` of the study:
       cmd.sh cmd.out cmd.err        script and output of the sample generation
       samples.csv ...               the sample file, if the generation writes it there
       records/<workspace>/manifest.json
+      records/<workspace>/assignment-<epoch>.npy
+                                    which samples run under an epoch, if its messages do not say it (`assignment.py`)
       ledger/<writer>.ledger        attempts of all step records, one file per writer
       claims/<study>/<number>/      who has taken which message (`ledger/claims.py`)
       plain/<step record>/          state of a native step, which Maestro runs
@@ -14,7 +16,7 @@ The plugin writes to the directory ``merlin_info`` of the study:
       conductor.lock                locked while a conductor lives
       reasons.json                  why step records do not run or have ended
       refusals.json                 why step records could not be submitted
-      broken_machines.json          machines that were taken out of the study
+      broken_machines.json          machines whose worker has left the study because of them
       session/                      0700: secret, broker, heartbeats
 """
 
@@ -178,7 +180,7 @@ class StudyPlan:
 
     @property
     def broken_machines(self) -> Path:
-        """The file with the machines that were taken out of the study (`broken_machines.py`)."""
+        """The file with the machines whose worker has left the study because of them (`broken_machines.py`)."""
         return self.info / "broken_machines.json"
 
     @property

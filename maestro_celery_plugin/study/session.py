@@ -10,6 +10,7 @@
       groups/<group>.json          configuration of a worker group (`config/groups.py`)
       workers/<name>.json          heartbeat of a worker (`heartbeats.py`)
       workers/<name>.stop          exists when this worker must end
+      workers/<name>.acquitted     exists when a held worker may continue
 
 A worker receives the path of this directory only; it reads the secrets from the files and does not pass them on.
 """
@@ -50,7 +51,7 @@ class BrokerLocation:
         url: URL with the password.
         supervisor: (pid, start time) of the supervisor of a private broker; None for a broker that the user
             gave by URL. Release 0.1.0 calls it `keeper`.
-        machine: Identity of the supervisor's machine (`processes.machine_id`); empty in a session of release 0.1.0.
+        machine: Identity of the supervisor's machine (`machine.machine_id`); empty in a session of release 0.1.0.
         generation: Changes at each start of a private broker, which loses its messages; None for a broker
             that the user gave by URL.
     """

@@ -1,6 +1,6 @@
 """The processes of a study on this machine: its workers, its broker, its conductors and its samples.
 
-Files cannot tell which processes a dead conductor has left, so the processes themselves are the witnesses:
+Files cannot tell which processes a dead conductor has left, so this module looks at the processes themselves:
 
 - A worker, a broker or a conductor has the path of its session or study in its command line.
 - A sample has the mark of its worker in its environment.
@@ -51,6 +51,21 @@ class Ended:
     brokers: int
     samples: int
     remaining: tuple[int, ...]
+
+    @property
+    def text(self) -> str:
+        """What was ended, such as ``1 worker with its samples, the private broker``; empty for nothing."""
+        parts = []
+        if self.workers:
+            parts.append(
+                "1 worker with its samples" if self.workers == 1 else f"{self.workers} workers with their samples"
+            )
+        if self.samples:
+            noun = "process" if self.samples == 1 else "processes"
+            parts.append(f"{self.samples} {noun} of samples without a worker")
+        if self.brokers:
+            parts.append("the private broker")
+        return ", ".join(parts)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,10 +139,10 @@ class StudyProcesses:
                 workspaces = [path for path in self._root.iterdir() if path.name not in _NO_WORKSPACES]
         return [os.path.realpath(path) for path in workspaces or ()]
 
-    def end_orphans(self, workspaces: Collection[Path]) -> tuple[int, tuple[int, ...]]:
-        """End the samples without a worker; return their number, and the processes that cannot be ended."""
-        found, remaining = end_found(lambda: self.orphans(workspaces), _SAMPLE_LIMIT_S)
-        return len(found), tuple(remaining)
+    def end_orphans(self, workspaces: Collection[Path]) -> Ended:
+        """End the samples without a worker."""
+        samples, remaining = end_found(lambda: self.orphans(workspaces), _SAMPLE_LIMIT_S)
+        return Ended(workers=0, brokers=0, samples=len(samples), remaining=tuple(remaining))
 
     def end_all(self) -> Ended:
         """End workers, which end their samples; then the samples without a worker; then the broker."""

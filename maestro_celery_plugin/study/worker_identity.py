@@ -16,11 +16,13 @@ __all__ = [
     "PROCESS_MARKER",
     "claim_name",
     "has_stem",
+    "is_pool_process",
     "last_output",
     "log_of",
     "mark",
     "stem_of",
     "worker_command",
+    "worker_of",
     "worker_stem",
 ]
 
@@ -47,8 +49,19 @@ def has_stem(writer: str, stem: str) -> bool:
     ``sim-2-1`` and ``sim-2-1.99`` have the stem ``sim-2-``. ``sim-2-1-1`` does not: it is a worker of the group
     `sim-2` in its first allocation, not of `sim` in its second.
     """
-    rest = writer.removeprefix(stem)
-    return rest != writer and rest.partition(".")[0].isdigit()
+    worker = worker_of(writer)
+    rest = worker.removeprefix(stem)
+    return rest != worker and rest.isdigit()
+
+
+def worker_of(name: str) -> str:
+    """Return the worker of a process of a pool, ``sim-1`` for ``sim-1.99``; the name of a worker stays as it is."""
+    return name.partition(".")[0]
+
+
+def is_pool_process(name: str) -> bool:
+    """Tell whether a name is that of a process of a worker's pool, such as ``sim-1.99``."""
+    return "." in name
 
 
 def mark(session: Session, name: str) -> str:

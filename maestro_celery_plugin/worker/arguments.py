@@ -30,7 +30,7 @@ class WorkerArguments:
         number: Number of the worker in its allocation, from 1.
         heartbeat_limit: How long the worker may live without a heartbeat.
         pool_limits: How long each process of its pool may live without a heartbeat.
-        has_fault: Whether the worker leaves because it could not take messages, so that a new worker must start later.
+        has_fault: Whether the worker leaves because it could not claim messages, so that a new worker must start later.
     """
 
     session: Session

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import os
 import shlex
 import signal
@@ -17,6 +18,8 @@ from maestro_celery_plugin.study.manifest import Manifest
 from maestro_celery_plugin.worker.sample_directory import SampleDirectories
 
 __all__ = ["KILL_AFTER_S", "Runner", "RunningAttempt"]
+
+LOGGER = logging.getLogger(__name__)
 
 # Seconds between SIGTERM and SIGKILL for an attempt that the worker ends.
 KILL_AFTER_S = 5.0
@@ -39,14 +42,14 @@ class Runner:
         self.directories = SampleDirectories(manifest, row)
 
     def start(
-        self, sample: int, *, first: bool, again: bool = False, environment: Mapping[str, str] | None = None
+        self, sample: int, *, first: bool, restart: bool = False, environment: Mapping[str, str] | None = None
     ) -> RunningAttempt:
         """Start an attempt in its own process group.
 
         Args:
             sample: Index of the sample; its directory exists.
             first: Whether `SampleDirectories.make` has created the script, so that the sample has no outputs yet.
-            again: Whether the attempt runs `restart` instead of `cmd`.
+            restart: Whether the attempt runs `restart` instead of `cmd`.
             environment: The environment; None for the environment of this process.
 
         Raises:
@@ -55,8 +58,8 @@ class Runner:
         outputs: list[_Output] = []
         stem = self.directories.stem(sample)
         try:
-            script = f"{stem}.sh" if first else self.directories.write_script(sample, again=again)
-            header = "" if first else _header(again=again)
+            script = f"{stem}.sh" if first else self.directories.write_script(sample, restart=restart)
+            header = "" if first else _header(restart=restart)
             for suffix in ("out", "err"):
                 outputs.append(_Output(f"{stem}.{suffix}", header))
             begin = clock.monotonic()
@@ -83,8 +86,8 @@ def _dev_null() -> int:
     return os.open(os.devnull, os.O_RDONLY)
 
 
-def _header(*, again: bool) -> str:
-    what = "restart" if again else "cmd"
+def _header(*, restart: bool) -> str:
+    what = "restart" if restart else "cmd"
     return f"=== run again with {what}, {clock.local_time('%Y-%m-%d %H:%M:%S')} ===\n"
 
 
@@ -119,7 +122,10 @@ class _Output:
         except OSError:
             return  # the sample has removed the file
         finally:
-            os.close(self.descriptor)
+            try:
+                os.close(self.descriptor)
+            except OSError as error:  # the result of the sample counts, even if its output could not be stored
+                LOGGER.warning("The end of '%s' may be missing: %s", self._path, error)
 
 
 class RunningAttempt:

@@ -15,8 +15,9 @@ from maestro_celery_plugin.batch.packing import fewest_slots, worker_slots
 from maestro_celery_plugin.broker.app import make_app, queue_for
 from maestro_celery_plugin.broker.choice import check_reachable
 from maestro_celery_plugin.errors import EnsembleError, WorkerError
+from maestro_celery_plugin.machine import host_name, usable_cpus
 from maestro_celery_plugin.plugins import batch_system
-from maestro_celery_plugin.processes import ProcessId, host_name, usable_cpus
+from maestro_celery_plugin.processes import ProcessId
 from maestro_celery_plugin.spec.celery_options import CeleryOptions, parse_celery_options
 from maestro_celery_plugin.study.worker_identity import EXIT_REPLACE
 from maestro_celery_plugin.worker import prefetch

@@ -9,19 +9,9 @@ from __future__ import annotations
 
 import threading
 
-from maestro_celery_plugin.states import Outcome, outcome_of
+from maestro_celery_plugin.states import QUICK_FAILURES
 
-__all__ = ["QUICK_S", "Health", "is_quick_failure"]
-
-# A worker is held after this many failures in a row, and again after twice as many if it was acquitted.
-FAILURES = 5
-# A sample that fails later has probably done its work.
-QUICK_S = 1.0
-
-
-def is_quick_failure(code: int, duration_s: float) -> bool:
-    """Tell whether an attempt has failed so early that the machine may be the cause."""
-    return outcome_of(code) in (Outcome.FAILED, Outcome.HARD_FAILED) and duration_s < QUICK_S
+__all__ = ["Health"]
 
 
 class Health:
@@ -29,7 +19,7 @@ class Health:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._failures, self._limit = 0, FAILURES
+        self._failures, self._limit = 0, QUICK_FAILURES
 
     def record(self, *, failed: bool) -> None:
         """Record whether a sample could not run, or has failed quickly."""

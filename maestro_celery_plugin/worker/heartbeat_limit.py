@@ -2,10 +2,10 @@
 
 The conductor declares a worker on another machine dead when its heartbeat has not changed for `SILENCE_LIMIT_S`, and
 another worker then runs its samples again. The worker may be alive: stopped for a while, or cut off from the file
-system. So that no two attempts at a sample run at once, a worker that could not write its heartbeat for `LIMIT_S`
-starts no sample, and its supervisor ends it and its samples. This happens before the silence limit, because the time
-begins before the heartbeat is written, and the silence after the conductor has read it; each machine measures with its
-own clock. Nothing here reads or writes a file, because the file system may not answer.
+system. So that no two attempts at a sample run at once, a worker that could not write its heartbeat for
+`HEARTBEAT_LIMIT_S` starts no sample, and its supervisor ends it and its samples. This happens before the silence limit,
+because the time begins before the heartbeat is written, and the silence after the conductor has read it; each machine
+measures with its own clock. Nothing here reads or writes a file, because the file system may not answer.
 
 Each process of a pool has its own heartbeat, and therefore its own limit: it may be stopped alone.
 """
@@ -18,9 +18,9 @@ from maestro_celery_plugin import clock
 from maestro_celery_plugin.study.heartbeats import SILENCE_LIMIT_S
 from maestro_celery_plugin.worker.shared_memory import shared_numbers
 
-__all__ = ["LIMIT_S", "HeartbeatLimit", "is_over"]
+__all__ = ["HEARTBEAT_LIMIT_S", "HeartbeatLimit", "is_over"]
 
-LIMIT_S = SILENCE_LIMIT_S - 10.0
+HEARTBEAT_LIMIT_S = SILENCE_LIMIT_S - 10.0
 
 
 class HeartbeatLimit:
@@ -59,4 +59,4 @@ class HeartbeatLimit:
 
 def is_over(since: float) -> bool:
     """Tell whether a limit is exceeded that has run since some time (`clock.since_boot`)."""
-    return clock.since_boot() - since > LIMIT_S
+    return clock.since_boot() - since > HEARTBEAT_LIMIT_S

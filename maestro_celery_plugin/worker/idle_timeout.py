@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from maestro_celery_plugin.batch.deadline import Deadline
+from maestro_celery_plugin.states import WorkerState
 from maestro_celery_plugin.study.heartbeats import ConductorWatch
 from maestro_celery_plugin.study.session import Session
 
 __all__ = ["IdleTimeout"]
 
 # A worker without time for the remaining samples waits this long for shorter samples before it leaves.
-REFUSAL_LIMIT_S = 5.0
+OUT_OF_TIME_LIMIT_S = 5.0
 
 
 class IdleTimeout:
@@ -30,20 +31,20 @@ class IdleTimeout:
         self._limit_s, self._deadline = idle_limit_s, deadline
         self.conductor = ConductorWatch(session.heartbeats)
 
-    def leave_reason(self, idle_s: float, *, refuses: bool) -> str | None:
+    def leave_reason(self, idle_s: float, *, out_of_time: bool) -> str | None:
         """Return why the worker leaves; None when it stays.
 
         A worker stays while another worker of its allocation is busy, because its node would not become free.
 
         Args:
             idle_s: Seconds since the worker last had work.
-            refuses: Whether the worker refuses samples because the time is too short.
+            out_of_time: Whether the time is too short for samples of a step record.
         """
         self.conductor.refresh()
         ends_soon = f"its allocation ends in {self._deadline.remaining_s:.0f} s"
         if self._deadline.is_draining and idle_s > 0:
             return ends_soon
-        if idle_s > REFUSAL_LIMIT_S and refuses:
+        if idle_s > OUT_OF_TIME_LIMIT_S and out_of_time:
             return f"{ends_soon}, too soon for the remaining samples"
         if idle_s <= self._limit_s:
             return None
@@ -61,4 +62,5 @@ class IdleTimeout:
         if self.conductor.working is not None:
             return self._allocation in self.conductor.working
         beats, unreadable = self._session.heartbeats.read()
-        return bool(unreadable) or any(beat.state == "busy" for beat in beats if beat.allocation == self._allocation)
+        busy = {beat.allocation for beat in beats if beat.state is WorkerState.BUSY}
+        return bool(unreadable) or self._allocation in busy

@@ -13,16 +13,17 @@ import threading
 from collections.abc import Iterable
 
 from maestro_celery_plugin.errors import StudyError
-from maestro_celery_plugin.processes import end_found, host_name, marked
+from maestro_celery_plugin.machine import host_name
+from maestro_celery_plugin.processes import end_found, marked
 from maestro_celery_plugin.study.session import Session
 from maestro_celery_plugin.study.worker_identity import PROCESS_MARKER, mark
-from maestro_celery_plugin.worker.heartbeat_limit import LIMIT_S
+from maestro_celery_plugin.worker.heartbeat_limit import HEARTBEAT_LIMIT_S
 from maestro_celery_plugin.worker.pool_limits import PoolLimits, PoolProcess
 
 __all__ = ["PoolWatch"]
 
-# Interval between two looks at the limits.
-_LOOK_S = 1.0
+# Interval between two checks of the limits.
+_CHECK_INTERVAL_S = 1.0
 # Time between SIGTERM and SIGKILL for samples; their end must come before the conductor counts their process as dead.
 _KILL_GRACE_S = 1.0
 
@@ -47,10 +48,10 @@ class PoolWatch:
         threading.Thread(target=self._run, name="pool watch", daemon=True).start()
 
     def _run(self) -> None:
-        while not self._has_ended.wait(_LOOK_S):
-            self.look()
+        while not self._has_ended.wait(_CHECK_INTERVAL_S):
+            self.check()
 
-    def look(self) -> None:
+    def check(self) -> None:
         """Kill the processes whose limit is exceeded, and end what the processes that have ended have left."""
         to_kill, ended = [], []
         for one in self._limits.processes():
@@ -63,7 +64,7 @@ class PoolWatch:
                 to_kill.append(one)
         if to_kill or ended:
             self._ending.update(one.entry for one in (*to_kill, *ended))
-            # In a thread: neither a process that cannot be killed nor a file may delay the next look.
+            # In a thread: neither a process that cannot be killed nor a file may delay the next check.
             threading.Thread(target=self._clean, args=(to_kill, ended), name="pool cleanup", daemon=True).start()
 
     def _clean(self, killed: list[PoolProcess], ended: list[PoolProcess]) -> None:
@@ -100,7 +101,7 @@ class PoolWatch:
         with contextlib.suppress(OSError):
             print(
                 f"worker on {host_name()}: process '{self._name_of(one)}' could not write its heartbeat for "
-                f"{LIMIT_S:.0f} s. It was killed, because its samples will run again elsewhere.",
+                f"{HEARTBEAT_LIMIT_S:.0f} s. It was killed, because its samples will run again elsewhere.",
                 file=sys.stderr,
                 flush=True,
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import threading
 from collections.abc import Callable
@@ -31,11 +32,14 @@ class RangeMessages:
         ledger: The ledger entries of the range task.
         send: Sends a range task to a task queue; raises an error when the broker does not answer.
         stopping: Set when the worker stops.
+        series: The series of the message of the range task.
     """
 
-    def __init__(self, claims: Claims, writer: str, ledger: SlotLedger, send: Send, stopping: threading.Event) -> None:
+    def __init__(
+        self, claims: Claims, writer: str, ledger: SlotLedger, send: Send, stopping: threading.Event, series: int
+    ) -> None:
         self._claims, self._owner, self._ledger, self._send = claims, owner_text(writer), ledger, send
-        self._stopping = stopping
+        self._stopping, self._series = stopping, series
 
     def claim(self, task: RangeTask) -> bool:
         """Claim a message; return whether this slot is the first to claim it.
@@ -49,7 +53,7 @@ class RangeMessages:
         """
         while True:
             try:
-                return self._claims.take(task.name, self._owner)
+                return self._claims.claim(task.name, self._owner)
             except FileNotFoundError:
                 raise
             except OSError as error:
@@ -63,11 +67,11 @@ class RangeMessages:
         The ledger shows the parts before they are sent, so that the coordinator knows each message that may exist. If
         the broker does not answer, the samples that could not be sent stay in this slot.
         """
-        parts = halves(rest)[::-1]
+        parts = halves(dataclasses.replace(rest, series=self._series))[::-1]
         if not parts:
             return rest.stop
         for part in parts:
-            self._ledger.write(Kind.PASSED, part.start, part.stop)
+            self._ledger.write(Kind.PASSED, part.start, part.stop, code=part.series)
         try:
             self._ledger.flush()
         except LedgerError as cause:
@@ -85,11 +89,12 @@ class RangeMessages:
         The broker may have received a part although it did not answer. So this slot claims the parts in the order of
         their samples, up to the first that somebody else has claimed.
         """
+        self._series += 1
         LOGGER.warning("Samples %d to %d stay in this worker: %s.", parts[-1].start, parts[0].stop - 1, cause)
         end = parts[-1].start
         for part in reversed(parts):
             if not self.claim(part):
                 break
-            self._ledger.write(Kind.KEPT, part.start, part.stop)
+            self._ledger.write(Kind.KEPT, part.start, part.stop, code=part.series)
             end = part.stop
         return end

@@ -19,23 +19,30 @@ from maestro_celery_plugin.errors import LedgerError, SampleError, StudyError
 from maestro_celery_plugin.hookspecs import Attempt
 from maestro_celery_plugin.ledger.entries import Kind
 from maestro_celery_plugin.ledger.store import STORE, Store
+from maestro_celery_plugin.machine import machine_number
 from maestro_celery_plugin.plugins import plugin_manager
-from maestro_celery_plugin.processes import machine_number
-from maestro_celery_plugin.states import BROKEN, UNREADABLE, RunMode, cannot_run_code, is_permanent
+from maestro_celery_plugin.states import (
+    BROKEN,
+    UNREADABLE,
+    RunMode,
+    cannot_run_code,
+    is_permanent,
+    is_quick_failure,
+)
 from maestro_celery_plugin.study.manifest import Manifest
 from maestro_celery_plugin.worker.attempt import Runner, RunningAttempt
-from maestro_celery_plugin.worker.health import Health, is_quick_failure
+from maestro_celery_plugin.worker.health import Health
 from maestro_celery_plugin.worker.range_messages import RangeMessages, Send
 from maestro_celery_plugin.worker.slot_ledger import SlotLedger
 from maestro_celery_plugin.worker.slots import Running, Slots
 from maestro_celery_plugin.worker.study_context import StudyContext
 
-__all__ = ["UNTAKEN_LIMIT", "RangeTasks"]
+__all__ = ["UNCLAIMED_LIMIT", "RangeTasks"]
 
 LOGGER = logging.getLogger(__name__)
 
-# A worker leaves after it could not take this many messages in a row.
-UNTAKEN_LIMIT = 10
+# A worker leaves after it could not claim this many messages in a row.
+UNCLAIMED_LIMIT = 10
 # Delay after a fault of the worker or its machine, so that a broken machine does not take many samples.
 FAULT_DELAY_S = 1.0
 
@@ -52,11 +59,11 @@ class RangeTasks:
     Attributes:
         slots: The slots of the process.
         health: Whether the process can run samples.
-        untaken: Number of messages in a row that this process could not take.
+        unclaimed: Number of messages in a row that this process could not claim.
     """
 
     def __init__(self, writer: str, slots: Slots, send: Send, store: Store = STORE) -> None:
-        self.slots, self.health, self.untaken = slots, Health(), 0
+        self.slots, self.health, self.unclaimed = slots, Health(), 0
         self._writer, self._send, self._store = writer, send, store
         self._lock = threading.Lock()
         self._studies: dict[tuple[str, str], StudyContext] = {}
@@ -71,11 +78,11 @@ class RangeTasks:
                 run = _RangeRun(self.slots, self.health, self._send, self._study(task), task, slot)
                 is_claimed = run.claim()
             except (LedgerError, OSError, StudyError) as error:
-                LOGGER.error("A message about '%s' cannot be taken: %s", task.manifest, error)
-                self.untaken += 1
+                LOGGER.error("A message about '%s' cannot be claimed: %s", task.manifest, error)
+                self.unclaimed += 1
                 self.slots.stopping.wait(FAULT_DELAY_S)
                 return
-            self.untaken = 0
+            self.unclaimed = 0
             try:
                 if is_claimed:
                     run.run()
@@ -111,14 +118,16 @@ class _RangeRun:
     ) -> None:
         self._slots, self._health, self._study, self._task, self._slot = slots, health, study, task, slot
         self._ledger = SlotLedger(study.ledger, task, slot, slots.stopping)
-        self._messages = RangeMessages(study.claims, study.writer, self._ledger, send, slots.stopping)
+        self._messages = RangeMessages(study.claims, study.writer, self._ledger, send, slots.stopping, task.series)
         self._sample = task.start
         self._manifest: Manifest
         self._runner: Runner
         self._signal: signal.Signals
 
     def claim(self) -> bool:
-        """Claim the message; return False if its samples are cancelled, or if another slot has claimed it.
+        """Claim the message; return whether its samples may run.
+
+        They may not if they are cancelled, or if another slot or the coordinator has claimed the message.
 
         Raises:
             OSError: the claim cannot be made now.
@@ -128,13 +137,13 @@ class _RangeRun:
             return False
         if self._messages.claim(task):
             return True
-        LOGGER.info("A message was delivered twice: %s.", task)
+        LOGGER.info("A message was already claimed: %s.", task)
         return False
 
     def run(self) -> None:
         """Take the range, run a piece of it, and send the rest to the task queue."""
         task = self._task
-        self._ledger.write(Kind.TAKEN, task.start, task.stop)
+        self._ledger.write(Kind.TAKEN, task.start, task.stop, code=task.series)
         try:
             self._manifest, self._runner = self._study.runner(task.manifest)
             if not 0 <= task.start < task.stop <= self._manifest.samples or self._manifest.number != task.record:
@@ -145,12 +154,12 @@ class _RangeRun:
         except LedgerError:
             raise
         except Exception as error:  # of the machine, of the sample table, or in the plugin
-            self._refuse(_fault_of(error), error)
+            self._record_not_run(_fault_of(error), error)
         finally:
             self._ledger.write(Kind.RELEASED, task.start, task.stop)
             self._ledger.flush()
 
-    def _refuse(self, code: int, cause: Exception) -> None:
+    def _record_not_run(self, code: int, cause: Exception) -> None:
         """Record that the next sample cannot run because of a fault of this worker."""
         LOGGER.error("Sample %d of '%s' cannot run here: %s", self._sample, self._task.manifest, cause)
         self._ledger.write(Kind.NOT_RUN, self._sample, machine_number(), code=code)
@@ -163,7 +172,7 @@ class _RangeRun:
         stop = self._send_rest(self._sample + self._slots.piece_size(self._task), self._task.stop)
         modes = self._study.modes(self._task, stop)
         while self._sample < stop and self._may_start_next():
-            if self._sample in modes and not self._run_or_refuse(self._sample, modes[self._sample]):
+            if self._sample in modes and not self._try_sample(self._sample, modes[self._sample]):
                 self._send_rest(self._sample + 1, stop)  # other workers may be able to run these samples
                 return
             self._sample += 1
@@ -186,12 +195,12 @@ class _RangeRun:
         """Send samples [start, stop) to the task queue; return the end of the range that stays in this slot."""
         return self._messages.send_rest(self._task.part(min(start, stop), stop), self._manifest.task_queue)
 
-    def _run_or_refuse(self, sample: int, mode: RunMode) -> bool:
+    def _try_sample(self, sample: int, mode: RunMode) -> bool:
         """Run one sample; return False if it cannot run here."""
         try:
             self._run_sample(sample, mode)
         except (OSError, SampleError) as error:
-            self._refuse(_fault_of(error), error)
+            self._record_not_run(_fault_of(error), error)
             return False
         return True
 
@@ -200,15 +209,19 @@ class _RangeRun:
         directories = self._runner.directories
         is_first = directories.make(sample)
         if not is_first and mode is RunMode.FIRST and self._task.epoch == 1 and directories.is_own(sample):
+            # Another worker has run the sample, because this worker counts as dead. If not, the coordinator sends the
+            # sample again.
             LOGGER.warning("Sample %d of '%s' has a script already.", sample, self._task.manifest)
-            return  # this worker may count as dead, so that another one runs it; if not, the coordinator sends it again
-        again = mode is RunMode.RESTART
-        self._ledger.write(Kind.STARTED, sample, code=int(again))
+            return
+        restart = mode is RunMode.RESTART
+        self._ledger.write(Kind.STARTED, sample, code=int(restart))
         environment = self._slots.launches.environment(self._slot, self._manifest)
-        running = self._runner.start(sample, first=is_first, again=again, environment=environment)
+        running = self._runner.start(sample, first=is_first, restart=restart, environment=environment)
         self._slots.add(self._slot, self._as_running(running, sample))
-        attempt = running.wait()
-        self._slots.remove(self._slot)
+        try:
+            attempt = running.wait()
+        finally:
+            self._slots.remove(self._slot)
         if not attempt.was_ended and self._slots.was_ended_with_allocation(attempt.code):
             attempt = dataclasses.replace(attempt, was_ended=True)
         kind = Kind.STOPPED if attempt.was_ended else Kind.ENDED

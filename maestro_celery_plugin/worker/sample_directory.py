@@ -29,8 +29,8 @@ class SampleDirectories:
         names = (*manifest.labels, "MERLIN_SAMPLE_ID", "MERLIN_SAMPLE_PATH", "MERLIN_SAMPLE_VECTOR")
         names = (*names, "MERLIN_SAMPLE_NAMES") if manifest.sampled else ()
         self._templates = {
-            again: Template(f"#!{manifest.shell}\n\n{text}\n", names)
-            for again, text in ((False, manifest.cmd), (True, manifest.restart))
+            restart: Template(f"#!{manifest.shell}\n\n{text}\n", names)
+            for restart, text in ((False, manifest.cmd), (True, manifest.restart))
         }
 
     def path(self, sample: int) -> str:
@@ -59,22 +59,22 @@ class SampleDirectories:
             return False
         try:
             _make_directory(directory)
-            self._write(sample, directory, ".sh", again=False, flags=os.O_EXCL)
+            self._write(sample, directory, ".sh", restart=False, flags=os.O_EXCL)
         except FileExistsError:
             return False
         return True
 
-    def write_script(self, sample: int, *, again: bool) -> str:
+    def write_script(self, sample: int, *, restart: bool) -> str:
         """Write the script of a sample, with `cmd` or `restart`, and return its path."""
-        suffix = ".restart.sh" if again else ".sh"
-        return self._write(sample, self.path(sample), suffix, again=again, flags=os.O_TRUNC)
+        suffix = ".restart.sh" if restart else ".sh"
+        return self._write(sample, self.path(sample), suffix, restart=restart, flags=os.O_TRUNC)
 
-    def _write(self, sample: int, directory: str, suffix: str, *, again: bool, flags: int) -> str:
+    def _write(self, sample: int, directory: str, suffix: str, *, restart: bool, flags: int) -> str:
         values = {}
         if self._manifest.sampled:
             values = sample_values(self._manifest.labels, self._row(sample), sample, self._path_of(sample))
         script = f"{directory}/{self._manifest.script}{suffix}"
-        text = self._templates[again].fill(values).encode()
+        text = self._templates[restart].fill(values).encode()
         descriptor = os.open(script, os.O_WRONLY | os.O_CREAT | flags, 0o755)
         try:
             while text:

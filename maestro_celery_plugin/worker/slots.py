@@ -74,7 +74,7 @@ class Slots:
         self._running: dict[int, Running] = {}
         self._mean_s: dict[tuple[str, int], float] = {}
         self._longest_s: dict[tuple[str, int], float] = {}
-        self._refused: set[int] = set()
+        self._out_of_time: set[int] = set()
         self._free: queue.SimpleQueue[int] = queue.SimpleQueue()
         for slot in range(count):
             self._free.put(slot)
@@ -115,14 +115,14 @@ class Slots:
 
     @property
     def may_start(self) -> bool:
-        """Whether a sample may start: this worker neither stops, nor may the conductor count it as dead."""
+        """Whether a sample may start: the worker does not stop, and the conductor does not count it as dead."""
         return not (self.stopping.is_set() or self._heartbeat_limit.is_exceeded)
 
     def has_time_for(self, task: RangeTask, manifest: Manifest) -> bool:
         """Tell whether a sample of a step record may start before the allocation ends.
 
-        If not, the worker reports the step record as refused, so that the coordinator does not count the slots of this
-        worker as free for it.
+        If not, the worker reports it in its heartbeat, so that the coordinator does not count the slots of this worker
+        as free for the step record.
         """
         if not self._deadline.is_in_allocation:
             return True
@@ -130,13 +130,13 @@ class Slots:
         longest_s = max((*elapsed_s, self._longest_s.get((task.study, task.record), 0.0)))
         if self._deadline.fits(manifest.time_request_s, longest_s):
             return True
-        self._refused.add(task.record)
+        self._out_of_time.add(task.record)
         return False
 
     @property
-    def refused(self) -> tuple[int, ...]:
+    def out_of_time(self) -> tuple[int, ...]:
         """Numbers of the step records whose samples do not start any more, because the time is too short."""
-        return tuple(sorted(self._refused))
+        return tuple(sorted(self._out_of_time))
 
     # --- running attempts ---
 

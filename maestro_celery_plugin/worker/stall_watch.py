@@ -12,17 +12,18 @@ from collections.abc import Callable
 
 from maestro_celery_plugin import clock
 
-__all__ = ["LIMIT_S", "StallWatch"]
+__all__ = ["STALL_LIMIT_S", "StallWatch"]
 
 LOGGER = logging.getLogger(__name__)
 
 # A worker has stalled when messages have waited for it for this long. A worker that works takes them at once.
-LIMIT_S = 15.0
-LOOK_S = 5.0
+STALL_LIMIT_S = 15.0
+# Interval between two checks of the task queues.
+CHECK_INTERVAL_S = 5.0
 
 
 class StallWatch:
-    """Looks at the task queues while the worker could receive messages and receives none.
+    """Checks the task queues while the worker could receive messages and receives none.
 
     Args:
         count_waiting: Returns the number of messages in the task queues, in bounded time; may raise any error.
@@ -30,7 +31,7 @@ class StallWatch:
         count_received: Returns the number of messages that the worker has received.
 
     Attributes:
-        has_stalled: Whether messages have waited for `LIMIT_S` seconds, and the worker has received none.
+        has_stalled: Whether messages have waited for `STALL_LIMIT_S` seconds, and the worker has received none.
     """
 
     def __init__(
@@ -42,22 +43,22 @@ class StallWatch:
         self.has_stalled = False
 
     def start(self) -> None:
-        """Look at intervals, in a thread of its own: the broker may need seconds to answer."""
+        """Check at intervals, in a thread of its own: the broker may need seconds to answer."""
         threading.Thread(target=self._run, name="stall watch", daemon=True).start()
 
     def _run(self) -> None:
         while not self.has_stalled:
-            clock.sleep(LOOK_S)
-            self.look()
+            clock.sleep(CHECK_INTERVAL_S)
+            self.check()
 
-    def look(self) -> None:
-        """Look once."""
+    def check(self) -> None:
+        """Check once."""
         received = self._count_received()
         if not self._can_receive() or received != self._received or not self._has_waiting():
             self._received, self._waiting_since = received, None
         elif self._waiting_since is None:
             self._waiting_since = clock.monotonic()
-        elif clock.monotonic() - self._waiting_since >= LIMIT_S:
+        elif clock.monotonic() - self._waiting_since >= STALL_LIMIT_S:
             self.has_stalled = True
 
     def _has_waiting(self) -> bool:

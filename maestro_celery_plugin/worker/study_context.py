@@ -23,9 +23,9 @@ from maestro_celery_plugin.worker.attempt import Runner
 
 __all__ = ["StudyContext"]
 
-# Minimum interval between two looks at the coordinator's entries. They tell a worker early that samples were cancelled;
-# whether a sample may run does not depend on them (`ledger/claims.py`).
-LOOK_S = 0.1
+# Minimum interval between two checks of the coordinator's entries. The entries tell a worker early that samples were
+# cancelled; whether a sample may run does not depend on them (`ledger/claims.py`).
+CHECK_INTERVAL_S = 0.1
 
 
 class StudyContext:
@@ -60,7 +60,7 @@ class StudyContext:
         self._lock = threading.Lock()
         self._runners: dict[str, tuple[Manifest, Runner]] = {}
         self._coordinator = LedgerReader(self.plan.ledger, self.plan.number, store=store)
-        self._looked_at = float("-inf")
+        self._checked_at = float("-inf")
         self._fences: dict[int, list[tuple[int, int, int]]] = {}
         self._ends: dict[int, list[tuple[int, int, int]]] = {}
 
@@ -114,10 +114,10 @@ class StudyContext:
     def _follow_coordinator(self) -> None:
         """Read new entries of the coordinator; NFS guarantees to show them only after an open (nfs(5))."""
         now = clock.monotonic()
-        if now - self._looked_at < LOOK_S or not self._lock.acquire(blocking=False):
+        if now - self._checked_at < CHECK_INTERVAL_S or not self._lock.acquire(blocking=False):
             return
         try:
-            self._looked_at = now
+            self._checked_at = now
             self._apply(self._coordinator.read(COORDINATOR))
         except OSError:
             return  # the entries are not needed now, and can be read later
@@ -132,8 +132,9 @@ class StudyContext:
                 self._fences.setdefault(record, []).append((epoch, start, stop))
             if kind is Kind.CANCELLED:
                 self._ends.setdefault(record, []).append((epoch, start, stop))
-            elif kind is Kind.LOST:
-                self._ends.setdefault(record, []).append((epoch + 1, start, start + 1))
+            elif kind in (Kind.LOST, Kind.INVALID):
+                stop = start + 1 if kind is Kind.LOST else stop
+                self._ends.setdefault(record, []).append((epoch + 1, start, stop))
 
 
 def _runner_of(manifest: Manifest) -> Runner:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import os
 import signal
 import sys
@@ -25,6 +24,7 @@ import psutil
 from maestro_celery_plugin import clock
 from maestro_celery_plugin.config.groups import GroupConfig
 from maestro_celery_plugin.errors import StudyError
+from maestro_celery_plugin.machine import host_name
 from maestro_celery_plugin.processes import (
     ProcessId,
     adopt_orphans,
@@ -32,12 +32,11 @@ from maestro_celery_plugin.processes import (
     end_descendants,
     end_marked,
     forget_variable,
-    host_name,
 )
 from maestro_celery_plugin.study.session import ENVIRONMENT_VARIABLE, Session
 from maestro_celery_plugin.study.worker_identity import EXIT_REPLACE, MARKER, claim_name, log_of, mark, worker_stem
 from maestro_celery_plugin.worker.arguments import LEAVE_SIGNAL, WorkerArguments
-from maestro_celery_plugin.worker.heartbeat_limit import LIMIT_S, HeartbeatLimit
+from maestro_celery_plugin.worker.heartbeat_limit import HEARTBEAT_LIMIT_S, HeartbeatLimit
 from maestro_celery_plugin.worker.pool_watch import PoolWatch
 
 __all__ = ["main"]
@@ -47,15 +46,15 @@ _STOP_LIMIT_S = 8
 # Time between SIGTERM and SIGKILL for processes that a dead worker has left behind. Either they have received SIGTERM
 # before, or no other process will end them.
 KILL_GRACE_S = 1.0
-# A new worker replaces a worker that was killed, has lost its broker, or could not take messages, up to this number of
+# A new worker replaces a worker that was killed, has lost its broker, or could not claim messages, up to this number of
 # workers in sequence.
 _MAX_WORKERS = 20
-# Time before a new worker replaces one that could not take messages; it doubles each time, up to a limit. The file
+# Time before a new worker replaces one that could not claim messages; it doubles each time, up to a limit. The file
 # system of the machine may answer again. The conductor cancels an allocation without workers after a longer time.
 _FAULT_DELAY_S = 5.0
 _FAULT_DELAY_LIMIT_S = 60.0
-# Interval between two looks at the heartbeat limit of the worker.
-_LOOK_S = 1.0
+# Interval between two checks of the heartbeat limit of the worker.
+_CHECK_INTERVAL_S = 1.0
 # A user may start a worker before the conductor has stored the configuration of the group.
 GROUP_LIMIT_S = 30.0
 # LSF sends SIGUSR2 at the time limit, and SIGINT before SIGTERM (bsub -W, bkill).
@@ -138,15 +137,16 @@ def _claim_name_and_log(session: Session, group: str, allocation: str) -> str:
     return name
 
 
-@dataclasses.dataclass
 class _Supervisor:
     """Runs Celery workers one after the other; its signal handlers end the present one.
 
     A handler may run between any two lines of this class. It sends signals first, and raises no error: neither a full
     disk nor a removed session may keep a worker alive.
 
-    Attributes:
+    Args:
         session: The session.
+
+    Attributes:
         child: The process number of the present worker; 0 while there is none.
         doomed: The worker that the alarm kills. A later worker must not die by the alarm of an earlier one.
         name: The name of the present worker.
@@ -156,18 +156,11 @@ class _Supervisor:
         session_id: Identity of the session; a later launch in the same directory has another one.
     """
 
-    session: Session
-    child: int = 0
-    doomed: int = 0
-    name: str = ""
-    end_requested: bool = False
-    leaving: bool = False
-    lost_heartbeat: bool = False
-    session_id: str = ""
-
-    def __post_init__(self) -> None:
-        """Remember the session."""
-        self.session_id = self.session.id
+    def __init__(self, session: Session) -> None:
+        self.session, self.session_id = session, session.id
+        self.child = self.doomed = 0
+        self.name = ""
+        self.end_requested = self.leaving = self.lost_heartbeat = False
 
     def handle_signals(self) -> None:
         """Install the signal handlers, which stay until this process ends."""
@@ -220,7 +213,7 @@ class _Supervisor:
     def must_restart(self, code: int, *, in_allocation: bool, has_fault: bool) -> bool:
         """Tell whether a new worker must replace a worker.
 
-        An allocation needs a new worker if this one was killed. A worker that has lost its broker, or could not take
+        An allocation needs a new worker if this one was killed. A worker that has lost its broker, or could not claim
         messages, is always replaced.
         """
         was_killed = code < 0 and in_allocation and not self.leaving
@@ -238,7 +231,7 @@ class _Supervisor:
         """Wait before the next worker starts; return False if no further worker may start."""
         with contextlib.suppress(OSError):
             print(
-                f"worker on {host_name()}: '{self.name}' could not take messages. A new worker replaces it in "
+                f"worker on {host_name()}: '{self.name}' could not claim messages. A new worker replaces it in "
                 f"{seconds:.0f} s.",
                 file=sys.stderr,
                 flush=True,
@@ -293,7 +286,7 @@ class _Supervisor:
 
     def _watch_heartbeat(self, limit: HeartbeatLimit, child: int, has_ended: threading.Event) -> None:
         """Kill the worker when it could not write its heartbeat for too long; then its samples end with it."""
-        while not has_ended.wait(_LOOK_S):
+        while not has_ended.wait(_CHECK_INTERVAL_S):
             if limit.is_exceeded and self.child == child:
                 self.lost_heartbeat = True
                 with contextlib.suppress(OSError):
@@ -301,8 +294,8 @@ class _Supervisor:
                 # Last: the log is on the file system that may not answer.
                 with contextlib.suppress(OSError):
                     print(
-                        f"worker on {host_name()}: '{self.name}' could not write its heartbeat for {LIMIT_S:.0f} s. It "
-                        "was killed, because its samples will run again elsewhere.",
+                        f"worker on {host_name()}: '{self.name}' could not write its heartbeat for "
+                        f"{HEARTBEAT_LIMIT_S:.0f} s. It was killed, because its samples will run again elsewhere.",
                         file=sys.stderr,
                         flush=True,
                     )

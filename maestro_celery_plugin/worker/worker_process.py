@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import os
@@ -17,30 +18,33 @@ from maestro_celery_plugin.batch.deadline import Deadline
 from maestro_celery_plugin.broker.app import TASK_NAME, count_waiting
 from maestro_celery_plugin.broker.sender import Sender
 from maestro_celery_plugin.errors import LedgerError
+from maestro_celery_plugin.machine import host_name, machine_id, usable_cpus
 from maestro_celery_plugin.plugins import batch_system
-from maestro_celery_plugin.processes import ProcessId, host_name, machine_id, usable_cpus
+from maestro_celery_plugin.processes import ProcessId
+from maestro_celery_plugin.states import WorkerState
 from maestro_celery_plugin.study.heartbeats import Heartbeat
 from maestro_celery_plugin.study.worker_identity import PROCESS_MARKER, mark
 from maestro_celery_plugin.worker.arguments import LEAVE_SIGNAL, WorkerArguments
+from maestro_celery_plugin.worker.gate import gate
 from maestro_celery_plugin.worker.idle_timeout import IdleTimeout
 from maestro_celery_plugin.worker.launch_env import LaunchEnvironment
-from maestro_celery_plugin.worker.prefetch import RangeRequest, gate
-from maestro_celery_plugin.worker.range_task import UNTAKEN_LIMIT, RangeTasks
+from maestro_celery_plugin.worker.range_consumer import RangeRequest
+from maestro_celery_plugin.worker.range_task import UNCLAIMED_LIMIT, RangeTasks
 from maestro_celery_plugin.worker.slots import Slots
-from maestro_celery_plugin.worker.stall_watch import LIMIT_S, StallWatch
+from maestro_celery_plugin.worker.stall_watch import STALL_LIMIT_S, StallWatch
 
 __all__ = ["WorkerProcess"]
 
 LOGGER = logging.getLogger(__name__)
 
 HEARTBEAT_S = 2.0
-# A worker in an allocation reads the files of the session at this interval, because there may be thousands of such
-# workers. A worker outside of an allocation reads them in each round of the watch thread.
-LOOK_S = 1.0
+# Interval between two checks of the session's files by a worker in an allocation, because there may be thousands of
+# such workers. A worker outside of an allocation checks them in each round of the watch thread.
+CHECK_INTERVAL_S = 1.0
 _WATCH_S = 0.25
 _STALLED = (
-    f"messages have waited for {LIMIT_S:.0f} s, and it has received none, because its connection to the broker has "
-    "failed; a new worker replaces it"
+    f"messages have waited for {STALL_LIMIT_S:.0f} s, and it has received none, because its connection to the broker "
+    "has failed; a new worker replaces it"
 )
 
 
@@ -130,14 +134,14 @@ class WorkerProcess:
 
     def _watch(self, slots: int) -> None:
         beat, last_beat_at, last_poll_at, was_held = 0, 0.0, 0.0, False
-        poll_s = LOOK_S if self._arguments.allocation else _WATCH_S
+        poll_s = CHECK_INTERVAL_S if self._arguments.allocation else _WATCH_S
         while True:
             now, is_held = clock.monotonic(), self._is_held()
             if is_held != was_held:
                 self._log_hold(is_held=is_held)
             if now - last_beat_at > HEARTBEAT_S or is_held != was_held:
                 beat, last_beat_at, was_held = beat + 1, now, is_held
-                _try(lambda beat=beat: self._beat(slots, beat))  # type: ignore[misc]
+                _try(functools.partial(self._beat, slots, beat))
             if self._deadline.is_draining or self._stall_watch.has_stalled:
                 _try(gate.close)
             if now - last_poll_at >= poll_s:
@@ -193,7 +197,7 @@ class WorkerProcess:
             gate.hold(held=self._tasks.health.is_held)
         else:
             beats, unreadable = heartbeats.read(f"{self._name}.")
-            gate.hold(held=any(beat.state == "held" for beat in beats) or (gate.is_held and bool(unreadable)))
+            gate.hold(held=any(beat.state is WorkerState.HELD for beat in beats) or (gate.is_held and bool(unreadable)))
 
     def _heartbeat(self, slots: int, beat: int) -> Heartbeat:
         process = ProcessId.of(os.getpid())
@@ -209,32 +213,32 @@ class WorkerProcess:
             state=self._state,
             allocation=self._arguments.allocation,
             ends_at=None if math.isinf(self._deadline.ends_at) else self._deadline.ends_at,
-            refused=gate.refused.total(),
-            refuses=self._tasks.slots.refused if self._tasks else (),
+            refused_messages=gate.refused.total(),
+            refuses=self._tasks.slots.out_of_time if self._tasks else (),
             machine=machine_id(),
         )
 
     @property
-    def _state(self) -> str:
+    def _state(self) -> WorkerState:
         if not self._ready:
-            return "starting"
-        if self._tasks is not None and self._tasks.slots.stopping.is_set():
-            return "stopping"
-        if self._deadline.is_draining or self._stall_watch.has_stalled:
-            return "draining"
+            return WorkerState.STARTING
+        if self._stall_watch.has_stalled or (self._tasks is not None and self._tasks.slots.stopping.is_set()):
+            return WorkerState.STOPPING
+        if self._deadline.is_draining:
+            return WorkerState.DRAINING
         if self._tasks is None:
-            return "idle"
+            return WorkerState.IDLE
         if self._tasks.health.is_held:
-            return "held"
-        return "busy" if self._tasks.slots.busy else "idle"
+            return WorkerState.HELD
+        return WorkerState.BUSY if self._tasks.slots.busy else WorkerState.IDLE
 
     def _end_reason(self) -> str | None:
-        """Return why this process must end; None when it continues."""
+        """Return why this process must end, and note whether a new worker must replace it; None when it continues."""
         if self._is_terminated:
             return "it was asked to stop"
-        if self._tasks is not None and self._tasks.untaken >= UNTAKEN_LIMIT:
+        if self._tasks is not None and self._tasks.unclaimed >= UNCLAIMED_LIMIT:
             self._arguments.has_fault.set()
-            return f"it could not take {UNTAKEN_LIMIT} messages in a row"
+            return f"it could not claim {UNCLAIMED_LIMIT} messages in a row"
         if not self._supervisor.is_alive:
             return "its supervisor has died"
         if not self._session.path.exists():
@@ -248,17 +252,17 @@ class WorkerProcess:
             return _STALLED if self._stall_watch.has_stalled else "the broker has moved"
         if self._name != self._arguments.name:
             return None  # a pool process; the main process of the worker decides
-        return self._idle_timeout.leave_reason(self._idle_s(), refuses=self._refuses())
+        return self._idle_timeout.leave_reason(self._idle_s(), out_of_time=self._is_out_of_time())
 
-    def _refuses(self) -> bool:
-        """Tell whether this worker refuses samples because the time is too short."""
+    def _is_out_of_time(self) -> bool:
+        """Tell whether the time is too short for samples of a step record."""
         if self._tasks is not None:
-            return bool(self._tasks.slots.refused)
+            return bool(self._tasks.slots.out_of_time)
         return any(beat.refuses for beat in self._session.heartbeats.all(f"{self._name}."))
 
     def _can_receive(self) -> bool:
         """Tell whether this worker should receive messages: a slot is free, or it has no work although none is free."""
-        return not (gate.is_closed or gate.is_held) and (gate.has_free_slot or self._idle_s() > LIMIT_S)
+        return not (gate.is_closed or gate.is_held) and (gate.has_free_slot or self._idle_s() > STALL_LIMIT_S)
 
     def _broker_has_moved(self) -> bool:
         """Tell whether the broker of the session has another URL now, to which a new worker would connect."""
@@ -271,7 +275,7 @@ class WorkerProcess:
             slots = self._tasks.slots
             return 0.0 if slots.busy else clock.monotonic() - slots.last_work
         beats, unreadable = self._session.heartbeats.read(f"{self._name}.")
-        if unreadable or any(beat.state == "busy" for beat in beats):
+        if unreadable or any(beat.state is WorkerState.BUSY for beat in beats):
             self._pool_busy_at = clock.monotonic()
         return clock.monotonic() - self._pool_busy_at
 
@@ -291,17 +295,11 @@ class WorkerProcess:
         self._ending = True  # last: after an error above, the next round tries again
 
 
-def _try(action: Callable[[], object]) -> bool:
-    """Do one part of the watch thread's work; an error of one file must not keep a worker from its end.
-
-    Returns:
-        Whether there was no error.
-    """
+def _try(action: Callable[[], object]) -> None:
+    """Do one part of the watch thread's work; an error of one file must not keep a worker from its end."""
     try:
         action()
-        return True
     except (OSError, LedgerError) as cause:  # for example a full disk
         LOGGER.warning("%s", cause)
     except Exception:  # an error in the plugin; without this thread, the worker would count as dead
         LOGGER.exception("An error occurred in the watch thread, which continues.")
-    return False

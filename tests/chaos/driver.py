@@ -7,15 +7,15 @@ import random
 import time
 from collections.abc import Callable
 
+from proxy import Proxy
 from support import Study, wait_for
 
 from chaos.parts import Parts
-from chaos.specification import POOLS, specification
+from chaos.specification import POOLS, SAMPLES, specification
 from chaos.verdict import broken_promises
 
-__all__ = ["SAMPLES", "break_study"]
+__all__ = ["break_study"]
 
-SAMPLES = 75
 # Seconds in which parts are broken, and in which the study must end afterwards.
 BREAK_S, HEAL_S = 25.0, 150.0
 
@@ -32,6 +32,8 @@ def _faults(parts: Parts, *, gentle: bool, is_private: bool) -> dict[str, Callab
         "kill the conductor": lambda: (parts.kill("conductor"), parts.resume()),
         "resume a running study": parts.resume,
     }
+    if not is_private:
+        faults["the broker is away"] = parts.take_broker_away
     if is_private:
         faults["pause the broker"] = lambda: parts.pause("server")
         faults["kill the broker"] = lambda: parts.kill("server")
@@ -61,11 +63,12 @@ def break_study(
         pool: The worker groups; None for a random choice.
     """
     choose = random.Random(seed)
-    pool = pool or choose.choice(sorted(POOLS))
-    options = ("--broker", broker_url) if broker_url else ()
-    study = run(specification(SAMPLES, pool), "-s", "1", *options, name=f"chaos{seed}")
-    parts = Parts(study, broker_url, choose)
-    study.await_text("one/*/*/*/runs", timeout_s=100)
+    pool, kind = pool or choose.choice(sorted(POOLS)), choose.choice(sorted(SAMPLES))
+    proxy = Proxy(broker_url) if broker_url else None
+    options = ("--broker", proxy.url) if proxy else ()
+    study = run(specification(kind, pool), "-s", "1", *options, name=f"chaos{seed}")
+    parts = Parts(study, broker_url, proxy, choose)
+    study.await_text("one/**/runs", timeout_s=100)
     faults, done = _faults(parts, gentle=gentle, is_private=broker_url is None), []
     end = time.monotonic() + BREAK_S
     while time.monotonic() < end and not (study.path / "last" / "runs").exists():
@@ -73,11 +76,13 @@ def break_study(
         done.append(choose.choice(sorted(faults)))
         faults[done[-1]]()
     healed_s = _await_end(study, parts)
-    wrong = [*parts.complaints, *broken_promises(study, SAMPLES, gentle=gentle, killed_samples="kill one sample" in done)]
+    wrong = [*parts.complaints, *broken_promises(study, SAMPLES[kind].count, gentle=gentle, killed_samples="kill one sample" in done)]
     states = {step["name"]: step["state"] for step in study.status()["steps"]}
     wrong += [f"{name} is {state}." for name, state in states.items() if state != "FINISHED"]
     wait_for(lambda: not study.processes(), f"the end of all processes: {study.processes()}", 45)
-    return {"seed": seed, "pool": pool, "gentle": gentle, "healed_s": healed_s, "done": done, "wrong": wrong}
+    if proxy:
+        proxy.close()
+    return {"seed": seed, "pool": pool, "samples": kind, "gentle": gentle, "healed_s": healed_s, "done": done, "wrong": wrong}
 
 
 def _await_end(study: Study, parts: Parts) -> float:

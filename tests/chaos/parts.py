@@ -5,15 +5,16 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-import re
 import signal
 import time
 
 import psutil
 import redis
 from amqp.exceptions import AMQPError
+from intruder import admin_of
 from kombu import Connection
 from kombu.exceptions import KombuError
+from proxy import Proxy
 from support import Study
 
 from maestro_celery_plugin.study.session import Session
@@ -29,11 +30,12 @@ class Parts:
     Args:
         study: The study.
         broker_url: URL of a Redis or RabbitMQ server; None for the private broker.
+        proxy: The proxy between the study and this server; None for the private broker.
         choose: Random choices.
     """
 
-    def __init__(self, study: Study, broker_url: str | None, choose: random.Random) -> None:
-        self.study, self._url, self._choose = study, broker_url, choose
+    def __init__(self, study: Study, broker_url: str | None, proxy: Proxy | None, choose: random.Random) -> None:
+        self.study, self._url, self._proxy, self._choose = study, broker_url, proxy, choose
         self.complaints: list[str] = []
 
     # --- processes ---
@@ -81,15 +83,15 @@ class Parts:
 
     # --- broker ---
 
+    @property
+    def _session(self) -> Session:
+        return Session(self.study.path / "merlin_info" / "session")
+
     def _admin(self) -> redis.Redis:
         """Return a client with all rights, which the users of a private broker do not have."""
-        session = Session(self.study.path / "merlin_info" / "session")
-        location = session.read_broker()
-        url = self._url or (location.url if location else "redis://127.0.0.1:1")
-        if self._url is None:
-            found = re.search(r"^user supervisor .*?>(\S+)", (session.path / "broker.conf").read_text(), re.MULTILINE)
-            url = re.sub("//.*@", f"//supervisor:{found[1] if found else ''}@", url)
-        return redis.Redis.from_url(url, socket_timeout=3)
+        if self._url is not None:
+            return redis.Redis.from_url(self._url, socket_timeout=3)
+        return admin_of(self._session, socket_timeout=3)
 
     def flush_broker(self) -> None:
         """Delete all messages."""
@@ -112,11 +114,16 @@ class Parts:
         return (self._url or "").startswith("amqp")
 
     def _on_queue(self, operation: str) -> None:
-        queue = Session(self.study.path / "merlin_info" / "session").queue("merlin")
+        queue = self._session.queue("merlin")
         # The broker may be down; amqp and kombu raise their own errors.
         errors = (OSError, AMQPError, KombuError)
         with contextlib.suppress(*errors), Connection(self._url, connect_timeout=3) as connection:
             getattr(connection.default_channel, operation)(queue)
+
+    def take_broker_away(self) -> None:
+        """End all connections to the broker, which cannot be reached for some seconds, and keeps its messages."""
+        if self._proxy is not None:
+            self._proxy.go_away(self._choose.choice(PAUSES_S))
 
     def freeze_and_drop(self) -> None:
         """Stop the workers while the broker closes their connections."""
@@ -129,14 +136,15 @@ class Parts:
     # --- commands ---
 
     def resume(self) -> None:
-        """Resume the study, sometimes twice at the same time: one of the two commands must succeed."""
+        """Resume the study; try again for some seconds, because the last conductor may not have ended yet."""
         for _ in range(30):
-            answers = [self.study.command("maestro-celery", "resume", "-s", "1", str(self.study.path))]
-            self.complaints += [answer.stderr for answer in answers if "Traceback" in answer.stderr]
-            if answers[0].returncode == 0 or self.processes("conductor"):
+            answer = self.study.command("maestro-celery", "resume", "-s", "1", str(self.study.path))
+            if "Traceback" in answer.stderr:
+                self.complaints.append(answer.stderr)
+            if answer.returncode == 0 or self.processes("conductor"):
                 return
             time.sleep(0.5)
-        self.complaints.append(f"resume is refused: {answers[0].stderr}")
+        self.complaints.append(f"resume is refused: {answer.stderr}")
 
     def cancel_and_resume(self) -> None:
         answer = self.study.command("maestro", "cancel", "-y", str(self.study.path))

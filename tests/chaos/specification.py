@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 
-__all__ = ["POOLS", "code_of", "requests_of", "specification"]
+__all__ = ["POOLS", "SAMPLES", "code_of", "requests_of", "specification"]
 
 # Each attempt appends two lines to the file `runs` of its sample: at its start, and before its end.
 _SCRIPT = """\
@@ -26,6 +27,19 @@ POOLS: dict[str, dict[str, Any]] = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class Samples:
+    """The samples of each step record, which take between two durations."""
+
+    count: int
+    shortest_s: float
+    longest_s: float
+
+
+# A slot runs many short samples of its range, and sends the rest after each of the long ones.
+SAMPLES = {"short": Samples(75, 0.02, 0.2), "long": Samples(12, 1.0, 3.0)}
+
+
 def code_of(sample: int) -> int:
     """Return the last exit code of a sample."""
     return 3 if sample % 31 == 7 else 0
@@ -36,11 +50,11 @@ def requests_of(sample: int) -> int:
     return (sample % 19 == 3) + (sample % 17 == 4)
 
 
-def specification(samples: int, pool: str) -> str:
+def specification(kind: str, pool: str) -> str:
     """Return a specification, as JSON, which is YAML as well.
 
     Args:
-        samples: Number of samples of a step record; they take 0.02 to 0.2 s.
+        kind: The samples, a key of `SAMPLES`.
         pool: The worker groups, a key of `POOLS`.
     """
     step = {
@@ -48,7 +62,9 @@ def specification(samples: int, pool: str) -> str:
         "restart": _SCRIPT.format(mode="restart") + "# $(P)\n",
         "retry_delay": 0.2,
     }
-    durations = f"BEGIN {{srand(7); for (i = 0; i < {samples}; i++) printf \"%.3f\\n\", 0.02 + 0.18 * rand()}}"
+    one = SAMPLES[kind]
+    row = f'printf "%.3f\\n", {one.shortest_s} + {one.longest_s - one.shortest_s} * rand()'
+    durations = f"BEGIN {{srand(7); for (i = 0; i < {one.count}; i++) {row}}}"
     return json.dumps(
         {
             "description": {"name": "chaos", "description": "a study that is broken at random"},

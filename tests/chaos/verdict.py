@@ -91,7 +91,7 @@ def _broken(
     ended = [one for one in executions if one.ended_at is not None]
     complete = [one for one in ended if one.code == code_of(sample)]
     was_killed = killed_samples and any(code < 0 for _, code in history.outcomes)
-    # The end of an attempt that was declared lost is void; so is that of a worker that was alive all the same.
+    # The end of an attempt that was declared lost is invalid; so is that of a worker that was alive all the same.
     outcomes = [epoch for epoch, _ in history.outcomes if epoch not in history.excused]
     overlaps = any(later.began_at < (one.ended_at or 0) for one, later in itertools.combinations(executions, 2))
     findings = {

@@ -38,7 +38,6 @@ class FileServer:
         self.files: dict[str, bytearray] = {}
         self.links: dict[str, str] = {}
         self.directories: set[str] = set()
-        self.operations = 0
 
     def node(self, name):
         return NodeStore(self, name)
@@ -59,7 +58,6 @@ class NodeStore(Store):
     def _operate(self):
         """Stall for a random time, then return the lock of the server."""
         server = self._server
-        server.operations += 1
         if self._random.random() < server.stall_rate:
             time.sleep(self._random.random() * server.stall_s)
         if self.is_dead:

@@ -33,4 +33,4 @@ def test_nothing_but_the_study_is_broken(tmp_path):
     study = Study(tmp_path / "study", {})
     everything = ("conductor", "worker", "supervisor", "broker supervisor", "server", "sample", "")
 
-    assert Parts(study, None, random.Random(1)).processes(*everything) == []
+    assert Parts(study, None, None, random.Random(1)).processes(*everything) == []

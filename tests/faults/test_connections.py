@@ -5,14 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
-import threading
 from collections.abc import Iterator
 
 import psutil
 import pytest
 from intruder import Intruder, admin_of
-from kombu.utils.url import url_to_parts
+from proxy import Proxy
 from support import wait_for
 
 from maestro_celery_plugin.ledger.entries import Kind
@@ -124,48 +122,6 @@ def test_a_command_to_all_workers_changes_nothing(run, options):
 def url_of(client) -> str:
     values = client.connection_pool.connection_kwargs
     return f"redis://{values.get('username') or ''}:{values['password']}@{values['host']}:{values['port']}/0"
-
-
-class Proxy:
-    """A TCP proxy that can stop forwarding: neither side notices, as when a firewall forgets its connections."""
-
-    def __init__(self, url: str) -> None:
-        self._target = url_to_parts(url).port
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.url = url.replace(f":{self._target}", f":{self._listener.getsockname()[1]}")
-        self._frozen = threading.Event()
-        self._sockets = [self._listener]
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def freeze(self) -> None:
-        """Forward nothing more on the connections of now; new ones work."""
-        frozen, self._frozen = self._frozen, threading.Event()
-        frozen.set()
-
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):  # the listener is closed
-            while True:
-                client, _ = self._listener.accept()
-                server = socket.create_connection(("127.0.0.1", self._target))
-                self._sockets += (client, server)
-                for ends in ((client, server), (server, client)):
-                    threading.Thread(target=self._forward, args=(*ends, self._frozen), daemon=True).start()
-
-    @staticmethod
-    def _forward(source: socket.socket, sink: socket.socket, frozen: threading.Event) -> None:
-        with contextlib.suppress(OSError):
-            while data := source.recv(65536):
-                if frozen.is_set():
-                    return
-                sink.sendall(data)
-            if not frozen.is_set():
-                sink.shutdown(socket.SHUT_WR)
-
-    def close(self) -> None:
-        for one in self._sockets:
-            with contextlib.suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)  # ends the threads that wait for it
-            one.close()
 
 
 @pytest.mark.parametrize(("broker", "pool"), [("redis", "prefork"), ("rabbitmq", "threads")])

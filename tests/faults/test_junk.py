@@ -72,7 +72,7 @@ def finish_with_one_worker(study) -> None:
 
 def await_refused(study, count: int) -> None:
     def refused() -> int:
-        return sum(worker["refused"] for worker in study.status()["workers"])
+        return sum(worker["refused_messages"] for worker in study.status()["workers"])
 
     wait_for(lambda: refused() >= count, f"the refusal of {count} messages; seen: {refused()}", 30)
     assert refused() == count

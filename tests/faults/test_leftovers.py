@@ -126,7 +126,7 @@ def test_resume_ends_samples_whose_worker_is_dead(left):
     answer = study.command("maestro-celery", "resume", "-s", "1", str(study.path))
 
     assert answer.returncode == 0, answer.stderr
-    assert "Ended 6 processes of samples whose worker is dead.\n" in answer.stderr
+    assert "Ended 6 processes of samples without a worker.\n" in answer.stderr
     assert samples(study) == []
     study.await_end()
     assert study.states() == {"sim": "FINISHED"}

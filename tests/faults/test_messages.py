@@ -29,14 +29,14 @@ def intruder(run):
 
 def test_forged_messages_are_refused(intruder):
     """Given messages without a valid signature, when a worker receives them, then it refuses them."""
-    script = intruder.study.path.parent / "evil"
+    other = str(intruder.study.path.parent / "other")
     intruder.send(*intruder.fields(epoch=9), "0" * 64)
-    intruder.send(str(script), "sim", 1, 0, 1, 9, "0" * 64)
+    intruder.send(other, "sim", 1, 0, 1, 9, "0" * 64)
     intruder.send("no", "such", "message")
     intruder.send(*intruder.fields()[:3], "0; touch x", 5, 1, "x")
     intruder.send(name="os.system")
 
-    wait_for(lambda: sum(w["refused"] for w in intruder.study.status()["workers"]) == 5, "refusals")
+    wait_for(lambda: sum(w["refused_messages"] for w in intruder.study.status()["workers"]) == 5, "refusals")
     finish(intruder.study)
 
 

@@ -119,7 +119,7 @@ class Cluster:
         groups = {"w": WorkerGroupSettings(task_queues=("merlin",))}
         self.records = StepRecords(self.plan, groups, self.server.node("conductor"))
         self.server.directories.add(str(self.plan.claims / f"{0:016x}" / "1"))
-        self.publisher = Publisher(self.plan, None, self.records, {"merlin"}, self.dead.__contains__)
+        self.publisher = Publisher(self.plan, None, self.records, {"merlin"}, self.dead.__contains__, self.dead.add)
         self.publisher._sender = self.broker
         self.record = self.records.register(manifest)
         self.record.begin(cancelled=False)
@@ -154,7 +154,7 @@ class Cluster:
 @pytest.fixture(autouse=True)
 def no_delays(monkeypatch):
     monkeypatch.setattr(range_task, "FAULT_DELAY_S", 0.0)
-    monkeypatch.setattr(study_context, "LOOK_S", 0.0)
+    monkeypatch.setattr(study_context, "CHECK_INTERVAL_S", 0.0)
     monkeypatch.setattr("maestro_celery_plugin.worker.slots.TIME_BUDGET_S", 0.05)
 
 
@@ -172,25 +172,25 @@ def test_no_two_attempts_at_a_sample_run_at_once_and_no_finished_sample_runs_aga
     assert lost.total() <= (2 if kill else 0)  # the dead node has two slots
 
 
-def test_a_message_is_taken_once_on_all_nodes(tmp_path):
-    """Given many nodes that take a message at the same moment, then one of them owns it, and all see the same owner."""
+def test_a_message_is_claimed_once_on_all_nodes(tmp_path):
+    """Given many nodes that claim a message at the same moment, then one of them owns it, and all see the same owner."""
     server = FileServer(stall_s=0.01, stall_rate=0.5)
     directory = tmp_path / "claims"
     server.directories.update({str(directory / f"{7:016x}" / "1")})
     name = MessageName(1, 1, 0, 4)
     nodes = [Claims(directory, 7, server.node(number)) for number in range(8)]
-    gate, taken = threading.Barrier(8), []
+    gate, claimed = threading.Barrier(8), []
 
-    def take(number):
+    def claim(number):
         gate.wait()
-        if nodes[number].take(name, owner_text(f"w-{number}")):
-            taken.append(f"w-{number}")
+        if nodes[number].claim(name, owner_text(f"w-{number}")):
+            claimed.append(f"w-{number}")
 
-    threads = [threading.Thread(target=take, args=(number,)) for number in range(8)]
+    threads = [threading.Thread(target=claim, args=(number,)) for number in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
 
-    assert len(taken) == 1
-    assert {node.owner(name) for node in nodes} == set(taken)
+    assert len(claimed) == 1
+    assert {node.owner(name) for node in nodes} == set(claimed)

@@ -137,7 +137,7 @@ def test_the_user_of_the_session_can_send_and_receive(session, server):
 @pytest.mark.parametrize("with_user", [True, False], ids=["a new session", "a session of release 0.1"])
 def test_the_user_of_the_session_may_do_nothing_else(session, server, with_user):
     if not with_user:
-        session.write_broker(BrokerLocation(url=f"redis://:geheim@127.0.0.1:{free_port()}/0", supervisor=(1, 1)))
+        session.write_broker(BrokerLocation(url=f"redis://:zigzag@127.0.0.1:{free_port()}/0", supervisor=(1, 1)))
     private.start(session)
     server_before = server_of(session)
 
@@ -168,7 +168,7 @@ def test_the_password_of_the_supervisor_is_in_the_configuration_only(session):
 
 def test_a_session_of_release_0_1_keeps_its_address(session):
     """Given a session whose URL has no user, when it is resumed, then its workers find the broker at the same URL."""
-    url = f"redis://:geheim@127.0.0.1:{free_port()}/0"
+    url = f"redis://:zigzag@127.0.0.1:{free_port()}/0"
     session.write_broker(BrokerLocation(url=url, supervisor=(1, 1)))
 
     private.start(session)

@@ -177,7 +177,7 @@ os._exit(0)
 """
 
 
-def test_a_worker_that_could_not_take_messages_is_replaced_after_a_delay_and_not_for_ever(tmp_path, session):
+def test_a_worker_that_could_not_claim_messages_is_replaced_after_a_delay_and_not_for_ever(tmp_path, session):
     """Given a machine that is broken for good, then a limited number of workers starts, each after a longer time."""
     setup = """
     delays, claims = [], iter(range(100))
@@ -215,7 +215,7 @@ def test_a_supervisor_that_waits_for_its_machine_ends_at_once(tmp_path, session)
     assert notes(tmp_path) == ["started"]
 
 
-def test_a_worker_of_the_conductor_that_could_not_take_messages_is_replaced_by_the_conductor(tmp_path, session):
+def test_a_worker_of_the_conductor_that_could_not_claim_messages_is_replaced_by_the_conductor(tmp_path, session):
     process = start(tmp_path, session, UNABLE, "", "--name", "w-1")
 
     output, _ = process.communicate(timeout=30)

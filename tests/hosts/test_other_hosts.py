@@ -73,7 +73,7 @@ def test_a_study_waits_for_workers_on_another_host_and_explains_this(run, host, 
 
     text = explained(study)
     assert f"waits for its workers on otherhost: start them there with `maestro-celery workers {study.path}" in text
-    assert study.status()["workers"] == [{"name": "", "group": "far", "node": "otherhost", "state": "awaited", "refused": 0}]
+    assert study.status()["workers"] == [{"name": "", "group": "far", "node": "otherhost", "state": "awaited", "refused_messages": 0}]
     answer = study.command("maestro-celery", "workers", str(study.path))
     assert answer.returncode == 1
     assert "No worker group is for this machine" in answer.stderr
@@ -146,7 +146,7 @@ BROKEN = """
 """
 
 
-def test_a_machine_on_which_every_sample_fails_is_taken_out_and_its_samples_run_elsewhere(
+def test_the_worker_of_a_machine_on_which_every_sample_fails_leaves_and_its_samples_run_elsewhere(
     run, host, start_workers, environment, monkeypatch, tmp_path
 ):
     """Given a program that is missing on one host, then its samples run on the other host, and a user can see why."""
@@ -169,6 +169,6 @@ def test_a_machine_on_which_every_sample_fails_is_taken_out_and_its_samples_run_
     machines = {machine["worker"]: machine for machine in study.status()["broken_machines"]}
     assert {(machine["node"], machine["reason"]) for machine in machines.values()} == {("otherhost", "exit code 127")}
     assert machines["far-1"]["samples"] >= 5
-    sentence = "Machine 'otherhost' was taken out of the study (worker 'far-1')"
+    sentence = "Worker 'far-1' has left the study, because machine 'otherhost' is broken:"
     assert sentence in " ".join(explained(study).split())
     assert sentence in " ".join(study.command("maestro-celery", "status", str(study.path)).stdout.split())

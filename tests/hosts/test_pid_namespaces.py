@@ -14,7 +14,8 @@ import pytest
 from support import BIN, needed, wait_for
 
 from maestro_celery_plugin.broker.private import supervisor_of
-from maestro_celery_plugin.processes import ProcessId, host_name, machine_id
+from maestro_celery_plugin.machine import host_name, machine_id
+from maestro_celery_plugin.processes import ProcessId
 from maestro_celery_plugin.study.session import BrokerLocation, Session
 
 SPEC = """
@@ -54,7 +55,7 @@ def in_namespace(program):
 
 
 def test_a_pid_namespace_is_another_machine_with_the_same_name():
-    program = "from maestro_celery_plugin.processes import *; print(host_name(), machine_id())"
+    program = "from maestro_celery_plugin.machine import *; print(host_name(), machine_id())"
     assert in_namespace(program).split()[0] == host_name()
     assert in_namespace(program).split()[1] != machine_id()
     same = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
 from recorded import Recorded
+
+from maestro_celery_plugin import clock
 
 
 @pytest.fixture
 def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recorded:
     """Commands on PATH that print recorded output."""
     return Recorded(tmp_path / "commands", monkeypatch)
+
+
+@pytest.fixture
+def advance_clock(monkeypatch):
+    """Advance the clock by a number of seconds."""
+
+    def advance(seconds):
+        later = time.monotonic() + seconds
+        monkeypatch.setattr(clock, "monotonic", lambda: later)
+
+    return advance

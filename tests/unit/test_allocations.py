@@ -17,7 +17,8 @@ from maestro_celery_plugin.batch.slurm import Slurm
 from maestro_celery_plugin.conductor import allocation_source, backoff
 from maestro_celery_plugin.conductor.allocation_request import AllocationRequest
 from maestro_celery_plugin.conductor.allocation_source import AllocationSource
-from maestro_celery_plugin.conductor.batch_jobs import BatchJobs, ProcessJobs
+from maestro_celery_plugin.conductor.batch_jobs import BatchJobs
+from maestro_celery_plugin.conductor.process_jobs import ProcessJobs
 from maestro_celery_plugin.config.settings import BatchSettings
 from maestro_celery_plugin.errors import AllocationError, BatchSystemUnavailableError, WorkerError
 from maestro_celery_plugin.states import AllocationState

@@ -158,8 +158,8 @@ def test_outputs_are_kept_unless_they_are_empty(make, cmd, kept):
 def test_a_later_attempt_appends_a_header_and_its_output(make):
     runner = make("echo first", restart="echo again; echo trouble >&2")
     attempt(runner)
-    runner.start(0, first=False, again=True).wait()
-    runner.start(0, first=False, again=False).wait()
+    runner.start(0, first=False, restart=True).wait()
+    runner.start(0, first=False, restart=False).wait()
 
     first, header, again, header_2, last = out(runner).splitlines()
     assert (first, again, last) == ("first", "again", "first")
@@ -171,7 +171,7 @@ def test_a_later_attempt_appends_a_header_and_its_output(make):
 def test_a_header_without_output_is_removed(make):
     runner = make("echo first", restart="true")
     attempt(runner)
-    runner.start(0, first=False, again=True).wait()
+    runner.start(0, first=False, restart=True).wait()
 
     assert files(runner) == {"sim.out": "first\n"}
 
@@ -179,7 +179,7 @@ def test_a_header_without_output_is_removed(make):
 def test_the_restart_script_is_next_to_the_cmd_script(make):
     runner = make("echo $(V)", restart="echo $(V) again")
     attempt(runner)
-    runner.start(0, first=False, again=True).wait()
+    runner.start(0, first=False, restart=True).wait()
 
     scripts = {path.name: path.read_text() for path in Path(runner.directories.path(0)).glob("*.sh")}
     assert scripts == {
@@ -216,6 +216,24 @@ def files_up_to(size):
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_the_result_of_a_sample_counts_even_if_its_output_cannot_be_stored(make, monkeypatch):
+    """Some file systems report an error of an earlier write at close."""
+    runner = make("echo a; exit 3")
+    runner.directories.make(0)
+    running = runner.start(0, first=True)
+    close = os.close
+
+    def fail(descriptor):
+        close(descriptor)
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "close", fail)
+    result = running.wait()
+    monkeypatch.setattr(os, "close", close)
+
+    assert result.code == 3
 
 
 def test_a_runner_leaves_no_file_open(make):

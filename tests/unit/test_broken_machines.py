@@ -10,7 +10,7 @@ import pytest
 from ensembles import a_manifest, a_study, entries, states_of
 
 from maestro_celery_plugin import clock
-from maestro_celery_plugin.conductor import broken_machines
+from maestro_celery_plugin.conductor import broken_machines, convictions
 from maestro_celery_plugin.conductor.broken_machines import BrokenMachines
 from maestro_celery_plugin.conductor.quick_failures import QuickFailures
 from maestro_celery_plugin.conductor.step_record import Faults, StepRecord
@@ -18,11 +18,21 @@ from maestro_celery_plugin.conductor.step_records import StepRecords
 from maestro_celery_plugin.config.settings import WorkerGroupSettings
 from maestro_celery_plugin.ledger.entries import SUFFIX, Kind
 from maestro_celery_plugin.ledger.writer import LedgerWriter
-from maestro_celery_plugin.states import BROKEN, UNREADABLE, Outcome, RecordState, cannot_run_code, is_permanent
+from maestro_celery_plugin.states import (
+    BROKEN,
+    QUICK_FAILURES,
+    UNREADABLE,
+    Outcome,
+    RecordState,
+    WorkerState,
+    cannot_run_code,
+    is_permanent,
+    is_quick_failure,
+)
 from maestro_celery_plugin.study.broken_machines import read_broken_machines
 from maestro_celery_plugin.study.heartbeats import SILENCE_LIMIT_S, Heartbeat
 from maestro_celery_plugin.study.session import Session
-from maestro_celery_plugin.worker.health import FAILURES, Health, is_quick_failure
+from maestro_celery_plugin.worker.health import Health
 
 MISSING, FULL = cannot_run_code(errno.ENOENT), cannot_run_code(errno.ENOSPC)
 
@@ -39,18 +49,18 @@ def test_a_quick_failure_is_a_failure_within_a_second(code, duration_s, is_failu
     assert is_quick_failure(code, duration_s) is is_failure
 
 
-def test_a_worker_is_a_suspect_after_several_failures_in_a_row():
+def test_a_worker_is_held_after_several_failures_in_a_row():
     health = Health()
-    for failed in (*[True] * (FAILURES - 1), False, *[True] * (FAILURES - 1)):
+    for failed in (*[True] * (QUICK_FAILURES - 1), False, *[True] * (QUICK_FAILURES - 1)):
         health.record(failed=failed)
     assert not health.is_held
     health.record(failed=True)
     assert health.is_held
 
 
-def test_a_worker_that_was_acquitted_is_a_suspect_after_twice_as_many_failures():
+def test_a_worker_that_was_acquitted_is_held_after_twice_as_many_failures():
     health = Health()
-    for count in (FAILURES, 2 * FAILURES, 4 * FAILURES):
+    for count in (QUICK_FAILURES, 2 * QUICK_FAILURES, 4 * QUICK_FAILURES):
         for _ in range(count):
             assert not health.is_held
             health.record(failed=True)
@@ -87,6 +97,15 @@ def test_a_worker_is_released_until_its_next_other_result():
     assert failures.concerns(1)
 
 
+@pytest.mark.parametrize("duration_s", [0.0, 0.999_999, 1.0, 60.0])
+def test_the_coordinator_and_the_workers_agree_about_quick_failures(duration_s):
+    """Given any code of a process, a signal or a worker, then the ledger shows what the worker has counted."""
+    for code in range(-1200, 256):
+        failures = QuickFailures()
+        failures.apply("w-1", entries(ended(0, code, int(duration_s * 1e6))))
+        assert bool(failures.of("w-1")) is is_quick_failure(code, duration_s), code
+
+
 # --- the coordinator ---------------------------------------------------------------------------------
 
 
@@ -109,7 +128,7 @@ class Pool:
     def exclude(self, beat):
         self.excluded.append(beat.name)
 
-    def add(self, name, host, state="idle"):
+    def add(self, name, host, state=WorkerState.IDLE):
         self.alive[name] = Heartbeat(
             name=name, group="w", host=host, node=f"node of {host}", supervisor=(1, 1), process=(1, 1), slots=1, beat=1,
             state=state,
@@ -158,8 +177,8 @@ def study(tmp_path):
 
 
 def test_a_trial_waits_for_a_machine_whose_worker_is_starting(study):
-    study.pool.add("w-1", "a", "held")
-    study.pool.add("w-2", "b", "starting")
+    study.pool.add("w-1", "a", WorkerState.HELD)
+    study.pool.add("w-2", "b", WorkerState.STARTING)
     study.fail("w-1")
     study.machines.check()
 
@@ -167,9 +186,9 @@ def test_a_trial_waits_for_a_machine_whose_worker_is_starting(study):
     assert set(study.record.delayed) == {4, 5}
 
 
-def test_a_suspect_on_the_only_machine_continues_at_once(study):
+def test_an_accused_worker_on_the_only_machine_continues_at_once(study):
     """Given no other machine, then the samples are the cause, and none of them runs again."""
-    study.pool.add("w-1", "a", "held")
+    study.pool.add("w-1", "a", WorkerState.HELD)
     study.pool.add("w-2", "a")
     study.fail("w-1")
 
@@ -180,8 +199,8 @@ def test_a_suspect_on_the_only_machine_continues_at_once(study):
 
 
 def test_a_machine_is_broken_if_its_samples_run_elsewhere(study):
-    study.pool.add("w-1", "a", "held")
-    study.pool.add("w-2", "b", "busy")
+    study.pool.add("w-1", "a", WorkerState.HELD)
+    study.pool.add("w-2", "b", WorkerState.BUSY)
     study.fail("w-1")
     study.machines.check()
     assert study.outcomes == ["FAILED"] * 4 + ["OPEN"] * 2
@@ -200,8 +219,8 @@ def test_a_machine_is_broken_if_its_samples_run_elsewhere(study):
     assert (machine.node, machine.worker, machine.reason, machine.samples) == ("node of a", "w-1", "exit code 127", 6)
 
 
-def test_a_suspect_continues_if_its_samples_fail_elsewhere_as_well(study):
-    study.pool.add("w-1", "a", "held")
+def test_an_accused_worker_continues_if_its_samples_fail_elsewhere_as_well(study):
+    study.pool.add("w-1", "a", WorkerState.HELD)
     study.pool.add("w-2", "b")
     study.fail("w-1")
     study.machines.check()
@@ -215,9 +234,9 @@ def test_a_suspect_continues_if_its_samples_fail_elsewhere_as_well(study):
 
 def test_a_failure_on_another_worker_of_the_same_machine_is_no_evidence(study):
     """Given two workers on a broken machine, when the second fails the probes of the first, they run again elsewhere."""
-    study.pool.add("w-1", "a", "held")
+    study.pool.add("w-1", "a", WorkerState.HELD)
     study.pool.add("w-2", "a")
-    study.pool.add("w-3", "b", "busy")
+    study.pool.add("w-3", "b", WorkerState.BUSY)
     study.fail("w-1")
     study.machines.check()
     study.as_worker("w-2", (Kind.ENDED, 4, 127, 2), (Kind.ENDED, 5, 127, 2))
@@ -231,9 +250,9 @@ def test_a_failure_on_another_worker_of_the_same_machine_is_no_evidence(study):
 
 
 @pytest.mark.parametrize("end", ["time", "machine"])
-def test_a_suspect_continues_if_no_other_machine_runs_its_samples(study, monkeypatch, end):
-    study.pool.add("w-1", "a", "held")
-    study.pool.add("w-2", "b", "busy")
+def test_an_accused_worker_continues_if_no_other_machine_runs_its_samples(study, monkeypatch, end):
+    study.pool.add("w-1", "a", WorkerState.HELD)
+    study.pool.add("w-2", "b", WorkerState.BUSY)
     study.fail("w-1")
     study.machines.check()
     if end == "time":
@@ -246,8 +265,8 @@ def test_a_suspect_continues_if_no_other_machine_runs_its_samples(study, monkeyp
     assert study.is_acquitted("w-1")
 
 
-def test_samples_that_a_machine_refused_run_elsewhere(study):
-    study.pool.add("w-1", "a", "held")
+def test_samples_that_a_machine_could_not_run_run_elsewhere(study):
+    study.pool.add("w-1", "a", WorkerState.HELD)
     study.pool.add("w-2", "b")
     study.fail("w-1", kind=Kind.NOT_RUN, code=FULL)
     study.machines.check()
@@ -260,7 +279,7 @@ def test_samples_that_a_machine_refused_run_elsewhere(study):
 
 def test_a_trial_ends_when_another_sample_of_the_worker_finishes(study):
     """Given a slower sample in another slot, then the machine works, and the worker continues."""
-    study.pool.add("w-1", "a", "held")
+    study.pool.add("w-1", "a", WorkerState.HELD)
     study.pool.add("w-2", "b")
     study.fail("w-1")
     study.machines.check()
@@ -274,7 +293,7 @@ def test_a_trial_ends_when_another_sample_of_the_worker_finishes(study):
 
 def test_a_step_record_is_not_finished_while_a_machine_is_on_trial(study):
     """Given a machine that has failed the last samples, then Maestro does not see the end of the step before the trial."""
-    study.pool.add("w-1", "a", "held")
+    study.pool.add("w-1", "a", WorkerState.HELD)
     study.pool.add("w-2", "b")
     study.as_worker("w-2", *[(Kind.ENDED, sample, 0, 1) for sample in range(6, 10)])
     study.fail("w-1")
@@ -288,7 +307,7 @@ def test_a_step_record_is_not_finished_while_a_machine_is_on_trial(study):
 
 
 def test_a_trial_goes_on_when_the_worker_dies(study):
-    study.pool.add("w-1", "a", "held")
+    study.pool.add("w-1", "a", WorkerState.HELD)
     study.pool.add("w-2", "b")
     study.fail("w-1")
     study.machines.check()
@@ -301,7 +320,7 @@ def test_a_trial_goes_on_when_the_worker_dies(study):
 
 def test_the_failures_of_all_processes_of_a_pool_run_again(study):
     for name, samples in (("w-1.11", range(6)), ("w-1.12", range(6, 8))):
-        study.pool.add(name, "a", "held")
+        study.pool.add(name, "a", WorkerState.HELD)
         study.fail(name, samples)
     study.pool.add("w-2", "b")
     study.machines.check()
@@ -316,7 +335,7 @@ def test_the_failures_of_all_processes_of_a_pool_run_again(study):
 
 def test_a_worker_that_is_held_without_a_trial_continues(study, monkeypatch):
     """Given a worker that has counted other failures than the coordinator, then it does not wait for ever."""
-    study.pool.add("w-1", "a", "held")
+    study.pool.add("w-1", "a", WorkerState.HELD)
     study.pool.add("w-2", "b")
     study.machines.check()
     assert not study.is_acquitted("w-1")
@@ -340,15 +359,15 @@ def test_in_a_study_on_one_machine_no_worker_is_accused():
 
 def test_the_failures_of_a_worker_without_another_machine_count_when_one_appears(study):
     """Given a broken machine whose worker was the first of the study, then all of its failures run again elsewhere."""
-    study.pool.add("w-1", "a", "held")
+    study.pool.add("w-1", "a", WorkerState.HELD)
     study.fail("w-1")
     study.machines.check()
     assert study.is_acquitted("w-1")
-    study.set_state("w-1", "busy")
+    study.set_state("w-1", WorkerState.BUSY)
     study.fail("w-1", range(6, 9))
     study.machines.check()
 
-    study.pool.add("w-2", "b", "starting")
+    study.pool.add("w-2", "b", WorkerState.STARTING)
     study.machines.check()
     assert set(study.record.delayed) == {7, 8}
     study.as_worker("w-2", (Kind.ENDED, 8, 0, 2))
@@ -361,7 +380,7 @@ def test_the_failures_of_a_worker_without_another_machine_count_when_one_appears
 
 
 def test_a_machine_whose_heartbeat_is_not_visible_yet_is_another_machine(study):
-    study.pool.add("w-1", "a", "held")
+    study.pool.add("w-1", "a", WorkerState.HELD)
     study.pool.add("w-2", "b")
     study.pool.hidden["w-2"] = study.pool.alive.pop("w-2")
     study.fail("w-1")
@@ -373,7 +392,7 @@ def test_a_machine_whose_heartbeat_is_not_visible_yet_is_another_machine(study):
 
 
 def test_a_worker_that_continues_without_another_machine_does_not_delay_the_end_of_the_step(study):
-    study.pool.add("w-1", "a", "held")
+    study.pool.add("w-1", "a", WorkerState.HELD)
     study.fail("w-1", range(10))
     study.machines.check()
 
@@ -382,7 +401,7 @@ def test_a_worker_that_continues_without_another_machine_does_not_delay_the_end_
 
 def test_a_worker_that_continues_is_not_told_so_twice(study, monkeypatch):
     """Given a heartbeat from before the answer, then the worker finds no second answer when it is held again."""
-    study.pool.add("w-1", "a", "held")
+    study.pool.add("w-1", "a", WorkerState.HELD)
     study.fail("w-1")
     study.machines.check()
     assert study.is_acquitted("w-1")
@@ -398,7 +417,7 @@ def test_a_worker_that_continues_is_not_told_so_twice(study, monkeypatch):
 
 
 def test_a_finished_sample_clears_the_failures_that_were_kept(study):
-    study.pool.add("w-1", "a", "held")
+    study.pool.add("w-1", "a", WorkerState.HELD)
     study.fail("w-1")
     study.machines.check()
     study.as_worker("w-1", (Kind.ENDED, 7, 0, 1))
@@ -411,11 +430,11 @@ def test_a_finished_sample_clears_the_failures_that_were_kept(study):
 
 def test_a_probe_that_the_worker_on_trial_takes_itself_is_no_evidence(study):
     """Given a worker that was not held when another machine appeared, then it may take the probes itself."""
-    study.pool.add("w-1", "a", "held")
+    study.pool.add("w-1", "a", WorkerState.HELD)
     study.fail("w-1")
     study.machines.check()
-    study.set_state("w-1", "busy")
-    study.pool.add("w-2", "b", "busy")
+    study.set_state("w-1", WorkerState.BUSY)
+    study.pool.add("w-2", "b", WorkerState.BUSY)
     study.machines.check()
     study.as_worker("w-1", (Kind.ENDED, 4, 127, 2), (Kind.ENDED, 5, 127, 2))
     study.machines.check()
@@ -428,8 +447,8 @@ def test_a_probe_that_the_worker_on_trial_takes_itself_is_no_evidence(study):
 
 def test_failures_about_which_nothing_was_found_out_in_time_are_kept(study, monkeypatch):
     """Given a trial that has ended because the other machine was busy, then the next one concerns all failures."""
-    study.pool.add("w-1", "a", "held")
-    study.pool.add("w-2", "b", "busy")
+    study.pool.add("w-1", "a", WorkerState.HELD)
+    study.pool.add("w-2", "b", WorkerState.BUSY)
     study.fail("w-1", range(5))
     study.machines.check()
     later = clock.monotonic() + broken_machines.TRIAL_LIMIT_S + 1
@@ -445,7 +464,7 @@ def test_failures_about_which_nothing_was_found_out_in_time_are_kept(study, monk
 
 
 def test_samples_that_have_failed_on_another_machine_do_not_run_again(study):
-    study.pool.add("w-1", "a", "held")
+    study.pool.add("w-1", "a", WorkerState.HELD)
     study.pool.add("w-2", "b")
     study.fail("w-1")
     study.machines.check()
@@ -462,7 +481,7 @@ def test_samples_that_have_failed_on_another_machine_do_not_run_again(study):
 def test_the_heartbeat_of_an_accused_worker_is_looked_for(study):
     """Given a ledger that is visible before the heartbeats, as on NFS, then the failures are not forgotten."""
     for name, host in (("w-1", "a"), ("w-2", "b")):
-        study.pool.add(name, host, "held" if host == "a" else "idle")
+        study.pool.add(name, host, WorkerState.HELD if host == "a" else WorkerState.IDLE)
     study.pool.hidden, study.pool.alive = study.pool.alive, {}
     study.fail("w-1")
     study.machines.check()
@@ -487,7 +506,7 @@ def test_the_failures_of_a_worker_without_a_heartbeat_are_forgotten_after_the_si
 
 def test_a_trial_goes_on_after_the_conductor_was_killed(study):
     """Given a conductor that has resumed, then it judges no step record before Maestro has submitted it again."""
-    study.pool.add("w-1", "a", "held")
+    study.pool.add("w-1", "a", WorkerState.HELD)
     study.pool.add("w-2", "b")
     study.fail("w-1")
     study.machines.check()
@@ -507,7 +526,7 @@ def test_a_trial_goes_on_after_the_conductor_was_killed(study):
 
 
 def test_a_worker_whose_step_records_are_not_submitted_again_continues(study, monkeypatch):
-    study.pool.add("w-1", "a", "held")
+    study.pool.add("w-1", "a", WorkerState.HELD)
     study.pool.add("w-2", "b")
     study.fail("w-1")
     study.start()
@@ -525,7 +544,7 @@ def test_a_worker_whose_step_records_are_not_submitted_again_continues(study, mo
 @pytest.fixture
 def convicted(study):
     """A study with a convicted worker that has not left yet, although it was asked."""
-    study.pool.add("w-1", "a", "held")
+    study.pool.add("w-1", "a", WorkerState.HELD)
     study.pool.add("w-2", "b")
     study.fail("w-1")
     study.machines.check()
@@ -573,7 +592,7 @@ def test_a_broken_machine_is_stored_when_the_disk_has_room_again(convicted, monk
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as full_disk:
-        full_disk.setattr(broken_machines, "write_broken_machines", fail)
+        full_disk.setattr(convictions, "write_broken_machines", fail)
         convicted.machines.check()
     convicted.machines.check()
 
@@ -592,6 +611,10 @@ def test_a_fault_that_will_not_pass_is_final_after_three_tries_on_all_or_three_m
     assert Faults(code=code, count=3, machines={1, 2}).are_final(live_machines=2)
     assert not Faults(code=code, count=9, machines={1, 2}).are_final(live_machines=7)
     assert Faults(code=code, count=3, machines={1, 2, 3}).are_final(live_machines=7)
+
+
+def test_no_fault_is_final_between_two_allocations():
+    assert not Faults(code=MISSING, count=99, machines={1, 2, 3}).are_final(live_machines=0)
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.ESTALE, errno.EIO, errno.EMFILE, errno.ENOMEM])

@@ -44,9 +44,9 @@ def test_the_broker_block_of_merlin_gives_the_url(home, block, url):
 
 
 def test_the_password_of_merlin_may_be_in_a_file(home):
-    (home / "secret").write_text("geheim\n")
+    (home / "secret").write_text("zigzag\n")
     (home / "app.yaml").write_text(f"broker: {{name: redis, server: h, password: '{home}/secret'}}")
-    assert choose(None).url == "redis://:geheim@h:6379/0"
+    assert choose(None).url == "redis://:zigzag@h:6379/0"
 
 
 @pytest.mark.parametrize("text", ["", "broker: {}", "broker: [1]", "{", "broker: {name: redis, server: }"])
@@ -60,27 +60,27 @@ def test_a_broker_block_that_cannot_be_used_is_an_error(home, text):
     ("url", "shown"),
     [
         ("redis://host:1/0", "redis://host:1/0"),
-        ("redis://:geheim@host:1/0", "redis://:***@host:1/0"),
-        ("amqp://user:geheim@host:1/v", "amqp://user:***@host:1/v"),
-        ("redis://:geh%40eim@host/0", "redis://:***@host/0"),
-        ("redis://:geh@eim@host/0", "redis://:***@host/0"),
-        ("redis://:geh/eim@host/0", "redis://:***@host/0"),
-        ("redis://:geh#eim@host/0", "redis://:***@host/0"),
-        ("redis://:geh?eim@host/0", "redis://:***@host/0"),
-        ("redis://:1/geheim@host:6379/0", "redis://:***@host:6379/0"),
-        ("amqp://user:geheim@host:99999/my%2Fvhost", "amqp://user:***@host:99999/my%2Fvhost"),
-        ("redis://:geheim@[::1]:1/3?ssl_cert_reqs=required", "redis://:***@[::1]:1/3?ssl_cert_reqs=required"),
+        ("redis://:zigzag@host:1/0", "redis://:***@host:1/0"),
+        ("amqp://user:zigzag@host:1/v", "amqp://user:***@host:1/v"),
+        ("redis://:zig%40zag@host/0", "redis://:***@host/0"),
+        ("redis://:zig@zag@host/0", "redis://:***@host/0"),
+        ("redis://:zig/zag@host/0", "redis://:***@host/0"),
+        ("redis://:zig#zag@host/0", "redis://:***@host/0"),
+        ("redis://:zig?zag@host/0", "redis://:***@host/0"),
+        ("redis://:1/zigzag@host:6379/0", "redis://:***@host:6379/0"),
+        ("amqp://user:zigzag@host:99999/my%2Fvhost", "amqp://user:***@host:99999/my%2Fvhost"),
+        ("redis://:zigzag@[::1]:1/3?ssl_cert_reqs=required", "redis://:***@[::1]:1/3?ssl_cert_reqs=required"),
         ("redis+socket:///path?virtual_host=0", "redis+socket:///path?virtual_host=0"),
-        ("redis://us/er:geheim@host/0", "redis://us/er:***@host/0"),
-        ("redis://us@er:geheim@host/0", "redis://us@er:***@host/0"),
-        ("redis://:geh\neim@host/0", "redis://:***@host/0"),
-        ("redis://host/0?password=geheim&x=1", "redis://host/0?password=***&x=1"),
+        ("redis://us/er:zigzag@host/0", "redis://us/er:***@host/0"),
+        ("redis://us@er:zigzag@host/0", "redis://us@er:***@host/0"),
+        ("redis://:zig\nzag@host/0", "redis://:***@host/0"),
+        ("redis://host/0?password=zigzag&x=1", "redis://host/0?password=***&x=1"),
         ("nonsense", "nonsense"),
     ],
 )
 def test_a_url_is_shown_without_its_password(url, shown):
     assert masked(url) == shown
-    assert "eim" not in masked(url)
+    assert "zag" not in masked(url)
 
 
 @pytest.mark.parametrize("url", ["redis", "amqp", "http://host", "REDISS", ""])
@@ -94,22 +94,22 @@ def test_the_scheme_may_have_capital_letters():
         check(BrokerChoice("REDIS://127.0.0.1:1/0", "--broker"))
 
 
-@pytest.mark.parametrize("password", ["geh/eim", "geh?eim", "geh#eim", "geh@x/eim", "geh:/eim", "/geheim", "geh/ei:m"])
+@pytest.mark.parametrize("password", ["zig/zag", "zig?zag", "zig#zag", "zig@x/zag", "zig:/zag", "/zigzag", "zig/za:g"])
 @pytest.mark.parametrize("scheme", ["redis", "amqp"])
 def test_no_message_shows_a_part_of_a_password(scheme, password):
     """Given a password whose characters are not encoded, then its parts are not taken for the host or the port."""
     with pytest.raises(BrokerError, match="write %2F for '/'") as caught:
         check(BrokerChoice(f"{scheme}://user:{password}@127.0.0.1:1/0", "--broker"))
-    assert "geh" not in str(caught.value)
-    assert "ei" not in str(caught.value).partition(" cannot be used")[0]
+    assert "zig" not in str(caught.value)
+    assert "za" not in str(caught.value).partition(" cannot be used")[0]
 
 
-@pytest.mark.parametrize("password", ["geh@eim", "geh:eim", "geh%2Feim", "geh%40eim", "geh%eim", "geh eim"])
+@pytest.mark.parametrize("password", ["zig@zag", "zig:zag", "zig%2Fzag", "zig%40zag", "zig%zag", "zig zag"])
 @pytest.mark.parametrize("scheme", ["redis", "amqp"])
 def test_no_error_of_a_library_shows_the_password(scheme, password):
     with pytest.raises(BrokerError, match="refused") as caught:
         check(BrokerChoice(f"{scheme}://user:{password}@127.0.0.1:1/0", "--broker"))
-    assert "geh" not in str(caught.value)
+    assert "zig" not in str(caught.value)
 
 
 @pytest.mark.parametrize(("url", "chosen"), [("valkey://h/0", "redis://h/0"), ("valkeys://h", "rediss://h"), ("amqp://valkey://", "amqp://valkey://")])

@@ -1,4 +1,4 @@
-"""Claims: a message is taken once, its owner is known, and the coordinator can take it back."""
+"""Claims: a message is claimed once, its owner is known, and the coordinator can take it back."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from ensembles import a_study
 
+from maestro_celery_plugin.conductor import recall
 from maestro_celery_plugin.conductor.publisher import Publisher
 from maestro_celery_plugin.conductor.recall import Recall
 from maestro_celery_plugin.conductor.step_record import MAX_RANGES, uniform_ranges
@@ -33,23 +34,23 @@ def claims(tmp_path):
     return claims
 
 
-def test_a_message_is_taken_once_and_for_ever(claims):
+def test_a_message_is_claimed_once_and_for_ever(claims):
     assert claims.owner(NAME) is None
-    assert claims.take(NAME, owner_text("w-1"))
-    assert not claims.take(NAME, owner_text("w-2"))
-    assert not claims.take(NAME, owner_text("w-1"))  # the same message again, at the same worker
+    assert claims.claim(NAME, owner_text("w-1"))
+    assert not claims.claim(NAME, owner_text("w-2"))
+    assert not claims.claim(NAME, owner_text("w-1"))  # the same message again, at the same worker
     assert claims.owner(NAME) == "w-1"
 
 
-@pytest.mark.parametrize("change", [{"record": 2}, {"epoch": 3}, {"start": 4}, {"stop": 8}, {"start": 5000, "stop": 5001}])
+@pytest.mark.parametrize("change", [{"record": 2}, {"epoch": 3}, {"start": 4}, {"stop": 8}, {"series": 1}, {"start": 5000, "stop": 5001}])
 def test_messages_with_different_names_have_different_claims(claims, change):
     claims.prepare(2)
-    assert claims.take(NAME, owner_text("w-1"))
-    assert claims.take(NAME._replace(**change), owner_text("w-2"))
+    assert claims.claim(NAME, owner_text("w-1"))
+    assert claims.claim(NAME._replace(**change), owner_text("w-2"))
 
 
 def test_a_process_of_a_pool_owns_its_claims(claims):
-    claims.take(NAME, owner_text("w-1.4711"))
+    claims.claim(NAME, owner_text("w-1.4711"))
     assert claims.owner(NAME) == "w-1.4711"
 
 
@@ -65,17 +66,17 @@ def test_a_claim_whose_answer_was_lost_belongs_to_its_writer(tmp_path):
     claims = Claims(tmp_path / "claims", 7, RepeatingStore())
     claims.prepare(1)
     owner = owner_text("w-1")
-    assert claims.take(NAME, owner)
-    assert claims.take(NAME, owner)  # the same attempt, tried again after an error
-    assert not Claims(tmp_path / "claims", 7).take(NAME, owner_text("w-2"))
+    assert claims.claim(NAME, owner)
+    assert claims.claim(NAME, owner)  # the same claim, tried again after an error
+    assert not Claims(tmp_path / "claims", 7).claim(NAME, owner_text("w-2"))
 
 
 def test_a_worker_of_an_earlier_launch_makes_no_claim_in_a_new_study(tmp_path):
     """Given a study that was launched again in the same directory, then a claim of the old worker fails."""
     Claims(tmp_path / "claims", 8).prepare(1)
     with pytest.raises(FileNotFoundError):
-        Claims(tmp_path / "claims", 7).take(NAME, owner_text("w-1"))
-    assert Claims(tmp_path / "claims", 8).take(NAME, owner_text("w-1"))
+        Claims(tmp_path / "claims", 7).claim(NAME, owner_text("w-1"))
+    assert Claims(tmp_path / "claims", 8).claim(NAME, owner_text("w-1"))
 
 
 def test_a_file_system_without_symbolic_links_is_refused(tmp_path, monkeypatch):
@@ -102,7 +103,7 @@ class Conductor:
         self.dead: set[str] = set()
         groups = {"w": WorkerGroupSettings(task_queues=("merlin",))}
         self.records = StepRecords(self.plan, groups)
-        self.publisher = Publisher(self.plan, None, self.records, {"merlin"}, self.dead.__contains__)
+        self.publisher = Publisher(self.plan, None, self.records, {"merlin"}, self.dead.__contains__, self.dead.add)
         self.publisher._sender = self
         self.sent: list = []
         self.record = self.records.register(manifest)
@@ -138,40 +139,80 @@ def test_a_message_is_taken_back_before_its_samples_are_sent_again(conductor):
     assert conductor.resend() == [(0, 10, 1, FIRST)]
     assert conductor.resend() == [(0, 10, 2, FIRST)]
 
-    assert not conductor.claims.take(MessageName(1, 1, 0, 10), owner_text("w-1"))
-    assert conductor.claims.take(MessageName(1, 2, 0, 10), owner_text("w-1"))
+    assert not conductor.claims.claim(MessageName(1, 1, 0, 10), owner_text("w-1"))
+    assert conductor.claims.claim(MessageName(1, 2, 0, 10), owner_text("w-1"))
 
 
-def test_samples_whose_message_a_worker_has_taken_a_moment_ago_are_not_sent_again(conductor):
+def test_samples_whose_message_a_worker_has_claimed_a_moment_ago_are_not_sent_again(conductor):
     """The entry of the worker is not visible yet; its claim is."""
     conductor.resend()
-    conductor.claims.take(MessageName(1, 1, 0, 10), owner_text("w-1"))
+    conductor.claims.claim(MessageName(1, 1, 0, 10), owner_text("w-1"))
 
     assert conductor.resend() == []
     conductor.dead.add("w-1")
     assert conductor.resend() == [(0, 10, 2, FIRST)]
 
 
+def test_a_live_worker_that_has_claimed_a_message_and_does_not_run_it_is_ended(conductor, advance_clock):
+    conductor.resend()
+    conductor.claims.claim(MessageName(1, 1, 0, 10), owner_text("w-1"))
+
+    assert conductor.resend() == []
+    advance_clock(recall.CLAIM_LIMIT_S + 1)
+    assert conductor.resend() == []
+    assert conductor.dead == {"w-1"}  # the conductor of this test counts a worker as dead that it has ended
+    assert conductor.resend() == [(0, 10, 2, FIRST)]
+
+
 def test_the_part_that_a_worker_has_sent_is_taken_back_and_its_own_part_is_not_sent(conductor):
     conductor.resend()
-    conductor.claims.take(MessageName(1, 1, 0, 10), owner_text("w-1"))
+    conductor.claims.claim(MessageName(1, 1, 0, 10), owner_text("w-1"))
     conductor.as_worker("w-1", (Kind.TAKEN, 1, 0, 10), (Kind.PASSED, 1, 6, 10), (Kind.PASSED, 1, 2, 6))
     conductor.records.follow()
 
     assert conductor.resend() == [(2, 10, 2, FIRST)]
-    assert not any(conductor.claims.take(MessageName(1, 1, *part), owner_text("w-2")) for part in ((2, 6), (6, 10)))
+    assert not any(conductor.claims.claim(MessageName(1, 1, *part), owner_text("w-2")) for part in ((2, 6), (6, 10)))
 
 
 def test_a_dead_worker_whose_entries_become_visible_late_keeps_its_samples_until_they_are_lost(conductor):
     """Given a worker that counts as dead, then its entries are read before its messages are given to others."""
     conductor.resend()
-    conductor.claims.take(MessageName(1, 1, 0, 10), owner_text("w-1"))
+    conductor.claims.claim(MessageName(1, 1, 0, 10), owner_text("w-1"))
     conductor.as_worker("w-1", (Kind.TAKEN, 1, 0, 10), (Kind.STARTED, 1, 0, 0), (Kind.ENDED, 1, 0, 1000))
     conductor.dead.add("w-1")
 
     assert conductor.resend() == []
     conductor.records.mark_lost(["w-1"])
     assert conductor.resend() == [(1, 10, 2, FIRST)]
+
+
+def test_after_a_hard_failure_no_sample_is_sent_also_by_a_new_conductor(conductor):
+    conductor.resend()
+    conductor.as_worker("w-1", (Kind.TAKEN, 1, 0, 10), (Kind.ENDED, 1, 0, 1000, 102), (Kind.RELEASED, 1, 0, 10))
+    conductor.records.follow()
+
+    assert conductor.record.unassigned(conductor.records.leased(conductor.record)).any()
+    assert conductor.resend() == []
+
+
+@pytest.mark.parametrize("late", [[], [(Kind.STARTED, 1, 0, 0)], [(Kind.STARTED, 1, 0, 0), (Kind.ENDED, 1, 0, 1000, 1)]])
+def test_the_late_entries_of_a_dead_worker_do_not_change_the_attempt_of_another_worker(conductor, late):
+    """Given a worker that has claimed a message and died, then its entries become visible when others have the samples."""
+    conductor.resend()
+    conductor.claims.claim(MessageName(1, 1, 0, 10), owner_text("w-1"))
+    conductor.dead.add("w-1")
+    assert conductor.resend() == [(0, 10, 2, FIRST)]
+    conductor.as_worker("w-2", (Kind.TAKEN, 2, 0, 10), (Kind.STARTED, 2, 0, 0))
+    conductor.records.follow()
+
+    conductor.as_worker("w-1", (Kind.TAKEN, 1, 0, 10), *late)
+    conductor.records.follow()
+    conductor.records.mark_lost(["w-1"], is_elsewhere=True)
+
+    samples = conductor.record.samples
+    assert samples.outcome[0] == Outcome.OPEN
+    assert samples.running.tolist() == [True] + 9 * [False]
+    assert samples.losses[0] == 0
 
 
 def test_a_new_conductor_takes_back_the_messages_of_the_earlier_one(conductor):
@@ -181,7 +222,7 @@ def test_a_new_conductor_takes_back_the_messages_of_the_earlier_one(conductor):
     records = StepRecords(conductor.plan, {"w": WorkerGroupSettings(task_queues=("merlin",))})
     records.load(alive=())
     (record,) = records
-    free = Recall(records, lambda name: False).take_back(record, np.ones(10, bool))
+    free = Recall(records, set().__contains__, set().add).take_back(record, np.ones(10, bool))
 
     assert free.all()
     assert conductor.claims.owner(MessageName(1, 1, 0, 10)) == COORDINATOR
@@ -207,7 +248,7 @@ def test_samples_that_have_finished_after_a_damaged_entry_are_not_sent_again(con
 def test_the_directory_of_the_claims_exists_before_a_message_is_sent(conductor):
     shutil.rmtree(conductor.plan.claims, ignore_errors=True)
     conductor.resend()
-    assert conductor.claims.take(MessageName(1, 1, 0, 10), owner_text("w-1"))
+    assert conductor.claims.claim(MessageName(1, 1, 0, 10), owner_text("w-1"))
 
 
 # --- modes -------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from maestro_celery_plugin.cli import main
 from maestro_celery_plugin.errors import DamagedFileError
 from maestro_celery_plugin.maestro.cancel import cancel_all
 from maestro_celery_plugin.maestro.native_step_state import NativeStepState
+from maestro_celery_plugin.states import WorkerState
 from maestro_celery_plugin.study.heartbeats import Heartbeat
 from maestro_celery_plugin.study.reasons import Reason, read_reasons, write_reasons
 from maestro_celery_plugin.study.session import BrokerLocation, Session
@@ -30,7 +31,8 @@ def plan(tmp_path):
     session.write_broker_host("127.0.0.1")
     session.heartbeats.write(
         Heartbeat(
-            name="w-1", group="w", host="h", node="n", supervisor=(1, 2), process=(3, 4), slots=1, beat=1, state="busy"
+            name="w-1", group="w", host="h", node="n", supervisor=(1, 2), process=(3, 4), slots=1, beat=1,
+            state=WorkerState.BUSY,
         )
     )
     session.heartbeats.write_conductor(1)

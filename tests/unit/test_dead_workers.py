@@ -18,6 +18,7 @@ from maestro_celery_plugin.config.settings import WorkerGroupSettings
 from maestro_celery_plugin.ledger.entries import SUFFIX, Kind
 from maestro_celery_plugin.ledger.reader import read_ledger
 from maestro_celery_plugin.ledger.writer import LedgerWriter
+from maestro_celery_plugin.states import WorkerState
 from maestro_celery_plugin.study import heartbeats
 from maestro_celery_plugin.study.heartbeats import SILENCE_LIMIT_S, Heartbeat, Heartbeats
 from maestro_celery_plugin.study.session import Session
@@ -46,7 +47,7 @@ class Study:
         self.session.heartbeats.write(
             Heartbeat(
                 name=name, group="w", host=host, node="n", supervisor=(1, 1), process=(1, 1), slots=1, beat=beat,
-                state="busy", machine="another",
+                state=WorkerState.BUSY, machine="another",
             )
         )  # fmt: skip
 

@@ -43,6 +43,7 @@ def refusal(plan):
 
 def test_a_directory_without_an_ensemble_is_left_to_maestro(tmp_path):
     end_earlier_study(tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_study_without_jobs_and_workers_is_asked_to_stop(plan, capsys):
@@ -66,6 +67,7 @@ def test_a_batch_job_that_has_ended_does_not_stop_the_launch(plan, recorded):
     allocate(plan)
     recorded.answer("squeue", "7|COMPLETED|None\n")
     end_earlier_study(plan.root)
+    assert Session(plan.session).stop_requested
 
 
 @pytest.mark.parametrize("job", ["7", None])

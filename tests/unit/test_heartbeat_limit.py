@@ -7,22 +7,21 @@ import os
 import pytest
 
 from maestro_celery_plugin import clock
-from maestro_celery_plugin.conductor.local_workers import LocalWorkers
 from maestro_celery_plugin.study.heartbeats import SILENCE_LIMIT_S
 from maestro_celery_plugin.study.session import Session
-from maestro_celery_plugin.worker.heartbeat_limit import LIMIT_S, HeartbeatLimit
+from maestro_celery_plugin.worker.heartbeat_limit import HEARTBEAT_LIMIT_S, HeartbeatLimit
 from maestro_celery_plugin.worker.supervisor import _Supervisor
 
 
 def test_the_limit_is_exceeded_before_the_conductor_counts_the_worker_as_dead(monkeypatch):
     limit, now = HeartbeatLimit(), clock.since_boot()
-    assert LIMIT_S <= SILENCE_LIMIT_S - 10
+    assert HEARTBEAT_LIMIT_S <= SILENCE_LIMIT_S - 10
     assert not limit.is_exceeded
 
     limit.renew(now)
-    monkeypatch.setattr(clock, "since_boot", lambda: now + LIMIT_S - 0.1)
+    monkeypatch.setattr(clock, "since_boot", lambda: now + HEARTBEAT_LIMIT_S - 0.1)
     assert not limit.is_exceeded
-    monkeypatch.setattr(clock, "since_boot", lambda: now + LIMIT_S + 0.1)
+    monkeypatch.setattr(clock, "since_boot", lambda: now + HEARTBEAT_LIMIT_S + 0.1)
     assert limit.is_exceeded
     limit.suspend()
     assert not limit.is_exceeded
@@ -32,7 +31,7 @@ def test_another_process_sees_the_limit():
     limit = HeartbeatLimit()
     child = os.fork()
     if child == 0:
-        limit.renew(clock.since_boot() - LIMIT_S - 1)
+        limit.renew(clock.since_boot() - HEARTBEAT_LIMIT_S - 1)
         os._exit(0)
     os.waitpid(child, 0)
 
@@ -44,13 +43,20 @@ def session(tmp_path):
     return Session.create(tmp_path / "session")
 
 
+@pytest.fixture
+def supervisor(session):
+    """The supervisor of the worker `w-1`, which has a heartbeat."""
+    supervisor = _Supervisor(session)
+    supervisor.name = "w-1"
+    (session.path / "workers" / "w-1.json").touch()
+    return supervisor
+
+
 def files_of(session):
     return sorted(path.name for path in (session.path / "workers").iterdir())
 
 
-def test_a_supervisor_asks_its_worker_to_stop_and_removes_its_heartbeat(session):
-    supervisor = _Supervisor(session, name="w-1")
-    (session.path / "workers" / "w-1.json").touch()
+def test_a_supervisor_asks_its_worker_to_stop_and_removes_its_heartbeat(session, supervisor):
     supervisor._request_stop("w-1")
     assert files_of(session) == ["w-1.json", "w-1.stop"]
 
@@ -58,11 +64,9 @@ def test_a_supervisor_asks_its_worker_to_stop_and_removes_its_heartbeat(session)
     assert files_of(session) == []
 
 
-def test_the_supervisor_of_an_earlier_launch_touches_nothing_in_a_new_session(session):
+def test_the_supervisor_of_an_earlier_launch_touches_nothing_in_a_new_session(session, supervisor):
     """Given a study that was launched again in the same directory, with a worker of the same name."""
-    supervisor = _Supervisor(session, name="w-1")
     Session.create(session.path)
-    (session.path / "workers" / "w-1.json").touch()
 
     supervisor._request_stop("w-1")
     supervisor._remove_heartbeat()
@@ -70,21 +74,10 @@ def test_the_supervisor_of_an_earlier_launch_touches_nothing_in_a_new_session(se
     assert files_of(session) == ["w-1.json"]
 
 
-def test_the_heartbeat_of_a_worker_that_could_not_write_it_stays(session):
+def test_the_heartbeat_of_a_worker_that_could_not_write_it_stays(session, supervisor):
     """The conductor then finds that the machine is the cause, and counts nothing against the samples."""
-    (session.path / "workers" / "w-1.json").touch()
+    supervisor.lost_heartbeat = True
 
-    _Supervisor(session, name="w-1", lost_heartbeat=True)._remove_heartbeat()
+    supervisor._remove_heartbeat()
 
     assert files_of(session) == ["w-1.json"]
-
-
-@pytest.mark.parametrize("file", ["w-1.ledger", "w-1.4711.ledger"], ids=["threads", "a process of a pool"])
-def test_a_worker_with_a_ledger_has_taken_a_task(session, tmp_path, file):
-    workers = LocalWorkers("w", session, tmp_path)
-    workers._worker = "w-1"
-    for _ in range(5):
-        (tmp_path / file).touch()
-        workers._note_end(-9)
-
-    assert workers._failures == 0

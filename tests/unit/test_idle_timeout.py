@@ -7,6 +7,7 @@ import time
 import pytest
 
 from maestro_celery_plugin.batch.deadline import Deadline
+from maestro_celery_plugin.states import WorkerState
 from maestro_celery_plugin.study.heartbeats import Heartbeat
 from maestro_celery_plugin.study.session import Session
 from maestro_celery_plugin.worker.idle_timeout import IdleTimeout
@@ -37,45 +38,45 @@ def test_an_idle_worker_stays_while_the_conductor_reports_its_allocation_as_busy
     timeout = idle_timeout(session)
     session.heartbeats.write_conductor(1, working)
 
-    reason = timeout.leave_reason(LIMIT_S + 1, refuses=False)
+    reason = timeout.leave_reason(LIMIT_S + 1, out_of_time=False)
 
     assert reason == ("all workers of its allocation have been idle for 11 s" if leaves else None)
 
 
-@pytest.mark.parametrize(("state", "allocation", "leaves"), [("busy", "sim/1", False), ("busy", "sim/2", True)])
-def test_without_a_report_of_the_conductor_the_heartbeats_of_the_workers_decide(session, state, allocation, leaves):
+@pytest.mark.parametrize(("allocation", "leaves"), [("sim/1", False), ("sim/2", True)])
+def test_without_a_report_of_the_conductor_the_heartbeats_of_the_workers_decide(session, allocation, leaves):
     timeout = idle_timeout(session)
     session.heartbeats.write_conductor(1)
-    write_heartbeat(session, "sim-1-2", state, allocation)
+    write_heartbeat(session, "sim-1-2", WorkerState.BUSY, allocation)
 
-    assert (timeout.leave_reason(LIMIT_S + 1, refuses=False) is not None) is leaves
+    assert (timeout.leave_reason(LIMIT_S + 1, out_of_time=False) is not None) is leaves
 
 
 def test_a_worker_stays_before_its_idle_limit_or_outside_an_allocation(session):
     session.heartbeats.write_conductor(1, set())
 
-    assert idle_timeout(session).leave_reason(LIMIT_S - 1, refuses=False) is None
-    assert idle_timeout(session, allocation="").leave_reason(LIMIT_S + 1, refuses=False) is None
+    assert idle_timeout(session).leave_reason(LIMIT_S - 1, out_of_time=False) is None
+    assert idle_timeout(session, allocation="").leave_reason(LIMIT_S + 1, out_of_time=False) is None
 
 
 def test_a_worker_without_time_for_the_remaining_samples_leaves(session):
     session.heartbeats.write_conductor(1, {"sim/1"})
 
-    assert idle_timeout(session).leave_reason(4.0, refuses=True) is None
-    assert idle_timeout(session, ends_in_s=40.0).leave_reason(6.0, refuses=True) == (
+    assert idle_timeout(session).leave_reason(4.0, out_of_time=True) is None
+    assert idle_timeout(session, ends_in_s=40.0).leave_reason(6.0, out_of_time=True) == (
         "its allocation ends in 40 s, too soon for the remaining samples"
     )
-    assert idle_timeout(session, ends_in_s=4.0).leave_reason(0.1, refuses=False) == "its allocation ends in 4 s"
+    assert idle_timeout(session, ends_in_s=4.0).leave_reason(0.1, out_of_time=False) == "its allocation ends in 4 s"
 
 
 def test_an_idle_worker_leaves_when_the_conductor_writes_no_heartbeat(session, monkeypatch):
     session.heartbeats.write_conductor(1, {"sim/1"})
     timeout = idle_timeout(session)
-    assert timeout.leave_reason(LIMIT_S + 1, refuses=False) is None
+    assert timeout.leave_reason(LIMIT_S + 1, out_of_time=False) is None
 
     later = time.monotonic() + LIMIT_S + 1
     monkeypatch.setattr("maestro_celery_plugin.clock.monotonic", lambda: later)
 
-    assert timeout.leave_reason(LIMIT_S + 1, refuses=False) == (
+    assert timeout.leave_reason(LIMIT_S + 1, out_of_time=False) == (
         "it has been idle for 11 s, and the conductor has been silent"
     )

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 from ensembles import entries, span
 
-from maestro_celery_plugin.ledger.claims import MessageName
-from maestro_celery_plugin.ledger.entries import COORDINATOR, Kind
+from maestro_celery_plugin.ledger.entries import Kind
 from maestro_celery_plugin.ledger.leases import Lease, Leases
 
 TAKEN, PASSED, RELEASED = Kind.TAKEN, Kind.PASSED, Kind.RELEASED
@@ -76,42 +75,6 @@ def test_other_entries_and_samples_outside_the_step_record_are_ignored():
     assert leased_samples(leases) == [8, 9]
 
 
-# --- messages that wait ------------------------------------------------------------------------------
-
-SENT, KEPT = Kind.SENT, Kind.KEPT
-
-
-def waiting(leases, record=1):
-    return sorted((name.start, name.stop) for name in leases.waiting(record))
-
-
-def test_a_message_waits_until_a_slot_takes_it():
-    leases = leases_of(**{COORDINATOR: [span(SENT, 0, 8), span(SENT, 8, 9)]})
-    assert waiting(leases) == [(0, 8), (8, 9)]
-    assert leases.waiting_mask(1, 10).tolist() == [True] * 9 + [False]
-
-    leases.apply("a", entries(span(TAKEN, 0, 8), span(PASSED, 6, 8), span(PASSED, 4, 6)))
-    assert waiting(leases) == [(4, 6), (6, 8), (8, 9)]
-
-
-def test_a_message_of_another_epoch_waits_for_itself():
-    leases = leases_of(**{COORDINATOR: [span(SENT, 0, 8, 1), span(SENT, 0, 8, 2)], "a": [span(TAKEN, 0, 8, 1)]})
-    assert leases.waiting(1) == [MessageName(1, 2, 0, 8)]
-
-
-def test_the_end_of_a_wait_may_be_visible_before_its_beginning():
-    leases = leases_of(a=[span(TAKEN, 4, 8)], b=[span(TAKEN, 0, 8), span(PASSED, 4, 8)], **{COORDINATOR: [span(SENT, 0, 8)]})
-    assert waiting(leases) == []
-
-
-def test_a_part_that_was_not_sent_stays_with_its_slot():
-    leases = leases_of(a=[span(TAKEN, 0, 8), span(PASSED, 4, 8), span(PASSED, 1, 4), span(KEPT, 1, 4)])
-    assert waiting(leases) == [(4, 8)]
+def test_a_part_that_was_not_sent_stays_leased():
+    leases = leases_of(a=[span(TAKEN, 0, 8), span(PASSED, 4, 8), span(PASSED, 1, 4), span(Kind.KEPT, 1, 4)])
     assert leased_samples(leases) == [0, 1, 2, 3]
-
-
-def test_a_message_that_was_taken_back_does_not_wait():
-    leases = leases_of(**{COORDINATOR: [span(SENT, 0, 8)]})
-    leases.forget(MessageName(1, 1, 0, 8))
-    leases.forget(MessageName(1, 1, 0, 8))
-    assert waiting(leases) == []

@@ -286,6 +286,53 @@ def test_entries_that_the_file_system_has_lost_are_written_again(writer, tmp_pat
     assert reader.damaged == 0
 
 
+@pytest.fixture
+def losing_write(file, monkeypatch):
+    """Let the next write report that the file system has lost what follows the head, as NFS does on recent kernels."""
+
+    def lose():
+        write = os.pwrite
+
+        def fail(descriptor, data, place):
+            monkeypatch.setattr(os, "pwrite", write)
+            os.truncate(file, SIZE)
+            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+        monkeypatch.setattr(os, "pwrite", fail)
+
+    return lose
+
+
+def test_entries_whose_loss_a_later_write_reports_are_written_again(writer, tmp_path, losing_write):
+    writer.append(Kind.STARTED, 1, 1, 0)
+    losing_write()
+
+    with pytest.raises(LedgerError, match="quota"):
+        writer.append(Kind.STARTED, 1, 1, 1)
+    writer.append(Kind.STARTED, 1, 1, 1)
+    writer.flush()
+
+    assert starts(read_ledger(tmp_path)) == [0, 1]
+
+
+def test_a_loss_that_is_reported_during_a_flush_is_not_confirmed(writer, tmp_path, losing_write, monkeypatch):
+    writer.append(Kind.STARTED, 1, 1, 0)
+    close = os.close
+
+    def close_and_fail_to_append(descriptor):
+        monkeypatch.setattr(os, "close", close)
+        close(descriptor)
+        losing_write()
+        with pytest.raises(LedgerError):
+            writer.append(Kind.STARTED, 1, 1, 1)
+
+    monkeypatch.setattr(os, "close", close_and_fail_to_append)
+    writer.flush()
+    writer.flush()
+
+    assert starts(read_ledger(tmp_path)) == [0]
+
+
 def test_entries_count_as_confirmed_only_after_a_flush_that_succeeds(writer, file, tmp_path, losing_close):
     for sample in range(3):
         writer.append(Kind.STARTED, 1, 1, sample)

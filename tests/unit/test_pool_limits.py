@@ -11,16 +11,18 @@ import pytest
 
 from maestro_celery_plugin import clock
 from maestro_celery_plugin.config.groups import GroupConfig
-from maestro_celery_plugin.processes import ProcessId, machine_id
+from maestro_celery_plugin.machine import machine_id
+from maestro_celery_plugin.processes import ProcessId
+from maestro_celery_plugin.states import WorkerState
 from maestro_celery_plugin.study.heartbeats import Heartbeats
 from maestro_celery_plugin.study.session import Session
 from maestro_celery_plugin.worker import worker_process
 from maestro_celery_plugin.worker.arguments import WorkerArguments
+from maestro_celery_plugin.worker.gate import gate
 from maestro_celery_plugin.worker.health import Health
-from maestro_celery_plugin.worker.heartbeat_limit import LIMIT_S
+from maestro_celery_plugin.worker.heartbeat_limit import HEARTBEAT_LIMIT_S
 from maestro_celery_plugin.worker.pool_limits import PoolLimits
-from maestro_celery_plugin.worker.prefetch import gate
-from maestro_celery_plugin.worker.range_task import UNTAKEN_LIMIT
+from maestro_celery_plugin.worker.range_task import UNCLAIMED_LIMIT
 from maestro_celery_plugin.worker.worker_process import WorkerProcess
 
 # --- the memory of the processes of a pool -----------------------------------------------------------
@@ -59,9 +61,9 @@ def test_the_limit_of_each_process_of_a_pool_is_its_own(limits, monkeypatch):
     now = clock.since_boot()
     first, second, third = (limits.claim(ProcessId(pid, 7)) for pid in (11, 12, 13))
     first.renew(now)
-    second.renew(now + LIMIT_S)
+    second.renew(now + HEARTBEAT_LIMIT_S)
     assert third.is_suspended
-    monkeypatch.setattr(clock, "since_boot", lambda: now + LIMIT_S + 1)
+    monkeypatch.setattr(clock, "since_boot", lambda: now + HEARTBEAT_LIMIT_S + 1)
 
     assert [(one.process.pid, one.is_exceeded) for one in limits.processes()] == [(11, True), (12, False), (13, False)]
 
@@ -108,7 +110,7 @@ def later(monkeypatch):
     """Move the clock beyond the limit."""
 
     def move():
-        now = clock.since_boot() + LIMIT_S + 1
+        now = clock.since_boot() + HEARTBEAT_LIMIT_S + 1
         monkeypatch.setattr(clock, "since_boot", lambda: now)
 
     return move
@@ -174,15 +176,15 @@ def test_a_process_of_a_pool_has_no_limit_on_the_machine_of_the_conductor(worker
 
 
 @pytest.mark.parametrize("is_pool_process", [False, True])
-def test_a_worker_that_cannot_take_messages_is_replaced_later(worker, is_pool_process):
+def test_a_worker_that_cannot_claim_messages_is_replaced_later(worker, is_pool_process):
     process = pool_process_of(worker) if is_pool_process else worker
-    process._tasks = SimpleNamespace(untaken=UNTAKEN_LIMIT - 1)
-    process._tasks.slots = SimpleNamespace(busy=1, refused=())
+    process._tasks = SimpleNamespace(unclaimed=UNCLAIMED_LIMIT - 1)
+    process._tasks.slots = SimpleNamespace(busy=1, out_of_time=())
     assert process._end_reason() is None
     assert not worker._arguments.has_fault.is_set
-    process._tasks.untaken += 1
+    process._tasks.unclaimed += 1
 
-    assert process._end_reason() == "it could not take 10 messages in a row"
+    assert process._end_reason() == "it could not claim 10 messages in a row"
     assert worker._arguments.has_fault.is_set
 
 
@@ -191,9 +193,9 @@ def watched(worker, monkeypatch):
     """Run the thread of a worker for some rounds; before each, a function may change its health."""
     monkeypatch.undo()
     health = Health()
-    worker._tasks = SimpleNamespace(health=health, untaken=0, flush=lambda: None)
+    worker._tasks = SimpleNamespace(health=health, unclaimed=0, flush=lambda: None)
     worker._tasks.slots = SimpleNamespace(
-        busy=1, refused=(), check_running=lambda: None, stopping=SimpleNamespace(is_set=lambda: False)
+        busy=1, out_of_time=(), check_running=lambda: None, stopping=SimpleNamespace(is_set=lambda: False)
     )
     worker._ready = True
 
@@ -229,8 +231,8 @@ def test_a_held_worker_logs_why_and_shows_it(watched, worker, caplog):
 
     watched(look, fail_samples, look, look, lambda health: worker._session.heartbeats.acquit("w-1"), look, look)
 
-    assert [state for state in states if state == "held"]
-    assert states[0] == states[-1] == "busy"
+    assert [state for state in states if state is WorkerState.HELD]
+    assert states[0] == states[-1] == WorkerState.BUSY
     assert caplog.text.count("takes no samples for now: all of its last samples have failed within a second") == 1
     assert caplog.text.count("continues to take samples") == 1
 

@@ -29,9 +29,10 @@ from maestro_celery_plugin.ledger.claims import Claims, MessageName, owner_text
 from maestro_celery_plugin.ledger.entries import COORDINATOR, ENTRY, SUFFIX, Kind
 from maestro_celery_plugin.ledger.leases import Leases
 from maestro_celery_plugin.ledger.reader import LedgerReader, read_ledger
+from maestro_celery_plugin.ledger.waiting_messages import WaitingMessages
 from maestro_celery_plugin.ledger.writer import LedgerWriter
+from maestro_celery_plugin.machine import machine_number
 from maestro_celery_plugin.plugins import plugin_manager
-from maestro_celery_plugin.processes import machine_number
 from maestro_celery_plugin.states import BROKEN, UNREADABLE, Outcome, RunMode, cannot_run_code
 from maestro_celery_plugin.study.assignment import Assignment
 from maestro_celery_plugin.worker import range_messages, range_task, slots, study_context
@@ -52,7 +53,7 @@ def worker(writer, count, send, deadline=None):
 def no_delays(monkeypatch):
     monkeypatch.setattr(range_task, "FAULT_DELAY_S", 0.0)
     monkeypatch.setattr(range_messages, "CLAIM_DELAY_S", 0.0)
-    monkeypatch.setattr(study_context, "LOOK_S", 0.0)
+    monkeypatch.setattr(study_context, "CHECK_INTERVAL_S", 0.0)
 
 
 class Ensemble:
@@ -104,6 +105,13 @@ class Ensemble:
         for writer, entries in LedgerReader(self.plan.ledger).poll():
             leases.apply(writer, entries)
         return leases
+
+    @property
+    def waiting_messages(self):
+        messages = WaitingMessages()
+        for _, entries in LedgerReader(self.plan.ledger).poll():
+            messages.apply(entries)
+        return messages
 
 
 @pytest.fixture
@@ -303,7 +311,7 @@ def test_a_part_that_was_not_sent_stays_leased(make):
     assert [(task.start, task.stop) for task in sent] == [(5, 9)]
     assert ensemble.runs == Counter(range(5))
     assert ensemble.rows(Kind.PASSED, Kind.KEPT) == [("PASSED", 5, 0), ("PASSED", 1, 0), ("KEPT", 1, 0)]
-    assert ensemble.leases.waiting(1) == [MessageName(1, 1, 5, 9)]
+    assert ensemble.waiting_messages.of_record(1) == [MessageName(1, 1, 5, 9)]
 
 
 def test_a_part_that_the_broker_has_delivered_although_it_did_not_answer_runs_once(make):
@@ -320,6 +328,20 @@ def test_a_part_that_the_broker_has_delivered_although_it_did_not_answer_runs_on
 
     assert ensemble.each_sample_has_run_once()
     assert [(task.start, task.stop) for task in delivered] == [(5, 9)]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_parts_that_a_slot_has_kept_are_sent_when_the_broker_answers_again(make, monkeypatch, seed):
+    """Given long samples, so that a slot sends its rest again and again, then no message has the name of a kept part."""
+    monkeypatch.setattr(slots, "TIME_BUDGET_S", 0.001)
+    ensemble = make(samples=16, cmd=f"{RUN}; sleep 0.005")
+    transport = Transport(failure_rate=0.6, seed=seed)
+    transport.put(ensemble.task())
+    drive(transport, (worker("w-1", 1, transport.send), 1), (worker("w-2", 1, transport.send), 1))
+
+    assert ensemble.each_sample_has_run_once()
+    names = [task.name for task in transport.sent]
+    assert len(names) == len(set(names))
 
 
 # --- claims ------------------------------------------------------------------------------------------
@@ -359,7 +381,7 @@ def test_only_one_of_many_processes_with_the_same_message_runs_its_sample(make, 
 
 def test_a_message_that_the_coordinator_has_taken_back_runs_no_sample(make):
     ensemble = make(samples=4)
-    ensemble.claims.take(ensemble.task().name, owner_text(COORDINATOR))
+    ensemble.claims.claim(ensemble.task().name, owner_text(COORDINATOR))
     work(ensemble.task())
 
     assert ensemble.runs == {}
@@ -640,12 +662,12 @@ def test_a_worker_that_can_take_no_message_counts_them(make, monkeypatch):
     shutil.rmtree(ensemble.plan.claims)
     process = worker("w-1", 1, Transport().send)
     for count in range(3):
-        assert process.untaken == count
+        assert process.unclaimed == count
         process.run(ensemble.task())
     ensemble.claims.prepare(1)
     process.run(ensemble.task())
 
-    assert process.untaken == 0
+    assert process.unclaimed == 0
 
 
 def test_a_worker_whose_first_message_meets_a_full_disk_takes_the_next_one(make, monkeypatch):
@@ -666,7 +688,7 @@ def test_the_parts_that_stay_have_no_gap(make):
     ensemble = make(samples=9)
 
     def send(task, task_queue):
-        ensemble.claims.take(MessageName(1, 1, 1, 5), owner_text(COORDINATOR))
+        ensemble.claims.claim(MessageName(1, 1, 1, 5), owner_text(COORDINATOR))
         raise ConnectionError("away")
 
     worker("w-1", 1, send).run(ensemble.task())
@@ -749,7 +771,7 @@ def test_after_the_death_of_a_worker_exactly_the_samples_without_an_end_run_agai
     before = ensemble.runs
 
     leases, states = ensemble.leases, ensemble.states
-    assert (leases.mask(1, 4) | leases.waiting_mask(1, 4)).all()
+    assert (leases.mask(1, 4) | ensemble.waiting_messages.mask(1, 4)).all()
     assert len(leases.revoke("w-1")) == 1
     for sample in np.flatnonzero(states.running):
         ensemble.append_as_coordinator(Kind.LOST, int(sample), 0, int(states.started[sample]))
@@ -780,7 +802,7 @@ def test_no_sample_starts_without_enough_time_before_the_end_of_the_allocation(m
 
     assert Kind.STARTED not in ensemble.entries["kind"]
     assert ensemble.entries["kind"][-1] == Kind.RELEASED
-    assert process.slots.refused == (1,)
+    assert process.slots.out_of_time == (1,)
 
 
 def test_no_sample_starts_in_less_time_than_the_longest_sample_took(make):

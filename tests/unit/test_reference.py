@@ -77,7 +77,7 @@ def test_every_hook_is_documented():
 
 
 def test_every_state_and_exit_code_is_documented():
-    for cls in (states.ExitCode, states.Outcome, states.RecordState, states.AllocationState):
+    for cls in (states.ExitCode, states.Outcome, states.WorkerState, states.RecordState, states.AllocationState):
         assert set(reference.member_help(cls)) == set(cls.__members__)
 
 

@@ -26,7 +26,7 @@ from maestro_celery_plugin.states import (
 )
 
 ARRAYS = ("outcome", "code", "duration_us", "started", "ended", "requests", "losses")
-STARTED, ENDED, STOPPED, LOST, REOPENED = Kind.STARTED, Kind.ENDED, Kind.STOPPED, Kind.LOST, Kind.RERUN
+STARTED, ENDED, STOPPED, LOST, RERUN = Kind.STARTED, Kind.ENDED, Kind.STOPPED, Kind.LOST, Kind.RERUN
 NOT_RUN, GAVE_UP = Kind.NOT_RUN, Kind.GAVE_UP
 
 
@@ -135,17 +135,17 @@ def test_an_attempt_is_running_unless_it_has_ended_or_was_lost():
     assert states.running[:4].tolist() == [True, False, False, False]
 
 
-def test_the_epoch_is_the_highest_that_was_sent_cancelled_or_reopened():
+def test_the_epoch_is_the_highest_that_was_sent_cancelled_or_marked_to_run_again():
     states = states_after(span(Kind.SENT, 0, 10, 3), span(Kind.CANCELLED, 0, 10, 4), (STARTED, 0, 9))
     assert (states.epoch, states.cancelled_epoch) == (4, 4)
 
-    states.apply(entries(span(Kind.SENT, 5, 6, 5), (REOPENED, 0, 6)))
+    states.apply(entries(span(Kind.SENT, 5, 6, 5), (RERUN, 0, 6)))
     assert (states.epoch, states.cancelled_epoch) == (6, 4)
 
 
 def test_entries_about_samples_outside_the_step_record_are_ignored():
     states = states_after(
-        *attempt(1, 0, sample=10), (LOST, 2**64 - 1, 1), (REOPENED, 11, 1), (ENDED, 9, 1, 0), samples=10
+        *attempt(1, 0, sample=10), (LOST, 2**64 - 1, 1), (RERUN, 11, 1), (ENDED, 9, 1, 0), samples=10
     )
 
     assert states.counts() == Counts(total=10, finished=1, failed=0, running=0, pending=9)
@@ -204,9 +204,9 @@ def test_a_finished_sample_never_changes(later):
 
 
 @pytest.mark.parametrize("order", [1, -1])
-def test_outcomes_of_a_dead_worker_that_become_visible_late_are_void(order):
+def test_outcomes_of_a_dead_worker_that_become_visible_late_are_invalid(order):
     """Given a range of a worker that counts as dead, then only attempts under later epochs decide about its samples."""
-    rows = [span(Kind.VOID, 0, 2, 3), *attempt(3, 0, 0), *attempt(3, 0, 2), *attempt(4, 3, 1)]
+    rows = [span(Kind.INVALID, 0, 2, 3), *attempt(3, 0, 0), *attempt(3, 0, 2), *attempt(4, 3, 1)]
     states = states_after(*rows[::order])
 
     assert states.outcome[:3].tolist() == [Outcome.OPEN, Outcome.FAILED, Outcome.FINISHED]
@@ -218,14 +218,14 @@ def test_an_attempt_that_was_declared_lost_has_no_outcome():
     assert outcome((LOST, 0, 1), *attempt(1, 0), *attempt(2, 3)) is Outcome.FAILED
 
 
-# --- reopened samples --------------------------------------------------------------------------------
+# --- samples that run again --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("code", [1, 102, 0])
-def test_a_reopened_sample_is_open_and_may_request_max_retries_further_runs(code):
+def test_a_sample_that_runs_again_is_open_and_may_request_max_retries_further_runs(code):
     first = [*attempt(1, 104), *attempt(2, 104), (STARTED, 0, 3), (LOST, 0, 3), *attempt(4, code)]
 
-    states = states_after(*first, (REOPENED, 0, 4), max_retries=2)
+    states = states_after(*first, (RERUN, 0, 4), max_retries=2)
 
     assert (states.outcome[0], states.requests[0], states.losses[0]) == (Outcome.OPEN, 0, 0)
     states.apply(entries(*attempt(5, 104), *attempt(6, 104)))
@@ -234,20 +234,20 @@ def test_a_reopened_sample_is_open_and_may_request_max_retries_further_runs(code
     assert states.outcome[0] == Outcome.FAILED
 
 
-def test_earlier_outcomes_of_a_reopened_sample_are_invalid_in_any_order_of_entries():
+def test_earlier_outcomes_of_a_sample_that_runs_again_are_invalid_in_any_order_of_entries():
     """Readers read the file of a worker 'all-1' before that of the coordinator."""
     states = states_after(*attempt(1, 1), *attempt(2, 0))
 
-    states.apply(entries((REOPENED, 0, 1)))
+    states.apply(entries((RERUN, 0, 1)))
     assert states.outcome[0] == Outcome.FINISHED
 
-    states = states_after((REOPENED, 0, 1))
+    states = states_after((RERUN, 0, 1))
     states.apply(entries(*attempt(1, 102)))
     assert states.outcome[0] == Outcome.OPEN
 
 
-def test_other_samples_are_not_reopened():
-    states = states_after(*attempt(1, 1), *attempt(1, 1, sample=1), (LOST, 2, 1), (REOPENED, 0, 1))
+def test_other_samples_do_not_run_again():
+    states = states_after(*attempt(1, 1), *attempt(1, 1, sample=1), (LOST, 2, 1), (RERUN, 0, 1))
 
     assert states.outcome[:2].tolist() == [Outcome.OPEN, Outcome.FAILED]
     assert states.losses[2] == 1
@@ -276,7 +276,7 @@ def a_history(random_, samples, writers):
             if end >= 6 or not random_.randrange(12):  # sometimes also an attempt that has ended
                 history[0].append((LOST, sample, epoch))
             if not random_.randrange(8):
-                history[0].append((REOPENED, sample, epoch))
+                history[0].append((RERUN, sample, epoch))
     history[0] += [span(Kind.SENT, 0, samples, 2), span(Kind.CANCELLED, 0, samples, 7), span(Kind.SENT, 1, 2, 9)]
     return history
 
@@ -295,14 +295,14 @@ def interleavings(random_, history):
 
 def expected(rows, max_retries):
     """Return the outcome of a sample; this algorithm is slow, but simple."""
-    void = max((row[2] for row in rows if row[0] in (REOPENED, LOST)), default=0)
-    reopened = max((row[2] for row in rows if row[0] == REOPENED), default=0)
-    rows = [row for row in rows if row[2] > reopened]
+    invalid = max((row[2] for row in rows if row[0] in (RERUN, LOST)), default=0)
+    rerun = max((row[2] for row in rows if row[0] == RERUN), default=0)
+    rows = [row for row in rows if row[2] > rerun]
     ends = [row for row in rows if row[0] == ENDED]
     finals = [
         (row[2], Outcome.HARD_FAILED if row[3] == UNREADABLE else outcome_of(row[3]))
         for row in ends
-        if not is_request(row[3]) and row[2] > void
+        if not is_request(row[3]) and row[2] > invalid
     ]
     finished = [final for final in finals if final[1] in (Outcome.FINISHED, Outcome.STOPPED_STUDY)]
     if finals:
@@ -330,7 +330,7 @@ def test_the_states_do_not_depend_on_the_order_of_the_writers(seed):
             np.testing.assert_array_equal(getattr(states, name), getattr(at_once, name), name)
         assert (states.epoch, states.cancelled_epoch) == (at_once.epoch, 7)
 
-    kinds = (STARTED, ENDED, STOPPED, LOST, REOPENED)
+    kinds = (STARTED, ENDED, STOPPED, LOST, RERUN)
     for sample in range(samples):
         own = [row for row in rows if row[0] in kinds and row[1] == sample]
         assert at_once.outcome[sample] == expected(own, max_retries=2), own

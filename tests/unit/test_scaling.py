@@ -18,8 +18,9 @@ from maestro_celery_plugin.errors import WorkerError
 from maestro_celery_plugin.ledger.entries import SUFFIX, Kind
 from maestro_celery_plugin.ledger.reader import read_ledger
 from maestro_celery_plugin.ledger.writer import LedgerWriter
-from maestro_celery_plugin.processes import ProcessId, host_name
-from maestro_celery_plugin.states import AllocationState, Outcome, RecordState
+from maestro_celery_plugin.machine import host_name
+from maestro_celery_plugin.processes import ProcessId
+from maestro_celery_plugin.states import AllocationState, Outcome, RecordState, WorkerState
 from maestro_celery_plugin.study.heartbeats import Heartbeat
 from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.session import Session
@@ -88,7 +89,7 @@ def test_a_worker_whose_heartbeat_is_not_visible_yet_is_not_dead(study, monkeypa
     assert study.records.leases.holders() == set()
 
 
-def beat(name, allocation="", group="near", host=None, state="idle"):
+def beat(name, allocation="", group="near", host=None, state=WorkerState.IDLE):
     return Heartbeat(
         name=name, group=group, host=host or host_name(), node="n", supervisor=(1, 1), process=(1, 1), slots=1, beat=1,
         state=state, allocation=allocation,
@@ -124,7 +125,7 @@ def test_a_worker_of_another_machine_is_asked_to_leave(study):
 def test_the_last_entries_of_a_worker_are_read_when_it_has_left(study):
     """Given a worker whose last sample ended just before it left, then that sample is not lost."""
     session, pool, records = Session(study.plan.session), study.scaling._pool, study.records
-    session.heartbeats.write(beat("far-1", group="far", host="elsewhere", state="busy"))
+    session.heartbeats.write(beat("far-1", group="far", host="elsewhere", state=WorkerState.BUSY))
     study.scaling._dead_workers.detect()
     worker = LedgerWriter(study.plan.ledger / f"far-1{SUFFIX}")
     worker.append(Kind.TAKEN, 2, 1, 0, 10)
@@ -156,10 +157,10 @@ def test_the_ledger_of_a_worker_that_was_only_silent_is_read_again(study, monkey
 
 @pytest.mark.parametrize(
     ("states", "working"),
-    [(("idle", "busy"), {"near/1"}), (("idle", "starting"), set()), (("idle", "draining"), set())],
+    [(("IDLE", "BUSY"), {"near/1"}), (("IDLE", "STARTING"), set()), (("IDLE", "DRAINING"), set())],
 )
 def test_an_allocation_is_working_while_one_of_its_workers_is_busy(study, states, working):
-    workers = [beat("far-1", group="far"), *(beat(f"near-1-{n}", "near/1", state=s) for n, s in enumerate(states))]
+    workers = [beat("far-1", group="far"), *(beat(f"near-1-{n}", "near/1", state=WorkerState[s]) for n, s in enumerate(states))]
     study.scaling._pool.alive = {worker.name: worker for worker in workers}
     assert study.scaling.working_allocations == working
 
@@ -187,7 +188,7 @@ def test_the_name_of_a_worker_identifies_its_allocation(writer, is_in_allocation
     assert has_stem(writer, worker_stem("sim", "sim/2")) == is_in_allocation
 
 
-def test_an_end_of_a_dead_worker_on_another_machine_that_becomes_visible_late_is_void(study):
+def test_an_end_of_a_dead_worker_on_another_machine_that_becomes_visible_late_is_invalid(study):
     """Given a worker whose last entries are not visible, when it counts as dead, then they never count."""
     worker = LedgerWriter(study.plan.ledger / f"far-1{SUFFIX}")
     worker.append(Kind.TAKEN, 2, 1, 0, 10)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import stat
 
@@ -9,14 +10,16 @@ import pytest
 
 from maestro_celery_plugin.broker.messages import Signer
 from maestro_celery_plugin.errors import StudyError
-from maestro_celery_plugin.processes import machine_id
+from maestro_celery_plugin.machine import machine_id
+from maestro_celery_plugin.states import WorkerState
 from maestro_celery_plugin.study.heartbeats import ConductorBeat, Heartbeat
 from maestro_celery_plugin.study.session import BrokerLocation, Session
 
 MESSAGE = ("/study", "sim/X.1", 1, 0, 10, 3)
 BEAT = Heartbeat(
-    name="w-1", group="w", host="h1", node="n1", supervisor=(10, 11), process=(12, 13), slots=4, beat=5, state="busy"
-)
+    name="w-1", group="w", host="h1", node="n1", supervisor=(10, 11), process=(12, 13), slots=4, beat=5,
+    state=WorkerState.BUSY,
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -120,6 +123,22 @@ def test_heartbeats_are_stored_read_and_removed(session):
     session.heartbeats.remove("w-1")
     session.heartbeats.remove("w-1")
     assert session.heartbeats.all() == []
+
+
+@pytest.mark.parametrize("state", ["starting", "idle", "busy", "draining", "stopping"])
+def test_a_heartbeat_in_the_format_of_version_0_1_is_read(session, state):
+    (session.path / "workers" / "w-1.json").write_text(
+        '{"name": "w-1", "group": "w", "host": "h1", "node": "n1", "supervisor": [10, 11], "process": [12, 13], "slots": 4, '
+        f'"beat": 5, "state": "{state}", "allocation": "", "ends_at": null, "refuses": [3]}}'
+    )
+    assert session.heartbeats.all() == [dataclasses.replace(BEAT, state=WorkerState(state), refuses=(3,))]
+
+
+def test_a_worker_with_a_state_of_another_version_is_not_dead(session):
+    session.heartbeats.write(BEAT)
+    path = session.heartbeats.path_of("w-1")
+    path.write_text(path.read_text().replace('"busy"', '"dancing"'))
+    assert session.heartbeats.all() == [dataclasses.replace(BEAT, state=WorkerState.UNKNOWN)]
 
 
 def test_a_heartbeat_file_that_a_crash_of_its_machine_has_emptied_is_ignored(session):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from maestro_celery_plugin import clock
-from maestro_celery_plugin.worker.stall_watch import LIMIT_S, LOOK_S, StallWatch
+from maestro_celery_plugin.worker.stall_watch import CHECK_INTERVAL_S, STALL_LIMIT_S, StallWatch
 
 
 class World:
@@ -21,11 +21,11 @@ class World:
             raise OSError("the broker does not answer")
         return self.waiting
 
-    def look(self, seconds: float) -> bool:
-        """Look at intervals for some seconds; return whether the worker has stalled."""
-        for _ in range(int(seconds / LOOK_S) + 1):
-            self.watch.look()
-            self.now += LOOK_S
+    def check(self, seconds: float) -> bool:
+        """Check at intervals for some seconds; return whether the worker has stalled."""
+        for _ in range(int(seconds / CHECK_INTERVAL_S) + 1):
+            self.watch.check()
+            self.now += CHECK_INTERVAL_S
         return self.watch.has_stalled
 
 
@@ -35,19 +35,19 @@ def world(monkeypatch):
 
 
 def test_a_worker_that_receives_none_of_the_waiting_messages_has_stalled(world):
-    assert not world.look(LIMIT_S - LOOK_S)
-    assert world.look(LOOK_S)
+    assert not world.check(STALL_LIMIT_S - CHECK_INTERVAL_S)
+    assert world.check(CHECK_INTERVAL_S)
 
 
 @pytest.mark.parametrize("change", [{"waiting": 0}, {"waiting": -1}, {"received": 1}, {"can_receive": False}])
 def test_the_time_begins_again(world, change):
     """Given no message, no answer, a received message, or no free slot, then the waiting time begins again."""
     before = vars(world).copy()
-    world.look(LIMIT_S - LOOK_S)
+    world.check(STALL_LIMIT_S - CHECK_INTERVAL_S)
 
     vars(world).update(change)
-    world.look(0)
+    world.check(0)
     vars(world).update({key: before[key] for key in change if key != "received"})
 
-    assert not world.look(LIMIT_S - LOOK_S)
-    assert world.look(LOOK_S)
+    assert not world.check(STALL_LIMIT_S - CHECK_INTERVAL_S)
+    assert world.check(CHECK_INTERVAL_S)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import signal
 
 import pytest
@@ -18,6 +19,7 @@ from maestro_celery_plugin.states import (
     ExitCode,
     Outcome,
     RecordState,
+    WorkerState,
     cannot_run_code,
     errno_of,
     is_request,
@@ -54,6 +56,16 @@ def test_an_open_allocation_ends_no_step_record_and_every_other_state_ends_it():
 
 def test_every_end_of_an_allocation_is_a_state_that_maestro_supports():
     assert {MAESTRO_STATES[state] for state in ALLOCATION_ENDS.values()} <= {"RUNNING", "TIMEDOUT", "CANCELLED"}
+
+
+def test_the_text_of_a_worker_state_is_its_value():
+    """Scripts read it in the output of `status --json`."""
+    for state in WorkerState:
+        assert f"{state}" == str(state) == json.loads(json.dumps(state)) == state.name.lower()
+
+
+def test_an_unknown_state_of_a_worker_is_that_of_another_version():
+    assert WorkerState("dancing") is WorkerState.UNKNOWN
 
 
 def test_the_exit_codes_are_those_of_merlin():

@@ -32,14 +32,15 @@ from maestro_celery_plugin.files import shared_lock
 from maestro_celery_plugin.ledger.entries import Kind
 from maestro_celery_plugin.ledger.sample_states import Counts
 from maestro_celery_plugin.ledger.writer import LedgerWriter
-from maestro_celery_plugin.processes import ProcessId, host_name
+from maestro_celery_plugin.machine import host_name
+from maestro_celery_plugin.processes import ProcessId
 from maestro_celery_plugin.report import failed_samples, status_view
 from maestro_celery_plugin.report.explain import explain
 from maestro_celery_plugin.report.model import StudyState
 from maestro_celery_plugin.report.reader import StatusReader
 from maestro_celery_plugin.report.sample_status import RecordSamples, SampleStatus, values_of
 from maestro_celery_plugin.report.terminal import duration_words
-from maestro_celery_plugin.states import AllocationState, cannot_run_code
+from maestro_celery_plugin.states import AllocationState, WorkerState, cannot_run_code
 from maestro_celery_plugin.study.heartbeats import Heartbeat, Heartbeats
 from maestro_celery_plugin.study.manifest import Manifest
 from maestro_celery_plugin.study.plan import StudyPlan
@@ -107,11 +108,13 @@ class Study:
         """Write ``status.csv`` as Maestro does: without a line end after the last row."""
         (self.plan.root / "status.csv").write_text("\n".join([HEADER, *rows]))
 
-    def beat(self, name: str, process: ProcessId, state: str = "busy", host: str | None = None) -> None:
+    def beat(
+        self, name: str, process: ProcessId, state: str = "busy", host: str | None = None, **values: object
+    ) -> None:
         """Write the heartbeat of a worker."""
         pid = process.pid, process.start
         host = host or host_name()
-        values = {"name": name, "group": "w", "host": host, "node": host, "slots": 1, "beat": 1, "state": state}
+        values |= {"name": name, "group": "w", "host": host, "node": host, "slots": 1, "beat": 1, "state": WorkerState(state)}
         self.session.heartbeats.write(Heartbeat(supervisor=pid, process=pid, **values))
 
     def conductor_lock(self) -> FileLock:
@@ -237,7 +240,7 @@ def test_a_held_worker_is_shown_with_the_reason(study: Study, name: str) -> None
     plan = dataclasses.replace(study.plan, settings=settings)
     (study.plan.root / "batch.info").write_text(yaml.safe_dump(plan.to_batch()))
     here = ProcessId.of(os.getpid())
-    for worker, state in {"w-1": "idle", "w-1.78": "busy", name: "held"}.items():
+    for worker, state in {"w-1": WorkerState.IDLE, "w-1.78": WorkerState.BUSY, name: WorkerState.HELD}.items():
         study.beat(worker, here, state)
     with study.conductor_lock():
         assert [(w.name, w.state) for w in study.reader.read().workers] == [("w-1", "held")]
@@ -490,6 +493,37 @@ def test_the_first_line_of_stderr_keeps_its_indentation(study: Study) -> None:
     assert lines[first + 1 : first + 3] == ["              ^", "    SyntaxError"]
 
 
+@pytest.mark.parametrize(("count", "text"), [(0, ""), (1, "1 message refused"), (7, "7 messages refused")])
+def test_the_page_shows_the_refused_messages_of_a_worker(study: Study, count: int, text: str) -> None:
+    study.beat("w-1", ProcessId.of(os.getpid()), refused_messages=count)
+    section = page_of(study).partition("Workers\n")[2]
+    assert section.split("busy")[1].strip() == text
+
+
+@pytest.mark.parametrize(
+    ("state", "text"),
+    [
+        ("idle", ""),
+        ("stopping", ""),
+        ("draining", ", its allocation ends too soon for the remaining samples"),
+        ("held", ", its last samples have failed; some of them run on another machine to find the cause"),
+    ],
+)
+def test_explain_says_why_a_worker_takes_no_samples(study: Study, state: str, text: str) -> None:
+    workers, steps = {"w": WorkerGroupSettings(task_queues=("merlin",))}, {"sim": StepFacts(queues=("merlin",))}
+    settings = EnsembleSettings(batch=BatchSettings(), resources=ResourceSettings(workers=workers), steps=steps)
+    plan = dataclasses.replace(study.plan, settings=settings)
+    (plan.root / "batch.info").write_text(yaml.safe_dump(plan.to_batch()))
+    study.submit()
+    study.write_table(row(1, "RUNNING"))
+    study.run(0)
+    study.beat("w-1", ProcessId.of(os.getpid()), state)
+    with study.conductor_lock():
+        ((title, sentences),) = explain(plan.root)
+    assert title == "sim_X.1  RUNNING"
+    assert sentences[-1] == f"Worker group 'w': w-1 ({state}{text})."
+
+
 def test_a_dry_run_is_not_resumed(study: Study) -> None:
     """A dry run has no session. `maestro-celery resume` refuses it."""
     shutil.rmtree(study.session.path)
@@ -556,7 +590,7 @@ def test_json_has_exactly_the_keys_that_scripts_rely_on(study: Study) -> None:
             {"name": "w", "number": 1, "job": "41", "state": "PENDING", "reason": "Resources", "slots": 0, "seconds": None}
             | {"sample_seconds": 0.0, "interrupted_seconds": 0.0}
         ],
-        "workers": [{"name": "w-1", "group": "w", "node": host_name(), "state": "busy", "refused": 0}],
+        "workers": [{"name": "w-1", "group": "w", "node": host_name(), "state": "busy", "refused_messages": 0}],
         "broken_machines": [],
         "damage": [],
     }

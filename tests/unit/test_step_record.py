@@ -9,23 +9,11 @@ import numpy as np
 import pytest
 from ensembles import a_manifest, entries, span, states_of
 
-from maestro_celery_plugin import clock
 from maestro_celery_plugin.conductor.step_record import SUSPECT_LOSSES, StepRecord, ranges_of
 from maestro_celery_plugin.ledger.entries import Kind
 from maestro_celery_plugin.states import RecordState, cannot_run_code
 
 NOTHING = np.zeros(10, bool)
-
-
-@pytest.fixture
-def advance_clock(monkeypatch):
-    """Advance the clock by a number of seconds."""
-
-    def advance(seconds):
-        later = time.monotonic() + seconds
-        monkeypatch.setattr(clock, "monotonic", lambda: later)
-
-    return advance
 
 
 def a_record(*rows, active=True, **changes):

@@ -9,7 +9,9 @@ import subprocess
 import pytest
 
 from maestro_celery_plugin.conductor.worker_pool import WorkerPool
-from maestro_celery_plugin.processes import ProcessId, host_name, machine_id
+from maestro_celery_plugin.machine import host_name, machine_id
+from maestro_celery_plugin.processes import ProcessId
+from maestro_celery_plugin.states import WorkerState
 from maestro_celery_plugin.study.heartbeats import Heartbeat, Heartbeats
 from maestro_celery_plugin.study.session import Session
 
@@ -33,7 +35,7 @@ def beat_of(process, name="w-1", machine=None, beat=1):
     identity = (number.pid, number.start)
     return Heartbeat(
         name=name, group="w", host=host_name(), node="n", supervisor=identity, process=identity, slots=1, beat=beat,
-        state="idle", machine=machine_id() if machine is None else machine,
+        state=WorkerState.IDLE, machine=machine_id() if machine is None else machine,
     )  # fmt: skip
 
 

@@ -1,8 +1,8 @@
-"""Protection of a worker against messages that anyone may write to a shared broker.
+"""The envelope of a message: it has no effect, because anyone may write messages to a shared broker.
 
 kombu and amqp decode the envelope of a message before Celery sees the message, and raise errors that end a worker if
 they cannot decode it. RabbitMQ then delivers the message to the next worker. `protect` changes the two libraries in the
-process of a worker, so that the envelope of a message has no effect: only its signed body counts.
+process of a worker, so that only the signed body of a message counts.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import kombu.transport.redis
 from amqp.spec import Basic
 from kombu import compression
 
-__all__ = ["Refusal", "protect"]
+__all__ = ["MAX_BYTES", "Refusal", "protect"]
 
 # Longer than any message of this plugin: two paths and a few numbers. Such a message is refused before it is decoded.
 MAX_BYTES = 256 * 1024

@@ -1,0 +1,67 @@
+"""Waiting messages: those that were sent and that no slot has taken."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+
+from maestro_celery_plugin.ledger.claims import MessageName
+from maestro_celery_plugin.ledger.entries import Entries, Kind
+
+__all__ = ["WaitingMessages"]
+
+# The fields of an entry that make up the name of a message, in the order of `MessageName`.
+_NAME_FIELDS = ("record", "epoch", "start", "stop", "code")
+_SENT, _TAKEN = (Kind.SENT, Kind.PASSED), (Kind.TAKEN, Kind.KEPT)
+
+
+class WaitingMessages:
+    """The messages that wait in the task queues, or were lost there, by step record."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[int, set[MessageName]] = defaultdict(set)
+        # Messages that a slot has taken, although the entry about their sending is not visible yet.
+        self._taken_early: set[MessageName] = set()
+
+    def apply(self, entries: Entries) -> None:
+        """Apply entries of one writer, in their order."""
+        for entry in entries[np.isin(entries["kind"], (*_SENT, *_TAKEN))]:
+            name = MessageName(*(int(entry[field]) for field in _NAME_FIELDS))
+            if entry["kind"] in _SENT:
+                self._send(name)
+            else:
+                self._take(name)
+
+    def _send(self, name: MessageName) -> None:
+        if name in self._taken_early:
+            self._taken_early.remove(name)
+        else:
+            self._waiting[name.record].add(name)
+
+    def _take(self, name: MessageName) -> None:
+        if name in self._waiting[name.record]:
+            self._waiting[name.record].remove(name)
+        else:
+            self._taken_early.add(name)
+
+    def of_record(self, record: int) -> list[MessageName]:
+        """Return the waiting messages about a step record."""
+        return list(self._waiting[record])
+
+    def forget(self, name: MessageName) -> None:
+        """Remove a message, which no slot can take any more."""
+        self._waiting[name.record].discard(name)
+
+    def mask(self, record: int, size: int) -> np.ndarray[Any, Any]:
+        """Return a mask of the samples of a step record about which a message waits.
+
+        Args:
+            record: Number of the step record.
+            size: Number of samples of the step record.
+        """
+        mask = np.zeros(size, bool)
+        for name in self._waiting[record]:
+            mask[name.start : name.stop] = True
+        return mask

@@ -1,0 +1,64 @@
+"""The state of a worker process, which its heartbeat shows to the conductor and to users."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from maestro_celery_plugin import clock
+from maestro_celery_plugin.batch.deadline import Deadline
+from maestro_celery_plugin.broker.app import make_app
+from maestro_celery_plugin.config.groups import GroupConfig
+from maestro_celery_plugin.processes import ProcessId
+from maestro_celery_plugin.states import WorkerState
+from maestro_celery_plugin.study.session import BrokerLocation, Session
+from maestro_celery_plugin.worker.arguments import WorkerArguments
+from maestro_celery_plugin.worker.launch_env import LaunchEnvironment
+from maestro_celery_plugin.worker.range_task import RangeTasks
+from maestro_celery_plugin.worker.slots import Slots
+from maestro_celery_plugin.worker.worker_process import WorkerProcess
+
+
+@pytest.fixture
+def process(tmp_path):
+    """A worker with one slot, which has started, without its threads."""
+    session = Session.create(tmp_path / "session")
+    session.write_broker(BrokerLocation(url="redis://localhost:1/0"))
+    group = GroupConfig(group="w", queues=("q",))
+    arguments = WorkerArguments(session=session, group=group, name="w-1", allocation="", number=1)
+    process = WorkerProcess(arguments, ProcessId.of(os.getpid()), make_app(session))
+    process._tasks = RangeTasks("w-1", Slots(1, Deadline(), LaunchEnvironment("w-1")), lambda task, queue: None)
+    process._ready = True
+    return process
+
+
+def state_of(process):
+    return process._heartbeat(slots=1, beat=1).state
+
+
+def test_a_worker_without_work_is_idle(process):
+    assert state_of(process) is WorkerState.IDLE
+
+
+def test_a_worker_with_a_sample_is_busy(process):
+    with process._tasks.slots.take():
+        assert state_of(process) is WorkerState.BUSY
+
+
+def test_a_worker_drains_before_the_end_of_its_allocation(process):
+    process._deadline = Deadline(clock.now() + 1, is_in_allocation=True)
+    assert state_of(process) is WorkerState.DRAINING
+
+
+def test_a_worker_that_has_stalled_is_stopping(process):
+    """Given a worker that receives no messages, then its state says nothing about the end of an allocation."""
+    process._stall_watch.has_stalled = True
+    with process._tasks.slots.take():
+        assert state_of(process) is WorkerState.STOPPING
+
+
+def test_a_worker_that_leaves_is_stopping_even_if_its_allocation_ends(process):
+    process._deadline = Deadline(clock.now() + 1, is_in_allocation=True)
+    process._tasks.slots.stopping.set()
+    assert state_of(process) is WorkerState.STOPPING
