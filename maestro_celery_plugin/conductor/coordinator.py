@@ -13,6 +13,7 @@ import logging
 import signal
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -42,6 +43,8 @@ REFRESH_LIMIT_S = 1.0
 MAINTENANCE_INTERVAL_S = 0.5
 # The longest pause before workers are started and replaced again.
 MAINTENANCE_LIMIT_S = 3.0
+# Interval between two looks at the states of step records without new entries.
+LOOK_AT_ALL_INTERVAL_S = 1.0
 # The substitute thread calls `_refresh` if Maestro has not called the coordinator for this long.
 AWAY_S = 1.5
 
@@ -110,11 +113,13 @@ class Coordinator:
             plan, self._session, self._records, task_queues, self._scaling.is_dead, self._scaling.end_worker
         )
         self._jobs: dict[str, StepRecord] = {}
+        self._submissions: Counter[int] = Counter()
+        self._looked_at_all, self._poll_is_due = 0.0, False
         self._maintain_at = 0.0
         self._poll_end = clock.monotonic()
         self._closed = False
         self._access = threading.RLock()
-        self._refreshed_at = clock.monotonic()
+        self._refreshed_at = float("-inf")
         threading.Thread(target=self._run_substitute, name="substitute", daemon=True).start()
         atexit.register(self.close)
         _end_on_signals()
@@ -125,7 +130,8 @@ class Coordinator:
     def submit(self, manifest: Manifest) -> str:
         """Start or continue a step record; return Maestro's job identifier."""
         record = self._records.register(manifest)
-        self._refresh()
+        if clock.monotonic() - self._refreshed_at > REFRESH_INTERVAL_S:  # not at each of many submissions
+            self._refresh()
         before = record.reason
         record.begin(cancelled=self._records.stopped_by is not None)
         record.reason = self._records.stopped_by or ""
@@ -135,7 +141,8 @@ class Coordinator:
             self._publisher.send(record, record.unassigned(self._records.leased(record)))
         except BrokerError as error:  # the samples are sent when the broker answers again
             LOGGER.error("%s", error)
-        job = f"{manifest.name}#{sum(other is record for other in self._jobs.values()) + 1}"
+        self._submissions[record.number] += 1
+        job = f"{manifest.name}#{self._submissions[record.number]}"
         self._jobs[job] = record
         # The first check, which imports Celery, takes long; the new samples need their workers soon.
         self._maintain_at = min(self._maintain_at, clock.monotonic() + MAINTENANCE_INTERVAL_S)
@@ -161,10 +168,11 @@ class Coordinator:
     def wait(self, seconds: float) -> None:
         """Watch the study for some seconds; return early when Maestro must poll.
 
-        A poll of Maestro takes time in a large study. Polls use at most half of the time.
+        At each poll, Maestro stores the whole study, which takes seconds for thousands of step records. Polls use at
+        most a fifth of the time.
         """
         now = clock.monotonic()
-        earliest, latest = now + min(now - self._poll_end, seconds), now + seconds
+        earliest, latest = now + min(4 * (now - self._poll_end), seconds), now + seconds
         while clock.monotonic() < latest:
             begin = clock.monotonic()
             self._refresh()
@@ -172,14 +180,21 @@ class Coordinator:
                 break
             interval_s = min(REFRESH_LIMIT_S, max(REFRESH_INTERVAL_S, 10 * (clock.monotonic() - begin)))
             clock.sleep(min(interval_s, max(0.0, latest - clock.monotonic())))
-        self._poll_end = clock.monotonic()
+        self._poll_end, self._poll_is_due = clock.monotonic(), False
 
     @_exclusive
     def _must_poll(self) -> bool:
         """Whether Maestro must poll: a step record has a new state, or a user requests an update or a cancellation."""
+        self._poll_is_due = self._poll_is_due or self._has_news()
+        return self._poll_is_due
+
+    def _has_news(self) -> bool:
         if self._plan.cancel_request.exists() or self._plan.update_request.exists():
             return True
-        return any(r.active and self._records.state(r) is not r.reported_state for r in self._records)
+        now, records = clock.monotonic(), self._records.changed()
+        if now - self._looked_at_all > LOOK_AT_ALL_INTERVAL_S:  # the state also depends on allocations and workers
+            self._looked_at_all, records = now, list(self._records)
+        return any(r.active and self._records.state(r) is not r.reported_state for r in records)
 
     def _run_substitute(self) -> None:
         """Call `_refresh` while Maestro does not call the coordinator, so that samples are sent and workers start."""
@@ -224,11 +239,10 @@ class Coordinator:
 
     def _resend_if_slots_stay_free(self) -> None:
         """Send samples without a lease again if slots stay free: the messages of these samples were lost."""
-        leases = self._records.leases
-        counts = {writer: leases.count(writer) for writer in leases.holders()}
+        free_slots = self._scaling.free_slots()
         now, quiet = clock.monotonic(), []
         for record in self._records.with_work():
-            if record.stops_early or not self._scaling.has_room_for(record, counts):
+            if record.stops_early or not free_slots.accept(record):
                 record.idle_since = None
             elif record.idle_since is None:
                 record.idle_since = now

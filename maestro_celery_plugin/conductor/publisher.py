@@ -121,7 +121,7 @@ class Publisher:
             except Exception as cause:  # each transport has its own errors
                 raise BrokerError(f"A message cannot be sent: {cause}") from cause
         if ranges:
-            self._records.follow()
+            self._records.follow_own()
 
     def _ranges(self, record: StepRecord, mask: np.ndarray[Any, Any], epoch: int) -> list[tuple[int, int, RunMode]]:
         """Return the ranges [start, stop) that cover samples, with their modes.

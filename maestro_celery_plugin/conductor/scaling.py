@@ -8,6 +8,7 @@ from collections.abc import Mapping, Set
 from maestro_celery_plugin import clock
 from maestro_celery_plugin.conductor.broken_machines import BrokenMachines
 from maestro_celery_plugin.conductor.dead_workers import DeadWorkers
+from maestro_celery_plugin.conductor.free_slots import FreeSlots
 from maestro_celery_plugin.conductor.remaining_work import RemainingWork
 from maestro_celery_plugin.conductor.reopening import Reopening
 from maestro_celery_plugin.conductor.step_record import StepRecord
@@ -69,14 +70,9 @@ class Scaling:
         self._enforce_cancellation()
         return has_lost
 
-    def has_room_for(self, record: StepRecord, leases: Mapping[str, int]) -> bool:
-        """Tell whether a free slot accepts samples of a step record.
-
-        Args:
-            record: The step record.
-            leases: Number of slots with a lease, by worker.
-        """
-        return any(self._pool.free_slots(group, leases, record.number) for group in record.groups)
+    def free_slots(self) -> FreeSlots:
+        """Count the free slots of the live workers."""
+        return FreeSlots(self._pool.alive.values(), self._records.leases)
 
     @property
     def ended_workers(self) -> Set[str]:

@@ -192,7 +192,7 @@ class StepRecord:
     @property
     def stops_early(self) -> bool:
         """Whether no further sample may start: a sample failed hard, or the step record was cancelled."""
-        return self.cancelled or bool((self.samples.outcome == Outcome.HARD_FAILED).any())
+        return self.cancelled or self.samples.total(Outcome.HARD_FAILED) > 0
 
     def state(self, *, has_leases: bool) -> RecordState:
         """Return the state of the step record.
@@ -203,12 +203,12 @@ class StepRecord:
         if self.failure is not None:
             return RecordState.FAILED
         if self.samples.is_complete or (self.stops_early and not has_leases):
-            if (self.samples.outcome == Outcome.HARD_FAILED).any():
+            if self.samples.total(Outcome.HARD_FAILED):
                 return RecordState.FAILED
             return RecordState.FINISHED if self.samples.is_complete else RecordState.CANCELLED
         if self.timed_out:
             return RecordState.TIMED_OUT
-        return RecordState.RUNNING if self.samples.started.any() else RecordState.PENDING
+        return RecordState.RUNNING if self.samples.has_started else RecordState.PENDING
 
 
 def ranges_of(mask: np.ndarray[Any, Any], bridge: np.ndarray[Any, Any]) -> list[tuple[int, int]]:

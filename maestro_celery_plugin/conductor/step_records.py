@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -64,6 +65,8 @@ class StepRecords:
         self.claims = Claims(plan.claims, plan.number, store)
         self._records: dict[str, StepRecord] = {}
         self._by_number: dict[int, StepRecord] = {}
+        self._last_number = 0
+        self._changed: set[int] = set()
         self.live_writers: Container[str] = ()
         self.leases, self.waiting_messages = Leases(), WaitingMessages()
         self.quick_failures = QuickFailures(is_enabled=has_other_hosts(plan.settings))
@@ -109,7 +112,7 @@ class StepRecords:
         """
         relative = str(Path(manifest.workspace).relative_to(self._plan.root))
         existing = self._records.get(relative)
-        number = existing.number if existing else max(self._by_number, default=0) + 1
+        number = existing.number if existing else self._last_number + 1
         numbered = dataclasses.replace(manifest, number=number)
         numbered.write(self._plan.records / relative / "manifest.json")
         return existing or self._add(numbered, relative)
@@ -119,11 +122,12 @@ class StepRecords:
         samples = SampleStates(manifest.samples, manifest.max_retries)
         record = StepRecord(manifest, relative, samples, groups)
         self._records[relative] = self._by_number[manifest.number] = record
+        self._last_number = max(self._last_number, manifest.number)
         return record
 
     def state(self, record: StepRecord) -> RecordState:
         """Return the state of a step record; it is not final while a machine may be the cause of its failures."""
-        state = record.state(has_leases=any(self.leases.of_record(record.number)))
+        state = record.state(has_leases=self.leases.has(record.number))
         is_open = state is RecordState.FINISHED and self.quick_failures.concerns(record.number)
         return RecordState.RUNNING if is_open else state
 
@@ -151,15 +155,31 @@ class StepRecords:
                 LOGGER.warning("%s", sentence)
         self._reported_damage.update(self._reader.damage)
         for writer, entries in self._reader.poll(skip, fresh=fresh):
-            self.leases.apply(writer, entries)
-            self.waiting_messages.apply(entries)
-            self.quick_failures.apply(writer, entries)
-            if writer not in self.started_writers and (entries["kind"] == Kind.STARTED).any():
-                self.started_writers.add(writer)
-            for number in np.unique(entries["record"]):
-                record = self._by_number.get(int(number))
-                if record:
-                    self._apply(record, entries[entries["record"] == number])
+            self._apply_all(writer, entries)
+
+    def follow_own(self) -> None:
+        """Apply the new entries of the coordinator itself."""
+        self._apply_all(COORDINATOR, self._reader.read(COORDINATOR))
+
+    def _apply_all(self, writer: str, entries: Entries) -> None:
+        """Apply new entries of one writer, in their order."""
+        if not len(entries):
+            return
+        self.leases.apply(writer, entries)
+        self.waiting_messages.apply(entries)
+        self.quick_failures.apply(writer, entries)
+        if writer not in self.started_writers and (entries["kind"] == Kind.STARTED).any():
+            self.started_writers.add(writer)
+        for number, part in _by_record(entries):
+            record = self._by_number.get(number)
+            if record:
+                self._changed.add(number)
+                self._apply(record, part)
+
+    def changed(self) -> list[StepRecord]:
+        """Return the step records with new entries since the last call."""
+        changed, self._changed = self._changed, set()
+        return [self._by_number[number] for number in changed]
 
     def _apply(self, record: StepRecord, entries: Entries) -> None:
         record.apply(entries)
@@ -283,3 +303,15 @@ class StepRecords:
         self.follow(fresh=True)
         self.mark_lost(self.leases.holders(), external_cause=True)
         self._writer.close()
+
+
+def _by_record(entries: Entries) -> Iterator[tuple[int, Entries]]:
+    """Yield the number of each step record, and its entries in their order."""
+    order = np.argsort(entries["record"], kind="stable")
+    numbers = entries["record"][order]
+    edges = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(entries)]
+    if len(edges) == 2:
+        yield int(numbers[0]), entries
+        return
+    for begin, end in itertools.pairwise(edges):
+        yield int(numbers[begin]), entries[order[begin:end]]

@@ -141,20 +141,6 @@ class WorkerPool:
         with _logged(f"The heartbeat of worker '{beat.name}' cannot be removed"):
             self._session.heartbeats.remove(beat.name)
 
-    def free_slots(self, group: str, leases: Mapping[str, int], record: int) -> int:
-        """Return how many free slots of a group's live workers accept samples of a step record.
-
-        Args:
-            group: The group.
-            leases: Number of slots with a lease, by worker.
-            record: Number of the step record.
-        """
-        return sum(
-            max(0, beat.slots - leases.get(beat.name, 0))
-            for beat in self.alive.values()
-            if beat.group == group and beat.state in (WorkerState.IDLE, WorkerState.BUSY) and record not in beat.refuses
-        )
-
     def exclude(self, beat: Heartbeat) -> None:
         """Start no more workers of a group on this machine, if a worker has shown that the machine is broken."""
         if beat.is_here and isinstance(self._sources.get(beat.group), LocalWorkers):

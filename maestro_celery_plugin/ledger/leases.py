@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import defaultdict
 from collections.abc import Collection, Iterator
 from typing import Any
 
 import numpy as np
 
-from maestro_celery_plugin.ledger.entries import Entries, Kind
+from maestro_celery_plugin.ledger.entries import Entries, Kind, kind_mask
 
 __all__ = ["Lease", "Leases"]
 
-_RELEVANT = (Kind.TAKEN, Kind.PASSED, Kind.KEPT, Kind.RELEASED)
+_IS_RELEVANT = kind_mask(Kind.TAKEN, Kind.PASSED, Kind.KEPT, Kind.RELEASED)
 
 
 @dataclasses.dataclass
@@ -30,23 +31,31 @@ class Leases:
 
     def __init__(self) -> None:
         self._leases: dict[str, dict[int, Lease]] = {}
+        # The same leases by step record, because a large study has many workers and many step records.
+        self._of_record: dict[int, dict[tuple[str, int], Lease]] = defaultdict(dict)
 
     def apply(self, writer: str, entries: Entries) -> None:
         """Apply entries of one writer, in their order."""
         slots = self._leases.setdefault(writer, {})
-        for entry in entries[np.isin(entries["kind"], _RELEVANT)]:
-            slot, kind = int(entry["slot"]), entry["kind"]
-            start, stop = int(entry["start"]), int(entry["stop"])
+        relevant = entries[_IS_RELEVANT[entries["kind"]]]
+        columns = (relevant[name].tolist() for name in ("kind", "slot", "record", "epoch", "start", "stop"))
+        for kind, slot, record, epoch, start, stop in zip(*columns, strict=True):
             if kind == Kind.TAKEN:
-                slots[slot] = Lease(int(entry["record"]), int(entry["epoch"]), start, stop)
+                self._remove(writer, slot)
+                slots[slot] = self._of_record[record][writer, slot] = Lease(record, epoch, start, stop)
             elif kind == Kind.RELEASED:
-                slots.pop(slot, None)
+                self._remove(writer, slot)
             elif slot not in slots:
                 continue
             elif kind == Kind.PASSED:
                 slots[slot].stop = min(slots[slot].stop, start)
             else:
                 slots[slot].stop = max(slots[slot].stop, stop)
+
+    def _remove(self, writer: str, slot: int) -> None:
+        lease = self._leases[writer].pop(slot, None)
+        if lease is not None:
+            self._of_record[lease.record].pop((writer, slot), None)
 
     def holders(self) -> set[str]:
         """Return the writers with at least one lease."""
@@ -62,7 +71,11 @@ class Leases:
 
     def of_record(self, record: int) -> Iterator[Lease]:
         """Yield the leases of a step record."""
-        return (lease for slots in self._leases.values() for lease in slots.values() if lease.record == record)
+        return iter(self._of_record[record].values())
+
+    def has(self, record: int) -> bool:
+        """Tell whether a step record has a lease."""
+        return bool(self._of_record.get(record))
 
     def mask(self, record: int, size: int) -> np.ndarray[Any, Any]:
         """Return a mask of the samples of a step record that have a lease.
@@ -78,4 +91,8 @@ class Leases:
 
     def revoke(self, writer: str) -> list[Lease]:
         """Remove the leases of a dead writer, and return them."""
-        return list(self._leases.pop(writer, {}).values())
+        leases = dict(self._leases.get(writer, {}))
+        for slot in leases:
+            self._remove(writer, slot)
+        self._leases.pop(writer, None)
+        return list(leases.values())

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from maestro_celery_plugin.ledger.entries import Entries, Kind
+from maestro_celery_plugin.ledger.entries import Entries, Kind, kind_mask
 from maestro_celery_plugin.states import (
     BROKEN,
     POISON_LIMIT,
@@ -29,6 +29,8 @@ _OUTCOME_BITS, _OUTCOME_MASK = np.uint64(3), np.uint64(7)
 # Numbers up to this are codes of starts that failed (`states.cannot_run_code`). Only workers of release 0.1 record them
 # as ends of attempts; this release records `Kind.NOT_RUN`.
 _CANNOT_RUN = cannot_run_code(0)
+# Entries about leases tell nothing about samples.
+_IS_RELEVANT = ~kind_mask(Kind.HEAD, Kind.TAKEN, Kind.PASSED, Kind.KEPT, Kind.RELEASED)
 # Stands for the exit code of an attempt that was lost, or that its worker has ended.
 _INTERRUPTED = BROKEN + 1
 # The sum of a code and this number is not negative.
@@ -81,6 +83,7 @@ class SampleStates:
         code: Exit code of the last attempt that ended.
         duration_us: Duration of this attempt, in microseconds.
         started: Epoch of the last attempt; 0 for a sample that never started.
+        has_started: Whether a sample has started.
         ended: Epoch of the last attempt that ended or was lost.
         requests: How often the sample requested another run.
         losses: How often the sample ran when its worker was lost.
@@ -108,11 +111,17 @@ class SampleStates:
         # The epoch up to which losses and requests do not count, and the entries to count again when it changes.
         self._rerun_epoch = np.zeros(0, np.uint32)
         self._counted: list[Entries] = []
+        # The number of samples by outcome; None after a change.
+        self._totals: list[int] | None = None
+        self.has_started = False
         self.epoch = 0
         self.cancelled_epoch = 0
 
     def apply(self, entries: Entries) -> None:
         """Apply entries of this record; entries of different writers may come in any order."""
+        entries = entries[_IS_RELEVANT[entries["kind"]]]
+        if not len(entries):
+            return
         inside = entries["start"] < len(self.outcome)
         if not inside.all():
             entries = entries[inside]
@@ -123,7 +132,9 @@ class SampleStates:
             cancelled = sent[sent["kind"] == Kind.CANCELLED]
             self.cancelled_epoch = max(self.cancelled_epoch, *map(int, cancelled["epoch"]), 0)
         ended, lost, stopped = kinds == Kind.ENDED, kinds == Kind.LOST, kinds == Kind.STOPPED
-        _advance(self.started, entries, kinds == Kind.STARTED)
+        started = kinds == Kind.STARTED
+        self.has_started = self.has_started or bool(started.any())
+        _advance(self.started, entries, started)
         _advance(self.ended, entries, ended | lost | stopped | (kinds == Kind.NOT_RUN))
         self._record_runs(entries, lost | stopped, interrupted=True)
         self._record_runs(entries, ended & (entries["code"] > BROKEN), interrupted=False)
@@ -224,6 +235,13 @@ class SampleStates:
         exhausted = (self.losses[samples] >= POISON_LIMIT) | (self.requests[samples] > self._max_retries)
         outcome[exhausted & (outcome == Outcome.OPEN)] = Outcome.FAILED
         self.outcome[samples] = outcome
+        self._totals = None
+
+    def total(self, outcome: Outcome) -> int:
+        """Return the number of samples with an outcome."""
+        if self._totals is None:
+            self._totals = np.bincount(self.outcome, minlength=len(Outcome)).tolist()
+        return self._totals[outcome]
 
     def last_epoch(self, sample: int) -> int:
         """Return the highest epoch of a sample, up to which its outcomes become invalid when it runs again."""
@@ -243,7 +261,7 @@ class SampleStates:
     @property
     def is_complete(self) -> bool:
         """Whether every sample has an outcome."""
-        return bool((self.outcome != Outcome.OPEN).all())
+        return self.total(Outcome.OPEN) == 0
 
     @property
     def running(self) -> np.ndarray[Any, Any]:

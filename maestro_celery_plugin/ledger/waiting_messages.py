@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 
 from maestro_celery_plugin.ledger.claims import MessageName
-from maestro_celery_plugin.ledger.entries import Entries, Kind
+from maestro_celery_plugin.ledger.entries import Entries, Kind, kind_mask
 
 __all__ = ["WaitingMessages"]
 
 # The fields of an entry that make up the name of a message, in the order of `MessageName`.
 _NAME_FIELDS = ("record", "epoch", "start", "stop", "code")
-_SENT, _TAKEN = (Kind.SENT, Kind.PASSED), (Kind.TAKEN, Kind.KEPT)
+_SENT = (Kind.SENT, Kind.PASSED)
+_IS_RELEVANT = kind_mask(*_SENT, Kind.TAKEN, Kind.KEPT)
 
 
 class WaitingMessages:
@@ -27,9 +28,11 @@ class WaitingMessages:
 
     def apply(self, entries: Entries) -> None:
         """Apply entries of one writer, in their order."""
-        for entry in entries[np.isin(entries["kind"], (*_SENT, *_TAKEN))]:
-            name = MessageName(*(int(entry[field]) for field in _NAME_FIELDS))
-            if entry["kind"] in _SENT:
+        relevant = entries[_IS_RELEVANT[entries["kind"]]]
+        columns = (relevant[field].tolist() for field in ("kind", *_NAME_FIELDS))
+        for kind, *fields in zip(*columns, strict=True):
+            name = MessageName(*fields)
+            if kind in _SENT:
                 self._send(name)
             else:
                 self._take(name)

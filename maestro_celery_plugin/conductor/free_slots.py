@@ -1,0 +1,38 @@
+"""The free slots of the live workers at one moment, by worker group."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+from maestro_celery_plugin.conductor.step_record import StepRecord
+from maestro_celery_plugin.ledger.leases import Leases
+from maestro_celery_plugin.states import WorkerState
+from maestro_celery_plugin.study.heartbeats import Heartbeat
+
+__all__ = ["FreeSlots"]
+
+
+class FreeSlots:
+    """The free slots of the live workers; they are counted once, for all step records.
+
+    Args:
+        beats: The heartbeats of the live workers.
+        leases: The leases of the workers.
+    """
+
+    def __init__(self, beats: Iterable[Heartbeat], leases: Leases) -> None:
+        self._of_group: Counter[str] = Counter()
+        # Slots of workers whose remaining time is too short for the samples of a step record.
+        self._without_time: Counter[tuple[str, int]] = Counter()
+        for beat in beats:
+            if beat.state not in (WorkerState.IDLE, WorkerState.BUSY):
+                continue
+            free = max(0, beat.slots - leases.count(beat.name))
+            self._of_group[beat.group] += free
+            for number in beat.refuses:
+                self._without_time[beat.group, number] += free
+
+    def accept(self, record: StepRecord) -> bool:
+        """Tell whether a free slot accepts samples of a step record."""
+        return any(self._of_group[group] > self._without_time[group, record.number] for group in record.groups)
