@@ -71,13 +71,22 @@ def _for_kombu(url: str) -> str:
 
 
 def _merlin_configuration() -> Path | None:
-    """Return the app.yaml that Merlin would use (config/configfile.py:80-110)."""
+    """Return the app.yaml that Merlin would use (config/configfile.py:80-110).
+
+    Raises:
+        BrokerError: it cannot be looked for.
+    """
     home = Path("~/.merlin").expanduser()
     candidates = [Path("app.yaml"), home / "app.yaml"]
     pointer = home / "config_path.txt"
-    if pointer.is_file():
-        candidates.insert(1, Path(pointer.read_text().strip()))
-    return next((path for path in candidates if path.is_file()), None)
+    try:
+        if pointer.is_file():
+            candidates.insert(1, Path(pointer.read_text().strip()))
+        return next((path for path in candidates if path.is_file()), None)
+    except (OSError, UnicodeDecodeError) as cause:
+        raise BrokerError(
+            f"Merlin's app.yaml cannot be looked for: {cause}. Correct this, or set a broker with --broker URL."
+        ) from cause
 
 
 def _merlin_url(path: Path) -> str:
@@ -95,7 +104,7 @@ def _merlin_url(path: Path) -> str:
         if scheme == "redis+socket":
             return f"redis+socket://{broker['path']}?virtual_host={broker.get('db_num', 0)}"
         return _server_url(scheme, broker)
-    except (yaml.YAMLError, KeyError, TypeError, AttributeError) as cause:
+    except (yaml.YAMLError, OSError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as cause:
         raise BrokerError(
             f"{path}: no usable broker block ({cause!r}); correct it, or set a broker with --broker URL."
         ) from cause
