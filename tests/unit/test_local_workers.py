@@ -22,9 +22,9 @@ class Source:
     def __init__(self, root, monkeypatch) -> None:
         self.session, self.ledger, self.command = Session.create(root / "session"), root / "ledger", "true"
         self.ledger.mkdir()
+        monkeypatch.setattr(local_workers, "FIRST_DELAY_S", 0.0)
         self.workers = LocalWorkers("w", self.session, self.ledger)
         monkeypatch.setattr(local_workers, "worker_command", self._command)
-        monkeypatch.setattr(local_workers, "FIRST_DELAY_S", 0.0)
 
     def _command(self, session, group, *, name):
         assert (session, group) == (self.session, "w")
