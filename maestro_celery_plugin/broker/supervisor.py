@@ -94,6 +94,8 @@ class Supervisor:
 
     def _on_sigterm(self, number: int, frame: FrameType | None) -> None:
         self._ending = True
+        if self._server is not None:
+            self._server.terminate()  # `_pause` waits for its end
 
     def _pause(self) -> None:
         """Wait for `_INTERVAL_S` seconds, or until the server ends."""

@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import FrameType
 from typing import Concatenate, ParamSpec, TypeVar
@@ -26,6 +26,7 @@ from maestro_celery_plugin.conductor.step_record import StepRecord
 from maestro_celery_plugin.conductor.step_records import TERMINAL, StepRecords
 from maestro_celery_plugin.config.groups import serving_groups
 from maestro_celery_plugin.errors import BrokerError, EnsembleError
+from maestro_celery_plugin.ledger.sample_states import SampleStates
 from maestro_celery_plugin.states import RecordState
 from maestro_celery_plugin.study import conductor_lock
 from maestro_celery_plugin.study.manifest import Manifest
@@ -116,7 +117,8 @@ class Coordinator:
         self._submissions: Counter[int] = Counter()
         self._looked_at_all, self._poll_is_due = 0.0, False
         self._maintain_at = 0.0
-        self._poll_end = clock.monotonic()
+        # The end of the last wait, and the seconds of submissions since then.
+        self._poll_end, self._submit_s = clock.monotonic(), 0.0
         self._closed = False
         self._access = threading.RLock()
         self._refreshed_at = float("-inf")
@@ -129,8 +131,12 @@ class Coordinator:
     @_exclusive
     def submit(self, manifest: Manifest) -> str:
         """Start or continue a step record; return Maestro's job identifier."""
+        begin = clock.monotonic()
+        if self._plan.cancel_request.exists():
+            return self._submit_cancelled(manifest)
         record = self._records.register(manifest)
         if clock.monotonic() - self._refreshed_at > REFRESH_INTERVAL_S:  # not at each of many submissions
+            _try(functools.partial(self._scaling.start_workers, record))  # while the private broker starts
             self._refresh()
         before = record.reason
         record.begin(cancelled=self._records.stopped_by is not None)
@@ -146,6 +152,19 @@ class Coordinator:
         self._jobs[job] = record
         # The first check, which imports Celery, takes long; the new samples need their workers soon.
         self._maintain_at = min(self._maintain_at, clock.monotonic() + MAINTENANCE_INTERVAL_S)
+        self._submit_s += clock.monotonic() - begin
+        return job
+
+    def _submit_cancelled(self, manifest: Manifest) -> str:
+        """Cancel the study while Maestro submits step records: it looks at the request after it has submitted all.
+
+        The step record is not stored, so that a conductor that resumes the study submits it like a new one.
+        """
+        self._cancel([record for record in self._records if record.active])
+        record = StepRecord(manifest, "", SampleStates(manifest.samples, manifest.max_retries))
+        record.begin(cancelled=True)
+        job = f"{manifest.name}#cancelled"
+        self._jobs[job] = record
         return job
 
     @_exclusive
@@ -160,8 +179,12 @@ class Coordinator:
     @_exclusive
     def cancel(self, jobs: list[str]) -> None:
         """Cancel step records; their running samples end within seconds."""
-        records = {id(record): record for record in (self._jobs[job] for job in jobs)}
-        self._records.cancel(*records.values(), reason="`maestro cancel` has cancelled it.")
+        self._cancel({id(record): record for record in (self._jobs[job] for job in jobs)}.values())
+
+    def _cancel(self, records: Iterable[StepRecord]) -> None:
+        open_records = [record for record in records if not record.cancelled]
+        if open_records:
+            self._records.cancel(*open_records, reason="`maestro cancel` has cancelled it.")
 
     # --- time ---
 
@@ -172,7 +195,8 @@ class Coordinator:
         most a fifth of the time.
         """
         now = clock.monotonic()
-        earliest, latest = now + min(4 * (now - self._poll_end), seconds), now + seconds
+        poll_s = now - self._poll_end - self._submit_s
+        earliest, latest = now + min(4 * poll_s, seconds), now + seconds
         while clock.monotonic() < latest:
             begin = clock.monotonic()
             self._refresh()
@@ -180,7 +204,7 @@ class Coordinator:
                 break
             interval_s = min(REFRESH_LIMIT_S, max(REFRESH_INTERVAL_S, 10 * (clock.monotonic() - begin)))
             clock.sleep(min(interval_s, max(0.0, latest - clock.monotonic())))
-        self._poll_end, self._poll_is_due = clock.monotonic(), False
+        self._poll_end, self._submit_s, self._poll_is_due = clock.monotonic(), 0.0, False
 
     @_exclusive
     def _must_poll(self) -> bool:

@@ -70,6 +70,16 @@ class Scaling:
         self._enforce_cancellation()
         return has_lost
 
+    def start_workers(self, record: StepRecord) -> None:
+        """Start workers for a step record that is being submitted, unless its samples have ended.
+
+        Raises:
+            WorkerError: no worker can start.
+        """
+        if not record.samples.is_complete:
+            for group in record.groups:
+                self._pool.ensure(group)
+
     def free_slots(self) -> FreeSlots:
         """Count the free slots of the live workers."""
         return FreeSlots(self._pool.alive.values(), self._records.leases)

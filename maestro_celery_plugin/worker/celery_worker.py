@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import os
 import signal
@@ -19,7 +20,7 @@ from maestro_celery_plugin.machine import host_name, usable_cpus
 from maestro_celery_plugin.plugins import batch_system
 from maestro_celery_plugin.processes import ProcessId
 from maestro_celery_plugin.spec.celery_options import CeleryOptions, parse_celery_options
-from maestro_celery_plugin.study.session import Session
+from maestro_celery_plugin.study.session import BrokerLocation, Session
 from maestro_celery_plugin.study.worker_identity import EXIT_NO_BROKER, EXIT_REPLACE
 from maestro_celery_plugin.worker import prefetch
 from maestro_celery_plugin.worker.arguments import WorkerArguments
@@ -89,16 +90,22 @@ def _await_broker(session: Session, name: str) -> None:
     """
     deadline, is_first = clock.monotonic() + BROKER_LIMIT_S, True
     while True:
+        broker = session.read_broker()
         try:
             check_reachable(session, host_name())
             return
         except BrokerUnavailableError as error:
             if clock.monotonic() >= deadline or session.stop_requested or not session.path.exists():
                 raise
-            if is_first:
+            if is_first and broker is not None:
                 LOGGER.warning("Worker '%s' waits up to %.0f s for its broker: %s", name, BROKER_LIMIT_S, error)
         is_first = False
-        clock.sleep(_BROKER_INTERVAL_S)
+        # The conductor starts the private broker and the workers at the same time.
+        clock.wait_until(functools.partial(_has_moved, session, broker), _BROKER_INTERVAL_S)
+
+
+def _has_moved(session: Session, broker: BrokerLocation | None) -> bool:
+    return session.read_broker() != broker
 
 
 def _celery_options(arguments: WorkerArguments) -> CeleryOptions:

@@ -42,6 +42,8 @@ HEARTBEAT_S = 2.0
 # such workers. A worker outside of an allocation checks them in each round of the watch thread.
 CHECK_INTERVAL_S = 1.0
 _WATCH_S = 0.25
+# Celery ends a worker whose samples take longer to end.
+_EXIT_LIMIT_S = 5.0
 _STALLED = (
     f"messages have waited for {STALL_LIMIT_S:.0f} s, and it has received none, because its connection to the broker "
     "has failed; a new worker replaces it"
@@ -116,6 +118,16 @@ class WorkerProcess:
     def mark_terminated(self, **_: Any) -> None:
         """Record that Celery ends because of a signal: the watch thread ends the samples, without any file."""
         self._is_terminated = True
+        if self._tasks is not None and self._session.stop_requested:
+            threading.Thread(target=self._exit_when_idle, args=(self._tasks,), name="exit", daemon=True).start()
+
+    @staticmethod
+    def _exit_when_idle(tasks: RangeTasks) -> None:
+        """End this process as soon as its slots are free: the study has ended, and Celery would need up to a second."""
+        tasks.slots.stopping.set()
+        if clock.wait_until(lambda: not tasks.slots.busy, _EXIT_LIMIT_S, interval_s=0.01):
+            _try(tasks.flush)
+            os._exit(0)
 
     def mark_ready(self, **_: Any) -> None:
         """Record that Celery takes messages now."""
