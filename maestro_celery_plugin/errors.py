@@ -13,6 +13,7 @@ __all__ = [
     "AllocationExpiredError",
     "BatchSystemUnavailableError",
     "BrokerError",
+    "BrokerUnavailableError",
     "DamagedFileError",
     "EnsembleError",
     "ExtensionError",
@@ -50,6 +51,10 @@ class SampleError(EnsembleError):
 
 class BrokerError(EnsembleError):
     """The message broker cannot be reached."""
+
+
+class BrokerUnavailableError(BrokerError):
+    """The message broker does not answer now."""
 
 
 class WorkerError(EnsembleError):

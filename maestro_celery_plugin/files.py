@@ -26,6 +26,7 @@ __all__ = [
     "read_json",
     "read_text",
     "refresh_directory",
+    "replaced",
     "shared_lock",
     "tail",
     "write_atomically",
@@ -75,12 +76,28 @@ def write_atomically(path: Path, text: str, mode: int = 0o644, *, durable: bool 
     Raises:
         OSError: the file cannot be written.
     """
+    data = text.encode()
+    with replaced(path, mode, durable=durable) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def replaced(path: Path, mode: int = 0o644, *, durable: bool = True) -> Iterator[BinaryIO]:
+    """Yield a new file that replaces another one at the end, in one step; after an error, the other one stays.
+
+    Args:
+        path: The file that is replaced.
+        mode: The mode of the new file, from which the umask removes bits.
+        durable: As in `write_atomically`.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     # Random, because neither a pid nor the name of a machine is unique among containers with one file system.
     partial = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
     try:
-        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+            yield file
             file.flush()
             if durable:
                 os.fsync(file.fileno())

@@ -19,7 +19,7 @@ from support import needed, wait_for
 
 from maestro_celery_plugin.processes import end_marked
 
-__all__ = ["PASSWORD", "Server", "free_port", "rabbitmq_server", "redis_server"]
+__all__ = ["PASSWORD", "Server", "free_port", "rabbitmq_server", "redis_on", "redis_server"]
 
 PASSWORD = "s3cret-of-the-test"
 
@@ -45,18 +45,26 @@ def answers(url: str) -> bool:
         return False
 
 
-@pytest.fixture(scope="session")
-def redis_server(tmp_path_factory) -> Iterator[Server]:
-    directory = tmp_path_factory.mktemp("redis")
-    port = free_port()
+@contextlib.contextmanager
+def redis_on(port: int, directory: Path) -> Iterator[str]:
+    """Run a Redis server on a port; yield its URL. Its data is lost at its end."""
     configuration = directory / "redis.conf"
     configuration.write_text(f'bind 127.0.0.1\nport {port}\nrequirepass {PASSWORD}\nsave ""\ndir {directory}\n')
     process = subprocess.Popen([needed("redis-server"), str(configuration)], stdout=subprocess.DEVNULL)
     url = f"redis://:{PASSWORD}@127.0.0.1:{port}/0"
-    wait_for(lambda: answers(url), "redis-server", 20)
-    yield Server(url, url.replace(PASSWORD, "wrong"))
-    process.terminate()
-    process.wait()
+    try:
+        wait_for(lambda: answers(url), "redis-server", 20)
+        yield url
+    finally:
+        process.terminate()
+        process.wait()
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory) -> Iterator[Server]:
+    port = free_port()
+    with redis_on(port, tmp_path_factory.mktemp("redis")) as url:
+        yield Server(url, url.replace(PASSWORD, "wrong"))
 
 
 @pytest.fixture(scope="session")

@@ -80,9 +80,13 @@ def check_owner(system: BatchSystem, job: str, directory: Path | None) -> None:
         directory: The directory; None when it is unknown, which a study of release 0.1 did not store.
 
     Raises:
-        AllocationError: it is the job of somebody else, or the batch system does not answer.
+        BatchSystemUnavailableError: the batch system does not answer now.
+        AllocationError: it is the job of somebody else.
     """
-    directories = system.directories([job]) if directory is not None else None
+    try:
+        directories = system.directories([job]) if directory is not None else None
+    except AllocationError as cause:
+        raise BatchSystemUnavailableError(str(cause)) from cause
     if directory is None or directories is None or job not in directories:
         return  # a job that the batch system does not list any more has ended
     if not _is_same(directories[job], directory):

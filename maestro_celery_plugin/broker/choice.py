@@ -10,6 +10,7 @@ import dataclasses
 import os
 import re
 import socket
+import ssl
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from kombu import Connection
 from kombu.utils.url import as_url, safequote, url_to_parts
 
 from maestro_celery_plugin.broker.private import find_server
-from maestro_celery_plugin.errors import BrokerError
+from maestro_celery_plugin.errors import BrokerError, BrokerUnavailableError
 from maestro_celery_plugin.study.session import ENVIRONMENT_VARIABLE, Session
 
 __all__ = ["ENVIRONMENT_VARIABLE", "BrokerChoice", "check", "check_reachable", "choose", "masked"]
@@ -70,13 +71,22 @@ def _for_kombu(url: str) -> str:
 
 
 def _merlin_configuration() -> Path | None:
-    """Return the app.yaml that Merlin would use (config/configfile.py:80-110)."""
+    """Return the app.yaml that Merlin would use (config/configfile.py:80-110).
+
+    Raises:
+        BrokerError: it cannot be looked for.
+    """
     home = Path("~/.merlin").expanduser()
     candidates = [Path("app.yaml"), home / "app.yaml"]
     pointer = home / "config_path.txt"
-    if pointer.is_file():
-        candidates.insert(1, Path(pointer.read_text().strip()))
-    return next((path for path in candidates if path.is_file()), None)
+    try:
+        if pointer.is_file():
+            candidates.insert(1, Path(pointer.read_text().strip()))
+        return next((path for path in candidates if path.is_file()), None)
+    except (OSError, UnicodeDecodeError) as cause:
+        raise BrokerError(
+            f"Merlin's app.yaml cannot be looked for: {cause}. Correct this, or set a broker with --broker URL."
+        ) from cause
 
 
 def _merlin_url(path: Path) -> str:
@@ -94,7 +104,7 @@ def _merlin_url(path: Path) -> str:
         if scheme == "redis+socket":
             return f"redis+socket://{broker['path']}?virtual_host={broker.get('db_num', 0)}"
         return _server_url(scheme, broker)
-    except (yaml.YAMLError, KeyError, TypeError, AttributeError) as cause:
+    except (yaml.YAMLError, OSError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as cause:
         raise BrokerError(
             f"{path}: no usable broker block ({cause!r}); correct it, or set a broker with --broker URL."
         ) from cause
@@ -133,7 +143,6 @@ def check(choice: BrokerChoice) -> None:
     if choice.url is None:
         find_server()
         return
-    options = {"socket_connect_timeout": CHECK_TIMEOUT_S, "socket_timeout": CHECK_TIMEOUT_S}
     if _SPLIT_PASSWORD.search(choice.url):
         # The libraries would take a part of the password for the host, and show it in their errors.
         raise BrokerError(
@@ -141,46 +150,99 @@ def check(choice: BrokerChoice) -> None:
             "host. In a password or a virtual host, write %2F for '/', %3F for '?', %23 for '#' and %40 for '@'."
         )
     try:
-        scheme = url_to_parts(choice.url).scheme
-        if scheme not in _SCHEMES:
+        if url_to_parts(choice.url).scheme not in _SCHEMES:
             raise ValueError(f"the URL needs one of the schemes {', '.join(_SCHEMES)}")
-        is_redis = scheme not in _PORTS
-        with Connection(
-            choice.url, connect_timeout=CHECK_TIMEOUT_S, transport_options=options if is_redis else {}
-        ) as connection:
-            connection.ensure_connection(max_retries=1, interval_start=0, timeout=CHECK_TIMEOUT_S)
-            if is_redis:
-                connection.default_channel.client.ping()
+        _log_in(choice.url)
     except Exception as cause:  # each transport raises its own errors
-        reason = str(cause).strip().rstrip(".") or type(cause).__name__
         raise BrokerError(
-            f"The broker {masked(choice.url)} (from {choice.source}) cannot be used: {reason}. "
+            f"The broker {masked(choice.url)} (from {choice.source}) cannot be used: {_reason(cause)}. "
             "Start it, correct the URL, or set no broker to use a private one."
         ) from cause
 
 
+def _log_in(url: str) -> None:
+    """Log in to a broker, and log out.
+
+    Raises:
+        Exception: the broker does not answer, or refuses the password; each transport has its own errors.
+    """
+    is_redis = url_to_parts(url).scheme not in _PORTS
+    options = {"socket_connect_timeout": CHECK_TIMEOUT_S, "socket_timeout": CHECK_TIMEOUT_S} if is_redis else {}
+    with Connection(url, connect_timeout=CHECK_TIMEOUT_S, transport_options=options) as connection:
+        connection.ensure_connection(max_retries=1, interval_start=0, timeout=CHECK_TIMEOUT_S)
+        if is_redis:
+            connection.default_channel.client.ping()
+
+
+def _reason(cause: Exception) -> str:
+    return str(cause).strip().rstrip(".") or type(cause).__name__
+
+
 def check_reachable(session: Session, host: str) -> None:
-    """Check that the machine of a worker can reach the broker of the session.
+    """Check that the machine of a worker can reach the broker of the session, and that the broker accepts the password.
 
     Args:
         session: The session.
         host: Name of the machine, for the message.
 
     Raises:
-        BrokerError: the broker cannot be reached.
+        BrokerUnavailableError: the session has no broker yet, or the broker does not answer now.
+        BrokerError: the broker refuses the password.
     """
     broker = session.read_broker()
-    url = broker.url if broker else ""
-    parts = url_to_parts(url)
-    if not parts.hostname:
-        return  # a Unix socket
+    if broker is None:
+        raise BrokerUnavailableError(
+            f"The session '{session.path}' has no broker: its study has ended, or its conductor has not started one."
+        )
     try:
+        _connect(broker.url)
+        _log_in(broker.url)
+    except Exception as cause:  # each transport raises its own errors
+        raise _unreachable(masked(broker.url), host, cause) from cause
+
+
+def _connect(url: str) -> None:
+    """Connect to the host and port of a URL.
+
+    Raises:
+        OSError: no server can be reached there.
+    """
+    parts = url_to_parts(url)
+    if parts.hostname:  # otherwise it is a Unix socket
         port = parts.port or _PORTS.get(parts.scheme, _REDIS_PORT)
-        with socket.create_connection((parts.hostname, port), CHECK_TIMEOUT_S):
-            return
-    except OSError as cause:
-        raise BrokerError(
-            f"The broker {masked(url)} cannot be reached from {host}: {cause}. Set --broker-host to an address of "
+        socket.create_connection((parts.hostname, port), CHECK_TIMEOUT_S).close()
+
+
+def _unreachable(shown: str, host: str, cause: Exception) -> BrokerError:
+    """Return the error for a broker, whose URL is shown without its password, that a machine cannot use."""
+    if _is_refusal(cause):
+        return BrokerError(
+            f"The broker {shown} refuses the connection from {host}: {_reason(cause)}. Correct its URL: "
+            "`maestro-celery resume` has the option --broker."
+        )
+    if isinstance(cause, OSError):
+        return BrokerUnavailableError(
+            f"The broker {shown} cannot be reached from {host}: {cause}. Set --broker-host to an address of "
             "the machine of `maestro run` that compute nodes can reach, or --broker to the URL of a broker of your "
             "site (`maestro-celery resume` has both options)."
-        ) from cause
+        )
+    return BrokerUnavailableError(f"The broker {shown} does not answer {host}: {_reason(cause)}.")
+
+
+def _is_refusal(error: BaseException | None) -> bool:
+    """Tell whether a broker has answered, and has refused a user, a password or a certificate: this does not pass."""
+    # Imported here: their import takes longer than all others of this module, and most processes never need them.
+    import amqp
+    import redis.exceptions
+
+    refusals = (
+        amqp.AccessRefused,
+        amqp.NotAllowed,
+        redis.exceptions.AuthenticationError,
+        redis.exceptions.AuthorizationError,
+        redis.exceptions.NoPermissionError,
+        ssl.SSLCertVerificationError,
+    )
+    while error is not None and not isinstance(error, refusals):
+        error = error.__cause__ or error.__context__
+    return error is not None

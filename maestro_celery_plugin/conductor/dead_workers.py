@@ -33,6 +33,8 @@ class DeadWorkers:
         self._seen = {*pool.alive, *records.started_writers} - pool.unread
         self._first_missed_at: dict[str, float] = {}
         self._followed_all_at = 0.0
+        # Dead workers on other machines. One whose allocation has ended may live, and take further samples.
+        self._silent: set[str] = set()
 
     @property
     def ended(self) -> Set[str]:
@@ -53,7 +55,8 @@ class DeadWorkers:
         for beat in dead:
             LOGGER.warning("Worker '%s' on %s has died.", beat.name, beat.node)
             self._pool.reap(beat)
-        silent = {beat.name for beat in dead if not beat.is_here}
+        self._silent |= {beat.name for beat in dead if not beat.is_here}
+        self._silent -= self._pool.alive.keys()
         self._seen.update(self._pool.alive, (beat.name for beat in dead))
         lost = holders.union(beat.name for beat in dead).difference(self._pool.alive, self._pool.unread)
         lost -= self._unseen(lost)
@@ -63,7 +66,7 @@ class DeadWorkers:
             self._followed_all_at = clock.monotonic()
         if lost:
             # A supervisor reports the death of its worker; if the supervisor is silent as well, the machine has failed.
-            on_failed_machines = {writer for writer in lost if silent.intersection((writer, worker_of(writer)))}
+            on_failed_machines = {writer for writer in lost if self._silent.intersection((writer, worker_of(writer)))}
             is_elsewhere = self._has_other_hosts or not all(writer in self._pool.started for writer in lost)
             self._records.mark_lost(lost - on_failed_machines, is_elsewhere=is_elsewhere)
             self._records.mark_lost(on_failed_machines, external_cause=True, is_elsewhere=True)

@@ -6,12 +6,20 @@ import logging
 import subprocess
 from pathlib import Path
 
+from maestro_celery_plugin import clock
 from maestro_celery_plugin.errors import WorkerError
 from maestro_celery_plugin.files import tail
 from maestro_celery_plugin.ledger.entries import SUFFIX
 from maestro_celery_plugin.processes import ProcessId
 from maestro_celery_plugin.study.session import Session
-from maestro_celery_plugin.study.worker_identity import EXIT_REPLACE, claim_name, log_of, stem_of, worker_command
+from maestro_celery_plugin.study.worker_identity import (
+    EXIT_NO_BROKER,
+    EXIT_REPLACE,
+    claim_name,
+    log_of,
+    stem_of,
+    worker_command,
+)
 
 __all__ = ["LocalWorkers"]
 
@@ -19,6 +27,10 @@ LOGGER = logging.getLogger(__name__)
 
 # The steps of the group fail after this many workers in a row have ended before they took a task.
 MAX_FAILURES = 3
+# The delay before the next worker after such an end; it doubles at each further one, up to the limit.
+FIRST_DELAY_S, DELAY_LIMIT_S = 1.0, 30.0
+# The fault of a connection to the broker is not the fault of the worker, and passes.
+_NO_FAILURES = (EXIT_REPLACE, EXIT_NO_BROKER)
 
 
 class LocalWorkers:
@@ -33,11 +45,12 @@ class LocalWorkers:
     def __init__(self, group: str, session: Session, ledger: Path) -> None:
         self._group, self._session, self._ledger = group, session, ledger
         self._failures = 0
+        self._delay_s, self._not_before = FIRST_DELAY_S, 0.0
         self._process: subprocess.Popen[bytes] | None = None
         self._worker = ""
 
     def ensure(self) -> None:
-        """Start a worker, unless the last worker still runs.
+        """Start a worker, unless the last worker still runs, or has just ended without a task.
 
         Raises:
             WorkerError: several workers in a row have ended before they took a task.
@@ -52,15 +65,23 @@ class LocalWorkers:
                 f"worker group '{self._group}': {self._failures} workers in a row have ended before they took a task; "
                 f"'{log}' ends with:\n{tail(log)}"
             )
-        self._start()
+        if clock.monotonic() >= self._not_before:
+            self._start()
 
     def _note_end(self, code: int) -> None:
         # The processes of a pool have their own files.
         files = (f"{self._worker}{SUFFIX}", f"{self._worker}.*{SUFFIX}")
         took_a_task = any(any(self._ledger.glob(pattern)) for pattern in files)
-        if code != EXIT_REPLACE:  # the fault of a connection to the broker is not the fault of the worker
-            self._failures = 0 if took_a_task else self._failures + 1
         self._process = None
+        if took_a_task:
+            self._failures, self._delay_s = 0, FIRST_DELAY_S
+            return
+        self._not_before = clock.monotonic() + self._delay_s
+        self._delay_s = min(2 * self._delay_s, DELAY_LIMIT_S)
+        if code not in _NO_FAILURES:
+            self._failures += 1
+        elif code == EXIT_NO_BROKER:
+            LOGGER.warning("Worker '%s' has not reached the broker; another one tries again.", self._worker)
 
     def _start(self) -> None:
         self._worker = claim_name(self._session, stem_of(self._group))

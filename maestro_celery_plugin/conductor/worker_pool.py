@@ -73,6 +73,7 @@ class WorkerPool:
         self._session, self._sources = session, sources
         self._ended: set[str] = set()
         self._requested_to_leave: set[str] = set()
+        self._reaped: set[str] = set()
         self._excluded: set[str] = set()
         self.groups = groups
         self._silence = Silence(session.heartbeats)
@@ -140,6 +141,10 @@ class WorkerPool:
                 end_marked(MARKER, marker, spare=frozenset({supervisor.pid}))
         with _logged(f"The heartbeat of worker '{beat.name}' cannot be removed"):
             self._session.heartbeats.remove(beat.name)
+        if beat.name in self._reaped:  # it lives, although its allocation has ended or it was silent for too long
+            with _logged(f"Worker '{beat.name}' cannot be asked to end"):
+                self._session.request_worker_stop(worker_of(beat.name))
+        self._reaped.add(beat.name)
 
     def exclude(self, beat: Heartbeat) -> None:
         """Start no more workers of a group on this machine, if a worker has shown that the machine is broken."""

@@ -10,10 +10,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from maestro_celery_plugin.batch.allocation import Allocation, allocation_files, read_allocation
+from maestro_celery_plugin.batch.base import JobReport
 from maestro_celery_plugin.conductor.batch_jobs import BatchJobs
 from maestro_celery_plugin.config.groups import batch_of_allocation
 from maestro_celery_plugin.config.settings import BatchSettings
-from maestro_celery_plugin.errors import AllocationError, DamagedFileError, EnsembleError
+from maestro_celery_plugin.errors import AllocationError, EnsembleError
 from maestro_celery_plugin.maestro.cancel_report import CancelReport
 from maestro_celery_plugin.maestro.native_orphans import NativeOrphans
 from maestro_celery_plugin.plugins import batch_system
@@ -26,6 +27,8 @@ from maestro_celery_plugin.study.worker_identity import is_pool_process
 
 __all__ = ["cancel_all", "cancel_orphans", "workers_elsewhere"]
 
+# The exit code of Maestro's part if the user has agreed, but a request cannot be written (maestro.py:153).
+_NOT_WRITTEN = -1
 # The number of workers on other machines that a message names.
 _SHOWN = 5
 
@@ -42,24 +45,89 @@ def cancel_all(cancel: Callable[[], int], directories: Sequence[Path]) -> int:
     """
     before = [_note_time(directory) for directory in directories]
     code = cancel()
-    for directory, time_ns in zip(directories, before, strict=True):
-        if _note_time(directory) == time_ns:
-            continue  # the user has declined
+    is_complete = code != _NOT_WRITTEN
+    for directory, earlier in zip(directories, before, strict=True):
         try:
-            report = cancel_orphans(StudyPlan.read(directory))
-            for sentence in report.sentences:
-                print(sentence)
-            code = code if report.is_complete else 1
+            if code == _NOT_WRITTEN:
+                is_complete &= _cancel_study(directory, _write_note(directory))
+            elif _is_requested(directory, earlier):
+                is_complete &= _cancel_study(directory)
         except (EnsembleError, OSError) as error:
             print(f"maestro: error: {error}", file=sys.stderr)
-            code = 1
-    return code
+            is_complete = False
+    return code if is_complete else 1
 
 
-def _note_time(study: Path) -> int:
+def _note_time(study: Path) -> int | OSError:
     """Return the time of the last request to cancel a study (conductor.py:290) in Unix ns; 0 without a request."""
-    note = study / CANCEL_REQUEST
-    return note.stat().st_mtime_ns if note.exists() else 0
+    try:
+        return (study / CANCEL_REQUEST).stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
+    except OSError as error:
+        return error
+
+
+def _is_requested(study: Path, earlier: int | OSError) -> bool:
+    """Tell whether Maestro has written a request; if not, the user has declined.
+
+    Raises:
+        OSError: this cannot be told, because the file cannot be read.
+    """
+    times = earlier, _note_time(study)
+    for time in times:
+        if isinstance(time, OSError):
+            raise time
+    return times[0] != times[1]
+
+
+def _write_note(study: Path) -> OSError | None:
+    """Write a request to cancel a study, because Maestro stops at the first study for which it cannot do this.
+
+    Returns:
+        Why the request cannot be written; None if it is written.
+    """
+    try:
+        (study / CANCEL_REQUEST).touch()
+    except OSError as error:
+        return error
+    return None
+
+
+def _cancel_study(directory: Path, problem: OSError | None = None) -> bool:
+    """Cancel a study without a conductor, and print what was done.
+
+    Args:
+        directory: The directory of the study.
+        problem: Why the request to the conductor cannot be written; None if it is written.
+
+    Returns:
+        Whether everything was ended, or was asked to end.
+
+    Raises:
+        StudyError: the plan of the study cannot be read.
+        OSError: it is unknown whether the study has a conductor.
+    """
+    plan = StudyPlan.read(directory)
+    if problem is not None:
+        print(f"maestro: error: {_unwritten(plan, problem)}", file=sys.stderr)
+    report = cancel_orphans(plan)
+    for sentence in report.sentences:
+        print(sentence)
+    return report.is_complete and problem is None
+
+
+def _unwritten(plan: StudyPlan, problem: OSError) -> str:
+    """Return the message for a request that cannot be written, with what the user can do."""
+    text = f"The request to cancel '{plan.root}' cannot be written ({problem.strerror or problem})"
+    if not has_conductor(plan):
+        return f"{text}; this study has no conductor that would read it."
+    numbers = " ".join(map(str, StudyProcesses(plan.root).conductors()))
+    return (
+        f"{text}, and its conductor continues. Make room there or correct the permissions, and run `maestro cancel "
+        f"{plan.root}` again; or end the conductor with `kill {numbers or 'PID'}`"
+        f"{'' if numbers else ' on its machine'}, which ends its workers, and then run `maestro cancel` again."
+    )
 
 
 def cancel_orphans(plan: StudyPlan) -> CancelReport:
@@ -86,24 +154,25 @@ def cancel_orphans(plan: StudyPlan) -> CancelReport:
 def _cancel(plan: StudyPlan, report: CancelReport) -> None:
     """End what a dead conductor has left; an error of one part does not stop the others."""
     session = Session(plan.session)
-    try:
+    with report.part("Workers on other machines cannot be asked to end"):
         session.request_stop()
-    except OSError as error:
-        report.add_left(f"Workers on other machines cannot be asked to end: {error}.")
-    elsewhere = workers_elsewhere(session)
-    if elsewhere:
-        report.add(f"Workers on other machines were asked to end; this machine cannot reach them: {elsewhere}.")
-    for path in allocation_files(plan.allocations):
-        try:
-            allocation = read_allocation(path)
-            if allocation.is_open or allocation.is_submission_unknown:
-                _cancel_allocation(allocation, batch_of_allocation(plan.settings, allocation.name), report)
-        except (OSError, DamagedFileError) as error:
-            label = f"{path.parent.parent.name}/{path.parent.name}"
-            report.add_left(f"The batch job of allocation '{label}' may still run: {error}")
-    NativeOrphans(plan).cancel(report)
+    with report.part("Workers on other machines cannot be listed"):
+        elsewhere = workers_elsewhere(session)
+        if elsewhere:
+            report.add(f"Workers on other machines were asked to end; this machine cannot reach them: {elsewhere}.")
+    with report.part("The batch jobs of allocations cannot be listed"):
+        for path in allocation_files(plan.allocations):
+            with report.part(
+                f"The batch job of allocation '{path.parent.parent.name}/{path.parent.name}' may still run"
+            ):
+                allocation = read_allocation(path)
+                if allocation.is_open or allocation.is_submission_unknown:
+                    _cancel_allocation(allocation, batch_of_allocation(plan.settings, allocation.name), report)
+    with report.part("The batch jobs of native steps cannot be listed"):
+        NativeOrphans(plan).cancel(report)
     # Last: a batch system ends the processes of its jobs, also those on this machine.
-    _end_here(plan, report)
+    with report.part("Processes on this machine may still run"):
+        _end_here(plan, report)
 
 
 def _end_here(plan: StudyPlan, report: CancelReport) -> None:
@@ -115,10 +184,11 @@ def _end_here(plan: StudyPlan, report: CancelReport) -> None:
         report.add_left(
             f"These processes cannot be ended: {', '.join(map(str, ended.remaining))}; end them as their user."
         )
-    heartbeats = Session(plan.session).heartbeats
-    for beat in heartbeats.all():
-        if beat.is_here and not ProcessId(*beat.process).is_alive:
-            heartbeats.remove(beat.name)
+    with report.part("The heartbeats of the workers that have ended cannot be removed"):
+        heartbeats = Session(plan.session).heartbeats
+        for beat in heartbeats.all():
+            if beat.is_here and not ProcessId(*beat.process).is_alive:
+                heartbeats.remove(beat.name)
 
 
 def workers_elsewhere(session: Session) -> str:
@@ -142,13 +212,34 @@ def _cancel_allocation(allocation: Allocation, settings: BatchSettings, report: 
         allocation.job = allocation.job or jobs.find_job(allocation.directory)
         if allocation.job is None:
             return
-        allocation.apply_report(jobs.report(allocation.job))
-        if not allocation.is_open:
+        answer = jobs.report(allocation.job)
+        problem = _store(allocation, answer)
+        if not answer.state.is_open:
             return
-        allocation.released = True  # a later conductor must not cancel step records because this job was cancelled
-        allocation.store()
         jobs.cancel(allocation.job, allocation.directory)
     except AllocationError as error:
         report.add_left(f"Job {allocation.job or '(unknown)'} of {name} may still run: {error}")
     else:
         report.add(f"Job {allocation.job} of {name} is cancelled.")
+        if problem is not None:
+            report.add_left(
+                f"The end of {name} cannot be stored ({problem}); correct this, and run `maestro cancel` again before "
+                "you resume the study, because its steps would be cancelled as well."
+            )
+
+
+def _store(allocation: Allocation, answer: JobReport) -> OSError | None:
+    """Store the state of an allocation, and that an open one is released; an error must not keep its job running.
+
+    A later conductor must not cancel step records because this job was cancelled.
+
+    Returns:
+        Why it cannot be stored; None if it is stored.
+    """
+    allocation.released = allocation.released or answer.state.is_open
+    try:
+        if not allocation.apply_report(answer):
+            allocation.store()
+    except OSError as error:
+        return error
+    return None

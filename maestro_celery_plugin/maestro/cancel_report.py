@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
+import psutil
+
+from maestro_celery_plugin.errors import EnsembleError
+
 __all__ = ["CancelReport"]
 
 
@@ -25,3 +32,15 @@ class CancelReport:
         """Report what may still run."""
         self.sentences.append(sentence)
         self.is_complete = False
+
+    @contextlib.contextmanager
+    def part(self, consequence: str) -> Iterator[None]:
+        """Do one part of the cancellation; report its error, so that the other parts follow.
+
+        Args:
+            consequence: What an error means for the user, for example "Workers may still run".
+        """
+        try:
+            yield
+        except (OSError, EnsembleError, psutil.Error) as error:
+            self.add_left(f"{consequence}: {error}")

@@ -124,11 +124,21 @@ class EnsembleDependency(Dependency):  # type: ignore[misc]
 
         Raises:
             SampleError: the samples cannot be generated or read.
+            StudyError: a file cannot be read or written.
         """
         if self._is_acquired:
             return
         values = {item.name: str(item.value) for item in substitutions or ()}
         root = Path(values["OUTPUT_PATH"])
+        try:
+            self._acquire(root, values)
+        except OSError as cause:  # for example a full disk; `_guarded_run` cannot tell it from an error of Maestro
+            raise StudyError(
+                f"The study '{root}' cannot be prepared: {cause}. Correct this, and launch the study again."
+            ) from cause
+        self._is_acquired = True
+
+    def _acquire(self, root: Path, values: dict[str, str]) -> None:
         _check_path(root, self._settings)
         plan = StudyPlan(
             root=root, timestamp=_timestamp(root), settings=self._settings, id=f"{secrets.randbits(64):016x}"
@@ -140,7 +150,6 @@ class EnsembleDependency(Dependency):  # type: ignore[misc]
             _make_session(plan)
         self._batch.clear()
         self._batch.update(plan.to_batch())
-        self._is_acquired = True
 
 
 def _check_path(root: Path, settings: EnsembleSettings) -> None:

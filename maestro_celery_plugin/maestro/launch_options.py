@@ -29,10 +29,20 @@ def check_output(directory: str | None) -> None:
     """Check that `maestro run --out` does not overwrite a study that is running.
 
     Raises:
-        StudyError: the study in this directory is running.
+        StudyError: the study in this directory is running, or it is unknown whether it is.
     """
-    lock = Path(directory or "", "merlin_info", "conductor.lock")
-    if directory and is_locked(lock):
+    if not directory:
+        return
+    try:
+        is_running = is_locked(Path(directory, "merlin_info", "conductor.lock"))
+    except NotADirectoryError:
+        return  # a file, about which Maestro asks the user
+    except OSError as cause:
+        raise StudyError(
+            f"--out: it is unknown whether a study is running in '{directory}' ({cause.strerror or cause}); correct "
+            "this, or use another directory."
+        ) from cause
+    if is_running:
         raise StudyError(
             f"--out: a study is running in '{directory}'; cancel it with `maestro cancel {directory}`, or use another "
             "directory."

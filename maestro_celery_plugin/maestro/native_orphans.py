@@ -29,16 +29,18 @@ class NativeOrphans:
     def cancel(self, report: CancelReport) -> None:
         """Cancel the batch jobs; report each job, and what cannot be cancelled."""
         for record, state in self._states():
-            if state.is_running_here:
-                report.add_left(
-                    f"The script of '{record}' still runs; `pgrep -f {state.path}/run.sh` shows its process."
-                )
-            elif state.is_interrupted:
-                report.add_left(
-                    f"The submission of '{record}' was interrupted; look for its job in the queue, and cancel it."
-                )
-            elif not state.has_finished and state.read_job() is not None:
-                self._cancel(record, state, report)
+            with report.part(f"The script or the batch job of '{record}' may still run"):
+                self._end(record, state, report)
+
+    def _end(self, record: str, state: NativeStepState, report: CancelReport) -> None:
+        if state.is_running_here:
+            report.add_left(f"The script of '{record}' still runs; `pgrep -f {state.path}/run.sh` shows its process.")
+        elif state.is_interrupted:
+            report.add_left(
+                f"The submission of '{record}' was interrupted; look for its job in the queue, and cancel it."
+            )
+        elif not state.has_finished and state.read_job() is not None:
+            self._cancel(record, state, report)
 
     def _states(self) -> Iterator[tuple[str, NativeStepState]]:
         for path in sorted(self._plan.native.glob("*")):
@@ -63,12 +65,11 @@ class NativeOrphans:
         if system is None:
             return
         for record, state in self._states():
-            job = state.read_job()
-            if state.is_interrupted:
-                yield f"perhaps a batch job of '{record}', whose submission was interrupted"
-            elif job is not None and not state.has_finished:
-                try:
-                    if system.reports([str(job)])[str(job)].state.is_open:
-                        yield f"the batch job {job}"
-                except AllocationError as error:
-                    yield f"perhaps the batch job {job} ({error})"
+            try:
+                job = state.read_job()
+                if state.is_interrupted:
+                    yield f"perhaps a batch job of '{record}', whose submission was interrupted"
+                elif job is not None and not state.has_finished and system.reports([str(job)])[str(job)].state.is_open:
+                    yield f"the batch job {job}"
+            except (AllocationError, OSError) as error:
+                yield f"perhaps a batch job of '{record}' ({error})"

@@ -75,16 +75,24 @@ class NativeStepState:
     @property
     def is_interrupted(self) -> bool:
         """Whether a submission was interrupted, so that a job may exist or not."""
-        return self._job.exists() and self.read_job() is None
+        return self.has_job and self.read_job() is None
 
     @property
     def is_running_here(self) -> bool:
         """Whether a script that a conductor has started on this machine still runs."""
         return is_locked(self.path / "lock")
 
-    def forget_job(self) -> None:
-        """Record that the submission has failed."""
-        self._job.unlink(missing_ok=True)
+    @property
+    def has_job(self) -> bool:
+        """Whether a job was submitted, or its submission has begun."""
+        return self._job.exists()
+
+    def restore_job(self, id: Any, directory: Path | None) -> None:
+        """Record that a submission has failed, so that the job before it is the last one; None without such a job."""
+        if id is None:
+            self._job.unlink(missing_ok=True)
+        else:
+            self.write_job(id, directory)
 
     def write_job(self, id: Any, directory: Path | str | None = None) -> None:
         """Record the job and the directory of its submission; None until its identifier is known."""

@@ -6,87 +6,34 @@ which of them have finished, so a resumed study would run all of them again. `na
 
 from __future__ import annotations
 
+import contextlib
 import copy
-import dataclasses
-import getpass
 import logging
-import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
-from maestrowf.abstracts.enums import CancelCode, JobStatusCode, State, SubmissionCode
-from maestrowf.abstracts.interfaces import ScriptAdapter
-from maestrowf.interfaces import ScriptAdapterFactory
+from maestrowf.abstracts.enums import CancelCode, State, SubmissionCode
 from maestrowf.interfaces.script import SubmissionRecord
 
-from maestro_celery_plugin.batch.ownership import check_owner, confirmed_job, find_job
-from maestro_celery_plugin.config import conversion
-from maestro_celery_plugin.config.settings import BatchSettings
 from maestro_celery_plugin.config.step_entry import SHELL_KEY
 from maestro_celery_plugin.config.tokens import substitute
 from maestro_celery_plugin.errors import AllocationError, BatchSystemUnavailableError
+from maestro_celery_plugin.maestro.native_jobs import CONTINUING, UNKNOWN, NativeJob, NativeJobs, adapter_of
 from maestro_celery_plugin.maestro.native_step_state import NativeStepState
-from maestro_celery_plugin.plugins import batch_system
+from maestro_celery_plugin.maestro.postponed import Submission, postponed_of
 from maestro_celery_plugin.samples.paths import SamplePaths
 from maestro_celery_plugin.samples.token_values import study_values
 from maestro_celery_plugin.study import conductor_lock
 from maestro_celery_plugin.study.plan import StudyPlan
+from maestro_celery_plugin.study.reasons import store_refusal
 
-__all__ = ["NativeJob", "NativeSteps", "adapter_of"]
+__all__ = ["NO_REASON", "NativeJob", "NativeSteps"]
 
 LOGGER = logging.getLogger(__name__)
 
-# The identifier of a job that exists, but that the batch system has not named yet.
-_UNKNOWN = "unknown"
-# The states in which the batch job of an earlier conductor continues and is not submitted again.
-_CONTINUING = frozenset(
-    {State.INITIALIZED, State.PENDING, State.WAITING, State.QUEUED, State.RUNNING, State.FINISHING, State.FINISHED}
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class NativeJob:
-    """The job identifier of a native step record; the identifier of other step records is text.
-
-    Attributes:
-        record: Maestro's name of the step record.
-        id: The adapter's identifier of the job, of any type; None if the record had finished before its submission.
-    """
-
-    record: str
-    id: Any = dataclasses.field(hash=False)
-
-    def __str__(self) -> str:
-        return "--" if self.id is None else str(self.id)  # as in Maestro's status.csv (executiongraph.py:695)
-
-
-def adapter_of(batch: BatchSettings, shell: str | None = None) -> ScriptAdapter:
-    """Return Maestro's own adapter for a batch block, with the user's keys and the keys that it requires.
-
-    Args:
-        batch: The batch block.
-        shell: Interpreter of the scripts; None for the `shell` of the block.
-
-    Raises:
-        AllocationError: Maestro has no adapter for the block's `type`.
-    """
-    system = batch_system(batch.type)
-    keywords = {"shell": _shebang(shell or batch.shell)}
-    if system is None:
-        return ScriptAdapterFactory.get_adapter("local")(**keywords)
-    # Maestro's adapters query the jobs of $USER (slurmscriptadapter.py:278), which cron does not set.
-    os.environ.setdefault("USER", getpass.getuser())
-    keys = {key: value for key, value in conversion.to_dict(batch).items() if key != "type"}
-    if batch.nodes == "all":  # for an allocation of workers; a batch job needs a number
-        del keys["nodes"]
-    return ScriptAdapterFactory.get_adapter(system.adapter)(**keys | system.adapter_arguments(batch) | keywords)
-
-
-def _shebang(shell: str) -> str:
-    """Return an interpreter in a form for ``#!``, where the kernel needs a path."""
-    return shell if "/" in shell.split()[0] else f"/usr/bin/env -S {shell}"
+# What Maestro's own adapters return instead of an error; they log the message of the batch system.
+NO_REASON = "the batch system has refused it; the log of the conductor has its message."
 
 
 class NativeSteps:
@@ -98,9 +45,8 @@ class NativeSteps:
 
     def __init__(self, plan: StudyPlan) -> None:
         self._plan = plan
-
-    def _state(self, record: str) -> NativeStepState:
-        return NativeStepState(self._plan.native / quote(record, safe=""))
+        self._jobs = NativeJobs(plan)
+        self._postponed = postponed_of(plan.root)
 
     def write_script(self, directory: str, step: Any, *, dry_run: bool) -> tuple[bool, str, str | None]:
         """Let Maestro's adapter write the scripts of a step record.
@@ -116,7 +62,7 @@ class NativeSteps:
         scheduled, script, restart = adapter.write_script(directory, self._filled(step))
         if dry_run:
             return scheduled, script, restart
-        lock, state = conductor_lock.acquire(self._plan), self._state(step.real_name)
+        lock, state = conductor_lock.acquire(self._plan), self._jobs.state_of(step.real_name)
         if scheduled or state.has_finished:
             return True, script, restart
         lock.must_poll = True  # the step record will end before Maestro waits for the next poll
@@ -134,58 +80,60 @@ class NativeSteps:
         return filled
 
     def submit(self, step: Any, path: str, cwd: str, **options: Any) -> SubmissionRecord:
-        """Submit a step record, unless it has finished, or the batch job of an earlier conductor continues."""
-        state = self._state(step.real_name)
-        if state.is_interrupted and not state.has_finished:
-            state.write_job(self._find(Path(cwd)), cwd)
-        job = NativeJob(step.real_name, None) if state.has_finished else self._continuing(step.real_name, state)
+        """Submit a step record, unless it has finished, or the batch job of an earlier conductor continues.
+
+        If the batch system does not say now whether an earlier job continues, the submission is postponed: `states`
+        asks again.
+        """
+        submission = Submission(step=step, path=path, cwd=cwd, options=options)
+        try:
+            if self._postponed.is_quiet and self._jobs.state_of(step.real_name).has_job:
+                raise BatchSystemUnavailableError("The batch system did not answer a moment ago.")
+            return self._submit(submission)
+        except BatchSystemUnavailableError as error:
+            LOGGER.warning("The submission of '%s' waits for the batch system: %s", step.real_name, error)
+            self._postponed.add(submission)
+            return SubmissionRecord(SubmissionCode.OK, 0, NativeJob(step.real_name, UNKNOWN))
+
+    def _submit(self, submission: Submission) -> SubmissionRecord:
+        """Submit a step record, or return its job if it needs no submission.
+
+        Raises:
+            BatchSystemUnavailableError: the batch system does not say now whether there is a job.
+            AllocationError: the step record cannot be submitted.
+        """
+        record, state = submission.record, self._jobs.state_of(submission.record)
+        if state.has_finished:
+            job: NativeJob | None = NativeJob(record, None)
+        else:
+            job = self._continuing(record, state, Path(submission.cwd))
         if job is not None:
             conductor_lock.acquire(self._plan).must_poll = True
             return SubmissionRecord(SubmissionCode.OK, 0, job)
-        state.write_job(None, cwd)  # so that a later conductor detects an interrupted submission
-        try:
-            record = adapter_of(self._plan.settings.batch).submit(step, path, cwd, **options)
-        except Exception as error:  # an adapter fails if the command prints no number; the job may exist
-            LOGGER.exception("The output of the submission of '%s' cannot be read.", step.real_name)
-            found = self._find(Path(cwd))
-            if found is None:
-                raise AllocationError(f"'{path}' cannot be submitted: {error}") from error
-            record = SubmissionRecord(SubmissionCode.OK, 0, found)
-        if record.submission_code is not SubmissionCode.OK:
-            state.forget_job()
-            return record
-        id = self._confirmed(record.job_identifier, Path(cwd))
-        state.write_job(None if id == _UNKNOWN else id, cwd)
-        return SubmissionRecord(SubmissionCode.OK, record.return_code, NativeJob(step.real_name, id))
+        earlier = state.read_job(), state.directory
+        state.write_job(None, submission.cwd)  # so that a later conductor detects an interrupted submission
+        answer = self._jobs.submit(submission, earlier[0])
+        if answer.submission_code is not SubmissionCode.OK:
+            state.restore_job(*earlier)
+            return answer
+        id = self._jobs.confirmed(answer.job_identifier, Path(submission.cwd))
+        state.write_job(None if id == UNKNOWN else id, submission.cwd)
+        return SubmissionRecord(SubmissionCode.OK, answer.return_code, NativeJob(record, id))
 
-    def _confirmed(self, id: Any, directory: Path) -> Any:
-        """Return the identifier of a job that was just submitted; `_UNKNOWN` if the batch system does not say now."""
-        system = batch_system(self._plan.settings.batch.type)
-        if system is None or not isinstance(id, str | int):
-            return id
-        try:
-            job = confirmed_job(system, str(id), directory)
-        except BatchSystemUnavailableError as error:
-            LOGGER.warning("%s", error)
-            return _UNKNOWN
-        return id if job == str(id) else job
-
-    def _find(self, directory: Path) -> str | None:
-        """Return the open batch job that was submitted in a workspace; None without such a job."""
-        system = batch_system(self._plan.settings.batch.type)
-        try:
-            return find_job(system, directory) if system else None
-        except BatchSystemUnavailableError as error:
-            LOGGER.warning("%s", error)
-            return None
-
-    def _continuing(self, record: str, state: NativeStepState) -> NativeJob | None:
+    def _continuing(self, record: str, state: NativeStepState, directory: Path) -> NativeJob | None:
         """Return the batch job of an earlier conductor if it continues; None otherwise.
 
         If Maestro submits a step record again, its earlier job under this conductor has timed out or was lost.
+
+        Raises:
+            BatchSystemUnavailableError: the batch system does not say now whether it continues.
         """
+        if state.is_interrupted:
+            found = self._jobs.find(directory)
+            if found is not None:
+                state.write_job(found, directory)
         job = NativeJob(record, state.read_job())
-        if job.id is None or self._query([job]).get(job) not in _CONTINUING:
+        if job.id is None or not self._jobs.is_continuing(job):
             return None
         LOGGER.info("'%s' continues as job '%s' of an earlier conductor.", record, job)
         return job
@@ -195,84 +143,62 @@ class NativeSteps:
 
         The state is None for a job that the batch system no longer lists; Maestro ignores None (executiongraph.py:798).
         """
-        stored = {job: self._state(job.record) for job in jobs}
+        stored = {job: self._jobs.state_of(job.record) for job in jobs}
         states: dict[NativeJob, State | None] = {job: State.FINISHED for job in stored if stored[job].has_finished}
-        known = []
-        for job in stored:
-            if job not in states:
-                try:
-                    known.append(self._known(job))
-                except BatchSystemUnavailableError as error:
-                    LOGGER.warning("%s", error)
+        known = self._all_known([job for job in stored if job not in states], states)
         by_record = {job.record: job for job in stored}
-        states |= {by_record[job.record]: State.FAILED for job in known if job.id == _UNKNOWN}
-        found = self._query([job for job in known if job.id != _UNKNOWN])
+        states |= {by_record[job.record]: State.FAILED for job in known if job.id == UNKNOWN}
+        found = self._jobs.query([job for job in known if job.id != UNKNOWN])
         states |= {by_record[job.record]: state for job, state in found.items()}
         for job, state in states.items():
+            submission = self._postponed.get(job.record)
             if state is State.FINISHED:
                 stored[job].record_finished()
+            elif submission is not None and submission.is_cancelled and state not in CONTINUING:
+                states[job] = State.CANCELLED  # instead of the end of an earlier job
         return states
 
-    def _known(self, job: NativeJob) -> NativeJob:
-        """Return a job with the identifier of the batch system; without one if there is no such job.
+    def _all_known(self, jobs: list[NativeJob], states: dict[NativeJob, State | None]) -> list[NativeJob]:
+        """Return jobs with the identifiers of the batch system, after the postponed submissions.
+
+        Jobs that the batch system does not name now are left out. A step record that it refuses gets its state here.
+        """
+        known, is_answering = [], True
+        for job in jobs:
+            if job.id == UNKNOWN and not is_answering:
+                continue  # it would block Maestro again
+            try:
+                self._submit_postponed(job.record)
+                known.append(self._jobs.known(job))
+            except (BatchSystemUnavailableError, OSError) as error:  # or a full disk; the next poll tries again
+                is_answering = False
+                LOGGER.warning("%s", error)
+            except AllocationError as error:
+                self._postponed.remove(job.record)
+                LOGGER.error("'%s' cannot be submitted: %s", job.record, error)
+                with contextlib.suppress(OSError):
+                    store_refusal(self._plan.refusals, job.record, str(error))
+                states[job] = State.FAILED
+        return known
+
+    def _submit_postponed(self, record: str) -> None:
+        """Submit a step record if its submission was postponed, unless it was cancelled meanwhile.
 
         Raises:
-            BatchSystemUnavailableError: the batch system does not say now which job it is.
+            BatchSystemUnavailableError: the batch system still does not answer.
+            AllocationError: the step record cannot be submitted.
         """
-        if job.id != _UNKNOWN:
-            return job
-        state, system = self._state(job.record), batch_system(self._plan.settings.batch.type)
-        id, directory = state.read_job(), state.directory
-        if id is None and system is not None and directory is not None:
-            id = find_job(system, directory)
-            if id is None:
-                LOGGER.error("The batch system has no job of '%s', whose submission was not confirmed.", job.record)
-                return job
-            state.write_job(id, directory)
-        return NativeJob(job.record, _UNKNOWN if id is None else id)
-
-    def _query(self, jobs: Sequence[NativeJob]) -> dict[NativeJob, State | None]:
-        if not jobs:
-            return {}
-        by_id = {job.id: job for job in jobs}
-        try:
-            code, states = adapter_of(self._plan.settings.batch).check_jobs(list(by_id))
-        except Exception:  # any error of an adapter: the other step records continue
-            LOGGER.exception("The batch system cannot be queried now.")
-            return {}
-        if code is not JobStatusCode.OK:
-            LOGGER.error("The batch system does not report the states of jobs now (%s).", code.name)
-            return {}
-        return {by_id[id]: state for id, state in states.items() if id in by_id}
+        submission = self._postponed.get(record)
+        if submission is None or submission.is_cancelled:
+            return
+        answer = self._submit(submission)
+        self._postponed.remove(record)
+        if answer.submission_code is not SubmissionCode.OK:
+            raise AllocationError(NO_REASON)
 
     def cancel(self, jobs: Iterable[NativeJob]) -> CancelCode:
         """Cancel batch jobs; return ERROR unless the batch system accepts the cancellation."""
-        try:
-            ids = [id for job in jobs if job.id is not None and (id := self._cancellable(job)) is not None]
-            if not ids:
-                return CancelCode.OK
-            code: CancelCode = adapter_of(self._plan.settings.batch).cancel_jobs(ids).cancel_status
-        except Exception:  # any error of an adapter, as in `_query`
-            LOGGER.exception("The batch system cannot cancel jobs now.")
-            return CancelCode.ERROR
-        return code
-
-    def _cancellable(self, job: NativeJob) -> Any:
-        """Return the identifier of a job; None if there is no such job, or if it was not submitted by this study.
-
-        Raises:
-            AllocationError: the batch system does not answer.
-        """
-        known = self._known(job)
-        if known.id == _UNKNOWN:
-            return None
-        system = batch_system(self._plan.settings.batch.type)
-        if system is not None and isinstance(known.id, str | int):
-            try:
-                check_owner(system, str(known.id), self._state(job.record).directory)
-            except BatchSystemUnavailableError:
-                raise
-            except AllocationError as error:
-                LOGGER.error("%s", error)
-                return None
-        return known.id
+        jobs = list(jobs)
+        for submission in filter(None, (self._postponed.get(job.record) for job in jobs)):
+            submission.is_cancelled = True
+        return self._jobs.cancel(jobs)

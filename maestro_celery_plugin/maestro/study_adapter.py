@@ -19,7 +19,7 @@ from maestro_celery_plugin import clock
 from maestro_celery_plugin.conductor.coordinator import Coordinator, for_study
 from maestro_celery_plugin.config.step_entry import is_native
 from maestro_celery_plugin.errors import EnsembleError, LedgerError, StudyError
-from maestro_celery_plugin.maestro.native_steps import NativeJob, NativeSteps
+from maestro_celery_plugin.maestro.native_steps import NO_REASON, NativeJob, NativeSteps
 from maestro_celery_plugin.plugins import open_table
 from maestro_celery_plugin.states import MAESTRO_STATES
 from maestro_celery_plugin.study.manifest import Manifest
@@ -36,8 +36,6 @@ LOGGER = logging.getLogger(__name__)
 EXTENSION = ".sh"
 # Seconds before each further attempt to submit a step record after an error of the file system.
 _SUBMIT_DELAYS_S = (1.0, 2.0, 4.0)
-# What Maestro's own adapters return instead of an error; they log the message of the batch system.
-_NO_REASON = "the batch system has refused it; the log of the conductor has its message."
 # Text for a step record of the workers, a `NativeJob` for a native step.
 Job: TypeAlias = Any
 
@@ -115,7 +113,7 @@ class StudyAdapter:
             LOGGER.error("'%s' cannot be submitted: %s", step.real_name, error)
             self._store_refusal(step.real_name, str(error))
             return SubmissionRecord(SubmissionCode.ERROR, 1)
-        self._store_refusal(step.real_name, None if record.submission_code is SubmissionCode.OK else _NO_REASON)
+        self._store_refusal(step.real_name, None if record.submission_code is SubmissionCode.OK else NO_REASON)
         return record
 
     def _store_refusal(self, name: str, problem: str | None) -> None:

@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Any
 
 from maestro_celery_plugin import clock
-from maestro_celery_plugin.errors import EnsembleError
+from maestro_celery_plugin.errors import EnsembleError, StudyError
 from maestro_celery_plugin.maestro import old_pickles
 from maestro_celery_plugin.maestro.after_import import Touchpoint, apply_deferred, apply_touchpoints
 from maestro_celery_plugin.maestro.launch_options import OPTIONS, check_output
@@ -117,7 +117,7 @@ class EnsembleArgumentParser(argparse.ArgumentParser):
 
 
 def _guarded_run(run: Callable[[Any], int], namespace: argparse.Namespace) -> int:
-    """Run `maestro run`; print only the message of an error of the plugin."""
+    """Run `maestro run`; print only the message of an error of the plugin. Errors of Maestro stay as they are."""
     OPTIONS.launching, OPTIONS.broker, OPTIONS.dry_run = True, namespace.broker, namespace.dry
     OPTIONS.broker_host = namespace.broker_host
     OPTIONS.parameter_generator = namespace.pgen is not None
@@ -131,7 +131,7 @@ def _guarded_run(run: Callable[[Any], int], namespace: argparse.Namespace) -> in
 
 def _guarded_cancel(cancel: Callable[[Any], int], namespace: argparse.Namespace) -> int:
     """Run `maestro cancel`, which writes a request to the conductor; then cancel the studies without a conductor."""
-    ensembles = [Path(one).absolute() for one in namespace.directory if Path(one, "merlin_info").is_dir()]
+    ensembles = [Path(one).absolute() for one in namespace.directory if _is_ensemble(Path(one))]
     if not ensembles:
         return cancel(namespace)
     from maestro_celery_plugin.maestro.cancel import cancel_all
@@ -139,12 +139,26 @@ def _guarded_cancel(cancel: Callable[[Any], int], namespace: argparse.Namespace)
     return cancel_all(functools.partial(cancel, namespace), ensembles)
 
 
+def _is_ensemble(directory: Path) -> bool:
+    """Tell whether a directory is that of an ensemble study; True if it cannot be read, so that the user is told."""
+    try:
+        return (directory / "merlin_info").is_dir()
+    except OSError:
+        return True
+
+
 def _end_and_remove(remove: Callable[..., None], path: Any, *args: Any, **kwargs: Any) -> None:
     """End the ensemble study in a directory, then remove the directory; a directory without one is only removed."""
-    if Path(path, "merlin_info").is_dir():
+    if _is_ensemble(Path(path)):
         from maestro_celery_plugin.maestro.earlier_study import end_earlier_study
 
-        end_earlier_study(Path(path).absolute())
+        try:
+            end_earlier_study(Path(path).absolute())
+        except OSError as cause:
+            raise StudyError(
+                f"--out: the earlier study in '{path}' cannot be ended ({cause}); correct this, or use another "
+                "directory."
+            ) from cause
     remove(path, *args, **kwargs)
 
 

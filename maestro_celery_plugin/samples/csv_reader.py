@@ -8,11 +8,12 @@ import os
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 from maestro_celery_plugin.errors import SampleError
+from maestro_celery_plugin.samples.npy_file import NpyFile, write_npy
 from maestro_celery_plugin.samples.row_index import index_rows
 from maestro_celery_plugin.samples.table import FileIdentity, SampleTable
 
@@ -30,25 +31,64 @@ class CsvReader:
     delimiter: ClassVar[str | None] = ","
 
     def open(self, path: Path, labels: Sequence[str], cache: Path) -> SampleTable | None:
-        """Open the file, and index it if it has no index yet; see `hookspecs.open_samples`."""
+        """Open the file, and index it if it has no index yet; see `hookspecs.open_samples`.
+
+        Raises:
+            OSError: the file cannot be read now, or its index cannot be stored.
+        """
         if path.suffix != self.suffix:
             return None
-        identity = FileIdentity.of(path)
-        index = cache / f"{identity.content_key}.npy"
-        if not index.exists():
-            partial = cache / f".{identity.content_key}.{os.getpid()}.npy"
-            np.save(partial, index_rows(path, self.delimiter))
-            if FileIdentity.of(path) != identity:
-                partial.unlink()
-                raise SampleError(f"merlin.samples.file: '{path}' is being written; launch when it is complete.")
-            partial.replace(index)
-        return _TextTable(path, _mapped(index), self.delimiter)
+        return _TextTable(path, _Index(path, self.delimiter, cache), self.delimiter)
 
 
-def _mapped(index: Path) -> np.ndarray[Any, Any]:
-    """Memory-map an index; an index without rows is only a header of 128 bytes and cannot be mapped."""
-    has_rows = index.stat().st_size > 128
-    return np.asarray(np.load(index, mmap_mode="r" if has_rows else None, allow_pickle=False))
+class _Index:
+    """The offsets of the rows of a text file, in a file that the first reader writes.
+
+    An index of an earlier release may be damaged after a power cut, because it was not on disk; it is written again.
+
+    Args:
+        path: The text file.
+        delimiter: The separator of its columns; None for white space.
+        cache: The directory of the index.
+    """
+
+    def __init__(self, path: Path, delimiter: str | None, cache: Path) -> None:
+        self._path, self._delimiter, self._identity = path, delimiter, FileIdentity.of(path)
+        self._file = cache / f"{self._identity.content_key}.npy"
+        offsets = self._stored()
+        self._offsets = self._written() if offsets is None else offsets
+
+    def __len__(self) -> int:
+        return self._offsets.shape[0]
+
+    def row(self, index: int) -> tuple[int, int]:
+        """Return the offsets of the first byte of a row and of the byte after the row."""
+        start, stop = self._offsets.read(2 * index, 2).tolist()
+        if not self._is_row(start, stop):
+            self._offsets = self._written()
+            start, stop = self._offsets.read(2 * index, 2).tolist()
+        return start, stop
+
+    def _is_row(self, start: int, stop: int) -> bool:
+        return 0 <= start < stop <= self._identity.size
+
+    def _stored(self) -> NpyFile | None:
+        """Return the stored offsets; None if there are none, or if they are damaged."""
+        try:
+            offsets = NpyFile(self._file)
+        except (FileNotFoundError, ValueError):
+            return None
+        if offsets.dtype != np.int64 or offsets.is_fortran or len(offsets.shape) != 2 or offsets.shape[1] != 2:
+            return None
+        ends = (0, offsets.shape[0] - 1) if offsets.shape[0] else ()
+        return offsets if all(self._is_row(*offsets.read(2 * row, 2).tolist()) for row in ends) else None
+
+    def _written(self) -> NpyFile:
+        offsets = index_rows(self._path, self._delimiter)
+        if FileIdentity.of(self._path) != self._identity:
+            raise SampleError(f"merlin.samples.file: '{self._path}' is being written; launch when it is complete.")
+        write_npy(self._file, offsets)
+        return NpyFile(self._file)
 
 
 class TabReader(CsvReader):
@@ -61,21 +101,24 @@ class TabReader(CsvReader):
 class _TextTable:
     """Rows of a text file, read at their offsets."""
 
-    def __init__(self, path: Path, offsets: np.ndarray[Any, Any], delimiter: str | None) -> None:
-        self._offsets, self._delimiter = offsets, delimiter
+    def __init__(self, path: Path, index: _Index, delimiter: str | None) -> None:
+        self._path, self._index, self._delimiter = path, index, delimiter
         self._file = path.open("rb", buffering=0)
         weakref.finalize(self, self._file.close)
 
     def __len__(self) -> int:
-        return len(self._offsets)
+        return len(self._index)
 
     @functools.cached_property
     def width(self) -> int:
         return len(self.row(0)) if len(self) else 0
 
     def row(self, index: int) -> Sequence[str]:
-        start, stop = (int(offset) for offset in self._offsets[index])
-        return _split(os.pread(self._file.fileno(), stop - start, start).decode(), self._delimiter)
+        start, stop = self._index.row(index)
+        data = os.pread(self._file.fileno(), stop - start, start)
+        if len(data) != stop - start:
+            raise EOFError(f"'{self._path}' has been truncated")
+        return _split(data.decode(), self._delimiter)
 
 
 def _split(row: str, delimiter: str | None) -> list[str]:

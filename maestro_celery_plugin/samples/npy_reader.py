@@ -1,7 +1,8 @@
-"""Sample tables in NumPy's `.npy` files: memory-mapped, and never unpickled."""
+"""Sample tables in NumPy's `.npy` files, which are read row by row, and never unpickled."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,71 +10,66 @@ from typing import Any
 import numpy as np
 
 from maestro_celery_plugin.errors import SampleError
+from maestro_celery_plugin.files import TRANSIENT_ERRORS
+from maestro_celery_plugin.samples.npy_file import NpyFile
 from maestro_celery_plugin.samples.table import SampleTable
 
 __all__ = ["NpyReader"]
-
-Array = np.ndarray[Any, Any]
 
 
 class NpyReader:
     """Reader of NumPy's `.npy` files."""
 
     def open(self, path: Path, labels: Sequence[str], cache: Path) -> SampleTable | None:
-        """Memory-map the array; see `hookspecs.open_samples`."""
+        """Open the array; see `hookspecs.open_samples`.
+
+        Raises:
+            OSError: the file cannot be read now, because of a fault of the machine.
+        """
         if path.suffix != ".npy":
             return None
-        array = _mapped(path)
+        array = _opened(path)
         if array.dtype.names:
             return _StructuredTable(array, labels, path)
-        if array.ndim == 0 or array.ndim > 2:
+        dimensions = len(array.shape)
+        if dimensions not in (1, 2):
             raise SampleError(
-                f"merlin.samples.file: '{path}' has {array.ndim} dimensions; an array of rows and columns is needed."
+                f"merlin.samples.file: '{path}' has {dimensions} dimensions; an array of rows and columns is needed."
             )
         return _ArrayTable(array, path)
 
 
-def _mapped(path: Path) -> Array:
+def _opened(path: Path) -> NpyFile:
     try:
-        with path.open("rb") as file:
-            dtype = _header(file)[2]
-            if dtype.hasobject:
-                raise SampleError(
-                    f"merlin.samples.file: '{path}' contains Python objects, which are pickled code and are not read; "
-                    "save an array of numbers or text (`array.astype(str)`)."
-                )
-            file.seek(0)
-            if 0 in _header(file)[0]:  # an empty array cannot be mapped
-                return np.empty((0, 0))
-        # A plain array is faster to index than `np.memmap`; it keeps the map open.
-        return np.asarray(np.lib.format.open_memmap(path, mode="r"))
+        array = NpyFile(path)
     except (ValueError, OSError, EOFError) as cause:
+        if isinstance(cause, OSError) and cause.errno in TRANSIENT_ERRORS:
+            raise
         raise SampleError(f"merlin.samples.file: '{path}' cannot be read as .npy: {cause}") from cause
-
-
-def _header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Return shape, order and type of the array in a file."""
-    version = np.lib.format.read_magic(file)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    return read(file)
+    if array.dtype.hasobject:
+        raise SampleError(
+            f"merlin.samples.file: '{path}' contains Python objects, which are pickled code and are not read; "
+            "save an array of numbers or text (`array.astype(str)`)."
+        )
+    return array
 
 
 class _ArrayTable:
     """A table in a plain array; an array with one dimension is one column."""
 
-    def __init__(self, array: Array, path: Path) -> None:
-        self._array, self._path = array if array.ndim == 2 else array[:, None], path
+    def __init__(self, array: NpyFile, path: Path) -> None:
+        self._array, self._path = array, path
+        self._count, self.width = array.shape if len(array.shape) == 2 else (*array.shape, 1)
         self._has_python_text = array.dtype.kind in "biu" or array.dtype == np.float64
 
     def __len__(self) -> int:
-        return len(self._array)
-
-    @property
-    def width(self) -> int:
-        return int(self._array.shape[1])
+        return self._count if self.width else 0
 
     def row(self, index: int) -> Sequence[str]:
-        values = self._array[index]
+        if self._array.is_fortran and self.width > 1:
+            values = np.concatenate([self._array.read(column * self._count + index) for column in range(self.width)])
+        else:
+            values = self._array.read(index * self.width, self.width)
         if self._has_python_text:  # Python's numbers have the same text as NumPy's and are faster to format
             return [str(value) for value in values.tolist()]
         return [_text(value, index, self._path) for value in values]
@@ -82,7 +78,7 @@ class _ArrayTable:
 class _StructuredTable:
     """A table in a structured array; each label is the name of a field."""
 
-    def __init__(self, array: Array, labels: Sequence[str], path: Path) -> None:
+    def __init__(self, array: NpyFile, labels: Sequence[str], path: Path) -> None:
         fields = array.dtype.names or ()
         for label in labels:
             if label not in fields:
@@ -94,17 +90,22 @@ class _StructuredTable:
                 raise SampleError(
                     f"merlin.samples.file: the field '{label}' of '{path}' has several values per row; one is needed."
                 )
-        self._array, self._labels, self._path = array.reshape(-1), tuple(labels), path
+        self._array, self._labels, self._path = array, tuple(labels), path
+        self._is_fortran = array.is_fortran and len(array.shape) > 1
 
     def __len__(self) -> int:
-        return len(self._array)
+        return math.prod(self._array.shape)
 
     @property
     def width(self) -> int:
         return len(self._labels)
 
     def row(self, index: int) -> Sequence[str]:
-        record = self._array[index]
+        position = index
+        if self._is_fortran:
+            shape = self._array.shape
+            position = int(np.ravel_multi_index(np.unravel_index(index, shape), shape, order="F"))
+        record = self._array.read(position)[0]
         return [_text(record[label], index, self._path) for label in self._labels]
 
 

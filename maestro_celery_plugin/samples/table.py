@@ -14,7 +14,7 @@ from typing import Protocol
 
 from maestro_celery_plugin.config import conversion
 from maestro_celery_plugin.errors import DamagedFileError, SampleError
-from maestro_celery_plugin.files import read_text, write_atomically
+from maestro_celery_plugin.files import TRANSIENT_ERRORS, read_text, write_atomically
 
 __all__ = ["FileIdentity", "SampleTable", "recorded_identity", "verified_table"]
 
@@ -77,6 +77,7 @@ def recorded_identity(path: Path, cache: Path) -> FileIdentity:
 
     Raises:
         SampleError: the file does not exist, or has changed since its first opening.
+        OSError: the file cannot be read now, or its identity cannot be stored.
     """
     if not path.is_file():
         raise SampleError(
@@ -135,7 +136,7 @@ class _WatchedTable:
     """A table that raises an error instead of returning rows when its file has changed."""
 
     def __init__(self, table: SampleTable, identity: FileIdentity) -> None:
-        self._table, self._identity = table, identity
+        self._table, self._identity, self._file = table, identity, Path(identity.path)
 
     def __len__(self) -> int:
         return len(self._table)
@@ -150,16 +151,25 @@ class _WatchedTable:
 
         Raises:
             SampleError: the file has changed or does not exist any more.
+            OSError: the file cannot be read now, because of a fault of the machine.
         """
         self._check()
-        row = self._table.row(index)
+        try:
+            row = self._table.row(index)
+        except Exception as cause:
+            self._check()  # any error may be the result of a change of the file while it was read
+            if isinstance(cause, EOFError):
+                raise _changed(self._identity.path) from cause
+            raise
         self._check()
         return row
 
     def _check(self) -> None:
         try:
-            status = Path(self._identity.path).stat()
+            status = self._file.stat()
         except OSError as cause:
+            if cause.errno in TRANSIENT_ERRORS:
+                raise
             raise SampleError(
                 f"merlin.samples.file: '{self._identity.path}' cannot be read any more: {cause}"
             ) from cause

@@ -6,12 +6,12 @@ messages cover ranges with other samples, and a file next to the manifest tells 
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from maestro_celery_plugin.samples.npy_file import NpyFile, write_npy
 from maestro_celery_plugin.states import RunMode
 
 __all__ = ["Assignment"]
@@ -39,12 +39,7 @@ class Assignment:
         Raises:
             OSError: the file cannot be written.
         """
-        partial = self._path.with_suffix(".partial")
-        with partial.open("wb") as file:
-            np.save(file, np.packbits([modes & 1, modes >> 1], axis=1))
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(self._path)
+        write_npy(self._path, np.packbits([modes & 1, modes >> 1], axis=1))
 
     def read(self, start: int, stop: int) -> dict[int, RunMode]:
         """Return the modes of the samples of [start, stop) that run.
@@ -52,8 +47,9 @@ class Assignment:
         Raises:
             OSError: the file cannot be read.
         """
-        first = start // 8
-        planes = np.load(self._path, mmap_mode="r")[:, first : -(-stop // 8)]
+        file, first = NpyFile(self._path), start // 8
+        width, count = file.shape[1], -(-stop // 8) - first
+        planes = np.stack([file.read(plane * width + first, count) for plane in range(2)])
         low, high = np.unpackbits(planes, axis=1)[:, start - 8 * first : stop - 8 * first]
         modes = low + 2 * high
         return {start + int(at): RunMode(int(modes[at])) for at in np.flatnonzero(modes)}

@@ -11,6 +11,7 @@ from maestro_celery_plugin.files import tail
 from maestro_celery_plugin.study.session import Session
 
 __all__ = [
+    "EXIT_NO_BROKER",
     "EXIT_REPLACE",
     "MARKER",
     "PROCESS_MARKER",
@@ -31,6 +32,8 @@ MARKER = "MAESTRO_CELERY_WORKER"
 PROCESS_MARKER = "MAESTRO_CELERY_PROCESS"
 # Exit code of a worker that a new worker must replace, because it has lost its broker (sysexits.h, EX_TEMPFAIL).
 EXIT_REPLACE = 75
+# Exit code of a worker that has waited for its broker and has not reached it (sysexits.h, EX_UNAVAILABLE).
+EXIT_NO_BROKER = 69
 
 
 def stem_of(group: str) -> str:

@@ -14,12 +14,13 @@ from maestro_celery_plugin import clock
 from maestro_celery_plugin.batch.packing import fewest_slots, worker_slots
 from maestro_celery_plugin.broker.app import make_app, queue_for
 from maestro_celery_plugin.broker.choice import check_reachable
-from maestro_celery_plugin.errors import EnsembleError, WorkerError
+from maestro_celery_plugin.errors import BrokerUnavailableError, EnsembleError, WorkerError
 from maestro_celery_plugin.machine import host_name, usable_cpus
 from maestro_celery_plugin.plugins import batch_system
 from maestro_celery_plugin.processes import ProcessId
 from maestro_celery_plugin.spec.celery_options import CeleryOptions, parse_celery_options
-from maestro_celery_plugin.study.worker_identity import EXIT_REPLACE
+from maestro_celery_plugin.study.session import Session
+from maestro_celery_plugin.study.worker_identity import EXIT_NO_BROKER, EXIT_REPLACE
 from maestro_celery_plugin.worker import prefetch
 from maestro_celery_plugin.worker.arguments import WorkerArguments
 from maestro_celery_plugin.worker.worker_process import WorkerProcess
@@ -28,8 +29,10 @@ __all__ = ["run"]
 
 LOGGER = logging.getLogger(__name__)
 
-# A user may start a worker before the conductor has started the broker.
-BROKER_LIMIT_S = 30.0
+# A worker waits this long for a broker that is being started or started again. The conductor cancels an allocation
+# without a worker later (`allocation_source.EMPTY_LIMIT_S`).
+BROKER_LIMIT_S = 120.0
+_BROKER_INTERVAL_S = 1.0
 # kombu's BRPOP waits for a second in the server, and is read only when the answer has arrived.
 SOCKET_TIMEOUT_S = 5.0
 
@@ -45,12 +48,11 @@ def run(arguments: WorkerArguments, supervisor: ProcessId) -> NoReturn:
     signal.signal(signal.SIGUSR2, lambda number, frame: None)  # the warning of LSF, which the supervisor handles
     try:
         args = _celery_options(arguments)
-        clock.wait_until(lambda: session.read_broker() is not None, BROKER_LIMIT_S, interval_s=0.2)
+        _await_broker(session, arguments.name)
         app = make_app(session, SOCKET_TIMEOUT_S)
-        check_reachable(session, host_name())
     except EnsembleError as error:
         LOGGER.error("Worker '%s' on %s: %s", arguments.name, host_name(), error)
-        raise SystemExit(1) from error
+        raise SystemExit(EXIT_NO_BROKER if isinstance(error, BrokerUnavailableError) else 1) from error
     if not args.slots:
         LOGGER.warning(
             "Worker '%s' on %s leaves: its allocation has fewer slots than workers.", arguments.name, host_name()
@@ -72,6 +74,31 @@ def run(arguments: WorkerArguments, supervisor: ProcessId) -> NoReturn:
     print(f"worker '{arguments.name}' on {host_name()}: {args.slots} slots for the task queues {queues}", flush=True)
     app.worker_main(["--quiet", "worker", *options, "--without-gossip", "--without-mingle", *args.args])
     raise SystemExit(EXIT_REPLACE if process.must_be_replaced else 0)
+
+
+def _await_broker(session: Session, name: str) -> None:
+    """Wait until the broker answers: it may start after the worker, or be away while its server is started again.
+
+    Args:
+        session: The session.
+        name: Name of the worker, for the log.
+
+    Raises:
+        BrokerUnavailableError: the broker does not answer in time, or the worker must end.
+        BrokerError: the broker refuses the password.
+    """
+    deadline, is_first = clock.monotonic() + BROKER_LIMIT_S, True
+    while True:
+        try:
+            check_reachable(session, host_name())
+            return
+        except BrokerUnavailableError as error:
+            if clock.monotonic() >= deadline or session.stop_requested or not session.path.exists():
+                raise
+            if is_first:
+                LOGGER.warning("Worker '%s' waits up to %.0f s for its broker: %s", name, BROKER_LIMIT_S, error)
+        is_first = False
+        clock.sleep(_BROKER_INTERVAL_S)
 
 
 def _celery_options(arguments: WorkerArguments) -> CeleryOptions:

@@ -17,7 +17,7 @@ from maestro_celery_plugin import clock
 from maestro_celery_plugin.batch.deadline import Deadline
 from maestro_celery_plugin.broker.app import TASK_NAME, count_waiting
 from maestro_celery_plugin.broker.sender import Sender
-from maestro_celery_plugin.errors import LedgerError
+from maestro_celery_plugin.errors import EnsembleError
 from maestro_celery_plugin.machine import host_name, machine_id, usable_cpus
 from maestro_celery_plugin.plugins import batch_system
 from maestro_celery_plugin.processes import ProcessId
@@ -299,7 +299,7 @@ def _try(action: Callable[[], object]) -> None:
     """Do one part of the watch thread's work; an error of one file must not keep a worker from its end."""
     try:
         action()
-    except (OSError, LedgerError) as cause:  # for example a full disk
+    except (OSError, EnsembleError) as cause:  # for example a full disk, or a session that cannot be read now
         LOGGER.warning("%s", cause)
     except Exception:  # an error in the plugin; without this thread, the worker would count as dead
         LOGGER.exception("An error occurred in the watch thread, which continues.")

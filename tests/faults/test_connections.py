@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import time
 from collections.abc import Iterator
 
 import psutil
 import pytest
 from intruder import Intruder, admin_of
 from proxy import Proxy
-from support import wait_for
+from servers import free_port, redis_on
+from support import kill, wait_for
 
 from maestro_celery_plugin.ledger.entries import Kind
 from maestro_celery_plugin.ledger.reader import read_ledger
@@ -102,6 +104,25 @@ def test_the_server_is_killed_while_the_worker_is_frozen(run):
         wait_for(lambda: Intruder(study).session.read_broker().generation != before, "another server")
 
     finish(study, 60)
+
+
+def test_a_broker_that_is_away_while_a_worker_starts_costs_seconds(run, tmp_path):
+    """Given a Redis that is started again while a local worker starts, then the worker waits, and no step fails."""
+    port = free_port()
+    with redis_on(port, tmp_path) as url:
+        study = run(SPEC, "--broker", url)
+        study.await_text("sim/*/*/runs", "run", 3)
+    kill(*study.processes("maestro_celery_plugin.worker"))
+
+    study.await_text("merlin_info/workers/w-2.log", "waits up to 120 s for its broker")
+    time.sleep(8)  # three workers that leave at once would end within this time
+    assert set(study.states().values()) == {"RUNNING"}
+
+    with redis_on(port, tmp_path):
+        study.await_end(60)
+    assert study.states() == {"sim": "FINISHED"}
+    assert len(study.outputs("sim/**/sim.out")) == 60
+    assert not list(study.path.glob("merlin_info/workers/w-3.log"))
 
 
 def test_a_command_to_all_workers_changes_nothing(run, options):

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 
 import pytest
 from support import kill, needed, wait_for
+
+from maestro_celery_plugin.study.study_processes import StudyProcesses
 
 SPEC = """
     description: {name: full, description: d}
@@ -64,15 +67,22 @@ def make_room(disk):
 
 
 @pytest.fixture
-def interrupted(run, disk):
-    """A study on the small disk whose processes were killed while its samples ran."""
+def running(run, disk):
+    """A study on the small disk whose samples run."""
     place = disk.parent / "study/s"
-    study = run(SPEC.replace("$(SPECROOT)", str(disk.parent)), "-s", "1", "-o", str(place))
+    study = run(SPEC.replace("$(SPECROOT)", str(disk.parent)), "-s", "60", "-o", str(place))
     study.path = place
     study.await_text("sim/*/runs", count=2)
-    kill(*study.processes(), *study.server())
-    wait_for(lambda: not study.processes(), "the end of all processes")
-    return study
+    yield study
+    kill(*study.server(), *study.processes())
+
+
+@pytest.fixture
+def interrupted(running):
+    """A study on the small disk whose processes were killed while its samples ran."""
+    kill(*running.processes(), *running.server())
+    wait_for(lambda: not running.processes(), "the end of all processes")
+    return running
 
 
 def test_a_study_is_not_resumed_on_a_full_disk(interrupted, disk):
@@ -106,3 +116,32 @@ def test_a_conductor_on_a_full_disk_ends_and_fails_no_step(interrupted, disk):
     make_room(disk)
     assert not {*interrupted.states().values()} & {"FAILED", "CANCELLED"}
     assert interrupted.status()["state"] == "INTERRUPTED"
+
+
+def test_cancel_on_a_full_disk_ends_what_a_dead_conductor_has_left(running, disk):
+    """Given a disk without room for the request of Maestro, then workers and samples end, and the problem is named."""
+    kill(*running.processes("bin/conductor"))
+    wait_for(lambda: not running.processes("bin/conductor"), "the end of the conductor")
+    fill(disk)
+
+    answer = running.command("maestro", "cancel", "-y", str(running.path))
+
+    assert answer.returncode == 1
+    assert "Ended on this machine: 1 worker with its samples, the private broker." in answer.stdout
+    assert f"The request to cancel '{running.path}' cannot be written (No space left on device); this study has no" in answer.stderr
+    assert not running.processes()
+
+
+def test_cancel_on_a_full_disk_names_the_live_conductor(running, disk):
+    """Given a live conductor that cannot be asked, then the message names its process, and the advice works."""
+    (conductor,) = StudyProcesses(running.path).conductors()
+    fill(disk)
+
+    answer = running.command("maestro", "cancel", "-y", str(running.path))
+
+    assert answer.returncode == 1
+    assert f"and its conductor continues. Make room there or correct the permissions, and run `maestro cancel {running.path}`" in answer.stderr
+    assert f"or end the conductor with `kill {conductor}`, which ends its workers" in answer.stderr
+    assert running.processes("bin/conductor")
+    os.kill(conductor, signal.SIGTERM)
+    wait_for(lambda: not running.processes(), "the end of the study", 40)

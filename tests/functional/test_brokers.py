@@ -12,8 +12,11 @@ import redis
 from servers import PASSWORD, Server
 from support import BIN, ROOT
 
+from maestro_celery_plugin.broker.choice import check_reachable
+from maestro_celery_plugin.errors import BrokerError, BrokerUnavailableError
 from maestro_celery_plugin.ledger.entries import Kind
 from maestro_celery_plugin.ledger.reader import LedgerReader, read_ledger
+from maestro_celery_plugin.study.session import BrokerLocation, Session
 
 
 @pytest.fixture(params=["redis", "rabbitmq"])
@@ -95,6 +98,19 @@ def test_a_wrong_password_stops_the_launch(run, server):
     assert "Traceback" not in study.output
     assert not study.path.exists()
     assert time.monotonic() - begin < 20
+
+
+def test_a_worker_can_tell_a_wrong_password_from_a_server_that_is_away(tmp_path, server):
+    """Given a server that refuses the password, then a worker need not wait for it."""
+    session = Session.create(tmp_path / "session")
+    session.write_broker(BrokerLocation(url=server.url))
+    check_reachable(session, "here")
+
+    session.write_broker(BrokerLocation(url=server.wrong_url))
+    with pytest.raises(BrokerError, match=r"refuses the connection from here: .* has the option --broker") as error:
+        check_reachable(session, "here")
+    assert not isinstance(error.value, BrokerUnavailableError)
+    assert ":wrong@" not in str(error.value)
 
 
 def test_a_server_that_does_not_answer_stops_the_launch(run, environment):

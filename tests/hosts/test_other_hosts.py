@@ -104,11 +104,13 @@ def test_a_worker_that_cannot_reach_the_broker_names_the_remedy(run, start_worke
 
     worker = start_workers(study)
 
-    assert worker.wait(30) != 0
+    study.await_text("merlin_info/workers/far-1.log", "Worker 'far-1' waits up to 120 s for its broker: ")
+    assert worker.poll() is None
     log = (study.path / "merlin_info/workers/far-1.log").read_text()
     assert "cannot be reached from otherhost" in log
     assert "Set --broker-host to an address of the machine of `maestro run`" in log
     assert ":***@127.0.0.1" in log
+    kill(*study.processes("maestro_celery_plugin.worker"))
 
 
 def test_the_conductor_detects_a_dead_worker_on_another_host(run, host, start_workers):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import yaml
-from support import kill, wait_for
+from support import kill, needed, wait_for
 
 MERLIN = {
     "resources": {
@@ -98,6 +98,37 @@ def test_a_batch_job_of_a_killed_conductor_continues(run, slurm, when):
     assert set(study.states().values()) == {"FINISHED"}
     assert ran(study)[:3] == ["first", "job", "done"]
     assert len(ran(study)) == 6
+
+
+# `squeue` of a cluster whose controller is away while the file exists.
+SQUEUE = """#!/bin/sh
+if test -e {away}; then
+    echo "slurm_load_jobs error: Unable to contact slurm controller (connect failure)" >&2
+    exit 1
+fi
+exec {squeue} "$@"
+"""
+
+
+def test_a_batch_job_that_slurm_does_not_report_now_continues(run, slurm, tmp_path):
+    """Given a controller that is away when the study is resumed, then the job is not submitted a second time."""
+    study = interrupted(run)
+    away = tmp_path / "away"
+    away.touch()
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "squeue").write_text(SQUEUE.format(away=away, squeue=needed("squeue")))
+    (tmp_path / "bin" / "squeue").chmod(0o755)
+    study.environment["PATH"] = f"{tmp_path / 'bin'}:{study.environment['PATH']}"
+
+    assert study.command("maestro-celery", "resume", "-s", "1", str(study.path)).returncode == 0
+    wait_for(lambda: "The submission of 'job' waits for the batch system" in study.log(), "the question to Slurm")
+    away.unlink()
+    (study.path.parent / "go").touch()
+    study.await_end()
+
+    assert set(study.states().values()) == {"FINISHED"}
+    assert ran(study)[:3] == ["first", "job", "done"]
+    assert ran(study).count("job") == 1
 
 
 def test_cancel_ends_a_batch_job_of_a_killed_conductor(run, slurm):

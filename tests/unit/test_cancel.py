@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import argparse
+import errno
+import json
+import os
+import re
+from pathlib import Path
+
 import pytest
 import yaml
 from filelock import FileLock
+from maestrowf import maestro
 
+from maestro_celery_plugin import files
 from maestro_celery_plugin.batch.allocation import Allocation, new_directory, read_allocations
 from maestro_celery_plugin.batch.slurm import Slurm
 from maestro_celery_plugin.config.settings import BatchSettings, EnsembleSettings, ResourceSettings, WorkerGroupSettings
+from maestro_celery_plugin.maestro import cancel, native_orphans
 from maestro_celery_plugin.maestro.cancel import cancel_all, cancel_orphans
 from maestro_celery_plugin.maestro.native_step_state import NativeStepState
 from maestro_celery_plugin.states import AllocationState
 from maestro_celery_plugin.study.conductor_lock import file_lock
+from maestro_celery_plugin.study.heartbeats import Heartbeats
 from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.session import Session
+from maestro_celery_plugin.study.study_processes import Ended, StudyProcesses
 
 NOTHING = ["This study has no conductor, and no workers, samples or jobs."]
 
@@ -230,6 +242,139 @@ def test_a_session_that_cannot_be_written_does_not_stop_the_cancellation(plan, s
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].startswith("Workers on other machines cannot be asked to end: [Errno 2] No such file or directory")
     assert "Job 7 of allocation 'w/1' is cancelled." in lines
+
+
+# --- a disk that is full or broken -------------------------------------------------------------------
+
+
+def failing(number=errno.ENOSPC):
+    def fail(*arguments, **options):
+        raise OSError(number, os.strerror(number))
+
+    return fail
+
+
+def not_written():
+    """Return what Maestro's part returns if the user has agreed, but no file can be created."""
+    return -1
+
+
+@pytest.fixture
+def full_disk(monkeypatch):
+    monkeypatch.setattr(Path, "touch", failing())
+    monkeypatch.setattr(files, "replaced", failing())
+
+
+def test_a_request_that_cannot_be_written_is_not_taken_for_the_answer_no(plan, slurm, capsys, full_disk):
+    """Given a disk without inodes and no conductor, then everything ends, and the exit code tells of the problem."""
+    allocate_before_the_disk_is_full(plan, slurm)
+
+    assert cancel_all(not_written, [plan.root]) == 1
+
+    printed = capsys.readouterr()
+    assert printed.err == (
+        f"maestro: error: The request to cancel '{plan.root}' cannot be written (No space left on device); this study has "
+        "no conductor that would read it.\n"
+    )
+    assert "Job 7 of allocation 'w/1' is cancelled.\n" in printed.out
+
+
+def allocate_before_the_disk_is_full(plan, slurm):
+    place = plan.allocations / "w" / "1"
+    place.mkdir(parents=True)
+    state = {"job": "7", "state": "RUNNING"}
+    (place / "allocation.json").write_text(json.dumps(state))
+    return slurm(squeue=listed(plan), scancel="exit 0")
+
+
+@pytest.mark.parametrize(("numbers", "how"), [([4711], "`kill 4711`,"), ([], "`kill PID` on its machine,")])
+def test_a_live_conductor_that_cannot_be_asked_is_named(plan, capsys, monkeypatch, full_disk, numbers, how):
+    monkeypatch.setattr(StudyProcesses, "conductors", lambda self: numbers)
+    with FileLock(file_lock(plan).lock_file):
+        assert cancel_all(not_written, [plan.root]) == 1
+
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err == (
+        f"maestro: error: The request to cancel '{plan.root}' cannot be written (No space left on device), and its conductor "
+        f"continues. Make room there or correct the permissions, and run `maestro cancel {plan.root}` again; or end the "
+        f"conductor with {how} which ends its workers, and then run `maestro cancel` again.\n"
+    )
+
+
+def test_maestro_returns_minus_one_only_after_the_user_has_agreed(plan, monkeypatch):
+    """The plugin relies on it."""
+    monkeypatch.setattr(maestro.Conductor, "mark_cancelled", failing())
+    for answer, code in (("y", -1), ("n", 0)):
+        monkeypatch.setattr(maestro.six.moves, "input", lambda question, answer=answer: answer)
+        assert maestro.cancel_study(argparse.Namespace(directory=[str(plan.root)], autoyes=False)) == code
+
+
+def test_maestro_stops_at_the_first_request_but_the_others_are_written(plan, tmp_path, capsys):
+    """Given a first study on a full disk, then the conductor of the second study receives its request."""
+    missing = tmp_path / "gone"
+    with FileLock(file_lock(plan).lock_file):
+        assert cancel_all(not_written, [missing, plan.root]) == 1
+    assert plan.cancel_request.exists()
+
+
+def test_a_request_that_cannot_be_read_is_one_line(plan, capsys, monkeypatch):
+    monkeypatch.setattr(Path, "stat", failing(errno.EIO))
+    assert cancel_all(lambda: 0, [plan.root]) == 1
+    assert capsys.readouterr().err == "maestro: error: [Errno 5] Input/output error\n"
+
+
+def test_a_full_disk_does_not_keep_a_job_running(plan, slurm, monkeypatch):
+    calls = allocate_before_the_disk_is_full(plan, slurm)
+    monkeypatch.setattr(Allocation, "store", failing())
+
+    report = cancel_orphans(plan)
+
+    assert "scancel" in calls()
+    assert report.sentences[1:3] == [
+        "Job 7 of allocation 'w/1' is cancelled.",
+        "The end of allocation 'w/1' cannot be stored ([Errno 28] No space left on device); correct this, and run `maestro "
+        "cancel` again before you resume the study, because its steps would be cancelled as well.",
+    ]
+    assert not report.is_complete
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "sentence", "jobs"),
+    [
+        (Heartbeats, "live_elsewhere", "Workers on other machines cannot be listed: [Errno 5]", "789"),
+        (cancel, "allocation_files", "The batch jobs of allocations cannot be listed: [Errno 5]", "89"),
+        (cancel, "read_allocation", "The batch job of allocation 'w/1' may still run: [Errno 5]", "89"),
+        (cancel, "batch_system", "The batch job of allocation 'w/1' may still run: [Errno 5]", "89"),
+        (native_orphans, "batch_system", "The batch jobs of native steps cannot be listed: [Errno 5]", "7"),
+        (NativeStepState, "read_job", "The script or the batch job of 'job' may still run: [Errno 5]", "79"),
+        (Heartbeats, "all", "The heartbeats of the workers that have ended cannot be removed: [Errno 5]", "789"),
+    ],
+)
+def test_an_error_of_one_part_does_not_stop_the_others(plan, slurm, monkeypatch, owner, name, sentence, jobs):
+    """Given a file that cannot be read, then the jobs and the processes that can be found are ended."""
+    allocate(plan, "7")
+    for number, step in enumerate(("job", "other"), 8):
+        NativeStepState(plan.native / step).write_job(str(number))
+    states = "; ".join(f"echo '{job}|RUNNING|None'" for job in (7, 8, 9))
+    slurm(squeue=f"case \"$*\" in *%Z*) echo '7|{plan.allocations}/w/1';; *) {states};; esac", scancel="exit 0")
+    ended = []
+    monkeypatch.setattr(StudyProcesses, "end_all", lambda self: ended.append(1) or Ended(0, 0, 0, ()))
+    original = getattr(owner, name)
+
+    def fail_once(*arguments, **options):
+        if name != "read_job" or arguments[0].path.name == "job":
+            failing(errno.EIO)()
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(owner, name, fail_once)
+
+    report = cancel_orphans(plan)
+
+    assert any(one.startswith(sentence) for one in report.sentences), report.sentences
+    assert not report.is_complete
+    assert ended == [1]
+    assert "".join(re.findall(r"^Job (\d) of .* is cancelled\.$", "\n".join(report.sentences), re.MULTILINE)) == jobs
 
 
 def test_a_job_is_cancelled_with_the_batch_settings_of_its_group(plan, slurm, monkeypatch):

@@ -56,6 +56,19 @@ def test_a_broker_block_that_cannot_be_used_is_an_error(home, text):
         choose(None)
 
 
+def test_a_configuration_of_merlin_that_cannot_be_read_is_one_line(home, monkeypatch):
+    (home / "app.yaml").write_bytes(b"broker: \xff")
+    with pytest.raises(BrokerError, match=r"app\.yaml: no usable broker block \(UnicodeDecodeError"):
+        choose(None)
+
+    def fail(self):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr("pathlib.Path.is_file", fail)
+    with pytest.raises(BrokerError, match=r"Merlin's app\.yaml cannot be looked for: .*Permission denied.* set a broker with --broker URL\."):
+        choose(None)
+
+
 @pytest.mark.parametrize(
     ("url", "shown"),
     [

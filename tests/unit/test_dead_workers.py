@@ -43,19 +43,19 @@ class Study:
         self.pool = WorkerPool(self.session, GROUPS, {"w": self.source})
         self.dead_workers = DeadWorkers(self.pool, self.records, has_other_hosts=False)
 
-    def beat(self, name, beat=1, host="elsewhere"):
+    def beat(self, name, beat=1, host="elsewhere", allocation=""):
         self.session.heartbeats.write(
             Heartbeat(
                 name=name, group="w", host=host, node="n", supervisor=(1, 1), process=(1, 1), slots=1, beat=beat,
-                state=WorkerState.BUSY, machine="another",
+                state=WorkerState.BUSY, machine="another", allocation=allocation,
             )
         )  # fmt: skip
 
-    def take_sample(self, name):
+    def take_sample(self, name, epoch=1):
         """Let a worker start a sample that does not end."""
         writer = LedgerWriter(self.plan.ledger / f"{name}{SUFFIX}", self.plan.number)
-        writer.append(Kind.TAKEN, 1, 1, 0, 10)
-        writer.append(Kind.STARTED, 1, 1, 0)
+        writer.append(Kind.TAKEN, 1, epoch, 0, 10)
+        writer.append(Kind.STARTED, 1, epoch, 0)
         writer.close()
         self.records.follow()
 
@@ -281,3 +281,21 @@ def test_a_process_of_a_pool_that_was_only_silent_is_no_fault_of_its_sample(stud
 
     assert study.holders == set()
     assert study.losses() == [is_reported]
+
+
+# --- workers that live although their allocation has ended -------------------------------------------
+
+
+def test_a_worker_that_outlives_its_allocation_is_asked_to_leave_and_is_no_fault_of_its_samples(study):
+    """Given a node on which a worker survives the end of its allocation, and goes on to take messages."""
+    study.pool._ended.add("w/1")
+    for beat in (1, 2, 3):
+        study.beat("w-1", beat, allocation="w/1")
+        study.take_sample("w-1", epoch=beat)
+        study.dead_workers.detect()  # it has just written a heartbeat
+        study.take_sample("w-1", epoch=beat + 10)
+        study.dead_workers.detect()  # its heartbeat was removed
+
+    assert study.losses() == [False] * len(study.losses())
+    assert len(study.losses()) >= 3
+    assert study.session.worker_stop_requested("w-1")

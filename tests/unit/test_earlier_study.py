@@ -89,3 +89,13 @@ def test_a_damaged_plan_with_an_allocation_stops_the_launch(plan):
     Session(plan.session).revoke_stop()
     allocate(plan)
     assert "it has an allocation 'w/1' whose batch system is unknown;" in refusal(plan)
+
+
+def test_a_job_that_cannot_be_read_may_be_open(plan, monkeypatch):
+    NativeStepState(plan.native / "job").write_job("8")
+
+    def fail(self):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(NativeStepState, "read_job", fail)
+    assert "it has perhaps a batch job of 'job' ([Errno 5] Input/output error)" in refusal(plan)

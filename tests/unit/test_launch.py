@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import types
@@ -16,8 +17,8 @@ from maestro_celery_plugin.config.settings import (
     SampleSettings,
     WorkerGroupSettings,
 )
-from maestro_celery_plugin.errors import SampleError, SpecificationError
-from maestro_celery_plugin.maestro import launch
+from maestro_celery_plugin.errors import SampleError, SpecificationError, StudyError
+from maestro_celery_plugin.maestro import launch, sample_generation
 
 
 @pytest.fixture(autouse=True)
@@ -55,6 +56,29 @@ def message(acquire, *args, **kwargs):
     with pytest.raises(SampleError) as error:
         acquire(*args, **kwargs)
     return str(error.value)
+
+
+def failing(number):
+    def fail(*arguments, **options):
+        raise OSError(number, os.strerror(number), "/there")
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "number"),
+    [(sample_generation, "open_table", errno.EIO), (sample_generation, "_generate", errno.ENOSPC), (launch.Path, "mkdir", errno.EACCES)],
+)
+def test_a_file_that_cannot_be_read_or_written_stops_the_launch_with_one_line(acquire, tmp_path, monkeypatch, owner, name, number):
+    monkeypatch.setattr(owner, name, failing(number))
+
+    with pytest.raises(StudyError) as error:
+        acquire("seq 1 3 > x.csv")
+
+    assert str(error.value) == (
+        f"The study '{tmp_path / 's_20260102-030405'}' cannot be prepared: [Errno {number}] {os.strerror(number)}: '/there'. "
+        "Correct this, and launch the study again."
+    )
 
 
 def test_samples_are_generated_in_merlin_info(acquire, info):

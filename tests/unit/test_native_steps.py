@@ -20,12 +20,15 @@ from maestrowf.interfaces.script import CancellationRecord, SubmissionRecord
 
 from maestro_celery_plugin import clock
 from maestro_celery_plugin.batch import ownership
+from maestro_celery_plugin.batch.base import JobReport
 from maestro_celery_plugin.config.settings import BatchSettings, ResourceSettings, WorkerGroupSettings
-from maestro_celery_plugin.errors import AllocationError
-from maestro_celery_plugin.maestro import native_steps, touchpoints
+from maestro_celery_plugin.errors import AllocationError, BatchSystemUnavailableError
+from maestro_celery_plugin.maestro import native_jobs, postponed, touchpoints
+from maestro_celery_plugin.maestro.native_jobs import NativeJob, adapter_of
 from maestro_celery_plugin.maestro.native_step_state import NativeStepState
-from maestro_celery_plugin.maestro.native_steps import NativeJob, adapter_of
+from maestro_celery_plugin.states import AllocationState
 from maestro_celery_plugin.study import conductor_lock
+from maestro_celery_plugin.study.reasons import read_reasons
 from maestro_celery_plugin.study.session import Session
 
 WORKERS_JOB = "sim#1"
@@ -86,10 +89,14 @@ def cluster(monkeypatch):
         monkeypatch.setattr(Cluster, name, value)
     monkeypatch.setattr(Cluster, "make_id", Id)
     monkeypatch.setitem(ScriptAdapterFactory.factories, "cluster", Cluster)
+    monkeypatch.setattr(postponed, "_OF_STUDY", {})
     system = types.SimpleNamespace(
-        adapter="cluster", adapter_arguments=lambda batch: {"bank": batch.bank or ""}, directories=lambda jobs=None: None
+        adapter="cluster",
+        adapter_arguments=lambda batch: {"bank": batch.bank or ""},
+        directories=lambda jobs=None: None,
+        reports=lambda jobs: dict.fromkeys(jobs, JobReport(AllocationState.GONE)),
     )
-    monkeypatch.setattr(native_steps, "batch_system", lambda type: None if type == "local" else system)
+    monkeypatch.setattr(native_jobs, "batch_system", lambda type: None if type == "local" else system)
     return Cluster
 
 
@@ -299,28 +306,38 @@ def test_a_process_has_one_conductor_lock_for_a_study(study):
 
 
 class Listing:
-    """A batch system that lists the directories of jobs, or does not answer."""
+    """A batch system that lists the directories and the states of jobs, or does not answer."""
 
     adapter = "cluster"
-    places, answers = {}, True
+    places, ended, answers, problem = {}, {}, True, None
 
     @staticmethod
     def adapter_arguments(batch):
         return {}
 
     @classmethod
-    def directories(cls, jobs=None):
+    def _ask(cls):
         if not cls.answers:
-            raise AllocationError("'squeue' does not answer")
-        return {job: place for job, place in cls.places.items() if jobs is None or job in jobs}
+            raise AllocationError("'squeue' does not answer") from cls.problem
+
+    @classmethod
+    def directories(cls, jobs=None):
+        cls._ask()
+        return {job: place for job, place in cls.places.items() if (job not in cls.ended if jobs is None else job in jobs)}
+
+    @classmethod
+    def reports(cls, jobs):
+        cls._ask()
+        running = dict.fromkeys(cls.places, AllocationState.RUNNING)
+        return {job: JobReport((running | cls.ended).get(job, AllocationState.GONE)) for job in jobs}
 
 
 @pytest.fixture
 def listing(monkeypatch, cluster):
-    monkeypatch.setattr(native_steps, "batch_system", lambda type: Listing)
+    monkeypatch.setattr(native_jobs, "batch_system", lambda type: Listing)
     monkeypatch.setattr(ownership, "_LOOK_DELAYS_S", (0.0,))
-    monkeypatch.setattr(Listing, "places", {})
-    monkeypatch.setattr(Listing, "answers", True)
+    for name, value in {"places": {}, "ended": {}, "answers": True, "problem": None}.items():
+        monkeypatch.setattr(Listing, name, value)
     monkeypatch.setattr(Cluster, "make_id", str)
     return Listing
 
@@ -378,6 +395,187 @@ def test_an_adapter_that_finds_no_number_has_submitted_a_job_nevertheless(adapte
 
     listing.places = {"41": str(study.root)}
     assert submit(adapter, study).id == "41"
+
+
+def test_a_job_whose_owner_is_unknown_now_is_not_counted_as_cancelled(adapter, study, listing):
+    listing.places = {"1": str(study.root)}
+    job = submit(adapter, study)
+    listing.answers = False
+
+    assert adapter.cancel_jobs([job]).cancel_status is CancelCode.ERROR
+    assert Cluster.cancelled == []
+
+
+def test_a_job_without_a_name_does_not_keep_others_from_being_cancelled(adapter, study, listing, monkeypatch):
+    listing.places = {"1": str(study.root)}
+    job = submit(adapter, study)
+    monkeypatch.setattr(native_jobs.NativeJobs, "known", lambda self, job: unavailable() if job.id == "unknown" else job)
+
+    assert adapter.cancel_jobs([NativeJob("other", "unknown"), job]).cancel_status is CancelCode.ERROR
+    assert Cluster.cancelled == ["1"]
+
+
+def unavailable():
+    raise BatchSystemUnavailableError
+
+
+# --- submissions while the batch system does not answer -----------------------------------------------
+
+
+def number_from(first, study):
+    """Let each submission list a new job, with numbers from `first`."""
+
+    def submitted(count):
+        Listing.places[str(first + count - 1)] = str(study.root)
+        return str(first + count - 1)
+
+    Cluster.make_id = submitted
+
+
+@pytest.fixture
+def earlier(adapter, study, listing):
+    """A study that is resumed: an earlier conductor has submitted job 1, or its submission was interrupted."""
+
+    def store(id):
+        NativeStepState(study.native / "plain").write_job(id, study.root)
+        listing.places = {"1": str(study.root)}
+        Cluster.states = {"1": State.RUNNING}
+
+    return store
+
+
+@pytest.mark.parametrize("id", ["1", None], ids=["a job", "an interrupted submission"])
+def test_a_job_that_nobody_can_see_now_is_not_submitted_again(adapter, study, listing, earlier, id):
+    """Given a batch system that answers a minute after `resume`, then the job of the earlier conductor continues."""
+    earlier(id)
+    listing.answers = False
+    job = submit(adapter, study)
+    assert adapter.check_jobs([job])[1] == {}
+    assert Cluster.submitted == []
+
+    listing.answers = True
+
+    assert adapter.check_jobs([job])[1] == {job: State.RUNNING}
+    assert adapter.check_jobs([job])[1] == {job: State.RUNNING}
+    assert Cluster.submitted == []
+    assert stored_job(study) == {"job": "1", "directory": str(study.root)}
+
+
+@pytest.mark.parametrize("id", ["1", None], ids=["a job", "an interrupted submission"])
+def test_a_step_whose_earlier_job_has_ended_meanwhile_is_submitted_when_this_is_known(adapter, study, listing, earlier, id):
+    earlier(id)
+    listing.answers = False
+    job = submit(adapter, study)
+    adapter.check_jobs([job])
+
+    listing.answers, listing.ended, Cluster.states = True, {"1": AllocationState.TIMED_OUT}, {"1": State.TIMEDOUT, "2": State.PENDING}
+    number_from(2, study)
+
+    assert adapter.check_jobs([job])[1] == {job: State.PENDING}
+    adapter.check_jobs([job])
+    assert Cluster.submitted == ["plain"]
+    assert stored_job(study)["job"] == "2"
+
+
+def test_a_query_that_fails_is_no_end_of_a_job(adapter, study, listing, earlier):
+    """Given an adapter that reports an error of `squeue` as the end of the job, then the job continues."""
+    earlier("1")
+    Cluster.states = {"1": None}
+
+    assert submit(adapter, study) == NativeJob("plain", "1")
+    assert Cluster.submitted == []
+
+
+def refuse(monkeypatch):
+    monkeypatch.setattr(Cluster, "submit", lambda self, *args, **options: SubmissionRecord(SubmissionCode.ERROR, 1))
+
+
+def test_a_step_that_is_refused_later_has_failed_and_explains_it(adapter, study, listing, earlier, monkeypatch):
+    earlier("1")
+    listing.answers = False
+    job = submit(adapter, study)
+    listing.answers, listing.ended = True, {"1": AllocationState.TIMED_OUT}
+    Cluster.states = {"1": State.TIMEDOUT}
+    refuse(monkeypatch)
+
+    assert adapter.check_jobs([job])[1] == {job: State.FAILED}
+    assert "It could not be submitted: the batch system has refused it" in read_reasons(study.refusals)["plain"].text
+    assert stored_job(study)["job"] == "1"
+
+
+def test_a_postponed_step_that_was_cancelled_is_not_submitted(adapter, study, listing, earlier):
+    earlier("1")
+    listing.answers = False
+    job = submit(adapter, study)
+    assert adapter.cancel_jobs([job]).cancel_status is CancelCode.ERROR  # its job may run
+
+    listing.answers = True
+    assert adapter.check_jobs([job])[1] == {job: State.RUNNING}
+    assert adapter.cancel_jobs([job]).cancel_status is CancelCode.OK
+    listing.ended, Cluster.states = {"1": AllocationState.TIMED_OUT}, {"1": State.TIMEDOUT}
+
+    assert adapter.check_jobs([job])[1] == {job: State.CANCELLED}
+    assert Cluster.submitted == []
+    assert Cluster.cancelled == ["1"]
+
+
+def test_a_batch_system_that_does_not_answer_blocks_maestro_once(adapter, study, listing, earlier, monkeypatch):
+    """Given several steps with earlier jobs, then one question waits for the batch system in each round."""
+    questions = []
+    monkeypatch.setattr(Listing, "_ask", classmethod(lambda cls: (questions.append(1), unavailable())))
+    steps = [a_step(f"step{number}") for number in range(3)]
+    for step in steps:
+        NativeStepState(study.native / step.name).write_job("1", study.root)
+
+    jobs = [submit(adapter, study, step) for step in steps]
+    assert len(questions) == 1
+    assert adapter.check_jobs(jobs)[1] == {}
+    assert len(questions) == 2
+
+
+# --- commands that fail although they have submitted ---------------------------------------------------
+
+
+def test_a_command_that_fails_may_have_submitted_the_job(adapter, study, listing, monkeypatch):
+    """Given an `sbatch` whose connection has timed out after the controller took the job, then this job is watched."""
+    refuse(monkeypatch)
+    listing.places = {"41": str(study.root)}
+    assert submit(adapter, study).id == "41"
+
+
+def test_a_step_waits_for_a_batch_system_that_accepts_no_jobs_now(adapter, study, listing, monkeypatch):
+    listing.answers = False
+    with monkeypatch.context() as context:
+        refuse(context)
+        job = submit(adapter, study)
+        assert adapter.check_jobs([job])[1] == {}
+
+    listing.answers, Cluster.states = True, {"1": State.RUNNING}
+    number_from(1, study)
+    assert adapter.check_jobs([job])[1] == {job: State.RUNNING}
+    assert Cluster.submitted == ["plain"]
+
+
+def test_the_job_before_a_refused_submission_is_not_forgotten(adapter, study, listing, earlier, monkeypatch):
+    earlier("1")
+    listing.ended, Cluster.states = {"1": AllocationState.TIMED_OUT}, {"1": State.TIMEDOUT}
+    refuse(monkeypatch)
+
+    assert adapter.submit(a_step(), "plain.sh", str(study.root)).submission_code is SubmissionCode.ERROR
+
+    assert stored_job(study) == {"job": "1", "directory": str(study.root)}
+
+
+def test_a_refused_submission_leaves_nothing(adapter, study, listing, monkeypatch):
+    refuse(monkeypatch)
+    assert adapter.submit(a_step(), "plain.sh", str(study.root)).submission_code is SubmissionCode.ERROR
+    assert not NativeStepState(study.native / "plain").has_job
+
+
+def test_a_machine_without_the_commands_of_the_batch_system_fails_the_step(adapter, study, listing, monkeypatch):
+    listing.answers, listing.problem = False, FileNotFoundError("squeue")
+    refuse(monkeypatch)
+    assert adapter.submit(a_step(), "plain.sh", str(study.root)).submission_code is SubmissionCode.ERROR
 
 
 def stored_job(study):

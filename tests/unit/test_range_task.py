@@ -33,7 +33,7 @@ from maestro_celery_plugin.ledger.waiting_messages import WaitingMessages
 from maestro_celery_plugin.ledger.writer import LedgerWriter
 from maestro_celery_plugin.machine import machine_number
 from maestro_celery_plugin.plugins import plugin_manager
-from maestro_celery_plugin.states import BROKEN, UNREADABLE, Outcome, RunMode, cannot_run_code
+from maestro_celery_plugin.states import BROKEN, UNREADABLE, Outcome, RunMode, cannot_run_code, is_permanent
 from maestro_celery_plugin.study.assignment import Assignment
 from maestro_celery_plugin.worker import range_messages, range_task, slots, study_context
 from maestro_celery_plugin.worker.launch_env import LaunchEnvironment
@@ -636,6 +636,26 @@ def test_a_change_of_the_sample_table_refuses_the_next_sample(make):
 
     assert ensemble.rows(Kind.NOT_RUN) == [("NOT_RUN", 2, UNREADABLE)]
     assert ensemble.runs == {0: 1, 1: 1}
+
+
+def test_a_sample_table_that_cannot_be_read_now_is_a_fault_that_can_pass(make, monkeypatch):
+    """Given a file system that loses its server, then the next sample is not unreadable for good."""
+    ensemble, is_lost = make(samples=2), []
+
+    def stat(self, **options):
+        if is_lost and self == Path(ensemble.manifest.table):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return os.stat(self, **options)
+
+    monkeypatch.setattr(Path, "stat", stat)
+    process = worker("w-1", 1, Transport().send)
+    process.run(ensemble.task(0, 1))
+    is_lost.append(True)
+    process.run(ensemble.task(1, 2))
+
+    ((_, sample, code),) = ensemble.rows(Kind.NOT_RUN)
+    assert (sample, code) == (1, cannot_run_code(errno.EIO))
+    assert not is_permanent(code)
 
 
 @pytest.mark.parametrize("made", [False, True], ids=["no claim", "a claim"])

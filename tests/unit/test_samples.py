@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import itertools
 import os
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 
 from maestro_celery_plugin.errors import SampleError
 from maestro_celery_plugin.plugins import open_table
-from maestro_celery_plugin.samples import row_index
+from maestro_celery_plugin.samples import csv_reader, npy_reader, row_index
 
 
 @pytest.fixture
@@ -115,6 +116,18 @@ def test_fields_are_found_by_label(table_of):
     assert rows(table_of(array, ("T", "I", "F"))) == [["x", "1", "0.1"], ["y", "2", "0.2"]]
     assert rows(table_of(array, ("F",))) == [["0.1"], ["0.2"]]
     assert message(lambda: table_of(array, ("I", "Z"))).endswith("has no field 'Z'; its fields are I, F, T.")
+
+
+def test_a_structured_array_with_two_dimensions_has_the_rows_of_numpy(table_of):
+    array = np.array([[(1, "a"), (2, "b"), (3, "c")], [(4, "d"), (5, "e"), (6, "f")]], [("I", int), ("T", "U1")])
+    for stored in (array, np.asfortranarray(array)):
+        expected = [[str(i), t] for i, t in stored.reshape(-1).tolist()]
+        assert rows(table_of(stored, ("I", "T"))) == expected
+
+
+@pytest.mark.filterwarnings("ignore:Stored array in format 3.0")
+def test_the_name_of_a_field_may_have_any_letters(table_of):
+    assert rows(table_of(np.array([(1, 2), (3, 4)], [("Größe", int), ("大小", int)]), ("大小", "Größe"))) == [["2", "1"], ["4", "3"]]
 
 
 def test_a_field_of_several_values_is_refused(table_of):
@@ -298,6 +311,58 @@ def test_a_change_of_an_npy_file_is_detected(table_of, tmp_path, cache):
     assert "has changed" in message(lambda: open_table(tmp_path / "table.npy", ("A",), cache))
 
 
+@pytest.mark.parametrize("name", ["table.csv", "table.npy"])
+def test_a_truncation_during_the_reading_does_not_kill_the_process(table_of, tmp_path, monkeypatch, name):
+    """Given a file that is truncated after it was checked, then the row is refused; a memory map would raise SIGBUS."""
+    table = table_of(np.arange(100_000) if name.endswith("npy") else "".join(f"{n}\n" for n in range(100_000)))
+    check, checks = table._check, itertools.count()
+    monkeypatch.setattr(table, "_check", lambda: check() if next(checks) else os.truncate(tmp_path / name, 200))
+
+    assert "has changed" in message(lambda: table.row(99_999))
+
+
+# --- faults of the machine ---------------------------------------------------------------------------
+
+
+def failing(number):
+    def fail(*arguments, **options):
+        raise OSError(number, os.strerror(number), "/there")
+
+    return fail
+
+
+def error_of(open_it):
+    with pytest.raises((OSError, SampleError)) as error:
+        open_it()
+    return error.value
+
+
+@pytest.mark.parametrize("name", ["table.csv", "table.npy"])
+@pytest.mark.parametrize(("number", "passes"), [(errno.EIO, True), (errno.ESTALE, True), (errno.ETIMEDOUT, True), (errno.EACCES, False)])
+def test_a_fault_that_can_pass_is_none_of_the_table(table_of, monkeypatch, name, number, passes):
+    """Given a file system that has lost its server, then the row is not unreadable for good."""
+    table = table_of(np.arange(9) if name.endswith("npy") else "1\n2\n")
+    monkeypatch.setattr(type(table._file), "stat", failing(number))
+
+    error = error_of(lambda: table.row(0))
+
+    assert isinstance(error, OSError if passes else SampleError)
+    assert passes == (getattr(error, "errno", None) == number)
+
+
+@pytest.mark.parametrize("name", ["table.csv", "table.npy"])
+def test_a_row_that_the_disk_cannot_read_is_an_error_and_no_signal(table_of, monkeypatch, name):
+    table = table_of(np.arange(9) if name.endswith("npy") else "1\n2\n")
+    monkeypatch.setattr(os, "pread", failing(errno.EIO))
+    assert error_of(lambda: table.row(0)).errno == errno.EIO
+
+
+@pytest.mark.parametrize(("number", "passes"), [(errno.EIO, True), (errno.EACCES, False)])
+def test_a_fault_during_the_opening_can_pass(table_of, monkeypatch, number, passes):
+    monkeypatch.setattr(npy_reader, "NpyFile", failing(number))
+    assert isinstance(error_of(lambda: table_of(np.arange(9))), OSError if passes else SampleError)
+
+
 def test_a_truncation_of_an_npy_file_is_detected(table_of, tmp_path):
     table = table_of(np.arange(100_000))
     os.truncate(tmp_path / "table.npy", 200)
@@ -320,6 +385,55 @@ def test_a_file_is_indexed_once(table_of, tmp_path, cache, monkeypatch):
         "maestro_celery_plugin.samples.csv_reader.index_rows", lambda *args: pytest.fail("indexed again")
     )
     assert rows(open_table(tmp_path / "table.csv", ("A",), cache)) == [["1"], ["2"]]
+
+
+def index_of(cache):
+    (path,) = cache.glob("*.npy")
+    return path
+
+
+DAMAGES = {
+    "empty": lambda whole: b"",
+    "only a header": lambda whole: whole[:128],
+    "truncated": lambda whole: whole[:-3],
+    "zeros": lambda whole: bytes(len(whole)),
+    "zeros after the header": lambda whole: whole[:128] + bytes(len(whole) - 128),
+    "zeros at the end": lambda whole: whole[:-16] + bytes(16),
+    "zeros in the middle": lambda whole: whole[:160] + bytes(32) + whole[192:],
+    "of a larger file": lambda whole: whole[:-16] + np.array([9000, 9002]).tobytes(),
+    "text": lambda whole: b"no index at all",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_index_is_written_again(table_of, tmp_path, cache, damage):
+    """Given an index that a power cut has damaged, then the rows are those of the file."""
+    table_of("".join(f"{n}\n" for n in range(10)))
+    whole = index_of(cache).read_bytes()
+    index_of(cache).write_bytes(DAMAGES[damage](whole))
+
+    table = open_table(tmp_path / "table.csv", ("A",), cache)
+
+    assert rows(table) == [[str(n)] for n in range(10)]
+    assert index_of(cache).read_bytes() == whole
+
+
+def test_an_index_that_cannot_be_read_now_is_not_written_again(table_of, tmp_path, cache, monkeypatch):
+    table_of("1\n2\n")
+    monkeypatch.setattr(csv_reader, "NpyFile", failing(errno.EIO))
+    monkeypatch.setattr(csv_reader, "index_rows", lambda *args: pytest.fail("indexed again"))
+    assert error_of(lambda: open_table(tmp_path / "table.csv", ("A",), cache)).errno == errno.EIO
+
+
+def test_an_index_is_on_the_disk_before_workers_see_it(table_of, cache, monkeypatch):
+    synced, sync = [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda number: (synced.append((os.readlink(f"/proc/self/fd/{number}"), list(cache.glob("*.npy")))), sync(number)))
+
+    table_of("1\n2\n")
+
+    name = index_of(cache).name
+    assert [seen for path, seen in synced if f".{name}." in path] == [[]]
+    assert synced[-1] == (str(cache), [index_of(cache)])
 
 
 # --- large tables ------------------------------------------------------------------------------------

@@ -425,6 +425,20 @@ def test_failed_samples_have_no_values_without_the_sample_table(study: Study) ->
     assert values_of(reader.failed(10)) == [None]
 
 
+def test_failed_samples_have_no_values_if_a_reader_has_an_error(study: Study, monkeypatch) -> None:
+    """Given a reader that fails in a way of its own, then the list of failed samples is shown without values."""
+
+    def fail(*arguments: object) -> None:
+        raise EOFError("No data left in file")
+
+    monkeypatch.setattr("maestro_celery_plugin.report.sample_status.open_table", fail)
+    study.submit()
+    study.run(7, code=3)
+    reader = study.reader
+    reader.read()
+    assert values_of(reader.failed(10)) == [None]
+
+
 def test_the_slowest_samples_of_all_step_records_come_first(study: Study) -> None:
     for number in (1, 2):
         study.submit(number)

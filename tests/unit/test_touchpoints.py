@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
+import errno
+import os
 import re
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -13,7 +18,7 @@ import maestrowf
 import pytest
 
 from maestro_celery_plugin.errors import UnsupportedMaestroError
-from maestro_celery_plugin.maestro import touchpoints
+from maestro_celery_plugin.maestro import launch_options, touchpoints
 from maestro_celery_plugin.maestro.after_import import Touchpoint
 from maestro_celery_plugin.maestro.touchpoints import TOUCHPOINTS, EnsembleArgumentParser
 
@@ -94,7 +99,7 @@ def test_an_unsupported_maestro_ends_the_process_without_a_traceback():
     """The process ends because a study must not run without its ensemble."""
     program = f"""
         import sys
-        from maestro_celery_plugin.maestro import touchpoints
+        from maestro_celery_plugin.maestro import launch_options, touchpoints
         from maestro_celery_plugin.maestro.after_import import Touchpoint
         wrong = Touchpoint("fractions", "gone", "a.py:1 uses it", None)
         touchpoints.TOUCHPOINTS = (wrong,)
@@ -156,3 +161,66 @@ def test_without_ensembles_the_conductor_only_sleeps():
     begin = time.monotonic()
     touchpoints._wait(0.05)
     assert 0.05 <= time.monotonic() - begin < 2
+
+
+def failing(number):
+    def fail(*arguments, **options):
+        raise OSError(number, os.strerror(number))
+
+    return fail
+
+
+def guarded_run(out, run=lambda namespace: 0):
+    return touchpoints._guarded_run(run, argparse.Namespace(broker=None, broker_host=None, dry=True, pgen=None, out=out))
+
+
+@pytest.fixture
+def earlier(tmp_path, monkeypatch):
+    """The directory of an earlier ensemble study; the options of the process do not change."""
+    monkeypatch.setattr(touchpoints, "OPTIONS", dataclasses.replace(touchpoints.OPTIONS))
+    (tmp_path / "study" / "merlin_info").mkdir(parents=True)
+    return tmp_path / "study"
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.ENOLCK])
+def test_a_lock_that_cannot_be_checked_is_one_line(earlier, capsys, monkeypatch, number):
+    monkeypatch.setattr(launch_options, "is_locked", failing(number))
+
+    assert guarded_run(str(earlier)) == 1
+
+    assert capsys.readouterr().err == (
+        f"maestro: error: --out: it is unknown whether a study is running in '{earlier}' ({os.strerror(number)}); correct "
+        "this, or use another directory.\n"
+    )
+
+
+def test_a_file_in_the_place_of_the_directory_is_left_to_maestro(earlier):
+    (earlier / "file").touch()
+    assert guarded_run(str(earlier / "file"), lambda namespace: 7) == 7
+
+
+def test_an_earlier_study_that_cannot_be_ended_is_one_line(earlier, capsys, monkeypatch):
+    """Given files of an earlier study that cannot be read, then the launch stops, and the directory stays."""
+    monkeypatch.setattr("maestro_celery_plugin.maestro.earlier_study.workers_elsewhere", failing(errno.EIO))
+
+    assert guarded_run(None, lambda namespace: touchpoints._end_and_remove(shutil.rmtree, str(earlier))) == 1
+
+    assert capsys.readouterr().err == (
+        f"maestro: error: --out: the earlier study in '{earlier}' cannot be ended ([Errno 5] Input/output error); correct this, "
+        "or use another directory.\n"
+    )
+    assert earlier.exists()
+
+
+def test_errors_of_maestro_stay_as_they_are(earlier):
+    with pytest.raises(OSError, match="No space left"):
+        guarded_run(None, failing(errno.ENOSPC))
+
+
+def test_a_directory_that_cannot_be_read_is_one_line_for_cancel(earlier, capsys, monkeypatch):
+    monkeypatch.setattr(Path, "is_dir", failing(errno.EACCES))
+    monkeypatch.setattr(Path, "stat", failing(errno.EACCES))
+
+    assert touchpoints._guarded_cancel(lambda namespace: 0, argparse.Namespace(directory=[str(earlier)])) == 1
+
+    assert capsys.readouterr().err == "maestro: error: [Errno 13] Permission denied\n"

@@ -1,8 +1,9 @@
-"""The state of a worker process, which its heartbeat shows to the conductor and to users."""
+"""The watch thread of a worker: the state that its heartbeat shows, and the errors that it expects."""
 
 from __future__ import annotations
 
 import os
+import shutil
 
 import pytest
 
@@ -17,7 +18,7 @@ from maestro_celery_plugin.worker.arguments import WorkerArguments
 from maestro_celery_plugin.worker.launch_env import LaunchEnvironment
 from maestro_celery_plugin.worker.range_task import RangeTasks
 from maestro_celery_plugin.worker.slots import Slots
-from maestro_celery_plugin.worker.worker_process import WorkerProcess
+from maestro_celery_plugin.worker.worker_process import WorkerProcess, _try
 
 
 @pytest.fixture
@@ -62,3 +63,18 @@ def test_a_worker_that_leaves_is_stopping_even_if_its_allocation_ends(process):
     process._deadline = Deadline(clock.now() + 1, is_in_allocation=True)
     process._tasks.slots.stopping.set()
     assert state_of(process) is WorkerState.STOPPING
+
+
+# --- errors ------------------------------------------------------------------------------------------
+
+
+def test_a_session_that_cannot_be_read_is_one_line_in_the_log(tmp_path, caplog):
+    """Given a session without its key, then each round of the watch thread logs a line, and no traceback."""
+    session = Session.create(tmp_path / "session")
+    shutil.rmtree(session.path)
+
+    _try(lambda: session.id)
+
+    (record,) = caplog.records
+    assert (record.levelname, record.exc_info) == ("WARNING", None)
+    assert record.getMessage() == f"The session '{session.path}' cannot be read: No such file or directory."
