@@ -14,6 +14,8 @@ from benchmarks.report import print_markdown, print_table
 from benchmarks.rows import Row
 from benchmarks.scenarios.latency import latency_rows
 from benchmarks.scenarios.null_samples import TOOLS, null_samples
+from benchmarks.scenarios.records import records_rows
+from benchmarks.scenarios.start import start_rows
 from benchmarks.scenarios.status import status_rows
 from benchmarks.scenarios.submit import submit_rows
 from benchmarks.scenarios.utilisation import utilisation_rows
@@ -22,6 +24,8 @@ from benchmarks.tools.bare_loop import BareLoop
 
 SCENARIOS: dict[str, Callable[[BenchSettings], list[Row]]] = {
     "null": null_samples,
+    "start": start_rows,
+    "records": records_rows,
     "submit": submit_rows,
     "latency": latency_rows,
     "status": status_rows,
@@ -84,6 +88,7 @@ def _settings(arguments: argparse.Namespace) -> BenchSettings:
         submit_rows=(1_000, 1_000_000) if quick else (1_000, 100_000, 1_000_000),
         chain=4 if quick else 8,
         status_rows=1_000_000,
+        records=(50, 100, 200) if quick else (500, 1000, 2000),
         tools=tuple(dict.fromkeys((BareLoop.key, *tools))),
     )
 

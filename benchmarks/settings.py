@@ -20,6 +20,7 @@ class BenchSettings:
         submit_rows: Sizes of the sample tables that are submitted.
         chain: Number of steps of the study for the latency.
         status_rows: Number of samples in the ledger that `status` reads.
+        records: Numbers of step records of the studies with many of them.
         tools: Keys of the tools that run null samples.
     """
 
@@ -30,6 +31,7 @@ class BenchSettings:
     submit_rows: tuple[int, ...]
     chain: int
     status_rows: int
+    records: tuple[int, ...]
     tools: tuple[str, ...]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-__all__ = ["NullSamples", "Study", "write_table"]
+__all__ = ["NullSamples", "PlainStudy", "Study", "write_table"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +45,7 @@ class Study:
         closing: Command of a last step without samples.
         batch: The batch block.
         sync_ledger: Whether workers wait until the record of finished samples is on the disk.
+        values: Number of values of the parameter P, and so of step records per step; 0 without parameters.
     """
 
     table: Path
@@ -55,6 +56,7 @@ class Study:
     closing: str | None = None
     batch: dict[str, Any] | None = None
     sync_ledger: bool = False
+    values: int = 0
 
     def write(self, path: Path) -> None:
         """Write the specification."""
@@ -68,6 +70,8 @@ class Study:
         }
         if self.sync_ledger:
             specification["merlin"]["resources"]["sync_ledger"] = True
+        if self.values:
+            specification["global.parameters"] = _parameters(self.values)
         if self.batch:
             specification["batch"] = self.batch
         if self.results:
@@ -84,6 +88,33 @@ class Study:
             steps.append({"name": name, "description": "a null step", "run": run})
             before = name
         return steps
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlainStudy:
+    """A study of one step without an ensemble, which plain Maestro runs in its conductor.
+
+    Attributes:
+        cmd: Command of the step.
+        values: Number of values of the parameter P, and so of step records; 0 without parameters.
+    """
+
+    cmd: str
+    values: int = 0
+
+    def write(self, path: Path) -> None:
+        """Write the specification."""
+        specification: dict[str, Any] = {
+            "description": {"name": "benchmark", "description": "one step"},
+            "study": [{"name": "plain", "description": "one step", "run": {"cmd": self.cmd}}],
+        }
+        if self.values:
+            specification["global.parameters"] = _parameters(self.values)
+        path.write_text(yaml.safe_dump(specification, sort_keys=False))
+
+
+def _parameters(count: int) -> dict[str, Any]:
+    return {"P": {"values": list(range(count)), "label": "P.%%"}}
 
 
 def write_table(path: Path, rows: int) -> Path:
