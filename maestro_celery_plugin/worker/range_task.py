@@ -169,7 +169,7 @@ class _RangeRun:
 
     def _run_piece(self) -> None:
         begin = clock.monotonic()
-        stop = self._send_rest(self._sample + self._slots.piece_size(self._task), self._task.stop)
+        stop = self._send_rest(self._sample + self._slots.piece_size(self._task, self._manifest.step), self._task.stop)
         modes = self._study.modes(self._task, stop)
         while self._sample < stop and self._may_start_next():
             if self._sample in modes and not self._try_sample(self._sample, modes[self._sample]):
@@ -228,7 +228,7 @@ class _RangeRun:
         self._ledger.write(kind, sample, int(attempt.duration_s * 1e6), code=attempt.code)
         if kind is Kind.ENDED:
             self._record_health(failed=is_quick_failure(attempt.code, attempt.duration_s))
-        self._slots.record_duration(self._task, attempt.duration_s)
+        self._slots.record_duration(self._task, self._manifest.step, attempt.duration_s)
         _call_hooks(attempt)
 
     def _record_health(self, *, failed: bool) -> None:

@@ -72,7 +72,7 @@ class Slots:
         self._deadline = deadline
         self._lock = threading.Lock()
         self._running: dict[int, Running] = {}
-        self._mean_s: dict[tuple[str, int], float] = {}
+        self._mean_s: dict[tuple[str, int | str], float] = {}
         self._longest_s: dict[tuple[str, int], float] = {}
         self._out_of_time: set[int] = set()
         self._free: queue.SimpleQueue[int] = queue.SimpleQueue()
@@ -97,20 +97,27 @@ class Slots:
 
     # --- durations ---
 
-    def piece_size(self, task: RangeTask) -> int:
-        """Return how many samples a slot runs itself: as many as fit its time budget, or one if none has run yet."""
-        mean_s = self._mean_s.get((task.study, task.record))
+    def piece_size(self, task: RangeTask, step: str) -> int:
+        """Return how many samples a slot runs itself: as many as fit its time budget, or one if none has run yet.
+
+        Args:
+            task: The range task.
+            step: Name of the step. Its step records differ in parameters; the first sample of a step record is assumed
+                to take as long as those of the others.
+        """
+        mean_s = self._mean_s.get((task.study, task.record)) or self._mean_s.get((task.study, step))
         return max(1, int(TIME_BUDGET_S / mean_s)) if mean_s else 1
 
     def is_over_budget(self, seconds: float) -> bool:
         """Tell whether a slot has worked on one range for so long that it should send the rest to other slots."""
         return seconds > 2 * TIME_BUDGET_S
 
-    def record_duration(self, task: RangeTask, duration_s: float) -> None:
-        """Record the duration of a sample of a step record."""
+    def record_duration(self, task: RangeTask, step: str, duration_s: float) -> None:
+        """Record the duration of a sample of a step record, and of its step."""
+        for key in ((task.study, task.record), (task.study, step)):
+            mean_s = self._mean_s.get(key, duration_s)
+            self._mean_s[key] = max(1e-4, 0.9 * mean_s + 0.1 * duration_s)
         key = task.study, task.record
-        mean_s = self._mean_s.get(key, duration_s)
-        self._mean_s[key] = max(1e-4, 0.9 * mean_s + 0.1 * duration_s)
         self._longest_s[key] = max(duration_s, self._longest_s.get(key, 0.0))
 
     @property

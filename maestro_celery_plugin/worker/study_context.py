@@ -15,6 +15,7 @@ from maestro_celery_plugin.ledger.reader import LedgerReader
 from maestro_celery_plugin.ledger.store import STORE, Store
 from maestro_celery_plugin.ledger.writer import LedgerWriter
 from maestro_celery_plugin.plugins import open_table
+from maestro_celery_plugin.samples.table import SampleTable
 from maestro_celery_plugin.states import RunMode
 from maestro_celery_plugin.study.assignment import Assignment
 from maestro_celery_plugin.study.manifest import Manifest
@@ -23,6 +24,8 @@ from maestro_celery_plugin.worker.attempt import Runner
 
 __all__ = ["StudyContext"]
 
+# The number of step records whose manifests a process keeps; a study may have thousands.
+MAX_RUNNERS = 64
 # Minimum interval between two checks of the coordinator's entries. The entries tell a worker early that samples were
 # cancelled; whether a sample may run does not depend on them (`ledger/claims.py`).
 CHECK_INTERVAL_S = 0.1
@@ -59,6 +62,7 @@ class StudyContext:
         self.claims = Claims(self.plan.claims, self.plan.number, store)
         self._lock = threading.Lock()
         self._runners: dict[str, tuple[Manifest, Runner]] = {}
+        self._tables: dict[tuple[str, ...], SampleTable] = {}
         self._coordinator = LedgerReader(self.plan.ledger, self.plan.number, store=store)
         self._checked_at = float("-inf")
         self._fences: dict[int, list[tuple[int, int, int]]] = {}
@@ -73,12 +77,22 @@ class StudyContext:
             OSError: a file cannot be read.
         """
         with self._lock:
-            if relative not in self._runners:
-                manifest = Manifest.read(self.plan.records / relative / "manifest.json")
-                if manifest.study_id != self.plan.id:
-                    raise StudyError(f"The manifest of '{relative}' belongs to another study.")
-                self._runners[relative] = manifest, _runner_of(manifest)
-            return self._runners[relative]
+            found = self._runners.pop(relative, None) or self._read(relative)
+            self._runners[relative] = found
+            if len(self._runners) > MAX_RUNNERS:
+                del self._runners[next(iter(self._runners))]  # the one that was not used for the longest time
+            return found
+
+    def _read(self, relative: str) -> tuple[Manifest, Runner]:
+        manifest = Manifest.read(self.plan.records / relative / "manifest.json")
+        if manifest.study_id != self.plan.id:
+            raise StudyError(f"The manifest of '{relative}' belongs to another study.")
+        if manifest.table is None:
+            return manifest, Runner(manifest, lambda sample: ())
+        key = manifest.table, *manifest.labels
+        if key not in self._tables:  # the step records of a study have one table
+            self._tables[key] = open_table(Path(manifest.table), manifest.labels, Path(manifest.index_cache))
+        return manifest, Runner(manifest, self._tables[key].row)
 
     def modes(self, task: RangeTask, stop: int) -> dict[int, RunMode]:
         """Return how the samples from the start of a task to `stop` run; samples that do not run are not included.
@@ -135,9 +149,3 @@ class StudyContext:
             elif kind in (Kind.LOST, Kind.INVALID):
                 stop = start + 1 if kind is Kind.LOST else stop
                 self._ends.setdefault(record, []).append((epoch + 1, start, stop))
-
-
-def _runner_of(manifest: Manifest) -> Runner:
-    if manifest.table is None:
-        return Runner(manifest, lambda sample: ())
-    return Runner(manifest, open_table(Path(manifest.table), manifest.labels, Path(manifest.index_cache)).row)

@@ -241,11 +241,22 @@ def test_a_slot_keeps_as_many_samples_as_fit_its_time_budget(make):
     ensemble = make(samples=9)
     process = worker("w-1", 1, Transport().send)
     task = ensemble.task()
-    assert process.slots.piece_size(task) == 1
-    process.slots.record_duration(task, slots.TIME_BUDGET_S / 4)
-    assert process.slots.piece_size(task) == 4
-    process.slots.record_duration(task, 60.0)
-    assert process.slots.piece_size(task) == 1
+    assert process.slots.piece_size(task, "sim") == 1
+    process.slots.record_duration(task, "sim", slots.TIME_BUDGET_S / 4)
+    assert process.slots.piece_size(task, "sim") == 4
+    process.slots.record_duration(task, "sim", 60.0)
+    assert process.slots.piece_size(task, "sim") == 1
+
+
+def test_the_first_sample_of_a_step_record_is_assumed_to_take_as_long_as_those_of_its_step(make):
+    """Given many step records with few short samples, then each needs one message, and not one for each half."""
+    ensemble = make(samples=9)
+    process = worker("w-1", 1, Transport().send)
+    process.slots.record_duration(ensemble.task(), "sim", slots.TIME_BUDGET_S / 64)
+    other = dataclasses.replace(ensemble.task(), record=2)
+
+    assert process.slots.piece_size(other, "sim") == 64
+    assert process.slots.piece_size(other, "another step") == 1
 
 
 def test_a_slot_sends_the_rest_of_its_range_when_samples_take_longer_than_expected(make, monkeypatch):
@@ -253,7 +264,7 @@ def test_a_slot_sends_the_rest_of_its_range_when_samples_take_longer_than_expect
     ensemble = make(samples=8, cmd=f"{RUN}; sleep 0.06")
     transport = Transport()
     process = worker("w-1", 1, transport.send)
-    process.slots.record_duration(ensemble.task(), 0.001)
+    process.slots.record_duration(ensemble.task(), "sim", 0.001)
     process.run(ensemble.task())
 
     assert len(ensemble.runs) == 2
@@ -454,7 +465,7 @@ def test_an_assignment_tells_which_samples_run_and_how(make, count):
     Assignment(ensemble.plan.records / RELATIVE, 2).write(modes)
     process = worker("w-1", 1, Transport().send)
     for start in range(0, count, 3):
-        process.slots.record_duration(ensemble.task(), 0.01)
+        process.slots.record_duration(ensemble.task(), "sim", 0.01)
         process.run(ensemble.task(start, min(start + 3, count), 2, RunMode.ASSIGNED))
 
     assert ensemble.runs == dict.fromkeys(np.flatnonzero(modes).tolist(), 1)
@@ -551,7 +562,7 @@ def test_a_message_with_the_number_of_another_step_record_is_refused(make):
 def test_a_sample_without_its_interpreter_is_refused_and_the_rest_goes_to_other_workers(make):
     ensemble = make(samples=4, shell="/no/such/shell")
     process = worker("w-1", 1, (transport := Transport()).send)
-    process.slots.record_duration(ensemble.task(), 0.1)
+    process.slots.record_duration(ensemble.task(), "sim", 0.1)
     process.run(ensemble.task())
 
     assert ensemble.rows(Kind.STARTED, Kind.ENDED, Kind.NOT_RUN) == [
@@ -831,7 +842,7 @@ def test_no_sample_starts_in_less_time_than_the_longest_sample_took(make):
     process = worker("w-1", 1, transport.send, deadline_in(40))
     assert process.slots.has_time_for(ensemble.task(), ensemble.manifest)
 
-    process.slots.record_duration(ensemble.task(), 45.0)
+    process.slots.record_duration(ensemble.task(), "sim", 45.0)
 
     assert not process.slots.has_time_for(ensemble.task(), ensemble.manifest)
 
