@@ -223,7 +223,7 @@ class StepRecords:
                 elif faults.are_final(live_machines(record)):
                     self._writer.append(Kind.GAVE_UP, record.number, faults.epoch, sample, code=faults.code)
                     del record.faults[sample]
-        self.follow()
+        self.follow_own()
 
     def flush(self) -> None:
         """Make the written entries visible to workers on other nodes.
@@ -255,7 +255,7 @@ class StepRecords:
             if samples.cancelled_epoch < samples.epoch or not samples.epoch:
                 self._writer.append(Kind.CANCELLED, record.number, samples.epoch + 1, 0, record.manifest.samples)
         self.flush()
-        self.follow()
+        self.follow_own()
 
     def mark_lost(self, writers: Iterable[str], *, external_cause: bool = False, is_elsewhere: bool = False) -> None:
         """Record the running attempts of dead workers as lost, and revoke the leases.
@@ -290,8 +290,9 @@ class StepRecords:
 
     def record_lost(self, record: StepRecord, mask: np.ndarray[Any, Any]) -> None:
         """Record attempts without an end and without a lease as lost, so that their samples may run again."""
-        self._write_lost(record, mask, external_cause=True)
-        self.follow()
+        if mask.any():
+            self._write_lost(record, mask, external_cause=True)
+            self.follow_own()
 
     def _write_lost(self, record: StepRecord, mask: np.ndarray[Any, Any], *, external_cause: bool) -> None:
         for sample in np.flatnonzero(mask):

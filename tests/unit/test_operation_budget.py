@@ -1,0 +1,158 @@
+"""Operation budgets: what one look of the coordinator, and one submission, may cost in a large study.
+
+The tests count operations instead of seconds. The study has 2,000 step records and 500 workers.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+
+import pytest
+from ensembles import a_study
+
+from maestro_celery_plugin.conductor.free_slots import FreeSlots
+from maestro_celery_plugin.conductor.publisher import Publisher
+from maestro_celery_plugin.conductor.step_records import StepRecords
+from maestro_celery_plugin.config.settings import WorkerGroupSettings
+from maestro_celery_plugin.ledger.entries import SUFFIX, Kind
+from maestro_celery_plugin.ledger.store import Store
+from maestro_celery_plugin.ledger.writer import LedgerWriter
+from maestro_celery_plugin.states import WorkerState
+from maestro_celery_plugin.study.heartbeats import Heartbeat
+from maestro_celery_plugin.study.manifest import Manifest
+
+RECORDS, WRITERS = 2000, 500
+GROUPS = {"w": WorkerGroupSettings(task_queues=("merlin",))}
+
+
+class CountingStore(Store):
+    """Counts the operations on files, and the bytes that are read."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+
+    def names(self, directory, *, fresh=False):
+        self.counts["listings"] += 1
+        return super().names(directory, fresh=fresh)
+
+    def read(self, path, offset, least):
+        size, data = super().read(path, offset, least)
+        self.counts["reads"] += 1
+        self.counts["bytes"] += len(data)
+        return size, data
+
+    def link(self, target, path):
+        self.counts["links"] += 1
+        super().link(target, path)
+
+    def flush(self, descriptor, *, to_disk):
+        self.counts["flushes"] += 1
+        super().flush(descriptor, to_disk=to_disk)
+
+    def of(self, action) -> Counter[str]:
+        """Return the operations of an action."""
+        self.counts.clear()
+        action()
+        return Counter(self.counts)
+
+
+class Study:
+    """A study in the conductor: the step records have been submitted, and each worker has begun a sample."""
+
+    def __init__(self, root) -> None:
+        self.plan, self.manifest = a_study(root)
+        self.store = CountingStore()
+        self.writers = [
+            LedgerWriter(self.plan.ledger / f"w-{number}{SUFFIX}", self.plan.number) for number in range(WRITERS)
+        ]
+        self.records = StepRecords(self.plan, GROUPS, self.store)
+        self.sent = 0
+        self.publisher = Publisher(self.plan, None, self.records, {"merlin"}, set().__contains__, set().add)
+        self.publisher._sender = self
+        for number in range(1, RECORDS + 1):
+            self.submit(number)
+        for number, writer in enumerate(self.writers, 1):
+            writer.append(Kind.TAKEN, number, 1, 0, 10)
+            writer.append(Kind.STARTED, number, 1, 0)
+        self.records.follow()
+        self.records.changed()
+
+    def send(self, task, task_queue):
+        self.sent += 1
+
+    def submit(self, number):
+        values = {**vars(self.manifest), "workspace": str(self.plan.root / f"sim/{number}"), "name": f"sim_{number}"}
+        record = self.records.register(Manifest(**values))
+        record.begin(cancelled=False)
+        self.publisher.send(record, record.unassigned(self.records.leased(record)))
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)  # of 2,000 manifests
+        study = Study(tmp_path_factory.mktemp("large") / "study")
+    yield study
+    for writer in study.writers:
+        writer.close()
+
+
+def test_a_look_opens_each_ledger_file_once_and_reads_only_what_is_new(study):
+    study.writers[7].append(Kind.ENDED, 8, 1, 0, 1000)
+    counts = study.store.of(study.records.follow)
+
+    assert counts["listings"] == 1
+    assert counts["reads"] == WRITERS + 1
+    assert counts["bytes"] == 44
+    assert [record.number for record in study.records.changed()] == [8]
+
+
+def test_a_submission_reads_no_ledger_of_a_worker(study):
+    counts = study.store.of(lambda: study.submit(RECORDS + 1))
+
+    assert counts["reads"] <= 2  # the coordinator's own file
+    assert counts["listings"] == 0
+    assert counts["links"] == 0
+    assert counts["flushes"] == 1
+
+
+def test_the_state_of_a_step_record_needs_no_look_at_the_leases_of_others(study, monkeypatch):
+    leases = study.records.leases
+    monkeypatch.setattr(leases, "_leases", None)  # by worker
+
+    states = {study.records.state(record) for record in study.records}
+
+    assert len(states) == 2
+
+
+def test_the_state_of_a_step_record_without_news_counts_no_samples(study, monkeypatch):
+    for record in study.records:
+        study.records.state(record)
+    counted = []
+    monkeypatch.setattr("numpy.bincount", lambda *args, **options: counted.append(args))
+
+    for record in study.records:
+        study.records.state(record)
+
+    assert counted == []
+
+
+def test_free_slots_are_counted_once_for_all_step_records(study, monkeypatch):
+    beats = [
+        Heartbeat(
+            name=f"w-{number}", group="w", host="h", node="n", supervisor=(1, 1), process=(1, 1), slots=2, beat=1,
+            state=WorkerState.BUSY,
+        )
+        for number in range(WRITERS)
+    ]  # fmt: skip
+    counted = []
+    count = study.records.leases.count
+    monkeypatch.setattr(study.records.leases, "count", lambda writer: counted.append(writer) or count(writer))
+
+    free_slots = FreeSlots(beats, study.records.leases)
+    assert all(free_slots.accept(record) for record in study.records)
+
+    assert len(counted) == WRITERS
+
+
