@@ -83,17 +83,21 @@ def last_output(session: Session, stems: tuple[str, ...]) -> str:
     return next(filter(None, map(tail, logs)), "")
 
 
-def claim_name(session: Session, stem: str) -> str:
+def claim_name(session: Session, stem: str, first: int = 1) -> str:
     """Return a name that no worker of the session has used yet, and create its log.
 
     The process that creates the log owns the name (open(2), O_EXCL), even if nodes claim names at the same time.
+
+    Args:
+        session: The session of the worker.
+        stem: The beginning of the name.
+        first: The number to try first.
     """
-    for number in itertools.count(1):
+    log_of(session, stem).parent.mkdir(parents=True, exist_ok=True)
+    for number in itertools.count(first):
         name = f"{stem}-{number}"
-        log = log_of(session, name)
-        log.parent.mkdir(parents=True, exist_ok=True)
         try:
-            log.touch(exist_ok=False)
+            log_of(session, name).touch(exist_ok=False)
         except FileExistsError:
             continue
         session.claimed_names.append(name)

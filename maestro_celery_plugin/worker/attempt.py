@@ -159,6 +159,11 @@ class RunningAttempt:
         return clock.monotonic() - self._started_at
 
     @property
+    def has_ended(self) -> bool:
+        """Whether the process of the attempt has ended."""
+        return self._process.returncode is not None
+
+    @property
     def is_warned(self) -> bool:
         """Whether the sample was warned that its allocation ends soon."""
         return self._warned

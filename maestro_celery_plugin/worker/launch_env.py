@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import random
 import signal
-from collections.abc import Mapping
+import threading
+from collections.abc import Container, Mapping
 
+from maestro_celery_plugin import clock
 from maestro_celery_plugin.batch.base import LAUNCH_CORES, LAUNCH_NAME, LAUNCH_NODES, BatchSystem
 from maestro_celery_plugin.errors import AllocationError
 from maestro_celery_plugin.study.manifest import Manifest
@@ -15,6 +18,9 @@ from maestro_celery_plugin.worker.attempt import RunningAttempt
 __all__ = ["LaunchEnvironment"]
 
 LOGGER = logging.getLogger(__name__)
+
+# The time over which the workers of an allocation spread their questions to the batch system, at the warning.
+WARN_SPREAD_S = 2.0
 
 
 class LaunchEnvironment:
@@ -41,21 +47,37 @@ class LaunchEnvironment:
         launch = {LAUNCH_NAME: self.name(slot), LAUNCH_NODES: str(nodes), LAUNCH_CORES: str(self._cores)}
         return {**os.environ, **launch}
 
-    def warn(self, running: Mapping[int, RunningAttempt], number: signal.Signals) -> None:
+    def warn(self, running: Mapping[int, RunningAttempt], launching: Container[int], number: signal.Signals) -> None:
         """Send the signal of its step to each sample that has not been warned yet.
 
         The launched programs of a sample receive the signal. Without launched programs, its process group receives it.
 
         Args:
             running: Attempts by slot.
+            launching: The slots whose samples start parallel programs.
             number: The signal.
         """
-        unwarned = {self.name(slot): attempt for slot, attempt in running.items() if not attempt.is_warned}
+        unwarned = {slot: attempt for slot, attempt in running.items() if not attempt.is_warned}
+        launched = {}
+        for slot, attempt in unwarned.items():
+            if self._system is not None and slot in launching:
+                launched[self.name(slot)] = attempt
+                attempt.warn(None)
+            else:
+                attempt.warn(number)
+        if launched:
+            # A thread, because the caller also writes the heartbeat of the worker.
+            threading.Thread(target=self._warn_launched, args=(launched, number), daemon=True).start()
+
+    def _warn_launched(self, launched: Mapping[str, RunningAttempt], number: signal.Signals) -> None:
+        """Let the batch system send the signal to launched programs; not all workers ask it at the same time."""
+        clock.sleep(random.uniform(0.0, WARN_SPREAD_S))  # noqa: S311 (no secret)
         signalled: set[str] = set()
-        if unwarned and self._system is not None:
+        if self._system is not None:
             try:
-                signalled = self._system.signal_samples(unwarned, number)
+                signalled = self._system.signal_samples(launched, number)
             except AllocationError as error:
                 LOGGER.warning("%s", error)
-        for name, attempt in unwarned.items():
-            attempt.warn(None if name in signalled else number)
+        for name, attempt in launched.items():
+            if name not in signalled and not attempt.has_ended:
+                attempt.warn(number)

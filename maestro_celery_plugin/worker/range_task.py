@@ -237,7 +237,13 @@ class _RangeRun:
 
     def _as_running(self, attempt: RunningAttempt, sample: int) -> Running:
         task, study = self._task, self._study
-        return Running(attempt, task.record, self._signal, lambda: study.must_end(task.record, task.epoch, sample))
+        return Running(
+            attempt,
+            task.record,
+            self._signal,
+            lambda: study.must_end(task.record, task.epoch, sample),
+            launches=self._manifest.launches,
+        )
 
 
 def _fault_of(error: Exception) -> int:

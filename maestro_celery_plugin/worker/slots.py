@@ -37,12 +37,14 @@ class Running:
         record: Number of the step record.
         signal: The signal that the sample receives before its allocation ends.
         must_end: Returns whether the coordinator has cancelled the attempt or declared it lost.
+        launches: Whether the sample starts parallel programs.
     """
 
     attempt: RunningAttempt
     record: int
     signal: signal.Signals
     must_end: Callable[[], bool]
+    launches: bool = False
 
 
 class Slots:
@@ -177,5 +179,6 @@ class Slots:
                 running.attempt.end(at_once=True)
             elif is_warning:
                 to_warn.setdefault(running.signal, {})[slot] = running.attempt
+        launching = {slot for slot, running in list(self._running.items()) if running.launches}
         for number, attempts in to_warn.items():
-            self.launches.warn(attempts, number)
+            self.launches.warn(attempts, launching, number)

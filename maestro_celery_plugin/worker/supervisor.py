@@ -57,6 +57,8 @@ _FAULT_DELAY_LIMIT_S = 60.0
 _CHECK_INTERVAL_S = 1.0
 # A user may start a worker before the conductor has stored the configuration of the group.
 GROUP_LIMIT_S = 30.0
+# Variables in which launchers store the rank of a task: srun, jsrun, and launchers with PMI.
+_RANK_VARIABLES = ("SLURM_PROCID", "JSM_NAMESPACE_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
 # LSF sends SIGUSR2 at the time limit, and SIGINT before SIGTERM (bsub -W, bkill).
 _END_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 _SIGNALS = (*_END_SIGNALS, LEAVE_SIGNAL, signal.SIGALRM)
@@ -128,13 +130,22 @@ def _claim_name_and_log(session: Session, group: str, allocation: str) -> str:
     Raises:
         OSError: the log cannot be created.
     """
-    name = claim_name(session, worker_stem(group, allocation).rstrip("-"))
+    name = claim_name(session, worker_stem(group, allocation).rstrip("-"), first=1 + _rank())
     print(f"worker '{name}' on {host_name()}: its log is '{log_of(session, name)}'", flush=True)
     log = os.open(log_of(session, name), os.O_WRONLY | os.O_APPEND)
     for descriptor in (1, 2):
         os.dup2(log, descriptor)
     os.close(log)
     return name
+
+
+def _rank() -> int:
+    """Return the number of this worker among those of its allocation, from 0; 0 if the launcher does not tell it.
+
+    Without it, a thousand workers that begin at the same time would try each other's names one after the other.
+    """
+    values = (os.environ.get(name, "") for name in _RANK_VARIABLES)
+    return next((int(value) for value in values if value.isdecimal()), 0)
 
 
 class _Supervisor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import stat
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +15,7 @@ from maestro_celery_plugin.machine import machine_id
 from maestro_celery_plugin.states import WorkerState
 from maestro_celery_plugin.study.heartbeats import ConductorBeat, Heartbeat
 from maestro_celery_plugin.study.session import BrokerLocation, Session
+from maestro_celery_plugin.study.worker_identity import claim_name
 
 MESSAGE = ("/study", "sim/X.1", 1, 0, 10, 3)
 BEAT = Heartbeat(
@@ -180,3 +182,15 @@ def test_a_group_that_cannot_be_read_is_not_there(tmp_path):
     assert not session.has_group("g" * 300)
     with pytest.raises(StudyError, match="cannot be read"):
         session.read_group("g" * 300)
+
+
+def test_a_worker_begins_with_the_number_of_its_rank(tmp_path, monkeypatch):
+    """Given many workers of an allocation that begin at the same time, then each claims its name with one operation."""
+    session = Session.create(tmp_path / "session")
+    touched = []
+    touch = Path.touch
+    monkeypatch.setattr(Path, "touch", lambda path, **options: (touched.append(path.name), touch(path, **options)))
+
+    assert claim_name(session, "w-1", first=500) == "w-1-500"
+    assert claim_name(session, "w-1", first=500) == "w-1-501"  # restarted by the batch system
+    assert touched == ["w-1-500.log", "w-1-500.log", "w-1-501.log"]
