@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import logging
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -12,17 +11,13 @@ from typing import Any
 import numpy as np
 
 from maestro_celery_plugin import clock
-from maestro_celery_plugin.conductor.quick_failures import QuickFailures
+from maestro_celery_plugin.conductor.ledger_follower import LedgerFollower
 from maestro_celery_plugin.conductor.step_record import StepRecord, ranges_of
-from maestro_celery_plugin.config.groups import has_other_hosts
 from maestro_celery_plugin.config.settings import WorkerGroupSettings
 from maestro_celery_plugin.ledger.claims import Claims
 from maestro_celery_plugin.ledger.entries import COORDINATOR, SUFFIX, Entries, Kind
-from maestro_celery_plugin.ledger.leases import Leases
-from maestro_celery_plugin.ledger.reader import LedgerReader
 from maestro_celery_plugin.ledger.sample_states import SampleStates
 from maestro_celery_plugin.ledger.store import STORE, Store
-from maestro_celery_plugin.ledger.waiting_messages import WaitingMessages
 from maestro_celery_plugin.ledger.writer import LedgerWriter
 from maestro_celery_plugin.states import Outcome, RecordState
 from maestro_celery_plugin.study.manifest import Manifest
@@ -33,8 +28,6 @@ __all__ = ["TERMINAL", "StepRecords"]
 
 LOGGER = logging.getLogger(__name__)
 
-# Seconds to wait for a damaged part of a ledger file, which its writer may write again (`ledger/reader.py`).
-PATIENCE_S = 30.0
 TERMINAL = (RecordState.FINISHED, RecordState.FAILED, RecordState.TIMED_OUT, RecordState.CANCELLED)
 
 
@@ -60,18 +53,16 @@ class StepRecords:
         self._plan, self._groups = plan, groups
         to_disk = plan.settings.resources.sync_ledger
         self._writer = LedgerWriter(plan.ledger / f"{COORDINATOR}{SUFFIX}", plan.number, to_disk=to_disk, store=store)
-        self._reader = LedgerReader(plan.ledger, plan.number, PATIENCE_S, self._is_live, store=store)
-        self._reported_damage: set[str] = set()
+        self._follower = LedgerFollower(plan, lambda writer: writer in self.live_writers, store)
         self.claims = Claims(plan.claims, plan.number, store)
         self._records: dict[str, StepRecord] = {}
         self._by_number: dict[int, StepRecord] = {}
         self._last_number = 0
         self._changed: set[int] = set()
         self.live_writers: Container[str] = ()
-        self.leases, self.waiting_messages = Leases(), WaitingMessages()
-        self.quick_failures = QuickFailures(is_enabled=has_other_hosts(plan.settings))
+        self.leases, self.waiting_messages = self._follower.leases, self._follower.waiting_messages
+        self.quick_failures, self.started_writers = self._follower.quick_failures, self._follower.started_writers
         self.stopped_by: str | None = None
-        self.started_writers: set[str] = set()
 
     def load(self, alive: Iterable[str]) -> None:
         """Load the step records of an earlier conductor.
@@ -89,9 +80,6 @@ class StepRecords:
             # The conductor died as well, so no sample was the cause.
             self._write_lost(record, record.samples.running & ~self.leased(record), external_cause=True)
         self.follow()
-
-    def _is_live(self, writer: str) -> bool:
-        return writer in self.live_writers
 
     def __iter__(self) -> Iterator[StepRecord]:
         return iter(self._records.values())
@@ -150,31 +138,18 @@ class StepRecords:
             skip: Writers to skip in this call.
             fresh: Whether to include writers that have begun on other nodes a moment ago.
         """
-        for sentence in self._reader.damage:
-            if sentence not in self._reported_damage:
-                LOGGER.warning("%s", sentence)
-        self._reported_damage.update(self._reader.damage)
-        for writer, entries in self._reader.poll(skip, fresh=fresh):
-            self._apply_all(writer, entries)
+        self._apply_all(self._follower.poll(skip, fresh=fresh))
 
     def follow_own(self) -> None:
         """Apply the new entries of the coordinator itself."""
-        self._apply_all(COORDINATOR, self._reader.read(COORDINATOR))
+        self._apply_all(self._follower.poll_own())
 
-    def _apply_all(self, writer: str, entries: Entries) -> None:
-        """Apply new entries of one writer, in their order."""
-        if not len(entries):
-            return
-        self.leases.apply(writer, entries)
-        self.waiting_messages.apply(entries)
-        self.quick_failures.apply(writer, entries)
-        if writer not in self.started_writers and (entries["kind"] == Kind.STARTED).any():
-            self.started_writers.add(writer)
-        for number, part in _by_record(entries):
+    def _apply_all(self, parts: Iterable[tuple[int, Entries]]) -> None:
+        for number, entries in parts:
             record = self._by_number.get(number)
             if record:
                 self._changed.add(number)
-                self._apply(record, part)
+                self._apply(record, entries)
 
     def changed(self) -> list[StepRecord]:
         """Return the step records with new entries since the last call."""
@@ -304,15 +279,3 @@ class StepRecords:
         self.follow(fresh=True)
         self.mark_lost(self.leases.holders(), external_cause=True)
         self._writer.close()
-
-
-def _by_record(entries: Entries) -> Iterator[tuple[int, Entries]]:
-    """Yield the number of each step record, and its entries in their order."""
-    order = np.argsort(entries["record"], kind="stable")
-    numbers = entries["record"][order]
-    edges = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(entries)]
-    if len(edges) == 2:
-        yield int(numbers[0]), entries
-        return
-    for begin, end in itertools.pairwise(edges):
-        yield int(numbers[begin]), entries[order[begin:end]]

@@ -1,0 +1,84 @@
+"""The follower of the ledger in the conductor: new entries, and what they tell about the study as a whole."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable, Container, Iterator
+
+import numpy as np
+
+from maestro_celery_plugin.conductor.quick_failures import QuickFailures
+from maestro_celery_plugin.config.groups import has_other_hosts
+from maestro_celery_plugin.ledger.entries import COORDINATOR, Entries, Kind
+from maestro_celery_plugin.ledger.leases import Leases
+from maestro_celery_plugin.ledger.reader import LedgerReader
+from maestro_celery_plugin.ledger.store import Store
+from maestro_celery_plugin.ledger.waiting_messages import WaitingMessages
+from maestro_celery_plugin.study.plan import StudyPlan
+
+__all__ = ["LedgerFollower"]
+
+LOGGER = logging.getLogger(__name__)
+
+# Seconds to wait for a damaged part of a ledger file, which its writer may write again (`ledger/reader.py`).
+PATIENCE_S = 30.0
+
+
+class LedgerFollower:
+    """Follows the ledger of a study.
+
+    Args:
+        plan: The study.
+        is_live: Tells whether a writer may still write.
+        store: The file operations.
+
+    Attributes:
+        leases: The leases of the workers.
+        waiting_messages: The messages that no slot has taken.
+        quick_failures: The last samples of each worker that have failed early or could not run.
+        started_writers: The writers that have started a sample.
+    """
+
+    def __init__(self, plan: StudyPlan, is_live: Callable[[str], bool], store: Store) -> None:
+        self._reader = LedgerReader(plan.ledger, plan.number, PATIENCE_S, is_live, store=store)
+        self._reported_damage: set[str] = set()
+        self.leases, self.waiting_messages = Leases(), WaitingMessages()
+        self.quick_failures = QuickFailures(is_enabled=has_other_hosts(plan.settings))
+        self.started_writers: set[str] = set()
+
+    def poll(self, skip: Container[str] = (), *, fresh: bool = False) -> Iterator[tuple[int, Entries]]:
+        """Yield the number of a step record and new entries about it; those of one writer are in order.
+
+        Args:
+            skip: Writers to skip in this call.
+            fresh: Whether to include writers that have begun on other nodes a moment ago.
+
+        Raises:
+            OSError: a file cannot be read.
+        """
+        for sentence in self._reader.damage:
+            if sentence not in self._reported_damage:
+                LOGGER.warning("%s", sentence)
+        self._reported_damage.update(self._reader.damage)
+        for writer, entries in self._reader.poll(skip, fresh=fresh):
+            yield from self._split(writer, entries)
+
+    def poll_own(self) -> Iterator[tuple[int, Entries]]:
+        """Yield the new entries of the coordinator itself, as `poll` does."""
+        yield from self._split(COORDINATOR, self._reader.read(COORDINATOR))
+
+    def _split(self, writer: str, entries: Entries) -> Iterator[tuple[int, Entries]]:
+        """Apply entries of one writer, and yield them by step record."""
+        if not len(entries):
+            return
+        self.leases.apply(writer, entries)
+        self.waiting_messages.apply(entries)
+        self.quick_failures.apply(writer, entries)
+        if writer not in self.started_writers and (entries["kind"] == Kind.STARTED).any():
+            self.started_writers.add(writer)
+        order = np.argsort(entries["record"], kind="stable")
+        numbers = entries["record"][order]
+        edges = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(entries)]
+        for begin, end in itertools.pairwise(edges):
+            yield int(numbers[begin]), entries[order[begin:end]]
