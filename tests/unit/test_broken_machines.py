@@ -146,7 +146,8 @@ class Study:
     def start(self):
         """Start a conductor."""
         self.records = StepRecords(self.plan, self.pool.groups)
-        self.records.quick_failures = QuickFailures()  # as in a study with workers on several machines
+        # As in a study with workers on several machines.
+        self.records.quick_failures = self.records._follower.quick_failures = QuickFailures()
         self.records.load(self.pool.alive)
         self.machines = BrokenMachines(self.plan, self.session, self.records, self.pool)
 
