@@ -29,6 +29,8 @@ LOGGER = logging.getLogger(__name__)
 MAX_FAILURES = 3
 # The delay before the next worker after such an end; it doubles at each further one, up to the limit.
 FIRST_DELAY_S, DELAY_LIMIT_S = 1.0, 30.0
+# A supervisor exits with 256 minus the signal that has killed its worker.
+_KILLED = 256 - 65
 # The fault of a connection to the broker is not the fault of the worker, and passes.
 _NO_FAILURES = (EXIT_REPLACE, EXIT_NO_BROKER)
 
@@ -73,6 +75,8 @@ class LocalWorkers:
         files = (f"{self._worker}{SUFFIX}", f"{self._worker}.*{SUFFIX}")
         took_a_task = any(any(self._ledger.glob(pattern)) for pattern in files)
         self._process = None
+        if code > _KILLED:
+            LOGGER.warning("Worker '%s' was killed (signal %d); its samples run again.", self._worker, 256 - code)
         if took_a_task:
             self._failures, self._delay_s = 0, FIRST_DELAY_S
             return

@@ -96,6 +96,13 @@ def test_no_worker_starts_while_the_last_one_runs(source):
     assert source.workers.supervisor is None
 
 
+def test_the_log_names_a_worker_that_was_killed(source, caplog):
+    source.command = f"exit {256 - signal.SIGKILL}"  # as its supervisor exits
+    source.start_and_await_end(2)
+
+    assert "Worker 'w-1' was killed (signal 9); its samples run again." in caplog.text
+
+
 # --- delays ------------------------------------------------------------------------------------------
 
 
