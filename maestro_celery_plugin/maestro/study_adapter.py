@@ -6,6 +6,7 @@ If one of them has an error, Maestro still receives the states of the other.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from maestro_celery_plugin.config.step_entry import is_native
 from maestro_celery_plugin.errors import EnsembleError, LedgerError, StudyError
 from maestro_celery_plugin.maestro.native_steps import NO_REASON, NativeJob, NativeSteps
 from maestro_celery_plugin.plugins import open_table
+from maestro_celery_plugin.samples.table import SampleTable
 from maestro_celery_plugin.states import MAESTRO_STATES
 from maestro_celery_plugin.study.manifest import Manifest
 from maestro_celery_plugin.study.manifest_builder import build_manifest
@@ -82,8 +84,20 @@ class StudyAdapter:
             restart = script.with_name(f"{manifest.script}.restart{EXTENSION}")
             restart.write_text(f"#!{manifest.shell}\n\n{manifest.restart}\n")
         if manifest.sampled and self._is_dry_run:
-            _write_first_sample(manifest)
+            self._write_first_sample(manifest)
         return True, str(script), str(restart)
+
+    def _write_first_sample(self, manifest: Manifest) -> None:
+        """Write the script of the first sample, which a user can read after a dry run."""
+        directories = SampleDirectories(manifest, self._table.row)
+        Path(directories.path(0)).mkdir(parents=True, exist_ok=True)
+        directories.write_script(0, restart=False)
+
+    @functools.cached_property
+    def _table(self) -> SampleTable:
+        """The sample table of the study."""
+        samples = self._plan.settings.samples
+        return open_table(Path(str(self._plan.table)), samples.column_labels if samples else (), self._plan.info)
 
     def _manifest(self, step: Any, workspace: str) -> Manifest:
         """Return the manifest of a step record; Maestro submits a step record right after it has written the scripts.
@@ -197,11 +211,3 @@ def _end_conductor_on_errors(plan: StudyPlan) -> Iterator[None]:
             f"error: The files of the study '{plan.root}' cannot be written or read: {error}. The study is "
             f"interrupted; repair this, then continue it with `maestro-celery resume {plan.root}`."
         ) from error
-
-
-def _write_first_sample(manifest: Manifest) -> None:
-    """Write the script of the first sample, which a user can read after a dry run."""
-    table = open_table(Path(str(manifest.table)), manifest.labels, Path(manifest.index_cache))
-    directories = SampleDirectories(manifest, table.row)
-    Path(directories.path(0)).mkdir(parents=True, exist_ok=True)
-    directories.write_script(0, restart=False)
