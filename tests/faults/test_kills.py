@@ -135,7 +135,7 @@ def test_a_killed_worker_and_a_killed_broker(run):
 
 
 def test_a_killed_conductor_whose_workers_continue_then_resume(run):
-    study = run(SPEC)
+    study = run(SPEC.replace("sleep 0.4", "sleep 1.5"))  # so that it has not ended before the second `resume`
     begun(study)
 
     kill(*study.processes("bin/conductor"))

@@ -37,6 +37,7 @@ def broker(monkeypatch):
 
 
 def test_a_worker_waits_for_a_broker_that_is_started_again(session, broker, caplog):
+    session.write_broker(BrokerLocation(url="redis://localhost:1/0"))
     looks = broker(after=10)
 
     _await_broker(session, "w-1")
@@ -45,6 +46,15 @@ def test_a_worker_waits_for_a_broker_that_is_started_again(session, broker, capl
     assert [record.getMessage() for record in caplog.records] == [
         f"Worker 'w-1' waits up to {BROKER_LIMIT_S:.0f} s for its broker: the broker is away"
     ]
+
+
+def test_a_worker_that_starts_together_with_its_broker_waits_without_a_message(session, broker, caplog):
+    looks = broker(after=2)
+
+    _await_broker(session, "w-1")
+
+    assert len(looks) == 3
+    assert caplog.records == []
 
 
 def test_a_worker_gives_up_in_the_end(session, broker):
