@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -136,7 +137,7 @@ class _WatchedTable:
     """A table that raises an error instead of returning rows when its file has changed."""
 
     def __init__(self, table: SampleTable, identity: FileIdentity) -> None:
-        self._table, self._identity, self._file = table, identity, Path(identity.path)
+        self._table, self._identity = table, identity
 
     def __len__(self) -> int:
         return len(self._table)
@@ -153,20 +154,19 @@ class _WatchedTable:
             SampleError: the file has changed or does not exist any more.
             OSError: the file cannot be read now, because of a fault of the machine.
         """
-        self._check()
         try:
             row = self._table.row(index)
         except Exception as cause:
-            self._check()  # any error may be the result of a change of the file while it was read
+            self._check()  # any error may be the result of a change of the file
             if isinstance(cause, EOFError):
                 raise _changed(self._identity.path) from cause
             raise
-        self._check()
+        self._check()  # last: a change before and a change while the row was read are errors
         return row
 
     def _check(self) -> None:
         try:
-            status = self._file.stat()
+            status = os.stat(self._identity.path)  # noqa: PTH116 (a Path costs time, for each sample)
         except OSError as cause:
             if cause.errno in TRANSIENT_ERRORS:
                 raise
