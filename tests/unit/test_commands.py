@@ -5,7 +5,10 @@ from __future__ import annotations
 import subprocess
 
 import pytest
+from click.testing import CliRunner
 from support import BIN
+
+from maestro_celery_plugin.cli import main
 
 SPEC = """
 description: {name: s, description: d}
@@ -50,9 +53,14 @@ def test_a_misspelt_command_has_a_suggestion(error_of):
     ],
     ids=["text", "no yaml", "bytes", "no ensemble", "latin-1", "utf-16", "utf-16 without a mark", "alias", "nested"],
 )
-def test_a_file_that_is_no_specification_of_an_ensemble_has_one_line(command, content, problem, error_of, tmp_path):
+def test_a_file_that_is_no_specification_of_an_ensemble_has_one_line(command, content, problem, tmp_path, monkeypatch):
     (tmp_path / "x.yaml").write_bytes(content)
-    assert error_of(command, "x.yaml").startswith(f"maestro-celery: error: x.yaml: {problem}")
+    monkeypatch.chdir(tmp_path)
+
+    answer = CliRunner().invoke(main, [command, "x.yaml"])
+
+    assert isinstance(answer.exception, SystemExit), answer.exception
+    assert answer.stderr.splitlines()[-1].startswith(f"maestro-celery: error: x.yaml: {problem}")
 
 
 def test_the_allocation_of_flux_needs_its_python_package(error_of, tmp_path):
