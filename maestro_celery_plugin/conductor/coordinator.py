@@ -10,16 +10,14 @@ from __future__ import annotations
 import atexit
 import functools
 import logging
-import signal
-import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from types import FrameType
 from typing import Concatenate, ParamSpec, TypeVar
 
 from maestro_celery_plugin import clock
+from maestro_celery_plugin.conductor.exit_signals import end_on_signals
 from maestro_celery_plugin.conductor.publisher import Publisher
 from maestro_celery_plugin.conductor.scaling import Scaling
 from maestro_celery_plugin.conductor.step_record import StepRecord
@@ -124,7 +122,7 @@ class Coordinator:
         self._refreshed_at = float("-inf")
         threading.Thread(target=self._run_substitute, name="substitute", daemon=True).start()
         atexit.register(self.close)
-        _end_on_signals()
+        end_on_signals()
 
     # --- Maestro's contract ---
 
@@ -161,9 +159,8 @@ class Coordinator:
         The step record is not stored, so that a conductor that resumes the study submits it like a new one.
         """
         self._cancel([record for record in self._records if record.active])
-        record = StepRecord(manifest, "", SampleStates(manifest.samples, manifest.max_retries))
+        job, record = f"{manifest.name}#cancelled", StepRecord(manifest, "", SampleStates(manifest.samples, 0))
         record.begin(cancelled=True)
-        job = f"{manifest.name}#cancelled"
         self._jobs[job] = record
         return job
 
@@ -216,7 +213,7 @@ class Coordinator:
         if self._plan.cancel_request.exists() or self._plan.update_request.exists():
             return True
         now, records = clock.monotonic(), self._records.changed()
-        if now - self._looked_at_all > LOOK_AT_ALL_INTERVAL_S:  # the state also depends on allocations and workers
+        if now - self._looked_at_all > LOOK_AT_ALL_INTERVAL_S:  # states also depend on allocations and workers
             self._looked_at_all, records = now, list(self._records)
         return any(r.active and self._records.state(r) is not r.reported_state for r in records)
 
@@ -302,15 +299,3 @@ def _try(action: Callable[[], None]) -> None:
         LOGGER.error("%s", error)
     except Exception:  # an error in the plugin; it must not end the conductor
         LOGGER.exception("An error occurred in the coordinator, which continues.")
-
-
-def _end_on_signals() -> None:
-    """Let SIGTERM and SIGHUP end the conductor through its exit handlers, so that no process remains."""
-
-    def end(number: int, frame: FrameType | None) -> None:
-        sys.exit(128 + number)
-
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) is signal.SIG_DFL:
-                signal.signal(number, end)

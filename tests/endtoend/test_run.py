@@ -438,3 +438,34 @@ def test_a_path_that_is_not_utf8_is_refused(environment, tmp_path):
     assert line.startswith("maestro: error: The path of the study b'")
     assert r"/s\xff' is not UTF-8; set another path with --out or OUTPUT_PATH." in line
     assert "Traceback" not in answer.stderr.decode()
+
+
+def test_cancel_while_maestro_submits_step_records(run):
+    """Given many step records, when `maestro cancel` comes during their submission, then the rest is not submitted."""
+    count = 800
+    study = run(f"""
+        description: {{name: many, description: d}}
+        study:
+          - name: sim
+            description: d
+            run: {{cmd: "echo $(P) $(A) >> runs; sleep 30"}}
+        global.parameters:
+          P: {{values: {list(range(count))}, label: P.%%}}
+        merlin:
+          resources:
+            workers:
+              w: {{args: --concurrency 2}}
+          samples:
+            generate: {{cmd: "seq 1 2 > $(MERLIN_INFO)/a.csv"}}
+            file: $(MERLIN_INFO)/a.csv
+            column_labels: [A]
+        """)
+    study.await_text("merlin_info/records/sim/*/manifest.json")
+
+    assert study.command("maestro", "cancel", "-y", str(study.path)).returncode == 0
+    study.await_end()
+
+    manifests = list(study.path.glob("merlin_info/records/sim/*/manifest.json"))
+    assert 1 <= len(manifests) < count
+    assert set(study.states().values()) == {"CANCELLED"}
+    assert len(study.states()) == count

@@ -211,3 +211,15 @@ def test_a_worker_on_this_machine_whose_heartbeat_has_vanished_is_alive(study):
 
     assert pool.refresh() == []
     assert set(pool.alive) == {"near-1"}
+
+
+def test_a_submission_starts_workers_unless_all_samples_have_ended(study, monkeypatch):
+    started, record = [], study.by_queue["a"]
+    monkeypatch.setattr(study.scaling._pool, "ensure", started.append)
+
+    study.scaling.start_workers(record)
+    record.samples.outcome[:] = Outcome.FINISHED
+    record.samples._totals = None
+    study.scaling.start_workers(record)
+
+    assert started == ["near"]

@@ -78,3 +78,27 @@ def test_a_session_that_cannot_be_read_is_one_line_in_the_log(tmp_path, caplog):
     (record,) = caplog.records
     assert (record.levelname, record.exc_info) == ("WARNING", None)
     assert record.getMessage() == f"The session '{session.path}' cannot be read: No such file or directory."
+
+
+# --- the end -----------------------------------------------------------------------------------------
+
+
+def test_a_worker_exits_at_the_end_of_its_study_as_soon_as_its_slots_are_free(process, monkeypatch):
+    """Celery would need up to a second for its end."""
+    exits, flushed = [], []
+    monkeypatch.setattr(os, "_exit", exits.append)
+    monkeypatch.setattr(process._tasks, "flush", lambda: flushed.append(list(exits)))
+    process._session.request_stop()
+
+    with process._tasks.slots.take():
+        process.mark_terminated()
+        assert process._tasks.slots.stopping.wait(10)
+        assert exits == []
+    assert clock.wait_until(lambda: bool(exits), 10)
+
+    assert (exits, flushed) == ([0], [[]])
+
+
+def test_while_its_study_continues_celery_ends_a_worker(process):
+    process.mark_terminated()
+    assert not process._tasks.slots.stopping.is_set()
