@@ -48,7 +48,7 @@ class ExitCode(enum.IntEnum):
     RESTART = 100
     """Run the sample again, with `restart`."""
     SOFT_FAIL = 101
-    """The sample failed; the step continues."""
+    """The sample failed; the step continues, within `max_failures` if it is sampled."""
     HARD_FAIL = 102
     """The sample failed, and the step fails."""
     RETRY = 104
@@ -69,7 +69,7 @@ class Outcome(enum.IntEnum):
     FINISHED = 3
     """Finished."""
     FAILED = 1
-    """Failed; the step continues."""
+    """Failed; the step continues unless too many samples have failed (`study/failures.py`)."""
     HARD_FAILED = 2
     """Failed; the step fails."""
     STOPPED_STUDY = 4
@@ -230,9 +230,9 @@ class RecordState(enum.Enum):
     RUNNING = enum.auto()
     """Samples have started, and some have no outcome."""
     FINISHED = enum.auto()
-    """Every sample has an outcome, none of them a hard failure."""
+    """Every sample has an outcome, and not more samples failed than may fail."""
     FAILED = enum.auto()
-    """A sample failed hard, or no worker could start; no sample runs any more."""
+    """A sample failed hard, more samples failed than may fail, or no worker could start; no sample runs any more."""
     TIMED_OUT = enum.auto()
     """The allocations of its worker groups have ended, and some samples have no outcome."""
     CANCELLED = enum.auto()

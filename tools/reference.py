@@ -32,6 +32,9 @@ __all__ = ["BEGIN", "BLOCKS", "END", "hooks", "main", "member_help", "reference"
 BEGIN = "<!-- reference: made by `make docs` -->"
 END = "<!-- /reference -->"
 
+# What the exit codes without a token mean (`study/failures.py`).
+_OTHER_CODES = "The sample failed; a sampled step continues, within `max_failures`, and any other step fails."
+
 # A settings class; its docstring begins with the name of its block.
 Block: TypeAlias = Any
 
@@ -106,6 +109,8 @@ def _value_text(value: Mapping[str, Any]) -> str:
     if value.get("type") == "object":
         entries = value.get("additionalProperties")
         return f"{_value_text(entries)} for each name" if isinstance(entries, dict) and entries else "block"
+    if "pattern" in value:
+        return str(value["description"])
     name = _TYPE_NAMES[value["type"]]
     return f"{name} ≥ {value['minimum']:g}" if "minimum" in value else name
 
@@ -125,7 +130,7 @@ def _exit_codes() -> Iterator[str]:
     yield from ("### Exit codes of a sample", "")
     help_of = member_help(ExitCode)
     rows = [(str(code.value), f"`$(MERLIN_{code.name})`", help_of[code.name]) for code in ExitCode]
-    rows.append(("any other, or a signal", "", help_of["SOFT_FAIL"]))
+    rows.append(("any other, or a signal", "", _OTHER_CODES))
     yield from _table(("code", "token", "meaning"), rows)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from maestro_celery_plugin.states import (
     is_permanent,
     is_request,
 )
+from maestro_celery_plugin.study.failures import exceeds_limit
 from maestro_celery_plugin.study.manifest import Manifest
 
 __all__ = ["MAX_RANGES", "Faults", "StepRecord", "ranges_of", "uniform_ranges"]
@@ -85,6 +87,7 @@ class StepRecord:
             step record; no new allocation is opened for the withdrawn groups.
         suspect: The only suspect that may run now; None without suspects.
         faults: Samples that workers could not run since Maestro's last submission.
+        is_on_trial: Tells whether a machine may be the cause of failures, so that these are not final.
     """
 
     manifest: Manifest
@@ -104,6 +107,7 @@ class StepRecord:
     withdrawn: set[str] = dataclasses.field(default_factory=set)
     suspect: int | None = None
     faults: dict[int, Faults] = dataclasses.field(default_factory=dict)
+    is_on_trial: Callable[[], bool] = lambda: False
 
     @property
     def number(self) -> int:
@@ -190,9 +194,16 @@ class StepRecord:
         self.reason = ""
 
     @property
+    def has_failed(self) -> bool:
+        """Whether a sample failed hard, or more samples failed than may fail."""
+        if self.samples.total(Outcome.HARD_FAILED):
+            return True
+        return exceeds_limit(self.manifest, self.samples) and not self.is_on_trial()
+
+    @property
     def stops_early(self) -> bool:
-        """Whether no further sample may start: a sample failed hard, or the step record was cancelled."""
-        return self.cancelled or self.samples.total(Outcome.HARD_FAILED) > 0
+        """Whether no further sample may start: the step record has failed, or was cancelled."""
+        return self.cancelled or self.has_failed
 
     def state(self, *, has_leases: bool) -> RecordState:
         """Return the state of the step record.
@@ -203,7 +214,7 @@ class StepRecord:
         if self.failure is not None:
             return RecordState.FAILED
         if self.samples.is_complete or (self.stops_early and not has_leases):
-            if self.samples.total(Outcome.HARD_FAILED):
+            if self.has_failed:
                 return RecordState.FAILED
             return RecordState.FINISHED if self.samples.is_complete else RecordState.CANCELLED
         if self.timed_out:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -109,15 +110,27 @@ class StepRecords:
         groups = tuple(name for name, group in self._groups.items() if manifest.task_queue in group.task_queues)
         samples = SampleStates(manifest.samples, manifest.max_retries)
         record = StepRecord(manifest, relative, samples, groups)
+        record.is_on_trial = functools.partial(self.quick_failures.concerns, manifest.number)
         self._records[relative] = self._by_number[manifest.number] = record
         self._last_number = max(self._last_number, manifest.number)
         return record
 
     def state(self, record: StepRecord) -> RecordState:
-        """Return the state of a step record; it is not final while a machine may be the cause of its failures."""
+        """Return the state of a step record; it is not final while a machine may be the cause of its failures.
+
+        No message about a step record that has failed may remain: its samples would run later.
+        """
+        if record.active and record.has_failed:
+            self._stop(record)
         state = record.state(has_leases=self.leases.has(record.number))
-        is_open = state is RecordState.FINISHED and self.quick_failures.concerns(record.number)
+        is_open = state is RecordState.FINISHED and record.is_on_trial()
         return RecordState.RUNNING if is_open else state
+
+    def _stop(self, record: StepRecord) -> None:
+        """Let no further sample of a step record run; end those that run."""
+        samples = record.samples
+        if not samples.is_complete and samples.cancelled_epoch < samples.epoch:
+            self.invalidate(record)
 
     def leased(self, record: StepRecord) -> np.ndarray[Any, Any]:
         """Return a mask of the samples of a step record that have a lease."""
@@ -162,8 +175,8 @@ class StepRecords:
             return
         samples = entries["start"][np.isin(entries["kind"], (Kind.ENDED, Kind.GAVE_UP))]
         outcomes = record.samples.outcome[samples]
-        if (outcomes == Outcome.HARD_FAILED).any():
-            self.invalidate(record)
+        if record.has_failed:
+            self._stop(record)
         if (outcomes == Outcome.STOPPED_STUDY).any():
             self._stop_study(record, int(samples[outcomes == Outcome.STOPPED_STUDY][0]))
 

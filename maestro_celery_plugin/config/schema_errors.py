@@ -125,7 +125,7 @@ def _allowed(schema: Any) -> str:
     if "enum" in schema:
         return " or ".join(f"'{item}'" for item in schema["enum"])
     if "pattern" in schema:
-        return "a variable such as $(NAME)"
+        return str(schema.get("description", "a variable such as $(NAME)"))
     allowed = _TYPE_NAMES.get(str(schema.get("type")), str(schema.get("type")))
     limits = ((word, schema[key]) for key, word in (("minimum", "least"), ("maximum", "most")) if key in schema)
     return f"{allowed} of {' and '.join(f'at {word} {limit}' for word, limit in limits)}".removesuffix(" of ")

@@ -44,6 +44,7 @@ FreeBlock = dict[Any, Any]
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 Text = Annotated[str, Field(min_length=1)]
+Percentage = Annotated[str, Field(pattern=r"^(100|\d{1,2})(\.\d+)?%$", description="a percentage such as `5%`")]
 
 
 @dataclass(frozen=True, kw_only=True, config=_BLOCK)
@@ -217,6 +218,14 @@ class StepSettings:
     max_retries: Count = Field(
         default=30,
         description="How often a sample may request another run (exit code 100 or 104) before it counts as failed.",
+    )
+    max_failures: Count | Percentage | None = Field(
+        default=None,
+        description=(
+            "How many samples of a step record may fail, as a number or as a percentage such as `5%`; one more, and "
+            "the step fails at once. Default: a sampled step fails if all its samples have failed, any other step if "
+            "it ends with another exit code than 0 or 101."
+        ),
     )
     retry_delay: float = Field(
         default=1.0,

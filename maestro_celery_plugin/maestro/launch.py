@@ -148,6 +148,7 @@ class EnsembleDependency(Dependency):  # type: ignore[misc]
             plan = with_samples(plan, self._settings.samples, values)
         if not OPTIONS.dry_run:
             _make_session(plan)
+            OPTIONS.study = root
         self._batch.clear()
         self._batch.update(plan.to_batch())
 

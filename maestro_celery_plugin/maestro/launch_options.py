@@ -13,13 +13,23 @@ __all__ = ["OPTIONS", "LaunchOptions", "check_output"]
 
 @dataclasses.dataclass
 class LaunchOptions:
-    """The options of `maestro run` for ensembles; the argument parser sets them (`touchpoints.py`)."""
+    """The options of `maestro run` for ensembles; the argument parser sets them (`touchpoints.py`).
+
+    Attributes:
+        launching: Whether the command is `maestro run`.
+        broker: URL of the broker; None for another choice.
+        broker_host: Address of this machine at which compute nodes reach the private broker; None for the default.
+        dry_run: Whether it is a dry run.
+        parameter_generator: Whether Python code generates the parameters.
+        study: The directory of the ensemble study that was launched; None before.
+    """
 
     launching: bool = False
     broker: str | None = None
     broker_host: str | None = None
     dry_run: bool = False
     parameter_generator: bool = False
+    study: Path | None = None
 
 
 OPTIONS = LaunchOptions()

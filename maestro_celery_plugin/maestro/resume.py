@@ -21,6 +21,8 @@ from maestro_celery_plugin.ledger.reader import read_ledger
 from maestro_celery_plugin.ledger.sample_states import SampleStates
 from maestro_celery_plugin.ledger.writer import LedgerWriter
 from maestro_celery_plugin.processes import forget_variable
+from maestro_celery_plugin.report.exit_codes import code_of
+from maestro_celery_plugin.report.reader import StatusReader
 from maestro_celery_plugin.states import Outcome
 from maestro_celery_plugin.study.conductor_lock import LOCK_LIMIT_S, file_lock, has_conductor
 from maestro_celery_plugin.study.manifest import Manifest
@@ -59,7 +61,7 @@ def resume(
         foreground: Whether to wait for the end of the conductor.
 
     Returns:
-        The number of failed samples that will run again; in the foreground, the conductor's exit code.
+        The number of failed samples that will run again; in the foreground, a `StudyCode`.
 
     Raises:
         StudyError: the directory is not that of an ensemble study, its conductor is alive, or no new one starts.
@@ -78,7 +80,10 @@ def resume(
             _await_conductor(plan, process)
     except Timeout as cause:
         raise StudyError(_IS_CONDUCTED.format(study=plan.root)) from cause
-    return process.wait() if foreground else rerun
+    if not foreground:
+        return rerun
+    process.wait()
+    return code_of(StatusReader(plan.root).read(), is_to_end=True)
 
 
 def _prepare(plan: StudyPlan, broker: str | None, broker_host: str | None, *, failed: bool) -> int:

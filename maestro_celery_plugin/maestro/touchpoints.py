@@ -123,10 +123,26 @@ def _guarded_run(run: Callable[[Any], int], namespace: argparse.Namespace) -> in
     OPTIONS.parameter_generator = namespace.pgen is not None
     try:
         check_output(namespace.out)
-        return run(namespace)
+        code = run(namespace)
+        return code if code or not namespace.fg else _code_of_samples()
     except EnsembleError as error:
         print(f"maestro: error: {error}", file=sys.stderr)
         return 1
+
+
+def _code_of_samples() -> int:
+    """Return the exit code of `maestro run -fg` for a study that has finished: 1 if samples have failed."""
+    if OPTIONS.study is None:  # a study without an ensemble, or a dry run
+        return 0
+    from maestro_celery_plugin.report.reader import StatusReader
+
+    failed = StatusReader(OPTIONS.study).read().failed_samples
+    if failed:
+        samples = "1 sample has" if failed == 1 else f"{failed} samples have"
+        print(
+            f"maestro: {samples} failed; `maestro-celery status --failed {OPTIONS.study}` lists them.", file=sys.stderr
+        )
+    return 1 if failed else 0
 
 
 def _guarded_cancel(cancel: Callable[[Any], int], namespace: argparse.Namespace) -> int:

@@ -11,8 +11,11 @@ from maestro_celery_plugin.config.groups import LOCAL, allocation_name, batch_of
 from maestro_celery_plugin.files import tail
 from maestro_celery_plugin.report.model import StepStatus, StudyState, StudyStatus
 from maestro_celery_plugin.report.reader import StatusReader
+from maestro_celery_plugin.report.sample_status import RecordSamples
+from maestro_celery_plugin.report.terminal import outcome_words
 from maestro_celery_plugin.spec.dag import ALL_COMBINATIONS
 from maestro_celery_plugin.states import AllocationState, WorkerState
+from maestro_celery_plugin.study.failures import allowed_failures, count_failures, has_failed
 from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.reasons import Reason, read_reasons
 from maestro_celery_plugin.study.session import Session
@@ -60,6 +63,10 @@ class _Explanation:
     def _resume(self) -> str:
         return f"`maestro-celery resume {self._plan.root}`"
 
+    @property
+    def _resume_failed(self) -> str:
+        return f"maestro-celery resume --failed {self._plan.root}"
+
     def all(self) -> Iterator[tuple[str, list[str]]]:
         state = self._status.state
         if state is StudyState.DRYRUN:
@@ -75,7 +82,7 @@ class _Explanation:
         yield from self._warnings()
         for step in self._status.steps:
             if step.state != "FINISHED" or step.samples.failed:
-                yield f"{step.name}  {step.state}", list(self._why(step))
+                yield f"{step.name}  {outcome_words(step.state, step.samples.failed)}", list(self._why(step))
 
     def _warnings(self) -> Iterator[tuple[str, list[str]]]:
         if self._status.damage:
@@ -141,12 +148,19 @@ class _Explanation:
 
     def _failures(self, step: StepStatus) -> Iterator[str]:
         failed, total = step.samples.failed, step.samples.total
-        fatal = self._reader.fatal_sample(step.name)
-        if fatal is not None:
-            yield f"The step has failed because of sample {fatal.index}: {fatal.end}."
+        record = self._failed_record(step)
+        if record is not None:
+            yield _why_failed(record)
         if failed:
             words = "The only sample failed" if total == 1 else f"{failed} of {total} samples failed"
             yield f"{words}; `maestro-celery status --failed {self._plan.root}` lists the failed samples."
+            if step.samples.pending + step.samples.running == 0:
+                yield f"`{self._resume_failed}` runs the failed samples again, and then what depends on them."
+
+    def _failed_record(self, step: StepStatus) -> RecordSamples | None:
+        """Return the samples of a step record that has failed because of them; None for any other."""
+        record = self._reader.record(step.name) if step.state == "FAILED" else None
+        return record if record is not None and has_failed(record.manifest, record.states) else None
 
     def _interruptions(self, step: StepStatus) -> Iterator[str]:
         count, longest_s = self._reader.interruptions(step.name)
@@ -160,8 +174,8 @@ class _Explanation:
 
     def _advice(self, step: StepStatus, remaining: int, reason: Reason | None) -> str:
         words = "1 sample remains" if remaining == 1 else f"{remaining} samples remain"
-        if self._reader.fatal_sample(step.name) is not None:
-            return f"{words}; `maestro-celery resume --failed {self._plan.root}` runs them and the failed samples."
+        if self._failed_record(step) is not None:
+            return f"{words}; `{self._resume_failed}` runs them and the failed samples."
         if reason is not None and reason.is_failure:
             return (
                 f"{words}; correct the cause, then {self._resume} runs them. The study keeps the specification of its "
@@ -262,3 +276,16 @@ class _Explanation:
         if allocation.state is AllocationState.RUNNING:
             return f"{text}; its workers are starting, or cannot reach the study; see '{allocation.directory}'."
         return f"{text}{f': {allocation.reason}' if allocation.reason else ''}."
+
+
+def _why_failed(record: RecordSamples) -> str:
+    """Return why the failures of samples have failed a step record."""
+    manifest, fatal = record.manifest, record.fatal_sample()
+    if manifest.samples == 1:
+        return f"The step failed ({record.failed(1)[0].end})."
+    if fatal is not None:
+        return f"The step failed because of sample {fatal.index}: {fatal.end}."
+    failed, allowed = count_failures(record.states), allowed_failures(manifest)
+    if allowed == manifest.samples - 1:
+        return "The step failed because all its samples failed."
+    return f"The step failed because {failed} samples failed; its `max_failures` allows {allowed}."

@@ -24,7 +24,7 @@ _LINE_LIMIT = 400
 def show_failed(reader: StatusReader, console: Console, limit: int) -> None:
     """Print failed samples with their values, and the number of those beyond the limit."""
     status = reader.read()
-    total = sum(step.samples.failed for step in status.steps)
+    total = status.failed_samples
     samples = reader.failed(limit)
     for sample, values in zip(samples, values_of(samples), strict=True):
         _print_whole(console, headline(sample, sample.end))

@@ -141,6 +141,11 @@ class StudyStatus:
     damage: list[str] = dataclasses.field(default_factory=list)
 
     @property
+    def failed_samples(self) -> int:
+        """Number of failed samples of all step records."""
+        return sum(step.samples.failed for step in self.steps)
+
+    @property
     def has_ended(self) -> bool:
         """Whether the status cannot change before a user starts a conductor."""
         return self.state not in (StudyState.PENDING, StudyState.RUNNING)

@@ -24,9 +24,10 @@ from maestro_celery_plugin.processes import ProcessId
 from maestro_celery_plugin.report.model import AllocationStatus, StepStatus, StudyState, StudyStatus, WorkerStatus
 from maestro_celery_plugin.report.sample_status import RecordSamples, SampleStatus
 from maestro_celery_plugin.report.usage import AllocationUsage
-from maestro_celery_plugin.states import Outcome, WorkerState
+from maestro_celery_plugin.states import WorkerState
 from maestro_celery_plugin.study.broken_machines import read_broken_machines
 from maestro_celery_plugin.study.conductor_lock import has_conductor
+from maestro_celery_plugin.study.failures import has_failed
 from maestro_celery_plugin.study.heartbeats import SILENCE_LIMIT_S, Heartbeat
 from maestro_celery_plugin.study.manifest import Manifest
 from maestro_celery_plugin.study.plan import StudyPlan
@@ -171,7 +172,7 @@ class StatusReader:
         named = {row.name for row in rows}
         unnamed = [_row_of(record.manifest) for name, record in self._by_name.items() if name not in named]
         live = np.array([alive.get(writer, False) for writer in self._writers], bool)
-        return [_step(row, self._record(row.name), working, live, conducted) for row in (*rows, *unnamed)]
+        return [_step(row, self.record(row.name), working, live, conducted) for row in (*rows, *unnamed)]
 
     def _follow_ledger(self) -> None:
         """Apply new entries: one sort groups all entries by step record."""
@@ -218,15 +219,16 @@ class StatusReader:
 
     def fatal_sample(self, name: str) -> SampleStatus | None:
         """Return the sample that made a step record fail, from the last `read`; None without such a sample."""
-        record = self._record(name)
+        record = self.record(name)
         return record.fatal_sample() if record else None
 
     def interruptions(self, name: str) -> tuple[int, float]:
         """Return the number of interrupted attempts of a step record, and their longest duration in seconds."""
-        record = self._record(name)
+        record = self.record(name)
         return (record.interruptions, record.longest_interruption_s) if record else (0, 0.0)
 
-    def _record(self, name: str) -> RecordSamples | None:
+    def record(self, name: str) -> RecordSamples | None:
+        """Return the samples of a step record, from the last `read`; None before its submission."""
         return self._by_name.get(name)
 
     def failure_kinds(self, limit: int) -> list[tuple[SampleStatus, int]]:
@@ -277,7 +279,7 @@ def _step_state(state: str, record: RecordSamples | None, conducted: bool) -> st
     if record is None:  # not submitted yet, or a native step, which has no ledger entries
         return "INTERRUPTED" if state == "RUNNING" and not conducted else state
     if record.states.is_complete:
-        return "FAILED" if (record.states.outcome == Outcome.HARD_FAILED).any() else "FINISHED"
+        return "FAILED" if has_failed(record.manifest, record.states) else "FINISHED"
     if not record.states.started.any():
         return "PENDING" if state == "INITIALIZED" else state
     return "RUNNING" if conducted else "INTERRUPTED"

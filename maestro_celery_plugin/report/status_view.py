@@ -15,7 +15,7 @@ from maestro_celery_plugin import clock
 from maestro_celery_plugin.report.failed_samples import failures, headline
 from maestro_celery_plugin.report.model import AllocationStatus, StepStatus, StudyState, StudyStatus, WorkerStatus
 from maestro_celery_plugin.report.reader import StatusReader
-from maestro_celery_plugin.report.terminal import duration_words, plain, section, state_text
+from maestro_celery_plugin.report.terminal import duration_words, outcome_text, plain, section, state_text
 from maestro_celery_plugin.states import WorkerState
 
 __all__ = ["show", "watch"]
@@ -68,7 +68,9 @@ def _page(status: StudyStatus, reader: StatusReader, console: Console, rows: int
 
 
 def _title(status: StudyStatus) -> Text:
-    title = Text.assemble(plain(status.study, "bold"), "  ", state_text(status.state.name), "\n")
+    title = Text.assemble(
+        plain(status.study, "bold"), "  ", outcome_text(status.state.name, status.failed_samples), "\n"
+    )
     return title.append_text(plain(str(status.path), "dim"))
 
 
@@ -121,12 +123,19 @@ def _steps_table(steps: list[StepStatus], *, wide: bool) -> Table:
 
 
 def _wide_row(step: StepStatus) -> list[RenderableType]:
-    return [_name(step), state_text(step.state), _bar(step), *_numbers(step), _rate(step), _time_left(step)]
+    return [
+        _name(step),
+        outcome_text(step.state, step.samples.failed),
+        _bar(step),
+        *_numbers(step),
+        _rate(step),
+        _time_left(step),
+    ]
 
 
 def _narrow_row(step: StepStatus) -> list[RenderableType]:
     pace = ", ".join(words for words in (_rate(step), _time_left(step)) if words)
-    name = Text.assemble(_name(step), "\n", state_text(step.state))
+    name = Text.assemble(_name(step), "\n", outcome_text(step.state, step.samples.failed))
     progress = Table.grid()
     progress.add_row(_bar(step))
     progress.add_row(Text(pace, style="dim"))

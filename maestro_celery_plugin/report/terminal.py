@@ -15,7 +15,7 @@ from rich.text import Text
 
 from maestro_celery_plugin.states import WorkerState
 
-__all__ = ["duration_words", "plain", "section", "state_text"]
+__all__ = ["duration_words", "outcome_text", "outcome_words", "plain", "section", "state_text"]
 
 _STYLES = {
     "FINISHED": "green",
@@ -54,6 +54,16 @@ def duration_words(seconds: float) -> str:
 def state_text(state: str) -> Text:
     """Return the name of a state in its colour."""
     return Text(state, style=_STYLES.get(state, ""))
+
+
+def outcome_text(state: str, failed: int) -> Text:
+    """Return the name of a state; if it is FINISHED although samples have failed, add their number."""
+    return Text(outcome_words(state, failed), style="yellow") if failed and state == "FINISHED" else state_text(state)
+
+
+def outcome_words(state: str, failed: int) -> str:
+    """Return the words of `outcome_text`: ``FINISHED, 5 failed``."""
+    return f"{state}, {failed} failed" if failed and state == "FINISHED" else state
 
 
 def plain(text: str, style: str = "") -> Text:

@@ -38,6 +38,7 @@ class Manifest:
         task_queue: Celery's queue, without the session's prefix.
         max_retries: How often a sample may request another run.
         retry_delay_s: Seconds before a sample that requested another run starts again.
+        max_failures: Number of samples that may fail; None for the default (`study/failures.py`).
         time_request_s: Seconds that the step requests for a sample; None without a request.
         signal: Signal that running samples receive before their allocation ends.
         needs: Resources of one sample.
@@ -66,6 +67,7 @@ class Manifest:
     needs: StepNeeds = dataclasses.field(default_factory=StepNeeds)
     launches: bool = False
     study_id: str = "0"
+    max_failures: int | None = None
 
     @property
     def paths(self) -> SamplePaths:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from fractions import Fraction
 from typing import Any
 
 from maestro_celery_plugin.config.groups import LOCAL
@@ -56,6 +57,7 @@ def build_manifest(plan: StudyPlan, step: Any, workspace: str) -> Manifest:
         task_queue=settings.task_queue,
         max_retries=settings.max_retries,
         retry_delay_s=settings.retry_delay,
+        max_failures=_max_failures(settings.max_failures, plan.rows if sampled else 1),
         time_request_s=_time_request(step, settings.time_request),
         signal=settings.signal,
         needs=scripts.needs,
@@ -67,6 +69,13 @@ def build_manifest(plan: StudyPlan, step: Any, workspace: str) -> Manifest:
 def _column_labels(plan: StudyPlan) -> list[str]:
     samples = plan.settings.samples
     return list(samples.column_labels) if samples else []
+
+
+def _max_failures(limit: int | str | None, samples: int) -> int | None:
+    """Return how many samples may fail: ``5%`` of 30 samples is 1."""
+    if isinstance(limit, str):
+        return int(samples * Fraction(limit.removesuffix("%")) / 100)
+    return limit
 
 
 def _time_request(step: Any, text: str | int | None) -> int | None:

@@ -81,16 +81,16 @@ def test_a_failed_step_and_its_dependent_step_are_explained(run, tmp_path):
 
     text = explained(study)
 
-    assert "    The step has failed because of sample 0: exit code 102 (hard fail).\n" in text
+    assert "    The step failed because of sample 0: exit code 102 (hard fail).\n" in text
     assert f"1 of 3 samples failed; `maestro-celery status --failed {study.path}` lists the failed samples." in text
     assert f"`maestro-celery resume --failed {study.path}` runs them and the failed samples." in text
     assert "post  FAILED\n    It needs sim (FAILED).\n" in text
 
 
 def test_failed_samples_of_a_finished_step_are_explained(run, tmp_path):
-    study = run(spec(tmp_path, cmd="exit 1"), foreground=True)
+    study = run(spec(tmp_path, cmd="[ $(A) = 1 ] || exit 1"), foreground=True)
 
-    assert explained(study).startswith("sim  FINISHED\n    3 of 3 samples failed; `maestro-celery status --failed ")
+    assert explained(study).startswith("sim  FINISHED, 2 failed\n    2 of 3 samples failed; `maestro-celery status --failed ")
 
 
 def test_the_sample_that_stopped_the_study_is_named(run, tmp_path):

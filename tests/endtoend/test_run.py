@@ -191,6 +191,8 @@ def test_soft_failures_are_recorded_and_the_step_continues(run):
 
     assert study.states() == {"sim": "FINISHED", "after": "FINISHED"}
     assert status["state"] == "FINISHED"
+    assert study.code == 1
+    assert f"maestro: 2 samples have failed; `maestro-celery status --failed {study.path}` lists them." in study.output
     assert status["steps"][0]["samples"] == {"total": 5, "finished": 3, "failed": 2, "running": 0, "pending": 0}
     assert study.outputs("sim/03/tries") == ["cmd\nrestart\nrestart\n"]
     assert study.outputs("sim/04/tries") == ["cmd\ncmd\n"]
@@ -214,6 +216,33 @@ def test_a_hard_failure_fails_the_step_and_its_dependent_step(run, code):
 
     assert study.states() == {"sim": "FAILED", "after": "FAILED"}
     assert not (study.path / "after" / "after.out").exists()
+
+
+def test_a_step_that_is_not_sampled_fails_as_in_maestro(run):
+    """Given steps that end with 1 and 101, then only the first one fails, and what depends on it does not run."""
+    step = "{{name: {0}, description: d, run: {{cmd: 'echo {0}; exit {1}', depends: [{2}]}}}}".format
+    study = run(
+        f"""
+        description: {{name: prep, description: d}}
+        study: [{step("bad", 1, "")}, {step("after", 0, "bad")}, {step("soft", 101, "")}, {step("next", 0, "soft")}]
+        merlin: {{}}
+        """,
+        foreground=True,
+    )
+
+    assert study.states() == {"bad": "FAILED", "after": "FAILED", "soft": "FINISHED", "next": "FINISHED"}
+    assert study.code == 2
+    assert not (study.path / "after").exists()
+
+
+@pytest.mark.parametrize(("limit", "state", "seconds"), [("2", "FINISHED", 0), ("30%", "FAILED", 60)])
+def test_a_step_fails_when_more_samples_fail_than_may(run, limit, state, seconds):
+    """Given 5 samples of which 2 fail, then `max_failures` decides, and running samples end at once."""
+    spec = EXIT_CODES.replace("CODES", "0 1 1 0 0").replace("max_retries: 2", f"max_failures: {limit}")
+    study = run(spec.replace("exit $(A)", f"[ $(A) = 1 ] || sleep {seconds}; exit $(A)"), foreground=True)
+
+    assert study.states() == {"sim": state, "after": state}
+    assert study.code == (1 if state == "FINISHED" else 2)
 
 
 def test_stop_workers_ends_the_study(run):

@@ -397,7 +397,7 @@ def test_a_worker_that_continues_without_another_machine_does_not_delay_the_end_
     study.fail("w-1", range(10))
     study.machines.check()
 
-    assert study.records.state(study.record) is RecordState.FINISHED
+    assert study.records.state(study.record) is RecordState.FAILED
 
 
 def test_a_worker_that_continues_is_not_told_so_twice(study, monkeypatch):
@@ -502,7 +502,7 @@ def test_the_failures_of_a_worker_without_a_heartbeat_are_forgotten_after_the_si
     monkeypatch.setattr(clock, "monotonic", lambda: later)
     study.machines.check()
     assert study.pool.looks == 2
-    assert study.records.state(study.record) is RecordState.FINISHED
+    assert study.records.state(study.record) is RecordState.FAILED
 
 
 def test_a_trial_goes_on_after_the_conductor_was_killed(study):
@@ -650,3 +650,30 @@ def test_the_delay_before_the_next_try_doubles():
         delays.append(step.delayed[3] - clock.monotonic())
 
     np.testing.assert_allclose(delays, [1, 2, 4, 8, 16, 32, 60, 60, 60], atol=0.2)
+
+
+def test_a_step_record_does_not_fail_while_a_machine_may_be_the_cause_of_its_failures(study):
+    """Given that all samples have failed on one machine, then the step record fails only if they fail elsewhere, too."""
+    study.pool.add("w-1", "a", WorkerState.HELD)
+    study.pool.add("w-2", "b", WorkerState.BUSY)
+    study.fail("w-1", range(10))
+    assert study.records.state(study.record) is RecordState.RUNNING
+    study.machines.check()
+    study.as_worker("w-2", *[(Kind.ENDED, sample, 127, 2) for sample in (8, 9)])
+    study.machines.check()
+
+    assert study.records.state(study.record) is RecordState.FAILED
+
+
+def test_no_message_remains_about_a_step_record_that_has_failed(study):
+    """Given more failed samples than may fail, and a running sample, then the sample ends and no other begins."""
+    study.record.manifest = dataclasses.replace(study.manifest, max_failures=1)
+    study.records.record_sent(study.record, 1, 0, 10)
+    study.pool.add("w-1", "a", WorkerState.BUSY)
+    study.as_worker("w-1", (Kind.ENDED, 0, 1, 1), (Kind.STARTED, 2, 0, 1), (Kind.ENDED, 1, 1, 1))
+
+    assert study.record.samples.cancelled_epoch == 2
+    assert study.records.state(study.record) is RecordState.FAILED
+    before = (study.plan.ledger / "coordinator.ledger").stat().st_size
+    study.records.state(study.record)
+    assert (study.plan.ledger / "coordinator.ledger").stat().st_size == before

@@ -15,6 +15,7 @@ from ensembles import a_manifest
 from maestro_celery_plugin.config.resources import ScriptCount, StepNeeds
 from maestro_celery_plugin.errors import StudyError
 from maestro_celery_plugin.study.manifest import Manifest
+from maestro_celery_plugin.study.manifest_builder import _max_failures
 
 
 def test_a_manifest_is_read_as_it_was_written(tmp_path):
@@ -77,3 +78,11 @@ def test_the_manifests_of_a_study_are_sorted_by_number(tmp_path):
 def test_a_manifest_gives_the_paths_of_its_samples():
     paths = a_manifest(samples=26, level_max_dirs=25).paths
     assert (paths.of(0), paths.of(25)) == ("00/00", "01/00")
+
+
+@pytest.mark.parametrize(
+    ("limit", "samples", "expected"),
+    [(None, 30, None), (0, 30, 0), (7, 30, 7), ("5%", 30, 1), ("0%", 30, 0), ("100%", 30, 30), ("2.5%", 1000, 25), ("29%", 100, 29)],
+)
+def test_a_percentage_of_samples_is_a_number_in_the_manifest(limit, samples, expected):
+    assert _max_failures(limit, samples) == expected

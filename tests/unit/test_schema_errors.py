@@ -37,6 +37,9 @@ def first_problem(block, data):
         (BatchSettings, {"nodes": "two"}, "nodes", "found 'two'; an integer of at least 1 or 'all' is needed"),
         (StepSettings, {"task_queue": ""}, "task_queue", "found empty text; some text is needed"),
         (StepSettings, {"max_retries": -1}, "max_retries", "found '-1'; an integer of at least 0 is needed"),
+        (StepSettings, {"max_failures": "5 %"}, "max_failures", "found '5 %'; an integer of at least 0 or a percentage such as `5%` is needed"),
+        (StepSettings, {"max_failures": "101%"}, "max_failures", "found '101%'; an integer of at least 0 or a percentage such as `5%` is needed"),
+        (StepSettings, {"max_failures": -1}, "max_failures", "found '-1'; an integer of at least 0 or a percentage such as `5%` is needed"),
         (StepSettings, {"retry_delay": None}, "retry_delay", "found nothing; a number of at least 0 and at most 31622400 is needed"),
     ],
 )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import os
 import shutil
@@ -35,6 +36,7 @@ from maestro_celery_plugin.ledger.writer import LedgerWriter
 from maestro_celery_plugin.machine import host_name
 from maestro_celery_plugin.processes import ProcessId
 from maestro_celery_plugin.report import failed_samples, status_view
+from maestro_celery_plugin.report.exit_codes import StudyCode, code_of
 from maestro_celery_plugin.report.explain import explain
 from maestro_celery_plugin.report.model import StudyState
 from maestro_celery_plugin.report.reader import StatusReader
@@ -666,3 +668,86 @@ def test_neither_celery_nor_kombu_is_imported() -> None:
     check = "import sys, maestro_celery_plugin.report.status_view; print({'celery', 'kombu'} & set(sys.modules))"
     output = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     assert output.stdout.strip() == "set()"
+
+
+# --- failed samples of a step record that has finished ---
+
+
+@pytest.mark.parametrize("width", [80, 140])
+def test_a_step_record_that_has_finished_with_failed_samples_is_not_green(study: Study, width: int) -> None:
+    """Given 2 failed samples in a finished step record, then the page and the explanation say so in words."""
+    study.submit()
+    study.write_table(row(1, "FINISHED"))
+    for sample in range(10):
+        study.run(sample, code=int(sample < 2))
+    console = Console(file=io.StringIO(), record=True, width=width, force_terminal=True, color_system="standard")
+    status_view.show(study.reader, console)
+    text = console.export_text(styles=True)
+
+    assert text.count("FINISHED, 2 failed") == 2  # the study and the step record
+    assert "\x1b[32m" not in text, "nothing is green"
+    (title, sentences), = explain(study.plan.root)
+    assert title == "sim_X.1  FINISHED, 2 failed"
+    assert sentences[0].startswith("2 of 10 samples failed; ")
+    assert sentences[1] == (
+        f"`maestro-celery resume --failed {study.plan.root}` runs the failed samples again, and then what depends on them."
+    )
+
+
+@pytest.mark.parametrize(
+    ("samples", "sampled", "limit", "sentence"),
+    [
+        (1, False, None, "The step failed (exit code 1)."),
+        (3, True, None, "The step failed because all its samples failed."),
+        (10, True, 2, "The step failed because 3 samples failed; its `max_failures` allows 2."),
+    ],
+)
+def test_explain_says_why_failed_samples_have_failed_the_step(
+    study: Study, samples: int, sampled: bool, limit: int | None, sentence: str
+) -> None:
+    manifest = dataclasses.replace(study.submit(samples=samples, sampled=sampled), max_failures=limit)
+    manifest.write(study.plan.records / "sim" / "X.1" / "manifest.json")
+    study.write_table(row(1, "FAILED"))
+    for sample in range(min(3, samples)):
+        study.run(sample, code=1)
+
+    ((title, sentences),) = explain(study.plan.root)
+    assert title == "sim_X.1  FAILED"
+    assert sentences[0] == sentence
+    assert f"maestro-celery resume --failed {study.plan.root}` runs " in sentences[-1]
+
+
+def test_a_failed_step_record_is_failed_before_maestro_has_polled(study: Study) -> None:
+    study.submit(samples=1, sampled=False)
+    study.write_table(row(1, "RUNNING"))
+    study.run(0, code=1)
+
+    assert study.reader.read().steps[0].state == "FAILED"
+
+
+@pytest.mark.parametrize(
+    ("states", "failed", "waited", "code"),
+    [
+        (["FINISHED"], 0, False, StudyCode.WELL),
+        (["FINISHED"], 1, False, StudyCode.FAILED_SAMPLES),
+        (["FAILED"], 1, False, StudyCode.UNSUCCESSFUL),
+        (["CANCELLED"], 0, False, StudyCode.UNSUCCESSFUL),
+        (["PENDING"], 0, True, StudyCode.UNCONDUCTED),
+    ],
+)
+def test_the_exit_code_tells_how_the_study_is(
+    study: Study, states: list[str], failed: int, waited: bool, code: StudyCode
+) -> None:
+    study.submit()
+    study.write_table(*(row(number, state) for number, state in enumerate(states, 1)))
+    for sample in range(failed):
+        study.run(sample, code=1)
+    if states == ["FINISHED"]:
+        for sample in range(failed, 10):
+            study.run(sample)
+
+    assert code_of(study.reader.read(), is_to_end=waited) is code
+    with study.conductor_lock():
+        status = study.reader.read()
+        assert code_of(status, is_to_end=True) is StudyCode.RUNNING
+        assert code_of(status) is (StudyCode.FAILED_SAMPLES if failed else StudyCode.WELL)

@@ -236,3 +236,63 @@ def test_a_step_record_without_workers_has_failed():
     record.failure = "no worker starts"
 
     assert record.state(has_leases=True) is RecordState.FAILED
+
+
+# --- failed samples ----------------------------------------------------------------------------------
+
+
+def ended(*codes):
+    return [row for sample, code in enumerate(codes) for row in attempt(sample, code)]
+
+
+@pytest.mark.parametrize(
+    ("codes", "changes", "state"),
+    [
+        ([0, 1, 1], {}, RecordState.FINISHED),
+        ([1, 1, 1], {}, RecordState.FAILED),
+        ([1, 101, -9], {}, RecordState.FAILED),
+        ([1], {}, RecordState.FAILED),
+        ([1, 0, 0], {"max_failures": 0}, RecordState.FAILED),
+        ([1, 0, 0], {"max_failures": 1}, RecordState.FINISHED),
+        ([1, 1, 1], {"max_failures": 3}, RecordState.FINISHED),
+        ([102, 0, 0], {"max_failures": 3}, RecordState.FAILED),
+        ([0], {"sampled": False}, RecordState.FINISHED),
+        ([1], {"sampled": False}, RecordState.FAILED),
+        ([-9], {"sampled": False}, RecordState.FAILED),
+        ([101], {"sampled": False}, RecordState.FINISHED),
+        ([102], {"sampled": False}, RecordState.FAILED),
+        ([105], {"sampled": False}, RecordState.FINISHED),
+        ([1], {"sampled": False, "max_failures": 1}, RecordState.FINISHED),
+    ],
+)
+def test_failed_samples_decide_whether_a_step_record_has_failed(codes, changes, state):
+    record = a_record(*ended(*codes), samples=len(codes), **changes)
+
+    assert record.state(has_leases=False) is state
+
+
+def test_a_step_that_is_not_sampled_fails_after_its_last_retry():
+    """Given the exit code 104 more often than `max_retries`, then the step has failed, even after a code 101 before."""
+    retries = [row for epoch in range(2, 6) for row in attempt(0, 104, epoch)]
+    rerun = (Kind.RERUN, 0, 1)
+    record = a_record(*attempt(0, 101), rerun, *retries, samples=1, sampled=False, max_retries=2)
+
+    assert record.state(has_leases=False) is RecordState.FAILED
+
+
+def test_the_step_record_fails_at_once_when_more_samples_have_failed_than_may():
+    record = a_record(*attempt(0, 1), max_failures=1)
+    assert not record.stops_early
+
+    record.apply(entries(*attempt(5, 1)))
+    assert record.stops_early
+    assert record.state(has_leases=True) is RecordState.RUNNING
+    assert record.state(has_leases=False) is RecordState.FAILED
+
+
+def test_failures_are_not_final_while_a_machine_may_be_the_cause():
+    record = a_record(*attempt(0, 1), max_failures=0)
+    record.is_on_trial = lambda: True
+
+    assert not record.stops_early
+    assert record.state(has_leases=False) is RecordState.RUNNING
