@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from maestro_celery_plugin.maestro.reruns import RerunRequest
 from maestro_celery_plugin.maestro.resume import resume
 
 __all__ = ["command"]
@@ -14,7 +15,13 @@ __all__ = ["command"]
 
 @click.command("resume")
 @click.argument("directory", type=click.Path(path_type=Path))
-@click.option("--failed", is_flag=True, help="Run failed samples again, too.")
+@click.option("--failed", is_flag=True, help="Run failed samples again, and what depends on them.")
+@click.option(
+    "--step", "steps", metavar="NAME", multiple=True, help="Run a step again, and what follows; may be repeated."
+)
+@click.option(
+    "--keep-downstream", is_flag=True, help="With --failed or --step: run nothing again that depends on them."
+)
 @click.option("-s", "--sleeptime", default=60, show_default=True, help="Seconds between two polls of the conductor.")
 @click.option("--broker", metavar="URL", help="Broker to use. [default: the broker of the launch]")
 @click.option(
@@ -22,22 +29,31 @@ __all__ = ["command"]
 )
 @click.option("-fg", "--foreground", is_flag=True, help="Wait for the end of the study.")
 def command(
-    directory: Path, failed: bool, sleeptime: int, broker: str | None, broker_host: str | None, foreground: bool
+    directory: Path,
+    failed: bool,
+    steps: tuple[str, ...],
+    keep_downstream: bool,
+    sleeptime: int,
+    broker: str | None,
+    broker_host: str | None,
+    foreground: bool,
 ) -> None:
     """Continue the study in DIRECTORY after its conductor has died or the study was cancelled.
 
-    Finished samples do not run again.
+    Finished samples do not run again, except with --failed or --step. The command first prints what will run.
     """
-    result = resume(
+    if failed and steps:
+        raise click.UsageError("--failed and --step exclude each other.")
+    if keep_downstream and not (failed or steps):
+        raise click.UsageError("--keep-downstream needs --failed or --step.")
+    code = resume(
         directory.absolute(),
-        failed=failed,
+        request=RerunRequest(failed=failed, steps=steps, keep_downstream=keep_downstream),
         sleep_s=sleeptime,
         broker=broker,
         broker_host=broker_host,
         foreground=foreground,
     )
     if foreground:
-        sys.exit(result)
-    if failed:
-        click.echo(f"{result} failed {'sample runs' if result == 1 else 'samples run'} again.")
+        sys.exit(code)
     click.echo(f"Study resumed; `maestro-celery status {directory}` shows its progress.")

@@ -47,7 +47,9 @@ class Kind(enum.IntEnum):
     """Coordinator: the worker of the attempt at sample `start` under this epoch was lost; `code` is 1 when the
     sample cannot be the cause, for example because the conductor had ended as well."""
     RERUN = 4
-    """Coordinator: outcomes of sample `start` under this or an earlier epoch are invalid; the sample runs again."""
+    """Coordinator: outcomes of the range under this or an earlier epoch are invalid, also of finished samples; its
+    samples run again. `stop` is 0 for a range of one sample. `code` is 1 when they run `cmd`, because their inputs have
+    changed."""
     TAKEN = 5
     """Worker: a slot has taken the range; `code` is the series of the message (`claims.py`)."""
     PASSED = 6

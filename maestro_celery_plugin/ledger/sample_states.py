@@ -111,6 +111,8 @@ class SampleStates:
         # The epoch up to which losses and requests do not count, and the entries to count again when it changes.
         self._rerun_epoch = np.zeros(0, np.uint32)
         self._counted: list[Entries] = []
+        # The epoch up to which attempts do not count for the next one, which runs `cmd`.
+        self._anew_epoch = np.zeros(0, np.uint32)
         # The number of samples by outcome; None after a change.
         self._totals: list[int] | None = None
         self.has_started = False
@@ -194,10 +196,14 @@ class SampleStates:
 
     def _invalidate_ranges(self, entries: Entries) -> None:
         for entry in entries:
-            samples = np.arange(int(entry["start"]), min(int(entry["stop"]), len(self.outcome)))
-            singles = np.zeros(len(samples), entries.dtype)
-            singles["start"], singles["epoch"] = samples, entry["epoch"]
-            self._invalidate(singles)
+            self._invalidate(self._singles(entry))
+
+    def _singles(self, entry: Any) -> Entries:
+        """Return an entry for each sample in the range of an entry."""
+        start, stop = int(entry["start"]), int(entry["stop"])
+        singles = np.full(max(1, min(stop, len(self.outcome)) - start), entry)
+        singles["start"] = np.arange(start, start + len(singles))
+        return singles
 
     def _count_requests_and_losses(self, entries: Entries) -> None:
         """Count requests for another run, and losses."""
@@ -218,7 +224,11 @@ class SampleStates:
             return
         if not len(self._rerun_epoch):
             self._rerun_epoch = np.zeros(len(self.outcome), np.uint32)
+            self._anew_epoch = np.zeros(len(self.outcome), np.uint32)
+        ranges = map(self._singles, entries[entries["stop"] > 0])
+        entries = np.concatenate([entries[entries["stop"] == 0], *ranges])
         _advance(self._rerun_epoch, entries, np.ones(len(entries), bool))
+        _advance(self._anew_epoch, entries, entries["code"] == 1)
         self.losses[:] = self.requests[:] = 0
         for counted in self._counted:
             self._add(counted)
@@ -250,11 +260,14 @@ class SampleStates:
     def modes(self) -> np.ndarray[Any, Any]:
         """Return the `RunMode` of the next attempt at each sample.
 
-        The next attempt runs `restart` if an attempt has run before, except when the last one has requested `cmd`. An
+        The next attempt runs `restart` if an attempt has run before, except when the last one has requested `cmd`, or
+        when the inputs of the sample have changed since. An
         attempt that could not start does not count: a `restart` that it should have run is not forgotten.
         """
         codes = (self._last_run & np.uint64(2**32 - 1)).astype(np.int64) - _CODE_OFFSET
         modes = np.where(codes == ExitCode.RETRY, RunMode.AGAIN, RunMode.RESTART).astype(np.uint8)
+        if len(self._anew_epoch):
+            modes[self._last_run >> np.uint64(32) <= self._anew_epoch] = RunMode.AGAIN
         modes[self._last_run == 0] = RunMode.FIRST
         return modes
 

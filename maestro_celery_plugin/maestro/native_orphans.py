@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 from maestro_celery_plugin.conductor.batch_jobs import BatchJobs
 from maestro_celery_plugin.errors import AllocationError
@@ -58,6 +58,17 @@ class NativeOrphans:
             report.add_left(f"Job {job} of '{record}' may still run: {error}")
         else:
             report.add(f"Job {job} of '{record}' is cancelled.")
+
+    def may_run(self, record: str) -> bool:
+        """Tell whether a native step record still runs; True if the batch system does not say."""
+        state, system = NativeStepState(self._plan.native / quote(record, safe="")), self._system
+        job = None if state.has_finished else state.read_job()
+        if state.is_running_here or job is None or system is None:
+            return state.is_running_here
+        try:
+            return system.reports([str(job)])[str(job)].state.is_open
+        except AllocationError:
+            return True
 
     def open_jobs(self) -> Iterator[str]:
         """Yield the batch jobs that are open, or that may be open because nobody can tell."""

@@ -54,6 +54,11 @@ class NativeStepState:
         self.path.mkdir(parents=True, exist_ok=True)
         self._finished.touch()
 
+    def forget(self) -> None:
+        """Let the step record run again; its job goes first, because a job that has finished would count for it."""
+        self._job.unlink(missing_ok=True)
+        self._finished.unlink(missing_ok=True)
+
     def read_job(self) -> Any:
         """Return the batch system's identifier of the last job; None without a job."""
         return self._read()[0]

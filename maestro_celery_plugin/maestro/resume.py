@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 from filelock import FileLock, Timeout
 
 from maestro_celery_plugin import clock
@@ -16,21 +15,16 @@ from maestro_celery_plugin.broker.private import check_address, cluster_address
 from maestro_celery_plugin.config.groups import has_other_hosts
 from maestro_celery_plugin.errors import StudyError
 from maestro_celery_plugin.files import check_writable, tail
-from maestro_celery_plugin.ledger.entries import COORDINATOR, SUFFIX, Kind
-from maestro_celery_plugin.ledger.reader import read_ledger
-from maestro_celery_plugin.ledger.sample_states import SampleStates
-from maestro_celery_plugin.ledger.writer import LedgerWriter
+from maestro_celery_plugin.maestro.reruns import RerunRequest, Reruns
 from maestro_celery_plugin.processes import forget_variable
-from maestro_celery_plugin.report.exit_codes import code_of
+from maestro_celery_plugin.report.exit_codes import StudyCode, code_of
 from maestro_celery_plugin.report.reader import StatusReader
-from maestro_celery_plugin.states import Outcome
 from maestro_celery_plugin.study.conductor_lock import LOCK_LIMIT_S, file_lock, has_conductor
-from maestro_celery_plugin.study.manifest import Manifest
 from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.session import ENVIRONMENT_VARIABLE, BrokerLocation, Session
 from maestro_celery_plugin.study.study_processes import StudyProcesses
 
-__all__ = ["rerun_failed", "resume"]
+__all__ = ["resume"]
 
 _START_LIMIT_S = 30.0
 _IS_CONDUCTED = (
@@ -42,26 +36,26 @@ _IS_CONDUCTED = (
 def resume(
     directory: Path,
     *,
-    failed: bool,
+    request: RerunRequest,
     sleep_s: int,
     broker: str | None,
     broker_host: str | None = None,
     foreground: bool,
-) -> int:
-    """Start a new conductor for a study.
+) -> StudyCode:
+    """Start a new conductor for a study; print before what it will run.
 
-    Finished step records and finished samples do not run again.
+    Step records and samples that have finished run again only on request, or if what they depend on runs again.
 
     Args:
         directory: The study's workspace.
-        failed: Whether failed samples run again.
+        request: What runs again.
         sleep_s: Seconds between two polls of the conductor.
         broker: Broker URL; None for the broker of the launch.
         broker_host: Address of this machine at which compute nodes reach the private broker; None for the default.
         foreground: Whether to wait for the end of the conductor.
 
     Returns:
-        The number of failed samples that will run again; in the foreground, a `StudyCode`.
+        How the study is at the end of the conductor; `StudyCode.WELL` if nobody waits for it.
 
     Raises:
         StudyError: the directory is not that of an ensemble study, its conductor is alive, or no new one starts.
@@ -75,26 +69,27 @@ def resume(
             check_writable(place)  # otherwise the new conductor could record nothing, and would end at once
     try:
         with FileLock(plan.info / "resume.lock").acquire(timeout=0):
-            rerun = _prepare(plan, broker, broker_host, failed=failed)
+            _prepare(plan, broker, broker_host, request)
             process = _start_conductor(plan, sleep_s)
             _await_conductor(plan, process)
     except Timeout as cause:
         raise StudyError(_IS_CONDUCTED.format(study=plan.root)) from cause
     if not foreground:
-        return rerun
+        return StudyCode.WELL
     process.wait()
     return code_of(StatusReader(plan.root).read(), is_to_end=True)
 
 
-def _prepare(plan: StudyPlan, broker: str | None, broker_host: str | None, *, failed: bool) -> int:
-    """Prepare a study for a new conductor; return how many failed samples will run again.
+def _prepare(plan: StudyPlan, broker: str | None, broker_host: str | None, request: RerunRequest) -> None:
+    """Prepare a study for a new conductor.
 
     Raises:
         Timeout: a conductor of the study is alive.
         BrokerError: the broker cannot be used.
+        StudyError: what was requested cannot run again.
     """
     with file_lock(plan).acquire(timeout=LOCK_LIMIT_S):
-        session = Session(plan.session)
+        session, reruns = Session(plan.session), Reruns(plan, request)
         if plan.settings.needs_workers:
             _prepare_broker(session, broker)
         if broker_host or has_other_hosts(plan.settings):
@@ -102,9 +97,19 @@ def _prepare(plan: StudyPlan, broker: str | None, broker_host: str | None, *, fa
             check_address(host)
             session.write_broker_host(host)
         _end_leftovers(plan)
+        _announce(reruns)
+        reruns.record()
         plan.cancel_request.unlink(missing_ok=True)
         session.revoke_stop()
-        return rerun_failed(plan) if failed else 0
+
+
+def _announce(reruns: Reruns) -> None:
+    """Print what will run, so that a user sees it before it does."""
+    sentences = reruns.sentences()
+    print("This will run:" if sentences else "Nothing remains to run.")
+    for sentence in sentences:
+        print(f"  {sentence}")
+    sys.stdout.flush()
 
 
 def _end_leftovers(plan: StudyPlan) -> None:
@@ -137,22 +142,6 @@ def _prepare_broker(session: Session, url: str | None) -> None:
     forget_variable(ENVIRONMENT_VARIABLE)  # Maestro stores the environment, and samples inherit it
     if choice.url:
         session.write_broker(BrokerLocation(url=choice.url))
-
-
-def rerun_failed(plan: StudyPlan) -> int:
-    """Record in the ledger that the failed samples of a study run again; return the number of these samples."""
-    entries = read_ledger(plan.ledger, plan.number)
-    writer = LedgerWriter(plan.ledger / f"{COORDINATOR}{SUFFIX}", plan.number)
-    count = 0
-    for manifest in Manifest.read_all(plan.records):
-        samples = SampleStates(manifest.samples, manifest.max_retries)
-        samples.apply(entries[entries["record"] == manifest.number])
-        failed = np.flatnonzero(np.isin(samples.outcome, (Outcome.FAILED, Outcome.HARD_FAILED)))
-        for sample in failed:
-            writer.append(Kind.RERUN, manifest.number, samples.last_epoch(int(sample)), int(sample))
-        count += len(failed)
-    writer.close()
-    return count
 
 
 def _conductor() -> str:

@@ -498,3 +498,44 @@ def test_cancel_while_maestro_submits_step_records(run):
     assert 1 <= len(manifests) < count
     assert set(study.states().values()) == {"CANCELLED"}
     assert len(study.states()) == count
+
+
+def test_what_depends_on_a_repaired_sample_runs_again(run, tmp_path):
+    """Given a failed sample on which other steps have run, when it is repaired, then they run again on all samples."""
+    study = run(
+        """
+        description: {name: stale, description: d}
+        study:
+          - {name: sim, description: d, run: {cmd: "[ $(X) != 2 ] || [ -e $(SPECROOT)/fixed ] && echo $(X) > v.txt"}}
+          - name: copy
+            description: d
+            run: {cmd: "echo run >> runs; cat $(sim.workspace)/$(MERLIN_SAMPLE_PATH)/v.txt > $(X).txt", depends: [sim]}
+          - name: collect
+            description: d
+            run: {cmd: "cat $(sim.workspace)/$(MERLIN_GLOB_PATH)v.txt > all.txt", restart: "exit 9", depends: [sim]}
+        merlin:
+          samples:
+            generate: {cmd: "seq 1 3 > $(MERLIN_INFO)/x.csv"}
+            file: $(MERLIN_INFO)/x.csv
+            column_labels: [X]
+        """,
+        foreground=True,
+    )
+    assert study.code == 1
+    assert study.outputs("collect/all.txt") == ["1\n3\n"]
+    (tmp_path / "fixed").touch()
+
+    answer = study.command("maestro-celery", "resume", "-fg", "--failed", str(study.path))
+
+    assert answer.returncode == 0, answer.stderr
+    assert study.outputs("collect/all.txt") == ["1\n2\n3\n"]
+    assert study.outputs("copy/*/runs") == ["run\n", "run\nrun\n", "run\n"]
+    assert "  sim: 1 failed sample again\n" in answer.stdout
+    assert "  copy: 1 sample again because of changed inputs\n" in answer.stdout
+    assert "  collect: 1 step record again because of changed inputs\n" in answer.stdout
+
+    answer = study.command("maestro-celery", "resume", "-fg", "--step", "copy", str(study.path))
+
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stdout.startswith("This will run:\n  copy: 3 samples again\n")
+    assert study.outputs("copy/*/runs") == ["run\nrun\n", "run\nrun\nrun\n", "run\nrun\n"]

@@ -1,19 +1,14 @@
-"""Resume: it refuses a directory without an ensemble study and a study with a live conductor; failed samples run again."""
+"""Resume: it refuses a directory without an ensemble study and a study with a live conductor."""
 
 from __future__ import annotations
 
 import pytest
 import yaml
 from click.testing import CliRunner
-from ensembles import a_manifest, a_study, states_of
+from ensembles import a_study
 from filelock import FileLock
 
 from maestro_celery_plugin.cli import main
-from maestro_celery_plugin.ledger.entries import Kind
-from maestro_celery_plugin.ledger.reader import read_ledger
-from maestro_celery_plugin.ledger.writer import LedgerWriter
-from maestro_celery_plugin.maestro.resume import rerun_failed
-from maestro_celery_plugin.states import Outcome
 from maestro_celery_plugin.study.session import Session
 
 
@@ -70,37 +65,15 @@ def test_a_study_with_a_live_conductor_is_refused(tmp_path, monkeypatch):
     assert f"`maestro cancel {plan.root}` cancels the study." in text
 
 
-# --- failed samples ----------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["--failed", "--step", "sim"], "--failed and --step exclude each other."),
+        (["--keep-downstream"], "--keep-downstream needs --failed or --step."),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(tmp_path, options, text):
+    answer = CliRunner().invoke(main, ["resume", *options, str(tmp_path)])
 
-CODES = (0, 1, 102, 104, -9, 105)
-
-
-@pytest.mark.parametrize("worker", ["a-1", "w-1"])  # a reader reads its file before or after that of the coordinator
-def test_only_failed_samples_run_again(tmp_path, worker):
-    plan, manifest = a_study(tmp_path / "study")
-    a_manifest(plan.root, number=2).write(plan.records / "sim" / "X.2" / "manifest.json")
-    coordinator = LedgerWriter(plan.ledger / "coordinator.ledger")
-    coordinator.append(Kind.SENT, 1, 3, 0, 10)
-    coordinator.close()
-    writer = LedgerWriter(plan.ledger / f"{worker}.ledger")
-    for sample, code in enumerate(CODES):
-        writer.append(Kind.STARTED, 1, 3, sample)
-        writer.append(Kind.ENDED, 1, 3, sample, code=code)
-    writer.append(Kind.ENDED, 2, 1, 7, code=1)
-
-    assert rerun_failed(plan) == 4
-
-    entries = read_ledger(plan.ledger)
-    reopened = entries[entries["kind"] == Kind.RERUN]
-    pairs = list(zip(reopened["record"].tolist(), reopened["start"].tolist(), reopened["epoch"].tolist(), strict=True))
-    assert pairs[:3] == [(1, 1, 3), (1, 2, 3), (1, 4, 3)]
-    assert pairs[3][:2] == (2, 7)
-    states = states_of(manifest)
-    states.apply(entries[entries["record"] == 1])
-    expected = [Outcome.FINISHED, Outcome.OPEN, Outcome.OPEN, Outcome.OPEN, Outcome.OPEN, Outcome.STOPPED_STUDY]
-    assert states.outcome[:6].tolist() == expected
-
-    writer.append(Kind.ENDED, 1, 4, 1, code=0)
-    writer.append(Kind.ENDED, 1, 4, 2, code=1)
-    writer.close()
-    assert rerun_failed(plan) == 1  # sample 2, which failed again
+    assert answer.exit_code == 2
+    assert text in answer.stderr

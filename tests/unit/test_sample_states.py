@@ -362,3 +362,17 @@ def test_a_step_record_is_complete_when_every_sample_has_an_outcome():
 
     assert states.is_complete
     assert Counter(states.outcome.tolist()) == {Outcome.FINISHED: 1, Outcome.FAILED: 1, Outcome.HARD_FAILED: 1}
+
+
+# --- samples with changed inputs ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_range_of_finished_samples_runs_again_with_cmd(order):
+    rows = [*attempt(1, 0, 0), *attempt(1, 0, 1), *attempt(1, 0, 2), *attempt(1, 100, 3), (RERUN, 1, 2, 1, 4)]
+    states = states_after(*rows[::order])
+
+    assert states.outcome[:4].tolist() == [Outcome.FINISHED, Outcome.OPEN, Outcome.OPEN, Outcome.OPEN]
+    assert states.modes()[:5].tolist() == [RunMode.RESTART, RunMode.AGAIN, RunMode.AGAIN, RunMode.AGAIN, RunMode.FIRST]
+    states.apply(entries(*attempt(3, 100, 1)))
+    assert states.modes()[1:3].tolist() == [RunMode.RESTART, RunMode.AGAIN]

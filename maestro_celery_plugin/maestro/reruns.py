@@ -1,0 +1,256 @@
+"""Reruns: the samples and native steps that run again when a study is resumed, and what depends on them.
+
+A user asks for the first of them: the failed samples, or all samples of a step. What depends on a sample that runs
+again runs again as well, because its inputs change.
+
+The ledger records reruns, so that a conductor that dies does not forget them. They are recorded against the direction
+of the dependencies: if this process dies in between, the failed samples are still failed, so that the same request does
+the rest, and no result that was computed from them counts as that of the repaired samples.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeAlias
+from urllib.parse import quote
+
+import numpy as np
+
+from maestro_celery_plugin.conductor.step_record import ranges_of
+from maestro_celery_plugin.config.schema_errors import nearest
+from maestro_celery_plugin.errors import StudyError
+from maestro_celery_plugin.ledger.entries import COORDINATOR, SUFFIX, Kind
+from maestro_celery_plugin.ledger.reader import read_ledger
+from maestro_celery_plugin.ledger.sample_states import SampleStates
+from maestro_celery_plugin.ledger.writer import LedgerWriter
+from maestro_celery_plugin.maestro.native_orphans import NativeOrphans
+from maestro_celery_plugin.maestro.native_step_state import NativeStepState
+from maestro_celery_plugin.maestro.step_graph import GraphNode, graph_of, load_study
+from maestro_celery_plugin.states import Outcome
+from maestro_celery_plugin.study.manifest import Manifest
+from maestro_celery_plugin.study.plan import StudyPlan
+
+__all__ = ["Cause", "RerunRequest", "Reruns"]
+
+Mask: TypeAlias = np.ndarray[Any, np.dtype[np.bool_]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RerunRequest:
+    """What a user asks to run again.
+
+    Attributes:
+        failed: Whether all failed samples run again.
+        steps: Names of steps, or of step records, that run again as a whole.
+        keep_downstream: Whether what depends on them does not run again.
+    """
+
+    failed: bool = False
+    steps: tuple[str, ...] = ()
+    keep_downstream: bool = False
+
+
+class Cause(enum.IntEnum):
+    """Why a sample runs again. If there are several causes, the higher one counts."""
+
+    NONE = 0
+    """It does not run again."""
+    FAILED = 1
+    """It has failed; it runs `restart`."""
+    REQUESTED = 2
+    """A user has named its step; it runs `cmd`."""
+    CHANGED = 3
+    """What it depends on runs again; it runs `cmd`."""
+
+
+class _Record:
+    """A step record: its samples, and why they run again."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self.manifest = manifest
+        self.samples = SampleStates(manifest.samples, manifest.max_retries)
+        self.causes = np.zeros(manifest.samples, np.uint8)
+
+    @property
+    def anew(self) -> Mask:
+        """A mask of the samples that run `cmd`."""
+        return self.causes > Cause.FAILED
+
+    def add(self, cause: Cause, mask: Mask) -> None:
+        """Let samples run again."""
+        np.maximum(self.causes, np.where(mask, np.uint8(cause), np.uint8(0)), out=self.causes)
+
+    def record(self, ledger: LedgerWriter) -> None:
+        """Record in the ledger which samples run again."""
+        samples, number = self.samples, self.manifest.number
+        for sample in np.flatnonzero(self.causes == Cause.FAILED).tolist():
+            ledger.append(Kind.RERUN, number, samples.last_epoch(sample), sample)
+        if not self.anew.any():
+            return
+        # A live worker must neither begin nor end a sample with the inputs of before.
+        epoch = max(samples.epoch, int(samples.started.max()), int(samples.ended.max())) + 1
+        ledger.append(Kind.CANCELLED, number, epoch, 0, self.manifest.samples)
+        has_begun = (samples.outcome != Outcome.OPEN) | (samples.started > 0)
+        for start, stop in ranges_of(self.anew & has_begun, self.anew & ~has_begun):
+            ledger.append(Kind.RERUN, number, epoch, start, stop, code=1)
+
+
+class Reruns:
+    """What runs again in a study without a conductor.
+
+    Args:
+        plan: The study.
+        request: What a user asks to run again.
+
+    Raises:
+        StudyError: a step does not exist, the graph cannot be read, or a native step cannot run again now.
+    """
+
+    def __init__(self, plan: StudyPlan, request: RerunRequest) -> None:
+        self._plan = plan
+        self._records = {record.manifest.name: record for record in _records_of(plan)}
+        self._native: dict[str, GraphNode] = {}
+        self._nodes: list[GraphNode] = []
+        if request.failed:
+            for record in self._records.values():
+                failed = np.isin(record.samples.outcome, (Outcome.FAILED, Outcome.HARD_FAILED))
+                record.add(Cause.FAILED, failed)
+        if request.steps or (self.names and not request.keep_downstream):
+            self._nodes = graph_of(load_study(plan.root))
+            self._add_steps(request.steps)
+        if not request.keep_downstream:
+            self._add_dependents()
+        self._check_native()
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the step records of which something runs again."""
+        return [name for name, record in self._records.items() if record.causes.any()] + list(self._native)
+
+    def _add_steps(self, names: Iterable[str]) -> None:
+        """Let whole steps run again; one that was not submitted runs in any case."""
+        known = {name for node in self._nodes for name in (node.step, node.name)}
+        for name in names:
+            if name not in known:
+                steps = list(dict.fromkeys(node.step for node in self._nodes))
+                raise StudyError(f"--step: the study has no step '{name}'; {nearest(name, steps)}")
+        for node in self._nodes:
+            if node.step in names or node.name in names:
+                self._add(node, Cause.REQUESTED, None)
+
+    def _add(self, node: GraphNode, cause: Cause, mask: Mask | None) -> None:
+        """Let samples of a step record run again; None for all."""
+        record = self._records.get(node.name)
+        if node.is_native:
+            self._native[node.name] = node
+        elif record is not None:
+            record.add(cause, np.ones(record.manifest.samples, bool) if mask is None else mask)
+
+    def _add_dependents(self) -> None:
+        """Let run again what depends on samples that run again; the nodes follow the dependencies."""
+        by_name = {node.name: node for node in self._nodes}
+        for node in self._nodes:
+            for parent in (by_name[name] for name in node.parents):
+                changed = self._changed(parent)
+                if changed is not None and changed.any():
+                    self._add(node, Cause.CHANGED, changed if node.reads_one_sample_of(parent) else None)
+
+    def _changed(self, node: GraphNode) -> Mask | None:
+        """Return a mask of the samples of a step record that run again; None for a record that was not submitted."""
+        if node.is_native:
+            return np.array([node.name in self._native])
+        return self._records[node.name].causes > 0 if node.name in self._records else None
+
+    def _check_native(self) -> None:
+        """Check that no native step that must run again still runs, with the inputs of before.
+
+        Raises:
+            StudyError: one of them may still run.
+        """
+        orphans = NativeOrphans(self._plan)
+        for name in self._native:
+            if orphans.may_run(name):
+                raise StudyError(
+                    f"'{name}' must run again, but its batch job or script may still run; end it with `maestro cancel "
+                    f"{self._plan.root}`, and resume again."
+                )
+
+    def _state_of(self, name: str) -> NativeStepState:
+        return NativeStepState(self._plan.native / quote(name, safe=""))
+
+    # --- for the user ---
+
+    def sentences(self) -> list[str]:
+        """Return what will run, one sentence for each step; the first steps to run come first."""
+        steps, records = self._plan.settings.steps, defaultdict(list)
+        for record in self._records.values():
+            records[record.manifest.step].append(record)
+        native = {node.step for node in self._native.values()}
+        sentences = []
+        for step in dict.fromkeys((*(node.step for node in self._nodes), *records, *steps)):
+            parts = list(_parts(records[step]))
+            if step in native:
+                parts.append("again")
+            if not records[step] and steps[step].queues:
+                parts.append("for the first time")
+            if parts:
+                sentences.append(f"{step}: {', '.join(parts)}")
+        return sentences
+
+    # --- recording ---
+
+    def record(self) -> None:
+        """Record what runs again; afterwards a resume without a request runs it.
+
+        Raises:
+            LedgerError: the ledger cannot be written.
+            OSError: the state of a native step cannot be changed.
+        """
+        names = [node.name for node in self._nodes] or list(self._records)
+        if not self.names:
+            return
+        path = self._plan.ledger / f"{COORDINATOR}{SUFFIX}"
+        ledger = LedgerWriter(path, self._plan.number, to_disk=True)
+        try:
+            for name in reversed(names):
+                if name in self._native:
+                    self._state_of(name).forget()
+                elif name in self._records:
+                    self._records[name].record(ledger)
+            ledger.flush()
+        finally:
+            ledger.close()
+
+
+def _records_of(plan: StudyPlan) -> list[_Record]:
+    """Return all step records that were submitted, with the states of their samples."""
+    records = {manifest.number: _Record(manifest) for manifest in Manifest.read_all(plan.records)}
+    entries = read_ledger(plan.ledger, plan.number)
+    entries = entries[np.argsort(entries["record"], kind="stable")]
+    edges = np.flatnonzero(np.diff(entries["record"])) + 1
+    for part in np.split(entries, edges) if len(entries) else ():
+        if int(part["record"][0]) in records:
+            records[int(part["record"][0])].samples.apply(part)
+    return list(records.values())
+
+
+def _parts(records: list[_Record]) -> Iterator[str]:
+    """Yield how many samples of a step run, by cause."""
+    if not records:
+        return
+    noun = "sample" if records[0].manifest.sampled else "step record"
+    causes = np.concatenate([record.causes for record in records])
+    is_open = np.concatenate([record.samples.outcome for record in records]) == Outcome.OPEN
+    counts = np.bincount(causes, minlength=len(Cause))
+    yield from _part(int(counts[Cause.FAILED]), f"failed {noun}", "again")
+    yield from _part(int(counts[Cause.REQUESTED]), noun, "again")
+    yield from _part(int(counts[Cause.CHANGED]), noun, "again because of changed inputs")
+    yield from _part(int((is_open & (causes == Cause.NONE)).sum()), f"remaining {noun}", "")
+
+
+def _part(count: int, noun: str, words: str) -> Iterator[str]:
+    if count:
+        yield f"{count} {noun}{'' if count == 1 else 's'} {words}".rstrip()
