@@ -22,6 +22,14 @@ __all__ = ["command"]
 @click.option(
     "--keep-downstream", is_flag=True, help="With --failed or --step: run nothing again that depends on them."
 )
+@click.option(
+    "--spec",
+    "specification",
+    metavar="FILE",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Corrected specification; failed steps run again, and what has not finished uses its commands, resources and "
+    "worker arguments.",
+)
 @click.option("-s", "--sleeptime", default=60, show_default=True, help="Seconds between two polls of the conductor.")
 @click.option("--broker", metavar="URL", help="Broker to use. [default: the broker of the launch]")
 @click.option(
@@ -33,6 +41,7 @@ def command(
     failed: bool,
     steps: tuple[str, ...],
     keep_downstream: bool,
+    specification: Path | None,
     sleeptime: int,
     broker: str | None,
     broker_host: str | None,
@@ -48,7 +57,10 @@ def command(
         raise click.UsageError("--keep-downstream needs --failed or --step.")
     code = resume(
         directory.absolute(),
-        request=RerunRequest(failed=failed, steps=steps, keep_downstream=keep_downstream),
+        request=RerunRequest(
+            failed=failed, failed_steps=specification is not None, steps=steps, keep_downstream=keep_downstream
+        ),
+        specification=specification,
         sleep_s=sleeptime,
         broker=broker,
         broker_host=broker_host,

@@ -25,7 +25,7 @@ from maestro_celery_plugin.study.session import Session
 from maestro_celery_plugin.study.study_processes import StudyProcesses
 from maestro_celery_plugin.study.worker_identity import is_pool_process
 
-__all__ = ["cancel_all", "cancel_orphans", "workers_elsewhere"]
+__all__ = ["cancel_all", "cancel_orphans", "end_leftovers", "workers_elsewhere"]
 
 # The exit code of Maestro's part if the user has agreed, but a request cannot be written (maestro.py:153).
 _NOT_WRITTEN = -1
@@ -142,7 +142,7 @@ def cancel_orphans(plan: StudyPlan) -> CancelReport:
     report = CancelReport()
     if has_conductor(plan) or not plan.session.exists():
         return report
-    _cancel(plan, report)
+    end_leftovers(plan, report)
     if report.sentences:
         report.sentences.insert(0, "This study has no conductor. What it has left is cancelled:")
         report.add(f"`maestro-celery resume {plan.root}` would continue it.")
@@ -151,7 +151,7 @@ def cancel_orphans(plan: StudyPlan) -> CancelReport:
     return report
 
 
-def _cancel(plan: StudyPlan, report: CancelReport) -> None:
+def end_leftovers(plan: StudyPlan, report: CancelReport) -> None:
     """End what a dead conductor has left; an error of one part does not stop the others."""
     session = Session(plan.session)
     with report.part("Workers on other machines cannot be asked to end"):

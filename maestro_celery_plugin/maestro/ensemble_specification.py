@@ -141,7 +141,8 @@ class EnsembleSpecification(YAMLSpecification):  # type: ignore[misc]
     def get_study_environment(self) -> Any:
         """Return Maestro's environment, with the samples and the session as a dependency."""
         environment = super().get_study_environment()
-        environment.add(EnsembleDependency(self.ensemble, self.batch))
+        path = Path(self.path).absolute() if self.path else None
+        environment.add(EnsembleDependency(self.ensemble, self.batch, path))
         return environment
 
     def get_study_steps(self) -> list[Any]:

@@ -100,12 +100,13 @@ class EnsembleDependency(Dependency):  # type: ignore[misc]
     Args:
         settings: The settings of the study.
         batch: The batch dictionary that Maestro will store; `acquire` completes it.
+        specification: The specification; None for one from a stream.
     """
 
     name = "merlin samples"
 
-    def __init__(self, settings: EnsembleSettings, batch: dict[str, Any]) -> None:
-        self._settings, self._batch = settings, batch
+    def __init__(self, settings: EnsembleSettings, batch: dict[str, Any], specification: Path | None = None) -> None:
+        self._settings, self._batch, self._specification = settings, batch, specification
         self._is_acquired = False
 
     def __getstate__(self) -> dict[str, Any]:
@@ -141,7 +142,11 @@ class EnsembleDependency(Dependency):  # type: ignore[misc]
     def _acquire(self, root: Path, values: dict[str, str]) -> None:
         _check_path(root, self._settings)
         plan = StudyPlan(
-            root=root, timestamp=_timestamp(root), settings=self._settings, id=f"{secrets.randbits(64):016x}"
+            root=root,
+            timestamp=_timestamp(root),
+            settings=self._settings,
+            id=f"{secrets.randbits(64):016x}",
+            specification=self._specification,
         )
         plan.info.mkdir(parents=True, exist_ok=True)
         if self._settings.samples:

@@ -30,6 +30,7 @@ from maestro_celery_plugin.maestro.native_orphans import NativeOrphans
 from maestro_celery_plugin.maestro.native_step_state import NativeStepState
 from maestro_celery_plugin.maestro.step_graph import GraphNode, graph_of, load_study
 from maestro_celery_plugin.states import Outcome
+from maestro_celery_plugin.study.failures import has_failed
 from maestro_celery_plugin.study.manifest import Manifest
 from maestro_celery_plugin.study.plan import StudyPlan
 
@@ -44,11 +45,13 @@ class RerunRequest:
 
     Attributes:
         failed: Whether all failed samples run again.
+        failed_steps: Whether the failed samples of step records that have failed run again.
         steps: Names of steps, or of step records, that run again as a whole.
         keep_downstream: Whether what depends on them does not run again.
     """
 
     failed: bool = False
+    failed_steps: bool = False
     steps: tuple[str, ...] = ()
     keep_downstream: bool = False
 
@@ -114,8 +117,8 @@ class Reruns:
         self._records = {record.manifest.name: record for record in _records_of(plan)}
         self._native: dict[str, GraphNode] = {}
         self._nodes: list[GraphNode] = []
-        if request.failed:
-            for record in self._records.values():
+        for record in self._records.values():
+            if request.failed or (request.failed_steps and has_failed(record.manifest, record.samples)):
                 failed = np.isin(record.samples.outcome, (Outcome.FAILED, Outcome.HARD_FAILED))
                 record.add(Cause.FAILED, failed)
         if request.steps or (self.names and not request.keep_downstream):

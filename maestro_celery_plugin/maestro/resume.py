@@ -15,11 +15,15 @@ from maestro_celery_plugin.broker.private import check_address, cluster_address
 from maestro_celery_plugin.config.groups import has_other_hosts
 from maestro_celery_plugin.errors import StudyError
 from maestro_celery_plugin.files import check_writable, tail
+from maestro_celery_plugin.maestro.cancel import end_leftovers, workers_elsewhere
+from maestro_celery_plugin.maestro.cancel_report import CancelReport
+from maestro_celery_plugin.maestro.correction import Correction, check_complete, note_of_change, words_of
 from maestro_celery_plugin.maestro.reruns import RerunRequest, Reruns
 from maestro_celery_plugin.processes import forget_variable
 from maestro_celery_plugin.report.exit_codes import StudyCode, code_of
 from maestro_celery_plugin.report.reader import StatusReader
 from maestro_celery_plugin.study.conductor_lock import LOCK_LIMIT_S, file_lock, has_conductor
+from maestro_celery_plugin.study.heartbeats import SILENCE_LIMIT_S
 from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.session import ENVIRONMENT_VARIABLE, BrokerLocation, Session
 from maestro_celery_plugin.study.study_processes import StudyProcesses
@@ -37,6 +41,7 @@ def resume(
     directory: Path,
     *,
     request: RerunRequest,
+    specification: Path | None = None,
     sleep_s: int,
     broker: str | None,
     broker_host: str | None = None,
@@ -49,6 +54,7 @@ def resume(
     Args:
         directory: The study's workspace.
         request: What runs again.
+        specification: A corrected specification; None to keep that of the study.
         sleep_s: Seconds between two polls of the conductor.
         broker: Broker URL; None for the broker of the launch.
         broker_host: Address of this machine at which compute nodes reach the private broker; None for the default.
@@ -69,6 +75,7 @@ def resume(
             check_writable(place)  # otherwise the new conductor could record nothing, and would end at once
     try:
         with FileLock(plan.info / "resume.lock").acquire(timeout=0):
+            plan = _with_correction(plan, specification)
             _prepare(plan, broker, broker_host, request)
             process = _start_conductor(plan, sleep_s)
             _await_conductor(plan, process)
@@ -78,6 +85,48 @@ def resume(
         return StudyCode.WELL
     process.wait()
     return code_of(StatusReader(plan.root).read(), is_to_end=True)
+
+
+def _with_correction(plan: StudyPlan, specification: Path | None) -> StudyPlan:
+    """Return the plan of a study that has taken a corrected specification, if there is one.
+
+    The workers that are left know the specification of before, so they end first.
+
+    Raises:
+        Timeout: a conductor of the study is alive.
+        SpecificationError: the study cannot take the specification.
+        StudyError: a correction was interrupted before, or the workers do not end.
+    """
+    if specification is None:
+        check_complete(plan)
+        note = note_of_change(plan)
+        if note:
+            print(f"maestro-celery: note: {note}", file=sys.stderr)
+        return plan
+    correction = Correction(plan, specification)
+    if has_conductor(plan):
+        raise Timeout(str(plan.conductor_lock))
+    _end_workers(plan)
+    with file_lock(plan).acquire(timeout=LOCK_LIMIT_S):
+        plan = correction.apply()
+    print(f"Changed in the specification: {words_of(correction.changes) or 'nothing'}.")
+    return plan
+
+
+def _end_workers(plan: StudyPlan) -> None:
+    """End the workers and the batch jobs of an earlier conductor.
+
+    Raises:
+        StudyError: something may still run.
+    """
+    report, session = CancelReport(), Session(plan.session)
+    end_leftovers(plan, report)
+    clock.wait_until(lambda: not workers_elsewhere(session), SILENCE_LIMIT_S + _START_LIMIT_S, interval_s=0.5)
+    if not report.is_complete or workers_elsewhere(session):
+        raise StudyError(
+            f"The workers of '{plan.root}' know the specification of before, and may still run: "
+            f"{' '.join(report.sentences)} End them, and resume again."
+        )
 
 
 def _prepare(plan: StudyPlan, broker: str | None, broker_host: str | None, request: RerunRequest) -> None:

@@ -179,7 +179,7 @@ class _Explanation:
         if reason is not None and reason.is_failure:
             return (
                 f"{words}; correct the cause, then {self._resume} runs them. The study keeps the specification of its "
-                "launch: to use another specification, launch a new study."
+                "launch: `--spec FILE` takes a corrected one."
             )
         times = "1 restart" if step.restarts == 1 else f"{step.restarts} restarts"
         restarts = f" after {times} (`maestro run -r` sets their limit)" if step.restarts else ""

@@ -13,6 +13,7 @@ The plugin writes to the directory ``merlin_info`` of the study:
       plain/<step record>/          state of a native step, which Maestro runs
       workers/<worker>.log
       allocations/<name>/<number>/  batch script, output and state of an allocation
+      specifications/               all versions of a corrected specification (`maestro/correction.py`)
       conductor.lock                locked while a conductor lives
       reasons.json                  why step records do not run or have ended
       refusals.json                 why step records could not be submitted
@@ -52,6 +53,7 @@ class StudyPlan:
         settings: The settings of the study.
         table: The sample table; None for a study without samples.
         rows: Number of samples; 0 without a table.
+        specification: The specification, outside of the study; None for a study of an earlier release.
     """
 
     root: Path
@@ -60,6 +62,7 @@ class StudyPlan:
     table: Path | None = None
     rows: int = 0
     id: str = "0"
+    specification: Path | None = None
 
     def to_batch(self) -> dict[str, Any]:
         """Return the plan as Maestro's batch dictionary."""
@@ -72,6 +75,7 @@ class StudyPlan:
             "table": str(self.table) if self.table else None,
             "rows": self.rows,
             "settings": conversion.to_dict(self.settings),
+            "specification": str(self.specification) if self.specification else None,
         }
 
     @classmethod
@@ -84,6 +88,7 @@ class StudyPlan:
             settings=conversion.from_dict(EnsembleSettings, batch["settings"]),
             table=Path(batch["table"]) if batch["table"] else None,
             rows=batch["rows"],
+            specification=Path(batch["specification"]) if batch.get("specification") else None,
         )
 
     @classmethod

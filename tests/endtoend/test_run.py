@@ -539,3 +539,32 @@ def test_what_depends_on_a_repaired_sample_runs_again(run, tmp_path):
     assert answer.returncode == 0, answer.stderr
     assert answer.stdout.startswith("This will run:\n  copy: 3 samples again\n")
     assert study.outputs("copy/*/runs") == ["run\nrun\n", "run\nrun\nrun\n", "run\nrun\n"]
+
+
+def test_a_study_takes_a_corrected_specification(run, tmp_path):
+    """Given a failed step and a worker that is left, when the specification is corrected, then the study finishes."""
+    spec = """
+        description: {name: fix, description: d}
+        study:
+          - {name: prep, description: d, run: {cmd: "echo mesh > mesh.txt; false"}}
+          - {name: sim, description: d, run: {cmd: "cat $(prep.workspace)/mesh.txt; echo $(X)", depends: [prep]}}
+        merlin:
+          resources: {workers: {w: {args: --concurrency 1}}}
+          samples:
+            generate: {cmd: "seq 1 3 > $(MERLIN_INFO)/x.csv"}
+            file: $(MERLIN_INFO)/x.csv
+            column_labels: [X]
+        """
+    study = run(spec, foreground=True)
+    assert study.states() == {"prep": "FAILED", "sim": "FAILED"}
+    (tmp_path / "study.yaml").write_text(textwrap.dedent(spec.replace("; false", "").replace("concurrency 1", "concurrency 2")))
+
+    answer = study.command("maestro-celery", "resume", "-fg", str(study.path))
+    assert answer.returncode == 2
+    assert "study.yaml' has changed since the launch (study.prep.run.cmd, merlin.resources.workers.w.args), but the " in answer.stderr
+    answer = study.command("maestro-celery", "resume", "-fg", "--spec", str(tmp_path / "study.yaml"), str(study.path))
+
+    assert answer.returncode == 0, answer.stderr
+    assert "Changed in the specification: study.prep.run.cmd, merlin.resources.workers.w.args.\nThis will run:\n" in answer.stdout
+    assert study.states() == {"prep": "FINISHED", "sim": "FINISHED"}
+    assert study.outputs("sim/*/sim.out") == ["mesh\n1\n", "mesh\n2\n", "mesh\n3\n"]
