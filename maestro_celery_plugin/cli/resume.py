@@ -19,9 +19,7 @@ __all__ = ["command"]
 @click.option(
     "--step", "steps", metavar="NAME", multiple=True, help="Run a step again, and what follows; may be repeated."
 )
-@click.option(
-    "--keep-downstream", is_flag=True, help="With --failed or --step: run nothing again that depends on them."
-)
+@click.option("--keep-downstream", is_flag=True, help="Run nothing again that depends on samples that run again.")
 @click.option(
     "--spec",
     "specification",
@@ -53,8 +51,6 @@ def command(
     """
     if failed and steps:
         raise click.UsageError("--failed and --step exclude each other.")
-    if keep_downstream and not (failed or steps):
-        raise click.UsageError("--keep-downstream needs --failed or --step.")
     code = resume(
         directory.absolute(),
         request=RerunRequest(

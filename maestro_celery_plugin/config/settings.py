@@ -285,6 +285,9 @@ class EnsembleSettings:
     resources: ResourceSettings = Field(description="The worker groups.")
     samples: SampleSettings | None = Field(default=None, description="The sample table.")
     steps: dict[str, StepFacts] = Field(default_factory=dict, description="The properties of each step, by name.")
+    finished_markers: bool = Field(
+        default=False, description="Whether a file MERLIN_FINISHED marks each finished sample, because a step uses it."
+    )
 
     @property
     def needs_workers(self) -> bool:

@@ -88,7 +88,10 @@ class Correction:
         Raises:
             OSError: a file of the study cannot be written; the next resume says that this must be repeated.
         """
-        versions, settings = _versions_of(self._plan), self._specification.ensemble
+        # The samples that have finished have no marker if the specification of the launch did not mention it.
+        markers = self._plan.settings.finished_markers
+        settings = dataclasses.replace(self._specification.ensemble, finished_markers=markers)
+        versions = _versions_of(self._plan)
         plan = dataclasses.replace(self._plan, settings=settings, specification=self._origin())
         versions.mkdir(exist_ok=True)
         if not (versions / "1.yaml").exists():

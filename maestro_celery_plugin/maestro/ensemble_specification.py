@@ -28,6 +28,7 @@ from maestro_celery_plugin.errors import SpecificationError
 from maestro_celery_plugin.maestro.launch import EnsembleDependency, check_launch
 from maestro_celery_plugin.maestro.launch_options import OPTIONS
 from maestro_celery_plugin.maestro.schemas import maestro_schemas
+from maestro_celery_plugin.samples.paths import FINISHED_MARKER
 from maestro_celery_plugin.spec.checks import (
     STEP_SETTING_KEYS,
     check_content,
@@ -88,7 +89,9 @@ class EnsembleSpecification(YAMLSpecification):  # type: ignore[misc]
         merlin = settings_of(MerlinSettings, data.get("merlin") or {}, file, "merlin")
         self._native = native_steps(merlin.resources, self._sampled, data)
         check_native(data, self._native, file)
-        self.ensemble = _ensemble_settings(data, merlin, self._native, file)
+        self.ensemble = dataclasses.replace(
+            _ensemble_settings(data, merlin, self._native, file), finished_markers=FINISHED_MARKER in str(data)
+        )
         self.description = data["description"]
         self.environment = _maestro_environment(data.get("env") or {}, self.path)
         self.globals = data.get("global.parameters") or {}

@@ -14,6 +14,7 @@ import dataclasses
 import enum
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any, TypeAlias
 from urllib.parse import quote
 
@@ -29,6 +30,7 @@ from maestro_celery_plugin.ledger.writer import LedgerWriter
 from maestro_celery_plugin.maestro.native_orphans import NativeOrphans
 from maestro_celery_plugin.maestro.native_step_state import NativeStepState
 from maestro_celery_plugin.maestro.step_graph import GraphNode, graph_of, load_study
+from maestro_celery_plugin.samples.paths import FINISHED_MARKER
 from maestro_celery_plugin.states import Outcome
 from maestro_celery_plugin.study.failures import has_failed
 from maestro_celery_plugin.study.manifest import Manifest
@@ -63,9 +65,11 @@ class Cause(enum.IntEnum):
     """It does not run again."""
     FAILED = 1
     """It has failed; it runs `restart`."""
-    REQUESTED = 2
+    UNMARKED = 2
+    """A user has deleted the file that shows that it has finished; it runs `cmd`."""
+    REQUESTED = 3
     """A user has named its step; it runs `cmd`."""
-    CHANGED = 3
+    CHANGED = 4
     """What it depends on runs again; it runs `cmd`."""
 
 
@@ -82,6 +86,19 @@ class _Record:
         """A mask of the samples that run `cmd`."""
         return self.causes > Cause.FAILED
 
+    def unmarked(self) -> Mask:
+        """Return a mask of the finished samples whose marker a user has deleted."""
+        mask = np.zeros(len(self.causes), bool)
+        if self.manifest.finished_marker:
+            finished = np.isin(self.samples.outcome, (Outcome.FINISHED, Outcome.STOPPED_STUDY))
+            for sample in np.flatnonzero(finished).tolist():
+                mask[sample] = not self._marker(sample).exists()
+        return mask
+
+    def _marker(self, sample: int) -> Path:
+        path = self.manifest.paths.of(sample) if self.manifest.sampled else "."
+        return Path(self.manifest.workspace, path, FINISHED_MARKER)
+
     def add(self, cause: Cause, mask: Mask) -> None:
         """Let samples run again."""
         np.maximum(self.causes, np.where(mask, np.uint8(cause), np.uint8(0)), out=self.causes)
@@ -96,6 +113,9 @@ class _Record:
         # A live worker must neither begin nor end a sample with the inputs of before.
         epoch = max(samples.epoch, int(samples.started.max()), int(samples.ended.max())) + 1
         ledger.append(Kind.CANCELLED, number, epoch, 0, self.manifest.samples)
+        if self.manifest.finished_marker:
+            for sample in np.flatnonzero(self.anew).tolist():
+                self._marker(sample).unlink(missing_ok=True)
         has_begun = (samples.outcome != Outcome.OPEN) | (samples.started > 0)
         for start, stop in ranges_of(self.anew & has_begun, self.anew & ~has_begun):
             ledger.append(Kind.RERUN, number, epoch, start, stop, code=1)
@@ -121,6 +141,7 @@ class Reruns:
             if request.failed or (request.failed_steps and has_failed(record.manifest, record.samples)):
                 failed = np.isin(record.samples.outcome, (Outcome.FAILED, Outcome.HARD_FAILED))
                 record.add(Cause.FAILED, failed)
+            record.add(Cause.UNMARKED, record.unmarked())
         if request.steps or (self.names and not request.keep_downstream):
             self._nodes = graph_of(load_study(plan.root))
             self._add_steps(request.steps)
@@ -249,6 +270,7 @@ def _parts(records: list[_Record]) -> Iterator[str]:
     is_open = np.concatenate([record.samples.outcome for record in records]) == Outcome.OPEN
     counts = np.bincount(causes, minlength=len(Cause))
     yield from _part(int(counts[Cause.FAILED]), f"failed {noun}", "again")
+    yield from _part(int(counts[Cause.UNMARKED]), noun, f"again without {FINISHED_MARKER}")
     yield from _part(int(counts[Cause.REQUESTED]), noun, "again")
     yield from _part(int(counts[Cause.CHANGED]), noun, "again because of changed inputs")
     yield from _part(int((is_open & (causes == Cause.NONE)).sum()), f"remaining {noun}", "")

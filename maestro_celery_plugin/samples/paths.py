@@ -15,7 +15,10 @@ import dataclasses
 import functools
 from collections.abc import Iterator
 
-__all__ = ["SamplePaths"]
+__all__ = ["FINISHED_MARKER", "SamplePaths"]
+
+# The file in the directory of a finished sample (Merlin: common/tasks.py:144).
+FINISHED_MARKER = "MERLIN_FINISHED"
 
 
 @dataclasses.dataclass(frozen=True)

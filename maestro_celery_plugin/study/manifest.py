@@ -38,6 +38,7 @@ class Manifest:
         task_queue: Celery's queue, without the session's prefix.
         max_retries: How often a sample may request another run.
         retry_delay_s: Seconds before a sample that requested another run starts again.
+        finished_marker: Whether a file `FINISHED_MARKER` in the directory of a sample shows that it has finished.
         max_failures: Number of samples that may fail; None for the default (`study/failures.py`).
         time_request_s: Seconds that the step requests for a sample; None without a request.
         signal: Signal that running samples receive before their allocation ends.
@@ -68,6 +69,7 @@ class Manifest:
     launches: bool = False
     study_id: str = "0"
     max_failures: int | None = None
+    finished_marker: bool = False
 
     @property
     def paths(self) -> SamplePaths:

@@ -57,6 +57,7 @@ def build_manifest(plan: StudyPlan, step: Any, workspace: str) -> Manifest:
         task_queue=settings.task_queue,
         max_retries=settings.max_retries,
         retry_delay_s=settings.retry_delay,
+        finished_marker=plan.settings.finished_markers,
         max_failures=_max_failures(settings.max_failures, plan.rows if sampled else 1),
         time_request_s=_time_request(step, settings.time_request),
         signal=settings.signal,

@@ -24,10 +24,12 @@ from maestro_celery_plugin.plugins import plugin_manager
 from maestro_celery_plugin.states import (
     BROKEN,
     UNREADABLE,
+    Outcome,
     RunMode,
     cannot_run_code,
     is_permanent,
     is_quick_failure,
+    outcome_of,
 )
 from maestro_celery_plugin.study.manifest import Manifest
 from maestro_celery_plugin.worker.attempt import Runner, RunningAttempt
@@ -214,6 +216,7 @@ class _RangeRun:
             LOGGER.warning("Sample %d of '%s' has a script already.", sample, self._task.manifest)
             return
         restart = mode is RunMode.RESTART
+        directories.set_marker(sample, finished=False)
         self._ledger.write(Kind.STARTED, sample, code=int(restart))
         environment = self._slots.launches.environment(self._slot, self._manifest)
         running = self._runner.start(sample, first=is_first, restart=restart, environment=environment)
@@ -225,6 +228,9 @@ class _RangeRun:
         if not attempt.was_ended and self._slots.was_ended_with_allocation(attempt.code):
             attempt = dataclasses.replace(attempt, was_ended=True)
         kind = Kind.STOPPED if attempt.was_ended else Kind.ENDED
+        if kind is Kind.ENDED and outcome_of(attempt.code) in (Outcome.FINISHED, Outcome.STOPPED_STUDY):
+            # Before the ledger: then the next step may begin.
+            directories.set_marker(sample, finished=True)
         self._ledger.write(kind, sample, int(attempt.duration_s * 1e6), code=attempt.code)
         if kind is Kind.ENDED:
             self._record_health(failed=is_quick_failure(attempt.code, attempt.duration_s))

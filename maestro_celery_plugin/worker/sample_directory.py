@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from maestro_celery_plugin.config.tokens import Template
+from maestro_celery_plugin.samples.paths import FINISHED_MARKER
 from maestro_celery_plugin.samples.token_values import sample_values
 from maestro_celery_plugin.study.manifest import Manifest
 
@@ -45,6 +46,20 @@ class SampleDirectories:
     def is_own(self, sample: int) -> bool:
         """Tell whether a sample has its own directory; otherwise it runs in the workspace of the step record."""
         return self.path(sample) != self._manifest.workspace
+
+    def set_marker(self, sample: int, *, finished: bool) -> None:
+        """Create or remove the file that shows that a sample has finished, if a step of the study looks for it.
+
+        Raises:
+            OSError: the file cannot be created or removed.
+        """
+        if not self._manifest.finished_marker:
+            return
+        marker = Path(self.path(sample), FINISHED_MARKER)
+        if finished:
+            marker.touch()
+        else:
+            marker.unlink(missing_ok=True)
 
     def make(self, sample: int) -> bool:
         """Make the directory of a sample and its script; return False if the script exists already.

@@ -568,3 +568,37 @@ def test_a_study_takes_a_corrected_specification(run, tmp_path):
     assert "Changed in the specification: study.prep.run.cmd, merlin.resources.workers.w.args.\nThis will run:\n" in answer.stdout
     assert study.states() == {"prep": "FINISHED", "sim": "FINISHED"}
     assert study.outputs("sim/*/sim.out") == ["mesh\n1\n", "mesh\n2\n", "mesh\n3\n"]
+
+
+def test_the_marker_of_merlin_is_written_and_obeyed_if_a_step_looks_for_it(run):
+    """Given a step that looks for MERLIN_FINISHED, when a user deletes one, then its sample runs again, and what follows."""
+    study = run(
+        """
+        description: {name: marked, description: d}
+        study:
+          - {name: sim, description: d, run: {cmd: "echo run >> runs; test $(A) != 2"}}
+          - name: check
+            description: d
+            run: {cmd: "test -e $(sim.workspace)/$(MERLIN_SAMPLE_PATH)/MERLIN_FINISHED && echo $(A) > done", depends: [sim_*]}
+          - {name: once, description: d, run: {cmd: echo}}
+        merlin:
+          samples:
+            generate: {cmd: "seq 1 3 > $(MERLIN_INFO)/a.csv"}
+            file: $(MERLIN_INFO)/a.csv
+            column_labels: [A]
+        """,
+        foreground=True,
+    )
+    assert study.outputs("check/*/done") == ["1\n", "3\n"]
+    assert [str(path.parent.relative_to(study.path)) for path in sorted(study.path.rglob("MERLIN_FINISHED"))] == [
+        "check/00", "check/02", "once", "sim/00", "sim/02"
+    ]  # fmt: skip
+    (study.path / "sim" / "02" / "MERLIN_FINISHED").unlink()
+
+    answer = study.command("maestro-celery", "resume", "-fg", str(study.path))
+
+    assert "This will run:\n" in answer.stdout, answer.stderr
+    assert "  sim: 1 sample again without MERLIN_FINISHED\n" in answer.stdout
+    assert "  check: 1 sample again because of changed inputs\n" in answer.stdout
+    assert study.outputs("sim/*/runs") == ["run\n", "run\n", "run\nrun\n"]
+    assert (study.path / "sim" / "02" / "MERLIN_FINISHED").exists()

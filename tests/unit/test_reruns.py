@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -215,6 +217,26 @@ def test_a_native_step_that_still_runs_is_not_run_again(plan, monkeypatch):
     monkeypatch.setattr(NativeStepState, "is_running_here", property(lambda state: True))
     with pytest.raises(StudyError, match="'last' must run again, but its batch job or script may still run"):
         Reruns(plan, RerunRequest(failed=True))
+
+
+@pytest.mark.parametrize("marked", [True, False])
+def test_a_finished_sample_without_its_marker_runs_again(plan, marked):
+    """Given a study with markers, when a user deletes one, then the sample runs again, and what depends on it."""
+    other = next(m for m in Manifest.read_all(plan.records) if m.name == "post_P.2")
+    path = plan.records / "post" / "P.2" / "manifest.json"
+    try:
+        dataclasses.replace(other, finished_marker=marked).write(path)
+        for sample in (0, 1, 3):
+            marker = Path(other.workspace, other.paths.of(sample), "MERLIN_FINISHED")
+            marker.parent.mkdir(parents=True, exist_ok=True)
+            marker.touch()
+        Reruns(plan, RerunRequest()).record()
+        assert open_samples(plan) == ({"post_P.2": [2], "collect": [0], "last": [0]} if marked else {})
+
+        Reruns(plan, RerunRequest(steps=("post",))).record()
+        assert marker.exists() is not marked  # a sample that must run again has no marker
+    finally:
+        other.write(path)
 
 
 # --- failed samples of any study ---------------------------------------------------------------------

@@ -65,15 +65,8 @@ def test_a_study_with_a_live_conductor_is_refused(tmp_path, monkeypatch):
     assert f"`maestro cancel {plan.root}` cancels the study." in text
 
 
-@pytest.mark.parametrize(
-    ("options", "text"),
-    [
-        (["--failed", "--step", "sim"], "--failed and --step exclude each other."),
-        (["--keep-downstream"], "--keep-downstream needs --failed or --step."),
-    ],
-)
-def test_options_that_contradict_each_other_are_refused(tmp_path, options, text):
-    answer = CliRunner().invoke(main, ["resume", *options, str(tmp_path)])
+def test_options_that_contradict_each_other_are_refused(tmp_path):
+    answer = CliRunner().invoke(main, ["resume", "--failed", "--step", "sim", str(tmp_path)])
 
     assert answer.exit_code == 2
-    assert text in answer.stderr
+    assert "--failed and --step exclude each other." in answer.stderr
