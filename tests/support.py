@@ -92,7 +92,7 @@ class Study:
     def status(self) -> dict:
         """Return the output of `maestro-celery status --json`."""
         answer = self.command("maestro-celery", "status", "--json", str(self.path))
-        assert answer.returncode == 0, answer.stderr
+        assert answer.stdout, answer.stderr
         return json.loads(answer.stdout)
 
     def processes(self, what: str = "") -> dict[int, str]:

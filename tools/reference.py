@@ -25,6 +25,7 @@ from maestro_celery_plugin import hookspecs
 from maestro_celery_plugin.cli import main as commands
 from maestro_celery_plugin.config import conversion, settings
 from maestro_celery_plugin.maestro.touchpoints import EnsembleArgumentParser
+from maestro_celery_plugin.report.exit_codes import StudyCode
 from maestro_celery_plugin.states import ExitCode
 
 __all__ = ["BEGIN", "BLOCKS", "END", "hooks", "main", "member_help", "reference", "updated"]
@@ -53,7 +54,7 @@ _TYPE_NAMES = {"string": "text", "integer": "integer", "number": "number", "bool
 
 def reference() -> str:
     """Return the whole reference as Markdown."""
-    return "\n".join((*_keys(), *_exit_codes(), *_commands(), *_hooks()))
+    return "\n".join((*_keys(), *_exit_codes(), *_commands(), *_study_codes(), *_hooks()))
 
 
 def updated(document: str) -> str:
@@ -160,6 +161,14 @@ def _commands() -> Iterator[str]:
         title = " ".join(("maestro-celery", name, *arguments))
         yield from (f"#### `{title}`", "", inspect.cleandoc(command.help or ""), "")
         yield from _table(("option", "meaning"), _option_rows(command))
+
+
+def _study_codes() -> Iterator[str]:
+    yield from ("### Exit codes of `maestro-celery status`, `explain` and `resume`", "")
+    yield "`resume` without `-fg` returns 0 when the conductor runs. A command that has failed itself returns 1,"
+    yield from ("with a message on stderr.", "")
+    help_of = member_help(StudyCode)
+    yield from _table(("code", "the study"), [(str(code.value), help_of[code.name]) for code in StudyCode])
 
 
 def _subcommands() -> Iterator[tuple[str, click.Command]]:

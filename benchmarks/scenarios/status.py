@@ -52,7 +52,9 @@ def _wait_for_manifest(study: Path) -> None:
 
 def _seconds(line: list[str | Path], processes: Processes) -> float:
     begin = time.perf_counter()
-    processes.run(line)
+    code = processes.start(line).wait()
+    if code != 2:  # a study that was cancelled
+        raise ToolFailedError(f"{line[0]}: exit code {code}")
     return time.perf_counter() - begin
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
 
-from maestro_celery_plugin.report.explain import explain
+from maestro_celery_plugin.report.exit_codes import code_of
+from maestro_celery_plugin.report.explain import Explanation
 
 __all__ = ["command"]
 
@@ -15,10 +17,12 @@ __all__ = ["command"]
 @click.argument("study", type=click.Path(path_type=Path))
 def command(study: Path) -> None:
     """Explain why step records of the study in the directory STUDY do not run, or why they have ended."""
-    explanations = explain(study)
+    explanation = Explanation(study)
+    explanations = list(explanation.all())
     for title, sentences in explanations:
         click.echo(title)
         for sentence in sentences:
             click.echo("\n".join(f"    {line}" for line in sentence.splitlines()))
     if not explanations:
         click.echo("All step records have finished.")
+    sys.exit(code_of(explanation.status))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import click
 from rich.console import Console
 
 from maestro_celery_plugin.report import failed_samples, status_view
+from maestro_celery_plugin.report.exit_codes import code_of
 from maestro_celery_plugin.report.reader import StatusReader
 
 __all__ = ["command"]
@@ -27,13 +29,15 @@ def command(study: Path, watch: bool, failed: bool, limit: int, as_json: bool) -
     reader = StatusReader(study)
     console = Console(highlight=False)
     if as_json:
-        click.echo(json.dumps(reader.read().to_json(), indent=1))
+        status = reader.read()
+        click.echo(json.dumps(status.to_json(), indent=1))
     elif failed:
-        failed_samples.show_failed(reader, console, limit)
+        status = failed_samples.show_failed(reader, console, limit)
     elif watch:
         try:
-            status_view.watch(reader, console)
-        except KeyboardInterrupt:
-            return  # the user ends `--watch` with Ctrl-C
+            status = status_view.watch(reader, console)
+        except KeyboardInterrupt:  # the user ends `--watch` with Ctrl-C
+            status = reader.read()
     else:
-        status_view.show(reader, console)
+        status = status_view.show(reader, console)
+    sys.exit(code_of(status, is_to_end=watch))

@@ -61,7 +61,8 @@ def resume(
         foreground: Whether to wait for the end of the conductor.
 
     Returns:
-        How the study is at the end of the conductor; `StudyCode.WELL` if nobody waits for it.
+        How the study is at the end of the conductor; `StudyCode.WELL` if nobody waits for it, and `StudyCode.RUNNING`
+        if the user does not wait any longer.
 
     Raises:
         StudyError: the directory is not that of an ensemble study, its conductor is alive, or no new one starts.
@@ -83,7 +84,14 @@ def resume(
         raise StudyError(_IS_CONDUCTED.format(study=plan.root)) from cause
     if not foreground:
         return StudyCode.WELL
-    process.wait()
+    try:
+        process.wait()
+    except KeyboardInterrupt:  # the conductor has a session of its own, so it goes on
+        root = plan.root
+        print(
+            f"The study goes on; `maestro-celery status --watch {root}` shows it, `maestro cancel {root}` ends it.",
+            file=sys.stderr,
+        )
     return code_of(StatusReader(plan.root).read(), is_to_end=True)
 
 

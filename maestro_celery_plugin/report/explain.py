@@ -22,7 +22,7 @@ from maestro_celery_plugin.study.session import Session
 from maestro_celery_plugin.study.status_csv import FINAL_STATES
 from maestro_celery_plugin.study.worker_identity import log_of
 
-__all__ = ["explain"]
+__all__ = ["Explanation", "explain"]
 
 _TAIL_BYTES = 4096
 # The number of workers of a group that an explanation names.
@@ -38,23 +38,33 @@ def explain(directory: Path) -> list[tuple[str, list[str]]]:
     Raises:
         StudyError: the directory is not that of an ensemble study.
     """
-    return list(_Explanation(directory).all())
+    return list(Explanation(directory).all())
 
 
-class _Explanation:
-    """The explanations for one study."""
+class Explanation:
+    """The explanations for one study.
+
+    Args:
+        directory: Directory of the study.
+
+    Attributes:
+        status: The status of the study.
+
+    Raises:
+        StudyError: the directory is not that of an ensemble study.
+    """
 
     def __init__(self, directory: Path) -> None:
         self._plan = StudyPlan.read(directory)
         self._reader = StatusReader(directory)
-        self._status: StudyStatus = self._reader.read()
+        self.status: StudyStatus = self._reader.read()
         beats = Session(self._plan.session).heartbeats.all() if self._plan.session.exists() else []
         self._beats = {beat.name: beat for beat in beats}
         self._allocations = {allocation.name: allocation for allocation in read_allocations(self._plan.allocations)}
         self._reasons: dict[str, Reason] = read_reasons(self._plan.reasons) | read_reasons(self._plan.refusals)
         self._records: dict[str, list[StepStatus]] = defaultdict(list)
         self._by_params: dict[tuple[str, tuple[tuple[str, str], ...]], list[StepStatus]] = defaultdict(list)
-        for step in self._status.steps:
+        for step in self.status.steps:
             self._records[step.step].append(step)
             self._by_params[step.step, tuple(step.params.items())].append(step)
         self._group_sentences: dict[str, str] = {}
@@ -68,7 +78,8 @@ class _Explanation:
         return f"maestro-celery resume --failed {self._plan.root}"
 
     def all(self) -> Iterator[tuple[str, list[str]]]:
-        state = self._status.state
+        """Yield what `explain` returns."""
+        state = self.status.state
         if state is StudyState.DRYRUN:
             yield "The study was a dry run", ["Its steps do not run; `maestro run` without --dry starts a study."]
         if state is StudyState.PENDING:
@@ -80,15 +91,15 @@ class _Explanation:
         if state is StudyState.DRYRUN:
             return
         yield from self._warnings()
-        for step in self._status.steps:
+        for step in self.status.steps:
             if step.state != "FINISHED" or step.samples.failed:
                 yield f"{step.name}  {outcome_words(step.state, step.samples.failed)}", list(self._why(step))
 
     def _warnings(self) -> Iterator[tuple[str, list[str]]]:
-        if self._status.damage:
-            yield "The ledger is damaged", self._status.damage
-        if self._status.broken_machines:
-            yield "Broken machines", [machine.sentence for machine in self._status.broken_machines]
+        if self.status.damage:
+            yield "The ledger is damaged", self.status.damage
+        if self.status.broken_machines:
+            yield "Broken machines", [machine.sentence for machine in self.status.broken_machines]
         refused = list(self._refused_messages())
         if refused:
             yield "Workers have refused messages", refused
@@ -96,7 +107,7 @@ class _Explanation:
     def _refused_messages(self) -> Iterator[str]:
         """Yield a sentence for each worker that has refused messages."""
         session = Session(self._plan.session)
-        for worker in self._status.workers:
+        for worker in self.status.workers:
             if worker.refused_messages:
                 words = "1 message was" if worker.refused_messages == 1 else f"{worker.refused_messages} messages were"
                 yield (
@@ -116,7 +127,7 @@ class _Explanation:
     def _why(self, step: StepStatus) -> Iterator[str]:
         if step.state in FINAL_STATES:
             yield from self._why_ended(step)
-        elif self._status.has_ended:
+        elif self.status.has_ended:
             yield f"No conductor runs the study; {self._resume} continues it."
             for name in self._groups_of(step):
                 yield from self._open_allocation(name)
@@ -236,7 +247,7 @@ class _Explanation:
     def _group_sentence(self, name: str) -> str:
         """Return the states of the live workers of a group, or why the group has no live worker."""
         group = self._plan.settings.resources.workers[name]
-        alive = {worker.name: worker.state for worker in self._status.workers if worker.group == name}
+        alive = {worker.name: worker.state for worker in self.status.workers if worker.group == name}
         alive = {worker: state for worker, state in alive.items() if state not in _NOT_ALIVE}
         if alive:
             workers = [(worker, self._state(worker, state)) for worker, state in alive.items()]

@@ -10,6 +10,7 @@ from rich.console import Console, Group
 from rich.text import Text
 
 from maestro_celery_plugin.files import tail
+from maestro_celery_plugin.report.model import StudyStatus
 from maestro_celery_plugin.report.reader import StatusReader
 from maestro_celery_plugin.report.sample_status import SampleStatus, values_of
 from maestro_celery_plugin.report.terminal import plain, section
@@ -21,8 +22,8 @@ _STDERR_BYTES = 4096
 _LINE_LIMIT = 400
 
 
-def show_failed(reader: StatusReader, console: Console, limit: int) -> None:
-    """Print failed samples with their values, and the number of those beyond the limit."""
+def show_failed(reader: StatusReader, console: Console, limit: int) -> StudyStatus:
+    """Print failed samples with their values, and the number of those beyond the limit; return the status."""
     status = reader.read()
     total = status.failed_samples
     samples = reader.failed(limit)
@@ -35,6 +36,7 @@ def show_failed(reader: StatusReader, console: Console, limit: int) -> None:
         console.print(f"\n{total - len(samples)} more of {total} failed samples; --limit {total} lists all.")
     elif not total:
         console.print("No sample has failed.")
+    return status
 
 
 def _print_whole(console: Console, text: Text) -> None:

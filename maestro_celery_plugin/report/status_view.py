@@ -29,20 +29,22 @@ SHOWN_STEPS = 200
 _WIDE = 120
 
 
-def show(reader: StatusReader, console: Console) -> None:
-    """Print the status of a study."""
-    console.print(_page(reader.read(), reader, console))
+def show(reader: StatusReader, console: Console) -> StudyStatus:
+    """Print the status of a study; return it."""
+    status = reader.read()
+    console.print(_page(status, reader, console))
+    return status
 
 
-def watch(reader: StatusReader, console: Console) -> None:
-    """Show the status of a study until it has ended; spend at most a fifth of the time on reading."""
+def watch(reader: StatusReader, console: Console) -> StudyStatus:
+    """Show the status of a study until it has ended, and return it; spend at most a fifth of the time on reading."""
     with Live(console=console, auto_refresh=False) as live:
         while True:
             begin = clock.monotonic()
             status = reader.read()
             if status.has_ended:
                 live.update(_page(status, reader, console), refresh=True)
-                return
+                return status
             live.update(_page(status, reader, console, rows=max(3, console.height // 2)), refresh=True)
             clock.sleep(max(WATCH_S, 4 * (clock.monotonic() - begin)))
 

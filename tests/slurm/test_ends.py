@@ -39,7 +39,7 @@ def begun(study: Study, count: int = 2) -> None:
 
 def explained(study: Study) -> str:
     answer = study.command("maestro-celery", "explain", str(study.path))
-    assert answer.returncode == 0, answer.stderr
+    assert answer.stdout, answer.stderr
     return answer.stdout
 
 

@@ -42,7 +42,7 @@ def launched(tmp_path_factory):
     directory = tmp_path_factory.mktemp("corrections")
     (directory / "fix.yaml").write_text(SPEC)
     environment = {"PATH": os.environ["PATH"], "HOME": str(directory)}
-    command = [BIN / "maestro", "run", "--dry", "-fg", "-y", "-o", directory / "study", directory / "fix.yaml"]
+    command = [BIN / "maestro", "run", "-n", "-o", directory / "study", directory / "fix.yaml"]
     subprocess.run(command, env=environment, check=True, capture_output=True)
     return directory
 

@@ -60,7 +60,7 @@ def launched(tmp_path_factory):
     directory = tmp_path_factory.mktemp("reruns")
     (directory / "graph.yaml").write_text(SPEC)
     environment = {"PATH": os.environ["PATH"], "HOME": str(directory)}
-    command = [BIN / "maestro", "run", "--dry", "-fg", "-y", "-o", directory / "study", directory / "graph.yaml"]
+    command = [BIN / "maestro", "run", "-n", "-o", directory / "study", directory / "graph.yaml"]
     subprocess.run(command, env=environment, check=True, capture_output=True)
     plan = StudyPlan.read(directory / "study")
     coordinator = LedgerWriter(plan.ledger / "coordinator.ledger", plan.number)

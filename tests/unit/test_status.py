@@ -590,7 +590,7 @@ def test_json_has_exactly_the_keys_that_scripts_rely_on(study: Study) -> None:
     study.beat("w-1", ProcessId.of(os.getpid()))
     allocate(study, "w", "41", AllocationState.PENDING, "Resources")
     result = CliRunner().invoke(main, ["status", "--json", str(study.plan.root)])
-    assert result.exit_code == 0
+    assert result.exit_code == StudyCode.UNCONDUCTED
     samples = {"total": 10, "finished": 1, "failed": 0, "running": 0, "pending": 9}
     none = dict.fromkeys(samples, 0)
     common = {"step": "sim", "restarts": 0}
@@ -751,3 +751,17 @@ def test_the_exit_code_tells_how_the_study_is(
         status = study.reader.read()
         assert code_of(status, is_to_end=True) is StudyCode.RUNNING
         assert code_of(status) is (StudyCode.FAILED_SAMPLES if failed else StudyCode.WELL)
+
+
+def test_a_user_who_ends_the_watch_of_a_running_study_gets_its_code(study: Study, monkeypatch) -> None:
+    def interrupt(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(status_view, "watch", interrupt)
+    study.submit()
+    study.write_table(row(1, "RUNNING"))
+    with study.conductor_lock():
+        codes = [CliRunner().invoke(main, ["status", *options, str(study.plan.root)]).exit_code for options in ([], ["--watch"])]
+
+    assert codes == [StudyCode.WELL, StudyCode.RUNNING]
+    assert CliRunner().invoke(main, ["explain", str(study.plan.root)]).exit_code == StudyCode.UNCONDUCTED
