@@ -104,7 +104,11 @@ class StepRecords:
         number = existing.number if existing else self._last_number + 1
         numbered = dataclasses.replace(manifest, number=number)
         numbered.write(self._plan.records / relative / "manifest.json")
-        return existing or self._add(numbered, relative)
+        if existing is None:
+            return self._add(numbered, relative)
+        existing.manifest = numbered  # a user may have corrected its rules
+        existing.samples.set_max_retries(numbered.max_retries)
+        return existing
 
     def _add(self, manifest: Manifest, relative: str) -> StepRecord:
         groups = tuple(name for name, group in self._groups.items() if manifest.task_queue in group.task_queues)

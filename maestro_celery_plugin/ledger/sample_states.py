@@ -142,7 +142,8 @@ class SampleStates:
         self._record_runs(entries, ended & (entries["code"] > BROKEN), interrupted=False)
         self._end(entries, ended | (kinds == Kind.GAVE_UP))
         self._invalidate(entries[lost])
-        self._invalidate_ranges(entries[kinds == Kind.INVALID])
+        for entry in entries[kinds == Kind.INVALID]:
+            self._invalidate(self._singles(entry))
         self._count_requests_and_losses(entries[lost | (ended & _are_requests(entries["code"]))])
         self._apply_reruns(entries[kinds == Kind.RERUN])
 
@@ -194,10 +195,6 @@ class SampleStates:
             _advance(self._invalid_epoch, entries, np.ones(len(entries), bool))
             self._decide(entries["start"].astype(np.intp))
 
-    def _invalidate_ranges(self, entries: Entries) -> None:
-        for entry in entries:
-            self._invalidate(self._singles(entry))
-
     def _singles(self, entry: Any) -> Entries:
         """Return an entry for each sample in the range of an entry."""
         start, stop = int(entry["start"]), int(entry["stop"])
@@ -246,6 +243,12 @@ class SampleStates:
         outcome[exhausted & (outcome == Outcome.OPEN)] = Outcome.FAILED
         self.outcome[samples] = outcome
         self._totals = None
+
+    def set_max_retries(self, max_retries: int) -> None:
+        """Change how often a sample may request another run."""
+        if max_retries != self._max_retries:
+            self._max_retries = max_retries
+            self._decide(np.arange(len(self.outcome)))
 
     def total(self, outcome: Outcome) -> int:
         """Return the number of samples with an outcome."""

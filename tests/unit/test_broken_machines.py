@@ -677,3 +677,17 @@ def test_no_message_remains_about_a_step_record_that_has_failed(study):
     before = (study.plan.ledger / "coordinator.ledger").stat().st_size
     study.records.state(study.record)
     assert (study.plan.ledger / "coordinator.ledger").stat().st_size == before
+
+
+def test_a_corrected_rule_applies_when_the_step_record_is_submitted_again(study):
+    """Given more failed samples than may fail, when a user allows more of them, then the other samples run."""
+    study.record.manifest = dataclasses.replace(study.manifest, max_failures=1)
+    study.pool.add("w-1", "a", WorkerState.BUSY)
+    study.as_worker("w-1", (Kind.ENDED, 0, 1, 1), (Kind.ENDED, 1, 1, 1))
+    assert study.records.state(study.record) is RecordState.FAILED
+
+    study.start()
+    study.record = study.records.register(dataclasses.replace(study.manifest, max_failures=2))
+    study.record.begin(cancelled=False)
+
+    assert not study.record.stops_early

@@ -376,3 +376,14 @@ def test_a_range_of_finished_samples_runs_again_with_cmd(order):
     assert states.modes()[:5].tolist() == [RunMode.RESTART, RunMode.AGAIN, RunMode.AGAIN, RunMode.AGAIN, RunMode.FIRST]
     states.apply(entries(*attempt(3, 100, 1)))
     assert states.modes()[1:3].tolist() == [RunMode.RESTART, RunMode.AGAIN]
+
+
+def test_another_limit_of_retries_decides_again():
+    """Given a corrected specification with another `max_retries`, then it applies to the samples that have run, too."""
+    states = states_after(*attempt(1, 104), *attempt(2, 104), *attempt(1, 1, 1), max_retries=1)
+    assert states.outcome[:2].tolist() == [Outcome.FAILED, Outcome.FAILED]
+
+    states.set_max_retries(2)
+
+    assert states.outcome[:2].tolist() == [Outcome.OPEN, Outcome.FAILED]
+    assert states.total(Outcome.FAILED) == 1
