@@ -38,6 +38,7 @@ from maestro_celery_plugin.study.plan import StudyPlan
 
 __all__ = ["Cause", "RerunRequest", "Reruns"]
 
+_FAILURES = (Outcome.FAILED, Outcome.HARD_FAILED)
 Mask: TypeAlias = np.ndarray[Any, np.dtype[np.bool_]]
 
 
@@ -139,7 +140,7 @@ class Reruns:
         self._nodes: list[GraphNode] = []
         for record in self._records.values():
             if request.failed or (request.failed_steps and has_failed(record.manifest, record.samples)):
-                failed = np.isin(record.samples.outcome, (Outcome.FAILED, Outcome.HARD_FAILED))
+                failed = np.isin(record.samples.outcome, _FAILURES)
                 record.add(Cause.FAILED, failed)
             record.add(Cause.UNMARKED, record.unmarked())
         if request.steps or (self.names and not request.keep_downstream):
@@ -223,6 +224,14 @@ class Reruns:
             if parts:
                 sentences.append(f"{step}: {', '.join(parts)}")
         return sentences
+
+    @property
+    def kept_failures(self) -> int:
+        """Number of failed samples that do not run again."""
+        return sum(
+            int((np.isin(one.samples.outcome, _FAILURES) & (one.causes == Cause.NONE)).sum())
+            for one in self._records.values()
+        )
 
     # --- recording ---
 

@@ -166,6 +166,10 @@ def _announce(reruns: Reruns) -> None:
     print("This will run:" if sentences else "Nothing remains to run.")
     for sentence in sentences:
         print(f"  {sentence}")
+    failures = reruns.kept_failures
+    if failures:
+        words = "1 failed sample does" if failures == 1 else f"{failures} failed samples do"
+        print(f"{words} not run again; --failed runs them, and what depends on them.")
     sys.stdout.flush()
 
 

@@ -561,6 +561,7 @@ def test_a_study_takes_a_corrected_specification(run, tmp_path):
 
     answer = study.command("maestro-celery", "resume", "-fg", str(study.path))
     assert answer.returncode == 2
+    assert "1 failed sample does not run again; --failed runs them, and what depends on them.\n" in answer.stdout
     assert "study.yaml' has changed since the launch (study.prep.run.cmd, merlin.resources.workers.w.args), but the " in answer.stderr
     answer = study.command("maestro-celery", "resume", "-fg", "--spec", str(tmp_path / "study.yaml"), str(study.path))
 

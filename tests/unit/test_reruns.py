@@ -183,6 +183,7 @@ def test_no_result_of_failed_samples_counts_if_the_command_is_killed_in_between(
 
 def test_the_user_reads_what_will_run(plan):
     assert Reruns(plan, RerunRequest()).sentences() == []
+    assert (Reruns(plan, RerunRequest()).kept_failures, Reruns(plan, RerunRequest(failed=True)).kept_failures) == (2, 0)
     assert Reruns(plan, RerunRequest(failed=True)).sentences()[0] == "sim: 2 failed samples again"
     assert set(Reruns(plan, RerunRequest(failed=True)).sentences()[1:]) == {
         "post: 2 samples again because of changed inputs",
