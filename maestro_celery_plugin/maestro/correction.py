@@ -74,8 +74,9 @@ class Correction:
 
     def _check_graph(self, old: list[GraphNode], new: list[GraphNode]) -> None:
         before, after = ([dataclasses.replace(node, text="") for node in nodes] for nodes in (old, new))
+        changed = {*before} ^ {*after}
         for node in (*before, *after):
-            if node not in before or node not in after:
+            if node in changed:
                 raise SpecificationError.at(
                     self._file.name,
                     f"study.{node.step}.run",
