@@ -90,7 +90,8 @@ class StepRecords:
 
     def with_work(self) -> list[StepRecord]:
         """Return the step records that Maestro waits for and that have not ended."""
-        return [record for record in self if record.active and self.state(record) not in TERMINAL]
+        undecided = self.quick_failures.open_records()
+        return [record for record in self if record.active and self._state(record, undecided) not in TERMINAL]
 
     def register(self, manifest: Manifest) -> StepRecord:
         """Store the manifest of a step record under its number; return the step record, which may exist already.
@@ -115,8 +116,11 @@ class StepRecords:
 
     def state(self, record: StepRecord) -> RecordState:
         """Return the state of a step record; it is not final while a machine may be the cause of its failures."""
+        return self._state(record, self.quick_failures.open_records())
+
+    def _state(self, record: StepRecord, undecided: frozenset[int]) -> RecordState:
         state = record.state(has_leases=self.leases.has(record.number))
-        is_open = state is RecordState.FINISHED and self.quick_failures.concerns(record.number)
+        is_open = state is RecordState.FINISHED and record.number in undecided
         return RecordState.RUNNING if is_open else state
 
     def leased(self, record: StepRecord) -> np.ndarray[Any, Any]:
@@ -160,7 +164,10 @@ class StepRecords:
         record.apply(entries)
         if not record.active:
             return
-        samples = entries["start"][np.isin(entries["kind"], (Kind.ENDED, Kind.GAVE_UP))]
+        kinds = entries["kind"]
+        samples = entries["start"][(kinds == Kind.ENDED) | (kinds == Kind.GAVE_UP)]
+        if not len(samples):
+            return
         outcomes = record.samples.outcome[samples]
         if (outcomes == Outcome.HARD_FAILED).any():
             self.invalidate(record)

@@ -31,7 +31,8 @@ DEFAULT_GROUP = "default_worker"
 DEFAULT_TASK_QUEUE = "merlin"
 
 # An unknown key is an error. Keys such as ``gpus per task`` are not valid Python names, so they have an alias.
-_BLOCK = ConfigDict(extra="forbid", validate_by_name=True, validate_by_alias=True)
+# A worker needs the validators of few blocks, so each is built at its first use.
+_BLOCK = ConfigDict(extra="forbid", validate_by_name=True, validate_by_alias=True, defer_build=True)
 
 
 def _seconds(minimum: int, maximum: int | None = 366 * 86400) -> dict[str, Any]:

@@ -131,6 +131,8 @@ class SampleStates:
             self.epoch = max(self.epoch, int(sent["epoch"].max()))
             cancelled = sent[sent["kind"] == Kind.CANCELLED]
             self.cancelled_epoch = max(self.cancelled_epoch, *map(int, cancelled["epoch"]), 0)
+            if len(sent) == len(entries) and not (kinds == Kind.RERUN).any():
+                return  # nothing below concerns such entries, of which a study of many step records has thousands
         ended, lost, stopped = kinds == Kind.ENDED, kinds == Kind.LOST, kinds == Kind.STOPPED
         started = kinds == Kind.STARTED
         self.has_started = self.has_started or bool(started.any())

@@ -181,7 +181,7 @@ def _timestamp(root: Path) -> str:
 
 def _make_session(plan: StudyPlan) -> None:
     from maestro_celery_plugin.broker.choice import choose
-    from maestro_celery_plugin.broker.private import cluster_address
+    from maestro_celery_plugin.broker.private import begin, cluster_address
 
     session = Session.create(plan.session)
     if not plan.settings.needs_workers:
@@ -193,3 +193,5 @@ def _make_session(plan: StudyPlan) -> None:
     choice = choose(OPTIONS.broker)
     if choice.url:
         session.write_broker(BrokerLocation(url=choice.url))
+    elif OPTIONS.foreground:
+        begin(session)  # the conductor, which is this process, needs it soon

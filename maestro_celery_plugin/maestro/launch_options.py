@@ -19,6 +19,7 @@ class LaunchOptions:
     broker: str | None = None
     broker_host: str | None = None
     dry_run: bool = False
+    foreground: bool = False
     parameter_generator: bool = False
 
 

@@ -16,7 +16,9 @@ from typing import Any
 import yaml
 from maestrowf.specification.yamlspecification import YAMLSpecification
 
+from maestro_celery_plugin import python_processes
 from maestro_celery_plugin.errors import EnsembleError, SpecificationError
+from maestro_celery_plugin.maestro.launch_options import OPTIONS
 from maestro_celery_plugin.maestro.schemas import maestro_schemas
 
 __all__ = ["Specification", "load_ensemble"]
@@ -77,6 +79,8 @@ def load_ensemble(path: Path) -> Any:
 
 
 def _read_ensemble(data: dict[str, Any], file: str, path: str | None) -> Any:
+    if OPTIONS.launching and OPTIONS.foreground and not OPTIONS.dry_run:
+        python_processes.prepare()  # first: its imports happen at the same time as those of this process
     # Imported in this function only: it imports packages that would slow down a study without an ensemble.
     from maestro_celery_plugin.maestro.ensemble_specification import EnsembleSpecification
 

@@ -121,6 +121,7 @@ def _guarded_run(run: Callable[[Any], int], namespace: argparse.Namespace) -> in
     OPTIONS.launching, OPTIONS.broker, OPTIONS.dry_run = True, namespace.broker, namespace.dry
     OPTIONS.broker_host = namespace.broker_host
     OPTIONS.parameter_generator = namespace.pgen is not None
+    OPTIONS.foreground = namespace.fg
     try:
         check_output(namespace.out)
         return run(namespace)

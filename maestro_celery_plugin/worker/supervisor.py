@@ -31,6 +31,7 @@ from maestro_celery_plugin.processes import (
     die_with_parent,
     end_descendants,
     end_marked,
+    exit_at_once,
     forget_variable,
 )
 from maestro_celery_plugin.study.session import ENVIRONMENT_VARIABLE, Session
@@ -85,7 +86,7 @@ def main() -> NoReturn:
     except (StudyError, OSError) as error:
         sys.exit(f"error: worker on {host_name()}: {error}")
     # SIGTERM requests the end. If it kills a worker that has no handler for it yet, this is not an error.
-    sys.exit(0 if code == -signal.SIGTERM else code & 0xFF)
+    exit_at_once(0 if code == -signal.SIGTERM else code & 0xFF)
 
 
 def _run_workers(supervisor: _Supervisor, group: GroupConfig, name: str, allocation: str) -> int:

@@ -171,7 +171,8 @@ def failing(number):
 
 
 def guarded_run(out, run=lambda namespace: 0):
-    return touchpoints._guarded_run(run, argparse.Namespace(broker=None, broker_host=None, dry=True, pgen=None, out=out))
+    options = {"broker": None, "broker_host": None, "dry": True, "fg": False, "pgen": None, "out": out}
+    return touchpoints._guarded_run(run, argparse.Namespace(**options))
 
 
 @pytest.fixture
