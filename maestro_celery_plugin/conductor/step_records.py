@@ -20,7 +20,7 @@ from maestro_celery_plugin.ledger.sample_states import SampleStates
 from maestro_celery_plugin.ledger.store import STORE, Store
 from maestro_celery_plugin.ledger.writer import LedgerWriter
 from maestro_celery_plugin.states import Outcome, RecordState
-from maestro_celery_plugin.study.manifest import Manifest
+from maestro_celery_plugin.study.manifest import FILE, Manifest
 from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.reasons import Reason, write_reasons
 
@@ -103,7 +103,7 @@ class StepRecords:
         existing = self._records.get(relative)
         number = existing.number if existing else self._last_number + 1
         numbered = dataclasses.replace(manifest, number=number)
-        numbered.write(self._plan.records / relative / "manifest.json")
+        numbered.write(self._plan.records / relative / FILE)
         return existing or self._add(numbered, relative)
 
     def _add(self, manifest: Manifest, relative: str) -> StepRecord:

@@ -23,7 +23,7 @@ from maestro_celery_plugin.ledger.writer import LedgerWriter
 from maestro_celery_plugin.processes import forget_variable
 from maestro_celery_plugin.states import Outcome
 from maestro_celery_plugin.study.conductor_lock import LOCK_LIMIT_S, file_lock, has_conductor
-from maestro_celery_plugin.study.manifest import Manifest
+from maestro_celery_plugin.study.manifest import FILE, Manifest
 from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.session import ENVIRONMENT_VARIABLE, BrokerLocation, Session
 from maestro_celery_plugin.study.study_processes import StudyProcesses
@@ -107,7 +107,7 @@ def _end_leftovers(plan: StudyPlan) -> None:
 
     Workers that live continue, and so do the scripts of native steps. The steps of the workers have a manifest.
     """
-    manifests = plan.records.rglob("manifest.json")
+    manifests = plan.records.rglob(FILE)
     workspaces = [plan.root / path.parent.relative_to(plan.records) for path in manifests]
     ended = StudyProcesses(plan.root).end_orphans(workspaces)
     if ended.remaining:

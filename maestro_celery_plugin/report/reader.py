@@ -239,7 +239,9 @@ class StatusReader:
 
     def slowest(self, limit: int) -> list[SampleStatus]:
         """Return up to `limit` samples with the longest last attempts, from the last `read`."""
-        candidates = (sample for record in self._records.values() for sample in record.slowest(limit))
+        # The slowest samples are in the step records with the longest durations.
+        records = heapq.nlargest(limit, self._records.values(), key=lambda record: record.longest_us)
+        candidates = (sample for record in records for sample in record.slowest(limit))
         return heapq.nlargest(limit, candidates, key=lambda sample: sample.duration_s)
 
 
@@ -277,8 +279,8 @@ def _step_state(state: str, record: RecordSamples | None, conducted: bool) -> st
     if record is None:  # not submitted yet, or a native step, which has no ledger entries
         return "INTERRUPTED" if state == "RUNNING" and not conducted else state
     if record.states.is_complete:
-        return "FAILED" if (record.states.outcome == Outcome.HARD_FAILED).any() else "FINISHED"
-    if not record.states.started.any():
+        return "FAILED" if record.states.total(Outcome.HARD_FAILED) else "FINISHED"
+    if not record.states.has_started:
         return "PENDING" if state == "INITIALIZED" else state
     return "RUNNING" if conducted else "INTERRUPTED"
 
