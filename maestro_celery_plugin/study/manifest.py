@@ -107,7 +107,8 @@ class Manifest:
             OSError: a directory or a file cannot be read.
             StudyError: a file is not a manifest of this version.
         """
-        found = (path for path, _, files in os.walk(directory, onerror=_raise) if FILE in files)
+        # Something else than a file is found as well, and is an error below.
+        found = (path for path, others, files in os.walk(directory, onerror=_raise) if FILE in (*others, *files))
         return sorted((cls.read(Path(path, FILE)) for path in found), key=lambda manifest: manifest.number)
 
 
