@@ -20,6 +20,7 @@ class LaunchOptions:
     broker_host: str | None = None
     dry_run: bool = False
     parameter_generator: bool = False
+    hashes_names: bool = False
 
 
 OPTIONS = LaunchOptions()

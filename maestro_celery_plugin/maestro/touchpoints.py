@@ -42,6 +42,18 @@ def _start_process(original: Callable[..., Any]) -> Callable[..., Any]:
     return start_process
 
 
+def _load_parameter_generator(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def load_parameter_generator(path: str, env: Any, kwargs: Any) -> Any:
+        parameters = original(path, env, kwargs)
+        for dependency in env.dependencies.values():
+            if hasattr(dependency, "check_parameters"):  # of an ensemble (`launch.py`)
+                dependency.check_parameters(parameters)
+        return parameters
+
+    return load_parameter_generator
+
+
 def _shutil(original: ModuleType) -> ModuleType:
     """Return a module like `shutil` whose `rmtree` first ends the study in the directory that it removes."""
     module = ModuleType(original.__name__, original.__doc__)
@@ -73,6 +85,12 @@ TOUCHPOINTS = (
         "start_process",
         "maestro.py:528 starts 'nohup conductor ...' with it",
         _start_process,
+    ),
+    Touchpoint(
+        "maestrowf.maestro",
+        "load_parameter_generator",
+        "maestro.py:444 generates the parameters of --pgen with it",
+        _load_parameter_generator,
     ),
     Touchpoint(
         "maestrowf.maestro",
@@ -120,7 +138,7 @@ def _guarded_run(run: Callable[[Any], int], namespace: argparse.Namespace) -> in
     """Run `maestro run`; print only the message of an error of the plugin. Errors of Maestro stay as they are."""
     OPTIONS.launching, OPTIONS.broker, OPTIONS.dry_run = True, namespace.broker, namespace.dry
     OPTIONS.broker_host = namespace.broker_host
-    OPTIONS.parameter_generator = namespace.pgen is not None
+    OPTIONS.parameter_generator, OPTIONS.hashes_names = namespace.pgen is not None, namespace.hashws
     try:
         check_output(namespace.out)
         return run(namespace)

@@ -255,6 +255,24 @@ def test_parameter_generator(run, tmp_path):
     assert study.outputs("count/*.out") == ["30\n"]
 
 
+def test_generated_parameters_are_checked(run, tmp_path):
+    """Given two generated values with one directory, then the launch stops with one line, and no step runs."""
+    generator = tmp_path / "pgen.py"
+    generator.write_text(
+        "from maestrowf.datastructures.core import ParameterGenerator\n"
+        "def get_custom_generator(env, **kwargs):\n"
+        "    p = ParameterGenerator()\n"
+        "    p.add_parameter('GREETING', ['Na', 'Na+'], 'G.%%')\n"
+        "    return p\n"
+    )
+    study = run(ROOT / "specs" / "hello_samples.yaml", "-p", str(generator))
+
+    assert study.code == 1
+    assert "study.greet: GREETING=Na and GREETING=Na+ have one directory, 'greet/G.Na'" in study.output
+    assert "Traceback" not in study.output
+    assert not (study.path / "batch.info").exists()
+
+
 def test_maestro_runs_by_its_path_without_an_activated_environment(run, environment):
     assert str(BIN) not in environment["PATH"]
 

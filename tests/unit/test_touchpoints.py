@@ -171,7 +171,7 @@ def failing(number):
 
 
 def guarded_run(out, run=lambda namespace: 0):
-    return touchpoints._guarded_run(run, argparse.Namespace(broker=None, broker_host=None, dry=True, pgen=None, out=out))
+    return touchpoints._guarded_run(run, argparse.Namespace(broker=None, broker_host=None, dry=True, pgen=None, hashws=False, out=out))
 
 
 @pytest.fixture
