@@ -193,10 +193,10 @@ def test_a_relative_path_starts_at_the_working_directory(acquire, tmp_path, monk
     assert acquire(file="y.csv")["table"] == str(tmp_path / "y.csv")
 
 
-def test_column_labels_in_the_first_row_log_a_warning(acquire, caplog):
-    with caplog.at_level(logging.WARNING):
-        acquire("printf 'A\\n1\\n' > x.csv")
-    assert "the first row contains the column labels, but counts as sample 0. Begin a header line with '# '." in caplog.text
+def test_column_labels_in_the_first_row_are_a_header(acquire, caplog):
+    with caplog.at_level(logging.INFO):
+        assert acquire("printf 'A\\n1\\n' > x.csv")["rows"] == 1
+    assert "x.csv: the first row has the column labels, so it is a header and no sample." in caplog.text
 
 
 def settings_of(workers):
