@@ -50,14 +50,23 @@ Text = Annotated[str, Field(min_length=1)]
 class GenerateSettings:
     """``merlin.samples.generate``: the command that generates the sample table."""
 
-    cmd: Text = Field(description="Shell command that writes the sample file; runs once, during `maestro run`.")
+    cmd: Text = Field(
+        description=(
+            "Shell command that writes the sample file; runs once, during `maestro run`, in the current directory."
+        )
+    )
 
 
 @dataclass(frozen=True, kw_only=True, config=_BLOCK)
 class SampleSettings:
     """``merlin.samples``: the sample table."""
 
-    file: Text = Field(description="Sample table: `.npy`, `.csv` or `.tab`, one row per sample.")
+    file: Text = Field(
+        description=(
+            "Sample table: `.npy`, `.csv` or `.tab`, one row per sample. A relative path begins at the directory where "
+            "`maestro run` was called."
+        )
+    )
     column_labels: tuple[str, ...] = Field(
         min_length=1, description="Name of each column; in a `cmd`, the value of the column replaces `$(NAME)`."
     )

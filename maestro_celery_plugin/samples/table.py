@@ -17,7 +17,7 @@ from maestro_celery_plugin.config import conversion
 from maestro_celery_plugin.errors import DamagedFileError, SampleError
 from maestro_celery_plugin.files import TRANSIENT_ERRORS, read_text, write_atomically
 
-__all__ = ["FileIdentity", "SampleTable", "recorded_identity", "verified_table"]
+__all__ = ["FileIdentity", "SampleTable", "check_is_file", "recorded_identity", "verified_table"]
 
 
 class SampleTable(Protocol):
@@ -69,6 +69,18 @@ class FileIdentity:
         return f"{self.path_key}.{self.size}.{self.mtime_ns}"
 
 
+def check_is_file(path: Path) -> None:
+    """Check that the sample file exists.
+
+    Raises:
+        SampleError: it does not exist.
+    """
+    if not path.is_file():
+        raise SampleError(
+            f"merlin.samples.file: there is no file '{path}'; check its name, or let generate.cmd write it."
+        )
+
+
 def recorded_identity(path: Path, cache: Path) -> FileIdentity:
     """Return the identity of the sample file at its first opening; the first call stores it.
 
@@ -80,10 +92,7 @@ def recorded_identity(path: Path, cache: Path) -> FileIdentity:
         SampleError: the file does not exist, or has changed since its first opening.
         OSError: the file cannot be read now, or its identity cannot be stored.
     """
-    if not path.is_file():
-        raise SampleError(
-            f"merlin.samples.file: there is no file '{path}'; check its name, or let generate.cmd write it."
-        )
+    check_is_file(path)
     identity = FileIdentity.of(path)
     stored = cache / f"{identity.path_key}.json"
     try:

@@ -5,6 +5,7 @@ The plugin writes to the directory ``merlin_info`` of the study:
     merlin_info/
       cmd.sh cmd.out cmd.err        script and output of the sample generation
       samples.csv ...               the sample file, if the generation writes it there
+      samples/                      a copy of the sample file, if it is elsewhere
       records/<workspace>/manifest.json
       records/<workspace>/assignment-<epoch>.npy
                                     which samples run under an epoch, if its messages do not say it (`assignment.py`)

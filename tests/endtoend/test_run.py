@@ -118,7 +118,7 @@ def test_merlin_tokens(run):
               depends: [sim]
         merlin:
           samples:
-            generate: {cmd: "printf '1,x\\n2,y\\n' > t.csv"}
+            generate: {cmd: "printf '1,x\\n2,y\\n' > $(MERLIN_INFO)/t.csv"}
             file: $(MERLIN_INFO)/t.csv
             column_labels: [A, B]
         """,
