@@ -34,13 +34,15 @@ from maestro_celery_plugin.spec.checks import (
     check_content,
     check_native,
     check_shape,
+    known_batch,
+    known_blocks,
     settings_of,
     without_empty_keys,
 )
 from maestro_celery_plugin.spec.launcher import launches
 from maestro_celery_plugin.spec.plain_data import check_plain
 from maestro_celery_plugin.spec.resource_checks import check_resources, step_needs
-from maestro_celery_plugin.spec.token_checks import check_parameter_names, unknown_tokens
+from maestro_celery_plugin.spec.token_checks import check_parameter_names, doubled_paths, token_notes
 from maestro_celery_plugin.spec.variables import Variables
 from maestro_celery_plugin.spec.worker_groups import check_groups, native_steps, task_queues, with_task_queues
 
@@ -82,9 +84,13 @@ class EnsembleSpecification(YAMLSpecification):  # type: ignore[misc]
         return specification
 
     def _read(self, data: dict[str, Any], file: str) -> None:
+        data = known_blocks(data, file)
         check_shape(data, file)
         data = {block: value for block, value in data.items() if block != "user"}
+        for note in doubled_paths(data):
+            LOGGER.warning("%s: %s", file, note)
         data = without_empty_keys(Variables(data, file).insert_into(data))
+        data["batch"] = known_batch(data.get("batch") or {}, file)
         check_plain(data, file)  # again, because environment variables are inserted as well
         check_content(data, maestro_schemas(), file)
         self._sampled = _sampled_steps(data)
@@ -118,13 +124,8 @@ class EnsembleSpecification(YAMLSpecification):  # type: ignore[misc]
         check_parameter_names(names, self.ensemble.samples, self._file, source)
         if OPTIONS.launching:
             check_workspaces(self.get_study_steps(), parameters, self._file, hashes_names=OPTIONS.hashes_names)
-        for where, name in unknown_tokens(self._data, names):
-            LOGGER.warning(
-                "%s: %s: $(%s) is not a column label, parameter or variable; the shell will run it as a command.",
-                self._file,
-                where,
-                name,
-            )
+        for note in token_notes(self._data, names, self._sampled):
+            LOGGER.warning("%s: %s", self._file, note)
 
     def _step_facts(self, data: dict[str, Any], file: str) -> dict[str, StepFacts]:
         queues = task_queues(data, file)

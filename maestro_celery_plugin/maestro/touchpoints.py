@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import re
 import shlex
 import sys
 from collections.abc import Callable
@@ -158,11 +159,17 @@ def _guarded_cancel(cancel: Callable[[Any], int], namespace: argparse.Namespace)
 
 
 def _is_ensemble(directory: Path) -> bool:
-    """Tell whether a directory is that of an ensemble study; True if it cannot be read, so that the user is told."""
+    """Tell whether a directory is that of an ensemble study; True if it cannot be read, so that the user is told.
+
+    A step of a study without an ensemble may make a directory ``merlin_info``.
+    """
     try:
-        return (directory / "merlin_info").is_dir()
-    except OSError:
+        if not (directory / "merlin_info").is_dir():
+            return False
+        batch = (directory / "batch.info").read_text(errors="replace")
+    except OSError:  # without `batch.info`, the launch of an ensemble was interrupted
         return True
+    return re.search(r"^type: (?!celery\b)", batch, re.MULTILINE) is None
 
 
 def _end_and_remove(remove: Callable[..., None], path: Any, *args: Any, **kwargs: Any) -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 import shlex
 import shutil
-from collections.abc import Mapping, Set
+from collections.abc import Collection, Mapping, Set
 from typing import Any, TypeVar
 
 from maestro_celery_plugin.config import conversion
 from maestro_celery_plugin.config.groups import LOCAL
-from maestro_celery_plugin.config.schema_errors import nearest, problems
+from maestro_celery_plugin.config.schema_errors import problems
 from maestro_celery_plugin.config.settings import BatchSettings, MerlinSettings, StepSettings
 from maestro_celery_plugin.config.step_entry import SHELL_KEY
 from maestro_celery_plugin.config.tokens import names_in
@@ -27,6 +28,8 @@ __all__ = [
     "check_content",
     "check_native",
     "check_shape",
+    "known_batch",
+    "known_blocks",
     "settings_of",
     "without_empty_keys",
 ]
@@ -38,21 +41,54 @@ T = TypeVar("T")
 BLOCKS = ("description", "batch", "env", "study", "global.parameters", "merlin", "user")
 # Batch systems whose adapter in Maestro ignores the shell (lsfscriptadapter.py:70).
 IGNORES_SHELL = ("lsf", "lsf-srun")
+# How similar an unknown name must be to a missing one, from 0 to 1, to count as misspelt.
+_BLOCK_SIMILARITY = 0.85
+_KEY_SIMILARITY = 0.75
 STEP_SETTING_KEYS = conversion.keys_of(StepSettings)
 # Keys of `batch` that are blocks with arbitrary keys.
 _FREE_KEYS = ("args", "allocation_args", "launcher_args")
 
 
-def check_shape(data: Mapping[str, Any], file: str) -> None:
-    """Check that the top-level blocks are known and have the right type, before variables are inserted.
+def known_blocks(data: Mapping[str, Any], file: str) -> dict[str, Any]:
+    """Return the blocks that the plugin or Maestro uses; log the others, which a parameter generator may read.
 
     Raises:
-        SpecificationError: a block is unknown or has the wrong type, or a key or text anywhere cannot be used.
+        SpecificationError: the name of a block is probably misspelt.
+    """
+    return _known(data, BLOCKS, _BLOCK_SIMILARITY, "block", file, "")
+
+
+def known_batch(block: Any, file: str) -> Any:
+    """Return `batch` without unknown keys; log them, because Maestro ignores them, and other programs may read them.
+
+    Raises:
+        SpecificationError: a key is probably misspelt.
+    """
+    keys = conversion.keys_of(BatchSettings)
+    return _known(block, keys, _KEY_SIMILARITY, "key", file, "batch") if isinstance(block, Mapping) else block
+
+
+def _known(
+    block: Mapping[str, Any], names: Collection[str], similarity: float, kind: str, file: str, where: str
+) -> dict[str, Any]:
+    absent = [name for name in names if name not in block]
+    for key in block:
+        if key in names:
+            continue
+        close = difflib.get_close_matches(str(key), absent, n=1, cutoff=similarity)
+        if close:
+            raise SpecificationError.at(file, where, f"unknown {kind} '{key}'; did you mean '{close[0]}'?")
+        LOGGER.warning("%s: %sthe unknown %s %r is ignored.", file, f"{where}: " if where else "", kind, str(key))
+    return {key: value for key, value in block.items() if key in names}
+
+
+def check_shape(data: Mapping[str, Any], file: str) -> None:
+    """Check that the top-level blocks have the right type, before variables are inserted.
+
+    Raises:
+        SpecificationError: a block has the wrong type, or a key or text anywhere cannot be used.
     """
     check_plain(data, file)
-    for block in data:
-        if block not in BLOCKS:
-            raise SpecificationError.at(file, "", f"unknown block '{block}'; {nearest(str(block), BLOCKS)}")
     for block, kind, name in (("description", dict, "a block of keys"), ("study", list, "a list of steps")):
         if not isinstance(data.get(block), kind) or not data[block]:
             raise SpecificationError.at(file, block, f"the block is missing or empty; {name} is needed.")

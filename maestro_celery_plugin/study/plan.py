@@ -125,6 +125,11 @@ class StudyPlan:
         return self.settings.samples.level_max_dirs if self.settings.samples else 25
 
     @property
+    def column_labels(self) -> tuple[str, ...]:
+        """The column labels of the sample table; empty for a study without samples."""
+        return self.settings.samples.column_labels if self.settings.samples else ()
+
+    @property
     def info(self) -> Path:
         """The directory of all files of the plugin."""
         return self.root / "merlin_info"

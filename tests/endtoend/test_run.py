@@ -127,7 +127,7 @@ def test_merlin_tokens(run):
     root = study.path
     assert study.outputs("sim/01/sim.out") == [f"2|y|1|01|2 y\nA B|0104|{root}/sim|{root}/sim/01\n"]
     assert study.outputs("all/all.out") == [
-        f"*/|./00 ./01|{root}/merlin_info|{root}\n{root}/sim/00/sim.out {root}/sim/01/sim.out\n"
+        f"*/|00 01|{root}/merlin_info|{root}\n{root}/sim/00/sim.out {root}/sim/01/sim.out\n"
     ]
 
 
