@@ -221,7 +221,13 @@ class MerlinSettings:
 class StepSettings:
     """``study[].run``: the keys of a step in addition to those of Maestro."""
 
-    task_queue: Text = Field(default=DEFAULT_TASK_QUEUE, description="Task queue of the step.")
+    task_queue: Text = Field(
+        default=DEFAULT_TASK_QUEUE,
+        description=(
+            "Task queue of the step. If several worker groups would share the default one, the steps that a group "
+            "names have a task queue of their own."
+        ),
+    )
     shell: Text | None = Field(default=None, description="Interpreter of the step's scripts; overrides `batch.shell`.")
     max_retries: Count = Field(
         default=30,

@@ -44,7 +44,13 @@ from maestro_celery_plugin.spec.plain_data import check_plain
 from maestro_celery_plugin.spec.resource_checks import check_resources, step_needs
 from maestro_celery_plugin.spec.token_checks import check_parameter_names, doubled_paths, token_notes
 from maestro_celery_plugin.spec.variables import Variables
-from maestro_celery_plugin.spec.worker_groups import check_groups, native_steps, task_queues, with_task_queues
+from maestro_celery_plugin.spec.worker_groups import (
+    check_groups,
+    native_steps,
+    task_queues,
+    with_own_task_queues,
+    with_task_queues,
+)
 
 LOGGER = logging.getLogger(__name__)
 
@@ -97,6 +103,7 @@ class EnsembleSpecification(YAMLSpecification):  # type: ignore[misc]
         merlin = settings_of(MerlinSettings, data.get("merlin") or {}, file, "merlin")
         self._native = native_steps(merlin.resources, self._sampled, data)
         check_native(data, self._native, file)
+        data["study"] = with_own_task_queues(merlin.resources, data["study"])
         self.ensemble = _ensemble_settings(data, merlin, self._native, file)
         self.description = data["description"]
         self.environment = _maestro_environment(data.get("env") or {}, self.path)

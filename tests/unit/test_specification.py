@@ -664,7 +664,56 @@ def test_the_first_of_two_groups_with_the_same_task_queue_serves_it(tmp_path, ca
     }
     (record,) = caplog.records
     assert record.levelname == "WARNING"
-    assert "workers.two: the worker group 'one' already serves the task queue 'qb'." in record.getMessage()
+    assert record.getMessage() == (
+        "study.yaml: merlin.resources.workers.two: 'one' serves the task queue 'qb'; give its steps another `task_queue`, or set "
+        "`overlap: True`."
+    )
+
+
+DEFAULT = [step("mesh"), step("solve"), step("post"), step("q", task_queue="q")]
+
+
+@pytest.mark.parametrize(
+    ("groups", "served"),
+    [
+        ({"one": {"steps": ["mesh"]}, "two": {"steps": ["solve"]}},
+         {"one": ("merlin_one",), "two": ("merlin_two",), "default_worker": ("merlin", "q")}),
+        ({"one": {"steps": ["mesh", "post"]}, "two": {"steps": ["solve", "q"]}},
+         {"one": ("merlin_one",), "two": ("merlin_two", "q")}),
+        ({"one": {}, "two": {"steps": ["solve"]}}, {"one": ("merlin", "q"), "two": ("merlin_two",)}),
+        ({"two": {"steps": ["solve"]}, "one": {"steps": ["all"]}}, {"two": ("merlin_two",), "one": ("merlin", "q")}),
+        ({"two": {"steps": ["solve"]}, "one": {"task_queues": ["merlin"]}},
+         {"two": ("merlin_two",), "one": ("merlin",), "default_worker": ("q",)}),
+        # One group alone serves the task queue of the steps that it names.
+        ({"one": {"steps": ["mesh"]}, "two": {"steps": ["q"]}}, {"one": ("merlin",), "two": ("q",)}),
+    ],
+)  # fmt: skip
+def test_each_group_serves_the_steps_that_it_names(groups, served, tmp_path, caplog):
+    specification = load(tmp_path, spec(study=DEFAULT, merlin=workers(**groups)))
+    assert queues_of(specification) == served
+    assert not caplog.records
+    for name, facts in specification.ensemble.steps.items():
+        entry = next(s for s in specification.get_study_steps() if s.name == name).run[STEP_KEY]
+        assert facts.queues == (entry["settings"].get("task_queue", "merlin"),)
+
+
+@pytest.mark.parametrize(
+    ("groups", "found"),
+    [
+        ({"one": {"steps": ["mesh"]}, "two": {"steps": ["mesh"]}},
+         "merlin.resources.workers.two: the group serves nothing: 'one' serves the task queue 'merlin'; give its steps another "
+         "`task_queue`, or set `overlap: True`."),
+        ({"one": {"steps": ["mesh", "solve", "post", "q"]}, "all": {}}, "merlin.resources.workers.all: the group serves nothing: 'one'"),
+    ],
+)  # fmt: skip
+def test_a_group_that_serves_nothing_is_refused(groups, found, tmp_path):
+    assert message(tmp_path, spec(study=DEFAULT, merlin=workers(**groups))).startswith(found)
+
+
+def test_groups_for_different_machines_may_name_the_same_steps(tmp_path, caplog):
+    groups = {"one": {"steps": ["mesh"], "machines": ["quartz"]}, "two": {"steps": ["mesh"], "machines": ["ruby"]}}
+    load(tmp_path, spec(study=DEFAULT, merlin=workers(**groups)))
+    assert "merlin.resources.workers.two: 'one' serves the task queue 'merlin'" in caplog.text
 
 
 def test_with_overlap_both_groups_serve_the_task_queue(tmp_path, caplog):
