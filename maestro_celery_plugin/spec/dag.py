@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import re
 import shutil
 from collections.abc import Iterable, Mapping
@@ -12,6 +13,8 @@ from maestro_celery_plugin.config.schema_errors import nearest
 from maestro_celery_plugin.errors import SpecificationError
 
 __all__ = ["ALL_COMBINATIONS", "check_graph"]
+
+LOGGER = logging.getLogger(__name__)
 
 # The suffix of a step name in `depends` for all parameter combinations, a funnel (datastructures/core/study.py:53).
 ALL_COMBINATIONS = re.compile(r"_\*|\*")
@@ -46,8 +49,9 @@ def check_graph(data: Mapping[str, Any], file: str) -> None:
     _check_order(parents, file)
     environment = data.get("env") or {}
     inserted = {"SPECROOT", "OUTPUT_PATH", *(environment.get("variables") or {}), *(environment.get("labels") or {})}
+    order = _order_of_maestro(parents)
     for step in study:
-        _check_workspaces(step, parents, inserted, file)
+        _check_workspaces(step, parents, order, inserted, file)
 
 
 def _nearest_dependency(written: str, parent: str, names: Iterable[str]) -> str:
@@ -71,7 +75,30 @@ def _check_order(parents: Mapping[str, Iterable[str]], file: str) -> None:
         above.add(name)
 
 
-def _check_workspaces(step: Mapping[str, Any], parents: dict[str, list[str]], inserted: set[str], file: str) -> None:
+def _order_of_maestro(parents: Mapping[str, Iterable[str]]) -> dict[str, int]:
+    """Return the position of each step in the order in which Maestro makes the workspaces (dag.py:194).
+
+    Of two steps that do not depend on each other, the one further down comes first.
+    """
+    children: dict[str, list[str]] = {name: [] for name in ("", *parents)}  # "" for Maestro's source
+    for name, of_step in parents.items():
+        for parent in of_step or ("",):
+            children[parent].append(name)
+    finished: dict[str, None] = {}
+
+    def visit(name: str) -> None:
+        for child in children[name]:
+            if child not in finished:
+                visit(child)
+        finished[name] = None
+
+    visit("")
+    return {name: position for position, name in enumerate(reversed(finished))}
+
+
+def _check_workspaces(
+    step: Mapping[str, Any], parents: dict[str, list[str]], order: Mapping[str, int], inserted: set[str], file: str
+) -> None:
     """Check the workspaces that a step uses.
 
     Maestro's conductor fails when a workspace does not belong to an earlier step (study.py:555).
@@ -79,6 +106,7 @@ def _check_workspaces(step: Mapping[str, Any], parents: dict[str, list[str]], in
     Args:
         step: The step.
         parents: The steps that each step depends on.
+        order: The positions of the steps in Maestro's order.
         inserted: Names of tokens whose values Maestro inserts earlier (study.py:384).
         file: Name of the specification, for messages.
     """
@@ -88,6 +116,11 @@ def _check_workspaces(step: Mapping[str, Any], parents: dict[str, list[str]], in
             text = text.replace(f"$({name})", "")
         for name in _WORKSPACE.findall(text):
             problem = _workspace_problem(name, step["name"], parents)
+            if not problem and name not in _ancestors(step["name"], parents):
+                problem = f"the step does not wait for '{name}'; add it to 'depends'."
+                if order[name] < order[step["name"]]:
+                    LOGGER.warning("%s: %s: found '$(%s.workspace)'; %s", file, where, name, problem)
+                    continue
             if problem:
                 raise SpecificationError.at(file, where, f"found '$({name}.workspace)'; {problem}")
         _check_spelling(text, parents, file, where)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from maestrowf.datastructures.core import Study
+from maestrowf.datastructures.core import Study, StudyEnvironment
 from maestrowf.specification.yamlspecification import YAMLSpecification
 
 from maestro_celery_plugin.batch.slurm import Slurm
@@ -23,6 +23,7 @@ from maestro_celery_plugin.errors import SpecificationError
 from maestro_celery_plugin.hookspecs import hookimpl
 from maestro_celery_plugin.maestro.specification import Specification
 from maestro_celery_plugin.plugins import batch_system, plugin_manager
+from maestro_celery_plugin.spec import dag
 
 SPECS = Path(__file__).parent / "specs"
 PLAIN = (SPECS / "plain.yaml").read_text()
@@ -567,6 +568,29 @@ def test_blocks_and_batch_keys_of_other_programs_are_left_to_them(tmp_path, capl
         "the unknown block 'berlin' is ignored.",
         "batch: the unknown key 'site' is ignored.",
     ]
+
+
+UNORDERED = "found '$(f.workspace)'; the step does not wait for 'f'; add it to 'depends'."
+
+
+def test_a_workspace_of_a_step_that_comes_later_in_maestro_is_refused(tmp_path):
+    """Given a step that does not depend on the step whose workspace it uses, then Maestro's conductor would fail."""
+    steps = [step("f"), step("g", cmd="ls $(f.workspace)")]
+    assert message(tmp_path, spec(study=steps)) == f"study.g.run.cmd: {UNORDERED}"
+
+
+def test_a_workspace_of_a_step_that_may_run_at_the_same_time_is_warned_of(tmp_path, caplog):
+    steps = [step("g", restart="ls $(f.workspace)"), step("f"), step("h", depends=["f"]), step("i", cmd="$(f.workspace)", depends=["h_*"])]
+    assert notes(tmp_path, caplog, spec(study=steps)) == [f"study.g.run.restart: {UNORDERED}"]
+
+
+def test_the_order_of_the_workspaces_is_that_of_maestro(tmp_path):
+    names = "abcdefgh"
+    parents = {"a": [], "b": [], "c": ["a", "b"], "d": ["a"], "e": ["c", "d"], "f": [], "g": ["f", "c"], "h": ["b"]}
+    steps = [step(name, depends=parents[name]) for name in names]
+    study = Study("s", {}, steps=load(tmp_path, spec(study=steps)).get_study_steps(), studyenv=StudyEnvironment())
+    expected = study.topological_sort()[1:]
+    assert sorted(names, key=dag._order_of_maestro(parents).__getitem__) == expected
 
 
 def test_a_command_may_read_a_file_with_the_suffix_workspace(tmp_path, caplog):

@@ -55,7 +55,7 @@ def message(tmp_path, *steps, **parameters):
         ([step("a", "$(P)"), step("b", depends=["a"])], {"P": parameter("+", "-", label="%%")},
          f"study.a: P=+: the step record has no directory of its own, {RULE}; change the value or its label."),
         ([step("a", "$(P)")], {"P": parameter("..", label="%%")}, "study.a: P=..: the step record has no directory"),
-        ([step("a"), step("b", "cat $(a.workspace)"), step("c", "$(P)"), step("d", "ls $(c.workspace)")],
+        ([step("a"), step("b", "cat $(a.workspace)", depends=["a"]), step("c", "$(P)"), step("d", "ls $(c.workspace)", depends=["c"])],
          {"P": parameter("1=", "1")}, "study.c: P=1= and P=1 have one directory"),
         ([step("a", "$(P) $(Q)")], {"P": parameter("x.y", "x", label="%%"), "Q": parameter("z", "y.z", label="%%")},
          "study.a: P=x.y, Q=z and P=x, Q=y.z have one name, 'x.y.z', so that Maestro runs only one of them; change the values or "
