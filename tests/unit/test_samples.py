@@ -484,6 +484,15 @@ def test_an_index_is_on_the_disk_before_workers_see_it(table_of, cache, monkeypa
     assert synced[-1] == (str(cache), [index_of(cache)])
 
 
+def test_a_table_with_other_rows_than_at_the_launch_is_refused(table_of, tmp_path, cache):
+    """Given a study of a release that took a comment for a sample, and no index any more, then no sample gets other values."""
+    table_of("1\n#2\n3\n")
+    assert rows(open_table(tmp_path / "table.csv", ("A",), cache, 2)) == [["1"], ["3"]]
+    assert f"'{tmp_path}/table.csv' has 2 samples, but had 3 at the launch of the study" in message(
+        lambda: open_table(tmp_path / "table.csv", ("A",), cache, 3)
+    )
+
+
 # --- large tables ------------------------------------------------------------------------------------
 
 MEASURE = """

@@ -1,11 +1,13 @@
 """Tokens: each is replaced by its value once; the value is not read for further tokens."""
 
 import pytest
+from ensembles import a_manifest
 
 from maestro_celery_plugin.config.tokens import NameMatcher, Template, names_in, substitute
 from maestro_celery_plugin.samples.paths import SamplePaths
 from maestro_celery_plugin.samples.token_values import exit_code_values, sample_values, study_values
 from maestro_celery_plugin.spec.launcher import with_launcher
+from maestro_celery_plugin.worker.sample_directory import SampleDirectories
 
 HOSTILE = [
     "$(OTHER)",
@@ -51,6 +53,15 @@ def test_names_in_returns_the_name_of_each_token():
 )
 def test_the_case_of_a_column_label_matters(token, matched):
     assert NameMatcher(["X0", "MERLIN_SAMPLE_ID"]).match(token) == matched
+
+
+@pytest.mark.parametrize(("study_id", "script"), [("0", "echo 8 7"), ("1", "echo $(nproc) 7")])
+def test_samples_of_a_study_of_release_0_1_keep_their_scripts(tmp_path, study_id, script):
+    """Given a resumed study of release 0.1, then the case of a label does not matter, as for its first samples."""
+    cmd = "echo $(nproc) $(merlin_sample_id)"
+    manifest = a_manifest(tmp_path, study_id=study_id, labels=["NPROC"], cmd=cmd, workspace=str(tmp_path))
+    SampleDirectories(manifest, lambda sample: ["8"]).make(7)
+    assert next(tmp_path.rglob("sim.sh")).read_text().splitlines()[-1] == script
 
 
 @pytest.mark.parametrize(
