@@ -22,8 +22,8 @@ Step: TypeAlias = Any
 Parameters: TypeAlias = Any
 Combination: TypeAlias = Any
 
-# Directories of a study that are not workspaces.
-_TAKEN = ("logs", "merlin_info", "meta")
+# Directories and files of a study that are not workspaces.
+_TAKEN = ("batch.info", "logs", "merlin_info", "meta", "status.csv")
 _RULE = "Maestro keeps only letters, digits and '-_.()' in names of directories"
 
 
@@ -74,7 +74,7 @@ def _check_step(step: str, file: str) -> None:
             file, where, f"the step has no directory of its own, because {_RULE}; rename the step."
         )
     if name in _TAKEN:
-        raise SpecificationError.at(file, where, f"the study keeps other files in '{name}'; rename the step.")
+        raise SpecificationError.at(file, where, f"the study has other files at '{name}'; rename the step.")
 
 
 def _checked_combination(record: _Record, file: str) -> str:

@@ -94,6 +94,8 @@ class _Index:
         offsets = self._without_header(index)
         if FileIdentity.of(self._path) != self._identity:
             raise SampleError(f"merlin.samples.file: '{self._path}' is being written; launch when it is complete.")
+        if index.later_comments:
+            LOGGER.info("%s: %d rows that begin with '#' are comments.", self._path.name, index.later_comments)
         if index.hash_line is not None:
             LOGGER.warning(
                 "%s: line %d has a '#' within a row; it is text here, but NumPy, and so Merlin, ignores the rest of "

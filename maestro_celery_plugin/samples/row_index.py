@@ -30,11 +30,13 @@ class RowIndex:
     Attributes:
         offsets: An array (rows, 2) of the offsets of the first byte of each row and of the byte after the row.
         comments: The comments before the first row, without their ``#``.
+        later_comments: The number of comments after the first row.
         hash_line: The number of the first line with a ``#`` within a row; None without one.
     """
 
     offsets: Offsets
     comments: tuple[str, ...]
+    later_comments: int
     hash_line: int | None
 
 
@@ -61,7 +63,7 @@ def index_rows(path: Path, delimiter: str | None, columns: int) -> RowIndex:
             else:
                 offsets = rows.quoted(delimiter) if _has_quotes(path) else rows.plain(delimiter)
             comments = _comments(path, begin, int(offsets[0, 0]) if len(offsets) else 0)
-            return RowIndex(offsets, comments, rows.hash_line)
+            return RowIndex(offsets, comments, rows.comments - len(comments), rows.hash_line)
     except UnicodeDecodeError as cause:
         raise SampleError(f"merlin.samples.file: '{path}' is not UTF-8 text: {cause}") from cause
 
@@ -91,12 +93,15 @@ class _Rows:
         file: The open file.
         delimiter: The separator of the columns; None for white space.
         columns: The number of column labels.
+
+    Attributes:
+        comments: The number of comments so far.
     """
 
     def __init__(self, path: Path, file: io.BufferedReader, delimiter: str | None, columns: int) -> None:
         self._path, self._file, self._delimiter, self._columns = path, file, delimiter, columns
         self._width = 0
-        self._count = 0
+        self._count = self.comments = 0
         self._first_row = self._first_hash = -1
         self._is_start = False  # of a row, for `quoted`
         self._start = 0
@@ -154,7 +159,9 @@ class _Rows:
         offsets, start = array("q"), self._file.tell()
         for line in self._file:
             width = len(line.decode().split())
-            if width and not _is_comment(line):
+            if _is_comment(line):
+                self.comments += 1
+            elif width:
                 self._count_row(width, start)
                 offsets.extend((start, start + len(line)))
                 if b"#" in line:
@@ -190,6 +197,7 @@ class _Rows:
             if self._is_start and _is_comment(line):
                 line.decode()
                 position[0] += len(line)
+                self.comments += 1
                 continue
             if self._is_start:
                 self._is_start, self._start = False, position[0]
@@ -226,6 +234,7 @@ class _Rows:
         for line in np.flatnonzero(((widths == 1) | has_hash) & (data[starts] <= ord(" "))):
             text = block[starts[line] : ends[line]].strip()
             keep[line] = bool(text) and not text.startswith(b"#")
+        self.comments += int((has_hash & ~keep).sum())
         starts, ends, widths, has_hash = starts[keep], ends[keep], widths[keep], has_hash[keep]
         if has_hash.any():
             self._note_hash(offset + int(starts[has_hash][0]))

@@ -313,6 +313,16 @@ def test_the_launch_says_once_what_is_unusual_in_a_table(table_of, tmp_path, cac
     assert [record.getMessage()[: len(logged or "")] for record in caplog.records] == ([logged] if logged else [])
 
 
+@pytest.mark.parametrize("block", [1, 4 << 20])
+@pytest.mark.parametrize(("name", "quote"), [("table.csv", ""), ("table.csv", '"'), ("table.tab", "")])
+def test_rows_that_are_comments_are_counted(table_of, caplog, monkeypatch, name, quote, block):
+    """Given values such as #ff0000 in the first column, then the launch says that these rows are no samples."""
+    monkeypatch.setattr(row_index, "_BLOCK", block)
+    with caplog.at_level("INFO"):
+        table_of(f"# colours\n\n{quote}red{quote}\n#ff0000\n\n  #00ff00\nblue\n", name=name)
+    assert [record.getMessage() for record in caplog.records] == [f"{name}: 2 rows that begin with '#' are comments."]
+
+
 def test_a_comment_above_one_column_needs_no_warning(table_of, caplog):
     assert rows(table_of("# velocity\n1\n")) == [["1"]]
     assert not caplog.records

@@ -65,8 +65,8 @@ def message(tmp_path, *steps, **parameters):
          f"study.a_b.name: the steps 'a b' and 'a_b' have one directory, 'a_b', {RULE}; rename one of them."),
         ([step("a+"), step("a")], {"P": parameter(1)}, "study.a.name: the steps 'a+' and 'a' have one directory, 'a'"),
         ([step("+")], {}, f"study.+.name: the step has no directory of its own, {RULE}; rename the step."),
-        ([step("merlin_info")], {}, "study.merlin_info.name: the study keeps other files in 'merlin_info'; rename the step."),
-        ([step("logs", "$(P)")], {"P": parameter(1)}, "study.logs.name: the study keeps other files in 'logs'"),
+        ([step("merlin_info")], {}, "study.merlin_info.name: the study has other files at 'merlin_info'; rename the step."),
+        ([step("logs", "$(P)")], {"P": parameter(1)}, "study.logs.name: the study has other files at 'logs'"),
     ],
 )  # fmt: skip
 def test_step_records_with_one_directory_stop_the_launch(tmp_path, steps, parameters, found):
