@@ -74,7 +74,7 @@ def plain_table(path: Path, directory: Path) -> Path | None:
         SampleError: the file cannot be unpickled, or an element is neither a number nor text.
         OSError: a file cannot be read or written.
     """
-    if path.suffix != ".npy" or not _has_objects(path):
+    if path.suffix != ".npy" or not path.is_file() or not _has_objects(path):
         return None
     try:
         array = np.load(path, allow_pickle=True)

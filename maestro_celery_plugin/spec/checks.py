@@ -186,8 +186,9 @@ def check_batch(block: Any, file: str, where: str) -> None:
         SpecificationError: the block is invalid; the message contains the first problem only.
     """
     block_schema = conversion.json_schema(BatchSettings)
-    block_schema["properties"]["type"]["enum"] = [LOCAL, *batch_systems()]
-    check_block(block, block_schema, file, where)
+    properties = block_schema["properties"]
+    type_schema = {**properties["type"], "enum": [LOCAL, *batch_systems()]}
+    check_block(block, {**block_schema, "properties": {**properties, "type": type_schema}}, file, where)
     for key in _FREE_KEYS:
         check_free_block(block.get(key), file, f"{where}.{key}")
 

@@ -84,15 +84,16 @@ def _order_of_maestro(parents: Mapping[str, Iterable[str]]) -> dict[str, int]:
     for name, of_step in parents.items():
         for parent in of_step or ("",):
             children[parent].append(name)
-    finished: dict[str, None] = {}
-
-    def visit(name: str) -> None:
-        for child in children[name]:
-            if child not in finished:
-                visit(child)
-        finished[name] = None
-
-    visit("")
+    finished: list[str] = []
+    seen: set[str] = set()
+    path = [("", iter(children[""]))]  # instead of a recursion, which a long chain of steps would exceed
+    while path:
+        child = next((child for child in path[-1][1] if child not in seen), None)
+        if child is None:
+            finished.append(path.pop()[0])
+        else:
+            seen.add(child)
+            path.append((child, iter(children[child])))
     return {name: position for position, name in enumerate(reversed(finished))}
 
 

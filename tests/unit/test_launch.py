@@ -119,6 +119,11 @@ def test_a_relative_file_is_the_one_that_the_command_writes(acquire, current):
     assert rows_of(acquire("printf '100\\n200\\n' > stale.csv", file="stale.csv")) == ["100", "200"]
 
 
+@pytest.mark.parametrize("file", ["x.csv", "x.npy", "$(MERLIN_INFO)/x.npy", "/no/such/directory/x.csv"])
+def test_a_file_that_the_command_should_have_written_is_missing(acquire, file):
+    assert "there is no file '" in message(acquire, "echo hello", file=file)
+
+
 def test_a_file_that_the_command_has_not_written_is_refused(acquire, current):
     (current / "stale.csv").write_text("7\n")
     text = message(acquire, "echo hello", file="stale.csv")

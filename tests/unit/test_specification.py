@@ -584,6 +584,11 @@ def test_a_workspace_of_a_step_that_may_run_at_the_same_time_is_warned_of(tmp_pa
     assert notes(tmp_path, caplog, spec(study=steps)) == [f"study.g.run.restart: {UNORDERED}"]
 
 
+def test_a_long_chain_of_steps_is_accepted(tmp_path):
+    names = [f"s{number}" for number in range(1200)]
+    load(tmp_path, spec(study=[step(name, depends=names[max(0, n - 1) : n]) for n, name in enumerate(names)]))
+
+
 def test_the_order_of_the_workspaces_is_that_of_maestro(tmp_path):
     names = "abcdefgh"
     parents = {"a": [], "b": [], "c": ["a", "b"], "d": ["a"], "e": ["c", "d"], "f": [], "g": ["f", "c"], "h": ["b"]}
