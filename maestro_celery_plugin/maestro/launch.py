@@ -11,7 +11,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -100,12 +100,18 @@ class EnsembleDependency(Dependency):  # type: ignore[misc]
     Args:
         settings: The settings of the study.
         batch: The batch dictionary that Maestro will store; `acquire` completes it.
+        check_parameters: Checks the parameters that `--pgen` has generated.
     """
 
     name = "merlin samples"
 
-    def __init__(self, settings: EnsembleSettings, batch: dict[str, Any]) -> None:
-        self._settings, self._batch = settings, batch
+    def __init__(
+        self,
+        settings: EnsembleSettings,
+        batch: dict[str, Any],
+        check_parameters: Callable[[Any], None] = lambda parameters: None,
+    ) -> None:
+        self._settings, self._batch, self.check_parameters = settings, batch, check_parameters
         self._is_acquired = False
 
     def __getstate__(self) -> dict[str, Any]:

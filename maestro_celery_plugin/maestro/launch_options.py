@@ -21,6 +21,7 @@ class LaunchOptions:
     dry_run: bool = False
     foreground: bool = False
     parameter_generator: bool = False
+    hashes_names: bool = False
 
 
 OPTIONS = LaunchOptions()

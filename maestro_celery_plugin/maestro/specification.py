@@ -146,13 +146,22 @@ def _ensemble_data(text: Any, file: str) -> dict[str, Any] | None:
         return None
     if not isinstance(data, dict):
         return None
-    for block in data:
-        if difflib.get_close_matches(str(block), ["merlin"], cutoff=0.8) and block != "merlin":
+    for block, value in data.items():
+        if block != "merlin" and _resembles_merlin(block, value):
             raise SpecificationError.at(file, "", f"unknown block '{block}'; did you mean 'merlin'?")
     if "merlin" in data or _has_step_key(data.get("study")):
         return data
     Specification.text_without_ensemble = text
     return None
+
+
+def _resembles_merlin(name: Any, block: Any) -> bool:
+    """Tell whether a block is a ``merlin`` block with a misspelt name: the name is similar, and it has a key of it.
+
+    Maestro ignores other blocks that it does not know.
+    """
+    is_similar = bool(difflib.get_close_matches(str(name), ["merlin"], cutoff=0.8))
+    return is_similar and isinstance(block, dict) and not block.keys().isdisjoint(("resources", "samples"))
 
 
 def _load(text: Any) -> Any:

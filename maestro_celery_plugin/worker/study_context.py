@@ -91,7 +91,8 @@ class StudyContext:
             return manifest, Runner(manifest, lambda sample: ())
         key = manifest.table, *manifest.labels
         if key not in self._tables:  # the step records of a study have one table
-            self._tables[key] = open_table(Path(manifest.table), manifest.labels, Path(manifest.index_cache))
+            cache = Path(manifest.index_cache)
+            self._tables[key] = open_table(Path(manifest.table), manifest.labels, cache, manifest.samples)
         return manifest, Runner(manifest, self._tables[key].row)
 
     def modes(self, task: RangeTask, stop: int) -> dict[int, RunMode]:
