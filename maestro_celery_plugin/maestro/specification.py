@@ -21,7 +21,13 @@ from maestro_celery_plugin.errors import EnsembleError, SpecificationError
 from maestro_celery_plugin.maestro.launch_options import OPTIONS
 from maestro_celery_plugin.maestro.schemas import maestro_schemas
 
-__all__ = ["Specification", "load_ensemble"]
+__all__ = ["WORDS_OF_ENSEMBLES", "Specification", "load_ensemble"]
+
+# A word of each block and step key that Maestro does not have. A backslash may stand for any letter.
+WORDS_OF_ENSEMBLES = re.compile(
+    r"merlin|resources|samples|task_queue|max_|retry_|time_request|gpus per task|resource set|launch[ _]distribution|"
+    r"exit_on_error|shell|batch|signal|slurm|lsf|flux|\\"
+)
 
 
 class Specification(YAMLSpecification):  # type: ignore[misc]
@@ -128,6 +134,11 @@ def _has_merlin(data: bytes) -> bool:
     return re.search(rb"^merlin\s*:", data.replace(b"\0", b""), re.MULTILINE) is not None
 
 
+def _may_have_ensemble(text: Any) -> bool:
+    """Tell whether a specification has a word of an ensemble; without one, only Maestro needs to parse it."""
+    return not isinstance(text, str) or WORDS_OF_ENSEMBLES.search(text) is not None
+
+
 def _ensemble_data(text: Any, file: str) -> dict[str, Any] | None:
     """Return the specification as a dictionary if it has an ensemble, else None.
 
@@ -136,7 +147,7 @@ def _ensemble_data(text: Any, file: str) -> dict[str, Any] | None:
     Raises:
         SpecificationError: text with a ``merlin`` block is not valid YAML, or the name of the block is misspelt.
     """
-    if text is None or text == Specification.text_without_ensemble:
+    if text is None or text == Specification.text_without_ensemble or not _may_have_ensemble(text):
         return None
     try:
         data = _load(text)

@@ -21,9 +21,10 @@ from maestro_celery_plugin.config.settings import BatchSettings, GenerateSetting
 from maestro_celery_plugin.config.step_entry import STEP_KEY
 from maestro_celery_plugin.errors import SpecificationError
 from maestro_celery_plugin.hookspecs import hookimpl
-from maestro_celery_plugin.maestro.specification import Specification
+from maestro_celery_plugin.maestro.specification import WORDS_OF_ENSEMBLES, Specification
 from maestro_celery_plugin.plugins import batch_system, plugin_manager
 from maestro_celery_plugin.spec import dag
+from maestro_celery_plugin.spec.checks import STEP_SETTING_KEYS
 
 SPECS = Path(__file__).parent / "specs"
 PLAIN = (SPECS / "plain.yaml").read_text()
@@ -163,12 +164,29 @@ def test_a_specification_without_a_merlin_block_has_no_ensemble(tmp_path):
 def test_a_specification_without_a_merlin_block_imports_no_slow_package(loads):
     code = (
         "import sys\n"
-        "from maestro_celery_plugin.maestro.specification import Specification as S\n"
+        "from maestro_celery_plugin.maestro.specification import WORDS_OF_ENSEMBLES, Specification as S\n"
         f"if {loads}: S.load_specification({str(SPECS / 'plain.yaml')!r}).get_study_environment()\n"
         "print(sorted({'celery', 'kombu', 'numpy', 'pluggy', 'psutil', 'pydantic', 'redis'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("key", STEP_SETTING_KEYS)
+def test_each_step_key_of_an_ensemble_is_noticed_in_the_text(key):
+    assert WORDS_OF_ENSEMBLES.search(f"      {key}: 1")
+
+
+def test_maestro_alone_parses_a_specification_without_a_word_of_an_ensemble(monkeypatch):
+    monkeypatch.setattr("maestro_celery_plugin.maestro.specification._load", None)
+    text = "description: {name: a, description: b}\nstudy: [{name: c, description: d, run: {cmd: echo}}]"
+    assert Specification.load_specification_from_stream(io.StringIO(text)).ensemble is None
+
+
+def test_a_block_with_an_escaped_name_is_found(tmp_path):
+    text = yaml.safe_dump(spec()).replace("merlin:", '"m\\x65rlin":')
+    (tmp_path / "spec.yaml").write_text(text)
+    assert Specification.load_specification(str(tmp_path / "spec.yaml")).ensemble is not None
 
 
 def test_a_step_key_of_merlin_makes_an_ensemble(tmp_path):
