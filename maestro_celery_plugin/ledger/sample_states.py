@@ -41,10 +41,9 @@ _HAS_EPOCH = kind_mask(Kind.SENT, Kind.CANCELLED, Kind.RERUN)
 _HAS_CODE = kind_mask(Kind.ENDED, Kind.GAVE_UP)
 # Entries about leases tell nothing about samples.
 _IS_RELEVANT = ~kind_mask(Kind.HEAD, Kind.TAKEN, Kind.PASSED, Kind.KEPT, Kind.RELEASED)
-# Stands for the exit code of an attempt that was lost, or that its worker has ended.
-_INTERRUPTED = BROKEN + 1
 # The sum of a code and this number is not negative.
 _CODE_OFFSET = 2**31
+_CODE_MASK = np.uint64(2**32 - 1)
 
 
 def _are_requests(codes: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -90,7 +89,6 @@ class SampleStates:
 
     Attributes:
         outcome: `Outcome` of each sample.
-        code: Exit code of the last attempt that ended.
         duration_us: Duration of this attempt, in microseconds.
         started: Epoch of the last attempt; 0 for a sample that never started.
         has_started: Whether a sample has started.
@@ -104,15 +102,15 @@ class SampleStates:
     def __init__(self, count: int, max_retries: int) -> None:
         self._max_retries = max_retries
         self.outcome = np.zeros(count, np.uint8)
-        self.code = np.zeros(count, np.int32)
-        self.duration_us = np.zeros(count, np.uint64)
+        self.duration_us = np.zeros(count, np.float32)
         self.started = np.zeros(count, np.uint32)
         self.ended = np.zeros(count, np.uint32)
         self.requests = np.zeros(count, np.uint32)
         self.losses = np.zeros(count, np.uint32)
-        # Epoch and code of the last attempt that ended, and of the last attempt that has really run.
+        # Epoch and code of the last attempt that ended.
         self._last = np.zeros(count, np.uint64)
-        self._last_run = np.zeros(count, np.uint64)
+        # Epoch of the last attempt that has really run, times 2, plus 1 if it has requested `cmd` again.
+        self._last_run = np.zeros(count, np.uint32)
         # Epoch and outcome of the last failure; epoch of the last success, times 2, plus 1 for `STOPPED_STUDY`.
         self._failed = np.zeros(count, np.uint64)
         self._finished = np.zeros(count, np.uint32)
@@ -162,16 +160,13 @@ class SampleStates:
     def _apply_ends(self, entries: Entries, kinds: np.ndarray[Any, Any]) -> None:
         """Apply the ends of attempts, whatever their outcome."""
         _advance(self.ended, entries, _IS_END[kinds])
-        self._record_runs(entries, _IS_INTERRUPTED[kinds], interrupted=True)
-        self._record_runs(entries, (kinds == _ENDED) & (entries["code"] > BROKEN), interrupted=False)
+        self._record_runs(entries[_IS_INTERRUPTED[kinds] | ((kinds == _ENDED) & (entries["code"] > BROKEN))])
 
-    def _record_runs(self, entries: Entries, mask: np.ndarray[Any, Any], *, interrupted: bool) -> None:
-        """Store the codes of attempts that have really run."""
-        if mask.any():
-            codes = np.full(int(mask.sum()), _INTERRUPTED) if interrupted else entries["code"][mask]
-            np.maximum.at(
-                self._last_run, entries["start"][mask].astype(np.intp), _ordered(entries["epoch"][mask], codes)
-            )
+    def _record_runs(self, entries: Entries) -> None:
+        """Store the attempts that have really run, and whether they have requested `cmd` again."""
+        is_retry = (entries["kind"] == _ENDED) & (entries["code"] == ExitCode.RETRY)
+        runs = entries["epoch"].astype(np.uint32) << np.uint32(1) | is_retry
+        np.maximum.at(self._last_run, entries["start"].astype(np.intp), runs)
 
     def _end(self, entries: Entries) -> None:
         # Use columns instead of entries: copies of whole entries take ten times as long.
@@ -180,7 +175,6 @@ class SampleStates:
         last = _ordered(epochs, codes)
         np.maximum.at(self._last, samples, last)
         is_last = last == self._last[samples]
-        self.code[samples[is_last]] = codes[is_last]
         self.duration_us[samples[is_last]] = durations[is_last]
         given_up = entries["kind"] == _GAVE_UP
         for code in np.unique(codes).tolist():
@@ -272,10 +266,14 @@ class SampleStates:
         The next attempt runs `restart` if an attempt has run before, except when the last one has requested `cmd`. An
         attempt that could not start does not count: a `restart` that it should have run is not forgotten.
         """
-        codes = (self._last_run & np.uint64(2**32 - 1)).astype(np.int64) - _CODE_OFFSET
-        modes = np.where(codes == ExitCode.RETRY, RunMode.AGAIN, RunMode.RESTART).astype(np.uint8)
+        modes = np.where(self._last_run & np.uint32(1), RunMode.AGAIN, RunMode.RESTART).astype(np.uint8)
         modes[self._last_run == 0] = RunMode.FIRST
         return modes
+
+    def code(self, samples: Any) -> Any:
+        """Return the exit code of the last attempt that ended of a sample, or of each of several; 0 without one."""
+        last = self._last[samples]
+        return np.where(last, (last & _CODE_MASK).astype(np.int64) - _CODE_OFFSET, 0)
 
     @property
     def is_complete(self) -> bool:

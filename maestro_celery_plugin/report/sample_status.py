@@ -156,7 +156,7 @@ class RecordSamples:
         failed = self._failed()
         if not len(failed):
             return []
-        _, first, counts = np.unique(self.states.code[failed], return_index=True, return_counts=True)
+        _, first, counts = np.unique(self.states.code(failed), return_index=True, return_counts=True)
         return [(self._sample(int(failed[i])), int(n)) for i, n in zip(first, counts, strict=True)]
 
     def fatal_sample(self) -> SampleStatus | None:
@@ -188,7 +188,7 @@ class RecordSamples:
         return SampleStatus(
             manifest=self.manifest,
             index=index,
-            code=int(self.states.code[index]),
+            code=int(self.states.code(index)),
             duration_s=int(self.states.duration_us[index]) / 1e6,
             losses=int(self.states.losses[index]),
         )
