@@ -12,13 +12,17 @@ from types import FrameType
 
 from benchmarks.report import print_markdown, print_table
 from benchmarks.rows import Row
+from benchmarks.scenarios.control import control_rows
 from benchmarks.scenarios.latency import latency_rows
 from benchmarks.scenarios.null_samples import TOOLS, null_samples
+from benchmarks.scenarios.plain_specification import plain_specification_rows
 from benchmarks.scenarios.records import records_rows
 from benchmarks.scenarios.start import start_rows
 from benchmarks.scenarios.status import status_rows
+from benchmarks.scenarios.steps import steps_rows
 from benchmarks.scenarios.submit import submit_rows
 from benchmarks.scenarios.utilisation import utilisation_rows
+from benchmarks.scenarios.workers import workers_rows
 from benchmarks.settings import BenchSettings
 from benchmarks.tools.bare_loop import BareLoop
 
@@ -26,6 +30,10 @@ SCENARIOS: dict[str, Callable[[BenchSettings], list[Row]]] = {
     "null": null_samples,
     "start": start_rows,
     "records": records_rows,
+    "steps": steps_rows,
+    "workers": workers_rows,
+    "control": control_rows,
+    "plain": plain_specification_rows,
     "submit": submit_rows,
     "latency": latency_rows,
     "status": status_rows,
@@ -89,6 +97,8 @@ def _settings(arguments: argparse.Namespace) -> BenchSettings:
         chain=4 if quick else 8,
         status_rows=1_000_000,
         records=(50, 100, 200) if quick else (500, 1000, 2000),
+        steps=(5, 10, 20) if quick else (20, 40, 80),
+        workers=(25, 50, 100) if quick else (125, 250, 500),
         tools=tuple(dict.fromkeys((BareLoop.key, *tools))),
     )
 

@@ -6,6 +6,7 @@ import dataclasses
 
 __all__ = ["COLUMNS", "Goal", "Row"]
 
+_SHORT_S = 0.1
 COLUMNS = ("case", "time", "per sample", "marginal", "vs. bare loop", "peak memory", "files + dirs", "goal")
 
 
@@ -69,7 +70,7 @@ class Row:
         """The row as text, in the order of `COLUMNS`."""
         return [
             self.case,
-            _text(self.time_s, "s", 2),
+            _duration(self.time_s),
             _text(self.whole_ms, "ms", 2),
             _text(self.marginal_ms, "ms", 2),
             _text(self.ratio, "x", 2),
@@ -77,6 +78,10 @@ class Row:
             _text(self.entries, "", 1),
             "\n".join([*map(str, self.goals), *filter(None, [self.note])]),
         ]
+
+
+def _duration(seconds: float | None) -> str:
+    return _text(seconds, "s", 2) if seconds is None or seconds >= _SHORT_S else _text(1000 * seconds, "ms", 1)
 
 
 def _text(value: float | None, unit: str, digits: int) -> str:

@@ -21,6 +21,8 @@ class BenchSettings:
         chain: Number of steps of the study for the latency.
         status_rows: Number of samples in the ledger that `status` reads.
         records: Numbers of step records of the studies with many of them.
+        steps: Numbers of steps of the studies with many of them.
+        workers: Numbers of workers at which the coordinator looks.
         tools: Keys of the tools that run null samples.
     """
 
@@ -32,6 +34,8 @@ class BenchSettings:
     chain: int
     status_rows: int
     records: tuple[int, ...]
+    steps: tuple[int, ...]
+    workers: tuple[int, ...]
     tools: tuple[str, ...]
 
 

@@ -34,18 +34,19 @@ class NullSamples:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Study:
-    """A study of chained sampled steps with one sample table.
+    """A study of steps with one sample table.
 
     Attributes:
         table: The sample table, with one column.
         cmd: Command of each step.
-        steps: The number of steps; each depends on the previous step.
+        steps: The number of steps.
         worker_args: Options of the workers.
         results: The workspace, for Merlin, which has no option for it.
         closing: Command of a last step without samples.
         batch: The batch block.
         sync_ledger: Whether workers wait until the record of finished samples is on the disk.
         values: Number of values of the parameter P, and so of step records per step; 0 without parameters.
+        is_chain: Whether each step depends on the previous one.
     """
 
     table: Path
@@ -57,6 +58,7 @@ class Study:
     batch: dict[str, Any] | None = None
     sync_ledger: bool = False
     values: int = 0
+    is_chain: bool = True
 
     def write(self, path: Path) -> None:
         """Write the specification."""
@@ -86,27 +88,32 @@ class Study:
         for name, cmd in commands:
             run = {"cmd": cmd, **({"depends": [f"{before}_*"]} if before else {})}
             steps.append({"name": name, "description": "a null step", "run": run})
-            before = name
+            before = name if self.is_chain else None
         return steps
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PlainStudy:
-    """A study of one step without an ensemble, which plain Maestro runs in its conductor.
+    """A study of independent steps without an ensemble, which plain Maestro runs in its conductor.
 
     Attributes:
-        cmd: Command of the step.
-        values: Number of values of the parameter P, and so of step records; 0 without parameters.
+        cmd: Command of each step.
+        values: Number of values of the parameter P, and so of step records per step; 0 without parameters.
+        steps: The number of steps.
     """
 
     cmd: str
     values: int = 0
+    steps: int = 1
 
     def write(self, path: Path) -> None:
         """Write the specification."""
         specification: dict[str, Any] = {
-            "description": {"name": "benchmark", "description": "one step"},
-            "study": [{"name": "plain", "description": "one step", "run": {"cmd": self.cmd}}],
+            "description": {"name": "benchmark", "description": "steps without an ensemble"},
+            "study": [
+                {"name": f"plain{number}", "description": "a step", "run": {"cmd": self.cmd}}
+                for number in range(self.steps)
+            ],
         }
         if self.values:
             specification["global.parameters"] = _parameters(self.values)

@@ -54,7 +54,7 @@ def open_samples(path: Path, labels: Sequence[str], cache: Path) -> SampleTable 
     `maestro run` calls this hook once, to check and index the table; each worker calls it again.
 
     Args:
-        path: The file; its suffix shows the kind.
+        path: The file, or the study's copy of it with the same name; its suffix shows the kind.
         labels: The column labels of the specification, in their order.
         cache: A directory for an index; it exists as long as the study.
 

@@ -194,13 +194,14 @@ def current_allocation(batch_type: str) -> CurrentAllocation | None:
     return system.current_allocation(os.environ) if system else None
 
 
-def open_table(path: Path, labels: Sequence[str], cache: Path) -> SampleTable:
+def open_table(path: Path, labels: Sequence[str], cache: Path, rows: int | None = None) -> SampleTable:
     """Open the sample table with the reader for its kind, and check it.
 
     Args:
         path: The file.
         labels: The column labels.
         cache: Directory for the index and for the identity of the file at the launch.
+        rows: The number of rows at the launch; None at the launch itself.
 
     Raises:
         SampleError: the file does not exist, no reader supports it, it has no row, its columns do not match the labels,
@@ -211,7 +212,7 @@ def open_table(path: Path, labels: Sequence[str], cache: Path) -> SampleTable:
     table = plugin_manager().hook.open_samples(**arguments)
     if table is not None and next(_interface_faults(table, SampleTable), None) is not None:
         _check_interface(table, SampleTable, _opener(arguments), "open_samples")
-    return verified_table(table, identity, labels)
+    return verified_table(table, identity, labels, rows)
 
 
 def _opener(arguments: Mapping[str, Any]) -> str:

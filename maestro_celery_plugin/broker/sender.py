@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterable
 
 from celery import Celery
+from kombu import Queue
 
 from maestro_celery_plugin.broker.app import TASK_NAME, queue_for
 from maestro_celery_plugin.broker.messages import RangeTask
@@ -26,6 +27,7 @@ class Sender:
 
     def __init__(self, session: Session, app: Celery) -> None:
         self._session, self._app = session, app
+        self._queues: dict[str, Queue] = {}
 
     def send(self, task: RangeTask, task_queue: str) -> None:
         """Send a task, without a retry.
@@ -38,15 +40,23 @@ class Sender:
                 self._app.send_task(
                     TASK_NAME,
                     args=self._app.signer.encode(task),
-                    queue=queue_for(self._session, task_queue),
+                    queue=self._queue(task_queue),
                     ignore_result=True,
                     retry=False,
+                    argsrepr="",  # otherwise Celery describes the arguments in the envelope
+                    kwargsrepr="",
                     producer=producer,
                 )
             except Exception:
                 # After a time-out, amqp would use the dead connection again.
                 producer.connection.collect()
                 raise
+
+    def _queue(self, task_queue: str) -> Queue:
+        """Return Celery's queue for a task queue, without a look at the files of the session for each message."""
+        if task_queue not in self._queues:
+            self._queues[task_queue] = queue_for(self._session, task_queue)
+        return self._queues[task_queue]
 
     def close(self, queues: Iterable[str], *, delete: bool) -> None:
         """Close the connections to the broker.

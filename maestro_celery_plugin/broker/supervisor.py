@@ -30,7 +30,7 @@ from maestro_celery_plugin.broker.access import ADMIN, USER, acl_lines
 from maestro_celery_plugin.broker.private import START_TIMEOUT_S, find_server
 from maestro_celery_plugin.files import write_atomically
 from maestro_celery_plugin.machine import machine_id
-from maestro_celery_plugin.processes import ProcessId, die_with_parent
+from maestro_celery_plugin.processes import ProcessId, die_with_parent, exit_at_once
 from maestro_celery_plugin.study.session import BrokerLocation, Session
 
 __all__ = ["main"]
@@ -213,6 +213,7 @@ def _free_port(host: str) -> int:
 def main() -> None:
     """Run the private broker of the session that the command line names."""
     Supervisor(Session(Path(sys.argv[1]))).run()
+    exit_at_once(0)
 
 
 if __name__ == "__main__":

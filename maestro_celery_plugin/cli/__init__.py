@@ -6,6 +6,7 @@ A command is imported when it is called, so that no command waits for the import
 from __future__ import annotations
 
 import difflib
+import gc
 import importlib
 from typing import Any
 
@@ -17,6 +18,9 @@ __all__ = ["main"]
 
 # The commands in the order of the help text; each is a module with a function `command`.
 COMMANDS = ("status", "resume", "workers", "allocation", "explain", "doctor")
+
+# New objects between two searches for garbage. A command creates many thousands that stay, and hardly any garbage.
+_GARBAGE_THRESHOLD = 100_000
 
 
 class _Commands(click.Group):
@@ -50,6 +54,7 @@ class _Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
+        gc.set_threshold(_GARBAGE_THRESHOLD)
         try:
             return super().invoke(ctx)
         except BrokenPipeError:

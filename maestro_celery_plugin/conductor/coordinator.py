@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import gc
 import logging
 import threading
 from collections import Counter
@@ -289,6 +290,7 @@ class Coordinator:
         _COORDINATORS.pop(self._plan.root, None)
         for action in (self._scaling.end, self._records.close, self._publisher.close, self._lock.release):
             _try(action)
+        gc.freeze()  # otherwise the interpreter looks for garbage among all step records before it ends
 
 
 def _try(action: Callable[[], None]) -> None:

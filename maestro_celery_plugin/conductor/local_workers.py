@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import logging
-import subprocess
 from pathlib import Path
 
-from maestro_celery_plugin import clock
+from maestro_celery_plugin import clock, python_processes
 from maestro_celery_plugin.errors import WorkerError
 from maestro_celery_plugin.files import tail
 from maestro_celery_plugin.ledger.entries import SUFFIX
 from maestro_celery_plugin.processes import ProcessId
+from maestro_celery_plugin.python_processes import PythonProcess
 from maestro_celery_plugin.study.session import Session
 from maestro_celery_plugin.study.worker_identity import (
     EXIT_NO_BROKER,
     EXIT_REPLACE,
+    WORKER_MODULE,
     claim_name,
     log_of,
     stem_of,
-    worker_command,
+    worker_arguments,
 )
 
 __all__ = ["LocalWorkers"]
@@ -48,7 +49,7 @@ class LocalWorkers:
         self._group, self._session, self._ledger = group, session, ledger
         self._failures = 0
         self._delay_s, self._not_before = FIRST_DELAY_S, 0.0
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: PythonProcess | None = None
         self._worker = ""
 
     def ensure(self) -> None:
@@ -58,9 +59,10 @@ class LocalWorkers:
             WorkerError: several workers in a row have ended before they took a task.
         """
         if self._process is not None:
-            if self._process.poll() is None:
+            code = self._process.poll()
+            if code is None:
                 return
-            self._note_end(self._process.returncode)
+            self._note_end(code)
         if self._failures >= MAX_FAILURES:
             log = log_of(self._session, self._worker)
             raise WorkerError(
@@ -91,23 +93,16 @@ class LocalWorkers:
         self._worker = claim_name(self._session, stem_of(self._group))
         log = log_of(self._session, self._worker)
         with log.open("ab") as output:
-            self._process = subprocess.Popen(
-                worker_command(self._session, self._group, name=self._worker),
-                # Not the directory of the study: Python searches the current directory for modules first.
-                cwd=self._session.path,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-            )
-        LOGGER.info("Started worker '%s' (pid %d), log '%s'.", self._worker, self._process.pid, log)
+            arguments = worker_arguments(self._session, self._group, name=self._worker)
+            # Not the directory of the study: Python searches the current directory for modules first.
+            self._process = python_processes.start(WORKER_MODULE, arguments, self._session.path, output)
+        LOGGER.info("Started worker '%s', log '%s'.", self._worker, log)
 
     @property
     def supervisor(self) -> ProcessId | None:
         """The supervisor of the last worker; None if it has ended."""
-        if self._process is None or self._process.poll() is not None:
-            return None
-        return ProcessId.of(self._process.pid)
+        pid = self._process.pid if self._process is not None and self._process.poll() is None else 0
+        return ProcessId.of(pid) if pid else None
 
     def has_ended(self) -> bool:
         """Reap the worker if it has ended; return whether no worker runs."""

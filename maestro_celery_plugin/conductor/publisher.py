@@ -11,7 +11,7 @@ import numpy as np
 
 from maestro_celery_plugin import clock
 from maestro_celery_plugin.broker import private
-from maestro_celery_plugin.broker.app import declare, make_app, queue_for
+from maestro_celery_plugin.broker.app import declare, import_transport, make_app, queue_for
 from maestro_celery_plugin.broker.messages import RangeTask
 from maestro_celery_plugin.broker.sender import Sender
 from maestro_celery_plugin.conductor.recall import Recall
@@ -62,6 +62,8 @@ class Publisher:
     def _connect(self) -> None:
         broker = self._session.read_broker()
         if broker is None or broker.supervisor is not None:
+            private.begin(self._session)
+            import_transport()  # while the broker starts
             private.start(self._session)
             broker = self._session.read_broker()
         app = make_app(self._session, SOCKET_TIMEOUT_S, confirms=True)

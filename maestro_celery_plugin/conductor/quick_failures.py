@@ -91,8 +91,12 @@ class QuickFailures:
 
     def concerns(self, record: int) -> bool:
         """Tell whether it is open whether failed samples of a step record run again on another machine."""
+        return record in self.open_records()
+
+    def open_records(self) -> frozenset[int]:
+        """Return the numbers of the step records whose failed samples may run again on another machine."""
         undecided = [writer for writer in self.accused() if writer not in self._released]
-        return any((self._runs[writer]["record"] == record).any() for writer in (*undecided, *self.convicted()))
+        return frozenset(number for writer in (*undecided, *self.convicted()) for number in self.records_of(writer))
 
     def acquit(self, writer: str) -> None:
         """Forget the failures of a worker; it is accused again after twice as many."""

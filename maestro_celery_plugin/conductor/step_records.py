@@ -21,7 +21,7 @@ from maestro_celery_plugin.ledger.sample_states import SampleStates
 from maestro_celery_plugin.ledger.store import STORE, Store
 from maestro_celery_plugin.ledger.writer import LedgerWriter
 from maestro_celery_plugin.states import Outcome, RecordState
-from maestro_celery_plugin.study.manifest import Manifest
+from maestro_celery_plugin.study.manifest import FILE, Manifest
 from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.reasons import Reason, write_reasons
 
@@ -91,7 +91,8 @@ class StepRecords:
 
     def with_work(self) -> list[StepRecord]:
         """Return the step records that Maestro waits for and that have not ended."""
-        return [record for record in self if record.active and self.state(record) not in TERMINAL]
+        undecided = self.quick_failures.open_records()
+        return [record for record in self if record.active and self._state(record, undecided) not in TERMINAL]
 
     def register(self, manifest: Manifest) -> StepRecord:
         """Store the manifest of a step record under its number; return the step record, which may exist already.
@@ -103,7 +104,7 @@ class StepRecords:
         existing = self._records.get(relative)
         number = existing.number if existing else self._last_number + 1
         numbered = dataclasses.replace(manifest, number=number)
-        numbered.write(self._plan.records / relative / "manifest.json")
+        numbered.write(self._plan.records / relative / FILE)
         if existing is None:
             return self._add(numbered, relative)
         existing.manifest = numbered  # a user may have corrected its rules
@@ -120,14 +121,15 @@ class StepRecords:
         return record
 
     def state(self, record: StepRecord) -> RecordState:
-        """Return the state of a step record; it is not final while a machine may be the cause of its failures.
+        """Return the state of a step record; it is not final while a machine may be the cause of its failures."""
+        return self._state(record, self.quick_failures.open_records())
 
-        No message about a step record that has failed may remain: its samples would run later.
-        """
+    def _state(self, record: StepRecord, undecided: frozenset[int]) -> RecordState:
+        """Return a state; no message about a step record that has failed may remain: its samples would run later."""
         if record.active and record.has_failed:
             self._stop(record)
         state = record.state(has_leases=self.leases.has(record.number))
-        is_open = state is RecordState.FINISHED and record.is_on_trial()
+        is_open = state is RecordState.FINISHED and record.number in undecided
         return RecordState.RUNNING if is_open else state
 
     def _stop(self, record: StepRecord) -> None:
@@ -177,7 +179,10 @@ class StepRecords:
         record.apply(entries)
         if not record.active:
             return
-        samples = entries["start"][np.isin(entries["kind"], (Kind.ENDED, Kind.GAVE_UP))]
+        kinds = entries["kind"]
+        samples = entries["start"][(kinds == Kind.ENDED) | (kinds == Kind.GAVE_UP)]
+        if not len(samples):
+            return
         outcomes = record.samples.outcome[samples]
         if record.has_failed:
             self._stop(record)

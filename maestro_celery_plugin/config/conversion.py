@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -32,8 +33,12 @@ def rules(cls: type[T]) -> type[T]:
     return cls
 
 
-def json_schema(cls: type) -> dict[str, Any]:
-    """Return the JSON schema of a dataclass as a new dictionary, which the caller may change."""
+@functools.cache
+def json_schema(cls: type) -> Mapping[str, Any]:
+    """Return the JSON schema of a dataclass.
+
+    It is kept, because pydantic needs milliseconds for it, and each step of a study is checked.
+    """
     return _adapter(cls).json_schema()
 
 

@@ -31,7 +31,8 @@ DEFAULT_GROUP = "default_worker"
 DEFAULT_TASK_QUEUE = "merlin"
 
 # An unknown key is an error. Keys such as ``gpus per task`` are not valid Python names, so they have an alias.
-_BLOCK = ConfigDict(extra="forbid", validate_by_name=True, validate_by_alias=True)
+# A worker needs the validators of few blocks, so each is built at its first use.
+_BLOCK = ConfigDict(extra="forbid", validate_by_name=True, validate_by_alias=True, defer_build=True)
 
 
 def _seconds(minimum: int, maximum: int | None = 366 * 86400) -> dict[str, Any]:
@@ -51,14 +52,23 @@ Percentage = Annotated[str, Field(pattern=r"^(100|\d{1,2})(\.\d+)?%$", descripti
 class GenerateSettings:
     """``merlin.samples.generate``: the command that generates the sample table."""
 
-    cmd: Text = Field(description="Shell command that writes the sample file; runs once, during `maestro run`.")
+    cmd: Text = Field(
+        description=(
+            "Shell command that writes the sample file; runs once, during `maestro run`, in the current directory."
+        )
+    )
 
 
 @dataclass(frozen=True, kw_only=True, config=_BLOCK)
 class SampleSettings:
     """``merlin.samples``: the sample table."""
 
-    file: Text = Field(description="Sample table: `.npy`, `.csv` or `.tab`, one row per sample.")
+    file: Text = Field(
+        description=(
+            "Sample table: `.npy`, `.csv` or `.tab`, one row per sample. A relative path begins at the directory where "
+            "`maestro run` was called."
+        )
+    )
     column_labels: tuple[str, ...] = Field(
         min_length=1, description="Name of each column; in a `cmd`, the value of the column replaces `$(NAME)`."
     )
@@ -213,7 +223,13 @@ class MerlinSettings:
 class StepSettings:
     """``study[].run``: the keys of a step in addition to those of Maestro."""
 
-    task_queue: Text = Field(default=DEFAULT_TASK_QUEUE, description="Task queue of the step.")
+    task_queue: Text = Field(
+        default=DEFAULT_TASK_QUEUE,
+        description=(
+            "Task queue of the step. If several worker groups would share the default one, the steps that a group "
+            "names have a task queue of their own."
+        ),
+    )
     shell: Text | None = Field(default=None, description="Interpreter of the step's scripts; overrides `batch.shell`.")
     max_retries: Count = Field(
         default=30,

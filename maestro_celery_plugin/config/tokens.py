@@ -29,7 +29,8 @@ RESERVED = (
     *("MERLIN_SAMPLE_ID", "MERLIN_SAMPLE_PATH", "MERLIN_SAMPLE_VECTOR", "MERLIN_SAMPLE_NAMES"),
     *(f"MERLIN_{code.name}" for code in ExitCode),
 )
-SAMPLE_TOKENS = ("MERLIN_SAMPLE_ID", "MERLIN_SAMPLE_PATH", "MERLIN_SAMPLE_VECTOR", "MERLIN_SAMPLE_NAMES")
+# Tokens with another value for each sample. `MERLIN_SAMPLE_NAMES` is the same for all samples.
+SAMPLE_TOKENS = ("MERLIN_SAMPLE_ID", "MERLIN_SAMPLE_PATH", "MERLIN_SAMPLE_VECTOR")
 
 
 def names_in(text: str) -> set[str]:
@@ -43,16 +44,22 @@ def substitute(text: str, values: Mapping[str, str]) -> str:
 
 
 class NameMatcher:
-    """Case-insensitive matching of tokens with names, as in Merlin.
+    """Matching of tokens with names: exact; only the case of the plugin's own names does not matter, as in Merlin.
 
-    An exact match has priority. Without an exact match, a token that matches several names has no match.
+    The case of a column label matters, because ``$(nproc)`` is a command of the shell, and no column ``NPROC``.
+
+    Args:
+        names: The names.
+        ignore_case: Match all names in any case, as release 0.1 did; a token that matches several names has no match.
     """
 
-    def __init__(self, names: Sequence[str]) -> None:
+    def __init__(self, names: Sequence[str], *, ignore_case: bool = False) -> None:
         self._exact = frozenset(names)
-        self._folded: dict[str, str | None] = {}
+        folded: dict[str, str | None] = {}
         for name in self._exact:
-            self._folded[name.casefold()] = None if name.casefold() in self._folded else name
+            if ignore_case or name in RESERVED:
+                folded[name.casefold()] = None if name.casefold() in folded else name
+        self._folded = folded
 
     def match(self, token: str) -> str | None:
         """Return the name that a token matches; None when there is no match."""
@@ -65,13 +72,14 @@ class Template:
     Args:
         text: The text.
         names: The tokens to fill; other tokens are literal text.
+        ignore_case: As in `NameMatcher`.
     """
 
-    def __init__(self, text: str, names: Sequence[str]) -> None:
+    def __init__(self, text: str, names: Sequence[str], *, ignore_case: bool = False) -> None:
         pieces = _TOKEN.split(text)
         self._parts: list[str] = [pieces[0]]
         self._placeholders: list[tuple[int, str]] = []
-        matcher = NameMatcher(names)
+        matcher = NameMatcher(names, ignore_case=ignore_case)
         for token, literal in zip(pieces[1::2], pieces[2::2], strict=True):
             name = matcher.match(token)
             if name is None:

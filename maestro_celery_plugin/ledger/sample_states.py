@@ -29,12 +29,21 @@ _OUTCOME_BITS, _OUTCOME_MASK = np.uint64(3), np.uint64(7)
 # Numbers up to this are codes of starts that failed (`states.cannot_run_code`). Only workers of release 0.1 record them
 # as ends of attempts; this release records `Kind.NOT_RUN`.
 _CANNOT_RUN = cannot_run_code(0)
+# The kinds as plain numbers: to look up a member of an enumeration takes as long as to compare a short array.
+_SENT, _CANCELLED, _RERUN, _STARTED = int(Kind.SENT), int(Kind.CANCELLED), int(Kind.RERUN), int(Kind.STARTED)
+_ENDED, _STOPPED, _LOST = int(Kind.ENDED), int(Kind.STOPPED), int(Kind.LOST)
+_GAVE_UP, _INVALID = int(Kind.GAVE_UP), int(Kind.INVALID)
+_KINDS = max(Kind) + 1
+_ENDS = (_ENDED, _STOPPED, _LOST, int(Kind.NOT_RUN))
+_IS_END = kind_mask(Kind.ENDED, Kind.STOPPED, Kind.LOST, Kind.NOT_RUN)
+_IS_INTERRUPTED = kind_mask(Kind.LOST, Kind.STOPPED)
+_HAS_EPOCH = kind_mask(Kind.SENT, Kind.CANCELLED, Kind.RERUN)
+_HAS_CODE = kind_mask(Kind.ENDED, Kind.GAVE_UP)
 # Entries about leases tell nothing about samples.
 _IS_RELEVANT = ~kind_mask(Kind.HEAD, Kind.TAKEN, Kind.PASSED, Kind.KEPT, Kind.RELEASED)
-# Stands for the exit code of an attempt that was lost, or that its worker has ended.
-_INTERRUPTED = BROKEN + 1
 # The sum of a code and this number is not negative.
 _CODE_OFFSET = 2**31
+_CODE_MASK = np.uint64(2**32 - 1)
 
 
 def _are_requests(codes: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -80,7 +89,6 @@ class SampleStates:
 
     Attributes:
         outcome: `Outcome` of each sample.
-        code: Exit code of the last attempt that ended.
         duration_us: Duration of this attempt, in microseconds.
         started: Epoch of the last attempt; 0 for a sample that never started.
         has_started: Whether a sample has started.
@@ -94,15 +102,15 @@ class SampleStates:
     def __init__(self, count: int, max_retries: int) -> None:
         self._max_retries = max_retries
         self.outcome = np.zeros(count, np.uint8)
-        self.code = np.zeros(count, np.int32)
-        self.duration_us = np.zeros(count, np.uint64)
+        self.duration_us = np.zeros(count, np.float32)
         self.started = np.zeros(count, np.uint32)
         self.ended = np.zeros(count, np.uint32)
         self.requests = np.zeros(count, np.uint32)
         self.losses = np.zeros(count, np.uint32)
-        # Epoch and code of the last attempt that ended, and of the last attempt that has really run.
+        # Epoch and code of the last attempt that ended.
         self._last = np.zeros(count, np.uint64)
-        self._last_run = np.zeros(count, np.uint64)
+        # Epoch of the last attempt that has really run, times 2, plus 1 if it has requested `cmd` again.
+        self._last_run = np.zeros(count, np.uint32)
         # Epoch and outcome of the last failure; epoch of the last success, times 2, plus 1 for `STOPPED_STUDY`.
         self._failed = np.zeros(count, np.uint64)
         self._finished = np.zeros(count, np.uint32)
@@ -121,54 +129,59 @@ class SampleStates:
 
     def apply(self, entries: Entries) -> None:
         """Apply entries of this record; entries of different writers may come in any order."""
-        entries = entries[_IS_RELEVANT[entries["kind"]]]
-        if not len(entries):
-            return
-        inside = entries["start"] < len(self.outcome)
-        if not inside.all():
-            entries = entries[inside]
+        entries = entries[_IS_RELEVANT[entries["kind"]] & (entries["start"] < len(self.outcome))]
         kinds = entries["kind"]
-        sent = entries[(kinds == Kind.SENT) | (kinds == Kind.CANCELLED) | (kinds == Kind.RERUN)]
-        if len(sent):
-            self.epoch = max(self.epoch, int(sent["epoch"].max()))
-            cancelled = sent[sent["kind"] == Kind.CANCELLED]
-            self.cancelled_epoch = max(self.cancelled_epoch, *map(int, cancelled["epoch"]), 0)
-        ended, lost, stopped = kinds == Kind.ENDED, kinds == Kind.LOST, kinds == Kind.STOPPED
-        started = kinds == Kind.STARTED
-        self.has_started = self.has_started or bool(started.any())
-        _advance(self.started, entries, started)
-        _advance(self.ended, entries, ended | lost | stopped | (kinds == Kind.NOT_RUN))
-        self._record_runs(entries, lost | stopped, interrupted=True)
-        self._record_runs(entries, ended & (entries["code"] > BROKEN), interrupted=False)
-        self._end(entries, ended | (kinds == Kind.GAVE_UP))
-        self._invalidate(entries[lost])
-        for entry in entries[kinds == Kind.INVALID]:
-            self._invalidate(self._singles(entry))
-        self._count_requests_and_losses(entries[lost | (ended & _are_requests(entries["code"]))])
-        self._apply_reruns(entries[kinds == Kind.RERUN])
+        # Most kinds are rare, and a study of many step records applies few entries at a time.
+        found = np.bincount(kinds, minlength=_KINDS).tolist()
+        if found[_SENT] or found[_CANCELLED] or found[_RERUN]:
+            self._apply_epochs(entries[_HAS_EPOCH[kinds]])
+        if found[_STARTED]:
+            self.has_started = True
+            _advance(self.started, entries, kinds == _STARTED)
+        if any(found[kind] for kind in _ENDS):
+            self._apply_ends(entries, kinds)
+        if found[_ENDED] or found[_GAVE_UP]:
+            self._end(entries[_HAS_CODE[kinds]])
+        if found[_LOST]:
+            self._invalidate(entries[kinds == _LOST])
+        if found[_INVALID]:
+            for entry in entries[kinds == _INVALID]:
+                self._invalidate(self._singles(entry))
+        if found[_LOST] or found[_ENDED]:
+            is_request = (kinds == _ENDED) & _are_requests(entries["code"])
+            self._count_requests_and_losses(entries[(kinds == _LOST) | is_request])
+        if found[_RERUN]:
+            self._apply_reruns(entries[kinds == _RERUN])
 
-    def _record_runs(self, entries: Entries, mask: np.ndarray[Any, Any], *, interrupted: bool) -> None:
-        """Store the codes of attempts that have really run."""
-        if mask.any():
-            codes = np.full(int(mask.sum()), _INTERRUPTED) if interrupted else entries["code"][mask]
-            np.maximum.at(
-                self._last_run, entries["start"][mask].astype(np.intp), _ordered(entries["epoch"][mask], codes)
-            )
+    def _apply_epochs(self, entries: Entries) -> None:
+        """Apply the epochs under which samples were sent, cancelled or marked to run again."""
+        self.epoch = max(self.epoch, int(entries["epoch"].max()))
+        cancelled = entries["epoch"][entries["kind"] == _CANCELLED]
+        if len(cancelled):
+            self.cancelled_epoch = max(self.cancelled_epoch, int(cancelled.max()))
 
-    def _end(self, entries: Entries, ended: np.ndarray[Any, Any]) -> None:
-        if not ended.any():
-            return
+    def _apply_ends(self, entries: Entries, kinds: np.ndarray[Any, Any]) -> None:
+        """Apply the ends of attempts, whatever their outcome."""
+        _advance(self.ended, entries, _IS_END[kinds])
+        self._record_runs(entries[_IS_INTERRUPTED[kinds] | ((kinds == _ENDED) & (entries["code"] > BROKEN))])
+
+    def _record_runs(self, entries: Entries) -> None:
+        """Store the attempts that have really run, and whether they have requested `cmd` again."""
+        is_retry = (entries["kind"] == _ENDED) & (entries["code"] == ExitCode.RETRY)
+        runs = entries["epoch"].astype(np.uint32) << np.uint32(1) | is_retry
+        np.maximum.at(self._last_run, entries["start"].astype(np.intp), runs)
+
+    def _end(self, entries: Entries) -> None:
         # Use columns instead of entries: copies of whole entries take ten times as long.
-        samples, codes = entries["start"][ended].astype(np.intp), entries["code"][ended]
-        epochs, durations = entries["epoch"][ended].astype(np.uint64), entries["stop"][ended]
+        samples, codes = entries["start"].astype(np.intp), entries["code"]
+        epochs, durations = entries["epoch"].astype(np.uint64), entries["stop"]
         last = _ordered(epochs, codes)
         np.maximum.at(self._last, samples, last)
         is_last = last == self._last[samples]
-        self.code[samples[is_last]] = codes[is_last]
         self.duration_us[samples[is_last]] = durations[is_last]
-        given_up = entries["kind"][ended] == Kind.GAVE_UP
-        for code in np.unique(codes):
-            of_code, outcome = codes == code, outcome_of(int(code))
+        given_up = entries["kind"] == _GAVE_UP
+        for code in np.unique(codes).tolist():
+            of_code, outcome = codes == code, outcome_of(code)
             self._add_outcome(outcome, samples, epochs, of_code & ~given_up)
             # The code of a start that failed leaves a sample open; a sample that is given up fails.
             final = Outcome.FAILED if outcome is Outcome.OPEN else outcome
@@ -212,9 +225,9 @@ class SampleStates:
     def _add(self, entries: Entries) -> None:
         if len(self._rerun_epoch):
             entries = entries[entries["epoch"] > self._rerun_epoch[entries["start"]]]
-        lost = (entries["kind"] == Kind.LOST) & (entries["code"] == 0)
+        lost = (entries["kind"] == _LOST) & (entries["code"] == 0)
         np.add.at(self.losses, entries["start"][lost], 1)
-        np.add.at(self.requests, entries["start"][entries["kind"] == Kind.ENDED], 1)
+        np.add.at(self.requests, entries["start"][entries["kind"] == _ENDED], 1)
 
     def _apply_reruns(self, entries: Entries) -> None:
         if not len(entries):
@@ -267,12 +280,16 @@ class SampleStates:
         when the inputs of the sample have changed since. An
         attempt that could not start does not count: a `restart` that it should have run is not forgotten.
         """
-        codes = (self._last_run & np.uint64(2**32 - 1)).astype(np.int64) - _CODE_OFFSET
-        modes = np.where(codes == ExitCode.RETRY, RunMode.AGAIN, RunMode.RESTART).astype(np.uint8)
+        modes = np.where(self._last_run & np.uint32(1), RunMode.AGAIN, RunMode.RESTART).astype(np.uint8)
         if len(self._anew_epoch):
-            modes[self._last_run >> np.uint64(32) <= self._anew_epoch] = RunMode.AGAIN
+            modes[self._last_run >> np.uint32(1) <= self._anew_epoch] = RunMode.AGAIN
         modes[self._last_run == 0] = RunMode.FIRST
         return modes
+
+    def code(self, samples: Any) -> Any:
+        """Return the exit code of the last attempt that ended of a sample, or of each of several; 0 without one."""
+        last = self._last[samples]
+        return np.where(last, (last & _CODE_MASK).astype(np.int64) - _CODE_OFFSET, 0)
 
     @property
     def is_complete(self) -> bool:
@@ -287,9 +304,9 @@ class SampleStates:
 
     def counts(self) -> Counts:
         """Count the samples in each state; an attempt without an end counts as running."""
-        finished = int(((self.outcome == Outcome.FINISHED) | (self.outcome == Outcome.STOPPED_STUDY)).sum())
-        open_samples = int((self.outcome == Outcome.OPEN).sum())
-        running = int(self.running.sum())
+        finished = self.total(Outcome.FINISHED) + self.total(Outcome.STOPPED_STUDY)
+        open_samples = self.total(Outcome.OPEN)
+        running = int(self.running.sum()) if open_samples else 0
         total = len(self.outcome)
         return Counts(
             total=total,

@@ -28,21 +28,30 @@ from maestro_celery_plugin.errors import SpecificationError
 from maestro_celery_plugin.maestro.launch import EnsembleDependency, check_launch
 from maestro_celery_plugin.maestro.launch_options import OPTIONS
 from maestro_celery_plugin.maestro.schemas import maestro_schemas
+from maestro_celery_plugin.maestro.workspaces import check_workspaces
 from maestro_celery_plugin.samples.paths import FINISHED_MARKER
 from maestro_celery_plugin.spec.checks import (
     STEP_SETTING_KEYS,
     check_content,
     check_native,
     check_shape,
+    known_batch,
+    known_blocks,
     settings_of,
-    unknown_tokens,
     without_empty_keys,
 )
 from maestro_celery_plugin.spec.launcher import launches
 from maestro_celery_plugin.spec.plain_data import check_plain
 from maestro_celery_plugin.spec.resource_checks import check_resources, step_needs
+from maestro_celery_plugin.spec.token_checks import check_parameter_names, doubled_paths, token_notes
 from maestro_celery_plugin.spec.variables import Variables
-from maestro_celery_plugin.spec.worker_groups import check_groups, native_steps, task_queues, with_task_queues
+from maestro_celery_plugin.spec.worker_groups import (
+    check_groups,
+    native_steps,
+    task_queues,
+    with_own_task_queues,
+    with_task_queues,
+)
 
 LOGGER = logging.getLogger(__name__)
 
@@ -59,6 +68,8 @@ class EnsembleSpecification(YAMLSpecification):  # type: ignore[misc]
     ensemble: EnsembleSettings
     _sampled: frozenset[str] = frozenset()
     _native: frozenset[str] = frozenset()
+    _data: Mapping[str, Any]
+    _file: str
 
     @classmethod
     def read(cls, data: dict[str, Any], file: str, path: str | None) -> EnsembleSpecification:
@@ -80,15 +91,20 @@ class EnsembleSpecification(YAMLSpecification):  # type: ignore[misc]
         return specification
 
     def _read(self, data: dict[str, Any], file: str) -> None:
+        data = known_blocks(data, file)
         check_shape(data, file)
         data = {block: value for block, value in data.items() if block != "user"}
+        for note in doubled_paths(data):
+            LOGGER.warning("%s: %s", file, note)
         data = without_empty_keys(Variables(data, file).insert_into(data))
+        data["batch"] = known_batch(data.get("batch") or {}, file)
         check_plain(data, file)  # again, because environment variables are inserted as well
         check_content(data, maestro_schemas(), file)
         self._sampled = _sampled_steps(data)
         merlin = settings_of(MerlinSettings, data.get("merlin") or {}, file, "merlin")
         self._native = native_steps(merlin.resources, self._sampled, data)
         check_native(data, self._native, file)
+        data["study"] = with_own_task_queues(merlin.resources, data["study"])
         self.ensemble = dataclasses.replace(
             _ensemble_settings(data, merlin, self._native, file), finished_markers=FINISHED_MARKER in str(data)
         )
@@ -100,14 +116,26 @@ class EnsembleSpecification(YAMLSpecification):  # type: ignore[misc]
         self._verify_by_maestro(file)
         self.ensemble = dataclasses.replace(self.ensemble, steps=self._step_facts(data, file))
         check_resources(self.ensemble, data, file, query_nodes=OPTIONS.launching)
+        self._data, self._file = data, file
         if not OPTIONS.parameter_generator:  # its parameters do not exist yet
-            for where, name in unknown_tokens(data):
-                LOGGER.warning(
-                    "%s: %s: $(%s) is not a column label, parameter or variable; the shell will run it as a command.",
-                    file,
-                    where,
-                    name,
-                )
+            self.check_parameters(self.get_parameters())
+
+    def check_parameters(self, parameters: Any) -> None:
+        """Check the parameters of the study together with its steps; log tokens that have no value.
+
+        Args:
+            parameters: Maestro's `ParameterGenerator`, from the specification or from `--pgen`.
+
+        Raises:
+            SpecificationError: a parameter has the name of another token, or two step records have one directory.
+        """
+        names = tuple(map(str, parameters.parameters))
+        source = "--pgen" if OPTIONS.parameter_generator else "global.parameters"
+        check_parameter_names(names, self.ensemble.samples, self._file, source)
+        if OPTIONS.launching:
+            check_workspaces(self.get_study_steps(), parameters, self._file, hashes_names=OPTIONS.hashes_names)
+        for note in token_notes(self._data, names, self._sampled):
+            LOGGER.warning("%s: %s", self._file, note)
 
     def _step_facts(self, data: dict[str, Any], file: str) -> dict[str, StepFacts]:
         queues = task_queues(data, file)
@@ -145,7 +173,7 @@ class EnsembleSpecification(YAMLSpecification):  # type: ignore[misc]
         """Return Maestro's environment, with the samples and the session as a dependency."""
         environment = super().get_study_environment()
         path = Path(self.path).absolute() if self.path else None
-        environment.add(EnsembleDependency(self.ensemble, self.batch, path))
+        environment.add(EnsembleDependency(self.ensemble, self.batch, path, self.check_parameters))
         return environment
 
     def get_study_steps(self) -> list[Any]:

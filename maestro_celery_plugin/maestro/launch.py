@@ -11,7 +11,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -101,12 +101,20 @@ class EnsembleDependency(Dependency):  # type: ignore[misc]
         settings: The settings of the study.
         batch: The batch dictionary that Maestro will store; `acquire` completes it.
         specification: The specification; None for one from a stream.
+        check_parameters: Checks the parameters that `--pgen` has generated.
     """
 
     name = "merlin samples"
 
-    def __init__(self, settings: EnsembleSettings, batch: dict[str, Any], specification: Path | None = None) -> None:
+    def __init__(
+        self,
+        settings: EnsembleSettings,
+        batch: dict[str, Any],
+        specification: Path | None = None,
+        check_parameters: Callable[[Any], None] = lambda parameters: None,
+    ) -> None:
         self._settings, self._batch, self._specification = settings, batch, specification
+        self.check_parameters = check_parameters
         self._is_acquired = False
 
     def __getstate__(self) -> dict[str, Any]:
@@ -187,7 +195,7 @@ def _timestamp(root: Path) -> str:
 
 def _make_session(plan: StudyPlan) -> None:
     from maestro_celery_plugin.broker.choice import choose
-    from maestro_celery_plugin.broker.private import cluster_address
+    from maestro_celery_plugin.broker.private import begin, cluster_address
 
     session = Session.create(plan.session)
     if not plan.settings.needs_workers:
@@ -199,3 +207,5 @@ def _make_session(plan: StudyPlan) -> None:
     choice = choose(OPTIONS.broker)
     if choice.url:
         session.write_broker(BrokerLocation(url=choice.url))
+    elif OPTIONS.foreground:
+        begin(session)  # the conductor, which is this process, needs it soon

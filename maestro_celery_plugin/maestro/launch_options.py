@@ -20,7 +20,9 @@ class LaunchOptions:
         broker: URL of the broker; None for another choice.
         broker_host: Address of this machine at which compute nodes reach the private broker; None for the default.
         dry_run: Whether it is a dry run.
+        foreground: Whether the conductor runs in this process.
         parameter_generator: Whether Python code generates the parameters.
+        hashes_names: Whether Maestro numbers the directories of step records instead of naming them.
         study: The directory of the ensemble study that was launched; None before.
     """
 
@@ -28,7 +30,9 @@ class LaunchOptions:
     broker: str | None = None
     broker_host: str | None = None
     dry_run: bool = False
+    foreground: bool = False
     parameter_generator: bool = False
+    hashes_names: bool = False
     study: Path | None = None
 
 

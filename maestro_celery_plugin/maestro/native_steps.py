@@ -76,7 +76,8 @@ class NativeSteps:
         paths = SamplePaths(plan.rows, plan.level_max_dirs)
         for key in ("cmd", "restart"):
             text = filled.run[key]
-            filled.run[key] = substitute(text, study_values(str(plan.root), plan.timestamp, paths, text))
+            values = study_values(str(plan.root), plan.timestamp, plan.column_labels, paths, text)
+            filled.run[key] = substitute(text, values)
         return filled
 
     def submit(self, step: Any, path: str, cwd: str, **options: Any) -> SubmissionRecord:

@@ -24,6 +24,7 @@ from maestro_celery_plugin.report.exit_codes import StudyCode, code_of
 from maestro_celery_plugin.report.reader import StatusReader
 from maestro_celery_plugin.study.conductor_lock import LOCK_LIMIT_S, file_lock, has_conductor
 from maestro_celery_plugin.study.heartbeats import SILENCE_LIMIT_S
+from maestro_celery_plugin.study.manifest import FILE
 from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.session import ENVIRONMENT_VARIABLE, BrokerLocation, Session
 from maestro_celery_plugin.study.study_processes import StudyProcesses
@@ -178,7 +179,7 @@ def _end_leftovers(plan: StudyPlan) -> None:
 
     Workers that live continue, and so do the scripts of native steps. The steps of the workers have a manifest.
     """
-    manifests = plan.records.rglob("manifest.json")
+    manifests = plan.records.rglob(FILE)
     workspaces = [plan.root / path.parent.relative_to(plan.records) for path in manifests]
     ended = StudyProcesses(plan.root).end_orphans(workspaces)
     if ended.remaining:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import shlex
@@ -11,8 +12,9 @@ from pathlib import Path
 from maestro_celery_plugin.config.settings import SampleSettings
 from maestro_celery_plugin.config.tokens import substitute
 from maestro_celery_plugin.errors import SampleError
-from maestro_celery_plugin.files import tail
+from maestro_celery_plugin.files import refresh_directory, tail
 from maestro_celery_plugin.plugins import open_table
+from maestro_celery_plugin.samples.own_table import own_table, plain_table
 from maestro_celery_plugin.study.plan import StudyPlan
 
 __all__ = ["with_samples"]
@@ -25,6 +27,8 @@ OUTPUT_LINES = 10
 
 def with_samples(plan: StudyPlan, samples: SampleSettings, values: dict[str, str]) -> StudyPlan:
     """Return the plan of a study with its sample table, which `merlin.samples.generate` generates first if it is set.
+
+    The table is the study's own file, so that another launch, an edit or a deletion of the sample file harms nobody.
 
     Args:
         plan: The plan without a sample table.
@@ -39,26 +43,72 @@ def with_samples(plan: StudyPlan, samples: SampleSettings, values: dict[str, str
         "MERLIN_INFO": str(plan.info),
         "MERLIN_WORKSPACE": str(plan.root),
         "MERLIN_TIMESTAMP": plan.timestamp,
+        "MERLIN_SAMPLE_NAMES": " ".join(samples.column_labels),
     }
     path = Path(substitute(samples.file, defined)).expanduser().absolute()
+    is_new, own = False, path
     if samples.generate:
-        _generate(plan, substitute(samples.generate.cmd, defined))
+        path, is_new = _generated(plan, substitute(samples.generate.cmd, defined), path)
     try:
-        table = open_table(path, samples.column_labels, plan.info)
+        own = (plain_table(path, plan.info) if is_new else None) or own_table(path, plan.info)
+        table = open_table(own, samples.column_labels, plan.info)
         first = table.row(0)
     except SampleError as cause:
-        raise SampleError(f"{cause}{_output_of(plan) if samples.generate else ''}") from cause
+        text = str(cause).replace(str(own), str(path))  # the user knows the sample file, not the copy
+        raise SampleError(f"{text}{_output_of(plan) if samples.generate else ''}") from cause
     LOGGER.info("%d samples in '%s'.", len(table), path)
     if tuple(value.strip() for value in first) == samples.column_labels:
+        LOGGER.warning("'%s': the first row contains the column labels, but counts as sample 0; remove it.", path)
+    return dataclasses.replace(plan, table=own, rows=len(table))
+
+
+def _generated(plan: StudyPlan, command: str, path: Path) -> tuple[Path, bool]:
+    """Generate the sample file; return its path, and whether it did not exist before.
+
+    Raises:
+        SampleError: the command fails, or does not write the file.
+    """
+    stray = _stray(plan, path)
+    before, stray_before = _stamp(path), _stamp(stray)
+    _run(plan, command)
+    if not path.exists():  # this machine may not see yet what another one has written for the command
+        with contextlib.suppress(OSError):
+            refresh_directory(path.parent)
+    after, stray_after = _stamp(path), _stamp(stray)
+    if after is None and stray_after not in (None, stray_before):
         LOGGER.warning(
-            "'%s': the first row contains the column labels, but counts as sample 0. Begin a header line with '# '.",
-            path,
+            "merlin.samples.generate.cmd: the command runs in '%s' and has written '%s' there; the samples are read "
+            "from it. Let the command write '%s'.",
+            Path.cwd(), stray.name, f"$(MERLIN_INFO)/{path.relative_to(plan.info)}",
+        )  # fmt: skip
+        return stray, stray_before is None
+    if before is not None and after == before:
+        raise SampleError(
+            f"merlin.samples.file: '{path}' is older than this launch: generate.cmd, which runs in '{Path.cwd()}', has "
+            f"not written it. Correct the command, or remove 'generate' to use the file as it is.{_output_of(plan)}"
         )
-    return dataclasses.replace(plan, table=path, rows=len(table))
+    return path, before is None
 
 
-def _generate(plan: StudyPlan, command: str) -> None:
-    """Run the sample generation in ``merlin_info`` of the study, which keeps script, stdout and stderr.
+def _stray(plan: StudyPlan, path: Path) -> Path:
+    """Return the file of a command that writes to its directory what `merlin_info` of the study was to contain.
+
+    Earlier releases ran the command in ``merlin_info``.
+    """
+    return Path.cwd() / (path.relative_to(plan.info) if path.is_relative_to(plan.info) else path)
+
+
+def _stamp(path: Path) -> tuple[int, ...] | None:
+    """Return what changes whenever a file is written; None without the file. Clocks are not compared."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _run(plan: StudyPlan, command: str) -> None:
+    """Run the sample generation in the current directory, as Merlin does; ``merlin_info`` has its script and output.
 
     Raises:
         SampleError: the command cannot start, or ends with a code other than 0.
@@ -71,7 +121,6 @@ def _generate(plan: StudyPlan, command: str) -> None:
         try:
             code = subprocess.run(
                 [*shlex.split(shell), str(script)],
-                cwd=plan.info,
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,

@@ -16,10 +16,18 @@ from typing import Any
 import yaml
 from maestrowf.specification.yamlspecification import YAMLSpecification
 
+from maestro_celery_plugin import python_processes
 from maestro_celery_plugin.errors import EnsembleError, SpecificationError
+from maestro_celery_plugin.maestro.launch_options import OPTIONS
 from maestro_celery_plugin.maestro.schemas import maestro_schemas
 
-__all__ = ["Specification", "load_ensemble"]
+__all__ = ["WORDS_OF_ENSEMBLES", "Specification", "load_ensemble"]
+
+# A word of each block and step key that Maestro does not have. A backslash may stand for any letter.
+WORDS_OF_ENSEMBLES = re.compile(
+    r"merlin|resources|samples|task_queue|max_|retry_|time_request|gpus per task|resource set|launch[ _]distribution|"
+    r"exit_on_error|shell|batch|signal|slurm|lsf|flux|\\"
+)
 
 
 class Specification(YAMLSpecification):  # type: ignore[misc]
@@ -77,6 +85,8 @@ def load_ensemble(path: Path) -> Any:
 
 
 def _read_ensemble(data: dict[str, Any], file: str, path: str | None) -> Any:
+    if OPTIONS.launching and OPTIONS.foreground and not OPTIONS.dry_run:
+        python_processes.prepare()  # first: its imports happen at the same time as those of this process
     # Imported in this function only: it imports packages that would slow down a study without an ensemble.
     from maestro_celery_plugin.maestro.ensemble_specification import EnsembleSpecification
 
@@ -124,6 +134,11 @@ def _has_merlin(data: bytes) -> bool:
     return re.search(rb"^merlin\s*:", data.replace(b"\0", b""), re.MULTILINE) is not None
 
 
+def _may_have_ensemble(text: Any) -> bool:
+    """Tell whether a specification has a word of an ensemble; without one, only Maestro needs to parse it."""
+    return not isinstance(text, str) or WORDS_OF_ENSEMBLES.search(text) is not None
+
+
 def _ensemble_data(text: Any, file: str) -> dict[str, Any] | None:
     """Return the specification as a dictionary if it has an ensemble, else None.
 
@@ -132,7 +147,7 @@ def _ensemble_data(text: Any, file: str) -> dict[str, Any] | None:
     Raises:
         SpecificationError: text with a ``merlin`` block is not valid YAML, or the name of the block is misspelt.
     """
-    if text is None or text == Specification.text_without_ensemble:
+    if text is None or text == Specification.text_without_ensemble or not _may_have_ensemble(text):
         return None
     try:
         data = _load(text)
@@ -142,13 +157,22 @@ def _ensemble_data(text: Any, file: str) -> dict[str, Any] | None:
         return None
     if not isinstance(data, dict):
         return None
-    for block in data:
-        if difflib.get_close_matches(str(block), ["merlin"], cutoff=0.8) and block != "merlin":
+    for block, value in data.items():
+        if block != "merlin" and _resembles_merlin(block, value):
             raise SpecificationError.at(file, "", f"unknown block '{block}'; did you mean 'merlin'?")
     if "merlin" in data or _has_step_key(data.get("study")):
         return data
     Specification.text_without_ensemble = text
     return None
+
+
+def _resembles_merlin(name: Any, block: Any) -> bool:
+    """Tell whether a block is a ``merlin`` block with a misspelt name: the name is similar, and it has a key of it.
+
+    Maestro ignores other blocks that it does not know.
+    """
+    is_similar = bool(difflib.get_close_matches(str(name), ["merlin"], cutoff=0.8))
+    return is_similar and isinstance(block, dict) and not block.keys().isdisjoint(("resources", "samples"))
 
 
 def _load(text: Any) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import re
 import shlex
 import sys
 from collections.abc import Callable
@@ -42,6 +43,18 @@ def _start_process(original: Callable[..., Any]) -> Callable[..., Any]:
     return start_process
 
 
+def _load_parameter_generator(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def load_parameter_generator(path: str, env: Any, kwargs: Any) -> Any:
+        parameters = original(path, env, kwargs)
+        for dependency in env.dependencies.values():
+            if hasattr(dependency, "check_parameters"):  # of an ensemble (`launch.py`)
+                dependency.check_parameters(parameters)
+        return parameters
+
+    return load_parameter_generator
+
+
 def _shutil(original: ModuleType) -> ModuleType:
     """Return a module like `shutil` whose `rmtree` first ends the study in the directory that it removes."""
     module = ModuleType(original.__name__, original.__doc__)
@@ -73,6 +86,12 @@ TOUCHPOINTS = (
         "start_process",
         "maestro.py:528 starts 'nohup conductor ...' with it",
         _start_process,
+    ),
+    Touchpoint(
+        "maestrowf.maestro",
+        "load_parameter_generator",
+        "maestro.py:444 generates the parameters of --pgen with it",
+        _load_parameter_generator,
     ),
     Touchpoint(
         "maestrowf.maestro",
@@ -120,7 +139,8 @@ def _guarded_run(run: Callable[[Any], int], namespace: argparse.Namespace) -> in
     """Run `maestro run`; print only the message of an error of the plugin. Errors of Maestro stay as they are."""
     OPTIONS.launching, OPTIONS.broker, OPTIONS.dry_run = True, namespace.broker, namespace.dry
     OPTIONS.broker_host = namespace.broker_host
-    OPTIONS.parameter_generator = namespace.pgen is not None
+    OPTIONS.parameter_generator, OPTIONS.hashes_names = namespace.pgen is not None, namespace.hashws
+    OPTIONS.foreground = namespace.fg
     try:
         check_output(namespace.out)
         code = run(namespace)
@@ -156,11 +176,17 @@ def _guarded_cancel(cancel: Callable[[Any], int], namespace: argparse.Namespace)
 
 
 def _is_ensemble(directory: Path) -> bool:
-    """Tell whether a directory is that of an ensemble study; True if it cannot be read, so that the user is told."""
+    """Tell whether a directory is that of an ensemble study; True if it cannot be read, so that the user is told.
+
+    A step of a study without an ensemble may make a directory ``merlin_info``.
+    """
     try:
-        return (directory / "merlin_info").is_dir()
-    except OSError:
+        if not (directory / "merlin_info").is_dir():
+            return False
+        batch = (directory / "batch.info").read_text(errors="replace")
+    except OSError:  # without `batch.info`, the launch of an ensemble was interrupted
         return True
+    return re.search(r"^type: (?!celery\b)", batch, re.MULTILINE) is None
 
 
 def _end_and_remove(remove: Callable[..., None], path: Any, *args: Any, **kwargs: Any) -> None:

@@ -241,7 +241,9 @@ class StatusReader:
 
     def slowest(self, limit: int) -> list[SampleStatus]:
         """Return up to `limit` samples with the longest last attempts, from the last `read`."""
-        candidates = (sample for record in self._records.values() for sample in record.slowest(limit))
+        # The slowest samples are in the step records with the longest durations.
+        records = heapq.nlargest(limit, self._records.values(), key=lambda record: record.longest_us)
+        candidates = (sample for record in records for sample in record.slowest(limit))
         return heapq.nlargest(limit, candidates, key=lambda sample: sample.duration_s)
 
 
@@ -280,7 +282,7 @@ def _step_state(state: str, record: RecordSamples | None, conducted: bool) -> st
         return "INTERRUPTED" if state == "RUNNING" and not conducted else state
     if record.states.is_complete:
         return "FAILED" if has_failed(record.manifest, record.states) else "FINISHED"
-    if not record.states.started.any():
+    if not record.states.has_started:
         return "PENDING" if state == "INITIALIZED" else state
     return "RUNNING" if conducted else "INTERRUPTED"
 

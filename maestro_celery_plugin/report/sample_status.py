@@ -21,6 +21,8 @@ __all__ = ["RecordSamples", "SampleStatus", "values_of"]
 RATE_WINDOW_S = 60.0
 RATE_SAMPLES = 20
 _SHORTEST_SPAN_S = 1e-3
+# As plain numbers (`sample_states.py`).
+_STARTED, _ENDED, _STOPPED = int(Kind.STARTED), int(Kind.ENDED), int(Kind.STOPPED)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,31 +89,31 @@ class RecordSamples:
     def apply(self, entries: Entries, writers: np.ndarray[Any, Any]) -> None:
         """Apply new entries; `writers` has the number of the writer of each entry."""
         self.states.apply(entries)
-        self._store_starts(entries, writers)
-        self._store_ends(entries, writers)
-        stopped = entries["stop"][entries["kind"] == Kind.STOPPED]
+        kinds = entries["kind"]
+        self._store_starts(entries, writers, kinds == _STARTED)
+        self._store_ends(entries, writers, kinds == _ENDED)
+        stopped = entries["stop"][kinds == _STOPPED]
         if len(stopped):
             self.interruptions += len(stopped)
             self.longest_interruption_s = max(self.longest_interruption_s, int(stopped.max()) / 1e6)
 
-    def _store_starts(self, entries: Entries, writers: np.ndarray[Any, Any]) -> None:
+    def _store_starts(self, entries: Entries, writers: np.ndarray[Any, Any], started: np.ndarray[Any, Any]) -> None:
         """Store the writer of the last attempt at each sample, and the first start of each writer."""
-        started = entries["kind"] == Kind.STARTED
         if started.any():
             samples, epochs = entries["start"][started], entries["epoch"][started]
             is_last = epochs == self.states.started[samples]
             self._writer[samples[is_last]] = writers[started][is_last]
             times, start_writers = entries["time"][started], writers[started]
-            for writer in np.unique(start_writers):
+            for writer in set(start_writers.tolist()):
                 first = float(times[start_writers == writer].min())
-                self._first_starts[int(writer)] = min(self._first_starts[int(writer)], first)
+                self._first_starts[writer] = min(self._first_starts[writer], first)
 
-    def _store_ends(self, entries: Entries, writers: np.ndarray[Any, Any]) -> None:
+    def _store_ends(self, entries: Entries, writers: np.ndarray[Any, Any], ended: np.ndarray[Any, Any]) -> None:
         """Store the times of the last ended samples, from which `rate` is computed."""
-        ended = entries["kind"] == Kind.ENDED
-        requests = [code for code in np.unique(entries["code"][ended]) if is_request(int(code))]
-        if requests:
-            ended &= ~np.isin(entries["code"], requests)
+        codes = entries["code"][ended]
+        if codes.any():  # a request has a code other than 0
+            requests = [code for code in np.unique(codes).tolist() if is_request(code)]
+            ended = ended & ~np.isin(entries["code"], requests)
         if ended.any():
             times = np.concatenate([self._end_times, entries["time"][ended]])
             end_writers = np.concatenate([self._end_writers, writers[ended].astype(np.uint32)])
@@ -154,7 +156,7 @@ class RecordSamples:
         failed = self._failed()
         if not len(failed):
             return []
-        _, first, counts = np.unique(self.states.code[failed], return_index=True, return_counts=True)
+        _, first, counts = np.unique(self.states.code(failed), return_index=True, return_counts=True)
         return [(self._sample(int(failed[i])), int(n)) for i, n in zip(first, counts, strict=True)]
 
     def fatal_sample(self) -> SampleStatus | None:
@@ -164,7 +166,14 @@ class RecordSamples:
 
     def _failed(self) -> np.ndarray[Any, Any]:
         outcome = self.states.outcome
+        if not (self.states.total(Outcome.FAILED) or self.states.total(Outcome.HARD_FAILED)):
+            return np.empty(0, np.intp)
         return np.flatnonzero((outcome == Outcome.FAILED) | (outcome == Outcome.HARD_FAILED))
+
+    @property
+    def longest_us(self) -> int:
+        """The longest duration of a sample in microseconds; 0 for a record that is not sampled."""
+        return int(self.states.duration_us.max()) if self.manifest.sampled and self.manifest.samples else 0
 
     def slowest(self, limit: int) -> list[SampleStatus]:
         """Return the `limit` slowest samples in any order; empty for a record that is not sampled."""
@@ -179,7 +188,7 @@ class RecordSamples:
         return SampleStatus(
             manifest=self.manifest,
             index=index,
-            code=int(self.states.code[index]),
+            code=int(self.states.code(index)),
             duration_s=int(self.states.duration_us[index]) / 1e6,
             losses=int(self.states.losses[index]),
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import functools
+import logging
 import os
 import weakref
 from collections.abc import Sequence
@@ -13,18 +14,21 @@ from typing import ClassVar
 import numpy as np
 
 from maestro_celery_plugin.errors import SampleError
+from maestro_celery_plugin.samples.header import check_comments, is_header
 from maestro_celery_plugin.samples.npy_file import NpyFile, write_npy
-from maestro_celery_plugin.samples.row_index import index_rows
+from maestro_celery_plugin.samples.row_index import Offsets, RowIndex, index_rows
 from maestro_celery_plugin.samples.table import FileIdentity, SampleTable
 
 __all__ = ["CsvReader", "TabReader"]
+
+LOGGER = logging.getLogger(__name__)
 
 
 class CsvReader:
     """Reader of comma-separated text; values are not converted.
 
-    Quoting is as in Python's `csv`: a field in double quotes may contain commas and line ends. The reader
-    skips blank lines, and a header of lines that start with ``# ``, as `numpy.savetxt` writes it.
+    Quoting is as in Python's `csv`: a field in double quotes may contain commas and line ends. Blank lines, rows
+    that begin with ``#``, and a first row that is equal to the column labels are no samples.
     """
 
     suffix: ClassVar[str] = ".csv"
@@ -38,7 +42,7 @@ class CsvReader:
         """
         if path.suffix != self.suffix:
             return None
-        return _TextTable(path, _Index(path, self.delimiter, cache), self.delimiter)
+        return _TextTable(path, _Index(path, self.delimiter, labels, cache), self.delimiter)
 
 
 class _Index:
@@ -49,11 +53,13 @@ class _Index:
     Args:
         path: The text file.
         delimiter: The separator of its columns; None for white space.
+        labels: The column labels.
         cache: The directory of the index.
     """
 
-    def __init__(self, path: Path, delimiter: str | None, cache: Path) -> None:
-        self._path, self._delimiter, self._identity = path, delimiter, FileIdentity.of(path)
+    def __init__(self, path: Path, delimiter: str | None, labels: Sequence[str], cache: Path) -> None:
+        self._path, self._delimiter, self._labels = path, delimiter, labels
+        self._identity = FileIdentity.of(path)
         self._file = cache / f"{self._identity.content_key}.npy"
         offsets = self._stored()
         self._offsets = self._written() if offsets is None else offsets
@@ -84,11 +90,31 @@ class _Index:
         return offsets if all(self._is_row(*offsets.read(2 * row, 2).tolist()) for row in ends) else None
 
     def _written(self) -> NpyFile:
-        offsets = index_rows(self._path, self._delimiter)
+        index = index_rows(self._path, self._delimiter, len(self._labels))
+        offsets = self._without_header(index)
         if FileIdentity.of(self._path) != self._identity:
             raise SampleError(f"merlin.samples.file: '{self._path}' is being written; launch when it is complete.")
+        if index.later_comments:
+            LOGGER.info("%s: %d rows that begin with '#' are comments.", self._path.name, index.later_comments)
+        if index.hash_line is not None:
+            LOGGER.warning(
+                "%s: line %d has a '#' within a row; it is text here, but NumPy, and so Merlin, ignores the rest of "
+                "such a row.",
+                self._path.name, index.hash_line,
+            )  # fmt: skip
         write_npy(self._file, offsets)
         return NpyFile(self._file)
+
+    def _without_header(self, index: RowIndex) -> Offsets:
+        """Return the offsets of the samples: a first row that repeats the column labels is no sample."""
+        check_comments(index.comments, self._labels, self._delimiter, self._path)
+        if not len(index.offsets):
+            return index.offsets
+        start, stop = index.offsets[0].tolist()
+        with self._path.open("rb") as file:
+            file.seek(start)
+            first = _split(file.read(stop - start).decode(), self._delimiter)
+        return index.offsets[1:] if is_header(first, self._labels, self._path) else index.offsets
 
 
 class TabReader(CsvReader):

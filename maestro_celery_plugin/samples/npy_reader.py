@@ -49,7 +49,7 @@ def _opened(path: Path) -> NpyFile:
     if array.dtype.hasobject:
         raise SampleError(
             f"merlin.samples.file: '{path}' contains Python objects, which are pickled code and are not read; "
-            "save an array of numbers or text (`array.astype(str)`)."
+            "save an array of numbers or text (`array.astype(str)`), or let generate.cmd write a new file."
         )
     return array
 

@@ -54,4 +54,4 @@ class SamplePaths:
 
     def all(self) -> Iterator[str]:
         """Yield the paths of all samples in order, as in ``$(MERLIN_PATHS_ALL)``."""
-        return (f"./{self.of(index)}" if self._sizes else "." for index in range(self.count))
+        return map(self.of, range(self.count))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 from array import array
 from collections.abc import Iterator
@@ -13,20 +14,39 @@ import numpy as np
 
 from maestro_celery_plugin.errors import SampleError
 
-__all__ = ["index_rows"]
+__all__ = ["Offsets", "RowIndex", "index_rows"]
 
 _BLOCK = 4 << 20  # bytes per read
 _BOM = b"\xef\xbb\xbf"
+_SHOWN = 60  # characters of a row in a message
 
 Offsets = np.ndarray[Any, Any]
 
 
-def index_rows(path: Path, delimiter: str | None) -> Offsets:
-    """Return an array (rows, 2) of the offsets of the first byte of each row and of the byte after the row.
+@dataclasses.dataclass(frozen=True)
+class RowIndex:
+    """The rows of a text file.
+
+    Attributes:
+        offsets: An array (rows, 2) of the offsets of the first byte of each row and of the byte after the row.
+        comments: The comments before the first row, without their ``#``.
+        later_comments: The number of comments after the first row.
+        hash_line: The number of the first line with a ``#`` within a row; None without one.
+    """
+
+    offsets: Offsets
+    comments: tuple[str, ...]
+    later_comments: int
+    hash_line: int | None
+
+
+def index_rows(path: Path, delimiter: str | None, columns: int) -> RowIndex:
+    """Find the rows of a text file. A row that begins with ``#`` is a comment, and is no row; nor is a blank line.
 
     Args:
         path: The file.
         delimiter: The separator of the columns; None for white space.
+        columns: The number of column labels, for messages.
 
     Raises:
         SampleError: a row and the first row have different numbers of columns, or the file is not UTF-8 text or
@@ -34,10 +54,16 @@ def index_rows(path: Path, delimiter: str | None) -> Offsets:
     """
     try:
         with path.open("rb") as file:
-            _skip_header(file)
+            if file.read(len(_BOM)) != _BOM:
+                file.seek(0)
+            begin = file.tell()
+            rows = _Rows(path, file, delimiter, columns)
             if delimiter is None:
-                return _Rows(path, file).by_white_space()
-            return _Rows(path, file).quoted(delimiter) if _has_quotes(path) else _Rows(path, file).plain(delimiter)
+                offsets = rows.by_white_space()
+            else:
+                offsets = rows.quoted(delimiter) if _has_quotes(path) else rows.plain(delimiter)
+            comments = _comments(path, begin, int(offsets[0, 0]) if len(offsets) else 0)
+            return RowIndex(offsets, comments, rows.comments - len(comments), rows.hash_line)
     except UnicodeDecodeError as cause:
         raise SampleError(f"merlin.samples.file: '{path}' is not UTF-8 text: {cause}") from cause
 
@@ -47,25 +73,47 @@ def _has_quotes(path: Path) -> bool:
         return any(b'"' in block for block in iter(lambda: file.read(_BLOCK), b""))
 
 
-def _skip_header(file: io.BufferedReader) -> None:
-    """Move to the first line that is neither empty nor a comment in the format of `numpy.savetxt`."""
-    if file.read(len(_BOM)) != _BOM:
-        file.seek(0)
-    while True:
-        start, line = file.tell(), file.readline()
-        if line and (not line.strip() or line.startswith(b"# ") or line.strip() == b"#"):
-            continue
+def _comments(path: Path, start: int, stop: int) -> tuple[str, ...]:
+    """Return the comments in a part of a file that has no rows."""
+    with path.open("rb") as file:
         file.seek(start)
-        return
+        lines = file.read(max(0, stop - start)).decode().splitlines()
+    return tuple(line.strip().lstrip("#").strip() for line in lines if line.strip())
+
+
+def _is_comment(line: bytes) -> bool:
+    return line.lstrip().startswith(b"#")
 
 
 class _Rows:
-    """The rows of a file, starting at its current position."""
+    """The rows of a file, starting at its current position.
 
-    def __init__(self, path: Path, file: io.BufferedReader) -> None:
-        self._path, self._file = path, file
+    Args:
+        path: The file.
+        file: The open file.
+        delimiter: The separator of the columns; None for white space.
+        columns: The number of column labels.
+
+    Attributes:
+        comments: The number of comments so far.
+    """
+
+    def __init__(self, path: Path, file: io.BufferedReader, delimiter: str | None, columns: int) -> None:
+        self._path, self._file, self._delimiter, self._columns = path, file, delimiter, columns
         self._width = 0
-        self._count = 0
+        self._count = self.comments = 0
+        self._first_row = self._first_hash = -1
+        self._is_start = False  # of a row, for `quoted`
+        self._start = 0
+
+    @property
+    def hash_line(self) -> int | None:
+        """The number of the first line with a ``#`` within a row; None without one."""
+        return None if self._first_hash < 0 else self._line_number(self._first_hash)
+
+    def _note_hash(self, offset: int) -> None:
+        if self._first_hash < 0:
+            self._first_hash = offset
 
     def _count_row(self, width: int, offset: int) -> None:
         """Count one more row.
@@ -73,26 +121,51 @@ class _Rows:
         Raises:
             SampleError: the row and the first row have different numbers of columns.
         """
-        self._width = self._width or width
+        if not self._width:
+            self._width, self._first_row = width, offset
         if width != self._width:
             raise SampleError(
                 f"merlin.samples.file: row {self._count} of '{self._path}' (line {self._line_number(offset)}) "
-                f"has {width} columns, row 0 has {self._width}; all rows need the same number."
+                f"has {width} columns, row 0 has {self._width}; all rows need the same number. "
+                f"{self._cause(width, offset)}"
             )
         self._count += 1
+
+    def _cause(self, width: int, offset: int) -> str:
+        """Return the probable cause of a row with another number of columns than the first row."""
+        row = self._line_at(offset)
+        if width == self._columns:
+            text = f"Row 0 is '{_short(self._line_at(self._first_row))}'"
+            return f"{text}: begin a title or a header with '#'."
+        found = f"The row is '{_short(row)}'"
+        if self._delimiter and row.rstrip().endswith(self._delimiter):
+            return f"{found}: remove the '{self._delimiter}' at its end."
+        if width < self._width:
+            return f"{found}: a value is missing, or values are not separated by {_name(self._delimiter)}."
+        remedy = "use a .csv file" if self._delimiter is None else "put it in double quotes"
+        return f"{found}: if a value contains {_name(self._delimiter)}, {remedy}."
 
     def _line_number(self, offset: int) -> int:
         with self._path.open("rb") as file:
             return 1 + file.read(offset).count(b"\n")
+
+    def _line_at(self, offset: int) -> str:
+        with self._path.open("rb") as file:
+            file.seek(offset)
+            return file.readline().decode(errors="replace").rstrip("\r\n")
 
     def by_white_space(self) -> Offsets:
         """Index lines whose columns are separated by white space."""
         offsets, start = array("q"), self._file.tell()
         for line in self._file:
             width = len(line.decode().split())
-            if width:
+            if _is_comment(line):
+                self.comments += 1
+            elif width:
                 self._count_row(width, start)
                 offsets.extend((start, start + len(line)))
+                if b"#" in line:
+                    self._note_hash(start)
             start += len(line)
         return _as_array(offsets)
 
@@ -101,22 +174,33 @@ class _Rows:
         offsets, position = array("q"), [self._file.tell()]
         reader = csv.reader(self._decoded_lines(position), delimiter=delimiter, strict=True)
         while True:
-            start = position[0]
+            self._is_start, self._start = True, position[0]
             try:
                 row = next(reader, None)
             except csv.Error as cause:
                 raise SampleError(
-                    f"merlin.samples.file: row {self._count} of '{self._path}' (line {self._line_number(start)}) "
+                    f"merlin.samples.file: row {self._count} of '{self._path}' (line {self._line_number(self._start)}) "
                     f"is not valid csv: {cause}; check the quotes."
                 ) from cause
             if row is None:
                 return _as_array(offsets)
+            start = self._start
             if len(row) > 1 or "".join(row).strip() or b'"' in self._bytes_between(start, position[0]):
                 self._count_row(len(row), start)
                 offsets.extend((start, position[0]))
+                if any("#" in value for value in row):
+                    self._note_hash(start)
 
     def _decoded_lines(self, position: list[int]) -> Iterator[str]:
+        """Yield the lines of rows; a ``#`` begins a comment only where a row can begin."""
         for line in self._file:
+            if self._is_start and _is_comment(line):
+                line.decode()
+                position[0] += len(line)
+                self.comments += 1
+                continue
+            if self._is_start:
+                self._is_start, self._start = False, position[0]
             position[0] += len(line)
             yield line.decode()
 
@@ -144,21 +228,44 @@ class _Rows:
             raise SampleError(
                 f"merlin.samples.file: '{self._path}' has carriage returns within lines; end lines with LF."
             )
-        separators = np.flatnonzero(data == ord(delimiter))
-        widths = np.searchsorted(separators, ends) - np.searchsorted(separators, starts) + 1
-        keep = np.ones(len(starts), bool)
-        for line in np.flatnonzero((widths == 1) & (data[starts] <= ord(" "))):
-            keep[line] = bool(block[starts[line] : ends[line]].strip())
-        starts, ends, widths = starts[keep], ends[keep], widths[keep]
-        if len(widths):
-            self._width = self._width or int(widths[0])
-            ragged = np.flatnonzero(widths != self._width)
-            first = int(ragged[0]) if len(ragged) else len(widths)
-            self._count += first
-            if first < len(widths):
-                self._count_row(int(widths[first]), offset + int(starts[first]))
+        widths = _counts(data, delimiter, starts, ends) + 1
+        has_hash = _counts(data, "#", starts, ends) > 0
+        keep = data[starts] != ord("#")
+        for line in np.flatnonzero(((widths == 1) | has_hash) & (data[starts] <= ord(" "))):
+            text = block[starts[line] : ends[line]].strip()
+            keep[line] = bool(text) and not text.startswith(b"#")
+        self.comments += int((has_hash & ~keep).sum())
+        starts, ends, widths, has_hash = starts[keep], ends[keep], widths[keep], has_hash[keep]
+        if has_hash.any():
+            self._note_hash(offset + int(starts[has_hash][0]))
+        self._count_rows(widths, starts + offset)
         return np.stack([starts, ends], axis=1) + offset
+
+    def _count_rows(self, widths: Offsets, offsets: Offsets) -> None:
+        if not len(widths):
+            return
+        if not self._width:
+            self._width, self._first_row = int(widths[0]), int(offsets[0])
+        ragged = np.flatnonzero(widths != self._width)
+        first = int(ragged[0]) if len(ragged) else len(widths)
+        self._count += first
+        if first < len(widths):
+            self._count_row(int(widths[first]), int(offsets[first]))
+
+
+def _counts(data: Offsets, character: str, starts: Offsets, ends: Offsets) -> Offsets:
+    """Return how often a character occurs in each line of a block."""
+    positions = np.flatnonzero(data == ord(character))
+    return np.searchsorted(positions, ends) - np.searchsorted(positions, starts)
 
 
 def _as_array(offsets: array[int]) -> Offsets:
     return np.frombuffer(offsets, np.int64).reshape(-1, 2) if offsets else np.empty((0, 2), np.int64)
+
+
+def _name(delimiter: str | None) -> str:
+    return "a blank" if delimiter is None else f"'{delimiter}'"
+
+
+def _short(row: str) -> str:
+    return row if len(row) <= _SHOWN else f"{row[:_SHOWN]}..."

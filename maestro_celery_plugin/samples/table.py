@@ -17,7 +17,7 @@ from maestro_celery_plugin.config import conversion
 from maestro_celery_plugin.errors import DamagedFileError, SampleError
 from maestro_celery_plugin.files import TRANSIENT_ERRORS, read_text, write_atomically
 
-__all__ = ["FileIdentity", "SampleTable", "recorded_identity", "verified_table"]
+__all__ = ["FileIdentity", "SampleTable", "check_is_file", "recorded_identity", "verified_table"]
 
 
 class SampleTable(Protocol):
@@ -69,6 +69,18 @@ class FileIdentity:
         return f"{self.path_key}.{self.size}.{self.mtime_ns}"
 
 
+def check_is_file(path: Path) -> None:
+    """Check that the sample file exists.
+
+    Raises:
+        SampleError: it does not exist.
+    """
+    if not path.is_file():
+        raise SampleError(
+            f"merlin.samples.file: there is no file '{path}'; check its name, or let generate.cmd write it."
+        )
+
+
 def recorded_identity(path: Path, cache: Path) -> FileIdentity:
     """Return the identity of the sample file at its first opening; the first call stores it.
 
@@ -80,10 +92,7 @@ def recorded_identity(path: Path, cache: Path) -> FileIdentity:
         SampleError: the file does not exist, or has changed since its first opening.
         OSError: the file cannot be read now, or its identity cannot be stored.
     """
-    if not path.is_file():
-        raise SampleError(
-            f"merlin.samples.file: there is no file '{path}'; check its name, or let generate.cmd write it."
-        )
+    check_is_file(path)
     identity = FileIdentity.of(path)
     stored = cache / f"{identity.path_key}.json"
     try:
@@ -99,16 +108,20 @@ def recorded_identity(path: Path, cache: Path) -> FileIdentity:
     return first
 
 
-def verified_table(table: SampleTable | None, identity: FileIdentity, labels: Sequence[str]) -> SampleTable:
+def verified_table(
+    table: SampleTable | None, identity: FileIdentity, labels: Sequence[str], rows: int | None = None
+) -> SampleTable:
     """Return a table that has rows and one column per label, and that raises an error after a change of its file.
 
     Args:
         table: The table as its reader has opened it; None when no reader supports the file.
         identity: The identity of the file at its first opening.
         labels: The column labels.
+        rows: The number of rows at the launch; None at the launch itself.
 
     Raises:
-        SampleError: there is no table, it has no row, or its columns do not match the labels.
+        SampleError: there is no table, it has no row, its columns do not match the labels, or it has another number of
+            rows than at the launch, because another release reads it in another way.
     """
     path = identity.path
     if table is None:
@@ -122,6 +135,11 @@ def verified_table(table: SampleTable | None, identity: FileIdentity, labels: Se
         raise SampleError(
             f"merlin.samples.column_labels: {len(labels)} labels ({', '.join(labels)}), "
             f"but '{path}' has {table.width} columns; one label per column is needed."
+        )
+    if rows is not None and len(table) != rows:
+        raise SampleError(
+            f"merlin.samples.file: '{path}' has {len(table)} samples, but had {rows} at the launch of the study, so "
+            "this release reads it in another way; continue the study with the release that has launched it."
         )
     return _WatchedTable(table, identity)
 

@@ -16,12 +16,13 @@ def exit_code_values() -> dict[str, str]:
     return {f"MERLIN_{code.name}": str(code.value) for code in ExitCode}
 
 
-def study_values(root: str, timestamp: str, paths: SamplePaths, text: str) -> dict[str, str]:
+def study_values(root: str, timestamp: str, labels: Sequence[str], paths: SamplePaths, text: str) -> dict[str, str]:
     """Return the values of the tokens that are the same for every sample of a study.
 
     Args:
         root: The study's workspace, ``$(OUTPUT_PATH)``.
         timestamp: Launch time of the study, ``YYYYMMDD-HHMMSS``.
+        labels: The column labels; empty for a study without samples.
         paths: The directory hierarchy of the samples.
         text: The text with the tokens; ``MERLIN_PATHS_ALL`` is long, so it is computed only when the text uses it.
     """
@@ -32,6 +33,8 @@ def study_values(root: str, timestamp: str, paths: SamplePaths, text: str) -> di
         "MERLIN_GLOB_PATH": paths.glob,
         **exit_code_values(),
     }
+    if labels:
+        values["MERLIN_SAMPLE_NAMES"] = " ".join(labels)
     if "MERLIN_PATHS_ALL" in names_in(text):
         values["MERLIN_PATHS_ALL"] = " ".join(paths.all())
     return values

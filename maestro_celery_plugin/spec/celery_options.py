@@ -6,6 +6,7 @@ Celery's own parser reads the options; this module lists the options that a spec
 from __future__ import annotations
 
 import dataclasses
+import re
 import shlex
 from typing import Any
 
@@ -85,6 +86,8 @@ def parse_celery_options(args: str) -> CeleryOptions:
         ValueError: an option is not allowed; the message contains the reason.
     """
     words = shlex.split(args)
+    if slots := _only_slots(words):
+        return CeleryOptions(slots=slots, pool="threads", args=tuple(words), has_concurrency=True)
     for option in (word.partition("=")[0] for word in words):
         if option in _RESERVED_CELERY_OPTIONS:
             raise ValueError(f"the option {option} cannot be set here: {_RESERVED_CELERY_OPTIONS[option]}.")
@@ -106,6 +109,15 @@ def parse_celery_options(args: str) -> CeleryOptions:
         args=tuple(words),
         has_concurrency=pool == "solo" or slots is not None,
     )
+
+
+def _only_slots(words: list[str]) -> int | None:
+    """Return the number of slots if the options set nothing else; None otherwise.
+
+    This is what most worker groups have, and Celery's parser takes longer to import than a specification to load.
+    """
+    found = re.fullmatch(r"(?:-c |--concurrency[ =])([1-9][0-9]{0,5})", " ".join(words))
+    return int(found[1]) if found else None
 
 
 def _parsed(words: list[str]) -> tuple[dict[str, Any], set[str]]:

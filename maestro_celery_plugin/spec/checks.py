@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
-import re
 import shlex
 import shutil
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Collection, Mapping, Set
 from typing import Any, TypeVar
 
 from maestro_celery_plugin.config import conversion
 from maestro_celery_plugin.config.groups import LOCAL
-from maestro_celery_plugin.config.schema_errors import nearest, problems
+from maestro_celery_plugin.config.schema_errors import problems
 from maestro_celery_plugin.config.settings import BatchSettings, MerlinSettings, StepSettings
 from maestro_celery_plugin.config.step_entry import SHELL_KEY
-from maestro_celery_plugin.config.tokens import RESERVED, names_in
+from maestro_celery_plugin.config.tokens import names_in
 from maestro_celery_plugin.errors import SpecificationError
 from maestro_celery_plugin.plugins import batch_systems
 from maestro_celery_plugin.spec.dag import check_graph
 from maestro_celery_plugin.spec.plain_data import check_free_block, check_plain
+from maestro_celery_plugin.spec.token_checks import check_names
 
 __all__ = [
     "STEP_SETTING_KEYS",
@@ -27,8 +28,9 @@ __all__ = [
     "check_content",
     "check_native",
     "check_shape",
+    "known_batch",
+    "known_blocks",
     "settings_of",
-    "unknown_tokens",
     "without_empty_keys",
 ]
 
@@ -39,23 +41,54 @@ T = TypeVar("T")
 BLOCKS = ("description", "batch", "env", "study", "global.parameters", "merlin", "user")
 # Batch systems whose adapter in Maestro ignores the shell (lsfscriptadapter.py:70).
 IGNORES_SHELL = ("lsf", "lsf-srun")
+# How similar an unknown name must be to a missing one, from 0 to 1, to count as misspelt.
+_BLOCK_SIMILARITY = 0.85
+_KEY_SIMILARITY = 0.75
 STEP_SETTING_KEYS = conversion.keys_of(StepSettings)
 # Keys of `batch` that are blocks with arbitrary keys.
 _FREE_KEYS = ("args", "allocation_args", "launcher_args")
-MAESTRO_TOKENS = ("LAUNCHER", "WORKSPACE", "SPECROOT", "OUTPUT_PATH")
-_CAPITALS = re.compile(r"[A-Z][A-Z0-9_]*")
+
+
+def known_blocks(data: Mapping[str, Any], file: str) -> dict[str, Any]:
+    """Return the blocks that the plugin or Maestro uses; log the others, which a parameter generator may read.
+
+    Raises:
+        SpecificationError: the name of a block is probably misspelt.
+    """
+    return _known(data, BLOCKS, _BLOCK_SIMILARITY, "block", file, "")
+
+
+def known_batch(block: Any, file: str) -> Any:
+    """Return `batch` without unknown keys; log them, because Maestro ignores them, and other programs may read them.
+
+    Raises:
+        SpecificationError: a key is probably misspelt.
+    """
+    keys = conversion.keys_of(BatchSettings)
+    return _known(block, keys, _KEY_SIMILARITY, "key", file, "batch") if isinstance(block, Mapping) else block
+
+
+def _known(
+    block: Mapping[str, Any], names: Collection[str], similarity: float, kind: str, file: str, where: str
+) -> dict[str, Any]:
+    absent = [name for name in names if name not in block]
+    for key in block:
+        if key in names:
+            continue
+        close = difflib.get_close_matches(str(key), absent, n=1, cutoff=similarity)
+        if close:
+            raise SpecificationError.at(file, where, f"unknown {kind} '{key}'; did you mean '{close[0]}'?")
+        LOGGER.warning("%s: %sthe unknown %s %r is ignored.", file, f"{where}: " if where else "", kind, str(key))
+    return {key: value for key, value in block.items() if key in names}
 
 
 def check_shape(data: Mapping[str, Any], file: str) -> None:
-    """Check that the top-level blocks are known and have the right type, before variables are inserted.
+    """Check that the top-level blocks have the right type, before variables are inserted.
 
     Raises:
-        SpecificationError: a block is unknown or has the wrong type, or a key or text anywhere cannot be used.
+        SpecificationError: a block has the wrong type, or a key or text anywhere cannot be used.
     """
     check_plain(data, file)
-    for block in data:
-        if block not in BLOCKS:
-            raise SpecificationError.at(file, "", f"unknown block '{block}'; {nearest(str(block), BLOCKS)}")
     for block, kind, name in (("description", dict, "a block of keys"), ("study", list, "a list of steps")):
         if not isinstance(data.get(block), kind) or not data[block]:
             raise SpecificationError.at(file, block, f"the block is missing or empty; {name} is needed.")
@@ -121,7 +154,7 @@ def check_content(data: Mapping[str, Any], maestro: Mapping[str, Any], file: str
         check_batch(group.get("batch") or {}, file, where)
         if not group.get("machines"):  # other machines may have other programs
             _check_shell((group.get("batch") or {}).get("shell"), file, f"{where}.shell")
-    _check_names(data, file)
+    check_names(data, file)
 
 
 def check_block(block: Any, block_schema: Mapping[str, Any], file: str, where: str) -> None:
@@ -153,8 +186,9 @@ def check_batch(block: Any, file: str, where: str) -> None:
         SpecificationError: the block is invalid; the message contains the first problem only.
     """
     block_schema = conversion.json_schema(BatchSettings)
-    block_schema["properties"]["type"]["enum"] = [LOCAL, *batch_systems()]
-    check_block(block, block_schema, file, where)
+    properties = block_schema["properties"]
+    type_schema = {**properties["type"], "enum": [LOCAL, *batch_systems()]}
+    check_block(block, {**block_schema, "properties": {**properties, "type": type_schema}}, file, where)
     for key in _FREE_KEYS:
         check_free_block(block.get(key), file, f"{where}.{key}")
 
@@ -230,51 +264,3 @@ def _check_shell(shell: str | None, file: str, where: str) -> None:
             where,
             f"found '{shell}', which is not a program on this machine; use a program such as /bin/bash or python3.",
         )
-
-
-def unknown_tokens(data: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield (key, name) of each token in a command that is probably misspelt: ``$(XX)`` for ``$(X)``.
-
-    Such a token has no value, so the shell runs it as a command. Its name is in capitals and is not a command.
-    """
-    environment = data.get("env") or {}
-    samples = (data.get("merlin") or {}).get("samples") or {}
-    kinds = environment.get("dependencies") or {}
-    dependencies = [entry["name"] for kind in ("paths", "git") for entry in kinds.get(kind) or ()]
-    blocks = (data.get("global.parameters"), environment.get("variables"), environment.get("labels"))
-    defined = {*RESERVED, *MAESTRO_TOKENS, *dependencies, *samples.get("column_labels", ())}
-    defined.update(name for block in blocks for name in block or ())
-    for step in data["study"]:
-        for key in ("cmd", "restart"):
-            for name in sorted(names_in(step["run"].get(key) or "")):
-                if _CAPITALS.fullmatch(name) and name not in defined and shutil.which(name) is None:
-                    yield f"study.{step['name']}.run.{key}", name
-
-
-def _check_names(data: Mapping[str, Any], file: str) -> None:
-    """Check that every token has one meaning."""
-    environment = data.get("env") or {}
-    blocks = {
-        "global.parameters": data.get("global.parameters") or {},
-        "env.variables": environment.get("variables") or {},
-        "env.labels": environment.get("labels") or {},
-    }
-    for block, names in blocks.items():
-        for name in names:
-            if name in RESERVED:
-                raise SpecificationError.at(file, f"{block}.{name}", f"$({name}) is a reserved name; use another name.")
-    samples = (data.get("merlin") or {}).get("samples")
-    labels = samples["column_labels"] if samples else []
-    where = "merlin.samples.column_labels"
-    for label in labels:
-        if not re.fullmatch(r"[^\s()]+", label):
-            raise SpecificationError.at(file, where, f"'{label}' cannot be a token; use letters, digits and '_'.")
-        if labels.count(label) > 1:
-            raise SpecificationError.at(file, where, f"found '{label}' twice; each column needs its own label.")
-        if label in (*RESERVED, "OUTPUT_PATH"):
-            raise SpecificationError.at(file, where, f"'{label}' is a reserved name; use another name.")
-        for block, names in blocks.items():
-            if label in names:
-                raise SpecificationError.at(
-                    file, where, f"'{label}' is also a name in {block}; $({label}) must have one meaning."
-                )

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
+import logging
 import re
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from maestro_celery_plugin.config.schema_errors import nearest
@@ -11,10 +14,14 @@ from maestro_celery_plugin.errors import SpecificationError
 
 __all__ = ["ALL_COMBINATIONS", "check_graph"]
 
+LOGGER = logging.getLogger(__name__)
+
 # The suffix of a step name in `depends` for all parameter combinations, a funnel (datastructures/core/study.py:53).
 ALL_COMBINATIONS = re.compile(r"_\*|\*")
 # Maestro's pattern for the name of a workspace, which also matches parentheses (study.py:50).
 _WORKSPACE = re.compile(r"\$\(([^\s\"'#@\\]+)\.workspace\)")
+# A name that a user may take for that of a workspace.
+_ANY_SPELLING = re.compile(r"\$\([^()$\n]+\.workspace\s*\)", re.IGNORECASE)
 
 
 def check_graph(data: Mapping[str, Any], file: str) -> None:
@@ -34,18 +41,65 @@ def check_graph(data: Mapping[str, Any], file: str) -> None:
         parents[step["name"]] = [ALL_COMBINATIONS.sub("", str(parent)) for parent in depends]
         for written, parent in zip(depends, parents[step["name"]], strict=True):
             if parent not in names:
-                found = f"unknown step '{written}'; {nearest(parent, names)}"
+                found = f"unknown step '{written}'; {_nearest_dependency(str(written), parent, names)}"
                 raise SpecificationError.at(file, f"{where}.run.depends", found)
     unchecked = dict(parents)
     for name in names:
         _check_acyclic(name, unchecked, (), file)
+    _check_order(parents, file)
     environment = data.get("env") or {}
     inserted = {"SPECROOT", "OUTPUT_PATH", *(environment.get("variables") or {}), *(environment.get("labels") or {})}
+    order = _order_of_maestro(parents)
     for step in study:
-        _check_workspaces(step, parents, inserted, file)
+        _check_workspaces(step, parents, order, inserted, file)
 
 
-def _check_workspaces(step: Mapping[str, Any], parents: dict[str, list[str]], inserted: set[str], file: str) -> None:
+def _nearest_dependency(written: str, parent: str, names: Iterable[str]) -> str:
+    """Return a hint for an unknown step in `depends`; it keeps the suffix of a funnel."""
+    suffix = written[len(parent) :]
+    return nearest(written, [f"{name}{suffix}" for name in names])
+
+
+def _check_order(parents: Mapping[str, Iterable[str]], file: str) -> None:
+    """Check that each step stands after the steps that it depends on, because Maestro adds them in this order.
+
+    Raises:
+        SpecificationError: a step depends on one that stands further down (study.py:388 fails with a traceback).
+    """
+    above: set[str] = set()
+    for name, of_step in parents.items():
+        for parent in of_step:
+            if parent not in above:
+                found = f"the step '{parent}' must stand before '{name}' in the study; move it up."
+                raise SpecificationError.at(file, f"study.{name}.run.depends", found)
+        above.add(name)
+
+
+def _order_of_maestro(parents: Mapping[str, Iterable[str]]) -> dict[str, int]:
+    """Return the position of each step in the order in which Maestro makes the workspaces (dag.py:194).
+
+    Of two steps that do not depend on each other, the one further down comes first.
+    """
+    children: dict[str, list[str]] = {name: [] for name in ("", *parents)}  # "" for Maestro's source
+    for name, of_step in parents.items():
+        for parent in of_step or ("",):
+            children[parent].append(name)
+    finished: list[str] = []
+    seen: set[str] = set()
+    path = [("", iter(children[""]))]  # instead of a recursion, which a long chain of steps would exceed
+    while path:
+        child = next((child for child in path[-1][1] if child not in seen), None)
+        if child is None:
+            finished.append(path.pop()[0])
+        else:
+            seen.add(child)
+            path.append((child, iter(children[child])))
+    return {name: position for position, name in enumerate(reversed(finished))}
+
+
+def _check_workspaces(
+    step: Mapping[str, Any], parents: dict[str, list[str]], order: Mapping[str, int], inserted: set[str], file: str
+) -> None:
     """Check the workspaces that a step uses.
 
     Maestro's conductor fails when a workspace does not belong to an earlier step (study.py:555).
@@ -53,19 +107,48 @@ def _check_workspaces(step: Mapping[str, Any], parents: dict[str, list[str]], in
     Args:
         step: The step.
         parents: The steps that each step depends on.
+        order: The positions of the steps in Maestro's order.
         inserted: Names of tokens whose values Maestro inserts earlier (study.py:384).
         file: Name of the specification, for messages.
     """
     for key in ("cmd", "restart"):
-        text = str(step["run"].get(key) or "")
+        where, text = f"study.{step['name']}.run.{key}", str(step["run"].get(key) or "")
         for name in inserted:
             text = text.replace(f"$({name})", "")
         for name in _WORKSPACE.findall(text):
             problem = _workspace_problem(name, step["name"], parents)
+            if not problem and name not in _ancestors(step["name"], parents):
+                problem = f"the step does not wait for '{name}'; add it to 'depends'."
+                if order[name] < order[step["name"]]:
+                    LOGGER.warning("%s: %s: found '$(%s.workspace)'; %s", file, where, name, problem)
+                    continue
             if problem:
-                raise SpecificationError.at(
-                    file, f"study.{step['name']}.run.{key}", f"found '$({name}.workspace)'; {problem}"
-                )
+                raise SpecificationError.at(file, where, f"found '$({name}.workspace)'; {problem}")
+        _check_spelling(text, parents, file, where)
+
+
+def _check_spelling(text: str, names: Iterable[str], file: str, where: str) -> None:
+    """Check that Maestro finds each workspace in a command: it would leave another spelling to the shell.
+
+    A command of the shell whose last argument ends with ``.workspace`` is no reference to a step.
+
+    Raises:
+        SpecificationError: Maestro does not find a name.
+    """
+    for written in _ANY_SPELLING.findall(text):
+        inner = written[2:-1]
+        name = inner.strip()[: -len(".workspace")]
+        if _WORKSPACE.fullmatch(written) and inner.endswith(".workspace"):
+            continue
+        is_command = " " in name and shutil.which(name.split()[0]) is not None
+        if is_command and not difflib.get_close_matches(name, names, cutoff=0.7):
+            continue
+        problem = "write '.workspace' in lower case, without blanks around the name."
+        if re.search(r"[\s\"'#@\\]", name):
+            problem = (
+                "Maestro does not find a step whose name has a blank, a quote, '#', '@' or a backslash; rename it."
+            )
+        raise SpecificationError.at(file, where, f"found '{written}'; {problem}")
 
 
 def _workspace_problem(name: str, step: str, parents: dict[str, list[str]]) -> str:

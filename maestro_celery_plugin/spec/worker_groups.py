@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
 from maestro_celery_plugin.config.schema_errors import nearest
@@ -18,7 +18,7 @@ from maestro_celery_plugin.config.tokens import names_in, substitute
 from maestro_celery_plugin.errors import SpecificationError
 from maestro_celery_plugin.spec.celery_options import check_celery_options
 
-__all__ = ["check_groups", "native_steps", "served_queues", "task_queues", "with_task_queues"]
+__all__ = ["check_groups", "native_steps", "served_queues", "task_queues", "with_own_task_queues", "with_task_queues"]
 
 LOGGER = logging.getLogger(__name__)
 
@@ -46,6 +46,40 @@ def native_steps(resources: ResourceSettings, sampled: Set[str], data: Mapping[s
         for step in data["study"]
         if step["name"] not in sampled | assigned and "task_queue" not in step["run"]
     )
+
+
+def with_own_task_queues(resources: ResourceSettings, study: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the steps; if several groups would share the default task queue, the steps that a group names leave it.
+
+    Steps without `task_queue` share the default one, which a single group would serve alone. So each group gets the
+    steps that it names, in a task queue of its own.
+
+    Args:
+        resources: The worker groups of the specification.
+        study: The steps of the specification.
+    """
+    sharing = {step["name"] for step in study if "task_queue" not in step["run"]}
+    named = {name: sharing.intersection(group.steps) for name, group in resources.workers.items()}
+    groups = [name for name, group in resources.workers.items() if named[name] or _serves_default(group)]
+    if resources.overlap or len(groups) < 2:
+        return list(map(dict, study))
+    owners = {step: [name for name in groups if step in named[name]] for step in sharing}
+    return [
+        {**step, "run": {**step["run"], "task_queue": f"{DEFAULT_TASK_QUEUE}_{owners[step['name']][0]}"}}
+        if len(owners.get(step["name"], ())) == 1
+        else dict(step)
+        for step in study
+    ]
+
+
+def _serves_default(group: WorkerGroupSettings) -> bool:
+    """Tell whether a group serves the default task queue without naming a step of it."""
+    return _is_general(group) or DEFAULT_TASK_QUEUE in group.task_queues
+
+
+def _is_general(group: WorkerGroupSettings) -> bool:
+    """Tell whether a group serves all steps, so that it names none of them."""
+    return not group.task_queues and (not group.steps or "all" in group.steps)
 
 
 def task_queues(data: Mapping[str, Any], file: str) -> dict[str, tuple[str, ...]]:
@@ -141,24 +175,57 @@ def with_task_queues(
 ) -> ResourceSettings:
     """Return the worker groups with their task queues; the default group serves those that no other group serves.
 
-    If groups must not overlap, only the first of several groups serves a task queue.
+    If groups must not overlap, only the first of several groups serves a task queue; groups that name steps or task
+    queues come before those that serve all steps.
+
+    Raises:
+        SpecificationError: other groups serve all task queues of a group.
     """
-    owners: dict[str, str] = {}
+    requested = {name: _requested_queues(group, queues, data, file) for name, group in resources.workers.items()}
+    owners = {} if resources.overlap else _owners(resources.workers, requested)
     groups: dict[str, WorkerGroupSettings] = {}
     for name, group in resources.workers.items():
-        requested = _requested_queues(group, queues, data, file)
-        for queue in requested if not resources.overlap else ():
-            if owners.setdefault(queue, name) != name:
-                LOGGER.warning(
-                    "%s: merlin.resources.workers.%s: the worker group '%s' already serves "
-                    "the task queue '%s'. Give the steps another `task_queue`, or set `overlap: True`.",
-                    file, name, owners[queue], queue,
-                )  # fmt: skip
-        own = tuple(queue for queue in requested if owners.get(queue, name) == name)
+        own = tuple(queue for queue in requested[name] if owners.get(queue, name) == name)
+        others = {queue: owners[queue] for queue in requested[name] if queue not in own}
+        if others:
+            _report(name, group, bool(own), others, resources, file)
         groups[name] = dataclasses.replace(group, task_queues=own)
     served = {queue for group in groups.values() for queue in group.task_queues}
     _add_to_default_group(groups, {step: _without(names, served) for step, names in queues.items()})
     return dataclasses.replace(resources, workers=groups)
+
+
+def _owners(groups: Mapping[str, WorkerGroupSettings], requested: Mapping[str, Iterable[str]]) -> dict[str, str]:
+    """Return the group that serves each task queue."""
+    owners: dict[str, str] = {}
+    for name in sorted(groups, key=lambda name: _is_general(groups[name])):
+        for queue in requested[name]:
+            owners.setdefault(queue, name)
+    return owners
+
+
+def _report(
+    name: str,
+    group: WorkerGroupSettings,
+    serves_some: bool,
+    others: Mapping[str, str],
+    resources: ResourceSettings,
+    file: str,
+) -> None:
+    """Log that other groups serve task queues of a group.
+
+    Groups for different machines may name the same steps; the user starts the workers of one of them.
+
+    Raises:
+        SpecificationError: the group serves no task queue.
+    """
+    where, remedy = f"merlin.resources.workers.{name}", "give its steps another `task_queue`, or set `overlap: True`."
+    text = ", ".join(f"'{owner}' serves the task queue '{queue}'" for queue, owner in others.items())
+    has_machines = group.machines or any(resources.workers[owner].machines for owner in others.values())
+    if not serves_some and not has_machines:
+        raise SpecificationError.at(file, where, f"the group serves nothing: {text}; {remedy}")
+    if not _is_general(group):  # a group for all steps serves the rest
+        LOGGER.warning("%s: %s: %s; %s", file, where, text, remedy)
 
 
 def _without(names: Iterable[str], served: set[str]) -> tuple[str, ...]:

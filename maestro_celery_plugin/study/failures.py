@@ -37,4 +37,4 @@ def _continues(manifest: Manifest, samples: SampleStates) -> bool:
     If it has failed for another reason, the exit code is that of an earlier attempt.
     """
     is_exhausted = samples.losses[0] >= POISON_LIMIT or samples.requests[0] > manifest.max_retries
-    return bool(samples.code[0] == ExitCode.SOFT_FAIL) and not is_exhausted
+    return bool(samples.code(0) == ExitCode.SOFT_FAIL) and not is_exhausted

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 
 from maestro_celery_plugin.config import conversion
@@ -11,7 +12,10 @@ from maestro_celery_plugin.errors import DamagedFileError, StudyError
 from maestro_celery_plugin.files import read_text, write_atomically
 from maestro_celery_plugin.samples.paths import SamplePaths
 
-__all__ = ["Manifest"]
+__all__ = ["FILE", "Manifest"]
+
+# The name of a manifest in the directory of its step record.
+FILE = "manifest.json"
 
 
 @conversion.rules
@@ -101,5 +105,17 @@ class Manifest:
 
     @classmethod
     def read_all(cls, directory: Path) -> list[Manifest]:
-        """Load all manifests below a directory in the order of their numbers."""
-        return sorted((cls.read(path) for path in directory.rglob("manifest.json")), key=lambda m: m.number)
+        """Load all manifests below a directory, which may not exist, in the order of their numbers.
+
+        Raises:
+            OSError: a directory or a file cannot be read.
+            StudyError: a file is not a manifest of this version.
+        """
+        # Something else than a file is found as well, and is an error below.
+        found = (path for path, others, files in os.walk(directory, onerror=_raise) if FILE in (*others, *files))
+        return sorted((cls.read(Path(path, FILE)) for path in found), key=lambda manifest: manifest.number)
+
+
+def _raise(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error

@@ -50,7 +50,7 @@ def build_manifest(plan: StudyPlan, step: Any, workspace: str) -> Manifest:
         shell=scripts.shell,
         sampled=sampled,
         samples=plan.rows if sampled else 1,
-        labels=_column_labels(plan) if sampled else [],
+        labels=list(plan.column_labels) if sampled else [],
         table=str(plan.table) if sampled else None,
         index_cache=str(plan.info),
         level_max_dirs=plan.level_max_dirs,
@@ -65,11 +65,6 @@ def build_manifest(plan: StudyPlan, step: Any, workspace: str) -> Manifest:
         launches=scripts.launch,
         study_id=plan.id,
     )
-
-
-def _column_labels(plan: StudyPlan) -> list[str]:
-    samples = plan.settings.samples
-    return list(samples.column_labels) if samples else []
 
 
 def _max_failures(limit: int | str | None, samples: int) -> int | None:
@@ -117,7 +112,7 @@ class _Scripts:
         with self._errors_at(f"run.{key}"):
             text = with_launcher(self._run[key], self._type, self._run, self.shell)
         paths = SamplePaths(plan.rows, plan.level_max_dirs)
-        return substitute(text, study_values(str(plan.root), plan.timestamp, paths, text))
+        return substitute(text, study_values(str(plan.root), plan.timestamp, plan.column_labels, paths, text))
 
     @contextlib.contextmanager
     def _errors_at(self, where: str) -> Iterator[None]:

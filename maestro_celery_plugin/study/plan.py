@@ -5,6 +5,7 @@ The plugin writes to the directory ``merlin_info`` of the study:
     merlin_info/
       cmd.sh cmd.out cmd.err        script and output of the sample generation
       samples.csv ...               the sample file, if the generation writes it there
+      samples/                      a copy of the sample file, if it is elsewhere
       records/<workspace>/manifest.json
       records/<workspace>/assignment-<epoch>.npy
                                     which samples run under an epoch, if its messages do not say it (`assignment.py`)
@@ -127,6 +128,11 @@ class StudyPlan:
     def level_max_dirs(self) -> int:
         """Directories per level of the sample hierarchy."""
         return self.settings.samples.level_max_dirs if self.settings.samples else 25
+
+    @property
+    def column_labels(self) -> tuple[str, ...]:
+        """The column labels of the sample table; empty for a study without samples."""
+        return self.settings.samples.column_labels if self.settings.samples else ()
 
     @property
     def info(self) -> Path:

@@ -19,11 +19,10 @@ from pathlib import Path
 import psutil
 
 from maestro_celery_plugin.processes import end_found, marked
-from maestro_celery_plugin.study.worker_identity import MARKER
+from maestro_celery_plugin.study.worker_identity import MARKER, WORKER_MODULE
 
 __all__ = ["Ended", "StudyProcesses"]
 
-_WORKER = "maestro_celery_plugin.worker"
 _BROKER = "maestro_celery_plugin.broker.supervisor"
 # Directories in the root of a study that are not the workspace of a step.
 _NO_WORKSPACES = ("merlin_info", "logs", "meta")
@@ -101,7 +100,7 @@ class StudyProcesses:
 
     def workers(self) -> list[int]:
         """Return the supervisors of workers, or workers whose supervisor is dead."""
-        return self._modules(_WORKER)
+        return self._modules(WORKER_MODULE)
 
     def brokers(self) -> list[int]:
         """Return the supervisors of the private broker."""
@@ -122,7 +121,7 @@ class StudyProcesses:
             workspaces: The workspaces of the steps; None for all directories that may be one.
         """
         table, caller = _table()
-        workers = self._all_of(table, _WORKER)
+        workers = self._all_of(table, WORKER_MODULE)
         with_mark = set(marked(MARKER, f"{self._session}:"))
         places = self._places(workspaces)
         in_place = {one.pid for one in table.values() if not one.has_terminal and _is_below(one.directory, places)}

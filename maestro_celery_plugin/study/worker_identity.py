@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import itertools
 import re
-import sys
 from pathlib import Path
 
 from maestro_celery_plugin.files import tail
+from maestro_celery_plugin.python_processes import command_line
 from maestro_celery_plugin.study.session import Session
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "EXIT_REPLACE",
     "MARKER",
     "PROCESS_MARKER",
+    "WORKER_MODULE",
     "claim_name",
     "has_stem",
     "is_pool_process",
@@ -22,11 +23,14 @@ __all__ = [
     "log_of",
     "mark",
     "stem_of",
+    "worker_arguments",
     "worker_command",
     "worker_of",
     "worker_stem",
 ]
 
+# The module of a worker, which its command line contains.
+WORKER_MODULE = "maestro_celery_plugin.worker"
 # Environment variables that identify the samples of a dead worker, and of a dead process of a worker's pool.
 MARKER = "MAESTRO_CELERY_WORKER"
 PROCESS_MARKER = "MAESTRO_CELERY_PROCESS"
@@ -105,8 +109,21 @@ def claim_name(session: Session, stem: str, first: int = 1) -> str:
     raise AssertionError("the numbers do not end")
 
 
-def worker_command(session: Session, group: str, *, name: str = "", allocation: str = "") -> list[str]:
+def worker_command(session: Session, group: str, *, allocation: str = "") -> list[str]:
     """Return the command line that starts a worker with the Python interpreter and the packages of this process.
+
+    The worker claims its name itself.
+
+    Args:
+        session: The session of the worker.
+        group: The worker group.
+        allocation: The allocation of the worker.
+    """
+    return command_line(WORKER_MODULE, worker_arguments(session, group, allocation=allocation))
+
+
+def worker_arguments(session: Session, group: str, *, name: str = "", allocation: str = "") -> list[str]:
+    """Return the command-line arguments of a worker.
 
     Args:
         session: The session of the worker.
@@ -115,4 +132,4 @@ def worker_command(session: Session, group: str, *, name: str = "", allocation: 
         allocation: The allocation of the worker.
     """
     options = [f"--{key}={value}" for key, value in (("name", name), ("allocation", allocation)) if value]
-    return [sys.executable, "-m", "maestro_celery_plugin.worker", *options, "--", str(session.path), group]
+    return [*options, "--", str(session.path), group]

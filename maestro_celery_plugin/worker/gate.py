@@ -26,6 +26,10 @@ class Pause(Protocol):
 class Gate:
     """Counts the messages that this worker process has accepted and not finished.
 
+    A slot that runs a short sample as its last one counts as free, so that its next message arrives meanwhile. If the
+    sample takes longer than expected, another slot gets the samples of this message, because the coordinator sends them
+    again after seconds.
+
     Attributes:
         slots: How many messages may be accepted at the same time.
         is_closed: Whether no further message is accepted.
@@ -42,11 +46,22 @@ class Gate:
         self.refused: Counter[Refusal] = Counter()
         self.step: Pause | None = None
         self._accepted: set[str] = set()
+        self._soon_free: set[int] = set()
 
     @property
     def has_free_slot(self) -> bool:
         """Whether a further message may be accepted."""
-        return not (self.is_closed or self.is_held) and len(self._accepted) < self.slots
+        return not (self.is_closed or self.is_held) and len(self._accepted) < self.slots + len(self._soon_free)
+
+    def expect_free(self, slot: int) -> None:
+        """Accept the next message of a slot, whose last sample will end soon; any thread may call this method."""
+        if self.step is not None:
+            self._soon_free.add(slot)
+            self.step.wake()
+
+    def end_expectation(self, slot: int) -> None:
+        """Forget that a slot will be free soon, because `finish` follows; any thread may call this method."""
+        self._soon_free.discard(slot)
 
     def accept(self, message_id: str) -> None:
         """Take a slot for a verified message."""

@@ -33,6 +33,7 @@ from maestro_celery_plugin.states import (
 )
 from maestro_celery_plugin.study.manifest import Manifest
 from maestro_celery_plugin.worker.attempt import Runner, RunningAttempt
+from maestro_celery_plugin.worker.gate import gate
 from maestro_celery_plugin.worker.health import Health
 from maestro_celery_plugin.worker.range_messages import RangeMessages, Send
 from maestro_celery_plugin.worker.slot_ledger import SlotLedger
@@ -90,6 +91,8 @@ class RangeTasks:
                     run.run()
             except LedgerError as error:  # the disk is full while the worker stops, or the entries are written later
                 LOGGER.error("%s", error)
+            finally:
+                gate.end_expectation(slot)
 
     def _study(self, task: RangeTask) -> StudyContext:
         key = task.study, task.study_id
@@ -174,6 +177,8 @@ class _RangeRun:
         stop = self._send_rest(self._sample + self._slots.piece_size(self._task, self._manifest.step), self._task.stop)
         modes = self._study.modes(self._task, stop)
         while self._sample < stop and self._may_start_next():
+            if self._sample + 1 == stop and self._slots.ends_soon(self._task, self._manifest.step):
+                gate.expect_free(self._slot)
             if self._sample in modes and not self._try_sample(self._sample, modes[self._sample]):
                 self._send_rest(self._sample + 1, stop)  # other workers may be able to run these samples
                 return

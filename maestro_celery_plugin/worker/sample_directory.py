@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from maestro_celery_plugin.config.tokens import Template
+from maestro_celery_plugin.config.tokens import SAMPLE_TOKENS, Template
 from maestro_celery_plugin.samples.paths import FINISHED_MARKER
 from maestro_celery_plugin.samples.token_values import sample_values
 from maestro_celery_plugin.study.manifest import Manifest
@@ -27,10 +27,10 @@ class SampleDirectories:
         self._manifest, self._row = manifest, row
         # A slot needs a path several times while the sample runs, and not after its end.
         self._path_of = functools.lru_cache(maxsize=256)(manifest.paths.of)
-        names = (*manifest.labels, "MERLIN_SAMPLE_ID", "MERLIN_SAMPLE_PATH", "MERLIN_SAMPLE_VECTOR")
-        names = (*names, "MERLIN_SAMPLE_NAMES") if manifest.sampled else ()
+        names = (*manifest.labels, *SAMPLE_TOKENS, "MERLIN_SAMPLE_NAMES") if manifest.sampled else ()
+        is_of_release_0_1 = manifest.study_id == "0"
         self._templates = {
-            restart: Template(f"#!{manifest.shell}\n\n{text}\n", names)
+            restart: Template(f"#!{manifest.shell}\n\n{text}\n", names, ignore_case=is_of_release_0_1)
             for restart, text in ((False, manifest.cmd), (True, manifest.restart))
         }
 

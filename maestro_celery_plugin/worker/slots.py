@@ -21,6 +21,8 @@ __all__ = ["TIME_BUDGET_S", "Running", "Slots"]
 
 # A slot runs samples of its range for about this long, and sends the rest of the range to other slots.
 TIME_BUDGET_S = 1.0
+# A sample that is expected to take less ends soon: the next message of its slot may arrive meanwhile.
+SOON_S = 0.1
 # Signals that a batch system sends to every process of an allocation that it ends: samples and workers.
 # LSF sends SIGUSR2 at the time limit, and SIGINT before SIGTERM (bsub -W, bkill).
 _ENDING_SIGNALS = (signal.SIGINT, signal.SIGUSR2, signal.SIGTERM, signal.SIGKILL)
@@ -107,8 +109,16 @@ class Slots:
             step: Name of the step. Its step records differ in parameters; the first sample of a step record is assumed
                 to take as long as those of the others.
         """
-        mean_s = self._mean_s.get((task.study, task.record)) or self._mean_s.get((task.study, step))
+        mean_s = self._expected_s(task, step)
         return max(1, int(TIME_BUDGET_S / mean_s)) if mean_s else 1
+
+    def ends_soon(self, task: RangeTask, step: str) -> bool:
+        """Tell whether a sample that starts now will probably end within `SOON_S` seconds."""
+        mean_s = self._expected_s(task, step)
+        return mean_s is not None and mean_s < SOON_S
+
+    def _expected_s(self, task: RangeTask, step: str) -> float | None:
+        return self._mean_s.get((task.study, task.record)) or self._mean_s.get((task.study, step))
 
     def is_over_budget(self, seconds: float) -> bool:
         """Tell whether a slot has worked on one range for so long that it should send the rest to other slots."""

@@ -18,7 +18,7 @@ from maestro_celery_plugin.plugins import open_table
 from maestro_celery_plugin.samples.table import SampleTable
 from maestro_celery_plugin.states import RunMode
 from maestro_celery_plugin.study.assignment import Assignment
-from maestro_celery_plugin.study.manifest import Manifest
+from maestro_celery_plugin.study.manifest import FILE, Manifest
 from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.worker.attempt import Runner
 
@@ -84,14 +84,15 @@ class StudyContext:
             return found
 
     def _read(self, relative: str) -> tuple[Manifest, Runner]:
-        manifest = Manifest.read(self.plan.records / relative / "manifest.json")
+        manifest = Manifest.read(self.plan.records / relative / FILE)
         if manifest.study_id != self.plan.id:
             raise StudyError(f"The manifest of '{relative}' belongs to another study.")
         if manifest.table is None:
             return manifest, Runner(manifest, lambda sample: ())
         key = manifest.table, *manifest.labels
         if key not in self._tables:  # the step records of a study have one table
-            self._tables[key] = open_table(Path(manifest.table), manifest.labels, Path(manifest.index_cache))
+            cache = Path(manifest.index_cache)
+            self._tables[key] = open_table(Path(manifest.table), manifest.labels, cache, manifest.samples)
         return manifest, Runner(manifest, self._tables[key].row)
 
     def modes(self, task: RangeTask, stop: int) -> dict[int, RunMode]:

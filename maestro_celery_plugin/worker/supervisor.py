@@ -31,12 +31,14 @@ from maestro_celery_plugin.processes import (
     die_with_parent,
     end_descendants,
     end_marked,
+    exit_at_once,
     forget_variable,
 )
 from maestro_celery_plugin.study.session import ENVIRONMENT_VARIABLE, Session
-from maestro_celery_plugin.study.worker_identity import EXIT_REPLACE, MARKER, claim_name, log_of, mark, worker_stem
+from maestro_celery_plugin.study.worker_identity import EXIT_REPLACE, MARKER, mark
 from maestro_celery_plugin.worker.arguments import LEAVE_SIGNAL, WorkerArguments
 from maestro_celery_plugin.worker.heartbeat_limit import HEARTBEAT_LIMIT_S, HeartbeatLimit
+from maestro_celery_plugin.worker.own_name import claim_name_and_log
 from maestro_celery_plugin.worker.pool_watch import PoolWatch
 
 __all__ = ["main"]
@@ -57,8 +59,6 @@ _FAULT_DELAY_LIMIT_S = 60.0
 _CHECK_INTERVAL_S = 1.0
 # A user may start a worker before the conductor has stored the configuration of the group.
 GROUP_LIMIT_S = 30.0
-# Variables in which launchers store the rank of a task: srun, jsrun, and launchers with PMI.
-_RANK_VARIABLES = ("SLURM_PROCID", "JSM_NAMESPACE_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
 # LSF sends SIGUSR2 at the time limit, and SIGINT before SIGTERM (bsub -W, bkill).
 _END_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 _SIGNALS = (*_END_SIGNALS, LEAVE_SIGNAL, signal.SIGALRM)
@@ -85,7 +85,7 @@ def main() -> NoReturn:
     except (StudyError, OSError) as error:
         sys.exit(f"error: worker on {host_name()}: {error}")
     # SIGTERM requests the end. If it kills a worker that has no handler for it yet, this is not an error.
-    sys.exit(0 if code == -signal.SIGTERM else code & 0xFF)
+    exit_at_once(0 if code == -signal.SIGTERM else code & 0xFF)
 
 
 def _run_workers(supervisor: _Supervisor, group: GroupConfig, name: str, allocation: str) -> int:
@@ -106,7 +106,7 @@ def _run_workers(supervisor: _Supervisor, group: GroupConfig, name: str, allocat
         if faults and not supervisor.pause(min(_FAULT_DELAY_S * 2 ** (faults - 1), _FAULT_DELAY_LIMIT_S)):
             break
         try:
-            worker = name or _claim_name_and_log(supervisor.session, group.group, allocation)
+            worker = name or claim_name_and_log(supervisor.session, group.group, allocation)
             number = number or int(worker.rpartition("-")[2])
             arguments = WorkerArguments(
                 session=supervisor.session, group=group, name=worker, allocation=allocation, number=number
@@ -122,30 +122,6 @@ def _run_workers(supervisor: _Supervisor, group: GroupConfig, name: str, allocat
             break
         faults = faults + 1 if has_fault else 0
     return code
-
-
-def _claim_name_and_log(session: Session, group: str, allocation: str) -> str:
-    """Claim a name for this worker, and redirect its output to the log of this name.
-
-    Raises:
-        OSError: the log cannot be created.
-    """
-    name = claim_name(session, worker_stem(group, allocation).rstrip("-"), first=1 + _rank())
-    print(f"worker '{name}' on {host_name()}: its log is '{log_of(session, name)}'", flush=True)
-    log = os.open(log_of(session, name), os.O_WRONLY | os.O_APPEND)
-    for descriptor in (1, 2):
-        os.dup2(log, descriptor)
-    os.close(log)
-    return name
-
-
-def _rank() -> int:
-    """Return the number of this worker among those of its allocation, from 0; 0 if the launcher does not tell it.
-
-    Without it, a thousand workers that begin at the same time would try each other's names one after the other.
-    """
-    values = (os.environ.get(name, "") for name in _RANK_VARIABLES)
-    return next((int(value) for value in values if value.isdecimal()), 0)
 
 
 class _Supervisor:

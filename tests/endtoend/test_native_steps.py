@@ -63,7 +63,7 @@ def test_maestro_writes_the_script_of_a_native_step(run):
 
     root = study.path
     assert study.outputs("tokens/*") == [
-        f"#!/bin/bash\n\necho {root}/merlin_info {root} 102 ./00 ./01 ./02 ./03 $(LAUNCHER) {root}/tokens\n"
+        f"#!/bin/bash\n\necho {root}/merlin_info {root} 102 00 01 02 03 $(LAUNCHER) {root}/tokens\n"
     ]
     assert set(study.states().values()) == {"DRYRUN"}
 

@@ -118,7 +118,7 @@ def test_merlin_tokens(run):
               depends: [sim]
         merlin:
           samples:
-            generate: {cmd: "printf '1,x\\n2,y\\n' > t.csv"}
+            generate: {cmd: "printf '1,x\\n2,y\\n' > $(MERLIN_INFO)/t.csv"}
             file: $(MERLIN_INFO)/t.csv
             column_labels: [A, B]
         """,
@@ -127,7 +127,7 @@ def test_merlin_tokens(run):
     root = study.path
     assert study.outputs("sim/01/sim.out") == [f"2|y|1|01|2 y\nA B|0104|{root}/sim|{root}/sim/01\n"]
     assert study.outputs("all/all.out") == [
-        f"*/|./00 ./01|{root}/merlin_info|{root}\n{root}/sim/00/sim.out {root}/sim/01/sim.out\n"
+        f"*/|00 01|{root}/merlin_info|{root}\n{root}/sim/00/sim.out {root}/sim/01/sim.out\n"
     ]
 
 
@@ -282,6 +282,24 @@ def test_parameter_generator(run, tmp_path):
     study = run(ROOT / "specs" / "hello_samples.yaml", "-p", str(generator), foreground=True)
 
     assert study.outputs("count/*.out") == ["30\n"]
+
+
+def test_generated_parameters_are_checked(run, tmp_path):
+    """Given two generated values with one directory, then the launch stops with one line, and no step runs."""
+    generator = tmp_path / "pgen.py"
+    generator.write_text(
+        "from maestrowf.datastructures.core import ParameterGenerator\n"
+        "def get_custom_generator(env, **kwargs):\n"
+        "    p = ParameterGenerator()\n"
+        "    p.add_parameter('GREETING', ['Na', 'Na+'], 'G.%%')\n"
+        "    return p\n"
+    )
+    study = run(ROOT / "specs" / "hello_samples.yaml", "-p", str(generator))
+
+    assert study.code == 1
+    assert "study.greet: GREETING=Na and GREETING=Na+ have one directory, 'greet/G.Na'" in study.output
+    assert "Traceback" not in study.output
+    assert not (study.path / "batch.info").exists()
 
 
 def test_maestro_runs_by_its_path_without_an_activated_environment(run, environment):

@@ -87,11 +87,11 @@ def test_a_request_to_end_during_the_restart_of_a_worker_is_not_lost(tmp_path, s
     os.kill(os.getpid(), signal.SIGKILL)
     """
     setup = """
-    claim, count = supervisor.claim_name, iter((0, signal.SIGTERM))
+    claim, count = supervisor.claim_name_and_log, iter((0, signal.SIGTERM))
     def claim_name(*arguments, **options):
         os.kill(os.getpid(), next(count))
         return claim(*arguments, **options)
-    supervisor.claim_name = claim_name
+    supervisor.claim_name_and_log = claim_name
     """
     process = start(tmp_path, session, body, setup, "--allocation", "w/1")
 
@@ -185,12 +185,12 @@ def test_a_worker_that_could_not_claim_messages_is_replaced_after_a_delay_and_no
         note(f"{seconds:g}")
         return True
     supervisor._Supervisor.pause = pause
-    claim = supervisor.claim_name
+    claim = supervisor.claim_name_and_log
     def claim_name(*arguments, **options):
         if next(claims) == 1:
             raise OSError(5, "Input/output error")
         return claim(*arguments, **options)
-    supervisor.claim_name = claim_name
+    supervisor.claim_name_and_log = claim_name
     """
     process = start(tmp_path, session, UNABLE, setup, "--allocation", "w/1")
 

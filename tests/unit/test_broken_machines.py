@@ -636,7 +636,7 @@ def test_the_coordinator_gives_up_a_sample_that_no_machine_can_run(study, code, 
     study.records.give_up(lambda record: 1)
 
     assert study.record.samples.outcome[2] == outcome
-    assert study.record.samples.code[2] == code
+    assert study.record.samples.code(2) == code
     study.records.give_up(lambda record: 1)
     assert not study.record.faults
 

@@ -93,7 +93,7 @@ def test_a_study_takes_other_commands_resources_and_arguments(plan):
         ("TOOL: mesh", "TOOL: other", "env.variables.TOOL: found 'other', but the study has 'mesh'; `resume --spec` takes "),
         ("[1, 2]", "[1, 3]", "global.parameters.P.values: found '[1, 3]', but the study has '[1, 2]'; "),
         ("seq 1 4", "seq 1 5", "merlin.samples.generate.cmd: found 'seq 1 5 > $(MERLIN_INFO)/a.csv', but the study has '"),
-        (", depends: [prep]", "", "study.sim.run.depends: the study has '['prep']', but the key is missing; "),
+        ("[sim_*]", "[sim_*, prep]", "study.collect.run.depends: found '['sim_*', 'prep']', but the study has '['sim_*']'; "),
         ("procs: 2", "task_queue: q", "study.sim.run.task_queue: found 'q', but the study has no such key; "),
         ("name: prep", "name: prap", "study: found '['prap', 'sim', 'collect']', but the study has '['prep', "),
         ("steps: [all]", "steps: [all], machines: [a]", "merlin.resources.workers.w.machines: found '['a']', but the study "),

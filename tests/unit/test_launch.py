@@ -5,8 +5,12 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import stat
+import sys
 import types
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from maestro_celery_plugin.config.settings import (
@@ -19,11 +23,22 @@ from maestro_celery_plugin.config.settings import (
 )
 from maestro_celery_plugin.errors import SampleError, SpecificationError, StudyError
 from maestro_celery_plugin.maestro import launch, sample_generation
+from maestro_celery_plugin.plugins import open_table
+from maestro_celery_plugin.samples import own_table
 
 
 @pytest.fixture(autouse=True)
 def dry_run(monkeypatch):
     monkeypatch.setattr(launch.OPTIONS, "dry_run", True)
+
+
+@pytest.fixture(autouse=True)
+def current(tmp_path, monkeypatch):
+    """The directory in which `maestro run` is called."""
+    directory = tmp_path / "current"
+    directory.mkdir()
+    monkeypatch.chdir(directory)
+    return directory
 
 
 @pytest.fixture
@@ -67,13 +82,13 @@ def failing(number):
 
 @pytest.mark.parametrize(
     ("owner", "name", "number"),
-    [(sample_generation, "open_table", errno.EIO), (sample_generation, "_generate", errno.ENOSPC), (launch.Path, "mkdir", errno.EACCES)],
+    [(sample_generation, "open_table", errno.EIO), (sample_generation, "_run", errno.ENOSPC), (own_table, "replaced", errno.EDQUOT), (launch.Path, "mkdir", errno.EACCES)],
 )
 def test_a_file_that_cannot_be_read_or_written_stops_the_launch_with_one_line(acquire, tmp_path, monkeypatch, owner, name, number):
     monkeypatch.setattr(owner, name, failing(number))
 
     with pytest.raises(StudyError) as error:
-        acquire("seq 1 3 > x.csv")
+        acquire(f"seq 1 3 > {tmp_path}/x.csv", file=f"{tmp_path}/x.csv")
 
     assert str(error.value) == (
         f"The study '{tmp_path / 's_20260102-030405'}' cannot be prepared: [Errno {number}] {os.strerror(number)}: '/there'. "
@@ -81,19 +96,157 @@ def test_a_file_that_cannot_be_read_or_written_stops_the_launch_with_one_line(ac
     )
 
 
-def test_samples_are_generated_in_merlin_info(acquire, info):
-    batch = acquire("pwd; echo oops >&2; printf '1\\n2\\n' > x.csv")
+def test_the_command_runs_where_maestro_was_called_and_leaves_its_output_in_merlin_info(acquire, info, current):
+    batch = acquire("pwd; echo oops >&2; printf '1\\n2\\n' > $(MERLIN_INFO)/x.csv")
     assert batch["rows"] == 2
     assert batch["table"] == str(info / "x.csv")
     assert batch["timestamp"] == "20260102-030405"
     assert (info / "cmd.sh").read_text().startswith("#!/bin/bash\n\npwd;")
-    assert (info / "cmd.out").read_text().strip() == str(info)
+    assert (info / "cmd.out").read_text().strip() == str(current)
     assert (info / "cmd.err").read_text() == "oops\n"
+    assert not [*current.iterdir()]
+
+
+def rows_of(batch):
+    table = open_table(Path(batch["table"]), ("A",), Path(batch["study"]) / "merlin_info")
+    return [table.row(index)[0] for index in range(len(table))]
+
+
+def test_a_relative_file_is_the_one_that_the_command_writes(acquire, current):
+    (current / "my_rows.csv").write_text("1\n2\n")
+    (current / "stale.csv").write_text("7\n")
+    assert rows_of(acquire("cp my_rows.csv $(MERLIN_INFO)/x.csv")) == ["1", "2"]
+    assert rows_of(acquire("printf '100\\n200\\n' > stale.csv", file="stale.csv")) == ["100", "200"]
+
+
+@pytest.mark.parametrize("file", ["x.csv", "x.npy", "$(MERLIN_INFO)/x.npy", "/no/such/directory/x.csv"])
+def test_a_file_that_the_command_should_have_written_is_missing(acquire, file):
+    assert "there is no file '" in message(acquire, "echo hello", file=file)
+
+
+def test_a_file_that_the_command_has_not_written_is_refused(acquire, current):
+    (current / "stale.csv").write_text("7\n")
+    text = message(acquire, "echo hello", file="stale.csv")
+    assert text.startswith(
+        f"merlin.samples.file: '{current}/stale.csv' is older than this launch: generate.cmd, which runs in '{current}', has not "
+        "written it. Correct the command, or remove 'generate' to use the file as it is.\n"
+    )
+    assert text.endswith("\n  hello")
+
+
+@pytest.mark.parametrize("cmd", ["cp -p source.csv x.csv", "touch x.csv", "mv source.csv x.csv", "echo 5 > y; mv y x.csv"])
+def test_a_file_that_the_command_has_replaced_or_touched_is_new(acquire, current, cmd):
+    for name in ("source.csv", "x.csv"):
+        (current / name).write_text("7\n")
+        os.utime(current / name, (10**9, 10**9))
+    assert acquire(cmd, file="x.csv")["rows"] == 1
+
+
+@pytest.mark.parametrize("file", ["$(MERLIN_INFO)/x.csv", "$(MERLIN_INFO)/data/x.csv"])
+def test_a_command_that_expects_to_run_in_merlin_info_is_warned_of(acquire, current, caplog, file):
+    """Given a specification of an earlier release, whose command wrote to its directory, then its samples run."""
+    relative = file.removeprefix("$(MERLIN_INFO)/")
+    assert rows_of(acquire(f"mkdir -p data; seq 1 3 > {relative}", file=file)) == ["1", "2", "3"]
+    assert (
+        f"merlin.samples.generate.cmd: the command runs in '{current}' and has written 'x.csv' there; the samples are read from "
+        f"it. Let the command write '{file}'."
+    ) in caplog.text
+
+
+def test_an_old_file_of_the_same_name_is_no_table(acquire, current):
+    (current / "x.csv").write_text("7\n")
+    assert "there is no file" in message(acquire, "echo hello")
+
+
+def test_the_table_belongs_to_the_study(acquire, info, current):
+    """Given a sample file that others share, when they change and delete it, then the study keeps its rows."""
+    (current / "x.csv").write_text("1\n2\n")
+    (current / "x.csv").chmod(0o440)
+    batch = acquire(file="x.csv")
+    assert batch["table"] == str(info / "samples" / "x.csv")
+    assert stat.S_IMODE(os.stat(batch["table"]).st_mode) == 0o640
+    (current / "x.csv").chmod(0o600)
+    (current / "x.csv").write_text("3\n4\n5\n")
+    assert rows_of(batch) == ["1", "2"]
+    (current / "x.csv").unlink()
+    assert rows_of(batch) == ["1", "2"]
+
+
+@pytest.mark.parametrize("link", ["ln -s", "ln"])
+def test_a_link_in_merlin_info_is_no_table_of_the_study(acquire, info, current, link):
+    (current / "x.csv").write_text("1\n2\n")
+    batch = acquire(f"{link} $PWD/x.csv $(MERLIN_INFO)/x.csv")
+    (current / "x.csv").write_text("3\n")
+    assert rows_of(batch) == ["1", "2"]
+
+
+def test_errors_name_the_sample_file_and_not_its_copy(acquire, current):
+    (current / "x.csv").write_text("1\n2,3\n")
+    assert f"row 1 of '{current}/x.csv' (line 2)" in message(acquire, file="x.csv")
+
+
+def test_a_file_that_another_process_writes_is_no_table(acquire, current, monkeypatch):
+    (current / "x.csv").write_text("1\n")
+
+    def copy(source, target):
+        target.write(source.read())
+        (current / "x.csv").write_text("1\n2\n")
+
+    monkeypatch.setattr(own_table, "_copy", copy)
+    assert message(acquire, file="x.csv") == (
+        f"merlin.samples.file: '{current}/x.csv' is being written; launch when it is complete."
+    )
+
+
+@pytest.mark.parametrize("copies", [lambda *arguments: 0, failing(errno.EXDEV), None, 1])
+def test_a_table_is_copied_whole_on_every_file_system(acquire, current, monkeypatch, copies):
+    (current / "x.csv").write_text("1\n2\n3\n")
+    copy = os.copy_file_range
+    if copies == 1:  # it fails after some bytes
+        parts = iter([3])
+        copies = lambda source, target, count: copy(source, target, next(parts, None) or failing(errno.EIO)())  # noqa: E731
+    if copies is None:
+        monkeypatch.delattr(os, "copy_file_range")
+    else:
+        monkeypatch.setattr(os, "copy_file_range", copies)
+    assert rows_of(acquire(file="x.csv")) == ["1", "2", "3"]
+
+
+OBJECTS = "import numpy; numpy.save('{}', numpy.array([[12, 0.1], [900, b'x']], dtype=object))"
+
+
+def python(code):
+    return f'{sys.executable} -c "{code}"'
+
+
+def test_python_objects_that_the_command_writes_become_text(acquire, info):
+    """Given an array of objects, as LLNL's spellbook writes it, then workers read an array of text."""
+    batch = acquire(python(OBJECTS.format("$(MERLIN_INFO)/x.npy")), file="$(MERLIN_INFO)/x.npy", labels=("A", "B"))
+    assert batch["table"] == str(info / "samples" / "x.npy")
+    assert np.load(batch["table"]).tolist() == [["12", "0.1"], ["900", "x"]]
+
+
+@pytest.mark.parametrize("cmd", [None, "touch x.npy", python(OBJECTS.format("x.npy"))])
+def test_python_objects_that_were_there_before_are_not_unpickled(acquire, current, monkeypatch, cmd):
+    np.save(current / "x.npy", np.array([[1]], dtype=object))
+    monkeypatch.setattr(np, "load", lambda *arguments, **options: pytest.fail("unpickled"))
+    assert "contains Python objects, which are pickled code and are not read" in message(acquire, cmd, file="x.npy")
+
+
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [("None", "'NoneType'"), ("[1, 2]", "'list'"), ("b'\\xff'", "'bytes'"), ("print", "'builtin_function_or_method'")],
+)
+def test_other_python_objects_are_refused(acquire, value, found):
+    code = f"import numpy; a = numpy.empty((2, 1), dtype=object); a[0, 0] = {value}; numpy.save('x.npy', a)"
+    assert f"contains Python objects of the type {found}; save an array of numbers or text." in message(
+        acquire, python(code), file="x.npy"
+    )
 
 
 def test_tokens_of_the_study_are_replaced_and_the_shell_expands_the_others(acquire, info, tmp_path):
     acquire(
-        'echo "$(MERLIN_INFO) $(MERLIN_WORKSPACE) $(MERLIN_TIMESTAMP) $(SPECROOT) $(echo 1) $UNSET_ ${X_:-2}" > x.csv'
+        'echo "$(MERLIN_INFO) $(MERLIN_WORKSPACE) $(MERLIN_TIMESTAMP) $(SPECROOT) $(echo 1) $UNSET_ ${X_:-2}" > $(MERLIN_INFO)/x.csv'
     )
     written = (info / "x.csv").read_text()
     assert written == f"{info} {info.parent} 20260102-030405 {tmp_path} 1  2\n"
@@ -121,7 +274,7 @@ def test_the_sample_generation_runs_once(acquire, info, monkeypatch):
         samples=SampleSettings(
             file="$(MERLIN_INFO)/x.csv",
             column_labels=("A",),
-            generate=GenerateSettings(cmd="echo 1 >> x.csv"),
+            generate=GenerateSettings(cmd=f"echo 1 >> {info}/x.csv"),
         ),
     )
     dependency = launch.EnsembleDependency(settings, {})
@@ -187,16 +340,10 @@ def test_a_sample_file_that_exists_needs_no_generation(acquire, tmp_path):
     )
 
 
-def test_a_relative_path_starts_at_the_working_directory(acquire, tmp_path, monkeypatch):
-    (tmp_path / "y.csv").write_text("1\n")
-    monkeypatch.chdir(tmp_path)
-    assert acquire(file="y.csv")["table"] == str(tmp_path / "y.csv")
-
-
-def test_column_labels_in_the_first_row_log_a_warning(acquire, caplog):
-    with caplog.at_level(logging.WARNING):
-        acquire("printf 'A\\n1\\n' > x.csv")
-    assert "the first row contains the column labels, but counts as sample 0. Begin a header line with '# '." in caplog.text
+def test_column_labels_in_the_first_row_are_a_header(acquire, caplog):
+    with caplog.at_level(logging.INFO):
+        assert acquire("printf 'A\\n1\\n' > x.csv")["rows"] == 1
+    assert "x.csv: the first row has the column labels, so it is a header and no sample." in caplog.text
 
 
 def settings_of(workers):

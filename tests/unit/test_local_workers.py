@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 
 import pytest
 
@@ -24,11 +25,13 @@ class Source:
         self.ledger.mkdir()
         monkeypatch.setattr(local_workers, "FIRST_DELAY_S", 0.0)
         self.workers = LocalWorkers("w", self.session, self.ledger)
-        monkeypatch.setattr(local_workers, "worker_command", self._command)
+        monkeypatch.setattr(local_workers.python_processes, "start", self._start)
 
-    def _command(self, session, group, *, name):
-        assert (session, group) == (self.session, "w")
-        return ["sh", "-c", self.command, "sh", name, str(self.ledger)]
+    def _start(self, module, arguments, directory, output):
+        option, *others = arguments
+        assert (module, others) == ("maestro_celery_plugin.worker", ["--", str(self.session.path), "w"])
+        command = ["sh", "-c", self.command, "sh", option.removeprefix("--name="), str(self.ledger)]
+        return subprocess.Popen(command, cwd=directory, stdout=output, stderr=output, start_new_session=True)
 
     def start_and_await_end(self, times):
         for _ in range(times):
@@ -113,9 +116,12 @@ class Group:
         self.now, self.code, self.ledger = 1000.0, 1, directory / "ledger"
         self.ledger.mkdir()
         monkeypatch.setattr(clock, "monotonic", lambda: self.now)
-        monkeypatch.setattr(local_workers, "worker_command", lambda *args, **options: ["sh", "-c", f"exit {self.code}"])
+        monkeypatch.setattr(local_workers.python_processes, "start", self._start)
         self.workers = LocalWorkers("w", Session.create(directory / "session"), self.ledger)
         self._logs = directory / "workers"
+
+    def _start(self, *arguments):
+        return subprocess.Popen(["sh", "-c", f"exit {self.code}"])
 
     def started(self) -> int:
         return len(list(self._logs.glob("*.log")))

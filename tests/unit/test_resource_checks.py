@@ -20,7 +20,7 @@ def spec(run=None, batch=SLURM, group=None, groups=None, parameters=None):
         "batch": batch,
         "study": [{"name": "sim", "description": "d", "run": {"cmd": "$(LAUNCHER) ./a $(X)", **(run or {})}}],
         "merlin": {
-            "resources": {"workers": groups or {"w": {"steps": ["sim"], **(group or {})}}},
+            "resources": {"workers": groups or {"w": {"steps": ["sim"], **(group or {})}}, "overlap": bool(groups)},
             "samples": {"file": "x.csv", "column_labels": ["X", "N"]},
         },
     }

@@ -190,7 +190,13 @@ def test_bytes_that_are_not_text_are_refused(table_of):
         ("1,2\n3,4", [["1", "2"], ["3", "4"]]),
         ("1,2\r\n3,4\r", [["1", "2"], ["3", "4"]]),
         ("# A,B\n1,2\n", [["1", "2"]]),
-        ("# A,B\n#\n\n# more \"words\n1,2\n# x,3\n", [["1", "2"], ["# x", "3"]]),
+        ("# A,B\n#\n\n# more \"words\n1,2\n# x,3\n", [["1", "2"]]),
+        ("#A,B\n1,2\n#3,4\n  # 5\n6,7\n#", [["1", "2"], ["6", "7"]]),
+        ("1,2\n#\"3,4\n\"#5\",\"6\n# 7\"\n # 8\n", [["1", "2"], ["#5", "6\n# 7"]]),
+        ("1,#2\n3 # x,4\n", [["1", "#2"], ["3 # x", "4"]]),
+        ("A,B\n1,2\n", [["1", "2"]]),
+        ("\ufeffA, B \r\n1,2\r\n", [["1", "2"]]),
+        ("# free text\n\"A\",B\n1,2\nA,B\n", [["1", "2"], ["A", "B"]]),
         ("\n\n1,2\n\n  \n\t\n3,4\n\n", [["1", "2"], ["3", "4"]]),
         (" 1,2\n 3,4\n", [[" 1", "2"], [" 3", "4"]]),
         ('"a,b",2\n"say ""hi""",3\n', [["a,b", "2"], ['say "hi"', "3"]]),
@@ -223,6 +229,8 @@ def test_a_csv_file_may_have_one_column(table_of, text, expected):
         ("1.10\t02\n3  4\n", [["1.10", "02"], ["3", "4"]]),
         ("# A B\n\n 1\t \t2 \r\n\n3 4", [["1", "2"], ["3", "4"]]),
         ('"a b\n', [['"a', "b"]]),
+        ("#A B\n1 2\n  #3 4\n5 6#\n", [["1", "2"], ["5", "6#"]]),
+        ("A  B\n1 2\n", [["1", "2"]]),
     ],
 )
 def test_values_of_tab_have_the_text_of_the_file(table_of, text, expected):
@@ -233,12 +241,13 @@ def test_values_of_tab_have_the_text_of_the_file(table_of, text, expected):
 def test_csv_has_the_values_that_pythons_csv_module_wrote(table_of, tmp_path, quoted):
     generator = np.random.default_rng(2)
     letters = list("ab ,\"\n'#\\$()") if quoted else list("ab '#\\$()")
+    # A row that begins with `#` is a comment, so that a value at the beginning must be quoted, or begin with another letter.
     written = [
-        ["".join(generator.choice(letters, generator.integers(1, 6))) + "x" for _ in range(3)]
+        [("" if column or quoted else "x") + "".join(generator.choice(letters, generator.integers(1, 6))) + "x" for column in range(3)]
         for _ in range(200)
     ]
     with (tmp_path / "table.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([["first", "row", "x"], *written])
+        csv.writer(file, quoting=csv.QUOTE_ALL if quoted else csv.QUOTE_MINIMAL).writerows([["first", "row", "x"], *written])
     table = table_of((tmp_path / "table.csv").read_bytes(), ("A", "B", "C"))
     assert rows(table)[1:] == written
 
@@ -246,7 +255,21 @@ def test_csv_has_the_values_that_pythons_csv_module_wrote(table_of, tmp_path, qu
 @pytest.mark.parametrize(
     ("name", "text", "found"),
     [
-        ("table.csv", "1,2\n3\n", "row 1 of '{}' (line 2) has 1 columns, row 0 has 2; all rows need the same number."),
+        ("table.csv", "1,2\n3\n", "row 1 of '{}' (line 2) has 1 columns, row 0 has 2; all rows need the same number. "
+         "The row is '3': a value is missing, or values are not separated by ','."),
+        ("table.csv", "1,2\n3,4,\n", "row 0 has 2; all rows need the same number. The row is '3,4,': remove the ',' at its end."),
+        ("table.csv", "1,2\n\n3,a,b\n", "(line 3) has 3 columns, row 0 has 2; all rows need the same number. "
+         "The row is '3,a,b': if a value contains ',', put it in double quotes."),
+        ("table.csv", "my runs\n1,2\n", "row 1 of '{}' (line 2) has 2 columns, row 0 has 1; all rows need the same number. "
+         "Row 0 is 'my runs': begin a title or a header with '#'."),
+        ("table.csv", '"my, runs, of, today"\n1,2\n', "Row 0 is '\"my, runs, of, today\"': begin a title or a header with '#'."),
+        ("table.tab", "1 2\n3 a b\n", "The row is '3 a b': if a value contains a blank, use a .csv file."),
+        ("table.tab", f"1 2\n{'3' * 100}\n", f"The row is '{'3' * 60}...': a value is missing, or values are not separated by a blank."),
+        ("table.csv", "#B,A\n1,2\n", "merlin.samples.column_labels: '{}' has the columns B, A, but the labels are A, B; "
+         "'B' is column 1 of the file. Bring them into one order, or correct the header."),
+        ("table.csv", "# made today\n# x, A\n1,2\n", "has the columns x, A, but the labels are A, B; 'A' is column 2 of the file."),
+        ("table.tab", "B A\n1 2\n", "'{}' has the columns B, A, but the labels are A, B; 'B' is column 1 of the file."),
+        ("table.csv", "A,B\n", "'{}' has no samples; at least one row is needed."),
         ("table.csv", "# h\n\n1,2\n\n3,4\n5,6,7\n", "row 2 of '{}' (line 6) has 3 columns, row 0 has 2"),
         ("table.csv", '"1",2\n3\n', "row 1 of '{}' (line 2) has 1 columns, row 0 has 2"),
         ("table.csv", '"1\n",2\n\n3\n', "row 1 of '{}' (line 4) has 1 columns, row 0 has 2"),
@@ -269,6 +292,40 @@ def test_csv_has_the_values_that_pythons_csv_module_wrote(table_of, tmp_path, qu
 def test_a_table_that_cannot_be_read_is_refused(table_of, tmp_path, name, text, found, block, monkeypatch):
     monkeypatch.setattr(row_index, "_BLOCK", block)
     assert found.format(tmp_path / name) in message(lambda: table_of(text, ("A", "B"), name))
+
+
+@pytest.mark.parametrize(
+    ("text", "logged"),
+    [
+        ("1,2\n3,#4\n5,#6\n", "table.csv: line 2 has a '#' within a row; it is text here, but NumPy, and so Merlin, ignores the rest "
+         "of such a row."),
+        ('\n1,2\n"3\n #",4\n', "table.csv: line 3 has a '#' within a row;"),
+        ("# p, T\n1,2\n", "table.csv: the header names the columns p, T, merlin.samples.column_labels names them A, B; the labels count."),
+        ("a,B\n1,2\n", "table.csv: the first row looks like a header (a, B), but counts as sample 0, because it is not equal to the column "
+         "labels. Begin a header with '#'."),
+        ("# A, B\n# made, today\n# a comment of four words, and, more\n1,2\n#3\n", None),
+    ],
+)  # fmt: skip
+def test_the_launch_says_once_what_is_unusual_in_a_table(table_of, tmp_path, cache, caplog, text, logged):
+    with caplog.at_level("WARNING"):
+        table_of(text, ("A", "B"))
+        open_table(tmp_path / "table.csv", ("A", "B"), cache)  # as a worker
+    assert [record.getMessage()[: len(logged or "")] for record in caplog.records] == ([logged] if logged else [])
+
+
+@pytest.mark.parametrize("block", [1, 4 << 20])
+@pytest.mark.parametrize(("name", "quote"), [("table.csv", ""), ("table.csv", '"'), ("table.tab", "")])
+def test_rows_that_are_comments_are_counted(table_of, caplog, monkeypatch, name, quote, block):
+    """Given values such as #ff0000 in the first column, then the launch says that these rows are no samples."""
+    monkeypatch.setattr(row_index, "_BLOCK", block)
+    with caplog.at_level("INFO"):
+        table_of(f"# colours\n\n{quote}red{quote}\n#ff0000\n\n  #00ff00\nblue\n", name=name)
+    assert [record.getMessage() for record in caplog.records] == [f"{name}: 2 rows that begin with '#' are comments."]
+
+
+def test_a_comment_above_one_column_needs_no_warning(table_of, caplog):
+    assert rows(table_of("# velocity\n1\n")) == [["1"]]
+    assert not caplog.records
 
 
 def test_a_missing_file_is_refused(tmp_path, cache):
@@ -435,6 +492,15 @@ def test_an_index_is_on_the_disk_before_workers_see_it(table_of, cache, monkeypa
     name = index_of(cache).name
     assert [seen for path, seen in synced if f".{name}." in path] == [[]]
     assert synced[-1] == (str(cache), [index_of(cache)])
+
+
+def test_a_table_with_other_rows_than_at_the_launch_is_refused(table_of, tmp_path, cache):
+    """Given a study of a release that took a comment for a sample, and no index any more, then no sample gets other values."""
+    table_of("1\n#2\n3\n")
+    assert rows(open_table(tmp_path / "table.csv", ("A",), cache, 2)) == [["1"], ["3"]]
+    assert f"'{tmp_path}/table.csv' has 2 samples, but had 3 at the launch of the study" in message(
+        lambda: open_table(tmp_path / "table.csv", ("A",), cache, 3)
+    )
 
 
 # --- large tables ------------------------------------------------------------------------------------

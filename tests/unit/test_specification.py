@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from maestrowf.datastructures.core import Study
+from maestrowf.datastructures.core import Study, StudyEnvironment
 from maestrowf.specification.yamlspecification import YAMLSpecification
 
 from maestro_celery_plugin.batch.slurm import Slurm
@@ -21,8 +21,10 @@ from maestro_celery_plugin.config.settings import BatchSettings, GenerateSetting
 from maestro_celery_plugin.config.step_entry import STEP_KEY
 from maestro_celery_plugin.errors import SpecificationError
 from maestro_celery_plugin.hookspecs import hookimpl
-from maestro_celery_plugin.maestro.specification import Specification
+from maestro_celery_plugin.maestro.specification import WORDS_OF_ENSEMBLES, Specification
 from maestro_celery_plugin.plugins import batch_system, plugin_manager
+from maestro_celery_plugin.spec import dag
+from maestro_celery_plugin.spec.checks import STEP_SETTING_KEYS
 
 SPECS = Path(__file__).parent / "specs"
 PLAIN = (SPECS / "plain.yaml").read_text()
@@ -162,12 +164,29 @@ def test_a_specification_without_a_merlin_block_has_no_ensemble(tmp_path):
 def test_a_specification_without_a_merlin_block_imports_no_slow_package(loads):
     code = (
         "import sys\n"
-        "from maestro_celery_plugin.maestro.specification import Specification as S\n"
+        "from maestro_celery_plugin.maestro.specification import WORDS_OF_ENSEMBLES, Specification as S\n"
         f"if {loads}: S.load_specification({str(SPECS / 'plain.yaml')!r}).get_study_environment()\n"
         "print(sorted({'celery', 'kombu', 'numpy', 'pluggy', 'psutil', 'pydantic', 'redis'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("key", STEP_SETTING_KEYS)
+def test_each_step_key_of_an_ensemble_is_noticed_in_the_text(key):
+    assert WORDS_OF_ENSEMBLES.search(f"      {key}: 1")
+
+
+def test_maestro_alone_parses_a_specification_without_a_word_of_an_ensemble(monkeypatch):
+    monkeypatch.setattr("maestro_celery_plugin.maestro.specification._load", None)
+    text = "description: {name: a, description: b}\nstudy: [{name: c, description: d, run: {cmd: echo}}]"
+    assert Specification.load_specification_from_stream(io.StringIO(text)).ensemble is None
+
+
+def test_a_block_with_an_escaped_name_is_found(tmp_path):
+    text = yaml.safe_dump(spec()).replace("merlin:", '"m\\x65rlin":')
+    (tmp_path / "spec.yaml").write_text(text)
+    assert Specification.load_specification(str(tmp_path / "spec.yaml")).ensemble is not None
 
 
 def test_a_step_key_of_merlin_makes_an_ensemble(tmp_path):
@@ -396,7 +415,7 @@ PARAMETER = {"P": {"values": [1, 2], "label": "P.%%"}}
 @pytest.mark.parametrize(
     ("blocks", "start"),
     [
-        ({"merln": {}}, "unknown block 'merln'; did you mean 'merlin'?"),
+        ({"global.parameter": {}}, "unknown block 'global.parameter'; did you mean 'global.parameters'?"),
         ({"batsch": {}}, "unknown block 'batsch'; did you mean 'batch'?"),
         ({"merlin": {"sampels": {}}}, "merlin: unknown key 'sampels'; did you mean 'samples'?"),
         ({"merlin": {"resources": {"worker": {}}}}, "merlin.resources: unknown key 'worker'; did you mean 'workers'?"),
@@ -460,12 +479,26 @@ PARAMETER = {"P": {"values": [1, 2], "label": "P.%%"}}
         ({"study": [step("simulate"), step("b", depends=["simulat"])]},
          "study.b.run.depends: unknown step 'simulat'; did you mean 'simulate'?"),
         ({"study": [step("simulate"), step("b", depends=["simulat_*"])]},
-         "study.b.run.depends: unknown step 'simulat_*'; did you mean 'simulate'?"),
+         "study.b.run.depends: unknown step 'simulat_*'; did you mean 'simulate_*'?"),
         ({"study": [step("sim"), step("b", cmd="ls $(simm.workspace)", depends=["sim"])]},
          "study.b.run.cmd: found '$(simm.workspace)'; there is no step 'simm'; did you mean 'sim'?"),
         ({"study": [step("sim"), step("b", cmd="ls $(sim.workspace)/$(P)/$(sim.workspace)", depends=["sim"])]},
          "study.b.run.cmd: found '$(sim.workspace)/$(P)/$(sim.workspace)'; Maestro reads the whole text as one name; "
          "separate the tokens with a blank or a quote."),
+        ({"study": [step("my sim"), step("b", cmd="ls $(my sim.workspace)/x", depends=["my sim"])]},
+         "study.b.run.cmd: found '$(my sim.workspace)'; Maestro does not find a step whose name has a blank, a quote, '#', '@' or a "
+         "backslash; rename it."),
+        ({"study": [step("sim"), step("b", cmd="ls $( sim.workspace )", depends=["sim"])]},
+         "study.b.run.cmd: found '$( sim.workspace )'; write '.workspace' in lower case, without blanks around the name."),
+        ({"study": [step("sim"), step("b", restart="ls $(sim.Workspace)", depends=["sim"])]},
+         "study.b.run.restart: found '$(sim.Workspace)'; write '.workspace' in lower case"),
+        ({"study": [step("sim"), step("b", cmd="ls $(my sim.workspace)", depends=["sim"])]},
+         "study.b.run.cmd: found '$(my sim.workspace)'; Maestro does not find"),
+        ({"study": [step("sim#1"), step("b", cmd="ls $(sim#1.workspace)", depends=["sim#1"])]},
+         "study.b.run.cmd: found '$(sim#1.workspace)'; Maestro does not find"),
+        ({"study": [step("sim", depends=["pre"]), step("pre")]},
+         "study.sim.run.depends: the step 'pre' must stand before 'sim' in the study; move it up."),
+        ({"study": [step("sim", depends=["pre_*"]), step("pre")]}, "study.sim.run.depends: the step 'pre' must stand before 'sim'"),
         ({"study": [step("sim", cmd="ls $(b.workspace)"), step("b", depends=["sim"])]},
          "study.sim.run.cmd: found '$(b.workspace)'; the step 'b' depends on this step, and has no workspace yet."),
         ({"study": [step("a", restart="ls $(a.workspace)")]},
@@ -487,6 +520,106 @@ def test_each_mistake_has_its_message(blocks, start, tmp_path):
     assert message(tmp_path, spec(**copy.deepcopy(blocks))).startswith(start)
 
 
+def notes(tmp_path, caplog, data):
+    """Return what the launch says about a specification."""
+    load(tmp_path, data)
+    return [record.getMessage().removeprefix("study.yaml: ") for record in caplog.records]
+
+
+CAPITALS = " is not a column label, parameter or variable; the shell will run it as a command."
+DOUBLED = " is an absolute path itself; remove what stands before it, or write a relative path."
+OTHER_CASE = ", because upper and lower case differ, so it stays as it is; Merlin would insert the value."
+
+
+def shared(name):
+    return (
+        f"study.a.run.cmd: all samples of the step write '$(WORKSPACE)/{name}'; write '{name}' instead, which is in the directory of "
+        "the sample."
+    )
+
+
+@pytest.mark.parametrize(
+    ("cmd", "expected"),
+    [
+        ("echo $(X) $(NONE)", ["study.a.run.cmd: $(NONE)" + CAPITALS]),
+        ('echo $(X) "$(NONE)"', ["study.a.run.cmd: $(NONE)" + CAPITALS]),
+        ('echo $(X) "it\'s $(NONE)"', ["study.a.run.cmd: $(NONE)" + CAPITALS]),
+        ("echo $(X) '$(NONE)'", []),
+        ("echo $(X) \\$(NONE)", []),
+        ("echo $(X) # don't use $(NONE)\necho", []),
+        ("cat > $(X) <<'END'\nit's $(NONE)\nEND\necho", []),
+        ("cat > $(X) <<END\n$(NONE)\nEND\n", ["study.a.run.cmd: $(NONE)" + CAPITALS]),
+        ("echo $(X) $(x)", ["study.a.run.cmd: $(x) is not the column 'X'" + OTHER_CASE]),
+        ("echo $(X) '$(x)'", ["study.a.run.cmd: $(x) is not the column 'X'" + OTHER_CASE]),
+        ("echo $(X) > $(WORKSPACE)/all.txt; echo $(X) >> $(WORKSPACE)/all.txt", [shared("all.txt")]),
+        ('run $(X) | tee -a "$(WORKSPACE)/out/$(P).txt"', [shared("out/$(P).txt")]),
+        ("echo $(X) > $(WORKSPACE)/$(MERLIN_SAMPLE_PATH)/x; echo > $(WORKSPACE)/y_$(X); echo > $(WORKSPACE)/z_$NAME", []),
+        ("echo $(X) > x; cat $(WORKSPACE)/all.txt", []),
+        ("cp $(X) $(P)/$(OUTPUT_PATH)/x", ["study.a.run.cmd: found '$(P)/$(OUTPUT_PATH)', but $(OUTPUT_PATH)" + DOUBLED]),
+        ("cp $(X) $(OUTPUT_PATH)/$(P) /scratch/$(WORKSPACE)", []),
+        ("echo $(MERLIN_SAMPLE_NAMES)",
+         ["merlin.samples: no step uses the samples, so each step runs once: no cmd or restart has $(X) or one of $(MERLIN_SAMPLE_ID), "
+          "$(MERLIN_SAMPLE_PATH), $(MERLIN_SAMPLE_VECTOR)."]),
+    ],
+)  # fmt: skip
+def test_the_launch_says_which_tokens_have_another_result_than_expected(tmp_path, caplog, cmd, expected):
+    parameters = {"P": {"values": [1], "label": "P.%%"}}
+    found = notes(tmp_path, caplog, spec(study=[step(cmd=cmd)], merlin=samples(), **{"global.parameters": parameters}))
+    assert found == expected
+
+
+def test_a_doubled_path_is_said_once_where_it_is_written(tmp_path, caplog):
+    env = {"variables": {"OUTPUT_PATH": "./out", "ALL": "$(SPECROOT)/$(OUTPUT_PATH)/all"}}
+    found = notes(tmp_path, caplog, spec(env=env, study=[step(cmd="ls $(ALL)"), step("b", cmd="ls $(ALL)")]))
+    assert found == ["env.variables.ALL: found '$(SPECROOT)/$(OUTPUT_PATH)', but $(OUTPUT_PATH)" + DOUBLED]
+
+
+def test_a_script_of_another_interpreter_has_other_quotes(tmp_path, caplog):
+    found = notes(tmp_path, caplog, spec(study=[step(cmd="print('$(NONE)')", shell="/usr/bin/env python3")]))
+    assert found == ["study.a.run.cmd: $(NONE)" + CAPITALS]
+
+
+def test_blocks_and_batch_keys_of_other_programs_are_left_to_them(tmp_path, caplog):
+    data = spec(batch={"type": "local", "site": {"x": 1}}, **{"generator.parameters": {"P": [1]}, "berlin": {3: "note"}})
+    assert notes(tmp_path, caplog, data) == [
+        "the unknown block 'generator.parameters' is ignored.",
+        "the unknown block 'berlin' is ignored.",
+        "batch: the unknown key 'site' is ignored.",
+    ]
+
+
+UNORDERED = "found '$(f.workspace)'; the step does not wait for 'f'; add it to 'depends'."
+
+
+def test_a_workspace_of_a_step_that_comes_later_in_maestro_is_refused(tmp_path):
+    """Given a step that does not depend on the step whose workspace it uses, then Maestro's conductor would fail."""
+    steps = [step("f"), step("g", cmd="ls $(f.workspace)")]
+    assert message(tmp_path, spec(study=steps)) == f"study.g.run.cmd: {UNORDERED}"
+
+
+def test_a_workspace_of_a_step_that_may_run_at_the_same_time_is_warned_of(tmp_path, caplog):
+    steps = [step("g", restart="ls $(f.workspace)"), step("f"), step("h", depends=["f"]), step("i", cmd="$(f.workspace)", depends=["h_*"])]
+    assert notes(tmp_path, caplog, spec(study=steps)) == [f"study.g.run.restart: {UNORDERED}"]
+
+
+def test_a_long_chain_of_steps_is_accepted(tmp_path):
+    names = [f"s{number}" for number in range(1200)]
+    load(tmp_path, spec(study=[step(name, depends=names[max(0, n - 1) : n]) for n, name in enumerate(names)]))
+
+
+def test_the_order_of_the_workspaces_is_that_of_maestro(tmp_path):
+    names = "abcdefgh"
+    parents = {"a": [], "b": [], "c": ["a", "b"], "d": ["a"], "e": ["c", "d"], "f": [], "g": ["f", "c"], "h": ["b"]}
+    steps = [step(name, depends=parents[name]) for name in names]
+    study = Study("s", {}, steps=load(tmp_path, spec(study=steps)).get_study_steps(), studyenv=StudyEnvironment())
+    expected = study.topological_sort()[1:]
+    assert sorted(names, key=dag._order_of_maestro(parents).__getitem__) == expected
+
+
+def test_a_command_may_read_a_file_with_the_suffix_workspace(tmp_path, caplog):
+    assert not notes(tmp_path, caplog, spec(study=[step("sim", cmd="echo $(cat notes.workspace)")]))
+
+
 @pytest.mark.parametrize(("label", "warns"), [("T", True), ("T.%%", False)])
 def test_a_label_without_the_value_logs_a_warning(label, warns, tmp_path, caplog):
     load(tmp_path, spec(**{"global.parameters": {"T": {"values": [1, 2], "label": label}}}))
@@ -505,6 +638,10 @@ def test_a_misspelt_merlin_block_is_refused(tmp_path):
     """Given a specification with a block `merln` and no `merlin`, then it does not run as a study of Maestro alone."""
     with pytest.raises(SpecificationError, match=r"unknown block 'merln'; did you mean 'merlin'\?"):
         load(tmp_path, PLAIN + "\nmerln: {samples: {}}\n")
+
+
+def test_a_block_of_another_purpose_is_left_to_maestro(tmp_path):
+    assert load(tmp_path, PLAIN + "\nberlin: {contact: me}\n").ensemble is None
 
 
 def test_a_shell_that_does_not_exist_is_refused(tmp_path):
@@ -574,7 +711,56 @@ def test_the_first_of_two_groups_with_the_same_task_queue_serves_it(tmp_path, ca
     }
     (record,) = caplog.records
     assert record.levelname == "WARNING"
-    assert "workers.two: the worker group 'one' already serves the task queue 'qb'." in record.getMessage()
+    assert record.getMessage() == (
+        "study.yaml: merlin.resources.workers.two: 'one' serves the task queue 'qb'; give its steps another `task_queue`, or set "
+        "`overlap: True`."
+    )
+
+
+DEFAULT = [step("mesh"), step("solve"), step("post"), step("q", task_queue="q")]
+
+
+@pytest.mark.parametrize(
+    ("groups", "served"),
+    [
+        ({"one": {"steps": ["mesh"]}, "two": {"steps": ["solve"]}},
+         {"one": ("merlin_one",), "two": ("merlin_two",), "default_worker": ("merlin", "q")}),
+        ({"one": {"steps": ["mesh", "post"]}, "two": {"steps": ["solve", "q"]}},
+         {"one": ("merlin_one",), "two": ("merlin_two", "q")}),
+        ({"one": {}, "two": {"steps": ["solve"]}}, {"one": ("merlin", "q"), "two": ("merlin_two",)}),
+        ({"two": {"steps": ["solve"]}, "one": {"steps": ["all"]}}, {"two": ("merlin_two",), "one": ("merlin", "q")}),
+        ({"two": {"steps": ["solve"]}, "one": {"task_queues": ["merlin"]}},
+         {"two": ("merlin_two",), "one": ("merlin",), "default_worker": ("q",)}),
+        # One group alone serves the task queue of the steps that it names.
+        ({"one": {"steps": ["mesh"]}, "two": {"steps": ["q"]}}, {"one": ("merlin",), "two": ("q",)}),
+    ],
+)  # fmt: skip
+def test_each_group_serves_the_steps_that_it_names(groups, served, tmp_path, caplog):
+    specification = load(tmp_path, spec(study=DEFAULT, merlin=workers(**groups)))
+    assert queues_of(specification) == served
+    assert not caplog.records
+    for name, facts in specification.ensemble.steps.items():
+        entry = next(s for s in specification.get_study_steps() if s.name == name).run[STEP_KEY]
+        assert facts.queues == (entry["settings"].get("task_queue", "merlin"),)
+
+
+@pytest.mark.parametrize(
+    ("groups", "found"),
+    [
+        ({"one": {"steps": ["mesh"]}, "two": {"steps": ["mesh"]}},
+         "merlin.resources.workers.two: the group serves nothing: 'one' serves the task queue 'merlin'; give its steps another "
+         "`task_queue`, or set `overlap: True`."),
+        ({"one": {"steps": ["mesh", "solve", "post", "q"]}, "all": {}}, "merlin.resources.workers.all: the group serves nothing: 'one'"),
+    ],
+)  # fmt: skip
+def test_a_group_that_serves_nothing_is_refused(groups, found, tmp_path):
+    assert message(tmp_path, spec(study=DEFAULT, merlin=workers(**groups))).startswith(found)
+
+
+def test_groups_for_different_machines_may_name_the_same_steps(tmp_path, caplog):
+    groups = {"one": {"steps": ["mesh"], "machines": ["quartz"]}, "two": {"steps": ["mesh"], "machines": ["ruby"]}}
+    load(tmp_path, spec(study=DEFAULT, merlin=workers(**groups)))
+    assert "merlin.resources.workers.two: 'one' serves the task queue 'merlin'" in caplog.text
 
 
 def test_with_overlap_both_groups_serve_the_task_queue(tmp_path, caplog):
@@ -651,10 +837,10 @@ def test_workers_run_all_steps_by_default(tmp_path):
 def test_a_native_step_is_the_same_as_in_maestro_alone(tmp_path):
     """Given a step without `restart`, then the plugin adds none, so that Maestro's own rules for restarts apply."""
     run = {"cmd": "echo", "nodes": 1, "depends": ["b"]}
-    with_plugin = load(tmp_path, maestro(step("a", **run), step("b", cmd="$(X)"))).get_study_steps()[0]
+    with_plugin = load(tmp_path, maestro(step("b", cmd="$(X)"), step("a", **run))).get_study_steps()[1]
     alone = tmp_path / "alone.yaml"
-    alone.write_text(yaml.safe_dump(spec(study=[step("a", **run), step("b")]) | {"merlin": None}).replace("merlin: null", ""))
-    assert with_plugin.run == YAMLSpecification.load_specification(str(alone)).get_study_steps()[0].run
+    alone.write_text(yaml.safe_dump(spec(study=[step("b"), step("a", **run)]) | {"merlin": None}).replace("merlin: null", ""))
+    assert with_plugin.run == YAMLSpecification.load_specification(str(alone)).get_study_steps()[1].run
 
 
 def test_no_worker_group_serves_a_native_step(tmp_path):
@@ -738,7 +924,9 @@ def test_an_extension_adds_a_batch_system(tmp_path):
     ("run", "is_sampled"),
     [
         ({"cmd": "echo $(X)"}, True),
-        ({"cmd": "echo $(x)"}, True),
+        ({"cmd": "echo $(x)"}, False),
+        ({"cmd": "echo $(merlin_sample_id)"}, True),
+        ({"cmd": "echo $(MERLIN_SAMPLE_NAMES)"}, False),
         ({"cmd": "echo", "restart": "echo $(X)"}, True),
         ({"cmd": "echo $(MERLIN_SAMPLE_ID)"}, True),
         ({"cmd": "echo $(MERLIN_SAMPLE_VECTOR)"}, True),

@@ -1,11 +1,13 @@
 """Tokens: each is replaced by its value once; the value is not read for further tokens."""
 
 import pytest
+from ensembles import a_manifest
 
 from maestro_celery_plugin.config.tokens import NameMatcher, Template, names_in, substitute
 from maestro_celery_plugin.samples.paths import SamplePaths
 from maestro_celery_plugin.samples.token_values import exit_code_values, sample_values, study_values
 from maestro_celery_plugin.spec.launcher import with_launcher
+from maestro_celery_plugin.worker.sample_directory import SampleDirectories
 
 HOSTILE = [
     "$(OTHER)",
@@ -46,6 +48,23 @@ def test_names_in_returns_the_name_of_each_token():
 
 
 @pytest.mark.parametrize(
+    ("token", "matched"),
+    [("X0", "X0"), ("x0", None), ("MERLIN_SAMPLE_ID", "MERLIN_SAMPLE_ID"), ("merlin_sample_id", "MERLIN_SAMPLE_ID")],
+)
+def test_the_case_of_a_column_label_matters(token, matched):
+    assert NameMatcher(["X0", "MERLIN_SAMPLE_ID"]).match(token) == matched
+
+
+@pytest.mark.parametrize(("study_id", "script"), [("0", "echo 8 7"), ("1", "echo $(nproc) 7")])
+def test_samples_of_a_study_of_release_0_1_keep_their_scripts(tmp_path, study_id, script):
+    """Given a resumed study of release 0.1, then the case of a label does not matter, as for its first samples."""
+    cmd = "echo $(nproc) $(merlin_sample_id)"
+    manifest = a_manifest(tmp_path, study_id=study_id, labels=["NPROC"], cmd=cmd, workspace=str(tmp_path))
+    SampleDirectories(manifest, lambda sample: ["8"]).make(7)
+    assert next(tmp_path.rglob("sim.sh")).read_text().splitlines()[-1] == script
+
+
+@pytest.mark.parametrize(
     ("names", "token", "matched"),
     [
         (["X0"], "X0", "X0"),
@@ -58,9 +77,9 @@ def test_names_in_returns_the_name_of_each_token():
         (["A"], "B", None),
     ],
 )
-def test_a_token_matches_a_name_in_the_other_case_unless_several_names_match(names, token, matched):
-    assert NameMatcher(names).match(token) == matched
-    filled = Template(f"$({token})", names).fill({name: f"<{name}>" for name in names})
+def test_release_0_1_matched_names_in_the_other_case_unless_several_names_match(names, token, matched):
+    assert NameMatcher(names, ignore_case=True).match(token) == matched
+    filled = Template(f"$({token})", names, ignore_case=True).fill({name: f"<{name}>" for name in names})
     assert filled == (f"<{matched}>" if matched else f"$({token})")
 
 
@@ -93,13 +112,14 @@ def test_the_exit_codes_are_those_of_merlin():
 
 
 def test_the_tokens_of_a_study_have_values():
-    values = study_values("/out", "20260101-000000", SamplePaths(3, 2), "$(MERLIN_PATHS_ALL)")
+    values = study_values("/out", "20260101-000000", ["A", "B"], SamplePaths(3, 2), "$(MERLIN_PATHS_ALL)")
+    assert values["MERLIN_SAMPLE_NAMES"] == "A B"
     assert values["MERLIN_WORKSPACE"] == "/out"
     assert values["MERLIN_INFO"] == "/out/merlin_info"
     assert values["MERLIN_TIMESTAMP"] == "20260101-000000"
     assert values["MERLIN_GLOB_PATH"] == "*/*/"
-    assert values["MERLIN_PATHS_ALL"] == "./0/0 ./0/1 ./1/0"
-    assert "MERLIN_PATHS_ALL" not in study_values("/out", "", SamplePaths(10**9), "echo")
+    assert values["MERLIN_PATHS_ALL"] == "0/0 0/1 1/0"
+    assert "MERLIN_PATHS_ALL" not in study_values("/out", "", (), SamplePaths(10**9), "echo")
 
 
 def test_the_tokens_of_a_sample_have_values():

@@ -171,7 +171,8 @@ def failing(number):
 
 
 def guarded_run(out, run=lambda namespace: 0):
-    return touchpoints._guarded_run(run, argparse.Namespace(broker=None, broker_host=None, dry=True, pgen=None, out=out))
+    options = {"broker": None, "broker_host": None, "dry": True, "fg": False, "pgen": None, "hashws": False, "out": out}
+    return touchpoints._guarded_run(run, argparse.Namespace(**options))
 
 
 @pytest.fixture
@@ -224,3 +225,15 @@ def test_a_directory_that_cannot_be_read_is_one_line_for_cancel(earlier, capsys,
     assert touchpoints._guarded_cancel(lambda namespace: 0, argparse.Namespace(directory=[str(earlier)])) == 1
 
     assert capsys.readouterr().err == "maestro: error: [Errno 13] Permission denied\n"
+
+
+@pytest.mark.parametrize(
+    ("batch", "is_ensemble"),
+    [("type: local\n", False), ("shell: /bin/bash\ntype: slurm\n", False), ("id: '1'\ntype: celery\n", True), ("", True), (None, True)],
+)
+def test_a_study_whose_step_makes_a_directory_merlin_info_is_no_ensemble(tmp_path, batch, is_ensemble):
+    assert not touchpoints._is_ensemble(tmp_path)
+    (tmp_path / "merlin_info").mkdir()
+    if batch is not None:
+        (tmp_path / "batch.info").write_text(batch)
+    assert touchpoints._is_ensemble(tmp_path) is is_ensemble

@@ -1,0 +1,138 @@
+"""The workspaces of step records, before Maestro makes them: two step records must not have the same one.
+
+Maestro drops most special characters from the name of a directory (utils.py:199), so that values which differ only in
+these characters have one directory. Each step record would take the results of the other one for its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from typing import Any, TypeAlias
+
+from maestrowf.datastructures.core.study import WSREGEX
+from maestrowf.utils import make_safe_path
+
+from maestro_celery_plugin.errors import SpecificationError
+
+__all__ = ["check_workspaces"]
+
+# Maestro's `StudyStep`, `ParameterGenerator` and `Combination`.
+Step: TypeAlias = Any
+Parameters: TypeAlias = Any
+Combination: TypeAlias = Any
+
+# Directories and files of a study that are not workspaces.
+_TAKEN = ("batch.info", "logs", "merlin_info", "meta", "status.csv")
+_RULE = "Maestro keeps only letters, digits and '-_.()' in names of directories"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Record:
+    """A step record: its step, the text of each parameter that it uses, and Maestro's name of the combination."""
+
+    step: str
+    values: tuple[tuple[str, str], ...]
+    combination: str
+
+    @property
+    def text(self) -> str:
+        """The step record in a message."""
+        return ", ".join(f"{name}={value}" for name, value in self.values)
+
+
+def check_workspaces(steps: Sequence[Step], parameters: Parameters, file: str, *, hashes_names: bool) -> None:
+    """Check that each step record has a directory of its own.
+
+    Args:
+        steps: Maestro's steps.
+        parameters: Maestro's parameters.
+        file: Name of the specification, for messages.
+        hashes_names: Whether Maestro numbers the directories of the combinations (`--hashws`).
+
+    Raises:
+        SpecificationError: two step records have one directory, or a step record has a directory of the study.
+    """
+    found: dict[str, _Record] = {}
+    for record in _records(steps, parameters):
+        _check_step(record.step, file)
+        directory = make_safe_path("", record.step)
+        if record.values and hashes_names:
+            directory += f"/{record.combination}"  # Maestro numbers the combinations
+        elif record.values:
+            directory = make_safe_path(directory, _checked_combination(record, file))
+        other = found.setdefault(directory, record)
+        if (other.step, other.values) != (record.step, record.values):
+            raise _shared(other, record, directory, file)
+
+
+def _check_step(step: str, file: str) -> None:
+    """Check that the directory of a step is a new one below that of the study."""
+    name, where = make_safe_path("", step), f"study.{step}.name"
+    if name in ("", ".", ".."):
+        raise SpecificationError.at(
+            file, where, f"the step has no directory of its own, because {_RULE}; rename the step."
+        )
+    if name in _TAKEN:
+        raise SpecificationError.at(file, where, f"the study has other files at '{name}'; rename the step.")
+
+
+def _checked_combination(record: _Record, file: str) -> str:
+    """Return the name of a combination, whose directory is below that of its step."""
+    if make_safe_path("", record.combination) in ("", ".", ".."):
+        problem = f"{record.text}: the step record has no directory of its own, because {_RULE}"
+        raise SpecificationError.at(file, f"study.{record.step}", f"{problem}; change the value or its label.")
+    return record.combination
+
+
+def _shared(one: _Record, other: _Record, directory: str, file: str) -> SpecificationError:
+    """Return the error for two step records with one directory."""
+    if one.step != other.step:
+        problem = f"the steps '{one.step}' and '{other.step}' have one directory, '{directory}', because {_RULE}"
+        return SpecificationError.at(file, f"study.{other.step}.name", f"{problem}; rename one of them.")
+    where, pair = f"study.{one.step}", f"{one.text} and {other.text}"
+    if one.combination == other.combination:
+        problem = f"{pair} have one name, '{one.combination}', so that Maestro runs only one of them"
+        return SpecificationError.at(
+            file, where, f"{problem}; change the values or the labels of the parameters ('%%' stands for the value)."
+        )
+    problem = f"{pair} have one directory, '{directory}', because {_RULE}"
+    return SpecificationError.at(file, where, f"{problem}; change the values or their labels, or use --hashws.")
+
+
+def _records(steps: Sequence[Step], parameters: Parameters) -> Iterator[_Record]:
+    """Yield the step records of a study, as Maestro makes them (study.py:536, 597, 687); some of them repeatedly."""
+    combinations = list(parameters)
+    for step, used in _used_parameters(steps, parameters).items():
+        if not used or not combinations:
+            yield _Record(step, (), "")
+            continue
+        names = sorted(used)
+        for combination in combinations:
+            values = tuple((name, str(value)) for name, value in combination.get_param_values(names))
+            yield _Record(step, values, combination.get_param_string(names))
+
+
+def _used_parameters(steps: Sequence[Step], parameters: Parameters) -> dict[str, Set[str]]:
+    """Return the parameters that each step uses: its own, and those of the steps that it uses without a funnel."""
+    used = {step.real_name: set(parameters.get_used_parameters(step)) for step in steps}
+    sources = {step.real_name: frozenset(_sources(step)) & used.keys() for step in steps}
+    while _spread(used, sources):
+        pass
+    return dict(used)
+
+
+def _sources(step: Step) -> Iterator[str]:
+    """Yield the steps whose combinations a step repeats: those it depends on, and those whose workspace it uses."""
+    depends = [str(parent) for parent in step.run["depends"] or ()]
+    funnels = {parent.replace("_*", "").replace("*", "") for parent in depends if "*" in parent}
+    yield from (parent for parent in depends if "*" not in parent)
+    yield from set(WSREGEX.findall(f"{step.run['cmd']} {step.run['restart']}")) - funnels
+
+
+def _spread(used: Mapping[str, set[str]], sources: Mapping[str, Iterable[str]]) -> bool:
+    """Add the parameters of the sources of each step to it; return whether a step has got a parameter."""
+    size = sum(map(len, used.values()))
+    for step, of_step in used.items():
+        of_step.update(*(used[source] for source in sources[step]))
+    return sum(map(len, used.values())) > size
