@@ -36,6 +36,7 @@ from maestro_celery_plugin.plugins import plugin_manager
 from maestro_celery_plugin.states import BROKEN, UNREADABLE, Outcome, RunMode, cannot_run_code, is_permanent
 from maestro_celery_plugin.study.assignment import Assignment
 from maestro_celery_plugin.worker import range_messages, range_task, slots, study_context
+from maestro_celery_plugin.worker.gate import Gate
 from maestro_celery_plugin.worker.launch_env import LaunchEnvironment
 from maestro_celery_plugin.worker.range_task import RangeTasks
 from maestro_celery_plugin.worker.slots import Slots
@@ -176,6 +177,21 @@ def drive(transport, *processes_and_slots):
         assert not thread.is_alive()
 
 
+class Pause:
+    """Stands for the consumer of a worker."""
+
+    def adjust(self):
+        pass
+
+    wake = adjust
+
+
+def a_gate(slots):
+    gate = Gate()
+    gate.slots, gate.step = slots, Pause()
+    return gate
+
+
 _numbers = itertools.count(1)
 
 
@@ -257,6 +273,57 @@ def test_the_first_sample_of_a_step_record_is_assumed_to_take_as_long_as_those_o
 
     assert process.slots.piece_size(other, "sim") == 64
     assert process.slots.piece_size(other, "another step") == 1
+
+
+def test_the_next_message_may_arrive_while_a_slot_runs_its_last_short_sample(make, monkeypatch):
+    """Otherwise, slots would wait for a message after each of many messages with few short samples."""
+    ensemble, gate = make(samples=4), a_gate(slots=1)
+    monkeypatch.setattr(range_task, "gate", gate)
+    free, run_sample = [], range_task._RangeRun._run_sample
+    monkeypatch.setattr(
+        range_task._RangeRun, "_run_sample", lambda *run: (free.append(gate.has_free_slot), run_sample(*run))
+    )
+    process = worker("w-1", 1, Transport().send)
+    process.slots.record_duration(ensemble.task(), "sim", slots.SOON_S / 8)
+
+    gate.accept("message")
+    process.run(ensemble.task())
+    assert free == [False, False, False, True]
+    assert not gate.has_free_slot
+    gate.finish("message")
+    assert gate.has_free_slot
+
+
+@pytest.mark.parametrize("mean_s", [None, slots.SOON_S], ids=["of unknown duration", "long"])
+def test_no_message_waits_behind_a_sample_that_may_take_long(make, monkeypatch, mean_s):
+    ensemble, gate = make(samples=2), a_gate(slots=1)
+    monkeypatch.setattr(range_task, "gate", gate)
+    process = worker("w-1", 1, Transport().send)
+    if mean_s:
+        process.slots.record_duration(ensemble.task(), "sim", mean_s)
+    gate.accept("message")
+    monkeypatch.setattr(gate, "expect_free", None)
+
+    process.run(ensemble.task(0, 1))
+
+    assert ensemble.runs == {0: 1}
+    assert ensemble.states.counts().finished == 1
+
+
+def test_a_closed_or_held_gate_expects_no_message():
+    gate = a_gate(slots=2)
+    gate.accept("first")
+    gate.accept("second")
+    gate.expect_free(1)
+    assert gate.has_free_slot
+    gate.accept("third")
+    assert not gate.has_free_slot
+    gate.expect_free(0)
+    gate.hold(held=True)
+    assert not gate.has_free_slot
+    gate.hold(held=False)
+    gate.close()
+    assert not gate.has_free_slot
 
 
 def test_a_slot_sends_the_rest_of_its_range_when_samples_take_longer_than_expected(make, monkeypatch):
