@@ -22,7 +22,7 @@ from maestro_celery_plugin import clock
 if TYPE_CHECKING:
     from maestro_celery_plugin.processes import ProcessId
 
-__all__ = ["PADDING", "PythonProcess", "command_line", "end_fork_server", "prepare", "start"]
+__all__ = ["PADDING", "PythonProcess", "command_line", "prepare", "start"]
 
 # Bytes in the command line of the fork server for the command lines of its children, which are visible in `ps`.
 PADDING = 4096
@@ -84,14 +84,6 @@ def start(module: str, arguments: list[str], directory: Path, output: IO[bytes])
     )
 
 
-def end_fork_server() -> None:
-    """End the fork server of this process; the processes that it has forked continue."""
-    global _fork_server
-    if _fork_server is not None:
-        _fork_server.close()
-        _fork_server = None
-
-
 class _ForkServer:
     """The fork server of this process."""
 
@@ -149,13 +141,6 @@ class _ForkServer:
         """Kill the server, because it does not answer."""
         self._process.kill()
         self.is_lost = True
-
-    def close(self) -> None:
-        """Close the connection, which ends the server."""
-        self._socket.close()
-        self.is_lost = True
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(1.0)
 
 
 class _ForkedProcess:

@@ -136,7 +136,7 @@ def _has_merlin(data: bytes) -> bool:
 
 def _may_have_ensemble(text: Any) -> bool:
     """Tell whether a specification has a word of an ensemble; without one, only Maestro needs to parse it."""
-    return not isinstance(text, str) or WORDS_OF_ENSEMBLES.search(text) is not None
+    return not isinstance(text, str) or WORDS_OF_ENSEMBLES.search(text.replace("\0", "")) is not None
 
 
 def _ensemble_data(text: Any, file: str) -> dict[str, Any] | None:

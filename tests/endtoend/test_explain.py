@@ -112,7 +112,7 @@ def test_a_cancellation_is_explained_until_the_study_is_resumed(run, tmp_path):
 
 
 def test_the_error_of_a_conductor_is_shown(run, tmp_path):
-    study = run(spec(tmp_path), "--dry")
+    study = run(spec(tmp_path), "--dry", foreground=True)
     (study.path / "mine.txt").write_text("Traceback (most recent call last):\n  ...\nOSError: no space\n")
 
     text = explained(study)

@@ -444,7 +444,9 @@ def _cwd(pid: str) -> str:
 def test_workers_that_cannot_start_fail_the_step_with_their_output(run, environment, tmp_path):
     """Given workers that end at their start, when three have ended, then the step fails, and the log has the output."""
     (tmp_path / "sitecustomize.py").write_text(
-        "import sys\nif 'maestro_celery_plugin.worker' in sys.orig_argv:\n    sys.exit('no such library: libfoo')\n"
+        "import sys\n"
+        "if not {'maestro_celery_plugin.worker', 'maestro_celery_plugin.fork_server'}.isdisjoint(sys.orig_argv):\n"
+        "    sys.exit('no such library: libfoo')\n"
     )
     environment["PYTHONPATH"] = str(tmp_path)
 

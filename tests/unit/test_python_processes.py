@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -14,20 +15,30 @@ import pytest
 from maestro_celery_plugin import python_processes
 from maestro_celery_plugin.clock import wait_until
 from maestro_celery_plugin.processes import set_command_line
-from maestro_celery_plugin.python_processes import PADDING, command_line, end_fork_server, prepare, start
+from maestro_celery_plugin.python_processes import PADDING, command_line, prepare, start
 from maestro_celery_plugin.study.session import ENVIRONMENT_VARIABLE, Session
 
 WORKER = "maestro_celery_plugin.worker"
 
 
+@contextlib.contextmanager
+def a_fork_server():
+    """Prepare a fork server for this process, and end it as the end of this process would."""
+    before, python_processes._fork_server = python_processes._fork_server, None
+    prepare()
+    server, python_processes._fork_server = python_processes._fork_server, before
+    with pytest.MonkeyPatch.context() as patch, server._socket, server._process:
+        patch.setattr(python_processes, "_fork_server", server)
+        yield psutil.Process(server._process.pid)
+        server._socket.close()
+
+
 @pytest.fixture(scope="module")
 def server():
-    """The fork server of this process."""
     os.environ[ENVIRONMENT_VARIABLE] = "redis://:secret@host"
-    prepare()
-    del os.environ[ENVIRONMENT_VARIABLE]
-    yield psutil.Process(python_processes._fork_server._process.pid)
-    end_fork_server()
+    with a_fork_server() as process:
+        del os.environ[ENVIRONMENT_VARIABLE]
+        yield process
 
 
 @pytest.fixture
@@ -96,11 +107,8 @@ def test_a_command_line_that_is_too_long_needs_no_fork_server(server, directory)
 @pytest.fixture
 def other_server():
     """A fork server that a test may kill."""
-    before, python_processes._fork_server = python_processes._fork_server, None
-    prepare()
-    yield psutil.Process(python_processes._fork_server._process.pid)
-    end_fork_server()
-    python_processes._fork_server = before
+    with a_fork_server() as process:
+        yield process
 
 
 def test_without_its_fork_server_a_process_goes_on_and_others_start(other_server, directory):
