@@ -134,8 +134,7 @@ class StepRecords:
 
     def _stop(self, record: StepRecord) -> None:
         """Let no further sample of a step record run; end those that run."""
-        samples = record.samples
-        if not samples.is_complete and samples.cancelled_epoch < samples.epoch:
+        if not record.samples.is_complete and record.samples.cancelled_epoch < record.samples.epoch:
             self.invalidate(record)
 
     def leased(self, record: StepRecord) -> np.ndarray[Any, Any]:

@@ -49,9 +49,6 @@ class Explanation:
 
     Attributes:
         status: The status of the study.
-
-    Raises:
-        StudyError: the directory is not that of an ensemble study.
     """
 
     def __init__(self, directory: Path) -> None:
