@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import os
 import shlex
 import tempfile
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import click
 
+from maestro_celery_plugin.batch.base import import_problem
 from maestro_celery_plugin.batch.deadline import Deadline
 from maestro_celery_plugin.conductor.batch_jobs import BatchJobs
 from maestro_celery_plugin.conductor.jobs import Jobs
@@ -74,12 +74,9 @@ def _allocation(plan: StudyPlan, name: str, groups: list[str]) -> Preview:
     system = batch_system(batch.type)
     if system is None:
         raise AllocationError("A local worker group has no allocation.")
-    absent = next((module for module in system.modules if importlib.util.find_spec(module) is None), None)
-    if absent is not None:
-        raise AllocationError(
-            f"The batch script of allocation '{name}' cannot be written: this Python has no package '{absent}', which "
-            f"Maestro's adapter for '{batch.type}' needs; add it to PYTHONPATH."
-        )
+    problem = import_problem(system)
+    if problem is not None:
+        raise AllocationError(f"The batch script of allocation '{name}' cannot be written: {problem}.")
     current = system.current_allocation(os.environ)
     jobs: Jobs = ProcessJobs(current.job, Deadline(), BatchJobs(system)) if current else BatchJobs(system)
     with tempfile.TemporaryDirectory(prefix="maestro-celery-") as directory:
