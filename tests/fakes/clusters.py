@@ -18,7 +18,7 @@ class FakeCluster:
     Args:
         directory: Directory of its state, which this class creates.
         system: `lsf` or `flux`.
-        settings: `nodes`, `cores`, `minute_s`, `grace_s`, `memory_s` (`cluster.py`).
+        settings: `nodes`, `cores`, `gpus`, `minute_s`, `grace_s`, `memory_s`, `after_s` (`cluster.py`).
     """
 
     def __init__(self, directory: Path, system: str, **settings: float) -> None:
@@ -45,8 +45,25 @@ class FakeCluster:
         """Start the jobs that `hold` has kept pending."""
         (self.directory / "hold").unlink()
 
+    def go_away(self) -> None:
+        """Let the batch system give no answer until `come_back`."""
+        (self.directory / "away").touch()
+
+    def come_back(self, *, forget_jobs: bool = False) -> None:
+        """Start the batch system anew: it answers again, and earlier connections to it are broken.
+
+        Args:
+            forget_jobs: Whether it does not know its earlier jobs any more.
+        """
+        if forget_jobs:
+            for path in (self.directory / "jobs").glob("*.json"):
+                path.unlink()
+        path = self.directory / "restarts"
+        path.write_text(str(int(path.read_text()) + 1 if path.exists() else 1))
+        (self.directory / "away").unlink(missing_ok=True)
+
     def end(self, number: int, why: str) -> None:
-        """End a job for a reason of the batch system: `preempt`, `node`, `memory`, `admin`, `node-failure`, ..."""
+        """End a job for a reason of the batch system: `preempt`, `node`, `memory`, `admin`, `cancel: a message`, ..."""
         (self.directory / "jobs" / f"{number}.end").write_text(why)
 
     def jobs(self) -> list[dict[str, Any]]:
