@@ -77,6 +77,10 @@ class AllocationSource:
             self._resolve_or_open()
         except BatchSystemUnavailableError as error:
             self._backoff.record_unavailability(str(error))
+            if self.current is not None:
+                self.current.reason = f"waits. {str(error).rstrip('.')}"  # for `status` and `explain`
+                with contextlib.suppress(OSError):
+                    self.current.store()
 
     def _resolve_or_open(self) -> None:
         """Submit an allocation, unless the batch system has a job from an interrupted submission.
@@ -98,6 +102,8 @@ class AllocationSource:
         if allocation.job is None:
             self._submit(allocation)
         self._changed_at = self._queried_at = clock.monotonic()
+        if allocation.job is not None:
+            allocation.reason = ""
         allocation.store()
         if allocation.job is not None:
             LOGGER.info("Allocation '%s' is submitted as job %s.", allocation.label, allocation.job)

@@ -135,7 +135,9 @@ def test_a_study_waits_for_flux_and_continues_after_its_restart(run, cluster):
     text = text.replace("steps: [all]", "steps: [sim]").replace("depends: [sim]", "depends: [sim]\n      nodes: 1\n      procs: 1")
     cluster.go_away()
     study = run(text, "-s", "2")
-    study.await_text("logs/*.log", "does not answer now")
+    study.await_text("merlin_info/allocations/*/*/allocation.json", "does not answer now")
+    explained = study.command("maestro-celery", "explain", str(study.path)).stdout
+    assert "allocation 'w/1' waits. The batch system 'flux' does not answer now: [Errno 2] Unable to connect" in explained
     cluster.come_back()
     study.await_text("merlin_info/allocations/*/*/allocation.json", "RUNNING")
     cluster.come_back()
@@ -144,6 +146,21 @@ def test_a_study_waits_for_flux_and_continues_after_its_restart(run, cluster):
 
     assert study.states() == {"sim": "FINISHED", "collect": "FINISHED"}, study.log()
     assert states_of_allocations(study) == ["COMPLETED"]
+
+
+@pytest.mark.parametrize("cluster", ["flux"], indirect=True)
+def test_the_samples_of_a_lost_node_run_on_another_node(run, cluster):
+    """Given a node that is lost and not the first of its job, then Flux says nothing, and the heartbeats tell."""
+    study = run(STUDY.format(type="flux", cmd="echo ran $(A); sleep 1"), "-s", "2")
+    study.await_text("sim/*/*.out", "ran", count=2)
+    assert cluster.lose_rank(1)
+    assert [job["state"] for job in cluster.jobs()] == ["running"]
+
+    study.await_end()
+
+    assert study.states() == {"sim": "FINISHED", "collect": "FINISHED"}, study.log()
+    assert ["ran" in text for text in study.outputs("sim/*/*.out")] == [True] * 6
+    assert len(cluster.jobs()) == 1
 
 
 @pytest.fixture

@@ -416,6 +416,8 @@ def test_a_submission_to_an_unavailable_batch_system_is_repeated_and_counts_as_n
         source.ensure()
     assert source.current.is_submission_unknown
     assert source.current.number == 1  # the attempts share one directory
+    (stored,) = read_allocations(source.current.directory.parent.parent)
+    assert stored.reason == "waits. Unable to contact slurm controller"
 
     monkeypatch.setattr(queue, "submit", submit)
     source.ensure()

@@ -95,7 +95,7 @@ class JobspecV1:
         self.lack = lack_of(int(cluster.number_of("FAKE_NODES", 4)), nodes, slots, cores, gpus, exclusive)
         self.command, self.nodes, self.nested, self.queue = command, nodes or 1, nested, queue
         self.attributes: dict[str, Any] = {}
-        self.cwd, self.environment = "", {}
+        self.cwd, self.environment = str(Path.cwd()), dict(os.environ)
         self.duration: float | None = None
         self.stdout = self.stderr = os.devnull
 
