@@ -72,6 +72,11 @@ class JobReport:
     reason: str = ""
     waits_forever: bool = False
 
+    @property
+    def is_in_queue(self) -> bool:
+        """Whether the batch system still has the job, so that it can be cancelled."""
+        return self.state.is_open or self.waits_forever
+
 
 class BatchSystem(Protocol):
     """One batch system.

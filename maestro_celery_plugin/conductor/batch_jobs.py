@@ -125,7 +125,7 @@ class BatchJobs:
             report = self._system.reports([job])[job]
         except AllocationError:
             return True
-        return report.state.is_open or report.waits_forever
+        return report.is_in_queue
 
     def find_job(self, directory: Path) -> str | None:
         """Query the batch system for the job that was submitted in a directory."""

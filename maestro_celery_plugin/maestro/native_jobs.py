@@ -241,7 +241,7 @@ class NativeJobs:
             reports = system.reports(jobs).values()
         except AllocationError:
             return True
-        return any(report.state.is_open or report.waits_forever for report in reports)
+        return any(report.is_in_queue for report in reports)
 
     def _cancellable(self, job: NativeJob) -> Any:
         """Return the identifier of a job; None if there is no such job, or if it was not submitted by this study.

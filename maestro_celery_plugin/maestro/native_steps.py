@@ -93,7 +93,7 @@ class NativeSteps:
             except AllocationError as error:
                 if clock.monotonic() >= end or not isinstance(error, BatchSystemUnavailableError):
                     raise StudyError(
-                        f"The scripts of '{step.real_name}' cannot be written. {error} Continue the "
+                        f"The scripts of '{step.real_name}' cannot be written. {str(error).rstrip('.')}. Continue the "
                         f"study later with `maestro-celery resume {self._plan.root}`."
                     ) from error
                 LOGGER.warning("The scripts of '%s' wait for the batch system. %s", step.real_name, error)
