@@ -20,7 +20,7 @@ from maestro_celery_plugin.plugins import batch_system
 DRIVER = """
 import json, sys
 from pathlib import Path
-from maestro_celery_plugin.batch import lsf_commands
+from maestro_celery_plugin.batch import base, lsf_commands
 from maestro_celery_plugin.batch.maestro_adapter import open_adapter
 from maestro_celery_plugin.conductor.allocation_request import AllocationRequest
 from maestro_celery_plugin.conductor.batch_jobs import BatchJobs
@@ -28,7 +28,7 @@ from maestro_celery_plugin.config.settings import BatchSettings
 from maestro_celery_plugin.errors import AllocationError
 from maestro_celery_plugin.plugins import batch_system
 
-lsf_commands.COMMAND_LIMIT_S = 2.0
+lsf_commands.COMMAND_LIMIT_S, base.QUERY_TIMEOUT_S = 2.0, 5.0
 system = batch_system(sys.argv[1])
 jobs = BatchJobs(system)
 
