@@ -108,8 +108,8 @@ class _Messages(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Keep a message; of a logged exception, its own text."""
         if record.thread == self._thread:
-            cause = record.exc_info[1] if record.exc_info else None
-            line = _OWN_WORDS.sub("", str(cause or record.getMessage())).strip()
+            cause = str(record.exc_info[1]) if record.exc_info else ""
+            line = _OWN_WORDS.sub("", cause or record.getMessage()).strip()
             self._lines += [(record.levelno, line)] if line else []
 
     @property

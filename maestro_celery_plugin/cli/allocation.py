@@ -18,7 +18,7 @@ from maestro_celery_plugin.conductor.jobs import Jobs
 from maestro_celery_plugin.conductor.process_jobs import ProcessJobs
 from maestro_celery_plugin.conductor.worker_sources import request_for, shared_allocations
 from maestro_celery_plugin.config.groups import LOCAL, batch_of, is_for_this_machine, serving_groups
-from maestro_celery_plugin.errors import AllocationError, EnsembleError
+from maestro_celery_plugin.errors import AllocationError
 from maestro_celery_plugin.maestro.specification import load_ensemble
 from maestro_celery_plugin.plugins import batch_system
 from maestro_celery_plugin.study.plan import StudyPlan
@@ -83,12 +83,7 @@ def _allocation(plan: StudyPlan, name: str, groups: list[str]) -> Preview:
         request = request_for(plan, Session(plan.session), groups, "1")
         try:
             text = jobs.script(request, Path(directory)).read_text()
-        except EnsembleError:
-            raise
-        except Exception as cause:  # Maestro's adapters do not document their errors
-            raise AllocationError(
-                f"Maestro's adapter for '{batch.type}' cannot write the batch script of allocation '{name}' on this "
-                f"machine: {cause}"
-            ) from cause
+        except OSError as cause:
+            raise AllocationError(f"The batch script of allocation '{name}' cannot be written: {cause}.") from cause
     place = f"in the allocation {current.job} around this process" if current else f"by {batch.type}"
     return Preview(f"allocation '{name}' of worker group {', '.join(map(repr, groups))}, {place}", text.rstrip())

@@ -63,8 +63,15 @@ class BatchJobs:
             return self._write(opened.adapter, self._step(request), directory)
 
     def _write(self, adapter: Any, step: Any, directory: Path) -> Path:
-        with _errors_only(adapter):  # it warns about each step key that an srun line does not use
-            _, path, _ = adapter.write_script(str(directory), step)
+        try:
+            with _errors_only(adapter):  # it warns about each step key that an srun line does not use
+                _, path, _ = adapter.write_script(str(directory), step)
+        except OSError:
+            raise
+        except Exception as cause:  # Maestro's adapters do not document their errors
+            raise AllocationError(
+                f"Maestro's adapter for '{self._system.type}' cannot write the batch script of '{step.name}': {cause}"
+            ) from cause
         script = Path(path)
         script.write_text(self._system.adjusted_script(script.read_text()))
         return script

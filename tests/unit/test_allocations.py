@@ -8,6 +8,7 @@ import stat
 import time
 
 import pytest
+from maestrowf.interfaces import ScriptAdapterFactory
 from support import wait_for
 
 from maestro_celery_plugin.batch.allocation import Allocation, read_allocations
@@ -114,6 +115,17 @@ def test_the_batch_script_has_bank_queue_qos_reservation_procs_and_gpus(tmp_path
     for line in ("--account=b", "--partition=q", "--qos=high", '--reservation="r"', "--ntasks=8", "--gres=gpu:2"):
         assert f"#SBATCH {line}\n" in text
     assert "--exclusive" not in text
+
+
+def test_an_adapter_that_cannot_write_its_script_is_one_error(tmp_path, monkeypatch):
+    """Given an error of Maestro's adapter, then the submission has failed, and the conductor continues."""
+
+    def write_script(self, directory, step):
+        raise KeyError("allocation_args")
+
+    monkeypatch.setattr(ScriptAdapterFactory.get_adapter("slurm"), "write_script", write_script)
+    with pytest.raises(AllocationError, match="adapter for 'slurm' cannot write the batch script of 'a_study-sim': 'all"):
+        BatchJobs(Slurm()).submit(REQUEST, tmp_path)
 
 
 def test_groups_that_share_an_allocation_start_in_parallel(tmp_path):
