@@ -313,3 +313,17 @@ def test_a_flux_that_does_not_answer_is_an_error(recorded):
     recorded.answer("flux", err="flux-jobs: ERROR: Unable to connect to Flux\n", code=1)
     with pytest.raises(AllocationError, match=r"^'flux' has failed: flux-jobs: ERROR: Unable to connect to Flux"):
         FLUX.reports(["ƒA"])
+
+
+def test_each_interface_of_maestro_has_the_connection_that_is_dropped():
+    from maestrowf.interfaces.script import FluxFactory
+
+    interfaces = FluxFactory.factories.values()
+    assert all("flux_handle" in vars(interface) for interface in interfaces)
+    before = [interface.flux_handle for interface in interfaces]
+    for interface in interfaces:
+        interface.flux_handle = "broken"
+    with FLUX.adapter_context():
+        assert {interface.flux_handle for interface in interfaces} == {None}
+    for interface, handle in zip(interfaces, before, strict=True):
+        interface.flux_handle = handle

@@ -266,3 +266,11 @@ def test_a_command_that_waits_for_ever_is_ended(caplog, monkeypatch):
 )
 def test_only_an_lsf_that_is_away_is_unavailable(text, is_away):
     assert bool(LSF.unavailable.search(text)) is is_away
+
+
+def test_maestros_adapter_runs_its_commands_with_the_name_that_is_replaced():
+    from maestrowf.interfaces.script import lsfscriptadapter
+
+    assert issubclass(lsfscriptadapter.Popen, subprocess.Popen)
+    with LSF.adapter_context():
+        assert lsfscriptadapter.Popen is Command

@@ -224,11 +224,3 @@ def test_a_directory_that_cannot_be_read_is_one_line_for_cancel(earlier, capsys,
     assert touchpoints._guarded_cancel(lambda namespace: 0, argparse.Namespace(directory=[str(earlier)])) == 1
 
     assert capsys.readouterr().err == "maestro: error: [Errno 13] Permission denied\n"
-
-
-def test_maestros_adapters_have_the_names_that_the_batch_systems_correct():
-    from maestrowf.interfaces.script import FluxFactory, lsfscriptadapter
-
-    assert FluxFactory.factories
-    assert all("flux_handle" in vars(interface) for interface in FluxFactory.factories.values())
-    assert issubclass(lsfscriptadapter.Popen, subprocess.Popen)
