@@ -2,10 +2,39 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 import shlex
 from pathlib import Path
 
 import pytest
+
+RECORDINGS = Path(__file__).resolve().parent / "recordings"
+
+
+@dataclasses.dataclass(frozen=True)
+class Recording:
+    """The answer of a real batch system to one command, from a file in `recordings`.
+
+    Attributes:
+        out: The lines on stdout.
+        err: The lines on stderr.
+        code: The exit code.
+    """
+
+    out: str
+    err: str
+    code: int
+
+    @classmethod
+    def read(cls, name: str) -> Recording:
+        """Read a recording, such as ``flux/jobs-ended``; the lines of jobs are the lines on stdout."""
+        lines = (RECORDINGS / f"{name}.txt").read_text().splitlines(keepends=True)
+        ends = [re.fullmatch(r"\[rc (\d+)\]\s*", line) for line in lines[-1:]]
+        answer = [line for line in lines if not line.startswith(("$ ", "[rc "))]
+        out = [line for line in answer if line.startswith("ƒ")]
+        err = [line for line in answer if not line.startswith("ƒ")]
+        return cls("".join(out), "".join(err), int(ends[0][1]) if ends and ends[0] else 0)
 
 
 class Recorded:
@@ -30,6 +59,11 @@ class Recorded:
         before = path.read_text().removesuffix("exit 1\n") if when and path.exists() else head
         path.write_text(f"{before}{body}{'exit 1' if when else ''}\n")
         path.chmod(0o755)
+
+    def replay(self, name: str, recording: str) -> None:
+        """Let a command give the answer of a recording."""
+        answer = Recording.read(recording)
+        self.answer(name, answer.out, answer.err, answer.code)
 
     def asked(self, name: str) -> list[str]:
         """Return the arguments of the last call of a command."""

@@ -9,11 +9,13 @@ system through the hook `batch_system`.
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import os
 import re
 import signal
 import subprocess
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 from maestro_celery_plugin.config.groups import GroupConfig
@@ -29,6 +31,7 @@ __all__ = [
     "BatchSystem",
     "CurrentAllocation",
     "JobReport",
+    "import_problem",
     "query",
 ]
 
@@ -61,11 +64,18 @@ class JobReport:
 
     Attributes:
         state: State of the job.
-        reason: The message of the batch system: why the job waits, or how it ended.
+        reason: The message of the batch system: why the job waits, how it ended, or why its end is not known.
+        waits_forever: Whether the job counts as failed because it can never start, but is still in the queue.
     """
 
     state: AllocationState
     reason: str = ""
+    waits_forever: bool = False
+
+    @property
+    def is_in_queue(self) -> bool:
+        """Whether the batch system still has the job, so that it can be cancelled."""
+        return self.state.is_open or self.waits_forever
 
 
 class BatchSystem(Protocol):
@@ -76,10 +86,13 @@ class BatchSystem(Protocol):
         adapter: Key of Maestro's adapter for it.
         commands: Commands that must be on PATH to submit, query and cancel jobs.
         modules: Python packages that Maestro's adapter imports.
-        unavailable: Pattern of the error message of a submission while the batch system does not answer.
+        unavailable: Pattern of the error message of a submission while the batch system does not answer. A submission
+            with such a message is repeated, however often it fails.
         ignored_keys: Keys of `batch` that Maestro's adapter ignores.
         launch_variables: Environment variables that the launch of a worker sets and samples must not inherit.
         shares_nodes: Whether samples on several nodes can share these nodes with other samples.
+        gpus_are_per_process: Whether the launcher reserves the `gpus` of a step for each process, as Maestro's adapter
+            for this batch system does, and not for the whole sample.
     """
 
     type: str
@@ -90,12 +103,24 @@ class BatchSystem(Protocol):
     ignored_keys: tuple[str, ...]
     launch_variables: tuple[str, ...]
     shares_nodes: bool
+    gpus_are_per_process: bool
 
     def adapter_arguments(self, settings: BatchSettings) -> dict[str, Any]:
         """Return the keyword arguments for Maestro's adapter, including all that it requires."""
 
-    def step_keys(self, nodes: int) -> dict[str, Any]:
-        """Return the step keys that Maestro's adapter requires for a batch script with this number of whole nodes."""
+    def adapter_context(self) -> AbstractContextManager[None]:
+        """Return the context in which Maestro's adapter is created and used; it corrects faults of the adapter."""
+
+    def step_keys(self, nodes: int, procs: int | None, gpus: int | None) -> dict[str, Any]:
+        """Return the step keys with which Maestro's adapter requests the resources of an allocation.
+
+        They replace the keys `nodes`, `procs` and `gpus` with the values of the arguments.
+
+        Args:
+            nodes: Number of nodes.
+            procs: Number of processes; None for whole nodes.
+            gpus: GPUs of each node; None without GPUs.
+        """
 
     def adjusted_script(self, script: str) -> str:
         """Return a batch script of Maestro's adapter with the changes that the batch system needs."""
@@ -162,8 +187,28 @@ class BatchSystem(Protocol):
         """
 
 
+def import_problem(system: BatchSystem) -> str | None:
+    """Return why Maestro's adapter cannot use the packages that it imports, and what to do; None if it can."""
+    for name in system.modules:
+        needed = f"which Maestro's adapter for '{system.type}' needs"
+        try:
+            importlib.import_module(name)
+        except Exception as cause:  # a package that lacks a library can raise any error
+            if isinstance(cause, ModuleNotFoundError) and cause.name == name:
+                return f"this Python has no package '{name}', {needed}; add it to PYTHONPATH"
+            return (
+                f"this Python cannot import the package '{name}', {needed} ({cause}); install what it lacks in the "
+                "environment of Maestro"
+            )
+    return None
+
+
 def query(
-    words: Sequence[str], *, not_found: re.Pattern[str] | None = None, environ: Mapping[str, str] | None = None
+    words: Sequence[str],
+    *,
+    not_found: re.Pattern[str] | None = None,
+    notice: re.Pattern[str] | None = None,
+    environ: Mapping[str, str] | None = None,
 ) -> str:
     """Run a query command of a batch system, and return its output.
 
@@ -171,6 +216,7 @@ def query(
         words: The command line.
         not_found: Pattern of the line on stderr for a job that the batch system no longer lists. If stderr has only
             such lines, the query counts as successful.
+        notice: Pattern of a line on stderr that is no error, whatever the exit code.
         environ: Environment variables in addition to those of this process.
 
     Raises:
@@ -188,10 +234,11 @@ def query(
         )
     except (OSError, subprocess.TimeoutExpired) as cause:
         raise AllocationError(f"'{words[0]}' does not answer: {cause}{_AGAIN}") from cause
-    errors = [line.strip() for line in result.stderr.splitlines() if line.strip()]
+    lines = [line.strip() for line in result.stderr.splitlines() if line.strip()]
+    errors = [line for line in lines if notice is None or not notice.fullmatch(line)]
     if not_found is not None and errors and all(not_found.fullmatch(line) for line in errors):
         return result.stdout
     if result.returncode:
-        reason = " ".join(errors) or f"exit code {result.returncode}"
+        reason = " ".join(errors or lines) or f"exit code {result.returncode}"
         raise AllocationError(f"'{words[0]}' has failed: {reason}{_AGAIN}")
     return result.stdout

@@ -7,11 +7,13 @@ flux-environment(7) and flux-broker-attributes(7).
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import re
 import shlex
 import signal
-from collections.abc import Collection, Mapping, Sequence
+import threading
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +55,15 @@ FLUX_ENDS: dict[str, AllocationState] = {
 
 _FIELDS = "{id.f58}|{status}|{exception.type}|{returncode}|{exception.note}"
 _NOT_FOUND = re.compile(r"(?:flux-jobs: (?:ERROR: )?)?(?:JobID|job) \S+ (?:unknown|not found)\.?", re.IGNORECASE)
+_NOTICE = re.compile(r"flux-jobs: WARNING: .*")
+# Messages of flux-core and of errno(3) while the broker is away, restarts, or has not yet loaded its modules.
+_UNAVAILABLE = re.compile(
+    r"Unable to connect|broker is not running|Broken pipe|EPIPE|Connection (?:refused|reset|timed out)|No route to host"
+    r"|Host is (?:down|unreachable)|No service matching|Function not implemented|flux_open|shutting down",
+    re.IGNORECASE,
+)
+# Maestro's interface to Flux keeps one connection in the process, which two threads must not use at the same time.
+_IN_USE = threading.RLock()
 # The output of `flux job timeleft` for a job without a time limit: UINT_MAX of the C language.
 _NO_LIMIT_S = 4_294_967_295
 
@@ -65,9 +76,10 @@ class Flux:
     commands: tuple[str, ...] = ("flux",)
     modules: tuple[str, ...] = ("flux",)
     ignored_keys: tuple[str, ...] = ("qos", "reservation")
-    unavailable = re.compile(r"Connection refused|broker is not running|Unable to connect", re.IGNORECASE)
+    unavailable = _UNAVAILABLE
     launch_variables: tuple[str, ...] = ()
     shares_nodes = True
+    gpus_are_per_process = True  # flux0_49_0.py:461
 
     def adapter_arguments(self, settings: BatchSettings) -> dict[str, Any]:
         """Return the keyword arguments for Maestro's adapter.
@@ -85,9 +97,26 @@ class Flux:
             **{key: value for key, value in chosen.items() if value},
         }
 
-    def step_keys(self, nodes: int) -> dict[str, Any]:
-        """Return an empty dictionary: the adapter requires no step keys."""
-        return {}
+    @contextlib.contextmanager
+    def adapter_context(self) -> Iterator[None]:
+        """Let the adapter connect anew, and keep its `print` out of the output (fluxscriptadapter.py:304).
+
+        The adapter keeps its connection for ever (abstracts/interfaces/flux.py:23); after a restart of Flux, every call
+        would fail.
+        """
+        with _IN_USE, contextlib.redirect_stdout(io.StringIO()):
+            _forget_connection()
+            yield
+
+    def step_keys(self, nodes: int, procs: int | None, gpus: int | None) -> dict[str, Any]:
+        """Return one slot for each node if the allocation has GPUs and no whole nodes.
+
+        The adapter requests the GPUs of a node for each slot (flux0_49_0.py:326). Worked example: 1 node, 4 procs and
+        2 GPUs make 1 slot of 4 cores and 2 GPUs; 4 slots of 1 core would have 8 GPUs.
+        """
+        if procs is None or not gpus:
+            return {}
+        return {"procs": nodes, "cores per task": -(-procs // nodes), "gpus": gpus * nodes}
 
     def adjusted_script(self, script: str) -> str:
         """Return the script unchanged."""
@@ -121,7 +150,7 @@ class Flux:
             "-n": needs.procs or max(1, needs.nodes),
             "-N": needs.nodes,
             "-c": needs.cores_per_task if str(needs.cores_per_task) != "1" else None,
-            "-g": needs.gpus_per_task or needs.gpus,  # for each task, as in Maestro (flux0_49_0.py:458)
+            "-g": needs.gpus_per_task or needs.gpus,  # for each task, as in Maestro (flux0_49_0.py:461)
             "-t": f"{needs.walltime_s}s" if needs.walltime_s else None,
         }
         words = [word for option, value in options.items() if value for word in (option, str(value))]
@@ -173,10 +202,21 @@ class Flux:
         """
 
     def reports(self, jobs: Sequence[str]) -> dict[str, JobReport]:
-        """Query `flux jobs`, which lists ended jobs until the instance purges them."""
-        output = query(["flux", "jobs", "-a", "-n", "-o", _FIELDS, *jobs], not_found=_NOT_FOUND) if jobs else ""
-        found = _parse_reports(output)
+        """Query `flux jobs`, which lists ended jobs until the instance purges them, or is started anew.
+
+        With identifiers, it lists jobs in all states; it warns about the filter ``-a``.
+        """
+        words = ["flux", "jobs", "-n", "-o", _FIELDS, *jobs]
+        found = _parse_reports(query(words, not_found=_NOT_FOUND, notice=_NOTICE) if jobs else "")
         return {job: found.get(_ascii_id(job), JobReport(AllocationState.GONE)) for job in jobs}
+
+
+def _forget_connection() -> None:
+    """Drop the connections of Maestro's interfaces to Flux."""
+    from maestrowf.interfaces.script import FluxFactory  # not in workers, which need no Maestro
+
+    for interface in FluxFactory.factories.values():
+        interface.flux_handle = None
 
 
 def _flux_command(settings: BatchSettings) -> str:

@@ -6,12 +6,14 @@ Merlin's use of `jsrun` on LSF machines (study/batch.py, study/script_adapter.py
 
 from __future__ import annotations
 
+import contextlib
 import re
 import signal
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from maestro_celery_plugin.batch.base import CurrentAllocation, JobReport, query
+from maestro_celery_plugin.batch.lsf_commands import NOTICE, keep_errors
 from maestro_celery_plugin.batch.slurm import srun_line
 from maestro_celery_plugin.config.groups import GroupConfig
 from maestro_celery_plugin.config.resources import ScriptCount, StepNeeds
@@ -92,9 +94,17 @@ class Lsf:
     commands: tuple[str, ...] = ("bsub", "bjobs", "bkill")  # `jsrun` is needed on the launch node only
     modules: tuple[str, ...] = ()
     ignored_keys: tuple[str, ...] = ("qos",)
-    unavailable = re.compile(r"LSF is down|not responding|Cannot connect to LSF|lim is down", re.IGNORECASE)
+    # The messages while mbatchd does not answer (lsf.conf: LSB_MBD_DOWN_MSG, LSB_MBD_CONNECT_FAIL_MSG,
+    # LSB_MBD_BUSY_MSG), and those of failed library calls.
+    unavailable = re.compile(
+        r"LSF is down|not responding|Cannot connect to LSF|lim is down|LSF is processing your request"
+        r"|concurrent query limit|Communication time ?out|Connection (?:refused|timed out|reset)|does not answer"
+        r"|LIM configuration is not ready",
+        re.IGNORECASE,
+    )
     launch_variables: tuple[str, ...] = ()
     shares_nodes = False  # jsrun places two resource sets on one node if both fit
+    gpus_are_per_process = False
 
     def adapter_arguments(self, settings: BatchSettings) -> dict[str, Any]:
         """Return the keyword arguments for Maestro's adapter, which requires three (lsfscriptadapter.py:73-75)."""
@@ -105,9 +115,15 @@ class Lsf:
             "reservation": settings.reservation,
         }
 
-    def step_keys(self, nodes: int) -> dict[str, Any]:
+    @contextlib.contextmanager
+    def adapter_context(self) -> Iterator[None]:
+        """Keep the error messages of LSF's commands, and limit the time for which they try to reach LSF."""
+        keep_errors()
+        yield
+
+    def step_keys(self, nodes: int, procs: int | None, gpus: int | None) -> dict[str, Any]:
         """Return `procs`: the adapter always composes a launcher command, which needs it (lsfscriptadapter.py:170)."""
-        return {"procs": nodes}
+        return {"procs": nodes} if procs is None else {}
 
     def adjusted_script(self, script: str) -> str:
         """Return the script without directives that have no value: `bsub` refuses them."""
@@ -194,13 +210,13 @@ class Lsf:
         """Return the directories of submission: Maestro calls ``bsub -cwd`` in this directory."""
         which = [] if jobs is None else ["-a"]
         words = ["bjobs", *which, "-noheader", "-o", "jobid sub_cwd delimiter='|'", *(jobs or ())]
-        lines = query(words, not_found=_NOT_FOUND).splitlines()
+        lines = query(words, not_found=_NOT_FOUND, notice=NOTICE).splitlines()
         return {job.strip(): place.strip() for job, _, place in (line.partition("|") for line in lines)}
 
     def reports(self, jobs: Sequence[str]) -> dict[str, JobReport]:
         """Query `bjobs`, which lists a job until the cluster's CLEAN_PERIOD after its end, an hour by default."""
-        output = query(["bjobs", "-a", "-noheader", "-o", _COLUMNS, *jobs], not_found=_NOT_FOUND) if jobs else ""
-        found = _parse_reports(output)
+        words = ["bjobs", "-a", "-noheader", "-o", _COLUMNS, *jobs]
+        found = _parse_reports(query(words, not_found=_NOT_FOUND, notice=NOTICE) if jobs else "")
         return {job: found.get(job, JobReport(AllocationState.GONE)) for job in jobs}
 
 

@@ -9,6 +9,7 @@ import os
 import re
 import signal
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 from maestro_celery_plugin.batch.base import (
@@ -78,8 +79,14 @@ class Slurm:
     modules: tuple[str, ...] = ()
     ignored_keys: tuple[str, ...] = ()
     shares_nodes = True
+    gpus_are_per_process = False
+    # Messages of slurm_errno.c, of a client that cannot fetch its configuration, and of MUNGE while it is not running.
     unavailable = re.compile(
-        r"Unable to contact slurm controller|Socket timed out|Zero Bytes were transmitted|Slurm backup"
+        r"Unable to contact slurm controller|Socket timed out|Zero Bytes were transmitted|Slurm backup|standby mode"
+        r"|Communication connection failure|Connection (?:refused|timed out|reset)|Slurm temporarily unable"
+        r"|Resource temporarily unavailable|failed to fetch config|Could not establish a configuration source"
+        r"|Munge encode failed|Protocol authentication error",
+        re.IGNORECASE,
     )
     # The `srun` of the workers sets these variables; the `srun` of a sample would read them as its own options
     # (srun(1), section INPUT ENVIRONMENT VARIABLES).
@@ -99,8 +106,12 @@ class Slurm:
             "qos": settings.qos,
         }
 
-    def step_keys(self, nodes: int) -> dict[str, Any]:
-        """Return an empty dictionary: the adapter requires no step keys."""
+    def adapter_context(self) -> AbstractContextManager[None]:
+        """Return an empty context."""
+        return contextlib.nullcontext()
+
+    def step_keys(self, nodes: int, procs: int | None, gpus: int | None) -> dict[str, Any]:
+        """Return an empty dictionary: the adapter requests `gpus` for each node, too (slurmscriptadapter.py:100)."""
         return {}
 
     def adjusted_script(self, script: str) -> str:
@@ -195,11 +206,15 @@ class Slurm:
         words = ["squeue", "--noheader", "-t", "all", "-o", "%A|%T|%r", "-j", ",".join(jobs)]
         found = _parse_reports(query(words, not_found=_NOT_FOUND))
         missing = [job for job in jobs if job not in found]
+        gone = JobReport(AllocationState.GONE)
         if missing:
-            with contextlib.suppress(AllocationError):  # the cluster may have no accounting
-                columns = "--format=JobIDRaw,State,Reason"
+            columns = "--format=JobIDRaw,State,Reason"
+            try:
                 found |= _parse_reports(query(["sacct", "-n", "-X", "-P", columns, "-j", ",".join(missing)]))
-        return {job: found.get(job, JobReport(AllocationState.GONE)) for job in jobs}
+            except AllocationError as error:
+                if not _has_no_accounting(error):
+                    gone = JobReport(AllocationState.GONE, str(error))
+        return {job: found.get(job, gone) for job in jobs}
 
 
 def srun_line(needs: StepNeeds, before: Sequence[str] = (), gpus: Sequence[str] = ()) -> str:
@@ -223,6 +238,11 @@ def srun_line(needs: StepNeeds, before: Sequence[str] = (), gpus: Sequence[str] 
     return " ".join((*words, needs.options)).strip()
 
 
+def _has_no_accounting(error: AllocationError) -> bool:
+    """Tell whether `sacct` has failed because the cluster has no accounting, and not because it is away."""
+    return isinstance(error.__cause__, FileNotFoundError) or "accounting storage is disabled" in str(error)
+
+
 def _end_of(job: str) -> float | None:
     """Return the end of a job in Unix seconds; None when it has no time limit, or `squeue` fails."""
     with contextlib.suppress(AllocationError):
@@ -243,8 +263,8 @@ def _parse_reports(output: str) -> dict[str, JobReport]:
         name, _, reason = rest.partition("|")
         state = SLURM_STATES.get(name.split(" ")[0].rstrip("+"))
         if state is AllocationState.PENDING and reason in NEVER_STARTS:
-            state = AllocationState.FAILED
-        if state is not None:
+            reports[job] = JobReport(AllocationState.FAILED, reason, waits_forever=True)
+        elif state is not None:
             reports[job] = JobReport(state, "" if reason in ("None", "") else reason)
         elif name:
             reports[job] = JobReport(AllocationState.RUNNING, name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import os
 import shlex
 import tempfile
@@ -12,13 +11,14 @@ from pathlib import Path
 
 import click
 
+from maestro_celery_plugin.batch.base import import_problem
 from maestro_celery_plugin.batch.deadline import Deadline
 from maestro_celery_plugin.conductor.batch_jobs import BatchJobs
 from maestro_celery_plugin.conductor.jobs import Jobs
 from maestro_celery_plugin.conductor.process_jobs import ProcessJobs
 from maestro_celery_plugin.conductor.worker_sources import request_for, shared_allocations
 from maestro_celery_plugin.config.groups import LOCAL, batch_of, is_for_this_machine, serving_groups
-from maestro_celery_plugin.errors import AllocationError, EnsembleError
+from maestro_celery_plugin.errors import AllocationError
 from maestro_celery_plugin.maestro.specification import load_ensemble
 from maestro_celery_plugin.plugins import batch_system
 from maestro_celery_plugin.study.plan import StudyPlan
@@ -74,24 +74,16 @@ def _allocation(plan: StudyPlan, name: str, groups: list[str]) -> Preview:
     system = batch_system(batch.type)
     if system is None:
         raise AllocationError("A local worker group has no allocation.")
-    absent = next((module for module in system.modules if importlib.util.find_spec(module) is None), None)
-    if absent is not None:
-        raise AllocationError(
-            f"The batch script of allocation '{name}' cannot be written: this Python has no package '{absent}', which "
-            f"Maestro's adapter for '{batch.type}' needs; add it to PYTHONPATH."
-        )
+    problem = import_problem(system)
+    if problem is not None:
+        raise AllocationError(f"The batch script of allocation '{name}' cannot be written: {problem}.")
     current = system.current_allocation(os.environ)
     jobs: Jobs = ProcessJobs(current.job, Deadline(), BatchJobs(system)) if current else BatchJobs(system)
     with tempfile.TemporaryDirectory(prefix="maestro-celery-") as directory:
         request = request_for(plan, Session(plan.session), groups, "1")
         try:
             text = jobs.script(request, Path(directory)).read_text()
-        except EnsembleError:
-            raise
-        except Exception as cause:  # Maestro's adapters do not document their errors
-            raise AllocationError(
-                f"Maestro's adapter for '{batch.type}' cannot write the batch script of allocation '{name}' on this "
-                f"machine: {cause}"
-            ) from cause
+        except OSError as cause:
+            raise AllocationError(f"The batch script of allocation '{name}' cannot be written: {cause}.") from cause
     place = f"in the allocation {current.job} around this process" if current else f"by {batch.type}"
     return Preview(f"allocation '{name}' of worker group {', '.join(map(repr, groups))}, {place}", text.rstrip())

@@ -17,11 +17,12 @@ from pathlib import Path
 import click
 
 from maestro_celery_plugin import __version__, clock
+from maestro_celery_plugin.batch.base import import_problem
 from maestro_celery_plugin.broker import private
 from maestro_celery_plugin.broker.choice import check, choose, masked
 from maestro_celery_plugin.errors import BrokerError, EnsembleError, UnsupportedMaestroError
 from maestro_celery_plugin.maestro.touchpoints import TOUCHPOINTS
-from maestro_celery_plugin.plugins import plugin_manager
+from maestro_celery_plugin.plugins import batch_system, plugin_manager
 from maestro_celery_plugin.study.session import Session
 
 __all__ = ["Finding", "command", "examine"]
@@ -71,8 +72,26 @@ def examine(broker: str | None) -> Iterator[Finding]:
     yield from _guarded("extensions", _extensions)
     yield _commands()
     yield from _guarded("broker", lambda: _broker(broker))
+    yield from _schedulers()
+
+
+def _schedulers() -> Iterator[Finding]:
+    """Find the batch systems of this machine; import the packages with which Maestro's adapters use them.
+
+    A package that cannot be imported matters if there is no other batch system; otherwise it is only reported.
+    """
+    found = {name: shutil.which(program) for name, program in SCHEDULERS.items()}
     for name, program in SCHEDULERS.items():
-        yield Finding(f"scheduler {name}", shutil.which(program) or f"not installed (no '{program}' on PATH)")
+        subject, path, system = f"scheduler {name}", found[name], batch_system(name)
+        problem = import_problem(system) if path and system else None
+        if path is None:
+            yield Finding(subject, f"not installed (no '{program}' on PATH)")
+        elif problem is None:
+            yield Finding(subject, path)
+        elif any(other for other in found if other != name and found[other]):
+            yield Finding(subject, f"{path}, but it cannot be used: {problem}")
+        else:
+            yield Finding(subject, f"{path}, but it cannot be used", problem)
 
 
 def _guarded(subject: str, run_check: Callable[[], Finding]) -> Iterator[Finding]:

@@ -54,6 +54,7 @@ class AllocationSource:
         self._directory, self._request, self._jobs = directory, request, jobs
         self._backoff = Backoff(name)
         self._unknown = 0
+        self._has_left = False
         self._empty_since: float | None = None
         self._queried_at = self._changed_at = self._released_at = 0.0
         earlier = [allocation for allocation in read_allocations(directory) if allocation.name == name]
@@ -76,6 +77,10 @@ class AllocationSource:
             self._resolve_or_open()
         except BatchSystemUnavailableError as error:
             self._backoff.record_unavailability(str(error))
+            if self.current is not None:
+                self.current.reason = f"waits. {str(error).rstrip('.')}"  # for `status` and `explain`
+                with contextlib.suppress(OSError):
+                    self.current.store()
 
     def _resolve_or_open(self) -> None:
         """Submit an allocation, unless the batch system has a job from an interrupted submission.
@@ -92,10 +97,13 @@ class AllocationSource:
         else:
             number, directory = new_directory(self._directory, self.name)
             allocation = self.current = Allocation(self.name, number, directory, submitted_at=clock.now())
+            self._has_left = False
             allocation.store()
         if allocation.job is None:
             self._submit(allocation)
         self._changed_at = self._queried_at = clock.monotonic()
+        if allocation.job is not None:
+            allocation.reason = ""
         allocation.store()
         if allocation.job is not None:
             LOGGER.info("Allocation '%s' is submitted as job %s.", allocation.label, allocation.job)
@@ -132,21 +140,27 @@ class AllocationSource:
         if now - self._queried_at < interval_s:
             return None
         self._queried_at = now
+        report = self._report(str(allocation.job))
+        if report is not None and allocation.apply_report(report):
+            self._changed_at = now
+            if report.waits_forever:
+                self._cancel(allocation)
+            LOGGER.info("Allocation '%s': %s. %s", allocation.label, report.state.value, report.reason)
+        return None if allocation.is_open else allocation
+
+    def _report(self, job: str) -> JobReport | None:
+        """Return the report of the batch system; None when there is no answer, or one that may be wrong."""
         try:
-            report = self._jobs.report(allocation.job)
+            report = self._jobs.report(job)
         except AllocationError as error:
             LOGGER.warning("%s", error)
             return None
         self._unknown = self._unknown + 1 if report.state is AllocationState.GONE else 0
         if 0 < self._unknown < UNKNOWN_LIMIT:
             return None  # a batch system may not know a job directly after its submission
-        was_pending = allocation.state is AllocationState.PENDING
-        if allocation.apply_report(report):
-            self._changed_at = now
-            if was_pending and report.state is AllocationState.FAILED:
-                self._cancel(allocation)  # it waits for resources that will never be free
-            LOGGER.info("Allocation '%s': %s. %s", allocation.label, report.state.value, report.reason)
-        return None if allocation.is_open else allocation
+        if self._has_left and report.state is AllocationState.CANCELLED:
+            return JobReport(AllocationState.COMPLETED)  # its cancellation has only ended what follows the script
+        return report
 
     def _cancel_empty(self, allocation: Allocation) -> Allocation:
         """Cancel an allocation whose workers did not start, or all left while its job still runs."""
@@ -169,21 +183,23 @@ class AllocationSource:
         elif not allocation.released:
             self._backoff.record_end_without_work(allocation, output)
 
-    def release(self, *, by_force: bool) -> None:
-        """Release the open allocation, which no step needs any more; cancel it if its workers do not leave.
+    def release(self, *, is_empty: bool) -> None:
+        """Release the open allocation, which no step needs any more; cancel it if it does not end.
+
+        Without workers, its script ends by itself, unless no worker has started yet: then it is cancelled immediately.
 
         Args:
-            by_force: Whether to cancel the allocation immediately, because it has no workers.
+            is_empty: Whether it has no workers.
         """
         if self.current is not None and not self.current.released:
             LOGGER.info("No step needs allocation '%s' any more.", self.current.label)
             self._released_at = clock.monotonic()
             self._store_release(self.current)
-            if by_force:
+            if is_empty and not self.current.slots:
                 self.cancel()
         elif clock.monotonic() - self._released_at > LEAVE_LIMIT_S:
             self._released_at = clock.monotonic()
-            self.cancel()
+            self.cancel(has_left=is_empty)
 
     def resolve(self) -> None:
         """Look for the job of an allocation whose submission was interrupted."""
@@ -191,11 +207,16 @@ class AllocationSource:
             with contextlib.suppress(BatchSystemUnavailableError):
                 self.current.job = self._jobs.find_job(self.current.directory)
 
-    def cancel(self) -> None:
-        """Cancel the open allocation."""
+    def cancel(self, *, has_left: bool = False) -> None:
+        """Cancel the open allocation.
+
+        Args:
+            has_left: Whether its workers, if it had any, have left, so that it has not ended too early.
+        """
         allocation = self.current
         if allocation is None or not self.is_open:
             return
+        self._has_left = has_left and allocation.slots > 0
         self._store_release(allocation)
         self._cancel(allocation)
 

@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from maestrowf.datastructures.core import StudyStep
-from maestrowf.interfaces import ScriptAdapterFactory
 
 from maestro_celery_plugin.batch.base import BatchSystem, JobReport
+from maestro_celery_plugin.batch.maestro_adapter import OpenAdapter, failure, open_adapter
 from maestro_celery_plugin.batch.ownership import check_owner, confirmed_job, find_job
 from maestro_celery_plugin.conductor.allocation_request import AllocationRequest
 from maestro_celery_plugin.conductor.jobs import is_process
 from maestro_celery_plugin.config.settings import BatchSettings
 from maestro_celery_plugin.config.walltime import clock_text
-from maestro_celery_plugin.errors import AllocationError, BatchSystemUnavailableError
+from maestro_celery_plugin.errors import AllocationError
 from maestro_celery_plugin.states import AllocationState
 
 __all__ = ["BatchJobs"]
@@ -36,12 +36,11 @@ class BatchJobs:
     def __init__(self, system: BatchSystem, settings: BatchSettings | None = None) -> None:
         self._system, self._settings = system, settings or BatchSettings()
 
-    def _adapter(self, request: AllocationRequest) -> Any:
-        arguments = self._system.adapter_arguments(request.settings)
+    def _open(self, request: AllocationRequest) -> contextlib.AbstractContextManager[OpenAdapter]:
+        keywords = self._system.adapter_arguments(request.settings)
         if request.procs:
-            arguments["procs"] = request.procs
-        adapter = ScriptAdapterFactory.get_adapter(self._system.adapter)
-        return adapter(nodes=request.nodes, shell=request.shell, **arguments)
+            keywords["procs"] = request.procs
+        return open_adapter(self._system, {"nodes": request.nodes, "shell": request.shell, **keywords})
 
     def _step(self, request: AllocationRequest) -> Any:
         """Return the allocation as a step for Maestro's adapter."""
@@ -51,41 +50,47 @@ class BatchJobs:
         step.run.update(cmd=request.body, nodes=request.nodes, procs=request.procs or "", gpus=request.gpus or "")
         step.run["walltime"] = clock_text(request.walltime_s) if request.walltime_s else ""
         step.run["exclusive"] = request.procs is None
-        if request.procs is None:
-            step.run.update(self._system.step_keys(request.nodes))
+        step.run.update(self._system.step_keys(request.nodes, request.procs, request.gpus))
         return step
 
     def script(self, request: AllocationRequest, directory: Path) -> Path:
-        """Write the batch script with Maestro's adapter."""
-        return self._write(request, directory)[2]
+        """Write the batch script with Maestro's adapter.
 
-    def _write(self, request: AllocationRequest, directory: Path) -> tuple[Any, Any, Path]:
-        adapter, step = self._adapter(request), self._step(request)
-        with _log_level(adapter, logging.ERROR):  # it warns about each step key that an srun line does not use
-            _, path, _ = adapter.write_script(str(directory), step)
+        Raises:
+            AllocationError: the adapter cannot be used on this machine, or not now.
+        """
+        with self._open(request) as opened:
+            return self._write(opened.adapter, self._step(request), directory)
+
+    def _write(self, adapter: Any, step: Any, directory: Path) -> Path:
+        try:
+            with _errors_only(adapter):  # it warns about each step key that an srun line does not use
+                _, path, _ = adapter.write_script(str(directory), step)
+        except OSError:
+            raise
+        except Exception as cause:  # Maestro's adapters do not document their errors
+            raise AllocationError(
+                f"Maestro's adapter for '{self._system.type}' cannot write the batch script of '{step.name}': {cause}"
+            ) from cause
         script = Path(path)
         script.write_text(self._system.adjusted_script(script.read_text()))
-        return adapter, step, script
+        return script
 
     def submit(self, request: AllocationRequest, directory: Path) -> str:
         """Submit through Maestro's adapter."""
-        adapter, step, script = self._write(request, directory)
-        try:
-            with _messages_of(adapter) as messages:
-                record = adapter.submit(step, str(script), str(directory))
-        except Exception as cause:  # Maestro's adapters do not document their errors
-            job = self._submitted_despite(cause, directory)
-            if job is not None:
-                return job
-            error_class = (
-                BatchSystemUnavailableError if self._system.unavailable.search(str(cause)) else AllocationError
-            )
-            raise error_class(f"'{script}' cannot be submitted: {cause}") from cause
-        if record.submission_code.name != "OK":
-            reason = messages.text or f"it gives no reason; submit '{script}' manually to see the reason"
-            if self._system.unavailable.search(reason):
-                raise BatchSystemUnavailableError(f"The batch system does not accept '{script}' now: {reason}")
-            raise AllocationError(f"The batch system refuses '{script}': {reason}")
+        with self._open(request) as opened:
+            step = self._step(request)
+            script = self._write(opened.adapter, step, directory)
+            try:
+                record = opened.adapter.submit(step, str(script), str(directory))
+            except Exception as cause:  # Maestro's adapters do not document their errors
+                job = self._submitted_despite(cause, directory)
+                if job is not None:
+                    return job
+                raise failure(self._system, f"'{script}' cannot be submitted", str(cause)) from cause
+            if record.submission_code.name != "OK":
+                reason = opened.words or f"it gives no reason; submit '{script}' manually to see the reason"
+                raise failure(self._system, f"The batch system refuses '{script}'", reason)
         return confirmed_job(self._system, str(record.job_identifier), directory)
 
     def _submitted_despite(self, cause: Exception, directory: Path) -> str | None:
@@ -110,16 +115,24 @@ class BatchJobs:
         return self._system.reports([job])[job]
 
     def cancel(self, job: str, directory: Path | None) -> None:
-        """Cancel through Maestro's adapter."""
+        """Cancel through Maestro's adapter; a job that has ended needs no cancellation."""
         check_owner(self._system, job, directory)
-        arguments = self._system.adapter_arguments(self._settings)
+        with open_adapter(self._system, self._system.adapter_arguments(self._settings)) as opened:
+            try:
+                is_accepted = opened.adapter.cancel_jobs([job]).cancel_status.name == "OK"
+                reason = opened.words
+            except Exception as cause:  # Maestro's adapters do not document their errors
+                is_accepted, reason = False, str(cause)
+        if not is_accepted and self._may_be_open(job):
+            what = "the batch system does not cancel it"
+            raise failure(self._system, what, f"{reason or 'it gives no reason'}; cancel it manually")
+
+    def _may_be_open(self, job: str) -> bool:
         try:
-            adapter = ScriptAdapterFactory.get_adapter(self._system.adapter)(**arguments)
-            record = adapter.cancel_jobs([job])
-        except Exception as cause:  # Maestro's adapters do not document their errors
-            raise AllocationError(f"it cannot be cancelled ({cause}); cancel it manually") from cause
-        if record.cancel_status.name != "OK":
-            raise AllocationError("the batch system refuses to cancel it; cancel it manually")
+            report = self._system.reports([job])[job]
+        except AllocationError:
+            return True
+        return report.is_in_queue
 
     def find_job(self, directory: Path) -> str | None:
         """Query the batch system for the job that was submitted in a directory."""
@@ -127,41 +140,12 @@ class BatchJobs:
 
 
 @contextlib.contextmanager
-def _log_level(adapter: Any, level: int) -> Iterator[logging.Logger]:
-    """Set the level of the log of Maestro's adapter; yield its logger."""
+def _errors_only(adapter: Any) -> Iterator[None]:
+    """Leave only errors in the log of Maestro's adapter."""
     logger = logging.getLogger(type(adapter).__module__)
     before = logger.level
-    logger.setLevel(level)
+    logger.setLevel(logging.ERROR)
     try:
-        yield logger
+        yield
     finally:
         logger.setLevel(before)
-
-
-@contextlib.contextmanager
-def _messages_of(adapter: Any) -> Iterator[_Messages]:
-    """Yield the messages of Maestro's adapter, even if the user has turned off the log."""
-    messages = _Messages()
-    with _log_level(adapter, logging.WARNING) as logger:
-        logger.addHandler(messages)
-        try:
-            yield messages
-        finally:
-            logger.removeHandler(messages)
-
-
-class _Messages(logging.Handler):
-    """Keeps the log messages of Maestro's adapter, which contain the message of the batch system after a failure."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self._lines: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Keep a message."""
-        self._lines.append(record.getMessage())
-
-    @property
-    def text(self) -> str:
-        text = " ".join(" ".join(self._lines).split())
-        return text.removeprefix("Submission returned an error (see next line).").strip()

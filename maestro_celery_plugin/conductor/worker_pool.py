@@ -36,8 +36,8 @@ _STOP_LIMIT_S = 15.0
 SWEEP_LIMIT_S = 6.0
 # Workers in allocations leave when they see the request; then their job ends.
 _LEAVE_LIMIT_S = 9.0
-# Time for an allocation to end after its workers have left; then it is cancelled.
-_ALLOCATION_END_LIMIT_S = 3.0
+# Time for an allocation to end after its workers have left (Flux then runs `cleanup` and `rc3`), or have not left.
+_ALLOCATION_END_LIMIT_S, _STAY_LIMIT_S = 20.0, 3.0
 
 
 @contextlib.contextmanager
@@ -198,15 +198,16 @@ class WorkerPool:
     def refresh_allocations(self) -> Iterator[tuple[AllocationSource, Allocation]]:
         """Yield the allocations that have ended since the last call; from then on, their workers count as dead."""
         for source in self.allocation_sources:
-            if source.current is not None:
-                source.current.record_slots(self._slots_of(source.current))
+            self._record_slots(source.current)
             ended = source.refresh(is_empty=self._is_empty(source.current))
             if ended is not None:
                 self._ended.add(ended.label)
                 yield source, ended
 
-    def _slots_of(self, allocation: Allocation) -> int:
-        return sum(beat.slots for beat in self.alive.values() if beat.allocation == allocation.label)
+    def _record_slots(self, allocation: Allocation | None) -> None:
+        """Record the slots of the live workers; an allocation with workers has begun, whatever its last report says."""
+        if allocation is not None:
+            allocation.record_slots(sum(b.slots for b in self.alive.values() if b.allocation == allocation.label))
 
     def _is_empty(self, allocation: Allocation | None) -> bool:
         """Whether an allocation has nodes but no worker, because it has just begun or has just ended."""
@@ -231,7 +232,7 @@ class WorkerPool:
             with _logged(f"Worker '{name}' cannot be asked to leave"):
                 self._session.request_worker_stop(name)
                 self._requested_to_leave.add(name)
-        source.release(by_force=not workers)
+        source.release(is_empty=not workers)
 
     # --- end ---
 
@@ -242,7 +243,12 @@ class WorkerPool:
         with _logged("The heartbeats cannot be read"):
             self.refresh()
         for source in self.allocation_sources:
-            if source.current is not None and source.current.state is AllocationState.PENDING:
+            self._record_slots(source.current)
+            if (
+                source.current is not None
+                and source.current.state is AllocationState.PENDING
+                and not source.current.slots
+            ):
                 with _logged(f"Allocation '{source.current.label}' cannot be cancelled"):
                     source.cancel()
         with _logged("The workers on this machine cannot be ended"):
@@ -281,13 +287,14 @@ class WorkerPool:
         def have_left() -> bool:
             return not any(beat.allocation for beat in self._session.heartbeats.all())
 
-        clock.wait_until(have_left, _LEAVE_LIMIT_S, interval_s=0.1)
+        has_left = clock.wait_until(have_left, _LEAVE_LIMIT_S, interval_s=0.1)
         for source in still_open:
+            had_workers = source.current is not None and source.current.slots > 0
             with _logged(f"The end of allocation '{source.name}' cannot be observed"):
-                if source.await_end(_ALLOCATION_END_LIMIT_S):
+                if source.await_end(_ALLOCATION_END_LIMIT_S if has_left and had_workers else _STAY_LIMIT_S):
                     continue
             with _logged(f"Allocation '{source.name}' cannot be cancelled"):
-                source.cancel()
+                source.cancel(has_left=has_left)
                 if not source.await_end(_STOP_LIMIT_S) and source.current is not None:
                     job = source.current.job
                     LOGGER.error("Job %s of the study is still in the queue; cancel it manually.", job)

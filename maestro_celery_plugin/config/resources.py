@@ -41,7 +41,7 @@ class StepNeeds:
         nodes: Number of nodes; 0 when the step has no such key.
         procs: Processes of the whole sample; 0 when the step has no such key.
         cores_per_task: Cores of each process.
-        gpus: Value of Maestro's key `gpus`; None when the step has no such key.
+        gpus: Value of Maestro's key `gpus`; None when the step has no such key. `planned` says what it counts.
         gpus_per_task: GPUs of each process; None when the step has no such key.
         walltime_s: Time limit of one launch, in seconds; None for no limit.
         reservation: The reservation, for `srun`.
@@ -58,6 +58,16 @@ class StepNeeds:
     reservation: str | None = None
     options: str = ""
     more: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def planned(self, *, gpus_are_per_process: bool) -> StepNeeds:
+        """Return the resources that the launcher of a batch system reserves.
+
+        Args:
+            gpus_are_per_process: Whether it reserves `gpus` for each process; 4 procs and 2 gpus are then 8 GPUs.
+        """
+        if not gpus_are_per_process or self.gpus is None or self.gpus_per_task is not None:
+            return self
+        return dataclasses.replace(self, gpus=None, gpus_per_task=self.gpus)
 
     @property
     def has_whole_nodes(self) -> bool:

@@ -214,7 +214,7 @@ def _cancel_allocation(allocation: Allocation, settings: BatchSettings, report: 
             return
         answer = jobs.report(allocation.job)
         problem = _store(allocation, answer)
-        if not answer.state.is_open:
+        if not answer.is_in_queue:
             return
         jobs.cancel(allocation.job, allocation.directory)
     except AllocationError as error:

@@ -76,7 +76,7 @@ def _open_jobs(directory: Path) -> Iterator[str]:
                 continue
             jobs = BatchJobs(system)
             job = allocation.job or jobs.find_job(allocation.directory)
-            if job is not None and jobs.report(job).state.is_open:
+            if job is not None and jobs.report(job).is_in_queue:
                 yield f"the batch job {job}"
     except (AllocationError, StudyError, OSError) as error:
         yield f"perhaps batch jobs ({error})"

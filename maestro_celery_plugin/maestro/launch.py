@@ -6,7 +6,6 @@ The samples and the session are such a dependency; its errors stop the launch.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import secrets
@@ -18,6 +17,7 @@ from typing import Any
 from maestrowf.abstracts import Dependency
 
 from maestro_celery_plugin import clock
+from maestro_celery_plugin.batch.base import BatchSystem, import_problem
 from maestro_celery_plugin.config.groups import (
     LOCAL,
     batch_of,
@@ -52,12 +52,13 @@ def check_launch(settings: EnsembleSettings, file: str) -> None:
 
 
 def _check_launch(settings: EnsembleSettings, file: str) -> None:
+    if not OPTIONS.dry_run:
+        _check_batch_systems(settings, file)
     if settings.needs_workers and not OPTIONS.dry_run:
         # Imported in functions only: the broker imports Celery, which a dry run does not need.
         from maestro_celery_plugin.broker import choice as broker
         from maestro_celery_plugin.broker.private import check_address
 
-        _check_batch_systems(settings, file)
         choice = broker.choose(OPTIONS.broker)
         broker.check(choice)
         if choice.url is None and OPTIONS.broker_host:
@@ -66,32 +67,33 @@ def _check_launch(settings: EnsembleSettings, file: str) -> None:
 
 
 def _check_batch_systems(settings: EnsembleSettings, file: str) -> None:
-    """Check that this machine has the batch system of each group.
+    """Check that this machine has the batch system of each group, and that Maestro's adapters can be used.
 
     Raises:
         SpecificationError: a command or a package of a batch system is missing.
     """
     for name, group in serving_groups(settings).items():
-        if not is_for_this_machine(group):
-            continue
-        kind = batch_of(settings, group).type
-        system = batch_system(kind)
-        missing = [command for command in (system.commands if system else ()) if shutil.which(command) is None]
-        if missing:
-            raise SpecificationError.at(
-                file,
-                "batch.type",
-                f"found '{kind}' for the worker group '{name}', but there is no '{missing[0]}' on PATH; run "
-                "`maestro` on a machine of the cluster, or use 'local'.",
-            )
-        absent = [name for name in (system.modules if system else ()) if importlib.util.find_spec(name) is None]
-        if absent:
-            raise SpecificationError.at(
-                file,
-                "batch.type",
-                f"found '{kind}' for the worker group '{name}', but this Python has no package '{absent[0]}', which "
-                "Maestro needs; add it to PYTHONPATH.",
-            )
+        if is_for_this_machine(group):
+            user, system = f"the worker group '{name}'", batch_system(batch_of(settings, group).type)
+            missing = [command for command in (system.commands if system else ()) if shutil.which(command) is None]
+            if system is not None and missing:
+                problem = (
+                    f"there is no '{missing[0]}' on PATH; run `maestro` on a machine of the cluster, or use 'local'"
+                )
+                raise _unusable(system, user, problem, file)
+            _check_packages(system, user, file)
+    if any(not step.queues for step in settings.steps.values()):
+        _check_packages(batch_system(settings.batch.type), "the steps that Maestro runs itself", file)
+
+
+def _check_packages(system: BatchSystem | None, user: str, file: str) -> None:
+    problem = import_problem(system) if system else None
+    if system is not None and problem is not None:
+        raise _unusable(system, user, problem, file)
+
+
+def _unusable(system: BatchSystem, user: str, problem: str, file: str) -> SpecificationError:
+    return SpecificationError.at(file, "batch.type", f"found '{system.type}' for {user}, but {problem}.")
 
 
 class EnsembleDependency(Dependency):  # type: ignore[misc]

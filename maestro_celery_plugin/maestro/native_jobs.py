@@ -7,36 +7,34 @@ the identifier of a job (`batch/ownership.py`). Therefore the plugin also asks t
 from __future__ import annotations
 
 import dataclasses
-import getpass
 import logging
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from maestrowf.abstracts.enums import CancelCode, JobStatusCode, State, SubmissionCode
-from maestrowf.abstracts.interfaces import ScriptAdapter
-from maestrowf.interfaces import ScriptAdapterFactory
 from maestrowf.interfaces.script import SubmissionRecord
 
-from maestro_celery_plugin.batch.base import BatchSystem
+from maestro_celery_plugin.batch.base import BatchSystem, JobReport
+from maestro_celery_plugin.batch.maestro_adapter import failure
 from maestro_celery_plugin.batch.ownership import check_owner, confirmed_job, find_job
-from maestro_celery_plugin.config import conversion
-from maestro_celery_plugin.config.settings import BatchSettings
 from maestro_celery_plugin.errors import AllocationError, BatchSystemUnavailableError
+from maestro_celery_plugin.maestro.native_adapter import open_native
 from maestro_celery_plugin.maestro.native_step_state import NativeStepState
 from maestro_celery_plugin.maestro.postponed import Submission
 from maestro_celery_plugin.plugins import batch_system
 from maestro_celery_plugin.states import AllocationState
 from maestro_celery_plugin.study.plan import StudyPlan
 
-__all__ = ["CONTINUING", "UNKNOWN", "NativeJob", "NativeJobs", "adapter_of"]
+__all__ = ["CONTINUING", "UNKNOWN", "NativeJob", "NativeJobs"]
 
 LOGGER = logging.getLogger(__name__)
 
 # The identifier of a job that exists, but that the batch system has not named yet, and of a postponed submission.
 UNKNOWN = "unknown"
+# For an adapter that neither raises an error nor logs one.
+NO_REASON = "it gives no reason; the log of the conductor may have its message."
 # The states in which the batch job of an earlier conductor continues and is not submitted again.
 CONTINUING = frozenset(
     {State.INITIALIZED, State.PENDING, State.WAITING, State.QUEUED, State.RUNNING, State.FINISHING, State.FINISHED}
@@ -57,33 +55,6 @@ class NativeJob:
 
     def __str__(self) -> str:
         return "--" if self.id is None else str(self.id)  # as in Maestro's status.csv (executiongraph.py:695)
-
-
-def adapter_of(batch: BatchSettings, shell: str | None = None) -> ScriptAdapter:
-    """Return Maestro's own adapter for a batch block, with the user's keys and the keys that it requires.
-
-    Args:
-        batch: The batch block.
-        shell: Interpreter of the scripts; None for the `shell` of the block.
-
-    Raises:
-        AllocationError: Maestro has no adapter for the block's `type`.
-    """
-    system = batch_system(batch.type)
-    keywords = {"shell": _shebang(shell or batch.shell)}
-    if system is None:
-        return ScriptAdapterFactory.get_adapter("local")(**keywords)
-    # Maestro's adapters query the jobs of $USER (slurmscriptadapter.py:278), which cron does not set.
-    os.environ.setdefault("USER", getpass.getuser())
-    keys = {key: value for key, value in conversion.to_dict(batch).items() if key != "type"}
-    if batch.nodes == "all":  # for an allocation of workers; a batch job needs a number
-        del keys["nodes"]
-    return ScriptAdapterFactory.get_adapter(system.adapter)(**keys | system.adapter_arguments(batch) | keywords)
-
-
-def _shebang(shell: str) -> str:
-    """Return an interpreter in a form for ``#!``, where the kernel needs a path."""
-    return shell if "/" in shell.split()[0] else f"/usr/bin/env -S {shell}"
 
 
 class NativeJobs:
@@ -112,19 +83,20 @@ class NativeJobs:
             earlier: Identifier of the last job, which has ended.
 
         Raises:
-            BatchSystemUnavailableError: the batch system does not say now whether there is a job.
-            AllocationError: the adapter has an error, and there is no job.
+            BatchSystemUnavailableError: the batch system does not answer, or does not say whether there is a job.
+            AllocationError: the batch system refuses it, or the adapter has an error, and there is no job.
         """
-        error = None
-        try:
-            answer = adapter_of(self._plan.settings.batch).submit(
-                submission.step, submission.path, submission.cwd, **submission.options
-            )
-            if answer.submission_code is SubmissionCode.OK:
-                return answer
-        except Exception as cause:  # an adapter fails if the command prints no number
-            LOGGER.exception("The output of the submission of '%s' cannot be read.", submission.record)
-            error = cause
+        system = self._system
+        with open_native(self._plan.settings.batch) as opened:
+            problem, cause = f"'{submission.path}' cannot be submitted", None
+            try:
+                answer = opened.adapter.submit(submission.step, submission.path, submission.cwd, **submission.options)
+                if answer.submission_code is SubmissionCode.OK or system is None:
+                    return answer
+                problem, reason = f"the batch system refuses '{submission.path}'", opened.words or NO_REASON
+            except Exception as error:  # an adapter fails if the command prints no number
+                LOGGER.exception("The output of the submission of '%s' cannot be read.", submission.record)
+                reason, cause = str(error), error
         try:
             found = self.find(Path(submission.cwd))
         except BatchSystemUnavailableError as unavailable:
@@ -134,9 +106,9 @@ class NativeJobs:
         if found is not None and found != str(earlier):
             LOGGER.warning("'%s' was submitted as job %s, in spite of the error.", submission.record, found)
             return SubmissionRecord(SubmissionCode.OK, 0, found)
-        if error is not None:
-            raise AllocationError(f"'{submission.path}' cannot be submitted: {error}") from error
-        return answer
+        if system is None:
+            raise AllocationError(f"{problem}: {reason}") from cause
+        raise failure(system, problem, reason) from cause
 
     def confirmed(self, id: Any, directory: Path) -> Any:
         """Return the identifier of a job that was just submitted; `UNKNOWN` if the batch system does not say now."""
@@ -175,6 +147,8 @@ class NativeJobs:
                 raise BatchSystemUnavailableError(str(cause)) from cause
             if report.state.is_open or report.state is AllocationState.COMPLETED:
                 return True
+            if report.state is AllocationState.GONE and report.reason:
+                raise BatchSystemUnavailableError(f"It is not known how job {job.id} has ended: {report.reason}")
         return self.query([job]).get(job) in CONTINUING
 
     def known(self, job: NativeJob) -> NativeJob:
@@ -196,22 +170,38 @@ class NativeJobs:
         return NativeJob(job.record, UNKNOWN if id is None else id)
 
     def query(self, jobs: Sequence[NativeJob]) -> dict[NativeJob, State | None]:
-        """Return the states of jobs from Maestro's adapter; empty if it has an error.
+        """Return the states of jobs from Maestro's adapter; leave out jobs for which it has no answer.
 
-        The state is None for a job that the batch system no longer lists.
+        The state is None for a job that the batch system no longer lists. The adapter for Flux then returns ERROR with
+        the states of all other jobs (flux0_49_0.py:514).
         """
         if not jobs:
             return {}
         by_id = {job.id: job for job in jobs}
         try:
-            code, states = adapter_of(self._plan.settings.batch).check_jobs(list(by_id))
+            with open_native(self._plan.settings.batch) as opened:
+                code, states = opened.adapter.check_jobs(list(by_id))
+        except BatchSystemUnavailableError as error:
+            LOGGER.warning("%s", error)
+            return {}
         except Exception:  # any error of an adapter: the other step records continue
             LOGGER.exception("The batch system cannot be queried now.")
             return {}
         if code is not JobStatusCode.OK:
-            LOGGER.error("The batch system does not report the states of jobs now (%s).", code.name)
-            return {}
+            LOGGER.error("The batch system does not report the states of some jobs now (%s).", code.name)
+            states = {id: state for id, state in states.items() if state is not None}
         return {by_id[id]: state for id, state in states.items() if id in by_id}
+
+    def is_gone(self, job: NativeJob) -> bool:
+        """Tell whether the batch system answers, does not list a job, and knows of no end of it."""
+        system = self._system
+        if system is None or not isinstance(job.id, str | int):
+            return False
+        try:
+            return system.reports([str(job.id)])[str(job.id)] == JobReport(AllocationState.GONE)
+        except AllocationError as error:
+            LOGGER.warning("%s", error)
+            return False
 
     def cancel(self, jobs: Iterable[NativeJob]) -> CancelCode:
         """Cancel batch jobs; return ERROR unless the batch system accepts all cancellations."""
@@ -224,12 +214,34 @@ class NativeJobs:
                 code = CancelCode.ERROR
             else:
                 ids += [] if id is None else [id]
+        return code if self._cancel(ids) else CancelCode.ERROR
+
+    def _cancel(self, ids: Sequence[Any]) -> bool:
+        """Cancel jobs; return whether none of them remains open, because a job that has ended cannot be cancelled."""
+        if not ids:
+            return True
         try:
-            answer = adapter_of(self._plan.settings.batch).cancel_jobs(ids).cancel_status if ids else CancelCode.OK
+            with open_native(self._plan.settings.batch) as opened:
+                if opened.adapter.cancel_jobs(ids).cancel_status is CancelCode.OK:
+                    return True
+                LOGGER.error("The batch system does not cancel all jobs: %s", opened.words or NO_REASON)
+        except AllocationError as error:
+            LOGGER.error("%s", error)
+            return False
         except Exception:  # any error of an adapter, as in `query`
             LOGGER.exception("The batch system cannot cancel jobs now.")
-            return CancelCode.ERROR
-        return code if answer is CancelCode.OK else answer
+            return False
+        return not self._may_be_open(ids)
+
+    def _may_be_open(self, ids: Sequence[Any]) -> bool:
+        system, jobs = self._system, [str(id) for id in ids]
+        if system is None:
+            return True
+        try:
+            reports = system.reports(jobs).values()
+        except AllocationError:
+            return True
+        return any(report.is_in_queue for report in reports)
 
     def _cancellable(self, job: NativeJob) -> Any:
         """Return the identifier of a job; None if there is no such job, or if it was not submitted by this study.

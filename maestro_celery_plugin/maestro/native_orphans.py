@@ -51,7 +51,7 @@ class NativeOrphans:
         if system is None:
             return
         try:
-            if not system.reports([job])[job].state.is_open:
+            if not system.reports([job])[job].is_in_queue:
                 return
             BatchJobs(system, self._plan.settings.batch).cancel(job, state.directory)
         except AllocationError as error:
@@ -80,7 +80,7 @@ class NativeOrphans:
                 job = state.read_job()
                 if state.is_interrupted:
                     yield f"perhaps a batch job of '{record}', whose submission was interrupted"
-                elif job is not None and not state.has_finished and system.reports([str(job)])[str(job)].state.is_open:
+                elif job is not None and not state.has_finished and system.reports([str(job)])[str(job)].is_in_queue:
                     yield f"the batch job {job}"
             except (AllocationError, OSError) as error:
                 yield f"perhaps a batch job of '{record}' ({error})"

@@ -16,24 +16,35 @@ from typing import Any
 from maestrowf.abstracts.enums import CancelCode, State, SubmissionCode
 from maestrowf.interfaces.script import SubmissionRecord
 
+from maestro_celery_plugin import clock
 from maestro_celery_plugin.config.step_entry import SHELL_KEY
 from maestro_celery_plugin.config.tokens import substitute
-from maestro_celery_plugin.errors import AllocationError, BatchSystemUnavailableError
-from maestro_celery_plugin.maestro.native_jobs import CONTINUING, UNKNOWN, NativeJob, NativeJobs, adapter_of
+from maestro_celery_plugin.errors import AllocationError, BatchSystemUnavailableError, StudyError
+from maestro_celery_plugin.maestro.native_adapter import open_native
+from maestro_celery_plugin.maestro.native_jobs import CONTINUING, UNKNOWN, NativeJob, NativeJobs
 from maestro_celery_plugin.maestro.native_step_state import NativeStepState
 from maestro_celery_plugin.maestro.postponed import Submission, postponed_of
 from maestro_celery_plugin.samples.paths import SamplePaths
 from maestro_celery_plugin.samples.token_values import study_values
 from maestro_celery_plugin.study import conductor_lock
 from maestro_celery_plugin.study.plan import StudyPlan
-from maestro_celery_plugin.study.reasons import store_refusal
+from maestro_celery_plugin.study.reasons import store_failure, store_refusal
 
 __all__ = ["NO_REASON", "NativeJob", "NativeSteps"]
 
 LOGGER = logging.getLogger(__name__)
 
-# What Maestro's own adapters return instead of an error; they log the message of the batch system.
-NO_REASON = "the batch system has refused it; the log of the conductor has its message."
+# What Maestro's own adapter for local jobs returns instead of an error.
+NO_REASON = "Maestro's adapter has refused it; the log of the conductor has its message."
+# Scripts are written again after SCRIPT_DELAY_S while the batch system does not answer; this blocks Maestro, so that
+# after SCRIPT_LIMIT_S the conductor ends, and the study can be resumed.
+SCRIPT_DELAY_S, SCRIPT_LIMIT_S = 5.0, 600.0
+# Maestro's polls in a row without a job in the batch system, after which it has ended in an unknown way.
+GONE_LIMIT = 3
+_GONE = (
+    "The batch system does not list its job any more, and does not know how it has ended; look at its output, and "
+    "continue the study with `maestro-celery resume`."
+)
 
 
 class NativeSteps:
@@ -58,8 +69,7 @@ class NativeSteps:
         Raises:
             StudyError: another conductor runs this study.
         """
-        adapter = adapter_of(self._plan.settings.batch, step.run.get(SHELL_KEY))
-        scheduled, script, restart = adapter.write_script(directory, self._filled(step))
+        scheduled, script, restart = self._write(directory, step, dry_run=dry_run)
         if dry_run:
             return scheduled, script, restart
         lock, state = conductor_lock.acquire(self._plan), self._jobs.state_of(step.real_name)
@@ -67,6 +77,27 @@ class NativeSteps:
             return True, script, restart
         lock.must_poll = True  # the step record will end before Maestro waits for the next poll
         return False, state.write_run_once_script(script), restart
+
+    def _write(self, directory: str, step: Any, *, dry_run: bool) -> tuple[bool, str, str | None]:
+        """Write the scripts; wait for the batch system, to which some of Maestro's adapters connect for a script.
+
+        Raises:
+            StudyError: the batch system does not answer for a long time, or its adapter cannot be used.
+        """
+        end = clock.monotonic() + (0 if dry_run else SCRIPT_LIMIT_S)
+        while True:
+            try:
+                with open_native(self._plan.settings.batch, step.run.get(SHELL_KEY)) as opened:
+                    result: tuple[bool, str, str | None] = opened.adapter.write_script(directory, self._filled(step))
+                    return result
+            except AllocationError as error:
+                if clock.monotonic() >= end or not isinstance(error, BatchSystemUnavailableError):
+                    raise StudyError(
+                        f"The scripts of '{step.real_name}' cannot be written. {str(error).rstrip('.')}. Continue the "
+                        f"study later with `maestro-celery resume {self._plan.root}`."
+                    ) from error
+                LOGGER.warning("The scripts of '%s' wait for the batch system. %s", step.real_name, error)
+            clock.sleep(SCRIPT_DELAY_S)
 
     def _filled(self, step: Any) -> Any:
         """Return a step with the values of the study's tokens, and without `shell`, which is no key of Maestro."""
@@ -113,7 +144,13 @@ class NativeSteps:
             return SubmissionRecord(SubmissionCode.OK, 0, job)
         earlier = state.read_job(), state.directory
         state.write_job(None, submission.cwd)  # so that a later conductor detects an interrupted submission
-        answer = self._jobs.submit(submission, earlier[0])
+        try:
+            answer = self._jobs.submit(submission, earlier[0])
+        except BatchSystemUnavailableError:
+            raise
+        except AllocationError:
+            state.restore_job(*earlier)
+            raise
         if answer.submission_code is not SubmissionCode.OK:
             state.restore_job(*earlier)
             return answer
@@ -150,6 +187,12 @@ class NativeSteps:
         by_record = {job.record: job for job in stored}
         states |= {by_record[job.record]: State.FAILED for job in known if job.id == UNKNOWN}
         found = self._jobs.query([job for job in known if job.id != UNKNOWN])
+        for job in (job for job in known if job.id != UNKNOWN and found.get(job) is None):
+            if self._postponed.count_gone(job.record, is_gone=self._jobs.is_gone(job)) >= GONE_LIMIT:
+                LOGGER.error("'%s' (job %s) has failed. %s", job.record, job, _GONE)
+                with contextlib.suppress(OSError):  # a full disk: the log has it
+                    store_failure(self._plan.refusals, job.record, _GONE)
+                found[job] = State.FAILED
         states |= {by_record[job.record]: state for job, state in found.items()}
         for job, state in states.items():
             submission = self._postponed.get(job.record)

@@ -45,11 +45,12 @@ class Submission:
 
 
 class Postponed:
-    """The postponed submissions of one study."""
+    """The postponed submissions of one study, and what else must outlive the adapter of one poll."""
 
     def __init__(self) -> None:
         self._submissions: dict[str, Submission] = {}
         self._quiet_until = 0.0
+        self._gone: dict[str, int] = {}
 
     def add(self, submission: Submission) -> None:
         """Postpone a submission, because the batch system does not answer now."""
@@ -63,6 +64,11 @@ class Postponed:
     def remove(self, record: str) -> None:
         """Forget the postponed submission of a step record, which is decided now."""
         self._submissions.pop(record, None)
+
+    def count_gone(self, record: str, *, is_gone: bool) -> int:
+        """Return how often in a row the batch system has not listed the job of a step record, with this time."""
+        self._gone[record] = self._gone.get(record, 0) + 1 if is_gone else 0
+        return self._gone[record]
 
     @property
     def is_quiet(self) -> bool:

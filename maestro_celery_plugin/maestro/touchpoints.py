@@ -2,6 +2,9 @@
 
 Maestro discovers adapters, but has no other entry points. So the plugin replaces a few names in Maestro's modules after
 their import. It neither edits nor copies Maestro's code.
+
+While the plugin itself uses Maestro's adapters, the batch systems correct them: `batch/flux.py` drops an old
+connection, `batch/lsf_commands.py` keeps the errors of commands. A study without an ensemble is not affected.
 """
 
 from __future__ import annotations

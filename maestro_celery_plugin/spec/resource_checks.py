@@ -24,6 +24,7 @@ from maestro_celery_plugin.errors import SpecificationError
 from maestro_celery_plugin.plugins import batch_system
 from maestro_celery_plugin.spec.checks import settings_of
 from maestro_celery_plugin.spec.launcher import batch_type_of, needs_of
+from maestro_celery_plugin.spec.procs_check import check_procs
 
 __all__ = ["check_resources", "step_needs"]
 
@@ -169,6 +170,7 @@ class _Group:
                 "Use a name without a blank for the group, or for its `allocation`.",
             )
         self._check_nodes()
+        check_procs(self.batch.type, self.nodes, self.batch.procs, self._file, f"{self._where}.procs")
         for key in self.system.ignored_keys:
             if getattr(self.batch, key):
                 kind = self.batch.type
@@ -236,6 +238,8 @@ class _Group:
         if self.system is None:
             return
         where, owner = f"study.{step}.run", f"the allocation of worker group '{self.name}' has"
+        needs = needs.planned(gpus_are_per_process=self.system.gpus_are_per_process)
+        check_procs(self.batch.type, run.get("nodes"), run.get("procs"), self._file, f"{where}.procs")
         if needs.nodes > self.nodes:
             raise SpecificationError.at(
                 self._file,
@@ -256,7 +260,7 @@ class _Group:
         if self.batch.gpus is not None and needs.gpu_count > self.batch.gpus * self.nodes:
             raise SpecificationError.at(
                 self._file,
-                f"{where}.{'gpus per task' if needs.gpus_per_task else 'gpus'}",
+                f"{where}.{'gpus per task' if run.get('gpus per task') else 'gpus'}",
                 f"found {_count(needs.gpu_count, 'GPU')}; {owner} {self.batch.gpus * self.nodes}; request fewer, or "
                 "set more `gpus` or `nodes` for the group.",
             )

@@ -14,7 +14,7 @@ from pathlib import Path
 from maestro_celery_plugin.config import conversion
 from maestro_celery_plugin.files import read_text, write_atomically
 
-__all__ = ["Reason", "read_reasons", "store_refusal", "write_reasons"]
+__all__ = ["Reason", "read_reasons", "store_failure", "store_refusal", "write_reasons"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,12 +45,21 @@ def store_refusal(path: Path, name: str, problem: str | None) -> None:
     Raises:
         OSError: the file cannot be written.
     """
+    store_failure(path, name, None if problem is None else f"It could not be submitted: {problem}")
+
+
+def store_failure(path: Path, name: str, text: str | None) -> None:
+    """Store why a step record that is unknown to the coordinator has failed, as sentences; None removes the reason.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     refusals = read_reasons(path)
-    if problem is None and name not in refusals:
+    if text is None and name not in refusals:
         return
     refusals.pop(name, None)
-    if problem is not None:
-        refusals[name] = Reason(f"It could not be submitted: {problem}", is_failure=True)
+    if text is not None:
+        refusals[name] = Reason(text, is_failure=True)
     write_reasons(path, refusals)
 
 

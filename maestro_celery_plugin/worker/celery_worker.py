@@ -135,7 +135,8 @@ def _celery_options(arguments: WorkerArguments) -> CeleryOptions:
     if args.has_concurrency or system is None:
         return args
     cores, gpus = system.node_cores(os.environ) or usable_cpus(), group.batch.gpus
-    needs, slots = fewest_slots(group.needs, group.nodes, cores, gpus, shares_nodes=system.shares_nodes)
+    steps = [needs.planned(gpus_are_per_process=system.gpus_are_per_process) for needs in group.needs]
+    needs, slots = fewest_slots(steps, group.nodes, cores, gpus, shares_nodes=system.shares_nodes)
     if not slots:
         raise WorkerError(
             f"a sample of the group '{group.group}' needs {needs.text}; its allocation has {group.nodes} nodes of "

@@ -43,13 +43,22 @@ def cluster(request, tmp_path, environment):
         yield simulated
 
 
-def test_parallel_samples_run_in_one_allocation(run, cluster):
-    """Given parallel samples and two nodes of four cores, then one allocation runs them, some in parallel."""
+def states_of_allocations(study):
+    return [json.loads(text)["state"] for text in study.outputs("merlin_info/allocations/*/*/allocation.json")]
+
+
+def test_parallel_samples_run_in_one_allocation(run, cluster, environment):
+    """Given parallel samples and two nodes of four cores, then one allocation runs them, some in parallel.
+
+    The batch system needs four seconds to end the job after its script; it is not cancelled meanwhile.
+    """
+    environment["FAKE_AFTER_S"] = "4"
     study = run(STUDY.format(type=cluster.type, cmd="$(LAUNCHER) echo sample $(A)"), "-s", "2").await_end()
 
     assert study.states() == {"sim": "FINISHED", "collect": "FINISHED"}, study.log()
     assert study.outputs("sim/*/*.out") == [f"sample {i}\n" * 2 for i in range(1, 7)]
-    assert len(cluster.jobs()) == 1
+    assert [job["why"] for job in cluster.jobs()] == [""]
+    assert states_of_allocations(study) == ["COMPLETED"]
     launches = [one for one in cluster.launches() if one["command"][0] == "echo"]
     assert [one["tasks"] for one in launches] == [2] * 6
 
@@ -99,12 +108,59 @@ def test_cancelling_a_study_cancels_its_allocation(run, cluster):
     assert study.states()["sim"] == "CANCELLED"
 
 
+REFUSALS = {
+    "lsf": "Too many nodes requested. Job not submitted.",
+    "flux": "alloc: unsatisfiable request: need 5 exclusive node(s), only 4 eligible",
+}
+
+
 def test_a_refusal_of_the_batch_system_is_logged(run, cluster):
+    """Given too many nodes, then the step fails with the words of the batch system, and nobody needs to cancel a job."""
     text = STUDY.format(type=cluster.type, cmd="echo").replace("nodes: 2", "nodes: 5")
     study = run(text, "-s", "2").await_end()
 
     assert study.states()["sim"] == "FAILED"
-    assert "The batch system refuses" in study.log()
+    assert REFUSALS[cluster.type] in study.log()
+    assert REFUSALS[cluster.type] in study.command("maestro-celery", "explain", str(study.path)).stdout
+    assert "manually" not in study.log()
+
+
+@pytest.mark.parametrize("cluster", ["flux"], indirect=True)
+def test_a_study_waits_for_flux_and_continues_after_its_restart(run, cluster):
+    """Given Flux that is away at the first submission, then the study opens its allocation when Flux is back.
+
+    After each restart the first connection of Maestro's adapter is broken; the native step needs another one.
+    """
+    text = STUDY.format(type="flux", cmd="echo sample $(A)").replace("merlin:\n  resources:", "merlin:\n  resources:\n    unassigned: maestro")
+    text = text.replace("steps: [all]", "steps: [sim]").replace("depends: [sim]", "depends: [sim]\n      nodes: 1\n      procs: 1")
+    cluster.go_away()
+    study = run(text, "-s", "2")
+    study.await_text("merlin_info/allocations/*/*/allocation.json", "does not answer now")
+    explained = study.command("maestro-celery", "explain", str(study.path)).stdout
+    assert "allocation 'w/1' waits. The batch system 'flux' does not answer now: [Errno 2] Unable to connect" in explained
+    cluster.come_back()
+    study.await_text("merlin_info/allocations/*/*/allocation.json", "RUNNING")
+    cluster.come_back()
+
+    study.await_end()
+
+    assert study.states() == {"sim": "FINISHED", "collect": "FINISHED"}, study.log()
+    assert states_of_allocations(study) == ["COMPLETED"]
+
+
+@pytest.mark.parametrize("cluster", ["flux"], indirect=True)
+def test_the_samples_of_a_lost_node_run_on_another_node(run, cluster):
+    """Given a node that is lost and not the first of its job, then Flux says nothing, and the heartbeats tell."""
+    study = run(STUDY.format(type="flux", cmd="echo ran $(A); sleep 1"), "-s", "2")
+    study.await_text("sim/*/*.out", "ran", count=2)
+    assert cluster.lose_rank(1)
+    assert [job["state"] for job in cluster.jobs()] == ["running"]
+
+    study.await_end()
+
+    assert study.states() == {"sim": "FINISHED", "collect": "FINISHED"}, study.log()
+    assert ["ran" in text for text in study.outputs("sim/*/*.out")] == [True] * 6
+    assert len(cluster.jobs()) == 1
 
 
 @pytest.fixture

@@ -6,12 +6,17 @@ The directory in the environment variable `FAKE_CLUSTER` has the state of the cl
     jobs/<number>.script   its script
     jobs/<number>.end      the reason to end it; a process that requests the end writes this file
     hold                   while this file exists, no job starts
+    away                   while this file exists, the batch system does not answer
+    busy                   while this file exists, the commands of LSF say that it is busy before they answer
+    restarts               a number that changes when the batch system is started anew
     launches               one line of JSON for each parallel launch that has ended
 
 Other environment variables:
 
     FAKE_NODES      number of nodes
     FAKE_CORES      cores of each node
+    FAKE_GPUS       GPUs of each node
+    FAKE_AFTER_S    seconds for which a job continues after the end of its script
     FAKE_MINUTE_S   seconds that a minute of a time limit lasts
     FAKE_GRACE_S    seconds between the signal for a process and SIGKILL
     FAKE_MEMORY_S   seconds after its end for which a job is listed
@@ -61,7 +66,9 @@ class Job:
         err: File for its stderr.
         queue: Its queue.
         signals: Signals that it receives before SIGKILL, by the reason of its end.
-        state: `pending`, `running` or `ended`.
+        signals_script: Whether only its script receives them, and not all its processes.
+        impossible: Why it can never start; empty if it can.
+        state: `pending`, `running`, `cleanup` or `ended`.
         why: Why the cluster has ended it: `timeout`, or the text of its `.end` file; empty if it ended by itself.
         code: Its exit code, as in `subprocess`; None if it has not started.
         started_at: Time of its start in Unix seconds.
@@ -79,6 +86,8 @@ class Job:
     err: str = os.devnull
     queue: str = ""
     signals: dict[str, list[int]] = dataclasses.field(default_factory=dict)
+    signals_script: bool = False
+    impossible: str = ""
     state: str = "pending"
     why: str = ""
     code: int | None = None
@@ -154,7 +163,9 @@ def supervise(number: int) -> None:
     assert job is not None
     while (root() / "hold").exists() and not job.end_request.exists():
         time.sleep(_LOOK_S)
-    if job.end_request.exists():
+    if job.impossible:
+        job.why, job.code = "impossible", 1
+    elif job.end_request.exists():
         job.why = job.end_request.read_text()
     else:
         _run(job)
@@ -182,13 +193,41 @@ def _run(job: Job) -> None:
         elif job.limit_s is not None and time.time() - job.started_at > job.limit_s:
             job.why = "timeout"
         time.sleep(_LOOK_S)
-    for number in job.signals.get(job.why, ()) if job.why else ():
-        _signal_all(mark, number)
+    for number in job.signals.get(job.why.partition(":")[0], ()) if job.why else ():
+        if job.signals_script:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, number)
+        else:
+            _signal_all(mark, number)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(number_of("FAKE_GRACE_S", 5))
     while any(_signal_all(mark, signal.SIGKILL)):  # no process outlives its job
         time.sleep(_LOOK_S)
     job.code = process.wait()
+    if not job.why:
+        _continue(job)
+    job.state = "cleanup"
+    job.store()
+
+
+def _continue(job: Job) -> None:
+    """Let a job run on after its script; a cancellation in this time ends it with SIGHUP."""
+    end = time.time() + number_of("FAKE_AFTER_S", 0)
+    while time.time() < end and not job.why:
+        if job.end_request.exists():
+            job.why, job.code = job.end_request.read_text(), -signal.SIGHUP
+        time.sleep(_LOOK_S)
+
+
+def is_away() -> bool:
+    """Tell whether the batch system does not answer."""
+    return (root() / "away").exists()
+
+
+def restarts() -> str:
+    """Return a text that changes when the batch system is started anew."""
+    path = root() / "restarts"
+    return path.read_text() if path.exists() else ""
 
 
 def _signal_all(mark: str, number: int) -> list[int]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,7 +20,7 @@ class FakeCluster:
     Args:
         directory: Directory of its state, which this class creates.
         system: `lsf` or `flux`.
-        settings: `nodes`, `cores`, `minute_s`, `grace_s`, `memory_s` (`cluster.py`).
+        settings: `nodes`, `cores`, `gpus`, `minute_s`, `grace_s`, `memory_s`, `after_s` (`cluster.py`).
     """
 
     def __init__(self, directory: Path, system: str, **settings: float) -> None:
@@ -45,9 +47,43 @@ class FakeCluster:
         """Start the jobs that `hold` has kept pending."""
         (self.directory / "hold").unlink()
 
+    def go_away(self) -> None:
+        """Let the batch system give no answer until `come_back`."""
+        (self.directory / "away").touch()
+
+    def come_back(self, *, forget_jobs: bool = False) -> None:
+        """Start the batch system anew: it answers again, and earlier connections to it are broken.
+
+        Args:
+            forget_jobs: Whether it does not know its earlier jobs any more.
+        """
+        if forget_jobs:
+            for path in (self.directory / "jobs").glob("*.json"):
+                path.unlink()
+        path = self.directory / "restarts"
+        path.write_text(str(int(path.read_text()) + 1 if path.exists() else 1))
+        (self.directory / "away").unlink(missing_ok=True)
+
     def end(self, number: int, why: str) -> None:
-        """End a job for a reason of the batch system: `preempt`, `node`, `memory`, `admin`, `node-failure`, ..."""
+        """End a job for a reason of the batch system: `preempt`, `node`, `memory`, `admin`, `cancel: a message`, ..."""
         (self.directory / "jobs" / f"{number}.end").write_text(why)
+
+    def lose_rank(self, rank: int) -> bool:
+        """Kill all processes that `flux exec` has started on a rank, and tell no one; return whether there were any."""
+        found = list(self._processes(f"FAKE_RANK={rank}"))
+        for pid in found:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        return bool(found)
+
+    def _processes(self, variable: str) -> Iterator[int]:
+        """Yield the processes of this cluster with an environment variable."""
+        wanted = {variable.encode(), f"FAKE_CLUSTER={self.directory}".encode()}
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit() and int(entry.name) != os.getpid():
+                with contextlib.suppress(OSError):
+                    if wanted.issubset((entry / "environ").read_bytes().split(b"\0")):
+                        yield int(entry.name)
 
     def jobs(self) -> list[dict[str, Any]]:
         """Return all jobs since the start of the cluster, the oldest first."""
@@ -66,11 +102,6 @@ class FakeCluster:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Kill all jobs and their supervisors."""
-        variable = f"FAKE_CLUSTER={self.directory}".encode()
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit() and int(entry.name) != os.getpid():
-                try:
-                    if variable in (entry / "environ").read_bytes().split(b"\0"):
-                        os.kill(int(entry.name), signal.SIGKILL)
-                except OSError:
-                    continue
+        for pid in list(self._processes(f"FAKE_CLUSTER={self.directory}")):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)

@@ -19,41 +19,44 @@ from maestro_celery_plugin.plugins import batch_system
 # The program of a process with Maestro's adapter: the import of the adapter for Flux imports Flux.
 DRIVER = """
 import json, sys
-from maestrowf.datastructures.core import StudyStep
-from maestrowf.interfaces import ScriptAdapterFactory
+from pathlib import Path
+from maestro_celery_plugin.batch import base, lsf_commands
+from maestro_celery_plugin.batch.maestro_adapter import open_adapter
+from maestro_celery_plugin.conductor.allocation_request import AllocationRequest
+from maestro_celery_plugin.conductor.batch_jobs import BatchJobs
 from maestro_celery_plugin.config.settings import BatchSettings
+from maestro_celery_plugin.errors import AllocationError
 from maestro_celery_plugin.plugins import batch_system
 
+lsf_commands.COMMAND_LIMIT_S, base.QUERY_TIMEOUT_S = 2.0, 5.0
 system = batch_system(sys.argv[1])
-arguments = system.adapter_arguments(BatchSettings(type=sys.argv[1], queue="pbatch"))
-adapter = ScriptAdapterFactory.get_adapter(system.adapter)(nodes=1, shell="/bin/bash", **arguments)
-real, sys.stdout = sys.stdout, sys.stderr  # Maestro's adapter for Flux prints
+jobs = BatchJobs(system)
 
-def submit(cmd, directory, nodes, walltime):
-    step = StudyStep()
-    step.name, step.description = "workers", "workers"
-    step.run.update(cmd=cmd, nodes=nodes, walltime=walltime, exclusive=True, **system.step_keys(nodes))
-    _, path, _ = adapter.write_script(directory, step)
-    with open(path) as file:
-        script = system.adjusted_script(file.read())
-    with open(path, "w") as file:
-        file.write(script)
-    record = adapter.submit(step, path, directory)
-    return [record.submission_code.name, str(record.job_identifier)]
+def submit(cmd, directory, queue="pbatch", procs=None, gpus=None, **request):
+    settings = BatchSettings(type=sys.argv[1], queue=queue)
+    request = AllocationRequest(
+        name="w", study="s", settings=settings, procs=procs, gpus=gpus, lines=(cmd,), **request
+    )
+    return jobs.submit(request, Path(directory))
 
 def states(jobs):
-    code, found = adapter.check_jobs(jobs)
+    with open_adapter(system, system.adapter_arguments(BatchSettings())) as opened:
+        code, found = opened.adapter.check_jobs(jobs)
     return [code.name, {job: getattr(state, "name", None) for job, state in found.items()}]
 
-def cancel(jobs):
-    return adapter.cancel_jobs(jobs).cancel_status.name
+def cancel(job):
+    return jobs.cancel(job, None)
 
 def reports(jobs):
     return {job: [report.state.name, report.reason] for job, report in system.reports(jobs).items()}
 
 for line in sys.stdin:
     name, arguments = json.loads(line)
-    print(json.dumps(globals()[name](**arguments)), file=real, flush=True)
+    try:
+        answer = globals()[name](**arguments)
+    except AllocationError as error:
+        answer = {"error": type(error).__name__, "text": str(error)}
+    print(json.dumps(answer), flush=True)
 """
 # Prints the facts that a process of a job finds about the allocation around it.
 CURRENT_ALLOCATION = """
@@ -86,13 +89,12 @@ class Driver:
         self._process.stdin.flush()
         return json.loads(self._process.stdout.readline())
 
-    def submit(self, cmd, nodes=2, walltime="01:00:00", expected="OK"):
+    def submit(self, cmd, nodes=2, walltime_s=3600, **request):
         self._count += 1
         self.directory = self._parent / f"job{self._count}"
         self.directory.mkdir()
-        code, job = self.call("submit", cmd=cmd, directory=str(self.directory), nodes=nodes, walltime=walltime)
-        assert code == expected
-        return job
+        place = {"directory": str(self.directory), "nodes": nodes, "walltime_s": walltime_s}
+        return self.call("submit", cmd=cmd, **place, **request)
 
     def report(self, job):
         return self.call("reports", jobs=[job])[job]
@@ -113,7 +115,7 @@ class Driver:
 @pytest.fixture(params=SYSTEMS, scope="module")
 def driver(request, tmp_path_factory):
     parent = tmp_path_factory.mktemp(request.param)
-    with FakeCluster(parent / "cluster", request.param, nodes=4, cores=2, minute_s=1.0, grace_s=1.0) as cluster:
+    with FakeCluster(parent / "cluster", request.param, nodes=4, cores=2, gpus=2, minute_s=1.0, grace_s=1.0) as cluster:
         running = Driver(cluster, request.param, parent)
         running.cluster = cluster
         yield running
@@ -149,24 +151,24 @@ def test_a_job_fails(driver):
 
 
 def test_a_job_is_cancelled_with_all_its_processes(driver, cluster):
-    job = driver.submit("trap 'echo signalled' INT TERM; setsid sleep 1000 & sleep 60 & wait; sleep 60")
-    driver.wait(job, "RUNNING")
-    assert driver.call("cancel", jobs=[job]) == "OK"
+    job = driver.submit("trap 'echo signalled' INT TERM HUP; echo begun; setsid sleep 1000 & sleep 60 & wait; sleep 60")
+    wait_for(lambda: driver.output("out"), "the script", 20)
+    assert driver.call("cancel", job=job) is None
     driver.wait(job, "CANCELLED")
-    assert driver.output("out").startswith("signalled\n")
+    assert driver.output("out").startswith("begun\nsignalled\n")
     assert driver.call("states", jobs=[job]) == ["OK", {job: "CANCELLED"}]
 
 
 def test_a_pending_job_is_cancelled(driver, cluster):
     cluster.hold()
     job = driver.submit("sleep 60")
-    assert driver.call("cancel", jobs=[job]) == "OK"
+    assert driver.call("cancel", job=job) is None
     driver.wait(job, "CANCELLED")
     cluster.release()
 
 
 def test_a_time_limit_is_enforced(driver):
-    job = driver.submit("sleep 60", walltime="00:01:00")  # a minute of this cluster is a second
+    job = driver.submit("sleep 60", walltime_s=60)  # a minute of this cluster is a second
     reason = driver.wait(job, "TIMED_OUT")
     assert reason == {
         "lsf": "TERM_RUNLIMIT: job killed after reaching LSF run time limit",
@@ -196,14 +198,79 @@ def test_a_job_that_the_batch_system_does_not_list(driver):
     assert driver.call("reports", jobs=[known, lost]) == {known: ["RUNNING", ""], lost: ["GONE", ""]}
 
 
-def test_too_many_nodes_are_refused(driver):
-    driver.submit("true", nodes=5, expected="ERROR")
+REFUSALS = {
+    "lsf": {"queue": "nosuch: No such queue. Job not submitted.", "nodes": "Too many nodes requested. Job not submitted."},
+    "flux": {"queue": "[Errno 1] Invalid queue 'nosuch' specified"},
+}
+
+
+@pytest.mark.parametrize("what", ["queue", "nodes"])
+def test_a_refusal_has_the_words_of_the_batch_system(driver, what):
+    """Given a wrong queue or too many nodes, then the error has the words of the batch system; Flux accepts such a job."""
+    answer = driver.submit("true", **{"queue": {"queue": "nosuch"}, "nodes": {"nodes": 5}}[what])
+    words = REFUSALS[driver.type].get(what)
+    if words is None:
+        reason = "alloc: unsatisfiable request: need 5 exclusive node(s), only 4 eligible"
+        assert driver.wait(answer, "FAILED") == reason
+    else:
+        assert answer["error"] == "AllocationError"
+        assert answer["text"] == f"The batch system refuses '{driver.directory}/s-w.{driver.type}.sh': {words}"
+
+
+def test_a_batch_system_that_is_away_refuses_nothing(driver, cluster):
+    """Given a batch system that is away and comes back, then a submission meanwhile is no refusal, and the next succeeds."""
+    known = driver.submit("sleep 60")
+    cluster.go_away()
+    answer = driver.submit("true")
+    assert answer["error"] == "BatchSystemUnavailableError", answer
+    assert answer["text"].startswith(f"The batch system '{driver.type}' does not answer now: ")
+    assert driver.call("cancel", job=known)["error"] == "BatchSystemUnavailableError"
+
+    cluster.come_back()
+
+    driver.wait(driver.submit("true"), "COMPLETED")
+    assert driver.call("cancel", job=known) is None
+
+
+@pytest.mark.parametrize("driver", ["flux"], indirect=True)
+def test_flux_has_lost_its_jobs_after_a_restart(driver, cluster):
+    lost = driver.submit("true")
+    driver.wait(lost, "COMPLETED")
+    cluster.come_back(forget_jobs=True)
+    assert driver.report(lost) == ["GONE", ""]
+
+
+@pytest.mark.parametrize("driver", ["lsf"], indirect=True)
+def test_a_busy_lsf_answers_in_the_end(driver, cluster):
+    """Given LSF that asks to wait before it answers, then an unknown job is gone, and a refusal is a refusal."""
+    busy = cluster.directory / "busy"
+    busy.touch()
+    assert driver.report("99") == ["GONE", ""]
+    answer = driver.submit("true", queue="nosuch")
+    busy.unlink()
+    assert answer["error"] == "AllocationError"
+    assert answer["text"].endswith(": nosuch: No such queue. Job not submitted.")
+
+
+def test_an_ended_job_needs_no_cancellation(driver):
+    job = driver.submit("true")
+    driver.wait(job, "COMPLETED")
+    assert driver.call("cancel", job=job) is None
+
+
+@pytest.mark.parametrize("driver", ["flux"], indirect=True)
+def test_the_gpus_of_an_allocation_are_those_of_each_node(driver, cluster):
+    """Given nodes of 2 GPUs, then 2 procs and 2 GPUs fit on a node, although Maestro requests GPUs for each slot."""
+    driver.wait(driver.submit("true", nodes=2, procs=4, gpus=2), "COMPLETED")
+    assert driver.wait(driver.submit("true", nodes=1, procs=2, gpus=3), "FAILED") == (
+        "alloc: unsatisfiable request: need 1 node(s) with 2 cores and 3 GPUs each, only 0 eligible"
+    )
 
 
 def test_a_process_finds_the_allocation_around_it(driver, tmp_path):
     program = tmp_path / "current_allocation.py"
     program.write_text(CURRENT_ALLOCATION)
-    job = driver.submit(f"{sys.executable} {program} {driver.type}", nodes=3, walltime="01:00:00")
+    job = driver.submit(f"{sys.executable} {program} {driver.type}", nodes=3, walltime_s=3600)
     driver.wait(job, "COMPLETED")
     allocation, remaining_s, cores = json.loads(driver.output("out"))
     assert allocation == [job, 3]

@@ -8,6 +8,7 @@ import stat
 import time
 
 import pytest
+from maestrowf.interfaces import ScriptAdapterFactory
 from support import wait_for
 
 from maestro_celery_plugin.batch.allocation import Allocation, read_allocations
@@ -116,6 +117,17 @@ def test_the_batch_script_has_bank_queue_qos_reservation_procs_and_gpus(tmp_path
     assert "--exclusive" not in text
 
 
+def test_an_adapter_that_cannot_write_its_script_is_one_error(tmp_path, monkeypatch):
+    """Given an error of Maestro's adapter, then the submission has failed, and the conductor continues."""
+
+    def write_script(self, directory, step):
+        raise KeyError("allocation_args")
+
+    monkeypatch.setattr(ScriptAdapterFactory.get_adapter("slurm"), "write_script", write_script)
+    with pytest.raises(AllocationError, match="adapter for 'slurm' cannot write the batch script of 'a_study-sim': 'all"):
+        BatchJobs(Slurm()).submit(REQUEST, tmp_path)
+
+
 def test_groups_that_share_an_allocation_start_in_parallel(tmp_path):
     request = dataclasses.replace(REQUEST, lines=("srun one", "srun two"))
 
@@ -194,7 +206,7 @@ def test_workers_in_the_current_allocation_can_be_cancelled(tmp_path):
 # --- one allocation after another --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("end_it", [lambda source: source.cancel(), lambda source: source.release(by_force=True)])
+@pytest.mark.parametrize("end_it", [lambda source: source.cancel(), lambda source: source.release(is_empty=True)])
 def test_a_full_disk_does_not_keep_an_allocation_open(source, queue, monkeypatch, end_it):
     source.ensure()
 
@@ -398,7 +410,7 @@ def test_a_cancellation_that_the_batch_system_refuses_raises_an_error(tmp_path, 
     monkeypatch.setenv("PATH", f"{scancel.parent}:/usr/bin:/bin")
 
     if code:
-        with pytest.raises(AllocationError, match="refuses to cancel"):
+        with pytest.raises(AllocationError, match=r"^the batch system does not cancel it: it gives no reason; cancel it manually"):
             BatchJobs(Slurm()).cancel("7", None)
     else:
         BatchJobs(Slurm()).cancel("7", None)
@@ -416,6 +428,8 @@ def test_a_submission_to_an_unavailable_batch_system_is_repeated_and_counts_as_n
         source.ensure()
     assert source.current.is_submission_unknown
     assert source.current.number == 1  # the attempts share one directory
+    (stored,) = read_allocations(source.current.directory.parent.parent)
+    assert stored.reason == "waits. Unable to contact slurm controller"
 
     monkeypatch.setattr(queue, "submit", submit)
     source.ensure()
@@ -446,7 +460,7 @@ def test_the_message_of_the_batch_system_decides_whether_the_submission_is_repea
 
 def test_a_released_allocation_without_workers_is_cancelled_immediately(source, queue):
     source.ensure()
-    source.release(by_force=True)
+    source.release(is_empty=True)
 
     assert queue.cancelled == ["1"]
     assert end(source, queue, AllocationState.CANCELLED, has_worked=False).released
@@ -454,14 +468,50 @@ def test_a_released_allocation_without_workers_is_cancelled_immediately(source, 
     assert queue.submitted == 2
 
 
-def test_a_released_allocation_is_cancelled_when_its_workers_do_not_leave(source, queue, monkeypatch):
+def test_a_released_allocation_whose_workers_have_left_may_end_by_itself(source, queue, monkeypatch):
+    """Given a batch system that needs long to end a job, then the job is cancelled late, and has ended as completed."""
     source.ensure()
-    source.release(by_force=False)
-    source.release(by_force=False)
+    source.current.record_slots(4)
+    source.release(is_empty=True)
     assert queue.cancelled == []
 
     monkeypatch.setattr(allocation_source, "LEAVE_LIMIT_S", 0.0)
-    source.release(by_force=False)
+    source.release(is_empty=True)
+    assert queue.cancelled == ["1"]
+    assert source.refresh().state is AllocationState.COMPLETED
+
+
+@pytest.mark.parametrize(("slots", "has_left"), [(4, False), (0, True)])
+def test_an_allocation_that_is_cancelled_before_its_workers_have_left_is_cancelled(source, queue, slots, has_left):
+    source.ensure()
+    source.current.record_slots(slots)
+    source.cancel(has_left=has_left)
+    assert source.refresh().state is AllocationState.CANCELLED
+
+
+@pytest.mark.parametrize("waits_forever", [True, False])
+def test_only_a_job_that_is_still_in_the_queue_is_cancelled(source, queue, waits_forever):
+    """Given a job that can never start, then it is cancelled only if the batch system keeps it in the queue."""
+    source.ensure()
+    queue.reported = JobReport(AllocationState.FAILED, "never", waits_forever=waits_forever)
+    assert source.refresh().state is AllocationState.FAILED
+    assert queue.cancelled == (["1"] if waits_forever else [])
+
+
+def test_a_cancellation_of_a_job_that_has_ended_succeeds(recorded):
+    recorded.answer("scancel", err="scancel: error: Kill job error on job id 7\n", code=1)
+    recorded.answer("squeue", "7|COMPLETED|None\n")
+    BatchJobs(Slurm()).cancel("7", None)
+
+
+def test_a_released_allocation_is_cancelled_when_its_workers_do_not_leave(source, queue, monkeypatch):
+    source.ensure()
+    source.release(is_empty=False)
+    source.release(is_empty=False)
+    assert queue.cancelled == []
+
+    monkeypatch.setattr(allocation_source, "LEAVE_LIMIT_S", 0.0)
+    source.release(is_empty=False)
     assert queue.cancelled == ["1"]
 
 

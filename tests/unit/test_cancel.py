@@ -94,6 +94,15 @@ def test_a_job_that_has_ended_is_not_cancelled(plan, slurm):
     assert [allocation.state for allocation in read_allocations(plan.allocations)] == [AllocationState.COMPLETED]
 
 
+def test_a_job_that_can_never_start_is_cancelled(plan, slurm):
+    """Given a job that counts as failed, but is still in the queue, then it is not left there."""
+    allocate(plan, "7")
+    calls = slurm(squeue=listed(plan).replace("7|RUNNING|None", "7|PENDING|PartitionTimeLimit"), scancel="exit 0")
+
+    assert "Job 7 of allocation 'w/1' is cancelled." in sentences(plan)
+    assert "scancel" in calls()
+
+
 def test_a_job_whose_submission_was_interrupted_is_found_and_cancelled(plan, slurm):
     """Given a conductor that died before it stored the job, then `maestro cancel` finds the job by its directory."""
     allocate(plan, None, AllocationState.PENDING)

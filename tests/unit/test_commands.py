@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 
 import pytest
 from click.testing import CliRunner
+from fakes.clusters import FakeCluster
 from support import BIN
 
 from maestro_celery_plugin.cli import main
@@ -21,10 +23,11 @@ FLUX = SPEC + "batch: {type: flux, nodes: 1}\n"
 
 @pytest.fixture
 def error_of(tmp_path):
-    def error_of(*words):
+    def error_of(*words, **variables):
         answer = subprocess.run(
-            [BIN / "maestro-celery", *words], cwd=tmp_path, capture_output=True, text=True, check=False
-        )
+            [BIN / "maestro-celery", *words], cwd=tmp_path, env={**os.environ, **variables}, capture_output=True, text=True,
+            check=False,
+        )  # fmt: skip
         assert answer.returncode in (1, 2), answer
         assert "Traceback" not in answer.stderr
         return answer.stderr.splitlines()[-1]
@@ -68,4 +71,45 @@ def test_the_allocation_of_flux_needs_its_python_package(error_of, tmp_path):
     assert error_of("allocation", "x.yaml") == (
         "maestro-celery: error: The batch script of allocation 'default_worker' cannot be written: this Python has no "
         "package 'flux', which Maestro's adapter for 'flux' needs; add it to PYTHONPATH."
+    )
+
+
+def test_the_allocation_says_why_the_package_of_flux_cannot_be_imported(error_of, tmp_path):
+    """Given a package of Flux without a library that it imports, then one line names this library."""
+    package = tmp_path / "packages" / "flux"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("import no_cffi\n")
+    (tmp_path / "x.yaml").write_text(FLUX)
+    assert error_of("allocation", "x.yaml", PYTHONPATH=str(package.parent)) == (
+        "maestro-celery: error: The batch script of allocation 'default_worker' cannot be written: this Python cannot "
+        "import the package 'flux', which Maestro's adapter for 'flux' needs (No module named 'no_cffi'); install what it "
+        "lacks in the environment of Maestro."
+    )
+
+
+@pytest.fixture
+def flux(tmp_path):
+    with FakeCluster(tmp_path / "cluster", "flux") as simulated:
+        yield simulated
+
+
+def test_the_allocation_prints_only_scripts(tmp_path, flux):
+    """Given an adapter of Maestro that prints, then only the script is printed."""
+    (tmp_path / "x.yaml").write_text(FLUX)
+    answer = subprocess.run(
+        [BIN / "maestro-celery", "allocation", "x.yaml"], cwd=tmp_path, env=flux.insert_into(dict(os.environ)),
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    lines = answer.stdout.splitlines()
+    assert lines[0] == "# allocation 'default_worker' of worker group 'default_worker', by flux"
+    assert lines[1] == "#!/bin/bash"
+    assert not [line for line in lines if line.startswith("INFO")]
+
+
+def test_the_allocation_says_that_flux_does_not_answer(error_of, tmp_path, flux):
+    (tmp_path / "x.yaml").write_text(FLUX)
+    flux.go_away()
+    assert error_of("allocation", "x.yaml", **flux.insert_into(dict(os.environ))) == (
+        "maestro-celery: error: The batch system 'flux' does not answer now: [Errno 2] Unable to connect to Flux: broker "
+        "socket /run/flux/local was not found"
     )

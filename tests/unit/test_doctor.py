@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from maestro_celery_plugin.broker.private import start, supervisor_of
-from maestro_celery_plugin.cli import main
+from maestro_celery_plugin.cli import doctor, main
 from maestro_celery_plugin.clock import wait_until
 from maestro_celery_plugin.study.session import Session
 
@@ -146,3 +146,23 @@ def test_a_maestro_of_another_environment_first_on_path_has_a_remedy(broker, tmp
     assert remedies == {
         "maestro": f"call '{Path(sys.executable).parent / 'maestro'}', or activate this environment"
     }
+
+
+@pytest.mark.parametrize("others", [[], ["sbatch"]])
+def test_the_package_of_flux_must_be_importable(broker, tmp_path, monkeypatch, others):
+    """Given Flux without its Python package, then this is an error, unless there is another batch system."""
+    commands = tmp_path / "commands"
+    commands.mkdir()
+    for name in ("flux", *others):
+        (commands / name).write_text("#!/bin/sh\n")
+        (commands / name).chmod(0o755)
+    monkeypatch.setattr(doctor, "SCHEDULERS", {"slurm": "sbatch", "flux": "flux"})
+    monkeypatch.setenv("PATH", f"{commands}:{Path(sys.executable).parent}")
+
+    code, findings, remedies = run_doctor(broker)
+
+    problem = "this Python has no package 'flux', which Maestro's adapter for 'flux' needs; add it to PYTHONPATH"
+    found = f"{commands}/flux, but it cannot be used"
+    assert findings["scheduler flux"] == (f"{found}: {problem}" if others else found)
+    assert remedies.get("scheduler flux") == (None if others else problem)
+    assert (code != 0) is (not others)

@@ -7,6 +7,7 @@ import shlex
 import time
 
 import pytest
+from recorded import RECORDINGS, Recording
 
 from maestro_celery_plugin.batch.base import CurrentAllocation, JobReport
 from maestro_celery_plugin.batch.flux import FLUX_ENDS, FLUX_STATES, Flux
@@ -48,8 +49,23 @@ def test_maestros_adapter_gets_only_keys_that_it_accepts():
     assert FLUX.adapter_arguments(BatchSettings(reservation="r", qos="s", **given)) == given
 
 
+@pytest.mark.parametrize(
+    ("resources", "keys"),
+    [
+        ((1, 4, 2), {"procs": 1, "cores per task": 4, "gpus": 2}),
+        ((2, 6, 4), {"procs": 2, "cores per task": 3, "gpus": 8}),
+        ((2, 5, 1), {"procs": 2, "cores per task": 3, "gpus": 2}),
+        ((2, 4, None), {}),
+        ((2, None, 4), {}),
+    ],
+)
+def test_an_allocation_has_the_gpus_of_its_nodes(resources, keys):
+    """Maestro's adapter requests ceil(gpus / nodes) GPUs for each of `procs` slots."""
+    assert FLUX.step_keys(*resources) == keys
+
+
 def test_the_batch_script_is_not_changed():
-    assert FLUX.step_keys(2) == {}
+    assert FLUX.step_keys(2, None, None) == {}
     assert FLUX.adjusted_script("#flux: -q \n") == "#flux: -q \n"
 
 
@@ -135,7 +151,7 @@ def test_the_end_is_now_plus_the_time_left(recorded):
     assert before + 3540 <= end <= time.time() + 3540
     recorded.answer("flux", "4294967295\n")
     assert FLUX.end_time({}) is None
-    recorded.answer("flux", err="flux-job: this process is not part of an active job\n", code=1)
+    recorded.answer("flux", err="flux-job: ERROR: no such job\n", code=1)
     assert FLUX.end_time({}) is None
 
 
@@ -178,7 +194,7 @@ def test_one_call_of_flux_jobs_reports_several_jobs(recorded):
         "ƒG": JobReport(AllocationState.GONE),
     }
     assert recorded.asked("flux") == [
-        "jobs", "-a", "-n", "-o", "{id.f58}|{status}|{exception.type}|{returncode}|{exception.note}",
+        "jobs", "-n", "-o", "{id.f58}|{status}|{exception.type}|{returncode}|{exception.note}",
         "ƒA", "ƒB", "ƒC", "ƒD", "ƒE", "ƒF", "ƒG",
     ]  # fmt: skip
 
@@ -186,6 +202,106 @@ def test_one_call_of_flux_jobs_reports_several_jobs(recorded):
 def test_unknown_jobs_are_gone_although_flux_jobs_fails(recorded):
     recorded.answer("flux", err="JobID ƒG unknown\nJobID ƒH unknown\n", code=1)
     assert FLUX.reports(["ƒG", "ƒH"]) == {job: JobReport(AllocationState.GONE) for job in ("ƒG", "ƒH")}
+
+
+def test_the_unknown_job_of_a_recording_is_gone(recorded):
+    """Given the recorded answer for an unknown job, with a warning and exit code 1, then the job is gone."""
+    recorded.replay("flux", "flux/jobs-unknown-id")
+    assert FLUX.reports(["ƒ2XmYisvW"]) == {"ƒ2XmYisvW": JobReport(AllocationState.GONE)}
+
+
+def test_a_known_job_beside_an_unknown_one_is_reported(recorded):
+    recorded.replay("flux", "flux/jobs-known-and-unknown-without-a")
+    assert FLUX.reports(["ƒ4C4Q1Q1u", "ƒ2XmYisvW"]) == {
+        "ƒ4C4Q1Q1u": JobReport(AllocationState.COMPLETED),
+        "ƒ2XmYisvW": JobReport(AllocationState.GONE),
+    }
+
+
+def test_a_warning_alone_is_no_answer(recorded):
+    recorded.answer("flux", err="flux-jobs: WARNING: Filtering options ignored with jobid list\n", code=1)
+    with pytest.raises(AllocationError, match="WARNING"):
+        FLUX.reports(["ƒA"])
+
+
+NEVER = "dependency after-success=ƒ4CQmbXcj job never started"
+ENDED = {
+    "ƒ4CQmbXcj": JobReport(AllocationState.PREEMPTED, "preempt: made room"),
+    "ƒ4CmXRUSj": JobReport(AllocationState.NODE_FAILED, "node-failure: lost node"),
+    "ƒ4DNLecGP": JobReport(AllocationState.CANCELLED, "cancel: operator says so"),
+    "ƒ4DveaxUF": JobReport(AllocationState.TIMED_OUT, "timeout: resource allocation expired"),
+    "ƒ4EV5wF5q": JobReport(AllocationState.FAILED, "exit code 3"),
+    "ƒ4F78KnS3": JobReport(AllocationState.FAILED, f"dependency: {NEVER}"),
+    "ƒ4FfHNCwq": JobReport(
+        AllocationState.FAILED,
+        "exec: task 0 (host node1): start failed: nosuchcommand: No such file or directory",
+    ),
+    "ƒ4GBDRhwd": JobReport(AllocationState.CANCELLED, "cancel"),
+    "ƒ4GmZy4h5": JobReport(AllocationState.FAILED, "exit code 137"),
+}
+
+
+def test_the_recorded_ends_of_jobs_have_a_state_and_a_reason(recorded):
+    recorded.replay("flux", "flux/jobs-ended")
+    assert FLUX.reports(list(ENDED)) == ENDED
+
+
+def test_a_recorded_job_that_can_never_start_has_ended_by_itself(recorded):
+    recorded.replay("flux", "flux/jobs-all-at-end")
+    reports = FLUX.reports(["ƒ4bLEFVhZ", "ƒ3kPiaZZ9"])
+    assert reports["ƒ4bLEFVhZ"].state is AllocationState.FAILED
+    assert reports["ƒ4bLEFVhZ"].reason.startswith("alloc: unsatisfiable request: need 1 node(s) with 4 cores and 8 GPUs")
+    assert not reports["ƒ4bLEFVhZ"].waits_forever
+    assert reports["ƒ3kPiaZZ9"].state is AllocationState.CANCELLED
+
+
+def test_recorded_open_jobs_wait(recorded):
+    """Given a job that waits for a dependency and a job that is held, then both are pending."""
+    recorded.replay("flux", "flux/jobs-open")
+    jobs = ["ƒ4F78KnS3", "ƒ4GBDRhwd", "ƒ4CQmbXcj"]
+    assert FLUX.reports(jobs) == dict.fromkeys(jobs, JobReport(AllocationState.PENDING))
+
+
+@pytest.mark.parametrize("name", ["jobs-uri-refused", "jobs-garbage-id"])
+def test_a_recorded_error_of_flux_jobs_is_no_end_of_a_job(recorded, name):
+    recorded.replay("flux", f"flux/{name}")
+    with pytest.raises(AllocationError, match="'flux' has failed: "):
+        FLUX.reports(["ƒ2XmYisvW"])
+
+
+@pytest.mark.parametrize(
+    ("name", "is_away"),
+    [
+        ("jobs-uri-refused", True), ("getattr-uri-refused", True), ("python-open-refused", True),
+        ("submit-bad-queue", False), ("cancel-inactive-python", False), ("joblist-unknown-python", False),
+        ("run-N-gt-n", False), ("run-too-many-nodes", False), ("getattr-unknown", False),
+    ],
+)  # fmt: skip
+def test_only_a_flux_that_is_away_is_unavailable(name, is_away):
+    assert bool(FLUX.unavailable.search(Recording.read(f"flux/{name}").err)) is is_away
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[Errno 32] EPIPE: Broken pipe", "[Errno 111] Connection refused", "[Errno 104] Connection reset by peer",
+        "[Errno 113] No route to host", "[Errno 38] No service matching job-ingest.submit is registered",
+    ],
+)  # fmt: skip
+def test_an_error_of_the_connection_is_no_refusal(text):
+    assert FLUX.unavailable.search(text)
+
+
+def test_there_is_no_time_limit_outside_of_an_allocation(recorded):
+    answer = (RECORDINGS / "flux" / "timeleft-outside.txt").read_text().splitlines()[1]
+    recorded.answer("flux", f"{answer}\n")
+    assert FLUX.end_time({}) is None
+
+
+@pytest.mark.parametrize("name", ["getattr-unknown", "getattr-uri-refused"])
+def test_a_recorded_error_of_getattr_is_no_allocation(recorded, name):
+    recorded.replay("flux", f"flux/{name}")
+    assert FLUX.current_allocation({"FLUX_URI": "local:///run/nosuch"}) is None
 
 
 def test_an_unknown_state_counts_as_running(recorded):
@@ -197,3 +313,17 @@ def test_a_flux_that_does_not_answer_is_an_error(recorded):
     recorded.answer("flux", err="flux-jobs: ERROR: Unable to connect to Flux\n", code=1)
     with pytest.raises(AllocationError, match=r"^'flux' has failed: flux-jobs: ERROR: Unable to connect to Flux"):
         FLUX.reports(["ƒA"])
+
+
+def test_each_interface_of_maestro_has_the_connection_that_is_dropped():
+    from maestrowf.interfaces.script import FluxFactory
+
+    interfaces = FluxFactory.factories.values()
+    assert all("flux_handle" in vars(interface) for interface in interfaces)
+    before = [interface.flux_handle for interface in interfaces]
+    for interface in interfaces:
+        interface.flux_handle = "broken"
+    with FLUX.adapter_context():
+        assert {interface.flux_handle for interface in interfaces} == {None}
+    for interface, handle in zip(interfaces, before, strict=True):
+        interface.flux_handle = handle

@@ -19,6 +19,7 @@ from maestro_celery_plugin.config.settings import (
     GenerateSettings,
     ResourceSettings,
     SampleSettings,
+    StepFacts,
     WorkerGroupSettings,
 )
 from maestro_celery_plugin.errors import SampleError, SpecificationError, StudyError
@@ -385,5 +386,26 @@ def test_a_batch_system_without_its_commands_stops_the_launch(monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
 
     message = r"study.yaml: batch.type: found 'slurm' for the worker group 'sim', but there is no 'sbatch' on PATH"
+    with pytest.raises(SpecificationError, match=message):
+        launch.check_launch(settings, "study.yaml")
+
+
+@pytest.mark.parametrize("has_workers", [True, False])
+def test_a_batch_system_without_its_python_package_stops_the_launch(monkeypatch, tmp_path, has_workers):
+    """Given Flux without a library of its package, then workers and native steps stop the launch."""
+    groups = {"sim": WorkerGroupSettings(task_queues=("merlin",))} if has_workers else {}
+    facts = {} if has_workers else {"plain": StepFacts(queues=())}
+    settings = EnsembleSettings(batch=BatchSettings(type="flux"), resources=ResourceSettings(workers=groups), steps=facts)
+    monkeypatch.setattr(launch.OPTIONS, "launching", True)
+    monkeypatch.setattr(launch.OPTIONS, "dry_run", False)
+    (tmp_path / "flux").mkdir()
+    (tmp_path / "flux" / "__init__.py").write_text("import no_cffi")
+    (tmp_path / "flux" / "flux").write_text("#!/bin/sh")
+    (tmp_path / "flux" / "flux").chmod(0o755)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path / "flux"))
+
+    user = "the worker group 'sim'" if has_workers else "the steps that Maestro runs itself"
+    message = rf"found 'flux' for {user}, but this Python cannot import the package 'flux', .*No module named 'no_cffi'"
     with pytest.raises(SpecificationError, match=message):
         launch.check_launch(settings, "study.yaml")

@@ -18,6 +18,7 @@ from maestro_celery_plugin.config.settings import (
     WorkerGroupSettings,
 )
 from maestro_celery_plugin.errors import AllocationError
+from maestro_celery_plugin.plugins import batch_system
 from maestro_celery_plugin.spec.launcher import batch_type_of, launches, needs_of, with_launcher
 
 SRUN = 'srun -Q --exact --mem=0 -J "$MAESTRO_CELERY_LAUNCH"'
@@ -268,3 +269,11 @@ def test_the_step_with_the_fewest_slots_limits_the_allocation():
     assert fewest_slots([wide, whole], 4, 36, shares_nodes=False) == (wide, 2)
     assert fewest_slots([whole, sized(procs=1, gpus=5)], 4, 36, 4, shares_nodes=True) == (sized(procs=1, gpus=5), 0)
     assert fewest_slots([], 4, 36, shares_nodes=True) == (StepNeeds(), 144)
+
+
+def test_the_gpus_of_a_step_are_planned_as_its_launcher_reserves_them():
+    """Given 4 procs and 2 gpus, then `flux run` reserves 8 GPUs, as in Maestro, and `srun` reserves 2."""
+    needs = StepNeeds(procs=4, gpus=2)
+    for kind, count in (("flux", 8), ("slurm", 2)):
+        assert needs.planned(gpus_are_per_process=batch_system(kind).gpus_are_per_process).gpu_count == count
+    assert StepNeeds(procs=4, gpus_per_task=1, gpus=2).planned(gpus_are_per_process=True).gpu_count == 4

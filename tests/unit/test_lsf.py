@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+
 import pytest
 
+from maestro_celery_plugin.batch import lsf_commands
 from maestro_celery_plugin.batch.base import CurrentAllocation, JobReport
 from maestro_celery_plugin.batch.lsf import LSF_ENDS, LSF_STATES, Lsf, LsfSrun
+from maestro_celery_plugin.batch.lsf_commands import Command
 from maestro_celery_plugin.config.groups import GroupConfig
 from maestro_celery_plugin.config.resources import ScriptCount, StepNeeds
 from maestro_celery_plugin.config.settings import BatchSettings
@@ -48,7 +52,7 @@ def test_maestros_adapter_gets_all_required_keys():
 
 
 def test_a_batch_script_sets_procs_which_maestros_adapter_requires():
-    assert LSF.step_keys(2) == {"procs": 2}
+    assert LSF.step_keys(2, None, None) == {"procs": 2}
 
 
 def test_directives_without_a_value_are_removed_from_the_batch_script():
@@ -205,3 +209,68 @@ def test_an_lsf_that_does_not_answer_is_an_error(recorded):
     recorded.answer("bjobs", err="Failed in an LSF library call: LIM is down; try later\n", code=255)
     with pytest.raises(AllocationError, match=r"^'bjobs' has failed: Failed in an LSF library call: LIM is down"):
         LSF.reports(["7"])
+
+
+# --- an LSF that is busy or away ----------------------------------------------------------------------
+
+BUSY = "LSF is processing your request. Please wait ...\n"
+
+
+def test_an_unknown_job_of_a_busy_lsf_is_gone(recorded):
+    """Given notices of `bjobs` before its answer, then an unknown job is gone nevertheless."""
+    err = f"{BUSY}Batch system concurrent query limit exceeded ... retrying in 1 second(s).\nJob <7> is not found\n"
+    recorded.answer("bjobs", err=err, code=255)
+    assert LSF.reports(["7"]) == {"7": JobReport(AllocationState.GONE)}
+
+
+def test_an_lsf_that_only_asks_to_wait_does_not_answer(recorded):
+    recorded.answer("bjobs", err="LSF is down. Please wait ...\n", code=255)
+    with pytest.raises(AllocationError, match="LSF is down"):
+        LSF.reports(["7"])
+
+
+def run_command(script, caplog):
+    """Run a command as Maestro's adapter for LSF does; return its output and its log."""
+    command = Command(script, shell=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    output, _ = command.communicate()
+    command.wait()
+    return output, [record.getMessage() for record in caplog.records]
+
+
+def test_the_message_of_a_refusal_is_logged_without_notices(caplog):
+    script = f"echo '{BUSY.strip()}' >&2; echo 'x: No such queue. Job not submitted.' >&2; exit 255"
+    assert run_command(script, caplog) == (b"", ["x: No such queue. Job not submitted."])
+
+
+def test_a_successful_command_logs_nothing(caplog):
+    assert run_command(f"echo '{BUSY.strip()}' >&2; echo 7", caplog) == (b"7\n", [])
+
+
+def test_a_command_that_waits_for_ever_is_ended(caplog, monkeypatch):
+    monkeypatch.setattr(lsf_commands, "COMMAND_LIMIT_S", 0.3)
+    _, log = run_command("echo 'LSF is down. Please wait ...' >&2; sleep 60; true", caplog)
+    assert log == ["LSF does not answer for 0 s.", "LSF is down. Please wait ..."]
+    assert all(LSF.unavailable.search(line) for line in log)
+
+
+@pytest.mark.parametrize(
+    ("text", "is_away"),
+    [
+        ("Cannot connect to LSF. Please wait ...", True),
+        ("batch system daemon not responding ... still trying", True),
+        ("Failed in an LSF library call: Communication time out. Job not submitted.", True),
+        ("Slave LIM configuration is not ready yet. Job not submitted.", True),
+        ("nosuch: No such queue. Job not submitted.", False),
+        ("User cannot use the queue. Job not submitted.", False),
+    ],
+)
+def test_only_an_lsf_that_is_away_is_unavailable(text, is_away):
+    assert bool(LSF.unavailable.search(text)) is is_away
+
+
+def test_maestros_adapter_runs_its_commands_with_the_name_that_is_replaced():
+    from maestrowf.interfaces.script import lsfscriptadapter
+
+    assert issubclass(lsfscriptadapter.Popen, subprocess.Popen)
+    with LSF.adapter_context():
+        assert lsfscriptadapter.Popen is Command

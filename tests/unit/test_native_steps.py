@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import logging
 import os
+import re
 import subprocess
 import time
 import types
@@ -23,8 +26,9 @@ from maestro_celery_plugin.batch import ownership
 from maestro_celery_plugin.batch.base import JobReport
 from maestro_celery_plugin.config.settings import BatchSettings, ResourceSettings, WorkerGroupSettings
 from maestro_celery_plugin.errors import AllocationError, BatchSystemUnavailableError
-from maestro_celery_plugin.maestro import native_jobs, postponed, touchpoints
-from maestro_celery_plugin.maestro.native_jobs import NativeJob, adapter_of
+from maestro_celery_plugin.maestro import native_adapter, native_jobs, native_steps, postponed, touchpoints
+from maestro_celery_plugin.maestro.native_adapter import open_native
+from maestro_celery_plugin.maestro.native_jobs import NativeJob
 from maestro_celery_plugin.maestro.native_step_state import NativeStepState
 from maestro_celery_plugin.states import AllocationState
 from maestro_celery_plugin.study import conductor_lock
@@ -91,12 +95,17 @@ def cluster(monkeypatch):
     monkeypatch.setitem(ScriptAdapterFactory.factories, "cluster", Cluster)
     monkeypatch.setattr(postponed, "_OF_STUDY", {})
     system = types.SimpleNamespace(
+        type="cluster",
         adapter="cluster",
+        modules=(),
+        unavailable=re.compile("no daemon"),
+        adapter_context=contextlib.nullcontext,
         adapter_arguments=lambda batch: {"bank": batch.bank or ""},
         directories=lambda jobs=None: None,
         reports=lambda jobs: dict.fromkeys(jobs, JobReport(AllocationState.GONE)),
     )
-    monkeypatch.setattr(native_jobs, "batch_system", lambda type: None if type == "local" else system)
+    for module in (native_jobs, native_adapter):
+        monkeypatch.setattr(module, "batch_system", lambda type: None if type == "local" else system)
     return Cluster
 
 
@@ -143,10 +152,12 @@ def test_maestros_adapter_writes_the_script(adapter, study):
 
 
 def test_maestros_adapter_gets_the_keys_of_the_user(cluster):
-    adapter_of(BatchSettings(type="slurm", nodes=2, qos="high", shell="python3"))
+    with open_native(BatchSettings(type="slurm", nodes=2, qos="high", shell="python3")):
+        pass
     assert cluster.keywords == {"nodes": 2, "qos": "high", "bank": "", "shell": "/usr/bin/env -S python3"}
 
-    adapter_of(BatchSettings(type="slurm", nodes="all"), "/bin/sh")
+    with open_native(BatchSettings(type="slurm", nodes="all"), "/bin/sh"):
+        pass
     assert cluster.keywords == {"bank": "", "shell": "/bin/sh"}
 
 
@@ -308,7 +319,9 @@ def test_a_process_has_one_conductor_lock_for_a_study(study):
 class Listing:
     """A batch system that lists the directories and the states of jobs, or does not answer."""
 
-    adapter = "cluster"
+    type = adapter = "cluster"
+    modules, unavailable = (), re.compile("no daemon")
+    adapter_context = staticmethod(contextlib.nullcontext)
     places, ended, answers, problem = {}, {}, True, None
 
     @staticmethod
@@ -334,7 +347,8 @@ class Listing:
 
 @pytest.fixture
 def listing(monkeypatch, cluster):
-    monkeypatch.setattr(native_jobs, "batch_system", lambda type: Listing)
+    for module in (native_jobs, native_adapter):
+        monkeypatch.setattr(module, "batch_system", lambda type: Listing)
     monkeypatch.setattr(ownership, "_LOOK_DELAYS_S", (0.0,))
     for name, value in {"places": {}, "ended": {}, "answers": True, "problem": None}.items():
         monkeypatch.setattr(Listing, name, value)
@@ -499,7 +513,7 @@ def test_a_step_that_is_refused_later_has_failed_and_explains_it(adapter, study,
     refuse(monkeypatch)
 
     assert adapter.check_jobs([job])[1] == {job: State.FAILED}
-    assert "It could not be submitted: the batch system has refused it" in read_reasons(study.refusals)["plain"].text
+    assert "It could not be submitted: the batch system refuses 'plain.sh': it gives no reason" in read_reasons(study.refusals)["plain"].text
     assert stored_job(study)["job"] == "1"
 
 
@@ -589,3 +603,112 @@ def test_the_job_that_release_0_1_has_stored_is_read(tmp_path):
     assert (state.read_job(), state.directory, state.is_interrupted) == (8, None, False)
     (tmp_path / "job.json").write_text("null")
     assert (state.read_job(), state.directory, state.is_interrupted) == (None, None, True)
+
+
+# --- refusals, and jobs that the batch system does not list -------------------------------------------
+
+
+def refuse_with(monkeypatch, words):
+    """Let Maestro's adapter refuse a submission, and log why in another module, as its interface to Flux does."""
+
+    def submit(self, *arguments, **options):
+        try:
+            raise PermissionError(1, words)
+        except PermissionError as error:
+            logging.getLogger("maestrowf.interfaces.script._flux.flux0_49_0").error(
+                "Submission failed -- Message (%s).", error, exc_info=True
+            )
+        return SubmissionRecord(SubmissionCode.ERROR, -1)
+
+    monkeypatch.setattr(Cluster, "submit", submit)
+
+
+def test_a_refusal_has_the_words_of_the_batch_system(adapter, study, listing, monkeypatch):
+    refuse_with(monkeypatch, "Invalid queue 'nosuch' specified")
+
+    assert adapter.submit(a_step(), "plain.sh", str(study.root)).submission_code is SubmissionCode.ERROR
+
+    assert read_reasons(study.refusals)["plain"].text == (
+        "It could not be submitted: the batch system refuses 'plain.sh': [Errno 1] Invalid queue 'nosuch' specified"
+    )
+    assert not (study.native / "plain" / "job.json").exists()
+
+
+def test_a_batch_system_that_is_away_at_the_submission_is_no_refusal(adapter, study, listing, monkeypatch):
+    """Given a batch system that is away, then the submission is repeated at a later poll."""
+    submit_it = Cluster.submit
+    refuse_with(monkeypatch, "no daemon")
+    job = submit(adapter, study)
+    assert adapter.check_jobs([job])[1] == {}
+
+    monkeypatch.setattr(Cluster, "submit", submit_it)
+    listing.places = {"1": str(study.root)}
+    Cluster.states = {"1": State.PENDING}
+    listing.ended = {"1": AllocationState.GONE}  # the open jobs do not include it before its submission
+
+    assert adapter.check_jobs([job])[1] == {job: State.PENDING}
+    assert Cluster.submitted == ["plain"]
+
+
+def fail_to_connect(monkeypatch, times):
+    """Let the creation of Maestro's adapter fail so many times, because it cannot connect."""
+    create, left = Cluster.__init__, [times]
+
+    def init(self, **keywords):
+        if left[0]:
+            left[0] -= 1
+            raise FileNotFoundError(2, "Unable to connect to Flux: broker socket /run/flux/local was not found")
+        create(self, **keywords)
+
+    monkeypatch.setattr(Cluster, "__init__", init)
+
+
+def test_scripts_wait_for_a_batch_system_that_is_away(adapter, study, monkeypatch):
+    monkeypatch.setattr(native_steps, "SCRIPT_DELAY_S", 0.0)
+    fail_to_connect(monkeypatch, 3)
+    assert adapter.write_script(str(study.root), a_step())[1] == str(study.root / "plain.sh")
+
+
+def test_the_conductor_ends_with_one_line_if_the_batch_system_stays_away(adapter, study, monkeypatch):
+    monkeypatch.setattr(native_steps, "SCRIPT_LIMIT_S", 0.0)
+    fail_to_connect(monkeypatch, 9)
+    with pytest.raises(SystemExit, match=r"^error: The scripts of 'plain' cannot be written. The batch system 'cluster' does"):
+        adapter.write_script(str(study.root), a_step())
+
+
+def test_a_job_that_is_not_listed_any_more_has_failed_after_three_polls(adapter, study, listing):
+    """Given a batch system that was started anew and has lost its jobs, then the step ends, and says why."""
+    listing.places = {"1": str(study.root)}
+    job = submit(adapter, study)
+    listing.places = {}
+
+    assert [adapter.check_jobs([job])[1][job] for _ in range(3)] == [None, None, State.FAILED]
+    assert read_reasons(study.refusals)["plain"].text.startswith("The batch system does not list its job any more")
+
+
+def test_a_job_whose_end_is_unknown_now_stays_open(adapter, study, listing):
+    listing.places = {"1": str(study.root)}
+    job = submit(adapter, study)
+    listing.answers = False
+    for _ in range(4):
+        assert adapter.check_jobs([job])[1] == {job: None}
+
+
+def test_the_state_of_a_job_does_not_depend_on_another_that_is_not_listed(adapter, study, listing, monkeypatch):
+    """Given an adapter that returns ERROR because of an unknown job, then the states of the other jobs count."""
+    listing.places = {"1": str(study.root)}
+    job = submit(adapter, study)
+    monkeypatch.setattr(Cluster, "check_jobs", lambda self, jobs: (JobStatusCode.ERROR, {"1": State.FINISHED}))
+
+    assert adapter.check_jobs([job, NativeJob("other", "7")])[1] == {job: State.FINISHED}
+
+
+@pytest.mark.parametrize("is_open", [True, False])
+def test_only_an_open_job_that_is_not_cancelled_is_an_error(adapter, study, listing, monkeypatch, is_open):
+    listing.places = {"1": str(study.root)}
+    job = submit(adapter, study)
+    monkeypatch.setattr(Cluster, "cancel_jobs", lambda self, jobs: CancellationRecord(CancelCode.ERROR, 1))
+    listing.ended = {} if is_open else {"1": AllocationState.COMPLETED}
+
+    code = adapter.cancel_jobs([job]).cancel_status
+    assert code is (CancelCode.ERROR if is_open else CancelCode.OK)

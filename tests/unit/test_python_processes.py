@@ -14,7 +14,7 @@ import pytest
 
 from maestro_celery_plugin import python_processes
 from maestro_celery_plugin.clock import wait_until
-from maestro_celery_plugin.processes import set_command_line
+from maestro_celery_plugin.processes import ProcessId, set_command_line
 from maestro_celery_plugin.python_processes import PADDING, command_line, prepare, start
 from maestro_celery_plugin.study.session import ENVIRONMENT_VARIABLE, Session
 
@@ -146,7 +146,7 @@ def test_a_fork_server_that_does_not_answer_is_given_up(other_server, directory,
 def test_a_fork_server_ends_with_its_process():
     code = "import maestro_celery_plugin.python_processes as p; p.prepare(); print(p._fork_server._process.pid)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert wait_until(lambda: not psutil.pid_exists(int(done.stdout)), 30)
+    assert wait_until(lambda: not ProcessId.of(int(done.stdout)).start, 30)
 
 
 # --- the command line --------------------------------------------------------------------------------
@@ -154,7 +154,7 @@ def test_a_fork_server_ends_with_its_process():
 
 def test_a_process_replaces_its_command_line():
     code = (
-        "from maestro_celery_plugin.processes import set_command_line\n"
+        "from maestro_celery_plugin.processes import ProcessId, set_command_line\n"
         "set_command_line(['python', '-m', 'mod\\u00fcle', ''])\n"
         "print(open('/proc/self/cmdline', 'rb').read().rstrip(b'\\0').split(b'\\0'))"
     )

@@ -75,6 +75,15 @@ MISTAKES = {
     "GPUs of tasks": (spec({"procs": 5, "gpus per task": 2}, group={"gpus": 2}),
         "study.sim.run.gpus per task: found 10 GPUs; the allocation of worker group 'w' has 8; request fewer, or set "
         "more `gpus` or `nodes` for the group."),
+    "GPUs of the processes of Flux": (spec({"procs": 5, "gpus": 2}, batch={"type": "flux", "nodes": 4}, group={"gpus": 2}),
+        "study.sim.run.gpus: found 10 GPUs; the allocation of worker group 'w' has 8; request fewer, or set more `gpus` or "
+        "`nodes` for the group."),
+    "procs of Flux": (spec({"nodes": 2, "procs": 1}, batch={"type": "flux", "nodes": 4}),
+        "study.sim.run.procs: found 1 procs on 2 nodes; 'flux' requires a process for each node. Set more `procs`, or "
+        "fewer `nodes`."),
+    "procs of an allocation of Flux": (spec(batch={"type": "flux", "nodes": 4}, group={"procs": 3}),
+        "merlin.resources.workers.w.procs: found 3 procs on 4 nodes; 'flux' requires a process for each node. Set more "
+        "`procs`, or fewer `nodes`."),
     "all nodes without an allocation": (spec(batch={"type": "slurm", "nodes": "all"}),
         "merlin.resources.workers.w.nodes: found 'all', which means the nodes of the allocation around `maestro run`, "
         "but there is no such allocation; use a number."),

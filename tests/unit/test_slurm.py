@@ -81,7 +81,7 @@ def test_srun_starts_a_sample_with_its_resources(needs, line):
 
 
 def test_maestros_adapter_requires_no_step_keys():
-    assert SLURM.step_keys(2) == {}
+    assert SLURM.step_keys(2, None, None) == {}
 
 
 def test_slurm_neither_requeues_a_job_nor_ends_it_when_it_loses_a_node():
@@ -142,7 +142,7 @@ def test_a_sample_counts_as_signalled_despite_foreign_job_steps_and_a_failed_sca
 @pytest.mark.parametrize("reason", ["PartitionTimeLimit", "InvalidAccount", "BadConstraints"])
 def test_a_pending_job_that_never_starts_has_failed(recorded, reason):
     recorded.answer("squeue", f"7|PENDING|{reason}\n")
-    assert SLURM.reports(["7"]) == {"7": JobReport(AllocationState.FAILED, reason)}
+    assert SLURM.reports(["7"]) == {"7": JobReport(AllocationState.FAILED, reason, waits_forever=True)}
 
 
 def test_slurm_reports_the_cores_of_this_node_and_of_the_largest_node(recorded):
@@ -205,3 +205,47 @@ def test_a_query_that_fails_is_an_error(recorded):
     recorded.answer("squeue", err="slurm_load_jobs error: Unable to contact slurm controller (connect failure)\n", code=1)
     with pytest.raises(AllocationError, match=r"^'squeue' has failed: slurm_load_jobs error: Unable to contact"):
         SLURM.reports(["7"])
+
+
+# --- a Slurm that is away -----------------------------------------------------------------------------
+
+NOT_LISTED = "slurm_load_jobs error: Invalid job id specified\n"
+
+
+@pytest.mark.parametrize(
+    ("err", "is_known"),
+    [
+        ("Slurm accounting storage is disabled\n", True),
+        ("sacct: error: Problem talking to the database: Connection refused\n", False),
+    ],
+)
+def test_an_accounting_that_is_away_is_not_the_absence_of_a_job(recorded, err, is_known):
+    """Given a job that `squeue` does not list, then its end is unknown while `sacct` does not answer."""
+    recorded.answer("squeue", err=NOT_LISTED, code=1)
+    recorded.answer("sacct", err=err, code=1)
+    report = SLURM.reports(["7"])["7"]
+    assert report.state is AllocationState.GONE
+    assert (report.reason == "") is is_known
+
+
+def test_a_job_is_gone_on_a_cluster_without_sacct(recorded):
+    recorded.answer("squeue", err=NOT_LISTED, code=1)
+    assert SLURM.reports(["7"]) == {"7": JobReport(AllocationState.GONE)}
+
+
+@pytest.mark.parametrize(
+    ("text", "is_away"),
+    [
+        ("sbatch: error: Batch job submission failed: Unable to contact slurm controller (connect failure)", True),
+        ("sbatch: error: Batch job submission failed: Socket timed out on send/recv operation", True),
+        ("sbatch: error: Batch job submission failed: Slurm backup controller in standby mode", True),
+        ("sbatch: error: Slurm temporarily unable to accept job, sleeping and retrying", True),
+        ("sbatch: error: _establish_config_source: failed to fetch config", True),
+        ("sbatch: error: Munge encode failed: Failed to access \"/run/munge/munge.socket.2\"", True),
+        ("sbatch: error: Batch job submission failed: Invalid account or account/partition combination specified", False),
+        ("sbatch: error: invalid partition specified: nosuch", False),
+        ("sbatch: error: Batch job submission failed: Node count specification invalid", False),
+    ],
+)
+def test_only_a_slurm_that_is_away_is_unavailable(text, is_away):
+    assert bool(SLURM.unavailable.search(text)) is is_away

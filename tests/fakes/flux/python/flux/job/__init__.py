@@ -11,6 +11,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[4]))
 import cluster
 
+QUEUES = ("pbatch", "pdebug")
 _BASE58 = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
 
 
@@ -41,27 +42,60 @@ def result_of(job: cluster.Job) -> tuple[str, str, str, Any]:
     if job.state != "ended":
         return "", "", "", ""
     code = -128 if job.code is None else job.code if job.code >= 0 else 128 - job.code
-    if job.why == "timeout":
+    why, _, text = job.why.partition(":")
+    if why == "impossible":
+        return "FAILED", "alloc", f"unsatisfiable request: {job.impossible}", code
+    if why == "timeout":
         return "TIMEOUT", "timeout", "resource allocation expired", code
-    if job.why == "cancel":
-        return "CANCELED", "cancel", "", code
-    if job.why:
-        return "FAILED", job.why, f"job exception {job.why}", code
+    if why == "cancel":
+        return "CANCELED", "cancel", text.strip(), code
+    if why:
+        return "FAILED", why, text.strip() or f"job exception {why}", code
     return ("FAILED" if code else "COMPLETED"), "", "", code
 
 
 def status_of(job: cluster.Job) -> str:
     """Return the status of a job in the form of `flux jobs`."""
-    return {"pending": "SCHED", "running": "RUN"}.get(job.state) or result_of(job)[0]
+    return {"pending": "SCHED", "running": "RUN", "cleanup": "CLEANUP"}.get(job.state) or result_of(job)[0]
+
+
+def lack_of(
+    nodes: int, wanted: int | None, slots: int, cores: int | None, gpus: int | None, exclusive: bool
+) -> str:  # fmt: skip
+    """Return what a request lacks on so many nodes: slots with cores and GPUs each; empty if it fits."""
+    cores, gpus = cores or 1, gpus or 0
+    total_cores, total_gpus = (int(cluster.number_of(name, default)) for name, default in (("FAKE_CORES", 2), ("FAKE_GPUS", 0)))
+    if exclusive:
+        return f"need {wanted} exclusive node(s), only {nodes} eligible" if (wanted or 1) > nodes else ""
+    if wanted is not None:
+        each = -(-slots // wanted)
+        eligible = nodes if each * cores <= total_cores and each * gpus <= total_gpus else 0
+        has = f" and {each * gpus} GPUs" if gpus else ""
+        need = f"need {wanted} node(s) with {each * cores} cores{has} each"
+        return f"{need}, only {eligible} eligible" if wanted > eligible else ""
+    if gpus and slots * gpus > nodes * total_gpus:
+        return f"need {slots} slot(s) with {gpus} GPU(s) each, only {nodes * total_gpus // gpus} available (total GPUs: {nodes * total_gpus})"
+    fitting = nodes * (total_cores // cores)
+    if slots > fitting:
+        return f"need {slots} slot(s) of {cores} core(s), only {fitting} such slot(s) available (total cores: {nodes * total_cores})"
+    return ""
 
 
 class JobspecV1:
     """The specification of a job."""
 
-    def __init__(self, command: list[str], nodes: int | None, nested: bool) -> None:
-        self.command, self.nodes, self.nested = command, nodes or 1, nested
+    def __init__(
+        self, command: list[str], nodes: int | None, slots: int, cores: int, gpus: int | None, exclusive: bool,
+        queue: str | None, nested: bool,
+    ) -> None:  # fmt: skip
+        if exclusive and nodes is None:
+            raise ValueError("exclusive can only be set with a node count")
+        if (nodes or 1) > slots:
+            raise ValueError("node count must not be greater than task count")
+        self.lack = lack_of(int(cluster.number_of("FAKE_NODES", 4)), nodes, slots, cores, gpus, exclusive)
+        self.command, self.nodes, self.nested, self.queue = command, nodes or 1, nested, queue
         self.attributes: dict[str, Any] = {}
-        self.cwd, self.environment = "", {}
+        self.cwd, self.environment = str(Path.cwd()), dict(os.environ)
         self.duration: float | None = None
         self.stdout = self.stderr = os.devnull
 
@@ -74,9 +108,7 @@ class JobspecV1:
         """Return a job that is a Flux instance."""
         assert num_slots >= 1
         assert cores_per_slot >= 1
-        if exclusive and num_nodes is None:
-            raise ValueError("exclusive can only be set with a node count")
-        return cls(command, num_nodes, nested=True)
+        return cls(command, num_nodes, num_slots, cores_per_slot, gpus_per_slot, exclusive, queue, nested=True)
 
     @classmethod
     def from_command(
@@ -84,7 +116,7 @@ class JobspecV1:
         num_nodes: int | None = None, exclusive: bool = False, queue: str | None = None, bank: str | None = None,
     ) -> JobspecV1:  # fmt: skip
         """Return a job that is a parallel program."""
-        return cls(command, num_nodes, nested=False)
+        return cls(command, num_nodes, num_tasks, cores_per_task, gpus_per_task, exclusive, queue, nested=False)
 
     def setattr(self, name: str, value: Any) -> None:
         """Set an attribute."""
@@ -96,9 +128,10 @@ class JobspecV1:
 
 
 def submit(handle: Any, jobspec: JobspecV1, waitable: bool = False, urgency: int = 16) -> JobID:
-    """Submit a job."""
-    if jobspec.nodes > cluster.number_of("FAKE_NODES", 4):
-        raise OSError(22, "unsatisfiable request")
+    """Submit a job; one that can never start is accepted, and ends with an exception."""
+    handle.check()
+    if jobspec.queue not in (None, *QUEUES):
+        raise PermissionError(1, f"Invalid queue '{jobspec.queue}' specified")
     identifier = JobID(cluster.new_number())
     place = {"FLUX_URI": f"local://{cluster.root()}/{f'instance-{int(identifier)}' if jobspec.nested else 'system'}"}
     place["FLUX_ENCLOSING_ID" if jobspec.nested else "FLUX_JOB_ID"] = identifier.f58
@@ -114,7 +147,9 @@ def submit(handle: Any, jobspec: JobspecV1, waitable: bool = False, urgency: int
             limit_s=None if limit_s is None else limit_s * cluster.number_of("FAKE_MINUTE_S", 60) / 60,
             out=str(Path(jobspec.cwd, jobspec.stdout.replace("{{id}}", identifier.f58))),
             err=str(Path(jobspec.cwd, jobspec.stderr.replace("{{id}}", identifier.f58))),
-            signals={"timeout": [signal.SIGALRM], "cancel": [signal.SIGTERM]},
+            signals={"timeout": [signal.SIGALRM], "cancel": [signal.SIGHUP]},
+            signals_script=True,
+            impossible=jobspec.lack,
         )
     )
     return identifier
@@ -122,11 +157,13 @@ def submit(handle: Any, jobspec: JobspecV1, waitable: bool = False, urgency: int
 
 def cancel(handle: Any, identifier: int) -> None:
     """End a job."""
+    handle.check()
     job = cluster.read(int(identifier))
     if job is None:
-        raise FileNotFoundError("unknown job id")
-    if job.state != "ended":
-        job.end_request.write_text("cancel")
+        raise FileNotFoundError(2, "unknown job id")
+    if job.state == "ended":
+        raise FileNotFoundError(2, "job is inactive")
+    job.end_request.write_text("cancel")
 
 
 from flux.job import list  # noqa: E402 - Flux's own name

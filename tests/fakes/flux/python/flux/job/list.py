@@ -9,7 +9,7 @@ from typing import Any
 from flux import job
 
 _ABBREVIATIONS = {
-    "SCHED": "S", "RUN": "R", "COMPLETED": "CD", "FAILED": "F", "CANCELED": "CA", "TIMEOUT": "TO",
+    "SCHED": "S", "RUN": "R", "CLEANUP": "C", "COMPLETED": "CD", "FAILED": "F", "CANCELED": "CA", "TIMEOUT": "TO",
 }  # fmt: skip
 
 
@@ -17,6 +17,7 @@ class JobList:
     """A list of jobs, by their identifiers."""
 
     def __init__(self, handle: Any, ids: Sequence[job.JobID] = ()) -> None:
+        handle.check()
         self._ids = ids
         self.errors: list[str] = []
 
