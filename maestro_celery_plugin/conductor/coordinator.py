@@ -184,6 +184,11 @@ class Coordinator:
         if open_records:
             self._records.cancel(*open_records, reason="`maestro cancel` has cancelled it.")
 
+    @property
+    def failed_samples(self) -> int:
+        """The number of failed samples of all step records."""
+        return sum(record.samples.counts().failed for record in self._records)
+
     # --- time ---
 
     def wait(self, seconds: float) -> None:

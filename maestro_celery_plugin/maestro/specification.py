@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import gc
 import io
 import logging
 import re
@@ -87,6 +88,10 @@ def load_ensemble(path: Path) -> Any:
 def _read_ensemble(data: dict[str, Any], file: str, path: str | None) -> Any:
     if OPTIONS.launching and OPTIONS.foreground and not OPTIONS.dry_run:
         python_processes.prepare()  # first: its imports happen at the same time as those of this process
+    if OPTIONS.launching:
+        # Imports create many objects and no garbage; searches for it would take an eighth of the time. They begin again
+        # when the conductor waits for the first time (`touchpoints.py`).
+        gc.disable()
     # Imported in this function only: it imports packages that would slow down a study without an ensemble.
     from maestro_celery_plugin.maestro.ensemble_specification import EnsembleSpecification
 

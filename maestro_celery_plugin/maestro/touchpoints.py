@@ -11,19 +11,23 @@ from __future__ import annotations
 
 import argparse
 import functools
+import gc
 import re
 import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from maestro_celery_plugin import clock
 from maestro_celery_plugin.errors import EnsembleError, StudyError
 from maestro_celery_plugin.maestro import old_pickles
 from maestro_celery_plugin.maestro.after_import import Touchpoint, apply_deferred, apply_touchpoints
 from maestro_celery_plugin.maestro.launch_options import OPTIONS, check_output
+
+if TYPE_CHECKING:
+    from maestro_celery_plugin.conductor.coordinator import Coordinator
 
 __all__ = ["TOUCHPOINTS", "install"]
 
@@ -151,15 +155,13 @@ def _guarded_run(run: Callable[[Any], int], namespace: argparse.Namespace) -> in
     except EnsembleError as error:
         print(f"maestro: error: {error}", file=sys.stderr)
         return 1
+    finally:
+        _collect_garbage_again()
 
 
 def _code_of_samples() -> int:
     """Return the exit code of `maestro run -fg` for a study that has finished: 1 if samples have failed."""
-    if OPTIONS.study is None:  # a study without an ensemble, or a dry run
-        return 0
-    from maestro_celery_plugin.report.reader import StatusReader
-
-    failed = StatusReader(OPTIONS.study).read().failed_samples
+    failed = sum(coordinator.failed_samples for coordinator in _coordinators())
     if failed:
         samples = "1 sample has" if failed == 1 else f"{failed} samples have"
         print(
@@ -225,12 +227,25 @@ def _wait(seconds: float) -> None:
     lock = sys.modules.get("maestro_celery_plugin.study.conductor_lock")
     if lock and lock.take_poll_request():
         return
-    module = sys.modules.get("maestro_celery_plugin.conductor.coordinator")
-    coordinators = module.active() if module else []
+    _collect_garbage_again()
+    coordinators = _coordinators()
     if not coordinators:
         clock.sleep(seconds)
     for coordinator in coordinators:
         coordinator.wait(seconds / len(coordinators))
+
+
+def _collect_garbage_again() -> None:
+    """Search for garbage again, if `specification.py` has stopped this for the launch, but not among what is there."""
+    if not gc.isenabled():
+        gc.freeze()
+        gc.enable()
+
+
+def _coordinators() -> list[Coordinator]:
+    """Return the coordinators of this process; a process without an ensemble has not imported their module."""
+    module = sys.modules.get("maestro_celery_plugin.conductor.coordinator")
+    return module.active() if module else []
 
 
 # --- the installation --------------------------------------------------------------------------------
