@@ -190,7 +190,7 @@ class RecordSamples:
             index=index,
             code=int(self.states.code(index)),
             duration_s=int(self.states.duration_us[index]) / 1e6,
-            losses=int(self.states.losses[index]),
+            losses=int(self.states.attempts.losses[index]) if self.states.attempts.has_losses else 0,
         )
 
 
