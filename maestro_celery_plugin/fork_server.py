@@ -40,7 +40,6 @@ _PROGRAMS: dict[str, tuple[str, ...]] = {
         "celery.app.amqp",
         "celery.app.log",
         "celery.apps.worker",
-        "celery.bin.worker",
         "celery.app.control",
         "celery.app.events",
         "celery.concurrency.thread",
