@@ -61,6 +61,7 @@ class StatusReader:
         self._usage = AllocationUsage(self._plan.settings)
         self._records: dict[int, RecordSamples] = {}
         self._by_name: dict[str, RecordSamples] = {}
+        self._names: list[str] = []
         self._writers: list[str] = []
 
     def read(self) -> StudyStatus:
@@ -172,6 +173,7 @@ class StatusReader:
         named = {row.name for row in rows}
         unnamed = [_row_of(record.manifest) for name, record in self._by_name.items() if name not in named]
         live = np.array([alive.get(writer, False) for writer in self._writers], bool)
+        self._names = [row.name for row in (*rows, *unnamed)]
         return [_step(row, self.record(row.name), working, live, conducted) for row in (*rows, *unnamed)]
 
     def _follow_ledger(self) -> None:
@@ -213,7 +215,9 @@ class StatusReader:
     def failed(self, limit: int) -> list[SampleStatus]:
         """Return up to `limit` failed samples by step record and index, from the last `read`."""
         found: list[SampleStatus] = []
-        for record in sorted(self._records.values(), key=lambda record: record.manifest.number):
+        for record in self._ordered:
+            if len(found) >= limit:
+                break
             found.extend(record.failed(limit - len(found)))
         return found
 
@@ -227,17 +231,26 @@ class StatusReader:
         record = self.record(name)
         return (record.interruptions, record.longest_interruption_s) if record else (0, 0.0)
 
+    @property
+    def _ordered(self) -> list[RecordSamples]:
+        """The submitted step records in the order of `read`, which is Maestro's."""
+        return [self._by_name[name] for name in self._names if name in self._by_name]
+
     def record(self, name: str) -> RecordSamples | None:
         """Return the samples of a step record, from the last `read`; None before its submission."""
         return self._by_name.get(name)
 
     def failure_kinds(self, limit: int) -> list[tuple[SampleStatus, int]]:
-        """Return the first failed sample of each step record and exit code, with the number of such samples.
+        """Return the first failed sample of each step and exit code, with the number of such samples.
 
         The result has the `limit` most frequent kinds, from the last `read`.
         """
-        kinds = (kind for record in self._records.values() for kind in record.failure_kinds())
-        return heapq.nlargest(limit, kinds, key=lambda kind: kind[1])
+        kinds: dict[tuple[str, int], tuple[SampleStatus, int]] = {}
+        for record in self._ordered:
+            for sample, count in record.failure_kinds():
+                first, others = kinds.get((sample.manifest.step, sample.code), (sample, 0))
+                kinds[sample.manifest.step, sample.code] = first, others + count
+        return heapq.nlargest(limit, kinds.values(), key=lambda kind: kind[1])
 
     def slowest(self, limit: int) -> list[SampleStatus]:
         """Return up to `limit` samples with the longest last attempts, from the last `read`."""
