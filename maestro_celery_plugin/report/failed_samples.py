@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console, Group
 from rich.text import Text
@@ -15,7 +17,7 @@ from maestro_celery_plugin.report.reader import StatusReader
 from maestro_celery_plugin.report.sample_status import SampleStatus, values_of
 from maestro_celery_plugin.report.terminal import command_words, plain, section, whole
 
-__all__ = ["failures", "headline", "show_failed"]
+__all__ = ["failures", "headline", "show_failed", "to_json"]
 
 STDERR_LINES = 3
 _STDERR_BYTES = 4096
@@ -39,6 +41,30 @@ def show_failed(reader: StatusReader, console: Console, limit: int) -> StudyStat
     elif not total:
         console.print("No sample has failed.")
     return status
+
+
+def to_json(reader: StatusReader, limit: int | None) -> list[dict[str, Any]]:
+    """Return failed samples after the last `read` of a reader, for `status --failed --json`; scripts rely on the keys.
+
+    Args:
+        reader: The reader.
+        limit: The largest number of samples; None for all.
+    """
+    samples = reader.failed(sys.maxsize if limit is None else limit)
+    return [_sample_json(sample, values) for sample, values in zip(samples, values_of(samples), strict=True)]
+
+
+def _sample_json(sample: SampleStatus, values: dict[str, str] | None) -> dict[str, Any]:
+    return {
+        "step_record": sample.manifest.name,
+        "sample": sample.index if sample.manifest.sampled else None,
+        "code": sample.code,
+        "end": sample.end,
+        "duration_s": sample.duration_s,
+        "values": values,
+        "directory": str(sample.directory),
+        "stderr": str(sample.stderr),
+    }
 
 
 def _print_whole(console: Console, text: Text) -> None:

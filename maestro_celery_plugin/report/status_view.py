@@ -127,7 +127,8 @@ def _advice(status: StudyStatus) -> list[RenderableType]:
 
 
 def _warnings(status: StudyStatus) -> list[RenderableType]:
-    sentences = [*status.damage, *(machine.sentence for machine in status.broken_machines)]
+    problem = [status.broker_problem] if status.broker_problem else []
+    sentences = [*problem, *status.damage, *(machine.sentence for machine in status.broken_machines)]
     return [section("Warnings", map(plain, sentences)), Text("")] if sentences else []
 
 

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -37,6 +38,7 @@ from maestro_celery_plugin.ledger.writer import LedgerWriter
 from maestro_celery_plugin.machine import host_name
 from maestro_celery_plugin.processes import ProcessId
 from maestro_celery_plugin.report import failed_samples, status_view, steps_table
+from maestro_celery_plugin.report.broker_check import BrokerCheck
 from maestro_celery_plugin.report.exit_codes import StudyCode, code_of
 from maestro_celery_plugin.report.explain import explain
 from maestro_celery_plugin.report.model import StepStatus, StudyState
@@ -47,7 +49,7 @@ from maestro_celery_plugin.states import AllocationState, WorkerState, cannot_ru
 from maestro_celery_plugin.study.heartbeats import Heartbeat, Heartbeats
 from maestro_celery_plugin.study.manifest import Manifest
 from maestro_celery_plugin.study.plan import StudyPlan
-from maestro_celery_plugin.study.session import Session
+from maestro_celery_plugin.study.session import BrokerLocation, Session
 from maestro_celery_plugin.study.status_csv import read_rows
 
 HEADER = (
@@ -800,7 +802,90 @@ def test_json_has_exactly_the_keys_that_scripts_rely_on(study: Study) -> None:
         "workers": [{"name": "w-1", "group": "w", "node": host_name(), "state": "busy", "refused_messages": 0}],
         "broken_machines": [],
         "damage": [],
+        "broker_problem": "",
     }
+
+
+def test_failed_samples_are_part_of_the_json_on_request(study: Study) -> None:
+    """Given 60 failed samples, then --failed --json has all of them, and with --limit fewer."""
+    study.submit(samples=60)
+    for sample in range(60):
+        study.run(sample, code=3)
+    study.submit(2, samples=1, sampled=False)
+    study.run(0, record=2, code=9)
+    study.write_table(row(2, "FAILED"), row(1, "FAILED"))
+    first, second, *others = json.loads(
+        CliRunner().invoke(main, ["status", "--failed", "--json", str(study.plan.root)]).output
+    )["failed_samples"]  # fmt: skip
+    directory = study.plan.root / "sim"
+    common = {"end": "exit code 3", "duration_s": 0.001}
+    assert first == {
+        **common, "step_record": "sim_X.2", "sample": None, "code": 9, "end": "exit code 9", "values": {},
+        "directory": str(directory / "X.2"), "stderr": str(directory / "X.2/sim_X.2.err"),
+    }, "in Maestro's order"  # fmt: skip
+    assert second["values"] == {"A": "0.0", "NAME": "[b]name 0"}
+    assert second["sample"] == 0
+    assert len(others) == 59
+    few = CliRunner().invoke(main, ["status", "--failed", "--json", "--limit", "7", str(study.plan.root)])
+    assert len(json.loads(few.output)["failed_samples"]) == 7
+
+
+# --- broker ---
+
+
+@pytest.fixture
+def listener():
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        yield server
+
+
+@pytest.mark.parametrize("url", ["redis://:secret@{}/0", "amqps://ada:secret@{}/vhost", "redis://{0};redis://{0}"])
+def test_a_broker_that_is_away_is_named_without_its_password(study: Study, listener, advance_clock, url: str) -> None:
+    """Given a broker by URL that ends and returns, then status and explain say so while the study runs."""
+    place = f"127.0.0.1:{listener.getsockname()[1]}"
+    study.session.write_broker(BrokerLocation(url=url.format(place)))
+    study.submit()
+    study.write_table(row(1, "RUNNING"))
+    assert BrokerCheck(study.session).problem() == ""
+
+    listener.close()
+    reader = study.reader
+    with study.conductor_lock():
+        text = " ".join(page_of(study).split())
+        assert f"at {place} (Connection refused)" in text
+        assert "does not accept connections from this machine." in text
+        assert dict(explain(study.plan.root))["The broker does not answer"][0].endswith("nothing is lost.")
+        assert reader.read().broker_problem
+        assert "secret" not in text
+    assert reader.read().broker_problem == "", "nobody waits for it"
+
+    with socket.create_server(listener_address(place)), study.conductor_lock():
+        assert reader.read().broker_problem, "not checked again within seconds"
+        advance_clock(11)
+        assert reader.read().broker_problem == ""
+
+
+def listener_address(place: str) -> tuple[str, int]:
+    host, _, port = place.partition(":")
+    return host, int(port)
+
+
+def test_a_broker_behind_a_socket_file_is_checked(study: Study, tmp_path: Path) -> None:
+    study.session.write_broker(BrokerLocation(url=f"redis+socket://{tmp_path}/no.sock?virtual_host=0"))
+    assert f"at {tmp_path}/no.sock (No such file or directory)" in BrokerCheck(study.session).problem()
+
+
+@pytest.mark.parametrize(
+    "location",
+    [BrokerLocation(url="redis://127.0.0.1:1/0", supervisor=(1, 1)), BrokerLocation(url="redis://h:port/0"), None],
+    ids=["private", "unknown", "none"],
+)
+def test_no_other_broker_is_checked(study: Study, location: BrokerLocation | None) -> None:
+    if location:
+        study.session.write_broker(location)
+    assert BrokerCheck(study.session).problem() == ""
 
 
 def test_the_page_shows_the_last_allocation_of_each_name(study: Study) -> None:
@@ -852,7 +937,7 @@ def test_a_study_that_was_moved_is_refused(study: Study) -> None:
 def test_options_that_exclude_each_other_are_refused(study: Study) -> None:
     result = CliRunner().invoke(main, ["status", "--json", "--watch", str(study.plan.root)])
     assert result.exit_code == 2
-    assert "exclude each other" in result.stderr
+    assert "--watch excludes --failed and --json" in result.stderr
 
 
 def test_neither_celery_nor_kombu_is_imported() -> None:
@@ -906,6 +991,62 @@ def test_explain_says_why_failed_samples_have_failed_the_step(
     assert title == "sim_X.1  FAILED"
     assert sentences[0] == sentence
     assert f"maestro-celery resume --failed {study.plan.root}` runs " in sentences[-1]
+
+
+def test_a_soft_failure_of_a_step_that_is_not_sampled_is_no_failure_of_the_step(study: Study) -> None:
+    study.submit(samples=1, sampled=False)
+    study.write_table(row(1, "FINISHED"))
+    study.run(0, code=101)
+
+    ((title, sentences),) = explain(study.plan.root)
+    assert title == "sim_X.1  FINISHED, 1 failed"
+    assert sentences[0] == "It ended with exit code 101 (soft fail), with which the study goes on."
+    assert sentences[-1].endswith("runs it again, and then what depends on it.")
+
+
+def write_settings(study: Study, steps: dict[str, StepFacts]) -> None:
+    """Write the plan of the study with these steps; worker group `w` serves the task queue `merlin`."""
+    workers = {"w": WorkerGroupSettings(task_queues=("merlin",))}
+    settings = dataclasses.replace(SETTINGS, resources=ResourceSettings(workers=workers), steps=steps)
+    plan = dataclasses.replace(study.plan, settings=settings)
+    (study.plan.root / "batch.info").write_text(yaml.safe_dump(plan.to_batch()))
+
+
+def test_step_records_with_the_same_explanation_are_explained_once(study: Study) -> None:
+    """Given 35 step records of two steps in five situations, then there are five explanations with the sums."""
+    sim, post = StepFacts(queues=("merlin",)), StepFacts(queues=("merlin",), depends=("sim",))
+    write_settings(study, {"sim": sim, "post": post})
+    for number in range(1, 21):
+        study.submit(number, samples=3)
+    for number in range(1, 6):
+        for sample in range(3):
+            study.run(sample, record=number, code=int(sample == 0))
+    study.run(0, record=6)
+    states = ["FINISHED"] * 5 + ["RUNNING"] * 5 + ["PENDING"] * 10
+    posts = [row(n, "INITIALIZED").replace("sim", "post") for n in range(6, 21)]
+    study.write_table(*(row(n, state) for n, state in enumerate(states, 1)), *posts)
+    study.beat("w-1", ProcessId.of(os.getpid()))
+    with study.conductor_lock():
+        explanations = dict(explain(study.plan.root))
+
+    group = "Worker group 'w': w-1 (busy)."
+    command = f"`maestro-celery {{}} {study.plan.root}`"
+    assert explanations == {
+        "sim_X.1, sim_X.2, sim_X.3 and 2 more step records  FINISHED, 5 failed": [
+            f"5 of 15 samples failed; {command.format('status --failed')} lists the failed samples.",
+            f"{command.format('resume --failed')} runs the failed samples again, and then what depends on them.",
+        ],
+        "sim_X.6, sim_X.7, sim_X.8 and 2 more step records  RUNNING": ["Samples: 0 running, 14 waiting, 1 ended.", group],
+        "sim_X.11, sim_X.12, sim_X.13 and 7 more step records  PENDING": [
+            "Samples: 0 running, 30 waiting, 0 ended.", group
+        ],
+        "post_X.6, post_X.7, post_X.8 and 2 more step records  INITIALIZED": [
+            "Each needs its step record of sim (RUNNING)."
+        ],
+        "post_X.11, post_X.12, post_X.13 and 7 more step records  INITIALIZED": [
+            "Each needs its step record of sim (PENDING)."
+        ],
+    }  # fmt: skip
 
 
 def test_a_failed_step_record_is_failed_before_maestro_has_polled(study: Study) -> None:
