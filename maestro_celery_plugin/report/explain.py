@@ -212,12 +212,13 @@ class Explanation:
         for parent in facts.depends if facts else ():
             records = [record for record in self._records_of(parent, step) if record.state != "FINISHED"]
             awaited += records
-            # The step records of equal parameters differ, but what is to be said of them does not.
-            for_all += [_with_state(f"its step record of {records[0].step}", records)] if len(records) == 1 else []
-            for_all += [_with_names(records)] if len(records) > 1 else []
+            # Each step record waits for another one, but what is to be said of them is the same.
+            is_funnel = ALL_COMBINATIONS.search(parent) is not None
+            own = len(records) == 1 and not is_funnel and len(self._records[records[0].step]) > 1
+            for_all += [_of_own_parameters(records[0])] if own else [_with_names(records)] if records else []
         if awaited:
-            own, common = f"It needs {_with_names(awaited)}.", f"Each needs {' and '.join(for_all)}."
-            yield Sentence(common, lambda who: own if who.is_one else common)
+            one, common = f"It needs {_with_names(awaited)}.", f"Each needs {' and '.join(for_all)}."
+            yield Sentence(common, lambda who: one if who.is_one else common)
         elif step.state == "INITIALIZED":
             yield fixed("Maestro submits it at its next poll, or later if `maestro run -t` limits the running steps.")
 
@@ -235,13 +236,13 @@ class Explanation:
         return facts is not None and not facts.queues
 
 
-def _with_state(words: str, records: list[StepStatus]) -> str:
-    return f"{words} ({records[0].state})"
+def _of_own_parameters(record: StepStatus) -> str:
+    return f"the step record of '{record.step}' with its parameter values ({record.state})"
 
 
 def _with_names(records: list[StepStatus]) -> str:
     """Return the names and states of step records, and the number of those that are not named."""
-    names = ", ".join(_with_state(record.name, [record]) for record in records[:_SHOWN])
+    names = ", ".join(f"{record.name} ({record.state})" for record in records[:_SHOWN])
     return f"{names}{f' and {len(records) - _SHOWN} more' if len(records) > _SHOWN else ''}"
 
 

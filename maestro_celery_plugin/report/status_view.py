@@ -51,11 +51,12 @@ def watch(reader: StatusReader, console: Console) -> StudyStatus:
             begin = clock.monotonic()
             status = reader.read()
             if status.has_ended:
-                live.transient = True  # the whole status replaces the part that fits into the terminal
+                live.transient = True  # the last status replaces it, with whole commands
                 break
             live.update(_screen(status, reader, console), refresh=True)
             clock.sleep(max(WATCH_S, 4 * (clock.monotonic() - begin)))
-    console.print(_page(status, reader, console), crop=False)
+    page = _screen if console.is_terminal else _page
+    console.print(page(status, reader, console), crop=False)
     return status
 
 
@@ -65,7 +66,7 @@ def watch(reader: StatusReader, console: Console) -> StudyStatus:
 def _page(status: StudyStatus, reader: StatusReader, console: Console) -> Group:
     """Return the whole output, with up to `SHOWN_STEPS` step records."""
     steps = most_urgent(status.steps, SHOWN_STEPS)
-    parts = [*_head(status), _table(steps, status, console), *_allocations(status, SHOWN), *_workers(status, SHOWN)]
+    parts = [*_head(status), *_table(steps, status, console), *_allocations(status, SHOWN), *_workers(status, SHOWN)]
     return Group(*parts, *_slowest(reader), *_failures(status, reader, SHOWN))
 
 
@@ -73,7 +74,7 @@ def _screen(status: StudyStatus, reader: StatusReader, console: Console) -> Grou
     """Return what fits into the terminal: the totals, then the step records that run and those that failed."""
     head = _head(status)
     height = console.height - 1 - _height(head, console)
-    least = min(len(status.steps), max(_LEAST_STEPS, height // 2)) + 2  # with the headings, and the number of others
+    least = min(len(status.steps), max(_LEAST_STEPS, height // 3)) + 2  # with the headings, and the number of others
     sections: list[RenderableType] = []
     for section_ in (
         *_failures(status, reader, SHOWN_ON_SCREEN),
@@ -85,8 +86,16 @@ def _screen(status: StudyStatus, reader: StatusReader, console: Console) -> Grou
         if height - lines >= least:
             height -= lines
             sections.append(section_)
-    rows = height - 1 if len(status.steps) < height else height - 2
-    return Group(*head, _table(by_urgency(status.steps, max(1, rows)), status, console), *sections)
+    return Group(*head, *_fitting_table(status, console, height), *sections)
+
+
+def _fitting_table(status: StudyStatus, console: Console, height: int) -> list[RenderableType]:
+    """Return the table of step records in at most `height` lines, but with one step record at least."""
+    for rows in range(max(1, height - 1), 0, -1):
+        parts = _table(by_urgency(status.steps, rows), status, console)
+        if _height(parts, console) <= height:
+            break
+    return parts
 
 
 def _height(parts: Sequence[RenderableType], console: Console) -> int:
@@ -103,10 +112,10 @@ def _title(status: StudyStatus) -> list[Text]:
     return [Text.assemble(plain(status.study, "bold"), "  ", state), whole(plain(str(status.path), "dim"))]
 
 
-def _table(steps: list[StepStatus], status: StudyStatus, console: Console) -> Group:
+def _table(steps: list[StepStatus], status: StudyStatus, console: Console) -> list[RenderableType]:
     """Return the table of step records, with the number of those that it does not show."""
     table = steps_table(steps, console.width, ascii_only=console.options.ascii_only)
-    return Group(table, hidden_words(status.steps, steps)) if len(steps) < len(status.steps) else table
+    return [table, hidden_words(status.steps, steps)] if len(steps) < len(status.steps) else [table]
 
 
 def _advice(status: StudyStatus) -> list[RenderableType]:

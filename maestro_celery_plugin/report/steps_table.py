@@ -57,23 +57,30 @@ def most_urgent(steps: Sequence[StepStatus], rows: int) -> list[StepStatus]:
 
 def hidden_words(steps: Sequence[StepStatus], shown: Sequence[StepStatus]) -> Text:
     """Return how many step records are not shown, by state."""
-    rest = Counter(step.state for step in steps) - Counter(step.state for step in shown)
-    words = ", ".join(f"{count} {state}" for state, count in rest.most_common())
-    return Text(f"and {rest.total()} more step records: {words} (--json has all)", style="dim")
+    rest = _by_outcome(steps) - _by_outcome(shown)
+    return Text(f"and {rest.total()} more step records: {_numbers(rest)} (--json has all)", style="dim")
+
+
+def _by_outcome(steps: Sequence[StepStatus]) -> Counter[str]:
+    """Return the number of step records in each state; those that have finished with failed samples are apart."""
+    with_failed = {"FINISHED": "FINISHED with failures"}
+    return Counter(with_failed.get(step.state, step.state) if step.samples.failed else step.state for step in steps)
+
+
+def _numbers(outcomes: Counter[str]) -> str:
+    return ", ".join(f"{count} {outcome}" for outcome, count in outcomes.most_common())
 
 
 def totals(steps: Sequence[StepStatus]) -> list[Text]:
     """Return the number of step records and of samples in each state; nothing for a single step record."""
     if len(steps) < 2:
         return []
-    states = Counter(step.state for step in steps)
-    records = ", ".join(f"{count} {state}" for state, count in states.most_common())
     counts = [step.samples for step in steps]
     samples = {name: sum(getattr(one, name) for one in counts) for name in ("finished", "failed", "running", "pending")}
     line = Text(f"{sum(samples.values())} samples: ")
     for number, (name, count) in enumerate(samples.items()):
         line.append(", " if number else "").append(f"{count} {name}", "red" if name == "failed" and count else "")
-    return [Text(f"{len(steps)} step records: {records}"), line]
+    return [Text(f"{len(steps)} step records: {_numbers(_by_outcome(steps))}"), line]
 
 
 # --- table ---

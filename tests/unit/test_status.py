@@ -681,7 +681,7 @@ def test_the_screen_shows_totals_and_how_many_step_records_are_hidden(study: Stu
     lines = console.export_text().splitlines()
 
     assert len(lines) < height
-    assert "100 step records: 97 INITIALIZED, 1 FINISHED, 1 FAILED, 1 RUNNING" in lines
+    assert "100 step records: 97 INITIALIZED, 1 FINISHED with failures, 1 FAILED, 1 RUNNING" in lines
     assert "9 samples: 2 finished, 4 failed, 1 running, 2 pending" in lines
     table = lines[next(n for n, line in enumerate(lines) if line.startswith("step record")) + 1 :]
     assert [line.split()[0] for line in table[:3]] == ["sim_X.60", "sim_X.40", "sim_X.50"]
@@ -1041,12 +1041,25 @@ def test_step_records_with_the_same_explanation_are_explained_once(study: Study)
             "Samples: 0 running, 30 waiting, 0 ended.", group
         ],
         "post_X.6, post_X.7, post_X.8 and 2 more step records  INITIALIZED": [
-            "Each needs its step record of sim (RUNNING)."
+            "Each needs the step record of 'sim' with its parameter values (RUNNING)."
         ],
         "post_X.11, post_X.12, post_X.13 and 7 more step records  INITIALIZED": [
-            "Each needs its step record of sim (PENDING)."
+            "Each needs the step record of 'sim' with its parameter values (PENDING)."
         ],
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("parent", ["sim_*", "sim"])
+def test_many_step_records_that_wait_for_the_same_one_name_it(study: Study, parent: str) -> None:
+    """Given step records that need a funnel's last step record, or the only one of a step, then it is named."""
+    write_settings(study, {"sim": StepFacts(queues=("merlin",)), "post": StepFacts(queues=("merlin",), depends=(parent,))})
+    sims = [row(7, "FAILED")] if parent == "sim" else [row(7, "FAILED"), row(8, "FINISHED")]
+    posts = [row(n, "INITIALIZED").replace("sim", "post").replace("X:", "Y:") for n in range(1, 4)]
+    study.write_table(*sims, *posts)
+    study.session.heartbeats.write_conductor(1)
+    with study.conductor_lock():
+        explanations = dict(explain(study.plan.root))
+    assert explanations["post_X.1, post_X.2, post_X.3  INITIALIZED"] == ["Each needs sim_X.7 (FAILED)."]
 
 
 def test_a_failed_step_record_is_failed_before_maestro_has_polled(study: Study) -> None:
