@@ -1,6 +1,6 @@
 """The check whether a broker by URL can be reached; a private broker is restarted by the conductor.
 
-It is a hint for users: while the broker is away, samples wait although workers and conductor live.
+It is a hint for users: while the broker is away, samples wait although workers and conductor are alive.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ class BrokerCheck:
                 return ""
             places.append(f"at {place} ({error.strerror or error})")
         return (
-            f"The broker {' or '.join(places)} does not accept connections from this machine. Until it does, waiting "
-            "samples do not start; nothing is lost."
+            f"The broker {' or '.join(places)} does not accept connections from this machine. Until it does, workers "
+            "run only what they have received; nothing is lost."
         )
 
 

@@ -690,6 +690,23 @@ def test_the_screen_shows_totals_and_how_many_step_records_are_hidden(study: Stu
     assert hidden == f"and {100 - shown} more step records: {100 - shown} INITIALIZED (--json has all)"
 
 
+def test_few_of_many_step_records_are_laid_out(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Given 2,000 step records, then a page lays out 200 of them, and a screen those that fit, a few times at most."""
+    study.write_table(*(row(number, "INITIALIZED") for number in range(2000)))
+    laid_out: list[int] = []
+    original = status_view.steps_table
+    monkeypatch.setattr(
+        status_view, "steps_table", lambda steps, *args, **options: laid_out.append(len(steps)) or original(steps, *args, **options)
+    )
+    console = Console(width=80, height=24, file=io.StringIO())
+    status_view.show(study.reader, console)
+    assert laid_out == [200]
+    laid_out.clear()
+    reader = study.reader
+    status_view._screen(reader.read(), reader, console)
+    assert sum(laid_out) < 100
+
+
 def test_the_first_line_of_stderr_keeps_its_indentation(study: Study) -> None:
     manifest = study.submit()
     study.write_table(row(1, "RUNNING"))
