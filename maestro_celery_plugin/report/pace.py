@@ -37,18 +37,18 @@ class Pace:
             writers: Numbers of their writers.
             counted: Mask of those with which a sample has ended; others have requested another one, or were stopped.
         """
-        all_ends = np.concatenate([self._ends, ends])
-        order = np.argsort(all_ends, kind="stable")
-        all_ends = all_ends[order]
-        is_counted = np.concatenate([self._counted, counted])[order]
-        first = int(np.searchsorted(all_ends, all_ends[-1] - RATE_WINDOW_S))
-        samples = np.flatnonzero(is_counted)
-        if len(samples):
-            first = min(first, int(samples[-min(RATE_SAMPLES, len(samples))]))
-        last = order[first:]
-        self._ends, self._counted = all_ends[first:], is_counted[first:]
-        self._starts = np.concatenate([self._starts, ends - durations_s])[last]
-        self._writers = np.concatenate([self._writers, writers.astype(np.uint32)])[last]
+        all_ends, all_counted = np.concatenate([self._ends, ends]), np.concatenate([self._counted, counted])
+        chosen = np.flatnonzero(all_ends >= all_ends.max() - RATE_WINDOW_S)
+        if np.count_nonzero(all_counted[chosen]) < RATE_SAMPLES:
+            order = np.argsort(all_ends, kind="stable")
+            samples = np.flatnonzero(all_counted[order])[-RATE_SAMPLES:]
+            first = int(samples[0]) if len(samples) else len(order)
+            chosen = order[min(first, len(order) - len(chosen)) :]
+        else:  # sort few of many
+            chosen = chosen[np.argsort(all_ends[chosen], kind="stable")]
+        self._ends, self._counted = all_ends[chosen], all_counted[chosen]
+        self._starts = np.concatenate([self._starts, ends - durations_s])[chosen]
+        self._writers = np.concatenate([self._writers, writers.astype(np.uint32)])[chosen]
 
     def rate(self, live: Array | None, running_since: float = np.inf) -> float | None:
         """Return samples per second in the recent past; None before the end of a sample.
