@@ -65,7 +65,7 @@ def test_a_configuration_of_merlin_that_cannot_be_read_is_one_line(home, monkeyp
         raise PermissionError(13, "Permission denied", str(self))
 
     monkeypatch.setattr("pathlib.Path.is_file", fail)
-    with pytest.raises(BrokerError, match=r"Merlin's app\.yaml cannot be looked for: .*Permission denied.* set a broker with --broker URL\."):
+    with pytest.raises(BrokerError, match=r"Merlin's app\.yaml cannot be looked for: .*Permission denied.* set a broker with --broker URL or --broker private\."):
         choose(None)
 
 
