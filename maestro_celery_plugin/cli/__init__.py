@@ -64,7 +64,7 @@ class _Commands(click.Group):
             ctx.exit(1)
 
 
-@click.group(cls=_Commands)
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="maestro-celery-plugin")
 def main() -> None:
     """Show, explain and continue ensemble studies of Maestro."""
