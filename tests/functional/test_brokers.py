@@ -105,6 +105,9 @@ def test_a_study_over_tls_with_the_keys_of_merlin(run, tls_server, environment):
 
     assert study.outputs("count/*.out") == ["20\n"]
     assert not list(study.path.glob("**/broker.conf"))
+    workers = [path.read_text() for path in (study.path / "merlin_info" / "workers").glob("*.log")]
+    assert workers
+    assert not [text for text in workers if "leaves" in text], "a worker has not seen its messages"
 
 
 @pytest.mark.parametrize(
