@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import glob
 import os
 import select
 import stat
@@ -124,8 +125,12 @@ def _check_place(directory: Path, where: str) -> None:
     """Check that a directory can be created, or files in it.
 
     Raises:
-        StudyError: it is a file or lies below one, or its file system or its permissions forbid it.
+        StudyError: it is a file or lies below one, or its name, its file system or its permissions forbid it.
     """
+    if glob.has_magic(str(directory)):  # conductor.py:231 looks for its files with a pattern
+        raise StudyError(
+            f"{where}: '{directory}' has one of the characters '*?[', and Maestro cannot read its files then."
+        )
     try:
         while not os.path.lexists(directory):
             directory = directory.parent

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 import textwrap
@@ -464,6 +465,31 @@ def test_an_address_of_another_machine_stops_the_launch(run):
     assert "--broker-host: the private broker cannot listen on '203.0.113.1'" in study.output
     assert "Traceback" not in study.output
     assert not study.path.exists()
+
+
+ODD_NAME = """a 'b" $HOME `id` \\\\ ;&|# {c}"""
+
+
+def test_a_directory_may_have_any_characters_of_the_shell(run):
+    """Given a launch without -fg, then shell, conductor, private broker and workers all find the directory."""
+    text = """
+        description: {name: "q'$a", description: d}
+        study:
+          - {name: sim, description: d, run: {cmd: echo $(X)}}
+        merlin:
+          resources:
+            workers:
+              "g 'h\\" $i": {steps: [all]}
+          samples:
+            generate: {cmd: seq 1 3 > x.csv}
+            file: $(MERLIN_INFO)/x.csv
+            column_labels: [X]
+    """
+    study = run(text, name=ODD_NAME).await_end()
+
+    assert study.states() == {"sim": "FINISHED"}
+    assert sorted(study.outputs("sim/*/*.out")) == ["1\n", "2\n", "3\n"]
+    assert f"`maestro-celery status {shlex.quote(str(study.path))}` shows its progress" in study.output
 
 
 def test_a_blank_in_the_path_stops_the_launch_of_a_study_with_batch_jobs(run):

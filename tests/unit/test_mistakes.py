@@ -183,6 +183,7 @@ COMMAND_LINES = [
     (["-y", "-o", "table.csv", "study.yaml"], "table.csv' is not a directory"),
     (["-y", "-o", "table.csv/out", "study.yaml"], "table.csv' is not a directory"),
     (["-y", "-o", "/proc/self/fd/out", "study.yaml"], "/proc/self/fd"),
+    (["-y", "-o", "out[1]", "study.yaml"], "has one of the characters '*?['"),
     (["-y", "-o", "directory", "study.yaml"], "is not the directory of a study, and -y would delete it"),
     (["-y", "-o", ".", "study.yaml"], "'study.yaml' with it"),
     (["-y", "-p", "nowhere.py", "study.yaml"], "--pgen: 'nowhere.py' is not a file"),
