@@ -19,6 +19,7 @@ from filelock import FileLock
 from maestro_celery_plugin.cli import main as maestro_celery
 from maestro_celery_plugin.errors import StudyError
 from maestro_celery_plugin.maestro import launch_options
+from maestro_celery_plugin.maestro.command_line import is_study
 from maestro_celery_plugin.maestro.launch import _lock_of
 from maestro_celery_plugin.maestro.specification import Specification
 from maestro_celery_plugin.maestro.touchpoints import TOUCHPOINTS
@@ -259,6 +260,36 @@ def test_a_command_for_a_directory_that_is_no_study_is_one_line(place, name):
         assert answer.exit_code in (1, 2)
         assert isinstance(answer.exception, SystemExit)
         assert len(answer.output.strip().splitlines()) == 1, answer.output
+
+
+@pytest.mark.parametrize(
+    ("names", "is_one"),
+    [([], True), (["logs"], True), (["merlin_info", "mine"], True), (["batch.info", "a.pkl"], True), (["mine"], False), (["logs", "mine"], False)],
+)
+def test_yes_deletes_a_directory_only_if_it_is_a_study_or_empty(tmp_path, names, is_one):
+    for name in names:
+        (tmp_path / name).touch()
+    assert is_study(tmp_path) is is_one
+
+
+def test_a_study_that_is_not_launched_says_how_to_start_it(place, capfd):
+    (place / "study.yaml").write_text(SPEC)
+    code, lines = run(capfd, "-n", "-o", "out", "study.yaml")
+    assert code == 0
+    assert errors_of(lines)[-1] == f"Nothing runs; `maestro-celery resume {place / 'out'}` starts the study."
+
+
+def test_a_cancellation_without_a_terminal_is_one_line(place, capfd, monkeypatch):
+    (place / "study" / "merlin_info").mkdir(parents=True)
+    monkeypatch.setattr(sys, "argv", ["maestro", "cancel", "study"])
+    with pytest.raises(SystemExit) as end:
+        maestrowf.maestro.main()
+    output = capfd.readouterr()
+    assert end.value.code == 1
+    assert output.err.splitlines()[-1] == (
+        "maestro: error: there is no terminal for the answer, and nothing is cancelled; add -y."
+    )
+    assert "Traceback" not in output.err
 
 
 def test_an_interrupted_question_says_how_to_go_on(place, capfd, monkeypatch):
