@@ -292,6 +292,18 @@ def test_a_cancellation_without_a_terminal_is_one_line(place, capfd, monkeypatch
     assert "Traceback" not in output.err
 
 
+def test_an_interrupted_command_says_what_goes_on(place, monkeypatch):
+    def interrupt(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("maestro_celery_plugin.cli.resume.resume", interrupt)
+    answer = CliRunner().invoke(maestro_celery, ["resume", "study"])
+    assert answer.exit_code == 130
+    assert answer.output == (
+        "maestro-celery: interrupted; a conductor that runs goes on, and `maestro-celery status` shows it.\n"
+    )
+
+
 def test_an_interrupted_question_says_how_to_go_on(place, capfd, monkeypatch):
     (place / "study.yaml").write_text(SPEC)
 
