@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from servers import rabbitmq_server, redis_server  # noqa: F401 (fixtures)
+from servers import rabbitmq_server, redis_server, redis_tls_server  # noqa: F401 (fixtures)
 from support import Study, kill
 
 TESTS_OF_LAYER = {"functional": "functional", "endtoend": "endtoend", "faults": "faults", "slurm": "slurm"}

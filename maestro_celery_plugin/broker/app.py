@@ -11,6 +11,7 @@ from celery.loaders.app import AppLoader
 from kombu import Exchange, Queue
 
 from maestro_celery_plugin.broker.messages import Signer
+from maestro_celery_plugin.broker.tls import for_celery
 from maestro_celery_plugin.errors import BrokerError
 from maestro_celery_plugin.study.session import Session
 
@@ -77,11 +78,11 @@ class _SessionApp(Celery):  # type: ignore[misc]
 
     def connection_for_read(self, url: str | None = None, **options: Any) -> Any:
         """Return a connection to the broker of the session."""
-        return self._connection(url or self.url, **options)
+        return self._connection(url or self.conf.broker_url, **options)
 
     def connection_for_write(self, url: str | None = None, **options: Any) -> Any:
         """Return a connection to the broker of the session."""
-        return self._connection(url or self.url, **options)
+        return self._connection(url or self.conf.broker_url, **options)
 
 
 def import_transport() -> None:
@@ -110,7 +111,8 @@ def make_app(session: Session, socket_timeout_s: float | None = None, *, confirm
     app = _SessionApp("maestro_celery", loader=_Loader, set_as_current=False, autofinalize=False)
     app.url, app.signer = broker.url, Signer(session.secret)
     app.conf.update(SETTINGS)
-    app.conf.broker_url = broker.url
+    app.conf.broker_url, tls = for_celery(broker.url)
+    app.conf.broker_use_ssl = tls or False
     app.conf.broker_transport_options = _transport_options(broker.url, socket_timeout_s, confirms)
     app.finalize()
     return app

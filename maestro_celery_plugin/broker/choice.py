@@ -11,6 +11,7 @@ import os
 import re
 import socket
 import ssl
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,23 @@ from kombu import Connection
 from kombu.utils.url import as_url, safequote, url_to_parts
 
 from maestro_celery_plugin.broker.private import find_server
+from maestro_celery_plugin.broker.tls import TLS_KEYS, for_celery, with_tls
+from maestro_celery_plugin.config.schema_errors import nearest
 from maestro_celery_plugin.errors import BrokerError, BrokerUnavailableError
 from maestro_celery_plugin.study.session import ENVIRONMENT_VARIABLE, Session
 
-__all__ = ["ENVIRONMENT_VARIABLE", "BrokerChoice", "check", "check_reachable", "choose", "masked"]
+__all__ = ["ENVIRONMENT_VARIABLE", "PRIVATE", "BrokerChoice", "check", "check_reachable", "choose", "masked"]
 
+# The value of ``--broker`` and of the environment variable for the private broker, whatever Merlin's app.yaml says.
+PRIVATE = "private"
 CHECK_TIMEOUT_S = 4.0
+# The keys of Merlin's broker block. Those without a use here are for Merlin's server, or for the results.
+_BLOCK_KEYS = frozenset(
+    (
+        *("name", "server", "port", "username", "password", "vhost", "db_num", "path", "url", *TLS_KEYS),
+        *("socketname", "pass_file", "encryption_key"),
+    )
+)
 # Default ports by scheme; all other schemes have the default port of Redis.
 _PORTS = {"amqps": 5671, "amqp": 5672, "pyamqp": 5672}
 _REDIS_PORT = 6379
@@ -53,12 +65,11 @@ def choose(option: str | None) -> BrokerChoice:
     """Choose the broker.
 
     Args:
-        option: The value of ``--broker``; None without the option.
+        option: The value of ``--broker``, a URL or ``private``; None without the option.
     """
-    if option:
-        return BrokerChoice(_for_kombu(option), "--broker")
-    if os.environ.get(ENVIRONMENT_VARIABLE):
-        return BrokerChoice(_for_kombu(os.environ[ENVIRONMENT_VARIABLE]), ENVIRONMENT_VARIABLE)
+    for value, source in ((option, "--broker"), (os.environ.get(ENVIRONMENT_VARIABLE), ENVIRONMENT_VARIABLE)):
+        if value:
+            return BrokerChoice(None if value.lower() == PRIVATE else _for_kombu(value), source)
     configuration = _merlin_configuration()
     if configuration:
         return BrokerChoice(_for_kombu(_merlin_url(configuration)), str(configuration))
@@ -85,7 +96,8 @@ def _merlin_configuration() -> Path | None:
         return next((path for path in candidates if path.is_file()), None)
     except (OSError, UnicodeDecodeError) as cause:
         raise BrokerError(
-            f"Merlin's app.yaml cannot be looked for: {cause}. Correct this, or set a broker with --broker URL."
+            f"Merlin's app.yaml cannot be looked for: {cause}. Correct this, or set a broker with --broker URL or "
+            "--broker private."
         ) from cause
 
 
@@ -98,16 +110,31 @@ def _merlin_url(path: Path) -> str:
     try:
         document = yaml.safe_load(path.read_text())
         broker = document["broker"]
-        if broker.get("url"):
-            return str(broker["url"])
-        scheme = {"rabbitmq": "amqps"}.get(broker["name"], broker["name"])
-        if scheme == "redis+socket":
-            return f"redis+socket://{broker['path']}?virtual_host={broker.get('db_num', 0)}"
-        return _server_url(scheme, broker)
+        _check_keys(broker.keys(), path)
+        return with_tls(_url_of_block(broker), broker, path)
     except (yaml.YAMLError, OSError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as cause:
         raise BrokerError(
-            f"{path}: no usable broker block ({cause!r}); correct it, or set a broker with --broker URL."
+            f"{path}: no usable broker block ({cause!r}); correct it, or set a broker with --broker URL or "
+            "--broker private."
         ) from cause
+
+
+def _check_keys(keys: Iterable[Any], path: Path) -> None:
+    for key in keys:
+        if key not in _BLOCK_KEYS:
+            raise BrokerError(
+                f"{path}: broker: unknown key '{key}'; {nearest(str(key), _BLOCK_KEYS)} `--broker private` uses a "
+                "private broker instead."
+            )
+
+
+def _url_of_block(broker: dict[str, Any]) -> str:
+    if broker.get("url"):
+        return str(broker["url"])
+    scheme = {"rabbitmq": "amqps"}.get(broker["name"], broker["name"])
+    if scheme == "redis+socket":
+        return f"redis+socket://{broker['path']}?virtual_host={broker.get('db_num', 0)}"
+    return _server_url(scheme, broker)
 
 
 def _server_url(scheme: str, broker: dict[str, Any]) -> str:
@@ -147,7 +174,8 @@ def check(choice: BrokerChoice) -> None:
         # The libraries would take a part of the password for the host, and show it in their errors.
         raise BrokerError(
             f"The broker {masked(choice.url)} (from {choice.source}) cannot be used: its URL has an '@' after the "
-            "host. In a password or a virtual host, write %2F for '/', %3F for '?', %23 for '#' and %40 for '@'."
+            "host. In a password or a virtual host, write %2F for '/', %3F for '?', %23 for '#' and %40 for '@'; or "
+            "use --broker private."
         )
     try:
         if url_to_parts(choice.url).scheme not in _SCHEMES:
@@ -156,7 +184,7 @@ def check(choice: BrokerChoice) -> None:
     except Exception as cause:  # each transport raises its own errors
         raise BrokerError(
             f"The broker {masked(choice.url)} (from {choice.source}) cannot be used: {_reason(cause)}. "
-            "Start it, correct the URL, or set no broker to use a private one."
+            "Start it, correct the URL, or use a private broker: --broker private."
         ) from cause
 
 
@@ -168,7 +196,10 @@ def _log_in(url: str) -> None:
     """
     is_redis = url_to_parts(url).scheme not in _PORTS
     options = {"socket_connect_timeout": CHECK_TIMEOUT_S, "socket_timeout": CHECK_TIMEOUT_S} if is_redis else {}
-    with Connection(url, connect_timeout=CHECK_TIMEOUT_S, transport_options=options) as connection:
+    address, tls = for_celery(url)
+    with Connection(
+        address, connect_timeout=CHECK_TIMEOUT_S, transport_options=options, ssl=tls or False
+    ) as connection:
         connection.ensure_connection(max_retries=1, interval_start=0, timeout=CHECK_TIMEOUT_S)
         if is_redis:
             connection.default_channel.client.ping()

@@ -111,12 +111,7 @@ class Supervisor:
             if not port or attempt >= SAME_PORT_TRIES:
                 # Another process may use the old port now, and clients may have sent it the old password.
                 port, self._user, self._password = _free_port(self._host), USER, secrets.token_hex(24)
-            self._server = subprocess.Popen(
-                [find_server(), str(self._write_configuration(port))],
-                stdin=subprocess.DEVNULL,
-                # SIGKILL: a server that hangs does not react to other signals, and has nothing to store.
-                preexec_fn=functools.partial(die_with_parent, os.getpid(), signal.SIGKILL),
-            )
+            self._server = self._server_on(port)
             is_over = functools.partial(self._answers_or_has_died, port)
             if not clock.wait_until(is_over, deadline - clock.monotonic()):
                 raise SystemExit(f"the server has not answered within {SERVER_START_LIMIT_S:.0f} s of its start")
@@ -137,6 +132,17 @@ class Supervisor:
             )
         )
 
+    def _server_on(self, port: int) -> subprocess.Popen[bytes]:
+        """Start the server, which gets no path: it would expand the characters of a pattern in it."""
+        with self._write_configuration(port).open("rb") as configuration:
+            return subprocess.Popen(
+                [str(Path(find_server()).absolute()), "-"],
+                stdin=configuration,
+                cwd=self._session.path,
+                # SIGKILL: a server that hangs does not react to other signals, and has nothing to store.
+                preexec_fn=functools.partial(die_with_parent, os.getpid(), signal.SIGKILL),
+            )
+
     def _write_configuration(self, port: int) -> Path:
         path = self._session.path / "broker.conf"
         lines = [
@@ -148,7 +154,6 @@ class Supervisor:
             'save ""',
             "appendonly no",
             "maxmemory-policy noeviction",
-            f"dir {self._session.path}",
         ]
         write_atomically(path, "\n".join(lines) + "\n", mode=0o600, durable=False)
         return path

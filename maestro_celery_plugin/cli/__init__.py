@@ -22,6 +22,8 @@ COMMANDS = ("status", "resume", "workers", "allocation", "explain", "doctor")
 # New objects between two searches for garbage. A command creates many thousands that stay, and hardly any garbage.
 _GARBAGE_THRESHOLD = 100_000
 
+_INTERRUPTED = 130  # of a shell, for a process that SIGINT ends
+
 
 class _Commands(click.Group):
     """Commands that end with the message of an error on stderr and exit code 1, without a traceback."""
@@ -62,9 +64,15 @@ class _Commands(click.Group):
         except (EnsembleError, OSError) as error:
             click.echo(f"maestro-celery: error: {error}", err=True)
             ctx.exit(1)
+        except KeyboardInterrupt:
+            click.echo(
+                "maestro-celery: interrupted; a conductor that runs goes on, and `maestro-celery status` shows it.",
+                err=True,
+            )
+            ctx.exit(_INTERRUPTED)
 
 
-@click.group(cls=_Commands)
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="maestro-celery-plugin")
 def main() -> None:
     """Show, explain and continue ensemble studies of Maestro."""

@@ -32,7 +32,9 @@ SCHEDULERS = {"slurm": "sbatch", "lsf": "bsub", "flux": "flux"}
 
 
 @click.command("doctor")
-@click.option("--broker", metavar="URL", help="Broker to check. [default: the broker that a study would use]")
+@click.option(
+    "--broker", metavar="URL", help="Broker to check: a URL, or 'private'. [default: the broker that a study would use]"
+)
 def command(broker: str | None) -> None:
     """Check that Maestro, plugin and broker work together here; exit code 1 if not."""
     has_passed = True

@@ -29,7 +29,7 @@ __all__ = ["command"]
     "worker arguments.",
 )
 @click.option("-s", "--sleeptime", default=60, show_default=True, help="Seconds between two polls of the conductor.")
-@click.option("--broker", metavar="URL", help="Broker to use. [default: the broker of the launch]")
+@click.option("--broker", metavar="URL", help="Broker to use: a URL, or 'private'. [default: the broker of the launch]")
 @click.option(
     "--broker-host", metavar="ADDRESS", help="Address of this machine at which compute nodes reach the broker."
 )

@@ -17,6 +17,13 @@ Error: TypeAlias = Any
 
 # The longest value that a message repeats, in characters.
 _SHOWN = 200
+# Words that users write for a key, and what to write instead.
+_INSTEAD = {
+    "command": "cmd",
+    "commands": "cmd",
+    "concurrency": "args: --concurrency N",
+    "prefetch_multiplier": "args: --prefetch-multiplier N",
+}
 _TYPE_NAMES = {
     "string": "text",
     "integer": "an integer",
@@ -77,13 +84,23 @@ def _message(error: Error) -> str:
 def _unknown_key(error: Error) -> str:
     allowed = [str(key) for key in error.schema["properties"]]
     unknown = next(str(key) for key in error.instance if key not in allowed)
-    return f"unknown key '{_short(unknown)}'; {nearest(unknown, allowed)}"
+    instead = _instead(unknown, allowed)
+    hint = f"use '{instead}'." if instead else nearest(unknown, allowed)
+    return f"unknown key '{_short(unknown)}'; {hint}"
+
+
+def _instead(word: str, allowed: Iterable[str]) -> str | None:
+    """Return what to write instead of an unknown key, if its block has that key."""
+    instead = _INSTEAD.get(word.lower())
+    return instead if instead and instead.partition(":")[0] in allowed else None
 
 
 def _missing_key(error: Error) -> str:
     missing = next(key for key in error.validator_value if key not in error.instance)
     allowed = error.schema["properties"]
-    close = difflib.get_close_matches(missing, [str(key) for key in error.instance if key not in allowed], n=1)
+    unknown = [str(key) for key in error.instance if key not in allowed]
+    close = [key for key in unknown if _instead(key, allowed) == missing]
+    close = close or difflib.get_close_matches(missing, unknown, n=1)
     if close:
         return f"unknown key '{close[0]}'; did you mean '{missing}'?"
     return f"the key '{missing}' is missing; add it."

@@ -25,6 +25,7 @@ from maestro_celery_plugin.config.settings import (
 from maestro_celery_plugin.config.step_entry import STEP_KEY
 from maestro_celery_plugin.config.tokens import SAMPLE_TOKENS, NameMatcher, names_in, substitute
 from maestro_celery_plugin.errors import SpecificationError
+from maestro_celery_plugin.maestro.command_line import check_command_line
 from maestro_celery_plugin.maestro.launch import EnsembleDependency, check_launch
 from maestro_celery_plugin.maestro.launch_options import OPTIONS
 from maestro_celery_plugin.maestro.schemas import maestro_schemas
@@ -85,7 +86,10 @@ class EnsembleSpecification(YAMLSpecification):  # type: ignore[misc]
         """
         specification = cls()
         specification.path = path
+        OPTIONS.is_ensemble = True
         specification._read(data, file)
+        if OPTIONS.launching and OPTIONS.arguments is not None:
+            check_command_line(OPTIONS.arguments, specification.name, specification.output_path, file)
         if path is not None:
             check_launch(specification.ensemble, file)
         return specification

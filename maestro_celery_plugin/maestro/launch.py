@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from maestrowf.abstracts import Dependency
 
 from maestro_celery_plugin import clock
@@ -28,7 +29,7 @@ from maestro_celery_plugin.config.groups import (
 from maestro_celery_plugin.config.settings import EnsembleSettings
 from maestro_celery_plugin.errors import SpecificationError, StudyError
 from maestro_celery_plugin.ledger.claims import Claims
-from maestro_celery_plugin.maestro.launch_options import OPTIONS
+from maestro_celery_plugin.maestro.launch_options import LAUNCH_LOCK, OPTIONS
 from maestro_celery_plugin.maestro.sample_generation import with_samples
 from maestro_celery_plugin.plugins import batch_system
 from maestro_celery_plugin.processes import forget_variable
@@ -63,7 +64,7 @@ def _check_launch(settings: EnsembleSettings, file: str) -> None:
         broker.check(choice)
         if choice.url is None and OPTIONS.broker_host:
             check_address(OPTIONS.broker_host)
-        OPTIONS.broker = choice.url
+        OPTIONS.broker = choice.url or broker.PRIVATE
 
 
 def _check_batch_systems(settings: EnsembleSettings, file: str) -> None:
@@ -118,6 +119,7 @@ class EnsembleDependency(Dependency):  # type: ignore[misc]
         self._settings, self._batch, self._specification = settings, batch, specification
         self.check_parameters = check_parameters
         self._is_acquired = False
+        self._lock: FileLock | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state for Maestro's pickle of the study; the settings are in ``batch.info``."""
@@ -143,14 +145,18 @@ class EnsembleDependency(Dependency):  # type: ignore[misc]
         root = Path(values["OUTPUT_PATH"])
         try:
             self._acquire(root, values)
+            self._is_acquired = True
         except OSError as cause:  # for example a full disk; `_guarded_run` cannot tell it from an error of Maestro
             raise StudyError(
                 f"The study '{root}' cannot be prepared: {cause}. Correct this, and launch the study again."
             ) from cause
-        self._is_acquired = True
+        finally:
+            if self._lock is not None and not self._is_acquired:
+                self._lock.release()
 
     def _acquire(self, root: Path, values: dict[str, str]) -> None:
         _check_path(root, self._settings)
+        OPTIONS.directory = root
         plan = StudyPlan(
             root=root,
             timestamp=_timestamp(root),
@@ -159,6 +165,7 @@ class EnsembleDependency(Dependency):  # type: ignore[misc]
             specification=self._specification,
         )
         plan.info.mkdir(parents=True, exist_ok=True)
+        self._lock = _lock_of(plan)
         if self._settings.samples:
             plan = with_samples(plan, self._settings.samples, values)
         if not OPTIONS.dry_run:
@@ -166,6 +173,24 @@ class EnsembleDependency(Dependency):  # type: ignore[misc]
             OPTIONS.study = root
         self._batch.clear()
         self._batch.update(plan.to_batch())
+
+
+def _lock_of(plan: StudyPlan) -> FileLock:
+    """Return the lock of this launch, which holds until the process ends.
+
+    Raises:
+        StudyError: another launch uses the directory: Maestro creates it when both have seen that it does not exist.
+    """
+    lock = FileLock(plan.info / LAUNCH_LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as cause:
+        raise StudyError(
+            f"Another `maestro run` is launching a study in '{plan.root}'; use another directory."
+        ) from cause
+    if (plan.root / "batch.info").exists():
+        raise StudyError(f"Another `maestro run` has just launched a study in '{plan.root}'; use another directory.")
+    return lock
 
 
 def _check_path(root: Path, settings: EnsembleSettings) -> None:

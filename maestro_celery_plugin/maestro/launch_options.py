@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 from pathlib import Path
 
 from maestro_celery_plugin.errors import StudyError
 from maestro_celery_plugin.files import is_locked
 
-__all__ = ["OPTIONS", "LaunchOptions", "check_output"]
+__all__ = ["LAUNCH_LOCK", "OPTIONS", "LaunchOptions", "check_output"]
+
+# The lock of a launch in `merlin_info`, until its process ends.
+LAUNCH_LOCK = "launch.lock"
 
 
 @dataclasses.dataclass
@@ -23,7 +27,11 @@ class LaunchOptions:
         foreground: Whether the conductor runs in this process.
         parameter_generator: Whether Python code generates the parameters.
         hashes_names: Whether Maestro numbers the directories of step records instead of naming them.
-        study: The directory of the ensemble study that was launched; None before.
+        arguments: The command line; None for another command.
+        is_ensemble: Whether the specification has an ensemble.
+        directory: The directory that the launch uses; None before it is known.
+        study: The directory of the ensemble study whose session exists; None before.
+        is_conducted: Whether the conductor was started as a process.
     """
 
     launching: bool = False
@@ -33,22 +41,27 @@ class LaunchOptions:
     foreground: bool = False
     parameter_generator: bool = False
     hashes_names: bool = False
+    arguments: argparse.Namespace | None = None
+    is_ensemble: bool = False
+    directory: Path | None = None
     study: Path | None = None
+    is_conducted: bool = False
 
 
 OPTIONS = LaunchOptions()
 
 
 def check_output(directory: str | None) -> None:
-    """Check that `maestro run --out` does not overwrite a study that is running.
+    """Check that `maestro run --out` does not overwrite a study that is running, or that is being launched.
 
     Raises:
-        StudyError: the study in this directory is running, or it is unknown whether it is.
+        StudyError: the study in this directory is running or being launched, or it is unknown whether it is.
     """
     if not directory:
         return
+    info = Path(directory, "merlin_info")
     try:
-        is_running = is_locked(Path(directory, "merlin_info", "conductor.lock"))
+        is_running, is_launched = is_locked(info / "conductor.lock"), is_locked(info / LAUNCH_LOCK)
     except NotADirectoryError:
         return  # a file, about which Maestro asks the user
     except OSError as cause:
@@ -61,3 +74,5 @@ def check_output(directory: str | None) -> None:
             f"--out: a study is running in '{directory}'; cancel it with `maestro cancel {directory}`, or use another "
             "directory."
         )
+    if is_launched:
+        raise StudyError(f"--out: another `maestro run` is launching a study in '{directory}'; use another directory.")

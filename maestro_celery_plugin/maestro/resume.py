@@ -57,7 +57,7 @@ def resume(
         request: What runs again.
         specification: A corrected specification; None to keep that of the study.
         sleep_s: Seconds between two polls of the conductor.
-        broker: Broker URL; None for the broker of the launch.
+        broker: Broker URL, or ``private``; None for the broker of the launch.
         broker_host: Address of this machine at which compute nodes reach the private broker; None for the default.
         foreground: Whether to wait for the end of the conductor.
 
@@ -204,6 +204,8 @@ def _prepare_broker(session: Session, url: str | None) -> None:
     forget_variable(ENVIRONMENT_VARIABLE)  # Maestro stores the environment, and samples inherit it
     if choice.url:
         session.write_broker(BrokerLocation(url=choice.url))
+    elif earlier is not None and earlier.supervisor is None:  # `--broker private`
+        session.remove_broker()
 
 
 def _conductor() -> str:

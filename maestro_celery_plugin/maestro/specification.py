@@ -5,7 +5,6 @@ An ensemble is a ``merlin`` block, or a step key that Maestro does not have.
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import gc
 import io
@@ -21,6 +20,7 @@ from maestro_celery_plugin import python_processes
 from maestro_celery_plugin.errors import EnsembleError, SpecificationError
 from maestro_celery_plugin.maestro.launch_options import OPTIONS
 from maestro_celery_plugin.maestro.schemas import maestro_schemas
+from maestro_celery_plugin.maestro.yaml_text import load
 
 __all__ = ["WORDS_OF_ENSEMBLES", "Specification", "load_ensemble"]
 
@@ -150,12 +150,13 @@ def _ensemble_data(text: Any, file: str) -> dict[str, Any] | None:
     Maestro reports invalid YAML that has no ``merlin`` block.
 
     Raises:
-        SpecificationError: text with a ``merlin`` block is not valid YAML, or the name of the block is misspelt.
+        SpecificationError: text with a ``merlin`` block is not valid YAML, its name is misspelt, or a block of an
+            ensemble has a key twice.
     """
     if text is None or text == Specification.text_without_ensemble or not _may_have_ensemble(text):
         return None
     try:
-        data = _load(text)
+        data, repeated = load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as cause:
         if isinstance(text, str) and _has_merlin(text.encode(errors="replace")):
             raise SpecificationError.at(file, *_yaml_problem(cause)) from cause
@@ -166,6 +167,8 @@ def _ensemble_data(text: Any, file: str) -> dict[str, Any] | None:
         if block != "merlin" and _resembles_merlin(block, value):
             raise SpecificationError.at(file, "", f"unknown block '{block}'; did you mean 'merlin'?")
     if "merlin" in data or _has_step_key(data.get("study")):
+        if repeated:
+            raise SpecificationError.at(file, *repeated)
         return data
     Specification.text_without_ensemble = text
     return None
@@ -178,18 +181,6 @@ def _resembles_merlin(name: Any, block: Any) -> bool:
     """
     is_similar = bool(difflib.get_close_matches(str(name), ["merlin"], cutoff=0.8))
     return is_similar and isinstance(block, dict) and not block.keys().isdisjoint(("resources", "samples"))
-
-
-def _load(text: Any) -> Any:
-    """Return the value of YAML text.
-
-    `CSafeLoader` is `SafeLoader` with a parser in C: it builds the same plain values, and no objects. It takes a tenth
-    of the time, and is not part of each installation of PyYAML. The parser in Python has better messages.
-    """
-    if hasattr(yaml, "CSafeLoader"):
-        with contextlib.suppress(yaml.YAMLError):
-            return yaml.load(text, Loader=yaml.CSafeLoader)
-    return yaml.safe_load(text)
 
 
 def _yaml_problem(cause: Exception) -> tuple[str, str]:

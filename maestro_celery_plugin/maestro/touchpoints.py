@@ -21,10 +21,10 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from maestro_celery_plugin import clock
-from maestro_celery_plugin.errors import EnsembleError, StudyError
+from maestro_celery_plugin.errors import StudyError
 from maestro_celery_plugin.maestro import old_pickles
 from maestro_celery_plugin.maestro.after_import import Touchpoint, apply_deferred, apply_touchpoints
-from maestro_celery_plugin.maestro.launch_options import OPTIONS, check_output
+from maestro_celery_plugin.maestro.launch_options import OPTIONS
 
 if TYPE_CHECKING:
     from maestro_celery_plugin.conductor.coordinator import Coordinator
@@ -53,10 +53,14 @@ def _start_process(original: Callable[..., Any]) -> Callable[..., Any]:
 def _load_parameter_generator(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def load_parameter_generator(path: str, env: Any, kwargs: Any) -> Any:
-        parameters = original(path, env, kwargs)
-        for dependency in env.dependencies.values():
-            if hasattr(dependency, "check_parameters"):  # of an ensemble (`launch.py`)
-                dependency.check_parameters(parameters)
+        ensembles = [item for item in env.dependencies.values() if hasattr(item, "check_parameters")]  # (`launch.py`)
+        if not ensembles:
+            return original(path, env, kwargs)
+        from maestro_celery_plugin.maestro.parameter_generator import generate
+
+        parameters = generate(original, path, env, kwargs)
+        for ensemble in ensembles:
+            ensemble.check_parameters(parameters)
         return parameters
 
     return load_parameter_generator
@@ -123,7 +127,8 @@ class EnsembleArgumentParser(argparse.ArgumentParser):
             self.add_argument(
                 "--broker",
                 metavar="URL",
-                help="Broker of an ensemble study: a Redis or RabbitMQ URL. [Default: a private broker]",
+                help="Broker of an ensemble study: a Redis or RabbitMQ URL, or 'private'. [Default: that of Merlin's "
+                "app.yaml, else a private broker]",
             )
             self.add_argument(
                 "--broker-host",
@@ -142,32 +147,19 @@ class EnsembleArgumentParser(argparse.ArgumentParser):
         return namespace
 
 
-def _guarded_run(run: Callable[[Any], int], namespace: argparse.Namespace) -> int:
-    """Run `maestro run`; print only the message of an error of the plugin. Errors of Maestro stay as they are."""
-    OPTIONS.launching, OPTIONS.broker, OPTIONS.dry_run = True, namespace.broker, namespace.dry
-    OPTIONS.broker_host = namespace.broker_host
-    OPTIONS.parameter_generator, OPTIONS.hashes_names = namespace.pgen is not None, namespace.hashws
-    OPTIONS.foreground = namespace.fg
+def _guarded_run(run: Callable[[Any], int], arguments: argparse.Namespace) -> int:
+    """Run `maestro run`, which searches for garbage again at its end."""
+    from maestro_celery_plugin.maestro.guarded_run import guarded_run
+
     try:
-        check_output(namespace.out)
-        code = run(namespace)
-        return code if code or not namespace.fg else _code_of_samples()
-    except EnsembleError as error:
-        print(f"maestro: error: {error}", file=sys.stderr)
-        return 1
+        return guarded_run(run, arguments, _failed_samples)
     finally:
         _collect_garbage_again()
 
 
-def _code_of_samples() -> int:
-    """Return the exit code of `maestro run -fg` for a study that has finished: 1 if samples have failed."""
-    failed = sum(coordinator.failed_samples for coordinator in _coordinators())
-    if failed:
-        samples = "1 sample has" if failed == 1 else f"{failed} samples have"
-        print(
-            f"maestro: {samples} failed; `maestro-celery status --failed {OPTIONS.study}` lists them.", file=sys.stderr
-        )
-    return 1 if failed else 0
+def _failed_samples() -> int | None:
+    coordinators = _coordinators()
+    return sum(coordinator.failed_samples for coordinator in coordinators) if coordinators else None
 
 
 def _guarded_cancel(cancel: Callable[[Any], int], namespace: argparse.Namespace) -> int:
@@ -177,7 +169,13 @@ def _guarded_cancel(cancel: Callable[[Any], int], namespace: argparse.Namespace)
         return cancel(namespace)
     from maestro_celery_plugin.maestro.cancel import cancel_all
 
-    return cancel_all(functools.partial(cancel, namespace), ensembles)
+    try:
+        return cancel_all(functools.partial(cancel, namespace), ensembles)
+    except EOFError:
+        print("maestro: error: there is no terminal for the answer, and nothing is cancelled; add -y.", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("maestro: interrupted; `maestro-celery status` shows what still runs.", file=sys.stderr)
+    return 1
 
 
 def _is_ensemble(directory: Path) -> bool:
@@ -210,12 +208,20 @@ def _end_and_remove(remove: Callable[..., None], path: Any, *args: Any, **kwargs
 
 
 def _with_own_conductor(command: Any) -> Any:
-    """Return the command with the conductor of the same environment as `maestro`, which may not be on PATH."""
-    conductor = Path(sys.argv[0]).with_name("conductor")
+    """Return the command with the conductor of the same environment as `maestro`, which may not be on PATH.
+
+    Maestro does not quote the directory of the study, which may have characters that the shell interprets.
+    """
     prefix = "nohup conductor "
-    if isinstance(command, str) and command.startswith(prefix) and conductor.is_file():
-        return f"nohup {shlex.quote(str(conductor.absolute()))} {command[len(prefix) :]}"
-    return command
+    if not isinstance(command, str) or not command.startswith(prefix):
+        return command
+    conductor, arguments, study = Path(sys.argv[0]).with_name("conductor"), command[len(prefix) :], str(OPTIONS.study)
+    if OPTIONS.study is not None:  # of an ensemble
+        OPTIONS.is_conducted = True
+        options, _, log = arguments.removesuffix(" 2>&1").partition(f" {study} > ")
+        arguments = f"{options} {shlex.quote(study)} > {shlex.quote(log)} 2>&1"
+    program = shlex.quote(str(conductor.absolute())) if conductor.is_file() else "conductor"
+    return f"nohup {program} {arguments}"
 
 
 def _wait(seconds: float) -> None:

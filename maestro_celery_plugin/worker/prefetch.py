@@ -49,6 +49,7 @@ class PrefetchStep(bootsteps.StartStopStep):  # type: ignore[misc]
             qos.can_consume = MethodType(lambda _: gate.has_free_slot and original(), qos)
         else:
             consumer.task_consumer.qos(prefetch_count=1)
+            self.wake()  # so that the loop begins with `_drain`
 
     def stop(self, consumer: Any) -> None:
         """Detach from the event loop."""
@@ -83,6 +84,17 @@ class PrefetchStep(bootsteps.StartStopStep):  # type: ignore[misc]
         elif not gate.has_free_slot and self._consuming:
             self._consuming = False
             consumer.cancel()
+        self._drain()
+
+    def _drain(self) -> None:
+        """Handle the messages that have come with the answer to a command, such as that to consume.
+
+        With TLS, they can lie decrypted in the process. The event loop watches the socket, and does not see them.
+        """
+        connection: Any = self._consumer.connection
+        hub = self._consumer.hub
+        if hub is not None and connection is not None and connection.transport.driver_type == "amqp":
+            hub.call_soon(connection.transport.on_readable, connection.connection, hub)
 
 
 def install(app: Celery, slots: int) -> None:

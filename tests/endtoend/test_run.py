@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import shlex
+import signal
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
 
 import pytest
-from support import BIN, ROOT, WITHOUT_PLUGIN, needed, wait_for
+from support import BIN, ROOT, WITHOUT_PLUGIN, Study, needed, wait_for
 
 import maestro_celery_plugin
 
@@ -464,6 +466,61 @@ def test_an_address_of_another_machine_stops_the_launch(run):
     assert "--broker-host: the private broker cannot listen on '203.0.113.1'" in study.output
     assert "Traceback" not in study.output
     assert not study.path.exists()
+
+
+def test_an_interruption_in_the_foreground_is_one_line_and_leaves_no_process(run, environment, tmp_path):
+    """Given Ctrl-C, which all processes of the terminal receive, then the study stops, and `resume` goes on with it."""
+    path = tmp_path / "study.yaml"
+    text = """
+        description: {name: s, description: d}
+        study:
+          - {name: sim, description: d, run: {cmd: "echo $(A); while test ! -e $(SPECROOT)/go; do sleep 0.1; done"}}
+    """
+    path.write_text(textwrap.dedent(text + samples(3)))
+    study = Study(tmp_path / "study", environment)
+    command = [str(BIN / "maestro"), "run", "-y", "-fg", "-s", "1", "-o", str(study.path), str(path)]
+    with subprocess.Popen(
+        command, env=environment, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        study.await_text("sim/*/*.out", "1")
+        os.killpg(process.pid, signal.SIGINT)
+        errors = process.communicate(timeout=60)[1]
+
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    assert errors.splitlines()[-1] == (
+        "maestro: interrupted. The study has stopped, and its local workers end with it; `maestro-celery resume "
+        f"{study.path}` goes on with it."
+    )
+    wait_for(lambda: not study.processes(), "the end of all processes")
+    (tmp_path / "go").touch()
+    assert study.command("maestro-celery", "resume", "-fg", "-s", "1", str(study.path)).returncode == 0
+    assert sorted(text.splitlines()[-1] for text in study.outputs("sim/*/*.out")) == ["1", "2", "3"]
+
+
+ODD_NAME = """a 'b" $HOME `id` \\\\ ;&|# {c}"""
+
+
+def test_a_directory_may_have_any_characters_of_the_shell(run):
+    """Given a launch without -fg, then shell, conductor, private broker and workers all find the directory."""
+    text = """
+        description: {name: "q'$a", description: d}
+        study:
+          - {name: sim, description: d, run: {cmd: echo $(X)}}
+        merlin:
+          resources:
+            workers:
+              "g 'h\\" $i": {steps: [all]}
+          samples:
+            generate: {cmd: seq 1 3 > x.csv}
+            file: $(MERLIN_INFO)/x.csv
+            column_labels: [X]
+    """
+    study = run(text, name=ODD_NAME).await_end()
+
+    assert study.states() == {"sim": "FINISHED"}
+    assert sorted(study.outputs("sim/*/*.out")) == ["1\n", "2\n", "3\n"]
+    assert f"`maestro-celery status {shlex.quote(str(study.path))}` shows its progress" in study.output
 
 
 def test_a_blank_in_the_path_stops_the_launch_of_a_study_with_batch_jobs(run):

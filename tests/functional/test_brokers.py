@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import redis
-from servers import PASSWORD, Server
+from servers import PASSWORD, Server, TlsServer
 from support import BIN, ROOT
 
-from maestro_celery_plugin.broker.choice import check_reachable
+from maestro_celery_plugin.broker.choice import check, check_reachable, choose
 from maestro_celery_plugin.errors import BrokerError, BrokerUnavailableError
 from maestro_celery_plugin.ledger.entries import Kind
 from maestro_celery_plugin.ledger.reader import LedgerReader, read_ledger
@@ -86,6 +86,54 @@ def test_a_broker_from_the_configuration_of_merlin(run, redis_server, environmen
 
     assert study.outputs("count/*.out") == ["20\n"]
     assert not list(study.path.glob("**/broker.conf"))
+
+
+@pytest.fixture(params=["redis", "rabbitmq"])
+def tls_server(request) -> TlsServer:
+    if request.param == "redis":
+        return request.getfixturevalue("redis_tls_server")
+    return request.getfixturevalue("rabbitmq_server").tls
+
+
+def test_a_study_over_tls_with_the_keys_of_merlin(run, tls_server, environment):
+    """Given a server that wants a certificate, then launch, conductor and workers show it, and verify that of the server."""
+    merlin = Path(environment["HOME"], ".merlin")
+    merlin.mkdir()
+    (merlin / "app.yaml").write_text(tls_server.broker(ca_certs=str(tls_server.files / "ca.pem")))
+
+    study = run(ROOT / "specs" / "hello_samples.yaml").await_end()
+
+    assert study.outputs("count/*.out") == ["20\n"]
+    assert not list(study.path.glob("**/broker.conf"))
+    workers = [path.read_text() for path in (study.path / "merlin_info" / "workers").glob("*.log")]
+    assert workers
+    assert not [text for text in workers if "leaves" in text], "a worker has not seen its messages"
+
+
+@pytest.mark.parametrize(
+    ("keys", "is_usable"),
+    [
+        ({"ca_certs": "ca.pem"}, True),
+        ({"ca_certs": "ca.pem", "cert_reqs": "required"}, True),
+        ({"ca_certs": "other.pem", "cert_reqs": "required"}, False),
+        ({"ca_certs": "other.pem"}, False),
+        ({"cert_reqs": "required"}, False),
+        ({"cert_reqs": "none"}, True),
+        ({"ca_certs": "ca.pem", "certfile": None, "keyfile": None}, False),
+        ({"ca_certs": "ca.pem", "certfile": "server.csr"}, False),
+    ],
+)
+def test_the_tls_keys_of_merlin_are_obeyed(tls_server, tmp_path, monkeypatch, keys, is_usable):
+    """Given certificates that the keys allow or forbid, then the check of the broker before the launch says so."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MAESTRO_CELERY_BROKER_URL", raising=False)
+    files = {key: value if key == "cert_reqs" or value is None else str(tls_server.files / value) for key, value in keys.items()}
+    Path("app.yaml").write_text(tls_server.broker(**files))
+    if is_usable:
+        check(choose(None))
+    else:
+        with pytest.raises(BrokerError, match=r":\*\*\*@127\.0\.0\.1.*cannot be used: .*--broker private"):
+            check(choose(None))
 
 
 def test_a_wrong_password_stops_the_launch(run, server):

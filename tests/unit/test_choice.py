@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ssl
+
 import pytest
 
 from maestro_celery_plugin.broker.choice import ENVIRONMENT_VARIABLE, BrokerChoice, check, choose, masked
+from maestro_celery_plugin.broker.tls import for_celery
 from maestro_celery_plugin.errors import BrokerError
 
 
@@ -65,7 +68,7 @@ def test_a_configuration_of_merlin_that_cannot_be_read_is_one_line(home, monkeyp
         raise PermissionError(13, "Permission denied", str(self))
 
     monkeypatch.setattr("pathlib.Path.is_file", fail)
-    with pytest.raises(BrokerError, match=r"Merlin's app\.yaml cannot be looked for: .*Permission denied.* set a broker with --broker URL\."):
+    with pytest.raises(BrokerError, match=r"Merlin's app\.yaml cannot be looked for: .*Permission denied.* set a broker with --broker URL or --broker private\."):
         choose(None)
 
 
@@ -128,3 +131,86 @@ def test_no_error_of_a_library_shows_the_password(scheme, password):
 @pytest.mark.parametrize(("url", "chosen"), [("valkey://h/0", "redis://h/0"), ("valkeys://h", "rediss://h"), ("amqp://valkey://", "amqp://valkey://")])
 def test_valkey_is_reached_as_redis(url, chosen):
     assert choose(url).url == chosen
+
+
+# --- TLS ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pem(home):
+    for name in ("ca.pem", "c.pem", "k.pem"):
+        (home / name).touch()
+    return home
+
+
+@pytest.mark.parametrize(
+    ("block", "query"),
+    [
+        ("name: rediss, cert_reqs: none", "ssl_cert_reqs=none"),
+        ("name: rediss, ca_certs: ca.pem", "ssl_cert_reqs=required&ssl_ca_certs={0}%2Fca.pem"),
+        (
+            "name: rediss, ca_certs: ./ca.pem, certfile: c.pem, keyfile: k.pem, cert_reqs: required",
+            "ssl_cert_reqs=required&ssl_ca_certs={0}%2Fca.pem&ssl_certfile={0}%2Fc.pem&ssl_keyfile={0}%2Fk.pem",
+        ),
+    ],
+)
+def test_the_tls_keys_of_merlin_become_a_query(pem, block, query):
+    (pem / "app.yaml").write_text(f"broker: {{server: h, {block}}}")
+    assert choose(None).url == f"rediss://h:6379/0?{query.format(str(pem).replace('/', '%2F'))}"
+
+
+def test_a_file_may_lie_beside_the_configuration_of_merlin(home):
+    (home / ".merlin").mkdir()
+    (home / ".merlin" / "ca.pem").touch()
+    (home / ".merlin" / "app.yaml").write_text("broker: {name: rediss, server: h, ca_certs: ca.pem}")
+    assert "%2F.merlin%2Fca.pem" in choose(None).url
+
+
+@pytest.mark.parametrize(
+    ("block", "found"),
+    [
+        ("name: rediss, ca_cert: ca.pem", r"broker: unknown key 'ca_cert'; did you mean 'ca_certs'\?"),
+        ("name: rediss, ssl_protocol: TLSv1", "broker: unknown key 'ssl_protocol'"),
+        ("name: rediss, ca_certs: nowhere.pem", r"broker\.ca_certs: 'nowhere\.pem' is not a file"),
+        ("name: rediss, cert_reqs: requird", r"broker\.cert_reqs: found 'requird'; did you mean 'required'\?"),
+        ("name: rediss, keyfile: k.pem", r"broker\.keyfile: a key needs its certificate; add 'certfile'"),
+        ("name: redis, ca_certs: ca.pem", r"broker\.ca_certs: this broker has no TLS; use the name 'rediss'"),
+        ("name: redis, cert_reqs: required", r"broker\.cert_reqs: this broker has no TLS"),
+        ("url: 'amqp://h', ca_certs: ca.pem", r"broker\.ca_certs: this broker has no TLS"),
+    ],
+)
+def test_a_tls_key_that_would_have_no_effect_is_refused(pem, block, found):
+    (pem / "app.yaml").write_text(f"broker: {{server: h, {block}}}")
+    with pytest.raises(BrokerError, match=rf"app\.yaml: {found}.*--broker private"):
+        choose(None)
+
+
+def test_a_server_of_merlin_without_tls_says_that_it_needs_no_certificate(home):
+    (home / "app.yaml").write_text("broker: {name: redis, server: h, cert_reqs: none}")
+    assert choose(None).url == "redis://h:6379/0"
+
+
+def test_rabbitmq_gets_the_keys_in_an_argument(pem):
+    (pem / "app.yaml").write_text("broker: {name: rabbitmq, server: h, password: p, ca_certs: ca.pem}")
+    url, options = for_celery(choose(None).url)
+    assert url == "amqps://ada:p@h:5671/ada"
+    assert options == {"ca_certs": str(pem / "ca.pem"), "cert_reqs": ssl.CERT_REQUIRED, "server_hostname": None}
+    assert for_celery("amqps://h?ssl_cert_reqs=none&a=1") == ("amqps://h?a=1", {"cert_reqs": ssl.CERT_NONE})
+    for other in ("amqps://h", "rediss://h?ssl_cert_reqs=required"):
+        assert for_celery(other) == (other, None)
+
+
+# --- the way past a file of Merlin -------------------------------------------------------------------
+
+
+def test_private_is_the_private_broker_whatever_merlin_says(home, monkeypatch):
+    (home / "app.yaml").write_text("broker: {nonsense: 1}")
+    assert choose("private").url is None
+    monkeypatch.setenv(ENVIRONMENT_VARIABLE, "private")
+    assert choose(None).url is None
+
+
+def test_a_broker_of_merlin_that_does_not_answer_names_the_way_past_it(home):
+    (home / "app.yaml").write_text("broker: {name: redis, server: 127.0.0.1, port: 1}")
+    with pytest.raises(BrokerError, match=r"\(from app\.yaml\) cannot be used: .*use a private broker: --broker private\."):
+        check(choose(None))

@@ -99,7 +99,7 @@ def test_a_broker_that_does_not_answer_has_a_remedy(url):
     assert code == 1
     assert set(remedies) == {"broker"}
     assert "(from --broker) cannot be used: " in remedies["broker"]
-    assert remedies["broker"].endswith("Start it, correct the URL, or set no broker to use a private one.")
+    assert remedies["broker"].endswith("Start it, correct the URL, or use a private broker: --broker private.")
     assert "zigzag" not in remedies["broker"]
 
 

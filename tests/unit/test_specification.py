@@ -178,7 +178,7 @@ def test_each_step_key_of_an_ensemble_is_noticed_in_the_text(key):
 
 
 def test_maestro_alone_parses_a_specification_without_a_word_of_an_ensemble(monkeypatch):
-    monkeypatch.setattr("maestro_celery_plugin.maestro.specification._load", None)
+    monkeypatch.setattr("maestro_celery_plugin.maestro.specification.load", None)
     text = "description: {name: a, description: b}\nstudy: [{name: c, description: d, run: {cmd: echo}}]"
     assert Specification.load_specification_from_stream(io.StringIO(text)).ensemble is None
 

@@ -18,6 +18,7 @@ import maestrowf
 import pytest
 
 from maestro_celery_plugin.errors import UnsupportedMaestroError
+from maestro_celery_plugin.maestro import guarded_run as guarded_run_module
 from maestro_celery_plugin.maestro import launch_options, touchpoints
 from maestro_celery_plugin.maestro.after_import import Touchpoint
 from maestro_celery_plugin.maestro.touchpoints import TOUCHPOINTS, EnsembleArgumentParser
@@ -172,13 +173,15 @@ def failing(number):
 
 def guarded_run(out, run=lambda namespace: 0):
     options = {"broker": None, "broker_host": None, "dry": True, "fg": False, "pgen": None, "hashws": False, "out": out}
+    options["specification"] = os.devnull
     return touchpoints._guarded_run(run, argparse.Namespace(**options))
 
 
 @pytest.fixture
 def earlier(tmp_path, monkeypatch):
     """The directory of an earlier ensemble study; the options of the process do not change."""
-    monkeypatch.setattr(touchpoints, "OPTIONS", dataclasses.replace(touchpoints.OPTIONS))
+    for module in (touchpoints, guarded_run_module):
+        monkeypatch.setattr(module, "OPTIONS", dataclasses.replace(touchpoints.OPTIONS))
     (tmp_path / "study" / "merlin_info").mkdir(parents=True)
     return tmp_path / "study"
 

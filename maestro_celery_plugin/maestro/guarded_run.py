@@ -1,0 +1,110 @@
+"""`maestro run` of an ensemble: a mistake of the user ends it with one line, and so does Ctrl-C.
+
+Errors of Maestro in a study without an ensemble stay as they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import shlex
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from maestro_celery_plugin.errors import EnsembleError
+from maestro_celery_plugin.maestro.command_line import check_specification_file
+from maestro_celery_plugin.maestro.launch_options import OPTIONS, check_output
+
+__all__ = ["guarded_run"]
+
+LOGGER = logging.getLogger(__name__)
+
+_INTERRUPTED = 130  # of a shell, for a process that SIGINT ends
+
+
+def guarded_run(
+    run: Callable[[Any], int], arguments: argparse.Namespace, failed_samples: Callable[[], int | None]
+) -> int:
+    """Run `maestro run`, and return its exit code.
+
+    Args:
+        run: Maestro's part.
+        arguments: The command line.
+        failed_samples: Returns how many samples have failed; None before a conductor runs in this process.
+    """
+    _set_options(arguments)
+    try:
+        check_specification_file(arguments.specification)
+        check_output(arguments.out)
+        code = run(arguments)
+        _say_what_is_next(arguments)
+        return code if code or not arguments.fg else _code_of_samples(failed_samples() or 0)
+    except EnsembleError as error:
+        return _end(f"error: {error}")
+    except KeyboardInterrupt:
+        if not OPTIONS.is_ensemble:
+            raise
+        return _end(_interruption(is_conducted=failed_samples() is not None), _INTERRUPTED)
+    except EOFError:
+        if not OPTIONS.is_ensemble:
+            raise
+        return _end(f"error: there is no answer; -y answers yes, and -n answers no. {_state()}")
+    except Exception as error:
+        if not OPTIONS.is_ensemble or failed_samples() is not None:
+            raise
+        LOGGER.debug("The launch has failed.", exc_info=True)
+        text = str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+        return _end(f"error: Maestro cannot launch the study ({text}). {_state()}")
+
+
+def _set_options(arguments: argparse.Namespace) -> None:
+    OPTIONS.launching, OPTIONS.broker, OPTIONS.dry_run = True, arguments.broker, arguments.dry
+    OPTIONS.broker_host, OPTIONS.arguments = arguments.broker_host, arguments
+    OPTIONS.parameter_generator, OPTIONS.hashes_names = arguments.pgen is not None, arguments.hashws
+    OPTIONS.foreground = arguments.fg
+    OPTIONS.is_ensemble = OPTIONS.is_conducted = False
+    OPTIONS.study = OPTIONS.directory = None
+
+
+def _end(text: str, code: int = 1) -> int:
+    print(f"maestro: {text.rstrip()}", file=sys.stderr)
+    return code
+
+
+def _code_of_samples(failed: int) -> int:
+    """Return the exit code of `maestro run -fg` for a study that has finished: 1 if samples have failed."""
+    if failed:
+        samples = "1 sample has" if failed == 1 else f"{failed} samples have"
+        _end(f"{samples} failed; `maestro-celery status --failed {OPTIONS.study}` lists them.")
+    return 1 if failed else 0
+
+
+def _say_what_is_next(arguments: argparse.Namespace) -> None:
+    """Print the commands that a user needs after the launch; nothing for a study without an ensemble."""
+    if OPTIONS.study is None or arguments.fg:
+        return
+    study = shlex.quote(str(OPTIONS.study))
+    if OPTIONS.is_conducted:
+        print(f"`maestro-celery status {study}` shows its progress, `maestro cancel {study}` ends it.")
+    else:
+        print(f"Nothing runs; `maestro-celery resume {study}` starts the study.")
+
+
+def _interruption(*, is_conducted: bool) -> str:
+    if not is_conducted:
+        return f"interrupted. {_state()}"
+    study = shlex.quote(str(OPTIONS.study))
+    return (
+        "interrupted. The study has stopped, and its local workers end with it; `maestro-celery resume "
+        f"{study}` goes on with it."
+    )
+
+
+def _state() -> str:
+    """Return a sentence about what a launch that did not happen has left."""
+    if OPTIONS.study is not None and (OPTIONS.study / "batch.info").exists():
+        study = shlex.quote(str(OPTIONS.study))
+        return f"Nothing runs; `maestro-celery resume {study}` starts the study."
+    left = OPTIONS.directory
+    return f"Nothing runs; '{left}' can be deleted." if left is not None and left.exists() else "Nothing runs."

@@ -1,0 +1,64 @@
+"""The values of a YAML text, and the first key that stands twice in a block, of which YAML would use the last."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import yaml
+
+__all__ = ["load"]
+
+# `CSafeLoader` is `SafeLoader` with a parser in C: it builds the same plain values, and no objects. It takes a tenth of
+# the time, and is not part of each installation of PyYAML. The parser in Python has better messages.
+_FAST: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class _FindsRepeatedKeys:
+    """Part of a loader of YAML."""
+
+    # Where the first repeated key stands, and a message.
+    repeated: tuple[str, str] | None = None
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        """Return the value of a block of keys."""
+        if self.repeated is None:
+            seen: dict[tuple[str, str], int] = {}
+            for key, _ in node.value:
+                if not isinstance(key.value, str) or key.tag == "tag:yaml.org,2002:merge":
+                    continue
+                line = key.start_mark.line + 1
+                first = seen.setdefault((key.tag, key.value), line)
+                if first != line:
+                    self.repeated = (
+                        f"line {line}",
+                        f"the key '{key.value}' is already in line {first} of the same block; remove one of the two.",
+                    )
+        return super().construct_mapping(node, deep)  # type: ignore[misc]
+
+
+class _FastLoader(_FindsRepeatedKeys, _FAST):  # type: ignore[misc]
+    pass
+
+
+class _Loader(_FindsRepeatedKeys, yaml.SafeLoader):
+    pass
+
+
+def load(text: Any) -> tuple[Any, tuple[str, str] | None]:
+    """Return the value of a text, and (position, message) of the first key that stands twice in a block.
+
+    Raises:
+        yaml.YAMLError: the text is not YAML.
+    """
+    with contextlib.suppress(yaml.YAMLError):
+        return _load(text, _FastLoader)
+    return _load(text, _Loader)
+
+
+def _load(text: Any, kind: Any) -> tuple[Any, tuple[str, str] | None]:
+    loader = kind(text)
+    try:
+        return loader.get_single_data(), loader.repeated
+    finally:
+        loader.dispose()
