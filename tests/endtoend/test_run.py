@@ -623,3 +623,35 @@ def test_the_marker_of_merlin_is_written_and_obeyed_if_a_step_looks_for_it(run):
     assert "  check: 1 sample again because of changed inputs\n" in answer.stdout
     assert study.outputs("sim/*/runs") == ["run\n", "run\n", "run\nrun\n"]
     assert (study.path / "sim" / "02" / "MERLIN_FINISHED").exists()
+
+
+def test_samples_have_the_environment_of_the_user(run, environment):
+    """Given a variable that Celery sets as well, when samples run in threads and in processes, then only marks are added."""
+    environment["CELERY_LOG_LEVEL"] = "of the user"
+    names = {"sim": {"MAESTRO_CELERY_WORKER"}, "pool": {"MAESTRO_CELERY_WORKER", "MAESTRO_CELERY_PROCESS"}}
+    study = run(
+        """
+        description: {name: env, description: d}
+        study:
+          - {name: sim, description: d, run: {cmd: "env -0 # $(A)"}}
+          - {name: pool, description: d, run: {cmd: "env -0 # $(A)", task_queue: other}}
+        merlin:
+          resources:
+            workers:
+              w: {args: --concurrency 1, steps: [sim]}
+              p: {args: --concurrency 1 --pool prefork, steps: [pool]}
+          samples:
+            generate: {cmd: "seq 1 1 > $(MERLIN_INFO)/a.csv"}
+            file: $(MERLIN_INFO)/a.csv
+            column_labels: [A]
+        """,
+        "-s",
+        "1",
+        foreground=True,
+    )
+
+    for step, marks in names.items():
+        (text,) = study.outputs(f"{step}/**/{step}.out")
+        found = dict(variable.split("=", 1) for variable in text.split("\0") if variable)
+        assert found.keys() - environment.keys() - {"PWD", "OLDPWD", "SHLVL", "_"} == marks
+        assert {name: found[name] for name in environment} == environment
