@@ -62,6 +62,18 @@ def _load_parameter_generator(original: Callable[..., Any]) -> Callable[..., Any
     return load_parameter_generator
 
 
+def _conductor(original: Any) -> Any:
+    """Return Maestro's conductor, whose requests to change limits also stay for a later conductor."""
+
+    class EnsembleConductor(original):  # type: ignore[misc]
+        @classmethod
+        def update_study_exec(cls, output_path: str, updated_config: dict[str, Any]) -> None:
+            super().update_study_exec(output_path, updated_config)
+            _store_update(Path(output_path).absolute(), updated_config)
+
+    return EnsembleConductor
+
+
 def _shutil(original: ModuleType) -> ModuleType:
     """Return a module like `shutil` whose `rmtree` first ends the study in the directory that it removes."""
     module = ModuleType(original.__name__, original.__doc__)
@@ -99,6 +111,12 @@ TOUCHPOINTS = (
         "load_parameter_generator",
         "maestro.py:444 generates the parameters of --pgen with it",
         _load_parameter_generator,
+    ),
+    Touchpoint(
+        "maestrowf.maestro",
+        "Conductor",
+        "maestro.py:310 writes the request of `maestro update` with it",
+        _conductor,
     ),
     Touchpoint(
         "maestrowf.maestro",
@@ -178,6 +196,19 @@ def _guarded_cancel(cancel: Callable[[Any], int], namespace: argparse.Namespace)
     from maestro_celery_plugin.maestro.cancel import cancel_all
 
     return cancel_all(functools.partial(cancel, namespace), ensembles)
+
+
+def _store_update(directory: Path, update: dict[str, Any]) -> None:
+    """Store the limits of `maestro update` for a later conductor; the one that runs has received them."""
+    if not _is_ensemble(directory):
+        return
+    from maestro_celery_plugin.maestro.limits import store_update
+    from maestro_celery_plugin.study.plan import StudyPlan
+
+    try:
+        store_update(StudyPlan.read(directory), update)
+    except (EnsembleError, OSError) as error:
+        print(f"maestro: warning: a resume of '{directory}' will not know these settings: {error}", file=sys.stderr)
 
 
 def _is_ensemble(directory: Path) -> bool:

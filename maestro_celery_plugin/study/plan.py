@@ -17,6 +17,7 @@ The plugin writes to the directory ``merlin_info`` of the study:
       specifications/               all versions of a corrected specification (`maestro/correction.py`)
       conductor.lock                locked while a conductor lives
       reasons.json                  why step records do not run or have ended
+      limits.json                   limits that a user has changed (`maestro/limits.py`)
       refusals.json                 why step records could not be submitted
       broken_machines.json          machines whose worker has left the study because of them
       session/                      0700: secret, broker, heartbeats
