@@ -15,7 +15,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from maestro_celery_plugin import clock
 from maestro_celery_plugin.conductor.exit_signals import end_on_signals
@@ -173,6 +173,13 @@ class Coordinator:
         if record.reported_state in TERMINAL:
             record.active = False
         return record.reported_state
+
+    def run_times(self, job: Any) -> tuple[float | None, float | None]:
+        """Return when a submitted step record began and ended to run (Unix seconds); None where this is not known."""
+        record = self._jobs.get(job)
+        if record is None:
+            return None, None
+        return record.times.times(has_ended=record.samples.is_complete or record.has_failed)
 
     @_exclusive
     def cancel(self, jobs: list[str]) -> None:

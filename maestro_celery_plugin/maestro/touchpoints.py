@@ -23,7 +23,12 @@ from typing import TYPE_CHECKING, Any
 from maestro_celery_plugin import clock
 from maestro_celery_plugin.errors import EnsembleError, StudyError
 from maestro_celery_plugin.maestro import old_pickles
-from maestro_celery_plugin.maestro.after_import import Touchpoint, apply_deferred, apply_touchpoints
+from maestro_celery_plugin.maestro.after_import import (
+    STEP_RECORD_MODULE,
+    Touchpoint,
+    apply_deferred,
+    apply_touchpoints,
+)
 from maestro_celery_plugin.maestro.launch_options import OPTIONS, check_output
 
 if TYPE_CHECKING:
@@ -86,6 +91,25 @@ def _sleep(original: Callable[[float], None]) -> Callable[[float], None]:
     return _wait
 
 
+def _step_record(original: Any) -> Any:
+    """Let Maestro's step records have the times of the ledger; the class stays, because Maestro pickles its objects."""
+    for name in ("mark_running", "mark_end"):
+        setattr(original, name, _with_times(getattr(original, name)))
+    return original
+
+
+def _with_times(mark: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(mark)
+    def mark_with_times(self: Any, *args: Any) -> None:
+        mark(self, *args)
+        if self.jobid and (coordinators := _coordinators()):
+            from maestro_celery_plugin.maestro.record_times import set_times
+
+            set_times(self, coordinators)
+
+    return mark_with_times
+
+
 TOUCHPOINTS = (
     Touchpoint(
         "maestrowf.specification",
@@ -123,6 +147,12 @@ TOUCHPOINTS = (
         "shutil",
         "maestro.py:395 removes the directory of an earlier study with it, after the consent of the user",
         _shutil,
+    ),
+    Touchpoint(
+        STEP_RECORD_MODULE,
+        "_StepRecord",
+        "executiongraph.py:458 makes step records with it, whose methods take the times of polls",
+        _step_record,
     ),
     Touchpoint("maestrowf.conductor", "sleep", "conductor.py:425 waits for the next poll with it", _sleep),
 )

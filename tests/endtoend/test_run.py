@@ -42,6 +42,7 @@ def test_samples_run_and_no_process_remains(run):
     assert study.outputs("greet/GREETING.hola/03/*.out") == ["hola, name-4!\n"]
     assert study.outputs("count/*.out") == ["20\n"]
     assert not study.processes()
+    assert "--" not in (study.path / "status.csv").read_text()  # each step record has its times
 
 
 def test_a_sample_leaves_at_most_four_files_and_directories(run):
