@@ -33,6 +33,8 @@ from maestro_celery_plugin.study.study_processes import StudyProcesses
 __all__ = ["resume"]
 
 _START_LIMIT_S = 30.0
+# Number of cancelled step records that a message names.
+_SHOWN = 5
 # Seconds between two polls, as those of `maestro run`.
 _SLEEP_S = 60
 _IS_CONDUCTED = (
@@ -174,6 +176,10 @@ def _announce(reruns: Reruns) -> None:
     print("This will run:" if sentences else "Nothing remains to run.")
     for sentence in sentences:
         print(f"  {sentence}")
+    cancelled = reruns.cancelled
+    if cancelled:
+        more = f" and {len(cancelled) - _SHOWN} more" if len(cancelled) > _SHOWN else ""
+        print(f"Cancelled: {', '.join(cancelled[:_SHOWN])}{more}, and what depends on them; --step NAME runs them.")
     failures = reruns.kept_failures
     if failures:
         words = "1 failed sample does" if failures == 1 else f"{failures} failed samples do"

@@ -15,6 +15,7 @@ from maestro_celery_plugin.report.sample_status import RecordSamples
 from maestro_celery_plugin.report.terminal import outcome_words
 from maestro_celery_plugin.spec.dag import ALL_COMBINATIONS
 from maestro_celery_plugin.states import AllocationState, WorkerState
+from maestro_celery_plugin.study.cancelled_steps import CancelledSteps, reason_of
 from maestro_celery_plugin.study.failures import allowed_failures, count_failures, has_failed
 from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.reasons import Reason, read_reasons
@@ -59,6 +60,7 @@ class Explanation:
         self._beats = {beat.name: beat for beat in beats}
         self._allocations = {allocation.name: allocation for allocation in read_allocations(self._plan.allocations)}
         self._reasons: dict[str, Reason] = read_reasons(self._plan.reasons) | read_reasons(self._plan.refusals)
+        self._cancelled = CancelledSteps(self._plan.cancelled_steps).names()
         self._records: dict[str, list[StepStatus]] = defaultdict(list)
         self._by_params: dict[tuple[str, tuple[tuple[str, str], ...]], list[StepStatus]] = defaultdict(list)
         for step in self.status.steps:
@@ -140,6 +142,9 @@ class Explanation:
     # --- step records that have ended ---
 
     def _why_ended(self, step: StepStatus) -> Iterator[str]:
+        if step.state == "CANCELLED" and step.name in self._cancelled:
+            yield reason_of(step.name, self._plan.root)
+            return
         reason = self._reasons.get(step.name) if step.state != "FINISHED" else None
         if reason is not None:
             yield reason.text

@@ -9,7 +9,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from support import BIN, ROOT, WITHOUT_PLUGIN, needed, wait_for
+from support import BIN, ROOT, WITHOUT_PLUGIN, kill, needed, wait_for
 
 import maestro_celery_plugin
 
@@ -656,3 +656,61 @@ def test_samples_have_the_environment_of_the_user(run, environment):
         found = dict(variable.split("=", 1) for variable in text.split("\0") if variable)
         assert found.keys() - environment.keys() - {"PWD", "OLDPWD", "SHLVL", "_"} == marks
         assert {name: found[name] for name in environment} == environment
+
+
+def test_a_step_is_cancelled_while_the_others_go_on(run):
+    """Given running samples, when a record is cancelled and, after the death of the conductor, a step, then others finish."""
+    study = run(
+        """
+        description: {name: cancel, description: d}
+        study:
+          - {name: sim, description: d, run: {cmd: "echo begun $(A) $(P); until test -e $(OUTPUT_PATH)/go; do sleep 0.1; done"}}
+          - {name: post, description: d, run: {cmd: echo $(P), depends: [sim]}}
+          - {name: other, description: d, run: {cmd: "echo begun $(A); until test -e $(OUTPUT_PATH)/go; do sleep 0.1; done"}}
+          - {name: last, description: d, run: {cmd: echo last, depends: [other]}}
+        global.parameters:
+          P: {values: [1, 2], label: P.%%}
+        merlin:
+          resources: {workers: {w: {args: --concurrency 3, steps: [all]}}}
+          samples:
+            generate: {cmd: "seq 1 1 > $(MERLIN_INFO)/a.csv"}
+            file: $(MERLIN_INFO)/a.csv
+            column_labels: [A]
+        """,
+        "-s",
+        "1",
+    )
+
+    def cancel(*names):
+        answer = study.command("maestro-celery", "cancel", *(word for name in names for word in ("--step", name)), str(study.path))
+        return answer.stdout + answer.stderr
+
+    def runs(place):
+        return any(_cwd(pid).startswith(str(study.path / place)) for pid in os.listdir("/proc") if pid.isdigit())
+
+    study.await_text("**/*.out", "begun", count=3)
+    assert "--step: the study has no step 'othar'; did you mean 'other'?" in cancel("othar")
+    assert cancel("sim_P.1") == "The conductor cancels 1 step record, and what depends on it, within seconds.\n"
+    wait_for(lambda: study.states()["post_P.1"] == "CANCELLED", "the end of the dependents")
+    wait_for(lambda: not runs("sim/P.1"), "the end of the samples")
+    assert study.states()["sim_P.1"] == "CANCELLED"
+    explanation = study.command("maestro-celery", "explain", str(study.path)).stdout
+    assert f"`maestro-celery resume --step sim_P.1 {study.path}` would run it after the end of the study." in explanation
+    assert "remains" not in explanation
+
+    kill(*study.processes("bin/conductor"))
+    assert runs("other")
+    assert cancel("other").startswith("This study has no conductor. 1 step record will not run when it is resumed.\n")
+    wait_for(lambda: not runs("other"), "the end of the samples without a conductor")
+
+    answer = study.command("maestro-celery", "resume", "-s", "1", str(study.path))
+    assert "Cancelled: other, sim_P.1, and what depends on them; --step NAME runs them." in answer.stdout
+    (study.path / "go").touch()
+    study.await_end()
+    cancelled = {"sim_P.1": "CANCELLED", "post_P.1": "CANCELLED"}
+    finished = {"sim_P.2": "FINISHED", "post_P.2": "FINISHED"}
+    assert study.states() == {**cancelled, **finished, "other": "CANCELLED", "last": "CANCELLED"}
+
+    study.command("maestro-celery", "resume", "-s", "1", "-fg", "--step", "other", str(study.path))
+    assert study.states() == {**cancelled, **finished, "other": "FINISHED", "last": "FINISHED"}
+    assert cancel("other") == "Nothing is cancelled: it has finished.\n"
