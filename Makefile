@@ -22,7 +22,7 @@ test-all: $(VENV)/.tested
 	$(BIN)/pytest --import-mode=importlib
 
 test-unit: $(VENV)/.tested
-	$(BIN)/pytest --import-mode=importlib tests/unit
+	$(BIN)/pytest --import-mode=importlib -n 2 tests/unit
 
 # Breaks studies at random: make chaos SEEDS="$$(seq -s ' ' 1 100)"
 SEEDS ?= 1 2 3 4 5 6 7 8

@@ -143,7 +143,7 @@ class StepRecord:
     def _delay(self, sample: int, code: int) -> None:
         delay_s = self.manifest.retry_delay_s
         if code < 0:  # a start that failed, from a worker of release 0.1: the delay doubles at each attempt
-            delay_s = max(delay_s, min(START_DELAY_LIMIT_S, 2.0 ** min(6, int(self.samples.requests[sample]))))
+            delay_s = max(delay_s, min(START_DELAY_LIMIT_S, 2.0 ** min(6, int(self.samples.attempts.requests[sample]))))
         self.delayed[sample] = clock.monotonic() + delay_s
 
     def due(self) -> np.ndarray[Any, Any]:
@@ -164,9 +164,9 @@ class StepRecord:
     def _exclude_suspects(self, mask: np.ndarray[Any, Any]) -> None:
         """Remove all suspects except one from `mask`."""
         samples = self.samples
-        if not (samples.losses >= SUSPECT_LOSSES).any():
+        if not samples.attempts.has_losses or not (samples.attempts.losses >= SUSPECT_LOSSES).any():
             return
-        suspects = (samples.losses >= SUSPECT_LOSSES) & (samples.outcome == Outcome.OPEN)
+        suspects = (samples.attempts.losses >= SUSPECT_LOSSES) & (samples.outcome == Outcome.OPEN)
         if self.suspect is None or not suspects[self.suspect]:
             self.suspect = int(np.argmax(suspects)) if suspects.any() else None
         if self.suspect is not None:

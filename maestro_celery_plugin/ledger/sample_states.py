@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from maestro_celery_plugin.ledger.attempt_counts import AttemptCounts, advance
 from maestro_celery_plugin.ledger.entries import Entries, Kind, kind_mask
 from maestro_celery_plugin.states import (
     BROKEN,
-    POISON_LIMIT,
     ExitCode,
     Outcome,
     RunMode,
@@ -63,11 +63,6 @@ class Counts:
     pending: int
 
 
-def _advance(epochs: np.ndarray[Any, Any], entries: Entries, mask: np.ndarray[Any, Any]) -> None:
-    """Raise the epochs of samples to those of the entries in a mask."""
-    np.maximum.at(epochs, entries["start"][mask].astype(np.intp), entries["epoch"][mask])
-
-
 def _ordered(epochs: np.ndarray[Any, Any], codes: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Return numbers that order attempts by epoch first, then by code."""
     numbers: np.ndarray[Any, Any] = epochs.astype(np.uint64) << np.uint64(32)
@@ -93,8 +88,7 @@ class SampleStates:
         started: Epoch of the last attempt; 0 for a sample that never started.
         has_started: Whether a sample has started.
         ended: Epoch of the last attempt that ended or was lost.
-        requests: How often the sample requested another run.
-        losses: How often the sample ran when its worker was lost.
+        attempts: How often the samples were lost or have requested another run.
         epoch: The highest epoch under which samples were sent, cancelled or marked to run again.
         cancelled_epoch: The highest epoch under which samples were cancelled.
     """
@@ -105,20 +99,16 @@ class SampleStates:
         self.duration_us = np.zeros(count, np.float32)
         self.started = np.zeros(count, np.uint32)
         self.ended = np.zeros(count, np.uint32)
-        self.requests = np.zeros(count, np.uint32)
-        self.losses = np.zeros(count, np.uint32)
+        self.attempts = AttemptCounts(count)
         # Epoch and code of the last attempt that ended.
         self._last = np.zeros(count, np.uint64)
         # Epoch of the last attempt that has really run, times 2, plus 1 if it has requested `cmd` again.
         self._last_run = np.zeros(count, np.uint32)
         # Epoch and outcome of the last failure; epoch of the last success, times 2, plus 1 for `STOPPED_STUDY`.
-        self._failed = np.zeros(count, np.uint64)
+        self._failed = np.zeros(0, np.uint64)
         self._finished = np.zeros(count, np.uint32)
         # The epoch up to which outcomes are invalid: attempts were lost, or their samples run again.
         self._invalid_epoch = np.zeros(0, np.uint32)
-        # The epoch up to which losses and requests do not count, and the entries to count again when it changes.
-        self._rerun_epoch = np.zeros(0, np.uint32)
-        self._counted: list[Entries] = []
         # The epoch up to which attempts do not count for the next one, which runs `cmd`.
         self._anew_epoch = np.zeros(0, np.uint32)
         # The number of samples by outcome; None after a change.
@@ -137,7 +127,7 @@ class SampleStates:
             self._apply_epochs(entries[_HAS_EPOCH[kinds]])
         if found[_STARTED]:
             self.has_started = True
-            _advance(self.started, entries, kinds == _STARTED)
+            advance(self.started, entries, kinds == _STARTED)
         if any(found[kind] for kind in _ENDS):
             self._apply_ends(entries, kinds)
         if found[_ENDED] or found[_GAVE_UP]:
@@ -162,7 +152,7 @@ class SampleStates:
 
     def _apply_ends(self, entries: Entries, kinds: np.ndarray[Any, Any]) -> None:
         """Apply the ends of attempts, whatever their outcome."""
-        _advance(self.ended, entries, _IS_END[kinds])
+        advance(self.ended, entries, _IS_END[kinds])
         self._record_runs(entries[_IS_INTERRUPTED[kinds] | ((kinds == _ENDED) & (entries["code"] > BROKEN))])
 
     def _record_runs(self, entries: Entries) -> None:
@@ -198,6 +188,8 @@ class SampleStates:
             flag = np.uint32(outcome is Outcome.STOPPED_STUDY)
             np.maximum.at(self._finished, samples, epochs.astype(np.uint32) << np.uint32(1) | flag)
         else:
+            if not len(self._failed):
+                self._failed = np.zeros(len(self.outcome), np.uint64)
             np.maximum.at(self._failed, samples, epochs << _OUTCOME_BITS | np.uint64(outcome))
 
     def _invalidate(self, entries: Entries) -> None:
@@ -205,7 +197,7 @@ class SampleStates:
         if len(entries):
             if not len(self._invalid_epoch):
                 self._invalid_epoch = np.zeros(len(self.outcome), np.uint32)
-            _advance(self._invalid_epoch, entries, np.ones(len(entries), bool))
+            advance(self._invalid_epoch, entries, np.ones(len(entries), bool))
             self._decide(entries["start"].astype(np.intp))
 
     def _singles(self, entry: Any) -> Entries:
@@ -218,42 +210,32 @@ class SampleStates:
     def _count_requests_and_losses(self, entries: Entries) -> None:
         """Count requests for another run, and losses."""
         if len(entries):
-            self._counted.append(entries)
-            self._add(entries)
+            self.attempts.add(entries)
             self._decide(entries["start"].astype(np.intp))
-
-    def _add(self, entries: Entries) -> None:
-        if len(self._rerun_epoch):
-            entries = entries[entries["epoch"] > self._rerun_epoch[entries["start"]]]
-        lost = (entries["kind"] == _LOST) & (entries["code"] == 0)
-        np.add.at(self.losses, entries["start"][lost], 1)
-        np.add.at(self.requests, entries["start"][entries["kind"] == _ENDED], 1)
 
     def _apply_reruns(self, entries: Entries) -> None:
         if not len(entries):
             return
-        if not len(self._rerun_epoch):
-            self._rerun_epoch = np.zeros(len(self.outcome), np.uint32)
+        if not len(self._anew_epoch):
             self._anew_epoch = np.zeros(len(self.outcome), np.uint32)
         ranges = map(self._singles, entries[entries["stop"] > 0])
         entries = np.concatenate([entries[entries["stop"] == 0], *ranges])
-        _advance(self._rerun_epoch, entries, np.ones(len(entries), bool))
-        _advance(self._anew_epoch, entries, entries["code"] == 1)
-        self.losses[:] = self.requests[:] = 0
-        for counted in self._counted:
-            self._add(counted)
+        advance(self._anew_epoch, entries, entries["code"] == 1)
+        self.attempts.begin_again(entries)
         self._invalidate(entries)
 
     def _decide(self, samples: np.ndarray[Any, Any]) -> None:
         """Set the outcome of samples: the outcome of an attempt, or failure after too many losses or requests."""
-        failed, finished = self._failed[samples], self._finished[samples]
+        finished = self._finished[samples]
         invalid = self._invalid_epoch[samples] if len(self._invalid_epoch) else np.uint32(0)
-        outcome = (failed & _OUTCOME_MASK).astype(np.uint8)
-        outcome[failed >> _OUTCOME_BITS <= invalid] = Outcome.OPEN
+        outcome = np.full(len(samples), Outcome.OPEN, np.uint8)
+        if len(self._failed):
+            failed = self._failed[samples]
+            is_failed = failed >> _OUTCOME_BITS > invalid
+            outcome[is_failed] = failed[is_failed] & _OUTCOME_MASK
         is_finished = finished >> np.uint32(1) > invalid
         outcome[is_finished] = np.where(finished[is_finished] & 1, Outcome.STOPPED_STUDY, Outcome.FINISHED)
-        exhausted = (self.losses[samples] >= POISON_LIMIT) | (self.requests[samples] > self._max_retries)
-        outcome[exhausted & (outcome == Outcome.OPEN)] = Outcome.FAILED
+        outcome[self.attempts.exhausted(samples, self._max_retries) & (outcome == Outcome.OPEN)] = Outcome.FAILED
         self.outcome[samples] = outcome
         self._totals = None
 
@@ -277,8 +259,8 @@ class SampleStates:
         """Return the `RunMode` of the next attempt at each sample.
 
         The next attempt runs `restart` if an attempt has run before, except when the last one has requested `cmd`, or
-        when the inputs of the sample have changed since. An
-        attempt that could not start does not count: a `restart` that it should have run is not forgotten.
+        when the inputs of the sample have changed since. An attempt that could not start does not count: a `restart`
+        that it should have run is not forgotten.
         """
         modes = np.where(self._last_run & np.uint32(1), RunMode.AGAIN, RunMode.RESTART).astype(np.uint8)
         if len(self._anew_epoch):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console, Group
 from rich.text import Text
@@ -13,13 +15,15 @@ from maestro_celery_plugin.files import tail
 from maestro_celery_plugin.report.model import StudyStatus
 from maestro_celery_plugin.report.reader import StatusReader
 from maestro_celery_plugin.report.sample_status import SampleStatus, values_of
-from maestro_celery_plugin.report.terminal import plain, section
+from maestro_celery_plugin.report.terminal import command_words, plain, section, whole
 
-__all__ = ["failures", "headline", "show_failed"]
+__all__ = ["failures", "headline", "show_failed", "to_json"]
 
 STDERR_LINES = 3
 _STDERR_BYTES = 4096
 _LINE_LIMIT = 400
+# The line that separates an attempt from the previous one (`worker/attempt.py`).
+_LATER_ATTEMPT = re.compile(r"=== run again with (?:cmd|restart), [-0-9]{10} [:0-9]{8} ===(?:\n|$)")
 
 
 def show_failed(reader: StatusReader, console: Console, limit: int) -> StudyStatus:
@@ -37,6 +41,30 @@ def show_failed(reader: StatusReader, console: Console, limit: int) -> StudyStat
     elif not total:
         console.print("No sample has failed.")
     return status
+
+
+def to_json(reader: StatusReader, limit: int | None) -> list[dict[str, Any]]:
+    """Return failed samples after the last `read` of a reader, for `status --failed --json`; scripts rely on the keys.
+
+    Args:
+        reader: The reader.
+        limit: The largest number of samples; None for all.
+    """
+    samples = reader.failed(sys.maxsize if limit is None else limit)
+    return [_sample_json(sample, values) for sample, values in zip(samples, values_of(samples), strict=True)]
+
+
+def _sample_json(sample: SampleStatus, values: dict[str, str] | None) -> dict[str, Any]:
+    return {
+        "step_record": sample.manifest.name,
+        "sample": sample.index if sample.manifest.sampled else None,
+        "code": sample.code,
+        "end": sample.end,
+        "duration_s": sample.duration_s,
+        "values": values,
+        "directory": str(sample.directory),
+        "stderr": str(sample.stderr),
+    }
 
 
 def _print_whole(console: Console, text: Text) -> None:
@@ -57,8 +85,8 @@ def failures(kinds: Sequence[tuple[SampleStatus, int]], study: Path) -> Group:
         more = f", and {count - 1} more" if count > 1 else ""
         lines.append(headline(sample, sample.end).append(more))
         lines += [plain(f"  {line}", "dim") for line in _last_lines(sample.stderr)]
-    hint = plain(f"all, with values and directories: maestro-celery status --failed {study}", "dim")
-    return section("Failed samples", [*lines, hint])
+    lines.append(Text("all, with values and directories:", "dim"))
+    return section("Failed samples", [*lines, whole(plain(command_words("maestro-celery status --failed", study)))])
 
 
 def headline(sample: SampleStatus, words: str) -> Text:
@@ -70,6 +98,18 @@ def headline(sample: SampleStatus, words: str) -> Text:
 
 
 def _last_lines(path: Path) -> list[str]:
-    """Return the last lines of a file, which may be large, missing, or binary."""
-    lines = [line.rstrip() for line in re.split(r"[\r\n]+", tail(path, _STDERR_BYTES))]
-    return [line[:_LINE_LIMIT] for line in lines if line][-STDERR_LINES:]
+    """Return the last lines of stderr, which may be large, missing, or binary.
+
+    An earlier attempt ends above the line with which a later attempt begins. If the last attempt has written nothing,
+    the lines of the one before are shown as such.
+    """
+    attempts = [_lines(text) for text in _LATER_ATTEMPT.split(tail(path, _STDERR_BYTES))]
+    if attempts[-1]:
+        return attempts[-1][-STDERR_LINES:]
+    earlier = next((lines for lines in reversed(attempts) if lines), [])
+    return ["(no stderr; that of an earlier attempt:)", *earlier[-STDERR_LINES:]] if earlier else []
+
+
+def _lines(text: str) -> list[str]:
+    lines = [line.rstrip() for line in re.split(r"[\r\n]+", text)]
+    return [line[:_LINE_LIMIT] for line in lines if line]

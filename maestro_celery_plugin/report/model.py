@@ -129,6 +129,7 @@ class StudyStatus:
         workers: Its workers.
         broken_machines: The machines whose worker has left the study because of them.
         damage: A sentence for each kind of damage of the ledger; empty for a sound ledger.
+        broker_problem: A sentence if the study runs and its broker, which the user gave by URL, cannot be reached.
     """
 
     study: str
@@ -139,6 +140,7 @@ class StudyStatus:
     workers: list[WorkerStatus]
     broken_machines: list[BrokenMachine] = dataclasses.field(default_factory=list)
     damage: list[str] = dataclasses.field(default_factory=list)
+    broker_problem: str = ""
 
     @property
     def failed_samples(self) -> int:
@@ -166,4 +168,5 @@ class StudyStatus:
             "workers": [dataclasses.asdict(worker) for worker in self.workers],
             "broken_machines": [dataclasses.asdict(machine) for machine in self.broken_machines],
             "damage": self.damage,
+            "broker_problem": self.broker_problem,
         }

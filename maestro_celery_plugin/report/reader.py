@@ -1,7 +1,7 @@
 """The reader of a study's status: step records, failed samples, allocations and workers.
 
-It reads files only (the ledger, the manifests, heartbeats, Maestro's ``status.csv``) and does not query the broker. So
-it works while the study runs, after its end, and on every machine with its file system.
+It reads files only (the ledger, the manifests, heartbeats, Maestro's ``status.csv``) and derives nothing from the
+broker. So it works while the study runs, after its end, and on every machine with its file system.
 """
 
 from __future__ import annotations
@@ -13,27 +13,26 @@ from typing import Any
 
 import numpy as np
 
-from maestro_celery_plugin import clock
 from maestro_celery_plugin.batch.allocation import read_allocations
 from maestro_celery_plugin.config.groups import awaited_groups
 from maestro_celery_plugin.errors import StudyError
 from maestro_celery_plugin.ledger.entries import COORDINATOR, ENTRY, SUFFIX, Entries
 from maestro_celery_plugin.ledger.reader import LedgerReader
 from maestro_celery_plugin.ledger.sample_states import Counts
-from maestro_celery_plugin.processes import ProcessId
+from maestro_celery_plugin.report.broker_check import BrokerCheck
 from maestro_celery_plugin.report.model import AllocationStatus, StepStatus, StudyState, StudyStatus, WorkerStatus
 from maestro_celery_plugin.report.sample_status import RecordSamples, SampleStatus
 from maestro_celery_plugin.report.usage import AllocationUsage
+from maestro_celery_plugin.report.worker_status import is_alive, workers
 from maestro_celery_plugin.states import WorkerState
 from maestro_celery_plugin.study.broken_machines import read_broken_machines
 from maestro_celery_plugin.study.conductor_lock import has_conductor
 from maestro_celery_plugin.study.failures import has_failed
-from maestro_celery_plugin.study.heartbeats import SILENCE_LIMIT_S, Heartbeat
+from maestro_celery_plugin.study.heartbeats import Heartbeat
 from maestro_celery_plugin.study.manifest import Manifest
 from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.session import Session
 from maestro_celery_plugin.study.status_csv import FINAL_STATES, StepRow, read_rows
-from maestro_celery_plugin.study.worker_identity import is_pool_process, worker_of
 
 __all__ = ["StatusReader"]
 
@@ -59,8 +58,10 @@ class StatusReader:
         self._session = Session(self._plan.session)
         self._ledger = LedgerReader(self._plan.ledger, self._plan.number)
         self._usage = AllocationUsage(self._plan.settings)
+        self._broker = BrokerCheck(self._session)
         self._records: dict[int, RecordSamples] = {}
         self._by_name: dict[str, RecordSamples] = {}
+        self._names: list[str] = []
         self._writers: list[str] = []
 
     def read(self) -> StudyStatus:
@@ -75,16 +76,17 @@ class StatusReader:
             rows = read_rows(self._plan.root)
             self._follow_ledger()
             beats = self._session.heartbeats.all()
-            alive = {beat.name: self._is_alive(beat, conducted) for beat in beats}
+            alive = {beat.name: is_alive(self._session, beat, conducted) for beat in beats}
             return StudyStatus(
                 study=self._name(),
                 path=self._plan.root,
                 state=self._state(rows, conducted),
                 steps=self._steps(rows, alive, conducted),
                 allocations=list(self._allocations()),
-                workers=[*self._workers(beats, alive), *self._awaited(rows, beats, alive)],
+                workers=[*workers(beats, alive), *self._awaited(rows, beats, alive)],
                 broken_machines=read_broken_machines(self._plan.broken_machines),
                 damage=self._ledger.damage,
+                broker_problem=self._broker.problem() if conducted else "",
             )
         except OSError as cause:
             raise StudyError(f"The study '{self._plan.root}' cannot be read: {cause}.") from cause
@@ -119,39 +121,6 @@ class StatusReader:
                 interrupted_seconds=self._usage.interrupted_s(one.label),
             )
 
-    def _is_alive(self, beat: Heartbeat, conducted: bool) -> bool:
-        """Tell whether a worker is alive; a live conductor removes the heartbeats of dead workers on other machines."""
-        if beat.is_here:
-            return ProcessId(*beat.process).is_alive
-        try:
-            written_at = self._session.heartbeats.path_of(beat.name).stat().st_mtime
-        except OSError:  # it was removed meanwhile, or nobody can tell
-            return conducted
-        return conducted or clock.now() - written_at < SILENCE_LIMIT_S
-
-    @staticmethod
-    def _workers(beats: list[Heartbeat], alive: dict[str, bool]) -> Iterator[WorkerStatus]:
-        """Yield the workers; a process of a pool, with the name ``<worker>.<pid>``, counts as its worker.
-
-        If one of these processes is held, its worker takes no samples.
-        """
-        busy, held = (
-            {worker_of(beat.name) for beat in beats if beat.state is state and alive[beat.name]}
-            for state in (WorkerState.BUSY, WorkerState.HELD)
-        )
-        for beat in beats:
-            if not is_pool_process(beat.name):
-                state = WorkerState.BUSY if beat.name in busy else beat.state
-                state = WorkerState.HELD if beat.name in held else state
-                state = state if alive[beat.name] else WorkerState.DEAD
-                yield WorkerStatus(
-                    name=beat.name,
-                    group=beat.group,
-                    node=beat.node,
-                    state=state,
-                    refused_messages=beat.refused_messages,
-                )
-
     def _awaited(self, rows: list[StepRow], beats: list[Heartbeat], alive: dict[str, bool]) -> Iterator[WorkerStatus]:
         """Yield the missing workers of groups that have work and whose workers a user must start on another machine."""
         served = {beat.group for beat in beats if alive[beat.name]}
@@ -172,6 +141,7 @@ class StatusReader:
         named = {row.name for row in rows}
         unnamed = [_row_of(record.manifest) for name, record in self._by_name.items() if name not in named]
         live = np.array([alive.get(writer, False) for writer in self._writers], bool)
+        self._names = [row.name for row in (*rows, *unnamed)]
         return [_step(row, self.record(row.name), working, live, conducted) for row in (*rows, *unnamed)]
 
     def _follow_ledger(self) -> None:
@@ -213,7 +183,9 @@ class StatusReader:
     def failed(self, limit: int) -> list[SampleStatus]:
         """Return up to `limit` failed samples by step record and index, from the last `read`."""
         found: list[SampleStatus] = []
-        for record in sorted(self._records.values(), key=lambda record: record.manifest.number):
+        for record in self._ordered:
+            if len(found) >= limit:
+                break
             found.extend(record.failed(limit - len(found)))
         return found
 
@@ -227,17 +199,26 @@ class StatusReader:
         record = self.record(name)
         return (record.interruptions, record.longest_interruption_s) if record else (0, 0.0)
 
+    @property
+    def _ordered(self) -> list[RecordSamples]:
+        """The submitted step records in the order of `read`, which is Maestro's."""
+        return [self._by_name[name] for name in self._names if name in self._by_name]
+
     def record(self, name: str) -> RecordSamples | None:
         """Return the samples of a step record, from the last `read`; None before its submission."""
         return self._by_name.get(name)
 
     def failure_kinds(self, limit: int) -> list[tuple[SampleStatus, int]]:
-        """Return the first failed sample of each step record and exit code, with the number of such samples.
+        """Return the first failed sample of each step and exit code, with the number of such samples.
 
         The result has the `limit` most frequent kinds, from the last `read`.
         """
-        kinds = (kind for record in self._records.values() for kind in record.failure_kinds())
-        return heapq.nlargest(limit, kinds, key=lambda kind: kind[1])
+        kinds: dict[tuple[str, int], tuple[SampleStatus, int]] = {}
+        for record in self._ordered:
+            for sample, count in record.failure_kinds():
+                first, others = kinds.get((sample.manifest.step, sample.code), (sample, 0))
+                kinds[sample.manifest.step, sample.code] = first, others + count
+        return heapq.nlargest(limit, kinds.values(), key=lambda kind: kind[1])
 
     def slowest(self, limit: int) -> list[SampleStatus]:
         """Return up to `limit` samples with the longest last attempts, from the last `read`."""

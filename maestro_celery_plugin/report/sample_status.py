@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +11,12 @@ import numpy as np
 from maestro_celery_plugin.ledger.entries import Entries, Kind
 from maestro_celery_plugin.ledger.sample_states import Counts, SampleStates
 from maestro_celery_plugin.plugins import open_table
+from maestro_celery_plugin.report.pace import Pace
 from maestro_celery_plugin.states import POISON_LIMIT, Outcome, how_it_ended, is_request
 from maestro_celery_plugin.study.manifest import Manifest
 
 __all__ = ["RecordSamples", "SampleStatus", "values_of"]
 
-# The rate is that of the last minute, or of the last 20 samples when fewer have ended in that minute.
-RATE_WINDOW_S = 60.0
-RATE_SAMPLES = 20
-_SHORTEST_SPAN_S = 1e-3
 # As plain numbers (`sample_states.py`).
 _STARTED, _ENDED, _STOPPED = int(Kind.STARTED), int(Kind.ENDED), int(Kind.STOPPED)
 
@@ -80,9 +76,8 @@ class RecordSamples:
         self.manifest = manifest
         self.states = SampleStates(manifest.samples, manifest.max_retries)
         self._writer = np.zeros(manifest.samples, np.uint32)
-        self._end_times = np.empty(0, np.float64)
-        self._end_writers = np.empty(0, np.uint32)
-        self._first_starts: dict[int, float] = defaultdict(lambda: np.inf)
+        self._started_at = np.zeros(manifest.samples, np.float64)
+        self._pace = Pace()
         self.interruptions = 0
         self.longest_interruption_s = 0.0
 
@@ -91,53 +86,40 @@ class RecordSamples:
         self.states.apply(entries)
         kinds = entries["kind"]
         self._store_starts(entries, writers, kinds == _STARTED)
-        self._store_ends(entries, writers, kinds == _ENDED)
         stopped = entries["stop"][kinds == _STOPPED]
+        self._store_ends(entries, writers, (kinds == _ENDED) | (kinds == _STOPPED) if len(stopped) else kinds == _ENDED)
         if len(stopped):
             self.interruptions += len(stopped)
             self.longest_interruption_s = max(self.longest_interruption_s, int(stopped.max()) / 1e6)
 
     def _store_starts(self, entries: Entries, writers: np.ndarray[Any, Any], started: np.ndarray[Any, Any]) -> None:
-        """Store the writer of the last attempt at each sample, and the first start of each writer."""
+        """Store the writer and the time of the last attempt at each sample."""
         if started.any():
             samples, epochs = entries["start"][started], entries["epoch"][started]
             is_last = epochs == self.states.started[samples]
             self._writer[samples[is_last]] = writers[started][is_last]
-            times, start_writers = entries["time"][started], writers[started]
-            for writer in set(start_writers.tolist()):
-                first = float(times[start_writers == writer].min())
-                self._first_starts[writer] = min(self._first_starts[writer], first)
+            self._started_at[samples[is_last]] = entries["time"][started][is_last]
 
     def _store_ends(self, entries: Entries, writers: np.ndarray[Any, Any], ended: np.ndarray[Any, Any]) -> None:
-        """Store the times of the last ended samples, from which `rate` is computed."""
-        codes = entries["code"][ended]
-        if codes.any():  # a request has a code other than 0
-            requests = [code for code in np.unique(codes).tolist() if is_request(code)]
-            ended = ended & ~np.isin(entries["code"], requests)
+        """Store the last attempts that have ended, from which `rate` is computed."""
         if ended.any():
-            times = np.concatenate([self._end_times, entries["time"][ended]])
-            end_writers = np.concatenate([self._end_writers, writers[ended].astype(np.uint32)])
-            order = np.argsort(times, kind="stable")
-            count = len(times) - int(np.searchsorted(times, times[order[-1]] - RATE_WINDOW_S, sorter=order))
-            last = order[-max(count, RATE_SAMPLES) :]
-            self._end_times, self._end_writers = times[last], end_writers[last]
+            codes, counted = entries["code"][ended], entries["kind"][ended] == _ENDED
+            if codes.any():  # a request has a code other than 0
+                requests = [code for code in np.unique(codes).tolist() if is_request(code)]
+                counted &= ~np.isin(codes, requests)
+            self._pace.add(entries["time"][ended], entries["stop"][ended] / 1e6, writers[ended], counted)
 
     def rate(self, live: np.ndarray[Any, Any] | None = None) -> float | None:
-        """Return samples per second in the recent past: the number of ends, divided by the time from first to last end.
+        """Return samples per second in the recent past, without the time in which no sample ran (`pace.py`).
 
         Args:
-            live: Mask of the live writers by number. If a writer is live, the ends of dead writers do not count,
-                because they are from an earlier allocation or an earlier conductor.
+            live: Mask of the live writers by number.
         """
-        times, writers = self._end_times, self._end_writers
-        if live is not None and live.any():
-            times, writers = times[live[writers]], writers[live[writers]]
-        if not len(times):
-            return None
-        if len(times) < RATE_SAMPLES:
-            start = min((self._first_starts[int(writer)] for writer in set(writers.tolist())), default=np.inf)
-            return len(times) / max(float(times[-1]) - start, _SHORTEST_SPAN_S)
-        return (len(times) - 1) / max(float(times[-1] - times[0]), _SHORTEST_SPAN_S)
+        running_since = np.inf
+        if live is not None and live.any() and not self.states.is_complete:
+            running = self.states.running & live[self._writer]
+            running_since = float(self._started_at[running].min(initial=np.inf))
+        return self._pace.rate(live, running_since)
 
     def counts(self, working: np.ndarray[Any, Any]) -> Counts:
         """Count the samples in each state; `working` is a mask of the writers that may still end an attempt."""
@@ -190,7 +172,7 @@ class RecordSamples:
             index=index,
             code=int(self.states.code(index)),
             duration_s=int(self.states.duration_us[index]) / 1e6,
-            losses=int(self.states.losses[index]),
+            losses=int(self.states.attempts.losses[index]) if self.states.attempts.has_losses else 0,
         )
 
 

@@ -7,15 +7,22 @@ from collections.abc import Sequence
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.table import Table
 from rich.text import Text
 
 from maestro_celery_plugin import clock
 from maestro_celery_plugin.report.failed_samples import failures, headline
 from maestro_celery_plugin.report.model import AllocationStatus, StepStatus, StudyState, StudyStatus, WorkerStatus
 from maestro_celery_plugin.report.reader import StatusReader
-from maestro_celery_plugin.report.terminal import duration_words, outcome_text, plain, section, state_text
+from maestro_celery_plugin.report.steps_table import by_urgency, hidden_words, most_urgent, steps_table, totals
+from maestro_celery_plugin.report.terminal import (
+    command_words,
+    duration_words,
+    outcome_text,
+    plain,
+    section,
+    state_text,
+    whole,
+)
 from maestro_celery_plugin.states import WorkerState
 
 __all__ = ["show", "watch"]
@@ -23,16 +30,17 @@ __all__ = ["show", "watch"]
 WATCH_S = 1.0
 # The number of allocations, workers, slow samples and kinds of failures that are shown below the table.
 SHOWN = 5
-# rich needs many seconds for a table of thousands of step records, and a user cannot read so many.
+# The same while the status must fit into the terminal, and the number of step records that are more important.
+SHOWN_ON_SCREEN = 2
+_LEAST_STEPS = 4
+# A user cannot read more step records.
 SHOWN_STEPS = 200
-# The smallest width of a terminal, in columns, in which each step record takes one line.
-_WIDE = 120
 
 
 def show(reader: StatusReader, console: Console) -> StudyStatus:
     """Print the status of a study; return it."""
     status = reader.read()
-    console.print(_page(status, reader, console))
+    console.print(_page(status, reader, console), crop=False)
     return status
 
 
@@ -43,165 +51,121 @@ def watch(reader: StatusReader, console: Console) -> StudyStatus:
             begin = clock.monotonic()
             status = reader.read()
             if status.has_ended:
-                live.update(_page(status, reader, console), refresh=True)
-                return status
-            live.update(_page(status, reader, console, rows=max(3, console.height // 2)), refresh=True)
+                live.transient = True  # the last status replaces it, with whole commands
+                break
+            live.update(_screen(status, reader, console), refresh=True)
             clock.sleep(max(WATCH_S, 4 * (clock.monotonic() - begin)))
+    page = _screen if console.is_terminal else _page
+    console.print(page(status, reader, console), crop=False)
+    return status
 
 
 # --- page ---
 
 
-def _page(status: StudyStatus, reader: StatusReader, console: Console, rows: int = SHOWN_STEPS) -> Group:
-    """Return the whole output, with up to `rows` step records."""
-    steps = _most_active(status.steps, rows)
-    parts: list[RenderableType] = [_title(status), _steps_table(steps, wide=console.width >= _WIDE)]
-    if len(steps) < len(status.steps):
-        parts.append(_rest_words(status.steps, steps))
-    parts += [*_advice(status), *_warnings(status), *_allocations(status), *_workers(status)]
-    slowest = reader.slowest(SHOWN)
-    if slowest:
-        lines = (headline(sample, duration_words(sample.duration_s)) for sample in slowest)
-        parts.append(section("Slowest samples", lines))
-    kinds = reader.failure_kinds(SHOWN)
-    if kinds:
-        parts.append(failures(kinds, status.path))
-    return Group(*parts)
+def _page(status: StudyStatus, reader: StatusReader, console: Console) -> Group:
+    """Return the whole output, with up to `SHOWN_STEPS` step records."""
+    steps = most_urgent(status.steps, SHOWN_STEPS)
+    parts = [*_head(status), *_table(steps, status, console), *_allocations(status, SHOWN), *_workers(status, SHOWN)]
+    return Group(*parts, *_slowest(reader), *_failures(status, reader, SHOWN))
 
 
-def _title(status: StudyStatus) -> Text:
-    title = Text.assemble(
-        plain(status.study, "bold"), "  ", outcome_text(status.state.name, status.failed_samples), "\n"
-    )
-    return title.append_text(plain(str(status.path), "dim"))
+def _screen(status: StudyStatus, reader: StatusReader, console: Console) -> Group:
+    """Return what fits into the terminal: the totals, then the step records that run and those that failed."""
+    head = _head(status)
+    height = console.height - 1 - _height(head, console)
+    least = min(len(status.steps), max(_LEAST_STEPS, height // 3)) + 2  # with the headings, and the number of others
+    sections: list[RenderableType] = []
+    for section_ in (
+        *_failures(status, reader, SHOWN_ON_SCREEN),
+        *_workers(status, SHOWN_ON_SCREEN),
+        *_allocations(status, SHOWN_ON_SCREEN),
+        *_slowest(reader),
+    ):
+        lines = _height([section_], console)
+        if height - lines >= least:
+            height -= lines
+            sections.append(section_)
+    return Group(*head, *_fitting_table(status, console, height), *sections)
+
+
+def _fitting_table(status: StudyStatus, console: Console, height: int) -> list[RenderableType]:
+    """Return the table of step records in at most `height` lines, but with one step record at least."""
+    for rows in range(max(1, height - 1), 0, -1):
+        parts = _table(by_urgency(status.steps, rows), status, console)
+        if _height(parts, console) <= height:
+            break
+    return parts
+
+
+def _height(parts: Sequence[RenderableType], console: Console) -> int:
+    """Return the number of lines of a part of the output."""
+    return len(console.render_lines(Group(*parts), pad=False)) if parts else 0
+
+
+def _head(status: StudyStatus) -> list[RenderableType]:
+    return [*_title(status), *totals(status.steps), *_advice(status), *_warnings(status)]
+
+
+def _title(status: StudyStatus) -> list[Text]:
+    state = outcome_text(status.state.name, status.failed_samples)
+    return [Text.assemble(plain(status.study, "bold"), "  ", state), whole(plain(str(status.path), "dim"))]
+
+
+def _table(steps: list[StepStatus], status: StudyStatus, console: Console) -> list[RenderableType]:
+    """Return the table of step records, with the number of those that it does not show."""
+    table = steps_table(steps, console.width, ascii_only=console.options.ascii_only)
+    return [table, hidden_words(status.steps, steps)] if len(steps) < len(status.steps) else [table]
 
 
 def _advice(status: StudyStatus) -> list[RenderableType]:
     if status.state is StudyState.DRYRUN:
         words = "It was a dry run, whose steps do not run; `maestro run` without --dry starts a study."
-        return [Text(f"\n{words}", style="yellow")]
+        return [Text(f"\n{words}\n", style="yellow")]
     if status.state is StudyState.INTERRUPTED:
         words = "The conductor died before the study ended. To continue the study:"
     elif status.state is StudyState.PENDING:
         words = "No conductor has run this study yet. If none is about to start:"
     else:
         return []
-    command = plain(f"  maestro-celery resume {status.path}", "bold")
-    return [Text(f"\n{words}\n", style="yellow").append_text(command)]
-
-
-# --- step records ---
-
-
-def _most_active(steps: list[StepStatus], rows: int) -> list[StepStatus]:
-    """Return the step records to show: if not all fit, those that run, then those that failed."""
-    if len(steps) <= rows:
-        return steps
-    rank = {"RUNNING": 0, "FAILED": 1, "TIMEDOUT": 1, "PENDING": 2, "INITIALIZED": 3}
-    order = sorted(range(len(steps)), key=lambda number: rank.get(steps[number].state, 4))
-    return [steps[number] for number in sorted(order[:rows])]
-
-
-def _rest_words(steps: list[StepStatus], shown: list[StepStatus]) -> Text:
-    rest = Counter(step.state for step in steps) - Counter(step.state for step in shown)
-    words = ", ".join(f"{count} {state}" for state, count in rest.most_common())
-    return Text(f"and {rest.total()} more step records: {words} (--json has all)", style="dim")
-
-
-def _steps_table(steps: list[StepStatus], *, wide: bool) -> Table:
-    table = Table(box=None, padding=(0, 2 if wide else 1, 0, 0), header_style="dim")
-    table.add_column("step record", overflow="fold")
-    if wide:
-        table.add_column("state")
-    table.add_column("progress" if wide else "rate, time left", width=30 if wide else 20)
-    for heading in ("total", "finished", "failed", "running", "pending"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    if wide:
-        table.add_column("rate", justify="right", no_wrap=True)
-        table.add_column("time left", justify="right", no_wrap=True)
-    for step in steps:
-        table.add_row(*(_wide_row(step) if wide else _narrow_row(step)))
-    return table
-
-
-def _wide_row(step: StepStatus) -> list[RenderableType]:
-    return [
-        _name(step),
-        outcome_text(step.state, step.samples.failed),
-        _bar(step),
-        *_numbers(step),
-        _rate(step),
-        _time_left(step),
-    ]
-
-
-def _narrow_row(step: StepStatus) -> list[RenderableType]:
-    pace = ", ".join(words for words in (_rate(step), _time_left(step)) if words)
-    name = Text.assemble(_name(step), "\n", outcome_text(step.state, step.samples.failed))
-    progress = Table.grid()
-    progress.add_row(_bar(step))
-    progress.add_row(Text(pace, style="dim"))
-    return [name, progress, *_numbers(step)]
-
-
-def _name(step: StepStatus) -> Text:
-    restarts = f" (restarts: {step.restarts})" if step.restarts else ""
-    return plain(step.name).append(restarts, style="yellow")
-
-
-def _bar(step: StepStatus) -> RenderableType:
-    samples = step.samples
-    if not samples.total:
-        return Text("")
-    style = "red" if samples.failed else "cyan"
-    return ProgressBar(
-        total=samples.total,
-        completed=samples.finished + samples.failed,
-        complete_style=style,
-        finished_style="red" if samples.failed else "green",
-    )
-
-
-def _numbers(step: StepStatus) -> list[Text]:
-    samples = step.samples
-    if not samples.total:
-        return [Text("")] * 5
-    failed = Text(str(samples.failed), style="red" if samples.failed else "")
-    others = [Text(str(n)) for n in (samples.total, samples.finished, samples.running, samples.pending)]
-    return [*others[:2], failed, *others[2:]]
-
-
-def _rate(step: StepStatus) -> str:
-    return f"{step.rate:.{0 if step.rate >= 100 else 2}f}/s" if step.rate and step.samples.total > 1 else ""
-
-
-def _time_left(step: StepStatus) -> str:
-    return duration_words(step.time_left_s) if step.time_left_s else ""
+    command = command_words("maestro-celery resume", status.path)
+    return [Text(f"\n{words}", style="yellow"), whole(plain(f"  {command}", "bold")), Text("")]
 
 
 # --- allocations, workers and samples ---
 
 
 def _warnings(status: StudyStatus) -> list[RenderableType]:
-    sentences = [*status.damage, *(machine.sentence for machine in status.broken_machines)]
-    return [section("Warnings", map(plain, sentences))] if sentences else []
+    problem = [status.broker_problem] if status.broker_problem else []
+    sentences = [*problem, *status.damage, *(machine.sentence for machine in status.broken_machines)]
+    return [section("Warnings", map(plain, sentences)), Text("")] if sentences else []
 
 
-def _allocations(status: StudyStatus) -> list[RenderableType]:
+def _slowest(reader: StatusReader) -> list[RenderableType]:
+    lines = [headline(sample, duration_words(sample.duration_s)) for sample in reader.slowest(SHOWN)]
+    return [section("Slowest samples", lines)] if lines else []
+
+
+def _failures(status: StudyStatus, reader: StatusReader, shown: int) -> list[RenderableType]:
+    kinds = reader.failure_kinds(shown)
+    return [failures(kinds, status.path)] if kinds else []
+
+
+def _allocations(status: StudyStatus, shown: int) -> list[RenderableType]:
     """Return the last allocation of each name; its number counts the allocations of that name."""
     last = {one.name: one for one in status.allocations}
     if not last:
         return []
     lines = []
-    for allocation in list(last.values())[:SHOWN]:
+    for allocation in list(last.values())[:shown]:
         job = f"job {allocation.job}" if allocation.job else "not submitted"
         line = Text.assemble(plain(f"{allocation.name}/{allocation.number}  {job}  "), state_text(allocation.state))
         lines.append(line.append_text(plain(f"  {allocation.reason}" if allocation.reason else "", "dim")))
     ended = [one for one in status.allocations if one.slot_seconds]
     if ended:
         lines.append(plain(_usage_words(ended), "dim"))
-    if len(last) > SHOWN:
-        lines.append(Text(f"and {len(last) - SHOWN} more (--json has all)", style="dim"))
+    if len(last) > shown:
+        lines.append(Text(f"and {len(last) - shown} more (--json has all)", style="dim"))
     return [section("Allocations", lines)]
 
 
@@ -217,12 +181,12 @@ def _usage_words(ended: Sequence[AllocationStatus]) -> str:
     return f"{len(ended)} ended, {duration_words(total_s)} of slot time: {words}"
 
 
-def _workers(status: StudyStatus) -> list[RenderableType]:
+def _workers(status: StudyStatus, shown: int) -> list[RenderableType]:
     if not status.workers:
         return []
-    lines = [_worker(worker) for worker in status.workers[:SHOWN]]
-    if len(status.workers) > SHOWN:
-        rest = Counter(worker.state for worker in status.workers[SHOWN:])
+    lines = [_worker(worker) for worker in status.workers[:shown]]
+    if len(status.workers) > shown:
+        rest = Counter(worker.state for worker in status.workers[shown:])
         words = ", ".join(f"{n} {state}" for state, n in rest.items())
         lines.append(Text(f"and {rest.total()} more: {words}", style="dim"))
     return [section("Workers", lines)]

@@ -7,15 +7,29 @@ as text.
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterable
+from pathlib import Path
 
-from rich.console import Group
+from rich.cells import cell_len, chop_cells
+from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
 from maestro_celery_plugin.states import WorkerState
 
-__all__ = ["duration_words", "outcome_text", "outcome_words", "plain", "section", "state_text"]
+__all__ = [
+    "command_words",
+    "duration_words",
+    "outcome_text",
+    "outcome_words",
+    "plain",
+    "section",
+    "shortened",
+    "state_style",
+    "state_text",
+    "whole",
+]
 
 _STYLES = {
     "FINISHED": "green",
@@ -36,9 +50,41 @@ _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]")
 
 
 def section(title: str, lines: Iterable[Text]) -> Group:
-    """Return lines below a heading."""
-    indented = (Padding(line, (0, 0, 0, 2), expand=False) for line in lines)
-    return Group(Text(f"\n{title}", style="bold"), *indented)
+    """Return lines below a heading; a line of `whole` is not wrapped."""
+    return Group(Text(f"\n{title}", style="bold"), *map(_indented, lines))
+
+
+def _indented(line: Text) -> RenderableType:
+    if line.no_wrap:
+        return whole(Text("  ").append_text(line))
+    return Padding(line, (0, 0, 0, 2), expand=False)
+
+
+def whole(text: Text) -> Text:
+    """Return a line that is neither wrapped nor cropped, so that a user can copy a command or a path from it.
+
+    Its console must print with ``crop=False``.
+    """
+    text.no_wrap, text.overflow = True, "ignore"
+    return text
+
+
+def command_words(command: str, study: Path) -> str:
+    """Return a command for a study, such as ``maestro-celery resume /home/ada/sweep``, in the words of a shell."""
+    return f"{command} {shlex.quote(str(study))}"
+
+
+def shortened(name: str, width: int) -> str:
+    """Return a name in at most `width` columns: the middle is left out, because names differ at their ends.
+
+    ``simulate_channel_RE.1000`` in 16 columns is ``simula…l_RE.1000``.
+    """
+    if cell_len(name) <= width:
+        return name
+    head = (width - 1) // 2 - width // 8
+    tail = width - 1 - head
+    backwards = chop_cells(name[::-1], tail)[0] if tail > 0 else ""
+    return f"{chop_cells(name, head)[0] if head > 0 else ''}…{backwards[::-1]}"
 
 
 def duration_words(seconds: float) -> str:
@@ -53,12 +99,17 @@ def duration_words(seconds: float) -> str:
 
 def state_text(state: str) -> Text:
     """Return the name of a state in its colour."""
-    return Text(state, style=_STYLES.get(state, ""))
+    return Text(state, style=state_style(state))
+
+
+def state_style(state: str, failed: int = 0) -> str:
+    """Return the colour of a state, which is not green if samples have failed."""
+    return "yellow" if failed and state == "FINISHED" else _STYLES.get(state, "")
 
 
 def outcome_text(state: str, failed: int) -> Text:
     """Return the name of a state; if it is FINISHED although samples have failed, add their number."""
-    return Text(outcome_words(state, failed), style="yellow") if failed and state == "FINISHED" else state_text(state)
+    return Text(outcome_words(state, failed), style=state_style(state, failed))
 
 
 def outcome_words(state: str, failed: int) -> str:

@@ -57,14 +57,14 @@ class CeleryOptions:
     Attributes:
         slots: How many samples a worker runs in parallel.
         pool: Celery's pool.
-        args: The options for `celery worker`.
+        others: The other options, as arguments of Celery's class `Worker`.
         has_concurrency: Whether `args` sets the number of slots.
     """
 
     slots: int
     pool: str
-    args: tuple[str, ...]
     has_concurrency: bool
+    others: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def check_celery_options(args: str, file: str, where: str) -> None:
@@ -87,27 +87,28 @@ def parse_celery_options(args: str) -> CeleryOptions:
     """
     words = shlex.split(args)
     if slots := _only_slots(words):
-        return CeleryOptions(slots=slots, pool="threads", args=tuple(words), has_concurrency=True)
+        return CeleryOptions(slots=slots, pool="threads", has_concurrency=True)
     for option in (word.partition("=")[0] for word in words):
         if option in _RESERVED_CELERY_OPTIONS:
             raise ValueError(f"the option {option} cannot be set here: {_RESERVED_CELERY_OPTIONS[option]}.")
-    values, given = _parsed(words)
-    for name in given:
+    values = _parsed(words)
+    for name in values:
         if name in _RESERVED_WORKER_OPTIONS:
             raise ValueError(
                 f"the option --{name.replace('_', '-')} cannot be set here: {_RESERVED_WORKER_OPTIONS[name]}."
             )
-    pool = values["pool"] if "pool" in given else "threads"
+    pool = values.pop("pool", "threads")
     if pool not in POOLS:
         raise ValueError(f"found the pool '{pool}'; one of {', '.join(POOLS)} is needed.")
-    slots = values["concurrency"] if "concurrency" in given else None
+    slots = values.pop("concurrency", None)
     if slots is not None and not (str(slots).isdigit() and int(slots) > 0):
         raise ValueError(f"found --concurrency {slots}; a number of at least 1 is needed.")
     return CeleryOptions(
         slots=1 if pool == "solo" else int(slots or usable_cpus()),
         pool=pool,
-        args=tuple(words),
         has_concurrency=pool == "solo" or slots is not None,
+        # A worker of this package never prefetches (`worker/prefetch.py`).
+        others={name: value for name, value in values.items() if name != "disable_prefetch"},
     )
 
 
@@ -120,8 +121,8 @@ def _only_slots(words: list[str]) -> int | None:
     return int(found[1]) if found else None
 
 
-def _parsed(words: list[str]) -> tuple[dict[str, Any], set[str]]:
-    """Return the values of Celery's parser, and the names of the options in ``args``."""
+def _parsed(words: list[str]) -> dict[str, Any]:
+    """Return the values of the options in ``args`` by their names, as Celery's parser converts them."""
     import click
     from celery.bin.worker import worker
 
@@ -131,11 +132,13 @@ def _parsed(words: list[str]) -> tuple[dict[str, Any], set[str]]:
         if extra:
             raise click.UsageError(f"unexpected argument '{extra[0]}'")
         given = {str(parameter.name): parameter for parameter in order if parameter.name in values}
-        for name, parameter in given.items():
-            # Celery needs a running application to convert the excluded options.
-            if name not in _RESERVED_WORKER_OPTIONS and name != "pool":
-                parameter.type_cast_value(context, values[name])
+        # Celery needs a running application to convert the other options.
+        converted = {
+            name: parameter.type_cast_value(context, values[name])
+            for name, parameter in given.items()
+            if name not in _RESERVED_WORKER_OPTIONS and name != "pool"
+        }
     except click.ClickException as cause:
         message = cause.format_message().rstrip(".")
         raise ValueError(message if message.endswith(("?", "?)")) else f"{message}.") from cause
-    return values, set(given)
+    return {name: converted.get(name, values[name]) for name in given}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from maestro_celery_plugin.ledger.sample_states import SampleStates
-from maestro_celery_plugin.states import POISON_LIMIT, ExitCode, Outcome
+from maestro_celery_plugin.states import ExitCode, Outcome
 from maestro_celery_plugin.study.manifest import Manifest
 
 __all__ = ["allowed_failures", "count_failures", "exceeds_limit", "has_failed"]
@@ -36,5 +38,5 @@ def _continues(manifest: Manifest, samples: SampleStates) -> bool:
 
     If it has failed for another reason, the exit code is that of an earlier attempt.
     """
-    is_exhausted = samples.losses[0] >= POISON_LIMIT or samples.requests[0] > manifest.max_retries
+    (is_exhausted,) = samples.attempts.exhausted(np.zeros(1, np.intp), manifest.max_retries)
     return bool(samples.code(0) == ExitCode.SOFT_FAIL) and not is_exhausted

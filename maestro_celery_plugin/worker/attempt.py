@@ -59,9 +59,9 @@ class Runner:
         stem = self.directories.stem(sample)
         try:
             script = f"{stem}.sh" if first else self.directories.write_script(sample, restart=restart)
-            header = "" if first else _header(restart=restart)
+            header = "" if first else self._header(restart=restart)
             for suffix in ("out", "err"):
-                outputs.append(_Output(f"{stem}.{suffix}", header))
+                outputs.append(_Output(f"{stem}.{suffix}", header, keep_header=suffix == "err"))
             begin = clock.monotonic()
             # The script is an argument of the interpreter: executing a file fails with ETXTBSY while the child of
             # another thread still has it open for writing.
@@ -80,15 +80,15 @@ class Runner:
             raise
         return RunningAttempt(self._manifest.name, sample, process, outputs, begin)
 
+    def _header(self, *, restart: bool) -> str:
+        """Return the line that separates an attempt from the previous one; a step without `restart` runs `cmd`."""
+        what = "restart" if restart and self._manifest.restart != self._manifest.cmd else "cmd"
+        return f"=== run again with {what}, {clock.local_time('%Y-%m-%d %H:%M:%S')} ===\n"
+
 
 @functools.lru_cache(maxsize=1)
 def _dev_null() -> int:
     return os.open(os.devnull, os.O_RDONLY)
-
-
-def _header(*, restart: bool) -> str:
-    what = "restart" if restart else "cmd"
-    return f"=== run again with {what}, {clock.local_time('%Y-%m-%d %H:%M:%S')} ===\n"
 
 
 class _Output:
@@ -97,10 +97,12 @@ class _Output:
     Args:
         path: The file.
         header: Line that separates an attempt from the previous attempt; empty for the first attempt.
+        keep_header: Whether the header stays if no output follows. It does in stderr: the errors above it are not those
+            of the last attempt.
     """
 
-    def __init__(self, path: str, header: str) -> None:
-        self._path = path
+    def __init__(self, path: str, header: str, *, keep_header: bool) -> None:
+        self._path, self._keep_header = path, keep_header
         self.descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         self._old_size = self._output_start = os.fstat(self.descriptor).st_size if header else 0
         if self._old_size:
@@ -115,6 +117,8 @@ class _Output:
         try:
             status = os.fstat(self.descriptor)
             if status.st_size == self._output_start:
+                if self._old_size and self._keep_header:
+                    return
                 if self._old_size:
                     os.ftruncate(self.descriptor, self._old_size)
                 elif os.path.samestat(status, os.stat(self._path)):  # noqa: PTH116 (a Path costs time, for each sample)

@@ -9,15 +9,14 @@ import os
 import signal
 from typing import NoReturn
 
-from celery import Celery
-from celery.bin.base import CLIContext
-from celery.bin.worker import worker
 from celery.signals import worker_process_init, worker_ready, worker_shutting_down
+from celery.utils.nodenames import host_format
 
 from maestro_celery_plugin import clock
 from maestro_celery_plugin.batch.packing import fewest_slots, worker_slots
 from maestro_celery_plugin.broker.app import make_app, queue_for
 from maestro_celery_plugin.broker.choice import check_reachable
+from maestro_celery_plugin.broker.private import supervisor_of
 from maestro_celery_plugin.errors import BrokerUnavailableError, EnsembleError, WorkerError
 from maestro_celery_plugin.machine import host_name, usable_cpus
 from maestro_celery_plugin.plugins import batch_system
@@ -73,20 +72,13 @@ def run(arguments: WorkerArguments, supervisor: ProcessId) -> NoReturn:
         worker_process_init.connect(process.open_in_pool, weak=False)
     else:
         process.open(arguments.name, args.slots)
-    options = ["-n", f"{arguments.name}@%h", "-P", args.pool, "-c", str(args.slots), "-l", "WARNING"]
     queues = ", ".join(group.queues)
     print(f"worker '{arguments.name}' on {host_name()}: {args.slots} slots for the task queues {queues}", flush=True)
-    _run_celery(app, [*options, "--without-gossip", "--without-mingle", *args.args])
+    # As the command `celery worker`, which imports all other commands first and so takes longer than the rest here.
+    settings = {"loglevel": "WARNING", "without_gossip": True, "without_mingle": True, "quiet": True, "no_color": True}
+    name = host_format(f"{arguments.name}@%h")
+    app.Worker(hostname=name, pool=args.pool, concurrency=args.slots, **{**settings, **args.others}).start()
     raise SystemExit(EXIT_REPLACE if process.must_be_replaced else 0)
-
-
-def _run_celery(app: Celery, options: list[str]) -> None:
-    """Run the command `celery worker` to its end.
-
-    `app.worker_main` imports all commands of Celery first, which takes longer than the rest of the start.
-    """
-    context = CLIContext(app=app, no_color=True, workdir=None, quiet=True)
-    worker.main(options, prog_name="celery worker", standalone_mode=False, obj=context)
 
 
 def _await_broker(session: Session, name: str) -> None:
@@ -103,6 +95,8 @@ def _await_broker(session: Session, name: str) -> None:
     deadline, is_first = clock.monotonic() + BROKER_LIMIT_S, True
     while True:
         broker = session.read_broker()
+        if supervisor_of(session):
+            return  # it has tried the private broker, which is on this machine, before it has stored the location
         try:
             check_reachable(session, host_name())
             return

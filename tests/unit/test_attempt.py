@@ -165,15 +165,28 @@ def test_a_later_attempt_appends_a_header_and_its_output(make):
     assert (first, again, last) == ("first", "again", "first")
     assert header.startswith("=== run again with restart, 20")
     assert header_2.startswith("=== run again with cmd, 20")
-    assert files(runner)["sim.err"] == "trouble\n"  # the first output in a file has no header
+    trouble, header_3 = files(runner)["sim.err"].splitlines()  # the first output in a file has no header
+    assert (trouble, header_3) == ("trouble", header_2)
 
 
-def test_a_header_without_output_is_removed(make):
-    runner = make("echo first", restart="true")
+def test_a_header_without_output_is_removed_except_below_errors(make):
+    """Given an attempt that writes nothing, then the errors of the attempt before it do not look like its own."""
+    runner = make("echo first; echo trouble >&2", restart="true")
     attempt(runner)
     runner.start(0, first=False, restart=True).wait()
 
-    assert files(runner) == {"sim.out": "first\n"}
+    assert files(runner)["sim.out"] == "first\n"
+    trouble, header = files(runner)["sim.err"].splitlines()
+    assert trouble == "trouble"
+    assert header.startswith("=== run again with restart, 20")
+
+
+def test_a_step_without_restart_does_not_claim_that_it_ran(make):
+    runner = make("echo first", restart="echo first")
+    attempt(runner)
+    runner.start(0, first=False, restart=True).wait()
+
+    assert out(runner).splitlines()[1].startswith("=== run again with cmd, 20")
 
 
 def test_the_restart_script_is_next_to_the_cmd_script(make):

@@ -1,5 +1,7 @@
 """The `args` of worker groups: options of `celery worker`, checked when the specification is loaded."""
 
+import logging
+
 import pytest
 
 from maestro_celery_plugin.errors import SpecificationError
@@ -22,7 +24,27 @@ from maestro_celery_plugin.spec.celery_options import check_celery_options, pars
 def test_options_set_slots_and_pool(args, slots, pool):
     options = parse_celery_options(args)
     assert (options.slots, options.pool) == (slots, pool)
-    assert options.args == tuple(args.split())
+
+
+@pytest.mark.parametrize(
+    ("args", "others"),
+    [
+        ("-c 3", {}),
+        ("--disable-prefetch", {}),
+        (
+            "-c 3 -l INFO -O fair --prefetch-multiplier 1 -E --without-heartbeat",
+            {
+                "loglevel": logging.INFO,
+                "optimization": "fair",
+                "prefetch_multiplier": 1,
+                "task_events": True,
+                "without_heartbeat": True,
+            },
+        ),
+    ],
+)
+def test_other_options_are_those_of_celerys_worker(args, others):
+    assert parse_celery_options(args).others == others
 
 
 @pytest.mark.parametrize(

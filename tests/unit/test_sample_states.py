@@ -25,7 +25,7 @@ from maestro_celery_plugin.states import (
     outcome_of,
 )
 
-ARRAYS = ("outcome", "duration_us", "started", "ended", "requests", "losses")
+ARRAYS = ("outcome", "duration_us", "started", "ended")
 STARTED, ENDED, STOPPED, LOST, RERUN = Kind.STARTED, Kind.ENDED, Kind.STOPPED, Kind.LOST, Kind.RERUN
 NOT_RUN, GAVE_UP = Kind.NOT_RUN, Kind.GAVE_UP
 
@@ -92,7 +92,7 @@ def test_a_sample_fails_after_too_many_losses():
 def test_losses_do_not_count_as_requests():
     states = states_after((STARTED, 0, 1), (LOST, 0, 1), *attempt(2, 104), max_retries=1)
 
-    assert (states.losses[0], states.requests[0]) == (1, 1)
+    assert (states.attempts.losses[0], states.attempts.requests[0]) == (1, 1)
     assert states.outcome[0] == Outcome.OPEN
 
 
@@ -100,14 +100,14 @@ def test_a_loss_that_the_sample_cannot_have_caused_does_not_count():
     """The code of such a LOST entry is 1, for example because the conductor had ended as well."""
     states = states_after(*[row for epoch in range(1, 9) for row in ((STARTED, 0, epoch), (LOST, 0, epoch, 1))])
 
-    assert (states.losses[0], states.requests[0], states.outcome[0]) == (0, 0, Outcome.OPEN)
+    assert (states.attempts.losses[0], states.attempts.requests[0], states.outcome[0]) == (0, 0, Outcome.OPEN)
     assert states.ended[0] == 8
 
 
 def test_an_attempt_that_its_worker_has_ended_counts_neither_as_a_loss_nor_as_a_request():
     states = states_after(*[row for epoch in range(1, 9) for row in ((STARTED, 0, epoch), (STOPPED, 0, epoch, 100))])
 
-    assert (states.losses[0], states.requests[0], states.outcome[0]) == (0, 0, Outcome.OPEN)
+    assert (states.attempts.losses[0], states.attempts.requests[0], states.outcome[0]) == (0, 0, Outcome.OPEN)
 
 
 # --- attempts and epochs -----------------------------------------------------------------------------
@@ -185,7 +185,7 @@ def test_a_sample_that_a_machine_could_not_run_is_open_and_has_no_code():
     states = states_after((STARTED, 0, 1), (NOT_RUN, 0, 1, FULL), (NOT_RUN, 1, 1, BROKEN))
 
     assert states.counts() == Counts(total=10, finished=0, failed=0, running=0, pending=10)
-    assert (states.requests[0], states.losses[0], states.code(0)) == (0, 0, 0)
+    assert (states.attempts.requests[0], states.attempts.losses[0], states.code(0)) == (0, 0, 0)
 
 
 @pytest.mark.parametrize(
@@ -227,7 +227,7 @@ def test_a_sample_that_runs_again_is_open_and_may_request_max_retries_further_ru
 
     states = states_after(*first, (RERUN, 0, 4), max_retries=2)
 
-    assert (states.outcome[0], states.requests[0], states.losses[0]) == (Outcome.OPEN, 0, 0)
+    assert (states.outcome[0], states.attempts.requests[0], states.attempts.losses[0]) == (Outcome.OPEN, 0, 0)
     states.apply(entries(*attempt(5, 104), *attempt(6, 104)))
     assert states.outcome[0] == Outcome.OPEN
     states.apply(entries(*attempt(7, 104)))
@@ -250,7 +250,7 @@ def test_other_samples_do_not_run_again():
     states = states_after(*attempt(1, 1), *attempt(1, 1, sample=1), (LOST, 2, 1), (RERUN, 0, 1))
 
     assert states.outcome[:2].tolist() == [Outcome.OPEN, Outcome.FAILED]
-    assert states.losses[2] == 1
+    assert states.attempts.losses[2] == 1
 
 
 # --- any order ---------------------------------------------------------------------------------------
@@ -329,6 +329,8 @@ def test_the_states_do_not_depend_on_the_order_of_the_writers(seed):
         for name in ARRAYS:
             np.testing.assert_array_equal(getattr(states, name), getattr(at_once, name), name)
         np.testing.assert_array_equal(states.code(slice(None)), at_once.code(slice(None)))
+        np.testing.assert_array_equal(states.attempts.losses, at_once.attempts.losses)
+        np.testing.assert_array_equal(states.attempts.requests, at_once.attempts.requests)
         assert (states.epoch, states.cancelled_epoch) == (at_once.epoch, 7)
 
     kinds = (STARTED, ENDED, STOPPED, LOST, RERUN)

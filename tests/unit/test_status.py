@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 from filelock import FileLock
+from rich.cells import cell_len
 from rich.console import Console
 
 from maestro_celery_plugin.batch.allocation import Allocation, new_directory
@@ -35,18 +37,19 @@ from maestro_celery_plugin.ledger.sample_states import Counts
 from maestro_celery_plugin.ledger.writer import LedgerWriter
 from maestro_celery_plugin.machine import host_name
 from maestro_celery_plugin.processes import ProcessId
-from maestro_celery_plugin.report import failed_samples, status_view
+from maestro_celery_plugin.report import failed_samples, status_view, steps_table
+from maestro_celery_plugin.report.broker_check import BrokerCheck
 from maestro_celery_plugin.report.exit_codes import StudyCode, code_of
 from maestro_celery_plugin.report.explain import explain
-from maestro_celery_plugin.report.model import StudyState
+from maestro_celery_plugin.report.model import StepStatus, StudyState
 from maestro_celery_plugin.report.reader import StatusReader
 from maestro_celery_plugin.report.sample_status import RecordSamples, SampleStatus, values_of
-from maestro_celery_plugin.report.terminal import duration_words
+from maestro_celery_plugin.report.terminal import command_words, duration_words, shortened
 from maestro_celery_plugin.states import AllocationState, WorkerState, cannot_run_code
 from maestro_celery_plugin.study.heartbeats import Heartbeat, Heartbeats
 from maestro_celery_plugin.study.manifest import Manifest
 from maestro_celery_plugin.study.plan import StudyPlan
-from maestro_celery_plugin.study.session import Session
+from maestro_celery_plugin.study.session import BrokerLocation, Session
 from maestro_celery_plugin.study.status_csv import read_rows
 
 HEADER = (
@@ -353,12 +356,12 @@ def test_an_incomplete_status_csv_does_not_hide_a_submitted_step_record(study: S
 # --- rate ---
 
 
-def ends(times: list[float], codes: int | list[int] = 0) -> np.ndarray:
+def ends(times: list[float], codes: int | list[int] = 0, *, duration_s: float = 1.0) -> np.ndarray:
     from maestro_celery_plugin.ledger.entries import ENTRY
 
     entries = np.zeros(len(times), ENTRY)
     entries["kind"], entries["epoch"], entries["time"], entries["code"] = Kind.ENDED, 1, times, codes
-    entries["start"] = np.arange(len(times))
+    entries["start"], entries["stop"] = np.arange(len(times)), duration_s * 1e6
     return entries
 
 
@@ -372,7 +375,7 @@ def test_the_rate_is_that_of_the_last_minute(study: Study) -> None:
 
 def test_the_rate_of_few_long_samples_uses_more_than_the_last_minute(study: Study) -> None:
     record = RecordSamples(study.submit(samples=500))
-    record.apply(ends([*(np.arange(30) * 100.0)]), np.zeros(30, int))
+    record.apply(ends([*(np.arange(30) * 100.0)], duration_s=100.0), np.zeros(30, int))
     assert record.rate() == pytest.approx(0.01)
 
 
@@ -382,9 +385,45 @@ def test_the_rate_is_that_of_live_workers(study: Study) -> None:
     started = ends([0.0, 3600.0])
     started["kind"] = Kind.STARTED
     record.apply(started, np.array([0, 1]))
-    record.apply(ends([*np.arange(12.0), *(3600 + np.array([2.0, 4.0, 6.0, 8.0]))]), np.repeat([0, 1], [12, 4]))
+    record.apply(ends([*np.arange(12.0), *(3600 + np.array([2.0, 4.0, 6.0, 8.0]))], duration_s=2.0), np.repeat([0, 1], [12, 4]))
     assert record.rate(np.array([False, True])) == pytest.approx(0.5)
     assert record.rate(np.array([False, False])) == record.rate()
+
+
+def test_a_rate_counts_only_the_time_in_which_samples_ran(study: Study) -> None:
+    """Given 4 samples of 10 s one after the other, and a night between the second and the third, the rate is 0.1/s."""
+    record = RecordSamples(study.submit(samples=50))
+    times = [10.0, 20.0, 40030.0, 40040.0]
+    record.apply(ends(times, duration_s=10.0), np.zeros(4, int))
+    assert record.rate() == pytest.approx(0.1)
+
+
+def test_a_rate_counts_the_time_of_attempts_that_end_without_a_sample(study: Study) -> None:
+    """Given an attempt that was stopped and one that requests another, then their time counts."""
+    record = RecordSamples(study.submit(samples=50))
+    entries = ends([10.0, 20.0, 30.0], [0, 100, 0], duration_s=10.0)
+    entries["kind"][0] = Kind.STOPPED
+    record.apply(entries, np.zeros(3, int))
+    assert record.rate() == pytest.approx(1 / 30)
+
+
+def test_a_rate_counts_the_time_of_a_long_sample_that_still_runs(study: Study) -> None:
+    """Given a sample that runs since 0 s, and two that have ended at 10 s and 100 s, then the rate is 0.02/s."""
+    record = RecordSamples(study.submit(samples=50))
+    started = ends([0.0])
+    started["kind"], started["start"] = Kind.STARTED, 7
+    record.apply(started, np.zeros(1, int))
+    record.apply(ends([10.0, 100.0], duration_s=10.0), np.zeros(2, int))
+    assert record.rate(np.array([True])) == pytest.approx(0.02)
+    assert record.rate() == pytest.approx(0.1), "nobody lives who runs it"
+
+
+def test_many_samples_in_two_allocations_have_the_rate_without_the_time_between(study: Study) -> None:
+    """Given 1 sample/s for 15 s in each of two allocations with 40 s between, then the rate is about 1/s."""
+    record = RecordSamples(study.submit(samples=50))
+    times = [*np.arange(1.0, 16.0), *np.arange(56.0, 71.0)]
+    record.apply(ends(times), np.zeros(30, int))
+    assert record.rate() == pytest.approx(1.0, rel=0.05)
 
 
 def test_an_attempt_that_requests_another_attempt_does_not_count_for_the_rate(study: Study) -> None:
@@ -494,7 +533,178 @@ def test_the_page_shows_the_end_of_stderr_with_escaped_control_sequences(study: 
     assert "\\x1b[2J[bold]evil\ufffd" in text
     assert "\x1b" not in text
     assert "maestro-celery resume" in text
-    assert all(len(line) <= width for line in text.splitlines())
+    assert all(len(line) <= width for line in text.splitlines() if str(study.plan.root) not in line)
+    for command in ("resume", "status --failed"):
+        assert f"maestro-celery {command} {study.plan.root}" in text, "a command is not broken"
+
+
+@pytest.mark.parametrize(
+    ("last", "shown"),
+    [
+        ("new\n", ["new"]),
+        ("", ["(no stderr; that of an earlier attempt:)", "old"]),
+    ],
+)
+def test_stderr_of_an_earlier_attempt_is_set_apart(study: Study, last: str, shown: list[str]) -> None:
+    manifest = study.submit()
+    study.run(7, code=3)
+    directory = Path(manifest.workspace, "1/2")
+    directory.mkdir(parents=True)
+    (directory / "sim_X.1.err").write_text(f"old\n=== run again with cmd, 2026-01-01 00:00:00 ===\n{last}")
+    lines = [line.strip() for line in page_of(study).partition("Failed samples\n")[2].splitlines()]
+    assert lines[1:-2] == shown
+
+
+# --- table of step records ---
+
+
+LONG = "simulate_turbulent_channel_REYNOLDS_NUMBER"
+
+
+def step_status(number: int, state: str, *samples: int, name: str = LONG, rate: float | None = None) -> StepStatus:
+    """Return a step record with these numbers of finished, failed, running and pending samples."""
+    counts = Counts(sum(samples), *samples) if samples else Counts(0, 0, 0, 0, 0)
+    return StepStatus(
+        name=f"{name}.{number}", step="simulate", params={}, state=state, restarts=0, samples=counts, rate=rate
+    )
+
+
+def table_of(steps: list[StepStatus], width: int, *, ascii_only: bool = False) -> list[str]:
+    console = Console(width=width, file=io.StringIO())
+    console.print(steps_table.steps_table(steps, width, ascii_only=ascii_only), crop=False)
+    return console.file.getvalue().splitlines()
+
+
+STEPS = [
+    step_status(1000, "FINISHED", 1_000_000, 5, 0, 0, rate=1234.0),
+    step_status(1001, "RUNNING", 10, 2, 4, 84, rate=0.01),
+    step_status(1002, "INITIALIZED"),
+    step_status(1003, "FAILED", 0, 1, 0, 0),
+]
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 160])
+def test_each_step_record_takes_one_line(width: int) -> None:
+    """Given long names, then the state is beside the name, and both ends of the name are shown."""
+    heading, *lines = table_of(STEPS, width)
+    assert heading.split()[:3] == ["step", "record", "state"]
+    assert len(lines) == 4
+    assert all(len(line) <= width for line in [heading, *lines])
+    states = ["FINISHED, 5 failed", "RUNNING, 2 failed", "INITIALIZED", "FAILED"]
+    for number, (line, state) in enumerate(zip(lines, states, strict=True), 1000):
+        name, _, rest = line.partition(" ")
+        assert name.startswith("sim")
+        assert name.endswith(f".{number}")
+        assert rest.strip().startswith(state)
+    assert ("2 h 26 min" if width > 80 else "2 h") in lines[1] or width == 60
+
+
+def test_whole_names_matter_more_than_the_rate() -> None:
+    short = [step_status(1, "RUNNING", 10, 0, 2, 88, name="sim_X", rate=0.5)]
+    assert table_of(short, 80)[1].split() == ["sim_X.1", "RUNNING", "━━" + "." * 18, "10/100", "2", "3", "min", "0.50/s"]
+    (line,) = table_of([dataclasses.replace(short[0], name=f"{LONG}.1")], 80)[1:]
+    assert "/s" not in line
+    assert "3 min" in line
+
+
+@pytest.mark.parametrize(
+    ("samples", "bar"),
+    [
+        ((5, 0, 1, 4), "=========="),
+        ((99_999, 1, 0, 0), "=" * 19 + "x"),
+        ((99_998, 1, 1, 0), "=" * 19 + "x"),
+        ((50, 50, 0, 0), "=" * 10 + "x" * 10),
+        ((0, 3, 0, 0), "x" * 20),
+        ((999, 0, 0, 1), "=" * 19),
+    ],
+)
+def test_a_bar_shows_where_samples_failed_without_colours(samples: tuple[int, ...], bar: str) -> None:
+    (line,) = table_of([step_status(1, "RUNNING", *samples, name="s")], 80, ascii_only=True)[1:]
+    assert f" {bar.ljust(20, '.')} " in line
+
+
+def test_a_bar_is_red_only_where_samples_failed() -> None:
+    console = Console(width=80, file=io.StringIO(), force_terminal=True, color_system="standard")
+    console.print(steps_table.steps_table([step_status(1, "RUNNING", 50, 25, 0, 25, name="s")], 80))
+    text = console.file.getvalue()
+    assert f"\x1b[36m{'━' * 10}\x1b[0m\x1b[31m{'x' * 5}\x1b[0m" in text
+
+
+@pytest.mark.parametrize(("width", "text"), [(16, "simula…BER.1000"), (60, f"{LONG}.1000"), (1, "…"), (0, "…")])
+def test_the_middle_of_a_long_name_is_left_out(width: int, text: str) -> None:
+    assert shortened(f"{LONG}.1000", width) == text or len(shortened(f"{LONG}.1000", width)) == width
+
+
+def test_a_name_of_wide_characters_fits() -> None:
+    assert cell_len(shortened("流体" * 20 + ".7", 15)) <= 15
+
+
+def test_a_command_for_a_directory_with_a_blank_can_be_copied() -> None:
+    assert command_words("maestro-celery resume", Path("/a b/c")) == "maestro-celery resume '/a b/c'"
+
+
+def test_running_and_failed_step_records_come_first_on_a_screen() -> None:
+    steps = [
+        *(step_status(n, "FINISHED", 3, 0, 0, 0) for n in range(10)),
+        *(step_status(n, "FINISHED", 2, 1, 0, 0) for n in range(10, 13)),
+        *(step_status(n, "RUNNING", 2, 0, 1, 0) for n in range(13, 23)),
+        step_status(23, "INITIALIZED"),
+    ]
+
+    def shown(rows: int) -> list[int]:
+        return [int(step.name.rpartition(".")[2]) for step in steps_table.by_urgency(steps, rows)]
+
+    assert shown(4) == [13, 14, 10, 11]
+    assert shown(8) == [13, 14, 15, 16, 17, 10, 11, 12]
+    assert shown(14) == [*range(13, 23), 10, 11, 12, 23]
+    assert sorted(shown(100)) == list(range(24))
+    in_order = steps_table.most_urgent(steps, 4)
+    assert [step.name for step in in_order] == [f"{LONG}.{n}" for n in (10, 11, 13, 14)]
+
+
+@pytest.mark.parametrize(("width", "height"), [(80, 24), (80, 12), (120, 40)])
+def test_the_screen_shows_totals_and_how_many_step_records_are_hidden(study: Study, width: int, height: int) -> None:
+    """Given 100 step records of which one runs and two have failed, then a small terminal shows these."""
+    for number in (40, 50, 60):
+        study.submit(number, samples=3)
+    for sample in range(3):
+        study.run(sample, record=40, code=int(sample == 1))
+        study.run(sample, record=50, code=1)
+    study.write("w-1", (Kind.STARTED, 60, 1, 0, 0))
+    states = {40: "FINISHED", 50: "FAILED", 60: "RUNNING"}
+    study.write_table(*(row(number, states.get(number, "INITIALIZED")) for number in range(1, 101)))
+    study.beat("w-1", ProcessId.of(os.getpid()))
+    console = Console(width=width, height=height, file=io.StringIO(), record=True)
+    reader = study.reader
+    with study.conductor_lock():
+        console.print(status_view._screen(reader.read(), reader, console))
+    lines = console.export_text().splitlines()
+
+    assert len(lines) < height
+    assert "100 step records: 97 INITIALIZED, 1 FINISHED with failures, 1 FAILED, 1 RUNNING" in lines
+    assert "9 samples: 2 finished, 4 failed, 1 running, 2 pending" in lines
+    table = lines[next(n for n, line in enumerate(lines) if line.startswith("step record")) + 1 :]
+    assert [line.split()[0] for line in table[:3]] == ["sim_X.60", "sim_X.40", "sim_X.50"]
+    (hidden,) = (line for line in lines if line.startswith("and "))
+    shown = sum(line.startswith("sim_X") for line in table[: table.index(hidden)])
+    assert hidden == f"and {100 - shown} more step records: {100 - shown} INITIALIZED (--json has all)"
+
+
+def test_few_of_many_step_records_are_laid_out(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Given 2,000 step records, then a page lays out 200 of them, and a screen those that fit, a few times at most."""
+    study.write_table(*(row(number, "INITIALIZED") for number in range(2000)))
+    laid_out: list[int] = []
+    original = status_view.steps_table
+    monkeypatch.setattr(
+        status_view, "steps_table", lambda steps, *args, **options: laid_out.append(len(steps)) or original(steps, *args, **options)
+    )
+    console = Console(width=80, height=24, file=io.StringIO())
+    status_view.show(study.reader, console)
+    assert laid_out == [200]
+    laid_out.clear()
+    reader = study.reader
+    status_view._screen(reader.read(), reader, console)
+    assert sum(laid_out) < 100
 
 
 def test_the_first_line_of_stderr_keeps_its_indentation(study: Study) -> None:
@@ -609,7 +819,90 @@ def test_json_has_exactly_the_keys_that_scripts_rely_on(study: Study) -> None:
         "workers": [{"name": "w-1", "group": "w", "node": host_name(), "state": "busy", "refused_messages": 0}],
         "broken_machines": [],
         "damage": [],
+        "broker_problem": "",
     }
+
+
+def test_failed_samples_are_part_of_the_json_on_request(study: Study) -> None:
+    """Given 60 failed samples, then --failed --json has all of them, and with --limit fewer."""
+    study.submit(samples=60)
+    for sample in range(60):
+        study.run(sample, code=3)
+    study.submit(2, samples=1, sampled=False)
+    study.run(0, record=2, code=9)
+    study.write_table(row(2, "FAILED"), row(1, "FAILED"))
+    first, second, *others = json.loads(
+        CliRunner().invoke(main, ["status", "--failed", "--json", str(study.plan.root)]).output
+    )["failed_samples"]  # fmt: skip
+    directory = study.plan.root / "sim"
+    common = {"end": "exit code 3", "duration_s": 0.001}
+    assert first == {
+        **common, "step_record": "sim_X.2", "sample": None, "code": 9, "end": "exit code 9", "values": {},
+        "directory": str(directory / "X.2"), "stderr": str(directory / "X.2/sim_X.2.err"),
+    }, "in Maestro's order"  # fmt: skip
+    assert second["values"] == {"A": "0.0", "NAME": "[b]name 0"}
+    assert second["sample"] == 0
+    assert len(others) == 59
+    few = CliRunner().invoke(main, ["status", "--failed", "--json", "--limit", "7", str(study.plan.root)])
+    assert len(json.loads(few.output)["failed_samples"]) == 7
+
+
+# --- broker ---
+
+
+@pytest.fixture
+def listener():
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        yield server
+
+
+@pytest.mark.parametrize("url", ["redis://:secret@{}/0", "amqps://ada:secret@{}/vhost", "redis://{0};redis://{0}"])
+def test_a_broker_that_is_away_is_named_without_its_password(study: Study, listener, advance_clock, url: str) -> None:
+    """Given a broker by URL that ends and returns, then status and explain say so while the study runs."""
+    place = f"127.0.0.1:{listener.getsockname()[1]}"
+    study.session.write_broker(BrokerLocation(url=url.format(place)))
+    study.submit()
+    study.write_table(row(1, "RUNNING"))
+    assert BrokerCheck(study.session).problem() == ""
+
+    listener.close()
+    reader = study.reader
+    with study.conductor_lock():
+        text = " ".join(page_of(study).split())
+        assert f"at {place} (Connection refused)" in text
+        assert "does not accept connections from this machine." in text
+        assert dict(explain(study.plan.root))["The broker does not answer"][0].endswith("nothing is lost.")
+        assert reader.read().broker_problem
+        assert "secret" not in text
+    assert reader.read().broker_problem == "", "nobody waits for it"
+
+    with socket.create_server(listener_address(place)), study.conductor_lock():
+        assert reader.read().broker_problem, "not checked again within seconds"
+        advance_clock(11)
+        assert reader.read().broker_problem == ""
+
+
+def listener_address(place: str) -> tuple[str, int]:
+    host, _, port = place.partition(":")
+    return host, int(port)
+
+
+def test_a_broker_behind_a_socket_file_is_checked(study: Study, tmp_path: Path) -> None:
+    study.session.write_broker(BrokerLocation(url=f"redis+socket://{tmp_path}/no.sock?virtual_host=0"))
+    assert f"at {tmp_path}/no.sock (No such file or directory)" in BrokerCheck(study.session).problem()
+
+
+@pytest.mark.parametrize(
+    "location",
+    [BrokerLocation(url="redis://127.0.0.1:1/0", supervisor=(1, 1)), BrokerLocation(url="redis://h:port/0"), None],
+    ids=["private", "unknown", "none"],
+)
+def test_no_other_broker_is_checked(study: Study, location: BrokerLocation | None) -> None:
+    if location:
+        study.session.write_broker(location)
+    assert BrokerCheck(study.session).problem() == ""
 
 
 def test_the_page_shows_the_last_allocation_of_each_name(study: Study) -> None:
@@ -661,7 +954,7 @@ def test_a_study_that_was_moved_is_refused(study: Study) -> None:
 def test_options_that_exclude_each_other_are_refused(study: Study) -> None:
     result = CliRunner().invoke(main, ["status", "--json", "--watch", str(study.plan.root)])
     assert result.exit_code == 2
-    assert "exclude each other" in result.stderr
+    assert "--watch excludes --failed and --json" in result.stderr
 
 
 def test_neither_celery_nor_kombu_is_imported() -> None:
@@ -715,6 +1008,75 @@ def test_explain_says_why_failed_samples_have_failed_the_step(
     assert title == "sim_X.1  FAILED"
     assert sentences[0] == sentence
     assert f"maestro-celery resume --failed {study.plan.root}` runs " in sentences[-1]
+
+
+def test_a_soft_failure_of_a_step_that_is_not_sampled_is_no_failure_of_the_step(study: Study) -> None:
+    study.submit(samples=1, sampled=False)
+    study.write_table(row(1, "FINISHED"))
+    study.run(0, code=101)
+
+    ((title, sentences),) = explain(study.plan.root)
+    assert title == "sim_X.1  FINISHED, 1 failed"
+    assert sentences[0] == "It ended with exit code 101 (soft fail), with which the study goes on."
+    assert sentences[-1].endswith("runs it again, and then what depends on it.")
+
+
+def write_settings(study: Study, steps: dict[str, StepFacts]) -> None:
+    """Write the plan of the study with these steps; worker group `w` serves the task queue `merlin`."""
+    workers = {"w": WorkerGroupSettings(task_queues=("merlin",))}
+    settings = dataclasses.replace(SETTINGS, resources=ResourceSettings(workers=workers), steps=steps)
+    plan = dataclasses.replace(study.plan, settings=settings)
+    (study.plan.root / "batch.info").write_text(yaml.safe_dump(plan.to_batch()))
+
+
+def test_step_records_with_the_same_explanation_are_explained_once(study: Study) -> None:
+    """Given 35 step records of two steps in five situations, then there are five explanations with the sums."""
+    sim, post = StepFacts(queues=("merlin",)), StepFacts(queues=("merlin",), depends=("sim",))
+    write_settings(study, {"sim": sim, "post": post})
+    for number in range(1, 21):
+        study.submit(number, samples=3)
+    for number in range(1, 6):
+        for sample in range(3):
+            study.run(sample, record=number, code=int(sample == 0))
+    study.run(0, record=6)
+    states = ["FINISHED"] * 5 + ["RUNNING"] * 5 + ["PENDING"] * 10
+    posts = [row(n, "INITIALIZED").replace("sim", "post") for n in range(6, 21)]
+    study.write_table(*(row(n, state) for n, state in enumerate(states, 1)), *posts)
+    study.beat("w-1", ProcessId.of(os.getpid()))
+    with study.conductor_lock():
+        explanations = dict(explain(study.plan.root))
+
+    group = "Worker group 'w': w-1 (busy)."
+    command = f"`maestro-celery {{}} {study.plan.root}`"
+    assert explanations == {
+        "sim_X.1, sim_X.2, sim_X.3 and 2 more step records  FINISHED, 5 failed": [
+            f"5 of 15 samples failed; {command.format('status --failed')} lists the failed samples.",
+            f"{command.format('resume --failed')} runs the failed samples again, and then what depends on them.",
+        ],
+        "sim_X.6, sim_X.7, sim_X.8 and 2 more step records  RUNNING": ["Samples: 0 running, 14 waiting, 1 ended.", group],
+        "sim_X.11, sim_X.12, sim_X.13 and 7 more step records  PENDING": [
+            "Samples: 0 running, 30 waiting, 0 ended.", group
+        ],
+        "post_X.6, post_X.7, post_X.8 and 2 more step records  INITIALIZED": [
+            "Each needs the step record of 'sim' with its parameter values (RUNNING)."
+        ],
+        "post_X.11, post_X.12, post_X.13 and 7 more step records  INITIALIZED": [
+            "Each needs the step record of 'sim' with its parameter values (PENDING)."
+        ],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("parent", ["sim_*", "sim"])
+def test_many_step_records_that_wait_for_the_same_one_name_it(study: Study, parent: str) -> None:
+    """Given step records that need a funnel's last step record, or the only one of a step, then it is named."""
+    write_settings(study, {"sim": StepFacts(queues=("merlin",)), "post": StepFacts(queues=("merlin",), depends=(parent,))})
+    sims = [row(7, "FAILED")] if parent == "sim" else [row(7, "FAILED"), row(8, "FINISHED")]
+    posts = [row(n, "INITIALIZED").replace("sim", "post").replace("X:", "Y:") for n in range(1, 4)]
+    study.write_table(*sims, *posts)
+    study.session.heartbeats.write_conductor(1)
+    with study.conductor_lock():
+        explanations = dict(explain(study.plan.root))
+    assert explanations["post_X.1, post_X.2, post_X.3  INITIALIZED"] == ["Each needs sim_X.7 (FAILED)."]
 
 
 def test_a_failed_step_record_is_failed_before_maestro_has_polled(study: Study) -> None:

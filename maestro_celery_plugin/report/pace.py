@@ -1,0 +1,81 @@
+"""The pace of a step record: samples per second, from the ends of its last samples.
+
+Only the time counts in which samples ran: not the time between two allocations, or until a study was resumed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+__all__ = ["Pace"]
+
+Array = np.ndarray[Any, Any]
+
+# The rate is that of the last minute, or of the last 20 samples when fewer have ended in that minute.
+RATE_WINDOW_S = 60.0
+RATE_SAMPLES = 20
+# The time without a sample between two samples counts up to this; it is what workers need to start the next one.
+PAUSE_S = 2.0
+_SHORTEST_SPAN_S = 1e-3
+
+
+class Pace:
+    """Stores the last attempts of a step record that have ended."""
+
+    def __init__(self) -> None:
+        self._ends, self._starts = np.empty(0, np.float64), np.empty(0, np.float64)
+        self._writers, self._counted = np.empty(0, np.uint32), np.empty(0, bool)
+
+    def add(self, ends: Array, durations_s: Array, writers: Array, counted: Array) -> None:
+        """Store attempts that have ended.
+
+        Args:
+            ends: Times of their ends, in seconds.
+            durations_s: Their durations.
+            writers: Numbers of their writers.
+            counted: Mask of those with which a sample has ended; others have requested another one, or were stopped.
+        """
+        all_ends, all_counted = np.concatenate([self._ends, ends]), np.concatenate([self._counted, counted])
+        chosen = np.flatnonzero(all_ends >= all_ends.max() - RATE_WINDOW_S)
+        if np.count_nonzero(all_counted[chosen]) < RATE_SAMPLES:
+            order = np.argsort(all_ends, kind="stable")
+            samples = np.flatnonzero(all_counted[order])[-RATE_SAMPLES:]
+            first = int(samples[0]) if len(samples) else len(order)
+            chosen = order[min(first, len(order) - len(chosen)) :]
+        else:  # sort few of many
+            chosen = chosen[np.argsort(all_ends[chosen], kind="stable")]
+        self._ends, self._counted = all_ends[chosen], all_counted[chosen]
+        self._starts = np.concatenate([self._starts, ends - durations_s])[chosen]
+        self._writers = np.concatenate([self._writers, writers.astype(np.uint32)])[chosen]
+
+    def rate(self, live: Array | None, running_since: float = np.inf) -> float | None:
+        """Return samples per second in the recent past; None before the end of a sample.
+
+        Args:
+            live: Mask of the live writers by number. If a live writer has ended a sample, those of dead writers do not
+                count, because they are from an earlier allocation or an earlier conductor.
+            running_since: The start of the first attempt that still runs.
+        """
+        ends, starts, counted = self._ends, self._starts, self._counted
+        if live is not None and live.any():
+            mask = live[self._writers]
+            ends, starts, counted = ends[mask], starts[mask], counted[mask]
+        samples = ends[counted]
+        if not len(samples):
+            return None
+        # With many samples, the time begins at the end of the first of them, when others already ran.
+        is_window = len(samples) >= RATE_SAMPLES
+        begin = float(samples[0] if is_window else min(starts.min(), running_since))
+        span_s = float(samples[-1]) - begin - _pauses_s(starts, ends, begin, float(samples[-1]), running_since)
+        return (len(samples) - is_window) / max(span_s, _SHORTEST_SPAN_S)
+
+
+def _pauses_s(starts: Array, ends: Array, begin: float, end: float, running_since: float) -> float:
+    """Return the seconds between `begin` and `end` that belong to a longer time without a running sample."""
+    order = np.argsort(starts, kind="stable")
+    busy_until = np.maximum(np.maximum.accumulate(ends[order]), begin)
+    next_starts = np.minimum(np.append(starts[order][1:], end), min(end, running_since))
+    gaps = next_starts - busy_until
+    return float(gaps[gaps > PAUSE_S].sum())
