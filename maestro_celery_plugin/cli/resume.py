@@ -7,10 +7,13 @@ from pathlib import Path
 
 import click
 
+from maestro_celery_plugin.maestro.limits import Limits
 from maestro_celery_plugin.maestro.reruns import RerunRequest
 from maestro_celery_plugin.maestro.resume import resume
 
 __all__ = ["command"]
+
+_NOT_NEGATIVE = click.IntRange(min=0)
 
 
 @click.command("resume")
@@ -28,7 +31,22 @@ __all__ = ["command"]
     help="Corrected specification; failed steps run again, and what has not finished uses its commands, resources and "
     "worker arguments.",
 )
-@click.option("-s", "--sleeptime", default=60, show_default=True, help="Seconds between two polls of the conductor.")
+@click.option(
+    "-t",
+    "--throttle",
+    type=_NOT_NEGATIVE,
+    help="Maximum number of step records in progress; 0 for any. [default: as before]",
+)
+@click.option("-r", "--rlimit", type=_NOT_NEGATIVE, help="Maximum number of restarts; 0 for any. [default: as before]")
+@click.option(
+    "-a", "--attempts", type=click.IntRange(min=1), help="Maximum number of submission attempts. [default: as before]"
+)
+@click.option(
+    "-s",
+    "--sleeptime",
+    type=_NOT_NEGATIVE,
+    help="Seconds between two polls of the conductor. [default: as `maestro update` or a resume has set, else 60]",
+)
 @click.option("--broker", metavar="URL", help="Broker to use: a URL, or 'private'. [default: the broker of the launch]")
 @click.option(
     "--broker-host", metavar="ADDRESS", help="Address of this machine at which compute nodes reach the broker."
@@ -40,7 +58,10 @@ def command(
     steps: tuple[str, ...],
     keep_downstream: bool,
     specification: Path | None,
-    sleeptime: int,
+    throttle: int | None,
+    rlimit: int | None,
+    attempts: int | None,
+    sleeptime: int | None,
     broker: str | None,
     broker_host: str | None,
     foreground: bool,
@@ -57,7 +78,7 @@ def command(
             failed=failed, failed_steps=specification is not None, steps=steps, keep_downstream=keep_downstream
         ),
         specification=specification,
-        sleep_s=sleeptime,
+        limits=Limits(throttle=throttle, rlimit=rlimit, attempts=attempts, sleep=sleeptime),
         broker=broker,
         broker_host=broker_host,
         foreground=foreground,

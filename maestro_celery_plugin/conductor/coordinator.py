@@ -15,12 +15,13 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from maestro_celery_plugin import clock
 from maestro_celery_plugin.conductor.exit_signals import end_on_signals
 from maestro_celery_plugin.conductor.publisher import Publisher
 from maestro_celery_plugin.conductor.scaling import Scaling
+from maestro_celery_plugin.conductor.step_cancellation import StepCancellation
 from maestro_celery_plugin.conductor.step_record import StepRecord
 from maestro_celery_plugin.conductor.step_records import TERMINAL, StepRecords
 from maestro_celery_plugin.config.groups import serving_groups
@@ -112,6 +113,7 @@ class Coordinator:
         self._publisher = Publisher(
             plan, self._session, self._records, task_queues, self._scaling.is_dead, self._scaling.end_worker
         )
+        self._step_cancellation = StepCancellation(plan, self._records)
         self._jobs: dict[str, StepRecord] = {}
         self._submissions: Counter[int] = Counter()
         self._looked_at_all, self._poll_is_due = 0.0, False
@@ -138,8 +140,9 @@ class Coordinator:
             _try(functools.partial(self._scaling.start_workers, record))  # while the private broker starts
             self._refresh()
         before = record.reason
-        record.begin(cancelled=self._records.stopped_by is not None)
-        record.reason = self._records.stopped_by or ""
+        reason = self._records.stopped_by or self._step_cancellation.reason(record)
+        record.begin(cancelled=bool(reason))
+        record.reason = reason
         if record.reason != before:
             self._records.store_reasons()
         try:
@@ -173,6 +176,13 @@ class Coordinator:
         if record.reported_state in TERMINAL:
             record.active = False
         return record.reported_state
+
+    def run_times(self, job: Any) -> tuple[float | None, float | None]:
+        """Return when a submitted step record began and ended to run (Unix seconds); None where this is not known."""
+        record = self._jobs.get(job)
+        if record is None:
+            return None, None
+        return record.times.times(has_ended=record.samples.is_complete or record.has_failed)
 
     @_exclusive
     def cancel(self, jobs: list[str]) -> None:
@@ -218,6 +228,9 @@ class Coordinator:
     def _has_news(self) -> bool:
         if self._plan.cancel_request.exists() or self._plan.update_request.exists():
             return True
+        if self._step_cancellation.has_news:
+            self._step_cancellation.has_news = False
+            return True
         now, records = clock.monotonic(), self._records.changed()
         if now - self._looked_at_all > LOOK_AT_ALL_INTERVAL_S:  # states also depend on allocations and workers
             self._looked_at_all, records = now, list(self._records)
@@ -238,7 +251,8 @@ class Coordinator:
         if now > self._maintain_at:
             self._maintain_at = now + MAINTENANCE_INTERVAL_S
             # Separately, so that workers and allocations are checked even if the broker does not answer.
-            for action in (self._publisher.maintain, self._maintain_workers, self._resend_if_slots_stay_free):
+            cancel, send = self._step_cancellation.apply, self._publisher.maintain
+            for action in (cancel, send, self._maintain_workers, self._resend_if_slots_stay_free):
                 _try(action)
             end = clock.monotonic()
             self._maintain_at = end + pause_s(end - now)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from maestro_celery_plugin import clock
+from maestro_celery_plugin.conductor.run_times import RunTimes
 from maestro_celery_plugin.ledger.entries import Entries, Kind
 from maestro_celery_plugin.ledger.sample_states import SampleStates
 from maestro_celery_plugin.states import (
@@ -88,6 +89,7 @@ class StepRecord:
         suspect: The only suspect that may run now; None without suspects.
         faults: Samples that workers could not run since Maestro's last submission.
         is_on_trial: Tells whether a machine may be the cause of failures, so that these are not final.
+        times: When it has run.
     """
 
     manifest: Manifest
@@ -108,6 +110,7 @@ class StepRecord:
     suspect: int | None = None
     faults: dict[int, Faults] = dataclasses.field(default_factory=dict)
     is_on_trial: Callable[[], bool] = lambda: False
+    times: RunTimes = dataclasses.field(default_factory=RunTimes)
 
     @property
     def number(self) -> int:
@@ -117,6 +120,7 @@ class StepRecord:
     def apply(self, entries: Entries) -> None:
         """Apply new entries of this step record."""
         self.samples.apply(entries)
+        self.times.apply(entries)
         if not self.active:
             return
         self.idle_since = None
@@ -192,6 +196,7 @@ class StepRecord:
         self.withdrawn.clear()
         self.faults.clear()
         self.reason = ""
+        self.times.submit()
 
     @property
     def has_failed(self) -> bool:

@@ -31,8 +31,10 @@ class CeleryScriptAdapter(ScriptAdapter):  # type: ignore[misc]
 
     @functools.cached_property
     def _study(self) -> Any:
+        from maestro_celery_plugin.maestro.after_import import STEP_RECORD_MODULE, apply_deferred
         from maestro_celery_plugin.maestro.study_adapter import StudyAdapter
 
+        apply_deferred(STEP_RECORD_MODULE)  # the process `conductor` has no command line of Maestro
         return StudyAdapter(self._batch)
 
     def _write_script(self, ws_path: str, step: Any) -> tuple[bool, str, str | None]:

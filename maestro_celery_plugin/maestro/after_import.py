@@ -13,7 +13,10 @@ from typing import Any
 
 from maestro_celery_plugin.errors import UnsupportedMaestroError
 
-__all__ = ["Touchpoint", "apply_deferred", "apply_touchpoints"]
+__all__ = ["STEP_RECORD_MODULE", "Touchpoint", "apply_deferred", "apply_touchpoints"]
+
+# The module of Maestro's step records, which imports the plugin before it defines them.
+STEP_RECORD_MODULE = "maestrowf.datastructures.core.executiongraph"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,10 +83,16 @@ def apply_touchpoints(touchpoints: Sequence[Touchpoint]) -> None:
     sys.meta_path.insert(0, _AfterImport(later))
 
 
-def apply_deferred() -> None:
-    """Apply the deferred touchpoints: Maestro builds its command line, so that its modules are complete."""
-    while _DEFERRED:
-        _apply_or_exit(*_DEFERRED.pop())
+def apply_deferred(module: str | None = None) -> None:
+    """Apply the deferred touchpoints of a module that is complete now.
+
+    Args:
+        module: The module; None for all, when Maestro builds its command line.
+    """
+    due = [one for one in _DEFERRED if module in (None, one[0].module)]
+    _DEFERRED[:] = [one for one in _DEFERRED if one not in due]
+    for touchpoint, imported in due:
+        _apply_or_exit(touchpoint, imported)
 
 
 def _loaded(name: str) -> ModuleType | None:

@@ -27,12 +27,14 @@ from maestro_celery_plugin.plugins import batch_system
 from maestro_celery_plugin.states import AllocationState
 from maestro_celery_plugin.study.plan import StudyPlan
 
-__all__ = ["CONTINUING", "UNKNOWN", "NativeJob", "NativeJobs"]
+__all__ = ["CANCELLED", "CONTINUING", "UNKNOWN", "NativeJob", "NativeJobs"]
 
 LOGGER = logging.getLogger(__name__)
 
 # The identifier of a job that exists, but that the batch system has not named yet, and of a postponed submission.
 UNKNOWN = "unknown"
+# The identifier of a step record that was cancelled before its submission, so that it has no job.
+CANCELLED = "cancelled"
 # For an adapter that neither raises an error nor logs one.
 NO_REASON = "it gives no reason; the log of the conductor may have its message."
 # The states in which the batch job of an earlier conductor continues and is not submitted again.

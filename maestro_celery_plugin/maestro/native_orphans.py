@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from urllib.parse import quote, unquote
+from collections.abc import Container, Iterator
+from urllib.parse import unquote
 
 from maestro_celery_plugin.conductor.batch_jobs import BatchJobs
 from maestro_celery_plugin.errors import AllocationError
 from maestro_celery_plugin.maestro.cancel_report import CancelReport
-from maestro_celery_plugin.maestro.native_step_state import NativeStepState
+from maestro_celery_plugin.maestro.native_step_state import NativeStepState, state_path
 from maestro_celery_plugin.plugins import batch_system
 from maestro_celery_plugin.study.plan import StudyPlan
 
@@ -26,9 +26,16 @@ class NativeOrphans:
         self._plan = plan
         self._system = batch_system(plan.settings.batch.type)
 
-    def cancel(self, report: CancelReport) -> None:
-        """Cancel the batch jobs; report each job, and what cannot be cancelled."""
+    def cancel(self, report: CancelReport, records: Container[str] | None = None) -> None:
+        """Cancel the batch jobs; report each job, and what cannot be cancelled.
+
+        Args:
+            report: The report.
+            records: The step records whose jobs are cancelled; None for all.
+        """
         for record, state in self._states():
+            if records is not None and record not in records:
+                continue
             with report.part(f"The script or the batch job of '{record}' may still run"):
                 self._end(record, state, report)
 
@@ -61,7 +68,7 @@ class NativeOrphans:
 
     def may_run(self, record: str) -> bool:
         """Tell whether a native step record still runs; True if the batch system does not say."""
-        state, system = NativeStepState(self._plan.native / quote(record, safe="")), self._system
+        state, system = NativeStepState(state_path(self._plan.native, record)), self._system
         job = None if state.has_finished else state.read_job()
         if state.is_running_here or job is None or system is None:
             return state.is_running_here

@@ -13,11 +13,12 @@ import json
 import shlex
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from maestro_celery_plugin.errors import DamagedFileError
 from maestro_celery_plugin.files import is_locked, read_json, write_atomically
 
-__all__ = ["NativeStepState"]
+__all__ = ["NativeStepState", "state_path"]
 
 # The script runs in a child of the conductor, which may outlive it; the script of the next conductor waits for its end.
 _GUARD = """#!/bin/sh
@@ -27,6 +28,16 @@ test -e {finished} && exit 0
 {script} 9>&- || exit
 touch {finished}
 """
+
+
+def state_path(native: Path, record: str) -> Path:
+    """Return the directory of the state of a step record.
+
+    Args:
+        native: The directory of the states of all native steps.
+        record: Maestro's name of the step record.
+    """
+    return native / quote(record, safe="")
 
 
 class NativeStepState:

@@ -21,12 +21,13 @@ from maestro_celery_plugin.config.step_entry import SHELL_KEY
 from maestro_celery_plugin.config.tokens import substitute
 from maestro_celery_plugin.errors import AllocationError, BatchSystemUnavailableError, StudyError
 from maestro_celery_plugin.maestro.native_adapter import open_native
-from maestro_celery_plugin.maestro.native_jobs import CONTINUING, UNKNOWN, NativeJob, NativeJobs
+from maestro_celery_plugin.maestro.native_jobs import CANCELLED, CONTINUING, UNKNOWN, NativeJob, NativeJobs
 from maestro_celery_plugin.maestro.native_step_state import NativeStepState
 from maestro_celery_plugin.maestro.postponed import Submission, postponed_of
 from maestro_celery_plugin.samples.paths import SamplePaths
 from maestro_celery_plugin.samples.token_values import study_values
 from maestro_celery_plugin.study import conductor_lock
+from maestro_celery_plugin.study.cancelled_steps import CancelledSteps
 from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.reasons import store_failure, store_refusal
 
@@ -58,6 +59,7 @@ class NativeSteps:
         self._plan = plan
         self._jobs = NativeJobs(plan)
         self._postponed = postponed_of(plan.root)
+        self._cancelled = CancelledSteps(plan.cancelled_steps)
 
     def write_script(self, directory: str, step: Any, *, dry_run: bool) -> tuple[bool, str, str | None]:
         """Let Maestro's adapter write the scripts of a step record.
@@ -73,7 +75,7 @@ class NativeSteps:
         if dry_run:
             return scheduled, script, restart
         lock, state = conductor_lock.acquire(self._plan), self._jobs.state_of(step.real_name)
-        if scheduled or state.has_finished:
+        if scheduled or state.has_finished or step.real_name in self._cancelled.names():
             return True, script, restart
         lock.must_poll = True  # the step record will end before Maestro waits for the next poll
         return False, state.write_run_once_script(script), restart
@@ -118,6 +120,9 @@ class NativeSteps:
         asks again.
         """
         submission = Submission(step=step, path=path, cwd=cwd, options=options)
+        if step.real_name in self._cancelled.names() and not self._jobs.state_of(step.real_name).has_finished:
+            conductor_lock.acquire(self._plan).must_poll = True
+            return SubmissionRecord(SubmissionCode.OK, 0, NativeJob(step.real_name, CANCELLED))
         try:
             if self._postponed.is_quiet and self._jobs.state_of(step.real_name).has_job:
                 raise BatchSystemUnavailableError("The batch system did not answer a moment ago.")
@@ -181,7 +186,10 @@ class NativeSteps:
 
         The state is None for a job that the batch system no longer lists; Maestro ignores None (executiongraph.py:798).
         """
-        stored = {job: self._jobs.state_of(job.record) for job in jobs}
+        jobs = list(jobs)
+        without_job = {job: State.CANCELLED for job in jobs if job.id == CANCELLED}
+        self._cancel_named([job for job in jobs if job not in without_job])
+        stored = {job: self._jobs.state_of(job.record) for job in jobs if job not in without_job}
         states: dict[NativeJob, State | None] = {job: State.FINISHED for job in stored if stored[job].has_finished}
         known = self._all_known([job for job in stored if job not in states], states)
         by_record = {job.record: job for job in stored}
@@ -195,12 +203,26 @@ class NativeSteps:
                 found[job] = State.FAILED
         states |= {by_record[job.record]: state for job, state in found.items()}
         for job, state in states.items():
-            submission = self._postponed.get(job.record)
             if state is State.FINISHED:
                 stored[job].record_finished()
-            elif submission is not None and submission.is_cancelled and state not in CONTINUING:
+            elif self._is_cancelled(job) and state not in CONTINUING:
                 states[job] = State.CANCELLED  # instead of the end of an earlier job
-        return states
+        return states | without_job
+
+    def _is_cancelled(self, job: NativeJob) -> bool:
+        submission = self._postponed.get(job.record)
+        return job.record in self._postponed.cancelled or (submission is not None and submission.is_cancelled)
+
+    def _cancel_named(self, jobs: Iterable[NativeJob]) -> None:
+        """Cancel the jobs of step records that a user has named, until the batch system has accepted this."""
+        try:
+            names = self._cancelled.names() - self._postponed.cancelled
+        except OSError as error:  # the next poll reads them; an error here would end the conductor
+            LOGGER.warning("%s", error)
+            return
+        for job in jobs:
+            if job.record in names and self.cancel([job]) is CancelCode.OK:
+                self._postponed.cancelled.add(job.record)
 
     def _all_known(self, jobs: list[NativeJob], states: dict[NativeJob, State | None]) -> list[NativeJob]:
         """Return jobs with the identifiers of the batch system, after the postponed submissions.
@@ -242,7 +264,7 @@ class NativeSteps:
 
     def cancel(self, jobs: Iterable[NativeJob]) -> CancelCode:
         """Cancel batch jobs; return ERROR unless the batch system accepts the cancellation."""
-        jobs = list(jobs)
+        jobs = [job for job in jobs if job.id != CANCELLED]
         for submission in filter(None, (self._postponed.get(job.record) for job in jobs)):
             submission.is_cancelled = True
         return self._jobs.cancel(jobs)

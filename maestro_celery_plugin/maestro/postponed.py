@@ -45,12 +45,17 @@ class Submission:
 
 
 class Postponed:
-    """The postponed submissions of one study, and what else must outlive the adapter of one poll."""
+    """The postponed submissions of one study, and what else must outlive the adapter of one poll.
+
+    Attributes:
+        cancelled: The step records whose jobs the batch system has accepted to cancel, one by one.
+    """
 
     def __init__(self) -> None:
         self._submissions: dict[str, Submission] = {}
         self._quiet_until = 0.0
         self._gone: dict[str, int] = {}
+        self.cancelled: set[str] = set()
 
     def add(self, submission: Submission) -> None:
         """Postpone a submission, because the batch system does not answer now."""

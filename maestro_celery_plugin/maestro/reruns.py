@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 from urllib.parse import quote
@@ -21,7 +21,6 @@ from urllib.parse import quote
 import numpy as np
 
 from maestro_celery_plugin.conductor.step_record import ranges_of
-from maestro_celery_plugin.config.schema_errors import nearest
 from maestro_celery_plugin.errors import StudyError
 from maestro_celery_plugin.ledger.entries import COORDINATOR, SUFFIX, Kind
 from maestro_celery_plugin.ledger.reader import read_ledger
@@ -29,9 +28,10 @@ from maestro_celery_plugin.ledger.sample_states import SampleStates
 from maestro_celery_plugin.ledger.writer import LedgerWriter
 from maestro_celery_plugin.maestro.native_orphans import NativeOrphans
 from maestro_celery_plugin.maestro.native_step_state import NativeStepState
-from maestro_celery_plugin.maestro.step_graph import GraphNode, graph_of, load_study
+from maestro_celery_plugin.maestro.step_graph import GraphNode, graph_of, load_study, named
 from maestro_celery_plugin.samples.paths import FINISHED_MARKER
 from maestro_celery_plugin.states import Outcome
+from maestro_celery_plugin.study.cancelled_steps import CancelledSteps
 from maestro_celery_plugin.study.failures import has_failed
 from maestro_celery_plugin.study.manifest import Manifest
 from maestro_celery_plugin.study.plan import StudyPlan
@@ -143,7 +143,9 @@ class Reruns:
                 failed = np.isin(record.samples.outcome, _FAILURES)
                 record.add(Cause.FAILED, failed)
             record.add(Cause.UNMARKED, record.unmarked())
-        if request.steps or (self.names and not request.keep_downstream):
+        self._cancelled = CancelledSteps(plan.cancelled_steps)
+        self._requested: frozenset[str] = frozenset()
+        if request.steps or self._cancelled.names() or (self.names and not request.keep_downstream):
             self._nodes = graph_of(load_study(plan.root))
             self._add_steps(request.steps)
         if not request.keep_downstream:
@@ -155,16 +157,12 @@ class Reruns:
         """The names of the step records of which something runs again."""
         return [name for name, record in self._records.items() if record.causes.any()] + list(self._native)
 
-    def _add_steps(self, names: Iterable[str]) -> None:
+    def _add_steps(self, names: tuple[str, ...]) -> None:
         """Let whole steps run again; one that was not submitted runs in any case."""
-        known = {name for node in self._nodes for name in (node.step, node.name)}
-        for name in names:
-            if name not in known:
-                steps = list(dict.fromkeys(node.step for node in self._nodes))
-                raise StudyError(f"--step: the study has no step '{name}'; {nearest(name, steps)}")
-        for node in self._nodes:
-            if node.step in names or node.name in names:
-                self._add(node, Cause.REQUESTED, None)
+        requested = named(self._nodes, names)
+        self._requested = frozenset(node.name for node in requested)
+        for node in requested:
+            self._add(node, Cause.REQUESTED, None)
 
     def _add(self, node: GraphNode, cause: Cause, mask: Mask | None) -> None:
         """Let samples of a step record run again; None for all."""
@@ -210,20 +208,35 @@ class Reruns:
 
     def sentences(self) -> list[str]:
         """Return what will run, one sentence for each step; the first steps to run come first."""
-        steps, records = self._plan.settings.steps, defaultdict(list)
+        steps, records, stopped = self._plan.settings.steps, defaultdict(list), self._stopped()
         for record in self._records.values():
-            records[record.manifest.step].append(record)
-        native = {node.step for node in self._native.values()}
+            if record.manifest.name not in stopped:
+                records[record.manifest.step].append(record)
+        native = {node.step for name, node in self._native.items() if name not in stopped}
+        ready = {node.step for node in self._nodes if node.name not in stopped} if stopped else steps.keys()
         sentences = []
         for step in dict.fromkeys((*(node.step for node in self._nodes), *records, *steps)):
             parts = list(_parts(records[step]))
             if step in native:
                 parts.append("again")
-            if not records[step] and steps[step].queues:
+            if not records[step] and steps[step].queues and step in ready:
                 parts.append("for the first time")
             if parts:
                 sentences.append(f"{step}: {', '.join(parts)}")
         return sentences
+
+    @property
+    def cancelled(self) -> list[str]:
+        """The step records that a user has cancelled one by one, and that stay cancelled."""
+        return sorted(self._cancelled.names() - self._requested)
+
+    def _stopped(self) -> set[str]:
+        """Return the step records that stay cancelled, with those that depend on them; the nodes follow these."""
+        stopped = set(self.cancelled)
+        for node in self._nodes:
+            if not stopped.isdisjoint(node.parents):
+                stopped.add(node.name)
+        return stopped
 
     @property
     def kept_failures(self) -> int:
@@ -242,6 +255,7 @@ class Reruns:
             LedgerError: the ledger cannot be written.
             OSError: the state of a native step cannot be changed.
         """
+        self._cancelled.remove(self._requested)
         names = [node.name for node in self._nodes] or list(self._records)
         if not self.names:
             return

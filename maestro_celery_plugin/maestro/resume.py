@@ -18,6 +18,7 @@ from maestro_celery_plugin.files import check_writable, tail
 from maestro_celery_plugin.maestro.cancel import end_leftovers, workers_elsewhere
 from maestro_celery_plugin.maestro.cancel_report import CancelReport
 from maestro_celery_plugin.maestro.correction import Correction, check_complete, note_of_change, words_of
+from maestro_celery_plugin.maestro.limits import Limits, apply_limits
 from maestro_celery_plugin.maestro.reruns import RerunRequest, Reruns
 from maestro_celery_plugin.processes import forget_variable
 from maestro_celery_plugin.report.exit_codes import StudyCode, code_of
@@ -32,6 +33,10 @@ from maestro_celery_plugin.study.study_processes import StudyProcesses
 __all__ = ["resume"]
 
 _START_LIMIT_S = 30.0
+# Number of cancelled step records that a message names.
+_SHOWN = 5
+# Seconds between two polls, as those of `maestro run`.
+_SLEEP_S = 60
 _IS_CONDUCTED = (
     "A conductor of the study '{study}' is running or starting; `maestro-celery status {study}` shows the progress, "
     "`maestro cancel {study}` cancels the study."
@@ -43,7 +48,7 @@ def resume(
     *,
     request: RerunRequest,
     specification: Path | None = None,
-    sleep_s: int,
+    limits: Limits,
     broker: str | None,
     broker_host: str | None = None,
     foreground: bool,
@@ -56,7 +61,7 @@ def resume(
         directory: The study's workspace.
         request: What runs again.
         specification: A corrected specification; None to keep that of the study.
-        sleep_s: Seconds between two polls of the conductor.
+        limits: The limits that change; the others stay as the launch, `maestro update` or a resume has set them.
         broker: Broker URL, or ``private``; None for the broker of the launch.
         broker_host: Address of this machine at which compute nodes reach the private broker; None for the default.
         foreground: Whether to wait for the end of the conductor.
@@ -78,8 +83,8 @@ def resume(
     try:
         with FileLock(plan.info / "resume.lock").acquire(timeout=0):
             plan = _with_correction(plan, specification)
-            _prepare(plan, broker, broker_host, request)
-            process = _start_conductor(plan, sleep_s)
+            limits = _prepare(plan, broker, broker_host, request, limits)
+            process = _start_conductor(plan, _SLEEP_S if limits.sleep is None else limits.sleep)
             _await_conductor(plan, process)
     except Timeout as cause:
         raise StudyError(_IS_CONDUCTED.format(study=plan.root)) from cause
@@ -138,8 +143,10 @@ def _end_workers(plan: StudyPlan) -> None:
         )
 
 
-def _prepare(plan: StudyPlan, broker: str | None, broker_host: str | None, request: RerunRequest) -> None:
-    """Prepare a study for a new conductor.
+def _prepare(
+    plan: StudyPlan, broker: str | None, broker_host: str | None, request: RerunRequest, limits: Limits
+) -> Limits:
+    """Prepare a study for a new conductor; return its limits.
 
     Raises:
         Timeout: a conductor of the study is alive.
@@ -157,8 +164,10 @@ def _prepare(plan: StudyPlan, broker: str | None, broker_host: str | None, reque
         _end_leftovers(plan)
         _announce(reruns)
         reruns.record()
+        all_limits = apply_limits(plan, limits)
         plan.cancel_request.unlink(missing_ok=True)
         session.revoke_stop()
+        return all_limits
 
 
 def _announce(reruns: Reruns) -> None:
@@ -167,6 +176,10 @@ def _announce(reruns: Reruns) -> None:
     print("This will run:" if sentences else "Nothing remains to run.")
     for sentence in sentences:
         print(f"  {sentence}")
+    cancelled = reruns.cancelled
+    if cancelled:
+        more = f" and {len(cancelled) - _SHOWN} more" if len(cancelled) > _SHOWN else ""
+        print(f"Cancelled: {', '.join(cancelled[:_SHOWN])}{more}, and what depends on them; --step NAME runs them.")
     failures = reruns.kept_failures
     if failures:
         words = "1 failed sample does" if failures == 1 else f"{failures} failed samples do"

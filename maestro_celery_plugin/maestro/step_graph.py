@@ -6,14 +6,15 @@ import contextlib
 import dataclasses
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from maestro_celery_plugin.config.schema_errors import nearest
 from maestro_celery_plugin.config.step_entry import STEP_KEY, is_native
 from maestro_celery_plugin.errors import StudyError
 
-__all__ = ["GraphNode", "graph_of", "load_study", "pickle_of"]
+__all__ = ["GraphNode", "graph_of", "load_study", "named", "pickle_of"]
 
 # Texts with which a script reads the results of all samples.
 _ALL_SAMPLES = ("$(MERLIN_GLOB_PATH)", "$(MERLIN_PATHS_ALL)")
@@ -99,6 +100,24 @@ def graph_of(study: Any) -> list[GraphNode]:
     except Exception as cause:  # Maestro raises `Exception`
         raise StudyError(f"Maestro cannot stage the study '{root}': {cause}") from cause
     return list(_nodes(root, graph))
+
+
+def named(nodes: list[GraphNode], names: Collection[str]) -> list[GraphNode]:
+    """Return the step records that a user has named with `--step`.
+
+    Args:
+        nodes: The step records of a study.
+        names: Names of steps, or of step records.
+
+    Raises:
+        StudyError: the study does not have one of them.
+    """
+    known = {name for node in nodes for name in (node.step, node.name)}
+    for name in names:
+        if name not in known:
+            steps = dict.fromkeys(node.step for node in nodes)
+            raise StudyError(f"--step: the study has no step '{name}'; {nearest(name, steps)}")
+    return [node for node in nodes if node.step in names or node.name in names]
 
 
 def _nodes(root: Path, graph: Any) -> Iterator[GraphNode]:

@@ -78,11 +78,15 @@ class StudyAdapter:
         except EnsembleError as error:  # an error here would end the conductor; `submit` reports it and fails the step
             script.write_text(f"# {error}\n")
             return True, str(script), ""
-        script.write_text(f"#!{manifest.shell}\n\n{manifest.cmd}\n")
+        # The sample of an earlier conductor may still run this script, which its shell reads line by line. The worker
+        # writes it again before the next attempt.
+        may_run = not manifest.sampled or manifest.paths.of(0) == "."
         restart = script
         if manifest.restart != manifest.cmd:
             restart = script.with_name(f"{manifest.script}.restart{EXTENSION}")
-            restart.write_text(f"#!{manifest.shell}\n\n{manifest.restart}\n")
+        for path, text in {script: manifest.cmd, restart: manifest.restart}.items():
+            if not (may_run and path.exists()):
+                path.write_text(f"#!{manifest.shell}\n\n{text}\n")
         if manifest.sampled and self._is_dry_run:
             self._write_first_sample(manifest)
         return True, str(script), str(restart)

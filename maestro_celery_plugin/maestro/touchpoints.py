@@ -21,9 +21,14 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from maestro_celery_plugin import clock
-from maestro_celery_plugin.errors import StudyError
+from maestro_celery_plugin.errors import EnsembleError, StudyError
 from maestro_celery_plugin.maestro import old_pickles
-from maestro_celery_plugin.maestro.after_import import Touchpoint, apply_deferred, apply_touchpoints
+from maestro_celery_plugin.maestro.after_import import (
+    STEP_RECORD_MODULE,
+    Touchpoint,
+    apply_deferred,
+    apply_touchpoints,
+)
 from maestro_celery_plugin.maestro.launch_options import OPTIONS
 
 if TYPE_CHECKING:
@@ -66,6 +71,18 @@ def _load_parameter_generator(original: Callable[..., Any]) -> Callable[..., Any
     return load_parameter_generator
 
 
+def _conductor(original: Any) -> Any:
+    """Return Maestro's conductor, whose requests to change limits also stay for a later conductor."""
+
+    class EnsembleConductor(original):  # type: ignore[misc]
+        @classmethod
+        def update_study_exec(cls, output_path: str, updated_config: dict[str, Any]) -> None:
+            super().update_study_exec(output_path, updated_config)
+            _store_update(Path(output_path).absolute(), updated_config)
+
+    return EnsembleConductor
+
+
 def _shutil(original: ModuleType) -> ModuleType:
     """Return a module like `shutil` whose `rmtree` first ends the study in the directory that it removes."""
     module = ModuleType(original.__name__, original.__doc__)
@@ -76,6 +93,25 @@ def _shutil(original: ModuleType) -> ModuleType:
 
 def _sleep(original: Callable[[float], None]) -> Callable[[float], None]:
     return _wait
+
+
+def _step_record(original: Any) -> Any:
+    """Let Maestro's step records have the times of the ledger; the class stays, because Maestro pickles its objects."""
+    for name in ("mark_running", "mark_end"):
+        setattr(original, name, _with_times(getattr(original, name)))
+    return original
+
+
+def _with_times(mark: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(mark)
+    def mark_with_times(self: Any, *args: Any) -> None:
+        mark(self, *args)
+        if self.jobid and (coordinators := _coordinators()):
+            from maestro_celery_plugin.maestro.record_times import set_times
+
+            set_times(self, coordinators)
+
+    return mark_with_times
 
 
 TOUCHPOINTS = (
@@ -106,9 +142,21 @@ TOUCHPOINTS = (
     ),
     Touchpoint(
         "maestrowf.maestro",
+        "Conductor",
+        "maestro.py:310 writes the request of `maestro update` with it",
+        _conductor,
+    ),
+    Touchpoint(
+        "maestrowf.maestro",
         "shutil",
         "maestro.py:395 removes the directory of an earlier study with it, after the consent of the user",
         _shutil,
+    ),
+    Touchpoint(
+        STEP_RECORD_MODULE,
+        "_StepRecord",
+        "executiongraph.py:458 makes step records with it, whose methods take the times of polls",
+        _step_record,
     ),
     Touchpoint("maestrowf.conductor", "sleep", "conductor.py:425 waits for the next poll with it", _sleep),
 )
@@ -176,6 +224,19 @@ def _guarded_cancel(cancel: Callable[[Any], int], namespace: argparse.Namespace)
     except KeyboardInterrupt:
         print("maestro: interrupted; `maestro-celery status` shows what still runs.", file=sys.stderr)
     return 1
+
+
+def _store_update(directory: Path, update: dict[str, Any]) -> None:
+    """Store the limits of `maestro update` for a later conductor; the one that runs has received them."""
+    if not _is_ensemble(directory):
+        return
+    from maestro_celery_plugin.maestro.limits import store_update
+    from maestro_celery_plugin.study.plan import StudyPlan
+
+    try:
+        store_update(StudyPlan.read(directory), update)
+    except (EnsembleError, OSError) as error:
+        print(f"maestro: warning: a resume of '{directory}' will not know these settings: {error}", file=sys.stderr)
 
 
 def _is_ensemble(directory: Path) -> bool:

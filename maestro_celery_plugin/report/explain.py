@@ -14,6 +14,7 @@ from maestro_celery_plugin.report.sample_status import RecordSamples
 from maestro_celery_plugin.report.sentences import Sentence, Who, explained, fixed
 from maestro_celery_plugin.report.terminal import command_words
 from maestro_celery_plugin.spec.dag import ALL_COMBINATIONS
+from maestro_celery_plugin.study.cancelled_steps import CancelledSteps, reason_of
 from maestro_celery_plugin.study.failures import allowed_failures, count_failures, has_failed
 from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.reasons import Reason, read_reasons
@@ -56,6 +57,7 @@ class Explanation:
         self.status: StudyStatus = self._reader.read()
         self._groups = GroupSentences(self._plan, self.status)
         self._reasons: dict[str, Reason] = read_reasons(self._plan.reasons) | read_reasons(self._plan.refusals)
+        self._cancelled = CancelledSteps(self._plan.cancelled_steps).names()
         self._records: dict[str, list[StepStatus]] = defaultdict(list)
         self._by_params: dict[tuple[str, tuple[tuple[str, str], ...]], list[StepStatus]] = defaultdict(list)
         for step in self.status.steps:
@@ -138,6 +140,10 @@ class Explanation:
     # --- step records that have ended ---
 
     def _why_ended(self, step: StepStatus) -> Iterator[Sentence]:
+        if step.state == "CANCELLED" and step.name in self._cancelled:
+            root = self._plan.root
+            yield Sentence("cancel --step", lambda who: reason_of(who.steps[0].name if who.is_one else "NAME", root))
+            return
         reason = self._reasons.get(step.name) if step.state != "FINISHED" else None
         if reason is not None:
             yield fixed(reason.text)

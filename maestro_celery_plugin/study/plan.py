@@ -17,6 +17,8 @@ The plugin writes to the directory ``merlin_info`` of the study:
       specifications/               all versions of a corrected specification (`maestro/correction.py`)
       conductor.lock                locked while a conductor lives
       reasons.json                  why step records do not run or have ended
+      limits.json                   limits that a user has changed (`maestro/limits.py`)
+      cancelled_steps.json          step records that a user has cancelled (`cancelled_steps.py`)
       refusals.json                 why step records could not be submitted
       broken_machines.json          machines whose worker has left the study because of them
       session/                      0700: secret, broker, heartbeats
@@ -173,6 +175,11 @@ class StudyPlan:
     def cancel_request(self) -> Path:
         """The file with which Maestro requests the cancellation of the study."""
         return self.root / CANCEL_REQUEST
+
+    @property
+    def cancelled_steps(self) -> Path:
+        """The file with the step records that a user has cancelled one by one (`cancelled_steps.py`)."""
+        return self.info / "cancelled_steps.json"
 
     @property
     def update_request(self) -> Path:

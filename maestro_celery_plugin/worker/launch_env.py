@@ -1,4 +1,4 @@
-"""The environment of samples that start parallel programs with `$(LAUNCHER)`, and the signal that warns them."""
+"""The environment of samples, and the signal that warns those that start parallel programs with `$(LAUNCHER)`."""
 
 from __future__ import annotations
 
@@ -15,12 +15,29 @@ from maestro_celery_plugin.errors import AllocationError
 from maestro_celery_plugin.study.manifest import Manifest
 from maestro_celery_plugin.worker.attempt import RunningAttempt
 
-__all__ = ["LaunchEnvironment"]
+__all__ = ["LaunchEnvironment", "SampleEnvironment"]
 
 LOGGER = logging.getLogger(__name__)
 
 # The time over which the workers of an allocation spread their questions to the batch system, at the warning.
 WARN_SPREAD_S = 2.0
+
+
+class SampleEnvironment:
+    """The environment of a worker before the start of Celery, which stores its own settings for logs in there.
+
+    Celery reads its variables once more when it starts the processes of a pool. So the environment is restored after
+    that, in the process that starts samples; they inherit it.
+    """
+
+    def __init__(self) -> None:
+        self._variables = dict(os.environ)
+
+    def restore(self) -> None:
+        """Give this process the environment of before."""
+        for name in os.environ.keys() - self._variables.keys():
+            del os.environ[name]
+        os.environ.update(self._variables)
 
 
 class LaunchEnvironment:

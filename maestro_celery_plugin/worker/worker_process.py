@@ -27,7 +27,7 @@ from maestro_celery_plugin.study.worker_identity import PROCESS_MARKER, mark
 from maestro_celery_plugin.worker.arguments import LEAVE_SIGNAL, WorkerArguments
 from maestro_celery_plugin.worker.gate import gate
 from maestro_celery_plugin.worker.idle_timeout import IdleTimeout
-from maestro_celery_plugin.worker.launch_env import LaunchEnvironment
+from maestro_celery_plugin.worker.launch_env import LaunchEnvironment, SampleEnvironment
 from maestro_celery_plugin.worker.range_consumer import RangeRequest
 from maestro_celery_plugin.worker.range_task import UNCLAIMED_LIMIT, RangeTasks
 from maestro_celery_plugin.worker.slots import Slots
@@ -72,6 +72,7 @@ class WorkerProcess:
         self._cores = (self._system.node_cores(os.environ) if self._system else None) or usable_cpus()
         for name in self._system.launch_variables if self._system else ():
             os.environ.pop(name, None)
+        self._environment = SampleEnvironment()
         self._session_id = session.id
         self._tasks: RangeTasks | None = None
         self._name = arguments.name
@@ -110,6 +111,7 @@ class WorkerProcess:
     def open_in_pool(self, **_: Any) -> None:
         """Create the slot of a pool process."""
         writer = f"{self._arguments.name}.{os.getpid()}"
+        self._environment.restore()
         os.environ[PROCESS_MARKER] = mark(self._session, writer)
         self._limit = self._arguments.pool_limits.claim(ProcessId.of(os.getpid()))
         self._ready = True
@@ -132,6 +134,8 @@ class WorkerProcess:
     def mark_ready(self, **_: Any) -> None:
         """Record that Celery takes messages now."""
         self._ready = True
+        if self._tasks is not None:  # with a pool of processes, new ones still need what Celery has stored
+            self._environment.restore()
         self._stall_watch.start()
 
     # --- watching ---

@@ -11,7 +11,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from support import BIN, ROOT, WITHOUT_PLUGIN, Study, needed, wait_for
+from support import BIN, ROOT, WITHOUT_PLUGIN, Study, kill, needed, wait_for
 
 import maestro_celery_plugin
 
@@ -44,6 +44,7 @@ def test_samples_run_and_no_process_remains(run):
     assert study.outputs("greet/GREETING.hola/03/*.out") == ["hola, name-4!\n"]
     assert study.outputs("count/*.out") == ["20\n"]
     assert not study.processes()
+    assert "--" not in (study.path / "status.csv").read_text()  # each step record has its times
 
 
 def test_a_sample_leaves_at_most_four_files_and_directories(run):
@@ -680,3 +681,93 @@ def test_the_marker_of_merlin_is_written_and_obeyed_if_a_step_looks_for_it(run):
     assert "  check: 1 sample again because of changed inputs\n" in answer.stdout
     assert study.outputs("sim/*/runs") == ["run\n", "run\n", "run\nrun\n"]
     assert (study.path / "sim" / "02" / "MERLIN_FINISHED").exists()
+
+
+def test_samples_have_the_environment_of_the_user(run, environment):
+    """Given a variable that Celery sets as well, when samples run in threads and in processes, then only marks are added."""
+    environment["CELERY_LOG_LEVEL"] = "of the user"
+    names = {"sim": {"MAESTRO_CELERY_WORKER"}, "pool": {"MAESTRO_CELERY_WORKER", "MAESTRO_CELERY_PROCESS"}}
+    study = run(
+        """
+        description: {name: env, description: d}
+        study:
+          - {name: sim, description: d, run: {cmd: "env -0 # $(A)"}}
+          - {name: pool, description: d, run: {cmd: "env -0 # $(A)", task_queue: other}}
+        merlin:
+          resources:
+            workers:
+              w: {args: --concurrency 1, steps: [sim]}
+              p: {args: --concurrency 1 --pool prefork, steps: [pool]}
+          samples:
+            generate: {cmd: "seq 1 1 > $(MERLIN_INFO)/a.csv"}
+            file: $(MERLIN_INFO)/a.csv
+            column_labels: [A]
+        """,
+        "-s",
+        "1",
+        foreground=True,
+    )
+
+    for step, marks in names.items():
+        (text,) = study.outputs(f"{step}/**/{step}.out")
+        found = dict(variable.split("=", 1) for variable in text.split("\0") if variable)
+        assert found.keys() - environment.keys() - {"PWD", "OLDPWD", "SHLVL", "_"} == marks
+        assert {name: found[name] for name in environment} == environment
+
+
+def test_a_step_is_cancelled_while_the_others_go_on(run):
+    """Given running samples, when a record is cancelled and, after the death of the conductor, a step, then others finish."""
+    study = run(
+        """
+        description: {name: cancel, description: d}
+        study:
+          - {name: sim, description: d, run: {cmd: "echo begun $(A) $(P); until test -e $(OUTPUT_PATH)/go; do sleep 0.1; done"}}
+          - {name: post, description: d, run: {cmd: echo $(P), depends: [sim]}}
+          - {name: other, description: d, run: {cmd: "echo begun $(A); until test -e $(OUTPUT_PATH)/go; do sleep 0.1; done"}}
+          - {name: last, description: d, run: {cmd: echo last, depends: [other]}}
+        global.parameters:
+          P: {values: [1, 2], label: P.%%}
+        merlin:
+          resources: {workers: {w: {args: --concurrency 3, steps: [all]}}}
+          samples:
+            generate: {cmd: "seq 1 1 > $(MERLIN_INFO)/a.csv"}
+            file: $(MERLIN_INFO)/a.csv
+            column_labels: [A]
+        """,
+        "-s",
+        "1",
+    )
+
+    def cancel(*names):
+        answer = study.command("maestro-celery", "cancel", *(word for name in names for word in ("--step", name)), str(study.path))
+        return answer.stdout + answer.stderr
+
+    def runs(place):
+        return any(_cwd(pid).startswith(str(study.path / place)) for pid in os.listdir("/proc") if pid.isdigit())
+
+    study.await_text("**/*.out", "begun", count=3)
+    assert "--step: the study has no step 'othar'; did you mean 'other'?" in cancel("othar")
+    assert cancel("sim_P.1") == "The conductor cancels 1 step record, and what depends on it, within seconds.\n"
+    wait_for(lambda: study.states()["post_P.1"] == "CANCELLED", "the end of the dependents")
+    wait_for(lambda: not runs("sim/P.1"), "the end of the samples")
+    assert study.states()["sim_P.1"] == "CANCELLED"
+    explanation = study.command("maestro-celery", "explain", str(study.path)).stdout
+    assert f"`maestro-celery resume --step sim_P.1 {study.path}` would run it after the end of the study." in explanation
+    assert "remains" not in explanation
+
+    kill(*study.processes("bin/conductor"))
+    assert runs("other")
+    assert cancel("other").startswith("This study has no conductor. 1 step record will not run when it is resumed.\n")
+    wait_for(lambda: not runs("other"), "the end of the samples without a conductor")
+
+    answer = study.command("maestro-celery", "resume", "-s", "1", str(study.path))
+    assert "Cancelled: other, sim_P.1, and what depends on them; --step NAME runs them." in answer.stdout
+    (study.path / "go").touch()
+    study.await_end()
+    cancelled = {"sim_P.1": "CANCELLED", "post_P.1": "CANCELLED"}
+    finished = {"sim_P.2": "FINISHED", "post_P.2": "FINISHED"}
+    assert study.states() == {**cancelled, **finished, "other": "CANCELLED", "last": "CANCELLED"}
+
+    study.command("maestro-celery", "resume", "-s", "1", "-fg", "--step", "other", str(study.path))
+    assert study.states() == {**cancelled, **finished, "other": "FINISHED", "last": "FINISHED"}
+    assert cancel("other") == "Nothing is cancelled: it has finished.\n"

@@ -77,6 +77,17 @@ def test_the_scripts_are_written_and_executable(study, workspace):
             assert file.read() == f"#!/bin/bash\n\n{line}\n"
 
 
+def test_a_script_that_may_run_is_not_written_again(study, workspace):
+    """The sample of a live worker goes on when its conductor dies, and its shell reads the script line by line."""
+    step = a_step(restart="echo again")
+    for path in adapter_of(study).write_script(str(workspace), step)[1:]:
+        with open(path, "w") as file:
+            file.write("it runs")
+    for path in adapter_of(study).write_script(str(workspace), step)[1:]:
+        with open(path) as file:
+            assert file.read() == "it runs"
+
+
 def test_every_step_has_a_restart_script(study, workspace):
     """Maestro restarts a step that timed out only if the step has a restart script."""
     _, script, restart = adapter_of(study).write_script(str(workspace), a_step())

@@ -32,6 +32,7 @@ from maestro_celery_plugin.maestro.native_jobs import NativeJob
 from maestro_celery_plugin.maestro.native_step_state import NativeStepState
 from maestro_celery_plugin.states import AllocationState
 from maestro_celery_plugin.study import conductor_lock
+from maestro_celery_plugin.study.cancelled_steps import CancelledSteps
 from maestro_celery_plugin.study.reasons import read_reasons
 from maestro_celery_plugin.study.session import Session
 
@@ -207,6 +208,37 @@ def test_a_cancellation_that_fails_is_reported(adapter, study, cluster):
 
     assert record.cancel_status is CancelCode.ERROR
     assert record.lookup_status(CancelCode.ERROR) == {job}
+
+
+def test_a_step_record_that_a_user_has_named_is_cancelled_once(adapter, study, cluster):
+    """Given a batch system that reports an ended job as failed, when its step is cancelled, then the state is CANCELLED."""
+    job = submit(adapter, study)
+    cluster.states = {Id(1): State.RUNNING}
+    assert adapter.check_jobs([job])[1] == {job: State.RUNNING}
+    CancelledSteps(study.cancelled_steps).add(["plain"])
+
+    cluster.broken = True
+    adapter.check_jobs([job])
+    cluster.broken = False
+    for _ in range(2):
+        assert adapter.check_jobs([job])[1] == {job: State.RUNNING}
+    assert cluster.cancelled == [Id(1)]
+    cluster.states = {Id(1): State.FAILED}
+    assert adapter.check_jobs([job])[1] == {job: State.CANCELLED}
+
+
+def test_a_step_record_that_was_cancelled_before_is_not_submitted(adapter, study, cluster):
+    CancelledSteps(study.cancelled_steps).add(["plain"])
+    job = submit(adapter, study)
+    assert cluster.submitted == []
+    assert adapter.check_jobs([job]) == (JobStatusCode.OK, {job: State.CANCELLED})
+    assert adapter.cancel_jobs([job]).cancel_status is CancelCode.OK
+    assert cluster.cancelled == []
+    assert conductor_lock.take_poll_request()
+
+    CancelledSteps(study.cancelled_steps).remove(["plain"])
+    submit(adapter, study)
+    assert cluster.submitted == ["plain"]
 
 
 def test_a_finished_job_is_not_submitted_again(adapter, study, cluster):

@@ -21,6 +21,7 @@ from maestro_celery_plugin.maestro.native_step_state import NativeStepState
 from maestro_celery_plugin.maestro.reruns import RerunRequest, Reruns
 from maestro_celery_plugin.maestro.step_graph import graph_of, load_study
 from maestro_celery_plugin.states import Outcome, RunMode
+from maestro_celery_plugin.study.cancelled_steps import CancelledSteps
 from maestro_celery_plugin.study.manifest import Manifest
 from maestro_celery_plugin.study.plan import StudyPlan
 
@@ -281,3 +282,36 @@ def test_only_failed_samples_run_again(tmp_path, worker):
     rerun_failed(plan)
     again = read_ledger(plan.ledger)
     assert (again["kind"] == Kind.RERUN).sum() == 5  # sample 2, which failed again
+
+
+def test_what_a_user_has_cancelled_stays_cancelled_until_it_is_requested(plan):
+    """Given a cancelled record with failed samples, then a resume announces neither it nor what depends on it."""
+    cancelled = CancelledSteps(plan.cancelled_steps)
+    cancelled.add(["sim_P.1"])
+    try:
+        reruns = Reruns(plan, RerunRequest(failed=True))
+        assert (reruns.sentences(), reruns.cancelled) == ([], ["sim_P.1"])
+        reruns.record()
+        assert cancelled.names() == {"sim_P.1"}
+
+        reruns = Reruns(plan, RerunRequest(steps=("sim",), keep_downstream=True))
+        assert (reruns.sentences()[0], reruns.cancelled) == ("sim: 8 samples again", [])
+        reruns.record()
+        assert cancelled.names() == set()
+    finally:
+        plan.cancelled_steps.unlink()
+
+
+def test_the_names_of_cancelled_steps_are_followed(tmp_path):
+    follower, user = CancelledSteps(tmp_path / "cancelled.json"), CancelledSteps(tmp_path / "cancelled.json")
+    user.remove(["a"])
+    assert not list(tmp_path.iterdir())
+    for added, expected in ((["a"], {"a"}), (["b", "a"], {"a", "b"})):
+        user.add(added)
+        assert follower.names() == expected
+    user.remove(["a"])
+    assert follower.names() == {"b"}
+    (tmp_path / "cancelled.json").write_text("7")
+    assert follower.names() == set()
+    (tmp_path / "cancelled.json").unlink()
+    assert follower.names() == set()
