@@ -15,6 +15,7 @@ The plugin writes to the directory ``merlin_info`` of the study:
       workers/<worker>.log
       allocations/<name>/<number>/  batch script, output and state of an allocation
       specifications/               all versions of a corrected specification (`maestro/correction.py`)
+      launch.lock                   locked while `maestro run` creates the study
       conductor.lock                locked while a conductor lives
       reasons.json                  why step records do not run or have ended
       limits.json                   limits that a user has changed (`maestro/limits.py`)
