@@ -16,7 +16,6 @@ from maestro_celery_plugin import clock
 from maestro_celery_plugin.batch.packing import fewest_slots, worker_slots
 from maestro_celery_plugin.broker.app import make_app, queue_for
 from maestro_celery_plugin.broker.choice import check_reachable
-from maestro_celery_plugin.broker.private import supervisor_of
 from maestro_celery_plugin.errors import BrokerUnavailableError, EnsembleError, WorkerError
 from maestro_celery_plugin.machine import host_name, usable_cpus
 from maestro_celery_plugin.plugins import batch_system
@@ -95,8 +94,6 @@ def _await_broker(session: Session, name: str) -> None:
     deadline, is_first = clock.monotonic() + BROKER_LIMIT_S, True
     while True:
         broker = session.read_broker()
-        if supervisor_of(session):
-            return  # it has tried the private broker, which is on this machine, before it has stored the location
         try:
             check_reachable(session, host_name())
             return
