@@ -70,19 +70,21 @@ class _SessionApp(Celery):  # type: ignore[misc]
 
     Attributes:
         url: URL of the broker.
+        address: The URL in Celery's form; `conf.broker_url` would be that of the environment.
         signer: Signs and checks the messages of the session.
     """
 
     url: str
+    address: str
     signer: Signer
 
     def connection_for_read(self, url: str | None = None, **options: Any) -> Any:
         """Return a connection to the broker of the session."""
-        return self._connection(url or self.conf.broker_url, **options)
+        return self._connection(url or self.address, **options)
 
     def connection_for_write(self, url: str | None = None, **options: Any) -> Any:
         """Return a connection to the broker of the session."""
-        return self._connection(url or self.conf.broker_url, **options)
+        return self._connection(url or self.address, **options)
 
 
 def import_transport() -> None:
@@ -111,7 +113,8 @@ def make_app(session: Session, socket_timeout_s: float | None = None, *, confirm
     app = _SessionApp("maestro_celery", loader=_Loader, set_as_current=False, autofinalize=False)
     app.url, app.signer = broker.url, Signer(session.secret)
     app.conf.update(SETTINGS)
-    app.conf.broker_url, tls = for_celery(broker.url)
+    app.address, tls = for_celery(broker.url)
+    app.conf.broker_url = app.address
     app.conf.broker_use_ssl = tls or False
     app.conf.broker_transport_options = _transport_options(broker.url, socket_timeout_s, confirms)
     app.finalize()
