@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shlex
 import signal
@@ -480,8 +481,16 @@ def test_an_interruption_in_the_foreground_is_one_line_and_leaves_no_process(run
     path.write_text(textwrap.dedent(text + samples(3)))
     study = Study(tmp_path / "study", environment)
     command = [str(BIN / "maestro"), "run", "-y", "-fg", "-s", "1", "-o", str(study.path), str(path)]
+    # In the background, a shell lets its commands ignore SIGINT, and so the tests.
+    not_ignored = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     with subprocess.Popen(
-        command, env=environment, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        env=environment,
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=not_ignored,
     ) as process:
         study.await_text("sim/*/*.out", "1")
         os.killpg(process.pid, signal.SIGINT)
