@@ -17,7 +17,7 @@ from benchmarks.scenarios.submit import cancel, submit
 from benchmarks.settings import BenchSettings, say
 from benchmarks.tools.plugin import command
 
-__all__ = ["status_rows"]
+__all__ = ["status_rows", "wait_for_manifest"]
 
 _REPEATS = 3
 _SUBMIT_LIMIT_S = 30.0
@@ -31,7 +31,7 @@ def status_rows(settings: BenchSettings) -> list[Row]:
     try:
         with scratch() as directory, Processes(directory) as processes:
             submit(directory, size, ".npy", settings.slots, processes)
-            _wait_for_manifest(directory / "results")
+            wait_for_manifest(directory / "results")
             cancel(directory / "results", processes)
             _replace_ledger(directory / "results", size)
             line = [command("maestro-celery"), "status", "--json", directory / "results"]
@@ -41,7 +41,7 @@ def status_rows(settings: BenchSettings) -> list[Row]:
     return [Row(case=case, time_s=time_s, goals=(Goal.at_most("time", time_s, 2.0, " s"),))]
 
 
-def _wait_for_manifest(study: Path) -> None:
+def wait_for_manifest(study: Path) -> None:
     """Wait until the conductor has submitted the study's step."""
     deadline = time.monotonic() + _SUBMIT_LIMIT_S
     while not any(study.glob("merlin_info/records/**/manifest.json")):

@@ -14,6 +14,7 @@ from benchmarks.errors import BenchmarkError, ToolFailedError
 from benchmarks.measure import scratch
 from benchmarks.processes import Processes
 from benchmarks.rows import Row
+from benchmarks.scenarios.status import wait_for_manifest
 from benchmarks.scenarios.submit import cancel, submit
 from benchmarks.settings import BenchSettings, say
 
@@ -32,6 +33,7 @@ def workers_rows(settings: BenchSettings) -> list[Row]:
         try:
             with scratch() as directory, Processes(directory) as processes:
                 submit(directory, _SAMPLES, ".npy", settings.slots, processes)
+                wait_for_manifest(directory / "results")
                 cancel(directory / "results", processes)
                 rows.append(Row(case=case, time_s=statistics.median(_looks(directory / "results", count))))
         except BenchmarkError as error:
