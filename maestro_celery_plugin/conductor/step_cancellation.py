@@ -42,6 +42,8 @@ class StepCancellation:
         names = self._cancelled.names()
         self.has_news = self.has_news or names != self._known
         self._known = names
+        if not names:
+            return
         named = [record for record in self._records if record.active and not record.cancelled and self.reason(record)]
         for record in named:
             self._records.cancel(record, reason=self.reason(record))

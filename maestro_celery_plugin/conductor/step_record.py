@@ -199,8 +199,16 @@ class StepRecord:
         self.times.submit()
 
     @property
+    def is_undisturbed(self) -> bool:
+        """Whether samples are open, and nothing has failed or was cancelled, so that there is work."""
+        ends = self.failure is not None or self.cancelled or self.timed_out
+        return not ends and not self.samples.is_complete and not self.samples.failures
+
+    @property
     def has_failed(self) -> bool:
         """Whether a sample failed hard, or more samples failed than may fail."""
+        if not self.samples.failures:  # as most step records of a large study
+            return False
         if self.samples.total(Outcome.HARD_FAILED):
             return True
         return exceeds_limit(self.manifest, self.samples) and not self.is_on_trial()

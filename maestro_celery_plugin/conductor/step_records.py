@@ -92,7 +92,11 @@ class StepRecords:
     def with_work(self) -> list[StepRecord]:
         """Return the step records that Maestro waits for and that have not ended."""
         undecided = self.quick_failures.open_records()
-        return [record for record in self if record.active and self._state(record, undecided) not in TERMINAL]
+        return [
+            record
+            for record in self
+            if record.active and (record.is_undisturbed or self._state(record, undecided) not in TERMINAL)
+        ]
 
     def register(self, manifest: Manifest) -> StepRecord:
         """Store the manifest of a step record under its number; return the step record, which may exist already.

@@ -251,6 +251,11 @@ class SampleStates:
             self._totals = np.bincount(self.outcome, minlength=len(Outcome)).tolist()
         return self._totals[outcome]
 
+    @property
+    def failures(self) -> int:
+        """The number of samples that have failed."""
+        return self.total(Outcome.FAILED) + self.total(Outcome.HARD_FAILED)
+
     def last_epoch(self, sample: int) -> int:
         """Return the highest epoch of a sample, up to which its outcomes become invalid when it runs again."""
         return max(self.epoch, int(self.started[sample]), int(self.ended[sample]))

@@ -15,7 +15,7 @@ from maestro_celery_plugin.report.sentences import Sentence, Who, explained, fix
 from maestro_celery_plugin.report.terminal import command_words
 from maestro_celery_plugin.spec.dag import ALL_COMBINATIONS
 from maestro_celery_plugin.study.cancelled_steps import CancelledSteps, reason_of
-from maestro_celery_plugin.study.failures import allowed_failures, count_failures, has_failed
+from maestro_celery_plugin.study.failures import allowed_failures, has_failed
 from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.reasons import Reason, read_reasons
 from maestro_celery_plugin.study.session import Session
@@ -277,7 +277,7 @@ def _why_failed(record: RecordSamples) -> Sentence:
         return fixed(f"The step failed ({record.failed(1)[0].end}).")
     if fatal is not None:
         return fixed(f"The step failed because of sample {fatal.index}: {fatal.end}.")
-    failed, allowed = count_failures(record.states), allowed_failures(manifest)
+    failed, allowed = record.states.failures, allowed_failures(manifest)
     if allowed == manifest.samples - 1:
         return fixed("The step failed because all its samples failed.")
     own = f"The step failed because {failed} samples failed; its `max_failures` allows {allowed}."

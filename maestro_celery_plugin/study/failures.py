@@ -8,7 +8,7 @@ from maestro_celery_plugin.ledger.sample_states import SampleStates
 from maestro_celery_plugin.states import ExitCode, Outcome
 from maestro_celery_plugin.study.manifest import Manifest
 
-__all__ = ["allowed_failures", "count_failures", "exceeds_limit", "has_failed"]
+__all__ = ["allowed_failures", "exceeds_limit", "has_failed"]
 
 
 def allowed_failures(manifest: Manifest) -> int:
@@ -16,14 +16,9 @@ def allowed_failures(manifest: Manifest) -> int:
     return manifest.samples - 1 if manifest.max_failures is None else manifest.max_failures
 
 
-def count_failures(samples: SampleStates) -> int:
-    """Return the number of samples that have failed."""
-    return samples.total(Outcome.FAILED) + samples.total(Outcome.HARD_FAILED)
-
-
 def exceeds_limit(manifest: Manifest, samples: SampleStates) -> bool:
     """Tell whether more samples have failed than may fail."""
-    if count_failures(samples) <= allowed_failures(manifest):
+    if samples.failures <= allowed_failures(manifest):
         return False
     return manifest.sampled or not _continues(manifest, samples)
 
