@@ -29,6 +29,13 @@ WITHOUT_PLUGIN = (
 )
 
 
+def prepare_study(specification: Path, study: Path) -> None:
+    """Launch a study without a conductor, so that none of its steps run."""
+    environment = {"PATH": os.environ["PATH"], "HOME": str(specification.parent)}
+    command = [BIN / "maestro", "run", "-n", "-o", study, specification]
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+
+
 def needed(command: str, *more_places: str) -> str:
     """Return the path of a command; if it is not installed, skip the test, or fail it in CI."""
     path = shutil.which(command, path=os.pathsep.join([os.environ["PATH"], "/usr/sbin", *more_places]))

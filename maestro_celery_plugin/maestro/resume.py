@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import subprocess
 import sys
@@ -88,12 +89,15 @@ def resume(
             _await_conductor(plan, process)
     except Timeout as cause:
         raise StudyError(_IS_CONDUCTED.format(study=plan.root)) from cause
-    if not foreground:
-        return StudyCode.WELL
+    return _await_end(plan, process) if foreground else StudyCode.WELL
+
+
+def _await_end(plan: StudyPlan, process: subprocess.Popen[bytes]) -> StudyCode:
+    """Wait for the end of the conductor, or until the user does not wait any longer; return how the study is then."""
     try:
         process.wait()
     except KeyboardInterrupt:  # the conductor has a session of its own, so it goes on
-        root = plan.root
+        root = shlex.quote(str(plan.root))
         print(
             f"The study goes on; `maestro-celery status --watch {root}` shows it, `maestro cancel {root}` ends it.",
             file=sys.stderr,

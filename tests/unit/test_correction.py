@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
 
 import pytest
 import yaml
-from support import BIN
+from support import prepare_study
 
 from maestro_celery_plugin.errors import SpecificationError, StudyError
 from maestro_celery_plugin.maestro.correction import Correction, check_complete, note_of_change
@@ -41,9 +39,7 @@ merlin:
 def launched(tmp_path_factory):
     directory = tmp_path_factory.mktemp("corrections")
     (directory / "fix.yaml").write_text(SPEC)
-    environment = {"PATH": os.environ["PATH"], "HOME": str(directory)}
-    command = [BIN / "maestro", "run", "-n", "-o", directory / "study", directory / "fix.yaml"]
-    subprocess.run(command, env=environment, check=True, capture_output=True)
+    prepare_study(directory / "fix.yaml", directory / "study")
     return directory
 
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 from ensembles import a_manifest, a_study, states_of
-from support import BIN
+from support import prepare_study
 
 from maestro_celery_plugin.errors import StudyError
 from maestro_celery_plugin.ledger.entries import Kind
@@ -60,9 +58,7 @@ def launched(tmp_path_factory):
     """The directory of a study whose step records have finished, except failed samples 1 and 3 of sim_P.1."""
     directory = tmp_path_factory.mktemp("reruns")
     (directory / "graph.yaml").write_text(SPEC)
-    environment = {"PATH": os.environ["PATH"], "HOME": str(directory)}
-    command = [BIN / "maestro", "run", "-n", "-o", directory / "study", directory / "graph.yaml"]
-    subprocess.run(command, env=environment, check=True, capture_output=True)
+    prepare_study(directory / "graph.yaml", directory / "study")
     plan = StudyPlan.read(directory / "study")
     coordinator = LedgerWriter(plan.ledger / "coordinator.ledger", plan.number)
     worker = LedgerWriter(plan.ledger / "w-1.ledger", plan.number)
