@@ -131,7 +131,7 @@ def test_a_command_to_all_workers_changes_nothing(run, options):
     study.await_text("sim/*/*/runs", "run", 3)
     intruder = Intruder(study)
     if intruder.admin is not None:
-        intruder.app.conf.broker_url = intruder.app.url = url_of(intruder.admin)
+        intruder.app.address = url_of(intruder.admin)
 
     for command in ("shutdown", "pool_restart", "cancel_consumer", "rate_limit", "revoke"):
         intruder.app.control.broadcast(command, arguments={"queue": intruder.session.queue("merlin")})
