@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import yaml
+from msgspec.structs import replace
 
 from maestro_celery_plugin.config.settings import BatchSettings, EnsembleSettings, ResourceSettings
 from maestro_celery_plugin.ledger.entries import ENTRY, Kind
@@ -54,7 +55,7 @@ def a_study(root: Path, **changes: Any) -> tuple[StudyPlan, Manifest]:
     (root / "batch.info").write_text(yaml.safe_dump(plan.to_batch()))
     plan.info.mkdir()
     manifest = a_manifest(root, labels=["V"], table=str(plan.info / "samples.csv"), index_cache=str(plan.info))
-    manifest = Manifest(**{**vars(manifest), **changes})
+    manifest = replace(manifest, **changes)
     (plan.info / "samples.csv").write_text("".join(f"v{i}\n" for i in range(manifest.samples)))
     Path(manifest.workspace).mkdir(parents=True)
     manifest.write(plan.records / RELATIVE / "manifest.json")

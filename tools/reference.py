@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import ast
-import enum
 import inspect
 import itertools
 import re
@@ -28,7 +27,7 @@ from maestro_celery_plugin.maestro.touchpoints import EnsembleArgumentParser
 from maestro_celery_plugin.report.exit_codes import StudyCode
 from maestro_celery_plugin.states import ExitCode
 
-__all__ = ["BEGIN", "BLOCKS", "END", "hooks", "main", "member_help", "reference", "updated"]
+__all__ = ["BEGIN", "BLOCKS", "END", "hooks", "key_help", "main", "member_help", "reference", "updated"]
 
 BEGIN = "<!-- reference: made by `make docs` -->"
 END = "<!-- /reference -->"
@@ -91,9 +90,18 @@ def _heading(block: Block) -> tuple[str, str]:
 
 def _rows_of(block: Block) -> Iterator[tuple[str, ...]]:
     document = conversion.json_schema(block)
+    help_of = key_help(block)
     for key, value in document["properties"].items():
         default = "required" if key in document.get("required", ()) else _default_text(value.get("default"))
-        yield f"`{key}`", _value_text(value), default, value["description"]
+        yield f"`{key}`", _value_text(value), default, help_of[key]
+
+
+def key_help(block: Block) -> dict[str, str]:
+    """Return the help of each key of a settings class, by its name in YAML."""
+    help_of = member_help(block)
+    return {
+        key: help_of[name] for name, key in zip(block.__struct_fields__, block.__struct_encode_fields__, strict=True)
+    }
 
 
 def _value_text(value: Mapping[str, Any]) -> str:
@@ -121,7 +129,7 @@ def _default_text(default: Any) -> str:
         return f"`{str(default).lower()}`"
     if isinstance(default, float):
         return f"`{default:g}`"
-    return "" if default in (None, "", []) else f"`{default}`"
+    return "" if default in (None, "", (), {}) else f"`{default}`"
 
 
 # --- exit codes --------------------------------------------------------------------------------------
@@ -135,16 +143,16 @@ def _exit_codes() -> Iterator[str]:
     yield from _table(("code", "token", "meaning"), rows)
 
 
-def member_help(cls: type[enum.Enum]) -> dict[str, str]:
-    """Return the docstring below each member of an enumeration, from the source: Python does not store it."""
+def member_help(cls: type) -> dict[str, str]:
+    """Return the docstring below each member of a class, from the source: Python does not store it."""
     body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
     found: dict[str, str] = {}
     statements = body.body if isinstance(body, ast.ClassDef) else []
     for member, text in itertools.pairwise(statements):
-        if isinstance(member, ast.Assign) and isinstance(member.targets[0], ast.Name):
-            value = text.value if isinstance(text, ast.Expr) else None
-            if isinstance(value, ast.Constant) and isinstance(value.value, str):
-                found[member.targets[0].id] = value.value
+        target = member.targets[0] if isinstance(member, ast.Assign) else getattr(member, "target", None)
+        value = text.value if isinstance(text, ast.Expr) else None
+        if isinstance(target, ast.Name) and isinstance(value, ast.Constant) and isinstance(value.value, str):
+            found[target.id] = " ".join(value.value.split())
     return found
 
 

@@ -145,11 +145,11 @@ def read_allocation(path: Path) -> Allocation:
     place = {"name": path.parent.parent.name, "number": int(path.parent.name), "directory": path.parent}
     try:
         values: dict[str, Any] = read_json(path)
-        return conversion.from_dict(Allocation, {**values, "state": AllocationState[values["state"]], **place})
+        return conversion.from_dict(Allocation, {**values, "state": AllocationState[values["state"]].value, **place})
     except DamagedFileError as error:
         raise DamagedFileError.at(path, error.problem, _REMEDY) from error
     except (ValueError, LookupError, TypeError) as cause:
-        problem = conversion.summary(cause) if isinstance(cause, ValueError) else "it is not the state of an allocation"
+        problem = str(cause) if isinstance(cause, ValueError) else "it is not the state of an allocation"
         raise DamagedFileError.at(path, problem, _REMEDY) from cause
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import getpass
 import os
 import re
@@ -11,6 +10,8 @@ import signal
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
+
+from msgspec.structs import replace
 
 from maestro_celery_plugin.batch.base import (
     LAUNCH_CORES,
@@ -148,9 +149,9 @@ class Slurm:
         for cores out of the sample's stderr.
         """
         if needs.has_whole_nodes:
-            needs = dataclasses.replace(needs, cores_per_task=ScriptCount(1, f"${LAUNCH_CORES}"))
+            needs = replace(needs, cores_per_task=ScriptCount(1, f"${LAUNCH_CORES}"))
         if not needs.nodes:
-            needs = dataclasses.replace(needs, nodes=ScriptCount(1, f"${LAUNCH_NODES}"))
+            needs = replace(needs, nodes=ScriptCount(1, f"${LAUNCH_NODES}"))
         gpus = []
         if needs.gpus_per_task:
             gpus = [f"--gpus-per-task={needs.gpus_per_task}"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import logging
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from msgspec.structs import replace
 
 from maestro_celery_plugin import clock
 from maestro_celery_plugin.conductor.ledger_follower import LedgerFollower
@@ -107,7 +107,7 @@ class StepRecords:
         relative = str(Path(manifest.workspace).relative_to(self._plan.root))
         existing = self._records.get(relative)
         number = existing.number if existing else self._last_number + 1
-        numbered = dataclasses.replace(manifest, number=number)
+        numbered = replace(manifest, number=number)
         numbered.write(self._plan.records / relative / FILE)
         if existing is None:
             return self._add(numbered, relative)

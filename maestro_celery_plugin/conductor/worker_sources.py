@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import shlex
 from collections.abc import Iterable
 from typing import TypeAlias
+
+from msgspec.structs import replace
 
 from maestro_celery_plugin.batch.base import BatchSystem
 from maestro_celery_plugin.batch.deadline import Deadline
@@ -117,4 +118,4 @@ def _system_of(group: GroupConfig) -> BatchSystem:
 
 def _worker_line(session: Session, system: BatchSystem, group: GroupConfig, nodes: int, allocation: str) -> str:
     command = shlex.join(worker_command(session, group.group, allocation=allocation))
-    return system.worker_line(dataclasses.replace(group, nodes=nodes), command)
+    return system.worker_line(replace(group, nodes=nodes), command)

@@ -1,45 +1,36 @@
-"""Conversion of settings and other dataclasses to plain types, JSON text and JSON schemas, with pydantic."""
+"""Conversion of settings and other classes with fields to plain types, JSON text and JSON schemas, with msgspec.
+
+The classes are dataclasses, or derive from `Exact`.
+"""
 
 from __future__ import annotations
 
 import functools
 import json
+import re
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
-from pydantic_core import to_jsonable_python
+import msgspec
 
-__all__ = ["from_dict", "from_json", "json_schema", "keys_of", "rules", "summary", "to_dict", "to_json"]
+__all__ = ["Exact", "from_dict", "from_json", "json_schema", "keys_of", "to_dict", "to_json"]
 
 T = TypeVar("T")
 
-_ADAPTERS: dict[type, TypeAdapter[Any]] = {}
 
+class Exact(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The base of classes that refuse unknown fields: rules for samples, which a later version may have written.
 
-def _adapter(cls: type) -> TypeAdapter[Any]:
-    if cls not in _ADAPTERS:
-        _ADAPTERS[cls] = TypeAdapter(cls)
-    return _ADAPTERS[cls]
-
-
-def rules(cls: type[T]) -> type[T]:
-    """Make a dataclass with rules for samples refuse unknown fields, which a later version may have written.
-
-    A sample must not run without a rule. Other dataclasses ignore unknown fields: a live worker must not count as dead
+    A sample must not run without a rule. Dataclasses ignore unknown fields: a live worker must not count as dead
     because its heartbeat has a new field.
     """
-    cls.__pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[attr-defined]
-    return cls
 
 
 @functools.cache
 def json_schema(cls: type) -> Mapping[str, Any]:
-    """Return the JSON schema of a dataclass.
-
-    It is kept, because pydantic needs milliseconds for it, and each step of a study is checked.
-    """
-    return _adapter(cls).json_schema()
+    """Return the JSON schema of a class; it is kept, because each step of a study is checked."""
+    _, definitions = msgspec.json.schema_components((cls,), ref_template="#/$defs/{name}")
+    return {**definitions[cls.__name__], "$defs": definitions}
 
 
 def keys_of(cls: type) -> tuple[str, ...]:
@@ -47,22 +38,26 @@ def keys_of(cls: type) -> tuple[str, ...]:
     return tuple(json_schema(cls)["properties"])
 
 
-def from_dict(cls: type[T], data: Mapping[str, Any]) -> T:
-    """Build an object of a dataclass from plain types.
+def from_dict(cls: type[T], data: Any) -> T:
+    """Build an object of a class from plain types.
 
     Raises:
-        ValueError: a value is invalid.
+        ValueError: a value is invalid; the message has one line: ``needs.gpus: Expected `int`, got `str```.
     """
-    value: T = _adapter(cls).validate_python(data)
-    return value
+    try:
+        return msgspec.convert(data, cls)
+    except msgspec.ValidationError as cause:
+        problem, _, place = str(cause).partition(" - at `$")
+        where = re.sub(r"\[(\d+)\]", r".\1", place.rstrip("`")).lstrip(".")
+        raise ValueError(f"{where}: {problem}".removeprefix(": ")) from cause
 
 
 def to_dict(value: Any) -> dict[str, Any]:
-    """Return an object as dicts, lists and scalars, by YAML keys, without values that equal their default.
+    """Return an object as dicts, lists and scalars, by YAML keys, without values of settings that equal their default.
 
-    Values of arbitrary blocks stay as they are: pydantic's mode `json` would write null for an infinite number.
+    Values of arbitrary blocks stay as they are.
     """
-    plain: dict[str, Any] = _plain(_adapter(type(value)).dump_python(value, by_alias=True, exclude_defaults=True))
+    plain: dict[str, Any] = _plain(msgspec.to_builtins(value, enc_hook=_number))
     return plain
 
 
@@ -73,29 +68,29 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
+def _number(value: Any) -> int:
+    """Return the number of a `ScriptCount`; msgspec calls this function for types that it does not know."""
+    if isinstance(value, int):
+        return int(value)
+    raise NotImplementedError(f"{type(value)} cannot be stored")
+
+
 def from_json(cls: type[T], text: str) -> T:
-    """Build an object of a dataclass from JSON.
+    """Build an object of a class from JSON.
 
     Raises:
         ValueError: the text is not JSON, or a value is invalid.
     """
-    value: T = _adapter(cls).validate_json(text)
-    return value
+    try:
+        return from_dict(cls, json.loads(text))
+    except RecursionError as cause:
+        raise ValueError("it has too many levels") from cause
 
 
 def to_json(value: Any) -> str:
-    """Return an object of a dataclass as JSON, with all its values.
+    """Return an object as JSON.
 
     The text is ASCII, because machines with different locales read it, and has `Infinity` for an infinite number, which
-    pydantic would write as null.
+    msgspec would write as null.
     """
-    plain = _adapter(type(value)).dump_python(value)
-    return json.dumps(to_jsonable_python(plain, inf_nan_mode="constants", bytes_mode="base64"), indent=1)
-
-
-def summary(error: Exception) -> str:
-    """Return the first problem of an error of a conversion in one line: ``needs.gpus: Input should be ...``."""
-    if not isinstance(error, ValidationError):
-        return str(error)
-    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}".lstrip(": ")
+    return json.dumps(msgspec.to_builtins(value, enc_hook=_number), indent=1)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from msgspec import field
+
 from maestro_celery_plugin.config import conversion
+from maestro_celery_plugin.config.conversion import Exact
 from maestro_celery_plugin.config.resources import StepNeeds
 from maestro_celery_plugin.config.settings import BatchSettings, EnsembleSettings, StepFacts, WorkerGroupSettings
 from maestro_celery_plugin.config.walltime import seconds_of
@@ -31,9 +33,7 @@ __all__ = [
 LOCAL = "local"
 
 
-@conversion.rules
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class GroupConfig:
+class GroupConfig(Exact, frozen=True, kw_only=True):
     """The configuration of one worker group, resolved from the specification.
 
     The conductor stores it in the session; workers and batch systems read it.
@@ -55,7 +55,7 @@ class GroupConfig:
     group: str
     queues: tuple[str, ...]
     args: str = ""
-    batch: BatchSettings = dataclasses.field(default_factory=BatchSettings)
+    batch: BatchSettings = field(default_factory=BatchSettings)
     nodes: int = 0
     samples_launch: bool = False
     needs: tuple[StepNeeds, ...] = ()

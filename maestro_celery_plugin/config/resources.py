@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from maestro_celery_plugin.config import conversion
+import msgspec
+
+from maestro_celery_plugin.config.conversion import Exact
 
 __all__ = ["ScriptCount", "StepNeeds"]
 
@@ -32,9 +33,7 @@ class ScriptCount(int):
         return self.text
 
 
-@conversion.rules
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class StepNeeds:
+class StepNeeds(Exact, frozen=True, kw_only=True):
     """The resources of one sample, from the step keys of Maestro and Merlin.
 
     Attributes:
@@ -57,7 +56,7 @@ class StepNeeds:
     walltime_s: int | None = None
     reservation: str | None = None
     options: str = ""
-    more: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    more: Mapping[str, Any] = msgspec.field(default_factory=dict)
 
     def planned(self, *, gpus_are_per_process: bool) -> StepNeeds:
         """Return the resources that the launcher of a batch system reserves.
@@ -67,7 +66,7 @@ class StepNeeds:
         """
         if not gpus_are_per_process or self.gpus is None or self.gpus_per_task is not None:
             return self
-        return dataclasses.replace(self, gpus=None, gpus_per_task=self.gpus)
+        return msgspec.structs.replace(self, gpus=None, gpus_per_task=self.gpus)
 
     @property
     def has_whole_nodes(self) -> bool:

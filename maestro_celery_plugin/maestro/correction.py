@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from msgspec.structs import replace
 
 from maestro_celery_plugin.errors import SpecificationError, StudyError
 from maestro_celery_plugin.files import read_text, replaced, write_atomically
@@ -91,7 +92,7 @@ class Correction:
         """
         # The samples that have finished have no marker if the specification of the launch did not mention it.
         markers = self._plan.settings.finished_markers
-        settings = dataclasses.replace(self._specification.ensemble, finished_markers=markers)
+        settings = replace(self._specification.ensemble, finished_markers=markers)
         versions = _versions_of(self._plan)
         plan = dataclasses.replace(self._plan, settings=settings, specification=self._origin())
         versions.mkdir(exist_ok=True)

@@ -8,13 +8,13 @@ YAML → values of variables (`spec/variables.py`) → checks (`spec/checks.py`,
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from maestrowf.specification.yamlspecification import YAMLSpecification
+from msgspec.structs import replace
 
 from maestro_celery_plugin.config.settings import (
     BatchSettings,
@@ -109,7 +109,7 @@ class EnsembleSpecification(YAMLSpecification):  # type: ignore[misc]
         self._native = native_steps(merlin.resources, self._sampled, data)
         check_native(data, self._native, file)
         data["study"] = with_own_task_queues(merlin.resources, data["study"])
-        self.ensemble = dataclasses.replace(
+        self.ensemble = replace(
             _ensemble_settings(data, merlin, self._native, file), finished_markers=FINISHED_MARKER in str(data)
         )
         self.description = data["description"]
@@ -118,7 +118,7 @@ class EnsembleSpecification(YAMLSpecification):  # type: ignore[misc]
         self.study = data["study"]
         self.batch = {"type": "celery"}  # `launch.EnsembleDependency` completes it
         self._verify_by_maestro(file)
-        self.ensemble = dataclasses.replace(self.ensemble, steps=self._step_facts(data, file))
+        self.ensemble = replace(self.ensemble, steps=self._step_facts(data, file))
         check_resources(self.ensemble, data, file, query_nodes=OPTIONS.launching)
         self._data, self._file = data, file
         if not OPTIONS.parameter_generator:  # its parameters do not exist yet

@@ -5,7 +5,6 @@ If one of them has an error, Maestro still receives the states of the other.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +14,7 @@ from typing import Any, TypeAlias
 
 from maestrowf.abstracts.enums import CancelCode, JobStatusCode, State, SubmissionCode
 from maestrowf.interfaces.script import CancellationRecord, SubmissionRecord
+from msgspec.structs import replace
 
 from maestro_celery_plugin import clock
 from maestro_celery_plugin.conductor.coordinator import Coordinator, for_study
@@ -110,7 +110,7 @@ class StudyAdapter:
         """
         if step.real_name not in self._manifests:
             self._manifests[step.real_name] = build_manifest(self._plan, step, workspace)
-        return dataclasses.replace(self._manifests[step.real_name], workspace=workspace)
+        return replace(self._manifests[step.real_name], workspace=workspace)
 
     @property
     def _is_dry_run(self) -> bool:

@@ -102,7 +102,7 @@ def recorded_identity(path: Path, cache: Path) -> FileIdentity:
         return identity
     except ValueError as cause:
         remedy = f"remove it if '{path}' is as it was at the launch, or launch the study again"
-        raise DamagedFileError.at(stored, conversion.summary(cause), remedy) from cause
+        raise DamagedFileError.at(stored, str(cause), remedy) from cause
     if identity != first:
         raise _changed(first.path)
     return first

@@ -176,7 +176,7 @@ def settings_of(cls: type[T], block: Mapping[str, Any], file: str, where: str) -
     try:
         return conversion.from_dict(cls, block)
     except ValueError as cause:
-        raise SpecificationError.at(file, where, f"{conversion.summary(cause)}.") from cause
+        raise SpecificationError.at(file, where, f"{cause}.") from cause
 
 
 def check_batch(block: Any, file: str, where: str) -> None:

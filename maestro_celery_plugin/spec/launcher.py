@@ -6,10 +6,11 @@ No function of this module queries a batch system.
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Mapping
 from typing import Any
+
+from msgspec.structs import replace
 
 from maestro_celery_plugin.config.resources import ScriptCount, StepNeeds
 from maestro_celery_plugin.config.settings import EnsembleSettings, StepSettings
@@ -72,7 +73,7 @@ def needs_of(run: Mapping[str, Any]) -> StepNeeds:
     needs = _needs_of_keys(run)
     sizes = [size for key in ("cmd", "restart") for size in _sizes_at(key, run, needs)]
     gpus = max((size.gpus for size in sizes if size.gpus is not None), default=needs.gpus)
-    return dataclasses.replace(
+    return replace(
         needs,
         nodes=int(needs.nodes or max((size.nodes for size in sizes), default=0)),
         procs=int(needs.procs or max((size.procs for size in sizes), default=0)),
@@ -154,13 +155,13 @@ def _with_bracket(needs: StepNeeds, match: re.Match[str]) -> StepNeeds:
             raise ValueError(f"found '{match[0]}'; {key} must be at least 1.")
         if limit and number > limit and not isinstance(limit, ScriptCount):
             raise ValueError(f"found '{match[0]}'; the step has {key}: {limit}; a launch cannot have more.")
-    return dataclasses.replace(needs, nodes=requested.get("nodes", 0), procs=requested["procs"])
+    return replace(needs, nodes=requested.get("nodes", 0), procs=requested["procs"])
 
 
 def _with_variables(needs: StepNeeds, text: str) -> StepNeeds:
     """Replace the counts by references to the shell variables that a script sets for ``$(VLAUNCHER)``."""
     gpus = _reference("MERLIN_GPUS", text, 0)
-    return dataclasses.replace(
+    return replace(
         needs,
         nodes=_reference("MERLIN_NODES", text, needs.nodes or 1),
         procs=_reference("MERLIN_PROCS", text, needs.procs or 1),
@@ -209,7 +210,7 @@ def with_launcher(text: str, type: str, run: Mapping[str, Any], shell: str = "")
         return _LAUNCHER_AND_BLANKS.sub("", text)
     if not launches(text):
         return text
-    needs = dataclasses.replace(_needs_of_keys(run), options=_options(run, type))
+    needs = replace(_needs_of_keys(run), options=_options(run, type))
 
     def line(match: re.Match[str]) -> str:
         return system.sample_launcher(_needs_of_launch(match, text, needs))

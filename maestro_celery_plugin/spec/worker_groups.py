@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
+
+from msgspec.structs import replace
 
 from maestro_celery_plugin.config.schema_errors import nearest
 from maestro_celery_plugin.config.settings import (
@@ -189,10 +190,10 @@ def with_task_queues(
         others = {queue: owners[queue] for queue in requested[name] if queue not in own}
         if others:
             _report(name, group, bool(own), others, resources, file)
-        groups[name] = dataclasses.replace(group, task_queues=own)
+        groups[name] = replace(group, task_queues=own)
     served = {queue for group in groups.values() for queue in group.task_queues}
     _add_to_default_group(groups, {step: _without(names, served) for step, names in queues.items()})
-    return dataclasses.replace(resources, workers=groups)
+    return replace(resources, workers=groups)
 
 
 def _owners(groups: Mapping[str, WorkerGroupSettings], requested: Mapping[str, Iterable[str]]) -> dict[str, str]:
@@ -239,7 +240,7 @@ def _add_to_default_group(groups: dict[str, WorkerGroupSettings], unserved: Step
     if not added:
         return
     group = groups.get(DEFAULT_GROUP, WorkerGroupSettings())
-    groups[DEFAULT_GROUP] = dataclasses.replace(
+    groups[DEFAULT_GROUP] = replace(
         group,
         steps=tuple(dict.fromkeys((*group.steps, *steps))),
         task_queues=tuple(dict.fromkeys((*group.task_queues, *added))),

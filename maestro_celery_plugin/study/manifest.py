@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from pathlib import Path
 
+from msgspec import field
+
 from maestro_celery_plugin.config import conversion
+from maestro_celery_plugin.config.conversion import Exact
 from maestro_celery_plugin.config.resources import StepNeeds
 from maestro_celery_plugin.errors import DamagedFileError, StudyError
 from maestro_celery_plugin.files import read_text, write_atomically
@@ -18,9 +20,7 @@ __all__ = ["FILE", "Manifest"]
 FILE = "manifest.json"
 
 
-@conversion.rules
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Manifest:
+class Manifest(Exact, frozen=True, kw_only=True):
     """The scripts and rules of a step record.
 
     Attributes:
@@ -69,7 +69,7 @@ class Manifest:
     retry_delay_s: float
     time_request_s: int | None = None
     signal: str = "SIGTERM"
-    needs: StepNeeds = dataclasses.field(default_factory=StepNeeds)
+    needs: StepNeeds = field(default_factory=StepNeeds)
     launches: bool = False
     study_id: str = "0"
     max_failures: int | None = None
@@ -100,7 +100,7 @@ class Manifest:
         except ValueError as cause:
             raise StudyError(
                 f"'{path}' is damaged, or was written by another version of maestro-celery-plugin; use that version, "
-                f"or launch the study again ({conversion.summary(cause)})."
+                f"or launch the study again ({cause})."
             ) from cause
 
     @classmethod

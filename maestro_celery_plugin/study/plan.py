@@ -121,7 +121,7 @@ class StudyPlan:
         try:
             return cls.from_batch(batch)
         except (KeyError, TypeError, ValueError) as cause:
-            problem = f"batch.info has no key {cause}" if isinstance(cause, KeyError) else conversion.summary(cause)
+            problem = f"batch.info has no key {cause}" if isinstance(cause, KeyError) else str(cause)
             raise StudyError(
                 f"'{directory}' was created by another version of maestro-celery-plugin; use that version, or "
                 f"launch the study again ({problem})."

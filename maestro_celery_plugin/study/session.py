@@ -19,13 +19,11 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import os
 import re
 import secrets
 from pathlib import Path
-from typing import Annotated
-
-from pydantic import AliasChoices, Field
 
 from maestro_celery_plugin.config import conversion
 from maestro_celery_plugin.config.groups import GroupConfig
@@ -50,14 +48,14 @@ class BrokerLocation:
     Attributes:
         url: URL with the password.
         supervisor: (pid, start time) of the supervisor of a private broker; None for a broker that the user
-            gave by URL. Release 0.1.0 calls it `keeper`.
+            gave by URL.
         machine: Identity of the supervisor's machine (`machine.machine_id`); empty in a session of release 0.1.0.
         generation: Changes at each start of a private broker, which loses its messages; None for a broker
             that the user gave by URL.
     """
 
     url: str
-    supervisor: Annotated[tuple[int, int] | None, Field(validation_alias=AliasChoices("supervisor", "keeper"))] = None
+    supervisor: tuple[int, int] | None = None
     generation: str | None = None
     machine: str = ""
 
@@ -123,7 +121,10 @@ class Session:
     def read_broker(self) -> BrokerLocation | None:
         """Return the location of the broker; None without a broker, or if a crash has emptied the file."""
         try:
-            return conversion.from_json(BrokerLocation, read_text(self.path / "broker.json"))
+            values = json.loads(read_text(self.path / "broker.json"))
+            if isinstance(values, dict):  # release 0.1.0 calls the supervisor `keeper`
+                values = {"supervisor": values.get("keeper"), **values}
+            return conversion.from_dict(BrokerLocation, values)
         except (FileNotFoundError, ValueError):
             return None
 
@@ -176,7 +177,7 @@ class Session:
                 ) from cause
             raise StudyError(
                 f"'{path}' is damaged, or was written by another version of maestro-celery-plugin; start the worker "
-                f"with the version of the conductor ({conversion.summary(cause)})."
+                f"with the version of the conductor ({cause})."
             ) from cause
 
     # --- requests to stop ---

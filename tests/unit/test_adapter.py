@@ -14,6 +14,7 @@ from ensembles import a_study
 from filelock import FileLock
 from maestrowf.abstracts.enums import CancelCode, JobStatusCode, SubmissionCode
 from maestrowf.interfaces import ScriptAdapterFactory
+from msgspec.structs import replace
 
 from maestro_celery_plugin.conductor import coordinator
 from maestro_celery_plugin.conductor.step_records import StepRecords
@@ -102,7 +103,7 @@ def test_the_launcher_is_removed_from_the_script_of_a_local_study(study, workspa
 
 @pytest.fixture
 def slurm_study(study):
-    return dataclasses.replace(study, settings=dataclasses.replace(study.settings, batch=BatchSettings(type="slurm")))
+    return dataclasses.replace(study, settings=replace(study.settings, batch=BatchSettings(type="slurm")))
 
 
 def test_the_command_of_the_batch_system_replaces_the_launcher(slurm_study, workspace):

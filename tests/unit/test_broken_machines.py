@@ -8,6 +8,7 @@ import errno
 import numpy as np
 import pytest
 from ensembles import a_manifest, a_study, entries, states_of
+from msgspec.structs import replace
 
 from maestro_celery_plugin import clock
 from maestro_celery_plugin.conductor import broken_machines, convictions
@@ -667,7 +668,7 @@ def test_a_step_record_does_not_fail_while_a_machine_may_be_the_cause_of_its_fai
 
 def test_no_message_remains_about_a_step_record_that_has_failed(study):
     """Given more failed samples than may fail, and a running sample, then the sample ends and no other begins."""
-    study.record.manifest = dataclasses.replace(study.manifest, max_failures=1)
+    study.record.manifest = replace(study.manifest, max_failures=1)
     study.records.record_sent(study.record, 1, 0, 10)
     study.pool.add("w-1", "a", WorkerState.BUSY)
     study.as_worker("w-1", (Kind.ENDED, 0, 1, 1), (Kind.STARTED, 2, 0, 1), (Kind.ENDED, 1, 1, 1))
@@ -681,13 +682,13 @@ def test_no_message_remains_about_a_step_record_that_has_failed(study):
 
 def test_a_corrected_rule_applies_when_the_step_record_is_submitted_again(study):
     """Given more failed samples than may fail, when a user allows more of them, then the other samples run."""
-    study.record.manifest = dataclasses.replace(study.manifest, max_failures=1)
+    study.record.manifest = replace(study.manifest, max_failures=1)
     study.pool.add("w-1", "a", WorkerState.BUSY)
     study.as_worker("w-1", (Kind.ENDED, 0, 1, 1), (Kind.ENDED, 1, 1, 1))
     assert study.records.state(study.record) is RecordState.FAILED
 
     study.start()
-    study.record = study.records.register(dataclasses.replace(study.manifest, max_failures=2))
+    study.record = study.records.register(replace(study.manifest, max_failures=2))
     study.record.begin(cancelled=False)
 
     assert not study.record.stops_early

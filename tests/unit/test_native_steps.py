@@ -20,6 +20,7 @@ from maestrowf.abstracts.enums import CancelCode, JobStatusCode, State, Submissi
 from maestrowf.abstracts.interfaces import ScriptAdapter
 from maestrowf.interfaces import ScriptAdapterFactory
 from maestrowf.interfaces.script import CancellationRecord, SubmissionRecord
+from msgspec.structs import replace
 
 from maestro_celery_plugin import clock
 from maestro_celery_plugin.batch import ownership
@@ -114,7 +115,7 @@ def cluster(monkeypatch):
 def study(tmp_path):
     plan = a_study(tmp_path / "study")[0]
     Session.create(plan.session)
-    yield dataclasses.replace(plan, settings=dataclasses.replace(plan.settings, batch=BatchSettings(type="slurm")))
+    yield dataclasses.replace(plan, settings=replace(plan.settings, batch=BatchSettings(type="slurm")))
     for lock in list(conductor_lock._LOCKS.values()):
         lock.release()
 
@@ -325,7 +326,7 @@ def test_maestro_polls_immediately_after_a_script_in_the_conductor(in_conductor,
 
 def test_the_conductor_writes_heartbeats_while_maestro_runs_a_native_step(study):
     group = WorkerGroupSettings(idle_limit=1)
-    settings = dataclasses.replace(study.settings, resources=ResourceSettings(workers={"w": group}))
+    settings = replace(study.settings, resources=ResourceSettings(workers={"w": group}))
     session = Session(study.session)
     conductor_lock.acquire(dataclasses.replace(study, settings=settings))
     beats = set()

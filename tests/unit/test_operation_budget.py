@@ -10,6 +10,7 @@ from collections import Counter
 
 import pytest
 from ensembles import a_study
+from msgspec.structs import replace
 
 from maestro_celery_plugin.conductor.free_slots import FreeSlots
 from maestro_celery_plugin.conductor.publisher import Publisher
@@ -20,7 +21,6 @@ from maestro_celery_plugin.ledger.store import Store
 from maestro_celery_plugin.ledger.writer import LedgerWriter
 from maestro_celery_plugin.states import WorkerState
 from maestro_celery_plugin.study.heartbeats import Heartbeat
-from maestro_celery_plugin.study.manifest import Manifest
 
 RECORDS, WRITERS = 2000, 500
 GROUPS = {"w": WorkerGroupSettings(task_queues=("merlin",))}
@@ -82,8 +82,8 @@ class Study:
         self.sent += 1
 
     def submit(self, number):
-        values = {**vars(self.manifest), "workspace": str(self.plan.root / f"sim/{number}"), "name": f"sim_{number}"}
-        record = self.records.register(Manifest(**values))
+        workspace = str(self.plan.root / f"sim/{number}")
+        record = self.records.register(replace(self.manifest, workspace=workspace, name=f"sim_{number}"))
         record.begin(cancelled=False)
         self.publisher.send(record, record.unassigned(self.records.leased(record)))
 

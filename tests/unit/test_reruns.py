@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from ensembles import a_manifest, a_study, states_of
+from msgspec.structs import replace
 from support import prepare_study
 
 from maestro_celery_plugin.errors import StudyError
@@ -223,7 +223,7 @@ def test_a_finished_sample_without_its_marker_runs_again(plan, marked):
     other = next(m for m in Manifest.read_all(plan.records) if m.name == "post_P.2")
     path = plan.records / "post" / "P.2" / "manifest.json"
     try:
-        dataclasses.replace(other, finished_marker=marked).write(path)
+        replace(other, finished_marker=marked).write(path)
         for sample in (0, 1, 3):
             marker = Path(other.workspace, other.paths.of(sample), "MERLIN_FINISHED")
             marker.parent.mkdir(parents=True, exist_ok=True)

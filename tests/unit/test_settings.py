@@ -1,8 +1,9 @@
 """Settings: each key has help, and stored settings are read back unchanged."""
 
-import dataclasses
+import inspect
 
 import pytest
+import reference
 
 from maestro_celery_plugin.config import conversion, settings
 
@@ -19,14 +20,15 @@ BLOCKS = [
 
 @pytest.mark.parametrize("block", BLOCKS)
 def test_every_key_has_help(block):
-    for key, value in conversion.json_schema(block)["properties"].items():
-        assert value["description"].endswith("."), key
+    help_of = reference.key_help(block)
+    assert [*help_of] == [*conversion.keys_of(block)]
+    assert all(text.endswith(".") for text in help_of.values())
 
 
 @pytest.mark.parametrize("block", BLOCKS)
 def test_settings_are_frozen_and_keyword_only(block):
-    assert block.__dataclass_params__.frozen
-    assert all(field.kw_only for field in dataclasses.fields(block))
+    assert block.__struct_config__.frozen
+    assert all(p.kind is p.KEYWORD_ONLY for p in inspect.signature(block).parameters.values())
 
 
 def test_keys_that_are_not_python_names_are_converted():

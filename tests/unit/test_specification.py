@@ -166,7 +166,7 @@ def test_a_specification_without_a_merlin_block_imports_no_slow_package(loads):
         "import sys\n"
         "from maestro_celery_plugin.maestro.specification import WORDS_OF_ENSEMBLES, Specification as S\n"
         f"if {loads}: S.load_specification({str(SPECS / 'plain.yaml')!r}).get_study_environment()\n"
-        "print(sorted({'celery', 'kombu', 'numpy', 'pluggy', 'psutil', 'pydantic', 'redis'} & set(sys.modules)))"
+        "print(sorted({'celery', 'kombu', 'numpy', 'pluggy', 'psutil', 'msgspec', 'redis'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -18,6 +18,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 from filelock import FileLock
+from msgspec.structs import replace
 from rich.cells import cell_len
 from rich.console import Console
 
@@ -239,7 +240,7 @@ def test_a_held_worker_is_shown_with_the_reason(study: Study, name: str) -> None
     study.submit()
     study.write_table(row(1, "RUNNING"))
     group = WorkerGroupSettings(task_queues=("merlin",))
-    settings = dataclasses.replace(
+    settings = replace(
         SETTINGS, resources=ResourceSettings(workers={"w": group}), steps={"sim": StepFacts(queues=("merlin",))}
     )
     plan = dataclasses.replace(study.plan, settings=settings)
@@ -998,7 +999,7 @@ def test_a_step_record_that_has_finished_with_failed_samples_is_not_green(study:
 def test_explain_says_why_failed_samples_have_failed_the_step(
     study: Study, samples: int, sampled: bool, limit: int | None, sentence: str
 ) -> None:
-    manifest = dataclasses.replace(study.submit(samples=samples, sampled=sampled), max_failures=limit)
+    manifest = replace(study.submit(samples=samples, sampled=sampled), max_failures=limit)
     manifest.write(study.plan.records / "sim" / "X.1" / "manifest.json")
     study.write_table(row(1, "FAILED"))
     for sample in range(min(3, samples)):
@@ -1024,7 +1025,7 @@ def test_a_soft_failure_of_a_step_that_is_not_sampled_is_no_failure_of_the_step(
 def write_settings(study: Study, steps: dict[str, StepFacts]) -> None:
     """Write the plan of the study with these steps; worker group `w` serves the task queue `merlin`."""
     workers = {"w": WorkerGroupSettings(task_queues=("merlin",))}
-    settings = dataclasses.replace(SETTINGS, resources=ResourceSettings(workers=workers), steps=steps)
+    settings = replace(SETTINGS, resources=ResourceSettings(workers=workers), steps=steps)
     plan = dataclasses.replace(study.plan, settings=settings)
     (study.plan.root / "batch.info").write_text(yaml.safe_dump(plan.to_batch()))
 
