@@ -6,6 +6,8 @@ Every error that a user can cause or see derives from `EnsembleError`; the comma
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from pathlib import Path
 
 __all__ = [
@@ -23,6 +25,7 @@ __all__ = [
     "StudyError",
     "UnsupportedMaestroError",
     "WorkerError",
+    "nearest",
 ]
 
 
@@ -101,3 +104,12 @@ class DamagedFileError(StudyError, ValueError):
 
 class UnsupportedMaestroError(EnsembleError):
     """The plugin does not support the installed version of Maestro."""
+
+
+def nearest(word: str, allowed: Iterable[str]) -> str:
+    """Return a hint: the allowed name that is most similar to a word, or all allowed names."""
+    names = sorted(allowed)
+    close = difflib.get_close_matches(word, names, n=1, cutoff=0.7)
+    if close:
+        return f"did you mean '{close[0]}'?"
+    return "allowed: " + ", ".join(f"'{name}'" for name in names) + "." if names else "no name is defined here."

@@ -17,9 +17,9 @@ import select
 import signal
 import socket
 import sys
-from collections.abc import Iterator
 from typing import Any, NoReturn
 
+from maestro_celery_plugin.imports import one_thread
 from maestro_celery_plugin.processes import ProcessId, exit_at_once, forget_variable, set_command_line
 
 __all__ = ["main"]
@@ -40,6 +40,7 @@ _PROGRAMS: dict[str, tuple[str, ...]] = {
         "celery.app.amqp",
         "celery.app.log",
         "celery.apps.worker",
+        "billiard.pool",
         "maestro_celery_plugin.plugins",
         "maestro_celery_plugin.worker.celery_worker",
         "celery.app.control",
@@ -58,7 +59,6 @@ _PROGRAMS: dict[str, tuple[str, ...]] = {
 # Variables that only the process itself may know (`study/session.py`).
 _SECRETS = ("MAESTRO_CELERY_BROKER_URL",)
 _REQUEST_BYTES = 65536
-_THREADS = "OPENBLAS_NUM_THREADS"
 
 
 def main() -> None:
@@ -108,7 +108,7 @@ class _Server:
 
     def _import_next(self) -> None:
         if self._imports:
-            with _one_thread():
+            with one_thread():
                 importlib.import_module(self._imports.pop(0)[1])
             gc.freeze()  # the memory of the children stays shared
 
@@ -155,17 +155,6 @@ class _Server:
         for descriptor in (1, 2):
             os.dup2(output, descriptor)
         os.close(output)
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Let NumPy create no threads for linear algebra, which wait for work in a busy loop while others are imported."""
-    before = os.environ.get(_THREADS)
-    os.environ[_THREADS] = "1"
-    try:
-        yield
-    finally:  # samples inherit the environment
-        os.environ.pop(_THREADS) if before is None else os.environ.update({_THREADS: before})
 
 
 def _run(request: dict[str, Any]) -> NoReturn:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from celery import Celery
+from celery.backends.base import DisabledBackend
 from celery.loaders.app import AppLoader
 from kombu import Exchange, Queue
 
@@ -85,6 +86,10 @@ class _SessionApp(Celery):  # type: ignore[misc]
     def connection_for_write(self, url: str | None = None, **options: Any) -> Any:
         """Return a connection to the broker of the session."""
         return self._connection(url or self.address, **options)
+
+    def _get_backend(self) -> DisabledBackend:
+        """Return the backend that stores no results, without a search for others in all installed packages."""
+        return DisabledBackend(app=self)
 
 
 def import_transport() -> None:

@@ -21,8 +21,7 @@ from kombu.utils.url import as_url, safequote, url_to_parts
 
 from maestro_celery_plugin.broker.private import find_server
 from maestro_celery_plugin.broker.tls import TLS_KEYS, for_celery, with_tls
-from maestro_celery_plugin.config.schema_errors import nearest
-from maestro_celery_plugin.errors import BrokerError, BrokerUnavailableError
+from maestro_celery_plugin.errors import BrokerError, BrokerUnavailableError, nearest
 from maestro_celery_plugin.study.session import ENVIRONMENT_VARIABLE, Session
 
 __all__ = ["ENVIRONMENT_VARIABLE", "PRIVATE", "BrokerChoice", "check", "check_reachable", "choose", "masked"]

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlencode
 
-from maestro_celery_plugin.config.schema_errors import nearest
-from maestro_celery_plugin.errors import BrokerError
+from maestro_celery_plugin.errors import BrokerError, nearest
 
 __all__ = ["TLS_KEYS", "for_celery", "with_tls"]
 

@@ -12,8 +12,7 @@ import click
 
 from maestro_celery_plugin.conductor.worker_sources import request_for
 from maestro_celery_plugin.config.groups import batch_of, is_for_this_machine, serving_groups
-from maestro_celery_plugin.config.schema_errors import nearest
-from maestro_celery_plugin.errors import StudyError
+from maestro_celery_plugin.errors import StudyError, nearest
 from maestro_celery_plugin.files import is_locked
 from maestro_celery_plugin.machine import host_name
 from maestro_celery_plugin.maestro.specification import load_ensemble

@@ -10,7 +10,9 @@ from typing import Any, TypeAlias
 
 import jsonschema
 
-__all__ = ["nearest", "problems"]
+from maestro_celery_plugin.errors import nearest
+
+__all__ = ["problems"]
 
 # A `jsonschema.ValidationError`; its type stubs declare that each attribute may be unset.
 Error: TypeAlias = Any
@@ -161,12 +163,3 @@ def _found(value: Any) -> str:
 def _short(value: Any) -> str:
     text = str(value)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
-
-
-def nearest(word: str, allowed: Iterable[str]) -> str:
-    """Return a hint: the allowed name that is most similar to a word, or all allowed names."""
-    names = sorted(allowed)
-    close = difflib.get_close_matches(word, names, n=1, cutoff=0.7)
-    if close:
-        return f"did you mean '{close[0]}'?"
-    return "allowed: " + ", ".join(f"'{name}'" for name in names) + "." if names else "no name is defined here."

@@ -5,6 +5,7 @@ An ensemble is a ``merlin`` block, or a step key that Maestro does not have.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import gc
 import io
@@ -18,6 +19,7 @@ from maestrowf.specification.yamlspecification import YAMLSpecification
 
 from maestro_celery_plugin import python_processes
 from maestro_celery_plugin.errors import EnsembleError, SpecificationError
+from maestro_celery_plugin.imports import one_thread
 from maestro_celery_plugin.maestro.launch_options import OPTIONS
 from maestro_celery_plugin.maestro.schemas import maestro_schemas
 from maestro_celery_plugin.maestro.yaml_text import load
@@ -86,16 +88,22 @@ def load_ensemble(path: Path) -> Any:
 
 
 def _read_ensemble(data: dict[str, Any], file: str, path: str | None) -> Any:
-    if OPTIONS.launching and OPTIONS.foreground and not OPTIONS.dry_run:
-        python_processes.prepare()  # first: its imports happen at the same time as those of this process
+    _prepare_processes()
     if OPTIONS.launching:
         # Imports create many objects and no garbage; searches for it would take an eighth of the time. They begin again
         # when the conductor waits for the first time (`touchpoints.py`).
         gc.disable()
     # Imported in this function only: it imports packages that would slow down a study without an ensemble.
-    from maestro_celery_plugin.maestro.ensemble_specification import EnsembleSpecification
+    with contextlib.nullcontext() if OPTIONS.parameter_generator else one_thread():
+        from maestro_celery_plugin.maestro.ensemble_specification import EnsembleSpecification
 
     return EnsembleSpecification.read(data, file, path)
+
+
+def _prepare_processes() -> None:
+    """Start to import what the workers need, at the same time as the imports of this process."""
+    if OPTIONS.launching and OPTIONS.foreground and not OPTIONS.dry_run:
+        python_processes.prepare()
 
 
 def _text_of(path: str) -> str | None:
@@ -155,10 +163,13 @@ def _ensemble_data(text: Any, file: str) -> dict[str, Any] | None:
     """
     if text is None or text == Specification.text_without_ensemble or not _may_have_ensemble(text):
         return None
+    has_merlin = isinstance(text, str) and _has_merlin(text.encode(errors="replace"))
+    if has_merlin:
+        _prepare_processes()
     try:
         data, repeated = load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as cause:
-        if isinstance(text, str) and _has_merlin(text.encode(errors="replace")):
+        if has_merlin:
             raise SpecificationError.at(file, *_yaml_problem(cause)) from cause
         return None
     if not isinstance(data, dict):

@@ -10,9 +10,8 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from maestro_celery_plugin.config.schema_errors import nearest
 from maestro_celery_plugin.config.step_entry import STEP_KEY, is_native
-from maestro_celery_plugin.errors import StudyError
+from maestro_celery_plugin.errors import StudyError, nearest
 
 __all__ = ["GraphNode", "graph_of", "load_study", "named", "pickle_of"]
 

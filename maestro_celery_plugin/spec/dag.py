@@ -9,8 +9,7 @@ import shutil
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from maestro_celery_plugin.config.schema_errors import nearest
-from maestro_celery_plugin.errors import SpecificationError
+from maestro_celery_plugin.errors import SpecificationError, nearest
 
 __all__ = ["ALL_COMBINATIONS", "check_graph"]
 

@@ -16,11 +16,10 @@ from maestro_celery_plugin.batch.packing import slot_count
 from maestro_celery_plugin.config import conversion
 from maestro_celery_plugin.config.groups import LOCAL, allocation_name, batch_of, is_for_this_machine, nodes_of
 from maestro_celery_plugin.config.resources import StepNeeds
-from maestro_celery_plugin.config.schema_errors import nearest
 from maestro_celery_plugin.config.settings import BatchSettings, EnsembleSettings, StepSettings, WorkerGroupSettings
 from maestro_celery_plugin.config.tokens import names_in
 from maestro_celery_plugin.config.walltime import clock_text, seconds_of
-from maestro_celery_plugin.errors import SpecificationError
+from maestro_celery_plugin.errors import SpecificationError, nearest
 from maestro_celery_plugin.plugins import batch_system
 from maestro_celery_plugin.spec.checks import settings_of
 from maestro_celery_plugin.spec.launcher import batch_type_of, needs_of

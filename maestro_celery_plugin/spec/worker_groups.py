@@ -8,7 +8,6 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from maestro_celery_plugin.config.schema_errors import nearest
 from maestro_celery_plugin.config.settings import (
     DEFAULT_GROUP,
     DEFAULT_TASK_QUEUE,
@@ -16,7 +15,7 @@ from maestro_celery_plugin.config.settings import (
     WorkerGroupSettings,
 )
 from maestro_celery_plugin.config.tokens import names_in, substitute
-from maestro_celery_plugin.errors import SpecificationError
+from maestro_celery_plugin.errors import SpecificationError, nearest
 from maestro_celery_plugin.spec.celery_options import check_celery_options
 
 __all__ = ["check_groups", "native_steps", "served_queues", "task_queues", "with_own_task_queues", "with_task_queues"]

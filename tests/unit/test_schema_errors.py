@@ -4,6 +4,7 @@ import pytest
 
 from maestro_celery_plugin.config import conversion, schema_errors
 from maestro_celery_plugin.config.settings import BatchSettings, ResourceSettings, SampleSettings, StepSettings
+from maestro_celery_plugin.errors import nearest
 
 SAMPLES = {"file": "x.csv", "column_labels": ["A"]}
 
@@ -54,4 +55,4 @@ def test_a_valid_block_has_no_problem():
 
 
 def test_the_hint_says_that_no_name_is_defined():
-    assert schema_errors.nearest("x", []) == "no name is defined here."
+    assert nearest("x", []) == "no name is defined here."
