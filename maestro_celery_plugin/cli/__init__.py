@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from maestro_celery_plugin.errors import EnsembleError
+from maestro_celery_plugin.imports import one_thread
 
 __all__ = ["main"]
 
@@ -51,7 +52,8 @@ class _Commands(click.Group):
         """Import and return a command; return None for an unknown name."""
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = importlib.import_module(f"{__name__}.{cmd_name}").command
+        with one_thread():
+            command: click.Command = importlib.import_module(f"{__name__}.{cmd_name}").command
         return command
 
     def invoke(self, ctx: click.Context) -> Any:

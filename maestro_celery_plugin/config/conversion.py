@@ -5,6 +5,7 @@ The classes are dataclasses, or derive from `Exact`.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import re
@@ -81,7 +82,9 @@ def from_json(cls: type[T], text: str) -> T:
     Raises:
         ValueError: the text is not JSON, or a value is invalid.
     """
-    try:
+    with contextlib.suppress(ValueError, RecursionError):
+        return msgspec.json.decode(text, type=cls)
+    try:  # the text has `Infinity`, or an error, whose message `from_dict` makes
         return from_dict(cls, json.loads(text))
     except RecursionError as cause:
         raise ValueError("it has too many levels") from cause
