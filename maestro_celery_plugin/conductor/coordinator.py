@@ -122,7 +122,7 @@ class Coordinator:
         self._poll_end, self._submit_s = clock.monotonic(), 0.0
         self._closed = False
         self._access = threading.RLock()
-        self._refreshed_at = float("-inf")
+        self._refreshed_at, self._refresh_interval_s = float("-inf"), REFRESH_INTERVAL_S
         threading.Thread(target=self._run_substitute, name="substitute", daemon=True).start()
         atexit.register(self.close)
         end_on_signals()
@@ -136,7 +136,7 @@ class Coordinator:
         if self._plan.cancel_request.exists():
             return self._submit_cancelled(manifest)
         record = self._records.register(manifest)
-        if clock.monotonic() - self._refreshed_at > REFRESH_INTERVAL_S:  # not at each of many submissions
+        if clock.monotonic() - self._refreshed_at > self._refresh_interval_s:  # not at each of many submissions
             _try(functools.partial(self._scaling.start_workers, record))  # while the private broker starts
             self._refresh()
         before = record.reason
@@ -205,18 +205,16 @@ class Coordinator:
         """Watch the study for some seconds; return early when Maestro must poll.
 
         At each poll, Maestro stores the whole study, which takes seconds for thousands of step records. Polls use at
-        most a fifth of the time.
+        most a fifth of the time while there is work; without work, only a poll can give more, or end the study.
         """
         now = clock.monotonic()
         poll_s = now - self._poll_end - self._submit_s
         earliest, latest = now + min(4 * poll_s, seconds), now + seconds
         while clock.monotonic() < latest:
-            begin = clock.monotonic()
             self._refresh()
-            if self._must_poll() and clock.monotonic() >= earliest:
+            if self._must_poll() and (clock.monotonic() >= earliest or not self._has_work()):
                 break
-            interval_s = min(REFRESH_LIMIT_S, max(REFRESH_INTERVAL_S, 10 * (clock.monotonic() - begin)))
-            clock.sleep(min(interval_s, max(0.0, latest - clock.monotonic())))
+            clock.sleep(min(self._refresh_interval_s, max(0.0, latest - clock.monotonic())))
         self._poll_end, self._submit_s, self._poll_is_due = clock.monotonic(), 0.0, False
 
     @_exclusive
@@ -224,6 +222,11 @@ class Coordinator:
         """Whether Maestro must poll: a step record has a new state, or a user requests an update or a cancellation."""
         self._poll_is_due = self._poll_is_due or self._has_news()
         return self._poll_is_due
+
+    @_exclusive
+    def _has_work(self) -> bool:
+        """Whether a submitted step record has not ended."""
+        return bool(self._records.with_work())
 
     def _has_news(self) -> bool:
         if self._plan.cancel_request.exists() or self._plan.update_request.exists():
@@ -259,6 +262,7 @@ class Coordinator:
         _try(lambda: self._records.follow(skip=self._scaling.ended_workers))
         _try(self._send_due)
         _try(self._records.flush)
+        self._refresh_interval_s = min(REFRESH_LIMIT_S, max(REFRESH_INTERVAL_S, 10 * (clock.monotonic() - now)))
 
     def _maintain_workers(self) -> None:
         try:

@@ -1,10 +1,20 @@
-"""The coordinator: how often it checks the broker and the workers."""
+"""The coordinator: how often it checks the broker and the workers, and when Maestro polls."""
 
 from __future__ import annotations
 
-import pytest
+import math
 
-from maestro_celery_plugin.conductor.coordinator import MAINTENANCE_INTERVAL_S, MAINTENANCE_LIMIT_S, pause_s
+import pytest
+from ensembles import a_study
+
+from maestro_celery_plugin import clock
+from maestro_celery_plugin.conductor.coordinator import (
+    MAINTENANCE_INTERVAL_S,
+    MAINTENANCE_LIMIT_S,
+    Coordinator,
+    pause_s,
+)
+from maestro_celery_plugin.study.session import Session
 
 
 @pytest.mark.parametrize(
@@ -13,3 +23,30 @@ from maestro_celery_plugin.conductor.coordinator import MAINTENANCE_INTERVAL_S, 
 def test_the_pause_after_a_check_has_a_limit(duration_s, expected_s):
     """Given a check that took long, because it imported Celery or the process was stopped, the next one is soon."""
     assert pause_s(duration_s) == pytest.approx(expected_s)
+
+
+class Slept(Exception):
+    """The coordinator has waited."""
+
+
+@pytest.mark.parametrize("has_work", [False, True], ids=["no work", "work"])
+def test_a_poll_is_delayed_only_while_there_is_work(tmp_path, monkeypatch, has_work):
+    """Given a study whose last poll took long, when there is news, then Maestro polls at once if nothing else can happen."""
+    plan, manifest = a_study(tmp_path / "study")
+    Session.create(plan.session)
+    coordinator = Coordinator(plan)
+    try:
+        coordinator._maintain_at = math.inf  # without a broker
+        coordinator._poll_end -= 100
+        plan.update_request.touch()
+        if has_work:
+            coordinator._records.register(manifest).begin(cancelled=False)
+        with monkeypatch.context() as patch:
+            patch.setattr(clock, "sleep", lambda seconds: (_ for _ in ()).throw(Slept))
+            if has_work:
+                with pytest.raises(Slept):
+                    coordinator.wait(60)
+            else:
+                coordinator.wait(60)
+    finally:
+        coordinator.close()
