@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import re
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from merlin_runs import VERSIONS, files_of
-from support import ROOT, Study, kill
+from support import BIN, ROOT, Study, kill
 
 SPECIFICATIONS = ROOT / "tests" / "fixtures" / "studies" / "merlin"
 NAMES = ("values", "exits", "differs")
@@ -37,7 +40,7 @@ def left(tmp_path_factory, merlins) -> Left:
     directory = tmp_path_factory.mktemp("here")
     paths = [SPECIFICATIONS / f"{name}.yaml" for name in NAMES]
     with ThreadPoolExecutor() as pool:
-        ours = pool.submit(_run_here, directory, paths)
+        ours = pool.submit(_run_here, directory, [*paths, _converted(SPECIFICATIONS / "differs.yaml", directory)])
         theirs = {version: pool.submit(merlin.run, paths, "last") for version, merlin in merlins.items()}
         return Left(
             {
@@ -46,6 +49,13 @@ def left(tmp_path_factory, merlins) -> Left:
             },
             {name: files_of(workspace) for name, workspace in ours.result().items()},
         )
+
+
+def _converted(path: Path, directory: Path) -> Path:
+    """Return the specification that `maestro-celery convert` writes."""
+    target = directory / "converted.yaml"
+    subprocess.run([BIN / "maestro-celery", "convert", path, "-o", target], capture_output=True, check=False)
+    return target
 
 
 def _run_here(directory: Path, paths: list[Path]) -> dict[str, Path]:
@@ -96,7 +106,46 @@ def test_what_differs_is_what_the_readme_lists(left, version):
     assert steps(differences(theirs, here)) == set().union(*KEPT.values())
 
 
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_converted_specification_gives_the_results_of_merlin(left, version):
+    """Given the same study, converted, then only what the user must decide, and the table of samples, differs."""
+    theirs, here = left.of_merlin[version]["differs"], left.here["converted"]
+
+    assert steps(differences(theirs, here)) == KEPT["Exit code 102"] | KEPT["Quotes in a csv file"]
+
+
 def test_the_readme_lists_what_differs():
     rows = [line.split("|")[1].strip() for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("|")]
 
     assert KEPT.keys() <= set(rows)
+
+
+def words_of(schema: object) -> set[str]:
+    """Return the names of all keys in a JSON schema."""
+    if isinstance(schema, list):
+        return set().union(*map(words_of, schema))
+    if not isinstance(schema, dict):
+        return set()
+    properties = schema.get("properties")
+    own = set(properties) if isinstance(properties, dict) else set()
+    return own.union(*map(words_of, schema.values()))
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_table_of_merlin_is_complete(merlins, version):
+    """Given the schema and the help of Merlin, then docs/merlin.md has each key and each command."""
+    text = (ROOT / "docs" / "merlin.md").read_text()
+    named = {word for phrase in re.findall(r"`([^`\n]+)`", text) for word in (phrase, *re.split(r"[.\[\] ]+", phrase))}
+    schema = json.loads((merlins[version].examples.parents[1] / "spec" / "merlinspec.json").read_text())
+    usage = subprocess.run([merlins[version].bin / "merlin", "-h"], capture_output=True, text=True, check=True).stdout
+    commands = re.search(r"\{([\w,-]+)\}", usage)[1].split(",")
+
+    assert len(commands) > 10
+    assert (words_of(schema) | set(commands)) - named == set()
+
+
+def test_no_cell_of_the_table_is_empty():
+    rows = [line for line in (ROOT / "docs" / "merlin.md").read_text().splitlines() if line.startswith("|")]
+
+    assert {row.count(" | ") for row in rows} == {2}
+    assert all(cell.strip() for row in rows for cell in row.strip("|").split(" | "))
