@@ -25,6 +25,9 @@ KEPT = {
     "`$(OUTPUT_PATH)`": {"parent"},
 }
 
+# The first test waits for two installations and six studies.
+pytestmark = pytest.mark.timeout(600)
+
 
 @dataclasses.dataclass(frozen=True)
 class Left:

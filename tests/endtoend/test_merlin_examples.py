@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from support import Study
 
+pytestmark = pytest.mark.timeout(600)  # the first test waits for the installation of Merlin
+
 # Examples that are templates to fill in, or that leave to the user's own batch script what the plugin needs to know.
 REFUSED = {
     "hello/my_hello": "description.description: found nothing; text is needed",
@@ -22,8 +24,8 @@ REFUSED = {
     "slurm/slurm_par": "found 2 nodes; the allocation of worker group 'simworkers' has 1 node; request fewer, or set more",
 }
 
-# Examples that tests below run, and examples that a dry run stages: they need MPI, Flux, Slurm, OpenFOAM, a `merlin run`
-# in a step, a NumPy before 1.24, or half a minute.
+# Examples that tests below run, and examples that a dry run stages: they need MPI, Flux, OpenFOAM, a `merlin run` in a
+# step, a NumPy before 1.24, or half a minute. `null_spec` runs in tests/slurm.
 RUN = {
     "feature_demo/feature_demo",
     "hello/hello",
