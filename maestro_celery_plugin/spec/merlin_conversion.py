@@ -139,8 +139,9 @@ class _Search:
         env = data.get("env") or {}
         variables = env.get("variables") or {}
         self._output = str(variables.get("OUTPUT_PATH") or f"{_OUTPUT_TOKEN}{_ABOVE}")
-        labels = map(str, ((data.get("merlin") or {}).get("samples") or {}).get("column_labels") or ())
-        self._labels = {label.casefold(): label for label in labels}
+        samples = (data.get("merlin") or {}).get("samples")
+        labels = samples.get("column_labels") if isinstance(samples, dict) else None
+        self._labels = {str(label).casefold(): str(label) for label in (labels if isinstance(labels, list) else ())}
         others = {*variables, *(env.get("labels") or {}), *(data.get("global.parameters") or {})}
         self._exact = {*map(str, others), *self._labels.values(), *RESERVED, *MAESTRO_TOKENS}
 

@@ -154,6 +154,16 @@ def test_what_is_no_specification_has_one_line(text):
         convert(text, "x.yaml")
 
 
+@pytest.mark.parametrize(
+    "rest",
+    ["merlin: {samples: [1]}", "merlin: {samples: {column_labels: X}}", "batch: {type: [slurm]}", "env:", "merlin:"],
+)
+def test_what_else_is_wrong_in_a_specification_stays(rest):
+    text = spec("    cmd: ls $(x)", rest)
+
+    assert convert(text, "x.yaml").text == text.replace("    cmd", "    max_failures: 100%\n    cmd")
+
+
 def test_a_layout_that_cannot_be_edited_is_refused():
     """Given a key that is written with a question mark, then the key before it would change its meaning."""
     text = spec("    ? cmd\n    : ls")
