@@ -77,10 +77,11 @@ class Launcher:
             "PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": str(home), "COLUMNS": "120", **slurm.environment,
         }  # fmt: skip
 
-    def __call__(self, spec: str, *options: str, name: str, environment: dict[str, str] | None = None) -> Study:
-        """Run `maestro run` with a specification."""
-        path = self._directory / f"{name}.yaml"
-        path.write_text(spec)
+    def __call__(self, spec: str | Path, *options: str, name: str, environment: dict[str, str] | None = None) -> Study:
+        """Run `maestro run` with a specification, given as text or path."""
+        path = spec if isinstance(spec, Path) else self._directory / f"{name}.yaml"
+        if isinstance(spec, str):
+            path.write_text(spec)
         study = Study(self._directory / name, {**self.environment, **(environment or {})})
         self._studies.append(study)
         answer = study.command("maestro", "run", "-y", "-o", str(study.path), *options, str(path))

@@ -42,6 +42,7 @@ from maestro_celery_plugin.spec.checks import (
     without_empty_keys,
 )
 from maestro_celery_plugin.spec.launcher import launches
+from maestro_celery_plugin.spec.placeholders import check_placeholders
 from maestro_celery_plugin.spec.plain_data import check_plain
 from maestro_celery_plugin.spec.resource_checks import check_resources, step_needs
 from maestro_celery_plugin.spec.token_checks import check_parameter_names, doubled_paths, token_notes
@@ -104,6 +105,7 @@ class EnsembleSpecification(YAMLSpecification):  # type: ignore[misc]
         data["batch"] = known_batch(data.get("batch") or {}, file)
         check_plain(data, file)  # again, because environment variables are inserted as well
         check_content(data, maestro_schemas(), file)
+        check_placeholders(data, file)
         self._sampled = _sampled_steps(data)
         merlin = settings_of(MerlinSettings, data.get("merlin") or {}, file, "merlin")
         self._native = native_steps(merlin.resources, self._sampled, data)

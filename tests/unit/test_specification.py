@@ -383,6 +383,9 @@ def test_a_home_directory_is_expanded_in_a_variable_named_cmd_but_not_in_command
     ("env", "start"),
     [
         ({"variables": {"A": "$(A)"}}, "env.variables.A: the variable refers to itself: A -> A; give it a value."),
+        ({"variables": {"PYTHON": "$(A)", "A": "<INSERT PATH HERE>"}},
+         "env.variables.PYTHON: found the placeholder '<INSERT PATH HERE>'; replace it with a value."),
+        ({"variables": {"P": "<YOUR_PYTHON>"}}, "env.variables.P: found the placeholder '<YOUR_PYTHON>'; replace it"),
         ({"variables": {"A": "$(B)", "B": "x$(C)", "C": "$(A)"}},
          "env.variables.A: the variable refers to itself: A -> B -> C -> A; give it a value."),
         ({"variables": {"A": "x"}, "labels": {"L": "$(L)"}}, "env.labels.L: the variable refers to itself: L -> L; give"),
@@ -950,3 +953,8 @@ def test_a_parameter_with_the_name_of_a_label_in_the_other_case_makes_no_step_sa
 
 def test_without_samples_no_step_is_sampled(tmp_path):
     assert sampled(load(tmp_path, spec(study=[step(cmd="$(MERLIN_SAMPLE_ID)")]))) == {"a": False}
+
+
+def test_a_value_in_angle_brackets_is_no_placeholder(tmp_path):
+    variables = {"TAG": "<B>", "MAIL": "<ada@example.org>", "TEXT": "a <B C> d", "LOWER": "<my value>"}
+    assert load(tmp_path, spec(env={"variables": variables})).environment["variables"] == variables
