@@ -78,7 +78,8 @@ def without_errors(data: Any, schema: Mapping[str, Any]) -> Any:
     """Return a copy of a value without the keys and values that its schema refuses; None if nothing is left."""
     root = {"": copy.deepcopy(data)}
     validator = _Validator(schema)
-    while "" in root and (error := next(validator.iter_errors(root[""]), None)) is not None:
+    while "" in root and (found := next(validator.iter_errors(root[""]), None)) is not None:
+        error = _only_alternative(found)
         parent: Any = root
         path = ["", *error.absolute_path]
         last = path.pop()

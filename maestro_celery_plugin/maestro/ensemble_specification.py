@@ -112,10 +112,15 @@ class EnsembleSpecification(YAMLSpecification):  # type: ignore[misc]
         blocks["batch"] = yield from known_batch(blocks.get("batch") or {})
         yield from check_plain(blocks)  # again, because environment variables are inserted as well
         content = yield from check_content(blocks, maestro_schemas())
+        if not content["study"]:  # no step has a name
+            return
         yield from self._take(dict(content))
         yield from check_resources(self.ensemble, self._data, query_nodes=is_launch)
         if not OPTIONS.parameter_generator:  # its parameters do not exist yet
-            yield from self._check_parameters(self.get_parameters(), is_launch=is_launch)
+            parameters = self.get_parameters()
+            yield from self._check_parameters(parameters, is_launch=is_launch)
+            if content is blocks:  # without a fault, so that the names of all tokens are known
+                yield from self._notes(parameters)
 
     def _take(self, data: dict[str, Any]) -> Iterator[Problem]:
         """Take over the values of a specification, and check the worker groups."""
@@ -146,14 +151,16 @@ class EnsembleSpecification(YAMLSpecification):  # type: ignore[misc]
             SpecificationError: a parameter has the name of another token, or two step records have one directory.
         """
         passed(self._check_parameters(parameters, is_launch=OPTIONS.launching), self._file)
+        passed(self._notes(parameters), self._file)
 
     def _check_parameters(self, parameters: Any, *, is_launch: bool) -> Iterator[Problem]:
-        names = tuple(map(str, parameters.parameters))
         source = "--pgen" if OPTIONS.parameter_generator else "global.parameters"
-        yield from check_parameter_names(names, self.ensemble.samples, source)
+        yield from check_parameter_names(map(str, parameters.parameters), self.ensemble.samples, source)
         if is_launch:
             yield from check_workspaces(self.get_study_steps(), parameters, hashes_names=OPTIONS.hashes_names)
-        yield from token_notes(self._data, names, self._sampled)
+
+    def _notes(self, parameters: Any) -> Iterator[Problem]:
+        return token_notes(self._data, map(str, parameters.parameters), self._sampled)
 
     def _step_facts(self, data: dict[str, Any]) -> Checked[dict[str, StepFacts]]:
         queues = yield from task_queues(data)
@@ -178,15 +185,17 @@ class EnsembleSpecification(YAMLSpecification):  # type: ignore[misc]
         """Let Maestro verify its part; its logger is disabled meanwhile, because it would log a traceback."""
         maestro_logger = logging.getLogger(YAMLSpecification.__module__)
         disabled, maestro_logger.disabled = maestro_logger.disabled, True
-        steps = self.study
+        steps, text = self.study, ""
         self.study = [{**step, "run": _maestro_part(step["run"])} for step in steps]
         try:
             self.verify()
         except Exception as cause:
-            yield Problem("", " ".join(str(getattr(cause, "message", cause)).split()))
+            text = " ".join(str(getattr(cause, "message", cause)).split())
         finally:
             self.study = steps
             maestro_logger.disabled = disabled
+        if text:
+            yield Problem("", text)
 
     def get_study_environment(self) -> Any:
         """Return Maestro's environment, with the samples and the session as a dependency."""

@@ -24,6 +24,7 @@ __all__ = [
     "STEP_SETTING_KEYS",
     "check_batch",
     "check_block",
+    "check_blocks",
     "check_content",
     "check_native",
     "check_shape",
@@ -134,7 +135,7 @@ def check_content(data: Mapping[str, Any], maestro: Mapping[str, Any]) -> Checke
     Returns:
         The specification without values that have faults, for further checks.
     """
-    faults = list(_check_blocks(data, maestro))
+    faults = list(check_blocks(data, maestro))
     yield from faults
     if any(problem.kind is Kind.FAULT for problem in faults):
         data = valid_part(data, maestro)
@@ -143,7 +144,8 @@ def check_content(data: Mapping[str, Any], maestro: Mapping[str, Any]) -> Checke
     return data
 
 
-def _check_blocks(data: Mapping[str, Any], maestro: Mapping[str, Any]) -> Iterator[Problem]:
+def check_blocks(data: Mapping[str, Any], maestro: Mapping[str, Any]) -> Iterator[Problem]:
+    """Check every block against its schema, and that all parameters have the same number of values."""
     yield from check_block(data["description"], maestro["DESCRIPTION"], "description")
     yield from check_block(data.get("env") or {}, maestro["ENV"], "env")
     yield from check_batch(data.get("batch") or {}, "batch")
