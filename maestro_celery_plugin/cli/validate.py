@@ -32,7 +32,7 @@ def command(specifications: tuple[str, ...], here: bool, as_json: bool) -> None:
     else:
         for name, findings in found.items():
             _show(name, findings, faults)
-    sys.exit(any(finding.problem.kind in faults for findings in found.values() for finding in findings))
+    sys.exit(int(any(finding.problem.kind in faults for findings in found.values() for finding in findings)))
 
 
 def _show(name: str, findings: Sequence[Finding], faults: Sequence[Kind]) -> None:

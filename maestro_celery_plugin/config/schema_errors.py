@@ -65,13 +65,18 @@ def problems(data: Any, schema: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
     """
     validator = _Validator(schema)
     found: dict[tuple[str, str], str] = {}
-    for error in sorted(validator.iter_errors(data), key=lambda e: [str(part) for part in e.absolute_path]):
+    for error in sorted(validator.iter_errors(data), key=_place):
         inner = _only_alternative(error)
         path = ".".join(str(part) for part in inner.absolute_path)
         for message in _messages(inner):
             # One message for what was found: a misspelt key is an unknown key, and a missing one.
             found.setdefault((path, message.partition(";")[0]), message)
     return [(path, message) for (path, _), message in found.items()]
+
+
+def _place(error: Error) -> tuple[list[str], bool]:
+    """Return the sort key of an error: its path; of one block, missing keys first, which explain unknown ones."""
+    return [str(part) for part in error.absolute_path], error.validator != "required"
 
 
 def without_errors(data: Any, schema: Mapping[str, Any]) -> Any:

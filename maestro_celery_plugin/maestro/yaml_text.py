@@ -76,7 +76,7 @@ def _line_of(node: Any, path: str) -> int:
         if not found:
             break
         name, line, node = max(found, key=lambda entry: len(entry[0]))
-        path = path[len(name) :].lstrip(".")
+        path = path[len(name) :].removeprefix(".")
     return line
 
 

@@ -26,6 +26,7 @@ def check_graph(data: Mapping[str, Any]) -> Iterator[Problem]:
     study = data["study"]
     names = [step["name"] for step in study]
     parents: dict[str, list[str]] = {}
+    unclear: set[str] = set()  # the steps with unknown dependencies
     for step in study:
         where = f"study.{step['name']}"
         if step["name"] in parents:
@@ -36,6 +37,7 @@ def check_graph(data: Mapping[str, Any]) -> Iterator[Problem]:
             if parent not in names:
                 found = f"unknown step '{written}'; {_nearest_dependency(written, parent, names)}"
                 yield Problem(f"{where}.run.depends", found)
+                unclear.add(step["name"])
         parents[step["name"]] = [parent for parent in of_step if parent in names]
     unchecked = dict(parents)
     cycles = [problem for name in names for problem in _check_acyclic(name, unchecked, ())]
@@ -47,7 +49,8 @@ def check_graph(data: Mapping[str, Any]) -> Iterator[Problem]:
     inserted = {"SPECROOT", "OUTPUT_PATH", *(environment.get("variables") or {}), *(environment.get("labels") or {})}
     order = _order_of_maestro(parents)
     for step in study:
-        yield from _check_workspaces(step, parents, order, inserted)
+        waits = not unclear.intersection((step["name"], *_ancestors(step["name"], parents)))
+        yield from _check_workspaces(step, parents, order, inserted, check_waits=waits)
 
 
 def _nearest_dependency(written: str, parent: str, names: Iterable[str]) -> str:
@@ -93,7 +96,12 @@ def _order_of_maestro(parents: Mapping[str, Iterable[str]]) -> dict[str, int]:
 
 
 def _check_workspaces(
-    step: Mapping[str, Any], parents: dict[str, list[str]], order: Mapping[str, int], inserted: set[str]
+    step: Mapping[str, Any],
+    parents: dict[str, list[str]],
+    order: Mapping[str, int],
+    inserted: set[str],
+    *,
+    check_waits: bool,
 ) -> Iterator[Problem]:
     """Check the workspaces that a step uses.
 
@@ -104,6 +112,7 @@ def _check_workspaces(
         parents: The steps that each step depends on.
         order: The positions of the steps in Maestro's order.
         inserted: Names of tokens whose values Maestro inserts earlier (study.py:384).
+        check_waits: Whether to check that the step waits for the steps whose workspaces it uses.
     """
     for key in ("cmd", "restart"):
         where, text = f"study.{step['name']}.run.{key}", str(step["run"].get(key) or "")
@@ -111,7 +120,7 @@ def _check_workspaces(
             text = text.replace(f"$({name})", "")
         for name in _WORKSPACE.findall(text):
             problem, kind = _workspace_problem(name, step["name"], parents), Kind.FAULT
-            if not problem and name not in _ancestors(step["name"], parents):
+            if not problem and check_waits and name not in _ancestors(step["name"], parents):
                 problem = f"the step does not wait for '{name}'; add it to 'depends'."
                 if order[name] < order[step["name"]]:
                     kind = Kind.WARNING

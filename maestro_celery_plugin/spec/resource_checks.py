@@ -65,9 +65,9 @@ def check_resources(settings: EnsembleSettings, data: Mapping[str, Any], *, quer
         query_nodes: Whether to query batch systems for the size of their nodes.
     """
     steps = {step["name"]: step["run"] for step in data["study"]}
-    for name, run in steps.items():
-        if settings.steps[name].queues:  # Maestro checks the native steps
-            yield from _check_step(name, run)
+    for step in data["study"]:
+        if settings.steps[step["name"]].queues:  # Maestro checks the native steps
+            yield from _check_step(step["name"], step["run"])
     shared: dict[str, _Group] = {}
     for name, group in settings.resources.workers.items():
         faults = list(_check_request(settings, name, group))
