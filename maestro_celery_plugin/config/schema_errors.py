@@ -136,9 +136,11 @@ def _missing_keys(error: Error) -> Iterator[str]:
     allowed = error.schema["properties"]
     unknown = [str(key) for key in error.instance if key not in allowed]
     for missing in (key for key in error.validator_value if key not in error.instance):
-        close = [key for key in unknown if _instead(key, allowed) == missing]
-        close = close or difflib.get_close_matches(missing, unknown, n=1)
-        if close:
+        other_words = [key for key in unknown if _instead(key, allowed) == missing]
+        close = difflib.get_close_matches(missing, unknown, n=1)
+        if other_words:
+            yield f"unknown key '{other_words[0]}'; use '{missing}'."
+        elif close:
             yield f"unknown key '{close[0]}'; did you mean '{missing}'?"
         else:
             yield f"the key '{missing}' is missing; add it."

@@ -115,7 +115,8 @@ def _merlin(batch: Mapping[str, Any]) -> dict[str, Any]:
     for cls in _SETTINGS:
         if cls.__name__ in schema["$defs"]:
             block = _with_help(schema["$defs"][cls.__name__], key_help(cls))
-            helped[cls.__name__] = {**block, "description": block_heading(cls)[1]}
+            purpose = block_heading(cls)[1]
+            helped[cls.__name__] = {**block, "description": f"{purpose[0].upper()}{purpose[1:]}"}
     group = WorkerGroupSettings.__name__
     helped[group] = {**_with_batch(helped[group], batch), "type": ["object", "null"]}  # a group may have no keys
     merlin: dict[str, Any] = _without_references(helped[MerlinSettings.__name__], helped)

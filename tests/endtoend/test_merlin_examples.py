@@ -8,8 +8,14 @@ import sys
 import zipfile
 from pathlib import Path
 
+import jsonschema
 import pytest
+import yaml
 from support import BIN
+
+from maestro_celery_plugin.maestro.schema import specification_schema
+from maestro_celery_plugin.maestro.validation import validate
+from maestro_celery_plugin.spec.problems import Kind
 
 EXAMPLES = "merlin/examples/workflows/hello/"
 
@@ -31,6 +37,13 @@ def examples(tmp_path_factory) -> Path:
     with zipfile.ZipFile(next(directory.glob("merlin-*.whl"))) as wheel:
         wheel.extractall(directory, [name for name in wheel.namelist() if name.startswith(EXAMPLES)])
     return directory / EXAMPLES
+
+
+@pytest.mark.parametrize("name", ["hello.yaml", "hello_samples.yaml"])
+def test_validation_and_schema_accept_an_example(name, examples):
+    assert not [finding for finding in validate(str(examples / name)) if finding.problem.kind is not Kind.WARNING]
+    schema = specification_schema()
+    assert not list(jsonschema.Draft7Validator(schema).iter_errors(yaml.safe_load((examples / name).read_text())))
 
 
 def test_hello(run, examples):
