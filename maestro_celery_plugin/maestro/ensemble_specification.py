@@ -32,6 +32,7 @@ from maestro_celery_plugin.maestro.workspaces import check_workspaces
 from maestro_celery_plugin.samples.paths import FINISHED_MARKER
 from maestro_celery_plugin.spec.checks import (
     STEP_SETTING_KEYS,
+    blocks_of,
     check_content,
     check_native,
     check_shape,
@@ -45,6 +46,7 @@ from maestro_celery_plugin.spec.plain_data import check_plain
 from maestro_celery_plugin.spec.problems import Checked, Problem, passed
 from maestro_celery_plugin.spec.resource_checks import check_resources, step_needs
 from maestro_celery_plugin.spec.token_checks import check_parameter_names, doubled_paths, token_notes
+from maestro_celery_plugin.spec.valid_part import NEUTRAL
 from maestro_celery_plugin.spec.variables import Variables
 from maestro_celery_plugin.spec.worker_groups import (
     check_groups,
@@ -102,9 +104,10 @@ class EnsembleSpecification(YAMLSpecification):  # type: ignore[misc]
         known = yield from known_blocks(data)
         faults = list(check_shape(known))
         yield from faults
-        if faults:  # the values of variables are unknown, and blocks cannot be compared
+        broken = blocks_of(faults)
+        if not broken.isdisjoint(("", "env")):  # the values of variables are unknown
             return
-        blocks = {block: value for block, value in known.items() if block != "user"}
+        blocks = {**NEUTRAL, **{name: block for name, block in known.items() if name not in {"user", *broken}}}
         yield from doubled_paths(blocks)
         variables = Variables(blocks)
         blocks = without_empty_keys(variables.insert_into(blocks))
@@ -112,7 +115,7 @@ class EnsembleSpecification(YAMLSpecification):  # type: ignore[misc]
         blocks["batch"] = yield from known_batch(blocks.get("batch") or {})
         yield from check_plain(blocks)  # again, because environment variables are inserted as well
         content = yield from check_content(blocks, maestro_schemas())
-        if not content["study"]:  # no step has a name
+        if broken - {"description"} or not content["study"]:  # there is nothing that groups and tokens can refer to
             return
         yield from self._take(dict(content))
         yield from check_resources(self.ensemble, self._data, query_nodes=is_launch)

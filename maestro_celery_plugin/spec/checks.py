@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import shlex
 import shutil
-from collections.abc import Collection, Iterator, Mapping, Set
+from collections.abc import Collection, Iterable, Iterator, Mapping, Set
 from typing import Any, TypeVar
 
 from maestro_celery_plugin.config import conversion
@@ -22,6 +22,7 @@ from maestro_celery_plugin.spec.valid_part import valid_part
 
 __all__ = [
     "STEP_SETTING_KEYS",
+    "blocks_of",
     "check_batch",
     "check_block",
     "check_blocks",
@@ -92,6 +93,12 @@ def check_shape(data: Mapping[str, Any]) -> Iterator[Problem]:
     environment = data.get("env") or {}
     for block in ("variables", "labels", "dependencies") if isinstance(environment, dict) else ():
         yield from _check_is_block(environment.get(block), f"env.{block}")
+
+
+def blocks_of(problems: Iterable[Problem]) -> set[str]:
+    """Return the blocks in which problems stand; an empty name for the whole file."""
+    places = [f"{problem.where.replace('[', '.')}." for problem in problems]
+    return {next((block for block in BLOCKS if place.startswith(f"{block}.")), "") for place in places}
 
 
 def _check_is_block(value: Any, where: str) -> Iterator[Problem]:

@@ -14,7 +14,10 @@ from maestro_celery_plugin.config.schema_errors import without_errors
 from maestro_celery_plugin.config.settings import MerlinSettings
 from maestro_celery_plugin.spec.schemas import batch_schema, run_schema
 
-__all__ = ["valid_part"]
+__all__ = ["NEUTRAL", "valid_part"]
+
+# The blocks that a specification needs, without a meaning.
+NEUTRAL: Mapping[str, Any] = {"description": {"name": "-", "description": "-"}, "study": []}
 
 
 def valid_part(data: Mapping[str, Any], maestro: Mapping[str, Any]) -> dict[str, Any]:
@@ -24,14 +27,16 @@ def valid_part(data: Mapping[str, Any], maestro: Mapping[str, Any]) -> dict[str,
         data: The specification; its blocks have the right types.
         maestro: The JSON schemas of Maestro's blocks.
     """
-    text = {"name": "-", "description": "-"}
     merlin = without_errors(data.get("merlin") or {}, conversion.json_schema(MerlinSettings)) or {}
     for group in ((merlin.get("resources") or {}).get("workers") or {}).values():
         if "batch" in group:
             group["batch"] = without_errors(group["batch"], batch_schema())
     return {
         **data,
-        "description": {**text, **(without_errors(data["description"], _optional(maestro["DESCRIPTION"])) or {})},
+        "description": {
+            **NEUTRAL["description"],
+            **(without_errors(data["description"], _optional(maestro["DESCRIPTION"])) or {}),
+        },
         "env": without_errors(data.get("env") or {}, maestro["ENV"]) or {},
         "batch": without_errors(data.get("batch") or {}, batch_schema()) or {},
         "global.parameters": _parameters(data.get("global.parameters") or {}, maestro["PARAM"]),

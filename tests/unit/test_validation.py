@@ -231,6 +231,29 @@ def test_a_misspelt_block_does_not_hide_what_is_in_it(run):
     assert expected <= {*found}
 
 
+# Faults that concern several blocks.
+REFERENCES = ("study.post.run.task_queue", "study.post.run.signal", "study.post.run.time_request")
+GROUPS = ("merlin.resources.workers.w.steps", "merlin.resources.workers.w.args")
+
+
+@pytest.mark.parametrize(
+    ("damage", "first", "hidden"),
+    [
+        ({"description": None}, "description: the block is missing or empty; a block of keys is needed.", ("description",)),
+        ({"merlin": [1]}, "merlin: found a list; a block of keys is needed", ("merlin", *REFERENCES)),
+        ({"global.parameters": {1: 2}}, "global.parameters: found the key '1'", ("global", "merlin.samples.column", "merlin.resources.workers..v: found", *GROUPS, *REFERENCES)),
+        ({"study": [{"name": "a", 1: 2}]}, "study.a: found the key '1'", ("study", "merlin.resources.workers..v: found", *GROUPS)),
+    ],
+)
+def test_a_block_of_a_wrong_type_hides_only_references_to_it(run, damage, first, hidden):
+    data = {**yaml.safe_load(FAULTY), **damage}
+    found = faults(yaml.safe_dump(data, sort_keys=False))
+    assert any(problem.startswith(first) for problem in found)
+    expected = {line for line in EXPECTED.splitlines() if not line.startswith(("warning", *hidden))}
+    assert expected <= {*found}
+    assert len(expected) > 3
+
+
 def test_the_name_and_the_place_of_the_study_are_checked(run):
     Path("file").touch()
     variables = "env: {variables: {OUTPUT_PATH: file/x}}\nmerlin: {}\n"
