@@ -77,8 +77,7 @@ def _text_of(name: str) -> str:
     except UnicodeDecodeError as cause:
         raise FaultError("", f"the file is not UTF-8 ({cause}); convert it.") from cause
     except SpecificationError as cause:
-        text = str(cause).removeprefix(f"{Path(name).name}: ").removeprefix(f"'{Path(name)}' ")
-        raise FaultError("", text) from cause
+        raise FaultError("", cause.problem or str(cause).removeprefix(f"'{Path(name)}' ")) from cause
     except OSError as cause:
         raise FaultError("", f"the file cannot be read ({cause.strerror}).") from cause
 

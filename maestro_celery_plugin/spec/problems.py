@@ -93,4 +93,6 @@ def collected(checks: Iterator[Problem]) -> list[Problem]:
             found[problem] = None
     except FaultError as error:
         found[error.problem] = None
+    except SpecificationError as error:  # of a check that stops at its first problem
+        found[Problem(error.where, error.problem or str(error))] = None
     return list(found)

@@ -316,9 +316,10 @@ def test_a_check_that_cannot_go_on_ends_the_list():
     def checks():
         yield Problem("a", "one")
         yield Problem("a", "one")
-        raise FaultError("b", "two")
+        raise error
 
-    assert list(map(str, collected(checks()))) == ["a: one", "b: two"]
+    for error in (FaultError("b", "two"), SpecificationError.at("f.yaml", "b", "two"), SpecificationError("b: two")):
+        assert list(map(str, collected(checks()))) == ["a: one", "b: two"]
 
 
 def test_a_launch_stops_at_the_first_problem_and_logs_warnings(caplog):
