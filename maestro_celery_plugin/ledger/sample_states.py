@@ -29,7 +29,7 @@ _OUTCOME_BITS, _OUTCOME_MASK = np.uint64(3), np.uint64(7)
 # Numbers up to this are codes of starts that failed (`states.cannot_run_code`). Only workers of release 0.1 record them
 # as ends of attempts; this release records `Kind.NOT_RUN`.
 _CANNOT_RUN = cannot_run_code(0)
-# The kinds as plain numbers: to look up a member of an enumeration takes as long as to compare a short array.
+# Kinds and outcomes by short names: to look up a member of an enumeration takes as long as to compare a short array.
 _SENT, _CANCELLED, _RERUN, _STARTED = int(Kind.SENT), int(Kind.CANCELLED), int(Kind.RERUN), int(Kind.STARTED)
 _ENDED, _STOPPED, _LOST = int(Kind.ENDED), int(Kind.STOPPED), int(Kind.LOST)
 _GAVE_UP, _INVALID = int(Kind.GAVE_UP), int(Kind.INVALID)
@@ -41,6 +41,8 @@ _HAS_EPOCH = kind_mask(Kind.SENT, Kind.CANCELLED, Kind.RERUN)
 _HAS_CODE = kind_mask(Kind.ENDED, Kind.GAVE_UP)
 # Entries about leases tell nothing about samples.
 _IS_RELEVANT = ~kind_mask(Kind.HEAD, Kind.TAKEN, Kind.PASSED, Kind.KEPT, Kind.RELEASED)
+_OPEN, _FINISHED, _FAILED = Outcome.OPEN, Outcome.FINISHED, Outcome.FAILED
+_HARD_FAILED, _STOPPED_STUDY = Outcome.HARD_FAILED, Outcome.STOPPED_STUDY
 # The sum of a code and this number is not negative.
 _CODE_OFFSET = 2**31
 _CODE_MASK = np.uint64(2**32 - 1)
@@ -174,18 +176,18 @@ class SampleStates:
             of_code, outcome = codes == code, outcome_of(code)
             self._add_outcome(outcome, samples, epochs, of_code & ~given_up)
             # The code of a start that failed leaves a sample open; a sample that is given up fails.
-            final = Outcome.FAILED if outcome is Outcome.OPEN else outcome
+            final = _FAILED if outcome is _OPEN else outcome
             self._add_outcome(final, samples, epochs, of_code & given_up)
         self._decide(samples)
 
     def _add_outcome(
         self, outcome: Outcome, samples: np.ndarray[Any, Any], epochs: np.ndarray[Any, Any], mask: np.ndarray[Any, Any]
     ) -> None:
-        if outcome is Outcome.OPEN or not mask.any():
+        if outcome is _OPEN or not mask.any():
             return
         samples, epochs = samples[mask], epochs[mask]
-        if outcome in (Outcome.FINISHED, Outcome.STOPPED_STUDY):
-            flag = np.uint32(outcome is Outcome.STOPPED_STUDY)
+        if outcome in (_FINISHED, _STOPPED_STUDY):
+            flag = np.uint32(outcome is _STOPPED_STUDY)
             np.maximum.at(self._finished, samples, epochs.astype(np.uint32) << np.uint32(1) | flag)
         else:
             if not len(self._failed):
@@ -228,14 +230,14 @@ class SampleStates:
         """Set the outcome of samples: the outcome of an attempt, or failure after too many losses or requests."""
         finished = self._finished[samples]
         invalid = self._invalid_epoch[samples] if len(self._invalid_epoch) else np.uint32(0)
-        outcome = np.full(len(samples), Outcome.OPEN, np.uint8)
+        outcome = np.full(len(samples), _OPEN, np.uint8)
         if len(self._failed):
             failed = self._failed[samples]
             is_failed = failed >> _OUTCOME_BITS > invalid
             outcome[is_failed] = failed[is_failed] & _OUTCOME_MASK
         is_finished = finished >> np.uint32(1) > invalid
-        outcome[is_finished] = np.where(finished[is_finished] & 1, Outcome.STOPPED_STUDY, Outcome.FINISHED)
-        outcome[self.attempts.exhausted(samples, self._max_retries) & (outcome == Outcome.OPEN)] = Outcome.FAILED
+        outcome[is_finished] = np.where(finished[is_finished] & 1, _STOPPED_STUDY, _FINISHED)
+        outcome[self.attempts.exhausted(samples, self._max_retries) & (outcome == _OPEN)] = _FAILED
         self.outcome[samples] = outcome
         self._totals = None
 
@@ -254,7 +256,7 @@ class SampleStates:
     @property
     def failures(self) -> int:
         """The number of samples that have failed."""
-        return self.total(Outcome.FAILED) + self.total(Outcome.HARD_FAILED)
+        return self.total(_FAILED) + self.total(_HARD_FAILED)
 
     def last_epoch(self, sample: int) -> int:
         """Return the highest epoch of a sample, up to which its outcomes become invalid when it runs again."""
@@ -281,18 +283,18 @@ class SampleStates:
     @property
     def is_complete(self) -> bool:
         """Whether every sample has an outcome."""
-        return self.total(Outcome.OPEN) == 0
+        return self.total(_OPEN) == 0
 
     @property
     def running(self) -> np.ndarray[Any, Any]:
         """A mask of the open samples with an attempt that has started and not ended."""
-        mask: np.ndarray[Any, Any] = (self.started > self.ended) & (self.outcome == Outcome.OPEN)
+        mask: np.ndarray[Any, Any] = (self.started > self.ended) & (self.outcome == _OPEN)
         return mask
 
     def counts(self) -> Counts:
         """Count the samples in each state; an attempt without an end counts as running."""
-        finished = self.total(Outcome.FINISHED) + self.total(Outcome.STOPPED_STUDY)
-        open_samples = self.total(Outcome.OPEN)
+        finished = self.total(_FINISHED) + self.total(_STOPPED_STUDY)
+        open_samples = self.total(_OPEN)
         running = int(self.running.sum()) if open_samples else 0
         total = len(self.outcome)
         return Counts(

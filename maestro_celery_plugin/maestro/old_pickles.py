@@ -14,10 +14,9 @@ from typing import Any
 __all__ = ["FORMER_NAMES", "install"]
 
 # Module of version 0.1 → the module that contains its classes now.
-FORMER_NAMES = {
-    "maestro_celery_plugin.launch": "maestro_celery_plugin.maestro.launch",
-    "maestro_celery_plugin.settings": "maestro_celery_plugin.config.settings",
-}
+FORMER_NAMES = {"maestro_celery_plugin.launch": "maestro_celery_plugin.maestro.launch"}
+# Module of version 0.1 whose objects are not used: this version reads the settings of a study from its ``batch.info``.
+UNUSED = "maestro_celery_plugin.settings"
 
 
 class _FormerModule(ModuleType):
@@ -29,7 +28,17 @@ class _FormerModule(ModuleType):
         return getattr(importlib.import_module(FORMER_NAMES[self.__name__]), name)
 
 
+class _UnusedModule(ModuleType):
+    """A module that has each class, without a method."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return type(name, (), {})
+
+
 def install() -> None:
     """Make the modules of version 0.1 importable."""
     for name in FORMER_NAMES:
         sys.modules.setdefault(name, _FormerModule(name))
+    sys.modules.setdefault(UNUSED, _UnusedModule(UNUSED))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +47,7 @@ class StepStatus:
         restarts: Number of times that Maestro has restarted it.
         samples: Number of samples in each state; one sample for a record that is not sampled, no samples before
             submission and for a native step, which Maestro runs.
-        rate: Samples per second in the recent past; None before the end of the first sample.
+        find_rate: Computes `rate`, which a view of thousands of step records shows for few of them.
     """
 
     name: str
@@ -54,7 +56,12 @@ class StepStatus:
     state: str
     restarts: int
     samples: Counts
-    rate: float | None
+    find_rate: Callable[[], float | None]
+
+    @functools.cached_property
+    def rate(self) -> float | None:
+        """Samples per second in the recent past; None before the end of the first sample."""
+        return self.find_rate()
 
     @property
     def time_left_s(self) -> float | None:

@@ -19,6 +19,8 @@ RATE_SAMPLES = 20
 # The time without a sample between two samples counts up to this; it is what workers need to start the next one.
 PAUSE_S = 2.0
 _SHORTEST_SPAN_S = 1e-3
+# New attempts are sorted when there are this many, or when a rate is needed: a view shows few of thousands of records.
+_UNSORTED = 10_000
 
 
 class Pace:
@@ -27,6 +29,8 @@ class Pace:
     def __init__(self) -> None:
         self._ends, self._starts = np.empty(0, np.float64), np.empty(0, np.float64)
         self._writers, self._counted = np.empty(0, np.uint32), np.empty(0, bool)
+        self._new: list[tuple[Array, Array, Array, Array]] = []
+        self._new_count = 0
 
     def add(self, ends: Array, durations_s: Array, writers: Array, counted: Array) -> None:
         """Store attempts that have ended.
@@ -37,7 +41,16 @@ class Pace:
             writers: Numbers of their writers.
             counted: Mask of those with which a sample has ended; others have requested another one, or were stopped.
         """
-        all_ends, all_counted = np.concatenate([self._ends, ends]), np.concatenate([self._counted, counted])
+        self._new.append((ends, ends - durations_s, writers.astype(np.uint32), counted))
+        self._new_count += len(ends)
+        if self._new_count >= _UNSORTED:
+            self._apply_new()
+
+    def _apply_new(self) -> None:
+        """Keep the last attempts of those stored and the new ones, by their ends."""
+        parts = zip((self._ends, self._starts, self._writers, self._counted), *self._new, strict=True)
+        all_ends, all_starts, all_writers, all_counted = map(np.concatenate, parts)
+        self._new, self._new_count = [], 0
         chosen = np.flatnonzero(all_ends >= all_ends.max() - RATE_WINDOW_S)
         if np.count_nonzero(all_counted[chosen]) < RATE_SAMPLES:
             order = np.argsort(all_ends, kind="stable")
@@ -47,8 +60,7 @@ class Pace:
         else:  # sort few of many
             chosen = chosen[np.argsort(all_ends[chosen], kind="stable")]
         self._ends, self._counted = all_ends[chosen], all_counted[chosen]
-        self._starts = np.concatenate([self._starts, ends - durations_s])[chosen]
-        self._writers = np.concatenate([self._writers, writers.astype(np.uint32)])[chosen]
+        self._starts, self._writers = all_starts[chosen], all_writers[chosen]
 
     def rate(self, live: Array | None, running_since: float = np.inf) -> float | None:
         """Return samples per second in the recent past; None before the end of a sample.
@@ -58,6 +70,8 @@ class Pace:
                 count, because they are from an earlier allocation or an earlier conductor.
             running_since: The start of the first attempt that still runs.
         """
+        if self._new:
+            self._apply_new()
         ends, starts, counted = self._ends, self._starts, self._counted
         if live is not None and live.any():
             mask = live[self._writers]

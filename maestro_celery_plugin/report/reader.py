@@ -6,6 +6,7 @@ broker. So it works while the study runs, after its end, and on every machine wi
 
 from __future__ import annotations
 
+import functools
 import heapq
 from collections.abc import Iterator
 from pathlib import Path
@@ -251,7 +252,7 @@ def _step(
         state=_step_state(row.state, record, conducted),
         restarts=row.restarts,
         samples=record.counts(working) if record else _NO_SAMPLES,
-        rate=record.rate(live) if record else None,
+        find_rate=functools.partial(record.rate, live) if record else lambda: None,
     )
 
 

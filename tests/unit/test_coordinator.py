@@ -25,7 +25,7 @@ def test_the_pause_after_a_check_has_a_limit(duration_s, expected_s):
     assert pause_s(duration_s) == pytest.approx(expected_s)
 
 
-class Slept(Exception):
+class SleepError(Exception):
     """The coordinator has waited."""
 
 
@@ -42,9 +42,9 @@ def test_a_poll_is_delayed_only_while_there_is_work(tmp_path, monkeypatch, has_w
         if has_work:
             coordinator._records.register(manifest).begin(cancelled=False)
         with monkeypatch.context() as patch:
-            patch.setattr(clock, "sleep", lambda seconds: (_ for _ in ()).throw(Slept))
+            patch.setattr(clock, "sleep", lambda seconds: (_ for _ in ()).throw(SleepError))
             if has_work:
-                with pytest.raises(Slept):
+                with pytest.raises(SleepError):
                     coordinator.wait(60)
             else:
                 coordinator.wait(60)
