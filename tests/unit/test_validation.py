@@ -312,14 +312,16 @@ def test_validation_and_launch_agree(seed, tmp_path, monkeypatch):
             assert found, error
 
 
-def test_a_check_that_cannot_go_on_ends_the_list():
+@pytest.mark.parametrize(
+    "error", [FaultError("b", "two"), SpecificationError.at("f.yaml", "b", "two"), SpecificationError("b: two")]
+)
+def test_a_check_that_cannot_go_on_ends_the_list(error):
     def checks():
         yield Problem("a", "one")
         yield Problem("a", "one")
         raise error
 
-    for error in (FaultError("b", "two"), SpecificationError.at("f.yaml", "b", "two"), SpecificationError("b: two")):
-        assert list(map(str, collected(checks()))) == ["a: one", "b: two"]
+    assert list(map(str, collected(checks()))) == ["a: one", "b: two"]
 
 
 def test_a_launch_stops_at_the_first_problem_and_logs_warnings(caplog):
