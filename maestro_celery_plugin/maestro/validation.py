@@ -23,7 +23,7 @@ from maestro_celery_plugin.errors import SpecificationError, StudyError
 from maestro_celery_plugin.maestro.command_line import check_place, check_specification_file, check_study_name
 from maestro_celery_plugin.maestro.ensemble_specification import EnsembleSpecification
 from maestro_celery_plugin.maestro.launch import check_batch_systems
-from maestro_celery_plugin.maestro.schemas import maestro_schemas
+from maestro_celery_plugin.maestro.schemas import shipped_schemas
 from maestro_celery_plugin.maestro.specification import find_ensemble, without_log_of_maestro, yaml_problem
 from maestro_celery_plugin.maestro.yaml_text import lines_of, load
 from maestro_celery_plugin.spec.checks import check_blocks, check_shape
@@ -152,5 +152,5 @@ def _reasons(data: Mapping[str, Any]) -> list[Problem]:
     blocks = {block: value for block, value in data.items() if block != "batch"}  # Maestro does not verify it
     faults = collected(check_shape(blocks))
     if not faults:
-        faults = collected(check_blocks(blocks, maestro_schemas()))
+        faults = collected(check_blocks(blocks, shipped_schemas()))
     return [problem for problem in faults if problem.kind is Kind.FAULT]

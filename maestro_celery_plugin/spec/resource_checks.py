@@ -88,8 +88,7 @@ def _check_step(name: str, run: Mapping[str, Any]) -> Iterator[Problem]:
     yield from _check_time(run.get("time_request"), f"{where}.time_request")
     signal_name = run.get("signal")
     if signal_name is not None and not names_in(signal_name) and signal_name not in signal.Signals.__members__:
-        problem = f"found '{signal_name}'; {nearest(signal_name, signal.Signals.__members__)}"
-        yield Problem(f"{where}.signal", problem)
+        yield Problem(f"{where}.signal", f"found '{signal_name}'; {nearest(signal_name, signal.Signals.__members__)}")
 
 
 def _check_request(settings: EnsembleSettings, name: str, group: WorkerGroupSettings) -> Iterator[Problem]:
@@ -163,11 +162,11 @@ class _Group:
             )
         if self.system is None:
             return
-        if len((self._group.allocation or self.name).split()) > 1:
-            text = self._group.allocation or self.name
+        name = self._group.allocation or self.name
+        if len(name.split()) > 1:
             yield self._problem(
                 "allocation",
-                f"found '{text}'; Maestro cannot submit batch jobs from a directory with a blank in its name. "
+                f"found '{name}'; Maestro cannot submit batch jobs from a directory with a blank in its name. "
                 "Use a name without a blank for the group, or for its `allocation`.",
             )
         yield from self._check_nodes()
@@ -182,7 +181,7 @@ class _Group:
                     "batch",
                     f"the walltime is missing; Maestro requires it for jobs of the type '{self.batch.type}'. Add it "
                     "here, or to `batch`.",
-                )  # fmt: skip
+                )
             return
         for key, seconds in (("drain", self._group.drain), ("warn", self._group.warn)):
             if seconds is not None and seconds >= self.walltime_s:

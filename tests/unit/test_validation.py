@@ -223,6 +223,13 @@ def test_a_specification_without_an_ensemble_is_verified_by_maestro(run, old, ne
     assert found == expected if expected is not None else len(found) == 1
 
 
+def test_what_maestro_accepts_is_no_fault_beside_others(run):
+    """Given a label that only an ensemble cannot have, and a step without description, then the step is the only fault."""
+    text = PLAIN.replace("$(SIZE.label).txt", "{a: 1}").replace("values: [1, 2]", "values: []")
+    assert faults(text) == []
+    assert faults(text.replace("    description: look at it\n", "")) == ["study.look: the key 'description' is missing; add it."]
+
+
 def test_a_misspelt_block_does_not_hide_what_is_in_it(run):
     text = FAULTY.replace("study:", "studdy:", 1).replace("merlin:", "merlim:").replace("batch:", "bach:", 1)
     found = faults(text)
