@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 import json
 import os
@@ -21,6 +22,7 @@ from maestro_celery_plugin.maestro import validation
 from maestro_celery_plugin.maestro.specification import Specification
 from maestro_celery_plugin.spec.problems import FaultError, Kind, Problem, collected, passed
 
+PACKAGE = Path(validation.__file__).parents[1]
 SPECS = (*sorted((ROOT / "specs").glob("*.yaml")), *sorted((ROOT / "tests" / "unit" / "specs").glob("*.yaml")))
 
 FAULTY = """\
@@ -317,6 +319,30 @@ def test_validation_and_launch_agree(seed, tmp_path, monkeypatch):
             assert str(error) in found
         except Exception as error:  # Maestro's own, without an ensemble
             assert found, error
+
+
+def _generators(tree):
+    """Return for each function of a module whether it yields, by name."""
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and not node.decorator_list]
+    return {f.name: any(isinstance(node, ast.Yield | ast.YieldFrom) for node in ast.walk(f)) for f in functions}
+
+
+def test_the_problems_of_each_check_are_used():
+    """A check that is called without `yield from` checks nothing, and no linter says so."""
+    paths = [path for room in ("spec", "maestro") for path in (PACKAGE / room).glob("*.py")]
+    trees = {path: ast.parse(path.read_text()) for path in paths}
+    known = {name for path, tree in trees.items() if path.parent.name == "spec" for name, yields in _generators(tree).items() if yields}
+    assert {"check_graph", "check_celery_options", "_check_shell"} <= known
+    lost = []
+    for path, tree in trees.items():
+        own = _generators(tree)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+                function = node.value.func
+                name = function.id if isinstance(function, ast.Name) else getattr(function, "attr", "")
+                if own.get(name, name in known):
+                    lost.append(f"{path.name}:{node.lineno}: {name}")
+    assert lost == []
 
 
 @pytest.mark.parametrize(
