@@ -193,4 +193,4 @@ def test_arbitrary_values_reach_a_group_and_its_workers_as_they_are(settings):
 
 def test_values_of_an_earlier_release_can_be_stored_for_workers():
     old = BatchSettings(args={None: 1, 2: math.nan, datetime.date(2024, 1, 1): {"x"}, "b": b"\xff"})
-    assert set(conversion.from_json(BatchSettings, conversion.to_json(old)).args) == {"None", "2", "2024-01-01", "b"}
+    assert set(conversion.from_json(BatchSettings, conversion.to_json(old)).args) == {"null", "2", "2024-01-01", "b"}
