@@ -42,10 +42,15 @@ class SpecificationError(EnsembleError):
     The message reads ``file: block.key: what was found; what is allowed.``
     """
 
+    where = ""
+    problem = ""
+
     @classmethod
     def at(cls, file: str, where: str, problem: str) -> SpecificationError:
         """Return the error for one key: `where` is its dotted path in `file`."""
-        return cls(f"{file}: {where}: {problem}" if where else f"{file}: {problem}")
+        error = cls(f"{file}: {where}: {problem}" if where else f"{file}: {problem}")
+        error.where, error.problem = where, problem
+        return error
 
 
 class SampleError(EnsembleError):

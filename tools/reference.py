@@ -8,35 +8,29 @@ This command rewrites the part of the file between the two markers. The keys and
 from __future__ import annotations
 
 import argparse
-import ast
 import inspect
-import itertools
-import re
 import sys
-import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import click
 
 from maestro_celery_plugin import hookspecs
 from maestro_celery_plugin.cli import main as commands
 from maestro_celery_plugin.config import conversion, settings
+from maestro_celery_plugin.config.key_help import Block, block_heading, key_help, member_help
 from maestro_celery_plugin.maestro.touchpoints import EnsembleArgumentParser
 from maestro_celery_plugin.report.exit_codes import StudyCode
 from maestro_celery_plugin.states import ExitCode
 
-__all__ = ["BEGIN", "BLOCKS", "END", "hooks", "key_help", "main", "member_help", "reference", "updated"]
+__all__ = ["BEGIN", "BLOCKS", "END", "hooks", "main", "reference", "updated"]
 
 BEGIN = "<!-- reference: made by `make docs` -->"
 END = "<!-- /reference -->"
 
 # What the exit codes without a token mean (`study/failures.py`).
 _OTHER_CODES = "The sample failed; a sampled step continues, within `max_failures`, and any other step fails."
-
-# A settings class; its docstring begins with the name of its block.
-Block: TypeAlias = Any
 
 # In the order of a specification.
 BLOCKS: tuple[Block, ...] = (
@@ -75,17 +69,9 @@ def updated(document: str) -> str:
 def _keys() -> Iterator[str]:
     yield from ("### Keys", "", "Maestro's own keys are not listed; the plugin does not change their meaning.", "")
     for block in BLOCKS:
-        name, purpose = _heading(block)
+        name, purpose = block_heading(block)
         yield from (f"#### `{name}`", "", f"{purpose[0].upper()}{purpose[1:]}", "")
         yield from _table(("key", "value", "default", "meaning"), _rows_of(block))
-
-
-def _heading(block: Block) -> tuple[str, str]:
-    """Return the name and the purpose of a block, from the first line of its class's docstring."""
-    found = re.match(r"``(.+?)``: (.+)", str(block.__doc__))
-    if found is None:
-        raise ValueError(f"{block.__name__}: the docstring must begin with ``block``: purpose.")
-    return found[1], found[2]
 
 
 def _rows_of(block: Block) -> Iterator[tuple[str, ...]]:
@@ -94,14 +80,6 @@ def _rows_of(block: Block) -> Iterator[tuple[str, ...]]:
     for key, value in document["properties"].items():
         default = "required" if key in document.get("required", ()) else _default_text(value.get("default"))
         yield f"`{key}`", _value_text(value), default, help_of[key]
-
-
-def key_help(block: Block) -> dict[str, str]:
-    """Return the help of each key of a settings class, by its name in YAML."""
-    help_of = member_help(block)
-    return {
-        key: help_of[name] for name, key in zip(block.__struct_fields__, block.__struct_encode_fields__, strict=True)
-    }
 
 
 def _value_text(value: Mapping[str, Any]) -> str:
@@ -141,19 +119,6 @@ def _exit_codes() -> Iterator[str]:
     rows = [(str(code.value), f"`$(MERLIN_{code.name})`", help_of[code.name]) for code in ExitCode]
     rows.append(("any other, or a signal", "", _OTHER_CODES))
     yield from _table(("code", "token", "meaning"), rows)
-
-
-def member_help(cls: type) -> dict[str, str]:
-    """Return the docstring below each member of a class, from the source: Python does not store it."""
-    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
-    found: dict[str, str] = {}
-    statements = body.body if isinstance(body, ast.ClassDef) else []
-    for member, text in itertools.pairwise(statements):
-        target = member.targets[0] if isinstance(member, ast.Assign) else getattr(member, "target", None)
-        value = text.value if isinstance(text, ast.Expr) else None
-        if isinstance(target, ast.Name) and isinstance(value, ast.Constant) and isinstance(value.value, str):
-            found[target.id] = " ".join(value.value.split())
-    return found
 
 
 # --- commands ----------------------------------------------------------------------------------------

@@ -18,7 +18,11 @@ from maestro_celery_plugin.imports import one_thread
 __all__ = ["main"]
 
 # The commands in the order of the help text; each is a module with a function `command`.
-COMMANDS = ("status", "resume", "cancel", "workers", "allocation", "explain", "convert", "doctor")
+COMMANDS = (
+    *("example", "validate", "convert", "schema"),
+    *("status", "resume", "cancel", "workers", "allocation", "explain"),
+    "doctor",
+)
 
 # New objects between two searches for garbage. A command creates many thousands that stay, and hardly any garbage.
 _GARBAGE_THRESHOLD = 100_000
@@ -77,4 +81,4 @@ class _Commands(click.Group):
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="maestro-celery-plugin")
 def main() -> None:
-    """Show, explain, continue and cancel ensemble studies of Maestro."""
+    """Check, show, explain, continue and cancel ensemble studies of Maestro."""

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import math
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
 
 import jsonschema
 
 from maestro_celery_plugin.errors import nearest
 
-__all__ = ["problems"]
+__all__ = ["problems", "without_errors"]
 
 # A `jsonschema.ValidationError`; its type stubs declare that each attribute may be unset.
 Error: TypeAlias = Any
@@ -58,14 +59,43 @@ _Validator: Any = jsonschema.validators.extend(  # type: ignore[no-untyped-call]
 
 
 def problems(data: Any, schema: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
-    """Yield (dotted path, message) for each invalid value, sorted by path.
+    """Return (dotted path, message) for each invalid value, sorted by path.
 
     A message contains the value that was found and the values that are allowed.
     """
     validator = _Validator(schema)
-    for error in sorted(validator.iter_errors(data), key=lambda e: [str(part) for part in e.absolute_path]):
+    found: dict[tuple[str, str], str] = {}
+    for error in sorted(validator.iter_errors(data), key=_place):
         inner = _only_alternative(error)
-        yield ".".join(str(part) for part in inner.absolute_path), _message(inner)
+        path = ".".join(str(part) for part in inner.absolute_path)
+        for message in _messages(inner):
+            # One message for what was found: a misspelt key is an unknown key, and a missing one.
+            found.setdefault((path, message.partition(";")[0]), message)
+    return [(path, message) for (path, _), message in found.items()]
+
+
+def _place(error: Error) -> tuple[list[str], bool]:
+    """Return the sort key of an error: its path; of one block, missing keys first, which explain unknown ones."""
+    return [str(part) for part in error.absolute_path], error.validator != "required"
+
+
+def without_errors(data: Any, schema: Mapping[str, Any]) -> Any:
+    """Return a copy of a value without the keys and values that its schema refuses; None if nothing is left."""
+    root = {"": copy.deepcopy(data)}
+    validator = _Validator(schema)
+    while "" in root and (found := next(validator.iter_errors(root[""]), None)) is not None:
+        error = _only_alternative(found)
+        parent: Any = root
+        path = ["", *error.absolute_path]
+        last = path.pop()
+        for part in path:
+            parent = parent[part]
+        if error.validator == "additionalProperties":
+            for key in set(parent[last]).difference(error.schema["properties"]):
+                del parent[last][key]
+        else:
+            del parent[last]
+    return root.get("")
 
 
 def _only_alternative(error: Error) -> Error:
@@ -78,17 +108,22 @@ def _only_alternative(error: Error) -> Error:
     return error
 
 
-def _message(error: Error) -> str:
-    describe = _MESSAGES.get(str(error.validator))
-    return describe(error) if describe else error.message
+def _messages(error: Error) -> Iterator[str]:
+    if error.validator == "additionalProperties":
+        yield from _unknown_keys(error)
+    elif error.validator == "required":
+        yield from _missing_keys(error)
+    else:
+        describe = _MESSAGES.get(str(error.validator))
+        yield describe(error) if describe else error.message
 
 
-def _unknown_key(error: Error) -> str:
+def _unknown_keys(error: Error) -> Iterator[str]:
     allowed = [str(key) for key in error.schema["properties"]]
-    unknown = next(str(key) for key in error.instance if key not in allowed)
-    instead = _instead(unknown, allowed)
-    hint = f"use '{instead}'." if instead else nearest(unknown, allowed)
-    return f"unknown key '{_short(unknown)}'; {hint}"
+    for unknown in (str(key) for key in error.instance if key not in allowed):
+        instead = _instead(unknown, allowed)
+        hint = f"use '{instead}'." if instead else nearest(unknown, allowed)
+        yield f"unknown key '{_short(unknown)}'; {hint}"
 
 
 def _instead(word: str, allowed: Iterable[str]) -> str | None:
@@ -97,15 +132,18 @@ def _instead(word: str, allowed: Iterable[str]) -> str | None:
     return instead if instead and instead.partition(":")[0] in allowed else None
 
 
-def _missing_key(error: Error) -> str:
-    missing = next(key for key in error.validator_value if key not in error.instance)
+def _missing_keys(error: Error) -> Iterator[str]:
     allowed = error.schema["properties"]
     unknown = [str(key) for key in error.instance if key not in allowed]
-    close = [key for key in unknown if _instead(key, allowed) == missing]
-    close = close or difflib.get_close_matches(missing, unknown, n=1)
-    if close:
-        return f"unknown key '{close[0]}'; did you mean '{missing}'?"
-    return f"the key '{missing}' is missing; add it."
+    for missing in (key for key in error.validator_value if key not in error.instance):
+        other_words = [key for key in unknown if _instead(key, allowed) == missing]
+        close = difflib.get_close_matches(missing, unknown, n=1)
+        if other_words:
+            yield f"unknown key '{other_words[0]}'; use '{missing}'."
+        elif close:
+            yield f"unknown key '{close[0]}'; did you mean '{missing}'?"
+        else:
+            yield f"the key '{missing}' is missing; add it."
 
 
 def _wrong_type(error: Error) -> str:
@@ -124,8 +162,6 @@ def _no_alternative(error: Error) -> str:
 
 
 _MESSAGES: dict[str, Callable[[Error], str]] = {
-    "additionalProperties": _unknown_key,
-    "required": _missing_key,
     "type": _wrong_type,
     "enum": _not_listed,
     "const": _not_listed,

@@ -9,13 +9,15 @@ import os
 import select
 import stat
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from maestrowf.utils import create_dictionary
 
 from maestro_celery_plugin.errors import SpecificationError, StudyError
+from maestro_celery_plugin.spec.problems import Problem, passed
 
-__all__ = ["check_command_line", "check_specification_file", "is_study"]
+__all__ = ["check_command_line", "check_place", "check_specification_file", "check_study_name", "is_study"]
 
 # Maestro opens a log file with the name of the study; file systems allow 255 bytes.
 _NAME_BYTES = 240
@@ -63,7 +65,7 @@ def check_command_line(arguments: argparse.Namespace, name: str, output_path: st
         SpecificationError: the name of the study cannot be the name of a file.
         StudyError: an option cannot be used, or nobody can answer a question.
     """
-    _check_name(name, file)
+    passed(check_study_name(name), file)
     for option, least in _LEAST.items():
         found = getattr(arguments, option)
         if found < least:
@@ -72,19 +74,18 @@ def check_command_line(arguments: argparse.Namespace, name: str, output_path: st
     if arguments.out:
         _check_out(arguments)
     else:
-        _check_place(Path(output_path or ".").absolute(), "OUTPUT_PATH")
+        check_place(Path(output_path or ".").absolute(), "OUTPUT_PATH")
     _check_answers(arguments)
 
 
-def _check_name(name: str, file: str) -> None:
+def check_study_name(name: str) -> Iterator[Problem]:
+    """Check that the name of the study can be the name of a file."""
     where = "description.name"
     if "/" in name or not name.isprintable():
-        raise SpecificationError.at(
-            file, where, f"found {name!r}; files have this name, so use no '/' and no control characters."
-        )
+        yield Problem(where, f"found {name!r}; files have this name, so use no '/' and no control characters.")
     if len(name.encode()) > _NAME_BYTES:
         found = f"'{name[:_SHOWN_NAME]}...' with {len(name.encode())} bytes"
-        raise SpecificationError.at(file, where, f"found {found}; files have this name, so use at most {_NAME_BYTES}.")
+        yield Problem(where, f"found {found}; files have this name, so use at most {_NAME_BYTES}.")
 
 
 def _check_generator(arguments: argparse.Namespace) -> None:
@@ -102,7 +103,7 @@ def _check_generator(arguments: argparse.Namespace) -> None:
 
 def _check_out(arguments: argparse.Namespace) -> None:
     out = Path(os.path.abspath(arguments.out))  # noqa: PTH100 (as Maestro does; `absolute` keeps "..")
-    _check_place(out, "--out")
+    check_place(out, "--out")
     if not out.exists():
         return
     for path in filter(None, (arguments.specification, arguments.pgen)):
@@ -121,7 +122,7 @@ def is_study(directory: Path) -> bool:
     return names <= {"logs"} or not names.isdisjoint({"merlin_info", "batch.info"})
 
 
-def _check_place(directory: Path, where: str) -> None:
+def check_place(directory: Path, where: str) -> None:
     """Check that a directory can be created, or files in it.
 
     Raises:

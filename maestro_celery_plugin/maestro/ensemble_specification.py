@@ -9,7 +9,7 @@ YAML → values of variables (`spec/variables.py`) → checks (`spec/checks.py`,
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,6 @@ from maestro_celery_plugin.config.settings import (
 )
 from maestro_celery_plugin.config.step_entry import STEP_KEY
 from maestro_celery_plugin.config.tokens import SAMPLE_TOKENS, NameMatcher, names_in, substitute
-from maestro_celery_plugin.errors import SpecificationError
 from maestro_celery_plugin.maestro.command_line import check_command_line
 from maestro_celery_plugin.maestro.launch import EnsembleDependency, check_launch
 from maestro_celery_plugin.maestro.launch_options import OPTIONS
@@ -33,6 +32,7 @@ from maestro_celery_plugin.maestro.workspaces import check_workspaces
 from maestro_celery_plugin.samples.paths import FINISHED_MARKER
 from maestro_celery_plugin.spec.checks import (
     STEP_SETTING_KEYS,
+    blocks_of,
     check_content,
     check_native,
     check_shape,
@@ -44,8 +44,10 @@ from maestro_celery_plugin.spec.checks import (
 from maestro_celery_plugin.spec.launcher import launches
 from maestro_celery_plugin.spec.placeholders import check_placeholders
 from maestro_celery_plugin.spec.plain_data import check_plain
+from maestro_celery_plugin.spec.problems import Checked, Problem, passed
 from maestro_celery_plugin.spec.resource_checks import check_resources, step_needs
 from maestro_celery_plugin.spec.token_checks import check_parameter_names, doubled_paths, token_notes
+from maestro_celery_plugin.spec.valid_part import NEUTRAL
 from maestro_celery_plugin.spec.variables import Variables
 from maestro_celery_plugin.spec.worker_groups import (
     check_groups,
@@ -54,8 +56,6 @@ from maestro_celery_plugin.spec.worker_groups import (
     with_own_task_queues,
     with_task_queues,
 )
-
-LOGGER = logging.getLogger(__name__)
 
 __all__ = ["EnsembleSpecification"]
 
@@ -86,45 +86,65 @@ class EnsembleSpecification(YAMLSpecification):  # type: ignore[misc]
             SpecificationError: the specification cannot be used.
         """
         specification = cls()
-        specification.path = path
+        specification.path, specification._file = path, file
         OPTIONS.is_ensemble = True
-        specification._read(data, file)
+        passed(specification.checks(data, is_launch=OPTIONS.launching), file)
         if OPTIONS.launching and OPTIONS.arguments is not None:
             check_command_line(OPTIONS.arguments, specification.name, specification.output_path, file)
         if path is not None:
             check_launch(specification.ensemble, file)
         return specification
 
-    def _read(self, data: dict[str, Any], file: str) -> None:
-        data = known_blocks(data, file)
-        check_shape(data, file)
-        data = {block: value for block, value in data.items() if block != "user"}
-        for note in doubled_paths(data):
-            LOGGER.warning("%s: %s", file, note)
-        data = without_empty_keys(Variables(data, file).insert_into(data))
-        data["batch"] = known_batch(data.get("batch") or {}, file)
-        check_plain(data, file)  # again, because environment variables are inserted as well
-        check_content(data, maestro_schemas(), file)
-        check_placeholders(data, file)
+    def checks(self, data: Mapping[str, Any], *, is_launch: bool) -> Iterator[Problem]:
+        """Yield the problems of a specification, and take over its values.
+
+        Args:
+            data: The specification as a dictionary.
+            is_launch: Whether to check what only a launch needs: sizes of nodes, and directories of step records.
+        """
+        known = yield from known_blocks(data)
+        faults = list(check_shape(known))
+        yield from faults
+        broken = blocks_of(faults)
+        if not broken.isdisjoint(("", "env")):  # the values of variables are unknown
+            return
+        blocks = {**NEUTRAL, **{name: block for name, block in known.items() if name not in {"user", *broken}}}
+        yield from doubled_paths(blocks)
+        variables = Variables(blocks)
+        blocks = without_empty_keys(variables.insert_into(blocks))
+        yield from variables.problems
+        blocks["batch"] = yield from known_batch(blocks.get("batch") or {})
+        yield from check_plain(blocks)  # again, because environment variables are inserted as well
+        yield from check_placeholders(blocks)
+        content = yield from check_content(blocks, maestro_schemas())
+        if broken - {"description"} or not content["study"]:  # there is nothing that groups and tokens can refer to
+            return
+        yield from self._take(dict(content))
+        yield from check_resources(self.ensemble, self._data, query_nodes=is_launch)
+        if not OPTIONS.parameter_generator:  # its parameters do not exist yet
+            parameters = self.get_parameters()
+            yield from self._check_parameters(parameters, is_launch=is_launch)
+            if content is blocks:  # without a fault, so that the names of all tokens are known
+                yield from self._notes(parameters)
+
+    def _take(self, data: dict[str, Any]) -> Iterator[Problem]:
+        """Take over the values of a specification, and check the worker groups."""
         self._sampled = _sampled_steps(data)
-        merlin = settings_of(MerlinSettings, data.get("merlin") or {}, file, "merlin")
+        merlin = settings_of(MerlinSettings, data.get("merlin") or {}, "merlin")
         self._native = native_steps(merlin.resources, self._sampled, data)
-        check_native(data, self._native, file)
+        yield from check_native(data, self._native)
         data["study"] = with_own_task_queues(merlin.resources, data["study"])
-        self.ensemble = replace(
-            _ensemble_settings(data, merlin, self._native, file), finished_markers=FINISHED_MARKER in str(data)
-        )
+        settings = yield from _ensemble_settings(data, merlin, self._native)
+        self.ensemble = replace(settings, finished_markers=FINISHED_MARKER in str(data))
         self.description = data["description"]
         self.environment = _maestro_environment(data.get("env") or {}, self.path)
         self.globals = data.get("global.parameters") or {}
         self.study = data["study"]
         self.batch = {"type": "celery"}  # `launch.EnsembleDependency` completes it
-        self._verify_by_maestro(file)
-        self.ensemble = replace(self.ensemble, steps=self._step_facts(data, file))
-        check_resources(self.ensemble, data, file, query_nodes=OPTIONS.launching)
-        self._data, self._file = data, file
-        if not OPTIONS.parameter_generator:  # its parameters do not exist yet
-            self.check_parameters(self.get_parameters())
+        yield from self._verify_by_maestro()
+        steps = yield from self._step_facts(data)
+        self.ensemble = replace(self.ensemble, steps=steps)
+        self._data = data
 
     def check_parameters(self, parameters: Any) -> None:
         """Check the parameters of the study together with its steps; log tokens that have no value.
@@ -135,16 +155,20 @@ class EnsembleSpecification(YAMLSpecification):  # type: ignore[misc]
         Raises:
             SpecificationError: a parameter has the name of another token, or two step records have one directory.
         """
-        names = tuple(map(str, parameters.parameters))
-        source = "--pgen" if OPTIONS.parameter_generator else "global.parameters"
-        check_parameter_names(names, self.ensemble.samples, self._file, source)
-        if OPTIONS.launching:
-            check_workspaces(self.get_study_steps(), parameters, self._file, hashes_names=OPTIONS.hashes_names)
-        for note in token_notes(self._data, names, self._sampled):
-            LOGGER.warning("%s: %s", self._file, note)
+        passed(self._check_parameters(parameters, is_launch=OPTIONS.launching), self._file)
+        passed(self._notes(parameters), self._file)
 
-    def _step_facts(self, data: dict[str, Any], file: str) -> dict[str, StepFacts]:
-        queues = task_queues(data, file)
+    def _check_parameters(self, parameters: Any, *, is_launch: bool) -> Iterator[Problem]:
+        source = "--pgen" if OPTIONS.parameter_generator else "global.parameters"
+        yield from check_parameter_names(map(str, parameters.parameters), self.ensemble.samples, source)
+        if is_launch:
+            yield from check_workspaces(self.get_study_steps(), parameters, hashes_names=OPTIONS.hashes_names)
+
+    def _notes(self, parameters: Any) -> Iterator[Problem]:
+        return token_notes(self._data, map(str, parameters.parameters), self._sampled)
+
+    def _step_facts(self, data: dict[str, Any]) -> Checked[dict[str, StepFacts]]:
+        queues = yield from task_queues(data)
         facts = {}
         for step in data["study"]:
             name, run = step["name"], {"cmd": "", "restart": "", **step["run"]}
@@ -152,28 +176,31 @@ class EnsembleSpecification(YAMLSpecification):  # type: ignore[misc]
             if name in self._native:  # Maestro's adapter handles its resources
                 facts[name] = StepFacts(queues=(), depends=depends)
                 continue
+            needs = yield from step_needs(self.ensemble, step)
             facts[name] = StepFacts(
                 queues=queues[name],
                 depends=depends,
                 sampled=name in self._sampled,
                 launches=launches(run["cmd"]) or launches(run["restart"]),
-                needs=step_needs(self.ensemble, step, file),
+                needs=needs,
             )
         return facts
 
-    def _verify_by_maestro(self, file: str) -> None:
+    def _verify_by_maestro(self) -> Iterator[Problem]:
         """Let Maestro verify its part; its logger is disabled meanwhile, because it would log a traceback."""
         maestro_logger = logging.getLogger(YAMLSpecification.__module__)
         disabled, maestro_logger.disabled = maestro_logger.disabled, True
-        steps = self.study
+        steps, text = self.study, ""
         self.study = [{**step, "run": _maestro_part(step["run"])} for step in steps]
         try:
             self.verify()
         except Exception as cause:
-            raise SpecificationError.at(file, "", str(getattr(cause, "message", cause))) from cause
+            text = " ".join(str(getattr(cause, "message", cause)).split())
         finally:
             self.study = steps
             maestro_logger.disabled = disabled
+        if text:
+            yield Problem("", text)
 
     def get_study_environment(self) -> Any:
         """Return Maestro's environment, with the samples and the session as a dependency."""
@@ -240,13 +267,14 @@ def _maestro_environment(env: Mapping[str, Any], path: str | None) -> dict[str, 
 
 
 def _ensemble_settings(
-    data: dict[str, Any], merlin: MerlinSettings, native: frozenset[str], file: str
-) -> EnsembleSettings:
-    queues = task_queues(data, file)
-    check_groups(merlin.resources, queues, data, file)
+    data: dict[str, Any], merlin: MerlinSettings, native: frozenset[str]
+) -> Checked[EnsembleSettings]:
+    queues = yield from task_queues(data)
+    yield from check_groups(merlin.resources, queues, data)
     queues = {step: names for step, names in queues.items() if step not in native}
+    resources = yield from with_task_queues(merlin.resources, queues, data)
     return EnsembleSettings(
-        batch=settings_of(BatchSettings, data.get("batch") or {}, file, "batch"),
-        resources=with_task_queues(merlin.resources, queues, data, file),
+        batch=settings_of(BatchSettings, data.get("batch") or {}, "batch"),
+        resources=resources,
         samples=merlin.samples,
     )

@@ -10,7 +10,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +27,17 @@ from maestro_celery_plugin.config.groups import (
     serving_groups,
 )
 from maestro_celery_plugin.config.settings import EnsembleSettings
-from maestro_celery_plugin.errors import SpecificationError, StudyError
+from maestro_celery_plugin.errors import StudyError
 from maestro_celery_plugin.ledger.claims import Claims
 from maestro_celery_plugin.maestro.launch_options import LAUNCH_LOCK, OPTIONS
 from maestro_celery_plugin.maestro.sample_generation import with_samples
 from maestro_celery_plugin.plugins import batch_system
 from maestro_celery_plugin.processes import forget_variable
+from maestro_celery_plugin.spec.problems import Kind, Problem, passed
 from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.session import ENVIRONMENT_VARIABLE, BrokerLocation, Session
 
-__all__ = ["EnsembleDependency", "check_launch"]
+__all__ = ["EnsembleDependency", "check_batch_systems", "check_launch"]
 
 
 def check_launch(settings: EnsembleSettings, file: str) -> None:
@@ -54,7 +55,7 @@ def check_launch(settings: EnsembleSettings, file: str) -> None:
 
 def _check_launch(settings: EnsembleSettings, file: str) -> None:
     if not OPTIONS.dry_run:
-        _check_batch_systems(settings, file)
+        passed(check_batch_systems(settings), file)
     if settings.needs_workers and not OPTIONS.dry_run:
         # Imported in functions only: the broker imports Celery, which a dry run does not need.
         from maestro_celery_plugin.broker import choice as broker
@@ -67,12 +68,8 @@ def _check_launch(settings: EnsembleSettings, file: str) -> None:
         OPTIONS.broker = choice.url or broker.PRIVATE
 
 
-def _check_batch_systems(settings: EnsembleSettings, file: str) -> None:
-    """Check that this machine has the batch system of each group, and that Maestro's adapters can be used.
-
-    Raises:
-        SpecificationError: a command or a package of a batch system is missing.
-    """
+def check_batch_systems(settings: EnsembleSettings) -> Iterator[Problem]:
+    """Check that this machine has the batch system of each group, and that Maestro's adapters can be used."""
     for name, group in serving_groups(settings).items():
         if is_for_this_machine(group):
             user, system = f"the worker group '{name}'", batch_system(batch_of(settings, group).type)
@@ -81,20 +78,20 @@ def _check_batch_systems(settings: EnsembleSettings, file: str) -> None:
                 problem = (
                     f"there is no '{missing[0]}' on PATH; run `maestro` on a machine of the cluster, or use 'local'"
                 )
-                raise _unusable(system, user, problem, file)
-            _check_packages(system, user, file)
+                yield _unusable(system, user, problem)
+            yield from _check_packages(system, user)
     if any(not step.queues for step in settings.steps.values()):
-        _check_packages(batch_system(settings.batch.type), "the steps that Maestro runs itself", file)
+        yield from _check_packages(batch_system(settings.batch.type), "the steps that Maestro runs itself")
 
 
-def _check_packages(system: BatchSystem | None, user: str, file: str) -> None:
+def _check_packages(system: BatchSystem | None, user: str) -> Iterator[Problem]:
     problem = import_problem(system) if system else None
     if system is not None and problem is not None:
-        raise _unusable(system, user, problem, file)
+        yield _unusable(system, user, problem)
 
 
-def _unusable(system: BatchSystem, user: str, problem: str, file: str) -> SpecificationError:
-    return SpecificationError.at(file, "batch.type", f"found '{system.type}' for {user}, but {problem}.")
+def _unusable(system: BatchSystem, user: str, problem: str) -> Problem:
+    return Problem("batch.type", f"found '{system.type}' for {user}, but {problem}.", Kind.MACHINE)
 
 
 class EnsembleDependency(Dependency):  # type: ignore[misc]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 from pathlib import Path
@@ -9,7 +10,15 @@ from typing import Any
 
 import maestrowf
 
-__all__ = ["maestro_schemas"]
+__all__ = ["maestro_schemas", "shipped_schemas"]
+
+
+@functools.lru_cache(maxsize=1)
+def shipped_schemas() -> dict[str, Any]:
+    """Return the schemas by the name of the block, as Maestro verifies them."""
+    path = Path(maestrowf.__file__).parent / "specification" / "schemas" / "yamlspecification.json"
+    schemas: dict[str, Any] = json.loads(path.read_text())
+    return schemas
 
 
 @functools.lru_cache(maxsize=1)
@@ -18,8 +27,7 @@ def maestro_schemas() -> dict[str, Any]:
 
     Maestro accepts some values, but ends with a traceback when it uses them (yamlspecification.py:530).
     """
-    path = Path(maestrowf.__file__).parent / "specification" / "schemas" / "yamlspecification.json"
-    schemas: dict[str, Any] = json.loads(path.read_text())
+    schemas = copy.deepcopy(shipped_schemas())
     # In Merlin, a variable may be a list.
     schemas["ENV"]["properties"]["variables"]["patternProperties"]["^.*"]["anyOf"].append({"type": "array"})
     schemas["PARAM"]["properties"]["values"]["minItems"] = 1

@@ -11,6 +11,7 @@ import gc
 import io
 import logging
 import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,16 @@ from maestro_celery_plugin.imports import one_thread
 from maestro_celery_plugin.maestro.launch_options import OPTIONS
 from maestro_celery_plugin.maestro.schemas import maestro_schemas
 from maestro_celery_plugin.maestro.yaml_text import load
+from maestro_celery_plugin.spec.problems import Checked, Problem, passed
 
-__all__ = ["WORDS_OF_ENSEMBLES", "Specification", "load_ensemble"]
+__all__ = [
+    "WORDS_OF_ENSEMBLES",
+    "Specification",
+    "find_ensemble",
+    "load_ensemble",
+    "without_log_of_maestro",
+    "yaml_problem",
+]
 
 # A word of each block and step key that Maestro does not have. A backslash may stand for any letter.
 WORDS_OF_ENSEMBLES = re.compile(
@@ -69,10 +78,9 @@ def load_ensemble(path: Path) -> Any:
     Raises:
         SpecificationError: the file is no specification, has no ensemble, or cannot be used.
     """
-    maestro_logger = logging.getLogger(YAMLSpecification.__module__)
-    disabled, maestro_logger.disabled = maestro_logger.disabled, True  # it would log a traceback
     try:
-        specification = Specification.load_specification(str(path))
+        with without_log_of_maestro():
+            specification = Specification.load_specification(str(path))
     except EnsembleError:
         raise
     except Exception as cause:  # Maestro raises errors of any type for a file that is no specification
@@ -80,11 +88,20 @@ def load_ensemble(path: Path) -> Any:
         raise SpecificationError.at(
             path.name, "", f"Maestro cannot read it as a specification ({text}); give the YAML file of a study."
         ) from cause
-    finally:
-        maestro_logger.disabled = disabled
     if specification.ensemble is None:
         raise SpecificationError.at(path.name, "", "there is no 'merlin' block, so that the study has no workers.")
     return specification
+
+
+@contextlib.contextmanager
+def without_log_of_maestro() -> Iterator[None]:
+    """Disable the logger of Maestro's specification, which would log a traceback for each error."""
+    maestro_logger = logging.getLogger(YAMLSpecification.__module__)
+    disabled, maestro_logger.disabled = maestro_logger.disabled, True
+    try:
+        yield
+    finally:
+        maestro_logger.disabled = disabled
 
 
 def _read_ensemble(data: dict[str, Any], file: str, path: str | None) -> Any:
@@ -170,19 +187,35 @@ def _ensemble_data(text: Any, file: str) -> dict[str, Any] | None:
         data, repeated = load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as cause:
         if has_merlin:
-            raise SpecificationError.at(file, *_yaml_problem(cause)) from cause
+            raise SpecificationError.at(file, *yaml_problem(cause)) from cause
         return None
     if not isinstance(data, dict):
         return None
+    ensemble: dict[str, Any] | None = passed(find_ensemble(data, repeated), file)
+    if ensemble is None:
+        Specification.text_without_ensemble = text
+    return ensemble
+
+
+def find_ensemble(data: dict[str, Any], repeated: Iterable[tuple[str, str]]) -> Checked[dict[str, Any] | None]:
+    """Return the specification, with the right name of the `merlin` block; None if it has no ensemble.
+
+    Args:
+        data: The specification.
+        repeated: The keys that stand twice in a block; a fault if the specification has an ensemble.
+    """
+    named: dict[str, Any] = {}
     for block, value in data.items():
         if block != "merlin" and _resembles_merlin(block, value):
-            raise SpecificationError.at(file, "", f"unknown block '{block}'; did you mean 'merlin'?")
-    if "merlin" in data or _has_step_key(data.get("study")):
-        if repeated:
-            raise SpecificationError.at(file, *repeated)
-        return data
-    Specification.text_without_ensemble = text
-    return None
+            yield Problem("", f"unknown block '{block}'; did you mean 'merlin'?")
+            named.setdefault("merlin", value)
+        else:
+            named[block] = value
+    if "merlin" not in named and not _has_step_key(named.get("study")):
+        return None
+    for where, text in repeated:
+        yield Problem(where, text)
+    return named
 
 
 def _resembles_merlin(name: Any, block: Any) -> bool:
@@ -194,7 +227,7 @@ def _resembles_merlin(name: Any, block: Any) -> bool:
     return is_similar and isinstance(block, dict) and not block.keys().isdisjoint(("resources", "samples"))
 
 
-def _yaml_problem(cause: Exception) -> tuple[str, str]:
+def yaml_problem(cause: Exception) -> tuple[str, str]:
     """Return the position and the message of a YAML error."""
     mark = getattr(cause, "problem_mark", None)
     where = f"line {mark.line + 1}, column {mark.column + 1}" if mark else ""

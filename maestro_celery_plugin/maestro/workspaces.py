@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 from maestrowf.datastructures.core.study import WSREGEX
 from maestrowf.utils import make_safe_path
 
-from maestro_celery_plugin.errors import SpecificationError
+from maestro_celery_plugin.spec.problems import Problem
 
 __all__ = ["check_workspaces"]
 
@@ -41,63 +41,58 @@ class _Record:
         return ", ".join(f"{name}={value}" for name, value in self.values)
 
 
-def check_workspaces(steps: Sequence[Step], parameters: Parameters, file: str, *, hashes_names: bool) -> None:
+def check_workspaces(steps: Sequence[Step], parameters: Parameters, *, hashes_names: bool) -> Iterator[Problem]:
     """Check that each step record has a directory of its own.
 
     Args:
         steps: Maestro's steps.
         parameters: Maestro's parameters.
-        file: Name of the specification, for messages.
         hashes_names: Whether Maestro numbers the directories of the combinations (`--hashws`).
-
-    Raises:
-        SpecificationError: two step records have one directory, or a step record has a directory of the study.
     """
     found: dict[str, _Record] = {}
     for record in _records(steps, parameters):
-        _check_step(record.step, file)
+        yield from _check_step(record.step)
         directory = make_safe_path("", record.step)
         if record.values and hashes_names:
             directory += f"/{record.combination}"  # Maestro numbers the combinations
+        elif record.values and _has_directory(record.combination):
+            directory = make_safe_path(directory, record.combination)
         elif record.values:
-            directory = make_safe_path(directory, _checked_combination(record, file))
+            text = f"{record.text}: the step record has no directory of its own, because {_RULE}"
+            yield Problem(f"study.{record.step}", f"{text}; change the value or its label.")
+            continue
         other = found.setdefault(directory, record)
         if (other.step, other.values) != (record.step, record.values):
-            raise _shared(other, record, directory, file)
+            yield _shared(other, record, directory)
 
 
-def _check_step(step: str, file: str) -> None:
+def _has_directory(name: str) -> bool:
+    """Tell whether a step or a combination with this name has a directory below its parent."""
+    return make_safe_path("", name) not in ("", ".", "..")
+
+
+def _check_step(step: str) -> Iterator[Problem]:
     """Check that the directory of a step is a new one below that of the study."""
     name, where = make_safe_path("", step), f"study.{step}.name"
-    if name in ("", ".", ".."):
-        raise SpecificationError.at(
-            file, where, f"the step has no directory of its own, because {_RULE}; rename the step."
-        )
+    if not _has_directory(step):
+        yield Problem(where, f"the step has no directory of its own, because {_RULE}; rename the step.")
     if name in _TAKEN:
-        raise SpecificationError.at(file, where, f"the study has other files at '{name}'; rename the step.")
+        yield Problem(where, f"the study has other files at '{name}'; rename the step.")
 
 
-def _checked_combination(record: _Record, file: str) -> str:
-    """Return the name of a combination, whose directory is below that of its step."""
-    if make_safe_path("", record.combination) in ("", ".", ".."):
-        problem = f"{record.text}: the step record has no directory of its own, because {_RULE}"
-        raise SpecificationError.at(file, f"study.{record.step}", f"{problem}; change the value or its label.")
-    return record.combination
-
-
-def _shared(one: _Record, other: _Record, directory: str, file: str) -> SpecificationError:
-    """Return the error for two step records with one directory."""
+def _shared(one: _Record, other: _Record, directory: str) -> Problem:
+    """Return the problem of two step records with one directory."""
     if one.step != other.step:
         problem = f"the steps '{one.step}' and '{other.step}' have one directory, '{directory}', because {_RULE}"
-        return SpecificationError.at(file, f"study.{other.step}.name", f"{problem}; rename one of them.")
+        return Problem(f"study.{other.step}.name", f"{problem}; rename one of them.")
     where, pair = f"study.{one.step}", f"{one.text} and {other.text}"
     if one.combination == other.combination:
         problem = f"{pair} have one name, '{one.combination}', so that Maestro runs only one of them"
-        return SpecificationError.at(
-            file, where, f"{problem}; change the values or the labels of the parameters ('%%' stands for the value)."
+        return Problem(
+            where, f"{problem}; change the values or the labels of the parameters ('%%' stands for the value)."
         )
     problem = f"{pair} have one directory, '{directory}', because {_RULE}"
-    return SpecificationError.at(file, where, f"{problem}; change the values or their labels, or use --hashws.")
+    return Problem(where, f"{problem}; change the values or their labels, or use --hashws.")
 
 
 def _records(steps: Sequence[Step], parameters: Parameters) -> Iterator[_Record]:

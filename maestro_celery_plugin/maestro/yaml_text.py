@@ -1,13 +1,14 @@
-"""The values of a YAML text, and the first key that stands twice in a block, of which YAML would use the last."""
+"""The values of a YAML text, and the keys that stand twice in a block, of which YAML would use the last."""
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import yaml
 
-__all__ = ["load"]
+__all__ = ["lines_of", "load"]
 
 # `CSafeLoader` is `SafeLoader` with a parser in C: it builds the same plain values, and no objects. It takes a tenth of
 # the time, and is not part of each installation of PyYAML. The parser in Python has better messages.
@@ -17,23 +18,22 @@ _FAST: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 class _FindsRepeatedKeys:
     """Part of a loader of YAML."""
 
-    # Where the first repeated key stands, and a message.
-    repeated: tuple[str, str] | None = None
+    def __init__(self, text: Any) -> None:
+        super().__init__(text)  # type: ignore[call-arg]
+        # Where each repeated key stands, and a message.
+        self.repeated: list[tuple[str, str]] = []
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         """Return the value of a block of keys."""
-        if self.repeated is None:
-            seen: dict[tuple[str, str], int] = {}
-            for key, _ in node.value:
-                if not isinstance(key.value, str) or key.tag == "tag:yaml.org,2002:merge":
-                    continue
-                line = key.start_mark.line + 1
-                first = seen.setdefault((key.tag, key.value), line)
-                if first != line:
-                    self.repeated = (
-                        f"line {line}",
-                        f"the key '{key.value}' is already in line {first} of the same block; remove one of the two.",
-                    )
+        seen: dict[tuple[str, str], Any] = {}
+        for key, _ in node.value:
+            if not isinstance(key.value, str) or key.tag == "tag:yaml.org,2002:merge":
+                continue
+            first = seen.setdefault((key.tag, key.value), key)
+            if first is not key:
+                place = f"in line {first.start_mark.line + 1} of the same block"
+                message = f"the key '{key.value}' is already {place}; remove one of the two."
+                self.repeated.append((f"line {key.start_mark.line + 1}", message))
         return super().construct_mapping(node, deep)  # type: ignore[misc]
 
 
@@ -45,8 +45,8 @@ class _Loader(_FindsRepeatedKeys, yaml.SafeLoader):
     pass
 
 
-def load(text: Any) -> tuple[Any, tuple[str, str] | None]:
-    """Return the value of a text, and (position, message) of the first key that stands twice in a block.
+def load(text: Any) -> tuple[Any, list[tuple[str, str]]]:
+    """Return the value of a text, and (position, message) of each key that stands twice in a block.
 
     Raises:
         yaml.YAMLError: the text is not YAML.
@@ -56,7 +56,44 @@ def load(text: Any) -> tuple[Any, tuple[str, str] | None]:
     return _load(text, _Loader)
 
 
-def _load(text: Any, kind: Any) -> tuple[Any, tuple[str, str] | None]:
+def lines_of(text: str, paths: Iterable[str]) -> dict[str, int]:
+    """Return for each dotted path the number of the line of its key, or of the innermost block that the text has.
+
+    Args:
+        text: The text, which is valid YAML.
+        paths: Paths such as ``study.sim.run.nodes`` (a step has its name) or ``study[1].run`` (it has none).
+    """
+    root = yaml.compose(text, Loader=_FAST)
+    return {path: _line_of(root, path) for path in paths}
+
+
+def _line_of(node: Any, path: str) -> int:
+    line = 1
+    while path:
+        found = [
+            entry for entry in _entries(node) if path == entry[0] or path.startswith((f"{entry[0]}.", f"{entry[0]}["))
+        ]
+        if not found:
+            break
+        name, line, node = max(found, key=lambda entry: len(entry[0]))
+        path = path[len(name) :].removeprefix(".")
+    return line
+
+
+def _entries(node: Any) -> Iterator[tuple[str, int, Any]]:
+    """Yield the name, the line and the value of each key of a block, or of each entry of a list."""
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            if isinstance(key.value, str):
+                yield key.value, key.start_mark.line + 1, value
+    elif isinstance(node, yaml.SequenceNode):
+        for number, item in enumerate(node.value):
+            names = [value.value for key, value in item.value if key.value == "name"] if item.id == "mapping" else []
+            for name in (str(number), f"[{number}]", *(name for name in names if isinstance(name, str))):
+                yield name, item.start_mark.line + 1, item
+
+
+def _load(text: Any, kind: Any) -> tuple[Any, list[tuple[str, str]]]:
     loader = kind(text)
     try:
         return loader.get_single_data(), loader.repeated

@@ -8,10 +8,11 @@ from __future__ import annotations
 import dataclasses
 import re
 import shlex
+from collections.abc import Iterator
 from typing import Any
 
-from maestro_celery_plugin.errors import SpecificationError
 from maestro_celery_plugin.machine import usable_cpus
+from maestro_celery_plugin.spec.problems import Problem
 
 __all__ = ["CeleryOptions", "check_celery_options", "parse_celery_options"]
 
@@ -67,16 +68,12 @@ class CeleryOptions:
     others: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def check_celery_options(args: str, file: str, where: str) -> None:
-    """Check the ``args`` of a worker group.
-
-    Raises:
-        SpecificationError: an option is unknown, has a wrong value, or must not be set.
-    """
+def check_celery_options(args: str, where: str) -> Iterator[Problem]:
+    """Check the ``args`` of a worker group: each option exists, has a valid value, and may be set."""
     try:
         parse_celery_options(args)
     except ValueError as cause:
-        raise SpecificationError.at(file, where, str(cause)) from cause
+        yield Problem(where, str(cause))
 
 
 def parse_celery_options(args: str) -> CeleryOptions:

@@ -1,30 +1,31 @@
-"""Checks of a specification, block by block; the first problem raises an error with file, key and allowed values."""
+"""Checks of a specification, block by block; each problem has its key, what was found, and what is allowed."""
 
 from __future__ import annotations
 
 import difflib
-import logging
 import shlex
 import shutil
-from collections.abc import Collection, Mapping, Set
+from collections.abc import Collection, Iterable, Iterator, Mapping, Set
 from typing import Any, TypeVar
 
 from maestro_celery_plugin.config import conversion
-from maestro_celery_plugin.config.groups import LOCAL
 from maestro_celery_plugin.config.schema_errors import problems
 from maestro_celery_plugin.config.settings import BatchSettings, MerlinSettings, StepSettings
 from maestro_celery_plugin.config.step_entry import SHELL_KEY
 from maestro_celery_plugin.config.tokens import names_in
-from maestro_celery_plugin.errors import SpecificationError
-from maestro_celery_plugin.plugins import batch_systems
 from maestro_celery_plugin.spec.dag import check_graph
 from maestro_celery_plugin.spec.plain_data import check_free_block, check_plain
+from maestro_celery_plugin.spec.problems import Checked, FaultError, Kind, Problem
+from maestro_celery_plugin.spec.schemas import batch_schema, run_schema
 from maestro_celery_plugin.spec.token_checks import check_names
+from maestro_celery_plugin.spec.valid_part import valid_part
 
 __all__ = [
     "STEP_SETTING_KEYS",
+    "blocks_of",
     "check_batch",
     "check_block",
+    "check_blocks",
     "check_content",
     "check_native",
     "check_shape",
@@ -33,8 +34,6 @@ __all__ = [
     "settings_of",
     "without_empty_keys",
 ]
-
-LOGGER = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -49,58 +48,62 @@ STEP_SETTING_KEYS = conversion.keys_of(StepSettings)
 _FREE_KEYS = ("args", "allocation_args", "launcher_args")
 
 
-def known_blocks(data: Mapping[str, Any], file: str) -> dict[str, Any]:
-    """Return the blocks that the plugin or Maestro uses; log the others, which a parameter generator may read.
-
-    Raises:
-        SpecificationError: the name of a block is probably misspelt.
-    """
-    return _known(data, BLOCKS, _BLOCK_SIMILARITY, "block", file, "")
+def known_blocks(data: Mapping[str, Any]) -> Checked[dict[str, Any]]:
+    """Return the blocks that the plugin or Maestro uses; warn of the others, which a parameter generator may read."""
+    return _known(data, BLOCKS, _BLOCK_SIMILARITY, "block", "")
 
 
-def known_batch(block: Any, file: str) -> Any:
-    """Return `batch` without unknown keys; log them, because Maestro ignores them, and other programs may read them.
-
-    Raises:
-        SpecificationError: a key is probably misspelt.
-    """
-    keys = conversion.keys_of(BatchSettings)
-    return _known(block, keys, _KEY_SIMILARITY, "key", file, "batch") if isinstance(block, Mapping) else block
+def known_batch(block: Any) -> Checked[Any]:
+    """Return `batch` without unknown keys; warn of them: Maestro ignores them, and other programs may read them."""
+    if not isinstance(block, Mapping):
+        return block
+    return (yield from _known(block, conversion.keys_of(BatchSettings), _KEY_SIMILARITY, "key", "batch"))
 
 
 def _known(
-    block: Mapping[str, Any], names: Collection[str], similarity: float, kind: str, file: str, where: str
-) -> dict[str, Any]:
-    absent = [name for name in names if name not in block]
-    for key in block:
-        if key in names:
-            continue
-        close = difflib.get_close_matches(str(key), absent, n=1, cutoff=similarity)
-        if close:
-            raise SpecificationError.at(file, where, f"unknown {kind} '{key}'; did you mean '{close[0]}'?")
-        LOGGER.warning("%s: %sthe unknown %s %r is ignored.", file, f"{where}: " if where else "", kind, str(key))
-    return {key: value for key, value in block.items() if key in names}
+    block: Mapping[str, Any], names: Collection[str], similarity: float, kind: str, where: str
+) -> Checked[dict[str, Any]]:
+    """Return the keys with a known name; a key that is probably misspelt is a fault, and gets its right name."""
+    known = {}
+    for key, value in block.items():
+        name = str(key)
+        if key not in names:
+            absent = [name for name in names if name not in block and name not in known]
+            close = difflib.get_close_matches(name, absent, n=1, cutoff=similarity)
+            if not close:
+                yield Problem(where, f"the unknown {kind} {name!r} is ignored.", Kind.WARNING)
+                continue
+            yield Problem(where, f"unknown {kind} '{name}'; did you mean '{close[0]}'?")
+            name = close[0]
+        known[name] = value
+    return known
 
 
-def check_shape(data: Mapping[str, Any], file: str) -> None:
-    """Check that the top-level blocks have the right type, before variables are inserted.
+def check_shape(data: Mapping[str, Any]) -> Iterator[Problem]:
+    """Check that the top-level blocks have the right type, and that all keys and text can be used.
 
-    Raises:
-        SpecificationError: a block has the wrong type, or a key or text anywhere cannot be used.
+    This check precedes the insertion of variables.
     """
-    check_plain(data, file)
+    yield from check_plain(data)
     for block, kind, name in (("description", dict, "a block of keys"), ("study", list, "a list of steps")):
         if not isinstance(data.get(block), kind) or not data[block]:
-            raise SpecificationError.at(file, block, f"the block is missing or empty; {name} is needed.")
+            yield Problem(block, f"the block is missing or empty; {name} is needed.")
     for block in ("env", "batch", "global.parameters", "merlin"):
-        _check_is_block(data.get(block), file, block)
-    for block in ("variables", "labels", "dependencies"):
-        _check_is_block((data.get("env") or {}).get(block), file, f"env.{block}")
+        yield from _check_is_block(data.get(block), block)
+    environment = data.get("env") or {}
+    for block in ("variables", "labels", "dependencies") if isinstance(environment, dict) else ():
+        yield from _check_is_block(environment.get(block), f"env.{block}")
 
 
-def _check_is_block(value: Any, file: str, where: str) -> None:
+def blocks_of(problems: Iterable[Problem]) -> set[str]:
+    """Return the blocks in which problems stand; an empty name for the whole file."""
+    places = [f"{problem.where.replace('[', '.')}." for problem in problems]
+    return {next((block for block in BLOCKS if place.startswith(f"{block}.")), "") for place in places}
+
+
+def _check_is_block(value: Any, where: str) -> Iterator[Problem]:
     if value is not None and not isinstance(value, dict):
-        check_block(value, {"type": "object"}, file, where)
+        yield from check_block(value, {"type": "object"}, where)
 
 
 def without_empty_keys(data: dict[str, Any]) -> dict[str, Any]:
@@ -129,138 +132,142 @@ def _without_nulls(value: Any) -> Any:
     return {key: _without_nulls(item) for key, item in present.items()}
 
 
-def check_content(data: Mapping[str, Any], maestro: Mapping[str, Any], file: str) -> None:
+def check_content(data: Mapping[str, Any], maestro: Mapping[str, Any]) -> Checked[Mapping[str, Any]]:
     """Check every block against its schema, and the references between blocks.
 
     Args:
         data: The specification.
         maestro: The JSON schemas of Maestro's blocks.
-        file: Name of the specification, for messages.
 
-    Raises:
-        SpecificationError: a value is invalid; the message contains the first problem only.
+    Returns:
+        The specification without values that have faults, for further checks.
     """
-    check_block(data["description"], maestro["DESCRIPTION"], file, "description")
-    check_block(data.get("env") or {}, maestro["ENV"], file, "env")
-    check_batch(data.get("batch") or {}, file, "batch")
-    _check_shell((data.get("batch") or {}).get("shell"), file, "batch.shell")
-    _check_parameters(data.get("global.parameters") or {}, maestro["PARAM"], file)
+    faults = list(check_blocks(data, maestro))
+    yield from faults
+    if any(problem.kind is Kind.FAULT for problem in faults):
+        data = valid_part(data, maestro)
+    yield from check_graph(data)
+    yield from check_names(data)
+    return data
+
+
+def check_blocks(data: Mapping[str, Any], maestro: Mapping[str, Any]) -> Iterator[Problem]:
+    """Check every block against its schema, and that all parameters have the same number of values."""
+    yield from check_block(data["description"], maestro["DESCRIPTION"], "description")
+    yield from check_block(data.get("env") or {}, maestro["ENV"], "env")
+    yield from check_batch(data.get("batch") or {}, "batch")
+    yield from _check_shell((data.get("batch") or {}).get("shell"), "batch.shell")
+    yield from _check_parameters(data.get("global.parameters") or {}, maestro["PARAM"])
     for number, step in enumerate(data["study"]):
-        _check_step(step, number, maestro["STUDY_STEP"], file)
-    check_graph(data, file)
-    check_block(data.get("merlin") or {}, conversion.json_schema(MerlinSettings), file, "merlin")
-    for name, group in (((data.get("merlin") or {}).get("resources") or {}).get("workers") or {}).items():
-        where = f"merlin.resources.workers.{name}.batch"
-        check_batch(group.get("batch") or {}, file, where)
+        yield from _check_step(step, number, maestro["STUDY_STEP"])
+    merlin = data.get("merlin") or {}
+    yield from check_block(merlin, conversion.json_schema(MerlinSettings), "merlin")
+    for name, group in _blocks_in(_block_in(_block_in(merlin, "resources"), "workers")):
+        batch, where = _block_in(group, "batch"), f"merlin.resources.workers.{name}.batch"
+        yield from check_batch(batch, where)
         if not group.get("machines"):  # other machines may have other programs
-            _check_shell((group.get("batch") or {}).get("shell"), file, f"{where}.shell")
-    check_names(data, file)
+            yield from _check_shell(batch.get("shell"), f"{where}.shell")
 
 
-def check_block(block: Any, block_schema: Mapping[str, Any], file: str, where: str) -> None:
-    """Check a block against a schema.
+def _block_in(block: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """Return an inner block; an empty one if it is absent or no block."""
+    value = block.get(key)
+    return value if isinstance(value, Mapping) else {}
 
-    Raises:
-        SpecificationError: the block is invalid; the message contains the first problem only.
-    """
+
+def _blocks_in(block: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    return [(name, value) for name, value in block.items() if isinstance(value, Mapping)]
+
+
+def check_block(block: Any, block_schema: Mapping[str, Any], where: str) -> Iterator[Problem]:
+    """Check a block against a schema."""
     for path, message in problems(block, block_schema):
-        raise SpecificationError.at(file, f"{where}.{path}".rstrip("."), message)
+        yield Problem(f"{where}.{path}".rstrip("."), message)
 
 
-def settings_of(cls: type[T], block: Mapping[str, Any], file: str, where: str) -> T:
+def settings_of(cls: type[T], block: Mapping[str, Any], where: str) -> T:
     """Return the settings of a block that has passed its checks.
 
     Raises:
-        SpecificationError: a value is invalid although the checks accept it.
+        FaultError: a value is invalid although the checks accept it.
     """
     try:
         return conversion.from_dict(cls, block)
     except ValueError as cause:
-        raise SpecificationError.at(file, where, f"{cause}.") from cause
+        raise FaultError(where, f"{cause}.") from cause
 
 
-def check_batch(block: Any, file: str, where: str) -> None:
-    """Check the `batch` keys of a study, a worker group or a step.
-
-    Raises:
-        SpecificationError: the block is invalid; the message contains the first problem only.
-    """
-    block_schema = conversion.json_schema(BatchSettings)
-    properties = block_schema["properties"]
-    type_schema = {**properties["type"], "enum": [LOCAL, *batch_systems()]}
-    check_block(block, {**block_schema, "properties": {**properties, "type": type_schema}}, file, where)
+def check_batch(block: Any, where: str) -> Iterator[Problem]:
+    """Check the `batch` keys of a study, a worker group or a step."""
+    yield from check_block(block, batch_schema(), where)
     for key in _FREE_KEYS:
-        check_free_block(block.get(key), file, f"{where}.{key}")
+        yield from check_free_block(block.get(key), f"{where}.{key}")
 
 
-def _check_parameters(parameters: Mapping[str, Any], parameter_schema: Mapping[str, Any], file: str) -> None:
-    first = next(iter(parameters), "")
+def _check_parameters(parameters: Mapping[str, Any], parameter_schema: Mapping[str, Any]) -> Iterator[Problem]:
+    first, expected = "", 0
     for name, parameter in parameters.items():
         where = f"global.parameters.{name}"
-        check_block(parameter, parameter_schema, file, where)
-        found, expected = len(parameter["values"]), len(parameters[first]["values"])
+        faults = list(check_block(parameter, parameter_schema, where))
+        yield from faults
+        if faults:
+            continue
+        found = len(parameter["values"])
+        first, expected = (first, expected) if first else (name, found)
         if found != expected:
-            raise SpecificationError.at(
-                file,
-                f"{where}.values",
-                f"found {found} values, but '{first}' has {expected}; all parameters need the same number.",
-            )
+            text = f"found {found} values, but '{first}' has {expected}; all parameters need the same number."
+            yield Problem(f"{where}.values", text)
         label = str(parameter.get("label"))
         if "%%" not in label and len({str(value) for value in parameter["values"]}) > 1:
-            LOGGER.warning(
-                "%s: %s.label: '%s' has no '%%%%' for the value; add it. Otherwise, step records that differ only "
-                "in %s have the same name, and Maestro runs only one of them.",
-                file, where, label, name,
-            )  # fmt: skip
+            yield Problem(
+                f"{where}.label",
+                f"'{label}' has no '%%' for the value; add it. Otherwise, step records that differ only in {name} "
+                "have the same name, and Maestro runs only one of them.",
+                Kind.WARNING,
+            )
 
 
-def _check_step(step: Any, number: int, maestro: Mapping[str, Any], file: str) -> None:
+def _check_step(step: Any, number: int, maestro: Mapping[str, Any]) -> Iterator[Problem]:
     where = f"study[{number}]"
-    if isinstance(step, dict) and isinstance(step.get("name"), str):
+    if isinstance(step, dict) and isinstance(step.get("name"), str) and step["name"]:
         where = f"study.{step['name']}"
-    check_block(step, {**maestro, "properties": {**maestro["properties"], "run": {"type": "object"}}}, file, where)
-    run = maestro["properties"]["run"]
-    properties = {**run["properties"], **conversion.json_schema(StepSettings)["properties"]}
-    check_block(step["run"], {**run, "properties": properties}, file, f"{where}.run")
-    check_batch(step["run"].get("batch", {}), file, f"{where}.run.batch")
-    _check_shell(step["run"].get("shell"), file, f"{where}.run.shell")
+    schema = {**maestro, "properties": {**maestro["properties"], "run": {"type": "object"}}}
+    yield from check_block(step, schema, where)
+    run = step.get("run") if isinstance(step, dict) else None
+    if isinstance(run, dict):
+        yield from check_block(run, run_schema(maestro), f"{where}.run")
+        yield from check_batch(_block_in(run, "batch"), f"{where}.run.batch")
+        yield from _check_shell(run.get("shell"), f"{where}.run.shell")
 
 
-def check_native(data: Mapping[str, Any], native: Set[str], file: str) -> None:
-    """Check that Maestro can run the native steps.
-
-    Raises:
-        SpecificationError: a native step has a key that only workers support.
-    """
+def check_native(data: Mapping[str, Any], native: Set[str]) -> Iterator[Problem]:
+    """Check that Maestro can run the native steps: no native step has a key that only workers support."""
     batch_type = (data.get("batch") or {}).get("type", "local")
     for step in data["study"]:
         if step["name"] in native:
-            _check_native_step(step, batch_type, file)
+            yield from _check_native_step(step, batch_type)
 
 
-def _check_native_step(step: Mapping[str, Any], batch_type: str, file: str) -> None:
+def _check_native_step(step: Mapping[str, Any], batch_type: str) -> Iterator[Problem]:
     supported = () if batch_type in IGNORES_SHELL else (SHELL_KEY,)
     for key in STEP_SETTING_KEYS:
         if key in step["run"] and key not in supported:
-            raise SpecificationError.at(
-                file,
+            yield Problem(
                 f"study.{step['name']}.run.{key}",
                 "Maestro runs this step itself (merlin.resources.unassigned: maestro) and does not support the key; "
                 "remove it, or assign the step to a worker group.",
             )
 
 
-def _check_shell(shell: str | None, file: str, where: str) -> None:
+def _check_shell(shell: Any, where: str) -> Iterator[Problem]:
     """Check that an interpreter exists, unless its name contains a token."""
-    if shell is None or names_in(shell):
+    if not isinstance(shell, str) or not shell or names_in(shell):
         return
     try:
         words = shlex.split(shell)
     except ValueError as cause:
-        raise SpecificationError.at(file, where, f'found "{shell}": {cause}; close the quotes.') from cause
+        yield Problem(where, f'found "{shell}": {cause}; close the quotes.')
+        return
     if not words or shutil.which(words[0]) is None:
-        raise SpecificationError.at(
-            file,
-            where,
-            f"found '{shell}', which is not a program on this machine; use a program such as /bin/bash or python3.",
-        )
+        text = f"found '{shell}', which is not a program on this machine; use a program such as /bin/bash or python3."
+        yield Problem(where, text, Kind.MACHINE)

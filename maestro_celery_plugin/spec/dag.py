@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import difflib
-import logging
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from maestro_celery_plugin.errors import SpecificationError, nearest
+from maestro_celery_plugin.errors import nearest
+from maestro_celery_plugin.spec.problems import Kind, Problem
 
 __all__ = ["ALL_COMBINATIONS", "check_graph"]
-
-LOGGER = logging.getLogger(__name__)
 
 # The suffix of a step name in `depends` for all parameter combinations, a funnel (datastructures/core/study.py:53).
 ALL_COMBINATIONS = re.compile(r"_\*|\*")
@@ -23,34 +21,36 @@ _WORKSPACE = re.compile(r"\$\(([^\s\"'#@\\]+)\.workspace\)")
 _ANY_SPELLING = re.compile(r"\$\([^()$\n]+\.workspace\s*\)", re.IGNORECASE)
 
 
-def check_graph(data: Mapping[str, Any], file: str) -> None:
-    """Check the names of steps and the references to steps; Maestro fails with a traceback for an unknown step.
-
-    Raises:
-        SpecificationError: a name or a reference is invalid; the message contains the first problem only.
-    """
+def check_graph(data: Mapping[str, Any]) -> Iterator[Problem]:
+    """Check the names of steps and the references to steps; Maestro fails with a traceback for an unknown step."""
     study = data["study"]
     names = [step["name"] for step in study]
     parents: dict[str, list[str]] = {}
+    unclear: set[str] = set()  # the steps with unknown dependencies
     for step in study:
         where = f"study.{step['name']}"
-        if names.count(step["name"]) > 1:
-            raise SpecificationError.at(file, where, "two steps have this name; each step needs its own name.")
+        if step["name"] in parents:
+            yield Problem(where, "two steps have this name; each step needs its own name.")
         depends = step["run"].get("depends") or []
-        parents[step["name"]] = [ALL_COMBINATIONS.sub("", str(parent)) for parent in depends]
-        for written, parent in zip(depends, parents[step["name"]], strict=True):
+        of_step = {ALL_COMBINATIONS.sub("", str(parent)): str(parent) for parent in depends}
+        for parent, written in of_step.items():
             if parent not in names:
-                found = f"unknown step '{written}'; {_nearest_dependency(str(written), parent, names)}"
-                raise SpecificationError.at(file, f"{where}.run.depends", found)
+                found = f"unknown step '{written}'; {_nearest_dependency(written, parent, names)}"
+                yield Problem(f"{where}.run.depends", found)
+                unclear.add(step["name"])
+        parents[step["name"]] = [parent for parent in of_step if parent in names]
     unchecked = dict(parents)
-    for name in names:
-        _check_acyclic(name, unchecked, (), file)
-    _check_order(parents, file)
+    cycles = [problem for name in names for problem in _check_acyclic(name, unchecked, ())]
+    yield from cycles
+    if cycles:
+        return
+    yield from _check_order(parents)
     environment = data.get("env") or {}
     inserted = {"SPECROOT", "OUTPUT_PATH", *(environment.get("variables") or {}), *(environment.get("labels") or {})}
     order = _order_of_maestro(parents)
     for step in study:
-        _check_workspaces(step, parents, order, inserted, file)
+        waits = not unclear.intersection((step["name"], *_ancestors(step["name"], parents)))
+        yield from _check_workspaces(step, parents, order, inserted, check_waits=waits)
 
 
 def _nearest_dependency(written: str, parent: str, names: Iterable[str]) -> str:
@@ -59,18 +59,17 @@ def _nearest_dependency(written: str, parent: str, names: Iterable[str]) -> str:
     return nearest(written, [f"{name}{suffix}" for name in names])
 
 
-def _check_order(parents: Mapping[str, Iterable[str]], file: str) -> None:
+def _check_order(parents: Mapping[str, Iterable[str]]) -> Iterator[Problem]:
     """Check that each step stands after the steps that it depends on, because Maestro adds them in this order.
 
-    Raises:
-        SpecificationError: a step depends on one that stands further down (study.py:388 fails with a traceback).
+    For a step that stands further down, Maestro fails with a traceback (study.py:388).
     """
     above: set[str] = set()
     for name, of_step in parents.items():
         for parent in of_step:
             if parent not in above:
                 found = f"the step '{parent}' must stand before '{name}' in the study; move it up."
-                raise SpecificationError.at(file, f"study.{name}.run.depends", found)
+                yield Problem(f"study.{name}.run.depends", found)
         above.add(name)
 
 
@@ -97,8 +96,13 @@ def _order_of_maestro(parents: Mapping[str, Iterable[str]]) -> dict[str, int]:
 
 
 def _check_workspaces(
-    step: Mapping[str, Any], parents: dict[str, list[str]], order: Mapping[str, int], inserted: set[str], file: str
-) -> None:
+    step: Mapping[str, Any],
+    parents: dict[str, list[str]],
+    order: Mapping[str, int],
+    inserted: set[str],
+    *,
+    check_waits: bool,
+) -> Iterator[Problem]:
     """Check the workspaces that a step uses.
 
     Maestro's conductor fails when a workspace does not belong to an earlier step (study.py:555).
@@ -108,31 +112,27 @@ def _check_workspaces(
         parents: The steps that each step depends on.
         order: The positions of the steps in Maestro's order.
         inserted: Names of tokens whose values Maestro inserts earlier (study.py:384).
-        file: Name of the specification, for messages.
+        check_waits: Whether to check that the step waits for the steps whose workspaces it uses.
     """
     for key in ("cmd", "restart"):
         where, text = f"study.{step['name']}.run.{key}", str(step["run"].get(key) or "")
         for name in inserted:
             text = text.replace(f"$({name})", "")
         for name in _WORKSPACE.findall(text):
-            problem = _workspace_problem(name, step["name"], parents)
-            if not problem and name not in _ancestors(step["name"], parents):
+            problem, kind = _workspace_problem(name, step["name"], parents), Kind.FAULT
+            if not problem and check_waits and name not in _ancestors(step["name"], parents):
                 problem = f"the step does not wait for '{name}'; add it to 'depends'."
                 if order[name] < order[step["name"]]:
-                    LOGGER.warning("%s: %s: found '$(%s.workspace)'; %s", file, where, name, problem)
-                    continue
+                    kind = Kind.WARNING
             if problem:
-                raise SpecificationError.at(file, where, f"found '$({name}.workspace)'; {problem}")
-        _check_spelling(text, parents, file, where)
+                yield Problem(where, f"found '$({name}.workspace)'; {problem}", kind)
+        yield from _check_spelling(text, parents, where)
 
 
-def _check_spelling(text: str, names: Iterable[str], file: str, where: str) -> None:
+def _check_spelling(text: str, names: Iterable[str], where: str) -> Iterator[Problem]:
     """Check that Maestro finds each workspace in a command: it would leave another spelling to the shell.
 
     A command of the shell whose last argument ends with ``.workspace`` is no reference to a step.
-
-    Raises:
-        SpecificationError: Maestro does not find a name.
     """
     for written in _ANY_SPELLING.findall(text):
         inner = written[2:-1]
@@ -147,7 +147,7 @@ def _check_spelling(text: str, names: Iterable[str], file: str, where: str) -> N
             problem = (
                 "Maestro does not find a step whose name has a blank, a quote, '#', '@' or a backslash; rename it."
             )
-        raise SpecificationError.at(file, where, f"found '{written}'; {problem}")
+        yield Problem(where, f"found '{written}'; {problem}")
 
 
 def _workspace_problem(name: str, step: str, parents: dict[str, list[str]]) -> str:
@@ -175,11 +175,12 @@ def _ancestors(name: str, parents: dict[str, list[str]]) -> set[str]:
     return found
 
 
-def _check_acyclic(name: str, parents: dict[str, list[str]], path: tuple[str, ...], file: str) -> None:
+def _check_acyclic(name: str, parents: dict[str, list[str]], path: tuple[str, ...]) -> Iterator[Problem]:
     if name in path:
         cycle = " -> ".join((*path[path.index(name) :], name))
         problem = "the step depends on itself." if len(path) == 1 else f"these steps depend on each other: {cycle}."
-        raise SpecificationError.at(file, f"study.{name}.run.depends", problem)
+        yield Problem(f"study.{name}.run.depends", problem)
+        return
     for parent in parents[name]:
-        _check_acyclic(parent, parents, (*path, name), file)
+        yield from _check_acyclic(parent, parents, (*path, name))
     parents[name] = []  # checked: the step is not in a cycle

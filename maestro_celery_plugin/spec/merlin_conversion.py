@@ -17,6 +17,7 @@ import yaml
 from maestro_celery_plugin.config.tokens import RESERVED
 from maestro_celery_plugin.errors import SpecificationError
 from maestro_celery_plugin.spec.checks import check_shape
+from maestro_celery_plugin.spec.problems import passed
 from maestro_celery_plugin.spec.token_checks import MAESTRO_TOKENS
 
 __all__ = ["Conversion", "Finding", "Kind", "convert"]
@@ -113,7 +114,7 @@ def convert(text: str, file: str) -> Conversion:
         raise SpecificationError.at(file, "", f"invalid YAML: {cause}") from cause
     if root is None or not isinstance(data, dict) or not isinstance(data.get("study"), list):
         raise SpecificationError.at(file, "study", "the block is missing, so this is not a specification.")
-    check_shape(data, file)
+    passed(check_shape(data), file)
     search = _Search(text, data)
     search.add_limits(root)
     search.visit(root, ())

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from maestro_celery_plugin.errors import SpecificationError
+from maestro_celery_plugin.spec.problems import Problem
 
 __all__ = ["check_placeholders"]
 
@@ -14,20 +14,12 @@ __all__ = ["check_placeholders"]
 _PLACEHOLDER = re.compile(r"<[A-Z][A-Z0-9]*(?:[ _-]+[A-Z0-9]+)+>")
 
 
-def check_placeholders(data: Mapping[str, Any], file: str) -> None:
+def check_placeholders(data: Mapping[str, Any]) -> Iterator[Problem]:
     """Check that no variable is a placeholder; in a command, the shell would read it as a redirection.
 
     Args:
         data: The specification, with the values of variables.
-        file: Name of the specification, for messages.
-
-    Raises:
-        SpecificationError: the value of a variable is a placeholder.
     """
     for name, value in ((data.get("env") or {}).get("variables") or {}).items():
         if isinstance(value, str) and _PLACEHOLDER.fullmatch(value.strip()):
-            raise SpecificationError.at(
-                file,
-                f"env.variables.{name}",
-                f"found the placeholder '{value}'; replace it with a value.",
-            )
+            yield Problem(f"env.variables.{name}", f"found the placeholder '{value}'; replace it with a value.")

@@ -10,7 +10,7 @@ import datetime
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from maestro_celery_plugin.errors import SpecificationError
+from maestro_celery_plugin.spec.problems import Problem
 
 __all__ = ["check_free_block", "check_plain"]
 
@@ -31,72 +31,75 @@ _DEPTH = 50
 _SHOWN = 60
 
 
-def check_plain(data: Mapping[str, Any], file: str) -> None:
+def check_plain(data: Mapping[str, Any]) -> Iterator[Problem]:
     """Check that all keys are text, that no block contains itself, and that all text can be stored.
 
     The block `user` is not used, except through aliases in other blocks, and is not checked.
-
-    Raises:
-        SpecificationError: a key or a value cannot be used; the message contains the first problem only.
     """
-    _Check(file).block({block: value for block, value in data.items() if block != "user"}, ())
+    yield from _Check().block({block: value for block, value in data.items() if block != "user"}, ())
 
 
 class _Check:
     """A walk through a document, which visits a block only once even if aliases repeat it."""
 
-    def __init__(self, file: str) -> None:
-        self._file = file
+    def __init__(self) -> None:
         self._done: set[int] = set()
         self._open: set[int] = set()
 
-    def _error(self, where: tuple[str, ...], problem: str) -> SpecificationError:
-        return SpecificationError.at(self._file, _escaped(".".join(where)), problem)
-
-    def value(self, value: Any, where: tuple[str, ...]) -> None:
+    def value(self, value: Any, where: tuple[str, ...]) -> Iterator[Problem]:
         if isinstance(value, str):
-            self._text(value, where)
+            yield from _text_problems(value, where)
         elif isinstance(value, int):
-            self._integer(value, where)
+            yield from _integer_problems(value, where)
         elif isinstance(value, dict | list | tuple | set):
-            self.block(value, where)
+            yield from self.block(value, where)
 
-    def block(self, block: Any, where: tuple[str, ...]) -> None:
+    def block(self, block: Any, where: tuple[str, ...]) -> Iterator[Problem]:
         if id(block) in self._open:
-            raise self._error(where, "the block contains itself through an alias ('*name'); write out what is needed.")
+            yield _at(where, "the block contains itself through an alias ('*name'); write out what is needed.")
+            return
         if id(block) in self._done:
             return
         if len(self._open) > _DEPTH:
-            raise self._error(where[:4], f"the block has more than {_DEPTH} levels; use fewer.")
+            yield _at(where[:4], f"the block has more than {_DEPTH} levels; use fewer.")
+            return
         self._open.add(id(block))
         if isinstance(block, Mapping):
             for key, item in block.items():
-                self._key(key, where)
-                self.value(item, (*where, key))
+                yield from _key_problems(key, where)
+                yield from self.value(item, (*where, key if isinstance(key, str) else _constant(key)))
         else:
             for place, item in _numbered(block, is_study=where == ("study",)):
-                self.value(item, (*where[:-1], where[-1] + place))
+                yield from self.value(item, (*where[:-1], where[-1] + place))
         self._open.discard(id(block))
         self._done.add(id(block))
 
-    def _key(self, key: Any, where: tuple[str, ...]) -> None:
-        if not isinstance(key, str):
-            name = _printable(_constant(key))
-            raise self._error(where, f"found the key '{name}', which YAML reads as {_kind_of(key)}; put it in quotes.")
-        self._text(key, where)
 
-    def _text(self, text: str, where: tuple[str, ...]) -> None:
-        problem = "a NUL character" if "\0" in text else None
-        if problem is None and not _is_encodable(text):
-            problem = "a character that UTF-8 cannot encode"
-        if problem is not None:
-            raise self._error(where, f"found '{_printable(text)}' with {problem}; remove it.")
+def _at(where: tuple[str, ...], text: str) -> Problem:
+    return Problem(_escaped(".".join(where)), text)
 
-    def _integer(self, number: int, where: tuple[str, ...]) -> None:
-        try:
-            str(number)
-        except ValueError as cause:  # more digits than Python converts
-            raise self._error(where, "found a number with thousands of digits; use a shorter one.") from cause
+
+def _key_problems(key: Any, where: tuple[str, ...]) -> Iterator[Problem]:
+    if isinstance(key, str):
+        yield from _text_problems(key, where)
+        return
+    name = _printable(_constant(key))
+    yield _at(where, f"found the key '{name}', which YAML reads as {_kind_of(key)}; put it in quotes.")
+
+
+def _text_problems(text: str, where: tuple[str, ...]) -> Iterator[Problem]:
+    problem = "a NUL character" if "\0" in text else None
+    if problem is None and not _is_encodable(text):
+        problem = "a character that UTF-8 cannot encode"
+    if problem is not None:
+        yield _at(where, f"found '{_printable(text)}' with {problem}; remove it.")
+
+
+def _integer_problems(number: int, where: tuple[str, ...]) -> Iterator[Problem]:
+    try:
+        str(number)
+    except ValueError:  # more digits than Python converts
+        yield _at(where, "found a number with thousands of digits; use a shorter one.")
 
 
 def _numbered(items: Any, *, is_study: bool) -> Iterator[tuple[str, Any]]:
@@ -107,21 +110,20 @@ def _numbered(items: Any, *, is_study: bool) -> Iterator[tuple[str, Any]]:
         yield f".{name}" if is_name else f"[{number}]" if is_study else f".{number}", item
 
 
-def check_free_block(value: Any, file: str, where: str) -> None:
+def check_free_block(value: Any, where: str) -> Iterator[Problem]:
     """Check the values of a block with arbitrary keys, which Maestro's adapters receive as the user has written them.
 
-    Raises:
-        SpecificationError: a value is neither text nor a number, true or false, a list, or a block of keys.
+    Each value must be text, a number, true or false, a list, or a block of keys.
     """
     if isinstance(value, Mapping):
         for key, item in value.items():
-            check_free_block(item, file, f"{where}.{key}")
+            yield from check_free_block(item, f"{where}.{key}")
     elif isinstance(value, list):
         for number, item in enumerate(value):
-            check_free_block(item, file, f"{where}.{number}")
+            yield from check_free_block(item, f"{where}.{number}")
     elif not isinstance(value, _FREE):
         found = f"found '{value}', which YAML reads as {_kind_of(value)}; put the value in quotes, or use another type."
-        raise SpecificationError.at(file, where, found)
+        yield Problem(where, found)
 
 
 def _kind_of(value: Any) -> str:

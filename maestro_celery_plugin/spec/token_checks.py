@@ -10,7 +10,7 @@ from typing import Any
 
 from maestro_celery_plugin.config.settings import SampleSettings
 from maestro_celery_plugin.config.tokens import RESERVED, SAMPLE_TOKENS, names_in
-from maestro_celery_plugin.errors import SpecificationError
+from maestro_celery_plugin.spec.problems import Kind, Problem
 
 __all__ = ["check_names", "check_parameter_names", "doubled_paths", "token_notes"]
 
@@ -33,8 +33,8 @@ _WRITES = re.compile(
 )
 
 
-def token_notes(data: Mapping[str, Any], parameters: Iterable[str], sampled: Iterable[str]) -> Iterator[str]:
-    """Yield a text for each use of a token that has probably another result than the user expects.
+def token_notes(data: Mapping[str, Any], parameters: Iterable[str], sampled: Iterable[str]) -> Iterator[Problem]:
+    """Yield a warning for each use of a token that has probably another result than the user expects.
 
     Args:
         data: The specification, with the values of variables.
@@ -45,9 +45,10 @@ def token_notes(data: Mapping[str, Any], parameters: Iterable[str], sampled: Ite
     sampled = frozenset(sampled)
     if labels and not sampled:
         tokens = ", ".join(f"$({name})" for name in labels)
-        yield (
-            f"merlin.samples: no step uses the samples, so each step runs once: no cmd or restart has {tokens} "
-            f"or one of {', '.join(f'$({name})' for name in SAMPLE_TOKENS)}."
+        yield _warning(
+            "merlin.samples",
+            f"no step uses the samples, so each step runs once: no cmd or restart has {tokens} "
+            f"or one of {', '.join(f'$({name})' for name in SAMPLE_TOKENS)}.",
         )
     defined = _defined(data, parameters)
     spellings = {label.casefold(): label for label in labels}
@@ -62,8 +63,12 @@ def token_notes(data: Mapping[str, Any], parameters: Iterable[str], sampled: Ite
                 yield from _shared_files(text, where, labels)
 
 
-def doubled_paths(item: Any, where: str = "") -> Iterator[str]:
-    """Yield a text for each path in the specification, before variables are inserted, that has another one inside."""
+def _warning(where: str, text: str) -> Problem:
+    return Problem(where, text, Kind.WARNING)
+
+
+def doubled_paths(item: Any, where: str = "") -> Iterator[Problem]:
+    """Yield a warning for each path, before variables are inserted, that has another absolute path inside."""
     if isinstance(item, Mapping):
         for key, value in item.items():
             yield from doubled_paths(value, f"{where}.{key}".lstrip("."))
@@ -73,9 +78,10 @@ def doubled_paths(item: Any, where: str = "") -> Iterator[str]:
             yield from doubled_paths(value, f"{where}.{name}")
     elif isinstance(item, str):
         for match in _DOUBLED.finditer(item):
-            yield (
-                f"{where}: found '{match[0]}', but {match[1]} is an absolute path itself; remove what stands before "
-                "it, or write a relative path."
+            yield _warning(
+                where,
+                f"found '{match[0]}', but {match[1]} is an absolute path itself; remove what stands before it, or "
+                "write a relative path.",
             )
 
 
@@ -90,25 +96,26 @@ def _defined(data: Mapping[str, Any], parameters: Iterable[str]) -> set[str]:
     return defined | {name for block in blocks for name in block or ()}
 
 
-def _other_spellings(text: str, where: str, defined: set[str], spellings: Mapping[str, str]) -> Iterator[str]:
-    """Yield a text for each token that is the label of a column in another case; Merlin inserts the value there."""
+def _other_spellings(text: str, where: str, defined: set[str], spellings: Mapping[str, str]) -> Iterator[Problem]:
+    """Yield a warning for each token that is the label of a column in another case; Merlin inserts the value there."""
     for name in sorted(names_in(text) - defined):
         if name.casefold() in spellings:
-            yield (
-                f"{where}: $({name}) is not the column '{spellings[name.casefold()]}', because upper and lower case "
-                "differ, so it stays as it is; Merlin would insert the value."
+            yield _warning(
+                where,
+                f"$({name}) is not the column '{spellings[name.casefold()]}', because upper and lower case differ, so "
+                "it stays as it is; Merlin would insert the value.",
             )
 
 
-def _unknown(text: str, where: str, defined: set[str], spellings: Mapping[str, str]) -> Iterator[str]:
-    """Yield a text for each token without a value that is probably misspelt: ``$(XX)`` for ``$(X)``.
+def _unknown(text: str, where: str, defined: set[str], spellings: Mapping[str, str]) -> Iterator[Problem]:
+    """Yield a warning for each token without a value that is probably misspelt: ``$(XX)`` for ``$(X)``.
 
     The shell runs such a token as a command. Its name is in capitals and is not a command.
     """
     for name in sorted(names_in(text) - defined):
         if name.casefold() not in spellings and _CAPITALS.fullmatch(name) and shutil.which(name) is None:
-            yield (
-                f"{where}: $({name}) is not a column label, parameter or variable; the shell will run it as a command."
+            yield _warning(
+                where, f"$({name}) is not a column label, parameter or variable; the shell will run it as a command."
             )
 
 
@@ -122,50 +129,42 @@ def _commands(script: str) -> str:
     return _NO_COMMAND.sub(lambda match: match["text"] or "", _QUOTED_DOCUMENT.sub("", script))
 
 
-def _shared_files(text: str, where: str, labels: Iterable[str]) -> Iterator[str]:
-    """Yield a text for each file that all samples of a step write."""
+def _shared_files(text: str, where: str, labels: Iterable[str]) -> Iterator[Problem]:
+    """Yield a warning for each file that all samples of a step write."""
     own = {*labels, *SAMPLE_TOKENS}
     for _, name in dict.fromkeys(_WRITES.findall(text)):
         if not names_in(name) & own:
-            yield (
-                f"{where}: all samples of the step write '$(WORKSPACE)/{name}'; write '{name}' instead, which is in "
-                "the directory of the sample."
+            yield _warning(
+                where,
+                f"all samples of the step write '$(WORKSPACE)/{name}'; write '{name}' instead, which is in the "
+                "directory of the sample.",
             )
 
 
-def check_parameter_names(names: Iterable[str], samples: SampleSettings | None, file: str, source: str) -> None:
+def check_parameter_names(names: Iterable[str], samples: SampleSettings | None, source: str) -> Iterator[Problem]:
     """Check that no parameter has the name of another token; a parameter generator can choose any name.
 
     Args:
         names: The names of the parameters.
         samples: The samples of the specification.
-        file: Name of the specification, for messages.
         source: Where the parameters come from.
-
-    Raises:
-        SpecificationError: a parameter has the name of a column, or a reserved name.
     """
     for name in names:
         if name in RESERVED:
-            raise SpecificationError.at(file, f"{source}.{name}", f"$({name}) is a reserved name; use another name.")
+            yield Problem(f"{source}.{name}", f"$({name}) is a reserved name; use another name.")
         if samples and name in samples.column_labels:
-            raise _two_meanings(file, name, source)
+            yield _two_meanings(name, source)
 
 
-def _two_meanings(file: str, label: str, block: str) -> SpecificationError:
-    return SpecificationError.at(
-        file,
+def _two_meanings(label: str, block: str) -> Problem:
+    return Problem(
         "merlin.samples.column_labels",
         f"'{label}' is also a name in {block}; $({label}) must have one meaning.",
     )
 
 
-def check_names(data: Mapping[str, Any], file: str) -> None:
-    """Check that every token has one meaning.
-
-    Raises:
-        SpecificationError: two things have one name, or a name is reserved.
-    """
+def check_names(data: Mapping[str, Any]) -> Iterator[Problem]:
+    """Check that every token has one meaning: no two things have one name, and no name is reserved."""
     environment = data.get("env") or {}
     blocks = {
         "global.parameters": data.get("global.parameters") or {},
@@ -175,17 +174,17 @@ def check_names(data: Mapping[str, Any], file: str) -> None:
     for block, names in blocks.items():
         for name in names:
             if name in RESERVED:
-                raise SpecificationError.at(file, f"{block}.{name}", f"$({name}) is a reserved name; use another name.")
+                yield Problem(f"{block}.{name}", f"$({name}) is a reserved name; use another name.")
     samples = (data.get("merlin") or {}).get("samples")
     labels = samples["column_labels"] if samples else []
     where = "merlin.samples.column_labels"
     for label in labels:
         if not re.fullmatch(r"[^\s()]+", label):
-            raise SpecificationError.at(file, where, f"'{label}' cannot be a token; use letters, digits and '_'.")
+            yield Problem(where, f"'{label}' cannot be a token; use letters, digits and '_'.")
         if labels.count(label) > 1:
-            raise SpecificationError.at(file, where, f"found '{label}' twice; each column needs its own label.")
+            yield Problem(where, f"found '{label}' twice; each column needs its own label.")
         if label in (*RESERVED, "OUTPUT_PATH"):
-            raise SpecificationError.at(file, where, f"'{label}' is a reserved name; use another name.")
+            yield Problem(where, f"'{label}' is a reserved name; use another name.")
         for block, names in blocks.items():
             if label in names:
-                raise _two_meanings(file, label, block)
+                yield _two_meanings(label, block)

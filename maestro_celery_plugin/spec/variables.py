@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from maestro_celery_plugin.config.tokens import names_in, substitute
-from maestro_celery_plugin.errors import SpecificationError
+from maestro_celery_plugin.spec.problems import Problem
 
 __all__ = ["MAESTRO_VARIABLES", "Variables"]
 
@@ -32,14 +32,13 @@ class Variables:
 
     Args:
         data: The specification.
-        file: Name of the specification, for messages.
 
-    Raises:
-        SpecificationError: a variable refers to itself.
+    Attributes:
+        problems: Variables that refer to themselves, and keys that are equal after the insertion of values.
     """
 
-    def __init__(self, data: Mapping[str, Any], file: str) -> None:
-        self._file = file
+    def __init__(self, data: Mapping[str, Any]) -> None:
+        self.problems: list[Problem] = []
         environment = data.get("env") or {}
         self._blocks = {str(name): block for block in ("variables", "labels") for name in environment.get(block) or {}}
         raw = {**(environment.get("variables") or {}), **(environment.get("labels") or {})}
@@ -55,7 +54,8 @@ class Variables:
         if name in path:
             cycle = " -> ".join((*path[path.index(name) :], name))
             where = f"env.{self._blocks[name]}.{name}"
-            raise SpecificationError.at(self._file, where, f"the variable refers to itself: {cycle}; give it a value.")
+            self.problems.append(Problem(where, f"the variable refers to itself: {cycle}; give it a value."))
+            return self._raw[name]
         if name not in self._values:
             value = self._raw[name]
             if isinstance(value, str):
@@ -80,11 +80,7 @@ class Variables:
                 self._values[name.upper()] = self._values[name]
 
     def insert_into(self, data: dict[str, Any]) -> dict[str, Any]:
-        """Return the specification with the values of all variables.
-
-        Raises:
-            SpecificationError: two keys of a block are equal after the insertion.
-        """
+        """Return the specification with the values of all variables."""
         return {key: self._walk(value, (key,)) for key, value in data.items()}
 
     def _walk(self, item: Any, where: tuple[str, ...]) -> Any:
@@ -103,11 +99,8 @@ class Variables:
         for key, value in block.items():
             filled = substitute(key, self._texts) if isinstance(key, str) else key
             if filled in result:
-                raise SpecificationError.at(
-                    self._file,
-                    ".".join(where),
-                    f"found the key '{filled}' twice (also as '{key}'); use each key once.",
-                )
+                found = f"found the key '{filled}' twice (also as '{key}'); use each key once."
+                self.problems.append(Problem(".".join(where), found))
             result[filled] = self._walk(value, (*where, str(filled)))
         return result
 

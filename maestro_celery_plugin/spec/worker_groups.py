@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
 from msgspec.structs import replace
@@ -15,12 +14,11 @@ from maestro_celery_plugin.config.settings import (
     WorkerGroupSettings,
 )
 from maestro_celery_plugin.config.tokens import names_in, substitute
-from maestro_celery_plugin.errors import SpecificationError, nearest
+from maestro_celery_plugin.errors import nearest
 from maestro_celery_plugin.spec.celery_options import check_celery_options
+from maestro_celery_plugin.spec.problems import Checked, Kind, Problem
 
 __all__ = ["check_groups", "native_steps", "served_queues", "task_queues", "with_own_task_queues", "with_task_queues"]
-
-LOGGER = logging.getLogger(__name__)
 
 # Bytes of the name of a worker group or an allocation. Names of files add up to about 60 bytes (numbers of allocation,
 # worker and process, a suffix), and a file system allows 255.
@@ -82,37 +80,31 @@ def _is_general(group: WorkerGroupSettings) -> bool:
     return not group.task_queues and (not group.steps or "all" in group.steps)
 
 
-def task_queues(data: Mapping[str, Any], file: str) -> dict[str, tuple[str, ...]]:
-    """Return the task queues of each step, one for each value of the parameters in the name.
-
-    Raises:
-        SpecificationError: a name has a token that is neither a variable nor a parameter.
-    """
+def task_queues(data: Mapping[str, Any]) -> Checked[dict[str, tuple[str, ...]]]:
+    """Return the task queues of each step, one for each value of the parameters in the name."""
     parameters = data.get("global.parameters") or {}
-    return {
-        step["name"]: _expanded(
-            step["run"].get("task_queue", DEFAULT_TASK_QUEUE),
-            parameters,
-            file,
-            f"study.{step['name']}.run.task_queue",
-        )
-        for step in data["study"]
-    }
+    queues = {}
+    for step in data["study"]:
+        name, queue = step["name"], step["run"].get("task_queue", DEFAULT_TASK_QUEUE)
+        yield from _check_tokens(queue, parameters, f"study.{name}.run.task_queue")
+        queues[name] = _expanded(queue, parameters)
+    return queues
 
 
-def _expanded(queue: str, parameters: Mapping[str, Any], file: str, where: str) -> tuple[str, ...]:
-    tokens = names_in(queue)
-    if not tokens:
-        return (queue,)
+def _check_tokens(queue: str, parameters: Mapping[str, Any], where: str) -> Iterator[Problem]:
+    """Check that each token in the name of a task queue is a parameter."""
     rows = _rows(parameters)
-    unknown = sorted(token for token in tokens if not rows or token not in rows[0])
-    if unknown:
-        raise SpecificationError.at(
-            file,
+    for token in sorted(token for token in names_in(queue) if not rows or token not in rows[0]):
+        yield Problem(
             where,
-            f"$({unknown[0]}) in '{queue}' is neither a variable of env nor a parameter, so the "
-            f"task queue of the workers is unknown; {nearest(unknown[0], parameters)}",
+            f"$({token}) in '{queue}' is neither a variable of env nor a parameter, so the "
+            f"task queue of the workers is unknown; {nearest(token, parameters)}",
         )
+
+
+def _expanded(queue: str, parameters: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the names of a task queue, one for each value of its parameters."""
+    rows = (names_in(queue) and _rows(parameters)) or [{}]
     return tuple(dict.fromkeys(substitute(queue, row) for row in rows))
 
 
@@ -128,67 +120,66 @@ def _rows(parameters: Mapping[str, Any]) -> list[dict[str, str]]:
     return rows
 
 
-def check_groups(resources: ResourceSettings, queues: StepQueues, data: Mapping[str, Any], file: str) -> None:
-    """Check the names of worker groups, and that their steps, task queues and options exist.
-
-    Raises:
-        SpecificationError: a name is invalid, or a step, task queue or option does not exist.
-    """
+def check_groups(resources: ResourceSettings, queues: StepQueues, data: Mapping[str, Any]) -> Iterator[Problem]:
+    """Check the names of worker groups, and that their steps, task queues and options exist."""
     existing = {DEFAULT_TASK_QUEUE, *(queue for step_queues in queues.values() for queue in step_queues)}
     for name, group in resources.workers.items():
         where = f"merlin.resources.workers.{name}"
-        _check_file_name(name, file, where)
-        _check_file_name(group.allocation, file, f"{where}.allocation")
+        yield from _check_file_name(name, where)
+        yield from _check_file_name(group.allocation, f"{where}.allocation")
         if group.steps and group.task_queues:
-            raise SpecificationError.at(file, where, "found both steps and task_queues; use one of them.")
-        _check_steps(group, tuple(queues), file, f"{where}.steps")
+            yield Problem(where, "found both steps and task_queues; use one of them.")
+        yield from _check_steps(group, tuple(queues), f"{where}.steps")
         for queue in group.task_queues:
-            for expanded in _expanded(queue, data.get("global.parameters") or {}, file, f"{where}.task_queues"):
-                if expanded not in existing:
-                    found = f"no step uses the task queue '{expanded}'; {nearest(expanded, existing)}"
-                    raise SpecificationError.at(file, f"{where}.task_queues", found)
-        check_celery_options(group.args, file, f"{where}.args")
+            yield from _check_queue(queue, data.get("global.parameters") or {}, existing, f"{where}.task_queues")
+        yield from check_celery_options(group.args, f"{where}.args")
 
 
-def _check_file_name(name: str | None, file: str, where: str) -> None:
+def _check_queue(queue: str, parameters: Mapping[str, Any], existing: Set[str], where: str) -> Iterator[Problem]:
+    """Check that a step uses a task queue of a group."""
+    faults = list(_check_tokens(queue, parameters, where))
+    yield from faults
+    for name in () if faults else _expanded(queue, parameters):
+        if name not in existing:
+            yield Problem(where, f"no step uses the task queue '{name}'; {nearest(name, existing)}")
+
+
+def _check_file_name(name: str | None, where: str) -> Iterator[Problem]:
     """Check the name of a group or of an allocation, which is also a file name."""
     if name is None:
         return
     if "/" in name or name.startswith("."):
         found = f"found '{name}'; the name is also a file name, so it must not contain '/' or begin with a dot."
-        raise SpecificationError.at(file, where, found)
+        yield Problem(where, found)
     size = len(name.encode())
     if not 0 < size <= NAME_LIMIT:
         found = f"found a name of {size} bytes; it is also a file name, so it needs 1 to {NAME_LIMIT} bytes."
-        raise SpecificationError.at(file, where, found)
+        yield Problem(where, found)
 
 
-def _check_steps(group: WorkerGroupSettings, steps: tuple[str, ...], file: str, where: str) -> None:
+def _check_steps(group: WorkerGroupSettings, steps: tuple[str, ...], where: str) -> Iterator[Problem]:
     for step in group.steps:
         if step != "all" and step not in steps:
             names = ", ".join(f"'{name}'" for name in steps)
-            raise SpecificationError.at(file, where, f"unknown step '{step}'; steps are {names}.")
+            yield Problem(where, f"unknown step '{step}'; steps are {names}.")
 
 
 def with_task_queues(
-    resources: ResourceSettings, queues: StepQueues, data: Mapping[str, Any], file: str
-) -> ResourceSettings:
+    resources: ResourceSettings, queues: StepQueues, data: Mapping[str, Any]
+) -> Checked[ResourceSettings]:
     """Return the worker groups with their task queues; the default group serves those that no other group serves.
 
     If groups must not overlap, only the first of several groups serves a task queue; groups that name steps or task
-    queues come before those that serve all steps.
-
-    Raises:
-        SpecificationError: other groups serve all task queues of a group.
+    queues come before those that serve all steps. A group whose task queues all belong to other groups is a fault.
     """
-    requested = {name: _requested_queues(group, queues, data, file) for name, group in resources.workers.items()}
+    requested = {name: _requested_queues(group, queues, data) for name, group in resources.workers.items()}
     owners = {} if resources.overlap else _owners(resources.workers, requested)
     groups: dict[str, WorkerGroupSettings] = {}
     for name, group in resources.workers.items():
         own = tuple(queue for queue in requested[name] if owners.get(queue, name) == name)
         others = {queue: owners[queue] for queue in requested[name] if queue not in own}
         if others:
-            _report(name, group, bool(own), others, resources, file)
+            yield from _report(name, group, bool(own), others, resources)
         groups[name] = replace(group, task_queues=own)
     served = {queue for group in groups.values() for queue in group.task_queues}
     _add_to_default_group(groups, {step: _without(names, served) for step, names in queues.items()})
@@ -210,22 +201,18 @@ def _report(
     serves_some: bool,
     others: Mapping[str, str],
     resources: ResourceSettings,
-    file: str,
-) -> None:
-    """Log that other groups serve task queues of a group.
+) -> Iterator[Problem]:
+    """Report that other groups serve task queues of a group: a fault if no task queue remains.
 
     Groups for different machines may name the same steps; the user starts the workers of one of them.
-
-    Raises:
-        SpecificationError: the group serves no task queue.
     """
     where, remedy = f"merlin.resources.workers.{name}", "give its steps another `task_queue`, or set `overlap: True`."
     text = ", ".join(f"'{owner}' serves the task queue '{queue}'" for queue, owner in others.items())
     has_machines = group.machines or any(resources.workers[owner].machines for owner in others.values())
     if not serves_some and not has_machines:
-        raise SpecificationError.at(file, where, f"the group serves nothing: {text}; {remedy}")
-    if not _is_general(group):  # a group for all steps serves the rest
-        LOGGER.warning("%s: %s: %s; %s", file, where, text, remedy)
+        yield Problem(where, f"the group serves nothing: {text}; {remedy}")
+    elif not _is_general(group):  # a group for all steps serves the rest
+        yield Problem(where, f"{text}; {remedy}", Kind.WARNING)
 
 
 def _without(names: Iterable[str], served: set[str]) -> tuple[str, ...]:
@@ -246,13 +233,11 @@ def _add_to_default_group(groups: dict[str, WorkerGroupSettings], unserved: Step
     )
 
 
-def _requested_queues(
-    group: WorkerGroupSettings, queues: StepQueues, data: Mapping[str, Any], file: str
-) -> tuple[str, ...]:
+def _requested_queues(group: WorkerGroupSettings, queues: StepQueues, data: Mapping[str, Any]) -> tuple[str, ...]:
     if not group.task_queues:
         return served_queues(group, queues)
     parameters = data.get("global.parameters") or {}
-    return tuple(dict.fromkeys(queue for name in group.task_queues for queue in _expanded(name, parameters, file, "")))
+    return tuple(dict.fromkeys(queue for name in group.task_queues for queue in _expanded(name, parameters)))
 
 
 def served_queues(group: WorkerGroupSettings, queues: StepQueues) -> tuple[str, ...]:
@@ -260,4 +245,4 @@ def served_queues(group: WorkerGroupSettings, queues: StepQueues) -> tuple[str, 
     if group.task_queues:
         return group.task_queues
     steps = tuple(queues) if not group.steps or "all" in group.steps else group.steps
-    return tuple(dict.fromkeys(queue for step in steps for queue in queues[step]))
+    return tuple(dict.fromkeys(queue for step in steps for queue in queues.get(step, ())))

@@ -6,8 +6,14 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import jsonschema
 import pytest
+import yaml
 from support import Study
+
+from maestro_celery_plugin.maestro.schema import specification_schema
+from maestro_celery_plugin.maestro.validation import validate
+from maestro_celery_plugin.spec.problems import Kind
 
 pytestmark = pytest.mark.timeout(600)  # the first test waits for the installation of Merlin
 
@@ -81,6 +87,13 @@ def test_each_example_is_staged_or_refused(tmp_path, environment, examples):
         *_, last = studies[name].output.strip().splitlines()
         assert last.startswith(f"maestro: error: {Path(name).name}.yaml: ") and text in last
         assert not studies[name].path.exists()
+
+
+@pytest.mark.parametrize("name", ["hello.yaml", "hello_samples.yaml"])
+def test_validation_and_schema_accept_an_example(name, examples):
+    assert not [finding for finding in validate(str(examples / "hello" / name)) if finding.problem.kind is not Kind.WARNING]
+    schema = specification_schema()
+    assert not list(jsonschema.Draft7Validator(schema).iter_errors(yaml.safe_load((examples / "hello" / name).read_text())))
 
 
 def test_hello(run, examples):

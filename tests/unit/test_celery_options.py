@@ -6,6 +6,7 @@ import pytest
 
 from maestro_celery_plugin.errors import SpecificationError
 from maestro_celery_plugin.spec.celery_options import check_celery_options, parse_celery_options, usable_cpus
+from maestro_celery_plugin.spec.problems import passed
 
 
 @pytest.mark.parametrize(
@@ -74,7 +75,7 @@ def test_other_options_are_those_of_celerys_worker(args, others):
 )
 def test_an_option_that_is_not_allowed_is_refused(args, message):
     with pytest.raises(SpecificationError) as error:
-        check_celery_options(args, "study.yaml", "merlin.resources.workers.w.args")
+        passed(check_celery_options(args, "merlin.resources.workers.w.args"), "study.yaml")
     assert str(error.value) == f"study.yaml: merlin.resources.workers.w.args: {message}"
 
 

@@ -1,0 +1,156 @@
+"""Validation: all problems of a specification that a launch would stop at, without a launch.
+
+The checks are those of a launch (`ensemble_specification.py`). For a specification without an ensemble, Maestro decides
+whether it is valid; the checks of its blocks then say why not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from maestrowf.specification.yamlspecification import YAMLSpecification
+
+from maestro_celery_plugin.config.tokens import names_in, substitute
+from maestro_celery_plugin.errors import SpecificationError, StudyError
+from maestro_celery_plugin.maestro.command_line import check_place, check_specification_file, check_study_name
+from maestro_celery_plugin.maestro.ensemble_specification import EnsembleSpecification
+from maestro_celery_plugin.maestro.launch import check_batch_systems
+from maestro_celery_plugin.maestro.schemas import shipped_schemas
+from maestro_celery_plugin.maestro.specification import find_ensemble, without_log_of_maestro, yaml_problem
+from maestro_celery_plugin.maestro.yaml_text import lines_of, load
+from maestro_celery_plugin.spec.checks import check_blocks, check_shape
+from maestro_celery_plugin.spec.dag import check_graph
+from maestro_celery_plugin.spec.problems import FaultError, Kind, Problem, collected
+from maestro_celery_plugin.spec.variables import Variables
+
+__all__ = ["STDIN", "Finding", "validate"]
+
+# The name of the standard input on a command line.
+STDIN = "-"
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """A problem, and the line of its key in the file; line 1 for a problem of the whole file."""
+
+    line: int
+    problem: Problem
+
+
+def validate(name: str) -> list[Finding]:
+    """Return the problems of a specification, in the order of the file.
+
+    Args:
+        name: The file; `-` for the standard input.
+    """
+    text = ""
+
+    def problems() -> Iterator[Problem]:
+        nonlocal text
+        text = _text_of(name)
+        yield from _problems_of(text, None if name == STDIN else name)
+
+    found = collected(problems())
+    lines = _lines_of(text, {problem.where for problem in found})
+    return sorted((Finding(lines[problem.where], problem) for problem in found), key=lambda finding: finding.line)
+
+
+def _text_of(name: str) -> str:
+    """Return the text of a file.
+
+    Raises:
+        FaultError: it cannot be read, is empty, or is not UTF-8.
+    """
+    try:
+        if name == STDIN:
+            return sys.stdin.buffer.read().decode()
+        check_specification_file(name)
+        return Path(name).read_bytes().decode()
+    except UnicodeDecodeError as cause:
+        raise FaultError("", f"the file is not UTF-8 ({cause}); convert it.") from cause
+    except SpecificationError as cause:
+        raise FaultError("", cause.problem or str(cause).removeprefix(f"'{Path(name)}' ")) from cause
+    except OSError as cause:
+        raise FaultError("", f"the file cannot be read ({cause.strerror}).") from cause
+
+
+def _lines_of(text: str, places: set[str]) -> dict[str, int]:
+    """Return the line of each place; a problem of the YAML text has the line as its place."""
+    lines = dict.fromkeys(places, 1)
+    with contextlib.suppress(yaml.YAMLError, ValueError, RecursionError):
+        lines.update(lines_of(text, places))
+    marked = {place: re.match(r"line (\d+)", place) for place in places}
+    return lines | {place: int(match[1]) for place, match in marked.items() if match}
+
+
+def _problems_of(text: str, path: str | None) -> Iterator[Problem]:
+    try:
+        data, repeated = load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as cause:
+        yield Problem(*yaml_problem(cause))
+        return
+    if not isinstance(data, dict):
+        yield Problem("", "the file has no blocks such as 'description' and 'study'; give the YAML file of a study.")
+        return
+    ensemble = yield from find_ensemble(data, repeated)
+    if ensemble is not None:
+        yield from _ensemble_problems(ensemble, path)
+        return
+    yield from (Problem(where, problem, Kind.WARNING) for where, problem in repeated)
+    yield from _plain_problems(data, text)
+
+
+def _ensemble_problems(data: dict[str, Any], path: str | None) -> Iterator[Problem]:
+    specification = EnsembleSpecification()
+    specification.path = path
+    yield from specification.checks(data, is_launch=True)
+    if not hasattr(specification, "ensemble"):
+        return
+    yield from check_study_name(specification.name)
+    try:
+        check_place(Path(specification.output_path or ".").absolute(), "OUTPUT_PATH")
+    except StudyError as cause:
+        text = str(cause).removeprefix("OUTPUT_PATH: ")
+        yield Problem("env.variables.OUTPUT_PATH", text, Kind.MACHINE)
+    yield from check_batch_systems(specification.ensemble)
+    yield from _check_sample_file(specification)
+
+
+def _check_sample_file(specification: EnsembleSpecification) -> Iterator[Problem]:
+    """Check that the sample file exists, unless a command generates it or its path is known at the launch only."""
+    samples = specification.ensemble.samples
+    if samples is None or samples.generate:
+        return
+    root = {"SPECROOT": str(Path(specification.path).absolute().parent)} if specification.path else {}
+    file = substitute(samples.file, root)
+    if not names_in(file) and not Path(file).expanduser().is_file():
+        text = f"there is no file '{file}'; check its name, or let generate.cmd write it."
+        yield Problem("merlin.samples.file", text, Kind.MACHINE)
+
+
+def _plain_problems(data: Mapping[str, Any], text: str) -> Iterator[Problem]:
+    """Yield the problems of a specification without an ensemble."""
+    try:
+        with without_log_of_maestro():
+            YAMLSpecification.load_specification_from_stream(io.StringIO(text))
+    except Exception as cause:  # Maestro raises errors of any type
+        yield from _reasons(data) or [Problem("", " ".join(str(getattr(cause, "message", cause)).split()))]
+        return
+    yield from check_graph(Variables(data).insert_into(dict(data)))
+
+
+def _reasons(data: Mapping[str, Any]) -> list[Problem]:
+    """Return the problems of blocks that Maestro refuses."""
+    blocks = {block: value for block, value in data.items() if block != "batch"}  # Maestro does not verify it
+    faults = collected(check_shape(blocks))
+    if not faults:
+        faults = collected(check_blocks(blocks, shipped_schemas()))
+    return [problem for problem in faults if problem.kind is Kind.FAULT]
