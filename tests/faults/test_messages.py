@@ -170,4 +170,4 @@ def test_an_error_in_the_worker_fails_the_step(run):
     study.await_end()
 
     assert study.states()["sim"] == "FAILED"
-    assert "retry_delay_s\n  Field required [type=missing" in intruder.worker_log()
+    assert "(Object contains unknown field `no_such_field`)" in intruder.worker_log()
