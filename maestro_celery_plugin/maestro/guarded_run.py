@@ -64,7 +64,7 @@ def _set_options(arguments: argparse.Namespace) -> None:
     OPTIONS.parameter_generator, OPTIONS.hashes_names = arguments.pgen is not None, arguments.hashws
     OPTIONS.foreground = arguments.fg
     OPTIONS.is_ensemble = OPTIONS.is_conducted = False
-    OPTIONS.study = OPTIONS.directory = None
+    OPTIONS.study = OPTIONS.directory = OPTIONS.location = None
 
 
 def _end(text: str, code: int = 1) -> int:

@@ -6,6 +6,7 @@ The samples and the session are such a dependency; its errors stop the launch.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import secrets
@@ -38,6 +39,8 @@ from maestro_celery_plugin.study.session import ENVIRONMENT_VARIABLE, BrokerLoca
 
 __all__ = ["EnsembleDependency", "check_launch"]
 
+LOGGER = logging.getLogger(__name__)
+
 
 def check_launch(settings: EnsembleSettings, file: str) -> None:
     """Check, before `maestro run` creates files, that workers can start and that the broker answers.
@@ -64,7 +67,10 @@ def _check_launch(settings: EnsembleSettings, file: str) -> None:
         broker.check(choice)
         if choice.url is None and OPTIONS.broker_host:
             check_address(OPTIONS.broker_host)
+        for note in choice.notes:
+            LOGGER.warning("%s", note)
         OPTIONS.broker = choice.url or broker.PRIVATE
+        OPTIONS.location = BrokerLocation(url=choice.url, celery=dict(choice.celery)) if choice.url else None
 
 
 def _check_batch_systems(settings: EnsembleSettings, file: str) -> None:
@@ -233,6 +239,6 @@ def _make_session(plan: StudyPlan) -> None:
         session.write_broker_host(host)
     choice = choose(OPTIONS.broker)
     if choice.url:
-        session.write_broker(BrokerLocation(url=choice.url))
+        session.write_broker(OPTIONS.location or BrokerLocation(url=choice.url, celery=dict(choice.celery)))
     elif OPTIONS.foreground:
         begin(session)  # the conductor, which is this process, needs it soon

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from maestro_celery_plugin.errors import StudyError
 from maestro_celery_plugin.files import is_locked
+from maestro_celery_plugin.study.session import BrokerLocation
 
 __all__ = ["LAUNCH_LOCK", "OPTIONS", "LaunchOptions", "check_output"]
 
@@ -22,6 +23,7 @@ class LaunchOptions:
     Attributes:
         launching: Whether the command is `maestro run`.
         broker: URL of the broker; None for another choice.
+        location: The broker that the launch has chosen; None before, and for a private broker.
         broker_host: Address of this machine at which compute nodes reach the private broker; None for the default.
         dry_run: Whether it is a dry run.
         foreground: Whether the conductor runs in this process.
@@ -36,6 +38,7 @@ class LaunchOptions:
 
     launching: bool = False
     broker: str | None = None
+    location: BrokerLocation | None = None
     broker_host: str | None = None
     dry_run: bool = False
     foreground: bool = False

@@ -24,6 +24,7 @@ import os
 import re
 import secrets
 from pathlib import Path
+from typing import Any
 
 from maestro_celery_plugin.config import conversion
 from maestro_celery_plugin.config.groups import GroupConfig
@@ -52,12 +53,14 @@ class BrokerLocation:
         machine: Identity of the supervisor's machine (`machine.machine_id`); empty in a session of release 0.1.0.
         generation: Changes at each start of a private broker, which loses its messages; None for a broker
             that the user gave by URL.
+        celery: Settings of Celery that a user has changed for this broker.
     """
 
     url: str
     supervisor: tuple[int, int] | None = None
     generation: str | None = None
     machine: str = ""
+    celery: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 class Session:

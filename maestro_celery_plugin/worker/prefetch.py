@@ -14,6 +14,7 @@ from types import MethodType
 from typing import Any
 
 from celery import Celery, bootsteps
+from celery.worker.consumer import Tasks
 
 from maestro_celery_plugin.broker.envelope import protect
 from maestro_celery_plugin.worker.gate import gate
@@ -102,4 +103,7 @@ def install(app: Celery, slots: int) -> None:
     gate.slots = slots
     protect(gate.refuse)
     app.steps["consumer"].add(PrefetchStep)
+    # RabbitMQ refuses a limit for the whole channel on a quorum queue, and Celery does not know the type of a queue that
+    # the virtual host or a policy has given it. `PrefetchStep` sets the limit of each consumer.
+    Tasks.qos_global = lambda step, consumer: False
     app.conf.worker_consumer = RangeConsumer
