@@ -27,6 +27,7 @@ from maestro_celery_plugin.processes import end_marked
 
 __all__ = [
     "ACK_LIMIT_S",
+    "LIMITED",
     "PASSWORD",
     "QUORUM",
     "Server",
@@ -44,6 +45,8 @@ __all__ = [
 PASSWORD = "s3cret-of-the-test"
 # The virtual host of RabbitMQ whose queues are quorum queues.
 QUORUM = "quorum"
+# A user who may log in, and may not use new queues.
+LIMITED = "limited"
 # How long RabbitMQ waits for the acknowledgement of a message: samples of the tests take longer.
 ACK_LIMIT_S = 1
 
@@ -110,7 +113,10 @@ def answers(url: str) -> bool:
 def redis_on(port: int, directory: Path) -> Iterator[str]:
     """Run a Redis server on a port; yield its URL. Its data is lost at its end."""
     configuration = directory / "redis.conf"
-    configuration.write_text(f'bind 127.0.0.1\nport {port}\nrequirepass {PASSWORD}\nsave ""\ndir {directory}\n')
+    configuration.write_text(
+        f'bind 127.0.0.1\nport {port}\nrequirepass {PASSWORD}\nsave ""\ndir {directory}\n'
+        f"unixsocket {directory}/socket\nuser {LIMITED} on >{PASSWORD} ~nothing &* +@all\n"
+    )
     process = subprocess.Popen([needed("redis-server"), str(configuration)], stdout=subprocess.DEVNULL)
     url = f"redis://:{PASSWORD}@127.0.0.1:{port}/0"
     try:
@@ -197,16 +203,19 @@ def redis_tls_server(tmp_path_factory) -> Iterator[TlsServer]:
 
 
 def _definitions() -> dict[str, list[dict[str, object]]]:
-    """Return the user and the virtual hosts of RabbitMQ; a server with definitions has no default ones."""
+    """Return the users and the virtual hosts of RabbitMQ; a server with definitions has no default ones."""
     salt = b"salt"
     password = base64.b64encode(salt + hashlib.sha256(salt + PASSWORD.encode()).digest()).decode()
     user = {"name": "tester", "password_hash": password, "hashing_algorithm": "rabbit_password_hashing_sha256"}
     permissions = {"configure": ".*", "write": ".*", "read": ".*"}
     metadata = {"description": "", "tags": [], "default_queue_type": "quorum"}
     return {
-        "users": [{**user, "tags": "administrator"}],
+        "users": [{**user, "tags": "administrator"}, {**user, "name": LIMITED, "tags": ""}],
         "vhosts": [{"name": "/"}, {"name": QUORUM, "default_queue_type": "quorum", "metadata": metadata}],
-        "permissions": [{"user": "tester", "vhost": vhost, **permissions} for vhost in ("/", QUORUM)],
+        "permissions": [
+            *({"user": "tester", "vhost": vhost, **permissions} for vhost in ("/", QUORUM)),
+            {"user": LIMITED, "vhost": "/", **permissions, "configure": "^$"},
+        ],
     }
 
 

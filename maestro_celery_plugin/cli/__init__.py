@@ -18,7 +18,7 @@ from maestro_celery_plugin.imports import one_thread
 __all__ = ["main"]
 
 # The commands in the order of the help text; each is a module with a function `command`.
-COMMANDS = ("status", "resume", "cancel", "workers", "allocation", "explain", "doctor")
+COMMANDS = ("status", "resume", "cancel", "workers", "allocation", "explain", "config", "doctor")
 
 # New objects between two searches for garbage. A command creates many thousands that stay, and hardly any garbage.
 _GARBAGE_THRESHOLD = 100_000

@@ -11,7 +11,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from maestro_celery_plugin.config.groups import (
     serving_groups,
 )
 from maestro_celery_plugin.config.settings import EnsembleSettings
+from maestro_celery_plugin.config.user_configuration import read_configuration
 from maestro_celery_plugin.errors import SpecificationError, StudyError
 from maestro_celery_plugin.ledger.claims import Claims
 from maestro_celery_plugin.maestro.launch_options import LAUNCH_LOCK, OPTIONS
@@ -111,6 +112,7 @@ class EnsembleDependency(Dependency):  # type: ignore[misc]
         batch: The batch dictionary that Maestro will store; `acquire` completes it.
         specification: The specification; None for one from a stream.
         check_parameters: Checks the parameters that `--pgen` has generated.
+        batch_defaults: The keys of `batch` that the user's configuration has added.
     """
 
     name = "merlin samples"
@@ -121,9 +123,10 @@ class EnsembleDependency(Dependency):  # type: ignore[misc]
         batch: dict[str, Any],
         specification: Path | None = None,
         check_parameters: Callable[[Any], None] = lambda parameters: None,
+        batch_defaults: Mapping[str, Any] | None = None,
     ) -> None:
         self._settings, self._batch, self._specification = settings, batch, specification
-        self.check_parameters = check_parameters
+        self.check_parameters, self._batch_defaults = check_parameters, dict(batch_defaults or {})
         self._is_acquired = False
         self._lock: FileLock | None = None
 
@@ -169,6 +172,7 @@ class EnsembleDependency(Dependency):  # type: ignore[misc]
             settings=self._settings,
             id=f"{secrets.randbits(64):016x}",
             specification=self._specification,
+            batch_defaults=self._batch_defaults,
         )
         plan.info.mkdir(parents=True, exist_ok=True)
         self._lock = _lock_of(plan)
@@ -231,6 +235,9 @@ def _make_session(plan: StudyPlan) -> None:
     from maestro_celery_plugin.broker.private import begin, cluster_address
 
     session = Session.create(plan.session)
+    notify = read_configuration().notify
+    if notify:
+        session.write_notify(notify)
     if not plan.settings.needs_workers:
         return
     Claims(plan.claims, plan.number).check()

@@ -3,6 +3,7 @@
     session/                 0700
       secret                 0600  key of the message signatures
       broker.json            0600  location of the broker
+      notify                 0600  command that runs when the study ends
       stop                         exists when the workers must end
       conductor.json               heartbeat of the conductor (`heartbeats.py`)
       broker_host                  address on which the private broker listens
@@ -147,6 +148,19 @@ class Session:
     def write_broker_host(self, host: str) -> None:
         """Store the address on which the private broker must listen."""
         self._write("broker_host", host)
+
+    # --- the end of the study ---
+
+    def write_notify(self, command: str) -> None:
+        """Store the command that runs when the study ends; it may have a secret, such as the address of a service."""
+        self._write("notify", command)
+
+    def read_notify(self) -> str | None:
+        """Return the command that runs when the study ends; None without one."""
+        try:
+            return read_text(self.path / "notify")
+        except FileNotFoundError:
+            return None
 
     # --- worker groups ---
 

@@ -103,7 +103,7 @@ def install(app: Celery, slots: int) -> None:
     gate.slots = slots
     protect(gate.refuse)
     app.steps["consumer"].add(PrefetchStep)
-    # RabbitMQ refuses a limit for the whole channel on a quorum queue, and Celery does not know the type of a queue that
-    # the virtual host or a policy has given it. `PrefetchStep` sets the limit of each consumer.
+    # RabbitMQ refuses a limit for a whole channel with quorum queues, and Celery does not know the type that a virtual
+    # host or a policy has given to a queue. `PrefetchStep` sets the limit of each consumer.
     Tasks.qos_global = lambda step, consumer: False
     app.conf.worker_consumer = RangeConsumer

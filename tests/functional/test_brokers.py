@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import redis
-from servers import PASSWORD, Server, TlsServer
+from servers import LIMITED, PASSWORD, Server, TlsServer
 from support import BIN, ROOT
 
-from maestro_celery_plugin.broker.choice import check, check_reachable, choose
+from maestro_celery_plugin.broker.choice import BrokerChoice, check, check_reachable, choose
 from maestro_celery_plugin.errors import BrokerError, BrokerUnavailableError
 from maestro_celery_plugin.ledger.entries import Kind
 from maestro_celery_plugin.ledger.reader import LedgerReader, read_ledger
@@ -146,6 +146,34 @@ def test_a_wrong_password_stops_the_launch(run, server):
     assert "Traceback" not in study.output
     assert not study.path.exists()
     assert time.monotonic() - begin < 20
+
+
+def test_a_user_without_permission_for_task_queues_stops_the_launch(server):
+    """Given a user who may log in, then the check before the launch sends a message, which the server refuses."""
+    check(BrokerChoice(server.url, "--broker"))
+    limited = server.url.replace("tester:", ":").replace("//:", f"//{LIMITED}:")
+    with pytest.raises(BrokerError, match=r"cannot be used: the user may not use task queues \(.*\)\. Ask its administrator"):
+        check(BrokerChoice(limited, "--broker"))
+
+
+def test_a_replica_that_is_read_only_stops_the_launch(redis_server):
+    client = redis.Redis.from_url(redis_server.url)
+    client.replicaof("127.0.0.1", 1)
+    try:
+        with pytest.raises(BrokerError, match="cannot be used: it is a read-only replica. Use the URL of the primary server"):
+            check(BrokerChoice(redis_server.url, "--broker"))
+    finally:
+        client.replicaof("no", "one")
+
+
+def test_a_broker_at_a_socket(run, redis_server, environment):
+    """Given Merlin's broker `redis+socket`, then the study uses the socket, which may have a password in a URL."""
+    directory = redis.Redis.from_url(redis_server.url).config_get("dir")["dir"]
+    environment["MAESTRO_CELERY_BROKER_URL"] = f"redis+socket://:{PASSWORD}@{directory}/socket?virtual_host=2"
+    study = run(ROOT / "specs" / "hello_samples.yaml").await_end()
+
+    assert study.outputs("count/*.out") == ["20\n"]
+    assert not list(study.path.glob("**/broker.conf"))
 
 
 def test_a_worker_can_tell_a_wrong_password_from_a_server_that_is_away(tmp_path, server):

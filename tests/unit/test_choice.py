@@ -37,6 +37,8 @@ def test_the_option_has_priority_then_the_environment_then_the_file(home, monkey
         ("{name: rediss, server: h, port: 7, db_num: 3, password: 'a/b@c'}", "rediss://:a%2Fb%40c@h:7/3"),
         ("{name: rabbitmq, server: h, password: p}", "amqps://ada:p@h:5671/ada"),
         ("{name: rabbitmq, server: h, username: u, password: p, vhost: /v}", "amqps://u:p@h:5671/%2Fv"),
+        ("{name: amqp, server: h, username: u, password: p, port: 7}", "amqp://u:p@h:7/u"),
+        ("{name: amqps, server: h, username: u, password: p, vhost: v}", "amqps://u:p@h:5671/v"),
         ("{name: redis, server: '[::1]', password: x}", "redis://:x@%3A%3A1:6379/0"),
         ("{name: redis+socket, path: /s}", "redis+socket:///s?virtual_host=0"),
     ],
