@@ -210,10 +210,11 @@ def _definitions() -> dict[str, list[dict[str, object]]]:
     permissions = {"configure": ".*", "write": ".*", "read": ".*"}
     metadata = {"description": "", "tags": [], "default_queue_type": "quorum"}
     return {
-        "users": [{**user, "tags": "administrator"}, {**user, "name": LIMITED, "tags": ""}],
+        "users": [{**user, "name": name, "tags": ""} for name in ("tester", LIMITED, "client")],
         "vhosts": [{"name": "/"}, {"name": QUORUM, "default_queue_type": "quorum", "metadata": metadata}],
         "permissions": [
             *({"user": "tester", "vhost": vhost, **permissions} for vhost in ("/", QUORUM)),
+            {"user": "client", "vhost": "/", **permissions},
             {"user": LIMITED, "vhost": "/", **permissions, "configure": "^$"},
         ],
     }
@@ -232,11 +233,14 @@ def rabbitmq_server() -> Iterator[Server]:
     configuration.write_text(
         f"listeners.tcp.1 = 127.0.0.1:{port}\nload_definitions = {directory}/definitions.json\nlog.console = false\n"
         f"consumer_timeout = {1000 * ACK_LIMIT_S}\n"
+        "auth_mechanisms.1 = PLAIN\nauth_mechanisms.2 = AMQPLAIN\nauth_mechanisms.3 = EXTERNAL\n"
+        "ssl_cert_login_from = common_name\n"
         f"listeners.ssl.1 = 127.0.0.1:{tls_port}\nssl_options.cacertfile = {directory}/ca.pem\n"
         f"ssl_options.certfile = {directory}/server.pem\nssl_options.keyfile = {directory}/server.key\n"
         "ssl_options.verify = verify_peer\nssl_options.fail_if_no_peer_cert = true\n"
     )
     (directory / "advanced.config").write_text("[{rabbit, [{channel_tick_interval, 500}]}].\n")
+    (directory / "plugins").write_text("[rabbitmq_auth_mechanism_ssl].\n")
     (directory / "definitions.json").write_text(json.dumps(_definitions()))
     directory.chmod(0o777)
     environment = {

@@ -100,7 +100,9 @@ def _url_names() -> list[str]:
 
 
 def _verification(text: str) -> ssl.VerifyMode | None:
-    return _CERT_REQS.get(text.lower().removeprefix("cert_"))
+    """Return the mode of a URL, in one of the spellings that kombu knows; None for another text."""
+    spellings = {**_CERT_REQS, **{f"CERT_{name.upper()}": mode for name, mode in _CERT_REQS.items()}}
+    return spellings.get(text)
 
 
 def _query(url: str) -> dict[str, str]:

@@ -23,6 +23,7 @@ from maestro_celery_plugin.config.user_configuration import (
 )
 from maestro_celery_plugin.errors import BrokerError, EnsembleError, nearest
 from maestro_celery_plugin.machine import host_name
+from maestro_celery_plugin.processes import forget_secret_url
 
 __all__ = ["command"]
 
@@ -37,6 +38,7 @@ def command(ctx: click.Context, broker: str | None) -> None:
 
     Exit code 1 if the broker cannot be used.
     """
+    forget_secret_url(broker)
     if ctx.invoked_subcommand is None:
         sys.exit(_show(broker))
 
@@ -101,6 +103,7 @@ def set_key(key: str, value: str | None) -> None:
     if value is None:
         hidden = sys.stdin.isatty()
         value = click.prompt(key, hide_input=True) if hidden else sys.stdin.readline().rstrip("\n")
+    forget_secret_url(value)
     data = conversion.to_dict(read_configuration())
     block, name = _place(data, key)
     block[name] = _value(value) if key.startswith(_BATCH) else value

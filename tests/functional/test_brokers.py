@@ -160,7 +160,7 @@ def test_a_replica_that_is_read_only_stops_the_launch(redis_server):
     client = redis.Redis.from_url(redis_server.url)
     client.replicaof("127.0.0.1", 1)
     try:
-        with pytest.raises(BrokerError, match="cannot be used: it is a read-only replica. Use the URL of the primary server"):
+        with pytest.raises(BrokerError, match=r"cannot be used: it is a read-only replica\. Use the URL of the primary server"):
             check(BrokerChoice(redis_server.url, "--broker"))
     finally:
         client.replicaof("no", "one")
@@ -199,6 +199,23 @@ def test_a_server_that_does_not_answer_stops_the_launch(run, environment):
             assert study.code == 1
             assert "cannot be used" in study.output
             assert not study.path.exists()
+
+
+@pytest.mark.parametrize("words", [["maestro", "run", "-y", str(ROOT / "specs" / "hello.yaml")], ["maestro-celery", "doctor"]])
+@pytest.mark.parametrize("form", ["--broker URL", "--broker=URL"])
+def test_the_password_of_the_option_leaves_the_process_list(environment, tmp_path, words, form):
+    """Given a command that waits for its broker, then the process list has no password any more."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"redis://:{PASSWORD}@127.0.0.1:{silent.getsockname()[1]}/0"
+        command = [str(BIN / words[0]), *words[1:], *form.replace("URL", url).split()]
+        with subprocess.Popen(command, env=environment, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
+            connection, _ = silent.accept()
+            line = Path(f"/proc/{process.pid}/cmdline").read_text()
+            process.kill()
+            connection.close()
+    assert "--broker" in line
+    assert "*****" in line
+    assert PASSWORD not in line
 
 
 def test_a_study_removes_only_its_own_keys_from_a_shared_broker(run, redis_server):

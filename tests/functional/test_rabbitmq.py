@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import time
 import uuid
+from pathlib import Path
 
 import amqp
 import pytest
+import yaml
 from kombu import Connection
 from servers import ACK_LIMIT_S, QUORUM, Server
+from support import ROOT
 
 LONG = """
     description: {name: long, description: d}
@@ -67,3 +71,19 @@ def test_the_queues_of_a_virtual_host_may_be_quorum_queues(run, rabbitmq_server:
     assert study.outputs("post/post.out") == ["1\n2\n3\n4\n5\n6\n"], study.outputs("merlin_info/workers/*.log")
     logs = "".join(study.outputs("merlin_info/workers/*.log")) + study.log()
     assert "onnection" not in logs and "global" not in logs, logs
+
+
+def test_a_client_certificate_may_be_the_login(run, rabbitmq_server: Server, environment):
+    """Given Merlin's app.yaml with `broker_login_method: EXTERNAL`, then the certificate names the user, without a password."""
+    tls = rabbitmq_server.tls
+    merlin = Path(environment["HOME"], ".merlin")
+    merlin.mkdir()
+    settings = yaml.safe_dump({"celery": {"overrides": {"broker_login_method": "EXTERNAL", "broker_heartbeat": 30}}})
+    block = tls.broker(ca_certs=f"{tls.files}/ca.pem", password=None)
+    (merlin / "app.yaml").write_text(block)
+    assert "it refuses the user or the password" in run(ROOT / "specs" / "hello.yaml").output
+
+    (merlin / "app.yaml").write_text(block + settings)
+    study = run(ROOT / "specs" / "hello_samples.yaml").await_end()
+    assert study.outputs("count/*.out") == ["20\n"]
+    assert json.loads((study.path / "merlin_info/session/broker.json").read_text())["celery"]["broker_login_method"] == "EXTERNAL"
