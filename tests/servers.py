@@ -110,12 +110,12 @@ def answers(url: str) -> bool:
 
 
 @contextlib.contextmanager
-def redis_on(port: int, directory: Path) -> Iterator[str]:
-    """Run a Redis server on a port; yield its URL. Its data is lost at its end."""
+def redis_on(port: int, directory: Path, settings: str = "") -> Iterator[str]:
+    """Run a Redis server on a port, with more settings; yield its URL. Its data is lost at its end."""
     configuration = directory / "redis.conf"
     configuration.write_text(
         f'bind 127.0.0.1\nport {port}\nrequirepass {PASSWORD}\nsave ""\ndir {directory}\n'
-        f"unixsocket {directory}/socket\nuser {LIMITED} on >{PASSWORD} ~nothing &* +@all\n"
+        f"unixsocket {directory}/socket\nuser {LIMITED} on >{PASSWORD} ~nothing &* +@all\n{settings}\n"
     )
     process = subprocess.Popen([needed("redis-server"), str(configuration)], stdout=subprocess.DEVNULL)
     url = f"redis://:{PASSWORD}@127.0.0.1:{port}/0"

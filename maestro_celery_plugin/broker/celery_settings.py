@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from celery.app.defaults import NAMESPACES, flatten
 from kombu.utils.url import url_to_parts
 
 from maestro_celery_plugin.broker.failures import PORTS
@@ -145,11 +144,17 @@ def _is_taken(key: str, value: Any, rules: Mapping[str, _Rule], place: str, note
     if needless:
         notes.append(f"{place}.{key} has no effect here: {needless}.")
         return False
-    known = [name for name, _ in flatten(NAMESPACES)]
+    known = _settings_of_celery()
     if "." not in key and key not in known:
         raise _error(place, key, f"Celery has no such setting; {_nearest(key, known)}")
     reason = _reason(_REFUSED, key) or "this plugin sets it itself, or does not use it"
     raise _error(place, key, f"found '{value}', but the setting cannot be changed here: {reason}; remove it")
+
+
+def _settings_of_celery() -> list[str]:
+    from celery.app.defaults import NAMESPACES, flatten  # its import takes long, and few users need it
+
+    return [name for name, _ in flatten(NAMESPACES)]
 
 
 def _reason(table: tuple[tuple[str, str], ...], key: str) -> str | None:

@@ -204,6 +204,9 @@ def check_reachable(session: Session, host: str) -> None:
         raise BrokerUnavailableError(
             f"The session '{session.path}' has no broker: its study has ended, or its conductor has not started one."
         )
+    problem = tls_problem(broker.url)
+    if problem:
+        raise BrokerError(f"The broker {masked(broker.url)} cannot be used on {host}: {problem}.")
     try:
         _connect(broker.url)
         _log_in(broker.url, broker.celery)

@@ -97,6 +97,8 @@ def _login(cause: Exception, url: str) -> str | None:
             return f"the user may not use task queues ({reason_of(error)}). Ask its administrator for the permissions."
         if isinstance(error, amqp.AccessRefused | redis.exceptions.AuthenticationError):
             return f"it refuses the user or the password ({reason_of(error)}). Correct them."
+        if isinstance(error, redis.exceptions.MovedError | redis.exceptions.ClusterDownError):
+            return "it is a Redis Cluster, which Celery does not support. Use a single server, or RabbitMQ."
         if isinstance(error, redis.exceptions.ReadOnlyError):
             return "it is a read-only replica. Use the URL of the primary server."
         if isinstance(error, redis.exceptions.ResponseError) and "DB index" in str(error):

@@ -23,7 +23,6 @@ import yaml
 from msgspec import field
 
 from maestro_celery_plugin.config import conversion
-from maestro_celery_plugin.config.schema_errors import problems
 from maestro_celery_plugin.config.settings import BatchSettings, Block, FreeBlock, Text
 from maestro_celery_plugin.errors import ConfigurationError
 from maestro_celery_plugin.files import read_text, write_atomically
@@ -94,6 +93,8 @@ def checked(data: Any, path: Path) -> UserConfiguration:
 
 
 def _check(data: Any, schema: Mapping[str, Any], path: Path, where: str) -> None:
+    from maestro_celery_plugin.config.schema_errors import problems  # its import takes long; most users have no file
+
     for place, problem in problems(data, schema):
         full = ".".join(part for part in (where, place) if part)
         raise ConfigurationError(f"{path}: {full + ': ' if full else ''}{problem.rstrip('.?')}; {_HINT}.")

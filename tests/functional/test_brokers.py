@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import redis
-from servers import LIMITED, PASSWORD, Server, TlsServer
+from servers import LIMITED, PASSWORD, Server, TlsServer, free_port, redis_on
 from support import BIN, ROOT
 
 from maestro_celery_plugin.broker.choice import BrokerChoice, check, check_reachable, choose
@@ -164,6 +164,14 @@ def test_a_replica_that_is_read_only_stops_the_launch(redis_server):
             check(BrokerChoice(redis_server.url, "--broker"))
     finally:
         client.replicaof("no", "one")
+
+
+def test_a_cluster_stops_the_launch(tmp_path):
+    with (
+        redis_on(free_port(), tmp_path, f"cluster-enabled yes\ncluster-port {free_port()}") as url,
+        pytest.raises(BrokerError, match=r"cannot be used: it is a Redis Cluster, which Celery does not support\. Use a single"),
+    ):
+        check(BrokerChoice(url, "--broker"))
 
 
 def test_a_broker_at_a_socket(run, redis_server, environment):
