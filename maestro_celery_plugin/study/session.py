@@ -41,6 +41,8 @@ ENVIRONMENT_VARIABLE = "MAESTRO_CELERY_BROKER_URL"
 # Bytes of the secret, which is stored as hexadecimal text.
 _SECRET_BYTES = 32
 _SECRET = re.compile(rf"[0-9a-f]{{{2 * _SECRET_BYTES}}}")
+# Bytes of the name of a task queue that remain in the name of its queue.
+_QUEUE_BYTES = 200
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -113,8 +115,14 @@ class Session:
         return "mcp-" + hashlib.sha256(b"id" + self.secret).hexdigest()[:12]
 
     def queue(self, task_queue: str) -> str:
-        """Return the name of Celery's queue for a task queue of this session."""
-        return f"{self.id}.{task_queue}"
+        """Return the name of Celery's queue for a task queue of this session.
+
+        It has no character that a shell interprets, and at most 255 bytes, as RabbitMQ requires.
+        """
+        plain = re.sub(r"[^\w.-]", "_", task_queue, flags=re.ASCII)[:_QUEUE_BYTES]
+        if plain != task_queue:  # two task queues must not become one
+            plain = f"{plain}-{hashlib.sha256(task_queue.encode()).hexdigest()[:12]}"
+        return f"{self.id}.{plain}"
 
     # --- broker ---
 
