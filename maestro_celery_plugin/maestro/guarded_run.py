@@ -15,7 +15,6 @@ from typing import Any
 from maestro_celery_plugin.errors import EnsembleError
 from maestro_celery_plugin.maestro.command_line import check_specification_file
 from maestro_celery_plugin.maestro.launch_options import OPTIONS, check_output
-from maestro_celery_plugin.processes import forget_secret_url
 
 __all__ = ["guarded_run"]
 
@@ -60,7 +59,11 @@ def guarded_run(
 
 
 def _set_options(arguments: argparse.Namespace) -> None:
-    forget_secret_url(arguments.broker)
+    if arguments.broker:
+        # A study without an ensemble does not wait for this import.
+        from maestro_celery_plugin.processes import forget_secret_url
+
+        forget_secret_url(arguments.broker)
     OPTIONS.launching, OPTIONS.broker, OPTIONS.dry_run = True, arguments.broker, arguments.dry
     OPTIONS.broker_host, OPTIONS.arguments = arguments.broker_host, arguments
     OPTIONS.parameter_generator, OPTIONS.hashes_names = arguments.pgen is not None, arguments.hashws

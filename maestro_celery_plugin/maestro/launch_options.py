@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from maestro_celery_plugin.errors import StudyError
 from maestro_celery_plugin.files import is_locked
-from maestro_celery_plugin.study.session import BrokerLocation
+
+if TYPE_CHECKING:  # a study without an ensemble does not wait for this import
+    from maestro_celery_plugin.study.session import BrokerLocation
 
 __all__ = ["LAUNCH_LOCK", "OPTIONS", "LaunchOptions", "check_output"]
 
