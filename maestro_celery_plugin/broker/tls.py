@@ -13,7 +13,7 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 
 from maestro_celery_plugin.errors import BrokerError, nearest
 
-__all__ = ["TLS_KEYS", "for_celery", "has_tls", "tls_problem", "with_tls"]
+__all__ = ["TLS_KEYS", "encryption_of", "for_celery", "has_tls", "tls_problem", "with_tls"]
 
 _FILES = ("ca_certs", "certfile", "keyfile")
 TLS_KEYS = ("cert_reqs", *_FILES)
@@ -93,6 +93,19 @@ def tls_problem(url: str) -> str | None:
     if keys.get(_CHECK_HOST, "true").lower() not in ("true", "false"):
         return f"'{_PREFIX}{_CHECK_HOST}' is '{keys[_CHECK_HOST]}' in its URL; allowed: 'true', 'false'"
     return _file_problem(keys)
+
+
+def encryption_of(url: str) -> str:
+    """Return how the connection to a broker is protected, in words."""
+    keys, is_rabbitmq = _query(url), url.lower().startswith("amqps")
+    has_keys = any(key.startswith(_PREFIX) for key in keys)
+    if not has_tls(url):
+        return "without TLS"
+    if _verification(keys.get(f"{_PREFIX}cert_reqs", "required")) is ssl.CERT_NONE or not (has_keys or is_rabbitmq):
+        return "with TLS, but its certificate is not verified"
+    if not has_keys or keys.get(_PREFIX + _CHECK_HOST, "true").lower() == "false":
+        return "with TLS; its certificate is verified, but not its host name"
+    return "with TLS; its certificate and its host name are verified"
 
 
 def _url_names() -> list[str]:

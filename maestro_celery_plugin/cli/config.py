@@ -12,6 +12,7 @@ import yaml
 
 from maestro_celery_plugin.broker.choice import BrokerChoice, check, choices, masked
 from maestro_celery_plugin.broker.private import find_server
+from maestro_celery_plugin.broker.tls import encryption_of
 from maestro_celery_plugin.config import conversion
 from maestro_celery_plugin.config.user_configuration import (
     UserConfiguration,
@@ -56,7 +57,7 @@ def _show(option: str | None) -> int:
         for other in _others(found):
             click.echo(f"  not used: {other}")
         check(used)
-        click.echo(f"  {'it answers' if used.url else f'its server is {find_server()}'}")
+        click.echo(f"  it answers, {encryption_of(used.url)}" if used.url else f"  its server is {find_server()}")
     except BrokerError as error:
         click.echo(f"  error: {error}")
         code = 1

@@ -126,6 +126,9 @@ def test_no_password_in_a_process_a_log_or_a_file_that_others_can_read(run, serv
     """Given a broker of the user's configuration with TLS, then only private files of the session have its password."""
     configure(environment, server.url(ca_certs="ca.pem"))
     study = run(WAITING)
+    shown = study.command("maestro-celery", "config").stdout
+    assert "it answers, with TLS; its certificate and its host name are verified" in shown
+    assert PASSWORD not in shown
     study.await_text("sim/*/environment", "PATH=")
     places = places_of_password(study)
     (study.path.parent / "go").touch()

@@ -7,7 +7,7 @@ import ssl
 import pytest
 
 from maestro_celery_plugin.broker.choice import ENVIRONMENT_VARIABLE, BrokerChoice, check, choose, masked
-from maestro_celery_plugin.broker.tls import for_celery
+from maestro_celery_plugin.broker.tls import encryption_of, for_celery
 from maestro_celery_plugin.errors import BrokerError
 
 
@@ -200,6 +200,23 @@ def test_rabbitmq_gets_the_keys_in_an_argument(pem):
     assert for_celery("amqps://h?ssl_cert_reqs=none&a=1") == ("amqps://h?a=1", {"cert_reqs": ssl.CERT_NONE})
     for other in ("amqps://h", "rediss://h?ssl_cert_reqs=required"):
         assert for_celery(other) == (other, None)
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("redis://h", "without TLS"),
+        ("rediss://h", "with TLS, but its certificate is not verified"),
+        ("rediss://h?ssl_cert_reqs=none", "with TLS, but its certificate is not verified"),
+        ("amqps://h?ssl_cert_reqs=CERT_NONE", "with TLS, but its certificate is not verified"),
+        ("amqps://h", "with TLS; its certificate is verified, but not its host name"),
+        ("rediss://h?ssl_ca_certs=/c&ssl_check_hostname=false", "with TLS; its certificate is verified, but not its host name"),
+        ("rediss://h?ssl_ca_certs=/c", "with TLS; its certificate and its host name are verified"),
+        ("amqps://h?ssl_cert_reqs=required", "with TLS; its certificate and its host name are verified"),
+    ],
+)
+def test_the_protection_of_a_connection_in_words(url, words):
+    assert encryption_of(url) == words
 
 
 # --- the way past a file of Merlin -------------------------------------------------------------------
