@@ -16,6 +16,7 @@ __all__ = [
     "BatchSystemUnavailableError",
     "BrokerError",
     "BrokerUnavailableError",
+    "ConfigurationError",
     "DamagedFileError",
     "EnsembleError",
     "ExtensionError",
@@ -63,6 +64,10 @@ class BrokerError(EnsembleError):
 
 class BrokerUnavailableError(BrokerError):
     """The message broker does not answer now."""
+
+
+class ConfigurationError(EnsembleError):
+    """The user's configuration cannot be used."""
 
 
 class WorkerError(EnsembleError):

@@ -25,6 +25,7 @@ __all__ = [
     "end_found",
     "end_marked",
     "exit_at_once",
+    "forget_secret_url",
     "forget_variable",
     "marked",
     "set_command_line",
@@ -200,6 +201,15 @@ def forget_variable(name: str) -> None:
                 rb"(?:^|(?<=\0))" + re.escape(os.fsencode(name)) + rb"=[^\0]*", _memory(start, end)
             ):
                 ctypes.memset(start + found.start(), 0, len(found[0]))
+
+
+def forget_secret_url(url: str | None) -> None:
+    """Overwrite a URL with a password in the command line that other processes see; this process keeps its own copy."""
+    if url and "@" in url and sys.platform == "linux":
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            start, end = _memory_range(48)
+            for found in re.finditer(re.escape(os.fsencode(url)), _memory(start, end)):
+                ctypes.memset(start + found.start(), ord("*"), len(found[0]))
 
 
 def set_command_line(words: Sequence[str]) -> None:

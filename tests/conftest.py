@@ -12,6 +12,9 @@ from merlin_runs import merlins  # noqa: F401 (fixture)
 from servers import rabbitmq_server, redis_server, redis_tls_server  # noqa: F401 (fixtures)
 from support import Study, kill
 
+# The configuration of the user who runs the tests has no effect on them.
+os.environ["XDG_CONFIG_HOME"] = "/nonexistent"
+
 TESTS_OF_LAYER = {"functional": "functional", "endtoend": "endtoend", "faults": "faults", "slurm": "slurm"}
 
 

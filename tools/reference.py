@@ -150,6 +150,8 @@ def _subcommands() -> Iterator[tuple[str, click.Command]]:
         command = commands.get_command(context, name)
         if command is not None:
             yield name, command
+        if isinstance(command, click.Group):
+            yield from ((f"{name} {inner}", one) for inner, one in command.commands.items())
 
 
 def _parser_row(action: argparse.Action) -> tuple[str, str]:

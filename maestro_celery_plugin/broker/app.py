@@ -117,11 +117,14 @@ def make_app(session: Session, socket_timeout_s: float | None = None, *, confirm
         )
     app = _SessionApp("maestro_celery", loader=_Loader, set_as_current=False, autofinalize=False)
     app.url, app.signer = broker.url, Signer(session.secret)
-    app.conf.update(SETTINGS)
+    app.conf.update({**SETTINGS, **broker.celery})
     app.address, tls = for_celery(broker.url)
     app.conf.broker_url = app.address
     app.conf.broker_use_ssl = tls or False
-    app.conf.broker_transport_options = _transport_options(broker.url, socket_timeout_s, confirms)
+    app.conf.broker_transport_options = {
+        **_transport_options(broker.url, socket_timeout_s, confirms),
+        **broker.celery.get("broker_transport_options", {}),
+    }
     app.finalize()
     return app
 

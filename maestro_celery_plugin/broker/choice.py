@@ -1,6 +1,7 @@
 """The choice of a broker for a session, and the check whether it answers.
 
-Order: ``--broker`` of `maestro run`, the environment variable, Merlin's ``app.yaml``, the private broker.
+Order: ``--broker`` of `maestro run`, the environment variable, the user's configuration, Merlin's ``app.yaml``, the
+private broker.
 If a broker that the user gives by URL does not answer, the plugin raises an error and uses no other broker.
 """
 
@@ -9,37 +10,28 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import secrets
 import socket
-import ssl
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-import yaml
 from kombu import Connection
-from kombu.utils.url import as_url, safequote, url_to_parts
+from kombu.utils.url import url_to_parts
 
+from maestro_celery_plugin.broker.failures import PORTS, REDIS_PORT, failure_of, is_refusal, reason_of
+from maestro_celery_plugin.broker.merlin_configuration import merlin_configuration, read_merlin
 from maestro_celery_plugin.broker.private import find_server
-from maestro_celery_plugin.broker.tls import TLS_KEYS, for_celery, with_tls
-from maestro_celery_plugin.errors import BrokerError, BrokerUnavailableError, nearest
+from maestro_celery_plugin.broker.tls import for_celery, tls_problem
+from maestro_celery_plugin.config.user_configuration import configuration_path, read_configuration
+from maestro_celery_plugin.errors import BrokerError, BrokerUnavailableError
 from maestro_celery_plugin.study.session import ENVIRONMENT_VARIABLE, Session
 
-__all__ = ["ENVIRONMENT_VARIABLE", "PRIVATE", "BrokerChoice", "check", "check_reachable", "choose", "masked"]
+__all__ = ["ENVIRONMENT_VARIABLE", "PRIVATE", "BrokerChoice", "check", "check_reachable", "choices", "choose", "masked"]
 
-# The value of ``--broker`` and of the environment variable for the private broker, whatever Merlin's app.yaml says.
+# The value of ``--broker``, of the environment variable and of the user's configuration for the private broker.
 PRIVATE = "private"
 CHECK_TIMEOUT_S = 4.0
-# The keys of Merlin's broker block. Those without a use here are for Merlin's server, or for the results.
-_BLOCK_KEYS = frozenset(
-    (
-        *("name", "server", "port", "username", "password", "vhost", "db_num", "path", "url", *TLS_KEYS),
-        *("socketname", "pass_file", "encryption_key"),
-    )
-)
-# Default ports by scheme; all other schemes have the default port of Redis.
-_PORTS = {"amqps": 5671, "amqp": 5672, "pyamqp": 5672}
-_REDIS_PORT = 6379
-_SCHEMES = ("redis", "rediss", "redis+socket", "valkey", "valkeys", *_PORTS)
+_SCHEMES = ("redis", "rediss", "redis+socket", "valkey", "valkeys", *PORTS)
 # The password of a URL, which may contain any character: it ends at the last "@".
 _PASSWORD = re.compile(r"(?<=://)([^:]*):.*@", re.DOTALL)
 _PASSWORD_IN_QUERY = re.compile(r"(?<=[?&])(password|passwd)=[^&]*")
@@ -54,10 +46,14 @@ class BrokerChoice:
     Attributes:
         url: URL with the password; None for a private broker.
         source: Where the user has set the broker, for messages.
+        celery: Settings of Celery that belong to it (`celery_settings.py`).
+        notes: Sentences about settings that have no effect.
     """
 
     url: str | None
     source: str
+    celery: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 def choose(option: str | None) -> BrokerChoice:
@@ -65,91 +61,36 @@ def choose(option: str | None) -> BrokerChoice:
 
     Args:
         option: The value of ``--broker``, a URL or ``private``; None without the option.
+
+    Raises:
+        BrokerError: the broker of Merlin's app.yaml cannot be used.
+        ConfigurationError: the user's configuration cannot be used.
     """
+    return next(choices(option))
+
+
+def choices(option: str | None) -> Iterator[BrokerChoice]:
+    """Yield the brokers that the user has set, in their order, and the private broker at the end; as `choose`."""
     for value, source in ((option, "--broker"), (os.environ.get(ENVIRONMENT_VARIABLE), ENVIRONMENT_VARIABLE)):
         if value:
-            return BrokerChoice(None if value.lower() == PRIVATE else _for_kombu(value), source)
-    configuration = _merlin_configuration()
+            yield _choice(value, source)
+    configured = read_configuration().broker
+    if configured:
+        yield _choice(configured, str(configuration_path()))
+    configuration = merlin_configuration()
     if configuration:
-        return BrokerChoice(_for_kombu(_merlin_url(configuration)), str(configuration))
-    return BrokerChoice(None, "private broker")
+        broker = read_merlin(configuration)
+        yield BrokerChoice(_for_kombu(broker.url), str(configuration), broker.celery, broker.notes)
+    yield BrokerChoice(None, "private broker")
+
+
+def _choice(value: str, source: str) -> BrokerChoice:
+    return BrokerChoice(None if value.lower() == PRIVATE else _for_kombu(value), source)
 
 
 def _for_kombu(url: str) -> str:
     """Return a URL with a scheme that kombu knows: ``redis`` for Valkey, which speaks the protocol of Redis."""
     return re.sub(r"^valkey(?=s?://)", "redis", url, flags=re.IGNORECASE)
-
-
-def _merlin_configuration() -> Path | None:
-    """Return the app.yaml that Merlin would use (config/configfile.py:80-110).
-
-    Raises:
-        BrokerError: it cannot be looked for.
-    """
-    home = Path("~/.merlin").expanduser()
-    candidates = [Path("app.yaml"), home / "app.yaml"]
-    pointer = home / "config_path.txt"
-    try:
-        if pointer.is_file():
-            candidates.insert(1, Path(pointer.read_text().strip()))
-        return next((path for path in candidates if path.is_file()), None)
-    except (OSError, UnicodeDecodeError) as cause:
-        raise BrokerError(
-            f"Merlin's app.yaml cannot be looked for: {cause}. Correct this, or set a broker with --broker URL or "
-            "--broker private."
-        ) from cause
-
-
-def _merlin_url(path: Path) -> str:
-    """Return the broker URL from the broker block of Merlin's app.yaml.
-
-    Raises:
-        BrokerError: the file has no broker block, or the block cannot be used.
-    """
-    try:
-        document = yaml.safe_load(path.read_text())
-        broker = document["broker"]
-        _check_keys(broker.keys(), path)
-        return with_tls(_url_of_block(broker), broker, path)
-    except (yaml.YAMLError, OSError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as cause:
-        raise BrokerError(
-            f"{path}: no usable broker block ({cause!r}); correct it, or set a broker with --broker URL or "
-            "--broker private."
-        ) from cause
-
-
-def _check_keys(keys: Iterable[Any], path: Path) -> None:
-    for key in keys:
-        if key not in _BLOCK_KEYS:
-            raise BrokerError(
-                f"{path}: broker: unknown key '{key}'; {nearest(str(key), _BLOCK_KEYS)} `--broker private` uses a "
-                "private broker instead."
-            )
-
-
-def _url_of_block(broker: dict[str, Any]) -> str:
-    if broker.get("url"):
-        return str(broker["url"])
-    scheme = {"rabbitmq": "amqps"}.get(broker["name"], broker["name"])
-    if scheme == "redis+socket":
-        return f"redis+socket://{broker['path']}?virtual_host={broker.get('db_num', 0)}"
-    return _server_url(scheme, broker)
-
-
-def _server_url(scheme: str, broker: dict[str, Any]) -> str:
-    user = "" if scheme.startswith("redis") else str(broker.get("username") or os.environ.get("USER", ""))
-    user = str(broker.get("username") or user)
-    password = str(broker.get("password") or "")
-    password_file = Path(password).expanduser() if password else None
-    if password_file and password_file.is_file():
-        password = password_file.read_text().strip()
-    port = broker.get("port") or _PORTS.get(scheme, _REDIS_PORT)
-    is_redis = scheme.startswith("redis")
-    path = str(broker.get("db_num", 0)) if is_redis else safequote(str(broker.get("vhost") or user))
-    server = str(broker["server"] or "").strip("[]")
-    if not server:
-        raise KeyError("server")
-    return str(as_url(scheme, server, port, user, password, path))
 
 
 def masked(url: str) -> str:
@@ -178,34 +119,73 @@ def check(choice: BrokerChoice) -> None:
         )
     try:
         if url_to_parts(choice.url).scheme not in _SCHEMES:
-            raise ValueError(f"the URL needs one of the schemes {', '.join(_SCHEMES)}")
-        _log_in(choice.url)
+            raise _unusable(choice, f"the URL needs one of the schemes {', '.join(_SCHEMES)}. Correct the URL.")
+        problem = tls_problem(choice.url)
+        if problem:
+            raise _unusable(choice, f"{problem}.")
+        _log_in(choice.url, choice.celery, tries_queue=True)
+    except BrokerError:
+        raise
     except Exception as cause:  # each transport raises its own errors
-        raise BrokerError(
-            f"The broker {masked(choice.url)} (from {choice.source}) cannot be used: {_reason(cause)}. "
-            "Start it, correct the URL, or use a private broker: --broker private."
-        ) from cause
+        raise _unusable(choice, failure_of(cause, choice.url)) from cause
 
 
-def _log_in(url: str) -> None:
+def _unusable(choice: BrokerChoice, problem: str) -> BrokerError:
+    shown, _, query = masked(choice.url or PRIVATE).partition("?")
+    shown = shown if "ssl_" in query else masked(choice.url or PRIVATE)  # without long names of files
+    return BrokerError(
+        f"The broker {shown} (from {choice.source}) cannot be used: {problem} Or use a private "
+        "broker: --broker private."
+    )
+
+
+def _log_in(url: str, celery: Mapping[str, Any], *, tries_queue: bool = False) -> None:
     """Log in to a broker, and log out.
+
+    Args:
+        url: URL of the broker.
+        celery: Settings of Celery.
+        tries_queue: Whether to send a message to a new queue as well.
 
     Raises:
         Exception: the broker does not answer, or refuses the password; each transport has its own errors.
     """
-    is_redis = url_to_parts(url).scheme not in _PORTS
-    options = {"socket_connect_timeout": CHECK_TIMEOUT_S, "socket_timeout": CHECK_TIMEOUT_S} if is_redis else {}
+    is_redis = url_to_parts(url).scheme not in PORTS
+    names = ("socket_connect_timeout", "socket_timeout") if is_redis else ("read_timeout", "write_timeout")
     address, tls = for_celery(url)
     with Connection(
-        address, connect_timeout=CHECK_TIMEOUT_S, transport_options=options, ssl=tls or False
+        address,
+        connect_timeout=CHECK_TIMEOUT_S,
+        transport_options=dict.fromkeys(names, CHECK_TIMEOUT_S),
+        ssl=tls or False,
+        login_method=celery.get("broker_login_method"),
     ) as connection:
         connection.ensure_connection(max_retries=1, interval_start=0, timeout=CHECK_TIMEOUT_S)
         if is_redis:
             connection.default_channel.client.ping()
+        if tries_queue:
+            _try_queue(connection, is_redis=is_redis)
 
 
-def _reason(cause: Exception) -> str:
-    return str(cause).strip().rstrip(".") or type(cause).__name__
+def _try_queue(connection: Any, *, is_redis: bool) -> None:
+    """Send a message to a new queue and receive it: a user may log in, and have no permission for this.
+
+    Raises:
+        Exception: the broker refuses it; each transport has its own errors.
+    """
+    name, channel = f"mcp-check.{secrets.token_hex(6)}", connection.default_channel
+    if is_redis:
+        channel.client.lpush(name, "")
+        channel.client.rpop(name)
+    else:
+        channel.queue_declare(name, exclusive=True, durable=False)
+        channel.basic_publish(
+            channel.prepare_message("", content_type="text/plain", content_encoding="utf-8"),
+            exchange="",
+            routing_key=name,
+        )
+        channel.basic_get(name, no_ack=True)
+        channel.queue_delete(name)
 
 
 def check_reachable(session: Session, host: str) -> None:
@@ -224,11 +204,14 @@ def check_reachable(session: Session, host: str) -> None:
         raise BrokerUnavailableError(
             f"The session '{session.path}' has no broker: its study has ended, or its conductor has not started one."
         )
+    problem = tls_problem(broker.url)
+    if problem:
+        raise BrokerError(f"The broker {masked(broker.url)} cannot be used on {host}: {problem}.")
     try:
         _connect(broker.url)
-        _log_in(broker.url)
+        _log_in(broker.url, broker.celery)
     except Exception as cause:  # each transport raises its own errors
-        raise _unreachable(masked(broker.url), host, cause) from cause
+        raise _unreachable(broker.url, host, cause) from cause
 
 
 def _connect(url: str) -> None:
@@ -239,16 +222,17 @@ def _connect(url: str) -> None:
     """
     parts = url_to_parts(url)
     if parts.hostname:  # otherwise it is a Unix socket
-        port = parts.port or _PORTS.get(parts.scheme, _REDIS_PORT)
+        port = parts.port or PORTS.get(parts.scheme, REDIS_PORT)
         socket.create_connection((parts.hostname, port), CHECK_TIMEOUT_S).close()
 
 
-def _unreachable(shown: str, host: str, cause: Exception) -> BrokerError:
-    """Return the error for a broker, whose URL is shown without its password, that a machine cannot use."""
-    if _is_refusal(cause):
+def _unreachable(url: str, host: str, cause: Exception) -> BrokerError:
+    """Return the error for a broker that a machine cannot use."""
+    shown = masked(url)
+    if is_refusal(cause):
         return BrokerError(
-            f"The broker {shown} refuses the connection from {host}: {_reason(cause)}. Correct its URL: "
-            "`maestro-celery resume` has the option --broker."
+            f"The broker {shown} refuses the connection from {host}: {failure_of(cause, url)} `maestro-celery resume` "
+            "has the option --broker."
         )
     if isinstance(cause, OSError):
         return BrokerUnavailableError(
@@ -256,23 +240,4 @@ def _unreachable(shown: str, host: str, cause: Exception) -> BrokerError:
             "the machine of `maestro run` that compute nodes can reach, or --broker to the URL of a broker of your "
             "site (`maestro-celery resume` has both options)."
         )
-    return BrokerUnavailableError(f"The broker {shown} does not answer {host}: {_reason(cause)}.")
-
-
-def _is_refusal(error: BaseException | None) -> bool:
-    """Tell whether a broker has answered, and has refused a user, a password or a certificate: this does not pass."""
-    # Imported here: their import takes longer than all others of this module, and most processes never need them.
-    import amqp
-    import redis.exceptions
-
-    refusals = (
-        amqp.AccessRefused,
-        amqp.NotAllowed,
-        redis.exceptions.AuthenticationError,
-        redis.exceptions.AuthorizationError,
-        redis.exceptions.NoPermissionError,
-        ssl.SSLCertVerificationError,
-    )
-    while error is not None and not isinstance(error, refusals):
-        error = error.__cause__ or error.__context__
-    return error is not None
+    return BrokerUnavailableError(f"The broker {shown} does not answer {host}: {reason_of(cause)}.")

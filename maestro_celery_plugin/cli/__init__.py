@@ -21,7 +21,7 @@ __all__ = ["main"]
 COMMANDS = (
     *("example", "validate", "convert", "schema"),
     *("status", "resume", "cancel", "workers", "allocation", "explain"),
-    "doctor",
+    *("config", "doctor"),
 )
 
 # New objects between two searches for garbage. A command creates many thousands that stay, and hardly any garbage.

@@ -23,6 +23,7 @@ from maestro_celery_plugin.broker.choice import check, choose, masked
 from maestro_celery_plugin.errors import BrokerError, EnsembleError, UnsupportedMaestroError
 from maestro_celery_plugin.maestro.touchpoints import TOUCHPOINTS
 from maestro_celery_plugin.plugins import batch_system, plugin_manager
+from maestro_celery_plugin.processes import forget_secret_url
 from maestro_celery_plugin.study.session import Session
 
 __all__ = ["Finding", "command", "examine"]
@@ -37,6 +38,7 @@ SCHEDULERS = {"slurm": "sbatch", "lsf": "bsub", "flux": "flux"}
 )
 def command(broker: str | None) -> None:
     """Check that Maestro, plugin and broker work together here; exit code 1 if not."""
+    forget_secret_url(broker)
     has_passed = True
     for finding in examine(broker):
         has_passed = has_passed and finding.remedy is None

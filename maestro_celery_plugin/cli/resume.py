@@ -10,6 +10,7 @@ import click
 from maestro_celery_plugin.maestro.limits import Limits
 from maestro_celery_plugin.maestro.reruns import RerunRequest
 from maestro_celery_plugin.maestro.resume import resume
+from maestro_celery_plugin.processes import forget_secret_url
 
 __all__ = ["command"]
 
@@ -70,6 +71,7 @@ def command(
 
     Finished samples do not run again, except with --failed or --step. The command first prints what will run.
     """
+    forget_secret_url(broker)
     if failed and steps:
         raise click.UsageError("--failed and --step exclude each other.")
     code = resume(

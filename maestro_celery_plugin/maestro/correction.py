@@ -19,6 +19,7 @@ from msgspec.structs import replace
 
 from maestro_celery_plugin.errors import SpecificationError, StudyError
 from maestro_celery_plugin.files import read_text, replaced, write_atomically
+from maestro_celery_plugin.maestro.launch_options import OPTIONS
 from maestro_celery_plugin.maestro.specification import load_ensemble
 from maestro_celery_plugin.maestro.step_graph import GraphNode, graph_of, load_study, pickle_of
 from maestro_celery_plugin.spec.differences import Difference, differences
@@ -50,6 +51,7 @@ class Correction:
     def __init__(self, plan: StudyPlan, file: Path) -> None:
         self._plan, self._file = plan, file.absolute()
         self._text = _text_of(self._file)
+        OPTIONS.batch_defaults = plan.batch_defaults  # not those of the machine of this command
         self._specification = load_ensemble(self._file)
         self.changes = differences(_data_of(copy_of(plan)), yaml.safe_load(self._text))
         for change in self.changes:

@@ -24,6 +24,8 @@ from maestro_celery_plugin.config.settings import (
 )
 from maestro_celery_plugin.config.step_entry import STEP_KEY
 from maestro_celery_plugin.config.tokens import SAMPLE_TOKENS, NameMatcher, names_in, substitute
+from maestro_celery_plugin.config.user_configuration import batch_defaults, configuration_path, read_configuration
+from maestro_celery_plugin.machine import host_name
 from maestro_celery_plugin.maestro.command_line import check_command_line
 from maestro_celery_plugin.maestro.launch import EnsembleDependency, check_launch
 from maestro_celery_plugin.maestro.launch_options import OPTIONS
@@ -33,6 +35,7 @@ from maestro_celery_plugin.samples.paths import FINISHED_MARKER
 from maestro_celery_plugin.spec.checks import (
     STEP_SETTING_KEYS,
     blocks_of,
+    check_batch,
     check_content,
     check_native,
     check_shape,
@@ -65,9 +68,11 @@ class EnsembleSpecification(YAMLSpecification):  # type: ignore[misc]
 
     Attributes:
         ensemble: The settings of the ensemble.
+        batch_defaults: The keys of `batch` that the user's configuration has added.
     """
 
     ensemble: EnsembleSettings
+    batch_defaults: Mapping[str, Any]
     _sampled: frozenset[str] = frozenset()
     _native: frozenset[str] = frozenset()
     _data: Mapping[str, Any]
@@ -109,6 +114,8 @@ class EnsembleSpecification(YAMLSpecification):  # type: ignore[misc]
         if not broken.isdisjoint(("", "env")):  # the values of variables are unknown
             return
         blocks = {**NEUTRAL, **{name: block for name, block in known.items() if name not in {"user", *broken}}}
+        self.batch_defaults = _defaults_for(blocks.get("batch") or {})
+        blocks["batch"] = {**self.batch_defaults, **_without_nulls(blocks.get("batch") or {})}
         yield from doubled_paths(blocks)
         variables = Variables(blocks)
         blocks = without_empty_keys(variables.insert_into(blocks))
@@ -206,7 +213,7 @@ class EnsembleSpecification(YAMLSpecification):  # type: ignore[misc]
         """Return Maestro's environment, with the samples and the session as a dependency."""
         environment = super().get_study_environment()
         path = Path(self.path).absolute() if self.path else None
-        environment.add(EnsembleDependency(self.ensemble, self.batch, path, self.check_parameters))
+        environment.add(EnsembleDependency(self.ensemble, self.batch, path, self.check_parameters, self.batch_defaults))
         return environment
 
     def get_study_steps(self) -> list[Any]:
@@ -220,6 +227,30 @@ class EnsembleSpecification(YAMLSpecification):  # type: ignore[misc]
             if step.name not in self._native:
                 _add_entry(step, is_sampled=step.name in self._sampled)
         return steps
+
+
+def _defaults_for(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keys of `batch` from the user's configuration that a specification does not have.
+
+    They belong to a batch system: a specification that names another one takes none of them. A study that exists keeps
+    those of its launch.
+
+    Raises:
+        ConfigurationError: the configuration cannot be used.
+        SpecificationError: a key cannot be used; the message names the configuration.
+    """
+    defaults = OPTIONS.batch_defaults
+    if defaults is None:
+        defaults = batch_defaults(read_configuration(), host_name())
+        passed(check_batch(defaults, "batch"), str(configuration_path()))
+    own = _without_nulls(batch)
+    if "type" in own and own["type"] != defaults.get("type", own["type"]):
+        return {}
+    return {key: value for key, value in defaults.items() if key not in own}
+
+
+def _without_nulls(block: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in block.items() if value is not None}
 
 
 def _add_entry(step: Any, *, is_sampled: bool) -> None:

@@ -59,12 +59,17 @@ def guarded_run(
 
 
 def _set_options(arguments: argparse.Namespace) -> None:
+    if arguments.broker:
+        # A study without an ensemble does not wait for this import.
+        from maestro_celery_plugin.processes import forget_secret_url
+
+        forget_secret_url(arguments.broker)
     OPTIONS.launching, OPTIONS.broker, OPTIONS.dry_run = True, arguments.broker, arguments.dry
     OPTIONS.broker_host, OPTIONS.arguments = arguments.broker_host, arguments
     OPTIONS.parameter_generator, OPTIONS.hashes_names = arguments.pgen is not None, arguments.hashws
     OPTIONS.foreground = arguments.fg
     OPTIONS.is_ensemble = OPTIONS.is_conducted = False
-    OPTIONS.study = OPTIONS.directory = None
+    OPTIONS.study = OPTIONS.directory = OPTIONS.location = None
 
 
 def _end(text: str, code: int = 1) -> int:

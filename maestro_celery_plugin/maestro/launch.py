@@ -6,11 +6,12 @@ The samples and the session are such a dependency; its errors stop the launch.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from maestro_celery_plugin.config.groups import (
     serving_groups,
 )
 from maestro_celery_plugin.config.settings import EnsembleSettings
+from maestro_celery_plugin.config.user_configuration import read_configuration
 from maestro_celery_plugin.errors import StudyError
 from maestro_celery_plugin.ledger.claims import Claims
 from maestro_celery_plugin.maestro.launch_options import LAUNCH_LOCK, OPTIONS
@@ -38,6 +40,8 @@ from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.session import ENVIRONMENT_VARIABLE, BrokerLocation, Session
 
 __all__ = ["EnsembleDependency", "check_batch_systems", "check_launch"]
+
+LOGGER = logging.getLogger(__name__)
 
 
 def check_launch(settings: EnsembleSettings, file: str) -> None:
@@ -65,7 +69,10 @@ def _check_launch(settings: EnsembleSettings, file: str) -> None:
         broker.check(choice)
         if choice.url is None and OPTIONS.broker_host:
             check_address(OPTIONS.broker_host)
+        for note in choice.notes:
+            LOGGER.warning("%s", note)
         OPTIONS.broker = choice.url or broker.PRIVATE
+        OPTIONS.location = BrokerLocation(url=choice.url, celery=dict(choice.celery)) if choice.url else None
 
 
 def check_batch_systems(settings: EnsembleSettings) -> Iterator[Problem]:
@@ -102,6 +109,7 @@ class EnsembleDependency(Dependency):  # type: ignore[misc]
         batch: The batch dictionary that Maestro will store; `acquire` completes it.
         specification: The specification; None for one from a stream.
         check_parameters: Checks the parameters that `--pgen` has generated.
+        batch_defaults: The keys of `batch` that the user's configuration has added.
     """
 
     name = "merlin samples"
@@ -112,9 +120,10 @@ class EnsembleDependency(Dependency):  # type: ignore[misc]
         batch: dict[str, Any],
         specification: Path | None = None,
         check_parameters: Callable[[Any], None] = lambda parameters: None,
+        batch_defaults: Mapping[str, Any] | None = None,
     ) -> None:
         self._settings, self._batch, self._specification = settings, batch, specification
-        self.check_parameters = check_parameters
+        self.check_parameters, self._batch_defaults = check_parameters, dict(batch_defaults or {})
         self._is_acquired = False
         self._lock: FileLock | None = None
 
@@ -160,6 +169,7 @@ class EnsembleDependency(Dependency):  # type: ignore[misc]
             settings=self._settings,
             id=f"{secrets.randbits(64):016x}",
             specification=self._specification,
+            batch_defaults=self._batch_defaults,
         )
         plan.info.mkdir(parents=True, exist_ok=True)
         self._lock = _lock_of(plan)
@@ -222,6 +232,9 @@ def _make_session(plan: StudyPlan) -> None:
     from maestro_celery_plugin.broker.private import begin, cluster_address
 
     session = Session.create(plan.session)
+    notify = read_configuration().notify
+    if notify:
+        session.write_notify(notify)
     if not plan.settings.needs_workers:
         return
     Claims(plan.claims, plan.number).check()
@@ -230,6 +243,6 @@ def _make_session(plan: StudyPlan) -> None:
         session.write_broker_host(host)
     choice = choose(OPTIONS.broker)
     if choice.url:
-        session.write_broker(BrokerLocation(url=choice.url))
+        session.write_broker(OPTIONS.location or BrokerLocation(url=choice.url, celery=dict(choice.celery)))
     elif OPTIONS.foreground:
         begin(session)  # the conductor, which is this process, needs it soon

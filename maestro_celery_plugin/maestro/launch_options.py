@@ -5,9 +5,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from maestro_celery_plugin.errors import StudyError
 from maestro_celery_plugin.files import is_locked
+
+if TYPE_CHECKING:  # a study without an ensemble does not wait for this import
+    from maestro_celery_plugin.study.session import BrokerLocation
 
 __all__ = ["LAUNCH_LOCK", "OPTIONS", "LaunchOptions", "check_output"]
 
@@ -22,6 +26,8 @@ class LaunchOptions:
     Attributes:
         launching: Whether the command is `maestro run`.
         broker: URL of the broker; None for another choice.
+        location: The broker that the launch has chosen; None before, and for a private broker.
+        batch_defaults: Keys of `batch` from the launch of the study; None for those of the user's configuration.
         broker_host: Address of this machine at which compute nodes reach the private broker; None for the default.
         dry_run: Whether it is a dry run.
         foreground: Whether the conductor runs in this process.
@@ -36,6 +42,8 @@ class LaunchOptions:
 
     launching: bool = False
     broker: str | None = None
+    location: BrokerLocation | None = None
+    batch_defaults: dict[str, Any] | None = None
     broker_host: str | None = None
     dry_run: bool = False
     foreground: bool = False

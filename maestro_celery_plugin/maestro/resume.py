@@ -214,13 +214,13 @@ def _prepare_broker(session: Session, url: str | None) -> None:
     if url:
         choice = choose(url)
     elif earlier is not None and earlier.supervisor is None:
-        choice = BrokerChoice(earlier.url, "the launch of the study")
+        choice = BrokerChoice(earlier.url, "the launch of the study", earlier.celery)
     else:
         choice = BrokerChoice(None, "private broker")
     check(choice)
     forget_variable(ENVIRONMENT_VARIABLE)  # Maestro stores the environment, and samples inherit it
     if choice.url:
-        session.write_broker(BrokerLocation(url=choice.url))
+        session.write_broker(BrokerLocation(url=choice.url, celery=dict(choice.celery)))
     elif earlier is not None and earlier.supervisor is None:  # `--broker private`
         session.remove_broker()
 

@@ -21,6 +21,7 @@ from maestro_celery_plugin.conductor.coordinator import Coordinator, for_study
 from maestro_celery_plugin.config.step_entry import is_native
 from maestro_celery_plugin.errors import EnsembleError, LedgerError, StudyError
 from maestro_celery_plugin.maestro.native_steps import NO_REASON, NativeJob, NativeSteps
+from maestro_celery_plugin.maestro.notification import notify_at_end
 from maestro_celery_plugin.plugins import open_table
 from maestro_celery_plugin.samples.table import SampleTable
 from maestro_celery_plugin.states import MAESTRO_STATES
@@ -121,6 +122,7 @@ class StudyAdapter:
         self, step: Any, path: str, cwd: str, job_map: dict[str, str] | None = None, env: dict[str, str] | None = None
     ) -> SubmissionRecord:
         """Submit a step record to the workers, or continue it after a restart."""
+        notify_at_end(self._plan.root)
         try:
             with _end_conductor_on_errors(self._plan):
                 if is_native(step.run):
@@ -160,6 +162,7 @@ class StudyAdapter:
 
         The result is never ERROR, which would end the conductor (executiongraph.py:789).
         """
+        notify_at_end(self._plan.root)
         jobs, native = _by_kind(joblist)
         states = self._states(jobs)
         if native:

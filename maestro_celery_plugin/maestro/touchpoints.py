@@ -175,8 +175,8 @@ class EnsembleArgumentParser(argparse.ArgumentParser):
             self.add_argument(
                 "--broker",
                 metavar="URL",
-                help="Broker of an ensemble study: a Redis or RabbitMQ URL, or 'private'. [Default: that of Merlin's "
-                "app.yaml, else a private broker]",
+                help="Broker of an ensemble study: a Redis or RabbitMQ URL, or 'private'. [Default: that of your "
+                "configuration or of Merlin's app.yaml, else a private broker]",
             )
             self.add_argument(
                 "--broker-host",

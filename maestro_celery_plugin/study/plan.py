@@ -58,6 +58,7 @@ class StudyPlan:
         table: The sample table; None for a study without samples.
         rows: Number of samples; 0 without a table.
         specification: The specification, outside of the study; None for a study of an earlier release.
+        batch_defaults: The keys of `batch` that the user's configuration has added at the launch.
     """
 
     root: Path
@@ -67,6 +68,7 @@ class StudyPlan:
     rows: int = 0
     id: str = "0"
     specification: Path | None = None
+    batch_defaults: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def to_batch(self) -> dict[str, Any]:
         """Return the plan as Maestro's batch dictionary."""
@@ -80,6 +82,7 @@ class StudyPlan:
             "rows": self.rows,
             "settings": conversion.to_dict(self.settings),
             "specification": str(self.specification) if self.specification else None,
+            "batch_defaults": self.batch_defaults,
         }
 
     @classmethod
@@ -93,6 +96,7 @@ class StudyPlan:
             table=Path(batch["table"]) if batch["table"] else None,
             rows=batch["rows"],
             specification=Path(batch["specification"]) if batch.get("specification") else None,
+            batch_defaults=batch.get("batch_defaults") or {},
         )
 
     @classmethod

@@ -3,6 +3,7 @@
     session/                 0700
       secret                 0600  key of the message signatures
       broker.json            0600  location of the broker
+      notify                 0600  command that runs when the study ends
       stop                         exists when the workers must end
       conductor.json               heartbeat of the conductor (`heartbeats.py`)
       broker_host                  address on which the private broker listens
@@ -24,6 +25,7 @@ import os
 import re
 import secrets
 from pathlib import Path
+from typing import Any
 
 from maestro_celery_plugin.config import conversion
 from maestro_celery_plugin.config.groups import GroupConfig
@@ -39,6 +41,8 @@ ENVIRONMENT_VARIABLE = "MAESTRO_CELERY_BROKER_URL"
 # Bytes of the secret, which is stored as hexadecimal text.
 _SECRET_BYTES = 32
 _SECRET = re.compile(rf"[0-9a-f]{{{2 * _SECRET_BYTES}}}")
+# Bytes of the name of a task queue that remain in the name of its queue.
+_QUEUE_BYTES = 200
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,12 +56,14 @@ class BrokerLocation:
         machine: Identity of the supervisor's machine (`machine.machine_id`); empty in a session of release 0.1.0.
         generation: Changes at each start of a private broker, which loses its messages; None for a broker
             that the user gave by URL.
+        celery: Settings of Celery that a user has changed for this broker.
     """
 
     url: str
     supervisor: tuple[int, int] | None = None
     generation: str | None = None
     machine: str = ""
+    celery: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 class Session:
@@ -109,8 +115,14 @@ class Session:
         return "mcp-" + hashlib.sha256(b"id" + self.secret).hexdigest()[:12]
 
     def queue(self, task_queue: str) -> str:
-        """Return the name of Celery's queue for a task queue of this session."""
-        return f"{self.id}.{task_queue}"
+        """Return the name of Celery's queue for a task queue of this session.
+
+        It has no character that a shell interprets, and at most 255 bytes, as RabbitMQ requires.
+        """
+        plain = re.sub(r"[^\w.-]", "_", task_queue, flags=re.ASCII)[:_QUEUE_BYTES]
+        if plain != task_queue:  # two task queues must not become one
+            plain = f"{plain}-{hashlib.sha256(task_queue.encode()).hexdigest()[:12]}"
+        return f"{self.id}.{plain}"
 
     # --- broker ---
 
@@ -144,6 +156,19 @@ class Session:
     def write_broker_host(self, host: str) -> None:
         """Store the address on which the private broker must listen."""
         self._write("broker_host", host)
+
+    # --- the end of the study ---
+
+    def write_notify(self, command: str) -> None:
+        """Store the command that runs when the study ends; it may have a secret, such as the address of a service."""
+        self._write("notify", command)
+
+    def read_notify(self) -> str | None:
+        """Return the command that runs when the study ends; None without one."""
+        try:
+            return read_text(self.path / "notify")
+        except FileNotFoundError:
+            return None
 
     # --- worker groups ---
 

@@ -14,6 +14,7 @@ from types import MethodType
 from typing import Any
 
 from celery import Celery, bootsteps
+from celery.worker.consumer import Tasks
 
 from maestro_celery_plugin.broker.envelope import protect
 from maestro_celery_plugin.worker.gate import gate
@@ -102,4 +103,7 @@ def install(app: Celery, slots: int) -> None:
     gate.slots = slots
     protect(gate.refuse)
     app.steps["consumer"].add(PrefetchStep)
+    # RabbitMQ refuses a limit for a whole channel with quorum queues, and Celery does not know the type that a virtual
+    # host or a policy has given to a queue. `PrefetchStep` sets the limit of each consumer.
+    Tasks.qos_global = lambda step, consumer: False
     app.conf.worker_consumer = RangeConsumer

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import redis
-from servers import PASSWORD, Server, TlsServer
+from servers import LIMITED, PASSWORD, Server, TlsServer, free_port, redis_on
 from support import BIN, ROOT
 
-from maestro_celery_plugin.broker.choice import check, check_reachable, choose
+from maestro_celery_plugin.broker.choice import BrokerChoice, check, check_reachable, choose
 from maestro_celery_plugin.errors import BrokerError, BrokerUnavailableError
 from maestro_celery_plugin.ledger.entries import Kind
 from maestro_celery_plugin.ledger.reader import LedgerReader, read_ledger
@@ -148,6 +148,42 @@ def test_a_wrong_password_stops_the_launch(run, server):
     assert time.monotonic() - begin < 20
 
 
+def test_a_user_without_permission_for_task_queues_stops_the_launch(server):
+    """Given a user who may log in, then the check before the launch sends a message, which the server refuses."""
+    check(BrokerChoice(server.url, "--broker"))
+    limited = server.url.replace("tester:", ":").replace("//:", f"//{LIMITED}:")
+    with pytest.raises(BrokerError, match=r"cannot be used: the user may not use task queues \(.*\)\. Ask its administrator"):
+        check(BrokerChoice(limited, "--broker"))
+
+
+def test_a_replica_that_is_read_only_stops_the_launch(redis_server):
+    client = redis.Redis.from_url(redis_server.url)
+    client.replicaof("127.0.0.1", 1)
+    try:
+        with pytest.raises(BrokerError, match=r"cannot be used: it is a read-only replica\. Use the URL of the primary server"):
+            check(BrokerChoice(redis_server.url, "--broker"))
+    finally:
+        client.replicaof("no", "one")
+
+
+def test_a_cluster_stops_the_launch(tmp_path):
+    with (
+        redis_on(free_port(), tmp_path, f"cluster-enabled yes\ncluster-port {free_port()}") as url,
+        pytest.raises(BrokerError, match=r"cannot be used: it is a Redis Cluster, which Celery does not support\. Use a single"),
+    ):
+        check(BrokerChoice(url, "--broker"))
+
+
+def test_a_broker_at_a_socket(run, redis_server, environment):
+    """Given Merlin's broker `redis+socket`, then the study uses the socket, which may have a password in a URL."""
+    directory = redis.Redis.from_url(redis_server.url).config_get("dir")["dir"]
+    environment["MAESTRO_CELERY_BROKER_URL"] = f"redis+socket://:{PASSWORD}@{directory}/socket?virtual_host=2"
+    study = run(ROOT / "specs" / "hello_samples.yaml").await_end()
+
+    assert study.outputs("count/*.out") == ["20\n"]
+    assert not list(study.path.glob("**/broker.conf"))
+
+
 def test_a_worker_can_tell_a_wrong_password_from_a_server_that_is_away(tmp_path, server):
     """Given a server that refuses the password, then a worker need not wait for it."""
     session = Session.create(tmp_path / "session")
@@ -171,6 +207,23 @@ def test_a_server_that_does_not_answer_stops_the_launch(run, environment):
             assert study.code == 1
             assert "cannot be used" in study.output
             assert not study.path.exists()
+
+
+@pytest.mark.parametrize("words", [["maestro", "run", "-y", str(ROOT / "specs" / "hello.yaml")], ["maestro-celery", "doctor"]])
+@pytest.mark.parametrize("form", ["--broker URL", "--broker=URL"])
+def test_the_password_of_the_option_leaves_the_process_list(environment, tmp_path, words, form):
+    """Given a command that waits for its broker, then the process list has no password any more."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"redis://:{PASSWORD}@127.0.0.1:{silent.getsockname()[1]}/0"
+        command = [str(BIN / words[0]), *words[1:], *form.replace("URL", url).split()]
+        with subprocess.Popen(command, env=environment, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
+            connection, _ = silent.accept()
+            line = Path(f"/proc/{process.pid}/cmdline").read_text()
+            process.kill()
+            connection.close()
+    assert "--broker" in line
+    assert "*****" in line
+    assert PASSWORD not in line
 
 
 def test_a_study_removes_only_its_own_keys_from_a_shared_broker(run, redis_server):

@@ -84,6 +84,16 @@ def test_a_missing_broker_may_start_later(session):
         check_reachable(session, "here")
 
 
+@pytest.mark.parametrize("scheme", ["rediss://:geheim", "amqps://user:geheim"])
+def test_a_machine_without_the_files_of_certificates_says_which(session, scheme):
+    """Given a URL whose files exist where `maestro run` was called, then a worker elsewhere does not wait for them."""
+    session.write_broker(BrokerLocation(url=f"{scheme}@127.0.0.1:1/0?ssl_ca_certs=/nowhere/ca.pem"))
+    with pytest.raises(BrokerError, match=r"cannot be used on here: '/nowhere/ca\.pem' \(ca_certs\) is not a file; give") as error:
+        check_reachable(session, "here")
+    assert not isinstance(error.value, BrokerUnavailableError)
+    assert "geheim" not in str(error.value)
+
+
 @pytest.mark.parametrize("url", ["redis://:geheim@127.0.0.1:1/0", "amqp://user:geheim@127.0.0.1:1//"])
 def test_a_closed_port_may_open_later(session, url):
     session.write_broker(BrokerLocation(url=url))

@@ -7,7 +7,7 @@ import ssl
 import pytest
 
 from maestro_celery_plugin.broker.choice import ENVIRONMENT_VARIABLE, BrokerChoice, check, choose, masked
-from maestro_celery_plugin.broker.tls import for_celery
+from maestro_celery_plugin.broker.tls import encryption_of, for_celery
 from maestro_celery_plugin.errors import BrokerError
 
 
@@ -37,6 +37,8 @@ def test_the_option_has_priority_then_the_environment_then_the_file(home, monkey
         ("{name: rediss, server: h, port: 7, db_num: 3, password: 'a/b@c'}", "rediss://:a%2Fb%40c@h:7/3"),
         ("{name: rabbitmq, server: h, password: p}", "amqps://ada:p@h:5671/ada"),
         ("{name: rabbitmq, server: h, username: u, password: p, vhost: /v}", "amqps://u:p@h:5671/%2Fv"),
+        ("{name: amqp, server: h, username: u, password: p, port: 7}", "amqp://u:p@h:7/u"),
+        ("{name: amqps, server: h, username: u, password: p, vhost: v}", "amqps://u:p@h:5671/v"),
         ("{name: redis, server: '[::1]', password: x}", "redis://:x@%3A%3A1:6379/0"),
         ("{name: redis+socket, path: /s}", "redis+socket:///s?virtual_host=0"),
     ],
@@ -101,7 +103,7 @@ def test_a_url_is_shown_without_its_password(url, shown):
 
 @pytest.mark.parametrize("url", ["redis", "amqp", "http://host", "REDISS", ""])
 def test_a_url_without_a_supported_scheme_is_refused(url):
-    with pytest.raises(BrokerError, match=r"cannot be used: the URL needs one of the schemes redis, .*\. Start it, correct"):
+    with pytest.raises(BrokerError, match=r"cannot be used: the URL needs one of the schemes redis, .*\. Correct the URL\."):
         check(BrokerChoice(url, "--broker"))
 
 
@@ -170,7 +172,7 @@ def test_a_file_may_lie_beside_the_configuration_of_merlin(home):
     ("block", "found"),
     [
         ("name: rediss, ca_cert: ca.pem", r"broker: unknown key 'ca_cert'; did you mean 'ca_certs'\?"),
-        ("name: rediss, ssl_protocol: TLSv1", "broker: unknown key 'ssl_protocol'"),
+        ("name: rediss, ssl_protocol: TLSv1", "broker: the key 'ssl_protocol' has no effect here"),
         ("name: rediss, ca_certs: nowhere.pem", r"broker\.ca_certs: 'nowhere\.pem' is not a file"),
         ("name: rediss, cert_reqs: requird", r"broker\.cert_reqs: found 'requird'; did you mean 'required'\?"),
         ("name: rediss, keyfile: k.pem", r"broker\.keyfile: a key needs its certificate; add 'certfile'"),
@@ -194,10 +196,27 @@ def test_rabbitmq_gets_the_keys_in_an_argument(pem):
     (pem / "app.yaml").write_text("broker: {name: rabbitmq, server: h, password: p, ca_certs: ca.pem}")
     url, options = for_celery(choose(None).url)
     assert url == "amqps://ada:p@h:5671/ada"
-    assert options == {"ca_certs": str(pem / "ca.pem"), "cert_reqs": ssl.CERT_REQUIRED, "server_hostname": None}
+    assert options == {"ca_certs": str(pem / "ca.pem"), "cert_reqs": ssl.CERT_REQUIRED, "server_hostname": "h"}
     assert for_celery("amqps://h?ssl_cert_reqs=none&a=1") == ("amqps://h?a=1", {"cert_reqs": ssl.CERT_NONE})
     for other in ("amqps://h", "rediss://h?ssl_cert_reqs=required"):
         assert for_celery(other) == (other, None)
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("redis://h", "without TLS"),
+        ("rediss://h", "with TLS, but its certificate is not verified"),
+        ("rediss://h?ssl_cert_reqs=none", "with TLS, but its certificate is not verified"),
+        ("amqps://h?ssl_cert_reqs=CERT_NONE", "with TLS, but its certificate is not verified"),
+        ("amqps://h", "with TLS; its certificate is verified, but not its host name"),
+        ("rediss://h?ssl_ca_certs=/c&ssl_check_hostname=false", "with TLS; its certificate is verified, but not its host name"),
+        ("rediss://h?ssl_ca_certs=/c", "with TLS; its certificate and its host name are verified"),
+        ("amqps://h?ssl_cert_reqs=required", "with TLS; its certificate and its host name are verified"),
+    ],
+)
+def test_the_protection_of_a_connection_in_words(url, words):
+    assert encryption_of(url) == words
 
 
 # --- the way past a file of Merlin -------------------------------------------------------------------

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import shutil
-import signal
 import sys
 from pathlib import Path
 
 import maestrowf
 import pytest
 from click.testing import CliRunner
+from servers import free_port, redis_on
 
-from maestro_celery_plugin.broker.private import start, supervisor_of
 from maestro_celery_plugin.cli import doctor, main
-from maestro_celery_plugin.clock import wait_until
-from maestro_celery_plugin.study.session import Session
 
 # The supervisor of a private broker continues after the process that started it, and nothing waits for its end.
 pytestmark = pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
@@ -23,12 +20,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:subprocess .* is still running:R
 @pytest.fixture(scope="module")
 def broker(tmp_path_factory):
     """The URL of a broker that answers."""
-    session = Session.create(tmp_path_factory.mktemp("doctor") / "session")
-    start(session)
-    supervisor = supervisor_of(session)
-    yield session.read_broker().url
-    supervisor.signal(signal.SIGTERM)
-    wait_until(lambda: not supervisor.is_alive, 10)
+    with redis_on(free_port(), tmp_path_factory.mktemp("doctor")) as url:
+        yield url
 
 
 @pytest.fixture(autouse=True)
@@ -99,7 +92,7 @@ def test_a_broker_that_does_not_answer_has_a_remedy(url):
     assert code == 1
     assert set(remedies) == {"broker"}
     assert "(from --broker) cannot be used: " in remedies["broker"]
-    assert remedies["broker"].endswith("Start it, correct the URL, or use a private broker: --broker private.")
+    assert remedies["broker"].endswith("orrect the URL. Or use a private broker: --broker private.")
     assert "zigzag" not in remedies["broker"]
 
 

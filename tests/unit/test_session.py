@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import stat
 from pathlib import Path
 
@@ -194,3 +195,12 @@ def test_a_worker_begins_with_the_number_of_its_rank(tmp_path, monkeypatch):
     assert claim_name(session, "w-1", first=500) == "w-1-500"
     assert claim_name(session, "w-1", first=500) == "w-1-501"  # restarted by the batch system
     assert touched == ["w-1-500.log", "w-1-500.log", "w-1-501.log"]
+
+
+def test_the_names_of_queues_have_no_character_that_a_shell_interprets(tmp_path):
+    session = Session.create(tmp_path / "session")
+    assert session.queue("merlin_sim-1.a") == f"{session.id}.merlin_sim-1.a"
+    odd = ["a b", "a;b", "a[b", "a'b", "$(A)", "ü", "x" * 201, "x" * 202, "*"]
+    names = [session.queue(name) for name in odd]
+    assert len(set(names)) == len(odd)
+    assert all(re.fullmatch(r"mcp-[0-9a-f]{12}\.[A-Za-z0-9_.-]{1,230}", name) for name in names), names

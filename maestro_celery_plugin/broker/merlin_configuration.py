@@ -1,0 +1,151 @@
+"""Merlin's configuration ``app.yaml``: the URL of its broker, and its settings of Celery."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from kombu.utils.url import as_url, safequote
+
+from maestro_celery_plugin.broker.celery_settings import celery_settings
+from maestro_celery_plugin.broker.failures import PORTS, REDIS_PORT
+from maestro_celery_plugin.broker.tls import TLS_KEYS, with_tls
+from maestro_celery_plugin.errors import BrokerError, nearest
+
+__all__ = ["MerlinBroker", "merlin_configuration", "read_merlin"]
+
+# The keys of Merlin's broker block. Those without a use here are for Merlin's server, or for the results.
+_BLOCK_KEYS = frozenset(
+    (
+        *("name", "server", "port", "username", "password", "vhost", "db_num", "path", "url", *TLS_KEYS),
+        *("socketname", "pass_file", "encryption_key"),
+    )
+)
+_CELERY_KEYS = ("override", "overrides", "omit_queue_tag", "queue_tag", "certs")
+
+
+@dataclasses.dataclass(frozen=True)
+class MerlinBroker:
+    """The broker of Merlin's app.yaml.
+
+    Attributes:
+        url: URL with the password.
+        celery: Settings of Celery for the processes of a study.
+        notes: Sentences about keys that mean something else here.
+    """
+
+    url: str
+    celery: Mapping[str, Any]
+    notes: tuple[str, ...]
+
+
+def merlin_configuration() -> Path | None:
+    """Return the app.yaml that Merlin would use (config/configfile.py:80-110).
+
+    Raises:
+        BrokerError: it cannot be looked for.
+    """
+    home = Path("~/.merlin").expanduser()
+    candidates = [Path("app.yaml"), home / "app.yaml"]
+    pointer = home / "config_path.txt"
+    try:
+        if pointer.is_file():
+            candidates.insert(1, Path(pointer.read_text().strip()))
+        return next((path for path in candidates if path.is_file()), None)
+    except (OSError, UnicodeDecodeError) as cause:
+        raise BrokerError(
+            f"Merlin's app.yaml cannot be looked for: {cause}. Correct this, or set a broker with --broker URL or "
+            "--broker private."
+        ) from cause
+
+
+def read_merlin(path: Path) -> MerlinBroker:
+    """Read the blocks `broker` and `celery` of Merlin's app.yaml.
+
+    Raises:
+        BrokerError: the file has no broker block, or a block cannot be used.
+    """
+    try:
+        document = yaml.safe_load(path.read_text())
+        broker = document["broker"]
+        _check_keys(broker.keys(), path)
+        celery = _celery_block(document.get("celery"), path)
+        places = [Path(str(celery["certs"])).expanduser()] if celery.get("certs") else []
+        url = with_tls(_url_of_block(broker), broker, path, places)
+    except (yaml.YAMLError, OSError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as cause:
+        raise BrokerError(
+            f"{path}: no usable broker block ({cause!r}); correct it, or set a broker with --broker URL or "
+            "--broker private."
+        ) from cause
+    settings, notes = celery_settings(celery.get("override"), celery.get("overrides"), url, path)
+    return MerlinBroker(url, settings, (*_notes_on_queues(celery, path), *notes))
+
+
+def _check_keys(keys: Iterable[Any], path: Path) -> None:
+    for key in keys:
+        if key == "ssl_protocol":
+            raise BrokerError(
+                f"{path}: broker: the key 'ssl_protocol' has no effect here: client and server use the newest version "
+                "of TLS that both know; remove it. `--broker private` uses a private broker instead."
+            )
+        if key not in _BLOCK_KEYS:
+            raise BrokerError(
+                f"{path}: broker: unknown key '{key}'; {nearest(str(key), _BLOCK_KEYS)} `--broker private` uses a "
+                "private broker instead."
+            )
+
+
+def _celery_block(block: Any, path: Path) -> Mapping[str, Any]:
+    """Return the block `celery`, which may be missing or empty.
+
+    Raises:
+        BrokerError: it is no block, or has an unknown key.
+    """
+    if block is None:
+        return {}
+    if not isinstance(block, Mapping):
+        raise BrokerError(f"{path}: celery: found '{block}'; a block of keys is needed.")
+    for key in block:
+        if key not in _CELERY_KEYS:
+            raise BrokerError(
+                f"{path}: celery: unknown key '{key}'; {nearest(str(key), _CELERY_KEYS)} Settings of Celery belong "
+                "into the block 'override'. `--broker private` uses a private broker instead."
+            )
+    return block
+
+
+def _notes_on_queues(celery: Mapping[str, Any], path: Path) -> Iterable[str]:
+    if celery.get("omit_queue_tag"):
+        yield (
+            f"{path}: celery.omit_queue_tag: the queues of each study keep a prefix of their own, because workers run "
+            "only what the key of their study has signed."
+        )
+
+
+def _url_of_block(broker: dict[str, Any]) -> str:
+    if broker.get("url"):
+        return str(broker["url"])
+    scheme = {"rabbitmq": "amqps"}.get(broker["name"], broker["name"])
+    if scheme == "redis+socket":
+        return f"redis+socket://{broker['path']}?virtual_host={broker.get('db_num', 0)}"
+    return _server_url(scheme, broker)
+
+
+def _server_url(scheme: str, broker: dict[str, Any]) -> str:
+    user = "" if scheme.startswith("redis") else str(broker.get("username") or os.environ.get("USER", ""))
+    user = str(broker.get("username") or user)
+    password = str(broker.get("password") or "")
+    password_file = Path(password).expanduser() if password else None
+    if password_file and password_file.is_file():
+        password = password_file.read_text().strip()
+    port = broker.get("port") or PORTS.get(scheme, REDIS_PORT)
+    is_redis = scheme.startswith("redis")
+    path = str(broker.get("db_num", 0)) if is_redis else safequote(str(broker.get("vhost") or user))
+    server = str(broker["server"] or "").strip("[]")
+    if not server:
+        raise KeyError("server")
+    return str(as_url(scheme, server, port, user, password, path))
