@@ -23,7 +23,7 @@ import click
 from maestro_celery_plugin import hookspecs
 from maestro_celery_plugin.cli import main as commands
 from maestro_celery_plugin.config import conversion, settings
-from maestro_celery_plugin.maestro.touchpoints import EnsembleArgumentParser
+from maestro_celery_plugin.maestro.argument_parser import EnsembleArgumentParser
 from maestro_celery_plugin.report.exit_codes import StudyCode
 from maestro_celery_plugin.states import ExitCode
 

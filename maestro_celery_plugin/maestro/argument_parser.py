@@ -1,0 +1,76 @@
+"""Maestro's command line with the plugin's options, and the plugin's part of `maestro run` and `maestro cancel`."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from maestro_celery_plugin.maestro.after_import import apply_deferred
+from maestro_celery_plugin.maestro.this_process import collect_garbage_again, coordinators_here, is_ensemble
+
+__all__ = ["EnsembleArgumentParser"]
+
+
+class EnsembleArgumentParser(argparse.ArgumentParser):
+    """Maestro's parser, with the plugin's options and its part of `maestro run` and `maestro cancel`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        apply_deferred()
+        if self.prog.endswith("maestro run"):
+            self.add_argument(
+                "--broker",
+                metavar="URL",
+                help="Broker of an ensemble study: a Redis or RabbitMQ URL, or 'private'. [Default: that of Merlin's "
+                "app.yaml, else a private broker]",
+            )
+            self.add_argument(
+                "--broker-host",
+                metavar="ADDRESS",
+                help="Address of this machine at which compute nodes reach the private broker. [Default: the loopback "
+                "address for local workers, else the address of the host name]",
+            )
+
+    def parse_args(self, *args: Any, **kwargs: Any) -> Any:
+        """Parse the command line, and add the plugin's part to the command."""
+        namespace = super().parse_args(*args, **kwargs)
+        if getattr(namespace, "subparser", None) == "run":
+            namespace.func = functools.partial(_guarded_run, namespace.func)
+        elif getattr(namespace, "subparser", None) == "cancel":
+            namespace.func = functools.partial(_guarded_cancel, namespace.func)
+        return namespace
+
+
+def _guarded_run(run: Callable[[Any], int], arguments: argparse.Namespace) -> int:
+    """Run `maestro run`, which searches for garbage again at its end."""
+    from maestro_celery_plugin.maestro.guarded_run import guarded_run
+
+    try:
+        return guarded_run(run, arguments, _failed_samples)
+    finally:
+        collect_garbage_again()
+
+
+def _failed_samples() -> int | None:
+    coordinators = coordinators_here()
+    return sum(coordinator.failed_samples for coordinator in coordinators) if coordinators else None
+
+
+def _guarded_cancel(cancel: Callable[[Any], int], namespace: argparse.Namespace) -> int:
+    """Run `maestro cancel`, which writes a request to the conductor; then cancel the studies without a conductor."""
+    ensembles = [Path(one).absolute() for one in namespace.directory if is_ensemble(Path(one))]
+    if not ensembles:
+        return cancel(namespace)
+    from maestro_celery_plugin.maestro.cancel import cancel_all
+
+    try:
+        return cancel_all(functools.partial(cancel, namespace), ensembles)
+    except EOFError:
+        print("maestro: error: there is no terminal for the answer, and nothing is cancelled; add -y.", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("maestro: interrupted; `maestro-celery status` shows what still runs.", file=sys.stderr)
+    return 1
