@@ -50,7 +50,7 @@ class Correction:
     def __init__(self, plan: StudyPlan, file: Path) -> None:
         self._plan, self._file = plan, file.absolute()
         self._text = _text_of(self._file)
-        self._specification = load_ensemble(self._file)
+        self._specification = load_ensemble(self._file, plan.overrides)
         self.changes = differences(_data_of(copy_of(plan)), yaml.safe_load(self._text))
         for change in self.changes:
             if not change.is_correction:

@@ -98,9 +98,15 @@ class EnsembleSpecification(YAMLSpecification):  # type: ignore[misc]
         data = known_blocks(data, file)
         check_shape(data, file)
         data = {block: value for block, value in data.items() if block != "user"}
+        overrides = OPTIONS.overrides
+        literal = overrides.names(data.get("env"))
+        if literal:
+            data["env"] = overrides.applied_to(data.get("env"), file)
         for note in doubled_paths(data):
             LOGGER.warning("%s: %s", file, note)
-        data = without_empty_keys(Variables(data, file).insert_into(data))
+        data = without_empty_keys(Variables(data, file, literal).insert_into(data))
+        if overrides.samples_file:
+            data["merlin"] = overrides.samples_of(data.get("merlin"), file)
         data["batch"] = known_batch(data.get("batch") or {}, file)
         check_plain(data, file)  # again, because environment variables are inserted as well
         check_content(data, maestro_schemas(), file)

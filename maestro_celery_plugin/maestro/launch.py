@@ -163,6 +163,7 @@ class EnsembleDependency(Dependency):  # type: ignore[misc]
             settings=self._settings,
             id=f"{secrets.randbits(64):016x}",
             specification=self._specification,
+            overrides=OPTIONS.overrides,
         )
         plan.info.mkdir(parents=True, exist_ok=True)
         self._lock = _lock_of(plan)
@@ -225,6 +226,7 @@ def _make_session(plan: StudyPlan) -> None:
     from maestro_celery_plugin.broker.private import begin, cluster_address
 
     session = Session.create(plan.session)
+    session.write_environment(plan.overrides.environment)
     if not plan.settings.needs_workers:
         return
     Claims(plan.claims, plan.number).check()

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import functools
 import shlex
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +33,9 @@ from maestro_celery_plugin.maestro.this_process import collect_garbage_again, co
 
 __all__ = ["TOUCHPOINTS", "install"]
 
+# How the command begins that starts the conductor (maestro.py:519).
+_CONDUCTOR = "nohup conductor "
+
 
 def _specification(original: Any) -> Any:
     from maestro_celery_plugin.maestro.specification import Specification
@@ -46,6 +50,8 @@ def _argument_parser(original: type[argparse.ArgumentParser]) -> type[argparse.A
 def _start_process(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def start_process(cmd: Any, *args: Any, **kwargs: Any) -> Any:
+        if OPTIONS.study is not None and _is_conductor(cmd):
+            return _start_conductor(cmd, OPTIONS.study)
         return original(_with_own_conductor(cmd), *args, **kwargs)
 
     return start_process
@@ -68,13 +74,19 @@ def _load_parameter_generator(original: Callable[..., Any]) -> Callable[..., Any
 
 
 def _conductor(original: Any) -> Any:
-    """Return Maestro's conductor, whose requests to change limits also stay for a later conductor."""
+    """Return Maestro's conductor: limits that it changes stay for a later conductor, secrets with their owner."""
 
     class EnsembleConductor(original):  # type: ignore[misc]
         @classmethod
         def update_study_exec(cls, output_path: str, updated_config: dict[str, Any]) -> None:
             super().update_study_exec(output_path, updated_config)
             _store_update(Path(output_path).absolute(), updated_config)
+
+        @classmethod
+        def store_study(cls, study: Any) -> None:
+            if OPTIONS.overrides.environment:
+                _protect_environment(Path(study.output_path))
+            super().store_study(study)
 
     return EnsembleConductor
 
@@ -174,6 +186,13 @@ def _store_update(directory: Path, update: dict[str, Any]) -> None:
         print(f"maestro: warning: a resume of '{directory}' will not know these settings: {error}", file=sys.stderr)
 
 
+def _protect_environment(study: Path) -> None:
+    """Create the file to which the conductor will write its whole environment (study.py:336), for the owner only."""
+    file = study / "meta" / "environment.yaml"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.touch(mode=0o600)
+
+
 def _end_and_remove(remove: Callable[..., None], path: Any, *args: Any, **kwargs: Any) -> None:
     """End the ensemble study in a directory, then remove the directory; a directory without one is only removed."""
     if is_ensemble(Path(path)):
@@ -190,20 +209,32 @@ def _end_and_remove(remove: Callable[..., None], path: Any, *args: Any, **kwargs
 
 
 def _with_own_conductor(command: Any) -> Any:
-    """Return the command with the conductor of the same environment as `maestro`, which may not be on PATH.
-
-    Maestro does not quote the directory of the study, which may have characters that the shell interprets.
-    """
-    prefix = "nohup conductor "
-    if not isinstance(command, str) or not command.startswith(prefix):
+    """Return the command with the conductor of the same environment as `maestro`, which may not be on PATH."""
+    if not _is_conductor(command):
         return command
-    conductor, arguments, study = Path(sys.argv[0]).with_name("conductor"), command[len(prefix) :], str(OPTIONS.study)
-    if OPTIONS.study is not None:  # of an ensemble
-        OPTIONS.is_conducted = True
-        options, _, log = arguments.removesuffix(" 2>&1").partition(f" {study} > ")
-        arguments = f"{options} {shlex.quote(study)} > {shlex.quote(log)} 2>&1"
-    program = shlex.quote(str(conductor.absolute())) if conductor.is_file() else "conductor"
-    return f"nohup {program} {arguments}"
+    return f"nohup {shlex.quote(_conductor_program())} {command.removeprefix(_CONDUCTOR)}"
+
+
+def _start_conductor(command: str, study: Path) -> subprocess.Popen[bytes]:
+    """Start the conductor of an ensemble as Maestro would, but without a shell.
+
+    Maestro does not quote the directory of the study, which may have characters that the shell interprets. And some
+    shells do not pass on the functions of other shells, such as `module`, which the samples then would not have.
+    """
+    OPTIONS.is_conducted = True
+    options, _, log = command.removeprefix(_CONDUCTOR).removesuffix(" 2>&1").partition(f" {study} > ")
+    with Path(log).open("wb") as output:
+        words = ["nohup", _conductor_program(), *options.split(), str(study)]
+        return subprocess.Popen(words, stdout=output, stderr=output)
+
+
+def _is_conductor(command: Any) -> bool:
+    return isinstance(command, str) and command.startswith(_CONDUCTOR)
+
+
+def _conductor_program() -> str:
+    own = Path(sys.argv[0]).with_name("conductor")
+    return str(own.absolute()) if own.is_file() else "conductor"
 
 
 def _wait(seconds: float) -> None:

@@ -38,6 +38,7 @@ from maestro_celery_plugin.config import conversion
 from maestro_celery_plugin.config.settings import EnsembleSettings
 from maestro_celery_plugin.errors import DamagedFileError, StudyError
 from maestro_celery_plugin.files import read_text
+from maestro_celery_plugin.spec.overrides import Overrides
 
 __all__ = ["CANCEL_REQUEST", "StudyPlan"]
 
@@ -58,6 +59,8 @@ class StudyPlan:
         table: The sample table; None for a study without samples.
         rows: Number of samples; 0 without a table.
         specification: The specification, outside of the study; None for a study of an earlier release.
+        overrides: What the command line of the launch has set in place of the specification, except its `environment`,
+            which may have secrets (`session.py`).
     """
 
     root: Path
@@ -67,6 +70,7 @@ class StudyPlan:
     rows: int = 0
     id: str = "0"
     specification: Path | None = None
+    overrides: Overrides = dataclasses.field(default_factory=Overrides)
 
     def to_batch(self) -> dict[str, Any]:
         """Return the plan as Maestro's batch dictionary."""
@@ -80,6 +84,8 @@ class StudyPlan:
             "rows": self.rows,
             "settings": conversion.to_dict(self.settings),
             "specification": str(self.specification) if self.specification else None,
+            "vars": dict(self.overrides.variables),
+            "samplesfile": str(self.overrides.samples_file) if self.overrides.samples_file else None,
         }
 
     @classmethod
@@ -93,6 +99,10 @@ class StudyPlan:
             table=Path(batch["table"]) if batch["table"] else None,
             rows=batch["rows"],
             specification=Path(batch["specification"]) if batch.get("specification") else None,
+            overrides=Overrides(
+                variables=batch.get("vars") or {},
+                samples_file=Path(batch["samplesfile"]) if batch.get("samplesfile") else None,
+            ),
         )
 
     @classmethod
