@@ -188,7 +188,7 @@ def _subcommands() -> Iterator[tuple[str, click.Command]]:
 
 
 def _parser_row(action: argparse.Action) -> tuple[str, str]:
-    return f"`{' '.join((*action.option_strings, str(action.metavar or '')))}`", str(action.help)
+    return f"`{' '.join(filter(None, (*action.option_strings, str(action.metavar or ''))))}`", str(action.help)
 
 
 def _option_rows(command: click.Command) -> Iterator[tuple[str, str]]:

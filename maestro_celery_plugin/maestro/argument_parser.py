@@ -78,7 +78,7 @@ def _add_overrides(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-errors",
         action="store_true",
-        help="Merlin's option for a --dry run without the batch system, which a dry run never needs here.",
+        help="With --dry, and without the batch system: write the scripts of native steps without its directives.",
     )
 
 

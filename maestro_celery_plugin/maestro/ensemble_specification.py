@@ -44,6 +44,7 @@ from maestro_celery_plugin.spec.checks import (
 from maestro_celery_plugin.spec.launcher import launches
 from maestro_celery_plugin.spec.plain_data import check_plain
 from maestro_celery_plugin.spec.resource_checks import check_resources, step_needs
+from maestro_celery_plugin.spec.sources import with_sources
 from maestro_celery_plugin.spec.token_checks import check_parameter_names, doubled_paths, token_notes
 from maestro_celery_plugin.spec.variables import Variables
 from maestro_celery_plugin.spec.worker_groups import (
@@ -111,6 +112,7 @@ class EnsembleSpecification(YAMLSpecification):  # type: ignore[misc]
         check_plain(data, file)  # again, because environment variables are inserted as well
         check_content(data, maestro_schemas(), file)
         self._sampled = _sampled_steps(data)
+        data["study"] = with_sources(data, file)
         merlin = settings_of(MerlinSettings, data.get("merlin") or {}, file, "merlin")
         self._native = native_steps(merlin.resources, self._sampled, data)
         check_native(data, self._native, file)

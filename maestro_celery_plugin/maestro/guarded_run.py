@@ -88,7 +88,10 @@ def _set_overrides(arguments: argparse.Namespace) -> None:
     if samples_file is not None and not samples_file.is_file():
         raise StudyError(f"--samplesfile: '{arguments.samplesfile}' is not a file; give the table of the samples.")
     OPTIONS.overrides = Overrides(
-        variables=variables_of(arguments.vars), environment=environment, samples_file=samples_file
+        variables=variables_of(arguments.vars),
+        environment=environment,
+        samples_file=samples_file,
+        no_errors=arguments.no_errors,
     )
     os.environ.update(environment)  # the conductor inherits them
 

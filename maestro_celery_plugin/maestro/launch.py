@@ -55,6 +55,8 @@ def check_launch(settings: EnsembleSettings, file: str) -> None:
 def _check_launch(settings: EnsembleSettings, file: str) -> None:
     if not OPTIONS.dry_run:
         _check_batch_systems(settings, file)
+    elif not OPTIONS.overrides.no_errors:
+        _check_native_packages(settings, file)
     if settings.needs_workers and not OPTIONS.dry_run:
         # Imported in functions only: the broker imports Celery, which a dry run does not need.
         from maestro_celery_plugin.broker import choice as broker
@@ -83,6 +85,10 @@ def _check_batch_systems(settings: EnsembleSettings, file: str) -> None:
                 )
                 raise _unusable(system, user, problem, file)
             _check_packages(system, user, file)
+    _check_native_packages(settings, file)
+
+
+def _check_native_packages(settings: EnsembleSettings, file: str) -> None:
     if any(not step.queues for step in settings.steps.values()):
         _check_packages(batch_system(settings.batch.type), "the steps that Maestro runs itself", file)
 

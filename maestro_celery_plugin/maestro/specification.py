@@ -54,6 +54,8 @@ class Specification(YAMLSpecification):  # type: ignore[misc]
         data = _ensemble_data(_text_of(path), file)
         if data is not None:
             return _read_ensemble(data, file, path)
+        if OPTIONS.overrides.no_errors:
+            raise SpecificationError.at(file, "", "--no-errors: only studies with an ensemble have it; remove it.")
         if OPTIONS.overrides.is_given:
             _check_overrides(path)
         return super().load_specification(path)

@@ -33,11 +33,13 @@ class Overrides:
         environment: Values of `--env-file`, by name; they apply to variables of the specification as well, but those of
             `--vars` come first.
         samples_file: The file of `--samplesfile`, in place of `merlin.samples`; None without it.
+        no_errors: Whether a dry run writes scripts without the directives of a batch system that is missing.
     """
 
     variables: Mapping[str, str] = dataclasses.field(default_factory=dict)
     environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
     samples_file: Path | None = None
+    no_errors: bool = False
 
     @property
     def is_given(self) -> bool:
@@ -48,7 +50,8 @@ class Overrides:
     def words(self) -> list[str]:
         """The options of `maestro run` that are stored with the study, without those that may have secrets."""
         words = [word for name, value in self.variables.items() for word in ("--vars", f"{name}={value}")]
-        return [*words, *(("--samplesfile", str(self.samples_file)) if self.samples_file else ())]
+        words += ["--samplesfile", str(self.samples_file)] if self.samples_file else []
+        return [*words, "--no-errors"] if self.no_errors else words
 
     def names(self, env: Any) -> frozenset[str]:
         """Return the names of the variables of `env` that have a value of the command line."""

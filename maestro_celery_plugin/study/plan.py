@@ -86,6 +86,7 @@ class StudyPlan:
             "specification": str(self.specification) if self.specification else None,
             "vars": dict(self.overrides.variables),
             "samplesfile": str(self.overrides.samples_file) if self.overrides.samples_file else None,
+            "no_errors": self.overrides.no_errors,
         }
 
     @classmethod
@@ -102,6 +103,7 @@ class StudyPlan:
             overrides=Overrides(
                 variables=batch.get("vars") or {},
                 samples_file=Path(batch["samplesfile"]) if batch.get("samplesfile") else None,
+                no_errors=batch.get("no_errors", False),
             ),
         )
 
