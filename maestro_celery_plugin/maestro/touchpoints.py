@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import logging
 import shlex
 import subprocess
 import sys
@@ -32,6 +33,8 @@ from maestro_celery_plugin.maestro.launch_options import OPTIONS
 from maestro_celery_plugin.maestro.this_process import collect_garbage_again, coordinators_here, is_ensemble
 
 __all__ = ["TOUCHPOINTS", "install"]
+
+LOGGER = logging.getLogger(__name__)
 
 # How the command begins that starts the conductor (maestro.py:519).
 _CONDUCTOR = "nohup conductor "
@@ -84,6 +87,8 @@ def _conductor(original: Any) -> Any:
 
         @classmethod
         def store_study(cls, study: Any) -> None:
+            if OPTIONS.overrides.words:
+                LOGGER.info("Launched with %s", shlex.join(OPTIONS.overrides.words))
             if OPTIONS.overrides.environment:
                 _protect_environment(Path(study.output_path))
             super().store_study(study)
@@ -151,7 +156,7 @@ TOUCHPOINTS = (
     Touchpoint(
         "maestrowf.maestro",
         "Conductor",
-        "maestro.py:310 writes the request of `maestro update` with it",
+        "maestro.py:310 writes the request of `maestro update` with it, maestro.py:497 stores the study",
         _conductor,
     ),
     Touchpoint(

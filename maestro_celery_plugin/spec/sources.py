@@ -58,4 +58,5 @@ def _program(shell: str) -> str:
 def _line(source: str, shell: str) -> str:
     if len(source.split()) > 1 and not Path(source).is_file():
         return source
-    return f'source "{source}"' if shell.endswith("csh") else f'. "{source}"'
+    file = source if source.startswith("~") else f'"{source}"'  # a shell expands no ~ in quotes
+    return f"source {file}" if shell.endswith("csh") else f". {file}"

@@ -96,7 +96,7 @@ class Variables:
             return [self._walk(entry, where) for entry in item]
         if not isinstance(item, str):
             return item
-        if where[-1] in _COMMANDS and where[0] != "env":
+        if (where[-1] in _COMMANDS and where[0] != "env") or where == ("env", "sources"):
             return substitute(item, self._texts)
         return _filled(item, self._values, expand=not self._is_literal(where))
 

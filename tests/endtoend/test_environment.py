@@ -91,3 +91,4 @@ def test_a_study_without_an_ensemble_has_them_too(run, files):
     assert [text.split() for text in study.outputs("one/one*.out")] == [["hello", "ada", "at", "here", "s", "1"]]
     assert [path.stat().st_mode & 0o777 for path in study.path.glob("meta/environment.yaml")] == [0o600]
     assert "s 1" not in study.output + study.log()
+    assert "Launched with --vars WHO=ada --vars OUTPUT_PATH=unused\n" in study.log()

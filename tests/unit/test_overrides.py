@@ -13,6 +13,7 @@ from maestro_celery_plugin.maestro.env_file import read_env_file
 from maestro_celery_plugin.maestro.launch_options import OPTIONS
 from maestro_celery_plugin.maestro.specification import Specification
 from maestro_celery_plugin.spec.overrides import Overrides, variables_of
+from maestro_celery_plugin.spec.sources import with_sources
 from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.session import Session
 
@@ -254,9 +255,14 @@ def scripts(load, sources, shell="/bin/bash"):
 
 def test_sources_stand_before_the_commands_of_each_step(load, tmp_path):
     (tmp_path / "my env.sh").touch()
-    lines = f'. "/opt/$(X).sh"\nmodule load gcc\n. "{tmp_path}/my env.sh"\n'
-    found = scripts(load, f"[/opt/$(X).sh, module load gcc, '{tmp_path}/my env.sh']")
+    lines = f'. "/opt/$(X).sh"\nmodule load gcc\n. "{tmp_path}/my env.sh"\n. ~/a.sh\nexport PATH=$PATH:~/b\n. "$HOME/c.sh"\n'
+    found = scripts(load, f"[/opt/$(X).sh, module load gcc, '{tmp_path}/my env.sh', ~/a.sh, 'export PATH=$PATH:~/b', $HOME/c.sh]")
     assert found == [f"{lines}again", f"{lines}echo $(X)", f"{lines}echo"]
+
+
+def test_csh_has_another_word_for_it():
+    data = {"env": {"sources": ["/opt/x.csh"]}, "study": [{"name": "a", "run": {"cmd": "again", "shell": "/usr/bin/env -S tcsh -f"}}]}
+    assert with_sources(data, "study.yaml")[0]["run"]["cmd"] == 'source "/opt/x.csh"\nagain'
 
 
 def test_a_step_that_is_no_shell_script_does_not_use_sources(load, caplog):
