@@ -34,7 +34,8 @@ from maestro_celery_plugin.maestro.this_process import collect_garbage_again, co
 
 __all__ = ["TOUCHPOINTS", "install"]
 
-LOGGER = logging.getLogger(__name__)
+# Maestro's logger that writes to the log of the study (maestro.py:418).
+LOGGER = logging.getLogger("maestrowf.maestro")
 
 # How the command begins that starts the conductor (maestro.py:519).
 _CONDUCTOR = "nohup conductor "

@@ -74,7 +74,7 @@ def test_a_launch_and_its_resume_have_the_values_of_the_command_line(run, files,
     specification = files / "study.yaml"
     specification.write_text(specification.read_text().replace("v1", "v2"))
     (files / ".env").unlink()
-    words = ["resume", "-fg", "--spec", str(specification), "--step", "sim", str(study.path)]
+    words = ["resume", "-fg", "--spec", str(specification), "--step", "sim", "--keep-downstream", str(study.path)]
     answer = study.command("maestro-celery", *words)
     assert answer.returncode == 0, answer.stderr
     assert [text.splitlines()[-1] for text in study.outputs("sim/*/sim.out")] == [f"a = $HOME here {x} v2" for x in (7, 8)]
