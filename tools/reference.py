@@ -20,7 +20,7 @@ from maestro_celery_plugin import hookspecs
 from maestro_celery_plugin.cli import main as commands
 from maestro_celery_plugin.config import conversion, settings
 from maestro_celery_plugin.config.key_help import Block, block_heading, key_help, member_help
-from maestro_celery_plugin.maestro.touchpoints import EnsembleArgumentParser
+from maestro_celery_plugin.maestro.argument_parser import EnsembleArgumentParser
 from maestro_celery_plugin.report.exit_codes import StudyCode
 from maestro_celery_plugin.states import ExitCode
 
@@ -155,7 +155,7 @@ def _subcommands() -> Iterator[tuple[str, click.Command]]:
 
 
 def _parser_row(action: argparse.Action) -> tuple[str, str]:
-    return f"`{' '.join((*action.option_strings, str(action.metavar or '')))}`", str(action.help)
+    return f"`{' '.join(filter(None, (*action.option_strings, str(action.metavar or ''))))}`", str(action.help)
 
 
 def _option_rows(command: click.Command) -> Iterator[tuple[str, str]]:

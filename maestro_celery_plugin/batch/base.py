@@ -33,6 +33,7 @@ __all__ = [
     "JobReport",
     "import_problem",
     "query",
+    "without_launch",
 ]
 
 # Environment variables of samples that launch parallel programs: the name of the launch, the smallest number of nodes
@@ -40,6 +41,8 @@ __all__ = [
 LAUNCH_NAME = "MAESTRO_CELERY_LAUNCH"
 LAUNCH_NODES = "MAESTRO_CELERY_NODES"
 LAUNCH_CORES = "MAESTRO_CELERY_CORES"
+# The variables of PMI, PMIx and mpirun, with which a program finds its rank among the tasks of a launch.
+_MPI_VARIABLES = r"(PMI2?|PMIX|PALS|OMPI_COMM_WORLD)_.*|OMPI_UNIVERSE_SIZE"
 QUERY_TIMEOUT_S = 30.0
 # Queries are repeated at every poll, so the error of one query needs no action of a user.
 _AGAIN = " (a running conductor asks again)"
@@ -89,7 +92,6 @@ class BatchSystem(Protocol):
         unavailable: Pattern of the error message of a submission while the batch system does not answer. A submission
             with such a message is repeated, however often it fails.
         ignored_keys: Keys of `batch` that Maestro's adapter ignores.
-        launch_variables: Environment variables that the launch of a worker sets and samples must not inherit.
         shares_nodes: Whether samples on several nodes can share these nodes with other samples.
         gpus_are_per_process: Whether the launcher reserves the `gpus` of a step for each process, as Maestro's adapter
             for this batch system does, and not for the whole sample.
@@ -101,7 +103,6 @@ class BatchSystem(Protocol):
     modules: tuple[str, ...]
     unavailable: re.Pattern[str]
     ignored_keys: tuple[str, ...]
-    launch_variables: tuple[str, ...]
     shares_nodes: bool
     gpus_are_per_process: bool
 
@@ -138,6 +139,15 @@ class BatchSystem(Protocol):
 
     def sample_launcher(self, needs: StepNeeds) -> str:
         """Return the text that replaces `$(LAUNCHER)` in a sample and lets samples run in parallel."""
+
+    def sample_environment(self, environ: Mapping[str, str]) -> dict[str, str]:
+        """Return the environment of samples: that of the allocation, without what the launch of their worker has set.
+
+        Programs that samples launch would take its rank, its step or its options for their own.
+
+        Args:
+            environ: The environment of the worker.
+        """
 
     def signal_samples(self, names: Collection[str], number: signal.Signals) -> set[str]:
         """Send a signal to programs that samples have started with `$(LAUNCHER)` if the launcher does not forward it.
@@ -185,6 +195,17 @@ class BatchSystem(Protocol):
         Raises:
             AllocationError: the batch system does not answer.
         """
+
+
+def without_launch(environ: Mapping[str, str], launcher: str) -> dict[str, str]:
+    """Return an environment without the variables of a launcher, and without those with which MPI finds its rank.
+
+    Args:
+        environ: The environment.
+        launcher: Pattern of the names of the launcher's variables.
+    """
+    pattern = re.compile(f"{_MPI_VARIABLES}|{launcher}")
+    return {name: value for name, value in environ.items() if not pattern.fullmatch(name)}
 
 
 def import_problem(system: BatchSystem) -> str | None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from maestro_celery_plugin import clock
-from maestro_celery_plugin.batch.base import CurrentAllocation, JobReport, query
+from maestro_celery_plugin.batch.base import CurrentAllocation, JobReport, query, without_launch
 from maestro_celery_plugin.config.groups import GroupConfig
 from maestro_celery_plugin.config.resources import StepNeeds
 from maestro_celery_plugin.config.settings import BatchSettings
@@ -77,7 +77,6 @@ class Flux:
     modules: tuple[str, ...] = ("flux",)
     ignored_keys: tuple[str, ...] = ("qos", "reservation")
     unavailable = _UNAVAILABLE
-    launch_variables: tuple[str, ...] = ()
     shares_nodes = True
     gpus_are_per_process = True  # flux0_49_0.py:461
 
@@ -156,6 +155,10 @@ class Flux:
         words = [word for option, value in options.items() if value for word in (option, str(value))]
         words += ["--exclusive"] if needs.has_whole_nodes else []
         return " ".join(("flux", "run", *words, needs.options)).strip()
+
+    def sample_environment(self, environ: Mapping[str, str]) -> dict[str, str]:
+        """Return the environment without that of a task: `worker_launch` may be a `flux run`."""
+        return without_launch(environ, r"FLUX_TASK_.*")
 
     def signal_samples(self, names: Collection[str], number: signal.Signals) -> set[str]:
         """Return no name: `flux run` forwards the signal of the process group since flux-core's pull request 6734.

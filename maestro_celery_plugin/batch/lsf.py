@@ -12,7 +12,7 @@ import signal
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-from maestro_celery_plugin.batch.base import CurrentAllocation, JobReport, query
+from maestro_celery_plugin.batch.base import CurrentAllocation, JobReport, query, without_launch
 from maestro_celery_plugin.batch.lsf_commands import NOTICE, keep_errors
 from maestro_celery_plugin.batch.slurm import srun_line
 from maestro_celery_plugin.config.groups import GroupConfig
@@ -102,7 +102,6 @@ class Lsf:
         r"|LIM configuration is not ready",
         re.IGNORECASE,
     )
-    launch_variables: tuple[str, ...] = ()
     shares_nodes = False  # jsrun places two resource sets on one node if both fit
     gpus_are_per_process = False
 
@@ -180,6 +179,10 @@ class Lsf:
         }
         words += [word for option, value in options.items() if value for word in (option, str(value))]
         return " ".join(("jsrun", *words, needs.options)).strip()
+
+    def sample_environment(self, environ: Mapping[str, str]) -> dict[str, str]:
+        """Return the environment without the rank that `jsrun` gives to the worker."""
+        return without_launch(environ, r"JSM_.*")
 
     def signal_samples(self, names: Collection[str], number: signal.Signals) -> set[str]:
         """Return no name: the launcher forwards the signal of the process group."""

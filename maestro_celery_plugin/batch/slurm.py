@@ -20,6 +20,7 @@ from maestro_celery_plugin.batch.base import (
     CurrentAllocation,
     JobReport,
     query,
+    without_launch,
 )
 from maestro_celery_plugin.config.groups import GroupConfig
 from maestro_celery_plugin.config.resources import ScriptCount, StepNeeds
@@ -68,6 +69,18 @@ NEVER_STARTS = frozenset(
         *("PartitionTimeLimit", "QOSNotAllowed"),
     }
 )
+# What `srun` sets for its tasks (srun(1), section OUTPUT ENVIRONMENT VARIABLES).
+_STEP_VARIABLES = (
+    r"SLURM_(STEP.*|SRUN_COMM_.*|LAUNCH_NODE_IPADDR|PROCID|LOCALID|NODEID|GTIDS|TASK_PID|NPROCS|NTASKS.*|DISTRIBUTION"
+    r"|CPU_BIND.*|MEM_BIND.*|OVERLAP|EXACT|MPI_TYPE|PMI.*|UMASK)|SRUN_DEBUG"
+)
+# Variables that `srun` sets as well as the job, by name, each with a variable of the job that has the same value.
+# `mpirun` counts its slots by them.
+_OF_JOB = {
+    "SLURM_NNODES": "SLURM_JOB_NUM_NODES",
+    "SLURM_NODELIST": "SLURM_JOB_NODELIST",
+    "SLURM_TASKS_PER_NODE": "SLURM_JOB_CPUS_PER_NODE",
+}
 _NOT_FOUND = re.compile(r"slurm_load_jobs error: Invalid job id specified")
 
 
@@ -88,13 +101,6 @@ class Slurm:
         r"|Resource temporarily unavailable|failed to fetch config|Could not establish a configuration source"
         r"|Munge encode failed|Protocol authentication error",
         re.IGNORECASE,
-    )
-    # The `srun` of the workers sets these variables; the `srun` of a sample would read them as its own options
-    # (srun(1), section INPUT ENVIRONMENT VARIABLES).
-    launch_variables: tuple[str, ...] = (
-        *("SLURM_CPU_BIND", "SLURM_CPU_BIND_LIST", "SLURM_CPU_BIND_TYPE", "SLURM_CPU_BIND_VERBOSE"),
-        *("SLURM_DISTRIBUTION", "SLURM_NNODES", "SLURM_NPROCS", "SLURM_NTASKS", "SLURM_NTASKS_PER_NODE"),
-        "SLURM_OVERLAP",
     )
 
     def adapter_arguments(self, settings: BatchSettings) -> dict[str, Any]:
@@ -158,6 +164,15 @@ class Slurm:
         elif needs.gpus:
             gpus = [f"--gpus={needs.gpus}"]
         return srun_line(needs, before=("-Q", "--exact", "--mem=0", "-J", f'"${LAUNCH_NAME}"'), gpus=gpus)
+
+    def sample_environment(self, environ: Mapping[str, str]) -> dict[str, str]:
+        """Return the environment with the nodes of the job, and without the job step of the workers.
+
+        The `srun` of a sample would read its options from the latter; a program that is linked with MPI, and that a
+        sample starts without `srun`, would take itself for a task of that step.
+        """
+        found = without_launch(environ, _STEP_VARIABLES)
+        return found | {name: environ[of_job] for name, of_job in _OF_JOB.items() if of_job in environ}
 
     def signal_samples(self, names: Collection[str], number: signal.Signals) -> set[str]:
         """Send a signal to the job steps with these names: `srun` forwards SIGTERM as SIGKILL."""

@@ -13,6 +13,7 @@ import click
 
 from maestro_celery_plugin.batch.base import import_problem
 from maestro_celery_plugin.batch.deadline import Deadline
+from maestro_celery_plugin.cli.vars_option import vars_option
 from maestro_celery_plugin.conductor.batch_jobs import BatchJobs
 from maestro_celery_plugin.conductor.jobs import Jobs
 from maestro_celery_plugin.conductor.process_jobs import ProcessJobs
@@ -21,6 +22,7 @@ from maestro_celery_plugin.config.groups import LOCAL, batch_of, is_for_this_mac
 from maestro_celery_plugin.errors import AllocationError
 from maestro_celery_plugin.maestro.specification import load_ensemble
 from maestro_celery_plugin.plugins import batch_system
+from maestro_celery_plugin.spec.overrides import Overrides, variables_of
 from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.session import Session
 from maestro_celery_plugin.study.worker_identity import worker_command
@@ -30,9 +32,10 @@ __all__ = ["Preview", "command", "previews"]
 
 @click.command("allocation")
 @click.argument("specification", type=click.Path(path_type=Path, exists=True, dir_okay=False))
-def command(specification: Path) -> None:
+@vars_option
+def command(specification: Path, variables: tuple[str, ...]) -> None:
     """Print the batch scripts and the command lines of workers that a study of SPECIFICATION would use."""
-    for preview in previews(specification):
+    for preview in previews(specification, Overrides(variables=variables_of(variables))):
         click.echo(f"# {preview.title}\n{preview.text}\n")
 
 
@@ -49,14 +52,18 @@ class Preview:
     text: str
 
 
-def previews(path: Path) -> Iterator[Preview]:
+def previews(path: Path, overrides: Overrides | None = None) -> Iterator[Preview]:
     """Yield the script of each allocation, and the command line of each group without one.
+
+    Args:
+        path: The specification.
+        overrides: What the command line of the launch would set in place of it.
 
     Raises:
         SpecificationError: the specification is invalid, or its study has no workers.
         AllocationError: Maestro's adapter cannot write the script on this machine.
     """
-    specification = load_ensemble(path)
+    specification = load_ensemble(path, overrides)
     root = Path(specification.output_path or ".").absolute() / f"{specification.name.replace(' ', '_')}_TIME"
     plan = StudyPlan(root=root, timestamp="TIME", settings=specification.ensemble)
     for name, group in serving_groups(plan.settings).items():

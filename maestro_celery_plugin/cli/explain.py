@@ -19,6 +19,8 @@ def command(study: Path) -> None:
     """Explain why step records of the study in the directory STUDY do not run, or why they have ended."""
     explanation = Explanation(study)
     explanations = list(explanation.all())
+    if explanation.launched_with:
+        click.echo(f"Launched with {explanation.launched_with}")
     for title, sentences in explanations:
         click.echo(title)
         for sentence in sentences:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 
+from maestro_celery_plugin.cli.vars_option import vars_option
 from maestro_celery_plugin.conductor.worker_sources import request_for
 from maestro_celery_plugin.config.groups import batch_of, is_for_this_machine, serving_groups
 from maestro_celery_plugin.errors import StudyError, nearest
@@ -18,6 +19,7 @@ from maestro_celery_plugin.machine import host_name
 from maestro_celery_plugin.maestro.specification import load_ensemble
 from maestro_celery_plugin.plugins import current_allocation
 from maestro_celery_plugin.processes import forget_variable
+from maestro_celery_plugin.spec.overrides import Overrides, variables_of
 from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.session import ENVIRONMENT_VARIABLE, Session
 from maestro_celery_plugin.study.worker_identity import worker_command
@@ -29,21 +31,26 @@ __all__ = ["command", "start_workers", "study_of", "worker_lines"]
 @click.argument("study", type=click.Path(path_type=Path))
 @click.option("--group", "groups", multiple=True, help="Worker group; may be repeated. [default: all for this machine]")
 @click.option("--echo", is_flag=True, help="Print the command lines and start no worker.")
-def command(study: Path, groups: tuple[str, ...], echo: bool) -> None:
+@vars_option
+def command(study: Path, groups: tuple[str, ...], echo: bool, variables: tuple[str, ...]) -> None:
     """Start workers of a study on this machine, and wait until they have left.
 
     STUDY is the directory of a study, or a specification with a running study. Inside an allocation, the workers of a
     group with a batch system start on the nodes of the allocation.
     """
-    lines = worker_lines(study_of(study), groups)
+    lines = worker_lines(study_of(study, variables), groups)
     for name, line in lines.items():
         click.echo(line if echo else f"Starting worker group '{name}': {line}")
     forget_variable(ENVIRONMENT_VARIABLE)  # workers read the URL in the session, and samples must not inherit it
     sys.exit(0 if echo else start_workers(lines))
 
 
-def study_of(path: Path) -> Path:
+def study_of(path: Path, variables: Sequence[str] = ()) -> Path:
     """Return the directory of a study: the path itself, or the newest running study of a specification.
+
+    Args:
+        path: The directory, or the specification.
+        variables: The variables with which the study of the specification was launched, as ``NAME=VALUE``.
 
     Raises:
         StudyError: there is no such study.
@@ -52,7 +59,7 @@ def study_of(path: Path) -> Path:
         return path.absolute()
     if not path.is_file():
         raise StudyError(f"'{path}' is neither the directory of a study nor a specification.")
-    specification = load_ensemble(path)
+    specification = load_ensemble(path, Overrides(variables=variables_of(variables)))
     # maestro.py:436-452: <OUTPUT_PATH>/<name>_<time>, with blanks of the name as underscores.
     parent = Path(specification.output_path or ".")
     name = specification.name.replace(" ", "_")

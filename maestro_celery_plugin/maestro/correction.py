@@ -52,7 +52,7 @@ class Correction:
         self._plan, self._file = plan, file.absolute()
         self._text = _text_of(self._file)
         OPTIONS.batch_defaults = plan.batch_defaults  # not those of the machine of this command
-        self._specification = load_ensemble(self._file)
+        self._specification = load_ensemble(self._file, plan.overrides)
         self.changes = differences(_data_of(copy_of(plan)), yaml.safe_load(self._text))
         for change in self.changes:
             if not change.is_correction:

@@ -49,6 +49,7 @@ from maestro_celery_plugin.spec.placeholders import check_placeholders
 from maestro_celery_plugin.spec.plain_data import check_plain
 from maestro_celery_plugin.spec.problems import Checked, Problem, passed
 from maestro_celery_plugin.spec.resource_checks import check_resources, step_needs
+from maestro_celery_plugin.spec.sources import with_sources
 from maestro_celery_plugin.spec.token_checks import check_parameter_names, doubled_paths, token_notes
 from maestro_celery_plugin.spec.valid_part import NEUTRAL
 from maestro_celery_plugin.spec.variables import Variables
@@ -114,12 +115,19 @@ class EnsembleSpecification(YAMLSpecification):  # type: ignore[misc]
         if not broken.isdisjoint(("", "env")):  # the values of variables are unknown
             return
         blocks = {**NEUTRAL, **{name: block for name, block in known.items() if name not in {"user", *broken}}}
-        self.batch_defaults = _defaults_for(blocks.get("batch") or {})
-        blocks["batch"] = {**self.batch_defaults, **_without_nulls(blocks.get("batch") or {})}
+        overrides = OPTIONS.overrides
+        literal = overrides.names(blocks.get("env"))
+        if literal:
+            blocks["env"] = overrides.applied_to(blocks.get("env"), self._file)
+        own = {} if "batch" in broken else known.get("batch") or {}
+        self.batch_defaults = _defaults_for(own)
+        blocks["batch"] = {**self.batch_defaults, **_without_nulls(own)}
         yield from doubled_paths(blocks)
-        variables = Variables(blocks)
+        variables = Variables(blocks, literal)
         blocks = without_empty_keys(variables.insert_into(blocks))
         yield from variables.problems
+        if overrides.samples_file:
+            blocks["merlin"] = overrides.samples_of(blocks.get("merlin"), self._file)
         blocks["batch"] = yield from known_batch(blocks.get("batch") or {})
         yield from check_plain(blocks)  # again, because environment variables are inserted as well
         yield from check_placeholders(blocks)
@@ -137,6 +145,7 @@ class EnsembleSpecification(YAMLSpecification):  # type: ignore[misc]
     def _take(self, data: dict[str, Any]) -> Iterator[Problem]:
         """Take over the values of a specification, and check the worker groups."""
         self._sampled = _sampled_steps(data)
+        data["study"] = yield from with_sources(data)
         merlin = settings_of(MerlinSettings, data.get("merlin") or {}, "merlin")
         self._native = native_steps(merlin.resources, self._sampled, data)
         yield from check_native(data, self._native)

@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import shlex
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from maestro_celery_plugin.errors import EnsembleError
+from maestro_celery_plugin.errors import EnsembleError, StudyError
 from maestro_celery_plugin.maestro.command_line import check_specification_file
+from maestro_celery_plugin.maestro.env_file import read_env_file
 from maestro_celery_plugin.maestro.launch_options import OPTIONS, check_output
+from maestro_celery_plugin.spec.overrides import Overrides, variables_of
 
 __all__ = ["guarded_run"]
 
@@ -35,6 +39,7 @@ def guarded_run(
     """
     _set_options(arguments)
     try:
+        _set_overrides(arguments)
         check_specification_file(arguments.specification)
         check_output(arguments.out)
         code = run(arguments)
@@ -70,6 +75,30 @@ def _set_options(arguments: argparse.Namespace) -> None:
     OPTIONS.foreground = arguments.fg
     OPTIONS.is_ensemble = OPTIONS.is_conducted = False
     OPTIONS.study = OPTIONS.directory = OPTIONS.location = None
+
+
+def _set_overrides(arguments: argparse.Namespace) -> None:
+    """Read what the command line sets in place of the specification, and set the variables of `--env-file`.
+
+    Raises:
+        StudyError: an option cannot be used.
+    """
+    if arguments.no_errors and not arguments.dry:
+        raise StudyError(
+            "--no-errors: a study does not start without its batch system; add --dry to write its scripts without it, "
+            "or remove the option."
+        )
+    environment = read_env_file(arguments.env_file) if arguments.env_file is not None else {}
+    samples_file = arguments.samplesfile and Path(arguments.samplesfile).absolute()
+    if samples_file is not None and not samples_file.is_file():
+        raise StudyError(f"--samplesfile: '{arguments.samplesfile}' is not a file; give the table of the samples.")
+    OPTIONS.overrides = Overrides(
+        variables=variables_of(arguments.vars),
+        environment=environment,
+        samples_file=samples_file,
+        no_errors=arguments.no_errors,
+    )
+    os.environ.update(environment)  # the conductor inherits them
 
 
 def _end(text: str, code: int = 1) -> int:

@@ -60,6 +60,8 @@ def check_launch(settings: EnsembleSettings, file: str) -> None:
 def _check_launch(settings: EnsembleSettings, file: str) -> None:
     if not OPTIONS.dry_run:
         passed(check_batch_systems(settings), file)
+    elif not OPTIONS.overrides.no_errors:
+        passed(_check_native_packages(settings), file)
     if settings.needs_workers and not OPTIONS.dry_run:
         # Imported in functions only: the broker imports Celery, which a dry run does not need.
         from maestro_celery_plugin.broker import choice as broker
@@ -87,6 +89,10 @@ def check_batch_systems(settings: EnsembleSettings) -> Iterator[Problem]:
                 )
                 yield _unusable(system, user, problem)
             yield from _check_packages(system, user)
+    yield from _check_native_packages(settings)
+
+
+def _check_native_packages(settings: EnsembleSettings) -> Iterator[Problem]:
     if any(not step.queues for step in settings.steps.values()):
         yield from _check_packages(batch_system(settings.batch.type), "the steps that Maestro runs itself")
 
@@ -170,6 +176,7 @@ class EnsembleDependency(Dependency):  # type: ignore[misc]
             id=f"{secrets.randbits(64):016x}",
             specification=self._specification,
             batch_defaults=self._batch_defaults,
+            overrides=OPTIONS.overrides,
         )
         plan.info.mkdir(parents=True, exist_ok=True)
         self._lock = _lock_of(plan)
@@ -235,6 +242,7 @@ def _make_session(plan: StudyPlan) -> None:
     notify = read_configuration().notify
     if notify:
         session.write_notify(notify)
+    session.write_environment(plan.overrides.environment)
     if not plan.settings.needs_workers:
         return
     Claims(plan.claims, plan.number).check()

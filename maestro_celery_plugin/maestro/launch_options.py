@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from maestro_celery_plugin.errors import StudyError
 from maestro_celery_plugin.files import is_locked
+from maestro_celery_plugin.spec.overrides import Overrides
 
 if TYPE_CHECKING:  # a study without an ensemble does not wait for this import
     from maestro_celery_plugin.study.session import BrokerLocation
@@ -33,6 +34,7 @@ class LaunchOptions:
         foreground: Whether the conductor runs in this process.
         parameter_generator: Whether Python code generates the parameters.
         hashes_names: Whether Maestro numbers the directories of step records instead of naming them.
+        overrides: What the command line sets in place of the specification.
         arguments: The command line; None for another command.
         is_ensemble: Whether the specification has an ensemble.
         directory: The directory that the launch uses; None before it is known.
@@ -49,6 +51,7 @@ class LaunchOptions:
     foreground: bool = False
     parameter_generator: bool = False
     hashes_names: bool = False
+    overrides: Overrides = dataclasses.field(default_factory=Overrides)
     arguments: argparse.Namespace | None = None
     is_ensemble: bool = False
     directory: Path | None = None

@@ -15,8 +15,10 @@ from typing import Any
 
 from maestrowf.abstracts.enums import CancelCode, State, SubmissionCode
 from maestrowf.interfaces.script import SubmissionRecord
+from msgspec.structs import replace
 
 from maestro_celery_plugin import clock
+from maestro_celery_plugin.config.groups import LOCAL
 from maestro_celery_plugin.config.step_entry import SHELL_KEY
 from maestro_celery_plugin.config.tokens import substitute
 from maestro_celery_plugin.errors import AllocationError, BatchSystemUnavailableError, StudyError
@@ -93,6 +95,8 @@ class NativeSteps:
                     result: tuple[bool, str, str | None] = opened.adapter.write_script(directory, self._filled(step))
                     return result
             except AllocationError as error:
+                if dry_run and self._plan.overrides.no_errors:
+                    return self._write_plain(directory, step, error)
                 if clock.monotonic() >= end or not isinstance(error, BatchSystemUnavailableError):
                     raise StudyError(
                         f"The scripts of '{step.real_name}' cannot be written. {str(error).rstrip('.')}. Continue the "
@@ -100,6 +104,13 @@ class NativeSteps:
                     ) from error
                 LOGGER.warning("The scripts of '%s' wait for the batch system. %s", step.real_name, error)
             clock.sleep(SCRIPT_DELAY_S)
+
+    def _write_plain(self, directory: str, step: Any, error: AllocationError) -> tuple[bool, str, str | None]:
+        """Write the scripts without the directives of the batch system, which is missing; Maestro runs none of them."""
+        LOGGER.warning("The scripts of '%s' have no batch directives. %s", step.real_name, error)
+        with open_native(replace(self._plan.settings.batch, type=LOCAL), step.run.get(SHELL_KEY)) as opened:
+            _, script, restart = opened.adapter.write_script(directory, self._filled(step))
+        return True, script, restart
 
     def _filled(self, step: Any) -> Any:
         """Return a step with the values of the study's tokens, and without `shell`, which is no key of Maestro."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 import shutil
 import subprocess
@@ -78,6 +79,8 @@ def resume(
     plan = StudyPlan.read(directory)
     if not plan.session.exists():
         raise StudyError(f"The study '{plan.root}' was a dry run; it has no steps to continue.")
+    environment = Session(plan.session).apply_environment()
+    plan = dataclasses.replace(plan, overrides=dataclasses.replace(plan.overrides, environment=environment))
     for place in (plan.root, plan.info, plan.session, plan.ledger):
         if place.is_dir():
             check_writable(place)  # otherwise the new conductor could record nothing, and would end at once

@@ -24,6 +24,7 @@ from maestro_celery_plugin.imports import one_thread
 from maestro_celery_plugin.maestro.launch_options import OPTIONS
 from maestro_celery_plugin.maestro.schemas import maestro_schemas
 from maestro_celery_plugin.maestro.yaml_text import load
+from maestro_celery_plugin.spec.overrides import Overrides
 from maestro_celery_plugin.spec.problems import Checked, Problem, passed
 
 __all__ = [
@@ -46,6 +47,7 @@ class Specification(YAMLSpecification):  # type: ignore[misc]
     """The reader of specifications that replaces Maestro's."""
 
     ensemble: None = None
+    environment: Any
     # The last text without an ensemble: Maestro passes the text of each file to this class a second time.
     text_without_ensemble: Any = None
 
@@ -59,7 +61,19 @@ class Specification(YAMLSpecification):  # type: ignore[misc]
         """
         file = Path(path).name
         data = _ensemble_data(_text_of(path), file)
-        return super().load_specification(path) if data is None else _read_ensemble(data, file, path)
+        if data is not None:
+            return _read_ensemble(data, file, path)
+        if OPTIONS.overrides.no_errors:
+            raise SpecificationError.at(file, "", "--no-errors: only studies with an ensemble have it; remove it.")
+        if OPTIONS.overrides.is_given:
+            _check_overrides(path)
+        return super().load_specification(path)
+
+    def verify(self) -> None:
+        """Insert the values of the command line, which are variables like others, and let Maestro verify the rest."""
+        if OPTIONS.overrides.is_given:
+            self.environment = OPTIONS.overrides.applied_to(self.environment, Path(self.path or "").name)
+        super().verify()
 
     @classmethod
     def load_specification_from_stream(cls, stream: Any) -> Any:
@@ -72,12 +86,17 @@ class Specification(YAMLSpecification):  # type: ignore[misc]
         return _read_ensemble(data, file, None)
 
 
-def load_ensemble(path: Path) -> Any:
+def load_ensemble(path: Path, overrides: Overrides | None = None) -> Any:
     """Read the specification of an ensemble for a command of the plugin.
+
+    Args:
+        path: The specification.
+        overrides: What the command line of the launch has set in place of it.
 
     Raises:
         SpecificationError: the file is no specification, has no ensemble, or cannot be used.
     """
+    OPTIONS.overrides = overrides or Overrides()
     try:
         with without_log_of_maestro():
             specification = Specification.load_specification(str(path))
@@ -115,6 +134,24 @@ def _read_ensemble(data: dict[str, Any], file: str, path: str | None) -> Any:
         from maestro_celery_plugin.maestro.ensemble_specification import EnsembleSpecification
 
     return EnsembleSpecification.read(data, file, path)
+
+
+def _check_overrides(path: str) -> None:
+    """Check what the command line sets in a specification without an ensemble, whose errors Maestro would also log.
+
+    Maestro reports a specification that cannot be read.
+
+    Raises:
+        SpecificationError: there is no such variable, or the study has no samples.
+    """
+    try:
+        data = load(Path(path).read_text())[0] if Path(path).is_file() else None
+    except (yaml.YAMLError, OSError, ValueError, RecursionError):
+        return
+    if isinstance(data, dict):
+        file = Path(path).name
+        OPTIONS.overrides.samples_of(data.get("merlin"), file)
+        OPTIONS.overrides.applied_to(data.get("env"), file)
 
 
 def _prepare_processes() -> None:

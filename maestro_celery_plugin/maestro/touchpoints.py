@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import argparse
 import functools
-import gc
-import re
+import logging
 import shlex
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from maestro_celery_plugin import clock
 from maestro_celery_plugin.errors import EnsembleError, StudyError
@@ -26,15 +26,19 @@ from maestro_celery_plugin.maestro import old_pickles
 from maestro_celery_plugin.maestro.after_import import (
     STEP_RECORD_MODULE,
     Touchpoint,
-    apply_deferred,
     apply_touchpoints,
 )
+from maestro_celery_plugin.maestro.argument_parser import EnsembleArgumentParser
 from maestro_celery_plugin.maestro.launch_options import OPTIONS
-
-if TYPE_CHECKING:
-    from maestro_celery_plugin.conductor.coordinator import Coordinator
+from maestro_celery_plugin.maestro.this_process import collect_garbage_again, coordinators_here, is_ensemble
 
 __all__ = ["TOUCHPOINTS", "install"]
+
+# Maestro's logger that writes to the log of the study (maestro.py:418).
+LOGGER = logging.getLogger("maestrowf.maestro")
+
+# How the command begins that starts the conductor (maestro.py:519).
+_CONDUCTOR = "nohup conductor "
 
 
 def _specification(original: Any) -> Any:
@@ -50,6 +54,8 @@ def _argument_parser(original: type[argparse.ArgumentParser]) -> type[argparse.A
 def _start_process(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def start_process(cmd: Any, *args: Any, **kwargs: Any) -> Any:
+        if OPTIONS.study is not None and _is_conductor(cmd):
+            return _start_conductor(cmd, OPTIONS.study)
         return original(_with_own_conductor(cmd), *args, **kwargs)
 
     return start_process
@@ -72,13 +78,21 @@ def _load_parameter_generator(original: Callable[..., Any]) -> Callable[..., Any
 
 
 def _conductor(original: Any) -> Any:
-    """Return Maestro's conductor, whose requests to change limits also stay for a later conductor."""
+    """Return Maestro's conductor: limits that it changes stay for a later conductor, secrets with their owner."""
 
     class EnsembleConductor(original):  # type: ignore[misc]
         @classmethod
         def update_study_exec(cls, output_path: str, updated_config: dict[str, Any]) -> None:
             super().update_study_exec(output_path, updated_config)
             _store_update(Path(output_path).absolute(), updated_config)
+
+        @classmethod
+        def store_study(cls, study: Any) -> None:
+            if OPTIONS.overrides.words:
+                LOGGER.info("Launched with %s", shlex.join(OPTIONS.overrides.words))
+            if OPTIONS.overrides.environment:
+                _protect_environment(Path(study.output_path))
+            super().store_study(study)
 
     return EnsembleConductor
 
@@ -106,7 +120,7 @@ def _with_times(mark: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(mark)
     def mark_with_times(self: Any, *args: Any) -> None:
         mark(self, *args)
-        if self.jobid and (coordinators := _coordinators()):
+        if self.jobid and (coordinators := coordinators_here()):
             from maestro_celery_plugin.maestro.record_times import set_times
 
             set_times(self, coordinators)
@@ -143,7 +157,7 @@ TOUCHPOINTS = (
     Touchpoint(
         "maestrowf.maestro",
         "Conductor",
-        "maestro.py:310 writes the request of `maestro update` with it",
+        "maestro.py:310 writes the request of `maestro update` with it, maestro.py:497 stores the study",
         _conductor,
     ),
     Touchpoint(
@@ -165,70 +179,9 @@ TOUCHPOINTS = (
 # --- the replacements --------------------------------------------------------------------------------
 
 
-class EnsembleArgumentParser(argparse.ArgumentParser):
-    """Maestro's parser, with the plugin's options and its part of `maestro run` and `maestro cancel`."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        apply_deferred()
-        if self.prog.endswith("maestro run"):
-            self.add_argument(
-                "--broker",
-                metavar="URL",
-                help="Broker of an ensemble study: a Redis or RabbitMQ URL, or 'private'. [Default: that of your "
-                "configuration or of Merlin's app.yaml, else a private broker]",
-            )
-            self.add_argument(
-                "--broker-host",
-                metavar="ADDRESS",
-                help="Address of this machine at which compute nodes reach the private broker. [Default: the loopback "
-                "address for local workers, else the address of the host name]",
-            )
-
-    def parse_args(self, *args: Any, **kwargs: Any) -> Any:
-        """Parse the command line, and add the plugin's part to the command."""
-        namespace = super().parse_args(*args, **kwargs)
-        if getattr(namespace, "subparser", None) == "run":
-            namespace.func = functools.partial(_guarded_run, namespace.func)
-        elif getattr(namespace, "subparser", None) == "cancel":
-            namespace.func = functools.partial(_guarded_cancel, namespace.func)
-        return namespace
-
-
-def _guarded_run(run: Callable[[Any], int], arguments: argparse.Namespace) -> int:
-    """Run `maestro run`, which searches for garbage again at its end."""
-    from maestro_celery_plugin.maestro.guarded_run import guarded_run
-
-    try:
-        return guarded_run(run, arguments, _failed_samples)
-    finally:
-        _collect_garbage_again()
-
-
-def _failed_samples() -> int | None:
-    coordinators = _coordinators()
-    return sum(coordinator.failed_samples for coordinator in coordinators) if coordinators else None
-
-
-def _guarded_cancel(cancel: Callable[[Any], int], namespace: argparse.Namespace) -> int:
-    """Run `maestro cancel`, which writes a request to the conductor; then cancel the studies without a conductor."""
-    ensembles = [Path(one).absolute() for one in namespace.directory if _is_ensemble(Path(one))]
-    if not ensembles:
-        return cancel(namespace)
-    from maestro_celery_plugin.maestro.cancel import cancel_all
-
-    try:
-        return cancel_all(functools.partial(cancel, namespace), ensembles)
-    except EOFError:
-        print("maestro: error: there is no terminal for the answer, and nothing is cancelled; add -y.", file=sys.stderr)
-    except KeyboardInterrupt:
-        print("maestro: interrupted; `maestro-celery status` shows what still runs.", file=sys.stderr)
-    return 1
-
-
 def _store_update(directory: Path, update: dict[str, Any]) -> None:
     """Store the limits of `maestro update` for a later conductor; the one that runs has received them."""
-    if not _is_ensemble(directory):
+    if not is_ensemble(directory):
         return
     from maestro_celery_plugin.maestro.limits import store_update
     from maestro_celery_plugin.study.plan import StudyPlan
@@ -239,23 +192,16 @@ def _store_update(directory: Path, update: dict[str, Any]) -> None:
         print(f"maestro: warning: a resume of '{directory}' will not know these settings: {error}", file=sys.stderr)
 
 
-def _is_ensemble(directory: Path) -> bool:
-    """Tell whether a directory is that of an ensemble study; True if it cannot be read, so that the user is told.
-
-    A step of a study without an ensemble may make a directory ``merlin_info``.
-    """
-    try:
-        if not (directory / "merlin_info").is_dir():
-            return False
-        batch = (directory / "batch.info").read_text(errors="replace")
-    except OSError:  # without `batch.info`, the launch of an ensemble was interrupted
-        return True
-    return re.search(r"^type: (?!celery\b)", batch, re.MULTILINE) is None
+def _protect_environment(study: Path) -> None:
+    """Create the file to which the conductor will write its whole environment (study.py:336), for the owner only."""
+    file = study / "meta" / "environment.yaml"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.touch(mode=0o600)
 
 
 def _end_and_remove(remove: Callable[..., None], path: Any, *args: Any, **kwargs: Any) -> None:
     """End the ensemble study in a directory, then remove the directory; a directory without one is only removed."""
-    if _is_ensemble(Path(path)):
+    if is_ensemble(Path(path)):
         from maestro_celery_plugin.maestro.earlier_study import end_earlier_study
 
         try:
@@ -269,20 +215,32 @@ def _end_and_remove(remove: Callable[..., None], path: Any, *args: Any, **kwargs
 
 
 def _with_own_conductor(command: Any) -> Any:
-    """Return the command with the conductor of the same environment as `maestro`, which may not be on PATH.
-
-    Maestro does not quote the directory of the study, which may have characters that the shell interprets.
-    """
-    prefix = "nohup conductor "
-    if not isinstance(command, str) or not command.startswith(prefix):
+    """Return the command with the conductor of the same environment as `maestro`, which may not be on PATH."""
+    if not _is_conductor(command):
         return command
-    conductor, arguments, study = Path(sys.argv[0]).with_name("conductor"), command[len(prefix) :], str(OPTIONS.study)
-    if OPTIONS.study is not None:  # of an ensemble
-        OPTIONS.is_conducted = True
-        options, _, log = arguments.removesuffix(" 2>&1").partition(f" {study} > ")
-        arguments = f"{options} {shlex.quote(study)} > {shlex.quote(log)} 2>&1"
-    program = shlex.quote(str(conductor.absolute())) if conductor.is_file() else "conductor"
-    return f"nohup {program} {arguments}"
+    return f"nohup {shlex.quote(_conductor_program())} {command.removeprefix(_CONDUCTOR)}"
+
+
+def _start_conductor(command: str, study: Path) -> subprocess.Popen[bytes]:
+    """Start the conductor of an ensemble as Maestro would, but without a shell.
+
+    Maestro does not quote the directory of the study, which may have characters that the shell interprets. And some
+    shells do not pass on the functions of other shells, such as `module`, which the samples then would not have.
+    """
+    OPTIONS.is_conducted = True
+    options, _, log = command.removeprefix(_CONDUCTOR).removesuffix(" 2>&1").partition(f" {study} > ")
+    with Path(log).open("wb") as output:
+        words = ["nohup", _conductor_program(), *options.split(), str(study)]
+        return subprocess.Popen(words, stdout=output, stderr=output)
+
+
+def _is_conductor(command: Any) -> bool:
+    return isinstance(command, str) and command.startswith(_CONDUCTOR)
+
+
+def _conductor_program() -> str:
+    own = Path(sys.argv[0]).with_name("conductor")
+    return str(own.absolute()) if own.is_file() else "conductor"
 
 
 def _wait(seconds: float) -> None:
@@ -294,25 +252,12 @@ def _wait(seconds: float) -> None:
     lock = sys.modules.get("maestro_celery_plugin.study.conductor_lock")
     if lock and lock.take_poll_request():
         return
-    _collect_garbage_again()
-    coordinators = _coordinators()
+    collect_garbage_again()
+    coordinators = coordinators_here()
     if not coordinators:
         clock.sleep(seconds)
     for coordinator in coordinators:
         coordinator.wait(seconds / len(coordinators))
-
-
-def _collect_garbage_again() -> None:
-    """Search for garbage again, if `specification.py` has stopped this for the launch, but not among what is there."""
-    if not gc.isenabled():
-        gc.freeze()
-        gc.enable()
-
-
-def _coordinators() -> list[Coordinator]:
-    """Return the coordinators of this process; a process without an ensemble has not imported their module."""
-    module = sys.modules.get("maestro_celery_plugin.conductor.coordinator")
-    return module.active() if module else []
 
 
 # --- the installation --------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -63,6 +64,11 @@ class Explanation:
         for step in self.status.steps:
             self._records[step.step].append(step)
             self._by_params[step.step, tuple(step.params.items())].append(step)
+
+    @property
+    def launched_with(self) -> str:
+        """The options of the launch that set something in place of the specification; empty without them."""
+        return shlex.join(self._plan.overrides.words)
 
     @property
     def _resume(self) -> str:

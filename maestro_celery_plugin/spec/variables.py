@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from maestro_celery_plugin.config.tokens import names_in, substitute
@@ -32,13 +32,16 @@ class Variables:
 
     Args:
         data: The specification.
+        literal: The variables with a value of the command line, whose shell has expanded what was to be expanded; only
+            tokens are replaced in it.
 
     Attributes:
         problems: Variables that refer to themselves, and keys that are equal after the insertion of values.
     """
 
-    def __init__(self, data: Mapping[str, Any]) -> None:
+    def __init__(self, data: Mapping[str, Any], literal: Collection[str] = ()) -> None:
         self.problems: list[Problem] = []
+        self._literal = literal
         environment = data.get("env") or {}
         self._blocks = {str(name): block for block in ("variables", "labels") for name in environment.get(block) or {}}
         raw = {**(environment.get("variables") or {}), **(environment.get("labels") or {})}
@@ -60,7 +63,7 @@ class Variables:
             value = self._raw[name]
             if isinstance(value, str):
                 inner = {n: self._resolve(n, (*path, name)) for n in names_in(value) if n in self._raw}
-                value = _expanded(_filled(value, inner))
+                value = _filled(value, inner, expand=name not in self._literal)
             self._values[name] = value
         return self._values[name]
 
@@ -90,9 +93,12 @@ class Variables:
             return [self._walk(entry, where) for entry in item]
         if not isinstance(item, str):
             return item
-        if where[-1] in _COMMANDS and where[0] != "env":
+        if (where[-1] in _COMMANDS and where[0] != "env") or where == ("env", "sources"):
             return substitute(item, self._texts)
-        return _expanded(_filled(item, self._values))
+        return _filled(item, self._values, expand=not self._is_literal(where))
+
+    def _is_literal(self, where: tuple[str, ...]) -> bool:
+        return where[:2] in (("env", "variables"), ("env", "labels")) and where[-1] in self._literal
 
     def _walk_block(self, block: dict[Any, Any], where: tuple[str, ...]) -> dict[Any, Any]:
         result = {}
@@ -105,14 +111,14 @@ class Variables:
         return result
 
 
-def _filled(text: str, values: Mapping[str, Any]) -> Any:
+def _filled(text: str, values: Mapping[str, Any], *, expand: bool = True) -> Any:
+    """Return a text with the values of variables; what is expanded is the text, and not the values, which are final."""
     match = _ONE_TOKEN.fullmatch(text)
     if match and match[1] in values:
         return values[match[1]]
-    return substitute(text, {name: str(value) for name, value in values.items()})
+    return substitute(_expanded(text) if expand else text, {name: str(value) for name, value in values.items()})
 
 
-def _expanded(value: Any) -> Any:
+def _expanded(text: str) -> str:
     """Expand ``~`` and ``$ENV``; an unset environment variable stays as it is."""
-    # `os.path`, because the text is not always a path.
-    return os.path.expandvars(os.path.expanduser(value)) if isinstance(value, str) else value  # noqa: PTH111
+    return os.path.expandvars(os.path.expanduser(text))  # noqa: PTH111 (the text is not always a path)

@@ -38,6 +38,7 @@ from maestro_celery_plugin.config import conversion
 from maestro_celery_plugin.config.settings import EnsembleSettings
 from maestro_celery_plugin.errors import DamagedFileError, StudyError
 from maestro_celery_plugin.files import read_text
+from maestro_celery_plugin.spec.overrides import Overrides
 
 __all__ = ["CANCEL_REQUEST", "StudyPlan"]
 
@@ -59,6 +60,8 @@ class StudyPlan:
         rows: Number of samples; 0 without a table.
         specification: The specification, outside of the study; None for a study of an earlier release.
         batch_defaults: The keys of `batch` that the user's configuration has added at the launch.
+        overrides: What the command line of the launch has set in place of the specification, except its `environment`,
+            which may have secrets (`session.py`).
     """
 
     root: Path
@@ -69,6 +72,7 @@ class StudyPlan:
     id: str = "0"
     specification: Path | None = None
     batch_defaults: dict[str, Any] = dataclasses.field(default_factory=dict)
+    overrides: Overrides = dataclasses.field(default_factory=Overrides)
 
     def to_batch(self) -> dict[str, Any]:
         """Return the plan as Maestro's batch dictionary."""
@@ -83,6 +87,9 @@ class StudyPlan:
             "settings": conversion.to_dict(self.settings),
             "specification": str(self.specification) if self.specification else None,
             "batch_defaults": self.batch_defaults,
+            "vars": dict(self.overrides.variables),
+            "samplesfile": str(self.overrides.samples_file) if self.overrides.samples_file else None,
+            "no_errors": self.overrides.no_errors,
         }
 
     @classmethod
@@ -97,6 +104,11 @@ class StudyPlan:
             rows=batch["rows"],
             specification=Path(batch["specification"]) if batch.get("specification") else None,
             batch_defaults=batch.get("batch_defaults") or {},
+            overrides=Overrides(
+                variables=batch.get("vars") or {},
+                samples_file=Path(batch["samplesfile"]) if batch.get("samplesfile") else None,
+                no_errors=batch.get("no_errors", False),
+            ),
         )
 
     @classmethod

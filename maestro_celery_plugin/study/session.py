@@ -4,6 +4,7 @@
       secret                 0600  key of the message signatures
       broker.json            0600  location of the broker
       notify                 0600  command that runs when the study ends
+      environment.json       0600  variables of `maestro run --env-file` and functions of the shell, if there are any
       stop                         exists when the workers must end
       conductor.json               heartbeat of the conductor (`heartbeats.py`)
       broker_host                  address on which the private broker listens
@@ -24,6 +25,7 @@ import json
 import os
 import re
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,8 @@ __all__ = ["ENVIRONMENT_VARIABLE", "BrokerLocation", "Session"]
 # The URL of the broker for studies that this user launches, with a password: no process keeps it in its environment.
 ENVIRONMENT_VARIABLE = "MAESTRO_CELERY_BROKER_URL"
 
+# How the names of variables begin in which bash exports its functions.
+_FUNCTION = "BASH_FUNC_"
 # Bytes of the secret, which is stored as hexadecimal text.
 _SECRET_BYTES = 32
 _SECRET = re.compile(rf"[0-9a-f]{{{2 * _SECRET_BYTES}}}")
@@ -169,6 +173,34 @@ class Session:
             return read_text(self.path / "notify")
         except FileNotFoundError:
             return None
+    # --- environment ---
+
+    def write_environment(self, variables: Mapping[str, str]) -> None:
+        """Store the variables of `maestro run --env-file`, which may have secrets, and functions such as `module`.
+
+        Maestro submits batch jobs with `/bin/sh`, and some shells do not pass on the functions of other shells.
+        """
+        functions = {name: value for name, value in os.environ.items() if name.startswith(_FUNCTION)}
+        if variables or functions:
+            self._write("environment.json", json.dumps({**functions, **variables}))
+
+    def apply_environment(self) -> dict[str, str]:
+        """Set in this process what `write_environment` has stored, and return it; its own functions stay.
+
+        Raises:
+            StudyError: they cannot be read, or are damaged.
+        """
+        path = self.path / "environment.json"
+        if not os.path.exists(path):  # noqa: PTH110 (Path.exists raises an error without permission)
+            return {}
+        try:
+            variables = {str(name): str(value) for name, value in json.loads(read_text(path)).items()}
+        except OSError as cause:
+            raise StudyError(f"'{path}' cannot be read: {cause.strerror}.") from cause
+        except (ValueError, AttributeError) as cause:
+            raise DamagedFileError.at(path, "it must have the variables of --env-file as JSON") from cause
+        os.environ.update({n: v for n, v in variables.items() if not (n.startswith(_FUNCTION) and n in os.environ)})
+        return variables
 
     # --- worker groups ---
 

@@ -28,10 +28,13 @@ class SampleEnvironment:
 
     Celery reads its variables once more when it starts the processes of a pool. So the environment is restored after
     that, in the process that starts samples; they inherit it.
+
+    Args:
+        system: The batch system, which tells what the launch of the worker has set; None for a local worker.
     """
 
-    def __init__(self) -> None:
-        self._variables = dict(os.environ)
+    def __init__(self, system: BatchSystem | None = None) -> None:
+        self._variables = system.sample_environment(os.environ) if system else dict(os.environ)
 
     def restore(self) -> None:
         """Give this process the environment of before."""

@@ -78,6 +78,7 @@ def main() -> NoReturn:
         clock.wait_until(lambda: session.has_group(options.group), GROUP_LIMIT_S, interval_s=0.2)
     try:
         group = session.read_group(options.group)
+        session.apply_environment()  # a batch system may not pass on what the conductor has
         adopt_orphans()
         supervisor = _Supervisor(session)
         supervisor.handle_signals()

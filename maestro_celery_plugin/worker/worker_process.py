@@ -70,9 +70,8 @@ class WorkerProcess:
         self._system = batch_system(self._group.batch.type)
         self._deadline = Deadline.of(self._system, self._group, os.environ)
         self._cores = (self._system.node_cores(os.environ) if self._system else None) or usable_cpus()
-        for name in self._system.launch_variables if self._system else ():
-            os.environ.pop(name, None)
-        self._environment = SampleEnvironment()
+        self._environment = SampleEnvironment(self._system)
+        self._environment.restore()
         self._session_id = session.id
         self._tasks: RangeTasks | None = None
         self._name = arguments.name

@@ -9,6 +9,7 @@ import pytest
 from recorded import Recorded
 
 from maestro_celery_plugin import clock
+from maestro_celery_plugin.maestro.launch_options import OPTIONS
 
 
 @pytest.fixture
@@ -26,3 +27,11 @@ def advance_clock(monkeypatch):
         monkeypatch.setattr(clock, "monotonic", lambda: later)
 
     return advance
+
+
+@pytest.fixture(autouse=True)
+def options_of_one_test():
+    """Let no test see the options of a launch that another one has set: a command sets them for its whole process."""
+    before = dict(vars(OPTIONS))
+    yield
+    vars(OPTIONS).update(before)

@@ -327,3 +327,8 @@ def test_each_interface_of_maestro_has_the_connection_that_is_dropped():
         assert {interface.flux_handle for interface in interfaces} == {None}
     for interface, handle in zip(interfaces, before, strict=True):
         interface.flux_handle = handle
+
+
+def test_samples_do_not_see_the_task_of_their_worker():
+    task = {"FLUX_TASK_RANK": "1", "FLUX_TASK_LOCAL_ID": "0", "PMI_RANK": "1", "PMI_FD": "5"}
+    assert Flux().sample_environment({"FLUX_URI": "u", **task}) == {"FLUX_URI": "u"}

@@ -274,3 +274,9 @@ def test_maestros_adapter_runs_its_commands_with_the_name_that_is_replaced():
     assert issubclass(lsfscriptadapter.Popen, subprocess.Popen)
     with LSF.adapter_context():
         assert lsfscriptadapter.Popen is Command
+
+
+def test_samples_do_not_see_the_rank_of_their_worker():
+    rank = {"JSM_NAMESPACE_RANK": "1", "PMIX_RANK": "1", "OMPI_COMM_WORLD_RANK": "1", "PMI_RANK": "1"}
+    job = {"LSB_JOBID": "7", "LSB_HOSTS": "a b"}
+    assert Lsf().sample_environment({**job, **rank}) == job

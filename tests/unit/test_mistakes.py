@@ -58,6 +58,22 @@ merlin:
     file: $(MERLIN_INFO)/x.csv
     column_labels: [X]
 """
+PLAIN = """\
+description: {name: plain, description: d}
+env: {variables: {N: 1}, labels: {LONG: a}}
+study:
+- {name: one, description: d, run: {cmd: echo $(N)}}
+"""
+FLUX = """\
+description: {name: flux, description: d}
+batch: {type: flux, queue: q}
+study:
+- {name: sim, description: d, run: {cmd: $(LAUNCHER) echo $(X), nodes: 1}}
+- {name: native, description: d, run: {cmd: $(LAUNCHER) echo, nodes: 1, procs: 2}}
+merlin:
+  resources: {unassigned: maestro, workers: {w: {steps: [sim], nodes: 1}}}
+  samples: {file: table.csv, column_labels: [X]}
+"""
 
 
 @pytest.fixture
@@ -68,7 +84,7 @@ def place(tmp_path, monkeypatch):
     monkeypatch.chdir(home)
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.delenv("MAESTRO_CELERY_BROKER_URL", raising=False)
-    before = dict(vars(launch_options.OPTIONS))
+    before, environment = dict(vars(launch_options.OPTIONS)), dict(os.environ)
     root, handlers, level = logging.getLogger(), list(logging.getLogger().handlers), logging.getLogger().level
     use_plugin(monkeypatch)
     monkeypatch.setattr(maestrowf.maestro, "start_process", lambda command: pytest.fail(f"launched: {command}"))
@@ -76,6 +92,8 @@ def place(tmp_path, monkeypatch):
         monkeypatch.setattr(sys, "stdin", nothing)
         yield home
     vars(launch_options.OPTIONS).update(before)
+    for name in os.environ.keys() - environment.keys():  # of --env-file
+        del os.environ[name]
     for handler in set(root.handlers) - set(handlers):
         root.removeHandler(handler)
         handler.close()
@@ -194,6 +212,22 @@ COMMAND_LINES = [
     (["-y", "-t", "-1", "study.yaml"], "--throttle: found -1"),
     (["-y", "-r", "-1", "study.yaml"], "--rlimit: found -1"),
     (["-y", "-s", "-1", "study.yaml"], "--sleeptime: found -1"),
+    (["-y", "--vars", "M=3", "study.yaml"], "study.yaml: env.variables: --vars: unknown variable 'M'; allowed: 'N'."),
+    (["-y", "--vars", "LONGER=1", "N=2", "plain.yaml"], "plain.yaml: env.variables: --vars: unknown variable 'LONGER'; did you mean 'LONG'?"),
+    (["-y", "study.yaml", "--vars", "N"], "--vars: found 'N'; 'NAME=VALUE' is needed"),
+    (["-y", "study.yaml", "--vars", "=N"], "--vars: found '=N'; 'NAME=VALUE' is needed"),
+    (["-y", "study.yaml", "--vars", "N=", "M=3"], "--vars: 'N' has no value"),
+    (["-y", "study.yaml", "--vars", "SPECROOT=/"], "--vars: 'SPECROOT' is Maestro's"),
+    (["-y", "--samplesfile", "nowhere.csv", "study.yaml"], "--samplesfile: 'nowhere.csv' is not a file"),
+    (["-y", "--samplesfile", "table.csv", "plain.yaml"], "plain.yaml: merlin.samples: --samplesfile: there is no such block"),
+    (["-y", "--samplesfile", "table.csv", "no_samples.yaml"], "no_samples.yaml: merlin.samples: --samplesfile: there is no such block"),
+    (["-y", "--no-errors", "study.yaml"], "--no-errors: a study does not start without its batch system; add --dry"),
+    (["-y", "--no-errors", "--dry", "plain.yaml"], "plain.yaml: --no-errors: only studies with an ensemble have it"),
+    (["-y", "--dry", "flux.yaml"], "flux.yaml: batch.type: found 'flux' for the steps that Maestro runs itself, but this Python has no package 'flux'"),
+    (["-y", "--env-file", "nowhere.env", "study.yaml"], "--env-file: 'nowhere.env' cannot be read (No such file or directory)"),
+    (["-y", "--env-file", "wrong.env", "study.yaml"], "--env-file: 'wrong.env', line 4: this is not NAME=VALUE"),
+    (["-y", "--env-file", "empty.env", "study.yaml"], "study.yaml: env.variables.N: --env-file: it is empty"),
+    (["-y", "--env-file", "own.env", "study.yaml"], "--env-file: 'own.env', line 1: 'MAESTRO_CELERY_BROKER_URL' is a variable of the plugin"),
     (["-y", "--broker", "nowhere", "study.yaml"], "the URL needs one of the schemes"),
     (["-y", "--broker", "redis://127.0.0.1:1", "study.yaml"], "use a private broker: --broker private"),
     (["-y", "--broker-host", "203.0.113.1", "study.yaml"], "--broker-host: the private broker cannot listen"),
@@ -205,9 +239,21 @@ def test_a_mistake_on_the_command_line_is_one_line(place, capfd, words, found):
     (place / "study.yaml").write_text(SPEC)
     (place / "directory").mkdir()
     (place / "directory" / "precious").touch()
-    for name, text in {"empty.yaml": "", "comments.yaml": "---\n# nothing\n\n", "table.csv": "1\n", "generator.py": ""}.items():
+    texts = {"empty.yaml": "", "comments.yaml": "---\n# nothing\n\n", "table.csv": "1\n", "generator.py": ""}
+    texts |= {"plain.yaml": PLAIN, "no_samples.yaml": PLAIN + "merlin: {}\n"}
+    texts |= {"flux.yaml": FLUX, "wrong.env": "A=1\n\n# B\nB is secret\n", "empty.env": "N=\n", "own.env": "MAESTRO_CELERY_BROKER_URL=u\n"}
+    for name, text in texts.items():
         (place / name).write_text(text)
     check_refused(place, capfd, found, words)
+
+
+def test_without_errors_a_dry_run_does_not_need_the_batch_system(place, capfd):
+    for name, text in {"flux.yaml": FLUX, "table.csv": "1\n"}.items():
+        (place / name).write_text(text)
+    code, lines = run(capfd, "-y", "--dry", "-fg", "--no-errors", "-o", "out", "flux.yaml")
+    assert (code, errors_of(lines)) == (0, [])
+    assert (place / "out" / "native" / "native.sh").read_text() == "#!/bin/bash\n\n$(LAUNCHER) echo\n"
+    assert "flux run" in (place / "out" / "sim" / "sim.sh").read_text()
 
 
 GENERATORS = [

@@ -60,7 +60,7 @@ def ledger(monkeypatch):
         return tuple(None if time is None else NOON.timestamp() + time for time in known.get(job, (None, None)))
 
     apply_deferred(STEP_RECORD_MODULE)
-    monkeypatch.setattr(touchpoints, "_coordinators", lambda: [SimpleNamespace(run_times=run_times)])
+    monkeypatch.setattr(touchpoints, "coordinators_here", lambda: [SimpleNamespace(run_times=run_times)])
     return known
 
 

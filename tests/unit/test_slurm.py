@@ -249,3 +249,14 @@ def test_a_job_is_gone_on_a_cluster_without_sacct(recorded):
 )
 def test_only_a_slurm_that_is_away_is_unavailable(text, is_away):
     assert bool(SLURM.unavailable.search(text)) is is_away
+
+
+def test_samples_see_the_job_and_not_the_step_of_their_worker():
+    job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_JOB_CPUS_PER_NODE": "36(x2)"}
+    job |= {"SLURMD_NODENAME": "n2", "SLURM_MEM_PER_NODE": "100", "SLURM_SUBMIT_DIR": "/d", "PATH": "/bin", "PMIX": "mine"}
+    names = "STEP_ID STEPID STEP_NODELIST PROCID LOCALID NODEID NTASKS NTASKS_PER_NODE NPROCS CPU_BIND CPU_BIND_TYPE DISTRIBUTION"
+    step = {f"SLURM_{name}": "1" for name in (*names.split(), "TASKS_PER_NODE", "NNODES", "GTIDS", "TASK_PID", "SRUN_COMM_PORT", "PMIX_DIR")}
+    mpi = {"PMI_RANK": "1", "PMI_FD": "3", "PMI2_X": "1", "PMIX_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2", "SLURM_MPI_TYPE": "pmix"}
+
+    of_job = {"SLURM_NNODES": "2", "SLURM_NODELIST": "n[1-2]", "SLURM_TASKS_PER_NODE": "36(x2)"}
+    assert SLURM.sample_environment({**job, **step, **mpi}) == {**job, **of_job}

@@ -18,10 +18,11 @@ import maestrowf
 import pytest
 
 from maestro_celery_plugin.errors import UnsupportedMaestroError
+from maestro_celery_plugin.maestro import argument_parser, launch_options, this_process, touchpoints
 from maestro_celery_plugin.maestro import guarded_run as guarded_run_module
-from maestro_celery_plugin.maestro import launch_options, touchpoints
 from maestro_celery_plugin.maestro.after_import import Touchpoint
-from maestro_celery_plugin.maestro.touchpoints import TOUCHPOINTS, EnsembleArgumentParser
+from maestro_celery_plugin.maestro.argument_parser import EnsembleArgumentParser
+from maestro_celery_plugin.maestro.touchpoints import TOUCHPOINTS
 
 MAESTRO = Path(maestrowf.__file__).parent
 POINT = Touchpoint("maestrowf.nowhere", "gone", "nowhere.py:7 uses it", lambda original: (original, "replaced"))
@@ -89,7 +90,7 @@ def test_a_second_installation_changes_nothing():
         "1",
         "maestro_celery_plugin.maestro.specification",
         "maestro_celery_plugin.maestro.specification",
-        "maestro_celery_plugin.maestro.touchpoints",
+        "maestro_celery_plugin.maestro.argument_parser",
         "maestrowf.utils",
         "maestro_celery_plugin.maestro.touchpoints",
         "True",
@@ -174,8 +175,8 @@ def failing(number):
 
 def guarded_run(out, run=lambda namespace: 0):
     options = {"broker": None, "broker_host": None, "dry": True, "fg": False, "pgen": None, "hashws": False, "out": out}
-    options["specification"] = os.devnull
-    return touchpoints._guarded_run(run, argparse.Namespace(**options))
+    options |= {"specification": os.devnull, "vars": [], "samplesfile": None, "env_file": None, "no_errors": False}
+    return argument_parser._guarded_run(run, argparse.Namespace(**options))
 
 
 @pytest.fixture
@@ -226,7 +227,7 @@ def test_a_directory_that_cannot_be_read_is_one_line_for_cancel(earlier, capsys,
     monkeypatch.setattr(Path, "is_dir", failing(errno.EACCES))
     monkeypatch.setattr(Path, "stat", failing(errno.EACCES))
 
-    assert touchpoints._guarded_cancel(lambda namespace: 0, argparse.Namespace(directory=[str(earlier)])) == 1
+    assert argument_parser._guarded_cancel(lambda namespace: 0, argparse.Namespace(directory=[str(earlier)])) == 1
 
     assert capsys.readouterr().err == "maestro: error: [Errno 13] Permission denied\n"
 
@@ -236,8 +237,8 @@ def test_a_directory_that_cannot_be_read_is_one_line_for_cancel(earlier, capsys,
     [("type: local\n", False), ("shell: /bin/bash\ntype: slurm\n", False), ("id: '1'\ntype: celery\n", True), ("", True), (None, True)],
 )
 def test_a_study_whose_step_makes_a_directory_merlin_info_is_no_ensemble(tmp_path, batch, is_ensemble):
-    assert not touchpoints._is_ensemble(tmp_path)
+    assert not this_process.is_ensemble(tmp_path)
     (tmp_path / "merlin_info").mkdir()
     if batch is not None:
         (tmp_path / "batch.info").write_text(batch)
-    assert touchpoints._is_ensemble(tmp_path) is is_ensemble
+    assert this_process.is_ensemble(tmp_path) is is_ensemble

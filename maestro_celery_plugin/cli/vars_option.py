@@ -1,0 +1,21 @@
+"""The option `--vars` of commands that read a specification, as `maestro run` has read it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+__all__ = ["vars_option"]
+
+
+def vars_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the option to a command, which receives the texts ``NAME=VALUE``."""
+    return click.option(
+        "--vars",
+        "variables",
+        metavar="NAME=VALUE",
+        multiple=True,
+        help="Value of a variable, as for `maestro run`; may be repeated.",
+    )(command)

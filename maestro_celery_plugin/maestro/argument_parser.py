@@ -1,0 +1,133 @@
+"""Maestro's command line with the plugin's options, and the plugin's part of `maestro run` and `maestro cancel`."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from maestro_celery_plugin.maestro.after_import import apply_deferred
+from maestro_celery_plugin.maestro.this_process import collect_garbage_again, coordinators_here, is_ensemble
+
+__all__ = ["EnsembleArgumentParser"]
+
+_VARIABLE = re.compile(r"[^-/=\s][^/=\s]*=")
+
+
+class EnsembleArgumentParser(argparse.ArgumentParser):
+    """Maestro's parser, with the plugin's options and its part of `maestro run` and `maestro cancel`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        apply_deferred()
+        if self.prog.endswith("maestro run"):
+            self.add_argument(
+                "--broker",
+                metavar="URL",
+                help="Broker of an ensemble study: a Redis or RabbitMQ URL, or 'private'. [Default: that of your "
+                "configuration or of Merlin's app.yaml, else a private broker]",
+            )
+            self.add_argument(
+                "--broker-host",
+                metavar="ADDRESS",
+                help="Address of this machine at which compute nodes reach the private broker. [Default: the loopback "
+                "address for local workers, else the address of the host name]",
+            )
+            _add_overrides(self)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse the command line, with one variable for each `--vars`."""
+        words = sys.argv[1:] if args is None else list(args)
+        return super().parse_known_args(list(_one_variable_each(words)), namespace)
+
+    def parse_args(self, *args: Any, **kwargs: Any) -> Any:
+        """Parse the command line, and add the plugin's part to the command."""
+        namespace = super().parse_args(*args, **kwargs)
+        if getattr(namespace, "subparser", None) == "run":
+            namespace.func = functools.partial(_guarded_run, namespace.func)
+        elif getattr(namespace, "subparser", None) == "cancel":
+            namespace.func = functools.partial(_guarded_cancel, namespace.func)
+        return namespace
+
+
+def _add_overrides(parser: argparse.ArgumentParser) -> None:
+    """Add the options that set something in place of the specification."""
+    parser.add_argument(
+        "--vars",
+        metavar="NAME=VALUE ...",
+        action="append",
+        default=[],
+        help="Values of variables, in place of those in the specification; they apply before anything else, also in "
+        "OUTPUT_PATH and in the name of the study.",
+    )
+    parser.add_argument(
+        "--samplesfile",
+        metavar="FILE",
+        help="File of the samples, in place of merlin.samples.file; no command generates it.",
+    )
+    parser.add_argument(
+        "--env-file",
+        metavar="FILE",
+        help="File with lines NAME=VALUE: environment variables of the study, and values of the variables in the "
+        "specification that have these names.",
+    )
+    parser.add_argument(
+        "--no-errors",
+        action="store_true",
+        help="With --dry, and without the batch system: write the scripts of native steps without its directives.",
+    )
+
+
+def _one_variable_each(words: Sequence[str]) -> Iterator[str]:
+    """Yield a command line in which each variable has its own `--vars`, so that the specification may follow them.
+
+    After the first variable, a word counts as a variable if it is ``NAME=...``. A path of a specification with such a
+    beginning needs ``--`` or ``./`` before it.
+    """
+    is_first = is_next = False
+    for position, word in enumerate(words):
+        if word == "--":
+            yield from words[position:]
+            return
+        if is_first or (is_next and _VARIABLE.match(word)):
+            yield f"--vars={word}"
+            is_first, is_next = False, True
+        else:
+            is_first, is_next = word == "--vars", False
+            if not is_first or position == len(words) - 1:
+                yield word
+
+
+def _guarded_run(run: Callable[[Any], int], arguments: argparse.Namespace) -> int:
+    """Run `maestro run`, which searches for garbage again at its end."""
+    from maestro_celery_plugin.maestro.guarded_run import guarded_run
+
+    try:
+        return guarded_run(run, arguments, _failed_samples)
+    finally:
+        collect_garbage_again()
+
+
+def _failed_samples() -> int | None:
+    coordinators = coordinators_here()
+    return sum(coordinator.failed_samples for coordinator in coordinators) if coordinators else None
+
+
+def _guarded_cancel(cancel: Callable[[Any], int], namespace: argparse.Namespace) -> int:
+    """Run `maestro cancel`, which writes a request to the conductor; then cancel the studies without a conductor."""
+    ensembles = [Path(one).absolute() for one in namespace.directory if is_ensemble(Path(one))]
+    if not ensembles:
+        return cancel(namespace)
+    from maestro_celery_plugin.maestro.cancel import cancel_all
+
+    try:
+        return cancel_all(functools.partial(cancel, namespace), ensembles)
+    except EOFError:
+        print("maestro: error: there is no terminal for the answer, and nothing is cancelled; add -y.", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("maestro: interrupted; `maestro-celery status` shows what still runs.", file=sys.stderr)
+    return 1
