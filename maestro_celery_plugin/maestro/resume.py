@@ -76,14 +76,7 @@ def resume(
         StudyError: the directory is not that of an ensemble study, its conductor is alive, or no new one starts.
         BrokerError: the broker cannot be used.
     """
-    plan = StudyPlan.read(directory)
-    if not plan.session.exists():
-        raise StudyError(f"The study '{plan.root}' was a dry run; it has no steps to continue.")
-    environment = Session(plan.session).apply_environment()
-    plan = dataclasses.replace(plan, overrides=dataclasses.replace(plan.overrides, environment=environment))
-    for place in (plan.root, plan.info, plan.session, plan.ledger):
-        if place.is_dir():
-            check_writable(place)  # otherwise the new conductor could record nothing, and would end at once
+    plan = _plan_of(directory)
     try:
         with FileLock(plan.info / "resume.lock").acquire(timeout=0):
             plan = _with_correction(plan, specification)
@@ -93,6 +86,23 @@ def resume(
     except Timeout as cause:
         raise StudyError(_IS_CONDUCTED.format(study=plan.root)) from cause
     return _await_end(plan, process) if foreground else StudyCode.WELL
+
+
+def _plan_of(directory: Path) -> StudyPlan:
+    """Return the plan of a study, with the variables that its launch has set; they are set in this process as well.
+
+    Raises:
+        StudyError: the study was a dry run, or a new conductor could record nothing.
+    """
+    plan = StudyPlan.read(directory)
+    if not plan.session.exists():
+        raise StudyError(f"The study '{plan.root}' was a dry run; it has no steps to continue.")
+    environment = Session(plan.session).apply_environment()
+    plan = dataclasses.replace(plan, overrides=dataclasses.replace(plan.overrides, environment=environment))
+    for place in (plan.root, plan.info, plan.session, plan.ledger):
+        if place.is_dir():
+            check_writable(place)  # otherwise the new conductor could record nothing, and would end at once
+    return plan
 
 
 def _await_end(plan: StudyPlan, process: subprocess.Popen[bytes]) -> StudyCode:

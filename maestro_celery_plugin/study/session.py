@@ -173,6 +173,7 @@ class Session:
             return read_text(self.path / "notify")
         except FileNotFoundError:
             return None
+
     # --- environment ---
 
     def write_environment(self, variables: Mapping[str, str]) -> None:
