@@ -21,6 +21,7 @@ from maestro_celery_plugin.config.settings import (
     EnsembleSettings,
     MerlinSettings,
     StepFacts,
+    StepSettings,
 )
 from maestro_celery_plugin.config.step_entry import STEP_KEY
 from maestro_celery_plugin.config.tokens import SAMPLE_TOKENS, NameMatcher, names_in, substitute
@@ -30,6 +31,7 @@ from maestro_celery_plugin.maestro.launch import EnsembleDependency, check_launc
 from maestro_celery_plugin.maestro.launch_options import OPTIONS
 from maestro_celery_plugin.maestro.schemas import maestro_schemas
 from maestro_celery_plugin.maestro.workspaces import check_workspaces
+from maestro_celery_plugin.maestro.yaml_text import with_times
 from maestro_celery_plugin.samples.paths import FINISHED_MARKER
 from maestro_celery_plugin.spec.checks import (
     STEP_SETTING_KEYS,
@@ -41,9 +43,11 @@ from maestro_celery_plugin.spec.checks import (
     settings_of,
     without_empty_keys,
 )
-from maestro_celery_plugin.spec.launcher import launches
+from maestro_celery_plugin.spec.launcher import batch_type_of, launches
 from maestro_celery_plugin.spec.plain_data import check_plain
 from maestro_celery_plugin.spec.resource_checks import check_resources, step_needs
+from maestro_celery_plugin.spec.step_groups import with_step_groups
+from maestro_celery_plugin.spec.step_keys import ignored_keys, with_native_walltimes
 from maestro_celery_plugin.spec.token_checks import check_parameter_names, doubled_paths, token_notes
 from maestro_celery_plugin.spec.variables import Variables
 from maestro_celery_plugin.spec.worker_groups import (
@@ -89,6 +93,8 @@ class EnsembleSpecification(YAMLSpecification):  # type: ignore[misc]
         OPTIONS.is_ensemble = True
         specification._read(data, file)
         if OPTIONS.launching and OPTIONS.arguments is not None:
+            if specification.ensemble.batch.dry_run:
+                OPTIONS.dry_run = OPTIONS.arguments.dry = True
             check_command_line(OPTIONS.arguments, specification.name, specification.output_path, file)
         if path is not None:
             check_launch(specification.ensemble, file)
@@ -100,17 +106,21 @@ class EnsembleSpecification(YAMLSpecification):  # type: ignore[misc]
         data = {block: value for block, value in data.items() if block != "user"}
         for note in doubled_paths(data):
             LOGGER.warning("%s: %s", file, note)
-        data = without_empty_keys(Variables(data, file).insert_into(data))
+        data = with_times(without_empty_keys(Variables(data, file).insert_into(data)))
         data["batch"] = known_batch(data.get("batch") or {}, file)
         check_plain(data, file)  # again, because environment variables are inserted as well
         check_content(data, maestro_schemas(), file)
         self._sampled = _sampled_steps(data)
         merlin = settings_of(MerlinSettings, data.get("merlin") or {}, file, "merlin")
+        named = frozenset(merlin.resources.workers)
+        resources, data["study"] = with_step_groups(merlin.resources, data, file)
+        merlin = replace(merlin, resources=resources)
         self._native = native_steps(merlin.resources, self._sampled, data)
         check_native(data, self._native, file)
+        data["study"] = with_native_walltimes(data, self._native, file)
         data["study"] = with_own_task_queues(merlin.resources, data["study"])
         self.ensemble = replace(
-            _ensemble_settings(data, merlin, self._native, file), finished_markers=FINISHED_MARKER in str(data)
+            _ensemble_settings(data, merlin, self._native, file, named), finished_markers=FINISHED_MARKER in str(data)
         )
         self.description = data["description"]
         self.environment = _maestro_environment(data.get("env") or {}, self.path)
@@ -120,6 +130,7 @@ class EnsembleSpecification(YAMLSpecification):  # type: ignore[misc]
         self._verify_by_maestro(file)
         self.ensemble = replace(self.ensemble, steps=self._step_facts(data, file))
         check_resources(self.ensemble, data, file, query_nodes=OPTIONS.launching)
+        self._log_ignored_keys(data, file)
         self._data, self._file = data, file
         if not OPTIONS.parameter_generator:  # its parameters do not exist yet
             self.check_parameters(self.get_parameters())
@@ -159,6 +170,14 @@ class EnsembleSpecification(YAMLSpecification):  # type: ignore[misc]
             )
         return facts
 
+    def _log_ignored_keys(self, data: Mapping[str, Any], file: str) -> None:
+        for step in data["study"]:
+            facts, run = self.ensemble.steps[step["name"]], step["run"]
+            if facts.queues:
+                settings = settings_of(StepSettings, _setting_keys(run), file, f"study.{step['name']}.run")
+                for note in ignored_keys(run, batch_type_of(self.ensemble, settings), launches=facts.launches):
+                    LOGGER.warning("%s: study.%s.run.%s", file, step["name"], note)
+
     def _verify_by_maestro(self, file: str) -> None:
         """Let Maestro verify its part; its logger is disabled meanwhile, because it would log a traceback."""
         maestro_logger = logging.getLogger(YAMLSpecification.__module__)
@@ -195,11 +214,16 @@ class EnsembleSpecification(YAMLSpecification):  # type: ignore[misc]
 
 def _add_entry(step: Any, *, is_sampled: bool) -> None:
     """Move the plugin's settings of a step under one key of `run` (`config/step_entry.py`)."""
-    settings = {key: step.run[key] for key in STEP_SETTING_KEYS if step.run.get(key) is not None}
+    settings = _setting_keys(step.run)
     step.run[STEP_KEY] = {"step": step.name, "sampled": is_sampled, "settings": settings}
     step.run["restart"] = step.run["restart"] or step.run["cmd"]
     for key in STEP_SETTING_KEYS:
         step.run.pop(key, None)
+
+
+def _setting_keys(run: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keys of a step that the plugin reads."""
+    return {key: run[key] for key in STEP_SETTING_KEYS if run.get(key) is not None}
 
 
 def _sampled_steps(data: Mapping[str, Any]) -> frozenset[str]:
@@ -238,13 +262,13 @@ def _maestro_environment(env: Mapping[str, Any], path: str | None) -> dict[str, 
 
 
 def _ensemble_settings(
-    data: dict[str, Any], merlin: MerlinSettings, native: frozenset[str], file: str
+    data: dict[str, Any], merlin: MerlinSettings, native: frozenset[str], file: str, named: frozenset[str]
 ) -> EnsembleSettings:
     queues = task_queues(data, file)
     check_groups(merlin.resources, queues, data, file)
     queues = {step: names for step, names in queues.items() if step not in native}
     return EnsembleSettings(
         batch=settings_of(BatchSettings, data.get("batch") or {}, file, "batch"),
-        resources=with_task_queues(merlin.resources, queues, data, file),
+        resources=with_task_queues(merlin.resources, queues, data, file, merlin.resources.workers.keys() - named),
         samples=merlin.samples,
     )

@@ -20,7 +20,7 @@ from maestro_celery_plugin import clock
 from maestro_celery_plugin.config.step_entry import SHELL_KEY
 from maestro_celery_plugin.config.tokens import substitute
 from maestro_celery_plugin.errors import AllocationError, BatchSystemUnavailableError, StudyError
-from maestro_celery_plugin.maestro.native_adapter import open_native
+from maestro_celery_plugin.maestro.native_adapter import insert_options, open_native
 from maestro_celery_plugin.maestro.native_jobs import CANCELLED, CONTINUING, UNKNOWN, NativeJob, NativeJobs
 from maestro_celery_plugin.maestro.native_step_state import NativeStepState
 from maestro_celery_plugin.maestro.postponed import Submission, postponed_of
@@ -91,6 +91,7 @@ class NativeSteps:
             try:
                 with open_native(self._plan.settings.batch, step.run.get(SHELL_KEY)) as opened:
                     result: tuple[bool, str, str | None] = opened.adapter.write_script(directory, self._filled(step))
+                    insert_options(self._plan.settings.batch, result)
                     return result
             except AllocationError as error:
                 if clock.monotonic() >= end or not isinstance(error, BatchSystemUnavailableError):

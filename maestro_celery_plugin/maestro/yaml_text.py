@@ -7,11 +7,34 @@ from typing import Any
 
 import yaml
 
-__all__ = ["load"]
+__all__ = ["load", "with_times"]
+
+# Keys with a time. YAML 1.1 reads an unquoted 1:30:00 as the number 5400, which a batch system may read as minutes.
+_TIMES = ("walltime", "time_request")
+_INTEGER = "tag:yaml.org,2002:int"
 
 # `CSafeLoader` is `SafeLoader` with a parser in C: it builds the same plain values, and no objects. It takes a tenth of
 # the time, and is not part of each installation of PyYAML. The parser in Python has better messages.
 _FAST: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class _Base60(int):
+    """A number that the text has with colons, such as 1:30:00.
+
+    Attributes:
+        text: Its text.
+    """
+
+    text: str
+
+
+def _integer(loader: Any, node: Any) -> int:
+    """Return the value of an integer; keep the text of one with colons."""
+    number: int = loader.construct_yaml_int(node)
+    if ":" in node.value:
+        number = _Base60(number)
+        number.text = node.value
+    return number
 
 
 class _FindsRepeatedKeys:
@@ -43,6 +66,21 @@ class _FastLoader(_FindsRepeatedKeys, _FAST):  # type: ignore[misc]
 
 class _Loader(_FindsRepeatedKeys, yaml.SafeLoader):
     pass
+
+
+for _loader in (_FastLoader, _Loader):
+    _loader.add_constructor(_INTEGER, _integer)
+
+
+def with_times(data: Any, key: str = "") -> Any:
+    """Return the values of a text; a number with colons is text where a key has a time, and a number elsewhere."""
+    if isinstance(data, dict):
+        return {name: with_times(value, name) for name, value in data.items()}
+    if isinstance(data, list):
+        return [with_times(value) for value in data]
+    if isinstance(data, _Base60):
+        return data.text if key in _TIMES else int(data)
+    return data
 
 
 def load(text: Any) -> tuple[Any, tuple[str, str] | None]:

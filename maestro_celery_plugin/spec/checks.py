@@ -19,6 +19,7 @@ from maestro_celery_plugin.errors import SpecificationError
 from maestro_celery_plugin.plugins import batch_systems
 from maestro_celery_plugin.spec.dag import check_graph
 from maestro_celery_plugin.spec.plain_data import check_free_block, check_plain
+from maestro_celery_plugin.spec.step_keys import check_unused_keys
 from maestro_celery_plugin.spec.token_checks import check_names
 
 __all__ = [
@@ -222,6 +223,7 @@ def _check_step(step: Any, number: int, maestro: Mapping[str, Any], file: str) -
     run = maestro["properties"]["run"]
     properties = {**run["properties"], **conversion.json_schema(StepSettings)["properties"]}
     check_block(step["run"], {**run, "properties": properties}, file, f"{where}.run")
+    check_unused_keys(step["run"], file, f"{where}.run")
     check_batch(step["run"].get("batch", {}), file, f"{where}.run.batch")
     _check_shell(step["run"].get("shell"), file, f"{where}.run.shell")
 

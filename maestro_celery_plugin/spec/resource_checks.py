@@ -23,6 +23,7 @@ from maestro_celery_plugin.errors import SpecificationError, nearest
 from maestro_celery_plugin.plugins import batch_system
 from maestro_celery_plugin.spec.checks import settings_of
 from maestro_celery_plugin.spec.launcher import batch_type_of, needs_of
+from maestro_celery_plugin.spec.option_check import check_options
 from maestro_celery_plugin.spec.procs_check import check_procs
 
 __all__ = ["check_resources", "step_needs"]
@@ -33,7 +34,7 @@ _STEP_KEYS = conversion.keys_of(StepSettings)
 # Batch types whose adapter in Maestro requires a walltime (lsfscriptadapter.py:127).
 _NEED_WALLTIME = ("lsf", "lsf-srun")
 # Keys of `batch` that Maestro's adapters write into comments of the batch script, which no shell expands.
-_REQUEST_KEYS = ("walltime", "queue", "bank", "qos", "reservation")
+_REQUEST_KEYS = ("walltime", "queue", "bank", "qos", "reservation", "args")
 # The time that workers need before they start samples, in seconds.
 WORKER_START_S = 10
 
@@ -114,6 +115,8 @@ def _check_request(settings: EnsembleSettings, name: str, group: WorkerGroupSett
             raise SpecificationError.at(file, where, problem)
         if key == "walltime":
             _seconds(value, file, where)
+        if key == "args" and value and (is_own or own.get("type", settings.batch.type) == settings.batch.type):
+            check_options(own.get("type", settings.batch.type), value, file, where)
 
 
 def _seconds(text: str | int | None, file: str, where: str) -> int | None:
@@ -228,7 +231,7 @@ class _Group:
     @property
     def _request(self) -> dict[str, str]:
         walltime = "none" if self.walltime_s is None else clock_text(self.walltime_s)
-        keys = ("queue", "bank", "qos", "reservation", "procs", "gpus")
+        keys = ("queue", "bank", "qos", "reservation", "procs", "gpus", "args")
         values = {key: str(getattr(self.batch, key) or "none") for key in keys}
         return {"batch.type": self.batch.type, "nodes": str(self.nodes), "walltime": walltime, **values}
 

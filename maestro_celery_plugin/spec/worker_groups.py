@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from typing import Any
 
 from msgspec.structs import replace
@@ -171,18 +171,30 @@ def _check_steps(group: WorkerGroupSettings, steps: tuple[str, ...], file: str, 
 
 
 def with_task_queues(
-    resources: ResourceSettings, queues: StepQueues, data: Mapping[str, Any], file: str
+    resources: ResourceSettings,
+    queues: StepQueues,
+    data: Mapping[str, Any],
+    file: str,
+    step_groups: Collection[str] = (),
 ) -> ResourceSettings:
     """Return the worker groups with their task queues; the default group serves those that no other group serves.
 
     If groups must not overlap, only the first of several groups serves a task queue; groups that name steps or task
     queues come before those that serve all steps.
 
+    Args:
+        resources: The worker groups.
+        queues: The task queues of each step.
+        data: The specification.
+        file: Name of the specification, for messages.
+        step_groups: The groups of steps with a `batch` of their own, which serve the task queue of their step alone.
+
     Raises:
         SpecificationError: other groups serve all task queues of a group.
     """
     requested = {name: _requested_queues(group, queues, data, file) for name, group in resources.workers.items()}
-    owners = {} if resources.overlap else _owners(resources.workers, requested)
+    sole = resources.workers if not resources.overlap else {n: resources.workers[n] for n in step_groups}
+    owners = _owners(sole, requested)
     groups: dict[str, WorkerGroupSettings] = {}
     for name, group in resources.workers.items():
         own = tuple(queue for queue in requested[name] if owners.get(queue, name) == name)

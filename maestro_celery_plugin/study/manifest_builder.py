@@ -15,7 +15,7 @@ from maestro_celery_plugin.config.walltime import seconds_of
 from maestro_celery_plugin.errors import AllocationError, SpecificationError
 from maestro_celery_plugin.samples.paths import SamplePaths
 from maestro_celery_plugin.samples.token_values import study_values
-from maestro_celery_plugin.spec.launcher import batch_type_of, launches, needs_of, with_launcher
+from maestro_celery_plugin.spec.launcher import batch_type_of, launches, needs_of, shell_of, with_launcher
 from maestro_celery_plugin.study.manifest import Manifest
 from maestro_celery_plugin.study.plan import StudyPlan
 
@@ -93,7 +93,7 @@ class _Scripts:
         self._plan, self._run = plan, step.run
         settings = step_settings(step.run)
         self._type = batch_type_of(plan.settings, settings)
-        self.shell = settings.shell or plan.settings.batch.shell
+        self.shell = shell_of(plan.settings, settings)
 
     @property
     def launch(self) -> bool:

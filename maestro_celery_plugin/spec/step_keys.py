@@ -1,0 +1,127 @@
+"""Keys of steps that have no effect, or another effect than the user expects: an error, or a line in the log."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Set
+from typing import Any
+
+from maestro_celery_plugin.config.groups import LOCAL
+from maestro_celery_plugin.config.tokens import names_in
+from maestro_celery_plugin.config.walltime import clock_text, seconds_of
+from maestro_celery_plugin.errors import SpecificationError
+
+__all__ = ["check_unused_keys", "ignored_keys", "with_native_walltimes"]
+
+LOGGER = logging.getLogger(__name__)
+
+# Keys that Maestro and Merlin accept and do not use, and what to do instead.
+_UNUSED = {
+    "pre": "put its commands at the beginning of 'cmd'",
+    "post": "put its commands at the end of 'cmd'; keep the exit code if it matters: `code=$?; ...; exit $code`",
+}
+_LAUNCHER_ONLY = "only affects programs that the step starts with $(LAUNCHER)"
+# Keys of Maestro's own batch jobs, for which a worker group has keys of its own.
+_OF_ALLOCATIONS = {
+    "exclusive": "samples with `nodes` and without `procs` have whole nodes",
+    "nested": "workers run the step, and not a job of its own",
+    "qos": "set `qos` in the `batch` of the study or of the worker group",
+    "waitable": "workers run the step, and not a job of its own",
+}
+_LSF = ("lsf",)
+_SRUN = ("slurm", "lsf-srun")
+# Keys of `$(LAUNCHER)`, and the batch types whose launcher has such an option. A type of an extension may have any.
+_LAUNCHERS = {
+    "bind": _LSF,
+    "bind gpus": _LSF,
+    "cpus per rs": _LSF,
+    "exit_on_error": _LSF,
+    "launch distribution": _LSF,
+    "launch_distribution": _LSF,
+    "num resource set": _LSF,
+    "reservation": _SRUN,
+    "rs per node": _LSF,
+    "tasks per rs": _LSF,
+    "walltime": (*_SRUN, "flux"),
+}
+_KNOWN_TYPES = ("flux", "lsf", "lsf-srun", "slurm")
+# Batch types for which Maestro reads a number as minutes.
+_MINUTES = ("flux", "lsf", "lsf-srun", "slurm")
+
+
+def check_unused_keys(run: Mapping[str, Any], file: str, where: str) -> None:
+    """Check that a step has no key that nothing uses.
+
+    Raises:
+        SpecificationError: the step has such a key.
+    """
+    for key, remedy in _UNUSED.items():
+        if key in run:
+            raise SpecificationError.at(
+                file, f"{where}.{key}", f"Maestro and Merlin accept this key, but do not run it; {remedy}."
+            )
+
+
+def ignored_keys(run: Mapping[str, Any], kind: str, *, launches: bool) -> Iterator[str]:
+    """Yield a text for each key that has no effect on a step of the workers.
+
+    Local workers count no resources, so a step may have any such key for other machines.
+
+    Args:
+        run: The keys of the step.
+        kind: The batch type of the step.
+        launches: Whether the step starts programs with `$(LAUNCHER)`.
+    """
+    if kind == LOCAL:
+        return
+    for key, remedy in _OF_ALLOCATIONS.items():
+        if run.get(key):
+            yield f"{key}: the key has no effect on a step that workers run; {remedy}."
+    for key, kinds in _LAUNCHERS.items():
+        if run.get(key) in (None, ""):
+            continue
+        if kind in _KNOWN_TYPES and kind not in kinds:
+            yield f"{key}: $(LAUNCHER) of '{kind}' has no such option, so the key has no effect."
+        elif not launches:
+            yield f"{key}: the key has no effect, because it {_LAUNCHER_ONLY}."
+
+
+def with_native_walltimes(data: Mapping[str, Any], native: Set[str], file: str) -> list[dict[str, Any]]:
+    """Return the steps, with walltimes of native steps in a form that all of Maestro's adapters read in the same way.
+
+    A number and ``MM:SS`` keep the meaning that Maestro gives them, which the log says where it differs from the rest
+    of the specification.
+    """
+    kind = (data.get("batch") or {}).get("type", LOCAL)
+    return [
+        {**step, "run": _with_native_walltime(step, kind, file)} if step["name"] in native else dict(step)
+        for step in data["study"]
+    ]
+
+
+def _with_native_walltime(step: Mapping[str, Any], kind: str, file: str) -> dict[str, Any]:
+    run = dict(step["run"])
+    walltime = str(run.get("walltime") or "")
+    where = f"study.{step['name']}.run.walltime"
+    if not walltime or names_in(walltime):
+        return run
+    colons = walltime.count(":")
+    if colons >= 2:
+        try:
+            run["walltime"] = clock_text(seconds_of(walltime))
+        except ValueError as cause:
+            raise SpecificationError.at(file, where, f"{cause}.") from cause
+    elif colons == 0 and walltime.isdigit() and kind in _MINUTES:
+        run["walltime"] = walltime
+        LOGGER.warning(
+            "%s: %s: Maestro runs this step itself, and '%s' reads %s as minutes; elsewhere in the specification, a "
+            "number means seconds. Write \"HH:MM:SS\".",
+            file, where, kind, walltime,
+        )  # fmt: skip
+    elif colons == 1 and kind in ("lsf", "lsf-srun"):
+        LOGGER.warning(
+            "%s: %s: Maestro runs this step itself, and LSF reads '%s' as hours and minutes; elsewhere in the "
+            "specification, it means minutes and seconds. Write \"HH:MM:SS\".",
+            file, where, walltime,
+        )  # fmt: skip
+    return run
