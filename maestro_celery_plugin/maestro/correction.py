@@ -23,6 +23,7 @@ from maestro_celery_plugin.maestro.specification import load_ensemble
 from maestro_celery_plugin.maestro.step_graph import GraphNode, graph_of, load_study, pickle_of
 from maestro_celery_plugin.spec.differences import Difference, differences
 from maestro_celery_plugin.study.plan import StudyPlan
+from maestro_celery_plugin.study.provenance import write_specifications
 
 __all__ = ["Correction", "check_complete", "note_of_change", "words_of"]
 
@@ -103,6 +104,7 @@ class Correction:
         write_atomically(versions / "incomplete", f"{number}\n{plan.specification}")
         with replaced(pickle_of(plan.root)) as pickle:
             pickle.write(self._pickle)
+        write_specifications(plan.specification_files, self._file, self._specification.texts(plan))
         write_atomically(copy_of(plan), self._text)
         write_atomically(plan.root / "batch.info", yaml.dump(plan.to_batch()))
         (versions / "incomplete").unlink()

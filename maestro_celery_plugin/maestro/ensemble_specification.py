@@ -30,6 +30,7 @@ from maestro_celery_plugin.maestro.command_line import check_command_line
 from maestro_celery_plugin.maestro.launch import EnsembleDependency, check_launch
 from maestro_celery_plugin.maestro.launch_options import OPTIONS
 from maestro_celery_plugin.maestro.schemas import maestro_schemas
+from maestro_celery_plugin.maestro.specification_texts import specification_texts
 from maestro_celery_plugin.maestro.workspaces import check_workspaces
 from maestro_celery_plugin.maestro.yaml_text import with_times
 from maestro_celery_plugin.samples.paths import FINISHED_MARKER
@@ -57,6 +58,8 @@ from maestro_celery_plugin.spec.worker_groups import (
     with_own_task_queues,
     with_task_queues,
 )
+from maestro_celery_plugin.study.plan import StudyPlan
+from maestro_celery_plugin.study.provenance import SpecificationTexts
 
 LOGGER = logging.getLogger(__name__)
 
@@ -74,6 +77,9 @@ class EnsembleSpecification(YAMLSpecification):  # type: ignore[misc]
     _sampled: frozenset[str] = frozenset()
     _native: frozenset[str] = frozenset()
     _data: Mapping[str, Any]
+    _partial: Mapping[str, Any]
+    _expanded: Mapping[str, Any]
+    _generated: Mapping[str, Any] | None = None
     _file: str
 
     @classmethod
@@ -101,12 +107,15 @@ class EnsembleSpecification(YAMLSpecification):  # type: ignore[misc]
         return specification
 
     def _read(self, data: dict[str, Any], file: str) -> None:
-        data = known_blocks(data, file)
+        full, data = data, known_blocks(data, file)
         check_shape(data, file)
         data = {block: value for block, value in data.items() if block != "user"}
         for note in doubled_paths(data):
             LOGGER.warning("%s: %s", file, note)
-        data = with_times(without_empty_keys(Variables(data, file).insert_into(data)))
+        variables = Variables(data, file)
+        self._partial = variables.resolved(full)
+        data = self._expanded = with_times(without_empty_keys(variables.insert_into(data)))
+        data = dict(data)
         data["batch"] = known_batch(data.get("batch") or {}, file)
         check_plain(data, file)  # again, because environment variables are inserted as well
         check_content(data, maestro_schemas(), file)
@@ -145,6 +154,10 @@ class EnsembleSpecification(YAMLSpecification):  # type: ignore[misc]
             SpecificationError: a parameter has the name of another token, or two step records have one directory.
         """
         names = tuple(map(str, parameters.parameters))
+        if OPTIONS.parameter_generator:
+            self._generated = {
+                n: {"values": v, "label": parameters.labels[n]} for n, v in parameters.parameters.items()
+            }
         source = "--pgen" if OPTIONS.parameter_generator else "global.parameters"
         check_parameter_names(names, self.ensemble.samples, self._file, source)
         if OPTIONS.launching:
@@ -192,11 +205,15 @@ class EnsembleSpecification(YAMLSpecification):  # type: ignore[misc]
             self.study = steps
             maestro_logger.disabled = disabled
 
+    def texts(self, plan: StudyPlan) -> SpecificationTexts:
+        """Return the versions of the specification that a study keeps."""
+        return specification_texts(plan, self._partial, self._expanded, self._generated)
+
     def get_study_environment(self) -> Any:
         """Return Maestro's environment, with the samples and the session as a dependency."""
         environment = super().get_study_environment()
         path = Path(self.path).absolute() if self.path else None
-        environment.add(EnsembleDependency(self.ensemble, self.batch, path, self.check_parameters))
+        environment.add(EnsembleDependency(self.ensemble, self.batch, path, self.check_parameters, self.texts))
         return environment
 
     def get_study_steps(self) -> list[Any]:

@@ -34,6 +34,7 @@ from maestro_celery_plugin.maestro.sample_generation import with_samples
 from maestro_celery_plugin.plugins import batch_system
 from maestro_celery_plugin.processes import forget_variable
 from maestro_celery_plugin.study.plan import StudyPlan
+from maestro_celery_plugin.study.provenance import SpecificationTexts, write_specifications
 from maestro_celery_plugin.study.session import ENVIRONMENT_VARIABLE, BrokerLocation, Session
 
 __all__ = ["EnsembleDependency", "check_launch"]
@@ -105,6 +106,7 @@ class EnsembleDependency(Dependency):  # type: ignore[misc]
         batch: The batch dictionary that Maestro will store; `acquire` completes it.
         specification: The specification; None for one from a stream.
         check_parameters: Checks the parameters that `--pgen` has generated.
+        texts: Returns the versions of the specification for a study.
     """
 
     name = "merlin samples"
@@ -115,9 +117,10 @@ class EnsembleDependency(Dependency):  # type: ignore[misc]
         batch: dict[str, Any],
         specification: Path | None = None,
         check_parameters: Callable[[Any], None] = lambda parameters: None,
+        texts: Callable[[StudyPlan], SpecificationTexts] | None = None,
     ) -> None:
         self._settings, self._batch, self._specification = settings, batch, specification
-        self.check_parameters = check_parameters
+        self.check_parameters, self._texts = check_parameters, texts
         self._is_acquired = False
         self._lock: FileLock | None = None
 
@@ -166,6 +169,8 @@ class EnsembleDependency(Dependency):  # type: ignore[misc]
         )
         plan.info.mkdir(parents=True, exist_ok=True)
         self._lock = _lock_of(plan)
+        if self._texts is not None:
+            write_specifications(plan.specification_files, plan.specification, self._texts(plan))
         if self._settings.samples:
             plan = with_samples(plan, self._settings.samples, values)
         if not OPTIONS.dry_run:

@@ -111,7 +111,7 @@ class NativeSteps:
         for key in ("cmd", "restart"):
             text = filled.run[key]
             values = study_values(str(plan.root), plan.timestamp, plan.column_labels, paths, text)
-            filled.run[key] = substitute(text, values)
+            filled.run[key] = substitute(text, {**values, **plan.specification_files})
         return filled
 
     def submit(self, step: Any, path: str, cwd: str, **options: Any) -> SubmissionRecord:

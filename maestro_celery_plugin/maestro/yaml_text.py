@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-__all__ = ["load", "with_times"]
+__all__ = ["dump", "load", "with_times"]
 
 # Keys with a time. YAML 1.1 reads an unquoted 1:30:00 as the number 5400, which a batch system may read as minutes.
 _TIMES = ("walltime", "time_request")
@@ -92,6 +92,24 @@ def load(text: Any) -> tuple[Any, tuple[str, str] | None]:
     with contextlib.suppress(yaml.YAMLError):
         return _load(text, _FastLoader)
     return _load(text, _Loader)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes several lines of text as such, and a number with colons as in the text."""
+
+
+def _text_node(dumper: Any, text: str) -> Any:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+
+_Dumper.add_representer(str, _text_node)
+_Dumper.add_representer(_Base60, lambda dumper, number: dumper.represent_scalar(_INTEGER, number.text))
+
+
+def dump(data: Any) -> str:
+    """Return values as the text of a specification."""
+    text: str = yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1_000_000)
+    return text
 
 
 def _load(text: Any, kind: Any) -> tuple[Any, tuple[str, str] | None]:

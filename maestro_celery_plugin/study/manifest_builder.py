@@ -112,7 +112,8 @@ class _Scripts:
         with self._errors_at(f"run.{key}"):
             text = with_launcher(self._run[key], self._type, self._run, self.shell)
         paths = SamplePaths(plan.rows, plan.level_max_dirs)
-        return substitute(text, study_values(str(plan.root), plan.timestamp, plan.column_labels, paths, text))
+        values = study_values(str(plan.root), plan.timestamp, plan.column_labels, paths, text)
+        return substitute(text, {**values, **plan.specification_files})
 
     @contextlib.contextmanager
     def _errors_at(self, where: str) -> Iterator[None]:
