@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, field
 
 from maestro_celery_plugin.config.conversion import Exact
+from maestro_celery_plugin.config.priority import MEDIUM_LEVEL
 from maestro_celery_plugin.config.resources import StepNeeds
 
 __all__ = [
@@ -260,6 +261,8 @@ class StepFacts(Block, frozen=True, kw_only=True):
     """Whether the step starts parallel programs with `$(LAUNCHER)`."""
     needs: StepNeeds = field(default_factory=StepNeeds)
     """The resources of one sample."""
+    priority: int = MEDIUM_LEVEL
+    """Level of the step's messages."""
 
 
 class EnsembleSettings(Block, frozen=True, kw_only=True):
@@ -275,6 +278,11 @@ class EnsembleSettings(Block, frozen=True, kw_only=True):
     """The properties of each step, by name."""
     finished_markers: bool = False
     """Whether a file MERLIN_FINISHED marks each finished sample, because a step uses it."""
+
+    @property
+    def has_priorities(self) -> bool:
+        """Whether the messages of some steps have another level than those of others."""
+        return len({step.priority for step in self.steps.values() if step.queues}) > 1
 
     @property
     def needs_workers(self) -> bool:

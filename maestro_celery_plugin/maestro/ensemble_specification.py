@@ -48,7 +48,7 @@ from maestro_celery_plugin.spec.launcher import batch_type_of, launches
 from maestro_celery_plugin.spec.plain_data import check_plain
 from maestro_celery_plugin.spec.resource_checks import check_resources, step_needs
 from maestro_celery_plugin.spec.step_groups import with_step_groups
-from maestro_celery_plugin.spec.step_keys import ignored_keys, with_native_walltimes
+from maestro_celery_plugin.spec.step_keys import ignored_keys, step_priority, with_native_walltimes
 from maestro_celery_plugin.spec.token_checks import check_parameter_names, doubled_paths, token_notes
 from maestro_celery_plugin.spec.variables import Variables
 from maestro_celery_plugin.spec.worker_groups import (
@@ -180,6 +180,7 @@ class EnsembleSpecification(YAMLSpecification):  # type: ignore[misc]
                 sampled=name in self._sampled,
                 launches=launches(run["cmd"]) or launches(run["restart"]),
                 needs=step_needs(self.ensemble, step, file),
+                priority=step_priority(step, file),
             )
         return facts
 

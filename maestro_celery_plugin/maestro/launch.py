@@ -233,6 +233,8 @@ def _make_session(plan: StudyPlan) -> None:
     if not plan.settings.needs_workers:
         return
     Claims(plan.claims, plan.number).check()
+    if plan.settings.has_priorities:
+        session.write_priorities()
     host = OPTIONS.broker_host or (cluster_address() if has_other_hosts(plan.settings) else None)
     if host:
         session.write_broker_host(host)

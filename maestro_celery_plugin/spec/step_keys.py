@@ -7,11 +7,12 @@ from collections.abc import Iterator, Mapping, Set
 from typing import Any
 
 from maestro_celery_plugin.config.groups import LOCAL
+from maestro_celery_plugin.config.priority import level_of
 from maestro_celery_plugin.config.tokens import names_in
 from maestro_celery_plugin.config.walltime import clock_text, seconds_of
 from maestro_celery_plugin.errors import SpecificationError
 
-__all__ = ["check_unused_keys", "ignored_keys", "with_native_walltimes"]
+__all__ = ["check_unused_keys", "ignored_keys", "step_priority", "with_native_walltimes"]
 
 LOGGER = logging.getLogger(__name__)
 
@@ -84,6 +85,18 @@ def ignored_keys(run: Mapping[str, Any], kind: str, *, launches: bool) -> Iterat
             yield f"{key}: $(LAUNCHER) of '{kind}' has no such option, so the key has no effect."
         elif not launches:
             yield f"{key}: the key has no effect, because it {_LAUNCHER_ONLY}."
+
+
+def step_priority(step: Mapping[str, Any], file: str) -> int:
+    """Return the level of the messages of a step.
+
+    Raises:
+        SpecificationError: workers do not support this priority.
+    """
+    try:
+        return level_of(step["run"].get("priority"))
+    except ValueError as cause:
+        raise SpecificationError.at(file, f"study.{step['name']}.run.priority", f"{cause}.") from cause
 
 
 def with_native_walltimes(data: Mapping[str, Any], native: Set[str], file: str) -> list[dict[str, Any]]:

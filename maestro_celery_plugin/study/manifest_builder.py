@@ -8,6 +8,7 @@ from fractions import Fraction
 from typing import Any
 
 from maestro_celery_plugin.config.groups import LOCAL
+from maestro_celery_plugin.config.priority import level_of
 from maestro_celery_plugin.config.resources import StepNeeds
 from maestro_celery_plugin.config.step_entry import STEP_KEY, step_settings
 from maestro_celery_plugin.config.tokens import substitute
@@ -55,6 +56,7 @@ def build_manifest(plan: StudyPlan, step: Any, workspace: str) -> Manifest:
         index_cache=str(plan.info),
         level_max_dirs=plan.level_max_dirs,
         task_queue=settings.task_queue,
+        priority=_priority(step),
         max_retries=settings.max_retries,
         retry_delay_s=settings.retry_delay,
         finished_marker=plan.settings.finished_markers,
@@ -72,6 +74,18 @@ def _max_failures(limit: int | str | None, samples: int) -> int | None:
     if isinstance(limit, str):
         return int(samples * Fraction(limit.removesuffix("%")) / 100)
     return limit
+
+
+def _priority(step: Any) -> int:
+    """Return the level of the messages of a step record.
+
+    Raises:
+        SpecificationError: the priority is invalid.
+    """
+    try:
+        return level_of(step.run.get("priority"))
+    except ValueError as cause:
+        raise SpecificationError(f"study.{step.name}.run.priority: {cause}.") from cause
 
 
 def _time_request(step: Any, text: str | int | None) -> int | None:

@@ -5,6 +5,7 @@
       broker.json            0600  location of the broker
       stop                         exists when the workers must end
       conductor.json               heartbeat of the conductor (`heartbeats.py`)
+      priorities                   exists when messages have different priorities
       broker_host                  address on which the private broker listens
       broker.conf, broker.log      configuration and log of the private broker
       groups/<group>.json          configuration of a worker group (`config/groups.py`)
@@ -144,6 +145,19 @@ class Session:
     def write_broker_host(self, host: str) -> None:
         """Store the address on which the private broker must listen."""
         self._write("broker_host", host)
+
+    def write_priorities(self) -> None:
+        """Store that the messages of the session have different priorities."""
+        self._write("priorities", "")
+
+    @property
+    def has_priorities(self) -> bool:
+        """Whether the messages of the session have different priorities, so that RabbitMQ must sort its queues.
+
+        A queue of RabbitMQ keeps this property as long as it exists, so that a corrected specification does not
+        change it.
+        """
+        return (self.path / "priorities").exists()
 
     # --- worker groups ---
 
