@@ -190,6 +190,12 @@ def check_batch(block: Any, file: str, where: str) -> None:
     properties = block_schema["properties"]
     type_schema = {**properties["type"], "enum": [LOCAL, *batch_systems()]}
     check_block(block, {**block_schema, "properties": {**properties, "type": type_schema}}, file, where)
+    if where != "batch" and block.get("dry_run"):
+        raise SpecificationError.at(
+            file,
+            f"{where}.dry_run",
+            "a dry run is one of the whole study; use `batch.dry_run`, or `maestro run --dry`.",
+        )
     for key in _FREE_KEYS:
         check_free_block(block.get(key), file, f"{where}.{key}")
 

@@ -508,6 +508,7 @@ PARAMETER = {"P": {"values": [1, 2], "label": "P.%%"}}
          "study.a.run.restart: found '$(a.workspace)'; use '$(WORKSPACE)' for the workspace of the step itself."),
         ({"study": [step("a", depends=["b"]), step("b", depends=["a_*"])]},
          "study.a.run.depends: these steps depend on each other: a -> b -> a."),
+        ({"study": [step(batch={"dry_run": True})]}, "study.a.run.batch.dry_run: a dry run is one of the whole study"),
         ({"study": [step(pre="x")]}, "study.a.run.pre: Maestro and Merlin accept this key, but do not run it; put its commands"),
         ({"study": [step(post="x")]}, "study.a.run.post: Maestro and Merlin accept this key, but do not run it; put its commands"),
         ({"study": [step("a", depends=["a"])]}, "study.a.run.depends: the step depends on itself."),
