@@ -56,6 +56,7 @@ class Correction:
         for change in self.changes:
             if not change.is_correction:
                 raise SpecificationError.at(file.name, change.where, f"{_change_words(change)}; {_TAKES}")
+        self._check_task_queues()
         self._pickle = self._corrected_pickle()
 
     def _corrected_pickle(self) -> bytes:
@@ -84,6 +85,18 @@ class Correction:
                     f"study.{node.step}.run",
                     f"with this change, the step would have other parameters, samples or dependencies; {_TAKES}",
                 )
+
+    def _check_task_queues(self) -> None:
+        """Check that each step keeps its task queues: a `batch` of its own may give it workers of its own.
+
+        Raises:
+            SpecificationError: a step would have another task queue.
+        """
+        before = self._plan.settings.steps
+        for name, facts in self._specification.ensemble.steps.items():
+            if name in before and before[name].queues != facts.queues:
+                problem = f"with this change, other workers would run the step; {_TAKES}"
+                raise SpecificationError.at(self._file.name, f"study.{name}.run.batch", problem)
 
     def apply(self) -> StudyPlan:
         """Let the study take the corrected specification; return its new plan.

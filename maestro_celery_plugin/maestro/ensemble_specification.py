@@ -48,7 +48,7 @@ from maestro_celery_plugin.spec.launcher import batch_type_of, launches
 from maestro_celery_plugin.spec.plain_data import check_plain
 from maestro_celery_plugin.spec.resource_checks import check_resources, step_needs
 from maestro_celery_plugin.spec.step_groups import with_step_groups
-from maestro_celery_plugin.spec.step_keys import ignored_keys, step_priority, with_native_walltimes
+from maestro_celery_plugin.spec.step_keys import ignored_keys, step_priority, with_native_values
 from maestro_celery_plugin.spec.token_checks import check_parameter_names, doubled_paths, token_notes
 from maestro_celery_plugin.spec.variables import Variables
 from maestro_celery_plugin.spec.worker_groups import (
@@ -126,7 +126,7 @@ class EnsembleSpecification(YAMLSpecification):  # type: ignore[misc]
         merlin = replace(merlin, resources=resources)
         self._native = native_steps(merlin.resources, self._sampled, data)
         check_native(data, self._native, file)
-        data["study"] = with_native_walltimes(data, self._native, file)
+        data["study"] = with_native_values(data, self._native, file)
         data["study"] = with_own_task_queues(merlin.resources, data["study"])
         self.ensemble = replace(
             _ensemble_settings(data, merlin, self._native, file, named), finished_markers=FINISHED_MARKER in str(data)

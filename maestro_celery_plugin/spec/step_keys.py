@@ -12,7 +12,7 @@ from maestro_celery_plugin.config.tokens import names_in
 from maestro_celery_plugin.config.walltime import clock_text, seconds_of
 from maestro_celery_plugin.errors import SpecificationError
 
-__all__ = ["check_unused_keys", "ignored_keys", "step_priority", "with_native_walltimes"]
+__all__ = ["check_unused_keys", "ignored_keys", "step_priority", "with_native_values"]
 
 LOGGER = logging.getLogger(__name__)
 
@@ -46,6 +46,9 @@ _LAUNCHERS = {
     "walltime": (*_SRUN, "flux"),
 }
 _KNOWN_TYPES = ("flux", "lsf", "lsf-srun", "slurm")
+# Priorities that Maestro's schema allows and Maestro cannot read (abstracts/enums/__init__.py:92), as numbers of which
+# its interface to Flux makes the same urgency, 9 and 31.
+_UNREADABLE = {"low": 0.29, "expedited": 1.0}
 # Batch types for which Maestro reads a number as minutes.
 _MINUTES = ("flux", "lsf", "lsf-srun", "slurm")
 
@@ -99,21 +102,38 @@ def step_priority(step: Mapping[str, Any], file: str) -> int:
         raise SpecificationError.at(file, f"study.{step['name']}.run.priority", f"{cause}.") from cause
 
 
-def with_native_walltimes(data: Mapping[str, Any], native: Set[str], file: str) -> list[dict[str, Any]]:
-    """Return the steps, with walltimes of native steps in a form that all of Maestro's adapters read in the same way.
+def with_native_values(data: Mapping[str, Any], native: Set[str], file: str) -> list[dict[str, Any]]:
+    """Return the steps, with values of native steps that all of Maestro's adapters read in the same way.
 
-    A number and ``MM:SS`` keep the meaning that Maestro gives them, which the log says where it differs from the rest
-    of the specification.
+    A walltime that is a number or ``MM:SS`` keeps the meaning that Maestro gives it; the log says where this differs from
+    the rest of the specification.
     """
     kind = (data.get("batch") or {}).get("type", LOCAL)
     return [
-        {**step, "run": _with_native_walltime(step, kind, file)} if step["name"] in native else dict(step)
+        {**step, "run": _native_priority(step, kind, file) | _native_walltime(step, kind, file)}
+        if step["name"] in native
+        else dict(step)
         for step in data["study"]
     ]
 
 
-def _with_native_walltime(step: Mapping[str, Any], kind: str, file: str) -> dict[str, Any]:
+def _native_priority(step: Mapping[str, Any], kind: str, file: str) -> dict[str, Any]:
+    """Return the keys of a native step, with a `priority` that Maestro can read; log one that it ignores."""
     run = dict(step["run"])
+    priority = run.get("priority")
+    if priority is not None and kind != "flux":
+        LOGGER.warning(
+            "%s: study.%s.run.priority: Maestro runs this step itself, and its adapter for '%s' ignores this key.",
+            file, step["name"], kind,
+        )  # fmt: skip
+    elif str(priority).lower() in _UNREADABLE:
+        run["priority"] = _UNREADABLE[str(priority).lower()]
+    return run
+
+
+def _native_walltime(step: Mapping[str, Any], kind: str, file: str) -> dict[str, Any]:
+    """Return the `walltime` of a native step; nothing if it does not change."""
+    run = {"walltime": step["run"]["walltime"]} if "walltime" in step["run"] else {}
     walltime = str(run.get("walltime") or "")
     where = f"study.{step['name']}.run.walltime"
     if not walltime or names_in(walltime):

@@ -146,3 +146,18 @@ def test_a_walltime_of_a_native_step_means_the_same_on_all_batch_systems(load, c
     assert STEP_KEY not in post.run
     assert post.run["walltime"] == passed
     assert (meaning in caplog.text) and (bool(meaning) == ("elsewhere in the specification" in caplog.text))
+
+
+@pytest.mark.parametrize(
+    ("kind", "priority", "passed"),
+    [("flux", "LOW", 0.29), ("flux", "Expedited", 1.0), ("flux", "HIGH", "HIGH"), ("flux", 0.5, 0.5), ("slurm", "LOW", "LOW")],
+)
+def test_maestro_can_read_the_priority_of_a_native_step(load, caplog, kind, priority, passed):
+    specification = load(post={"priority": priority, "nodes": 1}, batch={**SLURM, "type": kind}, unassigned="maestro")
+    assert specification.get_study_steps()[1].run["priority"] == passed
+    assert ("ignores this key" in caplog.text) == (kind == "slurm")
+
+
+def test_workers_do_not_hold_a_step(load):
+    with pytest.raises(SpecificationError, match=r"study\.sim\.run\.priority: found 'HELD', but workers hold no step; use"):
+        load({"priority": "HELD"})
