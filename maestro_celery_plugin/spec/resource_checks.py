@@ -72,6 +72,7 @@ def check_resources(settings: EnsembleSettings, data: Mapping[str, Any], file: s
     Raises:
         SpecificationError: a value is invalid or can never fit; the message contains the first problem only.
     """
+    check_options(settings, file)
     steps = {step["name"]: step["run"] for step in data["study"]}
     for name, run in steps.items():
         if settings.steps[name].queues:  # Maestro checks the native steps
@@ -115,8 +116,6 @@ def _check_request(settings: EnsembleSettings, name: str, group: WorkerGroupSett
             raise SpecificationError.at(file, where, problem)
         if key == "walltime":
             _seconds(value, file, where)
-        if key == "args" and value and (is_own or own.get("type", settings.batch.type) == settings.batch.type):
-            check_options(own.get("type", settings.batch.type), value, file, where)
 
 
 def _seconds(text: str | int | None, file: str, where: str) -> int | None:

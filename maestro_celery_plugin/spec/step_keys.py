@@ -105,8 +105,8 @@ def step_priority(step: Mapping[str, Any], file: str) -> int:
 def with_native_values(data: Mapping[str, Any], native: Set[str], file: str) -> list[dict[str, Any]]:
     """Return the steps, with values of native steps that all of Maestro's adapters read in the same way.
 
-    A walltime that is a number or ``MM:SS`` keeps the meaning that Maestro gives it; the log says where this differs from
-    the rest of the specification.
+    A walltime that is a number or ``MM:SS`` keeps the meaning that Maestro gives it; the log says where this differs
+    from the rest of the specification.
     """
     kind = (data.get("batch") or {}).get("type", LOCAL)
     return [

@@ -161,3 +161,23 @@ def test_maestro_can_read_the_priority_of_a_native_step(load, caplog, kind, prio
 def test_workers_do_not_hold_a_step(load):
     with pytest.raises(SpecificationError, match=r"study\.sim\.run\.priority: found 'HELD', but workers hold no step; use"):
         load({"priority": "HELD"})
+
+
+@pytest.mark.parametrize(
+    ("batch", "group", "where"),
+    [
+        ({**SLURM, "args": "-t 5"}, {"type": "local"}, "batch.args: found '-t'; use the key `walltime` instead."),
+        (SLURM, {"args": {"time": 5}}, "merlin.resources.workers.w.batch.args: found '--time'; use the key"),
+        (SLURM, {"args": "-C $(A)"}, "merlin.resources.workers.w.batch.args: found '-C $(A)', but $(A) is no variable"),
+        ({**SLURM, "type": "flux", "args": "-x"}, {}, "batch.args: found '-x'; 'flux' needs a block of keys here."),
+    ],
+)
+def test_options_are_checked_where_they_stand_also_for_native_steps(load, batch, group, where):
+    with pytest.raises(SpecificationError) as error:
+        load(post={"nodes": 1}, batch=batch, unassigned="maestro", workers={"w": {"steps": ["sim"], "batch": group}})
+    assert str(error.value).startswith(f"study.yaml: {where}")
+
+
+def test_options_of_one_batch_system_are_not_those_of_a_group_of_another(load):
+    batch = {**SLURM, "args": "-C x"}
+    load(batch=batch, workers={"w": {"steps": ["sim"], "batch": {"type": "flux"}}})
