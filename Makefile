@@ -18,8 +18,8 @@ demo: install
 
 test: servers lint test-all
 
-test-all: $(VENV)/.tested
-	$(BIN)/pytest --import-mode=importlib
+test-all: test-unit
+	$(BIN)/pytest --import-mode=importlib --ignore=tests/unit
 
 test-unit: $(VENV)/.tested
 	$(BIN)/pytest --import-mode=importlib -n 2 tests/unit

@@ -139,7 +139,7 @@ def test_a_study_waits_for_flux_and_continues_after_its_restart(run, cluster):
     explained = study.command("maestro-celery", "explain", str(study.path)).stdout
     assert "allocation 'w/1' waits. The batch system 'flux' does not answer now: [Errno 2] Unable to connect" in explained
     cluster.come_back()
-    study.await_text("merlin_info/allocations/*/*/allocation.json", "RUNNING")
+    wait_for(cluster.jobs, "the job of the allocation")
     cluster.come_back()
 
     study.await_end()

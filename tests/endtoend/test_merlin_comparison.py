@@ -13,7 +13,7 @@ import pytest
 from merlin_runs import VERSIONS, files_of
 from support import BIN, ROOT, Study, kill
 
-SPECIFICATIONS = ROOT / "tests" / "fixtures" / "studies" / "merlin"
+SPECIFICATIONS = ROOT / "tests" / "fixtures" / "merlin"
 NAMES = ("values", "exits", "differs")
 
 # The differences that are kept on purpose: the row of the README's table, and the steps of `differs.yaml` that show it.

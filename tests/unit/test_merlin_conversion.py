@@ -85,7 +85,7 @@ def test_each_change_has_its_line_and_key():
     ]
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.glob("tests/fixtures/studies/merlin/*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(ROOT.glob("tests/fixtures/merlin/*.yaml")), ids=lambda path: path.stem)
 def test_a_second_conversion_changes_nothing(path: Path):
     once = convert(path.read_text(), path.name)
     twice = convert(once.text, path.name)

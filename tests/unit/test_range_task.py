@@ -327,8 +327,8 @@ def test_a_closed_or_held_gate_expects_no_message():
 
 
 def test_a_slot_sends_the_rest_of_its_range_when_samples_take_longer_than_expected(make, monkeypatch):
-    monkeypatch.setattr(slots, "TIME_BUDGET_S", 0.05)
-    ensemble = make(samples=8, cmd=f"{RUN}; sleep 0.06")
+    monkeypatch.setattr(slots, "TIME_BUDGET_S", 0.5)
+    ensemble = make(samples=8, cmd=f"{RUN}; sleep 0.6")
     transport = Transport()
     process = worker("w-1", 1, transport.send)
     process.slots.record_duration(ensemble.task(), "sim", 0.001)
