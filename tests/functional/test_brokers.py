@@ -107,7 +107,8 @@ def test_a_study_over_tls_with_the_keys_of_merlin(run, tls_server, environment):
     assert not list(study.path.glob("**/broker.conf"))
     workers = [path.read_text() for path in (study.path / "merlin_info" / "workers").glob("*.log")]
     assert workers
-    assert not [text for text in workers if "leaves" in text], "a worker has not seen its messages"
+    # A worker that is asked to stop at the end of the study may also say so.
+    assert not [text for text in workers if "leaves" in text.replace("leaves: it was asked to stop", "")], "a worker has not seen its messages"
 
 
 @pytest.mark.parametrize(
