@@ -18,6 +18,7 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
+from maestro_celery_plugin.batch.directives import Directives
 from maestro_celery_plugin.config.groups import GroupConfig
 from maestro_celery_plugin.config.resources import StepNeeds
 from maestro_celery_plugin.config.settings import BatchSettings
@@ -92,6 +93,7 @@ class BatchSystem(Protocol):
         unavailable: Pattern of the error message of a submission while the batch system does not answer. A submission
             with such a message is repeated, however often it fails.
         ignored_keys: Keys of `batch` that Maestro's adapter ignores.
+        directives: How `batch.args` becomes directives of a batch script; None if Maestro's adapter reads this key.
         shares_nodes: Whether samples on several nodes can share these nodes with other samples.
         gpus_are_per_process: Whether the launcher reserves the `gpus` of a step for each process, as Maestro's adapter
             for this batch system does, and not for the whole sample.
@@ -103,6 +105,7 @@ class BatchSystem(Protocol):
     modules: tuple[str, ...]
     unavailable: re.Pattern[str]
     ignored_keys: tuple[str, ...]
+    directives: Directives | None
     shares_nodes: bool
     gpus_are_per_process: bool
 

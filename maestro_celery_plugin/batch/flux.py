@@ -19,6 +19,7 @@ from typing import Any
 
 from maestro_celery_plugin import clock
 from maestro_celery_plugin.batch.base import CurrentAllocation, JobReport, query, without_launch
+from maestro_celery_plugin.batch.directives import Directives
 from maestro_celery_plugin.config.groups import GroupConfig
 from maestro_celery_plugin.config.resources import StepNeeds
 from maestro_celery_plugin.config.settings import BatchSettings
@@ -76,6 +77,7 @@ class Flux:
     commands: tuple[str, ...] = ("flux",)
     modules: tuple[str, ...] = ("flux",)
     ignored_keys: tuple[str, ...] = ("qos", "reservation")
+    directives: Directives | None = None
     unavailable = _UNAVAILABLE
     shares_nodes = True
     gpus_are_per_process = True  # flux0_49_0.py:461
@@ -90,7 +92,7 @@ class Flux:
         return {
             "bank": settings.bank or "",
             "queue": settings.queue or "",
-            "args": settings.args or {},
+            "args": settings.args if isinstance(settings.args, dict) else {},
             "allocation_args": settings.allocation_args or {},
             "launcher_args": settings.launcher_args or {},
             **{key: value for key, value in chosen.items() if value},

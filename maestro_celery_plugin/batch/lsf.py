@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from maestro_celery_plugin.batch.base import CurrentAllocation, JobReport, query, without_launch
+from maestro_celery_plugin.batch.directives import Directives
 from maestro_celery_plugin.batch.lsf_commands import NOTICE, keep_errors
 from maestro_celery_plugin.batch.slurm import srun_line
 from maestro_celery_plugin.config.groups import GroupConfig
@@ -81,6 +82,20 @@ LSF_ENDS: dict[str, AllocationState] = {
 
 _COLUMNS = "jobid stat exit_code exit_reason pend_reason delimiter='|'"
 _NOT_FOUND = re.compile(r"Job <[^>]*> is not found|No .*jobs? found.*")
+# Options of bsub(1) that have a key of their own, or that would separate the job from its study.
+_BELONGS_TO_STUDY = "the plugin names the job and its files, and watches the job; remove the option"
+_DIRECTIVES = Directives(
+    "#BSUB",
+    {
+        "-G": "use the key `bank` instead",
+        "-U": "use the key `reservation` instead",
+        "-W": "use the key `walltime` instead",
+        "-nnodes": "use the key `nodes` instead",
+        "-q": "use the key `queue` instead",
+        **dict.fromkeys(("-J", "-K", "-I", "-Ip", "-Is", "-cwd", "-e", "-eo", "-o", "-oo", "-r"), _BELONGS_TO_STUDY),
+    },
+    has_long_options=False,
+)
 # Maestro writes these directives without a value when a setting is empty (lsfscriptadapter.py:84).
 _EMPTY_DIRECTIVE = re.compile(r"^#BSUB +-(?:q|G|U|W|nnodes)[ \t]*(?:\n|\Z)", re.MULTILINE)
 
@@ -94,6 +109,7 @@ class Lsf:
     commands: tuple[str, ...] = ("bsub", "bjobs", "bkill")  # `jsrun` is needed on the launch node only
     modules: tuple[str, ...] = ()
     ignored_keys: tuple[str, ...] = ("qos",)
+    directives: Directives | None = _DIRECTIVES
     # The messages while mbatchd does not answer (lsf.conf: LSB_MBD_DOWN_MSG, LSB_MBD_CONNECT_FAIL_MSG,
     # LSB_MBD_BUSY_MSG), and those of failed library calls.
     unavailable = re.compile(

@@ -22,6 +22,7 @@ from maestro_celery_plugin.batch.base import (
     query,
     without_launch,
 )
+from maestro_celery_plugin.batch.directives import Directives
 from maestro_celery_plugin.config.groups import GroupConfig
 from maestro_celery_plugin.config.resources import ScriptCount, StepNeeds
 from maestro_celery_plugin.config.settings import BatchSettings
@@ -81,6 +82,23 @@ _OF_JOB = {
     "SLURM_NODELIST": "SLURM_JOB_NODELIST",
     "SLURM_TASKS_PER_NODE": "SLURM_JOB_CPUS_PER_NODE",
 }
+# Options of sbatch(1) that have a key of their own, or that would separate the job from its study.
+_USE = "use the key `{}` instead"
+_BELONGS_TO_STUDY = "the plugin names the job and its files, and watches the job; remove the option"
+_DIRECTIVES = Directives(
+    "#SBATCH",
+    {
+        **dict.fromkeys(("--account", "-A"), _USE.format("bank")),
+        **dict.fromkeys(("--nodes", "-N"), _USE.format("nodes")),
+        **dict.fromkeys(("--ntasks", "-n"), _USE.format("procs")),
+        **dict.fromkeys(("--partition", "-p"), _USE.format("queue")),
+        **dict.fromkeys(("--qos", "-q"), _USE.format("qos")),
+        "--reservation": _USE.format("reservation"),
+        **dict.fromkeys(("--time", "-t"), _USE.format("walltime")),
+        **dict.fromkeys(("--array", "-a", "--chdir", "-D", "--error", "-e", "--job-name", "-J"), _BELONGS_TO_STUDY),
+        **dict.fromkeys(("--output", "-o", "--requeue", "--test-only", "--wait", "-W", "--wrap"), _BELONGS_TO_STUDY),
+    },
+)
 _NOT_FOUND = re.compile(r"slurm_load_jobs error: Invalid job id specified")
 
 
@@ -92,6 +110,7 @@ class Slurm:
     commands: tuple[str, ...] = ("sbatch", "squeue", "scancel", "srun")
     modules: tuple[str, ...] = ()
     ignored_keys: tuple[str, ...] = ()
+    directives: Directives | None = _DIRECTIVES
     shares_nodes = True
     gpus_are_per_process = False
     # Messages of slurm_errno.c, of a client that cannot fetch its configuration, and of MUNGE while it is not running.

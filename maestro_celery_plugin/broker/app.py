@@ -13,10 +13,11 @@ from kombu import Exchange, Queue
 
 from maestro_celery_plugin.broker.messages import Signer
 from maestro_celery_plugin.broker.tls import for_celery
+from maestro_celery_plugin.config.priority import HIGHEST_LEVEL
 from maestro_celery_plugin.errors import BrokerError
 from maestro_celery_plugin.study.session import Session
 
-__all__ = ["count_waiting", "declare", "import_transport", "make_app", "queue_for"]
+__all__ = ["count_waiting", "declare", "import_transport", "is_redis", "make_app", "message_priority", "queue_for"]
 
 TASK_NAME = "maestro_celery.run_range"
 
@@ -130,13 +131,14 @@ def make_app(session: Session, socket_timeout_s: float | None = None, *, confirm
 
 
 def _transport_options(url: str, socket_timeout_s: float | None, confirms: bool) -> dict[str, Any]:
-    if not url.startswith(("redis", "valkey")):
+    if not is_redis(url):
         return {
             **({"read_timeout": socket_timeout_s, "write_timeout": socket_timeout_s} if socket_timeout_s else {}),
             **({"confirm_publish": True} if confirms else {}),
         }
     return {
         "socket_timeout": socket_timeout_s,
+        "priority_steps": list(range(HIGHEST_LEVEL + 1)),
         # kombu would keep each delivered message in keys that all users of the database share, and deliver it again
         # hours later. The ledger, not the broker, decides what runs again.
         "ack_emulation": False,
@@ -151,7 +153,19 @@ def queue_for(session: Session, task_queue: str) -> Queue:
 
     The queue uses the default exchange, which needs no binding. A binding would be lost when Redis loses its data.
     """
-    return Queue(session.queue(task_queue), Exchange("", "direct"), routing_key=session.queue(task_queue))
+    highest = HIGHEST_LEVEL if session.has_priorities else None  # for RabbitMQ; Redis ignores it
+    name = session.queue(task_queue)
+    return Queue(name, Exchange("", "direct"), routing_key=name, max_priority=highest)
+
+
+def message_priority(url: str, level: int) -> int:
+    """Return the priority of a message on a broker: 0 is the first one on Redis, and the last one on RabbitMQ."""
+    return HIGHEST_LEVEL - level if is_redis(url) else level
+
+
+def is_redis(url: str) -> bool:
+    """Tell whether the broker at a URL is Redis or Valkey."""
+    return url.startswith(("redis", "valkey"))
 
 
 def declare(app: Celery, queues: Iterable[Queue]) -> None:

@@ -8,8 +8,9 @@ from collections.abc import Iterable
 from celery import Celery
 from kombu import Queue
 
-from maestro_celery_plugin.broker.app import TASK_NAME, queue_for
+from maestro_celery_plugin.broker.app import TASK_NAME, message_priority, queue_for
 from maestro_celery_plugin.broker.messages import RangeTask
+from maestro_celery_plugin.config.priority import MEDIUM_LEVEL
 from maestro_celery_plugin.study.session import Session
 
 __all__ = ["Sender"]
@@ -28,9 +29,15 @@ class Sender:
     def __init__(self, session: Session, app: Celery) -> None:
         self._session, self._app = session, app
         self._queues: dict[str, Queue] = {}
+        self._has_priorities = session.has_priorities
 
-    def send(self, task: RangeTask, task_queue: str) -> None:
+    def send(self, task: RangeTask, task_queue: str, level: int = MEDIUM_LEVEL) -> None:
         """Send a task, without a retry.
+
+        Args:
+            task: The task.
+            task_queue: Its task queue.
+            level: Its level; messages of a higher level are received first (`config/priority.py`).
 
         Raises:
             Exception: the transport has failed; each transport has its own errors.
@@ -42,6 +49,7 @@ class Sender:
                     args=self._app.signer.encode(task),
                     queue=self._queue(task_queue),
                     ignore_result=True,
+                    priority=message_priority(self._app.url, level) if self._has_priorities else None,
                     retry=False,
                     argsrepr="",  # otherwise Celery describes the arguments in the envelope
                     kwargsrepr="",

@@ -60,9 +60,10 @@ class BatchJobs:
             AllocationError: the adapter cannot be used on this machine, or not now.
         """
         with self._open(request) as opened:
-            return self._write(opened.adapter, self._step(request), directory)
+            return self._write(opened.adapter, request, directory)
 
-    def _write(self, adapter: Any, step: Any, directory: Path) -> Path:
+    def _write(self, adapter: Any, request: AllocationRequest, directory: Path) -> Path:
+        step = self._step(request)
         try:
             with _errors_only(adapter):  # it warns about each step key that an srun line does not use
                 _, path, _ = adapter.write_script(str(directory), step)
@@ -73,14 +74,17 @@ class BatchJobs:
                 f"Maestro's adapter for '{self._system.type}' cannot write the batch script of '{step.name}': {cause}"
             ) from cause
         script = Path(path)
-        script.write_text(self._system.adjusted_script(script.read_text()))
+        text = self._system.adjusted_script(script.read_text())
+        if self._system.directives is not None:
+            text = self._system.directives.insert(text, request.settings.args)
+        script.write_text(text)
         return script
 
     def submit(self, request: AllocationRequest, directory: Path) -> str:
         """Submit through Maestro's adapter."""
         with self._open(request) as opened:
             step = self._step(request)
-            script = self._write(opened.adapter, step, directory)
+            script = self._write(opened.adapter, request, directory)
             try:
                 record = opened.adapter.submit(step, str(script), str(directory))
             except Exception as cause:  # Maestro's adapters do not document their errors

@@ -184,6 +184,12 @@ class Coordinator:
             return None, None
         return record.times.times(has_ended=record.samples.is_complete or record.has_failed)
 
+    def set_restarts(self, job: Any, may_restart: Callable[[], bool]) -> None:
+        """Let a submitted step record know whether Maestro would restart it if it timed out."""
+        record = self._jobs.get(job)
+        if record is not None:
+            record.may_restart = may_restart
+
     @_exclusive
     def cancel(self, jobs: list[str]) -> None:
         """Cancel step records; their running samples end within seconds."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from maestro_celery_plugin import clock
 from maestro_celery_plugin.broker import private
-from maestro_celery_plugin.broker.app import declare, import_transport, make_app, queue_for
+from maestro_celery_plugin.broker.app import declare, import_transport, is_redis, make_app, queue_for
 from maestro_celery_plugin.broker.messages import RangeTask
 from maestro_celery_plugin.broker.sender import Sender
 from maestro_celery_plugin.conductor.recall import Recall
@@ -66,6 +66,8 @@ class Publisher:
             import_transport()  # while the broker starts
             private.start(self._session)
             broker = self._session.read_broker()
+        if self._plan.settings.has_priorities and broker and is_redis(broker.url):  # also those of a correction
+            self._session.write_priorities()
         app = make_app(self._session, SOCKET_TIMEOUT_S, confirms=True)
         try:
             declare(app, [queue_for(self._session, name) for name in self._task_queues])
@@ -119,7 +121,7 @@ class Publisher:
                 str(self._plan.root), self._plan.id, record.relative, record.number, start, stop, epoch, mode
             )
             try:
-                self._sender.send(task, record.manifest.task_queue)
+                self._sender.send(task, record.manifest.task_queue, record.manifest.priority)
             except Exception as cause:  # each transport has its own errors
                 raise BrokerError(f"A message cannot be sent: {cause}") from cause
         if ranges:

@@ -22,7 +22,8 @@ class Reopening:
     """Decides for each unfinished step record of an allocation that has ended (`states.ALLOCATION_ENDS`).
 
     - With started samples, it times out. Maestro restarts it, up to the limit of `-r`, and the restart opens the next
-      allocation.
+      allocation. If another group continues it, it times out only if samples wait and Maestro would restart it; the
+      samples that the other group runs continue. Without a further restart, the other group runs the rest.
     - Without started samples, it stays open, and `Scaling` opens the next allocation without a restart (`backoff.py`
       limits how often).
     - If a person has cancelled the allocation, the step record is cancelled.
@@ -54,8 +55,12 @@ class Reopening:
                 continue  # other groups run this step record
             if not self._pool.has_source_for(record.groups):
                 ended.append(record)
-            elif not allocation.released and (record.has_started or allocation.state is AllocationState.CANCELLED):
-                record.withdrawn.update(groups)  # a restart opens the next allocation after all groups have ended
+            elif not allocation.released and allocation.state is AllocationState.CANCELLED:
+                record.withdrawn.update(groups)
+            elif not allocation.released and record.has_started:
+                record.withdrawn.update(groups)
+                if record.may_restart() and record.unassigned(self._records.leased(record)).any():
+                    ended.append(record)
         if not allocation.released:
             self._time_out(ended, allocation)
 

@@ -85,7 +85,8 @@ class StepRecord:
         timed_out: Whether its allocations have ended since Maestro's last submission, with open samples.
         reason: How the allocations ended, or why the step record cannot run or was cancelled.
         withdrawn: Groups whose allocation has ended since Maestro's last submission while other groups continue the
-            step record; no new allocation is opened for the withdrawn groups.
+            step record; no new allocation is opened for the withdrawn groups before the next submission.
+        may_restart: Tells whether Maestro would restart the step record if it timed out.
         suspect: The only suspect that may run now; None without suspects.
         faults: Samples that workers could not run since Maestro's last submission.
         is_on_trial: Tells whether a machine may be the cause of failures, so that these are not final.
@@ -107,6 +108,7 @@ class StepRecord:
     timed_out: bool = False
     reason: str = ""
     withdrawn: set[str] = dataclasses.field(default_factory=set)
+    may_restart: Callable[[], bool] = lambda: False
     suspect: int | None = None
     faults: dict[int, Faults] = dataclasses.field(default_factory=dict)
     is_on_trial: Callable[[], bool] = lambda: False

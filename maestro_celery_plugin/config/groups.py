@@ -31,6 +31,8 @@ __all__ = [
 
 # The `batch.type` of workers that run as processes on this machine, without a batch system.
 LOCAL = "local"
+# Keys of `batch` with options of one batch system.
+_OPTION_KEYS = ("args", "allocation_args", "launcher_args")
 
 
 class GroupConfig(Exact, frozen=True, kw_only=True):
@@ -97,12 +99,18 @@ def group_config(settings: EnsembleSettings, name: str, current_nodes: int | Non
 
 
 def batch_of(settings: EnsembleSettings, group: WorkerGroupSettings) -> BatchSettings:
-    """Return the batch settings that apply to a group: the keys of the group override those of the study."""
+    """Return the batch settings that apply to a group: the keys of the group override those of the study.
+
+    The options of `args` are merged. Options of the study are those of its batch type only.
+    """
     values = {key: getattr(group, key) for key in ("nodes", "procs", "gpus")}
     overrides: dict[str, Any] = {key: value for key, value in values.items() if value is not None}
-    return conversion.from_dict(
-        BatchSettings, {**conversion.to_dict(settings.batch), **(group.batch or {}), **overrides}
-    )
+    common, own = conversion.to_dict(settings.batch), group.batch or {}
+    if own.get("type", settings.batch.type) != settings.batch.type:
+        common = {key: value for key, value in common.items() if key not in _OPTION_KEYS}
+    if isinstance(common.get("args"), dict) and isinstance(own.get("args"), dict):
+        overrides["args"] = {**common["args"], **own["args"]}
+    return conversion.from_dict(BatchSettings, {**common, **own, **overrides})
 
 
 def nodes_of(batch: BatchSettings, current_nodes: int | None) -> int:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, field
 
 from maestro_celery_plugin.config.conversion import Exact
+from maestro_celery_plugin.config.priority import MEDIUM_LEVEL
 from maestro_celery_plugin.config.resources import StepNeeds
 
 __all__ = [
@@ -92,13 +93,13 @@ class BatchSettings(Block, frozen=True, kw_only=True):
     gpus: Count | None = None
     """Number of GPUs of each node of an allocation."""
     walltime: str | int | None = None
-    """Time limit of an allocation: `HH:MM:SS`, or seconds."""
+    """Time limit of an allocation: `HH:MM:SS`, `MM:SS`, `D-HH:MM:SS`, or seconds."""
     qos: str | None = None
     """Quality of service."""
     reservation: str | None = None
     """Reservation."""
     dry_run: bool = False
-    """Key of Merlin without effect; use `maestro run --dry` to write the scripts only."""
+    """Whether `maestro run` only writes the scripts, as with `--dry`."""
     launch_pre: str | None = None
     """Text before the launch command of the workers, on the same line; end a separate command with `;`."""
     launch_args: str | None = None
@@ -117,8 +118,11 @@ class BatchSettings(Block, frozen=True, kw_only=True):
     """URI of the Flux instance, for Maestro's adapter."""
     version: str | None = None
     """Version of the Flux interface, for Maestro's adapter."""
-    args: FreeBlock | None = None
-    """Additional Flux options, for Maestro's adapter."""
+    args: FreeBlock | str | None = None
+    """Further options of the batch system for each job: a block such as `{constraint: haswell, mail-type: END}`, or
+    text such as `--constraint=haswell`. The options of a worker group supplement and override those of `batch`. For
+    Flux, the block of Maestro's adapter.
+    """
     allocation_args: FreeBlock | None = None
     """Flux allocation options, for Maestro's adapter."""
     launcher_args: FreeBlock | None = None
@@ -217,13 +221,15 @@ class StepSettings(
     retry_delay: Annotated[float, _seconds(0)] = 1.0
     """Seconds before a sample that requested another run starts again."""
     time_request: str | int | None = None
-    """Time that a sample needs, `HH:MM:SS` or seconds. A worker starts a sample only if the allocation has at least
-    this time left.
+    """Time that a sample needs, in the forms of `walltime`. A worker starts a sample only if the allocation has at
+    least this time left.
     """
     signal: str = "SIGTERM"
     """Signal that running samples receive before their allocation ends, such as `SIGUSR1`."""
     batch: FreeBlock | None = None
-    """Keys that override those of `batch` for this step."""
+    """Keys that override those of `batch` for this step, which then has a worker group of its own, with the name of the
+    step. If a worker group names the step, only `type`, for `$(LAUNCHER)`, and `shell`.
+    """
     gpus_per_task: int | str | None = None
     """Number of GPUs of each process."""
     slurm: str | None = None
@@ -255,6 +261,8 @@ class StepFacts(Block, frozen=True, kw_only=True):
     """Whether the step starts parallel programs with `$(LAUNCHER)`."""
     needs: StepNeeds = field(default_factory=StepNeeds)
     """The resources of one sample."""
+    priority: int = MEDIUM_LEVEL
+    """Level of the step's messages."""
 
 
 class EnsembleSettings(Block, frozen=True, kw_only=True):
@@ -270,6 +278,11 @@ class EnsembleSettings(Block, frozen=True, kw_only=True):
     """The properties of each step, by name."""
     finished_markers: bool = False
     """Whether a file MERLIN_FINISHED marks each finished sample, because a step uses it."""
+
+    @property
+    def has_priorities(self) -> bool:
+        """Whether the messages of some steps have another level than those of others."""
+        return len({step.priority for step in self.steps.values() if step.queues}) > 1
 
     @property
     def needs_workers(self) -> bool:

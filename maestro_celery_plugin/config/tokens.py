@@ -14,6 +14,7 @@ from maestro_celery_plugin.states import ExitCode
 __all__ = [
     "RESERVED",
     "SAMPLE_TOKENS",
+    "SPECIFICATION_TOKENS",
     "NameMatcher",
     "Template",
     "names_in",
@@ -22,11 +23,14 @@ __all__ = [
 
 _TOKEN = re.compile(r"\$\(([^\s()]+)\)")
 
+# The files with the user's specification, that of the launch, and that with the values of tokens (`provenance.py`).
+SPECIFICATION_TOKENS = ("MERLIN_SPEC_ORIGINAL_TEMPLATE", "MERLIN_SPEC_EXECUTED_RUN", "MERLIN_SPEC_ARCHIVED_COPY")
 # Names with a fixed meaning (Merlin: spec/expansion.py:27).
 RESERVED = (
     *("SPECROOT", "WORKSPACE", "LAUNCHER", "VLAUNCHER"),
     *("MERLIN_WORKSPACE", "MERLIN_INFO", "MERLIN_TIMESTAMP", "MERLIN_GLOB_PATH", "MERLIN_PATHS_ALL"),
     *("MERLIN_SAMPLE_ID", "MERLIN_SAMPLE_PATH", "MERLIN_SAMPLE_VECTOR", "MERLIN_SAMPLE_NAMES"),
+    *SPECIFICATION_TOKENS,
     *(f"MERLIN_{code.name}" for code in ExitCode),
 )
 # Tokens with another value for each sample. `MERLIN_SAMPLE_NAMES` is the same for all samples.

@@ -24,6 +24,7 @@ from maestro_celery_plugin.maestro.specification import load_ensemble
 from maestro_celery_plugin.maestro.step_graph import GraphNode, graph_of, load_study, pickle_of
 from maestro_celery_plugin.spec.differences import Difference, differences
 from maestro_celery_plugin.study.plan import StudyPlan
+from maestro_celery_plugin.study.provenance import write_specifications
 
 __all__ = ["Correction", "check_complete", "note_of_change", "words_of"]
 
@@ -57,6 +58,7 @@ class Correction:
         for change in self.changes:
             if not change.is_correction:
                 raise SpecificationError.at(file.name, change.where, f"{_change_words(change)}; {_TAKES}")
+        self._check_task_queues()
         self._pickle = self._corrected_pickle()
 
     def _corrected_pickle(self) -> bytes:
@@ -86,6 +88,18 @@ class Correction:
                     f"with this change, the step would have other parameters, samples or dependencies; {_TAKES}",
                 )
 
+    def _check_task_queues(self) -> None:
+        """Check that each step keeps its task queues: a `batch` of its own may give it workers of its own.
+
+        Raises:
+            SpecificationError: a step would have another task queue.
+        """
+        before = self._plan.settings.steps
+        for name, facts in self._specification.ensemble.steps.items():
+            if name in before and before[name].queues != facts.queues:
+                problem = f"with this change, other workers would run the step; {_TAKES}"
+                raise SpecificationError.at(self._file.name, f"study.{name}.run.batch", problem)
+
     def apply(self) -> StudyPlan:
         """Let the study take the corrected specification; return its new plan.
 
@@ -105,6 +119,7 @@ class Correction:
         write_atomically(versions / "incomplete", f"{number}\n{plan.specification}")
         with replaced(pickle_of(plan.root)) as pickle:
             pickle.write(self._pickle)
+        write_specifications(plan.specification_files, self._file, self._specification.texts(plan))
         write_atomically(copy_of(plan), self._text)
         write_atomically(plan.root / "batch.info", yaml.dump(plan.to_batch()))
         (versions / "incomplete").unlink()

@@ -9,7 +9,7 @@ YAML → values of variables (`spec/variables.py`) → checks (`spec/checks.py`,
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from maestro_celery_plugin.config.settings import (
     EnsembleSettings,
     MerlinSettings,
     StepFacts,
+    StepSettings,
 )
 from maestro_celery_plugin.config.step_entry import STEP_KEY
 from maestro_celery_plugin.config.tokens import SAMPLE_TOKENS, NameMatcher, names_in, substitute
@@ -30,7 +31,9 @@ from maestro_celery_plugin.maestro.command_line import check_command_line
 from maestro_celery_plugin.maestro.launch import EnsembleDependency, check_launch
 from maestro_celery_plugin.maestro.launch_options import OPTIONS
 from maestro_celery_plugin.maestro.schemas import maestro_schemas
+from maestro_celery_plugin.maestro.specification_texts import LaunchedSpecification, specification_texts
 from maestro_celery_plugin.maestro.workspaces import check_workspaces
+from maestro_celery_plugin.maestro.yaml_text import with_times
 from maestro_celery_plugin.samples.paths import FINISHED_MARKER
 from maestro_celery_plugin.spec.checks import (
     STEP_SETTING_KEYS,
@@ -44,12 +47,14 @@ from maestro_celery_plugin.spec.checks import (
     settings_of,
     without_empty_keys,
 )
-from maestro_celery_plugin.spec.launcher import launches
+from maestro_celery_plugin.spec.launcher import batch_type_of, launches, shell_of
 from maestro_celery_plugin.spec.placeholders import check_placeholders
 from maestro_celery_plugin.spec.plain_data import check_plain
 from maestro_celery_plugin.spec.problems import Checked, Problem, passed
 from maestro_celery_plugin.spec.resource_checks import check_resources, step_needs
 from maestro_celery_plugin.spec.sources import with_sources
+from maestro_celery_plugin.spec.step_groups import at_their_steps, with_step_groups
+from maestro_celery_plugin.spec.step_keys import ignored_keys, step_priority, with_native_values
 from maestro_celery_plugin.spec.token_checks import check_parameter_names, doubled_paths, token_notes
 from maestro_celery_plugin.spec.valid_part import NEUTRAL
 from maestro_celery_plugin.spec.variables import Variables
@@ -60,6 +65,8 @@ from maestro_celery_plugin.spec.worker_groups import (
     with_own_task_queues,
     with_task_queues,
 )
+from maestro_celery_plugin.study.plan import StudyPlan
+from maestro_celery_plugin.study.provenance import SpecificationTexts
 
 __all__ = ["EnsembleSpecification"]
 
@@ -76,8 +83,11 @@ class EnsembleSpecification(YAMLSpecification):  # type: ignore[misc]
     batch_defaults: Mapping[str, Any]
     _sampled: frozenset[str] = frozenset()
     _native: frozenset[str] = frozenset()
+    _step_groups: Set[str] = frozenset()
     _data: Mapping[str, Any]
-    _file: str
+    _launched: LaunchedSpecification
+    _generated: Mapping[str, Any] | None = None
+    _file: str = ""
 
     @classmethod
     def read(cls, data: dict[str, Any], file: str, path: str | None) -> EnsembleSpecification:
@@ -96,6 +106,8 @@ class EnsembleSpecification(YAMLSpecification):  # type: ignore[misc]
         OPTIONS.is_ensemble = True
         passed(specification.checks(data, is_launch=OPTIONS.launching), file)
         if OPTIONS.launching and OPTIONS.arguments is not None:
+            if specification.ensemble.batch.dry_run:
+                OPTIONS.dry_run = OPTIONS.arguments.dry = True
             check_command_line(OPTIONS.arguments, specification.name, specification.output_path, file)
         if path is not None:
             check_launch(specification.ensemble, file)
@@ -122,9 +134,10 @@ class EnsembleSpecification(YAMLSpecification):  # type: ignore[misc]
         own = {} if "batch" in broken else known.get("batch") or {}
         self.batch_defaults = _defaults_for(own)
         blocks["batch"] = {**self.batch_defaults, **_without_nulls(own)}
+        self._launched = LaunchedSpecification(data, blocks["batch"], overrides, self._file)
         yield from doubled_paths(blocks)
         variables = Variables(blocks, literal)
-        blocks = without_empty_keys(variables.insert_into(blocks))
+        blocks = with_times(without_empty_keys(variables.insert_into(blocks)))
         yield from variables.problems
         if overrides.samples_file:
             blocks["merlin"] = overrides.samples_of(blocks.get("merlin"), self._file)
@@ -135,7 +148,8 @@ class EnsembleSpecification(YAMLSpecification):  # type: ignore[misc]
         if broken - {"description"} or not content["study"]:  # there is nothing that groups and tokens can refer to
             return
         yield from self._take(dict(content))
-        yield from check_resources(self.ensemble, self._data, query_nodes=is_launch)
+        problems = check_resources(self.ensemble, self._data, query_nodes=is_launch)
+        yield from at_their_steps(problems, self.ensemble.resources.workers, self._step_groups)
         if not OPTIONS.parameter_generator:  # its parameters do not exist yet
             parameters = self.get_parameters()
             yield from self._check_parameters(parameters, is_launch=is_launch)
@@ -145,13 +159,17 @@ class EnsembleSpecification(YAMLSpecification):  # type: ignore[misc]
     def _take(self, data: dict[str, Any]) -> Iterator[Problem]:
         """Take over the values of a specification, and check the worker groups."""
         self._sampled = _sampled_steps(data)
-        data["study"] = yield from with_sources(data)
         merlin = settings_of(MerlinSettings, data.get("merlin") or {}, "merlin")
-        self._native = native_steps(merlin.resources, self._sampled, data)
+        resources, data["study"] = yield from with_step_groups(merlin.resources, data)
+        self._step_groups = resources.workers.keys() - merlin.resources.workers.keys()
+        merlin = replace(merlin, resources=resources)
+        self._native = native_steps(resources, self._sampled, data)
         yield from check_native(data, self._native)
-        data["study"] = with_own_task_queues(merlin.resources, data["study"])
-        settings = yield from _ensemble_settings(data, merlin, self._native)
+        data["study"] = yield from with_native_values(data, self._native)
+        data["study"] = with_own_task_queues(resources, data["study"])
+        settings = yield from _ensemble_settings(data, merlin, self._native, self._step_groups)
         self.ensemble = replace(settings, finished_markers=FINISHED_MARKER in str(data))
+        data["study"] = yield from with_sources(data, self._shells(data["study"]))
         self.description = data["description"]
         self.environment = _maestro_environment(data.get("env") or {}, self.path)
         self.globals = data.get("global.parameters") or {}
@@ -171,6 +189,10 @@ class EnsembleSpecification(YAMLSpecification):  # type: ignore[misc]
         Raises:
             SpecificationError: a parameter has the name of another token, or two step records have one directory.
         """
+        if OPTIONS.parameter_generator:
+            self._generated = {
+                n: {"values": v, "label": parameters.labels[n]} for n, v in parameters.parameters.items()
+            }
         passed(self._check_parameters(parameters, is_launch=OPTIONS.launching), self._file)
         passed(self._notes(parameters), self._file)
 
@@ -193,14 +215,23 @@ class EnsembleSpecification(YAMLSpecification):  # type: ignore[misc]
                 facts[name] = StepFacts(queues=(), depends=depends)
                 continue
             needs = yield from step_needs(self.ensemble, step)
+            priority = yield from step_priority(step)
             facts[name] = StepFacts(
                 queues=queues[name],
                 depends=depends,
                 sampled=name in self._sampled,
                 launches=launches(run["cmd"]) or launches(run["restart"]),
                 needs=needs,
+                priority=priority,
             )
+            kind = batch_type_of(self.ensemble, _step_settings(step))
+            yield from ignored_keys(run, kind, f"study.{name}.run", launches=facts[name].launches)
         return facts
+
+    def _shells(self, study: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+        """Return the interpreter of each step that workers run."""
+        steps = [step for step in study if step["name"] not in self._native]
+        return {step["name"]: shell_of(self.ensemble, _step_settings(step)) for step in steps}
 
     def _verify_by_maestro(self) -> Iterator[Problem]:
         """Let Maestro verify its part; its logger is disabled meanwhile, because it would log a traceback."""
@@ -218,11 +249,17 @@ class EnsembleSpecification(YAMLSpecification):  # type: ignore[misc]
         if text:
             yield Problem("", text)
 
+    def texts(self, plan: StudyPlan) -> SpecificationTexts:
+        """Return the versions of the specification that a study keeps."""
+        return specification_texts(plan, self._launched, self._generated)
+
     def get_study_environment(self) -> Any:
         """Return Maestro's environment, with the samples and the session as a dependency."""
         environment = super().get_study_environment()
         path = Path(self.path).absolute() if self.path else None
-        environment.add(EnsembleDependency(self.ensemble, self.batch, path, self.check_parameters, self.batch_defaults))
+        check = self.check_parameters
+        dependency = EnsembleDependency(self.ensemble, self.batch, path, check, self.batch_defaults, self.texts)
+        environment.add(dependency)
         return environment
 
     def get_study_steps(self) -> list[Any]:
@@ -264,11 +301,20 @@ def _without_nulls(block: Mapping[str, Any]) -> dict[str, Any]:
 
 def _add_entry(step: Any, *, is_sampled: bool) -> None:
     """Move the plugin's settings of a step under one key of `run` (`config/step_entry.py`)."""
-    settings = {key: step.run[key] for key in STEP_SETTING_KEYS if step.run.get(key) is not None}
+    settings = _setting_keys(step.run)
     step.run[STEP_KEY] = {"step": step.name, "sampled": is_sampled, "settings": settings}
     step.run["restart"] = step.run["restart"] or step.run["cmd"]
     for key in STEP_SETTING_KEYS:
         step.run.pop(key, None)
+
+
+def _step_settings(step: Mapping[str, Any]) -> StepSettings:
+    return settings_of(StepSettings, _setting_keys(step["run"]), f"study.{step['name']}.run")
+
+
+def _setting_keys(run: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keys of a step that the plugin reads."""
+    return {key: run[key] for key in STEP_SETTING_KEYS if run.get(key) is not None}
 
 
 def _sampled_steps(data: Mapping[str, Any]) -> frozenset[str]:
@@ -307,12 +353,12 @@ def _maestro_environment(env: Mapping[str, Any], path: str | None) -> dict[str, 
 
 
 def _ensemble_settings(
-    data: dict[str, Any], merlin: MerlinSettings, native: frozenset[str]
+    data: dict[str, Any], merlin: MerlinSettings, native: frozenset[str], step_groups: Set[str]
 ) -> Checked[EnsembleSettings]:
     queues = yield from task_queues(data)
     yield from check_groups(merlin.resources, queues, data)
     queues = {step: names for step, names in queues.items() if step not in native}
-    resources = yield from with_task_queues(merlin.resources, queues, data)
+    resources = yield from with_task_queues(merlin.resources, queues, data, step_groups)
     return EnsembleSettings(
         batch=settings_of(BatchSettings, data.get("batch") or {}, "batch"),
         resources=resources,

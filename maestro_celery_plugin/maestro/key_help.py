@@ -47,8 +47,8 @@ KEY_HELP = {
     "study.run": {
         "cmd": "Shell commands of the step.",
         "depends": "Steps that must finish before this one; `NAME_*` for all parameter combinations of a step.",
-        "pre": "Key of Maestro without effect.",
-        "post": "Key of Maestro without effect.",
+        "pre": "Refused, because Maestro does not run it; put its commands at the beginning of `cmd`.",
+        "post": "Refused, because Maestro does not run it; put its commands at the end of `cmd`.",
         "restart": "Shell commands instead of `cmd` when the step runs again after a time limit.",
         "nodes": "Number of nodes.",
         "procs": "Number of processes.",
@@ -64,7 +64,7 @@ KEY_HELP = {
         "exclusive": "Whether the step has its nodes for itself.",
         "nested": "Whether the step runs in a Flux instance of its own.",
         "waitable": "Whether the Flux job is waitable.",
-        "priority": "Priority of the batch job: a word such as `HIGH`, or a number from 0 to 1.",
+        "priority": "Which samples, or Flux jobs of Maestro, start first: a word such as `HIGH`, or 0 to 1.",
         "qos": "Quality of service of the batch system.",
     },
     "study.run.exclusive": {

@@ -37,6 +37,7 @@ from maestro_celery_plugin.plugins import batch_system
 from maestro_celery_plugin.processes import forget_variable
 from maestro_celery_plugin.spec.problems import Kind, Problem, passed
 from maestro_celery_plugin.study.plan import StudyPlan
+from maestro_celery_plugin.study.provenance import SpecificationTexts, write_specifications
 from maestro_celery_plugin.study.session import ENVIRONMENT_VARIABLE, BrokerLocation, Session
 
 __all__ = ["EnsembleDependency", "check_batch_systems", "check_launch"]
@@ -116,6 +117,7 @@ class EnsembleDependency(Dependency):  # type: ignore[misc]
         specification: The specification; None for one from a stream.
         check_parameters: Checks the parameters that `--pgen` has generated.
         batch_defaults: The keys of `batch` that the user's configuration has added.
+        texts: Returns the versions of the specification for a study.
     """
 
     name = "merlin samples"
@@ -127,9 +129,11 @@ class EnsembleDependency(Dependency):  # type: ignore[misc]
         specification: Path | None = None,
         check_parameters: Callable[[Any], None] = lambda parameters: None,
         batch_defaults: Mapping[str, Any] | None = None,
+        texts: Callable[[StudyPlan], SpecificationTexts] | None = None,
     ) -> None:
         self._settings, self._batch, self._specification = settings, batch, specification
         self.check_parameters, self._batch_defaults = check_parameters, dict(batch_defaults or {})
+        self._texts = texts
         self._is_acquired = False
         self._lock: FileLock | None = None
 
@@ -180,6 +184,8 @@ class EnsembleDependency(Dependency):  # type: ignore[misc]
         )
         plan.info.mkdir(parents=True, exist_ok=True)
         self._lock = _lock_of(plan)
+        if self._texts is not None:
+            write_specifications(plan.specification_files, plan.specification, self._texts(plan))
         if self._settings.samples:
             plan = with_samples(plan, self._settings.samples, values)
         if not OPTIONS.dry_run:
@@ -246,6 +252,8 @@ def _make_session(plan: StudyPlan) -> None:
     if not plan.settings.needs_workers:
         return
     Claims(plan.claims, plan.number).check()
+    if plan.settings.has_priorities:
+        session.write_priorities()
     host = OPTIONS.broker_host or (cluster_address() if has_other_hosts(plan.settings) else None)
     if host:
         session.write_broker_host(host)

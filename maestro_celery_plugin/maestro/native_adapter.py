@@ -6,6 +6,7 @@ import contextlib
 import getpass
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 from maestrowf.interfaces import ScriptAdapterFactory
 
@@ -14,7 +15,7 @@ from maestro_celery_plugin.config import conversion
 from maestro_celery_plugin.config.settings import BatchSettings
 from maestro_celery_plugin.plugins import batch_system
 
-__all__ = ["open_native"]
+__all__ = ["insert_options", "open_native"]
 
 
 @contextlib.contextmanager
@@ -41,6 +42,15 @@ def open_native(batch: BatchSettings, shell: str | None = None) -> Iterator[Open
         del keys["nodes"]
     with open_adapter(system, keys | system.adapter_arguments(batch) | keywords) as opened:
         yield opened
+
+
+def insert_options(batch: BatchSettings, result: tuple[bool, str, str | None]) -> None:
+    """Insert the options of `batch.args` into the scripts that an adapter has written, if they are for a batch job."""
+    system = batch_system(batch.type)
+    is_scheduled, *scripts = result
+    if is_scheduled and batch.args and system is not None and system.directives is not None:
+        for script in map(Path, dict.fromkeys(filter(None, scripts))):
+            script.write_text(system.directives.insert(script.read_text(), batch.args))
 
 
 def _shebang(shell: str) -> str:

@@ -22,7 +22,7 @@ from maestro_celery_plugin.config.groups import LOCAL
 from maestro_celery_plugin.config.step_entry import SHELL_KEY
 from maestro_celery_plugin.config.tokens import substitute
 from maestro_celery_plugin.errors import AllocationError, BatchSystemUnavailableError, StudyError
-from maestro_celery_plugin.maestro.native_adapter import open_native
+from maestro_celery_plugin.maestro.native_adapter import insert_options, open_native
 from maestro_celery_plugin.maestro.native_jobs import CANCELLED, CONTINUING, UNKNOWN, NativeJob, NativeJobs
 from maestro_celery_plugin.maestro.native_step_state import NativeStepState
 from maestro_celery_plugin.maestro.postponed import Submission, postponed_of
@@ -93,6 +93,7 @@ class NativeSteps:
             try:
                 with open_native(self._plan.settings.batch, step.run.get(SHELL_KEY)) as opened:
                     result: tuple[bool, str, str | None] = opened.adapter.write_script(directory, self._filled(step))
+                    insert_options(self._plan.settings.batch, result)
                     return result
             except AllocationError as error:
                 if dry_run and self._plan.overrides.no_errors:
@@ -121,7 +122,7 @@ class NativeSteps:
         for key in ("cmd", "restart"):
             text = filled.run[key]
             values = study_values(str(plan.root), plan.timestamp, plan.column_labels, paths, text)
-            filled.run[key] = substitute(text, values)
+            filled.run[key] = substitute(text, {**values, **plan.specification_files})
         return filled
 
     def submit(self, step: Any, path: str, cwd: str, **options: Any) -> SubmissionRecord:

@@ -1,7 +1,8 @@
-"""The times of Maestro's step records in ``status.csv``: when samples have run, instead of when Maestro has polled."""
+"""Maestro's step records: their times in ``status.csv``, of samples instead of polls, and whether they may restart."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
@@ -23,12 +24,18 @@ def set_times(record: Any, coordinators: Iterable[Coordinator]) -> None:
         coordinators: The coordinators of this process.
     """
     for coordinator in coordinators:
+        coordinator.set_restarts(record.jobid[-1], functools.partial(_may_restart, record))
         start, end = (_local(seconds) for seconds in coordinator.run_times(record.jobid[-1]))
         if start is not None:
             record._start_time = start
             record._submit_time = min(start, record._submit_time or start)
         if end is not None and record._end_time is not None:
             record._end_time = max(end, record._start_time or end)
+
+
+def _may_restart(record: Any) -> bool:
+    """Tell whether Maestro restarts a step record at its next time-out (executiongraph.py:205)."""
+    return bool(record.restart_limit == 0 or record.restarts < record.restart_limit)
 
 
 def _local(seconds: float | None) -> datetime | None:

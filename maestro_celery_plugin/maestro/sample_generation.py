@@ -44,6 +44,7 @@ def with_samples(plan: StudyPlan, samples: SampleSettings, values: dict[str, str
         "MERLIN_WORKSPACE": str(plan.root),
         "MERLIN_TIMESTAMP": plan.timestamp,
         "MERLIN_SAMPLE_NAMES": " ".join(samples.column_labels),
+        **plan.specification_files,
     }
     path = Path(substitute(samples.file, defined)).expanduser().absolute()
     is_new, own = False, path

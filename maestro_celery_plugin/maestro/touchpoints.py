@@ -169,7 +169,8 @@ TOUCHPOINTS = (
     Touchpoint(
         STEP_RECORD_MODULE,
         "_StepRecord",
-        "executiongraph.py:458 makes step records with it, whose methods take the times of polls",
+        "executiongraph.py:458 makes step records with it, whose methods take the times of polls; `restarts` and "
+        "`restart_limit` tell whether one that times out restarts",
         _step_record,
     ),
     Touchpoint("maestrowf.conductor", "sleep", "conductor.py:425 waits for the next poll with it", _sleep),

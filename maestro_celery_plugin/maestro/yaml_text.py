@@ -8,11 +8,34 @@ from typing import Any
 
 import yaml
 
-__all__ = ["lines_of", "load"]
+__all__ = ["dump", "lines_of", "load", "with_times"]
+
+# Keys with a time. YAML 1.1 reads an unquoted 1:30:00 as the number 5400, which a batch system may read as minutes.
+_TIMES = ("walltime", "time_request")
+_INTEGER = "tag:yaml.org,2002:int"
 
 # `CSafeLoader` is `SafeLoader` with a parser in C: it builds the same plain values, and no objects. It takes a tenth of
 # the time, and is not part of each installation of PyYAML. The parser in Python has better messages.
 _FAST: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class _Base60(int):
+    """A number that the text has with colons, such as 1:30:00.
+
+    Attributes:
+        text: Its text.
+    """
+
+    text: str
+
+
+def _integer(loader: Any, node: Any) -> int:
+    """Return the value of an integer; keep the text of one with colons."""
+    number: int = loader.construct_yaml_int(node)
+    if ":" in node.value:
+        number = _Base60(number)
+        number.text = node.value
+    return number
 
 
 class _FindsRepeatedKeys:
@@ -43,6 +66,21 @@ class _FastLoader(_FindsRepeatedKeys, _FAST):  # type: ignore[misc]
 
 class _Loader(_FindsRepeatedKeys, yaml.SafeLoader):
     pass
+
+
+for _loader in (_FastLoader, _Loader):
+    _loader.add_constructor(_INTEGER, _integer)
+
+
+def with_times(data: Any, key: str = "") -> Any:
+    """Return the values of a text; a number with colons is text where a key has a time, and a number elsewhere."""
+    if isinstance(data, dict):
+        return {name: with_times(value, name) for name, value in data.items()}
+    if isinstance(data, list):
+        return [with_times(value) for value in data]
+    if isinstance(data, _Base60):
+        return data.text if key in _TIMES else int(data)
+    return data
 
 
 def load(text: Any) -> tuple[Any, list[tuple[str, str]]]:
@@ -91,6 +129,24 @@ def _entries(node: Any) -> Iterator[tuple[str, int, Any]]:
             names = [value.value for key, value in item.value if key.value == "name"] if item.id == "mapping" else []
             for name in (str(number), f"[{number}]", *(name for name in names if isinstance(name, str))):
                 yield name, item.start_mark.line + 1, item
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes several lines of text as such, and a number with colons as in the text."""
+
+
+def _text_node(dumper: Any, text: str) -> Any:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+
+_Dumper.add_representer(str, _text_node)
+_Dumper.add_representer(_Base60, lambda dumper, number: dumper.represent_scalar(_INTEGER, number.text))
+
+
+def dump(data: Any) -> str:
+    """Return values as the text of a specification."""
+    text: str = yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1_000_000)
+    return text
 
 
 def _load(text: Any, kind: Any) -> tuple[Any, list[tuple[str, str]]]:

@@ -17,10 +17,12 @@ from maestro_celery_plugin.spec.dag import check_graph
 from maestro_celery_plugin.spec.plain_data import check_free_block, check_plain
 from maestro_celery_plugin.spec.problems import Checked, FaultError, Kind, Problem
 from maestro_celery_plugin.spec.schemas import batch_schema, run_schema
+from maestro_celery_plugin.spec.step_keys import check_unused_keys
 from maestro_celery_plugin.spec.token_checks import check_names
 from maestro_celery_plugin.spec.valid_part import valid_part
 
 __all__ = [
+    "BLOCKS",
     "STEP_SETTING_KEYS",
     "blocks_of",
     "check_batch",
@@ -200,6 +202,9 @@ def settings_of(cls: type[T], block: Mapping[str, Any], where: str) -> T:
 def check_batch(block: Any, where: str) -> Iterator[Problem]:
     """Check the `batch` keys of a study, a worker group or a step."""
     yield from check_block(block, batch_schema(), where)
+    if where != "batch" and block.get("dry_run"):
+        text = "a dry run is one of the whole study; use `batch.dry_run`, or `maestro run --dry`."
+        yield Problem(f"{where}.dry_run", text)
     for key in _FREE_KEYS:
         yield from check_free_block(block.get(key), f"{where}.{key}")
 
@@ -235,9 +240,12 @@ def _check_step(step: Any, number: int, maestro: Mapping[str, Any]) -> Iterator[
     yield from check_block(step, schema, where)
     run = step.get("run") if isinstance(step, dict) else None
     if isinstance(run, dict):
+        batch = _block_in(run, "batch")
         yield from check_block(run, run_schema(maestro), f"{where}.run")
-        yield from check_batch(_block_in(run, "batch"), f"{where}.run.batch")
+        yield from check_unused_keys(run, f"{where}.run")
+        yield from check_batch(batch, f"{where}.run.batch")
         yield from _check_shell(run.get("shell"), f"{where}.run.shell")
+        yield from _check_shell(batch.get("shell"), f"{where}.run.batch.shell")
 
 
 def check_native(data: Mapping[str, Any], native: Set[str]) -> Iterator[Problem]:

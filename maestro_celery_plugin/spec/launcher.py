@@ -18,7 +18,7 @@ from maestro_celery_plugin.config.step_entry import STEP_KEY
 from maestro_celery_plugin.config.walltime import seconds_of
 from maestro_celery_plugin.plugins import batch_system
 
-__all__ = ["batch_type_of", "launches", "needs_of", "with_launcher"]
+__all__ = ["batch_type_of", "launches", "needs_of", "shell_of", "with_launcher"]
 
 _LAUNCHER = re.compile(r"\$\((?P<name>V?LAUNCHER)\)(?:\[(?P<bracket>[^\]\n]*)\])?")
 _LAUNCHER_AND_BLANKS = re.compile(r"\$\(V?LAUNCHER\)(\[[^\]]*\])?[ \t]*")
@@ -242,8 +242,17 @@ def batch_type_of(settings: EnsembleSettings, step: StepSettings) -> str:
     The type of the step has priority, then the type of the first worker group that serves its task queue, then the type
     of the batch block.
     """
+    return str(_batch_value(settings, step, "type") or settings.batch.type)
+
+
+def shell_of(settings: EnsembleSettings, step: StepSettings) -> str:
+    """Return the interpreter of a step: its own, that of its worker group, or that of the batch block."""
+    return step.shell or str(_batch_value(settings, step, "shell") or settings.batch.shell)
+
+
+def _batch_value(settings: EnsembleSettings, step: StepSettings, key: str) -> Any:
+    """Return a key from the `batch` of a step, or of the first worker group that serves its task queue."""
     groups = settings.resources.workers.values()
     serving = next((group for group in groups if step.task_queue in group.task_queues), None)
     blocks = (step.batch, serving.batch if serving else None)
-    own = next((block["type"] for block in blocks if block and "type" in block), None)
-    return str(own or settings.batch.type)
+    return next((block[key] for block in blocks if block and block.get(key)), None)

@@ -57,6 +57,13 @@ _CODES = {
         "is not needed at the end of a study: its workers and allocations end by themselves.",
     ),
 }
+# Keys of a step that have another effect here.
+_STEP_KEYS = {
+    "pre": (Kind.BY_HAND, "stops the launch, because Merlin does not run it; remove the key."),
+    "post": (Kind.BY_HAND, "stops the launch, because Merlin does not run it; remove the key."),
+    "batch": (Kind.NOTE, "means workers of its own if it differs from that of the study; Merlin only uses `type`."),
+    "priority": (Kind.NOTE, "orders the samples that wait for workers; Merlin does not use it."),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,6 +179,8 @@ class _Search:
             if path and path[-1] == "batch" and path[0] in ("batch", "merlin"):
                 self._search_batch(node, path)
             for key, value in node.value:
+                if path[:1] == ("study",) and path[2:] == ("run",) and value.value and key.value in _STEP_KEYS:
+                    self._find(key.start_mark.index, (*path, key.value), *_STEP_KEYS[key.value])
                 self.visit(value, (*path, str(key.value)))
         elif isinstance(node, yaml.SequenceNode):
             for number, item in enumerate(node.value):

@@ -23,6 +23,7 @@ from maestro_celery_plugin.errors import nearest
 from maestro_celery_plugin.plugins import batch_system
 from maestro_celery_plugin.spec.checks import settings_of
 from maestro_celery_plugin.spec.launcher import batch_type_of, needs_of
+from maestro_celery_plugin.spec.option_check import check_options
 from maestro_celery_plugin.spec.problems import Checked, Kind, Problem
 from maestro_celery_plugin.spec.procs_check import check_procs
 
@@ -32,7 +33,7 @@ _STEP_KEYS = conversion.keys_of(StepSettings)
 # Batch types whose adapter in Maestro requires a walltime (lsfscriptadapter.py:127).
 _NEED_WALLTIME = ("lsf", "lsf-srun")
 # Keys of `batch` that Maestro's adapters write into comments of the batch script, which no shell expands.
-_REQUEST_KEYS = ("walltime", "queue", "bank", "qos", "reservation")
+_REQUEST_KEYS = ("walltime", "queue", "bank", "qos", "reservation", "args")
 # The time that workers need before they start samples, in seconds.
 WORKER_START_S = 10
 
@@ -64,6 +65,7 @@ def check_resources(settings: EnsembleSettings, data: Mapping[str, Any], *, quer
         data: The specification.
         query_nodes: Whether to query batch systems for the size of their nodes.
     """
+    yield from check_options(settings)
     steps = {step["name"]: step["run"] for step in data["study"]}
     for step in data["study"]:
         if settings.steps[step["name"]].queues:  # Maestro checks the native steps
@@ -232,7 +234,7 @@ class _Group:
     @property
     def _request(self) -> dict[str, str]:
         walltime = "none" if self.walltime_s is None else clock_text(self.walltime_s)
-        keys = ("queue", "bank", "qos", "reservation", "procs", "gpus")
+        keys = ("queue", "bank", "qos", "reservation", "procs", "gpus", "args")
         values = {key: str(getattr(self.batch, key) or "none") for key in keys}
         return {"batch.type": self.batch.type, "nodes": str(self.nodes), "walltime": walltime, **values}
 

@@ -17,11 +17,15 @@ __all__ = ["with_sources"]
 _DEFAULT_SHELL = "/bin/bash"
 
 
-def with_sources(data: Mapping[str, Any]) -> Checked[list[dict[str, Any]]]:
+def with_sources(data: Mapping[str, Any], shells: Mapping[str, str]) -> Checked[list[dict[str, Any]]]:
     """Return the steps of a specification, with `env.sources` before `cmd` and `restart`.
 
     An entry that is one word, or the path of a file, is a file to source; any other is a command, such as
     ``module load gcc``. A step whose interpreter is no shell does not change.
+
+    Args:
+        data: The specification.
+        shells: The interpreter by the name of the step, for steps that workers run.
     """
     sources = []
     for number, source in enumerate((data.get("env") or {}).get("sources") or []):
@@ -32,7 +36,8 @@ def with_sources(data: Mapping[str, Any]) -> Checked[list[dict[str, Any]]]:
             yield Problem(where, f"found {source!r}; the path of a file or a command is needed.")
     steps = []
     for step in data["study"]:
-        shell = _program(step["run"].get("shell") or (data.get("batch") or {}).get("shell") or _DEFAULT_SHELL)
+        own = shells.get(step["name"]) or step["run"].get("shell")
+        shell = _program(own or (data.get("batch") or {}).get("shell") or _DEFAULT_SHELL)
         if sources and not shell.endswith("sh"):
             text = f"the step '{step['name']}' does not use it: '{shell}' is no shell."
             yield Problem("env.sources", text, Kind.WARNING)
@@ -48,7 +53,11 @@ def _prepared(step: Mapping[str, Any], sources: list[str], shell: str) -> dict[s
 
 def _program(shell: str) -> str:
     """Return the name of the interpreter, which `env` may start."""
-    names = [PurePath(word).name for word in shlex.split(shell) if not word.startswith("-")]
+    try:
+        words = shlex.split(shell)
+    except ValueError:  # a fault that `checks.py` reports
+        words = shell.split()
+    names = [PurePath(word).name for word in words if not word.startswith("-")]
     return next((name for name in names if name != "env"), "")
 
 

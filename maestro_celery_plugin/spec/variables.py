@@ -15,7 +15,7 @@ from typing import Any
 from maestro_celery_plugin.config.tokens import names_in, substitute
 from maestro_celery_plugin.spec.problems import Problem
 
-__all__ = ["MAESTRO_VARIABLES", "Variables"]
+__all__ = ["MAESTRO_VARIABLES", "Variables", "filled"]
 
 # Maestro sets these when the output path is known (maestro.py:421, 437).
 MAESTRO_VARIABLES = ("OUTPUT_PATH", "SPECROOT")
@@ -82,6 +82,15 @@ class Variables:
             if name.upper() not in taken:
                 self._values[name.upper()] = self._values[name]
 
+    def resolved(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the specification as it is, with the final values of the variables and labels in `env`."""
+        environment = dict(data.get("env") or {})
+        for block in ("variables", "labels"):
+            if environment.get(block):
+                names = environment[block]
+                environment[block] = {name: self._values.get(str(name), value) for name, value in names.items()}
+        return {**data, "env": environment} if "env" in data else dict(data)
+
     def insert_into(self, data: dict[str, Any]) -> dict[str, Any]:
         """Return the specification with the values of all variables."""
         return {key: self._walk(value, (key,)) for key, value in data.items()}
@@ -109,6 +118,15 @@ class Variables:
                 self.problems.append(Problem(".".join(where), found))
             result[filled] = self._walk(value, (*where, str(filled)))
         return result
+
+
+def filled(item: Any, values: Mapping[str, str]) -> Any:
+    """Return a document with the values of tokens in all its texts."""
+    if isinstance(item, Mapping):
+        return {key: filled(value, values) for key, value in item.items()}
+    if isinstance(item, list):
+        return [filled(value, values) for value in item]
+    return substitute(item, values) if isinstance(item, str) else item
 
 
 def _filled(text: str, values: Mapping[str, Any], *, expand: bool = True) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
 from msgspec.structs import replace
@@ -165,15 +165,22 @@ def _check_steps(group: WorkerGroupSettings, steps: tuple[str, ...], where: str)
 
 
 def with_task_queues(
-    resources: ResourceSettings, queues: StepQueues, data: Mapping[str, Any]
+    resources: ResourceSettings, queues: StepQueues, data: Mapping[str, Any], step_groups: Collection[str] = ()
 ) -> Checked[ResourceSettings]:
     """Return the worker groups with their task queues; the default group serves those that no other group serves.
 
     If groups must not overlap, only the first of several groups serves a task queue; groups that name steps or task
     queues come before those that serve all steps. A group whose task queues all belong to other groups is a fault.
+
+    Args:
+        resources: The worker groups.
+        queues: The task queues of each step.
+        data: The specification.
+        step_groups: The groups of steps with a `batch` of their own, which serve the task queue of their step alone.
     """
     requested = {name: _requested_queues(group, queues, data) for name, group in resources.workers.items()}
-    owners = {} if resources.overlap else _owners(resources.workers, requested)
+    sole = resources.workers if not resources.overlap else {n: resources.workers[n] for n in step_groups}
+    owners = _owners(sole, requested)
     groups: dict[str, WorkerGroupSettings] = {}
     for name, group in resources.workers.items():
         own = tuple(queue for queue in requested[name] if owners.get(queue, name) == name)

@@ -9,6 +9,7 @@ from msgspec import field
 
 from maestro_celery_plugin.config import conversion
 from maestro_celery_plugin.config.conversion import Exact
+from maestro_celery_plugin.config.priority import MEDIUM_LEVEL
 from maestro_celery_plugin.config.resources import StepNeeds
 from maestro_celery_plugin.errors import DamagedFileError, StudyError
 from maestro_celery_plugin.files import read_text, write_atomically
@@ -48,6 +49,7 @@ class Manifest(Exact, frozen=True, kw_only=True):
         signal: Signal that running samples receive before their allocation ends.
         needs: Resources of one sample.
         launches: Whether the scripts start parallel programs with `$(LAUNCHER)`.
+        priority: Level of the messages of the step record (`config/priority.py`).
     """
 
     number: int
@@ -74,6 +76,7 @@ class Manifest(Exact, frozen=True, kw_only=True):
     study_id: str = "0"
     max_failures: int | None = None
     finished_marker: bool = False
+    priority: int = MEDIUM_LEVEL
 
     @property
     def paths(self) -> SamplePaths:

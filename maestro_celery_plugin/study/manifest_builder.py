@@ -8,6 +8,7 @@ from fractions import Fraction
 from typing import Any
 
 from maestro_celery_plugin.config.groups import LOCAL
+from maestro_celery_plugin.config.priority import level_of
 from maestro_celery_plugin.config.resources import StepNeeds
 from maestro_celery_plugin.config.step_entry import STEP_KEY, step_settings
 from maestro_celery_plugin.config.tokens import substitute
@@ -15,7 +16,7 @@ from maestro_celery_plugin.config.walltime import seconds_of
 from maestro_celery_plugin.errors import AllocationError, SpecificationError
 from maestro_celery_plugin.samples.paths import SamplePaths
 from maestro_celery_plugin.samples.token_values import study_values
-from maestro_celery_plugin.spec.launcher import batch_type_of, launches, needs_of, with_launcher
+from maestro_celery_plugin.spec.launcher import batch_type_of, launches, needs_of, shell_of, with_launcher
 from maestro_celery_plugin.study.manifest import Manifest
 from maestro_celery_plugin.study.plan import StudyPlan
 
@@ -55,6 +56,7 @@ def build_manifest(plan: StudyPlan, step: Any, workspace: str) -> Manifest:
         index_cache=str(plan.info),
         level_max_dirs=plan.level_max_dirs,
         task_queue=settings.task_queue,
+        priority=_priority(step),
         max_retries=settings.max_retries,
         retry_delay_s=settings.retry_delay,
         finished_marker=plan.settings.finished_markers,
@@ -72,6 +74,18 @@ def _max_failures(limit: int | str | None, samples: int) -> int | None:
     if isinstance(limit, str):
         return int(samples * Fraction(limit.removesuffix("%")) / 100)
     return limit
+
+
+def _priority(step: Any) -> int:
+    """Return the level of the messages of a step record.
+
+    Raises:
+        SpecificationError: the priority is invalid.
+    """
+    try:
+        return level_of(step.run.get("priority"))
+    except ValueError as cause:
+        raise SpecificationError(f"study.{step.name}.run.priority: {cause}.") from cause
 
 
 def _time_request(step: Any, text: str | int | None) -> int | None:
@@ -93,7 +107,7 @@ class _Scripts:
         self._plan, self._run = plan, step.run
         settings = step_settings(step.run)
         self._type = batch_type_of(plan.settings, settings)
-        self.shell = settings.shell or plan.settings.batch.shell
+        self.shell = shell_of(plan.settings, settings)
 
     @property
     def launch(self) -> bool:
@@ -112,7 +126,8 @@ class _Scripts:
         with self._errors_at(f"run.{key}"):
             text = with_launcher(self._run[key], self._type, self._run, self.shell)
         paths = SamplePaths(plan.rows, plan.level_max_dirs)
-        return substitute(text, study_values(str(plan.root), plan.timestamp, plan.column_labels, paths, text))
+        values = study_values(str(plan.root), plan.timestamp, plan.column_labels, paths, text)
+        return substitute(text, {**values, **plan.specification_files})
 
     @contextlib.contextmanager
     def _errors_at(self, where: str) -> Iterator[None]:

@@ -4,6 +4,7 @@ The plugin writes to the directory ``merlin_info`` of the study:
 
     merlin_info/
       cmd.sh cmd.out cmd.err        script and output of the sample generation
+      <name>.{orig,partial,expanded}.yaml   versions of the specification (`provenance.py`)
       samples.csv ...               the sample file, if the generation writes it there
       samples/                      a copy of the sample file, if it is elsewhere
       records/<workspace>/manifest.json
@@ -39,6 +40,7 @@ from maestro_celery_plugin.config.settings import EnsembleSettings
 from maestro_celery_plugin.errors import DamagedFileError, StudyError
 from maestro_celery_plugin.files import read_text
 from maestro_celery_plugin.spec.overrides import Overrides
+from maestro_celery_plugin.study.provenance import specification_files
 
 __all__ = ["CANCEL_REQUEST", "StudyPlan"]
 
@@ -157,6 +159,11 @@ class StudyPlan:
     def info(self) -> Path:
         """The directory of all files of the plugin."""
         return self.root / "merlin_info"
+
+    @property
+    def specification_files(self) -> dict[str, str]:
+        """The versions of the specification by the names of their tokens (`provenance.py`)."""
+        return specification_files(self.info, self.specification)
 
     @property
     def session(self) -> Path:

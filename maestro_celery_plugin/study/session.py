@@ -7,6 +7,7 @@
       environment.json       0600  variables of `maestro run --env-file` and functions of the shell, if there are any
       stop                         exists when the workers must end
       conductor.json               heartbeat of the conductor (`heartbeats.py`)
+      priorities                   exists when messages have different priorities
       broker_host                  address on which the private broker listens
       broker.conf, broker.log      configuration and log of the private broker
       groups/<group>.json          configuration of a worker group (`config/groups.py`)
@@ -202,6 +203,21 @@ class Session:
             raise DamagedFileError.at(path, "it must have the variables of --env-file as JSON") from cause
         os.environ.update({n: v for n, v in variables.items() if not (n.startswith(_FUNCTION) and n in os.environ)})
         return variables
+
+    # --- priorities ---
+
+    def write_priorities(self) -> None:
+        """Store that the messages of the session have different priorities."""
+        self._write("priorities", "")
+
+    @property
+    def has_priorities(self) -> bool:
+        """Whether the messages of the session have different priorities, so that RabbitMQ must sort its queues.
+
+        A queue of RabbitMQ keeps this property as long as it exists, so that a corrected specification does not
+        change it.
+        """
+        return (self.path / "priorities").exists()
 
     # --- worker groups ---
 

@@ -17,7 +17,7 @@ __all__ = ["RangeMessages", "Send"]
 
 LOGGER = logging.getLogger(__name__)
 
-Send = Callable[[RangeTask, str], None]
+Send = Callable[[RangeTask, str, int], None]
 
 # Delay before a claim with an unknown result is tried again.
 CLAIM_DELAY_S = 1.0
@@ -30,7 +30,7 @@ class RangeMessages:
         claims: The claims of the study.
         writer: Name of the worker process.
         ledger: The ledger entries of the range task.
-        send: Sends a range task to a task queue; raises an error when the broker does not answer.
+        send: Sends a range task to a task queue, with a level; raises an error when the broker does not answer.
         stopping: Set when the worker stops.
         series: The series of the message of the range task.
     """
@@ -61,7 +61,7 @@ class RangeMessages:
                 if self._stopping.wait(CLAIM_DELAY_S):
                     raise
 
-    def send_rest(self, rest: RangeTask, task_queue: str) -> int:
+    def send_rest(self, rest: RangeTask, task_queue: str, level: int) -> int:
         """Send a rest of the range in halves; return the end of the range that stays in this slot.
 
         The ledger shows the parts before they are sent, so that the coordinator knows each message that may exist. If
@@ -78,7 +78,7 @@ class RangeMessages:
             return self._keep(parts, cause)
         for at, part in enumerate(parts):
             try:
-                self._send(part, task_queue)
+                self._send(part, task_queue, level)
             except Exception as cause:  # each transport has its own errors
                 return self._keep(parts[at:], cause)
         return parts[-1].start

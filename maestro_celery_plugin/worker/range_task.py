@@ -56,7 +56,7 @@ class RangeTasks:
     Args:
         writer: Name of the ledger files of the process.
         slots: The slots of the process.
-        send: Sends a range task to a task queue; raises an error when the broker does not answer.
+        send: Sends a range task to a task queue, with a level; raises an error when the broker does not answer.
         store: The file operations.
 
     Attributes:
@@ -200,7 +200,8 @@ class _RangeRun:
 
     def _send_rest(self, start: int, stop: int) -> int:
         """Send samples [start, stop) to the task queue; return the end of the range that stays in this slot."""
-        return self._messages.send_rest(self._task.part(min(start, stop), stop), self._manifest.task_queue)
+        rest = self._task.part(min(start, stop), stop)
+        return self._messages.send_rest(rest, self._manifest.task_queue, self._manifest.priority)
 
     def _try_sample(self, sample: int, mode: RunMode) -> bool:
         """Run one sample; return False if it cannot run here."""

@@ -189,3 +189,26 @@ def test_a_number_in_a_banner_is_not_the_job(run, cluster, banner):
     study.await_end()
     wait_for(lambda: [job["state"] for job in cluster.jobs()] == ["running", "ended"], "the end of the study's job", 20)
     assert "its submission has printed another number first, 1." in study.log()
+
+
+OVERLAP = STUDY.replace("w: {{steps: [all], idle_limit: 5}}", "w: {{steps: [sim], nodes: 1, args: -c 1}}").replace(
+    "  resources:\n", "  resources:\n    overlap: True\n"
+).replace("    workers:\n", "    workers:\n      here: {{steps: [sim], args: -c 1, batch: {{type: local}}}}\n")
+
+
+def test_an_allocation_opens_again_while_local_workers_continue(run, cluster):
+    """Given a local group and one in allocations for the same step, when the allocation ends, then the next one opens."""
+    text = OVERLAP.format(type=cluster.type, cmd='"test -e $(SPECROOT)/go || sleep 1; echo ran $(A)"').replace("seq 1 6", "seq 1 60")
+    study = run(text, "-s", "1", "-r", "3")
+    wait_for(lambda: [job["state"] for job in cluster.jobs()] == ["running"], "an allocation")
+    study.await_text("merlin_info/workers/w-*.log", "slots")
+    started = len(study.outputs("sim/*/*/*.out"))
+    wait_for(lambda: len(study.outputs("sim/*/*/*.out")) > started + 6, "samples of both groups")
+
+    cluster.end(cluster.jobs()[0]["number"], "node")
+
+    wait_for(lambda: len(cluster.jobs()) == 2, "the next allocation")
+    (study.path.parent / "go").touch()
+    study.await_end()
+    assert study.states() == {"sim": "FINISHED", "collect": "FINISHED"}, study.log()
+    assert [text.count("ran") for text in study.outputs("sim/*/*/*.out")] == [1] * 60

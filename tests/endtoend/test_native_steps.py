@@ -109,7 +109,9 @@ def test_a_study_with_native_steps_only_needs_neither_broker_nor_workers(run, tm
     assert steps(study.path) == steps(alone)
     assert study.outputs("three/*.sh") == [(alone / "three" / "three.sh").read_text()]
     assert study.status()["state"] == "FINISHED"
-    assert sorted(path.name for path in (study.path / "merlin_info").iterdir()) == ["conductor.lock", "launch.lock", "plain", "session"]
+    versions = {f"study.{kind}.yaml" for kind in ("orig", "partial", "expanded")}
+    found = {path.name for path in (study.path / "merlin_info").iterdir()}
+    assert found == {"conductor.lock", "launch.lock", "plain", "session", *versions}
 
 
 def test_a_failing_native_step_fails_its_dependent_step(run):

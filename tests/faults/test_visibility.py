@@ -51,7 +51,7 @@ class Broker:
         self._messages: list = []
         self.ended = False
 
-    def send(self, task, task_queue):
+    def send(self, task, task_queue, level):
         with self._condition:
             kind = self._random.random()
             copies = 0 if kind < self._loss_rate else 2 if kind < self._loss_rate + self._copy_rate else 1

@@ -110,7 +110,7 @@ class Conductor:
         self.record.begin(cancelled=False)
         self.claims = Claims(self.plan.claims, self.plan.number)
 
-    def send(self, task, task_queue="merlin"):
+    def send(self, task, task_queue="merlin", level=5):
         self.sent.append(task)
 
     def resend(self):

@@ -196,3 +196,9 @@ def test_a_study_of_an_earlier_release_does_not_know_its_specification(plan):
     assert note_of_change(old) == ""
     with pytest.raises(StudyError, match="was launched by an earlier release"):
         Correction(old, plan.specification)
+
+
+def test_a_batch_that_gives_a_step_other_workers_is_no_correction(plan):
+    with pytest.raises(SpecificationError) as error:
+        corrected(plan, "procs: 2}", "procs: 2, batch: {queue: x}}")
+    assert str(error.value).startswith("fix.yaml: study.sim.run.batch: with this change, other workers would run the step; ")

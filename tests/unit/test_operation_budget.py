@@ -78,7 +78,7 @@ class Study:
         self.records.follow()
         self.records.changed()
 
-    def send(self, task, task_queue):
+    def send(self, task, task_queue, level):
         self.sent += 1
 
     def submit(self, number):

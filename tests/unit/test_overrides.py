@@ -6,6 +6,7 @@ import os
 import textwrap
 
 import pytest
+import yaml
 
 from maestro_celery_plugin.errors import SpecificationError, StudyError
 from maestro_celery_plugin.maestro.argument_parser import EnsembleArgumentParser
@@ -237,6 +238,17 @@ def test_the_plan_keeps_the_values_of_the_launch_without_secrets(load, tmp_path)
     assert StudyPlan.from_batch(older).overrides == Overrides()
 
 
+def test_the_stored_versions_have_the_values_of_the_launch_without_secrets(load, tmp_path):
+    specification = load(ENSEMBLE, variables={"N": "2"}, environment={"EMPTY": "secret"}, samples_file=tmp_path / "a.csv")
+    plan = StudyPlan(root=tmp_path, timestamp="T", settings=specification.ensemble)
+    texts = specification.texts(plan)
+    assert "secret" not in texts.partial + texts.expanded
+    for version in map(yaml.safe_load, (texts.partial, texts.expanded)):
+        assert version["env"]["variables"] == {**version["env"]["variables"], "N": 2, "EMPTY": None}
+        assert version["merlin"]["samples"]["file"] == str(tmp_path / "a.csv")
+        assert "$(EMPTY)" in str(version["study"])
+
+
 # --- env.sources -------------------------------------------------------------------------------------
 
 SOURCES = """
@@ -263,7 +275,7 @@ def test_sources_stand_before_the_commands_of_each_step(load, tmp_path):
 
 def test_csh_has_another_word_for_it():
     data = {"env": {"sources": ["/opt/x.csh"]}, "study": [{"name": "a", "run": {"cmd": "again", "shell": "/usr/bin/env -S tcsh -f"}}]}
-    assert passed(with_sources(data), "study.yaml")[0]["run"]["cmd"] == 'source "/opt/x.csh"\nagain'
+    assert passed(with_sources(data, {}), "study.yaml")[0]["run"]["cmd"] == 'source "/opt/x.csh"\nagain'
 
 
 def test_a_step_that_is_no_shell_script_does_not_use_sources(load, caplog):
@@ -271,6 +283,13 @@ def test_a_step_that_is_no_shell_script_does_not_use_sources(load, caplog):
     assert [record.getMessage() for record in caplog.records if "env.sources" in record.getMessage()] == [
         "study.yaml: env.sources: the step 'a' does not use it: 'python3' is no shell."
     ]
+
+
+def test_the_interpreter_may_be_that_of_the_batch_of_a_step_or_of_its_group(load):
+    group = "merlin: {resources: {workers: {w: {steps: [a], batch: {shell: /usr/bin/env tcsh}}}}, samples"
+    text = SOURCES.replace("SOURCES", "[/opt/x]").replace(", shell: SHELL", "").replace("merlin: {samples", group)
+    text = text.replace("run: {cmd: echo}", "run: {cmd: echo, batch: {shell: /usr/bin/env python3}}")
+    assert [step["run"]["cmd"] for step in load(text).study] == ['source "/opt/x"\necho $(X)', "echo"]
 
 
 @pytest.mark.parametrize("sources", ["[]", "null"])

@@ -130,7 +130,7 @@ class Transport:
         self._waiting: list[RangeTask] = []
         self._working = 0
 
-    def send(self, task, task_queue="merlin"):
+    def send(self, task, task_queue="merlin", level=5):
         assert task_queue == "merlin"
         if self._random.random() < self._failure_rate:
             raise ConnectionError("away")
@@ -248,7 +248,7 @@ def test_the_ledger_shows_a_part_to_other_nodes_before_it_is_sent(make, monkeypa
     ensemble = make(samples=9)
     events = []
     monkeypatch.setattr(LedgerWriter, "flush", lambda writer: events.append("flush"))
-    worker("w-1", 1, lambda task, queue: events.append(len(ensemble.rows(Kind.PASSED)))).run(ensemble.task())
+    worker("w-1", 1, lambda task, queue, level: events.append(len(ensemble.rows(Kind.PASSED)))).run(ensemble.task())
 
     assert events == ["flush", 2, 2, "flush"]
 
@@ -379,7 +379,7 @@ def test_a_part_that_was_not_sent_stays_leased(make):
     ensemble = make(samples=9, cmd=f"{RUN}; cat ../../../merlin_info/ledger/w-1.ledger > ledger")
     sent = []
 
-    def send(task, task_queue):
+    def send(task, task_queue, level):
         if sent:
             raise ConnectionError("away")
         sent.append(task)
@@ -396,7 +396,7 @@ def test_a_part_that_the_broker_has_delivered_although_it_did_not_answer_runs_on
     ensemble = make(samples=9)
     delivered = []
 
-    def send(task, task_queue):
+    def send(task, task_queue, level):
         delivered.append(task)
         other.run(task)
         raise ConnectionError("the answer was lost")
@@ -785,7 +785,7 @@ def test_the_parts_that_stay_have_no_gap(make):
     """Given that the coordinator takes back a part while the broker does not answer, then only the part before it stays."""
     ensemble = make(samples=9)
 
-    def send(task, task_queue):
+    def send(task, task_queue, level):
         ensemble.claims.claim(MessageName(1, 1, 1, 5), owner_text(COORDINATOR))
         raise ConnectionError("away")
 

@@ -60,7 +60,8 @@ def ledger(monkeypatch):
         return tuple(None if time is None else NOON.timestamp() + time for time in known.get(job, (None, None)))
 
     apply_deferred(STEP_RECORD_MODULE)
-    monkeypatch.setattr(touchpoints, "coordinators_here", lambda: [SimpleNamespace(run_times=run_times)])
+    coordinator = SimpleNamespace(run_times=run_times, set_restarts=known.setdefault("restarts", {}).__setitem__)
+    monkeypatch.setattr(touchpoints, "coordinators_here", lambda: [coordinator])
     return known
 
 
@@ -97,6 +98,18 @@ def test_a_step_record_of_an_earlier_conductor_is_not_submitted_after_its_start(
     record.mark_end(State.FINISHED)
     assert record.time_submitted == record.time_start == "2026-01-01 12:00:03"
     assert record.elapsed_time == "0d:00h:00m:07s"
+
+
+@pytest.mark.parametrize(("limit", "answers"), [(2, [True, True, False]), (0, [True, True, True])])
+def test_the_coordinator_knows_whether_maestro_restarts_a_step_record(ledger, limit, answers):
+    record = a_record()
+    record.mark_running()
+    record.restart_limit = limit  # `maestro update` may change it
+    found = []
+    for _ in range(3):
+        found.append(ledger["restarts"]["sim#1"]())
+        record.mark_restart()
+    assert found == answers
 
 
 def test_other_step_records_have_the_times_of_maestro(ledger):

@@ -74,6 +74,37 @@ def test_the_end_of_an_allocation_affects_only_step_records_of_its_groups(study,
     assert study.records.state(study.by_queue["b"]) is RecordState.PENDING
 
 
+@pytest.mark.parametrize(
+    ("state", "may_restart", "samples_wait", "becomes", "withdrawn"),
+    [
+        (AllocationState.TIMED_OUT, True, True, RecordState.TIMED_OUT, {"near"}),
+        (AllocationState.TIMED_OUT, False, True, RecordState.PENDING, {"near"}),
+        (AllocationState.TIMED_OUT, True, False, RecordState.PENDING, {"near"}),
+        (AllocationState.CANCELLED, True, True, RecordState.PENDING, {"near"}),
+    ],
+)
+def test_an_allocation_opens_again_while_another_group_continues(
+    study, monkeypatch, state, may_restart, samples_wait, becomes, withdrawn
+):
+    """Given two groups that serve a step record, when the allocation of one ends, then a restart of Maestro opens the next
+    one if samples wait; without a further restart, the other group runs the rest."""
+    record, pool = study.by_queue["a"], study.scaling._pool
+    record.groups, record.may_restart = ("near", "far"), lambda: may_restart
+    Session(study.plan.session).heartbeats.write(beat("far-1", group="far", host="elsewhere"))
+    if not samples_wait:
+        LedgerWriter(study.plan.ledger / f"far-1{SUFFIX}").append(Kind.TAKEN, 1, 0, 0, record.manifest.samples)
+    pool.refresh()
+    (source,) = pool.allocation_sources
+    allocation = Allocation("near", 1, study.plan.allocations / "near" / "1", job="7", state=state)
+
+    study.scaling._reopening.apply(source, allocation)
+
+    assert study.records.state(record) is becomes
+    assert record.withdrawn == withdrawn
+    record.begin(cancelled=False)
+    assert not record.withdrawn
+
+
 def test_a_worker_whose_heartbeat_is_not_visible_yet_is_not_dead(study, monkeypatch):
     """Given a ledger that is visible before the heartbeat, as on NFS, then the samples are not lost at once."""
     worker = LedgerWriter(study.plan.ledger / f"near-1-1{SUFFIX}")

@@ -217,7 +217,7 @@ def test_every_key_is_accepted(everything):
     assert everything.batch == {"type": "celery"}
     ensemble = everything.ensemble
     assert ensemble.batch == BatchSettings(
-        type="slurm", queue="pbatch", nodes=2, walltime=10 * 3600 + 30 * 60, launch_pre="true",
+        type="slurm", queue="pbatch", nodes=2, walltime="10:30:00", launch_pre="true",
         launch_args="--mpibind=off", flux_path="/usr/bin", flux_start_opts="-o,-S", flux_exec="flux exec",
     )  # fmt: skip
     assert ensemble.samples.column_labels == ("X", "Y")
@@ -234,7 +234,8 @@ def test_every_key_of_a_worker_group_is_accepted(everything):
         args="-l INFO --concurrency 5 --prefetch-multiplier 1 -Ofair -E",
         steps=("first",), task_queues=("queue_keys",), nodes=2, batch={"type": "local"}, machines=("host1", "host2"),
     )  # fmt: skip
-    assert groups["bare"] == WorkerGroupSettings(task_queues=("q_1", "q_2", "merlin"))
+    assert groups["bare"] == WorkerGroupSettings(task_queues=("merlin",))
+    assert groups["second"] == WorkerGroupSettings(steps=("second",), task_queues=("q_1", "q_2"), batch={"type": "local"})
     assert groups["nulls"] == WorkerGroupSettings(task_queues=())
     assert "default_worker" not in groups
 
@@ -244,7 +245,7 @@ def test_every_key_of_a_step_is_accepted(everything):
     assert first.run["cmd"] == "ls ~ $TEST_VALUE keys/value/there $(X) 5\n"
     assert first.run["restart"] == "echo ~ $TEST_VALUE /home/she/here"
     assert first.run["nodes"] == 2
-    assert first.run["walltime"] == 5400
+    assert first.run["walltime"] == "1:30:00"
     entry = first.run[STEP_KEY]
     assert entry["settings"]["shell"] == "/bin/sh"
     assert entry["settings"]["max_retries"] == 5
@@ -260,6 +261,8 @@ def test_every_key_of_the_environment_is_accepted(everything):
     assert everything.output_path == f"{SPECS}/studies"
     variables = everything.environment["variables"]
     assert variables["LIST"] == "[1, 2]"
+    assert type(variables["HOURS"]) is int
+    assert variables["HOURS"] == 90
     assert variables["BOTH"] == "keys/value/there"
     assert variables["HOME_DIR"] == "/home/she/here"
     assert everything.environment["labels"] == {"LABEL": "$(A.label)/keys"}
@@ -371,12 +374,12 @@ def test_many_variables_that_use_other_variables_are_accepted(tmp_path):
 def test_a_home_directory_is_expanded_in_a_variable_named_cmd_but_not_in_commands(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", "/home/she")
     data = spec(
-        env={"variables": {"cmd": "~/x"}}, study=[step(cmd="ls ~ $(cmd)", restart="~", pre="~", post="~")]
+        env={"variables": {"cmd": "~/x"}}, study=[step(cmd="ls ~ $(cmd)", restart="~")]
     )
     specification = load(tmp_path, data)
     assert specification.environment["variables"] == {"cmd": "/home/she/x"}
     run = specification.get_study_steps()[0].run
-    assert (run["cmd"], run["restart"], run["pre"], run["post"]) == ("ls ~ /home/she/x", "~", "~", "~")
+    assert (run["cmd"], run["restart"]) == ("ls ~ /home/she/x", "~")
 
 
 @pytest.mark.parametrize(
@@ -508,6 +511,9 @@ PARAMETER = {"P": {"values": [1, 2], "label": "P.%%"}}
          "study.a.run.restart: found '$(a.workspace)'; use '$(WORKSPACE)' for the workspace of the step itself."),
         ({"study": [step("a", depends=["b"]), step("b", depends=["a_*"])]},
          "study.a.run.depends: these steps depend on each other: a -> b -> a."),
+        ({"study": [step(batch={"dry_run": True})]}, "study.a.run.batch.dry_run: a dry run is one of the whole study"),
+        ({"study": [step(pre="x")]}, "study.a.run.pre: Maestro and Merlin accept this key, but do not run it; put its commands"),
+        ({"study": [step(post="x")]}, "study.a.run.post: Maestro and Merlin accept this key, but do not run it; put its commands"),
         ({"study": [step("a", depends=["a"])]}, "study.a.run.depends: the step depends on itself."),
         ({"study": [step("a", depends="b")]}, "study.a.run.depends: found 'b'; a list is needed"),
         ({"global.parameters": {**PARAMETER, "Q": {"values": [1], "label": "x"}}},
@@ -865,7 +871,7 @@ def test_the_shell_of_a_native_step_stays_in_the_step_for_maestros_adapter(tmp_p
     assert load(tmp_path, maestro(step("a", shell="python3"))).get_study_steps()[0].run["shell"] == "python3"
 
 
-@pytest.mark.parametrize("key", [{"max_retries": 1}, {"batch": {"bank": "x"}}, {"slurm": "--x"}, {"gpus per task": 1}])
+@pytest.mark.parametrize("key", [{"max_retries": 1}, {"batch": {"type": "local"}}, {"slurm": "--x"}, {"gpus per task": 1}])
 def test_a_key_that_only_workers_support_is_refused_in_a_native_step(key, tmp_path):
     assert message(tmp_path, maestro(step("a", **key))) == (
         f"study.a.run.{next(iter(key))}: Maestro runs this step itself (merlin.resources.unassigned: maestro) and does "

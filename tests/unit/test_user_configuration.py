@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 from click.testing import CliRunner
 
 from maestro_celery_plugin.broker.choice import ENVIRONMENT_VARIABLE, choose
@@ -19,6 +20,7 @@ from maestro_celery_plugin.errors import ConfigurationError, SpecificationError
 from maestro_celery_plugin.machine import host_name
 from maestro_celery_plugin.maestro.launch_options import OPTIONS
 from maestro_celery_plugin.maestro.specification import load_ensemble
+from maestro_celery_plugin.study.plan import StudyPlan
 
 
 @pytest.fixture(autouse=True)
@@ -196,7 +198,11 @@ def test_a_specification_has_priority_over_the_configuration(home, own, default,
 def test_a_study_keeps_what_its_launch_has_taken_from_the_configuration(home, monkeypatch):
     write("batch: {'*': {bank: physics}}\n")
     (home / "s.yaml").write_text(SPEC.replace("{BATCH}", "{queue: pbatch}"))
-    assert load_ensemble(home / "s.yaml").batch_defaults == {"bank": "physics"}
+    specification = load_ensemble(home / "s.yaml")
+    assert specification.batch_defaults == {"bank": "physics"}
+    texts = specification.texts(StudyPlan(root=home, timestamp="T", settings=specification.ensemble))
+    for version in (texts.partial, texts.expanded):
+        assert yaml.safe_load(version)["batch"] == {"bank": "physics", "queue": "pbatch"}
     monkeypatch.setattr(OPTIONS, "batch_defaults", {"bank": "of the launch"})
     assert load_ensemble(home / "s.yaml").ensemble.batch.bank == "of the launch"
 

@@ -90,6 +90,41 @@ merlin.resources.workers..v.batch: unknown key 'waltime'; did you mean 'walltime
 merlin.resources.workers..v.batch.type: found 'slrm'; did you mean 'slurm'?
 merlin.resources.workers..v: found '.v'; the name is also a file name, so it must not contain '/' or begin with a dot.
 """
+FAULTY_STEPS = """\
+description: {name: n, description: d}
+batch: {type: slurm, walltime: 1:30:00, queue: q, bank: b, args: {time: 5}}
+env: {sources: [/opt/x.sh]}
+study:
+- name: sim
+  description: d
+  run: {cmd: a $(X), pre: a, post: b, bind: rs, priority: HELD, time_request: 2:00:00, batch: {shell: 'sh "x'}}
+- {name: post, description: d, run: {cmd: b, batch: {queue: z, dry_run: true}}}
+- {name: last, description: d, run: {cmd: b, task_queue: t, batch: {args: {nodes: 5}}}}
+- {name: other, description: d, run: {cmd: b, task_queue: t}}
+- {name: own, description: d, run: {cmd: b, batch: {args: {qos: 5}, walltime: x}}}
+merlin:
+  samples: {column_labels: [X], file: x.csv}
+  resources: {workers: {w: {steps: [post], nodes: 1}}}
+"""
+EXPECTED_OF_STEPS = """\
+batch.args: found '--time'; use the key `walltime` instead.
+study.sim.run.pre: Maestro and Merlin accept this key, but do not run it; put its commands at the beginning of 'cmd'.
+study.sim.run.post: Maestro and Merlin accept this key, but do not run it; put its commands at the end of 'cmd'; keep the exit \
+code if it matters: `code=$?; ...; exit $code`.
+study.sim.run.priority: found 'HELD', but workers hold no step; use 'MINIMAL'.
+study.sim.run.time_request: found 02:00:00; the allocation of worker group 'w' has a walltime of 01:30:00, of which \
+workers need 10 seconds to start, and samples receive their signal 20 seconds before the end (`warn`); request less time, or set \
+a longer `walltime` for the group.
+study.sim.run.batch.shell: found "sh "x": No closing quotation; close the quotes.
+study.post.run.batch.queue: the worker group 'w' runs this step, and decides it; set the key in merlin.resources.workers.w.batch, \
+or do not name the step in a worker group.
+study.post.run.batch.dry_run: a dry run is one of the whole study; use `batch.dry_run`, or `maestro run --dry`.
+study.last.run.batch: the step has workers of its own, but shares the task queue 't' with 'other'; give the step another \
+`task_queue`, or name both in a worker group with this `batch`.
+study.last.run.batch.args: found '--nodes'; use the key `nodes` instead.
+study.own.run.batch.args: found '--qos'; use the key `qos` instead.
+study.own.run.batch.walltime: found 'x'; HH:MM:SS or a number of seconds is needed.
+"""
 PLAIN = (ROOT / "tests" / "unit" / "specs" / "plain.yaml").read_text()
 
 
@@ -117,6 +152,12 @@ def test_all_faults_are_listed_in_the_order_of_the_file(run):
     assert answer.stdout.splitlines() == [f"study.yaml: {line}" for line in EXPECTED.splitlines()]
     assert answer.exit_code == 1
     assert sorted(os.listdir()) == ["study.yaml"]
+
+
+def test_the_faults_of_each_key_of_a_step_are_listed_where_they_stand(run):
+    """Given steps with workers of their own, then their faults stand in the `batch` of the step, and not in a group."""
+    write("1", "x.csv")
+    assert sorted(faults(FAULTY_STEPS)) == sorted(EXPECTED_OF_STEPS.splitlines())
 
 
 def test_a_specification_without_faults_has_exit_code_0(run):
