@@ -32,6 +32,7 @@ from maestro_celery_plugin.study import conductor_lock
 from maestro_celery_plugin.study.manifest import Manifest
 from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.session import Session
+from maestro_celery_plugin.study.stopped_workers import request_start
 
 __all__ = ["Coordinator", "active", "for_study"]
 
@@ -106,6 +107,7 @@ class Coordinator:
         self._lock = conductor_lock.acquire(plan)
         self._session = Session(plan.session)
         self._session.revoke_stop()
+        request_start(self._session.path)
         groups = serving_groups(plan.settings)
         self._records = StepRecords(plan, groups)
         self._scaling = Scaling(plan, self._session, self._records, groups)

@@ -10,6 +10,8 @@
       groups/<group>.json          configuration of a worker group (`config/groups.py`)
       workers/<name>.json          heartbeat of a worker (`heartbeats.py`)
       workers/<name>.stop          exists when this worker must end
+      workers/<name>.leave         exists when this worker must end after its running samples
+      workers_stopped              worker groups whose workers are stopped (`stopped_workers.py`)
       workers/<name>.acquitted     exists when a held worker may continue
 
 A worker receives the path of this directory only; it reads the secrets from the files and does not pass them on.
@@ -202,3 +204,11 @@ class Session:
     def worker_stop_requested(self, name: str) -> bool:
         """Tell whether this worker must end."""
         return self.stop_requested or (self.path / "workers" / f"{name}.stop").exists()
+
+    def request_worker_leave(self, name: str) -> None:
+        """Request the end of one worker after its running samples."""
+        (self.path / "workers" / f"{name}.leave").touch()
+
+    def worker_leave_requested(self, name: str) -> bool:
+        """Tell whether this worker must end after its running samples."""
+        return (self.path / "workers" / f"{name}.leave").exists()

@@ -42,6 +42,8 @@ HEARTBEAT_S = 2.0
 # such workers. A worker outside of an allocation checks them in each round of the watch thread.
 CHECK_INTERVAL_S = 1.0
 _WATCH_S = 0.25
+# A worker with a pool of processes leaves when none of them has been busy for this long, according to their heartbeats.
+_POOL_IDLE_S = 2 * HEARTBEAT_S + CHECK_INTERVAL_S
 # Celery ends a worker whose samples take longer to end.
 _EXIT_LIMIT_S = 5.0
 _STALLED = (
@@ -77,7 +79,8 @@ class WorkerProcess:
         self._tasks: RangeTasks | None = None
         self._name = arguments.name
         self._limit = arguments.heartbeat_limit
-        self._ready = self._ending = self._is_terminated = False
+        self._ready = self._ending = self._is_terminated = self._is_leaving = False
+        self._started_at = clock.now()
         self.must_be_replaced = False
         self._pool_busy_at = clock.monotonic()
         self._stall_watch = StallWatch(
@@ -162,6 +165,7 @@ class WorkerProcess:
                 _try(gate.close)
             if now - last_poll_at >= poll_s:
                 last_poll_at = now
+                _try(self._check_leave)
                 _try(self._end_if_necessary)
                 _try(self._hold)
             if self._tasks is not None:
@@ -181,10 +185,18 @@ class WorkerProcess:
 
     def _conductor_is_here(self) -> bool:
         """Tell whether the conductor runs on this machine; the main process of a worker finds out for its pool."""
-        if self._name != self._arguments.name:
+        if self._is_in_pool:
             return self._arguments.heartbeat_limit.is_suspended
         self._idle_timeout.conductor.refresh()
         return self._idle_timeout.conductor.is_here
+
+    def _check_leave(self) -> None:
+        """Take no messages and start no samples any more, if the worker must leave after its running samples."""
+        self._is_leaving = self._is_leaving or self._session.worker_leave_requested(self._arguments.name)
+        if self._is_leaving:
+            gate.close()
+            if self._tasks is not None:
+                self._tasks.slots.leaving = True
 
     def _end_if_necessary(self) -> None:
         reason = self._end_reason()
@@ -232,6 +244,7 @@ class WorkerProcess:
             refused_messages=gate.refused.total(),
             refuses=self._tasks.slots.out_of_time if self._tasks else (),
             machine=machine_id(),
+            started_at=self._started_at,
         )
 
     @property
@@ -240,6 +253,8 @@ class WorkerProcess:
             return WorkerState.STARTING
         if self._stall_watch.has_stalled or (self._tasks is not None and self._tasks.slots.stopping.is_set()):
             return WorkerState.STOPPING
+        if self._is_leaving and not (self._is_in_pool and self._tasks is not None and self._tasks.slots.busy):
+            return WorkerState.STOPPING  # a busy process of a pool is busy, so that its worker waits for it
         if self._deadline.is_draining:
             return WorkerState.DRAINING
         if self._tasks is None:
@@ -266,9 +281,16 @@ class WorkerProcess:
         if self._idle_s() > 0 and (self._stall_watch.has_stalled or self._broker_has_moved()):
             self.must_be_replaced = True
             return _STALLED if self._stall_watch.has_stalled else "the broker has moved"
-        if self._name != self._arguments.name:
-            return None  # a pool process; the main process of the worker decides
+        if self._is_in_pool:
+            return None  # the main process of the worker decides
+        if self._is_leaving and self._idle_s() > (0.0 if self._tasks is not None else _POOL_IDLE_S):
+            return "it was asked to stop after its running samples"
         return self._idle_timeout.leave_reason(self._idle_s(), out_of_time=self._is_out_of_time())
+
+    @property
+    def _is_in_pool(self) -> bool:
+        """Whether this is a process of a worker's pool."""
+        return self._name != self._arguments.name
 
     def _is_out_of_time(self) -> bool:
         """Tell whether the time is too short for samples of a step record."""
