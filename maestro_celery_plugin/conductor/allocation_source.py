@@ -201,16 +201,15 @@ class AllocationSource:
             self._released_at = clock.monotonic()
             self.cancel(has_left=is_empty)
 
-    def release_after_samples(self) -> None:
-        """Release the open allocation, whose workers leave after their running samples.
-
-        The end of a released allocation times out no step record. The allocation is cancelled if no worker has started.
-        """
-        if self.current is not None and not self.current.released:
-            self._released_at = clock.monotonic()
+    def let_end(self) -> None:
+        """Let the open allocation end when its workers leave, however long that takes; cancel it without workers."""
+        if self.current is None or not self.is_open or self.current.released:
+            return
+        self._released_at = clock.monotonic()
+        if self.current.slots:
             self._store_release(self.current)
-            if not self.current.slots:
-                self.cancel()
+        else:
+            self.cancel()
 
     def resolve(self) -> None:
         """Look for the job of an allocation whose submission was interrupted."""

@@ -125,7 +125,7 @@ class Scaling:
                 if self._stopped.request.now:
                     self._pool.release(source)
                 else:
-                    source.release_after_samples()
+                    source.let_end()
 
     def _scale(self) -> None:
         """Start workers for groups with work, and end allocations whose groups have no present or future work."""

@@ -47,6 +47,7 @@ class StoppedWorkers:
         self._asked.clear()
         self._version, self.request = version, request
         if request is None:
+            self._session.revoke_leave()
             LOGGER.info("The workers of the study may start again.")
         else:
             LOGGER.warning("Workers are stopped. %s", request.reason)

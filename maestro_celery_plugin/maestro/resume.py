@@ -170,6 +170,7 @@ def _prepare(
         reruns.record()
         all_limits = apply_limits(plan, limits)
         plan.cancel_request.unlink(missing_ok=True)
+        plan.purged_steps.unlink(missing_ok=True)
         session.revoke_stop()
         return all_limits
 

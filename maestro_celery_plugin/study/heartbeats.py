@@ -123,7 +123,7 @@ class Heartbeats:
         return self._workers / f"{name}.json"
 
     def remove(self, name: str) -> None:
-        """Remove the heartbeat of a worker that has ended or died, the requests to stop it, and its acquittal."""
+        """Remove the heartbeat of a worker that has ended or died, the requests to it, and its acquittal."""
         for suffix in ("json", "stop", "leave", "acquitted"):
             (self._workers / f"{name}.{suffix}").unlink(missing_ok=True)
 

@@ -10,7 +10,7 @@
       groups/<group>.json          configuration of a worker group (`config/groups.py`)
       workers/<name>.json          heartbeat of a worker (`heartbeats.py`)
       workers/<name>.stop          exists when this worker must end
-      workers/<name>.leave         exists when this worker must end after its running samples
+      workers/<name>.leave         exists when this worker must leave after its running samples
       workers_stopped              worker groups whose workers are stopped (`stopped_workers.py`)
       workers/<name>.acquitted     exists when a held worker may continue
 
@@ -201,14 +201,19 @@ class Session:
         """Request the end of one worker."""
         (self.path / "workers" / f"{name}.stop").touch()
 
-    def worker_stop_requested(self, name: str) -> bool:
-        """Tell whether this worker must end."""
-        return self.stop_requested or (self.path / "workers" / f"{name}.stop").exists()
-
     def request_worker_leave(self, name: str) -> None:
-        """Request the end of one worker after its running samples."""
+        """Request one worker to leave when its running samples have ended."""
         (self.path / "workers" / f"{name}.leave").touch()
 
     def worker_leave_requested(self, name: str) -> bool:
-        """Tell whether this worker must end after its running samples."""
+        """Tell whether this worker must leave when its running samples have ended."""
         return (self.path / "workers" / f"{name}.leave").exists()
+
+    def revoke_leave(self) -> None:
+        """Revoke all requests to leave; a worker that has not left yet continues."""
+        for path in (self.path / "workers").glob("*.leave"):
+            path.unlink(missing_ok=True)
+
+    def worker_stop_requested(self, name: str) -> bool:
+        """Tell whether this worker must end."""
+        return self.stop_requested or (self.path / "workers" / f"{name}.stop").exists()

@@ -28,6 +28,7 @@ from maestro_celery_plugin.worker.arguments import LEAVE_SIGNAL, WorkerArguments
 from maestro_celery_plugin.worker.gate import gate
 from maestro_celery_plugin.worker.idle_timeout import IdleTimeout
 from maestro_celery_plugin.worker.launch_env import LaunchEnvironment, SampleEnvironment
+from maestro_celery_plugin.worker.leave_request import LeaveRequest
 from maestro_celery_plugin.worker.range_consumer import RangeRequest
 from maestro_celery_plugin.worker.range_task import UNCLAIMED_LIMIT, RangeTasks
 from maestro_celery_plugin.worker.slots import Slots
@@ -42,8 +43,6 @@ HEARTBEAT_S = 2.0
 # such workers. A worker outside of an allocation checks them in each round of the watch thread.
 CHECK_INTERVAL_S = 1.0
 _WATCH_S = 0.25
-# A worker with a pool of processes leaves when none of them has been busy for this long, according to their heartbeats.
-_POOL_IDLE_S = 2 * HEARTBEAT_S + CHECK_INTERVAL_S
 # Celery ends a worker whose samples take longer to end.
 _EXIT_LIMIT_S = 5.0
 _STALLED = (
@@ -78,11 +77,12 @@ class WorkerProcess:
         self._session_id = session.id
         self._tasks: RangeTasks | None = None
         self._name = arguments.name
+        self._leave_request = LeaveRequest(session, arguments.name)
         self._limit = arguments.heartbeat_limit
-        self._ready = self._ending = self._is_terminated = self._is_leaving = False
-        self._started_at = clock.now()
+        self._ready = self._ending = self._is_terminated = False
         self.must_be_replaced = False
         self._pool_busy_at = clock.monotonic()
+        self._started_at = clock.now()
         self._stall_watch = StallWatch(
             lambda: count_waiting(app, app.conf.task_queues), self._can_receive, lambda: gate.received
         )
@@ -165,7 +165,6 @@ class WorkerProcess:
                 _try(gate.close)
             if now - last_poll_at >= poll_s:
                 last_poll_at = now
-                _try(self._check_leave)
                 _try(self._end_if_necessary)
                 _try(self._hold)
             if self._tasks is not None:
@@ -185,18 +184,10 @@ class WorkerProcess:
 
     def _conductor_is_here(self) -> bool:
         """Tell whether the conductor runs on this machine; the main process of a worker finds out for its pool."""
-        if self._is_in_pool:
+        if self._name != self._arguments.name:
             return self._arguments.heartbeat_limit.is_suspended
         self._idle_timeout.conductor.refresh()
         return self._idle_timeout.conductor.is_here
-
-    def _check_leave(self) -> None:
-        """Take no messages and start no samples any more, if the worker must leave after its running samples."""
-        self._is_leaving = self._is_leaving or self._session.worker_leave_requested(self._arguments.name)
-        if self._is_leaving:
-            gate.close()
-            if self._tasks is not None:
-                self._tasks.slots.leaving = True
 
     def _end_if_necessary(self) -> None:
         reason = self._end_reason()
@@ -217,15 +208,17 @@ class WorkerProcess:
         LOGGER.warning("Worker '%s' on %s %s.", self._name, host_name(), words)
 
     def _hold(self) -> None:
-        """Take no messages while this process, or a process of its pool, is held (`health.py`)."""
-        heartbeats = self._session.heartbeats
+        """Take no messages while this process, or a process of its pool, is held (`health.py`), or must leave."""
+        heartbeats, is_leaving = self._session.heartbeats, self._leave_request.check()
         if self._tasks is not None:
             if self._tasks.health.is_held and heartbeats.take_acquittal(self._name):
                 self._tasks.health.acquit()
-            gate.hold(held=self._tasks.health.is_held)
+            self._tasks.slots.is_leaving = is_leaving
+            gate.hold(held=is_leaving or self._tasks.health.is_held)
         else:
             beats, unreadable = heartbeats.read(f"{self._name}.")
-            gate.hold(held=any(beat.state is WorkerState.HELD for beat in beats) or (gate.is_held and bool(unreadable)))
+            is_held = any(beat.state is WorkerState.HELD for beat in beats) or (gate.is_held and bool(unreadable))
+            gate.hold(held=is_leaving or is_held)
 
     def _heartbeat(self, slots: int, beat: int) -> Heartbeat:
         process = ProcessId.of(os.getpid())
@@ -253,8 +246,8 @@ class WorkerProcess:
             return WorkerState.STARTING
         if self._stall_watch.has_stalled or (self._tasks is not None and self._tasks.slots.stopping.is_set()):
             return WorkerState.STOPPING
-        if self._is_leaving and not (self._is_in_pool and self._tasks is not None and self._tasks.slots.busy):
-            return WorkerState.STOPPING  # a busy process of a pool is busy, so that its worker waits for it
+        if self._leave_request.is_active and not self._is_busy_in_pool:
+            return WorkerState.STOPPING
         if self._deadline.is_draining:
             return WorkerState.DRAINING
         if self._tasks is None:
@@ -262,6 +255,19 @@ class WorkerProcess:
         if self._tasks.health.is_held:
             return WorkerState.HELD
         return WorkerState.BUSY if self._tasks.slots.busy else WorkerState.IDLE
+
+    @property
+    def _is_busy_in_pool(self) -> bool:
+        """Whether this is a process of a pool and runs a sample; the main process of the worker waits for its end."""
+        return self._name != self._arguments.name and self._tasks is not None and bool(self._tasks.slots.busy)
+
+    def _has_left(self) -> bool:
+        """Tell whether this worker was requested to leave, and no sample runs in it.
+
+        The heartbeats of a pool show a sample that has just started some seconds later.
+        """
+        delay_s = 0.0 if self._tasks is not None else 2 * HEARTBEAT_S
+        return self._leave_request.age_s > delay_s and self._idle_s() > delay_s
 
     def _end_reason(self) -> str | None:
         """Return why this process must end, and note whether a new worker must replace it; None when it continues."""
@@ -281,16 +287,11 @@ class WorkerProcess:
         if self._idle_s() > 0 and (self._stall_watch.has_stalled or self._broker_has_moved()):
             self.must_be_replaced = True
             return _STALLED if self._stall_watch.has_stalled else "the broker has moved"
-        if self._is_in_pool:
-            return None  # the main process of the worker decides
-        if self._is_leaving and self._idle_s() > (0.0 if self._tasks is not None else _POOL_IDLE_S):
-            return "it was asked to stop after its running samples"
+        if self._name != self._arguments.name:
+            return None  # a pool process; the main process of the worker decides
+        if self._has_left():
+            return "it was asked to leave after its running samples"
         return self._idle_timeout.leave_reason(self._idle_s(), out_of_time=self._is_out_of_time())
-
-    @property
-    def _is_in_pool(self) -> bool:
-        """Whether this is a process of a worker's pool."""
-        return self._name != self._arguments.name
 
     def _is_out_of_time(self) -> bool:
         """Tell whether the time is too short for samples of a step record."""
