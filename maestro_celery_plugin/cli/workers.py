@@ -88,8 +88,10 @@ def study_of(path: Path, *, may_have_ended: bool = False) -> Path:
     # maestro.py:436-452: <OUTPUT_PATH>/<name>_<time>, with blanks of the name as underscores.
     parent = Path(specification.output_path or ".")
     name = specification.name.replace(" ", "_")
-    found = sorted(parent.glob(f"{name}_*-*/merlin_info/conductor.lock"), key=lambda lock: lock.stat().st_mtime)
-    studies = [lock.parent.parent for lock in found if may_have_ended or is_locked(lock)]
+    # The launch writes the one file; the conductor, which may not have begun yet, locks the other one.
+    file = "batch.info" if may_have_ended else "merlin_info/conductor.lock"
+    found = sorted(parent.glob(f"{name}_*-*/{file}"), key=lambda path: path.stat().st_mtime)
+    studies = [parent / path.relative_to(parent).parts[0] for path in found if may_have_ended or is_locked(path)]
     if not studies:
         raise StudyError(
             f"No study of '{path}' {'exists' if may_have_ended else 'is running'} below '{parent.absolute()}'; give "

@@ -64,9 +64,9 @@ class Scaling:
             Whether workers were lost since the last call.
         """
         has_lost = self._dead_workers.detect()
-        self._stop_requested()
         for source, allocation in self._pool.refresh_allocations():
             self._reopening.apply(source, allocation)
+        self._stop_requested()
         self._broken_machines.check()
         self._records.give_up(lambda record: self._pool.machine_count(record.groups))
         self._scale()
