@@ -10,7 +10,6 @@ import click
 from maestro_celery_plugin.maestro.limits import Limits
 from maestro_celery_plugin.maestro.reruns import RerunRequest
 from maestro_celery_plugin.maestro.resume import resume
-from maestro_celery_plugin.maestro.stop_workers import start_workers_again
 
 __all__ = ["command"]
 
@@ -73,22 +72,6 @@ def command(
 
     Finished samples do not run again, except with --failed or --step. The command first prints what will run.
     """
-    options = (
-        failed,
-        steps,
-        keep_downstream,
-        specification,
-        throttle,
-        rlimit,
-        attempts,
-        sleeptime,
-        broker,
-        broker_host,
-    )
-    has_options = foreground or any(value not in (None, False, ()) for value in options)
-    if start_workers_again(directory.absolute(), has_options=has_options):
-        click.echo("The conductor of the study runs, and starts workers again.")
-        return
     if failed and steps:
         raise click.UsageError("--failed and --step exclude each other.")
     code = resume(

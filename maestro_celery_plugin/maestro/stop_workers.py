@@ -94,18 +94,17 @@ def _names(workers: list[ListedWorker]) -> str:
     return ", ".join(f"{worker.name} ({worker.node})" for worker in workers)
 
 
-def start_workers_again(directory: Path, *, has_options: bool) -> bool:
+def start_workers_again(plan: StudyPlan, *, has_options: bool) -> bool:
     """Let the conductor of a study start workers again; return False if it has none, or if no workers are stopped.
 
     Args:
-        directory: Directory of the study.
+        plan: The study.
         has_options: Whether the user has given options of `resume` that only a new conductor can follow.
 
     Raises:
-        StudyError: the directory is not that of an ensemble study, or the options have no effect.
+        StudyError: the options have no effect.
         OSError: the request to stop the workers cannot be removed.
     """
-    plan = StudyPlan.read(directory)
     if read_stopped(plan.session) is None or not has_conductor(plan):
         return False
     if has_options:

@@ -115,10 +115,10 @@ def test_workers_that_are_stopped_end_their_samples_and_the_study_waits(run):
         command(study, "explain").stdout
     )
     assert "The workers of group 'sims' are stopped." in " ".join(command(study, "status").stdout.split())
-    assert "without options" in command(study, "resume", "-fg").stderr
+    assert "without options" in command(study, "resume", "--failed").stderr
 
     let_run(study, "all")
-    assert command(study, "resume").stdout == "The conductor of the study runs, and starts workers again.\n"
+    assert "The conductor of the study runs, and starts workers again.\n" in command(study, "resume").stdout
     ended = command(study, "monitor", "--sleep", "0.2", "--json")
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert [one["outcome"] for one in json.loads(ended.stdout)] == ["well"]
@@ -257,15 +257,17 @@ def test_samples_find_a_small_merlin(run, tmp_path):
 
 def test_celery_sees_the_events_of_workers_and_cannot_control_them(run, redis_server):
     """Given workers with `-E`, then Celery's monitor shows their tasks, and no command of remote control is answered."""
-    study = run(spec("sleep 0.3", args="-E").replace("seq 1 6", "seq 1 100"), "--broker", redis_server.url, "-s", "1")
+    study = run(spec("sleep 0.3; echo $(A)", args="-E").replace("seq 1 6", "seq 1 2000"), "--broker", redis_server.url, "-s", "1")
     environment = {**study.environment, "CELERY_BROKER_URL": redis_server.url}
     study.await_text("merlin_info/workers/sims-1.log", "2 slots")
     output = study.path.parent / "events"
     with output.open("w") as file, subprocess.Popen(
         [BIN / "celery", "events", "--dump"], env={**environment, "PYTHONUNBUFFERED": "1"}, stdout=file, stderr=file
     ) as events:
-        wait_for(lambda: "task succeeded: maestro_celery.run_range" in output.read_text(), "an event")
-        events.kill()
+        try:
+            wait_for(lambda: "task succeeded: maestro_celery.run_range" in output.read_text(), "an event")
+        finally:
+            events.kill()
     for words in (["inspect", "ping"], ["control", "shutdown"]):
         answer = subprocess.run(
             [BIN / "celery", *words], env=environment, capture_output=True, text=True, check=False, timeout=60
