@@ -16,7 +16,7 @@ from maestro_celery_plugin.broker.tls import for_celery
 from maestro_celery_plugin.errors import BrokerError
 from maestro_celery_plugin.study.session import Session
 
-__all__ = ["count_waiting", "declare", "import_transport", "make_app", "queue_for"]
+__all__ = ["count_waiting", "declare", "import_transport", "make_app", "queue_for", "queue_sizes"]
 
 TASK_NAME = "maestro_celery.run_range"
 
@@ -164,9 +164,18 @@ def count_waiting(app: Celery, queues: Iterable[Queue]) -> int:
     Raises:
         Exception: the broker does not answer; each transport has its own errors.
     """
+    return sum(queue_sizes(app, [queue.name for queue in queues]))
+
+
+def queue_sizes(app: Celery, names: Iterable[str]) -> list[int]:
+    """Return the number of messages in each of Celery's queues, over a connection of its own.
+
+    Raises:
+        Exception: the broker does not answer; each transport has its own errors.
+    """
     with app.connection_for_read() as connection:
         connection.ensure_connection(max_retries=1, interval_start=0, timeout=app.conf.broker_connection_timeout)
-        return sum(_size(connection, queue.name) for queue in queues)
+        return [_size(connection, name) for name in names]
 
 
 def _size(connection: Any, name: str) -> int:

@@ -18,7 +18,19 @@ from maestro_celery_plugin.imports import one_thread
 __all__ = ["main"]
 
 # The commands in the order of the help text; each is a module with a function `command`.
-COMMANDS = ("status", "resume", "cancel", "workers", "allocation", "explain", "doctor")
+COMMANDS = (
+    "status",
+    "explain",
+    "monitor",
+    "resume",
+    "cancel",
+    "workers",
+    "stop-workers",
+    "queues",
+    "purge",
+    "allocation",
+    "doctor",
+)
 
 # New objects between two searches for garbage. A command creates many thousands that stay, and hardly any garbage.
 _GARBAGE_THRESHOLD = 100_000
@@ -53,7 +65,7 @@ class _Commands(click.Group):
         if cmd_name not in COMMANDS:
             return None
         with one_thread():
-            command: click.Command = importlib.import_module(f"{__name__}.{cmd_name}").command
+            command: click.Command = importlib.import_module(f"{__name__}.{cmd_name.replace('-', '_')}").command
         return command
 
     def invoke(self, ctx: click.Context) -> Any:

@@ -68,6 +68,8 @@ def command(
 ) -> None:
     """Continue the study in DIRECTORY after its conductor has died or the study was cancelled.
 
+    If `stop-workers` has stopped the workers of a study whose conductor runs, the conductor starts workers again.
+
     Finished samples do not run again, except with --failed or --step. The command first prints what will run.
     """
     if failed and steps:

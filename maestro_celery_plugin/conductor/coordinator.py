@@ -32,6 +32,7 @@ from maestro_celery_plugin.study import conductor_lock
 from maestro_celery_plugin.study.manifest import Manifest
 from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.session import Session
+from maestro_celery_plugin.study.stopped_workers import request_start
 
 __all__ = ["Coordinator", "active", "for_study"]
 
@@ -106,6 +107,8 @@ class Coordinator:
         self._lock = conductor_lock.acquire(plan)
         self._session = Session(plan.session)
         self._session.revoke_stop()
+        self._session.revoke_leave()
+        request_start(self._session.path)
         groups = serving_groups(plan.settings)
         self._records = StepRecords(plan, groups)
         self._scaling = Scaling(plan, self._session, self._records, groups)
@@ -113,7 +116,7 @@ class Coordinator:
         self._publisher = Publisher(
             plan, self._session, self._records, task_queues, self._scaling.is_dead, self._scaling.end_worker
         )
-        self._step_cancellation = StepCancellation(plan, self._records)
+        self._step_cancellation = StepCancellation(plan, self._records, self._publisher.withdraw)
         self._jobs: dict[str, StepRecord] = {}
         self._submissions: Counter[int] = Counter()
         self._looked_at_all, self._poll_is_due = 0.0, False

@@ -125,6 +125,14 @@ class Publisher:
         if ranges:
             self._records.follow_own()
 
+    def withdraw(self, record: StepRecord) -> None:
+        """Take back the messages of a step record that no worker has claimed; their samples wait.
+
+        Raises:
+            OSError: the claims cannot be made now.
+        """
+        self._recall.take_back(record, (record.samples.outcome == Outcome.OPEN) & ~self._records.leased(record))
+
     def _ranges(self, record: StepRecord, mask: np.ndarray[Any, Any], epoch: int) -> list[tuple[int, int, RunMode]]:
         """Return the ranges [start, stop) that cover samples, with their modes.
 

@@ -13,6 +13,7 @@ from maestro_celery_plugin.conductor.remaining_work import RemainingWork
 from maestro_celery_plugin.conductor.reopening import Reopening
 from maestro_celery_plugin.conductor.step_record import StepRecord
 from maestro_celery_plugin.conductor.step_records import StepRecords
+from maestro_celery_plugin.conductor.stopped_workers import StoppedWorkers
 from maestro_celery_plugin.conductor.worker_pool import WorkerPool
 from maestro_celery_plugin.conductor.worker_sources import config_of, sources_of
 from maestro_celery_plugin.config.groups import has_other_hosts
@@ -45,6 +46,7 @@ class Scaling:
         self._records = records
         for name in groups:
             session.write_group(config_of(plan.settings, name))
+        self._stopped = StoppedWorkers(session)
         self._pool = WorkerPool(session, groups, sources_of(plan, session))
         session.heartbeats.refresh()  # otherwise a worker that has just begun on another node would count as dead
         self._pool.refresh()
@@ -64,6 +66,7 @@ class Scaling:
         has_lost = self._dead_workers.detect()
         for source, allocation in self._pool.refresh_allocations():
             self._reopening.apply(source, allocation)
+        self._stop_requested()
         self._broken_machines.check()
         self._records.give_up(lambda record: self._pool.machine_count(record.groups))
         self._scale()
@@ -78,7 +81,8 @@ class Scaling:
         """
         if not record.samples.is_complete:
             for group in record.groups:
-                self._pool.ensure(group)
+                if not self._stopped.includes(group):
+                    self._pool.ensure(group)
 
     def free_slots(self) -> FreeSlots:
         """Count the free slots of the live workers."""
@@ -106,12 +110,29 @@ class Scaling:
         """End all workers and allocations."""
         self._pool.stop()
 
+    def _stop_requested(self) -> None:
+        """Let the workers leave that a user or a sample has stopped, and release the allocations of their groups.
+
+        Raises:
+            OSError: the request, or a worker, cannot be reached now.
+        """
+        self._stopped.refresh()
+        if self._stopped.request is None:
+            return
+        self._stopped.ask(self._pool.alive.values())
+        for source in self._pool.allocation_sources:
+            if source.is_open and all(map(self._stopped.includes, self._pool.groups_of(source))):
+                if self._stopped.request.now:
+                    self._pool.release(source)
+                else:
+                    source.let_end()
+
     def _scale(self) -> None:
         """Start workers for groups with work, and end allocations whose groups have no present or future work."""
         with_work = self._records.with_work()
         for name in self._pool.groups:
             records = [r for r in with_work if name in r.groups and name not in r.withdrawn]
-            if records:
+            if records and not self._stopped.includes(name):
                 self._ensure(name, records)
         busy = {name for record in with_work for name in record.groups}
         for source in self._pool.allocation_sources:

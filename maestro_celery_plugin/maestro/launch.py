@@ -33,6 +33,7 @@ from maestro_celery_plugin.maestro.launch_options import LAUNCH_LOCK, OPTIONS
 from maestro_celery_plugin.maestro.sample_generation import with_samples
 from maestro_celery_plugin.plugins import batch_system
 from maestro_celery_plugin.processes import forget_variable
+from maestro_celery_plugin.study.merlin_command import write_merlin_command
 from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.session import ENVIRONMENT_VARIABLE, BrokerLocation, Session
 
@@ -225,6 +226,7 @@ def _make_session(plan: StudyPlan) -> None:
     from maestro_celery_plugin.broker.private import begin, cluster_address
 
     session = Session.create(plan.session)
+    write_merlin_command(session.path, plan.root)
     if not plan.settings.needs_workers:
         return
     Claims(plan.claims, plan.number).check()

@@ -137,6 +137,7 @@ def _advice(status: StudyStatus) -> list[RenderableType]:
 
 def _warnings(status: StudyStatus) -> list[RenderableType]:
     problem = [status.broker_problem] if status.broker_problem else []
+    problem += [status.workers_stopped.sentence] if status.workers_stopped else []
     sentences = [*problem, *status.damage, *(machine.sentence for machine in status.broken_machines)]
     return [section("Warnings", map(plain, sentences)), Text("")] if sentences else []
 

@@ -62,7 +62,8 @@ class Slots:
         launches: Environment and warning of samples that start parallel programs.
         busy: Number of slots with a task.
         last_work: When a slot last took or finished a task (monotonic).
-        stopping: Set when no further sample may start.
+        stopping: Set when no further sample may start, and the running samples must end.
+        is_leaving: Whether no further sample may start, while the running samples continue.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class Slots:
         self.busy = 0
         self.last_work = clock.monotonic()
         self.stopping = threading.Event()
+        self.is_leaving = False
         self._deadline = deadline
         self._lock = threading.Lock()
         self._running: dict[int, Running] = {}
@@ -135,7 +137,7 @@ class Slots:
     @property
     def may_start(self) -> bool:
         """Whether a sample may start: the worker does not stop, and the conductor does not count it as dead."""
-        return not (self.stopping.is_set() or self._heartbeat_limit.is_exceeded)
+        return not (self.is_leaving or self.stopping.is_set() or self._heartbeat_limit.is_exceeded)
 
     def has_time_for(self, task: RangeTask, manifest: Manifest) -> bool:
         """Tell whether a sample of a step record may start before the allocation ends.

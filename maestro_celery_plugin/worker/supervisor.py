@@ -34,6 +34,7 @@ from maestro_celery_plugin.processes import (
     exit_at_once,
     forget_variable,
 )
+from maestro_celery_plugin.study.merlin_command import add_to_path
 from maestro_celery_plugin.study.session import ENVIRONMENT_VARIABLE, Session
 from maestro_celery_plugin.study.worker_identity import EXIT_REPLACE, MARKER, mark
 from maestro_celery_plugin.worker.arguments import LEAVE_SIGNAL, WorkerArguments
@@ -78,6 +79,7 @@ def main() -> NoReturn:
         clock.wait_until(lambda: session.has_group(options.group), GROUP_LIMIT_S, interval_s=0.2)
     try:
         group = session.read_group(options.group)
+        add_to_path(session.path)
         adopt_orphans()
         supervisor = _Supervisor(session)
         supervisor.handle_signals()
