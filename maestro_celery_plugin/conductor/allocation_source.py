@@ -201,6 +201,16 @@ class AllocationSource:
             self._released_at = clock.monotonic()
             self.cancel(has_left=is_empty)
 
+    def let_end(self) -> None:
+        """Let the open allocation end when its workers leave, however long that takes; cancel it without workers."""
+        if self.current is None or not self.is_open or self.current.released:
+            return
+        self._released_at = clock.monotonic()
+        if self.current.slots:
+            self._store_release(self.current)
+        else:
+            self.cancel()
+
     def resolve(self) -> None:
         """Look for the job of an allocation whose submission was interrupted."""
         if self.current is not None and self.current.is_submission_unknown:

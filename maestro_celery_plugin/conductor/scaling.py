@@ -9,6 +9,7 @@ from maestro_celery_plugin import clock
 from maestro_celery_plugin.conductor.broken_machines import BrokenMachines
 from maestro_celery_plugin.conductor.dead_workers import DeadWorkers
 from maestro_celery_plugin.conductor.free_slots import FreeSlots
+from maestro_celery_plugin.conductor.pausing import Pausing
 from maestro_celery_plugin.conductor.remaining_work import RemainingWork
 from maestro_celery_plugin.conductor.reopening import Reopening
 from maestro_celery_plugin.conductor.step_record import StepRecord
@@ -54,6 +55,7 @@ class Scaling:
         self._dead_workers = DeadWorkers(self._pool, records, has_other_hosts=has_other_hosts(plan.settings))
         self._reopening = Reopening(session, self._pool, records)
         self._broken_machines = BrokenMachines(plan, session, records, self._pool)
+        self._pausing = Pausing(plan, session, records, self._pool)
 
     def maintain(self) -> bool:
         """Start workers for each group with work, and end allocations without work.
@@ -62,6 +64,7 @@ class Scaling:
             Whether workers were lost since the last call.
         """
         has_lost = self._dead_workers.detect()
+        self._pausing.check()  # before an allocation whose workers leave has ended
         for source, allocation in self._pool.refresh_allocations():
             self._reopening.apply(source, allocation)
         self._broken_machines.check()
@@ -71,12 +74,12 @@ class Scaling:
         return has_lost
 
     def start_workers(self, record: StepRecord) -> None:
-        """Start workers for a step record that is being submitted, unless its samples have ended.
+        """Start workers for a step record that is being submitted, unless it has ended or the study is paused.
 
         Raises:
             WorkerError: no worker can start.
         """
-        if not record.samples.is_complete:
+        if not record.samples.is_complete and not self._pausing.is_active:
             for group in record.groups:
                 self._pool.ensure(group)
 
@@ -109,7 +112,7 @@ class Scaling:
     def _scale(self) -> None:
         """Start workers for groups with work, and end allocations whose groups have no present or future work."""
         with_work = self._records.with_work()
-        for name in self._pool.groups:
+        for name in () if self._pausing.is_active else self._pool.groups:
             records = [r for r in with_work if name in r.groups and name not in r.withdrawn]
             if records:
                 self._ensure(name, records)

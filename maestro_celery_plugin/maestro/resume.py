@@ -6,6 +6,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -27,6 +28,7 @@ from maestro_celery_plugin.report.reader import StatusReader
 from maestro_celery_plugin.study.conductor_lock import LOCK_LIMIT_S, file_lock, has_conductor
 from maestro_celery_plugin.study.heartbeats import SILENCE_LIMIT_S
 from maestro_celery_plugin.study.manifest import FILE
+from maestro_celery_plugin.study.pause import end_pause, read_pause
 from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.session import ENVIRONMENT_VARIABLE, BrokerLocation, Session
 from maestro_celery_plugin.study.study_processes import StudyProcesses
@@ -34,6 +36,8 @@ from maestro_celery_plugin.study.study_processes import StudyProcesses
 __all__ = ["resume"]
 
 _START_LIMIT_S = 30.0
+# Interval between two looks at whether a conductor that another process has started lives.
+_RELEASE_INTERVAL_S = 0.5
 # Number of cancelled step records that a message names.
 _SHOWN = 5
 # Seconds between two polls, as those of `maestro run`.
@@ -78,6 +82,9 @@ def resume(
     plan = StudyPlan.read(directory)
     if not plan.session.exists():
         raise StudyError(f"The study '{plan.root}' was a dry run; it has no steps to continue.")
+    has_changes = request != RerunRequest() or specification or limits != Limits() or broker or broker_host
+    if not has_changes and has_conductor(plan) and read_pause(plan.pause):
+        return _end_pause(plan, foreground=foreground)
     for place in (plan.root, plan.info, plan.session, plan.ledger):
         if place.is_dir():
             check_writable(place)  # otherwise the new conductor could record nothing, and would end at once
@@ -89,13 +96,24 @@ def resume(
             _await_conductor(plan, process)
     except Timeout as cause:
         raise StudyError(_IS_CONDUCTED.format(study=plan.root)) from cause
-    return _await_end(plan, process) if foreground else StudyCode.WELL
+    return _await_end(plan, process.wait) if foreground else StudyCode.WELL
 
 
-def _await_end(plan: StudyPlan, process: subprocess.Popen[bytes]) -> StudyCode:
+def _end_pause(plan: StudyPlan, *, foreground: bool) -> StudyCode:
+    """Let the living conductor start the workers again that a sample has stopped; wait for its end if asked."""
+    end_pause(plan.pause)
+    return _await_end(plan, lambda: _await_release(plan)) if foreground else StudyCode.WELL
+
+
+def _await_release(plan: StudyPlan) -> None:
+    while has_conductor(plan):
+        clock.sleep(_RELEASE_INTERVAL_S)
+
+
+def _await_end(plan: StudyPlan, wait: Callable[[], object]) -> StudyCode:
     """Wait for the end of the conductor, or until the user does not wait any longer; return how the study is then."""
     try:
-        process.wait()
+        wait()
     except KeyboardInterrupt:  # the conductor has a session of its own, so it goes on
         root = shlex.quote(str(plan.root))
         print(

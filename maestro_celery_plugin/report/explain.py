@@ -72,6 +72,14 @@ class Explanation:
     def _resume_failed(self) -> str:
         return f"`{self._command('maestro-celery resume --failed')}`"
 
+    @property
+    def _pause(self) -> str:
+        workers = self._command("maestro-celery workers")
+        return (
+            f"{self.status.paused} The study waits: {self._resume} starts its workers again, `{workers}` starts "
+            "workers on the machine where you type it."
+        )
+
     def _command(self, command: str) -> str:
         return command_words(command, self._plan.root)
 
@@ -134,6 +142,8 @@ class Explanation:
         elif self._is_native(step):
             yield fixed("Maestro runs it itself, as a separate batch job.")
         else:
+            if self.status.paused:
+                yield fixed(self._pause)
             yield Sentence("progress", _progress_words)
             yield from map(fixed, self._groups.now(step.step))
 

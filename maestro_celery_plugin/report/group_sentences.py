@@ -85,6 +85,8 @@ class GroupSentences:
                 f"`{command_words('maestro-celery workers', self._plan.root)} --group {name}`."
             )
         if batch_of(self._plan.settings, group).type == LOCAL:
+            if self._status.paused:
+                return f"Worker group '{name}' has no worker."
             return f"Worker group '{name}': its worker is starting; its log is below '{self._plan.info / 'workers'}'."
         return self._allocation(name, self._allocation_of(name))
 

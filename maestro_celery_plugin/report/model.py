@@ -130,6 +130,7 @@ class StudyStatus:
         broken_machines: The machines whose worker has left the study because of them.
         damage: A sentence for each kind of damage of the ledger; empty for a sound ledger.
         broker_problem: A sentence if the study runs and its broker, which the user gave by URL, cannot be reached.
+        paused: Why the study waits for a user to start workers again; empty if it does not, or has no conductor.
     """
 
     study: str
@@ -141,6 +142,7 @@ class StudyStatus:
     broken_machines: list[BrokenMachine] = dataclasses.field(default_factory=list)
     damage: list[str] = dataclasses.field(default_factory=list)
     broker_problem: str = ""
+    paused: str = ""
 
     @property
     def failed_samples(self) -> int:
@@ -169,4 +171,5 @@ class StudyStatus:
             "broken_machines": [dataclasses.asdict(machine) for machine in self.broken_machines],
             "damage": self.damage,
             "broker_problem": self.broker_problem,
+            "paused": self.paused,
         }

@@ -30,6 +30,7 @@ from maestro_celery_plugin.study.conductor_lock import has_conductor
 from maestro_celery_plugin.study.failures import has_failed
 from maestro_celery_plugin.study.heartbeats import Heartbeat
 from maestro_celery_plugin.study.manifest import Manifest
+from maestro_celery_plugin.study.pause import read_pause
 from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.session import Session
 from maestro_celery_plugin.study.status_csv import FINAL_STATES, StepRow, read_rows
@@ -77,16 +78,18 @@ class StatusReader:
             self._follow_ledger()
             beats = self._session.heartbeats.all()
             alive = {beat.name: is_alive(self._session, beat, conducted) for beat in beats}
+            paused = read_pause(self._plan.pause) if conducted else ""
             return StudyStatus(
                 study=self._name(),
                 path=self._plan.root,
                 state=self._state(rows, conducted),
-                steps=self._steps(rows, alive, conducted),
+                steps=self._steps(rows, alive, conducted, waits=paused != "" and not _take_samples(beats, alive)),
                 allocations=list(self._allocations()),
                 workers=[*workers(beats, alive), *self._awaited(rows, beats, alive)],
                 broken_machines=read_broken_machines(self._plan.broken_machines),
                 damage=self._ledger.damage,
                 broker_problem=self._broker.problem() if conducted else "",
+                paused=paused,
             )
         except OSError as cause:
             raise StudyError(f"The study '{self._plan.root}' cannot be read: {cause}.") from cause
@@ -134,7 +137,7 @@ class StatusReader:
 
     # --- step records ---
 
-    def _steps(self, rows: list[StepRow], alive: dict[str, bool], conducted: bool) -> list[StepStatus]:
+    def _steps(self, rows: list[StepRow], alive: dict[str, bool], conducted: bool, *, waits: bool) -> list[StepStatus]:
         """Return the step records in Maestro's order, followed by those without a row in ``status.csv``."""
         working = np.array([conducted or alive.get(writer, False) for writer in self._writers], bool)
         self._by_name = {record.manifest.name: record for record in self._records.values()}
@@ -142,7 +145,7 @@ class StatusReader:
         unnamed = [_row_of(record.manifest) for name, record in self._by_name.items() if name not in named]
         live = np.array([alive.get(writer, False) for writer in self._writers], bool)
         self._names = [row.name for row in (*rows, *unnamed)]
-        return [_step(row, self.record(row.name), working, live, conducted) for row in (*rows, *unnamed)]
+        return [_step(row, self.record(row.name), working, live, conducted, waits) for row in (*rows, *unnamed)]
 
     def _follow_ledger(self) -> None:
         """Apply new entries: one sort groups all entries by step record."""
@@ -233,6 +236,11 @@ def _small(numbers: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return numbers.astype(np.uint16) if int(numbers.max()) <= np.iinfo(np.uint16).max else numbers
 
 
+def _take_samples(beats: list[Heartbeat], alive: dict[str, bool]) -> bool:
+    """Tell whether a live worker takes samples."""
+    return any(alive[beat.name] and beat.state is not WorkerState.STOPPING for beat in beats)
+
+
 def _row_of(manifest: Manifest) -> StepRow:
     return StepRow(name=manifest.name, step=manifest.step, params={}, state="PENDING", restarts=0)
 
@@ -243,14 +251,16 @@ def _step(
     working: np.ndarray[Any, Any],
     live: np.ndarray[Any, Any],
     conducted: bool,
+    waits: bool,
 ) -> StepStatus:
+    counts, state = record.counts(working) if record else _NO_SAMPLES, _step_state(row.state, record, conducted)
     return StepStatus(
         name=row.name,
         step=record.manifest.step if record else row.step,
         params=row.params,
-        state=_step_state(row.state, record, conducted),
+        state="PENDING" if waits and record is not None and state == "RUNNING" and not counts.running else state,
         restarts=row.restarts,
-        samples=record.counts(working) if record else _NO_SAMPLES,
+        samples=counts,
         rate=record.rate(live) if record else None,
     )
 

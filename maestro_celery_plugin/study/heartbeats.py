@@ -121,8 +121,8 @@ class Heartbeats:
         return self._workers / f"{name}.json"
 
     def remove(self, name: str) -> None:
-        """Remove the heartbeat of a worker that has ended or died, the request to stop it, and its acquittal."""
-        for suffix in ("json", "stop", "acquitted"):
+        """Remove the heartbeat of a worker that has ended or died, the requests to it, and its acquittal."""
+        for suffix in ("json", "stop", "leave", "acquitted"):
             (self._workers / f"{name}.{suffix}").unlink(missing_ok=True)
 
     def acquit(self, name: str) -> None:

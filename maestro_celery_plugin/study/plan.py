@@ -22,6 +22,7 @@ The plugin writes to the directory ``merlin_info`` of the study:
       cancelled_steps.json          step records that a user has cancelled (`cancelled_steps.py`)
       refusals.json                 why step records could not be submitted
       broken_machines.json          machines whose worker has left the study because of them
+      paused                        why the study waits for a user (`pause.py`)
       session/                      0700: secret, broker, heartbeats
 """
 
@@ -201,6 +202,11 @@ class StudyPlan:
     def broken_machines(self) -> Path:
         """The file with the machines whose worker has left the study because of them (`broken_machines.py`)."""
         return self.info / "broken_machines.json"
+
+    @property
+    def pause(self) -> Path:
+        """The file that exists while the study waits for a user (`pause.py`)."""
+        return self.info / "paused"
 
     @property
     def allocations(self) -> Path:

@@ -10,6 +10,7 @@
       groups/<group>.json          configuration of a worker group (`config/groups.py`)
       workers/<name>.json          heartbeat of a worker (`heartbeats.py`)
       workers/<name>.stop          exists when this worker must end
+      workers/<name>.leave         exists when this worker must leave after its running samples
       workers/<name>.acquitted     exists when a held worker may continue
 
 A worker receives the path of this directory only; it reads the secrets from the files and does not pass them on.
@@ -198,6 +199,19 @@ class Session:
     def request_worker_stop(self, name: str) -> None:
         """Request the end of one worker."""
         (self.path / "workers" / f"{name}.stop").touch()
+
+    def request_worker_leave(self, name: str) -> None:
+        """Request one worker to leave when its running samples have ended."""
+        (self.path / "workers" / f"{name}.leave").touch()
+
+    def worker_leave_requested(self, name: str) -> bool:
+        """Tell whether this worker must leave when its running samples have ended."""
+        return (self.path / "workers" / f"{name}.leave").exists()
+
+    def revoke_leave(self) -> None:
+        """Revoke all requests to leave; a worker that has not left yet continues."""
+        for path in (self.path / "workers").glob("*.leave"):
+            path.unlink(missing_ok=True)
 
     def worker_stop_requested(self, name: str) -> bool:
         """Tell whether this worker must end."""
