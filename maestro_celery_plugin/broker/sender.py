@@ -71,8 +71,11 @@ class Sender:
         try:
             if delete:
                 with self._app.connection_for_write(connect_timeout=2) as connection:
+                    channel = connection.default_channel
+                    # kombu deletes a queue in Redis only if it has a binding; a list without messages does not exist.
+                    delete_queue = channel.queue_purge if self._on_redis else channel.queue_delete
                     for name in queues:
-                        connection.default_channel.queue_delete(self._session.queue(name))
+                        delete_queue(self._session.queue(name))
             self._app.close()
             self._app.pool.force_close_all()
         except Exception as cause:  # each transport has its own errors; a private broker may not exist any more

@@ -146,7 +146,8 @@ class Coordinator:
         if record.reason != before:
             self._records.store_reasons()
         try:
-            self._publisher.send(record, record.unassigned(self._records.leased(record)))
+            if not self._scaling.is_paused:  # otherwise when a user has started a worker, or has ended the pause
+                self._publisher.send(record, record.unassigned(self._records.leased(record)))
         except BrokerError as error:  # the samples are sent when the broker answers again
             LOGGER.error("%s", error)
         self._submissions[record.number] += 1
@@ -251,7 +252,7 @@ class Coordinator:
     def _refresh(self) -> None:
         """Apply new entries of the ledger; at intervals, check the broker and the workers."""
         now = self._refreshed_at = clock.monotonic()
-        if now > self._maintain_at or self._records.stop_request:
+        if now > self._maintain_at:
             self._maintain_at = now + MAINTENANCE_INTERVAL_S
             # Separately, so that workers and allocations are checked even if the broker does not answer.
             cancel, send = self._step_cancellation.apply, self._publisher.maintain
@@ -260,6 +261,8 @@ class Coordinator:
             end = clock.monotonic()
             self._maintain_at = end + pause_s(end - now)
         _try(lambda: self._records.follow(skip=self._scaling.ended_workers))
+        if self._records.stop_request:
+            _try(self._scaling.pause)  # before Maestro submits what depends on the sample
         _try(self._redelivery.send_due)
         _try(self._records.flush)
         pause = min(REFRESH_LIMIT_S, 10 * (clock.monotonic() - now), self._redelivery.next_due_s)

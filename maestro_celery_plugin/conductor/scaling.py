@@ -73,13 +73,26 @@ class Scaling:
         self._enforce_cancellation()
         return has_lost
 
+    @property
+    def is_paused(self) -> bool:
+        """Whether a sample has stopped all workers, so that none starts by itself."""
+        return self._pausing.is_active
+
+    def pause(self) -> None:
+        """Let all workers leave, after the request of a sample.
+
+        Raises:
+            OSError: a file cannot be written now; `maintain` tries again.
+        """
+        self._pausing.check()
+
     def start_workers(self, record: StepRecord) -> None:
         """Start workers for a step record that is being submitted, unless it has ended or the study is paused.
 
         Raises:
             WorkerError: no worker can start.
         """
-        if not record.samples.is_complete and not self._pausing.is_active:
+        if not record.samples.is_complete and not self.is_paused:
             for group in record.groups:
                 self._pool.ensure(group)
 
@@ -112,7 +125,7 @@ class Scaling:
     def _scale(self) -> None:
         """Start workers for groups with work, and end allocations whose groups have no present or future work."""
         with_work = self._records.with_work()
-        for name in () if self._pausing.is_active else self._pool.groups:
+        for name in () if self.is_paused else self._pool.groups:
             records = [r for r in with_work if name in r.groups and name not in r.withdrawn]
             if records:
                 self._ensure(name, records)
