@@ -201,15 +201,19 @@ class AllocationSource:
             self._released_at = clock.monotonic()
             self.cancel(has_left=is_empty)
 
-    def let_end(self) -> None:
-        """Let the open allocation end when its workers leave, however long that takes; cancel it without workers."""
+    def let_end(self, *, is_empty: bool) -> None:
+        """Let the open allocation end when its workers leave, however long that takes.
+
+        Args:
+            is_empty: Whether no worker has begun in it, so that it is cancelled.
+        """
         if self.current is None or not self.is_open or self.current.released:
             return
         self._released_at = clock.monotonic()
-        if self.current.slots:
-            self._store_release(self.current)
-        else:
+        if is_empty and not self.current.slots:
             self.cancel()
+        else:
+            self._store_release(self.current)
 
     def resolve(self) -> None:
         """Look for the job of an allocation whose submission was interrupted."""

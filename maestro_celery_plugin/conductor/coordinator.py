@@ -270,10 +270,10 @@ class Coordinator:
 
     def _maintain_workers(self) -> None:
         try:
-            has_lost = self._scaling.maintain()
+            must_resend = self._scaling.maintain()
         finally:
             self._lock.working = self._scaling.working_allocations
-        if has_lost:
+        if must_resend:
             self._publisher.resend_without_message()
 
     # --- end ---

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+from maestro_celery_plugin.conductor.allocation_source import AllocationSource
 from maestro_celery_plugin.conductor.step_record import StepRecord
 from maestro_celery_plugin.conductor.step_records import StepRecords
 from maestro_celery_plugin.conductor.worker_pool import WorkerPool
@@ -12,7 +13,7 @@ from maestro_celery_plugin.study.heartbeats import Heartbeat
 from maestro_celery_plugin.study.pause import begin_pause, end_pause
 from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.session import Session
-from maestro_celery_plugin.study.worker_identity import worker_of
+from maestro_celery_plugin.study.worker_identity import has_stem, worker_of, worker_stem
 
 __all__ = ["Pausing"]
 
@@ -43,8 +44,11 @@ class Pausing:
         self.is_active = False
         self._end()
 
-    def check(self) -> None:
+    def check(self) -> bool:
         """Begin or end the pause, and let the workers leave that the conductor has started.
+
+        Returns:
+            Whether workers take samples of a step record again; these samples may have no message.
 
         Raises:
             OSError: a file cannot be written now; the next call tries again.
@@ -59,11 +63,14 @@ class Pausing:
             self._store()
             self._let_leave([name for name, beat in self._pool.alive.items() if self._is_from_conductor(name, beat)])
             self._let_allocations_end()
+        waited = [record for record in self._records if record.waits]
         for record in self._records:
             record.waits = self.is_active and not self._has_workers(record)
+        return not all(record.waits for record in waited)
 
     def _begin(self, reason: str) -> None:
         """Let all workers leave, also those that a user has started."""
+        self._pool.refresh()
         self._reason, self.is_active, self._is_stored = reason, True, False
         self._asked.clear()
         self._let_leave(list(self._pool.alive))
@@ -95,7 +102,14 @@ class Pausing:
 
     def _let_allocations_end(self) -> None:
         for source in self._pool.allocation_sources:
-            source.let_end()
+            label = source.current.label if source.current else ""
+            is_empty = not any(beat.allocation == label for beat in self._pool.alive.values())
+            source.let_end(is_empty=is_empty and not self._has_worked(source, label))
+
+    def _has_worked(self, source: AllocationSource, label: str) -> bool:
+        """Tell whether a sample has started in an allocation, which the ledger may show before the heartbeat."""
+        stems = [worker_stem(group, label) for group in self._pool.groups_of(source)]
+        return any(has_stem(writer, stem) for writer in self._records.started_writers for stem in stems)
 
     def _is_from_conductor(self, name: str, beat: Heartbeat) -> bool:
         """Tell whether the conductor has started a worker, which may have begun during the pause."""

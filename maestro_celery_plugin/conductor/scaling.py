@@ -61,17 +61,17 @@ class Scaling:
         """Start workers for each group with work, and end allocations without work.
 
         Returns:
-            Whether workers were lost since the last call.
+            Whether samples may have no message: workers were lost since the last call, or the study continues.
         """
         has_lost = self._dead_workers.detect()
-        self._pausing.check()  # before an allocation whose workers leave has ended
+        continues = self._pausing.check()  # before an allocation whose workers leave has ended
         for source, allocation in self._pool.refresh_allocations():
             self._reopening.apply(source, allocation)
         self._broken_machines.check()
         self._records.give_up(lambda record: self._pool.machine_count(record.groups))
         self._scale()
         self._enforce_cancellation()
-        return has_lost
+        return has_lost or continues
 
     @property
     def is_paused(self) -> bool:

@@ -110,7 +110,8 @@ def test_the_workers_of_an_allocation_leave_and_the_study_waits(study):
     assert not study.opened
 
     end_pause(study.plan.pause)
-    study.scaling.maintain()
+    assert study.scaling.maintain(), "the samples without a message are not sent again"
+    assert not study.scaling.maintain()
     assert study.opened
     assert study.records.state(study.record) is RecordState.RUNNING
 
@@ -128,13 +129,16 @@ def test_workers_that_have_not_left_continue_after_the_pause(study):
     assert not study.scaling.is_paused
 
 
-def test_an_allocation_without_workers_is_cancelled(study):
+@pytest.mark.parametrize(("writer", "is_cancelled"), [("v-1", True), ("w-1-1", False)])
+def test_an_allocation_without_workers_is_cancelled(study, writer, is_cancelled):
+    """Given an allocation that waits according to its last report, then it is cancelled unless a sample has started there."""
     study.open_allocation(AllocationState.PENDING, slots=0)
+    study.worker = LedgerWriter(study.plan.ledger / f"{writer}{SUFFIX}")
     study.run(105)
 
     study.scaling.pause()
 
-    assert study.cancelled == ["7"]
+    assert study.cancelled == ["7"] * is_cancelled
     assert study.source.current.released
 
 
@@ -145,7 +149,7 @@ def test_a_worker_that_a_user_starts_stays_until_the_next_request(study):
     study.beat("w-1-1", "w/1")
     study.beat("w-2", "")
     study.beat("w-3", "w/")
-    study.scaling.pause()
+    assert study.scaling._pausing.check(), "the samples without a message are not sent again"
 
     asked = [name for name in ("w-1-1", "w-2", "w-3") if study.session.worker_leave_requested(name)]
     assert asked == ["w-1-1"]
