@@ -6,6 +6,7 @@ import importlib
 from collections.abc import Iterable
 from typing import Any
 
+from amqp.exceptions import PreconditionFailed
 from celery import Celery
 from celery.backends.base import DisabledBackend
 from celery.loaders.app import AppLoader
@@ -13,10 +14,11 @@ from kombu import Exchange, Queue
 
 from maestro_celery_plugin.broker.messages import Signer
 from maestro_celery_plugin.broker.tls import for_celery
+from maestro_celery_plugin.broker.urgency import MAX_PRIORITY
 from maestro_celery_plugin.errors import BrokerError
 from maestro_celery_plugin.study.session import Session
 
-__all__ = ["count_waiting", "declare", "import_transport", "make_app", "queue_for", "queue_sizes"]
+__all__ = ["count_waiting", "declare", "import_transport", "is_redis", "make_app", "queue_for", "queue_sizes"]
 
 TASK_NAME = "maestro_celery.run_range"
 
@@ -126,8 +128,13 @@ def make_app(session: Session, socket_timeout_s: float | None = None, *, confirm
     return app
 
 
+def is_redis(url: str) -> bool:
+    """Tell whether the broker at a URL is Redis or Valkey."""
+    return url.startswith(("redis", "valkey"))
+
+
 def _transport_options(url: str, socket_timeout_s: float | None, confirms: bool) -> dict[str, Any]:
-    if not url.startswith(("redis", "valkey")):
+    if not is_redis(url):
         return {
             **({"read_timeout": socket_timeout_s, "write_timeout": socket_timeout_s} if socket_timeout_s else {}),
             **({"confirm_publish": True} if confirms else {}),
@@ -147,15 +154,26 @@ def queue_for(session: Session, task_queue: str) -> Queue:
     """Return Celery's queue for a task queue.
 
     The queue uses the default exchange, which needs no binding. A binding would be lost when Redis loses its data.
+    Its messages have priorities (`urgency.py`).
     """
-    return Queue(session.queue(task_queue), Exchange("", "direct"), routing_key=session.queue(task_queue))
+    name = session.queue(task_queue)
+    return Queue(name, Exchange("", "direct"), routing_key=name, max_priority=MAX_PRIORITY)
 
 
 def declare(app: Celery, queues: Iterable[Queue]) -> None:
-    """Declare the queues; RabbitMQ drops a message to a queue that does not exist."""
+    """Declare the queues; RabbitMQ drops a message to a queue that does not exist.
+
+    A queue of an earlier release, without priorities, is replaced; the conductor sends its messages again.
+    """
     with app.pool.acquire(block=True) as connection:
         for queue in queues:
-            queue(connection.default_channel).declare()
+            try:
+                with connection.channel() as channel:
+                    queue(channel).declare()
+            except PreconditionFailed:
+                with connection.channel() as channel:  # RabbitMQ has closed the other one
+                    channel.queue_delete(queue.name)
+                    queue(channel).declare()
 
 
 def count_waiting(app: Celery, queues: Iterable[Queue]) -> int:

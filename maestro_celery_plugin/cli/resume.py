@@ -66,7 +66,9 @@ def command(
     broker_host: str | None,
     foreground: bool,
 ) -> None:
-    """Continue the study in DIRECTORY after its conductor has died or the study was cancelled.
+    """Continue the study in DIRECTORY after its conductor has died, or the study was cancelled.
+
+    If a sample has stopped all workers (exit code 105), they start again.
 
     If `stop-workers` has stopped the workers of a study whose conductor runs, the conductor starts workers again.
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from pathlib import Path
 
+from maestro_celery_plugin.states import WorkerState
 from maestro_celery_plugin.study.heartbeats import Heartbeat
 from maestro_celery_plugin.study.session import Session
 from maestro_celery_plugin.study.stopped_workers import StoppedGroups, read_stopped, stopped_version
@@ -30,6 +32,7 @@ class StoppedWorkers:
         self._version: tuple[int, int] | None = None
         self._claimed: frozenset[str] = frozenset()
         self._asked: set[str] = set()
+        self._is_announced = False
         self.request: StoppedGroups | None = None
 
     def refresh(self) -> None:
@@ -45,12 +48,12 @@ class StoppedWorkers:
         # A user may start other workers later; their names are claimed after these.
         self._claimed = claimed_names(self._session)
         self._asked.clear()
-        self._version, self.request = version, request
+        self._version, self.request, self._is_announced = version, request, False
         if request is None:
             self._session.revoke_leave()
             LOGGER.info("The workers of the study may start again.")
         else:
-            LOGGER.warning("Workers are stopped. %s", request.reason)
+            LOGGER.info("%s", request.sentence)
 
     def includes(self, group: str) -> bool:
         """Tell whether the conductor must not start workers of a group."""
@@ -72,6 +75,20 @@ class StoppedWorkers:
             else:
                 self._session.request_worker_leave(beat.name)
             self._asked.add(beat.name)
+
+    def spares(self, beat: Heartbeat) -> bool:
+        """Tell whether a live worker goes on, such as one that a user has started after the request."""
+        return beat.state is not WorkerState.STOPPING and worker_of(beat.name) not in self._asked
+
+    def announce(self, study: Path) -> None:
+        """Log once for each request that the study waits, and what starts workers again.
+
+        Args:
+            study: Directory of the study.
+        """
+        if self.request is not None and not self._is_announced:
+            self._is_announced = True
+            LOGGER.warning("%s", self.request.advice(study))
 
     def _concerns(self, beat: Heartbeat) -> bool:
         is_from_conductor = bool(beat.allocation.partition("/")[2])

@@ -81,7 +81,7 @@ class StatusReader:
             beats = self._session.heartbeats.all()
             alive = {beat.name: is_alive(self._session, beat, conducted) for beat in beats}
             stopped = read_stopped(self._session.path) if conducted else None
-            unserved = unserved_steps(self._plan.settings, stopped, {beat.group for beat in beats if alive[beat.name]})
+            unserved = unserved_steps(self._plan.settings, stopped, _groups_served(beats, alive))
             return StudyStatus(
                 study=self._name(),
                 path=self._plan.root,
@@ -247,6 +247,11 @@ class StatusReader:
 def _small(numbers: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Return numbers in 16 bits if they fit; NumPy's stable sort then takes linear time."""
     return numbers.astype(np.uint16) if int(numbers.max()) <= np.iinfo(np.uint16).max else numbers
+
+
+def _groups_served(beats: list[Heartbeat], alive: dict[str, bool]) -> frozenset[str]:
+    """Return the groups with a live worker that takes samples."""
+    return frozenset(beat.group for beat in beats if alive[beat.name] and beat.state is not WorkerState.STOPPING)
 
 
 def _row_of(manifest: Manifest) -> StepRow:

@@ -19,7 +19,7 @@ def unserved_steps(settings: EnsembleSettings, stopped: StoppedGroups | None, se
     Args:
         settings: The settings of the study.
         stopped: The groups whose workers are stopped.
-        served: The groups with live workers.
+        served: The groups with live workers that take samples.
     """
     if stopped is None:
         return frozenset()
@@ -32,4 +32,4 @@ def unserved_steps(settings: EnsembleSettings, stopped: StoppedGroups | None, se
 def as_waiting(step: StepStatus) -> StepStatus:
     """Return the status of a step record of such a step: it waits if it was running."""
     waits = step.state == "RUNNING" and not step.samples.running
-    return dataclasses.replace(step, state="PENDING", rate=None) if waits else step
+    return dataclasses.replace(step, state="PENDING", find_rate=lambda: None) if waits else step

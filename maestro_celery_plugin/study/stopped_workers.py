@@ -1,4 +1,4 @@
-"""The request to stop the workers of a study: a file that the conductor follows until the study is resumed.
+"""The request of a user or a sample to stop workers: a file that the conductor follows until the study is resumed.
 
     session/workers_stopped   {"groups": ["sim"] or null for all, "reason": text, "time": Unix seconds, "now": false}
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 from collections.abc import Collection
 from pathlib import Path
 
@@ -31,7 +32,7 @@ class StoppedGroups:
 
     Attributes:
         groups: Names of the groups; None for all.
-        reason: Why, as a sentence for the user.
+        reason: Why, as a sentence for the user: who has stopped them.
         time: Time of the last request (Unix seconds).
         now: Whether running samples end as well, and run again later.
     """
@@ -50,6 +51,18 @@ class StoppedGroups:
         """Which workers are stopped, and why."""
         groups = "all groups" if self.groups is None else f"group {', '.join(map(repr, self.groups))}"
         return f"The workers of {groups} are stopped. {self.reason}"
+
+    def advice(self, study: Path) -> str:
+        """Return why the workers are stopped, and what starts them again.
+
+        Args:
+            study: Directory of the study.
+        """
+        root = shlex.quote(str(study))
+        return (
+            f"{self.reason} The study waits: `maestro-celery resume {root}` starts its workers again, "
+            f"`maestro-celery workers {root}` starts workers on the machine where you type it."
+        )
 
 
 def read_stopped(session: Path) -> StoppedGroups | None:

@@ -110,10 +110,10 @@ def test_workers_that_are_stopped_end_their_samples_and_the_study_waits(run):
     status = study.status()
     assert [(step["state"], step["samples"]["finished"]) for step in status["steps"]] == [("PENDING", 2), ("INITIALIZED", 0)]
     assert status["workers_stopped"]["groups"] == ["sims"]
-    resume = f"`maestro-celery resume {study.path}` lets the conductor start workers again."
-    assert f"Worker group 'sims': its workers are stopped. `maestro-celery stop-workers` has stopped them; {resume}" in (
-        command(study, "explain").stdout
-    )
+    explained = command(study, "explain").stdout
+    resume = f"`maestro-celery resume {study.path}` starts its workers again"
+    assert f"`maestro-celery stop-workers` has stopped them. The study waits: {resume}" in explained
+    assert "Worker group 'sims': its workers are stopped." in explained
     assert "The workers of group 'sims' are stopped." in " ".join(command(study, "status").stdout.split())
     assert "without options" in command(study, "resume", "--failed").stderr
 

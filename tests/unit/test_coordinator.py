@@ -25,6 +25,26 @@ def test_the_pause_after_a_check_has_a_limit(duration_s, expected_s):
     assert pause_s(duration_s) == pytest.approx(expected_s)
 
 
+def test_a_refresh_comes_when_the_next_delay_passes(tmp_path, monkeypatch):
+    """Given a large study, whose refresh takes long, then the next one does not come a second after the end of a delay."""
+    plan, manifest = a_study(tmp_path / "study")
+    Session.create(plan.session)
+    coordinator = Coordinator(plan)
+    try:
+        coordinator._maintain_at = math.inf  # without a broker
+        record = coordinator._records.register(manifest)
+        record.begin(cancelled=False)
+        record.delayed[3] = clock.monotonic() + 0.4
+        times = iter([0.0, *[1.0] * 100])  # the refresh takes a second
+        begin = clock.monotonic()
+        with monkeypatch.context() as patch:
+            patch.setattr(clock, "monotonic", lambda: begin + min(0.2, next(times)))
+            coordinator._refresh()
+        assert 0.1 <= coordinator._refresh_interval_s <= 0.4
+    finally:
+        coordinator.close()
+
+
 class SleepError(Exception):
     """The coordinator has waited."""
 
