@@ -226,7 +226,7 @@ class RecordState(enum.Enum):
     """State of a step record in the coordinator."""
 
     PENDING = enum.auto()
-    """Submitted; no sample has started, or the study waits for workers after exit code 105."""
+    """Submitted; no sample has started, or it waits because its workers are stopped."""
     RUNNING = enum.auto()
     """Samples have started, and some have no outcome."""
     FINISHED = enum.auto()

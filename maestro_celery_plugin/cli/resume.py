@@ -68,9 +68,7 @@ def command(
 ) -> None:
     """Continue the study in DIRECTORY after its conductor has died, or the study was cancelled.
 
-    If a sample has stopped all workers (exit code 105), they start again.
-
-    If `stop-workers` has stopped the workers of a study whose conductor runs, the conductor starts workers again.
+    If `stop-workers` or a sample (exit code 105) has stopped workers of a study whose conductor runs, they start again.
 
     Finished samples do not run again, except with --failed or --step. The command first prints what will run.
     """

@@ -83,7 +83,7 @@ def stop_workers(request: StopRequest) -> list[str]:
         if not request.workers:
             return ["This study has no conductor and no live workers; nothing is stopped."]
         return [f"Asked to end: {_names(request.workers)}. This study has no conductor; {resume} continues it."]
-    reason = "`maestro-celery stop-workers` has stopped them."
+    reason = "A user has called `maestro-celery stop-workers`."
     request_worker_stop(session.path, request.groups or None, reason, now=request.now)
     when = "now" if request.now else "after their running samples"
     who = f"Workers that end {when}: {_names(request.workers)}." if request.workers else "No worker is alive."

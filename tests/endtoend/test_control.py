@@ -112,7 +112,7 @@ def test_workers_that_are_stopped_end_their_samples_and_the_study_waits(run):
     assert status["workers_stopped"]["groups"] == ["sims"]
     explained = command(study, "explain").stdout
     resume = f"`maestro-celery resume {study.path}` starts its workers again"
-    assert f"`maestro-celery stop-workers` has stopped them. The study waits: {resume}" in explained
+    assert f"A user has called `maestro-celery stop-workers`. The study waits: {resume}" in explained
     assert "Worker group 'sims': its workers are stopped." in explained
     assert "The workers of group 'sims' are stopped." in " ".join(command(study, "status").stdout.split())
     assert "without options" in command(study, "resume", "--failed").stderr

@@ -18,7 +18,7 @@ from maestro_celery_plugin.states import AllocationState, RecordState, WorkerSta
 from maestro_celery_plugin.study.heartbeats import Heartbeat
 from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.session import Session
-from maestro_celery_plugin.study.stopped_workers import read_stopped, request_start
+from maestro_celery_plugin.study.stopped_workers import read_stopped, request_start, request_worker_stop
 from maestro_celery_plugin.study.worker_identity import claim_name
 
 REASON = "Sample 3 of 'sim_X.1' has requested that all workers stop (exit code 105)."
@@ -136,10 +136,18 @@ def test_workers_that_have_not_left_continue_after_the_pause(study):
     assert not study.record.waits
 
 
-@pytest.mark.parametrize(("writer", "is_cancelled"), [("v-1", True), ("w-1-1", False)])
-def test_an_allocation_without_workers_is_cancelled(study, writer, is_cancelled):
-    """Given an allocation that waits according to its last report, then it is cancelled unless a sample has started there."""
-    study.open_allocation(AllocationState.PENDING, slots=0)
+@pytest.mark.parametrize(
+    ("state", "writer", "is_cancelled"),
+    [
+        (AllocationState.PENDING, "v-1", True),
+        (AllocationState.PENDING, "w-1-1", False),
+        (AllocationState.RUNNING, "v-1", False),
+    ],
+    ids=["has not begun", "has begun since its last report", "no heartbeat is visible yet"],
+)
+def test_an_allocation_that_has_not_begun_is_cancelled(study, state, writer, is_cancelled):
+    """Given an allocation without visible workers, then it is cancelled unless it has begun."""
+    study.open_allocation(state, slots=0)
     study.worker = LedgerWriter(study.plan.ledger / f"{writer}{SUFFIX}")
     study.run(105)
 
@@ -147,6 +155,17 @@ def test_an_allocation_without_workers_is_cancelled(study, writer, is_cancelled)
 
     assert study.cancelled == ["7"] * is_cancelled
     assert study.source.current.released
+
+
+def test_a_step_record_waits_only_if_all_its_groups_are_stopped(study):
+    """Given the request of a user about groups, then those step records wait that no other group serves."""
+    request_worker_stop(study.session.path, ["v"], "A user ...")
+    study.scaling.maintain()
+    assert (study.record.waits, study.opened) == (False, [1])
+
+    request_worker_stop(study.session.path, ["w"], "A user ...")
+    study.scaling.maintain()
+    assert (study.record.waits, study.opened) == (True, [1])
 
 
 def test_a_worker_that_a_user_starts_stays_until_the_next_request(study):
