@@ -53,7 +53,7 @@ class StoppedWorkers:
             self._session.revoke_leave()
             LOGGER.info("The workers of the study may start again.")
         else:
-            LOGGER.info("%s", request.sentence)
+            LOGGER.info("Workers are asked to end.")  # `announce` says why if the study waits
 
     def includes(self, group: str) -> bool:
         """Tell whether the conductor must not start workers of a group."""

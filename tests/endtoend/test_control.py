@@ -78,7 +78,8 @@ def test_workers_that_are_stopped_end_their_samples_and_the_study_waits(run):
     """
     study = run(spec(), "-s", "1")
     await_runs(study, 2)
-    wait_for(lambda: sum(worker["running"] for worker in listed(study, "workers", "--list")) == 2, "two running samples")
+    busy = [("busy", 2)]
+    wait_for(lambda: [(one["state"], one["running"]) for one in listed(study, "workers", "--list")] == busy, "a busy worker")
     first = runs(study)
 
     (worker,) = listed(study, "workers", "--list")

@@ -104,7 +104,7 @@ def test_stop_workers_ends_the_allocation_until_the_study_is_resumed(run, cluste
     text = STUDY.format(type=cluster.type, cmd=cmd).replace("      procs: 2\n", "      cores per task: 4\n")
     study = run(text, "-s", "2")
     wait_for((study.path / "merlin_info" / "session" / "workers_stopped").exists, "the request")
-    assert states_of_allocations(study) == ["RUNNING"]
+    wait_for(lambda: states_of_allocations(study) == ["RUNNING"], "the report of the batch system")
     (tmp_path / "go").touch()
     wait_for(lambda: states_of_allocations(study) == ["COMPLETED"], "the end of the allocation")
 
