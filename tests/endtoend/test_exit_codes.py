@@ -225,7 +225,7 @@ STOP = """
             n=$(wc -l < $(SPECROOT)/runs)
             [ $n -ge 3 ] && mkdir $(SPECROOT)/first && exit 105
             [ $n -ge 30 ] && mkdir $(SPECROOT)/second && exit 105
-            [ $n = 1 ] && { until [ -e $(SPECROOT)/go ]; do sleep 0.1; done; echo done; }
+            mkdir $(SPECROOT)/waits && { until [ -e $(SPECROOT)/go ]; do sleep 0.1; done; echo done; }
             sleep 0.1
       - name: after
         description: d
@@ -283,7 +283,7 @@ def test_stop_workers_lets_the_study_wait_for_a_user(run, tmp_path):
 
 def test_a_study_without_further_work_ends_after_stop_workers(run):
     """Given exit code 105 of the last sample, then the study ends."""
-    spec = STOP.replace("seq 60", "seq 3").replace("$n = 1", "$n = 9").replace("exit 105", "sleep 1 && exit 105")
+    spec = STOP.replace("seq 60", "seq 3").replace("mkdir $(SPECROOT)/waits", "false").replace("exit 105", "sleep 1 && exit 105")
     start, end = spec.index("      - name: after"), spec.index("    merlin:")
     study = run(spec[:start] + spec[end:], foreground=True)
 
