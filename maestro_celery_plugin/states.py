@@ -54,7 +54,7 @@ class ExitCode(enum.IntEnum):
     RETRY = 104
     """Run the sample again, with `cmd`."""
     STOP_WORKERS = 105
-    """The sample has finished; stop all workers of the study."""
+    """The sample has finished; all workers of the study leave after their running samples, and the study waits."""
     RAISE_ERROR = 106
     """The sample failed, and the step fails (Merlin raises an exception here)."""
 
@@ -226,7 +226,7 @@ class RecordState(enum.Enum):
     """State of a step record in the coordinator."""
 
     PENDING = enum.auto()
-    """Submitted; no sample has started."""
+    """Submitted; no sample has started, or it waits because its workers are stopped."""
     RUNNING = enum.auto()
     """Samples have started, and some have no outcome."""
     FINISHED = enum.auto()

@@ -137,7 +137,7 @@ def _commands() -> Iterator[str]:
 
 
 def _study_codes() -> Iterator[str]:
-    yield from ("### Exit codes of `maestro-celery status`, `explain` and `resume`", "")
+    yield from ("### Exit codes of `maestro-celery status`, `explain`, `monitor` and `resume`", "")
     yield "`resume` without `-fg` returns 0 when the conductor runs. A command that has failed itself returns 1,"
     yield from ("with a message on stderr.", "")
     help_of = member_help(StudyCode)

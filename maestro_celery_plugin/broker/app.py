@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 from collections.abc import Iterable
 from typing import Any
 
+from amqp.exceptions import PreconditionFailed
 from celery import Celery
 from celery.backends.base import DisabledBackend
 from celery.loaders.app import AppLoader
 from kombu import Exchange, Queue
 
 from maestro_celery_plugin.broker.messages import Signer
+from maestro_celery_plugin.broker.priority import MAX_PRIORITY
 from maestro_celery_plugin.broker.tls import for_celery
-from maestro_celery_plugin.config.priority import HIGHEST_LEVEL
 from maestro_celery_plugin.errors import BrokerError
 from maestro_celery_plugin.study.session import Session
 
-__all__ = ["count_waiting", "declare", "import_transport", "is_redis", "make_app", "message_priority", "queue_for"]
+__all__ = ["count_waiting", "declare", "import_transport", "is_redis", "make_app", "queue_for", "queue_sizes"]
 
 TASK_NAME = "maestro_celery.run_range"
 
@@ -130,6 +132,11 @@ def make_app(session: Session, socket_timeout_s: float | None = None, *, confirm
     return app
 
 
+def is_redis(url: str) -> bool:
+    """Tell whether the broker at a URL is Redis or Valkey."""
+    return url.startswith(("redis", "valkey"))
+
+
 def _transport_options(url: str, socket_timeout_s: float | None, confirms: bool) -> dict[str, Any]:
     if not is_redis(url):
         return {
@@ -138,7 +145,7 @@ def _transport_options(url: str, socket_timeout_s: float | None, confirms: bool)
         }
     return {
         "socket_timeout": socket_timeout_s,
-        "priority_steps": list(range(HIGHEST_LEVEL + 1)),
+        "priority_steps": list(range(MAX_PRIORITY + 1)),
         # kombu would keep each delivered message in keys that all users of the database share, and deliver it again
         # hours later. The ledger, not the broker, decides what runs again.
         "ack_emulation": False,
@@ -152,27 +159,42 @@ def queue_for(session: Session, task_queue: str) -> Queue:
     """Return Celery's queue for a task queue.
 
     The queue uses the default exchange, which needs no binding. A binding would be lost when Redis loses its data.
+    Its messages have priorities (`priority.py`).
     """
-    highest = HIGHEST_LEVEL if session.has_priorities else None  # for RabbitMQ; Redis ignores it
-    name = session.queue(task_queue)
+    name, broker = session.queue(task_queue), session.read_broker()
+    highest = MAX_PRIORITY if broker is None or broker.has_priorities else None  # for RabbitMQ; Redis ignores it
     return Queue(name, Exchange("", "direct"), routing_key=name, max_priority=highest)
 
 
-def message_priority(url: str, level: int) -> int:
-    """Return the priority of a message on a broker: 0 is the first one on Redis, and the last one on RabbitMQ."""
-    return HIGHEST_LEVEL - level if is_redis(url) else level
+def declare(app: Celery, session: Session, task_queues: Iterable[str]) -> None:
+    """Declare the queues of a session; RabbitMQ drops a message to a queue that does not exist.
 
-
-def is_redis(url: str) -> bool:
-    """Tell whether the broker at a URL is Redis or Valkey."""
-    return url.startswith(("redis", "valkey"))
-
-
-def declare(app: Celery, queues: Iterable[Queue]) -> None:
-    """Declare the queues; RabbitMQ drops a message to a queue that does not exist."""
+    Raises:
+        Exception: the broker does not answer; each transport has its own errors.
+    """
     with app.pool.acquire(block=True) as connection:
-        for queue in queues:
-            queue(connection.default_channel).declare()
+        for name in task_queues:
+            try:
+                _declare(connection, queue_for(session, name))
+            except PreconditionFailed as refusal:
+                if "x-max-priority" in str(refusal) and "invalid arg" in str(refusal):
+                    _note_unsorted(session)
+                _declare(connection, queue_for(session, name), is_new=True)
+
+
+def _declare(connection: Any, queue: Queue, *, is_new: bool = False) -> None:
+    """Declare a queue; a new one replaces that of an earlier release, and its messages are sent again."""
+    with connection.channel() as channel:  # RabbitMQ closes a channel after a refusal
+        if is_new:
+            channel.queue_delete(queue.name)
+        queue(channel).declare()
+
+
+def _note_unsorted(session: Session) -> None:
+    """Store that the broker refuses priorities: RabbitMQ for quorum queues, the default of some virtual hosts."""
+    broker = session.read_broker()
+    if broker is not None:
+        session.write_broker(dataclasses.replace(broker, has_priorities=False))
 
 
 def count_waiting(app: Celery, queues: Iterable[Queue]) -> int:
@@ -181,9 +203,18 @@ def count_waiting(app: Celery, queues: Iterable[Queue]) -> int:
     Raises:
         Exception: the broker does not answer; each transport has its own errors.
     """
+    return sum(queue_sizes(app, [queue.name for queue in queues]))
+
+
+def queue_sizes(app: Celery, names: Iterable[str]) -> list[int]:
+    """Return the number of messages in each of Celery's queues, over a connection of its own.
+
+    Raises:
+        Exception: the broker does not answer; each transport has its own errors.
+    """
     with app.connection_for_read() as connection:
         connection.ensure_connection(max_retries=1, interval_start=0, timeout=app.conf.broker_connection_timeout)
-        return sum(_size(connection, queue.name) for queue in queues)
+        return [_size(connection, name) for name in names]
 
 
 def _size(connection: Any, name: str) -> int:

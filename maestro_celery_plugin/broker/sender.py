@@ -8,8 +8,9 @@ from collections.abc import Iterable
 from celery import Celery
 from kombu import Queue
 
-from maestro_celery_plugin.broker.app import TASK_NAME, message_priority, queue_for
+from maestro_celery_plugin.broker.app import TASK_NAME, is_redis, queue_for
 from maestro_celery_plugin.broker.messages import RangeTask
+from maestro_celery_plugin.broker.priority import priority_of
 from maestro_celery_plugin.config.priority import MEDIUM_LEVEL
 from maestro_celery_plugin.study.session import Session
 
@@ -28,8 +29,8 @@ class Sender:
 
     def __init__(self, session: Session, app: Celery) -> None:
         self._session, self._app = session, app
+        self._on_redis = is_redis(app.url)
         self._queues: dict[str, Queue] = {}
-        self._has_priorities = session.has_priorities
 
     def send(self, task: RangeTask, task_queue: str, level: int = MEDIUM_LEVEL) -> None:
         """Send a task, without a retry.
@@ -37,7 +38,7 @@ class Sender:
         Args:
             task: The task.
             task_queue: Its task queue.
-            level: Its level; messages of a higher level are received first (`config/priority.py`).
+            level: The level of its step; new samples of a higher level are received first.
 
         Raises:
             Exception: the transport has failed; each transport has its own errors.
@@ -48,8 +49,8 @@ class Sender:
                     TASK_NAME,
                     args=self._app.signer.encode(task),
                     queue=self._queue(task_queue),
+                    priority=priority_of(task, level, on_redis=self._on_redis),
                     ignore_result=True,
-                    priority=message_priority(self._app.url, level) if self._has_priorities else None,
                     retry=False,
                     argsrepr="",  # otherwise Celery describes the arguments in the envelope
                     kwargsrepr="",
@@ -76,8 +77,11 @@ class Sender:
         try:
             if delete:
                 with self._app.connection_for_write(connect_timeout=2) as connection:
+                    channel = connection.default_channel
+                    # kombu deletes a queue in Redis only if it has a binding; a list without messages does not exist.
+                    delete_queue = channel.queue_purge if self._on_redis else channel.queue_delete
                     for name in queues:
-                        connection.default_channel.queue_delete(self._session.queue(name))
+                        delete_queue(self._session.queue(name))
             self._app.close()
             self._app.pool.force_close_all()
         except Exception as cause:  # each transport has its own errors; a private broker may not exist any more

@@ -20,7 +20,8 @@ __all__ = ["main"]
 # The commands in the order of the help text; each is a module with a function `command`.
 COMMANDS = (
     *("example", "validate", "convert", "schema"),
-    *("status", "resume", "cancel", "workers", "allocation", "explain"),
+    *("status", "explain", "monitor", "resume", "cancel"),
+    *("workers", "stop-workers", "queues", "purge", "allocation"),
     *("config", "doctor"),
 )
 
@@ -57,7 +58,7 @@ class _Commands(click.Group):
         if cmd_name not in COMMANDS:
             return None
         with one_thread():
-            command: click.Command = importlib.import_module(f"{__name__}.{cmd_name}").command
+            command: click.Command = importlib.import_module(f"{__name__}.{cmd_name.replace('-', '_')}").command
         return command
 
     def invoke(self, ctx: click.Context) -> Any:

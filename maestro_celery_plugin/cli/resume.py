@@ -67,7 +67,9 @@ def command(
     broker_host: str | None,
     foreground: bool,
 ) -> None:
-    """Continue the study in DIRECTORY after its conductor has died or the study was cancelled.
+    """Continue the study in DIRECTORY after its conductor has died, or the study was cancelled.
+
+    If `stop-workers` or a sample (exit code 105) has stopped workers of a study whose conductor runs, they start again.
 
     Finished samples do not run again, except with --failed or --step. The command first prints what will run.
     """

@@ -201,6 +201,22 @@ class AllocationSource:
             self._released_at = clock.monotonic()
             self.cancel(has_left=is_empty)
 
+    def let_end(self, *, has_worked: bool) -> None:
+        """Let the open allocation end when its workers leave, however long that takes; cancel it if it has not begun.
+
+        In one that has begun, workers may run samples although their heartbeats are not visible yet.
+
+        Args:
+            has_worked: Whether a sample has started in it, so that it has begun, whatever its last report says.
+        """
+        if self.current is None or not self.is_open or self.current.released:
+            return
+        self._released_at = clock.monotonic()
+        if self.current.state is AllocationState.PENDING and not self.current.slots and not has_worked:
+            self.cancel()
+        else:
+            self._store_release(self.current)
+
     def resolve(self) -> None:
         """Look for the job of an allocation whose submission was interrupted."""
         if self.current is not None and self.current.is_submission_unknown:

@@ -20,6 +20,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from maestro_celery_plugin import clock
 from maestro_celery_plugin.conductor.exit_signals import end_on_signals
 from maestro_celery_plugin.conductor.publisher import Publisher
+from maestro_celery_plugin.conductor.redelivery import Redelivery
 from maestro_celery_plugin.conductor.scaling import Scaling
 from maestro_celery_plugin.conductor.step_cancellation import StepCancellation
 from maestro_celery_plugin.conductor.step_record import StepRecord
@@ -32,13 +33,12 @@ from maestro_celery_plugin.study import conductor_lock
 from maestro_celery_plugin.study.manifest import Manifest
 from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.session import Session
+from maestro_celery_plugin.study.stopped_workers import request_start
 
 __all__ = ["Coordinator", "active", "for_study"]
 
 LOGGER = logging.getLogger(__name__)
 
-# Samples without a lease are sent again after a slot was free and the ledger had no new entry for this long.
-RESEND_DELAY_S = 2.0
 REFRESH_INTERVAL_S = 0.1
 REFRESH_LIMIT_S = 1.0
 MAINTENANCE_INTERVAL_S = 0.5
@@ -106,6 +106,8 @@ class Coordinator:
         self._lock = conductor_lock.acquire(plan)
         self._session = Session(plan.session)
         self._session.revoke_stop()
+        self._session.revoke_leave()
+        request_start(self._session.path)
         groups = serving_groups(plan.settings)
         self._records = StepRecords(plan, groups)
         self._scaling = Scaling(plan, self._session, self._records, groups)
@@ -113,7 +115,8 @@ class Coordinator:
         self._publisher = Publisher(
             plan, self._session, self._records, task_queues, self._scaling.is_dead, self._scaling.end_worker
         )
-        self._step_cancellation = StepCancellation(plan, self._records)
+        self._redelivery = Redelivery(self._records, self._publisher, self._scaling)
+        self._step_cancellation = StepCancellation(plan, self._records, self._publisher.withdraw)
         self._jobs: dict[str, StepRecord] = {}
         self._submissions: Counter[int] = Counter()
         self._looked_at_all, self._poll_is_due = 0.0, False
@@ -140,13 +143,15 @@ class Coordinator:
             _try(functools.partial(self._scaling.start_workers, record))  # while the private broker starts
             self._refresh()
         before = record.reason
-        reason = self._records.stopped_by or self._step_cancellation.reason(record)
+        reason = self._step_cancellation.reason(record)
         record.begin(cancelled=bool(reason))
         record.reason = reason
         if record.reason != before:
             self._records.store_reasons()
         try:
-            self._publisher.send(record, record.unassigned(self._records.leased(record)))
+            record.waits = self._scaling.waits(record)
+            if not record.waits:  # otherwise when a user has started a worker, or has resumed the study
+                self._publisher.send(record, record.unassigned(self._records.leased(record)))
         except BrokerError as error:  # the samples are sent when the broker answers again
             LOGGER.error("%s", error)
         self._submissions[record.number] += 1
@@ -261,52 +266,29 @@ class Coordinator:
             self._maintain_at = now + MAINTENANCE_INTERVAL_S
             # Separately, so that workers and allocations are checked even if the broker does not answer.
             cancel, send = self._step_cancellation.apply, self._publisher.maintain
-            for action in (cancel, send, self._maintain_workers, self._resend_if_slots_stay_free):
+            for action in (cancel, send, self._maintain_workers, self._redelivery.resend_if_slots_stay_free):
                 _try(action)
             end = clock.monotonic()
             self._maintain_at = end + pause_s(end - now)
         _try(lambda: self._records.follow(skip=self._scaling.ended_workers))
-        _try(self._send_due)
+        if self._records.stop_request:
+            _try(self._stop_workers)  # before Maestro submits what depends on the sample
+        _try(self._redelivery.send_due)
         _try(self._records.flush)
-        self._refresh_interval_s = min(REFRESH_LIMIT_S, max(REFRESH_INTERVAL_S, 10 * (clock.monotonic() - now)))
+        pause = min(REFRESH_LIMIT_S, 10 * (clock.monotonic() - now), self._redelivery.next_due_s)
+        self._refresh_interval_s = max(REFRESH_INTERVAL_S, pause)
 
     def _maintain_workers(self) -> None:
         try:
-            has_lost = self._scaling.maintain()
+            must_resend = self._scaling.maintain()
         finally:
             self._lock.working = self._scaling.working_allocations
-        if has_lost:
+        if must_resend:
             self._publisher.resend_without_message()
 
-    # --- maintenance ---
-
-    def _send_due(self) -> None:
-        """Send the samples whose delay has passed, and the next suspect."""
-        for record in self._records:
-            if (record.delayed or record.suspect is not None) and record.active and not record.stops_early:
-                due = record.due()
-                if due.any():
-                    self._publisher.send(record, due)
-
-    def _resend_if_slots_stay_free(self) -> None:
-        """Send samples without a lease again if slots stay free: the messages of these samples were lost."""
-        free_slots = self._scaling.free_slots()
-        now, quiet = clock.monotonic(), []
-        for record in self._records.with_work():
-            if record.stops_early or not free_slots.accept(record):
-                record.idle_since = None
-            elif record.idle_since is None:
-                record.idle_since = now
-            elif now - record.idle_since > RESEND_DELAY_S:
-                quiet.append(record)
-        quiet = [record for record in quiet if record.unassigned(self._records.leased(record)).any()]
-        if quiet:
-            self._records.follow(fresh=True)  # unlike `_refresh`, include all workers, also those that have left
-        for record in quiet:
-            unassigned = record.unassigned(self._records.leased(record))
-            if unassigned.any():
-                LOGGER.info("Sending %d samples of '%s' again.", unassigned.sum(), record.manifest.name)
-                self._publisher.send(record, unassigned)
+    def _stop_workers(self) -> None:
+        if self._scaling.stop_workers():
+            self._publisher.resend_without_message()
 
     # --- end ---
 

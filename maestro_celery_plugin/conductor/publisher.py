@@ -11,7 +11,7 @@ import numpy as np
 
 from maestro_celery_plugin import clock
 from maestro_celery_plugin.broker import private
-from maestro_celery_plugin.broker.app import declare, import_transport, is_redis, make_app, queue_for
+from maestro_celery_plugin.broker.app import declare, import_transport, make_app
 from maestro_celery_plugin.broker.messages import RangeTask
 from maestro_celery_plugin.broker.sender import Sender
 from maestro_celery_plugin.conductor.recall import Recall
@@ -66,11 +66,9 @@ class Publisher:
             import_transport()  # while the broker starts
             private.start(self._session)
             broker = self._session.read_broker()
-        if self._plan.settings.has_priorities and broker and is_redis(broker.url):  # also those of a correction
-            self._session.write_priorities()
         app = make_app(self._session, SOCKET_TIMEOUT_S, confirms=True)
         try:
-            declare(app, [queue_for(self._session, name) for name in self._task_queues])
+            declare(app, self._session, self._task_queues)
         except Exception as cause:  # each transport has its own errors
             raise BrokerError(f"The broker does not answer: {cause}") from cause
         self._sender = Sender(self._session, app)
@@ -126,6 +124,14 @@ class Publisher:
                 raise BrokerError(f"A message cannot be sent: {cause}") from cause
         if ranges:
             self._records.follow_own()
+
+    def withdraw(self, record: StepRecord) -> None:
+        """Take back the messages of a step record that no worker has claimed; their samples wait.
+
+        Raises:
+            OSError: the claims cannot be made now.
+        """
+        self._recall.take_back(record, (record.samples.outcome == Outcome.OPEN) & ~self._records.leased(record))
 
     def _ranges(self, record: StepRecord, mask: np.ndarray[Any, Any], epoch: int) -> list[tuple[int, int, RunMode]]:
         """Return the ranges [start, stop) that cover samples, with their modes.

@@ -46,8 +46,8 @@ class Reopening:
         self._records.follow(fresh=True)
         external_cause = allocation.state is not AllocationState.OUT_OF_MEMORY
         self._records.mark_lost((beat.name for beat in dead), external_cause=external_cause, is_elsewhere=True)
-        stems = tuple(worker_stem(group, allocation.label) for group in groups)
-        has_worked = any(has_stem(writer, stem) for writer in self._records.started_writers for stem in stems)
+        stems = self._stems(source, allocation)
+        has_worked = self.has_worked(source, allocation)
         source.record_end(allocation, has_worked=has_worked, output=last_output(self._session, stems))
         ended = []
         for record in self._records.with_work():
@@ -63,6 +63,15 @@ class Reopening:
                     ended.append(record)
         if not allocation.released:
             self._time_out(ended, allocation)
+
+    def has_worked(self, source: AllocationSource, allocation: Allocation) -> bool:
+        """Tell whether a sample has started in an allocation, which the ledger may show before a heartbeat."""
+        stems = self._stems(source, allocation)
+        return any(has_stem(writer, stem) for writer in self._records.started_writers for stem in stems)
+
+    def _stems(self, source: AllocationSource, allocation: Allocation) -> tuple[str, ...]:
+        """Return the stems of the workers in an allocation."""
+        return tuple(worker_stem(group, allocation.label) for group in self._pool.groups_of(source))
 
     def _time_out(self, records: list[StepRecord], allocation: Allocation) -> None:
         """Time out step records with a started sample; cancel all of them if their allocation was cancelled.

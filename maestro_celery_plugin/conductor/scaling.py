@@ -13,6 +13,7 @@ from maestro_celery_plugin.conductor.remaining_work import RemainingWork
 from maestro_celery_plugin.conductor.reopening import Reopening
 from maestro_celery_plugin.conductor.step_record import StepRecord
 from maestro_celery_plugin.conductor.step_records import StepRecords
+from maestro_celery_plugin.conductor.stopped_workers import StoppedWorkers
 from maestro_celery_plugin.conductor.worker_pool import WorkerPool
 from maestro_celery_plugin.conductor.worker_sources import config_of, sources_of
 from maestro_celery_plugin.config.groups import has_other_hosts
@@ -20,6 +21,7 @@ from maestro_celery_plugin.config.settings import WorkerGroupSettings
 from maestro_celery_plugin.errors import WorkerError
 from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.session import Session
+from maestro_celery_plugin.study.stopped_workers import request_start, request_worker_stop
 
 __all__ = ["Scaling"]
 
@@ -42,9 +44,10 @@ class Scaling:
     def __init__(
         self, plan: StudyPlan, session: Session, records: StepRecords, groups: Mapping[str, WorkerGroupSettings]
     ) -> None:
-        self._records = records
+        self._plan, self._session, self._records = plan, session, records
         for name in groups:
             session.write_group(config_of(plan.settings, name))
+        self._stopped = StoppedWorkers(session)
         self._pool = WorkerPool(session, groups, sources_of(plan, session))
         session.heartbeats.refresh()  # otherwise a worker that has just begun on another node would count as dead
         self._pool.refresh()
@@ -59,26 +62,75 @@ class Scaling:
         """Start workers for each group with work, and end allocations without work.
 
         Returns:
-            Whether workers were lost since the last call.
+            Whether samples may have no message: workers were lost since the last call, or the study continues.
         """
         has_lost = self._dead_workers.detect()
+        continues = self.stop_workers()  # before an allocation whose workers leave has ended
         for source, allocation in self._pool.refresh_allocations():
             self._reopening.apply(source, allocation)
+        self._let_allocations_end()  # they have slots now if workers have begun
         self._broken_machines.check()
         self._records.give_up(lambda record: self._pool.machine_count(record.groups))
         self._scale()
         self._enforce_cancellation()
-        return has_lost
+        return has_lost or continues
+
+    def stop_workers(self) -> bool:
+        """Let the workers leave that a user or a sample has stopped, and their allocations end.
+
+        Returns:
+            Whether workers take samples of a step record again; these samples may have no message.
+
+        Raises:
+            OSError: a file cannot be read or written now; `maintain` tries again.
+        """
+        if self._records.stop_request:
+            request_worker_stop(self._session.path, None, self._records.stop_request)
+            self._records.stop_request = ""
+            self._pool.refresh()
+        self._stopped.refresh()
+        self._stopped.ask(self._pool.alive.values())
+        self._let_allocations_end()
+        waited = [record for record in self._records if record.waits]
+        for record in self._records:
+            record.waits = self.waits(record)
+        if self._stopped.request is not None and any(record.waits for record in self._records.with_work()):
+            self._stopped.announce(self._plan.root)
+        return not all(record.waits for record in waited)
+
+    def waits(self, record: StepRecord) -> bool:
+        """Tell whether the workers of a step record are stopped, and no other worker serves it."""
+        if not record.groups or not all(map(self._is_stopped, record.groups)):
+            return False
+        beats = self._pool.alive.values()
+        return not any(beat.group in record.groups and self._stopped.spares(beat) for beat in beats)
+
+    def _is_stopped(self, group: str) -> bool:
+        """Tell whether no worker of a group may start; a full disk may delay the storage of a request."""
+        return bool(self._records.stop_request) or self._stopped.includes(group)
+
+    def _let_allocations_end(self) -> None:
+        """Let the open allocations end whose groups are all stopped."""
+        request = self._stopped.request
+        for source in self._pool.allocation_sources if request is not None else ():
+            allocation = source.current if source.is_open else None
+            if allocation is None or not all(map(self._stopped.includes, self._pool.groups_of(source))):
+                continue
+            if request is not None and request.now:
+                self._pool.release(source)
+            elif not allocation.released:
+                source.let_end(has_worked=self._reopening.has_worked(source, allocation))
 
     def start_workers(self, record: StepRecord) -> None:
-        """Start workers for a step record that is being submitted, unless its samples have ended.
+        """Start workers for a step record that is being submitted, unless it has ended or its workers are stopped.
 
         Raises:
             WorkerError: no worker can start.
         """
         if not record.samples.is_complete:
             for group in record.groups:
-                self._pool.ensure(group)
+                if not self._is_stopped(group):
+                    self._pool.ensure(group)
 
     def free_slots(self) -> FreeSlots:
         """Count the free slots of the live workers."""
@@ -103,15 +155,16 @@ class Scaling:
         return self._pool.working_allocations
 
     def end(self) -> None:
-        """End all workers and allocations."""
+        """End all workers and allocations; then none are stopped any more."""
         self._pool.stop()
+        request_start(self._session.path)
 
     def _scale(self) -> None:
         """Start workers for groups with work, and end allocations whose groups have no present or future work."""
         with_work = self._records.with_work()
         for name in self._pool.groups:
             records = [r for r in with_work if name in r.groups and name not in r.withdrawn]
-            if records:
+            if records and not self._is_stopped(name):
                 self._ensure(name, records)
         busy = {name for record in with_work for name in record.groups}
         for source in self._pool.allocation_sources:

@@ -1,49 +1,75 @@
-"""The cancellation of single step records, while the conductor runs the others."""
+"""The cancellation of single step records, and the purge of their samples, while the conductor runs the others."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from maestro_celery_plugin.conductor.step_record import StepRecord
 from maestro_celery_plugin.conductor.step_records import StepRecords
-from maestro_celery_plugin.study.cancelled_steps import CancelledSteps, reason_of
+from maestro_celery_plugin.study.cancelled_steps import CancelledSteps, purge_reason, reason_of
 from maestro_celery_plugin.study.plan import StudyPlan
 
 __all__ = ["StepCancellation"]
 
 
 class StepCancellation:
-    """Cancels the step records that a user names.
+    """Cancels the step records that a user names, or takes their waiting samples back.
 
     Args:
         plan: The study.
         records: Its step records.
+        withdraw: Takes back the messages of a step record that no worker has.
 
     Attributes:
         has_news: Whether a user has named other step records since the last poll of Maestro, which cancels native ones.
     """
 
-    def __init__(self, plan: StudyPlan, records: StepRecords) -> None:
-        self._plan, self._records = plan, records
-        self._cancelled = CancelledSteps(plan.cancelled_steps)
+    def __init__(self, plan: StudyPlan, records: StepRecords, withdraw: Callable[[StepRecord], None]) -> None:
+        self._plan, self._records, self._withdraw = plan, records, withdraw
+        self._cancelled, self._purged = CancelledSteps(plan.cancelled_steps), CancelledSteps(plan.purged_steps)
         self._known = self._cancelled.names()
         self.has_news = False
 
     def reason(self, record: StepRecord) -> str:
-        """Return why a step record must not run; empty for one that may run."""
+        """Return why no further sample of a step record may start; empty for one that may run."""
         name = record.manifest.name
-        return reason_of(name, self._plan.root) if name in self._known and not record.samples.is_complete else ""
+        if record.samples.is_complete:
+            return ""
+        if name in self._known:
+            return reason_of(name, self._plan.root)
+        return purge_reason(self._plan.root) if name in self._purged.names() else ""
 
     def apply(self) -> None:
-        """Cancel the step records that a user has named, and end their running samples.
+        """Cancel the step records that a user has named, and end their running samples; purge others.
 
         Raises:
             OSError: the names cannot be read.
             LedgerError: the cancellation cannot be recorded.
         """
+        self._purge()
         names = self._cancelled.names()
         self.has_news = self.has_news or names != self._known
         self._known = names
         if not names:
             return
-        named = [record for record in self._records if record.active and not record.cancelled and self.reason(record)]
+        named = [record for record in self._records if self._is_to_cancel(record)]
         for record in named:
             self._records.cancel(record, reason=self.reason(record))
+
+    def _is_to_cancel(self, record: StepRecord) -> bool:
+        """Whether a step record must be cancelled now: that its waiting samples were purged does not end the others."""
+        is_cancelled = record.cancelled and record.cancelled_at is not None
+        return record.manifest.name in self._known and record.active and not is_cancelled and bool(self.reason(record))
+
+    def _purge(self) -> None:
+        """Take the waiting samples of purged step records back; those that workers have run to their end.
+
+        A worker that has a range may send parts of it, so that the messages are taken back in each call.
+        """
+        names = self._purged.names()
+        purged = [r for r in self._records if r.active and r.manifest.name in names] if names else []
+        for record in purged:
+            if not record.stops_early and not record.samples.is_complete:
+                record.cancelled, record.reason = True, purge_reason(self._plan.root)
+                self._records.store_reasons()
+            self._withdraw(record)

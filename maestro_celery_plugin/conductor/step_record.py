@@ -91,6 +91,7 @@ class StepRecord:
         faults: Samples that workers could not run since Maestro's last submission.
         is_on_trial: Tells whether a machine may be the cause of failures, so that these are not final.
         times: When it has run.
+        waits: Whether it waits for workers because those of its groups are stopped.
     """
 
     manifest: Manifest
@@ -113,6 +114,7 @@ class StepRecord:
     faults: dict[int, Faults] = dataclasses.field(default_factory=dict)
     is_on_trial: Callable[[], bool] = lambda: False
     times: RunTimes = dataclasses.field(default_factory=RunTimes)
+    waits: bool = False
 
     @property
     def number(self) -> int:
@@ -234,7 +236,8 @@ class StepRecord:
             return RecordState.FINISHED if self.samples.is_complete else RecordState.CANCELLED
         if self.timed_out:
             return RecordState.TIMED_OUT
-        return RecordState.RUNNING if self.samples.has_started else RecordState.PENDING
+        runs = self.samples.has_started and (has_leases or not self.waits)
+        return RecordState.RUNNING if runs else RecordState.PENDING
 
 
 def ranges_of(mask: np.ndarray[Any, Any], bridge: np.ndarray[Any, Any]) -> list[tuple[int, int]]:

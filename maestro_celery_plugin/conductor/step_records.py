@@ -44,7 +44,7 @@ class StepRecords:
         leases: The leases of the workers.
         waiting_messages: The messages that no slot has taken.
         claims: The claims of the study.
-        stopped_by: Sentence that names the sample which requested to stop the study; None without such a sample.
+        stop_request: Sentence that names the sample which has requested that all workers stop; empty without a request.
         started_writers: The writers that have started a sample.
         live_writers: The live workers: the dictionary `WorkerPool.alive`, which `Scaling` assigns once.
         quick_failures: The last samples of each worker that have failed early or could not run.
@@ -63,7 +63,7 @@ class StepRecords:
         self.live_writers: Container[str] = ()
         self.leases, self.waiting_messages = self._follower.leases, self._follower.waiting_messages
         self.quick_failures, self.started_writers = self._follower.quick_failures, self._follower.started_writers
-        self.stopped_by: str | None = None
+        self.stop_request = ""
 
     def load(self, alive: Iterable[str]) -> None:
         """Load the step records of an earlier conductor.
@@ -190,13 +190,9 @@ class StepRecords:
         if record.has_failed:
             self._stop(record)
         if (outcomes == Outcome.STOPPED_STUDY).any():
-            self._stop_study(record, int(samples[outcomes == Outcome.STOPPED_STUDY][0]))
-
-    def _stop_study(self, record: StepRecord, sample: int) -> None:
-        self.stopped_by = f"Sample {sample} of '{record.manifest.name}' has requested to stop all workers (code 105)."
-        LOGGER.warning("%s", self.stopped_by)
-        incomplete = [other for other in self if other.active and not other.samples.is_complete]
-        self.cancel(*incomplete, reason=self.stopped_by)
+            sample = int(samples[outcomes == Outcome.STOPPED_STUDY][0])
+            name = record.manifest.name
+            self.stop_request = f"Sample {sample} of '{name}' has requested that all workers stop (exit code 105)."
 
     # --- writing the ledger ---
 

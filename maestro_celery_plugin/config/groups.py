@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from msgspec import field
@@ -12,6 +12,7 @@ from maestro_celery_plugin.config.conversion import Exact
 from maestro_celery_plugin.config.resources import StepNeeds
 from maestro_celery_plugin.config.settings import BatchSettings, EnsembleSettings, StepFacts, WorkerGroupSettings
 from maestro_celery_plugin.config.walltime import seconds_of
+from maestro_celery_plugin.errors import StudyError, nearest
 from maestro_celery_plugin.machine import host_name
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "awaited_groups",
     "batch_of",
     "batch_of_allocation",
+    "require_groups",
     "group_config",
     "has_other_hosts",
     "is_for_this_machine",
@@ -131,6 +133,18 @@ def nodes_of(batch: BatchSettings, current_nodes: int | None) -> int:
 def serving_groups(settings: EnsembleSettings) -> dict[str, WorkerGroupSettings]:
     """Return the worker groups that serve a task queue, by name."""
     return {name: group for name, group in settings.resources.workers.items() if group.task_queues}
+
+
+def require_groups(settings: EnsembleSettings, names: Iterable[str]) -> None:
+    """Check that a study has the worker groups of an option `--group`.
+
+    Raises:
+        StudyError: it has no such group.
+    """
+    serving = serving_groups(settings)
+    for name in names:
+        if name not in serving:
+            raise StudyError(f"--group: the study has no worker group '{name}'; {nearest(name, serving)}")
 
 
 def is_for_this_machine(group: WorkerGroupSettings) -> bool:

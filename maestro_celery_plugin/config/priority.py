@@ -4,15 +4,16 @@ from __future__ import annotations
 
 __all__ = ["HIGHEST_LEVEL", "MEDIUM_LEVEL", "level_of"]
 
-# Levels are from 0 to HIGHEST_LEVEL, of which the highest starts first. RabbitMQ and Redis have ten.
-HIGHEST_LEVEL, MEDIUM_LEVEL = 9, 5
-_WORDS = {"minimal": 0, "low": 2, "medium": MEDIUM_LEVEL, "high": 7, "expedited": HIGHEST_LEVEL}
+# Levels are from 0 to HIGHEST_LEVEL, of which the highest starts first. Brokers have ten priorities; the one above
+# these levels is for samples that run again.
+HIGHEST_LEVEL, MEDIUM_LEVEL = 8, 4
+_WORDS = {"minimal": 0, "low": 2, "medium": MEDIUM_LEVEL, "high": 6, "expedited": HIGHEST_LEVEL}
 
 
 def level_of(priority: str | float | None) -> int:
     """Return the level of a step's `priority`; MEDIUM_LEVEL without one.
 
-    Worked example: 0.25 is round(0.25 · 9) = 2, as ``LOW``.
+    Worked example: 0.25 is round(0.25 · 8) = 2, as ``LOW``.
 
     Raises:
         ValueError: a step of the workers cannot have this priority.

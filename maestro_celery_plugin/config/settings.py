@@ -280,11 +280,6 @@ class EnsembleSettings(Block, frozen=True, kw_only=True):
     """Whether a file MERLIN_FINISHED marks each finished sample, because a step uses it."""
 
     @property
-    def has_priorities(self) -> bool:
-        """Whether the messages of some steps have another level than those of others."""
-        return len({step.priority for step in self.steps.values() if step.queues}) > 1
-
-    @property
     def needs_workers(self) -> bool:
         """Whether a worker group serves a task queue; False when Maestro runs all steps itself."""
         return any(group.task_queues for group in self.resources.workers.values())

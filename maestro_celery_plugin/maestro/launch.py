@@ -36,6 +36,7 @@ from maestro_celery_plugin.maestro.sample_generation import with_samples
 from maestro_celery_plugin.plugins import batch_system
 from maestro_celery_plugin.processes import forget_variable
 from maestro_celery_plugin.spec.problems import Kind, Problem, passed
+from maestro_celery_plugin.study.merlin_command import write_merlin_command
 from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.provenance import SpecificationTexts, write_specifications
 from maestro_celery_plugin.study.session import ENVIRONMENT_VARIABLE, BrokerLocation, Session
@@ -249,11 +250,10 @@ def _make_session(plan: StudyPlan) -> None:
     if notify:
         session.write_notify(notify)
     session.write_environment(plan.overrides.environment)
+    write_merlin_command(session.path, plan.root)
     if not plan.settings.needs_workers:
         return
     Claims(plan.claims, plan.number).check()
-    if plan.settings.has_priorities:
-        session.write_priorities()
     host = OPTIONS.broker_host or (cluster_address() if has_other_hosts(plan.settings) else None)
     if host:
         session.write_broker_host(host)

@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -22,6 +23,7 @@ from maestro_celery_plugin.maestro.cancel_report import CancelReport
 from maestro_celery_plugin.maestro.correction import Correction, check_complete, note_of_change, words_of
 from maestro_celery_plugin.maestro.limits import Limits, apply_limits
 from maestro_celery_plugin.maestro.reruns import RerunRequest, Reruns
+from maestro_celery_plugin.maestro.stop_workers import start_workers_again
 from maestro_celery_plugin.processes import forget_variable
 from maestro_celery_plugin.report.exit_codes import StudyCode, code_of
 from maestro_celery_plugin.report.reader import StatusReader
@@ -35,6 +37,8 @@ from maestro_celery_plugin.study.study_processes import StudyProcesses
 __all__ = ["resume"]
 
 _START_LIMIT_S = 30.0
+# Interval between two looks at whether a conductor that another process has started lives.
+_RELEASE_INTERVAL_S = 0.5
 # Number of cancelled step records that a message names.
 _SHOWN = 5
 # Seconds between two polls, as those of `maestro run`.
@@ -77,6 +81,10 @@ def resume(
         BrokerError: the broker cannot be used.
     """
     plan = _plan_of(directory)
+    has_changes = request != RerunRequest() or specification or limits != Limits() or broker or broker_host
+    if start_workers_again(plan, has_options=bool(has_changes)):
+        print("The conductor of the study runs, and starts workers again.")
+        return _await_end(plan, lambda: _await_release(plan)) if foreground else StudyCode.WELL
     try:
         with FileLock(plan.info / "resume.lock").acquire(timeout=0):
             plan = _with_correction(plan, specification)
@@ -85,7 +93,7 @@ def resume(
             _await_conductor(plan, process)
     except Timeout as cause:
         raise StudyError(_IS_CONDUCTED.format(study=plan.root)) from cause
-    return _await_end(plan, process) if foreground else StudyCode.WELL
+    return _await_end(plan, process.wait) if foreground else StudyCode.WELL
 
 
 def _plan_of(directory: Path) -> StudyPlan:
@@ -105,10 +113,15 @@ def _plan_of(directory: Path) -> StudyPlan:
     return plan
 
 
-def _await_end(plan: StudyPlan, process: subprocess.Popen[bytes]) -> StudyCode:
+def _await_release(plan: StudyPlan) -> None:
+    while has_conductor(plan):
+        clock.sleep(_RELEASE_INTERVAL_S)
+
+
+def _await_end(plan: StudyPlan, wait: Callable[[], object]) -> StudyCode:
     """Wait for the end of the conductor, or until the user does not wait any longer; return how the study is then."""
     try:
-        process.wait()
+        wait()
     except KeyboardInterrupt:  # the conductor has a session of its own, so it goes on
         root = shlex.quote(str(plan.root))
         print(
@@ -183,6 +196,7 @@ def _prepare(
         reruns.record()
         all_limits = apply_limits(plan, limits)
         plan.cancel_request.unlink(missing_ok=True)
+        plan.purged_steps.unlink(missing_ok=True)
         session.revoke_stop()
         return all_limits
 

@@ -1,4 +1,4 @@
-"""The exit codes of `status`, `explain` and `resume`, which tell a script how the study is."""
+"""The exit codes of `status`, `explain`, `monitor` and `resume`, which tell a script how the study is."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ class StudyCode(enum.IntEnum):
     """It has not ended, and no conductor runs it."""
     RUNNING = 4
     """It still runs, although the command was to wait for its end."""
+    STALLED = 5
+    """Only of `monitor`: it waits for workers; for some time, no worker was alive and no allocation open."""
 
 
 def code_of(status: StudyStatus, *, is_to_end: bool = False) -> StudyCode:

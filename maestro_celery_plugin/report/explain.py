@@ -140,6 +140,9 @@ class Explanation:
         elif self._is_native(step):
             yield fixed("Maestro runs it itself, as a separate batch job.")
         else:
+            stopped = self.status.workers_stopped
+            if stopped is not None and all(map(stopped.include, self._groups.names(step.step))):
+                yield fixed(stopped.advice(self._plan.root))
             yield Sentence("progress", _progress_words)
             yield from map(fixed, self._groups.now(step.step))
 

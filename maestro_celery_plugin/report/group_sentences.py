@@ -79,6 +79,8 @@ class GroupSentences:
             more = Counter(state for _, state in workers[_SHOWN:])
             rest = "".join(f", and {count} more ({state})" for state, count in more.items())
             return f"Worker group '{name}': {states}{rest}."
+        if self._status.workers_stopped is not None and self._status.workers_stopped.include(name):
+            return f"Worker group '{name}': its workers are stopped."
         if not is_for_this_machine(group):
             return (
                 f"Worker group '{name}' waits for its workers on {' or '.join(group.machines)}: start them there with "

@@ -12,6 +12,7 @@ from typing import Any
 from maestro_celery_plugin.ledger.sample_states import Counts
 from maestro_celery_plugin.states import WorkerState
 from maestro_celery_plugin.study.broken_machines import BrokenMachine
+from maestro_celery_plugin.study.stopped_workers import StoppedGroups
 
 __all__ = ["AllocationStatus", "StepStatus", "StudyState", "StudyStatus", "WorkerStatus"]
 
@@ -137,6 +138,7 @@ class StudyStatus:
         broken_machines: The machines whose worker has left the study because of them.
         damage: A sentence for each kind of damage of the ledger; empty for a sound ledger.
         broker_problem: A sentence if the study runs and its broker, which the user gave by URL, cannot be reached.
+        workers_stopped: The worker groups that a user or a sample has stopped; None if there are none.
     """
 
     study: str
@@ -148,6 +150,7 @@ class StudyStatus:
     broken_machines: list[BrokenMachine] = dataclasses.field(default_factory=list)
     damage: list[str] = dataclasses.field(default_factory=list)
     broker_problem: str = ""
+    workers_stopped: StoppedGroups | None = None
 
     @property
     def failed_samples(self) -> int:
@@ -176,4 +179,5 @@ class StudyStatus:
             "broken_machines": [dataclasses.asdict(machine) for machine in self.broken_machines],
             "damage": self.damage,
             "broker_problem": self.broker_problem,
+            "workers_stopped": dataclasses.asdict(self.workers_stopped) if self.workers_stopped else None,
         }

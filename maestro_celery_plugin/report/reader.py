@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import heapq
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from maestro_celery_plugin.ledger.sample_states import Counts
 from maestro_celery_plugin.report.broker_check import BrokerCheck
 from maestro_celery_plugin.report.model import AllocationStatus, StepStatus, StudyState, StudyStatus, WorkerStatus
 from maestro_celery_plugin.report.sample_status import RecordSamples, SampleStatus
+from maestro_celery_plugin.report.unserved_steps import as_waiting, unserved_steps
 from maestro_celery_plugin.report.usage import AllocationUsage
 from maestro_celery_plugin.report.worker_status import is_alive, workers
 from maestro_celery_plugin.states import WorkerState
@@ -34,6 +35,7 @@ from maestro_celery_plugin.study.manifest import Manifest
 from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.session import Session
 from maestro_celery_plugin.study.status_csv import FINAL_STATES, StepRow, read_rows
+from maestro_celery_plugin.study.stopped_workers import read_stopped
 
 __all__ = ["StatusReader"]
 
@@ -78,16 +80,19 @@ class StatusReader:
             self._follow_ledger()
             beats = self._session.heartbeats.all()
             alive = {beat.name: is_alive(self._session, beat, conducted) for beat in beats}
+            stopped = read_stopped(self._session.path) if conducted else None
+            unserved = unserved_steps(self._plan.settings, stopped, _groups_served(beats, alive))
             return StudyStatus(
                 study=self._name(),
                 path=self._plan.root,
                 state=self._state(rows, conducted),
-                steps=self._steps(rows, alive, conducted),
+                steps=self._steps(rows, alive, conducted, unserved),
                 allocations=list(self._allocations()),
                 workers=[*workers(beats, alive), *self._awaited(rows, beats, alive)],
                 broken_machines=read_broken_machines(self._plan.broken_machines),
                 damage=self._ledger.damage,
                 broker_problem=self._broker.problem() if conducted else "",
+                workers_stopped=stopped,
             )
         except OSError as cause:
             raise StudyError(f"The study '{self._plan.root}' cannot be read: {cause}.") from cause
@@ -135,7 +140,9 @@ class StatusReader:
 
     # --- step records ---
 
-    def _steps(self, rows: list[StepRow], alive: dict[str, bool], conducted: bool) -> list[StepStatus]:
+    def _steps(
+        self, rows: list[StepRow], alive: dict[str, bool], conducted: bool, unserved: Container[str]
+    ) -> list[StepStatus]:
         """Return the step records in Maestro's order, followed by those without a row in ``status.csv``."""
         working = np.array([conducted or alive.get(writer, False) for writer in self._writers], bool)
         self._by_name = {record.manifest.name: record for record in self._records.values()}
@@ -143,7 +150,8 @@ class StatusReader:
         unnamed = [_row_of(record.manifest) for name, record in self._by_name.items() if name not in named]
         live = np.array([alive.get(writer, False) for writer in self._writers], bool)
         self._names = [row.name for row in (*rows, *unnamed)]
-        return [_step(row, self.record(row.name), working, live, conducted) for row in (*rows, *unnamed)]
+        steps = [_step(row, self.record(row.name), working, live, conducted) for row in (*rows, *unnamed)]
+        return [as_waiting(step) if step.step in unserved else step for step in steps]
 
     def _follow_ledger(self) -> None:
         """Apply new entries: one sort groups all entries by step record."""
@@ -200,6 +208,13 @@ class StatusReader:
         record = self.record(name)
         return (record.interruptions, record.longest_interruption_s) if record else (0, 0.0)
 
+    def running_samples(self) -> dict[str, int]:
+        """Return the number of running samples by writer, from the last `read`; of dead writers as well."""
+        counts = np.zeros(len(self._writers), np.intp)
+        for record in self._records.values():
+            record.add_running(counts)
+        return {writer: int(count) for writer, count in zip(self._writers, counts, strict=True) if count}
+
     @property
     def _ordered(self) -> list[RecordSamples]:
         """The submitted step records in the order of `read`, which is Maestro's."""
@@ -232,6 +247,11 @@ class StatusReader:
 def _small(numbers: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Return numbers in 16 bits if they fit; NumPy's stable sort then takes linear time."""
     return numbers.astype(np.uint16) if int(numbers.max()) <= np.iinfo(np.uint16).max else numbers
+
+
+def _groups_served(beats: list[Heartbeat], alive: dict[str, bool]) -> frozenset[str]:
+    """Return the groups with a live worker that takes samples."""
+    return frozenset(beat.group for beat in beats if alive[beat.name] and beat.state is not WorkerState.STOPPING)
 
 
 def _row_of(manifest: Manifest) -> StepRow:

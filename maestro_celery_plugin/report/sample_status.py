@@ -129,6 +129,11 @@ class RecordSamples:
         lost = counts.running - int(working[self._writer[self.states.running]].sum())
         return dataclasses.replace(counts, running=counts.running - lost, pending=counts.pending + lost)
 
+    def add_running(self, counts: np.ndarray[Any, Any]) -> None:
+        """Add the number of running samples of each writer to `counts`."""
+        if self.states.has_started and not self.states.is_complete:
+            counts += np.bincount(self._writer[self.states.running], minlength=len(counts))
+
     def failed(self, limit: int) -> list[SampleStatus]:
         """Return the first `limit` samples that failed."""
         return [self._sample(int(index)) for index in self._failed()[: max(0, limit)]]

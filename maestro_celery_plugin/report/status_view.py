@@ -126,6 +126,8 @@ def _advice(status: StudyStatus) -> list[RenderableType]:
         words = "The conductor died before the study ended. To continue the study:"
     elif status.state is StudyState.PENDING:
         words = "No conductor has run this study yet. If none is about to start:"
+    elif status.workers_stopped is not None:
+        words = f"{status.workers_stopped.sentence} To start them again:"
     else:
         return []
     command = command_words("maestro-celery resume", status.path)

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from rich.cells import cell_len, chop_cells
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
@@ -29,7 +29,11 @@ __all__ = [
     "state_style",
     "state_text",
     "whole",
+    "wide_console",
 ]
+
+# Wider than a table of names.
+_WIDE = 1000
 
 _STYLES = {
     "FINISHED": "green",
@@ -67,6 +71,11 @@ def whole(text: Text) -> Text:
     """
     text.no_wrap, text.overflow = True, "ignore"
     return text
+
+
+def wide_console() -> Console:
+    """Return a console for a table whose lines are not wrapped, so that a script can read them."""
+    return Console(highlight=False, width=_WIDE)
 
 
 def command_words(command: str, study: Path) -> str:

@@ -1,4 +1,7 @@
-"""The step records that a user has cancelled one by one: a study keeps them until a user asks to run them again."""
+"""The step records that a user has cancelled one by one, or whose waiting samples a user has purged.
+
+A study keeps cancelled ones until `resume --step` names them, and purged ones until it is resumed.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from filelock import FileLock
 from maestro_celery_plugin.errors import DamagedFileError
 from maestro_celery_plugin.files import read_json, write_atomically
 
-__all__ = ["CancelledSteps", "reason_of"]
+__all__ = ["CancelledSteps", "purge_reason", "reason_of"]
 
 _LOCK_LIMIT_S = 10.0
 
@@ -87,3 +90,8 @@ def reason_of(name: str, root: Path) -> str:
         f"`maestro-celery cancel --step` has cancelled it; `maestro-celery resume --step {name} {root}` would run it "
         "after the end of the study."
     )
+
+
+def purge_reason(root: Path) -> str:
+    """Return why the waiting samples of a step record do not run, as a sentence for the user."""
+    return f"`maestro-celery purge` has taken its waiting samples back; `maestro-celery resume {root}` runs them."

@@ -47,6 +47,7 @@ class Heartbeat:
         refuses: Numbers of the step records whose samples it does not start any more, because the remaining
             time is too short.
         machine: Identity of its machine (`machine.machine_id`); empty in a heartbeat of release 0.1.
+        started_at: Start of the worker (Unix seconds of its machine), for users; None in a heartbeat of release 0.1.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Heartbeat:
     refused_messages: int = 0
     refuses: tuple[int, ...] = ()
     machine: str = ""
+    started_at: float | None = None
 
     @property
     def place(self) -> tuple[str, str]:
@@ -121,8 +123,8 @@ class Heartbeats:
         return self._workers / f"{name}.json"
 
     def remove(self, name: str) -> None:
-        """Remove the heartbeat of a worker that has ended or died, the request to stop it, and its acquittal."""
-        for suffix in ("json", "stop", "acquitted"):
+        """Remove the heartbeat of a worker that has ended or died, the requests to it, and its acquittal."""
+        for suffix in ("json", "stop", "leave", "acquitted"):
             (self._workers / f"{name}.{suffix}").unlink(missing_ok=True)
 
     def acquit(self, name: str) -> None:

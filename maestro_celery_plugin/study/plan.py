@@ -21,6 +21,7 @@ The plugin writes to the directory ``merlin_info`` of the study:
       reasons.json                  why step records do not run or have ended
       limits.json                   limits that a user has changed (`maestro/limits.py`)
       cancelled_steps.json          step records that a user has cancelled (`cancelled_steps.py`)
+      purged_steps.json             step records whose waiting samples a user has purged (`cancelled_steps.py`)
       refusals.json                 why step records could not be submitted
       broken_machines.json          machines whose worker has left the study because of them
       session/                      0700: secret, broker, heartbeats
@@ -204,6 +205,11 @@ class StudyPlan:
     def cancelled_steps(self) -> Path:
         """The file with the step records that a user has cancelled one by one (`cancelled_steps.py`)."""
         return self.info / "cancelled_steps.json"
+
+    @property
+    def purged_steps(self) -> Path:
+        """The file with the step records whose waiting samples a user has purged (`cancelled_steps.py`)."""
+        return self.info / "purged_steps.json"
 
     @property
     def update_request(self) -> Path:

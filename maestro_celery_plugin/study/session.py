@@ -13,6 +13,8 @@
       groups/<group>.json          configuration of a worker group (`config/groups.py`)
       workers/<name>.json          heartbeat of a worker (`heartbeats.py`)
       workers/<name>.stop          exists when this worker must end
+      workers/<name>.leave         exists when this worker must leave after its running samples
+      workers_stopped              worker groups whose workers are stopped (`stopped_workers.py`)
       workers/<name>.acquitted     exists when a held worker may continue
 
 A worker receives the path of this directory only; it reads the secrets from the files and does not pass them on.
@@ -62,6 +64,7 @@ class BrokerLocation:
         generation: Changes at each start of a private broker, which loses its messages; None for a broker
             that the user gave by URL.
         celery: Settings of Celery that a user has changed for this broker.
+        has_priorities: Whether its queues may be declared with priorities; RabbitMQ refuses this for quorum queues.
     """
 
     url: str
@@ -69,6 +72,7 @@ class BrokerLocation:
     generation: str | None = None
     machine: str = ""
     celery: dict[str, Any] = dataclasses.field(default_factory=dict)
+    has_priorities: bool = True
 
 
 class Session:
@@ -204,21 +208,6 @@ class Session:
         os.environ.update({n: v for n, v in variables.items() if not (n.startswith(_FUNCTION) and n in os.environ)})
         return variables
 
-    # --- priorities ---
-
-    def write_priorities(self) -> None:
-        """Store that the messages of the session have different priorities."""
-        self._write("priorities", "")
-
-    @property
-    def has_priorities(self) -> bool:
-        """Whether the messages of the session have different priorities, so that RabbitMQ must sort its queues.
-
-        A queue of RabbitMQ keeps this property as long as it exists, so that a corrected specification does not
-        change it.
-        """
-        return (self.path / "priorities").exists()
-
     # --- worker groups ---
 
     def _group_path(self, name: str) -> Path:
@@ -272,6 +261,19 @@ class Session:
     def request_worker_stop(self, name: str) -> None:
         """Request the end of one worker."""
         (self.path / "workers" / f"{name}.stop").touch()
+
+    def request_worker_leave(self, name: str) -> None:
+        """Request one worker to leave when its running samples have ended."""
+        (self.path / "workers" / f"{name}.leave").touch()
+
+    def worker_leave_requested(self, name: str) -> bool:
+        """Tell whether this worker must leave when its running samples have ended."""
+        return (self.path / "workers" / f"{name}.leave").exists()
+
+    def revoke_leave(self) -> None:
+        """Revoke all requests to leave; a worker that has not left yet continues."""
+        for path in (self.path / "workers").glob("*.leave"):
+            path.unlink(missing_ok=True)
 
     def worker_stop_requested(self, name: str) -> bool:
         """Tell whether this worker must end."""

@@ -17,6 +17,7 @@ __all__ = [
     "PROCESS_MARKER",
     "WORKER_MODULE",
     "claim_name",
+    "claimed_names",
     "has_stem",
     "is_pool_process",
     "last_output",
@@ -107,6 +108,11 @@ def claim_name(session: Session, stem: str, first: int = 1) -> str:
         session.claimed_names.append(name)
         return name
     raise AssertionError("the numbers do not end")
+
+
+def claimed_names(session: Session) -> frozenset[str]:
+    """Return the names of all workers that have started so far, or are about to start."""
+    return frozenset(log.stem for log in log_of(session, "any").parent.glob("*.log"))
 
 
 def worker_command(session: Session, group: str, *, allocation: str = "") -> list[str]:

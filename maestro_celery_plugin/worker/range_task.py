@@ -29,6 +29,7 @@ from maestro_celery_plugin.states import (
     cannot_run_code,
     is_permanent,
     is_quick_failure,
+    is_request,
     outcome_of,
 )
 from maestro_celery_plugin.study.manifest import Manifest
@@ -186,7 +187,7 @@ class _RangeRun:
             if self._health.is_held:
                 self._send_rest(self._sample, stop)  # for other workers, or for this one when it may continue
                 return
-            if self._slots.is_over_budget(clock.monotonic() - begin):
+            if self._slots.is_over_budget(self._task, clock.monotonic() - begin):
                 stop = self._send_rest(self._sample, stop)
 
     def _may_start_next(self) -> bool:
@@ -238,6 +239,9 @@ class _RangeRun:
             # Before the ledger: then the next step may begin.
             directories.set_marker(sample, finished=True)
         self._ledger.write(kind, sample, int(attempt.duration_s * 1e6), code=attempt.code)
+        if kind is Kind.ENDED and is_request(attempt.code):
+            self._slots.record_request(self._task)
+            self._ledger.flush()  # the delay before the next attempt begins when the conductor sees this entry
         if kind is Kind.ENDED:
             self._record_health(failed=is_quick_failure(attempt.code, attempt.duration_s))
         self._slots.record_duration(self._task, self._manifest.step, attempt.duration_s)

@@ -21,6 +21,8 @@ __all__ = ["TIME_BUDGET_S", "Running", "Slots"]
 
 # A slot runs samples of its range for about this long, and sends the rest of the range to other slots.
 TIME_BUDGET_S = 1.0
+# The same for a step record whose samples have requested another run: the delay of a retry ends within a second.
+AGAIN_BUDGET_S = 0.3
 # A sample that is expected to take less ends soon: the next message of its slot may arrive meanwhile.
 SOON_S = 0.1
 # Signals that a batch system sends to every process of an allocation that it ends: samples and workers.
@@ -62,7 +64,8 @@ class Slots:
         launches: Environment and warning of samples that start parallel programs.
         busy: Number of slots with a task.
         last_work: When a slot last took or finished a task (monotonic).
-        stopping: Set when no further sample may start.
+        stopping: Set when no further sample may start, and the running samples must end.
+        is_leaving: Whether no further sample may start, while the running samples continue.
     """
 
     def __init__(
@@ -73,12 +76,14 @@ class Slots:
         self.busy = 0
         self.last_work = clock.monotonic()
         self.stopping = threading.Event()
+        self.is_leaving = False
         self._deadline = deadline
         self._lock = threading.Lock()
         self._running: dict[int, Running] = {}
         self._mean_s: dict[tuple[str, int | str], float] = {}
         self._longest_s: dict[tuple[str, int], float] = {}
         self._out_of_time: set[int] = set()
+        self._requesting: set[tuple[str, int]] = set()
         self._free: queue.SimpleQueue[int] = queue.SimpleQueue()
         for slot in range(count):
             self._free.put(slot)
@@ -110,7 +115,15 @@ class Slots:
                 to take as long as those of the others.
         """
         mean_s = self._expected_s(task, step)
-        return max(1, int(TIME_BUDGET_S / mean_s)) if mean_s else 1
+        return max(1, int(self._budget_s(task) / mean_s)) if mean_s else 1
+
+    def _budget_s(self, task: RangeTask) -> float:
+        """Return for how many seconds a slot runs samples of one range."""
+        return min(AGAIN_BUDGET_S, TIME_BUDGET_S) if (task.study, task.record) in self._requesting else TIME_BUDGET_S
+
+    def record_request(self, task: RangeTask) -> None:
+        """Record that a sample of a step record has requested another run."""
+        self._requesting.add((task.study, task.record))
 
     def ends_soon(self, task: RangeTask, step: str) -> bool:
         """Tell whether a sample that starts now will probably end within `SOON_S` seconds."""
@@ -120,9 +133,9 @@ class Slots:
     def _expected_s(self, task: RangeTask, step: str) -> float | None:
         return self._mean_s.get((task.study, task.record)) or self._mean_s.get((task.study, step))
 
-    def is_over_budget(self, seconds: float) -> bool:
+    def is_over_budget(self, task: RangeTask, seconds: float) -> bool:
         """Tell whether a slot has worked on one range for so long that it should send the rest to other slots."""
-        return seconds > 2 * TIME_BUDGET_S
+        return seconds > 2 * self._budget_s(task)
 
     def record_duration(self, task: RangeTask, step: str, duration_s: float) -> None:
         """Record the duration of a sample of a step record, and of its step."""
@@ -135,7 +148,7 @@ class Slots:
     @property
     def may_start(self) -> bool:
         """Whether a sample may start: the worker does not stop, and the conductor does not count it as dead."""
-        return not (self.stopping.is_set() or self._heartbeat_limit.is_exceeded)
+        return not (self.is_leaving or self.stopping.is_set() or self._heartbeat_limit.is_exceeded)
 
     def has_time_for(self, task: RangeTask, manifest: Manifest) -> bool:
         """Tell whether a sample of a step record may start before the allocation ends.

@@ -34,6 +34,7 @@ from maestro_celery_plugin.processes import (
     exit_at_once,
     forget_variable,
 )
+from maestro_celery_plugin.study.merlin_command import add_to_path
 from maestro_celery_plugin.study.session import ENVIRONMENT_VARIABLE, Session
 from maestro_celery_plugin.study.worker_identity import EXIT_REPLACE, MARKER, mark
 from maestro_celery_plugin.worker.arguments import LEAVE_SIGNAL, WorkerArguments
@@ -79,6 +80,7 @@ def main() -> NoReturn:
     try:
         group = session.read_group(options.group)
         session.apply_environment()  # a batch system may not pass on what the conductor has
+        add_to_path(session.path)
         adopt_orphans()
         supervisor = _Supervisor(session)
         supervisor.handle_signals()

@@ -28,6 +28,7 @@ from maestro_celery_plugin.worker.arguments import LEAVE_SIGNAL, WorkerArguments
 from maestro_celery_plugin.worker.gate import gate
 from maestro_celery_plugin.worker.idle_timeout import IdleTimeout
 from maestro_celery_plugin.worker.launch_env import LaunchEnvironment, SampleEnvironment
+from maestro_celery_plugin.worker.leave_request import LeaveRequest
 from maestro_celery_plugin.worker.range_consumer import RangeRequest
 from maestro_celery_plugin.worker.range_task import UNCLAIMED_LIMIT, RangeTasks
 from maestro_celery_plugin.worker.slots import Slots
@@ -75,10 +76,12 @@ class WorkerProcess:
         self._session_id = session.id
         self._tasks: RangeTasks | None = None
         self._name = arguments.name
+        self._leave_request = LeaveRequest(session, arguments.name)
         self._limit = arguments.heartbeat_limit
         self._ready = self._ending = self._is_terminated = False
         self.must_be_replaced = False
         self._pool_busy_at = clock.monotonic()
+        self._started_at = clock.now()
         self._stall_watch = StallWatch(
             lambda: count_waiting(app, app.conf.task_queues), self._can_receive, lambda: gate.received
         )
@@ -204,15 +207,17 @@ class WorkerProcess:
         LOGGER.warning("Worker '%s' on %s %s.", self._name, host_name(), words)
 
     def _hold(self) -> None:
-        """Take no messages while this process, or a process of its pool, is held (`health.py`)."""
-        heartbeats = self._session.heartbeats
+        """Take no messages while this process, or a process of its pool, is held (`health.py`), or must leave."""
+        heartbeats, is_leaving = self._session.heartbeats, self._leave_request.check()
         if self._tasks is not None:
             if self._tasks.health.is_held and heartbeats.take_acquittal(self._name):
                 self._tasks.health.acquit()
-            gate.hold(held=self._tasks.health.is_held)
+            self._tasks.slots.is_leaving = is_leaving
+            gate.hold(held=is_leaving or self._tasks.health.is_held)
         else:
             beats, unreadable = heartbeats.read(f"{self._name}.")
-            gate.hold(held=any(beat.state is WorkerState.HELD for beat in beats) or (gate.is_held and bool(unreadable)))
+            is_held = any(beat.state is WorkerState.HELD for beat in beats) or (gate.is_held and bool(unreadable))
+            gate.hold(held=is_leaving or is_held)
 
     def _heartbeat(self, slots: int, beat: int) -> Heartbeat:
         process = ProcessId.of(os.getpid())
@@ -231,6 +236,7 @@ class WorkerProcess:
             refused_messages=gate.refused.total(),
             refuses=self._tasks.slots.out_of_time if self._tasks else (),
             machine=machine_id(),
+            started_at=self._started_at,
         )
 
     @property
@@ -239,6 +245,8 @@ class WorkerProcess:
             return WorkerState.STARTING
         if self._stall_watch.has_stalled or (self._tasks is not None and self._tasks.slots.stopping.is_set()):
             return WorkerState.STOPPING
+        if self._leave_request.is_active and not self._is_busy_in_pool:
+            return WorkerState.STOPPING
         if self._deadline.is_draining:
             return WorkerState.DRAINING
         if self._tasks is None:
@@ -246,6 +254,19 @@ class WorkerProcess:
         if self._tasks.health.is_held:
             return WorkerState.HELD
         return WorkerState.BUSY if self._tasks.slots.busy else WorkerState.IDLE
+
+    @property
+    def _is_busy_in_pool(self) -> bool:
+        """Whether this is a process of a pool and runs a sample; the main process of the worker waits for its end."""
+        return self._name != self._arguments.name and self._tasks is not None and bool(self._tasks.slots.busy)
+
+    def _has_left(self) -> bool:
+        """Tell whether this worker was requested to leave, and no sample runs in it.
+
+        The heartbeats of a pool show a sample that has just started some seconds later.
+        """
+        delay_s = 0.0 if self._tasks is not None else 2 * HEARTBEAT_S
+        return self._leave_request.age_s > delay_s and self._idle_s() > delay_s
 
     def _end_reason(self) -> str | None:
         """Return why this process must end, and note whether a new worker must replace it; None when it continues."""
@@ -267,6 +288,8 @@ class WorkerProcess:
             return _STALLED if self._stall_watch.has_stalled else "the broker has moved"
         if self._name != self._arguments.name:
             return None  # a pool process; the main process of the worker decides
+        if self._has_left():
+            return "it was asked to leave after its running samples"
         return self._idle_timeout.leave_reason(self._idle_s(), out_of_time=self._is_out_of_time())
 
     def _is_out_of_time(self) -> bool:

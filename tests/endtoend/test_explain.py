@@ -93,12 +93,6 @@ def test_failed_samples_of_a_finished_step_are_explained(run, tmp_path):
     assert explained(study).startswith("sim  FINISHED, 2 failed\n    2 of 3 samples failed; `maestro-celery status --failed ")
 
 
-def test_the_sample_that_stopped_the_study_is_named(run, tmp_path):
-    study = run(spec(tmp_path, cmd='[ $(A) != 1 ] && sleep 9 || exit 105'), foreground=True)
-
-    assert "Sample 0 of 'sim' has requested to stop all workers (code 105)." in explained(study)
-
-
 def test_a_cancellation_is_explained_until_the_study_is_resumed(run, tmp_path):
     study = run(spec(tmp_path))
     study.await_text("sim/*/sim.out", "", count=2)

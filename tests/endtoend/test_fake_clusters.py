@@ -96,6 +96,29 @@ def test_the_next_allocation_runs_the_remaining_samples(run, short_minutes):
         assert jobs[0]["why"] == "timeout"
 
 
+@pytest.mark.parametrize("cluster", ["lsf"], indirect=True)
+def test_stop_workers_ends_the_allocation_until_the_study_is_resumed(run, cluster, tmp_path):
+    """Given exit code 105, then the allocation ends after its running samples, and only a resume opens another one."""
+    waits = "until [ -e $(SPECROOT)/go ]; do sleep 0.2; done"
+    cmd = f"if echo $(A); mkdir $(SPECROOT)/one; then {waits}; elif mkdir $(SPECROOT)/two; then exit 105; fi; sleep 1"
+    text = STUDY.format(type=cluster.type, cmd=cmd).replace("      procs: 2\n", "      cores per task: 4\n")
+    study = run(text, "-s", "2")
+    wait_for((study.path / "merlin_info" / "session" / "workers_stopped").exists, "the request")
+    wait_for(lambda: states_of_allocations(study) == ["RUNNING"], "the report of the batch system")
+    (tmp_path / "go").touch()
+    wait_for(lambda: states_of_allocations(study) == ["COMPLETED"], "the end of the allocation")
+
+    step = study.status()["steps"][0]
+    assert (step["state"], step["samples"]["running"]) == ("PENDING", 0)
+    assert step["samples"]["pending"]
+    assert study.command("maestro-celery", "resume", str(study.path)).returncode == 0
+    study.await_end()
+
+    assert study.states() == {"sim": "FINISHED", "collect": "FINISHED"}, study.log()
+    assert [job["why"] for job in cluster.jobs()] == ["", ""]
+    assert study.status()["steps"][0]["restarts"] == 0
+
+
 def test_cancelling_a_study_cancels_its_allocation(run, cluster):
     study = run(STUDY.format(type=cluster.type, cmd="sleep 300"), "-s", "2")
     wait_for(lambda: [job["state"] for job in cluster.jobs()] == ["running"], "an allocation")

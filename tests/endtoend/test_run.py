@@ -249,12 +249,6 @@ def test_a_step_fails_when_more_samples_fail_than_may(run, limit, state, seconds
     assert study.code == (1 if state == "FINISHED" else 2)
 
 
-def test_stop_workers_ends_the_study(run):
-    study = run(EXIT_CODES.replace("CODES", "0 105"), foreground=True)
-
-    assert study.states() == {"sim": "FINISHED", "after": "CANCELLED"}
-
-
 def test_a_dry_run_writes_scripts_and_starts_no_process(run):
     study = run(ROOT / "specs" / "hello_samples.yaml", "--dry", foreground=True)
 

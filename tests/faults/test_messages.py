@@ -106,7 +106,9 @@ def test_deleted_messages_are_sent_again(run):
     study = run(SPEC.replace("seq 1 12", "seq 1 50"))
     study.await_text("sim/*/*/runs", "run", 3)
     intruder = Intruder(study)
-    wait_for(lambda: intruder.redis.delete(intruder.session.queue("q")), "messages in the queue")
+    queue = intruder.session.queue("q")
+    lists = [queue, *(f"{queue}\x06\x16{priority}" for priority in (3, 6, 9))]  # kombu has one per priority
+    wait_for(lambda: intruder.redis.delete(*lists), "messages in the queue")
 
     (study.path.parent / "go").touch()
     study.await_end()

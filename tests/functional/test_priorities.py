@@ -1,50 +1,106 @@
-"""Priorities of steps: messages of a higher level are received first, on each broker."""
+"""The order in which a task queue delivers messages: by their priority, on each broker."""
 
 from __future__ import annotations
 
-import json
-import signal
-
 import pytest
-from support import wait_for
+from kombu import Exchange, Queue, pools
+from servers import QUORUM
 
 from maestro_celery_plugin.broker import private
 from maestro_celery_plugin.broker.app import count_waiting, declare, make_app, queue_for
-from maestro_celery_plugin.broker.messages import RangeTask
+from maestro_celery_plugin.broker.messages import RangeTask, arguments_of
 from maestro_celery_plugin.broker.sender import Sender
 from maestro_celery_plugin.states import RunMode
 from maestro_celery_plugin.study.session import BrokerLocation, Session
+
+# `private.start` leaves the supervisor running on purpose.
+pytestmark = pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
+
+
+@pytest.fixture(autouse=True)
+def new_pools():
+    """Forget the closed connections of other tests to the same server; a conductor has one sender."""
+    pools.reset()
 
 
 @pytest.fixture(params=["private", "redis", "rabbitmq"])
 def session(request, tmp_path):
     session = Session.create(tmp_path / "session")
-    session.write_priorities()
-    if request.param != "private":
+    if request.param == "private":
+        private.start(session)
+        supervisor = private.supervisor_of(session)
+        yield session
+        session.request_stop()
+        supervisor.signal(15)
+    else:
         session.write_broker(BrokerLocation(url=request.getfixturevalue(f"{request.param}_server").url))
         yield session
-        return
-    supervisor = private.begin(session)
-    private.start(session)
-    yield session
-    private.supervisor_of(session).signal(signal.SIGTERM)
-    wait_for(lambda: supervisor.poll() is not None, "the end of the broker")
 
 
-def test_messages_of_a_higher_level_are_received_first(session):
+def received(app, queue: Queue) -> list[int]:
+    """Receive all messages, as a worker receives them; return their first samples."""
+    found = []
+
+    def receive(body, message) -> None:
+        found.append(arguments_of(message.body)[4])
+        message.ack()
+
+    with app.connection_for_read() as connection, connection.channel() as channel:
+        consumer = connection.Consumer([queue], channel=channel, callbacks=[receive], accept=["json"])
+        consumer.qos(prefetch_count=1)
+        with consumer:
+            while count_waiting(app, [queue]) or len(found) < 8:
+                connection.drain_events(timeout=10)
+    return found
+
+
+def test_samples_that_run_again_are_delivered_first_and_then_those_of_a_higher_level(session):
+    """Given new samples in a queue, then those that run again overtake them; a higher level comes before a lower one."""
     app, queue = make_app(session, 5), queue_for(session, "q")
+    declare(app, session, ["q"])
     sender = Sender(session, app)
-    declare(app, [queue])
-    for level in (5, 0, 9, 2, 7, 5, 9):
-        sender.send(RangeTask("/study", "0", "sim", level, 0, 5, 1, RunMode.FIRST), "q", level)
-    assert count_waiting(app, [queue]) == 7
-    received = []
-    with app.connection_for_read() as connection, connection.SimpleQueue(queue) as messages:
-        for _ in range(7):
-            message = messages.get(timeout=5)
-            received.append(json.loads(message.body)[0][3])
-            message.ack()
-    assert received == [9, 9, 7, 5, 5, 2, 0]
+    modes = [RunMode.FIRST] * 3 + [RunMode.AGAIN, RunMode.RESTART, RunMode.FIRST, RunMode.AGAIN, RunMode.ASSIGNED]
+    for start, mode in enumerate(modes):
+        sender.send(RangeTask("/s", "0", "m", 1, start, start + 1, 1, mode), "q", level=8 if start == 5 else 4)
+    assert count_waiting(app, [queue]) == len(modes)
+
+    assert received(app, queue) == [3, 4, 6, 7, 5, 0, 1, 2]
+
+    sender.send(RangeTask("/s", "0", "m", 1, 0, 1, 1, RunMode.FIRST), "q")
+    sender.send(RangeTask("/s", "0", "m", 1, 0, 1, 1, RunMode.AGAIN), "q")
+    sender.close(["q"], delete=True)
+    assert count_waiting(make_app(session, 5), [queue]) == 0
+
+
+def test_a_queue_of_an_earlier_release_is_replaced(rabbitmq_server, tmp_path):
+    """Given a queue without priorities, which RabbitMQ refuses to change, then `declare` makes a new one."""
+    session = Session.create(tmp_path / "session")
+    session.write_broker(BrokerLocation(url=rabbitmq_server.url))
+    app, name = make_app(session, 5), session.queue("q")
+    with app.connection_for_write() as connection:
+        Queue(name, Exchange("", "direct"), routing_key=name)(connection.default_channel).declare()
+
+    declare(app, session, ["q"])
+    declare(app, session, ["q"])
+
+    sender = Sender(session, app)
+    sender.send(RangeTask("/s", "0", "m", 1, 0, 1, 1, RunMode.FIRST), "q")
+    assert count_waiting(app, [queue_for(session, "q")]) == 1
+    sender.close(["q"], delete=True)
+
+
+def test_quorum_queues_have_no_priorities(rabbitmq_server, tmp_path):
+    """Given a virtual host whose queues are quorum queues, then messages arrive in their order."""
+    session = Session.create(tmp_path / "session")
+    session.write_broker(BrokerLocation(url=rabbitmq_server.url.removesuffix("//") + f"/{QUORUM}"))
+    app = make_app(session, 5)
+    declare(app, session, ["q"])
+    assert not session.read_broker().has_priorities
+    queue, sender = queue_for(session, "q"), Sender(session, app)
+    for start in range(8):
+        mode = RunMode.AGAIN if start == 7 else RunMode.FIRST
+        sender.send(RangeTask("/s", "0", "m", 1, start, start + 1, 1, mode), "q")
+    assert received(app, queue) == list(range(8))
     sender.close(["q"], delete=True)
 
 

@@ -108,7 +108,7 @@ def client(session: Session) -> redis.Redis:
 def use(session: Session) -> None:
     """Send, count and receive a message, and send and receive an event, as workers and monitors do."""
     app, queue = make_app(session, 5), queue_for(session, "q")
-    declare(app, [queue])
+    declare(app, session, ["q"])
     Sender(session, app).send(RangeTask("/study", "0", "sim", 1, 0, 5, 1, RunMode.FIRST), "q")
     assert count_waiting(app, [queue]) == 1
     events = []

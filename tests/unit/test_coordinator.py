@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
 from ensembles import a_study
+from msgspec.structs import replace
 
 from maestro_celery_plugin import clock
 from maestro_celery_plugin.conductor.coordinator import (
@@ -14,7 +16,10 @@ from maestro_celery_plugin.conductor.coordinator import (
     Coordinator,
     pause_s,
 )
+from maestro_celery_plugin.config.settings import ResourceSettings, WorkerGroupSettings
+from maestro_celery_plugin.states import RecordState
 from maestro_celery_plugin.study.session import Session
+from maestro_celery_plugin.study.stopped_workers import request_start
 
 
 @pytest.mark.parametrize(
@@ -23,6 +28,49 @@ from maestro_celery_plugin.study.session import Session
 def test_the_pause_after_a_check_has_a_limit(duration_s, expected_s):
     """Given a check that took long, because it imported Celery or the process was stopped, the next one is soon."""
     assert pause_s(duration_s) == pytest.approx(expected_s)
+
+
+def test_a_refresh_comes_when_the_next_delay_passes(tmp_path, monkeypatch):
+    """Given a large study, whose refresh takes long, then the next one does not come a second after the end of a delay."""
+    plan, manifest = a_study(tmp_path / "study")
+    Session.create(plan.session)
+    coordinator = Coordinator(plan)
+    try:
+        coordinator._maintain_at = math.inf  # without a broker
+        record = coordinator._records.register(manifest)
+        record.begin(cancelled=False)
+        record.delayed[3] = clock.monotonic() + 0.4
+        times = iter([0.0, *[1.0] * 100])  # the refresh takes a second
+        begin = clock.monotonic()
+        with monkeypatch.context() as patch:
+            patch.setattr(clock, "monotonic", lambda: begin + min(0.2, next(times)))
+            coordinator._refresh()
+        assert 0.1 <= coordinator._refresh_interval_s <= 0.4
+    finally:
+        coordinator.close()
+
+
+def test_samples_are_not_sent_while_the_workers_are_stopped(tmp_path, monkeypatch):
+    """Given workers that leave, then no message reaches them about a step that Maestro submits now."""
+    plan, manifest = a_study(tmp_path / "study")
+    resources = ResourceSettings(workers={"w": WorkerGroupSettings(task_queues=(manifest.task_queue,))})
+    plan = dataclasses.replace(plan, settings=replace(plan.settings, resources=resources))
+    Session.create(plan.session)
+    coordinator, sent = Coordinator(plan), []
+    try:
+        coordinator._maintain_at = math.inf  # without a broker
+        monkeypatch.setattr(coordinator._publisher, "send", lambda record, mask: sent.append(mask.sum()))
+        coordinator._records.stop_request = "why"
+        coordinator._refresh()
+
+        job = coordinator.submit(manifest)
+
+        assert not sent
+        assert coordinator.state(job) is RecordState.PENDING
+        request_start(plan.session)
+        assert coordinator._scaling.stop_workers(), "the samples without a message are not sent"
+    finally:
+        coordinator.close()
 
 
 class SleepError(Exception):

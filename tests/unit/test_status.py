@@ -833,6 +833,7 @@ def test_json_has_exactly_the_keys_that_scripts_rely_on(study: Study) -> None:
         "broken_machines": [],
         "damage": [],
         "broker_problem": "",
+        "workers_stopped": None,
     }
 
 

@@ -15,10 +15,11 @@ from maestro_celery_plugin.processes import ProcessId
 from maestro_celery_plugin.states import WorkerState
 from maestro_celery_plugin.study.session import BrokerLocation, Session
 from maestro_celery_plugin.worker.arguments import WorkerArguments
+from maestro_celery_plugin.worker.gate import gate
 from maestro_celery_plugin.worker.launch_env import LaunchEnvironment
 from maestro_celery_plugin.worker.range_task import RangeTasks
 from maestro_celery_plugin.worker.slots import Slots
-from maestro_celery_plugin.worker.worker_process import WorkerProcess, _try
+from maestro_celery_plugin.worker.worker_process import HEARTBEAT_S, WorkerProcess, _try
 
 
 @pytest.fixture
@@ -63,6 +64,55 @@ def test_a_worker_that_leaves_is_stopping_even_if_its_allocation_ends(process):
     process._deadline = Deadline(clock.now() + 1, is_in_allocation=True)
     process._tasks.slots.stopping.set()
     assert state_of(process) is WorkerState.STOPPING
+
+
+# --- the request to leave ----------------------------------------------------------------------------
+
+
+def test_a_worker_leaves_when_its_running_samples_have_ended(process):
+    """Given a request to leave, then a busy worker takes no samples and continues its own, until the request is revoked."""
+    session, slots = process._session, process._tasks.slots
+    session.request_worker_leave("w-1")
+
+    with slots.take():
+        process._hold()
+        assert state_of(process) is WorkerState.STOPPING
+        assert gate.is_held
+        assert not slots.may_start
+        assert not slots.stopping.is_set(), "its samples would end"
+        assert process._end_reason() is None
+    assert process._end_reason() == "it was asked to leave after its running samples"
+
+    session.revoke_leave()
+    process._hold()
+    assert process._end_reason() is None
+    assert (gate.is_held, slots.may_start) == (False, True)
+
+
+def test_the_processes_of_a_pool_show_that_they_still_run_samples(process):
+    """Given a worker with a pool of processes, then it leaves some seconds after the last of them was busy."""
+    process._session.request_worker_leave("w-1")
+    process._name = "w-1.77"
+    with process._tasks.slots.take():
+        process._hold()
+        assert state_of(process) is WorkerState.BUSY
+        process._beat(slots=1, beat=1)
+    assert state_of(process) is WorkerState.STOPPING
+    assert process._end_reason() is None, "its main process decides"
+
+    process._name, process._tasks = "w-1", None
+    process._hold()
+    assert state_of(process) is WorkerState.STOPPING
+    assert process._end_reason() is None
+
+
+def test_a_pool_without_busy_processes_leaves_after_some_seconds(process, advance_clock):
+    process._session.request_worker_leave("w-1")
+    process._tasks = None
+    process._hold()
+    assert process._end_reason() is None, "a process may have taken a sample just now"
+    advance_clock(2 * HEARTBEAT_S + 1)
+    assert "after its running samples" in str(process._end_reason())
 
 
 # --- errors ------------------------------------------------------------------------------------------

@@ -1,0 +1,127 @@
+"""The monitor: it waits for the end of studies, or until one of them cannot go on by itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from maestro_celery_plugin import clock
+from maestro_celery_plugin.report.exit_codes import StudyCode, code_of
+from maestro_celery_plugin.report.model import StudyState, StudyStatus
+from maestro_celery_plugin.report.reader import StatusReader
+from maestro_celery_plugin.report.terminal import outcome_words
+from maestro_celery_plugin.states import AllocationState, WorkerState
+from maestro_celery_plugin.study.plan import StudyPlan
+from maestro_celery_plugin.study.status_csv import FINAL_STATES
+
+__all__ = ["MonitoredStudy", "monitor"]
+
+# `maestro run` returns before its conductor has begun.
+START_LIMIT_S = 60.0
+_NOT_ALIVE = (WorkerState.DEAD, WorkerState.AWAITED)
+
+
+class MonitoredStudy:
+    """One of the studies that a monitor waits for.
+
+    Args:
+        directory: Directory of the study.
+        stall_limit_s: Seconds without a worker and without an open allocation after which the study counts as stalled.
+
+    Attributes:
+        status: The last status.
+        code: The exit code for this study; None while the monitor must wait for it.
+
+    Raises:
+        StudyError: the directory is not that of an ensemble study.
+    """
+
+    status: StudyStatus
+
+    def __init__(self, directory: Path, stall_limit_s: float) -> None:
+        steps = StudyPlan.read(directory).settings.steps
+        self._native = {step for step, facts in steps.items() if not facts.queues}
+        self._reader, self._stall_limit_s = StatusReader(directory), stall_limit_s
+        self._begin = clock.monotonic()
+        self._unserved_since: float | None = None
+        self.code: StudyCode | None = None
+
+    def look(self) -> None:
+        """Read the status, and decide whether to wait any longer.
+
+        Raises:
+            StudyError: a file of the study cannot be read.
+        """
+        self.status = self._reader.read()
+        now = clock.monotonic()
+        if not self._waits_for_workers():
+            self._unserved_since = None
+        elif self._unserved_since is None:
+            self._unserved_since = now
+        if self.status.has_ended:
+            self.code = code_of(self.status)
+        elif self.status.state is StudyState.PENDING and now - self._begin > START_LIMIT_S:
+            self.code = StudyCode.UNCONDUCTED
+        elif self._unserved_since is not None and now - self._unserved_since > self._stall_limit_s:
+            self.code = StudyCode.STALLED
+
+    def _waits_for_workers(self) -> bool:
+        """Whether submitted step records have samples, but neither a worker nor an open allocation exists for them."""
+        status = self.status
+        if status.state is not StudyState.RUNNING or any(w.state not in _NOT_ALIVE for w in status.workers):
+            return False
+        if any(AllocationState[a.state].is_open and a.job is not None for a in status.allocations):
+            return False
+        submitted = [s for s in status.steps if s.state not in FINAL_STATES and s.state != "INITIALIZED"]
+        return bool(submitted) and not any(step.step in self._native for step in submitted)
+
+    @property
+    def line(self) -> str:
+        """The progress in one line."""
+        total, ended, running = (
+            sum(getattr(step.samples, key) for step in self.status.steps) for key in ("total", "finished", "running")
+        )
+        workers = sum(worker.state not in _NOT_ALIVE for worker in self.status.workers)
+        steps = sum(step.state in FINAL_STATES for step in self.status.steps)
+        state = outcome_words(self.status.state.name, self.status.failed_samples)
+        words = "stalled: no worker is alive, and no allocation is open" if self.code is StudyCode.STALLED else state
+        return (
+            f"{self.status.path.name}  {words}; {steps} of {len(self.status.steps)} step records ended; of {total} "
+            f"submitted samples {ended} finished, {self.status.failed_samples} failed, {running} run; {workers} workers"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the study in the output of `monitor --json`; scripts rely on these keys."""
+        code = StudyCode.RUNNING if self.code is None else self.code
+        return self.status.to_json() | {"code": int(code), "outcome": code.name.lower()}
+
+
+def monitor(
+    studies: Sequence[MonitoredStudy], *, sleep_s: float, timeout_s: float = math.inf, show: Callable[[str], None]
+) -> StudyCode:
+    """Wait until the monitor need not wait for any of the studies; return the highest exit code.
+
+    Args:
+        studies: The studies.
+        sleep_s: Seconds between two looks.
+        timeout_s: Seconds after which the monitor does not wait any longer.
+        show: Receives a line when the progress of a study has changed.
+
+    Raises:
+        StudyError: a file of a study cannot be read.
+    """
+    deadline, lines = clock.monotonic() + timeout_s, dict[int, str]()
+    while True:
+        for number, study in enumerate(studies):
+            if study.code is None:
+                study.look()
+                if study.line != lines.get(number):
+                    lines[number] = study.line
+                    show(study.line)
+        waits = [study for study in studies if study.code is None]
+        remaining_s = deadline - clock.monotonic()
+        if not waits or remaining_s <= 0:
+            return max(StudyCode.RUNNING if study.code is None else study.code for study in studies)
+        clock.sleep(min(sleep_s, remaining_s))
