@@ -13,7 +13,7 @@ import click
 
 from maestro_celery_plugin.cli.vars_option import vars_option
 from maestro_celery_plugin.conductor.worker_sources import request_for
-from maestro_celery_plugin.config.groups import batch_of, require_groups, is_for_this_machine, serving_groups
+from maestro_celery_plugin.config.groups import batch_of, is_for_this_machine, require_groups, serving_groups
 from maestro_celery_plugin.errors import StudyError
 from maestro_celery_plugin.files import is_locked
 from maestro_celery_plugin.machine import host_name

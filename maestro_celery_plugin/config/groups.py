@@ -22,11 +22,11 @@ __all__ = [
     "awaited_groups",
     "batch_of",
     "batch_of_allocation",
-    "require_groups",
     "group_config",
     "has_other_hosts",
     "is_for_this_machine",
     "nodes_of",
+    "require_groups",
     "serving_groups",
     "steps_of",
 ]
