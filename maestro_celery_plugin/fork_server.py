@@ -1,4 +1,4 @@
-"""The fork server: a process that imports the modules of workers and brokers once, and forks them on request.
+"""The fork server: a process that imports the modules of workers and hosts once, and forks them on request.
 
     python -m maestro_celery_plugin.fork_server DESCRIPTOR PADDING
 
@@ -27,8 +27,8 @@ __all__ = ["main"]
 # The programs in the order of their need. The modules of a program begin with the one that has the function `main`; the
 # others are imported before it, so that no single import takes long, or are those that Celery imports by name.
 _PROGRAMS: dict[str, tuple[str, ...]] = {
-    "maestro_celery_plugin.broker.supervisor": (
-        "maestro_celery_plugin.broker.supervisor",
+    "maestro_celery_plugin.host": (
+        "maestro_celery_plugin.host.__main__",
         "redis",
         "kombu.utils.url",
         "maestro_celery_plugin.study.session",

@@ -1,4 +1,4 @@
-"""Processes of this machine that run a module of this package: workers, and the supervisor of the private broker.
+"""Processes of this machine that run a module of this package: workers, and the host of the session.
 
 Python needs about half a second of processor time until such a process can work, nearly all of it for imports. So
 `prepare` starts a fork server, which imports the modules once, at the same time as the imports of its caller, and forks

@@ -26,6 +26,7 @@ __all__ = [
     "UNREADABLE",
     "AllocationState",
     "ExitCode",
+    "MemberState",
     "Outcome",
     "RecordState",
     "RunMode",
@@ -220,6 +221,21 @@ class WorkerState(str, enum.Enum):
     def _missing_(cls, value: object) -> WorkerState:
         """Return `UNKNOWN`: a worker of another version must not count as dead because of its state."""
         return cls.UNKNOWN
+
+
+class MemberState(str, enum.Enum):
+    """State of a study in its session (`study/members.py`)."""
+
+    LAUNCHED = "launching"
+    """`maestro run` prepares it."""
+    REQUESTED = "requested"
+    """The host of the session is asked to start its conductor."""
+    RUNNING = "running"
+    """Its conductor has started; if the conductor does not live any more, the study is interrupted."""
+    ENDED = "ended"
+    """Its conductor has ended in order."""
+
+    __str__ = str.__str__  # the text alone, with each version of Python
 
 
 class RecordState(enum.Enum):

@@ -108,7 +108,7 @@ class Study:
 
     def server(self) -> list[int]:
         """Return the server of the private broker, which is a child of its supervisor."""
-        supervisors = self.processes("broker.supervisor")
+        supervisors = self.processes("maestro_celery_plugin.host")
         return [
             int(pid)
             for supervisor in supervisors

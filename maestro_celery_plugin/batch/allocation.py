@@ -26,7 +26,7 @@ from maestro_celery_plugin.errors import DamagedFileError
 from maestro_celery_plugin.files import read_json, tail, write_atomically
 from maestro_celery_plugin.states import AllocationState
 
-__all__ = ["Allocation", "allocation_files", "new_directory", "read_allocation", "read_allocations"]
+__all__ = ["Allocation", "allocation_files", "last_allocation", "new_directory", "read_allocation", "read_allocations"]
 
 _REMEDY = "cancel the batch job that was submitted in this directory, if it still runs, and remove the file"
 
@@ -133,6 +133,23 @@ def allocation_files(directory: Path) -> list[Path]:
     """Return the files of all allocations of a study, by name and number."""
     paths = (path for path in directory.glob("*/*/allocation.json") if path.parent.name.isdigit())
     return sorted(paths, key=lambda path: (path.parent.parent.name, int(path.parent.name)))
+
+
+def last_allocation(directory: Path, name: str) -> Allocation | None:
+    """Return the last allocation of a name; None before the first.
+
+    Args:
+        directory: Directory of the allocations of a study.
+        name: Name of the allocation.
+
+    Raises:
+        OSError: the file cannot be read.
+        DamagedFileError: the file is not that of an allocation.
+    """
+    numbers = [
+        int(path.parent.name) for path in (directory / name).glob("*/allocation.json") if path.parent.name.isdigit()
+    ]
+    return read_allocation(directory / name / str(max(numbers)) / "allocation.json") if numbers else None
 
 
 def read_allocation(path: Path) -> Allocation:

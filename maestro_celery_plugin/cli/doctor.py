@@ -21,6 +21,7 @@ from maestro_celery_plugin.batch.base import import_problem
 from maestro_celery_plugin.broker import private
 from maestro_celery_plugin.broker.choice import check, choose, masked
 from maestro_celery_plugin.errors import BrokerError, EnsembleError, UnsupportedMaestroError
+from maestro_celery_plugin.host import start as host
 from maestro_celery_plugin.maestro.touchpoints import TOUCHPOINTS
 from maestro_celery_plugin.plugins import batch_system, plugin_manager
 from maestro_celery_plugin.processes import forget_secret_url
@@ -200,9 +201,9 @@ def _try_private() -> None:
     """
     with tempfile.TemporaryDirectory(prefix="maestro-celery-doctor-") as directory:
         session = Session.create(Path(directory, "session"))
-        private.start(session)
-        supervisor = private.supervisor_of(session)
-        if supervisor is None:
+        host.start_broker(session)
+        process = host.host_of(session)
+        if process is None:
             raise BrokerError("The private broker has ended right after its start.")
-        supervisor.signal(signal.SIGTERM)
-        clock.wait_until(lambda: not supervisor.is_alive, 10.0)
+        process.signal(signal.SIGTERM)
+        clock.wait_until(lambda: not process.is_alive, 10.0)

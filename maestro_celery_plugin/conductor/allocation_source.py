@@ -1,4 +1,9 @@
-"""The source of workers in allocations: it keeps one allocation open while its worker groups have work."""
+"""The source of workers in allocations: it keeps one allocation open while its worker groups have work.
+
+Several studies of a session may use the same allocation. The conductor that opens it is its owner until its end, and
+holds a lock (``allocations/<name>/owner.lock``): the owner alone queries the batch system, and releases or cancels the
+allocation. Others follow the file of the allocation, and one of them takes over if the owner ends.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +12,10 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from maestro_celery_plugin import clock
-from maestro_celery_plugin.batch.allocation import Allocation, new_directory, read_allocations
+from maestro_celery_plugin.batch.allocation import Allocation, last_allocation, new_directory
 from maestro_celery_plugin.batch.base import JobReport
 from maestro_celery_plugin.conductor.allocation_request import AllocationRequest
 from maestro_celery_plugin.conductor.backoff import Backoff
@@ -33,6 +40,8 @@ LEAVE_LIMIT_S = 30.0
 EMPTY_LIMIT_S = 300.0
 # A job counts as ended after the batch system has reported it as unknown this many times in a row.
 UNKNOWN_LIMIT = 3
+# A file in the directory of an allocation in which a sample has started.
+_WORKED = "worked"
 
 
 class AllocationSource:
@@ -56,9 +65,9 @@ class AllocationSource:
         self._unknown = 0
         self._has_left = False
         self._empty_since: float | None = None
-        self._queried_at = self._changed_at = self._released_at = 0.0
-        earlier = [allocation for allocation in read_allocations(directory) if allocation.name == name]
-        self.current: Allocation | None = earlier[-1] if earlier else None
+        self._queried_at = self._changed_at = self._released_at = self._followed_at = 0.0
+        self._lock = FileLock(directory / name / "owner.lock")
+        self.current: Allocation | None = last_allocation(directory, name)
 
     @property
     def is_open(self) -> bool:
@@ -71,7 +80,7 @@ class AllocationSource:
         Raises:
             WorkerError: several allocations in a row were refused or have ended before a sample started.
         """
-        if self.is_open or not self._backoff.is_due():
+        if self.is_open or not self._backoff.is_due() or not self.own() or self.is_open:
             return
         try:
             self._resolve_or_open()
@@ -126,6 +135,8 @@ class AllocationSource:
         Args:
             is_empty: Whether the allocation has nodes but no worker, because it has just begun or has just ended.
         """
+        if not self.is_owner and not (self.is_open and self.own()):
+            return self._follow()
         allocation = self.current
         if allocation is None or allocation.job is None or not allocation.is_open:
             return None
@@ -147,6 +158,57 @@ class AllocationSource:
                 self._cancel(allocation)
             LOGGER.info("Allocation '%s': %s. %s", allocation.label, report.state.value, report.reason)
         return None if allocation.is_open else allocation
+
+    # --- the owner ---
+
+    @property
+    def is_owner(self) -> bool:
+        """Whether this conductor watches the allocation."""
+        return bool(self._lock.is_locked)
+
+    def own(self) -> bool:
+        """Become the owner, unless another conductor is; return whether this one is now."""
+        if self.is_owner:
+            return True
+        (self._directory / self.name).mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            return False
+        last = last_allocation(self._directory, self.name)
+        if last is not None and (self.current is None or last.number >= self.current.number):
+            self.current = last  # another conductor may have changed it, or opened another one
+        return True
+
+    def disown(self) -> None:
+        """Leave the allocation to the conductors of other studies."""
+        self._lock.release()
+
+    def _follow(self) -> Allocation | None:
+        """Read the allocation that another conductor watches; return it if it has ended since the last call."""
+        now = clock.monotonic()
+        if now - self._followed_at < POLL_S:
+            return None
+        self._followed_at = now
+        was_open, before = self.is_open, self.current
+        self.current = last_allocation(self._directory, self.name)
+        if not was_open or before is None or self.current is None:
+            return None
+        if self.current.number == before.number:
+            return None if self.is_open else self.current
+        return before  # another one is open already
+
+    def note_work(self) -> None:
+        """Store that a sample has started in the allocation, for the conductors of other studies."""
+        if self.current is not None:
+            (self.current.directory / _WORKED).touch()
+
+    @staticmethod
+    def has_worked_elsewhere(allocation: Allocation) -> bool:
+        """Tell whether a sample of another study has started in an allocation."""
+        return (allocation.directory / _WORKED).exists()
+
+    # --- the end ---
 
     def _report(self, job: str) -> JobReport | None:
         """Return the report of the batch system; None when there is no answer, or one that may be wrong."""
@@ -178,10 +240,12 @@ class AllocationSource:
             has_worked: Whether a sample has started.
             output: The end of the log of a worker.
         """
-        if has_worked:
+        if has_worked or self.has_worked_elsewhere(allocation):
             self._backoff.record_work()
         elif not allocation.released:
             self._backoff.record_end_without_work(allocation, output)
+        if not self.is_open:
+            self.disown()  # any conductor may open the next one
 
     def release(self, *, is_empty: bool) -> None:
         """Release the open allocation, which no step needs any more; cancel it if it does not end.
@@ -191,6 +255,8 @@ class AllocationSource:
         Args:
             is_empty: Whether it has no workers.
         """
+        if not self.own():
+            return
         if self.current is not None and not self.current.released:
             LOGGER.info("No step needs allocation '%s' any more.", self.current.label)
             self._released_at = clock.monotonic()
@@ -209,7 +275,7 @@ class AllocationSource:
         Args:
             has_worked: Whether a sample has started in it, so that it has begun, whatever its last report says.
         """
-        if self.current is None or not self.is_open or self.current.released:
+        if self.current is None or not self.is_open or self.current.released or not self.own():
             return
         self._released_at = clock.monotonic()
         if self.current.state is AllocationState.PENDING and not self.current.slots and not has_worked:
@@ -230,7 +296,7 @@ class AllocationSource:
             has_left: Whether its workers, if it had any, have left, so that it has not ended too early.
         """
         allocation = self.current
-        if allocation is None or not self.is_open:
+        if allocation is None or not self.is_open or not self.own():
             return
         self._has_left = has_left and allocation.slots > 0
         self._store_release(allocation)

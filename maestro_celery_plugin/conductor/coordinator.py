@@ -8,6 +8,7 @@ ledger; it does not query the broker.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import gc
 import logging
@@ -33,7 +34,6 @@ from maestro_celery_plugin.study import conductor_lock
 from maestro_celery_plugin.study.manifest import Manifest
 from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.session import Session
-from maestro_celery_plugin.study.stopped_workers import request_start
 
 __all__ = ["Coordinator", "active", "for_study"]
 
@@ -105,9 +105,6 @@ class Coordinator:
         self._plan = plan
         self._lock = conductor_lock.acquire(plan)
         self._session = Session(plan.session)
-        self._session.revoke_stop()
-        self._session.revoke_leave()
-        request_start(self._session.path)
         groups = serving_groups(plan.settings)
         self._records = StepRecords(plan, groups)
         self._scaling = Scaling(plan, self._session, self._records, groups)
@@ -282,7 +279,7 @@ class Coordinator:
         try:
             must_resend = self._scaling.maintain()
         finally:
-            self._lock.working = self._scaling.working_allocations
+            self._lock.working, self._lock.needs = self._scaling.working_allocations, self._scaling.needs
         if must_resend:
             self._publisher.resend_without_message()
 
@@ -299,12 +296,17 @@ class Coordinator:
             return
         self._closed = True
         _COORDINATORS.pop(self._plan.root, None)
-        for action in (self._scaling.end, self._records.close, self._publisher.close, self._lock.release):
-            _try(action)
+        others = self._scaling.relatives.living
+        with contextlib.suppress(OSError, EnsembleError):  # for example a full disk
+            others = self._lock.leave()
+        _try(lambda: self._scaling.end(others))
+        _try(self._records.close)
+        _try(lambda: self._publisher.close(others))
+        _try(self._lock.release)
         gc.freeze()  # otherwise the interpreter looks for garbage among all step records before it ends
 
 
-def _try(action: Callable[[], None]) -> None:
+def _try(action: Callable[[], object]) -> None:
     """Run an action; log its error: the next `_refresh` runs the action again, and at the end others follow."""
     try:
         action()

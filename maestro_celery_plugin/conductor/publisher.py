@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from maestro_celery_plugin import clock
-from maestro_celery_plugin.broker import private
 from maestro_celery_plugin.broker.app import declare, import_transport, make_app
 from maestro_celery_plugin.broker.messages import RangeTask
 from maestro_celery_plugin.broker.sender import Sender
@@ -18,8 +17,10 @@ from maestro_celery_plugin.conductor.recall import Recall
 from maestro_celery_plugin.conductor.step_record import MAX_RANGES, StepRecord, ranges_of, uniform_ranges
 from maestro_celery_plugin.conductor.step_records import StepRecords
 from maestro_celery_plugin.errors import BrokerError
+from maestro_celery_plugin.host import start as host
 from maestro_celery_plugin.states import Outcome, RunMode
 from maestro_celery_plugin.study.assignment import Assignment
+from maestro_celery_plugin.study.members import Member
 from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.session import Session
 
@@ -27,7 +28,7 @@ __all__ = ["Publisher"]
 
 LOGGER = logging.getLogger(__name__)
 
-SUPERVISOR_LIMIT_S = 8.0
+HOST_LIMIT_S = 8.0
 SOCKET_TIMEOUT_S = 5.0
 
 
@@ -62,10 +63,12 @@ class Publisher:
     def _connect(self) -> None:
         broker = self._session.read_broker()
         if broker is None or broker.supervisor is not None:
-            private.begin(self._session)
+            host.begin(self._session, with_broker=True)
             import_transport()  # while the broker starts
-            private.start(self._session)
+            host.start_broker(self._session)
             broker = self._session.read_broker()
+        else:
+            host.begin(self._session)
         app = make_app(self._session, SOCKET_TIMEOUT_S, confirms=True)
         try:
             declare(app, self._session, self._task_queues)
@@ -84,7 +87,7 @@ class Publisher:
             broker = self._session.read_broker()
             is_private = self._generation is not None
             has_changed = broker is None or broker.generation != self._generation
-            if not is_private or not (has_changed or private.supervisor_of(self._session) is None):
+            if not is_private or not (has_changed or host.host_of(self._session) is None):
                 return
             LOGGER.warning("The private broker has died; its messages are sent again.")
             self._sender = None
@@ -158,11 +161,16 @@ class Publisher:
             if mask.any():
                 self.send(record, mask)
 
-    def close(self) -> None:
-        """Close the connection; end a private broker, or delete the queues of the session on a broker by URL."""
+    def close(self, others: list[Member]) -> None:
+        """Close the connection; delete the queues that no other study uses; without other studies, end the host.
+
+        Args:
+            others: The other members of the session that live.
+        """
+        used = {queue for member in others for group in member.groups.values() for queue in group.get("queues", ())}
         if self._sender is not None:
-            self._sender.close(self._task_queues, delete=self._generation is None)
-        supervisor = private.supervisor_of(self._session)
-        if supervisor:
-            supervisor.signal(signal.SIGTERM)
-            clock.wait_until(lambda: not supervisor.is_alive, SUPERVISOR_LIMIT_S)
+            self._sender.close(self._task_queues - used, delete=self._generation is None)
+        process = None if others else host.host_of(self._session)
+        if process:
+            process.signal(signal.SIGTERM)
+            clock.wait_until(lambda: not process.is_alive, HOST_LIMIT_S)

@@ -9,6 +9,8 @@ from maestro_celery_plugin import clock
 from maestro_celery_plugin.conductor.broken_machines import BrokenMachines
 from maestro_celery_plugin.conductor.dead_workers import DeadWorkers
 from maestro_celery_plugin.conductor.free_slots import FreeSlots
+from maestro_celery_plugin.conductor.pool_end import PoolEnd
+from maestro_celery_plugin.conductor.relatives import Relatives
 from maestro_celery_plugin.conductor.remaining_work import RemainingWork
 from maestro_celery_plugin.conductor.reopening import Reopening
 from maestro_celery_plugin.conductor.step_record import StepRecord
@@ -19,6 +21,7 @@ from maestro_celery_plugin.conductor.worker_sources import config_of, sources_of
 from maestro_celery_plugin.config.groups import has_other_hosts
 from maestro_celery_plugin.config.settings import WorkerGroupSettings
 from maestro_celery_plugin.errors import WorkerError
+from maestro_celery_plugin.study.members import Member
 from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.session import Session
 from maestro_celery_plugin.study.stopped_workers import request_start, request_worker_stop
@@ -39,6 +42,9 @@ class Scaling:
         session: The session.
         records: The step records; the constructor loads those of an earlier conductor.
         groups: The worker groups by name.
+
+    Attributes:
+        relatives: The other studies of the session.
     """
 
     def __init__(
@@ -48,7 +54,9 @@ class Scaling:
         for name in groups:
             session.write_group(config_of(plan.settings, name))
         self._stopped = StoppedWorkers(session)
-        self._pool = WorkerPool(session, groups, sources_of(plan, session))
+        self._noted: set[str] = set()
+        self.relatives = Relatives(session, plan.id)
+        self._pool = WorkerPool(session, groups, sources_of(plan, session), self.relatives)
         session.heartbeats.refresh()  # otherwise a worker that has just begun on another node would count as dead
         self._pool.refresh()
         self._remaining_work = RemainingWork(plan)
@@ -64,10 +72,13 @@ class Scaling:
         Returns:
             Whether samples may have no message: workers were lost since the last call, or the study continues.
         """
+        self.relatives.refresh()
         has_lost = self._dead_workers.detect()
         continues = self.stop_workers()  # before an allocation whose workers leave has ended
         for source, allocation in self._pool.refresh_allocations():
             self._reopening.apply(source, allocation)
+        if self.relatives.living:
+            self._note_work()
         self._let_allocations_end()  # they have slots now if workers have begun
         self._broken_machines.check()
         self._records.give_up(lambda record: self._pool.machine_count(record.groups))
@@ -154,10 +165,34 @@ class Scaling:
         """The allocations with a busy worker."""
         return self._pool.working_allocations
 
-    def end(self) -> None:
-        """End all workers and allocations; then none are stopped any more."""
-        self._pool.stop()
-        request_start(self._session.path)
+    def end(self, others: list[Member]) -> None:
+        """End the workers and allocations that no other study of the session needs.
+
+        Args:
+            others: The other members of the session that live; without any, no workers are stopped any more.
+        """
+        PoolEnd(self._session, self._pool, self.relatives.needs_of(others)).run()
+        if not others:
+            request_start(self._session.path)
+
+    @property
+    def needs(self) -> frozenset[str] | None:
+        """The worker groups with work, or with work in the future; None without a relative that wants to know."""
+        if not self.relatives.living:
+            return None
+        busy = {name for record in self._records.with_work() for name in record.groups}
+        queues = {name: group.task_queues for name, group in self._pool.groups.items()}
+        return frozenset(n for n, q in queues.items() if n in busy or self._remaining_work.uses_any_of(q))
+
+    def _note_work(self) -> None:
+        """Store for the conductors of other studies in which open allocations a sample of this study has started."""
+        for source in self._pool.allocation_sources:
+            allocation = source.current
+            if allocation is None or not source.is_open or allocation.label in self._noted:
+                continue
+            if self._reopening.has_worked(source, allocation):
+                source.note_work()
+                self._noted.add(allocation.label)
 
     def _scale(self) -> None:
         """Start workers for groups with work, and end allocations whose groups have no present or future work."""

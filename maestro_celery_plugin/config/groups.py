@@ -28,6 +28,7 @@ __all__ = [
     "nodes_of",
     "require_groups",
     "serving_groups",
+    "shared_groups",
     "steps_of",
 ]
 
@@ -133,6 +134,11 @@ def nodes_of(batch: BatchSettings, current_nodes: int | None) -> int:
 def serving_groups(settings: EnsembleSettings) -> dict[str, WorkerGroupSettings]:
     """Return the worker groups that serve a task queue, by name."""
     return {name: group for name, group in settings.resources.workers.items() if group.task_queues}
+
+
+def shared_groups(settings: EnsembleSettings) -> dict[str, dict[str, Any]]:
+    """Return the configurations of all serving groups, as other studies of the session compare them."""
+    return {name: conversion.to_dict(group_config(settings, name, None)) for name in serving_groups(settings)}
 
 
 def require_groups(settings: EnsembleSettings, names: Iterable[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +16,8 @@ from maestro_celery_plugin.maestro.this_process import collect_garbage_again, co
 
 __all__ = ["EnsembleArgumentParser"]
 
+# As in `study/session.py`, whose import takes long.
+SESSION_VARIABLE = "MAESTRO_CELERY_SESSION"
 _VARIABLE = re.compile(r"[^-/=\s][^/=\s]*=")
 
 
@@ -38,11 +41,22 @@ class EnsembleArgumentParser(argparse.ArgumentParser):
                 "address for local workers, else the address of the host name]",
             )
             _add_overrides(self)
+            _add_limits(self)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse the command line, with one variable for each `--vars`."""
         words = sys.argv[1:] if args is None else list(args)
+        if SESSION_VARIABLE in os.environ:
+            self._inherit(words)
         return super().parse_known_args(list(_one_variable_each(words)), namespace)
+
+    def _inherit(self, words: Sequence[str]) -> None:
+        """Let the options of the study whose sample runs this command be the defaults of `maestro run`."""
+        if self.prog.endswith("maestro run") or (self.prog == "maestro" and "run" in words):
+            from maestro_celery_plugin.maestro.nested import inherited_options
+
+            known = {action.dest for action in self._actions}
+            self.set_defaults(**{name: value for name, value in inherited_options().items() if name in known})
 
     def parse_args(self, *args: Any, **kwargs: Any) -> Any:
         """Parse the command line, and add the plugin's part to the command."""
@@ -79,6 +93,23 @@ def _add_overrides(parser: argparse.ArgumentParser) -> None:
         "--no-errors",
         action="store_true",
         help="With --dry, and without the batch system: write the scripts of native steps without its directives.",
+    )
+
+
+def _add_limits(parser: argparse.ArgumentParser) -> None:
+    """Add the options for studies that start studies."""
+    parser.add_argument("--quiet", action="store_true", help="Print nothing except errors.")
+    parser.add_argument(
+        "--max-depth",
+        metavar="N",
+        type=int,
+        help="Number of studies that may start each other in a chain below this one. [Default: 100]",
+    )
+    parser.add_argument(
+        "--max-studies",
+        metavar="N",
+        type=int,
+        help="Number of studies that this one and those that it starts may be together. [Default: no limit]",
     )
 
 

@@ -122,7 +122,7 @@ def _unwritten(plan: StudyPlan, problem: OSError) -> str:
     text = f"The request to cancel '{plan.root}' cannot be written ({problem.strerror or problem})"
     if not has_conductor(plan):
         return f"{text}; this study has no conductor that would read it."
-    numbers = " ".join(map(str, StudyProcesses(plan.root).conductors()))
+    numbers = " ".join(map(str, StudyProcesses(plan.root, plan.session).conductors()))
     return (
         f"{text}, and its conductor continues. Make room there or correct the permissions, and run `maestro cancel "
         f"{plan.root}` again; or end the conductor with `kill {numbers or 'PID'}`"
@@ -177,7 +177,7 @@ def end_leftovers(plan: StudyPlan, report: CancelReport) -> None:
 
 def _end_here(plan: StudyPlan, report: CancelReport) -> None:
     """End all processes of a study on this machine; report what was ended, and what cannot be ended."""
-    ended = StudyProcesses(plan.root).end_all()
+    ended = StudyProcesses(plan.root, plan.session).end_all()
     if ended.text:
         report.add(f"Ended on this machine: {ended.text}.")
     if ended.remaining:

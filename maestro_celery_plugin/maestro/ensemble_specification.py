@@ -85,6 +85,7 @@ class EnsembleSpecification(YAMLSpecification):  # type: ignore[misc]
     _native: frozenset[str] = frozenset()
     _step_groups: Set[str] = frozenset()
     _data: Mapping[str, Any]
+    study: Any
     _launched: LaunchedSpecification
     _generated: Mapping[str, Any] | None = None
     _file: str = ""
@@ -109,9 +110,20 @@ class EnsembleSpecification(YAMLSpecification):  # type: ignore[misc]
             if specification.ensemble.batch.dry_run:
                 OPTIONS.dry_run = OPTIONS.arguments.dry = True
             check_command_line(OPTIONS.arguments, specification.name, specification.output_path, file)
+            if OPTIONS.parent is not None:
+                specification._join()
         if path is not None:
             check_launch(specification.ensemble, file)
         return specification
+
+    def _join(self) -> None:
+        """Join the session of the study above this one, and use its names of worker groups and task queues."""
+        from maestro_celery_plugin.maestro.nested import join
+
+        before = self.ensemble
+        names = join(self.name, self.output_path, before)
+        if names is not None and names.renamed:
+            self.ensemble, self.study = names.settings, names.steps(self.study, before)
 
     def checks(self, data: Mapping[str, Any], *, is_launch: bool) -> Iterator[Problem]:
         """Yield the problems of a specification, and take over its values.
@@ -148,7 +160,9 @@ class EnsembleSpecification(YAMLSpecification):  # type: ignore[misc]
         if broken - {"description"} or not content["study"]:  # there is nothing that groups and tokens can refer to
             return
         yield from self._take(dict(content))
-        problems = check_resources(self.ensemble, self._data, query_nodes=is_launch)
+        # The machine of a sample may not have the commands of the batch system that its conductor uses.
+        query_nodes = is_launch and OPTIONS.parent is None
+        problems = check_resources(self.ensemble, self._data, query_nodes=query_nodes)
         yield from at_their_steps(problems, self.ensemble.resources.workers, self._step_groups)
         if not OPTIONS.parameter_generator:  # its parameters do not exist yet
             parameters = self.get_parameters()

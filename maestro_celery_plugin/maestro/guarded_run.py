@@ -6,13 +6,14 @@ Errors of Maestro in a study without an ensemble stay as they are.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from maestro_celery_plugin.errors import EnsembleError, StudyError
 from maestro_celery_plugin.maestro.command_line import check_specification_file
@@ -20,10 +21,15 @@ from maestro_celery_plugin.maestro.env_file import read_env_file
 from maestro_celery_plugin.maestro.launch_options import OPTIONS, check_output
 from maestro_celery_plugin.spec.overrides import Overrides, variables_of
 
+if TYPE_CHECKING:  # a study without an ensemble does not wait for this import
+    from maestro_celery_plugin.study.members import Member
+
 __all__ = ["guarded_run"]
 
 LOGGER = logging.getLogger(__name__)
 
+# As in `study/session.py`, whose import takes long.
+SESSION_VARIABLE = "MAESTRO_CELERY_SESSION"
 _INTERRUPTED = 130  # of a shell, for a process that SIGINT ends
 
 
@@ -39,10 +45,16 @@ def guarded_run(
     """
     _set_options(arguments)
     try:
-        _set_overrides(arguments)
+        parent = _parent()
+        _set_overrides(arguments, parent)
         check_specification_file(arguments.specification)
+        if parent is not None:
+            from maestro_celery_plugin.maestro.nested import run_nested
+
+            return run_nested(parent, run, arguments)
         check_output(arguments.out)
-        code = run(arguments)
+        with _without_output() if arguments.quiet else contextlib.nullcontext():
+            code = run(arguments)
         _say_what_is_next(arguments)
         return code if code or not arguments.fg else _code_of_samples(failed_samples() or 0)
     except EnsembleError as error:
@@ -74,10 +86,26 @@ def _set_options(arguments: argparse.Namespace) -> None:
     OPTIONS.parameter_generator, OPTIONS.hashes_names = arguments.pgen is not None, arguments.hashws
     OPTIONS.foreground = arguments.fg
     OPTIONS.is_ensemble = OPTIONS.is_conducted = False
-    OPTIONS.study = OPTIONS.directory = OPTIONS.location = None
+    OPTIONS.study = OPTIONS.directory = OPTIONS.location = OPTIONS.parent = OPTIONS.member = None
+    OPTIONS.waits = False
 
 
-def _set_overrides(arguments: argparse.Namespace) -> None:
+def _parent() -> Member | None:
+    """Return the study whose sample or step has started this process; None for a launch by a user."""
+    if SESSION_VARIABLE not in os.environ:
+        return None
+    from maestro_celery_plugin.maestro.nested import find_parent
+
+    return find_parent()
+
+
+def _without_output() -> contextlib.AbstractContextManager[None]:
+    from maestro_celery_plugin.maestro.nested import without_output
+
+    return without_output()
+
+
+def _set_overrides(arguments: argparse.Namespace, parent: Member | None) -> None:
     """Read what the command line sets in place of the specification, and set the variables of `--env-file`.
 
     Raises:
@@ -89,11 +117,13 @@ def _set_overrides(arguments: argparse.Namespace) -> None:
             "or remove the option."
         )
     environment = read_env_file(arguments.env_file) if arguments.env_file is not None else {}
+    inherited = parent.variables if parent is not None else {}
     samples_file = arguments.samplesfile and Path(arguments.samplesfile).absolute()
     if samples_file is not None and not samples_file.is_file():
         raise StudyError(f"--samplesfile: '{arguments.samplesfile}' is not a file; give the table of the samples.")
     OPTIONS.overrides = Overrides(
-        variables=variables_of(arguments.vars),
+        variables={**inherited, **variables_of(arguments.vars)},
+        inherited=frozenset(inherited),
         environment=environment,
         samples_file=samples_file,
         no_errors=arguments.no_errors,
@@ -116,7 +146,7 @@ def _code_of_samples(failed: int) -> int:
 
 def _say_what_is_next(arguments: argparse.Namespace) -> None:
     """Print the commands that a user needs after the launch; nothing for a study without an ensemble."""
-    if OPTIONS.study is None or arguments.fg:
+    if OPTIONS.study is None or arguments.fg or arguments.quiet:
         return
     study = shlex.quote(str(OPTIONS.study))
     if OPTIONS.is_conducted:

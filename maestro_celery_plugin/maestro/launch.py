@@ -36,6 +36,7 @@ from maestro_celery_plugin.maestro.sample_generation import with_samples
 from maestro_celery_plugin.plugins import batch_system
 from maestro_celery_plugin.processes import forget_variable
 from maestro_celery_plugin.spec.problems import Kind, Problem, passed
+from maestro_celery_plugin.study.members import Members
 from maestro_celery_plugin.study.merlin_command import write_merlin_command
 from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.provenance import SpecificationTexts, write_specifications
@@ -53,7 +54,7 @@ def check_launch(settings: EnsembleSettings, file: str) -> None:
         SpecificationError: workers of a group cannot start on this machine.
         BrokerError: the broker cannot be used.
     """
-    if OPTIONS.launching:
+    if OPTIONS.launching and OPTIONS.parent is None:
         _check_launch(settings, file)
         # Maestro stores the environment (meta/environment.yaml) and samples inherit it; the URL must not remain in it.
         forget_variable(ENVIRONMENT_VARIABLE)
@@ -178,10 +179,11 @@ class EnsembleDependency(Dependency):  # type: ignore[misc]
             root=root,
             timestamp=_timestamp(root),
             settings=self._settings,
-            id=f"{secrets.randbits(64):016x}",
+            id=OPTIONS.member.id if OPTIONS.member else f"{secrets.randbits(64):016x}",
             specification=self._specification,
             batch_defaults=self._batch_defaults,
             overrides=OPTIONS.overrides,
+            home=_home() if OPTIONS.member else None,
         )
         plan.info.mkdir(parents=True, exist_ok=True)
         self._lock = _lock_of(plan)
@@ -190,7 +192,7 @@ class EnsembleDependency(Dependency):  # type: ignore[misc]
         if self._settings.samples:
             plan = with_samples(plan, self._settings.samples, values)
         if not OPTIONS.dry_run:
-            _make_session(plan)
+            _make_session(plan) if OPTIONS.member is None else _complete_member(plan)
             OPTIONS.study = root
         self._batch.clear()
         self._batch.update(plan.to_batch())
@@ -237,20 +239,44 @@ def _check_path(root: Path, settings: EnsembleSettings) -> None:
 
 def _timestamp(root: Path) -> str:
     """Return the time of the launch, which Maestro puts into the name of the directory."""
-    found = re.search(r"_(\d{8}-\d{6})$", root.name)
+    found = re.search(r"_(\d{8}-\d{6})(_\d+)?$", root.name)
     return found[1] if found else clock.local_time("%Y%m%d-%H%M%S")
+
+
+def _home() -> Path:
+    """Return the home of the session that the study joins."""
+    from maestro_celery_plugin.maestro.nested import session_of_parent
+
+    return session_of_parent().parent
+
+
+def _complete_member(plan: StudyPlan) -> None:
+    """Store what the session needs of a study that joins it."""
+    from maestro_celery_plugin.broker.choice import choose
+
+    session, members = Session(plan.session), Members(plan.session)
+    members.write_environment(plan.id, plan.overrides.environment)
+    if plan.settings.needs_workers:
+        Claims(plan.claims, plan.number).check()
+        if session.read_broker() is None and not session.wants_private_broker:  # so far, only native steps have run
+            choice = choose(None)
+            if choice.url:
+                session.write_broker(BrokerLocation(url=choice.url, celery=dict(choice.celery)))
 
 
 def _make_session(plan: StudyPlan) -> None:
     from maestro_celery_plugin.broker.choice import choose
-    from maestro_celery_plugin.broker.private import begin, cluster_address
+    from maestro_celery_plugin.broker.private import cluster_address
+    from maestro_celery_plugin.host.start import begin
+    from maestro_celery_plugin.maestro.nested import first_member
 
     session = Session.create(plan.session)
     notify = read_configuration().notify
     if notify:
         session.write_notify(notify)
     session.write_environment(plan.overrides.environment)
-    write_merlin_command(session.path, plan.root)
+    write_merlin_command(session.path)
+    Members(session.path).write(first_member(plan.id, plan.root, plan.settings))
     if not plan.settings.needs_workers:
         return
     Claims(plan.claims, plan.number).check()
@@ -261,4 +287,4 @@ def _make_session(plan: StudyPlan) -> None:
     if choice.url:
         session.write_broker(OPTIONS.location or BrokerLocation(url=choice.url, celery=dict(choice.celery)))
     elif OPTIONS.foreground:
-        begin(session)  # the conductor, which is this process, needs it soon
+        begin(session, with_broker=True)  # the conductor, which is this process, needs it soon

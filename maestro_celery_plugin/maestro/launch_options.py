@@ -12,6 +12,7 @@ from maestro_celery_plugin.files import is_locked
 from maestro_celery_plugin.spec.overrides import Overrides
 
 if TYPE_CHECKING:  # a study without an ensemble does not wait for this import
+    from maestro_celery_plugin.study.members import Member
     from maestro_celery_plugin.study.session import BrokerLocation
 
 __all__ = ["LAUNCH_LOCK", "OPTIONS", "LaunchOptions", "check_output"]
@@ -40,6 +41,9 @@ class LaunchOptions:
         directory: The directory that the launch uses; None before it is known.
         study: The directory of the ensemble study whose session exists; None before.
         is_conducted: Whether the conductor was started as a process.
+        parent: The study whose sample or step has started this launch; None for a launch by a user.
+        member: The study of this launch in the session of its parent; None before it has joined.
+        waits: Whether the sample waits for the end of the study (`-fg`).
     """
 
     launching: bool = False
@@ -57,6 +61,9 @@ class LaunchOptions:
     directory: Path | None = None
     study: Path | None = None
     is_conducted: bool = False
+    parent: Member | None = None
+    member: Member | None = None
+    waits: bool = False
 
 
 OPTIONS = LaunchOptions()

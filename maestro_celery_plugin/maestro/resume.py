@@ -225,7 +225,7 @@ def _end_leftovers(plan: StudyPlan) -> None:
     """
     manifests = plan.records.rglob(FILE)
     workspaces = [plan.root / path.parent.relative_to(plan.records) for path in manifests]
-    ended = StudyProcesses(plan.root).end_orphans(workspaces)
+    ended = StudyProcesses(plan.root, plan.session).end_orphans(workspaces)
     if ended.remaining:
         numbers = ", ".join(map(str, ended.remaining))
         raise StudyError(

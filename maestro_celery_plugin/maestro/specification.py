@@ -67,7 +67,12 @@ class Specification(YAMLSpecification):  # type: ignore[misc]
             raise SpecificationError.at(file, "", "--no-errors: only studies with an ensemble have it; remove it.")
         if OPTIONS.overrides.is_given:
             _check_overrides(path)
-        return super().load_specification(path)
+        specification = super().load_specification(path)
+        if OPTIONS.parent is not None and OPTIONS.launching:
+            from maestro_celery_plugin.maestro.nested import join
+
+            join(specification.name, specification.output_path, None)
+        return specification
 
     def verify(self) -> None:
         """Insert the values of the command line, which are variables like others, and let Maestro verify the rest."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +30,7 @@ from maestro_celery_plugin.study.manifest import Manifest
 from maestro_celery_plugin.study.manifest_builder import build_manifest
 from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.reasons import store_refusal
+from maestro_celery_plugin.study.session import SESSION_VARIABLE, STUDY_VARIABLE
 from maestro_celery_plugin.worker.sample_directory import SampleDirectories
 
 __all__ = ["EXTENSION", "StudyAdapter"]
@@ -52,6 +54,9 @@ class StudyAdapter:
 
     def __init__(self, batch: Mapping[str, Any]) -> None:
         self._plan = StudyPlan.from_batch(batch)
+        if self._plan.session.exists():  # native steps inherit them
+            variables = {SESSION_VARIABLE: str(self._plan.session), STUDY_VARIABLE: str(self._plan.root)}
+            os.environ.update(variables)
         self._native_steps = NativeSteps(self._plan)
         self._manifests: dict[str, Manifest] = {}
 

@@ -54,6 +54,8 @@ def _argument_parser(original: type[argparse.ArgumentParser]) -> type[argparse.A
 def _start_process(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def start_process(cmd: Any, *args: Any, **kwargs: Any) -> Any:
+        if OPTIONS.member is not None and _is_conductor(cmd):
+            return _request_conductor(cmd, Path(OPTIONS.member.root))
         if OPTIONS.study is not None and _is_conductor(cmd):
             return _start_conductor(cmd, OPTIONS.study)
         return original(_with_own_conductor(cmd), *args, **kwargs)
@@ -229,10 +231,23 @@ def _start_conductor(command: str, study: Path) -> subprocess.Popen[bytes]:
     shells do not pass on the functions of other shells, such as `module`, which the samples then would not have.
     """
     OPTIONS.is_conducted = True
-    options, _, log = command.removeprefix(_CONDUCTOR).removesuffix(" 2>&1").partition(f" {study} > ")
+    words, log = _parts_of(command, study)
     with Path(log).open("wb") as output:
-        words = ["nohup", _conductor_program(), *options.split(), str(study)]
-        return subprocess.Popen(words, stdout=output, stderr=output)
+        command_line = ["nohup", *words]
+        return subprocess.Popen(command_line, stdout=output, stderr=output)
+
+
+def _request_conductor(command: str, study: Path) -> None:
+    """Let the host of the session start the conductor of a study that a sample or a step has started."""
+    from maestro_celery_plugin.maestro.nested import request_conductor
+
+    request_conductor(*_parts_of(command, study))
+
+
+def _parts_of(command: str, study: Path) -> tuple[list[str], str]:
+    """Return the words of Maestro's command that starts a conductor, and the file for its output."""
+    options, _, log = command.removeprefix(_CONDUCTOR).removesuffix(" 2>&1").partition(f" {study} > ")
+    return [_conductor_program(), *options.split(), str(study)], log
 
 
 def _is_conductor(command: Any) -> bool:

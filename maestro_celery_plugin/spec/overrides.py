@@ -32,12 +32,14 @@ class Overrides:
         variables: Values of `--vars`, by the name of the variable; each must be a variable of the specification.
         environment: Values of `--env-file`, by name; they apply to variables of the specification as well, but those of
             `--vars` come first.
+        inherited: Names of variables that the study above this one hands on; this one need not have them.
         samples_file: The file of `--samplesfile`, in place of `merlin.samples`; None without it.
         no_errors: Whether a dry run writes scripts without the directives of a batch system that is missing.
     """
 
     variables: Mapping[str, str] = dataclasses.field(default_factory=dict)
     environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    inherited: frozenset[str] = frozenset()
     samples_file: Path | None = None
     no_errors: bool = False
 
@@ -70,7 +72,7 @@ class Overrides:
         """
         known = _known(env)
         for name in self.variables:
-            if name not in (*known, _OUTPUT_PATH):
+            if name not in (*known, _OUTPUT_PATH) and name not in self.inherited:
                 hint = nearest(name, known)
                 raise SpecificationError.at(file, "env.variables", f"--vars: unknown variable '{name}'; {hint}")
         values = {**{name: value for name, value in self.environment.items() if name in known}, **self.variables}

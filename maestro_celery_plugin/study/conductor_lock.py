@@ -1,4 +1,4 @@
-"""The lock of a study's conductor, and the heartbeat that shows the workers that the conductor is alive.
+"""The lock of a study's conductor, its heartbeat, and its membership in the session.
 
 Maestro's conductor is blocked while it runs a native step itself (localscriptadapter.py:136-139). Therefore the
 heartbeat has its own thread, which ends with the process and does not wait for the polls.
@@ -14,10 +14,14 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from maestro_celery_plugin import clock
+from maestro_celery_plugin.config.groups import shared_groups
 from maestro_celery_plugin.errors import StudyError
 from maestro_celery_plugin.files import is_locked
+from maestro_celery_plugin.states import MemberState
+from maestro_celery_plugin.study.members import Member, Members
 from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.session import Session
+from maestro_celery_plugin.study.stopped_workers import request_start
 
 __all__ = ["LOCK_LIMIT_S", "ConductorLock", "acquire", "file_lock", "has_conductor", "take_poll_request"]
 
@@ -69,6 +73,9 @@ class ConductorLock:
         must_poll: Whether a step has ended during a poll of Maestro, so that Maestro must poll again.
         working: The allocations with a busy worker; None until the coordinator sets them. The heartbeat reports them to
             the workers, which otherwise would have to read the heartbeats of all workers.
+        others: The other members of the session that lived when this one left.
+        needs: The worker groups that the study needs; None until the coordinator sets them. The heartbeat reports them
+            to the conductors of other studies that share the workers.
 
     Raises:
         StudyError: another conductor of this study lives.
@@ -76,8 +83,11 @@ class ConductorLock:
 
     def __init__(self, plan: StudyPlan) -> None:
         self.must_poll = False
+        self.others: list[Member] = []
+        self._has_left = False
         self.working: frozenset[str] | None = None
-        self._root = plan.root
+        self.needs: frozenset[str] | None = None
+        self._root, self._study = plan.root, plan.id
         self._lock = file_lock(plan)
         try:
             self._lock.acquire(timeout=LOCK_LIMIT_S)
@@ -86,7 +96,10 @@ class ConductorLock:
                 f"Another conductor runs the study '{plan.root}'; wait for its end, or end it with "
                 f"`maestro cancel {plan.root}`."
             ) from cause
-        self._heartbeats = Session(plan.session).heartbeats
+        self._session = Session(plan.session)
+        self._members = Members(plan.session)
+        self._enter(plan)
+        self._heartbeats = self._session.heartbeats
         idle_limits_s = [group.idle_limit for group in plan.settings.resources.workers.values()]
         self._interval_s = min([BEAT_INTERVAL_S, *(limit_s / BEATS_PER_IDLE_LIMIT for limit_s in idle_limits_s)])
         self._ended = threading.Event()
@@ -94,17 +107,59 @@ class ConductorLock:
         threading.Thread(target=self._keep_beating, name="heartbeat", daemon=True).start()
         atexit.register(self.release)
 
+    def _enter(self, plan: StudyPlan) -> None:
+        """Become a running member of the session; the only one revokes the requests to stop of an earlier conductor.
+
+        Raises:
+            StudyError: the session is being stopped.
+        """
+        with self._members.locked():
+            if not self._members.living(without=plan.id):
+                self._session.revoke_stop()
+                self._session.revoke_leave()
+                request_start(self._session.path)
+            elif self._session.stop_requested:
+                raise StudyError(
+                    f"The session in '{plan.session}' is being stopped; wait for its end, and resume the study with "
+                    f"`maestro-celery resume {plan.root}`."
+                )
+            known = self._members.read(plan.id) or Member(
+                id=plan.id, number=self._members.next_number(), root=str(plan.root), started_at=clock.now()
+            )
+            groups = known.groups or shared_groups(plan.settings)
+            self._members.write(known.of_this_process(state=MemberState.RUNNING, ended_at=0.0, groups=groups))
+
+    def leave(self) -> list[Member]:
+        """Leave the session; return its members that live on. The last member requests the stop of the workers.
+
+        Raises:
+            OSError: a file of the session cannot be changed now.
+            StudyError: another process does not unlock the list of members.
+        """
+        if self._has_left:
+            return self.others
+        with self._members.locked():
+            self.others = self._members.living(without=self._study)
+            if not self.others:
+                self._session.request_stop()
+            self._members.change(self._study, state=MemberState.ENDED, ended_at=clock.now())
+        self._has_left = True
+        return self.others
+
     def _keep_beating(self) -> None:
         while not self._ended.wait(self._interval_s):
             self._beat()
 
     def _beat(self) -> None:
         with contextlib.suppress(OSError):  # a full disk must not end the conductor
-            self._heartbeats.write_conductor(clock.now_ns(), self.working)
+            self._heartbeats.write_conductor(clock.now_ns(), self.working, study=self._study, needs=self.needs)
 
     def release(self) -> None:
         """Release the lock, so that another process can conduct the study."""
         if not self._ended.is_set():
             self._ended.set()
             _LOCKS.pop(self._root, None)
+            with contextlib.suppress(OSError, StudyError):
+                self._heartbeats.end_conductor(self._study)
+                self.leave()
             self._lock.release()

@@ -1,7 +1,8 @@
-"""Heartbeats: files in the session that show that the conductor and the workers are alive.
+"""Heartbeats: files in the session that show that the conductors and the workers are alive.
 
-session/workers/<name>.json   heartbeat of a worker
-session/conductor.json        heartbeat of the conductor, and the allocations with a busy worker
+session/workers/<name>.json     heartbeat of a worker
+session/conductors/<id>.json    heartbeat of the conductor of a study, the allocations with a busy worker, and the
+                                worker groups that the study needs
 """
 
 from __future__ import annotations
@@ -79,17 +80,19 @@ class Heartbeat:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ConductorBeat:
-    """The heartbeat of the conductor.
+    """The heartbeat of a conductor, or of all conductors of a session.
 
     Attributes:
         beat: A number that changes; 0 without a heartbeat.
-        working: The allocations with a busy worker; None when the conductor does not know them.
-        machine: Identity of its machine (`machine.machine_id`); empty when unknown.
+        working: The allocations with a busy worker; None when a conductor does not know them.
+        machine: Identity of its machine (`machine.machine_id`); empty when unknown, or for several machines.
+        needs: The worker groups with work, or with work in the future; None when the conductor does not know them.
     """
 
     beat: int = 0
     working: tuple[str, ...] | None = None
     machine: str = ""
+    needs: tuple[str, ...] | None = None
 
 
 class Heartbeats:
@@ -100,7 +103,7 @@ class Heartbeats:
     """
 
     def __init__(self, directory: Path) -> None:
-        self._workers, self._conductor = directory / "workers", directory / "conductor.json"
+        self._workers, self._conductors = directory / "workers", directory / "conductors"
 
     def write(self, heartbeat: Heartbeat) -> None:
         """Store the heartbeat of a worker; if the disk is full, overwrite the last one, which needs no space.
@@ -214,29 +217,77 @@ class Heartbeats:
                     live.append(beat)
         return live
 
-    def write_conductor(self, beat: int, working: Iterable[str] | None = None) -> None:
-        """Store the heartbeat of the conductor.
+    def write_conductor(
+        self, beat: int, working: Iterable[str] | None = None, *, study: str = "0", needs: Iterable[str] | None = None
+    ) -> None:
+        """Store the heartbeat of the conductor of a study.
 
         Args:
             beat: A number that differs from that of the last heartbeat.
             working: The allocations with a busy worker; None when the conductor does not know them.
+            study: Identity of the study.
+            needs: The worker groups that the study needs; None when the conductor does not know them.
         """
-        names = None if working is None else sorted(working)
-        text = json.dumps({"beat": beat, "working": names, "pid": os.getpid(), "machine": machine_id()})
-        write_atomically(self._conductor, text, mode=0o600, durable=False)
+        values = {
+            "beat": beat,
+            "working": None if working is None else sorted(working),
+            "pid": os.getpid(),
+            "machine": machine_id(),
+            "needs": None if needs is None else sorted(needs),
+        }
+        self._conductors.mkdir(mode=0o700, exist_ok=True)
+        write_atomically(self._conductor(study), json.dumps(values), mode=0o600, durable=False)
 
-    def read_conductor(self) -> ConductorBeat:
-        """Return the heartbeat of the conductor; an empty one if there is none, or if a crash has damaged it."""
+    def end_conductor(self, study: str) -> None:
+        """Store that a conductor, which has ended or died, sees no busy worker and needs none; nothing without one."""
+        beat = self.read_conductor(study).beat
+        if beat:
+            self.write_conductor(beat, (), study=study, needs=())
+
+    def _conductor(self, study: str) -> Path:
+        return self._conductors / f"{study}.json"
+
+    def read_conductor(self, study: str) -> ConductorBeat:
+        """Return the heartbeat of a conductor; an empty one if there is none, or if a crash has damaged it."""
         try:
-            values: dict[str, Any] = read_json(self._conductor)
-            working = values.get("working")
+            values: dict[str, Any] = read_json(self._conductor(study))
+            working, needs = values.get("working"), values.get("needs")
             return ConductorBeat(
                 beat=int(values["beat"]),
                 working=None if working is None else tuple(working),
                 machine=str(values.get("machine", "")),
+                needs=None if needs is None else tuple(needs),
             )
         except (FileNotFoundError, ValueError, LookupError, TypeError, AttributeError):
             return ConductorBeat()
+
+    def read_conductors(self) -> ConductorBeat:
+        """Return the heartbeats of all conductors as one, which changes when one of them changes."""
+        try:
+            files = os.listdir(self._conductors)  # noqa: PTH208 (the names only)
+        except OSError:
+            files = []
+        beats = [self.read_conductor(name.removesuffix(".json")) for name in files if name.endswith(".json")]
+        beats = [beat for beat in beats if beat.beat]
+        if len(beats) == 1:
+            return beats[0]
+        machines = {beat.machine for beat in beats}
+        return ConductorBeat(
+            beat=sum(beat.beat for beat in beats),
+            working=_union(beat.working for beat in beats) if beats else None,
+            machine=machines.pop() if len(machines) == 1 else "",
+            needs=_union(beat.needs for beat in beats) if beats else None,
+        )
+
+
+def _union(parts: Iterable[tuple[str, ...] | None]) -> tuple[str, ...] | None:
+    """Return all names of several parts; None if one of them is unknown."""
+    known: set[str] = set()
+    for part in parts:
+        if part is None:
+            return None
+        known.update(part)
+    return tuple(sorted(known))
 
 
 def _read(path: Path) -> Heartbeat | None:
@@ -252,14 +303,14 @@ def _read(path: Path) -> Heartbeat | None:
 
 
 class ConductorWatch:
-    """The conductor as a worker sees it.
+    """The conductors of its session as a worker sees them.
 
     Args:
         heartbeats: The heartbeats of the session.
 
     Attributes:
-        working: The allocations in which the conductor sees a busy worker; None when it does not know them.
-        is_here: Whether the conductor runs on this machine, where it can see which processes live.
+        working: The allocations in which a conductor sees a busy worker; None when this is not known.
+        is_here: Whether the conductors run on this machine, where they can see which processes live.
     """
 
     def __init__(self, heartbeats: Heartbeats) -> None:
@@ -270,14 +321,14 @@ class ConductorWatch:
         self.is_here = False
 
     def refresh(self) -> None:
-        """Read the heartbeat of the conductor."""
-        conductor = self._heartbeats.read_conductor()
+        """Read the heartbeats of the conductors."""
+        conductor = self._heartbeats.read_conductors()
         self.working = conductor.working
         if conductor.beat != self._beat:
             self._beat, self._changed_at = conductor.beat, clock.monotonic()
-            self.is_here = is_this_machine(conductor.machine)
+            self.is_here = bool(conductor.machine) and is_this_machine(conductor.machine)
 
     @property
     def silent_s(self) -> float:
-        """Seconds since the last change of the heartbeat, measured by the clock of this machine."""
+        """Seconds since the last change of a heartbeat, measured by the clock of this machine."""
         return clock.monotonic() - self._changed_at

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from maestro_celery_plugin.files import write_atomically
+from maestro_celery_plugin.study.session import STUDY_VARIABLE
 
 __all__ = ["add_to_path", "write_merlin_command"]
 
@@ -20,12 +21,11 @@ _CODE = "import sys; sys.path[:] = filter(None, sys.path); from maestro_celery_p
 _DIRECTORY = "bin"
 
 
-def write_merlin_command(session: Path, root: Path) -> None:
+def write_merlin_command(session: Path) -> None:
     """Write the command, unless the launch finds a real Merlin.
 
     Args:
         session: Directory of the session.
-        root: Directory of the study, which is the study of the samples that call the command.
 
     Raises:
         OSError: it cannot be written.
@@ -35,8 +35,8 @@ def write_merlin_command(session: Path, root: Path) -> None:
     if shutil.which("merlin"):
         return
     path.parent.mkdir(exist_ok=True)
-    command = shlex.join([sys.executable, "-c", _CODE, str(root)])
-    write_atomically(path, f'#!/bin/sh\nexec {command} "$@"\n', mode=0o700)
+    command = shlex.join([sys.executable, "-c", _CODE])
+    write_atomically(path, f'#!/bin/sh\nexec {command} "${STUDY_VARIABLE}" "$@"\n', mode=0o700)
 
 
 def add_to_path(session: Path) -> None:

@@ -13,8 +13,8 @@ The plugin writes to the directory ``merlin_info`` of the study:
       ledger/<writer>.ledger        attempts of all step records, one file per writer
       claims/<study>/<number>/      who has taken which message (`ledger/claims.py`)
       plain/<step record>/          state of a native step, which Maestro runs
-      workers/<worker>.log
-      allocations/<name>/<number>/  batch script, output and state of an allocation
+      workers/<worker>.log          log of a worker of the session
+      allocations/<name>/<number>/  batch script, output and state of an allocation of the session
       specifications/               all versions of a corrected specification (`maestro/correction.py`)
       launch.lock                   locked while `maestro run` creates the study
       conductor.lock                locked while a conductor lives
@@ -25,6 +25,9 @@ The plugin writes to the directory ``merlin_info`` of the study:
       refusals.json                 why step records could not be submitted
       broken_machines.json          machines whose worker has left the study because of them
       session/                      0700: secret, broker, heartbeats
+
+A study that a sample or a step of another study has started joins the session of that study (`members.py`): the session
+with its workers and allocations is in the ``merlin_info`` of the first one, the home of the session.
 """
 
 from __future__ import annotations
@@ -65,6 +68,7 @@ class StudyPlan:
         batch_defaults: The keys of `batch` that the user's configuration has added at the launch.
         overrides: What the command line of the launch has set in place of the specification, except its `environment`,
             which may have secrets (`session.py`).
+        home: The directory ``merlin_info`` of the study whose session this study has joined; None for its own session.
     """
 
     root: Path
@@ -76,6 +80,7 @@ class StudyPlan:
     specification: Path | None = None
     batch_defaults: dict[str, Any] = dataclasses.field(default_factory=dict)
     overrides: Overrides = dataclasses.field(default_factory=Overrides)
+    home: Path | None = None
 
     def to_batch(self) -> dict[str, Any]:
         """Return the plan as Maestro's batch dictionary."""
@@ -93,6 +98,7 @@ class StudyPlan:
             "vars": dict(self.overrides.variables),
             "samplesfile": str(self.overrides.samples_file) if self.overrides.samples_file else None,
             "no_errors": self.overrides.no_errors,
+            "home": str(self.home) if self.home else None,
         }
 
     @classmethod
@@ -112,6 +118,7 @@ class StudyPlan:
                 samples_file=Path(batch["samplesfile"]) if batch.get("samplesfile") else None,
                 no_errors=batch.get("no_errors", False),
             ),
+            home=Path(batch["home"]) if batch.get("home") else None,
         )
 
     @classmethod
@@ -169,7 +176,7 @@ class StudyPlan:
     @property
     def session(self) -> Path:
         """The directory of the session (`session.py`)."""
-        return self.info / "session"
+        return (self.home or self.info) / "session"
 
     @property
     def number(self) -> int:
@@ -233,8 +240,8 @@ class StudyPlan:
 
     @property
     def allocations(self) -> Path:
-        """The directory of the allocations (`batch/allocation.py`)."""
-        return self.info / "allocations"
+        """The directory of the session's allocations (`batch/allocation.py`)."""
+        return (self.home or self.info) / "allocations"
 
     @property
     def conductor_lock(self) -> Path:

@@ -6,11 +6,15 @@
       notify                 0600  command that runs when the study ends
       environment.json       0600  variables of `maestro run --env-file` and functions of the shell, if there are any
       stop                         exists when the workers must end
-      conductor.json               heartbeat of the conductor (`heartbeats.py`)
-      priorities                   exists when messages have different priorities
+      conductors/<id>.json         heartbeat of the conductor of a study (`heartbeats.py`)
+      studies/<id>.json            a study of the session (`members.py`)
+      host.json                    the process that keeps the session (`host/`)
+      host.log                     log of the host
+      private_broker               exists when the session needs a private broker
       broker_host                  address on which the private broker listens
-      broker.conf, broker.log      configuration and log of the private broker
+      broker.conf                  configuration of the private broker
       groups/<group>.json          configuration of a worker group (`config/groups.py`)
+      groups/<group>.start         the last start of a local worker of the group
       workers/<name>.json          heartbeat of a worker (`heartbeats.py`)
       workers/<name>.stop          exists when this worker must end
       workers/<name>.leave         exists when this worker must leave after its running samples
@@ -36,12 +40,17 @@ from maestro_celery_plugin.config import conversion
 from maestro_celery_plugin.config.groups import GroupConfig
 from maestro_celery_plugin.errors import DamagedFileError, StudyError
 from maestro_celery_plugin.files import read_text, write_atomically
+from maestro_celery_plugin.machine import is_this_machine, machine_id
+from maestro_celery_plugin.processes import ProcessId
 from maestro_celery_plugin.study.heartbeats import Heartbeats
 
-__all__ = ["ENVIRONMENT_VARIABLE", "BrokerLocation", "Session"]
+__all__ = ["ENVIRONMENT_VARIABLE", "SESSION_VARIABLE", "STUDY_VARIABLE", "BrokerLocation", "Session"]
 
 # The URL of the broker for studies that this user launches, with a password: no process keeps it in its environment.
 ENVIRONMENT_VARIABLE = "MAESTRO_CELERY_BROKER_URL"
+
+# What samples and steps know of their session and study, so that a study that they start joins it.
+SESSION_VARIABLE, STUDY_VARIABLE = "MAESTRO_CELERY_SESSION", "MAESTRO_CELERY_STUDY"
 
 # How the names of variables begin in which bash exports its functions.
 _FUNCTION = "BASH_FUNC_"
@@ -73,6 +82,27 @@ class BrokerLocation:
     machine: str = ""
     celery: dict[str, Any] = dataclasses.field(default_factory=dict)
     has_priorities: bool = True
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WorkerStart:
+    """The start of a local worker.
+
+    Attributes:
+        worker: Name of the worker.
+        conductor: (pid, start time) of the conductor that starts it.
+        machine: The machine of the conductor (`machine.machine_id`).
+    """
+
+    worker: str
+    conductor: tuple[int, int]
+    machine: str
+
+    @property
+    def is_under_way(self) -> bool:
+        """Whether another process of this machine, which lives, has started the worker."""
+        is_own = self.conductor[0] == os.getpid()
+        return not is_own and is_this_machine(self.machine) and ProcessId(*self.conductor).is_alive
 
 
 class Session:
@@ -153,6 +183,18 @@ class Session:
         """Remove the location of a private broker that has ended, and its configuration."""
         for name in ("broker.json", "broker.conf"):
             (self.path / name).unlink(missing_ok=True)
+
+    def want_private_broker(self) -> None:
+        """Ask the host of the session for a private broker."""
+        (self.path / "private_broker").touch()
+
+    @property
+    def wants_private_broker(self) -> bool:
+        """Whether the session needs a private broker."""
+        broker = self.read_broker()
+        if broker is not None:
+            return broker.supervisor is not None
+        return (self.path / "private_broker").exists()
 
     @property
     def broker_host(self) -> str:
@@ -243,10 +285,27 @@ class Session:
                 f"with the version of the conductor ({cause})."
             ) from cause
 
+    # --- starts of local workers ---
+
+    def write_start(self, group: str, worker: str) -> None:
+        """Store that this process starts a worker of a group, which other conductors do not see yet."""
+        own = ProcessId.of(os.getpid())
+        start = WorkerStart(worker=worker, conductor=(own.pid, own.start), machine=machine_id())
+        path = self._group_path(group).with_suffix(".start")
+        path.parent.mkdir(exist_ok=True)
+        write_atomically(path, conversion.to_json(start), durable=False)
+
+    def read_start(self, group: str) -> WorkerStart | None:
+        """Return the last start of a worker of a group; None before the first."""
+        try:
+            return conversion.from_json(WorkerStart, read_text(self._group_path(group).with_suffix(".start")))
+        except (FileNotFoundError, ValueError):
+            return None
+
     # --- requests to stop ---
 
     def request_stop(self) -> None:
-        """Request the end of the workers and of the broker's supervisor."""
+        """Request the end of the workers and of the session's host."""
         (self.path / "stop").touch()
 
     def revoke_stop(self) -> None:

@@ -2,7 +2,7 @@
 
 Files cannot tell which processes a dead conductor has left, so this module looks at the processes themselves:
 
-- A worker, a broker or a conductor has the path of its session or study in its command line.
+- A worker, the host of a session or a conductor has the path of its session or study in its command line.
 - A sample has the mark of its worker in its environment.
 - A sample that has cleared its environment and has left its process session still has its current directory in the
   workspace of a step. Such a process counts only if its parent is dead and it has no terminal: a user may work there.
@@ -23,15 +23,15 @@ from maestro_celery_plugin.study.worker_identity import MARKER, WORKER_MODULE
 
 __all__ = ["Ended", "StudyProcesses"]
 
-_BROKER = "maestro_celery_plugin.broker.supervisor"
+_HOST = "maestro_celery_plugin.host"
 # Directories in the root of a study that are not the workspace of a step.
 _NO_WORKSPACES = ("merlin_info", "logs", "meta")
 # The processes, besides process 1, that become the parent of a process whose parent has died (prctl(2),
 # PR_SET_CHILD_SUBREAPER). A batch system is not among them, because it is the parent of a live job's script as well.
 _ADOPTERS = ("systemd",)
-# A supervisor ends its worker with SIGTERM, then with SIGKILL after eight seconds; a broker ends within five seconds.
+# A supervisor ends its worker with SIGTERM, then with SIGKILL after eight seconds; a host ends within five seconds.
 _WORKER_LIMIT_S = 12.0
-_BROKER_LIMIT_S = 8.0
+_HOST_LIMIT_S = 8.0
 _SAMPLE_LIMIT_S = 5.0
 
 
@@ -41,13 +41,13 @@ class Ended:
 
     Attributes:
         workers: The number of workers.
-        brokers: The number of brokers.
+        hosts: The number of hosts of the session.
         samples: The number of processes of samples that had no worker any more.
         remaining: The numbers of processes that cannot be ended.
     """
 
     workers: int
-    brokers: int
+    hosts: int
     samples: int
     remaining: tuple[int, ...]
 
@@ -62,8 +62,8 @@ class Ended:
         if self.samples:
             noun = "process" if self.samples == 1 else "processes"
             parts.append(f"{self.samples} {noun} of samples without a worker")
-        if self.brokers:
-            parts.append("the private broker")
+        if self.hosts:
+            parts.append("the host of its session")
         return ", ".join(parts)
 
 
@@ -82,10 +82,11 @@ class StudyProcesses:
 
     Args:
         root: The directory of the study, as an absolute path.
+        session: The directory of its session; None for its own.
     """
 
-    def __init__(self, root: Path) -> None:
-        self._root, self._session = root, root / "merlin_info" / "session"
+    def __init__(self, root: Path, session: Path | None = None) -> None:
+        self._root, self._session = root, session or root / "merlin_info" / "session"
 
     def conductors(self) -> list[int]:
         """Return the conductors, including those that have not locked the study yet."""
@@ -102,9 +103,9 @@ class StudyProcesses:
         """Return the supervisors of workers, or workers whose supervisor is dead."""
         return self._modules(WORKER_MODULE)
 
-    def brokers(self) -> list[int]:
-        """Return the supervisors of the private broker."""
-        return self._modules(_BROKER)
+    def hosts(self) -> list[int]:
+        """Return the hosts of the session, which keep the private broker."""
+        return self._modules(_HOST)
 
     def _modules(self, module: str) -> list[int]:
         table, caller = _table()
@@ -141,15 +142,15 @@ class StudyProcesses:
     def end_orphans(self, workspaces: Collection[Path]) -> Ended:
         """End the samples without a worker."""
         samples, remaining = end_found(lambda: self.orphans(workspaces), _SAMPLE_LIMIT_S)
-        return Ended(workers=0, brokers=0, samples=len(samples), remaining=tuple(remaining))
+        return Ended(workers=0, hosts=0, samples=len(samples), remaining=tuple(remaining))
 
     def end_all(self) -> Ended:
-        """End workers, which end their samples; then the samples without a worker; then the broker."""
+        """End workers, which end their samples; then the samples without a worker; then the host of the session."""
         workers, workers_left = end_found(self.workers, _WORKER_LIMIT_S)
         samples, samples_left = end_found(self.orphans, _SAMPLE_LIMIT_S)
-        brokers, brokers_left = end_found(self.brokers, _BROKER_LIMIT_S)
-        remaining = (*workers_left, *samples_left, *brokers_left)
-        return Ended(len(workers), len(brokers), len(samples), remaining)
+        hosts, hosts_left = end_found(self.hosts, _HOST_LIMIT_S)
+        remaining = (*workers_left, *samples_left, *hosts_left)
+        return Ended(len(workers), len(hosts), len(samples), remaining)
 
 
 def _table() -> tuple[dict[int, _Process], set[int]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import logging
+import os
 import signal
 import threading
 from pathlib import Path
@@ -226,6 +227,8 @@ class _RangeRun:
         directories.set_marker(sample, finished=False)
         self._ledger.write(Kind.STARTED, sample, code=int(restart))
         environment = self._slots.launches.environment(self._slot, self._manifest)
+        if self._study.variables:
+            environment = {**(environment or os.environ), **self._study.variables}
         running = self._runner.start(sample, first=is_first, restart=restart, environment=environment)
         self._slots.add(self._slot, self._as_running(running, sample))
         try:

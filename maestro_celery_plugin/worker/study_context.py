@@ -19,7 +19,9 @@ from maestro_celery_plugin.samples.table import SampleTable
 from maestro_celery_plugin.states import RunMode
 from maestro_celery_plugin.study.assignment import Assignment
 from maestro_celery_plugin.study.manifest import FILE, Manifest
+from maestro_celery_plugin.study.members import Members
 from maestro_celery_plugin.study.plan import StudyPlan
+from maestro_celery_plugin.study.session import STUDY_VARIABLE
 from maestro_celery_plugin.worker.attempt import Runner
 
 __all__ = ["StudyContext"]
@@ -46,6 +48,7 @@ class StudyContext:
         ledger: The ledger file of the process.
         claims: The claims of the study.
         has_other_hosts: Whether workers of the study may run on several machines.
+        variables: The environment variables of its samples that those of other studies of the session do not have.
 
     Raises:
         StudyError: another study has replaced the study, or its plan cannot be read.
@@ -60,6 +63,10 @@ class StudyContext:
         self.ledger = LedgerWriter(path, self.plan.number, new=True, to_disk=to_disk, store=store)
         self.has_other_hosts = has_other_hosts(self.plan.settings)
         self.claims = Claims(self.plan.claims, self.plan.number, store)
+        self.variables: dict[str, str] = {}
+        if self.plan.home is not None:
+            own = {STUDY_VARIABLE: str(root)}
+            self.variables = {**Members(self.plan.session).read_environment(self.plan.id), **own}
         self._lock = threading.Lock()
         self._runners: dict[str, tuple[Manifest, Runner]] = {}
         self._tables: dict[tuple[str, ...], SampleTable] = {}

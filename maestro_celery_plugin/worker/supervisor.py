@@ -35,7 +35,7 @@ from maestro_celery_plugin.processes import (
     forget_variable,
 )
 from maestro_celery_plugin.study.merlin_command import add_to_path
-from maestro_celery_plugin.study.session import ENVIRONMENT_VARIABLE, Session
+from maestro_celery_plugin.study.session import ENVIRONMENT_VARIABLE, SESSION_VARIABLE, STUDY_VARIABLE, Session
 from maestro_celery_plugin.study.worker_identity import EXIT_REPLACE, MARKER, mark
 from maestro_celery_plugin.worker.arguments import LEAVE_SIGNAL, WorkerArguments
 from maestro_celery_plugin.worker.heartbeat_limit import HEARTBEAT_LIMIT_S, HeartbeatLimit
@@ -81,6 +81,8 @@ def main() -> NoReturn:
         group = session.read_group(options.group)
         session.apply_environment()  # a batch system may not pass on what the conductor has
         add_to_path(session.path)
+        # Those of the study that has begun the session; samples of others have variables of their own.
+        os.environ.update({SESSION_VARIABLE: str(session.path), STUDY_VARIABLE: str(session.path.parent.parent)})
         adopt_orphans()
         supervisor = _Supervisor(session)
         supervisor.handle_signals()

@@ -37,10 +37,10 @@ def _faults(parts: Parts, *, gentle: bool, is_private: bool) -> dict[str, Callab
     if is_private:
         faults["pause the broker"] = lambda: parts.pause("server")
         faults["kill the broker"] = lambda: parts.kill("server")
-        faults["kill the supervisor of the broker"] = lambda: parts.kill("broker supervisor")
-        faults["kill the broker and its supervisor"] = lambda: parts.kill("server", "broker supervisor")
+        faults["kill the supervisor of the broker"] = lambda: parts.kill("host")
+        faults["kill the broker and its supervisor"] = lambda: parts.kill("server", "host")
     if not gentle:
-        everything = ("conductor", "worker", "supervisor", "broker supervisor", "server")
+        everything = ("conductor", "worker", "supervisor", "host", "server")
         faults["kill the workers"] = lambda: parts.kill("worker")
         faults["kill the supervisors"] = lambda: parts.kill("supervisor")
         faults["kill workers and supervisors"] = lambda: parts.kill("worker", "supervisor")

@@ -58,7 +58,7 @@ class Parts:
                 return "worker" if is_child else "supervisor"
         except psutil.Error:
             return None
-        names = {"bin/conductor": "conductor", "broker.supervisor": "broker supervisor", "-server": "server"}
+        names = {"bin/conductor": "conductor", "maestro_celery_plugin.host": "host", "-server": "server"}
         return next((part for text, part in names.items() if text in line), "sample")
 
     def send(self, number: signal.Signals, *parts: str) -> None:

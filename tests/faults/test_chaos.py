@@ -31,6 +31,6 @@ def test_a_study_that_is_broken_at_random_keeps_its_promises(run, request, seed)
 def test_nothing_but_the_study_is_broken(tmp_path):
     """Given the processes of this machine, then none of them is a part of a study that does not run."""
     study = Study(tmp_path / "study", {})
-    everything = ("conductor", "worker", "supervisor", "broker supervisor", "server", "sample", "")
+    everything = ("conductor", "worker", "supervisor", "host", "server", "sample", "")
 
     assert Parts(study, None, None, random.Random(1)).processes(*everything) == []

@@ -122,7 +122,7 @@ def test_a_port_that_another_process_has_taken(run):
     study.await_text("sim/*/runs", "run", 3)
     session = Session(study.path / "merlin_info" / "session")
     before = session.read_broker().url
-    (supervisor,) = study.processes("broker.supervisor")
+    (supervisor,) = study.processes("maestro_celery_plugin.host")
     os.kill(supervisor, signal.SIGSTOP)
     kill(*study.server())
     port = int(before.rpartition(":")[2].partition("/")[0])

@@ -105,7 +105,7 @@ def test_a_killed_server_and_its_supervisor(run):
     study = run(SPEC)
     begun(study)
 
-    kill(*study.processes("broker.supervisor"), *study.server())
+    kill(*study.processes("maestro_celery_plugin.host"), *study.server())
     end(study)
 
     assert_complete(study, killed_slots=0)
@@ -117,7 +117,7 @@ def test_a_killed_supervisor_of_the_broker(run):
     begun(study)
     server = study.server()
 
-    kill(*study.processes("broker.supervisor"))
+    kill(*study.processes("maestro_celery_plugin.host"))
     wait_for(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in server), "the end of the server")
     end(study)
 
@@ -128,7 +128,7 @@ def test_a_killed_worker_and_a_killed_broker(run):
     study = run(SPEC)
     begun(study)
 
-    kill(*study.processes("maestro_celery_plugin.worker"), *study.processes("broker.supervisor"), *study.server())
+    kill(*study.processes("maestro_celery_plugin.worker"), *study.processes("maestro_celery_plugin.host"), *study.server())
     end(study)
 
     assert_complete(study, killed_slots=4)

@@ -60,7 +60,7 @@ def left(run):
         study.await_text("sim/*/runs", count=2)
         wait_for(lambda: len(samples(study)) == 4, "the processes of the samples")
         kill(*study.processes("bin/conductor"), *study.processes("maestro_celery_plugin.worker"))
-        kill(*study.processes("broker.supervisor"))
+        kill(*study.processes("maestro_celery_plugin.host"))
         wait_for(lambda: not study.processes("maestro_celery_plugin"), "the end of workers and broker")
         assert len(samples(study)) == 4
         studies.append(study)

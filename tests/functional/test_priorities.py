@@ -6,14 +6,14 @@ import pytest
 from kombu import Exchange, Queue, pools
 from servers import QUORUM
 
-from maestro_celery_plugin.broker import private
 from maestro_celery_plugin.broker.app import count_waiting, declare, make_app, queue_for
 from maestro_celery_plugin.broker.messages import RangeTask, arguments_of
 from maestro_celery_plugin.broker.sender import Sender
+from maestro_celery_plugin.host import start as host
 from maestro_celery_plugin.states import RunMode
 from maestro_celery_plugin.study.session import BrokerLocation, Session
 
-# `private.start` leaves the supervisor running on purpose.
+# `start_broker` leaves the supervisor running on purpose.
 pytestmark = pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
 
 
@@ -27,8 +27,8 @@ def new_pools():
 def session(request, tmp_path):
     session = Session.create(tmp_path / "session")
     if request.param == "private":
-        private.start(session)
-        supervisor = private.supervisor_of(session)
+        host.start_broker(session)
+        supervisor = host.host_of(session)
         yield session
         session.request_stop()
         supervisor.signal(15)

@@ -15,15 +15,15 @@ from kombu import Connection
 from servers import free_port
 from support import needed, wait_for
 
-from maestro_celery_plugin.broker import private
 from maestro_celery_plugin.broker.app import count_waiting, declare, make_app, queue_for
 from maestro_celery_plugin.broker.messages import RangeTask
 from maestro_celery_plugin.broker.sender import Sender
 from maestro_celery_plugin.errors import BrokerError
+from maestro_celery_plugin.host import start as host
 from maestro_celery_plugin.states import RunMode
 from maestro_celery_plugin.study.session import BrokerLocation, Session
 
-# `private.start` leaves the supervisor running on purpose.
+# `start_broker` leaves the supervisor running on purpose.
 pytestmark = pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
 
 # Debian's server refuses DEBUG to all users.
@@ -89,7 +89,7 @@ def server(request, tmp_path, monkeypatch) -> str:
 def session(tmp_path):
     session = Session.create(tmp_path / "session")
     yield session
-    supervisor = private.supervisor_of(session)
+    supervisor = host.host_of(session)
     if supervisor:
         children = psutil.Process(supervisor.pid).children()
         supervisor.signal(signal.SIGKILL)
@@ -98,7 +98,7 @@ def session(tmp_path):
 
 
 def server_of(session: Session) -> psutil.Process:
-    return psutil.Process(private.supervisor_of(session).pid).children()[0]
+    return psutil.Process(host.host_of(session).pid).children()[0]
 
 
 def client(session: Session) -> redis.Redis:
@@ -128,7 +128,7 @@ def use(session: Session) -> None:
 
 
 def test_the_user_of_the_session_can_send_and_receive(session, server):
-    private.start(session)
+    host.start_broker(session)
 
     assert server_of(session).name().startswith(server)
     use(session)
@@ -138,7 +138,7 @@ def test_the_user_of_the_session_can_send_and_receive(session, server):
 def test_the_user_of_the_session_may_do_nothing_else(session, server, with_user):
     if not with_user:
         session.write_broker(BrokerLocation(url=f"redis://:zigzag@127.0.0.1:{free_port()}/0", supervisor=(1, 1)))
-    private.start(session)
+    host.start_broker(session)
     server_before = server_of(session)
 
     for command in DANGEROUS:
@@ -155,14 +155,14 @@ def test_the_user_of_the_session_may_do_nothing_else(session, server, with_user)
 
 
 def test_the_password_of_the_supervisor_is_in_the_configuration_only(session):
-    private.start(session)
+    host.start_broker(session)
     password = admin_of(session).connection_pool.connection_kwargs["password"]
 
     files = [path for path in session.path.rglob("*") if path.is_file() and password in path.read_text()]
 
     assert files == [session.path / "broker.conf"]
     assert files[0].stat().st_mode & 0o777 == 0o600
-    for process in (psutil.Process(private.supervisor_of(session).pid), server_of(session)):
+    for process in (psutil.Process(host.host_of(session).pid), server_of(session)):
         assert not any(password in text for text in [*process.cmdline(), *process.environ().values()])
 
 
@@ -171,7 +171,7 @@ def test_a_session_of_release_0_1_keeps_its_address(session):
     url = f"redis://:zigzag@127.0.0.1:{free_port()}/0"
     session.write_broker(BrokerLocation(url=url, supervisor=(1, 1)))
 
-    private.start(session)
+    host.start_broker(session)
 
     assert session.read_broker().url == url
     use(session)
@@ -181,7 +181,7 @@ def test_a_session_of_release_0_1_keeps_its_address(session):
 
 
 def test_a_server_that_hangs_is_started_again(session):
-    private.start(session)
+    host.start_broker(session)
     before = session.read_broker()
     hung = server_of(session)
 
@@ -196,8 +196,8 @@ def test_a_server_that_hangs_is_started_again(session):
 
 @pytest.mark.parametrize("request_end", ["signal", "stop file"])
 def test_the_supervisor_ends_while_its_server_hangs(session, request_end):
-    private.start(session)
-    supervisor, server = private.supervisor_of(session), server_of(session)
+    host.start_broker(session)
+    supervisor, server = host.host_of(session), server_of(session)
     server.suspend()
 
     if request_end == "signal":
@@ -211,8 +211,8 @@ def test_the_supervisor_ends_while_its_server_hangs(session, request_end):
 
 
 def test_a_server_does_not_outlive_a_killed_supervisor(session):
-    private.start(session)
-    supervisor, server = private.supervisor_of(session), server_of(session)
+    host.start_broker(session)
+    supervisor, server = host.host_of(session), server_of(session)
     server.suspend()
 
     supervisor.signal(signal.SIGKILL)
@@ -223,5 +223,5 @@ def test_a_server_does_not_outlive_a_killed_supervisor(session):
 def test_a_start_that_takes_too_long_is_an_error(session, monkeypatch):
     monkeypatch.setattr(private, "START_TIMEOUT_S", 0.001)
     with pytest.raises(BrokerError, match=r"has not started within 0 s: this machine is busy, or .*broker\.log' ends with"):
-        private.start(session)
-    assert private.supervisor_of(session) is None
+        host.start_broker(session)
+    assert host.host_of(session) is None

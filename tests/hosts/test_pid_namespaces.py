@@ -13,7 +13,7 @@ import psutil
 import pytest
 from support import BIN, needed, wait_for
 
-from maestro_celery_plugin.broker.private import supervisor_of
+from maestro_celery_plugin.host.start import host_of
 from maestro_celery_plugin.machine import host_name, machine_id
 from maestro_celery_plugin.processes import ProcessId
 from maestro_celery_plugin.study.session import BrokerLocation, Session
@@ -68,7 +68,7 @@ def test_the_supervisor_of_a_broker_in_another_namespace_is_not_looked_up_by_its
     number = ProcessId.of(os.getpid())
     for machine, is_found in ((machine_id(), True), ("of another machine", False), ("", True)):
         session.write_broker(BrokerLocation(url="redis://x", supervisor=(number.pid, number.start), machine=machine))
-        assert (supervisor_of(session) == number) is is_found
+        assert (host_of(session) == number) is is_found
 
 
 @contextlib.contextmanager

@@ -227,11 +227,11 @@ def test_a_real_merlin_comes_first(session, tmp_path, monkeypatch):
     (tools / "merlin").write_text("#!/bin/sh\n")
     (tools / "merlin").chmod(0o755)
     monkeypatch.setenv("PATH", f"/usr/bin:/bin:{tools}")
-    write_merlin_command(session.path, tmp_path)
+    write_merlin_command(session.path)
     assert not (session.path / "bin" / "merlin").exists()
 
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
-    write_merlin_command(session.path, tmp_path)
+    write_merlin_command(session.path)
     add_to_path(session.path)
     add_to_path(session.path)
 

@@ -15,8 +15,9 @@ from maestro_celery_plugin.errors import DamagedFileError
 from maestro_celery_plugin.maestro.cancel import cancel_all
 from maestro_celery_plugin.maestro.native_step_state import NativeStepState
 from maestro_celery_plugin.report.exit_codes import StudyCode
-from maestro_celery_plugin.states import WorkerState
+from maestro_celery_plugin.states import MemberState, WorkerState
 from maestro_celery_plugin.study.heartbeats import Heartbeat
+from maestro_celery_plugin.study.members import Member, Members
 from maestro_celery_plugin.study.reasons import Reason, read_reasons, write_reasons
 from maestro_celery_plugin.study.session import BrokerLocation, Session
 
@@ -36,7 +37,8 @@ def plan(tmp_path):
             state=WorkerState.BUSY,
         )
     )
-    session.heartbeats.write_conductor(1)
+    session.heartbeats.write_conductor(1, study="1")
+    Members(session.path).write(Member(id="1", number=1, root=str(plan.root), state=MemberState.RUNNING))
     directory = plan.allocations / "w" / "1"
     directory.mkdir(parents=True)
     Allocation("w", 1, directory, job="7").store()
@@ -55,7 +57,8 @@ FILES = {
     "merlin_info/plain/job/job.json": False,
     "merlin_info/session/secret": False,
     "merlin_info/session/broker.json": False,
-    "merlin_info/session/conductor.json": False,
+    "merlin_info/session/conductors/1.json": False,
+    "merlin_info/session/studies/1.json": False,
     "merlin_info/session/workers/w-1.json": False,
 }
 

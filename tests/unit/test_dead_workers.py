@@ -11,6 +11,7 @@ from ensembles import a_study
 from maestro_celery_plugin import clock
 from maestro_celery_plugin.conductor.dead_workers import DeadWorkers
 from maestro_celery_plugin.conductor.local_workers import LocalWorkers
+from maestro_celery_plugin.conductor.relatives import Relatives
 from maestro_celery_plugin.conductor.scaling import Scaling
 from maestro_celery_plugin.conductor.step_records import StepRecords
 from maestro_celery_plugin.conductor.worker_pool import WorkerPool
@@ -40,7 +41,7 @@ class Study:
         """Start a conductor."""
         self.records = StepRecords(self.plan, GROUPS)
         self.source = LocalWorkers("w", self.session, self.plan.ledger)
-        self.pool = WorkerPool(self.session, GROUPS, {"w": self.source})
+        self.pool = WorkerPool(self.session, GROUPS, {"w": self.source}, Relatives(self.session, self.plan.id))
         self.dead_workers = DeadWorkers(self.pool, self.records, has_other_hosts=False)
 
     def beat(self, name, beat=1, host="elsewhere", allocation=""):

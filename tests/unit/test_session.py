@@ -40,12 +40,12 @@ def test_only_the_owner_can_read_the_session(tmp_path):
         session = Session.create(tmp_path / "session")
         session.write_broker(BrokerLocation(url="redis://:secret@host"))
         session.heartbeats.write(BEAT)
-        session.heartbeats.write_conductor(1)
+        session.heartbeats.write_conductor(1, study="s")
     finally:
         os.umask(before)
 
     assert mode(session.path) == 0o700
-    for name in ("secret", "broker.json", "conductor.json", "workers/w-1.json"):
+    for name in ("secret", "broker.json", "conductors/s.json", "workers/w-1.json"):
         assert mode(session.path / name) == 0o600, name
 
 
@@ -151,11 +151,22 @@ def test_a_heartbeat_file_that_a_crash_of_its_machine_has_emptied_is_ignored(ses
 
 
 def test_the_heartbeat_of_the_conductor_is_stored_and_read(session):
-    assert session.heartbeats.read_conductor() == ConductorBeat()
-    session.heartbeats.write_conductor(7, {"sim/2", "sim/1"})
-    assert session.heartbeats.read_conductor() == ConductorBeat(
-        beat=7, working=("sim/1", "sim/2"), machine=machine_id()
+    assert session.heartbeats.read_conductor("s") == session.heartbeats.read_conductors() == ConductorBeat()
+    session.heartbeats.write_conductor(7, {"sim/2", "sim/1"}, study="s")
+    expected = ConductorBeat(beat=7, working=("sim/1", "sim/2"), machine=machine_id())
+    assert session.heartbeats.read_conductor("s") == session.heartbeats.read_conductors() == expected
+
+
+def test_the_heartbeats_of_several_conductors_are_one(session):
+    session.heartbeats.write_conductor(7, {"sim/1"}, study="a", needs={"sim"})
+    session.heartbeats.write_conductor(5, {"sim/2"}, study="b", needs={"post"})
+    assert session.heartbeats.read_conductors() == ConductorBeat(
+        beat=12, working=("sim/1", "sim/2"), machine=machine_id(), needs=("post", "sim")
     )
+    session.heartbeats.end_conductor("b")
+    assert session.heartbeats.read_conductors().working == ("sim/1",)
+    session.heartbeats.write_conductor(6, study="b")  # it does not know yet
+    assert session.heartbeats.read_conductors().working is None
 
 
 def test_a_request_to_stop_all_workers_can_be_revoked(session):

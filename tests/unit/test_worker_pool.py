@@ -8,7 +8,10 @@ import subprocess
 
 import pytest
 
+from maestro_celery_plugin.conductor.pool_end import PoolEnd
+from maestro_celery_plugin.conductor.relatives import Relatives
 from maestro_celery_plugin.conductor.worker_pool import WorkerPool
+from maestro_celery_plugin.config.settings import WorkerGroupSettings
 from maestro_celery_plugin.machine import host_name, machine_id
 from maestro_celery_plugin.processes import ProcessId
 from maestro_celery_plugin.states import WorkerState
@@ -43,14 +46,18 @@ def fail(*arguments):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-@pytest.mark.parametrize("broken", ["request_stop", "remove", "all"])
+@pytest.mark.parametrize("broken", ["request_worker_stop", "remove", "all"])
 def test_an_error_of_one_file_does_not_keep_a_worker_alive(session, worker, monkeypatch, caplog, broken):
     session.heartbeats.write(beat_of(worker))
-    pool = WorkerPool(session, {}, {})
+    pool = WorkerPool(session, {"w": WorkerGroupSettings()}, {}, Relatives(session, "0"))
     pool.refresh()
-    monkeypatch.setattr(Session if broken == "request_stop" else Heartbeats, broken, fail)
+    if broken == "request_worker_stop":  # as when the request to all workers cannot be written
+        monkeypatch.setattr(Session, broken, fail)
+    else:
+        session.request_stop()
+        monkeypatch.setattr(Heartbeats, broken, fail)
 
-    pool.stop()
+    PoolEnd(session, pool, frozenset()).run()
 
     assert worker.wait(5) == -15
     assert "No space left on device" in caplog.text
@@ -58,7 +65,7 @@ def test_an_error_of_one_file_does_not_keep_a_worker_alive(session, worker, monk
 
 def test_a_worker_that_cannot_be_asked_to_end_is_logged(session, worker, monkeypatch, caplog):
     session.heartbeats.write(beat_of(worker, machine="another"))
-    pool = WorkerPool(session, {}, {})
+    pool = WorkerPool(session, {}, {}, Relatives(session, "0"))
     pool.refresh()
     monkeypatch.setattr(Session, "request_worker_stop", fail)
 
@@ -74,7 +81,7 @@ def test_numbers_of_another_machine_with_this_name_are_not_looked_up(session, wo
     dead.wait()
     session.heartbeats.write(beat_of(dead, "w-1", machine="another"))
     session.heartbeats.write(beat_of(dead, "w-2"))
-    pool = WorkerPool(session, {}, {})
+    pool = WorkerPool(session, {}, {}, Relatives(session, "0"))
 
     assert [beat.name for beat in pool.refresh()] == ["w-2"]
     assert list(pool.alive) == ["w-1"]

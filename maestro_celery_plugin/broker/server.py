@@ -1,15 +1,10 @@
-"""The supervisor of a private broker: a process that starts the server, restarts it after a crash, and ends it.
+"""The server of a private broker: a Valkey or Redis process that its owner starts, restarts after a crash, and ends.
 
-    python -m maestro_celery_plugin.broker.supervisor SESSION
-
-The supervisor ends when the session requests a stop and no client is connected, or when no client has been connected
-for `IDLE_LIMIT_S` seconds. So the server ends even if the conductor was killed. A server that does not answer for
-`HUNG_LIMIT_S` seconds counts as dead.
+The owner is the host of a session (`host/`). A server that does not answer for `HUNG_LIMIT_S` seconds counts as dead.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
 import secrets
@@ -18,7 +13,6 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from types import FrameType
 
 import redis
 from kombu.utils.url import as_url, url_to_parts
@@ -30,34 +24,36 @@ from maestro_celery_plugin.broker.access import ADMIN, USER, acl_lines
 from maestro_celery_plugin.broker.private import START_TIMEOUT_S, find_server
 from maestro_celery_plugin.files import write_atomically
 from maestro_celery_plugin.machine import machine_id
-from maestro_celery_plugin.processes import ProcessId, die_with_parent, exit_at_once
+from maestro_celery_plugin.processes import ProcessId, die_with_parent
 from maestro_celery_plugin.study.session import BrokerLocation, Session
 
-__all__ = ["main"]
+__all__ = ["PrivateServer"]
 
-IDLE_LIMIT_S = 30.0
 HUNG_LIMIT_S = 10.0
 SAME_PORT_TRIES = 3
 START_TRIES = 20
-# Shorter than the time that the conductor waits for this process.
+# Shorter than the time that the conductor waits for the broker.
 SERVER_START_LIMIT_S = START_TIMEOUT_S - 15.0
 STOP_LIMIT_S = 3.0
-_INTERVAL_S = 1.0
+_LOOK_INTERVAL_S = 1.0
 _ANSWER_LIMIT_S = 2.0
 
 
-class Supervisor:
-    """Runs a private Valkey server.
+class PrivateServer:
+    """The server of the private broker of a session.
 
     Args:
         session: The session of the broker.
+
+    Attributes:
+        clients: Number of clients when they were last counted.
     """
 
     def __init__(self, session: Session) -> None:
         self._session, self._host = session, session.broker_host
         broker = session.read_broker()
         earlier = url_to_parts(broker.url if broker else "")
-        # Workers that outlived an earlier supervisor find the broker at the same address. Those of release 0.1 have an
+        # Workers that outlived an earlier owner find the broker at the same address. Those of release 0.1 have an
         # address without a user.
         self._user = (earlier.username or None) if earlier.password else USER
         self._password = earlier.password or secrets.token_hex(24)
@@ -67,41 +63,35 @@ class Supervisor:
         self._server: subprocess.Popen[bytes] | None = None
         self._ending = False
         self._identity = (os.getpid(), ProcessId.of(os.getpid()).start)
+        self._answered_at = self._counted_at = float("-inf")
+        self.clients = 0
 
-    def run(self) -> None:
-        """Run the server until the session no longer needs it."""
-        signal.signal(signal.SIGTERM, self._on_sigterm)
-        idle_since = answered_at = clock.monotonic()
-        try:
-            while not self._ending:
-                if self._has_died():
-                    self._start()
-                    answered_at = clock.monotonic()
-                clients = self._other_clients()
-                now = clock.monotonic()
-                if clients is not None:
-                    answered_at = now
-                elif now - answered_at > HUNG_LIMIT_S:
-                    self._kill(f"the server has not answered for {HUNG_LIMIT_S:.0f} s; it is started again")
-                    continue
-                if clients:
-                    idle_since = now
-                if not clients and (self._session.stop_requested or now - idle_since > IDLE_LIMIT_S):
-                    break
-                self._pause()
-        finally:
-            self._stop()
+    def keep(self) -> None:
+        """Start the server if it has died; each second, count its clients, and kill it if it does not answer."""
+        now = clock.monotonic()
+        if self._has_died():
+            self._start()
+            self._answered_at = now = clock.monotonic()
+        if self._ending or now - self._counted_at < _LOOK_INTERVAL_S:
+            return
+        self._counted_at = now
+        clients = self._other_clients()
+        if clients is not None:
+            self._answered_at, self.clients = clock.monotonic(), clients
+        elif now - self._answered_at > HUNG_LIMIT_S:
+            self._kill(f"the server has not answered for {HUNG_LIMIT_S:.0f} s; it is started again")
 
-    def _on_sigterm(self, number: int, frame: FrameType | None) -> None:
+    def count_again(self) -> int:
+        """Count the clients now; return the last number if the server does not answer."""
+        clients = self._other_clients()
+        self.clients = self.clients if clients is None else clients
+        return self.clients
+
+    def request_end(self) -> None:
+        """Let the server end; a signal handler may call this, and `stop` follows."""
         self._ending = True
         if self._server is not None:
-            self._server.terminate()  # `_pause` waits for its end
-
-    def _pause(self) -> None:
-        """Wait for `_INTERVAL_S` seconds, or until the server ends."""
-        if self._server is not None:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._server.wait(_INTERVAL_S)
+            self._server.terminate()
 
     def _start(self) -> None:
         """Start the server, if possible on the same port as before, and store its location in the session."""
@@ -196,7 +186,8 @@ class Supervisor:
             self._server.kill()
             self._server.wait()
 
-    def _stop(self) -> None:
+    def stop(self) -> None:
+        """End the server, and remove its location from the session."""
         if self._server is not None and self._server.poll() is None:
             self._server.terminate()
             try:
@@ -213,13 +204,3 @@ def _free_port(host: str) -> int:
     with socket.socket() as probe:
         probe.bind((host, 0))
         return int(probe.getsockname()[1])
-
-
-def main() -> None:
-    """Run the private broker of the session that the command line names."""
-    Supervisor(Session(Path(sys.argv[1]))).run()
-    exit_at_once(0)
-
-
-if __name__ == "__main__":
-    main()
