@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from maestro_celery_plugin.host.conductors import RESTART_LIMIT
+from maestro_celery_plugin.study.members import Members
 from maestro_celery_plugin.study.status_csv import read_rows
 
 BIN = Path(sys.executable).parent
@@ -107,13 +109,20 @@ class Study:
         return {pid: line for pid, line in processes_of(str(self.path)).items() if what in line}
 
     def server(self) -> list[int]:
-        """Return the server of the private broker, which is a child of its supervisor."""
-        supervisors = self.processes("maestro_celery_plugin.host")
+        """Return the server of the private broker, which is a child of the session's host."""
+        hosts = self.processes("maestro_celery_plugin.host")
         return [
             int(pid)
-            for supervisor in supervisors
-            for pid in Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split()
+            for host in hosts
+            for pid in Path(f"/proc/{host}/task/{host}/children").read_text().split()
         ]
+
+    def kill_conductor(self) -> None:
+        """Kill the conductor, which the host of the session has already started again once before."""
+        members = Members(self.path / "merlin_info" / "session")
+        for member in members.all():
+            members.change(member.id, restarts=RESTART_LIMIT)
+        kill(*self.processes("bin/conductor"))
 
     def log(self) -> str:
         """Return the logs and the output of the conductor."""

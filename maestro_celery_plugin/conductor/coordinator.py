@@ -299,6 +299,8 @@ class Coordinator:
         others = self._scaling.relatives.living
         with contextlib.suppress(OSError, EnsembleError):  # for example a full disk
             others = self._lock.leave()
+        if others:  # their workers would take the messages that are left
+            _try(lambda: self._records.invalidate(*self._records.with_work()))
         _try(lambda: self._scaling.end(others))
         _try(self._records.close)
         _try(lambda: self._publisher.close(others))

@@ -45,6 +45,8 @@ class Conductors:
         self._note_ends()
         for member in members:
             try:
+                if self._session.is_closed:
+                    continue
                 if member.state is MemberState.REQUESTED:
                     self._start(member)
                 elif member.state is MemberState.RUNNING:
@@ -89,7 +91,7 @@ class Conductors:
             self._dead_since.pop(member.id, None)
             return
         since = self._dead_since.setdefault(member.id, clock.monotonic())
-        if member.restarts >= RESTART_LIMIT or self._session.stop_requested:
+        if member.restarts >= RESTART_LIMIT:
             return
         if clock.monotonic() - since < RESTART_DELAY_S or not (Path(member.root) / "batch.info").exists():
             return

@@ -9,17 +9,21 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from maestro_celery_plugin import clock
 from maestro_celery_plugin.batch.allocation import Allocation, allocation_files, read_allocation
 from maestro_celery_plugin.batch.base import JobReport
 from maestro_celery_plugin.conductor.batch_jobs import BatchJobs
-from maestro_celery_plugin.config.groups import batch_of_allocation
+from maestro_celery_plugin.conductor.step_records import StepRecords
+from maestro_celery_plugin.config.groups import batch_of_allocation, serving_groups
 from maestro_celery_plugin.config.settings import BatchSettings
 from maestro_celery_plugin.errors import AllocationError, EnsembleError
 from maestro_celery_plugin.maestro.cancel_report import CancelReport
 from maestro_celery_plugin.maestro.native_orphans import NativeOrphans
 from maestro_celery_plugin.plugins import batch_system
 from maestro_celery_plugin.processes import ProcessId
-from maestro_celery_plugin.study.conductor_lock import has_conductor
+from maestro_celery_plugin.states import MemberState
+from maestro_celery_plugin.study.conductor_lock import LOCK_LIMIT_S, file_lock, has_conductor
+from maestro_celery_plugin.study.members import Members
 from maestro_celery_plugin.study.plan import CANCEL_REQUEST, StudyPlan
 from maestro_celery_plugin.study.session import Session
 from maestro_celery_plugin.study.study_processes import StudyProcesses
@@ -154,6 +158,12 @@ def cancel_orphans(plan: StudyPlan) -> CancelReport:
 def end_leftovers(plan: StudyPlan, report: CancelReport) -> None:
     """End what a dead conductor has left; an error of one part does not stop the others."""
     session = Session(plan.session)
+    with report.part("The batch jobs of native steps cannot be listed"):
+        NativeOrphans(plan).cancel(report)
+    with report.part("The other studies of the session cannot be listed"):
+        if Members(plan.session).living(without=plan.id):
+            _cancel_samples(plan, report)
+            return
     with report.part("Workers on other machines cannot be asked to end"):
         session.request_stop()
     with report.part("Workers on other machines cannot be listed"):
@@ -168,11 +178,28 @@ def end_leftovers(plan: StudyPlan, report: CancelReport) -> None:
                 allocation = read_allocation(path)
                 if allocation.is_open or allocation.is_submission_unknown:
                     _cancel_allocation(allocation, batch_of_allocation(plan.settings, allocation.name), report)
-    with report.part("The batch jobs of native steps cannot be listed"):
-        NativeOrphans(plan).cancel(report)
     # Last: a batch system ends the processes of its jobs, also those on this machine.
     with report.part("Processes on this machine may still run"):
         _end_here(plan, report)
+
+
+def _cancel_samples(plan: StudyPlan, report: CancelReport) -> None:
+    """Cancel the samples of a study whose workers go on with other studies of the session.
+
+    Raises:
+        Timeout: a conductor of the study lives.
+    """
+    with file_lock(plan).acquire(timeout=LOCK_LIMIT_S):
+        records = StepRecords(plan, serving_groups(plan.settings))
+        records.load(())
+        unfinished = [record for record in records if not record.samples.is_complete]
+        records.cancel(*unfinished, reason="`maestro cancel` has cancelled it.")
+        records.close()
+        Members(plan.session).change(plan.id, state=MemberState.ENDED, ended_at=clock.now())
+    count = sum(record.samples.counts().total - record.samples.counts().finished for record in unfinished)
+    report.add(
+        f"Its {count} unfinished samples do not run any more; the workers go on with the other studies of the session."
+    )
 
 
 def _end_here(plan: StudyPlan, report: CancelReport) -> None:
@@ -189,6 +216,8 @@ def _end_here(plan: StudyPlan, report: CancelReport) -> None:
         for beat in heartbeats.all():
             if beat.is_here and not ProcessId(*beat.process).is_alive:
                 heartbeats.remove(beat.name)
+    with report.part("The end of the study cannot be stored"):
+        Members(plan.session).change(plan.id, state=MemberState.ENDED, ended_at=clock.now())
 
 
 def workers_elsewhere(session: Session) -> str:

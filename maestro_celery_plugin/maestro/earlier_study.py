@@ -18,6 +18,7 @@ from maestro_celery_plugin.maestro.cancel import workers_elsewhere
 from maestro_celery_plugin.maestro.launch_options import check_output
 from maestro_celery_plugin.maestro.native_orphans import NativeOrphans
 from maestro_celery_plugin.plugins import batch_system
+from maestro_celery_plugin.study.members import Members
 from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.session import Session
 from maestro_celery_plugin.study.study_processes import StudyProcesses
@@ -37,6 +38,9 @@ def end_earlier_study(directory: Path) -> None:
     processes, session = StudyProcesses(directory), Session(directory / "merlin_info" / "session")
     if processes.conductors():
         raise StudyError(_message(directory, "its conductor is starting or ending"))
+    others = [member.root for member in Members(session.path).living() if member.root != str(directory)]
+    if others:
+        raise StudyError(_message(directory, f"studies that it has started go on ({', '.join(others)})"))
     elsewhere = workers_elsewhere(session)
     if elsewhere:
         raise StudyError(_message(directory, f"it has workers on other machines ({elsewhere})"))

@@ -51,30 +51,17 @@ _WAIT_INTERVAL_S = 0.5
 
 
 def find_parent() -> Member | None:
-    """Return the study whose sample or step has started this process; None outside of a study.
-
-    Raises:
-        StudyError: the session of this study is being stopped.
-    """
+    """Return the study whose sample or step has started this process; None outside of a study."""
     path = os.environ.get(SESSION_VARIABLE)
     if not path or not Path(path).is_dir():
         return None
     members, root = Members(Path(path)).all(), os.environ.get(STUDY_VARIABLE)
-    parent = next((member for member in members if member.root == root), members[0] if members else None)
-    if parent is not None and Session(Path(path)).stop_requested:
-        raise StudyError(
-            f"The session in '{path}' is being stopped, and no study starts in it; outside of it, "
-            f"`env -u {SESSION_VARIABLE} maestro run ...` starts one."
-        )
-    return parent
+    return next((member for member in members if member.root == root), members[0] if members else None)
 
 
 def inherited_options() -> dict[str, int]:
     """Return the options that a study in this process inherits, by name; none outside of a study."""
-    try:
-        parent = find_parent()
-    except (StudyError, OSError):  # `guarded_run` reports it
-        return {}
+    parent = find_parent()
     return parent.options if parent is not None else {}
 
 
@@ -227,8 +214,11 @@ def _check_limits(parent: Member, known: list[Member], arguments: argparse.Names
     Raises:
         StudyError: the session is being stopped, or a limit is reached.
     """
-    if Session(session_of_parent()).stop_requested:
-        raise StudyError(f"The session in '{session_of_parent()}' is being stopped, and no study starts in it.")
+    if Session(session_of_parent()).is_closed:
+        raise StudyError(
+            f"The session in '{session_of_parent()}' is being stopped, and no study starts in it; outside of it, "
+            f"`env -u {SESSION_VARIABLE} maestro run ...` starts one."
+        )
     depth = DEPTH_LIMIT if arguments.max_depth is None else arguments.max_depth
     if parent.depth + 1 > depth:
         raise StudyError(

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import yaml
 from filelock import FileLock, Timeout
 
 from maestro_celery_plugin import clock
@@ -17,7 +18,7 @@ from maestro_celery_plugin.broker.choice import BrokerChoice, check, choose
 from maestro_celery_plugin.broker.private import check_address, cluster_address
 from maestro_celery_plugin.config.groups import has_other_hosts
 from maestro_celery_plugin.errors import StudyError
-from maestro_celery_plugin.files import check_writable, tail
+from maestro_celery_plugin.files import check_writable, tail, write_atomically
 from maestro_celery_plugin.maestro.cancel import end_leftovers, workers_elsewhere
 from maestro_celery_plugin.maestro.cancel_report import CancelReport
 from maestro_celery_plugin.maestro.correction import Correction, check_complete, note_of_change, words_of
@@ -30,6 +31,8 @@ from maestro_celery_plugin.report.reader import StatusReader
 from maestro_celery_plugin.study.conductor_lock import LOCK_LIMIT_S, file_lock, has_conductor
 from maestro_celery_plugin.study.heartbeats import SILENCE_LIMIT_S
 from maestro_celery_plugin.study.manifest import FILE
+from maestro_celery_plugin.study.members import Members
+from maestro_celery_plugin.study.merlin_command import write_merlin_command
 from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.session import ENVIRONMENT_VARIABLE, BrokerLocation, Session
 from maestro_celery_plugin.study.study_processes import StudyProcesses
@@ -103,6 +106,8 @@ def _plan_of(directory: Path) -> StudyPlan:
         StudyError: the study was a dry run, or a new conductor could record nothing.
     """
     plan = StudyPlan.read(directory)
+    if plan.home is not None and not plan.session.exists():
+        plan = _with_own_session(plan)
     if not plan.session.exists():
         raise StudyError(f"The study '{plan.root}' was a dry run; it has no steps to continue.")
     environment = Session(plan.session).apply_environment()
@@ -110,6 +115,14 @@ def _plan_of(directory: Path) -> StudyPlan:
     for place in (plan.root, plan.info, plan.session, plan.ledger):
         if place.is_dir():
             check_writable(place)  # otherwise the new conductor could record nothing, and would end at once
+    return plan
+
+
+def _with_own_session(plan: StudyPlan) -> StudyPlan:
+    """Return the plan of a study that has lost its session, because the study that has begun it was removed."""
+    plan = dataclasses.replace(plan, home=None)
+    write_merlin_command(Session.create(plan.session).path)
+    write_atomically(plan.root / "batch.info", yaml.dump(plan.to_batch()))
     return plan
 
 
@@ -163,6 +176,12 @@ def _end_workers(plan: StudyPlan) -> None:
     Raises:
         StudyError: something may still run.
     """
+    others = Members(plan.session).living(without=plan.id)
+    if others:
+        raise StudyError(
+            f"--spec: the workers of '{plan.root}' know the specification of before, and other studies use them: "
+            f"{', '.join(member.root for member in others)}. Wait for their end, or `maestro-celery session stop`."
+        )
     report, session = CancelReport(), Session(plan.session)
     end_leftovers(plan, report)
     clock.wait_until(lambda: not workers_elsewhere(session), SILENCE_LIMIT_S + _START_LIMIT_S, interval_s=0.5)
@@ -197,7 +216,8 @@ def _prepare(
         all_limits = apply_limits(plan, limits)
         plan.cancel_request.unlink(missing_ok=True)
         plan.purged_steps.unlink(missing_ok=True)
-        session.revoke_stop()
+        if not Members(plan.session).living(without=plan.id):
+            session.revoke_stop()
         return all_limits
 
 

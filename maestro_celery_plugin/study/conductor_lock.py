@@ -118,7 +118,7 @@ class ConductorLock:
                 self._session.revoke_stop()
                 self._session.revoke_leave()
                 request_start(self._session.path)
-            elif self._session.stop_requested:
+            elif self._session.is_closed:
                 raise StudyError(
                     f"The session in '{plan.session}' is being stopped; wait for its end, and resume the study with "
                     f"`maestro-celery resume {plan.root}`."

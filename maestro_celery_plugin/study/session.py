@@ -6,6 +6,7 @@
       notify                 0600  command that runs when the study ends
       environment.json       0600  variables of `maestro run --env-file` and functions of the shell, if there are any
       stop                         exists when the workers must end
+      closed                       exists when no further study may join the session
       conductors/<id>.json         heartbeat of the conductor of a study (`heartbeats.py`)
       studies/<id>.json            a study of the session (`members.py`)
       host.json                    the process that keeps the session (`host/`)
@@ -309,8 +310,18 @@ class Session:
         (self.path / "stop").touch()
 
     def revoke_stop(self) -> None:
-        """Revoke `request_stop`, when a study is resumed."""
-        (self.path / "stop").unlink(missing_ok=True)
+        """Revoke `request_stop` and `close`, when a study is resumed."""
+        for name in ("stop", "closed"):
+            (self.path / name).unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Let no further study join the session."""
+        (self.path / "closed").touch()
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether no further study may join the session: it is being stopped, or its last study has ended."""
+        return self.stop_requested or (self.path / "closed").exists()
 
     @property
     def stop_requested(self) -> bool:

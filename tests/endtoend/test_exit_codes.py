@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support import kill, wait_for
+from support import wait_for
 
 from maestro_celery_plugin.ledger.reader import read_ledger
 from maestro_celery_plugin.ledger.sample_states import SampleStates
@@ -272,7 +272,7 @@ def test_stop_workers_lets_the_study_wait_for_a_user(run, tmp_path):
     assert ran < await_pause(study, runs) < 60
 
     # A new conductor ends the pause.
-    kill(*study.processes("bin/conductor"))
+    study.kill_conductor()
     wait_for(lambda: not study.processes("bin/conductor"), "the end of the conductor")
     assert study.command("maestro-celery", "resume", str(study.path)).returncode == 0
     study.await_end()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 
 import pytest
-from support import ROOT, kill, wait_for
+from support import ROOT, wait_for
 
 from maestro_celery_plugin.batch.allocation import Allocation
 from maestro_celery_plugin.states import AllocationState
@@ -58,7 +58,7 @@ def test_a_study_without_a_conductor_names_the_command_that_continues_it(run, tm
     study = run(spec(tmp_path))
     study.await_text("sim/*/sim.out", "", count=2)
 
-    kill(*study.processes("bin/conductor"))
+    study.kill_conductor()
 
     assert f"No conductor runs the study; `maestro-celery resume {study.path}` continues it." in explained(study)
 
@@ -66,7 +66,7 @@ def test_a_study_without_a_conductor_names_the_command_that_continues_it(run, tm
 def test_an_open_job_of_a_dead_conductor_is_named(run, tmp_path):
     study = run(spec(tmp_path))
     study.await_text("sim/*/sim.out", "", count=2)
-    kill(*study.processes("bin/conductor"))
+    study.kill_conductor()
     directory = study.path / "merlin_info" / "allocations" / "sims" / "1"
     directory.mkdir(parents=True)
     Allocation("sims", 1, directory, job="77", state=AllocationState.RUNNING).store()

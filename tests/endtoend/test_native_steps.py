@@ -164,7 +164,7 @@ def interrupted(run, *, orphans: bool):
     """Return a study whose conductor was killed during its native step `slow`; `orphans` keeps other processes."""
     study = run(spec(first="echo first >> $(SPECROOT)/ran", sim=SIM, collect=COLLECT, slow=SLOW, again=AGAIN))
     study.await_text("../ran", "slow")
-    kill(*study.processes("bin/conductor"))
+    study.kill_conductor()
     if not orphans:
         kill(*study.processes(), *study.server())
     wait_for(lambda: not study.processes("bin/conductor"), "the end of the conductor")

@@ -12,7 +12,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from support import BIN, ROOT, WITHOUT_PLUGIN, Study, kill, needed, wait_for
+from support import BIN, ROOT, WITHOUT_PLUGIN, Study, needed, wait_for
 
 import maestro_celery_plugin
 
@@ -758,7 +758,7 @@ def test_a_step_is_cancelled_while_the_others_go_on(run):
     assert f"`maestro-celery resume --step sim_P.1 {study.path}` would run it after the end of the study." in explanation
     assert "remains" not in explanation
 
-    kill(*study.processes("bin/conductor"))
+    study.kill_conductor()
     assert runs("other")
     assert cancel("other").startswith("This study has no conductor. 1 step record will not run when it is resumed.\n")
     wait_for(lambda: not runs("other"), "the end of the samples without a conductor")

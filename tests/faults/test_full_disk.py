@@ -120,14 +120,14 @@ def test_a_conductor_on_a_full_disk_ends_and_fails_no_step(interrupted, disk):
 
 def test_cancel_on_a_full_disk_ends_what_a_dead_conductor_has_left(running, disk):
     """Given a disk without room for the request of Maestro, then workers and samples end, and the problem is named."""
-    kill(*running.processes("bin/conductor"))
+    running.kill_conductor()
     wait_for(lambda: not running.processes("bin/conductor"), "the end of the conductor")
     fill(disk)
 
     answer = running.command("maestro", "cancel", "-y", str(running.path))
 
     assert answer.returncode == 1
-    assert "Ended on this machine: 1 worker with its samples, the private broker." in answer.stdout
+    assert "Ended on this machine: 1 worker with its samples, the host of its session." in answer.stdout
     assert f"The request to cancel '{running.path}' cannot be written (No space left on device); this study has no" in answer.stderr
     assert not running.processes()
 

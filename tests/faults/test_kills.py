@@ -138,7 +138,7 @@ def test_a_killed_conductor_whose_workers_continue_then_resume(run):
     study = run(SPEC.replace("sleep 0.4", "sleep 1.5"))  # so that it has not ended before the second `resume`
     begun(study)
 
-    kill(*study.processes("bin/conductor"))
+    study.kill_conductor()
     wait_for(lambda: not study.processes("bin/conductor"), "the end of the conductor")
     answer = study.command("maestro-celery", "resume", str(study.path))
     assert answer.returncode == 0, answer.stderr
@@ -169,7 +169,7 @@ def test_workers_and_broker_end_after_a_killed_conductor(run):
     study = run(SPEC.replace("ARGS", "").replace("{args: --concurrency 4", "{args: --concurrency 4, idle_limit: 2"))
     begun(study)
 
-    kill(*study.processes("bin/conductor"))
+    study.kill_conductor()
     wait_for(lambda: not study.processes(), "the end of workers and broker", 90)
 
 
@@ -177,7 +177,7 @@ def test_cancel_ends_the_workers_of_a_killed_conductor(run):
     """Given a killed conductor, then `maestro cancel` ends samples, workers and broker, and reports this."""
     study = run(SPEC)
     begun(study)
-    kill(*study.processes("bin/conductor"))
+    study.kill_conductor()
 
     answer = study.command("maestro", "cancel", "-y", str(study.path))
 

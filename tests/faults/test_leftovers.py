@@ -137,13 +137,13 @@ def test_a_new_launch_ends_the_workers_of_a_killed_conductor_before_it_removes_t
     """Given a killed conductor whose workers live, then no old worker or sample touches the new study."""
     study = run(HANGING)
     study.await_text("sim/*/runs", count=2)
-    kill(*study.processes("bin/conductor"))
+    study.kill_conductor()
     old = {*study.processes(), *below(study)}
 
     again = run(SPEC.replace("WAIT", "true").replace("setsid env -i setsid sleep 601 > /dev/null 2>&1 &", "true"))
 
     assert again.code == 0, again.output
-    assert f"Ended what the earlier study in '{study.path}' had left: 1 worker with its samples, the private broker.\n" in again.output
+    assert f"Ended what the earlier study in '{study.path}' had left: 1 worker with its samples, the host of its session.\n" in again.output
     assert not old & {*study.processes(), *below(study)}
     again.await_end()
     assert again.states() == {"sim": "FINISHED"}

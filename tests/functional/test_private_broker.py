@@ -191,7 +191,7 @@ def test_a_server_that_hangs_is_started_again(session):
     assert not hung.is_running()
     assert session.read_broker().url == before.url
     use(session)
-    assert "has not answered for 10 s" in (session.path / "broker.log").read_text()
+    assert "has not answered for 10 s" in (session.path / "host.log").read_text()
 
 
 @pytest.mark.parametrize("request_end", ["signal", "stop file"])
@@ -221,7 +221,7 @@ def test_a_server_does_not_outlive_a_killed_supervisor(session):
 
 
 def test_a_start_that_takes_too_long_is_an_error(session, monkeypatch):
-    monkeypatch.setattr(private, "START_TIMEOUT_S", 0.001)
-    with pytest.raises(BrokerError, match=r"has not started within 0 s: this machine is busy, or .*broker\.log' ends with"):
+    monkeypatch.setattr(host, "START_TIMEOUT_S", 0.001)
+    with pytest.raises(BrokerError, match=r"has not started within 0 s: this machine is busy, or .*host\.log' ends with"):
         host.start_broker(session)
     assert host.host_of(session) is None

@@ -293,7 +293,7 @@ def test_samples_end_although_the_session_was_removed(run):
             column_labels: [A]
         """)
     study.await_text("sim/*/runs", count=2)
-    kill(*study.processes("bin/conductor"))
+    study.kill_conductor()
     workers = study.processes("maestro_celery_plugin.worker")
     supervisor = min(workers)
     shutil.move(study.path / "merlin_info/session/workers", study.path / "moved")

@@ -113,7 +113,7 @@ def test_the_allocation_of_a_killed_conductor_ends(launch, slurm):
     begun(study, 2)
     job = job_of(study, slurm, "RUNNING")
 
-    kill(*study.processes("bin/conductor"))
+    study.kill_conductor()
 
     slurm.await_state(job, "COMPLETED", "CANCELLED", "FAILED", timeout_s=60)
     assert slurm.state(job) == "COMPLETED"
@@ -125,7 +125,7 @@ def test_cancel_ends_the_allocation_of_a_killed_conductor(launch, slurm):
     study = launch(ensemble("echo begun $(A)\nsleep 60", count=COUNT, batch=BATCH), name="orphaned")
     begun(study, 2)
     job = job_of(study, slurm, "RUNNING")
-    kill(*study.processes("bin/conductor"))
+    study.kill_conductor()
 
     answer = study.command("maestro", "cancel", "-y", str(study.path))
 

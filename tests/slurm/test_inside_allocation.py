@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from slurm_cluster import SlurmCluster
 from slurm_studies import SMALL, Launcher, allocations, assert_each_sample_once, assert_nothing_left, ensemble
-from support import BIN, Study, kill, wait_for
+from support import BIN, Study, wait_for
 
 COUNT = 12
 WHERE = "echo $SLURM_JOB_ID $SLURMD_NODENAME $(A)\nsleep 0.5"
@@ -76,7 +76,7 @@ def test_a_study_resumed_in_an_allocation(launch, slurm, tmp_path):
     """Given a conductor killed while its job runs, when a conductor starts inside another job, then it adopts the job."""
     study = launch(ensemble(WHERE, count=COUNT, batch=SMALL.replace("00:01:00", "00:10:00"), group="args: -c 1"), name="resumed")
     study.await_text("sim/*/sim.out", "", 1)
-    kill(*study.processes("bin/conductor"))
+    study.kill_conductor()
     wait_for(lambda: not study.processes("bin/conductor"), "the end of the conductor")
     resume = (str(BIN / "maestro-celery"), "resume", "--foreground", str(study.path))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import yaml
-from support import kill, needed, wait_for
+from support import needed, wait_for
 
 MERLIN = {
     "resources": {
@@ -77,7 +77,7 @@ def interrupted(run):
     study = run(spec(first={"nodes": 1, "cmd": "echo first >> $(SPECROOT)/ran"}, job={"nodes": 1, "cmd": SLOW}, sim=SIM), *POLL)
     study.await_text("../ran", "job")
     wait_for(lambda: study.states().get("job") == "RUNNING", "the state of the job in Maestro")
-    kill(*study.processes("bin/conductor"))
+    study.kill_conductor()
     wait_for(lambda: not study.processes("bin/conductor"), "the end of the conductor")
     assert study.status()["state"] == "INTERRUPTED"
     return study

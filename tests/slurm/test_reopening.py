@@ -17,7 +17,7 @@ from slurm_studies import (
     ensemble,
     job_of,
 )
-from support import Study, kill, wait_for
+from support import Study, wait_for
 
 from maestro_celery_plugin.ledger.entries import Kind
 from maestro_celery_plugin.ledger.reader import LedgerReader
@@ -101,7 +101,7 @@ def test_a_resumed_conductor_adopts_the_allocation(studies, slurm):
     """Given an open allocation, when the conductor is killed and the study resumed, then the allocation continues."""
     study = studies["resumed"]
     study.await_text("sim/*/sim.out", "begun", 1)
-    kill(*study.processes("bin/conductor"))
+    study.kill_conductor()
     wait_for(lambda: not study.processes("bin/conductor"), "the end of the conductor")
     job = job_of(study, slurm, "RUNNING")
     before = len(allocations(study))

@@ -1,0 +1,119 @@
+"""`maestro-celery session`: a study and the studies that it has started."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import click
+
+from maestro_celery_plugin import clock
+from maestro_celery_plugin.errors import StudyError
+from maestro_celery_plugin.host.start import begin, host_of
+from maestro_celery_plugin.maestro.session_stop import stop_session
+from maestro_celery_plugin.report.session_tree import session_studies, studies_table
+from maestro_celery_plugin.report.terminal import wide_console
+from maestro_celery_plugin.study.members import Members
+from maestro_celery_plugin.study.plan import StudyPlan
+from maestro_celery_plugin.study.session import Session
+
+__all__ = ["command"]
+
+_HOST_LIMIT_S = 20.0
+
+
+@click.group("session")
+def command() -> None:
+    """Show, stop and continue a study together with the studies that it has started.
+
+    STUDY is the directory of any of these studies.
+    """
+
+
+def _session_of(study: Path) -> Session:
+    """Return the session of a study, or in a directory of a session.
+
+    Raises:
+        StudyError: there is no session.
+    """
+    session = Session(study if (study / "studies").is_dir() else StudyPlan.read(study.absolute()).session)
+    if not session.path.exists():
+        raise StudyError(f"The study '{study}' was a dry run, or its session was removed.")
+    return session
+
+
+@command.command("list")
+@click.argument("directory", default=".", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option("--json", "as_json", is_flag=True, help="Print the sessions as JSON.")
+def list_sessions(directory: Path, as_json: bool) -> None:
+    """List the sessions of the studies in DIRECTORY, the current one without it, and in the directories below."""
+    found = []
+    for path in sorted({*directory.glob("*/merlin_info/session"), *directory.glob("*/*/merlin_info/session")}):
+        members = Members(path)
+        studies, living = members.all(), members.living()
+        if studies:
+            found.append({"study": studies[0].root, "studies": len(studies), "living": len(living)})
+    if as_json:
+        click.echo(json.dumps(found, indent=1))
+    for one in found if not as_json else ():
+        click.echo(
+            f"{one['study']}: {one['studies']} {'study' if one['studies'] == 1 else 'studies'}, {one['living']} live"
+        )
+    if not found and not as_json:
+        click.echo(f"There are no sessions in '{directory}'.")
+
+
+@command.command("show")
+@click.argument("study", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print the studies as JSON.")
+def show(study: Path, as_json: bool) -> None:
+    """Show the studies of a session as a tree: state, samples, variables, and what has started them."""
+    session = _session_of(study)
+    studies = session_studies(session.path)
+    if as_json:
+        click.echo(json.dumps([one.to_json() for one in studies], indent=1))
+        return
+    wide_console().print(studies_table(studies), crop=False)
+    if Members(session.path).living() and host_of(session) is None:
+        click.echo(
+            "The host of the session does not run on this machine; where the first study was launched, "
+            f"`maestro-celery session resume {study}` starts another one if it is dead."
+        )
+
+
+@command.command("stop")
+@click.argument("study", type=click.Path(path_type=Path))
+@click.option("-f", "--force", is_flag=True, help="Do not ask.")
+def stop(study: Path, force: bool) -> None:
+    """End all studies of a session within seconds, with their workers and allocations; no further study starts."""
+    session = _session_of(study)
+    living = Members(session.path).living()
+    if not force:
+        names = ", ".join(f"'{member.root}'" for member in living) or "none that runs"
+        click.echo(f"The session has these studies: {names}.")
+        click.confirm("Stop them?", abort=True)
+    report = stop_session(session)
+    for sentence in report.sentences:
+        click.echo(sentence)
+    click.echo("The session is stopped." if report.is_complete else "Something may still run; see above.")
+    sys.exit(0 if report.is_complete else 1)
+
+
+@command.command("resume")
+@click.argument("study", type=click.Path(path_type=Path))
+def resume(study: Path) -> None:
+    """Start another host for a session whose host was killed; it goes on with studies whose conductor has died."""
+    session = _session_of(study)
+    if host_of(session) is not None:
+        click.echo("The host of the session runs already.")
+        return
+    members = Members(session.path)
+    session.revoke_stop()
+    for member in members.all():
+        if not members.is_alive(member) and member.restarts:
+            members.change(member.id, restarts=0)
+    begin(session)
+    if not clock.wait_until(lambda: host_of(session) is not None, _HOST_LIMIT_S):
+        raise StudyError(f"The host has not started; '{session.path / 'host.log'}' shows why.")
+    click.echo("The host of the session runs, and goes on with its studies; `maestro-celery session show` shows them.")

@@ -1,0 +1,117 @@
+"""The studies of a session as a tree: which study has started which, and how each one is."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from maestro_celery_plugin.errors import EnsembleError
+from maestro_celery_plugin.report.model import StudyState
+from maestro_celery_plugin.report.reader import StatusReader
+from maestro_celery_plugin.report.terminal import plain, state_text
+from maestro_celery_plugin.states import MemberState
+from maestro_celery_plugin.study.members import Member, Members
+
+__all__ = ["SessionStudy", "session_studies", "studies_table"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SessionStudy:
+    """A study of a session.
+
+    Attributes:
+        member: The study in the session.
+        state: Its state, such as `RUNNING`, or `launching`.
+        samples: Number of samples by state: total, finished, failed, running, pending; None for a study without an
+            ensemble, and if its files cannot be read.
+        level: How many studies of the session are above it.
+    """
+
+    member: Member
+    state: str
+    samples: dict[str, int] | None
+    level: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the study as JSON values."""
+        one = self.member
+        return {
+            "number": one.number,
+            "study": one.root,
+            "id": one.id,
+            "parent": one.parent or None,
+            "started_by": one.started_by or None,
+            "state": self.state,
+            "variables": one.variables,
+            "samples": self.samples,
+            "started_at": one.started_at,
+            "ended_at": one.ended_at or None,
+            "conductor_restarts": one.restarts,
+        }
+
+
+def session_studies(session: Path) -> list[SessionStudy]:
+    """Return the studies of a session; each one is followed by those that it has started.
+
+    Args:
+        session: Directory of the session.
+
+    Raises:
+        OSError: the session cannot be read.
+    """
+    members = Members(session)
+    known = members.all()
+    identities = {member.id for member in known}
+
+    def below(parent: str, level: int) -> Iterator[SessionStudy]:
+        for member in known:
+            if (member.parent if member.parent in identities else "") == parent:
+                yield _study(member, members, level)
+                yield from below(member.id, level + 1)
+
+    return list(below("", 0))
+
+
+def _study(member: Member, members: Members, level: int) -> SessionStudy:
+    if member.state in (MemberState.LAUNCHED, MemberState.REQUESTED):
+        state = str(member.state) if members.is_alive(member) else "not launched"
+        return SessionStudy(member=member, state=state, samples=None, level=level)
+    if not member.lock.parent.is_dir():  # without an ensemble, or removed
+        state = StudyState.RUNNING.name if members.is_alive(member) else "ended"
+        return SessionStudy(member=member, state=state, samples=None, level=level)
+    try:
+        status = StatusReader(Path(member.root)).read()
+    except (EnsembleError, OSError):
+        return SessionStudy(member=member, state="?", samples=None, level=level)
+    counts: Counter[str] = Counter()
+    for step in status.steps:
+        counts.update(dataclasses.asdict(step.samples))
+    names = ("total", "finished", "failed", "running", "pending")
+    samples = {name: counts[name] for name in names}
+    return SessionStudy(member=member, state=status.state.name, samples=samples, level=level)
+
+
+def studies_table(studies: list[SessionStudy]) -> Table:
+    """Return the studies as a table for a terminal."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("STUDY", "STATE", "FINISHED", "FAILED", "VARIABLES", "SINCE", "STARTED BY"):
+        table.add_column(heading, overflow="fold", justify="right" if heading in ("FINISHED", "FAILED") else "left")
+    for one in studies:
+        samples = one.samples
+        table.add_row(
+            plain("  " * one.level + Path(one.member.root).name),
+            state_text(one.state),
+            Text(f"{samples['finished']}/{samples['total']}" if samples else ""),
+            Text(str(samples["failed"] or "") if samples else ""),
+            plain(" ".join(f"{name}={value}" for name, value in one.member.variables.items())),
+            datetime.fromtimestamp(one.member.started_at).strftime("%m-%d %H:%M:%S"),
+            plain(one.member.started_by),
+        )
+    return table
