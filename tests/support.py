@@ -111,11 +111,13 @@ class Study:
     def server(self) -> list[int]:
         """Return the server of the private broker, which is a child of the session's host."""
         hosts = self.processes("maestro_celery_plugin.host")
-        return [
+        children = [
             int(pid)
             for host in hosts
             for pid in Path(f"/proc/{host}/task/{host}/children").read_text().split()
         ]
+        servers = processes_of("-server")  # `valkey-server` or `redis-server`
+        return [pid for pid in children if pid in servers]
 
     def kill_conductor(self) -> None:
         """Kill the conductor, which the host of the session has already started again once before."""

@@ -2,7 +2,7 @@
 
     merlin run|restart|stop-workers|purge|... [ARGUMENTS]
 
-The script in the session (`study/merlin_command.py`) adds the directory of the study whose sample calls it.
+The script in the session (`study/sample_commands.py`) adds the directory of the study whose sample calls it.
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ from maestro_celery_plugin.files import refresh_directory
 from maestro_celery_plugin.host.conductors import Conductors
 from maestro_celery_plugin.host.start import write_host
 from maestro_celery_plugin.processes import ProcessId, exit_at_once, forget_variable
+from maestro_celery_plugin.states import MemberState
 from maestro_celery_plugin.study.members import Members
 from maestro_celery_plugin.study.session import Session
 from maestro_celery_plugin.study.worker_identity import MARKER, PROCESS_MARKER
@@ -94,6 +95,8 @@ class Host:
             members = self._members.all()
             self._conductors.look(members)
             self._has_members = any(self._members.is_alive(member) for member in members)
+            if members and all(member.state is MemberState.ENDED for member in members):
+                self._session.request_stop()  # the last one had no conductor of an ensemble that would do it
 
     def _is_used(self) -> bool:
         """Whether a study lives, or a client is connected to the private broker."""

@@ -37,9 +37,9 @@ from maestro_celery_plugin.plugins import batch_system
 from maestro_celery_plugin.processes import forget_variable
 from maestro_celery_plugin.spec.problems import Kind, Problem, passed
 from maestro_celery_plugin.study.members import Members
-from maestro_celery_plugin.study.merlin_command import write_merlin_command
 from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.provenance import SpecificationTexts, write_specifications
+from maestro_celery_plugin.study.sample_commands import write_commands
 from maestro_celery_plugin.study.session import ENVIRONMENT_VARIABLE, BrokerLocation, Session
 
 __all__ = ["EnsembleDependency", "check_batch_systems", "check_launch"]
@@ -275,7 +275,7 @@ def _make_session(plan: StudyPlan) -> None:
     if notify:
         session.write_notify(notify)
     session.write_environment(plan.overrides.environment)
-    write_merlin_command(session.path)
+    write_commands(session.path)
     Members(session.path).write(first_member(plan.id, plan.root, plan.settings))
     if not plan.settings.needs_workers:
         return

@@ -32,8 +32,8 @@ from maestro_celery_plugin.study.conductor_lock import LOCK_LIMIT_S, file_lock, 
 from maestro_celery_plugin.study.heartbeats import SILENCE_LIMIT_S
 from maestro_celery_plugin.study.manifest import FILE
 from maestro_celery_plugin.study.members import Members
-from maestro_celery_plugin.study.merlin_command import write_merlin_command
 from maestro_celery_plugin.study.plan import StudyPlan
+from maestro_celery_plugin.study.sample_commands import write_commands
 from maestro_celery_plugin.study.session import ENVIRONMENT_VARIABLE, BrokerLocation, Session
 from maestro_celery_plugin.study.study_processes import StudyProcesses
 
@@ -121,7 +121,7 @@ def _plan_of(directory: Path) -> StudyPlan:
 def _with_own_session(plan: StudyPlan) -> StudyPlan:
     """Return the plan of a study that has lost its session, because the study that has begun it was removed."""
     plan = dataclasses.replace(plan, home=None)
-    write_merlin_command(Session.create(plan.session).path)
+    write_commands(Session.create(plan.session).path)
     write_atomically(plan.root / "batch.info", yaml.dump(plan.to_batch()))
     return plan
 

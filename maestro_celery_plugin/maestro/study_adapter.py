@@ -30,6 +30,7 @@ from maestro_celery_plugin.study.manifest import Manifest
 from maestro_celery_plugin.study.manifest_builder import build_manifest
 from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.reasons import store_refusal
+from maestro_celery_plugin.study.sample_commands import add_to_path
 from maestro_celery_plugin.study.session import SESSION_VARIABLE, STUDY_VARIABLE
 from maestro_celery_plugin.worker.sample_directory import SampleDirectories
 
@@ -57,6 +58,7 @@ class StudyAdapter:
         if self._plan.session.exists():  # native steps inherit them
             variables = {SESSION_VARIABLE: str(self._plan.session), STUDY_VARIABLE: str(self._plan.root)}
             os.environ.update(variables)
+            add_to_path(self._plan.session)
         self._native_steps = NativeSteps(self._plan)
         self._manifests: dict[str, Manifest] = {}
 

@@ -199,13 +199,15 @@ class Members:
         """Tell whether a member runs, or is about to run."""
         if member.state is MemberState.ENDED:
             return False
-        if member.state is MemberState.RUNNING and member.lock.parent.is_dir():
-            return is_locked(member.lock)
         if member.state is MemberState.REQUESTED:
             return self._age_s(member) < REQUEST_LIMIT_S
-        if is_this_machine(member.machine):
+        if member.state is MemberState.RUNNING and is_locked(member.lock):
+            return True
+        if is_this_machine(member.machine):  # a conductor needs some time until it holds the lock
             return ProcessId(*member.process).is_alive
-        return member.state is MemberState.RUNNING or self._age_s(member) < LAUNCH_LIMIT_S
+        is_ensemble = member.lock.parent.is_dir()
+        limit_s = LAUNCH_LIMIT_S if member.state is MemberState.LAUNCHED else REQUEST_LIMIT_S
+        return not is_ensemble or self._age_s(member) < limit_s
 
     def _age_s(self, member: Member) -> float:
         try:

@@ -34,7 +34,7 @@ from maestro_celery_plugin.processes import (
     exit_at_once,
     forget_variable,
 )
-from maestro_celery_plugin.study.merlin_command import add_to_path
+from maestro_celery_plugin.study.sample_commands import add_to_path
 from maestro_celery_plugin.study.session import ENVIRONMENT_VARIABLE, SESSION_VARIABLE, STUDY_VARIABLE, Session
 from maestro_celery_plugin.study.worker_identity import EXIT_REPLACE, MARKER, mark
 from maestro_celery_plugin.worker.arguments import LEAVE_SIGNAL, WorkerArguments

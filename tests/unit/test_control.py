@@ -27,8 +27,8 @@ from maestro_celery_plugin.report.task_queues import _valid
 from maestro_celery_plugin.report.unserved_steps import unserved_steps
 from maestro_celery_plugin.states import WorkerState
 from maestro_celery_plugin.study.heartbeats import Heartbeat
-from maestro_celery_plugin.study.merlin_command import add_to_path, write_merlin_command
 from maestro_celery_plugin.study.plan import StudyPlan
+from maestro_celery_plugin.study.sample_commands import add_to_path, write_commands
 from maestro_celery_plugin.study.session import Session
 from maestro_celery_plugin.study.stopped_workers import (
     StoppedGroups,
@@ -227,11 +227,11 @@ def test_a_real_merlin_comes_first(session, tmp_path, monkeypatch):
     (tools / "merlin").write_text("#!/bin/sh\n")
     (tools / "merlin").chmod(0o755)
     monkeypatch.setenv("PATH", f"/usr/bin:/bin:{tools}")
-    write_merlin_command(session.path)
+    write_commands(session.path)
     assert not (session.path / "bin" / "merlin").exists()
 
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
-    write_merlin_command(session.path)
+    write_commands(session.path)
     add_to_path(session.path)
     add_to_path(session.path)
 

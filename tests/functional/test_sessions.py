@@ -1,0 +1,210 @@
+"""Studies that samples and steps start: they join the session, and go on when the sample that has started them ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+from support import Study, kill, wait_for
+
+from maestro_celery_plugin.study.members import Members
+
+# A step that counts up to MAX, and starts the study again until then.
+ITERATE = """
+    description: {name: chain, description: d}
+    env: {variables: {ITER: 1, MAX: 3, ARGS: --concurrency 2, OPTIONS: --quiet, SLEEP: 0}}
+    study:
+      - name: sim
+        description: d
+        run: {cmd: "echo $(X) $(ITER) > sim.txt; sleep $(SLEEP)", task_queue: q}
+      - name: next
+        description: d
+        run:
+          depends: [sim_*]
+          task_queue: q
+          cmd: |
+            if [ $(ITER) -lt $(MAX) ]; then
+                echo before
+                maestro run $(SPECROOT)/study.yaml --vars ITER=$(( $(ITER) + 1 )) -o $(OUTPUT_PATH)/../iteration $(OPTIONS)
+                echo code $?
+            fi
+    merlin:
+      resources: {workers: {w: {args: $(ARGS), steps: [all]}}}
+      samples: {file: samples.csv, column_labels: [X], generate: {cmd: "seq 4 > samples.csv"}}
+"""
+
+
+def iterations(study: Study) -> list[Study]:
+    """Return the studies that a study has started, in their order."""
+    members = Members(study.path / "merlin_info" / "session").all()
+    return [Study(Path(member.root), study.environment) for member in members[1:]]
+
+
+def await_session(study: Study, timeout_s: float = 60.0) -> None:
+    """Wait until all studies of a session, and all their processes, have ended."""
+    members = Members(study.path / "merlin_info" / "session")
+    wait_for(lambda: not members.living() and not processes(study), "the end of the session", timeout_s)
+
+
+def processes(study: Study) -> dict[int, str]:
+    parent = Study(study.path.parent, study.environment)
+    return parent.processes()
+
+
+@pytest.fixture
+def chain(run):
+    """Run the chain of studies; kill the remaining processes after the test."""
+    studies: list[Study] = []
+
+    def start(*options: str, spec: str = ITERATE, foreground: bool = False) -> Study:
+        study = run(spec, "-s", "1", *options, foreground=foreground)
+        assert study.code == 0, study.output
+        studies.append(study)
+        return study
+
+    yield start
+    for study in studies:
+        kill(*processes(study))
+
+
+def assert_complete(study: Study, iteration: int, samples: int = 4) -> None:
+    outputs = [text.split() for text in study.outputs("sim/*/sim.txt")]
+    assert sorted(outputs) == [[str(sample), str(iteration)] for sample in range(1, samples + 1)]
+    assert set(study.states().values()) == {"FINISHED"}
+
+
+def test_a_chain_of_studies_shares_workers_and_ends_by_itself(chain):
+    """Given a step that runs the study again, then each iteration is complete, quiet, and beside the first study."""
+    study = chain()
+    await_session(study)
+    found = iterations(study)
+
+    assert [one.path.name for one in found] == ["iteration", "iteration_2"]
+    for number, one in enumerate([study, *found], 1):
+        assert_complete(one, number)
+        assert one.outputs("next/next.out") == (["before\ncode 0\n"] if number < 3 else [])
+        assert not one.outputs("next/next.err")
+    assert os.listdir(study.path / "merlin_info" / "workers") == ["w-1.log"]
+    shown = json.loads(study.command("maestro-celery", "session", "show", "--json", str(found[0].path)).stdout)
+    assert [(one["variables"], one["state"], one["started_by"]) for one in shown] == [
+        ({}, "FINISHED", None), ({"ITER": "2"}, "FINISHED", "next"), ({"ITER": "3"}, "FINISHED", "next"),
+    ]  # fmt: skip
+
+
+def test_a_group_with_other_options_is_another_group(chain):
+    """Given a study that changes the options of the group, then its samples run in workers of its own."""
+    study = chain("--vars", "OPTIONS=--vars ARGS='--concurrency 1'", "MAX=2")
+    await_session(study)
+    (other,) = iterations(study)
+
+    assert_complete(other, 2)
+    assert sorted(os.listdir(study.path / "merlin_info" / "workers")) == ["w-1.log", "w_2-1.log"]
+
+
+def test_relative_paths_are_those_of_the_first_launch(chain):
+    """Given samples that start the same study at the same time, then its directories are numbered, none in a sample."""
+    spec = ITERATE.replace("-o $(OUTPUT_PATH)/../iteration", "").replace("maestro run", "cd /; maestro run")
+    study = chain("--vars", "MAX=3", "OPTIONS=& maestro run $(SPECROOT)/study.yaml --vars ITER=3; wait", spec=spec)
+    await_session(study)
+    found = iterations(study)
+    assert len(found) == 4  # iteration 2 starts two of its own
+    assert {one.path.parent for one in found} == {study.path.parent}
+    assert all(set(one.states().values()) == {"FINISHED"} for one in found)
+
+
+def test_a_conductor_that_dies_is_started_again_once(chain):
+    """Given a killed conductor of an iteration, then the host of the session lets the study go on."""
+    study = chain("--vars", "SLEEP=1", "MAX=2")
+    wait_for(lambda: iterations(study) and iterations(study)[0].outputs("sim/*/sim.txt"), "samples of iteration 2")
+    (second,) = iterations(study)
+    kill(*second.processes("bin/conductor"))
+    await_session(study)
+
+    assert_complete(second, 2)
+    assert (study.path / "merlin_info/session/host.log").read_text().count("has died; another one goes on") == 1
+    assert [member.restarts for member in Members(study.path / "merlin_info/session").all()] == [0, 1]
+
+
+def test_a_host_that_dies_is_replaced(chain):
+    """Given a killed host and its broker, when a conductor lives, then it starts another host."""
+    study = chain("--vars", "SLEEP=1", "MAX=2")
+    wait_for(lambda: iterations(study) and iterations(study)[0].outputs("sim/*/sim.txt"), "samples of iteration 2")
+    kill(*study.processes("maestro_celery_plugin.host"), *study.server())
+    await_session(study)
+    assert_complete(iterations(study)[0], 2)
+
+
+def test_a_session_without_host_and_conductors_is_resumed(chain):
+    """Given that host and conductor are killed, then `session resume` lets all go on."""
+    study = chain("--vars", "SLEEP=1", "MAX=3")
+    wait_for(lambda: iterations(study) and iterations(study)[0].outputs("sim/*/sim.txt"), "samples of iteration 2")
+    (second,) = iterations(study)
+    kill(*study.processes("maestro_celery_plugin.host"), *second.processes("bin/conductor"), *study.server())
+
+    answer = study.command("maestro-celery", "session", "resume", str(second.path))
+    assert "The host of the session runs" in answer.stdout, answer.stderr
+    await_session(study)
+    for number, one in enumerate([study, *iterations(study)], 1):
+        assert_complete(one, number)
+
+
+def test_a_runaway_is_stopped_from_another_shell(chain):
+    study = chain("--vars", "MAX=1000", "SLEEP=0.2")
+    wait_for(lambda: len(iterations(study)) > 2, "some iterations")
+    begin = time.monotonic()
+    answer = study.command("maestro-celery", "session", "stop", "-f", str(study.path))
+    assert (answer.returncode, "The session is stopped." in answer.stdout) == (0, True), answer.stdout + answer.stderr
+    assert time.monotonic() - begin < 15
+    assert not processes(study)
+    count = len(iterations(study))
+    time.sleep(1)
+    assert len(iterations(study)) == count
+
+
+@pytest.mark.parametrize("limit", [("--max-depth", "1"), ("--max-studies", "2")])
+def test_a_runaway_stops_at_a_limit(chain, limit):
+    study = chain(*limit, "--vars", "MAX=1000")
+    await_session(study)
+    (second,) = iterations(study)
+    (error,) = second.outputs("next/next.err")
+    assert error.startswith(f"maestro: error: {limit[0]}: ")
+    assert len(error.splitlines()) == 1
+    assert second.outputs("next/next.out") == ["before\ncode 1\n"]
+
+
+def test_a_step_may_wait_for_its_study_if_a_slot_is_left(chain):
+    """Given `-fg` in a step, then it waits for the study; with one slot, it says that it would wait for ever."""
+    study = chain("--vars", "OPTIONS=-fg; ls $(OUTPUT_PATH)/../iteration/next", "MAX=2")
+    await_session(study)
+    assert study.outputs("next/next.out") == ["before\nnext.sh\ncode 0\n"]
+
+    other = chain("--vars", "OPTIONS=-fg", "MAX=2", "ARGS=--concurrency 1")
+    await_session(other)
+    (error,) = other.outputs("next/next.err")
+    assert "would hold all its slots (1)" in error
+    assert not iterations(other)
+
+
+def test_the_cancellation_of_a_study_leaves_its_relatives_alone(chain):
+    """Given a step that goes on after it has started a study, when its study is cancelled, then the other one goes on."""
+    study = chain("--vars", "OPTIONS=; sleep 60", "MAX=2", "SLEEP=1")
+    wait_for(lambda: iterations(study) and iterations(study)[0].outputs("sim/*/sim.txt"), "samples of iteration 2")
+    assert study.command("maestro", "cancel", "-y", str(study.path)).returncode == 0
+    await_session(study)
+    assert study.states()["next"] == "CANCELLED"
+    assert_complete(iterations(study)[0], 2)
+
+
+def test_a_study_without_an_ensemble_is_a_member_as_well(chain, tmp_path):
+    (tmp_path / "plain.yaml").write_text(
+        "description: {name: plain, description: d}\n"
+        "study:\n  - {name: a, description: d, run: {cmd: 'sleep 2; echo done > done.txt'}}\n"
+    )
+    spec = ITERATE.replace("$(SPECROOT)/study.yaml --vars ITER=$(( $(ITER) + 1 ))", "$(SPECROOT)/plain.yaml")
+    study = chain("--vars", "MAX=2", spec=spec)
+    await_session(study)
+    (plain,) = iterations(study)
+    assert plain.outputs("a/done.txt") == ["done\n"]
