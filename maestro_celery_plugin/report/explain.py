@@ -17,6 +17,7 @@ from maestro_celery_plugin.report.terminal import command_words
 from maestro_celery_plugin.spec.dag import ALL_COMBINATIONS
 from maestro_celery_plugin.study.cancelled_steps import CancelledSteps, reason_of
 from maestro_celery_plugin.study.failures import allowed_failures, has_failed
+from maestro_celery_plugin.study.members import Members
 from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.reasons import Reason, read_reasons
 from maestro_celery_plugin.study.session import Session
@@ -101,6 +102,9 @@ class Explanation:
     def _warnings(self) -> Iterator[tuple[str, list[str]]]:
         if self.status.damage:
             yield "The ledger is damaged", self.status.damage
+        member = Members(self._plan.session).read(self._plan.id)
+        if member is not None and member.restarts:
+            yield "The conductor has died", ["The host of the session has started another one, which went on."]
         if self.status.broker_problem:
             yield "The broker does not answer", [self.status.broker_problem]
         if self.status.broken_machines:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from maestro_celery_plugin.batch.allocation import read_allocations
-from maestro_celery_plugin.config.groups import awaited_groups
+from maestro_celery_plugin.config.groups import allocation_name, awaited_groups, serving_groups
 from maestro_celery_plugin.errors import StudyError
 from maestro_celery_plugin.ledger.entries import COORDINATOR, ENTRY, SUFFIX, Entries
 from maestro_celery_plugin.ledger.reader import LedgerReader
@@ -58,7 +58,7 @@ class StatusReader:
             raise StudyError(
                 f"'{directory}' was created as '{self._plan.root}', which does not exist; move the study back."
             )
-        self._session = Session(self._plan.session)
+        self._session, self._groups = Session(self._plan.session), serving_groups(self._plan.settings)
         self._ledger = LedgerReader(self._plan.ledger, self._plan.number)
         self._usage = AllocationUsage(self._plan.settings)
         self._broker = BrokerCheck(self._session)
@@ -78,7 +78,7 @@ class StatusReader:
         try:
             rows = read_rows(self._plan.root)
             self._follow_ledger()
-            beats = self._session.heartbeats.all()
+            beats = [beat for beat in self._session.heartbeats.all() if beat.group in self._groups]
             alive = {beat.name: is_alive(self._session, beat, conducted) for beat in beats}
             stopped = read_stopped(self._session.path) if conducted else None
             unserved = unserved_steps(self._plan.settings, stopped, _groups_served(beats, alive))
@@ -115,7 +115,10 @@ class StatusReader:
     # --- allocations and workers ---
 
     def _allocations(self) -> Iterator[AllocationStatus]:
+        names = {allocation_name(name, group) for name, group in self._groups.items()}
         for one in read_allocations(self._plan.allocations):
+            if one.name not in names:
+                continue  # of another study of the session
             yield AllocationStatus(
                 name=one.name,
                 number=one.number,

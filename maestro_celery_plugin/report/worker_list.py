@@ -67,11 +67,12 @@ def live_workers(plan: StudyPlan) -> list[ListedWorker]:
     reader = StatusReader(plan.root)
     reader.read()
     conducted = has_conductor(plan)
-    beats = session.heartbeats.all()
+    groups = serving_groups(plan.settings)
+    beats = [beat for beat in session.heartbeats.all() if beat.group in groups]
     alive = {beat.name: is_alive(session, beat, conducted) for beat in beats}
     states = {worker.name: worker.state for worker in workers(beats, alive)}
     slots, running = _slots(beats, alive), _by_worker(reader.running_samples())
-    queues = {name: group.task_queues for name, group in serving_groups(plan.settings).items()}
+    queues = {name: group.task_queues for name, group in groups.items()}
     return [
         ListedWorker(
             name=beat.name,
