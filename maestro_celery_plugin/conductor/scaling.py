@@ -114,9 +114,10 @@ class Scaling:
         request = self._stopped.request
         for source in self._pool.allocation_sources if request is not None else ():
             allocation = source.current if source.is_open else None
-            if allocation is None or not all(map(self._stopped.includes, self._pool.groups_of(source))):
+            groups = self._pool.groups_of(source)
+            if allocation is None or not all(map(self._stopped.includes, groups)):
                 continue
-            if request is not None and request.now:
+            if request is not None and all(map(request.end_now, groups)):
                 self._pool.release(source)
             elif not allocation.released:
                 source.let_end(has_worked=self._reopening.has_worked(source, allocation))

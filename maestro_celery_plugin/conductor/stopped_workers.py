@@ -9,8 +9,8 @@ from pathlib import Path
 from maestro_celery_plugin.states import WorkerState
 from maestro_celery_plugin.study.heartbeats import Heartbeat
 from maestro_celery_plugin.study.session import Session
-from maestro_celery_plugin.study.stopped_workers import StoppedGroups, read_stopped, stopped_version
-from maestro_celery_plugin.study.worker_identity import claimed_names, is_pool_process, worker_of
+from maestro_celery_plugin.study.stopped_workers import StoppedGroups, WorkerStop, read_stopped, stopped_version
+from maestro_celery_plugin.study.worker_identity import is_pool_process, worker_of
 
 __all__ = ["StoppedWorkers"]
 
@@ -18,19 +18,18 @@ LOGGER = logging.getLogger(__name__)
 
 
 class StoppedWorkers:
-    """Follows the request to stop workers (`study/stopped_workers.py`).
+    """Follows the requests to stop workers (`study/stopped_workers.py`).
 
     Args:
         session: The session.
 
     Attributes:
-        request: The request; None if no workers are stopped.
+        request: The requests in force; None if no workers are stopped.
     """
 
     def __init__(self, session: Session) -> None:
         self._session = session
         self._version: tuple[int, int] | None = None
-        self._claimed: frozenset[str] = frozenset()
         self._asked: set[str] = set()
         self._is_announced = False
         self.request: StoppedGroups | None = None
@@ -45,8 +44,6 @@ class StoppedWorkers:
         if version == self._version:
             return
         request = read_stopped(self._session.path)
-        # A user may start other workers later; their names are claimed after these.
-        self._claimed = claimed_names(self._session)
         self._asked.clear()
         self._version, self.request, self._is_announced = version, request, False
         if request is None:
@@ -68,9 +65,10 @@ class StoppedWorkers:
         if self.request is None:
             return
         for beat in beats:
-            if is_pool_process(beat.name) or beat.name in self._asked or not self._concerns(beat):
+            requests = () if is_pool_process(beat.name) or beat.name in self._asked else self._concerning(beat)
+            if not requests:
                 continue
-            if self.request.now:
+            if any(request.now for request in requests):
                 self._session.request_worker_stop(beat.name)
             else:
                 self._session.request_worker_leave(beat.name)
@@ -90,6 +88,11 @@ class StoppedWorkers:
             self._is_announced = True
             LOGGER.warning("%s", self.request.advice(study))
 
-    def _concerns(self, beat: Heartbeat) -> bool:
-        is_from_conductor = bool(beat.allocation.partition("/")[2])
-        return self.includes(beat.group) and (is_from_conductor or worker_of(beat.name) in self._claimed)
+    def _concerning(self, beat: Heartbeat) -> list[WorkerStop]:
+        """Return the requests that concern a worker: none for one that a user has started after them."""
+        is_from_conductor = bool(beat.allocation.partition("/")[2]) or beat.name in self._session.claimed_names
+        return [
+            request
+            for request in (self.request.requests if self.request is not None else ())
+            if request.include(beat.group) and (is_from_conductor or beat.name in request.workers)
+        ]

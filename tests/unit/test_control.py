@@ -32,6 +32,7 @@ from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.session import Session
 from maestro_celery_plugin.study.stopped_workers import (
     StoppedGroups,
+    WorkerStop,
     read_stopped,
     request_start,
     request_worker_stop,
@@ -71,15 +72,30 @@ def test_requests_to_stop_groups_add_up(session):
 
     stopped = read_stopped(session.path)
 
-    assert (stopped.groups, stopped.reason, stopped.now) == (("a", "b"), "second", True)
+    assert (stopped.groups, stopped.reason) == (("a", "b"), "second")
     assert stopped.include("a") and not stopped.include("c")
+    assert [stopped.end_now(group) for group in ("a", "b", "c")] == [True, False, False]
     assert request_worker_stop(session.path, None, "all").include("c")
     assert request_worker_stop(session.path, ["a"], "one").groups is None, "all are stopped already"
     request_start(session.path)
     assert read_stopped(session.path) is None
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"groups": 3}', '{"groups": null, "now": "x"}'])
+def test_a_request_replaces_those_that_ask_for_nothing_more(session):
+    """Given many samples with exit code 105, then the file does not grow with each of them."""
+    request_worker_stop(session.path, ["a"], "first", now=True)
+    for number in range(3):
+        request_worker_stop(session.path, None, f"sample {number}")
+
+    requests = read_stopped(session.path).requests
+
+    assert [(request.groups, request.reason, request.now) for request in requests] == [
+        (("a",), "first", True),
+        (None, "sample 2", False),
+    ]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"requests": []}', '{"requests": [{"groups": 3}]}'])
 def test_a_damaged_request_stops_nothing(session, text):
     (session.path / "workers_stopped").write_text(text)
 
@@ -93,28 +109,46 @@ def beat(name, group="sims", allocation=""):
     )  # fmt: skip
 
 
+def asked(session):
+    return {path.name for path in (session.path / "workers").iterdir()}
+
+
+def start_by_user(session, group):
+    """Claim the name of a worker in another process than the conductor."""
+    return claim_name(Session(session.path), group)
+
+
 def test_workers_that_a_user_starts_after_the_request_stay(session):
     """Given a request, then the present workers of its groups are asked once, and later ones of the conductor."""
     claim_name(session, "sims")
     claim_name(session, "posts")
     request_worker_stop(session.path, ["sims"], "why")
+    assert start_by_user(session, "sims") == "sims-2", "before the conductor has seen the request"
     stopped = StoppedWorkers(session)
     stopped.refresh()
-    claim_name(session, "sims")
-    beats = [beat("sims-1"), beat("sims-1.99"), beat("sims-2"), beat("posts-1", "posts"), beat("sims-2-1", allocation="sims/2")]
+    assert start_by_user(session, "sims") == "sims-3"
+    beats = [
+        *(beat(name) for name in ("sims-1", "sims-1.99", "sims-2", "sims-3")),
+        *(beat("posts-1", "posts"), beat("sims-2-1", allocation="sims/2")),
+    ]
 
     stopped.ask(beats)
 
-    asked = {path.name for path in (session.path / "workers").iterdir()}
-    assert asked == {"sims-1.leave", "sims-2-1.leave"}
+    assert asked(session) == {"sims-1.leave", "sims-2-1.leave"}
     assert stopped.includes("sims") and not stopped.includes("posts")
+
+    request_worker_stop(session.path, ["posts"], "another group")
+    stopped.refresh()
+    stopped.ask(beats)
+
+    assert asked(session) == {"sims-1.leave", "sims-2-1.leave", "posts-1.leave"}
 
     request_worker_stop(session.path, ["sims"], "again", now=True)
     stopped.refresh()
     stopped.ask(beats)
 
-    asked = {path.name for path in (session.path / "workers").iterdir()}
-    assert asked == {"sims-1.leave", "sims-2-1.leave", "sims-1.stop", "sims-2.stop", "sims-2-1.stop"}
+    stops = {"sims-1.stop", "sims-2.stop", "sims-3.stop", "sims-2-1.stop"}
+    assert asked(session) == {"sims-1.leave", "sims-2-1.leave", "posts-1.leave"} | stops
 
     request_start(session.path)
     stopped.refresh()
@@ -122,12 +156,36 @@ def test_workers_that_a_user_starts_after_the_request_stay(session):
     assert not stopped.includes("sims")
 
 
+def test_the_running_samples_of_a_group_end_only_if_a_request_about_this_group_says_so(session):
+    claim_name(session, "sims")
+    claim_name(session, "posts")
+    request_worker_stop(session.path, ["sims"], "after the running samples")
+    request_worker_stop(session.path, ["posts"], "now", now=True)
+    stopped = StoppedWorkers(session)
+    stopped.refresh()
+
+    stopped.ask([beat("sims-1"), beat("posts-1", "posts")])
+
+    assert asked(session) == {"sims-1.leave", "posts-1.stop"}
+
+
+def test_a_worker_that_the_conductor_has_started_before_it_sees_the_request_is_asked(session):
+    request_worker_stop(session.path, ["sims"], "why")
+    claim_name(session, "sims")
+    stopped = StoppedWorkers(session)
+    stopped.refresh()
+
+    stopped.ask([beat("sims-1")])
+
+    assert asked(session) == {"sims-1.leave"}
+
+
 def test_steps_wait_when_no_other_group_serves_them():
-    stopped = StoppedGroups(groups=("sims",))
+    stopped = StoppedGroups(requests=(WorkerStop(groups=("sims",)),))
 
     assert unserved_steps(TWO_GROUPS, stopped, set()) == {"sim"}
     assert unserved_steps(TWO_GROUPS, stopped, {"sims"}) == set()
-    assert unserved_steps(TWO_GROUPS, StoppedGroups(groups=None), {"posts"}) == {"sim"}
+    assert unserved_steps(TWO_GROUPS, StoppedGroups(requests=(WorkerStop(groups=None),)), {"posts"}) == {"sim"}
     assert unserved_steps(TWO_GROUPS, None, set()) == set()
 
 

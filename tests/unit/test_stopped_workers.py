@@ -174,7 +174,7 @@ def test_a_worker_that_a_user_starts_stays_until_the_next_request(study):
     study.scaling.stop_workers()
     assert study.record.waits
     study.beat("w-1-1", "w/1")
-    assert [claim_name(study.session, "w", 2) for _ in range(2)] == ["w-2", "w-3"]
+    assert [claim_name(Session(study.session.path), "w", 2) for _ in range(2)] == ["w-2", "w-3"]
     study.beat("w-2", "")
     study.beat("w-3", "w/")
     assert study.scaling.stop_workers(), "the samples without a message are not sent again"
