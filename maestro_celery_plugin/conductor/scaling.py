@@ -48,6 +48,7 @@ class Scaling:
         for name in groups:
             session.write_group(config_of(plan.settings, name))
         self._stopped = StoppedWorkers(session)
+        self._stopped.refresh()  # before the first step record starts workers
         self._pool = WorkerPool(session, groups, sources_of(plan, session))
         session.heartbeats.refresh()  # otherwise a worker that has just begun on another node would count as dead
         self._pool.refresh()
