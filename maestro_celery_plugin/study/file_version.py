@@ -1,4 +1,4 @@
-"""The version of a file that another process replaces: a process that follows the file reads it only when it changes."""
+"""The version of a file that another process replaces, so that a process reads it only when it has changed."""
 
 from __future__ import annotations
 

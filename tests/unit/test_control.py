@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -9,9 +10,11 @@ from pathlib import Path
 
 import pytest
 from ensembles import SETTINGS, a_study, entries, span, states_of
+from filelock import FileLock
 from msgspec.structs import replace
 
 from maestro_celery_plugin.cli.merlin import translated
+from maestro_celery_plugin.cli.workers import study_of
 from maestro_celery_plugin.conductor.stopped_workers import StoppedWorkers
 from maestro_celery_plugin.config.settings import ResourceSettings, StepFacts, WorkerGroupSettings
 from maestro_celery_plugin.errors import StudyError
@@ -221,6 +224,33 @@ def test_only_messages_with_an_open_sample_wait(tmp_path, rows, valid):
     waiting.apply(applied)
 
     assert _valid(states, waiting.of_record(1)) == valid
+
+
+# --- the study of a specification --------------------------------------------------------------------
+
+
+def test_a_specification_stands_for_its_own_studies_only(tmp_path):
+    """Given a newer study of another specification whose name begins in the same way, then it is not meant."""
+    specification = tmp_path / "s.yaml"
+    specification.write_text(
+        f"""
+        description: {{name: sim a, description: d}}
+        env: {{variables: {{OUTPUT_PATH: {tmp_path}}}}}
+        study: [{{name: s, description: d, run: {{cmd: echo}}}}]
+        merlin: {{resources: {{workers: {{w: {{steps: [s]}}}}}}}}
+        """
+    )
+    with contextlib.ExitStack() as stack:
+        for number, name in enumerate(["sim_a_20260101-000000", "sim_a_b_20260102-000000"]):
+            lock = tmp_path / name / "merlin_info" / "conductor.lock"
+            lock.parent.mkdir(parents=True)
+            stack.enter_context(FileLock(lock))
+            (tmp_path / name / "batch.info").touch()
+            for file in (lock, tmp_path / name / "batch.info"):
+                os.utime(file, (number, number))
+
+        assert study_of(specification) == tmp_path / "sim_a_20260101-000000"
+        assert study_of(specification, may_have_ended=True) == tmp_path / "sim_a_20260101-000000"
 
 
 # --- the monitor -------------------------------------------------------------------------------------
