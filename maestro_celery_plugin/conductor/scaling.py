@@ -91,6 +91,8 @@ class Scaling:
             self._pool.refresh()
         self._stopped.refresh()
         self._stopped.ask(self._pool.alive.values())
+        for group in filter(self._stopped.includes, self._pool.groups):
+            self._pool.excuse(group)
         self._let_allocations_end()
         waited = [record for record in self._records if record.waits]
         for record in self._records:

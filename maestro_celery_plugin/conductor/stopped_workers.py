@@ -90,7 +90,7 @@ class StoppedWorkers:
 
     def _concerning(self, beat: Heartbeat) -> list[WorkerStop]:
         """Return the requests that concern a worker: none for one that a user has started after them."""
-        is_from_conductor = bool(beat.allocation.partition("/")[2]) or beat.name in self._session.claimed_names
+        is_from_conductor = beat.is_in_numbered_allocation or beat.name in self._session.claimed_names
         return [
             request
             for request in (self.request.requests if self.request is not None else ())
