@@ -22,7 +22,7 @@ from maestro_celery_plugin.ledger.entries import Kind
 from maestro_celery_plugin.ledger.waiting_messages import WaitingMessages
 from maestro_celery_plugin.machine import host_name
 from maestro_celery_plugin.maestro.purge import Purge
-from maestro_celery_plugin.maestro.stop_workers import StopRequest
+from maestro_celery_plugin.maestro.stop_workers import StopRequest, stop_workers
 from maestro_celery_plugin.report import monitor
 from maestro_celery_plugin.report.exit_codes import StudyCode
 from maestro_celery_plugin.report.monitor import MonitoredStudy
@@ -190,6 +190,40 @@ def test_steps_wait_when_no_other_group_serves_them():
     assert unserved_steps(TWO_GROUPS, stopped, {"sims"}) == set()
     assert unserved_steps(TWO_GROUPS, StoppedGroups(requests=(WorkerStop(groups=None),)), {"posts"}) == {"sim"}
     assert unserved_steps(TWO_GROUPS, None, set()) == set()
+
+
+SHARED = {"batch": {"type": "slurm"}, "allocation": "both"}
+
+
+@pytest.mark.parametrize(
+    ("workers", "groups", "sentence"),
+    [
+        ({}, (), "The samples that wait will not run until a resume."),
+        ({}, ("posts",), "The samples of post that wait will not run until a resume."),
+        ({"more": {"task_queues": ("q",)}}, ("sims",), "Other worker groups go on with the samples that wait."),
+        (
+            {"sims": {"task_queues": ("q",), **SHARED}, "posts": {"task_queues": ("p",), **SHARED}},
+            ("sims",),
+            "The samples of sim that wait will not run until a resume. The allocation 'both' stays open for posts; the "
+            "stopped workers start again in the next one.",
+        ),
+    ],
+    ids=["all groups", "one group", "a shared task queue", "a shared allocation"],
+)
+def test_a_user_reads_which_samples_wait(tmp_path, workers, groups, sentence):
+    every = {**TWO_GROUPS.resources.workers, **{name: WorkerGroupSettings(**keys) for name, keys in workers.items()}}
+    settings = replace(TWO_GROUPS, resources=replace(TWO_GROUPS.resources, workers=every))
+    plan = StudyPlan(root=tmp_path / "study", timestamp="t", settings=settings)
+    plan.root.mkdir()
+    (plan.root / "batch.info").write_text(json.dumps(plan.to_batch()))
+    Session.create(plan.session)
+
+    request = StopRequest(plan.root, groups, now=False)
+
+    assert request.question.endswith(f" {sentence}")
+    with FileLock(plan.conductor_lock):
+        answer = stop_workers(StopRequest(plan.root, groups, now=False))
+    assert answer[1] == f"{sentence} `maestro-celery resume {plan.root}` starts the workers again."
 
 
 def test_a_group_that_does_not_exist_is_not_stopped(root):
