@@ -94,6 +94,7 @@ class Scaling:
         for group in filter(self._stopped.includes, self._pool.groups):
             self._pool.excuse(group)
         self._let_allocations_end()
+        self._keep_allocations()
         waited = [record for record in self._records if record.waits]
         for record in self._records:
             record.waits = self.waits(record)
@@ -124,6 +125,13 @@ class Scaling:
                 self._pool.release(source)
             elif not allocation.released:
                 source.let_end(has_worked=self._reopening.has_worked(source, allocation))
+
+    def _keep_allocations(self) -> None:
+        """Keep the allocations that were to end with their workers, if workers continue after a resume."""
+        continuing = {beat.allocation for beat in self._pool.alive.values() if self._stopped.continues(beat)}
+        for source in self._pool.allocation_sources:
+            if source.current is not None and source.current.label in continuing:
+                source.keep()
 
     def start_workers(self, record: StepRecord) -> None:
         """Start workers for a step record that is being submitted, unless it has ended or its workers are stopped.

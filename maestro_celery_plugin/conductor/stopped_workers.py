@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterable
 from pathlib import Path
 
+from maestro_celery_plugin import clock
 from maestro_celery_plugin.states import WorkerState
 from maestro_celery_plugin.study.heartbeats import Heartbeat
 from maestro_celery_plugin.study.session import Session
@@ -15,6 +16,9 @@ from maestro_celery_plugin.study.worker_identity import is_pool_process, worker_
 __all__ = ["StoppedWorkers"]
 
 LOGGER = logging.getLogger(__name__)
+
+# After this time, a heartbeat shows whether a worker has seen that it may continue.
+CONTINUE_DELAY_S = 6.0
 
 
 class StoppedWorkers:
@@ -32,6 +36,7 @@ class StoppedWorkers:
         self._version: tuple[int, int] | None = None
         self._asked: set[str] = set()
         self._is_announced = False
+        self._resumed_at = float("inf")
         self.request: StoppedGroups | None = None
 
     def refresh(self) -> None:
@@ -48,6 +53,7 @@ class StoppedWorkers:
         self._version, self.request, self._is_announced = version, request, False
         if request is None:
             self._session.revoke_leave()
+            self._resumed_at = clock.monotonic()
             LOGGER.info("The workers of the study may start again.")
         else:
             LOGGER.info("Workers are asked to end.")  # `announce` says why if the study waits
@@ -77,6 +83,11 @@ class StoppedWorkers:
     def spares(self, beat: Heartbeat) -> bool:
         """Tell whether a live worker goes on, such as one that a user has started after the request."""
         return beat.state is not WorkerState.STOPPING and worker_of(beat.name) not in self._asked
+
+    def continues(self, beat: Heartbeat) -> bool:
+        """Tell whether a worker takes samples again after the request to leave was revoked."""
+        is_known = self.request is None and clock.monotonic() - self._resumed_at >= CONTINUE_DELAY_S
+        return is_known and beat.state not in (WorkerState.STARTING, WorkerState.STOPPING)
 
     def announce(self, study: Path) -> None:
         """Log once for each request that the study waits, and what starts workers again.
