@@ -333,6 +333,11 @@ def test_the_words_of_merlin_are_translated(root, words, command):
     assert translated(words.split(), root) == command.replace("STUDY", str(root)).split()
 
 
+def test_a_worker_name_that_is_no_regular_expression_is_an_error(root):
+    with pytest.raises(SystemExit, match=r"merlin: error: --workers: '\*sims' is no regular expression \(nothing to repeat"):
+        translated(["stop-workers", "--workers", "*sims"], root)
+
+
 @pytest.mark.parametrize("words", ["server start", "run", "stop-workers --workers nobody"])
 def test_what_the_small_merlin_does_not_know_is_an_error(root, words, capsys):
     with pytest.raises(SystemExit) as end:
