@@ -180,5 +180,8 @@ def request_start(session: Path) -> None:
 
     Raises:
         OSError: the requests cannot be removed.
+        Timeout: another process changes the requests, and does not finish.
     """
-    (session / _FILE).unlink(missing_ok=True)
+    if (session / _FILE).exists():
+        with FileLock(session / f"{_FILE}.lock").acquire(timeout=_LOCK_LIMIT_S):
+            (session / _FILE).unlink(missing_ok=True)

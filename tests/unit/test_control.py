@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from maestro_celery_plugin.report.monitor import MonitoredStudy
 from maestro_celery_plugin.report.task_queues import _valid
 from maestro_celery_plugin.report.unserved_steps import unserved_steps
 from maestro_celery_plugin.states import WorkerState
+from maestro_celery_plugin.study import stopped_workers as study_stopped_workers
 from maestro_celery_plugin.study.heartbeats import Heartbeat
 from maestro_celery_plugin.study.merlin_command import add_to_path, write_merlin_command
 from maestro_celery_plugin.study.plan import StudyPlan
@@ -80,6 +82,20 @@ def test_requests_to_stop_groups_add_up(session):
     assert [stopped.end_now(group) for group in ("a", "b", "c")] == [True, False, False]
     assert request_worker_stop(session.path, None, "all").include("c")
     assert request_worker_stop(session.path, ["a"], "one").groups is None, "all are stopped already"
+    request_start(session.path)
+    assert read_stopped(session.path) is None
+
+
+def test_a_resume_waits_for_a_request_that_is_being_written(session, monkeypatch):
+    """Otherwise, the request would restore the earlier ones that the resume has removed."""
+    request_worker_stop(session.path, None, "why")
+    monkeypatch.setattr(study_stopped_workers, "_LOCK_LIMIT_S", 0.01)
+
+    with FileLock(session.path / "workers_stopped.lock"), pytest.raises(TimeoutError):
+        request_start(session.path)
+
+    assert read_stopped(session.path) is not None
+    request_start(session.path)
     request_start(session.path)
     assert read_stopped(session.path) is None
 
@@ -368,3 +384,17 @@ def test_a_real_merlin_comes_first(session, tmp_path, monkeypatch):
     assert answer.returncode == 0, answer.stderr
     assert "merlin.common.util_sampling" in answer.stdout
     assert Path(session.path / "bin" / "merlin").stat().st_mode & 0o777 == 0o700
+
+
+def test_a_study_that_a_sample_launches_has_its_own_merlin(session, tmp_path, monkeypatch):
+    """Given a sample that launches a study, then the samples of this study do not control that of the first sample."""
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    write_merlin_command(session.path, tmp_path / "outer")
+    add_to_path(session.path)
+    inner = Session.create(tmp_path / "inner" / "session")
+
+    write_merlin_command(inner.path, tmp_path / "inner")
+    add_to_path(inner.path)
+
+    assert shutil.which("merlin") == str(inner.path / "bin" / "merlin")
+    assert str(tmp_path / "inner") in Path(inner.path / "bin" / "merlin").read_text()
