@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 from ensembles import a_study
+from filelock import FileLock
+from msgspec.structs import replace
 
 from maestro_celery_plugin.conductor.recall import Recall
 from maestro_celery_plugin.conductor.step_cancellation import StepCancellation
@@ -11,8 +13,10 @@ from maestro_celery_plugin.conductor.step_records import StepRecords
 from maestro_celery_plugin.ledger.claims import MessageName, owner_text
 from maestro_celery_plugin.ledger.entries import SUFFIX, Kind
 from maestro_celery_plugin.ledger.writer import LedgerWriter
+from maestro_celery_plugin.maestro.purge import Purge
 from maestro_celery_plugin.states import Outcome, RecordState
 from maestro_celery_plugin.study.cancelled_steps import CancelledSteps
+from maestro_celery_plugin.study.session import Session
 
 
 class Study:
@@ -81,3 +85,45 @@ def test_a_message_that_a_worker_has_claimed_is_awaited(study):
     study.write(Kind.RELEASED, 0, 5)
     assert study.state is RecordState.CANCELLED
     assert study.record.samples.counts().finished == 1
+
+
+def test_a_purged_step_record_that_maestro_submits_again_does_not_run(study):
+    """Given a step record that Maestro restarts after a purge, then it has a reason not to run."""
+    assert not study.cancellation.reason(study.record)
+
+    study.purge()
+
+    assert "`maestro-celery purge` has taken its waiting samples back" in study.cancellation.reason(study.record)
+
+
+def test_the_running_samples_of_a_purged_step_record_can_still_be_cancelled(study):
+    study.write(Kind.TAKEN, 0, 5)
+    study.write(Kind.STARTED, 0)
+    study.purge()
+    assert study.record.cancelled_at is None, "its running samples would end"
+
+    CancelledSteps(study.plan.cancelled_steps).add([study.record.manifest.name])
+    study.cancellation.apply()
+
+    assert study.record.cancelled_at is not None
+    assert study.record.samples.cancelled_epoch, "its running samples do not end"
+
+
+def test_only_samples_of_open_step_records_are_purged(study):
+    """Given two step records with waiting samples, one of which is cancelled already, then one is purged."""
+    Session.create(study.plan.session)
+    rows = ["Step Name,Job ID,Workspace,State,Run Time,Elapsed Time,Start Time,Submit Time,End Time,Number Restarts,Params"]
+    for number, state in ((1, "RUNNING"), (2, "CANCELLED")):
+        workspace = study.plan.root / "sim" / f"X.{number}"
+        manifest = replace(study.record.manifest, number=number, name=f"sim_X.{number}", workspace=str(workspace))
+        manifest.write(study.plan.records / "sim" / f"X.{number}" / "manifest.json")
+        rows.append(f"sim_X.{number},1,sim/X.{number},{state},--:--:--,--:--:--,--,--,--,0,X:{number}")
+    (study.plan.root / "status.csv").write_text("\n".join(rows))
+
+    with FileLock(study.plan.conductor_lock):
+        purge = Purge(study.plan.root, ())
+        named = Purge(study.plan.root, ("sim_X.2",))
+
+    assert purge.waiting == {"sim_X.1": 10}
+    assert purge.question.startswith("10 waiting samples of sim_X.1 will not run")
+    assert named.waiting == {}
