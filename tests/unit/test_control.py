@@ -14,6 +14,7 @@ from ensembles import SETTINGS, a_study, entries, span, states_of
 from filelock import FileLock
 from msgspec.structs import replace
 
+from maestro_celery_plugin.batch.allocation import Allocation, new_directory
 from maestro_celery_plugin.cli.merlin import translated
 from maestro_celery_plugin.cli.workers import study_of
 from maestro_celery_plugin.conductor.stopped_workers import StoppedWorkers
@@ -316,6 +317,35 @@ def test_a_study_that_no_conductor_begins_is_not_awaited_for_ever(root, monkeypa
 
     assert study.code is StudyCode.UNCONDUCTED
     assert "PENDING" in study.line
+
+
+@pytest.mark.parametrize(
+    ("steps", "job", "code"),
+    [
+        (["sim"], None, StudyCode.STALLED),
+        (["sim", "plain"], None, None),
+        ([], None, None),
+        (["sim"], "7", None),
+    ],
+    ids=["no worker", "a native step runs", "nothing is submitted", "a job waits in the queue"],
+)
+def test_a_study_that_waits_for_workers_has_stalled(root, steps, job, code):
+    header = "Step Name,Job ID,Workspace,State,Run Time,Elapsed Time,Start Time,Submit Time,End Time,Number Restarts,Params"
+    states = {step: "RUNNING" if step in steps else "INITIALIZED" for step in TWO_GROUPS.steps}
+    rows = [f"{step},1,{step},{state},--:--:--,--:--:--,--,--,--,0," for step, state in states.items()]
+    (root / "status.csv").write_text("\n".join([header, *rows]))
+    plan = StudyPlan.read(root)
+    if job:
+        number, directory = new_directory(plan.allocations, "sims")
+        Allocation("sims", number, directory, job=job).store()
+    study = MonitoredStudy(root, 0.0)
+
+    with FileLock(plan.conductor_lock):
+        study.look()
+        assert study.code is None, "it may have begun just now"
+        study.look()
+
+    assert study.code is code
 
 
 # --- the small merlin --------------------------------------------------------------------------------
