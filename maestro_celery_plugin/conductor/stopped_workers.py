@@ -49,10 +49,10 @@ class StoppedWorkers:
         if version == self._version:
             return
         request = read_stopped(self._session.path)
+        self._session.revoke_leave()  # `ask` asks again whom the requests concern that are in force now
         self._asked.clear()
         self._version, self.request, self._is_announced = version, request, False
         if request is None:
-            self._session.revoke_leave()
             self._resumed_at = clock.monotonic()
             LOGGER.info("The workers of the study may start again.")
         else:

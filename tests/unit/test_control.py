@@ -168,7 +168,7 @@ def test_workers_that_a_user_starts_after_the_request_stay(session):
     stopped.ask(beats)
 
     stops = {"sims-1.stop", "sims-2.stop", "sims-3.stop", "sims-2-1.stop"}
-    assert asked(session) == {"sims-1.leave", "sims-2-1.leave", "posts-1.leave"} | stops
+    assert asked(session) == {"posts-1.leave"} | stops
 
     request_start(session.path)
     stopped.refresh()
@@ -187,6 +187,23 @@ def test_the_running_samples_of_a_group_end_only_if_a_request_about_this_group_s
     stopped.ask([beat("sims-1"), beat("posts-1", "posts")])
 
     assert asked(session) == {"sims-1.leave", "posts-1.stop"}
+
+
+def test_a_resume_and_another_request_between_two_looks_of_the_conductor(session):
+    """Given workers of one group that leave, when the next request is about another group, then they continue."""
+    claim_name(session, "sims")
+    claim_name(session, "posts")
+    request_worker_stop(session.path, ["sims"], "first")
+    stopped, beats = StoppedWorkers(session), [beat("sims-1"), beat("posts-1", "posts")]
+    stopped.refresh()
+    stopped.ask(beats)
+    request_start(session.path)
+    request_worker_stop(session.path, ["posts"], "second")
+
+    stopped.refresh()
+    stopped.ask(beats)
+
+    assert asked(session) == {"posts-1.leave"}
 
 
 def test_a_worker_that_the_conductor_has_started_before_it_sees_the_request_is_asked(session):
