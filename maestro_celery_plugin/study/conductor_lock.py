@@ -110,6 +110,9 @@ class ConductorLock:
     def _enter(self, plan: StudyPlan) -> None:
         """Become a running member of the session; the only one revokes the requests to stop of an earlier conductor.
 
+        Not later: a user may stop the workers while the first step runs, which may be a native one. Then the request
+        must hold when the coordinator begins.
+
         Raises:
             StudyError: the session is being stopped.
         """

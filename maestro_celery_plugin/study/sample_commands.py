@@ -42,12 +42,16 @@ def write_commands(session: Path) -> None:
     for name, line in lines.items():
         path = directory / name
         path.unlink(missing_ok=True)
-        if not shutil.which(name):
+        if not shutil.which(name, path=_path_of_others()):
             write_atomically(path, f'#!/bin/sh\nexec {line} "$@"\n', mode=0o700)
 
 
 def add_to_path(session: Path) -> None:
     """Add the directory of the commands to the end of the `PATH` of this process, which its samples inherit."""
-    path, directory = os.environ.get("PATH", os.defpath), str(session / _DIRECTORY)
-    if directory not in path.split(os.pathsep):
-        os.environ["PATH"] = f"{path}{os.pathsep}{directory}"
+    os.environ["PATH"] = f"{_path_of_others()}{os.pathsep}{session / _DIRECTORY}"
+
+
+def _path_of_others() -> str:
+    """Return the `PATH` without the commands of sessions: a sample of another session may have launched this one."""
+    directories = os.environ.get("PATH", os.defpath).split(os.pathsep)
+    return os.pathsep.join(one for one in directories if not (Path(one).parent / "secret").exists())
