@@ -183,7 +183,7 @@ class WorkerPool:
 
     def excuse(self, group: str) -> None:
         """Record that the workers of a group were asked to leave, so that their end is no failure."""
-        source = self._sources.get(group)
+        source = self.sources.get(group)
         if isinstance(source, LocalWorkers):
             source.excuse()
 

@@ -157,13 +157,11 @@ def cancel_orphans(plan: StudyPlan) -> CancelReport:
 
 def end_leftovers(plan: StudyPlan, report: CancelReport) -> None:
     """End what a dead conductor has left; an error of one part does not stop the others."""
-    session = Session(plan.session)
-    with report.part("The batch jobs of native steps cannot be listed"):
-        NativeOrphans(plan).cancel(report)
     with report.part("The other studies of the session cannot be listed"):
         if Members(plan.session).living(without=plan.id):
-            _cancel_samples(plan, report)
+            _end_own_leftovers(plan, report)
             return
+    session = Session(plan.session)
     with report.part("Workers on other machines cannot be asked to end"):
         session.request_stop()
     with report.part("Workers on other machines cannot be listed"):
@@ -178,9 +176,22 @@ def end_leftovers(plan: StudyPlan, report: CancelReport) -> None:
                 allocation = read_allocation(path)
                 if allocation.is_open or allocation.is_submission_unknown:
                     _cancel_allocation(allocation, batch_of_allocation(plan.settings, allocation.name), report)
+    _end_native(plan, report)
     # Last: a batch system ends the processes of its jobs, also those on this machine.
     with report.part("Processes on this machine may still run"):
         _end_here(plan, report)
+
+
+def _end_native(plan: StudyPlan, report: CancelReport) -> None:
+    with report.part("The batch jobs of native steps cannot be listed"):
+        NativeOrphans(plan).cancel(report)
+
+
+def _end_own_leftovers(plan: StudyPlan, report: CancelReport) -> None:
+    """End what belongs to a study alone; the workers go on with other studies of the session."""
+    _end_native(plan, report)
+    with report.part("Its samples may still run"):
+        _cancel_samples(plan, report)
 
 
 def _cancel_samples(plan: StudyPlan, report: CancelReport) -> None:

@@ -32,6 +32,7 @@ from maestro_celery_plugin.study.conductor_lock import has_conductor
 from maestro_celery_plugin.study.failures import has_failed
 from maestro_celery_plugin.study.heartbeats import Heartbeat
 from maestro_celery_plugin.study.manifest import Manifest
+from maestro_celery_plugin.study.members import Members
 from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.session import Session
 from maestro_celery_plugin.study.status_csv import FINAL_STATES, StepRow, read_rows
@@ -59,6 +60,7 @@ class StatusReader:
                 f"'{directory}' was created as '{self._plan.root}', which does not exist; move the study back."
             )
         self._session, self._groups = Session(self._plan.session), serving_groups(self._plan.settings)
+        self._members, self._shares_session = Members(self._plan.session), False
         self._ledger = LedgerReader(self._plan.ledger, self._plan.number)
         self._usage = AllocationUsage(self._plan.settings)
         self._broker = BrokerCheck(self._session)
@@ -78,7 +80,10 @@ class StatusReader:
         try:
             rows = read_rows(self._plan.root)
             self._follow_ledger()
-            beats = [beat for beat in self._session.heartbeats.all() if beat.group in self._groups]
+            beats = self._session.heartbeats.all()
+            self._shares_session = len(self._members.all()) > 1
+            if self._shares_session:
+                beats = [beat for beat in beats if beat.group in self._groups]
             alive = {beat.name: is_alive(self._session, beat, conducted) for beat in beats}
             stopped = read_stopped(self._session.path) if conducted else None
             unserved = unserved_steps(self._plan.settings, stopped, _groups_served(beats, alive))
@@ -117,7 +122,7 @@ class StatusReader:
     def _allocations(self) -> Iterator[AllocationStatus]:
         names = {allocation_name(name, group) for name, group in self._groups.items()}
         for one in read_allocations(self._plan.allocations):
-            if one.name not in names:
+            if self._shares_session and one.name not in names:
                 continue  # of another study of the session
             yield AllocationStatus(
                 name=one.name,

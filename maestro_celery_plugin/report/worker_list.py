@@ -18,6 +18,7 @@ from maestro_celery_plugin.report.worker_status import is_alive, workers
 from maestro_celery_plugin.states import WorkerState
 from maestro_celery_plugin.study.conductor_lock import has_conductor
 from maestro_celery_plugin.study.heartbeats import Heartbeat
+from maestro_celery_plugin.study.members import Members
 from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.session import Session
 from maestro_celery_plugin.study.worker_identity import is_pool_process, worker_of
@@ -68,7 +69,9 @@ def live_workers(plan: StudyPlan) -> list[ListedWorker]:
     reader.read()
     conducted = has_conductor(plan)
     groups = serving_groups(plan.settings)
-    beats = [beat for beat in session.heartbeats.all() if beat.group in groups]
+    beats = session.heartbeats.all()
+    if len(Members(session.path).all()) > 1:  # workers of other studies of the session are not listed
+        beats = [beat for beat in beats if beat.group in groups]
     alive = {beat.name: is_alive(session, beat, conducted) for beat in beats}
     states = {worker.name: worker.state for worker in workers(beats, alive)}
     slots, running = _slots(beats, alive), _by_worker(reader.running_samples())

@@ -433,15 +433,14 @@ def test_a_real_merlin_comes_first(session, tmp_path, monkeypatch):
     assert Path(session.path / "bin" / "merlin").stat().st_mode & 0o777 == 0o700
 
 
-def test_a_study_that_a_sample_launches_has_its_own_merlin(session, tmp_path, monkeypatch):
-    """Given a sample that launches a study, then the samples of this study do not control that of the first sample."""
+def test_a_session_that_begins_in_a_sample_has_commands_of_its_own(session, tmp_path, monkeypatch):
+    """Given a sample that launches a study outside of its session, then the samples of that one have its commands."""
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
-    write_merlin_command(session.path, tmp_path / "outer")
+    write_commands(session.path)
     add_to_path(session.path)
     inner = Session.create(tmp_path / "inner" / "session")
 
-    write_merlin_command(inner.path, tmp_path / "inner")
+    write_commands(inner.path)
     add_to_path(inner.path)
 
     assert shutil.which("merlin") == str(inner.path / "bin" / "merlin")
-    assert str(tmp_path / "inner") in Path(inner.path / "bin" / "merlin").read_text()
