@@ -97,7 +97,8 @@ class Scaling:
             OSError: a file cannot be read or written now; `maintain` tries again.
         """
         if self._records.stop_request:
-            request_worker_stop(self._session.path, None, self._records.stop_request)
+            groups = tuple(self._pool.groups) if self.relatives.living else None
+            request_worker_stop(self._session.path, groups, self._records.stop_request)
             self._records.stop_request = ""
             self._pool.refresh()
         self._stopped.refresh()

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from maestro_celery_plugin.conductor.worker_sources import shared_allocations
-from maestro_celery_plugin.config.groups import require_groups
+from maestro_celery_plugin.config.groups import require_groups, serving_groups
 from maestro_celery_plugin.errors import StudyError
 from maestro_celery_plugin.report.terminal import command_words
 from maestro_celery_plugin.report.unserved_steps import unserved_steps
 from maestro_celery_plugin.report.worker_list import ListedWorker, live_workers
 from maestro_celery_plugin.study.conductor_lock import has_conductor
+from maestro_celery_plugin.study.members import Members
 from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.session import Session
 from maestro_celery_plugin.study.stopped_workers import (
@@ -116,7 +118,10 @@ def stop_workers(request: StopRequest) -> list[str]:
             return ["This study has no conductor and no live workers; nothing is stopped."]
         return [f"Asked to end: {_names(request.workers)}. This study has no conductor; {resume} continues it."]
     reason = "A user has called `maestro-celery stop-workers`."
-    request_worker_stop(session.path, request.groups or None, reason, now=request.now)
+    groups: Collection[str] | None = request.groups or None
+    if groups is None and Members(session.path).living(without=plan.id):  # other studies have workers as well
+        groups = serving_groups(plan.settings)
+    request_worker_stop(session.path, groups, reason, now=request.now)
     when = "now" if request.now else "after their running samples"
     who = f"Workers that end {when}: {_names(request.workers)}." if request.workers else "No worker is alive."
     return [who, f"{request.consequence} {resume} starts the workers again."]

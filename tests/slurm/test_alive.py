@@ -87,7 +87,7 @@ def test_cancelled_by_maestro(launch, slurm):
     cmd = "trap 'echo received >> signals' TERM\necho begun $(A)\nwhile true; do sleep 0.2; done"
     study = launch(ensemble(cmd, count=COUNT, batch=BATCH), name="cancelled")
     begun(study, 4)
-    heartbeat = study.path / "merlin_info" / "session" / "conductors" / "x.json"
+    (heartbeat,) = (study.path / "merlin_info" / "session" / "conductors").glob("*.json")
     wait_for(lambda: json.loads(heartbeat.read_text())["working"] == ["w/1"], "the conductor's heartbeat with w/1")
     job = job_of(study, slurm, "RUNNING")
     begin = time.monotonic()

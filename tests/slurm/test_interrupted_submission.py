@@ -11,7 +11,7 @@ COUNT = 6
 SBATCH = """#!/bin/bash
 /usr/bin/sbatch "$@"
 if mkdir "$INTERRUPTED" 2>/dev/null; then
-    kill -9 "$(tr -dc 0-9 <<< "$(grep -o '"pid": [0-9]*' "$STUDY/merlin_info/session/conductors/*.json")")"
+    kill -9 "$(tr -dc 0-9 <<< "$(grep -o '"pid": [0-9]*' "$STUDY"/merlin_info/session/conductors/*.json)")"
 fi
 """
 
