@@ -23,7 +23,9 @@ from maestro_celery_plugin import clock
 from maestro_celery_plugin.config.groups import shared_groups
 from maestro_celery_plugin.config.settings import EnsembleSettings
 from maestro_celery_plugin.errors import StudyError
+from maestro_celery_plugin.machine import machine_id
 from maestro_celery_plugin.maestro.launch_options import OPTIONS
+from maestro_celery_plugin.processes import ProcessId
 from maestro_celery_plugin.spec.session_names import SessionNames
 from maestro_celery_plugin.states import MemberState
 from maestro_celery_plugin.study.members import DEPTH_LIMIT, Member, Members
@@ -36,6 +38,7 @@ __all__ = [
     "first_member",
     "inherited_options",
     "join",
+    "note_conductor",
     "request_conductor",
     "run_nested",
     "without_output",
@@ -82,6 +85,17 @@ def first_member(study_id: str, root: Path, settings: EnsembleSettings) -> Membe
         options=_options(),
         directory=str(Path.cwd()),
     ).of_this_process()
+
+
+def note_conductor(study: Path, pid: int) -> None:
+    """Store which process is the conductor of the first study, so that the study lives from its launch on."""
+    members = Members(study / "merlin_info" / "session")
+    with members.locked():
+        for member in members.all():
+            if member.state is MemberState.LAUNCHED:  # the conductor may have entered the session already
+                process = ProcessId.of(pid)
+                running = {"state": MemberState.RUNNING, "process": (process.pid, process.start)}
+                members.change(member.id, machine=machine_id(), **running)
 
 
 def _options() -> dict[str, int]:

@@ -234,7 +234,11 @@ def _start_conductor(command: str, study: Path) -> subprocess.Popen[bytes]:
     words, log = _parts_of(command, study)
     with Path(log).open("wb") as output:
         command_line = ["nohup", *words]
-        return subprocess.Popen(command_line, stdout=output, stderr=output)
+        process = subprocess.Popen(command_line, stdout=output, stderr=output)
+    from maestro_celery_plugin.maestro.nested import note_conductor
+
+    note_conductor(study, process.pid)
+    return process
 
 
 def _request_conductor(command: str, study: Path) -> None:

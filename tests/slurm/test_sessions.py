@@ -1,0 +1,51 @@
+"""A chain of studies on the cluster: they share the allocations of one worker group, which open again on the way."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from slurm_studies import SMALL, allocations, assert_nothing_left
+from support import Study, wait_for
+
+from maestro_celery_plugin.study.members import Members
+
+# The nightly value is ten; these are enough for two allocations.
+ITERATIONS = int(os.environ.get("ITERATIONS", "5"))
+CHAIN = f"""
+description: {{name: chain, description: d}}
+env: {{variables: {{ITER: 1, MAX: {ITERATIONS}}}}}
+batch: {{{SMALL}}}
+study:
+  - name: sim
+    description: d
+    run: {{cmd: "echo $(X) $(ITER) >> sim.txt; sleep 3", task_queue: q}}
+  - name: next
+    description: d
+    run:
+      depends: [sim_*]
+      task_queue: q
+      cmd: |
+        if [ $(ITER) -lt $(MAX) ]; then
+            maestro run $(SPECROOT)/chain.yaml --vars ITER=$(( $(ITER) + 1 )) -o $(OUTPUT_PATH)/../iteration
+        fi
+merlin:
+  resources: {{workers: {{w: {{args: --concurrency 2, steps: [all], drain: 25, warn: 6}}}}}}
+  samples: {{file: $(MERLIN_INFO)/a.csv, column_labels: [X], generate: {{cmd: "seq 1 4 > $(MERLIN_INFO)/a.csv"}}}}
+"""
+
+
+def test_a_chain_of_studies_opens_allocations_again_until_it_ends(launch, slurm):
+    """Given allocations of a minute, then each iteration is complete, and no sample has run twice."""
+    study = launch(CHAIN, "-s", "1", "-r", "3", name="chain")
+    members = Members(study.path / "merlin_info" / "session")
+    wait_for(lambda: not members.living(), "the end of the session", 60 + 25 * ITERATIONS)
+    found = [Study(Path(member.root), study.environment) for member in members.all()]
+
+    assert len(found) == ITERATIONS
+    for number, one in enumerate(found, 1):
+        assert set(one.states().values()) == {"FINISHED"}
+        assert sorted(one.outputs("sim/*/sim.txt")) == [f"{sample} {number}\n" for sample in range(1, 5)]
+    assert len(allocations(study)) > 1
+    assert not [one for one in found[1:] if allocations(one)]
+    assert_nothing_left(study, slurm)
