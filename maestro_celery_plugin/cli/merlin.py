@@ -79,7 +79,8 @@ def translated(words: list[str], root: Path) -> list[str]:
     if command == "info":
         return ["maestro-celery", "doctor"]
     if command == "restart":
-        return ["maestro-celery", "resume", *(["-fg"] if options.local else []), options.restart_dir]
+        foreground = ["-fg"] if options.local else []
+        return ["maestro-celery", "resume", "--failed", *foreground, options.restart_dir]  # Merlin runs them again
     if command == "purge":
         steps = _repeated("--step", [step for step in options.steps if step != "all"])
         flags = ["-f"] if options.force else []
