@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import getpass
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ _BLOCK_KEYS = frozenset(
         *("socketname", "pass_file", "encryption_key"),
     )
 )
+_PLACEHOLDER = re.compile(r"<\w+( \w+)*>")
 _CELERY_KEYS = ("override", "overrides", "omit_queue_tag", "queue_tag", "certs")
 
 
@@ -75,6 +77,7 @@ def read_merlin(path: Path) -> MerlinBroker:
         document = yaml.safe_load(path.read_text())
         broker = document["broker"]
         _check_keys(broker.keys(), path)
+        _check_values(broker, path)
         celery = _celery_block(document.get("celery"), path)
         places = [Path(str(celery["certs"])).expanduser()] if celery.get("certs") else []
         url = with_tls(_url_of_block(broker, places), broker, path, places)
@@ -99,6 +102,22 @@ def _check_keys(keys: Iterable[Any], path: Path) -> None:
                 f"{path}: broker: unknown key '{key}'; {nearest(str(key), _BLOCK_KEYS)} `--broker private` uses a "
                 "private broker instead."
             )
+
+
+def _check_values(broker: Mapping[str, Any], path: Path) -> None:
+    """Check that Merlin's template is filled in, and that the port is one."""
+    for key, value in broker.items():
+        if _PLACEHOLDER.fullmatch(str(value)) and (key != "password" or " " in value):
+            raise BrokerError(
+                f"{path}: broker.{key}: found the placeholder '{value}' of Merlin's template; replace it with a value. "
+                "`--broker private` uses a private broker instead."
+            )
+    port = str(broker.get("port") or 1)
+    if not port.isdecimal() or not 0 < int(port) < 65536:
+        raise BrokerError(
+            f"{path}: broker.port: found '{port}'; a number from 1 to 65535 is needed. `--broker private` uses a "
+            "private broker instead."
+        )
 
 
 def _celery_block(block: Any, path: Path) -> Mapping[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import ssl
 
 import pytest
@@ -134,6 +135,37 @@ def test_a_url_is_shown_without_its_password(url, shown):
 def test_a_url_without_a_supported_scheme_is_refused(url):
     with pytest.raises(BrokerError, match=r"cannot be used: the URL needs one of the schemes redis, .*\. Correct the URL\."):
         check(BrokerChoice(url, "--broker"))
+
+
+@pytest.mark.parametrize("url", ["redis://h:abc/0", "redis://:p@h:70000/0", "redis://[::1/0", "amqps://u:p@h:x/v"])
+def test_a_url_with_an_invalid_port_is_refused(home, url):
+    with pytest.raises(BrokerError, match=r"cannot be used: the host or the port in its URL is invalid; .*--broker private"):
+        check(BrokerChoice(url, "--broker"))
+    (home / "app.yaml").write_text(f"broker: {{url: '{url}'}}")
+    with pytest.raises(BrokerError, match=r"\(from app\.yaml\) cannot be used: the host or the port"):
+        check(choose(None))
+
+
+@pytest.mark.parametrize(
+    ("block", "found"),
+    [
+        ("username: <username>", "broker.username: found the placeholder '<username>' of Merlin's template;"),
+        ("password: <path to redis password file>", "broker.password: found the placeholder '<path to redis password file>'"),
+        ("port: <server port>", "broker.port: found the placeholder '<server port>' of Merlin's template; replace it"),
+        ("port: 63790x", "broker.port: found '63790x'; a number from 1 to 65535 is needed"),
+        ("port: 70000", "broker.port: found '70000'; a number from 1 to 65535 is needed"),
+    ],
+)
+def test_a_template_of_merlin_that_is_not_filled_in_is_refused(home, block, found):
+    """Given the app.yaml that `merlin config create` writes, then the message says what to fill in."""
+    (home / "app.yaml").write_text(f"broker: {{name: redis, server: h, {block}}}")
+    with pytest.raises(BrokerError, match=rf"app\.yaml: {re.escape(found)}.*--broker private"):
+        choose(None)
+
+
+def test_a_password_may_be_in_angle_brackets(home):
+    (home / "app.yaml").write_text("broker: {name: redis, server: h, password: <zigzag>}")
+    assert choose(None).url == "redis://:%3Czigzag%3E@h:6379/0"
 
 
 def test_the_scheme_may_have_capital_letters():
