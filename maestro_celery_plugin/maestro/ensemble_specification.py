@@ -110,7 +110,7 @@ class EnsembleSpecification(YAMLSpecification):  # type: ignore[misc]
             if specification.ensemble.batch.dry_run:
                 OPTIONS.dry_run = OPTIONS.arguments.dry = True
             check_command_line(OPTIONS.arguments, specification.name, specification.output_path, file)
-            if OPTIONS.parent is not None:
+            if OPTIONS.parent is not None and not OPTIONS.dry_run:
                 specification._join()
         if path is not None:
             check_launch(specification.ensemble, file)

@@ -114,7 +114,8 @@ def run_nested(parent: Member, run: Callable[[Any], int], arguments: argparse.Na
     """
     if arguments.broker or arguments.broker_host:
         raise StudyError("--broker: a study that another study starts uses the broker of that one; remove the option.")
-    OPTIONS.waits, arguments.fg, OPTIONS.foreground = arguments.fg, False, False
+    # A dry run does not join the session; its conductor only writes scripts, and must not end with the sample before.
+    OPTIONS.waits, arguments.fg, OPTIONS.foreground = arguments.fg and not arguments.dry, arguments.dry, False
     arguments.autoyes = arguments.autoyes or not arguments.autono  # nobody can answer
     OPTIONS.parent = parent
     _use_first_directory(parent, arguments)

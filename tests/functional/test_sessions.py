@@ -208,3 +208,24 @@ def test_a_study_without_an_ensemble_is_a_member_as_well(chain, tmp_path):
     await_session(study)
     (plain,) = iterations(study)
     assert plain.outputs("a/done.txt") == ["done\n"]
+
+
+def test_native_steps_start_studies_as_well(chain):
+    """Given a study whose steps Maestro runs itself, then a study that one of them starts runs to its end."""
+    spec = """
+        description: {name: native, description: d}
+        env: {variables: {ITER: 1}}
+        study:
+          - name: a
+            description: d
+            run:
+              cmd: |
+                test $(ITER) = 2 || maestro run $(SPECROOT)/study.yaml --vars ITER=2 -o $(OUTPUT_PATH)_2
+                echo $(ITER) > a.txt
+        merlin: {resources: {unassigned: maestro}}
+    """
+    study = chain(spec=spec)
+    await_session(study)
+    (second,) = iterations(study)
+    assert (study.outputs("a/a.txt"), second.outputs("a/a.txt")) == (["1\n"], ["2\n"])
+    assert second.states() == {"a": "FINISHED"}
