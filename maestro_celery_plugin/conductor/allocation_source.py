@@ -135,8 +135,9 @@ class AllocationSource:
         Args:
             is_empty: Whether the allocation has nodes but no worker, because it has just begun or has just ended.
         """
-        if not self.is_owner and not (self.is_open and self.own()):
-            return self._follow()
+        ended = None if self.is_owner else self._follow_or_take_over()
+        if ended is not None or not self.is_owner:
+            return ended
         allocation = self.current
         if allocation is None or allocation.job is None or not allocation.is_open:
             return None
@@ -183,6 +184,13 @@ class AllocationSource:
     def disown(self) -> None:
         """Leave the allocation to the conductors of other studies."""
         self._lock.release()
+
+    def _follow_or_take_over(self) -> Allocation | None:
+        """Read the allocation of another conductor, and become its owner if there is none; return it if it has ended."""
+        ended = self._follow()
+        if ended is not None or not self.is_open or not self.own():
+            return ended
+        return None if self.is_open else self.current  # it may have ended just now
 
     def _follow(self) -> Allocation | None:
         """Read the allocation that another conductor watches; return it if it has ended since the last call."""

@@ -53,7 +53,7 @@ class EnsembleArgumentParser(argparse.ArgumentParser):
     def _inherit(self, words: Sequence[str]) -> None:
         """Let the options of the study whose sample runs this command be the defaults of `maestro run`."""
         if self.prog.endswith("maestro run") or (self.prog == "maestro" and "run" in words):
-            from maestro_celery_plugin.maestro.nested import inherited_options
+            from maestro_celery_plugin.maestro.joining import inherited_options
 
             known = {action.dest for action in self._actions}
             self.set_defaults(**{name: value for name, value in inherited_options().items() if name in known})

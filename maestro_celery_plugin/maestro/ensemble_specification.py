@@ -118,7 +118,7 @@ class EnsembleSpecification(YAMLSpecification):  # type: ignore[misc]
 
     def _join(self) -> None:
         """Join the session of the study above this one, and use its names of worker groups and task queues."""
-        from maestro_celery_plugin.maestro.nested import join
+        from maestro_celery_plugin.maestro.joining import join
 
         before = self.ensemble
         names = join(self.name, self.output_path, before)

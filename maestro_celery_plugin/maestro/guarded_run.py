@@ -94,7 +94,7 @@ def _parent() -> Member | None:
     """Return the study whose sample or step has started this process; None for a launch by a user."""
     if SESSION_VARIABLE not in os.environ:
         return None
-    from maestro_celery_plugin.maestro.nested import find_parent
+    from maestro_celery_plugin.maestro.joining import find_parent
 
     return find_parent()
 

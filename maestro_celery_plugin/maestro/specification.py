@@ -69,7 +69,7 @@ class Specification(YAMLSpecification):  # type: ignore[misc]
             _check_overrides(path)
         specification = super().load_specification(path)
         if OPTIONS.parent is not None and OPTIONS.launching and not OPTIONS.dry_run:
-            from maestro_celery_plugin.maestro.nested import join
+            from maestro_celery_plugin.maestro.joining import join
 
             join(specification.name, specification.output_path, None)
         return specification
