@@ -111,8 +111,7 @@ class StatusReader:
         if conducted:
             return StudyState.RUNNING
         if not (
-            self._session.heartbeats.read_conductor(self._plan.id).beat
-            or (self._plan.ledger / f"{COORDINATOR}{SUFFIX}").exists()
+            self._session.conductors.read(self._plan.id).beat or (self._plan.ledger / f"{COORDINATOR}{SUFFIX}").exists()
         ):
             return StudyState.PENDING if self._session.path.exists() else StudyState.DRYRUN
         return _state_after_end({row.state for row in rows})

@@ -99,7 +99,6 @@ class ConductorLock:
         self._session = Session(plan.session)
         self._members = Members(plan.session)
         self._enter(plan)
-        self._heartbeats = self._session.heartbeats
         idle_limits_s = [group.idle_limit for group in plan.settings.resources.workers.values()]
         self._interval_s = min([BEAT_INTERVAL_S, *(limit_s / BEATS_PER_IDLE_LIMIT for limit_s in idle_limits_s)])
         self._ended = threading.Event()
@@ -155,7 +154,7 @@ class ConductorLock:
 
     def _beat(self) -> None:
         with contextlib.suppress(OSError):  # a full disk must not end the conductor
-            self._heartbeats.write_conductor(clock.now_ns(), self.working, study=self._study, needs=self.needs)
+            self._session.conductors.write(clock.now_ns(), self.working, study=self._study, needs=self.needs)
 
     def release(self) -> None:
         """Release the lock, so that another process can conduct the study."""
@@ -163,6 +162,6 @@ class ConductorLock:
             self._ended.set()
             _LOCKS.pop(self._root, None)
             with contextlib.suppress(OSError, StudyError):
-                self._heartbeats.end_conductor(self._study)
+                self._session.conductors.end(self._study)
                 self.leave()
             self._lock.release()

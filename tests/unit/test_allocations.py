@@ -15,7 +15,7 @@ from maestro_celery_plugin.batch.allocation import Allocation, read_allocations
 from maestro_celery_plugin.batch.base import JobReport
 from maestro_celery_plugin.batch.deadline import Deadline
 from maestro_celery_plugin.batch.slurm import Slurm
-from maestro_celery_plugin.conductor import allocation_source, backoff
+from maestro_celery_plugin.conductor import allocation_source, backoff, shared_allocation
 from maestro_celery_plugin.conductor.allocation_request import AllocationRequest
 from maestro_celery_plugin.conductor.allocation_source import AllocationSource
 from maestro_celery_plugin.conductor.batch_jobs import BatchJobs
@@ -77,7 +77,7 @@ def queue():
 
 @pytest.fixture
 def source(tmp_path, queue, monkeypatch):
-    for module, name in ((allocation_source, "POLL_S"), (allocation_source, "SLOW_POLL_S"), (backoff, "RETRY_DELAY_S")):
+    for module, name in ((allocation_source, "POLL_S"), (shared_allocation, "POLL_S"), (allocation_source, "SLOW_POLL_S"), (backoff, "RETRY_DELAY_S")):
         monkeypatch.setattr(module, name, 0.0)
     return AllocationSource(tmp_path, "sim", lambda number: REQUEST, queue)
 

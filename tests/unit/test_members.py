@@ -142,7 +142,7 @@ def test_relatives_need_all_their_groups_until_they_say_which(plan, here, lock):
     assert [one.id for one in relatives.living] == ["1", "2"]
     assert relatives.needs == {"a", "b"}
 
-    session.heartbeats.write_conductor(1, study="2", needs=["b"])
+    session.conductors.write(1, study="2", needs=["b"])
     here.change("1", state=MemberState.ENDED)
     relatives = Relatives(session, "3")
     relatives.refresh()
@@ -152,9 +152,9 @@ def test_relatives_need_all_their_groups_until_they_say_which(plan, here, lock):
 def test_a_conductor_that_has_died_keeps_no_allocation_busy(plan, here):
     here.write(Member(id="1", root=str(plan.root), state=MemberState.RUNNING, process=dead_process(), machine=machine_id()))
     session = Session(plan.session)
-    session.heartbeats.write_conductor(1, ["sim/1"], study="1")
+    session.conductors.write(1, ["sim/1"], study="1")
     Relatives(session, "2").refresh()
-    assert session.heartbeats.read_conductors().working == ()
+    assert session.conductors.read_all().working == ()
 
 
 def test_the_environment_of_a_member_is_private(here):

@@ -333,7 +333,7 @@ def test_the_conductor_writes_heartbeats_while_maestro_runs_a_native_step(study)
     end = time.monotonic() + 1.1  # Maestro is blocked for this time by a native step
 
     while time.monotonic() < end:
-        beats.add(session.heartbeats.read_conductors())
+        beats.add(session.conductors.read_all())
         time.sleep(0.05)
 
     assert len(beats) >= 4

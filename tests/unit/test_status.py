@@ -193,7 +193,7 @@ def test_a_native_step_has_maestros_state_and_no_samples(study: Study) -> None:
     native = [f"p{n},{job},p{n},{state},--:--:--,--:--:--,--,--,--,0," for n, job, state in
              ((1, "77", "RUNNING"), (2, "78", "FINISHED"), (3, "--", "INITIALIZED"))]  # fmt: skip
     study.write_table(*native)
-    study.session.heartbeats.write_conductor(1)
+    study.session.conductors.write(1)
     with study.conductor_lock():
         status = study.reader.read()
     assert status.state is StudyState.RUNNING
@@ -207,7 +207,7 @@ def test_a_native_step_has_maestros_state_and_no_samples(study: Study) -> None:
 def test_a_study_of_native_steps_ends_without_a_ledger(study: Study) -> None:
     study.write_table("p,--,p,FINISHED,--:--:--,--:--:--,--,--,--,0,")
     assert study.reader.read().state is StudyState.PENDING
-    study.session.heartbeats.write_conductor(1)
+    study.session.conductors.write(1)
     assert study.reader.read().state is StudyState.FINISHED
 
 
@@ -1087,7 +1087,7 @@ def test_many_step_records_that_wait_for_the_same_one_name_it(study: Study, pare
     sims = [row(7, "FAILED")] if parent == "sim" else [row(7, "FAILED"), row(8, "FINISHED")]
     posts = [row(n, "INITIALIZED").replace("sim", "post").replace("X:", "Y:") for n in range(1, 4)]
     study.write_table(*sims, *posts)
-    study.session.heartbeats.write_conductor(1)
+    study.session.conductors.write(1)
     with study.conductor_lock():
         explanations = dict(explain(study.plan.root))
     assert explanations["post_X.1, post_X.2, post_X.3  INITIALIZED"] == ["Each needs sim_X.7 (FAILED)."]
