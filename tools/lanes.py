@@ -1,7 +1,7 @@
-"""Run the tests that wait for servers and clusters in two lanes at the same time: `python tools/lanes.py`.
+"""Run all tests except the unit tests, in two lanes at the same time: `python tools/lanes.py`.
 
-Most of their time, these tests wait. The first lane needs the cluster and network namespaces; all other tests are in the
-second one. Its output follows when both have ended, so that its closing line is the last one.
+Most of their time, these tests wait. The first lane has the tests with a cluster or network namespaces, the second one
+all others. The output of the second one follows when both have ended, so that its closing line is the last one.
 """
 
 from __future__ import annotations
@@ -9,8 +9,10 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 
-PYTEST = [sys.executable, "-m", "pytest", "--import-mode=importlib"]
+# Not `python -m pytest`, which would import the package from the current directory.
+PYTEST = [str(Path(sys.executable).with_name("pytest")), "--import-mode=importlib"]
 CLUSTER = ["tests/slurm", "tests/hosts"]
 OTHERS = ["tests", *(f"--ignore={place}" for place in ("tests/unit", *CLUSTER))]
 
