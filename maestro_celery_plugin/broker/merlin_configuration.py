@@ -143,7 +143,7 @@ def _notes_on_queues(celery: Mapping[str, Any], path: Path) -> Iterable[str]:
     if celery.get("omit_queue_tag"):
         yield (
             f"{path}: celery.omit_queue_tag: the queues of each study keep a prefix of their own, because workers run "
-            "only what the key of their study has signed."
+            "only what the key of their session has signed; `maestro run --session STUDY` shares workers on purpose."
         )
 
 

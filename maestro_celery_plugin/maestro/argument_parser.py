@@ -98,6 +98,12 @@ def _add_overrides(parser: argparse.ArgumentParser) -> None:
 
 def _add_limits(parser: argparse.ArgumentParser) -> None:
     """Add the options for studies that start studies."""
+    parser.add_argument(
+        "--session",
+        metavar="STUDY",
+        help="Directory of a study that runs: join its session, with its broker, and its workers where they fit. "
+        "[Default: the session of the sample or step that types the command, else a new one]",
+    )
     parser.add_argument("--quiet", action="store_true", help="Print nothing except errors.")
     parser.add_argument(
         "--max-depth",

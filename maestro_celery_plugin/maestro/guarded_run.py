@@ -45,7 +45,7 @@ def guarded_run(
     """
     _set_options(arguments)
     try:
-        parent = _parent()
+        parent = _parent(arguments.session)
         _set_overrides(arguments, parent)
         check_specification_file(arguments.specification)
         if parent is not None:
@@ -90,9 +90,20 @@ def _set_options(arguments: argparse.Namespace) -> None:
     OPTIONS.waits = False
 
 
-def _parent() -> Member | None:
-    """Return the study whose sample or step has started this process; None for a launch by a user."""
-    if SESSION_VARIABLE not in os.environ:
+def _parent(study: str | None) -> Member | None:
+    """Return the study whose session this one joins; None for a session of its own.
+
+    Args:
+        study: The value of `--session`; None for the study whose sample or step has started this process, if any.
+
+    Raises:
+        StudyError: the study of `--session` does not run.
+    """
+    if study is not None:
+        from maestro_celery_plugin.maestro.joining import use_session_of
+
+        use_session_of(Path(study))
+    elif SESSION_VARIABLE not in os.environ:
         return None
     from maestro_celery_plugin.maestro.joining import find_parent
 

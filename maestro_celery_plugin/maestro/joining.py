@@ -19,10 +19,19 @@ from maestro_celery_plugin.processes import ProcessId
 from maestro_celery_plugin.spec.session_names import SessionNames
 from maestro_celery_plugin.states import MemberState
 from maestro_celery_plugin.study.members import DEPTH_LIMIT, Member, Members
+from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.session import SESSION_VARIABLE, STUDY_VARIABLE, Session
 from maestro_celery_plugin.study.worker_identity import MARKER
 
-__all__ = ["find_parent", "first_member", "inherited_options", "join", "note_conductor", "session_of_parent"]
+__all__ = [
+    "find_parent",
+    "first_member",
+    "inherited_options",
+    "join",
+    "note_conductor",
+    "session_of_parent",
+    "use_session_of",
+]
 
 # The options of `maestro run` that a study hands on, by their name in the command line (maestro.py, `setup_argparser`).
 _INHERITED = ("sleeptime", "debug_lvl", "rlimit", "throttle", "attempts", "max_depth", "max_studies")
@@ -38,6 +47,18 @@ def find_parent() -> Member | None:
         return None
     members, root = Members(Path(path)).all(), os.environ.get(STUDY_VARIABLE)
     return next((member for member in members if member.root == root), members[0] if members else None)
+
+
+def use_session_of(study: Path) -> None:
+    """Let this launch join the session of a study that runs, as if one of its samples had started it.
+
+    Raises:
+        StudyError: there is no such study, or none of its session runs.
+    """
+    session = StudyPlan.read(study.absolute()).session
+    if not Members(session).living():
+        raise StudyError(f"--session: no study of the session of '{study}' runs; leave the option out.")
+    os.environ.update({SESSION_VARIABLE: str(session), STUDY_VARIABLE: str(study.absolute())})
 
 
 def inherited_options() -> dict[str, int]:
@@ -123,7 +144,7 @@ def join(name: str, output_path: str, settings: EnsembleSettings | None) -> Sess
             variables=dict(OPTIONS.overrides.variables),
             groups=groups,
             options=_options(),
-            directory=parent.directory,
+            directory=str(Path.cwd()),
             waits_in=_waiting_group(Session(session_of_parent()), groups, members) if OPTIONS.waits else "",
         ).of_this_process()
         members.write(OPTIONS.member)

@@ -34,7 +34,7 @@ _DEAD_LIMIT_S = 30.0
 
 
 def run_nested(parent: Member, run: Callable[[Any], int], arguments: argparse.Namespace) -> int:
-    """Run `maestro run` in a sample or step, without output; return its exit code.
+    """Run `maestro run` in a sample or step without output, or in a shell with `--session`; return its exit code.
 
     Raises:
         StudyError: an option cannot be used, or the study would wait for itself.
@@ -43,11 +43,12 @@ def run_nested(parent: Member, run: Callable[[Any], int], arguments: argparse.Na
         raise StudyError("--broker: a study that another study starts uses the broker of that one; remove the option.")
     # A dry run does not join the session; its conductor only writes scripts, and must not end with the sample before.
     OPTIONS.waits, arguments.fg, OPTIONS.foreground = arguments.fg and not arguments.dry, arguments.dry, False
-    arguments.autoyes = arguments.autoyes or not arguments.autono  # nobody can answer
-    OPTIONS.parent = parent
-    _use_first_directory(parent, arguments)
+    OPTIONS.parent, is_by_user = parent, arguments.session is not None
+    if not is_by_user:
+        arguments.autoyes = arguments.autoyes or not arguments.autono  # nobody can answer
+        _use_first_directory(parent, arguments)
     try:
-        with without_output():
+        with contextlib.nullcontext() if is_by_user and not arguments.quiet else without_output():
             code = run(arguments)
     except BaseException:
         _withdraw()
