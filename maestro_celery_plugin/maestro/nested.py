@@ -132,6 +132,9 @@ def request_conductor(words: list[str], log: str) -> None:
             f"The study '{member.root}' waits for the host of its session, which does not answer; on the machine of "
             f"the first launch, `maestro-celery session resume {session}` starts another one."
         )
+    started = members.read(member.id)
+    if started is not None and started.problem:
+        raise StudyError(f"The host of the session cannot start the conductor of '{member.root}': {started.problem}")
 
 
 def _await_end(study_id: str) -> int:

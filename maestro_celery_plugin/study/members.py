@@ -59,6 +59,7 @@ class Member:
         log: The file for the output of its conductor.
         options: Options of `maestro run` by name, which studies that it starts inherit.
         waits_in: The worker group of the sample that waits for its end (`-fg`); empty without one.
+        problem: Why the host could not start its conductor; empty otherwise.
         restarts: How often the host of the session has started its conductor again.
     """
 
@@ -80,6 +81,7 @@ class Member:
     log: str = "/dev/null"
     options: dict[str, int] = dataclasses.field(default_factory=dict)
     waits_in: str = ""
+    problem: str = ""
     restarts: int = 0
 
     @property

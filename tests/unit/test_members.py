@@ -12,6 +12,7 @@ from filelock import FileLock
 
 from maestro_celery_plugin.conductor.relatives import Relatives
 from maestro_celery_plugin.errors import StudyError
+from maestro_celery_plugin.host.conductors import Conductors
 from maestro_celery_plugin.machine import machine_id
 from maestro_celery_plugin.processes import ProcessId
 from maestro_celery_plugin.states import MemberState
@@ -165,3 +166,22 @@ def test_the_environment_of_a_member_is_private(here):
     assert [one.id for one in here.all()] == ["1"]
     here.remove("1")
     assert here.read_environment("1") == {}
+
+
+def test_a_conductor_that_cannot_start_is_told_to_its_launch(plan, here, capfd):
+    member = Member(
+        id="2", root=str(plan.root), state=MemberState.REQUESTED, conductor=("/no/such/conductor",),
+        directory=str(plan.root), log=str(plan.root / "study.txt"),
+    )  # fmt: skip
+    here.write(member)
+    Conductors(Session(plan.session), here).look(here.all())
+    assert here.read("2").state is MemberState.ENDED
+    assert "/no/such/conductor" in here.read("2").problem
+    assert "cannot be started" in capfd.readouterr().err
+
+
+def test_a_closed_session_starts_no_conductor(plan, here):
+    here.write(Member(id="2", root=str(plan.root), state=MemberState.REQUESTED, conductor=("true",)))
+    Session(plan.session).close()
+    Conductors(Session(plan.session), here).look(here.all())
+    assert here.read("2").state is MemberState.REQUESTED
