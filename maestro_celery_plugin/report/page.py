@@ -46,6 +46,7 @@ def page(summary: StudySummary) -> str:
     import jinja2
 
     from maestro_celery_plugin.report import charts
+    from maestro_celery_plugin.report.chart_parts import PARTS
 
     environment = jinja2.Environment(
         autoescape=True,
@@ -54,13 +55,15 @@ def page(summary: StudySummary) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(time=_time_words, length_of=_length_words, number=_number_words, percent=_percent_words)
+    environment.filters.update(
+        time=_time_words, length_of=_length_words, number=_number_words, percent=_percent_words, launch=_launch_words
+    )
     scripts = [_library(), _DRAW]
     text: str = environment.get_template("page.html").render(
         study=summary,
         charts=charts.Charts.of(summary),
         shown=charts,
-        parts=charts.PARTS,
+        parts=PARTS,
         scripts=scripts,
         policy=_policy(scripts),
         json=_json,
@@ -104,6 +107,12 @@ def _json(value: Any) -> str:
 
 def _time_words(seconds: float | None) -> str:
     return datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M:%S %Z") if seconds else "-"
+
+
+def _launch_words(timestamp: str) -> str:
+    """Return the timestamp of a launch, ``YYYYMMDD-HHMMSS``, in the form of other times."""
+    found = re.fullmatch(r"(\d{4})(\d\d)(\d\d)-(\d\d)(\d\d)(\d\d)", timestamp)
+    return "{}-{}-{} {}:{}:{}".format(*found.groups()) if found else timestamp
 
 
 def _length_words(seconds: float | None) -> str:
