@@ -44,7 +44,7 @@ PARTS = {
     "waiting": ("waiting for samples", "#6B7580"),
     "starting": ("before the first sample", "#8F98A1"),
     "ending": ("after the last sample", "#B2B9C0"),
-    "unused": ("never used", "#D3D7DB"),
+    "unused": ("not used", "#D3D7DB"),
 }
 STEP_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
 FAILED_COLOUR = "#D55E00"

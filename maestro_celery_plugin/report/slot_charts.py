@@ -60,7 +60,7 @@ def timeline_chart(timeline: Timeline) -> Chart:
     stroke = alt.Stroke("step", type="nominal", scale=scale(colours), legend=None)
     when = alt.Tooltip("from", type="temporal", format="%F %T", title="from")
     tooltip = [*tips(step="step", words="busy slots"), when, *tips(length="in")]
-    chart = rectangles(rows, time_axis("from"), "busy slots", alt.Axis(tickMinStep=1))
+    chart = rectangles(rows, time_axis("from"), "busy slots", alt.Axis(format="~r"))
     chart = chart.mark_rect(strokeWidth=0.8).encode(color=colours_of("step", colours), stroke=stroke, tooltip=tooltip)
     return made(chart, 260, colours, zoom=True)
 
