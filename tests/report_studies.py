@@ -48,11 +48,13 @@ def entries(rows: list[tuple] | np.ndarray) -> np.ndarray:
 class MadeStudy:
     """A study directory as a conductor leaves it."""
 
-    def __init__(self, root: Path, labels: tuple[str, ...] = (), table: str = "", rows: int = 0) -> None:
+    def __init__(
+        self, root: Path, labels: tuple[str, ...] = (), table: str = "", rows: int = 0, number: int = 1
+    ) -> None:
         root.mkdir(parents=True)
         info = root / "merlin_info"
         info.mkdir()
-        self.labels, self.rows = labels, rows
+        self.labels, self.number = labels, number
         self.table = info / "samples.csv"
         self.table.write_text(table)
         samples = SampleSettings(file=str(self.table), column_labels=labels) if labels else None
@@ -62,7 +64,7 @@ class MadeStudy:
             root=root,
             timestamp="20260101-000000",
             settings=settings,
-            id="1",
+            id=str(number),
             table=self.table if labels else None,
             rows=rows,
             specification=Path("/home/user/sweep.yaml"),
@@ -97,7 +99,7 @@ class MadeStudy:
             task_queue="merlin",
             max_retries=30,
             retry_delay_s=1.0,
-            study_id="1",
+            study_id=str(number),
         )
         manifest.write(self.plan.records / str(number) / "manifest.json")
         self._status.append(f"{name},{name}#1,{step}/{number},{state},--:--:--,--:--:--,--,--,--,0,{params}")
@@ -107,7 +109,7 @@ class MadeStudy:
     def ledger(self, writer: str, rows: list[tuple] | np.ndarray) -> None:
         """Write the ledger of a writer."""
         self.plan.ledger.mkdir(exist_ok=True)
-        head = entries([(Kind.HEAD, 0, 0, 0, 2, 1, 0, 0.0)])
+        head = entries([(Kind.HEAD, 0, 0, 0, 2, self.number, 0, 0.0)])
         (self.plan.ledger / f"{writer}.ledger").write_bytes(head.tobytes() + entries(rows).tobytes())
 
     def facts(self, worker: str, node: str, allocation: str = "", slots: int = 1) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from maestro_celery_plugin.batch.allocation import Allocation
 from maestro_celery_plugin.report.aggregation import WriterTotals
 from maestro_celery_plugin.report.slot_time import slot_time
+from maestro_celery_plugin.report.slot_use import RUNNING
 from maestro_celery_plugin.report.summary import AllocationSummary, SlotTime
 from maestro_celery_plugin.study.worker_facts import WorkerFacts
 from maestro_celery_plugin.study.worker_identity import stem_of, worker_of
@@ -35,7 +36,10 @@ def allocation_of(writer: str, facts: Mapping[str, WorkerFacts], names: Mapping[
 
 
 def allocation_summaries(
-    allocations: Iterable[Allocation], writers: Mapping[str, Sequence[WriterTotals]], now: float
+    allocations: Iterable[Allocation],
+    writers: Mapping[str, Sequence[WriterTotals]],
+    now: float,
+    elsewhere: Mapping[str, float],
 ) -> Iterator[AllocationSummary]:
     """Yield the summaries of allocations, then those of workers outside of them.
 
@@ -43,16 +47,17 @@ def allocation_summaries(
         allocations: The allocations.
         writers: The workers and processes of pools by the label of their allocation (`allocation_of`).
         now: The present time (Unix seconds), until which an open allocation counts.
+        elsewhere: Seconds in which slots had samples of other studies, by label.
     """
     known = set()
     for one in allocations:
         known.add(one.label)
-        yield _inside(one, writers.get(one.label, ()), now)
+        yield _inside(one, writers.get(one.label, ()), now, elsewhere.get(one.label, 0.0))
     for label in sorted(set(writers) - known):
-        yield _outside(label, writers[label], now)
+        yield _outside(label, writers[label], now, elsewhere.get(label, 0.0))
 
 
-def _inside(allocation: Allocation, writers: Sequence[WriterTotals], now: float) -> AllocationSummary:
+def _inside(allocation: Allocation, writers: Sequence[WriterTotals], now: float, elsewhere: float) -> AllocationSummary:
     began_at = allocation.began_at or min(_firsts(writers), default=0.0)
     ended_at = allocation.ended_at or (now if allocation.is_open else max(_lasts(writers), default=began_at))
     slots = max(allocation.slots, _slots(writers))
@@ -65,15 +70,15 @@ def _inside(allocation: Allocation, writers: Sequence[WriterTotals], now: float)
         submitted_at=allocation.submitted_at or None,
         began_at=began_at or None,
         first_work_at=min(_firsts(writers), default=None),
-        draining_at=_draining_at(writers),
+        draining_at=_draining_at(writers, slots),
         last_work_at=max(_lasts(writers), default=None),
         ended_at=allocation.ended_at or None,
-        slot_time=slot_time(writers, slots, began_at, ended_at) if began_at else SlotTime(),
+        slot_time=slot_time(writers, slots, began_at, ended_at, elsewhere) if began_at else SlotTime(),
     )
 
 
-def _outside(label: str, writers: Sequence[WriterTotals], now: float) -> AllocationSummary:
-    runs = any(writer.seconds[5] for writer in writers)  # attempts that run now
+def _outside(label: str, writers: Sequence[WriterTotals], now: float, elsewhere: float) -> AllocationSummary:
+    runs = any(writer.seconds[RUNNING] for writer in writers)
     began_at = min(_firsts(writers), default=None)
     last = max(_lasts(writers), default=None)
     ended_at = now if runs else last
@@ -87,10 +92,10 @@ def _outside(label: str, writers: Sequence[WriterTotals], now: float) -> Allocat
         submitted_at=None,
         began_at=began_at,
         first_work_at=began_at,
-        draining_at=_draining_at(writers),
+        draining_at=_draining_at(writers, slots),
         last_work_at=last,
         ended_at=None if runs else ended_at,
-        slot_time=slot_time(writers, slots, began_at, ended_at) if began_at and ended_at else SlotTime(),
+        slot_time=slot_time(writers, slots, began_at, ended_at, elsewhere) if began_at and ended_at else SlotTime(),
     )
 
 
@@ -102,9 +107,9 @@ def _lasts(writers: Iterable[WriterTotals]) -> list[float]:
     return [last for writer in writers for last in writer.use.last.values()]
 
 
-def _draining_at(writers: Iterable[WriterTotals]) -> float | None:
-    """Return when a slot last took samples."""
-    return max((writer.use.taken_at for writer in writers if writer.use.taken_at), default=None)
+def _draining_at(writers: Sequence[WriterTotals], slots: int) -> float | None:
+    """Return when the first slot ran out of samples for good; slots of a worker that was replaced do not count."""
+    return min(sorted(_lasts(writers), reverse=True)[:slots], default=None)
 
 
 def _slots(writers: Iterable[WriterTotals]) -> int:

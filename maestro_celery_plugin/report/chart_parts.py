@@ -17,7 +17,6 @@ __all__ = [
     "PARTS",
     "PERCENT",
     "STEP_COLOURS",
-    "TIGHT",
     "Chart",
     "Spec",
     "colours_of",
@@ -41,6 +40,7 @@ PARTS = {
     "lost": ("lost with the worker", "#F0E442"),
     "running": ("running", "#56B4E9"),
     "overhead": ("between samples of a message", "#0072B2"),
+    "other_studies": ("samples of other studies", "#332288"),
     "waiting": ("waiting for samples", "#6B7580"),
     "starting": ("before the first sample", "#8F98A1"),
     "ending": ("after the last sample", "#B2B9C0"),
@@ -49,8 +49,6 @@ PARTS = {
 STEP_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
 FAILED_COLOUR = "#D55E00"
 PERCENT = {"axis": alt.Axis(format="%", labelOverlap=True), "scale": alt.Scale(domain=[0, 1])}
-# From the smallest to the largest value.
-TIGHT = alt.Scale(zero=False, nice=False)
 _AXIS = {
     **{f"{part}Color": "currentColor" for part in ("label", "title", "grid", "domain", "tick")},
     "gridOpacity": 0.12,

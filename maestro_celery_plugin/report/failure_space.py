@@ -26,7 +26,7 @@ def by_number(label: str, values: Array, samples: Array, failed: Array) -> Colum
         samples: How many samples with this row have an outcome: one for each step record.
         failed: How many of these have failed.
     """
-    edges = _edges(values[np.isfinite(values)], BINS)
+    edges, is_log = _edges(values[np.isfinite(values)], BINS)
     all_counts, failed_counts = (_counts(values, edges, weights) for weights in (samples, failed))
     bins = tuple(
         Bin(start=float(start), stop=float(stop), samples=int(count), failed=int(bad))
@@ -37,6 +37,7 @@ def by_number(label: str, values: Array, samples: Array, failed: Array) -> Colum
         bins=bins,
         sentence=_range_sentence(label, values, samples, failed),
         weight=_separation(all_counts, failed_counts),
+        is_log=is_log,
     )
 
 
@@ -66,7 +67,8 @@ def by_category(label: str, counts: Mapping[str, tuple[int, int]]) -> ColumnFail
 
 def failure_plane(x: tuple[str, Array], y: tuple[str, Array], samples: Array, failed: Array) -> Plane:
     """Count samples and failures over two columns; each is (label, value of each row)."""
-    edges = [_edges(values[np.isfinite(values)], PLANE_BINS) for _, values in (x, y)]
+    found = [_edges(values[np.isfinite(values)], PLANE_BINS) for _, values in (x, y)]
+    edges = [edge for edge, _ in found]
     both = np.isfinite(x[1]) & np.isfinite(y[1])
     places = [_places(values[both], edge) for (_, values), edge in zip((x, y), edges, strict=True)]
     width = len(edges[1]) - 1
@@ -74,7 +76,14 @@ def failure_plane(x: tuple[str, Array], y: tuple[str, Array], samples: Array, fa
     size = (len(edges[0]) - 1) * width
     counts, bad = (np.bincount(flat, weights=w[both], minlength=size).astype(int) for w in (samples, failed))
     cells = tuple((int(i) // width, int(i) % width, int(counts[i]), int(bad[i])) for i in np.flatnonzero(counts))
-    return Plane(x=x[0], y=y[0], x_edges=tuple(edges[0].tolist()), y_edges=tuple(edges[1].tolist()), cells=cells)
+    return Plane(
+        x=x[0],
+        y=y[0],
+        x_edges=tuple(edges[0].tolist()),
+        y_edges=tuple(edges[1].tolist()),
+        cells=cells,
+        logs=(found[0][1], found[1][1]),
+    )
 
 
 def category_counts(values: Sequence[str], samples: Array, failed: Array) -> dict[str, tuple[int, int]]:
@@ -87,15 +96,24 @@ def category_counts(values: Sequence[str], samples: Array, failed: Array) -> dic
     return {value: (every[value], bad[value]) for value in every}
 
 
-def _edges(values: Array, bins: int) -> Array:
+def _edges(values: Array, bins: int) -> tuple[Array, bool]:
+    """Return the edges of bins, and whether they have equal widths on a logarithmic scale.
+
+    They have if the values are positive and cover three factors of ten, with a tenth of them in the lower half of the
+    logarithms: then they were probably drawn so.
+    """
     if not len(values):
-        return np.array([0.0, 1.0])
+        return np.array([0.0, 1.0]), False
     low, high = float(values.min()), float(values.max())
     if low == high:
-        return np.array([low, np.nextafter(low, np.inf) if low == 0 else low + abs(low) * 1e-6])
+        return np.array([low, np.nextafter(low, np.inf) if low == 0 else low + abs(low) * 1e-6]), False
     if len(values) < 4 * bins or len(np.unique(values[:10000])) <= bins:
         bins = max(1, min(bins, len(np.unique(values))))
-    return np.linspace(low, high, bins + 1)
+    if low > 0 and high / low >= 1000 and (values < np.sqrt(low * high)).mean() > 0.1:
+        edges = np.geomspace(low, high, bins + 1)
+        edges[0], edges[-1] = low, high
+        return edges, True
+    return np.linspace(low, high, bins + 1), False
 
 
 def _places(values: Array, edges: Array) -> Array:

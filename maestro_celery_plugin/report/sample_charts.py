@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import altair as alt
 
@@ -10,7 +11,6 @@ from maestro_celery_plugin.report.chart_parts import (
     FAILED_COLOUR,
     PARTS,
     PERCENT,
-    TIGHT,
     Chart,
     Spec,
     colours_of,
@@ -100,7 +100,7 @@ def column_chart(column: ColumnFailures) -> Chart:
             if one.samples
         ]
         x_axis = alt.Axis(labelOverlap=True, labelFlush=True, tickCount=5)
-        x = alt.X("from", type="quantitative", title=column.label, scale=TIGHT, axis=x_axis)
+        x = alt.X("from", type="quantitative", title=column.label, scale=_scale(is_log=column.is_log), axis=x_axis)
         chart = rectangles(rows, x, "failed", axis).encode(tooltip=tooltip, color=alt.value(FAILED_COLOUR))
     else:
         rows = [_share(one.value, one.samples, one.failed) for one in column.categories]
@@ -112,6 +112,11 @@ def column_chart(column: ColumnFailures) -> Chart:
             tooltip=tooltip,
         )
     return made(chart, 150)
+
+
+def _scale(*, is_log: bool) -> Any:
+    """Return a scale from the smallest to the largest value."""
+    return alt.Scale(type="log", nice=False) if is_log else alt.Scale(zero=False, nice=False)
 
 
 def _range(start: float, stop: float) -> str:
@@ -139,9 +144,21 @@ def plane_chart(plane: Plane) -> Chart:
     legend = alt.Legend(format="%", title="failed", orient="right", gradientLength=200)
     chart = alt.Chart(data(rows)).mark_rect()
     chart = chart.encode(
-        x=alt.X("x", type="quantitative", title=plane.x, scale=TIGHT, axis=alt.Axis(labelOverlap=True)),
+        x=alt.X(
+            "x",
+            type="quantitative",
+            title=plane.x,
+            scale=_scale(is_log=plane.logs[0]),
+            axis=alt.Axis(labelOverlap=True),
+        ),
         x2="x2",
-        y=alt.Y("y", type="quantitative", title=plane.y, scale=TIGHT),
+        y=alt.Y(
+            "y",
+            type="quantitative",
+            title=plane.y,
+            scale=_scale(is_log=plane.logs[1]),
+            axis=alt.Axis(labelOverlap=True),
+        ),
         y2="y2",
         color=alt.Color("high", type="quantitative", scale=alt.Scale(scheme="viridis", domainMin=0), legend=legend),
         tooltip=tips(xs=plane.x, ys=plane.y, count="failed"),

@@ -30,7 +30,7 @@ _PHASES = {
     "in the queue": "#D3D7DB",
     "workers start": "#E69F00",
     "at work": "#009E73",
-    "drains: no slot takes more": "#56B4E9",
+    "drains: slots run out of samples": "#56B4E9",
     "idle until its end": "#8F98A1",
 }
 OTHERS = "all other steps"
@@ -76,10 +76,11 @@ def _phases(one: AllocationSummary, now: float) -> Iterator[tuple[str, float, fl
     if work is None or drain is None or last is None:
         yield "idle until its end", one.began_at, end
         return
-    last = max(last, end) if one.slot_time.running else last
+    if one.slot_time.running:
+        drain = last = end
     yield "workers start", one.began_at, work
     yield "at work", work, drain
-    yield "drains: no slot takes more", drain, last
+    yield "drains: slots run out of samples", drain, last
     yield "idle until its end", last, end
 
 

@@ -11,7 +11,9 @@ from maestro_celery_plugin.report.summary import SlotTime
 __all__ = ["slot_time"]
 
 
-def slot_time(writers: Sequence[WriterTotals], slots: int, began_at: float, ended_at: float) -> SlotTime:
+def slot_time(
+    writers: Sequence[WriterTotals], slots: int, began_at: float, ended_at: float, elsewhere: float = 0.0
+) -> SlotTime:
     """Divide the time of all slots between the start and the end of an allocation.
 
     The parts add up to `slots` times the time of the allocation: two slots for 100 s are 200 s, in which samples
@@ -23,6 +25,8 @@ def slot_time(writers: Sequence[WriterTotals], slots: int, began_at: float, ende
         slots: The number of its slots.
         began_at: When it began (Unix seconds).
         ended_at: When it ended, or now.
+        elsewhere: Seconds in which slots had samples of other studies; slots may have had samples of several studies
+            at a time in the eyes of their clocks, so it takes the place of idle time only.
     """
     ran = {end: sum(float(writer.seconds[place]) for writer in writers) for place, end in enumerate(ENDS)}
     del ran["not_run"]  # these take no time of their own
@@ -39,7 +43,10 @@ def slot_time(writers: Sequence[WriterTotals], slots: int, began_at: float, ende
     starting = min(rest, sum(max(0.0, first - began_at) for first in firsts))
     is_over = ran["running"] == 0
     ending = min(rest - starting, sum(max(0.0, ended_at - last) for last in lasts)) if is_over else 0.0
-    unused = rest - starting - ending
-    return SlotTime(
-        **ran, overhead=overhead, waiting=waiting, starting=starting, ending=ending, unused=max(0.0, unused)
-    )
+    idle = {"waiting": waiting, "ending": ending, "starting": starting, "unused": max(0.0, rest - starting - ending)}
+    other_studies = min(elsewhere, sum(idle.values()))
+    left = other_studies
+    for name, seconds in idle.items():
+        idle[name] = max(0.0, seconds - left)
+        left = max(0.0, left - seconds)
+    return SlotTime(**ran, **idle, overhead=overhead, other_studies=other_studies)

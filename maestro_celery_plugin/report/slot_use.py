@@ -81,14 +81,12 @@ class SlotUse:
         seconds: Seconds of attempts by their end, in the order of `ENDS`; those without an end are not included.
         first: When each slot first took samples (Unix seconds), by number of the slot.
         last: The time of the last entry of each slot.
-        taken_at: When a slot last took samples; 0 before.
     """
 
     def __init__(self) -> None:
         self.seconds = np.zeros(len(ENDS))
         self.first: dict[int, float] = {}
         self.last: dict[int, float] = {}
-        self.taken_at = 0.0
         self._held_s = 0.0
         # Entries without their counterpart yet: a slot has taken samples, or begun an attempt.
         self._open = np.empty(0, ENTRY)
@@ -140,8 +138,6 @@ class SlotUse:
             slot, times = int(part["slot"][0]), part["time"]
             self.first[slot] = min(self.first.get(slot, np.inf), float(times.min()))
             self.last[slot] = max(self.last.get(slot, 0.0), float(times.max()))
-        taken = entries["time"][entries["kind"] == Kind.TAKEN]
-        self.taken_at = max(self.taken_at, float(taken.max(initial=0.0)))
 
     def _add_leases(self, leases: Entries) -> None:
         ends = np.flatnonzero(leases["kind"] == Kind.RELEASED)

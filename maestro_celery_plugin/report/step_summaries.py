@@ -12,7 +12,7 @@ from maestro_celery_plugin.report.slot_use import ENDS
 from maestro_celery_plugin.report.summary import DurationBin, StepSummary
 from maestro_celery_plugin.states import Outcome
 
-__all__ = ["finished_mask", "step_summary"]
+__all__ = ["median_s", "step_summary"]
 
 # Samples with so many attempts or more are one number.
 _MOST_ATTEMPTS = 8
@@ -47,7 +47,13 @@ def step_summary(name: str, aggregation: Aggregation, states: Mapping[str, str])
     )
 
 
-def finished_mask(record: RecordTotals) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
+def median_s(records: Iterable[RecordTotals]) -> float:
+    """Return the median duration of the finished samples of step records; 0 without one."""
+    seconds = _finished_seconds(records)
+    return float(np.median(seconds)) if len(seconds) else 0.0
+
+
+def _finished_mask(record: RecordTotals) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
     """Return a mask of the finished samples of a step record."""
     outcome = record.states.outcome
     mask: np.ndarray[tuple[int, ...], np.dtype[np.bool_]] = (outcome == Outcome.FINISHED) | (
@@ -57,7 +63,7 @@ def finished_mask(record: RecordTotals) -> np.ndarray[tuple[int, ...], np.dtype[
 
 
 def _finished_seconds(records: Iterable[RecordTotals]) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-    parts = [record.states.duration_us[finished_mask(record)] / np.float32(1e6) for record in records]
+    parts = [record.states.duration_us[_finished_mask(record)] / np.float32(1e6) for record in records]
     return np.concatenate(parts) if parts else np.zeros(0, np.float32)
 
 

@@ -3,45 +3,36 @@
 from __future__ import annotations
 
 import functools
-import heapq
 import importlib.metadata
 import platform
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-
-import numpy as np
 
 from maestro_celery_plugin import clock
 from maestro_celery_plugin.batch.allocation import read_allocations
 from maestro_celery_plugin.config.groups import allocation_name, serving_groups
 from maestro_celery_plugin.errors import EnsembleError, StudyError
 from maestro_celery_plugin.files import read_text
-from maestro_celery_plugin.ledger.entries import ENTRY, SUFFIX
-from maestro_celery_plugin.ledger.reader import LedgerReader
-from maestro_celery_plugin.ledger.store import PartStore
 from maestro_celery_plugin.report.aggregation import Aggregation, RecordTotals, WriterTotals
 from maestro_celery_plugin.report.allocation_summaries import allocation_of, allocation_summaries
-from maestro_celery_plugin.report.failed_samples import last_lines
 from maestro_celery_plugin.report.node_comparison import compare_nodes
+from maestro_celery_plugin.report.notable_samples import failure_kinds, slowest_samples
 from maestro_celery_plugin.report.reader import study_name, study_state
 from maestro_celery_plugin.report.redaction import redacted
-from maestro_celery_plugin.report.sample_status import SampleStatus, values_of
 from maestro_celery_plugin.report.sample_values import failures_by_parameter, failures_by_value
 from maestro_celery_plugin.report.step_summaries import step_summary
+from maestro_celery_plugin.report.study_ledger import read_parts, seconds_elsewhere
 from maestro_celery_plugin.report.summary import (
     AllocationSummary,
     ColumnFailures,
-    FailureKind,
     Plane,
     SlotTime,
-    SlowSample,
     StepSummary,
     StudySummary,
     Timeline,
 )
 from maestro_celery_plugin.report.worker_status import is_alive
-from maestro_celery_plugin.states import Outcome
 from maestro_celery_plugin.study.broken_machines import read_broken_machines
 from maestro_celery_plugin.study.conductor_lock import has_conductor
 from maestro_celery_plugin.study.manifest import Manifest
@@ -52,10 +43,6 @@ from maestro_celery_plugin.study.status_csv import read_rows
 from maestro_celery_plugin.study.worker_facts import VERSIONS_OF, read_facts
 
 __all__ = ["summarize"]
-
-# Bytes of the ledger in memory at a time.
-_PART = (1 << 17) * ENTRY.itemsize
-_SLOWEST, _KINDS = 20, 30
 
 
 def summarize(directory: Path) -> StudySummary:
@@ -91,20 +78,19 @@ class _Study:
         self._facts = read_facts(self._session)
         self._beats = self._session.heartbeats.all()
         self._groups = serving_groups(plan.settings)
-        self._is_shared = len(Members(plan.session).all()) > 1
+        self._members = Members(plan.session).all()
+        self._is_shared = len(self._members) > 1
         self._remarks: list[str] = []
         self._aggregation = Aggregation()
         self._read_ledger()
 
     def _read_ledger(self) -> None:
-        ledger = LedgerReader(self._plan.ledger, self._plan.number, store=PartStore(_PART))
-        writers = sorted(path.name.removesuffix(SUFFIX) for path in self._plan.ledger.glob(f"*{SUFFIX}"))
         # Read before the ledger: a record that a running study submits now is in its next report.
         for manifest in Manifest.read_all(self._plan.records):
             self._aggregation.add_record(manifest)
-        for writer in writers:
-            while len(entries := ledger.read(writer)):
-                self._aggregation.add(writer, entries)
+        ledger, parts = read_parts(self._plan.ledger, self._plan.number)
+        for writer, entries in parts:
+            self._aggregation.add(writer, entries)
         alive = {beat.name: is_alive(self._session, beat, self._conducted) for beat in self._beats}
         self._aggregation.close(lambda writer: alive.get(writer, False), self._now)
         self._remarks += ledger.damage
@@ -114,6 +100,10 @@ class _Study:
         columns, plane = self._failures_by_value()
         params = {row.name: row.params for row in self._rows}
         columns += failures_by_parameter(self._records, params)
+        failures = tuple(failure_kinds(self._aggregation, self._plan.root))
+        unlisted = sum(record.states.failures for record in self._records) - sum(kind.samples for kind in failures)
+        if unlisted:
+            self._remarks.append(f"{unlisted} failed samples with rarer exit codes are not listed by exit code.")
         allocations = self._allocations()
         slots = functools.reduce(SlotTime.__add__, (one.slot_time for one in allocations), SlotTime())
         broken = {machine.node for machine in read_broken_machines(self._plan.broken_machines)}
@@ -129,8 +119,8 @@ class _Study:
             allocations=allocations,
             columns=tuple(sorted(columns, key=lambda column: -column.weight)),
             plane=plane,
-            failures=tuple(self._failure_kinds()),
-            slowest=tuple(self._slowest()),
+            failures=failures,
+            slowest=tuple(slowest_samples(self._aggregation, self._plan.root, self._node_of)),
             nodes=compare_nodes(self._aggregation.writers.values(), self._node_of, broken),
             versions=self._versions(),
             settings=self._settings(),
@@ -161,15 +151,16 @@ class _Study:
     def _allocations(self) -> tuple[AllocationSummary, ...]:
         names = {name: allocation_name(name, group) for name, group in self._groups.items()}
         opened = list(read_allocations(self._plan.allocations))
-        if self._is_shared:
-            opened = [one for one in opened if one.name in set(names.values())]
-            self._remarks.append(
-                "The study shares its session: workers may have run samples of other studies, which count as waiting."
-            )
         writers: dict[str, list[WriterTotals]] = defaultdict(list)
         for name, totals in self._aggregation.writers.items():
             writers[allocation_of(name, self._facts, names)].append(totals)
-        return tuple(allocation_summaries(opened, writers, self._now))
+        elsewhere: dict[str, float] = defaultdict(float)
+        others = [member for member in self._members if member.id != self._plan.id and member.root]
+        for name, seconds in seconds_elsewhere(others).items():
+            elsewhere[allocation_of(name, self._facts, names)] += seconds
+        if self._is_shared:
+            opened = [one for one in opened if one.name in set(names.values()) or one.label in writers]
+        return tuple(allocation_summaries(opened, writers, self._now, elsewhere))
 
     # --- samples ---
 
@@ -179,61 +170,6 @@ class _Study:
         except (EnsembleError, OSError) as error:
             self._remarks.append(f"The values of the samples cannot be read: {error}")
             return [], None
-
-    def _failure_kinds(self) -> Iterator[FailureKind]:
-        firsts: dict[tuple[str, int], SampleStatus] = {}
-        counts: Counter[tuple[str, int]] = Counter()
-        for record in self._records:
-            outcome = record.states.outcome
-            failed = np.flatnonzero((outcome == Outcome.FAILED) | (outcome == Outcome.HARD_FAILED))
-            codes, first, numbers = np.unique(record.states.code(failed), return_index=True, return_counts=True)
-            for code, place, number in zip(codes.tolist(), first.tolist(), numbers.tolist(), strict=True):
-                firsts.setdefault((record.manifest.step, code), _status(record, int(failed[place])))
-                counts[record.manifest.step, code] += number
-        kinds = counts.most_common(_KINDS)
-        if len(counts) > len(kinds):
-            rest = sum(counts.values()) - sum(number for _, number in kinds)
-            self._remarks.append(f"{rest} failed samples with other exit codes are not listed by exit code.")
-        examples = [firsts[kind] for kind, _ in kinds]
-        for example, values, (_, number) in zip(examples, values_of(examples), kinds, strict=True):
-            yield FailureKind(
-                step=example.manifest.step,
-                end=example.end,
-                samples=number,
-                example=self._relative(example.directory),
-                values=values or {},
-                stderr="\n".join(last_lines(example.stderr)),
-            )
-
-    def _slowest(self) -> Iterator[SlowSample]:
-        candidates = [
-            (float(record.states.duration_us[index]), record.manifest.number, index)
-            for record in self._records
-            for index in _longest(record)
-        ]
-        chosen = heapq.nlargest(_SLOWEST, candidates)
-        samples = [_status(self._aggregation.records[number], index) for _, number, index in chosen]
-        medians = {step: self._median(step) for step in {sample.manifest.step for sample in samples}}
-        for sample, values in zip(samples, values_of(samples), strict=True):
-            record = self._aggregation.records[sample.manifest.number]
-            writer = self._aggregation.writer_name(int(record.writer[sample.index]))
-            median = medians[sample.manifest.step]
-            is_open = record.states.outcome[sample.index] == Outcome.OPEN
-            yield SlowSample(
-                step=sample.manifest.step,
-                sample=self._relative(sample.directory),
-                seconds=sample.duration_s,
-                ratio=sample.duration_s / median if median else 1.0,
-                end="runs again" if is_open else "finished" if sample.code == 0 else sample.end,
-                node=self._node_of(writer),
-                values=values or {},
-            )
-
-    def _median(self, step: str) -> float:
-        return step_summary(step, self._aggregation, {}).median_s or 0.0
-
-    def _relative(self, path: Path) -> str:
-        return str(path.relative_to(self._plan.root)) if path.is_relative_to(self._plan.root) else str(path)
 
     # --- machines, versions, settings ---
 
@@ -277,24 +213,3 @@ class _Study:
             except (OSError, UnicodeDecodeError):
                 continue
         return ""
-
-
-def _longest(record: RecordTotals) -> list[int]:
-    """Return the samples of a sampled record with the longest durations."""
-    durations = record.states.duration_us
-    count = min(_SLOWEST, len(durations))
-    if not record.manifest.sampled or not count:
-        return []
-    longest = np.argpartition(durations, len(durations) - count)[-count:]
-    return [int(index) for index in longest if durations[index]]
-
-
-def _status(record: RecordTotals, index: int) -> SampleStatus:
-    attempts = record.states.attempts
-    return SampleStatus(
-        manifest=record.manifest,
-        index=index,
-        code=int(record.states.code(index)),
-        duration_s=int(record.states.duration_us[index]) / 1e6,
-        losses=int(attempts.losses[index]) if attempts.has_losses else 0,
-    )

@@ -38,6 +38,7 @@ class SlotTime:
         lost: Attempts whose worker has died.
         running: Attempts that run now.
         overhead: Time in which a slot had samples, and none ran: directories, scripts, ledger.
+        other_studies: Time in which a slot had samples of other studies of the session.
         waiting: Time between two messages, in which a slot had no samples.
         starting: Time between the start of the allocation and the first samples of a slot.
         ending: Time between the last sample of a slot and the end of the allocation.
@@ -51,6 +52,7 @@ class SlotTime:
     lost: float = 0.0
     running: float = 0.0
     overhead: float = 0.0
+    other_studies: float = 0.0
     waiting: float = 0.0
     starting: float = 0.0
     ending: float = 0.0
@@ -150,7 +152,7 @@ class AllocationSummary:
         submitted_at: When it was submitted; None outside of an allocation.
         began_at: When it began; None if it has not.
         first_work_at: When a slot first took samples; None if none did, as the following.
-        draining_at: When a slot last took samples.
+        draining_at: When the first slot ran out of samples for good.
         last_work_at: When the last slot was released.
         ended_at: Its end; None while it is open.
         slot_time: Where the time of its slots went.
@@ -200,6 +202,7 @@ class ColumnFailures:
         others: Number of values that are not among the categories.
         sentence: What distinguishes the failed samples; empty if nothing does.
         weight: How well the values separate failed samples from others, from 0 to 1.
+        is_log: Whether the bins have equal widths on a logarithmic scale.
     """
 
     label: str
@@ -208,6 +211,7 @@ class ColumnFailures:
     others: int = 0
     sentence: str = ""
     weight: float = 0.0
+    is_log: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -220,6 +224,7 @@ class Plane:
         x_edges: Edges of the bins of the first column.
         y_edges: Edges of the bins of the second column.
         cells: (bin of x, bin of y, samples, failed) for each cell with samples.
+        logs: Whether the bins of each column have equal widths on a logarithmic scale.
     """
 
     x: str
@@ -227,6 +232,7 @@ class Plane:
     x_edges: tuple[float, ...]
     y_edges: tuple[float, ...]
     cells: tuple[tuple[int, int, int, int], ...]
+    logs: tuple[bool, bool] = (False, False)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

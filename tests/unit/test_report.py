@@ -21,7 +21,7 @@ from maestro_celery_plugin.ledger.entries import ENTRY, Kind
 from maestro_celery_plugin.plugins import open_table
 from maestro_celery_plugin.processes import ProcessId
 from maestro_celery_plugin.report import page as report_page
-from maestro_celery_plugin.report import study_summary
+from maestro_celery_plugin.report import study_ledger
 from maestro_celery_plugin.report.busy_timeline import BINS, BusyTimeline
 from maestro_celery_plugin.report.failure_space import by_category, by_number, failure_plane
 from maestro_celery_plugin.report.redaction import REDACTED, redacted
@@ -30,6 +30,7 @@ from maestro_celery_plugin.report.study_summary import summarize
 from maestro_celery_plugin.samples.table import rows_of
 from maestro_celery_plugin.states import ExitCode, WorkerState
 from maestro_celery_plugin.study.heartbeats import Heartbeat
+from maestro_celery_plugin.study.members import Member, Members
 from maestro_celery_plugin.study.worker_facts import WorkerFacts, read_facts, write_facts
 
 # --- busy slots over time ---
@@ -129,6 +130,41 @@ def test_a_loss_that_is_noticed_after_the_end_of_the_allocation_is_shortened(tmp
     assert parts(tmp_path, rows, coordinator=lost) == {"finished": 100, "lost": 100}
 
 
+def test_samples_of_other_studies_of_the_session_are_not_idle_time(tmp_path):
+    """Given a worker that has samples of this study until 50, and of another one from 50 to 90."""
+    study, other = MadeStudy(tmp_path / "study"), MadeStudy(tmp_path / "other", number=2)
+    for one in (study, other):
+        one.record(1, "sim", 2)
+    members = Members(study.plan.session)
+    members.write(Member(id="1", number=1, root=str(study.plan.root)))
+    members.write(Member(id="2", number=2, root=str(other.plan.root)))
+    study.ledger("sim-1-1", lease(0, 50, attempt(0, 0, 50)))
+    other.ledger("sim-1-1", lease(50, 90, attempt(0, 50, 90)))
+    study.facts("sim-1-1", "node1", "sim/1")
+    study.allocation(1, began_at=0.0, ended_at=100.0)
+
+    found = summarize(study.plan.root).slot_time
+
+    assert found.total == pytest.approx(100)
+    assert (found.finished, found.other_studies, found.ending) == pytest.approx((50, 40, 10))
+
+
+def test_an_allocation_drains_from_the_time_when_its_first_slot_runs_out_of_samples(tmp_path):
+    study = MadeStudy(tmp_path / "study")
+    study.record(1, "sim", 3)
+    rows = lease(5, 60, attempt(0, 5, 60)) + lease(6, 90, attempt(1, 6, 90, slot=1), slot=1)
+    study.ledger("sim-1-1", rows)
+    study.ledger("sim-1-0", lease(1, 4, attempt(2, 1, 4)))  # a worker that was replaced
+    for worker in ("sim-1-0", "sim-1-1"):
+        study.facts(worker, "node1", "sim/1", 2)
+    study.allocation(1, slots=2, submitted_at=-9.0, began_at=0.0, ended_at=100.0)
+
+    one = summarize(study.plan.root).allocations[0]
+
+    times = (one.submitted_at, one.began_at, one.first_work_at, one.draining_at, one.last_work_at, one.ended_at)
+    assert times == tuple(BEGIN + time for time in (-9, 0, 1, 60, 90, 100))
+
+
 def test_an_attempt_of_a_live_worker_runs_and_one_of_a_dead_worker_is_lost(tmp_path, monkeypatch):
     study = MadeStudy(tmp_path / "study")
     study.record(1, "sim", 2, state="RUNNING")
@@ -154,7 +190,7 @@ def test_the_result_does_not_depend_on_the_parts_in_which_the_ledger_is_read(tmp
     study = many_samples(tmp_path / "study", 300)
     monkeypatch.setattr(clock, "now", lambda: BEGIN + 1e5)
     whole = summarize(study.plan.root).to_json()
-    monkeypatch.setattr(study_summary, "_PART", 7 * ENTRY.itemsize)
+    monkeypatch.setattr(study_ledger, "PART_BYTES", 7 * ENTRY.itemsize)
     in_parts = summarize(study.plan.root).to_json()
 
     busy_s = [sum(line["busy"]["simulate"]) * line["bin_s"] for line in (whole["timeline"], in_parts["timeline"])]
@@ -229,6 +265,17 @@ def test_a_column_with_one_value_or_none_has_bins():
         assert sum(one.failed for one in column.bins) == np.isfinite(values).sum()
         plane = failure_plane(("X", values), ("Y", np.arange(3.0)), ones, ones)
         assert sum(failed for *_, failed in plane.cells) == np.isfinite(values).sum()
+
+
+def test_values_drawn_on_a_logarithmic_scale_have_such_bins():
+    failed = np.repeat([1, 0], 500)
+    drawn = by_number("X", np.geomspace(1e-6, 1e2, 1000), np.ones(1000, int), failed)
+    uniform = by_number("X", np.linspace(1e-6, 1e2, 1000), np.ones(1000, int), failed)
+
+    assert (drawn.is_log, uniform.is_log) == (True, False)
+    assert sum(one.failed for one in drawn.bins) == 500
+    assert max(one.samples for one in drawn.bins) < 40
+    assert (drawn.bins[0].start, drawn.bins[-1].stop) == pytest.approx((1e-6, 1e2))
 
 
 def test_categories_are_those_with_most_failures():
