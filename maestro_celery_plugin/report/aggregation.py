@@ -22,6 +22,7 @@ Array = np.ndarray[Any, Any]
 DURATION_EDGES = 10.0 ** (np.arange(10 * 12 + 1) / 12 - 3)
 _STARTED, _LOST = int(Kind.STARTED), int(Kind.LOST)
 _SHORTEST_S = 1e-4
+_SORTED_AT_ONCE = 1 << 18
 
 
 class RecordTotals:
@@ -43,14 +44,15 @@ class RecordTotals:
         self.attempts = np.zeros(manifest.samples, np.uint16)
         self.writer = np.zeros(manifest.samples, np.uint32)
 
-    def apply(self, entries: Entries, writer: int) -> None:
-        """Apply entries of this record from one writer."""
+    def apply(self, entries: Entries, writers: Array) -> None:
+        """Apply entries of this record; `writers` has the number of the writer of each entry."""
         self.states.apply(entries)
         within = entries["start"] < self.manifest.samples
         begun = (entries["kind"] == _STARTED) & within
         samples, epochs = entries["start"][begun].astype(np.intp), entries["epoch"][begun]
         np.add.at(self.attempts, samples, np.uint16(1))
-        self.writer[samples[epochs == self.states.started[samples]]] = writer
+        is_last = epochs == self.states.started[samples]
+        self.writer[samples[is_last]] = writers[begun][is_last]
 
 
 class StepTotals:
@@ -123,19 +125,23 @@ class Aggregation:
         self._numbers: dict[str, int] = {}
         self._endless: list[tuple[str, Attempts]] = []
         self._losses: list[Entries] = []
+        # Entries that wait until there are so many that they are worth a sort by step record, and their writers.
+        self._waiting: list[tuple[Entries, int]] = []
+        self._step_places: dict[int, int] = {}
 
     def add_record(self, manifest: Manifest) -> None:
         """Let a step record be known, before its first entry."""
         if manifest.number not in self.records:
             self.records[manifest.number] = RecordTotals(manifest)
             self.steps.setdefault(manifest.step, StepTotals())
+            self._step_places[manifest.number] = list(self.steps).index(manifest.step)
 
     def add(self, writer: str, entries: Entries) -> None:
         """Apply the next entries of a writer."""
         number = self._numbers.setdefault(writer, len(self._numbers))
-        for record, part in _by_record(entries):
-            if record in self.records:
-                self.records[record].apply(part, number)
+        self._waiting.append((entries, number))
+        if sum(len(waiting) for waiting, _ in self._waiting) >= _SORTED_AT_ONCE:
+            self._apply_waiting()
         if writer == COORDINATOR:
             self._losses.append(entries[entries["kind"] == _LOST].copy())
             return
@@ -151,6 +157,7 @@ class Aggregation:
             is_live: Tells whether a worker lives.
             now: The present time (Unix seconds).
         """
+        self._apply_waiting()
         lost = np.concatenate([np.empty(0, ENTRY), *self._losses])
         lost_at = {(int(e["record"]), int(e["start"]), int(e["epoch"])): float(e["time"]) for e in lost}
         for writer, totals in self.writers.items():
@@ -159,6 +166,21 @@ class Aggregation:
             if len(attempts):
                 self._count(self.writers[writer], _ended(attempts, lost_at, is_live(writer), now))
         self._endless = []
+
+    def _apply_waiting(self) -> None:
+        """Apply the waiting entries to their step records: one sort for many writers."""
+        entries = np.concatenate([np.empty(0, ENTRY), *(waiting for waiting, _ in self._waiting)])
+        writers = np.concatenate(
+            [np.empty(0, np.uint32), *(np.full(len(waiting), number, np.uint32) for waiting, number in self._waiting)]
+        )
+        self._waiting = []
+        order = np.argsort(entries["record"], kind="stable")
+        entries, writers = entries[order], writers[order]
+        edges = np.flatnonzero(np.diff(entries["record"])) + 1
+        for part, part_writers in zip(np.split(entries, edges), np.split(writers, edges), strict=True):
+            record = self.records.get(int(part["record"][0])) if len(part) else None
+            if record is not None:
+                record.apply(part, part_writers)
 
     def _count(self, totals: WriterTotals, attempts: Attempts) -> None:
         """Count attempts of one writer, step by step."""
@@ -173,9 +195,8 @@ class Aggregation:
 
     def _by_step(self, attempts: Attempts) -> list[tuple[str, Attempts]]:
         names = list(self.steps)
-        places = {number: names.index(totals.manifest.step) for number, totals in self.records.items()}
         numbers, inverse = np.unique(attempts.record, return_inverse=True)
-        steps = np.array([places.get(int(number), -1) for number in numbers], np.intp)[inverse]
+        steps = np.array([self._step_places.get(int(number), -1) for number in numbers], np.intp)[inverse]
         return [(names[place], attempts.only(steps == place)) for place in np.unique(steps).tolist() if place >= 0]
 
     def writer_name(self, number: int) -> str:
@@ -185,15 +206,6 @@ class Aggregation:
     def records_of(self, step: str) -> list[RecordTotals]:
         """Return the step records of a step."""
         return [totals for totals in self.records.values() if totals.manifest.step == step]
-
-
-def _by_record(entries: Entries) -> list[tuple[int, Entries]]:
-    if not len(entries):
-        return []
-    if (entries["record"] != entries["record"][0]).any():
-        entries = entries[np.argsort(entries["record"], kind="stable")]
-    edges = np.flatnonzero(np.diff(entries["record"])) + 1
-    return [(int(part["record"][0]), part) for part in np.split(entries, edges)]
 
 
 def _ended(attempts: Attempts, lost_at: Mapping[tuple[int, int, int], float], is_live: bool, now: float) -> Attempts:
