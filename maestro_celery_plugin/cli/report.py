@@ -30,6 +30,6 @@ def command(study: Path, output: Path | None, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(summary.to_json(), indent=1))
         return
-    target = output or Path(summary.path, "report.html")
+    target = output or study / "report.html"  # the path in the summary may be redacted
     write_atomically(target, page(summary))
     click.echo(f"'{target}' has the report of '{summary.study}'.")

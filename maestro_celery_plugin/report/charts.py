@@ -28,7 +28,7 @@ class Charts:
         attempts: How attempts have ended, by step.
         columns: Failures by the values of each column.
         plane: Failures over two columns.
-        nodes: The machines.
+        nodes: The machines, if there are several.
     """
 
     timeline: Chart | None
@@ -52,7 +52,7 @@ class Charts:
             attempts=attempts_chart(worked[: 3 * _STEPS]) if worked else None,
             columns=tuple(column_chart(column) for column in columns_shown(summary.columns)),
             plane=plane_chart(summary.plane) if summary.plane else None,
-            nodes=nodes_chart(summary.nodes[:_NODES]) if summary.nodes else None,
+            nodes=nodes_chart(summary.nodes[:_NODES]) if len(summary.nodes) > 1 else None,
         )
 
 

@@ -10,11 +10,13 @@ import numpy as np
 
 from maestro_celery_plugin.report.summary import Bin, Category, ColumnFailures, Plane
 
-__all__ = ["by_category", "by_number", "category_counts", "failure_plane"]
+__all__ = ["CATEGORIES", "by_category", "by_number", "category_counts", "failure_plane"]
 
 Array = np.ndarray[Any, Any]
 
-BINS, PLANE_BINS, CATEGORIES = 32, 24, 20
+BINS, PLANE_BINS = 32, 24
+# Values that are shown of text, and of a parameter.
+CATEGORIES = 20
 
 
 def by_number(label: str, values: Array, samples: Array, failed: Array) -> ColumnFailures:
@@ -144,8 +146,9 @@ def _range_sentence(label: str, values: Array, samples: Array, failed: Array) ->
     if len(bad) < 2 or not others.any():
         return ""
     low, high = float(bad.min()), float(bad.max())
-    within = int(((values >= low) & (values <= high) & others).sum())
-    if within > others.sum() / 2:
+    passed = np.where(others, samples - failed, 0)
+    within, rest_of_all = int(passed[(values >= low) & (values <= high)].sum()), int(passed.sum())
+    if within > rest_of_all / 2:
         return ""
     ordered = values[others]
     words = f"between {low:.6g} and {high:.6g}"
@@ -153,7 +156,7 @@ def _range_sentence(label: str, values: Array, samples: Array, failed: Array) ->
         words = f"≥ {low:.6g}"
     elif not (ordered < low).any():
         words = f"≤ {high:.6g}"
-    rest = f"{within} of {int(others.sum())} other samples have, too" if within else "no other sample has"
+    rest = f"{within} of {rest_of_all} other samples have, too" if within else "no other sample has"
     return f"All {int(failed.sum())} failed samples have {label} {words}; {rest}."
 
 

@@ -104,7 +104,9 @@ def column_chart(column: ColumnFailures) -> Chart:
         chart = rectangles(rows, x, "failed", axis).encode(tooltip=tooltip, color=alt.value(FAILED_COLOUR))
     else:
         rows = [_share(one.value, one.samples, one.failed) for one in column.categories]
-        x_axis = alt.Axis(labelAngle=-35 if max(len(row["range"]) for row in rows) > 3 else 0, labelLimit=90)
+        x_axis = alt.Axis(
+            labelAngle=-35 if max(len(row["range"]) for row in rows) > 3 else 0, labelLimit=90, labelOverlap=True
+        )
         chart = alt.Chart(data(rows)).mark_bar(color=FAILED_COLOUR)
         chart = chart.encode(
             x=alt.X("range", type="nominal", title=column.label, sort=None, axis=x_axis),

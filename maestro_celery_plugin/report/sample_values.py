@@ -11,18 +11,24 @@ import numpy as np
 
 from maestro_celery_plugin.plugins import open_table
 from maestro_celery_plugin.report.aggregation import RecordTotals
-from maestro_celery_plugin.report.failure_space import by_category, by_number, category_counts, failure_plane
+from maestro_celery_plugin.report.failure_space import (
+    CATEGORIES,
+    by_category,
+    by_number,
+    category_counts,
+    failure_plane,
+)
 from maestro_celery_plugin.report.summary import ColumnFailures, Plane
 from maestro_celery_plugin.samples.table import SampleTable, rows_of
 from maestro_celery_plugin.states import Outcome
 
-__all__ = ["failures_by_parameter", "failures_by_value"]
+__all__ = ["COLUMNS", "failures_by_parameter", "failures_by_value"]
 
 Array = np.ndarray[Any, Any]
 
 _BLOCK = 1 << 15
 # Columns and parameters that are looked at; a text column with more values than this is a name of samples.
-COLUMNS, VALUES = 64, 1000
+COLUMNS, VALUES = 32, 1000
 
 
 @dataclasses.dataclass
@@ -80,8 +86,17 @@ def failures_by_parameter(records: Sequence[RecordTotals], params: dict[str, dic
         for name, value in params.get(record.manifest.name, {}).items():
             before = counts.setdefault(name, {}).get(value, (0, 0))
             counts[name][value] = before[0] + outcomes, before[1] + record.states.failures
-    found = [by_category(name, values) for name, values in counts.items() if len(values) > 1]
+    found = [_by_parameter(name, values) for name, values in counts.items() if len(values) > 1]
     return sorted(found, key=lambda column: -column.weight)[:COLUMNS]
+
+
+def _by_parameter(name: str, counts: dict[str, tuple[int, int]]) -> ColumnFailures:
+    """Return failures by the values of a parameter: many numbers have bins, all others are categories."""
+    numbers = np.full(len(counts), np.nan, np.float32)
+    if len(counts) > CATEGORIES and _fill(numbers, tuple(counts)) and np.isfinite(numbers).all():
+        totals = np.array(list(counts.values()))
+        return by_number(name, numbers, totals[:, 0], totals[:, 1])
+    return by_category(name, counts)
 
 
 def _counts(records: Sequence[RecordTotals], rows: int) -> tuple[Array, Array]:

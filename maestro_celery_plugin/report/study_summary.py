@@ -20,7 +20,7 @@ from maestro_celery_plugin.report.node_comparison import compare_nodes
 from maestro_celery_plugin.report.notable_samples import failure_kinds, slowest_samples
 from maestro_celery_plugin.report.reader import study_name, study_state
 from maestro_celery_plugin.report.redaction import redacted
-from maestro_celery_plugin.report.sample_values import failures_by_parameter, failures_by_value
+from maestro_celery_plugin.report.sample_values import COLUMNS, failures_by_parameter, failures_by_value
 from maestro_celery_plugin.report.step_summaries import step_summary
 from maestro_celery_plugin.report.study_ledger import read_parts, seconds_elsewhere
 from maestro_celery_plugin.report.summary import (
@@ -41,6 +41,7 @@ from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.session import Session
 from maestro_celery_plugin.study.status_csv import read_rows
 from maestro_celery_plugin.study.worker_facts import VERSIONS_OF, read_facts
+from maestro_celery_plugin.study.worker_identity import worker_of
 
 __all__ = ["summarize"]
 
@@ -166,6 +167,8 @@ class _Study:
 
     def _failures_by_value(self) -> tuple[list[ColumnFailures], Plane | None]:
         try:
+            if len(self._plan.column_labels) > COLUMNS:
+                self._remarks.append(f"Failures are shown by the first {COLUMNS} columns of the sample table.")
             return failures_by_value(self._records)
         except (EnsembleError, OSError) as error:
             self._remarks.append(f"The values of the samples cannot be read: {error}")
@@ -178,10 +181,11 @@ class _Study:
         nodes = {beat.name: beat.node for beat in self._beats}
         nodes |= {machine.worker: machine.node for machine in read_broken_machines(self._plan.broken_machines)}
         nodes |= {name: facts.node for name, facts in self._facts.items()}
-        return lambda writer: nodes.get(writer.partition(".")[0]) or f"worker {writer.partition('.')[0]}"
+        return lambda writer: nodes.get(worker_of(writer)) or f"worker {worker_of(writer)}"
 
     def _versions(self) -> dict[str, str]:
-        workers = [facts.versions for name, facts in self._facts.items() if name in self._aggregation.writers]
+        names = {worker_of(writer) for writer in self._aggregation.writers}
+        workers = [facts.versions for name, facts in self._facts.items() if name in names]
         ran = {
             name: sorted({versions.get(name, "") for versions in workers} - {""}) for name in (*VERSIONS_OF, "Python")
         }

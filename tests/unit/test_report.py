@@ -307,6 +307,20 @@ def test_failures_by_sample_value_and_by_parameter(tmp_path):
     ]
 
 
+def test_a_parameter_with_many_numbers_has_bins(tmp_path):
+    study = MadeStudy(tmp_path / "study", ("X",), "1\n", 1)
+    for number in range(1, 51):
+        study.record(number, "sim", 1, params=f"P:{number}")
+        run = attempt(0, number, number + 1, code=int(number > 45), record=number)
+        study.ledger(f"sim-{number}", lease(number, number + 1, run, record=number))
+
+    column = next(column for column in summarize(study.plan.root).columns if column.label == "P")
+
+    assert column.sentence == "All 5 failed samples have P ≥ 46; no other sample has."
+    assert sum(one.samples for one in column.bins) == 50
+    assert sum(one.failed for one in column.bins) == 5
+
+
 def test_a_table_that_has_changed_costs_only_the_values(tmp_path):
     study = many_samples(tmp_path / "study", 200)
     summarize(study.plan.root)
@@ -394,6 +408,30 @@ def test_values_of_env_file_are_nowhere_in_the_summary(tmp_path):
     assert "line two" not in text
     assert summary.failures[0].stderr == f"auth {REDACTED} failed: {REDACTED}, {REDACTED}, 19870"
     assert summary.specification == f"token: x{REDACTED}y\n"
+
+
+def test_a_secret_in_the_path_of_the_study_does_not_move_the_report(tmp_path):
+    study = many_samples(tmp_path / "study", 50)
+    study.session.write_environment({"DATA": str(tmp_path)})
+
+    answer = CliRunner().invoke(main, ["report", str(study.plan.root)])
+
+    assert answer.exit_code == 0, answer.output
+    assert str(tmp_path) not in (study.plan.root / "report.html").read_text()
+
+
+def test_the_processes_of_a_pool_are_their_worker(tmp_path):
+    study = MadeStudy(tmp_path / "study")
+    study.record(1, "sim", 2)
+    for sample in range(2):
+        study.ledger(f"sim-1.{90 + sample}", lease(0, 5, attempt(sample, 0, 5)))
+    study.facts("sim-1", "node1", slots=0)
+
+    summary = summarize(study.plan.root)
+
+    assert [(node.name, node.workers, node.attempts) for node in summary.nodes] == [("node1", 1, 2)]
+    assert summary.versions["celery"] == "5.5.0"
+    assert [(one.label, one.slots) for one in summary.allocations] == [("sim (no allocation)", 2)]
 
 
 def test_redaction_looks_into_everything():
