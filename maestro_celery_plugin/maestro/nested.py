@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from maestro_celery_plugin import clock
 from maestro_celery_plugin.config.groups import shared_groups
 from maestro_celery_plugin.config.settings import EnsembleSettings
@@ -124,7 +126,7 @@ def run_nested(parent: Member, run: Callable[[Any], int], arguments: argparse.Na
     except BaseException:
         _withdraw()
         raise
-    if code or arguments.autono:
+    if code or arguments.autono or OPTIONS.dry_run:
         _withdraw()
     elif OPTIONS.waits and OPTIONS.member is not None:
         return _await_end(OPTIONS.member.id)
@@ -261,10 +263,21 @@ def _own_directory(name: str, output_path: str, taken: set[str], arguments: argp
 
 def _place(parent: Member) -> str:
     """Return where the study was started: the workspace of a step record or of a sample, below the study above it."""
+    for place in (_directory_of_sample(), Path(os.environ.get("PWD", ""))):
+        with contextlib.suppress(ValueError):
+            return str(place.relative_to(parent.root))
+    return ""
+
+
+def _directory_of_sample() -> Path:
+    """Return the directory with the script of this session of processes, which a worker begins for each sample.
+
+    The script may have changed its own directory.
+    """
     try:
-        return str(Path(os.environ.get("PWD", "")).relative_to(parent.root))
-    except ValueError:
-        return ""
+        return Path(psutil.Process(os.getsid(0)).cmdline()[-1]).parent
+    except (psutil.Error, IndexError):
+        return Path()
 
 
 # --- the conductor ------------------------------------------------------------------------------------

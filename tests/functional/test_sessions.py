@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import time
-from pathlib import Path
 
 import pytest
 from support import Study, kill, wait_for
@@ -38,20 +37,15 @@ ITERATE = """
 
 
 def iterations(study: Study) -> list[Study]:
-    """Return the studies that a study has started, in their order."""
-    members = Members(study.path / "merlin_info" / "session").all()
-    return [Study(Path(member.root), study.environment) for member in members[1:]]
+    return study.iterations()
 
 
-def await_session(study: Study, timeout_s: float = 60.0) -> None:
-    """Wait until all studies of a session, and all their processes, have ended."""
-    members = Members(study.path / "merlin_info" / "session")
-    wait_for(lambda: not members.living() and not processes(study), "the end of the session", timeout_s)
+def await_session(study: Study) -> None:
+    study.await_session()
 
 
 def processes(study: Study) -> dict[int, str]:
-    parent = Study(study.path.parent, study.environment)
-    return parent.processes()
+    return Study(study.path.parent, study.environment).processes()
 
 
 @pytest.fixture
@@ -208,3 +202,19 @@ def test_a_study_without_an_ensemble_is_a_member_as_well(chain, tmp_path):
     await_session(study)
     (plain,) = iterations(study)
     assert plain.outputs("a/done.txt") == ["done\n"]
+
+
+def test_a_study_never_replaces_a_directory_and_a_dry_run_joins_no_session(chain, tmp_path):
+    """Given `-o` of a directory that exists and is no study, then it stays, and a number follows the name."""
+    (tmp_path / "iteration").mkdir()
+    (tmp_path / "iteration" / "kept").touch()
+    other = "maestro run --dry $(SPECROOT)/study.yaml -o dry; cd /;"
+    study = chain("--vars", "MAX=2", "OPTIONS=-y", spec=ITERATE.replace("echo before", other))
+    study.await_session()
+    (second,) = study.iterations()
+
+    assert second.path == tmp_path / "iteration_2"
+    assert os.listdir(tmp_path / "iteration") == ["kept"]
+    assert (tmp_path / "dry" / "sim").is_dir()
+    shown = json.loads(study.command("maestro-celery", "session", "show", "--json", str(study.path)).stdout)
+    assert [one["started_by"] for one in shown] == [None, "next"]  # although the step has left its directory
