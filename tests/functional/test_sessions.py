@@ -9,6 +9,7 @@ import time
 import pytest
 from support import Study, kill, wait_for
 
+from maestro_celery_plugin.host.conductors import RESTART_LIMIT
 from maestro_celery_plugin.study.members import Members
 
 # A step that counts up to MAX, and starts the study again until then.
@@ -143,6 +144,22 @@ def test_a_session_without_host_and_conductors_is_resumed(chain):
     await_session(study)
     for number, one in enumerate([study, *iterations(study)], 1):
         assert_complete(one, number)
+
+
+def test_a_conductor_that_dies_again_is_started_by_session_resume(chain):
+    """Given a conductor that was killed twice, while the host lives, then `session resume` lets its study go on."""
+    study = chain("--vars", "SLEEP=3", "MAX=2")
+    wait_for(lambda: iterations(study) and iterations(study)[0].outputs("sim/*/sim.txt"), "samples of iteration 2")
+    (second,) = iterations(study)
+    members = Members(study.path / "merlin_info" / "session")
+    members.change(members.all()[1].id, restarts=RESTART_LIMIT)  # as after the first death
+    kill(*second.processes("bin/conductor"))
+    assert study.processes("maestro_celery_plugin.host")
+
+    answer = study.command("maestro-celery", "session", "resume", str(second.path))
+    assert answer.stdout.startswith("The host of the session runs already, and goes on"), answer.stderr
+    await_session(study)
+    assert_complete(second, 2)
 
 
 def test_a_runaway_is_stopped_from_another_shell(chain):
