@@ -235,3 +235,16 @@ def test_a_study_never_replaces_a_directory_and_a_dry_run_joins_no_session(chain
     assert (tmp_path / "dry" / "sim").is_dir()
     shown = json.loads(study.command("maestro-celery", "session", "show", "--json", str(study.path)).stdout)
     assert [one["started_by"] for one in shown] == [None, "next"]  # although the step has left its directory
+
+
+LAUNCHING = ITERATE.replace("seq 4 >", "sleep $(PAUSE); seq 4 >").replace("SLEEP: 0", "SLEEP: 0, PAUSE: 0")
+
+
+def test_a_launch_that_is_stopped_was_not_launched(chain):
+    study = chain("--vars", "MAX=2", "OPTIONS=--vars PAUSE=60", spec=LAUNCHING)
+    wait_for(lambda: iterations(study) and iterations(study)[0].processes("cmd.sh"), "the launch of iteration 2")
+    answer = study.command("maestro-celery", "session", "stop", "-f", str(study.path))
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    shown = json.loads(study.command("maestro-celery", "session", "show", "--json", str(study.path)).stdout)
+    assert [one["state"] for one in shown] == ["CANCELLED", "not launched"]
+    await_session(study)
