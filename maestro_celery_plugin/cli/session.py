@@ -14,6 +14,7 @@ from maestro_celery_plugin.host.start import begin, host_of
 from maestro_celery_plugin.maestro.session_stop import stop_session
 from maestro_celery_plugin.report.session_tree import session_studies, studies_table
 from maestro_celery_plugin.report.terminal import wide_console
+from maestro_celery_plugin.states import MemberState
 from maestro_celery_plugin.study.members import Members
 from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.session import Session
@@ -108,6 +109,12 @@ def resume(study: Path) -> None:
     """Start another host for a session whose host was killed; it goes on with studies whose conductor has died."""
     session = _session_of(study)
     members = Members(session.path)
+    if all(member.state is MemberState.ENDED for member in members.all()):
+        click.echo(
+            "All studies of the session have ended; `maestro-celery resume` with the directory of one continues it "
+            "if it was cancelled or has failed."
+        )
+        return
     session.revoke_stop()
     for member in members.all():
         if not members.is_alive(member) and member.restarts:

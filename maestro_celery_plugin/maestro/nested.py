@@ -53,6 +53,8 @@ INHERITED = ("sleeptime", "debug_lvl", "rlimit", "throttle", "attempts", "max_de
 # The host looks for requests five times a second; on another node of NFS, it may see them a second later.
 _HOST_LIMIT_S = 30.0
 _WAIT_INTERVAL_S = 0.5
+# After this time without a conductor, `-fg` waits no more: the host would have started another one.
+_DEAD_LIMIT_S = 60.0
 
 
 def find_parent() -> Member | None:
@@ -334,18 +336,21 @@ def _waiting_group(session: Session, groups: Mapping[str, Any], members: Members
 
 def _await_end(study_id: str) -> int:
     """Wait for the end of a study; return the exit code of `maestro run -fg`."""
-    from maestro_celery_plugin.report.exit_codes import code_of
+    from maestro_celery_plugin.report.exit_codes import StudyCode, code_of
     from maestro_celery_plugin.report.reader import StatusReader
 
-    members = Members(session_of_parent())
-
-    def has_ended() -> bool:
-        member = members.read(study_id)
-        return member is None or member.state is MemberState.ENDED
-
-    while not has_ended():
+    members, alive_at = Members(session_of_parent()), clock.monotonic()
+    while (member := members.read(study_id)) is not None and member.state is not MemberState.ENDED:
+        if members.is_alive(member):
+            alive_at = clock.monotonic()
+        elif clock.monotonic() - alive_at > _DEAD_LIMIT_S:
+            print(
+                f"maestro: -fg: no conductor runs the study '{member.root}' any more; `maestro-celery session resume "
+                f"{shlex.quote(member.root)}` lets it go on.",
+                file=sys.stderr,
+            )
+            return int(StudyCode.UNCONDUCTED)
         clock.sleep(_WAIT_INTERVAL_S)
-    member = members.read(study_id)
     if member is None or not member.lock.parent.is_dir():
         return 0
     code = int(code_of(StatusReader(Path(member.root)).read(), is_to_end=True))

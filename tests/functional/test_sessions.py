@@ -173,6 +173,9 @@ def test_a_runaway_is_stopped_from_another_shell(chain):
     count = len(iterations(study))
     time.sleep(1)
     assert len(iterations(study)) == count
+    resumed = study.command("maestro-celery", "session", "resume", str(study.path))
+    assert (resumed.returncode, resumed.stdout[:42]) == (0, "All studies of the session have ended; `ma")
+    assert not processes(study)
 
 
 @pytest.mark.parametrize("limit", [("--max-depth", "1"), ("--max-studies", "2")])
