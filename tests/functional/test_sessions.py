@@ -112,10 +112,13 @@ def test_relative_paths_are_those_of_the_first_launch(chain):
 
 def test_a_conductor_that_dies_is_started_again_once(chain):
     """Given a killed conductor of an iteration, then the host of the session lets the study go on."""
-    study = chain("--vars", "SLEEP=1", "MAX=2")
+    study = chain("--vars", "SLEEP=3", "MAX=2")
     wait_for(lambda: iterations(study) and iterations(study)[0].outputs("sim/*/sim.txt"), "samples of iteration 2")
     (second,) = iterations(study)
     kill(*second.processes("bin/conductor"))
+    wait_for(lambda: second.processes("bin/conductor"), "the other conductor")
+    (line,) = second.processes("bin/conductor").values()
+    assert " -t 1 " in line  # as launched
     await_session(study)
 
     assert_complete(second, 2)
