@@ -106,16 +106,19 @@ def _workers(options: argparse.Namespace, root: Path) -> list[str]:
     """Return the command that stops or lists the workers of the groups with these names or task queues."""
     study = study_of(Path(options.spec)) if options.spec else root
     groups = serving_groups(StudyPlan.read(study).settings)
+    try:
+        words = [re.compile(word) for word in options.workers]
+    except re.error as error:
+        sys.exit(f"merlin: error: --workers: '{error.pattern!s}' is no regular expression ({error}); correct it.")
     chosen = [
         name
         for name, group in groups.items()
-        if set(group.task_queues) & set(options.queues) or any(re.search(word, name) for word in options.workers)
+        if set(group.task_queues) & set(options.queues) or any(word.search(name) for word in words)
     ]
     if (options.queues or options.workers) and not chosen:
         sys.exit(f"merlin: error: the study has no such workers; its worker groups are {', '.join(groups)}.")
-    words = _repeated("--group", chosen)
     command = ["stop-workers", "-f"] if options.command == "stop-workers" else ["workers", "--list"]
-    return ["maestro-celery", *command, *words, str(study)]
+    return ["maestro-celery", *command, *_repeated("--group", chosen), str(study)]
 
 
 def _repeated(option: str, values: Iterable[str]) -> list[str]:

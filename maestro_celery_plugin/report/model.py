@@ -179,5 +179,5 @@ class StudyStatus:
             "broken_machines": [dataclasses.asdict(machine) for machine in self.broken_machines],
             "damage": self.damage,
             "broker_problem": self.broker_problem,
-            "workers_stopped": dataclasses.asdict(self.workers_stopped) if self.workers_stopped else None,
+            "workers_stopped": self.workers_stopped.to_json() if self.workers_stopped else None,
         }

@@ -18,6 +18,8 @@ __all__ = ["add_to_path", "write_merlin_command"]
 # Python must not search the directory of a sample for modules.
 _CODE = "import sys; sys.path[:] = filter(None, sys.path); from maestro_celery_plugin.cli.merlin import main; main()"
 _DIRECTORY = "bin"
+# The command of a study is a small file; a real Merlin may be larger.
+_SMALL_BYTES = 4096
 
 
 def write_merlin_command(session: Path, root: Path) -> None:
@@ -32,7 +34,7 @@ def write_merlin_command(session: Path, root: Path) -> None:
     """
     path = session / _DIRECTORY / "merlin"
     path.unlink(missing_ok=True)
-    if shutil.which("merlin"):
+    if shutil.which("merlin", path=_path_of_others()):
         return
     path.parent.mkdir(exist_ok=True)
     command = shlex.join([sys.executable, "-c", _CODE, str(root)])
@@ -41,6 +43,18 @@ def write_merlin_command(session: Path, root: Path) -> None:
 
 def add_to_path(session: Path) -> None:
     """Add the directory of the command to the end of the `PATH` of this process, which its samples inherit."""
-    path, directory = os.environ.get("PATH", os.defpath), str(session / _DIRECTORY)
-    if directory not in path.split(os.pathsep):
-        os.environ["PATH"] = f"{path}{os.pathsep}{directory}"
+    os.environ["PATH"] = f"{_path_of_others()}{os.pathsep}{session / _DIRECTORY}"
+
+
+def _path_of_others() -> str:
+    """Return the `PATH` without the commands of studies: a sample of another study may have launched this one."""
+    directories = os.environ.get("PATH", os.defpath).split(os.pathsep)
+    return os.pathsep.join(directory for directory in directories if not _has_command(Path(directory)))
+
+
+def _has_command(directory: Path) -> bool:
+    try:
+        with (directory / "merlin").open("rb") as file:
+            return _CODE.encode() in file.read(_SMALL_BYTES)
+    except OSError:
+        return False

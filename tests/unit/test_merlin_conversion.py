@@ -203,3 +203,14 @@ def test_the_command(tmp_path, monkeypatch):
     path.write_bytes(b"# \xe9")
     assert call(path)[0] == 1
     assert call(tmp_path / "missing")[0] == 1
+
+
+@pytest.mark.parametrize(("name", "problem"), [("missing.yaml", "cannot be read"), (".", "is a directory")])
+def test_a_file_that_cannot_be_read_has_a_next_step(tmp_path, monkeypatch, name, problem):
+    monkeypatch.chdir(tmp_path)
+
+    answer = CliRunner().invoke(main, ["convert", name])
+
+    assert answer.exit_code == 1
+    assert problem in answer.output
+    assert "; give the YAML file of a study." in answer.output
