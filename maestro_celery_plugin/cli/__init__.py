@@ -14,6 +14,7 @@ import click
 
 from maestro_celery_plugin.errors import EnsembleError
 from maestro_celery_plugin.imports import one_thread
+from maestro_celery_plugin.spec.overrides import one_variable_each
 
 __all__ = ["main"]
 
@@ -60,6 +61,10 @@ class _Commands(click.Group):
         with one_thread():
             command: click.Command = importlib.import_module(f"{__name__}.{cmd_name.replace('-', '_')}").command
         return command
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the command line, with one variable for each `--vars`, as `maestro run` does."""
+        return super().parse_args(ctx, list(one_variable_each(args)))
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shlex
 import subprocess
 import sys
@@ -12,24 +11,22 @@ from pathlib import Path
 
 import click
 
+from maestro_celery_plugin.cli.study_argument import study_of
 from maestro_celery_plugin.cli.vars_option import vars_option
 from maestro_celery_plugin.conductor.worker_sources import request_for
 from maestro_celery_plugin.config.groups import batch_of, is_for_this_machine, require_groups, serving_groups
 from maestro_celery_plugin.errors import StudyError
-from maestro_celery_plugin.files import is_locked
 from maestro_celery_plugin.machine import host_name
-from maestro_celery_plugin.maestro.specification import load_ensemble
 from maestro_celery_plugin.plugins import current_allocation
 from maestro_celery_plugin.processes import forget_variable
 from maestro_celery_plugin.report.terminal import wide_console
 from maestro_celery_plugin.report.worker_list import live_workers, workers_table
-from maestro_celery_plugin.spec.overrides import Overrides, variables_of
 from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.session import ENVIRONMENT_VARIABLE, Session
 from maestro_celery_plugin.study.stopped_workers import read_stopped
 from maestro_celery_plugin.study.worker_identity import worker_command
 
-__all__ = ["command", "start_workers", "study_of", "worker_lines"]
+__all__ = ["command", "start_workers", "worker_lines"]
 
 
 @click.command("workers")
@@ -44,7 +41,7 @@ def command(
 ) -> None:
     """Start workers of a study on this machine, and wait until they have left.
 
-    STUDY is the directory of a study, or a specification with a running study. Inside an allocation, the workers of a
+    STUDY is the directory of a study, or the specification of a running study. Inside an allocation, the workers of a
     group with a batch system start on the nodes of the allocation.
     """
     if as_json and not is_list:
@@ -74,38 +71,6 @@ def _list(directory: Path, groups: Sequence[str], *, as_json: bool) -> None:
         click.echo("The study has no live workers.")
     if stopped is not None:
         click.echo(stopped.sentence)
-
-
-def study_of(path: Path, variables: Sequence[str] = (), *, may_have_ended: bool = False) -> Path:
-    """Return the directory of a study: the path itself, or the newest running study of a specification.
-
-    Args:
-        path: The directory, or the specification.
-        variables: The variables with which the study of the specification was launched, as ``NAME=VALUE``.
-        may_have_ended: Whether the newest study of a specification may also be one that has ended.
-
-    Raises:
-        StudyError: there is no such study.
-    """
-    if path.is_dir():
-        return path.absolute()
-    if not path.is_file():
-        raise StudyError(f"'{path}' is neither the directory of a study nor a specification.")
-    specification = load_ensemble(path, Overrides(variables=variables_of(variables)))
-    # maestro.py:436-452: <OUTPUT_PATH>/<name>_<time>, with blanks of the name as underscores.
-    parent = Path(specification.output_path or ".")
-    name = re.compile(re.escape(specification.name.replace(" ", "_")) + r"_\d{8}-\d{6}")
-    # The launch writes the one file; the conductor, which may not have begun yet, locks the other one.
-    file = "batch.info" if may_have_ended else "merlin_info/conductor.lock"
-    files = (path / file for path in parent.glob("*_*-*") if name.fullmatch(path.name))
-    found = sorted((path for path in files if path.is_file()), key=lambda path: path.stat().st_mtime)
-    studies = [parent / path.relative_to(parent).parts[0] for path in found if may_have_ended or is_locked(path)]
-    if not studies:
-        raise StudyError(
-            f"No study of '{path}' {'exists' if may_have_ended else 'is running'} below '{parent.absolute()}'; give "
-            "the directory that `maestro run` has created."
-        )
-    return studies[-1].absolute()
 
 
 def worker_lines(directory: Path, groups: Sequence[str]) -> dict[str, str]:

@@ -13,13 +13,12 @@ from maestro_celery_plugin.report.model import StudyState, StudyStatus
 from maestro_celery_plugin.report.reader import StatusReader
 from maestro_celery_plugin.report.terminal import outcome_words
 from maestro_celery_plugin.states import AllocationState, WorkerState
+from maestro_celery_plugin.study.conductor_lock import START_LIMIT_S
 from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.status_csv import FINAL_STATES
 
 __all__ = ["MonitoredStudy", "monitor"]
 
-# `maestro run` returns before its conductor has begun.
-START_LIMIT_S = 60.0
 _NOT_ALIVE = (WorkerState.DEAD, WorkerState.AWAITED)
 
 

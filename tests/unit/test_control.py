@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
@@ -16,7 +15,6 @@ from msgspec.structs import replace
 
 from maestro_celery_plugin.batch.allocation import Allocation, new_directory
 from maestro_celery_plugin.cli.merlin import translated
-from maestro_celery_plugin.cli.workers import study_of
 from maestro_celery_plugin.conductor.stopped_workers import StoppedWorkers
 from maestro_celery_plugin.config.settings import ResourceSettings, StepFacts, WorkerGroupSettings
 from maestro_celery_plugin.errors import StudyError
@@ -62,7 +60,9 @@ def session(tmp_path):
 @pytest.fixture
 def root(tmp_path):
     """The directory of a study with two worker groups."""
-    plan = StudyPlan(root=tmp_path / "study", timestamp="t", settings=TWO_GROUPS)
+    plan = StudyPlan(
+        root=tmp_path / "study", timestamp="t", settings=TWO_GROUPS, specification=tmp_path / "study.yaml"
+    )
     plan.root.mkdir()
     (plan.root / "batch.info").write_text(json.dumps(plan.to_batch()))
     Session.create(plan.session)
@@ -294,33 +294,6 @@ def test_only_messages_with_an_open_sample_wait(tmp_path, rows, valid):
     assert _valid(states, waiting.of_record(1)) == valid
 
 
-# --- the study of a specification --------------------------------------------------------------------
-
-
-def test_a_specification_stands_for_its_own_studies_only(tmp_path):
-    """Given a newer study of another specification whose name begins in the same way, then it is not meant."""
-    specification = tmp_path / "s.yaml"
-    specification.write_text(
-        f"""
-        description: {{name: sim a, description: d}}
-        env: {{variables: {{OUTPUT_PATH: {tmp_path}}}}}
-        study: [{{name: s, description: d, run: {{cmd: echo}}}}]
-        merlin: {{resources: {{workers: {{w: {{steps: [s]}}}}}}}}
-        """
-    )
-    with contextlib.ExitStack() as stack:
-        for number, name in enumerate(["sim_a_20260101-000000", "sim_a_b_20260102-000000"]):
-            lock = tmp_path / name / "merlin_info" / "conductor.lock"
-            lock.parent.mkdir(parents=True)
-            stack.enter_context(FileLock(lock))
-            (tmp_path / name / "batch.info").touch()
-            for file in (lock, tmp_path / name / "batch.info"):
-                os.utime(file, (number, number))
-
-        assert study_of(specification) == tmp_path / "sim_a_20260101-000000"
-        assert study_of(specification, may_have_ended=True) == tmp_path / "sim_a_20260101-000000"
-
-
 # --- the monitor -------------------------------------------------------------------------------------
 
 
@@ -389,11 +362,72 @@ def test_a_study_that_waits_for_workers_has_stalled(root, steps, job, code):
         ("monitor --sleep 5", "maestro-celery monitor --sleep 5 STUDY"),
         ("queue-info", "maestro-celery queues STUDY"),
         ("info", "maestro-celery doctor"),
-        ("run-workers s.yaml --steps all --echo", ""),
+        ("run-workers s.yaml --steps all", ""),
+        ("run-workers --worker-args=--concurrency=2 --disable-logs s.yaml", ""),
+        ("run-workers --echo SPEC", "maestro-celery workers --echo STUDY"),
+        ("run-workers SPEC --steps post --echo", "maestro-celery workers --echo --group posts STUDY"),
+        ("run s.yaml --pgen g.py --pargs A:1 --pargs B:2", "maestro run -y s.yaml --pgen g.py --pargs A:1 --pargs B:2"),
+        ("-lvl DEBUG status --no-prompts --task_server celery --cb-help SPEC", "maestro-celery status STUDY"),
+        ("status SPEC -o elsewhere", "maestro-celery status STUDY"),
+        ("detailed-status SPEC --task-status RUNNING", "maestro-celery status STUDY"),
+        ("detailed-status SPEC --task-status FAILED --max-tasks 3", "maestro-celery status --failed --limit 3 STUDY"),
+        ("detailed-status SPEC --return-code hard_fail --layout table", "maestro-celery status --failed STUDY"),
+        ("detailed-status --disable-pager --disable-theme --no-prompts --workers w --task-queues q", "maestro-celery status STUDY"),
+        ("monitor SPEC --steps sim --no-restart --disable-gc", "maestro-celery monitor --sleep 60 STUDY"),
+        ("queue-info --spec SPEC --steps sim post", "maestro-celery queues --queue q --queue p STUDY"),
+        ("queue-info --specific-queues r --vars A=1", "maestro-celery queues --queue r STUDY"),
+        ("query-workers --format json -l", "maestro-celery workers --list --json STUDY"),
+        ("stop-workers --spec SPEC --task_server celery", "maestro-celery stop-workers -f STUDY"),
+        ("purge SPEC -f", "maestro-celery purge -f STUDY"),
+        ("purge TEMPLATE -f", "maestro-celery purge -f STUDY"),
+        ("purge EXECUTED -f", "maestro-celery purge -f STUDY"),
+        ("cancel SPEC", "maestro cancel -y STUDY"),
+        ("cancel SPEC --no-purge", "maestro-celery stop-workers -f STUDY"),
+        ("cancel SPEC --no-stop-workers --no-mark-cancelled", "maestro-celery purge -f STUDY"),
+        ("cancel SPEC --no-stop-workers --no-purge", ""),
+        ("database info", ""),
+        ("db get study --all", ""),
     ],
 )
 def test_the_words_of_merlin_are_translated(root, words, command):
-    assert translated(words.split(), root) == command.replace("STUDY", str(root)).split()
+    """The specification of the study whose sample calls `merlin`, or a version of it, stands for this study.
+
+    It needs no OUTPUT_PATH, which would be resolved from the directory of the sample.
+    """
+    template, executed, _ = StudyPlan.read(root).specification_files.values()
+    files = {"SPEC": root.parent / "study.yaml", "TEMPLATE": template, "EXECUTED": executed}
+    words = [str(files.get(word, word)) for word in words.split()]
+    assert translated(words, root) == command.replace("STUDY", str(root)).split()
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("status --no-prompts", "merlin status: --no-prompts has no effect: the command asks nothing."),
+        ("monitor --steps a", "merlin monitor: --steps has no effect: the command waits for the whole study."),
+        ("detailed-status --task-status RUNNING", "merlin detailed-status: --task-status has an effect for failed samples only."),
+        ("run-workers --worker-args=x s.yaml", "merlin run-workers: --worker-args has no effect: the specification has the arguments of workers."),
+    ],
+)  # fmt: skip
+def test_an_option_of_merlin_without_effect_has_a_line(root, words, line, capsys):
+    translated(words.split(), root)
+
+    assert capsys.readouterr().err.splitlines() == [line]
+
+
+def test_the_dumps_of_merlin_have_its_keys(root, tmp_path):
+    """Given `--dump`, then each look at the task queues adds to the file, and the status is that of the study."""
+    for name in ("q.csv", "q.json"):
+        for _ in range(2):
+            assert translated(["queue-info", "--steps", "post", "--dump", str(tmp_path / name)], root) == []
+    heading, *rows = (tmp_path / "q.csv").read_text().splitlines()
+    assert (heading, len(rows)) == ("time,p:tasks,p:consumers", 2)
+    assert next(iter(json.loads((tmp_path / "q.json").read_text()).values())) == {"p": {"tasks": 0, "consumers": 0}}
+
+    assert translated(["status", "--dump", str(tmp_path / "s.json")], root) == []
+    assert json.loads((tmp_path / "s.json").read_text())["path"] == str(root)
+    with pytest.raises(StudyError, match=r"--dump: found 's.txt'; the name of the file ends in '.csv' or '.json'"):
+        translated(["status", "--dump", "s.txt"], root)
 
 
 def test_a_worker_name_that_is_no_regular_expression_is_an_error(root):
