@@ -65,10 +65,10 @@ def problems(data: Any, schema: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
     """
     validator = _Validator(schema)
     found: dict[tuple[str, str], str] = {}
-    for error in sorted(validator.iter_errors(data), key=_place):
-        inner = _only_alternative(error)
-        path = ".".join(str(part) for part in inner.absolute_path)
-        for message in _messages(inner):
+    errors = (inner for error in validator.iter_errors(data) for inner in _of_only_alternative(error))
+    for error in sorted(errors, key=_place):
+        path = ".".join(str(part) for part in error.absolute_path)
+        for message in _messages(error):
             # One message for what was found: a misspelt key is an unknown key, and a missing one.
             found.setdefault((path, message.partition(";")[0]), message)
     return [(path, message) for (path, _), message in found.items()]
@@ -84,7 +84,7 @@ def without_errors(data: Any, schema: Mapping[str, Any]) -> Any:
     root = {"": copy.deepcopy(data)}
     validator = _Validator(schema)
     while "" in root and (found := next(validator.iter_errors(root[""]), None)) is not None:
-        error = _only_alternative(found)
+        error = next(_of_only_alternative(found))
         parent: Any = root
         path = ["", *error.absolute_path]
         last = path.pop()
@@ -98,14 +98,16 @@ def without_errors(data: Any, schema: Mapping[str, Any]) -> Any:
     return root.get("")
 
 
-def _only_alternative(error: Error) -> Error:
-    """Return the error of the only alternative other than null; an optional value has one such alternative."""
-    while error.validator == "anyOf":
+def _of_only_alternative(error: Error) -> Iterator[Error]:
+    """Yield all errors of the only alternative other than null; an optional value has one such alternative."""
+    if error.validator == "anyOf":
         indices = [n for n, schema in enumerate(error.validator_value) if schema.get("type") != "null"]
-        if len(indices) > 1:
-            break
-        error = next(inner for inner in error.context if inner.schema_path[0] == indices[0])
-    return error
+        if len(indices) == 1:
+            for inner in error.context:
+                if inner.schema_path[0] == indices[0]:
+                    yield from _of_only_alternative(inner)
+            return
+    yield error
 
 
 def _messages(error: Error) -> Iterator[str]:
