@@ -8,6 +8,7 @@ If a broker that the user gives by URL does not answer, the plugin raises an err
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import os
 import re
 import secrets
@@ -26,7 +27,17 @@ from maestro_celery_plugin.config.user_configuration import configuration_path, 
 from maestro_celery_plugin.errors import BrokerError, BrokerUnavailableError
 from maestro_celery_plugin.study.session import ENVIRONMENT_VARIABLE, Session
 
-__all__ = ["ENVIRONMENT_VARIABLE", "PRIVATE", "BrokerChoice", "check", "check_reachable", "choices", "choose", "masked"]
+__all__ = [
+    "ENVIRONMENT_VARIABLE",
+    "PRIVATE",
+    "BrokerChoice",
+    "check",
+    "check_reachable",
+    "check_text",
+    "choices",
+    "choose",
+    "masked",
+]
 
 # The value of ``--broker``, of the environment variable and of the user's configuration for the private broker.
 PRIVATE = "private"
@@ -110,16 +121,8 @@ def check(choice: BrokerChoice) -> None:
     if choice.url is None:
         find_server()
         return
-    if _SPLIT_PASSWORD.search(choice.url):
-        # The libraries would take a part of the password for the host, and show it in their errors.
-        raise BrokerError(
-            f"The broker {masked(choice.url)} (from {choice.source}) cannot be used: its URL has an '@' after the "
-            "host. In a password or a virtual host, write %2F for '/', %3F for '?', %23 for '#' and %40 for '@'; or "
-            "use --broker private."
-        )
+    check_text(choice)
     try:
-        if url_to_parts(choice.url).scheme not in _SCHEMES:
-            raise _unusable(choice, f"the URL needs one of the schemes {', '.join(_SCHEMES)}. Correct the URL.")
         problem = tls_problem(choice.url)
         if problem:
             raise _unusable(choice, f"{problem}.")
@@ -128,6 +131,31 @@ def check(choice: BrokerChoice) -> None:
         raise
     except Exception as cause:  # each transport raises its own errors
         raise _unusable(choice, failure_of(cause, choice.url)) from cause
+
+
+def check_text(choice: BrokerChoice) -> None:
+    """Check the text of a URL, without its server.
+
+    Raises:
+        BrokerError: it can be the URL of no broker.
+    """
+    if choice.url is None:
+        return
+    if _SPLIT_PASSWORD.search(choice.url):
+        # The libraries would take a part of the password for the host, and show it in their errors.
+        raise BrokerError(
+            f"The broker {masked(choice.url)} (from {choice.source}) cannot be used: its URL has an '@' after the "
+            "host. In a password or a virtual host, write %2F for '/', %3F for '?', %23 for '#' and %40 for '@'; or "
+            "use --broker private."
+        )
+    try:
+        scheme = url_to_parts(choice.url).scheme
+    except ValueError as cause:
+        raise _unusable(choice, failure_of(cause, choice.url)) from cause
+    if scheme not in _SCHEMES:
+        close = difflib.get_close_matches(str(scheme), _SCHEMES, n=1)
+        hint = f"; did you mean '{close[0]}'?" if close else "."
+        raise _unusable(choice, f"the URL needs one of the schemes {', '.join(_SCHEMES)}{hint} Correct the URL.")
 
 
 def _unusable(choice: BrokerChoice, problem: str) -> BrokerError:

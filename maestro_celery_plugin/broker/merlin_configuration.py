@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,9 @@ _BLOCK_KEYS = frozenset(
         *("socketname", "pass_file", "encryption_key"),
     )
 )
+_NAMES = ("redis", "rediss", "redis+socket", "amqp", "amqps", "rabbitmq", "valkey", "valkeys")
+# What a password in the file hardly begins with, but its path.
+_PATH = re.compile(r"~?/|\.\.?/")
 _CELERY_KEYS = ("override", "overrides", "omit_queue_tag", "queue_tag", "certs")
 
 
@@ -75,7 +79,7 @@ def read_merlin(path: Path) -> MerlinBroker:
         _check_keys(broker.keys(), path)
         celery = _celery_block(document.get("celery"), path)
         places = [Path(str(celery["certs"])).expanduser()] if celery.get("certs") else []
-        url = with_tls(_url_of_block(broker), broker, path, places)
+        url = with_tls(_url_of_block(broker, path), broker, path, places)
     except (yaml.YAMLError, OSError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as cause:
         raise BrokerError(
             f"{path}: no usable broker block ({cause!r}); correct it, or set a broker with --broker URL or "
@@ -126,26 +130,49 @@ def _notes_on_queues(celery: Mapping[str, Any], path: Path) -> Iterable[str]:
         )
 
 
-def _url_of_block(broker: dict[str, Any]) -> str:
+def _url_of_block(broker: dict[str, Any], path: Path) -> str:
     if broker.get("url"):
         return str(broker["url"])
-    scheme = {"rabbitmq": "amqps"}.get(broker["name"], broker["name"])
+    name = str(broker["name"]).lower()
+    if name not in _NAMES:
+        raise BrokerError(
+            f"{path}: broker.name: found '{broker['name']}'; {nearest(name, _NAMES)} `--broker private` uses a private "
+            "broker instead."
+        )
+    scheme = {"rabbitmq": "amqps"}.get(name, name)
     if scheme == "redis+socket":
         return f"redis+socket://{broker['path']}?virtual_host={broker.get('db_num', 0)}"
-    return _server_url(scheme, broker)
+    return _server_url(scheme, broker, path)
 
 
-def _server_url(scheme: str, broker: dict[str, Any]) -> str:
+def _server_url(scheme: str, broker: dict[str, Any], path: Path) -> str:
     user = "" if scheme.startswith("redis") else str(broker.get("username") or os.environ.get("USER", ""))
     user = str(broker.get("username") or user)
-    password = str(broker.get("password") or "")
-    password_file = Path(password).expanduser() if password else None
-    if password_file and password_file.is_file():
-        password = password_file.read_text().strip()
+    password = _password(str(broker.get("password") or ""), path)
     port = broker.get("port") or PORTS.get(scheme, REDIS_PORT)
     is_redis = scheme.startswith("redis")
-    path = str(broker.get("db_num", 0)) if is_redis else safequote(str(broker.get("vhost") or user))
+    last = str(broker.get("db_num", 0)) if is_redis else safequote(str(broker.get("vhost") or user))
     server = str(broker["server"] or "").strip("[]")
     if not server:
         raise KeyError("server")
-    return str(as_url(scheme, server, port, user, password, path))
+    return str(as_url(scheme, server, port, user, password, last))
+
+
+def _password(value: str, path: Path) -> str:
+    """Return the password: the content of a file with this name, or else the value itself.
+
+    Raises:
+        BrokerError: the value is the path of a file that does not exist. The message does not repeat it.
+        OSError: the file cannot be read.
+    """
+    file = Path(value).expanduser() if value else None
+    if file is None:
+        return ""
+    if file.is_file():
+        return file.read_text().strip()
+    if _PATH.match(value):
+        raise BrokerError(
+            f"{path}: broker.password: its value is a path, but there is no such file; correct it, or put a password "
+            "that begins in this way into a file. `--broker private` uses a private broker instead."
+        )
+    return value
