@@ -152,7 +152,7 @@ class EnsembleSpecification(YAMLSpecification):  # type: ignore[misc]
         yield from at_their_steps(problems, self.ensemble.resources.workers, self._step_groups)
         if not OPTIONS.parameter_generator:  # its parameters do not exist yet
             parameters = self.get_parameters()
-            yield from self._check_parameters(parameters, is_launch=is_launch)
+            yield from self.parameter_problems(parameters, is_launch=is_launch)
             if content is blocks:  # without a fault, so that the names of all tokens are known
                 yield from self._notes(parameters)
 
@@ -193,10 +193,11 @@ class EnsembleSpecification(YAMLSpecification):  # type: ignore[misc]
             self._generated = {
                 n: {"values": v, "label": parameters.labels[n]} for n, v in parameters.parameters.items()
             }
-        passed(self._check_parameters(parameters, is_launch=OPTIONS.launching), self._file)
+        passed(self.parameter_problems(parameters, is_launch=OPTIONS.launching), self._file)
         passed(self._notes(parameters), self._file)
 
-    def _check_parameters(self, parameters: Any, *, is_launch: bool) -> Iterator[Problem]:
+    def parameter_problems(self, parameters: Any, *, is_launch: bool) -> Iterator[Problem]:
+        """Yield the problems of parameters; the arguments are those of `check_parameters` and `checks`."""
         source = "--pgen" if OPTIONS.parameter_generator else "global.parameters"
         yield from check_parameter_names(map(str, parameters.parameters), self.ensemble.samples, source)
         if is_launch:

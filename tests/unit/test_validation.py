@@ -409,3 +409,43 @@ def test_a_launch_stops_at_the_first_problem_and_logs_warnings(caplog):
     for kind in (Kind.MACHINE, Kind.FAULT):
         with pytest.raises(SpecificationError, match=r"^f\.yaml: key1: text$"):
             passed(checks(Kind.WARNING, kind, Kind.FAULT), "f.yaml")
+
+
+def test_variables_and_parameters_of_the_command_line_are_checked(tmp_path, monkeypatch):
+    """Given a specification that is valid only with --vars and --pgen, then `validate` has both, as `maestro run`."""
+    monkeypatch.chdir(tmp_path)
+    Path("s.yaml").write_text(
+        """
+        description: {name: s, description: d}
+        env: {variables: {N: none, OUTPUT_PATH: out}}
+        study: [{name: s, description: d, run: {cmd: "echo $(X) $(P)", procs: $(N)}}]
+        merlin: {resources: {workers: {w: {steps: [s]}}}, samples: {generate: {cmd: x}, file: x.csv, column_labels: [X]}}
+        """
+    )
+    generator = """
+        from maestrowf.datastructures.core import ParameterGenerator
+        def get_custom_generator(env, **kwargs):
+            assert env.find("N").value == 2 and kwargs["SPECROOT"].value and kwargs["OUTPUT_PATH"].endswith("/out")
+            generator = ParameterGenerator()
+            generator.add_parameter(kwargs["name"], [1, 2])
+            return generator
+        """
+    Path("g.py").write_text(textwrap.dedent(generator))
+
+    def validated(*words):
+        answer = CliRunner().invoke(main, ["validate", *words])
+        return answer.exit_code, answer.output
+
+    code, output = validated("s.yaml")
+    assert (code, "study.s.run.procs: found 'none'" in output) == (1, True), output
+    assert validated("--vars", "N=2", "OUTPUT_PATH=out", "s.yaml", "--pgen", "g.py", "--pargs", "name:P")[0] == 0
+    code, output = validated("--vars", "N=2", "--pgen", "g.py", "--pargs", "name:X", "s.yaml")
+    assert (code, "column_labels: 'X' is also a name in --pgen" in output) == (1, True), output
+    code, output = validated("s.yaml", "--vars", "N=2", "--pgen", "g.py")
+    assert (code, "--pgen: 'g.py' has failed in line 6 (KeyError: 'name'); correct it." in output) == (1, True), output
+    code, output = validated("s.yaml", "--vars", "M=2")
+    assert (code, "--vars: unknown variable 'M'; allowed: 'N', 'OUTPUT_PATH'" in output) == (1, True), output
+    Path("plain.yaml").write_text("description: {name: s, description: d}\nstudy: [{name: s, description: d, run: {cmd: x}}]\n")
+    assert "--vars: unknown variable 'N'" in validated("plain.yaml", "--vars", "N=2")[1]
+    assert "--pgen: 'none.py' is not a file" in validated("s.yaml", "--pgen", "none.py")[1]
+    assert validated("s.yaml", "--pargs", "A:1")[0] == 1
