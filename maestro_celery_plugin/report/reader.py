@@ -94,6 +94,11 @@ class StatusReader:
                 broker_problem=self._broker.problem() if conducted else "",
                 workers_stopped=stopped,
             )
+        except PermissionError as cause:
+            raise StudyError(
+                f"The study '{self._plan.root}' cannot be read: '{cause.filename}' is only for the user who has "
+                "launched it; `maestro status` shows its steps to others."
+            ) from cause
         except OSError as cause:
             raise StudyError(f"The study '{self._plan.root}' cannot be read: {cause}.") from cause
 

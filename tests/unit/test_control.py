@@ -9,12 +9,15 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from ensembles import SETTINGS, a_study, entries, span, states_of
 from filelock import FileLock
 from msgspec.structs import replace
 
 from maestro_celery_plugin.batch.allocation import Allocation, new_directory
+from maestro_celery_plugin.cli import main
 from maestro_celery_plugin.cli.merlin import translated
+from maestro_celery_plugin.cli.workers import start_workers
 from maestro_celery_plugin.conductor.stopped_workers import StoppedWorkers
 from maestro_celery_plugin.config.settings import ResourceSettings, StepFacts, WorkerGroupSettings
 from maestro_celery_plugin.errors import StudyError
@@ -26,6 +29,7 @@ from maestro_celery_plugin.maestro.stop_workers import StopRequest, stop_workers
 from maestro_celery_plugin.report import monitor
 from maestro_celery_plugin.report.exit_codes import StudyCode
 from maestro_celery_plugin.report.monitor import MonitoredStudy
+from maestro_celery_plugin.report.reader import StatusReader
 from maestro_celery_plugin.report.task_queues import _valid
 from maestro_celery_plugin.report.unserved_steps import unserved_steps
 from maestro_celery_plugin.states import WorkerState
@@ -292,6 +296,57 @@ def test_only_messages_with_an_open_sample_wait(tmp_path, rows, valid):
     waiting.apply(applied)
 
     assert _valid(states, waiting.of_record(1)) == valid
+
+
+# --- workers of a user ---
+
+
+@pytest.fixture
+def rows(root):
+    """Let the conductor begin and end, and Maestro store these states of the step records."""
+
+    def rows(*states):
+        Session(StudyPlan.read(root).session).heartbeats.write_conductor(1)
+        lines = [f"{n},{n},,{state},0:00:00,0:00:00,--,--,--,0,0,0," for n, state in enumerate(states)]
+        heading = "Step Name,Job ID,Workspace,State,Run Time,Elapsed Time,Start Time,Submit Time,End Time,Number Restarts,a,b,Params"
+        (root / "status.csv").write_text("\n".join([heading, *lines]) + "\n")
+
+    return rows
+
+
+@pytest.mark.parametrize("words", [[], ["--echo"]])
+def test_an_ended_study_has_no_work_for_workers(root, rows, words):
+    rows("FINISHED", "FINISHED")
+
+    answer = CliRunner().invoke(main, ["workers", *words, str(root)])
+
+    assert answer.exit_code == 1
+    assert f"The study '{root}' has ended (FINISHED); there is no work. `maestro-celery resume {root}` runs" in answer.output
+
+
+def test_a_worker_that_ends_early_has_a_reason(root, rows, capfd):
+    """Given a study without a conductor, then the command says what continues it, and why its workers have ended."""
+    rows("FINISHED", "INITIALIZED")
+    answer = CliRunner().invoke(main, ["workers", "--echo", str(root)])
+    assert answer.exit_code == 0
+    assert "No conductor runs the study" in answer.output
+
+    assert start_workers({"sims": "exit 69", "posts": "exit 0"}, root) == 69
+
+    said = capfd.readouterr().err
+    assert said == f"Worker group 'sims' has ended with exit code 69: it has not reached the broker of the study ('{root}/merlin_info/workers').\n"
+
+
+def test_the_files_of_another_user_are_named_as_such(root, monkeypatch):
+    def refuse(path, **options):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("maestro_celery_plugin.study.session.read_text", refuse)
+    with pytest.raises(StudyError, match=r"'.*sims.json' cannot be read: only the user who has launched the study may\."):
+        Session(StudyPlan.read(root).session).read_group("sims")
+    monkeypatch.setattr("maestro_celery_plugin.report.reader.read_rows", refuse)
+    with pytest.raises(StudyError, match=r"cannot be read: '.*' is only for the user who has launched it; `maestro status`"):
+        StatusReader(root).read()
 
 
 # --- the monitor -------------------------------------------------------------------------------------
