@@ -34,7 +34,7 @@ from maestro_celery_plugin.spec.overrides import Overrides
 from maestro_celery_plugin.spec.problems import FaultError, Kind, Problem, collected
 from maestro_celery_plugin.spec.variables import Variables
 
-__all__ = ["STDIN", "Finding", "Generator", "validate"]
+__all__ = ["STDIN", "Finding", "Generator", "faults_of", "validate"]
 
 # The name of the standard input on a command line.
 STDIN = "-"
@@ -80,6 +80,20 @@ def validate(name: str, overrides: Overrides | None = None, generator: Generator
     found = collected(problems())
     lines = _lines_of(text, {problem.where for problem in found})
     return sorted((Finding(lines[problem.where], problem) for problem in found), key=lambda finding: finding.line)
+
+
+def faults_of(text: str, path: str, lines_in: str) -> list[Finding]:
+    """Return the faults of a specification, without what only this machine lacks.
+
+    Args:
+        text: The specification.
+        path: Its file.
+        lines_in: The text with the lines of the findings.
+    """
+    OPTIONS.overrides, OPTIONS.parameter_generator = Overrides(), False
+    faults = [problem for problem in collected(_problems_of(text, path, None)) if problem.kind is Kind.FAULT]
+    lines = _lines_of(lines_in, {problem.where for problem in faults})
+    return [Finding(lines[problem.where], problem) for problem in faults]
 
 
 def _text_of(name: str) -> str:

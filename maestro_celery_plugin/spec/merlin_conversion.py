@@ -45,6 +45,11 @@ _MERLIN = re.compile(
     r"(?:^|[\s;&|(\"'])merlin[ \t]+(run-workers|run|restart|purge|stop-workers|query-workers|queue-info|status"
     r"|detailed-status|monitor|cancel|config|server|database|\$\([^\s()]+\))(?=\s|$)"
 )
+# The commands that the small `merlin` of samples has (`cli/merlin_arguments.py`).
+_SMALL_MERLIN = (
+    *("run", "run-workers", "restart", "purge", "stop-workers", "query-workers", "queue-info", "cancel"),
+    *("status", "detailed-status", "monitor", "database"),
+)
 _ALLOCATING = ("slurm", "lsf", "lsf-srun", "flux")
 # Tokens of exit codes, and what they do here.
 _CODES = {
@@ -59,8 +64,14 @@ _CODES = {
 }
 # Keys of a step that have another effect here.
 _STEP_KEYS = {
-    "pre": (Kind.BY_HAND, "stops the launch, because Merlin does not run it; remove the key."),
-    "post": (Kind.BY_HAND, "stops the launch, because Merlin does not run it; remove the key."),
+    "pre": (
+        Kind.BY_HAND,
+        "stops the launch; Merlin does not run it: remove the key, or put its commands at the beginning of 'cmd'.",
+    ),
+    "post": (
+        Kind.BY_HAND,
+        "stops the launch; Merlin does not run it: remove the key, or put its commands at the end of 'cmd'.",
+    ),
     "batch": (Kind.NOTE, "means workers of its own if it differs from that of the study; Merlin only uses `type`."),
     "priority": (Kind.NOTE, "orders the samples that wait for workers; Merlin does not use it."),
 }
@@ -181,6 +192,9 @@ class _Search:
             for key, value in node.value:
                 if path[:1] == ("study",) and path[2:] == ("run",) and value.value and key.value in _STEP_KEYS:
                     self._find(key.start_mark.index, (*path, key.value), *_STEP_KEYS[key.value])
+                if path == ("env",) and key.value == "sources" and value.value:
+                    text = "runs before each step whose interpreter is a shell; Merlin ignores it."
+                    self._find(key.start_mark.index, (*path, key.value), Kind.NOTE, text)
                 self.visit(value, (*path, str(key.value)))
         elif isinstance(node, yaml.SequenceNode):
             for number, item in enumerate(node.value):
@@ -217,8 +231,10 @@ class _Search:
     def _search_merlin(self, node: yaml.Node, path: _Path) -> None:
         first = node.start_mark.index
         for match in _MERLIN.finditer(self._text[first : node.end_mark.index]):
-            text = f"`merlin {match[1]}` is Merlin's command; docs/merlin.md has that of the plugin."
-            self._find(first + match.start(1), path, Kind.BY_HAND, text)
+            kind, means = Kind.BY_HAND, "is Merlin's command; docs/merlin.md has that of the plugin."
+            if match[1] in _SMALL_MERLIN:
+                kind, means = Kind.NOTE, "does the same here, unless a real Merlin is on the PATH of samples."
+            self._find(first + match.start(1), path, kind, f"`merlin {match[1]}` {means}")
 
     def _replacement(self, match: re.Match[str], path: _Path) -> str:
         """Return the text that means here what a token means in Merlin."""

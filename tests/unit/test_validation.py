@@ -108,7 +108,7 @@ merlin:
 """
 EXPECTED_OF_STEPS = """\
 batch.args: found '--time'; use the key `walltime` instead.
-study.sim.run.pre: Maestro and Merlin accept this key, but do not run it; put its commands at the beginning of 'cmd'.
+study.sim.run.pre: Maestro and Merlin accept this key, but do not run it; remove it, or put its commands at the beginning of 'cmd'.
 study.sim.run.post: Maestro and Merlin accept this key, but do not run it; put its commands at the end of 'cmd'; keep the exit \
 code if it matters: `code=$?; ...; exit $code`.
 study.sim.run.priority: found 'HELD', but workers hold no step; use 'MINIMAL'.
