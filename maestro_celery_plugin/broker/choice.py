@@ -151,7 +151,8 @@ def check_text(choice: BrokerChoice) -> None:
     try:
         scheme = url_to_parts(choice.url).scheme
     except ValueError as cause:
-        raise _unusable(choice, failure_of(cause, choice.url)) from cause
+        text = "the host or the port in its URL is invalid; a port is a number up to 65535. Correct the URL."
+        raise _unusable(choice, text) from cause
     if scheme not in _SCHEMES:
         close = difflib.get_close_matches(str(scheme), _SCHEMES, n=1)
         hint = f"; did you mean '{close[0]}'?" if close else "."

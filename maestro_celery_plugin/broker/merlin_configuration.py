@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import os
+import errno
+import getpass
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import yaml
 from kombu.utils.url import as_url, safequote
@@ -29,6 +31,7 @@ _BLOCK_KEYS = frozenset(
 _NAMES = ("redis", "rediss", "redis+socket", "amqp", "amqps", "rabbitmq", "valkey", "valkeys")
 # What a password in the file hardly begins with, but its path.
 _PATH = re.compile(r"~?/|\.\.?/")
+_PLACEHOLDER = re.compile(r"<\w+( \w+)*>")
 _CELERY_KEYS = ("override", "overrides", "omit_queue_tag", "queue_tag", "certs")
 
 
@@ -77,9 +80,10 @@ def read_merlin(path: Path) -> MerlinBroker:
         document = yaml.safe_load(path.read_text())
         broker = document["broker"]
         _check_keys(broker.keys(), path)
+        _check_values(broker, path)
         celery = _celery_block(document.get("celery"), path)
         places = [Path(str(celery["certs"])).expanduser()] if celery.get("certs") else []
-        url = with_tls(_url_of_block(broker, path), broker, path, places)
+        url = with_tls(_url_of_block(broker, path, places), broker, path, places)
     except (yaml.YAMLError, OSError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as cause:
         raise BrokerError(
             f"{path}: no usable broker block ({cause!r}); correct it, or set a broker with --broker URL or "
@@ -101,6 +105,22 @@ def _check_keys(keys: Iterable[Any], path: Path) -> None:
                 f"{path}: broker: unknown key '{key}'; {nearest(str(key), _BLOCK_KEYS)} `--broker private` uses a "
                 "private broker instead."
             )
+
+
+def _check_values(broker: Mapping[str, Any], path: Path) -> None:
+    """Check that Merlin's template is filled in, and that the port is one."""
+    for key, value in broker.items():
+        if _PLACEHOLDER.fullmatch(str(value)) and (key != "password" or " " in value):
+            raise BrokerError(
+                f"{path}: broker.{key}: found the placeholder '{value}' of Merlin's template; replace it with a value. "
+                "`--broker private` uses a private broker instead."
+            )
+    port = str(broker.get("port") or 1)
+    if not port.isdecimal() or not 0 < int(port) < 65536:
+        raise BrokerError(
+            f"{path}: broker.port: found '{port}'; a number from 1 to 65535 is needed. `--broker private` uses a "
+            "private broker instead."
+        )
 
 
 def _celery_block(block: Any, path: Path) -> Mapping[str, Any]:
@@ -130,7 +150,7 @@ def _notes_on_queues(celery: Mapping[str, Any], path: Path) -> Iterable[str]:
         )
 
 
-def _url_of_block(broker: dict[str, Any], path: Path) -> str:
+def _url_of_block(broker: Mapping[str, Any], path: Path, places: Sequence[Path]) -> str:
     if broker.get("url"):
         return str(broker["url"])
     name = str(broker["name"]).lower()
@@ -142,37 +162,46 @@ def _url_of_block(broker: dict[str, Any], path: Path) -> str:
     scheme = {"rabbitmq": "amqps"}.get(name, name)
     if scheme == "redis+socket":
         return f"redis+socket://{broker['path']}?virtual_host={broker.get('db_num', 0)}"
-    return _server_url(scheme, broker, path)
+    return _server_url(scheme, broker, _password(str(broker.get("password") or ""), path, places))
 
 
-def _server_url(scheme: str, broker: dict[str, Any], path: Path) -> str:
-    user = "" if scheme.startswith("redis") else str(broker.get("username") or os.environ.get("USER", ""))
-    user = str(broker.get("username") or user)
-    password = _password(str(broker.get("password") or ""), path)
-    port = broker.get("port") or PORTS.get(scheme, REDIS_PORT)
+def _server_url(scheme: str, broker: Mapping[str, Any], password: str) -> str:
+    """Return the URL of a server; Merlin inserts texts as they are, so that ``%40`` in them is ``@``."""
     is_redis = scheme.startswith("redis")
-    last = str(broker.get("db_num", 0)) if is_redis else safequote(str(broker.get("vhost") or user))
+    user = unquote(str(broker.get("username") or ("" if is_redis else getpass.getuser())))
+    path = str(broker.get("db_num", 0))
+    if not is_redis:
+        path = safequote(unquote(str(broker.get("vhost") or getpass.getuser())))
+    port = broker.get("port") or PORTS.get(scheme, REDIS_PORT)
     server = str(broker["server"] or "").strip("[]")
     if not server:
         raise KeyError("server")
-    return str(as_url(scheme, server, port, user, password, last))
+    return str(as_url(scheme, server, port, user, password, path))
 
 
-def _password(value: str, path: Path) -> str:
-    """Return the password: the content of a file with this name, or else the value itself.
+def _password(text: str, path: Path, places: Sequence[Path]) -> str:
+    """Return the first line of a password file, or the text itself without such a file (Merlin: config/utils.py).
 
     Raises:
-        BrokerError: the value is the path of a file that does not exist. The message does not repeat it.
+        BrokerError: the text is the path of a file that does not exist. The message does not repeat it.
         OSError: the file cannot be read.
     """
-    file = Path(value).expanduser() if value else None
-    if file is None:
-        return ""
-    if file.is_file():
-        return file.read_text().strip()
-    if _PATH.match(value):
+    given = Path(text.strip()).expanduser()
+    candidates = (Path("~/.merlin").expanduser() / given, given, *(place / given for place in places))
+    found = next(filter(_is_file, candidates), None) if text.strip() else None
+    if found is None and _PATH.match(text.strip()):
         raise BrokerError(
             f"{path}: broker.password: its value is a path, but there is no such file; correct it, or put a password "
             "that begins in this way into a file. `--broker private` uses a private broker instead."
         )
-    return value
+    return unquote(text.strip()) if found is None else found.read_text().partition("\n")[0].strip()
+
+
+def _is_file(path: Path) -> bool:
+    """Tell whether a password is the path of a file; a token may be longer than any path."""
+    try:
+        return path.is_file()
+    except OSError as cause:
+        if cause.errno == errno.ENAMETOOLONG:
+            return False
+        raise

@@ -108,8 +108,8 @@ def _run(options: argparse.Namespace, root: Path) -> list[str]:
 
 
 def _restart(options: argparse.Namespace, root: Path) -> list[str]:
-    """Return the command that continues a study."""
-    return ["maestro-celery", "resume", *(["-fg"] if options.local else []), options.restart_dir]
+    """Return the command that continues a study; Merlin runs failed samples again as well."""
+    return ["maestro-celery", "resume", "--failed", *(["-fg"] if options.local else []), options.restart_dir]
 
 
 def _run_workers(options: argparse.Namespace, root: Path) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable, Mapping
+from importlib.metadata import version
 from typing import NoReturn
 
 __all__ = ["ABOUT", "options_without_effect", "parser"]
@@ -63,6 +64,8 @@ class _Parser(argparse.ArgumentParser):
 def parser() -> argparse.ArgumentParser:
     """Return the parser of `merlin`."""
     merlin = _Parser(prog="merlin", description=ABOUT)
+    release = f"maestro-celery-plugin {version('maestro-celery-plugin')}"
+    merlin.add_argument("-v", "--version", action="version", version=release)
     merlin.add_argument("-lvl", "--level", default="INFO", help=argparse.SUPPRESS)
     commands = merlin.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_launch_commands(commands)
@@ -112,7 +115,7 @@ def _add_control_commands(commands: argparse._SubParsersAction[_Parser]) -> None
             workers.add_argument("-f", "--format", choices=["rich", "json"], default="rich")
             workers.add_argument("-l", "--local-db", action="store_true")
     cancel = commands.add_parser("cancel", help="end a study: maestro cancel")
-    cancel.add_argument("study", metavar="specification")
+    cancel.add_argument("study", metavar="specification", nargs="?")
     _add_flags(cancel, "--no-purge", "--no-stop-workers", "--no-mark-cancelled")
     _add_variables(cancel)
 

@@ -404,8 +404,9 @@ def test_a_study_that_waits_for_workers_has_stalled(root, steps, job, code):
             "run s.yaml --vars A=1 B=x --samplesfile t.npy --dry --no-errors --local --pgen p.py --pargs a b",
             "maestro run -y --dry --no-errors -fg s.yaml --vars A=1 --vars B=x --samplesfile t.npy --pgen p.py --pargs a --pargs b",
         ),
-        ("-lvl DEBUG restart out/s", "maestro-celery resume out/s"),
-        ("restart --local out/s", "maestro-celery resume -fg out/s"),
+        ("run s.yaml --pgen p.py --pargs a --pargs b", "maestro run -y s.yaml --pgen p.py --pargs a --pargs b"),
+        ("-lvl DEBUG restart out/s", "maestro-celery resume --failed out/s"),
+        ("restart --local out/s", "maestro-celery resume --failed -fg out/s"),
         ("purge s.yaml", "maestro-celery purge s.yaml"),
         ("purge -f s.yaml --steps all", "maestro-celery purge -f s.yaml"),
         ("purge s.yaml -f --steps a b", "maestro-celery purge -f --step a --step b s.yaml"),
@@ -415,6 +416,8 @@ def test_a_study_that_waits_for_workers_has_stalled(root, steps, job, code):
         ("status", "maestro-celery status STUDY"),
         ("detailed-status", "maestro-celery status STUDY"),
         ("monitor --sleep 5", "maestro-celery monitor --sleep 5 STUDY"),
+        ("monitor --steps a b --sleep 5 --task_server celery -n --disable-gc", "maestro-celery monitor --sleep 5 STUDY"),
+        ("cancel", "maestro cancel -y STUDY"),
         ("queue-info", "maestro-celery queues STUDY"),
         ("info", "maestro-celery doctor"),
         ("run-workers s.yaml --steps all", ""),
@@ -483,6 +486,14 @@ def test_the_dumps_of_merlin_have_its_keys(root, tmp_path):
     assert json.loads((tmp_path / "s.json").read_text())["path"] == str(root)
     with pytest.raises(StudyError, match=r"--dump: found 's.txt'; the name of the file ends in '.csv' or '.json'"):
         translated(["status", "--dump", "s.txt"], root)
+
+
+def test_the_small_merlin_has_a_version(root, capsys):
+    with pytest.raises(SystemExit) as end:
+        translated(["-v"], root)
+
+    assert end.value.code == 0
+    assert capsys.readouterr().out.startswith("maestro-celery-plugin ")
 
 
 def test_a_worker_name_that_is_no_regular_expression_is_an_error(root):

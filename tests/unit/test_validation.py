@@ -109,7 +109,7 @@ merlin:
 EXPECTED_OF_STEPS = """\
 batch.args: found '--time'; use the key `walltime` instead.
 study.sim.run.pre: Maestro and Merlin accept this key, but do not run it; remove it, or put its commands at the beginning of 'cmd'.
-study.sim.run.post: Maestro and Merlin accept this key, but do not run it; put its commands at the end of 'cmd'; keep the exit \
+study.sim.run.post: Maestro and Merlin accept this key, but do not run it; remove it, or put its commands at the end of 'cmd'; keep the exit \
 code if it matters: `code=$?; ...; exit $code`.
 study.sim.run.priority: found 'HELD', but workers hold no step; use 'MINIMAL'.
 study.sim.run.time_request: found 02:00:00; the allocation of worker group 'w' has a walltime of 01:30:00, of which \
