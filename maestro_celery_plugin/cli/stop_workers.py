@@ -30,7 +30,7 @@ def command(
     the study waits until `maestro-celery resume` lets it start workers, or `maestro-celery workers` starts some.
     """
     request = StopRequest(study_of(study, variables), groups, now=now)
-    if not force:
+    if not force and not request.is_empty:
         click.echo(request.question, err=as_json)
         click.confirm("Stop them?", abort=True, err=as_json)
     sentences = stop_workers(request)

@@ -132,9 +132,11 @@ def verified_table(
     if len(table) == 0:
         raise SampleError(f"merlin.samples.file: '{path}' has no samples; at least one row is needed.")
     if table.width != len(labels):
+        found = "1 label" if len(labels) == 1 else f"{len(labels)} labels"
+        columns = "1 column" if table.width == 1 else f"{table.width} columns"
         raise SampleError(
-            f"merlin.samples.column_labels: {len(labels)} labels ({', '.join(labels)}), "
-            f"but '{path}' has {table.width} columns; one label per column is needed."
+            f"merlin.samples.column_labels: {found} ({', '.join(labels)}), but '{path}' has {columns}; one label per "
+            "column is needed."
         )
     if rows is not None and len(table) != rows:
         raise SampleError(

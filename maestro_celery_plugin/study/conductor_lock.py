@@ -25,6 +25,7 @@ __all__ = [
     "START_LIMIT_S",
     "ConductorLock",
     "acquire",
+    "await_start",
     "file_lock",
     "has_conductor",
     "is_starting",
@@ -34,6 +35,8 @@ __all__ = [
 BEAT_INTERVAL_S = 2.0
 # `maestro run` returns before its conductor has begun.
 START_LIMIT_S = 60.0
+# Time for which a command waits for it.
+_AWAITED_S = 15.0
 # A worker with a short `idle_limit` must see several heartbeats within this limit.
 BEATS_PER_IDLE_LIMIT = 4
 # Other processes lock the file for a short time to check whether a conductor holds the lock.
@@ -60,6 +63,13 @@ def is_starting(plan: StudyPlan) -> bool:
         return False
     has_begun = Session(plan.session).heartbeats.read_conductor().beat != 0
     return plan.session.exists() and not has_begun and age_s < START_LIMIT_S
+
+
+def await_start(plan: StudyPlan) -> None:
+    """Wait for the first conductor of a study that a launch has just created, if it is about to begin."""
+    if is_starting(plan):
+        heartbeats = Session(plan.session).heartbeats
+        clock.wait_until(lambda: heartbeats.read_conductor().beat != 0, _AWAITED_S, interval_s=0.1)
 
 
 def acquire(plan: StudyPlan) -> ConductorLock:

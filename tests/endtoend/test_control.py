@@ -154,11 +154,16 @@ def test_stopped_at_once_samples_run_again_on_workers_that_a_user_starts(run):
     assert answer.returncode == 0, answer.stderr
     wait_for(lambda: not listed(study, "workers", "--list"), "the end of the worker")
     assert command(study, "monitor", "--sleep", "0.2", "--timeout", "0.1").returncode == 4
-    let_run(study, "all")
+    assert "The study waits" in command(study, "explain").stdout
     assert command(study, "workers", "--group", "sims", "--echo").returncode == 0
     workers = subprocess.Popen(
         [BIN / "maestro-celery", "workers", "--group", "sims", study.path], env=study.environment, stdout=subprocess.DEVNULL
     )
+    await_runs(study, 4)
+    explained = command(study, "explain").stdout
+    assert "Worker group 'sims': sims-2 (busy)." in explained
+    assert "The study waits" not in explained
+    let_run(study, "all")
     wait_for(lambda: study.states()["sim"] == "FINISHED", "the step")
     assert sorted(runs(study)) == sorted([*first, *"123456"])
     names = {path.stem for path in (study.path / "merlin_info" / "workers").glob("*.log")}

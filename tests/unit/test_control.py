@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
 import subprocess
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -32,6 +35,7 @@ from maestro_celery_plugin.report.monitor import MonitoredStudy
 from maestro_celery_plugin.report.reader import StatusReader
 from maestro_celery_plugin.report.task_queues import _valid
 from maestro_celery_plugin.report.unserved_steps import unserved_steps
+from maestro_celery_plugin.report.worker_list import ListedWorker
 from maestro_celery_plugin.states import WorkerState
 from maestro_celery_plugin.study import stopped_workers as study_stopped_workers
 from maestro_celery_plugin.study.heartbeats import Heartbeat
@@ -71,6 +75,19 @@ def root(tmp_path):
     (plan.root / "batch.info").write_text(json.dumps(plan.to_batch()))
     Session.create(plan.session)
     return plan.root
+
+
+@pytest.fixture
+def rows(root):
+    """Let the conductor begin and end, and Maestro store these states of the step records."""
+
+    def rows(*states):
+        Session(StudyPlan.read(root).session).heartbeats.write_conductor(1)
+        lines = [f"{n},{n},,{state},0:00:00,0:00:00,--,--,--,0,0,0," for n, state in enumerate(states)]
+        heading = "Step Name,Job ID,Workspace,State,Run Time,Elapsed Time,Start Time,Submit Time,End Time,Number Restarts,a,b,Params"
+        (root / "status.csv").write_text("\n".join([heading, *lines]) + "\n")
+
+    return rows
 
 
 # --- stopped workers ---------------------------------------------------------------------------------
@@ -269,7 +286,55 @@ def test_a_group_that_does_not_exist_is_not_stopped(root):
         StopRequest(root, ("sim",), now=False)
 
 
-def test_a_study_without_a_conductor_has_nothing_to_purge(root):
+@pytest.mark.parametrize("request_of", [lambda root: StopRequest(root, (), now=False).has_conductor, lambda root: not Purge(root, ()).waiting])
+def test_the_conductor_of_a_new_study_is_awaited(root, request_of):
+    """Given a command right after `maestro run`, then it waits for the conductor, which is about to begin."""
+    plan = StudyPlan.read(root)
+
+    def begin():
+        time.sleep(0.3)
+        lock.acquire()
+        Session(plan.session).heartbeats.write_conductor(1)
+
+    lock = FileLock(plan.conductor_lock, thread_local=False)
+    conductor = threading.Thread(target=begin)
+    conductor.start()
+    try:
+        assert request_of(root)
+    finally:
+        conductor.join()
+        lock.release()
+
+
+def test_the_words_of_a_request_fit_its_numbers(root, rows, monkeypatch):
+    rows("RUNNING", "RUNNING")
+    request = StopRequest(root, ("sims",), now=False)
+    assert request.is_empty
+    request.workers = [ListedWorker(name="sims-1", group="sims", node="n", state=WorkerState.BUSY, slots=1, running=0, task_queues=("q",), since=None, allocation="")]  # fmt: skip
+    assert request.question.startswith(f"1 worker of group sims of '{root}' ends now. The samples of sim")
+    request.now = True
+    request.workers = [dataclasses.replace(request.workers[0], running=1)]
+    assert f"of '{root}' ends now, with 1 running sample, which runs again later." in request.question
+    assert not request.is_empty
+
+    monkeypatch.setenv("MAESTRO_CELERY_WORKER", "x")
+    request.has_conductor = True
+    stop_workers(request)
+    stopped = request_worker_stop(request.plan.session, ["posts"], "B.")
+    assert [one.reason for one in stopped.requests] == ["A sample has called `maestro-celery stop-workers`.", "B."]
+    assert stopped.sentence == "The workers of groups 'posts', 'sims' are stopped. B."
+
+
+def test_an_ended_study_asks_nothing_before_a_stop(root, rows):
+    rows("FINISHED", "FINISHED")
+
+    answer = CliRunner().invoke(main, ["stop-workers", str(root)])
+
+    assert answer.output == "This study has no conductor and no live workers; nothing is stopped.\n"
+
+
+def test_a_study_without_a_conductor_has_nothing_to_purge(root, rows):
+    rows("RUNNING")
     with pytest.raises(StudyError, match="has no conductor, so that no samples wait; `maestro-celery resume"):
         Purge(root, ())
 
@@ -299,19 +364,6 @@ def test_only_messages_with_an_open_sample_wait(tmp_path, rows, valid):
 
 
 # --- workers of a user ---
-
-
-@pytest.fixture
-def rows(root):
-    """Let the conductor begin and end, and Maestro store these states of the step records."""
-
-    def rows(*states):
-        Session(StudyPlan.read(root).session).heartbeats.write_conductor(1)
-        lines = [f"{n},{n},,{state},0:00:00,0:00:00,--,--,--,0,0,0," for n, state in enumerate(states)]
-        heading = "Step Name,Job ID,Workspace,State,Run Time,Elapsed Time,Start Time,Submit Time,End Time,Number Restarts,a,b,Params"
-        (root / "status.csv").write_text("\n".join([heading, *lines]) + "\n")
-
-    return rows
 
 
 @pytest.mark.parametrize("words", [[], ["--echo"]])
