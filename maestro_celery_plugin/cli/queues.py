@@ -10,8 +10,7 @@ import click
 from maestro_celery_plugin.cli.study_argument import study_of
 from maestro_celery_plugin.cli.vars_option import vars_option
 from maestro_celery_plugin.errors import StudyError, nearest
-from maestro_celery_plugin.report.task_queues import queues_table, task_queues
-from maestro_celery_plugin.report.terminal import wide_console
+from maestro_celery_plugin.report.task_queues import print_queues, task_queues
 from maestro_celery_plugin.study.plan import StudyPlan
 
 __all__ = ["command"]
@@ -36,4 +35,4 @@ def command(study: Path, names: tuple[str, ...], variables: tuple[str, ...], as_
     if as_json:
         click.echo(json.dumps([queue.to_json() for queue in queues], indent=1))
     else:
-        wide_console().print(queues_table(queues), crop=False)
+        print_queues(queues)

@@ -21,8 +21,8 @@ from maestro_celery_plugin.plugins import current_allocation
 from maestro_celery_plugin.processes import forget_variable
 from maestro_celery_plugin.report.model import StudyState
 from maestro_celery_plugin.report.reader import StatusReader
-from maestro_celery_plugin.report.terminal import command_words, wide_console
-from maestro_celery_plugin.report.worker_list import live_workers, workers_table
+from maestro_celery_plugin.report.terminal import command_words
+from maestro_celery_plugin.report.worker_list import live_workers, print_workers
 from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.session import ENVIRONMENT_VARIABLE, Session
 from maestro_celery_plugin.study.stopped_workers import read_stopped
@@ -71,7 +71,7 @@ def _list(directory: Path, groups: Sequence[str], *, as_json: bool) -> None:
         return
     stopped = read_stopped(plan.session)
     if listed:
-        wide_console().print(workers_table(listed), crop=False)
+        print_workers(listed)
     else:
         click.echo("The study has no live workers.")
     if stopped is not None:

@@ -105,7 +105,7 @@ def test_workers_that_are_stopped_end_their_samples_and_the_study_waits(run):
     let_run(study, *first)
     monitored = command(study, "monitor", "--sleep", "0.2", "--stalled-after", "2")
     assert monitored.returncode == 5, monitored.stdout
-    assert "stalled: no worker is alive" in monitored.stdout
+    assert "It has stalled: no worker is alive, and no allocation is open. The workers of group 'sims' are stopped. A user" in monitored.stdout
     assert (runs(study), listed(study, "workers", "--list")) == (first, [])
     assert [path.stem for path in (study.path / "merlin_info" / "workers").glob("*.log")] == ["sims-1"]
     status = study.status()

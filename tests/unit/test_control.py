@@ -25,17 +25,20 @@ from maestro_celery_plugin.conductor.stopped_workers import StoppedWorkers
 from maestro_celery_plugin.config.settings import ResourceSettings, StepFacts, WorkerGroupSettings
 from maestro_celery_plugin.errors import StudyError
 from maestro_celery_plugin.ledger.entries import Kind
+from maestro_celery_plugin.ledger.sample_states import Counts
 from maestro_celery_plugin.ledger.waiting_messages import WaitingMessages
 from maestro_celery_plugin.machine import host_name
 from maestro_celery_plugin.maestro.purge import Purge
 from maestro_celery_plugin.maestro.stop_workers import StopRequest, stop_workers
 from maestro_celery_plugin.report import monitor
 from maestro_celery_plugin.report.exit_codes import StudyCode
+from maestro_celery_plugin.report.model import StepStatus, StudyState, WorkerStatus
 from maestro_celery_plugin.report.monitor import MonitoredStudy
 from maestro_celery_plugin.report.reader import StatusReader
-from maestro_celery_plugin.report.task_queues import _valid
+from maestro_celery_plugin.report.task_queues import TaskQueue, _valid, print_queues
 from maestro_celery_plugin.report.unserved_steps import unserved_steps
-from maestro_celery_plugin.report.worker_list import ListedWorker
+from maestro_celery_plugin.report.worker_list import ListedWorker, print_workers
+from maestro_celery_plugin.report.worker_status import workers
 from maestro_celery_plugin.states import WorkerState
 from maestro_celery_plugin.study import stopped_workers as study_stopped_workers
 from maestro_celery_plugin.study.heartbeats import Heartbeat
@@ -414,6 +417,55 @@ def test_a_study_that_no_conductor_begins_is_not_awaited_for_ever(root, monkeypa
 
     assert study.code is StudyCode.UNCONDUCTED
     assert "PENDING" in study.line
+    assert study.advice == f"No conductor runs the study; `maestro-celery resume {root}` continues it."
+
+
+def test_a_line_of_the_monitor_fits_into_a_terminal(root, rows):
+    """Given long names and failures, then the middle of the name is left out; zeros are left out, and one is singular."""
+    rows("FINISHED", "FAILED")
+    study = MonitoredStudy(root, 600)
+    study.look()
+    assert study.line == "study  FAILED: 2/2 steps"
+
+    one = dict(step="a", params={}, state="RUNNING", restarts=0, find_rate=lambda: None)
+    steps = [StepStatus(name="a", samples=Counts(total=98, finished=78, failed=2, running=4, pending=14), **one)]
+    path = Path("/x/a_study_with_a_long_name_20260101-000000")
+    beats = [WorkerStatus(name="w-1", group="w", node="n", state=WorkerState.BUSY)]
+    study.status = dataclasses.replace(study.status, path=path, steps=steps, workers=beats, state=StudyState.RUNNING)
+    study.code = StudyCode.STALLED
+    assert study.line == "a_stud…1-000000  STALLED: 0/1 step, 78/98 samples, 2 failed, 4 running, 1 worker"
+    assert len(study.line) == 80
+    assert study.advice.endswith("no allocation is open. `maestro-celery explain` says why.")
+    stop = request_worker_stop(StudyPlan.read(root).session, None, "A user.")
+    study.status = dataclasses.replace(study.status, workers_stopped=stop)
+    assert "The workers of all groups are stopped. A user. `maestro-celery resume /x/" in study.advice
+
+
+def test_tables_fit_into_a_terminal(monkeypatch, capsys):
+    """Given names that are too long, then they are folded; a column without text is left out."""
+    monkeypatch.setenv("COLUMNS", "80")
+    worker = ListedWorker(name="simulations-1", group="simulations", node="quartz1234", state=WorkerState.BUSY, slots=36, running=36, task_queues=("sim_queue_of_a_long_name",), since=1.0, allocation="")  # fmt: skip
+    print_workers([worker, dataclasses.replace(worker, name="n" * 40)])
+    print_queues([TaskQueue(name="q" * 40, broker_name="b", steps=tuple("abcdefgh"), groups=(), workers=("w" * 30,) * 9, messages=10**6, waiting=10**7, running=3, broker_messages=None)])  # fmt: skip
+
+    lines = capsys.readouterr().out.splitlines()
+
+    assert max(map(len, lines)) <= 80
+    assert "ALLOCATION" not in lines[0]
+    assert all(line == line.rstrip() for line in lines)
+    text = "".join("".join(lines).split())
+    assert text.count("n" * 5) >= 4
+    assert "and3more" in text
+
+
+def test_a_worker_with_running_samples_is_busy_whatever_its_heartbeat_says():
+    """Given a heartbeat that is older than the ledger, then a worker that runs samples is not starting."""
+    starting = dataclasses.replace(beat("sims-1"), state=WorkerState.STARTING)
+    leaving = dataclasses.replace(beat("sims-2"), state=WorkerState.STOPPING)
+
+    states = [one.state for one in workers([starting, leaving], {"sims-1": True, "sims-2": True}, ["sims-1.5", "sims-2"])]
+
+    assert states == [WorkerState.BUSY, WorkerState.STOPPING]
 
 
 @pytest.mark.parametrize(
