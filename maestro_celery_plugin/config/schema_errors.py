@@ -154,7 +154,10 @@ def _wrong_type(error: Error) -> str:
 
 def _not_listed(error: Error) -> str:
     allowed = [str(item) for item in (error.validator_value if error.validator == "enum" else [error.validator_value])]
-    return f"found {_found(error.instance)}; {nearest(str(error.instance), allowed)}"
+    hint = nearest(str(error.instance), allowed)
+    if hint.startswith("allowed"):  # Maestro lists each word in several spellings
+        hint = nearest(str(error.instance), {item.casefold(): item for item in reversed(allowed)}.values())
+    return f"found {_found(error.instance)}; {hint}"
 
 
 def _no_alternative(error: Error) -> str:

@@ -39,6 +39,8 @@ class Purge:
 
     def __init__(self, directory: Path, names: tuple[str, ...]) -> None:
         self._plan = plan = StudyPlan.read(directory)
+        if not plan.session.exists():
+            raise StudyError(f"The study '{plan.root}' was a dry run; it has no samples.")
         await_start(plan)
         reader = StatusReader(directory)
         steps = reader.read().steps

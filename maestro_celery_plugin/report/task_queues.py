@@ -14,6 +14,7 @@ import numpy as np
 from rich.text import Text
 
 from maestro_celery_plugin.config.groups import serving_groups
+from maestro_celery_plugin.errors import StudyError
 from maestro_celery_plugin.ledger.claims import MessageName
 from maestro_celery_plugin.ledger.reader import read_ledger
 from maestro_celery_plugin.ledger.sample_states import SampleStates
@@ -72,6 +73,8 @@ def task_queues(plan: StudyPlan) -> list[TaskQueue]:
         StudyError: a file of the study cannot be read.
         OSError: the heartbeats cannot be read.
     """
+    if not plan.session.exists():
+        raise StudyError(f"The study '{plan.root}' was a dry run; it has no task queues.")
     reader = StatusReader(plan.root)
     status, workers = reader.read(), live_workers(plan)
     groups = serving_groups(plan.settings)

@@ -17,7 +17,7 @@ from maestro_celery_plugin.config import conversion
 from maestro_celery_plugin.errors import DamagedFileError, SampleError
 from maestro_celery_plugin.files import TRANSIENT_ERRORS, read_text, write_atomically
 
-__all__ = ["FileIdentity", "SampleTable", "check_is_file", "recorded_identity", "verified_table"]
+__all__ = ["SUFFIXES", "FileIdentity", "SampleTable", "check_is_file", "recorded_identity", "verified_table"]
 
 
 class SampleTable(Protocol):
@@ -32,6 +32,9 @@ class SampleTable(Protocol):
 
     def row(self, index: int) -> Sequence[str]:
         """Return the values of one row as they appear in scripts; several threads may call this at the same time."""
+
+# The suffixes of the files that this package reads itself.
+SUFFIXES = (".npy", ".csv", ".tab")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -366,6 +366,47 @@ def test_only_messages_with_an_open_sample_wait(tmp_path, rows, valid):
     assert _valid(states, waiting.of_record(1)) == valid
 
 
+# --- what is no study ---
+
+
+@pytest.mark.parametrize(("command", "text"), [("queues", "it has no task queues."), ("purge", "it has no samples.")])
+def test_a_dry_run_has_nothing_to_control(root, command, text):
+    shutil.rmtree(StudyPlan.read(root).session)
+
+    answer = CliRunner().invoke(main, [command, str(root)])
+
+    assert (answer.exit_code, answer.output) == (1, f"maestro-celery: error: The study '{root}' was a dry run; {text}\n")
+
+
+def test_a_table_is_no_specification(tmp_path):
+    (tmp_path / "v.csv").write_text("1,2\n3,4\n")
+
+    answer = CliRunner().invoke(main, ["queues", str(tmp_path / "v.csv")])
+
+    assert answer.output == (
+        "maestro-celery: error: v.csv: the file has no blocks such as 'description' and 'study'; give the YAML file of a study.\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (PermissionError(13, "Permission denied", "f"), "'f' cannot be read or written (Permission denied); its owner can, or use another path."),
+        (OSError(28, "No space left on device", "f"), "'f' cannot be used (No space left on device); correct this, or use another path."),
+        (OSError("odd"), "odd"),
+    ],
+)
+def test_an_error_of_a_file_is_a_sentence(root, monkeypatch, error, text):
+    def fail(*words, **options):
+        raise error
+
+    monkeypatch.setattr("maestro_celery_plugin.cli.example.write_example", fail)
+
+    answer = CliRunner().invoke(main, ["example", "x"])
+
+    assert (answer.exit_code, answer.output) == (1, f"maestro-celery: error: {text}\n")
+
+
 # --- workers of a user ---
 
 

@@ -50,6 +50,13 @@ def test_a_problem_has_key_value_and_remedy(block, data, where, sentence):
     assert text.startswith(sentence)
 
 
+def test_a_word_in_several_spellings_is_listed_once():
+    schema = {"enum": ["LOW", "HIGH", "low", "high", "Low", "High"]}
+
+    assert list(schema_errors.problems("x", schema)) == [("", "found 'x'; allowed: 'HIGH', 'LOW'.")]
+    assert list(schema_errors.problems("hgh", schema)) == [("", "found 'hgh'; did you mean 'high'?")]
+
+
 class _Optional(conversion.Exact, frozen=True, kw_only=True):
     samples: SampleSettings | None = None
 

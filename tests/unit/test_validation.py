@@ -449,3 +449,23 @@ def test_variables_and_parameters_of_the_command_line_are_checked(tmp_path, monk
     assert "--vars: unknown variable 'N'" in validated("plain.yaml", "--vars", "N=2")[1]
     assert "--pgen: 'none.py' is not a file" in validated("s.yaml", "--pgen", "none.py")[1]
     assert validated("s.yaml", "--pargs", "A:1")[0] == 1
+
+
+@pytest.mark.parametrize(("file", "is_read"), [("x.npz", False), ("$(MERLIN_INFO)/x", False), ("x.csv", True), ("$(MERLIN_INFO)/$(F)", True)])
+def test_a_sample_file_without_a_reader_is_a_fault(tmp_path, monkeypatch, file, is_read):
+    """Given a file that nothing can read, then the launch stops before it creates a directory, and names the specification."""
+    monkeypatch.chdir(tmp_path)
+    specification = SAMPLED.replace("x.csv", file)
+    Path("s.yaml").write_text(specification)
+
+    answer = CliRunner().invoke(main, ["validate", "s.yaml"])
+
+    problem = f"s.yaml: merlin.samples.file: no reader for '{Path(file).name}'; files with the suffix .npy, .csv, .tab can be read."
+    assert (problem in answer.output) != is_read, answer.output
+
+
+SAMPLED = """
+description: {name: s, description: d}
+study: [{name: s, description: d, run: {cmd: "echo $(X)"}}]
+merlin: {resources: {workers: {w: {steps: [s]}}}, samples: {generate: {cmd: x}, file: x.csv, column_labels: [X]}}
+"""
