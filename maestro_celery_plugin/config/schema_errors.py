@@ -149,7 +149,7 @@ def _missing_keys(error: Error) -> Iterator[str]:
 
 
 def _wrong_type(error: Error) -> str:
-    return f"found {_found(error.instance)}; {_allowed(error.schema)} is needed"
+    return f"found {_found(error.instance)}; {_allowed(error.schema)} is needed."
 
 
 def _not_listed(error: Error) -> str:
@@ -163,7 +163,7 @@ def _not_listed(error: Error) -> str:
 def _no_alternative(error: Error) -> str:
     alternatives = [schema for schema in error.validator_value if schema.get("type") != "null"]
     allowed = " or ".join(dict.fromkeys(_allowed(a) for a in alternatives))
-    return f"found {_found(error.instance)}; {allowed} is needed"
+    return f"found {_found(error.instance)}; {allowed} is needed."
 
 
 _MESSAGES: dict[str, Callable[[Error], str]] = {
@@ -173,9 +173,9 @@ _MESSAGES: dict[str, Callable[[Error], str]] = {
     "anyOf": _no_alternative,
     "minimum": _wrong_type,
     "maximum": _wrong_type,
-    "minLength": lambda error: "found empty text; some text is needed",
-    "minItems": lambda error: "found an empty list; at least one entry is needed",
-    "uniqueItems": lambda error: f"found the same entry twice in {_short(error.instance)}; give each entry once",
+    "minLength": lambda error: "found empty text; some text is needed.",
+    "minItems": lambda error: "found an empty list; at least one entry is needed.",
+    "uniqueItems": lambda error: f"found the same entry twice in {_short(error.instance)}; give each entry once.",
 }
 
 

@@ -62,7 +62,7 @@ warning: batch.shell: found '/bin/nosuch', which is not a program on this machin
 study.sim.run: the key 'cmd' is missing; add it.
 study.sim.run: unknown key 'nods'; did you mean 'nodes'?
 study.sim.run: unknown key 'restrt'; did you mean 'restart'?
-study.sim.run.procs: found 'two'; an integer of at least 1 or a variable such as $(NAME) is needed
+study.sim.run.procs: found 'two'; an integer of at least 1 or a variable such as $(NAME) is needed.
 study.sim.run.depends: unknown step 'pre'; allowed: 'post', 'post', 'sim'.
 study.post: the key 'description' is missing; add it.
 study.post: two steps have this name; each step needs its own name.
@@ -77,15 +77,15 @@ env.variables.A: the variable refers to itself: A -> B -> A; give it a value.
 warning: global.parameters.P.label: 'P' has no '%%' for the value; add it. Otherwise, step records that differ only in P have the same name, and Maestro runs only one of them.
 global.parameters.Q.values: found 1 values, but 'P' has 2; all parameters need the same number.
 global.parameters.R: unknown key 'valus'; did you mean 'values'?
-merlin.samples.level_max_dirs: found '1'; an integer of at least 2 is needed
+merlin.samples.level_max_dirs: found '1'; an integer of at least 2 is needed.
 merlin.samples.column_labels: 'P' is also a name in global.parameters; $(P) must have one meaning.
 merlin.samples.column_labels: 'WORKSPACE' is a reserved name; use another name.
 warning: merlin.samples.file: there is no file 'x.csv'; check its name, or let generate.cmd write it.
-merlin.resources.workers.w.nodes: found 'x'; an integer of at least 1 or 'all' is needed
+merlin.resources.workers.w.nodes: found 'x'; an integer of at least 1 or 'all' is needed.
 merlin.resources.workers.w.steps: unknown step 'nope'; steps are 'sim', 'post'.
 merlin.resources.workers.w.args: No such option '--concurency'. Did you mean '--concurrency'?
 merlin.resources.workers..v: unknown key 'step'; did you mean 'steps'?
-merlin.resources.workers..v.idle_limit: found '0'; a number of at least 1 is needed
+merlin.resources.workers..v.idle_limit: found '0'; a number of at least 1 is needed.
 merlin.resources.workers..v.batch: unknown key 'waltime'; did you mean 'walltime'?
 merlin.resources.workers..v.batch.type: found 'slrm'; did you mean 'slurm'?
 merlin.resources.workers..v: found '.v'; the name is also a file name, so it must not contain '/' or begin with a dot.
@@ -255,7 +255,7 @@ def test_a_key_that_stands_twice_is_found(run, form, merlin):
         ("study:", "studdy:", ["study: the block is missing or empty; a list of steps is needed."]),
         ("depends: [make_*]", "depends: [mak_*]", ["study.look.run.depends: unknown step 'mak_*'; did you mean 'make_*'?"]),
         ("  name: plain\n", "", ["description: the key 'name' is missing; add it."]),
-        ("values: [1, 2]", "values: 3", ["global.parameters.SIZE.values: found '3'; a list is needed"]),
+        ("values: [1, 2]", "values: 3", ["global.parameters.SIZE.values: found '3'; a list is needed."]),
         ("note: &note ignored", "note: !!python/tuple [1]", None),
     ],
 )
@@ -290,7 +290,7 @@ GROUPS = ("merlin.resources.workers.w.steps", "merlin.resources.workers.w.args")
     ("damage", "first", "hidden"),
     [
         ({"description": None}, "description: the block is missing or empty; a block of keys is needed.", ("description",)),
-        ({"merlin": [1]}, "merlin: found a list; a block of keys is needed", ("merlin", *REFERENCES)),
+        ({"merlin": [1]}, "merlin: found a list; a block of keys is needed.", ("merlin", *REFERENCES)),
         ({"global.parameters": {1: 2}}, "global.parameters: found the key '1'", ("global", "merlin.samples.column", "merlin.resources.workers..v: found", *GROUPS, *REFERENCES)),
         ({"study": [{"name": "a", 1: 2}]}, "study.a: found the key '1'", ("study", "merlin.resources.workers..v: found", *GROUPS)),
     ],
