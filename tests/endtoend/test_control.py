@@ -190,8 +190,8 @@ def test_purged_samples_wait_for_a_resume(run):
 
     study.await_text("merlin_info/reasons.json", "maestro-celery purge")
     let_run(study, "all")
-    ended = command(study, "monitor", "--sleep", "0.2")
-    assert ended.returncode == 2, ended.stdout
+    ended = study.command("maestro-celery", "monitor", "--sleep", "0.2", str(study.path.with_suffix(".yaml")))
+    assert ended.returncode == 2, ended.stdout + ended.stderr
     study.await_end()
     assert runs(study) == first
     assert study.states() == {"sim": "CANCELLED", "post": "CANCELLED"}
@@ -240,7 +240,9 @@ def test_samples_find_a_small_merlin(run, tmp_path):
     """Given samples that call Merlin, which is not installed, then the same words control this study."""
     cmd = (
         "merlin query-workers > workers; merlin run-workers x.yaml > started; merlin server start 2> server; "
-        "merlin run $(SPECROOT)/nested.yaml --dry > launched; merlin stop-workers --queues q > stopped; echo $(A)"
+        "merlin run $(SPECROOT)/nested.yaml --dry > launched; "
+        "merlin queue-info --spec $(MERLIN_SPEC_ORIGINAL_TEMPLATE) > queues; "
+        "merlin stop-workers --spec $(SPECROOT)/study.yaml --queues q > stopped; echo $(A)"
     )
     (tmp_path / "nested.yaml").write_text(
         "description: {name: nested, description: d}\n"
@@ -255,6 +257,7 @@ def test_samples_find_a_small_merlin(run, tmp_path):
     assert "nothing to do" in study.outputs("sim/*/started")[0]
     assert "pip install merlin" in study.outputs("sim/*/server")[0]
     assert list(tmp_path.glob("nested/nested_*/n/n.sh"))
+    assert "sim " in study.outputs("sim/*/queues")[0]
     assert "Workers that end after their running samples: sims-1" in study.outputs("sim/*/stopped")[0]
     assert study.command("maestro", "cancel", "-y", str(study.path)).returncode == 0
     study.await_end()
