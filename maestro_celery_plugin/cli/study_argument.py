@@ -131,7 +131,7 @@ class _Search:
         for study in [one for one in reversed(own) if self._has_values(one)][:_NAMED]:
             state = study.state
             words = f"'{study.directory}' is {state.name if state else 'damaged'}"
-            if state in (StudyState.INTERRUPTED, StudyState.PENDING):
+            if state in (StudyState.INTERRUPTED, StudyState.PENDING, StudyState.CANCELLED):
                 words += f"; `maestro-celery resume {shlex.quote(str(study.directory))}` continues it"
             sentences.append(f"{words}.")
         different = [one.text for one in reversed(own) if not self._has_values(one)]
