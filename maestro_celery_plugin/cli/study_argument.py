@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import click
@@ -139,7 +141,7 @@ class _Search:
             sentences.append(f"These have other values of --vars: {_listed(different)}.")
         others = [
             f"'{study.directory}'" + (f" of '{study.plan.specification}'" if study.plan.specification else "")
-            for study in reversed(list(self._all()))
+            for study in reversed(self._all)
             if study.directory.name.startswith(f"{self._name}_") and not study.plan.is_of(self._path)
         ]
         if others:
@@ -153,17 +155,18 @@ class _Search:
 
     def _of_specification(self) -> list[_Found]:
         """Return the studies of the specification, whatever their variables."""
-        return [study for study in self._all() if study.plan.is_of(self._path)]
+        return [study for study in self._all if study.plan.is_of(self._path)]
 
-    def _all(self) -> Iterator[_Found]:
-        """Yield all ensemble studies in the places, the newest one last, and the study whose file the path is."""
+    @functools.cached_property
+    def _all(self) -> list[_Found]:
+        """All ensemble studies in the places, and the study whose file the path is; the newest one comes last."""
         directories = {path.parent.resolve() for place in self._places for path in place.glob("*/batch.info")}
         directories.update(parent for parent in self._path.resolve().parents[:3] if (parent / "batch.info").is_file())
+        found = []
         for directory in sorted(directories, key=_launch_time):
-            try:
-                yield _Found(directory, StudyPlan.read(directory))
-            except EnsembleError:  # a study of Maestro alone, or a damaged one
-                continue
+            with contextlib.suppress(EnsembleError):  # a study of Maestro alone, or a damaged one
+                found.append(_Found(directory, StudyPlan.read(directory)))
+        return found
 
 
 def _launch_time(directory: Path) -> float:

@@ -59,9 +59,9 @@ def is_starting(plan: StudyPlan) -> bool:
     """Tell whether a launch has just created the study, so that its first conductor may be about to begin."""
     try:
         age_s = clock.now() - (plan.root / "batch.info").stat().st_mtime
-    except OSError:
+        has_begun = Session(plan.session).heartbeats.read_conductor().beat != 0
+    except OSError:  # the study of another user
         return False
-    has_begun = Session(plan.session).heartbeats.read_conductor().beat != 0
     return plan.session.exists() and not has_begun and age_s < START_LIMIT_S
 
 
