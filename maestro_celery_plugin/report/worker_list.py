@@ -14,7 +14,7 @@ from rich.text import Text
 from maestro_celery_plugin.config.groups import serving_groups
 from maestro_celery_plugin.report.reader import StatusReader
 from maestro_celery_plugin.report.terminal import plain, state_text
-from maestro_celery_plugin.report.worker_status import is_alive, workers
+from maestro_celery_plugin.report.worker_status import alive_workers, workers
 from maestro_celery_plugin.states import WorkerState
 from maestro_celery_plugin.study.conductor_lock import has_conductor
 from maestro_celery_plugin.study.heartbeats import Heartbeat
@@ -68,7 +68,7 @@ def live_workers(plan: StudyPlan) -> list[ListedWorker]:
     reader.read()
     conducted = has_conductor(plan)
     beats = session.heartbeats.all()
-    alive = {beat.name: is_alive(session, beat, conducted) for beat in beats}
+    alive = alive_workers(session, beats, conducted=conducted)
     states = {worker.name: worker.state for worker in workers(beats, alive)}
     slots, running = _slots(beats, alive), _by_worker(reader.running_samples())
     queues = {name: group.task_queues for name, group in serving_groups(plan.settings).items()}

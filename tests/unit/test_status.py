@@ -23,6 +23,7 @@ from msgspec.structs import replace
 from rich.cells import cell_len
 from rich.console import Console
 
+from maestro_celery_plugin import clock
 from maestro_celery_plugin.batch.allocation import Allocation, new_directory
 from maestro_celery_plugin.cli import main
 from maestro_celery_plugin.config.settings import (
@@ -48,7 +49,7 @@ from maestro_celery_plugin.report.reader import StatusReader
 from maestro_celery_plugin.report.sample_status import RecordSamples, SampleStatus, values_of
 from maestro_celery_plugin.report.terminal import command_words, duration_words, shortened
 from maestro_celery_plugin.states import AllocationState, WorkerState, cannot_run_code
-from maestro_celery_plugin.study.heartbeats import Heartbeat, Heartbeats
+from maestro_celery_plugin.study.heartbeats import SILENCE_LIMIT_S, Heartbeat, Heartbeats
 from maestro_celery_plugin.study.manifest import Manifest
 from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.session import BrokerLocation, Session
@@ -267,6 +268,20 @@ def test_a_heartbeat_that_is_removed_meanwhile_is_no_error(study: Study, monkeyp
     monkeypatch.setattr(Heartbeats, "all", lambda self: beats)
 
     assert [w.state for w in study.reader.read().workers] == ["dead"]
+
+
+@pytest.mark.parametrize("ahead_s", [3600, -3600])
+def test_without_a_conductor_the_clock_of_this_machine_does_not_decide_which_workers_live(study: Study, monkeypatch, ahead_s):
+    """Given a clock that differs from that of the file server, then only the times of files are compared."""
+    study.beat("w-1", DEAD, host="elsewhere")
+    study.beat("w-2", DEAD, host="elsewhere")
+    path = study.session.heartbeats.path_of("w-2")
+    before = path.stat().st_mtime - SILENCE_LIMIT_S - 1
+    os.utime(path, (before, before))
+    right = clock.now
+    monkeypatch.setattr(clock, "now", lambda: right() + ahead_s)
+
+    assert [w.state for w in study.reader.read().workers] == ["busy", "dead"]
 
 
 def test_without_a_conductor_a_worker_of_another_machine_without_a_heartbeat_is_dead(study: Study) -> None:
