@@ -6,23 +6,24 @@ import json
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import click
 
 from maestro_celery_plugin.cli.vars_option import vars_option
 from maestro_celery_plugin.conductor.worker_sources import request_for
-from maestro_celery_plugin.config.groups import batch_of, is_for_this_machine, require_groups, serving_groups
+from maestro_celery_plugin.config.groups import LOCAL, batch_of, is_for_this_machine, require_groups, serving_groups
 from maestro_celery_plugin.errors import StudyError
 from maestro_celery_plugin.files import is_locked
 from maestro_celery_plugin.machine import host_name
 from maestro_celery_plugin.maestro.specification import load_ensemble
 from maestro_celery_plugin.plugins import current_allocation
 from maestro_celery_plugin.processes import forget_variable
-from maestro_celery_plugin.report.terminal import wide_console
+from maestro_celery_plugin.report.terminal import command_words, wide_console
 from maestro_celery_plugin.report.worker_list import live_workers, workers_table
 from maestro_celery_plugin.spec.overrides import Overrides, variables_of
+from maestro_celery_plugin.study.conductor_lock import has_conductor
 from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.session import ENVIRONMENT_VARIABLE, Session
 from maestro_celery_plugin.study.stopped_workers import read_stopped
@@ -51,9 +52,12 @@ def command(
     if is_list:
         _list(study_of(study, variables), groups, as_json=as_json)
         return
-    lines = worker_lines(study_of(study, variables), groups)
+    directory = study_of(study, variables)
+    lines = worker_lines(directory, groups)
     for name, line in lines.items():
         click.echo(line if echo else f"Starting worker group '{name}': {line}")
+    for sentence in _without_allocation(directory, lines):
+        click.echo(sentence, err=True)
     forget_variable(ENVIRONMENT_VARIABLE)  # workers read the URL in the session, and samples must not inherit it
     sys.exit(0 if echo else start_workers(lines))
 
@@ -120,6 +124,9 @@ def worker_lines(directory: Path, groups: Sequence[str]) -> dict[str, str]:
     session = Session(plan.session)
     if not session.path.exists():
         raise StudyError(f"The study '{plan.root}' was a dry run, or its session no longer exists; there is no work.")
+    if session.stop_requested and not has_conductor(plan):
+        resume = command_words("maestro-celery resume", plan.root)
+        raise StudyError(f"The study '{plan.root}' has ended; there is no work. `{resume}` would continue it.")
     serving = serving_groups(plan.settings)
     require_groups(plan.settings, groups)
     chosen = list(groups) or [name for name, group in serving.items() if is_for_this_machine(group)]
@@ -137,6 +144,18 @@ def _line(plan: StudyPlan, session: Session, name: str) -> str:
     if current_allocation(batch.type) is None:
         return shlex.join(worker_command(session, name))
     return request_for(plan, session, [name]).lines[0]
+
+
+def _without_allocation(directory: Path, names: Iterable[str]) -> Iterator[str]:
+    """Yield a sentence for each of these groups with a batch system of which this process is not in an allocation."""
+    settings = StudyPlan.read(directory).settings
+    for name in names:
+        kind = batch_of(settings, settings.resources.workers[name]).type
+        if kind != LOCAL and current_allocation(kind) is None:
+            yield (
+                f"Worker group '{name}' has the batch type '{kind}', but this is no allocation of it: one worker "
+                f"starts on {host_name()}. Type the command in a batch script to start the workers of all nodes."
+            )
 
 
 def start_workers(lines: dict[str, str]) -> int:
