@@ -35,6 +35,8 @@ def end_earlier_study(directory: Path) -> None:
         return
     check_output(str(directory))
     processes, session = StudyProcesses(directory), Session(directory / "merlin_info" / "session")
+    if session.heartbeats.conductor_lives_elsewhere():
+        raise StudyError(_message(directory, "its conductor runs on another machine"))
     if processes.conductors():
         raise StudyError(_message(directory, "its conductor is starting or ending"))
     elsewhere = workers_elsewhere(session)

@@ -2,6 +2,9 @@
 
 Maestro's conductor is blocked while it runs a native step itself (localscriptadapter.py:136-139). Therefore the
 heartbeat has its own thread, which ends with the process and does not wait for the polls.
+
+Some file systems have locks for each machine alone (sshfs; Lustre with `localflock`; NFS with `local_lock`). So the
+heartbeat of a conductor on another machine counts as well, for as long as it is fresh.
 """
 
 from __future__ import annotations
@@ -36,8 +39,8 @@ def file_lock(plan: StudyPlan) -> FileLock:
 
 
 def has_conductor(plan: StudyPlan) -> bool:
-    """Tell whether a conductor of a study lives."""
-    return is_locked(plan.conductor_lock)
+    """Tell whether a conductor of a study lives; for some seconds, one may count that was killed on another machine."""
+    return is_locked(plan.conductor_lock) or Session(plan.session).heartbeats.conductor_lives_elsewhere()
 
 
 def acquire(plan: StudyPlan) -> ConductorLock:
@@ -78,15 +81,15 @@ class ConductorLock:
         self.must_poll = False
         self.working: frozenset[str] | None = None
         self._root = plan.root
+        self._heartbeats = Session(plan.session).heartbeats
         self._lock = file_lock(plan)
         try:
             self._lock.acquire(timeout=LOCK_LIMIT_S)
         except Timeout as cause:
-            raise StudyError(
-                f"Another conductor runs the study '{plan.root}'; wait for its end, or end it with "
-                f"`maestro cancel {plan.root}`."
-            ) from cause
-        self._heartbeats = Session(plan.session).heartbeats
+            raise _another(plan) from cause
+        if self._heartbeats.conductor_lives_elsewhere():
+            self._lock.release()
+            raise _another(plan)
         idle_limits_s = [group.idle_limit for group in plan.settings.resources.workers.values()]
         self._interval_s = min([BEAT_INTERVAL_S, *(limit_s / BEATS_PER_IDLE_LIMIT for limit_s in idle_limits_s)])
         self._ended = threading.Event()
@@ -106,5 +109,14 @@ class ConductorLock:
         """Release the lock, so that another process can conduct the study."""
         if not self._ended.is_set():
             self._ended.set()
+            with contextlib.suppress(OSError):
+                self._heartbeats.end_conductor()
             _LOCKS.pop(self._root, None)
             self._lock.release()
+
+
+def _another(plan: StudyPlan) -> StudyError:
+    return StudyError(
+        f"Another conductor runs the study '{plan.root}'; wait for its end, or end it with "
+        f"`maestro cancel {plan.root}`."
+    )

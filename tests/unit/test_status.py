@@ -38,7 +38,7 @@ from maestro_celery_plugin.files import shared_lock
 from maestro_celery_plugin.ledger.entries import Kind
 from maestro_celery_plugin.ledger.sample_states import Counts
 from maestro_celery_plugin.ledger.writer import LedgerWriter
-from maestro_celery_plugin.machine import host_name
+from maestro_celery_plugin.machine import host_name, machine_id
 from maestro_celery_plugin.processes import ProcessId
 from maestro_celery_plugin.report import failed_samples, status_view, steps_table
 from maestro_celery_plugin.report.broker_check import BrokerCheck
@@ -49,7 +49,8 @@ from maestro_celery_plugin.report.reader import StatusReader
 from maestro_celery_plugin.report.sample_status import RecordSamples, SampleStatus, values_of
 from maestro_celery_plugin.report.terminal import command_words, duration_words, shortened
 from maestro_celery_plugin.states import AllocationState, WorkerState, cannot_run_code
-from maestro_celery_plugin.study.heartbeats import SILENCE_LIMIT_S, Heartbeat, Heartbeats
+from maestro_celery_plugin.study import conductor_lock
+from maestro_celery_plugin.study.heartbeats import CONDUCTOR_LIMIT_S, SILENCE_LIMIT_S, Heartbeat, Heartbeats
 from maestro_celery_plugin.study.manifest import Manifest
 from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.session import BrokerLocation, Session
@@ -203,6 +204,23 @@ def test_a_native_step_has_maestros_state_and_no_samples(study: Study) -> None:
     status = study.reader.read()
     assert status.state is StudyState.INTERRUPTED
     assert [step.state for step in status.steps] == ["INTERRUPTED", "FINISHED", "INITIALIZED"]
+
+
+def test_a_conductor_whose_lock_this_machine_cannot_see_lives_while_its_heartbeat_is_fresh(study: Study) -> None:
+    """Given a file system with locks for each machine alone, then no second conductor starts on another machine."""
+    study.write_table(row(1, "RUNNING"))
+    study.session.heartbeats.write_conductor(1)
+    path = study.plan.session / "conductor.json"
+    path.write_text(path.read_text().replace(machine_id(), "elsewhere"))
+    assert study.reader.read().state is StudyState.RUNNING
+    with pytest.raises(StudyError, match="Another conductor runs the study"):
+        conductor_lock.acquire(study.plan)
+
+    os.utime(path, (path.stat().st_mtime - CONDUCTOR_LIMIT_S - 1,) * 2)
+    assert study.reader.read().state is StudyState.INTERRUPTED
+    os.utime(path)
+    study.session.heartbeats.end_conductor()
+    assert study.reader.read().state is StudyState.INTERRUPTED
 
 
 def test_a_study_of_native_steps_ends_without_a_ledger(study: Study) -> None:
