@@ -283,8 +283,7 @@ class _Supervisor:
                 self.lost_heartbeat = True
                 with contextlib.suppress(OSError):
                     os.kill(child, signal.SIGKILL)
-                # Now, because a worker that waits for a file system ends only when that answers; in a thread, because the
-                # same may be true of a sample.
+                # Now: a worker that waits for a file system ends only when that answers. In a thread: so may a sample.
                 marker = mark(self.session, self.name)
                 threading.Thread(target=_end_samples, args=(marker,), name="end of samples", daemon=True).start()
                 # Last: the log is on the file system that may not answer.

@@ -20,7 +20,8 @@ from maestro_celery_plugin.study.heartbeats import SILENCE_LIMIT_S
 from maestro_celery_plugin.worker.heartbeat_limit import HEARTBEAT_LIMIT_S
 
 CUT_S = float(os.environ.get("LINK_CUT_S", SILENCE_LIMIT_S + 10))
-COUNT = 60
+# The host needs some time after the cut: TCP sends again after pauses that become longer (51 s after the begin of the cut).
+COUNT = int(1.5 * CUT_S)
 # Each attempt appends a line every 0.2 s, with the seconds since the boot of the machine, to a file that no cut concerns.
 # Nothing in it uses the workspace, so that it would run on during a cut.
 ATTEMPT = """
