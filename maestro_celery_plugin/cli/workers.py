@@ -6,7 +6,7 @@ import json
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import click
@@ -14,7 +14,7 @@ import click
 from maestro_celery_plugin.cli.study_argument import study_of
 from maestro_celery_plugin.cli.vars_option import vars_option
 from maestro_celery_plugin.conductor.worker_sources import request_for
-from maestro_celery_plugin.config.groups import batch_of, is_for_this_machine, require_groups, serving_groups
+from maestro_celery_plugin.config.groups import LOCAL, batch_of, is_for_this_machine, require_groups, serving_groups
 from maestro_celery_plugin.errors import StudyError
 from maestro_celery_plugin.machine import host_name
 from maestro_celery_plugin.plugins import current_allocation
@@ -57,6 +57,8 @@ def command(
     lines = worker_lines(directory, groups)
     for name, line in lines.items():
         click.echo(line if echo else f"Starting worker group '{name}': {line}")
+    for sentence in _without_allocation(directory, lines):
+        click.echo(sentence, err=True)
     forget_variable(ENVIRONMENT_VARIABLE)  # workers read the URL in the session, and samples must not inherit it
     sys.exit(0 if echo else start_workers(lines, directory))
 
@@ -126,6 +128,18 @@ def _line(plan: StudyPlan, session: Session, name: str) -> str:
     if current_allocation(batch.type) is None:
         return shlex.join(worker_command(session, name))
     return request_for(plan, session, [name]).lines[0]
+
+
+def _without_allocation(directory: Path, names: Iterable[str]) -> Iterator[str]:
+    """Yield a sentence for each of these groups with a batch system of which this process is not in an allocation."""
+    settings = StudyPlan.read(directory).settings
+    for name in names:
+        kind = batch_of(settings, settings.resources.workers[name]).type
+        if kind != LOCAL and current_allocation(kind) is None:
+            yield (
+                f"Worker group '{name}' has the batch type '{kind}', but this is no allocation of it: one worker "
+                f"starts on {host_name()}. Type the command in a batch script to start the workers of all nodes."
+            )
 
 
 def start_workers(lines: dict[str, str], directory: Path) -> int:

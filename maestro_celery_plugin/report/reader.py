@@ -25,7 +25,7 @@ from maestro_celery_plugin.report.model import AllocationStatus, StepStatus, Stu
 from maestro_celery_plugin.report.sample_status import RecordSamples, SampleStatus
 from maestro_celery_plugin.report.unserved_steps import as_waiting, unserved_steps
 from maestro_celery_plugin.report.usage import AllocationUsage
-from maestro_celery_plugin.report.worker_status import is_alive, workers
+from maestro_celery_plugin.report.worker_status import alive_workers, workers
 from maestro_celery_plugin.states import WorkerState
 from maestro_celery_plugin.study.broken_machines import read_broken_machines
 from maestro_celery_plugin.study.conductor_lock import has_conductor
@@ -84,7 +84,7 @@ class StatusReader:
             self._shares_session = len(self._members.all()) > 1
             if self._shares_session:
                 beats = [beat for beat in beats if beat.group in self._groups]
-            alive = {beat.name: is_alive(self._session, beat, conducted) for beat in beats}
+            alive = alive_workers(self._session, beats, conducted=conducted)
             stopped = read_stopped(self._session.path) if conducted else None
             unserved = unserved_steps(self._plan.settings, stopped, _groups_served(beats, alive))
             return StudyStatus(

@@ -13,7 +13,7 @@ from rich.text import Text
 from maestro_celery_plugin.config.groups import serving_groups
 from maestro_celery_plugin.report.reader import StatusReader
 from maestro_celery_plugin.report.terminal import plain, print_table, state_text
-from maestro_celery_plugin.report.worker_status import is_alive, workers
+from maestro_celery_plugin.report.worker_status import alive_workers, workers
 from maestro_celery_plugin.states import WorkerState
 from maestro_celery_plugin.study.conductor_lock import has_conductor
 from maestro_celery_plugin.study.heartbeats import Heartbeat
@@ -71,7 +71,7 @@ def live_workers(plan: StudyPlan) -> list[ListedWorker]:
     beats = session.heartbeats.all()
     if len(Members(session.path).all()) > 1:  # workers of other studies of the session are not listed
         beats = [beat for beat in beats if beat.group in groups]
-    alive = {beat.name: is_alive(session, beat, conducted) for beat in beats}
+    alive = alive_workers(session, beats, conducted=conducted)
     slots, running = _slots(beats, alive), _by_worker(reader.running_samples())
     states = {worker.name: worker.state for worker in workers(beats, alive, running)}
     queues = {name: group.task_queues for name, group in groups.items()}

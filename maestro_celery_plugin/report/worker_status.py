@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import contextlib
+from collections.abc import Collection, Iterable, Iterator
 
-from maestro_celery_plugin import clock
 from maestro_celery_plugin.processes import ProcessId
 from maestro_celery_plugin.report.model import WorkerStatus
 from maestro_celery_plugin.states import WorkerState
-from maestro_celery_plugin.study.heartbeats import SILENCE_LIMIT_S, Heartbeat
+from maestro_celery_plugin.study.heartbeats import Heartbeat
 from maestro_celery_plugin.study.session import Session
 from maestro_celery_plugin.study.worker_identity import is_pool_process, worker_of
 
-__all__ = ["is_alive", "workers"]
+__all__ = ["alive_workers", "workers"]
 
 _BEFORE_WORK = (WorkerState.STARTING, WorkerState.IDLE)
 
 
-def is_alive(session: Session, beat: Heartbeat, conducted: bool) -> bool:
-    """Tell whether a worker is alive; a live conductor removes the heartbeats of dead workers on other machines."""
-    if beat.is_here:
-        return ProcessId(*beat.process).is_alive
-    try:
-        written_at = session.heartbeats.path_of(beat.name).stat().st_mtime
-    except OSError:  # it was removed meanwhile, or nobody can tell
-        return conducted
-    return conducted or clock.now() - written_at < SILENCE_LIMIT_S
+def alive_workers(session: Session, beats: Collection[Heartbeat], *, conducted: bool) -> dict[str, bool]:
+    """Tell for each worker whether it is alive.
+
+    Args:
+        session: The session.
+        beats: The heartbeats.
+        conducted: Whether the study has a conductor, which removes the heartbeats of dead workers on other machines.
+    """
+    fresh: set[str] = set()
+    if not conducted and not all(beat.is_here for beat in beats):
+        with contextlib.suppress(OSError):  # nobody can tell
+            fresh = {beat.name for beat in session.heartbeats.fresh(beats)}
+    return {
+        beat.name: ProcessId(*beat.process).is_alive if beat.is_here else conducted or beat.name in fresh
+        for beat in beats
+    }
 
 
 def workers(beats: list[Heartbeat], alive: dict[str, bool], running: Iterable[str] = ()) -> Iterator[WorkerStatus]:

@@ -2,6 +2,9 @@
 
 Maestro's conductor is blocked while it runs a native step itself (localscriptadapter.py:136-139). Therefore the
 heartbeat has its own thread, which ends with the process and does not wait for the polls.
+
+Some file systems have locks for each machine alone (sshfs; Lustre with `localflock`; NFS with `local_lock`). So the
+heartbeat of a conductor on another machine counts as well, for as long as it is fresh.
 """
 
 from __future__ import annotations
@@ -54,8 +57,8 @@ def file_lock(plan: StudyPlan) -> FileLock:
 
 
 def has_conductor(plan: StudyPlan) -> bool:
-    """Tell whether a conductor of a study lives."""
-    return is_locked(plan.conductor_lock)
+    """Tell whether a conductor of a study lives; for some seconds, one may count that was killed on another machine."""
+    return is_locked(plan.conductor_lock) or Session(plan.session).conductors.live_elsewhere(plan.id)
 
 
 def is_starting(plan: StudyPlan) -> bool:
@@ -123,11 +126,11 @@ class ConductorLock:
         try:
             self._lock.acquire(timeout=LOCK_LIMIT_S)
         except Timeout as cause:
-            raise StudyError(
-                f"Another conductor runs the study '{plan.root}'; wait for its end, or end it with "
-                f"`maestro cancel {plan.root}`."
-            ) from cause
+            raise _another(plan) from cause
         self._session = Session(plan.session)
+        if self._session.conductors.live_elsewhere(plan.id):
+            self._lock.release()
+            raise _another(plan)
         self._members = Members(plan.session)
         self._enter(plan)
         idle_limits_s = [group.idle_limit for group in plan.settings.resources.workers.values()]
@@ -196,3 +199,10 @@ class ConductorLock:
                 self._session.conductors.end(self._study)
                 self.leave()
             self._lock.release()
+
+
+def _another(plan: StudyPlan) -> StudyError:
+    return StudyError(
+        f"Another conductor runs the study '{plan.root}'; wait for its end, or end it with "
+        f"`maestro cancel {plan.root}`."
+    )

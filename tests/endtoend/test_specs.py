@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import socket
 import subprocess
 import sys
 import xml.etree.ElementTree
@@ -32,6 +33,17 @@ def test_each_example_can_be_loaded(path, tmp_path):
         cwd=tmp_path,  # `python -c` imports from the current directory first, and the tests use the installed package
     )
     assert answer.stdout == f"{path.stem} 2 True\n", answer.stderr
+
+
+def test_multi_machine_runs_on_one_machine(run):
+    """Given both hosts with the name of this machine, then the conductor starts the workers of both groups."""
+    here = socket.gethostname()
+    study = run(SPECS / "multi_machine.yaml", "--vars", f"HOST1={here}", f"HOST2={here}", foreground=True)
+
+    assert study.code == 0, study.output
+    assert sorted(study.outputs("post/*/report.txt"), key=lambda text: int(text.split()[0])) == [
+        f"{x} squared is {x * x}, simulated on {here} and processed on {here}\n" for x in range(1, 13)
+    ]
 
 
 def test_hello_greets_with_all_parameters(run):
