@@ -21,6 +21,8 @@ from maestro_celery_plugin.study.session import Session
 __all__ = ["command"]
 
 _HOST_LIMIT_S = 20.0
+# A host that ends is gone after this time.
+_ENDING_S = 1.0
 
 
 @click.group("session")
@@ -105,15 +107,17 @@ def stop(study: Path, force: bool) -> None:
 def resume(study: Path) -> None:
     """Start another host for a session whose host was killed; it goes on with studies whose conductor has died."""
     session = _session_of(study)
-    if has_host(session):
-        click.echo("The host of the session runs already.")
-        return
     members = Members(session.path)
     session.revoke_stop()
     for member in members.all():
         if not members.is_alive(member) and member.restarts:
-            members.change(member.id, restarts=0)
-    begin(session)
-    if not clock.wait_until(lambda: has_host(session), _HOST_LIMIT_S):
-        raise StudyError(f"The host has not started; '{session.path / 'host.log'}' shows why.")
-    click.echo("The host of the session runs, and goes on with its studies; `maestro-celery session show` shows them.")
+            members.change(member.id, restarts=0)  # the host starts its conductor once more
+    runs = not clock.wait_until(lambda: not has_host(session), _ENDING_S)  # it may be about to end
+    if not runs:
+        begin(session)
+        if not clock.wait_until(lambda: has_host(session), _HOST_LIMIT_S):
+            raise StudyError(f"The host has not started; '{session.path / 'host.log'}' shows why.")
+    click.echo(
+        f"The host of the session runs{' already' if runs else ''}, and goes on with its studies; "
+        "`maestro-celery session show` shows them."
+    )

@@ -16,6 +16,7 @@ from typing import Any
 from maestrowf.utils import create_dictionary
 
 from maestro_celery_plugin.errors import SpecificationError, StudyError
+from maestro_celery_plugin.maestro.launch_options import OPTIONS
 from maestro_celery_plugin.spec.problems import Problem, passed
 
 __all__ = [
@@ -117,7 +118,7 @@ def check_generator(file: str | None, arguments: Sequence[str]) -> dict[str, Any
 def _check_out(arguments: argparse.Namespace) -> None:
     out = Path(os.path.abspath(arguments.out))  # noqa: PTH100 (as Maestro does; `absolute` keeps "..")
     check_place(out, "--out")
-    if not out.exists():
+    if not out.exists() or OPTIONS.parent is not None:  # a study of a session never replaces a directory (`nested.py`)
         return
     for path in filter(None, (arguments.specification, arguments.pgen)):
         if Path(path).resolve().is_relative_to(out.resolve()):

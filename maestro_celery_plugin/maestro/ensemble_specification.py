@@ -59,7 +59,7 @@ from maestro_celery_plugin.spec.step_groups import at_their_steps, with_step_gro
 from maestro_celery_plugin.spec.step_keys import ignored_keys, step_priority, with_native_values
 from maestro_celery_plugin.spec.token_checks import check_parameter_names, doubled_paths, token_notes
 from maestro_celery_plugin.spec.valid_part import NEUTRAL
-from maestro_celery_plugin.spec.variables import Variables
+from maestro_celery_plugin.spec.variables import Variables, with_merlins_output_path
 from maestro_celery_plugin.spec.worker_groups import (
     check_groups,
     native_steps,
@@ -145,6 +145,8 @@ class EnsembleSpecification(YAMLSpecification):  # type: ignore[misc]
         literal = overrides.names(blocks.get("env"))
         if literal:
             blocks["env"] = overrides.applied_to(blocks.get("env"), self._file)
+        env = blocks.get("env")
+        data, blocks = with_merlins_output_path(data, env), with_merlins_output_path(blocks, env)
         own = {} if "batch" in broken else known.get("batch") or {}
         self.batch_defaults = _defaults_for(own)
         blocks["batch"] = {**self.batch_defaults, **_without_nulls(own)}

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from maestro_celery_plugin import clock
 from maestro_celery_plugin.config.groups import shared_groups
@@ -192,10 +195,21 @@ def _own_directory(name: str, output_path: str, taken: set[str], arguments: argp
 
 def _place(parent: Member) -> str:
     """Return where the study was started: the workspace of a step record or of a sample, below the study above it."""
+    for place in (_directory_of_sample(), Path(os.environ.get("PWD", ""))):
+        with contextlib.suppress(ValueError):
+            return str(place.relative_to(parent.root))
+    return ""
+
+
+def _directory_of_sample() -> Path:
+    """Return the directory with the script of this session of processes, which a worker begins for each sample.
+
+    The script may have changed its own directory.
+    """
     try:
-        return str(Path(os.environ.get("PWD", "")).relative_to(parent.root))
-    except ValueError:
-        return ""
+        return Path(psutil.Process(os.getsid(0)).cmdline()[-1]).parent
+    except (psutil.Error, IndexError):
+        return Path()
 
 
 def _waiting_group(session: Session, groups: Mapping[str, Any], members: Members) -> str:

@@ -53,7 +53,7 @@ def run_nested(parent: Member, run: Callable[[Any], int], arguments: argparse.Na
     except BaseException:
         _withdraw()
         raise
-    if code or arguments.autono:
+    if code or arguments.autono or OPTIONS.dry_run:
         _withdraw()
     elif OPTIONS.waits and OPTIONS.member is not None:
         return _await_end(OPTIONS.member.id)

@@ -92,6 +92,8 @@ def _study(member: Member, members: Members, level: int) -> SessionStudy:
     try:
         status = StatusReader(Path(member.root)).read()
     except (EnsembleError, OSError):
+        if member.state is MemberState.ENDED and not Path(member.root, "batch.info").exists():
+            return SessionStudy(member=member, state="not launched", samples=None, level=level)  # `stop` has ended it
         return SessionStudy(member=member, state="?", samples=None, level=level)
     counts: Counter[str] = Counter()
     for step in status.steps:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import os
 import time
-from pathlib import Path
 
 import pytest
 from support import Study, kill, wait_for
 
+from maestro_celery_plugin.host.conductors import RESTART_LIMIT
 from maestro_celery_plugin.study.members import Members
 
 # A step that counts up to MAX, and starts the study again until then.
@@ -38,20 +38,15 @@ ITERATE = """
 
 
 def iterations(study: Study) -> list[Study]:
-    """Return the studies that a study has started, in their order."""
-    members = Members(study.path / "merlin_info" / "session").all()
-    return [Study(Path(member.root), study.environment) for member in members[1:]]
+    return study.iterations()
 
 
-def await_session(study: Study, timeout_s: float = 60.0) -> None:
-    """Wait until all studies of a session, and all their processes, have ended."""
-    members = Members(study.path / "merlin_info" / "session")
-    wait_for(lambda: not members.living() and not processes(study), "the end of the session", timeout_s)
+def await_session(study: Study) -> None:
+    study.await_session()
 
 
 def processes(study: Study) -> dict[int, str]:
-    parent = Study(study.path.parent, study.environment)
-    return parent.processes()
+    return Study(study.path.parent, study.environment).processes()
 
 
 @pytest.fixture
@@ -151,6 +146,22 @@ def test_a_session_without_host_and_conductors_is_resumed(chain):
         assert_complete(one, number)
 
 
+def test_a_conductor_that_dies_again_is_started_by_session_resume(chain):
+    """Given a conductor that was killed twice, while the host lives, then `session resume` lets its study go on."""
+    study = chain("--vars", "SLEEP=3", "MAX=2")
+    wait_for(lambda: iterations(study) and iterations(study)[0].outputs("sim/*/sim.txt"), "samples of iteration 2")
+    (second,) = iterations(study)
+    members = Members(study.path / "merlin_info" / "session")
+    members.change(members.all()[1].id, restarts=RESTART_LIMIT)  # as after the first death
+    kill(*second.processes("bin/conductor"))
+    assert study.processes("maestro_celery_plugin.host")
+
+    answer = study.command("maestro-celery", "session", "resume", str(second.path))
+    assert answer.stdout.startswith("The host of the session runs already, and goes on"), answer.stderr
+    await_session(study)
+    assert_complete(second, 2)
+
+
 def test_a_runaway_is_stopped_from_another_shell(chain):
     study = chain("--vars", "MAX=1000", "SLEEP=0.2")
     wait_for(lambda: len(iterations(study)) > 2, "some iterations")
@@ -246,3 +257,30 @@ def test_a_user_may_share_the_workers_of_a_study_on_purpose(chain):
     assert os.listdir(study.path / "merlin_info" / "workers") == ["w-1.log"]
     refused = study.command(*words)
     assert refused.stderr.endswith("runs; leave the option out.\n"), refused.stderr
+def test_a_study_never_replaces_a_directory_and_a_dry_run_joins_no_session(chain, tmp_path):
+    """Given `-o` of a directory that exists and is no study, then it stays, and a number follows the name."""
+    (tmp_path / "iteration").mkdir()
+    (tmp_path / "iteration" / "kept").touch()
+    other = "maestro run --dry $(SPECROOT)/study.yaml -o dry; cd /;"
+    study = chain("--vars", "MAX=2", "OPTIONS=-y", spec=ITERATE.replace("echo before", other))
+    study.await_session()
+    (second,) = study.iterations()
+
+    assert second.path == tmp_path / "iteration_2"
+    assert os.listdir(tmp_path / "iteration") == ["kept"]
+    assert (tmp_path / "dry" / "sim").is_dir()
+    shown = json.loads(study.command("maestro-celery", "session", "show", "--json", str(study.path)).stdout)
+    assert [one["started_by"] for one in shown] == [None, "next"]  # although the step has left its directory
+
+
+LAUNCHING = ITERATE.replace("seq 4 >", "sleep $(PAUSE); seq 4 >").replace("SLEEP: 0", "SLEEP: 0, PAUSE: 0")
+
+
+def test_a_launch_that_is_stopped_was_not_launched(chain):
+    study = chain("--vars", "MAX=2", "OPTIONS=--vars PAUSE=60", spec=LAUNCHING)
+    wait_for(lambda: iterations(study) and iterations(study)[0].processes("cmd.sh"), "the launch of iteration 2")
+    answer = study.command("maestro-celery", "session", "stop", "-f", str(study.path))
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    shown = json.loads(study.command("maestro-celery", "session", "show", "--json", str(study.path)).stdout)
+    assert [one["state"] for one in shown] == ["CANCELLED", "not launched"]
+    await_session(study)

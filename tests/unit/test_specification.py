@@ -602,9 +602,17 @@ def test_a_variable_of_env_is_none_of_the_shell(tmp_path, caplog, monkeypatch, c
 
 
 def test_a_doubled_path_is_said_once_where_it_is_written(tmp_path, caplog):
-    env = {"variables": {"OUTPUT_PATH": "./out", "ALL": "$(SPECROOT)/$(OUTPUT_PATH)/all"}}
+    env = {"variables": {"OUTPUT_PATH": "/out", "ALL": "$(SPECROOT)/$(OUTPUT_PATH)/all"}}
     found = notes(tmp_path, caplog, spec(env=env, study=[step(cmd="ls $(ALL)"), step("b", cmd="ls $(ALL)")]))
     assert found == ["env.variables.ALL: found '$(SPECROOT)/$(OUTPUT_PATH)', but $(OUTPUT_PATH)" + DOUBLED]
+
+
+def test_a_relative_output_path_below_the_specification_is_merlins(tmp_path, caplog):
+    """Given `$(SPECROOT)/$(OUTPUT_PATH)`, which all iterations of a study share in Merlin, then it has no study's path."""
+    env = {"variables": {"OUTPUT_PATH": "./out", "ALL": "$(SPECROOT)/$(OUTPUT_PATH)/all"}}
+    specification = load(tmp_path, spec(env=env, study=[step(cmd="ls $(ALL) $(SPECROOT)/$(OUTPUT_PATH) $(OUTPUT_PATH)/x")]))
+    assert specification.study[0]["run"]["cmd"] == "ls $(SPECROOT)/./out/all $(SPECROOT)/./out $(OUTPUT_PATH)/x"
+    assert not caplog.records
 
 
 def test_a_script_of_another_interpreter_has_other_quotes(tmp_path, caplog):
