@@ -90,7 +90,7 @@ def test_a_study_waits_for_workers_on_another_host_and_explains_this(run, host, 
     assert sorted(study.outputs("sim/*/runs")) == sorted(f"{number} on otherhost\n" for number in range(1, 9))
     late = start_workers(study)
     assert late.wait(20) == 1
-    assert f"The study '{study.path}' has ended; there is no work. `maestro-celery resume" in late.stdout.read()
+    assert f"The study '{study.path}' has ended (FINISHED); there is no work. `maestro-celery resume" in late.stdout.read()
 
 
 def test_each_machine_has_its_own_batch_system(run, host, environment, start_workers, tmp_path):
