@@ -19,7 +19,7 @@ demo: install
 test: servers lint test-all
 
 test-all: test-unit
-	$(BIN)/pytest --import-mode=importlib --ignore=tests/unit
+	$(BIN)/python tools/lanes.py
 
 test-unit: $(VENV)/.tested
 	$(BIN)/pytest --import-mode=importlib -n 2 tests/unit

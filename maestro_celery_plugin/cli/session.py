@@ -10,10 +10,10 @@ import click
 
 from maestro_celery_plugin import clock
 from maestro_celery_plugin.errors import StudyError
-from maestro_celery_plugin.host.start import begin, host_of
+from maestro_celery_plugin.host.start import begin, has_host
 from maestro_celery_plugin.maestro.session_stop import stop_session
 from maestro_celery_plugin.report.session_tree import session_studies, studies_table
-from maestro_celery_plugin.report.terminal import wide_console
+from maestro_celery_plugin.report.terminal import command_words, wide_console
 from maestro_celery_plugin.states import MemberState
 from maestro_celery_plugin.study.members import Members
 from maestro_celery_plugin.study.plan import StudyPlan
@@ -78,10 +78,10 @@ def show(study: Path, as_json: bool) -> None:
         click.echo(json.dumps([one.to_json() for one in studies], indent=1))
         return
     wide_console().print(studies_table(studies), crop=False)
-    if Members(session.path).living() and host_of(session) is None:
+    if Members(session.path).living() and not has_host(session):
         click.echo(
-            "The host of the session does not run on this machine; where the first study was launched, "
-            f"`maestro-celery session resume {study}` starts another one if it is dead."
+            "The session has no host. On the machine where the first study was launched, "
+            f"`{command_words('maestro-celery session resume', study)}` starts another one."
         )
 
 
@@ -119,10 +119,10 @@ def resume(study: Path) -> None:
     for member in members.all():
         if not members.is_alive(member) and member.restarts:
             members.change(member.id, restarts=0)  # the host starts its conductor once more
-    runs = not clock.wait_until(lambda: host_of(session) is None, _ENDING_S)  # it may be about to end
+    runs = not clock.wait_until(lambda: not has_host(session), _ENDING_S)  # it may be about to end
     if not runs:
         begin(session)
-        if not clock.wait_until(lambda: host_of(session) is not None, _HOST_LIMIT_S):
+        if not clock.wait_until(lambda: has_host(session), _HOST_LIMIT_S):
             raise StudyError(f"The host has not started; '{session.path / 'host.log'}' shows why.")
     click.echo(
         f"The host of the session runs{' already' if runs else ''}, and goes on with its studies; "

@@ -1,8 +1,7 @@
 """The source of workers in allocations: it keeps one allocation open while its worker groups have work.
 
-Several studies of a session may use the same allocation. The conductor that opens it is its owner until its end, and
-holds a lock (``allocations/<name>/owner.lock``): the owner alone queries the batch system, and releases or cancels the
-allocation. Others follow the file of the allocation, and one of them takes over if the owner ends.
+The conductors of several studies may use the allocation (`shared_allocation.py`): its owner alone queries the batch
+system, and releases or cancels it.
 """
 
 from __future__ import annotations
@@ -12,14 +11,13 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from maestro_celery_plugin import clock
-from maestro_celery_plugin.batch.allocation import Allocation, last_allocation, new_directory
+from maestro_celery_plugin.batch.allocation import Allocation, new_directory
 from maestro_celery_plugin.batch.base import JobReport
 from maestro_celery_plugin.conductor.allocation_request import AllocationRequest
 from maestro_celery_plugin.conductor.backoff import Backoff
 from maestro_celery_plugin.conductor.jobs import Jobs
+from maestro_celery_plugin.conductor.shared_allocation import POLL_S, SharedAllocation
 from maestro_celery_plugin.errors import (
     AllocationError,
     AllocationExpiredError,
@@ -33,18 +31,16 @@ __all__ = ["AllocationSource"]
 LOGGER = logging.getLogger(__name__)
 
 # Intervals between two queries of the batch system: POLL_S until BRISK_S after a change, then SLOW_POLL_S.
-POLL_S, SLOW_POLL_S, BRISK_S = 2.0, 15.0, 60.0
+SLOW_POLL_S, BRISK_S = 15.0, 60.0
 # Time between the request to leave and the cancellation of the batch job, if workers have not left.
 LEAVE_LIMIT_S = 30.0
 # An allocation with nodes but without a worker for this long is cancelled: workers start within minutes.
 EMPTY_LIMIT_S = 300.0
 # A job counts as ended after the batch system has reported it as unknown this many times in a row.
 UNKNOWN_LIMIT = 3
-# A file in the directory of an allocation in which a sample has started.
-_WORKED = "worked"
 
 
-class AllocationSource:
+class AllocationSource(SharedAllocation):
     """Opens, watches and cancels the allocations of one name.
 
     Args:
@@ -53,26 +49,16 @@ class AllocationSource:
         request: Function that returns the request for the allocation with a number.
         jobs: Submits, queries and cancels the jobs of the allocations.
 
-    Attributes:
-        name: Name of the allocations.
-        current: The last allocation, which may have ended; None before the first.
     """
 
     def __init__(self, directory: Path, name: str, request: Callable[[int], AllocationRequest], jobs: Jobs) -> None:
-        self.name = name
-        self._directory, self._request, self._jobs = directory, request, jobs
+        super().__init__(directory, name)
+        self._request, self._jobs = request, jobs
         self._backoff = Backoff(name)
         self._unknown = 0
         self._has_left = self._is_let_end = False
         self._empty_since: float | None = None
-        self._queried_at = self._changed_at = self._released_at = self._followed_at = 0.0
-        self._lock = FileLock(directory / name / "owner.lock")
-        self.current: Allocation | None = last_allocation(directory, name)
-
-    @property
-    def is_open(self) -> bool:
-        """Whether workers run in the last allocation or may still start."""
-        return self.current is not None and self.current.is_open
+        self._queried_at = self._changed_at = self._released_at = 0.0
 
     def ensure(self) -> None:
         """Open an allocation, unless one is open.
@@ -135,8 +121,9 @@ class AllocationSource:
         Args:
             is_empty: Whether the allocation has nodes but no worker, because it has just begun or has just ended.
         """
-        if not self.is_owner and not (self.is_open and self.own()):
-            return self._follow()
+        ended = None if self.is_owner else self.follow_or_take_over()
+        if ended is not None or not self.is_owner:
+            return ended
         allocation = self.current
         if allocation is None or allocation.job is None or not allocation.is_open:
             return None
@@ -158,57 +145,6 @@ class AllocationSource:
                 self._cancel(allocation)
             LOGGER.info("Allocation '%s': %s. %s", allocation.label, report.state.value, report.reason)
         return None if allocation.is_open else allocation
-
-    # --- the owner ---
-
-    @property
-    def is_owner(self) -> bool:
-        """Whether this conductor watches the allocation."""
-        return bool(self._lock.is_locked)
-
-    def own(self) -> bool:
-        """Become the owner, unless another conductor is; return whether this one is now."""
-        if self.is_owner:
-            return True
-        (self._directory / self.name).mkdir(parents=True, exist_ok=True)
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            return False
-        last = last_allocation(self._directory, self.name)
-        if last is not None and (self.current is None or last.number >= self.current.number):
-            self.current = last  # another conductor may have changed it, or opened another one
-        return True
-
-    def disown(self) -> None:
-        """Leave the allocation to the conductors of other studies."""
-        self._lock.release()
-
-    def _follow(self) -> Allocation | None:
-        """Read the allocation that another conductor watches; return it if it has ended since the last call."""
-        now = clock.monotonic()
-        if now - self._followed_at < POLL_S:
-            return None
-        self._followed_at = now
-        was_open, before = self.is_open, self.current
-        self.current = last_allocation(self._directory, self.name)
-        if not was_open or before is None or self.current is None:
-            return None
-        if self.current.number == before.number:
-            return None if self.is_open else self.current
-        return before  # another one is open already
-
-    def note_work(self) -> None:
-        """Store that a sample has started in the allocation, for the conductors of other studies."""
-        if self.current is not None:
-            (self.current.directory / _WORKED).touch()
-
-    @staticmethod
-    def has_worked_elsewhere(allocation: Allocation) -> bool:
-        """Tell whether a sample of another study has started in an allocation."""
-        return (allocation.directory / _WORKED).exists()
-
-    # --- the end ---
 
     def _report(self, job: str) -> JobReport | None:
         """Return the report of the batch system; None when there is no answer, or one that may be wrong."""

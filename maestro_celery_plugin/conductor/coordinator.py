@@ -28,6 +28,7 @@ from maestro_celery_plugin.conductor.step_record import StepRecord
 from maestro_celery_plugin.conductor.step_records import TERMINAL, StepRecords
 from maestro_celery_plugin.config.groups import serving_groups
 from maestro_celery_plugin.errors import BrokerError, EnsembleError
+from maestro_celery_plugin.files import share_clock
 from maestro_celery_plugin.ledger.sample_states import SampleStates
 from maestro_celery_plugin.states import RecordState
 from maestro_celery_plugin.study import conductor_lock
@@ -105,6 +106,7 @@ class Coordinator:
         self._plan = plan
         self._lock = conductor_lock.acquire(plan)
         self._session = Session(plan.session)
+        share_clock(plan.session)
         groups = serving_groups(plan.settings)
         self._records = StepRecords(plan, groups)
         self._scaling = Scaling(plan, self._session, self._records, groups)

@@ -21,6 +21,7 @@ from maestro_celery_plugin.study.worker_identity import (
     stem_of,
     worker_arguments,
 )
+from maestro_celery_plugin.study.worker_start import write_start
 
 __all__ = ["LocalWorkers"]
 
@@ -98,7 +99,7 @@ class LocalWorkers:
 
     def _start(self) -> None:
         self._worker = claim_name(self._session, stem_of(self._group))
-        self._session.write_start(self._group, self._worker)
+        write_start(self._session, self._group, self._worker)
         log = log_of(self._session, self._worker)
         with log.open("ab") as output:
             arguments = worker_arguments(self._session, self._group, name=self._worker)

@@ -27,7 +27,7 @@ class Relatives:
     """
 
     def __init__(self, session: Session, study: str) -> None:
-        self._heartbeats, self._study = session.heartbeats, study
+        self._conductors, self._study = session.conductors, study
         self._members = Members(session.path)
         self._refreshed_at = float("-inf")
         self._ended: set[str] = set()
@@ -53,7 +53,7 @@ class Relatives:
         """Return the worker groups that members need."""
         needs: set[str] = set()
         for member in members:
-            known = self._heartbeats.read_conductor(member.id).needs
+            known = self._conductors.read(member.id).needs
             needs.update(member.groups if known is None or member.state is not MemberState.RUNNING else known)
         return frozenset(needs)
 
@@ -65,4 +65,4 @@ class Relatives:
             if member.state is MemberState.RUNNING and member.id not in living | self._ended:
                 self._ended.add(member.id)
                 with contextlib.suppress(OSError):
-                    self._heartbeats.end_conductor(member.id)
+                    self._conductors.end(member.id)

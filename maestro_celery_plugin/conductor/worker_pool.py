@@ -26,6 +26,7 @@ from maestro_celery_plugin.states import AllocationState, WorkerState
 from maestro_celery_plugin.study.heartbeats import Heartbeat
 from maestro_celery_plugin.study.session import Session
 from maestro_celery_plugin.study.worker_identity import MARKER, PROCESS_MARKER, is_pool_process, mark, worker_of
+from maestro_celery_plugin.study.worker_start import read_start
 
 __all__ = ["WorkerPool", "logged"]
 
@@ -173,7 +174,7 @@ class WorkerPool:
 
     def _is_started_elsewhere(self, group: str) -> bool:
         """Whether the conductor of another study has started a worker of a group whose heartbeat is not there yet."""
-        start = self._session.read_start(group) if self.relatives.living else None
+        start = read_start(self._session, group) if self.relatives.living else None
         return start is not None and start.is_under_way and start.worker not in self.alive
 
     @staticmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -44,15 +45,21 @@ class Conductors:
         self._resuming = [process for process in self._resuming if process.poll() is None]
         self._note_ends()
         for member in members:
-            try:
-                if self._session.is_closed:
-                    continue
-                if member.state is MemberState.REQUESTED:
-                    self._start(member)
-                elif member.state is MemberState.RUNNING:
-                    self._restart_dead(member)
-            except (OSError, EnsembleError) as error:
-                _say(f"The conductor of '{member.root}' cannot be started: {error}")
+            if self._session.is_closed:
+                return
+            if member.state is MemberState.REQUESTED:
+                self._start_requested(member)
+            elif member.state is MemberState.RUNNING:
+                self._restart_dead(member)
+
+    def _start_requested(self, member: Member) -> None:
+        """Start the conductor of a member, and tell the launch, which waits, if this is impossible."""
+        try:
+            self._start(member)
+        except (OSError, EnsembleError) as error:
+            _say(f"The conductor of '{member.root}' cannot be started: {error}")
+            with contextlib.suppress(OSError):
+                self._members.change(member.id, state=MemberState.ENDED, problem=str(error), ended_at=clock.now())
 
     def _start(self, member: Member) -> None:
         environment = {**os.environ, **self._members.read_environment(member.id)}

@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 
 from maestro_celery_plugin import clock
 from maestro_celery_plugin.broker.server import PrivateServer
+from maestro_celery_plugin.errors import EnsembleError
 from maestro_celery_plugin.files import refresh_directory
 from maestro_celery_plugin.host.conductors import Conductors
 from maestro_celery_plugin.host.start import write_host
@@ -93,7 +94,8 @@ class Host:
                 refresh_directory(self._session.path / "studies")
         if self._members.have_changed() or now == self._looked_at:
             members = self._members.all()
-            self._conductors.look(members)
+            with contextlib.suppress(OSError, EnsembleError):  # the next look tries again
+                self._conductors.look(members)
             self._has_members = any(self._members.is_alive(member) for member in members)
             if members and all(member.state is MemberState.ENDED for member in members):
                 self._session.request_stop()  # the last one had no conductor of an ensemble that would do it

@@ -8,13 +8,13 @@ from pathlib import Path
 from maestro_celery_plugin import clock, python_processes
 from maestro_celery_plugin.broker.private import START_TIMEOUT_S
 from maestro_celery_plugin.errors import BrokerError, DamagedFileError
-from maestro_celery_plugin.files import read_json, tail, write_atomically
+from maestro_celery_plugin.files import is_locked, read_json, tail, write_atomically
 from maestro_celery_plugin.machine import is_this_machine, machine_id
 from maestro_celery_plugin.processes import ProcessId
 from maestro_celery_plugin.python_processes import PythonProcess
 from maestro_celery_plugin.study.session import Session
 
-__all__ = ["MODULE", "begin", "host_of", "is_elsewhere", "log_of", "start_broker", "write_host"]
+__all__ = ["MODULE", "begin", "has_host", "host_of", "log_of", "start_broker", "write_host"]
 
 MODULE = "maestro_celery_plugin.host"
 # The hosts that have begun and for which nobody has waited yet, by the path of their session.
@@ -101,7 +101,6 @@ def host_of(session: Session) -> ProcessId | None:
     return found[0] if found[0].is_alive else None
 
 
-def is_elsewhere(session: Session) -> bool:
-    """Tell whether the last host of a session was on another machine, from where nobody can see whether it lives."""
-    found = _read_host(session)
-    return found is not None and not is_this_machine(found[1])
+def has_host(session: Session) -> bool:
+    """Tell whether a session has a host, on any machine: it holds a lock."""
+    return is_locked(session.path / "host.lock")

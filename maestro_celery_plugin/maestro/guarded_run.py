@@ -11,15 +11,17 @@ import logging
 import os
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from maestro_celery_plugin.config.groups import awaiting, is_for_this_machine, serving_groups
 from maestro_celery_plugin.errors import EnsembleError, StudyError
 from maestro_celery_plugin.maestro.command_line import check_specification_file
 from maestro_celery_plugin.maestro.env_file import read_env_file
 from maestro_celery_plugin.maestro.launch_options import OPTIONS, check_output
 from maestro_celery_plugin.spec.overrides import Overrides, variables_of
+from maestro_celery_plugin.study.plan import StudyPlan
 
 if TYPE_CHECKING:  # a study without an ensemble does not wait for this import
     from maestro_celery_plugin.study.members import Member
@@ -45,7 +47,7 @@ def guarded_run(
     """
     _set_options(arguments)
     try:
-        parent = _parent()
+        parent = _parent(arguments.session)
         _set_overrides(arguments, parent)
         check_specification_file(arguments.specification)
         if parent is not None:
@@ -90,11 +92,22 @@ def _set_options(arguments: argparse.Namespace) -> None:
     OPTIONS.waits = False
 
 
-def _parent() -> Member | None:
-    """Return the study whose sample or step has started this process; None for a launch by a user."""
-    if SESSION_VARIABLE not in os.environ:
+def _parent(study: str | None) -> Member | None:
+    """Return the study whose session this one joins; None for a session of its own.
+
+    Args:
+        study: The value of `--session`; None for the study whose sample or step has started this process, if any.
+
+    Raises:
+        StudyError: the study of `--session` does not run.
+    """
+    if study is not None:
+        from maestro_celery_plugin.maestro.joining import use_session_of
+
+        use_session_of(Path(study))
+    elif SESSION_VARIABLE not in os.environ:
         return None
-    from maestro_celery_plugin.maestro.nested import find_parent
+    from maestro_celery_plugin.maestro.joining import find_parent
 
     return find_parent()
 
@@ -151,8 +164,17 @@ def _say_what_is_next(arguments: argparse.Namespace) -> None:
     study = shlex.quote(str(OPTIONS.study))
     if OPTIONS.is_conducted:
         print(f"`maestro-celery status {study}` shows its progress, `maestro cancel {study}` ends it.")
+        for sentence in _awaited(OPTIONS.study):
+            print(sentence)
     else:
         print(f"Nothing runs; `maestro-celery resume {study}` starts the study.")
+
+
+def _awaited(study: Path) -> Iterator[str]:
+    """Yield a sentence for each worker group whose workers a user must start on another machine."""
+    for name, group in serving_groups(StudyPlan.read(study).settings).items():
+        if not is_for_this_machine(group):
+            yield awaiting(name, group, study)
 
 
 def _interruption(*, is_conducted: bool) -> str:

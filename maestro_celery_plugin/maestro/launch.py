@@ -245,7 +245,7 @@ def _timestamp(root: Path) -> str:
 
 def _home() -> Path:
     """Return the home of the session that the study joins."""
-    from maestro_celery_plugin.maestro.nested import session_of_parent
+    from maestro_celery_plugin.maestro.joining import session_of_parent
 
     return session_of_parent().parent
 
@@ -255,6 +255,8 @@ def _complete_member(plan: StudyPlan) -> None:
     from maestro_celery_plugin.broker.choice import choose
 
     session, members = Session(plan.session), Members(plan.session)
+    for old, new in OPTIONS.renamed.items():
+        LOGGER.warning("Another study of the session has a different worker group '%s'; here it is '%s'.", old, new)
     members.write_environment(plan.id, plan.overrides.environment)
     if plan.settings.needs_workers:
         Claims(plan.claims, plan.number).check()
@@ -268,7 +270,7 @@ def _make_session(plan: StudyPlan) -> None:
     from maestro_celery_plugin.broker.choice import choose
     from maestro_celery_plugin.broker.private import cluster_address
     from maestro_celery_plugin.host.start import begin
-    from maestro_celery_plugin.maestro.nested import first_member
+    from maestro_celery_plugin.maestro.joining import first_member
 
     session = Session.create(plan.session)
     notify = read_configuration().notify

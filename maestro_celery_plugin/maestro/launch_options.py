@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,7 @@ class LaunchOptions:
         is_conducted: Whether the conductor was started as a process.
         parent: The study whose sample or step has started this launch; None for a launch by a user.
         member: The study of this launch in the session of its parent; None before it has joined.
+        renamed: New names of its worker groups that differ from those of other studies of the session.
         waits: Whether the sample waits for the end of the study (`-fg`).
     """
 
@@ -63,6 +65,7 @@ class LaunchOptions:
     is_conducted: bool = False
     parent: Member | None = None
     member: Member | None = None
+    renamed: Mapping[str, str] = dataclasses.field(default_factory=dict)
     waits: bool = False
 
 

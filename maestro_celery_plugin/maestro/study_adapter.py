@@ -5,6 +5,7 @@ If one of them has an error, Maestro still receives the states of the other.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
@@ -21,6 +22,7 @@ from maestro_celery_plugin import clock
 from maestro_celery_plugin.conductor.coordinator import Coordinator, for_study
 from maestro_celery_plugin.config.step_entry import is_native
 from maestro_celery_plugin.errors import EnsembleError, LedgerError, StudyError
+from maestro_celery_plugin.host.start import begin
 from maestro_celery_plugin.maestro.native_steps import NO_REASON, NativeJob, NativeSteps
 from maestro_celery_plugin.maestro.notification import notify_at_end
 from maestro_celery_plugin.plugins import open_table
@@ -31,7 +33,7 @@ from maestro_celery_plugin.study.manifest_builder import build_manifest
 from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.reasons import store_refusal
 from maestro_celery_plugin.study.sample_commands import add_to_path
-from maestro_celery_plugin.study.session import SESSION_VARIABLE, STUDY_VARIABLE
+from maestro_celery_plugin.study.session import SESSION_VARIABLE, STUDY_VARIABLE, Session
 from maestro_celery_plugin.worker.sample_directory import SampleDirectories
 
 __all__ = ["EXTENSION", "StudyAdapter"]
@@ -76,6 +78,7 @@ class StudyAdapter:
         """
         with _end_conductor_on_errors(self._plan):
             if is_native(step.run):
+                self._begin_host()
                 return self._native_steps.write_script(ws_path, step, dry_run=self._is_dry_run)
             return self._write_script(ws_path, step)
 
@@ -142,6 +145,15 @@ class StudyAdapter:
             return SubmissionRecord(SubmissionCode.ERROR, 1)
         self._store_refusal(step.real_name, None if record.submission_code is SubmissionCode.OK else NO_REASON)
         return record
+
+    def _begin_host(self) -> None:
+        """Start the host of the session for studies that a native step starts, unless it runs for the workers.
+
+        Maestro submits some native steps without this adapter (executiongraph.py:640).
+        """
+        if self._plan.session.exists():
+            with contextlib.suppress(OSError):
+                begin(Session(self._plan.session))
 
     def _store_refusal(self, name: str, problem: str | None) -> None:
         """Store why a step record cannot be submitted; log a failure, such as a full disk, and continue."""

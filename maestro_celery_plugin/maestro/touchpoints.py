@@ -235,7 +235,7 @@ def _start_conductor(command: str, study: Path) -> subprocess.Popen[bytes]:
     with Path(log).open("wb") as output:
         command_line = ["nohup", *words]
         process = subprocess.Popen(command_line, stdout=output, stderr=output)
-    from maestro_celery_plugin.maestro.nested import note_conductor
+    from maestro_celery_plugin.maestro.joining import note_conductor
 
     note_conductor(study, process.pid)
     return process

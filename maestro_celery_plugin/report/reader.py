@@ -25,7 +25,7 @@ from maestro_celery_plugin.report.model import AllocationStatus, StepStatus, Stu
 from maestro_celery_plugin.report.sample_status import RecordSamples, SampleStatus
 from maestro_celery_plugin.report.unserved_steps import as_waiting, unserved_steps
 from maestro_celery_plugin.report.usage import AllocationUsage
-from maestro_celery_plugin.report.worker_status import is_alive, workers
+from maestro_celery_plugin.report.worker_status import alive_workers, workers
 from maestro_celery_plugin.states import WorkerState
 from maestro_celery_plugin.study.broken_machines import read_broken_machines
 from maestro_celery_plugin.study.conductor_lock import has_conductor
@@ -84,7 +84,7 @@ class StatusReader:
             self._shares_session = len(self._members.all()) > 1
             if self._shares_session:
                 beats = [beat for beat in beats if beat.group in self._groups]
-            alive = {beat.name: is_alive(self._session, beat, conducted) for beat in beats}
+            alive = alive_workers(self._session, beats, conducted=conducted)
             stopped = read_stopped(self._session.path) if conducted else None
             unserved = unserved_steps(self._plan.settings, stopped, _groups_served(beats, alive))
             return StudyStatus(
@@ -93,12 +93,17 @@ class StatusReader:
                 state=self._state(rows, conducted),
                 steps=self._steps(rows, alive, conducted, unserved),
                 allocations=list(self._allocations()),
-                workers=[*workers(beats, alive), *self._awaited(rows, beats, alive)],
+                workers=[*workers(beats, alive, self.running_samples()), *self._awaited(rows, beats, alive)],
                 broken_machines=read_broken_machines(self._plan.broken_machines),
                 damage=self._ledger.damage,
                 broker_problem=self._broker.problem() if conducted else "",
                 workers_stopped=stopped,
             )
+        except PermissionError as cause:
+            raise StudyError(
+                f"The study '{self._plan.root}' cannot be read: '{cause.filename}' is only for the user who has "
+                "launched it; `maestro status` shows its steps to others."
+            ) from cause
         except OSError as cause:
             raise StudyError(f"The study '{self._plan.root}' cannot be read: {cause}.") from cause
 
@@ -111,8 +116,7 @@ class StatusReader:
         if conducted:
             return StudyState.RUNNING
         if not (
-            self._session.heartbeats.read_conductor(self._plan.id).beat
-            or (self._plan.ledger / f"{COORDINATOR}{SUFFIX}").exists()
+            self._session.conductors.read(self._plan.id).beat or (self._plan.ledger / f"{COORDINATOR}{SUFFIX}").exists()
         ):
             return StudyState.PENDING if self._session.path.exists() else StudyState.DRYRUN
         return _state_after_end({row.state for row in rows})

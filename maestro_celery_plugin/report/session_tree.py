@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ class SessionStudy:
         state: Its state, such as `RUNNING`, or `launching`.
         samples: Number of samples by state: total, finished, failed, running, pending; None for a study without an
             ensemble, and if its files cannot be read.
-        level: How many studies of the session are above it.
+        level: Its indentation in the tree: a study that is the only one that its parent has started is not indented.
     """
 
     member: Member
@@ -70,13 +69,17 @@ def session_studies(session: Path) -> list[SessionStudy]:
     known = members.all()
     identities = {member.id for member in known}
 
-    def below(parent: str, level: int) -> Iterator[SessionStudy]:
-        for member in known:
-            if (member.parent if member.parent in identities else "") == parent:
-                yield _study(member, members, level)
-                yield from below(member.id, level + 1)
+    def started_by(parent: str) -> list[Member]:
+        return [member for member in known if (member.parent if member.parent in identities else "") == parent]
 
-    return list(below("", 0))
+    # No recursion: a chain may be longer than Python's stack.
+    found, waiting = [], [(member, 0) for member in reversed(started_by(""))]
+    while waiting:
+        member, level = waiting.pop()
+        found.append(_study(member, members, level))
+        below = started_by(member.id)
+        waiting += [(one, level + (len(below) > 1)) for one in reversed(below)]
+    return found
 
 
 def _study(member: Member, members: Members, level: int) -> SessionStudy:

@@ -1,8 +1,6 @@
-"""Heartbeats: files in the session that show that the conductors and the workers are alive.
+"""Heartbeats: files in the session that show that the workers are alive (`conductor_beats.py`: the conductors).
 
 session/workers/<name>.json     heartbeat of a worker
-session/conductors/<id>.json    heartbeat of the conductor of a study, the allocations with a busy worker, and the
-                                worker groups that the study needs
 """
 
 from __future__ import annotations
@@ -10,19 +8,16 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
-import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
-from maestro_celery_plugin import clock
 from maestro_celery_plugin.config import conversion
-from maestro_celery_plugin.files import file_system_now, read_json, read_text, refresh_directory, write_atomically
-from maestro_celery_plugin.machine import is_this_machine, machine_id
+from maestro_celery_plugin.files import file_system_now, read_text, refresh_directory, write_atomically
+from maestro_celery_plugin.machine import is_this_machine
 from maestro_celery_plugin.states import WorkerState
 
-__all__ = ["SILENCE_LIMIT_S", "ConductorWatch", "Heartbeat", "Heartbeats"]
+__all__ = ["SILENCE_LIMIT_S", "Heartbeat", "Heartbeats"]
 
 # A worker on another host counts as dead when its heartbeat has not changed for this long.
 SILENCE_LIMIT_S = 30.0
@@ -83,23 +78,6 @@ class Heartbeat:
         return bool(self.allocation.partition("/")[2])
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ConductorBeat:
-    """The heartbeat of a conductor, or of all conductors of a session.
-
-    Attributes:
-        beat: A number that changes; 0 without a heartbeat.
-        working: The allocations with a busy worker; None when a conductor does not know them.
-        machine: Identity of its machine (`machine.machine_id`); empty when unknown, or for several machines.
-        needs: The worker groups with work, or with work in the future; None when the conductor does not know them.
-    """
-
-    beat: int = 0
-    working: tuple[str, ...] | None = None
-    machine: str = ""
-    needs: tuple[str, ...] | None = None
-
-
 class Heartbeats:
     """The heartbeats of one session.
 
@@ -108,7 +86,7 @@ class Heartbeats:
     """
 
     def __init__(self, directory: Path) -> None:
-        self._workers, self._conductors = directory / "workers", directory / "conductors"
+        self._workers = directory / "workers"
 
     def write(self, heartbeat: Heartbeat) -> None:
         """Store the heartbeat of a worker; if the disk is full, overwrite the last one, which needs no space.
@@ -213,86 +191,17 @@ class Heartbeats:
         beats, unreadable = self.read()
         for error in unreadable.values():
             raise error
-        others = [beat for beat in beats if not beat.is_here]
-        now = file_system_now(self._workers) if others else 0.0
-        live = []
-        for beat in others:
+        return self.fresh([beat for beat in beats if not beat.is_here])
+
+    def fresh(self, beats: Iterable[Heartbeat]) -> list[Heartbeat]:
+        """Return the heartbeats that are not older than `SILENCE_LIMIT_S`, by the clock of the file system."""
+        now = file_system_now(self._workers)
+        fresh = []
+        for beat in beats:
             with contextlib.suppress(OSError):  # the worker has ended meanwhile
                 if now - self.path_of(beat.name).stat().st_mtime < SILENCE_LIMIT_S:
-                    live.append(beat)
-        return live
-
-    def write_conductor(
-        self, beat: int, working: Iterable[str] | None = None, *, study: str = "0", needs: Iterable[str] | None = None
-    ) -> None:
-        """Store the heartbeat of the conductor of a study.
-
-        Args:
-            beat: A number that differs from that of the last heartbeat.
-            working: The allocations with a busy worker; None when the conductor does not know them.
-            study: Identity of the study.
-            needs: The worker groups that the study needs; None when the conductor does not know them.
-        """
-        values = {
-            "beat": beat,
-            "working": None if working is None else sorted(working),
-            "pid": os.getpid(),
-            "machine": machine_id(),
-            "needs": None if needs is None else sorted(needs),
-        }
-        self._conductors.mkdir(mode=0o700, exist_ok=True)
-        write_atomically(self._conductor(study), json.dumps(values), mode=0o600, durable=False)
-
-    def end_conductor(self, study: str) -> None:
-        """Store that a conductor, which has ended or died, sees no busy worker and needs none; nothing without one."""
-        beat = self.read_conductor(study).beat
-        if beat:
-            self.write_conductor(beat, (), study=study, needs=())
-
-    def _conductor(self, study: str) -> Path:
-        return self._conductors / f"{study}.json"
-
-    def read_conductor(self, study: str) -> ConductorBeat:
-        """Return the heartbeat of a conductor; an empty one if there is none, or if a crash has damaged it."""
-        try:
-            values: dict[str, Any] = read_json(self._conductor(study))
-            working, needs = values.get("working"), values.get("needs")
-            return ConductorBeat(
-                beat=int(values["beat"]),
-                working=None if working is None else tuple(working),
-                machine=str(values.get("machine", "")),
-                needs=None if needs is None else tuple(needs),
-            )
-        except (FileNotFoundError, ValueError, LookupError, TypeError, AttributeError):
-            return ConductorBeat()
-
-    def read_conductors(self) -> ConductorBeat:
-        """Return the heartbeats of all conductors as one, which changes when one of them changes."""
-        try:
-            files = os.listdir(self._conductors)  # noqa: PTH208 (the names only)
-        except OSError:
-            files = []
-        beats = [self.read_conductor(name.removesuffix(".json")) for name in files if name.endswith(".json")]
-        beats = [beat for beat in beats if beat.beat]
-        if len(beats) == 1:
-            return beats[0]
-        machines = {beat.machine for beat in beats}
-        return ConductorBeat(
-            beat=sum(beat.beat for beat in beats),
-            working=_union(beat.working for beat in beats) if beats else None,
-            machine=machines.pop() if len(machines) == 1 else "",
-            needs=_union(beat.needs for beat in beats) if beats else None,
-        )
-
-
-def _union(parts: Iterable[tuple[str, ...] | None]) -> tuple[str, ...] | None:
-    """Return all names of several parts; None if one of them is unknown."""
-    known: set[str] = set()
-    for part in parts:
-        if part is None:
-            return None
-        known.update(part)
-    return tuple(sorted(known))
+                    fresh.append(beat)
+        return fresh
 
 
 def _read(path: Path) -> Heartbeat | None:
@@ -305,35 +214,3 @@ def _read(path: Path) -> Heartbeat | None:
         return conversion.from_json(Heartbeat, read_text(path))
     except (FileNotFoundError, ValueError):
         return None
-
-
-class ConductorWatch:
-    """The conductors of its session as a worker sees them.
-
-    Args:
-        heartbeats: The heartbeats of the session.
-
-    Attributes:
-        working: The allocations in which a conductor sees a busy worker; None when this is not known.
-        is_here: Whether the conductors run on this machine, where they can see which processes live.
-    """
-
-    def __init__(self, heartbeats: Heartbeats) -> None:
-        self._heartbeats = heartbeats
-        self._beat = 0
-        self._changed_at = clock.monotonic()
-        self.working: tuple[str, ...] | None = None
-        self.is_here = False
-
-    def refresh(self) -> None:
-        """Read the heartbeats of the conductors."""
-        conductor = self._heartbeats.read_conductors()
-        self.working = conductor.working
-        if conductor.beat != self._beat:
-            self._beat, self._changed_at = conductor.beat, clock.monotonic()
-            self.is_here = bool(conductor.machine) and is_this_machine(conductor.machine)
-
-    @property
-    def silent_s(self) -> float:
-        """Seconds since the last change of a heartbeat, measured by the clock of this machine."""
-        return clock.monotonic() - self._changed_at

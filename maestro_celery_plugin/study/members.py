@@ -24,6 +24,7 @@ from maestro_celery_plugin.files import file_system_now, is_locked, read_json, r
 from maestro_celery_plugin.machine import is_this_machine, machine_id
 from maestro_celery_plugin.processes import ProcessId
 from maestro_celery_plugin.states import MemberState
+from maestro_celery_plugin.study.conductor_beats import ConductorBeats
 
 __all__ = ["DEPTH_LIMIT", "Member", "Members"]
 
@@ -59,6 +60,7 @@ class Member:
         log: The file for the output of its conductor.
         options: Options of `maestro run` by name, which studies that it starts inherit.
         waits_in: The worker group of the sample that waits for its end (`-fg`); empty without one.
+        problem: Why the host could not start its conductor; empty otherwise.
         restarts: How often the host of the session has started its conductor again.
     """
 
@@ -80,6 +82,7 @@ class Member:
     log: str = "/dev/null"
     options: dict[str, int] = dataclasses.field(default_factory=dict)
     waits_in: str = ""
+    problem: str = ""
     restarts: int = 0
 
     @property
@@ -102,6 +105,7 @@ class Members:
 
     def __init__(self, session: Path) -> None:
         self._session, self._directory = session, session / "studies"
+        self._conductors = ConductorBeats(session)
         self._version: tuple[int, int] | None = None
         self._cache: dict[str, tuple[tuple[int, int], Member]] = {}
 
@@ -201,7 +205,9 @@ class Members:
             return False
         if member.state is MemberState.REQUESTED:
             return self._age_s(member) < REQUEST_LIMIT_S
-        if member.state is MemberState.RUNNING and is_locked(member.lock):
+        if member.state is MemberState.RUNNING and (
+            is_locked(member.lock) or self._conductors.live_elsewhere(member.id)
+        ):
             return True
         if is_this_machine(member.machine):  # a conductor needs some time until it holds the lock
             return ProcessId(*member.process).is_alive

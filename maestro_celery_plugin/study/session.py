@@ -7,7 +7,7 @@
       environment.json       0600  variables of `maestro run --env-file` and functions of the shell, if there are any
       stop                         exists when the workers must end
       closed                       exists when no further study may join the session
-      conductors/<id>.json         heartbeat of the conductor of a study (`heartbeats.py`)
+      conductors/<id>.json         heartbeat of the conductor of a study (`conductor_beats.py`)
       studies/<id>.json            a study of the session (`members.py`)
       host.json                    the process that keeps the session (`host/`)
       host.log                     log of the host
@@ -15,7 +15,7 @@
       broker_host                  address on which the private broker listens
       broker.conf                  configuration of the private broker
       groups/<group>.json          configuration of a worker group (`config/groups.py`)
-      groups/<group>.start         the last start of a local worker of the group
+      groups/<group>.start         the last start of a local worker of the group (`worker_start.py`)
       workers/<name>.json          heartbeat of a worker (`heartbeats.py`)
       workers/<name>.stop          exists when this worker must end
       workers/<name>.leave         exists when this worker must leave after its running samples
@@ -27,7 +27,6 @@ A worker receives the path of this directory only; it reads the secrets from the
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import os
@@ -35,14 +34,13 @@ import re
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from maestro_celery_plugin.config import conversion
 from maestro_celery_plugin.config.groups import GroupConfig
 from maestro_celery_plugin.errors import DamagedFileError, StudyError
 from maestro_celery_plugin.files import read_text, write_atomically
-from maestro_celery_plugin.machine import is_this_machine, machine_id
-from maestro_celery_plugin.processes import ProcessId
+from maestro_celery_plugin.study.broker_location import BrokerLocation
+from maestro_celery_plugin.study.conductor_beats import ConductorBeats
 from maestro_celery_plugin.study.heartbeats import Heartbeats
 
 __all__ = ["ENVIRONMENT_VARIABLE", "SESSION_VARIABLE", "STUDY_VARIABLE", "BrokerLocation", "Session"]
@@ -62,56 +60,13 @@ _SECRET = re.compile(rf"[0-9a-f]{{{2 * _SECRET_BYTES}}}")
 _QUEUE_BYTES = 200
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class BrokerLocation:
-    """The location of the broker of a session.
-
-    Attributes:
-        url: URL with the password.
-        supervisor: (pid, start time) of the supervisor of a private broker; None for a broker that the user
-            gave by URL.
-        machine: Identity of the supervisor's machine (`machine.machine_id`); empty in a session of release 0.1.0.
-        generation: Changes at each start of a private broker, which loses its messages; None for a broker
-            that the user gave by URL.
-        celery: Settings of Celery that a user has changed for this broker.
-        has_priorities: Whether its queues may be declared with priorities; RabbitMQ refuses this for quorum queues.
-    """
-
-    url: str
-    supervisor: tuple[int, int] | None = None
-    generation: str | None = None
-    machine: str = ""
-    celery: dict[str, Any] = dataclasses.field(default_factory=dict)
-    has_priorities: bool = True
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class WorkerStart:
-    """The start of a local worker.
-
-    Attributes:
-        worker: Name of the worker.
-        conductor: (pid, start time) of the conductor that starts it.
-        machine: The machine of the conductor (`machine.machine_id`).
-    """
-
-    worker: str
-    conductor: tuple[int, int]
-    machine: str
-
-    @property
-    def is_under_way(self) -> bool:
-        """Whether another process of this machine, which lives, has started the worker."""
-        is_own = self.conductor[0] == os.getpid()
-        return not is_own and is_this_machine(self.machine) and ProcessId(*self.conductor).is_alive
-
-
 class Session:
     """The session in a directory.
 
     Attributes:
         path: The directory.
-        heartbeats: The heartbeats of the session.
+        heartbeats: The heartbeats of the workers.
+        conductors: The heartbeats of the conductors.
         claimed_names: Names of the workers that this process has started (`worker_identity.claim_name`), in order.
     """
 
@@ -119,6 +74,7 @@ class Session:
         self.path = path
         self.claimed_names: list[str] = []
         self.heartbeats = Heartbeats(path)
+        self.conductors = ConductorBeats(path)
 
     @classmethod
     def create(cls, path: Path) -> Session:
@@ -276,6 +232,8 @@ class Session:
             return conversion.from_json(GroupConfig, read_text(self._group_path(name)))
         except (OSError, ValueError) as cause:
             path = self._group_path(name)
+            if isinstance(cause, PermissionError):
+                raise StudyError(f"'{path}' cannot be read: only the user who has launched the study may.") from cause
             if isinstance(cause, OSError):
                 raise StudyError(
                     f"'{path}' cannot be read ({cause.strerror}): the study has ended, it has no group '{name}', or "
@@ -285,23 +243,6 @@ class Session:
                 f"'{path}' is damaged, or was written by another version of maestro-celery-plugin; start the worker "
                 f"with the version of the conductor ({cause})."
             ) from cause
-
-    # --- starts of local workers ---
-
-    def write_start(self, group: str, worker: str) -> None:
-        """Store that this process starts a worker of a group, which other conductors do not see yet."""
-        own = ProcessId.of(os.getpid())
-        start = WorkerStart(worker=worker, conductor=(own.pid, own.start), machine=machine_id())
-        path = self._group_path(group).with_suffix(".start")
-        path.parent.mkdir(exist_ok=True)
-        write_atomically(path, conversion.to_json(start), durable=False)
-
-    def read_start(self, group: str) -> WorkerStart | None:
-        """Return the last start of a worker of a group; None before the first."""
-        try:
-            return conversion.from_json(WorkerStart, read_text(self._group_path(group).with_suffix(".start")))
-        except (FileNotFoundError, ValueError):
-            return None
 
     # --- requests to stop ---
 

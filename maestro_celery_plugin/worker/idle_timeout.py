@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from maestro_celery_plugin.batch.deadline import Deadline
 from maestro_celery_plugin.states import WorkerState
-from maestro_celery_plugin.study.heartbeats import ConductorWatch
+from maestro_celery_plugin.study.conductor_beats import ConductorWatch
 from maestro_celery_plugin.study.session import Session
 
 __all__ = ["IdleTimeout"]
@@ -29,7 +29,7 @@ class IdleTimeout:
     def __init__(self, session: Session, allocation: str, idle_limit_s: float, deadline: Deadline) -> None:
         self._session, self._allocation = session, allocation
         self._limit_s, self._deadline = idle_limit_s, deadline
-        self.conductor = ConductorWatch(session.heartbeats)
+        self.conductor = ConductorWatch(session.conductors)
 
     def leave_reason(self, idle_s: float, *, out_of_time: bool) -> str | None:
         """Return why the worker leaves; None when it stays.

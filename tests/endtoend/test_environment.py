@@ -23,7 +23,7 @@ SPEC = """
       resources:
         unassigned: maestro
         workers: {a: {args: --pool prefork -c 1, steps: [sim]}, b: {args: -c 1, steps: [post]}}
-      samples: {generate: {cmd: exit 1}, file: nowhere, column_labels: [X]}
+      samples: {generate: {cmd: exit 1}, file: nowhere.csv, column_labels: [X]}
 """
 PLAIN = """
     description: {name: plain, description: d}
@@ -64,11 +64,12 @@ def test_a_launch_and_its_resume_have_the_values_of_the_command_line(run, files,
     assert study.outputs("post/post.out") == ["loaded spack\n"]
     assert [text.split() for text in study.outputs("native/native*.out")] == [["spack"]]
     documented = set(re.findall(r"^\| `(MAESTRO_CELERY_\w+)`", (ROOT / "README.md").read_text(), re.MULTILINE))
-    for step, own in (("sim/00", {"WORKER", "PROCESS"}), ("post", {"WORKER"}), ("native", set())):
+    of_all = {"SESSION", "STUDY"}
+    for step, own in (("sim/00", {"WORKER", "PROCESS", *of_all}), ("post", {"WORKER", *of_all}), ("native", of_all)):
         seen = variables(study.path / step / "env")
         assert {**seen, **USER, "SECRET": "s 1", "PLACE": "here"} == seen
         assert {name for name in seen if name.startswith("MAESTRO_CELERY")} == {f"MAESTRO_CELERY_{name}" for name in own}
-    assert {"MAESTRO_CELERY_WORKER", "MAESTRO_CELERY_PROCESS"} < documented
+    assert {f"MAESTRO_CELERY_{name}" for name in ("WORKER", "PROCESS", *of_all)} < documented
     assert_kept_secret(study)
 
     specification = files / "study.yaml"

@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import os
+import socket
 import subprocess
 import sys
 import xml.etree.ElementTree
@@ -37,6 +38,17 @@ def test_each_example_can_be_loaded(path, tmp_path):
     name, steps, is_ensemble = answer.stdout.split()
     assert (name, is_ensemble) == (path.stem, "True"), answer.stderr
     assert int(steps) in (2, 3)
+
+
+def test_multi_machine_runs_on_one_machine(run):
+    """Given both hosts with the name of this machine, then the conductor starts the workers of both groups."""
+    here = socket.gethostname()
+    study = run(SPECS / "multi_machine.yaml", "--vars", f"HOST1={here}", f"HOST2={here}", foreground=True)
+
+    assert study.code == 0, study.output
+    assert sorted(study.outputs("post/*/report.txt"), key=lambda text: int(text.split()[0])) == [
+        f"{x} squared is {x * x}, simulated on {here} and processed on {here}\n" for x in range(1, 13)
+    ]
 
 
 def test_hello_greets_with_all_parameters(run):

@@ -227,6 +227,42 @@ def test_a_study_without_an_ensemble_is_a_member_as_well(chain, tmp_path):
     assert plain.outputs("a/done.txt") == ["done\n"]
 
 
+def test_native_steps_start_studies_as_well(chain):
+    """Given a study whose steps Maestro runs itself, then a study that one of them starts runs to its end."""
+    spec = """
+        description: {name: native, description: d}
+        env: {variables: {ITER: 1}}
+        study:
+          - name: a
+            description: d
+            run:
+              cmd: |
+                test $(ITER) = 2 || maestro run $(SPECROOT)/study.yaml --vars ITER=2 -o $(OUTPUT_PATH)_2
+                echo $(ITER) > a.txt
+        merlin: {resources: {unassigned: maestro}}
+    """
+    study = chain(spec=spec)
+    await_session(study)
+    (second,) = iterations(study)
+    assert (study.outputs("a/a.txt"), second.outputs("a/a.txt")) == (["1\n"], ["2\n"])
+    assert second.states() == {"a": "FINISHED"}
+
+
+def test_a_user_may_share_the_workers_of_a_study_on_purpose(chain):
+    """Given a study that runs, then `--session` lets another one use its workers; after its end, it is refused."""
+    study = chain("--vars", "MAX=1", "SLEEP=1")
+    study.await_text("sim/*/sim.txt", "1")
+    shared = Study(study.path.parent / "other", study.environment)
+    command = ("maestro", "run", "-y", "-o", str(shared.path), "--session", str(study.path))
+    words = (*command, "--vars", "MAX=1", "ITER=7", "--", str(study.path.parent / "study.yaml"))
+    answer = study.command(*words)
+    assert (answer.returncode, "Study launched successfully." in answer.stdout) == (0, True), answer.stdout + answer.stderr
+    await_session(study)
+    assert_complete(study, 1)
+    assert_complete(shared, 7)
+    assert os.listdir(study.path / "merlin_info" / "workers") == ["w-1.log"]
+    refused = study.command(*words)
+    assert refused.stderr.endswith("runs; leave the option out.\n"), refused.stderr
 def test_a_study_never_replaces_a_directory_and_a_dry_run_joins_no_session(chain, tmp_path):
     """Given `-o` of a directory that exists and is no study, then it stays, and a number follows the name."""
     (tmp_path / "iteration").mkdir()

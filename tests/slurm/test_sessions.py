@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 from slurm_studies import SMALL, allocations, assert_nothing_left
 from support import Study, wait_for
 
+from maestro_celery_plugin.files import is_locked
 from maestro_celery_plugin.study.members import Members
 
 # The nightly value is ten; these are enough for two allocations.
 ITERATIONS = int(os.environ.get("ITERATIONS", "5"))
 CHAIN = f"""
 description: {{name: chain, description: d}}
-env: {{variables: {{ITER: 1, MAX: {ITERATIONS}}}}}
+env: {{variables: {{ITER: 1, MAX: {ITERATIONS}, SLEEP: 3, NAME: chain}}}}
 batch: {{{SMALL}}}
 study:
   - name: sim
     description: d
-    run: {{cmd: "echo $(X) $(ITER) >> sim.txt; sleep 3", task_queue: q}}
+    run: {{cmd: "echo $(X) $(ITER) >> sim.txt; sleep $(SLEEP)", task_queue: q}}
   - name: next
     description: d
     run:
@@ -27,7 +29,7 @@ study:
       task_queue: q
       cmd: |
         if [ $(ITER) -lt $(MAX) ]; then
-            maestro run $(SPECROOT)/chain.yaml --vars ITER=$(( $(ITER) + 1 )) -o $(OUTPUT_PATH)/../iteration
+            maestro run $(SPECROOT)/$(NAME).yaml --vars ITER=$(( $(ITER) + 1 )) -o $(OUTPUT_PATH)_next
         fi
 merlin:
   resources: {{workers: {{w: {{args: --concurrency 2, steps: [all], drain: 25, warn: 6}}}}}}
@@ -49,3 +51,18 @@ def test_a_chain_of_studies_opens_allocations_again_until_it_ends(launch, slurm)
     assert len(allocations(study)) > 1
     assert not [one for one in found[1:] if allocations(one)]
     assert_nothing_left(study, slurm)
+
+
+def test_a_runaway_in_an_allocation_is_stopped(launch, slurm):
+    """Given a chain without an end, when the session is stopped, then within 15 s no job, process or lock remains."""
+    study = launch(CHAIN, "-s", "1", "--vars", "MAX=1000", "SLEEP=0", "NAME=runaway", name="runaway")
+    session = study.path / "merlin_info" / "session"
+    members = Members(session)
+    wait_for(lambda: len(members.all()) > 2, "some iterations")
+    begin = time.monotonic()
+    answer = study.command("maestro-celery", "session", "stop", "-f", str(study.path))
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    assert time.monotonic() - begin < 15
+    assert_nothing_left(study, slurm)
+    assert not members.living()
+    assert not [path for path in study.path.parent.rglob("*.lock") if is_locked(path)]

@@ -15,7 +15,7 @@ from maestro_celery_plugin.batch.allocation import Allocation, read_allocations
 from maestro_celery_plugin.batch.base import JobReport
 from maestro_celery_plugin.batch.deadline import Deadline
 from maestro_celery_plugin.batch.slurm import Slurm
-from maestro_celery_plugin.conductor import allocation_source, backoff
+from maestro_celery_plugin.conductor import allocation_source, backoff, shared_allocation
 from maestro_celery_plugin.conductor.allocation_request import AllocationRequest
 from maestro_celery_plugin.conductor.allocation_source import AllocationSource
 from maestro_celery_plugin.conductor.batch_jobs import BatchJobs
@@ -77,7 +77,7 @@ def queue():
 
 @pytest.fixture
 def source(tmp_path, queue, monkeypatch):
-    for module, name in ((allocation_source, "POLL_S"), (allocation_source, "SLOW_POLL_S"), (backoff, "RETRY_DELAY_S")):
+    for module, name in ((allocation_source, "POLL_S"), (shared_allocation, "POLL_S"), (allocation_source, "SLOW_POLL_S"), (backoff, "RETRY_DELAY_S")):
         monkeypatch.setattr(module, name, 0.0)
     return AllocationSource(tmp_path, "sim", lambda number: REQUEST, queue)
 
@@ -524,3 +524,75 @@ def test_an_allocation_stays_open_while_the_batch_system_does_not_answer(source,
     monkeypatch.setattr(queue, "report", no_answer)
     assert source.refresh() is None
     assert source.is_open
+
+
+# --- allocations of several studies --------------------------------------------------------------------
+
+
+@pytest.fixture
+def follower(tmp_path, queue, source):
+    """The source of another study of the session, whose conductor begins when the first one has an allocation."""
+    source.ensure()
+    return AllocationSource(tmp_path, "sim", lambda number: REQUEST, queue)
+
+
+def test_one_conductor_watches_an_allocation_and_others_follow(source, follower, queue):
+    queue.reported = JobReport(AllocationState.RUNNING)
+    source.refresh()
+    assert follower.refresh() is None
+    assert (source.is_owner, follower.is_owner) == (True, False)
+    assert follower.current.state is AllocationState.RUNNING
+
+    follower.release(is_empty=False)
+    follower.cancel()
+    assert not queue.cancelled
+    assert not source.current.released
+
+    queue.reported = JobReport(AllocationState.TIMED_OUT)
+    ended = source.refresh()
+    assert follower.refresh().label == ended.label
+    assert follower.refresh() is None  # told once
+
+
+def test_another_conductor_takes_over_when_the_owner_leaves(source, follower, queue):
+    source.disown()
+    queue.reported = JobReport(AllocationState.RUNNING)
+    follower.refresh()
+    assert follower.is_owner
+    assert follower.current.state is AllocationState.RUNNING
+    follower.cancel()
+    assert queue.cancelled == ["1"]
+
+
+def test_after_its_end_any_conductor_opens_the_next_one_and_only_one_does(source, follower, queue):
+    ended = end(source, queue, AllocationState.TIMED_OUT)
+    follower.record_end(follower.refresh(), has_worked=True)
+    follower.ensure()
+    source.ensure()
+    assert queue.submitted == 2
+    assert (source.is_owner, follower.is_owner) == (False, True)
+    assert source.refresh() is None
+    assert source.current.number == ended.number + 1
+    assert source.is_open
+
+
+def test_an_allocation_that_ends_while_the_next_one_opens_is_told(source, follower, queue):
+    """Given a conductor that was away between the end of an allocation and the next one, then it still sees the end."""
+    end(source, queue, AllocationState.TIMED_OUT)
+    source.ensure()
+    assert follower.refresh().number == 1
+    assert follower.is_open
+
+
+def test_work_for_another_study_counts(source, follower, queue):
+    """Given an allocation in which only samples of another study have started, then it has not ended without work."""
+    for _ in range(5):
+        source.note_work()
+        queue.reported = JobReport(AllocationState.TIMED_OUT)
+        source.record_end(source.refresh(), has_worked=True)
+        follower.record_end(follower.refresh(), has_worked=False)
+        source.ensure()
+        assert follower.refresh() is None
+    follower.disown()
+    source.disown()
+    follower.ensure()  # it would raise an error after three in a row without work

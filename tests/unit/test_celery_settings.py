@@ -83,7 +83,7 @@ def test_the_prefix_of_queues_stays(chosen):
     notes = chosen("{omit_queue_tag: true}").notes
     assert notes == (
         "app.yaml: celery.omit_queue_tag: the queues of each study keep a prefix of their own, because workers run only "
-        "what the key of their study has signed.",
+        "what the key of their session has signed; `maestro run --session STUDY` shares workers on purpose.",
     )
 
 

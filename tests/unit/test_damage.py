@@ -37,7 +37,7 @@ def plan(tmp_path):
             state=WorkerState.BUSY,
         )
     )
-    session.heartbeats.write_conductor(1, study="1")
+    session.conductors.write(1, study="1")
     Members(session.path).write(Member(id="1", number=1, root=str(plan.root), state=MemberState.RUNNING))
     directory = plan.allocations / "w" / "1"
     directory.mkdir(parents=True)

@@ -36,7 +36,7 @@ def write_heartbeat(session, name, state, allocation="sim/1"):
 )
 def test_an_idle_worker_stays_while_the_conductor_reports_its_allocation_as_busy(session, working, leaves):
     timeout = idle_timeout(session)
-    session.heartbeats.write_conductor(1, working)
+    session.conductors.write(1, working)
 
     reason = timeout.leave_reason(LIMIT_S + 1, out_of_time=False)
 
@@ -46,21 +46,21 @@ def test_an_idle_worker_stays_while_the_conductor_reports_its_allocation_as_busy
 @pytest.mark.parametrize(("allocation", "leaves"), [("sim/1", False), ("sim/2", True)])
 def test_without_a_report_of_the_conductor_the_heartbeats_of_the_workers_decide(session, allocation, leaves):
     timeout = idle_timeout(session)
-    session.heartbeats.write_conductor(1)
+    session.conductors.write(1)
     write_heartbeat(session, "sim-1-2", WorkerState.BUSY, allocation)
 
     assert (timeout.leave_reason(LIMIT_S + 1, out_of_time=False) is not None) is leaves
 
 
 def test_a_worker_stays_before_its_idle_limit_or_outside_an_allocation(session):
-    session.heartbeats.write_conductor(1, set())
+    session.conductors.write(1, set())
 
     assert idle_timeout(session).leave_reason(LIMIT_S - 1, out_of_time=False) is None
     assert idle_timeout(session, allocation="").leave_reason(LIMIT_S + 1, out_of_time=False) is None
 
 
 def test_a_worker_without_time_for_the_remaining_samples_leaves(session):
-    session.heartbeats.write_conductor(1, {"sim/1"})
+    session.conductors.write(1, {"sim/1"})
 
     assert idle_timeout(session).leave_reason(4.0, out_of_time=True) is None
     assert idle_timeout(session, ends_in_s=40.0).leave_reason(6.0, out_of_time=True) == (
@@ -70,7 +70,7 @@ def test_a_worker_without_time_for_the_remaining_samples_leaves(session):
 
 
 def test_an_idle_worker_leaves_when_the_conductor_writes_no_heartbeat(session, monkeypatch):
-    session.heartbeats.write_conductor(1, {"sim/1"})
+    session.conductors.write(1, {"sim/1"})
     timeout = idle_timeout(session)
     assert timeout.leave_reason(LIMIT_S + 1, out_of_time=False) is None
 

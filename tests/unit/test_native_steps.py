@@ -37,6 +37,8 @@ from maestro_celery_plugin.study.cancelled_steps import CancelledSteps
 from maestro_celery_plugin.study.reasons import read_reasons
 from maestro_celery_plugin.study.session import Session
 
+pytestmark = pytest.mark.usefixtures("no_host")
+
 WORKERS_JOB = "sim#1"
 
 
@@ -333,7 +335,7 @@ def test_the_conductor_writes_heartbeats_while_maestro_runs_a_native_step(study)
     end = time.monotonic() + 1.1  # Maestro is blocked for this time by a native step
 
     while time.monotonic() < end:
-        beats.add(session.heartbeats.read_conductors())
+        beats.add(session.conductors.read_all())
         time.sleep(0.05)
 
     assert len(beats) >= 4

@@ -14,6 +14,7 @@ from maestro_celery_plugin.config.groups import GroupConfig
 from maestro_celery_plugin.machine import machine_id
 from maestro_celery_plugin.processes import ProcessId
 from maestro_celery_plugin.states import WorkerState
+from maestro_celery_plugin.study.conductor_beats import ConductorBeats
 from maestro_celery_plugin.study.heartbeats import Heartbeats
 from maestro_celery_plugin.study.session import Session
 from maestro_celery_plugin.worker import worker_process
@@ -136,12 +137,12 @@ def test_a_heartbeat_renews_the_limit_of_its_process_unless_the_conductor_is_her
     worker, later, monkeypatch, conductor
 ):
     if conductor == "here":
-        worker._session.heartbeats.write_conductor(1)
+        worker._session.conductors.write(1)
     elif conductor == "elsewhere":
-        monkeypatch.setattr("maestro_celery_plugin.study.heartbeats.machine_id", lambda: "another")
-        worker._session.heartbeats.write_conductor(1)
+        monkeypatch.setattr("maestro_celery_plugin.study.conductor_beats.machine_id", lambda: "another")
+        worker._session.conductors.write(1)
     else:
-        monkeypatch.setattr(Heartbeats, "read_conductor", fail)
+        monkeypatch.setattr(ConductorBeats, "read_all", fail)
     worker.watch(slots=0)
     later()
     worker_process._try(lambda: worker._beat(0, 1))
@@ -166,7 +167,7 @@ def test_a_process_of_a_pool_has_its_own_limit(worker, later):
 
 def test_a_process_of_a_pool_has_no_limit_on_the_machine_of_the_conductor(worker):
     assert machine_id()
-    worker._session.heartbeats.write_conductor(1)
+    worker._session.conductors.write(1)
     process = pool_process_of(worker)
     for one in (worker, process):
         one.watch(slots=0)

@@ -14,7 +14,8 @@ from maestro_celery_plugin.broker.messages import Signer
 from maestro_celery_plugin.errors import StudyError
 from maestro_celery_plugin.machine import machine_id
 from maestro_celery_plugin.states import WorkerState
-from maestro_celery_plugin.study.heartbeats import ConductorBeat, Heartbeat
+from maestro_celery_plugin.study.conductor_beats import ConductorBeat
+from maestro_celery_plugin.study.heartbeats import Heartbeat
 from maestro_celery_plugin.study.session import BrokerLocation, Session
 from maestro_celery_plugin.study.worker_identity import claim_name
 
@@ -40,7 +41,7 @@ def test_only_the_owner_can_read_the_session(tmp_path):
         session = Session.create(tmp_path / "session")
         session.write_broker(BrokerLocation(url="redis://:secret@host"))
         session.heartbeats.write(BEAT)
-        session.heartbeats.write_conductor(1, study="s")
+        session.conductors.write(1, study="s")
     finally:
         os.umask(before)
 
@@ -151,22 +152,22 @@ def test_a_heartbeat_file_that_a_crash_of_its_machine_has_emptied_is_ignored(ses
 
 
 def test_the_heartbeat_of_the_conductor_is_stored_and_read(session):
-    assert session.heartbeats.read_conductor("s") == session.heartbeats.read_conductors() == ConductorBeat()
-    session.heartbeats.write_conductor(7, {"sim/2", "sim/1"}, study="s")
+    assert session.conductors.read("s") == session.conductors.read_all() == ConductorBeat()
+    session.conductors.write(7, {"sim/2", "sim/1"}, study="s")
     expected = ConductorBeat(beat=7, working=("sim/1", "sim/2"), machine=machine_id())
-    assert session.heartbeats.read_conductor("s") == session.heartbeats.read_conductors() == expected
+    assert session.conductors.read("s") == session.conductors.read_all() == expected
 
 
 def test_the_heartbeats_of_several_conductors_are_one(session):
-    session.heartbeats.write_conductor(7, {"sim/1"}, study="a", needs={"sim"})
-    session.heartbeats.write_conductor(5, {"sim/2"}, study="b", needs={"post"})
-    assert session.heartbeats.read_conductors() == ConductorBeat(
+    session.conductors.write(7, {"sim/1"}, study="a", needs={"sim"})
+    session.conductors.write(5, {"sim/2"}, study="b", needs={"post"})
+    assert session.conductors.read_all() == ConductorBeat(
         beat=12, working=("sim/1", "sim/2"), machine=machine_id(), needs=("post", "sim")
     )
-    session.heartbeats.end_conductor("b")
-    assert session.heartbeats.read_conductors().working == ("sim/1",)
-    session.heartbeats.write_conductor(6, study="b")  # it does not know yet
-    assert session.heartbeats.read_conductors().working is None
+    session.conductors.end("b")
+    assert session.conductors.read_all().working == ("sim/1",)
+    session.conductors.write(6, study="b")  # it does not know yet
+    assert session.conductors.read_all().working is None
 
 
 def test_a_request_to_stop_all_workers_can_be_revoked(session):

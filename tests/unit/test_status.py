@@ -23,6 +23,7 @@ from msgspec.structs import replace
 from rich.cells import cell_len
 from rich.console import Console
 
+from maestro_celery_plugin import clock
 from maestro_celery_plugin.batch.allocation import Allocation, new_directory
 from maestro_celery_plugin.cli import main
 from maestro_celery_plugin.config.settings import (
@@ -37,7 +38,7 @@ from maestro_celery_plugin.files import shared_lock
 from maestro_celery_plugin.ledger.entries import Kind
 from maestro_celery_plugin.ledger.sample_states import Counts
 from maestro_celery_plugin.ledger.writer import LedgerWriter
-from maestro_celery_plugin.machine import host_name
+from maestro_celery_plugin.machine import host_name, machine_id
 from maestro_celery_plugin.processes import ProcessId
 from maestro_celery_plugin.report import failed_samples, status_view, steps_table
 from maestro_celery_plugin.report.broker_check import BrokerCheck
@@ -48,7 +49,9 @@ from maestro_celery_plugin.report.reader import StatusReader
 from maestro_celery_plugin.report.sample_status import RecordSamples, SampleStatus, values_of
 from maestro_celery_plugin.report.terminal import command_words, duration_words, shortened
 from maestro_celery_plugin.states import AllocationState, WorkerState, cannot_run_code
-from maestro_celery_plugin.study.heartbeats import Heartbeat, Heartbeats
+from maestro_celery_plugin.study import conductor_lock
+from maestro_celery_plugin.study.conductor_beats import CONDUCTOR_LIMIT_S
+from maestro_celery_plugin.study.heartbeats import SILENCE_LIMIT_S, Heartbeat, Heartbeats
 from maestro_celery_plugin.study.manifest import Manifest
 from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.session import BrokerLocation, Session
@@ -193,7 +196,7 @@ def test_a_native_step_has_maestros_state_and_no_samples(study: Study) -> None:
     native = [f"p{n},{job},p{n},{state},--:--:--,--:--:--,--,--,--,0," for n, job, state in
              ((1, "77", "RUNNING"), (2, "78", "FINISHED"), (3, "--", "INITIALIZED"))]  # fmt: skip
     study.write_table(*native)
-    study.session.heartbeats.write_conductor(1)
+    study.session.conductors.write(1)
     with study.conductor_lock():
         status = study.reader.read()
     assert status.state is StudyState.RUNNING
@@ -204,10 +207,27 @@ def test_a_native_step_has_maestros_state_and_no_samples(study: Study) -> None:
     assert [step.state for step in status.steps] == ["INTERRUPTED", "FINISHED", "INITIALIZED"]
 
 
+def test_a_conductor_whose_lock_this_machine_cannot_see_lives_while_its_heartbeat_is_fresh(study: Study) -> None:
+    """Given a file system with locks for each machine alone, then no second conductor starts on another machine."""
+    study.write_table(row(1, "RUNNING"))
+    study.session.conductors.write(1)
+    path = study.plan.session / "conductors" / "0.json"
+    path.write_text(path.read_text().replace(machine_id(), "elsewhere"))
+    assert study.reader.read().state is StudyState.RUNNING
+    with pytest.raises(StudyError, match="Another conductor runs the study"):
+        conductor_lock.acquire(study.plan)
+
+    os.utime(path, (path.stat().st_mtime - CONDUCTOR_LIMIT_S - 1,) * 2)
+    assert study.reader.read().state is StudyState.INTERRUPTED
+    os.utime(path)
+    study.session.conductors.end("0")
+    assert study.reader.read().state is StudyState.INTERRUPTED
+
+
 def test_a_study_of_native_steps_ends_without_a_ledger(study: Study) -> None:
     study.write_table("p,--,p,FINISHED,--:--:--,--:--:--,--,--,--,0,")
     assert study.reader.read().state is StudyState.PENDING
-    study.session.heartbeats.write_conductor(1)
+    study.session.conductors.write(1)
     assert study.reader.read().state is StudyState.FINISHED
 
 
@@ -267,6 +287,20 @@ def test_a_heartbeat_that_is_removed_meanwhile_is_no_error(study: Study, monkeyp
     monkeypatch.setattr(Heartbeats, "all", lambda self: beats)
 
     assert [w.state for w in study.reader.read().workers] == ["dead"]
+
+
+@pytest.mark.parametrize("ahead_s", [3600, -3600])
+def test_without_a_conductor_the_clock_of_this_machine_does_not_decide_which_workers_live(study: Study, monkeypatch, ahead_s):
+    """Given a clock that differs from that of the file server, then only the times of files are compared."""
+    study.beat("w-1", DEAD, host="elsewhere")
+    study.beat("w-2", DEAD, host="elsewhere")
+    path = study.session.heartbeats.path_of("w-2")
+    before = path.stat().st_mtime - SILENCE_LIMIT_S - 1
+    os.utime(path, (before, before))
+    right = clock.now
+    monkeypatch.setattr(clock, "now", lambda: right() + ahead_s)
+
+    assert [w.state for w in study.reader.read().workers] == ["busy", "dead"]
 
 
 def test_without_a_conductor_a_worker_of_another_machine_without_a_heartbeat_is_dead(study: Study) -> None:
@@ -1087,7 +1121,7 @@ def test_many_step_records_that_wait_for_the_same_one_name_it(study: Study, pare
     sims = [row(7, "FAILED")] if parent == "sim" else [row(7, "FAILED"), row(8, "FINISHED")]
     posts = [row(n, "INITIALIZED").replace("sim", "post").replace("X:", "Y:") for n in range(1, 4)]
     study.write_table(*sims, *posts)
-    study.session.heartbeats.write_conductor(1)
+    study.session.conductors.write(1)
     with study.conductor_lock():
         explanations = dict(explain(study.plan.root))
     assert explanations["post_X.1, post_X.2, post_X.3  INITIALIZED"] == ["Each needs sim_X.7 (FAILED)."]
