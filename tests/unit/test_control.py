@@ -274,7 +274,7 @@ def test_a_user_reads_which_samples_wait(tmp_path, workers, groups, sentence):
     plan = StudyPlan(root=tmp_path / "study", timestamp="t", settings=settings)
     plan.root.mkdir()
     (plan.root / "batch.info").write_text(json.dumps(plan.to_batch()))
-    Session.create(plan.session)
+    Session.create(plan.session).conductors.write(1)
 
     request = StopRequest(plan.root, groups, now=False)
 
