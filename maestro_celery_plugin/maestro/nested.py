@@ -20,7 +20,7 @@ from typing import Any
 
 from maestro_celery_plugin import clock
 from maestro_celery_plugin.errors import StudyError
-from maestro_celery_plugin.maestro.joining import session_of_parent
+from maestro_celery_plugin.maestro.joining import AlreadyStartedError, session_of_parent
 from maestro_celery_plugin.maestro.launch_options import OPTIONS
 from maestro_celery_plugin.states import MemberState
 from maestro_celery_plugin.study.members import Member, Members
@@ -51,6 +51,9 @@ def run_nested(parent: Member, run: Callable[[Any], int], arguments: argparse.Na
     try:
         with contextlib.nullcontext() if is_by_user and not arguments.quiet else without_output():
             code = run(arguments)
+    except AlreadyStartedError as note:
+        print(f"maestro: {note}", file=sys.stderr)
+        code = 0
     except BaseException:
         _withdraw()
         raise

@@ -53,6 +53,7 @@ class Member:
         started_at: Time of the launch (Unix seconds).
         ended_at: Time of its end (Unix seconds); 0 before.
         started_by: The step record and sample that have started it, as text; empty for the first one.
+        specification: Its specification.
         variables: The values of `--vars`.
         groups: Configurations of its worker groups (`GroupConfig`) by name, for studies that would share them.
         conductor: The words of the command that starts its conductor.
@@ -75,6 +76,7 @@ class Member:
     started_at: float = 0.0
     ended_at: float = 0.0
     started_by: str = ""
+    specification: str = ""
     variables: dict[str, str] = dataclasses.field(default_factory=dict)
     groups: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     conductor: tuple[str, ...] = ()

@@ -34,6 +34,7 @@ from maestro_celery_plugin.states import (
     outcome_of,
 )
 from maestro_celery_plugin.study.manifest import Manifest
+from maestro_celery_plugin.study.session import AGAIN_VARIABLE
 from maestro_celery_plugin.worker.attempt import Runner, RunningAttempt
 from maestro_celery_plugin.worker.gate import gate
 from maestro_celery_plugin.worker.health import Health
@@ -227,8 +228,9 @@ class _RangeRun:
         directories.set_marker(sample, finished=False)
         self._ledger.write(Kind.STARTED, sample, code=int(restart))
         environment = self._slots.launches.environment(self._slot, self._manifest)
-        if self._study.variables:
-            environment = {**(environment or os.environ), **self._study.variables}
+        own = self._study.variables if is_first else {**self._study.variables, AGAIN_VARIABLE: "1"}
+        if own:
+            environment = {**(environment or os.environ), **own}
         running = self._runner.start(sample, first=is_first, restart=restart, environment=environment)
         self._slots.add(self._slot, self._as_running(running, sample))
         try:

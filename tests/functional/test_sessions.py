@@ -290,3 +290,17 @@ def test_a_launch_that_is_stopped_was_not_launched(chain):
     shown = json.loads(study.command("maestro-celery", "session", "show", "--json", str(study.path)).stdout)
     assert [one["state"] for one in shown] == ["CANCELLED", "not launched"]
     await_session(study)
+
+
+def test_a_step_that_runs_again_does_not_start_its_study_again(chain):
+    """Given a worker that dies after its step has started a study, then the second attempt says so, and one chain runs."""
+    study = chain("--vars", "MAX=2", "SLEEP=1", "OPTIONS=; test -e once || { touch once; sleep 60; }")
+    wait_for(lambda: iterations(study) and iterations(study)[0].outputs("sim/*/sim.txt"), "samples of iteration 2")
+    kill(*study.processes("maestro_celery_plugin.worker"))
+    await_session(study)
+
+    (second,) = iterations(study)
+    assert_complete(study, 1)
+    assert_complete(second, 2)
+    (text,) = study.outputs("next/next.err")
+    assert f"maestro: An earlier attempt of this sample has started '{second.path}'; it is not started again.\n" in text
