@@ -12,8 +12,8 @@ from maestro_celery_plugin import clock
 from maestro_celery_plugin.errors import StudyError
 from maestro_celery_plugin.host.start import begin, has_host
 from maestro_celery_plugin.maestro.session_stop import stop_session
-from maestro_celery_plugin.report.session_tree import session_studies, studies_table
-from maestro_celery_plugin.report.terminal import command_words, wide_console
+from maestro_celery_plugin.report.session_tree import print_studies, session_studies
+from maestro_celery_plugin.report.terminal import command_words
 from maestro_celery_plugin.states import MemberState
 from maestro_celery_plugin.study.members import Members
 from maestro_celery_plugin.study.plan import StudyPlan
@@ -77,7 +77,7 @@ def show(study: Path, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([one.to_json() for one in studies], indent=1))
         return
-    wide_console().print(studies_table(studies), crop=False)
+    print_studies(studies)
     if Members(session.path).living() and not has_host(session):
         click.echo(
             "The session has no host. On the machine where the first study was launched, "

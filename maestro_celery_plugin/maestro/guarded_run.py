@@ -89,7 +89,7 @@ def _set_options(arguments: argparse.Namespace) -> None:
     OPTIONS.foreground = arguments.fg
     OPTIONS.is_ensemble = OPTIONS.is_conducted = False
     OPTIONS.study = OPTIONS.directory = OPTIONS.location = OPTIONS.parent = OPTIONS.member = None
-    OPTIONS.waits = False
+    OPTIONS.waits, OPTIONS.version = False, None
 
 
 def _parent(study: str | None) -> Member | None:

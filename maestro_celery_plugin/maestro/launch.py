@@ -188,7 +188,7 @@ class EnsembleDependency(Dependency):  # type: ignore[misc]
         plan.info.mkdir(parents=True, exist_ok=True)
         self._lock = _lock_of(plan)
         if self._texts is not None:
-            write_specifications(plan.specification_files, plan.specification, self._texts(plan))
+            write_specifications(plan.specification_files, OPTIONS.version or plan.specification, self._texts(plan))
         if self._settings.samples:
             plan = with_samples(plan, self._settings.samples, values)
         if not OPTIONS.dry_run:

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
 from rich.text import Text
 
 from maestro_celery_plugin.errors import EnsembleError
 from maestro_celery_plugin.report.model import StudyState
 from maestro_celery_plugin.report.reader import StatusReader
-from maestro_celery_plugin.report.terminal import plain, state_text
+from maestro_celery_plugin.report.terminal import plain, print_table, shortened, state_text
 from maestro_celery_plugin.states import MemberState
 from maestro_celery_plugin.study.members import Member, Members
 
-__all__ = ["SessionStudy", "session_studies", "studies_table"]
+__all__ = ["SessionStudy", "print_studies", "session_studies"]
+
+# Columns of the name of a study in a terminal.
+_NAME_WIDTH = 30
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -103,20 +104,27 @@ def _study(member: Member, members: Members, level: int) -> SessionStudy:
     return SessionStudy(member=member, state=status.state.name, samples=samples, level=level)
 
 
-def studies_table(studies: list[SessionStudy]) -> Table:
-    """Return the studies as a table for a terminal."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("STUDY", "STATE", "FINISHED", "FAILED", "VARIABLES", "SINCE", "STARTED BY"):
-        table.add_column(heading, overflow="fold", justify="right" if heading in ("FINISHED", "FAILED") else "left")
+def print_studies(studies: list[SessionStudy]) -> None:
+    """Print the studies as a table for a terminal; the directory of the first one has the others, as a rule."""
+    headings = {
+        "STUDY": "left",
+        "STATE": "left",
+        "FINISHED": "right",
+        "FAILED": "right",
+        "STARTED BY": "fold",
+        "VARIABLES": "fold",
+    }
+    rows = []
     for one in studies:
-        samples = one.samples
-        table.add_row(
-            plain("  " * one.level + Path(one.member.root).name),
-            state_text(one.state),
-            Text(f"{samples['finished']}/{samples['total']}" if samples else ""),
-            Text(str(samples["failed"] or "") if samples else ""),
-            plain(" ".join(f"{name}={value}" for name, value in one.member.variables.items())),
-            datetime.fromtimestamp(one.member.started_at).strftime("%m-%d %H:%M:%S"),
-            plain(one.member.started_by),
+        samples, variables = one.samples, " ".join(f"{name}={value}" for name, value in one.member.variables.items())
+        rows.append(
+            [
+                plain("  " * one.level + shortened(Path(one.member.root).name, _NAME_WIDTH)),
+                state_text(one.state),
+                Text(f"{samples['finished']}/{samples['total']}" if samples else ""),
+                Text(str(samples["failed"] or "") if samples else ""),
+                plain(one.member.started_by),
+                plain(variables),
+            ]
         )
-    return table
+    print_table(headings, rows)

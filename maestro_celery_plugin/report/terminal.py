@@ -33,11 +33,7 @@ __all__ = [
     "state_style",
     "state_text",
     "whole",
-    "wide_console",
 ]
-
-# Wider than a table of names.
-_WIDE = 1000
 
 _STYLES = {
     "FINISHED": "green",
@@ -75,11 +71,6 @@ def whole(text: Text) -> Text:
     """
     text.no_wrap, text.overflow = True, "ignore"
     return text
-
-
-def wide_console() -> Console:
-    """Return a console for a table whose lines are not wrapped, so that a script can read them."""
-    return Console(highlight=False, width=_WIDE)
 
 
 def print_table(headings: Mapping[str, str], rows: Sequence[Sequence[Text]]) -> None:

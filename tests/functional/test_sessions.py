@@ -304,3 +304,17 @@ def test_a_step_that_runs_again_does_not_start_its_study_again(chain):
     assert_complete(second, 2)
     (text,) = study.outputs("next/next.err")
     assert f"maestro: An earlier attempt of this sample has started '{second.path}'; it is not started again.\n" in text
+
+
+def test_a_version_of_the_specification_has_the_place_of_the_user_s_file(chain, tmp_path):
+    """Given a study that starts its own copy again, then `$(SPECROOT)` stays, and a later edit of the file has no effect."""
+    (tmp_path / "value").write_text("7\n")
+    cmd = "cp $(SPECROOT)/value value; echo '# edited' >> $(SPECROOT)/study.yaml; echo before"
+    spec = ITERATE.replace("$(SPECROOT)/study.yaml", "$(MERLIN_SPEC_ORIGINAL_TEMPLATE)").replace("echo before", cmd)
+    study = chain(spec=spec)
+    await_session(study)
+    second, third = iterations(study)
+    assert_complete(third, 3)
+    assert second.outputs("next/value") == ["7\n"]
+    versions = [one.outputs("merlin_info/study.orig.yaml") for one in (study, second, third)]
+    assert versions[0] == versions[1] == versions[2]
