@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -70,15 +70,15 @@ def session_studies(session: Path) -> list[SessionStudy]:
     known = members.all()
     identities = {member.id for member in known}
 
-    def started_by(parent: str) -> list[Member]:
-        return [member for member in known if (member.parent if member.parent in identities else "") == parent]
-
+    started_by: dict[str, list[Member]] = defaultdict(list)
+    for member in known:
+        started_by[member.parent if member.parent in identities else ""].append(member)
     # No recursion: a chain may be longer than Python's stack.
-    found, waiting = [], [(member, 0) for member in reversed(started_by(""))]
+    found, waiting = [], [(member, 0) for member in reversed(started_by[""])]
     while waiting:
         member, level = waiting.pop()
         found.append(_study(member, members, level))
-        below = started_by(member.id)
+        below = started_by[member.id]
         waiting += [(one, level + (len(below) > 1)) for one in reversed(below)]
     return found
 

@@ -39,8 +39,8 @@ def test_a_chain_is_a_list_and_only_branches_are_indented(session):
 
 
 def test_a_chain_may_be_longer_than_the_stack_of_python(session):
-    join(session, *map(str, range(1500)))
-    assert [one.level for one in session_studies(session.path)] == [0] * 1500
+    join(session, *map(str, range(1100)))
+    assert [one.level for one in session_studies(session.path)] == [0] * 1100
 
 
 def test_a_study_that_was_removed_has_ended_and_one_that_was_killed_at_its_launch_was_not_launched(session):
