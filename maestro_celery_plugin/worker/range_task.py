@@ -151,7 +151,7 @@ class _RangeRun:
         task = self._task
         self._ledger.write(Kind.TAKEN, task.start, task.stop, code=task.series)
         try:
-            self._manifest, self._runner = self._study.runner(task.manifest)
+            self._manifest, self._runner = self._study.runner(task.manifest, task.epoch)
             if not 0 <= task.start < task.stop <= self._manifest.samples or self._manifest.number != task.record:
                 LOGGER.error("Refused a range that is not part of the step record: %s.", task)
                 return
@@ -225,7 +225,8 @@ class _RangeRun:
         restart = mode is RunMode.RESTART
         directories.set_marker(sample, finished=False)
         self._ledger.write(Kind.STARTED, sample, code=int(restart))
-        environment = self._slots.launches.environment(self._slot, self._manifest)
+        launch = self._slots.launches.environment(self._slot, self._manifest)
+        environment = self._study.environment if launch is None else self._study.environment | launch
         running = self._runner.start(sample, first=is_first, restart=restart, environment=environment)
         self._slots.add(self._slot, self._as_running(running, sample))
         try:
