@@ -47,9 +47,9 @@ def command(
 ) -> None:
     """Add the samples in FILE, or those that a command chooses, to a study that runs or has ended.
 
-    STUDY is the directory of a study, or a specification with a running study; a step of a study may leave it out. FILE
-    is a sample table as for `merlin.samples.file`. The new samples run in all sampled steps; what depends on all samples
-    runs again when they have ended.
+    STUDY is the directory of a study, or a specification with a running study; a step of a study may leave it out.
+    FILE is a sample table as for `merlin.samples.file`. The new samples run in all sampled steps; what depends on all
+    samples runs again when they have ended.
     """
     if len(places) > 2 or (chooser and len(places) == 2):
         raise click.UsageError("Give one FILE, after STUDY, or --from-command.")
@@ -85,8 +85,9 @@ def _from_command(plan: StudyPlan, chooser: str, steps: tuple[str, ...], key: st
 
     additions = read_additions(plan)
     if room_in(plan, additions) == 0:
+        limit = "merlin.samples.max_samples"
         total = plan.rows + additions.count
-        click.echo(f"The study has {total} samples, the largest number (merlin.samples.max_samples); the command does not run.")
+        click.echo(f"The study has {total} samples, the largest number ({limit}); the command does not run.")
         return None
     with tempfile.TemporaryDirectory() as directory:
         path = chosen_samples(plan, chooser, steps, Path(directory))

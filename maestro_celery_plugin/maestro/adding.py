@@ -79,8 +79,8 @@ def growing_plan(directory: Path) -> StudyPlan:
         raise StudyError(f"The study '{plan.root}' has no sample table (merlin.samples), so that none can be added.")
     if plan.hierarchy == 1:
         raise StudyError(
-            f"The study '{plan.root}' has one sample, which runs in the workspace of its step, and there is no directory "
-            "for others; launch it with `merlin.samples.max_samples: N`."
+            f"The study '{plan.root}' has one sample, which runs in the workspace of its step, and no directories for "
+            "others; launch it with `merlin.samples.max_samples: N`."
         )
     return plan
 
@@ -172,6 +172,6 @@ def await_conductor(plan: StudyPlan, total: int, *, wait: bool) -> tuple[str, bo
     if has_conductor(plan):
         if read_taken(plan) >= total:
             return "The conductor runs them.", True
-        return "The conductor takes them within seconds, or when the steps have ended that now use the samples.", True
+        return "The conductor takes them within seconds.", True
     command = command_words("maestro-celery resume", plan.root)
     return f"The study has no conductor; `{command}` runs them.", False

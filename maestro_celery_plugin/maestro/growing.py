@@ -5,12 +5,12 @@ asked for the states of the step records, and before it acts on them, does this 
 
 * A sampled step record that Maestro waits for has more samples, and stays in progress.
 * A sampled step record that has finished is as before its submission. Maestro submits it again; the new samples run.
-* What depends on all samples of these is as before its submission as well, and runs again whole. If it runs just now, as
-  the step does that adds samples in a loop, it runs to its end first; its end is hidden from Maestro.
+* What depends on all samples of these is as before its submission as well, and runs again whole. If it runs just now,
+  as the step does that adds samples in a loop, it runs to its end first; its end is hidden from Maestro.
 * A step record that has failed or was cancelled stays so, and so does what depends on it.
 
-The same is done when Maestro finds that all step records have ended, because some of them run while Maestro looks: so an
-addition of the last step does not come too late.
+The same is done when Maestro finds that all step records have ended, because some of them run while Maestro looks: so
+an addition of the last step does not come too late.
 """
 
 from __future__ import annotations

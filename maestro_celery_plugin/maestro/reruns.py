@@ -96,7 +96,8 @@ class _Record:
     @property
     def anew(self) -> Mask:
         """A mask of the samples that run `cmd` again."""
-        return (self.causes > Cause.FAILED) & (self.causes != Cause.ADDED)
+        mask: Mask = (self.causes > Cause.FAILED) & (self.causes != Cause.ADDED)
+        return mask
 
     def unmarked(self) -> Mask:
         """Return a mask of the finished samples whose marker a user has deleted."""

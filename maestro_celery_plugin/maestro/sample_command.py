@@ -5,11 +5,11 @@ It gets one JSON object per line, for each sample of each sampled step record th
     {"id": 3, "step": "sim", "step_record": "sim_GAIN.2", "parameters": {"GAIN": "2"}, "values": {"X": 0.5},
      "state": "FINISHED", "exit_code": 0, "directory": "/.../sim/GAIN.2/03"}
 
-A value that is a number in JSON is a number, any other value is text. The command prints the new samples in one of these
-forms, which the first character decides:
+A value that is a number in JSON is a number, any other value is text. The command prints the new samples in one of
+these forms, which the first character decides:
 
-* JSON, one sample per line: an object with the value of each label, or a list in the order of the labels. A line may also
-  be a list of such samples.
+* JSON, one sample per line: an object with the value of each label, or a list in the order of the labels. A line may
+  also be a list of such samples.
 * CSV, as in a sample file.
 
 No output means that there are no new samples.

@@ -72,8 +72,8 @@ def _check_limit(samples: SampleSettings, rows: int, path: Path) -> None:
     """
     if samples.max_samples is not None and rows > samples.max_samples:
         raise SampleError(
-            f"merlin.samples.max_samples: found '{samples.max_samples}', but '{path}' has {rows} samples; give a larger "
-            "number, or fewer samples."
+            f"merlin.samples.max_samples: found '{samples.max_samples}', but '{path}' has {rows} samples; give a "
+            "larger number, or fewer samples."
         )
 
 

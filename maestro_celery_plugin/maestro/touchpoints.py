@@ -203,8 +203,8 @@ TOUCHPOINTS = (
     Touchpoint(
         STEP_RECORD_MODULE,
         "ExecutionGraph",
-        "executiongraph.py:329 defines it, whose `execute_ready_steps` asks `check_study_status` for the states on which "
-        "it acts, and `_check_study_completion` for the end; its sets and `_dependencies` decide what it submits",
+        "executiongraph.py:329 defines it, whose `execute_ready_steps` asks `check_study_status` for the states on "
+        "which it acts, and `_check_study_completion` for the end; its sets and `_dependencies` decide what it submits",
         _execution_graph,
     ),
     Touchpoint("maestrowf.conductor", "sleep", "conductor.py:425 waits for the next poll with it", _sleep),

@@ -159,13 +159,11 @@ class StudyStatus:
         """A sentence about samples that were added and that the step records do not have yet; empty without any."""
         if self.waiting_additions <= 0:
             return ""
-        words = "1 added sample waits" if self.waiting_additions == 1 else f"{self.waiting_additions} added samples wait"
+        count = self.waiting_additions
+        words = "1 added sample waits" if count == 1 else f"{count} added samples wait"
         if self.has_ended:
             return f"{words}, and the study has no conductor."
-        return (
-            f"{words}: the conductor takes the addition within seconds, or when a step has ended that Maestro itself runs "
-            "and that depends on the samples of before."
-        )
+        return f"{words}: the conductor takes them within seconds."
 
     @property
     def failed_samples(self) -> int:

@@ -240,7 +240,7 @@ class StudyPlan:
 
     @property
     def steps_to_repeat(self) -> Path:
-        """The file with the step records that run again after their end, because samples were added (`additions.py`)."""
+        """The file with the step records that run again after their end, because of added samples (`additions.py`)."""
         return self.info / "steps_to_repeat.json"
 
     @property
