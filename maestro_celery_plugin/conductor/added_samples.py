@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +96,24 @@ class AddedSamples:
         """The number of samples of the study, from the last look."""
         return self._seen
 
+    def running(self, names: Iterable[str]) -> set[str]:
+        """Return those of these step records of which a worker has a sample."""
+        records = self._by_name()
+        return {name for name in names if name in records and self._records.leases.has(records[name].number)}
+
+    def repeat(self, names: Iterable[str]) -> None:
+        """Let step records run again when the attempt has ended that runs now."""
+        records = self._by_name()
+        for name in names:
+            if name in records:
+                records[name].repeats = True
+
+    @property
+    def has_ended_attempt(self) -> bool:
+        """Whether such an attempt has ended, in any way."""
+        repeating = (record for record in self._records if record.repeats and record.active)
+        return any(not self._records.leases.has(record.number) for record in repeating)
+
     def run_again(self, names: Collection[str]) -> None:
         """Let step records run again that Maestro will submit again; samples of before have no outcome.
 
@@ -112,7 +130,7 @@ class AddedSamples:
         self._records.flush()
         self._records.follow_own()
         for record in records:
-            record.active = False
+            record.active = record.repeats = False
             self._withdraw(record)
 
     def take(self, taking: Taking) -> None:

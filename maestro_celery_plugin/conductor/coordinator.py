@@ -225,6 +225,16 @@ class Coordinator:
         return self._added.total
 
     @_exclusive
+    def running(self, names: Iterable[str]) -> set[str]:
+        """Return those of these step records of which a worker has a sample."""
+        return self._added.running(names)
+
+    @_exclusive
+    def repeat(self, names: Iterable[str]) -> None:
+        """Let step records run again when the attempt has ended that runs now."""
+        self._added.repeat(names)
+
+    @_exclusive
     def run_again(self, names: list[str]) -> None:
         """Let step records run again that Maestro will submit again; those that depend on others come first."""
         self._added.run_again(names)
@@ -273,6 +283,8 @@ class Coordinator:
             return True
         if self._step_cancellation.has_news or self._added.has_news:
             self._step_cancellation.has_news = self._added.has_news = False
+            return True
+        if self._added.has_ended_attempt:
             return True
         now, records = clock.monotonic(), self._records.changed()
         if now - self._looked_at_all > LOOK_AT_ALL_INTERVAL_S:  # states also depend on allocations and workers

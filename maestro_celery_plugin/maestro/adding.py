@@ -174,4 +174,6 @@ def await_conductor(plan: StudyPlan, total: int, *, wait: bool) -> tuple[str, bo
             return "The conductor runs them.", True
         return "The conductor takes them within seconds.", True
     command = command_words("maestro-celery resume", plan.root)
+    if read_taken(plan) >= total:
+        return f"The study has ended, and its step records have them; `{command}` runs those that have not run.", False
     return f"The study has no conductor; `{command}` runs them.", False

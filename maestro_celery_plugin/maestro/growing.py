@@ -125,7 +125,11 @@ class _Growth:
     def _repeat_ended(self) -> None:
         """Let the step records run again that were to end first, and have ended."""
         names = self._repeat.names()
-        finished = {n for n in names if n in self._graph.completed_steps or self._states.get(n) is State.FINISHED}
+        if not names:
+            return
+        self._coordinator.repeat(names)
+        running = self._running(names)
+        finished = {n for n in names if n not in running and self._has_begun(n) and not self._has_failed(n)}
         again = [key for key in reversed(self._graph.values) if key in finished] if finished else []
         if again:
             self._forget_native(again)
@@ -137,11 +141,13 @@ class _Growth:
         nodes = nodes_of(self._plan.root, self._graph)
         changed = repeated(nodes, outdated)
         whole = [node for node in reversed(nodes) if changed.get(node.name) and not self._has_failed(node.name)]
-        later = [node.name for node in whole if self._runs(node.name) and not node.sampled]
+        later = self._running(node.name for node in whole if not node.sampled)
         again = [node.name for node in whole if node.name not in later]
         more = [name for name in outdated if name not in again and not self._has_failed(name)]
         running = [name for name in more if name in self._graph.in_progress]
+        repeated_names = [*(name for name in again if not self._is_new(name)), *later]
         self._repeat.add(later)
+        self._coordinator.repeat(later)
         self._forget_native(again)
         self._coordinator.take(Taking(again=again, grown=self._grown(outdated), running=running))
         for name in running:
@@ -152,7 +158,7 @@ class _Growth:
             "The study has %d samples now; they run in %s.%s",
             self._coordinator.total_samples,
             ", ".join(more) or "no step record",
-            f" Run again because of them: {', '.join((*again, *later))}." if whole else "",
+            f" Run again because of them: {', '.join(repeated_names)}." if repeated_names else "",
         )
 
     def _has_failed(self, name: str) -> bool:
@@ -162,8 +168,17 @@ class _Growth:
             return True
         return state not in (*_CONTINUING, State.FINISHED)
 
-    def _runs(self, name: str) -> bool:
-        return name in self._graph.in_progress and self._states.get(name) is not State.FINISHED
+    def _is_new(self, name: str) -> bool:
+        return self._graph.values[name].status is State.INITIALIZED
+
+    def _has_begun(self, name: str) -> bool:
+        return name in self._graph.in_progress or name in self._graph.completed_steps
+
+    def _running(self, names: Iterable[str]) -> set[str]:
+        """Return the step records that run just now; for a native step, Maestro's adapter knows it."""
+        open_ = [n for n in names if n in self._graph.in_progress and self._states.get(n) is not State.FINISHED]
+        native = {n for n in open_ if is_native(self._graph.values[n].step.run)}
+        return native | self._coordinator.running(open_)
 
     def _forget_native(self, names: Iterable[str]) -> None:
         for name in names:

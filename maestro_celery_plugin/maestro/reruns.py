@@ -71,10 +71,10 @@ class Cause(enum.IntEnum):
     """A user has deleted the file that shows that it has finished; it runs `cmd`."""
     REQUESTED = 3
     """A user has named its step; it runs `cmd`."""
-    ADDED = 4
-    """It was added to the study; it runs for the first time."""
-    CHANGED = 5
+    CHANGED = 4
     """What it depends on runs again; it runs `cmd`."""
+    ADDED = 5
+    """It was added to the study; it runs for the first time."""
 
 
 class _Record:
@@ -96,7 +96,7 @@ class _Record:
     @property
     def anew(self) -> Mask:
         """A mask of the samples that run `cmd` again."""
-        mask: Mask = (self.causes > Cause.FAILED) & (self.causes != Cause.ADDED)
+        mask: Mask = (self.causes > Cause.FAILED) & (self.causes < Cause.ADDED)
         return mask
 
     def unmarked(self) -> Mask:
