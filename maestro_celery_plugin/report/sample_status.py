@@ -202,7 +202,7 @@ def _values(sample: SampleStatus, tables: dict[int, Any]) -> dict[str, str] | No
         return {}
     try:
         if manifest.number not in tables:
-            tables[manifest.number] = open_samples(manifest)
+            tables[manifest.number] = open_samples(manifest, for_people=True)
         return dict(zip(manifest.labels, tables[manifest.number].row(sample.index), strict=True))
     except Exception:  # of any reader; the list of failed samples is useful without values
         return None

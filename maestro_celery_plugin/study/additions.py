@@ -216,8 +216,12 @@ def write_taken(plan: StudyPlan, samples: int) -> None:
 # --- the table ---
 
 
-def open_samples(manifest: Manifest) -> SampleTable:
+def open_samples(manifest: Manifest, *, for_people: bool = False) -> SampleTable:
     """Open the sample table of a step record, with the samples that were added to it.
+
+    Args:
+        manifest: The step record.
+        for_people: Whether the table of the launch may have another number of rows, because no sample runs from it.
 
     Raises:
         SampleError: the table cannot be read any more, or has changed.
@@ -225,7 +229,7 @@ def open_samples(manifest: Manifest) -> SampleTable:
     """
     path, info = Path(str(manifest.table)), Path(manifest.index_cache)
     launched = manifest.launched or manifest.samples
-    table = open_table(path, manifest.labels, info, launched)
+    table = open_table(path, manifest.labels, info, None if for_people else launched)
     if manifest.samples <= launched:
         return table
     added = _read(info).added
