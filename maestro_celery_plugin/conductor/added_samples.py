@@ -19,7 +19,7 @@ from maestro_celery_plugin.conductor.step_records import StepRecords
 from maestro_celery_plugin.errors import BrokerError
 from maestro_celery_plugin.samples.paths import FINISHED_MARKER
 from maestro_celery_plugin.states import Outcome
-from maestro_celery_plugin.study.additions import AdditionFile, write_taken
+from maestro_celery_plugin.study.additions import AdditionFile
 from maestro_celery_plugin.study.manifest import Manifest
 from maestro_celery_plugin.study.plan import StudyPlan
 
@@ -50,6 +50,11 @@ class AddedSamples:
         records: Its step records.
         send: Sends samples of a step record.
         withdraw: Takes back the messages of a step record that no worker has.
+
+    Attributes:
+        has_news: Whether samples were added since the last call of `outdated`.
+        total: The number of samples of the study at that call. A step record that is submitted has no more: the samples
+            that were added since must first run in the step records that it depends on.
     """
 
     def __init__(
@@ -61,7 +66,7 @@ class AddedSamples:
     ) -> None:
         self._plan, self._records, self._send, self._withdraw = plan, records, send, withdraw
         self._file = AdditionFile(plan)
-        self._seen = self._taken = plan.rows
+        self._seen = self._taken = self.total = plan.rows
         self.has_news = False
 
     def look(self) -> None:
@@ -82,19 +87,14 @@ class AddedSamples:
             DamagedFileError: a file is damaged.
         """
         self.look()
-        self.has_news = False
-        if self._seen <= self._taken:
+        self.has_news, self.total = False, self._seen
+        if self.total <= self._taken:
             return {}
         manifests = (record.manifest for record in self._records)
-        found = {one.name: one for one in manifests if one.sampled and one.samples < self._seen}
+        found = {one.name: one for one in manifests if one.sampled and one.samples < self.total}
         if not found:  # those that are submitted later have all samples
-            self._end(self._seen)
+            self._taken = self.total
         return found
-
-    @property
-    def total(self) -> int:
-        """The number of samples of the study, from the last look."""
-        return self._seen
 
     def running(self, names: Iterable[str]) -> set[str]:
         """Return those of these step records of which a worker has a sample."""
@@ -147,7 +147,6 @@ class AddedSamples:
         for name, manifest in taking.grown.items():
             counts[name] = records[name].manifest.samples
             self._grow(records[name], manifest)
-        self._end(max(manifest.samples for manifest in taking.grown.values()))
         for name in taking.running:
             records[name].active = True
             if not records[name].timed_out:  # otherwise Maestro restarts it
@@ -180,10 +179,6 @@ class AddedSamples:
         mask[:start] = False
         with contextlib.suppress(BrokerError):  # they are sent when the broker answers again
             self._send(record, mask)
-
-    def _end(self, samples: int) -> None:
-        self._taken = samples
-        write_taken(self._plan, samples)
 
 
 def _marker(manifest: Manifest, sample: int) -> Path:

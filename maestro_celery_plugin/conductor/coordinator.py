@@ -36,7 +36,7 @@ from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.session import Session
 from maestro_celery_plugin.study.stopped_workers import request_start
 
-__all__ = ["Coordinator", "active", "for_study"]
+__all__ = ["Coordinator", "active", "for_study", "known_additions"]
 
 LOGGER = logging.getLogger(__name__)
 
@@ -63,6 +63,12 @@ def for_study(plan: StudyPlan) -> Coordinator:
 def active() -> list[Coordinator]:
     """Return the coordinators of this process."""
     return list(_COORDINATORS.values())
+
+
+def known_additions(plan: StudyPlan) -> int:
+    """Return the number of added samples that a step record has which Maestro submits now."""
+    coordinator = _COORDINATORS.get(plan.root)
+    return coordinator.total_samples - plan.rows if coordinator else 0
 
 
 P = ParamSpec("P")
@@ -221,7 +227,7 @@ class Coordinator:
 
     @property
     def total_samples(self) -> int:
-        """The number of samples of the study, as seen by `outdated`."""
+        """The number of samples of the study at the last call of `outdated`."""
         return self._added.total
 
     @_exclusive

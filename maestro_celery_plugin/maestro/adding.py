@@ -18,9 +18,9 @@ from maestro_celery_plugin.samples.table import check_is_file, forget_identity
 from maestro_celery_plugin.study.additions import (
     Addition,
     Additions,
+    are_taken,
     file_of,
     read_additions,
-    read_taken,
     write_additions,
 )
 from maestro_celery_plugin.study.conductor_lock import has_conductor
@@ -165,15 +165,15 @@ def await_conductor(plan: StudyPlan, total: int, *, wait: bool) -> tuple[str, bo
     """
 
     def is_decided() -> bool:
-        return read_taken(plan) >= total or not has_conductor(plan)
+        return are_taken(plan, total) or not has_conductor(plan)
 
     if wait:
-        clock.wait_until(is_decided, _TAKEN_LIMIT_S, interval_s=0.1)
+        clock.wait_until(is_decided, _TAKEN_LIMIT_S, interval_s=0.3)
     if has_conductor(plan):
-        if read_taken(plan) >= total:
+        if are_taken(plan, total):
             return "The conductor runs them.", True
         return "The conductor takes them within seconds.", True
     command = command_words("maestro-celery resume", plan.root)
-    if read_taken(plan) >= total:
+    if are_taken(plan, total):
         return f"The study has ended, and its step records have them; `{command}` runs those that have not run.", False
     return f"The study has no conductor; `{command}` runs them.", False

@@ -3,7 +3,8 @@
 Maestro's `ExecutionGraph` never runs a step record again that has finished. So its conductor, right after Maestro has
 asked for the states of the step records, and before it acts on them, does this for an addition:
 
-* A sampled step record that Maestro waits for has more samples, and stays in progress.
+* A sampled step record that Maestro waits for has more samples, and stays in progress. If it depends on another one
+  that has to run the new samples first, it has them when one of the two has ended.
 * A sampled step record that has finished is as before its submission. Maestro submits it again; the new samples run.
 * What depends on all samples of these is as before its submission as well, and runs again whole. If it runs just now,
   as the step does that adds samples in a loop, it runs to its end first; its end is hidden from Maestro.
@@ -139,12 +140,16 @@ class _Growth:
 
     def _take(self, outdated: Mapping[str, Manifest]) -> None:
         nodes = nodes_of(self._plan.root, self._graph)
+        held = self._held_back(nodes, outdated)
+        outdated = {name: one for name, one in outdated.items() if name not in held or not self._runs(name)}
+        if not outdated:
+            return
         changed = repeated(nodes, outdated)
         whole = [node for node in reversed(nodes) if changed.get(node.name) and not self._has_failed(node.name)]
         later = self._running(node.name for node in whole if not node.sampled)
         again = [node.name for node in whole if node.name not in later]
         more = [name for name in outdated if name not in again and not self._has_failed(name)]
-        running = [name for name in more if name in self._graph.in_progress]
+        running = [name for name in more if name in self._graph.in_progress and name not in held]
         repeated_names = [*(name for name in again if not self._is_new(name)), *later]
         self._repeat.add(later)
         self._coordinator.repeat(later)
@@ -161,6 +166,27 @@ class _Growth:
             f" Run again because of them: {', '.join(repeated_names)}." if repeated_names else "",
         )
 
+    def _held_back(self, nodes: Collection[GraphNode], outdated: Collection[str]) -> set[str]:
+        """Return the step records whose new samples must wait for those of step records that they depend on.
+
+        One that runs just now has its new samples later, so that its samples of before run to their end.
+        """
+        whole = {name for name, is_whole in repeated(nodes, outdated).items() if is_whole}
+        return {
+            node.name
+            for node in nodes
+            if node.name in outdated
+            and node.name not in whole
+            and any(name in outdated or not self._has_ended(name) for name in node.parents)
+        }
+
+    def _has_ended(self, name: str) -> bool:
+        is_finished = name in self._graph.completed_steps or self._states.get(name) is State.FINISHED
+        return is_finished or self._has_failed(name)
+
+    def _runs(self, name: str) -> bool:
+        return name in self._graph.in_progress and self._states.get(name) is not State.FINISHED
+
     def _has_failed(self, name: str) -> bool:
         """Whether a step record has failed or was cancelled, as Maestro knows or has just learnt."""
         graph, state = self._graph, self._states.get(name)
@@ -176,7 +202,7 @@ class _Growth:
 
     def _running(self, names: Iterable[str]) -> set[str]:
         """Return the step records that run just now; for a native step, Maestro's adapter knows it."""
-        open_ = [n for n in names if n in self._graph.in_progress and self._states.get(n) is not State.FINISHED]
+        open_ = [name for name in names if self._runs(name)]
         native = {n for n in open_ if is_native(self._graph.values[n].step.run)}
         return native | self._coordinator.running(open_)
 

@@ -31,7 +31,7 @@ from maestro_celery_plugin.maestro.native_step_state import NativeStepState
 from maestro_celery_plugin.maestro.step_graph import GraphNode, graph_of, load_study, named
 from maestro_celery_plugin.samples.paths import FINISHED_MARKER
 from maestro_celery_plugin.states import Outcome
-from maestro_celery_plugin.study.additions import grown, read_additions, write_taken
+from maestro_celery_plugin.study.additions import grown, read_additions
 from maestro_celery_plugin.study.cancelled_steps import CancelledSteps
 from maestro_celery_plugin.study.failures import has_failed
 from maestro_celery_plugin.study.manifest import FILE, Manifest
@@ -295,8 +295,6 @@ class Reruns:
         records = [self._records[name] for name in reversed(names) if name in self._records]
         for manifest in (record.manifest for record in records if record.has_grown):
             manifest.write(self._plan.records / Path(manifest.workspace).relative_to(self._plan.root) / FILE)
-        if self._total > self._plan.rows:
-            write_taken(self._plan, self._total)
 
 
 def _records_of(plan: StudyPlan, total: int) -> list[_Record]:

@@ -17,7 +17,7 @@ from maestrowf.interfaces.script import CancellationRecord, SubmissionRecord
 from msgspec.structs import replace
 
 from maestro_celery_plugin import clock
-from maestro_celery_plugin.conductor.coordinator import Coordinator, for_study
+from maestro_celery_plugin.conductor.coordinator import Coordinator, for_study, known_additions
 from maestro_celery_plugin.config.step_entry import is_native
 from maestro_celery_plugin.errors import EnsembleError, LedgerError, StudyError
 from maestro_celery_plugin.maestro.native_steps import NO_REASON, NativeJob, NativeSteps
@@ -25,7 +25,6 @@ from maestro_celery_plugin.maestro.notification import notify_at_end
 from maestro_celery_plugin.plugins import open_table
 from maestro_celery_plugin.samples.table import SampleTable
 from maestro_celery_plugin.states import MAESTRO_STATES
-from maestro_celery_plugin.study.additions import read_additions
 from maestro_celery_plugin.study.manifest import Manifest
 from maestro_celery_plugin.study.manifest_builder import build_manifest
 from maestro_celery_plugin.study.plan import StudyPlan
@@ -105,18 +104,13 @@ class StudyAdapter:
         samples = self._plan.settings.samples
         return open_table(Path(str(self._plan.table)), samples.column_labels if samples else (), self._plan.info)
 
-    @functools.cached_property
-    def _added(self) -> int:
-        """The number of samples that were added since the launch, the same for all step records of one poll."""
-        return read_additions(self._plan).count if self._plan.rows else 0
-
     def _manifest(self, step: Any, workspace: str) -> Manifest:
         """Return the manifest of a step record; Maestro submits a step record right after it has written the scripts.
 
         With `--usetmp`, Maestro writes the scripts to another directory than the workspace.
         """
         if step.real_name not in self._manifests:
-            self._manifests[step.real_name] = build_manifest(self._plan, step, workspace, self._added)
+            self._manifests[step.real_name] = build_manifest(self._plan, step, workspace, known_additions(self._plan))
         return replace(self._manifests[step.real_name], workspace=workspace)
 
     @property

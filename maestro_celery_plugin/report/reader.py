@@ -27,7 +27,7 @@ from maestro_celery_plugin.report.unserved_steps import as_waiting, unserved_ste
 from maestro_celery_plugin.report.usage import AllocationUsage
 from maestro_celery_plugin.report.worker_status import is_alive, workers
 from maestro_celery_plugin.states import WorkerState
-from maestro_celery_plugin.study.additions import AdditionFile, read_taken
+from maestro_celery_plugin.study.additions import AdditionFile
 from maestro_celery_plugin.study.broken_machines import read_broken_machines
 from maestro_celery_plugin.study.conductor_lock import has_conductor
 from maestro_celery_plugin.study.failures import has_failed
@@ -63,7 +63,7 @@ class StatusReader:
         self._ledger = LedgerReader(self._plan.ledger, self._plan.number)
         self._usage = AllocationUsage(self._plan.settings)
         self._broker = BrokerCheck(self._session)
-        self._additions, self._taken = AdditionFile(self._plan), self._plan.rows
+        self._additions = AdditionFile(self._plan)
         self._records: dict[int, RecordSamples] = {}
         self._by_name: dict[str, RecordSamples] = {}
         self._names: list[str] = []
@@ -95,7 +95,7 @@ class StatusReader:
                 damage=self._ledger.damage,
                 broker_problem=self._broker.problem() if conducted else "",
                 workers_stopped=stopped,
-                waiting_additions=self._additions.total() - self._taken,
+                waiting_additions=self._waiting_additions(),
             )
         except OSError as cause:
             raise StudyError(f"The study '{self._plan.root}' cannot be read: {cause}.") from cause
@@ -185,7 +185,6 @@ class StatusReader:
 
     def _read_manifests(self, entries: Entries) -> None:
         numbers = np.array([0, *self._records], np.uint32)
-        taken = self._taken_now()
         if self._records and np.isin(entries["record"], numbers).all() and not self._has_grown(entries):
             return
         for manifest in Manifest.read_all(self._plan.records):
@@ -193,20 +192,21 @@ class StatusReader:
                 self._records[manifest.number].grow(manifest)
             else:
                 self._records[manifest.number] = RecordSamples(manifest)
-        self._taken = taken
 
     def _has_grown(self, entries: Entries) -> bool:
         """Whether step records have more samples than before: those that were added to the study."""
-        if self._taken_now() > self._taken:
-            return True
+        total = self._additions.total()
         counts = np.full(1 + max(self._records), np.iinfo(np.uint64).max, np.uint64)
         for number, record in self._records.items():
             counts[number] = record.manifest.samples
+            if record.manifest.sampled and record.manifest.samples < total:
+                return True  # the conductor may have changed the manifest since
         return bool((entries["start"] >= counts[entries["record"]]).any())
 
-    def _taken_now(self) -> int:
-        """Return the number of samples that the step records have."""
-        return read_taken(self._plan) if self._additions.total() > self._plan.rows else self._plan.rows
+    def _waiting_additions(self) -> int:
+        """Return the number of added samples that no step record has."""
+        counts = [record.manifest.samples for record in self._records.values() if record.manifest.sampled]
+        return max(0, self._additions.total() - max(counts)) if counts else 0
 
     # --- samples ---
 

@@ -3,7 +3,6 @@
     merlin_info/
       additions.json        the additions, in their order
       additions.lock        locked while a process adds samples
-      additions_taken.json  the number of samples that the step records have
       steps_to_repeat.json  step records that run again after their end
       added/1.csv ...       the rows of each addition, which never change
 
@@ -26,7 +25,6 @@ What must hold:
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
@@ -35,7 +33,7 @@ from msgspec.structs import replace
 from maestro_celery_plugin.config import conversion
 from maestro_celery_plugin.config.conversion import Exact
 from maestro_celery_plugin.errors import DamagedFileError
-from maestro_celery_plugin.files import read_json, read_text, write_atomically
+from maestro_celery_plugin.files import read_text, write_atomically
 from maestro_celery_plugin.plugins import open_table
 from maestro_celery_plugin.samples.grown_table import GrownTable
 from maestro_celery_plugin.samples.paths import SamplePaths
@@ -47,14 +45,13 @@ __all__ = [
     "Addition",
     "AdditionFile",
     "Additions",
+    "are_taken",
     "file_of",
     "grown",
     "grown_paths",
     "open_samples",
     "read_additions",
-    "read_taken",
     "write_additions",
-    "write_taken",
 ]
 
 _FILE = "additions.json"
@@ -196,21 +193,15 @@ def grown(manifest: Manifest, samples: int) -> Manifest:
     )
 
 
-def read_taken(plan: StudyPlan) -> int:
-    """Return the number of samples that the step records have, as far as is known without their manifests."""
-    try:
-        return int(read_json(plan.info / "additions_taken.json"))
-    except (OSError, DamagedFileError, TypeError, ValueError):
-        return plan.rows
-
-
-def write_taken(plan: StudyPlan, samples: int) -> None:
-    """Store the number of samples that the step records have; the manifests decide, this is for people.
+def are_taken(plan: StudyPlan, total: int) -> bool:
+    """Tell whether a step record has all samples of a study, or none was submitted, which will have them.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: a manifest cannot be read.
+        StudyError: a manifest is damaged.
     """
-    write_atomically(plan.info / "additions_taken.json", json.dumps(samples))
+    counts = [manifest.samples for manifest in Manifest.read_all(plan.records) if manifest.sampled]
+    return not counts or max(counts) >= total
 
 
 # --- the table ---

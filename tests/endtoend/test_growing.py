@@ -79,10 +79,11 @@ def assert_counts(study, samples):
 
 def test_samples_are_added_while_the_sampled_step_runs(run):
     """Given a running step, when samples are added, then they run in it, and no step runs twice."""
-    study = run(spec(sim="sleep 1"))
+    study = run(spec(sim="until test -e $(OUTPUT_PATH)/go; do sleep 0.1; done"))
     study.await_text("sim/*/runs")
     assert add(study, 5, 6) == "Added 2 samples (4 to 5). The study has 6 samples.\nThe conductor runs them.\n"
     assert study.status()["steps"][0]["samples"]["total"] == 6
+    (study.path / "go").touch()
     study.await_end()
 
     assert runs(study) == once([1, 2, 3, 4, 5, 6])
@@ -140,14 +141,15 @@ LOOP = """n=$(tail -1 seen)
             if [ $n -lt 10 ]; then seq $((n + 1)) $((n + 2)) > $n.csv; maestro-celery add-samples $n.csv; fi"""
 
 
-@pytest.mark.parametrize("by", ["workers", "maestro"])
+@pytest.mark.parametrize("by", ["workers", "maestro", "throttle"])
 def test_a_step_adds_samples_three_times(run, by):
     """Given a step that adds samples until there are 10, then one `maestro run` runs all, and what follows once."""
+    options = ["-t", "1"] if by == "throttle" else []
     text = spec(learn=LOOP)
     if by == "maestro":
         text = text.replace("{workers: {w: {args: --concurrency 4}}}", "{unassigned: maestro, workers: {w: {steps: [sim]}}}")
         text = text.replace("maestro-celery add", f"{BIN}/maestro-celery add")
-    study = run(text, foreground=True)
+    study = run(text, *options, foreground=True)
 
     assert study.code == 0, study.output
     assert runs(study) == once(range(1, 11))
@@ -155,6 +157,84 @@ def test_a_step_adds_samples_three_times(run, by):
     assert seen(study, file="paths") == ["4", "6", "8", "10"]
     assert seen(study, "report", "reports") == ["4", "6", "8", "10", "end"]
     assert_counts(study, 10)
+
+
+POST = """
+    description: {name: post, description: d}
+    study:
+      - {name: sim, description: d, run: {cmd: "sleep 1; echo $(X) > result"}}
+      - name: post
+        description: each sample reads its own
+        run:
+          cmd: |
+            cat $(sim.workspace)/$(MERLIN_SAMPLE_PATH)/result >> own
+            until test -e $(OUTPUT_PATH)/go; do sleep 0.1; done
+          depends: [sim]
+      - {name: collect, description: d, run: {cmd: "cat $(post.workspace)/*/own | sort >> all", depends: [post]}}
+    merlin:
+      resources: {workers: {w: {args: --concurrency 8}}}
+      samples:
+        generate: {cmd: "seq 1 4 > $(MERLIN_INFO)/x.csv"}
+        file: $(MERLIN_INFO)/x.csv
+        column_labels: [X]
+"""
+
+
+def test_a_sample_waits_for_the_same_sample_of_the_step_before(run):
+    """Given a running step that reads its own sample of another one, then new samples run in the other one first."""
+    study = run(POST)
+    study.await_text("post/*/own", count=4)
+    add(study, 5, 6)
+    wait_for(lambda: len(list(study.path.glob("sim/*/result"))) == 6, "the new samples of sim")
+    study.await_text("post/*/own", count=6)  # as soon as they can run, although the others have not ended
+    (study.path / "go").touch()
+    study.await_end()
+
+    assert study.outputs("post/*/own") == [f"{value}\n" for value in range(1, 7)]
+    assert study.outputs("collect/all") == ["1\n2\n3\n4\n5\n6\n"]
+    assert set(study.states().values()) == {"FINISHED"}
+
+
+NEIGHBOURS = """
+    description: {name: neighbours, description: d}
+    study:
+      - name: sim
+        description: each small sample adds another one
+        run:
+          cmd: |
+            echo "$(X) $(G)" >> runs
+            if [ $(X) -lt 20 -a $(G) = a ]; then echo $(( $(X) * 2 )) > m.csv; maestro-celery add-samples m.csv; fi
+      - name: post
+        description: each sample reads its own
+        run: {cmd: "cat $(sim.workspace)/$(MERLIN_SAMPLE_PATH)/runs >> own", depends: [sim]}
+      - name: compare
+        description: each sample reads all
+        run: {cmd: "cat $(sim.workspace)/$(MERLIN_GLOB_PATH)runs | wc -l >> $(X).all", depends: [sim]}
+      - name: collect
+        description: all
+        run: {cmd: "ls -d $(OUTPUT_PATH)/sim/*/*/runs | wc -l >> count", depends: [sim_*]}
+    global.parameters:
+      G: {values: [a, b], label: G.%%}
+    merlin:
+      resources: {workers: {w: {args: --concurrency 4}}}
+      samples:
+        generate: {cmd: "seq 3 2 9 > $(MERLIN_INFO)/x.csv"}
+        file: $(MERLIN_INFO)/x.csv
+        column_labels: [X]
+"""
+
+
+def test_samples_add_samples(run):
+    """Given samples that add others at the same time, then each runs once, and what reads all sees all in the end."""
+    study = run(NEIGHBOURS, foreground=True)
+
+    values = sorted([3, 5, 6, 7, 9, 10, 12, 14, 18, 20, 24, 28, 36])
+    found = sorted(text.strip() for text in study.outputs("sim/*/*/runs"))
+    assert found == sorted(f"{value} {g}" for value in values for g in "ab")
+    assert sorted(text.strip() for text in study.outputs("post/*/*/own")) == found
+    assert [text.split()[-1] for text in study.outputs("compare/*/*/*.all")] == ["13"] * 26
+    assert study.outputs("collect/count")[0].split()[-1] == "26"
+    assert set(study.states().values()) == {"FINISHED"}
 
 
 CHOOSER = """import json, sys

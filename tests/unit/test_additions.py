@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -15,7 +16,14 @@ import yaml
 from ensembles import RELATIVE, a_manifest, entries
 from msgspec.structs import replace
 
-from maestro_celery_plugin.config.settings import BatchSettings, EnsembleSettings, ResourceSettings, SampleSettings
+from maestro_celery_plugin.conductor.remaining_work import RemainingWork
+from maestro_celery_plugin.config.settings import (
+    BatchSettings,
+    EnsembleSettings,
+    ResourceSettings,
+    SampleSettings,
+    StepFacts,
+)
 from maestro_celery_plugin.errors import DamagedFileError, SampleError, StudyError
 from maestro_celery_plugin.ledger.entries import Kind
 from maestro_celery_plugin.ledger.sample_states import SampleStates
@@ -30,11 +38,10 @@ from maestro_celery_plugin.samples.paths import SamplePaths
 from maestro_celery_plugin.states import Outcome
 from maestro_celery_plugin.study.additions import (
     AdditionFile,
+    are_taken,
     grown,
     open_samples,
     read_additions,
-    read_taken,
-    write_taken,
 )
 from maestro_celery_plugin.study.plan import STUDY_VARIABLE, StudyPlan, study_around
 from maestro_celery_plugin.study.session import Session
@@ -355,16 +362,15 @@ def test_status_follows_a_study_that_grows(plan, tmp_path):
     add_file(plan, a_file(tmp_path, 4))
     status = reader.read()
     assert (status.waiting_additions, status.steps[0].samples.total) == (4, 3)
+    assert not are_taken(plan, 7)
     assert status.additions_sentence == "4 added samples wait, and the study has no conductor." or not status.has_ended
 
     manifest_of(plan, 7).write(plan.records / RELATIVE / "manifest.json")
-    finish(3, 4)  # an entry may be visible before the file of the conductor
-    assert reader.read().steps[0].samples.finished == 5
-    write_taken(plan, 7)
+    finish(3, 4)
     status = reader.read()
-    assert (status.waiting_additions, status.steps[0].samples.pending) == (0, 2)
+    assert (status.waiting_additions, status.steps[0].samples.finished, status.steps[0].samples.pending) == (0, 5, 2)
     assert StatusReader(plan.root).read().steps[0].samples == status.steps[0].samples
-    assert read_taken(plan) == 7
+    assert are_taken(plan, 7)
     ledger.close()
 
 
@@ -452,6 +458,24 @@ def test_the_command_reads_the_samples_that_have_ended(plan, tmp_path):
         chosen_samples(plan, "echo 1,2; exit 4", (), tmp_path)
     with pytest.raises(StudyError, match="--step: the study has no step 'sum'"):
         chosen_samples(plan, "true", ("sum",), tmp_path)
+
+
+# --- allocations ---
+
+
+@pytest.mark.parametrize(("max_samples", "stays"), [(None, False), (3, False), (4, True)])
+def test_the_allocation_of_a_sampled_step_stays_while_samples_may_be_added(tmp_path, max_samples, stays):
+    """Given a finished sampled step, when another step still runs, then the next samples find workers."""
+    plan = a_growing_study(tmp_path / "study", max_samples=max_samples)
+    steps = {"sim": StepFacts(queues=("simulations",), sampled=True), "learn": StepFacts(queues=("others",))}
+    plan = dataclasses.replace(plan, settings=replace(plan.settings, steps=steps))
+
+    def uses(state):
+        rows = (f"{name},--,{name},{now},,,,,,0," for name, now in (("sim", "FINISHED"), ("learn", state)))
+        (plan.root / "status.csv").write_text("\n".join(["header", *rows]))
+        return RemainingWork(plan).uses_any_of({"simulations"})
+
+    assert (uses("RUNNING"), uses("FINISHED")) == (stays, False)
 
 
 # --- which study ---

@@ -19,7 +19,7 @@ from maestro_celery_plugin.maestro.native_step_state import NativeStepState
 from maestro_celery_plugin.maestro.reruns import RerunRequest, Reruns
 from maestro_celery_plugin.maestro.step_graph import graph_of, load_study
 from maestro_celery_plugin.states import Outcome, RunMode
-from maestro_celery_plugin.study.additions import Addition, Additions, read_taken, write_additions
+from maestro_celery_plugin.study.additions import Addition, Additions, are_taken, write_additions
 from maestro_celery_plugin.study.cancelled_steps import CancelledSteps
 from maestro_celery_plugin.study.manifest import Manifest
 from maestro_celery_plugin.study.plan import StudyPlan
@@ -250,7 +250,7 @@ def added(plan):
     yield plan
     for manifest in before.values():
         manifest.write(plan.records / Path(manifest.workspace).relative_to(plan.root) / "manifest.json")
-    for name in ("additions.json", "additions_taken.json", "steps_to_repeat.json"):
+    for name in ("additions.json", "steps_to_repeat.json"):
         (plan.info / name).unlink(missing_ok=True)
 
 
@@ -274,7 +274,7 @@ def test_added_samples_run_in_each_sampled_step_and_what_reads_all_runs_again(ad
     assert open_samples(added) == WITH_NEW
     modes = states(added)["compare_P.1"].modes().tolist()
     assert modes == [RunMode.AGAIN] * 4 + [RunMode.FIRST] * 2
-    assert read_taken(added) == 6
+    assert are_taken(added, 6)
     again = Reruns(added, RerunRequest())
     assert "sim: 4 remaining samples" in again.sentences()
     again.record()
