@@ -68,6 +68,7 @@ class AddedSamples:
         self._file = AdditionFile(plan)
         self._seen = self._taken = self.total = plan.rows
         self.has_news = False
+        self._repeating: dict[str, StepRecord] = {}
 
     def look(self) -> None:
         """Find out whether samples were added since the last call.
@@ -107,11 +108,12 @@ class AddedSamples:
         for name in names:
             if name in records:
                 records[name].repeats = True
+                self._repeating[name] = records[name]
 
     @property
     def has_ended_attempt(self) -> bool:
         """Whether such an attempt has ended, in any way."""
-        repeating = (record for record in self._records if record.repeats and record.active)
+        repeating = (record for record in self._repeating.values() if record.repeats and record.active)
         return any(not self._records.leases.has(record.number) for record in repeating)
 
     def run_again(self, names: Collection[str]) -> None:
@@ -131,6 +133,7 @@ class AddedSamples:
         self._records.follow_own()
         for record in records:
             record.active = record.repeats = False
+            self._repeating.pop(record.manifest.name, None)
             self._withdraw(record)
 
     def take(self, taking: Taking) -> None:

@@ -16,6 +16,7 @@ an addition of the last step does not come too late.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
@@ -59,7 +60,7 @@ def take_additions(graph: Any, coordinators: Iterable[Coordinator], states: Mapp
         The states on which Maestro acts, without those of step records that run again.
     """
     coordinator = _coordinator_of(graph, coordinators)
-    if coordinator is None or graph.is_canceled:
+    if coordinator is None or not coordinator.plan.rows or graph.is_canceled:
         return dict(states)
     try:
         return _Growth(graph, coordinator, states).take()
@@ -116,7 +117,8 @@ class _Growth:
         """Take the additions, and return the states on which Maestro acts."""
         if State.FINISHED in self._states.values() or not self._graph.in_progress:
             # An addition by a step that has just ended must be visible; NFS may know an old directory.
-            refresh_directory(self._plan.info)
+            with contextlib.suppress(OSError):  # a full disk
+                refresh_directory(self._plan.info)
         self._repeat_ended()
         outdated = self._coordinator.outdated()
         if outdated:
