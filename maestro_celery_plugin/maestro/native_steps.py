@@ -31,6 +31,7 @@ from maestro_celery_plugin.samples.token_values import study_values
 from maestro_celery_plugin.study import conductor_lock
 from maestro_celery_plugin.study.additions import grown_paths
 from maestro_celery_plugin.study.cancelled_steps import CancelledSteps
+from maestro_celery_plugin.study.merlin_command import add_to_path
 from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.reasons import store_failure, store_refusal
 
@@ -74,6 +75,8 @@ class NativeSteps:
         Raises:
             StudyError: another conductor runs this study.
         """
+        if not dry_run:
+            add_to_path(self._plan.session)  # the step, which has the environment of this process, may call them
         scheduled, script, restart = self._write(directory, step, dry_run=dry_run)
         if dry_run:
             return scheduled, script, restart

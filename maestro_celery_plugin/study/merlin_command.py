@@ -1,4 +1,4 @@
-"""Commands that samples can call: `maestro-celery`, and `merlin` for specifications whose samples call Merlin.
+"""Commands that steps can call: `maestro-celery`, and `merlin` for specifications whose samples call Merlin.
 
 They are scripts in the session, in a directory at the end of the `PATH` of samples. So a real Merlin comes first, and
 `maestro-celery` is found if the Python environment of the launch is not active.

@@ -6,7 +6,7 @@ import os
 import signal
 
 import pytest
-from support import BIN, kill, wait_for
+from support import kill, wait_for
 
 from maestro_celery_plugin.study.additions import read_additions
 from maestro_celery_plugin.study.plan import StudyPlan
@@ -148,7 +148,6 @@ def test_a_step_adds_samples_three_times(run, by):
     text = spec(learn=LOOP)
     if by == "maestro":
         text = text.replace("{workers: {w: {args: --concurrency 4}}}", "{unassigned: maestro, workers: {w: {steps: [sim]}}}")
-        text = text.replace("maestro-celery add", f"{BIN}/maestro-celery add")
     study = run(text, *options, foreground=True)
 
     assert study.code == 0, study.output

@@ -13,9 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from click.testing import CliRunner
 from ensembles import RELATIVE, a_manifest, entries
 from msgspec.structs import replace
 
+from maestro_celery_plugin.cli import main
 from maestro_celery_plugin.conductor.remaining_work import RemainingWork
 from maestro_celery_plugin.config.settings import (
     BatchSettings,
@@ -458,6 +460,43 @@ def test_the_command_reads_the_samples_that_have_ended(plan, tmp_path):
         chosen_samples(plan, "echo 1,2; exit 4", (), tmp_path)
     with pytest.raises(StudyError, match="--step: the study has no step 'sum'"):
         chosen_samples(plan, "true", ("sum",), tmp_path)
+
+
+# --- the command line ---
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "Missing argument 'FILE', or --from-command."),
+        (["a", "b", "c"], "Give one FILE, after STUDY, or --from-command."),
+        (["a", "b", "--from-command", "true"], "Give one FILE, after STUDY, or --from-command."),
+        (["a", "b", "--step", "sim"], "--step needs --from-command."),
+    ],
+)
+def test_wrong_arguments_are_refused(words, message):
+    result = CliRunner().invoke(main, ["add-samples", *words])
+    assert result.exit_code == 2
+    assert message in result.output
+
+
+def test_the_command_in_a_step_and_outside_of_it(plan, tmp_path, monkeypatch):
+    """Given a study that has ended, then the command says what to type, and what it has done."""
+    path = a_file(tmp_path, 2)
+    monkeypatch.delenv(STUDY_VARIABLE, raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert "give the directory of the study before the file" in CliRunner().invoke(main, ["add-samples", "m"]).output
+    resume = f"The study has no conductor; `maestro-celery resume {plan.root}` runs them."
+    result = CliRunner().invoke(main, ["add-samples", str(plan.root), str(path)])
+    assert result.output.splitlines() == ["Added 2 samples (3 to 4). The study has 5 samples.", resume]
+    monkeypatch.chdir(plan.root / RELATIVE)
+    result = CliRunner().invoke(main, ["add-samples", "--from-command", "echo '[5, 6]'; cat > /dev/null"])
+    assert result.output.splitlines() == ["Added 1 sample (5). The study has 6 samples.", resume]
+    result = CliRunner().invoke(main, ["add-samples", "--from-command", "echo; cat > /dev/null"])
+    assert result.output == "The command has printed no samples; nothing is added.\n"
+    result = CliRunner().invoke(main, ["add-samples", "--from-command", "echo 1"])
+    assert result.exit_code == 1
+    assert "2 labels (X, Y), but 'the output of the command' has 1 columns" in result.output
 
 
 # --- allocations ---
