@@ -36,6 +36,7 @@ from maestro_celery_plugin.maestro.sample_generation import with_samples
 from maestro_celery_plugin.plugins import batch_system
 from maestro_celery_plugin.processes import forget_variable
 from maestro_celery_plugin.spec.problems import Kind, Problem, passed
+from maestro_celery_plugin.study.additions import Additions, write_additions
 from maestro_celery_plugin.study.merlin_command import write_merlin_command
 from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.provenance import SpecificationTexts, write_specifications
@@ -250,6 +251,8 @@ def _make_session(plan: StudyPlan) -> None:
     if notify:
         session.write_notify(notify)
     session.write_environment(plan.overrides.environment)
+    if plan.rows:
+        write_additions(plan, Additions(study_id=plan.id))  # NFS shows a new file late, but a replaced one at once
     write_merlin_command(session.path, plan.root)
     if not plan.settings.needs_workers:
         return
