@@ -130,16 +130,13 @@ class Flux:
         Flux instance; without `flux_exec_workers` there is one worker, on the first node.
         """
         settings = group.batch
-        words = [shlex.quote(_shell(settings)), "-c", shlex.quote(command)]
         exec_line = _exec_line(group) if settings.flux_exec_workers else []
         start_line = _start_line(settings)
-        if not start_line and not exec_line:
-            words, args = [command], None
-        else:
-            args = settings.launch_args
-        launch = (*start_line, args, *exec_line) if start_line else (*exec_line, args)
-        line = (settings.launch_pre, *launch, *words)
-        return " ".join(word for word in line if word)
+        if not start_line and exec_line:
+            exec_line.append(settings.launch_args or "")
+        launch = [*start_line, *exec_line]
+        words = [shlex.quote(_shell(settings)), "-c", shlex.quote(command)] if launch else [command]
+        return " ".join(word for word in (settings.launch_pre, *launch, *words) if word)
 
     def worker_count(self, group: GroupConfig) -> int:
         """Return the number of nodes, or 1 when there is no `flux exec`."""
@@ -235,13 +232,15 @@ def _shell(settings: BatchSettings) -> str:
 
 
 def _start_line(settings: BatchSettings) -> list[str]:
-    """Return the command that starts a Flux instance with the user's launch command; empty without one."""
+    """Return the command that starts a Flux instance with the user's launch command; empty without one.
+
+    The further arguments are those of the launch command (Merlin: study/batch.py:365).
+    """
     line = settings.worker_launch
     if not line:
         return []
-    if "flux" in line:
-        return [line]
-    return [line, _flux_command(settings), "start", settings.flux_start_opts or ""]
+    start = [] if "flux" in line else [_flux_command(settings), "start", settings.flux_start_opts or ""]
+    return [line, settings.launch_args or "", *start]
 
 
 def _exec_line(group: GroupConfig) -> list[str]:

@@ -11,8 +11,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from kombu.utils.url import url_to_parts
-
 from maestro_celery_plugin.broker.failures import PORTS
 from maestro_celery_plugin.errors import BrokerError, nearest
 
@@ -103,7 +101,7 @@ def celery_settings(override: Any, overrides: Any, url: str, path: Path) -> tupl
     """
     settings: dict[str, Any] = {}
     notes: list[str] = []
-    is_redis = url_to_parts(url).scheme.lower() not in PORTS
+    is_redis = url.partition("://")[0].lower() not in PORTS  # the rest of the URL is checked later
     for block, where in ((overrides, "celery.overrides"), (override, "celery.override")):
         if block is not None and not isinstance(block, Mapping):
             raise BrokerError(f"{path}: {where}: found '{block}'; a block of Celery's settings is needed.")

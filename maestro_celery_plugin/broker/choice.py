@@ -118,7 +118,12 @@ def check(choice: BrokerChoice) -> None:
             "use --broker private."
         )
     try:
-        if url_to_parts(choice.url).scheme not in _SCHEMES:
+        scheme = url_to_parts(choice.url).scheme
+    except ValueError as cause:
+        text = "the host or the port in its URL is invalid; a port is a number up to 65535. Correct the URL."
+        raise _unusable(choice, text) from cause
+    try:
+        if scheme not in _SCHEMES:
             raise _unusable(choice, f"the URL needs one of the schemes {', '.join(_SCHEMES)}. Correct the URL.")
         problem = tls_problem(choice.url)
         if problem:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-from collections.abc import Iterable, Mapping
+import errno
+import getpass
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import yaml
 from kombu.utils.url import as_url, safequote
@@ -25,6 +28,7 @@ _BLOCK_KEYS = frozenset(
         *("socketname", "pass_file", "encryption_key"),
     )
 )
+_PLACEHOLDER = re.compile(r"<\w+( \w+)*>")
 _CELERY_KEYS = ("override", "overrides", "omit_queue_tag", "queue_tag", "certs")
 
 
@@ -73,9 +77,10 @@ def read_merlin(path: Path) -> MerlinBroker:
         document = yaml.safe_load(path.read_text())
         broker = document["broker"]
         _check_keys(broker.keys(), path)
+        _check_values(broker, path)
         celery = _celery_block(document.get("celery"), path)
         places = [Path(str(celery["certs"])).expanduser()] if celery.get("certs") else []
-        url = with_tls(_url_of_block(broker), broker, path, places)
+        url = with_tls(_url_of_block(broker, places), broker, path, places)
     except (yaml.YAMLError, OSError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as cause:
         raise BrokerError(
             f"{path}: no usable broker block ({cause!r}); correct it, or set a broker with --broker URL or "
@@ -97,6 +102,22 @@ def _check_keys(keys: Iterable[Any], path: Path) -> None:
                 f"{path}: broker: unknown key '{key}'; {nearest(str(key), _BLOCK_KEYS)} `--broker private` uses a "
                 "private broker instead."
             )
+
+
+def _check_values(broker: Mapping[str, Any], path: Path) -> None:
+    """Check that Merlin's template is filled in, and that the port is one."""
+    for key, value in broker.items():
+        if _PLACEHOLDER.fullmatch(str(value)) and (key != "password" or " " in value):
+            raise BrokerError(
+                f"{path}: broker.{key}: found the placeholder '{value}' of Merlin's template; replace it with a value. "
+                "`--broker private` uses a private broker instead."
+            )
+    port = str(broker.get("port") or 1)
+    if not port.isdecimal() or not 0 < int(port) < 65536:
+        raise BrokerError(
+            f"{path}: broker.port: found '{port}'; a number from 1 to 65535 is needed. `--broker private` uses a "
+            "private broker instead."
+        )
 
 
 def _celery_block(block: Any, path: Path) -> Mapping[str, Any]:
@@ -126,26 +147,43 @@ def _notes_on_queues(celery: Mapping[str, Any], path: Path) -> Iterable[str]:
         )
 
 
-def _url_of_block(broker: dict[str, Any]) -> str:
+def _url_of_block(broker: Mapping[str, Any], places: Sequence[Path]) -> str:
     if broker.get("url"):
         return str(broker["url"])
-    scheme = {"rabbitmq": "amqps"}.get(broker["name"], broker["name"])
+    name = str(broker["name"]).lower()
+    scheme = {"rabbitmq": "amqps"}.get(name, name)
     if scheme == "redis+socket":
         return f"redis+socket://{broker['path']}?virtual_host={broker.get('db_num', 0)}"
-    return _server_url(scheme, broker)
+    return _server_url(scheme, broker, places)
 
 
-def _server_url(scheme: str, broker: dict[str, Any]) -> str:
-    user = "" if scheme.startswith("redis") else str(broker.get("username") or os.environ.get("USER", ""))
-    user = str(broker.get("username") or user)
-    password = str(broker.get("password") or "")
-    password_file = Path(password).expanduser() if password else None
-    if password_file and password_file.is_file():
-        password = password_file.read_text().strip()
-    port = broker.get("port") or PORTS.get(scheme, REDIS_PORT)
+def _server_url(scheme: str, broker: Mapping[str, Any], places: Sequence[Path]) -> str:
+    """Return the URL of a server; Merlin inserts texts as they are, so that ``%40`` in them is ``@``."""
     is_redis = scheme.startswith("redis")
-    path = str(broker.get("db_num", 0)) if is_redis else safequote(str(broker.get("vhost") or user))
+    user = unquote(str(broker.get("username") or ("" if is_redis else getpass.getuser())))
+    path = str(broker.get("db_num", 0))
+    if not is_redis:
+        path = safequote(unquote(str(broker.get("vhost") or getpass.getuser())))
+    port = broker.get("port") or PORTS.get(scheme, REDIS_PORT)
     server = str(broker["server"] or "").strip("[]")
     if not server:
         raise KeyError("server")
-    return str(as_url(scheme, server, port, user, password, path))
+    return str(as_url(scheme, server, port, user, _password(str(broker.get("password") or ""), places), path))
+
+
+def _password(text: str, places: Sequence[Path]) -> str:
+    """Return the first line of a password file, or the text itself without such a file (Merlin: config/utils.py)."""
+    given = Path(text.strip()).expanduser()
+    candidates = (Path("~/.merlin").expanduser() / given, given, *(place / given for place in places))
+    found = next(filter(_is_file, candidates), None) if text.strip() else None
+    return unquote(text.strip()) if found is None else found.read_text().partition("\n")[0].strip()
+
+
+def _is_file(path: Path) -> bool:
+    """Tell whether a password is the path of a file; a token may be longer than any path."""
+    try:
+        return path.is_file()
+    except OSError as cause:
+        if cause.errno == errno.ENAMETOOLONG:
+            return False
+        raise

@@ -63,9 +63,13 @@ def has_tls(url: str) -> bool:
 
 
 def _file(path: Path, key: str, name: str, places: Sequence[Path]) -> str:
-    """Return the absolute path of a file: from the current directory, as Merlin, or from that of the app.yaml."""
+    """Return the absolute path of a file: from the current directory, or its name in `celery.certs`, as Merlin.
+
+    The directory of the app.yaml is a further place.
+    """
     given = Path(name).expanduser()
-    found = next((file for file in (given, *(place / given for place in places)) if file.is_file()), None)
+    below = (place / file for place in places for file in (given, given.name))
+    found = next((file for file in (given, *below) if file.is_file()), None)
     if found is None:
         raise _unusable(path, key, f"'{name}' is not a file; give the path of a PEM file")
     return str(found.absolute())

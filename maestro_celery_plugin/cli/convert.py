@@ -11,6 +11,7 @@ import click
 from maestro_celery_plugin.broker.choice import choose, masked
 from maestro_celery_plugin.errors import SpecificationError
 from maestro_celery_plugin.files import write_atomically
+from maestro_celery_plugin.maestro.command_line import check_specification_file
 from maestro_celery_plugin.spec.merlin_conversion import Finding, Kind, convert
 
 __all__ = ["command"]
@@ -33,6 +34,7 @@ def command(specification: Path, output: Path | None) -> None:
     """
     if output is not None and output.exists() and not output.samefile(specification):
         raise SpecificationError(f"--output: '{output}' exists; choose another name, or remove it.")
+    check_specification_file(str(specification))
     converted = convert(_text_of(specification), specification.name)
     findings = [*converted.findings, *_scripts(specification.absolute().parent), *_broker()]
     for finding in findings:

@@ -13,6 +13,7 @@ import re
 import shutil
 import sys
 from collections.abc import Iterable
+from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
 
@@ -78,7 +79,8 @@ def translated(words: list[str], root: Path) -> list[str]:
     if command == "info":
         return ["maestro-celery", "doctor"]
     if command == "restart":
-        return ["maestro-celery", "resume", *(["-fg"] if options.local else []), options.restart_dir]
+        foreground = ["-fg"] if options.local else []
+        return ["maestro-celery", "resume", "--failed", *foreground, options.restart_dir]  # Merlin runs them again
     if command == "purge":
         steps = _repeated("--step", [step for step in options.steps if step != "all"])
         flags = ["-f"] if options.force else []
@@ -86,6 +88,8 @@ def translated(words: list[str], root: Path) -> list[str]:
     if command in ("stop-workers", "query-workers"):
         return _workers(options, root)
     study = str(study_of(Path(options.study), options.vars, may_have_ended=True) if options.study else root)
+    if command == "cancel":
+        return ["maestro", "cancel", "-y", study]
     if command == "monitor":
         return ["maestro-celery", "monitor", "--sleep", str(options.sleep), study]
     name = {"queue-info": "queues", "status": "status", "detailed-status": "status"}[command]
@@ -106,16 +110,19 @@ def _workers(options: argparse.Namespace, root: Path) -> list[str]:
     """Return the command that stops or lists the workers of the groups with these names or task queues."""
     study = study_of(Path(options.spec)) if options.spec else root
     groups = serving_groups(StudyPlan.read(study).settings)
+    try:
+        words = [re.compile(word) for word in options.workers]
+    except re.error as error:
+        sys.exit(f"merlin: error: --workers: '{error.pattern!s}' is no regular expression ({error}); correct it.")
     chosen = [
         name
         for name, group in groups.items()
-        if set(group.task_queues) & set(options.queues) or any(re.search(word, name) for word in options.workers)
+        if set(group.task_queues) & set(options.queues) or any(word.search(name) for word in words)
     ]
     if (options.queues or options.workers) and not chosen:
         sys.exit(f"merlin: error: the study has no such workers; its worker groups are {', '.join(groups)}.")
-    words = _repeated("--group", chosen)
     command = ["stop-workers", "-f"] if options.command == "stop-workers" else ["workers", "--list"]
-    return ["maestro-celery", *command, *words, str(study)]
+    return ["maestro-celery", *command, *_repeated("--group", chosen), str(study)]
 
 
 def _repeated(option: str, values: Iterable[str]) -> list[str]:
@@ -125,6 +132,8 @@ def _repeated(option: str, values: Iterable[str]) -> list[str]:
 
 def _parser() -> _Parser:
     parser = _Parser(prog="merlin", description=_ABOUT)
+    release = f"maestro-celery-plugin {version('maestro-celery-plugin')}"
+    parser.add_argument("-v", "--version", action="version", version=release)
     parser.add_argument("-lvl", "--level", default="INFO", help=argparse.SUPPRESS)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_launch_commands(commands)
@@ -139,17 +148,27 @@ def _parser() -> _Parser:
         workers.add_argument("--queues", nargs="+", default=[])
         workers.add_argument("--workers", nargs="+", default=[])
         workers.add_argument("--task_server", default="celery", choices=["celery"], help=argparse.SUPPRESS)
-    for name in ("status", "detailed-status", "monitor"):
-        of_study = commands.add_parser(name, help=f"of this study, or of another: maestro-celery {name.split('-')[-1]}")
+    for name in ("status", "detailed-status", "monitor", "cancel"):
+        words = "maestro cancel" if name == "cancel" else f"maestro-celery {name.split('-')[-1]}"
+        of_study = commands.add_parser(name, help=f"of this study, or of another: {words}")
         of_study.add_argument("study", nargs="?")
         of_study.add_argument("--vars", nargs="+", default=[], metavar="NAME=VALUE")
         if name == "monitor":
-            of_study.add_argument("--sleep", type=int, default=60)
+            _add_monitor_options(of_study)
     queues = commands.add_parser("queue-info", help="of this study, or of a specification: maestro-celery queues")
     queues.add_argument("--spec", dest="study")
     queues.add_argument("--vars", nargs="+", default=[], metavar="NAME=VALUE")
     commands.add_parser("info", help="check the installation: maestro-celery doctor")
     return parser
+
+
+def _add_monitor_options(monitor: argparse.ArgumentParser) -> None:
+    """Add the options of `merlin monitor`; those without effect are for what a conductor does by itself."""
+    monitor.add_argument("--sleep", type=int, default=60)
+    monitor.add_argument("--steps", nargs="+", help=argparse.SUPPRESS)
+    monitor.add_argument("--task_server", default="celery", choices=["celery"], help=argparse.SUPPRESS)
+    for flags in (("-n", "--no-restart"), ("--disable-gc",)):
+        monitor.add_argument(*flags, action="store_true", help=argparse.SUPPRESS)
 
 
 def _add_launch_commands(commands: argparse._SubParsersAction[_Parser]) -> None:
@@ -159,7 +178,7 @@ def _add_launch_commands(commands: argparse._SubParsersAction[_Parser]) -> None:
     run.add_argument("--vars", nargs="+", default=[], metavar="NAME=VALUE")
     run.add_argument("--samplesfile")
     run.add_argument("--pgen")
-    run.add_argument("--pargs", nargs="+", default=[])
+    run.add_argument("--pargs", nargs="+", action="extend", default=[])
     for flag in ("--dry", "--no-errors", "--local"):
         run.add_argument(flag, action="store_true")
     restart = commands.add_parser("restart", help="continue a study: maestro-celery resume")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -93,10 +94,11 @@ def study_of(path: Path, variables: Sequence[str] = (), *, may_have_ended: bool 
     specification = load_ensemble(path, Overrides(variables=variables_of(variables)))
     # maestro.py:436-452: <OUTPUT_PATH>/<name>_<time>, with blanks of the name as underscores.
     parent = Path(specification.output_path or ".")
-    name = specification.name.replace(" ", "_")
+    name = re.compile(re.escape(specification.name.replace(" ", "_")) + r"_\d{8}-\d{6}")
     # The launch writes the one file; the conductor, which may not have begun yet, locks the other one.
     file = "batch.info" if may_have_ended else "merlin_info/conductor.lock"
-    found = sorted(parent.glob(f"{name}_*-*/{file}"), key=lambda path: path.stat().st_mtime)
+    files = (path / file for path in parent.glob("*_*-*") if name.fullmatch(path.name))
+    found = sorted((path for path in files if path.is_file()), key=lambda path: path.stat().st_mtime)
     studies = [parent / path.relative_to(parent).parts[0] for path in found if may_have_ended or is_locked(path)]
     if not studies:
         raise StudyError(

@@ -54,7 +54,7 @@ class AllocationSource:
         self._directory, self._request, self._jobs = directory, request, jobs
         self._backoff = Backoff(name)
         self._unknown = 0
-        self._has_left = False
+        self._has_left = self._is_let_end = False
         self._empty_since: float | None = None
         self._queried_at = self._changed_at = self._released_at = 0.0
         earlier = [allocation for allocation in read_allocations(directory) if allocation.name == name]
@@ -97,7 +97,7 @@ class AllocationSource:
         else:
             number, directory = new_directory(self._directory, self.name)
             allocation = self.current = Allocation(self.name, number, directory, submitted_at=clock.now())
-            self._has_left = False
+            self._has_left = self._is_let_end = False
             allocation.store()
         if allocation.job is None:
             self._submit(allocation)
@@ -191,6 +191,7 @@ class AllocationSource:
         Args:
             is_empty: Whether it has no workers.
         """
+        self._is_let_end = False
         if self.current is not None and not self.current.released:
             LOGGER.info("No step needs allocation '%s' any more.", self.current.label)
             self._released_at = clock.monotonic()
@@ -215,7 +216,14 @@ class AllocationSource:
         if self.current.state is AllocationState.PENDING and not self.current.slots and not has_worked:
             self.cancel()
         else:
+            self._is_let_end = True
             self._store_release(self.current)
+
+    def keep(self) -> None:
+        """Keep the open allocation although `let_end` has let it end: its workers continue."""
+        if self.current is not None and self.is_open and self._is_let_end:
+            self._is_let_end = False
+            self._store_release(self.current, is_released=False)
 
     def resolve(self) -> None:
         """Look for the job of an allocation whose submission was interrupted."""
@@ -233,13 +241,14 @@ class AllocationSource:
         if allocation is None or not self.is_open:
             return
         self._has_left = has_left and allocation.slots > 0
+        self._is_let_end = False
         self._store_release(allocation)
         self._cancel(allocation)
 
     @staticmethod
-    def _store_release(allocation: Allocation) -> None:
+    def _store_release(allocation: Allocation, *, is_released: bool = True) -> None:
         """Store that the study does not need an allocation any more; a full disk must not keep the allocation open."""
-        allocation.released = True
+        allocation.released = is_released
         try:
             allocation.store()
         except OSError as error:

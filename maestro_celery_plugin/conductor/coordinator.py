@@ -34,7 +34,6 @@ from maestro_celery_plugin.study import conductor_lock
 from maestro_celery_plugin.study.manifest import Manifest
 from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.session import Session
-from maestro_celery_plugin.study.stopped_workers import request_start
 
 __all__ = ["Coordinator", "active", "for_study", "known_additions"]
 
@@ -114,7 +113,6 @@ class Coordinator:
         self._session = Session(plan.session)
         self._session.revoke_stop()
         self._session.revoke_leave()
-        request_start(self._session.path)
         groups = serving_groups(plan.settings)
         self._records = StepRecords(plan, groups)
         self._scaling = Scaling(plan, self._session, self._records, groups)

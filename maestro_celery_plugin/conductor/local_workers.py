@@ -51,6 +51,7 @@ class LocalWorkers:
         self._delay_s, self._not_before = FIRST_DELAY_S, 0.0
         self._process: PythonProcess | None = None
         self._worker = ""
+        self._excused: str | None = None
 
     def ensure(self) -> None:
         """Start a worker, unless the last worker still runs, or has just ended without a task.
@@ -72,6 +73,10 @@ class LocalWorkers:
         if clock.monotonic() >= self._not_before:
             self._start()
 
+    def excuse(self) -> None:
+        """Record that the last worker was asked to leave, so that its end is no failure."""
+        self._excused = self._worker
+
     def _note_end(self, code: int) -> None:
         # The processes of a pool have their own files.
         files = (f"{self._worker}{SUFFIX}", f"{self._worker}.*{SUFFIX}")
@@ -79,6 +84,8 @@ class LocalWorkers:
         self._process = None
         if code > _KILLED:
             LOGGER.warning("Worker '%s' was killed (signal %d); its samples run again.", self._worker, 256 - code)
+        if self._worker == self._excused:
+            return
         if took_a_task:
             self._failures, self._delay_s = 0, FIRST_DELAY_S
             return

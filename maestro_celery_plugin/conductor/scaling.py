@@ -48,6 +48,7 @@ class Scaling:
         for name in groups:
             session.write_group(config_of(plan.settings, name))
         self._stopped = StoppedWorkers(session)
+        self._stopped.refresh()  # before the first step record starts workers
         self._pool = WorkerPool(session, groups, sources_of(plan, session))
         session.heartbeats.refresh()  # otherwise a worker that has just begun on another node would count as dead
         self._pool.refresh()
@@ -90,7 +91,10 @@ class Scaling:
             self._pool.refresh()
         self._stopped.refresh()
         self._stopped.ask(self._pool.alive.values())
+        for group in filter(self._stopped.includes, self._pool.groups):
+            self._pool.excuse(group)
         self._let_allocations_end()
+        self._keep_allocations()
         waited = [record for record in self._records if record.waits]
         for record in self._records:
             record.waits = self.waits(record)
@@ -114,12 +118,20 @@ class Scaling:
         request = self._stopped.request
         for source in self._pool.allocation_sources if request is not None else ():
             allocation = source.current if source.is_open else None
-            if allocation is None or not all(map(self._stopped.includes, self._pool.groups_of(source))):
+            groups = self._pool.groups_of(source)
+            if allocation is None or not all(map(self._stopped.includes, groups)):
                 continue
-            if request is not None and request.now:
+            if request is not None and all(map(request.end_now, groups)):
                 self._pool.release(source)
             elif not allocation.released:
                 source.let_end(has_worked=self._reopening.has_worked(source, allocation))
+
+    def _keep_allocations(self) -> None:
+        """Keep the allocations that were to end with their workers, if workers continue after a resume."""
+        continuing = {beat.allocation for beat in self._pool.alive.values() if self._stopped.continues(beat)}
+        for source in self._pool.allocation_sources:
+            if source.current is not None and source.current.label in continuing:
+                source.keep()
 
     def start_workers(self, record: StepRecord) -> None:
         """Start workers for a step record that is being submitted, unless it has ended or its workers are stopped.

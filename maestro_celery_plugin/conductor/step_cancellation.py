@@ -69,6 +69,7 @@ class StepCancellation:
         names = self._purged.names()
         purged = [r for r in self._records if r.active and r.manifest.name in names] if names else []
         for record in purged:
+            record.purged = True
             if not record.stops_early and not record.samples.is_complete:
                 record.cancelled, record.reason = True, purge_reason(self._plan.root)
                 self._records.store_reasons()

@@ -77,6 +77,7 @@ class StepRecord:
         active: Whether Maestro waits for the end of the step record.
         cancelled: Whether it was cancelled.
         cancelled_at: Time of the cancellation (monotonic).
+        purged: Whether a user has taken its waiting samples back; those that a worker has claimed run to their end.
         reported_state: The last state that was reported to Maestro.
         delayed: Samples that run again, with the time (monotonic) from which they may start.
         idle_since: Time (monotonic) since which a slot is free and no ledger entry has arrived; None otherwise.
@@ -103,6 +104,7 @@ class StepRecord:
     active: bool = False
     cancelled: bool = False
     cancelled_at: float | None = None
+    purged: bool = False
     reported_state: RecordState = RecordState.PENDING
     delayed: dict[int, float] = dataclasses.field(default_factory=dict)
     idle_since: float | None = None

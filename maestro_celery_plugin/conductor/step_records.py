@@ -142,9 +142,13 @@ class StepRecords:
         """Return a state; no message about a step record that has failed may remain: its samples would run later."""
         if record.active and record.has_failed:
             self._stop(record)
-        state = record.state(has_leases=self.leases.has(record.number))
+        state = record.state(has_leases=self.leases.has(record.number) or self._has_claims(record))
         is_open = state is RecordState.FINISHED and record.number in undecided
         return RecordState.RUNNING if is_open else state
+
+    def _has_claims(self, record: StepRecord) -> bool:
+        """Tell whether workers may have claimed messages of a purged step record; their entries are visible later."""
+        return record.purged and bool((self.waiting(record) & (record.samples.outcome == Outcome.OPEN)).any())
 
     def _stop(self, record: StepRecord) -> None:
         """Let no further sample of a step record run; end those that run."""

@@ -175,8 +175,13 @@ class WorkerPool:
     @staticmethod
     def _is_started_by_user(beat: Heartbeat, group: str) -> bool:
         """Whether a user has started a worker of a group, and the worker stays."""
-        is_from_conductor = bool(beat.allocation.partition("/")[2])
-        return beat.group == group and not is_from_conductor and beat.state is not WorkerState.STOPPING
+        return beat.group == group and not beat.is_in_numbered_allocation and beat.state is not WorkerState.STOPPING
+
+    def excuse(self, group: str) -> None:
+        """Record that the workers of a group were asked to leave, so that their end is no failure."""
+        source = self._sources.get(group)
+        if isinstance(source, LocalWorkers):
+            source.excuse()
 
     # --- allocations ---
 
@@ -244,12 +249,9 @@ class WorkerPool:
             self.refresh()
         for source in self.allocation_sources:
             self._record_slots(source.current)
-            if (
-                source.current is not None
-                and source.current.state is AllocationState.PENDING
-                and not source.current.slots
-            ):
-                with _logged(f"Allocation '{source.current.label}' cannot be cancelled"):
+            current = source.current
+            if current is not None and current.state is AllocationState.PENDING and not current.slots:
+                with _logged(f"Allocation '{current.label}' cannot be cancelled"):
                     source.cancel()
         with _logged("The workers on this machine cannot be ended"):
             self._stop_local()

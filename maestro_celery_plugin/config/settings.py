@@ -53,7 +53,9 @@ class GenerateSettings(Block, frozen=True, kw_only=True):
     """``merlin.samples.generate``: the command that generates the sample table."""
 
     cmd: Text
-    """Shell command that writes the sample file; runs once, during `maestro run`, in the current directory."""
+    """Shell command that writes the sample file; runs once, during `maestro run`, in the current directory. Its
+    interpreter is `batch.shell`, or `/bin/bash` if that is another program, such as Python.
+    """
 
 
 class SampleSettings(Block, frozen=True, kw_only=True):

@@ -15,6 +15,7 @@ from maestro_celery_plugin.errors import SampleError
 from maestro_celery_plugin.files import refresh_directory, tail
 from maestro_celery_plugin.plugins import open_table
 from maestro_celery_plugin.samples.own_table import own_table, plain_table
+from maestro_celery_plugin.spec.sources import program_of
 from maestro_celery_plugin.study.plan import StudyPlan
 
 __all__ = ["with_samples"]
@@ -23,6 +24,8 @@ LOGGER = logging.getLogger(__name__)
 
 # The number of output lines of the sample generation in an error message.
 OUTPUT_LINES = 10
+# Shells that read the command of a user; Merlin always runs it with `/bin/sh`.
+_SHELLS = ("sh", "bash", "dash", "ksh", "zsh")
 
 
 def with_samples(plan: StudyPlan, samples: SampleSettings, values: dict[str, str]) -> StudyPlan:
@@ -129,6 +132,7 @@ def _run(plan: StudyPlan, command: str) -> None:
         SampleError: the command cannot start, or ends with a code other than 0.
     """
     shell = plan.settings.batch.shell
+    shell = shell if program_of(shell) in _SHELLS else "/bin/bash"
     script = plan.info / "cmd.sh"
     script.write_text(f"#!{shell}\n\n{command}\n")
     script.chmod(0o755)
@@ -142,7 +146,7 @@ def _run(plan: StudyPlan, command: str) -> None:
                 check=False,
             ).returncode
         except OSError as cause:
-            raise SampleError(f"merlin.samples.generate.cmd: '{shell}' (batch.shell) cannot start: {cause}") from cause
+            raise SampleError(f"merlin.samples.generate.cmd: '{shell}' cannot start: {cause}") from cause
     if code != 0:
         end = f"exit code {code}" if code > 0 else f"signal {-code}"
         raise SampleError(f"merlin.samples.generate.cmd: the command ended with {end}.{_output_of(plan)}")

@@ -50,7 +50,7 @@ class GraphNode:
 
         Each path below the workspace of the other step record must then be that of a sample.
         """
-        if not (self.sampled and other.sampled) or any(token in self.text for token in _ALL_SAMPLES):
+        if not (self.sampled and other.sampled) or any(token in self.text.upper() for token in _ALL_SAMPLES):
             return False
         # A funnel names the directory of the step, above the workspaces for the values of parameters.
         place = self.root / other.relative.partition("/")[0]

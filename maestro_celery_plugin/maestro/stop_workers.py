@@ -5,14 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from maestro_celery_plugin.conductor.worker_sources import shared_allocations
 from maestro_celery_plugin.config.groups import require_groups
 from maestro_celery_plugin.errors import StudyError
 from maestro_celery_plugin.report.terminal import command_words
+from maestro_celery_plugin.report.unserved_steps import unserved_steps
 from maestro_celery_plugin.report.worker_list import ListedWorker, live_workers
 from maestro_celery_plugin.study.conductor_lock import has_conductor
 from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.session import Session
-from maestro_celery_plugin.study.stopped_workers import read_stopped, request_start, request_worker_stop
+from maestro_celery_plugin.study.stopped_workers import (
+    StoppedGroups,
+    WorkerStop,
+    read_stopped,
+    request_start,
+    request_worker_stop,
+)
 
 __all__ = ["StopRequest", "start_workers_again", "stop_workers"]
 
@@ -54,7 +62,31 @@ class StopRequest:
         end = f"ends, with {samples}, which run again later" if self.now else f"ends after {samples}"
         if len(self.workers) != 1:
             end = end.replace("ends", "end", 1)
-        return f"{workers}{of_groups} of '{self.plan.root}' {end}. The samples that wait will not run until a resume."
+        return f"{workers}{of_groups} of '{self.plan.root}' {end}. {self.consequence}"
+
+    @property
+    def consequence(self) -> str:
+        """Which samples wait, as sentences for the user."""
+        settings = self.plan.settings
+        if not self.groups:
+            return "The samples that wait will not run until a resume."
+        earlier = read_stopped(self.plan.session)
+        requests = (*(earlier.requests if earlier else ()), WorkerStop(groups=self.groups))
+        waiting = unserved_steps(settings, StoppedGroups(requests=requests), ())
+        steps = ", ".join(step for step in settings.steps if step in waiting)
+        sentences = [
+            f"The samples of {steps} that wait will not run until a resume."
+            if steps
+            else "Other worker groups go on with the samples that wait."
+        ]
+        for allocation, sharing in shared_allocations(settings).items():
+            others = [name for name in sharing if name not in self.groups]
+            if others and len(others) < len(sharing):
+                sentences.append(
+                    f"The allocation '{allocation}' stays open for {', '.join(others)}; the stopped workers start "
+                    "again in the next one."
+                )
+        return " ".join(sentences)
 
     def to_json(self) -> dict[str, Any]:
         """Return the output of `stop-workers --json`; scripts rely on these keys."""
@@ -87,7 +119,7 @@ def stop_workers(request: StopRequest) -> list[str]:
     request_worker_stop(session.path, request.groups or None, reason, now=request.now)
     when = "now" if request.now else "after their running samples"
     who = f"Workers that end {when}: {_names(request.workers)}." if request.workers else "No worker is alive."
-    return [who, f"The study waits: {resume} starts its workers again."]
+    return [who, f"{request.consequence} {resume} starts the workers again."]
 
 
 def _names(workers: list[ListedWorker]) -> str:

@@ -193,5 +193,5 @@ class StudyStatus:
             "damage": self.damage,
             "broker_problem": self.broker_problem,
             "waiting_additions": self.waiting_additions,
-            "workers_stopped": dataclasses.asdict(self.workers_stopped) if self.workers_stopped else None,
+            "workers_stopped": self.workers_stopped.to_json() if self.workers_stopped else None,
         }

@@ -6,7 +6,7 @@ The broker's number of messages is shown beside, for users who look for a fault;
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
+from collections import Counter, defaultdict
 from typing import Any
 
 import numpy as np
@@ -75,7 +75,18 @@ def task_queues(plan: StudyPlan) -> list[TaskQueue]:
     session = Session(plan.session)
     at_broker = _broker_counts(session, names)
     messages = _messages(plan, reader, status.steps)
-    return [_queue(plan, session, name, status.steps, workers, messages[name], at_broker) for name in names]
+    records = _by_queue(reader, status.steps)
+    return [_queue(plan, session, name, records[name], workers, messages[name], at_broker) for name in names]
+
+
+def _by_queue(reader: StatusReader, records: list[StepStatus]) -> defaultdict[str, list[StepStatus]]:
+    """Return the submitted step records that have not ended, by their task queue: a step may have several queues."""
+    found = defaultdict(list)
+    for status in records:
+        record = reader.record(status.name)
+        if record is not None and status.state not in FINAL_STATES:
+            found[record.manifest.task_queue].append(status)
+    return found
 
 
 def _queue(
@@ -87,19 +98,17 @@ def _queue(
     messages: int,
     at_broker: dict[str, int],
 ) -> TaskQueue:
-    steps = tuple(step for step, facts in plan.settings.steps.items() if name in facts.queues)
-    own = [record for record in records if record.step in steps and record.state not in FINAL_STATES]
     return TaskQueue(
         name=name,
         broker_name=session.queue(name),
-        steps=steps,
+        steps=tuple(step for step, facts in plan.settings.steps.items() if name in facts.queues),
         groups=tuple(
             group for group, settings in serving_groups(plan.settings).items() if name in settings.task_queues
         ),
         workers=tuple(worker.name for worker in workers if name in worker.task_queues),
         messages=messages,
-        waiting=sum(record.samples.pending for record in own),
-        running=sum(record.samples.running for record in own),
+        waiting=sum(record.samples.pending for record in records),
+        running=sum(record.samples.running for record in records),
         broker_messages=at_broker.get(name),
     )
 

@@ -25,6 +25,9 @@ def study_values(root: str, timestamp: str, labels: Sequence[str], paths: Sample
         labels: The column labels; empty for a study without samples.
         paths: The directory hierarchy of the samples.
         text: The text with the tokens; ``MERLIN_PATHS_ALL`` is long, so it is computed only when the text uses it.
+
+    Returns:
+        The values by name; names in another case only as Merlin ignores it (study/step.py:436), and the text uses it.
     """
     values = {
         "MERLIN_WORKSPACE": root,
@@ -35,9 +38,11 @@ def study_values(root: str, timestamp: str, labels: Sequence[str], paths: Sample
     }
     if labels:
         values["MERLIN_SAMPLE_NAMES"] = " ".join(labels)
-    if "MERLIN_PATHS_ALL" in names_in(text):
+    used = names_in(text)
+    if any(name.upper() == "MERLIN_PATHS_ALL" for name in used):
         values["MERLIN_PATHS_ALL"] = " ".join(paths.all())
-    return values
+    any_case = {"MERLIN_GLOB_PATH", "MERLIN_PATHS_ALL", *exit_code_values()}
+    return values | {name: values[name.upper()] for name in used if name.upper() in any_case}
 
 
 def sample_values(labels: Sequence[str], row: Sequence[str], index: int, path: str) -> dict[str, str]:

@@ -45,6 +45,11 @@ _MERLIN = re.compile(
     r"(?:^|[\s;&|(\"'])merlin[ \t]+(run-workers|run|restart|purge|stop-workers|query-workers|queue-info|status"
     r"|detailed-status|monitor|cancel|config|server|database|\$\([^\s()]+\))(?=\s|$)"
 )
+_SHELL_VARIABLE = re.compile(r"\$\{?([A-Za-z_]\w*)")
+# Environment variables that programs read themselves.
+_OF_PROGRAMS = re.compile(
+    r"(?:PATH|(?:LD_LIBRARY_|PYTHON|MODULE)PATH|LD_PRELOAD|HOME|TMPDIR|CONDA_\w+|VIRTUAL_ENV|\w*_NUM_THREADS|(?:OMP|KMP|MKL|CUDA|HIP|ROCR|MPI\w*|I_MPI)_\w+)"
+)
 _ALLOCATING = ("slurm", "lsf", "lsf-srun", "flux")
 # Tokens of exit codes, and what they do here.
 _CODES = {
@@ -146,6 +151,7 @@ class _Search:
         self._seen: set[int] = set()
         env = data.get("env") or {}
         variables = env.get("variables") or {}
+        self._variables = set(map(str, variables)) - {"OUTPUT_PATH"}
         self._output = str(variables.get("OUTPUT_PATH") or f"{_OUTPUT_TOKEN}{_ABOVE}")
         samples = (data.get("merlin") or {}).get("samples")
         labels = samples.get("column_labels") if isinstance(samples, dict) else None
@@ -179,6 +185,9 @@ class _Search:
             if path and path[-1] == "batch" and path[0] in ("batch", "merlin"):
                 self._search_batch(node, path)
             for key, value in node.value:
+                if path == ("env", "variables") and key.value in self._variables and _OF_PROGRAMS.fullmatch(key.value):
+                    text = f"is no environment variable of the samples, as with Merlin's workers; {_export(key.value)}."
+                    self._find(key.start_mark.index, (*path, key.value), Kind.BY_HAND, text)
                 if path[:1] == ("study",) and path[2:] == ("run",) and value.value and key.value in _STEP_KEYS:
                     self._find(key.start_mark.index, (*path, key.value), *_STEP_KEYS[key.value])
                 self.visit(value, (*path, str(key.value)))
@@ -189,6 +198,7 @@ class _Search:
             self._search_tokens(node, path)
             if path[-1:] and path[-1] in _COMMANDS:
                 self._search_merlin(node, path)
+                self._search_shell_variables(node, path)
 
     def _search_batch(self, node: yaml.Node, path: _Path) -> None:
         keys = _entries(node)
@@ -220,6 +230,16 @@ class _Search:
             text = f"`merlin {match[1]}` is Merlin's command; docs/merlin.md has that of the plugin."
             self._find(first + match.start(1), path, Kind.BY_HAND, text)
 
+    def _search_shell_variables(self, node: yaml.Node, path: _Path) -> None:
+        first, script = node.start_mark.index, self._text[node.start_mark.index : node.end_mark.index]
+        seen: set[str] = set()
+        for match in _SHELL_VARIABLE.finditer(script):
+            name = match[1]
+            if name in self._variables - seen and not re.search(rf"\b{name}=", script):
+                seen.add(name)
+                text = f"'{match[0]}' has no value here; Merlin's workers set it to that in env; {_export(name)}."
+                self._find(first + match.start(), path, Kind.BY_HAND, text)
+
     def _replacement(self, match: re.Match[str], path: _Path) -> str:
         """Return the text that means here what a token means in Merlin."""
         token, name = match[0], match[1]
@@ -248,6 +268,10 @@ class _Search:
             if isinstance(value, str):
                 item[key] = _TOKEN.sub(functools.partial(self._replacement, path=below), value)
             self._apply(value, below, seen)
+
+
+def _export(name: str) -> str:
+    return f"write `export {name}=$({name})` into the command, or use `maestro run --env-file`"
 
 
 def _is(text: str, data: Any) -> bool:

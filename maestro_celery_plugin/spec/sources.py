@@ -12,7 +12,7 @@ from typing import Any
 
 from maestro_celery_plugin.spec.problems import Checked, Kind, Problem
 
-__all__ = ["with_sources"]
+__all__ = ["program_of", "with_sources"]
 
 _DEFAULT_SHELL = "/bin/bash"
 
@@ -37,7 +37,7 @@ def with_sources(data: Mapping[str, Any], shells: Mapping[str, str]) -> Checked[
     steps = []
     for step in data["study"]:
         own = shells.get(step["name"]) or step["run"].get("shell")
-        shell = _program(own or (data.get("batch") or {}).get("shell") or _DEFAULT_SHELL)
+        shell = program_of(own or (data.get("batch") or {}).get("shell") or _DEFAULT_SHELL)
         if sources and not shell.endswith("sh"):
             text = f"the step '{step['name']}' does not use it: '{shell}' is no shell."
             yield Problem("env.sources", text, Kind.WARNING)
@@ -51,8 +51,8 @@ def _prepared(step: Mapping[str, Any], sources: list[str], shell: str) -> dict[s
     return {**step, "run": {**run, **{key: f"{lines}{run[key]}" for key in ("cmd", "restart") if run.get(key)}}}
 
 
-def _program(shell: str) -> str:
-    """Return the name of the interpreter, which `env` may start."""
+def program_of(shell: str) -> str:
+    """Return the name of the program of an interpreter, which `env` may start."""
     try:
         words = shlex.split(shell)
     except ValueError:  # a fault that `checks.py` reports

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,6 +18,7 @@ __all__ = ["check_names", "check_parameter_names", "doubled_paths", "token_notes
 MAESTRO_TOKENS = ("LAUNCHER", "WORKSPACE", "SPECROOT", "OUTPUT_PATH")
 _CAPITALS = re.compile(r"[A-Z][A-Z0-9_]*")
 _COMMANDS = ("cmd", "restart")
+_SHELL_VARIABLE = re.compile(r"\$\{?([A-Za-z_]\w*)")
 # Tokens whose value is an absolute path, after another token and a slash.
 _DOUBLED = re.compile(
     r"\$\([^\s()]+\)/+(\$\((?:OUTPUT_PATH|SPECROOT|WORKSPACE|MERLIN_INFO|MERLIN_WORKSPACE|[^\s()]+\.workspace)\))"
@@ -59,6 +61,8 @@ def token_notes(data: Mapping[str, Any], parameters: Iterable[str], sampled: Ite
             text, where = step["run"].get(key) or "", f"study.{step['name']}.run.{key}"
             yield from _other_spellings(text, where, defined, spellings)
             yield from _unknown(_commands(text) if is_shell else text, where, defined, spellings)
+            if is_shell:
+                yield from _unset(_commands(text), where, (data.get("env") or {}).get("variables") or {})
             if step["name"] in sampled:
                 yield from _shared_files(text, where, labels)
 
@@ -116,6 +120,21 @@ def _unknown(text: str, where: str, defined: set[str], spellings: Mapping[str, s
         if name.casefold() not in spellings and _CAPITALS.fullmatch(name) and shutil.which(name) is None:
             yield _warning(
                 where, f"$({name}) is not a column label, parameter or variable; the shell will run it as a command."
+            )
+
+
+def _unset(script: str, where: str, variables: Iterable[str]) -> Iterator[Problem]:
+    """Yield a warning for each variable of `env` that a script uses as a variable of the shell, and that nothing sets.
+
+    Merlin's workers have the variables of `env` in their environment (Merlin: study/celeryadapter.py:656).
+    """
+    found = set(_SHELL_VARIABLE.findall(script)) - set(os.environ)
+    for name in sorted(found.intersection(map(str, variables))):
+        if not re.search(rf"\b{name}=|\b(?:read|for|set|local|declare)\b[^\n;]*\b{name}\b", script):
+            yield _warning(
+                where,
+                f"${name} is a variable of the shell, which nothing sets here; write $({name}) for the value in env. "
+                f"(Merlin's workers also set the variable; here, `export {name}=$({name})` or --env-file does.)",
             )
 
 

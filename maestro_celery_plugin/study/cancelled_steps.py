@@ -6,7 +6,6 @@ A study keeps cancelled ones until `resume --step` names them, and purged ones u
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from filelock import FileLock
 
 from maestro_celery_plugin.errors import DamagedFileError
 from maestro_celery_plugin.files import read_json, write_atomically
+from maestro_celery_plugin.study.file_version import version_of
 
 __all__ = ["CancelledSteps", "purge_reason", "reason_of"]
 
@@ -38,18 +38,7 @@ class CancelledSteps:
         Raises:
             OSError: the file cannot be read.
         """
-        try:
-            descriptor = os.open(
-                self._path, os.O_RDONLY
-            )  # a network file system may know an old file until it is opened
-        except FileNotFoundError:
-            self._version, self._names = None, frozenset()
-            return self._names
-        try:
-            status = os.fstat(descriptor)
-        finally:
-            os.close(descriptor)
-        version = status.st_mtime_ns, status.st_ino
+        version = version_of(self._path)
         if version != self._version:
             self._names, self._version = self._read(), version
         return self._names

@@ -18,6 +18,7 @@ from maestro_celery_plugin.errors import StudyError
 from maestro_celery_plugin.files import is_locked
 from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.session import Session
+from maestro_celery_plugin.study.stopped_workers import request_start
 
 __all__ = ["LOCK_LIMIT_S", "ConductorLock", "acquire", "file_lock", "has_conductor", "take_poll_request"]
 
@@ -86,6 +87,9 @@ class ConductorLock:
                 f"Another conductor runs the study '{plan.root}'; wait for its end, or end it with "
                 f"`maestro cancel {plan.root}`."
             ) from cause
+        # Only now: a user may stop the workers while the first step runs, which may be a native one. Then the request
+        # must hold when the coordinator begins.
+        request_start(plan.session)
         self._heartbeats = Session(plan.session).heartbeats
         idle_limits_s = [group.idle_limit for group in plan.settings.resources.workers.values()]
         self._interval_s = min([BEAT_INTERVAL_S, *(limit_s / BEATS_PER_IDLE_LIMIT for limit_s in idle_limits_s)])

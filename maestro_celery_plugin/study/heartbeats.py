@@ -76,6 +76,11 @@ class Heartbeat:
         """Whether the worker runs on this machine, so that its process numbers can be checked."""
         return is_this_machine(self.machine, self.host)
 
+    @property
+    def is_in_numbered_allocation(self) -> bool:
+        """Whether the conductor has opened its allocation: one in which a user starts workers has no number."""
+        return bool(self.allocation.partition("/")[2])
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ConductorBeat:

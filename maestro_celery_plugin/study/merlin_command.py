@@ -23,6 +23,8 @@ _OWN_CODE = (
     "main(prog_name='maestro-celery')"
 )
 _DIRECTORY = "bin"
+# The command of a study is a small file; a real Merlin may be larger.
+_SMALL_BYTES = 4096
 
 
 def write_merlin_command(session: Path, root: Path) -> None:
@@ -39,7 +41,7 @@ def write_merlin_command(session: Path, root: Path) -> None:
     path.unlink(missing_ok=True)
     path.parent.mkdir(exist_ok=True)
     _write(path.with_name("maestro-celery"), [sys.executable, "-c", _OWN_CODE])
-    if not shutil.which("merlin"):
+    if not shutil.which("merlin", path=_path_of_others()):
         _write(path, [sys.executable, "-c", _CODE, str(root)])
 
 
@@ -49,6 +51,22 @@ def _write(path: Path, words: list[str]) -> None:
 
 def add_to_path(session: Path) -> None:
     """Add the directory of the command to the end of the `PATH` of this process, which its samples inherit."""
-    path, directory = os.environ.get("PATH", os.defpath), str(session / _DIRECTORY)
-    if directory not in path.split(os.pathsep):
-        os.environ["PATH"] = f"{path}{os.pathsep}{directory}"
+    os.environ["PATH"] = f"{_path_of_others()}{os.pathsep}{session / _DIRECTORY}"
+
+
+def _path_of_others() -> str:
+    """Return the `PATH` without the commands of studies: a sample of another study may have launched this one."""
+    directories = os.environ.get("PATH", os.defpath).split(os.pathsep)
+    return os.pathsep.join(directory for directory in directories if not _has_command(Path(directory)))
+
+
+def _has_command(directory: Path) -> bool:
+    return any(_is_own(directory / name, code) for name, code in (("merlin", _CODE), ("maestro-celery", _OWN_CODE)))
+
+
+def _is_own(path: Path, code: str) -> bool:
+    try:
+        with path.open("rb") as file:
+            return shlex.quote(code).encode() in file.read(_SMALL_BYTES)
+    except OSError:
+        return False

@@ -1,6 +1,7 @@
-"""The request of a user or a sample to stop workers: a file that the conductor follows until the study is resumed.
+"""The requests of users and samples to stop workers: a file that the conductor follows until the study is resumed.
 
-    session/workers_stopped   {"groups": ["sim"] or null for all, "reason": text, "time": Unix seconds, "now": false}
+    session/workers_stopped   {"requests": [{"groups": ["sim"] or null for all, "reason": text, "time": Unix seconds,
+                              "now": false, "workers": ["sim-1"]}]}
 
 Samples that have not run wait. Workers that a user starts later with `maestro-celery workers` are not concerned.
 """
@@ -8,10 +9,10 @@ Samples that have not run wait. Workers that a user starts later with `maestro-c
 from __future__ import annotations
 
 import dataclasses
-import json
 import shlex
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
@@ -19,32 +20,86 @@ from maestro_celery_plugin import clock
 from maestro_celery_plugin.config import conversion
 from maestro_celery_plugin.errors import DamagedFileError
 from maestro_celery_plugin.files import read_json, write_atomically
+from maestro_celery_plugin.study.file_version import version_of
+from maestro_celery_plugin.study.session import Session
+from maestro_celery_plugin.study.worker_identity import claimed_names
 
-__all__ = ["StoppedGroups", "read_stopped", "request_start", "request_worker_stop", "stopped_version"]
+__all__ = ["StoppedGroups", "WorkerStop", "read_stopped", "request_start", "request_worker_stop", "stopped_version"]
 
 _FILE = "workers_stopped"
 _LOCK_LIMIT_S = 10.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class StoppedGroups:
-    """The worker groups whose workers are stopped.
+class WorkerStop:
+    """One request to stop workers.
 
     Attributes:
-        groups: Names of the groups; None for all.
+        groups: Names of worker groups; None for all.
         reason: Why, as a sentence for the user: who has stopped them.
-        time: Time of the last request (Unix seconds).
+        time: Time of the request (Unix seconds).
         now: Whether running samples end as well, and run again later.
+        workers: Names of all workers that had started before the request, or were about to start.
     """
 
     groups: tuple[str, ...] | None
     reason: str = ""
     time: float = 0.0
     now: bool = False
+    workers: frozenset[str] = frozenset()
 
     def include(self, group: str) -> bool:
         """Tell whether the workers of a group are stopped."""
         return self.groups is None or group in self.groups
+
+    def replaces(self, earlier: WorkerStop) -> bool:
+        """Tell whether an earlier request asks for nothing more than this one."""
+        has_all = self.groups is None or (earlier.groups is not None and set(earlier.groups) <= set(self.groups))
+        return has_all and (self.now or not earlier.now)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StoppedGroups:
+    """The worker groups whose workers are stopped, by one or more requests.
+
+    Attributes:
+        requests: The requests, at least one; the last one comes last.
+    """
+
+    requests: tuple[WorkerStop, ...]
+
+    @property
+    def groups(self) -> tuple[str, ...] | None:
+        """Names of the groups; None for all."""
+        names: set[str] = set()
+        for request in self.requests:
+            if request.groups is None:
+                return None
+            names.update(request.groups)
+        return tuple(sorted(names))
+
+    @property
+    def reason(self) -> str:
+        """Why, as a sentence for the user: who has made the last request."""
+        return self.requests[-1].reason
+
+    def include(self, group: str) -> bool:
+        """Tell whether the workers of a group are stopped."""
+        return any(request.include(group) for request in self.requests)
+
+    def end_now(self, group: str) -> bool:
+        """Tell whether running samples of a group end as well."""
+        return any(request.now and request.include(group) for request in self.requests)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the stopped groups in the output of `status --json`; scripts rely on these keys."""
+        last = self.requests[-1]
+        return {
+            "groups": None if self.groups is None else list(self.groups),
+            "reason": self.reason,
+            "time": last.time,
+            "now": last.now,
+        }
 
     @property
     def sentence(self) -> str:
@@ -66,7 +121,7 @@ class StoppedGroups:
 
 
 def read_stopped(session: Path) -> StoppedGroups | None:
-    """Return which workers are stopped; None if no request exists, or if a crash has emptied the file.
+    """Return which workers are stopped; None without a request, or if a crash has emptied the file.
 
     Args:
         session: Directory of the session.
@@ -75,9 +130,10 @@ def read_stopped(session: Path) -> StoppedGroups | None:
         OSError: the file cannot be read now.
     """
     try:
-        return conversion.from_dict(StoppedGroups, read_json(session / _FILE))
+        stopped = conversion.from_dict(StoppedGroups, read_json(session / _FILE))
     except (FileNotFoundError, DamagedFileError, ValueError):
         return None
+    return stopped if stopped.requests else None
 
 
 def stopped_version(session: Path) -> tuple[int, int] | None:
@@ -86,17 +142,13 @@ def stopped_version(session: Path) -> tuple[int, int] | None:
     Raises:
         OSError: the file cannot be read now.
     """
-    try:
-        status = (session / _FILE).stat()
-    except FileNotFoundError:
-        return None
-    return status.st_mtime_ns, status.st_ino
+    return version_of(session / _FILE)
 
 
 def request_worker_stop(
     session: Path, groups: Collection[str] | None, reason: str, *, now: bool = False
 ) -> StoppedGroups:
-    """Request that the workers of these groups, and those of earlier requests, stop; return the whole request.
+    """Request that the workers of these groups stop; return all requests that are in force.
 
     Args:
         session: Directory of the session.
@@ -106,21 +158,30 @@ def request_worker_stop(
 
     Raises:
         OSError: the request cannot be written.
-        Timeout: another process changes the request, and does not finish.
+        Timeout: another process changes the requests, and does not finish.
     """
     with FileLock(session / f"{_FILE}.lock").acquire(timeout=_LOCK_LIMIT_S):
-        earlier = read_stopped(session)
-        before = () if earlier is None else earlier.groups
-        names = None if groups is None or before is None else tuple(sorted({*before, *groups}))
-        request = StoppedGroups(groups=names, reason=reason, time=clock.now(), now=now)
-        write_atomically(session / _FILE, json.dumps(dataclasses.asdict(request)), mode=0o600)
-    return request
+        request = WorkerStop(
+            groups=None if groups is None else tuple(sorted(groups)),
+            reason=reason,
+            time=clock.now(),
+            now=now,
+            workers=claimed_names(Session(session)),
+        )
+        stopped = read_stopped(session)
+        earlier = () if stopped is None else stopped.requests
+        stopped = StoppedGroups(requests=(*(one for one in earlier if not request.replaces(one)), request))
+        write_atomically(session / _FILE, conversion.to_json(stopped), mode=0o600)
+    return stopped
 
 
 def request_start(session: Path) -> None:
-    """Remove the request, so that the conductor starts workers again.
+    """Remove all requests, so that the conductor starts workers again.
 
     Raises:
-        OSError: the request cannot be removed.
+        OSError: the requests cannot be removed.
+        Timeout: another process changes the requests, and does not finish.
     """
-    (session / _FILE).unlink(missing_ok=True)
+    if (session / _FILE).exists():
+        with FileLock(session / f"{_FILE}.lock").acquire(timeout=_LOCK_LIMIT_S):
+            (session / _FILE).unlink(missing_ok=True)

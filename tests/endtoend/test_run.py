@@ -715,7 +715,9 @@ def test_samples_have_the_environment_of_the_user(run, environment):
         (text,) = study.outputs(f"{step}/**/{step}.out")
         found = dict(variable.split("=", 1) for variable in text.split("\0") if variable)
         assert found.keys() - environment.keys() - {"PWD", "OLDPWD", "SHLVL", "_"} == marks
-        assert {name: found[name] for name in environment} == environment
+        # The commands that the session adds come last.
+        expected = {**environment, "PATH": f"{environment['PATH']}:{study.path}/merlin_info/session/bin"}
+        assert {name: found[name] for name in environment} == expected
 
 
 def test_a_step_is_cancelled_while_the_others_go_on(run):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import ssl
 
 import pytest
@@ -16,7 +17,7 @@ def home(monkeypatch, tmp_path):
     """The home and working directory of a user without a configuration."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("USER", "ada")
+    monkeypatch.setenv("LOGNAME", "ada")
     monkeypatch.delenv(ENVIRONMENT_VARIABLE, raising=False)
     return tmp_path
 
@@ -37,7 +38,10 @@ def test_the_option_has_priority_then_the_environment_then_the_file(home, monkey
         ("{name: rediss, server: h, port: 7, db_num: 3, password: 'a/b@c'}", "rediss://:a%2Fb%40c@h:7/3"),
         ("{name: rabbitmq, server: h, password: p}", "amqps://ada:p@h:5671/ada"),
         ("{name: rabbitmq, server: h, username: u, password: p, vhost: /v}", "amqps://u:p@h:5671/%2Fv"),
-        ("{name: amqp, server: h, username: u, password: p, port: 7}", "amqp://u:p@h:7/u"),
+        ("{name: amqp, server: h, username: u, password: p, port: 7}", "amqp://u:p@h:7/ada"),
+        ("{name: RabbitMQ, server: h, password: p}", "amqps://ada:p@h:5671/ada"),
+        ("{name: amqp, server: h, password: 'p%40q', vhost: '%2Fv'}", "amqp://ada:p%40q@h:5672/%2Fv"),
+        ("{name: redis, server: h, password: ' p '}", "redis://:p@h:6379/0"),
         ("{name: amqps, server: h, username: u, password: p, vhost: v}", "amqps://u:p@h:5671/v"),
         ("{name: redis, server: '[::1]', password: x}", "redis://:x@%3A%3A1:6379/0"),
         ("{name: redis+socket, path: /s}", "redis+socket:///s?virtual_host=0"),
@@ -52,6 +56,32 @@ def test_the_password_of_merlin_may_be_in_a_file(home):
     (home / "secret").write_text("zigzag\n")
     (home / "app.yaml").write_text(f"broker: {{name: redis, server: h, password: '{home}/secret'}}")
     assert choose(None).url == "redis://:zigzag@h:6379/0"
+
+
+@pytest.mark.parametrize("given", ["secret", "~/.merlin/secret", ".merlin/secret"])
+def test_a_password_file_of_merlin_may_have_further_lines_and_lie_in_its_directory(home, monkeypatch, given):
+    (home / ".merlin").mkdir()
+    (home / ".merlin" / "secret").write_text("zigzag\nsecond line\n")
+    (home / "app.yaml").write_text(f"broker: {{name: redis, server: h, password: {given}}}")
+    assert choose(None).url == "redis://:zigzag@h:6379/0"
+
+
+def test_the_directory_of_certificates_has_password_files_and_those_that_are_not_at_their_path(home):
+    """Given `celery.certs`, then a file is looked for by its name there, as in Merlin."""
+    (home / "certs").mkdir()
+    (home / "certs" / "secret").write_text("zigzag")
+    (home / "certs" / "ca.pem").touch()
+    (home / "app.yaml").write_text(
+        "broker: {name: rediss, server: h, password: secret, ca_certs: /elsewhere/ca.pem}\ncelery: {certs: certs}"
+    )
+    url = choose(None).url
+    assert url.startswith("rediss://:zigzag@h:6379/0?")
+    assert url.endswith("certs%2Fca.pem")
+
+
+def test_a_password_may_be_longer_than_a_path(home):
+    (home / "app.yaml").write_text(f"broker: {{name: redis, server: h, password: {'z' * 5000}}}")
+    assert choose(None).url == f"redis://:{'z' * 5000}@h:6379/0"
 
 
 @pytest.mark.parametrize("text", ["", "broker: {}", "broker: [1]", "{", "broker: {name: redis, server: }"])
@@ -105,6 +135,37 @@ def test_a_url_is_shown_without_its_password(url, shown):
 def test_a_url_without_a_supported_scheme_is_refused(url):
     with pytest.raises(BrokerError, match=r"cannot be used: the URL needs one of the schemes redis, .*\. Correct the URL\."):
         check(BrokerChoice(url, "--broker"))
+
+
+@pytest.mark.parametrize("url", ["redis://h:abc/0", "redis://:p@h:70000/0", "redis://[::1/0", "amqps://u:p@h:x/v"])
+def test_a_url_with_an_invalid_port_is_refused(home, url):
+    with pytest.raises(BrokerError, match=r"cannot be used: the host or the port in its URL is invalid; .*--broker private"):
+        check(BrokerChoice(url, "--broker"))
+    (home / "app.yaml").write_text(f"broker: {{url: '{url}'}}")
+    with pytest.raises(BrokerError, match=r"\(from app\.yaml\) cannot be used: the host or the port"):
+        check(choose(None))
+
+
+@pytest.mark.parametrize(
+    ("block", "found"),
+    [
+        ("username: <username>", "broker.username: found the placeholder '<username>' of Merlin's template;"),
+        ("password: <path to redis password file>", "broker.password: found the placeholder '<path to redis password file>'"),
+        ("port: <server port>", "broker.port: found the placeholder '<server port>' of Merlin's template; replace it"),
+        ("port: 63790x", "broker.port: found '63790x'; a number from 1 to 65535 is needed"),
+        ("port: 70000", "broker.port: found '70000'; a number from 1 to 65535 is needed"),
+    ],
+)
+def test_a_template_of_merlin_that_is_not_filled_in_is_refused(home, block, found):
+    """Given the app.yaml that `merlin config create` writes, then the message says what to fill in."""
+    (home / "app.yaml").write_text(f"broker: {{name: redis, server: h, {block}}}")
+    with pytest.raises(BrokerError, match=rf"app\.yaml: {re.escape(found)}.*--broker private"):
+        choose(None)
+
+
+def test_a_password_may_be_in_angle_brackets(home):
+    (home / "app.yaml").write_text("broker: {name: redis, server: h, password: <zigzag>}")
+    assert choose(None).url == "redis://:%3Czigzag%3E@h:6379/0"
 
 
 def test_the_scheme_may_have_capital_letters():

@@ -16,10 +16,13 @@ from maestro_celery_plugin.conductor.coordinator import (
     Coordinator,
     pause_s,
 )
+from maestro_celery_plugin.conductor.publisher import Publisher
+from maestro_celery_plugin.conductor.worker_pool import WorkerPool
 from maestro_celery_plugin.config.settings import ResourceSettings, WorkerGroupSettings
 from maestro_celery_plugin.states import RecordState
+from maestro_celery_plugin.study import conductor_lock
 from maestro_celery_plugin.study.session import Session
-from maestro_celery_plugin.study.stopped_workers import request_start
+from maestro_celery_plugin.study.stopped_workers import read_stopped, request_start, request_worker_stop
 
 
 @pytest.mark.parametrize(
@@ -71,6 +74,35 @@ def test_samples_are_not_sent_while_the_workers_are_stopped(tmp_path, monkeypatc
         assert coordinator._scaling.stop_workers(), "the samples without a message are not sent"
     finally:
         coordinator.close()
+
+
+def test_a_request_to_stop_workers_before_the_first_step_of_the_workers_holds(tmp_path, monkeypatch):
+    """Given a conductor that runs a native step first, when its workers are stopped, then none starts after this step."""
+    plan, manifest = a_study(tmp_path / "study")
+    resources = ResourceSettings(workers={"w": WorkerGroupSettings(task_queues=(manifest.task_queue,))})
+    plan = dataclasses.replace(plan, settings=replace(plan.settings, resources=resources))
+    Session.create(plan.session)
+    request_worker_stop(plan.session, None, "a request to an earlier conductor")
+    lock = conductor_lock.acquire(plan)  # as the native step does
+    assert read_stopped(plan.session) is None
+    request_worker_stop(plan.session, ["w"], "a user")
+    ensured, sent = [], []
+    monkeypatch.setattr(WorkerPool, "ensure", lambda self, group: ensured.append(group))
+    monkeypatch.setattr(Publisher, "send", lambda self, record, mask: sent.append(mask.sum()))
+    monkeypatch.setattr(Publisher, "maintain", lambda self: None)  # without a broker
+
+    coordinator = Coordinator(plan)
+    try:
+        job = coordinator.submit(manifest)
+
+        assert read_stopped(plan.session).reason == "a user"
+        assert not ensured
+        assert not sent
+        assert coordinator.state(job) is RecordState.PENDING
+    finally:
+        coordinator.close()
+        lock.release()
+    assert read_stopped(plan.session) is None
 
 
 class SleepError(Exception):

@@ -92,9 +92,9 @@ def test_the_worker_count_is_the_number_of_nodes_or_one_without_flux_exec():
         ({"launch_pre": "module load x;", "launch_args": "-v"},
          f"module load x; flux exec --noinput --rank=0-3 -v /bin/bash -c {QUOTED}"),
         ({"worker_launch": "srun -N 4", "launch_args": "--mpi=none", "flux_path": "/f", "flux_start_opts": "-o,-S,x=1"},
-         f"srun -N 4 /f/flux start -o,-S,x=1 --mpi=none flux exec --noinput /bin/bash -c {QUOTED}"),
+         f"srun -N 4 --mpi=none /f/flux start -o,-S,x=1 flux exec --noinput /bin/bash -c {QUOTED}"),
         ({"worker_launch": "srun -N 4", "flux_exec_workers": False}, f"srun -N 4 flux start /bin/bash -c {QUOTED}"),
-        ({"worker_launch": "flux proxy x"}, f"flux proxy x flux exec --noinput /bin/bash -c {QUOTED}"),
+        ({"worker_launch": "flux proxy x", "launch_args": "-v"}, f"flux proxy x -v flux exec --noinput /bin/bash -c {QUOTED}"),
     ],
 )  # fmt: skip
 def test_merlins_keys_change_the_launch_of_workers(settings, expected):

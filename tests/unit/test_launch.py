@@ -309,12 +309,18 @@ def test_the_message_of_a_killed_command_has_the_signal(acquire):
 
 
 def test_a_shell_that_does_not_exist_has_a_message(acquire):
-    text = message(acquire, "x", shell="/no/shell")
-    assert text.startswith("merlin.samples.generate.cmd: '/no/shell' (batch.shell) cannot start:")
+    text = message(acquire, "x", shell="/no/sh")
+    assert text.startswith("merlin.samples.generate.cmd: '/no/sh' cannot start:")
 
 
 def test_a_shell_may_have_arguments(acquire):
-    assert acquire("echo 1 > x.csv", shell="/usr/bin/env bash")["rows"] == 1
+    assert acquire("echo 1 > x.csv", shell="/usr/bin/env bash -e")["rows"] == 1
+
+
+@pytest.mark.parametrize("shell", ["/usr/bin/env python3", "python3 -u", "/bin/tcsh"])
+def test_a_shell_generates_the_samples_of_steps_with_another_interpreter(acquire, shell):
+    """Given `batch.shell` that is no Bourne shell, then a shell runs `generate.cmd`, as in Merlin."""
+    assert acquire("for i in 1 2; do echo $i >> x.csv; done", shell=shell)["rows"] == 2
 
 
 @pytest.mark.parametrize(

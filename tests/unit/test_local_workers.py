@@ -81,6 +81,19 @@ def test_a_worker_that_takes_a_task_ends_the_row_of_failures(source):
         source.workers.ensure()
 
 
+def test_the_end_of_a_worker_that_was_asked_to_leave_is_no_failure(source):
+    """Given workers that were stopped before they took a task, again and again, then another one starts after a resume."""
+    for _ in range(MAX_FAILURES + 1):
+        source.workers.ensure()
+        source.workers.excuse()
+        assert wait_until(source.workers.has_ended, 10)
+    assert len(source.started) == MAX_FAILURES + 1
+
+    source.start_and_await_end(MAX_FAILURES)
+    with pytest.raises(WorkerError):
+        source.workers.ensure()
+
+
 def test_a_worker_that_has_lost_its_broker_is_no_failure(source):
     source.command = f"exit {EXIT_REPLACE}"
     source.start_and_await_end(MAX_FAILURES + 2)

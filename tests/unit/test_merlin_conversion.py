@@ -85,6 +85,21 @@ def test_each_change_has_its_line_and_key():
     ]
 
 
+def test_variables_that_samples_read_from_the_environment_are_found():
+    """Given variables of `env` that Merlin's workers put into the environment, then each use of them has a finding."""
+    env = "env: {variables: {OUTPUT_PATH: o, SIZE: 1, OMP_NUM_THREADS: 4, OWN: 2}}"
+    cmd = "    cmd: |\n      echo $SIZE ${SIZE} $(SIZE) $OWN $OUTPUT_PATH $SIZES\n      OWN=1\n    restart: run $SIZE"
+
+    findings = convert(spec(cmd, env), "x.yaml").findings
+
+    assert [(finding.line, finding.where) for finding in findings if finding.kind is Kind.BY_HAND] == [
+        (7, "study.a.run.cmd"),
+        (9, "study.a.run.restart"),
+        (10, "env.variables.OMP_NUM_THREADS"),
+    ]
+    assert findings[1].text.startswith("'$SIZE' has no value here; Merlin's workers set it to that in env; write `export SIZE=$(SIZE)`")
+
+
 @pytest.mark.parametrize("path", sorted(ROOT.glob("tests/fixtures/merlin/*.yaml")), ids=lambda path: path.stem)
 def test_a_second_conversion_changes_nothing(path: Path):
     once = convert(path.read_text(), path.name)
@@ -203,3 +218,14 @@ def test_the_command(tmp_path, monkeypatch):
     path.write_bytes(b"# \xe9")
     assert call(path)[0] == 1
     assert call(tmp_path / "missing")[0] == 1
+
+
+@pytest.mark.parametrize(("name", "problem"), [("missing.yaml", "cannot be read"), (".", "is a directory")])
+def test_a_file_that_cannot_be_read_has_a_next_step(tmp_path, monkeypatch, name, problem):
+    monkeypatch.chdir(tmp_path)
+
+    answer = CliRunner().invoke(main, ["convert", name])
+
+    assert answer.exit_code == 1
+    assert problem in answer.output
+    assert "; give the YAML file of a study." in answer.output

@@ -577,6 +577,30 @@ def test_the_launch_says_which_tokens_have_another_result_than_expected(tmp_path
     assert found == expected
 
 
+@pytest.mark.parametrize(
+    ("cmd", "warns"),
+    [
+        ("echo $SIZE", True),
+        ('echo "${SIZE:-1}"', True),
+        ("echo $(SIZE) $SIZES $size $HOME", False),
+        ("echo '$SIZE' \\$SIZE # $SIZE", False),
+        ("export SIZE=$(SIZE)\necho $SIZE", False),
+        ("for SIZE in 1 2; do echo $SIZE; done", False),
+        ("read A SIZE < x; echo $SIZE", False),
+    ],
+)
+@pytest.mark.parametrize("is_set", [False, True])
+def test_a_variable_of_env_is_none_of_the_shell(tmp_path, caplog, monkeypatch, cmd, warns, is_set):
+    """Given a script that reads a variable of `env` from its environment, as Merlin's workers allow, then a warning."""
+    monkeypatch.delenv("SIZE", raising=False)
+    if is_set:
+        monkeypatch.setenv("SIZE", "1")
+    env = {"variables": {"SIZE": 5, "HOME": "h"}}
+    found = notes(tmp_path, caplog, spec(env=env, study=[step(cmd=cmd)]))
+    expected = "study.a.run.cmd: $SIZE is a variable of the shell, which nothing sets here; write $(SIZE) for the value in env."
+    assert [text.partition(" (Merlin")[0] for text in found] == [expected] * (warns and not is_set)
+
+
 def test_a_doubled_path_is_said_once_where_it_is_written(tmp_path, caplog):
     env = {"variables": {"OUTPUT_PATH": "./out", "ALL": "$(SPECROOT)/$(OUTPUT_PATH)/all"}}
     found = notes(tmp_path, caplog, spec(env=env, study=[step(cmd="ls $(ALL)"), step("b", cmd="ls $(ALL)")]))

@@ -7,7 +7,7 @@ from ensembles import a_manifest
 
 from maestro_celery_plugin.batch.allocation import Allocation
 from maestro_celery_plugin.batch.base import JobReport
-from maestro_celery_plugin.conductor import scaling
+from maestro_celery_plugin.conductor import scaling, stopped_workers
 from maestro_celery_plugin.conductor.coordinator import Coordinator
 from maestro_celery_plugin.conductor.scaling import Scaling
 from maestro_celery_plugin.conductor.step_records import StepRecords
@@ -136,6 +136,47 @@ def test_workers_that_have_not_left_continue_after_the_pause(study):
     assert not study.record.waits
 
 
+def test_an_allocation_whose_workers_continue_after_a_resume_counts_again(study, monkeypatch):
+    """Given workers that had not left, when a user cancels their job later, then the step is cancelled.
+
+    The study must not open another allocation, as it does after the end of one that it has released.
+    """
+    monkeypatch.setattr(stopped_workers, "CONTINUE_DELAY_S", 0.0)
+    study.open_allocation()
+    study.beat()
+    study.run(0)
+    request_worker_stop(study.session.path, None, "A user ...")
+    study.scaling.stop_workers()
+    assert study.source.current.released
+    request_start(study.session.path)
+
+    study.beat(state=WorkerState.STOPPING)
+    study.scaling.stop_workers()
+    assert study.source.current.released, "the worker has not seen the resume"
+
+    study.beat()
+    study.scaling.stop_workers()
+    assert not study.source.current.released
+    study.leave()
+    study.job = AllocationState.CANCELLED
+    study.source._queried_at = float("-inf")
+    study.scaling.maintain()
+    assert study.records.state(study.record) is RecordState.CANCELLED
+    assert not study.opened
+
+
+def test_a_heartbeat_from_before_a_resume_does_not_keep_an_allocation(study):
+    study.open_allocation()
+    study.beat()
+    request_worker_stop(study.session.path, None, "A user ...")
+    study.scaling.stop_workers()
+    request_start(study.session.path)
+
+    study.scaling.stop_workers()
+
+    assert study.source.current.released
+
+
 @pytest.mark.parametrize(
     ("state", "writer", "is_cancelled"),
     [
@@ -174,7 +215,7 @@ def test_a_worker_that_a_user_starts_stays_until_the_next_request(study):
     study.scaling.stop_workers()
     assert study.record.waits
     study.beat("w-1-1", "w/1")
-    assert [claim_name(study.session, "w", 2) for _ in range(2)] == ["w-2", "w-3"]
+    assert [claim_name(Session(study.session.path), "w", 2) for _ in range(2)] == ["w-2", "w-3"]
     study.beat("w-2", "")
     study.beat("w-3", "w/")
     assert study.scaling.stop_workers(), "the samples without a message are not sent again"

@@ -122,6 +122,14 @@ def test_the_tokens_of_a_study_have_values():
     assert "MERLIN_PATHS_ALL" not in study_values("/out", "", (), SamplePaths(10**9), "echo")
 
 
+def test_the_case_of_glob_paths_and_exit_codes_does_not_matter():
+    """Given tokens in another case, then those have a value that Merlin replaces with ``re.IGNORECASE``."""
+    text = "$(merlin_glob_path) $(Merlin_Paths_All) $(merlin_retry) $(merlin_info) $(x)"
+    assert substitute(text, study_values("/out", "t", ["X"], SamplePaths(3, 2), text)) == (
+        "*/*/ 0/0 0/1 1/0 104 $(merlin_info) $(x)"
+    )
+
+
 def test_the_tokens_of_a_sample_have_values():
     assert sample_values(["A", "B"], ["1", "x y"], 7, "00/07") == {
         "A": "1",
