@@ -29,7 +29,7 @@ class Model:
     """A Gaussian process through the results, by Cholesky's decomposition (Rasmussen and Williams, algorithm 2.1)."""
 
     def __init__(self, points: list[Point], results: list[float]) -> None:
-        self.points, self.mean = points, sum(results) / len(results)
+        self.points, self.mean = list(points), sum(results) / len(results)
         self.lower: list[list[float]] = []
         for i, point in enumerate(points):
             row = self._solved([kernel(point, other) for other in points[:i]])

@@ -689,7 +689,8 @@ def test_the_marker_of_merlin_is_written_and_obeyed_if_a_step_looks_for_it(run):
 def test_samples_have_the_environment_of_the_user(run, environment):
     """Given a variable that Celery sets as well, when samples run in threads and in processes, then only marks are added."""
     environment["CELERY_LOG_LEVEL"] = "of the user"
-    names = {"sim": {"MAESTRO_CELERY_WORKER"}, "pool": {"MAESTRO_CELERY_WORKER", "MAESTRO_CELERY_PROCESS"}}
+    marks_of_all = {"MAESTRO_CELERY_STUDY", "MAESTRO_CELERY_WORKER"}
+    names = {"sim": marks_of_all, "pool": {*marks_of_all, "MAESTRO_CELERY_PROCESS"}}
     study = run(
         """
         description: {name: env, description: d}
