@@ -64,7 +64,7 @@ def test_a_launch_and_its_resume_have_the_values_of_the_command_line(run, files,
     assert study.outputs("post/post.out") == ["loaded spack\n"]
     assert [text.split() for text in study.outputs("native/native*.out")] == [["spack"]]
     documented = set(re.findall(r"^\| `(MAESTRO_CELERY_\w+)`", (ROOT / "README.md").read_text(), re.MULTILINE))
-    for step, own in (("sim/00", {"WORKER", "PROCESS"}), ("post", {"WORKER"}), ("native", set())):
+    for step, own in (("sim/00", {"STUDY", "WORKER", "PROCESS"}), ("post", {"STUDY", "WORKER"}), ("native", set())):
         seen = variables(study.path / step / "env")
         assert {**seen, **USER, "SECRET": "s 1", "PLACE": "here"} == seen
         assert {name for name in seen if name.startswith("MAESTRO_CELERY")} == {f"MAESTRO_CELERY_{name}" for name in own}
