@@ -8,7 +8,6 @@ from pathlib import Path
 import click
 
 from maestro_celery_plugin.cli.vars_option import vars_option
-from maestro_celery_plugin.cli.workers import study_of
 from maestro_celery_plugin.errors import StudyError
 from maestro_celery_plugin.maestro.adding import Added, add_file, await_conductor, growing_plan, room_in
 from maestro_celery_plugin.study.additions import read_additions
@@ -47,7 +46,7 @@ def command(
 ) -> None:
     """Add the samples in FILE, or those that a command chooses, to a study that runs or has ended.
 
-    STUDY is the directory of a study, or a specification with a running study; a step of a study may leave it out.
+    STUDY is the directory of a study, or its specification; a step of a study may leave it out.
     FILE is a sample table as for `merlin.samples.file`. The new samples run in all sampled steps; what depends on all
     samples runs again when they have ended.
     """
@@ -69,8 +68,13 @@ def command(
 
 
 def _study(place: Path, variables: tuple[str, ...]) -> Path:
-    """Return the directory of a study, which may have ended, or of the running study of a specification."""
-    return study_of(place, variables)
+    """Return the directory of a study, or of the newest study of a specification."""
+    if place.is_dir():
+        return place.absolute()
+    # Imported for a specification only: a step that adds samples does not wait for Maestro's modules.
+    from maestro_celery_plugin.cli.study_argument import study_of
+
+    return study_of(place, variables, may_have_ended=True)
 
 
 def _around(study: Path | None) -> Path:

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import argparse
 import functools
-import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from maestro_celery_plugin.maestro.after_import import apply_deferred
 from maestro_celery_plugin.maestro.this_process import collect_garbage_again, coordinators_here, is_ensemble
+from maestro_celery_plugin.spec.overrides import one_variable_each
 
 __all__ = ["EnsembleArgumentParser"]
-
-_VARIABLE = re.compile(r"[^-/=\s][^/=\s]*=")
-
 
 class EnsembleArgumentParser(argparse.ArgumentParser):
     """Maestro's parser, with the plugin's options and its part of `maestro run` and `maestro cancel`."""
@@ -42,7 +39,7 @@ class EnsembleArgumentParser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse the command line, with one variable for each `--vars`."""
         words = sys.argv[1:] if args is None else list(args)
-        return super().parse_known_args(list(_one_variable_each(words)), namespace)
+        return super().parse_known_args(list(one_variable_each(words)), namespace)
 
     def parse_args(self, *args: Any, **kwargs: Any) -> Any:
         """Parse the command line, and add the plugin's part to the command."""
@@ -80,26 +77,6 @@ def _add_overrides(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="With --dry, and without the batch system: write the scripts of native steps without its directives.",
     )
-
-
-def _one_variable_each(words: Sequence[str]) -> Iterator[str]:
-    """Yield a command line in which each variable has its own `--vars`, so that the specification may follow them.
-
-    After the first variable, a word counts as a variable if it is ``NAME=...``. A path of a specification with such a
-    beginning needs ``--`` or ``./`` before it.
-    """
-    is_first = is_next = False
-    for position, word in enumerate(words):
-        if word == "--":
-            yield from words[position:]
-            return
-        if is_first or (is_next and _VARIABLE.match(word)):
-            yield f"--vars={word}"
-            is_first, is_next = False, True
-        else:
-            is_first, is_next = word == "--vars", False
-            if not is_first or position == len(words) - 1:
-                yield word
 
 
 def _guarded_run(run: Callable[[Any], int], arguments: argparse.Namespace) -> int:

@@ -34,7 +34,9 @@ from maestro_celery_plugin.maestro.schemas import maestro_schemas
 from maestro_celery_plugin.maestro.specification_texts import LaunchedSpecification, specification_texts
 from maestro_celery_plugin.maestro.workspaces import check_workspaces
 from maestro_celery_plugin.maestro.yaml_text import with_times
+from maestro_celery_plugin.plugins import may_be_read
 from maestro_celery_plugin.samples.paths import FINISHED_MARKER
+from maestro_celery_plugin.samples.table import SUFFIXES
 from maestro_celery_plugin.spec.checks import (
     STEP_SETTING_KEYS,
     blocks_of,
@@ -148,11 +150,12 @@ class EnsembleSpecification(YAMLSpecification):  # type: ignore[misc]
         if broken - {"description"} or not content["study"]:  # there is nothing that groups and tokens can refer to
             return
         yield from self._take(dict(content))
+        yield from _check_reader(self.ensemble)
         problems = check_resources(self.ensemble, self._data, query_nodes=is_launch)
         yield from at_their_steps(problems, self.ensemble.resources.workers, self._step_groups)
         if not OPTIONS.parameter_generator:  # its parameters do not exist yet
             parameters = self.get_parameters()
-            yield from self._check_parameters(parameters, is_launch=is_launch)
+            yield from self.parameter_problems(parameters, is_launch=is_launch)
             if content is blocks:  # without a fault, so that the names of all tokens are known
                 yield from self._notes(parameters)
 
@@ -193,10 +196,11 @@ class EnsembleSpecification(YAMLSpecification):  # type: ignore[misc]
             self._generated = {
                 n: {"values": v, "label": parameters.labels[n]} for n, v in parameters.parameters.items()
             }
-        passed(self._check_parameters(parameters, is_launch=OPTIONS.launching), self._file)
+        passed(self.parameter_problems(parameters, is_launch=OPTIONS.launching), self._file)
         passed(self._notes(parameters), self._file)
 
-    def _check_parameters(self, parameters: Any, *, is_launch: bool) -> Iterator[Problem]:
+    def parameter_problems(self, parameters: Any, *, is_launch: bool) -> Iterator[Problem]:
+        """Yield the problems of parameters; the arguments are those of `check_parameters` and `checks`."""
         source = "--pgen" if OPTIONS.parameter_generator else "global.parameters"
         yield from check_parameter_names(map(str, parameters.parameters), self.ensemble.samples, source)
         if is_launch:
@@ -273,6 +277,14 @@ class EnsembleSpecification(YAMLSpecification):  # type: ignore[misc]
             if step.name not in self._native:
                 _add_entry(step, is_sampled=step.name in self._sampled)
         return steps
+
+
+def _check_reader(settings: EnsembleSettings) -> Iterator[Problem]:
+    """Check that a reader may exist for the sample file; a token at its end is known at the launch only."""
+    file = settings.samples.file if settings.samples else ""
+    if file and not file.endswith(")") and not may_be_read(file):
+        text = f"no reader for '{Path(file).name}'; files with the suffix {', '.join(SUFFIXES)} can be read."
+        yield Problem("merlin.samples.file", text)
 
 
 def _defaults_for(batch: Mapping[str, Any]) -> dict[str, Any]:

@@ -97,6 +97,7 @@ def load_ensemble(path: Path, overrides: Overrides | None = None) -> Any:
         SpecificationError: the file is no specification, has no ensemble, or cannot be used.
     """
     OPTIONS.overrides = overrides or Overrides()
+    _check_has_blocks(path)
     try:
         with without_log_of_maestro():
             specification = Specification.load_specification(str(path))
@@ -110,6 +111,22 @@ def load_ensemble(path: Path, overrides: Overrides | None = None) -> Any:
     if specification.ensemble is None:
         raise SpecificationError.at(path.name, "", "there is no 'merlin' block, so that the study has no workers.")
     return specification
+
+
+def _check_has_blocks(path: Path) -> None:
+    """Check that a file may be a specification; the loader reports what else is wrong.
+
+    Raises:
+        SpecificationError: it is another text, such as a table.
+    """
+    try:
+        data = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, OSError, ValueError, RecursionError):
+        return
+    if not isinstance(data, dict):
+        raise SpecificationError.at(
+            path.name, "", "the file has no blocks such as 'description' and 'study'; give the YAML file of a study."
+        )
 
 
 @contextlib.contextmanager

@@ -90,13 +90,18 @@ class StatusReader:
                 state=self._state(rows, conducted),
                 steps=self._steps(rows, alive, conducted, unserved),
                 allocations=list(self._allocations()),
-                workers=[*workers(beats, alive), *self._awaited(rows, beats, alive)],
+                workers=[*workers(beats, alive, self.running_samples()), *self._awaited(rows, beats, alive)],
                 broken_machines=read_broken_machines(self._plan.broken_machines),
                 damage=self._ledger.damage,
                 broker_problem=self._broker.problem() if conducted else "",
                 workers_stopped=stopped,
                 waiting_additions=self._waiting_additions(),
             )
+        except PermissionError as cause:
+            raise StudyError(
+                f"The study '{self._plan.root}' cannot be read: '{cause.filename}' is only for the user who has "
+                "launched it; `maestro status` shows its steps to others."
+            ) from cause
         except OSError as cause:
             raise StudyError(f"The study '{self._plan.root}' cannot be read: {cause}.") from cause
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from maestro_celery_plugin import clock
 from maestro_celery_plugin.processes import ProcessId
@@ -13,6 +13,8 @@ from maestro_celery_plugin.study.session import Session
 from maestro_celery_plugin.study.worker_identity import is_pool_process, worker_of
 
 __all__ = ["is_alive", "workers"]
+
+_BEFORE_WORK = (WorkerState.STARTING, WorkerState.IDLE)
 
 
 def is_alive(session: Session, beat: Heartbeat, conducted: bool) -> bool:
@@ -26,18 +28,25 @@ def is_alive(session: Session, beat: Heartbeat, conducted: bool) -> bool:
     return conducted or clock.now() - written_at < SILENCE_LIMIT_S
 
 
-def workers(beats: list[Heartbeat], alive: dict[str, bool]) -> Iterator[WorkerStatus]:
+def workers(beats: list[Heartbeat], alive: dict[str, bool], running: Iterable[str] = ()) -> Iterator[WorkerStatus]:
     """Yield the workers; a process of a pool, with the name ``<worker>.<pid>``, counts as its worker.
 
     If one of these processes is held, its worker takes no samples.
+
+    Args:
+        beats: The heartbeats.
+        alive: Whether each of them is alive.
+        running: Those with running samples in the ledger, which may be newer than a heartbeat.
     """
+    running = set(map(worker_of, running))
     busy, held = (
         {worker_of(beat.name) for beat in beats if beat.state is state and alive[beat.name]}
         for state in (WorkerState.BUSY, WorkerState.HELD)
     )
     for beat in beats:
         if not is_pool_process(beat.name):
-            state = WorkerState.BUSY if beat.name in busy else beat.state
+            is_busy = beat.name in busy or (beat.state in _BEFORE_WORK and beat.name in running)
+            state = WorkerState.BUSY if is_busy else beat.state
             state = WorkerState.HELD if beat.name in held else state
             state = state if alive[beat.name] else WorkerState.DEAD
             yield WorkerStatus(

@@ -17,7 +17,15 @@ from maestro_celery_plugin.config import conversion
 from maestro_celery_plugin.errors import DamagedFileError, SampleError
 from maestro_celery_plugin.files import TRANSIENT_ERRORS, read_text, write_atomically
 
-__all__ = ["FileIdentity", "SampleTable", "check_is_file", "forget_identity", "recorded_identity", "verified_table"]
+__all__ = [
+    "SUFFIXES",
+    "FileIdentity",
+    "SampleTable",
+    "check_is_file",
+    "forget_identity",
+    "recorded_identity",
+    "verified_table",
+]
 
 
 class SampleTable(Protocol):
@@ -32,6 +40,9 @@ class SampleTable(Protocol):
 
     def row(self, index: int) -> Sequence[str]:
         """Return the values of one row as they appear in scripts; several threads may call this at the same time."""
+
+# The suffixes of the files that this package reads itself.
+SUFFIXES = (".npy", ".csv", ".tab")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,9 +152,11 @@ def verified_table(
     if len(table) == 0:
         raise SampleError(f"merlin.samples.file: '{path}' has no samples; at least one row is needed.")
     if table.width != len(labels):
+        found = "1 label" if len(labels) == 1 else f"{len(labels)} labels"
+        columns = "1 column" if table.width == 1 else f"{table.width} columns"
         raise SampleError(
-            f"merlin.samples.column_labels: {len(labels)} labels ({', '.join(labels)}), "
-            f"but '{path}' has {table.width} columns; one label per column is needed."
+            f"merlin.samples.column_labels: {found} ({', '.join(labels)}), but '{path}' has {columns}; one label per "
+            "column is needed."
         )
     if rows is not None and len(table) != rows:
         raise SampleError(

@@ -20,9 +20,23 @@ from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.session import Session
 from maestro_celery_plugin.study.stopped_workers import request_start
 
-__all__ = ["LOCK_LIMIT_S", "ConductorLock", "acquire", "file_lock", "has_conductor", "take_poll_request"]
+__all__ = [
+    "LOCK_LIMIT_S",
+    "START_LIMIT_S",
+    "ConductorLock",
+    "acquire",
+    "await_start",
+    "file_lock",
+    "has_conductor",
+    "is_starting",
+    "take_poll_request",
+]
 
 BEAT_INTERVAL_S = 2.0
+# `maestro run` returns before its conductor has begun.
+START_LIMIT_S = 60.0
+# Time for which a command waits for it.
+_AWAITED_S = 15.0
 # A worker with a short `idle_limit` must see several heartbeats within this limit.
 BEATS_PER_IDLE_LIMIT = 4
 # Other processes lock the file for a short time to check whether a conductor holds the lock.
@@ -39,6 +53,23 @@ def file_lock(plan: StudyPlan) -> FileLock:
 def has_conductor(plan: StudyPlan) -> bool:
     """Tell whether a conductor of a study lives."""
     return is_locked(plan.conductor_lock)
+
+
+def is_starting(plan: StudyPlan) -> bool:
+    """Tell whether a launch has just created the study, so that its first conductor may be about to begin."""
+    try:
+        age_s = clock.now() - (plan.root / "batch.info").stat().st_mtime
+        has_begun = Session(plan.session).heartbeats.read_conductor().beat != 0
+    except OSError:  # the study of another user
+        return False
+    return plan.session.exists() and not has_begun and age_s < START_LIMIT_S
+
+
+def await_start(plan: StudyPlan) -> None:
+    """Wait for the first conductor of a study that a launch has just created, if it is about to begin."""
+    if is_starting(plan):
+        heartbeats = Session(plan.session).heartbeats
+        clock.wait_until(lambda: heartbeats.read_conductor().beat != 0, _AWAITED_S, interval_s=0.1)
 
 
 def acquire(plan: StudyPlan) -> ConductorLock:

@@ -193,6 +193,14 @@ class StudyPlan:
         """The versions of the specification by the names of their tokens (`provenance.py`)."""
         return specification_files(self.info, self.specification)
 
+    def is_of(self, file: Path) -> bool:
+        """Tell whether a file is the specification of this study, or one of its versions in the study."""
+        if self.specification is None:
+            return False
+        own = (self.specification, self.root / self.specification.name, *map(Path, self.specification_files.values()))
+        path = file.resolve()
+        return path in {one.resolve() for one in own} or path.parent == (self.info / "specifications").resolve()
+
     @property
     def session(self) -> Path:
         """The directory of the session (`session.py`)."""

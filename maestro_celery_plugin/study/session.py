@@ -233,6 +233,8 @@ class Session:
             return conversion.from_json(GroupConfig, read_text(self._group_path(name)))
         except (OSError, ValueError) as cause:
             path = self._group_path(name)
+            if isinstance(cause, PermissionError):
+                raise StudyError(f"'{path}' cannot be read: only the user who has launched the study may.") from cause
             if isinstance(cause, OSError):
                 raise StudyError(
                     f"'{path}' cannot be read ({cause.strerror}): the study has ended, it has no group '{name}', or "

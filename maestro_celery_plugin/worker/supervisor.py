@@ -75,7 +75,7 @@ def main() -> NoReturn:
     options = parser.parse_args()
     session = Session(options.session)
     forget_variable(ENVIRONMENT_VARIABLE)  # a batch system may pass it on from the environment of the submission
-    if os.path.exists(session.path):  # noqa: PTH110 (Path.exists raises an error without permission)
+    if os.access(session.path, os.X_OK):  # it exists, and belongs to this user
         clock.wait_until(lambda: session.has_group(options.group), GROUP_LIMIT_S, interval_s=0.2)
     try:
         group = session.read_group(options.group)

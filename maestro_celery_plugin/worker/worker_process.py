@@ -241,7 +241,7 @@ class WorkerProcess:
 
     @property
     def _state(self) -> WorkerState:
-        if not self._ready:
+        if not self._ready and not (self._tasks is not None and self._tasks.slots.busy):
             return WorkerState.STARTING
         if self._stall_watch.has_stalled or (self._tasks is not None and self._tasks.slots.stopping.is_set()):
             return WorkerState.STOPPING

@@ -344,7 +344,7 @@ def test_a_shell_generates_the_samples_of_steps_with_another_interpreter(acquire
     [
         ("echo no samples", "there is no file"),
         ("echo no samples; printf '1\\n2,3\\n' > x.csv", "row 1 of"),
-        ("echo no samples; echo 1,2 > x.csv", "1 labels (A), but"),
+        ("echo no samples; echo 1,2 > x.csv", "1 label (A), but"),
         ("echo no samples; : > x.csv", "has no samples; at least one row is needed."),
     ],
 )
