@@ -61,7 +61,8 @@ class Added:
             which = str(self.start)
         if not self.is_new:
             return f"An earlier call has added these samples ({which}); nothing is added. The study has {self.total}."
-        limit = f"; {self.left_out} more are left out (merlin.samples.max_samples)" if self.left_out else ""
+        more = "1 more is" if self.left_out == 1 else f"{self.left_out} more are"
+        limit = f"; {more} left out (merlin.samples.max_samples)" if self.left_out else ""
         words = f"Added {count} {'sample' if count == 1 else 'samples'} ({which})" if count else "Nothing is added"
         return f"{words}{limit}. The study has {self.total} samples."
 

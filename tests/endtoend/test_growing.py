@@ -256,7 +256,7 @@ def test_a_command_chooses_samples_until_max_samples(run, tmp_path):
     assert found == sorted(f"run {value}" for value in range(1, 13))
     said = (study.path / "learn" / "said").read_text().splitlines()
     assert [line for line in said if line.startswith("Added")][-1] == (
-        "Added 2 samples (10 to 11); 1 more are left out (merlin.samples.max_samples). The study has 12 samples."
+        "Added 2 samples (10 to 11); 1 more is left out (merlin.samples.max_samples). The study has 12 samples."
     )
     assert said[-1] == "The study has 12 samples, the largest number (merlin.samples.max_samples); the command does not run."
     assert_counts(study, 12)

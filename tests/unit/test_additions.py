@@ -155,7 +155,7 @@ def test_many_additions_do_not_need_many_descriptors(plan, tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("1\n", "merlin.samples.column_labels: 2 labels (X, Y), but '{file}' has 1 columns"),
+        ("1\n", "merlin.samples.column_labels: 2 labels (X, Y), but '{file}' has 1 column;"),
         ("1,2\n3\n", "merlin.samples.file: row 1 of '{file}' (line 2) has 1 columns, row 0 has 2"),
         ("", "merlin.samples.file: '{file}' has no samples; at least one row is needed."),
         ("#Y,X\n1,2\n", "'{file}' has the columns Y, X, but the labels are X, Y"),
@@ -274,7 +274,7 @@ def test_rows_beyond_max_samples_are_left_out(limited, tmp_path):
     assert [row[0] for row in values(limited)] == ["0", "1", "2", "100", "101", "102"]
     full = add_file(limited, a_file(tmp_path, 1, start=7))
     assert full.start == full.stop == full.total == 6
-    assert full.sentence.startswith("Nothing is added; 1 more are left out")
+    assert full.sentence.startswith("Nothing is added; 1 more is left out")
 
 
 def test_max_samples_decides_on_the_levels_at_the_launch(tmp_path):
@@ -496,7 +496,7 @@ def test_the_command_in_a_step_and_outside_of_it(plan, tmp_path, monkeypatch):
     assert result.output == "The command has printed no samples; nothing is added.\n"
     result = CliRunner().invoke(main, ["add-samples", "--from-command", "echo 1"])
     assert result.exit_code == 1
-    assert "2 labels (X, Y), but 'the output of the command' has 1 columns" in result.output
+    assert "2 labels (X, Y), but 'the output of the command' has 1 column;" in result.output
 
 
 # --- allocations ---
