@@ -115,6 +115,9 @@ class Explanation:
             yield "The broker does not answer", [self.status.broker_problem]
         if self.status.broken_machines:
             yield "Broken machines", [machine.sentence for machine in self.status.broken_machines]
+        if self.status.additions_sentence:
+            command = f" {self._resume} runs what was added." if self.status.has_ended else ""
+            yield "Added samples", [f"{self.status.additions_sentence}{command}"]
         refused = list(self._refused_messages())
         if refused:
             yield "Workers have refused messages", refused

@@ -133,6 +133,10 @@ def _advice(status: StudyStatus) -> list[RenderableType]:
         words = "No conductor has run this study yet. If none is about to start:"
     elif status.workers_stopped is not None:
         words = f"{status.workers_stopped.sentence} To start them again:"
+    elif status.additions_sentence and status.has_ended:
+        words = f"{status.additions_sentence} To run what was added:"
+    elif status.additions_sentence:
+        return [Text(f"\n{status.additions_sentence}\n", style="yellow")]
     else:
         return []
     command = command_words("maestro-celery resume", status.path)

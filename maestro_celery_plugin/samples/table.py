@@ -17,7 +17,15 @@ from maestro_celery_plugin.config import conversion
 from maestro_celery_plugin.errors import DamagedFileError, SampleError
 from maestro_celery_plugin.files import TRANSIENT_ERRORS, read_text, write_atomically
 
-__all__ = ["SUFFIXES", "FileIdentity", "SampleTable", "check_is_file", "recorded_identity", "verified_table"]
+__all__ = [
+    "SUFFIXES",
+    "FileIdentity",
+    "SampleTable",
+    "check_is_file",
+    "forget_identity",
+    "recorded_identity",
+    "verified_table",
+]
 
 # Precisions of modification times.
 _PRECISIONS_NS = (1, 100, 1_000, 1_000_000_000)
@@ -97,6 +105,15 @@ def check_is_file(path: Path) -> None:
         raise SampleError(
             f"merlin.samples.file: there is no file '{path}'; check its name, or let generate.cmd write it."
         )
+
+
+def forget_identity(path: Path, cache: Path) -> None:
+    """Forget the identity of a file that another one replaces, before any other process knows the file.
+
+    Raises:
+        OSError: the stored identity cannot be removed.
+    """
+    (cache / f"{FileIdentity(str(path.absolute()), 0, 0).path_key}.json").unlink(missing_ok=True)
 
 
 def recorded_identity(path: Path, cache: Path) -> FileIdentity:

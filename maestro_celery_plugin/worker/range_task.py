@@ -153,7 +153,7 @@ class _RangeRun:
         task = self._task
         self._ledger.write(Kind.TAKEN, task.start, task.stop, code=task.series)
         try:
-            self._manifest, self._runner = self._study.runner(task.manifest)
+            self._manifest, self._runner = self._study.runner(task.manifest, task.epoch)
             if not 0 <= task.start < task.stop <= self._manifest.samples or self._manifest.number != task.record:
                 LOGGER.error("Refused a range that is not part of the step record: %s.", task)
                 return

@@ -81,6 +81,20 @@ def test_monte_carlo_pi_is_more_precise_with_more_points(run):
     assert len(picture.findall("{http://www.w3.org/2000/svg}circle")) == 120
 
 
+def test_active_learning_finds_the_minimum(run):
+    """Given five points, when a model chooses the others, then one study finds the minimum at (0.72, 0.31) and ends."""
+    study = run(SPECS / "active_learning.yaml", foreground=True)
+
+    with (study.path / "learn" / "best.csv").open() as file:
+        rows = [[float(value) for value in row] for row in csv.reader(file)]
+    count, x, y, result = rows[-1]
+    assert math.dist((x, y), (0.72, 0.31)) < 0.03
+    assert result < rows[0][3] / 50
+    assert len(rows) >= 3
+    assert count == len(list(study.path.glob("sim/*/*/result.txt"))) <= 60
+    assert set(study.states().values()) == {"FINISHED"}
+
+
 def test_names_counts_the_repeats(run):
     """Given 200 generated names, when the samples have run, then the repeats agree with the sample table."""
     study = run(SPECS / "names.yaml", foreground=True)

@@ -26,6 +26,7 @@ from maestro_celery_plugin.errors import SampleError, SpecificationError, StudyE
 from maestro_celery_plugin.maestro import launch, sample_generation
 from maestro_celery_plugin.plugins import open_table
 from maestro_celery_plugin.samples import own_table
+from maestro_celery_plugin.study.plan import StudyPlan
 
 
 @pytest.fixture(autouse=True)
@@ -46,12 +47,15 @@ def current(tmp_path, monkeypatch):
 def acquire(tmp_path):
     """Acquire the samples of a study as Maestro does, and return its batch dictionary."""
 
-    def run(cmd=None, file="$(MERLIN_INFO)/x.csv", labels=("A",), shell="/bin/bash"):
+    def run(cmd=None, file="$(MERLIN_INFO)/x.csv", labels=("A",), shell="/bin/bash", max_samples=None):
         settings = EnsembleSettings(
             batch=BatchSettings(shell=shell),
             resources=ResourceSettings(),
             samples=SampleSettings(
-                file=file, column_labels=labels, generate=GenerateSettings(cmd=cmd) if cmd else None
+                file=file,
+                column_labels=labels,
+                generate=GenerateSettings(cmd=cmd) if cmd else None,
+                max_samples=max_samples,
             ),
         )
         batch = {"type": "celery"}
@@ -266,6 +270,18 @@ def test_the_sample_generation_does_not_read_stdin(acquire, info):
         os.close(before)
         os.close(reading)
     assert (info / "cmd.out").read_text() == ""
+
+
+def test_a_study_does_not_begin_with_more_samples_than_it_may_have(acquire, info):
+    assert message(acquire, "seq 1 11 > $(MERLIN_INFO)/x.csv", max_samples=10).startswith(
+        f"merlin.samples.max_samples: found '10', but '{info / 'x.csv'}' has 11 samples; give a larger number, or fewer "
+    )
+
+
+def test_the_levels_of_the_directories_follow_from_max_samples(acquire):
+    batch = acquire("seq 1 10 > $(MERLIN_INFO)/x.csv", max_samples=100)
+    assert (batch["rows"], batch["planned"]) == (10, 100)
+    assert StudyPlan.from_batch(batch).hierarchy == 100
 
 
 def test_the_sample_generation_runs_once(acquire, info, monkeypatch):

@@ -18,7 +18,7 @@ def first_problem(block, data):
     [
         (SampleSettings, {**SAMPLES, "fil": 1}, "", "unknown key 'fil'; did you mean 'file'?"),
         (SampleSettings, {**SAMPLES, "qqqq": 1}, "", "unknown key 'qqqq'; allowed: 'column_labels', 'file', 'generate', "
-         "'level_max_dirs'."),
+         "'level_max_dirs', 'max_samples'."),
         (SampleSettings, {"column_labels": ["A"]}, "", "the key 'file' is missing; add it."),
         (SampleSettings, {**SAMPLES, "column_labels": []}, "column_labels",
          "found an empty list; at least one entry is needed"),

@@ -508,7 +508,7 @@ def test_failed_samples_have_no_values_if_a_reader_has_an_error(study: Study, mo
     def fail(*arguments: object) -> None:
         raise EOFError("No data left in file")
 
-    monkeypatch.setattr("maestro_celery_plugin.report.sample_status.open_table", fail)
+    monkeypatch.setattr("maestro_celery_plugin.study.additions.open_table", fail)
     study.submit()
     study.run(7, code=3)
     reader = study.reader
@@ -867,6 +867,7 @@ def test_json_has_exactly_the_keys_that_scripts_rely_on(study: Study) -> None:
         "broken_machines": [],
         "damage": [],
         "broker_problem": "",
+        "waiting_additions": 0,
         "workers_stopped": None,
     }
 
