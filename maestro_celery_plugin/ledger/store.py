@@ -21,7 +21,7 @@ import numpy as np
 
 from maestro_celery_plugin.files import refresh_directory
 
-__all__ = ["STORE", "Store"]
+__all__ = ["STORE", "PartStore", "Store"]
 
 
 class Store:
@@ -122,6 +122,26 @@ class Store:
     def close(self, descriptor: int) -> None:
         """Close a file."""
         os.close(descriptor)
+
+
+class PartStore(Store):
+    """A store that reads a file in parts, so that a reader of large files needs little memory.
+
+    Args:
+        limit: The largest number of bytes that one call of `read` returns.
+    """
+
+    def __init__(self, limit: int) -> None:
+        super().__init__()
+        self._limit = limit
+
+    def read(self, path: Path, offset: int, least: int) -> tuple[int, np.ndarray[Any, Any]]:
+        """Return the size of a file and its next bytes, as `Store.read` does."""
+        with path.open("rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            count = min(size - offset, self._limit)
+            data = os.pread(file.fileno(), count, offset) if size - offset >= least else b""
+        return size, np.frombuffer(data, np.uint8)
 
 
 # The store of this process.

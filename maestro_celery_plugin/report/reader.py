@@ -39,7 +39,7 @@ from maestro_celery_plugin.study.session import Session
 from maestro_celery_plugin.study.status_csv import FINAL_STATES, StepRow, read_rows
 from maestro_celery_plugin.study.stopped_workers import read_stopped
 
-__all__ = ["StatusReader"]
+__all__ = ["StatusReader", "study_name", "study_state"]
 
 _NO_SAMPLES = Counts(total=0, finished=0, failed=0, running=0, pending=0)
 
@@ -90,9 +90,9 @@ class StatusReader:
             stopped = read_stopped(self._session.path) if conducted else None
             unserved = unserved_steps(self._plan.settings, stopped, _groups_served(beats, alive))
             return StudyStatus(
-                study=self._name(),
+                study=study_name(self._plan.root),
                 path=self._plan.root,
-                state=self._state(rows, conducted),
+                state=study_state(self._plan, rows, conducted),
                 steps=self._steps(rows, alive, conducted, unserved),
                 allocations=list(self._allocations()),
                 workers=[*workers(beats, alive, self.running_samples()), *self._awaited(rows, beats, alive)],
@@ -109,20 +109,6 @@ class StatusReader:
             ) from cause
         except OSError as cause:
             raise StudyError(f"The study '{self._plan.root}' cannot be read: {cause}.") from cause
-
-    def _name(self) -> str:
-        """Return the study's name: Maestro stores a study as ``<name>.study.pkl``."""
-        names = sorted(path.name for path in self._plan.root.glob("*.study.pkl"))
-        return names[0].removesuffix(".study.pkl") if names else self._plan.root.name
-
-    def _state(self, rows: list[StepRow], conducted: bool) -> StudyState:
-        if conducted:
-            return StudyState.RUNNING
-        if not (
-            self._session.conductors.read(self._plan.id).beat or (self._plan.ledger / f"{COORDINATOR}{SUFFIX}").exists()
-        ):
-            return StudyState.PENDING if self._session.path.exists() else StudyState.DRYRUN
-        return _state_after_end({row.state for row in rows})
 
     # --- allocations and workers ---
 
@@ -276,6 +262,28 @@ class StatusReader:
         records = heapq.nlargest(limit, self._records.values(), key=lambda record: record.longest_us)
         candidates = (sample for record in records for sample in record.slowest(limit))
         return heapq.nlargest(limit, candidates, key=lambda sample: sample.duration_s)
+
+
+def study_name(root: Path) -> str:
+    """Return the name of a study: Maestro stores a study as ``<name>.study.pkl``."""
+    names = sorted(path.name for path in root.glob("*.study.pkl"))
+    return names[0].removesuffix(".study.pkl") if names else root.name
+
+
+def study_state(plan: StudyPlan, rows: list[StepRow], conducted: bool) -> StudyState:
+    """Return the state of a study.
+
+    Args:
+        plan: The study.
+        rows: The rows of its ``status.csv``.
+        conducted: Whether its conductor lives.
+    """
+    if conducted:
+        return StudyState.RUNNING
+    session = Session(plan.session)
+    if not (session.conductors.read(plan.id).beat or (plan.ledger / f"{COORDINATOR}{SUFFIX}").exists()):
+        return StudyState.PENDING if session.path.exists() else StudyState.DRYRUN
+    return _state_after_end({row.state for row in rows})
 
 
 def _small(numbers: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

@@ -75,6 +75,12 @@ class _Index:
             start, stop = self._offsets.read(2 * index, 2).tolist()
         return start, stop
 
+    def rows(self, start: int, stop: int) -> list[list[int]]:
+        """Return the offsets of consecutive rows."""
+        self.row(start)  # writes a damaged index again
+        offsets: list[list[int]] = self._offsets.read(2 * start, 2 * (stop - start)).reshape(-1, 2).tolist()
+        return offsets
+
     def _is_row(self, start: int, stop: int) -> bool:
         return 0 <= start < stop <= self._identity.size
 
@@ -145,6 +151,16 @@ class _TextTable:
         if len(data) != stop - start:
             raise EOFError(f"'{self._path}' has been truncated")
         return _split(data.decode(), self._delimiter)
+
+    def rows(self, start: int, stop: int) -> Sequence[Sequence[str]]:
+        if start >= stop:
+            return []
+        places = self._index.rows(start, stop)
+        begin, end = places[0][0], places[-1][1]
+        data = os.pread(self._file.fileno(), end - begin, begin)
+        if len(data) != end - begin:
+            raise EOFError(f"'{self._path}' has been truncated")
+        return [_split(data[first - begin : last - begin].decode(), self._delimiter) for first, last in places]
 
 
 def _split(row: str, delimiter: str | None) -> list[str]:

@@ -74,6 +74,12 @@ class _ArrayTable:
             return [str(value) for value in values.tolist()]
         return [_text(value, index, self._path) for value in values]
 
+    def rows(self, start: int, stop: int) -> Sequence[Sequence[str]]:
+        if self._array.is_fortran or not self._has_python_text:
+            return [self.row(index) for index in range(start, stop)]
+        values = self._array.read(start * self.width, (stop - start) * self.width).reshape(stop - start, self.width)
+        return [[str(value) for value in row] for row in values.tolist()]
+
 
 class _StructuredTable:
     """A table in a structured array; each label is the name of a field."""

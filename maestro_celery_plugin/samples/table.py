@@ -9,9 +9,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from maestro_celery_plugin.config import conversion
 from maestro_celery_plugin.errors import DamagedFileError, SampleError
@@ -24,11 +24,14 @@ __all__ = [
     "check_is_file",
     "forget_identity",
     "recorded_identity",
+    "rows_of",
     "verified_table",
 ]
 
 # Precisions of modification times.
 _PRECISIONS_NS = (1, 100, 1_000, 1_000_000_000)
+
+_Read = TypeVar("_Read")
 
 
 class SampleTable(Protocol):
@@ -47,6 +50,12 @@ class SampleTable(Protocol):
 
 # The suffixes of the files that this package reads itself.
 SUFFIXES = (".npy", ".csv", ".tab")
+
+
+def rows_of(table: SampleTable, start: int, stop: int) -> Sequence[Sequence[str]]:
+    """Return the rows [start, stop) of a table, at once if its reader has a method `rows`."""
+    read: Callable[[int, int], Sequence[Sequence[str]]] | None = getattr(table, "rows", None)
+    return [table.row(index) for index in range(start, stop)] if read is None else read(start, stop)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,15 +218,27 @@ class _WatchedTable:
             SampleError: the file has changed or does not exist any more.
             OSError: the file cannot be read now, because of a fault of the machine.
         """
+        return self._checked(lambda: self._table.row(index))
+
+    def rows(self, start: int, stop: int) -> Sequence[Sequence[str]]:
+        """Return several rows as they were at the launch of the study, with one check of the file.
+
+        Raises:
+            SampleError: the file has changed or does not exist any more.
+            OSError: the file cannot be read now, because of a fault of the machine.
+        """
+        return self._checked(lambda: rows_of(self._table, start, stop))
+
+    def _checked(self, read: Callable[[], _Read]) -> _Read:
         try:
-            row = self._table.row(index)
+            result = read()
         except Exception as cause:
             self._check()  # any error may be the result of a change of the file
             if isinstance(cause, EOFError):
                 raise _changed(self._identity.path) from cause
             raise
         self._check()  # last: a change before and a change while the row was read are errors
-        return row
+        return result
 
     def _check(self) -> None:
         try:

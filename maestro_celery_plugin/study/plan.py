@@ -14,6 +14,7 @@ The plugin writes to the directory ``merlin_info`` of the study:
       claims/<study>/<number>/      who has taken which message (`ledger/claims.py`)
       plain/<step record>/          state of a native step, which Maestro runs
       workers/<worker>.log          log of a worker of the session
+      workers/<worker>.json         machine, slots and versions of the worker (`worker_facts.py`)
       allocations/<name>/<number>/  batch script, output and state of an allocation of the session
       specifications/               all versions of a corrected specification (`maestro/correction.py`)
       launch.lock                   locked while `maestro run` creates the study

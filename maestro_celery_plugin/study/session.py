@@ -197,17 +197,28 @@ class Session:
         Raises:
             StudyError: they cannot be read, or are damaged.
         """
+        variables = self._read_environment()
+        os.environ.update({n: v for n, v in variables.items() if not (n.startswith(_FUNCTION) and n in os.environ)})
+        return variables
+
+    def secret_values(self) -> list[str]:
+        """Return the values of `maestro run --env-file`, which nothing that users pass on may contain.
+
+        Raises:
+            StudyError: they cannot be read, or are damaged.
+        """
+        return [value for name, value in self._read_environment().items() if not name.startswith(_FUNCTION)]
+
+    def _read_environment(self) -> dict[str, str]:
         path = self.path / "environment.json"
         if not os.path.exists(path):  # noqa: PTH110 (Path.exists raises an error without permission)
             return {}
         try:
-            variables = {str(name): str(value) for name, value in json.loads(read_text(path)).items()}
+            return {str(name): str(value) for name, value in json.loads(read_text(path)).items()}
         except OSError as cause:
             raise StudyError(f"'{path}' cannot be read: {cause.strerror}.") from cause
         except (ValueError, AttributeError) as cause:
             raise DamagedFileError.at(path, "it must have the variables of --env-file as JSON") from cause
-        os.environ.update({n: v for n, v in variables.items() if not (n.startswith(_FUNCTION) and n in os.environ)})
-        return variables
 
     # --- worker groups ---
 

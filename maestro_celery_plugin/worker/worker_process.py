@@ -23,6 +23,7 @@ from maestro_celery_plugin.plugins import batch_system
 from maestro_celery_plugin.processes import ProcessId
 from maestro_celery_plugin.states import WorkerState
 from maestro_celery_plugin.study.heartbeats import Heartbeat
+from maestro_celery_plugin.study.worker_facts import WorkerFacts, write_facts
 from maestro_celery_plugin.study.worker_identity import PROCESS_MARKER, mark
 from maestro_celery_plugin.worker.arguments import LEAVE_SIGNAL, WorkerArguments
 from maestro_celery_plugin.worker.gate import gate
@@ -176,7 +177,10 @@ class WorkerProcess:
         since = clock.since_boot()
         if self._session.id != self._session_id:
             return
-        self._session.heartbeats.write(self._heartbeat(slots, beat))
+        heartbeat = self._heartbeat(slots, beat)
+        self._session.heartbeats.write(heartbeat)
+        if beat == 1 and self._name == self._arguments.name:
+            write_facts(self._session, WorkerFacts.of(heartbeat))
         self._limit.renew(since)
         if self._conductor_is_here():
             self._limit.suspend()
