@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-__all__ = ["local_time", "monotonic", "now", "now_ns", "since_boot", "sleep", "wait_until"]
+__all__ = ["adjust", "local_time", "monotonic", "now", "now_ns", "shared_now", "since_boot", "sleep", "wait_until"]
 
 # Seconds since an unspecified start; never decreases. Each machine has its own start.
 monotonic = time.monotonic
@@ -17,6 +17,18 @@ now = time.time
 # Unix nanoseconds of this machine.
 now_ns = time.time_ns
 sleep = time.sleep
+_ahead_s = 0.0
+
+
+def shared_now() -> float:
+    """Return Unix seconds that processes on several machines can compare, after `adjust`."""
+    return now() + _ahead_s
+
+
+def adjust(ahead_s: float) -> None:
+    """Let `shared_now` be ahead of the clock of this machine by some seconds, here and in processes forked later."""
+    global _ahead_s  # one clock per process
+    _ahead_s = ahead_s
 
 
 def since_boot() -> float:

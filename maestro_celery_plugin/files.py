@@ -27,6 +27,7 @@ __all__ = [
     "read_text",
     "refresh_directory",
     "replaced",
+    "share_clock",
     "shared_lock",
     "tail",
     "write_atomically",
@@ -61,6 +62,8 @@ TRANSIENT_ERRORS = frozenset(
 )
 # Seconds before each further attempt to read a file after a transient error.
 _READ_DELAYS_S = (0.01, 0.03, 0.1, 0.3)
+# Clocks that differ less are equal: machines in a network differ by milliseconds; times of files may be whole seconds.
+_CLOCK_TOLERANCE_S = 2.0
 
 
 def write_atomically(path: Path, text: str, mode: int = 0o644, *, durable: bool = True) -> None:
@@ -154,6 +157,19 @@ def file_system_now(directory: Path) -> float:
     finally:
         with contextlib.suppress(OSError):
             probe.unlink(missing_ok=True)
+
+
+def share_clock(directory: Path) -> None:
+    """Let `clock.shared_now` be the time of the file system's server, if the clock of this machine differs from it.
+
+    Args:
+        directory: A directory of the file system, in which this process may write.
+    """
+    before = clock.now()
+    time = file_system_now(directory)
+    after = clock.now()
+    is_equal = before - _CLOCK_TOLERANCE_S <= time <= after + _CLOCK_TOLERANCE_S
+    clock.adjust(0.0 if is_equal else time - after)
 
 
 def read_text(path: Path, *, limit: int = LIMIT_BYTES, errors: str = "strict") -> str:

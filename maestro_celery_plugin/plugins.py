@@ -22,9 +22,9 @@ from maestro_celery_plugin.errors import AllocationError, ExtensionError
 from maestro_celery_plugin.hookspecs import HOOK_NAMESPACE, hookimpl
 from maestro_celery_plugin.samples.csv_reader import CsvReader, TabReader
 from maestro_celery_plugin.samples.npy_reader import NpyReader
-from maestro_celery_plugin.samples.table import SampleTable, recorded_identity, verified_table
+from maestro_celery_plugin.samples.table import SUFFIXES, SampleTable, recorded_identity, verified_table
 
-__all__ = ["batch_system", "batch_systems", "current_allocation", "open_table", "plugin_manager"]
+__all__ = ["batch_system", "batch_systems", "current_allocation", "may_be_read", "open_table", "plugin_manager"]
 
 
 # The parts of this package have names that an entry point cannot have by accident.
@@ -192,6 +192,13 @@ def current_allocation(batch_type: str) -> CurrentAllocation | None:
     """Return the allocation of a batch type around this process; None outside of one, and for `local`."""
     system = batch_system(batch_type)
     return system.current_allocation(os.environ) if system else None
+
+
+def may_be_read(file: str) -> bool:
+    """Tell whether a reader may exist for a sample file with this name; an extension may read files of any name."""
+    readers = plugin_manager().hook.open_samples.get_hookimpls()
+    has_extension = any(not reader.plugin_name.startswith(_BUILT_IN) for reader in readers)
+    return has_extension or Path(file).suffix in SUFFIXES
 
 
 def open_table(path: Path, labels: Sequence[str], cache: Path, rows: int | None = None) -> SampleTable:

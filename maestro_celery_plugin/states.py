@@ -202,6 +202,8 @@ class WorkerState(str, enum.Enum):
     """It waits for messages."""
     BUSY = "busy"
     """A slot has a message."""
+    DISCONNECTED = "disconnected"
+    """It has no work, and its machine cannot reach the broker."""
     HELD = "held"
     """It takes no samples until the conductor has found out why the last ones failed."""
     DRAINING = "draining"

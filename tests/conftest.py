@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from merlin_runs import merlins  # noqa: F401 (fixture)
+from merlin_runs import merlins, without_merlin  # noqa: F401 (fixtures)
 from servers import rabbitmq_server, redis_server, redis_tls_server  # noqa: F401 (fixtures)
 from support import Study, kill
 

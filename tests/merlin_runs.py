@@ -25,6 +25,8 @@ VERSIONS = ("1.13.0", "2.0.0b4")
 _BESIDE_MERLIN = ("celery<5.6", "setuptools<81")
 # What Merlin's examples need; its releases share their examples.
 _OF_EXAMPLES = {"1.13.0": ("merlin-spellbook", "names")}
+# What its examples that iterate import, beside NumPy and matplotlib of their time: `np.float`, the style `seaborn-white`.
+_OF_ITERATIONS = ("merlin-spellbook", "faker", "pandas", "scikit-learn", "numpy<1.24", "matplotlib<3.8", "setuptools<81")
 _BOOKKEEPING = {"MERLIN_STATUS.json", "status.lock"}
 _NO_STEPS = {"merlin_info", "logs", "meta"}
 
@@ -47,11 +49,7 @@ class Merlin:
 
     def install(self) -> None:
         """Install it with the pip of these tests."""
-        venv.create(self.directory / "venv", with_pip=False, symlinks=True)
-        pip = [sys.executable, "-m", "pip", "--python", str(self.bin / "python"), "install", "-q", "--no-compile"]
-        packages = (f"merlin=={self.version}", *_BESIDE_MERLIN, *_OF_EXAMPLES.get(self.version, ()))
-        answer = subprocess.run([*pip, *packages], capture_output=True, text=True, check=False)
-        assert answer.returncode == 0, answer.stderr
+        _install(self.directory, (f"merlin=={self.version}", *_BESIDE_MERLIN, *_OF_EXAMPLES.get(self.version, ())))
 
     def run(self, specifications: Sequence[Path], last_step: str) -> dict[str, Path]:
         """Run studies whose last step is `last_step`; return their workspaces by name."""
@@ -129,6 +127,24 @@ def merlins(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Merlin]:
     with ThreadPoolExecutor() as pool:
         list(pool.map(Merlin.install, installed.values()))
     return installed
+
+
+@pytest.fixture(scope="session")
+def without_merlin(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The `bin` of an environment that has what Merlin's examples import, but no `merlin`."""
+    directory = tmp_path_factory.mktemp("without_merlin")
+    _install(directory, _OF_ITERATIONS)
+    assert not (directory / "venv" / "bin" / "merlin").exists()
+    return directory / "venv" / "bin"
+
+
+def _install(directory: Path, packages: Sequence[str]) -> None:
+    """Make a virtual environment in a directory, and install packages with the pip of these tests."""
+    venv.create(directory / "venv", with_pip=False, symlinks=True)
+    python = directory / "venv" / "bin" / "python"
+    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "-q", "--no-compile"]
+    answer = subprocess.run([*pip, *packages], capture_output=True, text=True, check=False)
+    assert answer.returncode == 0, answer.stderr
 
 
 def files_of(workspace: Path) -> dict[str, str]:

@@ -1,28 +1,45 @@
-"""A simulated second host: a network namespace of this machine with its own host name and a shared file system."""
+"""A simulated second host: namespaces of this machine with an own host name, own process numbers and a network link.
+
+It sees the files of this machine, or those of one directory through a file server over the link (sshfs). Its clock is
+that of this machine; `faketime` changes the clock of single commands.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import shutil
+import socket
 import subprocess
+import threading
+from pathlib import Path
 from types import TracebackType
 
 __all__ = ["COMMANDS", "OtherHost"]
 
-COMMANDS = ("ip", "unshare", "hostname")
+COMMANDS = ("ip", "unshare", "nsenter", "hostname")
+
+_SFTP_SERVERS = "/usr/lib/openssh:/usr/libexec/openssh:/usr/lib/ssh:/usr/libexec"
+# No host has this link address: frames to it are lost without an error, as behind a switch that has failed.
+_NOBODY = "02:00:00:00:00:99"
+_START_S = 20.0
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class OtherHost:
     """A simulated host with one network link to this machine.
 
     Args:
         name: Its host name, at most 12 characters.
         network: The first three numbers of the addresses of the link; no other network of this machine may use them.
+        mounted: A directory that the host reaches over the link only; None for a host that shares all files.
     """
 
     name: str = "otherhost"
     network: str = "10.213.77"
+    mounted: Path | None = None
+    _first: subprocess.Popen[bytes] | None = dataclasses.field(default=None, init=False, repr=False)
+    _server: _FileServer | None = dataclasses.field(default=None, init=False, repr=False)
 
     @property
     def near(self) -> str:
@@ -30,22 +47,58 @@ class OtherHost:
         return f"{self.network}.1"
 
     @property
+    def _far(self) -> str:
+        return f"{self.network}.2"
+
+    @property
     def _link(self) -> str:
         return f"to-{self.name}"
 
+    @property
+    def pid(self) -> int:
+        """The first process of the host, whose end is the end of all its processes."""
+        assert self._first is not None
+        found = Path(f"/proc/{self._first.pid}/task/{self._first.pid}/children").read_text().split()
+        return int(found[0])
+
     def __enter__(self) -> OtherHost:
-        self._ip("netns", "add", self.name)
-        self._ip("link", "add", self._link, "type", "veth", "peer", "name", "eth0", "netns", self.name)
-        self._ip("addr", "add", f"{self.near}/24", "dev", self._link)
-        self._ip("link", "set", self._link, "up")
-        for words in (("addr", "add", f"{self.network}.2/24", "dev", "eth0"), ("link", "set", "eth0", "up")):
-            self._ip("-n", self.name, *words)
-        self._ip("-n", self.name, "link", "set", "lo", "up")
+        try:
+            self._ip("netns", "add", self.name)
+            self._ip("link", "add", self._link, "type", "veth", "peer", "name", "eth0", "netns", self.name)
+            self._ip("addr", "add", f"{self.near}/24", "dev", self._link)
+            self._ip("link", "set", self._link, "up")
+            for words in (("addr", "add", f"{self._far}/24", "dev", "eth0"), ("link", "set", "eth0", "up")):
+                self._ip("-n", self.name, *words)
+            self._ip("-n", self.name, "link", "set", "lo", "up")
+            self._boot()
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
         return self
+
+    def _boot(self) -> None:
+        namespaces = ("--uts", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
+        program = 'hostname "$0" && echo ready && exec sleep infinity'
+        words = ["ip", "netns", "exec", self.name, "unshare", *namespaces, "sh", "-c", program, self.name]
+        self._first = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        assert self._first.stdout is not None
+        assert self._first.stdout.readline() == b"ready\n"
+        if self.mounted is not None:
+            self._server = _FileServer(self.near)
+            options = f"directport={self._server.port},dir_cache=no,attr_timeout=0,entry_timeout=0,noforget"
+            source = f"{self.near}:{self.mounted}"
+            subprocess.run(self.command("sshfs", "-o", options, source, str(self.mounted)), check=True, timeout=_START_S)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._first is not None:
+            with contextlib.suppress(OSError, IndexError):
+                subprocess.run(["kill", "-KILL", str(self.pid)], check=False)
+            self._first.kill()
+            self._first.communicate()
+        if self._server is not None:
+            self._server.close()
         for words in (("link", "del", self._link), ("netns", "del", self.name)):
             with contextlib.suppress(subprocess.CalledProcessError):
                 self._ip(*words)
@@ -56,5 +109,44 @@ class OtherHost:
 
     def command(self, *words: str) -> list[str]:
         """Return the command line that runs a command on the simulated host."""
-        run_as_host = 'hostname "$0" && exec "$@"'
-        return ["ip", "netns", "exec", self.name, "unshare", "--uts", "sh", "-c", run_as_host, self.name, *words]
+        return ["nsenter", "--target", str(self.pid), "--mount", "--uts", "--net", "--pid", *words]
+
+    def cut(self) -> None:
+        """Cut the link: all packets are lost in both directions, and no side notices."""
+        self._neighbours("replace", "lladdr", _NOBODY, "nud", "permanent")
+
+    def restore(self) -> None:
+        """Restore the link."""
+        self._neighbours("del")
+
+    def _neighbours(self, action: str, *words: str) -> None:
+        self._ip("neigh", action, self._far, *words, "dev", self._link)
+        self._ip("-n", self.name, "neigh", action, self.near, *words, "dev", "eth0")
+
+
+class _FileServer:
+    """Serves the files of this machine to sshfs, without encryption: one `sftp-server` per connection."""
+
+    def __init__(self, address: str) -> None:
+        command = shutil.which("sftp-server", path=_SFTP_SERVERS)
+        assert command is not None, "sftp-server is not installed"
+        self._command = command
+        self._listener = socket.create_server((address, 0))
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self.port = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):  # the listener is closed
+            while True:
+                connection, _ = self._listener.accept()
+                with connection:
+                    self._processes.append(subprocess.Popen([self._command], stdin=connection, stdout=connection))
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for process in self._processes:
+            process.kill()
+            process.wait()

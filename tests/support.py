@@ -144,6 +144,16 @@ class Study:
         states = self.states()
         return bool(states) and all(s in ("FINISHED", "FAILED", "CANCELLED") for s in states.values())
 
+    def iterations(self) -> list[Study]:
+        """Return the studies that this one and its relatives have started, in their order."""
+        members = Members(self.path / "merlin_info" / "session").all()
+        return [Study(Path(member.root), self.environment) for member in members[1:]]
+
+    def await_session(self, timeout_s: float = 60.0) -> None:
+        """Wait until all studies of the session have ended, and all processes in the directory of this one."""
+        members, around = Members(self.path / "merlin_info" / "session"), str(self.path.parent)
+        wait_for(lambda: not members.living() and not processes_of(around), "the end of the session", timeout_s)
+
     def await_text(self, pattern: str, text: str = "", count: int = 1, timeout_s: float = 60.0) -> None:
         """Wait until `count` files that match `pattern` contain `text`."""
         wait_for(

@@ -141,7 +141,8 @@ def _study_codes() -> Iterator[str]:
     yield "`resume` without `-fg` returns 0 when the conductor runs. A command that has failed itself returns 1,"
     yield from ("with a message on stderr.", "")
     help_of = member_help(StudyCode)
-    yield from _table(("code", "the study"), [(str(code.value), help_of[code.name]) for code in StudyCode])
+    rows = [(str(code.value), f"`{code.name.lower()}`", help_of[code.name]) for code in StudyCode]
+    yield from _table(("code", "`outcome` of `monitor --json`", "the study"), rows)
 
 
 def _subcommands() -> Iterator[tuple[str, click.Command]]:

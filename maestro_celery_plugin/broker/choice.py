@@ -8,6 +8,7 @@ If a broker that the user gives by URL does not answer, the plugin raises an err
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import os
 import re
 import secrets
@@ -26,7 +27,17 @@ from maestro_celery_plugin.config.user_configuration import configuration_path, 
 from maestro_celery_plugin.errors import BrokerError, BrokerUnavailableError
 from maestro_celery_plugin.study.session import ENVIRONMENT_VARIABLE, Session
 
-__all__ = ["ENVIRONMENT_VARIABLE", "PRIVATE", "BrokerChoice", "check", "check_reachable", "choices", "choose", "masked"]
+__all__ = [
+    "ENVIRONMENT_VARIABLE",
+    "PRIVATE",
+    "BrokerChoice",
+    "check",
+    "check_reachable",
+    "check_text",
+    "choices",
+    "choose",
+    "masked",
+]
 
 # The value of ``--broker``, of the environment variable and of the user's configuration for the private broker.
 PRIVATE = "private"
@@ -110,6 +121,26 @@ def check(choice: BrokerChoice) -> None:
     if choice.url is None:
         find_server()
         return
+    check_text(choice)
+    try:
+        problem = tls_problem(choice.url)
+        if problem:
+            raise _unusable(choice, f"{problem}.")
+        _log_in(choice.url, choice.celery, tries_queue=True)
+    except BrokerError:
+        raise
+    except Exception as cause:  # each transport raises its own errors
+        raise _unusable(choice, failure_of(cause, choice.url)) from cause
+
+
+def check_text(choice: BrokerChoice) -> None:
+    """Check the text of a URL, without its server.
+
+    Raises:
+        BrokerError: it can be the URL of no broker.
+    """
+    if choice.url is None:
+        return
     if _SPLIT_PASSWORD.search(choice.url):
         # The libraries would take a part of the password for the host, and show it in their errors.
         raise BrokerError(
@@ -122,17 +153,10 @@ def check(choice: BrokerChoice) -> None:
     except ValueError as cause:
         text = "the host or the port in its URL is invalid; a port is a number up to 65535. Correct the URL."
         raise _unusable(choice, text) from cause
-    try:
-        if scheme not in _SCHEMES:
-            raise _unusable(choice, f"the URL needs one of the schemes {', '.join(_SCHEMES)}. Correct the URL.")
-        problem = tls_problem(choice.url)
-        if problem:
-            raise _unusable(choice, f"{problem}.")
-        _log_in(choice.url, choice.celery, tries_queue=True)
-    except BrokerError:
-        raise
-    except Exception as cause:  # each transport raises its own errors
-        raise _unusable(choice, failure_of(cause, choice.url)) from cause
+    if scheme not in _SCHEMES:
+        close = difflib.get_close_matches(str(scheme), _SCHEMES, n=1)
+        hint = f"; did you mean '{close[0]}'?" if close else "."
+        raise _unusable(choice, f"the URL needs one of the schemes {', '.join(_SCHEMES)}{hint} Correct the URL.")
 
 
 def _unusable(choice: BrokerChoice, problem: str) -> BrokerError:

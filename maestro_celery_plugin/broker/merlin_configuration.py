@@ -28,6 +28,9 @@ _BLOCK_KEYS = frozenset(
         *("socketname", "pass_file", "encryption_key"),
     )
 )
+_NAMES = ("redis", "rediss", "redis+socket", "amqp", "amqps", "rabbitmq", "valkey", "valkeys")
+# What a password in the file hardly begins with, but its path.
+_PATH = re.compile(r"~?/|\.\.?/")
 _PLACEHOLDER = re.compile(r"<\w+( \w+)*>")
 _CELERY_KEYS = ("override", "overrides", "omit_queue_tag", "queue_tag", "certs")
 
@@ -80,7 +83,7 @@ def read_merlin(path: Path) -> MerlinBroker:
         _check_values(broker, path)
         celery = _celery_block(document.get("celery"), path)
         places = [Path(str(celery["certs"])).expanduser()] if celery.get("certs") else []
-        url = with_tls(_url_of_block(broker, places), broker, path, places)
+        url = with_tls(_url_of_block(broker, path, places), broker, path, places)
     except (yaml.YAMLError, OSError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as cause:
         raise BrokerError(
             f"{path}: no usable broker block ({cause!r}); correct it, or set a broker with --broker URL or "
@@ -147,17 +150,22 @@ def _notes_on_queues(celery: Mapping[str, Any], path: Path) -> Iterable[str]:
         )
 
 
-def _url_of_block(broker: Mapping[str, Any], places: Sequence[Path]) -> str:
+def _url_of_block(broker: Mapping[str, Any], path: Path, places: Sequence[Path]) -> str:
     if broker.get("url"):
         return str(broker["url"])
     name = str(broker["name"]).lower()
+    if name not in _NAMES:
+        raise BrokerError(
+            f"{path}: broker.name: found '{broker['name']}'; {nearest(name, _NAMES)} `--broker private` uses a private "
+            "broker instead."
+        )
     scheme = {"rabbitmq": "amqps"}.get(name, name)
     if scheme == "redis+socket":
         return f"redis+socket://{broker['path']}?virtual_host={broker.get('db_num', 0)}"
-    return _server_url(scheme, broker, places)
+    return _server_url(scheme, broker, _password(str(broker.get("password") or ""), path, places))
 
 
-def _server_url(scheme: str, broker: Mapping[str, Any], places: Sequence[Path]) -> str:
+def _server_url(scheme: str, broker: Mapping[str, Any], password: str) -> str:
     """Return the URL of a server; Merlin inserts texts as they are, so that ``%40`` in them is ``@``."""
     is_redis = scheme.startswith("redis")
     user = unquote(str(broker.get("username") or ("" if is_redis else getpass.getuser())))
@@ -168,14 +176,24 @@ def _server_url(scheme: str, broker: Mapping[str, Any], places: Sequence[Path]) 
     server = str(broker["server"] or "").strip("[]")
     if not server:
         raise KeyError("server")
-    return str(as_url(scheme, server, port, user, _password(str(broker.get("password") or ""), places), path))
+    return str(as_url(scheme, server, port, user, password, path))
 
 
-def _password(text: str, places: Sequence[Path]) -> str:
-    """Return the first line of a password file, or the text itself without such a file (Merlin: config/utils.py)."""
+def _password(text: str, path: Path, places: Sequence[Path]) -> str:
+    """Return the first line of a password file, or the text itself without such a file (Merlin: config/utils.py).
+
+    Raises:
+        BrokerError: the text is the path of a file that does not exist. The message does not repeat it.
+        OSError: the file cannot be read.
+    """
     given = Path(text.strip()).expanduser()
     candidates = (Path("~/.merlin").expanduser() / given, given, *(place / given for place in places))
     found = next(filter(_is_file, candidates), None) if text.strip() else None
+    if found is None and _PATH.match(text.strip()):
+        raise BrokerError(
+            f"{path}: broker.password: its value is a path, but there is no such file; correct it, or put a password "
+            "that begins in this way into a file. `--broker private` uses a private broker instead."
+        )
     return unquote(text.strip()) if found is None else found.read_text().partition("\n")[0].strip()
 
 

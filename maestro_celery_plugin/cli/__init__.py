@@ -14,13 +14,14 @@ import click
 
 from maestro_celery_plugin.errors import EnsembleError
 from maestro_celery_plugin.imports import one_thread
+from maestro_celery_plugin.spec.overrides import one_variable_each
 
 __all__ = ["main"]
 
 # The commands in the order of the help text; each is a module with a function `command`.
 COMMANDS = (
     *("example", "validate", "convert", "schema"),
-    *("status", "explain", "report", "monitor", "resume", "cancel", "session"),
+    *("status", "explain", "report", "monitor", "resume", "cancel", "add-samples", "session"),
     *("workers", "stop-workers", "queues", "purge", "allocation"),
     *("config", "doctor"),
 )
@@ -61,6 +62,10 @@ class _Commands(click.Group):
             command: click.Command = importlib.import_module(f"{__name__}.{cmd_name.replace('-', '_')}").command
         return command
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the command line, with one variable for each `--vars`, as `maestro run` does."""
+        return super().parse_args(ctx, list(one_variable_each(args)))
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
         gc.set_threshold(_GARBAGE_THRESHOLD)
@@ -69,7 +74,8 @@ class _Commands(click.Group):
         except BrokenPipeError:
             raise  # click ends in silence when nobody reads the output any more
         except (EnsembleError, OSError) as error:
-            click.echo(f"maestro-celery: error: {error}", err=True)
+            text = _words_of(error) if isinstance(error, OSError) else str(error)
+            click.echo(f"maestro-celery: error: {text}", err=True)
             ctx.exit(1)
         except KeyboardInterrupt:
             click.echo(
@@ -77,6 +83,15 @@ class _Commands(click.Group):
                 err=True,
             )
             ctx.exit(_INTERRUPTED)
+
+
+def _words_of(error: OSError) -> str:
+    """Return a sentence for an error of a file, without its number."""
+    if error.filename is None or error.strerror is None:
+        return str(error)
+    if isinstance(error, PermissionError):
+        return f"'{error.filename}' cannot be read or written ({error.strerror}); its owner can, or use another path."
+    return f"'{error.filename}' cannot be used ({error.strerror}); correct this, or use another path."
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})

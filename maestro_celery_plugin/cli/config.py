@@ -10,7 +10,7 @@ from typing import Any
 import click
 import yaml
 
-from maestro_celery_plugin.broker.choice import BrokerChoice, check, choices, masked
+from maestro_celery_plugin.broker.choice import BrokerChoice, check, check_text, choices, masked
 from maestro_celery_plugin.broker.private import find_server
 from maestro_celery_plugin.broker.tls import encryption_of
 from maestro_celery_plugin.config import conversion
@@ -108,7 +108,7 @@ def set_key(key: str, value: str | None) -> None:
     data = conversion.to_dict(read_configuration())
     block, name = _place(data, key)
     block[name] = _value(value) if key.startswith(_BATCH) else value
-    configuration = checked(data, configuration_path())
+    configuration = checked(data, "config set", hint="nothing is stored")
     if key == "broker":
         _check_url(configuration)
     store(configuration)
@@ -140,10 +140,15 @@ def _value(text: str) -> Any:
 
 
 def _check_url(configuration: UserConfiguration) -> None:
-    """Check the broker of a new configuration, and warn if it cannot be used now: it may be away for a while."""
-    choice = next(choices(configuration.broker))
+    """Check the broker of a new configuration, and warn if it cannot be used now: it may be away for a while.
+
+    Raises:
+        BrokerError: the text is no URL of a broker.
+    """
+    choice = dataclasses.replace(next(choices(configuration.broker)), source="config set")
+    check_text(choice)
     try:
-        check(dataclasses.replace(choice, source="config set"))
+        check(choice)
     except BrokerError as error:
         click.echo(f"maestro-celery: warning: {error}", err=True)
 

@@ -12,33 +12,25 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterable
-from importlib.metadata import version
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import NoReturn
 
 from maestro_celery_plugin.cli import main as maestro_celery
-from maestro_celery_plugin.cli.workers import study_of
+from maestro_celery_plugin.cli.merlin_arguments import options_without_effect, parser
+from maestro_celery_plugin.cli.merlin_dump import check_dump, dump_queues, dump_status
+from maestro_celery_plugin.cli.study_argument import study_of
 from maestro_celery_plugin.config.groups import serving_groups
 from maestro_celery_plugin.errors import EnsembleError
 from maestro_celery_plugin.study.plan import StudyPlan
 
 __all__ = ["main", "translated"]
 
-_ABOUT = (
-    "Merlin is not installed here. This command of maestro-celery-plugin starts and controls studies with Maestro "
-    "instead. For `import merlin`, for example merlin.common.util_sampling, and for the other commands, install Merlin "
-    "into the environment of the samples: pip install merlin."
-)
 _NOTHING_TO_START = "merlin run-workers: there is nothing to do: the conductor of a study starts its workers."
-
-
-class _Parser(argparse.ArgumentParser):
-    """A parser that says for what Merlin itself is needed."""
-
-    def error(self, message: str) -> NoReturn:
-        """Exit with a message."""
-        super().error(f"{message}\n{_ABOUT}")
+_NO_DATABASE = (
+    "merlin database: there is nothing to do: the directory of a study has its states, and `maestro-celery status "
+    "--json` prints them."
+)
+_FAILURES = {"FAILED", "SOFT_FAIL", "HARD_FAIL"}
 
 
 def main() -> None:
@@ -46,21 +38,22 @@ def main() -> None:
     root, *words = sys.argv[1:]
     try:
         command = translated(words, Path(root))
-    except EnsembleError as error:
+    except (EnsembleError, OSError) as error:
         sys.exit(f"merlin: error: {error}")
     if not command:
-        print(_NOTHING_TO_START)
-    elif command[0] == "maestro":
+        return
+    if command[0] == "maestro":
         own = Path(sys.executable).with_name("maestro")
         maestro = str(own) if own.is_file() else shutil.which("maestro") or "maestro"
         os.execvp(maestro, [maestro, *command[1:]])  # noqa: S606 (no shell, on purpose)
-    else:
-        print(f"merlin: {' '.join(command)}", file=sys.stderr, flush=True)
-        maestro_celery(command[1:], prog_name="maestro-celery")
+    print(f"merlin: {' '.join(command)}", file=sys.stderr, flush=True)
+    maestro_celery(command[1:], prog_name="maestro-celery")
 
 
 def translated(words: list[str], root: Path) -> list[str]:
-    """Return the command of Maestro or of this plugin for a command of Merlin; empty if there is nothing to do.
+    """Return the command of Maestro or of this plugin for a command of Merlin; empty if nothing is left to do.
+
+    Options without effect have a line on stderr. A dump is written here.
 
     Args:
         words: The arguments of `merlin`.
@@ -68,35 +61,43 @@ def translated(words: list[str], root: Path) -> list[str]:
 
     Raises:
         StudyError: the study of a specification is not running.
+        OSError: a dump cannot be written.
         SystemExit: the arguments are wrong.
     """
-    options = _parser().parse_args(words)
-    command = str(options.command)
-    if command == "run":
-        return _run(options)
-    if command == "run-workers":
+    options = parser().parse_args(words)
+    for line in options_without_effect(options):
+        print(line, file=sys.stderr)
+    if options.command in ("database", "db"):
+        print(_NO_DATABASE, file=sys.stderr)
         return []
-    if command == "info":
+    if options.command == "info":
         return ["maestro-celery", "doctor"]
-    if command == "restart":
-        foreground = ["-fg"] if options.local else []
-        return ["maestro-celery", "resume", "--failed", *foreground, options.restart_dir]  # Merlin runs them again
-    if command == "purge":
-        steps = _repeated("--step", [step for step in options.steps if step != "all"])
-        flags = ["-f"] if options.force else []
-        return ["maestro-celery", "purge", *flags, *steps, *_repeated("--vars", options.vars), options.specification]
-    if command in ("stop-workers", "query-workers"):
-        return _workers(options, root)
-    study = str(study_of(Path(options.study), options.vars, may_have_ended=True) if options.study else root)
-    if command == "cancel":
-        return ["maestro", "cancel", "-y", study]
-    if command == "monitor":
-        return ["maestro-celery", "monitor", "--sleep", str(options.sleep), study]
-    name = {"queue-info": "queues", "status": "status", "detailed-status": "status"}[command]
-    return ["maestro-celery", name, study]
+    return _COMMANDS[options.command](options, root)
 
 
-def _run(options: argparse.Namespace) -> list[str]:
+def _is_own(options: argparse.Namespace, root: Path) -> bool:
+    """Tell whether a command is for the study whose sample calls it: it has its specification, or none."""
+    if not options.study:
+        return True
+    plan = StudyPlan.read(root)
+    values = dict(word.partition("=")[::2] for word in options.vars)
+    return plan.is_of(Path(options.study)) and values.items() <= dict(plan.overrides.variables).items()
+
+
+def _study(options: argparse.Namespace, root: Path, *, may_have_ended: bool = False) -> Path:
+    """Return the directory of the study that a command is for.
+
+    Raises:
+        StudyError: there is no such study.
+    """
+    if _is_own(options, root):
+        return root
+    place = getattr(options, "output_path", None)
+    places = [Path(place)] if place else []
+    return study_of(Path(options.study), options.vars, may_have_ended=may_have_ended, places=places)
+
+
+def _run(options: argparse.Namespace, root: Path) -> list[str]:
     """Return the command that launches a study."""
     flags = {"--dry": options.dry, "--no-errors": options.no_errors, "-fg": options.local}
     values = _repeated("--vars", options.vars)
@@ -106,23 +107,107 @@ def _run(options: argparse.Namespace) -> list[str]:
     return ["maestro", "run", "-y", *(flag for flag, is_set in flags.items() if is_set), options.specification, *values]
 
 
+def _restart(options: argparse.Namespace, root: Path) -> list[str]:
+    """Return the command that continues a study; Merlin runs failed samples again as well."""
+    return ["maestro-celery", "resume", "--failed", *(["-fg"] if options.local else []), options.restart_dir]
+
+
+def _run_workers(options: argparse.Namespace, root: Path) -> list[str]:
+    """Return the command that prints the command lines of workers; without `--echo`, there is nothing to do."""
+    if not options.echo:
+        print(_NOTHING_TO_START)
+        return []
+    study = _study(options, root)
+    chosen = [] if options.steps == ["all"] else _groups(study, _queues_of(study, options.steps))
+    return ["maestro-celery", "workers", "--echo", *_repeated("--group", chosen), str(study)]
+
+
+def _purge(options: argparse.Namespace, root: Path) -> list[str]:
+    """Return the command that takes waiting samples back."""
+    flags = ["-f"] if options.force else []
+    steps = _repeated("--step", [step for step in options.steps if step != "all"])
+    study = [str(root)] if _is_own(options, root) else [*_repeated("--vars", options.vars), options.study]
+    return ["maestro-celery", "purge", *flags, *steps, *study]
+
+
 def _workers(options: argparse.Namespace, root: Path) -> list[str]:
     """Return the command that stops or lists the workers of the groups with these names or task queues."""
-    study = study_of(Path(options.spec)) if options.spec else root
-    groups = serving_groups(StudyPlan.read(study).settings)
+    study = _study(options, root)
     try:
         words = [re.compile(word) for word in options.workers]
     except re.error as error:
         sys.exit(f"merlin: error: --workers: '{error.pattern!s}' is no regular expression ({error}); correct it.")
-    chosen = [
-        name
-        for name, group in groups.items()
-        if set(group.task_queues) & set(options.queues) or any(word.search(name) for word in words)
-    ]
+    groups = serving_groups(StudyPlan.read(study).settings)
+    of_queues = _groups(study, options.queues)
+    chosen = [name for name in groups if name in of_queues or any(word.search(name) for word in words)]
     if (options.queues or options.workers) and not chosen:
         sys.exit(f"merlin: error: the study has no such workers; its worker groups are {', '.join(groups)}.")
-    command = ["stop-workers", "-f"] if options.command == "stop-workers" else ["workers", "--list"]
+    command = ["stop-workers", "-f"]
+    if options.command == "query-workers":
+        command = ["workers", "--list", *(["--json"] if options.format == "json" else [])]
     return ["maestro-celery", *command, *_repeated("--group", chosen), str(study)]
+
+
+def _cancel(options: argparse.Namespace, root: Path) -> list[str]:
+    """Return the command that cancels a study, or the part of it that is wanted."""
+    study = str(_study(options, root))
+    if options.no_purge and options.no_stop_workers:
+        return []
+    if options.no_purge:
+        return ["maestro-celery", "stop-workers", "-f", study]
+    return ["maestro-celery", "purge", "-f", study] if options.no_stop_workers else ["maestro", "cancel", "-y", study]
+
+
+def _queues(options: argparse.Namespace, root: Path) -> list[str]:
+    """Return the command that shows task queues, or write them to a file."""
+    study = _study(options, root)
+    names = [] if options.steps == ["all"] else _queues_of(study, options.steps)
+    names += options.specific_queues
+    if options.dump:
+        dump_queues(study, names, check_dump(options.dump))
+        return []
+    return ["maestro-celery", "queues", *_repeated("--queue", names), str(study)]
+
+
+def _monitor(options: argparse.Namespace, root: Path) -> list[str]:
+    """Return the command that waits for the end of a study."""
+    return ["maestro-celery", "monitor", "--sleep", str(options.sleep), str(_study(options, root, may_have_ended=True))]
+
+
+def _status(options: argparse.Namespace, root: Path) -> list[str]:
+    """Return the command that shows the status, or write it to a file."""
+    study = str(_study(options, root, may_have_ended=True))
+    if options.dump:
+        dump_status(Path(study), check_dump(options.dump))
+        return []
+    if options.command == "status":
+        return ["maestro-celery", "status", study]
+    if not _FAILURES.isdisjoint([*options.task_status, *options.return_code]):
+        limit = ["--limit", str(options.max_tasks)] if options.max_tasks else []
+        return ["maestro-celery", "status", "--failed", *limit, study]
+    given = {"task-status": options.task_status, "return-code": options.return_code, "max-tasks": options.max_tasks}
+    for name in (name for name, value in given.items() if value):
+        print(f"merlin detailed-status: --{name} has an effect for failed samples only.", file=sys.stderr)
+    return ["maestro-celery", "status", study]
+
+
+def _queues_of(study: Path, steps: Iterable[str]) -> list[str]:
+    """Return the task queues of steps.
+
+    Raises:
+        SystemExit: there is no such step.
+    """
+    facts = StudyPlan.read(study).settings.steps
+    unknown = [step for step in steps if step not in facts]
+    if unknown:
+        sys.exit(f"merlin: error: --steps: the study has no step '{unknown[0]}'; its steps are {', '.join(facts)}.")
+    return list(dict.fromkeys(queue for step in steps for queue in facts[step].queues))
+
+
+def _groups(study: Path, queues: Iterable[str]) -> list[str]:
+    """Return the worker groups that serve one of these task queues."""
+    groups, names = serving_groups(StudyPlan.read(study).settings), set(queues)
+    return [name for name, group in groups.items() if names & set(group.task_queues)]
 
 
 def _repeated(option: str, values: Iterable[str]) -> list[str]:
@@ -130,59 +215,16 @@ def _repeated(option: str, values: Iterable[str]) -> list[str]:
     return [word for value in values for word in (option, value)]
 
 
-def _parser() -> _Parser:
-    parser = _Parser(prog="merlin", description=_ABOUT)
-    release = f"maestro-celery-plugin {version('maestro-celery-plugin')}"
-    parser.add_argument("-v", "--version", action="version", version=release)
-    parser.add_argument("-lvl", "--level", default="INFO", help=argparse.SUPPRESS)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _add_launch_commands(commands)
-    purge = commands.add_parser("purge", help="take waiting samples back: maestro-celery purge")
-    purge.add_argument("specification")
-    purge.add_argument("-f", "--force", action="store_true")
-    purge.add_argument("--steps", nargs="+", default=[])
-    purge.add_argument("--vars", nargs="+", default=[], metavar="NAME=VALUE")
-    for name in ("stop-workers", "query-workers"):
-        workers = commands.add_parser(name, help="of this study, or of a specification")
-        workers.add_argument("--spec")
-        workers.add_argument("--queues", nargs="+", default=[])
-        workers.add_argument("--workers", nargs="+", default=[])
-        workers.add_argument("--task_server", default="celery", choices=["celery"], help=argparse.SUPPRESS)
-    for name in ("status", "detailed-status", "monitor", "cancel"):
-        words = "maestro cancel" if name == "cancel" else f"maestro-celery {name.split('-')[-1]}"
-        of_study = commands.add_parser(name, help=f"of this study, or of another: {words}")
-        of_study.add_argument("study", nargs="?")
-        of_study.add_argument("--vars", nargs="+", default=[], metavar="NAME=VALUE")
-        if name == "monitor":
-            _add_monitor_options(of_study)
-    queues = commands.add_parser("queue-info", help="of this study, or of a specification: maestro-celery queues")
-    queues.add_argument("--spec", dest="study")
-    queues.add_argument("--vars", nargs="+", default=[], metavar="NAME=VALUE")
-    commands.add_parser("info", help="check the installation: maestro-celery doctor")
-    return parser
-
-
-def _add_monitor_options(monitor: argparse.ArgumentParser) -> None:
-    """Add the options of `merlin monitor`; those without effect are for what a conductor does by itself."""
-    monitor.add_argument("--sleep", type=int, default=60)
-    monitor.add_argument("--steps", nargs="+", help=argparse.SUPPRESS)
-    monitor.add_argument("--task_server", default="celery", choices=["celery"], help=argparse.SUPPRESS)
-    for flags in (("-n", "--no-restart"), ("--disable-gc",)):
-        monitor.add_argument(*flags, action="store_true", help=argparse.SUPPRESS)
-
-
-def _add_launch_commands(commands: argparse._SubParsersAction[_Parser]) -> None:
-    """Add the commands that start studies and workers."""
-    run = commands.add_parser("run", help="start a study: maestro run -y", epilog=_ABOUT)
-    run.add_argument("specification")
-    run.add_argument("--vars", nargs="+", default=[], metavar="NAME=VALUE")
-    run.add_argument("--samplesfile")
-    run.add_argument("--pgen")
-    run.add_argument("--pargs", nargs="+", action="extend", default=[])
-    for flag in ("--dry", "--no-errors", "--local"):
-        run.add_argument(flag, action="store_true")
-    restart = commands.add_parser("restart", help="continue a study: maestro-celery resume")
-    restart.add_argument("restart_dir")
-    restart.add_argument("--local", action="store_true")
-    run_workers = commands.add_parser("run-workers", help="does nothing: the conductor starts workers")
-    run_workers.add_argument("arguments", nargs=argparse.REMAINDER)
+_COMMANDS: Mapping[str, Callable[[argparse.Namespace, Path], list[str]]] = {
+    "run": _run,
+    "restart": _restart,
+    "run-workers": _run_workers,
+    "purge": _purge,
+    "stop-workers": _workers,
+    "query-workers": _workers,
+    "cancel": _cancel,
+    "queue-info": _queues,
+    "monitor": _monitor,
+    "status": _status,
+    "detailed-status": _status,
+}

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import click
 
+from maestro_celery_plugin.cli.study_argument import study_of
 from maestro_celery_plugin.cli.vars_option import vars_option
-from maestro_celery_plugin.cli.workers import study_of
 from maestro_celery_plugin.report.monitor import MonitoredStudy, monitor
 
 __all__ = ["command"]

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
+from maestro_celery_plugin.cli.study_argument import study_of
 from maestro_celery_plugin.cli.vars_option import vars_option
-from maestro_celery_plugin.cli.workers import study_of
 from maestro_celery_plugin.maestro.purge import Purge
 
 __all__ = ["command"]
@@ -25,7 +25,7 @@ __all__ = ["command"]
 def command(study: Path, steps: tuple[str, ...], variables: tuple[str, ...], force: bool, as_json: bool) -> None:
     """Take the waiting samples of steps back: they, and what depends on them, do not run until `resume`.
 
-    STUDY is the directory of a study, or a specification with a running study. Running samples run to their end, and
+    STUDY is the directory of a study, or the specification of a running study. Running samples run to their end, and
     other steps go on. `maestro-celery cancel --step` also ends the running samples.
     """
     purge = Purge(study_of(study, variables), steps)

@@ -89,4 +89,4 @@ def command(
     )
     if foreground:
         sys.exit(code)
-    click.echo(f"Study resumed; `maestro-celery status {directory}` shows its progress.")
+    click.echo(f"A conductor runs the study; `maestro-celery status {directory}` shows it.")

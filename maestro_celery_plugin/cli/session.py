@@ -12,8 +12,9 @@ from maestro_celery_plugin import clock
 from maestro_celery_plugin.errors import StudyError
 from maestro_celery_plugin.host.start import begin, has_host
 from maestro_celery_plugin.maestro.session_stop import stop_session
-from maestro_celery_plugin.report.session_tree import session_studies, studies_table
-from maestro_celery_plugin.report.terminal import command_words, wide_console
+from maestro_celery_plugin.report.session_tree import print_studies, session_studies
+from maestro_celery_plugin.report.terminal import command_words
+from maestro_celery_plugin.states import MemberState
 from maestro_celery_plugin.study.members import Members
 from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.session import Session
@@ -21,6 +22,8 @@ from maestro_celery_plugin.study.session import Session
 __all__ = ["command"]
 
 _HOST_LIMIT_S = 20.0
+# A host that ends is gone after this time.
+_ENDING_S = 1.0
 
 
 @click.group("session")
@@ -74,7 +77,7 @@ def show(study: Path, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([one.to_json() for one in studies], indent=1))
         return
-    wide_console().print(studies_table(studies), crop=False)
+    print_studies(studies)
     if Members(session.path).living() and not has_host(session):
         click.echo(
             "The session has no host. On the machine where the first study was launched, "
@@ -105,15 +108,23 @@ def stop(study: Path, force: bool) -> None:
 def resume(study: Path) -> None:
     """Start another host for a session whose host was killed; it goes on with studies whose conductor has died."""
     session = _session_of(study)
-    if has_host(session):
-        click.echo("The host of the session runs already.")
-        return
     members = Members(session.path)
+    if all(member.state is MemberState.ENDED for member in members.all()):
+        click.echo(
+            "All studies of the session have ended; `maestro-celery resume` with the directory of one continues it "
+            "if it was cancelled or has failed."
+        )
+        return
     session.revoke_stop()
     for member in members.all():
         if not members.is_alive(member) and member.restarts:
-            members.change(member.id, restarts=0)
-    begin(session)
-    if not clock.wait_until(lambda: has_host(session), _HOST_LIMIT_S):
-        raise StudyError(f"The host has not started; '{session.path / 'host.log'}' shows why.")
-    click.echo("The host of the session runs, and goes on with its studies; `maestro-celery session show` shows them.")
+            members.change(member.id, restarts=0)  # the host starts its conductor once more
+    runs = not clock.wait_until(lambda: not has_host(session), _ENDING_S)  # it may be about to end
+    if not runs:
+        begin(session)
+        if not clock.wait_until(lambda: has_host(session), _HOST_LIMIT_S):
+            raise StudyError(f"The host has not started; '{session.path / 'host.log'}' shows why.")
+    click.echo(
+        f"The host of the session runs{' already' if runs else ''}, and goes on with its studies; "
+        "`maestro-celery session show` shows them."
+    )

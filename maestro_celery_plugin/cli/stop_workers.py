@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
+from maestro_celery_plugin.cli.study_argument import study_of
 from maestro_celery_plugin.cli.vars_option import vars_option
-from maestro_celery_plugin.cli.workers import study_of
 from maestro_celery_plugin.maestro.stop_workers import StopRequest, stop_workers
 
 __all__ = ["command"]
@@ -26,11 +26,11 @@ def command(
 ) -> None:
     """End the workers of a study after their running samples, and the allocations of these workers.
 
-    STUDY is the directory of a study, or a specification with a running study. The conductor starts no other workers:
+    STUDY is the directory of a study, or the specification of a running study. The conductor starts no other workers:
     the study waits until `maestro-celery resume` lets it start workers, or `maestro-celery workers` starts some.
     """
     request = StopRequest(study_of(study, variables), groups, now=now)
-    if not force:
+    if not force and not request.is_empty:
         click.echo(request.question, err=as_json)
         click.confirm("Stop them?", abort=True, err=as_json)
     sentences = stop_workers(request)

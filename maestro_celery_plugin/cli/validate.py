@@ -8,7 +8,10 @@ from collections.abc import Sequence
 
 import click
 
-from maestro_celery_plugin.maestro.validation import STDIN, Finding, validate
+from maestro_celery_plugin.cli.vars_option import vars_option
+from maestro_celery_plugin.maestro.command_line import check_generator
+from maestro_celery_plugin.maestro.validation import STDIN, Finding, Generator, validate
+from maestro_celery_plugin.spec.overrides import Overrides, variables_of
 from maestro_celery_plugin.spec.problems import Kind
 
 __all__ = ["command"]
@@ -17,8 +20,18 @@ __all__ = ["command"]
 @click.command("validate")
 @click.argument("specifications", nargs=-1, required=True, metavar="SPECIFICATION...")
 @click.option("--here", is_flag=True, help="Count what this machine lacks as a fault, such as a batch command.")
+@vars_option
+@click.option("--pgen", metavar="FILE", help="Python file of parameters, as for `maestro run`; it runs.")
+@click.option("--pargs", metavar="KEY:VALUE", multiple=True, help="Argument for --pgen; may be repeated.")
 @click.option("--json", "as_json", is_flag=True, help="Print the problems as JSON, with their lines in the file.")
-def command(specifications: tuple[str, ...], here: bool, as_json: bool) -> None:
+def command(
+    specifications: tuple[str, ...],
+    here: bool,
+    variables: tuple[str, ...],
+    pgen: str | None,
+    pargs: tuple[str, ...],
+    as_json: bool,
+) -> None:
     """List the faults of each SPECIFICATION (`-` for the standard input), one per line.
 
     The checks are those of `maestro run` before it creates a file. Nothing starts, no samples are generated, and no
@@ -26,7 +39,9 @@ def command(specifications: tuple[str, ...], here: bool, as_json: bool) -> None:
     exit code is 1 if a specification has a fault, and 0 otherwise.
     """
     faults = (Kind.FAULT, Kind.MACHINE) if here else (Kind.FAULT,)
-    found = {name: validate(name) for name in specifications}
+    overrides, arguments = Overrides(variables=variables_of(variables)), check_generator(pgen, pargs)
+    generator = Generator(pgen, arguments) if pgen else None
+    found = {name: validate(name, overrides, generator) for name in specifications}
     if as_json:
         click.echo(json.dumps([_to_json(name, findings, faults) for name, findings in found.items()], indent=1))
     else:

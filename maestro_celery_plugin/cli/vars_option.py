@@ -15,7 +15,7 @@ def vars_option(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option(
         "--vars",
         "variables",
-        metavar="NAME=VALUE",
+        metavar="NAME=VALUE ...",
         multiple=True,
-        help="Value of a variable, as for `maestro run`; may be repeated.",
+        help="Values of variables, as for `maestro run`.",
     )(command)

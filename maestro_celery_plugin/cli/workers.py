@@ -3,33 +3,34 @@
 from __future__ import annotations
 
 import json
-import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import click
 
+from maestro_celery_plugin.cli.study_argument import study_of
 from maestro_celery_plugin.cli.vars_option import vars_option
 from maestro_celery_plugin.conductor.worker_sources import request_for
-from maestro_celery_plugin.config.groups import batch_of, is_for_this_machine, require_groups, serving_groups
+from maestro_celery_plugin.config.groups import LOCAL, batch_of, is_for_this_machine, require_groups, serving_groups
 from maestro_celery_plugin.errors import StudyError
-from maestro_celery_plugin.files import is_locked
 from maestro_celery_plugin.machine import host_name
-from maestro_celery_plugin.maestro.specification import load_ensemble
 from maestro_celery_plugin.plugins import current_allocation
 from maestro_celery_plugin.processes import forget_variable
-from maestro_celery_plugin.report.terminal import wide_console
-from maestro_celery_plugin.report.worker_list import live_workers, workers_table
-from maestro_celery_plugin.spec.overrides import Overrides, variables_of
+from maestro_celery_plugin.report.model import StudyState
+from maestro_celery_plugin.report.reader import StatusReader
+from maestro_celery_plugin.report.terminal import command_words
+from maestro_celery_plugin.report.worker_list import live_workers, print_workers
 from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.session import ENVIRONMENT_VARIABLE, Session
 from maestro_celery_plugin.study.stopped_workers import read_stopped
-from maestro_celery_plugin.study.worker_identity import worker_command
+from maestro_celery_plugin.study.worker_identity import EXIT_NO_BROKER, worker_command
 
-__all__ = ["command", "start_workers", "study_of", "worker_lines"]
+__all__ = ["command", "start_workers", "worker_lines"]
+
+_ENDED = (StudyState.FINISHED, StudyState.FAILED, StudyState.CANCELLED)
 
 
 @click.command("workers")
@@ -44,7 +45,7 @@ def command(
 ) -> None:
     """Start workers of a study on this machine, and wait until they have left.
 
-    STUDY is the directory of a study, or a specification with a running study. Inside an allocation, the workers of a
+    STUDY is the directory of a study, or the specification of a running study. Inside an allocation, the workers of a
     group with a batch system start on the nodes of the allocation.
     """
     if as_json and not is_list:
@@ -52,11 +53,14 @@ def command(
     if is_list:
         _list(study_of(study, variables), groups, as_json=as_json)
         return
-    lines = worker_lines(study_of(study, variables), groups)
+    directory = study_of(study, variables)
+    lines = worker_lines(directory, groups)
     for name, line in lines.items():
         click.echo(line if echo else f"Starting worker group '{name}': {line}")
+    for sentence in _without_allocation(directory, lines):
+        click.echo(sentence, err=True)
     forget_variable(ENVIRONMENT_VARIABLE)  # workers read the URL in the session, and samples must not inherit it
-    sys.exit(0 if echo else start_workers(lines))
+    sys.exit(0 if echo else start_workers(lines, directory))
 
 
 def _list(directory: Path, groups: Sequence[str], *, as_json: bool) -> None:
@@ -69,43 +73,11 @@ def _list(directory: Path, groups: Sequence[str], *, as_json: bool) -> None:
         return
     stopped = read_stopped(plan.session)
     if listed:
-        wide_console().print(workers_table(listed), crop=False)
+        print_workers(listed)
     else:
         click.echo("The study has no live workers.")
     if stopped is not None:
         click.echo(stopped.sentence)
-
-
-def study_of(path: Path, variables: Sequence[str] = (), *, may_have_ended: bool = False) -> Path:
-    """Return the directory of a study: the path itself, or the newest running study of a specification.
-
-    Args:
-        path: The directory, or the specification.
-        variables: The variables with which the study of the specification was launched, as ``NAME=VALUE``.
-        may_have_ended: Whether the newest study of a specification may also be one that has ended.
-
-    Raises:
-        StudyError: there is no such study.
-    """
-    if path.is_dir():
-        return path.absolute()
-    if not path.is_file():
-        raise StudyError(f"'{path}' is neither the directory of a study nor a specification.")
-    specification = load_ensemble(path, Overrides(variables=variables_of(variables)))
-    # maestro.py:436-452: <OUTPUT_PATH>/<name>_<time>, with blanks of the name as underscores.
-    parent = Path(specification.output_path or ".")
-    name = re.compile(re.escape(specification.name.replace(" ", "_")) + r"_\d{8}-\d{6}")
-    # The launch writes the one file; the conductor, which may not have begun yet, locks the other one.
-    file = "batch.info" if may_have_ended else "merlin_info/conductor.lock"
-    files = (path / file for path in parent.glob("*_*-*") if name.fullmatch(path.name))
-    found = sorted((path for path in files if path.is_file()), key=lambda path: path.stat().st_mtime)
-    studies = [parent / path.relative_to(parent).parts[0] for path in found if may_have_ended or is_locked(path)]
-    if not studies:
-        raise StudyError(
-            f"No study of '{path}' {'exists' if may_have_ended else 'is running'} below '{parent.absolute()}'; give "
-            "the directory that `maestro run` has created."
-        )
-    return studies[-1].absolute()
 
 
 def worker_lines(directory: Path, groups: Sequence[str]) -> dict[str, str]:
@@ -122,6 +94,7 @@ def worker_lines(directory: Path, groups: Sequence[str]) -> dict[str, str]:
     session = Session(plan.session)
     if not session.path.exists():
         raise StudyError(f"The study '{plan.root}' was a dry run, or its session no longer exists; there is no work.")
+    _check_open(plan)
     serving = serving_groups(plan.settings)
     require_groups(plan.settings, groups)
     chosen = list(groups) or [name for name, group in serving.items() if is_for_this_machine(group)]
@@ -133,6 +106,22 @@ def worker_lines(directory: Path, groups: Sequence[str]) -> dict[str, str]:
     return {name: _line(plan, session, name) for name in chosen}
 
 
+def _check_open(plan: StudyPlan) -> None:
+    """Check that the study may have work; without a conductor, say what continues it.
+
+    Raises:
+        StudyError: the study has ended, or belongs to another user.
+    """
+    state = StatusReader(plan.root).read().state
+    resume = f"`{command_words('maestro-celery resume', plan.root)}`"
+    if state in _ENDED:
+        raise StudyError(
+            f"The study '{plan.root}' has ended ({state.name}); there is no work. {resume} runs what has not finished."
+        )
+    if state is StudyState.INTERRUPTED:
+        click.echo(f"No conductor runs the study, so that nothing is sent to workers; {resume} continues it.", err=True)
+
+
 def _line(plan: StudyPlan, session: Session, name: str) -> str:
     """Return the shell command of one group: for all nodes of the allocation around this process, or for one worker."""
     batch = batch_of(plan.settings, plan.settings.resources.workers[name])
@@ -141,14 +130,35 @@ def _line(plan: StudyPlan, session: Session, name: str) -> str:
     return request_for(plan, session, [name]).lines[0]
 
 
-def start_workers(lines: dict[str, str]) -> int:
+def _without_allocation(directory: Path, names: Iterable[str]) -> Iterator[str]:
+    """Yield a sentence for each of these groups with a batch system of which this process is not in an allocation."""
+    settings = StudyPlan.read(directory).settings
+    for name in names:
+        kind = batch_of(settings, settings.resources.workers[name]).type
+        if kind != LOCAL and current_allocation(kind) is None:
+            yield (
+                f"Worker group '{name}' has the batch type '{kind}', but this is no allocation of it: one worker "
+                f"starts on {host_name()}. Type the command in a batch script to start the workers of all nodes."
+            )
+
+
+def start_workers(lines: dict[str, str], directory: Path) -> int:
     """Start workers and wait for their end; return the first exit code that is not 0.
 
     The workers receive Ctrl-C as well; then they end their samples and leave.
+
+    Args:
+        lines: The shell command of each group.
+        directory: Directory of the study.
     """
     commands = [["/bin/sh", "-c", line] for line in lines.values()]
     processes = [subprocess.Popen(command, stdin=subprocess.DEVNULL) for command in commands]
     codes = [_wait(process) for process in processes]
+    for name, code in zip(lines, codes, strict=True):
+        if code:
+            why = "it has not reached the broker of the study" if code == EXIT_NO_BROKER else "its log says why"
+            logs = directory / "merlin_info" / "workers"
+            click.echo(f"Worker group '{name}' has ended with exit code {code}: {why} ('{logs}').", err=True)
     return next((code for code in codes if code), 0)
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from maestro_celery_plugin import clock
+from maestro_celery_plugin.conductor.added_samples import AddedSamples, Taking
 from maestro_celery_plugin.conductor.exit_signals import end_on_signals
 from maestro_celery_plugin.conductor.publisher import Publisher
 from maestro_celery_plugin.conductor.redelivery import Redelivery
@@ -28,6 +29,7 @@ from maestro_celery_plugin.conductor.step_record import StepRecord
 from maestro_celery_plugin.conductor.step_records import TERMINAL, StepRecords
 from maestro_celery_plugin.config.groups import serving_groups
 from maestro_celery_plugin.errors import BrokerError, EnsembleError
+from maestro_celery_plugin.files import share_clock
 from maestro_celery_plugin.ledger.sample_states import SampleStates
 from maestro_celery_plugin.states import RecordState
 from maestro_celery_plugin.study import conductor_lock
@@ -35,7 +37,7 @@ from maestro_celery_plugin.study.manifest import Manifest
 from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.session import Session
 
-__all__ = ["Coordinator", "active", "for_study"]
+__all__ = ["Coordinator", "active", "for_study", "known_additions"]
 
 LOGGER = logging.getLogger(__name__)
 
@@ -62,6 +64,12 @@ def for_study(plan: StudyPlan) -> Coordinator:
 def active() -> list[Coordinator]:
     """Return the coordinators of this process."""
     return list(_COORDINATORS.values())
+
+
+def known_additions(plan: StudyPlan) -> int:
+    """Return the number of added samples that a step record has which Maestro submits now."""
+    coordinator = _COORDINATORS.get(plan.root)
+    return coordinator.total_samples - plan.rows if coordinator else 0
 
 
 P = ParamSpec("P")
@@ -105,6 +113,7 @@ class Coordinator:
         self._plan = plan
         self._lock = conductor_lock.acquire(plan)
         self._session = Session(plan.session)
+        share_clock(plan.session)
         groups = serving_groups(plan.settings)
         self._records = StepRecords(plan, groups)
         self._scaling = Scaling(plan, self._session, self._records, groups)
@@ -114,6 +123,7 @@ class Coordinator:
         )
         self._redelivery = Redelivery(self._records, self._publisher, self._scaling)
         self._step_cancellation = StepCancellation(plan, self._records, self._publisher.withdraw)
+        self._added = AddedSamples(plan, self._records, self._publisher.send, self._publisher.withdraw)
         self._jobs: dict[str, StepRecord] = {}
         self._submissions: Counter[int] = Counter()
         self._looked_at_all, self._poll_is_due = 0.0, False
@@ -202,6 +212,43 @@ class Coordinator:
         if open_records:
             self._records.cancel(*open_records, reason="`maestro cancel` has cancelled it.")
 
+    # --- samples that were added ---
+
+    @property
+    def plan(self) -> StudyPlan:
+        """The study."""
+        return self._plan
+
+    @_exclusive
+    def outdated(self) -> dict[str, Manifest]:
+        """Return the manifests of the step records that have fewer samples than the study, by name."""
+        return self._added.outdated()
+
+    @property
+    def total_samples(self) -> int:
+        """The number of samples of the study at the last call of `outdated`."""
+        return self._added.total
+
+    @_exclusive
+    def running(self, names: Iterable[str]) -> set[str]:
+        """Return those of these step records of which a worker has a sample."""
+        return self._added.running(names)
+
+    @_exclusive
+    def repeat(self, names: Iterable[str]) -> None:
+        """Let step records run again when the attempt has ended that runs now."""
+        self._added.repeat(names)
+
+    @_exclusive
+    def run_again(self, names: list[str]) -> None:
+        """Let step records run again that Maestro will submit again; those that depend on others come first."""
+        self._added.run_again(names)
+
+    @_exclusive
+    def take(self, taking: Taking) -> None:
+        """Let step records have the samples that were added."""
+        self._added.take(taking)
+
     @property
     def failed_samples(self) -> int:
         """The number of failed samples of all step records."""
@@ -239,8 +286,10 @@ class Coordinator:
     def _has_news(self) -> bool:
         if self._plan.cancel_request.exists() or self._plan.update_request.exists():
             return True
-        if self._step_cancellation.has_news:
-            self._step_cancellation.has_news = False
+        if self._step_cancellation.has_news or self._added.has_news:
+            self._step_cancellation.has_news = self._added.has_news = False
+            return True
+        if self._added.has_ended_attempt:
             return True
         now, records = clock.monotonic(), self._records.changed()
         if now - self._looked_at_all > LOOK_AT_ALL_INTERVAL_S:  # states also depend on allocations and workers
@@ -262,8 +311,9 @@ class Coordinator:
         if now > self._maintain_at:
             self._maintain_at = now + MAINTENANCE_INTERVAL_S
             # Separately, so that workers and allocations are checked even if the broker does not answer.
-            cancel, send = self._step_cancellation.apply, self._publisher.maintain
-            for action in (cancel, send, self._maintain_workers, self._redelivery.resend_if_slots_stay_free):
+            before = (self._step_cancellation.apply, self._added.look)
+            send = self._publisher.maintain
+            for action in (*before, send, self._maintain_workers, self._redelivery.resend_if_slots_stay_free):
                 _try(action)
             end = clock.monotonic()
             self._maintain_at = end + pause_s(end - now)

@@ -9,6 +9,7 @@ from maestro_celery_plugin.conductor.step_record import StepRecord
 from maestro_celery_plugin.ledger.leases import Leases
 from maestro_celery_plugin.states import WorkerState
 from maestro_celery_plugin.study.heartbeats import Heartbeat
+from maestro_celery_plugin.study.worker_identity import worker_of
 
 __all__ = ["FreeSlots"]
 
@@ -25,8 +26,11 @@ class FreeSlots:
         self._of_group: Counter[str] = Counter()
         # Slots of workers whose remaining time is too short for the samples of a step record.
         self._without_time: Counter[tuple[str, int]] = Counter()
+        beats = list(beats)
+        # The main process of a worker notices this for the processes of its pool.
+        disconnected = {beat.name for beat in beats if beat.state is WorkerState.DISCONNECTED}
         for beat in beats:
-            if beat.state not in (WorkerState.IDLE, WorkerState.BUSY):
+            if beat.state not in (WorkerState.IDLE, WorkerState.BUSY) or worker_of(beat.name) in disconnected:
                 continue
             free = max(0, beat.slots - leases.count(beat.name))
             self._of_group[beat.group] += free

@@ -106,7 +106,7 @@ class Publisher:
             OSError: a file of the study cannot be written now.
         """
         record.idle_since = None
-        if record.stops_early:
+        if record.stops_early or record.repeats:
             return
         if self._sender is None:
             raise BrokerError("There is no connection to the broker.")

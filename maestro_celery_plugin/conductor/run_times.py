@@ -13,7 +13,7 @@ _IS_END = kind_mask(Kind.ENDED, Kind.STOPPED, Kind.LOST, Kind.GAVE_UP)
 
 @dataclasses.dataclass
 class RunTimes:
-    """The begin of the first attempt and the end of the last one, in Unix seconds of the workers' clocks.
+    """The begin of the first attempt and the end of the last one, in Unix seconds of the shared clock.
 
     Those since Maestro's first submission in this conductor count; without any, those of earlier conductors.
     """

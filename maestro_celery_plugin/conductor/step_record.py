@@ -93,6 +93,8 @@ class StepRecord:
         is_on_trial: Tells whether a machine may be the cause of failures, so that these are not final.
         times: When it has run.
         waits: Whether it waits for workers because those of its groups are stopped.
+        repeats: Whether it runs again after the attempt that runs now, because samples were added that it depends on.
+            So no sample of it starts before Maestro submits it again, not even if the attempt requests another one.
     """
 
     manifest: Manifest
@@ -117,6 +119,7 @@ class StepRecord:
     is_on_trial: Callable[[], bool] = lambda: False
     times: RunTimes = dataclasses.field(default_factory=RunTimes)
     waits: bool = False
+    repeats: bool = False
 
     @property
     def number(self) -> int:
@@ -198,7 +201,7 @@ class StepRecord:
             cancelled: Whether it is cancelled immediately, because the study was stopped.
         """
         self.active, self.cancelled, self.reported_state = True, cancelled, RecordState.PENDING
-        self.has_started = self.timed_out = False
+        self.has_started = self.timed_out = self.repeats = False
         self.withdrawn.clear()
         self.faults.clear()
         self.reason = ""

@@ -107,13 +107,23 @@ class StepRecords:
         relative = str(Path(manifest.workspace).relative_to(self._plan.root))
         existing = self._records.get(relative)
         number = existing.number if existing else self._last_number + 1
-        numbered = replace(manifest, number=number)
-        numbered.write(self._plan.records / relative / FILE)
         if existing is None:
+            numbered = replace(manifest, number=number)
+            numbered.write(self._plan.records / relative / FILE)
             return self._add(numbered, relative)
-        existing.manifest = numbered  # a user may have corrected its rules
-        existing.samples.set_max_retries(numbered.max_retries)
+        # A user may have corrected its rules. It takes samples that were added together with the others, later.
+        self.store_manifest(existing, replace(manifest, number=number, samples=existing.manifest.samples))
         return existing
+
+    def store_manifest(self, record: StepRecord, manifest: Manifest) -> None:
+        """Change the manifest of a step record; a worker reads it again when samples are sent under the next epoch.
+
+        Raises:
+            OSError: it cannot be stored.
+        """
+        manifest.write(self._plan.records / record.relative / FILE)
+        record.manifest = manifest
+        record.samples.set_max_retries(manifest.max_retries)
 
     def _add(self, manifest: Manifest, relative: str) -> StepRecord:
         groups = tuple(name for name, group in self._groups.items() if manifest.task_queue in group.task_queues)
@@ -209,6 +219,15 @@ class StepRecords:
         self._writer.append(Kind.RERUN, record.number, record.samples.last_epoch(sample), sample)
         record.delayed[sample] = clock.monotonic()
         self.follow()
+
+    def record_cancelled(self, record: StepRecord, epoch: int) -> None:
+        """Record that no sample of a step record may run under this or an earlier epoch."""
+        self._writer.append(Kind.CANCELLED, record.number, epoch, 0, record.manifest.samples)
+
+    def record_anew(self, record: StepRecord, mask: np.ndarray[Any, Any], epoch: int) -> None:
+        """Record that samples run `cmd` again, because their inputs change; outcomes up to an epoch are invalid."""
+        for start, stop in ranges_of(mask, ~mask):
+            self._writer.append(Kind.RERUN, record.number, epoch, start, stop, code=1)
 
     def give_up(self, live_machines: Callable[[StepRecord], int]) -> None:
         """Let the samples fail that no worker can run.

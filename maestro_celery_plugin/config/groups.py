@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from msgspec import field
@@ -20,6 +22,7 @@ __all__ = [
     "GroupConfig",
     "allocation_name",
     "awaited_groups",
+    "awaiting",
     "batch_of",
     "batch_of_allocation",
     "group_config",
@@ -156,6 +159,20 @@ def require_groups(settings: EnsembleSettings, names: Iterable[str]) -> None:
 def is_for_this_machine(group: WorkerGroupSettings) -> bool:
     """Tell whether workers of a group may start on this machine; a part of the host name matches, as in Merlin."""
     return not group.machines or any(machine in host_name() for machine in group.machines)
+
+
+def awaiting(name: str, group: WorkerGroupSettings, study: Path) -> str:
+    """Return the sentence about a group whose workers a user must start on another machine.
+
+    Args:
+        name: Name of the group.
+        group: The group.
+        study: Directory of the study.
+    """
+    return (
+        f"Worker group '{name}' waits for its workers on {' or '.join(group.machines)}: start them there with "
+        f"`maestro-celery workers {shlex.quote(str(study))} --group {name}`."
+    )
 
 
 def allocation_name(name: str, group: WorkerGroupSettings) -> str:

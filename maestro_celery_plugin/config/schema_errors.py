@@ -65,10 +65,10 @@ def problems(data: Any, schema: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
     """
     validator = _Validator(schema)
     found: dict[tuple[str, str], str] = {}
-    for error in sorted(validator.iter_errors(data), key=_place):
-        inner = _only_alternative(error)
-        path = ".".join(str(part) for part in inner.absolute_path)
-        for message in _messages(inner):
+    errors = (inner for error in validator.iter_errors(data) for inner in _of_only_alternative(error))
+    for error in sorted(errors, key=_place):
+        path = ".".join(str(part) for part in error.absolute_path)
+        for message in _messages(error):
             # One message for what was found: a misspelt key is an unknown key, and a missing one.
             found.setdefault((path, message.partition(";")[0]), message)
     return [(path, message) for (path, _), message in found.items()]
@@ -84,7 +84,7 @@ def without_errors(data: Any, schema: Mapping[str, Any]) -> Any:
     root = {"": copy.deepcopy(data)}
     validator = _Validator(schema)
     while "" in root and (found := next(validator.iter_errors(root[""]), None)) is not None:
-        error = _only_alternative(found)
+        error = next(_of_only_alternative(found))
         parent: Any = root
         path = ["", *error.absolute_path]
         last = path.pop()
@@ -98,14 +98,16 @@ def without_errors(data: Any, schema: Mapping[str, Any]) -> Any:
     return root.get("")
 
 
-def _only_alternative(error: Error) -> Error:
-    """Return the error of the only alternative other than null; an optional value has one such alternative."""
-    while error.validator == "anyOf":
+def _of_only_alternative(error: Error) -> Iterator[Error]:
+    """Yield all errors of the only alternative other than null; an optional value has one such alternative."""
+    if error.validator == "anyOf":
         indices = [n for n, schema in enumerate(error.validator_value) if schema.get("type") != "null"]
-        if len(indices) > 1:
-            break
-        error = next(inner for inner in error.context if inner.schema_path[0] == indices[0])
-    return error
+        if len(indices) == 1:
+            for inner in error.context:
+                if inner.schema_path[0] == indices[0]:
+                    yield from _of_only_alternative(inner)
+            return
+    yield error
 
 
 def _messages(error: Error) -> Iterator[str]:
@@ -147,18 +149,21 @@ def _missing_keys(error: Error) -> Iterator[str]:
 
 
 def _wrong_type(error: Error) -> str:
-    return f"found {_found(error.instance)}; {_allowed(error.schema)} is needed"
+    return f"found {_found(error.instance)}; {_allowed(error.schema)} is needed."
 
 
 def _not_listed(error: Error) -> str:
     allowed = [str(item) for item in (error.validator_value if error.validator == "enum" else [error.validator_value])]
-    return f"found {_found(error.instance)}; {nearest(str(error.instance), allowed)}"
+    hint = nearest(str(error.instance), allowed)
+    if hint.startswith("allowed"):  # Maestro lists each word in several spellings
+        hint = nearest(str(error.instance), {item.casefold(): item for item in reversed(allowed)}.values())
+    return f"found {_found(error.instance)}; {hint}"
 
 
 def _no_alternative(error: Error) -> str:
     alternatives = [schema for schema in error.validator_value if schema.get("type") != "null"]
     allowed = " or ".join(dict.fromkeys(_allowed(a) for a in alternatives))
-    return f"found {_found(error.instance)}; {allowed} is needed"
+    return f"found {_found(error.instance)}; {allowed} is needed."
 
 
 _MESSAGES: dict[str, Callable[[Error], str]] = {
@@ -168,9 +173,9 @@ _MESSAGES: dict[str, Callable[[Error], str]] = {
     "anyOf": _no_alternative,
     "minimum": _wrong_type,
     "maximum": _wrong_type,
-    "minLength": lambda error: "found empty text; some text is needed",
-    "minItems": lambda error: "found an empty list; at least one entry is needed",
-    "uniqueItems": lambda error: f"found the same entry twice in {_short(error.instance)}; give each entry once",
+    "minLength": lambda error: "found empty text; some text is needed.",
+    "minItems": lambda error: "found an empty list; at least one entry is needed.",
+    "uniqueItems": lambda error: f"found the same entry twice in {_short(error.instance)}; give each entry once.",
 }
 
 

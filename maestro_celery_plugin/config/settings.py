@@ -71,6 +71,10 @@ class SampleSettings(Block, frozen=True, kw_only=True):
     """Command that writes the sample table."""
     level_max_dirs: Annotated[int, Meta(ge=2)] = 25
     """Maximum number of directories per level of the sample hierarchy."""
+    max_samples: Positive | None = None
+    """The largest number of samples of the study, which `maestro-celery add-samples` does not exceed. It also decides
+    on the levels of the sample hierarchy. Default: no limit.
+    """
 
 
 class BatchSettings(Block, frozen=True, kw_only=True):

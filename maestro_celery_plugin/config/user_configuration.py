@@ -80,24 +80,29 @@ def read_configuration() -> UserConfiguration:
     return checked({} if data is None else data, path)
 
 
-def checked(data: Any, path: Path) -> UserConfiguration:
+def checked(data: Any, place: Path | str, *, hint: str = _HINT) -> UserConfiguration:
     """Return a configuration from the content of its file.
+
+    Args:
+        data: The content.
+        place: The file, or the command that changes it, for messages.
+        hint: What a user can do.
 
     Raises:
         ConfigurationError: a key is unknown, or a value cannot be used.
     """
-    _check(data, conversion.json_schema(UserConfiguration), path, "")
+    _check(data, conversion.json_schema(UserConfiguration), f"{place}: ", "", hint)
     for pattern, block in (data.get("batch") or {}).items():
-        _check(block, conversion.json_schema(BatchSettings), path, f"batch.{pattern}")
+        _check(block, conversion.json_schema(BatchSettings), f"{place}: ", f"batch.{pattern}", hint)
     return conversion.from_dict(UserConfiguration, data)
 
 
-def _check(data: Any, schema: Mapping[str, Any], path: Path, where: str) -> None:
+def _check(data: Any, schema: Mapping[str, Any], begin: str, where: str, hint: str) -> None:
     from maestro_celery_plugin.config.schema_errors import problems  # its import takes long; most users have no file
 
     for place, problem in problems(data, schema):
         full = ".".join(part for part in (where, place) if part)
-        raise ConfigurationError(f"{path}: {full + ': ' if full else ''}{problem.rstrip('.?')}; {_HINT}.")
+        raise ConfigurationError(f"{begin}{full + ': ' if full else ''}{problem.rstrip('.?')}; {hint}.")
 
 
 def batch_defaults(configuration: UserConfiguration, host: str) -> dict[str, Any]:

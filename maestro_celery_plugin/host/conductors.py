@@ -104,9 +104,10 @@ class Conductors:
             return
         self._members.change(member.id, restarts=member.restarts + 1)
         _say(f"The conductor of '{member.root}' has died; another one goes on with the study.")
+        polls = ["-s", str(member.options["sleeptime"])] if "sleeptime" in member.options else []
         self._resuming.append(
             subprocess.Popen(
-                [sys.executable, "-c", _RESUME, "resume", member.root],
+                [sys.executable, "-c", _RESUME, "resume", *polls, member.root],
                 cwd="/",  # Python searches the current directory for modules first
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,

@@ -27,7 +27,7 @@ from maestro_celery_plugin.host.conductors import Conductors
 from maestro_celery_plugin.host.start import write_host
 from maestro_celery_plugin.processes import ProcessId, exit_at_once, forget_variable
 from maestro_celery_plugin.states import MemberState
-from maestro_celery_plugin.study.members import Members
+from maestro_celery_plugin.study.members import Member, Members
 from maestro_celery_plugin.study.session import Session
 from maestro_celery_plugin.study.worker_identity import MARKER, PROCESS_MARKER
 
@@ -97,8 +97,14 @@ class Host:
             with contextlib.suppress(OSError, EnsembleError):  # the next look tries again
                 self._conductors.look(members)
             self._has_members = any(self._members.is_alive(member) for member in members)
-            if members and all(member.state is MemberState.ENDED for member in members):
+            if members and not any(self._is_open(member) for member in members):
                 self._session.request_stop()  # the last one had no conductor of an ensemble that would do it
+
+    def _is_open(self, member: Member) -> bool:
+        """Whether a member has not ended; a launch that was killed counts as ended."""
+        if member.state is MemberState.LAUNCHED:
+            return self._members.is_alive(member)
+        return member.state is not MemberState.ENDED
 
     def _is_used(self) -> bool:
         """Whether a study lives, or a client is connected to the private broker."""

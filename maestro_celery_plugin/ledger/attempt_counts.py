@@ -41,6 +41,14 @@ class AttemptCounts:
         self._entries: list[Entries] = []
         self.has_losses = False
 
+    def grow(self, count: int) -> None:
+        """Add samples up to a number of samples."""
+        more, self._count = count - self._count, count
+        for name in ("_losses", "_requests", "_rerun_epoch"):
+            counted = getattr(self, name)
+            if counted is not None:
+                setattr(self, name, np.concatenate([counted, np.zeros(more, np.uint32)]))
+
     @property
     def losses(self) -> np.ndarray[Any, Any]:
         """How often each sample ran when its worker was lost."""

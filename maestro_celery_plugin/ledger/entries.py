@@ -74,8 +74,8 @@ class Kind(enum.IntEnum):
     dead; it may have run samples of the range whose entries were not visible then."""
 
 
-# Little-endian, packed: kind, reserved, slot, code, record, epoch, start, stop, time (Unix seconds of the
-# writer's clock; clocks of different writers are not compared), check (CRC-32 of the other bytes).
+# Little-endian, packed: kind, reserved, slot, code, record, epoch, start, stop, time (Unix seconds, of the
+# clock of the file system if that of the writer differs), check (CRC-32 of the other bytes).
 _STRUCT = struct.Struct("<BBHiIIQQd")
 _CHECK = struct.Struct("<I")
 _FORMAT = 2
@@ -111,7 +111,7 @@ def kind_mask(*kinds: Kind) -> np.ndarray[Any, Any]:
 
 def packed(kind: Kind, record: int, epoch: int, start: int, stop: int = 0, *, code: int = 0, slot: int = 0) -> bytes:
     """Return the bytes of an entry with the current time."""
-    body = _STRUCT.pack(kind, 0, slot, code, record, epoch, start, stop, clock.now())
+    body = _STRUCT.pack(kind, 0, slot, code, record, epoch, start, stop, clock.shared_now())
     return body + _CHECK.pack(zlib.crc32(body))
 
 

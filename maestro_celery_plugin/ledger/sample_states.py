@@ -72,6 +72,11 @@ def _ordered(epochs: np.ndarray[Any, Any], codes: np.ndarray[Any, Any]) -> np.nd
     return numbers
 
 
+def _longer(values: np.ndarray[Any, Any], more: int) -> np.ndarray[Any, Any]:
+    """Return an array with zeros at its end."""
+    return np.concatenate([values, np.zeros(more, values.dtype)])
+
+
 class SampleStates:
     """State of each sample of one step record.
 
@@ -240,6 +245,24 @@ class SampleStates:
         outcome[self.attempts.exhausted(samples, self._max_retries) & (outcome == _OPEN)] = _FAILED
         self.outcome[samples] = outcome
         self._totals = None
+
+    def grow(self, count: int) -> None:
+        """Add samples, which have not started, up to a number of samples."""
+        more = count - len(self.outcome)
+        if more <= 0:
+            return
+        for name in ("outcome", "duration_us", "started", "ended", "_last", "_last_run", "_finished"):
+            setattr(self, name, _longer(getattr(self, name), more))
+        for name in ("_failed", "_invalid_epoch", "_anew_epoch"):
+            if len(getattr(self, name)):
+                setattr(self, name, _longer(getattr(self, name), more))
+        self.attempts.grow(count)
+        self._totals = None
+
+    @property
+    def runs_again(self) -> bool:
+        """Whether a sample was marked to run `cmd` again, at any time."""
+        return len(self._anew_epoch) > 0
 
     def set_max_retries(self, max_retries: int) -> None:
         """Change how often a sample may request another run."""

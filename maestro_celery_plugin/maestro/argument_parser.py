@@ -5,20 +5,19 @@ from __future__ import annotations
 import argparse
 import functools
 import os
-import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from maestro_celery_plugin.maestro.after_import import apply_deferred
 from maestro_celery_plugin.maestro.this_process import collect_garbage_again, coordinators_here, is_ensemble
+from maestro_celery_plugin.spec.overrides import one_variable_each
 
 __all__ = ["EnsembleArgumentParser"]
 
 # As in `study/session.py`, whose import takes long.
 SESSION_VARIABLE = "MAESTRO_CELERY_SESSION"
-_VARIABLE = re.compile(r"[^-/=\s][^/=\s]*=")
 
 
 class EnsembleArgumentParser(argparse.ArgumentParser):
@@ -48,7 +47,7 @@ class EnsembleArgumentParser(argparse.ArgumentParser):
         words = sys.argv[1:] if args is None else list(args)
         if SESSION_VARIABLE in os.environ:
             self._inherit(words)
-        return super().parse_known_args(list(_one_variable_each(words)), namespace)
+        return super().parse_known_args(list(one_variable_each(words)), namespace)
 
     def _inherit(self, words: Sequence[str]) -> None:
         """Let the options of the study whose sample runs this command be the defaults of `maestro run`."""
@@ -117,26 +116,6 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
         type=int,
         help="Number of studies that this one and those that it starts may be together. [Default: no limit]",
     )
-
-
-def _one_variable_each(words: Sequence[str]) -> Iterator[str]:
-    """Yield a command line in which each variable has its own `--vars`, so that the specification may follow them.
-
-    After the first variable, a word counts as a variable if it is ``NAME=...``. A path of a specification with such a
-    beginning needs ``--`` or ``./`` before it.
-    """
-    is_first = is_next = False
-    for position, word in enumerate(words):
-        if word == "--":
-            yield from words[position:]
-            return
-        if is_first or (is_next and _VARIABLE.match(word)):
-            yield f"--vars={word}"
-            is_first, is_next = False, True
-        else:
-            is_first, is_next = word == "--vars", False
-            if not is_first or position == len(words) - 1:
-                yield word
 
 
 def _guarded_run(run: Callable[[Any], int], arguments: argparse.Namespace) -> int:

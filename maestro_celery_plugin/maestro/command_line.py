@@ -9,15 +9,24 @@ import os
 import select
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from maestrowf.utils import create_dictionary
 
 from maestro_celery_plugin.errors import SpecificationError, StudyError
+from maestro_celery_plugin.maestro.launch_options import OPTIONS
 from maestro_celery_plugin.spec.problems import Problem, passed
 
-__all__ = ["check_command_line", "check_place", "check_specification_file", "check_study_name", "is_study"]
+__all__ = [
+    "check_command_line",
+    "check_generator",
+    "check_place",
+    "check_specification_file",
+    "check_study_name",
+    "is_study",
+]
 
 # Maestro opens a log file with the name of the study; file systems allow 255 bytes.
 _NAME_BYTES = 240
@@ -70,7 +79,7 @@ def check_command_line(arguments: argparse.Namespace, name: str, output_path: st
         found = getattr(arguments, option)
         if found < least:
             raise StudyError(f"--{option}: found {found}; a number of at least {least} is needed.")
-    _check_generator(arguments)
+    check_generator(arguments.pgen, arguments.pargs)
     if arguments.out:
         _check_out(arguments)
     else:
@@ -88,23 +97,28 @@ def check_study_name(name: str) -> Iterator[Problem]:
         yield Problem(where, f"found {found}; files have this name, so use at most {_NAME_BYTES}.")
 
 
-def _check_generator(arguments: argparse.Namespace) -> None:
-    if arguments.pgen is None:
-        if arguments.pargs:
+def check_generator(file: str | None, arguments: Sequence[str]) -> dict[str, Any]:
+    """Return the arguments of `--pargs` for the file of `--pgen`.
+
+    Raises:
+        StudyError: there is no such file, or an argument has another form.
+    """
+    if file is None:
+        if arguments:
             raise StudyError("--pargs: there is no --pgen that would use the arguments; add it, or remove --pargs.")
-        return
-    if not Path(arguments.pgen).is_file():
-        raise StudyError(f"--pgen: '{arguments.pgen}' is not a file; give a Python file with `get_custom_generator`.")
+        return {}
+    if not Path(file).is_file():
+        raise StudyError(f"--pgen: '{file}' is not a file; give a Python file with `get_custom_generator`.")
     try:
-        create_dictionary(arguments.pargs)
+        return dict(create_dictionary(list(arguments)))
     except Exception as cause:  # Maestro raises errors of any type
-        raise StudyError(f"--pargs: found {' '.join(arguments.pargs)!r}; 'KEY:VALUE' is needed.") from cause
+        raise StudyError(f"--pargs: found {' '.join(arguments)!r}; 'KEY:VALUE' is needed.") from cause
 
 
 def _check_out(arguments: argparse.Namespace) -> None:
     out = Path(os.path.abspath(arguments.out))  # noqa: PTH100 (as Maestro does; `absolute` keeps "..")
     check_place(out, "--out")
-    if not out.exists():
+    if not out.exists() or OPTIONS.parent is not None:  # a study of a session never replaces a directory (`nested.py`)
         return
     for path in filter(None, (arguments.specification, arguments.pgen)):
         if Path(path).resolve().is_relative_to(out.resolve()):

@@ -36,6 +36,8 @@ def end_earlier_study(directory: Path) -> None:
         return
     check_output(str(directory))
     processes, session = StudyProcesses(directory), Session(directory / "merlin_info" / "session")
+    if session.conductors.live_elsewhere(*session.conductors.studies()):
+        raise StudyError(_message(directory, "its conductor runs on another machine"))
     if processes.conductors():
         raise StudyError(_message(directory, "its conductor is starting or ending"))
     others = [member.root for member in Members(session.path).living() if member.root != str(directory)]

@@ -34,7 +34,9 @@ from maestro_celery_plugin.maestro.schemas import maestro_schemas
 from maestro_celery_plugin.maestro.specification_texts import LaunchedSpecification, specification_texts
 from maestro_celery_plugin.maestro.workspaces import check_workspaces
 from maestro_celery_plugin.maestro.yaml_text import with_times
+from maestro_celery_plugin.plugins import may_be_read
 from maestro_celery_plugin.samples.paths import FINISHED_MARKER
+from maestro_celery_plugin.samples.table import SUFFIXES
 from maestro_celery_plugin.spec.checks import (
     STEP_SETTING_KEYS,
     blocks_of,
@@ -57,7 +59,7 @@ from maestro_celery_plugin.spec.step_groups import at_their_steps, with_step_gro
 from maestro_celery_plugin.spec.step_keys import ignored_keys, step_priority, with_native_values
 from maestro_celery_plugin.spec.token_checks import check_parameter_names, doubled_paths, token_notes
 from maestro_celery_plugin.spec.valid_part import NEUTRAL
-from maestro_celery_plugin.spec.variables import Variables
+from maestro_celery_plugin.spec.variables import Variables, with_merlins_output_path
 from maestro_celery_plugin.spec.worker_groups import (
     check_groups,
     native_steps,
@@ -143,6 +145,8 @@ class EnsembleSpecification(YAMLSpecification):  # type: ignore[misc]
         literal = overrides.names(blocks.get("env"))
         if literal:
             blocks["env"] = overrides.applied_to(blocks.get("env"), self._file)
+        env = blocks.get("env")
+        data, blocks = with_merlins_output_path(data, env), with_merlins_output_path(blocks, env)
         own = {} if "batch" in broken else known.get("batch") or {}
         self.batch_defaults = _defaults_for(own)
         blocks["batch"] = {**self.batch_defaults, **_without_nulls(own)}
@@ -160,13 +164,14 @@ class EnsembleSpecification(YAMLSpecification):  # type: ignore[misc]
         if broken - {"description"} or not content["study"]:  # there is nothing that groups and tokens can refer to
             return
         yield from self._take(dict(content))
+        yield from _check_reader(self.ensemble)
         # The machine of a sample may not have the commands of the batch system that its conductor uses.
         query_nodes = is_launch and OPTIONS.parent is None
         problems = check_resources(self.ensemble, self._data, query_nodes=query_nodes)
         yield from at_their_steps(problems, self.ensemble.resources.workers, self._step_groups)
         if not OPTIONS.parameter_generator:  # its parameters do not exist yet
             parameters = self.get_parameters()
-            yield from self._check_parameters(parameters, is_launch=is_launch)
+            yield from self.parameter_problems(parameters, is_launch=is_launch)
             if content is blocks:  # without a fault, so that the names of all tokens are known
                 yield from self._notes(parameters)
 
@@ -207,10 +212,11 @@ class EnsembleSpecification(YAMLSpecification):  # type: ignore[misc]
             self._generated = {
                 n: {"values": v, "label": parameters.labels[n]} for n, v in parameters.parameters.items()
             }
-        passed(self._check_parameters(parameters, is_launch=OPTIONS.launching), self._file)
+        passed(self.parameter_problems(parameters, is_launch=OPTIONS.launching), self._file)
         passed(self._notes(parameters), self._file)
 
-    def _check_parameters(self, parameters: Any, *, is_launch: bool) -> Iterator[Problem]:
+    def parameter_problems(self, parameters: Any, *, is_launch: bool) -> Iterator[Problem]:
+        """Yield the problems of parameters; the arguments are those of `check_parameters` and `checks`."""
         source = "--pgen" if OPTIONS.parameter_generator else "global.parameters"
         yield from check_parameter_names(map(str, parameters.parameters), self.ensemble.samples, source)
         if is_launch:
@@ -287,6 +293,14 @@ class EnsembleSpecification(YAMLSpecification):  # type: ignore[misc]
             if step.name not in self._native:
                 _add_entry(step, is_sampled=step.name in self._sampled)
         return steps
+
+
+def _check_reader(settings: EnsembleSettings) -> Iterator[Problem]:
+    """Check that a reader may exist for the sample file; a token at its end is known at the launch only."""
+    file = settings.samples.file if settings.samples else ""
+    if file and not file.endswith(")") and not may_be_read(file):
+        text = f"no reader for '{Path(file).name}'; files with the suffix {', '.join(SUFFIXES)} can be read."
+        yield Problem("merlin.samples.file", text)
 
 
 def _defaults_for(batch: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,15 +11,17 @@ import logging
 import os
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from maestro_celery_plugin.config.groups import awaiting, is_for_this_machine, serving_groups
 from maestro_celery_plugin.errors import EnsembleError, StudyError
 from maestro_celery_plugin.maestro.command_line import check_specification_file
 from maestro_celery_plugin.maestro.env_file import read_env_file
 from maestro_celery_plugin.maestro.launch_options import OPTIONS, check_output
 from maestro_celery_plugin.spec.overrides import Overrides, variables_of
+from maestro_celery_plugin.study.plan import StudyPlan
 
 if TYPE_CHECKING:  # a study without an ensemble does not wait for this import
     from maestro_celery_plugin.study.members import Member
@@ -87,7 +89,7 @@ def _set_options(arguments: argparse.Namespace) -> None:
     OPTIONS.foreground = arguments.fg
     OPTIONS.is_ensemble = OPTIONS.is_conducted = False
     OPTIONS.study = OPTIONS.directory = OPTIONS.location = OPTIONS.parent = OPTIONS.member = None
-    OPTIONS.waits = False
+    OPTIONS.waits, OPTIONS.version = False, None
 
 
 def _parent(study: str | None) -> Member | None:
@@ -162,8 +164,17 @@ def _say_what_is_next(arguments: argparse.Namespace) -> None:
     study = shlex.quote(str(OPTIONS.study))
     if OPTIONS.is_conducted:
         print(f"`maestro-celery status {study}` shows its progress, `maestro cancel {study}` ends it.")
+        for sentence in _awaited(OPTIONS.study):
+            print(sentence)
     else:
         print(f"Nothing runs; `maestro-celery resume {study}` starts the study.")
+
+
+def _awaited(study: Path) -> Iterator[str]:
+    """Yield a sentence for each worker group whose workers a user must start on another machine."""
+    for name, group in serving_groups(StudyPlan.read(study).settings).items():
+        if not is_for_this_machine(group):
+            yield awaiting(name, group, study)
 
 
 def _interruption(*, is_conducted: bool) -> str:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from maestro_celery_plugin import clock
 from maestro_celery_plugin.config.groups import shared_groups
@@ -20,10 +23,11 @@ from maestro_celery_plugin.spec.session_names import SessionNames
 from maestro_celery_plugin.states import MemberState
 from maestro_celery_plugin.study.members import DEPTH_LIMIT, Member, Members
 from maestro_celery_plugin.study.plan import StudyPlan
-from maestro_celery_plugin.study.session import SESSION_VARIABLE, STUDY_VARIABLE, Session
+from maestro_celery_plugin.study.session import AGAIN_VARIABLE, SESSION_VARIABLE, STUDY_VARIABLE, Session
 from maestro_celery_plugin.study.worker_identity import MARKER
 
 __all__ = [
+    "AlreadyStartedError",
     "find_parent",
     "first_member",
     "inherited_options",
@@ -32,6 +36,11 @@ __all__ = [
     "session_of_parent",
     "use_session_of",
 ]
+
+
+class AlreadyStartedError(StudyError):
+    """An earlier attempt of the sample or step has started the study."""
+
 
 # The options of `maestro run` that a study hands on, by their name in the command line (maestro.py, `setup_argparser`).
 _INHERITED = ("sleeptime", "debug_lvl", "rlimit", "throttle", "attempts", "max_depth", "max_studies")
@@ -127,6 +136,11 @@ def join(name: str, output_path: str, settings: EnsembleSettings | None) -> Sess
         raise AssertionError("no study above this one")
     with members.locked():
         known = members.all()
+        OPTIONS.member = _started_before(parent, known, arguments)
+        if OPTIONS.member is not None:
+            raise AlreadyStartedError(
+                f"An earlier attempt of this sample has started '{OPTIONS.member.root}'; it is not started again."
+            )
         _check_limits(parent, known, arguments)
         number = members.next_number()
         names = SessionNames(settings, [member.groups for member in known], number) if settings else None
@@ -141,6 +155,7 @@ def join(name: str, output_path: str, settings: EnsembleSettings | None) -> Sess
             root=str(directory),
             started_at=clock.now(),
             started_by=_place(parent),
+            specification=str(arguments.specification),
             variables=dict(OPTIONS.overrides.variables),
             groups=groups,
             options=_options(),
@@ -151,6 +166,18 @@ def join(name: str, output_path: str, settings: EnsembleSettings | None) -> Sess
     if names:
         OPTIONS.renamed = names.renamed
     return names
+
+
+def _started_before(parent: Member, known: list[Member], arguments: argparse.Namespace) -> Member | None:
+    """Return the study that an earlier attempt of the same sample or step has started with the same command.
+
+    A worker may die after its sample has started the study; then the sample runs again.
+    """
+    if AGAIN_VARIABLE not in os.environ:
+        return None
+    own = parent.id, _place(parent), str(arguments.specification), dict(OPTIONS.overrides.variables)
+    same = [one for one in known if (one.parent, one.started_by, one.specification, one.variables) == own]
+    return same[-1] if same else None
 
 
 def _check_limits(parent: Member, known: list[Member], arguments: argparse.Namespace) -> None:
@@ -192,10 +219,21 @@ def _own_directory(name: str, output_path: str, taken: set[str], arguments: argp
 
 def _place(parent: Member) -> str:
     """Return where the study was started: the workspace of a step record or of a sample, below the study above it."""
+    for place in (_directory_of_sample(), Path(os.environ.get("PWD", ""))):
+        with contextlib.suppress(ValueError):
+            return str(place.relative_to(parent.root))
+    return ""
+
+
+def _directory_of_sample() -> Path:
+    """Return the directory with the script of this session of processes, which a worker begins for each sample.
+
+    The script may have changed its own directory.
+    """
     try:
-        return str(Path(os.environ.get("PWD", "")).relative_to(parent.root))
-    except ValueError:
-        return ""
+        return Path(psutil.Process(os.getsid(0)).cmdline()[-1]).parent
+    except (psutil.Error, IndexError):
+        return Path()
 
 
 def _waiting_group(session: Session, groups: Mapping[str, Any], members: Members) -> str:

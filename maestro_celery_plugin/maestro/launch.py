@@ -36,6 +36,7 @@ from maestro_celery_plugin.maestro.sample_generation import with_samples
 from maestro_celery_plugin.plugins import batch_system
 from maestro_celery_plugin.processes import forget_variable
 from maestro_celery_plugin.spec.problems import Kind, Problem, passed
+from maestro_celery_plugin.study.additions import Additions, write_additions
 from maestro_celery_plugin.study.members import Members
 from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.provenance import SpecificationTexts, write_specifications
@@ -188,10 +189,13 @@ class EnsembleDependency(Dependency):  # type: ignore[misc]
         plan.info.mkdir(parents=True, exist_ok=True)
         self._lock = _lock_of(plan)
         if self._texts is not None:
-            write_specifications(plan.specification_files, plan.specification, self._texts(plan))
+            write_specifications(plan.specification_files, OPTIONS.version or plan.specification, self._texts(plan))
         if self._settings.samples:
             plan = with_samples(plan, self._settings.samples, values)
         if not OPTIONS.dry_run:
+            if plan.rows:
+                # Now, because NFS shows a new file late, but a replaced one at once.
+                write_additions(plan, Additions(study_id=plan.id))
             _make_session(plan) if OPTIONS.member is None else _complete_member(plan)
             OPTIONS.study = root
         self._batch.clear()

@@ -38,6 +38,8 @@ class LaunchOptions:
         hashes_names: Whether Maestro numbers the directories of step records instead of naming them.
         overrides: What the command line sets in place of the specification.
         arguments: The command line; None for another command.
+        version: The version of an earlier study's specification that is launched (`study/provenance.py`); None for a
+            user's file.
         is_ensemble: Whether the specification has an ensemble.
         directory: The directory that the launch uses; None before it is known.
         study: The directory of the ensemble study whose session exists; None before.
@@ -59,6 +61,7 @@ class LaunchOptions:
     hashes_names: bool = False
     overrides: Overrides = dataclasses.field(default_factory=Overrides)
     arguments: argparse.Namespace | None = None
+    version: Path | None = None
     is_ensemble: bool = False
     directory: Path | None = None
     study: Path | None = None

@@ -18,6 +18,7 @@ from maestrowf.interfaces.script import SubmissionRecord
 from msgspec.structs import replace
 
 from maestro_celery_plugin import clock
+from maestro_celery_plugin.conductor.coordinator import known_additions
 from maestro_celery_plugin.config.groups import LOCAL
 from maestro_celery_plugin.config.step_entry import SHELL_KEY
 from maestro_celery_plugin.config.tokens import substitute
@@ -26,9 +27,9 @@ from maestro_celery_plugin.maestro.native_adapter import insert_options, open_na
 from maestro_celery_plugin.maestro.native_jobs import CANCELLED, CONTINUING, UNKNOWN, NativeJob, NativeJobs
 from maestro_celery_plugin.maestro.native_step_state import NativeStepState
 from maestro_celery_plugin.maestro.postponed import Submission, postponed_of
-from maestro_celery_plugin.samples.paths import SamplePaths
 from maestro_celery_plugin.samples.token_values import study_values
 from maestro_celery_plugin.study import conductor_lock
+from maestro_celery_plugin.study.additions import grown_paths
 from maestro_celery_plugin.study.cancelled_steps import CancelledSteps
 from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.reasons import store_failure, store_refusal
@@ -118,7 +119,7 @@ class NativeSteps:
         filled = copy.copy(step)
         filled.run = {key: value for key, value in step.run.items() if key != SHELL_KEY}
         plan = self._plan
-        paths = SamplePaths(plan.rows, plan.level_max_dirs)
+        paths = grown_paths(plan, plan.rows + known_additions(plan))
         for key in ("cmd", "restart"):
             text = filled.run[key]
             values = study_values(str(plan.root), plan.timestamp, plan.column_labels, paths, text)

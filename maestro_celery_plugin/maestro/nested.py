@@ -20,7 +20,7 @@ from typing import Any
 
 from maestro_celery_plugin import clock
 from maestro_celery_plugin.errors import StudyError
-from maestro_celery_plugin.maestro.joining import session_of_parent
+from maestro_celery_plugin.maestro.joining import AlreadyStartedError, session_of_parent
 from maestro_celery_plugin.maestro.launch_options import OPTIONS
 from maestro_celery_plugin.states import MemberState
 from maestro_celery_plugin.study.members import Member, Members
@@ -30,6 +30,7 @@ __all__ = ["request_conductor", "run_nested", "without_output"]
 # The host looks for requests five times a second; on another node of NFS, it may see them a second later.
 _HOST_LIMIT_S = 30.0
 _WAIT_INTERVAL_S = 0.5
+# After this time without a conductor, `-fg` waits no more: the host would have started another one.
 _DEAD_LIMIT_S = 30.0
 
 
@@ -50,10 +51,13 @@ def run_nested(parent: Member, run: Callable[[Any], int], arguments: argparse.Na
     try:
         with contextlib.nullcontext() if is_by_user and not arguments.quiet else without_output():
             code = run(arguments)
+    except AlreadyStartedError as note:
+        print(f"maestro: {note}", file=sys.stderr)
+        code = 0
     except BaseException:
         _withdraw()
         raise
-    if code or arguments.autono:
+    if code or arguments.autono or OPTIONS.dry_run:
         _withdraw()
     elif OPTIONS.waits and OPTIONS.member is not None:
         return _await_end(OPTIONS.member.id)
@@ -139,18 +143,20 @@ def request_conductor(words: list[str], log: str) -> None:
 
 def _await_end(study_id: str) -> int:
     """Wait for the end of a study; return the exit code of `maestro run -fg`."""
-    from maestro_celery_plugin.report.exit_codes import code_of
+    from maestro_celery_plugin.report.exit_codes import StudyCode, code_of
     from maestro_celery_plugin.report.reader import StatusReader
 
-    members, seen_at = Members(session_of_parent()), clock.monotonic()
-    while True:
-        member = members.read(study_id)
-        if member is None or member.state is MemberState.ENDED:
-            break
+    members, alive_at = Members(session_of_parent()), clock.monotonic()
+    while (member := members.read(study_id)) is not None and member.state is not MemberState.ENDED:
         if members.is_alive(member):
-            seen_at = clock.monotonic()
-        elif clock.monotonic() - seen_at > _DEAD_LIMIT_S:
-            break  # nobody has started its conductor again
+            alive_at = clock.monotonic()
+        elif clock.monotonic() - alive_at > _DEAD_LIMIT_S:
+            print(
+                f"maestro: -fg: no conductor runs the study '{member.root}' any more; `maestro-celery session resume "
+                f"{shlex.quote(member.root)}` lets it go on.",
+                file=sys.stderr,
+            )
+            return int(StudyCode.UNCONDUCTED)
         clock.sleep(_WAIT_INTERVAL_S)
     if member is None or not member.lock.parent.is_dir():
         return 0

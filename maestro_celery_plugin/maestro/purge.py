@@ -13,7 +13,7 @@ from maestro_celery_plugin.report.model import StepStatus
 from maestro_celery_plugin.report.reader import StatusReader
 from maestro_celery_plugin.report.terminal import command_words
 from maestro_celery_plugin.study.cancelled_steps import CancelledSteps
-from maestro_celery_plugin.study.conductor_lock import has_conductor
+from maestro_celery_plugin.study.conductor_lock import await_start, has_conductor
 from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.status_csv import FINAL_STATES
 
@@ -39,6 +39,9 @@ class Purge:
 
     def __init__(self, directory: Path, names: tuple[str, ...]) -> None:
         self._plan = plan = StudyPlan.read(directory)
+        if not plan.session.exists():
+            raise StudyError(f"The study '{plan.root}' was a dry run; it has no samples.")
+        await_start(plan)
         reader = StatusReader(directory)
         steps = reader.read().steps
         known = {*plan.settings.steps, *(step.name for step in steps)}

@@ -31,9 +31,10 @@ from maestro_celery_plugin.maestro.native_step_state import NativeStepState
 from maestro_celery_plugin.maestro.step_graph import GraphNode, graph_of, load_study, named
 from maestro_celery_plugin.samples.paths import FINISHED_MARKER
 from maestro_celery_plugin.states import Outcome
+from maestro_celery_plugin.study.additions import grown, read_additions
 from maestro_celery_plugin.study.cancelled_steps import CancelledSteps
 from maestro_celery_plugin.study.failures import has_failed
-from maestro_celery_plugin.study.manifest import Manifest
+from maestro_celery_plugin.study.manifest import FILE, Manifest
 from maestro_celery_plugin.study.plan import StudyPlan
 
 __all__ = ["Cause", "RerunRequest", "Reruns"]
@@ -72,20 +73,31 @@ class Cause(enum.IntEnum):
     """A user has named its step; it runs `cmd`."""
     CHANGED = 4
     """What it depends on runs again; it runs `cmd`."""
+    ADDED = 5
+    """It was added to the study; it runs for the first time."""
 
 
 class _Record:
-    """A step record: its samples, and why they run again."""
+    """A step record: its samples, and why they run again.
 
-    def __init__(self, manifest: Manifest) -> None:
-        self.manifest = manifest
+    Args:
+        manifest: Its manifest.
+        total: The number of samples of the study.
+    """
+
+    def __init__(self, manifest: Manifest, total: int) -> None:
+        before = manifest.samples
+        self.has_grown = manifest.sampled and before < total
+        self.manifest = manifest = grown(manifest, total) if self.has_grown else manifest
         self.samples = SampleStates(manifest.samples, manifest.max_retries)
         self.causes = np.zeros(manifest.samples, np.uint8)
+        self.causes[before:] = Cause.ADDED
 
     @property
     def anew(self) -> Mask:
-        """A mask of the samples that run `cmd`."""
-        return self.causes > Cause.FAILED
+        """A mask of the samples that run `cmd` again."""
+        mask: Mask = (self.causes > Cause.FAILED) & (self.causes < Cause.ADDED)
+        return mask
 
     def unmarked(self) -> Mask:
         """Return a mask of the finished samples whose marker a user has deleted."""
@@ -134,8 +146,8 @@ class Reruns:
     """
 
     def __init__(self, plan: StudyPlan, request: RerunRequest) -> None:
-        self._plan = plan
-        self._records = {record.manifest.name: record for record in _records_of(plan)}
+        self._plan, self._total = plan, plan.rows + read_additions(plan).count
+        self._records = {record.manifest.name: record for record in _records_of(plan, self._total)}
         self._native: dict[str, GraphNode] = {}
         self._nodes: list[GraphNode] = []
         for record in self._records.values():
@@ -145,9 +157,14 @@ class Reruns:
             record.add(Cause.UNMARKED, record.unmarked())
         self._cancelled = CancelledSteps(plan.cancelled_steps)
         self._requested: frozenset[str] = frozenset()
-        if request.steps or self._cancelled.names() or (self.names and not request.keep_downstream):
+        self._repeated = CancelledSteps(plan.steps_to_repeat)
+        needs_graph = request.steps or self._cancelled.names() or self._repeated.names()
+        if needs_graph or (self.names and not request.keep_downstream):
             self._nodes = graph_of(load_study(plan.root))
             self._add_steps(request.steps)
+            for node in self._nodes:
+                if node.name in self._repeated.names():
+                    self._add(node, Cause.CHANGED, None)
         if not request.keep_downstream:
             self._add_dependents()
         self._check_native()
@@ -270,11 +287,19 @@ class Reruns:
             ledger.flush()
         finally:
             ledger.close()
+        self._store_added(names)
+
+    def _store_added(self, names: list[str]) -> None:
+        """Let step records have the samples that were added, after it is recorded what depends on them."""
+        self._repeated.remove(self._repeated.names())
+        records = [self._records[name] for name in reversed(names) if name in self._records]
+        for manifest in (record.manifest for record in records if record.has_grown):
+            manifest.write(self._plan.records / Path(manifest.workspace).relative_to(self._plan.root) / FILE)
 
 
-def _records_of(plan: StudyPlan) -> list[_Record]:
-    """Return all step records that were submitted, with the states of their samples."""
-    records = {manifest.number: _Record(manifest) for manifest in Manifest.read_all(plan.records)}
+def _records_of(plan: StudyPlan, total: int) -> list[_Record]:
+    """Return all step records that were submitted, with the states of their samples, and with those that were added."""
+    records = {manifest.number: _Record(manifest, total) for manifest in Manifest.read_all(plan.records)}
     entries = read_ledger(plan.ledger, plan.number)
     entries = entries[np.argsort(entries["record"], kind="stable")]
     edges = np.flatnonzero(np.diff(entries["record"])) + 1
@@ -295,6 +320,7 @@ def _parts(records: list[_Record]) -> Iterator[str]:
     yield from _part(int(counts[Cause.FAILED]), f"failed {noun}", "again")
     yield from _part(int(counts[Cause.UNMARKED]), noun, f"again without {FINISHED_MARKER}")
     yield from _part(int(counts[Cause.REQUESTED]), noun, "again")
+    yield from _part(int(counts[Cause.ADDED]), f"added {noun}", "")
     yield from _part(int(counts[Cause.CHANGED]), noun, "again because of changed inputs")
     yield from _part(int((is_open & (causes == Cause.NONE)).sum()), f"remaining {noun}", "")
 

@@ -202,6 +202,8 @@ def _prepare(
         BrokerError: the broker cannot be used.
         StudyError: what was requested cannot run again.
     """
+    if has_conductor(plan):
+        raise Timeout(str(plan.conductor_lock))
     with file_lock(plan).acquire(timeout=LOCK_LIMIT_S):
         session, reruns = Session(plan.session), Reruns(plan, request)
         if plan.settings.needs_workers:

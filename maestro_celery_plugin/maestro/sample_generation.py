@@ -63,7 +63,21 @@ def with_samples(plan: StudyPlan, samples: SampleSettings, values: dict[str, str
     LOGGER.info("%d samples in '%s'.", len(table), path)
     if tuple(value.strip() for value in first) == samples.column_labels:
         LOGGER.warning("'%s': the first row contains the column labels, but counts as sample 0; remove it.", path)
-    return dataclasses.replace(plan, table=own, rows=len(table))
+    _check_limit(samples, len(table), path)
+    return dataclasses.replace(plan, table=own, rows=len(table), planned=samples.max_samples or 0)
+
+
+def _check_limit(samples: SampleSettings, rows: int, path: Path) -> None:
+    """Check that a study does not begin with more samples than it may have.
+
+    Raises:
+        SampleError: it does.
+    """
+    if samples.max_samples is not None and rows > samples.max_samples:
+        raise SampleError(
+            f"merlin.samples.max_samples: found '{samples.max_samples}', but '{path}' has {rows} samples; give a "
+            "larger number, or fewer samples."
+        )
 
 
 def _generated(plan: StudyPlan, command: str, path: Path) -> tuple[Path, bool]:

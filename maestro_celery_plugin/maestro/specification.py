@@ -19,7 +19,7 @@ import yaml
 from maestrowf.specification.yamlspecification import YAMLSpecification
 
 from maestro_celery_plugin import python_processes
-from maestro_celery_plugin.errors import EnsembleError, SpecificationError
+from maestro_celery_plugin.errors import EnsembleError, SpecificationError, StudyError
 from maestro_celery_plugin.imports import one_thread
 from maestro_celery_plugin.maestro.launch_options import OPTIONS
 from maestro_celery_plugin.maestro.schemas import maestro_schemas
@@ -62,7 +62,7 @@ class Specification(YAMLSpecification):  # type: ignore[misc]
         file = Path(path).name
         data = _ensemble_data(_text_of(path), file)
         if data is not None:
-            return _read_ensemble(data, file, path)
+            return _read_ensemble(data, file, _origin_of(path))
         if OPTIONS.overrides.no_errors:
             raise SpecificationError.at(file, "", "--no-errors: only studies with an ensemble have it; remove it.")
         if OPTIONS.overrides.is_given:
@@ -102,6 +102,7 @@ def load_ensemble(path: Path, overrides: Overrides | None = None) -> Any:
         SpecificationError: the file is no specification, has no ensemble, or cannot be used.
     """
     OPTIONS.overrides = overrides or Overrides()
+    _check_has_blocks(path)
     try:
         with without_log_of_maestro():
             specification = Specification.load_specification(str(path))
@@ -115,6 +116,22 @@ def load_ensemble(path: Path, overrides: Overrides | None = None) -> Any:
     if specification.ensemble is None:
         raise SpecificationError.at(path.name, "", "there is no 'merlin' block, so that the study has no workers.")
     return specification
+
+
+def _check_has_blocks(path: Path) -> None:
+    """Check that a file may be a specification; the loader reports what else is wrong.
+
+    Raises:
+        SpecificationError: it is another text, such as a table.
+    """
+    try:
+        data = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, OSError, ValueError, RecursionError):
+        return
+    if not isinstance(data, dict):
+        raise SpecificationError.at(
+            path.name, "", "the file has no blocks such as 'description' and 'study'; give the YAML file of a study."
+        )
 
 
 @contextlib.contextmanager
@@ -139,6 +156,30 @@ def _read_ensemble(data: dict[str, Any], file: str, path: str | None) -> Any:
         from maestro_celery_plugin.maestro.ensemble_specification import EnsembleSpecification
 
     return EnsembleSpecification.read(data, file, path)
+
+
+def _origin_of(path: str) -> str:
+    """Return the user's file of a version of a specification in ``merlin_info``; any other file itself.
+
+    A study may be launched from such a version (`study/provenance.py`). `$(SPECROOT)` is then the directory of the
+    user's file, so that Maestro must take this file for the specification as well.
+    """
+    version = Path(path).absolute()
+    if version.parent.name != "merlin_info":
+        return path
+    from maestro_celery_plugin.study.plan import StudyPlan
+
+    try:
+        plan = StudyPlan.read(version.parent.parent)
+    except StudyError:
+        return path
+    if plan.specification is None or str(version) not in plan.specification_files.values():
+        return path
+    if not plan.specification.is_file():
+        return path
+    if OPTIONS.launching and OPTIONS.arguments is not None:
+        OPTIONS.version, OPTIONS.arguments.specification = version, str(plan.specification)
+    return str(plan.specification)
 
 
 def _check_overrides(path: str) -> None:

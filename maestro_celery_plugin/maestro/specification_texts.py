@@ -63,6 +63,11 @@ def _without(env: Any, names: frozenset[str]) -> dict[str, Any]:
     }
 
 
+def _with_values(env: Any, values: Mapping[str, str]) -> dict[str, Any]:
+    """Return the variables and labels of `env` with the values of tokens."""
+    return {block: filled(env[block], values) for block in ("variables", "labels") if env.get(block)}
+
+
 def specification_texts(
     plan: StudyPlan, specification: LaunchedSpecification, generated: Mapping[str, Any] | None
 ) -> SpecificationTexts:
@@ -81,7 +86,10 @@ def specification_texts(
         **plan.specification_files,
     }
     if plan.specification is not None:
-        known["SPECROOT"] = str(plan.specification.parent)
+        root = {"SPECROOT": str(plan.specification.parent)}
+        known.update(root)
+        if "env" in partial:  # a launch of this version would set it to `merlin_info`
+            partial["env"] = {**partial["env"], **_with_values(partial["env"], root)}
     del known["MERLIN_GLOB_PATH"]  # it follows from the number of samples, which may not be generated yet
     parameters = {} if generated is None else {"global.parameters": generated}
     return SpecificationTexts(dump(partial), dump(filled({**expanded, **parameters}, known)))

@@ -13,7 +13,7 @@ from typing import Any
 from maestro_celery_plugin.config.step_entry import STEP_KEY, is_native
 from maestro_celery_plugin.errors import StudyError, nearest
 
-__all__ = ["GraphNode", "graph_of", "load_study", "named", "pickle_of"]
+__all__ = ["GraphNode", "graph_of", "load_study", "named", "nodes_of", "parents_of", "pickle_of"]
 
 # Texts with which a script reads the results of all samples.
 _ALL_SAMPLES = ("$(MERLIN_GLOB_PATH)", "$(MERLIN_PATHS_ALL)")
@@ -98,7 +98,7 @@ def graph_of(study: Any) -> list[GraphNode]:
             _, graph = study.stage()
     except Exception as cause:  # Maestro raises `Exception`
         raise StudyError(f"Maestro cannot stage the study '{root}': {cause}") from cause
-    return list(_nodes(root, graph))
+    return nodes_of(root, graph)
 
 
 def named(nodes: list[GraphNode], names: Collection[str]) -> list[GraphNode]:
@@ -119,8 +119,23 @@ def named(nodes: list[GraphNode], names: Collection[str]) -> list[GraphNode]:
     return [node for node in nodes if node.step in names or node.name in names]
 
 
+def nodes_of(root: Path, graph: Any) -> list[GraphNode]:
+    """Return the step records of Maestro's `ExecutionGraph`, which may run, each after those that it depends on."""
+    return list(_nodes(root, graph))
+
+
+def parents_of(graph: Any) -> dict[str, list[str]]:
+    """Return what each node of the graph depends on; Maestro removes a dependency when it has finished."""
+    parents: dict[str, list[str]] = {key: [] for key in graph.values}
+    for parent, children in graph.adjacency_table.items():
+        for child in children:
+            parents[child].append(parent)
+    return parents
+
+
 def _nodes(root: Path, graph: Any) -> Iterator[GraphNode]:
     names = {key: record.name for key, record in graph.values.items() if record is not None}
+    parents = parents_of(graph)
     for key, record in graph.values.items():
         if record is None:  # the source, on which the first steps depend
             continue
@@ -132,7 +147,7 @@ def _nodes(root: Path, graph: Any) -> Iterator[GraphNode]:
             name=record.name,
             step=entry.get("step", relative.parts[0]),
             relative=str(relative),
-            parents=tuple(names[parent] for parent in sorted(graph._dependencies[key]) if parent in names),
+            parents=tuple(names[parent] for parent in sorted(parents[key]) if parent in names),
             sampled=bool(entry.get("sampled")),
             is_native=is_native(run),
             text=f"{run['cmd']}\n{run['restart']}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from maestro_celery_plugin.errors import StudyError
 from maestro_celery_plugin.report.terminal import command_words
 from maestro_celery_plugin.report.unserved_steps import unserved_steps
 from maestro_celery_plugin.report.worker_list import ListedWorker, live_workers
-from maestro_celery_plugin.study.conductor_lock import has_conductor
+from maestro_celery_plugin.study.conductor_lock import await_start, has_conductor
 from maestro_celery_plugin.study.members import Members
 from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.session import Session
@@ -23,6 +24,7 @@ from maestro_celery_plugin.study.stopped_workers import (
     request_start,
     request_worker_stop,
 )
+from maestro_celery_plugin.study.worker_identity import MARKER
 
 __all__ = ["StopRequest", "start_workers_again", "stop_workers"]
 
@@ -49,6 +51,7 @@ class StopRequest:
         require_groups(self.plan.settings, groups)
         if not self.plan.session.exists():
             raise StudyError(f"The study '{self.plan.root}' was a dry run; it has no workers.")
+        await_start(self.plan)
         self.has_conductor = has_conductor(self.plan)
         self.workers: list[ListedWorker] = [
             worker for worker in live_workers(self.plan) if not groups or worker.group in groups
@@ -60,11 +63,18 @@ class StopRequest:
         running = sum(worker.running for worker in self.workers)
         samples = "1 running sample" if running == 1 else f"{running} running samples"
         workers = "1 worker" if len(self.workers) == 1 else f"{len(self.workers)} workers"
-        of_groups = f" of the groups {', '.join(self.groups)}" if self.groups else ""
-        end = f"ends, with {samples}, which run again later" if self.now else f"ends after {samples}"
-        if len(self.workers) != 1:
-            end = end.replace("ends", "end", 1)
+        word = "group" if len(self.groups) == 1 else "groups"
+        of_groups = f" of {word} {', '.join(self.groups)}" if self.groups else ""
+        verb, again = "ends" if len(self.workers) == 1 else "end", "runs" if running == 1 else "run"
+        end = f"{verb} now"
+        if running:
+            end = f"{verb} now, with {samples}, which {again} again later" if self.now else f"{verb} after {samples}"
         return f"{workers}{of_groups} of '{self.plan.root}' {end}. {self.consequence}"
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to stop: no conductor, which could start workers, and no live worker."""
+        return not self.has_conductor and not self.workers
 
     @property
     def consequence(self) -> str:
@@ -114,17 +124,18 @@ def stop_workers(request: StopRequest) -> list[str]:
     if not request.has_conductor:
         for worker in request.workers:
             (session.request_worker_stop if request.now else session.request_worker_leave)(worker.name)
-        if not request.workers:
+        if request.is_empty:
             return ["This study has no conductor and no live workers; nothing is stopped."]
         return [f"Asked to end: {_names(request.workers)}. This study has no conductor; {resume} continues it."]
-    reason = "A user has called `maestro-celery stop-workers`."
+    who = "sample" if MARKER in os.environ else "user"
+    reason = f"A {who} has called `maestro-celery stop-workers`."
     groups: Collection[str] | None = request.groups or None
     if groups is None and Members(session.path).living(without=plan.id):  # other studies have workers as well
         groups = serving_groups(plan.settings)
     request_worker_stop(session.path, groups, reason, now=request.now)
     when = "now" if request.now else "after their running samples"
-    who = f"Workers that end {when}: {_names(request.workers)}." if request.workers else "No worker is alive."
-    return [who, f"{request.consequence} {resume} starts the workers again."]
+    ends = f"Workers that end {when}: {_names(request.workers)}." if request.workers else "No worker is alive."
+    return [ends, f"{request.consequence} {resume} starts the workers again."]
 
 
 def _names(workers: list[ListedWorker]) -> str:

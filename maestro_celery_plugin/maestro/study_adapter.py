@@ -19,7 +19,7 @@ from maestrowf.interfaces.script import CancellationRecord, SubmissionRecord
 from msgspec.structs import replace
 
 from maestro_celery_plugin import clock
-from maestro_celery_plugin.conductor.coordinator import Coordinator, for_study
+from maestro_celery_plugin.conductor.coordinator import Coordinator, for_study, known_additions
 from maestro_celery_plugin.config.step_entry import is_native
 from maestro_celery_plugin.errors import EnsembleError, LedgerError, StudyError
 from maestro_celery_plugin.host.start import begin
@@ -120,7 +120,7 @@ class StudyAdapter:
         With `--usetmp`, Maestro writes the scripts to another directory than the workspace.
         """
         if step.real_name not in self._manifests:
-            self._manifests[step.real_name] = build_manifest(self._plan, step, workspace)
+            self._manifests[step.real_name] = build_manifest(self._plan, step, workspace, known_additions(self._plan))
         return replace(self._manifests[step.real_name], workspace=workspace)
 
     @property

@@ -118,6 +118,33 @@ def _step_record(original: Any) -> Any:
     return original
 
 
+def _execution_graph(original: Any) -> Any:
+    """Let Maestro's graph take samples that were added; the class stays, because Maestro pickles its objects."""
+    check_states, check_completion = original.check_study_status, original._check_study_completion
+
+    @functools.wraps(check_states)
+    def check_study_status(self: Any) -> Any:
+        code, states = check_states(self)
+        if coordinators := coordinators_here():
+            from maestro_celery_plugin.maestro.growing import take_additions
+
+            states = take_additions(self, coordinators, states)
+        return code, states
+
+    @functools.wraps(check_completion)
+    def _check_study_completion(self: Any) -> Any:
+        status = check_completion(self)
+        if status.name in ("FINISHED", "FAILURE") and (coordinators := coordinators_here()):
+            from maestro_celery_plugin.maestro.growing import take_last_additions
+
+            if take_last_additions(self, coordinators):
+                return type(status).RUNNING
+        return status
+
+    original.check_study_status, original._check_study_completion = check_study_status, _check_study_completion
+    return original
+
+
 def _with_times(mark: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(mark)
     def mark_with_times(self: Any, *args: Any) -> None:
@@ -174,6 +201,13 @@ TOUCHPOINTS = (
         "executiongraph.py:458 makes step records with it, whose methods take the times of polls; `restarts` and "
         "`restart_limit` tell whether one that times out restarts",
         _step_record,
+    ),
+    Touchpoint(
+        STEP_RECORD_MODULE,
+        "ExecutionGraph",
+        "executiongraph.py:329 defines it, whose `execute_ready_steps` asks `check_study_status` for the states on "
+        "which it acts, and `_check_study_completion` for the end; its sets and `_dependencies` decide what it submits",
+        _execution_graph,
     ),
     Touchpoint("maestrowf.conductor", "sleep", "conductor.py:425 waits for the next poll with it", _sleep),
 )

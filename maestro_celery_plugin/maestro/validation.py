@@ -19,19 +19,22 @@ import yaml
 from maestrowf.specification.yamlspecification import YAMLSpecification
 
 from maestro_celery_plugin.config.tokens import names_in, substitute
-from maestro_celery_plugin.errors import SpecificationError, StudyError
+from maestro_celery_plugin.errors import EnsembleError, SpecificationError, StudyError
 from maestro_celery_plugin.maestro.command_line import check_place, check_specification_file, check_study_name
 from maestro_celery_plugin.maestro.ensemble_specification import EnsembleSpecification
 from maestro_celery_plugin.maestro.launch import check_batch_systems
+from maestro_celery_plugin.maestro.launch_options import OPTIONS
+from maestro_celery_plugin.maestro.parameter_generator import generate
 from maestro_celery_plugin.maestro.schemas import shipped_schemas
 from maestro_celery_plugin.maestro.specification import find_ensemble, without_log_of_maestro, yaml_problem
 from maestro_celery_plugin.maestro.yaml_text import lines_of, load
 from maestro_celery_plugin.spec.checks import check_blocks, check_shape
 from maestro_celery_plugin.spec.dag import check_graph
+from maestro_celery_plugin.spec.overrides import Overrides
 from maestro_celery_plugin.spec.problems import FaultError, Kind, Problem, collected
 from maestro_celery_plugin.spec.variables import Variables
 
-__all__ = ["STDIN", "Finding", "validate"]
+__all__ = ["STDIN", "Finding", "Generator", "faults_of", "validate"]
 
 # The name of the standard input on a command line.
 STDIN = "-"
@@ -45,22 +48,52 @@ class Finding:
     problem: Problem
 
 
-def validate(name: str) -> list[Finding]:
+@dataclasses.dataclass(frozen=True)
+class Generator:
+    """What generates the parameters in place of the specification.
+
+    Attributes:
+        file: The Python file of `--pgen`.
+        arguments: The arguments of `--pargs`.
+    """
+
+    file: str
+    arguments: Mapping[str, Any]
+
+
+def validate(name: str, overrides: Overrides | None = None, generator: Generator | None = None) -> list[Finding]:
     """Return the problems of a specification, in the order of the file.
 
     Args:
         name: The file; `-` for the standard input.
+        overrides: What the command line of the launch would set in place of the specification.
+        generator: What would generate its parameters.
     """
     text = ""
+    OPTIONS.overrides, OPTIONS.parameter_generator = overrides or Overrides(), generator is not None
 
     def problems() -> Iterator[Problem]:
         nonlocal text
         text = _text_of(name)
-        yield from _problems_of(text, None if name == STDIN else name)
+        yield from _problems_of(text, None if name == STDIN else name, generator)
 
     found = collected(problems())
     lines = _lines_of(text, {problem.where for problem in found})
     return sorted((Finding(lines[problem.where], problem) for problem in found), key=lambda finding: finding.line)
+
+
+def faults_of(text: str, path: str, lines_in: str) -> list[Finding]:
+    """Return the faults of a specification, without what only this machine lacks.
+
+    Args:
+        text: The specification.
+        path: Its file.
+        lines_in: The text with the lines of the findings.
+    """
+    OPTIONS.overrides, OPTIONS.parameter_generator = Overrides(), False
+    faults = [problem for problem in collected(_problems_of(text, path, None)) if problem.kind is Kind.FAULT]
+    lines = _lines_of(lines_in, {problem.where for problem in faults})
+    return [Finding(lines[problem.where], problem) for problem in faults]
 
 
 def _text_of(name: str) -> str:
@@ -91,7 +124,7 @@ def _lines_of(text: str, places: set[str]) -> dict[str, int]:
     return lines | {place: int(match[1]) for place, match in marked.items() if match}
 
 
-def _problems_of(text: str, path: str | None) -> Iterator[Problem]:
+def _problems_of(text: str, path: str | None, generator: Generator | None) -> Iterator[Problem]:
     try:
         data, repeated = load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as cause:
@@ -102,16 +135,22 @@ def _problems_of(text: str, path: str | None) -> Iterator[Problem]:
         return
     ensemble = yield from find_ensemble(data, repeated)
     if ensemble is not None:
-        yield from _ensemble_problems(ensemble, path)
+        yield from _ensemble_problems(ensemble, path, generator)
         return
     yield from (Problem(where, problem, Kind.WARNING) for where, problem in repeated)
+    if OPTIONS.overrides.is_given:
+        data["env"] = OPTIONS.overrides.applied_to(data.get("env") or {}, path or "")
+        text = yaml.safe_dump(data)
     yield from _plain_problems(data, text)
 
 
-def _ensemble_problems(data: dict[str, Any], path: str | None) -> Iterator[Problem]:
+def _ensemble_problems(data: dict[str, Any], path: str | None, generator: Generator | None) -> Iterator[Problem]:
     specification = EnsembleSpecification()
     specification.path = path
-    yield from specification.checks(data, is_launch=True)
+    faults = 0
+    for problem in specification.checks(data, is_launch=True):
+        faults += problem.kind is Kind.FAULT
+        yield problem
     if not hasattr(specification, "ensemble"):
         return
     yield from check_study_name(specification.name)
@@ -122,6 +161,32 @@ def _ensemble_problems(data: dict[str, Any], path: str | None) -> Iterator[Probl
         yield Problem("env.variables.OUTPUT_PATH", text, Kind.MACHINE)
     yield from check_batch_systems(specification.ensemble)
     yield from _check_sample_file(specification)
+    if generator is not None and not faults:
+        yield from _check_generated(specification, generator)
+
+
+def _check_generated(specification: EnsembleSpecification, generator: Generator) -> Iterator[Problem]:
+    """Check the parameters that a Python file generates, as Maestro calls it (maestro.py:430-444)."""
+    from maestrowf.datastructures.environment import Variable
+    from maestrowf.maestro import load_parameter_generator  # its import takes long
+
+    output = str(Path(specification.output_path or ".").absolute())
+    root = Variable("SPECROOT", str(_directory(specification)))
+    environment = YAMLSpecification.get_study_environment(specification)  # without the launch
+    environment.remove("OUTPUT_PATH")
+    environment.add(Variable("OUTPUT_PATH", output))
+    environment.add(root)
+    arguments = {**generator.arguments, "OUTPUT_PATH": output, "SPECROOT": root}
+    try:
+        parameters = generate(load_parameter_generator, generator.file, environment, arguments)
+    except EnsembleError as cause:
+        yield Problem("", str(cause))
+        return
+    yield from specification.parameter_problems(parameters, is_launch=True)
+
+
+def _directory(specification: EnsembleSpecification) -> Path:
+    return Path(specification.path).absolute().parent if specification.path else Path.cwd()
 
 
 def _check_sample_file(specification: EnsembleSpecification) -> Iterator[Problem]:
@@ -129,7 +194,7 @@ def _check_sample_file(specification: EnsembleSpecification) -> Iterator[Problem
     samples = specification.ensemble.samples
     if samples is None or samples.generate:
         return
-    root = {"SPECROOT": str(Path(specification.path).absolute().parent)} if specification.path else {}
+    root = {"SPECROOT": str(_directory(specification))} if specification.path else {}
     file = substitute(samples.file, root)
     if not names_in(file) and not Path(file).expanduser().is_file():
         text = f"there is no file '{file}'; check its name, or let generate.cmd write it."

@@ -14,7 +14,9 @@ from maestro_celery_plugin.report.reader import StatusReader
 from maestro_celery_plugin.report.sample_status import RecordSamples
 from maestro_celery_plugin.report.sentences import Sentence, Who, explained, fixed
 from maestro_celery_plugin.report.terminal import command_words
+from maestro_celery_plugin.report.unserved_steps import unserved_steps
 from maestro_celery_plugin.spec.dag import ALL_COMBINATIONS
+from maestro_celery_plugin.states import WorkerState
 from maestro_celery_plugin.study.cancelled_steps import CancelledSteps, reason_of
 from maestro_celery_plugin.study.failures import allowed_failures, has_failed
 from maestro_celery_plugin.study.members import Members
@@ -27,6 +29,8 @@ from maestro_celery_plugin.study.worker_identity import log_of
 __all__ = ["Explanation", "explain"]
 
 _TAIL_BYTES = 4096
+# States of workers that take no further samples.
+_TAKES_NOTHING = (WorkerState.DEAD, WorkerState.AWAITED, WorkerState.STOPPING)
 # The number of step records that a sentence names.
 _SHOWN = 5
 
@@ -58,6 +62,8 @@ class Explanation:
         self._reader = StatusReader(directory)
         self.status: StudyStatus = self._reader.read()
         self._groups = GroupSentences(self._plan, self.status)
+        taking = {worker.group for worker in self.status.workers if worker.state not in _TAKES_NOTHING}
+        self._unserved = unserved_steps(self._plan.settings, self.status.workers_stopped, taking)
         self._reasons: dict[str, Reason] = read_reasons(self._plan.reasons) | read_reasons(self._plan.refusals)
         self._cancelled = CancelledSteps(self._plan.cancelled_steps).names()
         self._records: dict[str, list[StepStatus]] = defaultdict(list)
@@ -109,6 +115,9 @@ class Explanation:
             yield "The broker does not answer", [self.status.broker_problem]
         if self.status.broken_machines:
             yield "Broken machines", [machine.sentence for machine in self.status.broken_machines]
+        if self.status.additions_sentence:
+            command = f" {self._resume} runs what was added." if self.status.has_ended else ""
+            yield "Added samples", [f"{self.status.additions_sentence}{command}"]
         refused = list(self._refused_messages())
         if refused:
             yield "Workers have refused messages", refused
@@ -145,7 +154,7 @@ class Explanation:
             yield fixed("Maestro runs it itself, as a separate batch job.")
         else:
             stopped = self.status.workers_stopped
-            if stopped is not None and all(map(stopped.include, self._groups.names(step.step))):
+            if stopped is not None and step.step in self._unserved:
                 yield fixed(stopped.advice(self._plan.root))
             yield Sentence("progress", _progress_words)
             yield from map(fixed, self._groups.now(step.step))
@@ -220,7 +229,7 @@ class Explanation:
             has_restarted = step.restarts and step.state != "CANCELLED"
             rest = f" after {times} (`maestro run -r` sets their limit)" if has_restarted else ""
             rest += f"; {self._resume} runs them."
-        return Sentence(f"remaining{rest}", lambda who: f"{_remaining_words(who)}{rest}")
+        return Sentence(f"remaining{rest}", lambda who: _remaining_words(who, rest))
 
     # --- step records that wait or run ---
 
@@ -278,9 +287,10 @@ def _failure_words(who: Who, command: str, *, is_alone: bool) -> str:
     return f"{words}; `{command}` lists the failed samples."
 
 
-def _remaining_words(who: Who) -> str:
+def _remaining_words(who: Who, rest: str) -> str:
     remaining = who.samples.pending + who.samples.running
-    return "1 sample remains" if remaining == 1 else f"{remaining} samples remain"
+    one = rest.replace(" runs them", " runs it")
+    return f"1 sample remains{one}" if remaining == 1 else f"{remaining} samples remain{rest}"
 
 
 def _why_failed(record: RecordSamples) -> Sentence:

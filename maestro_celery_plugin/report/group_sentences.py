@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from maestro_celery_plugin.batch.allocation import Allocation, read_allocations
-from maestro_celery_plugin.config.groups import LOCAL, allocation_name, batch_of, is_for_this_machine
+from maestro_celery_plugin.config.groups import LOCAL, allocation_name, awaiting, batch_of, is_for_this_machine
 from maestro_celery_plugin.report.model import StudyStatus
 from maestro_celery_plugin.report.terminal import command_words
 from maestro_celery_plugin.states import AllocationState, WorkerState
@@ -82,10 +82,7 @@ class GroupSentences:
         if self._status.workers_stopped is not None and self._status.workers_stopped.include(name):
             return f"Worker group '{name}': its workers are stopped."
         if not is_for_this_machine(group):
-            return (
-                f"Worker group '{name}' waits for its workers on {' or '.join(group.machines)}: start them there with "
-                f"`{command_words('maestro-celery workers', self._plan.root)} --group {name}`."
-            )
+            return awaiting(name, group, self._plan.root)
         if batch_of(self._plan.settings, group).type == LOCAL:
             return f"Worker group '{name}': its worker is starting; its log is below '{self._plan.info / 'workers'}'."
         return self._allocation(name, self._allocation_of(name))
@@ -94,6 +91,9 @@ class GroupSentences:
         beat = self._beats.get(worker)
         if beat is not None and (beat.refuses or state is WorkerState.DRAINING):
             return f"{state}, its allocation ends too soon for the remaining samples"
+        if state is WorkerState.DISCONNECTED:
+            node = beat.node if beat is not None else "its machine"
+            return f"{state}: {node} cannot reach the broker, and the worker takes no samples until it can"
         if state is WorkerState.HELD:
             return f"{state}, its last samples have failed; some of them run on another machine to find the cause"
         return str(state)

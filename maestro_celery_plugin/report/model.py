@@ -139,6 +139,7 @@ class StudyStatus:
         damage: A sentence for each kind of damage of the ledger; empty for a sound ledger.
         broker_problem: A sentence if the study runs and its broker, which the user gave by URL, cannot be reached.
         workers_stopped: The worker groups that a user or a sample has stopped; None if there are none.
+        waiting_additions: Number of samples that were added to the study, and that its step records do not have yet.
     """
 
     study: str
@@ -151,6 +152,18 @@ class StudyStatus:
     damage: list[str] = dataclasses.field(default_factory=list)
     broker_problem: str = ""
     workers_stopped: StoppedGroups | None = None
+    waiting_additions: int = 0
+
+    @property
+    def additions_sentence(self) -> str:
+        """A sentence about samples that were added and that the step records do not have yet; empty without any."""
+        if self.waiting_additions <= 0:
+            return ""
+        count = self.waiting_additions
+        words = "1 added sample waits" if count == 1 else f"{count} added samples wait"
+        if self.has_ended:
+            return f"{words}, and the study has no conductor."
+        return f"{words}: the conductor takes them within seconds."
 
     @property
     def failed_samples(self) -> int:
@@ -179,5 +192,6 @@ class StudyStatus:
             "broken_machines": [dataclasses.asdict(machine) for machine in self.broken_machines],
             "damage": self.damage,
             "broker_problem": self.broker_problem,
+            "waiting_additions": self.waiting_additions,
             "workers_stopped": self.workers_stopped.to_json() if self.workers_stopped else None,
         }

@@ -11,15 +11,16 @@ from maestro_celery_plugin import clock
 from maestro_celery_plugin.report.exit_codes import StudyCode, code_of
 from maestro_celery_plugin.report.model import StudyState, StudyStatus
 from maestro_celery_plugin.report.reader import StatusReader
-from maestro_celery_plugin.report.terminal import outcome_words
+from maestro_celery_plugin.report.terminal import command_words, count_words, shortened
 from maestro_celery_plugin.states import AllocationState, WorkerState
+from maestro_celery_plugin.study.conductor_lock import START_LIMIT_S
 from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.status_csv import FINAL_STATES
 
 __all__ = ["MonitoredStudy", "monitor"]
 
-# `maestro run` returns before its conductor has begun.
-START_LIMIT_S = 60.0
+# The columns of a line, and of the shortest name in it.
+_WIDTH, _LEAST_NAME = 80, 12
 _NOT_ALIVE = (WorkerState.DEAD, WorkerState.AWAITED)
 
 
@@ -79,18 +80,33 @@ class MonitoredStudy:
 
     @property
     def line(self) -> str:
-        """The progress in one line."""
+        """The progress in one line of at most 80 columns, if the numbers are small: what has finished of all."""
         total, ended, running = (
             sum(getattr(step.samples, key) for step in self.status.steps) for key in ("total", "finished", "running")
         )
+        failed, steps = self.status.failed_samples, len(self.status.steps)
         workers = sum(worker.state not in _NOT_ALIVE for worker in self.status.workers)
-        steps = sum(step.state in FINAL_STATES for step in self.status.steps)
-        state = outcome_words(self.status.state.name, self.status.failed_samples)
-        words = "stalled: no worker is alive, and no allocation is open" if self.code is StudyCode.STALLED else state
-        return (
-            f"{self.status.path.name}  {words}; {steps} of {len(self.status.steps)} step records ended; of {total} "
-            f"submitted samples {ended} finished, {self.status.failed_samples} failed, {running} run; {workers} workers"
-        )
+        steps_ended = sum(step.state in FINAL_STATES for step in self.status.steps)
+        counts = [f"{ended}/{count_words(total, 'sample')}"] if total else []
+        counts += [f"{failed} failed"] if failed else []
+        counts += [f"{running} running"] if running else []
+        state = "STALLED" if self.code is StudyCode.STALLED else self.status.state.name
+        progress = [f"{steps_ended}/{count_words(steps, 'step')}", *counts]
+        progress += [count_words(workers, "worker")] if not self.status.has_ended else []
+        words = f"  {state}: {', '.join(progress)}"
+        return f"{shortened(self.status.path.name, max(_LEAST_NAME, _WIDTH - len(words)))}{words}"
+
+    @property
+    def advice(self) -> str:
+        """Why the monitor does not wait for the end, and what the user can do; empty if it has waited for it."""
+        resume = f"`{command_words('maestro-celery resume', self.status.path)}`"
+        if self.code is StudyCode.UNCONDUCTED:
+            return f"No conductor runs the study; {resume} continues it."
+        if self.code is StudyCode.STALLED:
+            stopped = self.status.workers_stopped
+            why = f"{stopped.sentence} {resume} starts them again." if stopped else "`maestro-celery explain` says why."
+            return f"It has stalled: no worker is alive, and no allocation is open. {why}"
+        return ""
 
     def to_json(self) -> dict[str, Any]:
         """Return the study in the output of `monitor --json`; scripts rely on these keys."""
@@ -120,6 +136,8 @@ def monitor(
                 if study.line != lines.get(number):
                     lines[number] = study.line
                     show(study.line)
+                if study.advice:
+                    show(study.advice)
         waits = [study for study in studies if study.code is None]
         remaining_s = deadline - clock.monotonic()
         if not waits or remaining_s <= 0:

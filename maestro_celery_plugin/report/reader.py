@@ -25,8 +25,9 @@ from maestro_celery_plugin.report.model import AllocationStatus, StepStatus, Stu
 from maestro_celery_plugin.report.sample_status import RecordSamples, SampleStatus
 from maestro_celery_plugin.report.unserved_steps import as_waiting, unserved_steps
 from maestro_celery_plugin.report.usage import AllocationUsage
-from maestro_celery_plugin.report.worker_status import is_alive, workers
+from maestro_celery_plugin.report.worker_status import alive_workers, workers
 from maestro_celery_plugin.states import WorkerState
+from maestro_celery_plugin.study.additions import AdditionFile
 from maestro_celery_plugin.study.broken_machines import read_broken_machines
 from maestro_celery_plugin.study.conductor_lock import has_conductor
 from maestro_celery_plugin.study.failures import has_failed
@@ -64,6 +65,7 @@ class StatusReader:
         self._ledger = LedgerReader(self._plan.ledger, self._plan.number)
         self._usage = AllocationUsage(self._plan.settings)
         self._broker = BrokerCheck(self._session)
+        self._additions = AdditionFile(self._plan)
         self._records: dict[int, RecordSamples] = {}
         self._by_name: dict[str, RecordSamples] = {}
         self._names: list[str] = []
@@ -84,7 +86,7 @@ class StatusReader:
             self._shares_session = len(self._members.all()) > 1
             if self._shares_session:
                 beats = [beat for beat in beats if beat.group in self._groups]
-            alive = {beat.name: is_alive(self._session, beat, conducted) for beat in beats}
+            alive = alive_workers(self._session, beats, conducted=conducted)
             stopped = read_stopped(self._session.path) if conducted else None
             unserved = unserved_steps(self._plan.settings, stopped, _groups_served(beats, alive))
             return StudyStatus(
@@ -93,12 +95,18 @@ class StatusReader:
                 state=study_state(self._plan, rows, conducted),
                 steps=self._steps(rows, alive, conducted, unserved),
                 allocations=list(self._allocations()),
-                workers=[*workers(beats, alive), *self._awaited(rows, beats, alive)],
+                workers=[*workers(beats, alive, self.running_samples()), *self._awaited(rows, beats, alive)],
                 broken_machines=read_broken_machines(self._plan.broken_machines),
                 damage=self._ledger.damage,
                 broker_problem=self._broker.problem() if conducted else "",
                 workers_stopped=stopped,
+                waiting_additions=self._waiting_additions(),
             )
+        except PermissionError as cause:
+            raise StudyError(
+                f"The study '{self._plan.root}' cannot be read: '{cause.filename}' is only for the user who has "
+                "launched it; `maestro status` shows its steps to others."
+            ) from cause
         except OSError as cause:
             raise StudyError(f"The study '{self._plan.root}' cannot be read: {cause}.") from cause
 
@@ -176,10 +184,28 @@ class StatusReader:
 
     def _read_manifests(self, entries: Entries) -> None:
         numbers = np.array([0, *self._records], np.uint32)
-        if self._records and np.isin(entries["record"], numbers).all():
+        if self._records and np.isin(entries["record"], numbers).all() and not self._has_grown(entries):
             return
         for manifest in Manifest.read_all(self._plan.records):
-            self._records.setdefault(manifest.number, RecordSamples(manifest))
+            if manifest.number in self._records:
+                self._records[manifest.number].grow(manifest)
+            else:
+                self._records[manifest.number] = RecordSamples(manifest)
+
+    def _has_grown(self, entries: Entries) -> bool:
+        """Whether step records have more samples than before: those that were added to the study."""
+        total = self._additions.total()
+        counts = np.full(1 + max(self._records), np.iinfo(np.uint64).max, np.uint64)
+        for number, record in self._records.items():
+            counts[number] = record.manifest.samples
+            if record.manifest.sampled and record.manifest.samples < total:
+                return True  # the conductor may have changed the manifest since
+        return bool((entries["start"] >= counts[entries["record"]]).any())
+
+    def _waiting_additions(self) -> int:
+        """Return the number of added samples that no step record has."""
+        counts = [record.manifest.samples for record in self._records.values() if record.manifest.sampled]
+        return max(0, self._additions.total() - max(counts)) if counts else 0
 
     # --- samples ---
 
@@ -302,6 +328,8 @@ def _step_state(state: str, record: RecordSamples | None, conducted: bool) -> st
         return "FAILED" if has_failed(record.manifest, record.states) else "FINISHED"
     if not record.states.has_started:
         return "PENDING" if state == "INITIALIZED" else state
+    if state == "INITIALIZED" and record.states.runs_again and conducted and not record.states.running.any():
+        return state  # it waits for other step records, to which samples were added
     return "RUNNING" if conducted else "INTERRUPTED"
 
 

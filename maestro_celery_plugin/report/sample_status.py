@@ -10,9 +10,9 @@ import numpy as np
 
 from maestro_celery_plugin.ledger.entries import Entries, Kind
 from maestro_celery_plugin.ledger.sample_states import Counts, SampleStates
-from maestro_celery_plugin.plugins import open_table
 from maestro_celery_plugin.report.pace import Pace
 from maestro_celery_plugin.states import POISON_LIMIT, Outcome, how_it_ended, is_request
+from maestro_celery_plugin.study.additions import open_samples
 from maestro_celery_plugin.study.manifest import Manifest
 
 __all__ = ["RecordSamples", "SampleStatus", "values_of"]
@@ -80,6 +80,15 @@ class RecordSamples:
         self._pace = Pace()
         self.interruptions = 0
         self.longest_interruption_s = 0.0
+
+    def grow(self, manifest: Manifest) -> None:
+        """Take over a manifest with samples that were added to the study."""
+        more = manifest.samples - self.manifest.samples
+        self.manifest = manifest
+        if more > 0:
+            self.states.grow(manifest.samples)
+            self._writer = np.concatenate([self._writer, np.zeros(more, np.uint32)])
+            self._started_at = np.concatenate([self._started_at, np.zeros(more, np.float64)])
 
     def apply(self, entries: Entries, writers: np.ndarray[Any, Any]) -> None:
         """Apply new entries; `writers` has the number of the writer of each entry."""
@@ -193,8 +202,7 @@ def _values(sample: SampleStatus, tables: dict[int, Any]) -> dict[str, str] | No
         return {}
     try:
         if manifest.number not in tables:
-            table, cache = Path(manifest.table), Path(manifest.index_cache)
-            tables[manifest.number] = open_table(table, manifest.labels, cache)
+            tables[manifest.number] = open_samples(manifest, for_people=True)
         return dict(zip(manifest.labels, tables[manifest.number].row(sample.index), strict=True))
     except Exception:  # of any reader; the list of failed samples is useful without values
         return None

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
-from datetime import datetime
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
 from rich.text import Text
 
 from maestro_celery_plugin.errors import EnsembleError
 from maestro_celery_plugin.report.model import StudyState
 from maestro_celery_plugin.report.reader import StatusReader
-from maestro_celery_plugin.report.terminal import plain, state_text
+from maestro_celery_plugin.report.terminal import plain, print_table, shortened, state_text
 from maestro_celery_plugin.states import MemberState
 from maestro_celery_plugin.study.members import Member, Members
 
-__all__ = ["SessionStudy", "session_studies", "studies_table"]
+__all__ = ["SessionStudy", "print_studies", "session_studies"]
+
+# Columns of the name of a study in a terminal.
+_NAME_WIDTH = 30
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,15 +70,15 @@ def session_studies(session: Path) -> list[SessionStudy]:
     known = members.all()
     identities = {member.id for member in known}
 
-    def started_by(parent: str) -> list[Member]:
-        return [member for member in known if (member.parent if member.parent in identities else "") == parent]
-
+    started_by: dict[str, list[Member]] = defaultdict(list)
+    for member in known:
+        started_by[member.parent if member.parent in identities else ""].append(member)
     # No recursion: a chain may be longer than Python's stack.
-    found, waiting = [], [(member, 0) for member in reversed(started_by(""))]
+    found, waiting = [], [(member, 0) for member in reversed(started_by[""])]
     while waiting:
         member, level = waiting.pop()
         found.append(_study(member, members, level))
-        below = started_by(member.id)
+        below = started_by[member.id]
         waiting += [(one, level + (len(below) > 1)) for one in reversed(below)]
     return found
 
@@ -92,6 +93,8 @@ def _study(member: Member, members: Members, level: int) -> SessionStudy:
     try:
         status = StatusReader(Path(member.root)).read()
     except (EnsembleError, OSError):
+        if member.state is MemberState.ENDED and not Path(member.root, "batch.info").exists():
+            return SessionStudy(member=member, state="not launched", samples=None, level=level)  # `stop` has ended it
         return SessionStudy(member=member, state="?", samples=None, level=level)
     counts: Counter[str] = Counter()
     for step in status.steps:
@@ -101,20 +104,27 @@ def _study(member: Member, members: Members, level: int) -> SessionStudy:
     return SessionStudy(member=member, state=status.state.name, samples=samples, level=level)
 
 
-def studies_table(studies: list[SessionStudy]) -> Table:
-    """Return the studies as a table for a terminal."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("STUDY", "STATE", "FINISHED", "FAILED", "VARIABLES", "SINCE", "STARTED BY"):
-        table.add_column(heading, overflow="fold", justify="right" if heading in ("FINISHED", "FAILED") else "left")
+def print_studies(studies: list[SessionStudy]) -> None:
+    """Print the studies as a table for a terminal; the directory of the first one has the others, as a rule."""
+    headings = {
+        "STUDY": "left",
+        "STATE": "left",
+        "FINISHED": "right",
+        "FAILED": "right",
+        "STARTED BY": "fold",
+        "VARIABLES": "fold",
+    }
+    rows = []
     for one in studies:
-        samples = one.samples
-        table.add_row(
-            plain("  " * one.level + Path(one.member.root).name),
-            state_text(one.state),
-            Text(f"{samples['finished']}/{samples['total']}" if samples else ""),
-            Text(str(samples["failed"] or "") if samples else ""),
-            plain(" ".join(f"{name}={value}" for name, value in one.member.variables.items())),
-            datetime.fromtimestamp(one.member.started_at).strftime("%m-%d %H:%M:%S"),
-            plain(one.member.started_by),
+        samples, variables = one.samples, " ".join(f"{name}={value}" for name, value in one.member.variables.items())
+        rows.append(
+            [
+                plain("  " * one.level + shortened(Path(one.member.root).name, _NAME_WIDTH)),
+                state_text(one.state),
+                Text(f"{samples['finished']}/{samples['total']}" if samples else ""),
+                Text(str(samples["failed"] or "") if samples else ""),
+                plain(one.member.started_by),
+                plain(variables),
+            ]
         )
-    return table
+    print_table(headings, rows)

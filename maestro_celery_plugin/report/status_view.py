@@ -33,6 +33,11 @@ SHOWN = 5
 # The same while the status must fit into the terminal, and the number of step records that are more important.
 SHOWN_ON_SCREEN = 2
 _LEAST_STEPS = 4
+# What a line about a worker says about its state.
+_WHY = {
+    WorkerState.DISCONNECTED: "  it cannot reach the broker",
+    WorkerState.HELD: "  its last samples have failed; `maestro-celery explain`",
+}
 # A user cannot read more step records.
 SHOWN_STEPS = 200
 
@@ -128,6 +133,10 @@ def _advice(status: StudyStatus) -> list[RenderableType]:
         words = "No conductor has run this study yet. If none is about to start:"
     elif status.workers_stopped is not None:
         words = f"{status.workers_stopped.sentence} To start them again:"
+    elif status.additions_sentence and status.has_ended:
+        words = f"{status.additions_sentence} To run what was added:"
+    elif status.additions_sentence:
+        return [Text(f"\n{status.additions_sentence}\n", style="yellow")]
     else:
         return []
     command = command_words("maestro-celery resume", status.path)
@@ -197,6 +206,6 @@ def _workers(status: StudyStatus, shown: int) -> list[RenderableType]:
 def _worker(worker: WorkerStatus) -> Text:
     noun = "message" if worker.refused_messages == 1 else "messages"
     refused = f"  {worker.refused_messages} {noun} refused" if worker.refused_messages else ""
-    held = "  its last samples have failed; `maestro-celery explain`" if worker.state is WorkerState.HELD else ""
+    why = _WHY.get(worker.state, "")
     line = Text.assemble(plain(f"{worker.name}  {worker.group}  {worker.node}  "), state_text(worker.state))
-    return line.append_text(plain(f"{held}{refused}", "yellow"))
+    return line.append_text(plain(f"{why}{refused}", "yellow"))

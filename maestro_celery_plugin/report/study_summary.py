@@ -32,7 +32,7 @@ from maestro_celery_plugin.report.summary import (
     StudySummary,
     Timeline,
 )
-from maestro_celery_plugin.report.worker_status import is_alive
+from maestro_celery_plugin.report.worker_status import alive_workers
 from maestro_celery_plugin.study.broken_machines import read_broken_machines
 from maestro_celery_plugin.study.conductor_lock import has_conductor
 from maestro_celery_plugin.study.manifest import Manifest
@@ -92,7 +92,7 @@ class _Study:
         ledger, parts = read_parts(self._plan.ledger, self._plan.number)
         for writer, entries in parts:
             self._aggregation.add(writer, entries)
-        alive = {beat.name: is_alive(self._session, beat, self._conducted) for beat in self._beats}
+        alive = alive_workers(self._session, self._beats, conducted=self._conducted)
         self._aggregation.close(lambda writer: alive.get(writer, False), self._now)
         self._remarks += ledger.damage
 

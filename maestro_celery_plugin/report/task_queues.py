@@ -7,26 +7,31 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from rich.table import Table
+from rich.text import Text
 
 from maestro_celery_plugin.config.groups import serving_groups
+from maestro_celery_plugin.errors import StudyError
 from maestro_celery_plugin.ledger.claims import MessageName
 from maestro_celery_plugin.ledger.reader import read_ledger
 from maestro_celery_plugin.ledger.sample_states import SampleStates
 from maestro_celery_plugin.ledger.waiting_messages import WaitingMessages
 from maestro_celery_plugin.report.model import StepStatus
 from maestro_celery_plugin.report.reader import StatusReader
-from maestro_celery_plugin.report.terminal import plain
+from maestro_celery_plugin.report.terminal import plain, print_table
 from maestro_celery_plugin.report.worker_list import ListedWorker, live_workers
 from maestro_celery_plugin.states import Outcome
 from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.session import Session
 from maestro_celery_plugin.study.status_csv import FINAL_STATES
 
-__all__ = ["TaskQueue", "queues_table", "task_queues"]
+__all__ = ["TaskQueue", "print_queues", "task_queues"]
+
+# Names that a row shows.
+_SHOWN = 6
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,6 +73,8 @@ def task_queues(plan: StudyPlan) -> list[TaskQueue]:
         StudyError: a file of the study cannot be read.
         OSError: the heartbeats cannot be read.
     """
+    if not plan.session.exists():
+        raise StudyError(f"The study '{plan.root}' was a dry run; it has no task queues.")
     reader = StatusReader(plan.root)
     status, workers = reader.read(), live_workers(plan)
     groups = serving_groups(plan.settings)
@@ -144,20 +151,28 @@ def _broker_counts(session: Session, names: list[str]) -> dict[str, int]:
     return dict(zip(names, sizes, strict=True))
 
 
-def queues_table(queues: list[TaskQueue]) -> Table:
-    """Return the task queues as a table for a terminal."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("TASK QUEUE", "STEPS", "WAITING", "RUNNING", "MESSAGES", "AT BROKER", "WORKERS"):
-        is_number = heading in ("WAITING", "RUNNING", "MESSAGES", "AT BROKER")
-        table.add_column(heading, overflow="fold", justify="right" if is_number else "left")
-    for queue in queues:
-        table.add_row(
+def print_queues(queues: list[TaskQueue]) -> None:
+    """Print the task queues as a table for a terminal."""
+    headings = {
+        "TASK QUEUE": "fold", "STEPS": "fold", "WAITING": "right", "RUNNING": "right", "MESSAGES": "right",
+        "AT BROKER": "right", "WORKERS": "fold",
+    }  # fmt: skip
+    rows = [
+        (
             plain(queue.name),
-            plain(", ".join(queue.steps)),
-            str(queue.waiting),
-            str(queue.running),
-            str(queue.messages),
-            "?" if queue.broker_messages is None else str(queue.broker_messages),
-            plain(", ".join(queue.workers) or "none"),
+            plain(_listed(queue.steps)),
+            Text(str(queue.waiting)),
+            Text(str(queue.running)),
+            Text(str(queue.messages)),
+            Text("?" if queue.broker_messages is None else str(queue.broker_messages)),
+            plain(_listed(queue.workers) or "none"),
         )
-    return table
+        for queue in queues
+    ]
+    print_table(headings, rows)
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Return the first names, and how many others there are."""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more

@@ -8,32 +8,32 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+import click
 from rich.cells import cell_len, chop_cells
 from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
+from rich.table import Table
 from rich.text import Text
 
 from maestro_celery_plugin.states import WorkerState
 
 __all__ = [
     "command_words",
+    "count_words",
     "duration_words",
     "outcome_text",
     "outcome_words",
     "plain",
+    "print_table",
     "section",
     "shortened",
     "state_style",
     "state_text",
     "whole",
-    "wide_console",
 ]
-
-# Wider than a table of names.
-_WIDE = 1000
 
 _STYLES = {
     "FINISHED": "green",
@@ -73,9 +73,32 @@ def whole(text: Text) -> Text:
     return text
 
 
-def wide_console() -> Console:
-    """Return a console for a table whose lines are not wrapped, so that a script can read them."""
-    return Console(highlight=False, width=_WIDE)
+def print_table(headings: Mapping[str, str], rows: Sequence[Sequence[Text]]) -> None:
+    """Print a table in the width of the terminal: columns without text are left out, and long texts are folded.
+
+    Args:
+        headings: The headings, with what happens to a text that is too long: ``fold``, or ``right`` and ``left`` for
+            columns that are not folded, and their side.
+        rows: The texts of each row.
+    """
+    console = Console(highlight=False)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    filled = [number for number in range(len(headings)) if any(row[number].plain for row in rows)]
+    for number, (heading, kind) in enumerate(headings.items()):
+        if number in filled:
+            table.add_column(
+                heading, overflow="fold", no_wrap=kind != "fold", justify="right" if kind == "right" else "left"
+            )
+    for row in rows:
+        table.add_row(*(row[number] for number in filled))
+    with console.capture() as capture:
+        console.print(table)
+    click.echo("\n".join(line.rstrip() for line in capture.get().splitlines()))
+
+
+def count_words(number: int, noun: str) -> str:
+    """Return a number with its noun: ``1 worker``, ``2 workers``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def command_words(command: str, study: Path) -> str:

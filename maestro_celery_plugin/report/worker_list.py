@@ -8,13 +8,12 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from rich.table import Table
 from rich.text import Text
 
 from maestro_celery_plugin.config.groups import serving_groups
 from maestro_celery_plugin.report.reader import StatusReader
-from maestro_celery_plugin.report.terminal import plain, state_text
-from maestro_celery_plugin.report.worker_status import is_alive, workers
+from maestro_celery_plugin.report.terminal import plain, print_table, state_text
+from maestro_celery_plugin.report.worker_status import alive_workers, workers
 from maestro_celery_plugin.states import WorkerState
 from maestro_celery_plugin.study.conductor_lock import has_conductor
 from maestro_celery_plugin.study.heartbeats import Heartbeat
@@ -23,7 +22,7 @@ from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.session import Session
 from maestro_celery_plugin.study.worker_identity import is_pool_process, worker_of
 
-__all__ = ["ListedWorker", "live_workers", "workers_table"]
+__all__ = ["ListedWorker", "live_workers", "print_workers"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,9 +71,9 @@ def live_workers(plan: StudyPlan) -> list[ListedWorker]:
     beats = session.heartbeats.all()
     if len(Members(session.path).all()) > 1:  # workers of other studies of the session are not listed
         beats = [beat for beat in beats if beat.group in groups]
-    alive = {beat.name: is_alive(session, beat, conducted) for beat in beats}
-    states = {worker.name: worker.state for worker in workers(beats, alive)}
+    alive = alive_workers(session, beats, conducted=conducted)
     slots, running = _slots(beats, alive), _by_worker(reader.running_samples())
+    states = {worker.name: worker.state for worker in workers(beats, alive, running)}
     queues = {name: group.task_queues for name, group in groups.items()}
     return [
         ListedWorker(
@@ -109,21 +108,23 @@ def _by_worker(running: Mapping[str, int]) -> Counter[str]:
     return counts
 
 
-def workers_table(listed: list[ListedWorker]) -> Table:
-    """Return the workers as a table for a terminal."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("WORKER", "GROUP", "NODE", "STATE", "RUNNING", "TASK QUEUES", "SINCE", "ALLOCATION"):
-        table.add_column(heading, overflow="fold", justify="right" if heading == "RUNNING" else "left")
-    for worker in listed:
-        since = "" if worker.since is None else datetime.fromtimestamp(worker.since).strftime("%Y-%m-%d %H:%M:%S")
-        table.add_row(
+def print_workers(listed: list[ListedWorker]) -> None:
+    """Print the workers as a table for a terminal."""
+    headings = {
+        "WORKER": "fold", "GROUP": "fold", "NODE": "fold", "STATE": "left", "RUNNING": "right", "TASK QUEUES": "fold",
+        "SINCE": "left", "ALLOCATION": "fold",
+    }  # fmt: skip
+    rows = [
+        (
             plain(worker.name),
             plain(worker.group),
             plain(worker.node),
             state_text(worker.state),
             Text(f"{worker.running} of {worker.slots}"),
             plain(", ".join(worker.task_queues)),
-            since,
+            Text("" if worker.since is None else datetime.fromtimestamp(worker.since).strftime("%m-%d %H:%M")),
             plain(worker.allocation),
         )
-    return table
+        for worker in listed
+    ]
+    print_table(headings, rows)

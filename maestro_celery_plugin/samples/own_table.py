@@ -16,7 +16,7 @@ from maestro_celery_plugin.files import replaced
 from maestro_celery_plugin.samples.npy_file import read_header, write_npy
 from maestro_celery_plugin.samples.table import FileIdentity, check_is_file
 
-__all__ = ["own_table", "plain_table"]
+__all__ = ["copy_table", "own_table", "plain_table"]
 
 _PART = 1 << 30  # bytes per system call
 
@@ -33,17 +33,32 @@ def own_table(path: Path, directory: Path) -> Path:
         OSError: a file cannot be read or written.
     """
     check_is_file(path)
-    before = FileIdentity.of(path)
     is_inside = path.resolve().is_relative_to(directory.resolve())
     if is_inside and path.stat().st_nlink == 1:  # another hard link has the same content, also after a change of it
         return path
     target = _target(path, directory)
+    copy_table(path, target)
+    return target
+
+
+def copy_table(path: Path, target: Path) -> None:
+    """Copy a sample file, in one step.
+
+    Args:
+        path: The sample file.
+        target: The copy, which replaces another file.
+
+    Raises:
+        SampleError: there is no file, or another process changes it meanwhile.
+        OSError: a file cannot be read or written.
+    """
+    check_is_file(path)
+    before = FileIdentity.of(path)
     mode = stat.S_IMODE(path.stat().st_mode) & 0o666 | stat.S_IRUSR | stat.S_IWUSR
     with path.open("rb") as source, replaced(target, mode) as file:
         _copy(source, file)
         if FileIdentity.of(path) != before or file.tell() != before.size:
             raise SampleError(f"merlin.samples.file: '{path}' is being written; launch when it is complete.")
-    return target
 
 
 def _target(path: Path, directory: Path) -> Path:

@@ -7,6 +7,11 @@ common/sample_index.py:37-58). A name is the position in the level, padded with 
 
 Worked example: 1000 samples, 25 directories per level: sizes 625, 25, 1; sample 999 is
 999 // 625 = 1, 374 // 25 = 14, 24 // 1 = 24: ``01/14/24``.
+
+The directories of a study stay where they are when samples are added to it. So the levels follow from a number that the
+launch has fixed, the *planned* number: ``max_samples``, or the number of samples of the launch. Samples beyond it
+continue the first level: with 10 planned samples, sample 30 is ``30``, and sample 100 is ``100``. So the glob pattern
+stays the same, and matches the added samples, too.
 """
 
 from __future__ import annotations
@@ -23,15 +28,22 @@ FINISHED_MARKER = "MERLIN_FINISHED"
 
 @dataclasses.dataclass(frozen=True)
 class SamplePaths:
-    """Paths of the samples 0 .. count - 1, relative to the workspace of a step record."""
+    """Paths of the samples 0 .. count - 1, relative to the workspace of a step record.
+
+    Attributes:
+        count: Number of samples.
+        level_max_dirs: Directories per level, except that the first level also has all samples beyond `planned`.
+        planned: The number of samples that decides on the levels; 0 for `count`.
+    """
 
     count: int
     level_max_dirs: int = 25
+    planned: int = 0
 
     @functools.cached_property
     def _sizes(self) -> tuple[int, ...]:
         sizes = [1]
-        while sizes[0] < self.count:
+        while sizes[0] < (self.planned or self.count):
             sizes.insert(0, sizes[0] * self.level_max_dirs)
         return tuple(sizes[1:])
 

@@ -17,7 +17,19 @@ from maestro_celery_plugin.config import conversion
 from maestro_celery_plugin.errors import DamagedFileError, SampleError
 from maestro_celery_plugin.files import TRANSIENT_ERRORS, read_text, write_atomically
 
-__all__ = ["FileIdentity", "SampleTable", "check_is_file", "recorded_identity", "rows_of", "verified_table"]
+__all__ = [
+    "SUFFIXES",
+    "FileIdentity",
+    "SampleTable",
+    "check_is_file",
+    "forget_identity",
+    "recorded_identity",
+    "rows_of",
+    "verified_table",
+]
+
+# Precisions of modification times.
+_PRECISIONS_NS = (1, 100, 1_000, 1_000_000_000)
 
 _Read = TypeVar("_Read")
 
@@ -34,6 +46,10 @@ class SampleTable(Protocol):
 
     def row(self, index: int) -> Sequence[str]:
         """Return the values of one row as they appear in scripts; several threads may call this at the same time."""
+
+
+# The suffixes of the files that this package reads itself.
+SUFFIXES = (".npy", ".csv", ".tab")
 
 
 def rows_of(table: SampleTable, start: int, stop: int) -> Sequence[Sequence[str]]:
@@ -66,6 +82,17 @@ class FileIdentity:
         status = path.stat()
         return cls(str(path.absolute()), status.st_size, status.st_mtime_ns)
 
+    def matches(self, size: int, mtime_ns: int) -> bool:
+        """Tell whether a size and a modification time are those of this file, as another machine may see them.
+
+        Hosts that reach a file system in different ways see times of different precision: SFTP shows whole seconds, SMB
+        100 ns. So the precision of the coarser time counts.
+        """
+        return size == self.size and any(
+            self.mtime_ns // unit == mtime_ns // unit and not (self.mtime_ns % unit and mtime_ns % unit)
+            for unit in _PRECISIONS_NS
+        )
+
     @property
     def path_key(self) -> str:
         """Name for data about the path, different for files of the same name in other directories."""
@@ -87,6 +114,15 @@ def check_is_file(path: Path) -> None:
         raise SampleError(
             f"merlin.samples.file: there is no file '{path}'; check its name, or let generate.cmd write it."
         )
+
+
+def forget_identity(path: Path, cache: Path) -> None:
+    """Forget the identity of a file that another one replaces, before any other process knows the file.
+
+    Raises:
+        OSError: the stored identity cannot be removed.
+    """
+    (cache / f"{FileIdentity(str(path.absolute()), 0, 0).path_key}.json").unlink(missing_ok=True)
 
 
 def recorded_identity(path: Path, cache: Path) -> FileIdentity:
@@ -111,7 +147,7 @@ def recorded_identity(path: Path, cache: Path) -> FileIdentity:
     except ValueError as cause:
         remedy = f"remove it if '{path}' is as it was at the launch, or launch the study again"
         raise DamagedFileError.at(stored, str(cause), remedy) from cause
-    if identity != first:
+    if identity.path != first.path or not first.matches(identity.size, identity.mtime_ns):
         raise _changed(first.path)
     return first
 
@@ -140,9 +176,11 @@ def verified_table(
     if len(table) == 0:
         raise SampleError(f"merlin.samples.file: '{path}' has no samples; at least one row is needed.")
     if table.width != len(labels):
+        found = "1 label" if len(labels) == 1 else f"{len(labels)} labels"
+        columns = "1 column" if table.width == 1 else f"{table.width} columns"
         raise SampleError(
-            f"merlin.samples.column_labels: {len(labels)} labels ({', '.join(labels)}), "
-            f"but '{path}' has {table.width} columns; one label per column is needed."
+            f"merlin.samples.column_labels: {found} ({', '.join(labels)}), but '{path}' has {columns}; one label per "
+            "column is needed."
         )
     if rows is not None and len(table) != rows:
         raise SampleError(
@@ -211,5 +249,5 @@ class _WatchedTable:
             raise SampleError(
                 f"merlin.samples.file: '{self._identity.path}' cannot be read any more: {cause}"
             ) from cause
-        if (status.st_size, status.st_mtime_ns) != (self._identity.size, self._identity.mtime_ns):
+        if not self._identity.matches(status.st_size, status.st_mtime_ns):
             raise _changed(self._identity.path)

@@ -45,6 +45,11 @@ _MERLIN = re.compile(
     r"(?:^|[\s;&|(\"'])merlin[ \t]+(run-workers|run|restart|purge|stop-workers|query-workers|queue-info|status"
     r"|detailed-status|monitor|cancel|config|server|database|\$\([^\s()]+\))(?=\s|$)"
 )
+# The commands that the small `merlin` of samples has (`cli/merlin_arguments.py`).
+_SMALL_MERLIN = (
+    *("run", "run-workers", "restart", "purge", "stop-workers", "query-workers", "queue-info", "cancel"),
+    *("status", "detailed-status", "monitor", "database"),
+)
 _SHELL_VARIABLE = re.compile(r"\$\{?([A-Za-z_]\w*)")
 # Environment variables that programs read themselves.
 _OF_PROGRAMS = re.compile(
@@ -64,8 +69,14 @@ _CODES = {
 }
 # Keys of a step that have another effect here.
 _STEP_KEYS = {
-    "pre": (Kind.BY_HAND, "stops the launch, because Merlin does not run it; remove the key."),
-    "post": (Kind.BY_HAND, "stops the launch, because Merlin does not run it; remove the key."),
+    "pre": (
+        Kind.BY_HAND,
+        "stops the launch; Merlin does not run it: remove the key, or put its commands at the beginning of 'cmd'.",
+    ),
+    "post": (
+        Kind.BY_HAND,
+        "stops the launch; Merlin does not run it: remove the key, or put its commands at the end of 'cmd'.",
+    ),
     "batch": (Kind.NOTE, "means workers of its own if it differs from that of the study; Merlin only uses `type`."),
     "priority": (Kind.NOTE, "orders the samples that wait for workers; Merlin does not use it."),
 }
@@ -185,11 +196,7 @@ class _Search:
             if path and path[-1] == "batch" and path[0] in ("batch", "merlin"):
                 self._search_batch(node, path)
             for key, value in node.value:
-                if path == ("env", "variables") and key.value in self._variables and _OF_PROGRAMS.fullmatch(key.value):
-                    text = f"is no environment variable of the samples, as with Merlin's workers; {_export(key.value)}."
-                    self._find(key.start_mark.index, (*path, key.value), Kind.BY_HAND, text)
-                if path[:1] == ("study",) and path[2:] == ("run",) and value.value and key.value in _STEP_KEYS:
-                    self._find(key.start_mark.index, (*path, key.value), *_STEP_KEYS[key.value])
+                self._search_key(key, value, path)
                 self.visit(value, (*path, str(key.value)))
         elif isinstance(node, yaml.SequenceNode):
             for number, item in enumerate(node.value):
@@ -199,6 +206,16 @@ class _Search:
             if path[-1:] and path[-1] in _COMMANDS:
                 self._search_merlin(node, path)
                 self._search_shell_variables(node, path)
+
+    def _search_key(self, key: yaml.Node, value: yaml.Node, path: _Path) -> None:
+        if path == ("env", "variables") and key.value in self._variables and _OF_PROGRAMS.fullmatch(key.value):
+            text = f"is no environment variable of the samples, as with Merlin's workers; {_export(key.value)}."
+            self._find(key.start_mark.index, (*path, key.value), Kind.BY_HAND, text)
+        if path[:1] == ("study",) and path[2:] == ("run",) and value.value and key.value in _STEP_KEYS:
+            self._find(key.start_mark.index, (*path, key.value), *_STEP_KEYS[key.value])
+        if path == ("env",) and key.value == "sources" and value.value:
+            text = "runs before each step whose interpreter is a shell; Merlin ignores it."
+            self._find(key.start_mark.index, (*path, key.value), Kind.NOTE, text)
 
     def _search_batch(self, node: yaml.Node, path: _Path) -> None:
         keys = _entries(node)
@@ -227,8 +244,10 @@ class _Search:
     def _search_merlin(self, node: yaml.Node, path: _Path) -> None:
         first = node.start_mark.index
         for match in _MERLIN.finditer(self._text[first : node.end_mark.index]):
-            text = f"`merlin {match[1]}` is Merlin's command; docs/merlin.md has that of the plugin."
-            self._find(first + match.start(1), path, Kind.BY_HAND, text)
+            kind, means = Kind.BY_HAND, "is Merlin's command; docs/merlin.md has that of the plugin."
+            if match[1] in _SMALL_MERLIN:
+                kind, means = Kind.NOTE, "does the same here, unless a real Merlin is on the PATH of samples."
+            self._find(first + match.start(1), path, kind, f"`merlin {match[1]}` {means}")
 
     def _search_shell_variables(self, node: yaml.Node, path: _Path) -> None:
         first, script = node.start_mark.index, self._text[node.start_mark.index : node.end_mark.index]

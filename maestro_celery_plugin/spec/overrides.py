@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from maestro_celery_plugin.errors import SpecificationError, StudyError, nearest
 
-__all__ = ["Overrides", "variables_of"]
+__all__ = ["Overrides", "one_variable_each", "variables_of"]
 
 # The blocks of `env` with variables; Merlin's --vars sets labels as well (spec/override.py).
 _BLOCKS = ("variables", "labels")
@@ -21,6 +21,8 @@ _BLOCKS = ("variables", "labels")
 _OUTPUT_PATH = "OUTPUT_PATH"
 # Maestro sets it to the directory of the specification (maestro.py:437).
 _RESERVED = ("SPECROOT",)
+# The beginning of a further variable of `--vars`.
+_VARIABLE = re.compile(r"[^-/=\s][^/=\s]*=")
 _NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?")
 
 
@@ -128,6 +130,26 @@ def variables_of(words: Iterable[str]) -> dict[str, str]:
             raise StudyError(f"--vars: '{name}' has no value; variables of Maestro are not empty, so give it one.")
         found[name] = value
     return found
+
+
+def one_variable_each(words: Sequence[str]) -> Iterator[str]:
+    """Yield a command line in which each variable has its own `--vars`, so that the specification may follow them.
+
+    After the first variable, a word counts as a variable if it is ``NAME=...``. A path of a specification with such a
+    beginning needs ``--`` or ``./`` before it.
+    """
+    is_first = is_next = False
+    for position, word in enumerate(words):
+        if word == "--":
+            yield from words[position:]
+            return
+        if is_first or (is_next and _VARIABLE.match(word)):
+            yield f"--vars={word}"
+            is_first, is_next = False, True
+        else:
+            is_first, is_next = word == "--vars", False
+            if not is_first or position == len(words) - 1:
+                yield word
 
 
 def _known(env: Any) -> list[str]:

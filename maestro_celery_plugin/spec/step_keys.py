@@ -15,8 +15,9 @@ __all__ = ["check_unused_keys", "ignored_keys", "step_priority", "with_native_va
 
 # Keys that Maestro and Merlin accept and do not use, and what to do instead.
 _UNUSED = {
-    "pre": "put its commands at the beginning of 'cmd'",
-    "post": "put its commands at the end of 'cmd'; keep the exit code if it matters: `code=$?; ...; exit $code`",
+    "pre": "remove it, or put its commands at the beginning of 'cmd'",
+    "post": "remove it, or put its commands at the end of 'cmd'; keep the exit code if it matters: "
+    "`code=$?; ...; exit $code`",
 }
 _LAUNCHER_ONLY = "only affects programs that the step starts with $(LAUNCHER)"
 # Keys of Maestro's own batch jobs, for which a worker group has keys of its own.

@@ -15,13 +15,16 @@ from typing import Any
 from maestro_celery_plugin.config.tokens import names_in, substitute
 from maestro_celery_plugin.spec.problems import Problem
 
-__all__ = ["MAESTRO_VARIABLES", "Variables", "filled"]
+__all__ = ["MAESTRO_VARIABLES", "Variables", "filled", "with_merlins_output_path"]
 
 # Maestro sets these when the output path is known (maestro.py:421, 437).
 MAESTRO_VARIABLES = ("OUTPUT_PATH", "SPECROOT")
 # Keys with shell commands: the shell expands ``~`` and ``$ENV`` there.
 _COMMANDS = ("cmd", "restart", "pre", "post")
 _ONE_TOKEN = re.compile(r"\$\(([^\s()]+)\)")
+# Merlin's `$(OUTPUT_PATH)` is the text in `env`, so that its `iterative_demo` keeps files of all iterations there.
+_WITH_PATHS = ("env", "study", "merlin")
+_BELOW_SPECROOT = re.compile(r"(\$\(SPECROOT\)/+)\$\(OUTPUT_PATH\)")
 
 
 class Variables:
@@ -118,6 +121,30 @@ class Variables:
                 self.problems.append(Problem(".".join(where), found))
             result[filled] = self._walk(value, (*where, str(filled)))
         return result
+
+
+def with_merlins_output_path(data: Mapping[str, Any], env: Any) -> dict[str, Any]:
+    """Return a specification with the relative path in place of the token in ``$(SPECROOT)/$(OUTPUT_PATH)``.
+
+    Maestro's ``$(OUTPUT_PATH)`` is an absolute path, which has no meaning inside another one. Without a relative
+    path in `env`, the specification stays as it is.
+
+    Args:
+        data: The specification, or some of its blocks.
+        env: The block `env` with the values of the command line.
+    """
+    path = (env.get("variables") or {}).get("OUTPUT_PATH") if isinstance(env, Mapping) else None
+    if not isinstance(path, str) or path.startswith(("/", "~", "$")):
+        return dict(data)
+    return {name: _replaced(block, path) if name in _WITH_PATHS else block for name, block in data.items()}
+
+
+def _replaced(item: Any, path: str) -> Any:
+    if isinstance(item, Mapping):
+        return {key: _replaced(value, path) for key, value in item.items()}
+    if isinstance(item, list):
+        return [_replaced(value, path) for value in item]
+    return _BELOW_SPECROOT.sub(lambda match: match[1] + path, item) if isinstance(item, str) else item
 
 
 def filled(item: Any, values: Mapping[str, str]) -> Any:

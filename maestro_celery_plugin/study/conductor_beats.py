@@ -6,6 +6,7 @@ session/conductors/<id>.json    the conductor of a study: the allocations with a
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -14,10 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from maestro_celery_plugin import clock
-from maestro_celery_plugin.files import read_json, write_atomically
+from maestro_celery_plugin.files import file_system_now, read_json, write_atomically
 from maestro_celery_plugin.machine import is_this_machine, machine_id
 
-__all__ = ["ConductorBeat", "ConductorBeats", "ConductorWatch"]
+__all__ = ["CONDUCTOR_LIMIT_S", "ConductorBeat", "ConductorBeats", "ConductorWatch"]
+
+# A conductor on another host, whose lock this host cannot see, counts as dead when its heartbeat is older than this.
+CONDUCTOR_LIMIT_S = 10.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,13 +70,42 @@ class ConductorBeats:
             "needs": None if needs is None else sorted(needs),
         }
         self._directory.mkdir(mode=0o700, exist_ok=True)
-        write_atomically(self._path(study), json.dumps(values), mode=0o600, durable=False)
+        self._store(study, values)
 
     def end(self, study: str) -> None:
-        """Store that a conductor, which has ended or died, sees no busy worker and needs none; nothing without one."""
+        """Store that a conductor, which has ended or died, lives on no machine and needs no workers.
+
+        Raises:
+            OSError: the heartbeat cannot be written.
+        """
         beat = self.read(study).beat
         if beat:
-            self.write(beat, (), study=study, needs=())
+            self._store(study, {"beat": beat, "working": [], "pid": os.getpid(), "machine": "", "needs": []})
+
+    def _store(self, study: str, values: dict[str, Any]) -> None:
+        write_atomically(self._path(study), json.dumps(values), mode=0o600, durable=False)
+
+    def live_elsewhere(self, *studies: str) -> bool:
+        """Tell whether a conductor of these studies on another machine has written its heartbeat a moment ago.
+
+        This machine may not see its lock: on some file systems, each machine has locks of its own.
+        """
+        return any(self._lives_elsewhere(study) for study in studies)
+
+    def _lives_elsewhere(self, study: str) -> bool:
+        with contextlib.suppress(OSError):
+            if not is_this_machine(self.read(study).machine):
+                written_at = self._path(study).stat().st_mtime
+                return file_system_now(self._directory) - written_at < CONDUCTOR_LIMIT_S
+        return False
+
+    def studies(self) -> list[str]:
+        """Return the studies with a heartbeat of a conductor."""
+        try:
+            files = os.listdir(self._directory)  # noqa: PTH208 (the names only)
+        except OSError:
+            return []
+        return [name.removesuffix(".json") for name in files if name.endswith(".json")]
 
     def _path(self, study: str) -> Path:
         return self._directory / f"{study}.json"
@@ -93,15 +126,10 @@ class ConductorBeats:
 
     def read_all(self) -> ConductorBeat:
         """Return the heartbeats of all conductors as one, which changes when one of them changes."""
-        try:
-            files = os.listdir(self._directory)  # noqa: PTH208 (the names only)
-        except OSError:
-            files = []
-        beats = [self.read(name.removesuffix(".json")) for name in files if name.endswith(".json")]
-        beats = [beat for beat in beats if beat.beat]
+        beats = [beat for beat in map(self.read, self.studies()) if beat.beat]
         if len(beats) == 1:
             return beats[0]
-        machines = {beat.machine for beat in beats}
+        machines = {beat.machine for beat in beats} - {""}
         return ConductorBeat(
             beat=sum(beat.beat for beat in beats),
             working=_union(beat.working for beat in beats) if beats else None,

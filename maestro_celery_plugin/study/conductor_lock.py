@@ -2,6 +2,9 @@
 
 Maestro's conductor is blocked while it runs a native step itself (localscriptadapter.py:136-139). Therefore the
 heartbeat has its own thread, which ends with the process and does not wait for the polls.
+
+Some file systems have locks for each machine alone (sshfs; Lustre with `localflock`; NFS with `local_lock`). So the
+heartbeat of a conductor on another machine counts as well, for as long as it is fresh.
 """
 
 from __future__ import annotations
@@ -23,9 +26,23 @@ from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.session import Session
 from maestro_celery_plugin.study.stopped_workers import request_start
 
-__all__ = ["LOCK_LIMIT_S", "ConductorLock", "acquire", "file_lock", "has_conductor", "take_poll_request"]
+__all__ = [
+    "LOCK_LIMIT_S",
+    "START_LIMIT_S",
+    "ConductorLock",
+    "acquire",
+    "await_start",
+    "file_lock",
+    "has_conductor",
+    "is_starting",
+    "take_poll_request",
+]
 
 BEAT_INTERVAL_S = 2.0
+# `maestro run` returns before its conductor has begun.
+START_LIMIT_S = 60.0
+# Time for which a command waits for it.
+_AWAITED_S = 15.0
 # A worker with a short `idle_limit` must see several heartbeats within this limit.
 BEATS_PER_IDLE_LIMIT = 4
 # Other processes lock the file for a short time to check whether a conductor holds the lock.
@@ -40,8 +57,25 @@ def file_lock(plan: StudyPlan) -> FileLock:
 
 
 def has_conductor(plan: StudyPlan) -> bool:
-    """Tell whether a conductor of a study lives."""
-    return is_locked(plan.conductor_lock)
+    """Tell whether a conductor of a study lives; for some seconds, one may count that was killed on another machine."""
+    return is_locked(plan.conductor_lock) or Session(plan.session).conductors.live_elsewhere(plan.id)
+
+
+def is_starting(plan: StudyPlan) -> bool:
+    """Tell whether a launch has just created the study, so that its first conductor may be about to begin."""
+    try:
+        age_s = clock.now() - (plan.root / "batch.info").stat().st_mtime
+        has_begun = Session(plan.session).conductors.read(plan.id).beat != 0
+    except OSError:  # the study of another user
+        return False
+    return plan.session.exists() and not has_begun and age_s < START_LIMIT_S
+
+
+def await_start(plan: StudyPlan) -> None:
+    """Wait for the first conductor of a study that a launch has just created, if it is about to begin."""
+    if is_starting(plan):
+        conductors = Session(plan.session).conductors
+        clock.wait_until(lambda: conductors.read(plan.id).beat != 0, _AWAITED_S, interval_s=0.1)
 
 
 def acquire(plan: StudyPlan) -> ConductorLock:
@@ -92,11 +126,11 @@ class ConductorLock:
         try:
             self._lock.acquire(timeout=LOCK_LIMIT_S)
         except Timeout as cause:
-            raise StudyError(
-                f"Another conductor runs the study '{plan.root}'; wait for its end, or end it with "
-                f"`maestro cancel {plan.root}`."
-            ) from cause
+            raise _another(plan) from cause
         self._session = Session(plan.session)
+        if self._session.conductors.live_elsewhere(plan.id):
+            self._lock.release()
+            raise _another(plan)
         self._members = Members(plan.session)
         self._enter(plan)
         idle_limits_s = [group.idle_limit for group in plan.settings.resources.workers.values()]
@@ -165,3 +199,10 @@ class ConductorLock:
                 self._session.conductors.end(self._study)
                 self.leave()
             self._lock.release()
+
+
+def _another(plan: StudyPlan) -> StudyError:
+    return StudyError(
+        f"Another conductor runs the study '{plan.root}'; wait for its end, or end it with "
+        f"`maestro cancel {plan.root}`."
+    )

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import errno
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from maestro_celery_plugin.config import conversion
@@ -190,14 +191,17 @@ class Heartbeats:
         beats, unreadable = self.read()
         for error in unreadable.values():
             raise error
-        others = [beat for beat in beats if not beat.is_here]
-        now = file_system_now(self._workers) if others else 0.0
-        live = []
-        for beat in others:
+        return self.fresh([beat for beat in beats if not beat.is_here])
+
+    def fresh(self, beats: Iterable[Heartbeat]) -> list[Heartbeat]:
+        """Return the heartbeats that are not older than `SILENCE_LIMIT_S`, by the clock of the file system."""
+        now = file_system_now(self._workers)
+        fresh = []
+        for beat in beats:
             with contextlib.suppress(OSError):  # the worker has ended meanwhile
                 if now - self.path_of(beat.name).stat().st_mtime < SILENCE_LIMIT_S:
-                    live.append(beat)
-        return live
+                    fresh.append(beat)
+        return fresh
 
 
 def _read(path: Path) -> Heartbeat | None:

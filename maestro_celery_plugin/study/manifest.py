@@ -40,6 +40,9 @@ class Manifest(Exact, frozen=True, kw_only=True):
         table: The sample table; None for a record that is not sampled.
         index_cache: Directory with the index of a text table.
         level_max_dirs: Directories per level of the sample hierarchy.
+        launched: Number of rows of the sample table; the samples beyond it were added later (`additions.py`). 0 in a
+            study of an earlier release, for `samples`.
+        planned: The number of samples that decides on the levels of the hierarchy; 0 for `samples`.
         task_queue: Celery's queue, without the session's prefix.
         max_retries: How often a sample may request another run.
         retry_delay_s: Seconds before a sample that requested another run starts again.
@@ -77,11 +80,13 @@ class Manifest(Exact, frozen=True, kw_only=True):
     max_failures: int | None = None
     finished_marker: bool = False
     priority: int = MEDIUM_LEVEL
+    launched: int = 0
+    planned: int = 0
 
     @property
     def paths(self) -> SamplePaths:
         """The directories of the samples, below the workspace."""
-        return SamplePaths(self.samples, self.level_max_dirs)
+        return SamplePaths(self.samples, self.level_max_dirs, self.planned)
 
     def write(self, path: Path) -> None:
         """Store the manifest."""

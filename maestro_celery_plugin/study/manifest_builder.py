@@ -23,13 +23,14 @@ from maestro_celery_plugin.study.plan import StudyPlan
 __all__ = ["build_manifest"]
 
 
-def build_manifest(plan: StudyPlan, step: Any, workspace: str) -> Manifest:
+def build_manifest(plan: StudyPlan, step: Any, workspace: str, added: int = 0) -> Manifest:
     """Return the manifest of a step record.
 
     Args:
         plan: The study.
         step: Maestro's `StudyStep`, with the values of variables and parameters inserted.
         workspace: Maestro's workspace of the step record.
+        added: Number of samples that were added since the launch.
 
     Returns:
         The manifest with the number 0; the coordinator numbers step records.
@@ -38,8 +39,8 @@ def build_manifest(plan: StudyPlan, step: Any, workspace: str) -> Manifest:
         SpecificationError: a sample cannot be launched with the resources of the step.
     """
     entry, settings = step.run[STEP_KEY], step_settings(step.run)
-    scripts = _Scripts(plan, step)
-    sampled = bool(entry["sampled"])
+    sampled, samples = bool(entry["sampled"]), plan.rows + added
+    scripts = _Scripts(plan, step, samples)
     return Manifest(
         number=0,
         name=step.real_name,
@@ -50,7 +51,9 @@ def build_manifest(plan: StudyPlan, step: Any, workspace: str) -> Manifest:
         restart=scripts.text("restart"),
         shell=scripts.shell,
         sampled=sampled,
-        samples=plan.rows if sampled else 1,
+        samples=samples if sampled else 1,
+        launched=plan.rows if sampled else 1,
+        planned=plan.hierarchy if sampled else 1,
         labels=list(plan.column_labels) if sampled else [],
         table=str(plan.table) if sampled else None,
         index_cache=str(plan.info),
@@ -60,7 +63,7 @@ def build_manifest(plan: StudyPlan, step: Any, workspace: str) -> Manifest:
         max_retries=settings.max_retries,
         retry_delay_s=settings.retry_delay,
         finished_marker=plan.settings.finished_markers,
-        max_failures=_max_failures(settings.max_failures, plan.rows if sampled else 1),
+        max_failures=_max_failures(settings.max_failures, samples if sampled else 1),
         time_request_s=_time_request(step, settings.time_request),
         signal=settings.signal,
         needs=scripts.needs,
@@ -103,8 +106,9 @@ def _time_request(step: Any, text: str | int | None) -> int | None:
 class _Scripts:
     """The scripts of a step record, and the resources of a sample that runs them."""
 
-    def __init__(self, plan: StudyPlan, step: Any) -> None:
+    def __init__(self, plan: StudyPlan, step: Any, samples: int) -> None:
         self._plan, self._run = plan, step.run
+        self._paths = SamplePaths(samples, plan.level_max_dirs, plan.hierarchy)
         settings = step_settings(step.run)
         self._type = batch_type_of(plan.settings, settings)
         self.shell = shell_of(plan.settings, settings)
@@ -125,8 +129,7 @@ class _Scripts:
         plan = self._plan
         with self._errors_at(f"run.{key}"):
             text = with_launcher(self._run[key], self._type, self._run, self.shell)
-        paths = SamplePaths(plan.rows, plan.level_max_dirs)
-        values = study_values(str(plan.root), plan.timestamp, plan.column_labels, paths, text)
+        values = study_values(str(plan.root), plan.timestamp, plan.column_labels, self._paths, text)
         return substitute(text, {**values, **plan.specification_files})
 
     @contextlib.contextmanager

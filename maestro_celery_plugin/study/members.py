@@ -24,6 +24,7 @@ from maestro_celery_plugin.files import file_system_now, is_locked, read_json, r
 from maestro_celery_plugin.machine import is_this_machine, machine_id
 from maestro_celery_plugin.processes import ProcessId
 from maestro_celery_plugin.states import MemberState
+from maestro_celery_plugin.study.conductor_beats import ConductorBeats
 
 __all__ = ["DEPTH_LIMIT", "Member", "Members"]
 
@@ -52,6 +53,7 @@ class Member:
         started_at: Time of the launch (Unix seconds).
         ended_at: Time of its end (Unix seconds); 0 before.
         started_by: The step record and sample that have started it, as text; empty for the first one.
+        specification: Its specification.
         variables: The values of `--vars`.
         groups: Configurations of its worker groups (`GroupConfig`) by name, for studies that would share them.
         conductor: The words of the command that starts its conductor.
@@ -74,6 +76,7 @@ class Member:
     started_at: float = 0.0
     ended_at: float = 0.0
     started_by: str = ""
+    specification: str = ""
     variables: dict[str, str] = dataclasses.field(default_factory=dict)
     groups: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     conductor: tuple[str, ...] = ()
@@ -104,6 +107,7 @@ class Members:
 
     def __init__(self, session: Path) -> None:
         self._session, self._directory = session, session / "studies"
+        self._conductors = ConductorBeats(session)
         self._version: tuple[int, int] | None = None
         self._cache: dict[str, tuple[tuple[int, int], Member]] = {}
 
@@ -203,7 +207,9 @@ class Members:
             return False
         if member.state is MemberState.REQUESTED:
             return self._age_s(member) < REQUEST_LIMIT_S
-        if member.state is MemberState.RUNNING and is_locked(member.lock):
+        if member.state is MemberState.RUNNING and (
+            is_locked(member.lock) or self._conductors.live_elsewhere(member.id)
+        ):
             return True
         if is_this_machine(member.machine):  # a conductor needs some time until it holds the lock
             return ProcessId(*member.process).is_alive

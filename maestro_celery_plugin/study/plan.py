@@ -23,6 +23,7 @@ The plugin writes to the directory ``merlin_info`` of the study:
       limits.json                   limits that a user has changed (`maestro/limits.py`)
       cancelled_steps.json          step records that a user has cancelled (`cancelled_steps.py`)
       purged_steps.json             step records whose waiting samples a user has purged (`cancelled_steps.py`)
+      additions.json added/         samples that were added after the launch (`additions.py`)
       refusals.json                 why step records could not be submitted
       broken_machines.json          machines whose worker has left the study because of them
       session/                      0700: secret, broker, heartbeats
@@ -34,6 +35,7 @@ with its workers and allocations is in the ``merlin_info`` of the first one, the
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -46,11 +48,26 @@ from maestro_celery_plugin.errors import DamagedFileError, StudyError
 from maestro_celery_plugin.files import read_text
 from maestro_celery_plugin.spec.overrides import Overrides
 from maestro_celery_plugin.study.provenance import specification_files
+from maestro_celery_plugin.study.session import STUDY_VARIABLE
 
-__all__ = ["CANCEL_REQUEST", "StudyPlan"]
+__all__ = ["CANCEL_REQUEST", "StudyPlan", "study_around"]
 
 # The file with which Maestro requests the cancellation of a study from the conductor (conductor.py:143).
 CANCEL_REQUEST = ".cancel.lock"
+
+
+def study_around() -> Path | None:
+    """Return the study whose step calls this process; None outside of steps.
+
+    The directory comes first: a native step of a study that a sample of another study has launched has the variable of
+    that study.
+    """
+    here = Path.cwd()
+    for directory in (here, *here.parents):
+        if (directory / "batch.info").is_file() and (directory / "merlin_info").is_dir():
+            return directory
+    named = os.environ.get(STUDY_VARIABLE)
+    return Path(named) if named else None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,7 +81,8 @@ class StudyPlan:
             release 0.1.
         settings: The settings of the study.
         table: The sample table; None for a study without samples.
-        rows: Number of samples; 0 without a table.
+        rows: Number of samples of the launch; 0 without a table. Others may have been added (`additions.py`).
+        planned: The `max_samples` of the launch; 0 without it.
         specification: The specification, outside of the study; None for a study of an earlier release.
         batch_defaults: The keys of `batch` that the user's configuration has added at the launch.
         overrides: What the command line of the launch has set in place of the specification, except its `environment`,
@@ -77,6 +95,7 @@ class StudyPlan:
     settings: EnsembleSettings
     table: Path | None = None
     rows: int = 0
+    planned: int = 0
     id: str = "0"
     specification: Path | None = None
     batch_defaults: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -93,6 +112,7 @@ class StudyPlan:
             "timestamp": self.timestamp,
             "table": str(self.table) if self.table else None,
             "rows": self.rows,
+            "planned": self.planned,
             "settings": conversion.to_dict(self.settings),
             "specification": str(self.specification) if self.specification else None,
             "batch_defaults": self.batch_defaults,
@@ -112,6 +132,7 @@ class StudyPlan:
             settings=conversion.from_dict(EnsembleSettings, batch["settings"]),
             table=Path(batch["table"]) if batch["table"] else None,
             rows=batch["rows"],
+            planned=batch.get("planned", 0),
             specification=Path(batch["specification"]) if batch.get("specification") else None,
             batch_defaults=batch.get("batch_defaults") or {},
             overrides=Overrides(
@@ -155,6 +176,11 @@ class StudyPlan:
             ) from cause
 
     @property
+    def hierarchy(self) -> int:
+        """The number of samples that decides on the levels of the sample hierarchy."""
+        return max(self.planned, self.rows)
+
+    @property
     def level_max_dirs(self) -> int:
         """Directories per level of the sample hierarchy."""
         return self.settings.samples.level_max_dirs if self.settings.samples else 25
@@ -173,6 +199,14 @@ class StudyPlan:
     def specification_files(self) -> dict[str, str]:
         """The versions of the specification by the names of their tokens (`provenance.py`)."""
         return specification_files(self.info, self.specification)
+
+    def is_of(self, file: Path) -> bool:
+        """Tell whether a file is the specification of this study, or one of its versions in the study."""
+        if self.specification is None:
+            return False
+        own = (self.specification, self.root / self.specification.name, *map(Path, self.specification_files.values()))
+        path = file.resolve()
+        return path in {one.resolve() for one in own} or path.parent == (self.info / "specifications").resolve()
 
     @property
     def session(self) -> Path:
@@ -218,6 +252,11 @@ class StudyPlan:
     def purged_steps(self) -> Path:
         """The file with the step records whose waiting samples a user has purged (`cancelled_steps.py`)."""
         return self.info / "purged_steps.json"
+
+    @property
+    def steps_to_repeat(self) -> Path:
+        """The file with the step records that run again after their end, because of added samples (`additions.py`)."""
+        return self.info / "steps_to_repeat.json"
 
     @property
     def update_request(self) -> Path:

@@ -43,13 +43,15 @@ from maestro_celery_plugin.study.broker_location import BrokerLocation
 from maestro_celery_plugin.study.conductor_beats import ConductorBeats
 from maestro_celery_plugin.study.heartbeats import Heartbeats
 
-__all__ = ["ENVIRONMENT_VARIABLE", "SESSION_VARIABLE", "STUDY_VARIABLE", "BrokerLocation", "Session"]
+__all__ = ["AGAIN_VARIABLE", "ENVIRONMENT_VARIABLE", "SESSION_VARIABLE", "STUDY_VARIABLE", "BrokerLocation", "Session"]
 
 # The URL of the broker for studies that this user launches, with a password: no process keeps it in its environment.
 ENVIRONMENT_VARIABLE = "MAESTRO_CELERY_BROKER_URL"
 
 # What samples and steps know of their session and study, so that a study that they start joins it.
 SESSION_VARIABLE, STUDY_VARIABLE = "MAESTRO_CELERY_SESSION", "MAESTRO_CELERY_STUDY"
+# Set in an attempt that is not the first one of its sample: it does not start a study again that it has started before.
+AGAIN_VARIABLE = "MAESTRO_CELERY_AGAIN"
 
 # How the names of variables begin in which bash exports its functions.
 _FUNCTION = "BASH_FUNC_"
@@ -243,6 +245,8 @@ class Session:
             return conversion.from_json(GroupConfig, read_text(self._group_path(name)))
         except (OSError, ValueError) as cause:
             path = self._group_path(name)
+            if isinstance(cause, PermissionError):
+                raise StudyError(f"'{path}' cannot be read: only the user who has launched the study may.") from cause
             if isinstance(cause, OSError):
                 raise StudyError(
                     f"'{path}' cannot be read ({cause.strerror}): the study has ended, it has no group '{name}', or "

@@ -104,7 +104,9 @@ class StoppedGroups:
     @property
     def sentence(self) -> str:
         """Which workers are stopped, and why."""
-        groups = "all groups" if self.groups is None else f"group {', '.join(map(repr, self.groups))}"
+        names = self.groups
+        word = "group" if names is not None and len(names) == 1 else "groups"
+        groups = "all groups" if names is None else f"{word} {', '.join(map(repr, names))}"
         return f"The workers of {groups} are stopped. {self.reason}"
 
     def advice(self, study: Path) -> str:

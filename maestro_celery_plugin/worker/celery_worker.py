@@ -17,6 +17,7 @@ from maestro_celery_plugin.batch.packing import fewest_slots, worker_slots
 from maestro_celery_plugin.broker.app import make_app, queue_for
 from maestro_celery_plugin.broker.choice import check_reachable
 from maestro_celery_plugin.errors import BrokerUnavailableError, EnsembleError, WorkerError
+from maestro_celery_plugin.files import share_clock
 from maestro_celery_plugin.machine import host_name, usable_cpus
 from maestro_celery_plugin.plugins import batch_system
 from maestro_celery_plugin.processes import ProcessId
@@ -50,6 +51,7 @@ def run(arguments: WorkerArguments, supervisor: ProcessId) -> NoReturn:
     signal.signal(signal.SIGUSR2, lambda number, frame: None)  # the warning of LSF, which the supervisor handles
     try:
         args = _celery_options(arguments)
+        share_clock(session.path)
         _await_broker(session, arguments.name)
         app = make_app(session, SOCKET_TIMEOUT_S)
     except EnsembleError as error:

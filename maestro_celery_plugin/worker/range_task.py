@@ -34,6 +34,7 @@ from maestro_celery_plugin.states import (
     outcome_of,
 )
 from maestro_celery_plugin.study.manifest import Manifest
+from maestro_celery_plugin.study.session import AGAIN_VARIABLE
 from maestro_celery_plugin.worker.attempt import Runner, RunningAttempt
 from maestro_celery_plugin.worker.gate import gate
 from maestro_celery_plugin.worker.health import Health
@@ -152,7 +153,7 @@ class _RangeRun:
         task = self._task
         self._ledger.write(Kind.TAKEN, task.start, task.stop, code=task.series)
         try:
-            self._manifest, self._runner = self._study.runner(task.manifest)
+            self._manifest, self._runner = self._study.runner(task.manifest, task.epoch)
             if not 0 <= task.start < task.stop <= self._manifest.samples or self._manifest.number != task.record:
                 LOGGER.error("Refused a range that is not part of the step record: %s.", task)
                 return
@@ -227,8 +228,9 @@ class _RangeRun:
         directories.set_marker(sample, finished=False)
         self._ledger.write(Kind.STARTED, sample, code=int(restart))
         environment = self._slots.launches.environment(self._slot, self._manifest)
-        if self._study.variables:
-            environment = {**(environment or os.environ), **self._study.variables}
+        own = self._study.variables if is_first else {**self._study.variables, AGAIN_VARIABLE: "1"}
+        if own:
+            environment = {**(environment or os.environ), **own}
         running = self._runner.start(sample, first=is_first, restart=restart, environment=environment)
         self._slots.add(self._slot, self._as_running(running, sample))
         try:

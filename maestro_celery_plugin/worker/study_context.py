@@ -14,9 +14,9 @@ from maestro_celery_plugin.ledger.entries import COORDINATOR, SUFFIX, Entries, K
 from maestro_celery_plugin.ledger.reader import LedgerReader
 from maestro_celery_plugin.ledger.store import STORE, Store
 from maestro_celery_plugin.ledger.writer import LedgerWriter
-from maestro_celery_plugin.plugins import open_table
 from maestro_celery_plugin.samples.table import SampleTable
 from maestro_celery_plugin.states import RunMode
+from maestro_celery_plugin.study.additions import open_samples
 from maestro_celery_plugin.study.assignment import Assignment
 from maestro_celery_plugin.study.manifest import FILE, Manifest
 from maestro_celery_plugin.study.members import Members
@@ -28,6 +28,8 @@ __all__ = ["StudyContext"]
 
 # The number of step records whose manifests a process keeps; a study may have thousands.
 MAX_RUNNERS = 64
+# The number of tables that a process keeps open: a study has another one after each addition of samples.
+MAX_TABLES = 4
 # Minimum interval between two checks of the coordinator's entries. The entries tell a worker early that samples were
 # cancelled; whether a sample may run does not depend on them (`ledger/claims.py`).
 CHECK_INTERVAL_S = 0.1
@@ -68,15 +70,19 @@ class StudyContext:
             own = {STUDY_VARIABLE: str(root)}
             self.variables = {**Members(self.plan.session).read_environment(self.plan.id), **own}
         self._lock = threading.Lock()
-        self._runners: dict[str, tuple[Manifest, Runner]] = {}
+        # With the epoch of the message for which the manifest was read.
+        self._runners: dict[str, tuple[int, Manifest, Runner]] = {}
         self._tables: dict[tuple[str, ...], SampleTable] = {}
         self._coordinator = LedgerReader(self.plan.ledger, self.plan.number, store=store)
         self._checked_at = float("-inf")
         self._fences: dict[int, list[tuple[int, int, int]]] = {}
         self._ends: dict[int, list[tuple[int, int, int]]] = {}
 
-    def runner(self, relative: str) -> tuple[Manifest, Runner]:
-        """Return the manifest and the runner of a step record; the first call reads the files.
+    def runner(self, relative: str, epoch: int) -> tuple[Manifest, Runner]:
+        """Return the manifest and the runner of a step record; the first call for an epoch reads the manifest.
+
+        The conductor changes a manifest when samples were added to the study, or when the step record runs again. It
+        then sends samples under a higher epoch.
 
         Raises:
             SampleError: the sample table cannot be read any more.
@@ -84,22 +90,27 @@ class StudyContext:
             OSError: a file cannot be read.
         """
         with self._lock:
-            found = self._runners.pop(relative, None) or self._read(relative)
+            found = self._runners.pop(relative, None)
+            if found is None or found[0] < epoch:
+                found = epoch, *self._read(relative, found)
             self._runners[relative] = found
             if len(self._runners) > MAX_RUNNERS:
                 del self._runners[next(iter(self._runners))]  # the one that was not used for the longest time
-            return found
+            return found[1:]
 
-    def _read(self, relative: str) -> tuple[Manifest, Runner]:
+    def _read(self, relative: str, known: tuple[int, Manifest, Runner] | None) -> tuple[Manifest, Runner]:
         manifest = Manifest.read(self.plan.records / relative / FILE)
         if manifest.study_id != self.plan.id:
             raise StudyError(f"The manifest of '{relative}' belongs to another study.")
+        if known is not None and known[1] == manifest:
+            return known[1:]
         if manifest.table is None:
             return manifest, Runner(manifest, lambda sample: ())
-        key = manifest.table, *manifest.labels
+        key = manifest.table, str(manifest.samples), *manifest.labels
         if key not in self._tables:  # the step records of a study have one table
-            cache = Path(manifest.index_cache)
-            self._tables[key] = open_table(Path(manifest.table), manifest.labels, cache, manifest.samples)
+            self._tables[key] = open_samples(manifest)
+            if len(self._tables) > MAX_TABLES:
+                del self._tables[next(iter(self._tables))]
         return manifest, Runner(manifest, self._tables[key].row)
 
     def modes(self, task: RangeTask, stop: int) -> dict[int, RunMode]:

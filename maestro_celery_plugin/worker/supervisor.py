@@ -52,8 +52,9 @@ KILL_GRACE_S = 1.0
 # A new worker replaces a worker that was killed, has lost its broker, or could not claim messages, up to this number of
 # workers in sequence.
 _MAX_WORKERS = 20
-# Time before a new worker replaces one that could not claim messages; it doubles each time, up to a limit. The file
-# system of the machine may answer again. The conductor cancels an allocation without workers after a longer time.
+# Time before a new worker replaces one that could not claim messages, or could not write its heartbeat; it doubles each
+# time, up to a limit. The file system of the machine may answer again. The conductor cancels an allocation without
+# workers after a longer time.
 _FAULT_DELAY_S = 5.0
 _FAULT_DELAY_LIMIT_S = 60.0
 # Interval between two checks of the heartbeat limit of the worker.
@@ -75,7 +76,7 @@ def main() -> NoReturn:
     options = parser.parse_args()
     session = Session(options.session)
     forget_variable(ENVIRONMENT_VARIABLE)  # a batch system may pass it on from the environment of the submission
-    if os.path.exists(session.path):  # noqa: PTH110 (Path.exists raises an error without permission)
+    if os.access(session.path, os.X_OK):  # it exists, and belongs to this user
         clock.wait_until(lambda: session.has_group(options.group), GROUP_LIMIT_S, interval_s=0.2)
     try:
         group = session.read_group(options.group)
@@ -122,7 +123,7 @@ def _run_workers(supervisor: _Supervisor, group: GroupConfig, name: str, allocat
                 raise
             faults += 1  # the fault of the machine has not passed yet
             continue
-        has_fault = arguments.has_fault.is_set
+        has_fault = supervisor.lost_heartbeat or arguments.has_fault.is_set
         if not supervisor.must_restart(code, in_allocation=bool(allocation), has_fault=has_fault):
             break
         faults = faults + 1 if has_fault else 0
@@ -206,10 +207,10 @@ class _Supervisor:
         """Tell whether a new worker must replace a worker.
 
         An allocation needs a new worker if this one was killed. A worker that has lost its broker, or could not claim
-        messages, is always replaced.
+        messages or write its heartbeat, is always replaced.
         """
         was_killed = code < 0 and in_allocation and not self.leaving
-        return (was_killed or has_fault or code == EXIT_REPLACE) and not self._must_end
+        return (was_killed or has_fault or self.lost_heartbeat or code == EXIT_REPLACE) and not self._must_end
 
     @property
     def _must_end(self) -> bool:
@@ -221,9 +222,10 @@ class _Supervisor:
 
     def pause(self, seconds: float) -> bool:
         """Wait before the next worker starts; return False if no further worker may start."""
+        what = "write its heartbeat" if self.lost_heartbeat else "claim messages"
         with contextlib.suppress(OSError):
             print(
-                f"worker on {host_name()}: '{self.name}' could not claim messages. A new worker replaces it in "
+                f"worker on {host_name()}: '{self.name}' could not {what}. A new worker replaces it in "
                 f"{seconds:.0f} s.",
                 file=sys.stderr,
                 flush=True,
@@ -283,6 +285,9 @@ class _Supervisor:
                 self.lost_heartbeat = True
                 with contextlib.suppress(OSError):
                     os.kill(child, signal.SIGKILL)
+                # Now: a worker that waits for a file system ends only when that answers. In a thread: so may a sample.
+                marker = mark(self.session, self.name)
+                threading.Thread(target=_end_samples, args=(marker,), name="end of samples", daemon=True).start()
                 # Last: the log is on the file system that may not answer.
                 with contextlib.suppress(OSError):
                     print(
@@ -300,6 +305,12 @@ class _Supervisor:
             if pid == child:
                 self.child = 0
                 return status
+
+
+def _end_samples(marker: str) -> None:
+    """End the samples of a worker that may count as dead soon."""
+    with contextlib.suppress(OSError, psutil.Error):
+        end_marked(MARKER, marker, grace_s=KILL_GRACE_S)
 
 
 def _restore_signals() -> None:

@@ -245,7 +245,7 @@ class WorkerProcess:
 
     @property
     def _state(self) -> WorkerState:
-        if not self._ready:
+        if not self._ready and not (self._tasks is not None and self._tasks.slots.busy):
             return WorkerState.STARTING
         if self._stall_watch.has_stalled or (self._tasks is not None and self._tasks.slots.stopping.is_set()):
             return WorkerState.STOPPING
@@ -253,11 +253,12 @@ class WorkerProcess:
             return WorkerState.STOPPING
         if self._deadline.is_draining:
             return WorkerState.DRAINING
+        without_work = WorkerState.DISCONNECTED if self._stall_watch.is_cut_off else WorkerState.IDLE
         if self._tasks is None:
-            return WorkerState.IDLE
+            return without_work
         if self._tasks.health.is_held:
             return WorkerState.HELD
-        return WorkerState.BUSY if self._tasks.slots.busy else WorkerState.IDLE
+        return WorkerState.BUSY if self._tasks.slots.busy else without_work
 
     @property
     def _is_busy_in_pool(self) -> bool:

@@ -105,7 +105,7 @@ def test_workers_that_are_stopped_end_their_samples_and_the_study_waits(run):
     let_run(study, *first)
     monitored = command(study, "monitor", "--sleep", "0.2", "--stalled-after", "2")
     assert monitored.returncode == 5, monitored.stdout
-    assert "stalled: no worker is alive" in monitored.stdout
+    assert "It has stalled: no worker is alive, and no allocation is open. The workers of group 'sims' are stopped. A user" in monitored.stdout
     assert (runs(study), listed(study, "workers", "--list")) == (first, [])
     assert [path.stem for path in (study.path / "merlin_info" / "workers").glob("*.log")] == ["sims-1"]
     status = study.status()
@@ -154,11 +154,16 @@ def test_stopped_at_once_samples_run_again_on_workers_that_a_user_starts(run):
     assert answer.returncode == 0, answer.stderr
     wait_for(lambda: not listed(study, "workers", "--list"), "the end of the worker")
     assert command(study, "monitor", "--sleep", "0.2", "--timeout", "0.1").returncode == 4
-    let_run(study, "all")
+    assert "The study waits" in command(study, "explain").stdout
     assert command(study, "workers", "--group", "sims", "--echo").returncode == 0
     workers = subprocess.Popen(
         [BIN / "maestro-celery", "workers", "--group", "sims", study.path], env=study.environment, stdout=subprocess.DEVNULL
     )
+    await_runs(study, 4)
+    explained = command(study, "explain").stdout
+    assert "Worker group 'sims': sims-2 (busy)." in explained
+    assert "The study waits" not in explained
+    let_run(study, "all")
     wait_for(lambda: study.states()["sim"] == "FINISHED", "the step")
     assert sorted(runs(study)) == sorted([*first, *"123456"])
     names = {path.stem for path in (study.path / "merlin_info" / "workers").glob("*.log")}
@@ -185,8 +190,8 @@ def test_purged_samples_wait_for_a_resume(run):
 
     study.await_text("merlin_info/reasons.json", "maestro-celery purge")
     let_run(study, "all")
-    ended = command(study, "monitor", "--sleep", "0.2")
-    assert ended.returncode == 2, ended.stdout
+    ended = study.command("maestro-celery", "monitor", "--sleep", "0.2", str(study.path.with_suffix(".yaml")))
+    assert ended.returncode == 2, ended.stdout + ended.stderr
     study.await_end()
     assert runs(study) == first
     assert study.states() == {"sim": "CANCELLED", "post": "CANCELLED"}
@@ -235,7 +240,9 @@ def test_samples_find_a_small_merlin(run, tmp_path):
     """Given samples that call Merlin, which is not installed, then the same words control this study."""
     cmd = (
         "merlin query-workers > workers; merlin run-workers x.yaml > started; merlin server start 2> server; "
-        "merlin run $(SPECROOT)/nested.yaml --dry > launched; merlin stop-workers --queues q > stopped; echo $(A)"
+        "merlin run $(SPECROOT)/nested.yaml --dry > launched; "
+        "merlin queue-info --spec $(MERLIN_SPEC_ORIGINAL_TEMPLATE) > queues; "
+        "merlin stop-workers --spec $(SPECROOT)/study.yaml --queues q > stopped; echo $(A)"
     )
     (tmp_path / "nested.yaml").write_text(
         "description: {name: nested, description: d}\n"
@@ -250,6 +257,7 @@ def test_samples_find_a_small_merlin(run, tmp_path):
     assert "nothing to do" in study.outputs("sim/*/started")[0]
     assert "pip install merlin" in study.outputs("sim/*/server")[0]
     assert list(tmp_path.glob("nested/nested_*/n/n.sh"))
+    assert "sim " in study.outputs("sim/*/queues")[0]
     assert "Workers that end after their running samples: sims-1" in study.outputs("sim/*/stopped")[0]
     assert study.command("maestro", "cancel", "-y", str(study.path)).returncode == 0
     study.await_end()

@@ -23,7 +23,7 @@ SPEC = """
       resources:
         unassigned: maestro
         workers: {a: {args: --pool prefork -c 1, steps: [sim]}, b: {args: -c 1, steps: [post]}}
-      samples: {generate: {cmd: exit 1}, file: nowhere, column_labels: [X]}
+      samples: {generate: {cmd: exit 1}, file: nowhere.csv, column_labels: [X]}
 """
 PLAIN = """
     description: {name: plain, description: d}

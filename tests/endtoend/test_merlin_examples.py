@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
+import platform
+import shutil
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -30,8 +34,8 @@ REFUSED = {
     "slurm/slurm_par": "found 2 nodes; the allocation of worker group 'simworkers' has 1 node; request fewer, or set more",
 }
 
-# Examples that tests below run, and examples that a dry run stages: they need MPI, Flux, OpenFOAM, a `merlin run` in a
-# step, a NumPy before 1.24, or half a minute. `null_spec` runs in tests/slurm.
+# Examples that tests below run, and examples that a dry run stages: they need MPI, Flux, OpenFOAM, or half a minute, or
+# run below and in tests/slurm with what they import.
 RUN = {
     "feature_demo/feature_demo",
     "hello/hello",
@@ -142,3 +146,60 @@ def test_feature_demo(run, examples, name):
     assert set(states.values()) == {"FINISHED"}
     assert len(list(study.path.glob("hello/X2.0.5/*/hello_world_output_*.json"))) == 10
     assert (study.path / "verify" / "N_NEW.10.X2.0.5" / "FINISHED").exists()
+
+
+@pytest.fixture
+def iterating(merlins, without_merlin, environment, tmp_path) -> Path:
+    """Copies of the examples, in an activated environment without Merlin, so that samples find the small `merlin`."""
+    environment["PATH"] = f"{without_merlin}{os.pathsep}{environment['PATH']}"
+    shutil.copytree(merlins["1.13.0"].examples, tmp_path / "examples")
+    return tmp_path / "examples"
+
+
+def test_iterative_demo(run, iterating, without_merlin):
+    """Given what its first lines say to fill in, then all iterations write into the directory that Merlin uses."""
+    specification = iterating / "iterative_demo" / "iterative_demo.yaml"
+    filled = {
+        "<INSERT_PATH_TO_VIRTUALENV_PYTHON>": str(without_merlin / "python"),
+        "type: flux": "type: local",
+        "borax, quartz": platform.node(),
+    }
+    text = specification.read_text()
+    for before, after in filled.items():
+        assert before in text
+        text = text.replace(before, after)
+    specification.write_text(text)
+
+    study = run(specification, "-s", "1", "--vars", "MAX_ITER=3", "POST_NPROCS=2")
+    study.await_session()
+    found = [study, *study.iterations()]
+
+    assert "absolute path" not in study.output
+    assert [set(one.states().values()) for one in found] == [{"FINISHED"}] * 3
+    assert {one.path.parent for one in found[1:]} == {study.path.parent / "name_studies"}
+    results = specification.parent / "name_studies" / "iter_outputs"
+    assert {path.name for path in results.iterdir()} == {"cumulative_results.png", *(f"iter_{n}_results.json" for n in (1, 2, 3))}
+    assert [sum(json.loads((results / f"iter_{n}_results.json").read_text()).values()) for n in (1, 2, 3)] == [200] * 3
+    assert not any(text for one in found for text in one.outputs("*/*.err"))
+    workers = [path.name for one in found for path in one.path.glob("merlin_info/workers/*.log")]
+    assert sorted(workers) == ["nameworkers-1.log", "postworkers-1.log"]
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="NumPy before 1.24, whose `np.float` the example uses, needs an older Python")
+def test_optimization_basic(run, iterating):
+    """Given the example as it is, then its last step runs its `partial.yaml` again, and waits for it (`run --local`)."""
+    study = run(iterating / "optimization" / "optimization_basic.yaml", "-s", "1")
+    study.await_session(120)
+    (second,) = study.iterations()
+
+    for number, one in enumerate((study, second), 1):
+        assert set(one.states().values()) == {"FINISHED"}
+        (report,) = one.outputs(f"iterate/optimization_results_iter_{number}.json")
+        assert len(json.loads(report)["Results"]["Predicted Optimum Coordinate"]) == 2
+        assert (one.path / "iterate" / f"results_iter_{number}.png").exists()
+    assert second.path.parent == Path(study.environment["HOME"]) / "optimization_runs"
+    assert second.path.name.startswith("rosenbrock_optimization_ITER_2_")
+    assert study.outputs("iterate/*.out")[0].splitlines() == [f"Done iteration 1 in {study.path}", "Starting iteration  2"]
+    assert second.outputs("iterate/*.out")[0].splitlines()[-1] == "Max iterations reached"
+    new = len(study.outputs("run_simulation/*/simulation_results.json")), len(second.outputs("run_simulation/*/simulation_results.json"))
+    assert new == (12, 14)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import os
 import time
-from pathlib import Path
 
 import pytest
 from support import Study, kill, wait_for
 
+from maestro_celery_plugin.host.conductors import RESTART_LIMIT
 from maestro_celery_plugin.study.members import Members
 
 # A step that counts up to MAX, and starts the study again until then.
@@ -38,20 +38,15 @@ ITERATE = """
 
 
 def iterations(study: Study) -> list[Study]:
-    """Return the studies that a study has started, in their order."""
-    members = Members(study.path / "merlin_info" / "session").all()
-    return [Study(Path(member.root), study.environment) for member in members[1:]]
+    return study.iterations()
 
 
-def await_session(study: Study, timeout_s: float = 60.0) -> None:
-    """Wait until all studies of a session, and all their processes, have ended."""
-    members = Members(study.path / "merlin_info" / "session")
-    wait_for(lambda: not members.living() and not processes(study), "the end of the session", timeout_s)
+def await_session(study: Study) -> None:
+    study.await_session()
 
 
 def processes(study: Study) -> dict[int, str]:
-    parent = Study(study.path.parent, study.environment)
-    return parent.processes()
+    return Study(study.path.parent, study.environment).processes()
 
 
 @pytest.fixture
@@ -117,10 +112,13 @@ def test_relative_paths_are_those_of_the_first_launch(chain):
 
 def test_a_conductor_that_dies_is_started_again_once(chain):
     """Given a killed conductor of an iteration, then the host of the session lets the study go on."""
-    study = chain("--vars", "SLEEP=1", "MAX=2")
+    study = chain("--vars", "SLEEP=3", "MAX=2")
     wait_for(lambda: iterations(study) and iterations(study)[0].outputs("sim/*/sim.txt"), "samples of iteration 2")
     (second,) = iterations(study)
     kill(*second.processes("bin/conductor"))
+    wait_for(lambda: second.processes("bin/conductor"), "the other conductor")
+    (line,) = second.processes("bin/conductor").values()
+    assert " -t 1 " in line  # as launched
     await_session(study)
 
     assert_complete(second, 2)
@@ -151,6 +149,22 @@ def test_a_session_without_host_and_conductors_is_resumed(chain):
         assert_complete(one, number)
 
 
+def test_a_conductor_that_dies_again_is_started_by_session_resume(chain):
+    """Given a conductor that was killed twice, while the host lives, then `session resume` lets its study go on."""
+    study = chain("--vars", "SLEEP=3", "MAX=2")
+    wait_for(lambda: iterations(study) and iterations(study)[0].outputs("sim/*/sim.txt"), "samples of iteration 2")
+    (second,) = iterations(study)
+    members = Members(study.path / "merlin_info" / "session")
+    members.change(members.all()[1].id, restarts=RESTART_LIMIT)  # as after the first death
+    kill(*second.processes("bin/conductor"))
+    assert study.processes("maestro_celery_plugin.host")
+
+    answer = study.command("maestro-celery", "session", "resume", str(second.path))
+    assert answer.stdout.startswith("The host of the session runs already, and goes on"), answer.stderr
+    await_session(study)
+    assert_complete(second, 2)
+
+
 def test_a_runaway_is_stopped_from_another_shell(chain):
     study = chain("--vars", "MAX=1000", "SLEEP=0.2")
     wait_for(lambda: len(iterations(study)) > 2, "some iterations")
@@ -162,6 +176,9 @@ def test_a_runaway_is_stopped_from_another_shell(chain):
     count = len(iterations(study))
     time.sleep(1)
     assert len(iterations(study)) == count
+    resumed = study.command("maestro-celery", "session", "resume", str(study.path))
+    assert (resumed.returncode, resumed.stdout[:42]) == (0, "All studies of the session have ended; `ma")
+    assert not processes(study)
 
 
 @pytest.mark.parametrize("limit", [("--max-depth", "1"), ("--max-studies", "2")])
@@ -246,3 +263,58 @@ def test_a_user_may_share_the_workers_of_a_study_on_purpose(chain):
     assert os.listdir(study.path / "merlin_info" / "workers") == ["w-1.log"]
     refused = study.command(*words)
     assert refused.stderr.endswith("runs; leave the option out.\n"), refused.stderr
+def test_a_study_never_replaces_a_directory_and_a_dry_run_joins_no_session(chain, tmp_path):
+    """Given `-o` of a directory that exists and is no study, then it stays, and a number follows the name."""
+    (tmp_path / "iteration").mkdir()
+    (tmp_path / "iteration" / "kept").touch()
+    other = "maestro run --dry $(SPECROOT)/study.yaml -o dry; cd /;"
+    study = chain("--vars", "MAX=2", "OPTIONS=-y", spec=ITERATE.replace("echo before", other))
+    study.await_session()
+    (second,) = study.iterations()
+
+    assert second.path == tmp_path / "iteration_2"
+    assert os.listdir(tmp_path / "iteration") == ["kept"]
+    assert (tmp_path / "dry" / "sim").is_dir()
+    shown = json.loads(study.command("maestro-celery", "session", "show", "--json", str(study.path)).stdout)
+    assert [one["started_by"] for one in shown] == [None, "next"]  # although the step has left its directory
+
+
+LAUNCHING = ITERATE.replace("seq 4 >", "sleep $(PAUSE); seq 4 >").replace("SLEEP: 0", "SLEEP: 0, PAUSE: 0")
+
+
+def test_a_launch_that_is_stopped_was_not_launched(chain):
+    study = chain("--vars", "MAX=2", "OPTIONS=--vars PAUSE=60", spec=LAUNCHING)
+    wait_for(lambda: iterations(study) and iterations(study)[0].processes("cmd.sh"), "the launch of iteration 2")
+    answer = study.command("maestro-celery", "session", "stop", "-f", str(study.path))
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    shown = json.loads(study.command("maestro-celery", "session", "show", "--json", str(study.path)).stdout)
+    assert [one["state"] for one in shown] == ["CANCELLED", "not launched"]
+    await_session(study)
+
+
+def test_a_step_that_runs_again_does_not_start_its_study_again(chain):
+    """Given a worker that dies after its step has started a study, then the second attempt says so, and one chain runs."""
+    study = chain("--vars", "MAX=2", "SLEEP=1", "OPTIONS=; test -e once || { touch once; sleep 60; }")
+    wait_for(lambda: iterations(study) and iterations(study)[0].outputs("sim/*/sim.txt"), "samples of iteration 2")
+    kill(*study.processes("maestro_celery_plugin.worker"))
+    await_session(study)
+
+    (second,) = iterations(study)
+    assert_complete(study, 1)
+    assert_complete(second, 2)
+    (text,) = study.outputs("next/next.err")
+    assert f"maestro: An earlier attempt of this sample has started '{second.path}'; it is not started again.\n" in text
+
+
+def test_a_version_of_the_specification_has_the_place_of_the_user_s_file(chain, tmp_path):
+    """Given a study that starts its own copy again, then `$(SPECROOT)` stays, and a later edit of the file has no effect."""
+    (tmp_path / "value").write_text("7\n")
+    cmd = "cp $(SPECROOT)/value value; echo '# edited' >> $(SPECROOT)/study.yaml; echo before"
+    spec = ITERATE.replace("$(SPECROOT)/study.yaml", "$(MERLIN_SPEC_ORIGINAL_TEMPLATE)").replace("echo before", cmd)
+    study = chain(spec=spec)
+    await_session(study)
+    second, third = iterations(study)
+    assert_complete(third, 3)
+    assert second.outputs("next/value") == ["7\n"]
+    versions = [one.outputs("merlin_info/study.orig.yaml") for one in (study, second, third)]
+    assert versions[0] == versions[1] == versions[2]

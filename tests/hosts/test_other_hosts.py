@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 
 import pytest
+from fakes.clusters import FakeCluster
 from other_host import COMMANDS, OtherHost
-from support import BIN, kill, needed, wait_for
+from support import BIN, ROOT, kill, needed, wait_for
 
 SPEC = """
     description: {name: hosts, description: d}
@@ -72,7 +74,9 @@ def test_a_study_waits_for_workers_on_another_host_and_explains_this(run, host, 
     wait_for(lambda: study.states() == {"sim": "PENDING"}, "the submission of the step")
 
     text = explained(study)
-    assert f"waits for its workers on otherhost: start them there with `maestro-celery workers {study.path}" in text
+    sentence = f"waits for its workers on otherhost: start them there with `maestro-celery workers {study.path}"
+    assert sentence in text
+    assert sentence in study.output
     assert study.status()["workers"] == [{"name": "", "group": "far", "node": "otherhost", "state": "awaited", "refused_messages": 0}]
     answer = study.command("maestro-celery", "workers", str(study.path))
     assert answer.returncode == 1
@@ -84,6 +88,36 @@ def test_a_study_waits_for_workers_on_another_host_and_explains_this(run, host, 
     assert worker.wait(20) == 0
     assert study.states() == {"sim": "FINISHED"}
     assert sorted(study.outputs("sim/*/runs")) == sorted(f"{number} on otherhost\n" for number in range(1, 9))
+    late = start_workers(study)
+    assert late.wait(20) == 1
+    assert f"The study '{study.path}' has ended (FINISHED); there is no work. `maestro-celery resume" in late.stdout.read()
+
+
+def test_each_machine_has_its_own_batch_system(run, host, environment, start_workers, tmp_path):
+    """Given the example, with a local group here and a group of LSF on the other host.
+
+    Then `maestro run` needs no LSF here. The user submits `maestro-celery workers` there, and the job has its workers.
+    """
+    text = (ROOT / "specs" / "multi_machine.yaml").read_text()
+    lsf = 'batch: {type: lsf, nodes: 1, walltime: "00:10:00"}    # that of HOST2'
+    here = socket.gethostname()
+    study = run(
+        text.replace("batch: {type: local}    # that of HOST2", lsf),
+        "--broker-host", host.near, "-s", "2", "--vars", f"HOST1={here}", "HOST2=otherhost",
+    )  # fmt: skip
+    assert study.code == 0, study.output
+    study.await_text("sim/*/result.txt", count=12)
+    with FakeCluster(tmp_path / "lsf", "lsf", nodes=2, cores=4, grace_s=2) as cluster:
+        there = {**cluster.insert_into(environment), "USER": "somebody"}
+        script = f"#!/bin/sh\n#BSUB -nnodes 1\n#BSUB -W 10\n{BIN / 'maestro-celery'} workers {study.path}\n"
+        subprocess.run(host.command("bsub"), env=there, input=script, text=True, check=True, capture_output=True)
+        study.await_end()
+        wait_for(lambda: [job["why"] for job in cluster.jobs()] == [""], "the end of the job")
+
+    assert study.states() == {"sim": "FINISHED", "post": "FINISHED"}
+    reports = study.outputs("post/*/report.txt")
+    assert len(reports) == 12
+    assert all(text.endswith(f"simulated on {here} and processed on otherhost\n") for text in reports)
 
 
 def test_the_private_broker_listens_on_the_cluster_address_only(run, host):

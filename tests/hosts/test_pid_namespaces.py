@@ -16,7 +16,7 @@ from support import BIN, needed, wait_for
 from maestro_celery_plugin.host.start import host_of
 from maestro_celery_plugin.machine import host_name, machine_id
 from maestro_celery_plugin.processes import ProcessId
-from maestro_celery_plugin.study.session import BrokerLocation, Session
+from maestro_celery_plugin.study.session import Session
 
 SPEC = """
     description: {name: namespaces, description: d}
@@ -62,12 +62,13 @@ def test_a_pid_namespace_is_another_machine_with_the_same_name():
     assert same.split() == [host_name(), machine_id()]
 
 
-def test_the_supervisor_of_a_broker_in_another_namespace_is_not_looked_up_by_its_number(tmp_path):
-    """Given a broker in another container, then a process of this machine with its number is not its supervisor."""
+def test_the_host_of_a_session_in_another_namespace_is_not_looked_up_by_its_number(tmp_path):
+    """Given a host in another container, then a process of this machine with its number is not the host."""
     session = Session.create(tmp_path / "session")
     number = ProcessId.of(os.getpid())
     for machine, is_found in ((machine_id(), True), ("of another machine", False), ("", True)):
-        session.write_broker(BrokerLocation(url="redis://x", supervisor=(number.pid, number.start), machine=machine))
+        stored = {"process": [number.pid, number.start], "machine": machine}
+        (session.path / "host.json").write_text(json.dumps(stored))
         assert (host_of(session) == number) is is_found
 
 

@@ -35,3 +35,9 @@ def options_of_one_test():
     before = dict(vars(OPTIONS))
     yield
     vars(OPTIONS).update(before)
+
+
+@pytest.fixture
+def no_host(monkeypatch):
+    """Start no host for the sessions of native steps; the functional tests start it."""
+    monkeypatch.setattr("maestro_celery_plugin.maestro.study_adapter.begin", lambda session: None)

@@ -28,6 +28,8 @@ from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.reasons import read_reasons
 from maestro_celery_plugin.study.session import Session
 
+pytestmark = pytest.mark.usefixtures("no_host")
+
 
 def adapter_of(plan):
     batch = plan.to_batch()

@@ -58,6 +58,29 @@ def test_the_password_of_merlin_may_be_in_a_file(home):
     assert choose(None).url == "redis://:zigzag@h:6379/0"
 
 
+@pytest.mark.parametrize("password", ["/zigzag/none", "~/zigzag", "../zigzag"])
+def test_the_file_of_a_password_must_exist(home, password):
+    """Given a value that looks like a path, then it is not taken for the password; and it is not shown, if it is one."""
+    (home / "app.yaml").write_text(f"broker: {{name: redis, server: h, password: '{password}'}}")
+    with pytest.raises(BrokerError, match=r"app\.yaml: broker\.password: its value is a path, but there is no such file;") as error:
+        choose(None)
+    assert "zigzag" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"), [("rabitmq", r"found 'rabitmq'; did you mean 'rabbitmq'\?"), ("kafka", "found 'kafka'; allowed: 'amqp', .*'rabbitmq'")]
+)
+def test_the_name_of_the_broker_of_merlin_is_checked(home, name, hint):
+    (home / "app.yaml").write_text(f"broker: {{name: {name}, server: h}}")
+    with pytest.raises(BrokerError, match=rf"app\.yaml: broker\.name: {hint}"):
+        choose(None)
+
+
+def test_a_misspelt_scheme_has_a_hint():
+    with pytest.raises(BrokerError, match=r"needs one of the schemes redis, .*; did you mean 'redis'\? Correct the URL\."):
+        check(BrokerChoice("redi://h", "--broker"))
+
+
 @pytest.mark.parametrize("given", ["secret", "~/.merlin/secret", ".merlin/secret"])
 def test_a_password_file_of_merlin_may_have_further_lines_and_lie_in_its_directory(home, monkeypatch, given):
     (home / ".merlin").mkdir()

@@ -44,7 +44,7 @@ def test_a_misspelt_command_has_a_suggestion(error_of):
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        (b"root:x:0:0\n", "Maestro cannot read it as a specification ("),
+        (b"root:x:0:0\n", "the file has no blocks such as 'description' and 'study'; give the YAML file of a study."),
         (b"a: [1\n", "Maestro cannot read it as a specification ("),
         (b"\xff\xfe\xff", "Maestro cannot read it as a specification ("),
         (SPEC.replace("merlin: {}", "").encode(), "there is no 'merlin' block, so that the study has no workers."),

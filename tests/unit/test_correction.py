@@ -83,6 +83,13 @@ def test_a_study_takes_other_commands_resources_and_arguments(plan):
     assert [node.name for node in graph_of(load_study(plan.root))] == ["prep", "sim_P.1", "sim_P.2", "collect"]
 
 
+def test_a_study_may_grow_further_and_keeps_its_directories(plan):
+    corrected(plan, "    column_labels: [X]", "    column_labels: [X]\n    max_samples: 700").apply()
+
+    read = StudyPlan.read(plan.root)
+    assert (read.settings.samples.max_samples, read.hierarchy) == (700, 4)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [

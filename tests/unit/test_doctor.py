@@ -73,7 +73,7 @@ def test_a_working_environment_with_a_private_broker_needs_no_remedy():
     assert (code, remedies) == (0, {})
     assert findings["broker"].startswith("private, by '")
     assert findings["broker"].endswith("; it starts and answers")
-    assert findings["touchpoints"] == "all 8 names exist"
+    assert findings["touchpoints"] == "all 9 names exist"
     assert Path(findings["entry"]).name == "celeryscriptadapter.py"
 
 

@@ -21,6 +21,7 @@ from maestro_celery_plugin.files import (
     check_writable,
     is_locked,
     read_text,
+    share_clock,
     shared_lock,
     tail,
     write_atomically,
@@ -256,3 +257,16 @@ def test_the_lock_of_a_writer_is_detected_and_readers_do_not_exclude_each_other(
     with shared_lock(tmp_path / "lock") as first, shared_lock(tmp_path / "lock") as second:
         assert first
         assert second
+
+
+@pytest.mark.parametrize(("ahead_s", "shared_s"), [(3600, -3600), (-3600, 3600), (1, 0)])
+def test_a_wrong_clock_is_compared_with_that_of_the_file_system(tmp_path, monkeypatch, ahead_s, shared_s):
+    """Given a machine whose clock differs from that of the file server, then only a large difference counts."""
+    right = clock.now
+    monkeypatch.setattr(clock, "now", lambda: right() + ahead_s)
+    try:
+        share_clock(tmp_path)
+        assert clock.shared_now() - clock.now() == pytest.approx(shared_s, abs=1)
+        assert list(tmp_path.iterdir()) == []
+    finally:
+        clock.adjust(0.0)

@@ -81,3 +81,12 @@ def test_the_heartbeat_of_a_worker_that_could_not_write_it_stays(session, superv
     supervisor._remove_heartbeat()
 
     assert files_of(session) == ["w-1.json"]
+
+
+def test_a_worker_that_could_not_write_its_heartbeat_is_replaced(supervisor):
+    """Given a user's worker whose machine was cut off from the files, then the machine works on when it sees them again."""
+    assert not supervisor.must_restart(-9, in_allocation=False, has_fault=False)
+    supervisor.lost_heartbeat = True
+    assert supervisor.must_restart(-9, in_allocation=False, has_fault=False)
+    supervisor.end_requested = True
+    assert not supervisor.must_restart(-9, in_allocation=False, has_fault=False)

@@ -26,6 +26,7 @@ from maestro_celery_plugin.errors import SampleError, SpecificationError, StudyE
 from maestro_celery_plugin.maestro import launch, sample_generation
 from maestro_celery_plugin.plugins import open_table
 from maestro_celery_plugin.samples import own_table
+from maestro_celery_plugin.study.plan import StudyPlan
 
 
 @pytest.fixture(autouse=True)
@@ -46,12 +47,15 @@ def current(tmp_path, monkeypatch):
 def acquire(tmp_path):
     """Acquire the samples of a study as Maestro does, and return its batch dictionary."""
 
-    def run(cmd=None, file="$(MERLIN_INFO)/x.csv", labels=("A",), shell="/bin/bash"):
+    def run(cmd=None, file="$(MERLIN_INFO)/x.csv", labels=("A",), shell="/bin/bash", max_samples=None):
         settings = EnsembleSettings(
             batch=BatchSettings(shell=shell),
             resources=ResourceSettings(),
             samples=SampleSettings(
-                file=file, column_labels=labels, generate=GenerateSettings(cmd=cmd) if cmd else None
+                file=file,
+                column_labels=labels,
+                generate=GenerateSettings(cmd=cmd) if cmd else None,
+                max_samples=max_samples,
             ),
         )
         batch = {"type": "celery"}
@@ -268,6 +272,18 @@ def test_the_sample_generation_does_not_read_stdin(acquire, info):
     assert (info / "cmd.out").read_text() == ""
 
 
+def test_a_study_does_not_begin_with_more_samples_than_it_may_have(acquire, info):
+    assert message(acquire, "seq 1 11 > $(MERLIN_INFO)/x.csv", max_samples=10).startswith(
+        f"merlin.samples.max_samples: found '10', but '{info / 'x.csv'}' has 11 samples; give a larger number, or fewer "
+    )
+
+
+def test_the_levels_of_the_directories_follow_from_max_samples(acquire):
+    batch = acquire("seq 1 10 > $(MERLIN_INFO)/x.csv", max_samples=100)
+    assert (batch["rows"], batch["planned"]) == (10, 100)
+    assert StudyPlan.from_batch(batch).hierarchy == 100
+
+
 def test_the_sample_generation_runs_once(acquire, info, monkeypatch):
     settings = EnsembleSettings(
         batch=BatchSettings(),
@@ -328,7 +344,7 @@ def test_a_shell_generates_the_samples_of_steps_with_another_interpreter(acquire
     [
         ("echo no samples", "there is no file"),
         ("echo no samples; printf '1\\n2,3\\n' > x.csv", "row 1 of"),
-        ("echo no samples; echo 1,2 > x.csv", "1 labels (A), but"),
+        ("echo no samples; echo 1,2 > x.csv", "1 label (A), but"),
         ("echo no samples; : > x.csv", "has no samples; at least one row is needed."),
     ],
 )

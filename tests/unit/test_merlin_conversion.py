@@ -148,7 +148,10 @@ def test_a_limit_of_failures_stays():
 @pytest.mark.parametrize(
     ("run", "rest", "expected"),
     [
-        ("    cmd: merlin run x.yaml --vars A=1", "", [(6, "study.a.run.cmd", Kind.BY_HAND)]),
+        ("    cmd: merlin run x.yaml --vars A=1", "", [(6, "study.a.run.cmd", Kind.NOTE)]),
+        ("    cmd: merlin server start", "", [(6, "study.a.run.cmd", Kind.BY_HAND)]),
+        ("    cmd: ls", "env: {sources: [setup.sh]}", [(8, "env.sources", Kind.NOTE)]),
+        ("    cmd: ls", "env: {sources: }", []),
         ("    cmd: |\n      ls\n      merlin $(TYPE) x", "", [(8, "study.a.run.cmd", Kind.BY_HAND)]),
         ("    cmd: echo a merlin workflow; ls merlin", "", []),
         ("    cmd: exit $(MERLIN_HARD_FAIL)", "", [(6, "study.a.run.cmd", Kind.BY_HAND)]),
@@ -210,14 +213,38 @@ def test_the_command(tmp_path, monkeypatch):
     assert call(path, "-o", output)[1].splitlines()[-1] == f"{output}: written, with 6 changes."
     assert output.read_text() == CONVERTED
     assert call(path, "-o", output) == (1, f"maestro-celery: error: --output: '{output}' exists; choose another name, or remove it.\n")  # fmt: skip
-    assert call(path, "-o", path)[0] == 0
-    assert path.read_text() == CONVERTED
+    assert call(path, "-o", path) == (1, f"maestro-celery: error: --output: '{path}' is the specification itself; choose another name.\n")  # fmt: skip
+    assert path.read_text() == SPEC
+    path.write_text(CONVERTED)
     assert call(path)[1].splitlines()[-1] == f"{path}: no change is needed."
     path.write_text(spec("    cmd: exit $(MERLIN_HARD_FAIL)"))
     assert call(path)[0] == 3
     path.write_bytes(b"# \xe9")
     assert call(path)[0] == 1
     assert call(tmp_path / "missing")[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (("OUTPUT_PATH: ./studies", "OUTPUT_PATH: <INSERT PATH>"), "env.variables.OUTPUT_PATH: to do: "),
+        (("task_queue: q", "task_que: q"), "study.sim.run: to do: unknown key 'task_que'; did you mean 'task_queue'?"),
+        (("echo", "printf"), ""),
+    ],
+)
+def test_what_would_stop_the_launch_is_left_to_do(tmp_path, monkeypatch, change, fault):
+    """Given a placeholder or a misspelt key, which stays, then the exit code does not say that nothing is left to do."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = tmp_path / "study.yaml"
+    path.write_text(SPEC.replace(*change))
+
+    answer = CliRunner().invoke(main, ["convert", str(path)])
+
+    assert answer.exit_code == (3 if fault else 0)
+    assert fault in answer.output
+    assert [text for text in answer.output.splitlines() if "to do" in text] == [
+        text for text in answer.output.splitlines() if fault and fault in text
+    ]
 
 
 @pytest.mark.parametrize(("name", "problem"), [("missing.yaml", "cannot be read"), (".", "is a directory")])

@@ -37,6 +37,8 @@ from maestro_celery_plugin.study.cancelled_steps import CancelledSteps
 from maestro_celery_plugin.study.reasons import read_reasons
 from maestro_celery_plugin.study.session import Session
 
+pytestmark = pytest.mark.usefixtures("no_host")
+
 WORKERS_JOB = "sim#1"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-from support import processes_of
+from support import processes_of, wait_for
 
 from maestro_celery_plugin.maestro import notification
 from maestro_celery_plugin.report.model import StudyState
@@ -19,7 +19,7 @@ def test_a_command_that_does_not_end_is_killed_and_logged(tmp_path, monkeypatch,
     notification._run(f"sh -c 'sleep 1000; : {marker}' & wait", SimpleNamespace(root=tmp_path, info=tmp_path))
 
     assert caplog.messages == ["The notify command took longer than 0 s and was killed."]
-    assert processes_of(marker) == {}
+    wait_for(lambda: not processes_of(marker), "the end of the command")
 
 
 def test_a_study_that_cannot_be_read_has_no_notification(tmp_path, caplog):

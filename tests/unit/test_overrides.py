@@ -86,7 +86,7 @@ ENSEMBLE = """
       - {name: s, description: d, run: {cmd: echo '$(MSG)' '$(TWICE)' $(LABEL) $(X) $(EMPTY) $(n), max_retries: $(N)}}
     merlin:
       resources: {workers: {"w$(TITLE)": {args: -c $(N), steps: [s]}}}
-      samples: {generate: {cmd: "false"}, file: /nowhere, column_labels: [X]}
+      samples: {generate: {cmd: "false"}, file: /nowhere.csv, column_labels: [X]}
 """
 PLAIN = """
     description: {name: plain, description: d}

@@ -60,7 +60,8 @@ def test_each_version_has_its_content(tmp_path, plan):
     original, partial, expanded = (Path(f) for f in plan.specification_files.values())
     assert original.read_text() == TEXT
     before, after = yaml.safe_load(TEXT), yaml.safe_load(partial.read_text())
-    variables = {"NAME": "n", "WT": 90, "N": 2, "D": "2x", "L": [1, "two"]}
+    of_specroot = f"{tmp_path}/$(MERLIN_SPEC_ARCHIVED_COPY)"
+    variables = {"NAME": "n", "WT": 90, "N": 2, "D": "2x", "L": [1, "two"], "S": of_specroot}
     assert after["env"].pop("variables").items() >= variables.items()
     assert after["env"].pop("labels") == {"LABEL": "$(A.label)_2"}
     assert after.pop("user")["b"] == before.pop("user")["a"]

@@ -111,7 +111,7 @@ def test_the_running_samples_of_a_purged_step_record_can_still_be_cancelled(stud
 
 def test_only_samples_of_open_step_records_are_purged(study):
     """Given two step records with waiting samples, one of which is cancelled already, then one is purged."""
-    Session.create(study.plan.session)
+    Session.create(study.plan.session).conductors.write(1)
     rows = ["Step Name,Job ID,Workspace,State,Run Time,Elapsed Time,Start Time,Submit Time,End Time,Number Restarts,Params"]
     for number, state in ((1, "RUNNING"), (2, "CANCELLED")):
         workspace = study.plan.root / "sim" / f"X.{number}"

@@ -668,7 +668,7 @@ def test_a_fault_of_the_machine_gives_no_sample_an_outcome(make, monkeypatch, pl
         raise OSError(number, os.strerror(number))
 
     with monkeypatch.context() as patch:
-        patch.setattr("maestro_celery_plugin.worker.study_context.open_table" if "table" in place else place
+        patch.setattr("maestro_celery_plugin.study.additions.open_table" if "table" in place else place
                       if place.startswith("os") else f"maestro_celery_plugin.{place}", fail)
         work(ensemble.task(), "w-1")
 

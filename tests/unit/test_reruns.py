@@ -19,6 +19,7 @@ from maestro_celery_plugin.maestro.native_step_state import NativeStepState
 from maestro_celery_plugin.maestro.reruns import RerunRequest, Reruns
 from maestro_celery_plugin.maestro.step_graph import graph_of, load_study
 from maestro_celery_plugin.states import Outcome, RunMode
+from maestro_celery_plugin.study.additions import Addition, Additions, are_taken, write_additions
 from maestro_celery_plugin.study.cancelled_steps import CancelledSteps
 from maestro_celery_plugin.study.manifest import Manifest
 from maestro_celery_plugin.study.plan import StudyPlan
@@ -235,6 +236,94 @@ def test_a_finished_sample_without_its_marker_runs_again(plan, marked):
         assert marker.exists() is not marked  # a sample that must run again has no marker
     finally:
         other.write(path)
+
+
+# --- samples that were added -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def added(plan):
+    """The study of `plan`, to which two samples were added that no conductor has taken."""
+    before = {manifest.name: manifest for manifest in Manifest.read_all(plan.records)}
+    addition = Addition(file="1.csv", rows=2, used=2, key="k")
+    write_additions(plan, Additions(study_id=plan.id, added=(addition,)))
+    yield plan
+    for manifest in before.values():
+        manifest.write(plan.records / Path(manifest.workspace).relative_to(plan.root) / "manifest.json")
+    for name in ("additions.json", "steps_to_repeat.json"):
+        (plan.info / name).unlink(missing_ok=True)
+
+
+NEW = [4, 5]
+WITH_NEW = {
+    **{f"{step}_P.{p}": NEW for step in ("sim", "post", "order") for p in (1, 2)},
+    **{f"{step}_P.{p}": [*ALL, *NEW] for step in ("compare", "list") for p in (1, 2)},
+    **{"collect": [0], "last": [0]},
+}
+
+
+def test_added_samples_run_in_each_sampled_step_and_what_reads_all_runs_again(added):
+    reruns = Reruns(added, RerunRequest())
+    assert set(reruns.sentences()) == {
+        *(f"{step}: 4 added samples" for step in ("sim", "post", "order")),
+        *(f"{step}: 4 added samples, 8 samples again because of changed inputs" for step in ("compare", "list")),
+        *("collect: 1 step record again because of changed inputs", "last: again"),
+    }
+    reruns.record()
+
+    assert open_samples(added) == WITH_NEW
+    modes = states(added)["compare_P.1"].modes().tolist()
+    assert modes == [RunMode.AGAIN] * 4 + [RunMode.FIRST] * 2
+    assert are_taken(added, 6)
+    again = Reruns(added, RerunRequest())
+    assert "sim: 4 remaining samples" in again.sentences()
+    again.record()
+    assert open_samples(added) == WITH_NEW
+
+
+def test_added_samples_alone_run_if_the_user_wants_it(added):
+    Reruns(added, RerunRequest(keep_downstream=True)).record()
+    assert open_samples(added) == {
+        **{f"{step}_P.{p}": NEW for step in ("sim", "post", "order", "compare", "list") for p in (1, 2)}
+    }
+
+
+@pytest.mark.parametrize("complete", range(0, 16, 3))
+def test_nothing_of_an_addition_is_forgotten_if_the_command_is_killed_in_between(added, monkeypatch, complete):
+    """Given a resume that is killed before an entry or a manifest, then the next one does the rest."""
+    left = [complete]
+
+    def or_die(function):
+        def call(*args, **kwargs):
+            if not left[0]:
+                raise KeyboardInterrupt
+            left[0] -= 1
+            return function(*args, **kwargs)
+
+        return call
+
+    monkeypatch.setattr(LedgerWriter, "append", or_die(LedgerWriter.append))
+    monkeypatch.setattr(Manifest, "write", or_die(Manifest.write))
+    with pytest.raises(KeyboardInterrupt):
+        Reruns(added, RerunRequest()).record()
+    monkeypatch.undo()
+
+    has_new = {name for name, found in open_samples(added).items() if 5 in found}
+    assert not has_new or open_samples(added).items() >= {"collect": [0], "last": [0]}.items()
+    Reruns(added, RerunRequest()).record()
+    assert open_samples(added) == WITH_NEW
+
+
+def test_a_step_that_was_to_run_again_after_its_end_runs_again(plan):
+    """Given a conductor that died while such a step ran, then the next resume runs it, and what follows, once."""
+    repeated = CancelledSteps(plan.steps_to_repeat)
+    repeated.add(["collect"])
+    try:
+        Reruns(plan, RerunRequest()).record()
+        assert open_samples(plan) == {"collect": [0], "last": [0]}
+        assert repeated.names() == set()
+    finally:
+        plan.steps_to_repeat.unlink(missing_ok=True)
 
 
 # --- failed samples of any study ---------------------------------------------------------------------

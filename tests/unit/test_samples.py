@@ -360,6 +360,20 @@ def test_a_worker_detects_a_change_of_a_file_that_is_open(table_of, tmp_path):
     assert "cannot be read any more" in message(lambda: table.row(0))
 
 
+@pytest.mark.parametrize(("launched", "seen"), [(5_123_456_789, 5_000_000_000), (5_000_000_000, 5_123_456_789), (5_123_456_789, 5_123_456_700)])
+def test_another_machine_may_see_a_coarser_time_of_the_same_file(tmp_path, cache, launched, seen):
+    """Given hosts that reach the file by SFTP, which shows whole seconds, or SMB, which shows 100 ns."""
+    path = tmp_path / "table.csv"
+    path.write_text("1\n2\n")
+    os.utime(path, ns=(launched, launched))
+    open_table(path, ("A",), cache)
+    os.utime(path, ns=(seen, seen))
+
+    assert open_table(path, ("A",), cache).row(1) == ["2"]
+    os.utime(path, ns=(seen + 2_000_000_000, seen + 2_000_000_000))
+    assert "has changed" in message(lambda: open_table(path, ("A",), cache))
+
+
 def test_a_change_of_an_npy_file_is_detected(table_of, tmp_path, cache):
     table = table_of(np.arange(5))
     np.save(tmp_path / "other.npy", np.arange(5) + 1)

@@ -18,7 +18,7 @@ def first_problem(block, data):
     [
         (SampleSettings, {**SAMPLES, "fil": 1}, "", "unknown key 'fil'; did you mean 'file'?"),
         (SampleSettings, {**SAMPLES, "qqqq": 1}, "", "unknown key 'qqqq'; allowed: 'column_labels', 'file', 'generate', "
-         "'level_max_dirs'."),
+         "'level_max_dirs', 'max_samples'."),
         (SampleSettings, {"column_labels": ["A"]}, "", "the key 'file' is missing; add it."),
         (SampleSettings, {**SAMPLES, "column_labels": []}, "column_labels",
          "found an empty list; at least one entry is needed"),
@@ -48,6 +48,31 @@ def test_a_problem_has_key_value_and_remedy(block, data, where, sentence):
     path, text = first_problem(block, data)
     assert path == where
     assert text.startswith(sentence)
+
+
+def test_a_word_in_several_spellings_is_listed_once():
+    schema = {"enum": ["LOW", "HIGH", "low", "high", "Low", "High"]}
+
+    assert list(schema_errors.problems("x", schema)) == [("", "found 'x'; allowed: 'HIGH', 'LOW'.")]
+    assert list(schema_errors.problems("hgh", schema)) == [("", "found 'hgh'; did you mean 'high'?")]
+
+
+class _Optional(conversion.Exact, frozen=True, kw_only=True):
+    samples: SampleSettings | None = None
+
+
+def test_each_fault_of_an_optional_block_is_listed():
+    """Given a block that may be missing, then its faults and those of the optional blocks in it are all listed."""
+    data = {"samples": {"file": "x", "column_label": ["A"], "level_max_dirs": 1, "generate": {"cmdd": "x", "y": 1}}}
+
+    found = [(path, text.partition(";")[0]) for path, text in schema_errors.problems(data, conversion.json_schema(_Optional))]
+
+    assert found == [
+        ("samples", "unknown key 'column_label'"),
+        ("samples.generate", "unknown key 'cmdd'"),
+        ("samples.generate", "unknown key 'y'"),
+        ("samples.level_max_dirs", "found '1'"),
+    ]
 
 
 def test_a_valid_block_has_no_problem():

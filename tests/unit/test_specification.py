@@ -512,8 +512,8 @@ PARAMETER = {"P": {"values": [1, 2], "label": "P.%%"}}
         ({"study": [step("a", depends=["b"]), step("b", depends=["a_*"])]},
          "study.a.run.depends: these steps depend on each other: a -> b -> a."),
         ({"study": [step(batch={"dry_run": True})]}, "study.a.run.batch.dry_run: a dry run is one of the whole study"),
-        ({"study": [step(pre="x")]}, "study.a.run.pre: Maestro and Merlin accept this key, but do not run it; put its commands"),
-        ({"study": [step(post="x")]}, "study.a.run.post: Maestro and Merlin accept this key, but do not run it; put its commands"),
+        ({"study": [step(pre="x")]}, "study.a.run.pre: Maestro and Merlin accept this key, but do not run it; remove it, or put its commands"),
+        ({"study": [step(post="x")]}, "study.a.run.post: Maestro and Merlin accept this key, but do not run it; remove it, or put its commands"),
         ({"study": [step("a", depends=["a"])]}, "study.a.run.depends: the step depends on itself."),
         ({"study": [step("a", depends="b")]}, "study.a.run.depends: found 'b'; a list is needed"),
         ({"global.parameters": {**PARAMETER, "Q": {"values": [1], "label": "x"}}},
@@ -602,9 +602,17 @@ def test_a_variable_of_env_is_none_of_the_shell(tmp_path, caplog, monkeypatch, c
 
 
 def test_a_doubled_path_is_said_once_where_it_is_written(tmp_path, caplog):
-    env = {"variables": {"OUTPUT_PATH": "./out", "ALL": "$(SPECROOT)/$(OUTPUT_PATH)/all"}}
+    env = {"variables": {"OUTPUT_PATH": "/out", "ALL": "$(SPECROOT)/$(OUTPUT_PATH)/all"}}
     found = notes(tmp_path, caplog, spec(env=env, study=[step(cmd="ls $(ALL)"), step("b", cmd="ls $(ALL)")]))
     assert found == ["env.variables.ALL: found '$(SPECROOT)/$(OUTPUT_PATH)', but $(OUTPUT_PATH)" + DOUBLED]
+
+
+def test_a_relative_output_path_below_the_specification_is_merlins(tmp_path, caplog):
+    """Given `$(SPECROOT)/$(OUTPUT_PATH)`, which all iterations of a study share in Merlin, then it has no study's path."""
+    env = {"variables": {"OUTPUT_PATH": "./out", "ALL": "$(SPECROOT)/$(OUTPUT_PATH)/all"}}
+    specification = load(tmp_path, spec(env=env, study=[step(cmd="ls $(ALL) $(SPECROOT)/$(OUTPUT_PATH) $(OUTPUT_PATH)/x")]))
+    assert specification.study[0]["run"]["cmd"] == "ls $(SPECROOT)/./out/all $(SPECROOT)/./out $(OUTPUT_PATH)/x"
+    assert not caplog.records
 
 
 def test_a_script_of_another_interpreter_has_other_quotes(tmp_path, caplog):

@@ -51,3 +51,26 @@ def test_the_time_begins_again(world, change):
 
     assert not world.check(STALL_LIMIT_S - CHECK_INTERVAL_S)
     assert world.check(CHECK_INTERVAL_S)
+
+
+def test_a_worker_without_an_answer_of_its_broker_is_cut_off_until_it_has_one(world, caplog):
+    world.waiting = -1
+    world.check(0)
+    assert not world.watch.is_cut_off
+    world.check(CHECK_INTERVAL_S)
+    assert world.watch.is_cut_off
+    assert "cannot reach the broker and takes no samples until it answers: the broker does not answer" in caplog.text
+
+    world.waiting = 0
+    world.check(0)
+    assert not world.watch.is_cut_off
+    assert "reaches the broker again" in caplog.text
+
+
+def test_a_message_shows_that_a_worker_is_not_cut_off(world):
+    world.waiting = -1
+    world.check(2 * CHECK_INTERVAL_S)
+    world.received += 1
+    world.can_receive = False
+    world.check(0)
+    assert not world.watch.is_cut_off

@@ -23,6 +23,7 @@ from msgspec.structs import replace
 from rich.cells import cell_len
 from rich.console import Console
 
+from maestro_celery_plugin import clock
 from maestro_celery_plugin.batch.allocation import Allocation, new_directory
 from maestro_celery_plugin.cli import main
 from maestro_celery_plugin.config.settings import (
@@ -37,7 +38,7 @@ from maestro_celery_plugin.files import shared_lock
 from maestro_celery_plugin.ledger.entries import Kind
 from maestro_celery_plugin.ledger.sample_states import Counts
 from maestro_celery_plugin.ledger.writer import LedgerWriter
-from maestro_celery_plugin.machine import host_name
+from maestro_celery_plugin.machine import host_name, machine_id
 from maestro_celery_plugin.processes import ProcessId
 from maestro_celery_plugin.report import failed_samples, status_view, steps_table
 from maestro_celery_plugin.report.broker_check import BrokerCheck
@@ -48,7 +49,9 @@ from maestro_celery_plugin.report.reader import StatusReader
 from maestro_celery_plugin.report.sample_status import RecordSamples, SampleStatus, values_of
 from maestro_celery_plugin.report.terminal import command_words, duration_words, shortened
 from maestro_celery_plugin.states import AllocationState, WorkerState, cannot_run_code
-from maestro_celery_plugin.study.heartbeats import Heartbeat, Heartbeats
+from maestro_celery_plugin.study import conductor_lock
+from maestro_celery_plugin.study.conductor_beats import CONDUCTOR_LIMIT_S
+from maestro_celery_plugin.study.heartbeats import SILENCE_LIMIT_S, Heartbeat, Heartbeats
 from maestro_celery_plugin.study.manifest import Manifest
 from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.session import BrokerLocation, Session
@@ -204,6 +207,23 @@ def test_a_native_step_has_maestros_state_and_no_samples(study: Study) -> None:
     assert [step.state for step in status.steps] == ["INTERRUPTED", "FINISHED", "INITIALIZED"]
 
 
+def test_a_conductor_whose_lock_this_machine_cannot_see_lives_while_its_heartbeat_is_fresh(study: Study) -> None:
+    """Given a file system with locks for each machine alone, then no second conductor starts on another machine."""
+    study.write_table(row(1, "RUNNING"))
+    study.session.conductors.write(1)
+    path = study.plan.session / "conductors" / "0.json"
+    path.write_text(path.read_text().replace(machine_id(), "elsewhere"))
+    assert study.reader.read().state is StudyState.RUNNING
+    with pytest.raises(StudyError, match="Another conductor runs the study"):
+        conductor_lock.acquire(study.plan)
+
+    os.utime(path, (path.stat().st_mtime - CONDUCTOR_LIMIT_S - 1,) * 2)
+    assert study.reader.read().state is StudyState.INTERRUPTED
+    os.utime(path)
+    study.session.conductors.end("0")
+    assert study.reader.read().state is StudyState.INTERRUPTED
+
+
 def test_a_study_of_native_steps_ends_without_a_ledger(study: Study) -> None:
     study.write_table("p,--,p,FINISHED,--:--:--,--:--:--,--,--,--,0,")
     assert study.reader.read().state is StudyState.PENDING
@@ -267,6 +287,20 @@ def test_a_heartbeat_that_is_removed_meanwhile_is_no_error(study: Study, monkeyp
     monkeypatch.setattr(Heartbeats, "all", lambda self: beats)
 
     assert [w.state for w in study.reader.read().workers] == ["dead"]
+
+
+@pytest.mark.parametrize("ahead_s", [3600, -3600])
+def test_without_a_conductor_the_clock_of_this_machine_does_not_decide_which_workers_live(study: Study, monkeypatch, ahead_s):
+    """Given a clock that differs from that of the file server, then only the times of files are compared."""
+    study.beat("w-1", DEAD, host="elsewhere")
+    study.beat("w-2", DEAD, host="elsewhere")
+    path = study.session.heartbeats.path_of("w-2")
+    before = path.stat().st_mtime - SILENCE_LIMIT_S - 1
+    os.utime(path, (before, before))
+    right = clock.now
+    monkeypatch.setattr(clock, "now", lambda: right() + ahead_s)
+
+    assert [w.state for w in study.reader.read().workers] == ["busy", "dead"]
 
 
 def test_without_a_conductor_a_worker_of_another_machine_without_a_heartbeat_is_dead(study: Study) -> None:
@@ -474,7 +508,7 @@ def test_failed_samples_have_no_values_if_a_reader_has_an_error(study: Study, mo
     def fail(*arguments: object) -> None:
         raise EOFError("No data left in file")
 
-    monkeypatch.setattr("maestro_celery_plugin.report.sample_status.open_table", fail)
+    monkeypatch.setattr("maestro_celery_plugin.study.additions.open_table", fail)
     study.submit()
     study.run(7, code=3)
     reader = study.reader
@@ -833,6 +867,7 @@ def test_json_has_exactly_the_keys_that_scripts_rely_on(study: Study) -> None:
         "broken_machines": [],
         "damage": [],
         "broker_problem": "",
+        "waiting_additions": 0,
         "workers_stopped": None,
     }
 

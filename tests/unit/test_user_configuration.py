@@ -159,12 +159,15 @@ def test_the_commands_set_and_remove_keys_and_keep_the_others():
         (("batch.bank", "x"), "There is no key 'batch.bank'"),
         (("batch.*.bnk", "x"), "batch.*: unknown key 'bnk'; did you mean 'bank'"),
         (("batch.*.nodes", "many"), "batch.*.nodes: found 'many'"),
+        (("batch.*.nodes", "many"), "; nothing is stored."),
+        (("broker", "redi://x"), "did you mean 'redis'? Correct the URL."),
     ],
 )
 def test_a_key_that_cannot_be_set_changes_nothing(words, problem):
     code, output = config("set", *words)
     assert code in (1, 2)
     assert problem in output
+    assert "correct the file" not in output
     assert not configuration_path().exists()
 
 

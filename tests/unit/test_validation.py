@@ -62,7 +62,7 @@ warning: batch.shell: found '/bin/nosuch', which is not a program on this machin
 study.sim.run: the key 'cmd' is missing; add it.
 study.sim.run: unknown key 'nods'; did you mean 'nodes'?
 study.sim.run: unknown key 'restrt'; did you mean 'restart'?
-study.sim.run.procs: found 'two'; an integer of at least 1 or a variable such as $(NAME) is needed
+study.sim.run.procs: found 'two'; an integer of at least 1 or a variable such as $(NAME) is needed.
 study.sim.run.depends: unknown step 'pre'; allowed: 'post', 'post', 'sim'.
 study.post: the key 'description' is missing; add it.
 study.post: two steps have this name; each step needs its own name.
@@ -77,15 +77,15 @@ env.variables.A: the variable refers to itself: A -> B -> A; give it a value.
 warning: global.parameters.P.label: 'P' has no '%%' for the value; add it. Otherwise, step records that differ only in P have the same name, and Maestro runs only one of them.
 global.parameters.Q.values: found 1 values, but 'P' has 2; all parameters need the same number.
 global.parameters.R: unknown key 'valus'; did you mean 'values'?
-merlin.samples.level_max_dirs: found '1'; an integer of at least 2 is needed
+merlin.samples.level_max_dirs: found '1'; an integer of at least 2 is needed.
 merlin.samples.column_labels: 'P' is also a name in global.parameters; $(P) must have one meaning.
 merlin.samples.column_labels: 'WORKSPACE' is a reserved name; use another name.
 warning: merlin.samples.file: there is no file 'x.csv'; check its name, or let generate.cmd write it.
-merlin.resources.workers.w.nodes: found 'x'; an integer of at least 1 or 'all' is needed
+merlin.resources.workers.w.nodes: found 'x'; an integer of at least 1 or 'all' is needed.
 merlin.resources.workers.w.steps: unknown step 'nope'; steps are 'sim', 'post'.
 merlin.resources.workers.w.args: No such option '--concurency'. Did you mean '--concurrency'?
 merlin.resources.workers..v: unknown key 'step'; did you mean 'steps'?
-merlin.resources.workers..v.idle_limit: found '0'; a number of at least 1 is needed
+merlin.resources.workers..v.idle_limit: found '0'; a number of at least 1 is needed.
 merlin.resources.workers..v.batch: unknown key 'waltime'; did you mean 'walltime'?
 merlin.resources.workers..v.batch.type: found 'slrm'; did you mean 'slurm'?
 merlin.resources.workers..v: found '.v'; the name is also a file name, so it must not contain '/' or begin with a dot.
@@ -108,8 +108,8 @@ merlin:
 """
 EXPECTED_OF_STEPS = """\
 batch.args: found '--time'; use the key `walltime` instead.
-study.sim.run.pre: Maestro and Merlin accept this key, but do not run it; put its commands at the beginning of 'cmd'.
-study.sim.run.post: Maestro and Merlin accept this key, but do not run it; put its commands at the end of 'cmd'; keep the exit \
+study.sim.run.pre: Maestro and Merlin accept this key, but do not run it; remove it, or put its commands at the beginning of 'cmd'.
+study.sim.run.post: Maestro and Merlin accept this key, but do not run it; remove it, or put its commands at the end of 'cmd'; keep the exit \
 code if it matters: `code=$?; ...; exit $code`.
 study.sim.run.priority: found 'HELD', but workers hold no step; use 'MINIMAL'.
 study.sim.run.time_request: found 02:00:00; the allocation of worker group 'w' has a walltime of 01:30:00, of which \
@@ -255,7 +255,7 @@ def test_a_key_that_stands_twice_is_found(run, form, merlin):
         ("study:", "studdy:", ["study: the block is missing or empty; a list of steps is needed."]),
         ("depends: [make_*]", "depends: [mak_*]", ["study.look.run.depends: unknown step 'mak_*'; did you mean 'make_*'?"]),
         ("  name: plain\n", "", ["description: the key 'name' is missing; add it."]),
-        ("values: [1, 2]", "values: 3", ["global.parameters.SIZE.values: found '3'; a list is needed"]),
+        ("values: [1, 2]", "values: 3", ["global.parameters.SIZE.values: found '3'; a list is needed."]),
         ("note: &note ignored", "note: !!python/tuple [1]", None),
     ],
 )
@@ -290,7 +290,7 @@ GROUPS = ("merlin.resources.workers.w.steps", "merlin.resources.workers.w.args")
     ("damage", "first", "hidden"),
     [
         ({"description": None}, "description: the block is missing or empty; a block of keys is needed.", ("description",)),
-        ({"merlin": [1]}, "merlin: found a list; a block of keys is needed", ("merlin", *REFERENCES)),
+        ({"merlin": [1]}, "merlin: found a list; a block of keys is needed.", ("merlin", *REFERENCES)),
         ({"global.parameters": {1: 2}}, "global.parameters: found the key '1'", ("global", "merlin.samples.column", "merlin.resources.workers..v: found", *GROUPS, *REFERENCES)),
         ({"study": [{"name": "a", 1: 2}]}, "study.a: found the key '1'", ("study", "merlin.resources.workers..v: found", *GROUPS)),
     ],
@@ -409,3 +409,63 @@ def test_a_launch_stops_at_the_first_problem_and_logs_warnings(caplog):
     for kind in (Kind.MACHINE, Kind.FAULT):
         with pytest.raises(SpecificationError, match=r"^f\.yaml: key1: text$"):
             passed(checks(Kind.WARNING, kind, Kind.FAULT), "f.yaml")
+
+
+def test_variables_and_parameters_of_the_command_line_are_checked(tmp_path, monkeypatch):
+    """Given a specification that is valid only with --vars and --pgen, then `validate` has both, as `maestro run`."""
+    monkeypatch.chdir(tmp_path)
+    Path("s.yaml").write_text(
+        """
+        description: {name: s, description: d}
+        env: {variables: {N: none, OUTPUT_PATH: out}}
+        study: [{name: s, description: d, run: {cmd: "echo $(X) $(P)", procs: $(N)}}]
+        merlin: {resources: {workers: {w: {steps: [s]}}}, samples: {generate: {cmd: x}, file: x.csv, column_labels: [X]}}
+        """
+    )
+    generator = """
+        from maestrowf.datastructures.core import ParameterGenerator
+        def get_custom_generator(env, **kwargs):
+            assert env.find("N").value == 2 and kwargs["SPECROOT"].value and kwargs["OUTPUT_PATH"].endswith("/out")
+            generator = ParameterGenerator()
+            generator.add_parameter(kwargs["name"], [1, 2])
+            return generator
+        """
+    Path("g.py").write_text(textwrap.dedent(generator))
+
+    def validated(*words):
+        answer = CliRunner().invoke(main, ["validate", *words])
+        return answer.exit_code, answer.output
+
+    code, output = validated("s.yaml")
+    assert (code, "study.s.run.procs: found 'none'" in output) == (1, True), output
+    assert validated("--vars", "N=2", "OUTPUT_PATH=out", "s.yaml", "--pgen", "g.py", "--pargs", "name:P")[0] == 0
+    code, output = validated("--vars", "N=2", "--pgen", "g.py", "--pargs", "name:X", "s.yaml")
+    assert (code, "column_labels: 'X' is also a name in --pgen" in output) == (1, True), output
+    code, output = validated("s.yaml", "--vars", "N=2", "--pgen", "g.py")
+    assert (code, "--pgen: 'g.py' has failed in line 6 (KeyError: 'name'); correct it." in output) == (1, True), output
+    code, output = validated("s.yaml", "--vars", "M=2")
+    assert (code, "--vars: unknown variable 'M'; allowed: 'N', 'OUTPUT_PATH'" in output) == (1, True), output
+    Path("plain.yaml").write_text("description: {name: s, description: d}\nstudy: [{name: s, description: d, run: {cmd: x}}]\n")
+    assert "--vars: unknown variable 'N'" in validated("plain.yaml", "--vars", "N=2")[1]
+    assert "--pgen: 'none.py' is not a file" in validated("s.yaml", "--pgen", "none.py")[1]
+    assert validated("s.yaml", "--pargs", "A:1")[0] == 1
+
+
+@pytest.mark.parametrize(("file", "is_read"), [("x.npz", False), ("$(MERLIN_INFO)/x", False), ("x.csv", True), ("$(MERLIN_INFO)/$(F)", True)])
+def test_a_sample_file_without_a_reader_is_a_fault(tmp_path, monkeypatch, file, is_read):
+    """Given a file that nothing can read, then the launch stops before it creates a directory, and names the specification."""
+    monkeypatch.chdir(tmp_path)
+    specification = SAMPLED.replace("x.csv", file)
+    Path("s.yaml").write_text(specification)
+
+    answer = CliRunner().invoke(main, ["validate", "s.yaml"])
+
+    problem = f"s.yaml: merlin.samples.file: no reader for '{Path(file).name}'; files with the suffix .npy, .csv, .tab can be read."
+    assert (problem in answer.output) != is_read, answer.output
+
+
+SAMPLED = """
+description: {name: s, description: d}
+study: [{name: s, description: d, run: {cmd: "echo $(X)"}}]
+merlin: {resources: {workers: {w: {steps: [s]}}}, samples: {generate: {cmd: x}, file: x.csv, column_labels: [X]}}
+"""
