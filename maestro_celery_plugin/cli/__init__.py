@@ -20,7 +20,7 @@ __all__ = ["main"]
 # The commands in the order of the help text; each is a module with a function `command`.
 COMMANDS = (
     *("example", "validate", "convert", "schema"),
-    *("status", "explain", "monitor", "resume", "cancel", "session"),
+    *("status", "samples", "failed", "explain", "monitor", "resume", "cancel", "session"),
     *("workers", "stop-workers", "queues", "purge", "allocation"),
     *("config", "doctor"),
 )

@@ -17,7 +17,7 @@ from maestro_celery_plugin.report.reader import StatusReader
 from maestro_celery_plugin.report.sample_status import SampleStatus, values_of
 from maestro_celery_plugin.report.terminal import command_words, plain, section, whole
 
-__all__ = ["failures", "headline", "show_failed", "to_json"]
+__all__ = ["failures", "headline", "last_lines", "show_failed", "to_json"]
 
 STDERR_LINES = 3
 _STDERR_BYTES = 4096
@@ -84,7 +84,7 @@ def failures(kinds: Sequence[tuple[SampleStatus, int]], study: Path) -> Group:
     for sample, count in kinds:
         more = f", and {count - 1} more" if count > 1 else ""
         lines.append(headline(sample, sample.end).append(more))
-        lines += [plain(f"  {line}", "dim") for line in _last_lines(sample.stderr)]
+        lines += [plain(f"  {line}", "dim") for line in last_lines(sample.stderr)]
     lines.append(Text("all, with values and directories:", "dim"))
     return section("Failed samples", [*lines, whole(plain(command_words("maestro-celery status --failed", study)))])
 
@@ -97,7 +97,7 @@ def headline(sample: SampleStatus, words: str) -> Text:
     return name.append(f"  {words}", style="bold")
 
 
-def _last_lines(path: Path) -> list[str]:
+def last_lines(path: Path) -> list[str]:
     """Return the last lines of stderr, which may be large, missing, or binary.
 
     An earlier attempt ends above the line with which a later attempt begins. If the last attempt has written nothing,

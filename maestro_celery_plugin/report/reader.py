@@ -48,12 +48,17 @@ class StatusReader:
 
     Args:
         directory: Directory of the study.
+        counts_attempts: Whether to count the attempts at each sample.
+
+    Attributes:
+        working: A mask of the writers that may still end an attempt, by their numbers in `writers`.
 
     Raises:
         StudyError: the directory is not that of an ensemble study, or the study was moved.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, counts_attempts: bool = False) -> None:
+        self._counts_attempts = counts_attempts
         self._plan = StudyPlan.read(directory)
         if not self._plan.root.is_dir():
             raise StudyError(
@@ -68,6 +73,17 @@ class StatusReader:
         self._by_name: dict[str, RecordSamples] = {}
         self._names: list[str] = []
         self._writers: list[str] = []
+        self.working = np.zeros(0, bool)
+
+    @property
+    def plan(self) -> StudyPlan:
+        """The plan of the study."""
+        return self._plan
+
+    @property
+    def writers(self) -> list[str]:
+        """The names of the writers of the ledger, from the last `read`."""
+        return self._writers
 
     def read(self) -> StudyStatus:
         """Return the status of the study now.
@@ -152,13 +168,13 @@ class StatusReader:
         self, rows: list[StepRow], alive: dict[str, bool], conducted: bool, unserved: Container[str]
     ) -> list[StepStatus]:
         """Return the step records in Maestro's order, followed by those without a row in ``status.csv``."""
-        working = np.array([conducted or alive.get(writer, False) for writer in self._writers], bool)
+        self.working = np.array([conducted or alive.get(writer, False) for writer in self._writers], bool)
         self._by_name = {record.manifest.name: record for record in self._records.values()}
         named = {row.name for row in rows}
         unnamed = [_row_of(record.manifest) for name, record in self._by_name.items() if name not in named]
         live = np.array([alive.get(writer, False) for writer in self._writers], bool)
         self._names = [row.name for row in (*rows, *unnamed)]
-        steps = [_step(row, self.record(row.name), working, live, conducted) for row in (*rows, *unnamed)]
+        steps = [_step(row, self.record(row.name), self.working, live, conducted) for row in (*rows, *unnamed)]
         return [as_waiting(step) if step.step in unserved else step for step in steps]
 
     def _follow_ledger(self) -> None:
@@ -193,14 +209,15 @@ class StatusReader:
         if self._records and np.isin(entries["record"], numbers).all():
             return
         for manifest in Manifest.read_all(self._plan.records):
-            self._records.setdefault(manifest.number, RecordSamples(manifest))
+            record = RecordSamples(manifest, counts_attempts=self._counts_attempts)
+            self._records.setdefault(manifest.number, record)
 
     # --- samples ---
 
     def failed(self, limit: int) -> list[SampleStatus]:
         """Return up to `limit` failed samples by step record and index, from the last `read`."""
         found: list[SampleStatus] = []
-        for record in self._ordered:
+        for record in self.records:
             if len(found) >= limit:
                 break
             found.extend(record.failed(limit - len(found)))
@@ -224,7 +241,7 @@ class StatusReader:
         return {writer: int(count) for writer, count in zip(self._writers, counts, strict=True) if count}
 
     @property
-    def _ordered(self) -> list[RecordSamples]:
+    def records(self) -> list[RecordSamples]:
         """The submitted step records in the order of `read`, which is Maestro's."""
         return [self._by_name[name] for name in self._names if name in self._by_name]
 
@@ -238,7 +255,7 @@ class StatusReader:
         The result has the `limit` most frequent kinds, from the last `read`.
         """
         kinds: dict[tuple[str, int], tuple[SampleStatus, int]] = {}
-        for record in self._ordered:
+        for record in self.records:
             for sample, count in record.failure_kinds():
                 first, others = kinds.get((sample.manifest.step, sample.code), (sample, 0))
                 kinds[sample.manifest.step, sample.code] = first, others + count

@@ -74,6 +74,18 @@ class _ArrayTable:
             return [str(value) for value in values.tolist()]
         return [_text(value, index, self._path) for value in values]
 
+    def rows(self, start: int, stop: int) -> list[Sequence[str]]:
+        """Return the rows [start, stop), which are read at once."""
+        if not self._has_python_text:
+            return [self.row(index) for index in range(start, stop)]
+        count = stop - start
+        if self._array.is_fortran and self.width > 1:
+            columns = [self._array.read(column * self._count + start, count) for column in range(self.width)]
+            values = np.stack(columns, axis=1)
+        else:
+            values = self._array.read(start * self.width, count * self.width).reshape(count, self.width)
+        return [[str(value) for value in row] for row in values.tolist()]
+
 
 class _StructuredTable:
     """A table in a structured array; each label is the name of a field."""

@@ -17,7 +17,10 @@ from maestro_celery_plugin.config import conversion
 from maestro_celery_plugin.errors import DamagedFileError, SampleError
 from maestro_celery_plugin.files import TRANSIENT_ERRORS, read_text, write_atomically
 
-__all__ = ["FileIdentity", "SampleTable", "check_is_file", "recorded_identity", "verified_table"]
+__all__ = ["FileIdentity", "SampleTable", "check_is_file", "recorded_identity", "rows_at", "verified_table"]
+
+# Rows are read at once if they are at least one in this many of the rows between the first and the last.
+_SPREAD = 4
 
 
 class SampleTable(Protocol):
@@ -32,6 +35,31 @@ class SampleTable(Protocol):
 
     def row(self, index: int) -> Sequence[str]:
         """Return the values of one row as they appear in scripts; several threads may call this at the same time."""
+
+
+def rows_at(table: SampleTable, indices: Sequence[int]) -> list[Sequence[str]]:
+    """Return rows in the order of ascending indices; those that are close together are read at once.
+
+    Raises:
+        SampleError: the file has changed or does not exist any more.
+        OSError: the file cannot be read now.
+    """
+    if not indices:
+        return []
+    start, stop = indices[0], indices[-1] + 1
+    if 0 < stop - start <= _SPREAD * len(indices):
+        rows = _range_of(table, start, stop)
+        return list(rows) if stop - start == len(indices) else [rows[index - start] for index in indices]
+    return [table.row(index) for index in indices]
+
+
+def _range_of(table: SampleTable, start: int, stop: int) -> Sequence[Sequence[str]]:
+    """Return the rows [start, stop); a table of an extension may have no method `rows`."""
+    read = getattr(table, "rows", None)
+    if read is None:
+        return [table.row(index) for index in range(start, stop)]
+    rows: Sequence[Sequence[str]] = read(start, stop)
+    return rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,6 +209,18 @@ class _WatchedTable:
             raise
         self._check()  # last: a change before and a change while the row was read are errors
         return row
+
+    def rows(self, start: int, stop: int) -> Sequence[Sequence[str]]:
+        """Return the rows [start, stop), as `row` returns each of them."""
+        try:
+            rows = _range_of(self._table, start, stop)
+        except Exception as cause:
+            self._check()
+            if isinstance(cause, EOFError):
+                raise _changed(self._identity.path) from cause
+            raise
+        self._check()
+        return rows
 
     def _check(self) -> None:
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from maestro_celery_plugin.files import tail
@@ -23,6 +24,8 @@ __all__ = [
     "last_output",
     "log_of",
     "mark",
+    "node_of",
+    "start_line",
     "stem_of",
     "worker_arguments",
     "worker_command",
@@ -39,6 +42,8 @@ PROCESS_MARKER = "MAESTRO_CELERY_PROCESS"
 EXIT_REPLACE = 75
 # Exit code of a worker that has waited for its broker and has not reached it (sysexits.h, EX_UNAVAILABLE).
 EXIT_NO_BROKER = 69
+# The part of a log that `node_of` reads.
+_HEAD_BYTES = 1 << 16
 
 
 def stem_of(group: str) -> str:
@@ -80,6 +85,25 @@ def mark(session: Session, name: str) -> str:
 def log_of(session: Session, name: str) -> Path:
     """Return the log of a worker, which is outside of the session's private directory."""
     return session.path.parent / "workers" / f"{name}.log"
+
+
+def start_line(name: str, host: str, slots: int, queues: Sequence[str]) -> str:
+    """Return the line in the log of a worker with which the worker starts; `node_of` reads it."""
+    return f"worker '{name}' on {host}: {slots} slots for the task queues {', '.join(queues)}"
+
+
+def node_of(session: Session, name: str) -> str:
+    """Return the machine on which a worker has last started, from its log; empty if it is not known.
+
+    The heartbeat of a worker has it as well, but only as long as the worker lives.
+    """
+    start = re.compile(rf"^worker '{re.escape(name)}' on (\S+): \d+ slots ", re.MULTILINE)
+    try:
+        with log_of(session, name).open("rb") as log:
+            found = start.findall(log.read(_HEAD_BYTES).decode(errors="replace"))
+    except OSError:
+        return ""
+    return str(found[-1]) if found else ""
 
 
 def last_output(session: Session, stems: tuple[str, ...]) -> str:

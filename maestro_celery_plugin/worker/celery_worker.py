@@ -22,7 +22,7 @@ from maestro_celery_plugin.plugins import batch_system
 from maestro_celery_plugin.processes import ProcessId
 from maestro_celery_plugin.spec.celery_options import CeleryOptions, parse_celery_options
 from maestro_celery_plugin.study.session import BrokerLocation, Session
-from maestro_celery_plugin.study.worker_identity import EXIT_NO_BROKER, EXIT_REPLACE
+from maestro_celery_plugin.study.worker_identity import EXIT_NO_BROKER, EXIT_REPLACE, start_line
 from maestro_celery_plugin.worker import prefetch
 from maestro_celery_plugin.worker.arguments import WorkerArguments
 from maestro_celery_plugin.worker.worker_process import WorkerProcess
@@ -71,8 +71,7 @@ def run(arguments: WorkerArguments, supervisor: ProcessId) -> NoReturn:
         worker_process_init.connect(process.open_in_pool, weak=False)
     else:
         process.open(arguments.name, args.slots)
-    queues = ", ".join(group.queues)
-    print(f"worker '{arguments.name}' on {host_name()}: {args.slots} slots for the task queues {queues}", flush=True)
+    print(start_line(arguments.name, host_name(), args.slots, group.queues), flush=True)
     # As the command `celery worker`, which imports all other commands first and so takes longer than the rest here.
     settings = {"loglevel": "WARNING", "without_gossip": True, "without_mingle": True, "quiet": True, "no_color": True}
     name = host_format(f"{arguments.name}@%h")
