@@ -131,7 +131,7 @@ class RecordColumns:
         parameters: Mapping[str, str],
         working: Indices,
         writers: Sequence[str],
-        nodes: Callable[[], Sequence[str]],
+        nodes: Callable[[], Sequence[str | None]],
     ) -> None:
         self.record, self.parameters = record, parameters
         self._working, self._writers, self._find_nodes = working, writers, nodes
@@ -218,7 +218,7 @@ class RecordColumns:
         seconds = (states.duration_us[rows].astype(np.float64) / 1e6).round(6)
         return _with_gaps(seconds, states.has_code(rows) & ~self._running[rows])
 
-    def _of_writer(self, rows: Indices, names: Sequence[str]) -> list[Any]:
+    def _of_writer(self, rows: Indices, names: Sequence[str | None]) -> list[Any]:
         if not names:
             return [None] * len(rows)
         found = np.array(names, object)[self.record.writers[rows]]

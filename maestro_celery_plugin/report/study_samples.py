@@ -99,12 +99,12 @@ class StudySamples:
         ]
 
     @functools.cached_property
-    def _nodes(self) -> list[str]:
+    def _nodes(self) -> list[str | None]:
         """The machine of each writer."""
         session = Session(self._reader.plan.session)
         beats = {worker_of(beat.name): beat.node for beat in session.heartbeats.all()}
         names = [worker_of(name) for name in self._reader.writers]
-        known = {name: beats.get(name) or node_of(session, name) for name in set(names)}
+        known = {name: beats.get(name) or node_of(session, name) or None for name in set(names)}
         return [known[name] for name in names]
 
     def rows(self, query: Query) -> SampleRows:
