@@ -55,7 +55,7 @@ def command(
     limit: int | None,
     read: tuple[str, ...],
 ) -> None:
-    """Show one row for each sample of each step record of the study in the directory STUDY.
+    """Show one row for each sample of each submitted step record of the study in the directory STUDY.
 
     On a terminal, it prints the columns that fit; into a pipe, csv with all of them.
     """

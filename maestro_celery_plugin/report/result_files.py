@@ -10,6 +10,7 @@ import json
 import os
 import stat
 import tempfile
+import weakref
 from array import array
 from collections.abc import Mapping
 from pathlib import Path
@@ -66,8 +67,12 @@ def _flatten(content: Mapping[str, Any], prefix: str, values: dict[str, Any]) ->
         if isinstance(value, dict):
             _flatten(value, f"{prefix}{key}.", values)
         else:
-            is_large = isinstance(value, int) and not -_LARGEST <= value < _LARGEST
-            values[f"{prefix}{key}"] = str(value) if is_large else value
+            values[f"{prefix}{key}"] = _storable(value)
+
+
+def _storable(value: Any) -> Any:
+    """Return a value that SQLite and Parquet can store: larger integers become text."""
+    return str(value) if isinstance(value, int) and not -_LARGEST <= value < _LARGEST else value
 
 
 def _csv_values(text: str) -> dict[str, Any]:
@@ -111,7 +116,7 @@ def _plain(value: Any) -> Any:
     """Return a NumPy value as a Python value that `ResultStore` can store."""
     if isinstance(value, np.bool_ | np.integer | np.floating | np.str_):
         plain = value.item()
-        return plain if isinstance(plain, bool | int | float | str) and plain != _LARGEST else str(value)
+        return _storable(plain) if isinstance(plain, bool | int | float | str) else str(value)
     return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
@@ -120,6 +125,7 @@ class ResultStore:
 
     def __init__(self) -> None:
         self._file = tempfile.TemporaryFile()  # noqa: SIM115 (it lives as long as this object)
+        weakref.finalize(self, self._file.close)
         self._ends = array("q", [0])
 
     def __len__(self) -> int:

@@ -12,7 +12,7 @@ from rich.text import Text
 from maestro_celery_plugin.report.column_types import as_text
 from maestro_celery_plugin.report.sample_columns import Column, Source
 from maestro_celery_plugin.report.study_samples import SampleRows
-from maestro_celery_plugin.report.terminal import plain, shortened, whole
+from maestro_celery_plugin.report.terminal import plain, shortened
 
 __all__ = ["print_rows"]
 
@@ -55,10 +55,11 @@ def print_rows(rows: SampleRows, console: Console, *, limit: int, chosen: bool) 
     for line in zip(*shown, strict=True):
         text = Text(" " * _GAP).join(line)
         text.rstrip()
-        console.print(whole(text), crop=False)
+        console.print(text, soft_wrap=True)
     if len(rows) > block.count:
         words = f"{len(rows) - block.count} more of {len(rows)} rows; --limit {len(rows)} shows all, --output FILE.csv"
-        console.print(plain(f"\n{words} writes them.", "dim"), soft_wrap=True)
+        console.print()
+        console.print(plain(f"{words} writes them.", "dim"), soft_wrap=True)
     if hidden:
         console.print(plain(f"Not shown: {', '.join(hidden)} (--columns)", "dim"), soft_wrap=True)
 

@@ -6,6 +6,7 @@ SQLite compares texts that are numbers as numbers, and stores a large sort in a 
 from __future__ import annotations
 
 import itertools
+import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -65,6 +66,7 @@ class RowChooser:
         names = [*(condition.columns if condition else ()), *(key.name for key in keys)]
         self.columns = list(dict.fromkeys(names))
         self._database = sqlite3.connect("", isolation_level=None)  # a temporary file, if it does not fit into memory
+        weakref.finalize(self, self._database.close)
         self._database.execute("PRAGMA synchronous = OFF")
         self._database.execute("PRAGMA journal_mode = OFF")
         self._columns_sql = "".join(f", c{number} NUMERIC" for number in range(len(self.columns)))
@@ -103,13 +105,11 @@ class RowChooser:
         self._database.executemany(f"INSERT INTO block VALUES (?{marks})", rows)
         self._database.execute("COMMIT")
         found = self._run(f"SELECT number FROM block WHERE {self._where} ORDER BY number", self._texts).fetchall()
-        if self._keys and found:
-            columns = "".join(f", c{number}" for number in range(len(self.columns)))
-            self._run(
-                f"INSERT INTO chosen SELECT ? + row_number() OVER (ORDER BY number) - 1{columns} "
-                f"FROM block WHERE {self._where} ORDER BY number",
-                (first, *self._texts),
-            )
+        if self._keys:
+            kept = ((first + place, *(_value(column[row]) for column in values)) for place, (row,) in enumerate(found))
+            self._database.execute("BEGIN")
+            self._database.executemany(f"INSERT INTO chosen VALUES (?{marks})", kept)
+            self._database.execute("COMMIT")
         return np.fromiter(itertools.chain.from_iterable(found), np.intp, len(found))
 
     def order(self, limit: int | None) -> Iterator[Numbers]:

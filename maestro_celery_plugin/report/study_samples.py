@@ -190,36 +190,36 @@ class SampleRows:
 
     def _choose(self, condition: Condition | None) -> _Chosen:
         """Choose the rows; store what they have written into the result files."""
-        limit = self._query.limit
-        chooser = RowChooser(condition, self._sort) if condition or self._sort else None
+        limit = None if self._sort else self._query.limit
+        chooser = RowChooser(condition) if condition else None
+        sorter = RowChooser(None, self._sort) if self._sort else None
         names = {column.name for column in self._base}
-        reads_first = chooser is not None and any(name not in names for name in chooser.columns)
+        reads_first = condition is not None and any(name not in names for name in condition.columns)
         records, indices, count = [np.empty(0, np.intp)], [np.empty(0, np.intp)], 0
         for number, rows in self._blocks():
-            values = self._results_of(number, rows) if reads_first else None
+            results = self._results_of(number, rows) if reads_first else None
             if chooser is not None:
-                cells = self._cells_for(chooser.columns, number, rows, values)
-                picked = chooser.choose(cells, len(rows), count)
-            else:
-                picked = np.arange(len(rows))
-            if limit is not None and not self._sort:
-                picked = picked[: limit - count]
-            rows = rows[picked]
+                picked = chooser.choose(self._cells_for(chooser.columns, number, rows, results), len(rows))
+                rows, results = rows[picked], [results[place] for place in picked.tolist()] if results else None
+            if limit is not None:
+                rows = rows[: limit - count]
             if self._store is not None:
-                found = self._results_of(number, rows) if values is None else [values[i] for i in picked.tolist()]
-                for one in found:
+                results = self._results_of(number, rows) if results is None else results[: len(rows)]
+                for one in results:
                     self._store.append({str(file): part for file, part in enumerate(one)})
+            if sorter is not None:
+                sorter.choose(self._cells_for(sorter.columns, number, rows, results), len(rows), count)
             records.append(np.full(len(rows), number))
             indices.append(rows)
             count += len(rows)
-            if limit is not None and not self._sort and count >= limit:
+            if limit is not None and count >= limit:
                 break
-        return self._ordered(np.concatenate(records), np.concatenate(indices), chooser)
+        return self._ordered(np.concatenate(records), np.concatenate(indices), sorter)
 
-    def _ordered(self, records: Indices, indices: Indices, chooser: RowChooser | None) -> _Chosen:
+    def _ordered(self, records: Indices, indices: Indices, sorter: RowChooser | None) -> _Chosen:
         order = np.arange(len(indices))
-        if chooser is not None and self._sort:
-            order = np.concatenate([np.empty(0, np.intp), *chooser.order(self._query.limit)])
+        if sorter is not None:
+            order = np.concatenate([np.empty(0, np.intp), *sorter.order(self._query.limit)])
         return _Chosen(records[order], indices[order], order)
 
     def _blocks(self) -> Iterator[tuple[int, Indices]]:
