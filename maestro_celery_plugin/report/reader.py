@@ -40,6 +40,8 @@ from maestro_celery_plugin.study.stopped_workers import read_stopped
 
 __all__ = ["StatusReader"]
 
+# Entries that are applied at once.
+_ENTRIES = 1 << 18
 _NO_SAMPLES = Counts(total=0, finished=0, failed=0, running=0, pending=0)
 
 
@@ -178,10 +180,14 @@ class StatusReader:
         return [as_waiting(step) if step.step in unserved else step for step in steps]
 
     def _follow_ledger(self) -> None:
-        """Apply new entries: one sort groups all entries by step record."""
-        entries, writers = self._new_entries()
-        # Read after the ledger: the manifest of a step record exists before its first entry.
-        self._read_manifests(entries)
+        """Apply new entries; the states do not depend on the order of entries of different writers."""
+        for entries, writers in self._new_entries():
+            # Read after the ledger: the manifest of a step record exists before its first entry.
+            self._read_manifests(entries)
+            self._apply(entries, writers)
+
+    def _apply(self, entries: Entries, writers: np.ndarray[Any, Any]) -> None:
+        """Apply entries: one sort groups them by step record."""
         if not len(entries):
             return
         if (entries["record"] != entries["record"][0]).any():
@@ -193,16 +199,26 @@ class StatusReader:
             if record:
                 record.apply(part, part_writers)
 
-    def _new_entries(self) -> tuple[Entries, np.ndarray[Any, Any]]:
-        """Return new entries, and for each entry the number of its writer in `_writers`."""
+    def _new_entries(self) -> Iterator[tuple[Entries, np.ndarray[Any, Any]]]:
+        """Yield new entries, and for each entry the number of its writer in `_writers`, at least one time.
+
+        The entries of many writers are yielded together, but not those of all, so that a large ledger needs little
+        memory.
+        """
         parts, writers = [np.empty(0, ENTRY)], [np.empty(0, np.uint32)]
+        count = 0
         for writer, entries in self._ledger.poll():
             if writer not in self._writers:
                 self._writers.append(writer)
             self._usage.add(writer, entries)
             parts.append(entries)
             writers.append(np.full(len(entries), self._writers.index(writer), np.uint32))
-        return np.concatenate(parts), np.concatenate(writers)
+            count += len(entries)
+            if count >= _ENTRIES:
+                yield np.concatenate(parts), np.concatenate(writers)
+                parts, writers, count = [], [], 0
+        if parts:
+            yield np.concatenate(parts), np.concatenate(writers)
 
     def _read_manifests(self, entries: Entries) -> None:
         numbers = np.array([0, *self._records], np.uint32)

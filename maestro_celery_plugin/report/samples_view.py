@@ -1,7 +1,8 @@
-"""The table of samples on a terminal: the columns that fit, the most useful ones first."""
+"""The table of samples on a terminal: the columns that fit, the most useful ones first; long numbers are rounded."""
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 from typing import Any
 
@@ -10,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from maestro_celery_plugin.report.column_types import as_text
-from maestro_celery_plugin.report.sample_columns import Column, Source
+from maestro_celery_plugin.report.sample_columns import Column, Kind, Source
 from maestro_celery_plugin.report.study_samples import SampleRows
 from maestro_celery_plugin.report.terminal import plain, shortened
 
@@ -19,6 +20,8 @@ __all__ = ["print_rows"]
 _GAP = 2
 # A cell that is wider is shortened, except if the user has chosen the columns.
 _WIDEST = 24
+# A number with more characters is rounded to six digits.
+_LONG_NUMBER = 9
 # The order in which columns get room; inputs and results come after those of the first line.
 _FIRST = ("record", "id", "state", "exit_code")
 _LAST = ("duration_s", "attempts", "node", "worker", "start", "step", "directory")
@@ -93,7 +96,11 @@ def _words(column: Column, value: Any) -> str:
             return datetime.datetime.fromtimestamp(value).isoformat(" ", "seconds")
         if column.name == "duration_s":
             return f"{value:.4g}" if value < 1000 else f"{value:.0f}"
-    return as_text(value)
+    text = as_text(value)
+    if column.kind is Kind.ANY and len(text) > _LONG_NUMBER:
+        with contextlib.suppress(ValueError):
+            return f"{float(text):.6g}"
+    return text
 
 
 def _padded(cells: list[Text], width: int, *, numbers: bool) -> list[Text]:

@@ -19,7 +19,7 @@ from maestro_celery_plugin.report.study_samples import Block, SampleRows
 __all__ = ["SUFFIXES", "check_file", "write_csv", "write_table"]
 
 # Rows of one part of a Parquet file.
-_GROUP = 100_000
+_GROUP = 50_000
 
 
 def check_file(path: Path) -> None:
