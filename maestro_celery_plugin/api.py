@@ -16,6 +16,7 @@ import functools
 import math
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -45,8 +46,6 @@ __all__ = ["SampleRow", "Samples", "Study"]
 # Seconds without a worker after which `wait` reports a stalled study, as `maestro-celery monitor` does.
 STALL_LIMIT_S = 600.0
 _WAIT_S = 1.0
-_MAESTRO = "from maestrowf.maestro import main; main()"
-_CELERY = "from maestro_celery_plugin.cli import main; main()"
 # What `maestro run` prints at its end (`maestro/guarded_run.py`).
 _LAUNCHED = re.compile(r"`maestro-celery (?:status|resume) (.+?)` ")
 _ERROR = re.compile(r"^maestro(?:-celery)?: error: ", re.MULTILINE)
@@ -219,7 +218,7 @@ class Study:
             vars: Values of variables, in place of those in the specification.
             out: The directory of the study, which must not exist; None for Maestro's choice.
             broker: URL of a broker, or ``private``; None for the configured one.
-            options: Further options of `maestro run`, such as ``["-s", "5"]``.
+            options: Further options of `maestro run`, such as ``["-s", "5"]``, but not ``-fg``; `wait` waits.
 
         Raises:
             StudyError: `maestro run` has refused to launch the study; the message is its message.
@@ -228,7 +227,9 @@ class Study:
         place = ["-o", str(out)] if out is not None else []
         url = ["--broker", broker] if broker is not None else []
         words = ["run", "-y", *place, *url, *options, str(specification), *variables]
-        output = _called(_MAESTRO, words)
+        output = _called("maestro", words)
+        if out is not None:
+            return cls(out)
         found = _LAUNCHED.search(output)
         if found is None:
             raise StudyError(f"'{specification}' has no ensemble, so Maestro runs it alone; its output:\n{output}")
@@ -353,22 +354,27 @@ class Study:
         words = ["resume", *(["--failed"] if failed else []), *(["--keep-downstream"] if keep_downstream else [])]
         words += [f"--step={step}" for step in steps]
         words += [f"--spec={specification}"] if specification is not None else []
-        return _called(_CELERY, [*words, *options, str(self.path)])
+        return _called("maestro-celery", [*words, *options, str(self.path)])
 
 
 def _names(names: str | Sequence[str]) -> tuple[str, ...]:
     return (names,) if isinstance(names, str) else tuple(names)
 
 
-def _called(program: str, words: Sequence[str]) -> str:
+def _called(command: str, words: Sequence[str]) -> str:
     """Run a command in a process of its own, because it changes its environment; return what it has printed.
 
     Raises:
+        MissingPackageError: the command is not installed for this Python.
         StudyError: it has failed.
     """
-    answer = subprocess.run(
-        [sys.executable, "-c", program, *words], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
-    )
+    own = Path(sys.executable).with_name(command)
+    script = str(own) if own.is_file() else shutil.which(command)
+    if script is None:
+        raise MissingPackageError(
+            f"There is no command `{command}` beside '{sys.executable}' nor on PATH; install the plugin there."
+        )
+    answer = subprocess.run([script, *words], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     if answer.returncode:
         message = answer.stderr.strip() or answer.stdout.strip()
         error = _ERROR.search(message)

@@ -38,13 +38,20 @@ def read_result(path: Path) -> dict[str, Any]:
         OSError: the file does not exist or cannot be read.
         ValueError: its content is none of the known forms.
     """
-    suffix = path.suffix.lower()
-    if suffix == ".npy":
-        return _npy_values(path)
+    values = _npy_values(path) if path.suffix.lower() == ".npy" else _text_values(path)
+    try:
+        msgspec.msgpack.encode(values)
+    except (OverflowError, UnicodeEncodeError) as error:
+        raise ValueError(f"it has a value that cannot be stored: {error}") from error
+    return values
+
+
+def _text_values(path: Path) -> dict[str, Any]:
     try:
         text = read_text(path, limit=_LIMIT_BYTES)
     except EnsembleError as error:
         raise ValueError(str(error)) from error
+    suffix = path.suffix.lower()
     if suffix == ".json":
         return _json_values(text)
     return _csv_values(text) if suffix == ".csv" else _pairs(text)

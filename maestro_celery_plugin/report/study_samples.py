@@ -160,7 +160,7 @@ class SampleRows:
         for name in [*query.columns, *(key.name for key in self._sort), *(condition.columns if condition else ())]:
             if name not in columns:
                 raise ExpressionError(f"There is no column '{name}'; {nearest(name, columns)}")
-        self.columns = [columns[name] for name in query.columns] if query.columns else list(columns.values())
+        self.columns = [columns[name] for name in dict.fromkeys(query.columns or columns)]
         self.warnings = [fault.sentence for fault in self._faults if fault.count]
 
     def __len__(self) -> int:

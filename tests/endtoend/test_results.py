@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import os
-import sys
 import textwrap
 from pathlib import Path
 
@@ -112,7 +111,7 @@ def test_a_study_is_launched_awaited_cancelled_and_resumed_in_python(specificati
     for name in set(os.environ) - set(environment):
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", environment["HOME"])
-    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{environment['PATH']}")
+    monkeypatch.setenv("PATH", environment["PATH"])  # as in a notebook, whose environment is not activated
     text = specification.read_text().replace("test -f tried ||", "sleep $(PAUSE); test -f tried ||")
     specification.write_text(text.replace("SCALE: 2", "SCALE: 2, PAUSE: 0"))
     study = PythonStudy.launch(
@@ -149,3 +148,17 @@ def test_errors_in_python_are_those_of_the_plugin(specification, tmp_path):
     with pytest.raises(StudyError, match="did you mean 'column_labels'"):
         PythonStudy.launch(specification, out=tmp_path / "refused")
     assert issubclass(ExpressionError, EnsembleError)
+
+
+def test_a_study_is_found_where_maestro_has_put_it(specification, tmp_path, monkeypatch, environment):
+    monkeypatch.setenv("HOME", environment["HOME"])
+    monkeypatch.chdir(tmp_path)
+    specification.write_text(specification.read_text().replace("SCALE: 2", "SCALE: 2, OUTPUT_PATH: ./out put"))
+    study = PythonStudy.launch("sweep.yaml", vars={"SCALE": 3}, options=["-s", "1"])
+    try:
+        assert study.path.parent == tmp_path / "out put" and study.path.name.startswith("sweep_")
+        assert study.wait(timeout=90) is StudyCode.FAILED_SAMPLES
+        (row,) = study.samples("id == 0 and SPEED == 1", read="result.json")
+        assert row.results["speed"] == 13
+    finally:
+        kill(*processes_of(str(study.path)))

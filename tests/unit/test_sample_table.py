@@ -17,13 +17,18 @@ from rich.console import Console
 
 from maestro_celery_plugin import MissingPackageError, Study
 from maestro_celery_plugin.cli import main
-from maestro_celery_plugin.errors import ExpressionError, StudyError
+from maestro_celery_plugin.errors import ExpressionError, SampleError, StudyError
 from maestro_celery_plugin.ledger.entries import Kind
 from maestro_celery_plugin.ledger.writer import LedgerWriter
+from maestro_celery_plugin.plugins import open_table
 from maestro_celery_plugin.report import failure_groups, study_samples, table_files
 from maestro_celery_plugin.report.failures_view import print_failures
 from maestro_celery_plugin.report.samples_view import print_rows
 from maestro_celery_plugin.report.study_samples import Query, StudySamples
+from maestro_celery_plugin.samples.paths import SamplePaths
+from maestro_celery_plugin.samples.table import rows_at
+from maestro_celery_plugin.study.session import Session
+from maestro_celery_plugin.study.worker_identity import log_of, node_of, start_line
 
 HEADER = "Step Name,Job ID,Workspace,State,Run Time,Elapsed Time,Start Time,Submit Time,End Time,Number Restarts,Params"
 ROW = "sim_X.1,--,sim/X.1,RUNNING,--:--:--,--:--:--,--,--,--,0,SPEED:2"
@@ -356,3 +361,82 @@ assert not heavy, heavy
 """
     answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert answer.returncode == 0, answer.stderr
+
+
+# --- rows that are read at once ---
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.arange(60.0).reshape(20, 3) / 7,
+        np.asfortranarray(np.arange(60.0).reshape(20, 3) / 7),
+        (np.arange(60).reshape(20, 3) / 7).astype(np.float32),
+        np.arange(60).reshape(20, 3).astype(str),
+    ],
+)
+def test_rows_of_an_array_are_those_of_single_reads(tmp_path, array):
+    np.save(tmp_path / "t.npy", array)
+    check_rows(open_table(tmp_path / "t.npy", ["A", "B", "C"], tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("t.csv", "".join(f"{i},{i / 7},c{i}\n" for i in range(20))),
+        ("t.csv", "# c\n" + "".join(f'"{i}\n,",{i / 7},"c""{i}"\n\n# c\n' for i in range(20))),
+        ("t.csv", "A,B,C\r\n" + "\r\n".join(f"{i},é,c{i}" for i in range(20))),
+        ("t.tab", "".join(f"{i}  {i / 7}\tc\n" for i in range(20))),
+    ],
+)
+def test_rows_of_a_text_file_are_those_of_single_reads(tmp_path, name, text):
+    (tmp_path / name).write_bytes(text.encode())
+    check_rows(open_table(tmp_path / name, ["A", "B", "C"], tmp_path))
+
+
+def check_rows(table) -> None:
+    single = [list(table.row(index)) for index in range(20)]
+    assert [list(row) for row in rows_at(table, list(range(20)))] == single
+    assert [list(row) for row in rows_at(table, list(range(3, 9)))] == single[3:9]
+    assert [list(row) for row in rows_at(table, [2, 3, 5, 6])] == [single[i] for i in (2, 3, 5, 6)]
+    assert [list(row) for row in rows_at(table, [0, 19])] == [single[0], single[19]]
+    assert rows_at(table, []) == []
+
+
+def test_rows_of_a_changed_file_are_refused(tmp_path):
+    (tmp_path / "t.csv").write_text("1\n2\n3\n")
+    table = open_table(tmp_path / "t.csv", ["A"], tmp_path)
+    for text in ("1\n", "1\n2\n30\n"):
+        (tmp_path / "t.csv").write_text(text)
+        with pytest.raises(SampleError, match="has changed since the launch"):
+            rows_at(table, [0, 1, 2])
+
+
+def test_a_table_of_an_extension_is_read_row_by_row():
+    class Table:
+        width = 1
+
+        def __len__(self) -> int:
+            return 9
+
+        def row(self, index: int) -> list[str]:
+            return [str(index)]
+
+    assert rows_at(Table(), [1, 2, 4]) == [["1"], ["2"], ["4"]]
+
+
+@pytest.mark.parametrize(("count", "width"), [(1, 25), (20, 25), (25, 25), (26, 25), (1000, 25), (700, 3), (9, 2)])
+def test_paths_of_many_samples_are_those_of_each(count, width):
+    paths = SamplePaths(count, width)
+    assert list(paths.of_many(range(count))) == list(paths.all())
+    some = [0, count // 2, count - 1]
+    assert list(paths.of_many(some)) == [paths.of(index) for index in some]
+
+
+def test_the_machine_of_a_worker_is_in_its_log(tmp_path):
+    session = Session.create(tmp_path / "session")
+    log = log_of(session, "w-1")
+    log.parent.mkdir()
+    assert node_of(session, "w-1") == ""
+    log.write_text(f"warning\n{start_line('w-1', 'n1', 4, ['q'])}\n{start_line('w-1', 'n2.site', 4, ['q', 'r'])}\n")
+    assert node_of(session, "w-1") == "n2.site" and node_of(session, "w-2") == ""
