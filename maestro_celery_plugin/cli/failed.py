@@ -23,7 +23,7 @@ def command(study: Path, steps: tuple[str, ...], as_json: bool) -> None:
     """Group the failed samples of the study in the directory STUDY, and show what distinguishes them.
 
     A group has the same exit code and the same last line of stderr, without its numbers. For each group, the command
-    names the sample values, parameters and machines that most of its samples have and few others.
+    names the sample values, parameters and machines that most of its samples have, and few of those that finished.
     """
     found = step_failures(StudySamples(study), steps)
     if as_json:

@@ -86,7 +86,7 @@ class _Reader:
         self._compared = [False]  # for each open bracket: whether a comparison is open
 
     def error(self, problem: str) -> ExpressionError:
-        return ExpressionError(f"The condition '{self._text}': {problem}.")
+        return ExpressionError(f"The condition '{self._text}': {problem}{'' if problem.endswith(('?', '.')) else '.'}")
 
     def add(self, match: re.Match[str]) -> None:
         """Add the SQL of one token."""
@@ -121,7 +121,7 @@ class _Reader:
 
     def _add_column(self, name: str) -> None:
         if self._columns is not None and name not in self._columns:
-            raise self.error(f"there is no column '{name}'; {nearest(name, self._columns)}".rstrip("."))
+            raise self.error(f"there is no column '{name}'; {nearest(name, self._columns)}")
         if name not in self.used:
             self.used.append(name)
         self.sql.append(f"c{self.used.index(name)}")

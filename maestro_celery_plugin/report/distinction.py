@@ -28,8 +28,6 @@ _RANGE_GAIN = 0.05
 _MOST_TEXTS = 10_000
 # A second rule is reported if this share of the samples obeys it.
 _JOINT_SHARE = 0.8
-# A logarithm of the chance that means "never", for samples without others.
-_NEVER = -1e9
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,19 +62,26 @@ class Rule:
     def log_chance(self, columns: int) -> float:
         """Return an upper limit of the logarithm of the chance that a rule of this strength is found in random data.
 
-        Hoeffding's bound for draws without replacement (1963, section 6), times the number of rules: 17 of 17 samples
-        in a range with 19 of 1000 have the chance 0.019^17 times the number of ranges.
+        The chance that a random choice of as many samples has at least as many hits (hypergeometric distribution),
+        times the number of rules. All of 5 samples in a range with 5 of 30 rows: 1 / C(30, 5) = 7e-6 for one range.
         """
-        share = (self.hits + self.false_hits) / (self.samples + self.others)
-        return math.log(self.candidates * columns) - self.samples * _divergence(self.hits / self.samples, share)
+        inside = self.hits + self.false_hits
+        rows = self.samples + self.others
+        first = (
+            _log_choices(inside, self.hits)
+            + _log_choices(rows - inside, self.samples - self.hits)
+            - _log_choices(rows, self.samples)
+        )
+        # The ratio of each term of the tail and the one before falls, so a geometric series is an upper limit.
+        ratio: float = (inside - self.hits) * (self.samples - self.hits)
+        ratio /= (self.hits + 1) * (rows - inside - self.samples + self.hits + 1)
+        tail = first - math.log1p(-ratio) if ratio < 1 else 0.0
+        return math.log(self.candidates * columns) + min(0.0, tail)
 
 
-def _divergence(share: float, expected: float) -> float:
-    """Return the Kullback-Leibler divergence of two shares."""
-    if share <= expected:
-        return 0.0
-    rest = (1 - share) * math.log((1 - share) / (1 - expected)) if share < 1 else 0.0
-    return share * math.log(share / expected) + rest
+def _log_choices(count: int, chosen: int) -> float:
+    """Return the logarithm of the number of choices of some of `count` things."""
+    return math.lgamma(count + 1) - math.lgamma(chosen + 1) - math.lgamma(count - chosen + 1)
 
 
 def distinctions(columns: Mapping[str, Array], is_sample: Array) -> list[Rule]:

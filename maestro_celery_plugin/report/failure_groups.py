@@ -1,4 +1,4 @@
-"""The failed samples of a study in groups, each with what distinguishes its samples from the others of their step."""
+"""The failed samples of a study in groups, each with what distinguishes its samples from those that finished."""
 
 from __future__ import annotations
 
@@ -54,6 +54,8 @@ class StepFailures:
         step: The step.
         failed: Their number.
         ended: The number of all samples that have finished or failed.
+        finished: The number of those that have finished, with which the groups are compared; if there is none, a group
+            is compared with the others.
         columns: The columns that could distinguish them.
         unread: The number of failed samples whose stderr was not read.
         groups: The groups, the largest one first.
@@ -62,6 +64,7 @@ class StepFailures:
     step: str
     failed: int
     ended: int
+    finished: int
     columns: list[str]
     unread: int
     groups: list[FailureGroup]
@@ -89,8 +92,13 @@ class StepFailures:
             }
             for group in self.groups
         ]
-        numbers = {"failed": self.failed, "ended": self.ended, "columns": self.columns, "stderr_not_read": self.unread}
-        return {"step": self.step, **numbers, "groups": groups}
+        numbers = {
+            "failed": self.failed,
+            "ended": self.ended,
+            "finished": self.finished,
+            "stderr_not_read": self.unread,
+        }
+        return {"step": self.step, **numbers, "columns": self.columns, "groups": groups}
 
 
 def _index(sample: SampleStatus) -> int | None:
@@ -122,17 +130,24 @@ def _failures_of(step: str, records: list[RecordColumns], samples: StudySamples)
     number_of = np.concatenate([keys[place][index] for place, index in enumerate(rows)])
     failed = int((number_of != _NOT_FAILED).sum())
     columns = _columns(records, rows, samples)
-    # A failed sample whose stderr was not read may belong to any group, so it counts for none.
-    is_known = number_of != _UNREAD
-    known = {name: values[is_known] for name, values in columns.items()} if unread else columns
+    finished = number_of == _NOT_FAILED
     groups = []
     for number, (end, line, first) in enumerate(firsts):
-        is_sample = number_of[is_known] == number
-        rules = distinctions(known, is_sample)[:_RULES]
-        groups.append(FailureGroup(end=end, line=line, count=int(is_sample.sum()), first=first, rules=rules))
+        is_sample = number_of == number
+        # Compared with the samples that finished: other failures may have the same cause. Those whose stderr was not
+        # read may belong to the group.
+        compared = is_sample | (finished if finished.any() else number_of != _UNREAD)
+        rules = distinctions({name: values[compared] for name, values in columns.items()}, is_sample[compared])
+        groups.append(FailureGroup(end=end, line=line, count=int(is_sample.sum()), first=first, rules=rules[:_RULES]))
     groups.sort(key=lambda group: -group.count)
     return StepFailures(
-        step=step, failed=failed, ended=len(number_of), columns=list(columns), unread=unread, groups=groups
+        step=step,
+        failed=failed,
+        ended=len(number_of),
+        finished=int(finished.sum()),
+        columns=list(columns),
+        unread=unread,
+        groups=groups,
     )
 
 

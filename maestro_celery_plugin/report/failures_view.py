@@ -44,7 +44,7 @@ def _lines(group: FailureGroup, step: StepFailures) -> Iterator[Text]:
     line = f": {group.line}" if group.line else ", nothing on stderr"
     yield plain(f"  {group.count}  ").append(plain(group.end, "bold red")).append(plain(line))
     for rule in group.rules:
-        others = f"{rule.false_hits} of {rule.others} others"
+        others = f"{rule.false_hits} of {rule.others} {'that finished' if step.finished else 'others'}"
         yield plain(f"      {rule.hits} of {rule.samples} have {rule.words}; {others}")
     if not group.rules:
         yield plain(f"      {_nothing(group, step)}", "dim")
@@ -56,5 +56,6 @@ def _nothing(group: FailureGroup, step: StepFailures) -> str:
         return "The samples of the step have no values, parameters or machines that differ."
     if group.count == step.ended:
         return "All samples of the step that have ended are in this group."
+    others = "those that finished" if step.finished else "the others"
     names = ", ".join(step.columns)
-    return f"Nothing distinguishes {'it' if group.count == 1 else 'them'} clearly from the others: {names}"
+    return f"Nothing distinguishes {'it' if group.count == 1 else 'them'} clearly from {others}: {names}"

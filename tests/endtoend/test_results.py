@@ -90,7 +90,7 @@ def test_results_are_read_by_the_commands_and_in_python(run, specification, tmp_
     # And the failures have one group, whose range is found.
     answer = study.command("maestro-celery", "failed", str(study.path))
     assert "sim: 20 of 80 samples have failed" in answer.stdout
-    assert "20 of 20 have X > 0.7" in answer.stdout and "0 of 60 others" in answer.stdout, answer.stdout
+    assert "20 of 20 have X > 0.7" in answer.stdout and "0 of 60 that finished" in answer.stdout, answer.stdout
     assert "diverged at step 130" in answer.stdout and answer.stdout.count("first:") == 1
 
     # And Python gives the same.

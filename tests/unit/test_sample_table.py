@@ -288,7 +288,7 @@ def test_failures_are_grouped_and_distinguished(ensemble):
     answer = call("failed", str(ensemble.root))
     assert "sim: 10 of 35 samples have failed" in answer.stdout
     assert "10  exit code 3: solver diverged at step 90" in answer.stdout
-    assert "10 of 10 have X > 0.7" in answer.stdout and "0 of 25 others" in answer.stdout
+    assert "10 of 10 have X > 0.7" in answer.stdout and "0 of 25 that finished" in answer.stdout
     assert "first: sim_X.1  sample 30" in answer.stdout
     (step,) = json.loads(call("failed", "--json", str(ensemble.root)).stdout)
     assert step["groups"][0]["count"] == 10 and step["groups"][0]["rules"][0]["of_others"] == 25
@@ -299,7 +299,7 @@ def test_failures_that_nothing_distinguishes_are_honest(ensemble):
     ensemble.run(21, 7)
     answer = call("failed", str(ensemble.root))
     assert "1  exit code 7, nothing on stderr" in answer.stdout
-    assert "Nothing distinguishes it clearly from the others: X, KIND" in answer.stdout
+    assert "Nothing distinguishes it clearly from those that finished: X, KIND" in answer.stdout
 
 
 def test_a_study_without_failures_says_so(tmp_path):
@@ -440,3 +440,30 @@ def test_the_machine_of_a_worker_is_in_its_log(tmp_path):
     assert node_of(session, "w-1") == ""
     log.write_text(f"warning\n{start_line('w-1', 'n1', 4, ['q'])}\n{start_line('w-1', 'n2.site', 4, ['q', 'r'])}\n")
     assert node_of(session, "w-1") == "n2.site" and node_of(session, "w-2") == ""
+
+
+def test_groups_with_one_cause_are_each_compared_with_what_finished(ensemble):
+    for index in range(30, 40, 2):
+        (ensemble.directory(index) / "sim.err").write_text("nan in the mesh\n")
+    (step,) = failure_groups.step_failures(StudySamples(ensemble.root))
+    assert [(group.count, group.line) for group in step.groups] == [(5, "nan in the mesh"), (5, "")]
+    for group in step.groups:
+        assert group.rules[0].words.startswith("X > 0.7") and group.rules[0].others == step.finished == 25
+
+
+def test_groups_are_compared_with_each_other_if_nothing_finished(tmp_path):
+    ensemble = Ensemble(tmp_path / "study")
+    for index in range(25):
+        ensemble.writer.append(Kind.RERUN, 1, 1, index)
+        ensemble.writer.append(Kind.SENT, 1, 2, index, index + 1)
+        ensemble.run(index, 5, epoch=2)
+    (step,) = failure_groups.step_failures(StudySamples(ensemble.root))
+    assert (step.failed, step.finished) == (35, 5)
+    for index in range(25, 30):
+        ensemble.writer.append(Kind.RERUN, 1, 1, index)
+        ensemble.run(index, 5, epoch=2)
+    (step,) = failure_groups.step_failures(StudySamples(ensemble.root))
+    assert (step.failed, step.finished, [group.count for group in step.groups]) == (40, 0, [30, 10])
+    out = io.StringIO()
+    print_failures([step], Console(file=out, width=200))
+    assert "30 of 30 have X < 0.7" in out.getvalue() and "0 of 10 others" in out.getvalue()
