@@ -87,9 +87,9 @@ def log_of(session: Session, name: str) -> Path:
     return session.path.parent / "workers" / f"{name}.log"
 
 
-def start_line(name: str, host: str, slots: int, queues: Sequence[str]) -> str:
+def start_line(name: str, node: str, slots: int, queues: Sequence[str]) -> str:
     """Return the line in the log of a worker with which the worker starts; `node_of` reads it."""
-    return f"worker '{name}' on {host}: {slots} slots for the task queues {', '.join(queues)}"
+    return f"worker '{name}' on {node}: {slots} slots for the task queues {', '.join(queues)}"
 
 
 def node_of(session: Session, name: str) -> str:

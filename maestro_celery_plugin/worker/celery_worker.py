@@ -17,7 +17,7 @@ from maestro_celery_plugin.batch.packing import fewest_slots, worker_slots
 from maestro_celery_plugin.broker.app import make_app, queue_for
 from maestro_celery_plugin.broker.choice import check_reachable
 from maestro_celery_plugin.errors import BrokerUnavailableError, EnsembleError, WorkerError
-from maestro_celery_plugin.machine import host_name, usable_cpus
+from maestro_celery_plugin.machine import host_name, node_name, usable_cpus
 from maestro_celery_plugin.plugins import batch_system
 from maestro_celery_plugin.processes import ProcessId
 from maestro_celery_plugin.spec.celery_options import CeleryOptions, parse_celery_options
@@ -71,7 +71,7 @@ def run(arguments: WorkerArguments, supervisor: ProcessId) -> NoReturn:
         worker_process_init.connect(process.open_in_pool, weak=False)
     else:
         process.open(arguments.name, args.slots)
-    print(start_line(arguments.name, host_name(), args.slots, group.queues), flush=True)
+    print(start_line(arguments.name, node_name(), args.slots, group.queues), flush=True)
     # As the command `celery worker`, which imports all other commands first and so takes longer than the rest here.
     settings = {"loglevel": "WARNING", "without_gossip": True, "without_mingle": True, "quiet": True, "no_color": True}
     name = host_format(f"{arguments.name}@%h")
