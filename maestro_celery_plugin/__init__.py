@@ -1,6 +1,7 @@
 """Ensembles of samples for Maestro studies, distributed by Celery.
 
-`__all__` names what an extension imports; see `hookspecs.py` for the hooks.
+`__all__` names what a script and an extension import; see `api.py` for studies in Python, and `hookspecs.py` for the
+hooks.
 """
 
 from __future__ import annotations
@@ -9,12 +10,24 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from maestro_celery_plugin.api import SampleRow, Samples, Study
     from maestro_celery_plugin.batch.base import BatchSystem, CurrentAllocation, JobReport
     from maestro_celery_plugin.config.groups import GroupConfig
     from maestro_celery_plugin.config.resources import StepNeeds
     from maestro_celery_plugin.config.settings import BatchSettings
-    from maestro_celery_plugin.errors import AllocationError, BatchSystemUnavailableError, SampleError
+    from maestro_celery_plugin.errors import (
+        AllocationError,
+        BatchSystemUnavailableError,
+        EnsembleError,
+        ExpressionError,
+        MissingPackageError,
+        SampleError,
+        StudyError,
+        StudyTimeoutError,
+    )
     from maestro_celery_plugin.hookspecs import Attempt, hookimpl
+    from maestro_celery_plugin.report.exit_codes import StudyCode
+    from maestro_celery_plugin.report.model import StudyStatus
     from maestro_celery_plugin.samples.table import SampleTable
     from maestro_celery_plugin.states import AllocationState
 
@@ -26,11 +39,21 @@ __all__ = [
     "BatchSystem",
     "BatchSystemUnavailableError",
     "CurrentAllocation",
+    "EnsembleError",
+    "ExpressionError",
     "GroupConfig",
     "JobReport",
+    "MissingPackageError",
     "SampleError",
+    "SampleRow",
     "SampleTable",
+    "Samples",
     "StepNeeds",
+    "Study",
+    "StudyCode",
+    "StudyError",
+    "StudyStatus",
+    "StudyTimeoutError",
     "__version__",
     "hookimpl",
 ]
@@ -45,12 +68,22 @@ _MODULES = {
     "BatchSettings": "config.settings",
     "BatchSystem": "batch.base",
     "BatchSystemUnavailableError": "errors",
-    "GroupConfig": "config.groups",
     "CurrentAllocation": "batch.base",
+    "EnsembleError": "errors",
+    "ExpressionError": "errors",
+    "GroupConfig": "config.groups",
     "JobReport": "batch.base",
+    "MissingPackageError": "errors",
     "SampleError": "errors",
+    "SampleRow": "api",
     "SampleTable": "samples.table",
+    "Samples": "api",
     "StepNeeds": "config.resources",
+    "Study": "api",
+    "StudyCode": "report.exit_codes",
+    "StudyError": "errors",
+    "StudyStatus": "report.model",
+    "StudyTimeoutError": "errors",
     "hookimpl": "hookspecs",
 }
 

@@ -19,11 +19,14 @@ __all__ = [
     "ConfigurationError",
     "DamagedFileError",
     "EnsembleError",
+    "ExpressionError",
     "ExtensionError",
     "LedgerError",
+    "MissingPackageError",
     "SampleError",
     "SpecificationError",
     "StudyError",
+    "StudyTimeoutError",
     "UnsupportedMaestroError",
     "WorkerError",
     "nearest",
@@ -94,8 +97,20 @@ class LedgerError(EnsembleError):
     """The ledger cannot be written."""
 
 
+class ExpressionError(EnsembleError):
+    """The condition or the name of a column cannot be used."""
+
+
+class MissingPackageError(EnsembleError):
+    """A package that this command needs is not installed."""
+
+
 class StudyError(EnsembleError):
     """The directory is not a study of this plugin."""
+
+
+class StudyTimeoutError(EnsembleError, TimeoutError):
+    """The study has not ended in time."""
 
 
 class DamagedFileError(StudyError, ValueError):

@@ -8,12 +8,17 @@ import os
 import socket
 from pathlib import Path
 
-__all__ = ["host_name", "is_this_machine", "machine_id", "machine_number", "usable_cpus"]
+__all__ = ["host_name", "is_this_machine", "machine_id", "machine_number", "node_name", "usable_cpus"]
 
 
 def host_name() -> str:
     """Return the name of this machine for messages; containers and cloned machines may have equal names."""
     return socket.gethostname()
+
+
+def node_name() -> str:
+    """Return the name of this machine in the batch system; that of the machine if the batch system does not tell."""
+    return os.environ.get("SLURMD_NODENAME", host_name())
 
 
 @functools.cache

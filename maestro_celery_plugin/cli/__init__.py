@@ -21,7 +21,8 @@ __all__ = ["main"]
 # The commands in the order of the help text; each is a module with a function `command`.
 COMMANDS = (
     *("example", "validate", "convert", "schema"),
-    *("status", "explain", "report", "monitor", "resume", "cancel", "add-samples", "session"),
+    *("status", "samples", "failed", "explain", "report"),
+    *("monitor", "resume", "cancel", "add-samples", "session"),
     *("workers", "stop-workers", "queues", "purge", "allocation"),
     *("config", "doctor"),
 )

@@ -303,6 +303,10 @@ class SampleStates:
         last = self._last[samples]
         return np.where(last, (last & _CODE_MASK).astype(np.int64) - _CODE_OFFSET, 0)
 
+    def has_code(self, samples: Any) -> Any:
+        """Return whether an attempt at a sample, or at each of several, has ended by itself."""
+        return self._last[samples] != 0
+
     @property
     def is_complete(self) -> bool:
         """Whether every sample has an outcome."""

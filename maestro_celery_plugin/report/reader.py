@@ -41,6 +41,8 @@ from maestro_celery_plugin.study.stopped_workers import read_stopped
 
 __all__ = ["StatusReader", "study_name", "study_state"]
 
+# Entries that are applied at once.
+_ENTRIES = 1 << 18
 _NO_SAMPLES = Counts(total=0, finished=0, failed=0, running=0, pending=0)
 
 
@@ -49,12 +51,17 @@ class StatusReader:
 
     Args:
         directory: Directory of the study.
+        counts_attempts: Whether to count the attempts at each sample.
+
+    Attributes:
+        working: A mask of the writers that may still end an attempt, by their numbers in `writers`.
 
     Raises:
         StudyError: the directory is not that of an ensemble study, or the study was moved.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, counts_attempts: bool = False) -> None:
+        self._counts_attempts = counts_attempts
         self._plan = StudyPlan.read(directory)
         if not self._plan.root.is_dir():
             raise StudyError(
@@ -70,6 +77,17 @@ class StatusReader:
         self._by_name: dict[str, RecordSamples] = {}
         self._names: list[str] = []
         self._writers: list[str] = []
+        self.working = np.zeros(0, bool)
+
+    @property
+    def plan(self) -> StudyPlan:
+        """The plan of the study."""
+        return self._plan
+
+    @property
+    def writers(self) -> list[str]:
+        """The names of the writers of the ledger, from the last `read`."""
+        return self._writers
 
     def read(self) -> StudyStatus:
         """Return the status of the study now.
@@ -146,20 +164,24 @@ class StatusReader:
         self, rows: list[StepRow], alive: dict[str, bool], conducted: bool, unserved: Container[str]
     ) -> list[StepStatus]:
         """Return the step records in Maestro's order, followed by those without a row in ``status.csv``."""
-        working = np.array([conducted or alive.get(writer, False) for writer in self._writers], bool)
+        self.working = np.array([conducted or alive.get(writer, False) for writer in self._writers], bool)
         self._by_name = {record.manifest.name: record for record in self._records.values()}
         named = {row.name for row in rows}
         unnamed = [_row_of(record.manifest) for name, record in self._by_name.items() if name not in named]
         live = np.array([alive.get(writer, False) for writer in self._writers], bool)
         self._names = [row.name for row in (*rows, *unnamed)]
-        steps = [_step(row, self.record(row.name), working, live, conducted) for row in (*rows, *unnamed)]
+        steps = [_step(row, self.record(row.name), self.working, live, conducted) for row in (*rows, *unnamed)]
         return [as_waiting(step) if step.step in unserved else step for step in steps]
 
     def _follow_ledger(self) -> None:
-        """Apply new entries: one sort groups all entries by step record."""
-        entries, writers = self._new_entries()
-        # Read after the ledger: the manifest of a step record exists before its first entry.
-        self._read_manifests(entries)
+        """Apply new entries; the states do not depend on the order of entries of different writers."""
+        for entries, writers in self._new_entries():
+            # Read after the ledger: the manifest of a step record exists before its first entry.
+            self._read_manifests(entries)
+            self._apply(entries, writers)
+
+    def _apply(self, entries: Entries, writers: np.ndarray[Any, Any]) -> None:
+        """Apply entries: one sort groups them by step record."""
         if not len(entries):
             return
         if (entries["record"] != entries["record"][0]).any():
@@ -171,16 +193,26 @@ class StatusReader:
             if record:
                 record.apply(part, part_writers)
 
-    def _new_entries(self) -> tuple[Entries, np.ndarray[Any, Any]]:
-        """Return new entries, and for each entry the number of its writer in `_writers`."""
+    def _new_entries(self) -> Iterator[tuple[Entries, np.ndarray[Any, Any]]]:
+        """Yield new entries, and for each entry the number of its writer in `_writers`, at least one time.
+
+        The entries of many writers are yielded together, but not those of all, so that a large ledger needs little
+        memory.
+        """
         parts, writers = [np.empty(0, ENTRY)], [np.empty(0, np.uint32)]
+        count = 0
         for writer, entries in self._ledger.poll():
             if writer not in self._writers:
                 self._writers.append(writer)
             self._usage.add(writer, entries)
             parts.append(entries)
             writers.append(np.full(len(entries), self._writers.index(writer), np.uint32))
-        return np.concatenate(parts), np.concatenate(writers)
+            count += len(entries)
+            if count >= _ENTRIES:
+                yield np.concatenate(parts), np.concatenate(writers)
+                parts, writers, count = [], [], 0
+        if parts:
+            yield np.concatenate(parts), np.concatenate(writers)
 
     def _read_manifests(self, entries: Entries) -> None:
         numbers = np.array([0, *self._records], np.uint32)
@@ -190,7 +222,7 @@ class StatusReader:
             if manifest.number in self._records:
                 self._records[manifest.number].grow(manifest)
             else:
-                self._records[manifest.number] = RecordSamples(manifest)
+                self._records[manifest.number] = RecordSamples(manifest, counts_attempts=self._counts_attempts)
 
     def _has_grown(self, entries: Entries) -> bool:
         """Whether step records have more samples than before: those that were added to the study."""
@@ -212,7 +244,7 @@ class StatusReader:
     def failed(self, limit: int) -> list[SampleStatus]:
         """Return up to `limit` failed samples by step record and index, from the last `read`."""
         found: list[SampleStatus] = []
-        for record in self._ordered:
+        for record in self.records:
             if len(found) >= limit:
                 break
             found.extend(record.failed(limit - len(found)))
@@ -236,7 +268,7 @@ class StatusReader:
         return {writer: int(count) for writer, count in zip(self._writers, counts, strict=True) if count}
 
     @property
-    def _ordered(self) -> list[RecordSamples]:
+    def records(self) -> list[RecordSamples]:
         """The submitted step records in the order of `read`, which is Maestro's."""
         return [self._by_name[name] for name in self._names if name in self._by_name]
 
@@ -250,7 +282,7 @@ class StatusReader:
         The result has the `limit` most frequent kinds, from the last `read`.
         """
         kinds: dict[tuple[str, int], tuple[SampleStatus, int]] = {}
-        for record in self._ordered:
+        for record in self.records:
             for sample, count in record.failure_kinds():
                 first, others = kinds.get((sample.manifest.step, sample.code), (sample, 0))
                 kinds[sample.manifest.step, sample.code] = first, others + count

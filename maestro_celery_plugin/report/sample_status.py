@@ -11,11 +11,12 @@ import numpy as np
 from maestro_celery_plugin.ledger.entries import Entries, Kind
 from maestro_celery_plugin.ledger.sample_states import Counts, SampleStates
 from maestro_celery_plugin.report.pace import Pace
+from maestro_celery_plugin.samples.table import SampleTable
 from maestro_celery_plugin.states import POISON_LIMIT, Outcome, how_it_ended, is_request
 from maestro_celery_plugin.study.additions import open_samples
 from maestro_celery_plugin.study.manifest import Manifest
 
-__all__ = ["RecordSamples", "SampleStatus", "values_of"]
+__all__ = ["RecordSamples", "SampleStatus", "table_of", "values_of"]
 
 # As plain numbers (`sample_states.py`).
 _STARTED, _ENDED, _STOPPED = int(Kind.STARTED), int(Kind.ENDED), int(Kind.STOPPED)
@@ -63,17 +64,20 @@ class RecordSamples:
 
     Args:
         manifest: The step record.
+        counts_attempts: Whether to count the attempts at each sample.
 
     Attributes:
         manifest: The step record.
         states: The states of the samples.
+        attempts: The number of attempts at each sample that have started; empty without `counts_attempts`.
         interruptions: Number of attempts that a worker has ended: at the end of its allocation, at a cancellation, or
             when another sample made the step record fail.
         longest_interruption_s: The longest duration of these attempts, in seconds.
     """
 
-    def __init__(self, manifest: Manifest) -> None:
+    def __init__(self, manifest: Manifest, *, counts_attempts: bool = False) -> None:
         self.manifest = manifest
+        self.attempts = np.zeros(manifest.samples if counts_attempts else 0, np.uint32)
         self.states = SampleStates(manifest.samples, manifest.max_retries)
         self._writer = np.zeros(manifest.samples, np.uint32)
         self._started_at = np.zeros(manifest.samples, np.float64)
@@ -105,6 +109,8 @@ class RecordSamples:
         """Store the writer and the time of the last attempt at each sample."""
         if started.any():
             samples, epochs = entries["start"][started], entries["epoch"][started]
+            if len(self.attempts):
+                np.add.at(self.attempts, samples.astype(np.intp), 1)
             is_last = epochs == self.states.started[samples]
             self._writer[samples[is_last]] = writers[started][is_last]
             self._started_at[samples[is_last]] = entries["time"][started][is_last]
@@ -145,11 +151,11 @@ class RecordSamples:
 
     def failed(self, limit: int) -> list[SampleStatus]:
         """Return the first `limit` samples that failed."""
-        return [self._sample(int(index)) for index in self._failed()[: max(0, limit)]]
+        return [self._sample(int(index)) for index in self.failed_indices()[: max(0, limit)]]
 
     def failure_kinds(self) -> list[tuple[SampleStatus, int]]:
         """Return, for each exit code of failed samples, the first such sample and their number."""
-        failed = self._failed()
+        failed = self.failed_indices()
         if not len(failed):
             return []
         _, first, counts = np.unique(self.states.code(failed), return_index=True, return_counts=True)
@@ -160,7 +166,24 @@ class RecordSamples:
         indices = np.flatnonzero(self.states.outcome == Outcome.HARD_FAILED)
         return self._sample(int(indices[0])) if len(indices) else None
 
-    def _failed(self) -> np.ndarray[Any, Any]:
+    def running(self, working: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """Return a mask of the running samples; `working` as in `counts`."""
+        mask: np.ndarray[Any, Any] = self.states.running
+        mask[mask] = working[self._writer[mask]]
+        return mask
+
+    @property
+    def writers(self) -> np.ndarray[Any, Any]:
+        """The number of the writer of the last attempt at each sample, if the sample has started."""
+        return self._writer
+
+    @property
+    def started_at(self) -> np.ndarray[Any, Any]:
+        """The start of the last attempt at each sample in Unix seconds; 0 for a sample that has not started."""
+        return self._started_at
+
+    def failed_indices(self) -> np.ndarray[Any, Any]:
+        """Return the indices of the samples that failed."""
         outcome = self.states.outcome
         if not (self.states.total(Outcome.FAILED) or self.states.total(Outcome.HARD_FAILED)):
             return np.empty(0, np.intp)
@@ -190,6 +213,17 @@ class RecordSamples:
         )
 
 
+def table_of(manifest: Manifest) -> SampleTable | None:
+    """Open the sample table of a step record; return None for a step record without one.
+
+    Raises:
+        SampleError: the table cannot be read any more.
+    """
+    if not manifest.table:
+        return None
+    return open_samples(manifest, for_people=True)
+
+
 def values_of(samples: list[SampleStatus]) -> list[dict[str, str] | None]:
     """Return the values of samples by label; None for a sample whose table can no longer be read."""
     tables: dict[int, Any] = {}
@@ -202,7 +236,7 @@ def _values(sample: SampleStatus, tables: dict[int, Any]) -> dict[str, str] | No
         return {}
     try:
         if manifest.number not in tables:
-            tables[manifest.number] = open_samples(manifest, for_people=True)
+            tables[manifest.number] = table_of(manifest)
         return dict(zip(manifest.labels, tables[manifest.number].row(sample.index), strict=True))
     except Exception:  # of any reader; the list of failed samples is useful without values
         return None

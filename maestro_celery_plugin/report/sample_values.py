@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from maestro_celery_plugin.plugins import open_table
 from maestro_celery_plugin.report.aggregation import RecordTotals
 from maestro_celery_plugin.report.failure_space import (
     CATEGORIES,
@@ -21,6 +19,7 @@ from maestro_celery_plugin.report.failure_space import (
 from maestro_celery_plugin.report.summary import ColumnFailures, Plane
 from maestro_celery_plugin.samples.table import SampleTable, rows_of
 from maestro_celery_plugin.states import Outcome
+from maestro_celery_plugin.study.additions import open_samples
 
 __all__ = ["COLUMNS", "failures_by_parameter", "failures_by_value"]
 
@@ -53,7 +52,7 @@ def failures_by_value(records: Sequence[RecordTotals]) -> tuple[list[ColumnFailu
     if not failing:
         return [], None
     manifest = failing[0].manifest
-    table = open_table(Path(str(manifest.table)), manifest.labels, Path(manifest.index_cache))
+    table = open_samples(manifest, for_people=True)
     samples, failed = _counts(failing, len(table))
     found: list[ColumnFailures] = []
     numbers: dict[str, Array] = {}

@@ -76,13 +76,20 @@ class _Index:
         return start, stop
 
     def rows(self, start: int, stop: int) -> list[list[int]]:
-        """Return the offsets of consecutive rows."""
-        self.row(start)  # writes a damaged index again
-        offsets: list[list[int]] = self._offsets.read(2 * start, 2 * (stop - start)).reshape(-1, 2).tolist()
-        return offsets
+        """Return what `row` returns for each of the rows [start, stop)."""
+        places = self._offsets.read(2 * start, 2 * (stop - start)).reshape(-1, 2)
+        firsts, ends = places[:, 0], places[:, 1]
+        if (firsts < 0).any() or (firsts >= ends).any() or (ends[:-1] > firsts[1:]).any() or ends[-1] > self._size:
+            return [list(self.row(index)) for index in range(start, stop)]
+        found: list[list[int]] = places.tolist()
+        return found
+
+    @property
+    def _size(self) -> int:
+        return self._identity.size
 
     def _is_row(self, start: int, stop: int) -> bool:
-        return 0 <= start < stop <= self._identity.size
+        return 0 <= start < stop <= self._size
 
     def _stored(self) -> NpyFile | None:
         """Return the stored offsets; None if there are none, or if they are damaged."""
@@ -152,15 +159,14 @@ class _TextTable:
             raise EOFError(f"'{self._path}' has been truncated")
         return _split(data.decode(), self._delimiter)
 
-    def rows(self, start: int, stop: int) -> Sequence[Sequence[str]]:
-        if start >= stop:
-            return []
+    def rows(self, start: int, stop: int) -> list[Sequence[str]]:
+        """Return the rows [start, stop), which are read at once."""
         places = self._index.rows(start, stop)
-        begin, end = places[0][0], places[-1][1]
-        data = os.pread(self._file.fileno(), end - begin, begin)
-        if len(data) != end - begin:
+        first, last = places[0][0], places[-1][1]
+        data = os.pread(self._file.fileno(), last - first, first)
+        if len(data) != last - first:
             raise EOFError(f"'{self._path}' has been truncated")
-        return [_split(data[first - begin : last - begin].decode(), self._delimiter) for first, last in places]
+        return [_split(data[begin - first : end - first].decode(), self._delimiter) for begin, end in places]
 
 
 def _split(row: str, delimiter: str | None) -> list[str]:

@@ -10,7 +10,7 @@ import itertools
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 
-from maestro_celery_plugin.samples.table import SampleTable
+from maestro_celery_plugin.samples.table import SampleTable, rows_of
 
 __all__ = ["GrownTable"]
 
@@ -44,3 +44,12 @@ class GrownTable:
         """
         part = bisect_right(self._starts, index) - 1
         return self._open(part).row(index - self._starts[part])
+
+    def rows(self, start: int, stop: int) -> list[Sequence[str]]:
+        """Return the rows [start, stop), as `row` returns each of them."""
+        found: list[Sequence[str]] = []
+        for part, (first, end) in enumerate(itertools.pairwise(self._starts)):
+            low, high = max(start, first), min(stop, end)
+            if low < high:
+                found += rows_of(self._open(part), low - first, high - first)
+        return found

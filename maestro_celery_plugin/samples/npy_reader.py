@@ -74,10 +74,16 @@ class _ArrayTable:
             return [str(value) for value in values.tolist()]
         return [_text(value, index, self._path) for value in values]
 
-    def rows(self, start: int, stop: int) -> Sequence[Sequence[str]]:
-        if self._array.is_fortran or not self._has_python_text:
+    def rows(self, start: int, stop: int) -> list[Sequence[str]]:
+        """Return the rows [start, stop), which are read at once."""
+        if not self._has_python_text:
             return [self.row(index) for index in range(start, stop)]
-        values = self._array.read(start * self.width, (stop - start) * self.width).reshape(stop - start, self.width)
+        count = stop - start
+        if self._array.is_fortran and self.width > 1:
+            columns = [self._array.read(column * self._count + start, count) for column in range(self.width)]
+            values = np.stack(columns, axis=1)
+        else:
+            values = self._array.read(start * self.width, count * self.width).reshape(count, self.width)
         return [[str(value) for value in row] for row in values.tolist()]
 
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 __all__ = ["FINISHED_MARKER", "SamplePaths"]
 
@@ -63,6 +63,19 @@ class SamplePaths:
             position, index = divmod(index, size)
             names.append(f"{position:0{self._digits}d}")
         return "/".join(names) or "."
+
+    def of_many(self, indices: Iterable[int]) -> Iterator[str]:
+        """Yield the paths of many samples; those in one directory of the last level but one share its path."""
+        if len(self._sizes) < 2:
+            yield from map(self.of, indices)
+            return
+        names = [f"{position:0{self._digits}d}" for position in range(self.level_max_dirs)]
+        last, prefix = -1, ""
+        for index in indices:
+            parent, position = divmod(index, self.level_max_dirs)
+            if parent != last:
+                last, prefix = parent, self.of(index).rpartition("/")[0]
+            yield f"{prefix}/{names[position]}"
 
     def all(self) -> Iterator[str]:
         """Yield the paths of all samples in order, as in ``$(MERLIN_PATHS_ALL)``."""

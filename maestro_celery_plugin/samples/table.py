@@ -24,6 +24,7 @@ __all__ = [
     "check_is_file",
     "forget_identity",
     "recorded_identity",
+    "rows_at",
     "rows_of",
     "verified_table",
 ]
@@ -32,6 +33,9 @@ __all__ = [
 _PRECISIONS_NS = (1, 100, 1_000, 1_000_000_000)
 
 _Read = TypeVar("_Read")
+
+# Rows are read at once if they are at least one in this many of the rows between the first and the last.
+_SPREAD = 4
 
 
 class SampleTable(Protocol):
@@ -54,8 +58,26 @@ SUFFIXES = (".npy", ".csv", ".tab")
 
 def rows_of(table: SampleTable, start: int, stop: int) -> Sequence[Sequence[str]]:
     """Return the rows [start, stop) of a table, at once if its reader has a method `rows`."""
+    if start >= stop:
+        return []
     read: Callable[[int, int], Sequence[Sequence[str]]] | None = getattr(table, "rows", None)
     return [table.row(index) for index in range(start, stop)] if read is None else read(start, stop)
+
+
+def rows_at(table: SampleTable, indices: Sequence[int]) -> list[Sequence[str]]:
+    """Return rows in the order of ascending indices; those that are close together are read at once.
+
+    Raises:
+        SampleError: the file has changed or does not exist any more.
+        OSError: the file cannot be read now.
+    """
+    if not indices:
+        return []
+    start, stop = indices[0], indices[-1] + 1
+    if 0 < stop - start <= _SPREAD * len(indices):
+        rows = rows_of(table, start, stop)
+        return list(rows) if stop - start == len(indices) else [rows[index - start] for index in indices]
+    return [table.row(index) for index in indices]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,7 @@ from maestro_celery_plugin.batch.deadline import Deadline
 from maestro_celery_plugin.broker.app import TASK_NAME, count_waiting
 from maestro_celery_plugin.broker.sender import Sender
 from maestro_celery_plugin.errors import EnsembleError
-from maestro_celery_plugin.machine import host_name, machine_id, usable_cpus
+from maestro_celery_plugin.machine import host_name, machine_id, node_name, usable_cpus
 from maestro_celery_plugin.plugins import batch_system
 from maestro_celery_plugin.processes import ProcessId
 from maestro_celery_plugin.states import WorkerState
@@ -229,7 +229,7 @@ class WorkerProcess:
             name=self._name,
             group=self._group.group,
             host=host_name(),
-            node=os.environ.get("SLURMD_NODENAME", host_name()),
+            node=node_name(),
             supervisor=(self._supervisor.pid, self._supervisor.start),
             process=(process.pid, process.start),
             slots=slots,

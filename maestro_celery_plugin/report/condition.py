@@ -1,0 +1,145 @@
+"""Conditions on columns, such as ``X > 0.3 and state == "failed"``: read here, evaluated by SQLite.
+
+Only numbers, texts, names of columns, the operators and functions below, and brackets get into the SQL; everything
+else is an error. Texts are bound parameters, and each column has a name of its own in the SQL. So a condition can
+neither run code nor read anything else than the columns, and names of columns may be words of SQL or differ only in
+upper and lower case.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+
+from maestro_celery_plugin.errors import ExpressionError, nearest
+
+__all__ = ["Condition", "read_condition"]
+
+_TOKEN = re.compile(
+    r"""\s*(?:
+        (?P<number>(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?(?![\w.]))
+      | (?P<text>'(?:[^']|'')*'|"(?:[^"]|"")*")
+      | `(?P<quoted>[^`]+)`
+      | (?P<name>[^\W\d]\w*(?:\.\w+)*)
+      | (?P<operator><=|>=|==|!=|<>|&&|\|\||\*\*|[-+*/%<>=(),])
+    )""",
+    re.VERBOSE,
+)
+_COMPARISONS = frozenset({"<", "<=", ">", ">=", "=", "==", "!=", "<>"})
+_WORDS = frozenset({"and", "or", "not", "in", "is", "null", "like", "glob", "between", "true", "false"})
+_JOINING = frozenset({"and", "or", "not", "(", ")", ","})
+FUNCTIONS = frozenset({"abs", "coalesce", "length", "lower", "max", "min", "round", "upper"})
+_SYNONYMS = {"none": "null"}
+_FOREIGN = {"&&": "and", "||": "or", "**": "a product"}
+_LIMIT = 10_000  # characters
+
+
+@dataclasses.dataclass(frozen=True)
+class Condition:
+    """A condition in SQL.
+
+    Attributes:
+        sql: The expression; ``c0`` is the first of the columns, and so on, ``?`` a text.
+        texts: The texts, in their order.
+        columns: The columns, in the order of their first use.
+    """
+
+    sql: str
+    texts: tuple[str, ...]
+    columns: tuple[str, ...]
+
+
+def read_condition(text: str, columns: Sequence[str] | None = None) -> Condition:
+    """Read a condition.
+
+    Args:
+        text: The condition.
+        columns: The names of all columns; None if they are not known yet.
+
+    Raises:
+        ExpressionError: it is no condition, or has the name of something else than a column.
+    """
+    if len(text) > _LIMIT:
+        raise ExpressionError(f"The condition has {len(text)} characters; at most {_LIMIT} are allowed.")
+    reader = _Reader(text, columns)
+    at, end = 0, len(text.rstrip())
+    while at < end:
+        match = _TOKEN.match(text, at)
+        if match is None:
+            raise reader.error(f"'{text[at:].split()[0]}' is not understood")
+        reader.add(match)
+        at = match.end()
+    if not reader.sql:
+        raise ExpressionError("The condition is empty; write for example: X > 0.3 and state == 'failed'")
+    return Condition(" ".join(reader.sql), tuple(reader.texts), tuple(reader.used))
+
+
+class _Reader:
+    """Builds the SQL of a condition, token by token."""
+
+    def __init__(self, text: str, columns: Sequence[str] | None) -> None:
+        self._text, self._columns = text, columns
+        self.sql: list[str] = []
+        self.texts: list[str] = []
+        self.used: list[str] = []
+        self._compared = [False]  # for each open bracket: whether a comparison is open
+
+    def error(self, problem: str) -> ExpressionError:
+        return ExpressionError(f"The condition '{self._text}': {problem}{'' if problem.endswith(('?', '.')) else '.'}")
+
+    def add(self, match: re.Match[str]) -> None:
+        """Add the SQL of one token."""
+        kind, token = match.lastgroup, match[0].strip()
+        if kind == "text":
+            quote = token[0]
+            self.texts.append(token[1:-1].replace(quote * 2, quote))
+            self.sql.append("?")
+        elif kind == "number":
+            self.sql.append(token)
+        elif kind == "quoted":
+            self._add_column(match["quoted"])
+        elif kind == "name":
+            self._add_name(token, is_call=self._text[match.end() :].lstrip().startswith("("))
+        else:
+            self._add_operator(token)
+
+    def _add_name(self, name: str, *, is_call: bool) -> None:
+        word = _SYNONYMS.get(name.lower(), name.lower())
+        if word in _WORDS and (self._columns is None or name not in self._columns or word in ("and", "or", "not")):
+            if word == "null" and self.sql and self.sql[-1] in _COMPARISONS:
+                self.sql[-1] = "is" if self.sql[-1] in ("=", "==") else "is not"
+            if word in _JOINING:
+                self._compared[-1] = False
+            self.sql.append(word)
+        elif is_call:
+            if word not in FUNCTIONS:
+                raise self.error(f"there is no function '{name}'; {nearest(name, FUNCTIONS)}")
+            self.sql.append(word)
+        else:
+            self._add_column(name)
+
+    def _add_column(self, name: str) -> None:
+        if self._columns is not None and name not in self._columns:
+            raise self.error(f"there is no column '{name}'; {nearest(name, self._columns)}")
+        if name not in self.used:
+            self.used.append(name)
+        self.sql.append(f"c{self.used.index(name)}")
+
+    def _add_operator(self, sign: str) -> None:
+        if sign in _FOREIGN:
+            raise self.error(f"'{sign}' is not understood; write {_FOREIGN[sign]}")
+        if sign in _COMPARISONS:
+            if self._compared[-1]:
+                raise self.error("two comparisons follow each other; join them with 'and', as in 0 < X and X < 1")
+            self._compared[-1] = True
+        elif sign == "(":
+            self._compared.append(False)
+        elif sign == ")":
+            if len(self._compared) == 1:
+                raise self.error("a bracket is closed that was not opened")
+            self._compared.pop()
+        elif sign == ",":
+            self._compared[-1] = False
+        # In SQL, the quotient of integers is an integer.
+        self.sql.extend(("* 1.0", "/") if sign == "/" else (sign,))
