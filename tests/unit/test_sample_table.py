@@ -27,6 +27,8 @@ from maestro_celery_plugin.report.samples_view import print_rows
 from maestro_celery_plugin.report.study_samples import Query, StudySamples
 from maestro_celery_plugin.samples.paths import SamplePaths
 from maestro_celery_plugin.samples.table import rows_at
+from maestro_celery_plugin.study.session import Session
+from maestro_celery_plugin.study.worker_facts import WorkerFacts, write_facts
 
 HEADER = "Step Name,Job ID,Workspace,State,Run Time,Elapsed Time,Start Time,Submit Time,End Time,Number Restarts,Params"
 ROW = "sim_X.1,--,sim/X.1,RUNNING,--:--:--,--:--:--,--,--,--,0,SPEED:2"
