@@ -228,7 +228,10 @@ class _RangeRun:
         directories.set_marker(sample, finished=False)
         self._ledger.write(Kind.STARTED, sample, code=int(restart))
         environment = self._slots.launches.environment(self._slot, self._manifest)
-        own = self._study.variables if is_first else {**self._study.variables, AGAIN_VARIABLE: "1"}
+        own = dict(self._study.variables)
+        # The directory of a step that has no samples exists before its first run; a resent range tells more.
+        if mode is not RunMode.FIRST or (self._task.epoch > 1 and not is_first):
+            own[AGAIN_VARIABLE] = "1"
         if own:
             environment = {**(environment or os.environ), **own}
         running = self._runner.start(sample, first=is_first, restart=restart, environment=environment)
