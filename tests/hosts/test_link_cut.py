@@ -138,6 +138,10 @@ def attempts(records):
     return {sample: sorted(runs.values()) for sample, runs in found.items()}
 
 
+def starts_of(host, records):
+    return sum(line.startswith("start") and host.name in line for line in records.read_text().splitlines())
+
+
 def assert_nothing_lost_or_twice(study, records):
     found = attempts(records)
     assert sorted(found) == list(range(1, COUNT + 1))
@@ -171,6 +175,8 @@ def test_a_host_that_is_cut_off_with_its_files(mounting_host, start, records):
     study = start(mounting_host, "threads")
     for command, answer in (("status", "cut RUNNING"), ("resume", "A conductor of the study")):
         assert answer in there(mounting_host, study, command)  # although sshfs has locks for each host alone
+    before = starts_of(mounting_host, records)
+    wait_for(lambda: starts_of(mounting_host, records) > before, "a sample that the cut will hit")
     mounting_host.cut()
     cut_at = since_boot()
     wait_for(lambda: not has_far_worker(study), "the silence of the host", 60)
