@@ -20,9 +20,10 @@ class FreeSlots:
     Args:
         beats: The heartbeats of the live workers.
         leases: The leases of the workers.
+        study: Identity of the study of the step records.
     """
 
-    def __init__(self, beats: Iterable[Heartbeat], leases: Leases) -> None:
+    def __init__(self, beats: Iterable[Heartbeat], leases: Leases, study: str) -> None:
         self._of_group: Counter[str] = Counter()
         # Slots of workers whose remaining time is too short for the samples of a step record.
         self._without_time: Counter[tuple[str, int]] = Counter()
@@ -34,8 +35,9 @@ class FreeSlots:
                 continue
             free = max(0, beat.slots - leases.count(beat.name))
             self._of_group[beat.group] += free
-            for number in beat.refuses:
-                self._without_time[beat.group, number] += free
+            for owner, number in beat.out_of_time:
+                if owner == study:
+                    self._without_time[beat.group, number] += free
 
     def accept(self, record: StepRecord) -> bool:
         """Tell whether a free slot accepts samples of a step record."""

@@ -158,7 +158,7 @@ class Scaling:
 
     def free_slots(self) -> FreeSlots:
         """Count the free slots of the live workers."""
-        return FreeSlots(self._pool.alive.values(), self._records.leases)
+        return FreeSlots(self._pool.alive.values(), self._records.leases, self._plan.id)
 
     @property
     def ended_workers(self) -> Set[str]:

@@ -89,7 +89,8 @@ class GroupSentences:
 
     def _state(self, worker: str, state: WorkerState) -> str:
         beat = self._beats.get(worker)
-        if beat is not None and (beat.refuses or state is WorkerState.DRAINING):
+        is_out_of_time = beat is not None and any(study == self._plan.id for study, _ in beat.out_of_time)
+        if is_out_of_time or state is WorkerState.DRAINING:
             return f"{state}, its allocation ends too soon for the remaining samples"
         if state is WorkerState.DISCONNECTED:
             node = beat.node if beat is not None else "its machine"

@@ -40,8 +40,8 @@ class Heartbeat:
         allocation: Its allocation, such as ``sim/2``; empty for a worker outside of the study's allocations.
         ends_at: End of the allocation (Unix seconds of the worker's machine); None for no end.
         refused_messages: Number of messages that it has refused because they are unreadable or not of the session.
-        refuses: Numbers of the step records whose samples it does not start any more, because the remaining
-            time is too short.
+        out_of_time: (study, number of the step record) whose samples it does not start any more, because the
+            remaining time is too short.
         machine: Identity of its machine (`machine.machine_id`); empty in a heartbeat of release 0.1.
         started_at: Start of the worker (Unix seconds of its machine), for users; None in a heartbeat of release 0.1.
     """
@@ -58,7 +58,7 @@ class Heartbeat:
     allocation: str = ""
     ends_at: float | None = None
     refused_messages: int = 0
-    refuses: tuple[int, ...] = ()
+    out_of_time: tuple[tuple[str, int], ...] = ()
     machine: str = ""
     started_at: float | None = None
 

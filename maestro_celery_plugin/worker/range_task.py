@@ -263,6 +263,7 @@ class _RangeRun:
         task, study = self._task, self._study
         return Running(
             attempt,
+            task.study_id,
             task.record,
             self._signal,
             lambda: study.must_end(task.record, task.epoch, sample),

@@ -38,6 +38,7 @@ class Running:
 
     Attributes:
         attempt: The attempt.
+        study: Identity of its study.
         record: Number of the step record.
         signal: The signal that the sample receives before its allocation ends.
         must_end: Returns whether the coordinator has cancelled the attempt or declared it lost.
@@ -45,6 +46,7 @@ class Running:
     """
 
     attempt: RunningAttempt
+    study: str
     record: int
     signal: signal.Signals
     must_end: Callable[[], bool]
@@ -82,7 +84,7 @@ class Slots:
         self._running: dict[int, Running] = {}
         self._mean_s: dict[tuple[str, int | str], float] = {}
         self._longest_s: dict[tuple[str, int], float] = {}
-        self._out_of_time: set[int] = set()
+        self._out_of_time: set[tuple[str, int]] = set()
         self._requesting: set[tuple[str, int]] = set()
         self._free: queue.SimpleQueue[int] = queue.SimpleQueue()
         for slot in range(count):
@@ -158,16 +160,17 @@ class Slots:
         """
         if not self._deadline.is_in_allocation:
             return True
-        elapsed_s = [item.attempt.elapsed_s for item in list(self._running.values()) if item.record == task.record]
+        place = task.study_id, task.record
+        elapsed_s = [one.attempt.elapsed_s for one in list(self._running.values()) if (one.study, one.record) == place]
         longest_s = max((*elapsed_s, self._longest_s.get((task.study, task.record), 0.0)))
         if self._deadline.fits(manifest.time_request_s, longest_s):
             return True
-        self._out_of_time.add(task.record)
+        self._out_of_time.add(place)
         return False
 
     @property
-    def out_of_time(self) -> tuple[int, ...]:
-        """Numbers of the step records whose samples do not start any more, because the time is too short."""
+    def out_of_time(self) -> tuple[tuple[str, int], ...]:
+        """(study, step record) whose samples do not start any more, because the time is too short."""
         return tuple(sorted(self._out_of_time))
 
     # --- running attempts ---

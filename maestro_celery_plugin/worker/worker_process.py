@@ -238,7 +238,7 @@ class WorkerProcess:
             allocation=self._arguments.allocation,
             ends_at=None if math.isinf(self._deadline.ends_at) else self._deadline.ends_at,
             refused_messages=gate.refused.total(),
-            refuses=self._tasks.slots.out_of_time if self._tasks else (),
+            out_of_time=self._tasks.slots.out_of_time if self._tasks else (),
             machine=machine_id(),
             started_at=self._started_at,
         )
@@ -301,7 +301,7 @@ class WorkerProcess:
         """Tell whether the time is too short for samples of a step record."""
         if self._tasks is not None:
             return bool(self._tasks.slots.out_of_time)
-        return any(beat.refuses for beat in self._session.heartbeats.all(f"{self._name}."))
+        return any(beat.out_of_time for beat in self._session.heartbeats.all(f"{self._name}."))
 
     def _can_receive(self) -> bool:
         """Tell whether this worker should receive messages: a slot is free, or it has no work although none is free."""

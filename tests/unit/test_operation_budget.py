@@ -150,9 +150,20 @@ def test_free_slots_are_counted_once_for_all_step_records(study, monkeypatch):
     count = study.records.leases.count
     monkeypatch.setattr(study.records.leases, "count", lambda writer: counted.append(writer) or count(writer))
 
-    free_slots = FreeSlots(beats, study.records.leases)
+    free_slots = FreeSlots(beats, study.records.leases, "study-1")
     assert all(free_slots.accept(record) for record in study.records)
 
     assert len(counted) == WRITERS
+
+
+def test_slots_without_time_for_a_study_are_free_for_the_others(study):
+    """Given the same number of a step record in two studies, then the slots are free for one of them."""
+    record = next(iter(study.records))
+    beat = Heartbeat(
+        name="w-0", group="w", host="h", node="n", supervisor=(1, 1), process=(1, 1), slots=2, beat=1,
+        state=WorkerState.BUSY, out_of_time=(("study-1", record.number),),
+    )  # fmt: skip
+    assert not FreeSlots([beat], study.records.leases, "study-1").accept(record)
+    assert FreeSlots([beat], study.records.leases, "study-2").accept(record)
 
 

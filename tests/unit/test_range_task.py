@@ -900,7 +900,7 @@ def test_no_sample_starts_without_enough_time_before_the_end_of_the_allocation(m
 
     assert Kind.STARTED not in ensemble.entries["kind"]
     assert ensemble.entries["kind"][-1] == Kind.RELEASED
-    assert process.slots.out_of_time == (1,)
+    assert process.slots.out_of_time == ((ensemble.task().study_id, 1),)
 
 
 def test_no_sample_starts_in_less_time_than_the_longest_sample_took(make):

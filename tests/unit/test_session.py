@@ -135,7 +135,7 @@ def test_a_heartbeat_in_the_format_of_version_0_1_is_read(session, state):
         '{"name": "w-1", "group": "w", "host": "h1", "node": "n1", "supervisor": [10, 11], "process": [12, 13], "slots": 4, '
         f'"beat": 5, "state": "{state}", "allocation": "", "ends_at": null, "refuses": [3]}}'
     )
-    assert session.heartbeats.all() == [dataclasses.replace(BEAT, state=WorkerState(state), refuses=(3,))]
+    assert session.heartbeats.all() == [dataclasses.replace(BEAT, state=WorkerState(state))]
 
 
 def test_a_worker_with_a_state_of_another_version_is_not_dead(session):
