@@ -21,15 +21,12 @@ from maestro_celery_plugin.config.settings import (
     EnsembleSettings,
     MerlinSettings,
     StepFacts,
-    StepSettings,
 )
-from maestro_celery_plugin.config.step_entry import STEP_KEY
-from maestro_celery_plugin.config.tokens import SAMPLE_TOKENS, NameMatcher, names_in, substitute
-from maestro_celery_plugin.config.user_configuration import batch_defaults, configuration_path, read_configuration
-from maestro_celery_plugin.machine import host_name
+from maestro_celery_plugin.maestro.batch_defaults import defaults_for, without_nulls
 from maestro_celery_plugin.maestro.command_line import check_command_line
 from maestro_celery_plugin.maestro.launch import EnsembleDependency, check_launch
 from maestro_celery_plugin.maestro.launch_options import OPTIONS
+from maestro_celery_plugin.maestro.maestro_form import add_entry, maestro_environment, step_settings, without_settings
 from maestro_celery_plugin.maestro.schemas import maestro_schemas
 from maestro_celery_plugin.maestro.specification_texts import LaunchedSpecification, specification_texts
 from maestro_celery_plugin.maestro.workspaces import check_workspaces
@@ -38,9 +35,7 @@ from maestro_celery_plugin.plugins import may_be_read
 from maestro_celery_plugin.samples.paths import FINISHED_MARKER
 from maestro_celery_plugin.samples.table import SUFFIXES
 from maestro_celery_plugin.spec.checks import (
-    STEP_SETTING_KEYS,
     blocks_of,
-    check_batch,
     check_content,
     check_native,
     check_shape,
@@ -54,6 +49,7 @@ from maestro_celery_plugin.spec.placeholders import check_placeholders
 from maestro_celery_plugin.spec.plain_data import check_plain
 from maestro_celery_plugin.spec.problems import Checked, Problem, passed
 from maestro_celery_plugin.spec.resource_checks import check_resources, step_needs
+from maestro_celery_plugin.spec.sampled_steps import sampled_steps
 from maestro_celery_plugin.spec.sources import with_sources
 from maestro_celery_plugin.spec.step_groups import at_their_steps, with_step_groups
 from maestro_celery_plugin.spec.step_keys import ignored_keys, step_priority, with_native_values
@@ -148,8 +144,8 @@ class EnsembleSpecification(YAMLSpecification):  # type: ignore[misc]
         env = blocks.get("env")
         data, blocks = with_merlins_output_path(data, env), with_merlins_output_path(blocks, env)
         own = {} if "batch" in broken else known.get("batch") or {}
-        self.batch_defaults = _defaults_for(own)
-        blocks["batch"] = {**self.batch_defaults, **_without_nulls(own)}
+        self.batch_defaults = defaults_for(own)
+        blocks["batch"] = {**self.batch_defaults, **without_nulls(own)}
         self._launched = LaunchedSpecification(data, blocks["batch"], overrides, self._file)
         yield from doubled_paths(blocks)
         variables = Variables(blocks, literal)
@@ -177,7 +173,7 @@ class EnsembleSpecification(YAMLSpecification):  # type: ignore[misc]
 
     def _take(self, data: dict[str, Any]) -> Iterator[Problem]:
         """Take over the values of a specification, and check the worker groups."""
-        self._sampled = _sampled_steps(data)
+        self._sampled = sampled_steps(data)
         merlin = settings_of(MerlinSettings, data.get("merlin") or {}, "merlin")
         resources, data["study"] = yield from with_step_groups(merlin.resources, data)
         self._step_groups = resources.workers.keys() - merlin.resources.workers.keys()
@@ -190,7 +186,7 @@ class EnsembleSpecification(YAMLSpecification):  # type: ignore[misc]
         self.ensemble = replace(settings, finished_markers=FINISHED_MARKER in str(data))
         data["study"] = yield from with_sources(data, self._shells(data["study"]))
         self.description = data["description"]
-        self.environment = _maestro_environment(data.get("env") or {}, self.path)
+        self.environment = maestro_environment(data.get("env") or {}, self.path)
         self.globals = data.get("global.parameters") or {}
         self.study = data["study"]
         self.batch = {"type": "celery"}  # `launch.EnsembleDependency` completes it
@@ -244,21 +240,21 @@ class EnsembleSpecification(YAMLSpecification):  # type: ignore[misc]
                 needs=needs,
                 priority=priority,
             )
-            kind = batch_type_of(self.ensemble, _step_settings(step))
+            kind = batch_type_of(self.ensemble, step_settings(step))
             yield from ignored_keys(run, kind, f"study.{name}.run", launches=facts[name].launches)
         return facts
 
     def _shells(self, study: Iterable[Mapping[str, Any]]) -> dict[str, str]:
         """Return the interpreter of each step that workers run."""
         steps = [step for step in study if step["name"] not in self._native]
-        return {step["name"]: shell_of(self.ensemble, _step_settings(step)) for step in steps}
+        return {step["name"]: shell_of(self.ensemble, step_settings(step)) for step in steps}
 
     def _verify_by_maestro(self) -> Iterator[Problem]:
         """Let Maestro verify its part; its logger is disabled meanwhile, because it would log a traceback."""
         maestro_logger = logging.getLogger(YAMLSpecification.__module__)
         disabled, maestro_logger.disabled = maestro_logger.disabled, True
         steps, text = self.study, ""
-        self.study = [{**step, "run": _maestro_part(step["run"])} for step in steps]
+        self.study = [{**step, "run": without_settings(step["run"])} for step in steps]
         try:
             self.verify()
         except Exception as cause:
@@ -291,7 +287,7 @@ class EnsembleSpecification(YAMLSpecification):  # type: ignore[misc]
         steps: list[Any] = super().get_study_steps()
         for step in steps:
             if step.name not in self._native:
-                _add_entry(step, is_sampled=step.name in self._sampled)
+                add_entry(step, is_sampled=step.name in self._sampled)
         return steps
 
 
@@ -301,83 +297,6 @@ def _check_reader(settings: EnsembleSettings) -> Iterator[Problem]:
     if file and not file.endswith(")") and not may_be_read(file):
         text = f"no reader for '{Path(file).name}'; files with the suffix {', '.join(SUFFIXES)} can be read."
         yield Problem("merlin.samples.file", text)
-
-
-def _defaults_for(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the keys of `batch` from the user's configuration that a specification does not have.
-
-    They belong to a batch system: a specification that names another one takes none of them. A study that exists keeps
-    those of its launch.
-
-    Raises:
-        ConfigurationError: the configuration cannot be used.
-        SpecificationError: a key cannot be used; the message names the configuration.
-    """
-    defaults = OPTIONS.batch_defaults
-    if defaults is None:
-        defaults = batch_defaults(read_configuration(), host_name())
-        passed(check_batch(defaults, "batch"), str(configuration_path()))
-    own = _without_nulls(batch)
-    if "type" in own and own["type"] != defaults.get("type", own["type"]):
-        return {}
-    return {key: value for key, value in defaults.items() if key not in own}
-
-
-def _without_nulls(block: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in block.items() if value is not None}
-
-
-def _add_entry(step: Any, *, is_sampled: bool) -> None:
-    """Move the plugin's settings of a step under one key of `run` (`config/step_entry.py`)."""
-    settings = _setting_keys(step.run)
-    step.run[STEP_KEY] = {"step": step.name, "sampled": is_sampled, "settings": settings}
-    step.run["restart"] = step.run["restart"] or step.run["cmd"]
-    for key in STEP_SETTING_KEYS:
-        step.run.pop(key, None)
-
-
-def _step_settings(step: Mapping[str, Any]) -> StepSettings:
-    return settings_of(StepSettings, _setting_keys(step["run"]), f"study.{step['name']}.run")
-
-
-def _setting_keys(run: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the keys of a step that the plugin reads."""
-    return {key: run[key] for key in STEP_SETTING_KEYS if run.get(key) is not None}
-
-
-def _sampled_steps(data: Mapping[str, Any]) -> frozenset[str]:
-    """Return the names of the steps whose own `cmd` or `restart` has a token of a sample."""
-    samples = (data.get("merlin") or {}).get("samples")
-    if samples is None:
-        return frozenset()
-    env = data.get("env") or {}
-    texts = {name: str(value) for name, value in (env.get("labels") or {}).items()}
-    other_names = {*(data.get("global.parameters") or {}), *(env.get("variables") or {}), *texts}
-    matcher = NameMatcher((*samples["column_labels"], *SAMPLE_TOKENS))
-
-    def is_sampled(run: Mapping[str, Any]) -> bool:
-        used = {name for key in ("cmd", "restart") for name in names_in(substitute(run.get(key) or "", texts))}
-        return any(matcher.match(name) for name in used - other_names)
-
-    return frozenset(step["name"] for step in data["study"] if is_sampled(step["run"]))
-
-
-def _maestro_part(run: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in run.items() if key not in STEP_SETTING_KEYS}
-
-
-def _maestro_environment(env: Mapping[str, Any], path: str | None) -> dict[str, Any]:
-    """Return `env` in a form for Maestro: no lists among the variables, no `$(SPECROOT)` in `OUTPUT_PATH`.
-
-    Merlin allows `$(SPECROOT)` there, but Maestro reads `OUTPUT_PATH` before it sets `SPECROOT` (maestro.py:380, 437).
-    """
-    if not env.get("variables"):
-        return dict(env)
-    variables = {n: str(v) if isinstance(v, list) else v for n, v in env["variables"].items()}
-    if path and isinstance(variables.get("OUTPUT_PATH"), str):
-        root = str(Path(path).absolute().parent)
-        variables["OUTPUT_PATH"] = substitute(variables["OUTPUT_PATH"], {"SPECROOT": root})
-    return {**env, "variables": variables}
 
 
 def _ensemble_settings(

@@ -6,12 +6,10 @@ An ensemble is a ``merlin`` block, or a step key that Maestro does not have.
 from __future__ import annotations
 
 import contextlib
-import difflib
 import gc
 import io
 import logging
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,26 +19,22 @@ from maestrowf.specification.yamlspecification import YAMLSpecification
 from maestro_celery_plugin import python_processes
 from maestro_celery_plugin.errors import EnsembleError, SpecificationError, StudyError
 from maestro_celery_plugin.imports import one_thread
+from maestro_celery_plugin.maestro.ensemble_detection import (
+    find_ensemble,
+    has_merlin_block,
+    may_have_ensemble,
+    yaml_problem,
+)
 from maestro_celery_plugin.maestro.launch_options import OPTIONS
-from maestro_celery_plugin.maestro.schemas import maestro_schemas
 from maestro_celery_plugin.maestro.yaml_text import load
 from maestro_celery_plugin.spec.overrides import Overrides
-from maestro_celery_plugin.spec.problems import Checked, Problem, passed
+from maestro_celery_plugin.spec.problems import passed
 
 __all__ = [
-    "WORDS_OF_ENSEMBLES",
     "Specification",
-    "find_ensemble",
     "load_ensemble",
     "without_log_of_maestro",
-    "yaml_problem",
 ]
-
-# A word of each block and step key that Maestro does not have. A backslash may stand for any letter.
-WORDS_OF_ENSEMBLES = re.compile(
-    r"merlin|resources|samples|task_queue|max_|retry_|time_request|gpus per task|resource set|launch[ _]distribution|"
-    r"exit_on_error|shell|batch|signal|slurm|lsf|flux|\\"
-)
 
 
 class Specification(YAMLSpecification):  # type: ignore[misc]
@@ -220,7 +214,7 @@ def _text_of(path: str) -> str | None:
     try:
         return data.decode()
     except UnicodeDecodeError as cause:
-        if _has_merlin(data):
+        if has_merlin_block(data):
             raise SpecificationError.at(Path(path).name, "", f"the file is not UTF-8 ({cause}); convert it.") from cause
         return None
 
@@ -239,19 +233,6 @@ def _replay(stream: Any, text: Any) -> Any:
     return replay
 
 
-def _has_merlin(data: bytes) -> bool:
-    """Tell whether the text of a specification, which may be no valid YAML, has a ``merlin`` block.
-
-    In UTF-16, every second byte of these letters is 0.
-    """
-    return re.search(rb"^merlin\s*:", data.replace(b"\0", b""), re.MULTILINE) is not None
-
-
-def _may_have_ensemble(text: Any) -> bool:
-    """Tell whether a specification has a word of an ensemble; without one, only Maestro needs to parse it."""
-    return not isinstance(text, str) or WORDS_OF_ENSEMBLES.search(text.replace("\0", "")) is not None
-
-
 def _ensemble_data(text: Any, file: str) -> dict[str, Any] | None:
     """Return the specification as a dictionary if it has an ensemble, else None.
 
@@ -261,9 +242,9 @@ def _ensemble_data(text: Any, file: str) -> dict[str, Any] | None:
         SpecificationError: text with a ``merlin`` block is not valid YAML, its name is misspelt, or a block of an
             ensemble has a key twice.
     """
-    if text is None or text == Specification.text_without_ensemble or not _may_have_ensemble(text):
+    if text is None or text == Specification.text_without_ensemble or not may_have_ensemble(text):
         return None
-    has_merlin = isinstance(text, str) and _has_merlin(text.encode(errors="replace"))
+    has_merlin = isinstance(text, str) and has_merlin_block(text.encode(errors="replace"))
     if has_merlin:
         _prepare_processes()
     try:
@@ -278,55 +259,3 @@ def _ensemble_data(text: Any, file: str) -> dict[str, Any] | None:
     if ensemble is None:
         Specification.text_without_ensemble = text
     return ensemble
-
-
-def find_ensemble(data: dict[str, Any], repeated: Iterable[tuple[str, str]]) -> Checked[dict[str, Any] | None]:
-    """Return the specification, with the right name of the `merlin` block; None if it has no ensemble.
-
-    Args:
-        data: The specification.
-        repeated: The keys that stand twice in a block; a fault if the specification has an ensemble.
-    """
-    named: dict[str, Any] = {}
-    for block, value in data.items():
-        if block != "merlin" and _resembles_merlin(block, value):
-            yield Problem("", f"unknown block '{block}'; did you mean 'merlin'?")
-            named.setdefault("merlin", value)
-        else:
-            named[block] = value
-    if "merlin" not in named and not _has_step_key(named.get("study")):
-        return None
-    for where, text in repeated:
-        yield Problem(where, text)
-    return named
-
-
-def _resembles_merlin(name: Any, block: Any) -> bool:
-    """Tell whether a block is a ``merlin`` block with a misspelt name: the name is similar, and it has a key of it.
-
-    Maestro ignores other blocks that it does not know.
-    """
-    is_similar = bool(difflib.get_close_matches(str(name), ["merlin"], cutoff=0.8))
-    return is_similar and isinstance(block, dict) and not block.keys().isdisjoint(("resources", "samples"))
-
-
-def yaml_problem(cause: Exception) -> tuple[str, str]:
-    """Return the position and the message of a YAML error."""
-    mark = getattr(cause, "problem_mark", None)
-    where = f"line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-    problem = getattr(cause, "problem", None) or " ".join(str(cause).split())
-    return where, f"invalid YAML: {problem}; check the indentation, quotes and colons in this line and before it."
-
-
-def _has_step_key(study: Any) -> bool:
-    """Tell whether a step has a key of the plugin, which Maestro alone does not support."""
-    if not isinstance(study, list):
-        return False
-    runs = [step["run"] for step in study if isinstance(step, dict) and isinstance(step.get("run"), dict)]
-    of_maestro = maestro_schemas()["STUDY_STEP"]["properties"]["run"]["properties"]
-    others = {key for run in runs for key in run if key not in of_maestro}
-    if not others:
-        return False
-    from maestro_celery_plugin.spec.checks import STEP_SETTING_KEYS
-
-    return not others.isdisjoint(STEP_SETTING_KEYS)

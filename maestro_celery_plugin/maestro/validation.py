@@ -21,12 +21,13 @@ from maestrowf.specification.yamlspecification import YAMLSpecification
 from maestro_celery_plugin.config.tokens import names_in, substitute
 from maestro_celery_plugin.errors import EnsembleError, SpecificationError, StudyError
 from maestro_celery_plugin.maestro.command_line import check_place, check_specification_file, check_study_name
+from maestro_celery_plugin.maestro.ensemble_detection import find_ensemble, yaml_problem
 from maestro_celery_plugin.maestro.ensemble_specification import EnsembleSpecification
 from maestro_celery_plugin.maestro.launch import check_batch_systems
 from maestro_celery_plugin.maestro.launch_options import OPTIONS
 from maestro_celery_plugin.maestro.parameter_generator import generate
 from maestro_celery_plugin.maestro.schemas import shipped_schemas
-from maestro_celery_plugin.maestro.specification import find_ensemble, without_log_of_maestro, yaml_problem
+from maestro_celery_plugin.maestro.specification import without_log_of_maestro
 from maestro_celery_plugin.maestro.yaml_text import lines_of, load
 from maestro_celery_plugin.spec.checks import check_blocks, check_shape
 from maestro_celery_plugin.spec.dag import check_graph

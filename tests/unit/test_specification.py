@@ -21,7 +21,8 @@ from maestro_celery_plugin.config.settings import BatchSettings, GenerateSetting
 from maestro_celery_plugin.config.step_entry import STEP_KEY
 from maestro_celery_plugin.errors import SpecificationError
 from maestro_celery_plugin.hookspecs import hookimpl
-from maestro_celery_plugin.maestro.specification import WORDS_OF_ENSEMBLES, Specification
+from maestro_celery_plugin.maestro.ensemble_detection import WORDS_OF_ENSEMBLES
+from maestro_celery_plugin.maestro.specification import Specification
 from maestro_celery_plugin.plugins import batch_system, plugin_manager
 from maestro_celery_plugin.spec import dag
 from maestro_celery_plugin.spec.checks import STEP_SETTING_KEYS
@@ -164,7 +165,8 @@ def test_a_specification_without_a_merlin_block_has_no_ensemble(tmp_path):
 def test_a_specification_without_a_merlin_block_imports_no_slow_package(loads):
     code = (
         "import sys\n"
-        "from maestro_celery_plugin.maestro.specification import WORDS_OF_ENSEMBLES, Specification as S\n"
+        "from maestro_celery_plugin.maestro.ensemble_detection import WORDS_OF_ENSEMBLES\n"
+        "from maestro_celery_plugin.maestro.specification import Specification as S\n"
         f"if {loads}: S.load_specification({str(SPECS / 'plain.yaml')!r}).get_study_environment()\n"
         "print(sorted({'celery', 'kombu', 'numpy', 'pluggy', 'psutil', 'msgspec', 'redis'} & set(sys.modules)))"
     )
