@@ -34,7 +34,8 @@ from maestro_celery_plugin.report.model import StudyStatus
 from maestro_celery_plugin.report.monitor import MonitoredStudy, monitor
 from maestro_celery_plugin.report.reader import StatusReader
 from maestro_celery_plugin.report.sample_columns import Column, Source
-from maestro_celery_plugin.report.study_samples import Query, SampleRows, StudySamples
+from maestro_celery_plugin.report.sample_rows import Query, SampleRows
+from maestro_celery_plugin.report.study_samples import StudySamples
 from maestro_celery_plugin.report.table_files import write_table
 from maestro_celery_plugin.study.plan import StudyPlan
 

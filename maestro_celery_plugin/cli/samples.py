@@ -8,8 +8,9 @@ from pathlib import Path
 import click
 from rich.console import Console
 
+from maestro_celery_plugin.report.sample_rows import Query
 from maestro_celery_plugin.report.samples_view import print_rows
-from maestro_celery_plugin.report.study_samples import Query, StudySamples
+from maestro_celery_plugin.report.study_samples import StudySamples
 from maestro_celery_plugin.report.table_files import check_file, write_csv, write_table
 
 __all__ = ["command"]

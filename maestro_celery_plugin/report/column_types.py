@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from maestro_celery_plugin.report.sample_columns import Column, Kind
-from maestro_celery_plugin.report.study_samples import SampleRows
+from maestro_celery_plugin.report.sample_rows import SampleRows
 
 __all__ = ["ColumnType", "as_text", "column_types", "dtype_of", "filled", "typed"]
 

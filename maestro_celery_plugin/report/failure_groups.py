@@ -13,8 +13,9 @@ from maestro_celery_plugin.report.column_types import as_text
 from maestro_celery_plugin.report.distinction import Rule, distinctions
 from maestro_celery_plugin.report.failed_samples import last_lines
 from maestro_celery_plugin.report.sample_columns import Column, RecordColumns, Source
+from maestro_celery_plugin.report.sample_rows import BLOCK, Query
 from maestro_celery_plugin.report.sample_status import SampleStatus
-from maestro_celery_plugin.report.study_samples import BLOCK, Query, StudySamples
+from maestro_celery_plugin.report.study_samples import StudySamples
 
 __all__ = ["FailureGroup", "StepFailures", "step_failures"]
 

@@ -6,6 +6,7 @@ A JSON object, a csv file with a header and one row, lines ``key=value``, or one
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import os
 import stat
@@ -23,10 +24,48 @@ from maestro_celery_plugin.errors import EnsembleError
 from maestro_celery_plugin.files import read_text
 from maestro_celery_plugin.samples.npy_file import NpyFile
 
-__all__ = ["ResultStore", "read_result"]
+__all__ = ["ResultFile", "ResultStore", "read_result"]
 
 _LIMIT_BYTES = 16 << 20
 _LARGEST = 2**63
+
+
+@dataclasses.dataclass
+class ResultFile:
+    """One result file of all samples; it counts where it cannot be read.
+
+    Attributes:
+        name: The path of the file below the directory of a sample.
+        faults: The number of samples whose file is missing or cannot be read.
+        first: The first of these files, and why.
+    """
+
+    name: str
+    faults: int = 0
+    first: str = ""
+
+    def read(self, directory: str, *, must_exist: bool) -> dict[str, Any]:
+        """Return the values in the file of a sample; none if it cannot be read."""
+        path = Path(directory, self.name)
+        try:
+            return read_result(path)
+        except FileNotFoundError:
+            problem = "it does not exist"
+            if not must_exist:
+                return {}
+        except OSError as error:
+            problem = error.strerror or str(error)
+        except ValueError as error:
+            problem = str(error)
+        self.faults += 1
+        self.first = self.first or f"'{path}': {problem}"
+        return {}
+
+    @property
+    def sentence(self) -> str:
+        """The warning for the user."""
+        samples = "1 sample" if self.faults == 1 else f"{self.faults} samples"
+        return f"--read {self.name}: {samples} without a readable file; their cells are empty. The first: {self.first}."
 
 
 def read_result(path: Path) -> dict[str, Any]:

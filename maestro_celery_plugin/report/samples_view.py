@@ -12,7 +12,7 @@ from rich.text import Text
 
 from maestro_celery_plugin.report.column_types import as_text
 from maestro_celery_plugin.report.sample_columns import Column, Kind, Source
-from maestro_celery_plugin.report.study_samples import SampleRows
+from maestro_celery_plugin.report.sample_rows import SampleRows
 from maestro_celery_plugin.report.terminal import plain, shortened
 
 __all__ = ["print_rows"]

@@ -14,7 +14,7 @@ import numpy as np
 from maestro_celery_plugin.errors import ExpressionError, MissingPackageError
 from maestro_celery_plugin.files import replaced
 from maestro_celery_plugin.report.column_types import ColumnType, as_text, column_types, dtype_of, filled, typed
-from maestro_celery_plugin.report.study_samples import Block, SampleRows
+from maestro_celery_plugin.report.sample_rows import Block, SampleRows
 
 __all__ = ["SUFFIXES", "check_file", "write_csv", "write_table"]
 

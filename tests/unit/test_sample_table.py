@@ -21,10 +21,11 @@ from maestro_celery_plugin.errors import ExpressionError, SampleError, StudyErro
 from maestro_celery_plugin.ledger.entries import Kind
 from maestro_celery_plugin.ledger.writer import LedgerWriter
 from maestro_celery_plugin.plugins import open_table
-from maestro_celery_plugin.report import failure_groups, study_samples, table_files
+from maestro_celery_plugin.report import failure_groups, result_files, sample_rows, table_files
 from maestro_celery_plugin.report.failures_view import print_failures
+from maestro_celery_plugin.report.sample_rows import Query
 from maestro_celery_plugin.report.samples_view import print_rows
-from maestro_celery_plugin.report.study_samples import Query, StudySamples
+from maestro_celery_plugin.report.study_samples import StudySamples
 from maestro_celery_plugin.samples.paths import SamplePaths
 from maestro_celery_plugin.samples.table import rows_at
 from maestro_celery_plugin.study.session import Session
@@ -120,7 +121,7 @@ def test_the_size_of_a_block_changes_nothing(ensemble, monkeypatch, size):
     for query in ({}, {"where": "X > 0.2", "sort": ("KIND", "-X")}, {"limit": 9, "where": "id > 3"}):
         expected = rows_of(ensemble, **query)
         with monkeypatch.context() as patch:
-            patch.setattr(study_samples, "BLOCK", size)
+            patch.setattr(sample_rows, "BLOCK", size)
             assert rows_of(ensemble, **query) == expected
         rows = StudySamples(ensemble.root).rows(Query(**query))
         blocks = [row for block in rows.blocks(size=size) for row in block.rows()]
@@ -171,8 +172,8 @@ def test_each_file_is_read_once(ensemble, monkeypatch):
     for index in range(10):
         (ensemble.directory(index) / "r.json").write_text(json.dumps({"y": index}))
     paths = []
-    read = study_samples.read_result
-    monkeypatch.setattr(study_samples, "read_result", lambda path: paths.append(path) or read(path))
+    read = result_files.read_result
+    monkeypatch.setattr(result_files, "read_result", lambda path: paths.append(path) or read(path))
     rows = StudySamples(ensemble.root).rows(Query(read=("r.json",), where="id < 5", sort=("-y",)))
     assert [block.values["y"] for block in rows.blocks()] == [[4, 3, 2, 1, 0]]
     assert len(paths) == 5  # those that the condition excludes are not read
