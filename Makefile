@@ -64,7 +64,7 @@ bench: install
 # The site, in build/site; the reference comes from the package.
 docs: $(VENV)/.tested
 	$(BIN)/python tools/reference.py README.md
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info $(DEMO) .bench
