@@ -63,7 +63,7 @@ bench: install
 
 # The site, in build/site; the reference comes from the package.
 docs: $(VENV)/.tested
-	$(BIN)/python tools/reference.py README.md
+	$(BIN)/python tools/reference.py docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:

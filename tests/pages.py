@@ -159,7 +159,7 @@ def _block(document: Document, fence: Region) -> Block:
 def _run_comment(example: Example) -> str | None:
     name, _, rest = example.parsed.partition(":")
     if name != "run":
-        known = name in ("needs", "exit code", "output", "not run")
+        known = name in ("needs", "exit code", "output", "not run", "generated", "/generated")
         return None if known else f"unknown comment: {example.parsed!r}"
     output, code = example.namespace["shell"].run(rest.strip())
     return f"exit code {code}: {rest.strip()}\n{output}" if code else None
