@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from maestro_celery_plugin.errors import StudyError
 from maestro_celery_plugin.files import check_writable, tail, write_atomically
 from maestro_celery_plugin.maestro.cancel import end_leftovers, workers_elsewhere
 from maestro_celery_plugin.maestro.cancel_report import CancelReport
+from maestro_celery_plugin.maestro.conductor_program import conductor_program
 from maestro_celery_plugin.maestro.correction import Correction, check_complete, note_of_change, words_of
 from maestro_celery_plugin.maestro.limits import Limits, apply_limits
 from maestro_celery_plugin.maestro.reruns import RerunRequest, Reruns
@@ -274,19 +274,11 @@ def _prepare_broker(session: Session, url: str | None) -> None:
         session.remove_broker()
 
 
-def _conductor() -> str:
-    own = Path(sys.executable).with_name("conductor")
-    found = str(own) if own.is_file() else shutil.which("conductor")
-    if not found:
-        raise StudyError("There is no `conductor` in the environment of this Python; install maestrowf there.")
-    return found
-
-
 def _start_conductor(plan: StudyPlan, sleep_s: int) -> subprocess.Popen[bytes]:
     log = plan.root / "resumed.txt"
     with log.open("ab") as output:
         return subprocess.Popen(
-            [_conductor(), "-t", str(sleep_s), "-d", "2", str(plan.root)],
+            [conductor_program(), "-t", str(sleep_s), "-d", "2", str(plan.root)],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
