@@ -110,26 +110,28 @@ class _Column:
         return found
 
 
-def steps_table(steps: Sequence[StepStatus], width: int, *, ascii_only: bool = False) -> Group:
+def steps_table(
+    steps: Sequence[StepStatus], width: int, *, ascii_only: bool = False, heading: str = "step record"
+) -> Group:
     """Return one line for each step record; if the terminal is too narrow, names are shortened and columns left out."""
     is_wide = width >= _WIDE
     gap = 2 if is_wide else 1
     restarts = [f" (restarts: {step.restarts})" if step.restarts else "" for step in steps]
     names = [plain(step.name).plain for step in steps]
-    longest = max(map(cell_len, ("step record", *map(str.__add__, names, restarts))))
+    longest = max(map(cell_len, (heading, *map(str.__add__, names, restarts))))
     columns = _columns(steps, wide=is_wide)
     least, most = _BAR_WIDTHS[is_wide]
     room = width - sum(column.width + gap for column in columns)
     while len(columns) > _KEPT and room - least - gap < _least_room(columns[-1], longest, wide=is_wide):
         room += columns.pop().width + gap
     bar_width = min(most, max(least, room - longest - gap))
-    if room - bar_width - gap >= _SHORTEST_NAME:
+    if room - bar_width - gap >= min(longest, _SHORTEST_NAME):
         bars = [_bar(step, bar_width, _ASCII_SIGNS if ascii_only else _SIGNS) for step in steps]
         columns.insert(1, _Column("progress", bars, is_number=False))
         room -= bar_width + gap
     room = min(longest, max(room, _SHORTEST_NAME))
     cells = [_name(name, suffix, room) for name, suffix in zip(names, restarts, strict=True)]
-    columns = [_Column("step record", cells, is_number=False), *columns]
+    columns = [_Column(heading, cells, is_number=False), *columns]
     rows = zip(*(column.all_cells() for column in columns), strict=True)
     return Group(*(whole(_line(row, gap)) for row in rows))
 
