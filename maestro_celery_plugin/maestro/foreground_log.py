@@ -84,8 +84,9 @@ class ForegroundLog(logging.Handler):
             self._write(record)
 
     def _write(self, record: logging.LogRecord) -> None:
-        for _, handler in self._replaced:
-            if record.levelno < handler.level:
+        for logger, handler in self._replaced:
+            is_of_logger = logger is logging.root or f"{record.name}.".startswith(f"{logger.name}.")
+            if record.levelno < handler.level or not is_of_logger:
                 continue
             if self._show is not None:
                 self._show(handler.format(record))
@@ -94,8 +95,9 @@ class ForegroundLog(logging.Handler):
 
 
 def _loggers() -> list[logging.Logger]:
+    """Return the root logger, and all loggers whose lines reach its handlers."""
     known: list[Any] = [logging.root, *logging.root.manager.loggerDict.values()]
-    return [logger for logger in known if isinstance(logger, logging.Logger)]
+    return [logger for logger in known if isinstance(logger, logging.Logger) and logger.propagate]
 
 
 def _terminal_handlers(logger: logging.Logger) -> list[logging.StreamHandler[Any]]:

@@ -197,8 +197,8 @@ TOUCHPOINTS = (
     Touchpoint(
         "maestrowf.maestro",
         "Conductor",
-        "maestro.py:310 writes the request of `maestro update` with it, maestro.py:497 stores the study, maestro.py:513 "
-        "runs it in the foreground",
+        "maestro.py:310 writes the request of `maestro update` with it, maestro.py:497 stores the study, "
+        "maestro.py:514 runs it in the foreground",
         _conductor,
     ),
     Touchpoint(

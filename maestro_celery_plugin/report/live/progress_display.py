@@ -77,7 +77,8 @@ class ProgressDisplay:
             self._thread.join()
             with contextlib.suppress(EnsembleError, OSError):
                 status = self._reader.read(is_over=self._conducts)
-                view = end_view(status, self._reader, self._console, clock.monotonic() - self._begin)
+                elapsed_s = clock.monotonic() - self._begin
+                view = end_view(status, self._reader, self._console, elapsed_s, advises=exc is None)
             self._follow_size()
         finally:
             self._live.stop()

@@ -48,15 +48,23 @@ def progress_view(status: StudyStatus, reader: StatusReader, console: Console, e
     return Group(*title, *_table(_groups(status, reader), console, rows), *below)
 
 
-def end_view(status: StudyStatus, reader: StatusReader, console: Console, elapsed_s: float) -> Group:
-    """Return the last state, which stays on the terminal: all steps, failures, and commands that help."""
+def end_view(status: StudyStatus, reader: StatusReader, console: Console, elapsed_s: float, *, advises: bool) -> Group:
+    """Return the last state, which stays on the terminal: all steps, and failures.
+
+    Args:
+        status: The status.
+        reader: The reader of the status.
+        console: The terminal.
+        elapsed_s: Seconds since the begin of the display.
+        advises: Whether to add commands that help; no, if another message does so.
+    """
     groups = _groups(status, reader)
     parts: list[RenderableType] = [_title(status, elapsed_s, console.width), *_table(groups, console, len(groups))]
     kinds = reader.failure_kinds(_SHOWN_FAILURES)
     if kinds:
         parts.append(failures(kinds, status.path))
     parts += [line_of(line, console.width) for line in _problems(status)]
-    return Group(*parts, *_next_commands(status, has_failures=bool(kinds)))
+    return Group(*parts, *_next_commands(status, has_failures=bool(kinds))) if advises else Group(*parts)
 
 
 def line_of(text: Text, width: int) -> Text:
@@ -85,7 +93,7 @@ def _table(groups: Sequence[StepGroup], console: Console, rows: int) -> list[Ren
     if len(steps) > rows:
         chosen = {id(step) for step in by_urgency(steps, rows)}
         steps = [step for step in steps if id(step) in chosen]
-    table = steps_table(steps, console.width, ascii_only=console.options.ascii_only, heading="step")
+    table = steps_table(steps, console.width, ascii_only=console.options.ascii_only, heading="step", must_fit=True)
     hidden = len(groups) - len(steps)
     return [table, Text(f"and {count_words(hidden, 'more step')}", style="dim")] if hidden else [table]
 
