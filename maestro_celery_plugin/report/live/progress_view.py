@@ -10,7 +10,7 @@ from rich.text import Text
 
 from maestro_celery_plugin.report.failed_samples import failures
 from maestro_celery_plugin.report.live.step_groups import StepGroup, group_steps, samples_per_record
-from maestro_celery_plugin.report.model import StudyState, StudyStatus
+from maestro_celery_plugin.report.model import StudyState, StudyStatus, WorkerStatus
 from maestro_celery_plugin.report.reader import StatusReader
 from maestro_celery_plugin.report.steps_table import by_urgency, steps_table
 from maestro_celery_plugin.report.terminal import (
@@ -24,7 +24,16 @@ from maestro_celery_plugin.report.terminal import (
     whole,
 )
 
-__all__ = ["end_view", "progress_view"]
+__all__ = [
+    "allocation_lines",
+    "end_view",
+    "line_of",
+    "problem_lines",
+    "progress_view",
+    "title_of",
+    "worker_line",
+    "worker_totals",
+]
 
 # Allocations and sentences about problems that are shown.
 _SHOWN = 3
@@ -41,8 +50,11 @@ def progress_view(status: StudyStatus, reader: StatusReader, console: Console, e
         console: The terminal.
         elapsed_s: Seconds since the begin of the display.
     """
-    title = [_title(status, elapsed_s, console.width)]
-    below = [line_of(line, console.width) for line in (*_problems(status), *_allocations(status), *_workers(status))]
+    title = [title_of(status, console.width, elapsed_s)]
+    below = [
+        line_of(line, console.width)
+        for line in (*problem_lines(status), *allocation_lines(status), *worker_totals(status))
+    ]
     below = below[: max(0, console.height // 2 - 2)]
     rows = max(1, console.height - len(title) - len(below) - 3)  # the headings, the number of others, the cursor
     return Group(*title, *_table(_groups(status, reader), console, rows), *below)
@@ -59,11 +71,11 @@ def end_view(status: StudyStatus, reader: StatusReader, console: Console, elapse
         advises: Whether to add commands that help; no, if another message does so.
     """
     groups = _groups(status, reader)
-    parts: list[RenderableType] = [_title(status, elapsed_s, console.width), *_table(groups, console, len(groups))]
+    parts: list[RenderableType] = [title_of(status, console.width, elapsed_s), *_table(groups, console, len(groups))]
     kinds = reader.failure_kinds(_SHOWN_FAILURES)
     if kinds:
         parts.append(failures(kinds, status.path))
-    parts += [line_of(line, console.width) for line in _problems(status)]
+    parts += [line_of(line, console.width) for line in problem_lines(status)]
     return Group(*parts, *_next_commands(status, has_failures=bool(kinds))) if advises else Group(*parts)
 
 
@@ -77,7 +89,8 @@ def _groups(status: StudyStatus, reader: StatusReader) -> list[StepGroup]:
     return group_steps(status.steps, samples_per_record(reader.plan))
 
 
-def _title(status: StudyStatus, elapsed_s: float, width: int) -> Text:
+def title_of(status: StudyStatus, width: int, elapsed_s: float = 0.0) -> Text:
+    """Return the name and the state of the study in one line, whose state is always whole."""
     state = outcome_text(_state_words(status), status.failed_samples)
     end = Text.assemble("  ", state, Text(f"  {duration_words(elapsed_s)}" if elapsed_s >= 1 else "", "dim"))
     name = plain(status.study)
@@ -101,7 +114,8 @@ def _table(groups: Sequence[StepGroup], console: Console, rows: int) -> list[Ren
 # --- below the table ---
 
 
-def _problems(status: StudyStatus) -> Iterator[Text]:
+def problem_lines(status: StudyStatus) -> Iterator[Text]:
+    """Yield the sentences that need the attention of the user."""
     sentences = [status.broker_problem] if status.broker_problem else []
     sentences += [machine.sentence for machine in status.broken_machines]
     sentences += status.damage
@@ -113,23 +127,29 @@ def _problems(status: StudyStatus) -> Iterator[Text]:
         yield Text(f"and {len(sentences) - _SHOWN} more (`maestro-celery status`)", "yellow")
 
 
-def _allocations(status: StudyStatus) -> Iterator[Text]:
-    """Yield a line for the last allocation of each name."""
+def allocation_lines(status: StudyStatus, limit: int | None = _SHOWN) -> Iterator[Text]:
+    """Yield a line for the last allocation of each name, up to a limit."""
     last = {one.name: one for one in status.allocations}
-    for one in list(last.values())[:_SHOWN]:
+    for one in list(last.values())[:limit]:
         job = f"job {one.job}" if one.job else "not submitted"
         line = Text.assemble("allocation ", plain(f"{one.name}/{one.number}  {job}  "), state_text(one.state))
         slots = f"  {count_words(one.slots, 'slot')}" if one.slots else ""
         yield line.append_text(plain(f"{slots}  {one.reason}".rstrip(), "dim"))
-    if len(last) > _SHOWN:
-        yield Text(f"and {count_words(len(last) - _SHOWN, 'more allocation')}", "dim")
+    if limit is not None and len(last) > limit:
+        yield Text(f"and {count_words(len(last) - limit, 'more allocation')}", "dim")
 
 
-def _workers(status: StudyStatus) -> Iterator[Text]:
+def worker_totals(status: StudyStatus) -> Iterator[Text]:
+    """Yield a line with the number of workers in each state."""
     if status.workers:
         states = Counter(worker.state for worker in status.workers)
         words = ", ".join(f"{count} {state}" for state, count in states.items())
         yield Text(f"{count_words(states.total(), 'worker')}: {words}", "dim")
+
+
+def worker_line(worker: WorkerStatus) -> Text:
+    """Return a line about a worker."""
+    return Text.assemble("worker ", plain(f"{worker.name}  {worker.group}  {worker.node}  "), state_text(worker.state))
 
 
 # --- the end ---
