@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import shlex
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import yaml
 from filelock import FileLock, Timeout
+from rich.console import Console
 
 from maestro_celery_plugin import clock
 from maestro_celery_plugin.broker.choice import BrokerChoice, check, choose
@@ -27,6 +29,7 @@ from maestro_celery_plugin.maestro.reruns import RerunRequest, Reruns
 from maestro_celery_plugin.maestro.stop_workers import start_workers_again
 from maestro_celery_plugin.processes import forget_variable
 from maestro_celery_plugin.report.exit_codes import StudyCode, code_of
+from maestro_celery_plugin.report.live.progress_display import ProgressDisplay, is_live_terminal
 from maestro_celery_plugin.report.reader import StatusReader
 from maestro_celery_plugin.study.conductor_lock import LOCK_LIMIT_S, file_lock, has_conductor
 from maestro_celery_plugin.study.heartbeats import SILENCE_LIMIT_S
@@ -132,9 +135,14 @@ def _await_release(plan: StudyPlan) -> None:
 
 
 def _await_end(plan: StudyPlan, wait: Callable[[], object]) -> StudyCode:
-    """Wait for the end of the conductor, or until the user does not wait any longer; return how the study is then."""
+    """Wait for the end of the conductor, or until the user does not wait any longer; return how the study is then.
+
+    A terminal shows the progress.
+    """
+    display = ProgressDisplay(StatusReader(plan.root), Console(highlight=False)) if is_live_terminal() else None
     try:
-        wait()
+        with display or contextlib.nullcontext():
+            wait()
     except KeyboardInterrupt:  # the conductor has a session of its own, so it goes on
         root = shlex.quote(str(plan.root))
         print(

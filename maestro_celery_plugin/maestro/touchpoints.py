@@ -81,7 +81,10 @@ def _load_parameter_generator(original: Callable[..., Any]) -> Callable[..., Any
 
 
 def _conductor(original: Any) -> Any:
-    """Return Maestro's conductor: limits that it changes stay for a later conductor, secrets with their owner."""
+    """Return Maestro's conductor: limits that it changes stay for a later conductor, secrets with their owner.
+
+    In the foreground, a terminal shows the progress of an ensemble.
+    """
 
     class EnsembleConductor(original):  # type: ignore[misc]
         @classmethod
@@ -96,6 +99,14 @@ def _conductor(original: Any) -> Any:
             if OPTIONS.overrides.environment:
                 _protect_environment(Path(study.output_path))
             super().store_study(study)
+
+        def monitor_study(self) -> Any:
+            if OPTIONS.log is None or OPTIONS.study is None:
+                return super().monitor_study()
+            from maestro_celery_plugin.maestro.foreground import displayed
+
+            with displayed(OPTIONS.study, OPTIONS.log):
+                return super().monitor_study()
 
     return EnsembleConductor
 
@@ -187,7 +198,8 @@ TOUCHPOINTS = (
     Touchpoint(
         "maestrowf.maestro",
         "Conductor",
-        "maestro.py:310 writes the request of `maestro update` with it, maestro.py:497 stores the study",
+        "maestro.py:310 writes the request of `maestro update` with it, maestro.py:497 stores the study, "
+        "maestro.py:514 runs it in the foreground",
         _conductor,
     ),
     Touchpoint(
