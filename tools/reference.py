@@ -35,6 +35,7 @@ _OTHER_CODES = "The sample failed; a sampled step continues, within `max_failure
 # In the order of a specification.
 BLOCKS: tuple[Block, ...] = (
     settings.StepSettings,
+    settings.MerlinSettings,
     settings.SampleSettings,
     settings.GenerateSettings,
     settings.ResourceSettings,

@@ -59,6 +59,8 @@ class Specification(YAMLSpecification):  # type: ignore[misc]
             return _read_ensemble(data, file, _origin_of(path))
         if OPTIONS.overrides.no_errors:
             raise SpecificationError.at(file, "", "--no-errors: only studies with an ensemble have it; remove it.")
+        if OPTIONS.notify:
+            raise SpecificationError.at(file, "", "--notify: only studies with an ensemble have it; remove it.")
         if OPTIONS.overrides.is_given:
             _check_overrides(path)
         specification = super().load_specification(path)
