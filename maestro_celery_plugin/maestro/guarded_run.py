@@ -88,7 +88,7 @@ def _set_options(arguments: argparse.Namespace) -> None:
     OPTIONS.launching, OPTIONS.broker, OPTIONS.dry_run = True, arguments.broker, arguments.dry
     OPTIONS.broker_host, OPTIONS.arguments = arguments.broker_host, arguments
     OPTIONS.parameter_generator, OPTIONS.hashes_names = arguments.pgen is not None, arguments.hashws
-    OPTIONS.foreground = arguments.fg
+    OPTIONS.foreground, OPTIONS.notify = arguments.fg, arguments.notify
     OPTIONS.is_ensemble = OPTIONS.is_conducted = False
     OPTIONS.study = OPTIONS.directory = OPTIONS.location = OPTIONS.parent = OPTIONS.member = None
     OPTIONS.waits, OPTIONS.version, OPTIONS.log = False, None, None
