@@ -6,6 +6,7 @@ Errors of Maestro in a study without an ensemble stay as they are.
 from __future__ import annotations
 
 import argparse
+import atexit
 import contextlib
 import logging
 import os
@@ -114,9 +115,13 @@ def _parent(study: str | None) -> Member | None:
 
 
 def _without_output() -> contextlib.AbstractContextManager[None]:
+    """Print nothing more until this process ends: its conductor logs the end of the workers when it exits."""
     from maestro_celery_plugin.maestro.nested import without_output
 
-    return without_output()
+    silence = contextlib.ExitStack()
+    silence.enter_context(without_output())
+    atexit.register(silence.close)
+    return contextlib.nullcontext()
 
 
 def _set_overrides(arguments: argparse.Namespace, parent: Member | None) -> None:
