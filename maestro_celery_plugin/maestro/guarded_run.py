@@ -19,6 +19,7 @@ from maestro_celery_plugin.config.groups import awaiting, is_for_this_machine, s
 from maestro_celery_plugin.errors import EnsembleError, StudyError
 from maestro_celery_plugin.maestro.command_line import check_specification_file
 from maestro_celery_plugin.maestro.env_file import read_env_file
+from maestro_celery_plugin.maestro.foreground_log import take_log
 from maestro_celery_plugin.maestro.launch_options import OPTIONS, check_output
 from maestro_celery_plugin.spec.overrides import Overrides, variables_of
 from maestro_celery_plugin.study.plan import StudyPlan
@@ -55,6 +56,7 @@ def guarded_run(
 
             return run_nested(parent, run, arguments)
         check_output(arguments.out)
+        OPTIONS.log = take_log(arguments)
         with _without_output() if arguments.quiet else contextlib.nullcontext():
             code = run(arguments)
         _say_what_is_next(arguments)
@@ -89,7 +91,7 @@ def _set_options(arguments: argparse.Namespace) -> None:
     OPTIONS.foreground = arguments.fg
     OPTIONS.is_ensemble = OPTIONS.is_conducted = False
     OPTIONS.study = OPTIONS.directory = OPTIONS.location = OPTIONS.parent = OPTIONS.member = None
-    OPTIONS.waits, OPTIONS.version = False, None
+    OPTIONS.waits, OPTIONS.version, OPTIONS.log = False, None, None
 
 
 def _parent(study: str | None) -> Member | None:
@@ -151,7 +153,7 @@ def _end(text: str, code: int = 1) -> int:
 
 def _code_of_samples(failed: int) -> int:
     """Return the exit code of `maestro run -fg` for a study that has finished: 1 if samples have failed."""
-    if failed:
+    if failed and OPTIONS.log is None:  # the display shows it as well
         samples = "1 sample has" if failed == 1 else f"{failed} samples have"
         _end(f"{samples} failed; `maestro-celery status --failed {OPTIONS.study}` lists them.")
     return 1 if failed else 0
