@@ -18,7 +18,7 @@ from maestro_celery_plugin import clock
 from maestro_celery_plugin.broker.choice import BrokerChoice, check, choose
 from maestro_celery_plugin.broker.private import check_address, cluster_address
 from maestro_celery_plugin.config.groups import has_other_hosts
-from maestro_celery_plugin.errors import StudyError
+from maestro_celery_plugin.errors import DamagedFileError, StudyError
 from maestro_celery_plugin.files import check_writable, tail, write_atomically
 from maestro_celery_plugin.maestro.cancel import end_leftovers, workers_elsewhere
 from maestro_celery_plugin.maestro.cancel_report import CancelReport
@@ -44,6 +44,8 @@ from maestro_celery_plugin.study.study_processes import StudyProcesses
 __all__ = ["resume"]
 
 _START_LIMIT_S = 30.0
+# The file in the study for the output of the new conductor.
+_LOG = "resumed.txt"
 # Interval between two looks at whether a conductor that another process has started lives.
 _RELEASE_INTERVAL_S = 0.5
 # Number of cancelled step records that a message names.
@@ -114,12 +116,33 @@ def _plan_of(directory: Path) -> StudyPlan:
         plan = _with_own_session(plan)
     if not plan.session.exists():
         raise StudyError(f"The study '{plan.root}' was a dry run; it has no steps to continue.")
+    _check_secret(plan)
     environment = Session(plan.session).apply_environment()
     plan = dataclasses.replace(plan, overrides=dataclasses.replace(plan.overrides, environment=environment))
     for place in (plan.root, plan.info, plan.session, plan.ledger):
         if place.is_dir():
             check_writable(place)  # otherwise the new conductor could record nothing, and would end at once
     return plan
+
+
+def _check_secret(plan: StudyPlan) -> None:
+    """Make another secret for a session that has lost its own; the new conductor sends all samples again.
+
+    Raises:
+        StudyError: other studies of the session live, and their messages have the secret of before.
+    """
+    session = Session(plan.session)
+    try:
+        session.secret  # noqa: B018 (it raises an error)
+    except DamagedFileError as damage:
+        if Members(plan.session).living():
+            raise
+        session.renew_secret()
+        print(
+            f"maestro-celery: note: '{session.path / 'secret'}' was damaged ({damage.problem}); the messages of the "
+            "session have another key now.",
+            file=sys.stderr,
+        )
 
 
 def _with_own_session(plan: StudyPlan) -> StudyPlan:
@@ -150,7 +173,24 @@ def _await_end(plan: StudyPlan, wait: Callable[[], object]) -> StudyCode:
             f"The study goes on; `maestro-celery status --watch {root}` shows it, `maestro cancel {root}` ends it.",
             file=sys.stderr,
         )
-    return code_of(StatusReader(plan.root).read(), is_to_end=True)
+    code = code_of(StatusReader(plan.root).read(), is_to_end=True)
+    _say_how_it_ended(plan, code)
+    return code
+
+
+def _say_how_it_ended(plan: StudyPlan, code: StudyCode) -> None:
+    """Say why a study has not finished; the samples that have failed are not among the reasons."""
+    study = shlex.quote(str(plan.root))
+    if code is StudyCode.UNCONDUCTED:
+        output = tail(plan.root / _LOG)
+        print(
+            f"maestro-celery: error: the conductor has ended before the study; its last lines:\n{output}",
+            file=sys.stderr,
+        )
+    elif code is StudyCode.UNSUCCESSFUL:
+        print(
+            f"maestro-celery: the study has not finished; `maestro-celery explain {study}` says why.", file=sys.stderr
+        )
 
 
 def _with_correction(plan: StudyPlan, specification: Path | None) -> StudyPlan:
@@ -286,7 +326,7 @@ def _prepare_broker(session: Session, url: str | None) -> None:
 
 
 def _start_conductor(plan: StudyPlan, sleep_s: int) -> subprocess.Popen[bytes]:
-    log = plan.root / "resumed.txt"
+    log = plan.root / _LOG
     with log.open("ab") as output:
         return subprocess.Popen(
             [conductor_program(), "-t", str(sleep_s), "-d", "2", str(plan.root)],
@@ -305,5 +345,5 @@ def _await_conductor(plan: StudyPlan, process: subprocess.Popen[bytes]) -> None:
 
     clock.wait_until(has_started, _START_LIMIT_S, interval_s=0.1)
     if process.poll() not in (None, 0, 2, 3):
-        output = tail(plan.root / "resumed.txt")
+        output = tail(plan.root / _LOG)
         raise StudyError(f"The conductor has ended with code {process.returncode}; its last lines:\n{output}")
