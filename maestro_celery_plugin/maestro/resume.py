@@ -2,35 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import shlex
-import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import yaml
 from filelock import FileLock, Timeout
-from rich.console import Console
 
 from maestro_celery_plugin import clock
 from maestro_celery_plugin.broker.choice import BrokerChoice, check, choose
 from maestro_celery_plugin.broker.private import check_address, cluster_address
 from maestro_celery_plugin.config.groups import has_other_hosts
 from maestro_celery_plugin.errors import DamagedFileError, StudyError
-from maestro_celery_plugin.files import check_writable, tail, write_atomically
+from maestro_celery_plugin.files import check_writable, write_atomically
 from maestro_celery_plugin.maestro.cancel import end_leftovers, workers_elsewhere
 from maestro_celery_plugin.maestro.cancel_report import CancelReport
-from maestro_celery_plugin.maestro.conductor_program import conductor_program
 from maestro_celery_plugin.maestro.correction import Correction, check_complete, note_of_change, words_of
 from maestro_celery_plugin.maestro.limits import Limits, apply_limits
 from maestro_celery_plugin.maestro.reruns import RerunRequest, Reruns
+from maestro_celery_plugin.maestro.resumed_conductor import await_end, await_release, await_start, start_conductor
 from maestro_celery_plugin.maestro.stop_workers import start_workers_again
 from maestro_celery_plugin.processes import forget_variable
-from maestro_celery_plugin.report.exit_codes import StudyCode, code_of
-from maestro_celery_plugin.report.live.progress_display import ProgressDisplay, is_live_terminal
-from maestro_celery_plugin.report.reader import StatusReader
+from maestro_celery_plugin.report.exit_codes import StudyCode
 from maestro_celery_plugin.study.conductor_lock import LOCK_LIMIT_S, file_lock, has_conductor
 from maestro_celery_plugin.study.heartbeats import SILENCE_LIMIT_S
 from maestro_celery_plugin.study.manifest import FILE
@@ -44,10 +37,6 @@ from maestro_celery_plugin.study.study_processes import StudyProcesses
 __all__ = ["resume"]
 
 _START_LIMIT_S = 30.0
-# The file in the study for the output of the new conductor.
-_LOG = "resumed.txt"
-# Interval between two looks at whether a conductor that another process has started lives.
-_RELEASE_INTERVAL_S = 0.5
 # Number of cancelled step records that a message names.
 _SHOWN = 5
 # Seconds between two polls, as those of `maestro run`.
@@ -93,16 +82,16 @@ def resume(
     has_changes = request != RerunRequest() or specification or limits != Limits() or broker or broker_host
     if start_workers_again(plan, has_options=bool(has_changes)):
         print("The conductor of the study runs, and starts workers again.")
-        return _await_end(plan, lambda: _await_release(plan)) if foreground else StudyCode.WELL
+        return await_end(plan, lambda: await_release(plan)) if foreground else StudyCode.WELL
     try:
         with FileLock(plan.info / "resume.lock").acquire(timeout=0):
             plan = _with_correction(plan, specification)
             limits = _prepare(plan, broker, broker_host, request, limits)
-            process = _start_conductor(plan, _SLEEP_S if limits.sleep is None else limits.sleep)
-            _await_conductor(plan, process)
+            process = start_conductor(plan, _SLEEP_S if limits.sleep is None else limits.sleep)
+            await_start(plan, process)
     except Timeout as cause:
         raise StudyError(_IS_CONDUCTED.format(study=plan.root)) from cause
-    return _await_end(plan, process.wait) if foreground else StudyCode.WELL
+    return await_end(plan, process.wait) if foreground else StudyCode.WELL
 
 
 def _plan_of(directory: Path) -> StudyPlan:
@@ -151,46 +140,6 @@ def _with_own_session(plan: StudyPlan) -> StudyPlan:
     write_commands(Session.create(plan.session).path)
     write_atomically(plan.root / "batch.info", yaml.dump(plan.to_batch()))
     return plan
-
-
-def _await_release(plan: StudyPlan) -> None:
-    while has_conductor(plan):
-        clock.sleep(_RELEASE_INTERVAL_S)
-
-
-def _await_end(plan: StudyPlan, wait: Callable[[], object]) -> StudyCode:
-    """Wait for the end of the conductor, or until the user does not wait any longer; return how the study is then.
-
-    A terminal shows the progress.
-    """
-    display = ProgressDisplay(StatusReader(plan.root), Console(highlight=False)) if is_live_terminal() else None
-    try:
-        with display or contextlib.nullcontext():
-            wait()
-    except KeyboardInterrupt:  # the conductor has a session of its own, so it goes on
-        root = shlex.quote(str(plan.root))
-        print(
-            f"The study goes on; `maestro-celery status --watch {root}` shows it, `maestro cancel {root}` ends it.",
-            file=sys.stderr,
-        )
-    code = code_of(StatusReader(plan.root).read(), is_to_end=True)
-    _say_how_it_ended(plan, code)
-    return code
-
-
-def _say_how_it_ended(plan: StudyPlan, code: StudyCode) -> None:
-    """Say why a study has not finished; the samples that have failed are not among the reasons."""
-    study = shlex.quote(str(plan.root))
-    if code is StudyCode.UNCONDUCTED:
-        output = tail(plan.root / _LOG)
-        print(
-            f"maestro-celery: error: the conductor has ended before the study; its last lines:\n{output}",
-            file=sys.stderr,
-        )
-    elif code is StudyCode.UNSUCCESSFUL:
-        print(
-            f"maestro-celery: the study has not finished; `maestro-celery explain {study}` says why.", file=sys.stderr
-        )
 
 
 def _with_correction(plan: StudyPlan, specification: Path | None) -> StudyPlan:
@@ -323,27 +272,3 @@ def _prepare_broker(session: Session, url: str | None) -> None:
         session.write_broker(BrokerLocation(url=choice.url, celery=dict(choice.celery)))
     elif earlier is not None and earlier.supervisor is None:  # `--broker private`
         session.remove_broker()
-
-
-def _start_conductor(plan: StudyPlan, sleep_s: int) -> subprocess.Popen[bytes]:
-    log = plan.root / _LOG
-    with log.open("ab") as output:
-        return subprocess.Popen(
-            [conductor_program(), "-t", str(sleep_s), "-d", "2", str(plan.root)],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-        )
-
-
-def _await_conductor(plan: StudyPlan, process: subprocess.Popen[bytes]) -> None:
-    """Wait until the new conductor holds the lock of the study, or has ended."""
-
-    def has_started() -> bool:
-        return has_conductor(plan) or process.poll() is not None
-
-    clock.wait_until(has_started, _START_LIMIT_S, interval_s=0.1)
-    if process.poll() not in (None, 0, 2, 3):
-        output = tail(plan.root / _LOG)
-        raise StudyError(f"The conductor has ended with code {process.returncode}; its last lines:\n{output}")
