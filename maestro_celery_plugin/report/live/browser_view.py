@@ -20,7 +20,7 @@ from maestro_celery_plugin.report.live.progress_view import (
 from maestro_celery_plugin.report.live.sample_output import failure_line, output_lines
 from maestro_celery_plugin.report.live.step_groups import StepGroup, group_steps, samples_per_record
 from maestro_celery_plugin.report.live.step_rows import Row, step_rows
-from maestro_celery_plugin.report.model import StepStatus, StudyStatus
+from maestro_celery_plugin.report.model import StepStatus, StudyState, StudyStatus
 from maestro_celery_plugin.report.reader import StatusReader
 from maestro_celery_plugin.report.sample_status import SampleStatus
 from maestro_celery_plugin.report.steps_table import steps_table, totals
@@ -131,7 +131,9 @@ class StudyScreen:
         lines = [title_of(status, width)]
         if browser.page is Page.STEPS:
             room = self._console.height - len(lines) - 2 - _LEAST_ROWS
-            return [*lines, *totals(status.steps, urgent_first=True), *problem_lines(status)][: max(1, room)]
+            return [*lines, *totals(status.steps, urgent_first=True), *_advice(status), *problem_lines(status)][
+                : max(1, room)
+            ]
         return [*lines, *self._heading(browser)]
 
     def _heading(self, browser: Browser) -> list[Text]:
@@ -211,6 +213,14 @@ class StudyScreen:
             return lines or [Text("There is no allocation and no worker.", "dim")]
         wrapped = (Text(f"{keys}: {words}").wrap(self._console, self._console.width) for keys, words in _HELP)
         return [line for lines in wrapped for line in lines]
+
+
+def _advice(status: StudyStatus) -> Iterator[Text]:
+    """Yield what a user can do about a study without a conductor."""
+    if status.state is StudyState.INTERRUPTED:
+        yield Text("The conductor died; `maestro-celery resume` continues the study.", "yellow")
+    elif status.state is StudyState.PENDING:
+        yield Text("No conductor has begun; `maestro-celery resume` starts one if none is about to.", "yellow")
 
 
 def _begin(place: int, count: int, room: int) -> int:
