@@ -116,7 +116,7 @@ def test_keys_sort_filter_open_and_close(watch):
     terminal.await_screen(lambda _: "collect" in selected(terminal), "the last row")
     terminal.type("\r")
     terminal.await_text("-collect x2")
-    terminal.await_text("    GAIN.1;TEMPERATURE.301")
+    terminal.await_text("    GAIN.1.TEMPERATURE.301")
     assert "-collect" in selected(terminal)
     terminal.type("\r")
     terminal.await_text("+collect x2")
