@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import shlex
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from maestro_celery_plugin.errors import StudyError
 from maestro_celery_plugin.files import check_writable, tail, write_atomically
 from maestro_celery_plugin.maestro.cancel import end_leftovers, workers_elsewhere
 from maestro_celery_plugin.maestro.cancel_report import CancelReport
+from maestro_celery_plugin.maestro.conductor_program import conductor_program
 from maestro_celery_plugin.maestro.correction import Correction, check_complete, note_of_change, words_of
 from maestro_celery_plugin.maestro.limits import Limits, apply_limits
 from maestro_celery_plugin.maestro.reruns import RerunRequest, Reruns
@@ -35,6 +35,7 @@ from maestro_celery_plugin.study.conductor_lock import LOCK_LIMIT_S, file_lock, 
 from maestro_celery_plugin.study.heartbeats import SILENCE_LIMIT_S
 from maestro_celery_plugin.study.manifest import FILE
 from maestro_celery_plugin.study.members import Members
+from maestro_celery_plugin.study.notifications import Event, Notified
 from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.sample_commands import write_commands
 from maestro_celery_plugin.study.session import ENVIRONMENT_VARIABLE, BrokerLocation, Session
@@ -223,6 +224,8 @@ def _prepare(
         _end_leftovers(plan)
         _announce(reruns)
         reruns.record()
+        if request.failed or request.failed_steps or request.steps:
+            Notified(plan).forget(Event.FAILURE.value)
         all_limits = apply_limits(plan, limits)
         plan.cancel_request.unlink(missing_ok=True)
         plan.purged_steps.unlink(missing_ok=True)
@@ -282,19 +285,11 @@ def _prepare_broker(session: Session, url: str | None) -> None:
         session.remove_broker()
 
 
-def _conductor() -> str:
-    own = Path(sys.executable).with_name("conductor")
-    found = str(own) if own.is_file() else shutil.which("conductor")
-    if not found:
-        raise StudyError("There is no `conductor` in the environment of this Python; install maestrowf there.")
-    return found
-
-
 def _start_conductor(plan: StudyPlan, sleep_s: int) -> subprocess.Popen[bytes]:
     log = plan.root / "resumed.txt"
     with log.open("ab") as output:
         return subprocess.Popen(
-            [_conductor(), "-t", str(sleep_s), "-d", "2", str(plan.root)],
+            [conductor_program(), "-t", str(sleep_s), "-d", "2", str(plan.root)],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

@@ -29,6 +29,7 @@ from maestro_celery_plugin.maestro.after_import import (
     apply_touchpoints,
 )
 from maestro_celery_plugin.maestro.argument_parser import EnsembleArgumentParser
+from maestro_celery_plugin.maestro.conductor_program import conductor_program
 from maestro_celery_plugin.maestro.launch_options import OPTIONS
 from maestro_celery_plugin.maestro.this_process import collect_garbage_again, coordinators_here, is_ensemble
 
@@ -267,7 +268,7 @@ def _with_own_conductor(command: Any) -> Any:
     """Return the command with the conductor of the same environment as `maestro`, which may not be on PATH."""
     if not _is_conductor(command):
         return command
-    return f"nohup {shlex.quote(_conductor_program())} {command.removeprefix(_CONDUCTOR)}"
+    return f"nohup {shlex.quote(conductor_program())} {command.removeprefix(_CONDUCTOR)}"
 
 
 def _start_conductor(command: str, study: Path) -> subprocess.Popen[bytes]:
@@ -297,16 +298,11 @@ def _request_conductor(command: str, study: Path) -> None:
 def _parts_of(command: str, study: Path) -> tuple[list[str], str]:
     """Return the words of Maestro's command that starts a conductor, and the file for its output."""
     options, _, log = command.removeprefix(_CONDUCTOR).removesuffix(" 2>&1").partition(f" {study} > ")
-    return [_conductor_program(), *options.split(), str(study)], log
+    return [conductor_program(), *options.split(), str(study)], log
 
 
 def _is_conductor(command: Any) -> bool:
     return isinstance(command, str) and command.startswith(_CONDUCTOR)
-
-
-def _conductor_program() -> str:
-    own = Path(sys.argv[0]).with_name("conductor")
-    return str(own.absolute()) if own.is_file() else "conductor"
 
 
 def _wait(seconds: float) -> None:
