@@ -30,6 +30,7 @@ from maestro_celery_plugin.maestro.stop_workers import start_workers_again
 from maestro_celery_plugin.processes import forget_variable
 from maestro_celery_plugin.report.exit_codes import StudyCode, code_of
 from maestro_celery_plugin.report.live.progress_display import ProgressDisplay, is_live_terminal
+from maestro_celery_plugin.report.live.warning_lines import WarningLines
 from maestro_celery_plugin.report.reader import StatusReader
 from maestro_celery_plugin.study.conductor_lock import LOCK_LIMIT_S, file_lock, has_conductor
 from maestro_celery_plugin.study.heartbeats import SILENCE_LIMIT_S
@@ -43,6 +44,8 @@ from maestro_celery_plugin.study.study_processes import StudyProcesses
 
 __all__ = ["resume"]
 
+# The output of the new conductor.
+_LOG = "resumed.txt"
 _START_LIMIT_S = 30.0
 # Interval between two looks at whether a conductor that another process has started lives.
 _RELEASE_INTERVAL_S = 0.5
@@ -96,11 +99,12 @@ def resume(
         with FileLock(plan.info / "resume.lock").acquire(timeout=0):
             plan = _with_correction(plan, specification)
             limits = _prepare(plan, broker, broker_host, request, limits)
+            log = WarningLines(plan.root / _LOG)
             process = _start_conductor(plan, _SLEEP_S if limits.sleep is None else limits.sleep)
             _await_conductor(plan, process)
     except Timeout as cause:
         raise StudyError(_IS_CONDUCTED.format(study=plan.root)) from cause
-    return _await_end(plan, process.wait) if foreground else StudyCode.WELL
+    return _await_end(plan, process.wait, log) if foreground else StudyCode.WELL
 
 
 def _plan_of(directory: Path) -> StudyPlan:
@@ -135,14 +139,13 @@ def _await_release(plan: StudyPlan) -> None:
         clock.sleep(_RELEASE_INTERVAL_S)
 
 
-def _await_end(plan: StudyPlan, wait: Callable[[], object]) -> StudyCode:
+def _await_end(plan: StudyPlan, wait: Callable[[], object], log: WarningLines | None = None) -> StudyCode:
     """Wait for the end of the conductor, or until the user does not wait any longer; return how the study is then.
 
-    A terminal shows the progress.
+    A terminal shows the progress, with the warnings in the log of the conductor.
     """
-    display = ProgressDisplay(StatusReader(plan.root), Console(highlight=False)) if is_live_terminal() else None
     try:
-        with display or contextlib.nullcontext():
+        with _display(plan, log) if is_live_terminal() else contextlib.nullcontext():
             wait()
     except KeyboardInterrupt:  # the conductor has a session of its own, so it goes on
         root = shlex.quote(str(plan.root))
@@ -151,6 +154,10 @@ def _await_end(plan: StudyPlan, wait: Callable[[], object]) -> StudyCode:
             file=sys.stderr,
         )
     return code_of(StatusReader(plan.root).read(), is_to_end=True)
+
+
+def _display(plan: StudyPlan, log: WarningLines | None) -> ProgressDisplay:
+    return ProgressDisplay(StatusReader(plan.root), Console(highlight=False), log=log)
 
 
 def _with_correction(plan: StudyPlan, specification: Path | None) -> StudyPlan:
@@ -286,7 +293,7 @@ def _prepare_broker(session: Session, url: str | None) -> None:
 
 
 def _start_conductor(plan: StudyPlan, sleep_s: int) -> subprocess.Popen[bytes]:
-    log = plan.root / "resumed.txt"
+    log = plan.root / _LOG
     with log.open("ab") as output:
         return subprocess.Popen(
             [conductor_program(), "-t", str(sleep_s), "-d", "2", str(plan.root)],
@@ -305,5 +312,5 @@ def _await_conductor(plan: StudyPlan, process: subprocess.Popen[bytes]) -> None:
 
     clock.wait_until(has_started, _START_LIMIT_S, interval_s=0.1)
     if process.poll() not in (None, 0, 2, 3):
-        output = tail(plan.root / "resumed.txt")
+        output = tail(plan.root / _LOG)
         raise StudyError(f"The conductor has ended with code {process.returncode}; its last lines:\n{output}")
