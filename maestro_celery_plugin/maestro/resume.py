@@ -20,7 +20,13 @@ from maestro_celery_plugin.maestro.cancel_report import CancelReport
 from maestro_celery_plugin.maestro.correction import Correction, check_complete, note_of_change, words_of
 from maestro_celery_plugin.maestro.limits import Limits, apply_limits
 from maestro_celery_plugin.maestro.reruns import RerunRequest, Reruns
-from maestro_celery_plugin.maestro.resumed_conductor import await_end, await_release, await_start, start_conductor
+from maestro_celery_plugin.maestro.resumed_conductor import (
+    await_end,
+    await_release,
+    await_start,
+    conductor_log,
+    start_conductor,
+)
 from maestro_celery_plugin.maestro.stop_workers import start_workers_again
 from maestro_celery_plugin.processes import forget_variable
 from maestro_celery_plugin.report.exit_codes import StudyCode
@@ -87,11 +93,12 @@ def resume(
         with FileLock(plan.info / "resume.lock").acquire(timeout=0):
             plan = _with_correction(plan, specification)
             limits = _prepare(plan, broker, broker_host, request, limits)
+            log = conductor_log(plan)
             process = start_conductor(plan, _SLEEP_S if limits.sleep is None else limits.sleep)
             await_start(plan, process)
     except Timeout as cause:
         raise StudyError(_IS_CONDUCTED.format(study=plan.root)) from cause
-    return await_end(plan, process.wait) if foreground else StudyCode.WELL
+    return await_end(plan, process.wait, log) if foreground else StudyCode.WELL
 
 
 def _plan_of(directory: Path) -> StudyPlan:

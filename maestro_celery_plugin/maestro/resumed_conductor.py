@@ -16,17 +16,23 @@ from maestro_celery_plugin.files import tail
 from maestro_celery_plugin.maestro.conductor_program import conductor_program
 from maestro_celery_plugin.report.exit_codes import StudyCode, code_of
 from maestro_celery_plugin.report.live.progress_display import ProgressDisplay, is_live_terminal
+from maestro_celery_plugin.report.live.warning_lines import WarningLines
 from maestro_celery_plugin.report.reader import StatusReader
 from maestro_celery_plugin.study.conductor_lock import has_conductor
 from maestro_celery_plugin.study.plan import StudyPlan
 
-__all__ = ["await_end", "await_release", "await_start", "start_conductor"]
+__all__ = ["await_end", "await_release", "await_start", "conductor_log", "start_conductor"]
 
 _START_LIMIT_S = 30.0
 # The file in the study for the output of the new conductor.
 _LOG = "resumed.txt"
 # Interval between two looks at whether a conductor that another process has started lives.
 _RELEASE_INTERVAL_S = 0.5
+
+
+def conductor_log(plan: StudyPlan) -> WarningLines:
+    """Return what follows the warnings of a conductor that starts after this call."""
+    return WarningLines(plan.root / _LOG)
 
 
 def start_conductor(plan: StudyPlan, sleep_s: int) -> subprocess.Popen[bytes]:
@@ -72,18 +78,18 @@ def await_release(plan: StudyPlan) -> None:
         clock.sleep(_RELEASE_INTERVAL_S)
 
 
-def await_end(plan: StudyPlan, wait: Callable[[], object]) -> StudyCode:
+def await_end(plan: StudyPlan, wait: Callable[[], object], log: WarningLines | None = None) -> StudyCode:
     """Wait for the end of a conductor, or until the user does not wait any longer; return how the study is then.
 
-    A terminal shows the progress.
+    A terminal shows the progress, with the warnings of the conductor.
 
     Args:
         plan: The study.
         wait: Returns when the conductor has ended.
+        log: Follows the warnings of the conductor; None for a conductor that another process has started.
     """
-    display = ProgressDisplay(StatusReader(plan.root), Console(highlight=False)) if is_live_terminal() else None
     try:
-        with display or contextlib.nullcontext():
+        with _display(plan, log) if is_live_terminal() else contextlib.nullcontext():
             wait()
     except KeyboardInterrupt:  # the conductor has a session of its own, so it goes on
         root = shlex.quote(str(plan.root))
@@ -94,6 +100,10 @@ def await_end(plan: StudyPlan, wait: Callable[[], object]) -> StudyCode:
     code = code_of(StatusReader(plan.root).read(), is_to_end=True)
     _say_how_it_ended(plan, code)
     return code
+
+
+def _display(plan: StudyPlan, log: WarningLines | None) -> ProgressDisplay:
+    return ProgressDisplay(StatusReader(plan.root), Console(highlight=False), log=log)
 
 
 def _say_how_it_ended(plan: StudyPlan, code: StudyCode) -> None:
