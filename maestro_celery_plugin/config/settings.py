@@ -1,6 +1,6 @@
 """Settings: one frozen class per YAML block, each key with its type, default, unit and help text.
 
-The JSON schema of a specification (`conversion.py`) and the reference of keys in the README are derived from these
+The JSON schema of a specification (`conversion.py`) and the reference of keys in `docs/` are derived from these
 classes; there is no other list of keys.
 """
 

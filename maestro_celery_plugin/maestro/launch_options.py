@@ -13,6 +13,7 @@ from maestro_celery_plugin.files import is_locked
 from maestro_celery_plugin.spec.overrides import Overrides
 
 if TYPE_CHECKING:  # a study without an ensemble does not wait for this import
+    from maestro_celery_plugin.maestro.foreground_log import ForegroundLog
     from maestro_celery_plugin.study.members import Member
     from maestro_celery_plugin.study.session import BrokerLocation
 
@@ -49,6 +50,7 @@ class LaunchOptions:
         member: The study of this launch in the session of its parent; None before it has joined.
         renamed: New names of its worker groups that differ from those of other studies of the session.
         waits: Whether the sample waits for the end of the study (`-fg`).
+        log: The log lines of `-fg` in a terminal, which shows a display instead of them; None to leave them there.
     """
 
     launching: bool = False
@@ -72,6 +74,13 @@ class LaunchOptions:
     member: Member | None = None
     renamed: Mapping[str, str] = dataclasses.field(default_factory=dict)
     waits: bool = False
+    log: ForegroundLog | None = None
+
+    def give_log_back(self) -> None:
+        """Let the terminal have its log lines, as for a study without an ensemble."""
+        if self.log is not None:
+            self.log.give_back()
+            self.log = None
 
 
 OPTIONS = LaunchOptions()

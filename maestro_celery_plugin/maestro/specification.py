@@ -57,6 +57,7 @@ class Specification(YAMLSpecification):  # type: ignore[misc]
         data = _ensemble_data(_text_of(path), file)
         if data is not None:
             return _read_ensemble(data, file, _origin_of(path))
+        OPTIONS.give_log_back()
         if OPTIONS.overrides.no_errors:
             raise SpecificationError.at(file, "", "--no-errors: only studies with an ensemble have it; remove it.")
         if OPTIONS.notify:

@@ -38,7 +38,7 @@ from pathlib import Path
 from maestro_celery_plugin.config import conversion
 from maestro_celery_plugin.config.groups import GroupConfig
 from maestro_celery_plugin.errors import DamagedFileError, StudyError
-from maestro_celery_plugin.files import read_text, write_atomically
+from maestro_celery_plugin.files import read_json, read_text, write_atomically
 from maestro_celery_plugin.study.broker_location import BrokerLocation
 from maestro_celery_plugin.study.conductor_beats import ConductorBeats
 from maestro_celery_plugin.study.heartbeats import Heartbeats
@@ -131,7 +131,7 @@ class Session:
     def read_broker(self) -> BrokerLocation | None:
         """Return the location of the broker; None without a broker, or if a crash has emptied the file."""
         try:
-            values = json.loads(read_text(self.path / "broker.json"))
+            values = read_json(self.path / "broker.json")
             if isinstance(values, dict):  # release 0.1.0 calls the supervisor `keeper`
                 values = {"supervisor": values.get("keeper"), **values}
             return conversion.from_dict(BrokerLocation, values)
@@ -209,7 +209,7 @@ class Session:
         if not os.path.exists(path):  # noqa: PTH110 (Path.exists raises an error without permission)
             return {}
         try:
-            return {str(name): str(value) for name, value in json.loads(read_text(path)).items()}
+            return {str(name): str(value) for name, value in read_json(path).items()}
         except OSError as cause:
             raise StudyError(f"'{path}' cannot be read: {cause.strerror}.") from cause
         except (ValueError, AttributeError) as cause:
