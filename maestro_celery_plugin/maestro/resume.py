@@ -220,14 +220,19 @@ def _prepare(
         _end_leftovers(plan)
         _announce(reruns)
         reruns.record()
-        if request.failed or request.failed_steps or request.steps:
-            Notified(plan).forget(Event.FAILURE.value)
+        _forget_events(plan, request, has_work=bool(reruns.sentences()))
         all_limits = apply_limits(plan, limits)
         plan.cancel_request.unlink(missing_ok=True)
         plan.purged_steps.unlink(missing_ok=True)
         if not Members(plan.session).living(without=plan.id):
             session.revoke_stop()
         return all_limits
+
+
+def _forget_events(plan: StudyPlan, request: RerunRequest, *, has_work: bool) -> None:
+    """Let the end be notified again, if something will run, and a failure, if something that has failed will."""
+    runs_failed = request.failed or request.failed_steps or bool(request.steps)
+    Notified(plan).forget(*[Event.END] * has_work, *[Event.FAILURE] * runs_failed)
 
 
 def _announce(reruns: Reruns) -> None:
