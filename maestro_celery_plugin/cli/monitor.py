@@ -42,7 +42,7 @@ def command(
     """Wait until studies have ended, for example in a batch script; print a line when something has changed.
 
     STUDY is the directory of a study, or a specification, which stands for its newest study. The exit code tells how
-    the studies are: the highest code of several (README, "Exit codes").
+    the studies are: the highest code of several ("Exit codes" in the documentation).
     """
     monitored = [MonitoredStudy(study_of(study, variables, may_have_ended=True), stalled_after) for study in studies]
     timeout_s = math.inf if timeout is None else timeout

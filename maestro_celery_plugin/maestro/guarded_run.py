@@ -20,6 +20,7 @@ from maestro_celery_plugin.config.groups import awaiting, is_for_this_machine, s
 from maestro_celery_plugin.errors import EnsembleError, StudyError
 from maestro_celery_plugin.maestro.command_line import check_specification_file
 from maestro_celery_plugin.maestro.env_file import read_env_file
+from maestro_celery_plugin.maestro.foreground_log import take_log
 from maestro_celery_plugin.maestro.launch_options import OPTIONS, check_output
 from maestro_celery_plugin.spec.overrides import Overrides, variables_of
 from maestro_celery_plugin.study.plan import StudyPlan
@@ -57,6 +58,7 @@ def guarded_run(
 
             return run_nested(parent, run, arguments)
         check_output(arguments.out)
+        OPTIONS.log = take_log(arguments)
         with _without_output() if arguments.quiet else contextlib.nullcontext():
             code = run(arguments)
         _say_what_is_next(arguments)
@@ -88,10 +90,10 @@ def _set_options(arguments: argparse.Namespace) -> None:
     OPTIONS.launching, OPTIONS.broker, OPTIONS.dry_run = True, arguments.broker, arguments.dry
     OPTIONS.broker_host, OPTIONS.arguments = arguments.broker_host, arguments
     OPTIONS.parameter_generator, OPTIONS.hashes_names = arguments.pgen is not None, arguments.hashws
-    OPTIONS.foreground = arguments.fg
+    OPTIONS.foreground, OPTIONS.notify = arguments.fg, arguments.notify
     OPTIONS.is_ensemble = OPTIONS.is_conducted = False
     OPTIONS.study = OPTIONS.directory = OPTIONS.location = OPTIONS.parent = OPTIONS.member = None
-    OPTIONS.waits, OPTIONS.version = False, None
+    OPTIONS.waits, OPTIONS.version, OPTIONS.log = False, None, None
 
 
 def _parent(study: str | None) -> Member | None:
@@ -163,8 +165,8 @@ def _code_of_end(code: int, failed: int | None) -> int:
         failed: The number of failed samples; with any, a study that has finished has the code 1. None without a
             conductor in this process.
     """
-    if failed is None:
-        return code
+    if failed is None or OPTIONS.log is not None:  # the display says it as well
+        return 1 if failed and not code else code
     study = shlex.quote(str(OPTIONS.study))
     if code == _FAILED:
         return _end(f"the study has failed; `maestro-celery explain {study}` says why.", code)

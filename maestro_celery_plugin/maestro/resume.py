@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import shlex
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import yaml
 from filelock import FileLock, Timeout
+from rich.console import Console
 
 from maestro_celery_plugin import clock
 from maestro_celery_plugin.broker.choice import BrokerChoice, check, choose
@@ -21,17 +22,20 @@ from maestro_celery_plugin.errors import StudyError
 from maestro_celery_plugin.files import check_writable, tail, write_atomically
 from maestro_celery_plugin.maestro.cancel import end_leftovers, workers_elsewhere
 from maestro_celery_plugin.maestro.cancel_report import CancelReport
+from maestro_celery_plugin.maestro.conductor_program import conductor_program
 from maestro_celery_plugin.maestro.correction import Correction, check_complete, note_of_change, words_of
 from maestro_celery_plugin.maestro.limits import Limits, apply_limits
 from maestro_celery_plugin.maestro.reruns import RerunRequest, Reruns
 from maestro_celery_plugin.maestro.stop_workers import start_workers_again
 from maestro_celery_plugin.processes import forget_variable
 from maestro_celery_plugin.report.exit_codes import StudyCode, code_of
+from maestro_celery_plugin.report.live.progress_display import ProgressDisplay, is_live_terminal
 from maestro_celery_plugin.report.reader import StatusReader
 from maestro_celery_plugin.study.conductor_lock import LOCK_LIMIT_S, file_lock, has_conductor
 from maestro_celery_plugin.study.heartbeats import SILENCE_LIMIT_S
 from maestro_celery_plugin.study.manifest import FILE
 from maestro_celery_plugin.study.members import Members
+from maestro_celery_plugin.study.notifications import Event, Notified
 from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.sample_commands import write_commands
 from maestro_celery_plugin.study.session import ENVIRONMENT_VARIABLE, BrokerLocation, Session
@@ -132,9 +136,14 @@ def _await_release(plan: StudyPlan) -> None:
 
 
 def _await_end(plan: StudyPlan, wait: Callable[[], object]) -> StudyCode:
-    """Wait for the end of the conductor, or until the user does not wait any longer; return how the study is then."""
+    """Wait for the end of the conductor, or until the user does not wait any longer; return how the study is then.
+
+    A terminal shows the progress.
+    """
+    display = ProgressDisplay(StatusReader(plan.root), Console(highlight=False)) if is_live_terminal() else None
     try:
-        wait()
+        with display or contextlib.nullcontext():
+            wait()
     except KeyboardInterrupt:  # the conductor has a session of its own, so it goes on
         root = shlex.quote(str(plan.root))
         print(
@@ -215,6 +224,8 @@ def _prepare(
         _end_leftovers(plan)
         _announce(reruns)
         reruns.record()
+        if request.failed or request.failed_steps or request.steps:
+            Notified(plan).forget(Event.FAILURE.value)
         all_limits = apply_limits(plan, limits)
         plan.cancel_request.unlink(missing_ok=True)
         plan.purged_steps.unlink(missing_ok=True)
@@ -274,19 +285,11 @@ def _prepare_broker(session: Session, url: str | None) -> None:
         session.remove_broker()
 
 
-def _conductor() -> str:
-    own = Path(sys.executable).with_name("conductor")
-    found = str(own) if own.is_file() else shutil.which("conductor")
-    if not found:
-        raise StudyError("There is no `conductor` in the environment of this Python; install maestrowf there.")
-    return found
-
-
 def _start_conductor(plan: StudyPlan, sleep_s: int) -> subprocess.Popen[bytes]:
     log = plan.root / "resumed.txt"
     with log.open("ab") as output:
         return subprocess.Popen(
-            [_conductor(), "-t", str(sleep_s), "-d", "2", str(plan.root)],
+            [conductor_program(), "-t", str(sleep_s), "-d", "2", str(plan.root)],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

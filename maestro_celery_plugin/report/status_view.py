@@ -25,7 +25,7 @@ from maestro_celery_plugin.report.terminal import (
 )
 from maestro_celery_plugin.states import WorkerState
 
-__all__ = ["show", "watch"]
+__all__ = ["show", "show_last", "watch"]
 
 WATCH_S = 1.0
 # The number of allocations, workers, slow samples and kinds of failures that are shown below the table.
@@ -50,7 +50,7 @@ def show(reader: StatusReader, console: Console) -> StudyStatus:
 
 
 def watch(reader: StatusReader, console: Console) -> StudyStatus:
-    """Show the status of a study until it has ended, and return it; spend at most a fifth of the time on reading."""
+    """Show the status of a study until it has ended, and return it; spend at most a tenth of the time on reading."""
     with Live(console=console, auto_refresh=False) as live:
         while True:
             begin = clock.monotonic()
@@ -59,10 +59,15 @@ def watch(reader: StatusReader, console: Console) -> StudyStatus:
                 live.transient = True  # the last status replaces it, with whole commands
                 break
             live.update(_screen(status, reader, console), refresh=True)
-            clock.sleep(max(WATCH_S, 4 * (clock.monotonic() - begin)))
+            clock.sleep(max(WATCH_S, 9 * (clock.monotonic() - begin)))
+    show_last(status, reader, console)
+    return status
+
+
+def show_last(status: StudyStatus, reader: StatusReader, console: Console) -> None:
+    """Print the last status of a watch; in a terminal, what fits there."""
     page = _screen if console.is_terminal else _page
     console.print(page(status, reader, console), crop=False)
-    return status
 
 
 # --- page ---

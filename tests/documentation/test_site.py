@@ -1,0 +1,59 @@
+"""The site: its strict build, and pages that need no network."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+from support import BIN, ROOT
+
+# What a browser loads by itself; links that a reader follows are not among them.
+LOADED = re.compile(r"<(?:script|img|iframe|link)\b[^>]*?(?:src|href)=[\"']?((?:https?:)?//[^\"'> ]+)")
+LOADED_BY_STYLE = re.compile(r"(?:url\(|@import )[\"']?((?:https?:)?//[^\"') ]+)")
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built site."""
+    place = tmp_path_factory.mktemp("site")
+    answer = build(ROOT / "mkdocs.yml", place)
+    assert answer.returncode == 0, answer.stderr
+    return place
+
+
+def build(configuration: Path, place: Path) -> subprocess.CompletedProcess[str]:
+    # Not quietly: that would hide the warnings from the strict build as well.
+    command = [str(BIN / "mkdocs"), "build", "--strict", "-f", str(configuration), "-d", str(place)]
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+
+def test_the_site_builds(site: Path):
+    """Given the pages, then the strict build has no complaint, and each page is in the site."""
+    built = {path.relative_to(site).with_suffix(".md").as_posix() for path in site.rglob("*.html")} - {"404.md"}
+    assert built == {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")}
+
+
+@pytest.mark.parametrize("link", ["nowhere.md", "index.md#nowhere"])
+def test_a_broken_link_stops_the_build(link: str, tmp_path: Path):
+    """Given a page with a link to a page or a heading that does not exist, then the build fails and names the link."""
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "index.md").write_text(f"# Title\n\n[link]({link})\n")
+    (tmp_path / "mkdocs.yml").write_text((ROOT / "mkdocs.yml").read_text().replace("  - style.css\n", "  []\n"))
+
+    answer = build(tmp_path / "mkdocs.yml", tmp_path / "site")
+
+    assert answer.returncode != 0
+    assert link in answer.stderr
+
+
+def test_no_page_asks_the_network_for_anything(site: Path):
+    """Given the built site, then no page and no style loads anything from another place."""
+    pages = [(path, LOADED.findall(path.read_text())) for path in site.rglob("*.html")]
+    styles = [(path, LOADED_BY_STYLE.findall(path.read_text())) for path in site.rglob("*.css")]
+
+    assert len(pages) > 10
+    assert [found for found in pages + styles if found[1]] == []
