@@ -24,7 +24,7 @@ from maestro_celery_plugin.cli import main as commands
 from maestro_celery_plugin.config import conversion, settings
 from maestro_celery_plugin.config.key_help import Block, block_heading, key_help, member_help
 from maestro_celery_plugin.maestro.argument_parser import EnsembleArgumentParser
-from maestro_celery_plugin.report.exit_codes import StudyCode
+from maestro_celery_plugin.report.exit_codes import StudyCode, WaitCode
 from maestro_celery_plugin.report.model import StudyState
 from maestro_celery_plugin.states import ExitCode
 
@@ -38,6 +38,7 @@ _OTHER_CODES = "The sample failed; a sampled step continues, within `max_failure
 # In the order of a specification.
 BLOCKS: tuple[Block, ...] = (
     settings.StepSettings,
+    settings.MerlinSettings,
     settings.SampleSettings,
     settings.GenerateSettings,
     settings.ResourceSettings,
@@ -138,6 +139,11 @@ def _study_codes() -> Iterator[str]:
     help_of = member_help(StudyCode)
     rows = [(str(code.value), f"`{code.name.lower()}`", help_of[code.name]) for code in StudyCode]
     yield from _table(("code", "`outcome` of `monitor --json`", "the study"), rows)
+    yield from ("### Exit codes of `maestro-celery wait`", "")
+    yield from ("Ctrl-C ends it with 130. A command that has failed itself returns 1, with a message on stderr.", "")
+    help_of = member_help(WaitCode)
+    rows = [(str(code.value), f"`{code.name.lower()}`", help_of[code.name]) for code in WaitCode]
+    yield from _table(("code", "`outcome` of `wait --json`", "the study"), rows)
 
 
 def _subcommands() -> Iterator[tuple[str, click.Command]]:

@@ -22,7 +22,7 @@ __all__ = ["main"]
 COMMANDS = (
     *("example", "validate", "convert", "schema"),
     *("status", "samples", "failed", "explain", "report"),
-    *("monitor", "resume", "cancel", "add-samples", "session"),
+    *("wait", "monitor", "resume", "cancel", "add-samples", "session"),
     *("workers", "stop-workers", "queues", "purge", "allocation"),
     *("config", "doctor"),
 )

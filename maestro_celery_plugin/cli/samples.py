@@ -66,7 +66,7 @@ def command(
     rows = StudySamples(study).rows(query)
     if output is not None:
         write_table(rows, output)
-        click.echo(f"{len(rows)} rows with {len(rows.columns)} columns: {output}", err=True)
+        click.echo(f"{_count(len(rows), 'row')} with {_count(len(rows.columns), 'column')}: {output}", err=True)
     elif sys.stdout.isatty():
         print_rows(rows, Console(highlight=False), limit=limit or DEFAULT_LIMIT, chosen=bool(columns))
     else:
@@ -78,3 +78,7 @@ def command(
 def _names(texts: tuple[str, ...]) -> tuple[str, ...]:
     """Return names that are separated by commas."""
     return tuple(name.strip() for text in texts for name in text.split(",") if name.strip())
+
+
+def _count(number: int, noun: str) -> str:
+    return f"1 {noun}" if number == 1 else f"{number} {noun}s"

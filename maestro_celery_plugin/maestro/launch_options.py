@@ -34,6 +34,7 @@ class LaunchOptions:
         batch_defaults: Keys of `batch` from the launch of the study; None for those of the user's configuration.
         broker_host: Address of this machine at which compute nodes reach the private broker; None for the default.
         dry_run: Whether it is a dry run.
+        notify: The command of `--notify`; None without it.
         foreground: Whether the conductor runs in this process.
         parameter_generator: Whether Python code generates the parameters.
         hashes_names: Whether Maestro numbers the directories of step records instead of naming them.
@@ -58,6 +59,7 @@ class LaunchOptions:
     batch_defaults: dict[str, Any] | None = None
     broker_host: str | None = None
     dry_run: bool = False
+    notify: str | None = None
     foreground: bool = False
     parameter_generator: bool = False
     hashes_names: bool = False

@@ -35,6 +35,7 @@ from maestro_celery_plugin.study.conductor_lock import LOCK_LIMIT_S, file_lock, 
 from maestro_celery_plugin.study.heartbeats import SILENCE_LIMIT_S
 from maestro_celery_plugin.study.manifest import FILE
 from maestro_celery_plugin.study.members import Members
+from maestro_celery_plugin.study.notifications import Event, Notified
 from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.sample_commands import write_commands
 from maestro_celery_plugin.study.session import ENVIRONMENT_VARIABLE, BrokerLocation, Session
@@ -223,6 +224,8 @@ def _prepare(
         _end_leftovers(plan)
         _announce(reruns)
         reruns.record()
+        if request.failed or request.failed_steps or request.steps:
+            Notified(plan).forget(Event.FAILURE.value)
         all_limits = apply_limits(plan, limits)
         plan.cancel_request.unlink(missing_ok=True)
         plan.purged_steps.unlink(missing_ok=True)

@@ -60,6 +60,8 @@ class Specification(YAMLSpecification):  # type: ignore[misc]
         OPTIONS.give_log_back()
         if OPTIONS.overrides.no_errors:
             raise SpecificationError.at(file, "", "--no-errors: only studies with an ensemble have it; remove it.")
+        if OPTIONS.notify:
+            raise SpecificationError.at(file, "", "--notify: only studies with an ensemble have it; remove it.")
         if OPTIONS.overrides.is_given:
             _check_overrides(path)
         specification = super().load_specification(path)

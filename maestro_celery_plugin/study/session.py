@@ -3,7 +3,7 @@
     session/                 0700
       secret                 0600  key of the message signatures
       broker.json            0600  location of the broker
-      notify                 0600  command that runs when the study ends
+      notify/<id>.json       0600  commands of notifications (`notifications.py`)
       environment.json       0600  variables of `maestro run --env-file` and functions of the shell, if there are any
       stop                         exists when the workers must end
       closed                       exists when no further study may join the session
@@ -167,19 +167,6 @@ class Session:
         """Store the address on which the private broker must listen."""
         self._write("broker_host", host)
 
-    # --- the end of the study ---
-
-    def write_notify(self, command: str) -> None:
-        """Store the command that runs when the study ends; it may have a secret, such as the address of a service."""
-        self._write("notify", command)
-
-    def read_notify(self) -> str | None:
-        """Return the command that runs when the study ends; None without one."""
-        try:
-            return read_text(self.path / "notify")
-        except FileNotFoundError:
-            return None
-
     # --- environment ---
 
     def write_environment(self, variables: Mapping[str, str]) -> None:
@@ -208,6 +195,14 @@ class Session:
             StudyError: they cannot be read, or are damaged.
         """
         return [value for name, value in self._read_environment().items() if not name.startswith(_FUNCTION)]
+
+    def secret_names(self) -> set[str]:
+        """Return the names of the variables of `maestro run --env-file`.
+
+        Raises:
+            StudyError: they cannot be read, or are damaged.
+        """
+        return {name for name in self._read_environment() if not name.startswith(_FUNCTION)}
 
     def _read_environment(self) -> dict[str, str]:
         path = self.path / "environment.json"

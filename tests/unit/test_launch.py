@@ -404,7 +404,7 @@ def test_without_steps_for_workers_the_broker_is_not_checked(monkeypatch):
     monkeypatch.setattr(launch.OPTIONS, "dry_run", False)
     monkeypatch.setenv("MAESTRO_CELERY_BROKER_URL", "redis://127.0.0.1:1/0")
 
-    launch.check_launch(settings_of({"w": WorkerGroupSettings()}), "study.yaml")
+    launch.check_launch(settings_of({"w": WorkerGroupSettings()}), Path("study.yaml"))
 
     assert "MAESTRO_CELERY_BROKER_URL" not in os.environ
 
@@ -413,14 +413,14 @@ def test_the_broker_is_checked_only_in_a_launch(monkeypatch):
     settings = settings_of({"w": WorkerGroupSettings(task_queues=("merlin",))})
     checked = []
     monkeypatch.setattr("maestro_celery_plugin.broker.choice.check", checked.append)
-    launch.check_launch(settings, "study.yaml")
+    launch.check_launch(settings, Path("study.yaml"))
     monkeypatch.setattr(launch.OPTIONS, "launching", True)
     monkeypatch.setattr(launch.OPTIONS, "dry_run", True)
-    launch.check_launch(settings, "study.yaml")
+    launch.check_launch(settings, Path("study.yaml"))
     assert not checked
 
     monkeypatch.setattr(launch.OPTIONS, "dry_run", False)
-    launch.check_launch(settings, "study.yaml")
+    launch.check_launch(settings, Path("study.yaml"))
     assert len(checked) == 1
 
 
@@ -434,7 +434,7 @@ def test_a_batch_system_without_its_commands_stops_the_launch(monkeypatch):
 
     message = r"study.yaml: batch.type: found 'slurm' for the worker group 'sim', but there is no 'sbatch' on PATH"
     with pytest.raises(SpecificationError, match=message):
-        launch.check_launch(settings, "study.yaml")
+        launch.check_launch(settings, Path("study.yaml"))
 
 
 @pytest.mark.parametrize("has_workers", [True, False])
@@ -455,4 +455,4 @@ def test_a_batch_system_without_its_python_package_stops_the_launch(monkeypatch,
     user = "the worker group 'sim'" if has_workers else "the steps that Maestro runs itself"
     message = rf"found 'flux' for {user}, but this Python cannot import the package 'flux', .*No module named 'no_cffi'"
     with pytest.raises(SpecificationError, match=message):
-        launch.check_launch(settings, "study.yaml")
+        launch.check_launch(settings, Path("study.yaml"))
