@@ -283,5 +283,6 @@ class Misfortune:
                 self._start_at.pop(node.name, None)
             elif node.name not in self._start_at:
                 self._start_at[node.name] = world.kernel.now + world.kernel.random.uniform(*_START_S)
-            elif world.kernel.now >= self._start_at.pop(node.name):
+            elif world.kernel.now >= self._start_at[node.name]:
+                del self._start_at[node.name]
                 world.start_supervisor(node, "", "")

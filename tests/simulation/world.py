@@ -16,6 +16,7 @@ from maestro_celery_plugin.config.settings import (
     BatchSettings,
     EnsembleSettings,
     ResourceSettings,
+    StepFacts,
     WorkerGroupSettings,
 )
 from maestro_celery_plugin.states import RecordState
@@ -161,9 +162,10 @@ class World:
         if profile.workers == "remote":
             group["machines"] = ("n",)
         elif profile.workers == "allocation":
-            batch = BatchSettings(type="slurm", nodes=profile.nodes, walltime=str(profile.walltime_s // 60 or 1))
+            batch = BatchSettings(type="slurm", nodes=profile.nodes, walltime=f"{profile.walltime_s // 3600:02}:{profile.walltime_s // 60 % 60:02}:00")
         settings = EnsembleSettings(
             batch=batch,
+            steps={f"step{n}": StepFacts(queues=("merlin",), sampled=True) for n in range(profile.records)},
             resources=ResourceSettings(workers={_GROUP: WorkerGroupSettings(**group)}, sync_ledger=profile.sync_ledger),
         )
         self.server.root.entries["sim"] = self.server.new(0o040000)
