@@ -275,8 +275,11 @@ class Coordinator:
     @_exclusive
     def _must_poll(self) -> bool:
         """Whether Maestro must poll: a step record has a new state, or a user requests an update or a cancellation."""
-        self._poll_is_due = self._poll_is_due or self._has_news()
+        _try(self._look_for_news)  # an error of the file system would end Maestro's conductor
         return self._poll_is_due
+
+    def _look_for_news(self) -> None:
+        self._poll_is_due = self._poll_is_due or self._has_news()
 
     @_exclusive
     def _has_work(self) -> bool:

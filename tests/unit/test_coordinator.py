@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import math
+import os
 
 import pytest
 from ensembles import a_study
@@ -128,5 +130,29 @@ def test_a_poll_is_delayed_only_while_there_is_work(tmp_path, monkeypatch, has_w
                     coordinator.wait(60)
             else:
                 coordinator.wait(60)
+    finally:
+        coordinator.close()
+
+
+def test_an_error_of_the_file_system_while_it_waits_does_not_end_the_conductor(tmp_path, monkeypatch):
+    """Given a file server that does not answer once, when the conductor looks for requests, then it looks again later."""
+    plan, _ = a_study(tmp_path / "study")
+    Session.create(plan.session)
+    coordinator = Coordinator(plan)
+    try:
+        coordinator._maintain_at = math.inf  # without a broker
+        plan.update_request.touch()
+        stat, errors = os.stat, [errno.ESTALE, errno.EIO]
+
+        def failing_stat(path, *args, **options):
+            if str(path) == str(plan.cancel_request) and errors:
+                raise OSError(errors.pop(), "the file server does not answer")
+            return stat(path, *args, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "stat", failing_stat)
+            coordinator.wait(60)
+
+        assert not errors
     finally:
         coordinator.close()
