@@ -355,7 +355,8 @@ class Coordinator:
         if others:  # their workers would take the messages that are left
             _try(lambda: self._records.invalidate(*self._records.with_work()))
         _try(lambda: self._scaling.end(others))
-        _try(self._records.close)
+        # The next conductor may begin before a worker on another machine has seen the request to end.
+        _try(lambda: self._records.close(self._scaling.distant_workers))
         _try(lambda: self._publisher.close(others))
         _try(self._lock.release)
         gc.freeze()  # otherwise the interpreter looks for garbage among all step records before it ends
