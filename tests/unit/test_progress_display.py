@@ -178,7 +178,7 @@ def log(monkeypatch, tmp_path):
     monkeypatch.setattr(OPTIONS, "is_ensemble", True)
     taken = ForegroundLog()
     yield taken, stream, handler, tmp_path / "sweep.txt"
-    logging.root.handlers = []
+    taken.close()
 
 
 def test_warnings_reach_the_terminal_and_all_lines_a_file(log):
