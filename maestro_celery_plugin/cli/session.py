@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from maestro_celery_plugin.cli.parameter_types import STUDY
 from maestro_celery_plugin.errors import StudyError
 from maestro_celery_plugin.host.start import begin, has_host
 from maestro_celery_plugin.maestro.session_stop import stop_session
+from maestro_celery_plugin.report.exit_codes import WaitCode
+from maestro_celery_plugin.report.session_end import await_session, ends_of
 from maestro_celery_plugin.report.session_tree import print_studies, session_studies
 from maestro_celery_plugin.report.terminal import command_words
 from maestro_celery_plugin.states import MemberState
@@ -29,7 +32,7 @@ _ENDING_S = 1.0
 
 @click.group("session")
 def command() -> None:
-    """Show, stop and continue a study together with the studies that it has started.
+    """Show, await, stop and continue a study together with the studies that it has started.
 
     STUDY is the directory of any of these studies.
     """
@@ -102,6 +105,26 @@ def stop(study: Path, force: bool) -> None:
         click.echo(sentence)
     click.echo("The session is stopped." if report.is_complete else "Something may still run; see above.")
     sys.exit(0 if report.is_complete else 1)
+
+
+@command.command("wait")
+@click.argument("study", type=click.Path(path_type=Path))
+@click.option("--timeout", type=click.FloatRange(min=0), help="Seconds to wait. [default: no limit]")
+def wait(study: Path, timeout: float | None) -> None:
+    """Wait until all studies of a session have ended, also those that they start meanwhile.
+
+    The exit code is the highest one that `maestro-celery wait` has for these studies. Standard error names the studies
+    that have not finished well.
+    """
+    session = _session_of(study)
+    if not await_session(session, math.inf if timeout is None else timeout):
+        click.echo(f"Studies of the session still run after {timeout:g} s.", err=True)
+        sys.exit(WaitCode.TIMED_OUT)
+    ends = ends_of(session.path)
+    for end in ends:
+        if end.code:
+            click.echo(f"{end.root}: {end.state.name}", err=True)
+    sys.exit(max((end.code for end in ends), default=WaitCode.FINISHED))
 
 
 @command.command("resume")
