@@ -18,10 +18,9 @@ SHELLS = ("bash", "zsh", "fish")
 def command(context: click.Context, shell: str) -> None:
     """Print a script that lets SHELL complete commands, options, studies, steps and worker groups.
 
-    \b
-    bash:  echo 'eval "$(maestro-celery completion bash)"' >> ~/.bashrc
-    zsh:   echo 'eval "$(maestro-celery completion zsh)"' >> ~/.zshrc    (after compinit)
-    fish:  maestro-celery completion fish > ~/.config/fish/completions/maestro-celery.fish
+    For bash, add `eval "$(maestro-celery completion bash)"` to `~/.bashrc`. For zsh, add the same line with `zsh` to
+    `~/.zshrc`, after `compinit`. For fish, add `maestro-celery completion fish | source` to
+    `~/.config/fish/config.fish`.
     """
     found = get_completion_class(shell)
     if found is None:
