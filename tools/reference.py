@@ -135,15 +135,9 @@ def _commands() -> Iterator[str]:
         yield from _table(("option", "meaning"), _option_rows(command))
 
 
-def _study_codes() -> Iterator[str]:
-    help_of = member_help(StudyCode)
-    rows = [(str(code.value), f"`{code.name.lower()}`", help_of[code.name]) for code in StudyCode]
-    yield from _table(("code", "`outcome` of `monitor --json`", "the study"), rows)
-    yield from ("### Exit codes of `maestro-celery wait`", "")
-    yield from ("Ctrl-C ends it with 130. A command that has failed itself returns 1, with a message on stderr.", "")
-    help_of = member_help(WaitCode)
-    rows = [(str(code.value), f"`{code.name.lower()}`", help_of[code.name]) for code in WaitCode]
-    yield from _table(("code", "`outcome` of `wait --json`", "the study"), rows)
+def _codes(cls: type[enum.IntEnum], command: str) -> Iterator[str]:
+    rows = [(str(code.value), f"`{code.name.lower()}`", text) for code, text in _meanings(cls)]
+    yield from _table(("code", f"`outcome` of `{command} --json`", "the study"), rows)
 
 
 def _subcommands() -> Iterator[tuple[str, click.Command]]:
@@ -220,7 +214,8 @@ SECTIONS: dict[str, Callable[[], Iterator[str]]] = {
     "keys": _keys,
     "exit codes": _exit_codes,
     "commands": _commands,
-    "study codes": _study_codes,
+    "study codes": lambda: _codes(StudyCode, "monitor"),
+    "wait codes": lambda: _codes(WaitCode, "wait"),
     "outcomes": lambda: _states(states.Outcome),
     "record states": _record_states,
     "study states": lambda: _states(StudyState),

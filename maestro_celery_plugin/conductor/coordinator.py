@@ -290,8 +290,11 @@ class Coordinator:
     @_exclusive
     def _must_poll(self) -> bool:
         """Whether Maestro must poll: a step record has a new state, or a user requests an update or a cancellation."""
-        self._poll_is_due = self._poll_is_due or self._has_news()
+        _try(self._look_for_news)  # an error of the file system would end Maestro's conductor
         return self._poll_is_due
+
+    def _look_for_news(self) -> None:
+        self._poll_is_due = self._poll_is_due or self._has_news()
 
     @_exclusive
     def _has_work(self) -> bool:
@@ -370,7 +373,8 @@ class Coordinator:
         if others:  # their workers would take the messages that are left
             _try(lambda: self._records.invalidate(*self._records.with_work()))
         _try(lambda: self._scaling.end(others))
-        _try(self._records.close)
+        # The next conductor may begin before a worker on another machine has seen the request to end.
+        _try(lambda: self._records.close(self._scaling.distant_workers))
         _try(lambda: self._publisher.close(others))
         _try(self._lock.release)
         gc.freeze()  # otherwise the interpreter looks for garbage among all step records before it ends

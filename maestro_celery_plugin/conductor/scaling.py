@@ -195,6 +195,12 @@ class Scaling:
             request_start(self._session.path)
 
     @property
+    def distant_workers(self) -> Set[str]:
+        """The live workers whose end no conductor awaits: a user has started them on another machine."""
+        beats = self._pool.alive.items()
+        return {name for name, beat in beats if not (beat.is_here or beat.is_in_numbered_allocation)}
+
+    @property
     def needs(self) -> frozenset[str] | None:
         """The worker groups with work, or with work in the future; None without a relative that wants to know."""
         if not self.relatives.living:

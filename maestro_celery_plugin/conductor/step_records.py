@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -318,8 +318,12 @@ class StepRecords:
             epoch = int(record.samples.started[sample])
             self._writer.append(Kind.LOST, record.number, epoch, int(sample), code=int(external_cause))
 
-    def close(self) -> None:
-        """Record the running attempts of ended workers as lost, and close the ledger."""
+    def close(self, going_on: Collection[str] = ()) -> None:
+        """Record the running attempts of ended workers as lost, and close the ledger.
+
+        Args:
+            going_on: Workers that may still run samples, and record their ends.
+        """
         self.follow(fresh=True)
-        self.mark_lost(self.leases.holders(), external_cause=True)
+        self.mark_lost(self.leases.holders().difference(going_on), external_cause=True)
         self._writer.close()

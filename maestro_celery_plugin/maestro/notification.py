@@ -34,7 +34,7 @@ from maestro_celery_plugin.study.notifications import (
     public_environment,
 )
 from maestro_celery_plugin.study.plan import StudyPlan
-from maestro_celery_plugin.study.status_csv import read_rows
+from maestro_celery_plugin.study.status_csv import StepRow, read_rows
 
 __all__ = ["Notifications", "notifications_of"]
 
@@ -71,10 +71,11 @@ class Notifications:
         self._watched: Coordinator | None = None
         self._lock = threading.Lock()  # Maestro's thread, and the substitute thread of the coordinator
         self._processes: list[subprocess.Popen[bytes]] = []
+        self._has_native = any(not facts.queues for facts in plan.settings.steps.values())
         self._command = ""
         try:
-            self._command = notify_command(plan)
             self._notified = Notified(plan)
+            self._command = notify_command(plan)
         except (EnsembleError, OSError) as error:
             LOGGER.warning("There will be no notifications: %s", error)
 
@@ -102,13 +103,25 @@ class Notifications:
                 self._notify_once(Event.FAILURE.value, Event.FAILURE, name)
                 return
 
-    def _notify_once(self, key: str, event: Event, subject: str) -> None:
+    def note_native(self) -> None:
+        """Notify of the first failed step record that Maestro has run without the adapter (executiongraph.py:640).
+
+        Raises:
+            OSError: the states cannot be read.
+        """
+        if self._has_native and self._command and Event.FAILURE.value not in self._notified:
+            self._note_rows(read_rows(self._plan.root))
+
+    def _note_rows(self, rows: Iterable[StepRow]) -> None:
+        self.note_failed(row.name for row in rows if row.state == "FAILED")
+
+    def _notify_once(self, key: str, event: Event, subject: str, state: StudyState = StudyState.RUNNING) -> None:
         with self._lock:
             if key in self._notified:
                 return
             try:
                 self._notified.add(key)
-                self._start(event, StudyState.RUNNING, subject)
+                self._start(event, state, subject)
             except (EnsembleError, OSError) as error:
                 LOGGER.warning("The notify command has not run for the event '%s': %s", key, error)
 
@@ -119,10 +132,11 @@ class Notifications:
         try:
             if has_conductor(self._plan):
                 return
-            state = study_state(self._plan, read_rows(self._plan.root), conducted=False)
-            with self._lock:
-                self._start(Event.END, state)
-            if _is_in_allocation():
+            rows = read_rows(self._plan.root)
+            state = study_state(self._plan, rows, conducted=False)
+            self._note_rows(rows)
+            self._notify_once(f"{Event.END.value} {state.name}", Event.END, "", state)
+            if self._processes and _is_in_allocation():
                 clock.wait_until(lambda: self._processes[-1].poll() is not None, ALLOCATION_WAIT_S, interval_s=0.05)
         except (EnsembleError, OSError) as error:
             LOGGER.warning("The notify command has not run for the end of the study: %s", error)

@@ -191,13 +191,17 @@ class StudyAdapter:
 
         The result is never ERROR, which would end the conductor (executiongraph.py:789).
         """
+        if not joblist:
+            return JobStatusCode.OK, {}
         notifications = self._notifications  # before the coordinator begins
         jobs, native = _by_kind(joblist)
         states = self._states(jobs)
         if native:
             states |= self._native_steps.states(native)
         notifications.note_failed(_record_of(job) for job, state in states.items() if state is State.FAILED)
-        return (JobStatusCode.OK if states or not joblist else JobStatusCode.NOJOBS), states
+        with contextlib.suppress(OSError):  # the next poll, or the end, notifies
+            notifications.note_native()
+        return (JobStatusCode.OK if states else JobStatusCode.NOJOBS), states
 
     def _states(self, jobs: list[str]) -> dict[Job, State | None]:
         try:

@@ -23,6 +23,7 @@ _BAR_WIDTHS = {True: (10, 30), False: (8, 20)}
 _KEPT = {False: 3, True: 2}
 # A name is not shortened to fewer columns.
 _SHORTEST_NAME = {False: 12, True: 6}
+_URGENT_OUTCOMES = ("FAILED", "TIMEDOUT", "UNKNOWN", "INTERRUPTED", "FINISHED with failures", "RUNNING", "PENDING")
 # Signs of a bar for finished, failed and other samples, which differ without colours, too.
 _SIGNS, _ASCII_SIGNS = "━x.", "=x."
 
@@ -68,12 +69,20 @@ def _by_outcome(steps: Sequence[StepStatus]) -> Counter[str]:
     return Counter(with_failed.get(step.state, step.state) if step.samples.failed else step.state for step in steps)
 
 
-def _numbers(outcomes: Counter[str]) -> str:
-    return ", ".join(f"{count} {outcome}" for outcome, count in outcomes.most_common())
+def _numbers(outcomes: Counter[str], *, urgent_first: bool = False) -> str:
+    ordered = outcomes.most_common()
+    if urgent_first:
+        ordered.sort(key=lambda one: _URGENT_OUTCOMES.index(one[0]) if one[0] in _URGENT_OUTCOMES else 9)
+    return ", ".join(f"{count} {outcome}" for outcome, count in ordered)
 
 
-def totals(steps: Sequence[StepStatus]) -> list[Text]:
-    """Return the number of step records and of samples in each state; nothing for a single step record."""
+def totals(steps: Sequence[StepStatus], *, urgent_first: bool = False) -> list[Text]:
+    """Return the number of step records and of samples in each state; nothing for a single step record.
+
+    Args:
+        steps: The step records.
+        urgent_first: Whether failures are first, because the end may be cut off; otherwise the largest number is.
+    """
     if len(steps) < 2:
         return []
     counts = [step.samples for step in steps]
@@ -81,7 +90,7 @@ def totals(steps: Sequence[StepStatus]) -> list[Text]:
     line = Text(f"{sum(samples.values())} samples: ")
     for number, (name, count) in enumerate(samples.items()):
         line.append(", " if number else "").append(f"{count} {name}", "red" if name == "failed" and count else "")
-    return [Text(f"{len(steps)} step records: {_numbers(_by_outcome(steps))}"), line]
+    return [Text(f"{len(steps)} step records: {_numbers(_by_outcome(steps), urgent_first=urgent_first)}"), line]
 
 
 # --- table ---

@@ -47,7 +47,9 @@ class Event(enum.Enum):
     REALLOCATION = "reallocation"
     """A further allocation was submitted, because an earlier one of the same name has ended; once for each."""
     END = "end"
-    """The study has finished, has failed, was cancelled, or its conductor was interrupted; once for each end."""
+    """The study has finished, has failed, was cancelled, or its conductor was interrupted; once for each of these, and
+    again after a resume that has run something.
+    """
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -135,7 +137,9 @@ def public_environment(plan: StudyPlan, environ: Mapping[str, str]) -> dict[str,
 
 
 class Notified:
-    """The events for which the command has been started; only the conductor, or a resume without one, uses it.
+    """The events for which the command has been started: their names, some with what they are about.
+
+    Only the conductor, or a resume without one, uses it.
 
     Args:
         plan: The study.
@@ -160,12 +164,14 @@ class Notified:
         self._keys[key] = None
         write_atomically(self._path, json.dumps(list(self._keys)))
 
-    def forget(self, key: str) -> None:
-        """Let an event be a new one.
+    def forget(self, *events: Event) -> None:
+        """Let events be new ones when they occur again.
 
         Raises:
             OSError: this cannot be stored.
         """
-        if key in self._keys:
-            del self._keys[key]
+        names = {event.value for event in events}
+        kept = {key: None for key in self._keys if key.partition(" ")[0] not in names}
+        if kept != self._keys:
+            self._keys = kept
             write_atomically(self._path, json.dumps(list(self._keys)))

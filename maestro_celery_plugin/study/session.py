@@ -84,9 +84,13 @@ class Session:
         path.mkdir(parents=True, exist_ok=True)
         path.chmod(0o700)
         session = cls(path)
-        session._write("secret", secrets.token_hex(_SECRET_BYTES))
+        session.renew_secret()
         (path / "workers").mkdir(exist_ok=True)
         return session
+
+    def renew_secret(self) -> None:
+        """Store another secret; messages that were signed with the one before are refused."""
+        self._write("secret", secrets.token_hex(_SECRET_BYTES))
 
     def _write(self, name: str, text: str) -> None:
         write_atomically(self.path / name, text, mode=0o600)
@@ -102,6 +106,8 @@ class Session:
         try:
             text = read_text(path)
         except OSError as cause:
+            if isinstance(cause, FileNotFoundError) and self.path.is_dir():
+                raise DamagedFileError.at(path, "it does not exist") from cause
             raise StudyError(f"The session '{self.path}' cannot be read: {cause.strerror}.") from cause
         if not _SECRET.fullmatch(text):
             raise DamagedFileError.at(path, f"it must have {2 * _SECRET_BYTES} hexadecimal digits")

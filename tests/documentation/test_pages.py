@@ -1,4 +1,4 @@
-"""Every page of the documentation: each command and each specification on it runs, with its output."""
+"""Every page of the documentation, and the README: each command and each specification on it runs, with its output."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pages
 import pytest
 from support import ROOT
 
-PAGES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("docs/**/*.md"))
+PAGES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "README.md", *ROOT.glob("docs/**/*.md")))
 
 
 @pytest.mark.parametrize("page", PAGES)

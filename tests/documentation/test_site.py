@@ -5,14 +5,18 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from browser import Browser, browser
 from support import BIN, ROOT
 
 # What a browser loads by itself; links that a reader follows are not among them.
 LOADED = re.compile(r"<(?:script|img|iframe|link)\b[^>]*?(?:src|href)=[\"']?((?:https?:)?//[^\"'> ]+)")
 LOADED_BY_STYLE = re.compile(r"(?:url\(|@import )[\"']?((?:https?:)?//[^\"') ]+)")
+# The colour schemes of `mkdocs.yml`, by what a reader prefers.
+SCHEMES = {"light": "default", "dark": "slate"}
 
 
 @pytest.fixture(scope="session")
@@ -57,3 +61,39 @@ def test_no_page_asks_the_network_for_anything(site: Path):
 
     assert len(pages) > 10
     assert [found for found in pages + styles if found[1]] == []
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """A browser that has no network."""
+    with browser(tmp_path_factory.mktemp("browser")) as running:
+        yield running
+
+
+@pytest.mark.parametrize("width", [1400, 420])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_each_page_shows_well(site: Path, chromium: Browser, scheme: str, width: int):
+    """Given each page as a file in a browser, then it loads files only, without complaints, and is not wider than the window."""
+    chromium.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+    chromium.call(
+        "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 500
+    )
+    for page in sorted(set(site.rglob("*.html")) - {site / "404.html"}):  # only a server shows this one
+        chromium.open(page)
+        chromium.wait_for(f"document.body.dataset.mdColorScheme === '{SCHEMES[scheme]}'")
+        overflow = chromium.value("document.documentElement.scrollWidth - innerWidth")
+
+        assert overflow <= 0, (page, overflow)
+        assert chromium.complaints == [], page
+    assert [url for url in chromium.requests if not url.startswith(("file:", "data:", "about:", "blob:"))] == []
+
+
+def test_the_search_works_in_files(site: Path, chromium: Browser):
+    """Given a page as a file, when a reader searches a key, then the reference of keys is among the results."""
+    chromium.open(site / "index.html")
+    chromium.value("document.querySelector('[name=query]').focus()")
+    chromium.call("Input.insertText", text="max_failures")
+
+    chromium.wait_for(
+        "[...document.querySelectorAll('.md-search-result__link')].some(e => e.href.includes('keys.html'))"
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from pathlib import Path
 
 from fakes.clusters import FakeCluster
 from support import kill, wait_for
@@ -96,8 +97,11 @@ def test_the_conductor_does_not_wait_for_the_command(run):
     assert received(study) == []
     wait_for(lambda: study.processes("report.notifier"), "the process that runs the command")
     (notifier,) = study.processes("report.notifier")
-    wait_for(lambda: os.path.exists(f"/proc/{notifier}/task/{notifier}/children"), "the command")
-    kill(notifier)
+    children = Path(f"/proc/{notifier}/task/{notifier}/children")
+    wait_for(lambda: children.read_text().split(), "the command")
+    kill(*map(int, children.read_text().split()))
+    wait_for(lambda: not study.processes("report.notifier"), "the end of the process")
+    assert "end: the command has failed: exit code -9." in (study.path / "merlin_info" / "notify.log").read_text()
 
 
 def test_a_further_allocation_is_notified(run, tmp_path, environment):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import math
+import os
 
 import pytest
 from ensembles import a_study
@@ -19,14 +21,20 @@ from maestro_celery_plugin.conductor.coordinator import (
 from maestro_celery_plugin.conductor.publisher import Publisher
 from maestro_celery_plugin.conductor.worker_pool import WorkerPool
 from maestro_celery_plugin.config.settings import ResourceSettings, WorkerGroupSettings
-from maestro_celery_plugin.states import RecordState
+from maestro_celery_plugin.ledger.entries import SUFFIX, Kind
+from maestro_celery_plugin.ledger.reader import read_ledger
+from maestro_celery_plugin.ledger.sample_states import SampleStates
+from maestro_celery_plugin.ledger.writer import LedgerWriter
+from maestro_celery_plugin.states import Outcome, RecordState, WorkerState
 from maestro_celery_plugin.study import conductor_lock
+from maestro_celery_plugin.study.heartbeats import Heartbeat
 from maestro_celery_plugin.study.session import Session
 from maestro_celery_plugin.study.stopped_workers import read_stopped, request_start, request_worker_stop
 
 
 @pytest.mark.parametrize(
-    ("duration_s", "expected_s"), [(0.0, MAINTENANCE_INTERVAL_S), (0.1, 0.9), (0.6, MAINTENANCE_LIMIT_S), (5.0, MAINTENANCE_LIMIT_S)]
+    ("duration_s", "expected_s"),
+    [(0.0, MAINTENANCE_INTERVAL_S), (0.1, 0.9), (0.6, MAINTENANCE_LIMIT_S), (5.0, MAINTENANCE_LIMIT_S)],
 )
 def test_the_pause_after_a_check_has_a_limit(duration_s, expected_s):
     """Given a check that took long, because it imported Celery or the process was stopped, the next one is soon."""
@@ -130,3 +138,56 @@ def test_a_poll_is_delayed_only_while_there_is_work(tmp_path, monkeypatch, has_w
                 coordinator.wait(60)
     finally:
         coordinator.close()
+
+
+def test_an_error_of_the_file_system_while_it_waits_does_not_end_the_conductor(tmp_path, monkeypatch):
+    """Given a file server that does not answer once, when the conductor looks for requests, then it looks again later."""
+    plan, _ = a_study(tmp_path / "study")
+    Session.create(plan.session)
+    coordinator = Coordinator(plan)
+    try:
+        coordinator._maintain_at = math.inf  # without a broker
+        plan.update_request.touch()
+        stat, errors = os.stat, [errno.ESTALE, errno.EIO]
+
+        def failing_stat(path, *args, **options):
+            if str(path) == str(plan.cancel_request) and errors:
+                raise OSError(errors.pop(), "the file server does not answer")
+            return stat(path, *args, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "stat", failing_stat)
+            coordinator.wait(60)
+
+        assert not errors
+    finally:
+        coordinator.close()
+
+
+def test_a_sample_that_still_runs_on_another_machine_is_not_lost_when_the_conductor_ends(tmp_path, monkeypatch):
+    """Given a worker of a user that has not seen yet that it must end, then the end of its sample counts."""
+    plan, manifest = a_study(tmp_path / "study")
+    group = WorkerGroupSettings(task_queues=(manifest.task_queue,), machines=("elsewhere",))
+    plan = dataclasses.replace(plan, settings=replace(plan.settings, resources=ResourceSettings(workers={"w": group})))
+    session = Session.create(plan.session)
+    monkeypatch.setattr(Publisher, "send", lambda self, record, mask: None)
+    coordinator = Coordinator(plan)
+    coordinator._maintain_at = math.inf  # without a broker
+    coordinator.submit(manifest)
+    session.heartbeats.write(
+        Heartbeat(
+            name="w-1", group="w", host="elsewhere", node="n", supervisor=(1, 1), process=(1, 1), slots=1, beat=1,
+            state=WorkerState.BUSY, machine="another",
+        )
+    )  # fmt: skip
+    worker = LedgerWriter(plan.ledger / f"w-1{SUFFIX}", plan.number)
+    worker.append(Kind.TAKEN, 1, 1, 0, 10)
+    worker.append(Kind.STARTED, 1, 1, 0)
+
+    coordinator.close()
+    worker.append(Kind.ENDED, 1, 1, 0, 1000)
+    worker.close()
+
+    states = SampleStates(manifest.samples, 0)
+    states.apply(read_ledger(plan.ledger))
+    assert states.outcome[0] == Outcome.FINISHED

@@ -289,7 +289,7 @@ def test_an_event_is_notified_once_also_after_a_restart_of_the_conductor(plan):
     second.look(coordinator(failed=["sim"], allocations=["w/2", "w/3"]))
     assert second.events == [("reallocation", "RUNNING", "w/3")]
 
-    Notified(plan).forget("failure")  # `resume --failed`
+    Notified(plan).forget(Event.FAILURE)  # `resume --failed`
     third = Seen(plan)
     third.note_failed([])
     third.note_failed(["post"])
@@ -328,7 +328,13 @@ def test_a_second_conductor_that_gives_up_does_not_notify_of_the_end(plan, monke
         seen.end()
     assert seen.events == []
     seen.end()
-    assert seen.events == [("end", "FINISHED", "")]
+    second = Seen(plan)
+    second.end()  # a resume that had nothing to run
+    assert (seen.events, second.events) == ([("end", "FINISHED", "")], [])
+    Notified(plan).forget(Event.END)  # a resume that runs something
+    third = Seen(plan)
+    third.end()
+    assert third.events == [("end", "FINISHED", "")]
 
 
 def test_damaged_commands_are_a_warning(plan, caplog):

@@ -186,7 +186,7 @@ def failing(number):
 
 def guarded_run(out, run=lambda namespace: 0):
     options = {"broker": None, "broker_host": None, "dry": True, "fg": False, "pgen": None, "hashws": False, "out": out}
-    options |= {"specification": os.devnull, "vars": [], "samplesfile": None, "env_file": None, "no_errors": False}
+    options |= {"specification": os.devnull, "vars": [], "samplesfile": None, "env_file": None, "no_errors": False, "notify": None}
     options |= {"session": None, "quiet": False, "autoyes": True, "autono": False, "max_depth": None, "max_studies": None}
     return argument_parser._guarded_run(run, argparse.Namespace(**options))
 

@@ -20,7 +20,7 @@ from maestro_celery_plugin.report.live.progress_view import (
 from maestro_celery_plugin.report.live.sample_output import failure_line, output_lines
 from maestro_celery_plugin.report.live.step_groups import StepGroup, group_steps, samples_per_record
 from maestro_celery_plugin.report.live.step_rows import Row, step_rows
-from maestro_celery_plugin.report.model import StepStatus, StudyStatus
+from maestro_celery_plugin.report.model import StepStatus, StudyState, StudyStatus
 from maestro_celery_plugin.report.reader import StatusReader
 from maestro_celery_plugin.report.sample_status import SampleStatus
 from maestro_celery_plugin.report.steps_table import steps_table, totals
@@ -70,6 +70,7 @@ class StudyScreen:
         self._reader, self._console = reader, console
         self._expected = samples_per_record(reader.plan)
         self._groups: list[StepGroup] = []
+        self._values: dict[tuple[int, int], str] = {}
 
     def update(self, status: StudyStatus) -> None:
         """Take over a status that the reader has read."""
@@ -130,7 +131,9 @@ class StudyScreen:
         lines = [title_of(status, width)]
         if browser.page is Page.STEPS:
             room = self._console.height - len(lines) - 2 - _LEAST_ROWS
-            return [*lines, *totals(status.steps), *problem_lines(status)][: max(1, room)]
+            return [*lines, *totals(status.steps, urgent_first=True), *_advice(status), *problem_lines(status)][
+                : max(1, room)
+            ]
         return [*lines, *self._heading(browser)]
 
     def _heading(self, browser: Browser) -> list[Text]:
@@ -140,7 +143,7 @@ class StudyScreen:
             more = "the first " if count == _FAILURES else ""
             return [plain(f"{more}{count_words(count, 'failed sample')}{f' of {of}' if of else ''}", "bold")]
         if browser.page is Page.OUTPUT and browser.sample is not None:
-            return [failure_line(browser.sample, has_values=True)]
+            return [failure_line(browser.sample, self._values)]
         return [Text("Allocations and workers" if browser.page is Page.WORKERS else "Keys", "bold")]
 
     def _foot(self, browser: Browser) -> list[Text]:
@@ -182,7 +185,9 @@ class StudyScreen:
     def _named(self, row: Row, *, is_selected: bool) -> StepStatus:
         mark = ">" if is_selected else " "
         sign = " " if row.is_open is None else ("-" if row.is_open else "+")
-        name = row.status.name if row.is_open is not None or row.status.name == row.step else f"  {row.status.name}"
+        is_below = row.is_open is None and row.status.name != row.step
+        # Below its step, Maestro's name `<step>_<parameters>` needs only its parameters.
+        name = f"  {row.status.name.removeprefix(f'{row.step}_')}" if is_below else row.status.name
         return dataclasses.replace(row.status, name=f"{mark}{sign}{name}")
 
     def _failures(self, browser: Browser) -> list[Text]:
@@ -193,7 +198,7 @@ class StudyScreen:
         begin = _begin(place, len(samples), room)
         lines = []
         for number, sample in enumerate(samples[begin : begin + room], begin):
-            line = Text("> " if number == place else "  ").append_text(failure_line(sample, has_values=True))
+            line = Text("> " if number == place else "  ").append_text(failure_line(sample, self._values))
             if number == place:
                 line.stylize("reverse")
             lines.append(line)
@@ -208,6 +213,14 @@ class StudyScreen:
             return lines or [Text("There is no allocation and no worker.", "dim")]
         wrapped = (Text(f"{keys}: {words}").wrap(self._console, self._console.width) for keys, words in _HELP)
         return [line for lines in wrapped for line in lines]
+
+
+def _advice(status: StudyStatus) -> Iterator[Text]:
+    """Yield what a user can do about a study without a conductor."""
+    if status.state is StudyState.INTERRUPTED:
+        yield Text("The conductor died; `maestro-celery resume` continues the study.", "yellow")
+    elif status.state is StudyState.PENDING:
+        yield Text("No conductor has begun; `maestro-celery resume` starts one if none is about to.", "yellow")
 
 
 def _begin(place: int, count: int, room: int) -> int:

@@ -22,7 +22,9 @@ from rich.segment import ControlType
 from maestro_celery_plugin import clock
 from maestro_celery_plugin.errors import EnsembleError
 from maestro_celery_plugin.report.live.progress_view import end_view, progress_view
+from maestro_celery_plugin.report.live.warning_lines import WarningLines
 from maestro_celery_plugin.report.reader import StatusReader
+from maestro_celery_plugin.report.terminal import plain
 
 __all__ = ["ProgressDisplay", "is_live_terminal"]
 
@@ -45,10 +47,13 @@ class ProgressDisplay:
         reader: The reader of the study.
         console: The terminal.
         conducts: Whether the conductor of the study runs in this process, and ends with the display.
+        log: The warnings of a conductor in another process, which are shown above the display.
     """
 
-    def __init__(self, reader: StatusReader, console: Console, *, conducts: bool = False) -> None:
-        self._reader, self._console, self._conducts = reader, console, conducts
+    def __init__(
+        self, reader: StatusReader, console: Console, *, conducts: bool = False, log: WarningLines | None = None
+    ) -> None:
+        self._reader, self._console, self._conducts, self._log = reader, console, conducts, log
         self._begin = clock.monotonic()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="progress display", daemon=True)
@@ -80,6 +85,8 @@ class ProgressDisplay:
                 elapsed_s = clock.monotonic() - self._begin
                 view = end_view(status, self._reader, self._console, elapsed_s, advises=exc is None)
             self._follow_size()
+            with contextlib.suppress(OSError):
+                self._show_warnings()
         finally:
             self._live.stop()
         if view is not None:
@@ -97,10 +104,15 @@ class ProgressDisplay:
     def _draw(self) -> None:
         status = self._reader.read()
         self._follow_size()
+        self._show_warnings()
         view = progress_view(status, self._reader, self._console, clock.monotonic() - self._begin)
         lines = self._console.render_lines(view, pad=False)
         self._drawn_width = max(sum(segment.cell_length for segment in line) for line in lines)
         self._live.update(view, refresh=True)
+
+    def _show_warnings(self) -> None:
+        for line in self._log.read() if self._log is not None else ():
+            self._console.print(plain(line, "yellow"))
 
     def _follow_size(self) -> None:
         """Begin anew below what is there, if the terminal has become too narrow for the lines that are drawn.

@@ -91,14 +91,10 @@ def _groups(status: StudyStatus, reader: StatusReader) -> list[StepGroup]:
 
 def title_of(status: StudyStatus, width: int, elapsed_s: float = 0.0) -> Text:
     """Return the name and the state of the study in one line, whose state is always whole."""
-    state = outcome_text(_state_words(status), status.failed_samples)
+    state = outcome_text(status.state.name, status.failed_samples)
     end = Text.assemble("  ", state, Text(f"  {duration_words(elapsed_s)}" if elapsed_s >= 1 else "", "dim"))
     name = plain(status.study)
     return line_of(Text(shortened(name.plain, max(12, width - end.cell_len)), "bold").append_text(end), width)
-
-
-def _state_words(status: StudyStatus) -> str:
-    return "STARTING" if status.state is StudyState.PENDING else status.state.name
 
 
 def _table(groups: Sequence[StepGroup], console: Console, rows: int) -> list[RenderableType]:

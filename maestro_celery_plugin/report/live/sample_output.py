@@ -16,30 +16,33 @@ __all__ = ["failure_line", "output_lines"]
 
 # The last bytes of an output that can be scrolled.
 _BYTES = 256 * 1024
-# Lines of failed samples whose values are kept, so that a key does not read the table again.
-_KEPT = 4096
 
 
-def failure_line(sample: SampleStatus, *, has_values: bool) -> Text:
-    """Return the name of a failed sample, how it ended, and its values."""
-    line = headline(sample, sample.end)
-    return line.append_text(plain(f"  {_values(sample)}", "dim")) if has_values else line
+def failure_line(sample: SampleStatus, known: dict[tuple[int, int], str]) -> Text:
+    """Return the name of a failed sample, how it ended, and its values.
+
+    Args:
+        sample: The sample.
+        known: The values of samples by step record and index, which the function completes.
+    """
+    key = sample.manifest.number, sample.index
+    if key not in known:
+        values = values_of([sample])[0]
+        known[key] = "" if values == {} else value_words(values)
+    return headline(sample, sample.end).append_text(plain(f"  {known[key]}".rstrip(), "dim"))
 
 
-@functools.lru_cache(_KEPT)
-def _values(sample: SampleStatus) -> str:
-    values = values_of([sample])[0]
-    return "" if values == {} else value_words(values)
-
-
-@functools.lru_cache(4)
 def output_lines(sample: SampleStatus, *, shows_stdout: bool, width: int) -> list[Text]:
     """Return the path of an output, and its last lines, in the width of the terminal."""
     path = sample.stderr.with_suffix(".out") if shows_stdout else sample.stderr
-    text = tail(path, _BYTES)
     lines = [plain(part, "dim") for part in chop_cells(str(path), width)]
+    text = tail(path, _BYTES)
     if not text:
         return [*lines, Text("(it is empty)", "dim")]
-    for line in text.expandtabs().splitlines():
-        lines += [Text(part) for part in chop_cells(plain(line).plain, width)] or [Text("")]
-    return lines
+    return [*lines, *map(Text, _folded(text, width))]
+
+
+@functools.lru_cache(2)
+def _folded(text: str, width: int) -> list[str]:
+    lines = (plain(line).plain for line in text.expandtabs().splitlines())
+    return [part for line in lines for part in chop_cells(line, width) or [""]]

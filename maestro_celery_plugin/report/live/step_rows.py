@@ -13,7 +13,7 @@ from maestro_celery_plugin.report.model import StepStatus
 
 __all__ = ["Order", "Row", "step_rows"]
 
-# The step records below a closed step: those that need attention, up to this number.
+# The step records below a closed step: those that need attention, up to this number, or more if there is room.
 _SHOWN_OF_CLOSED = 3
 
 
@@ -81,6 +81,8 @@ def step_rows(
     found = [(group, [one for one in group.records if _matches(one, filter_text)]) for group in groups]
     found = [(group, records) for group, records in found if records]
     all_fit = sum(len(records) + (len(group.records) > 1) for group, records in found) <= room
+    urgent = sum(any(_attention(one) < _RUNNING for one in records) for _, records in found)
+    shown = max(_SHOWN_OF_CLOSED, (room - len(found)) // max(1, urgent))
     rows = []
     key = _KEYS[order]
     for group, records in sorted(found, key=lambda one: key(one[0].whole)):
@@ -92,7 +94,7 @@ def step_rows(
         chosen = sorted(records, key=key)
         if not is_open:
             chosen = sorted((one for one in records if _attention(one) < _RUNNING), key=_attention_key)
-            chosen = [] if group.step in closed else chosen[:_SHOWN_OF_CLOSED]
+            chosen = [] if group.step in closed else chosen[:shown]
         rows += [Row(group.step, one, one.name, None) for one in chosen]
     return rows
 

@@ -1,0 +1,164 @@
+"""The checks: what must hold after every step and at the end, from the truth of the simulated samples."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from maestro_celery_plugin.ledger.reader import read_ledger
+from maestro_celery_plugin.ledger.sample_states import SampleStates
+from maestro_celery_plugin.states import POISON_LIMIT, ExitCode, Outcome, RecordState, outcome_of
+from simulation.samples import Attempt, SampleKey
+
+__all__ = ["Checks"]
+
+_FINISHED = (Outcome.FINISHED, Outcome.STOPPED_STUDY)
+_REQUESTS = (ExitCode.RESTART, ExitCode.RETRY)
+
+
+class Checks:
+    """Compares what the product believes with what has happened.
+
+    Args:
+        world: The world.
+
+    Attributes:
+        violations: What must not have happened, as sentences.
+        reruns: Why attempts ran again, with their number.
+    """
+
+    def __init__(self, world: Any) -> None:
+        self._world = world
+        self.violations: list[str] = []
+        self.reruns: dict[str, int] = {}
+        self._finished: dict[str, np.ndarray[Any, Any]] = {}
+
+    def _fail(self, text: str) -> None:
+        kernel = self._world.kernel
+        kernel.trace(f"VIOLATION {text}")
+        self.violations.append(f"{kernel.now:.3f} s: {text}")
+
+    # --- after every step ---
+
+    def begin(self, attempt: Attempt) -> None:
+        """Check that an attempt may begin."""
+        earlier = self._world.samples.attempts[attempt.key]
+        name = f"sample {attempt.key[1]} of {attempt.key[0]}"
+        running = [one for one in earlier if one.code is None]
+        if running:
+            self._fail(
+                f"{name} begins on {attempt.node} by {attempt.worker.name} while another attempt runs on "
+                f"{running[0].node} by {running[0].worker.name} since {running[0].begin:.3f} s"
+            )
+        outcome = self._known_outcome(attempt.key)
+        if outcome in _FINISHED:
+            self._fail(f"{name} begins although it has finished")
+        if not earlier:
+            if attempt.restart and not self._world.has_lost_workers:
+                self._fail(f"{name} runs `restart` although it has never started")
+            return
+        self._judge_rerun(attempt, earlier[-1], name)
+
+    def _judge_rerun(self, attempt: Attempt, last: Attempt, name: str) -> None:
+        """Check that a rerun has a reason, and that it runs `restart` exactly when the promise says so."""
+        if last.code is None:
+            return
+        is_lost = self._world.may_be_lost(last)
+        if last.was_ended or last.killed_worker or last.code in (-9, -15):
+            reason, restart = "its worker has died or was stopped", True
+        elif last.code in _REQUESTS:
+            reason, restart = "it has asked for it", last.code == ExitCode.RESTART
+        elif is_lost:
+            reason, restart = "its end was lost with its worker", True
+        elif last.code != 0 and last.end - last.begin < 1.0 and self._world.profile.workers != "local":
+            reason, restart = "its machine may be broken", attempt.restart
+        else:
+            self._fail(f"{name} runs again without a reason after exit code {last.code} by {last.worker}")
+            return
+        self.reruns[reason] = self.reruns.get(reason, 0) + 1
+        if restart != attempt.restart and not is_lost:
+            what = "restart" if attempt.restart else "cmd"
+            self._fail(f"{name} runs `{what}` after exit code {last.code} ({reason})")
+
+    def _known_outcome(self, key: SampleKey) -> Outcome:
+        record = self._world.record(key[0])
+        return Outcome.OPEN if record is None else Outcome(int(record.samples.outcome[key[1]]))
+
+    def look(self) -> None:
+        """Check that no finished sample has changed."""
+        for name in self._world.maestro.names:
+            record = self._world.record(name)
+            if record is None:
+                continue
+            finished = np.isin(record.samples.outcome, _FINISHED)
+            before = self._finished.get(name)
+            if before is not None and (before & ~finished).any() and self._world.knows_all:
+                self._fail(f"samples {np.flatnonzero(before & ~finished).tolist()} of {name} have finished before")
+            if self._world.knows_all:
+                self._finished[name] = finished if before is None else before | finished
+
+    # --- at the end ---
+
+    def end(self) -> None:
+        """Check the outcomes, and that nothing is left."""
+        world = self._world
+        for name in world.maestro.names:
+            state = world.maestro.ended.get(name)
+            if state is None:
+                self._fail(f"{name} has not ended: {self._open(name)}")
+            else:
+                self._check_record(name, state)
+        for attempt in world.samples.running():
+            self._fail(f"sample {attempt.key} still runs on {attempt.node} after the end")
+        for job in world.batch.open_jobs():
+            self._fail(f"job {job.number} is still {job.state.name} after the end")
+        for node in world.kernel.nodes.values():
+            for process in node.processes.values():
+                self._fail(f"{process} lives after the end")
+        for fault in world.kernel.faults:
+            self._fail(f"an error in a thread: {fault}")
+        for error in world.log.errors:
+            self._fail(f"an error of the product: {error}")
+
+    def _open(self, name: str) -> str:
+        record = self._world.record(name)
+        if record is None:
+            return "no conductor knows it"
+        return f"{record.samples.counts()}, leased {record.number and self._world.leased(record)}"
+
+    def _check_record(self, name: str, state: str) -> None:
+        world, manifest = self._world, self._world.manifests[name]
+        entries = read_ledger(world.plan.ledger, world.plan.number)
+        number = world.numbers.get(name)
+        states = SampleStates(manifest.samples, manifest.max_retries)
+        states.apply(entries[entries["record"] == number])
+        for sample in range(manifest.samples):
+            self._check_sample((name, sample), Outcome(int(states.outcome[sample])), state)
+        failed = int(states.failures)
+        expected = "FAILED" if failed > manifest.samples - 1 else "FINISHED"
+        if states.is_complete and state != expected and not world.maestro.was_cancelled:
+            self._fail(f"{name} is {state} with {states.counts()}")
+
+    def _check_sample(self, key: SampleKey, outcome: Outcome, state: str) -> None:
+        attempts = self._world.samples.attempts[key]
+        name = f"sample {key[1]} of {key[0]}"
+        if outcome is Outcome.OPEN:
+            if state == "FINISHED":
+                self._fail(f"{name} has no outcome, and the step record has finished")
+            return
+        if not attempts:
+            self._fail(f"{name} has the outcome {outcome.name} and was never tried")
+            return
+        codes = [one.code for one in attempts if not one.was_ended and not one.killed_worker]
+        kills = sum(1 for one in attempts if one.was_ended or one.killed_worker)
+        if outcome in _FINISHED:
+            if 0 not in codes:
+                self._fail(f"{name} has finished, but its attempts ended with {[one.code for one in attempts]}")
+        elif kills >= POISON_LIMIT or sum(1 for code in codes if code in _REQUESTS) > self._world.manifests[key[0]].max_retries:
+            pass
+        elif not any(code is not None and outcome_of(code) is outcome for code in codes):
+            self._fail(f"{name} is {outcome.name}, but its attempts ended with {[one.code for one in attempts]}")
+
+
+_ = RecordState

@@ -1,0 +1,124 @@
+"""Maestro's conductor: the real coordinator, called as Maestro's loop calls it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from maestro_celery_plugin import clock
+from maestro_celery_plugin.conductor.coordinator import for_study
+from maestro_celery_plugin.errors import EnsembleError, LedgerError, StudyError
+from maestro_celery_plugin.states import RecordState
+from simulation import kernel as sim
+
+__all__ = ["Conductor"]
+
+_ENDS = {RecordState.FINISHED: "FINISHED", RecordState.FAILED: "FAILED", RecordState.CANCELLED: "CANCELLED"}
+_SUBMIT_DELAYS_S = (1.0, 2.0, 4.0)
+
+
+class Conductor:
+    """One process that conducts the study.
+
+    Args:
+        world: The world.
+
+    Attributes:
+        coordinator: Its coordinator; None before it has begun.
+        has_ended: Whether it has ended in order, with all step records ended.
+    """
+
+    def __init__(self, world: Any) -> None:
+        self._world = world
+        self.coordinator: Any = None
+        self.has_ended = False
+        self.jobs: dict[str, str] = {}
+        self.process = sim.kernel.process(world.home, "conductor", self._main)
+        self.process.on_exit.append(lambda process: world.on_exit(process))
+
+    def _main(self) -> int:
+        try:
+            self._conduct()
+        except StudyError as error:
+            sim.kernel.trace(f"conductor ends: {error}")
+            return 1
+        except (OSError, LedgerError) as error:
+            sim.kernel.trace(f"conductor is interrupted: {error}")
+            self._run_exit_handlers()
+            return 1
+        self._run_exit_handlers()
+        self.has_ended = True
+        return 0
+
+    def _run_exit_handlers(self) -> None:
+        for action in reversed(self.process.exit_handlers):
+            action()
+
+    def _conduct(self) -> None:
+        maestro = self._world.maestro
+        while True:
+            if self._world.plan.cancel_request.exists():
+                self._world.plan.cancel_request.unlink(missing_ok=True)
+                maestro.is_cancelled = True
+                if self.coordinator is not None:
+                    self.coordinator.cancel(list(self.jobs.values()))
+            if not maestro.is_cancelled:
+                self._submit(maestro)
+            self._poll(maestro)
+            self._write_status(maestro)
+            if maestro.is_over:
+                return
+            if self.coordinator is not None:
+                self.coordinator.wait(self._world.profile.poll_s)
+
+    def _submit(self, maestro: Any) -> None:
+        for name in maestro.ready():
+            if name in self.jobs:
+                continue
+            self._submit_one(maestro, name)
+
+    def _submit_one(self, maestro: Any, name: str) -> None:
+        for delay_s in (*_SUBMIT_DELAYS_S, None):
+            try:
+                if self.coordinator is None:
+                    self.coordinator = for_study(self._world.plan)
+                self.jobs[name] = self.coordinator.submit(self._world.manifests[name])
+                break
+            except StudyError:
+                raise
+            except (OSError, LedgerError):
+                if delay_s is None:
+                    raise
+                clock.sleep(delay_s)
+        self.coordinator.set_restarts(self.jobs[name], lambda: True)
+        sim.kernel.trace(f"submitted {name}")
+
+    def _poll(self, maestro: Any) -> None:
+        for name, job in list(self.jobs.items()):
+            if name in maestro.ended:
+                continue
+            try:
+                state = self.coordinator.state(job)
+            except (EnsembleError, OSError):
+                continue
+            if state is RecordState.TIMED_OUT:
+                sim.kernel.trace(f"restart {name}")
+                self._submit_one(maestro, name)
+            elif state in _ENDS:
+                sim.kernel.trace(f"{name} {state.name}")
+                maestro.ended[name] = state.name
+                self._world.on_record_end(self, name, state)
+
+    def _write_status(self, maestro: Any) -> None:
+        lines = [
+            "Step Name,Job ID,Workspace,State,Run Time,Elapsed Time,Start Time,Submit Time,End Time,Number Restarts,Params"
+        ]
+        for name in maestro.names:
+            state = maestro.ended.get(name, "RUNNING" if name in self.jobs else "INITIALIZED")
+            lines.append(f"{name},--,{maestro.steps[name]}/x,{state},-,-,-,-,-,0,")
+        path = self._world.plan.root / "status.csv"
+        try:
+            Path(path).write_text("\n".join(lines) + "\n")
+        except OSError as error:
+            raise OSError(error.errno, os.strerror(error.errno or 0)) from error
