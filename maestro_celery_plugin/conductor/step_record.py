@@ -159,8 +159,8 @@ class StepRecord:
         """Return a mask of the samples that may start now: their delay has passed, or they are the next suspect.
 
         Args:
-            leased: The samples that have a lease; None for none. A sample that has requested another run keeps its lease
-                until its slot has run the rest of the range. It is due after that, because nobody could send it before.
+            leased: The samples that have a lease; None for none. A sample that has requested another run keeps its
+                lease until its slot has run the rest of the range, and cannot be sent before.
         """
         now = clock.monotonic()
         is_leased = leased if leased is not None else np.zeros(self.manifest.samples, bool)
