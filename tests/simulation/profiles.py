@@ -54,6 +54,7 @@ class Profile:
     refusals_per_hour: float = 0.0
     # Samples.
     fail_share: float = 0.0
+    hard_share: float = 0.0
     request_share: float = 0.0
     killer_share: float = 0.0
     poison: int = 0
@@ -122,6 +123,7 @@ def _draw_storm(profile: Profile, rng: random.Random) -> None:
     profile.send_s = some(0.3)
     profile.wipes_per_hour, profile.refusals_per_hour = some(60), some(60)
     profile.killer_share = some(0.1)
+    profile.hard_share = some(0.05, 0.15)
     profile.poison = int(rng.random() < 0.1)
     profile.long_share = some(0.1)
     profile.worker_kills_per_hour = some(120)
@@ -131,6 +133,6 @@ def _draw_storm(profile: Profile, rng: random.Random) -> None:
     profile.clock_jumps_per_hour = some(60)
     profile.conductor_kills_per_hour = some(100)
     profile.second_conductors_per_hour = some(60)
-    profile.cancels_per_hour = some(60, 0.1)
+    profile.cancels_per_hour = some(100, 0.2)
     profile.full_disks_per_hour = some(60, 0.2)
     profile.preemptions_per_hour, profile.silences_per_hour = some(100), some(60)

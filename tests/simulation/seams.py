@@ -21,7 +21,7 @@ from maestro_celery_plugin import clock, files, machine, processes, python_proce
 from maestro_celery_plugin.conductor import coordinator, publisher, shared_allocation, worker_sources
 from maestro_celery_plugin.ledger import claims
 from maestro_celery_plugin.processes import ProcessId
-from maestro_celery_plugin.study import cancelled_steps, conductor_lock, members
+from maestro_celery_plugin.study import cancelled_steps, conductor_lock, members, worker_facts
 from maestro_celery_plugin.study import stopped_workers as stop_requests
 from maestro_celery_plugin.worker import attempt, own_name, pool_limits, supervisor, worker_process
 from maestro_celery_plugin.worker import gate as gate_module
@@ -344,6 +344,7 @@ def install() -> None:
     worker_sources.BatchJobs = lambda system, settings=None: world.batch.jobs()
     for module in (worker_sources, worker_process, sys.modules[f"{PRODUCT}.plugins"]):
         module.batch_system = lambda type: world.batch.system if type != "local" else None  # type: ignore[attr-defined]
+    worker_facts.importlib = SimpleNamespace(metadata=SimpleNamespace(version=lambda name: "1"))  # type: ignore[attr-defined]
     own_name.print = lambda *args, **options: None  # type: ignore[attr-defined]
     pool_limits.PoolLimits.__init__ = lambda self: None  # type: ignore[method-assign]
     from simulation.supervisors import replace_in

@@ -55,6 +55,7 @@ class Maestro:
     ended: dict[str, str] = dataclasses.field(default_factory=dict)
     is_cancelled: bool = False
     was_cancelled: bool = False
+    was_refused: bool = False
 
     def ready(self) -> list[str]:
         """Return the step records to submit; the last one depends on the first."""
@@ -162,7 +163,11 @@ class World:
         if profile.workers == "remote":
             group["machines"] = ("n",)
         elif profile.workers == "allocation":
-            batch = BatchSettings(type="slurm", nodes=profile.nodes, walltime=f"{profile.walltime_s // 3600:02}:{profile.walltime_s // 60 % 60:02}:00")
+            batch = BatchSettings(
+                type="slurm",
+                nodes=profile.nodes,
+                walltime=f"{profile.walltime_s // 3600:02}:{profile.walltime_s // 60 % 60:02}:00",
+            )
         settings = EnsembleSettings(
             batch=batch,
             steps={f"step{n}": StepFacts(queues=("merlin",), sampled=True) for n in range(profile.records)},
@@ -252,7 +257,7 @@ class World:
         return not attempt.worker.is_alive or self.misfortune.was_disturbed(attempt.worker, attempt.begin)
 
     def on_record_end(self, conductor: Conductor, name: str, state: RecordState) -> None:
-        self.checks.look()
+        self.checks.record_ends(name, state.name)
 
     # --- running ---
 
