@@ -60,6 +60,8 @@ class StepRecords:
         self._by_number: dict[int, StepRecord] = {}
         self._last_number = 0
         self._changed: set[int] = set()
+        # Whether a step record was stopped since the last look at all workers, who may have leases of its samples.
+        self._must_be_fresh = False
         self.live_writers: Container[str] = ()
         self.leases, self.waiting_messages = self._follower.leases, self._follower.waiting_messages
         self.quick_failures, self.started_writers = self._follower.quick_failures, self._follower.started_writers
@@ -142,6 +144,8 @@ class StepRecords:
         """Return a state; no message about a step record that has failed may remain: its samples would run later."""
         if record.active and record.has_failed:
             self._stop(record)
+        if self._must_be_fresh and record.stops_early and not self.leases.has(record.number):
+            self.follow(fresh=True)  # NFS hides the ledger of a worker that has begun a moment ago
         state = record.state(has_leases=self.leases.has(record.number) or self._has_claims(record))
         is_open = state is RecordState.FINISHED and record.number in undecided
         return RecordState.RUNNING if is_open else state
@@ -175,6 +179,8 @@ class StepRecords:
             fresh: Whether to include writers that have begun on other nodes a moment ago.
         """
         self._apply_all(self._follower.poll(skip, fresh=fresh))
+        if fresh:
+            self._must_be_fresh = False
 
     def follow_own(self) -> None:
         """Apply the new entries of the coordinator itself."""
@@ -275,6 +281,7 @@ class StepRecords:
                 self._writer.append(Kind.CANCELLED, record.number, samples.epoch + 1, 0, record.manifest.samples)
         self.flush()
         self.follow_own()
+        self._must_be_fresh = True
 
     def mark_lost(self, writers: Iterable[str], *, external_cause: bool = False, is_elsewhere: bool = False) -> None:
         """Record the running attempts of dead workers as lost, and revoke the leases.
