@@ -16,6 +16,10 @@ __all__ = ["Checks"]
 
 _FINISHED = (Outcome.FINISHED, Outcome.STOPPED_STUDY)
 _REQUESTS = (ExitCode.RESTART, ExitCode.RETRY)
+# After a pause of its whole node, a supervisor ends the samples of its worker within this time.
+_FENCE_S = 3.0
+# A worker and the conductor see each other's entries within this time, unless a node is disturbed.
+_SEEN_S = 6.0
 
 
 class Checks:
@@ -35,6 +39,7 @@ class Checks:
         self.reruns: dict[str, int] = {}
         self._finished: dict[str, np.ndarray[Any, Any]] = {}
         self._starts: Any = None
+        self._ended_at: dict[str, float] = {}
 
     def fail(self, text: str) -> None:
         """Note what must not have happened."""
@@ -48,7 +53,12 @@ class Checks:
         """Check that an attempt may begin."""
         earlier = self._world.samples.attempts[attempt.key]
         name = f"sample {attempt.key[1]} of {attempt.key[0]}"
+        kernel = self._world.kernel
         running = [one for one in earlier if one.code is None]
+        for one in running:
+            if one.process.paused_until > kernel.now:  # with its whole node: it runs again only when the node does
+                kernel.call(one.process.paused_until - kernel.now + _FENCE_S, lambda one=one: self._is_fenced(one))
+        running = [one for one in running if one.process.paused_until <= kernel.now]
         if running:
             self.fail(
                 f"{name} begins on {attempt.node} by {attempt.worker.name} while another attempt runs on "
@@ -58,13 +68,19 @@ class Checks:
         if outcome in _FINISHED:
             self.fail(f"{name} begins although it has finished")
         state = self._world.maestro.ended.get(attempt.key[0])
-        if state is not None:
+        ended_s = self._world.kernel.now - self._ended_at.get(attempt.key[0], 0.0)
+        if state is not None and ended_s > _SEEN_S and not self._world.is_disturbed(attempt.worker):
             self.fail(f"{name} begins although its step record is {state}")
         if not earlier:
             if attempt.restart and not self._world.has_lost_workers:
                 self.fail(f"{name} runs `restart` although it has never started")
             return
         self._judge_rerun(attempt, earlier[-1], name)
+
+    def _is_fenced(self, attempt: Attempt) -> None:
+        """Check that an attempt has ended soon after the pause of its node, because it runs elsewhere."""
+        if attempt.code is None and attempt.process.paused_until <= self._world.kernel.now - _FENCE_S:
+            self.fail(f"sample {attempt.key} still runs on {attempt.node} after its pause")
 
     def _judge_rerun(self, attempt: Attempt, last: Attempt, name: str) -> None:
         """Check that a rerun has a reason, and that it runs `restart` exactly when the promise says so."""
@@ -107,8 +123,11 @@ class Checks:
     def record_ends(self, name: str, state: str) -> None:
         """Check that no sample runs when Maestro learns that its step record has ended."""
         self.look()
+        self._ended_at[name] = self._world.kernel.now
         for attempt in self._world.samples.running():
-            if attempt.key[0] == name and attempt.worker.is_alive and not self._world.may_be_lost(attempt):
+            if attempt.key[0] != name or not attempt.worker.is_alive or self._world.may_be_lost(attempt):
+                continue
+            if self._world.kernel.now - attempt.begin > _SEEN_S:
                 self.fail(f"{name} is {state} while sample {attempt.key[1]} runs on {attempt.node}")
 
     # --- at the end ---
@@ -152,8 +171,8 @@ class Checks:
         self._starts = np.bincount(entries["start"][entries["kind"] == Kind.STARTED], minlength=manifest.samples)
         for sample in range(manifest.samples):
             self._check_sample((name, sample), Outcome(int(states.outcome[sample])), state)
-        failed = int(states.failures)
-        expected = "FAILED" if failed > manifest.samples - 1 else "FINISHED"
+        has_failed = states.total(Outcome.HARD_FAILED) or states.failures > manifest.samples - 1
+        expected = "FAILED" if has_failed else "FINISHED"
         if states.is_complete and state != expected and not world.maestro.was_cancelled:
             self.fail(f"{name} is {state} with {states.counts()}")
 

@@ -70,6 +70,8 @@ class Conductor:
                 return
             if self.coordinator is not None:
                 self._wait()
+            else:
+                clock.sleep(self._world.profile.poll_s)
 
     def _is_cancelled(self) -> bool:
         """Tell whether a user has requested a cancellation; Maestro's own file operations have no errors here."""

@@ -256,6 +256,10 @@ class World:
         """Tell whether the entry about the end of an attempt may not have reached the conductor."""
         return not attempt.worker.is_alive or self.misfortune.was_disturbed(attempt.worker, attempt.begin)
 
+    def is_disturbed(self, process: Process) -> bool:
+        """Tell whether a process was paused or cut off within the last minutes."""
+        return self.misfortune.was_disturbed(process, self.kernel.now - 60.0)
+
     def on_record_end(self, conductor: Conductor, name: str, state: RecordState) -> None:
         self.checks.record_ends(name, state.name)
 
