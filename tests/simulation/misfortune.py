@@ -52,6 +52,7 @@ class Misfortune:
         thread = kernel.thread
         if thread is None:
             return
+        thread.used_s += profile.operation_s
         cut_s = self._cut_until.get(node.name, 0.0) - kernel.now
         if cut_s > 0:
             kernel.sleep(cut_s)

@@ -37,6 +37,7 @@ class Profile:
     idle_limit_s: float = 60.0
     # The file system.
     caching: Caching | None = None
+    operation_s: float = 0.0002
     wait_rate: float = 0.0
     wait_s: float = 0.0
     error_rate: float = 0.0
@@ -96,6 +97,7 @@ def draw(name: str, seed: int) -> Profile:
     profile.workers = rng.choice(("remote", "remote", "allocation"))
     profile.nodes = rng.choice((1, 2, 3))
     profile.caching = Caching()
+    profile.operation_s = rng.choice((0.0005, 0.002))
     profile.wait_rate, profile.wait_s = rng.choice(((0.0, 0.0), (0.05, 0.02), (0.02, 1.0)))
     profile.deliver_s, profile.reorders = rng.choice((0.002, 0.05)), rng.random() < 0.5
     profile.faults_end_s = rng.choice((30.0, 90.0, 200.0))

@@ -58,12 +58,12 @@ def _process() -> Process:
 
 
 def _monotonic() -> float:
-    return sim.kernel.now + 1000.0
+    return sim.kernel.thread_now + 1000.0
 
 
 def _now() -> float:
     process = sim.current()
-    return EPOCH + sim.kernel.now + (process.node.skew_s if process is not None else 0.0)
+    return EPOCH + sim.kernel.thread_now + (process.node.skew_s if process is not None else 0.0)
 
 
 def _sleep(seconds: float) -> None:
