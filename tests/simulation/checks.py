@@ -40,6 +40,7 @@ class Checks:
         self._finished: dict[str, np.ndarray[Any, Any]] = {}
         self._starts: Any = None
         self._ended_at: dict[str, float] = {}
+        self._was_cut = False
 
     def fail(self, text: str) -> None:
         """Note what must not have happened."""
@@ -86,7 +87,7 @@ class Checks:
         """Check that a rerun has a reason, and that it runs `restart` exactly when the promise says so."""
         if last.code is None:
             return
-        is_lost = self._world.may_be_lost(last)
+        is_lost = self._world.may_be_lost(last) or self._was_cut
         if last.was_ended or last.killed_worker or last.code in (-9, -15):
             reason, restart = "its worker has died or was stopped", True
         elif last.code in _REQUESTS:
@@ -109,6 +110,9 @@ class Checks:
 
     def look(self) -> None:
         """Check that no finished sample has changed."""
+        conductor = self._world.conductor
+        if conductor is None or not (conductor.process.is_alive or conductor.has_ended):
+            return
         for name in self._world.maestro.names:
             record = self._world.record(name)
             if record is None:
@@ -119,6 +123,11 @@ class Checks:
                 self.fail(f"samples {np.flatnonzero(before & ~finished).tolist()} of {name} have finished before")
             if self._world.knows_all:
                 self._finished[name] = finished if before is None else before | finished
+
+    def forget(self) -> None:
+        """Forget which samples have finished, because the power was cut: what was not on the disk runs again."""
+        self._finished.clear()
+        self._was_cut = True
 
     def record_ends(self, name: str, state: str) -> None:
         """Check that no sample runs when Maestro learns that its step record has ended."""
@@ -190,7 +199,7 @@ class Checks:
         kills = sum(1 for one in attempts if one.was_ended or one.killed_worker)
         kills += max(0, int(self._starts[key[1]]) - len(attempts))  # its worker died when the sample was about to begin
         if outcome in _FINISHED:
-            if 0 not in codes:
+            if not {0, ExitCode.STOP_WORKERS}.intersection(codes):
                 self.fail(f"{name} has finished, but its attempts ended with {[one.code for one in attempts]}")
         elif (
             kills >= POISON_LIMIT

@@ -51,6 +51,7 @@ class Profile:
     late_rate: float = 0.0
     late_s: float = 0.0
     unanswered_rate: float = 0.0
+    is_private: bool = False
     wipes_per_hour: float = 0.0
     refusals_per_hour: float = 0.0
     # Samples.
@@ -70,6 +71,11 @@ class Profile:
     conductor_kills_per_hour: float = 0.0
     second_conductors_per_hour: float = 0.0
     cancels_per_hour: float = 0.0
+    stops_per_hour: float = 0.0
+    stop_share: float = 0.0
+    step_cancels_per_hour: float = 0.0
+    purges_per_hour: float = 0.0
+    power_cuts_per_hour: float = 0.0
     full_disks_per_hour: float = 0.0
     # Allocations.
     walltime_s: int = 0
@@ -136,5 +142,9 @@ def _draw_storm(profile: Profile, rng: random.Random) -> None:
     profile.conductor_kills_per_hour = some(100)
     profile.second_conductors_per_hour = some(60)
     profile.cancels_per_hour = some(100, 0.2)
+    profile.is_private = rng.random() < 0.4
+    profile.stops_per_hour, profile.stop_share = some(60, 0.15), some(0.05, 0.1)
+    profile.step_cancels_per_hour, profile.purges_per_hour = some(60, 0.1), some(60, 0.1)
+    profile.power_cuts_per_hour = some(60, 0.3) if profile.workers == "local" else 0.0
     profile.full_disks_per_hour = some(60, 0.2)
     profile.preemptions_per_hour, profile.silences_per_hour = some(100), some(60)

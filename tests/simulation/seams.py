@@ -19,6 +19,7 @@ import yaml
 
 from maestro_celery_plugin import clock, files, machine, processes, python_processes
 from maestro_celery_plugin.conductor import coordinator, publisher, shared_allocation, worker_sources
+from maestro_celery_plugin.errors import BrokerError
 from maestro_celery_plugin.ledger import claims
 from maestro_celery_plugin.processes import ProcessId
 from maestro_celery_plugin.study import cancelled_steps, conductor_lock, members, worker_facts
@@ -248,11 +249,13 @@ class _Host:
 
     @staticmethod
     def start_broker(session: Any) -> None:
-        world.broker.await_up()
+        if not world.broker.is_up:
+            clock.sleep(1.0)
+            raise BrokerError("the private broker has not started")
 
     @staticmethod
     def host_of(session: Any) -> Any:
-        return SimpleNamespace(signal=lambda number: None, is_alive=False)
+        return SimpleNamespace(signal=lambda number: None, is_alive=False) if world.broker.is_up else None
 
 
 # --- replacing ---
@@ -335,10 +338,10 @@ def install() -> None:
     publisher.host = _Host  # type: ignore[assignment]
     publisher.import_transport = lambda: None
     publisher.make_app = lambda session, timeout_s, confirms=False: world.broker.app()
-    publisher.declare = lambda app, session, queues: world.broker.check()
-    publisher.Sender = lambda session, app: world.broker.sender()
-    worker_process.Sender = lambda session, app: world.broker.sender()
-    worker_process.count_waiting = lambda app, queues: world.broker.count(queues)
+    publisher.declare = lambda app, session, queues: world.broker.check(app.url)
+    publisher.Sender = lambda session, app: world.broker.sender(app)
+    worker_process.Sender = lambda session, app: world.broker.sender(app)
+    worker_process.count_waiting = lambda app, queues: world.broker.count(app.url)
     attempt.subprocess = SimpleNamespace(Popen=lambda *args, **options: world.samples.popen(*args, **options))
     python_processes.start = lambda *args: world.start_python(*args)
     worker_sources.BatchJobs = lambda system, settings=None: world.batch.jobs()

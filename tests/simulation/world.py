@@ -178,13 +178,25 @@ class World:
         self.plan = StudyPlan(root=ROOT, timestamp="20270115-080000", settings=settings, id="1")
         (ROOT / "batch.info").write_text(yaml.safe_dump(self.plan.to_batch()))
         self.plan.info.mkdir()
-        session = Session.create(self.plan.session)
-        session.write_broker(BrokerLocation(url="redis://broker"))
+        Session.create(self.plan.session)
+        self.write_broker()
         self.manifests: dict[str, Manifest] = {}
         names = [f"step{number}" for number in range(profile.records)]
         for name in names:
             self._add_record(name)
         self.maestro = Maestro(names, {name: name for name in names})
+
+    def write_broker(self) -> None:
+        """Store where the broker is, as the host of the session does."""
+        location = BrokerLocation(url=self.broker.url)
+        if self.profile.is_private:
+            location = dataclasses.replace(location, supervisor=(1, 1), generation=str(self.broker.generation))
+        Session(self.plan.session).write_broker(location)
+
+    def user(self, name: str, action: Any) -> None:
+        """Let a user type a command on the conductor's machine."""
+        process = self.kernel.process(self.home, f"user who {name}", action)
+        process.on_exit.append(self.on_exit)
 
     def _add_record(self, name: str) -> None:
         profile = self.profile
