@@ -132,9 +132,18 @@ class StepRecords:
         samples = SampleStates(manifest.samples, manifest.max_retries)
         record = StepRecord(manifest, relative, samples, groups)
         record.is_on_trial = functools.partial(self.quick_failures.concerns, manifest.number)
+        record.has_turn = functools.partial(self._has_turn, record)
         self._records[relative] = self._by_number[manifest.number] = record
         self._last_number = max(self._last_number, manifest.number)
         return record
+
+    def _has_turn(self, record: StepRecord) -> bool:
+        """Tell whether no suspect of another step record may run on the workers of a step record now."""
+        others = (other for other in self if other is not record and other.suspect is not None)
+        return not any(
+            other.active and not other.stops_early and not set(other.groups).isdisjoint(record.groups)
+            for other in others
+        )
 
     def state(self, record: StepRecord) -> RecordState:
         """Return the state of a step record; it is not final while a machine may be the cause of its failures."""

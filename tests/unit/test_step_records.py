@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from ensembles import a_study
+from msgspec.structs import replace
 
 from maestro_celery_plugin.conductor.step_records import StepRecords
 from maestro_celery_plugin.config.settings import WorkerGroupSettings
@@ -56,3 +57,44 @@ def test_a_step_record_has_not_ended_while_a_worker_runs_its_sample_that_nfs_doe
         records.state(record)
     assert store.fresh == 1, "each look at the state costs operations of the file server"
     worker.close()
+
+
+def test_the_suspects_of_all_step_records_run_one_at_a_time(tmp_path):
+    """Given two step records with a sample that was lost twice, then both do not run at once: one may be the cause of the
+    death of the other's worker, and would let it fail."""
+    plan, manifest = a_study(tmp_path / "study")
+    records = StepRecords(plan, GROUPS)
+    names = ("a", "b")
+    first, second = (records.register(replace(manifest, name=name, workspace=str(plan.root / name))) for name in names)
+    for record in (first, second):
+        record.begin(cancelled=False)
+        for epoch in (1, 2):
+            records._writer.append(Kind.LOST, record.number, epoch, 3)
+    records.follow_own()
+
+    assert first.unassigned(records.leased(first))[3]
+    assert not second.unassigned(records.leased(second))[3]
+    assert second.unassigned(records.leased(second)).sum() == manifest.samples - 1
+
+    records._writer.append(Kind.GAVE_UP, first.number, 3, 3, code=1)
+    records.follow_own()
+    first.due()
+    assert second.unassigned(records.leased(second))[3]
+
+
+def test_the_suspect_of_a_step_record_that_has_ended_does_not_keep_others_from_running(tmp_path):
+    """Given a cancelled step record with a suspect, then the suspect of another one runs."""
+    plan, manifest = a_study(tmp_path / "study")
+    records = StepRecords(plan, GROUPS)
+    first, second = (
+        records.register(replace(manifest, name=name, workspace=str(plan.root / name))) for name in ("a", "b")
+    )
+    for record in (first, second):
+        record.begin(cancelled=False)
+        for epoch in (1, 2):
+            records._writer.append(Kind.LOST, record.number, epoch, 3)
+    records.follow_own()
+    first.unassigned(records.leased(first))
+    records.cancel(first, reason="a user")
+
+    assert second.unassigned(records.leased(second))[3]
