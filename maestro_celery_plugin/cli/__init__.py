@@ -20,6 +20,7 @@ import click
 from maestro_celery_plugin.cli.declarations import declarations_only
 from maestro_celery_plugin.errors import EnsembleError
 from maestro_celery_plugin.imports import one_thread
+from maestro_celery_plugin.output import replace_unknown_characters
 from maestro_celery_plugin.spec.overrides import one_variable_each
 
 __all__ = ["main"]
@@ -90,6 +91,7 @@ class _Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
         gc.set_threshold(_GARBAGE_THRESHOLD)
+        replace_unknown_characters()
         try:
             return super().invoke(ctx)
         except BrokenPipeError:

@@ -68,6 +68,6 @@ def _watch(reader: StatusReader, console: Console, *, stays: bool) -> StudyStatu
 
         status = watch_with_keys(reader, console, stays=stays)
     except (KeyboardInterrupt, EOFError):  # the user ends the watch with Ctrl-C, or closes the terminal
-        return reader.read()
+        return StatusReader(reader.plan.root).read()  # a new one, because that look may be incomplete
     status_view.show_last(status, reader, console)
     return status
