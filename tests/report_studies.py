@@ -17,6 +17,7 @@ from maestro_celery_plugin.config.settings import (
     WorkerGroupSettings,
 )
 from maestro_celery_plugin.ledger.entries import ENTRY, Kind, _checksums
+from maestro_celery_plugin.study.additions import Additions, write_additions
 from maestro_celery_plugin.study.heartbeats import Heartbeat
 from maestro_celery_plugin.study.manifest import Manifest
 from maestro_celery_plugin.study.plan import StudyPlan
@@ -72,6 +73,8 @@ class MadeStudy:
         (root / "batch.info").write_text(yaml.safe_dump(self.plan.to_batch()))
         (root / "sweep.study.pkl").touch()
         self.session = Session.create(self.plan.session)
+        if rows:
+            write_additions(self.plan, Additions(study_id=str(number)))
         self._status: list[str] = []
 
     def specification(self, text: str) -> None:
