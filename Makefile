@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 SOURCES := $(shell find maestro_celery_plugin -name '*.py') pyproject.toml setup.cfg README.md
 DEMO := demo_study
 
-.PHONY: demo test test-unit test-all chaos lint bench wheel install servers docs clean
+.PHONY: demo test test-unit test-all chaos soak lint bench wheel install servers docs clean
 
 demo: install
 	@rm -rf $(DEMO)
@@ -28,6 +28,12 @@ test-unit: $(VENV)/.tested
 SEEDS ?= 1 2 3 4 5 6 7 8
 chaos: $(VENV)/.tested servers
 	CHAOS_SEEDS="$(SEEDS)" $(BIN)/pytest --import-mode=importlib tests/faults/test_chaos.py -q
+
+# Simulates a cluster with one seed after the other until it is stopped: make soak SEED=5000 PROFILE=nfs
+SEED ?= 0
+PROFILE ?= storm
+soak: $(VENV)/.tested
+	cd tests && ../$(BIN)/python -m simulation --profile $(PROFILE) --seed $(SEED) --count 0 --keep-going
 
 lint: $(VENV)/.tested
 	$(BIN)/ruff check .

@@ -222,6 +222,15 @@ def _commands(text: str) -> Iterator[tuple[str, str]]:
 
 def _difference(expected: str, output: str) -> str | None:
     checker, example = doctest.OutputChecker(), doctest.Example("", expected)
-    if checker.check_output(expected, output, _LIKE_DOCTEST):
+    if any(checker.check_output(form, output, _LIKE_DOCTEST) for form in _forms(expected)):
         return None
     return checker.output_difference(example, output, _LIKE_DOCTEST | doctest.REPORT_NDIFF * ("..." not in expected))
+
+
+def _forms(expected: str) -> Iterator[str]:
+    """Yield the expected output, also without `...` as its first and last line: doctest wants at least a blank there."""
+    lines = expected.strip().splitlines()
+    for begun in (lines, lines[1:]) if lines[:1] == ["..."] else (lines,):
+        yield "\n".join([*begun, ""])
+        if begun[-1:] == ["..."]:
+            yield "\n".join([*begun[:-1], ""])

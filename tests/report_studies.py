@@ -73,7 +73,8 @@ class MadeStudy:
         (root / "batch.info").write_text(yaml.safe_dump(self.plan.to_batch()))
         (root / "sweep.study.pkl").touch()
         self.session = Session.create(self.plan.session)
-        write_additions(self.plan, Additions(study_id=self.plan.id))
+        if rows:
+            write_additions(self.plan, Additions(study_id=str(number)))
         self._status: list[str] = []
 
     def specification(self, text: str) -> None:

@@ -73,7 +73,7 @@ class Terminal:
         }
         self.process = subprocess.Popen(
             command,
-            env=environment | {"TERM": "xterm-256color", "LANG": "C.UTF-8"},
+            env={"LC_ALL": "C.UTF-8", "TERM": "xterm-256color"} | environment,
             stdin=slave,
             stdout=slave,
             stderr=slave,

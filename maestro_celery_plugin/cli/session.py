@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from maestro_celery_plugin import clock
+from maestro_celery_plugin.cli.parameter_types import STUDY
 from maestro_celery_plugin.errors import StudyError
 from maestro_celery_plugin.host.start import begin, has_host
 from maestro_celery_plugin.maestro.session_stop import stop_session
@@ -71,7 +72,7 @@ def list_sessions(directory: Path, as_json: bool) -> None:
 
 
 @command.command("show")
-@click.argument("study", type=click.Path(path_type=Path))
+@click.argument("study", type=STUDY)
 @click.option("--json", "as_json", is_flag=True, help="Print the studies as JSON.")
 def show(study: Path, as_json: bool) -> None:
     """Show the studies of a session as a tree: state, samples, variables, and what has started them."""
@@ -89,7 +90,7 @@ def show(study: Path, as_json: bool) -> None:
 
 
 @command.command("stop")
-@click.argument("study", type=click.Path(path_type=Path))
+@click.argument("study", type=STUDY)
 @click.option("-f", "--force", is_flag=True, help="Do not ask.")
 def stop(study: Path, force: bool) -> None:
     """End all studies of a session within seconds, with their workers and allocations; no further study starts."""
@@ -127,7 +128,7 @@ def wait(study: Path, timeout: float | None) -> None:
 
 
 @command.command("resume")
-@click.argument("study", type=click.Path(path_type=Path))
+@click.argument("study", type=STUDY)
 def resume(study: Path) -> None:
     """Start another host for a session whose host was killed; it goes on with studies whose conductor has died."""
     session = _session_of(study)

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
+from maestro_celery_plugin.cli.parameter_types import STUDY
 from maestro_celery_plugin.report import failed_samples, status_view
 from maestro_celery_plugin.report.exit_codes import code_of
 from maestro_celery_plugin.report.live.progress_display import is_live_terminal
@@ -22,7 +23,7 @@ DEFAULT_LIMIT = 50
 
 
 @click.command("status")
-@click.argument("study", type=click.Path(path_type=Path))
+@click.argument("study", type=STUDY)
 @click.option(
     "--watch",
     is_flag=True,
@@ -67,6 +68,6 @@ def _watch(reader: StatusReader, console: Console, *, stays: bool) -> StudyStatu
 
         status = watch_with_keys(reader, console, stays=stays)
     except (KeyboardInterrupt, EOFError):  # the user ends the watch with Ctrl-C, or closes the terminal
-        return reader.read()
+        return StatusReader(reader.plan.root).read()  # a new one, because that look may be incomplete
     status_view.show_last(status, reader, console)
     return status

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from maestro_celery_plugin.cli.parameter_types import STUDY
 from maestro_celery_plugin.cli.study_argument import study_of
 from maestro_celery_plugin.cli.vars_option import vars_option
 from maestro_celery_plugin.report.exit_codes import WaitCode
@@ -19,7 +20,7 @@ __all__ = ["command"]
 
 
 @click.command("wait")
-@click.argument("studies", metavar="STUDY...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("studies", metavar="STUDY...", nargs=-1, required=True, type=STUDY)
 @click.option("--timeout", type=click.FloatRange(min=0), help="Seconds to wait. [default: no limit]")
 @click.option(
     "--stalled-after",

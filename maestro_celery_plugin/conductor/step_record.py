@@ -28,8 +28,8 @@ from maestro_celery_plugin.study.manifest import Manifest
 
 __all__ = ["MAX_RANGES", "Faults", "StepRecord", "ranges_of", "uniform_ranges"]
 
-# A sample that was running when its worker died is a suspect after this many deaths. The suspects of a step record run
-# one at a time, so that the samples that only ran in parallel with the cause can finish.
+# A sample that was running when its worker died is a suspect after this many deaths. The suspects of a study run one at
+# a time, so that the samples that only ran in parallel with the cause can finish.
 SUSPECT_LOSSES = 2
 # Maximum number of ranges that are sent at one time; the remaining ranges are sent later.
 MAX_RANGES = 1000
@@ -89,6 +89,7 @@ class StepRecord:
             step record; no new allocation is opened for the withdrawn groups before the next submission.
         may_restart: Tells whether Maestro would restart the step record if it timed out.
         suspect: The only suspect that may run now; None without suspects.
+        has_turn: Tells whether no suspect of another step record may run now.
         faults: Samples that workers could not run since Maestro's last submission.
         is_on_trial: Tells whether a machine may be the cause of failures, so that these are not final.
         times: When it has run.
@@ -115,6 +116,7 @@ class StepRecord:
     withdrawn: set[str] = dataclasses.field(default_factory=set)
     may_restart: Callable[[], bool] = lambda: False
     suspect: int | None = None
+    has_turn: Callable[[], bool] = lambda: True
     faults: dict[int, Faults] = dataclasses.field(default_factory=dict)
     is_on_trial: Callable[[], bool] = lambda: False
     times: RunTimes = dataclasses.field(default_factory=RunTimes)
@@ -183,7 +185,7 @@ class StepRecord:
             return
         suspects = (samples.attempts.losses >= SUSPECT_LOSSES) & (samples.outcome == Outcome.OPEN)
         if self.suspect is None or not suspects[self.suspect]:
-            self.suspect = int(np.argmax(suspects)) if suspects.any() else None
+            self.suspect = int(np.argmax(suspects)) if suspects.any() and self.has_turn() else None
         if self.suspect is not None:
             suspects[self.suspect] = False
         mask &= ~suspects

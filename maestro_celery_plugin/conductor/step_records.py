@@ -60,6 +60,8 @@ class StepRecords:
         self._by_number: dict[int, StepRecord] = {}
         self._last_number = 0
         self._changed: set[int] = set()
+        # Whether a step record was stopped since the last look at all workers, who may have leases of its samples.
+        self._must_be_fresh = False
         self.live_writers: Container[str] = ()
         self.leases, self.waiting_messages = self._follower.leases, self._follower.waiting_messages
         self.quick_failures, self.started_writers = self._follower.quick_failures, self._follower.started_writers
@@ -130,9 +132,18 @@ class StepRecords:
         samples = SampleStates(manifest.samples, manifest.max_retries)
         record = StepRecord(manifest, relative, samples, groups)
         record.is_on_trial = functools.partial(self.quick_failures.concerns, manifest.number)
+        record.has_turn = functools.partial(self._has_turn, record)
         self._records[relative] = self._by_number[manifest.number] = record
         self._last_number = max(self._last_number, manifest.number)
         return record
+
+    def _has_turn(self, record: StepRecord) -> bool:
+        """Tell whether no suspect of another step record may run on the workers of a step record now."""
+        others = (other for other in self if other is not record and other.suspect is not None)
+        return not any(
+            other.active and not other.stops_early and not set(other.groups).isdisjoint(record.groups)
+            for other in others
+        )
 
     def state(self, record: StepRecord) -> RecordState:
         """Return the state of a step record; it is not final while a machine may be the cause of its failures."""
@@ -142,6 +153,8 @@ class StepRecords:
         """Return a state; no message about a step record that has failed may remain: its samples would run later."""
         if record.active and record.has_failed:
             self._stop(record)
+        if self._must_be_fresh and record.stops_early and not self.leases.has(record.number):
+            self.follow(fresh=True)  # NFS hides the ledger of a worker that has begun a moment ago
         state = record.state(has_leases=self.leases.has(record.number) or self._has_claims(record))
         is_open = state is RecordState.FINISHED and record.number in undecided
         return RecordState.RUNNING if is_open else state
@@ -175,6 +188,8 @@ class StepRecords:
             fresh: Whether to include writers that have begun on other nodes a moment ago.
         """
         self._apply_all(self._follower.poll(skip, fresh=fresh))
+        if fresh:
+            self._must_be_fresh = False
 
     def follow_own(self) -> None:
         """Apply the new entries of the coordinator itself."""
@@ -275,6 +290,7 @@ class StepRecords:
                 self._writer.append(Kind.CANCELLED, record.number, samples.epoch + 1, 0, record.manifest.samples)
         self.flush()
         self.follow_own()
+        self._must_be_fresh = True
 
     def mark_lost(self, writers: Iterable[str], *, external_cause: bool = False, is_elsewhere: bool = False) -> None:
         """Record the running attempts of dead workers as lost, and revoke the leases.

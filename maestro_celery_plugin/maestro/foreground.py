@@ -12,6 +12,7 @@ from rich.text import Text
 
 from maestro_celery_plugin.errors import EnsembleError
 from maestro_celery_plugin.maestro.foreground_log import ForegroundLog
+from maestro_celery_plugin.output import replace_unknown_characters
 from maestro_celery_plugin.report.live.progress_display import ProgressDisplay
 from maestro_celery_plugin.report.reader import StatusReader, study_name
 
@@ -23,6 +24,7 @@ LOGGER = logging.getLogger(__name__)
 @contextlib.contextmanager
 def displayed(study: Path, log: ForegroundLog) -> Iterator[None]:
     """Show the progress of a study whose conductor runs in this process, and log lines that matter above it."""
+    replace_unknown_characters()
     console = Console(highlight=False)
     log.keep_in(study / f"{study_name(study)}.txt")
     try:

@@ -83,6 +83,12 @@ class ForegroundLog(logging.Handler):
         if OPTIONS.is_ensemble and record.levelno >= logging.WARNING and _LEVEL_TEST not in str(record.msg):
             self._write(record)
 
+    def close(self) -> None:
+        """Close the file; `logging` does this at the end of the process."""
+        if self._file is not None:
+            self._file.close()
+        super().close()
+
     def _write(self, record: logging.LogRecord) -> None:
         for logger, handler in self._replaced:
             is_of_logger = logger is logging.root or f"{record.name}.".startswith(f"{logger.name}.")

@@ -66,7 +66,8 @@ def check_launch(settings: EnsembleSettings, path: Path) -> None:
     """
     file = path.name
     if OPTIONS.launching and OPTIONS.parent is None:
-        _check_notify(settings, path)
+        if not OPTIONS.dry_run:
+            _check_notify(settings, path)
         _check_launch(settings, file)
         # Maestro stores the environment (meta/environment.yaml) and samples inherit it; the URL must not remain in it.
         forget_variable(ENVIRONMENT_VARIABLE)

@@ -88,8 +88,9 @@ def await_end(plan: StudyPlan, wait: Callable[[], object], log: WarningLines | N
         wait: Returns when the conductor has ended.
         log: Follows the warnings of the conductor; None for a conductor that another process has started.
     """
+    has_display = is_live_terminal()
     try:
-        with _display(plan, log) if is_live_terminal() else contextlib.nullcontext():
+        with _display(plan, log) if has_display else contextlib.nullcontext():
             wait()
     except KeyboardInterrupt:  # the conductor has a session of its own, so it goes on
         root = shlex.quote(str(plan.root))
@@ -98,7 +99,8 @@ def await_end(plan: StudyPlan, wait: Callable[[], object], log: WarningLines | N
             file=sys.stderr,
         )
     code = code_of(StatusReader(plan.root).read(), is_to_end=True)
-    _say_how_it_ended(plan, code)
+    if code is not StudyCode.UNSUCCESSFUL or not has_display:  # the display says it as well
+        _say_how_it_ended(plan, code)
     return code
 
 

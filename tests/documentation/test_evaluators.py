@@ -17,6 +17,7 @@ RIGHT = {
     "an executable file": '```bash title="run.sh"\n#!/bin/sh\necho hello\n```\n```console\n$ ./run.sh\nhello\n```\n',
     "two commands, one of two lines": "```console\n$ echo a \\\n>   b\na b\n$ echo c; echo d >&2\nc\nd\n```\n",
     "an output that varies": "```console\n$ echo from 17 to 18; echo end\nfrom ... to 18\nend\n```\n",
+    "nothing where something may be": "```console\n$ echo a\n...\na\n...\n$ true\n...\n```\n",
     "an output that is not compared": "```console\n$ echo a\n$ echo b\nb\n```\n",
     "a directory and a variable that carry over": '```console\n$ mkdir d; cd d; A=1\n```\n\n<!-- run: test $A = 1 -->\n<!-- run: test "${PWD##*/}" = d -->\n',
     "an exit code": "<!-- exit code: 3 -->\n```console\n$ true\n$ (exit 3)\n```\n",
@@ -28,6 +29,8 @@ RIGHT = {
 WRONG = {
     "another output": ("```console\n$ echo a\nb\n```\n", "- b|+ a"),
     "more output than expected": ("```console\n$ echo a; echo b\na\n```\n", "b"),
+    "another output after something": ("```console\n$ echo a; echo b\n...\nc\n...\n```\n", "c"),
+    "another output before something": ("```console\n$ echo a; echo b\nb\n...\n```\n", "b"),
     "an exit code that is not 0": ("```console\n$ (exit 3)\n```\n", "exit code 3, not 0"),
     "an exit code in the middle": ("```console\n$ (exit 3)\n$ true\n```\n", "exit code 3, not 0"),
     "an exit code that is 0": ("<!-- exit code: 3 -->\n```console\n$ true\n```\n", "exit code 0, not 3"),

@@ -74,10 +74,10 @@ def test_a_terminal_shows_the_progress_and_the_end_with_what_to_do(foreground):
     terminal = foreground.run()
     terminal.await_text("Would you like to launch the study? [yn]")
     terminal.type("y\n")
-    screen = terminal.await_text("RUNNING, 2 failed")
+    row = r"^simulate x2 RUNNING, 2 failed +━+x+\.+ +2/8 +[2-4]"
+    screen = terminal.await_screen(lambda screen: re.search(row, screen, re.MULTILINE), "the row of the first step")
 
     assert re.search(r"^sweep  RUNNING  ", screen, re.MULTILINE)
-    assert re.search(r"^simulate x2 RUNNING, 2 failed +━+x+\.+ +2/8 +4", screen, re.MULTILINE), screen
     assert re.search(r"^collect +INITIALIZED .* 0/1 ", screen, re.MULTILINE), screen
     assert "1 worker: 1 busy" in screen
     foreground.go()
@@ -95,7 +95,7 @@ def test_a_terminal_shows_the_progress_and_the_end_with_what_to_do(foreground):
 def test_the_log_lines_are_in_a_file_and_warnings_on_the_terminal(foreground):
     """Given a display, then each log line is in the file of a conductor in the background, and a warning above the bars."""
     spec = foreground.directory / "sweep.yaml"
-    spec.write_text(spec.read_text().replace("[ $(X) -ne 2 ]", ": '$(TYPO)'; [ $(X) -ne 2 ]"))
+    spec.write_text(spec.read_text().replace("[ $(X) -ne 2 ]", ': "$(TYPO)"; [ $(X) -ne 2 ]'))
     terminal = foreground.run("-y")
     foreground.go()
     terminal.await_end()

@@ -7,6 +7,7 @@ import sys
 import time
 from collections import Counter
 
+from simulation.planted import PLANTED, plant
 from simulation.profiles import PROFILES
 from simulation.world import Result, simulate
 
@@ -20,7 +21,10 @@ def main() -> int:
     parser.add_argument("--profile", choices=PROFILES, default="storm")
     parser.add_argument("--trace", action="store_true", help="print what happens")
     parser.add_argument("--keep-going", action="store_true", help="continue after a seed that fails")
+    parser.add_argument("--planted", choices=sorted(PLANTED), help="break one rule of the product")
     options = parser.parse_args()
+    if options.planted:
+        plant(options.planted)
     counts: Counter[str] = Counter()
     failed: list[int] = []
     begin, seed = time.monotonic(), options.seed

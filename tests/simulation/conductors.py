@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -58,11 +58,10 @@ class Conductor:
     def _conduct(self) -> None:
         maestro = self._world.maestro
         while True:
-            if self._world.plan.cancel_request.exists():
-                self._world.plan.cancel_request.unlink(missing_ok=True)
+            if self._is_cancelled():
                 maestro.is_cancelled = True
                 if self.coordinator is not None:
-                    self.coordinator.cancel(list(self.jobs.values()))
+                    self._cancel()
             if not maestro.is_cancelled:
                 self._submit(maestro)
             self._poll(maestro)
@@ -70,7 +69,33 @@ class Conductor:
             if maestro.is_over:
                 return
             if self.coordinator is not None:
-                self.coordinator.wait(self._world.profile.poll_s)
+                self._wait()
+            else:
+                clock.sleep(self._world.profile.poll_s)
+
+    def _is_cancelled(self) -> bool:
+        """Tell whether a user has requested a cancellation; Maestro's own file operations have no errors here."""
+        outside = self._world.files.outside
+        request = str(self._world.plan.cancel_request)
+        try:
+            outside.unlink(request)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def _cancel(self) -> None:
+        try:
+            self.coordinator.cancel(list(self.jobs.values()))
+        except (EnsembleError, OSError) as error:
+            sim.kernel.trace(f"cannot be cancelled now: {error}")
+            self._world.maestro.was_refused = True
+
+    def _wait(self) -> None:
+        try:
+            self.coordinator.wait(self._world.profile.poll_s)
+        except (EnsembleError, OSError) as error:
+            self._world.checks.fail(f"an error in the wait of the coordinator, which ends Maestro's conductor: {error}")
+            raise
 
     def _submit(self, maestro: Any) -> None:
         for name in maestro.ready():
@@ -84,6 +109,7 @@ class Conductor:
                 if self.coordinator is None:
                     self.coordinator = for_study(self._world.plan)
                 self.jobs[name] = self.coordinator.submit(self._world.manifests[name])
+                maestro.submitted.add(name)
                 break
             except StudyError:
                 raise
@@ -118,7 +144,5 @@ class Conductor:
             state = maestro.ended.get(name, "RUNNING" if name in self.jobs else "INITIALIZED")
             lines.append(f"{name},--,{maestro.steps[name]}/x,{state},-,-,-,-,-,0,")
         path = self._world.plan.root / "status.csv"
-        try:
+        with contextlib.suppress(OSError):  # of Maestro itself, which would end
             Path(path).write_text("\n".join(lines) + "\n")
-        except OSError as error:
-            raise OSError(error.errno, os.strerror(error.errno or 0)) from error

@@ -87,6 +87,16 @@ class FileServer:
         directory.change += 1
         self.touch(directory)
 
+    def lose_power(self, rng: random.Random) -> int:
+        """Lose the ends of files that nobody has synced; return the number of lost bytes."""
+        lost = 0
+        for _, inode in self.walk():
+            if inode.kind == _FILE and len(inode.data) > inode.synced and rng.random() < 0.5:
+                size = rng.randint(inode.synced, len(inode.data))
+                lost += len(inode.data) - size
+                del inode.data[size:]
+        return lost
+
     def walk(self, directory: Inode | None = None, prefix: str = "") -> Iterator[tuple[str, Inode]]:
         """Yield all files with their paths."""
         for name, inode in (directory or self.root).entries.items():

@@ -95,14 +95,20 @@ class Process:
 
 
 class Thread:
-    """A thread of a process, or of the harness if `process` is None."""
+    """A thread of a process.
 
-    __slots__ = ("greenlet", "is_done", "name", "process", "token", "was_notified")
+    Attributes:
+        used_s: The time that it has used since it has last waited. The time of the others goes on when it waits.
+        earliest: Its time when it has begun to wait.
+    """
+
+    __slots__ = ("earliest", "greenlet", "is_done", "name", "process", "token", "used_s", "was_notified")
 
     def __init__(self, process: Process, name: str) -> None:
         self.process, self.name = process, name
         self.greenlet: greenlet
         self.token, self.was_notified, self.is_done = 0, False, False
+        self.used_s = self.earliest = 0.0
 
 
 class Kernel:
@@ -264,7 +270,8 @@ class Kernel:
         thread.token += 1
         thread.was_notified = False
         if timeout_s < ENDLESS:
-            self._push(self.now + max(0.0, timeout_s), thread, thread.token)
+            self._push(self.now + thread.used_s + max(0.0, timeout_s), thread, thread.token)
+        thread.earliest, thread.used_s = self.now + thread.used_s, 0.0
         assert self._hub is not None
         self._hub.switch()
         if not thread.process.is_alive:
@@ -275,11 +282,16 @@ class Kernel:
         """Let this thread sleep."""
         self.block(max(0.0, seconds))
 
+    @property
+    def thread_now(self) -> float:
+        """The time of the present thread."""
+        return self.now if self.thread is None else self.now + self.thread.used_s
+
     def notify(self, thread: Thread) -> None:
         """Let a thread continue that waits in `block`."""
         thread.was_notified = True
         thread.token += 1
-        self._push(self.now, thread, thread.token)
+        self._push(max(self.now, thread.earliest), thread, thread.token)
 
     def operate(self) -> None:
         """Count an operation of this thread, which must not run for ever without waiting."""

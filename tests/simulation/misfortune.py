@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from collections.abc import Callable
 from typing import Any
 
+from maestro_celery_plugin.errors import EnsembleError
+from maestro_celery_plugin.study.cancelled_steps import CancelledSteps
+from maestro_celery_plugin.study.stopped_workers import request_start, request_worker_stop
 from simulation.kernel import Node, Process
 
 __all__ = ["Misfortune"]
+
+
+def _ignoring(action: Callable[[], Any]) -> None:
+    """Do what a user does who ignores an error."""
+    with contextlib.suppress(OSError, EnsembleError):
+        action()
+
 
 # A conductor that has died is started again after this time, by the host of the session or by a user.
 _RESUME_S = (3.0, 40.0)
@@ -52,6 +63,7 @@ class Misfortune:
         thread = kernel.thread
         if thread is None:
             return
+        thread.used_s += profile.operation_s
         cut_s = self._cut_until.get(node.name, 0.0) - kernel.now
         if cut_s > 0:
             kernel.sleep(cut_s)
@@ -83,6 +95,10 @@ class Misfortune:
         self._repeat(profile.conductor_kills_per_hour, self._kill_conductor)
         self._repeat(profile.second_conductors_per_hour, self._start_second)
         self._repeat(profile.cancels_per_hour, self._cancel)
+        self._repeat(profile.stops_per_hour, self._stop_workers)
+        self._repeat(profile.step_cancels_per_hour, self._cancel_step)
+        self._repeat(profile.purges_per_hour, self._purge)
+        self._repeat(profile.power_cuts_per_hour, self._cut_power)
         self._repeat(profile.full_disks_per_hour, self._fill)
         self._repeat(profile.wipes_per_hour, self._wipe)
         self._repeat(profile.refusals_per_hour, self._refuse)
@@ -204,6 +220,37 @@ class Misfortune:
         self._world.maestro.was_cancelled = True
         self._world.plan.cancel_request.touch()
 
+    def _stop_workers(self) -> None:
+        """Let a user stop the workers; a user lets them start again later (`tend`)."""
+        world, now = self._world, self._world.kernel.random.random() < 0.3
+        self._count("workers stopped by a user")
+        world.user("stops", lambda: _ignoring(lambda: request_worker_stop(world.plan.session, None, "a user", now=now)))
+
+    def _cancel_step(self) -> None:
+        world = self._world
+        name = world.kernel.random.choice(world.maestro.names)
+        self._count("step cancelled")
+        world.maestro.was_cancelled = True
+        world.user("cancels", lambda: _ignoring(lambda: CancelledSteps(world.plan.cancelled_steps).add([name])))
+
+    def _purge(self) -> None:
+        world = self._world
+        name = world.kernel.random.choice(world.maestro.names)
+        self._count("step purged")
+        world.maestro.was_cancelled = True
+        world.user("purges", lambda: _ignoring(lambda: CancelledSteps(world.plan.purged_steps).add([name])))
+
+    def _cut_power(self) -> None:
+        """End the only machine, which loses what it has not synced."""
+        world = self._world
+        self._count("power cut")
+        for process in list(world.home.processes.values()):
+            world.kernel.exit(process, -9)
+        world.home.boots += 1
+        lost = world.server.lose_power(world.kernel.random)
+        world.checks.forget()
+        world.kernel.trace(f"the power is cut, {lost} bytes are lost")
+
     def _fill(self) -> None:
         kernel = self._world.kernel
         self._world.server.is_full = True
@@ -228,8 +275,18 @@ class Misfortune:
     # --- broker and batch system ---
 
     def _wipe(self) -> None:
-        self._count("broker wiped")
-        self._world.broker.wipe()
+        world = self._world
+        if not world.profile.is_private:
+            self._count("broker wiped")
+            world.broker.wipe()
+        elif world.broker.is_up:
+            self._count("private broker killed")
+            world.broker.die()
+            world.kernel.call(world.kernel.random.uniform(1.0, 10.0), self._start_broker)
+
+    def _start_broker(self) -> None:
+        self._world.broker.start_again()
+        self._world.write_broker()
 
     def _refuse(self) -> None:
         self._count("broker refuses")
@@ -261,6 +318,21 @@ class Misfortune:
                 self._resume()
         if world.profile.workers == "remote":
             self._tend_workers()
+        self._start_stopped()
+
+    def _start_stopped(self) -> None:
+        """Let a user start the workers again that a user or a sample has stopped."""
+        world = self._world
+        session = world.plan.session
+        if "resume" in self._start_at or "workers_stopped" not in world.files.outside.list(str(session)):
+            return
+
+        def start() -> None:
+            del self._start_at["resume"]
+            world.user("resumes", lambda: _ignoring(lambda: request_start(session)))
+
+        self._start_at["resume"] = world.kernel.now
+        world.kernel.call(world.kernel.random.uniform(5.0, 60.0), start)
 
     def _all_ended(self) -> bool:
         maestro = self._world.maestro

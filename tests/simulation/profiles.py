@@ -37,6 +37,7 @@ class Profile:
     idle_limit_s: float = 60.0
     # The file system.
     caching: Caching | None = None
+    operation_s: float = 0.0002
     wait_rate: float = 0.0
     wait_s: float = 0.0
     error_rate: float = 0.0
@@ -50,10 +51,12 @@ class Profile:
     late_rate: float = 0.0
     late_s: float = 0.0
     unanswered_rate: float = 0.0
+    is_private: bool = False
     wipes_per_hour: float = 0.0
     refusals_per_hour: float = 0.0
     # Samples.
     fail_share: float = 0.0
+    hard_share: float = 0.0
     request_share: float = 0.0
     killer_share: float = 0.0
     poison: int = 0
@@ -68,6 +71,11 @@ class Profile:
     conductor_kills_per_hour: float = 0.0
     second_conductors_per_hour: float = 0.0
     cancels_per_hour: float = 0.0
+    stops_per_hour: float = 0.0
+    stop_share: float = 0.0
+    step_cancels_per_hour: float = 0.0
+    purges_per_hour: float = 0.0
+    power_cuts_per_hour: float = 0.0
     full_disks_per_hour: float = 0.0
     # Allocations.
     walltime_s: int = 0
@@ -95,6 +103,7 @@ def draw(name: str, seed: int) -> Profile:
     profile.workers = rng.choice(("remote", "remote", "allocation"))
     profile.nodes = rng.choice((1, 2, 3))
     profile.caching = Caching()
+    profile.operation_s = rng.choice((0.0005, 0.002))
     profile.wait_rate, profile.wait_s = rng.choice(((0.0, 0.0), (0.05, 0.02), (0.02, 1.0)))
     profile.deliver_s, profile.reorders = rng.choice((0.002, 0.05)), rng.random() < 0.5
     profile.faults_end_s = rng.choice((30.0, 90.0, 200.0))
@@ -122,6 +131,7 @@ def _draw_storm(profile: Profile, rng: random.Random) -> None:
     profile.send_s = some(0.3)
     profile.wipes_per_hour, profile.refusals_per_hour = some(60), some(60)
     profile.killer_share = some(0.1)
+    profile.hard_share = some(0.05, 0.15)
     profile.poison = int(rng.random() < 0.1)
     profile.long_share = some(0.1)
     profile.worker_kills_per_hour = some(120)
@@ -131,6 +141,10 @@ def _draw_storm(profile: Profile, rng: random.Random) -> None:
     profile.clock_jumps_per_hour = some(60)
     profile.conductor_kills_per_hour = some(100)
     profile.second_conductors_per_hour = some(60)
-    profile.cancels_per_hour = some(60, 0.1)
+    profile.cancels_per_hour = some(100, 0.2)
+    profile.is_private = rng.random() < 0.4
+    profile.stops_per_hour, profile.stop_share = some(60, 0.15), some(0.05, 0.1)
+    profile.step_cancels_per_hour, profile.purges_per_hour = some(60, 0.1), some(60, 0.1)
+    profile.power_cuts_per_hour = some(60, 0.3) if profile.workers == "local" else 0.0
     profile.full_disks_per_hour = some(60, 0.2)
     profile.preemptions_per_hour, profile.silences_per_hour = some(100), some(60)

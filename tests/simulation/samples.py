@@ -103,6 +103,12 @@ class Samples:
         if value < profile.fail_share:
             return [rng.choice((1, 2, 101, 103, 255))]
         value -= profile.fail_share
+        if value < profile.hard_share:
+            return [rng.choice((102, 106))]
+        value -= profile.hard_share
+        if value < profile.stop_share:
+            return [105]
+        value -= profile.stop_share
         if value < profile.request_share:
             asked = [rng.choice((100, 104)) for _ in range(rng.choice((1, 2, profile.max_retries + 1)))]
             return [*asked, 0]

@@ -19,9 +19,10 @@ import yaml
 
 from maestro_celery_plugin import clock, files, machine, processes, python_processes
 from maestro_celery_plugin.conductor import coordinator, publisher, shared_allocation, worker_sources
+from maestro_celery_plugin.errors import BrokerError
 from maestro_celery_plugin.ledger import claims
 from maestro_celery_plugin.processes import ProcessId
-from maestro_celery_plugin.study import cancelled_steps, conductor_lock, members
+from maestro_celery_plugin.study import cancelled_steps, conductor_lock, members, worker_facts
 from maestro_celery_plugin.study import stopped_workers as stop_requests
 from maestro_celery_plugin.worker import attempt, own_name, pool_limits, supervisor, worker_process
 from maestro_celery_plugin.worker import gate as gate_module
@@ -58,12 +59,12 @@ def _process() -> Process:
 
 
 def _monotonic() -> float:
-    return sim.kernel.now + 1000.0
+    return sim.kernel.thread_now + 1000.0
 
 
 def _now() -> float:
     process = sim.current()
-    return EPOCH + sim.kernel.now + (process.node.skew_s if process is not None else 0.0)
+    return EPOCH + sim.kernel.thread_now + (process.node.skew_s if process is not None else 0.0)
 
 
 def _sleep(seconds: float) -> None:
@@ -248,11 +249,13 @@ class _Host:
 
     @staticmethod
     def start_broker(session: Any) -> None:
-        world.broker.await_up()
+        if not world.broker.is_up:
+            clock.sleep(1.0)
+            raise BrokerError("the private broker has not started")
 
     @staticmethod
     def host_of(session: Any) -> Any:
-        return SimpleNamespace(signal=lambda number: None, is_alive=False)
+        return SimpleNamespace(signal=lambda number: None, is_alive=False) if world.broker.is_up else None
 
 
 # --- replacing ---
@@ -335,15 +338,16 @@ def install() -> None:
     publisher.host = _Host  # type: ignore[assignment]
     publisher.import_transport = lambda: None
     publisher.make_app = lambda session, timeout_s, confirms=False: world.broker.app()
-    publisher.declare = lambda app, session, queues: world.broker.check()
-    publisher.Sender = lambda session, app: world.broker.sender()
-    worker_process.Sender = lambda session, app: world.broker.sender()
-    worker_process.count_waiting = lambda app, queues: world.broker.count(queues)
+    publisher.declare = lambda app, session, queues: world.broker.check(app.url)
+    publisher.Sender = lambda session, app: world.broker.sender(app)
+    worker_process.Sender = lambda session, app: world.broker.sender(app)
+    worker_process.count_waiting = lambda app, queues: world.broker.count(app.url)
     attempt.subprocess = SimpleNamespace(Popen=lambda *args, **options: world.samples.popen(*args, **options))
     python_processes.start = lambda *args: world.start_python(*args)
     worker_sources.BatchJobs = lambda system, settings=None: world.batch.jobs()
     for module in (worker_sources, worker_process, sys.modules[f"{PRODUCT}.plugins"]):
         module.batch_system = lambda type: world.batch.system if type != "local" else None  # type: ignore[attr-defined]
+    worker_facts.importlib = SimpleNamespace(metadata=SimpleNamespace(version=lambda name: "1"))  # type: ignore[attr-defined]
     own_name.print = lambda *args, **options: None  # type: ignore[attr-defined]
     pool_limits.PoolLimits.__init__ = lambda self: None  # type: ignore[method-assign]
     from simulation.supervisors import replace_in

@@ -116,6 +116,8 @@ def _of_paths(real: Callable[..., Any], simulated: Callable[..., Any]) -> Callab
 def _of_descriptors(real: Callable[..., Any], simulated: Callable[..., Any]) -> Callable[..., Any]:
     def call(descriptor: Any, *args: Any) -> Any:
         if isinstance(descriptor, int) and descriptor >= _FIRST and files is not None:
+            if sim.current() is not None:
+                sim.kernel.operate()
             found = files.open.get(descriptor)
             if found is None:
                 raise OSError(errno.EBADF, os.strerror(errno.EBADF))
@@ -318,6 +320,13 @@ class _Raw(io.RawIOBase):
                     files.close(self._number)
 
 
+class _Reader(io.BufferedReader):
+    """A reader that does not reserve memory for the limit of a read."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        return super().read(-1 if size is None or size > 1 << 16 else size)
+
+
 def _file_object(
     number: int, mode: str, buffering: int = -1, encoding: str | None = None, errors: str | None = None
 ) -> Any:
@@ -327,7 +336,7 @@ def _file_object(
     if "+" in mode:
         binary: Any = io.BufferedRandom(raw)
     elif "r" in mode:
-        binary = io.BufferedReader(raw)
+        binary = _Reader(raw)
     else:
         binary = io.BufferedWriter(raw)
     return binary if "b" in mode else io.TextIOWrapper(binary, encoding=encoding or "utf-8", errors=errors)
@@ -393,6 +402,8 @@ def interpose() -> None:
         if number < _FIRST:
             real_close(number)
         elif files is not None:
+            if sim.current() is not None:
+                sim.kernel.operate()
             files.close(number)
 
     def fdopen(number: int, mode: str = "r", *args: Any, **options: Any) -> Any:

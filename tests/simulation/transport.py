@@ -6,8 +6,7 @@ import dataclasses
 from types import SimpleNamespace
 from typing import Any
 
-from simulation import kernel as sim
-from simulation.kernel import ENDLESS, Kernel
+from simulation.kernel import Kernel
 from simulation.profiles import Profile
 from simulation.threads import _Waiters
 
@@ -35,33 +34,39 @@ class Broker:
         self._kernel, self._profile = kernel, profile
         self._queues: dict[str, _Queue] = {}
         self.refuses_until = 0.0
+        self.generation, self.is_up = 1, True
         self.counts = {"sent": 0, "lost": 0, "doubled": 0, "wiped": 0, "refused": 0, "received": 0}
 
+    @property
+    def url(self) -> str:
+        """Its address, which changes when a private broker starts again."""
+        return f"redis://broker:{self.generation}"
+
     def app(self) -> Any:
-        """Return what stands for the Celery application."""
-        return SimpleNamespace(url="redis://broker", conf=SimpleNamespace(task_queues=("merlin",)), broker=self)
+        """Return what stands for a Celery application, which knows the broker of now."""
+        return SimpleNamespace(url=self.url, conf=SimpleNamespace(task_queues=("merlin",)))
 
-    def sender(self) -> Any:
-        return SimpleNamespace(send=self.send, close=lambda queues, delete: None)
+    def sender(self, app: Any) -> Any:
+        def send(task: Any, task_queue: str, level: int = 0) -> None:
+            self._send(app.url, task, task_queue)
 
-    def check(self) -> None:
+        return SimpleNamespace(send=send, close=lambda queues, delete: None)
+
+    def check(self, url: str) -> None:
         """Raise the error of a broker that does not answer."""
-        if self._kernel.now < self.refuses_until:
+        if not self.is_up or url != self.url or self._kernel.now < self.refuses_until:
             self.counts["refused"] += 1
             raise ConnectionError("the broker does not answer")
-
-    def await_up(self) -> None:
-        self.check()
 
     def _queue(self, name: str) -> _Queue:
         return self._queues.setdefault(name, _Queue())
 
-    def send(self, task: Any, task_queue: str, level: int = 0) -> None:
+    def _send(self, url: str, task: Any, task_queue: str) -> None:
         self._kernel.operate()
         profile, rng = self._profile, self._kernel.random
         if profile.send_s:
             self._kernel.sleep(rng.random() * profile.send_s)
-        self.check()
+        self.check(url)
         self.counts["sent"] += 1
         copies = 1
         if self._kernel.now < profile.faults_end_s:
@@ -75,22 +80,25 @@ class Broker:
             delay_s = rng.expovariate(1 / profile.deliver_s) if profile.deliver_s else 0.001
             if rng.random() < profile.late_rate and self._kernel.now < profile.faults_end_s:
                 delay_s += rng.uniform(0, profile.late_s)
-            self._kernel.call(delay_s, lambda: self._arrive(task_queue, task))
+            self._kernel.call(delay_s, lambda: self._arrive(url, task_queue, task))
         if copies and rng.random() < profile.unanswered_rate and self._kernel.now < profile.faults_end_s:
             raise ConnectionError("the broker has received a message, and its answer was lost")
 
-    def _arrive(self, name: str, task: Any) -> None:
+    def _arrive(self, url: str, name: str, task: Any) -> None:
+        if url != self.url:
+            return
         queue = self._queue(name)
         queue.messages.append(task)
         queue.waiters.notify_all()
 
-    def count(self, names: Any) -> int:
-        self.check()
+    def count(self, url: str) -> int:
+        """Return the number of waiting messages."""
+        self.check(url)
         return sum(len(queue.messages) for queue in self._queues.values())
 
-    def receive(self, names: tuple[str, ...], timeout_s: float) -> Any:
+    def receive(self, url: str, names: tuple[str, ...], timeout_s: float) -> Any:
         """Return a message, in any order; None after a time-out or from a broker that does not answer."""
-        if self._kernel.now < self.refuses_until:
+        if not self.is_up or url != self.url or self._kernel.now < self.refuses_until:
             self._kernel.sleep(min(timeout_s, 1.0))
             return None
         for name in names:
@@ -115,9 +123,11 @@ class Broker:
             queue.messages.clear()
         self._kernel.trace(f"broker wiped of {lost} messages")
 
-    def redeliver(self, task: Any, name: str) -> None:
-        """Put a message back that a consumer has rejected, or deliver an old one again."""
-        self._arrive(name, task)
+    def die(self) -> None:
+        """End a private broker, with all messages."""
+        self.wipe()
+        self.is_up = False
 
-
-_ = (sim, ENDLESS)
+    def start_again(self) -> None:
+        """Start a private broker again, at another address."""
+        self.generation, self.is_up = self.generation + 1, True

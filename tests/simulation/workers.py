@@ -56,10 +56,11 @@ class _Consumer:
         try:
             share_clock(self._arguments.session.path)
             app = SimpleNamespace(
-                url="redis://broker",
+                url=self._world.broker.url,
                 conf=SimpleNamespace(task_queues=self._arguments.group.queues),
                 signer=SimpleNamespace(decode=lambda message: message[0]),
             )
+            self._url = app.url
             self._process = worker_process.WorkerProcess(self._arguments, self._supervisor, app)
         except (OSError, EnsembleError) as error:
             sim.kernel.trace(f"{self._me} cannot start: {error}")
@@ -89,7 +90,7 @@ class _Consumer:
             if not gate.has_free_slot:
                 self._changed.wait(1.0)
                 continue
-            task = self._world.broker.receive(queues, 1.0)
+            task = self._world.broker.receive(self._url, queues, 1.0)
             if task is None:
                 continue
             gate.received += 1

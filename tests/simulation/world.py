@@ -55,6 +55,7 @@ class Maestro:
     ended: dict[str, str] = dataclasses.field(default_factory=dict)
     is_cancelled: bool = False
     was_cancelled: bool = False
+    was_refused: bool = False
 
     def ready(self) -> list[str]:
         """Return the step records to submit; the last one depends on the first."""
@@ -162,7 +163,11 @@ class World:
         if profile.workers == "remote":
             group["machines"] = ("n",)
         elif profile.workers == "allocation":
-            batch = BatchSettings(type="slurm", nodes=profile.nodes, walltime=f"{profile.walltime_s // 3600:02}:{profile.walltime_s // 60 % 60:02}:00")
+            batch = BatchSettings(
+                type="slurm",
+                nodes=profile.nodes,
+                walltime=f"{profile.walltime_s // 3600:02}:{profile.walltime_s // 60 % 60:02}:00",
+            )
         settings = EnsembleSettings(
             batch=batch,
             steps={f"step{n}": StepFacts(queues=("merlin",), sampled=True) for n in range(profile.records)},
@@ -173,13 +178,25 @@ class World:
         self.plan = StudyPlan(root=ROOT, timestamp="20270115-080000", settings=settings, id="1")
         (ROOT / "batch.info").write_text(yaml.safe_dump(self.plan.to_batch()))
         self.plan.info.mkdir()
-        session = Session.create(self.plan.session)
-        session.write_broker(BrokerLocation(url="redis://broker"))
+        Session.create(self.plan.session)
+        self.write_broker()
         self.manifests: dict[str, Manifest] = {}
         names = [f"step{number}" for number in range(profile.records)]
         for name in names:
             self._add_record(name)
         self.maestro = Maestro(names, {name: name for name in names})
+
+    def write_broker(self) -> None:
+        """Store where the broker is, as the host of the session does."""
+        location = BrokerLocation(url=self.broker.url)
+        if self.profile.is_private:
+            location = dataclasses.replace(location, supervisor=(1, 1), generation=str(self.broker.generation))
+        Session(self.plan.session).write_broker(location)
+
+    def user(self, name: str, action: Any) -> None:
+        """Let a user type a command on the conductor's machine."""
+        process = self.kernel.process(self.home, f"user who {name}", action)
+        process.on_exit.append(self.on_exit)
 
     def _add_record(self, name: str) -> None:
         profile = self.profile
@@ -251,8 +268,12 @@ class World:
         """Tell whether the entry about the end of an attempt may not have reached the conductor."""
         return not attempt.worker.is_alive or self.misfortune.was_disturbed(attempt.worker, attempt.begin)
 
+    def is_disturbed(self, process: Process) -> bool:
+        """Tell whether a process was paused or cut off within the last minutes."""
+        return self.misfortune.was_disturbed(process, self.kernel.now - 60.0)
+
     def on_record_end(self, conductor: Conductor, name: str, state: RecordState) -> None:
-        self.checks.look()
+        self.checks.record_ends(name, state.name)
 
     # --- running ---
 

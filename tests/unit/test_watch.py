@@ -25,9 +25,9 @@ class Watch:
         self.conductor = FileLock(study.plan.conductor_lock)
         self.conductor.acquire()
 
-    def open(self, *options: str, columns: int = 80, lines: int = 24) -> Terminal:
+    def open(self, *options: str, columns: int = 80, lines: int = 24, **variables: str) -> Terminal:
         command = [str(BIN / "maestro-celery"), "status", "--watch", *options, str(self.study.plan.root)]
-        terminal = Terminal(command, dict(os.environ), columns, lines)
+        terminal = Terminal(command, dict(os.environ) | variables, columns, lines)
         self.terminals.append(terminal)
         return terminal
 
@@ -206,6 +206,16 @@ def test_a_pipe_gets_plain_text_without_keys(watch):
     assert answer.returncode == 3
     assert "\x1b" not in answer.stdout
     assert "200 step records" in answer.stdout
+
+
+def test_a_terminal_without_utf8_shows_what_it_can(watch):
+    """Given ``LC_ALL=C``, then other characters are question marks, and bars have other signs; before, this was a traceback."""
+    terminal = watch.open(columns=60, LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
+    screen = terminal.await_text("q quit")
+    assert re.search(r"RUNNING, 7 failed", screen)
+    assert "?" in screen
+    terminal.type("q")
+    assert terminal.await_end() == 4
 
 
 @pytest.mark.parametrize(

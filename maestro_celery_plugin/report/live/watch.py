@@ -24,7 +24,7 @@ from maestro_celery_plugin.report.reader import StatusReader
 __all__ = ["watch_with_keys"]
 
 INTERVAL_S = 1.0
-# The watch reads in at most a tenth of the time.
+# The watch reads, and shows what it has read, in at most a tenth of the time.
 _PAUSES = 9
 # Interval between two looks at the size of the terminal, which is drawn again after a change.
 _SIZE_INTERVAL_S = 0.2
@@ -59,22 +59,23 @@ class _Watch:
         self._reader, self._console, self._screen, self._keyboard = reader, console, screen, keyboard
         self._stays, self._browser = stays, Browser()
         self._read_at = clock.monotonic() + INTERVAL_S
+        self._drawn_size = console.size
 
     def run(self) -> StudyStatus:
         """Show the study until the end of the watch; return the last status."""
-        drawn_size = None
-        is_drawn = False
+        self._draw()
         while not self._is_over:
             if clock.monotonic() >= self._read_at:
                 self._read()
-                is_drawn = False
-            if not is_drawn or self._console.size != drawn_size:
-                drawn_size, is_drawn = self._console.size, True
+            elif self._console.size != self._drawn_size:
                 self._draw()
-            for key in self._keyboard.read(min(_SIZE_INTERVAL_S, self._read_at - clock.monotonic())):
-                self._browser, self._stays, is_drawn = pressed(self._browser, key, self._screen), True, False
+            keys = self._keyboard.read(min(_SIZE_INTERVAL_S, self._read_at - clock.monotonic()))
+            for key in keys:
+                self._browser, self._stays = pressed(self._browser, key, self._screen), True
                 if self._browser.has_quit:
                     break
+            if keys:
+                self._draw()
         return self._screen.status
 
     @property
@@ -84,10 +85,12 @@ class _Watch:
     def _read(self) -> None:
         begin = clock.monotonic()
         self._screen.update(self._reader.read())
+        self._draw()
         now = clock.monotonic()
         self._read_at = now + max(INTERVAL_S, _PAUSES * (now - begin))
 
     def _draw(self) -> None:
+        self._drawn_size = self._console.size
         with self._console:  # one write, so that nothing flickers
             self._console.control(Control.home())
             self._console.print(Screen(Group(*self._screen.lines(self._browser))), end="")

@@ -1,0 +1,100 @@
+"""Step records: their state follows from the leases of all workers, also of those that NFS does not show yet."""
+
+from __future__ import annotations
+
+import pytest
+from ensembles import a_study
+from msgspec.structs import replace
+
+from maestro_celery_plugin.conductor.step_records import StepRecords
+from maestro_celery_plugin.config.settings import WorkerGroupSettings
+from maestro_celery_plugin.ledger.entries import COORDINATOR, SUFFIX, Kind
+from maestro_celery_plugin.ledger.store import Store
+from maestro_celery_plugin.ledger.writer import LedgerWriter
+from maestro_celery_plugin.states import RecordState
+
+GROUPS = {"w": WorkerGroupSettings(task_queues=("merlin",))}
+
+
+class CachedNames(Store):
+    """NFS: the node shows the names of before until it changes the directory."""
+
+    def __init__(self) -> None:
+        self.fresh = 0
+
+    def names(self, directory, *, fresh=False):
+        self.fresh += fresh
+        return super().names(directory) if self.fresh else [f"{COORDINATOR}{SUFFIX}"]
+
+
+@pytest.mark.parametrize("ends", ["cancelled", "failed"])
+def test_a_step_record_has_not_ended_while_a_worker_runs_its_sample_that_nfs_does_not_show(tmp_path, ends):
+    """Given a worker whose ledger is new, when the step record is stopped, then it ends after the sample has ended."""
+    plan, manifest = a_study(tmp_path / "study")
+    store = CachedNames()
+    records = StepRecords(plan, GROUPS, store)
+    record = records.register(manifest)
+    record.begin(cancelled=False)
+    records.record_sent(record, 1, 0, 10)
+    records.flush()
+    records.follow()
+    worker = LedgerWriter(plan.ledger / f"w-1{SUFFIX}", plan.number)
+    worker.append(Kind.TAKEN, 1, 1, 0, 10)
+    worker.append(Kind.STARTED, 1, 1, 3)
+    if ends == "failed":
+        records._writer.append(Kind.GAVE_UP, 1, 1, 0, code=102)
+        records.follow_own()
+    else:
+        records.cancel(record, reason="a user")
+
+    assert records.state(record) is RecordState.RUNNING
+
+    worker.append(Kind.STOPPED, 1, 1, 3)
+    worker.append(Kind.RELEASED, 1, 1, 0, 10)
+    records.follow()
+    assert records.state(record) is RecordState[ends.upper()]
+    for _ in range(10):
+        records.state(record)
+    assert store.fresh == 1, "each look at the state costs operations of the file server"
+    worker.close()
+
+
+def test_the_suspects_of_all_step_records_run_one_at_a_time(tmp_path):
+    """Given two step records with a sample that was lost twice, then both do not run at once: one may be the cause of the
+    death of the other's worker, and would let it fail."""
+    plan, manifest = a_study(tmp_path / "study")
+    records = StepRecords(plan, GROUPS)
+    names = ("a", "b")
+    first, second = (records.register(replace(manifest, name=name, workspace=str(plan.root / name))) for name in names)
+    for record in (first, second):
+        record.begin(cancelled=False)
+        for epoch in (1, 2):
+            records._writer.append(Kind.LOST, record.number, epoch, 3)
+    records.follow_own()
+
+    assert first.unassigned(records.leased(first))[3]
+    assert not second.unassigned(records.leased(second))[3]
+    assert second.unassigned(records.leased(second)).sum() == manifest.samples - 1
+
+    records._writer.append(Kind.GAVE_UP, first.number, 3, 3, code=1)
+    records.follow_own()
+    first.due()
+    assert second.unassigned(records.leased(second))[3]
+
+
+def test_the_suspect_of_a_step_record_that_has_ended_does_not_keep_others_from_running(tmp_path):
+    """Given a cancelled step record with a suspect, then the suspect of another one runs."""
+    plan, manifest = a_study(tmp_path / "study")
+    records = StepRecords(plan, GROUPS)
+    first, second = (
+        records.register(replace(manifest, name=name, workspace=str(plan.root / name))) for name in ("a", "b")
+    )
+    for record in (first, second):
+        record.begin(cancelled=False)
+        for epoch in (1, 2):
+            records._writer.append(Kind.LOST, record.number, epoch, 3)
+    records.follow_own()
+    first.unassigned(records.leased(first))
+    records.cancel(first, reason="a user")
+
+    assert second.unassigned(records.leased(second))[3]
