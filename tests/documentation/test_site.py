@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import subprocess
@@ -70,22 +71,25 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
         yield running
 
 
-@pytest.mark.parametrize("width", [1400, 420])
-@pytest.mark.parametrize("scheme", SCHEMES)
-def test_each_page_shows_well(site: Path, chromium: Browser, scheme: str, width: int):
-    """Given each page as a file in a browser, then it loads files only, without complaints, and is not wider than the window."""
+def test_each_page_shows_well(site: Path, chromium: Browser):
+    """Given each page as a file in a browser, in both schemes and two widths, then it loads files only and fits the window."""
+    for page in sorted(set(site.rglob("*.html")) - {site / "404.html"}):  # only a server shows this one
+        chromium.open(page)
+        for scheme, width in itertools.product(SCHEMES, (1400, 420)):
+            show(chromium, scheme, width)
+            # Not at once: the menus move when the window changes. The comment names the page that does not fit.
+            chromium.wait_for(f"document.documentElement.scrollWidth <= innerWidth /* {page}, {scheme}, {width} */", 10)
+        assert chromium.complaints == [], page
+    assert [url for url in chromium.requests if not url.startswith(("file:", "data:", "about:", "blob:"))] == []
+
+
+def show(chromium: Browser, scheme: str, width: int) -> None:
+    """Show the page to a reader who prefers a scheme, in a window of this width."""
     chromium.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
     chromium.call(
         "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 500
     )
-    for page in sorted(set(site.rglob("*.html")) - {site / "404.html"}):  # only a server shows this one
-        chromium.open(page)
-        chromium.wait_for(f"document.body.dataset.mdColorScheme === '{SCHEMES[scheme]}'")
-        overflow = chromium.value("document.documentElement.scrollWidth - innerWidth")
-
-        assert overflow <= 0, (page, overflow)
-        assert chromium.complaints == [], page
-    assert [url for url in chromium.requests if not url.startswith(("file:", "data:", "about:", "blob:"))] == []
+    chromium.wait_for(f"document.body.dataset.mdColorScheme === '{SCHEMES[scheme]}'")
 
 
 def test_the_search_works_in_files(site: Path, chromium: Browser):
