@@ -147,10 +147,17 @@ class Terminal:
         modes = self.raw.rfind(b"\x1b[?25l") <= self.raw.rfind(b"\x1b[?25h")
         return termios.tcgetattr(self._slave) == self.settings and modes and self.screen.kept is None
 
+    def hang_up(self) -> None:
+        """Close the terminal, as a user does who closes the window."""
+        self.read()
+        for descriptor in (self._slave, self._master):
+            os.close(descriptor)
+        self._master = -1
+
     def close(self) -> None:
         """End the command, and close the terminal."""
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
-        os.close(self._slave)
-        os.close(self._master)
+        if self._master >= 0:
+            self.hang_up()

@@ -58,8 +58,9 @@ class StepCancellation:
 
     def _is_to_cancel(self, record: StepRecord) -> bool:
         """Whether a step record must be cancelled now: that its waiting samples were purged does not end the others."""
-        is_cancelled = record.cancelled and record.cancelled_at is not None
-        return record.manifest.name in self._known and record.active and not is_cancelled and bool(self.reason(record))
+        if record.manifest.name not in self._known or not record.active or record.is_cancelled_at_once:
+            return False
+        return bool(self.reason(record))
 
     def _purge(self) -> None:
         """Take the waiting samples of purged step records back; those that workers have run to their end.

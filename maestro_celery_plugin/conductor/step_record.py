@@ -231,6 +231,11 @@ class StepRecord:
         return exceeds_limit(self.manifest, self.samples) and not self.is_on_trial()
 
     @property
+    def is_cancelled_at_once(self) -> bool:
+        """Whether it was cancelled with its running samples."""
+        return self.cancelled and self.cancelled_at is not None
+
+    @property
     def stops_early(self) -> bool:
         """Whether no further sample may start: the step record has failed, or was cancelled."""
         return self.cancelled or self.has_failed

@@ -151,7 +151,8 @@ class StepRecords:
 
     def _state(self, record: StepRecord, undecided: frozenset[int]) -> RecordState:
         """Return a state; no message about a step record that has failed may remain: its samples would run later."""
-        if record.active and record.has_failed:
+        # A full disk may have delayed the record of a cancellation.
+        if record.active and (record.has_failed or record.is_cancelled_at_once):
             self._stop(record)
         if self._must_be_fresh and record.stops_early and not self.leases.has(record.number):
             self.follow(fresh=True)  # NFS hides the ledger of a worker that has begun a moment ago

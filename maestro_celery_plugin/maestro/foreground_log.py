@@ -94,10 +94,14 @@ class ForegroundLog(logging.Handler):
             is_of_logger = logger is logging.root or f"{record.name}.".startswith(f"{logger.name}.")
             if record.levelno < handler.level or not is_of_logger:
                 continue
-            if self._show is not None:
-                self._show(handler.format(record))
-            else:
+            if self._show is None:
                 handler.handle(record)
+                continue
+            try:
+                self._show(handler.format(record))
+            except Exception:  # as in each handler: the study must go on, for example when its terminal was closed
+                self._show = None
+                self.handleError(record)
 
 
 def _loggers() -> list[logging.Logger]:

@@ -10,6 +10,7 @@ from rich.live import Live
 from rich.text import Text
 
 from maestro_celery_plugin import clock
+from maestro_celery_plugin.batch.allocation import job_words
 from maestro_celery_plugin.report.failed_samples import failures, headline
 from maestro_celery_plugin.report.model import AllocationStatus, StepStatus, StudyState, StudyStatus, WorkerStatus
 from maestro_celery_plugin.report.reader import StatusReader
@@ -174,7 +175,7 @@ def _allocations(status: StudyStatus, shown: int) -> list[RenderableType]:
         return []
     lines = []
     for allocation in list(last.values())[:shown]:
-        job = f"job {allocation.job}" if allocation.job else "not submitted"
+        job = job_words(allocation.job)
         line = Text.assemble(plain(f"{allocation.name}/{allocation.number}  {job}  "), state_text(allocation.state))
         lines.append(line.append_text(plain(f"  {allocation.reason}" if allocation.reason else "", "dim")))
     ended = [one for one in status.allocations if one.slot_seconds]

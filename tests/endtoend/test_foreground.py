@@ -40,7 +40,9 @@ class Foreground:
         (directory / "sweep.yaml").write_text(textwrap.dedent(SPEC))
 
     def open(self, *words: str, columns: int = 80, lines: int = 24) -> Terminal:
-        command = [str(BIN / words[0]), *words[1:]]
+        return self.open_command([str(BIN / words[0]), *words[1:]], columns, lines)
+
+    def open_command(self, command: list[str], columns: int = 80, lines: int = 24) -> Terminal:
         self.terminals.append(Terminal(command, self.environment, columns, lines, self.directory))
         return self.terminals[-1]
 
@@ -163,6 +165,18 @@ def test_ctrl_c_and_resume_leave_the_terminal_whole(foreground):
     terminal = foreground.open("maestro-celery", "resume", "-fg", "-s", "1", "--failed", str(foreground.study.path))
     assert terminal.await_end() == 1
     assert "sweep  FINISHED, 2 failed" in terminal.text
+
+
+def test_a_closed_terminal_does_not_end_the_study(foreground):
+    """Given a user who ignores SIGHUP, when the terminal is closed, then the study finishes, and its log has all lines."""
+    command = f"trap '' HUP; exec {BIN / 'maestro'} run -fg -y -s 1 -o {foreground.study.path} sweep.yaml"
+    terminal = foreground.open_command(["/bin/sh", "-c", command])
+    terminal.await_text("RUNNING, 2 failed")
+    terminal.hang_up()
+    foreground.go()
+    assert terminal.process.wait(60) == 1
+    assert set(foreground.study.states().values()) == {"FINISHED"}
+    assert "is complete" in foreground.output
 
 
 @pytest.mark.parametrize("columns", [40, 200])

@@ -185,6 +185,13 @@ class Checks:
         if states.is_complete and state != expected and not world.maestro.was_cancelled:
             self.fail(f"{name} is {state} with {states.counts()}")
 
+    @property
+    def _may_hit_innocents(self) -> bool:
+        """Whether so many workers die that a sample may be there each time by chance."""
+        profile = self._world.profile
+        kills = profile.worker_kills_per_hour + profile.supervisor_kills_per_hour + profile.node_losses_per_hour
+        return bool(profile.killer_share or kills or profile.power_cuts_per_hour or profile.cuts_per_hour)
+
     def _check_sample(self, key: SampleKey, outcome: Outcome, state: str) -> None:
         attempts = self._world.samples.attempts[key]
         name = f"sample {key[1]} of {key[0]}"
@@ -198,6 +205,7 @@ class Checks:
         codes = [one.code for one in attempts if not one.was_ended and not one.killed_worker]
         kills = sum(1 for one in attempts if one.was_ended or one.killed_worker)
         kills += max(0, int(self._starts[key[1]]) - len(attempts))  # its worker died when the sample was about to begin
+        is_own = any(one.killed_worker for one in attempts)
         if outcome in _FINISHED:
             if not {0, ExitCode.STOP_WORKERS}.intersection(codes):
                 self.fail(f"{name} has finished, but its attempts ended with {[one.code for one in attempts]}")

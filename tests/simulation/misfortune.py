@@ -166,7 +166,7 @@ class Misfortune:
         """Cut a node off from the file server."""
         kernel = self._world.kernel
         node = kernel.random.choice([*self._world.nodes, self._world.home])
-        seconds = kernel.random.choice((2.0, 15.0, 25.0, 45.0))
+        seconds = kernel.random.choice((2.0, 15.0, 25.0, 45.0, 70.0))
         self._cut_until[node.name] = kernel.now + seconds
         for process in node.processes.values():
             self.disturb(process)
@@ -249,6 +249,7 @@ class Misfortune:
         world.home.boots += 1
         lost = world.server.lose_power(world.kernel.random)
         world.checks.forget()
+        world.maestro.ended.clear()  # Maestro does not sync what it stores either
         world.kernel.trace(f"the power is cut, {lost} bytes are lost")
 
     def _fill(self) -> None:

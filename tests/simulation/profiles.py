@@ -95,6 +95,7 @@ def draw(name: str, seed: int) -> Profile:
     profile.samples = rng.choice((1, 5, 12, 30))
     profile.mean_s = rng.choice((0.001, 0.1, 1.0, 5.0))
     profile.poll_s = rng.choice((1.0, 10.0, 60.0))
+    profile.max_retries = rng.choice((2, 2, 6))
     profile.retry_delay_s = rng.choice((0.0, 0.0, 5.0))
     if rng.random() < 0.5:
         profile.fail_share, profile.request_share = 0.1, 0.2
@@ -133,7 +134,7 @@ def _draw_storm(profile: Profile, rng: random.Random) -> None:
     profile.killer_share = some(0.1)
     profile.hard_share = some(0.05, 0.15)
     profile.poison = int(rng.random() < 0.1)
-    profile.long_share = some(0.1)
+    profile.long_share = some(0.2)
     profile.worker_kills_per_hour = some(120)
     profile.supervisor_kills_per_hour = some(60)
     profile.pauses_per_hour, profile.cuts_per_hour = some(120), some(60)

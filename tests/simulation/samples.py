@@ -93,7 +93,7 @@ class Samples:
             self.attempts[key] = []
             self.durations[key] = min(120.0, rng.expovariate(1 / profile.mean_s))
             if rng.random() < profile.long_share:
-                self.durations[key] = rng.uniform(20, 60)
+                self.durations[key] = rng.uniform(20, 90)
             self.scripts[key] = self._script(rng)
         for sample in range(min(profile.poison, manifest.samples)):
             self.scripts[record, sample] = ["kill"]
@@ -110,7 +110,9 @@ class Samples:
             return [105]
         value -= profile.stop_share
         if value < profile.request_share:
-            asked = [rng.choice((100, 104)) for _ in range(rng.choice((1, 2, profile.max_retries + 1)))]
+            asked = [
+                rng.choice((100, 104)) for _ in range(rng.choice((1, 2, profile.max_retries, profile.max_retries + 1)))
+            ]
             return [*asked, 0]
         value -= profile.request_share
         if value < profile.killer_share:

@@ -155,14 +155,10 @@ def notify(plan, command, *, event=Event.END, state="FINISHED", subject="", afte
             "notifier.main()",
         ]
     )
+    command_line = [sys.executable, "-c", program, str(plan.root)]
     with (plan.info / "notify.log").open("ab") as log:
-        subprocess.run(
-            [sys.executable, "-c", program, str(plan.root)],
-            input=occurrence.to_json().encode(),
-            stdout=log,
-            stderr=log,
-            check=True,
-        )
+        # Not in the current directory, which has the package from which the installed one was made.
+        subprocess.run(command_line, input=occurrence.to_json().encode(), stdout=log, stderr=log, cwd="/", check=True)
 
 
 def test_a_command_receives_what_has_happened(plan):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import os
+
 import pytest
 from ensembles import a_study
 from msgspec.structs import replace
 
 from maestro_celery_plugin.conductor.step_records import StepRecords
 from maestro_celery_plugin.config.settings import WorkerGroupSettings
+from maestro_celery_plugin.errors import LedgerError
 from maestro_celery_plugin.ledger.entries import COORDINATOR, SUFFIX, Kind
 from maestro_celery_plugin.ledger.store import Store
 from maestro_celery_plugin.ledger.writer import LedgerWriter
@@ -98,3 +102,36 @@ def test_the_suspect_of_a_step_record_that_has_ended_does_not_keep_others_from_r
     records.cancel(first, reason="a user")
 
     assert second.unassigned(records.leased(second))[3]
+
+
+class FullDisk(Store):
+    """A file system that has no room for some time."""
+
+    def __init__(self) -> None:
+        self.is_full = False
+
+    def write(self, descriptor, data, place):
+        if self.is_full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        super().write(descriptor, data, place)
+
+
+def test_a_cancellation_that_could_not_be_recorded_is_recorded_later(tmp_path):
+    """Given a full disk when a step record is cancelled, then it ends when no worker can start its samples any more."""
+    plan, manifest = a_study(tmp_path / "study")
+    store = FullDisk()
+    records = StepRecords(plan, GROUPS, store)
+    record = records.register(manifest)
+    record.begin(cancelled=False)
+    records.record_sent(record, 1, 0, 10)
+    records.flush()
+    records.follow()
+    store.is_full = True
+    with pytest.raises(LedgerError):
+        records.cancel(record, reason="a user")
+    with pytest.raises(LedgerError):
+        records.state(record)
+    store.is_full = False
+
+    assert records.state(record) is RecordState.CANCELLED
+    assert record.samples.cancelled_epoch == 2

@@ -10,7 +10,7 @@ import subprocess
 import pytest
 from filelock import FileLock
 from report_studies import MadeStudy, many_records
-from support import BIN
+from support import BIN, wait_for
 from terminal import Terminal
 
 from maestro_celery_plugin.report.live.keyboard import decoded
@@ -150,7 +150,7 @@ def test_the_terminal_is_whole_while_the_watch_is_stopped(watch):
     terminal = watch.open()
     terminal.await_text("q quit")
     os.kill(terminal.process.pid, signal.SIGTSTP)
-    assert os.WIFSTOPPED(os.waitpid(terminal.process.pid, os.WUNTRACED)[1])
+    wait_for(lambda: os.waitpid(terminal.process.pid, os.WUNTRACED | os.WNOHANG)[0], "the stop of the watch")
     assert terminal.is_whole
     terminal.process.send_signal(signal.SIGCONT)
     terminal.await_text("q quit")

@@ -76,36 +76,54 @@ class ProgressDisplay:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Replace the display by the last state of the study."""
-        view: RenderableType | None = None
         self._ended.set()
+        self._thread.join()
         try:
-            self._thread.join()
-            with contextlib.suppress(EnsembleError, OSError):
+            self._end(advises=exc is None)
+        except OSError:
+            self._leave_terminal()
+
+    def _leave_terminal(self) -> None:
+        """Write nowhere any more: the terminal was closed, which must not change how the study ends."""
+        with contextlib.suppress(OSError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._console.file.fileno())
+            os.close(nowhere)
+
+    def _end(self, *, advises: bool) -> None:
+        view: RenderableType | None = None
+        try:
+            with contextlib.suppress(EnsembleError):
                 status = self._reader.read(is_over=self._conducts)
-                elapsed_s = clock.monotonic() - self._begin
-                view = end_view(status, self._reader, self._console, elapsed_s, advises=exc is None)
+                view = end_view(status, self._reader, self._console, self._elapsed_s, advises=advises)
             self._follow_size()
-            with contextlib.suppress(OSError):
-                self._show_warnings()
+            self._show_warnings()
         finally:
             self._live.stop()
         if view is not None:
             self._console.print(view, crop=False)
+
+    @property
+    def _elapsed_s(self) -> float:
+        return clock.monotonic() - self._begin
 
     def _run(self) -> None:
         while not self._ended.is_set():
             begin = clock.monotonic()
             try:
                 self._draw()
-            except (EnsembleError, OSError) as error:  # a file that cannot be read now; the study goes on
+            except EnsembleError as error:  # a file that cannot be read now; the study goes on
                 LOGGER.debug("The display is not up to date: %s", error)
+            except OSError:
+                self._leave_terminal()
+                return
             self._ended.wait(max(INTERVAL_S, _PAUSES * (clock.monotonic() - begin)))
 
     def _draw(self) -> None:
         status = self._reader.read()
         self._follow_size()
         self._show_warnings()
-        view = progress_view(status, self._reader, self._console, clock.monotonic() - self._begin)
+        view = progress_view(status, self._reader, self._console, self._elapsed_s)
         lines = self._console.render_lines(view, pad=False)
         self._drawn_width = max(sum(segment.cell_length for segment in line) for line in lines)
         self._live.update(view, refresh=True)

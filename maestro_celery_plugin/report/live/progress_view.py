@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
+from maestro_celery_plugin.batch.allocation import job_words
 from maestro_celery_plugin.report.failed_samples import failures
 from maestro_celery_plugin.report.live.step_groups import StepGroup, group_steps, samples_per_record
 from maestro_celery_plugin.report.model import StudyState, StudyStatus, WorkerStatus
@@ -127,7 +128,7 @@ def allocation_lines(status: StudyStatus, limit: int | None = _SHOWN) -> Iterato
     """Yield a line for the last allocation of each name, up to a limit."""
     last = {one.name: one for one in status.allocations}
     for one in list(last.values())[:limit]:
-        job = f"job {one.job}" if one.job else "not submitted"
+        job = job_words(one.job)
         line = Text.assemble("allocation ", plain(f"{one.name}/{one.number}  {job}  "), state_text(one.state))
         slots = f"  {count_words(one.slots, 'slot')}" if one.slots else ""
         yield line.append_text(plain(f"{slots}  {one.reason}".rstrip(), "dim"))

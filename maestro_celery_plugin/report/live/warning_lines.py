@@ -29,18 +29,15 @@ class WarningLines:
         self._is_shown = False
 
     def read(self) -> Iterator[str]:
-        """Yield the new lines of warnings and errors, with the lines of their tracebacks.
-
-        Raises:
-            OSError: the log cannot be read.
-        """
-        if not self._log.exists():
+        """Yield the new lines of warnings and errors, with their tracebacks; nothing of a log that cannot be read."""
+        try:
+            with self._log.open("rb") as file:
+                file.seek(max(self._place, self._log.stat().st_size - _LIMIT_BYTES))
+                data = file.read(_LIMIT_BYTES)
+                end = data.rfind(b"\n") + 1
+                self._place = file.tell() - len(data) + end
+        except OSError:
             return
-        with self._log.open("rb") as file:
-            file.seek(max(self._place, self._log.stat().st_size - _LIMIT_BYTES))
-            data = file.read(_LIMIT_BYTES)
-            end = data.rfind(b"\n") + 1
-            self._place = file.tell() - len(data) + end
         for line in data[:end].decode(errors="replace").splitlines():
             match = _LINE.match(line)
             if match:
