@@ -16,6 +16,7 @@ import itertools
 import os
 import random
 import stat
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -64,6 +65,8 @@ class FileServer:
         self.root = Inode(1, _DIRECTORY, 0)
         self.is_full = False
         self.operations = 0
+        # Operations for samples and the ledger, by kind.
+        self.kinds: Counter[str] = Counter()
 
     def _mtime(self) -> int:
         return int(self._now() * 1e9)
@@ -162,6 +165,8 @@ class Client:
 
     def _operate(self, kind: str, path: str) -> None:
         self.server.operations += 1
+        if "/session" not in path:
+            self.server.kinds[kind] += 1
         self._fault(kind, path)
 
     def _cached_names(self, directory: Inode) -> _Names:
