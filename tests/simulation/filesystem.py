@@ -91,10 +91,15 @@ class FileServer:
         self.touch(directory)
 
     def lose_power(self, rng: random.Random) -> int:
-        """Lose the ends of files that nobody has synced; return the number of lost bytes."""
-        lost = 0
+        """Lose the ends of files that nobody has synced in the last half minute; return the number of lost bytes."""
+        lost, latest = 0, self._mtime() - 30 * 10**9
         for _, inode in self.walk():
-            if inode.kind == _FILE and len(inode.data) > inode.synced and rng.random() < 0.5:
+            if (
+                inode.mtime_ns > latest
+                and inode.kind == _FILE
+                and len(inode.data) > inode.synced
+                and rng.random() < 0.5
+            ):
                 size = rng.randint(inode.synced, len(inode.data))
                 lost += len(inode.data) - size
                 del inode.data[size:]

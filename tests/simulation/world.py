@@ -188,11 +188,11 @@ class World:
             self._add_record(name)
         self.maestro = Maestro(names, {name: name for name in names})
 
-    def write_broker(self) -> None:
+    def write_broker(self, generation: int = 1) -> None:
         """Store where the broker is, as the host of the session does."""
-        location = BrokerLocation(url=self.broker.url)
+        location = BrokerLocation(url=f"redis://broker:{generation}")
         if self.profile.is_private:
-            location = dataclasses.replace(location, supervisor=(1, 1), generation=str(self.broker.generation))
+            location = dataclasses.replace(location, supervisor=(1, 1), generation=str(generation))
         Session(self.plan.session).write_broker(location)
 
     def user(self, name: str, action: Any) -> None:
