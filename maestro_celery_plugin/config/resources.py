@@ -9,7 +9,7 @@ import msgspec
 
 from maestro_celery_plugin.config.conversion import Exact
 
-__all__ = ["ScriptCount", "StepNeeds"]
+__all__ = ["ScriptCount", "StepNeeds", "counted"]
 
 
 class ScriptCount(int):
@@ -31,6 +31,11 @@ class ScriptCount(int):
 
     def __str__(self) -> str:
         return self.text
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun: ``1 node``, ``2 nodes``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 class StepNeeds(Exact, frozen=True, kw_only=True):
@@ -81,13 +86,13 @@ class StepNeeds(Exact, frozen=True, kw_only=True):
     @property
     def text(self) -> str:
         """The resources as text: ``2 nodes, 8 procs, 2 cores per task``."""
-        counts = {
-            "nodes": self.nodes,
-            "procs": self.procs,
-            "cores per task": self.cores_per_task if self.cores_per_task > 1 else 0,
-            "GPUs": self.gpu_count,
-        }
-        return ", ".join(f"{count} {what}" for what, count in counts.items() if count) or "1 core"
+        parts = (
+            counted(self.nodes, "node") if self.nodes else "",
+            counted(self.procs, "proc") if self.procs else "",
+            f"{self.cores_per_task} cores per task" if self.cores_per_task > 1 else "",
+            counted(self.gpu_count, "GPU") if self.gpu_count else "",
+        )
+        return ", ".join(filter(None, parts)) or "1 core"
 
     @property
     def gpu_count(self) -> int:

@@ -15,7 +15,7 @@ from maestro_celery_plugin.batch.base import BatchSystem
 from maestro_celery_plugin.batch.packing import slot_count
 from maestro_celery_plugin.config import conversion
 from maestro_celery_plugin.config.groups import LOCAL, allocation_name, batch_of, is_for_this_machine, nodes_of
-from maestro_celery_plugin.config.resources import StepNeeds
+from maestro_celery_plugin.config.resources import StepNeeds, counted
 from maestro_celery_plugin.config.settings import BatchSettings, EnsembleSettings, StepSettings, WorkerGroupSettings
 from maestro_celery_plugin.config.tokens import names_in
 from maestro_celery_plugin.config.walltime import clock_text, seconds_of
@@ -250,7 +250,7 @@ class _Group:
         if needs.nodes > self.nodes:
             yield Problem(
                 f"{where}.{'nodes' if run.get('nodes') else 'cmd'}",
-                f"found {needs.nodes} nodes; {owner} {_count(self.nodes, 'node')}; request fewer, or set more `nodes` "
+                f"found {needs.nodes} nodes; {owner} {counted(self.nodes, 'node')}; request fewer, or set more `nodes` "
                 "for the group.",
             )
         time_request = _seconds(run.get("time_request"))
@@ -265,7 +265,7 @@ class _Group:
         if self.batch.gpus is not None and needs.gpu_count > self.batch.gpus * self.nodes:
             yield Problem(
                 f"{where}.{'gpus per task' if run.get('gpus per task') else 'gpus'}",
-                f"found {_count(needs.gpu_count, 'GPU')}; {owner} {self.batch.gpus * self.nodes}; request fewer, or "
+                f"found {counted(needs.gpu_count, 'GPU')}; {owner} {self.batch.gpus * self.nodes}; request fewer, or "
                 "set more `gpus` or `nodes` for the group.",
             )
         delay_s, idle_s = run.get("retry_delay"), self._group.idle_limit
@@ -285,18 +285,14 @@ class _Group:
     def _check_cores(self, where: str, needs: StepNeeds, owner: str, cores: int | None) -> Iterator[Problem]:
         if cores is None or self._slots(needs, cores):
             return
-        spread = f" on {_count(needs.nodes, 'node')}" if needs.nodes else ""
+        spread = f" on {counted(needs.nodes, 'node')}" if needs.nodes else ""
         counts_gpus = needs.gpu_count and self.batch.gpus is not None
-        gpus = f" and {_count(needs.gpu_count, 'GPU')}" if counts_gpus else ""
-        has = f" and {_count(self.batch.gpus or 0, 'GPU')}" if counts_gpus else ""
+        gpus = f" and {counted(needs.gpu_count, 'GPU')}" if counts_gpus else ""
+        has = f" and {counted(self.batch.gpus or 0, 'GPU')}" if counts_gpus else ""
         yield Problem(
             f"{where}.procs",
-            f"found {needs.procs or 1} procs with {_count(needs.cores_per_task, 'core')} each{spread}{gpus}; {owner} "
-            f"{_count(self.nodes, 'node')} with at most {_count(cores, 'core')}{has}; request fewer, or set more "
+            f"found {needs.procs or 1} procs with {counted(needs.cores_per_task, 'core')} each{spread}{gpus}; {owner} "
+            f"{counted(self.nodes, 'node')} with at most {counted(cores, 'core')}{has}; request fewer, or set more "
             "`nodes` for the group.",
             Kind.MACHINE,
         )
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -18,6 +18,7 @@ from maestro_celery_plugin import clock
 from maestro_celery_plugin.batch.packing import fewest_slots, worker_slots
 from maestro_celery_plugin.broker.app import make_app, queue_for
 from maestro_celery_plugin.broker.choice import check_reachable
+from maestro_celery_plugin.config.resources import counted
 from maestro_celery_plugin.errors import BrokerUnavailableError, EnsembleError, WorkerError
 from maestro_celery_plugin.files import share_clock
 from maestro_celery_plugin.machine import host_name, usable_cpus
@@ -135,10 +136,11 @@ def _celery_options(arguments: WorkerArguments) -> CeleryOptions:
     steps = [needs.planned(gpus_are_per_process=system.gpus_are_per_process) for needs in group.needs]
     needs, slots = fewest_slots(steps, group.nodes, cores, gpus, shares_nodes=system.shares_nodes)
     if not slots:
+        has_gpus = f" and {counted(gpus, 'GPU')}" if gpus is not None else ""
         raise WorkerError(
-            f"a sample of the group '{group.group}' needs {needs.text}; its allocation has {group.nodes} nodes of "
-            f"{cores} cores{f' and {gpus} GPUs' if gpus is not None else ''}. Request less in the step, or set more "
-            "`nodes` for the group."
+            f"a sample of the group '{group.group}' needs {needs.text}; its allocation has "
+            f"{counted(group.nodes, 'node')} with {counted(cores, 'core')}{has_gpus} each. Request less in the step, "
+            "set more `nodes` for the group, or request whole nodes for the job (Slurm: `--exclusive`)."
         )
     # Worker numbers continue after a restart of the batch job, and after workers that a user has started.
     workers = system.worker_count(group)
