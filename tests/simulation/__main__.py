@@ -7,6 +7,7 @@ import sys
 import time
 from collections import Counter
 
+from simulation import scale
 from simulation.planted import PLANTED, plant
 from simulation.profiles import PROFILES
 from simulation.world import Result, simulate
@@ -18,11 +19,14 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="the first seed")
     parser.add_argument("--count", type=int, default=1, help="number of seeds; 0 for all until stopped")
     parser.add_argument("--steps", type=int, default=2_000_000, help="largest number of steps of a seed")
-    parser.add_argument("--profile", choices=PROFILES, default="storm")
+    parser.add_argument("--profile", choices=(*PROFILES, "scale"), default="storm")
     parser.add_argument("--trace", action="store_true", help="print what happens")
     parser.add_argument("--keep-going", action="store_true", help="continue after a seed that fails")
     parser.add_argument("--planted", choices=sorted(PLANTED), help="break one rule of the product")
     options = parser.parse_args()
+    if options.profile == "scale":
+        scale.report()
+        return 0
     if options.planted:
         plant(options.planted)
     counts: Counter[str] = Counter()

@@ -9,7 +9,7 @@ import numpy as np
 from maestro_celery_plugin.ledger.entries import Kind
 from maestro_celery_plugin.ledger.reader import read_ledger
 from maestro_celery_plugin.ledger.sample_states import SampleStates
-from maestro_celery_plugin.states import POISON_LIMIT, ExitCode, Outcome, RecordState, outcome_of
+from maestro_celery_plugin.states import POISON_LIMIT, ExitCode, Outcome, outcome_of
 from simulation.samples import Attempt, SampleKey
 
 __all__ = ["Checks"]
@@ -203,19 +203,20 @@ class Checks:
             self.fail(f"{name} has the outcome {outcome.name} and was never tried")
             return
         codes = [one.code for one in attempts if not one.was_ended and not one.killed_worker]
-        kills = sum(1 for one in attempts if one.was_ended or one.killed_worker)
-        kills += max(0, int(self._starts[key[1]]) - len(attempts))  # its worker died when the sample was about to begin
-        is_own = any(one.killed_worker for one in attempts)
+        ends = f"its attempts ended with {[one.code for one in attempts]}"
         if outcome in _FINISHED:
             if not {0, ExitCode.STOP_WORKERS}.intersection(codes):
-                self.fail(f"{name} has finished, but its attempts ended with {[one.code for one in attempts]}")
-        elif (
-            kills >= POISON_LIMIT
-            or sum(1 for code in codes if code in _REQUESTS) > self._world.manifests[key[0]].max_retries
-        ):
-            pass
-        elif not any(code is not None and outcome_of(code) is outcome for code in codes):
-            self.fail(f"{name} is {outcome.name}, but its attempts ended with {[one.code for one in attempts]}")
+                self.fail(f"{name} has finished, but {ends}")
+        elif any(code is not None and outcome_of(code) is outcome for code in codes) or sum(1 for code in codes if code in _REQUESTS) > self._world.manifests[key[0]].max_retries:
+            return
+        else:
+            self._check_lost(name, attempts, int(self._starts[key[1]]), ends)
 
-
-_ = RecordState
+    def _check_lost(self, name: str, attempts: list[Attempt], starts: int, ends: str) -> None:
+        """Check that a sample which has failed because of lost workers may be the cause."""
+        lost = sum(1 for one in attempts if one.was_ended or one.killed_worker or not one.worker.is_alive)
+        lost += max(0, starts - len(attempts))  # its worker died when the sample was about to begin
+        if lost < POISON_LIMIT:
+            self.fail(f"{name} has failed, but {ends}")
+        elif not any(one.killed_worker for one in attempts) and not self._may_hit_innocents:
+            self.fail(f"{name} has failed, but has killed no worker: {ends}")

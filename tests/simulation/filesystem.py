@@ -16,6 +16,7 @@ import itertools
 import os
 import random
 import stat
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -64,6 +65,8 @@ class FileServer:
         self.root = Inode(1, _DIRECTORY, 0)
         self.is_full = False
         self.operations = 0
+        # Operations for samples and the ledger, by kind.
+        self.kinds: Counter[str] = Counter()
 
     def _mtime(self) -> int:
         return int(self._now() * 1e9)
@@ -88,10 +91,15 @@ class FileServer:
         self.touch(directory)
 
     def lose_power(self, rng: random.Random) -> int:
-        """Lose the ends of files that nobody has synced; return the number of lost bytes."""
-        lost = 0
+        """Lose the ends of files that nobody has synced in the last half minute; return the number of lost bytes."""
+        lost, latest = 0, self._mtime() - 30 * 10**9
         for _, inode in self.walk():
-            if inode.kind == _FILE and len(inode.data) > inode.synced and rng.random() < 0.5:
+            if (
+                inode.mtime_ns > latest
+                and inode.kind == _FILE
+                and len(inode.data) > inode.synced
+                and rng.random() < 0.5
+            ):
                 size = rng.randint(inode.synced, len(inode.data))
                 lost += len(inode.data) - size
                 del inode.data[size:]
@@ -162,6 +170,8 @@ class Client:
 
     def _operate(self, kind: str, path: str) -> None:
         self.server.operations += 1
+        if "/session" not in path:
+            self.server.kinds[kind] += 1
         self._fault(kind, path)
 
     def _cached_names(self, directory: Inode) -> _Names:

@@ -243,12 +243,15 @@ class Misfortune:
     def _cut_power(self) -> None:
         """End the only machine, which loses what it has not synced."""
         world = self._world
+        if world.kernel.now < 30.0:  # before the files of the launch are on the disk
+            return
         self._count("power cut")
         for process in list(world.home.processes.values()):
             world.kernel.exit(process, -9)
         world.home.boots += 1
         lost = world.server.lose_power(world.kernel.random)
         world.checks.forget()
+        world.maestro.submitted.clear()
         world.maestro.ended.clear()  # Maestro does not sync what it stores either
         world.kernel.trace(f"the power is cut, {lost} bytes are lost")
 
@@ -286,8 +289,12 @@ class Misfortune:
             world.kernel.call(world.kernel.random.uniform(1.0, 10.0), self._start_broker)
 
     def _start_broker(self) -> None:
+        try:
+            self._world.write_broker(self._world.broker.generation + 1)
+        except OSError:  # a full disk
+            self._world.kernel.call(2.0, self._start_broker)
+            return
         self._world.broker.start_again()
-        self._world.write_broker()
 
     def _refuse(self) -> None:
         self._count("broker refuses")

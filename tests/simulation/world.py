@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gc
 import logging
-import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,7 @@ class World:
     """
 
     def __init__(self, seed: int, profile: Profile, *, keep_log: bool = False) -> None:
+        seams.install()
         self.profile = profile
         self.kernel = kernel = Kernel(seed)
         kernel.log = [] if keep_log else None
@@ -186,11 +188,11 @@ class World:
             self._add_record(name)
         self.maestro = Maestro(names, {name: name for name in names})
 
-    def write_broker(self) -> None:
+    def write_broker(self, generation: int = 1) -> None:
         """Store where the broker is, as the host of the session does."""
-        location = BrokerLocation(url=self.broker.url)
+        location = BrokerLocation(url=f"redis://broker:{generation}")
         if self.profile.is_private:
-            location = dataclasses.replace(location, supervisor=(1, 1), generation=str(self.broker.generation))
+            location = dataclasses.replace(location, supervisor=(1, 1), generation=str(generation))
         Session(self.plan.session).write_broker(location)
 
     def user(self, name: str, action: Any) -> None:
@@ -347,6 +349,27 @@ class _Python:
         sim.kernel.kill(self._process)
 
 
+@contextlib.contextmanager
+def running(world: World) -> Iterator[None]:
+    """Let a world be the one that the product sees."""
+    sim.use(world.kernel)
+    system.use(world.files)
+    seams.use(world)
+    logger = logging.getLogger(seams.PRODUCT)
+    logger.addHandler(world.log)
+    logger.propagate, level = False, logger.level
+    logger.setLevel(logging.INFO)
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        logger.removeHandler(world.log)
+        logger.setLevel(level)
+        system.use(None)
+        seams.use(None)
+
+
 def simulate(
     seed: int, profile: str = "calm", steps: int = 2_000_000, *, keep_log: bool = False, **changes: Any
 ) -> Result:
@@ -359,26 +382,8 @@ def simulate(
         keep_log: Whether the result has the trace.
         changes: Values of the profile that differ from those of the seed.
     """
-    seams.install()
     world = World(seed, dataclasses.replace(draw(profile, seed), **changes), keep_log=keep_log)
-    sim.use(world.kernel)
-    system.use(world.files)
-    seams.use(world)
-    logger = logging.getLogger(seams.PRODUCT)
-    logger.addHandler(world.log)
-    logger.propagate, level = False, logger.level
-    logger.setLevel(logging.INFO)
-    gc.disable()
-    try:
+    with running(world):
         result = world.run(steps)
-    finally:
-        gc.enable()
-        logger.removeHandler(world.log)
-        logger.setLevel(level)
-        system.use(None)
-        seams.use(None)
     result.seed = seed
     return result
-
-
-_ = shlex

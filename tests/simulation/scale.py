@@ -1,0 +1,116 @@
+"""The profile `scale`: what a study costs as it grows, measured in the simulation of a world without faults."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections import Counter
+from typing import Any
+
+import numpy as np
+
+from maestro_celery_plugin.conductor.coordinator import Coordinator
+from maestro_celery_plugin.ledger.sample_states import SampleStates
+from maestro_celery_plugin.ledger.store import Store
+from simulation.filesystem import Caching
+from simulation.profiles import Profile
+from simulation.world import World, running
+
+__all__ = ["SIZES", "Cost", "measure", "report"]
+
+# Samples, workers, slots of a worker.
+SIZES = ((1_000, 4, 8), (4_000, 8, 16), (16_000, 16, 32))
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """What a study has cost.
+
+    Attributes:
+        messages: Messages per second in which a slot runs samples.
+        operations: Operations of files per sample, by kind; those in the session are not included.
+        looks: Number of looks of the coordinator.
+        look_ms: Mean and largest processor time of a look, in milliseconds.
+        read: Mean number of ledger files, and bytes of them, that a look reads.
+        state_bytes: Bytes of memory per sample in the coordinator at the end.
+        busy: The share of the time of all slots in which samples run, until the last one has started.
+    """
+
+    samples: int
+    slots: int
+    messages: float
+    operations: dict[str, float]
+    looks: int
+    look_ms: tuple[float, float]
+    read: tuple[float, float]
+    state_bytes: float
+    busy: float
+
+
+def measure(samples: int, workers: int, slots: int) -> Cost:
+    """Simulate a study of samples that take 10 s in the mean, on NFS."""
+    profile = Profile(
+        name="scale", workers="remote", nodes=workers, slots=slots, records=1, samples=samples, mean_s=10.0,
+        poll_s=60.0, caching=Caching(), operation_s=0.0005, deliver_s=0.002, idle_limit_s=300.0, limit_s=1e6,
+    )  # fmt: skip
+    world = World(1, profile)
+    looks: list[float] = []
+    reads: Counter[str] = Counter()
+    with running(world):
+        refresh, read = Coordinator._refresh, Store.read
+
+        def timed_refresh(self: Any) -> None:
+            begin = time.process_time()
+            refresh(self)
+            looks.append(1000 * (time.process_time() - begin))
+
+        def counted_read(self: Any, path: Any, offset: int, least: int) -> Any:
+            size, data = read(self, path, offset, least)
+            reads["files"] += 1
+            reads["bytes"] += len(data)
+            return size, data
+
+        Coordinator._refresh, Store.read = timed_refresh, counted_read  # type: ignore[method-assign]
+        try:
+            result = world.run(1_000_000_000)
+        finally:
+            Coordinator._refresh, Store.read = refresh, read  # type: ignore[method-assign]
+    assert not result.violations, result.violations[:3]
+    return _cost(world, looks, reads)
+
+
+def _cost(world: World, looks: list[float], reads: Counter[str]) -> Cost:
+    profile = world.profile
+    attempts = [attempt for found in world.samples.attempts.values() for attempt in found]
+    busy_s = sum(attempt.end - attempt.begin for attempt in attempts)
+    begin, last = min(a.begin for a in attempts), max(a.begin for a in attempts)
+    until_last_s = sum(max(0.0, min(a.end, last) - a.begin) for a in attempts)
+    all_slots = profile.nodes * profile.slots
+    states: SampleStates = world.record("step0").samples
+    arrays = [value for value in vars(states).values() if isinstance(value, np.ndarray)]
+    return Cost(
+        profile.samples,
+        all_slots,
+        world.broker.counts["sent"] / busy_s,
+        {kind: count / profile.samples for kind, count in sorted(world.server.kinds.items())},
+        len(looks),
+        (float(np.mean(looks)), max(looks)),
+        (reads["files"] / len(looks), reads["bytes"] / len(looks)),
+        sum(array.nbytes for array in arrays) / profile.samples,
+        until_last_s / (all_slots * (last - begin)),
+    )
+
+
+def report(sizes: Any = SIZES) -> None:
+    """Print the costs of growing studies."""
+    for size in sizes:
+        begin = time.process_time()
+        cost = measure(*size)
+        print(
+            f"{cost.samples:>8,} samples, {cost.slots:>6,} slots: {cost.messages:.3f} messages per busy slot-second, "
+            f"{cost.state_bytes:.0f} bytes per sample in the coordinator, {100 * cost.busy:.1f} % of the slots busy, "
+            f"look {cost.look_ms[0]:.1f} ms (largest {cost.look_ms[1]:.0f}), "
+            f"{cost.read[0]:.1f} files and {cost.read[1]:,.0f} bytes per look; {time.process_time() - begin:.0f} s"
+        )
+        operations = ", ".join(f"{kind} {count:.2f}" for kind, count in cost.operations.items())
+        print(f"         operations of files outside of the session per sample: {operations}", flush=True)
