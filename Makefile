@@ -67,8 +67,10 @@ bench: install
 	@.ci/servers
 	$(BIN)/python -m benchmarks
 
-docs: install
-	$(BIN)/python tools/reference.py README.md
+# The site, in build/site; the reference comes from the package.
+docs: $(VENV)/.tested
+	$(BIN)/python tools/reference.py docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info $(DEMO) .bench

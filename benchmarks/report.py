@@ -1,4 +1,4 @@
-"""The report: a table for the terminal, or a Markdown table for the README."""
+"""The report: a table for the terminal, or a Markdown table for the documentation."""
 
 from __future__ import annotations
 

@@ -46,7 +46,6 @@ __all__ = ["SampleRow", "Samples", "Study"]
 
 # Seconds without a worker after which `wait` reports a stalled study, as `maestro-celery monitor` does.
 STALL_LIMIT_S = 600.0
-_WAIT_S = 1.0
 # What `maestro run` prints at its end (`maestro/guarded_run.py`).
 _LAUNCHED = re.compile(r"`maestro-celery (?:status|resume) (.+?)` ")
 _ERROR = re.compile(r"^maestro(?:-celery)?: error: ", re.MULTILINE)
@@ -308,7 +307,7 @@ class Study:
         """
         study = MonitoredStudy(self.path, STALL_LIMIT_S)
         limit_s = math.inf if timeout is None else timeout
-        code = monitor([study], sleep_s=_WAIT_S, timeout_s=limit_s, show=lambda line: None)
+        code = monitor([study], timeout_s=limit_s, show=lambda line: None)
         if code is StudyCode.RUNNING:
             raise StudyTimeoutError(f"The study '{self.path}' still runs after {timeout:g} s.")
         return code

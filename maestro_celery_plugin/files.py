@@ -23,6 +23,7 @@ __all__ = [
     "check_writable",
     "file_system_now",
     "is_locked",
+    "parsed_json",
     "read_json",
     "read_text",
     "refresh_directory",
@@ -217,11 +218,28 @@ def read_json(path: Path) -> Any:
         DamagedFileError: it is not a JSON file.
     """
     try:
-        return json.loads(read_text(path))
+        return parsed_json(read_text(path))
     except DamagedFileError:
         raise
-    except (ValueError, RecursionError) as cause:
+    except ValueError as cause:
         raise DamagedFileError.at(path, f"it is not JSON ({cause})") from cause
+
+
+def parsed_json(text: str) -> Any:
+    """Return the value in JSON text.
+
+    Python's parser accepts half of a surrogate pair, such as ``"\\ud800"``, which no file and no terminal takes.
+
+    Raises:
+        ValueError: it is not JSON, has too many levels, or has text that is not Unicode.
+    """
+    try:
+        value = json.loads(text)
+        if "\\ud" in text.lower():
+            json.dumps(value, ensure_ascii=False).encode()
+    except RecursionError as cause:
+        raise ValueError("it has too many levels") from cause
+    return value
 
 
 def _open_regular(path: Path) -> BinaryIO:

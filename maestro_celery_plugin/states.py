@@ -70,7 +70,7 @@ class Outcome(enum.IntEnum):
     FINISHED = 3
     """Finished."""
     FAILED = 1
-    """Failed; the step continues unless too many samples have failed (`study/failures.py`)."""
+    """Failed; the step continues unless more samples have failed than may fail (`max_failures`)."""
     HARD_FAILED = 2
     """Failed; the step fails."""
     STOPPED_STUDY = 4

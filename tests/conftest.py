@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from merlin_runs import merlins, without_merlin  # noqa: F401 (fixtures)
 from servers import rabbitmq_server, redis_server, redis_tls_server  # noqa: F401 (fixtures)
+from slurm_studies import slurm  # noqa: F401 (fixture)
 from support import Study, kill
 
 # The configuration of the user who runs the tests has no effect on them.

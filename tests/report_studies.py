@@ -17,6 +17,7 @@ from maestro_celery_plugin.config.settings import (
     WorkerGroupSettings,
 )
 from maestro_celery_plugin.ledger.entries import ENTRY, Kind, _checksums
+from maestro_celery_plugin.study.additions import Additions, write_additions
 from maestro_celery_plugin.study.heartbeats import Heartbeat
 from maestro_celery_plugin.study.manifest import Manifest
 from maestro_celery_plugin.study.plan import StudyPlan
@@ -72,6 +73,8 @@ class MadeStudy:
         (root / "batch.info").write_text(yaml.safe_dump(self.plan.to_batch()))
         (root / "sweep.study.pkl").touch()
         self.session = Session.create(self.plan.session)
+        if rows:
+            write_additions(self.plan, Additions(study_id=str(number)))
         self._status: list[str] = []
 
     def specification(self, text: str) -> None:
@@ -199,4 +202,41 @@ def many_samples(root: Path, count: int, workers: int = 16, slots: int = 4, seed
         study.facts(f"sim-{allocation}-{worker + 1}", f"node{worker + 1:02}", f"sim/{allocation}", slots)
     for number in (1, 2):
         study.allocation(number, slots=workers * slots // 2, submitted_at=0.0, began_at=30.0, ended_at=latest + 60)
+    return study
+
+
+def many_records(root: Path, records: int = 66, samples: int = 20) -> MadeStudy:
+    """Make a study of `3 * records + 2` step records: `make` has finished, `simulate` runs with failures, others wait.
+
+    The sample 3 of every third of the first 20 step records of `simulate` has failed, with 100 lines of stderr.
+    """
+    study = MadeStudy(root, ("X", "NAME"), "".join(f"{i / samples},n{i}\n" for i in range(samples)), samples)
+    time, number, rows, waiting = 0.0, 0, [], []
+    for step, count in (("make", records), ("simulate", records), ("analyse", records), ("collect", 2)):
+        for one in range(count):
+            number += 1
+            params = f"GAIN:{one};TEMPERATURE:{300 + one}"
+            if step in ("analyse", "collect"):
+                waiting.append(
+                    f"{step}_GAIN.{one}.TEMPERATURE.{300 + one},--,{step}/{number},INITIALIZED,--:--:--,--:--:--,--,--,--,0,{params}"
+                )
+                continue
+            done = samples if step == "make" or one < 20 else (10 if one < 40 else 0)
+            state = "FINISHED" if done == samples else ("RUNNING" if done else "PENDING")
+            manifest = study.record(number, step, samples, state=state, params=params)
+            for sample in range(done):
+                time += 0.5
+                has_failed = step == "simulate" and one < 20 and one % 3 == 0 and sample == 3
+                rows += attempt(sample, time - 0.4, time, code=3 if has_failed else 0, record=number)
+                if has_failed:
+                    directory = Path(manifest.workspace) / manifest.paths.of(sample)
+                    directory.mkdir(parents=True)
+                    lines = [f"iteration {i} of {one}\n" for i in range(100)]
+                    (directory / f"{manifest.script}.err").write_text("".join(lines) + "no \x1b[31mconvergence\n")
+            if state == "RUNNING":
+                rows.append((Kind.STARTED, 0, 0, number, 1, done, 0, time))
+    (root / "status.csv").write_text("\n".join([STATUS_HEADER, *study._status, *waiting]))
+    study.ledger("sim-1-1", rows)
+    study.ledger("coordinator", [(Kind.SENT, 0, 0, one, 1, 0, samples, 0.0) for one in range(1, 2 * records + 1)])
+    study.allocation(1, state="RUNNING", slots=8, submitted_at=0.0, began_at=30.0)
     return study

@@ -6,19 +6,33 @@ import collections
 import json
 import os
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from slurm_cluster import SlurmCluster
-from support import Study, kill, processes_of, wait_for
+import pytest
+from slurm_cluster import COMMANDS, SlurmCluster
+from support import Study, kill, needed, processes_of, wait_for
 
 from maestro_celery_plugin.ledger.entries import Kind
 from maestro_celery_plugin.ledger.reader import read_ledger
 
-__all__ = ["Launcher", "allocations", "assert_each_sample_once", "assert_nothing_left", "codes", "ensemble", "job_of"]
+__all__ = ["Launcher", "allocations", "assert_each_sample_once", "assert_nothing_left", "codes", "ensemble", "job_of", "slurm"]
 
 # Not a whole node, so that allocations of several studies run side by side.
 SMALL = 'type: slurm, nodes: 1, procs: 1, walltime: "00:01:00"'
+
+
+@pytest.fixture(scope="session")
+def slurm() -> Iterator[SlurmCluster]:
+    """A Slurm cluster of four nodes on this machine."""
+    for command in COMMANDS:
+        needed(command)
+    if os.geteuid() != 0:
+        missing = pytest.fail if os.environ.get("CI") else pytest.skip
+        missing("the daemons of a cluster require root")
+    with SlurmCluster() as cluster:
+        yield cluster
 
 
 def ensemble(

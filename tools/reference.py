@@ -1,14 +1,17 @@
-"""The reference in the README, derived from the settings classes, the commands and the hooks.
+"""The generated parts of the documentation, derived from the settings classes, the commands and the states.
 
-    python tools/reference.py README.md
+    python tools/reference.py docs
 
-This command rewrites the part of the file between the two markers. The keys and options have no other list.
+This command rewrites what is between two markers, `<!-- generated: keys -->` and `<!-- /generated -->`, in all pages of
+a directory. `SECTIONS` has their names. Keys, options, exit codes and states have no other list.
 """
 
 from __future__ import annotations
 
 import argparse
+import enum
 import inspect
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,18 +19,18 @@ from typing import Any
 
 import click
 
-from maestro_celery_plugin import hookspecs
+from maestro_celery_plugin import hookspecs, states
 from maestro_celery_plugin.cli import main as commands
 from maestro_celery_plugin.config import conversion, settings
 from maestro_celery_plugin.config.key_help import Block, block_heading, key_help, member_help
 from maestro_celery_plugin.maestro.argument_parser import EnsembleArgumentParser
-from maestro_celery_plugin.report.exit_codes import StudyCode
+from maestro_celery_plugin.report.exit_codes import StudyCode, WaitCode
+from maestro_celery_plugin.report.model import StudyState
 from maestro_celery_plugin.states import ExitCode
 
-__all__ = ["BEGIN", "BLOCKS", "END", "hooks", "main", "reference", "updated"]
+__all__ = ["BLOCKS", "SECTIONS", "hooks", "main", "updated"]
 
-BEGIN = "<!-- reference: made by `make docs` -->"
-END = "<!-- /reference -->"
+_MARKED = re.compile(r"(<!-- generated: (.+?) -->\n).*?(<!-- /generated -->)", re.DOTALL)
 
 # What the exit codes without a token mean (`study/failures.py`).
 _OTHER_CODES = "The sample failed; a sampled step continues, within `max_failures`, and any other step fails."
@@ -35,6 +38,7 @@ _OTHER_CODES = "The sample failed; a sampled step continues, within `max_failure
 # In the order of a specification.
 BLOCKS: tuple[Block, ...] = (
     settings.StepSettings,
+    settings.MerlinSettings,
     settings.SampleSettings,
     settings.GenerateSettings,
     settings.ResourceSettings,
@@ -45,32 +49,28 @@ BLOCKS: tuple[Block, ...] = (
 _TYPE_NAMES = {"string": "text", "integer": "integer", "number": "number", "boolean": "true, false"}
 
 
-def reference() -> str:
-    """Return the whole reference as Markdown."""
-    return "\n".join((*_keys(), *_exit_codes(), *_commands(), *_study_codes(), *_hooks()))
-
-
-def updated(document: str) -> str:
-    """Return a document with the reference between its markers.
+def updated(page: str) -> str:
+    """Return a page with its generated sections as they are now.
 
     Raises:
-        ValueError: the document does not have both markers.
+        ValueError: there is no section of this name.
     """
-    before, begin, rest = document.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"the markers '{BEGIN}' and '{END}' are needed, in this order")
-    return f"{before}{begin}\n\n{reference()}\n{end}{after}"
+
+    def section(match: re.Match[str]) -> str:
+        if match[2] not in SECTIONS:
+            raise ValueError(f"no section '{match[2]}'; there are {', '.join(SECTIONS)}")
+        return "\n".join((f"{match[1]}", *SECTIONS[match[2]](), match[3]))
+
+    return _MARKED.sub(section, page)
 
 
 # --- keys --------------------------------------------------------------------------------------------
 
 
 def _keys() -> Iterator[str]:
-    yield from ("### Keys", "", "Maestro's own keys are not listed; the plugin does not change their meaning.", "")
     for block in BLOCKS:
         name, purpose = block_heading(block)
-        yield from (f"#### `{name}`", "", f"{purpose[0].upper()}{purpose[1:]}", "")
+        yield from (f"## `{name}`", "", f"{purpose[0].upper()}{purpose[1:]}", "")
         yield from _table(("key", "value", "default", "meaning"), _rows_of(block))
 
 
@@ -114,7 +114,6 @@ def _default_text(default: Any) -> str:
 
 
 def _exit_codes() -> Iterator[str]:
-    yield from ("### Exit codes of a sample", "")
     help_of = member_help(ExitCode)
     rows = [(str(code.value), f"`$(MERLIN_{code.name})`", help_of[code.name]) for code in ExitCode]
     rows.append(("any other, or a signal", "", _OTHER_CODES))
@@ -125,24 +124,20 @@ def _exit_codes() -> Iterator[str]:
 
 
 def _commands() -> Iterator[str]:
-    yield from ("### Commands", "")
-    yield from ("#### `maestro run`", "", "Maestro's options, and:", "")
+    yield from ("## `maestro run`", "", "Maestro's options, and:", "")
     parser = EnsembleArgumentParser(prog="maestro run", add_help=False)
     yield from _table(("option", "meaning"), map(_parser_row, parser._actions))
     for name, command in _subcommands():
         arguments = [str(p.name).upper() for p in command.params if isinstance(p, click.Argument)]
         title = " ".join(("maestro-celery", name, *arguments))
-        yield from (f"#### `{title}`", "", inspect.cleandoc(command.help or ""), "")
+        level = "###" if " " in name else "##"
+        yield from (f"{level} `{title}`", "", inspect.cleandoc(command.help or ""), "")
         yield from _table(("option", "meaning"), _option_rows(command))
 
 
-def _study_codes() -> Iterator[str]:
-    yield from ("### Exit codes of `maestro-celery status`, `explain`, `monitor` and `resume`", "")
-    yield "`resume` without `-fg` returns 0 when the conductor runs. A command that has failed itself returns 1,"
-    yield from ("with a message on stderr.", "")
-    help_of = member_help(StudyCode)
-    rows = [(str(code.value), f"`{code.name.lower()}`", help_of[code.name]) for code in StudyCode]
-    yield from _table(("code", "`outcome` of `monitor --json`", "the study"), rows)
+def _codes(cls: type[enum.IntEnum], command: str) -> Iterator[str]:
+    rows = [(str(code.value), f"`{code.name.lower()}`", text) for code, text in _meanings(cls)]
+    yield from _table(("code", f"`outcome` of `{command} --json`", "the study"), rows)
 
 
 def _subcommands() -> Iterator[tuple[str, click.Command]]:
@@ -177,17 +172,30 @@ def hooks() -> dict[str, Callable[..., Any]]:
     return {name: f for name, f in vars(hookspecs).items() if inspect.isfunction(f) and hasattr(f, marked)}
 
 
-def _hooks() -> Iterator[str]:
-    yield from ("### Hooks", "")
+# --- states ------------------------------------------------------------------------------------------
+
+
+def _states(cls: type[enum.Enum], name_of: Callable[[Any], str] = lambda state: str(state.name)) -> Iterator[str]:
+    rows = [(f"`{name_of(state)}`", text) for state, text in _meanings(cls)]
+    yield from _table(("state", "meaning"), rows)
+
+
+def _record_states() -> Iterator[str]:
+    rows = [(f"`{states.MAESTRO_STATES[state]}`", text) for state, text in _meanings(states.RecordState)]
+    yield from _table(("state in `maestro status`", "meaning"), rows)
+
+
+def _allocation_states() -> Iterator[str]:
     rows = [
-        (f"`{name}({', '.join(inspect.signature(hook).parameters)})`", _first_paragraph(hook))
-        for name, hook in hooks().items()
+        (str(state.value), text, f"`{states.MAESTRO_STATES[states.ALLOCATION_ENDS[state]]}`")
+        for state, text in _meanings(states.AllocationState)
     ]
-    yield from _table(("hook", "meaning"), rows)
+    yield from _table(("an allocation", "meaning", "step records with samples left become"), rows)
 
 
-def _first_paragraph(hook: Callable[..., Any]) -> str:
-    return " ".join((inspect.getdoc(hook) or "").partition("\n\n")[0].split())
+def _meanings(cls: type[enum.Enum]) -> Iterator[tuple[Any, str]]:
+    help_of = member_help(cls)
+    return ((state, help_of[state.name]) for state in cls)
 
 
 # --- Markdown ----------------------------------------------------------------------------------------
@@ -202,15 +210,29 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
     yield ""
 
 
+SECTIONS: dict[str, Callable[[], Iterator[str]]] = {
+    "keys": _keys,
+    "exit codes": _exit_codes,
+    "commands": _commands,
+    "study codes": lambda: _codes(StudyCode, "monitor"),
+    "wait codes": lambda: _codes(WaitCode, "wait"),
+    "outcomes": lambda: _states(states.Outcome),
+    "record states": _record_states,
+    "study states": lambda: _states(StudyState),
+    "worker states": lambda: _states(states.WorkerState, str),
+    "allocation states": _allocation_states,
+}
+
+
 def main() -> None:
-    """Rewrite the reference in a file."""
+    """Rewrite the generated sections of all pages in a directory."""
     parser = argparse.ArgumentParser(prog="python tools/reference.py", description=main.__doc__)
-    parser.add_argument("file", type=Path)
-    path: Path = parser.parse_args().file
-    try:
-        path.write_text(updated(path.read_text()))
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {path}: {error}")
+    parser.add_argument("directory", type=Path)
+    for path in sorted(parser.parse_args().directory.rglob("*.md")):
+        try:
+            path.write_text(updated(path.read_text()))
+        except (OSError, ValueError) as error:
+            sys.exit(f"error: {path}: {error}")
 
 
 if __name__ == "__main__":

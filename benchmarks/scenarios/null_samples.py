@@ -12,12 +12,19 @@ from benchmarks.tools import Tool
 from benchmarks.tools.bare_loop import BareLoop
 from benchmarks.tools.hyperqueue import HyperQueue
 from benchmarks.tools.merlin import Merlin
+from benchmarks.tools.parsl import Parsl
 from benchmarks.tools.plugin import Plugin, SyncedPlugin
 from benchmarks.tools.shell import GnuParallel, Xargs
+from benchmarks.tools.snakemake import Snakemake
 
 __all__ = ["TOOLS", "null_samples"]
 
-TOOLS: tuple[Tool, ...] = (BareLoop(), Plugin(), SyncedPlugin(), Xargs(), GnuParallel(), HyperQueue(), Merlin())
+TOOLS: tuple[Tool, ...] = (
+    *(BareLoop(), Plugin(), SyncedPlugin(), Xargs(), GnuParallel()),
+    *(HyperQueue(), Parsl(), Snakemake(), Merlin()),
+)
+# More samples of a tool would only take longer.
+_MOST = {Snakemake.key: 2000}
 
 _Rounds = dict[str, list[Round]]
 
@@ -44,7 +51,8 @@ def null_samples(settings: BenchSettings) -> list[Row]:
 
 
 def _round(tool: Tool, settings: BenchSettings) -> Round:
-    small, large = (measure(tool, count, settings.slots) for count in (settings.small, settings.large))
+    counts = settings.small, min(settings.large, _MOST.get(tool.key, settings.large))
+    small, large = (measure(tool, count, settings.slots) for count in counts)
     return Round(small, large)
 
 

@@ -26,9 +26,20 @@ from maestro_celery_plugin.errors import DamagedFileError
 from maestro_celery_plugin.files import read_json, tail, write_atomically
 from maestro_celery_plugin.states import AllocationState
 
-__all__ = ["Allocation", "allocation_files", "last_allocation", "new_directory", "read_allocation", "read_allocations"]
+__all__ = [
+    "Allocation", "allocation_files", "job_words", "last_allocation", "new_directory", "read_allocation",
+    "read_allocations",
+]  # fmt: skip
 
 _REMEDY = "cancel the batch job that was submitted in this directory, if it still runs, and remove the file"
+
+
+def job_words(job: str | None) -> str:
+    """Return what users read about the job of an allocation."""
+    if job is None:
+        return "not submitted"
+    pid, is_process, _ = job.partition(":")
+    return f"process {pid} in the allocation of the launch" if is_process else f"job {job}"
 
 
 @dataclasses.dataclass

@@ -8,12 +8,19 @@ from __future__ import annotations
 import difflib
 import gc
 import importlib
+import os
+import re
+import shlex
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import click
 
+from maestro_celery_plugin.cli.declarations import declarations_only
 from maestro_celery_plugin.errors import EnsembleError
 from maestro_celery_plugin.imports import one_thread
+from maestro_celery_plugin.output import replace_unknown_characters
 from maestro_celery_plugin.spec.overrides import one_variable_each
 
 __all__ = ["main"]
@@ -22,14 +29,15 @@ __all__ = ["main"]
 COMMANDS = (
     *("example", "validate", "convert", "schema"),
     *("status", "samples", "failed", "explain", "report"),
-    *("monitor", "resume", "cancel", "add-samples", "session"),
+    *("wait", "monitor", "resume", "cancel", "add-samples", "session"),
     *("workers", "stop-workers", "queues", "purge", "allocation"),
-    *("config", "doctor"),
+    *("config", "doctor", "completion"),
 )
 
 # New objects between two searches for garbage. A command creates many thousands that stay, and hardly any garbage.
 _GARBAGE_THRESHOLD = 100_000
 
+_COMPLETION_VARIABLE = "_MAESTRO_CELERY_COMPLETE"  # of click, derived from the name of the program
 _INTERRUPTED = 130  # of a shell, for a process that SIGINT ends
 
 
@@ -59,9 +67,22 @@ class _Commands(click.Group):
         """Import and return a command; return None for an unknown name."""
         if cmd_name not in COMMANDS:
             return None
-        with one_thread():
+        with declarations_only() if ctx.resilient_parsing else one_thread():
             command: click.Command = importlib.import_module(f"{__name__}.{cmd_name.replace('-', '_')}").command
         return command
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run a command, or answer a shell that completes a command line."""
+        if _COMPLETION_VARIABLE in os.environ:
+            _quote_in_bash()
+        return super().main(*args, **kwargs)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[Any]:
+        """Return the commands and options that begin so; no command is imported."""
+        from click.shell_completion import CompletionItem
+
+        commands = [CompletionItem(name, help=_summary(name)) for name in COMMANDS if name.startswith(incomplete)]
+        return [*commands, *click.Command.shell_complete(self, ctx, incomplete)]
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse the command line, with one variable for each `--vars`, as `maestro run` does."""
@@ -70,6 +91,7 @@ class _Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
         gc.set_threshold(_GARBAGE_THRESHOLD)
+        replace_unknown_characters()
         try:
             return super().invoke(ctx)
         except BrokenPipeError:
@@ -84,6 +106,34 @@ class _Commands(click.Group):
                 err=True,
             )
             ctx.exit(_INTERRUPTED)
+
+
+def _quote_in_bash() -> None:
+    """Let bash insert values with blanks in quotes; the other shells do this themselves."""
+    from click.shell_completion import BashComplete, CompletionItem, add_completion_class
+
+    class QuotingBash(BashComplete):
+        def get_completion_args(self) -> tuple[list[str], str]:
+            """Return the words; bash makes three of ``--step=NAME``, of which click understands the first and last."""
+            args, incomplete = super().get_completion_args()
+            of_option = [word == "=" and before.startswith("--") for before, word in pairwise(["", *args, incomplete])]
+            kept = [word for word, is_separator in zip(args, of_option, strict=False) if not is_separator]
+            return kept, "" if of_option[-1] else incomplete
+
+        def format_completion(self, item: CompletionItem[Any]) -> str:
+            return f"{item.type},{shlex.quote(item.value) if item.type == 'plain' else item.value}"
+
+    add_completion_class(QuotingBash)
+
+
+def _summary(name: str) -> str | None:
+    """Return what a command does, from the first line of its module; None if the module is not a file."""
+    try:
+        with Path(__file__).with_name(f"{name.replace('-', '_')}.py").open(encoding="utf-8") as file:
+            found = re.match(r'"""`maestro-celery [^`]+`: (.+?)\.?(?:"""|$)', file.readline())
+    except OSError:
+        return None
+    return found[1] if found else None
 
 
 def _words_of(error: OSError) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from maestro_celery_plugin.cli.parameter_types import STEP, STUDY
 from maestro_celery_plugin.cli.vars_option import vars_option
 from maestro_celery_plugin.errors import StudyError
 from maestro_celery_plugin.maestro.adding import Added, add_file, await_conductor, growing_plan, room_in
@@ -17,7 +18,7 @@ __all__ = ["command"]
 
 
 @click.command("add-samples")
-@click.argument("places", nargs=-1, type=click.Path(path_type=Path), metavar="[STUDY] [FILE]")
+@click.argument("places", nargs=-1, type=STUDY, metavar="[STUDY] [FILE]")
 @click.option(
     "--from-command",
     "chooser",
@@ -28,6 +29,7 @@ __all__ = ["command"]
     "--step",
     "steps",
     metavar="NAME",
+    type=STEP,
     multiple=True,
     help="Step or step record whose samples the command reads; may be repeated. [default: all sampled steps]",
 )

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 import yaml
 
+from maestro_celery_plugin.cli.parameter_types import example_names
 from maestro_celery_plugin.errors import StudyError, nearest
 
 __all__ = ["command", "examples"]
@@ -17,7 +18,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 @click.command("example")
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=example_names)
 @click.option("--path", type=click.Path(path_type=Path), default=".", help="Directory for the copy. [default: .]")
 def command(name: str | None, path: Path) -> None:
     """List the example specifications, or write the files of the example NAME into a new directory NAME."""

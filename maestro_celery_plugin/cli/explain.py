@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from maestro_celery_plugin.cli.parameter_types import STUDY
 from maestro_celery_plugin.report.exit_codes import code_of
 from maestro_celery_plugin.report.explain import Explanation
 
@@ -14,7 +15,7 @@ __all__ = ["command"]
 
 
 @click.command("explain")
-@click.argument("study", type=click.Path(path_type=Path))
+@click.argument("study", type=STUDY)
 def command(study: Path) -> None:
     """Explain why step records of the study in the directory STUDY do not run, or why they have ended."""
     explanation = Explanation(study)

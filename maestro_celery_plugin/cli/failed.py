@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
+from maestro_celery_plugin.cli.parameter_types import STEP, STUDY
 from maestro_celery_plugin.report.failure_groups import step_failures
 from maestro_celery_plugin.report.failures_view import print_failures
 from maestro_celery_plugin.report.study_samples import StudySamples
@@ -16,8 +17,8 @@ __all__ = ["command"]
 
 
 @click.command("failed")
-@click.argument("study", type=click.Path(path_type=Path))
-@click.option("--step", "steps", metavar="NAME", multiple=True, help="Step or step record; may be repeated.")
+@click.argument("study", type=STUDY)
+@click.option("--step", "steps", metavar="NAME", type=STEP, multiple=True, help="Step or step record; may be repeated.")
 @click.option("--json", "as_json", is_flag=True, help="Print the groups as JSON.")
 def command(study: Path, steps: tuple[str, ...], as_json: bool) -> None:
     """Group the failed samples of the study in the directory STUDY, and show what distinguishes them.

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from maestro_celery_plugin.cli.parameter_types import STUDY
 from maestro_celery_plugin.cli.study_argument import study_of
 from maestro_celery_plugin.cli.vars_option import vars_option
 from maestro_celery_plugin.report.monitor import MonitoredStudy, monitor
@@ -19,7 +20,7 @@ _SECONDS = click.FloatRange(min=0, min_open=True)
 
 
 @click.command("monitor")
-@click.argument("studies", metavar="STUDY...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("studies", metavar="STUDY...", nargs=-1, required=True, type=STUDY)
 @click.option("--sleep", default=10.0, type=_SECONDS, help="Seconds between two looks. [default: 10]")
 @click.option("--timeout", type=_SECONDS, help="Seconds to wait. [default: no limit]")
 @click.option(
@@ -42,7 +43,7 @@ def command(
     """Wait until studies have ended, for example in a batch script; print a line when something has changed.
 
     STUDY is the directory of a study, or a specification, which stands for its newest study. The exit code tells how
-    the studies are: the highest code of several (README, "Exit codes").
+    the studies are: the highest code of several ("Exit codes" in the documentation).
     """
     monitored = [MonitoredStudy(study_of(study, variables, may_have_ended=True), stalled_after) for study in studies]
     timeout_s = math.inf if timeout is None else timeout

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from maestro_celery_plugin.cli.parameter_types import STEP, STUDY
 from maestro_celery_plugin.cli.study_argument import study_of
 from maestro_celery_plugin.cli.vars_option import vars_option
 from maestro_celery_plugin.maestro.purge import Purge
@@ -15,9 +16,14 @@ __all__ = ["command"]
 
 
 @click.command("purge")
-@click.argument("study", type=click.Path(path_type=Path))
+@click.argument("study", type=STUDY)
 @click.option(
-    "--step", "steps", metavar="NAME", multiple=True, help="Step or step record; may be repeated. [default: all]"
+    "--step",
+    "steps",
+    metavar="NAME",
+    type=STEP,
+    multiple=True,
+    help="Step or step record; may be repeated. [default: all]",
 )
 @vars_option
 @click.option("-f", "--force", is_flag=True, help="Do not ask.")

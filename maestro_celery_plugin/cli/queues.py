@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from maestro_celery_plugin.cli.parameter_types import STUDY
 from maestro_celery_plugin.cli.study_argument import study_of
 from maestro_celery_plugin.cli.vars_option import vars_option
 from maestro_celery_plugin.errors import StudyError, nearest
@@ -17,7 +18,7 @@ __all__ = ["command"]
 
 
 @click.command("queues")
-@click.argument("study", type=click.Path(path_type=Path))
+@click.argument("study", type=STUDY)
 @click.option("--queue", "names", metavar="NAME", multiple=True, help="Task queue; may be repeated. [default: all]")
 @vars_option
 @click.option("--json", "as_json", is_flag=True, help="Print the task queues as JSON.")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from maestro_celery_plugin.cli.parameter_types import STUDY
 from maestro_celery_plugin.files import write_atomically
 from maestro_celery_plugin.report.page import page
 from maestro_celery_plugin.report.study_summary import summarize
@@ -15,7 +16,7 @@ __all__ = ["command"]
 
 
 @click.command("report")
-@click.argument("study", type=click.Path(path_type=Path))
+@click.argument("study", type=STUDY)
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="The file. [default: report.html in STUDY]"
 )

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from maestro_celery_plugin.cli.parameter_types import STEP, STUDY
 from maestro_celery_plugin.maestro.limits import Limits
 from maestro_celery_plugin.maestro.reruns import RerunRequest
 from maestro_celery_plugin.maestro.resume import resume
@@ -18,10 +19,15 @@ _NOT_NEGATIVE = click.IntRange(min=0)
 
 
 @click.command("resume")
-@click.argument("directory", type=click.Path(path_type=Path))
+@click.argument("directory", type=STUDY)
 @click.option("--failed", is_flag=True, help="Run failed samples again, and what depends on them.")
 @click.option(
-    "--step", "steps", metavar="NAME", multiple=True, help="Run a step again, and what follows; may be repeated."
+    "--step",
+    "steps",
+    metavar="NAME",
+    type=STEP,
+    multiple=True,
+    help="Run a step again, and what follows; may be repeated.",
 )
 @click.option("--keep-downstream", is_flag=True, help="Run nothing again that depends on samples that run again.")
 @click.option(

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
+from maestro_celery_plugin.cli.parameter_types import STEP, STUDY
 from maestro_celery_plugin.report.sample_rows import Query
 from maestro_celery_plugin.report.samples_view import print_rows
 from maestro_celery_plugin.report.study_samples import StudySamples
@@ -20,7 +21,7 @@ DEFAULT_LIMIT = 50
 
 
 @click.command("samples")
-@click.argument("study", type=click.Path(path_type=Path))
+@click.argument("study", type=STUDY)
 @click.option(
     "-o",
     "--output",
@@ -31,7 +32,7 @@ DEFAULT_LIMIT = 50
     "--where", metavar="CONDITION", default="", help="Rows to show, such as \"X > 0.3 and state == 'failed'\"."
 )
 @click.option("--columns", metavar="NAME,...", multiple=True, help="Columns to show; may be repeated. [default: all]")
-@click.option("--step", "steps", metavar="NAME", multiple=True, help="Step or step record; may be repeated.")
+@click.option("--step", "steps", metavar="NAME", type=STEP, multiple=True, help="Step or step record; may be repeated.")
 @click.option(
     "--sort",
     metavar="NAME,...",
@@ -66,7 +67,7 @@ def command(
     rows = StudySamples(study).rows(query)
     if output is not None:
         write_table(rows, output)
-        click.echo(f"{len(rows)} rows with {len(rows.columns)} columns: {output}", err=True)
+        click.echo(f"{_count(len(rows), 'row')} with {_count(len(rows.columns), 'column')}: {output}", err=True)
     elif sys.stdout.isatty():
         print_rows(rows, Console(highlight=False), limit=limit or DEFAULT_LIMIT, chosen=bool(columns))
     else:
@@ -78,3 +79,7 @@ def command(
 def _names(texts: tuple[str, ...]) -> tuple[str, ...]:
     """Return names that are separated by commas."""
     return tuple(name.strip() for text in texts for name in text.split(",") if name.strip())
+
+
+def _count(number: int, noun: str) -> str:
+    return f"1 {noun}" if number == 1 else f"{number} {noun}s"

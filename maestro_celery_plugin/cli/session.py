@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 
 import click
 
 from maestro_celery_plugin import clock
+from maestro_celery_plugin.cli.parameter_types import STUDY
 from maestro_celery_plugin.errors import StudyError
 from maestro_celery_plugin.host.start import begin, has_host
 from maestro_celery_plugin.maestro.session_stop import stop_session
+from maestro_celery_plugin.report.exit_codes import WaitCode
+from maestro_celery_plugin.report.session_end import await_session, ends_of
 from maestro_celery_plugin.report.session_tree import print_studies, session_studies
 from maestro_celery_plugin.report.terminal import command_words
 from maestro_celery_plugin.states import MemberState
@@ -28,7 +32,7 @@ _ENDING_S = 1.0
 
 @click.group("session")
 def command() -> None:
-    """Show, stop and continue a study together with the studies that it has started.
+    """Show, await, stop and continue a study together with the studies that it has started.
 
     STUDY is the directory of any of these studies.
     """
@@ -68,7 +72,7 @@ def list_sessions(directory: Path, as_json: bool) -> None:
 
 
 @command.command("show")
-@click.argument("study", type=click.Path(path_type=Path))
+@click.argument("study", type=STUDY)
 @click.option("--json", "as_json", is_flag=True, help="Print the studies as JSON.")
 def show(study: Path, as_json: bool) -> None:
     """Show the studies of a session as a tree: state, samples, variables, and what has started them."""
@@ -86,7 +90,7 @@ def show(study: Path, as_json: bool) -> None:
 
 
 @command.command("stop")
-@click.argument("study", type=click.Path(path_type=Path))
+@click.argument("study", type=STUDY)
 @click.option("-f", "--force", is_flag=True, help="Do not ask.")
 def stop(study: Path, force: bool) -> None:
     """End all studies of a session within seconds, with their workers and allocations; no further study starts."""
@@ -103,8 +107,28 @@ def stop(study: Path, force: bool) -> None:
     sys.exit(0 if report.is_complete else 1)
 
 
-@command.command("resume")
+@command.command("wait")
 @click.argument("study", type=click.Path(path_type=Path))
+@click.option("--timeout", type=click.FloatRange(min=0), help="Seconds to wait. [default: no limit]")
+def wait(study: Path, timeout: float | None) -> None:
+    """Wait until all studies of a session have ended, also those that they start meanwhile.
+
+    The exit code is the highest one that `maestro-celery wait` has for these studies. Standard error names the studies
+    that have not finished well.
+    """
+    session = _session_of(study)
+    if not await_session(session, math.inf if timeout is None else timeout):
+        click.echo(f"Studies of the session still run after {timeout:g} s.", err=True)
+        sys.exit(WaitCode.TIMED_OUT)
+    ends = ends_of(session.path)
+    for end in ends:
+        if end.code:
+            click.echo(f"{end.root}: {end.state.name}", err=True)
+    sys.exit(max((end.code for end in ends), default=WaitCode.FINISHED))
+
+
+@command.command("resume")
+@click.argument("study", type=STUDY)
 def resume(study: Path) -> None:
     """Start another host for a session whose host was killed; it goes on with studies whose conductor has died."""
     session = _session_of(study)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from maestro_celery_plugin.cli.parameter_types import GROUP, STUDY
 from maestro_celery_plugin.cli.study_argument import study_of
 from maestro_celery_plugin.cli.vars_option import vars_option
 from maestro_celery_plugin.maestro.stop_workers import StopRequest, stop_workers
@@ -15,8 +16,8 @@ __all__ = ["command"]
 
 
 @click.command("stop-workers")
-@click.argument("study", type=click.Path(path_type=Path))
-@click.option("--group", "groups", multiple=True, help="Worker group; may be repeated. [default: all]")
+@click.argument("study", type=STUDY)
+@click.option("--group", "groups", type=GROUP, multiple=True, help="Worker group; may be repeated. [default: all]")
 @click.option("--now", is_flag=True, help="End the running samples as well; they run again later.")
 @vars_option
 @click.option("-f", "--force", is_flag=True, help="Do not ask.")

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import click
 
+from maestro_celery_plugin.cli.parameter_types import files
 from maestro_celery_plugin.cli.vars_option import vars_option
 from maestro_celery_plugin.maestro.command_line import check_generator
 from maestro_celery_plugin.maestro.validation import STDIN, Finding, Generator, validate
@@ -18,7 +19,7 @@ __all__ = ["command"]
 
 
 @click.command("validate")
-@click.argument("specifications", nargs=-1, required=True, metavar="SPECIFICATION...")
+@click.argument("specifications", nargs=-1, required=True, metavar="SPECIFICATION...", shell_complete=files)
 @click.option("--here", is_flag=True, help="Count what this machine lacks as a fault, such as a batch command.")
 @vars_option
 @click.option("--pgen", metavar="FILE", help="Python file of parameters, as for `maestro run`; it runs.")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import click
 
+from maestro_celery_plugin.cli.parameter_types import GROUP, STUDY
 from maestro_celery_plugin.cli.study_argument import study_of
 from maestro_celery_plugin.cli.vars_option import vars_option
 from maestro_celery_plugin.conductor.worker_sources import request_for
@@ -34,8 +35,14 @@ _ENDED = (StudyState.FINISHED, StudyState.FAILED, StudyState.CANCELLED)
 
 
 @click.command("workers")
-@click.argument("study", type=click.Path(path_type=Path))
-@click.option("--group", "groups", multiple=True, help="Worker group; may be repeated. [default: all for this machine]")
+@click.argument("study", type=STUDY)
+@click.option(
+    "--group",
+    "groups",
+    type=GROUP,
+    multiple=True,
+    help="Worker group; may be repeated. [default: all for this machine]",
+)
 @click.option("--echo", is_flag=True, help="Print the command lines and start no worker.")
 @click.option("--list", "is_list", is_flag=True, help="List the live workers of the study, and start no worker.")
 @click.option("--json", "as_json", is_flag=True, help="With --list: print the workers as JSON.")

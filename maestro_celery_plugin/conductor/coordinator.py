@@ -14,7 +14,7 @@ import gc
 import logging
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -105,6 +105,9 @@ class Coordinator:
     Args:
         plan: The study.
 
+    Attributes:
+        watchers: Functions that are called whenever the coordinator has looked at its workers, and before its end.
+
     Raises:
         StudyError: another conductor of this study lives.
     """
@@ -125,6 +128,7 @@ class Coordinator:
         self._step_cancellation = StepCancellation(plan, self._records, self._publisher.withdraw)
         self._added = AddedSamples(plan, self._records, self._publisher.send, self._publisher.withdraw)
         self._jobs: dict[str, StepRecord] = {}
+        self.watchers: list[Callable[[], object]] = []
         self._submissions: Counter[int] = Counter()
         self._looked_at_all, self._poll_is_due = 0.0, False
         self._maintain_at = 0.0
@@ -254,6 +258,17 @@ class Coordinator:
         """The number of failed samples of all step records."""
         return sum(record.samples.counts().failed for record in self._records)
 
+    def failed_records(self) -> Iterator[str]:
+        """Yield the names of the step records with a failed sample, unless a machine may be the cause."""
+        undecided = self._records.quick_failures.open_records()
+        for record in self._records:
+            if record.samples.failures and record.number not in undecided:
+                yield record.manifest.name
+
+    def further_allocations(self) -> list[str]:
+        """Return the labels of the allocations that this conductor has submitted after an earlier one has ended."""
+        return self._scaling.further_allocations
+
     # --- time ---
 
     def wait(self, seconds: float) -> None:
@@ -316,7 +331,8 @@ class Coordinator:
             # Separately, so that workers and allocations are checked even if the broker does not answer.
             before = (self._step_cancellation.apply, self._added.look)
             send = self._publisher.maintain
-            for action in (*before, send, self._maintain_workers, self._redelivery.resend_if_slots_stay_free):
+            resend = self._redelivery.resend_if_slots_stay_free
+            for action in (*before, send, self._maintain_workers, resend, *self.watchers):
                 _try(action)
             end = clock.monotonic()
             self._maintain_at = end + pause_s(end - now)
@@ -348,6 +364,8 @@ class Coordinator:
         if self._closed:
             return
         self._closed = True
+        for watcher in self.watchers:
+            _try(watcher)
         _COORDINATORS.pop(self._plan.root, None)
         others = self._scaling.relatives.living
         with contextlib.suppress(OSError, EnsembleError):  # for example a full disk

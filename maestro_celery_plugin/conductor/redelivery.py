@@ -38,11 +38,13 @@ class Redelivery:
 
     def send_due(self) -> None:
         """Send the samples whose delay has passed, and the next suspect."""
-        self._next_due = math.inf
+        self._next_due, now = math.inf, clock.monotonic()
         for record in self._records:
             if (record.delayed or record.suspect is not None) and record.active and not record.stops_early:
-                due = record.due()
-                self._next_due = min(self._next_due, min(record.delayed.values(), default=math.inf))
+                due = record.due(self._records.leased(record))
+                # Those whose delay has passed wait for an entry of their worker.
+                later = (when for when in record.delayed.values() if when > now)
+                self._next_due = min(self._next_due, min(later, default=math.inf))
                 if due.any():
                     self._publisher.send(record, due)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from maestro_celery_plugin.batch.allocation import Allocation
+from maestro_celery_plugin.batch.allocation import Allocation, job_words
 from maestro_celery_plugin.conductor.allocation_source import AllocationSource
 from maestro_celery_plugin.conductor.step_record import StepRecord
 from maestro_celery_plugin.conductor.step_records import StepRecords
@@ -81,7 +81,7 @@ class Reopening:
             allocation: The last allocation.
         """
         end = f"{allocation.state.value}{f' ({allocation.reason})' if allocation.reason else ''}"
-        reason = f"Allocation '{allocation.label}' (job {allocation.job}) has ended: {end}."
+        reason = f"Allocation '{allocation.label}' ({job_words(allocation.job)}) has ended: {end}."
         if ALLOCATION_ENDS[allocation.state] is RecordState.CANCELLED:
             LOGGER.warning("%d step records are cancelled. %s", len(records), reason)
             self._records.cancel(*records, reason=reason)

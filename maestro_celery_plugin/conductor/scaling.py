@@ -178,6 +178,12 @@ class Scaling:
         """The allocations with a busy worker."""
         return self._pool.working_allocations
 
+    @property
+    def further_allocations(self) -> list[str]:
+        """The labels of open allocations of this conductor that are not the first ones of their name."""
+        opened = [source.current for source in self._pool.allocation_sources if source.is_owner and source.is_open]
+        return [allocation.label for allocation in opened if allocation is not None and allocation.number > 1]
+
     def end(self, others: list[Member]) -> None:
         """End the workers and allocations that no other study of the session needs.
 

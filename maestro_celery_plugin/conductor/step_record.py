@@ -157,10 +157,16 @@ class StepRecord:
             delay_s = max(delay_s, min(START_DELAY_LIMIT_S, 2.0 ** min(6, int(self.samples.attempts.requests[sample]))))
         self.delayed[sample] = clock.monotonic() + delay_s
 
-    def due(self) -> np.ndarray[Any, Any]:
-        """Return a mask of the samples that may start now: their delay has passed, or they are the next suspect."""
+    def due(self, leased: np.ndarray[Any, Any] | None = None) -> np.ndarray[Any, Any]:
+        """Return a mask of the samples that may start now: their delay has passed, or they are the next suspect.
+
+        Args:
+            leased: The samples that have a lease; None for none. A sample that has requested another run keeps its
+                lease until its slot has run the rest of the range, and cannot be sent before.
+        """
         now = clock.monotonic()
-        due = [sample for sample, when in self.delayed.items() if when <= now]
+        is_leased = leased if leased is not None else np.zeros(self.manifest.samples, bool)
+        due = [sample for sample, when in self.delayed.items() if when <= now and not is_leased[sample]]
         mask = np.zeros(self.manifest.samples, bool)
         for sample in due:
             del self.delayed[sample]

@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from maestro_celery_plugin.files import parsed_json
+
 __all__ = ["Exact", "from_dict", "from_json", "json_schema", "keys_of", "to_dict", "to_json"]
 
 T = TypeVar("T")
@@ -84,10 +86,8 @@ def from_json(cls: type[T], text: str) -> T:
     """
     with contextlib.suppress(ValueError, RecursionError):
         return msgspec.json.decode(text, type=cls)
-    try:  # the text has `Infinity`, or an error, whose message `from_dict` makes
-        return from_dict(cls, json.loads(text))
-    except RecursionError as cause:
-        raise ValueError("it has too many levels") from cause
+    # The text has `Infinity`, or an error, whose message `from_dict` makes.
+    return from_dict(cls, parsed_json(text))
 
 
 def to_json(value: Any) -> str:

@@ -1,6 +1,6 @@
 """Settings: one frozen class per YAML block, each key with its type, default, unit and help text.
 
-The JSON schema of a specification (`conversion.py`) and the reference of keys in the README are derived from these
+The JSON schema of a specification (`conversion.py`) and the reference of keys in `docs/` are derived from these
 classes; there is no other list of keys.
 """
 
@@ -197,6 +197,10 @@ class MerlinSettings(Block, frozen=True, kw_only=True):
     """The worker groups."""
     samples: SampleSettings | None = None
     """The sample table."""
+    notify: Text | None = None
+    """Command that runs when the study has ended, when its first sample or step has failed, and when a further
+    allocation is submitted; it receives a JSON object.
+    """
 
 
 class StepSettings(
@@ -282,6 +286,8 @@ class EnsembleSettings(Block, frozen=True, kw_only=True):
     """The sample table."""
     steps: dict[str, StepFacts] = field(default_factory=dict)
     """The properties of each step, by name."""
+    notify: str | None = None
+    """The command of notifications; None without one in the specification."""
     finished_markers: bool = False
     """Whether a file MERLIN_FINISHED marks each finished sample, because a step uses it."""
 

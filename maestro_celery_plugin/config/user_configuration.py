@@ -5,7 +5,7 @@ It is the file ``maestro-celery/config.yaml`` in ``$XDG_CONFIG_HOME``, or in ``~
     broker: rediss://:password@host:6379/0
     batch:
       "quartz*": {type: slurm, bank: physics, queue: pbatch}
-    notify: mail -s "$MAESTRO_CELERY_NAME $MAESTRO_CELERY_STATE" ada@example.org < /dev/null
+    notify: mail -s "$MAESTRO_CELERY_NAME $MAESTRO_CELERY_STATE" ada@example.org
 
 The file may contain a password, and a command that runs, so only its owner may read or write it.
 """
@@ -42,7 +42,7 @@ class UserConfiguration(Block, frozen=True, kw_only=True):
     priority; keys of a specification have priority over all.
     """
     notify: Text | None = None
-    """Shell command that runs when a study ends; see "Configuration"."""
+    """Command that runs at the events of a study whose specification has none; see "Notifications"."""
 
 
 def configuration_path() -> Path:

@@ -39,6 +39,13 @@ class EnsembleArgumentParser(argparse.ArgumentParser):
                 help="Address of this machine at which compute nodes reach the private broker. [Default: the loopback "
                 "address for local workers, else the address of the host name]",
             )
+            self.add_argument(
+                "--notify",
+                metavar="CMD",
+                help="Command that runs at the end of an ensemble study, at its first failure, and when a further "
+                "allocation is submitted, with a JSON object on its standard input; '' for none. [Default: "
+                "merlin.notify, else that of your configuration]",
+            )
             _add_overrides(self)
             _add_limits(self)
 

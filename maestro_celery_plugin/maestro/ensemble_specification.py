@@ -111,7 +111,7 @@ class EnsembleSpecification(YAMLSpecification):  # type: ignore[misc]
             if OPTIONS.parent is not None and not OPTIONS.dry_run:
                 specification._join()
         if path is not None:
-            check_launch(specification.ensemble, file)
+            check_launch(specification.ensemble, Path(path))
         return specification
 
     def _join(self) -> None:
@@ -310,4 +310,5 @@ def _ensemble_settings(
         batch=settings_of(BatchSettings, data.get("batch") or {}, "batch"),
         resources=resources,
         samples=merlin.samples,
+        notify=merlin.notify,
     )

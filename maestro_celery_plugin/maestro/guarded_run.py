@@ -6,6 +6,7 @@ Errors of Maestro in a study without an ensemble stay as they are.
 from __future__ import annotations
 
 import argparse
+import atexit
 import contextlib
 import logging
 import os
@@ -19,6 +20,7 @@ from maestro_celery_plugin.config.groups import awaiting, is_for_this_machine, s
 from maestro_celery_plugin.errors import EnsembleError, StudyError
 from maestro_celery_plugin.maestro.command_line import check_specification_file
 from maestro_celery_plugin.maestro.env_file import read_env_file
+from maestro_celery_plugin.maestro.foreground_log import take_log
 from maestro_celery_plugin.maestro.launch_options import OPTIONS, check_output
 from maestro_celery_plugin.spec.overrides import Overrides, variables_of
 from maestro_celery_plugin.study.plan import StudyPlan
@@ -32,6 +34,7 @@ LOGGER = logging.getLogger(__name__)
 
 # As in `study/session.py`, whose import takes long.
 SESSION_VARIABLE = "MAESTRO_CELERY_SESSION"
+_FAILED = 2  # of Maestro's conductor, for a study with a failed step
 _INTERRUPTED = 130  # of a shell, for a process that SIGINT ends
 
 
@@ -55,10 +58,11 @@ def guarded_run(
 
             return run_nested(parent, run, arguments)
         check_output(arguments.out)
+        OPTIONS.log = take_log(arguments)
         with _without_output() if arguments.quiet else contextlib.nullcontext():
             code = run(arguments)
         _say_what_is_next(arguments)
-        return code if code or not arguments.fg else _code_of_samples(failed_samples() or 0)
+        return _code_of_end(code, failed_samples()) if arguments.fg else code
     except EnsembleError as error:
         return _end(f"error: {error}")
     except KeyboardInterrupt:
@@ -86,10 +90,10 @@ def _set_options(arguments: argparse.Namespace) -> None:
     OPTIONS.launching, OPTIONS.broker, OPTIONS.dry_run = True, arguments.broker, arguments.dry
     OPTIONS.broker_host, OPTIONS.arguments = arguments.broker_host, arguments
     OPTIONS.parameter_generator, OPTIONS.hashes_names = arguments.pgen is not None, arguments.hashws
-    OPTIONS.foreground = arguments.fg
+    OPTIONS.foreground, OPTIONS.notify = arguments.fg, arguments.notify
     OPTIONS.is_ensemble = OPTIONS.is_conducted = False
     OPTIONS.study = OPTIONS.directory = OPTIONS.location = OPTIONS.parent = OPTIONS.member = None
-    OPTIONS.waits, OPTIONS.version = False, None
+    OPTIONS.waits, OPTIONS.version, OPTIONS.log = False, None, None
 
 
 def _parent(study: str | None) -> Member | None:
@@ -113,9 +117,13 @@ def _parent(study: str | None) -> Member | None:
 
 
 def _without_output() -> contextlib.AbstractContextManager[None]:
+    """Print nothing more until this process ends: its conductor logs the end of the workers when it exits."""
     from maestro_celery_plugin.maestro.nested import without_output
 
-    return without_output()
+    silence = contextlib.ExitStack()
+    silence.enter_context(without_output())
+    atexit.register(silence.close)
+    return contextlib.nullcontext()
 
 
 def _set_overrides(arguments: argparse.Namespace, parent: Member | None) -> None:
@@ -149,12 +157,23 @@ def _end(text: str, code: int = 1) -> int:
     return code
 
 
-def _code_of_samples(failed: int) -> int:
-    """Return the exit code of `maestro run -fg` for a study that has finished: 1 if samples have failed."""
-    if failed:
+def _code_of_end(code: int, failed: int | None) -> int:
+    """Return the exit code of `maestro run -fg`, and say what has failed, also with --quiet.
+
+    Args:
+        code: Maestro's code.
+        failed: The number of failed samples; with any, a study that has finished has the code 1. None without a
+            conductor in this process.
+    """
+    if failed is None or OPTIONS.log is not None:  # the display says it as well
+        return 1 if failed and not code else code
+    study = shlex.quote(str(OPTIONS.study))
+    if code == _FAILED:
+        return _end(f"the study has failed; `maestro-celery explain {study}` says why.", code)
+    if failed and not code:
         samples = "1 sample has" if failed == 1 else f"{failed} samples have"
-        _end(f"{samples} failed; `maestro-celery status --failed {OPTIONS.study}` lists them.")
-    return 1 if failed else 0
+        return _end(f"{samples} failed; `maestro-celery status --failed {study}` lists them.")
+    return code
 
 
 def _say_what_is_next(arguments: argparse.Namespace) -> None:

@@ -28,37 +28,83 @@ from maestro_celery_plugin.config.groups import (
     serving_groups,
 )
 from maestro_celery_plugin.config.settings import EnsembleSettings
-from maestro_celery_plugin.config.user_configuration import read_configuration
-from maestro_celery_plugin.errors import StudyError
+from maestro_celery_plugin.config.tokens import substitute
+from maestro_celery_plugin.config.user_configuration import configuration_path, read_configuration
+from maestro_celery_plugin.errors import ConfigurationError, StudyError
 from maestro_celery_plugin.ledger.claims import Claims
 from maestro_celery_plugin.maestro.launch_options import LAUNCH_LOCK, OPTIONS
 from maestro_celery_plugin.maestro.sample_generation import with_samples
 from maestro_celery_plugin.plugins import batch_system
 from maestro_celery_plugin.processes import forget_variable
+from maestro_celery_plugin.spec.notify_command import notify_problem
 from maestro_celery_plugin.spec.problems import Kind, Problem, passed
 from maestro_celery_plugin.study.additions import Additions, write_additions
 from maestro_celery_plugin.study.members import Members
+from maestro_celery_plugin.study.notifications import store_notify
 from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.provenance import SpecificationTexts, write_specifications
 from maestro_celery_plugin.study.sample_commands import write_commands
 from maestro_celery_plugin.study.session import ENVIRONMENT_VARIABLE, BrokerLocation, Session
 
-__all__ = ["EnsembleDependency", "check_batch_systems", "check_launch"]
+__all__ = ["EnsembleDependency", "check_batch_systems", "check_launch", "check_notify"]
 
 LOGGER = logging.getLogger(__name__)
 
 
-def check_launch(settings: EnsembleSettings, file: str) -> None:
+def check_launch(settings: EnsembleSettings, path: Path) -> None:
     """Check, before `maestro run` creates files, that workers can start and that the broker answers.
 
+    Args:
+        settings: The settings of the study.
+        path: The specification.
+
     Raises:
-        SpecificationError: workers of a group cannot start on this machine.
+        SpecificationError: workers of a group, or the command of notifications, cannot start on this machine.
+        StudyError: the command of `--notify` cannot start.
+        ConfigurationError: the user's configuration, or its command, cannot be used.
         BrokerError: the broker cannot be used.
     """
+    file = path.name
     if OPTIONS.launching and OPTIONS.parent is None:
+        if not OPTIONS.dry_run:
+            _check_notify(settings, path)
         _check_launch(settings, file)
         # Maestro stores the environment (meta/environment.yaml) and samples inherit it; the URL must not remain in it.
         forget_variable(ENVIRONMENT_VARIABLE)
+
+
+def _check_notify(settings: EnsembleSettings, path: Path) -> None:
+    """Check the command of notifications that the study will have.
+
+    Raises:
+        StudyError: the command of `--notify` cannot run.
+        SpecificationError: that of the specification cannot.
+        ConfigurationError: that of the user's configuration cannot.
+    """
+    if OPTIONS.notify is not None:
+        problem = notify_problem(OPTIONS.notify) if OPTIONS.notify else ""
+        if problem:
+            raise StudyError(f"--notify: {problem}")
+    elif settings.notify:
+        passed(check_notify(settings, path.absolute().parent), path.name)
+    else:
+        command = read_configuration().notify
+        problem = notify_problem(command) if command else ""
+        if problem:
+            raise ConfigurationError(f"{configuration_path()}: notify: {problem}")
+
+
+def check_notify(settings: EnsembleSettings, directory: Path) -> Iterator[Problem]:
+    """Check that this machine has the program of the specification's command of notifications.
+
+    Args:
+        settings: The settings of the study.
+        directory: The directory of the specification.
+    """
+    command = substitute(settings.notify or "", {"SPECROOT": str(directory)})
+    problem = notify_problem(command) if command else ""
+    if problem:
+        yield Problem("merlin.notify", problem, Kind.MACHINE)
 
 
 def _check_launch(settings: EnsembleSettings, file: str) -> None:
@@ -197,6 +243,7 @@ class EnsembleDependency(Dependency):  # type: ignore[misc]
                 # Now, because NFS shows a new file late, but a replaced one at once.
                 write_additions(plan, Additions(study_id=plan.id))
             _make_session(plan) if OPTIONS.member is None else _complete_member(plan)
+            store_notify(plan, option=OPTIONS.notify, configuration=read_configuration().notify)
             OPTIONS.study = root
         self._batch.clear()
         self._batch.update(plan.to_batch())
@@ -277,9 +324,6 @@ def _make_session(plan: StudyPlan) -> None:
     from maestro_celery_plugin.maestro.joining import first_member
 
     session = Session.create(plan.session)
-    notify = read_configuration().notify
-    if notify:
-        session.write_notify(notify)
     session.write_environment(plan.overrides.environment)
     write_commands(session.path)
     Members(session.path).write(first_member(plan.id, plan.root, plan.settings))

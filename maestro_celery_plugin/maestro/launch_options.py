@@ -13,6 +13,7 @@ from maestro_celery_plugin.files import is_locked
 from maestro_celery_plugin.spec.overrides import Overrides
 
 if TYPE_CHECKING:  # a study without an ensemble does not wait for this import
+    from maestro_celery_plugin.maestro.foreground_log import ForegroundLog
     from maestro_celery_plugin.study.members import Member
     from maestro_celery_plugin.study.session import BrokerLocation
 
@@ -33,6 +34,7 @@ class LaunchOptions:
         batch_defaults: Keys of `batch` from the launch of the study; None for those of the user's configuration.
         broker_host: Address of this machine at which compute nodes reach the private broker; None for the default.
         dry_run: Whether it is a dry run.
+        notify: The command of `--notify`; None without it.
         foreground: Whether the conductor runs in this process.
         parameter_generator: Whether Python code generates the parameters.
         hashes_names: Whether Maestro numbers the directories of step records instead of naming them.
@@ -48,6 +50,7 @@ class LaunchOptions:
         member: The study of this launch in the session of its parent; None before it has joined.
         renamed: New names of its worker groups that differ from those of other studies of the session.
         waits: Whether the sample waits for the end of the study (`-fg`).
+        log: The log lines of `-fg` in a terminal, which shows a display instead of them; None to leave them there.
     """
 
     launching: bool = False
@@ -56,6 +59,7 @@ class LaunchOptions:
     batch_defaults: dict[str, Any] | None = None
     broker_host: str | None = None
     dry_run: bool = False
+    notify: str | None = None
     foreground: bool = False
     parameter_generator: bool = False
     hashes_names: bool = False
@@ -70,6 +74,13 @@ class LaunchOptions:
     member: Member | None = None
     renamed: Mapping[str, str] = dataclasses.field(default_factory=dict)
     waits: bool = False
+    log: ForegroundLog | None = None
+
+    def give_log_back(self) -> None:
+        """Let the terminal have its log lines, as for a study without an ensemble."""
+        if self.log is not None:
+            self.log.give_back()
+            self.log = None
 
 
 OPTIONS = LaunchOptions()

@@ -23,7 +23,9 @@ from maestro_celery_plugin.errors import StudyError
 from maestro_celery_plugin.maestro.joining import AlreadyStartedError, session_of_parent
 from maestro_celery_plugin.maestro.launch_options import OPTIONS
 from maestro_celery_plugin.states import MemberState
+from maestro_celery_plugin.study.conductor_lock import has_conductor
 from maestro_celery_plugin.study.members import Member, Members
+from maestro_celery_plugin.study.plan import StudyPlan
 
 __all__ = ["request_conductor", "run_nested", "without_output"]
 
@@ -160,6 +162,8 @@ def _await_end(study_id: str) -> int:
         clock.sleep(_WAIT_INTERVAL_S)
     if member is None or not member.lock.parent.is_dir():
         return 0
+    plan = StudyPlan.read(Path(member.root))
+    clock.wait_until(lambda: not has_conductor(plan), _DEAD_LIMIT_S, interval_s=0.1)  # it leaves before it ends
     code = int(code_of(StatusReader(Path(member.root)).read(), is_to_end=True))
     if code:
         print(f"maestro: the study '{member.root}' has not finished well (code {code}).", file=sys.stderr)

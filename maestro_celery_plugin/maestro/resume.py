@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
-import shutil
-import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import yaml
@@ -17,21 +13,28 @@ from maestro_celery_plugin import clock
 from maestro_celery_plugin.broker.choice import BrokerChoice, check, choose
 from maestro_celery_plugin.broker.private import check_address, cluster_address
 from maestro_celery_plugin.config.groups import has_other_hosts
-from maestro_celery_plugin.errors import StudyError
-from maestro_celery_plugin.files import check_writable, tail, write_atomically
+from maestro_celery_plugin.errors import DamagedFileError, StudyError
+from maestro_celery_plugin.files import check_writable, write_atomically
 from maestro_celery_plugin.maestro.cancel import end_leftovers, workers_elsewhere
 from maestro_celery_plugin.maestro.cancel_report import CancelReport
 from maestro_celery_plugin.maestro.correction import Correction, check_complete, note_of_change, words_of
 from maestro_celery_plugin.maestro.limits import Limits, apply_limits
 from maestro_celery_plugin.maestro.reruns import RerunRequest, Reruns
+from maestro_celery_plugin.maestro.resumed_conductor import (
+    await_end,
+    await_release,
+    await_start,
+    conductor_log,
+    start_conductor,
+)
 from maestro_celery_plugin.maestro.stop_workers import start_workers_again
 from maestro_celery_plugin.processes import forget_variable
-from maestro_celery_plugin.report.exit_codes import StudyCode, code_of
-from maestro_celery_plugin.report.reader import StatusReader
+from maestro_celery_plugin.report.exit_codes import StudyCode
 from maestro_celery_plugin.study.conductor_lock import LOCK_LIMIT_S, file_lock, has_conductor
 from maestro_celery_plugin.study.heartbeats import SILENCE_LIMIT_S
 from maestro_celery_plugin.study.manifest import FILE
 from maestro_celery_plugin.study.members import Members
+from maestro_celery_plugin.study.notifications import Event, Notified
 from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.sample_commands import write_commands
 from maestro_celery_plugin.study.session import ENVIRONMENT_VARIABLE, BrokerLocation, Session
@@ -40,8 +43,6 @@ from maestro_celery_plugin.study.study_processes import StudyProcesses
 __all__ = ["resume"]
 
 _START_LIMIT_S = 30.0
-# Interval between two looks at whether a conductor that another process has started lives.
-_RELEASE_INTERVAL_S = 0.5
 # Number of cancelled step records that a message names.
 _SHOWN = 5
 # Seconds between two polls, as those of `maestro run`.
@@ -87,16 +88,17 @@ def resume(
     has_changes = request != RerunRequest() or specification or limits != Limits() or broker or broker_host
     if start_workers_again(plan, has_options=bool(has_changes)):
         print("The conductor of the study runs, and starts workers again.")
-        return _await_end(plan, lambda: _await_release(plan)) if foreground else StudyCode.WELL
+        return await_end(plan, lambda: await_release(plan)) if foreground else StudyCode.WELL
     try:
         with FileLock(plan.info / "resume.lock").acquire(timeout=0):
             plan = _with_correction(plan, specification)
             limits = _prepare(plan, broker, broker_host, request, limits)
-            process = _start_conductor(plan, _SLEEP_S if limits.sleep is None else limits.sleep)
-            _await_conductor(plan, process)
+            log = conductor_log(plan)
+            process = start_conductor(plan, _SLEEP_S if limits.sleep is None else limits.sleep)
+            await_start(plan, process)
     except Timeout as cause:
         raise StudyError(_IS_CONDUCTED.format(study=plan.root)) from cause
-    return _await_end(plan, process.wait) if foreground else StudyCode.WELL
+    return await_end(plan, process.wait, log) if foreground else StudyCode.WELL
 
 
 def _plan_of(directory: Path) -> StudyPlan:
@@ -110,6 +112,7 @@ def _plan_of(directory: Path) -> StudyPlan:
         plan = _with_own_session(plan)
     if not plan.session.exists():
         raise StudyError(f"The study '{plan.root}' was a dry run; it has no steps to continue.")
+    _check_secret(plan)
     environment = Session(plan.session).apply_environment()
     plan = dataclasses.replace(plan, overrides=dataclasses.replace(plan.overrides, environment=environment))
     for place in (plan.root, plan.info, plan.session, plan.ledger):
@@ -118,30 +121,32 @@ def _plan_of(directory: Path) -> StudyPlan:
     return plan
 
 
+def _check_secret(plan: StudyPlan) -> None:
+    """Make another secret for a session that has lost its own; the new conductor sends all samples again.
+
+    Raises:
+        StudyError: other studies of the session live, and their messages have the secret of before.
+    """
+    session = Session(plan.session)
+    try:
+        session.secret  # noqa: B018 (it raises an error)
+    except DamagedFileError as damage:
+        if Members(plan.session).living():
+            raise
+        session.renew_secret()
+        print(
+            f"maestro-celery: note: '{session.path / 'secret'}' was damaged ({damage.problem}); the messages of the "
+            "session have another key now.",
+            file=sys.stderr,
+        )
+
+
 def _with_own_session(plan: StudyPlan) -> StudyPlan:
     """Return the plan of a study that has lost its session, because the study that has begun it was removed."""
     plan = dataclasses.replace(plan, home=None)
     write_commands(Session.create(plan.session).path)
     write_atomically(plan.root / "batch.info", yaml.dump(plan.to_batch()))
     return plan
-
-
-def _await_release(plan: StudyPlan) -> None:
-    while has_conductor(plan):
-        clock.sleep(_RELEASE_INTERVAL_S)
-
-
-def _await_end(plan: StudyPlan, wait: Callable[[], object]) -> StudyCode:
-    """Wait for the end of the conductor, or until the user does not wait any longer; return how the study is then."""
-    try:
-        wait()
-    except KeyboardInterrupt:  # the conductor has a session of its own, so it goes on
-        root = shlex.quote(str(plan.root))
-        print(
-            f"The study goes on; `maestro-celery status --watch {root}` shows it, `maestro cancel {root}` ends it.",
-            file=sys.stderr,
-        )
-    return code_of(StatusReader(plan.root).read(), is_to_end=True)
 
 
 def _with_correction(plan: StudyPlan, specification: Path | None) -> StudyPlan:
@@ -215,12 +220,19 @@ def _prepare(
         _end_leftovers(plan)
         _announce(reruns)
         reruns.record()
+        _forget_events(plan, request, has_work=bool(reruns.sentences()))
         all_limits = apply_limits(plan, limits)
         plan.cancel_request.unlink(missing_ok=True)
         plan.purged_steps.unlink(missing_ok=True)
         if not Members(plan.session).living(without=plan.id):
             session.revoke_stop()
         return all_limits
+
+
+def _forget_events(plan: StudyPlan, request: RerunRequest, *, has_work: bool) -> None:
+    """Let the end be notified again, if something will run, and a failure, if something that has failed will."""
+    runs_failed = request.failed or request.failed_steps or bool(request.steps)
+    Notified(plan).forget(*[Event.END] * has_work, *[Event.FAILURE] * runs_failed)
 
 
 def _announce(reruns: Reruns) -> None:
@@ -272,35 +284,3 @@ def _prepare_broker(session: Session, url: str | None) -> None:
         session.write_broker(BrokerLocation(url=choice.url, celery=dict(choice.celery)))
     elif earlier is not None and earlier.supervisor is None:  # `--broker private`
         session.remove_broker()
-
-
-def _conductor() -> str:
-    own = Path(sys.executable).with_name("conductor")
-    found = str(own) if own.is_file() else shutil.which("conductor")
-    if not found:
-        raise StudyError("There is no `conductor` in the environment of this Python; install maestrowf there.")
-    return found
-
-
-def _start_conductor(plan: StudyPlan, sleep_s: int) -> subprocess.Popen[bytes]:
-    log = plan.root / "resumed.txt"
-    with log.open("ab") as output:
-        return subprocess.Popen(
-            [_conductor(), "-t", str(sleep_s), "-d", "2", str(plan.root)],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-        )
-
-
-def _await_conductor(plan: StudyPlan, process: subprocess.Popen[bytes]) -> None:
-    """Wait until the new conductor holds the lock of the study, or has ended."""
-
-    def has_started() -> bool:
-        return has_conductor(plan) or process.poll() is not None
-
-    clock.wait_until(has_started, _START_LIMIT_S, interval_s=0.1)
-    if process.poll() not in (None, 0, 2, 3):
-        output = tail(plan.root / "resumed.txt")
-        raise StudyError(f"The conductor has ended with code {process.returncode}; its last lines:\n{output}")

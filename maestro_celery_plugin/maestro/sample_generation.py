@@ -7,7 +7,11 @@ import dataclasses
 import logging
 import shlex
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
 
 from maestro_celery_plugin.config.settings import SampleSettings
 from maestro_celery_plugin.config.tokens import substitute
@@ -50,21 +54,60 @@ def with_samples(plan: StudyPlan, samples: SampleSettings, values: dict[str, str
         **plan.specification_files,
     }
     path = Path(substitute(samples.file, defined)).expanduser().absolute()
-    is_new, own = False, path
-    if samples.generate:
-        path, is_new = _generated(plan, substitute(samples.generate.cmd, defined), path)
+    command = substitute(samples.generate.cmd, defined) if samples.generate else ""
+    path, own = _own_table(plan, command, path)
     try:
-        own = (plain_table(path, plan.info) if is_new else None) or own_table(path, plan.info)
         table = open_table(own, samples.column_labels, plan.info)
         first = table.row(0)
     except SampleError as cause:
         text = str(cause).replace(str(own), str(path))  # the user knows the sample file, not the copy
-        raise SampleError(f"{text}{_output_of(plan) if samples.generate else ''}") from cause
+        raise SampleError(f"{text}{_output_of(plan) if command else ''}") from cause
     LOGGER.info("%d samples in '%s'.", len(table), path)
     if tuple(value.strip() for value in first) == samples.column_labels:
         LOGGER.warning("'%s': the first row contains the column labels, but counts as sample 0; remove it.", path)
     _check_limit(samples, len(table), path)
     return dataclasses.replace(plan, table=own, rows=len(table), planned=samples.max_samples or 0)
+
+
+def _own_table(plan: StudyPlan, command: str, path: Path) -> tuple[Path, Path]:
+    """Generate the sample file if there is a command for it; return its path, and the table of the study.
+
+    Raises:
+        SampleError: the samples cannot be generated or copied.
+    """
+    if not command:
+        return path, own_table(path, plan.info)
+    alone: contextlib.AbstractContextManager[Any]
+    alone = contextlib.nullcontext() if path.is_relative_to(plan.root) else _alone(path)
+    with alone:
+        path, is_new = _generated(plan, command, path)
+        try:
+            return path, (plain_table(path, plan.info) if is_new else None) or own_table(path, plan.info)
+        except SampleError as cause:
+            raise SampleError(f"{cause}{_output_of(plan)}") from cause
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Keep other launches from writing a sample file while this one generates and copies it.
+
+    Studies that the samples of another study start at the same time have the same current directory, and so has the
+    command of each: without a lock, a study could have the samples of another one.
+    """
+    directory = path.parent if path.parent.is_dir() else Path.cwd()
+    lock = FileLock(directory / f".{path.name}.lock")
+    try:
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            LOGGER.info("Another launch generates '%s'; this one waits for it.", path)
+            lock.acquire()
+    except OSError as cause:  # then the command cannot write there either, or the file system has no locks
+        LOGGER.debug("'%s' cannot be locked: %s", path, cause)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _check_limit(samples: SampleSettings, rows: int, path: Path) -> None:
@@ -94,10 +137,15 @@ def _generated(plan: StudyPlan, command: str, path: Path) -> tuple[Path, bool]:
             refresh_directory(path.parent)
     after, stray_after = _stamp(path), _stamp(stray)
     if after is None and stray_after not in (None, stray_before):
+        if plan.home is not None:
+            raise SampleError(
+                f"merlin.samples.generate.cmd: the command has written '{stray.name}' into '{Path.cwd()}', where other "
+                f"studies of the session write it as well; let it write '{_in_info(plan, path)}'."
+            )
         LOGGER.warning(
             "merlin.samples.generate.cmd: the command runs in '%s' and has written '%s' there; the samples are read "
             "from it. Let the command write '%s'.",
-            Path.cwd(), stray.name, f"$(MERLIN_INFO)/{path.relative_to(plan.info)}",
+            Path.cwd(), stray.name, _in_info(plan, path),
         )  # fmt: skip
         return stray, stray_before is None
     if before is not None and after == before:
@@ -106,6 +154,10 @@ def _generated(plan: StudyPlan, command: str, path: Path) -> tuple[Path, bool]:
             f"not written it. Correct the command, or remove 'generate' to use the file as it is.{_output_of(plan)}"
         )
     return path, before is None
+
+
+def _in_info(plan: StudyPlan, path: Path) -> str:
+    return f"$(MERLIN_INFO)/{path.relative_to(plan.info)}"
 
 
 def _stray(plan: StudyPlan, path: Path) -> Path:

@@ -57,8 +57,11 @@ class Specification(YAMLSpecification):  # type: ignore[misc]
         data = _ensemble_data(_text_of(path), file)
         if data is not None:
             return _read_ensemble(data, file, _origin_of(path))
+        OPTIONS.give_log_back()
         if OPTIONS.overrides.no_errors:
             raise SpecificationError.at(file, "", "--no-errors: only studies with an ensemble have it; remove it.")
+        if OPTIONS.notify:
+            raise SpecificationError.at(file, "", "--notify: only studies with an ensemble have it; remove it.")
         if OPTIONS.overrides.is_given:
             _check_overrides(path)
         specification = super().load_specification(path)

@@ -24,7 +24,7 @@ from maestro_celery_plugin.config.step_entry import is_native
 from maestro_celery_plugin.errors import EnsembleError, LedgerError, StudyError
 from maestro_celery_plugin.host.start import begin
 from maestro_celery_plugin.maestro.native_steps import NO_REASON, NativeJob, NativeSteps
-from maestro_celery_plugin.maestro.notification import notify_at_end
+from maestro_celery_plugin.maestro.notification import Notifications, notifications_of
 from maestro_celery_plugin.plugins import open_table
 from maestro_celery_plugin.samples.table import SampleTable
 from maestro_celery_plugin.states import MAESTRO_STATES
@@ -66,7 +66,13 @@ class StudyAdapter:
 
     @property
     def _coordinator(self) -> Coordinator:
-        return for_study(self._plan)
+        coordinator = for_study(self._plan)
+        self._notifications.watch(coordinator)
+        return coordinator
+
+    @property
+    def _notifications(self) -> Notifications:
+        return notifications_of(self._plan)
 
     def write_script(self, ws_path: str, step: Any) -> tuple[bool, str, str | None]:
         """Write the scripts of a step record; in a dry run also the script of its first sample.
@@ -132,7 +138,7 @@ class StudyAdapter:
         self, step: Any, path: str, cwd: str, job_map: dict[str, str] | None = None, env: dict[str, str] | None = None
     ) -> SubmissionRecord:
         """Submit a step record to the workers, or continue it after a restart."""
-        notify_at_end(self._plan.root)
+        notifications = self._notifications  # before the coordinator begins
         try:
             with _end_conductor_on_errors(self._plan):
                 if is_native(step.run):
@@ -142,8 +148,12 @@ class StudyAdapter:
         except EnsembleError as error:
             LOGGER.error("'%s' cannot be submitted: %s", step.real_name, error)
             self._store_refusal(step.real_name, str(error))
+            notifications.note_failed([step.real_name])
             return SubmissionRecord(SubmissionCode.ERROR, 1)
-        self._store_refusal(step.real_name, None if record.submission_code is SubmissionCode.OK else NO_REASON)
+        is_submitted = record.submission_code is SubmissionCode.OK
+        self._store_refusal(step.real_name, None if is_submitted else NO_REASON)
+        if not is_submitted:
+            notifications.note_failed([step.real_name])
         return record
 
     def _begin_host(self) -> None:
@@ -181,12 +191,17 @@ class StudyAdapter:
 
         The result is never ERROR, which would end the conductor (executiongraph.py:789).
         """
-        notify_at_end(self._plan.root)
+        if not joblist:
+            return JobStatusCode.OK, {}
+        notifications = self._notifications  # before the coordinator begins
         jobs, native = _by_kind(joblist)
         states = self._states(jobs)
         if native:
             states |= self._native_steps.states(native)
-        return (JobStatusCode.OK if states or not joblist else JobStatusCode.NOJOBS), states
+        notifications.note_failed(_record_of(job) for job, state in states.items() if state is State.FAILED)
+        with contextlib.suppress(OSError):  # the next poll, or the end, notifies
+            notifications.note_native()
+        return (JobStatusCode.OK if states else JobStatusCode.NOJOBS), states
 
     def _states(self, jobs: list[str]) -> dict[Job, State | None]:
         try:
@@ -215,6 +230,12 @@ class StudyAdapter:
             LOGGER.error("The study cannot be cancelled now: %s", error)
             return CancelCode.ERROR
         return CancelCode.OK
+
+
+def _record_of(job: Job) -> str:
+    """Return the name of the step record of a job."""
+    name: str = job.rpartition("#")[0] if isinstance(job, str) else job.record
+    return name
 
 
 def _by_kind(jobs: Sequence[Job]) -> tuple[list[str], list[NativeJob]]:

@@ -29,6 +29,7 @@ from maestro_celery_plugin.maestro.after_import import (
     apply_touchpoints,
 )
 from maestro_celery_plugin.maestro.argument_parser import EnsembleArgumentParser
+from maestro_celery_plugin.maestro.conductor_program import conductor_program
 from maestro_celery_plugin.maestro.launch_options import OPTIONS
 from maestro_celery_plugin.maestro.this_process import collect_garbage_again, coordinators_here, is_ensemble
 
@@ -80,7 +81,10 @@ def _load_parameter_generator(original: Callable[..., Any]) -> Callable[..., Any
 
 
 def _conductor(original: Any) -> Any:
-    """Return Maestro's conductor: limits that it changes stay for a later conductor, secrets with their owner."""
+    """Return Maestro's conductor: limits that it changes stay for a later conductor, secrets with their owner.
+
+    In the foreground, a terminal shows the progress of an ensemble.
+    """
 
     class EnsembleConductor(original):  # type: ignore[misc]
         @classmethod
@@ -95,6 +99,14 @@ def _conductor(original: Any) -> Any:
             if OPTIONS.overrides.environment:
                 _protect_environment(Path(study.output_path))
             super().store_study(study)
+
+        def monitor_study(self) -> Any:
+            if OPTIONS.log is None or OPTIONS.study is None:
+                return super().monitor_study()
+            from maestro_celery_plugin.maestro.foreground import displayed
+
+            with displayed(OPTIONS.study, OPTIONS.log):
+                return super().monitor_study()
 
     return EnsembleConductor
 
@@ -186,7 +198,8 @@ TOUCHPOINTS = (
     Touchpoint(
         "maestrowf.maestro",
         "Conductor",
-        "maestro.py:310 writes the request of `maestro update` with it, maestro.py:497 stores the study",
+        "maestro.py:310 writes the request of `maestro update` with it, maestro.py:497 stores the study, "
+        "maestro.py:514 runs it in the foreground",
         _conductor,
     ),
     Touchpoint(
@@ -255,7 +268,7 @@ def _with_own_conductor(command: Any) -> Any:
     """Return the command with the conductor of the same environment as `maestro`, which may not be on PATH."""
     if not _is_conductor(command):
         return command
-    return f"nohup {shlex.quote(_conductor_program())} {command.removeprefix(_CONDUCTOR)}"
+    return f"nohup {shlex.quote(conductor_program())} {command.removeprefix(_CONDUCTOR)}"
 
 
 def _start_conductor(command: str, study: Path) -> subprocess.Popen[bytes]:
@@ -285,16 +298,11 @@ def _request_conductor(command: str, study: Path) -> None:
 def _parts_of(command: str, study: Path) -> tuple[list[str], str]:
     """Return the words of Maestro's command that starts a conductor, and the file for its output."""
     options, _, log = command.removeprefix(_CONDUCTOR).removesuffix(" 2>&1").partition(f" {study} > ")
-    return [_conductor_program(), *options.split(), str(study)], log
+    return [conductor_program(), *options.split(), str(study)], log
 
 
 def _is_conductor(command: Any) -> bool:
     return isinstance(command, str) and command.startswith(_CONDUCTOR)
-
-
-def _conductor_program() -> str:
-    own = Path(sys.argv[0]).with_name("conductor")
-    return str(own.absolute()) if own.is_file() else "conductor"
 
 
 def _wait(seconds: float) -> None:

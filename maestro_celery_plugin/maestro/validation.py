@@ -23,7 +23,7 @@ from maestro_celery_plugin.errors import EnsembleError, SpecificationError, Stud
 from maestro_celery_plugin.maestro.command_line import check_place, check_specification_file, check_study_name
 from maestro_celery_plugin.maestro.ensemble_detection import find_ensemble, yaml_problem
 from maestro_celery_plugin.maestro.ensemble_specification import EnsembleSpecification
-from maestro_celery_plugin.maestro.launch import check_batch_systems
+from maestro_celery_plugin.maestro.launch import check_batch_systems, check_notify
 from maestro_celery_plugin.maestro.launch_options import OPTIONS
 from maestro_celery_plugin.maestro.parameter_generator import generate
 from maestro_celery_plugin.maestro.schemas import shipped_schemas
@@ -161,6 +161,7 @@ def _ensemble_problems(data: dict[str, Any], path: str | None, generator: Genera
         text = str(cause).removeprefix("OUTPUT_PATH: ")
         yield Problem("env.variables.OUTPUT_PATH", text, Kind.MACHINE)
     yield from check_batch_systems(specification.ensemble)
+    yield from check_notify(specification.ensemble, _directory(specification))
     yield from _check_sample_file(specification)
     if generator is not None and not faults:
         yield from _check_generated(specification, generator)

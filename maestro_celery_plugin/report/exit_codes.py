@@ -1,4 +1,4 @@
-"""The exit codes of `status`, `explain`, `monitor` and `resume`, which tell a script how the study is."""
+"""The exit codes of `status`, `explain`, `monitor`, `resume` and `wait`, which tell a script how the study is."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import enum
 
 from maestro_celery_plugin.report.model import StudyState, StudyStatus
 
-__all__ = ["StudyCode", "code_of"]
+__all__ = ["StudyCode", "WaitCode", "code_of", "wait_code_of"]
 
 
 class StudyCode(enum.IntEnum):
@@ -40,3 +40,34 @@ def code_of(status: StudyStatus, *, is_to_end: bool = False) -> StudyCode:
     if status.state is StudyState.RUNNING and is_to_end:
         return StudyCode.RUNNING
     return StudyCode.FAILED_SAMPLES if status.failed_samples else StudyCode.WELL
+
+
+class WaitCode(enum.IntEnum):
+    """How a study is for which `wait` has waited."""
+
+    FINISHED = 0
+    """It has finished, and no sample has failed."""
+    FAILED = 1
+    """It has ended, and samples or steps have failed."""
+    CANCELLED = 2
+    """It was cancelled."""
+    STALLED = 3
+    """It cannot go on by itself: no conductor runs it, or for some time, no worker was alive and no allocation open."""
+    TIMED_OUT = 124
+    """It still runs after the seconds of `--timeout`; `timeout(1)` has the same code."""
+
+
+def wait_code_of(code: StudyCode | None, state: StudyState) -> WaitCode:
+    """Return the exit code of `wait`.
+
+    Args:
+        code: How the study is; None while it runs.
+        state: Its state.
+    """
+    if code is None or code is StudyCode.RUNNING:
+        return WaitCode.TIMED_OUT
+    if code in (StudyCode.UNCONDUCTED, StudyCode.STALLED) or state is StudyState.DRYRUN:
+        return WaitCode.STALLED
+    if state is StudyState.CANCELLED:
+        return WaitCode.CANCELLED
+    return WaitCode.FINISHED if code is StudyCode.WELL else WaitCode.FAILED

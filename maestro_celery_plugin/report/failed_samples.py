@@ -17,7 +17,7 @@ from maestro_celery_plugin.report.reader import StatusReader
 from maestro_celery_plugin.report.sample_status import SampleStatus, values_of
 from maestro_celery_plugin.report.terminal import command_words, plain, section, whole
 
-__all__ = ["failures", "headline", "last_lines", "show_failed", "to_json"]
+__all__ = ["failures", "headline", "last_lines", "show_failed", "to_json", "value_words"]
 
 STDERR_LINES = 3
 _STDERR_BYTES = 4096
@@ -34,7 +34,7 @@ def show_failed(reader: StatusReader, console: Console, limit: int) -> StudyStat
     for sample, values in zip(samples, values_of(samples), strict=True):
         _print_whole(console, headline(sample, sample.end))
         if values != {}:
-            _print_whole(console, plain(f"  {_value_words(values)}"))
+            _print_whole(console, plain(f"  {value_words(values)}"))
         _print_whole(console, plain(f"  {sample.directory}", "dim"))
     if total > len(samples):
         console.print(f"\n{total - len(samples)} more of {total} failed samples; --limit {total} lists all.")
@@ -72,7 +72,8 @@ def _print_whole(console: Console, text: Text) -> None:
     console.print(text, soft_wrap=True)
 
 
-def _value_words(values: dict[str, str] | None) -> str:
+def value_words(values: dict[str, str] | None) -> str:
+    """Return the values of a sample: ``X=0.5  NAME=a``."""
     if values is None:
         return "(the sample table can no longer be read)"
     return "  ".join(f"{label}={value}" for label, value in values.items())

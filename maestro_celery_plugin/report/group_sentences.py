@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from maestro_celery_plugin.batch.allocation import Allocation, read_allocations
+from maestro_celery_plugin.batch.allocation import Allocation, job_words, read_allocations
 from maestro_celery_plugin.config.groups import LOCAL, allocation_name, awaiting, batch_of, is_for_this_machine
 from maestro_celery_plugin.report.model import StudyStatus
 from maestro_celery_plugin.report.terminal import command_words
@@ -106,7 +106,7 @@ class GroupSentences:
         subject = f"Worker group '{group}': allocation '{allocation.label}'"
         if allocation.job is None:
             return f"{subject} {allocation.reason or 'is being submitted: the batch system has not answered yet'}."
-        text = f"{subject} (job {allocation.job}): {allocation.state.value}"
+        text = f"{subject} ({job_words(allocation.job)}): {allocation.state.value}"
         if allocation.state is AllocationState.RUNNING:
             return f"{text}; its workers are starting, or cannot reach the study; see '{allocation.directory}'."
         return f"{text}{f': {allocation.reason}' if allocation.reason else ''}."

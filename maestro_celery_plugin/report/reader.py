@@ -89,14 +89,17 @@ class StatusReader:
         """The names of the writers of the ledger, from the last `read`."""
         return self._writers
 
-    def read(self) -> StudyStatus:
+    def read(self, *, is_over: bool = False) -> StudyStatus:
         """Return the status of the study now.
+
+        Args:
+            is_over: Whether the conductor ends now; it is this process, which still holds the lock.
 
         Raises:
             StudyError: a file of the study cannot be read.
         """
         # The conductor writes its results before it releases the lock, so the lock is read first.
-        conducted = has_conductor(self._plan)
+        conducted = not is_over and has_conductor(self._plan)
         try:
             rows = read_rows(self._plan.root)
             self._follow_ledger()

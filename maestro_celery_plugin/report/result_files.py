@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import json
 import os
 import stat
 import tempfile
@@ -21,7 +20,7 @@ import msgspec
 import numpy as np
 
 from maestro_celery_plugin.errors import EnsembleError
-from maestro_celery_plugin.files import read_text
+from maestro_celery_plugin.files import parsed_json, read_text
 from maestro_celery_plugin.samples.npy_file import NpyFile
 
 __all__ = ["ResultFile", "ResultStore", "read_result"]
@@ -97,10 +96,7 @@ def _text_values(path: Path) -> dict[str, Any]:
 
 
 def _json_values(text: str) -> dict[str, Any]:
-    try:
-        content = json.loads(text)
-    except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
+    content = parsed_json(text)
     if not isinstance(content, dict):
         raise ValueError("it is not a JSON object")
     values: dict[str, Any] = {}

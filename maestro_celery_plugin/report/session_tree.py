@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ __all__ = ["SessionStudy", "print_studies", "session_studies"]
 
 # Columns of the name of a study in a terminal.
 _NAME_WIDTH = 30
+# Columns of a value of `--vars`.
+_VALUE_WIDTH = 24
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,6 +107,11 @@ def _study(member: Member, members: Members, level: int) -> SessionStudy:
     return SessionStudy(member=member, state=status.state.name, samples=samples, level=level)
 
 
+def _words(variables: Mapping[str, str]) -> str:
+    """Return variables as words; `--json` has long values whole."""
+    return " ".join(f"{name}={shortened(value, _VALUE_WIDTH)}" for name, value in variables.items())
+
+
 def print_studies(studies: list[SessionStudy]) -> None:
     """Print the studies as a table for a terminal; the directory of the first one has the others, as a rule."""
     headings = {
@@ -116,7 +124,7 @@ def print_studies(studies: list[SessionStudy]) -> None:
     }
     rows = []
     for one in studies:
-        samples, variables = one.samples, " ".join(f"{name}={value}" for name, value in one.member.variables.items())
+        samples, variables = one.samples, _words(one.member.variables)
         rows.append(
             [
                 plain("  " * one.level + shortened(Path(one.member.root).name, _NAME_WIDTH)),

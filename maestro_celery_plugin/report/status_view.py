@@ -10,6 +10,7 @@ from rich.live import Live
 from rich.text import Text
 
 from maestro_celery_plugin import clock
+from maestro_celery_plugin.batch.allocation import job_words
 from maestro_celery_plugin.report.failed_samples import failures, headline
 from maestro_celery_plugin.report.model import AllocationStatus, StepStatus, StudyState, StudyStatus, WorkerStatus
 from maestro_celery_plugin.report.reader import StatusReader
@@ -25,7 +26,7 @@ from maestro_celery_plugin.report.terminal import (
 )
 from maestro_celery_plugin.states import WorkerState
 
-__all__ = ["show", "watch"]
+__all__ = ["show", "show_last", "watch"]
 
 WATCH_S = 1.0
 # The number of allocations, workers, slow samples and kinds of failures that are shown below the table.
@@ -50,7 +51,7 @@ def show(reader: StatusReader, console: Console) -> StudyStatus:
 
 
 def watch(reader: StatusReader, console: Console) -> StudyStatus:
-    """Show the status of a study until it has ended, and return it; spend at most a fifth of the time on reading."""
+    """Show the status of a study until it has ended, and return it; spend at most a tenth of the time on reading."""
     with Live(console=console, auto_refresh=False) as live:
         while True:
             begin = clock.monotonic()
@@ -59,10 +60,15 @@ def watch(reader: StatusReader, console: Console) -> StudyStatus:
                 live.transient = True  # the last status replaces it, with whole commands
                 break
             live.update(_screen(status, reader, console), refresh=True)
-            clock.sleep(max(WATCH_S, 4 * (clock.monotonic() - begin)))
+            clock.sleep(max(WATCH_S, 9 * (clock.monotonic() - begin)))
+    show_last(status, reader, console)
+    return status
+
+
+def show_last(status: StudyStatus, reader: StatusReader, console: Console) -> None:
+    """Print the last status of a watch; in a terminal, what fits there."""
     page = _screen if console.is_terminal else _page
     console.print(page(status, reader, console), crop=False)
-    return status
 
 
 # --- page ---
@@ -169,7 +175,7 @@ def _allocations(status: StudyStatus, shown: int) -> list[RenderableType]:
         return []
     lines = []
     for allocation in list(last.values())[:shown]:
-        job = f"job {allocation.job}" if allocation.job else "not submitted"
+        job = job_words(allocation.job)
         line = Text.assemble(plain(f"{allocation.name}/{allocation.number}  {job}  "), state_text(allocation.state))
         lines.append(line.append_text(plain(f"  {allocation.reason}" if allocation.reason else "", "dim")))
     ended = [one for one in status.allocations if one.slot_seconds]

@@ -18,10 +18,12 @@ __all__ = ["by_urgency", "hidden_words", "most_urgent", "steps_table", "totals"]
 # The smallest width of a terminal, in columns, with all columns of the table.
 _WIDE = 120
 _BAR_WIDTHS = {True: (10, 30), False: (8, 20)}
-# The number of columns that are never left out: state, finished, running.
-_KEPT = 3
+# The number of columns that are never left out: state, finished, running; and without the last one, if the lines must
+# fit into the terminal.
+_KEPT = {False: 3, True: 2}
 # A name is not shortened to fewer columns.
-_SHORTEST_NAME = 12
+_SHORTEST_NAME = {False: 12, True: 6}
+_URGENT_OUTCOMES = ("FAILED", "TIMEDOUT", "UNKNOWN", "INTERRUPTED", "FINISHED with failures", "RUNNING", "PENDING")
 # Signs of a bar for finished, failed and other samples, which differ without colours, too.
 _SIGNS, _ASCII_SIGNS = "━x.", "=x."
 
@@ -67,12 +69,20 @@ def _by_outcome(steps: Sequence[StepStatus]) -> Counter[str]:
     return Counter(with_failed.get(step.state, step.state) if step.samples.failed else step.state for step in steps)
 
 
-def _numbers(outcomes: Counter[str]) -> str:
-    return ", ".join(f"{count} {outcome}" for outcome, count in outcomes.most_common())
+def _numbers(outcomes: Counter[str], *, urgent_first: bool = False) -> str:
+    ordered = outcomes.most_common()
+    if urgent_first:
+        ordered.sort(key=lambda one: _URGENT_OUTCOMES.index(one[0]) if one[0] in _URGENT_OUTCOMES else 9)
+    return ", ".join(f"{count} {outcome}" for outcome, count in ordered)
 
 
-def totals(steps: Sequence[StepStatus]) -> list[Text]:
-    """Return the number of step records and of samples in each state; nothing for a single step record."""
+def totals(steps: Sequence[StepStatus], *, urgent_first: bool = False) -> list[Text]:
+    """Return the number of step records and of samples in each state; nothing for a single step record.
+
+    Args:
+        steps: The step records.
+        urgent_first: Whether failures are first, because the end may be cut off; otherwise the largest number is.
+    """
     if len(steps) < 2:
         return []
     counts = [step.samples for step in steps]
@@ -80,7 +90,7 @@ def totals(steps: Sequence[StepStatus]) -> list[Text]:
     line = Text(f"{sum(samples.values())} samples: ")
     for number, (name, count) in enumerate(samples.items()):
         line.append(", " if number else "").append(f"{count} {name}", "red" if name == "failed" and count else "")
-    return [Text(f"{len(steps)} step records: {_numbers(_by_outcome(steps))}"), line]
+    return [Text(f"{len(steps)} step records: {_numbers(_by_outcome(steps), urgent_first=urgent_first)}"), line]
 
 
 # --- table ---
@@ -110,33 +120,51 @@ class _Column:
         return found
 
 
-def steps_table(steps: Sequence[StepStatus], width: int, *, ascii_only: bool = False) -> Group:
-    """Return one line for each step record; if the terminal is too narrow, names are shortened and columns left out."""
+def steps_table(
+    steps: Sequence[StepStatus],
+    width: int,
+    *,
+    ascii_only: bool = False,
+    heading: str = "step record",
+    must_fit: bool = False,
+) -> Group:
+    """Return one line for each step record; if the terminal is too narrow, names are shortened and columns left out.
+
+    Args:
+        steps: The step records.
+        width: The columns of the terminal.
+        ascii_only: Whether the terminal has no other characters.
+        heading: The heading of the names.
+        must_fit: Whether lines are cut off at the end of the terminal, so that narrow ones have fewer columns.
+    """
     is_wide = width >= _WIDE
     gap = 2 if is_wide else 1
     restarts = [f" (restarts: {step.restarts})" if step.restarts else "" for step in steps]
     names = [plain(step.name).plain for step in steps]
-    longest = max(map(cell_len, ("step record", *map(str.__add__, names, restarts))))
+    longest = max(map(cell_len, (heading, *map(str.__add__, names, restarts))))
     columns = _columns(steps, wide=is_wide)
     least, most = _BAR_WIDTHS[is_wide]
     room = width - sum(column.width + gap for column in columns)
-    while len(columns) > _KEPT and room - least - gap < _least_room(columns[-1], longest, wide=is_wide):
+    shortest = min(longest, _SHORTEST_NAME[must_fit])
+    while len(columns) > _KEPT[False] and room - least - gap < _least_room(columns[-1], longest, wide=is_wide):
+        room += columns.pop().width + gap
+    while len(columns) > _KEPT[must_fit] and room < min(longest, _SHORTEST_NAME[False]):
         room += columns.pop().width + gap
     bar_width = min(most, max(least, room - longest - gap))
-    if room - bar_width - gap >= _SHORTEST_NAME:
+    if room - bar_width - gap >= shortest:
         bars = [_bar(step, bar_width, _ASCII_SIGNS if ascii_only else _SIGNS) for step in steps]
         columns.insert(1, _Column("progress", bars, is_number=False))
         room -= bar_width + gap
-    room = min(longest, max(room, _SHORTEST_NAME))
+    room = min(longest, max(room, shortest))
     cells = [_name(name, suffix, room) for name, suffix in zip(names, restarts, strict=True)]
-    columns = [_Column("step record", cells, is_number=False), *columns]
+    columns = [_Column(heading, cells, is_number=False), *columns]
     rows = zip(*(column.all_cells() for column in columns), strict=True)
     return Group(*(whole(_line(row, gap)) for row in rows))
 
 
 def _least_room(last: _Column, longest: int, *, wide: bool) -> int:
     """Return the least width of names with which the last column is shown: whole names matter more than a rate."""
-    return longest if last.heading == "rate" and not wide else min(longest, _SHORTEST_NAME)
+    return longest if last.heading == "rate" and not wide else min(longest, _SHORTEST_NAME[False])
 
 
 def _line(cells: Sequence[Text], gap: int) -> Text:

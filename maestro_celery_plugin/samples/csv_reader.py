@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv
 import functools
+import io
 import logging
 import os
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -16,12 +17,15 @@ import numpy as np
 from maestro_celery_plugin.errors import SampleError
 from maestro_celery_plugin.samples.header import check_comments, is_header
 from maestro_celery_plugin.samples.npy_file import NpyFile, write_npy
-from maestro_celery_plugin.samples.row_index import Offsets, RowIndex, index_rows
+from maestro_celery_plugin.samples.row_index import BOM, Offsets, RowIndex, index_rows
 from maestro_celery_plugin.samples.table import FileIdentity, SampleTable
 
 __all__ = ["CsvReader", "TabReader"]
 
 LOGGER = logging.getLogger(__name__)
+
+_LF = ord("\n")
+_BEFORE = len(BOM)  # bytes before a row that show whether it is one
 
 
 class CsvReader:
@@ -45,10 +49,15 @@ class CsvReader:
         return _TextTable(path, _Index(path, self.delimiter, labels, cache), self.delimiter)
 
 
+class _DamagedIndexError(Exception):
+    """The offsets of the index are not those of rows."""
+
+
 class _Index:
     """The offsets of the rows of a text file, in a file that the first reader writes.
 
-    An index of an earlier release may be damaged after a power cut, because it was not on disk; it is written again.
+    A damaged index is written again: a row of it is only used if it begins and ends where a line does. An index of an
+    earlier release may be damaged after a power cut, because it was not on disk.
 
     Args:
         path: The text file.
@@ -67,29 +76,44 @@ class _Index:
     def __len__(self) -> int:
         return self._offsets.shape[0]
 
-    def row(self, index: int) -> tuple[int, int]:
-        """Return the offsets of the first byte of a row and of the byte after the row."""
+    def row(self, index: int) -> list[int]:
+        """Return the offsets of the first byte of a row and of the byte after the row.
+
+        Raises:
+            _DamagedIndexError: they cannot be those of a row.
+        """
         start, stop = self._offsets.read(2 * index, 2).tolist()
-        if not self._is_row(start, stop):
-            self._offsets = self._written()
-            start, stop = self._offsets.read(2 * index, 2).tolist()
-        return start, stop
+        if not 0 <= start < stop <= self._identity.size:
+            raise _DamagedIndexError
+        return [start, stop]
 
     def rows(self, start: int, stop: int) -> list[list[int]]:
-        """Return what `row` returns for each of the rows [start, stop)."""
+        """Return what `row` returns for each of the rows [start, stop).
+
+        Raises:
+            _DamagedIndexError: they cannot be those of rows.
+        """
         places = self._offsets.read(2 * start, 2 * (stop - start)).reshape(-1, 2)
         firsts, ends = places[:, 0], places[:, 1]
-        if (firsts < 0).any() or (firsts >= ends).any() or (ends[:-1] > firsts[1:]).any() or ends[-1] > self._size:
-            return [list(self.row(index)) for index in range(start, stop)]
+        is_in_order = (firsts < ends).all() and (ends[:-1] <= firsts[1:]).all()
+        if not (is_in_order and firsts[0] >= 0 and ends[-1] <= self._identity.size):
+            raise _DamagedIndexError
         found: list[list[int]] = places.tolist()
         return found
 
-    @property
-    def _size(self) -> int:
-        return self._identity.size
+    def write_again(self) -> None:
+        """Replace a damaged index.
 
-    def _is_row(self, start: int, stop: int) -> bool:
-        return 0 <= start < stop <= self._size
+        Raises:
+            OSError: it cannot be stored.
+            SampleError: the text file is being written, or is damaged.
+        """
+        count = len(self)
+        self._offsets = self._written()
+        if len(self) != count:
+            raise SampleError(
+                f"merlin.samples.file: the index of '{self._path}' was damaged; it is repaired, try again."
+            )
 
     def _stored(self) -> NpyFile | None:
         """Return the stored offsets; None if there are none, or if they are damaged."""
@@ -99,8 +123,7 @@ class _Index:
             return None
         if offsets.dtype != np.int64 or offsets.is_fortran or len(offsets.shape) != 2 or offsets.shape[1] != 2:
             return None
-        ends = (0, offsets.shape[0] - 1) if offsets.shape[0] else ()
-        return offsets if all(self._is_row(*offsets.read(2 * row, 2).tolist()) for row in ends) else None
+        return None if offsets.has_more else offsets
 
     def _written(self) -> NpyFile:
         index = index_rows(self._path, self._delimiter, len(self._labels))
@@ -126,7 +149,7 @@ class _Index:
         start, stop = index.offsets[0].tolist()
         with self._path.open("rb") as file:
             file.seek(start)
-            first = _split(file.read(stop - start).decode(), self._delimiter)
+            first = _split(file.read(stop - start), self._delimiter)
         return index.offsets[1:] if is_header(first, self._labels, self._path) else index.offsets
 
 
@@ -153,25 +176,58 @@ class _TextTable:
         return len(self.row(0)) if len(self) else 0
 
     def row(self, index: int) -> Sequence[str]:
-        start, stop = self._index.row(index)
-        data = os.pread(self._file.fileno(), stop - start, start)
-        if len(data) != stop - start:
-            raise EOFError(f"'{self._path}' has been truncated")
-        return _split(data.decode(), self._delimiter)
+        return self._repaired(lambda: self._read([self._index.row(index)]))[0]
 
     def rows(self, start: int, stop: int) -> list[Sequence[str]]:
         """Return the rows [start, stop), which are read at once."""
-        places = self._index.rows(start, stop)
-        first, last = places[0][0], places[-1][1]
-        data = os.pread(self._file.fileno(), last - first, first)
-        if len(data) != last - first:
+        return self._repaired(lambda: self._read(self._index.rows(start, stop)))
+
+    def _repaired(self, read: Callable[[], list[Sequence[str]]]) -> list[Sequence[str]]:
+        try:
+            return read()
+        except _DamagedIndexError:
+            LOGGER.warning("The index of '%s' is damaged; it is written again.", self._path)
+            self._index.write_again()
+        return read()
+
+    def _read(self, places: list[list[int]]) -> list[Sequence[str]]:
+        """Return the rows between offsets.
+
+        Raises:
+            _DamagedIndexError: a row does not begin and end where a line does.
+            EOFError: another process has truncated the file.
+        """
+        begin, end = max(0, places[0][0] - _BEFORE), places[-1][1]
+        data = os.pread(self._file.fileno(), end + 1 - begin, begin)  # with the bytes around the rows
+        if len(data) < end - begin:
             raise EOFError(f"'{self._path}' has been truncated")
-        return [_split(data[begin - first : end - first].decode(), self._delimiter) for begin, end in places]
+        found: list[Sequence[str]] = []
+        for first, last in places:
+            start, stop = first - begin, last - begin
+            is_begin = data[start - 1] == _LF if start else first == 0
+            is_end = data[stop - 1] == _LF or stop == len(data) or data[stop] == _LF
+            if not is_end or not (is_begin or data[:first] == BOM):
+                raise _DamagedIndexError
+            found.append(_split(data[start:stop], self._delimiter))
+        return found
 
 
-def _split(row: str, delimiter: str | None) -> list[str]:
-    if delimiter is None:
-        return row.split()
-    if '"' not in row:
-        return row.rstrip("\r\n").split(delimiter)
-    return next(csv.reader([row], delimiter=delimiter))
+def _split(row: bytes, delimiter: str | None) -> list[str]:
+    """Return the values of a row.
+
+    Raises:
+        _DamagedIndexError: it is more than one row.
+    """
+    try:
+        text = row.decode()
+    except UnicodeDecodeError as cause:
+        raise _DamagedIndexError from cause
+    if '"' in text and delimiter is not None:
+        rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter))
+        if len(rows) != 1:
+            raise _DamagedIndexError
+        return rows[0]
+    text = text.rstrip("\r\n")
+    if "\n" in text:
+        raise _DamagedIndexError
+    return text.split(delimiter)

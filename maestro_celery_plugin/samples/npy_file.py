@@ -41,7 +41,14 @@ def read_header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     """
     version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, is_fortran, dtype = read(file)
+    try:
+        shape, is_fortran, dtype = read(file)
+    except (ValueError, OSError):
+        raise
+    except Exception as cause:  # NumPy lets Python parse the header, and passes its errors on
+        raise ValueError(f"its header is damaged ({cause})") from cause
+    if any(length < 0 for length in shape):
+        raise ValueError(f"its header is damaged (shape {shape})")
     if version == (3, 0) and dtype.names:  # the header is UTF-8 instead of Latin-1 (NEP 1)
         dtype.names = tuple(name.encode("latin-1").decode() for name in dtype.names)
     return shape, is_fortran, dtype
@@ -57,6 +64,7 @@ class NpyFile:
         shape: The shape of the array.
         is_fortran: Whether the first index varies fastest in the file.
         dtype: The type of its elements.
+        has_more: Whether the file goes on after the array.
 
     Raises:
         ValueError: the file is not a whole `.npy` file.
@@ -73,6 +81,9 @@ class NpyFile:
         size, needed = os.fstat(self._descriptor).st_size, self._start + math.prod(self.shape) * self._item_size
         if size < needed:
             raise ValueError(f"it has {size} bytes instead of {needed}")
+        self.has_more = size > needed
+        if self.dtype.itemsize == 0:
+            raise ValueError(f"its elements ({self.dtype}) have no size")
 
     def read(self, position: int, count: int = 1) -> Array:
         """Return consecutive elements.
@@ -84,7 +95,10 @@ class NpyFile:
         Raises:
             OSError: the file cannot be read.
             EOFError: another process has truncated the file.
+            ValueError: the elements are Python objects, whose addresses in a file mean nothing.
         """
+        if self.dtype.hasobject:  # NumPy would follow the addresses, and the process would end
+            raise ValueError(f"'{self._path}' contains Python objects")
         size = count * self._item_size
         data = os.pread(self._descriptor, size, self._start + position * self._item_size)
         if len(data) != size:

@@ -14,10 +14,10 @@ import numpy as np
 
 from maestro_celery_plugin.errors import SampleError
 
-__all__ = ["Offsets", "RowIndex", "index_rows"]
+__all__ = ["BOM", "Offsets", "RowIndex", "index_rows"]
 
 _BLOCK = 4 << 20  # bytes per read
-_BOM = b"\xef\xbb\xbf"
+BOM = b"\xef\xbb\xbf"
 _SHOWN = 60  # characters of a row in a message
 
 Offsets = np.ndarray[Any, Any]
@@ -54,7 +54,7 @@ def index_rows(path: Path, delimiter: str | None, columns: int) -> RowIndex:
     """
     try:
         with path.open("rb") as file:
-            if file.read(len(_BOM)) != _BOM:
+            if file.read(len(BOM)) != BOM:
                 file.seek(0)
             begin = file.tell()
             rows = _Rows(path, file, delimiter, columns)

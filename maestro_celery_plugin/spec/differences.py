@@ -43,6 +43,8 @@ class Difference:
                 return key not in _FIXED_STEP_KEYS and (key, *rest[:1]) != ("batch", "type")
             case ("merlin", "resources", "workers", _, key, *rest):
                 return key in _GROUP_KEYS and (key, *rest[:1]) != ("batch", "type")
+            case ("merlin", "notify"):
+                return True
             case ("merlin", "samples", "max_samples"):  # the levels of the sample hierarchy stay
                 return True
             case ("batch", key, *_):

@@ -105,7 +105,7 @@ class Variables:
             return [self._walk(entry, where) for entry in item]
         if not isinstance(item, str):
             return item
-        if (where[-1] in _COMMANDS and where[0] != "env") or where == ("env", "sources"):
+        if (where[-1] in _COMMANDS and where[0] != "env") or where in (("env", "sources"), ("merlin", "notify")):
             return substitute(item, self._texts)
         return _filled(item, self._values, expand=not self._is_literal(where))
 

@@ -56,6 +56,7 @@ __all__ = [
 
 _FILE = "additions.json"
 _PARTS = "added"
+_REMEDY = "restore it from a backup"
 
 
 class Addition(Exact, frozen=True, kw_only=True):
@@ -110,21 +111,33 @@ def read_additions(plan: StudyPlan) -> Additions:
 
     Raises:
         OSError: the file cannot be read.
-        DamagedFileError: it is damaged.
+        DamagedFileError: it is damaged or lost.
     """
-    return _read(plan.info)
+    # A dry run has no session, and no such file.
+    return _read(plan.info, plan.id if plan.rows and plan.session.is_dir() else "0")
 
 
-def _read(info: Path) -> Additions:
+def _read(info: Path, study_id: str) -> Additions:
+    """Return the additions of a study.
+
+    Args:
+        info: The directory ``merlin_info`` of the study.
+        study_id: Identity of the study; 0 for a study that may have no file of additions.
+    """
     path = info / _FILE
     try:
-        return conversion.from_json(Additions, read_text(path))
-    except FileNotFoundError:
+        additions = conversion.from_json(Additions, read_text(path))
+    except FileNotFoundError as cause:
+        if study_id != "0":
+            raise DamagedFileError.at(path, "it does not exist", _REMEDY) from cause
         return Additions()
     except DamagedFileError:
         raise
     except ValueError as cause:
-        raise DamagedFileError.at(path, str(cause), "restore it from a backup") from cause
+        raise DamagedFileError.at(path, str(cause), _REMEDY) from cause
+    if study_id not in ("0", additions.study_id):
+        raise DamagedFileError.at(path, f"it belongs to the study '{additions.study_id}'", _REMEDY)
+    return additions
 
 
 def write_additions(plan: StudyPlan, additions: Additions) -> None:
@@ -166,7 +179,7 @@ class AdditionFile:
             # A network file system may know an old file until it is opened.
             descriptor = os.open(self._plan.info / _FILE, os.O_RDONLY)
         except FileNotFoundError:
-            return self._total
+            return self._plan.rows + read_additions(self._plan).count
         try:
             status = os.fstat(descriptor)
         finally:
@@ -221,7 +234,9 @@ def open_samples(manifest: Manifest, *, for_people: bool = False) -> SampleTable
     table = open_table(path, manifest.labels, info, None if for_people else launched)
     if manifest.samples <= launched:
         return table
-    added = _read(info).added
+    added = _read(info, manifest.study_id).added
+    if launched + sum(addition.used for addition in added) < manifest.samples:
+        raise DamagedFileError.at(info / _FILE, f"it has not all {manifest.samples - launched} added samples", _REMEDY)
     counts = [launched, *(addition.used for addition in added)]
 
     def open_part(number: int) -> SampleTable:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from maestro_celery_plugin.errors import DamagedFileError
 from maestro_celery_plugin.samples.npy_file import NpyFile, write_npy
 from maestro_celery_plugin.states import RunMode
 
@@ -46,10 +47,20 @@ class Assignment:
 
         Raises:
             OSError: the file cannot be read.
+            DamagedFileError: it is damaged.
         """
-        file, first = NpyFile(self._path), start // 8
+        file, first = self._open(), start // 8
         width, count = file.shape[1], -(-stop // 8) - first
         planes = np.stack([file.read(plane * width + first, count) for plane in range(2)])
         low, high = np.unpackbits(planes, axis=1)[:, start - 8 * first : stop - 8 * first]
         modes = low + 2 * high
         return {start + int(at): RunMode(int(modes[at])) for at in np.flatnonzero(modes)}
+
+    def _open(self) -> NpyFile:
+        try:
+            file = NpyFile(self._path)
+            if file.dtype != np.uint8 or len(file.shape) != 2 or file.shape[0] != 2 or file.has_more:
+                raise ValueError(f"it has the type {file.dtype} and the shape {file.shape}")
+        except ValueError as cause:
+            raise DamagedFileError.at(self._path, str(cause)) from cause
+        return file

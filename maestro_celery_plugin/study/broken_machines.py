@@ -7,7 +7,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from maestro_celery_plugin.files import write_atomically
+from maestro_celery_plugin.config import conversion
+from maestro_celery_plugin.files import read_json, write_atomically
 
 __all__ = ["BrokenMachine", "read_broken_machines", "write_broken_machines"]
 
@@ -49,6 +50,6 @@ def write_broken_machines(path: Path, machines: Sequence[BrokenMachine]) -> None
 def read_broken_machines(path: Path) -> list[BrokenMachine]:
     """Return the broken machines of a study; empty without a readable file."""
     try:
-        return [BrokenMachine(**values) for values in json.loads(path.read_text())]
-    except (OSError, ValueError, TypeError):
+        return conversion.from_dict(list[BrokenMachine], read_json(path))
+    except (OSError, ValueError):
         return []

@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 
 from maestro_celery_plugin.config import conversion
 from maestro_celery_plugin.errors import DamagedFileError, StudyError
-from maestro_celery_plugin.files import file_system_now, is_locked, read_json, read_text, write_atomically
+from maestro_celery_plugin.files import file_system_now, is_locked, read_json, write_atomically
 from maestro_celery_plugin.machine import is_this_machine, machine_id
 from maestro_celery_plugin.processes import ProcessId
 from maestro_celery_plugin.states import MemberState
@@ -246,7 +246,7 @@ class Members:
         """
         path = self.environment_of(study_id)
         try:
-            return {str(name): str(value) for name, value in json.loads(read_text(path)).items()}
+            return {str(name): str(value) for name, value in read_json(path).items()}
         except FileNotFoundError:
             return {}
         except (ValueError, AttributeError) as cause:

@@ -20,6 +20,8 @@ The plugin writes to the directory ``merlin_info`` of the study:
       launch.lock                   locked while `maestro run` creates the study
       conductor.lock                locked while a conductor lives
       reasons.json                  why step records do not run or have ended
+      notify.log                    output of the commands of notifications
+      notified.json                 events for which such a command was started (`notifications.py`)
       limits.json                   limits that a user has changed (`maestro/limits.py`)
       cancelled_steps.json          step records that a user has cancelled (`cancelled_steps.py`)
       purged_steps.json             step records whose waiting samples a user has purged (`cancelled_steps.py`)

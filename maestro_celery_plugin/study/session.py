@@ -3,7 +3,7 @@
     session/                 0700
       secret                 0600  key of the message signatures
       broker.json            0600  location of the broker
-      notify                 0600  command that runs when the study ends
+      notify/<id>.json       0600  commands of notifications (`notifications.py`)
       environment.json       0600  variables of `maestro run --env-file` and functions of the shell, if there are any
       stop                         exists when the workers must end
       closed                       exists when no further study may join the session
@@ -38,7 +38,7 @@ from pathlib import Path
 from maestro_celery_plugin.config import conversion
 from maestro_celery_plugin.config.groups import GroupConfig
 from maestro_celery_plugin.errors import DamagedFileError, StudyError
-from maestro_celery_plugin.files import read_text, write_atomically
+from maestro_celery_plugin.files import read_json, read_text, write_atomically
 from maestro_celery_plugin.study.broker_location import BrokerLocation
 from maestro_celery_plugin.study.conductor_beats import ConductorBeats
 from maestro_celery_plugin.study.heartbeats import Heartbeats
@@ -84,9 +84,13 @@ class Session:
         path.mkdir(parents=True, exist_ok=True)
         path.chmod(0o700)
         session = cls(path)
-        session._write("secret", secrets.token_hex(_SECRET_BYTES))
+        session.renew_secret()
         (path / "workers").mkdir(exist_ok=True)
         return session
+
+    def renew_secret(self) -> None:
+        """Store another secret; messages that were signed with the one before are refused."""
+        self._write("secret", secrets.token_hex(_SECRET_BYTES))
 
     def _write(self, name: str, text: str) -> None:
         write_atomically(self.path / name, text, mode=0o600)
@@ -102,6 +106,8 @@ class Session:
         try:
             text = read_text(path)
         except OSError as cause:
+            if isinstance(cause, FileNotFoundError) and self.path.is_dir():
+                raise DamagedFileError.at(path, "it does not exist") from cause
             raise StudyError(f"The session '{self.path}' cannot be read: {cause.strerror}.") from cause
         if not _SECRET.fullmatch(text):
             raise DamagedFileError.at(path, f"it must have {2 * _SECRET_BYTES} hexadecimal digits")
@@ -131,7 +137,7 @@ class Session:
     def read_broker(self) -> BrokerLocation | None:
         """Return the location of the broker; None without a broker, or if a crash has emptied the file."""
         try:
-            values = json.loads(read_text(self.path / "broker.json"))
+            values = read_json(self.path / "broker.json")
             if isinstance(values, dict):  # release 0.1.0 calls the supervisor `keeper`
                 values = {"supervisor": values.get("keeper"), **values}
             return conversion.from_dict(BrokerLocation, values)
@@ -167,19 +173,6 @@ class Session:
         """Store the address on which the private broker must listen."""
         self._write("broker_host", host)
 
-    # --- the end of the study ---
-
-    def write_notify(self, command: str) -> None:
-        """Store the command that runs when the study ends; it may have a secret, such as the address of a service."""
-        self._write("notify", command)
-
-    def read_notify(self) -> str | None:
-        """Return the command that runs when the study ends; None without one."""
-        try:
-            return read_text(self.path / "notify")
-        except FileNotFoundError:
-            return None
-
     # --- environment ---
 
     def write_environment(self, variables: Mapping[str, str]) -> None:
@@ -209,12 +202,20 @@ class Session:
         """
         return [value for name, value in self._read_environment().items() if not name.startswith(_FUNCTION)]
 
+    def secret_names(self) -> set[str]:
+        """Return the names of the variables of `maestro run --env-file`.
+
+        Raises:
+            StudyError: they cannot be read, or are damaged.
+        """
+        return {name for name in self._read_environment() if not name.startswith(_FUNCTION)}
+
     def _read_environment(self) -> dict[str, str]:
         path = self.path / "environment.json"
         if not os.path.exists(path):  # noqa: PTH110 (Path.exists raises an error without permission)
             return {}
         try:
-            return {str(name): str(value) for name, value in json.loads(read_text(path)).items()}
+            return {str(name): str(value) for name, value in read_json(path).items()}
         except OSError as cause:
             raise StudyError(f"'{path}' cannot be read: {cause.strerror}.") from cause
         except (ValueError, AttributeError) as cause:

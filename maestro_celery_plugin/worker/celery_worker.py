@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import io
 import logging
 import os
 import signal
+import sys
 from typing import NoReturn
 
 from celery.signals import worker_process_init, worker_ready, worker_shutting_down
@@ -73,8 +75,10 @@ def run(arguments: WorkerArguments, supervisor: ProcessId) -> NoReturn:
         worker_process_init.connect(process.open_in_pool, weak=False)
     else:
         process.open(arguments.name, args.slots)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # what extensions print is in the log at once, and at a sudden end
     queues = ", ".join(group.queues)
-    print(f"worker '{arguments.name}' on {host_name()}: {args.slots} slots for the task queues {queues}", flush=True)
+    print(f"worker '{arguments.name}' on {host_name()}: {args.slots} slots for the task queues {queues}")
     # As the command `celery worker`, which imports all other commands first and so takes longer than the rest here.
     settings = {"loglevel": "WARNING", "without_gossip": True, "without_mingle": True, "quiet": True, "no_color": True}
     name = host_format(f"{arguments.name}@%h")

@@ -63,7 +63,7 @@ def test_a_launch_and_its_resume_have_the_values_of_the_command_line(run, files,
     assert study.outputs("sim/*/sim.out") == [f"loaded spack\na = $HOME here {x} v1\n" for x in (7, 8)]
     assert study.outputs("post/post.out") == ["loaded spack\n"]
     assert [text.split() for text in study.outputs("native/native*.out")] == [["spack"]]
-    documented = set(re.findall(r"^\| `(MAESTRO_CELERY_\w+)`", (ROOT / "README.md").read_text(), re.MULTILINE))
+    documented = set(re.findall(r"^\| `(MAESTRO_CELERY_\w+)`", (ROOT / "docs" / "reference" / "variables.md").read_text(), re.MULTILINE))
     of_all = {"SESSION", "STUDY"}
     for step, own in (("sim/00", {"WORKER", "PROCESS", *of_all}), ("post", {"WORKER", *of_all}), ("native", of_all)):
         seen = variables(study.path / step / "env")

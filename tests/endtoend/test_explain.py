@@ -81,6 +81,7 @@ def test_a_failed_step_and_its_dependent_step_are_explained(run, tmp_path):
 
     text = explained(study)
 
+    assert study.code == 2 and f"maestro: the study has failed; `maestro-celery explain {study.path}`" in study.output
     assert "    The step failed because of sample 0: exit code 102 (hard fail).\n" in text
     assert f"1 of 3 samples failed; `maestro-celery status --failed {study.path}` lists the failed samples." in text
     assert f"`maestro-celery resume --failed {study.path}` runs them and the failed samples." in text

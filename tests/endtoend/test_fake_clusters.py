@@ -63,6 +63,14 @@ def test_parallel_samples_run_in_one_allocation(run, cluster, environment):
     assert [one["tasks"] for one in launches] == [2] * 6
 
 
+def test_a_quiet_launch_in_the_foreground_is_quiet_to_its_end(run, cluster):
+    """Given workers that leave their allocation at the end of the study, then `--quiet` prints no line about it."""
+    study = run(STUDY.format(type=cluster.type, cmd="echo sample $(A)"), "-s", "2", "--quiet", foreground=True)
+
+    assert states_of_allocations(study) == ["COMPLETED"]
+    assert (study.code, study.output) == (0, "")
+
+
 def test_samples_without_a_launcher_run_on_workers_of_each_node(run, cluster):
     study = run(STUDY.format(type=cluster.type, cmd="echo sample $(A); sleep 1"), "-s", "2").await_end()
 

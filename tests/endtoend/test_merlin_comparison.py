@@ -16,7 +16,7 @@ from support import BIN, ROOT, Study, kill
 SPECIFICATIONS = ROOT / "tests" / "fixtures" / "merlin"
 NAMES = ("values", "exits", "differs")
 
-# The differences that are kept on purpose: the row of the README's table, and the steps of `differs.yaml` that show it.
+# The differences that are kept on purpose: the row of the table in `docs/merlin.md`, and the steps of `differs.yaml` that show it.
 KEPT = {
     "A failed step": {"after"},
     "Failed samples": {"collect"},
@@ -117,8 +117,8 @@ def test_a_converted_specification_gives_the_results_of_merlin(left, version):
     assert steps(differences(theirs, here)) == KEPT["Exit code 102"] | KEPT["Quotes in a csv file"]
 
 
-def test_the_readme_lists_what_differs():
-    rows = [line.split("|")[1].strip() for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("|")]
+def test_the_documentation_lists_what_differs():
+    rows = [line.split("|")[1].strip() for line in (ROOT / "docs" / "merlin.md").read_text().splitlines() if line.startswith("|")]
 
     assert KEPT.keys() <= set(rows)
 

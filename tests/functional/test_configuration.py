@@ -38,16 +38,16 @@ def test_batch_defaults_and_the_notify_command_are_those_of_the_launch(run, envi
     configure(
         environment,
         "broker: private\nbatch: {'*': {bank: physics}}\n"
-        "notify: 'echo \"$MAESTRO_CELERY_NAME $MAESTRO_CELERY_STATE $MAESTRO_CELERY_FAILED_SAMPLES $MAESTRO_CELERY_STUDY\"; exit 3'\n",
+        "notify: 'echo \"$MAESTRO_CELERY_EVENT $MAESTRO_CELERY_NAME $MAESTRO_CELERY_STATE\" >> notified'\n",
     )
     study = run(SPEC)
     study.await_text("sim/*/began", count=2)
     configure(environment, "batch: {'*': {bank: other}}\nnotify: touch other\n")
     (conductor,) = (pid for pid, line in study.processes("bin/conductor").items() if "python" in line)
     os.kill(conductor, signal.SIGTERM)
-    notified = study.path / "merlin_info" / "notify.log"
+    notified = study.path / "notified"
     wait_for(lambda: notified.exists() and notified.read_text(), "the notification of the interruption")
-    assert notified.read_text() == f"sweep INTERRUPTED 0 {study.path}\n"
+    assert notified.read_text() == "end sweep INTERRUPTED\n"
 
     (study.path.parent / "go").touch()
     specification = study.path.parent / "study.yaml"
@@ -56,11 +56,10 @@ def test_batch_defaults_and_the_notify_command_are_those_of_the_launch(run, envi
     assert answer.returncode == 0, answer.stderr
     study.await_end()
 
-    assert notified.read_text().splitlines()[1:] == [f"sweep FINISHED 1 {study.path}"]
+    assert notified.read_text().splitlines()[1:] == ["failure sweep RUNNING", "end sweep FINISHED"]
     batch = yaml.safe_load((study.path / "batch.info").read_text())
     assert (batch["settings"]["batch"], batch["batch_defaults"]) == ({"bank": "physics"}, {"bank": "physics"})
-    assert f"The notify command has failed with exit code 3; its output is in '{notified}'." in study.log()
     assert not (study.path / "other").exists()
-    kept = study.path / "merlin_info" / "session" / "notify"
+    (kept,) = (study.path / "merlin_info" / "session" / "notify").iterdir()
     assert kept.stat().st_mode & 0o777 == 0o600
-    assert "exit 3" not in (study.path / "batch.info").read_text()
+    assert "EVENT" not in (study.path / "batch.info").read_text()

@@ -94,6 +94,26 @@ def test_a_chain_of_studies_shares_workers_and_ends_by_itself(chain):
     ]  # fmt: skip
 
 
+def test_a_script_waits_for_all_studies_of_a_session(chain):
+    """Given a chain of three studies, then `session wait` returns after the last one, with the highest code of all."""
+    study = chain("--vars", "SLEEP=0.2")
+    answer = study.command("maestro-celery", "session", "wait", "--timeout", "0", str(study.path))
+    assert (answer.returncode, answer.stdout) == (124, "") and "still run after 0 s" in answer.stderr
+    answer = study.command("maestro-celery", "session", "wait", str(study.path))
+    assert (answer.returncode, answer.stdout, answer.stderr) == (0, "", "")
+    assert [one.path.name for one in iterations(study)] == ["iteration", "iteration_2"]
+    assert_complete(iterations(study)[1], 3)
+
+
+def test_a_script_sees_that_a_study_of_a_session_has_failed(chain):
+    """Given a second study whose step fails, then `session wait` says which one, and has the code of a failure."""
+    failing = ITERATE.replace("if [ ", "[ $(ITER) = 1 ] || exit 3; if [ ", 1)
+    study = chain("--vars", "MAX=3", spec=failing)
+    answer = study.command("maestro-celery", "session", "wait", str(study.path))
+    assert answer.returncode == 1
+    assert answer.stderr == f"{iterations(study)[0].path}: FAILED\n"
+
+
 def test_a_group_with_other_options_is_another_group(chain):
     """Given a study that changes the options of the group, then its samples run in workers of its own."""
     study = chain("--vars", "OPTIONS=--vars ARGS='--concurrency 1'", "MAX=2")

@@ -28,7 +28,7 @@ def test_a_sample_sees_the_job_and_the_environment_of_the_user(launch, slurm, tm
     spec = ensemble(cmd, count=6, batch=batch, group="args: -c 1, nodes: 2")
     study = launch(spec, "--env-file", str(tmp_path / "env"), name="environment", environment={**USER, **MODULE}).await_end()
 
-    documented = set(re.findall(r"^\| `(MAESTRO_CELERY_\w+)`", (ROOT / "README.md").read_text(), re.MULTILINE))
+    documented = set(re.findall(r"^\| `(MAESTRO_CELERY_\w+)`", (ROOT / "docs" / "reference" / "variables.md").read_text(), re.MULTILINE))
     job, samples = variables(tmp_path / "job"), [variables(path) for path in study.path.glob("sim/*/env")]
     assert study.states() == {"sim": "FINISHED"}
     assert {sample["SLURMD_NODENAME"] for sample in samples} == {"n1", "n2"}

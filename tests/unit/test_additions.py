@@ -40,10 +40,12 @@ from maestro_celery_plugin.samples.paths import SamplePaths
 from maestro_celery_plugin.states import Outcome
 from maestro_celery_plugin.study.additions import (
     AdditionFile,
+    Additions,
     are_taken,
     grown,
     open_samples,
     read_additions,
+    write_additions,
 )
 from maestro_celery_plugin.study.plan import StudyPlan, study_around
 from maestro_celery_plugin.study.session import STUDY_VARIABLE, Session
@@ -65,6 +67,7 @@ def a_growing_study(root: Path, rows: int = 3, max_samples: int | None = None) -
     )
     (root / "batch.info").write_text(yaml.safe_dump(plan.to_batch()))
     Session.create(plan.session)
+    write_additions(plan, Additions(study_id=plan.id))
     (root / RELATIVE).mkdir(parents=True)
     values = {"labels": list(LABELS), "table": str(table), "index_cache": str(plan.info), "study_id": plan.id}
     values |= {"samples": rows, "launched": rows, "planned": plan.hierarchy}
@@ -296,10 +299,31 @@ def test_a_study_that_cannot_grow_says_why(tmp_path):
         growing_plan(dry.root)
 
 
-def test_damage_is_reported_and_not_taken_for_no_additions(plan):
-    (plan.info / "additions.json").write_text("{")
-    with pytest.raises(DamagedFileError, match=r"additions\.json"):
-        read_additions(plan)
+@pytest.mark.parametrize("damage", [b"{", b"", b"\xff", b"[]", b'{"study_id": "1", "added": []}', b'{"study_id": "\\ud800"}', None])
+def test_damage_is_reported_and_not_taken_for_no_additions(plan, damage):
+    path = plan.info / "additions.json"
+    path.write_bytes(damage) if damage is not None else path.unlink()
+    for read in (lambda: read_additions(plan), AdditionFile(plan).total):
+        with pytest.raises(DamagedFileError, match=r"additions\.json"):
+            read()
+
+
+def test_samples_that_a_damaged_file_has_lost_are_missed(plan, tmp_path):
+    """Given a step record with added samples, when the additions are lost, then no sample has values of another one."""
+    add_file(plan, a_file(tmp_path, 2))
+    manifest = manifest_of(plan, 5)
+    write_additions(plan, Additions(study_id=plan.id))
+    with pytest.raises(DamagedFileError, match="it has not all 2 added samples"):
+        open_samples(manifest)
+    (plan.info / "additions.json").unlink()
+    with pytest.raises(DamagedFileError, match="it does not exist"):
+        open_samples(manifest)
+
+
+def test_a_study_of_an_earlier_release_has_no_file_of_additions(plan):
+    assert read_additions(dataclasses.replace(plan, id="0")) == Additions(study_id=plan.id)
+    (plan.info / "additions.json").unlink()
+    assert read_additions(dataclasses.replace(plan, id="0")) == Additions()
 
 
 def test_a_follower_sees_each_addition(plan, tmp_path):

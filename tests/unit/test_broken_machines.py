@@ -692,3 +692,9 @@ def test_a_corrected_rule_applies_when_the_step_record_is_submitted_again(study)
     study.record.begin(cancelled=False)
 
     assert not study.record.stops_early
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[1]", '[{"node": 1, "worker": "w", "reason": "r", "samples": 2}]', '[{"node": "\\ud800"}]'])
+def test_a_damaged_list_of_broken_machines_is_empty(tmp_path, text):
+    (tmp_path / "broken.json").write_text(text)
+    assert read_broken_machines(tmp_path / "broken.json") == []

@@ -7,6 +7,7 @@ import errno
 import math
 import os
 
+import numpy as np
 import pytest
 from ensembles import a_study
 from msgspec.structs import replace
@@ -58,6 +59,37 @@ def test_a_refresh_comes_when_the_next_delay_passes(tmp_path, monkeypatch):
             coordinator._refresh()
         assert 0.1 <= coordinator._refresh_interval_s <= 0.4
     finally:
+        coordinator.close()
+
+
+def test_a_sample_that_requests_another_run_is_sent_when_its_slot_has_released_its_range(tmp_path, monkeypatch):
+    """Given no delay, and a slot that runs more samples of the range, then the request is not forgotten."""
+    plan, manifest = a_study(tmp_path / "study", retry_delay_s=0)
+    Session.create(plan.session)
+    coordinator, sent = Coordinator(plan), []
+    worker = LedgerWriter(plan.ledger / f"w-1{SUFFIX}", plan.number)
+    try:
+        coordinator._maintain_at = math.inf  # without a broker
+        monkeypatch.setattr(
+            coordinator._publisher, "send", lambda record, mask: sent.append(np.flatnonzero(mask).tolist())
+        )
+        coordinator._records.register(manifest).begin(cancelled=False)
+        worker.append(Kind.TAKEN, 1, 1, 0, 2)
+        worker.append(Kind.STARTED, 1, 1, 0)
+        worker.append(Kind.ENDED, 1, 1, 0, 1000, code=104)
+        worker.append(Kind.STARTED, 1, 1, 1)
+        worker.flush()
+        coordinator._refresh()
+        assert not sent
+
+        worker.append(Kind.ENDED, 1, 1, 1, 1000)
+        worker.append(Kind.RELEASED, 1, 1, 0, 2)
+        worker.flush()
+        coordinator._refresh()
+
+        assert sent == [[0]]
+    finally:
+        worker.close()
         coordinator.close()
 
 

@@ -20,6 +20,8 @@ from maestro_celery_plugin.files import (
     TRANSIENT_ERRORS,
     check_writable,
     is_locked,
+    parsed_json,
+    read_json,
     read_text,
     share_clock,
     shared_lock,
@@ -270,3 +272,15 @@ def test_a_wrong_clock_is_compared_with_that_of_the_file_system(tmp_path, monkey
         assert list(tmp_path.iterdir()) == []
     finally:
         clock.adjust(0.0)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[" * 100_000, '"\\ud800"', '{"a": ["\\uDFFF"]}', "nul"])
+def test_text_that_is_not_json_is_damage(tmp_path, text):
+    """Given text that a JSON parser refuses, or that no other file could take, then the file is damaged."""
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(DamagedFileError, match="it is not JSON"):
+        read_json(tmp_path / "a.json")
+
+
+def test_characters_beyond_16_bits_are_json():
+    assert parsed_json('"\\ud83d\\ude00"') == "\U0001f600"

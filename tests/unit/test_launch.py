@@ -8,6 +8,7 @@ import os
 import stat
 import sys
 import types
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +48,7 @@ def current(tmp_path, monkeypatch):
 def acquire(tmp_path):
     """Acquire the samples of a study as Maestro does, and return its batch dictionary."""
 
-    def run(cmd=None, file="$(MERLIN_INFO)/x.csv", labels=("A",), shell="/bin/bash", max_samples=None):
+    def run(cmd=None, file="$(MERLIN_INFO)/x.csv", labels=("A",), shell="/bin/bash", max_samples=None, name="s_20260102-030405"):
         settings = EnsembleSettings(
             batch=BatchSettings(shell=shell),
             resources=ResourceSettings(),
@@ -59,7 +60,7 @@ def acquire(tmp_path):
             ),
         )
         batch = {"type": "celery"}
-        values = {"OUTPUT_PATH": tmp_path / "s_20260102-030405", "SPECROOT": tmp_path}
+        values = {"OUTPUT_PATH": tmp_path / name, "SPECROOT": tmp_path}
         substitutions = [types.SimpleNamespace(name=name, value=str(value)) for name, value in values.items()]
         launch.EnsembleDependency(settings, batch).acquire(substitutions)
         return batch
@@ -156,6 +157,30 @@ def test_a_command_that_expects_to_run_in_merlin_info_is_warned_of(acquire, curr
         f"merlin.samples.generate.cmd: the command runs in '{current}' and has written 'x.csv' there; the samples are read from "
         f"it. Let the command write '{file}'."
     ) in caplog.text
+
+
+def test_launches_that_write_the_same_file_at_the_same_time_have_their_own_samples(acquire, current):
+    """Given two launches in one directory whose commands write the same file, then each has the samples of its command."""
+    (current / "x.csv").write_text("old\n")
+
+    def launched(number):
+        command = f"for i in $(seq 5); do echo {number}.$i; sleep 0.05; done > x.csv"
+        return rows_of(acquire(command, file="x.csv", name=f"s{number}"))
+
+    with ThreadPoolExecutor() as pool:
+        found = list(pool.map(launched, range(3)))
+    assert found == [[f"{number}.{i}" for i in range(1, 6)] for number in range(3)]
+
+
+def test_a_study_that_another_one_starts_writes_its_samples_to_itself(acquire, current, monkeypatch):
+    """Given a command that writes to the directory that all studies of a session share, then the study is refused."""
+    member = types.SimpleNamespace(id="0" * 16)
+    monkeypatch.setattr(launch.OPTIONS, "member", member)
+    monkeypatch.setenv("MAESTRO_CELERY_SESSION", str(current))
+    assert message(acquire, "seq 3 > x.csv") == (
+        f"merlin.samples.generate.cmd: the command has written 'x.csv' into '{current}', where other studies of the "
+        "session write it as well; let it write '$(MERLIN_INFO)/x.csv'."
+    )
 
 
 def test_an_old_file_of_the_same_name_is_no_table(acquire, current):
@@ -379,7 +404,7 @@ def test_without_steps_for_workers_the_broker_is_not_checked(monkeypatch):
     monkeypatch.setattr(launch.OPTIONS, "dry_run", False)
     monkeypatch.setenv("MAESTRO_CELERY_BROKER_URL", "redis://127.0.0.1:1/0")
 
-    launch.check_launch(settings_of({"w": WorkerGroupSettings()}), "study.yaml")
+    launch.check_launch(settings_of({"w": WorkerGroupSettings()}), Path("study.yaml"))
 
     assert "MAESTRO_CELERY_BROKER_URL" not in os.environ
 
@@ -388,14 +413,14 @@ def test_the_broker_is_checked_only_in_a_launch(monkeypatch):
     settings = settings_of({"w": WorkerGroupSettings(task_queues=("merlin",))})
     checked = []
     monkeypatch.setattr("maestro_celery_plugin.broker.choice.check", checked.append)
-    launch.check_launch(settings, "study.yaml")
+    launch.check_launch(settings, Path("study.yaml"))
     monkeypatch.setattr(launch.OPTIONS, "launching", True)
     monkeypatch.setattr(launch.OPTIONS, "dry_run", True)
-    launch.check_launch(settings, "study.yaml")
+    launch.check_launch(settings, Path("study.yaml"))
     assert not checked
 
     monkeypatch.setattr(launch.OPTIONS, "dry_run", False)
-    launch.check_launch(settings, "study.yaml")
+    launch.check_launch(settings, Path("study.yaml"))
     assert len(checked) == 1
 
 
@@ -409,7 +434,7 @@ def test_a_batch_system_without_its_commands_stops_the_launch(monkeypatch):
 
     message = r"study.yaml: batch.type: found 'slurm' for the worker group 'sim', but there is no 'sbatch' on PATH"
     with pytest.raises(SpecificationError, match=message):
-        launch.check_launch(settings, "study.yaml")
+        launch.check_launch(settings, Path("study.yaml"))
 
 
 @pytest.mark.parametrize("has_workers", [True, False])
@@ -430,4 +455,4 @@ def test_a_batch_system_without_its_python_package_stops_the_launch(monkeypatch,
     user = "the worker group 'sim'" if has_workers else "the steps that Maestro runs itself"
     message = rf"found 'flux' for {user}, but this Python cannot import the package 'flux', .*No module named 'no_cffi'"
     with pytest.raises(SpecificationError, match=message):
-        launch.check_launch(settings, "study.yaml")
+        launch.check_launch(settings, Path("study.yaml"))

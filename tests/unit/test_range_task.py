@@ -25,6 +25,7 @@ from maestro_celery_plugin.batch.deadline import Deadline
 from maestro_celery_plugin.broker.messages import RangeTask, halves
 from maestro_celery_plugin.clock import wait_until
 from maestro_celery_plugin.conductor.step_record import uniform_ranges
+from maestro_celery_plugin.errors import DamagedFileError
 from maestro_celery_plugin.ledger.claims import Claims, MessageName, owner_text
 from maestro_celery_plugin.ledger.entries import COORDINATOR, ENTRY, SUFFIX, Kind
 from maestro_celery_plugin.ledger.leases import Leases
@@ -538,6 +539,19 @@ def test_an_assignment_tells_which_samples_run_and_how(make, count):
     assert ensemble.runs == dict.fromkeys(np.flatnonzero(modes).tolist(), 1)
     restarted = [sample for _, sample, code in ensemble.rows(Kind.STARTED) if code]
     assert restarted == np.flatnonzero(modes == RunMode.RESTART).tolist()
+
+
+@pytest.mark.parametrize("content", [b"", b"x" * 200, None])
+def test_a_damaged_assignment_runs_nothing(make, content):
+    """Given an assignment that a fault of the disk has damaged, then no sample runs by a wrong rule, and it is reported."""
+    ensemble = make(samples=4)
+    path = ensemble.plan.records / RELATIVE / "assignment-2.npy"
+    path.write_bytes(content) if content is not None else np.save(path, np.zeros((3, 1)))
+    with pytest.raises(DamagedFileError, match=r"assignment-2\.npy"):
+        Assignment(path.parent, 2).read(0, 4)
+    process = worker("w-1", 1, Transport().send)
+    process.run(ensemble.task(0, 4, 2, RunMode.ASSIGNED))
+    assert not ensemble.runs
 
 
 # --- invalid ranges and stopping workers -------------------------------------------------------------

@@ -250,8 +250,8 @@ def added(plan):
     yield plan
     for manifest in before.values():
         manifest.write(plan.records / Path(manifest.workspace).relative_to(plan.root) / "manifest.json")
-    for name in ("additions.json", "steps_to_repeat.json"):
-        (plan.info / name).unlink(missing_ok=True)
+    write_additions(plan, Additions(study_id=plan.id))
+    (plan.info / "steps_to_repeat.json").unlink(missing_ok=True)
 
 
 NEW = [4, 5]

@@ -248,6 +248,8 @@ def test_the_command_prints_csv_into_a_pipe_and_writes_files(ensemble, tmp_path)
     assert answer.stdout == "id,X\n0,0.0\n1,0.025\n" and answer.exit_code == 0
     answer = call("samples", str(ensemble.root), "-o", str(tmp_path / "t.json"), "--where", "X >= 0.5", "--sort", "-X")
     assert "20 rows with 14 columns" in answer.stderr and json.loads((tmp_path / "t.json").read_text())[0]["id"] == 39
+    one = call("samples", str(ensemble.root), "-o", str(tmp_path / "t.csv"), "--where", "id == 3", "--columns", "id")
+    assert one.stderr.startswith("1 row with 1 column:")
     answer = call("samples", str(ensemble.root), "--where", "0 < X < 1")
     assert answer.exit_code == 1 and "join them with 'and'" in answer.stderr and "Traceback" not in answer.stderr
 

@@ -16,6 +16,7 @@ import pytest
 from maestro_celery_plugin.errors import SampleError
 from maestro_celery_plugin.plugins import open_table
 from maestro_celery_plugin.samples import csv_reader, npy_reader, row_index
+from maestro_celery_plugin.samples.table import rows_of
 
 
 @pytest.fixture
@@ -474,20 +475,31 @@ DAMAGES = {
     "zeros in the middle": lambda whole: whole[:160] + bytes(32) + whole[192:],
     "of a larger file": lambda whole: whole[:-16] + np.array([9000, 9002]).tobytes(),
     "text": lambda whole: b"no index at all",
+    "a row that begins too late": lambda whole: whole[:144] + np.array([4, 5]).tobytes() + whole[160:],
+    "a row that ends too early": lambda whole: whole[:144] + np.array([3, 4]).tobytes() + whole[160:],
+    "two rows as one": lambda whole: whole[:144] + np.array([3, 8]).tobytes() + whole[160:],
+    "fewer rows": lambda whole: whole.replace(b"(10, 2)", b"( 9, 2)"),
+    "objects": lambda whole: whole.replace(b"'<i8'", b" '|O'"),
+    "no size": lambda whole: whole.replace(b"'<i8'", b"'<U0'"),
+    "a negative shape": lambda whole: whole.replace(b"(10, 2)", b"(-1, 2)"),
+    "a header of Python that is none": lambda whole: whole.replace(b"(10, 2)", b"(10,(2)"),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_index_is_written_again(table_of, tmp_path, cache, damage):
     """Given an index that a power cut has damaged, then the rows are those of the file."""
-    table_of("".join(f"{n}\n" for n in range(10)))
+    table_of("".join(f"1{n}\n" for n in range(10)))
     whole = index_of(cache).read_bytes()
-    index_of(cache).write_bytes(DAMAGES[damage](whole))
+    damaged = DAMAGES[damage](whole)
+    assert damaged != whole
+    for read in (rows, lambda table: list(rows_of(table, 0, len(table)))):
+        index_of(cache).write_bytes(damaged)
 
-    table = open_table(tmp_path / "table.csv", ("A",), cache)
+        table = open_table(tmp_path / "table.csv", ("A",), cache)
 
-    assert rows(table) == [[str(n)] for n in range(10)]
-    assert index_of(cache).read_bytes() == whole
+        assert read(table) == [[f"1{n}"] for n in range(10)]
+        assert index_of(cache).read_bytes() == whole
 
 
 def test_an_index_that_cannot_be_read_now_is_not_written_again(table_of, tmp_path, cache, monkeypatch):

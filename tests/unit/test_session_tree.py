@@ -60,3 +60,4 @@ def test_the_table_fits_into_a_terminal(session, capsys, monkeypatch):
     assert lines[0].split() == ["STUDY", "STATE", "STARTED", "BY", "VARIABLES"]
     assert lines[1].split() == ["s1", "ended", "next", "ITER=1"]
     assert terminal.shortened("a_long_name_" * 20, 30) in lines[3]
+    assert f"X={terminal.shortened('y' * 100, 24)}" in "".join(lines[3:]).replace(" ", "")

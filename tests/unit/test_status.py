@@ -959,9 +959,11 @@ def test_the_page_shows_the_last_allocation_of_each_name(study: Study) -> None:
     allocate(study, "sim", "41", AllocationState.TIMED_OUT)
     allocate(study, "sim", "42", AllocationState.PENDING, "Resources")
     allocate(study, "post", None, AllocationState.PENDING)
+    allocate(study, "here", "2290:146355:30e5b3a883a2666b", AllocationState.RUNNING)
     output = CliRunner().invoke(main, ["status", str(study.plan.root)]).output
     section = output.partition("Allocations\n")[2].splitlines()
-    assert section[:2] == ["  post/1  not submitted  PENDING", "  sim/2  job 42  PENDING  Resources"]
+    here = "  here/1  process 2290 in the allocation of the launch  RUNNING"
+    assert section[:3] == [here, "  post/1  not submitted  PENDING", "  sim/2  job 42  PENDING  Resources"]
     assert not any("41" in line for line in section)  # the path of the study may contain 41
 
 

@@ -84,6 +84,17 @@ def test_without_a_delay_a_sample_is_due_at_once():
     assert samples_of(a_record(*attempt(3, 100), *attempt(4, 104), retry_delay_s=0).due()) == [3, 4]
 
 
+def test_a_sample_whose_slot_still_has_its_range_is_due_when_the_slot_releases_it():
+    """Given a delay that ends while the slot runs other samples of the range, then the sample is due later, not never."""
+    record = a_record(*attempt(3, 104), retry_delay_s=0)
+    leased = NOTHING.copy()
+    leased[2:6] = True
+
+    assert samples_of(record.due(leased)) == []
+    assert samples_of(record.due(NOTHING)) == [3]
+    assert samples_of(record.due(NOTHING)) == []
+
+
 def test_a_sample_that_got_an_outcome_while_it_waited_is_not_due():
     record = a_record(*attempt(3, 104))
     record.apply(entries(*attempt(3, 0, epoch=2)))

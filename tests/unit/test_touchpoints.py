@@ -17,7 +17,7 @@ from pathlib import Path
 import maestrowf
 import pytest
 
-from maestro_celery_plugin.errors import UnsupportedMaestroError
+from maestro_celery_plugin.errors import StudyError, UnsupportedMaestroError
 from maestro_celery_plugin.maestro import argument_parser, launch_options, this_process, touchpoints
 from maestro_celery_plugin.maestro import guarded_run as guarded_run_module
 from maestro_celery_plugin.maestro.after_import import Touchpoint
@@ -137,10 +137,21 @@ def test_the_conductor_of_the_same_environment_is_started(own_conductor):
     assert command == f"nohup '{own_conductor}' -t 60 /my/study > log"
 
 
-def test_without_an_own_conductor_the_command_does_not_change(own_conductor):
+def test_without_a_conductor_the_launch_fails(own_conductor, monkeypatch, tmp_path):
+    """Given an environment without `conductor`, then the launch ends with an error; Maestro would report success."""
     own_conductor.unlink()
-    command = "nohup conductor -t 60 /my/study > log"
-    assert touchpoints._with_own_conductor(command) == command
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(StudyError, match=r"There is no `conductor` beside '.*', nor on PATH"):
+        touchpoints._with_own_conductor("nohup conductor -t 60 /my/study > log")
+
+
+def test_a_conductor_on_path_is_used_if_there_is_no_other_one(own_conductor, monkeypatch, tmp_path):
+    found = own_conductor.rename(tmp_path / "conductor")
+    found.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert touchpoints._with_own_conductor("nohup conductor -t 60 /s > log") == f"nohup {found} -t 60 /s > log"
 
 
 @pytest.mark.parametrize("command", ["conductor -t 60", "echo nohup conductor x", ["nohup", "conductor"], None])
@@ -175,7 +186,7 @@ def failing(number):
 
 def guarded_run(out, run=lambda namespace: 0):
     options = {"broker": None, "broker_host": None, "dry": True, "fg": False, "pgen": None, "hashws": False, "out": out}
-    options |= {"specification": os.devnull, "vars": [], "samplesfile": None, "env_file": None, "no_errors": False}
+    options |= {"specification": os.devnull, "vars": [], "samplesfile": None, "env_file": None, "no_errors": False, "notify": None}
     options |= {"session": None, "quiet": False, "autoyes": True, "autono": False, "max_depth": None, "max_studies": None}
     return argument_parser._guarded_run(run, argparse.Namespace(**options))
 

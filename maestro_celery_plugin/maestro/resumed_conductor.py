@@ -1,0 +1,123 @@
+"""The conductor that a resume has started: its start, the wait for its end, and what a user reads then."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+
+from rich.console import Console
+
+from maestro_celery_plugin import clock
+from maestro_celery_plugin.errors import StudyError
+from maestro_celery_plugin.files import tail
+from maestro_celery_plugin.maestro.conductor_program import conductor_program
+from maestro_celery_plugin.report.exit_codes import StudyCode, code_of
+from maestro_celery_plugin.report.live.progress_display import ProgressDisplay, is_live_terminal
+from maestro_celery_plugin.report.live.warning_lines import WarningLines
+from maestro_celery_plugin.report.reader import StatusReader
+from maestro_celery_plugin.study.conductor_lock import has_conductor
+from maestro_celery_plugin.study.plan import StudyPlan
+
+__all__ = ["await_end", "await_release", "await_start", "conductor_log", "start_conductor"]
+
+_START_LIMIT_S = 30.0
+# The file in the study for the output of the new conductor.
+_LOG = "resumed.txt"
+# Interval between two looks at whether a conductor that another process has started lives.
+_RELEASE_INTERVAL_S = 0.5
+
+
+def conductor_log(plan: StudyPlan) -> WarningLines:
+    """Return what follows the warnings of a conductor that starts after this call."""
+    return WarningLines(plan.root / _LOG)
+
+
+def start_conductor(plan: StudyPlan, sleep_s: int) -> subprocess.Popen[bytes]:
+    """Start a conductor in the background.
+
+    Args:
+        plan: The study.
+        sleep_s: Seconds between two polls of Maestro.
+
+    Raises:
+        StudyError: there is no program `conductor`.
+    """
+    log = plan.root / _LOG
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            [conductor_program(), "-t", str(sleep_s), "-d", "2", str(plan.root)],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+
+
+def await_start(plan: StudyPlan, process: subprocess.Popen[bytes]) -> None:
+    """Wait until the new conductor holds the lock of the study, or has ended.
+
+    Raises:
+        StudyError: it has ended with an error.
+    """
+
+    def has_started() -> bool:
+        return has_conductor(plan) or process.poll() is not None
+
+    clock.wait_until(has_started, _START_LIMIT_S, interval_s=0.1)
+    if process.poll() not in (None, 0, 2, 3):
+        output = tail(plan.root / _LOG)
+        raise StudyError(f"The conductor has ended with code {process.returncode}; its last lines:\n{output}")
+
+
+def await_release(plan: StudyPlan) -> None:
+    """Wait until no conductor has the study."""
+    while has_conductor(plan):
+        clock.sleep(_RELEASE_INTERVAL_S)
+
+
+def await_end(plan: StudyPlan, wait: Callable[[], object], log: WarningLines | None = None) -> StudyCode:
+    """Wait for the end of a conductor, or until the user does not wait any longer; return how the study is then.
+
+    A terminal shows the progress, with the warnings of the conductor.
+
+    Args:
+        plan: The study.
+        wait: Returns when the conductor has ended.
+        log: Follows the warnings of the conductor; None for a conductor that another process has started.
+    """
+    has_display = is_live_terminal()
+    try:
+        with _display(plan, log) if has_display else contextlib.nullcontext():
+            wait()
+    except KeyboardInterrupt:  # the conductor has a session of its own, so it goes on
+        root = shlex.quote(str(plan.root))
+        print(
+            f"The study goes on; `maestro-celery status --watch {root}` shows it, `maestro cancel {root}` ends it.",
+            file=sys.stderr,
+        )
+    code = code_of(StatusReader(plan.root).read(), is_to_end=True)
+    if code is not StudyCode.UNSUCCESSFUL or not has_display:  # the display says it as well
+        _say_how_it_ended(plan, code)
+    return code
+
+
+def _display(plan: StudyPlan, log: WarningLines | None) -> ProgressDisplay:
+    return ProgressDisplay(StatusReader(plan.root), Console(highlight=False), log=log)
+
+
+def _say_how_it_ended(plan: StudyPlan, code: StudyCode) -> None:
+    """Say why a study has not finished; the samples that have failed are not among the reasons."""
+    study = shlex.quote(str(plan.root))
+    if code is StudyCode.UNCONDUCTED:
+        output = tail(plan.root / _LOG)
+        print(
+            f"maestro-celery: error: the conductor has ended before the study; its last lines:\n{output}",
+            file=sys.stderr,
+        )
+    elif code is StudyCode.UNSUCCESSFUL:
+        print(
+            f"maestro-celery: the study has not finished; `maestro-celery explain {study}` says why.", file=sys.stderr
+        )

@@ -1,0 +1,1 @@
+"""What moves on a terminal while a study runs: the display of `-fg`, and `status --watch`."""
