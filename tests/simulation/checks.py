@@ -207,7 +207,10 @@ class Checks:
         if outcome in _FINISHED:
             if not {0, ExitCode.STOP_WORKERS}.intersection(codes):
                 self.fail(f"{name} has finished, but {ends}")
-        elif any(code is not None and outcome_of(code) is outcome for code in codes) or sum(1 for code in codes if code in _REQUESTS) > self._world.manifests[key[0]].max_retries:
+        elif (
+            any(code is not None and outcome_of(code) is outcome for code in codes)
+            or sum(1 for code in codes if code in _REQUESTS) > self._world.manifests[key[0]].max_retries
+        ):
             return
         else:
             self._check_lost(name, attempts, int(self._starts[key[1]]), ends)

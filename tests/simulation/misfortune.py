@@ -165,8 +165,8 @@ class Misfortune:
     def _cut(self) -> None:
         """Cut a node off from the file server."""
         kernel = self._world.kernel
-        node = kernel.random.choice([*self._world.nodes, self._world.home])
-        seconds = kernel.random.choice((2.0, 15.0, 25.0, 45.0, 70.0))
+        node = kernel.random.choice([*self._world.nodes, *self._world.nodes, self._world.home])
+        seconds = kernel.random.choice((2.0, 15.0, 25.0, 45.0, 70.0, 70.0))
         self._cut_until[node.name] = kernel.now + seconds
         for process in node.processes.values():
             self.disturb(process)

@@ -137,7 +137,9 @@ def _draw_storm(profile: Profile, rng: random.Random) -> None:
     profile.long_share = some(0.2)
     profile.worker_kills_per_hour = some(120)
     profile.supervisor_kills_per_hour = some(60)
-    profile.pauses_per_hour, profile.cuts_per_hour = some(120), some(60)
+    profile.pauses_per_hour, profile.cuts_per_hour = some(120), some(100)
+    if profile.cuts_per_hour:
+        profile.long_share = max(profile.long_share, some(0.4, 0.5))
     profile.node_losses_per_hour = some(60)
     profile.clock_jumps_per_hour = some(60)
     profile.conductor_kills_per_hour = some(100)

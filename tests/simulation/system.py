@@ -383,57 +383,61 @@ FCNTL = SimpleNamespace(
     flock=_flock, LOCK_SH=fcntl.LOCK_SH, LOCK_NB=fcntl.LOCK_NB, LOCK_EX=fcntl.LOCK_EX, LOCK_UN=fcntl.LOCK_UN
 )
 
-_real: dict[str, Any] = {}
+# The real functions.
+_close, _fdopen, _io, _getpid = os.close, os.fdopen, io.open, os.getpid
+_symlink, _dup2, _exit = os.symlink, os.dup2, os._exit
+_interposed: list[bool] = []
+
+
+def _close_any(number: int) -> None:
+    if number < _FIRST:
+        _close(number)
+    elif files is not None:
+        if sim.current() is not None:
+            sim.kernel.operate()
+        files.close(number)
+
+
+def _fdopen_any(number: int, mode: str = "r", *args: Any, **options: Any) -> Any:
+    if number < _FIRST:
+        return _fdopen(number, mode, *args, **options)
+    return _file_object(number, mode, *args, **options)
+
+
+def _getpid_any() -> int:
+    process = sim.current()
+    return _getpid() if process is None else process.pid
+
+
+def _symlink_any(target: Any, path: Any, *args: Any, **options: Any) -> None:
+    if _is_simulated(path):
+        assert files is not None
+        files.client.link(os.fspath(target), os.fspath(path))
+    else:
+        _symlink(target, path, *args, **options)
+
+
+def _dup2_any(number: int, other: int, *args: Any) -> int:
+    return other if number >= _FIRST else _dup2(number, other, *args)
+
+
+def _exit_any(code: int) -> None:
+    process = sim.current()
+    if process is None:
+        _exit(code)
+    else:
+        sim.kernel.leave(process, code)
 
 
 def interpose() -> None:  # noqa: C901 (one wrapper for each function)
     """Let the functions of `os` and `io` serve simulated files; they call the real functions for all others."""
-    if _real:
+    if _interposed:
         return
+    _interposed.append(True)
     for name, simulated in _PATHS.items():
-        _real[name] = getattr(os, name)
-        setattr(os, name, _of_paths(_real[name], simulated))
+        setattr(os, name, _of_paths(getattr(os, name), simulated))
     for name, simulated in _DESCRIPTORS.items():
-        _real[name] = getattr(os, name)
-        setattr(os, name, _of_descriptors(_real[name], simulated))
-    real_close, real_fdopen, real_io_open, real_getpid = os.close, os.fdopen, io.open, os.getpid
-
-    def close(number: int) -> None:
-        if number < _FIRST:
-            real_close(number)
-        elif files is not None:
-            if sim.current() is not None:
-                sim.kernel.operate()
-            files.close(number)
-
-    def fdopen(number: int, mode: str = "r", *args: Any, **options: Any) -> Any:
-        if number < _FIRST:
-            return real_fdopen(number, mode, *args, **options)
-        return _file_object(number, mode, *args, **options)
-
-    def getpid() -> int:
-        process = sim.current()
-        return real_getpid() if process is None else process.pid
-
-    real_symlink, real_dup2, real_exit = os.symlink, os.dup2, os._exit
-
-    def symlink(target: Any, path: Any, *args: Any, **options: Any) -> None:
-        if _is_simulated(path):
-            assert files is not None
-            files.client.link(os.fspath(target), os.fspath(path))
-        else:
-            real_symlink(target, path, *args, **options)
-
-    def dup2(number: int, other: int, *args: Any) -> int:
-        return other if number >= _FIRST else real_dup2(number, other, *args)
-
-    def leave(code: int) -> None:
-        process = sim.current()
-        if process is None:
-            real_exit(code)
-        else:
-            sim.kernel.leave(process, code)
-
-    os.close, os.fdopen, os.getpid = close, fdopen, getpid  # type: ignore[assignment]
-    os.symlink, os.dup2, os._exit = symlink, dup2, leave  # type: ignore[assignment]
-    io.open = _of_paths(real_io_open, _io_open)  # type: ignore[assignment]
+        setattr(os, name, _of_descriptors(getattr(os, name), simulated))
+    os.close, os.fdopen, os.getpid = _close_any, _fdopen_any, _getpid_any  # type: ignore[assignment]
+    os.symlink, os.dup2, os._exit = _symlink_any, _dup2_any, _exit_any  # type: ignore[assignment]
+    io.open = _of_paths(_io, _io_open)  # type: ignore[assignment]
