@@ -1,2 +1,47 @@
-/* iframe-worker 1.0.4, https://github.com/squidfunk/iframe-worker, MIT License, Copyright (c) 2020-2022 Martin Donath. The search uses it in pages that are opened as files. */
-"use strict";(()=>{function c(s,n){parent.postMessage(s,n||"*")}function d(...s){return s.reduce((n,e)=>n.then(()=>new Promise(r=>{let t=document.createElement("script");t.src=e,t.onload=r,document.body.appendChild(t)})),Promise.resolve())}var o=class extends EventTarget{constructor(e){super();this.url=e;this.m=e=>{e.source===this.w&&(this.dispatchEvent(new MessageEvent("message",{data:e.data})),this.onmessage&&this.onmessage(e))};this.e=(e,r,t,i,m)=>{if(r===`${this.url}`){let a=new ErrorEvent("error",{message:e,filename:r,lineno:t,colno:i,error:m});this.dispatchEvent(a),this.onerror&&this.onerror(a)}};let r=document.createElement("iframe");r.hidden=!0,document.body.appendChild(this.iframe=r),this.w.document.open(),this.w.document.write(`<html><body><script>postMessage=${c};importScripts=${d};addEventListener("error",({error})=>{parent.dispatchEvent(new ErrorEvent("error",{filename:"${e}",error}))})<\/script><script src=${e}?${+Date.now()}><\/script></body></html>`),this.w.document.close(),onmessage=this.m,onerror=this.e,this.r=new Promise((t,i)=>{this.w.onload=t,this.w.onerror=i})}terminate(){this.iframe.remove(),onmessage=onerror=null}postMessage(e){this.r.catch().then(()=>{this.w.dispatchEvent(new MessageEvent("message",structuredClone({data:e})))})}get w(){return this.iframe.contentWindow}};window.IFrameWorker=o;location.protocol==="file:"&&(window.Worker=o);})();
+/* Lets the search work in pages that are opened as files, where browsers start no workers: the script of the worker runs
+   in a frame. The theme asks for the name `IFrameWorker` to find its other scripts. */
+if (location.protocol === "file:") {
+  window.IFrameWorker = class extends EventTarget {
+    constructor(url) {
+      super();
+      const frame = document.createElement("iframe");
+      frame.hidden = true;
+      this.frame = frame;
+      this.ready = new Promise((resolve) => {
+        frame.addEventListener("load", () => resolve(this.start(url)), { once: true });
+        document.body.append(frame);
+      });
+    }
+
+    async start(url) {
+      const inner = this.frame.contentWindow;
+      inner.postMessage = (data) => {
+        const event = new MessageEvent("message", { data });
+        this.dispatchEvent(event);
+        this.onmessage?.(event);
+      };
+      inner.importScripts = async (...urls) => {
+        for (const one of urls) await this.load(one);
+      };
+      await this.load(url);
+    }
+
+    load(url) {
+      return new Promise((resolve, reject) => {
+        const script = this.frame.contentDocument.createElement("script");
+        Object.assign(script, { src: url, onload: resolve, onerror: reject });
+        this.frame.contentDocument.body.append(script);
+      });
+    }
+
+    async postMessage(data) {
+      await this.ready;
+      this.frame.contentWindow.dispatchEvent(new MessageEvent("message", { data }));
+    }
+
+    terminate() {
+      this.frame.remove();
+    }
+  };
+  window.Worker = window.IFrameWorker;
+}

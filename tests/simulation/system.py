@@ -429,7 +429,7 @@ def _exit_any(code: int) -> None:
         sim.kernel.leave(process, code)
 
 
-def interpose() -> None:  # noqa: C901 (one wrapper for each function)
+def interpose() -> None:
     """Let the functions of `os` and `io` serve simulated files; they call the real functions for all others."""
     if _interposed:
         return
