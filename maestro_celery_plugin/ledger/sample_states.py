@@ -126,8 +126,7 @@ class SampleStates:
 
     def apply(self, entries: Entries) -> None:
         """Apply entries of this record; entries of different writers may come in any order."""
-        if len(entries):
-            self.epoch = max(self.epoch, int(entries["epoch"].max()))
+        self.epoch = max(self.epoch, int(entries["epoch"].max(initial=0)))
         entries = entries[_IS_RELEVANT[entries["kind"]] & (entries["start"] < len(self.outcome))]
         kinds = entries["kind"]
         # Most kinds are rare, and a study of many step records applies few entries at a time.
