@@ -200,8 +200,12 @@ def read_text(path: Path, *, limit: int = LIMIT_BYTES, errors: str = "strict") -
 
 def _read_once(path: Path, limit: int, errors: str) -> str:
     with _open_regular(path) as file:
-        is_too_large = os.fstat(file.fileno()).st_size > limit
-        data = b"" if is_too_large else file.read(limit + 1)
+        size = os.fstat(file.fileno()).st_size
+        is_too_large = size > limit
+        # Not `limit` at once: the reader reserves memory for all bytes that it may read, which takes longer.
+        data = b"" if is_too_large else file.read(size + 1)
+        if len(data) > size:  # the file has grown
+            data += file.read(limit - size)
     if is_too_large or len(data) > limit:
         raise DamagedFileError.at(path, f"it is larger than {limit} bytes")
     try:

@@ -30,14 +30,13 @@ _OUTCOME_BITS, _OUTCOME_MASK = np.uint64(3), np.uint64(7)
 # as ends of attempts; this release records `Kind.NOT_RUN`.
 _CANNOT_RUN = cannot_run_code(0)
 # Kinds and outcomes by short names: to look up a member of an enumeration takes as long as to compare a short array.
-_SENT, _CANCELLED, _RERUN, _STARTED = int(Kind.SENT), int(Kind.CANCELLED), int(Kind.RERUN), int(Kind.STARTED)
+_CANCELLED, _RERUN, _STARTED = int(Kind.CANCELLED), int(Kind.RERUN), int(Kind.STARTED)
 _ENDED, _STOPPED, _LOST = int(Kind.ENDED), int(Kind.STOPPED), int(Kind.LOST)
 _GAVE_UP, _INVALID = int(Kind.GAVE_UP), int(Kind.INVALID)
 _KINDS = max(Kind) + 1
 _ENDS = (_ENDED, _STOPPED, _LOST, int(Kind.NOT_RUN))
 _IS_END = kind_mask(Kind.ENDED, Kind.STOPPED, Kind.LOST, Kind.NOT_RUN)
 _IS_INTERRUPTED = kind_mask(Kind.LOST, Kind.STOPPED)
-_HAS_EPOCH = kind_mask(Kind.SENT, Kind.CANCELLED, Kind.RERUN)
 _HAS_CODE = kind_mask(Kind.ENDED, Kind.GAVE_UP)
 # Entries about leases tell nothing about samples.
 _IS_RELEVANT = ~kind_mask(Kind.HEAD, Kind.TAKEN, Kind.PASSED, Kind.KEPT, Kind.RELEASED)
@@ -96,7 +95,8 @@ class SampleStates:
         has_started: Whether a sample has started.
         ended: Epoch of the last attempt that ended or was lost.
         attempts: How often the samples were lost or have requested another run.
-        epoch: The highest epoch under which samples were sent, cancelled or marked to run again.
+        epoch: The highest epoch of an entry. Those of workers count as well: a power cut may have cost the entry of the
+            coordinator that they follow from.
         cancelled_epoch: The highest epoch under which samples were cancelled.
     """
 
@@ -126,12 +126,13 @@ class SampleStates:
 
     def apply(self, entries: Entries) -> None:
         """Apply entries of this record; entries of different writers may come in any order."""
+        self.epoch = max(self.epoch, int(entries["epoch"].max(initial=0)))
         entries = entries[_IS_RELEVANT[entries["kind"]] & (entries["start"] < len(self.outcome))]
         kinds = entries["kind"]
         # Most kinds are rare, and a study of many step records applies few entries at a time.
         found = np.bincount(kinds, minlength=_KINDS).tolist()
-        if found[_SENT] or found[_CANCELLED] or found[_RERUN]:
-            self._apply_epochs(entries[_HAS_EPOCH[kinds]])
+        if found[_CANCELLED]:
+            self.cancelled_epoch = max(self.cancelled_epoch, int(entries["epoch"][kinds == _CANCELLED].max()))
         if found[_STARTED]:
             self.has_started = True
             advance(self.started, entries, kinds == _STARTED)
@@ -149,13 +150,6 @@ class SampleStates:
             self._count_requests_and_losses(entries[(kinds == _LOST) | is_request])
         if found[_RERUN]:
             self._apply_reruns(entries[kinds == _RERUN])
-
-    def _apply_epochs(self, entries: Entries) -> None:
-        """Apply the epochs under which samples were sent, cancelled or marked to run again."""
-        self.epoch = max(self.epoch, int(entries["epoch"].max()))
-        cancelled = entries["epoch"][entries["kind"] == _CANCELLED]
-        if len(cancelled):
-            self.cancelled_epoch = max(self.cancelled_epoch, int(cancelled.max()))
 
     def _apply_ends(self, entries: Entries, kinds: np.ndarray[Any, Any]) -> None:
         """Apply the ends of attempts, whatever their outcome."""

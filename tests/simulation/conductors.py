@@ -34,7 +34,8 @@ class Conductor:
         self.coordinator: Any = None
         self.has_ended = False
         self.jobs: dict[str, str] = {}
-        self.process = sim.kernel.process(world.home, "conductor", self._main)
+        node = sim.kernel.random.choice(world.homes)
+        self.process = sim.kernel.process(node, "conductor", self._main)
         self.process.on_exit.append(lambda process: world.on_exit(process))
 
     def _main(self) -> int:

@@ -91,6 +91,7 @@ class Misfortune:
         self._repeat(profile.pauses_per_hour, self._pause)
         self._repeat(profile.cuts_per_hour, self._cut)
         self._repeat(profile.node_losses_per_hour, self._lose_node)
+        self._repeat(profile.home_losses_per_hour, self._lose_home)
         self._repeat(profile.clock_jumps_per_hour, self._move_clock)
         self._repeat(profile.conductor_kills_per_hour, self._kill_conductor)
         self._repeat(profile.second_conductors_per_hour, self._start_second)
@@ -154,7 +155,7 @@ class Misfortune:
             return
         until = kernel.now + kernel.random.uniform(1.0, 60.0)
         stopped = [process]
-        if kernel.random.random() < 0.5 and process.node is not self._world.home:
+        if kernel.random.random() < 0.5 and process.node not in self._world.homes:
             stopped = list(process.node.processes.values())
         self._count("process paused" if len(stopped) == 1 else "node paused")
         for one in stopped:
@@ -175,7 +176,7 @@ class Misfortune:
 
     def _lose_node(self) -> None:
         kernel = self._world.kernel
-        nodes = [node for node in self._world.nodes if node is not self._world.home and node.is_up]
+        nodes = [node for node in self._world.nodes if node not in self._world.homes and node.is_up]
         if not nodes:
             return
         node = kernel.random.choice(nodes)
@@ -189,6 +190,17 @@ class Misfortune:
         kernel.trace(f"{node.name} has lost {lost} writes")
         self._world.batch.lose(node)
         kernel.call(kernel.random.uniform(5.0, 60.0), lambda: self._boot(node))
+
+    def _lose_home(self) -> None:
+        """End the machine of the conductor, which loses what it has not written back."""
+        world = self._world
+        node = world.kernel.random.choice(world.homes)
+        self._count("conductor's machine lost")
+        node.client.crash()
+        for process in list(node.processes.values()):
+            world.files.close_all(process, writes_back=False)
+            world.kernel.exit(process, -9)
+        node.boots += 1
 
     def _boot(self, node: Node) -> None:
         node.is_up, node.boots = True, node.boots + 1

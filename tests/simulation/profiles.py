@@ -20,6 +20,7 @@ class Profile:
         workers: Where the workers are: `local` (the conductor's node), `remote` (a user starts them on other nodes),
             or `allocation` (batch jobs).
         faults_end_s: No fault begins after this time.
+        moves: Whether conductors begin on either of two login nodes.
         limit_s: The study must end within this time after the last fault.
     """
 
@@ -67,6 +68,8 @@ class Profile:
     pauses_per_hour: float = 0.0
     cuts_per_hour: float = 0.0
     node_losses_per_hour: float = 0.0
+    home_losses_per_hour: float = 0.0
+    moves: bool = False
     clock_jumps_per_hour: float = 0.0
     conductor_kills_per_hour: float = 0.0
     second_conductors_per_hour: float = 0.0
@@ -145,6 +148,8 @@ def _draw_storm(profile: Profile, rng: random.Random) -> None:
     profile.conductor_kills_per_hour = some(100)
     profile.second_conductors_per_hour = some(60)
     profile.cancels_per_hour = some(100, 0.2)
+    if profile.workers != "local":
+        profile.home_losses_per_hour, profile.moves = some(60, 0.15), rng.random() < 0.3
     profile.is_private = rng.random() < 0.4
     profile.stops_per_hour, profile.stop_share = some(60, 0.15), some(0.05, 0.1)
     profile.step_cancels_per_hour, profile.purges_per_hour = some(60, 0.1), some(60, 0.1)

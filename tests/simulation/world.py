@@ -124,6 +124,7 @@ class World:
         self.server = FileServer(lambda: EPOCH + kernel.now)
         self.files = system.Files(self.server, self._client(None))
         self.home = self._node("home", profile.workers == "local")
+        self.homes = [self.home, self._node("login", False)] if profile.moves else [self.home]
         self.nodes = (
             [self.home]
             if profile.workers == "local"

@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 import threading
+import tracemalloc
 
 import pytest
 from filelock import FileLock
@@ -284,3 +285,17 @@ def test_text_that_is_not_json_is_damage(tmp_path, text):
 
 def test_characters_beyond_16_bits_are_json():
     assert parsed_json('"\\ud83d\\ude00"') == "\U0001f600"
+
+
+def test_a_small_file_needs_no_memory_for_the_largest_one(tmp_path):
+    """Given a heartbeat of some bytes, then a conductor that reads a thousand of them does not reserve 64 MB for each."""
+    path = tmp_path / "beat.json"
+    path.write_text("{}")
+    tracemalloc.start()
+    try:
+        assert read_text(path) == "{}"
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert peak < 1 << 20

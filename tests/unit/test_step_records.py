@@ -135,3 +135,20 @@ def test_a_cancellation_that_could_not_be_recorded_is_recorded_later(tmp_path):
 
     assert records.state(record) is RecordState.CANCELLED
     assert record.samples.cancelled_epoch == 2
+
+
+def test_after_a_power_cut_no_epoch_is_used_again(tmp_path):
+    """Given a disk that has lost the last entries of the coordinator, but not those of a worker, then samples are sent under
+    a higher epoch: attempts under the earlier one are lost, and would end the new ones."""
+    plan, manifest = a_study(tmp_path / "study")
+    records = StepRecords(plan, GROUPS)
+    record = records.register(manifest)
+    records.record_sent(record, 1, 0, 10)
+    records.flush()
+    worker = LedgerWriter(plan.ledger / f"w-1{SUFFIX}", plan.number)
+    worker.append(Kind.TAKEN, 1, 7, 0, 10)
+    worker.close()
+
+    records.follow()
+
+    assert record.samples.epoch == 7
