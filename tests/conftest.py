@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +16,8 @@ from support import Study, kill
 
 # The configuration of the user who runs the tests has no effect on them.
 os.environ["XDG_CONFIG_HOME"] = "/nonexistent"
+# In the background, a shell lets its commands ignore SIGINT, and so the commands that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TESTS_OF_LAYER = {"functional": "functional", "endtoend": "endtoend", "faults": "faults", "slurm": "slurm"}
 
