@@ -582,7 +582,7 @@ def test_what_a_convicted_worker_fails_before_it_leaves_runs_again(convicted, re
         convicted.record = convicted.records.register(convicted.manifest)
         convicted.record.begin(cancelled=False)
     convicted.fail("w-1", range(6, 8))
-    convicted.as_worker("w-2", *[(Kind.ENDED, sample, 0, 2) for sample in (0, 1, 2, 3, 4, 8, 9)])
+    convicted.as_worker("w-2", *[(Kind.ENDED, sample, 0, 3) for sample in (0, 1, 2, 3, 4, 8, 9)])
     assert convicted.records.state(convicted.record) is RecordState.RUNNING
     convicted.machines.check()
 
