@@ -10,6 +10,7 @@ import click
 
 from maestro_celery_plugin.cli.parameter_types import files
 from maestro_celery_plugin.cli.vars_option import vars_option
+from maestro_celery_plugin.config.resources import counted
 from maestro_celery_plugin.maestro.command_line import check_generator
 from maestro_celery_plugin.maestro.validation import STDIN, Finding, Generator, validate
 from maestro_celery_plugin.spec.overrides import Overrides, variables_of
@@ -57,7 +58,8 @@ def _show(name: str, findings: Sequence[Finding], faults: Sequence[Kind]) -> Non
         mark = "" if finding.problem.kind in faults else "warning: "
         click.echo(f"{file}: {mark}{finding.problem}")
     if not any(finding.problem.kind in faults for finding in findings):
-        click.echo(f"{file}: no faults.")
+        warnings = f", {counted(len(findings), 'warning')}" if findings else ""
+        click.echo(f"{file}: no faults{warnings}.")
 
 
 def _to_json(name: str, findings: Sequence[Finding], faults: Sequence[Kind]) -> dict[str, object]:

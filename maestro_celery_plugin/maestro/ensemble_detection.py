@@ -45,6 +45,8 @@ def find_ensemble(data: dict[str, Any], repeated: Iterable[tuple[str, str]]) -> 
             yield Problem("", f"unknown block '{block}'; did you mean 'merlin'?")
             named.setdefault("merlin", value)
         else:
+            if block in ("resources", "samples") and "merlin" in data:
+                yield Problem("", f"unknown block '{block}'; put it into the block 'merlin': check the indentation.")
             named[block] = value
     if "merlin" not in named and not _has_step_key(named.get("study")):
         return None

@@ -172,7 +172,7 @@ def _code_of_end(code: int, failed: int | None) -> int:
         return _end(f"the study has failed; `maestro-celery explain {study}` says why.", code)
     if failed and not code:
         samples = "1 sample has" if failed == 1 else f"{failed} samples have"
-        return _end(f"{samples} failed; `maestro-celery status --failed {study}` lists them.")
+        return _end(f"{samples} failed; `maestro-celery failed {study}` says what they have in common.")
     return code
 
 

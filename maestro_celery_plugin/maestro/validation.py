@@ -11,7 +11,8 @@ import dataclasses
 import io
 import re
 import sys
-from collections.abc import Iterator, Mapping
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import yaml
 from maestrowf.specification.yamlspecification import YAMLSpecification
 
 from maestro_celery_plugin.config.tokens import names_in, substitute
-from maestro_celery_plugin.errors import EnsembleError, SpecificationError, StudyError
+from maestro_celery_plugin.errors import EnsembleError, SampleError, SpecificationError, StudyError
 from maestro_celery_plugin.maestro.command_line import check_place, check_specification_file, check_study_name
 from maestro_celery_plugin.maestro.ensemble_detection import find_ensemble, yaml_problem
 from maestro_celery_plugin.maestro.ensemble_specification import EnsembleSpecification
@@ -29,6 +30,8 @@ from maestro_celery_plugin.maestro.parameter_generator import generate
 from maestro_celery_plugin.maestro.schemas import shipped_schemas
 from maestro_celery_plugin.maestro.specification import without_log_of_maestro
 from maestro_celery_plugin.maestro.yaml_text import lines_of, load
+from maestro_celery_plugin.plugins import open_table
+from maestro_celery_plugin.samples.own_table import has_objects
 from maestro_celery_plugin.spec.checks import check_blocks, check_shape
 from maestro_celery_plugin.spec.dag import check_graph
 from maestro_celery_plugin.spec.overrides import Overrides
@@ -39,6 +42,8 @@ __all__ = ["STDIN", "Finding", "Generator", "faults_of", "validate"]
 
 # The name of the standard input on a command line.
 STDIN = "-"
+# Bytes of a sample file whose rows are checked, within seconds; the launch checks larger ones as well.
+_LARGEST_TABLE = 1 << 27
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,15 +197,32 @@ def _directory(specification: EnsembleSpecification) -> Path:
 
 
 def _check_sample_file(specification: EnsembleSpecification) -> Iterator[Problem]:
-    """Check that the sample file exists, unless a command generates it or its path is known at the launch only."""
+    """Check the sample file, unless a command generates it or its path is known at the launch only."""
     samples = specification.ensemble.samples
     if samples is None or samples.generate:
         return
     root = {"SPECROOT": str(_directory(specification))} if specification.path else {}
     file = substitute(samples.file, root)
-    if not names_in(file) and not Path(file).expanduser().is_file():
+    path = Path(file).expanduser()
+    if names_in(file):
+        return
+    if not path.is_file():
         text = f"there is no file '{file}'; check its name, or let generate.cmd write it."
         yield Problem("merlin.samples.file", text, Kind.MACHINE)
+    elif path.stat().st_size <= _LARGEST_TABLE and not has_objects(path):
+        yield from _check_table(path, samples.column_labels)
+
+
+def _check_table(path: Path, labels: Sequence[str]) -> Iterator[Problem]:
+    """Check the rows and the columns of a sample file, with an index that nobody keeps."""
+    with tempfile.TemporaryDirectory() as cache:
+        try:
+            open_table(path.absolute(), labels, Path(cache)).row(0)
+        except SampleError as cause:
+            where, _, text = str(cause).partition(": ")
+            yield Problem(where, text)
+        except OSError as cause:
+            yield Problem("merlin.samples.file", f"'{path}' cannot be read: {cause.strerror}.", Kind.MACHINE)
 
 
 def _plain_problems(data: Mapping[str, Any], text: str) -> Iterator[Problem]:

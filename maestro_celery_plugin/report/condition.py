@@ -34,6 +34,8 @@ _SYNONYMS = {"none": "null"}
 _FOREIGN = {"&&": "and", "||": "or", "**": "a product"}
 _LIMIT = 10_000  # characters
 
+_HINT = " Texts have quotes, and --read adds what samples have written."
+
 
 @dataclasses.dataclass(frozen=True)
 class Condition:
@@ -121,7 +123,8 @@ class _Reader:
 
     def _add_column(self, name: str) -> None:
         if self._columns is not None and name not in self._columns:
-            raise self.error(f"there is no column '{name}'; {nearest(name, self._columns)}")
+            hint = nearest(name, self._columns)
+            raise self.error(f"there is no column '{name}'; {hint}{'' if hint.startswith('did') else _HINT}")
         if name not in self.used:
             self.used.append(name)
         self.sql.append(f"c{self.used.index(name)}")

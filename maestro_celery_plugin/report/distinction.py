@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Rule", "distinctions"]
+__all__ = ["Rule", "distinctions", "suspicion"]
 
 Array = np.ndarray[Any, Any]
 
@@ -99,6 +99,18 @@ def distinctions(columns: Mapping[str, Array], is_sample: Array) -> list[Rule]:
         if joint is not None:
             found.insert(0, joint)
     return found
+
+
+def suspicion(columns: Mapping[str, Array], is_sample: Array) -> Rule | None:
+    """Return a rule that all of some samples and none of the others obey, although it may be chance; None without one.
+
+    One sample alone obeys such a rule in any column.
+    """
+    if is_sample.sum() < 2 or is_sample.all():
+        return None
+    rules = [rule for name, values in columns.items() if (rule := _best_rule(name, values, is_sample)) is not None]
+    whole = [rule for rule in rules if rule.hits == rule.samples and not rule.false_hits]
+    return min(whole, key=lambda rule: rule.log_chance(len(columns)), default=None)
 
 
 def _significant(columns: Mapping[str, Array], is_sample: Array) -> list[Rule]:

@@ -188,7 +188,7 @@ class Explanation:
             yield fixed(f"It ended with {record.failed(1)[0].end}, with which the study goes on.")
         elif is_alone or self._has_failed(step):
             yield _why_failed(record)
-        status = self._command("maestro-celery status --failed")
+        status = self._command("maestro-celery failed")
         yield Sentence("failures", lambda who: _failure_words(who, status, is_alone=is_alone))
         if step.samples.pending + step.samples.running == 0:
             yield Sentence("again", lambda who: self._again_words(who, is_alone=is_alone))
@@ -284,7 +284,7 @@ def _failure_words(who: Who, command: str, *, is_alone: bool) -> str:
         return f"`{command}` shows its directory."
     failed, total = who.samples.failed, who.samples.total
     words = "The only sample failed" if total == 1 else f"{failed} of {total} samples failed"
-    return f"{words}; `{command}` lists the failed samples."
+    return f"{words}; `{command}` shows why, and what they have in common."
 
 
 def _remaining_words(who: Who, rest: str) -> str:

@@ -86,8 +86,8 @@ def failures(kinds: Sequence[tuple[SampleStatus, int]], study: Path) -> Group:
         more = f", and {count - 1} more" if count > 1 else ""
         lines.append(headline(sample, sample.end).append(more))
         lines += [plain(f"  {line}", "dim") for line in last_lines(sample.stderr)]
-    lines.append(Text("all, with values and directories:", "dim"))
-    return section("Failed samples", [*lines, whole(plain(command_words("maestro-celery status --failed", study)))])
+    lines.append(Text("all, and what they have in common:", "dim"))
+    return section("Failed samples", [*lines, whole(plain(command_words("maestro-celery failed", study)))])
 
 
 def headline(sample: SampleStatus, words: str) -> Text:

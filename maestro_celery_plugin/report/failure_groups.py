@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from maestro_celery_plugin.report.column_types import as_text
-from maestro_celery_plugin.report.distinction import Rule, distinctions
+from maestro_celery_plugin.report.distinction import Rule, distinctions, suspicion
 from maestro_celery_plugin.report.failed_samples import last_lines
 from maestro_celery_plugin.report.sample_columns import Column, RecordColumns, Source
 from maestro_celery_plugin.report.sample_rows import BLOCK, Query
@@ -38,6 +38,7 @@ class FailureGroup:
         count: The number of samples.
         first: The first one.
         rules: What distinguishes them; empty if nothing does.
+        suspicion: Without rules, one that distinguishes them perfectly, but may be chance; None without one.
     """
 
     end: str
@@ -45,6 +46,7 @@ class FailureGroup:
     count: int
     first: SampleStatus
     rules: list[Rule]
+    suspicion: Rule | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,16 +82,8 @@ class StepFailures:
                 "count": group.count,
                 "first": {"step_record": group.first.manifest.name, "sample": _index(group.first)}
                 | {"directory": str(group.first.directory)},
-                "rules": [
-                    {
-                        "rule": rule.words,
-                        "failed": rule.hits,
-                        "of_failed": rule.samples,
-                        "others": rule.false_hits,
-                        "of_others": rule.others,
-                    }
-                    for rule in group.rules
-                ],
+                "rules": [_rule_to_json(rule) for rule in group.rules],
+                "suspicion": _rule_to_json(group.suspicion) if group.suspicion else None,
             }
             for group in self.groups
         ]
@@ -100,6 +94,16 @@ class StepFailures:
             "stderr_not_read": self.unread,
         }
         return {"step": self.step, **numbers, "columns": self.columns, "groups": groups}
+
+
+def _rule_to_json(rule: Rule) -> dict[str, Any]:
+    return {
+        "rule": rule.words,
+        "failed": rule.hits,
+        "of_failed": rule.samples,
+        "others": rule.false_hits,
+        "of_others": rule.others,
+    }
 
 
 def _index(sample: SampleStatus) -> int | None:
@@ -138,8 +142,18 @@ def _failures_of(step: str, records: list[RecordColumns], samples: StudySamples)
         # Compared with the samples that finished: other failures may have the same cause. Those whose stderr was not
         # read may belong to the group.
         compared = is_sample | (finished if finished.any() else number_of != _UNREAD)
-        rules = distinctions({name: values[compared] for name, values in columns.items()}, is_sample[compared])
-        groups.append(FailureGroup(end=end, line=line, count=int(is_sample.sum()), first=first, rules=rules[:_RULES]))
+        values, members = {name: column[compared] for name, column in columns.items()}, is_sample[compared]
+        rules = distinctions(values, members)
+        groups.append(
+            FailureGroup(
+                end=end,
+                line=line,
+                count=int(is_sample.sum()),
+                first=first,
+                rules=rules[:_RULES],
+                suspicion=None if rules else suspicion(values, members),
+            )
+        )
     groups.sort(key=lambda group: -group.count)
     return StepFailures(
         step=step,

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from rich.console import Console
 from rich.text import Text
 
+from maestro_celery_plugin.report.distinction import Rule
 from maestro_celery_plugin.report.failed_samples import headline
 from maestro_celery_plugin.report.failure_groups import FailureGroup, StepFailures
 from maestro_celery_plugin.report.terminal import plain
@@ -44,11 +45,17 @@ def _lines(group: FailureGroup, step: StepFailures) -> Iterator[Text]:
     line = f": {group.line}" if group.line else ", nothing on stderr"
     yield plain(f"  {group.count}  ").append(plain(group.end, "bold red")).append(plain(line))
     for rule in group.rules:
-        others = f"{rule.false_hits} of {rule.others} {'that finished' if step.finished else 'others'}"
-        yield plain(f"      {rule.hits} of {rule.samples} have {rule.words}; {others}")
-    if not group.rules:
+        yield plain(f"      {_words(rule, step)}")
+    if group.suspicion:
+        yield plain(f"      Perhaps, with so few samples: {_words(group.suspicion, step)}")
+    elif not group.rules:
         yield plain(f"      {_nothing(group, step)}", "dim")
     yield Text("      first: ", "dim").append(headline(group.first, str(group.first.directory)))
+
+
+def _words(rule: Rule, step: StepFailures) -> str:
+    others = f"{rule.false_hits} of {rule.others} {'that finished' if step.finished else 'others'}"
+    return f"{rule.hits} of {rule.samples} have {rule.words}; {others}"
 
 
 def _nothing(group: FailureGroup, step: StepFailures) -> str:

@@ -105,7 +105,9 @@ class SampleRows:
         """Check the names of columns, if no file adds columns that are not known yet."""
         for name in names:
             if not self._query.read and name not in known:
-                raise ExpressionError(f"There is no column '{name}'; {nearest(name, known)}")
+                hint = nearest(name, known)
+                more = "" if hint.startswith("did") else " --read adds what samples have written."
+                raise ExpressionError(f"There is no column '{name}'; {hint}{more}")
 
     def _inputs(self) -> tuple[list[str], list[str]]:
         parameters = [name for record in self._records for name in record.parameters]

@@ -16,7 +16,7 @@ from maestro_celery_plugin.files import replaced
 from maestro_celery_plugin.samples.npy_file import read_header, write_npy
 from maestro_celery_plugin.samples.table import FileIdentity, check_is_file
 
-__all__ = ["copy_table", "own_table", "plain_table"]
+__all__ = ["copy_table", "has_objects", "own_table", "plain_table"]
 
 _PART = 1 << 30  # bytes per system call
 
@@ -89,7 +89,7 @@ def plain_table(path: Path, directory: Path) -> Path | None:
         SampleError: the file cannot be unpickled, or an element is neither a number nor text.
         OSError: a file cannot be read or written.
     """
-    if path.suffix != ".npy" or not path.is_file() or not _has_objects(path):
+    if path.suffix != ".npy" or not path.is_file() or not has_objects(path):
         return None
     try:
         array = np.load(path, allow_pickle=True)
@@ -104,7 +104,8 @@ def plain_table(path: Path, directory: Path) -> Path | None:
     return target
 
 
-def _has_objects(path: Path) -> bool:
+def has_objects(path: Path) -> bool:
+    """Tell whether a file has an array of Python objects."""
     try:
         with path.open("rb") as file:
             return read_header(file)[2].hasobject

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 import shutil
@@ -118,8 +119,11 @@ def _unknown(text: str, where: str, defined: set[str], spellings: Mapping[str, s
     """
     for name in sorted(names_in(text) - defined):
         if name.casefold() not in spellings and _CAPITALS.fullmatch(name) and shutil.which(name) is None:
+            close = difflib.get_close_matches(name, defined, n=1, cutoff=0.7)
+            hint = f"; did you mean $({close[0]})?" if close else "."
             yield _warning(
-                where, f"$({name}) is not a column label, parameter or variable; the shell will run it as a command."
+                where,
+                f"$({name}) is not a column label, parameter or variable, and the shell will run it as a command{hint}",
             )
 
 

@@ -83,7 +83,7 @@ def test_a_failed_step_and_its_dependent_step_are_explained(run, tmp_path):
 
     assert study.code == 2 and f"maestro: the study has failed; `maestro-celery explain {study.path}`" in study.output
     assert "    The step failed because of sample 0: exit code 102 (hard fail).\n" in text
-    assert f"1 of 3 samples failed; `maestro-celery status --failed {study.path}` lists the failed samples." in text
+    assert f"1 of 3 samples failed; `maestro-celery failed {study.path}` shows why, and what they have in common." in text
     assert f"`maestro-celery resume --failed {study.path}` runs them and the failed samples." in text
     assert "post  FAILED\n    It needs sim (FAILED).\n" in text
 
@@ -91,7 +91,7 @@ def test_a_failed_step_and_its_dependent_step_are_explained(run, tmp_path):
 def test_failed_samples_of_a_finished_step_are_explained(run, tmp_path):
     study = run(spec(tmp_path, cmd="[ $(A) = 1 ] || exit 1"), foreground=True)
 
-    assert explained(study).startswith("sim  FINISHED, 2 failed\n    2 of 3 samples failed; `maestro-celery status --failed ")
+    assert explained(study).startswith("sim  FINISHED, 2 failed\n    2 of 3 samples failed; `maestro-celery failed ")
 
 
 def test_a_cancellation_is_explained_until_the_study_is_resumed(run, tmp_path):

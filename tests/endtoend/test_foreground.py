@@ -136,7 +136,7 @@ def test_a_pipe_gets_the_log(foreground):
     )
     assert "Running Maestro Conductor in the foreground." in answer.stderr
     assert answer.stdout == ""
-    assert "2 samples have failed; `maestro-celery status --failed" in answer.stderr
+    assert "2 samples have failed; `maestro-celery failed" in answer.stderr
     assert not (study.path / "sweep.txt").exists()
 
 

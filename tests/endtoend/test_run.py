@@ -196,7 +196,7 @@ def test_soft_failures_are_recorded_and_the_step_continues(run):
     assert study.states() == {"sim": "FINISHED", "after": "FINISHED"}
     assert status["state"] == "FINISHED"
     assert study.code == 1
-    assert f"maestro: 2 samples have failed; `maestro-celery status --failed {study.path}` lists them." in study.output
+    assert f"maestro: 2 samples have failed; `maestro-celery failed {study.path}` says what they have in common." in study.output
     assert status["steps"][0]["samples"] == {"total": 5, "finished": 3, "failed": 2, "running": 0, "pending": 0}
     assert study.outputs("sim/03/tries") == ["cmd\nrestart\nrestart\n"]
     assert study.outputs("sim/04/tries") == ["cmd\ncmd\n"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from maestro_celery_plugin.report.distinction import distinctions, short_between
+from maestro_celery_plugin.report.distinction import distinctions, short_between, suspicion
 
 RANDOM = np.random.default_rng(3)
 X, Y = RANDOM.random(1000), RANDOM.random(1000)
@@ -88,3 +88,14 @@ def test_one_value_of_a_parameter_is_named():
 )
 def test_a_limit_has_few_digits(low, high, text):
     assert short_between(low, high) == text
+
+
+def test_what_distinguishes_too_few_samples_is_a_suspicion():
+    """Given numbers that separate few samples perfectly, then the rule is named, as one that may be chance."""
+    values = {"S": np.array([1.0, 2.0, 3.0] * 4), "X": np.arange(12.0)}
+    failed = values["S"] == 3
+    assert not distinctions(values, failed)
+    assert suspicion(values, failed).words == "S = 3"
+    assert suspicion(values, values["S"] < 0) is None
+    assert suspicion(values, values["X"] == 5) is None  # one sample alone has a value of its own
+    assert suspicion({"X": values["X"]}, failed) is None

@@ -537,7 +537,7 @@ def notes(tmp_path, caplog, data):
     return [record.getMessage().removeprefix("study.yaml: ") for record in caplog.records]
 
 
-CAPITALS = " is not a column label, parameter or variable; the shell will run it as a command."
+CAPITALS = " is not a column label, parameter or variable, and the shell will run it as a command."
 DOUBLED = " is an absolute path itself; remove what stands before it, or write a relative path."
 OTHER_CASE = ", because upper and lower case differ, so it stays as it is; Merlin would insert the value."
 

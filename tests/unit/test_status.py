@@ -570,7 +570,7 @@ def test_the_page_shows_the_end_of_stderr_with_escaped_control_sequences(study: 
     assert "\x1b" not in text
     assert "maestro-celery resume" in text
     assert all(len(line) <= width for line in text.splitlines() if str(study.plan.root) not in line)
-    for command in ("resume", "status --failed"):
+    for command in ("resume", "failed"):
         assert f"maestro-celery {command} {study.plan.root}" in text, "a command is not broken"
 
 
@@ -1101,7 +1101,7 @@ def test_step_records_with_the_same_explanation_are_explained_once(study: Study)
     command = f"`maestro-celery {{}} {study.plan.root}`"
     assert explanations == {
         "sim_X.1, sim_X.2, sim_X.3 and 2 more step records  FINISHED, 5 failed": [
-            f"5 of 15 samples failed; {command.format('status --failed')} lists the failed samples.",
+            f"5 of 15 samples failed; {command.format('failed')} shows why, and what they have in common.",
             f"{command.format('resume --failed')} runs the failed samples again, and then what depends on them.",
         ],
         "sim_X.6, sim_X.7, sim_X.8 and 2 more step records  RUNNING": ["Samples: 0 running, 14 waiting, 1 ended.", group],

@@ -163,7 +163,8 @@ def test_the_faults_of_each_key_of_a_step_are_listed_where_they_stand(run):
 def test_a_specification_without_faults_has_exit_code_0(run):
     answer = run(*map(str, SPECS))
     assert answer.exit_code == 0, answer.stdout
-    assert answer.stdout.count(": no faults.\n") == len(SPECS)
+    assert answer.stdout.count(": no faults") == len(SPECS)
+    assert answer.stdout.count(": no faults, 1 warning.\n") == answer.stdout.count("warning: ") == 1
 
 
 def test_one_of_several_files_decides(run):
@@ -469,3 +470,45 @@ description: {name: s, description: d}
 study: [{name: s, description: d, run: {cmd: "echo $(X)"}}]
 merlin: {resources: {workers: {w: {steps: [s]}}}, samples: {generate: {cmd: x}, file: x.csv, column_labels: [X]}}
 """
+
+
+@pytest.mark.parametrize(
+    ("rows", "fault"),
+    [
+        ("1,2\n3,4\n", ""),
+        ("1\n", "merlin.samples.column_labels: 2 labels (A, B), but '{file}' has 1 column; one label per column is needed."),
+        ("1,2\n3\n", "merlin.samples.file: row 1 of '{file}' (line 2) has 1 columns, row 0 has 2;"),
+        ("", "merlin.samples.file: '{file}' has no samples; at least one row is needed."),
+    ],
+)
+def test_the_rows_of_a_sample_file_are_checked(run, tmp_path, rows, fault):
+    """Given a sample file that no command generates, then what would stop the launch is a fault; nothing is written."""
+    file = tmp_path / "rows.csv"
+    file.write_text(rows)
+    spec = write(
+        f"""
+        description: {{name: s, description: d}}
+        study: [{{name: sim, description: d, run: {{cmd: "echo $(A) $(B)"}}}}]
+        merlin: {{samples: {{file: {file}, column_labels: [A, B]}}}}
+        """,
+        "rows.yaml",
+    )
+    answer = run(spec)
+    assert answer.exit_code == int(bool(fault)), answer.stdout
+    assert f"rows.yaml: {fault.format(file=file) or 'no faults.'}" in answer.stdout
+    assert sorted(path.name for path in tmp_path.iterdir() if "rows.csv" in path.name) == ["rows.csv"]
+
+
+def test_a_block_of_merlin_beside_it_is_a_fault(run):
+    """Given `samples` without its indentation, then the study does not run without samples."""
+    spec = write(PLAIN + "\nmerlin:\nsamples: {file: a.csv, column_labels: [A]}\n", "outside.yaml")
+    answer = run(spec)
+    assert answer.exit_code == 1
+    assert "outside.yaml: unknown block 'samples'; put it into the block 'merlin': check the indentation." in answer.stdout
+
+
+def test_a_misspelt_token_has_a_suggestion(run):
+    spec = write(PLAIN.replace("cmd: cat", "cmd: echo $(MERLIN_GLOB_PTH); cat") + "\nmerlin: {}\n", "token.yaml")
+    answer = run(spec)
+    assert "; did you mean $(MERLIN_GLOB_PATH)?" in answer.stdout
+    assert "token.yaml: no faults, 1 warning." in answer.stdout
