@@ -21,6 +21,7 @@ from maestro_celery_plugin.ledger.sample_states import SampleStates
 from maestro_celery_plugin.ledger.store import STORE, Store
 from maestro_celery_plugin.ledger.writer import LedgerWriter
 from maestro_celery_plugin.states import Outcome, RecordState
+from maestro_celery_plugin.study.conductor_starts import count_start
 from maestro_celery_plugin.study.manifest import FILE, Manifest
 from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.reasons import Reason, write_reasons
@@ -83,6 +84,9 @@ class StepRecords:
             # The conductor died as well, so no sample was the cause.
             self._write_lost(record, record.samples.running & ~self.leased(record), external_cause=True)
         self.follow()
+        starts = count_start(self._plan)
+        for record in self:
+            record.samples.skip_epochs(starts)
 
     def __iter__(self) -> Iterator[StepRecord]:
         return iter(self._records.values())
