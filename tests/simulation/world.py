@@ -287,7 +287,8 @@ class World:
         self.conductors.append(Conductor(self))
         self.misfortune.begin()
         self._look()
-        limit_s = profile.faults_end_s + profile.limit_s
+        work_s = sum(self.samples.durations[key] * len(script) for key, script in self.samples.scripts.items())
+        limit_s = profile.faults_end_s + profile.limit_s + 3 * work_s / profile.slots
         kernel.run(limit_s, steps, lambda: self.is_over)
         end_s = kernel.now
         if self.is_over:
