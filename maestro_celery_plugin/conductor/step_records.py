@@ -68,17 +68,18 @@ class StepRecords:
         self.quick_failures, self.started_writers = self._follower.quick_failures, self._follower.started_writers
         self.stop_request = ""
 
-    def load(self, alive: Iterable[str]) -> None:
+    def load(self, alive: Callable[[], Iterable[str]]) -> None:
         """Load the step records of an earlier conductor.
 
         Args:
-            alive: The live workers.
+            alive: Returns the live workers. This is called after the ledger was read: a worker that has begun meanwhile
+                is in the ledger, and its heartbeat would be missing before.
         """
         for manifest in Manifest.read_all(self._plan.records):
             self._add(manifest, str(Path(manifest.workspace).relative_to(self._plan.root)))
         self.store_reasons()  # the reasons of the earlier conductor are not valid any more
         self.follow(fresh=True)
-        for writer in self.leases.holders().difference(alive):
+        for writer in self.leases.holders().difference(alive()):
             self.leases.revoke(writer)
         for record in self:
             # The conductor died as well, so no sample was the cause.

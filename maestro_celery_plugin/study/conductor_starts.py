@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from maestro_celery_plugin.errors import DamagedFileError
 from maestro_celery_plugin.files import read_text, write_atomically
 from maestro_celery_plugin.study.plan import StudyPlan
@@ -12,12 +14,11 @@ __all__ = ["count_start"]
 def count_start(plan: StudyPlan) -> int:
     """Return how many conductors have begun before this one, and store that this one has begun.
 
-    Raises:
-        OSError: the file cannot be read or written.
+    A full disk must not keep `maestro cancel` from its work, so that an error is ignored.
     """
-    try:
+    starts = 0
+    with contextlib.suppress(OSError, DamagedFileError, ValueError):
         starts = int(read_text(plan.conductor_starts))
-    except (FileNotFoundError, DamagedFileError, ValueError):
-        starts = 0
-    write_atomically(plan.conductor_starts, str(starts + 1))
+    with contextlib.suppress(OSError):
+        write_atomically(plan.conductor_starts, str(starts + 1))
     return starts
