@@ -58,14 +58,19 @@ class Scaling:
         self._noted: set[str] = set()
         self.relatives = Relatives(session, plan.id)
         self._pool = WorkerPool(session, groups, sources_of(plan, session), self.relatives)
-        session.heartbeats.refresh()  # otherwise a worker that has just begun on another node would count as dead
-        self._pool.refresh()
+        self._find_workers()
         self._remaining_work = RemainingWork(plan)
         records.live_writers = self._pool.alive
-        records.load(self._pool.alive.keys() | self._pool.unread)
+        records.load(self._find_workers)
         self._dead_workers = DeadWorkers(self._pool, records, has_other_hosts=has_other_hosts(plan.settings))
         self._reopening = Reopening(session, self._pool, records)
         self._broken_machines = BrokenMachines(plan, session, records, self._pool)
+
+    def _find_workers(self) -> Set[str]:
+        """Return the live workers, also those that have just begun on another node: they would count as dead."""
+        self._session.heartbeats.refresh()
+        self._pool.refresh()
+        return self._pool.alive.keys() | self._pool.unread
 
     def maintain(self) -> bool:
         """Start workers for each group with work, and end allocations without work.

@@ -21,6 +21,7 @@ from maestro_celery_plugin.ledger.sample_states import SampleStates
 from maestro_celery_plugin.ledger.store import STORE, Store
 from maestro_celery_plugin.ledger.writer import LedgerWriter
 from maestro_celery_plugin.states import Outcome, RecordState
+from maestro_celery_plugin.study.conductor_starts import count_start
 from maestro_celery_plugin.study.manifest import FILE, Manifest
 from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.reasons import Reason, write_reasons
@@ -67,22 +68,26 @@ class StepRecords:
         self.quick_failures, self.started_writers = self._follower.quick_failures, self._follower.started_writers
         self.stop_request = ""
 
-    def load(self, alive: Iterable[str]) -> None:
+    def load(self, alive: Callable[[], Iterable[str]]) -> None:
         """Load the step records of an earlier conductor.
 
         Args:
-            alive: The live workers.
+            alive: Returns the live workers. This is called after the ledger was read: a worker that has begun meanwhile
+                is in the ledger, and its heartbeat would be missing before.
         """
         for manifest in Manifest.read_all(self._plan.records):
             self._add(manifest, str(Path(manifest.workspace).relative_to(self._plan.root)))
         self.store_reasons()  # the reasons of the earlier conductor are not valid any more
         self.follow(fresh=True)
-        for writer in self.leases.holders().difference(alive):
+        for writer in self.leases.holders().difference(alive()):
             self.leases.revoke(writer)
         for record in self:
             # The conductor died as well, so no sample was the cause.
             self._write_lost(record, record.samples.running & ~self.leased(record), external_cause=True)
         self.follow()
+        starts = count_start(self._plan)
+        for record in self:
+            record.samples.skip_epochs(starts)
 
     def __iter__(self) -> Iterator[StepRecord]:
         return iter(self._records.values())

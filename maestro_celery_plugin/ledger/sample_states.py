@@ -30,12 +30,13 @@ _OUTCOME_BITS, _OUTCOME_MASK = np.uint64(3), np.uint64(7)
 # as ends of attempts; this release records `Kind.NOT_RUN`.
 _CANNOT_RUN = cannot_run_code(0)
 # Kinds and outcomes by short names: to look up a member of an enumeration takes as long as to compare a short array.
-_CANCELLED, _RERUN, _STARTED = int(Kind.CANCELLED), int(Kind.RERUN), int(Kind.STARTED)
+_SENT, _CANCELLED, _RERUN, _STARTED = int(Kind.SENT), int(Kind.CANCELLED), int(Kind.RERUN), int(Kind.STARTED)
 _ENDED, _STOPPED, _LOST = int(Kind.ENDED), int(Kind.STOPPED), int(Kind.LOST)
 _GAVE_UP, _INVALID = int(Kind.GAVE_UP), int(Kind.INVALID)
 _KINDS = max(Kind) + 1
 _ENDS = (_ENDED, _STOPPED, _LOST, int(Kind.NOT_RUN))
 _IS_END = kind_mask(Kind.ENDED, Kind.STOPPED, Kind.LOST, Kind.NOT_RUN)
+_HAS_EPOCH = kind_mask(Kind.SENT, Kind.CANCELLED, Kind.RERUN)
 _IS_INTERRUPTED = kind_mask(Kind.LOST, Kind.STOPPED)
 _HAS_CODE = kind_mask(Kind.ENDED, Kind.GAVE_UP)
 # Entries about leases tell nothing about samples.
@@ -45,6 +46,8 @@ _HARD_FAILED, _STOPPED_STUDY = Outcome.HARD_FAILED, Outcome.STOPPED_STUDY
 # The sum of a code and this number is not negative.
 _CODE_OFFSET = 2**31
 _CODE_MASK = np.uint64(2**32 - 1)
+# More epochs than a coordinator uses for a step record in the half minute that a power cut may cost.
+_SKIPPED_EPOCHS = 100
 
 
 def _are_requests(codes: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -95,8 +98,7 @@ class SampleStates:
         has_started: Whether a sample has started.
         ended: Epoch of the last attempt that ended or was lost.
         attempts: How often the samples were lost or have requested another run.
-        epoch: The highest epoch of an entry. Those of workers count as well: a power cut may have cost the entry of the
-            coordinator that they follow from.
+        epoch: The highest epoch under which samples were sent, cancelled or marked to run again.
         cancelled_epoch: The highest epoch under which samples were cancelled.
     """
 
@@ -124,15 +126,25 @@ class SampleStates:
         self.epoch = 0
         self.cancelled_epoch = 0
 
+    def skip_epochs(self, starts: int) -> None:
+        """Leave out the epochs that earlier coordinators may have used.
+
+        A power cut may have cost their last entries, but not their messages, which wait on a broker elsewhere.
+
+        Args:
+            starts: How many coordinators have begun before; each skips another number of epochs.
+        """
+        known = max(self.epoch, int(self.started.max(initial=0)), int(self.ended.max(initial=0)))
+        self.epoch = known + _SKIPPED_EPOCHS * (starts % _SKIPPED_EPOCHS)
+
     def apply(self, entries: Entries) -> None:
         """Apply entries of this record; entries of different writers may come in any order."""
-        self.epoch = max(self.epoch, int(entries["epoch"].max(initial=0)))
         entries = entries[_IS_RELEVANT[entries["kind"]] & (entries["start"] < len(self.outcome))]
         kinds = entries["kind"]
         # Most kinds are rare, and a study of many step records applies few entries at a time.
         found = np.bincount(kinds, minlength=_KINDS).tolist()
-        if found[_CANCELLED]:
-            self.cancelled_epoch = max(self.cancelled_epoch, int(entries["epoch"][kinds == _CANCELLED].max()))
+        if found[_SENT] or found[_CANCELLED] or found[_RERUN]:
+            self._apply_epochs(entries[_HAS_EPOCH[kinds]])
         if found[_STARTED]:
             self.has_started = True
             advance(self.started, entries, kinds == _STARTED)
@@ -150,6 +162,13 @@ class SampleStates:
             self._count_requests_and_losses(entries[(kinds == _LOST) | is_request])
         if found[_RERUN]:
             self._apply_reruns(entries[kinds == _RERUN])
+
+    def _apply_epochs(self, entries: Entries) -> None:
+        """Apply the epochs under which samples were sent, cancelled or marked to run again."""
+        self.epoch = max(self.epoch, int(entries["epoch"].max()))
+        cancelled = entries["epoch"][entries["kind"] == _CANCELLED]
+        if len(cancelled):
+            self.cancelled_epoch = max(self.cancelled_epoch, int(cancelled.max()))
 
     def _apply_ends(self, entries: Entries, kinds: np.ndarray[Any, Any]) -> None:
         """Apply the ends of attempts, whatever their outcome."""

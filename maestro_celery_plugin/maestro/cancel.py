@@ -202,7 +202,7 @@ def _cancel_samples(plan: StudyPlan, report: CancelReport) -> None:
     """
     with file_lock(plan).acquire(timeout=LOCK_LIMIT_S):
         records = StepRecords(plan, serving_groups(plan.settings))
-        records.load(())
+        records.load(tuple)
         unfinished = [record for record in records if not record.samples.is_complete]
         records.cancel(*unfinished, reason="`maestro cancel` has cancelled it.")
         records.close()

@@ -19,6 +19,7 @@ The plugin writes to the directory ``merlin_info`` of the study:
       specifications/               all versions of a corrected specification (`maestro/correction.py`)
       launch.lock                   locked while `maestro run` creates the study
       conductor.lock                locked while a conductor lives
+      conductor.starts              how many conductors have begun so far (`conductor_starts.py`)
       reasons.json                  why step records do not run or have ended
       notify.log                    output of the commands of notifications
       notified.json                 events for which such a command was started (`notifications.py`)
@@ -284,6 +285,11 @@ class StudyPlan:
     def allocations(self) -> Path:
         """The directory of the session's allocations (`batch/allocation.py`)."""
         return (self.home or self.info) / "allocations"
+
+    @property
+    def conductor_starts(self) -> Path:
+        """The file with the number of conductors that have begun so far."""
+        return self.info / "conductor.starts"
 
     @property
     def conductor_lock(self) -> Path:

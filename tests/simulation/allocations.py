@@ -163,7 +163,7 @@ class Batch:
 
     def _left(self, job: _Job) -> None:
         if job.state is AllocationState.RUNNING and not any(p.is_alive for p in job.supervisors):
-            self._finish(job, AllocationState.COMPLETED)
+            sim.kernel.call(0.0, lambda: self._end_now(job, AllocationState.COMPLETED))
 
     def _finish(self, job: _Job, state: AllocationState) -> None:
         job.state, job.ended_at = state, sim.kernel.now

@@ -329,8 +329,7 @@ class Misfortune:
         kernel = world.kernel
         if not any(c.process.is_alive for c in world.conductors) and not world.is_over:
             if self._resume_at is None:
-                last = world.conductors[-1]
-                if last.has_ended and not (world.maestro.is_cancelled and not self._all_ended()):
+                if world.maestro.is_over and any(one.has_ended for one in world.conductors):
                     return
                 self._resume_at = kernel.now + kernel.random.uniform(*_RESUME_S)
             elif kernel.now >= self._resume_at:
@@ -353,10 +352,6 @@ class Misfortune:
 
         self._start_at["resume"] = world.kernel.now
         world.kernel.call(world.kernel.random.uniform(5.0, 60.0), start)
-
-    def _all_ended(self) -> bool:
-        maestro = self._world.maestro
-        return all(state != "CANCELLED" for state in maestro.ended.values()) and maestro.is_over
 
     def _resume(self) -> None:
         """Start another conductor, as `maestro-celery resume` does."""

@@ -14,7 +14,21 @@ import pytest
 
 TESTS = Path(__file__).parent.parent
 # A planted fault, and a seed of the profile `storm` that finds it; README.md has the list.
-PLANTED: list[tuple[str, int]] = []
+PLANTED = [
+    ("no claims", 2),
+    ("no recall", 0),
+    ("no flush", 22),
+    ("no fence", 82),
+    ("no lost", 16),
+    ("requests are losses", 79),
+    ("short silence", 4),
+    ("no restart", 4),
+    ("no poison limit", 16),
+    ("no suspects", 8),
+    ("no resend", 0),
+    ("sends leased", 0),
+    ("no heartbeat limit", 36),
+]
 
 
 def simulate(*options: str, hash_seed: str = "0") -> subprocess.CompletedProcess[str]:

@@ -287,7 +287,8 @@ class World:
         self.conductors.append(Conductor(self))
         self.misfortune.begin()
         self._look()
-        limit_s = profile.faults_end_s + profile.limit_s
+        work_s = sum(self.samples.durations[key] * len(script) for key, script in self.samples.scripts.items())
+        limit_s = profile.faults_end_s + profile.limit_s + 3 * work_s / profile.slots
         kernel.run(limit_s, steps, lambda: self.is_over)
         end_s = kernel.now
         if self.is_over:
@@ -305,9 +306,8 @@ class World:
         """Check, start a conductor or workers again, and find out whether the study is over."""
         self.checks.look()
         self.misfortune.tend()
-        self.is_over = any(one.has_ended for one in self.conductors) and not any(
-            one.process.is_alive for one in self.conductors
-        )
+        has_ended = self.maestro.is_over and any(one.has_ended for one in self.conductors)
+        self.is_over = has_ended and not any(one.process.is_alive for one in self.conductors)
         self.kernel.call(1.0, self._look)
 
     def _is_empty(self) -> bool:

@@ -149,7 +149,7 @@ class Study:
         self.records = StepRecords(self.plan, self.pool.groups)
         # As in a study with workers on several machines.
         self.records.quick_failures = self.records._follower.quick_failures = QuickFailures()
-        self.records.load(self.pool.alive)
+        self.records.load(lambda: self.pool.alive)
         self.machines = BrokenMachines(self.plan, self.session, self.records, self.pool)
 
     def set_state(self, name, state):

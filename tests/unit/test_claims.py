@@ -220,7 +220,7 @@ def test_a_new_conductor_takes_back_the_messages_of_the_earlier_one(conductor):
     conductor.as_worker("w-1", (Kind.TAKEN, 1, 0, 5))  # another message than that of the conductor
 
     records = StepRecords(conductor.plan, {"w": WorkerGroupSettings(task_queues=("merlin",))})
-    records.load(alive=())
+    records.load(alive=tuple)
     (record,) = records
     free = Recall(records, set().__contains__, set().add).take_back(record, np.ones(10, bool))
 
@@ -239,7 +239,7 @@ def test_samples_that_have_finished_after_a_damaged_entry_are_not_sent_again(con
     file.write_bytes(data)
 
     records = StepRecords(conductor.plan, {"w": WorkerGroupSettings(task_queues=("merlin",))})
-    records.load(alive=())
+    records.load(alive=tuple)
     (record,) = records
 
     assert np.flatnonzero(record.samples.outcome == Outcome.OPEN).tolist() == [3]

@@ -141,14 +141,55 @@ def test_after_a_power_cut_no_epoch_is_used_again(tmp_path):
     """Given a disk that has lost the last entries of the coordinator, but not those of a worker, then samples are sent under
     a higher epoch: attempts under the earlier one are lost, and would end the new ones."""
     plan, manifest = a_study(tmp_path / "study")
-    records = StepRecords(plan, GROUPS)
-    record = records.register(manifest)
-    records.record_sent(record, 1, 0, 10)
-    records.flush()
+    earlier = StepRecords(plan, GROUPS)
+    record = earlier.register(manifest)
+    earlier.record_sent(record, 1, 0, 10)
+    earlier.flush()
     worker = LedgerWriter(plan.ledger / f"w-1{SUFFIX}", plan.number)
-    worker.append(Kind.TAKEN, 1, 7, 0, 10)
+    worker.append(Kind.STARTED, 1, 7, 0)
     worker.close()
 
-    records.follow()
+    later = StepRecords(plan, GROUPS)
+    later.load(set)
 
-    assert record.samples.epoch == 7
+    (record,) = later
+    assert record.samples.epoch >= 7
+
+
+def test_a_conductor_uses_no_epoch_of_an_earlier_one(tmp_path):
+    """Given a power cut that has cost the entry about a message, which waits on a broker elsewhere, then the samples are sent
+    under an epoch that makes this message invalid."""
+    plan, manifest = a_study(tmp_path / "study")
+    earlier = StepRecords(plan, GROUPS)
+    earlier.load(set)
+    record = earlier.register(manifest)
+    earlier.record_sent(record, 1, 0, 10)
+    earlier.flush()
+    earlier.follow()
+    lost = [record.samples.epoch + 1]  # of a message whose entry is not on the disk
+
+    for _ in range(3):  # each conductor sends a message, and its entry is lost as well
+        later = StepRecords(plan, GROUPS)
+        later.load(set)
+        (record,) = later
+        lost.append(record.samples.epoch + 1)
+
+    assert len(set(lost)) == 4
+    assert min(lost[1:]) > lost[0]
+
+
+def test_a_worker_that_begins_while_a_conductor_reads_the_ledger_is_alive(tmp_path):
+    """Given a worker whose first heartbeat and first sample come after the look at the heartbeats, then its sample is not
+    lost: it would run a second time while the first attempt runs."""
+    plan, _ = a_study(tmp_path / "study")
+    records = StepRecords(plan, GROUPS)
+    worker = LedgerWriter(plan.ledger / f"w-1{SUFFIX}", plan.number)
+    worker.append(Kind.TAKEN, 1, 1, 0, 10)
+    worker.append(Kind.STARTED, 1, 1, 0)
+    worker.close()
+
+    records.load(lambda: records.leases.holders())  # the heartbeats, after the ledger
+
+    (record,) = records
+    assert records.leases.holders() == {"w-1"}
+    assert record.samples.running[0]
