@@ -18,7 +18,6 @@ PLANTED = [
     ("no claims", 2),
     ("no recall", 0),
     ("no flush", 22),
-    ("no fence", 82),
     ("no lost", 16),
     ("requests are losses", 79),
     ("short silence", 4),
@@ -27,7 +26,6 @@ PLANTED = [
     ("no suspects", 8),
     ("no resend", 0),
     ("sends leased", 0),
-    ("no heartbeat limit", 36),
 ]
 
 

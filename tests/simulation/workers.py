@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import signal
 from types import SimpleNamespace
@@ -80,7 +81,8 @@ class _Consumer:
     def _on_signal(self, number: int) -> None:
         if number == signal.SIGTERM and not self._is_terminated:
             self._is_terminated = True
-            self._process.mark_terminated()
+            with contextlib.suppress(OSError):  # Celery logs the error of a receiver, and continues
+                self._process.mark_terminated()
             self._changed.notify_all()
             self._world.broker.wake()
 
