@@ -135,15 +135,12 @@ def test_an_attempt_is_running_unless_it_has_ended_or_was_lost():
     assert states.running[:4].tolist() == [True, False, False, False]
 
 
-def test_the_epoch_is_the_highest_of_all_entries():
-    states = states_after(span(Kind.SENT, 0, 10, 3), span(Kind.CANCELLED, 0, 10, 4))
+def test_the_epoch_is_the_highest_that_was_sent_cancelled_or_marked_to_run_again():
+    states = states_after(span(Kind.SENT, 0, 10, 3), span(Kind.CANCELLED, 0, 10, 4), (STARTED, 0, 9))
     assert (states.epoch, states.cancelled_epoch) == (4, 4)
 
     states.apply(entries(span(Kind.SENT, 5, 6, 5), (RERUN, 0, 6)))
     assert (states.epoch, states.cancelled_epoch) == (6, 4)
-
-    states.apply(entries((STARTED, 0, 9)))
-    assert (states.epoch, states.cancelled_epoch) == (9, 4)
 
 
 def test_entries_about_samples_outside_the_step_record_are_ignored():
