@@ -1,7 +1,7 @@
 """Run all tests except the unit tests, in two lanes at the same time: `python tools/lanes.py`.
 
-Most of their time, these tests wait. The first lane has the tests with a cluster or network namespaces, and the pages
-of the documentation; the second one has all others. The output of the second one follows when both have ended, so that
+Most of their time, these tests wait. The first lane has the tests with a cluster or network namespaces, the pages of
+the documentation, and the simulation; the second one has all others. The output of the second one follows when both have ended, so that
 its closing line is the last one.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 # Not `python -m pytest`, which would import the package from the current directory.
 PYTEST = [str(Path(sys.executable).with_name("pytest")), "--import-mode=importlib"]
-CLUSTER = ["tests/slurm", "tests/hosts", "tests/documentation"]
+CLUSTER = ["tests/slurm", "tests/hosts", "tests/documentation", "tests/simulation"]
 OTHERS = ["tests", *(f"--ignore={place}" for place in ("tests/unit", *CLUSTER))]
 
 
