@@ -1,8 +1,8 @@
 """Run all tests except the unit tests, in two lanes at the same time: `python tools/lanes.py`.
 
 Most of their time, these tests wait. The first lane has the tests with a cluster or network namespaces, the pages of
-the documentation, and the simulation; the second one has all others. The output of the second one follows when both have ended, so that
-its closing line is the last one.
+the documentation, and the simulation; the second one has all others. The output of the second one follows when both
+have ended, so that its closing line is the last one.
 """
 
 from __future__ import annotations
