@@ -97,7 +97,8 @@ def test_the_search_works_in_files(site: Path, chromium: Browser):
     chromium.open(site / "index.html")
     chromium.value("document.querySelector('[name=query]').focus()")
     chromium.call("Input.insertText", text="max_failures")
-
+    # The page looks at the text when a key goes up, which may be before it has read its index.
     chromium.wait_for(
+        "document.querySelector('[name=query]').dispatchEvent(new KeyboardEvent('keyup')) && "
         "[...document.querySelectorAll('.md-search-result__link')].some(e => e.href.includes('keys.html'))"
     )
