@@ -155,7 +155,7 @@ def test_a_job_is_cancelled_with_all_its_processes(driver, cluster):
     wait_for(lambda: driver.output("out"), "the script", 20)
     assert driver.call("cancel", job=job) is None
     driver.wait(job, "CANCELLED")
-    wait_for(lambda: driver.output("out").startswith("begun\nsignalled\n"), "the output of the script")
+    wait_for(lambda: driver.output("out").startswith("begun\nsignalled\n"), "the output of the script", 20)
     assert driver.call("states", jobs=[job]) == ["OK", {job: "CANCELLED"}]
 
 
