@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from maestro_celery_plugin.cli.parameter_types import STUDY
+from maestro_celery_plugin.cli.stalled_option import stalled_option
 from maestro_celery_plugin.cli.study_argument import study_of
 from maestro_celery_plugin.cli.vars_option import vars_option
 from maestro_celery_plugin.report.monitor import MonitoredStudy, monitor
@@ -23,13 +24,7 @@ _SECONDS = click.FloatRange(min=0, min_open=True)
 @click.argument("studies", metavar="STUDY...", nargs=-1, required=True, type=STUDY)
 @click.option("--sleep", default=10.0, type=_SECONDS, help="Seconds between two looks. [default: 10]")
 @click.option("--timeout", type=_SECONDS, help="Seconds to wait. [default: no limit]")
-@click.option(
-    "--stalled-after",
-    default=600.0,
-    type=click.FloatRange(min=0),
-    help="Seconds without a worker and without an open allocation after which a study counts as stalled. "
-    "[default: 600]",
-)
+@stalled_option
 @vars_option
 @click.option("--json", "as_json", is_flag=True, help="Print the status of all studies as JSON at the end.")
 def command(

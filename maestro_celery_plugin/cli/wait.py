@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from maestro_celery_plugin.cli.parameter_types import STUDY
+from maestro_celery_plugin.cli.stalled_option import stalled_option
 from maestro_celery_plugin.cli.study_argument import study_of
 from maestro_celery_plugin.cli.vars_option import vars_option
 from maestro_celery_plugin.report.exit_codes import WaitCode
@@ -22,13 +23,7 @@ __all__ = ["command"]
 @click.command("wait")
 @click.argument("studies", metavar="STUDY...", nargs=-1, required=True, type=STUDY)
 @click.option("--timeout", type=click.FloatRange(min=0), help="Seconds to wait. [default: no limit]")
-@click.option(
-    "--stalled-after",
-    default=600.0,
-    type=click.FloatRange(min=0),
-    help="Seconds without a worker and without an open allocation after which a study counts as stalled. "
-    "[default: 600]",
-)
+@stalled_option
 @vars_option
 @click.option("--json", "as_json", is_flag=True, help="Print the status of all studies as JSON at the end.")
 def command(

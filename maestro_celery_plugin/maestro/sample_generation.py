@@ -102,8 +102,12 @@ def _alone(path: Path) -> Iterator[None]:
         except Timeout:
             LOGGER.info("Another launch generates '%s'; this one waits for it.", path)
             lock.acquire()
-    except OSError as cause:  # then the command cannot write there either, or the file system has no locks
-        LOGGER.debug("'%s' cannot be locked: %s", path, cause)
+    except (OSError, NotImplementedError) as cause:  # filelock raises the second one where the file system has no locks
+        LOGGER.warning(
+            "'%s' cannot be locked (%s): no other launch may write it now. With '$(MERLIN_INFO)/%s', each study has a "
+            "file of its own.",
+            path, cause, path.name,
+        )  # fmt: skip
     try:
         yield
     finally:

@@ -115,7 +115,7 @@ class Driver:
 @pytest.fixture(params=SYSTEMS, scope="module")
 def driver(request, tmp_path_factory):
     parent = tmp_path_factory.mktemp(request.param)
-    with FakeCluster(parent / "cluster", request.param, nodes=4, cores=2, gpus=2, minute_s=1.0, grace_s=1.0) as cluster:
+    with FakeCluster(parent / "cluster", request.param, nodes=4, cores=2, gpus=2, minute_s=1.0, grace_s=3.0) as cluster:
         running = Driver(cluster, request.param, parent)
         running.cluster = cluster
         yield running

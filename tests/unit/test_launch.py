@@ -172,6 +172,14 @@ def test_launches_that_write_the_same_file_at_the_same_time_have_their_own_sampl
     assert found == [[f"{number}.{i}" for i in range(1, 6)] for number in range(3)]
 
 
+def test_a_file_that_cannot_be_locked_is_warned_of(acquire, current, caplog):
+    """Given a directory in which no lock is possible, then the samples are generated, and a user knows the danger."""
+    (current / ".x.csv.lock").mkdir()
+    assert rows_of(acquire("seq 2 > x.csv", file="x.csv")) == ["1", "2"]
+    assert f"'{current}/x.csv' cannot be locked" in caplog.text
+    assert "With '$(MERLIN_INFO)/x.csv', each study has a file of its own." in caplog.text
+
+
 def test_a_study_that_another_one_starts_writes_its_samples_to_itself(acquire, current, monkeypatch):
     """Given a command that writes to the directory that all studies of a session share, then the study is refused."""
     member = types.SimpleNamespace(id="0" * 16)
