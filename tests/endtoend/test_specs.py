@@ -111,13 +111,14 @@ def test_names_counts_the_repeats(run):
 
 
 def test_hpc_demo_counts_each_name(run):
-    study = run(SPECS / "hpc_demo.yaml", "--vars", "CORES=3", "N_NAMES=50", foreground=True)
+    """Given 20 processes that write one file, three at a time, then none overwrites what another one wrote."""
+    study = run(SPECS / "hpc_demo.yaml", "--vars", "CORES=3", "N_NAMES=400", foreground=True)
 
     drawn = Counter((study.path / "merlin_info" / "names.csv").read_text().split())
     rows = [line.split() for line in study.outputs("count/counts.txt")[0].splitlines()]
     assert {name: int(number) for number, name in rows} == drawn
     assert [int(number) for number, _ in rows] == sorted(drawn.values(), reverse=True)
-    assert sum(drawn.values()) == 50
+    assert sum(drawn.values()) == 400
 
 
 def test_one_variable_sets_the_sizes_of_hpc_demo(tmp_path):
