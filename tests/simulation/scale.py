@@ -50,8 +50,9 @@ class Cost:
 def measure(samples: int, workers: int, slots: int) -> Cost:
     """Simulate a study of samples that take 10 s in the mean, on NFS."""
     profile = Profile(
-        name="scale", workers="remote", nodes=workers, slots=slots, records=1, samples=samples, mean_s=10.0,
+        name="scale", workers="allocation", nodes=workers, slots=slots, records=1, samples=samples, mean_s=10.0,
         poll_s=60.0, caching=Caching(), operation_s=0.0005, deliver_s=0.002, idle_limit_s=300.0, limit_s=1e6,
+        walltime_s=7 * 86_400,
     )  # fmt: skip
     world = World(1, profile)
     looks: list[float] = []
@@ -75,8 +76,8 @@ def measure(samples: int, workers: int, slots: int) -> Cost:
             result = world.run(1_000_000_000)
         finally:
             Coordinator._refresh, Store.read = refresh, read  # type: ignore[method-assign]
-    assert not result.violations, result.violations[:3]
-    return _cost(world, looks, reads)
+        assert not result.violations, result.violations[:3]
+        return _cost(world, looks, reads)
 
 
 def _cost(world: World, looks: list[float], reads: Counter[str]) -> Cost:
