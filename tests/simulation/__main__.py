@@ -20,12 +20,18 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=1, help="number of seeds; 0 for all until stopped")
     parser.add_argument("--steps", type=int, default=2_000_000, help="largest number of steps of a seed")
     parser.add_argument("--profile", choices=(*PROFILES, "scale"), default="storm")
+    parser.add_argument(
+        "--size",
+        action="append",
+        metavar="SAMPLES:WORKERS:SLOTS",
+        help="a size for the profile scale, instead of the default ones; may be repeated",
+    )
     parser.add_argument("--trace", action="store_true", help="print what happens")
     parser.add_argument("--keep-going", action="store_true", help="continue after a seed that fails")
     parser.add_argument("--planted", choices=sorted(PLANTED), help="break one rule of the product")
     options = parser.parse_args()
     if options.profile == "scale":
-        scale.report()
+        scale.report([_size(text) for text in options.size or ()] or scale.SIZES)
         return 0
     if options.planted:
         plant(options.planted)
@@ -51,6 +57,11 @@ def main() -> int:
     finally:
         _summarize(counts, seed - options.seed, failed, time.monotonic() - begin)
     return 1 if failed else 0
+
+
+def _size(text: str) -> tuple[int, int, int]:
+    samples, workers, slots = map(int, text.split(":"))
+    return samples, workers, slots
 
 
 def _report(result: Result) -> None:

@@ -10,7 +10,10 @@ from maestro_celery_plugin.ledger.entries import Kind
 from maestro_celery_plugin.ledger.reader import LedgerReader
 from simulation.samples import Attempt
 
-__all__ = ["SlotTime", "slot_time"]
+__all__ = ["PARTS", "SlotTime", "slot_time"]
+
+# The parts of the time of slots, which are attributes of `SlotTime`.
+PARTS = ("busy", "absent", "before", "inside", "between", "after")
 
 
 @dataclasses.dataclass
@@ -38,7 +41,7 @@ class SlotTime:
     @property
     def total(self) -> float:
         """All of it."""
-        return self.busy + self.absent + self.before + self.inside + self.between + self.after
+        return sum(float(getattr(self, name)) for name in PARTS)
 
     def share(self, name: str) -> float:
         """Return a part in percent of the whole."""
