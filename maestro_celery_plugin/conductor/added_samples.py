@@ -163,7 +163,7 @@ class AddedSamples:
         has_begun = (samples.outcome != Outcome.OPEN) | (samples.started > 0)
         if not has_begun.any():
             return
-        epoch = max(samples.epoch, int(samples.started.max()), int(samples.ended.max()))
+        epoch = samples.highest_epoch
         if record.manifest.sampled and not samples.is_complete:  # no sample may begin or end with the inputs of before
             epoch += 1
             self._records.record_cancelled(record, epoch)

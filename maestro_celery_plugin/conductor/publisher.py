@@ -141,7 +141,7 @@ class Publisher:
 
         If there are too many, the ranges also cover finished samples, and an assignment tells which samples run.
         """
-        modes = np.where(mask, record.samples.modes(), np.uint8(RunMode.ASSIGNED))
+        modes = np.where(mask, np.asarray(record.samples.mode), np.uint8(RunMode.ASSIGNED))
         ranges = uniform_ranges(modes)
         if len(ranges) <= MAX_RANGES:
             return ranges

@@ -154,7 +154,7 @@ class StepRecord:
     def _delay(self, sample: int, code: int) -> None:
         delay_s = self.manifest.retry_delay_s
         if code < 0:  # a start that failed, from a worker of release 0.1: the delay doubles at each attempt
-            delay_s = max(delay_s, min(START_DELAY_LIMIT_S, 2.0 ** min(6, int(self.samples.attempts.requests[sample]))))
+            delay_s = max(delay_s, min(START_DELAY_LIMIT_S, 2.0 ** min(6, int(self.samples.requests[sample]))))
         self.delayed[sample] = clock.monotonic() + delay_s
 
     def due(self, leased: np.ndarray[Any, Any] | None = None) -> np.ndarray[Any, Any]:
@@ -181,9 +181,9 @@ class StepRecord:
     def _exclude_suspects(self, mask: np.ndarray[Any, Any]) -> None:
         """Remove all suspects except one from `mask`."""
         samples = self.samples
-        if not samples.attempts.has_losses or not (samples.attempts.losses >= SUSPECT_LOSSES).any():
+        if samples.losses.max() < SUSPECT_LOSSES:
             return
-        suspects = (samples.attempts.losses >= SUSPECT_LOSSES) & (samples.outcome == Outcome.OPEN)
+        suspects = (samples.losses > SUSPECT_LOSSES - 1) & (samples.outcome == Outcome.OPEN)
         if self.suspect is None or not suspects[self.suspect]:
             self.suspect = int(np.argmax(suspects)) if suspects.any() and self.has_turn() else None
         if self.suspect is not None:

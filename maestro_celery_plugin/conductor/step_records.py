@@ -83,7 +83,8 @@ class StepRecords:
             self.leases.revoke(writer)
         for record in self:
             # The conductor died as well, so no sample was the cause.
-            self._write_lost(record, record.samples.running & ~self.leased(record), external_cause=True)
+            running = np.flatnonzero(record.samples.running & ~self.leased(record))
+            self._write_lost(record, running, external_cause=True)
         self.follow()
         starts = count_start(self._plan)
         for record in self:
@@ -309,12 +310,13 @@ class StepRecords:
         for lease in [lease for writer in writers for lease in self.leases.revoke(writer)]:
             record = self._by_number.get(lease.record)
             if record is not None:
-                mask = np.zeros(record.manifest.samples, bool)
-                mask[lease.start : lease.stop] = True
+                running = record.samples.running_in(lease.start, lease.stop)
                 # A later attempt belongs to another worker.
-                is_own = record.samples.started == lease.epoch
-                self._write_lost(record, mask & is_own & record.samples.running, external_cause=external_cause)
+                own = running[record.samples.started[running] == lease.epoch]
+                self._write_lost(record, own, external_cause=external_cause)
                 if is_elsewhere:
+                    mask = np.zeros(record.manifest.samples, bool)
+                    mask[lease.start : lease.stop] = True
                     self.invalidate_attempts(record, mask, lease.epoch)
         self.follow()
 
@@ -332,13 +334,13 @@ class StepRecords:
     def record_lost(self, record: StepRecord, mask: np.ndarray[Any, Any]) -> None:
         """Record attempts without an end and without a lease as lost, so that their samples may run again."""
         if mask.any():
-            self._write_lost(record, mask, external_cause=True)
+            self._write_lost(record, np.flatnonzero(mask), external_cause=True)
             self.follow_own()
 
-    def _write_lost(self, record: StepRecord, mask: np.ndarray[Any, Any], *, external_cause: bool) -> None:
-        for sample in np.flatnonzero(mask):
-            epoch = int(record.samples.started[sample])
-            self._writer.append(Kind.LOST, record.number, epoch, int(sample), code=int(external_cause))
+    def _write_lost(self, record: StepRecord, samples: np.ndarray[Any, Any], *, external_cause: bool) -> None:
+        epochs = record.samples.started[samples].tolist()
+        for sample, epoch in zip(samples.tolist(), epochs, strict=True):
+            self._writer.append(Kind.LOST, record.number, epoch, sample, code=int(external_cause))
 
     def close(self, going_on: Collection[str] = ()) -> None:
         """Record the running attempts of ended workers as lost, and close the ledger.

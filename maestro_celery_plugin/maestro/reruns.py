@@ -124,7 +124,7 @@ class _Record:
         if not self.anew.any():
             return
         # A live worker must neither begin nor end a sample with the inputs of before.
-        epoch = max(samples.epoch, int(samples.started.max()), int(samples.ended.max())) + 1
+        epoch = samples.highest_epoch + 1
         ledger.append(Kind.CANCELLED, number, epoch, 0, self.manifest.samples)
         if self.manifest.finished_marker:
             for sample in np.flatnonzero(self.anew).tolist():

@@ -59,7 +59,7 @@ def slowest_samples(aggregation: Aggregation, root: Path, node_of: Callable[[str
         node_of: Returns the machine of a worker.
     """
     candidates = [
-        (float(record.states.duration_us[index]), record.manifest.number, index)
+        (float(record.durations.us[index]), record.manifest.number, index)
         for record in aggregation.records.values()
         for index in _longest(record)
     ]
@@ -86,7 +86,7 @@ def _relative(path: Path, root: Path) -> str:
 
 def _longest(record: RecordTotals) -> list[int]:
     """Return the samples of a sampled record with the longest durations."""
-    durations = record.states.duration_us
+    durations = record.durations.us
     count = min(_SLOWEST, len(durations))
     if not record.manifest.sampled or not count:
         return []
@@ -95,11 +95,10 @@ def _longest(record: RecordTotals) -> list[int]:
 
 
 def _status(record: RecordTotals, index: int) -> SampleStatus:
-    attempts = record.states.attempts
     return SampleStatus(
         manifest=record.manifest,
         index=index,
         code=int(record.states.code(index)),
-        duration_s=int(record.states.duration_us[index]) / 1e6,
-        losses=int(attempts.losses[index]) if attempts.has_losses else 0,
+        duration_s=int(record.durations.us[index]) / 1e6,
+        losses=int(record.states.losses[index]),
     )

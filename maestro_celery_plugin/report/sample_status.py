@@ -10,6 +10,7 @@ import numpy as np
 
 from maestro_celery_plugin.ledger.entries import Entries, Kind
 from maestro_celery_plugin.ledger.sample_states import Counts, SampleStates
+from maestro_celery_plugin.report.durations import Durations
 from maestro_celery_plugin.report.pace import Pace
 from maestro_celery_plugin.samples.table import SampleTable
 from maestro_celery_plugin.states import POISON_LIMIT, Outcome, how_it_ended, is_request
@@ -69,6 +70,7 @@ class RecordSamples:
     Attributes:
         manifest: The step record.
         states: The states of the samples.
+        durations: The durations of the samples.
         attempts: The number of attempts at each sample that have started; empty without `counts_attempts`.
         interruptions: Number of attempts that a worker has ended: at the end of its allocation, at a cancellation, or
             when another sample made the step record fail.
@@ -79,6 +81,7 @@ class RecordSamples:
         self.manifest = manifest
         self.attempts = np.zeros(manifest.samples if counts_attempts else 0, np.uint32)
         self.states = SampleStates(manifest.samples, manifest.max_retries)
+        self.durations = Durations(manifest.samples)
         self._writer = np.zeros(manifest.samples, np.uint32)
         self._started_at = np.zeros(manifest.samples, np.float64)
         self._pace = Pace()
@@ -91,12 +94,14 @@ class RecordSamples:
         self.manifest = manifest
         if more > 0:
             self.states.grow(manifest.samples)
+            self.durations.grow(manifest.samples)
             self._writer = np.concatenate([self._writer, np.zeros(more, np.uint32)])
             self._started_at = np.concatenate([self._started_at, np.zeros(more, np.float64)])
 
     def apply(self, entries: Entries, writers: np.ndarray[Any, Any]) -> None:
         """Apply new entries; `writers` has the number of the writer of each entry."""
         self.states.apply(entries)
+        self.durations.apply(self.states, entries)
         kinds = entries["kind"]
         self._store_starts(entries, writers, kinds == _STARTED)
         stopped = entries["stop"][kinds == _STOPPED]
@@ -192,11 +197,11 @@ class RecordSamples:
     @property
     def longest_us(self) -> int:
         """The longest duration of a sample in microseconds; 0 for a record that is not sampled."""
-        return int(self.states.duration_us.max()) if self.manifest.sampled and self.manifest.samples else 0
+        return int(self.durations.us.max()) if self.manifest.sampled and self.manifest.samples else 0
 
     def slowest(self, limit: int) -> list[SampleStatus]:
         """Return the `limit` slowest samples in any order; empty for a record that is not sampled."""
-        durations = self.states.duration_us
+        durations = self.durations.us
         count = min(limit, len(durations))
         if not self.manifest.sampled or not count:
             return []
@@ -208,8 +213,8 @@ class RecordSamples:
             manifest=self.manifest,
             index=index,
             code=int(self.states.code(index)),
-            duration_s=int(self.states.duration_us[index]) / 1e6,
-            losses=int(self.states.attempts.losses[index]) if self.states.attempts.has_losses else 0,
+            duration_s=int(self.durations.us[index]) / 1e6,
+            losses=int(self.states.losses[index]),
         )
 
 

@@ -81,7 +81,7 @@ def measure(samples: int, workers: int, slots: int) -> Cost:
 
 def _cost(world: World, looks: list[float], reads: Counter[str]) -> Cost:
     profile = world.profile
-    attempts = [attempt for found in world.samples.attempts.values() for attempt in found]
+    attempts = [attempt for found in world.samples.values() for attempt in found]
     busy_s = sum(attempt.end - attempt.begin for attempt in attempts)
     begin, last = min(a.begin for a in attempts), max(a.begin for a in attempts)
     until_last_s = sum(max(0.0, min(a.end, last) - a.begin) for a in attempts)

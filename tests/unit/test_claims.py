@@ -212,7 +212,7 @@ def test_the_late_entries_of_a_dead_worker_do_not_change_the_attempt_of_another_
     samples = conductor.record.samples
     assert samples.outcome[0] == Outcome.OPEN
     assert samples.running.tolist() == [True] + 9 * [False]
-    assert samples.attempts.losses[0] == 0
+    assert samples.losses[0] == 0
 
 
 def test_a_new_conductor_takes_back_the_messages_of_the_earlier_one(conductor):

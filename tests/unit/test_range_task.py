@@ -887,7 +887,7 @@ def test_after_the_death_of_a_worker_exactly_the_samples_without_an_end_run_agai
     assert len(leases.revoke("w-1")) == 1
     for sample in np.flatnonzero(states.running):
         ensemble.append_as_coordinator(Kind.LOST, int(sample), 0, int(states.started[sample]))
-    modes = np.where(states.outcome == Outcome.OPEN, ensemble.states.modes(), RunMode.ASSIGNED)
+    modes = np.where(states.outcome == Outcome.OPEN, np.asarray(ensemble.states.mode), RunMode.ASSIGNED)
     for number, (start, stop, mode) in enumerate(uniform_ranges(modes), 2):
         ensemble.append_as_coordinator(Kind.SENT, start, stop, 2)
         work(ensemble.task(start, stop, 2, mode), f"w-{number}", failure_rate=1.0)
