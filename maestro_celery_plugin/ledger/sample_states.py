@@ -43,6 +43,11 @@ class Counts:
     pending: int
 
 
+def _only(entries: Entries, mask: Array) -> Entries:
+    """Return the entries in a mask; to copy all of them takes as long as to apply them."""
+    return entries if mask.all() else entries[mask]
+
+
 class Column:
     """A property of all samples.
 
@@ -135,14 +140,14 @@ class SampleStates:
     def apply(self, entries: Entries) -> None:
         """Apply entries of this record; entries of different writers may come in any order."""
         self._totals = None
-        entries = entries[entries["start"] < len(self)]
+        entries = _only(entries, entries["start"] < len(self))
         kinds = entries["kind"]
         # Most kinds are rare, and a study of many step records applies few entries at a time.
         found = np.bincount(kinds, minlength=_KINDS).tolist()
         if found[_SENT] or found[_CANCELLED] or found[_RERUN]:
             self._apply_epochs(entries[_HAS_EPOCH[kinds]])
         self.has_started = self.has_started or found[_STARTED] > 0
-        attempts = entries[rules.IS_ATTEMPT[kinds]]
+        attempts = _only(entries, rules.IS_ATTEMPT[kinds])
         if len(attempts):
             self._apply_attempts(attempts)
         if found[_INVALID] or found[_RERUN]:
@@ -160,10 +165,12 @@ class SampleStates:
         samples, at = np.unique(entries["start"].astype(np.intp), return_inverse=True)
         states = self._table.of(samples)
         rules.apply_attempts(states, at, entries)
-        self._table.replace(samples, states)
-        counted = entries[rules.are_counted(entries)]
-        if len(counted):
+        is_counted = rules.are_counted(entries)
+        if is_counted.any():
+            counted = entries[is_counted]
+            rules.add_counts(states, at[is_counted], counted)
             self._counted.append(counted[list(_COUNTED.names or ())].astype(_COUNTED))
+        self._table.replace(samples, states)
 
     def _apply_range(self, entry: Any) -> None:
         """Apply an entry about a range of samples: one change for each of their different states."""

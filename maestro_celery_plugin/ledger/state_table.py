@@ -66,7 +66,8 @@ class StateTable:
 
     def of(self, samples: Any) -> Array:
         """Return copies of the states of samples."""
-        states: Array = self._rows[self.numbers[samples]]
+        # NumPy copies words a hundred times as fast as records.
+        states: Array = _words(self._rows).take(self.numbers[samples], axis=0).view(STATE).reshape(-1)
         return states
 
     def replace(self, samples: Array, states: Array) -> None:
@@ -127,9 +128,9 @@ class StateTable:
             data = states.tobytes()
             numbers = [self._number(data[at : at + _SIZE]) for at in range(0, len(data), _SIZE)]
             return np.array(numbers, np.intp)
-        words = states.view(np.uint64).reshape(len(states), _WORDS)
-        _, first, inverse = np.unique((words * _FACTORS).sum(axis=1), return_index=True, return_inverse=True)
-        if (words[first][inverse] != words).any():  # two different states have the same sum
+        words = _words(states)
+        _, first, inverse = np.unique(words @ _FACTORS, return_index=True, return_inverse=True)
+        if not np.array_equal(words[first].take(inverse, axis=0), words):  # two different states have the same sum
             _, first, inverse = np.unique(words, axis=0, return_index=True, return_inverse=True)
         different = np.array([self._number(states[at].tobytes()) for at in first.tolist()], np.intp)
         return different[inverse.reshape(-1)]
@@ -163,3 +164,8 @@ class StateTable:
             state = self._rows[number].tobytes()
             if self._known.get(state) == number:
                 del self._known[state]
+
+
+def _words(states: Array) -> Array:
+    """Return states as words of 64 bits, one line for each state."""
+    return states.view(np.uint64).reshape(len(states), _WORDS)
