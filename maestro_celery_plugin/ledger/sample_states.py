@@ -13,8 +13,9 @@ import numpy as np
 
 from maestro_celery_plugin.ledger import attempt_rules as rules
 from maestro_celery_plugin.ledger.entries import Entries, Kind, kind_mask
+from maestro_celery_plugin.ledger.sample_set import SampleSet
 from maestro_celery_plugin.ledger.state_table import StateTable
-from maestro_celery_plugin.states import Outcome
+from maestro_celery_plugin.states import Outcome, RunMode
 
 __all__ = ["Column", "Counts", "SampleStates"]
 
@@ -300,6 +301,30 @@ class SampleStates:
         rows = self._table.rows
         mask: Array = (rows["started"] > rows["ended"]) & (self._outcomes == _OPEN)
         return mask
+
+    # --- sets of samples ---
+
+    def find(self, *outcomes: Outcome, within: SampleSet | None = None) -> SampleSet:
+        """Return the samples with one of these outcomes; `within` limits the samples."""
+        return self._table.find(np.isin(self._outcomes, outcomes), within)
+
+    def find_begun(self) -> SampleSet:
+        """Return the samples that have started, or have an outcome."""
+        return self._table.find((self._outcomes != _OPEN) | (self._table.rows["started"] > 0))
+
+    def find_running(self, within: SampleSet | None = None) -> SampleSet:
+        """Return the open samples with an attempt that has started and not ended; `within` limits the samples."""
+        return self._table.find(self._are_running, within)
+
+    def find_lost(self, limit: int) -> SampleSet:
+        """Return the open samples that were lost at least this many times."""
+        return self._table.find((self._table.rows["losses"] >= limit) & (self._outcomes == _OPEN))
+
+    def by_mode(self, samples: SampleSet) -> list[tuple[int, int, RunMode]]:
+        """Return ranges [start, stop) of samples, each with the `RunMode` of its next attempts, in ascending order."""
+        modes = rules.modes(self._table.rows)
+        parts = ((mode, self._table.find(modes == mode, samples)) for mode in RunMode)
+        return sorted((start, stop, mode) for mode, part in parts for start, stop in part.ranges())
 
     # --- counts ---
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from maestro_celery_plugin.ledger.attempt_rules import STATE
+from maestro_celery_plugin.ledger.sample_set import SampleSet
 
 __all__ = ["StateTable"]
 
@@ -89,6 +90,27 @@ class StateTable:
         self._populations[0] += more
 
     # --- ranges of samples ---
+
+    def find(self, of_states: Array, within: SampleSet | None = None) -> SampleSet:
+        """Return the samples whose state is in a mask of the states.
+
+        Args:
+            of_states: The mask.
+            within: Only these samples, if few; None for all.
+        """
+        if within is not None:
+            if within.count > _BLOCK:
+                return within & self.find(of_states)
+            samples = within.samples()
+            return SampleSet.of_samples(samples[of_states[self.numbers[samples]]])
+        count = len(self.numbers)
+        found = int(self.population[of_states].sum())
+        if found in (0, count):
+            return SampleSet.of_range(0, found)
+        parts = []
+        for begin, block in zip(range(0, count, _BLOCK), self.blocks(0, count), strict=True):
+            parts += SampleSet.of_mask(of_states[block], begin).ranges()
+        return SampleSet.of_ranges(parts)
 
     def blocks(self, start: int, stop: int) -> Iterator[Array]:
         """Yield the numbers of the samples [start, stop) in parts."""

@@ -52,7 +52,7 @@ class Checks:
 
     def begin(self, attempt: Attempt) -> None:
         """Check that an attempt may begin."""
-        earlier = self._world.samples[attempt.key]
+        earlier = self._world.samples.attempts[attempt.key]
         name = f"sample {attempt.key[1]} of {attempt.key[0]}"
         kernel = self._world.kernel
         running = [one for one in earlier if one.code is None]
@@ -193,7 +193,7 @@ class Checks:
         return bool(profile.killer_share or kills or profile.power_cuts_per_hour or profile.cuts_per_hour)
 
     def _check_sample(self, key: SampleKey, outcome: Outcome, state: str) -> None:
-        attempts = self._world.samples[key]
+        attempts = self._world.samples.attempts[key]
         name = f"sample {key[1]} of {key[0]}"
         if outcome is Outcome.OPEN:
             if state == "FINISHED":

@@ -81,13 +81,12 @@ def measure(samples: int, workers: int, slots: int) -> Cost:
 
 def _cost(world: World, looks: list[float], reads: Counter[str]) -> Cost:
     profile = world.profile
-    attempts = [attempt for found in world.samples.values() for attempt in found]
+    attempts = [attempt for found in world.samples.attempts.values() for attempt in found]
     busy_s = sum(attempt.end - attempt.begin for attempt in attempts)
     begin, last = min(a.begin for a in attempts), max(a.begin for a in attempts)
     until_last_s = sum(max(0.0, min(a.end, last) - a.begin) for a in attempts)
     all_slots = profile.nodes * profile.slots
     states: SampleStates = world.record("step0").samples
-    arrays = [value for value in vars(states).values() if isinstance(value, np.ndarray)]
     return Cost(
         profile.samples,
         all_slots,
@@ -96,7 +95,7 @@ def _cost(world: World, looks: list[float], reads: Counter[str]) -> Cost:
         len(looks),
         (float(np.mean(looks)), max(looks)),
         (reads["files"] / len(looks), reads["bytes"] / len(looks)),
-        sum(array.nbytes for array in arrays) / profile.samples,
+        states.memory / profile.samples,
         until_last_s / (all_slots * (last - begin)),
     )
 

@@ -265,7 +265,7 @@ class World:
 
     def leased(self, record: Any) -> int:
         conductor = self.conductor
-        return 0 if conductor is None else int(conductor.coordinator._records.leased(record).sum())
+        return 0 if conductor is None else conductor.coordinator._records.leased(record).count
 
     def may_be_lost(self, attempt: Attempt) -> bool:
         """Tell whether the entry about the end of an attempt may not have reached the conductor."""
@@ -314,16 +314,16 @@ class World:
         return not any(node.processes for node in self.kernel.nodes.values()) and not self.batch.open_jobs()
 
     def _counts(self) -> dict[str, int]:
-        attempts = [a for found in self.samples.values() for a in found]
+        attempts = [a for found in self.samples.attempts.values() for a in found]
         counts = {
-            "samples": len(self.samples),
+            "samples": len(self.samples.attempts),
             "started": len(attempts),
             "ended by themselves": sum(
                 1 for a in attempts if a.code is not None and not a.was_ended and not a.killed_worker
             ),
             "ended from outside": sum(1 for a in attempts if a.was_ended),
             "killed their worker": sum(1 for a in attempts if a.killed_worker),
-            "never tried": sum(1 for found in self.samples.values() if not found),
+            "never tried": sum(1 for found in self.samples.attempts.values() if not found),
             "conductors": len(self.conductors),
             "workers": len(self.workers),
             "file operations": self.server.operations,

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from ensembles import a_manifest, entries, span, states_of
 
+from maestro_celery_plugin.ledger import state_table
 from maestro_celery_plugin.ledger.entries import Kind
+from maestro_celery_plugin.ledger.sample_set import SampleSet
 from maestro_celery_plugin.ledger.sample_states import Counts
 from maestro_celery_plugin.report.durations import Durations
 from maestro_celery_plugin.states import (
@@ -399,3 +401,36 @@ def test_another_limit_of_retries_decides_again():
 
     assert states.outcome[:2].tolist() == [Outcome.OPEN, Outcome.FAILED]
     assert states.total(Outcome.FAILED) == 1
+
+
+# --- sets of samples ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("block", [3, 1 << 20])
+def test_sets_of_samples_agree_with_what_is_known_of_each(monkeypatch, block):
+    """Whether few samples are asked for one by one, or all of them in blocks."""
+    monkeypatch.setattr(state_table, "_BLOCK", block)
+    for seed in range(20):
+        random_ = random.Random(seed)
+        history = a_history(random_, 12, writers=4)
+        states = states_after(*(row for rows in history.values() for row in rows), samples=12)
+        within = SampleSet.of_samples(random_.sample(range(12), random_.randrange(13)))
+        wanted = within.samples().tolist()
+
+        is_open = states.outcome == Outcome.OPEN
+        assert states.find(Outcome.OPEN).samples().tolist() == np.flatnonzero(is_open).tolist()
+        assert states.find(Outcome.OPEN, within=within).samples().tolist() == [s for s in wanted if is_open[s]]
+        assert states.find_running().samples().tolist() == np.flatnonzero(states.running).tolist()
+        assert states.find_running(within).samples().tolist() == [s for s in wanted if states.running[s]]
+        assert states.find_begun().samples().tolist() == np.flatnonzero((states.started > 0) | ~is_open).tolist()
+        assert states.find_lost(2).samples().tolist() == np.flatnonzero((states.losses > 1) & is_open).tolist()
+        modes = {sample: mode for start, stop, mode in states.by_mode(within) for sample in range(start, stop)}
+        assert modes == {sample: states.mode[sample] for sample in wanted}
+
+
+def test_neighbours_with_the_same_mode_form_a_range():
+    states = states_after(*attempt(1, 100, 2), *attempt(1, 100, 3), *attempt(1, 104, 4), samples=7)
+
+    assert states.by_mode(SampleSet.of_ranges([(1, 3), (3, 6)])) == [
+        (1, 2, RunMode.FIRST), (2, 4, RunMode.RESTART), (4, 5, RunMode.AGAIN), (5, 6, RunMode.FIRST)
+    ]  # fmt: skip
