@@ -291,6 +291,11 @@ class SampleStates:
         """A mask of the open samples with an attempt that has started and not ended."""
         return self.outcome.where(self._are_running)
 
+    def running_of(self, samples: Array) -> Array:
+        """Return a mask of those of these samples that `running` has."""
+        mask: Array = self._are_running[self._table.numbers[samples]]
+        return mask
+
     def running_in(self, start: int, stop: int) -> Array:
         """Return the samples of [start, stop) that `running` has."""
         return start + np.flatnonzero(self._are_running[self._table.numbers[start:stop]])

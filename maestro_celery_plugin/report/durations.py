@@ -11,6 +11,8 @@ from maestro_celery_plugin.ledger.sample_states import SampleStates
 
 __all__ = ["Durations"]
 
+# Samples that are compared at once.
+_BLOCK = 1 << 20
 _HAS_DURATION = kind_mask(Kind.ENDED, Kind.GAVE_UP)
 
 
@@ -38,3 +40,12 @@ class Durations:
             samples = ends["start"].astype(np.intp)
             is_last = states.is_last(samples, ends["epoch"], ends["code"])
             self.us[samples[is_last]] = ends["stop"][is_last]
+
+    def longest(self, limit: int) -> list[int]:
+        """Return the samples with the longest durations, in any order; part by part, which needs little memory."""
+        best: np.ndarray[Any, Any] = np.empty(0, np.intp)
+        for begin in range(0, len(self.us), _BLOCK):
+            best = np.concatenate([best, np.arange(begin, min(begin + _BLOCK, len(self.us)))])
+            if len(best) > limit:
+                best = best[np.argpartition(self.us[best], len(best) - limit)[len(best) - limit :]]
+        return [int(sample) for sample in best if self.us[sample]]

@@ -86,12 +86,7 @@ def _relative(path: Path, root: Path) -> str:
 
 def _longest(record: RecordTotals) -> list[int]:
     """Return the samples of a sampled record with the longest durations."""
-    durations = record.durations.us
-    count = min(_SLOWEST, len(durations))
-    if not record.manifest.sampled or not count:
-        return []
-    longest = np.argpartition(durations, len(durations) - count)[-count:]
-    return [int(index) for index in longest if durations[index]]
+    return record.durations.longest(_SLOWEST) if record.manifest.sampled else []
 
 
 def _status(record: RecordTotals, index: int) -> SampleStatus:
