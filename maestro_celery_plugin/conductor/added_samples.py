@@ -9,16 +9,14 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 from msgspec.structs import replace
 
 from maestro_celery_plugin.conductor.step_record import StepRecord
 from maestro_celery_plugin.conductor.step_records import StepRecords
 from maestro_celery_plugin.errors import BrokerError
+from maestro_celery_plugin.ledger.sample_set import SampleSet
 from maestro_celery_plugin.samples.paths import FINISHED_MARKER
-from maestro_celery_plugin.states import Outcome
 from maestro_celery_plugin.study.additions import AdditionFile
 from maestro_celery_plugin.study.manifest import Manifest
 from maestro_celery_plugin.study.plan import StudyPlan
@@ -61,7 +59,7 @@ class AddedSamples:
         self,
         plan: StudyPlan,
         records: StepRecords,
-        send: Callable[[StepRecord, np.ndarray[Any, Any]], None],
+        send: Callable[[StepRecord, SampleSet], None],
         withdraw: Callable[[StepRecord], None],
     ) -> None:
         self._plan, self._records, self._send, self._withdraw = plan, records, send, withdraw
@@ -160,17 +158,17 @@ class AddedSamples:
 
     def _record_rerun(self, record: StepRecord) -> None:
         samples = record.samples
-        has_begun = (samples.outcome != Outcome.OPEN) | (samples.started > 0)
-        if not has_begun.any():
+        has_begun = samples.find_begun()
+        if not has_begun:
             return
-        epoch = max(samples.epoch, int(samples.started.max()), int(samples.ended.max()))
+        epoch = samples.highest_epoch
         if record.manifest.sampled and not samples.is_complete:  # no sample may begin or end with the inputs of before
             epoch += 1
             self._records.record_cancelled(record, epoch)
         if record.manifest.finished_marker:
-            for sample in np.flatnonzero(has_begun).tolist():
+            for sample in has_begun.samples().tolist():
                 _marker(record.manifest, sample).unlink(missing_ok=True)
-        self._records.record_anew(record, has_begun, epoch)
+        self._records.record_anew(record, has_begun.first, has_begun.last + 1, epoch)
 
     def _grow(self, record: StepRecord, manifest: Manifest) -> None:
         numbered = replace(manifest, number=record.number)
@@ -178,10 +176,9 @@ class AddedSamples:
         record.samples.grow(numbered.samples)
 
     def _send_new(self, record: StepRecord, start: int) -> None:
-        mask = record.unassigned(self._records.leased(record))
-        mask[:start] = False
+        samples = record.unassigned(self._records.leased(record)) - SampleSet.of_range(0, start)
         with contextlib.suppress(BrokerError):  # they are sent when the broker answers again
-            self._send(record, mask)
+            self._send(record, samples)
 
 
 def _marker(manifest: Manifest, sample: int) -> Path:

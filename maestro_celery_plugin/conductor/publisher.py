@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import signal
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
@@ -14,10 +13,11 @@ from maestro_celery_plugin.broker.app import declare, import_transport, make_app
 from maestro_celery_plugin.broker.messages import RangeTask
 from maestro_celery_plugin.broker.sender import Sender
 from maestro_celery_plugin.conductor.recall import Recall
-from maestro_celery_plugin.conductor.step_record import MAX_RANGES, StepRecord, ranges_of, uniform_ranges
+from maestro_celery_plugin.conductor.step_record import MAX_RANGES, StepRecord
 from maestro_celery_plugin.conductor.step_records import StepRecords
 from maestro_celery_plugin.errors import BrokerError
 from maestro_celery_plugin.host import start as host
+from maestro_celery_plugin.ledger.sample_set import SampleSet
 from maestro_celery_plugin.states import Outcome, RunMode
 from maestro_celery_plugin.study.assignment import Assignment
 from maestro_celery_plugin.study.members import Member
@@ -30,6 +30,7 @@ LOGGER = logging.getLogger(__name__)
 
 HOST_LIMIT_S = 8.0
 SOCKET_TIMEOUT_S = 5.0
+_ENDS = tuple(outcome for outcome in Outcome if outcome is not Outcome.OPEN)
 
 
 class Publisher:
@@ -94,7 +95,7 @@ class Publisher:
         self._connect()
         self.resend_all()
 
-    def send(self, record: StepRecord, mask: np.ndarray[Any, Any]) -> None:
+    def send(self, record: StepRecord, samples: SampleSet) -> None:
         """Send samples under a new epoch, which makes earlier messages about them invalid.
 
         This method writes the epoch to the ledger before it sends the message. A missing message is sent again later,
@@ -110,10 +111,10 @@ class Publisher:
             return
         if self._sender is None:
             raise BrokerError("There is no connection to the broker.")
-        mask = self._recall.take_back(record, mask)
-        self._records.record_lost(record, mask & record.samples.running)
+        samples = self._recall.take_back(record, samples)
+        self._records.record_lost(record, record.samples.find_running(samples))
         epoch = record.samples.epoch + 1
-        ranges = self._ranges(record, mask, epoch)
+        ranges = self._ranges(record, samples, epoch)
         for start, stop, _ in ranges:
             self._records.record_sent(record, epoch, start, stop)
         self._records.flush()  # a worker on another node that receives the message must see the epoch
@@ -134,19 +135,21 @@ class Publisher:
         Raises:
             OSError: the claims cannot be made now.
         """
-        self._recall.take_back(record, (record.samples.outcome == Outcome.OPEN) & ~self._records.leased(record))
+        self._recall.take_back(record, record.samples.find(Outcome.OPEN) - self._records.leased(record))
 
-    def _ranges(self, record: StepRecord, mask: np.ndarray[Any, Any], epoch: int) -> list[tuple[int, int, RunMode]]:
+    def _ranges(self, record: StepRecord, samples: SampleSet, epoch: int) -> list[tuple[int, int, RunMode]]:
         """Return the ranges [start, stop) that cover samples, with their modes.
 
         If there are too many, the ranges also cover finished samples, and an assignment tells which samples run.
         """
-        modes = np.where(mask, record.samples.modes(), np.uint8(RunMode.ASSIGNED))
-        ranges = uniform_ranges(modes)
+        ranges = record.samples.by_mode(samples)
         if len(ranges) <= MAX_RANGES:
             return ranges
+        modes = np.full(record.manifest.samples, RunMode.ASSIGNED, np.uint8)
+        for start, stop, mode in ranges:
+            modes[start:stop] = mode
         Assignment(self._plan.records / record.relative, epoch).write(modes)
-        bridged = ranges_of(mask, record.samples.outcome != Outcome.OPEN)[:MAX_RANGES]
+        bridged = samples.bridged(record.samples.find(*_ENDS))[:MAX_RANGES]
         return [(start, stop, RunMode.ASSIGNED) for start, stop in bridged]
 
     def resend_all(self) -> None:
@@ -157,9 +160,9 @@ class Publisher:
     def resend_without_message(self) -> None:
         """Send the samples without a lease and without a message in a task queue, after workers have died."""
         for record in self._records.with_work():
-            mask = record.unassigned(self._records.leased(record)) & ~self._records.waiting(record)
-            if mask.any():
-                self.send(record, mask)
+            samples = record.unassigned(self._records.leased(record)) - self._records.waiting(record)
+            if samples:
+                self.send(record, samples)
 
     def close(self, others: list[Member]) -> None:
         """Close the connection; delete the queues that no other study uses; without other studies, end the host.

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Set
-from typing import Any
-
-import numpy as np
 
 from maestro_celery_plugin import clock
 from maestro_celery_plugin.conductor.step_record import StepRecord
 from maestro_celery_plugin.conductor.step_records import StepRecords
 from maestro_celery_plugin.ledger.claims import MessageName, owner_text
 from maestro_celery_plugin.ledger.entries import COORDINATOR
+from maestro_celery_plugin.ledger.sample_set import SampleSet
 
 __all__ = ["Recall"]
 
@@ -36,25 +34,24 @@ class Recall:
         # Claims of live workers without an entry in the ledger, with the time of the first look (monotonic).
         self._claimed_at: dict[MessageName, float] = {}
 
-    def take_back(self, record: StepRecord, mask: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    def take_back(self, record: StepRecord, samples: SampleSet) -> SampleSet:
         """Take back the waiting messages about samples, so that no worker can take them any more.
 
         Args:
             record: The step record.
-            mask: Samples without an outcome.
+            samples: Samples without an outcome.
 
         Returns:
-            A mask of the samples in `mask` that no live worker has.
+            Those of them that no live worker has.
 
         Raises:
             OSError: the claims cannot be made now.
         """
         waiting = self._records.waiting_messages
-        free: np.ndarray[Any, Any] = mask & ~self._records.leased(record)
-        owners = self._claim_messages(record, mask)
+        owners = self._claim_messages(record, samples)
         # The entry of an owner is not visible yet, or the owner has died before it wrote the entry.
-        for name in owners:
-            free[name.start : name.stop] = False
+        claimed = SampleSet.of_ranges((name.start, name.stop) for name in owners)
+        free = samples - self._records.leased(record) - claimed
         dead = {name for name, owner in owners.items() if self._is_dead(owner)}
         overdue = self._overdue(owners.keys() - dead)
         if not dead and not overdue:
@@ -68,18 +65,16 @@ class Recall:
             )
             self._end_worker(owners[name])
         for name in dead & still_waiting:
-            free |= self._free(record, name) & mask
-        free &= ~self._records.leased(record)
-        return free
+            free |= self._free(record, name) & samples
+        return free - self._records.leased(record)
 
-    def _free(self, record: StepRecord, name: MessageName) -> np.ndarray[Any, Any]:
-        """Forget a message that a dead worker has claimed; return a mask of its samples that no worker has."""
+    def _free(self, record: StepRecord, name: MessageName) -> SampleSet:
+        """Forget a message that a dead worker has claimed; return its samples that no worker has."""
         self._records.waiting_messages.forget(name)
-        mask: np.ndarray[Any, Any] = ~self._records.leased(record)
-        mask[: name.start] = mask[name.stop :] = False
+        samples = SampleSet.of_range(name.start, name.stop) - self._records.leased(record)
         # The worker may have written entries that become visible when another worker has the samples.
-        self._records.invalidate_attempts(record, mask, name.epoch)
-        return mask
+        self._records.invalidate_attempts(record, samples, name.epoch)
+        return samples
 
     def _overdue(self, names: Set[MessageName]) -> set[MessageName]:
         """Return the messages that a live worker has claimed long ago, although the ledger does not show it.
@@ -95,13 +90,13 @@ class Recall:
         }
         return {name for name in names if now - self._claimed_at.setdefault(name, now) > CLAIM_LIMIT_S}
 
-    def _claim_messages(self, record: StepRecord, mask: np.ndarray[Any, Any]) -> dict[MessageName, str]:
+    def _claim_messages(self, record: StepRecord, samples: SampleSet) -> dict[MessageName, str]:
         """Claim the waiting messages about samples; return the owners of those that workers have claimed."""
         claims, waiting = self._records.claims, self._records.waiting_messages
         claims.prepare(record.number)
         owners = {}
         for name in waiting.of_record(record.number):
-            if not mask[name.start : name.stop].any():
+            if not samples.meets(name.start, name.stop):
                 continue
             owner = None if claims.claim(name, owner_text(COORDINATOR)) else claims.owner(name)
             if owner in (None, COORDINATOR):

@@ -45,7 +45,7 @@ class Redelivery:
                 # Those whose delay has passed wait for an entry of their worker.
                 later = (when for when in record.delayed.values() if when > now)
                 self._next_due = min(self._next_due, min(later, default=math.inf))
-                if due.any():
+                if due:
                     self._publisher.send(record, due)
 
     def resend_if_slots_stay_free(self) -> None:
@@ -59,12 +59,12 @@ class Redelivery:
                 record.idle_since = now
             elif now - record.idle_since > RESEND_DELAY_S:
                 quiet.append(record)
-        quiet = [record for record in quiet if record.unassigned(self._records.leased(record)).any()]
+        quiet = [record for record in quiet if record.unassigned(self._records.leased(record))]
         if quiet:
             # Unlike the other calls, include all workers, also those that have left.
             self._records.follow(fresh=True)
         for record in quiet:
             unassigned = record.unassigned(self._records.leased(record))
-            if unassigned.any():
-                LOGGER.info("Sending %d samples of '%s' again.", unassigned.sum(), record.manifest.name)
+            if unassigned:
+                LOGGER.info("Sending %d samples of '%s' again.", unassigned.count, record.manifest.name)
                 self._publisher.send(record, unassigned)

@@ -59,7 +59,7 @@ class Reopening:
                 record.withdrawn.update(groups)
             elif not allocation.released and record.has_started:
                 record.withdrawn.update(groups)
-                if record.may_restart() and record.unassigned(self._records.leased(record)).any():
+                if record.may_restart() and record.unassigned(self._records.leased(record)):
                     ended.append(record)
         if not allocation.released:
             self._time_out(ended, allocation)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Callable
 from typing import Any
-
-import numpy as np
 
 from maestro_celery_plugin import clock
 from maestro_celery_plugin.conductor.run_times import RunTimes
 from maestro_celery_plugin.ledger.entries import Entries, Kind
+from maestro_celery_plugin.ledger.sample_set import SampleSet
 from maestro_celery_plugin.ledger.sample_states import SampleStates
 from maestro_celery_plugin.states import (
     FAULT_MACHINES,
@@ -19,14 +17,13 @@ from maestro_celery_plugin.states import (
     TRIES_PERMANENT,
     Outcome,
     RecordState,
-    RunMode,
     is_permanent,
     is_request,
 )
 from maestro_celery_plugin.study.failures import exceeds_limit
 from maestro_celery_plugin.study.manifest import Manifest
 
-__all__ = ["MAX_RANGES", "Faults", "StepRecord", "ranges_of", "uniform_ranges"]
+__all__ = ["MAX_RANGES", "Faults", "StepRecord"]
 
 # A sample that was running when its worker died is a suspect after this many deaths. The suspects of a study run one at
 # a time, so that the samples that only ran in parallel with the cause can finish.
@@ -154,53 +151,47 @@ class StepRecord:
     def _delay(self, sample: int, code: int) -> None:
         delay_s = self.manifest.retry_delay_s
         if code < 0:  # a start that failed, from a worker of release 0.1: the delay doubles at each attempt
-            delay_s = max(delay_s, min(START_DELAY_LIMIT_S, 2.0 ** min(6, int(self.samples.attempts.requests[sample]))))
+            delay_s = max(delay_s, min(START_DELAY_LIMIT_S, 2.0 ** min(6, int(self.samples.requests[sample]))))
         self.delayed[sample] = clock.monotonic() + delay_s
 
-    def due(self, leased: np.ndarray[Any, Any] | None = None) -> np.ndarray[Any, Any]:
-        """Return a mask of the samples that may start now: their delay has passed, or they are the next suspect.
+    def due(self, leased: SampleSet | None = None) -> SampleSet:
+        """Return the samples that may start now: their delay has passed, or they are the next suspect.
 
         Args:
             leased: The samples that have a lease; None for none. A sample that has requested another run keeps its
                 lease until its slot has run the rest of the range, and cannot be sent before.
         """
         now = clock.monotonic()
-        is_leased = leased if leased is not None else np.zeros(self.manifest.samples, bool)
-        due = [sample for sample, when in self.delayed.items() if when <= now and not is_leased[sample]]
-        mask = np.zeros(self.manifest.samples, bool)
+        due = [
+            sample
+            for sample, when in self.delayed.items()
+            if when <= now and not (leased is not None and sample in leased)
+        ]
         for sample in due:
             del self.delayed[sample]
-            mask[sample] = True
-        mask &= self.samples.outcome == Outcome.OPEN
         before = self.suspect
-        self._exclude_suspects(mask)
+        allowed = SampleSet.of_samples([s for s in due if self.samples.outcome[s] == Outcome.OPEN]) - self._suspects()
         if self.suspect is not None and self.suspect != before and self.suspect not in self.delayed:
-            mask[self.suspect] = True
-        return mask
+            return allowed | SampleSet.of_samples([self.suspect])
+        return allowed
 
-    def _exclude_suspects(self, mask: np.ndarray[Any, Any]) -> None:
-        """Remove all suspects except one from `mask`."""
-        samples = self.samples
-        if not samples.attempts.has_losses or not (samples.attempts.losses >= SUSPECT_LOSSES).any():
-            return
-        suspects = (samples.attempts.losses >= SUSPECT_LOSSES) & (samples.outcome == Outcome.OPEN)
-        if self.suspect is None or not suspects[self.suspect]:
-            self.suspect = int(np.argmax(suspects)) if suspects.any() and self.has_turn() else None
-        if self.suspect is not None:
-            suspects[self.suspect] = False
-        mask &= ~suspects
+    def _suspects(self) -> SampleSet:
+        """Return all suspects except one, which may run; choose it if there is none."""
+        if self.samples.losses.max() < SUSPECT_LOSSES:
+            return SampleSet.of_samples([])
+        suspects = self.samples.find_lost(SUSPECT_LOSSES)
+        if self.suspect is None or self.suspect not in suspects:
+            self.suspect = suspects.first if suspects and self.has_turn() else None
+        return suspects if self.suspect is None else suspects - SampleSet.of_samples([self.suspect])
 
-    def unassigned(self, leased: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """Return a mask of the open samples without a lease and without a delay.
+    def unassigned(self, leased: SampleSet) -> SampleSet:
+        """Return the open samples without a lease and without a delay.
 
         Args:
-            leased: Mask of the samples with a lease.
+            leased: The samples with a lease.
         """
-        mask: np.ndarray[Any, Any] = (self.samples.outcome == Outcome.OPEN) & ~leased
-        if self.delayed:
-            mask[list(self.delayed)] = False
-        self._exclude_suspects(mask)
-        return mask
+        delayed = SampleSet.of_samples(list(self.delayed))
+        return self.samples.find(Outcome.OPEN) - leased - delayed - self._suspects()
 
     def begin(self, *, cancelled: bool) -> None:
         """Record that Maestro has submitted or restarted the step record.
@@ -256,28 +247,3 @@ class StepRecord:
             return RecordState.TIMED_OUT
         runs = self.samples.has_started and (has_leases or not self.waits)
         return RecordState.RUNNING if runs else RecordState.PENDING
-
-
-def ranges_of(mask: np.ndarray[Any, Any], bridge: np.ndarray[Any, Any]) -> list[tuple[int, int]]:
-    """Return the ranges [start, stop) that cover `mask`, joined across gaps inside `bridge`.
-
-    Args:
-        mask: Samples that the ranges must cover.
-        bridge: Samples that the ranges may cover, because they have an outcome and are skipped.
-    """
-    covered = mask | bridge
-    edges = np.flatnonzero(np.diff(covered.astype(np.int8), prepend=0, append=0))
-    wanted = np.concatenate([[0], np.cumsum(mask)])
-    ranges = []
-    for start, stop in zip(edges[::2], edges[1::2], strict=True):
-        if wanted[stop] > wanted[start]:
-            inside = np.flatnonzero(mask[start:stop])
-            ranges.append((int(start + inside[0]), int(start + inside[-1] + 1)))
-    return ranges
-
-
-def uniform_ranges(modes: np.ndarray[Any, Any]) -> list[tuple[int, int, RunMode]]:
-    """Return the ranges [start, stop) of neighbours with the same mode, without those of `RunMode.ASSIGNED`."""
-    edges = [0, *(np.flatnonzero(np.diff(modes)) + 1).tolist(), len(modes)]
-    ranges = ((start, stop, RunMode(int(modes[start]))) for start, stop in itertools.pairwise(edges) if start < stop)
-    return [one for one in ranges if one[2] is not RunMode.ASSIGNED]

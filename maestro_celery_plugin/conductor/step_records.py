@@ -6,17 +6,16 @@ import functools
 import logging
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 from msgspec.structs import replace
 
 from maestro_celery_plugin import clock
 from maestro_celery_plugin.conductor.ledger_follower import LedgerFollower
-from maestro_celery_plugin.conductor.step_record import StepRecord, ranges_of
+from maestro_celery_plugin.conductor.step_record import StepRecord
 from maestro_celery_plugin.config.settings import WorkerGroupSettings
 from maestro_celery_plugin.ledger.claims import Claims
 from maestro_celery_plugin.ledger.entries import COORDINATOR, SUFFIX, Entries, Kind
+from maestro_celery_plugin.ledger.sample_set import SampleSet
 from maestro_celery_plugin.ledger.sample_states import SampleStates
 from maestro_celery_plugin.ledger.store import STORE, Store
 from maestro_celery_plugin.ledger.writer import LedgerWriter
@@ -83,7 +82,7 @@ class StepRecords:
             self.leases.revoke(writer)
         for record in self:
             # The conductor died as well, so no sample was the cause.
-            self._write_lost(record, record.samples.running & ~self.leased(record), external_cause=True)
+            self._write_lost(record, record.samples.find_running() - self.leased(record), external_cause=True)
         self.follow()
         starts = count_start(self._plan)
         for record in self:
@@ -167,20 +166,20 @@ class StepRecords:
 
     def _has_claims(self, record: StepRecord) -> bool:
         """Tell whether workers may have claimed messages of a purged step record; their entries are visible later."""
-        return record.purged and bool((self.waiting(record) & (record.samples.outcome == Outcome.OPEN)).any())
+        return record.purged and bool(record.samples.find(Outcome.OPEN, within=self.waiting(record)))
 
     def _stop(self, record: StepRecord) -> None:
         """Let no further sample of a step record run; end those that run."""
         if not record.samples.is_complete and record.samples.cancelled_epoch < record.samples.epoch:
             self.invalidate(record)
 
-    def leased(self, record: StepRecord) -> np.ndarray[Any, Any]:
-        """Return a mask of the samples of a step record that have a lease."""
-        return self.leases.mask(record.number, record.manifest.samples)
+    def leased(self, record: StepRecord) -> SampleSet:
+        """Return the samples of a step record that have a lease."""
+        return self.leases.samples(record.number)
 
-    def waiting(self, record: StepRecord) -> np.ndarray[Any, Any]:
-        """Return a mask of the samples of a step record about which a message waits in a task queue, or was lost."""
-        return self.waiting_messages.mask(record.number, record.manifest.samples)
+    def waiting(self, record: StepRecord) -> SampleSet:
+        """Return the samples of a step record about which a message waits in a task queue, or was lost."""
+        return self.waiting_messages.samples(record.number)
 
     # --- reading the ledger ---
 
@@ -245,10 +244,9 @@ class StepRecords:
         """Record that no sample of a step record may run under this or an earlier epoch."""
         self._writer.append(Kind.CANCELLED, record.number, epoch, 0, record.manifest.samples)
 
-    def record_anew(self, record: StepRecord, mask: np.ndarray[Any, Any], epoch: int) -> None:
-        """Record that samples run `cmd` again, because their inputs change; outcomes up to an epoch are invalid."""
-        for start, stop in ranges_of(mask, ~mask):
-            self._writer.append(Kind.RERUN, record.number, epoch, start, stop, code=1)
+    def record_anew(self, record: StepRecord, start: int, stop: int, epoch: int) -> None:
+        """Record that samples [start, stop) run `cmd` again, with other inputs; outcomes up to an epoch are invalid."""
+        self._writer.append(Kind.RERUN, record.number, epoch, start, stop, code=1)
 
     def give_up(self, live_machines: Callable[[StepRecord], int]) -> None:
         """Let the samples fail that no worker can run.
@@ -309,36 +307,36 @@ class StepRecords:
         for lease in [lease for writer in writers for lease in self.leases.revoke(writer)]:
             record = self._by_number.get(lease.record)
             if record is not None:
-                mask = np.zeros(record.manifest.samples, bool)
-                mask[lease.start : lease.stop] = True
+                samples = SampleSet.of_range(lease.start, lease.stop)
+                running = record.samples.running_in(lease.start, lease.stop)
                 # A later attempt belongs to another worker.
-                is_own = record.samples.started == lease.epoch
-                self._write_lost(record, mask & is_own & record.samples.running, external_cause=external_cause)
+                own = SampleSet.of_samples(running[record.samples.started[running] == lease.epoch])
+                self._write_lost(record, own, external_cause=external_cause)
                 if is_elsewhere:
-                    self.invalidate_attempts(record, mask, lease.epoch)
+                    self.invalidate_attempts(record, samples, lease.epoch)
         self.follow()
 
-    def invalidate_attempts(self, record: StepRecord, mask: np.ndarray[Any, Any], epoch: int) -> None:
+    def invalidate_attempts(self, record: StepRecord, samples: SampleSet, epoch: int) -> None:
         """Record that attempts at open samples under an epoch have no outcome, whenever their entries become visible.
 
         Args:
             record: The step record.
-            mask: The samples.
+            samples: The samples.
             epoch: The epoch of the attempts, and of earlier ones.
         """
-        for start, stop in ranges_of(mask & (record.samples.outcome == Outcome.OPEN), np.zeros_like(mask)):
+        for start, stop in record.samples.find(Outcome.OPEN, within=samples).ranges():
             self._writer.append(Kind.INVALID, record.number, epoch, start, stop)
 
-    def record_lost(self, record: StepRecord, mask: np.ndarray[Any, Any]) -> None:
+    def record_lost(self, record: StepRecord, samples: SampleSet) -> None:
         """Record attempts without an end and without a lease as lost, so that their samples may run again."""
-        if mask.any():
-            self._write_lost(record, mask, external_cause=True)
+        if samples:
+            self._write_lost(record, samples, external_cause=True)
             self.follow_own()
 
-    def _write_lost(self, record: StepRecord, mask: np.ndarray[Any, Any], *, external_cause: bool) -> None:
-        for sample in np.flatnonzero(mask):
-            epoch = int(record.samples.started[sample])
-            self._writer.append(Kind.LOST, record.number, epoch, int(sample), code=int(external_cause))
+    def _write_lost(self, record: StepRecord, samples: SampleSet, *, external_cause: bool) -> None:
+        indices = samples.samples()
+        for sample, epoch in zip(indices.tolist(), record.samples.started[indices].tolist(), strict=True):
+            self._writer.append(Kind.LOST, record.number, epoch, sample, code=int(external_cause))
 
     def close(self, going_on: Collection[str] = ()) -> None:
         """Record the running attempts of ended workers as lost, and close the ledger.

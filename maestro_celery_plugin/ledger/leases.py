@@ -5,11 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections import defaultdict
 from collections.abc import Collection, Iterator
-from typing import Any
-
-import numpy as np
 
 from maestro_celery_plugin.ledger.entries import Entries, Kind, kind_mask
+from maestro_celery_plugin.ledger.sample_set import SampleSet
 
 __all__ = ["Lease", "Leases"]
 
@@ -77,17 +75,9 @@ class Leases:
         """Tell whether a step record has a lease."""
         return bool(self._of_record.get(record))
 
-    def mask(self, record: int, size: int) -> np.ndarray[Any, Any]:
-        """Return a mask of the samples of a step record that have a lease.
-
-        Args:
-            record: Number of the step record.
-            size: Number of samples of the step record.
-        """
-        mask = np.zeros(size, bool)
-        for lease in self.of_record(record):
-            mask[lease.start : lease.stop] = True
-        return mask
+    def samples(self, record: int) -> SampleSet:
+        """Return the samples of a step record that have a lease."""
+        return SampleSet.of_ranges((lease.start, lease.stop) for lease in self.of_record(record))
 
     def revoke(self, writer: str) -> list[Lease]:
         """Remove the leases of a dead writer, and return them."""

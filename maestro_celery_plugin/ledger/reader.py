@@ -51,12 +51,14 @@ class _File:
         format: The format of the file.
         size: The size of the file at the last read that found no entry in it.
         damaged_since: Since when the entry at `offset` is damaged while a sound entry follows (monotonic).
+        skippable: The size of the part at `offset` if it has no sound entry, and other parts follow.
     """
 
     offset: int = 0
     format: _Format = _Format.UNKNOWN
     size: int = -1
     damaged_since: float | None = None
+    skippable: int = 0
 
 
 class LedgerReader:
@@ -116,6 +118,13 @@ class LedgerReader:
             if len(entries):
                 yield writer, entries
 
+    def poll_parts(self) -> Iterator[tuple[str, Entries]]:
+        """Yield (writer, new entries) until none are left; with a `PartStore`, those of a large file in parts."""
+        for writer, entries in self.poll():
+            while len(entries):
+                yield writer, entries
+                entries = self.read(writer)
+
     @property
     def damage(self) -> list[str]:
         """A sentence for each kind of damage so far; empty for a sound ledger."""
@@ -139,6 +148,13 @@ class LedgerReader:
         if writer in self.foreign:
             return np.empty(0, ENTRY)
         state = self._files.setdefault(writer, _File())
+        entries = self._read_part(state, writer)
+        while not len(entries) and self._skip(state, writer):
+            entries = self._read_part(state, writer)
+        return entries
+
+    def _read_part(self, state: _File, writer: str) -> Entries:
+        """Return the new entries of a file, or of the next part of it."""
         size, data = self._store.read(self._directory / f"{writer}{SUFFIX}", state.offset, _SIZE)
         # The bytes of a short rest may change while the size does not: they may not be visible yet.
         if len(data) < _SIZE or (len(data) > _SEARCH_LIMIT and size == state.size):
@@ -148,7 +164,17 @@ class LedgerReader:
         parts = list(self._sound_parts(state, data, patience_s=self._patience_s if self._is_live(writer) else 0.0))
         entries = np.concatenate(parts) if parts else np.empty(0, ENTRY)
         state.size = -1 if len(entries) else size
+        state.skippable = 0 if parts or len(data) == size - state.offset else len(data) // _SIZE * _SIZE
         return entries[entries["kind"] != Kind.HEAD] if len(entries) else entries
+
+    def _skip(self, state: _File, writer: str) -> bool:
+        """Go on behind a part of a file that has no sound entry at all, if other parts follow; tell whether they do."""
+        if not state.skippable or not _has_waited(state, self._patience_s if self._is_live(writer) else 0.0):
+            return False
+        self.damaged += state.skippable // _SIZE
+        state.offset += state.skippable
+        state.skippable, state.size, state.damaged_since = 0, -1, None
+        return True
 
     def _recognise(self, state: _File, writer: str, data: np.ndarray[Any, Any]) -> bool:
         """Find the format of a file; return whether the file belongs to the study."""

@@ -14,6 +14,7 @@ import contextlib
 import errno
 import os
 import stat
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,13 @@ __all__ = ["STORE", "PartStore", "Store"]
 
 
 class Store:
-    """The operations of this node. All methods raise `OSError`."""
+    """The operations of this node. All methods raise `OSError`.
+
+    Attributes:
+        limit: The largest number of bytes that one call of `read` returns.
+    """
+
+    limit = sys.maxsize
 
     # --- directories ---
 
@@ -68,13 +75,15 @@ class Store:
     def read(self, path: Path, offset: int, least: int) -> tuple[int, np.ndarray[Any, Any]]:
         """Open a file, and return its size and its bytes from an offset; no bytes if there are fewer than `least`.
 
+        If there are more than `limit`, the result has the first ones.
+
         What is not a regular file, such as a pipe, has the size 0.
         """
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         try:
             status = os.fstat(descriptor)
             size = status.st_size if stat.S_ISREG(status.st_mode) else 0
-            data = os.pread(descriptor, size - offset, offset) if size - offset >= least else b""
+            data = os.pread(descriptor, min(size - offset, self.limit), offset) if size - offset >= least else b""
         finally:
             os.close(descriptor)
         return size, np.frombuffer(data, np.uint8)
@@ -132,16 +141,7 @@ class PartStore(Store):
     """
 
     def __init__(self, limit: int) -> None:
-        super().__init__()
-        self._limit = limit
-
-    def read(self, path: Path, offset: int, least: int) -> tuple[int, np.ndarray[Any, Any]]:
-        """Return the size of a file and its next bytes, as `Store.read` does."""
-        with path.open("rb", buffering=0) as file:
-            size = os.fstat(file.fileno()).st_size
-            count = min(size - offset, self._limit)
-            data = os.pread(file.fileno(), count, offset) if size - offset >= least else b""
-        return size, np.frombuffer(data, np.uint8)
+        self.limit = limit
 
 
 # The store of this process.

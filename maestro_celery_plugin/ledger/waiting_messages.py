@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import Any
-
-import numpy as np
 
 from maestro_celery_plugin.ledger.claims import MessageName
 from maestro_celery_plugin.ledger.entries import Entries, Kind, kind_mask
+from maestro_celery_plugin.ledger.sample_set import SampleSet
 
 __all__ = ["WaitingMessages"]
 
@@ -57,14 +55,6 @@ class WaitingMessages:
         """Remove a message, which no slot can take any more."""
         self._waiting[name.record].discard(name)
 
-    def mask(self, record: int, size: int) -> np.ndarray[Any, Any]:
-        """Return a mask of the samples of a step record about which a message waits.
-
-        Args:
-            record: Number of the step record.
-            size: Number of samples of the step record.
-        """
-        mask = np.zeros(size, bool)
-        for name in self._waiting[record]:
-            mask[name.start : name.stop] = True
-        return mask
+    def samples(self, record: int) -> SampleSet:
+        """Return the samples of a step record about which a message waits."""
+        return SampleSet.of_ranges((name.start, name.stop) for name in self._waiting[record])

@@ -20,10 +20,10 @@ from urllib.parse import quote
 
 import numpy as np
 
-from maestro_celery_plugin.conductor.step_record import ranges_of
 from maestro_celery_plugin.errors import StudyError
 from maestro_celery_plugin.ledger.entries import COORDINATOR, SUFFIX, Kind
 from maestro_celery_plugin.ledger.reader import read_ledger
+from maestro_celery_plugin.ledger.sample_set import SampleSet
 from maestro_celery_plugin.ledger.sample_states import SampleStates
 from maestro_celery_plugin.ledger.writer import LedgerWriter
 from maestro_celery_plugin.maestro.native_orphans import NativeOrphans
@@ -124,13 +124,14 @@ class _Record:
         if not self.anew.any():
             return
         # A live worker must neither begin nor end a sample with the inputs of before.
-        epoch = max(samples.epoch, int(samples.started.max()), int(samples.ended.max())) + 1
+        epoch = samples.highest_epoch + 1
         ledger.append(Kind.CANCELLED, number, epoch, 0, self.manifest.samples)
         if self.manifest.finished_marker:
             for sample in np.flatnonzero(self.anew).tolist():
                 self._marker(sample).unlink(missing_ok=True)
         has_begun = (samples.outcome != Outcome.OPEN) | (samples.started > 0)
-        for start, stop in ranges_of(self.anew & has_begun, self.anew & ~has_begun):
+        again, others = SampleSet.of_mask(self.anew & has_begun), SampleSet.of_mask(self.anew & ~has_begun)
+        for start, stop in again.bridged(others):
             ledger.append(Kind.RERUN, number, epoch, start, stop, code=1)
 
 

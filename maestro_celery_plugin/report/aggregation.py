@@ -11,6 +11,7 @@ import numpy as np
 from maestro_celery_plugin.ledger.entries import COORDINATOR, ENTRY, Entries, Kind
 from maestro_celery_plugin.ledger.sample_states import SampleStates
 from maestro_celery_plugin.report.busy_timeline import BusyTimeline
+from maestro_celery_plugin.report.durations import Durations
 from maestro_celery_plugin.report.slot_use import ENDS, FAILED, FINISHED, LOST, NOT_RUN, RUNNING, Attempts, SlotUse
 from maestro_celery_plugin.study.manifest import Manifest
 
@@ -34,6 +35,7 @@ class RecordTotals:
     Attributes:
         manifest: The step record.
         states: The states of its samples.
+        durations: The durations of its samples.
         attempts: Number of attempts of each sample.
         writer: The number of the writer of the last attempt of each sample.
     """
@@ -41,12 +43,14 @@ class RecordTotals:
     def __init__(self, manifest: Manifest) -> None:
         self.manifest = manifest
         self.states = SampleStates(manifest.samples, manifest.max_retries)
+        self.durations = Durations(manifest.samples)
         self.attempts = np.zeros(manifest.samples, np.uint16)
         self.writer = np.zeros(manifest.samples, np.uint32)
 
     def apply(self, entries: Entries, writers: Array) -> None:
         """Apply entries of this record; `writers` has the number of the writer of each entry."""
         self.states.apply(entries)
+        self.durations.apply(self.states, entries)
         within = entries["start"] < self.manifest.samples
         begun = (entries["kind"] == _STARTED) & within
         samples, epochs = entries["start"][begun].astype(np.intp), entries["epoch"][begun]

@@ -59,7 +59,7 @@ def slowest_samples(aggregation: Aggregation, root: Path, node_of: Callable[[str
         node_of: Returns the machine of a worker.
     """
     candidates = [
-        (float(record.states.duration_us[index]), record.manifest.number, index)
+        (float(record.durations.us[index]), record.manifest.number, index)
         for record in aggregation.records.values()
         for index in _longest(record)
     ]
@@ -86,20 +86,14 @@ def _relative(path: Path, root: Path) -> str:
 
 def _longest(record: RecordTotals) -> list[int]:
     """Return the samples of a sampled record with the longest durations."""
-    durations = record.states.duration_us
-    count = min(_SLOWEST, len(durations))
-    if not record.manifest.sampled or not count:
-        return []
-    longest = np.argpartition(durations, len(durations) - count)[-count:]
-    return [int(index) for index in longest if durations[index]]
+    return record.durations.longest(_SLOWEST) if record.manifest.sampled else []
 
 
 def _status(record: RecordTotals, index: int) -> SampleStatus:
-    attempts = record.states.attempts
     return SampleStatus(
         manifest=record.manifest,
         index=index,
         code=int(record.states.code(index)),
-        duration_s=int(record.states.duration_us[index]) / 1e6,
-        losses=int(attempts.losses[index]) if attempts.has_losses else 0,
+        duration_s=int(record.durations.us[index]) / 1e6,
+        losses=int(record.states.losses[index]),
     )

@@ -20,6 +20,7 @@ from maestro_celery_plugin.errors import StudyError
 from maestro_celery_plugin.ledger.entries import COORDINATOR, ENTRY, SUFFIX, Entries
 from maestro_celery_plugin.ledger.reader import LedgerReader
 from maestro_celery_plugin.ledger.sample_states import Counts
+from maestro_celery_plugin.ledger.store import PartStore
 from maestro_celery_plugin.report.broker_check import BrokerCheck
 from maestro_celery_plugin.report.model import AllocationStatus, StepStatus, StudyState, StudyStatus, WorkerStatus
 from maestro_celery_plugin.report.sample_status import RecordSamples, SampleStatus
@@ -51,7 +52,7 @@ class StatusReader:
 
     Args:
         directory: Directory of the study.
-        counts_attempts: Whether to count the attempts at each sample.
+        is_detailed: Whether to store what only a table of all samples needs.
 
     Attributes:
         working: A mask of the writers that may still end an attempt, by their numbers in `writers`.
@@ -60,8 +61,8 @@ class StatusReader:
         StudyError: the directory is not that of an ensemble study, or the study was moved.
     """
 
-    def __init__(self, directory: Path, *, counts_attempts: bool = False) -> None:
-        self._counts_attempts = counts_attempts
+    def __init__(self, directory: Path, *, is_detailed: bool = False) -> None:
+        self._is_detailed = is_detailed
         self._plan = StudyPlan.read(directory)
         if not self._plan.root.is_dir():
             raise StudyError(
@@ -69,7 +70,7 @@ class StatusReader:
             )
         self._session, self._groups = Session(self._plan.session), serving_groups(self._plan.settings)
         self._members, self._shares_session = Members(self._plan.session), False
-        self._ledger = LedgerReader(self._plan.ledger, self._plan.number)
+        self._ledger = LedgerReader(self._plan.ledger, self._plan.number, store=PartStore(_ENTRIES * ENTRY.itemsize))
         self._usage = AllocationUsage(self._plan.settings)
         self._broker = BrokerCheck(self._session)
         self._additions = AdditionFile(self._plan)
@@ -204,7 +205,7 @@ class StatusReader:
         """
         parts, writers = [np.empty(0, ENTRY)], [np.empty(0, np.uint32)]
         count = 0
-        for writer, entries in self._ledger.poll():
+        for writer, entries in self._ledger.poll_parts():
             if writer not in self._writers:
                 self._writers.append(writer)
             self._usage.add(writer, entries)
@@ -225,7 +226,7 @@ class StatusReader:
             if manifest.number in self._records:
                 self._records[manifest.number].grow(manifest)
             else:
-                self._records[manifest.number] = RecordSamples(manifest, counts_attempts=self._counts_attempts)
+                self._records[manifest.number] = RecordSamples(manifest, is_detailed=self._is_detailed)
 
     def _has_grown(self, entries: Entries) -> bool:
         """Whether step records have more samples than before: those that were added to the study."""

@@ -215,7 +215,7 @@ class RecordColumns:
 
     def _duration_s(self, rows: Indices) -> list[Any]:
         states = self.record.states
-        seconds = (states.duration_us[rows].astype(np.float64) / 1e6).round(6)
+        seconds = (self.record.durations.us[rows].astype(np.float64) / 1e6).round(6)
         return _with_gaps(seconds, states.has_code(rows) & ~self._running[rows])
 
     def _of_writer(self, rows: Indices, names: Sequence[str | None]) -> list[Any]:

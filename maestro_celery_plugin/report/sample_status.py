@@ -10,7 +10,9 @@ import numpy as np
 
 from maestro_celery_plugin.ledger.entries import Entries, Kind
 from maestro_celery_plugin.ledger.sample_states import Counts, SampleStates
+from maestro_celery_plugin.report.durations import Durations
 from maestro_celery_plugin.report.pace import Pace
+from maestro_celery_plugin.report.running_attempts import RunningAttempts
 from maestro_celery_plugin.samples.table import SampleTable
 from maestro_celery_plugin.states import POISON_LIMIT, Outcome, how_it_ended, is_request
 from maestro_celery_plugin.study.additions import open_samples
@@ -64,23 +66,28 @@ class RecordSamples:
 
     Args:
         manifest: The step record.
-        counts_attempts: Whether to count the attempts at each sample.
+        is_detailed: Whether to store what only a table of all samples needs: `attempts`, `writers` and `started_at`.
 
     Attributes:
         manifest: The step record.
         states: The states of the samples.
-        attempts: The number of attempts at each sample that have started; empty without `counts_attempts`.
+        durations: The durations of the samples.
+        attempts: The number of attempts at each sample that have started.
+        writers: The number of the writer of the last attempt at each sample, if the sample has started.
+        started_at: The start of the last attempt at each sample in Unix seconds; 0 for a sample that has not started.
         interruptions: Number of attempts that a worker has ended: at the end of its allocation, at a cancellation, or
             when another sample made the step record fail.
         longest_interruption_s: The longest duration of these attempts, in seconds.
     """
 
-    def __init__(self, manifest: Manifest, *, counts_attempts: bool = False) -> None:
-        self.manifest = manifest
-        self.attempts = np.zeros(manifest.samples if counts_attempts else 0, np.uint32)
+    def __init__(self, manifest: Manifest, *, is_detailed: bool = False) -> None:
+        self.manifest, self._is_detailed = manifest, is_detailed
         self.states = SampleStates(manifest.samples, manifest.max_retries)
-        self._writer = np.zeros(manifest.samples, np.uint32)
-        self._started_at = np.zeros(manifest.samples, np.float64)
+        self.durations = Durations(manifest.samples)
+        count = manifest.samples if is_detailed else 0
+        self.attempts, self.writers = np.zeros(count, np.uint32), np.zeros(count, np.uint32)
+        self.started_at = np.zeros(count, np.float64)
+        self._running = RunningAttempts(self.states)
         self._pace = Pace()
         self.interruptions = 0
         self.longest_interruption_s = 0.0
@@ -89,16 +96,22 @@ class RecordSamples:
         """Take over a manifest with samples that were added to the study."""
         more = manifest.samples - self.manifest.samples
         self.manifest = manifest
-        if more > 0:
-            self.states.grow(manifest.samples)
-            self._writer = np.concatenate([self._writer, np.zeros(more, np.uint32)])
-            self._started_at = np.concatenate([self._started_at, np.zeros(more, np.float64)])
+        if more <= 0:
+            return
+        self.states.grow(manifest.samples)
+        self.durations.grow(manifest.samples)
+        for name in ("attempts", "writers", "started_at") if self._is_detailed else ():
+            values = getattr(self, name)
+            setattr(self, name, np.concatenate([values, np.zeros(more, values.dtype)]))
 
     def apply(self, entries: Entries, writers: np.ndarray[Any, Any]) -> None:
         """Apply new entries; `writers` has the number of the writer of each entry."""
         self.states.apply(entries)
+        self.durations.apply(self.states, entries)
+        self._running.apply(entries, writers)
         kinds = entries["kind"]
-        self._store_starts(entries, writers, kinds == _STARTED)
+        if self._is_detailed:
+            self._store_starts(entries, writers, (kinds == _STARTED) & (entries["start"] < len(self.states)))
         stopped = entries["stop"][kinds == _STOPPED]
         self._store_ends(entries, writers, (kinds == _ENDED) | (kinds == _STOPPED) if len(stopped) else kinds == _ENDED)
         if len(stopped):
@@ -107,13 +120,11 @@ class RecordSamples:
 
     def _store_starts(self, entries: Entries, writers: np.ndarray[Any, Any], started: np.ndarray[Any, Any]) -> None:
         """Store the writer and the time of the last attempt at each sample."""
-        if started.any():
-            samples, epochs = entries["start"][started], entries["epoch"][started]
-            if len(self.attempts):
-                np.add.at(self.attempts, samples.astype(np.intp), 1)
-            is_last = epochs == self.states.started[samples]
-            self._writer[samples[is_last]] = writers[started][is_last]
-            self._started_at[samples[is_last]] = entries["time"][started][is_last]
+        samples, epochs = entries["start"][started].astype(np.intp), entries["epoch"][started]
+        np.add.at(self.attempts, samples, np.uint32(1))
+        is_last = epochs == self.states.started[samples]
+        self.writers[samples[is_last]] = writers[started][is_last]
+        self.started_at[samples[is_last]] = entries["time"][started][is_last]
 
     def _store_ends(self, entries: Entries, writers: np.ndarray[Any, Any], ended: np.ndarray[Any, Any]) -> None:
         """Store the last attempts that have ended, from which `rate` is computed."""
@@ -130,24 +141,26 @@ class RecordSamples:
         Args:
             live: Mask of the live writers by number.
         """
-        running_since = np.inf
-        if live is not None and live.any() and not self.states.is_complete:
-            running = self.states.running & live[self._writer]
-            running_since = float(self._started_at[running].min(initial=np.inf))
-        return self._pace.rate(live, running_since)
+        return self._pace.rate(live, np.inf if live is None else self._running.since(live))
 
     def counts(self, working: np.ndarray[Any, Any]) -> Counts:
         """Count the samples in each state; `working` is a mask of the writers that may still end an attempt."""
         counts = self.states.counts()
         if not counts.running:
             return counts
-        lost = counts.running - int(working[self._writer[self.states.running]].sum())
+        lost = counts.running - int(working[self._running.writers].sum())
         return dataclasses.replace(counts, running=counts.running - lost, pending=counts.pending + lost)
 
     def add_running(self, counts: np.ndarray[Any, Any]) -> None:
         """Add the number of running samples of each writer to `counts`."""
         if self.states.has_started and not self.states.is_complete:
-            counts += np.bincount(self._writer[self.states.running], minlength=len(counts))
+            counts += np.bincount(self._running.writers, minlength=len(counts))
+
+    def running(self, working: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """Return a mask of the running samples; `working` as in `counts`."""
+        mask = np.zeros(self.manifest.samples, bool)
+        mask[self._running.samples[working[self._running.writers]]] = True
+        return mask
 
     def failed(self, limit: int) -> list[SampleStatus]:
         """Return the first `limit` samples that failed."""
@@ -163,53 +176,29 @@ class RecordSamples:
 
     def fatal_sample(self) -> SampleStatus | None:
         """Return the first sample that made the step record fail; None without such a sample."""
-        indices = np.flatnonzero(self.states.outcome == Outcome.HARD_FAILED)
-        return self._sample(int(indices[0])) if len(indices) else None
-
-    def running(self, working: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """Return a mask of the running samples; `working` as in `counts`."""
-        mask: np.ndarray[Any, Any] = self.states.running
-        mask[mask] = working[self._writer[mask]]
-        return mask
-
-    @property
-    def writers(self) -> np.ndarray[Any, Any]:
-        """The number of the writer of the last attempt at each sample, if the sample has started."""
-        return self._writer
-
-    @property
-    def started_at(self) -> np.ndarray[Any, Any]:
-        """The start of the last attempt at each sample in Unix seconds; 0 for a sample that has not started."""
-        return self._started_at
+        found = self.states.find(Outcome.HARD_FAILED)
+        return self._sample(found.first) if found else None
 
     def failed_indices(self) -> np.ndarray[Any, Any]:
         """Return the indices of the samples that failed."""
-        outcome = self.states.outcome
-        if not (self.states.total(Outcome.FAILED) or self.states.total(Outcome.HARD_FAILED)):
-            return np.empty(0, np.intp)
-        return np.flatnonzero((outcome == Outcome.FAILED) | (outcome == Outcome.HARD_FAILED))
+        return self.states.find(Outcome.FAILED, Outcome.HARD_FAILED).samples()
 
     @property
     def longest_us(self) -> int:
         """The longest duration of a sample in microseconds; 0 for a record that is not sampled."""
-        return int(self.states.duration_us.max()) if self.manifest.sampled and self.manifest.samples else 0
+        return int(self.durations.us.max()) if self.manifest.sampled and self.manifest.samples else 0
 
     def slowest(self, limit: int) -> list[SampleStatus]:
         """Return the `limit` slowest samples in any order; empty for a record that is not sampled."""
-        durations = self.states.duration_us
-        count = min(limit, len(durations))
-        if not self.manifest.sampled or not count:
-            return []
-        longest = np.argpartition(durations, len(durations) - count)[-count:]
-        return [self._sample(int(index)) for index in longest if durations[index]]
+        return [self._sample(index) for index in self.durations.longest(limit)] if self.manifest.sampled else []
 
     def _sample(self, index: int) -> SampleStatus:
         return SampleStatus(
             manifest=self.manifest,
             index=index,
             code=int(self.states.code(index)),
-            duration_s=int(self.states.duration_us[index]) / 1e6,
-            losses=int(self.states.attempts.losses[index]) if self.states.attempts.has_losses else 0,
+            duration_s=int(self.durations.us[index]) / 1e6,
+            losses=int(self.states.losses[index]),
         )
 
 

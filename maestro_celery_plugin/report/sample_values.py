@@ -102,7 +102,7 @@ def _counts(records: Sequence[RecordTotals], rows: int) -> tuple[Array, Array]:
     """Return for each row how many samples have an outcome, and how many have failed."""
     samples, failed = np.zeros(rows, np.int32), np.zeros(rows, np.int32)
     for record in records:
-        outcome = record.states.outcome[:rows]
+        outcome = np.asarray(record.states.outcome)[:rows]
         samples[: len(outcome)] += outcome != Outcome.OPEN
         failed[: len(outcome)] += (outcome == Outcome.FAILED) | (outcome == Outcome.HARD_FAILED)
     return samples, failed

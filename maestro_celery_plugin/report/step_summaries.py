@@ -63,7 +63,7 @@ def _finished_mask(record: RecordTotals) -> np.ndarray[tuple[int, ...], np.dtype
 
 
 def _finished_seconds(records: Iterable[RecordTotals]) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-    parts = [record.states.duration_us[_finished_mask(record)] / np.float32(1e6) for record in records]
+    parts = [record.durations.us[_finished_mask(record)] / np.float32(1e6) for record in records]
     return np.concatenate(parts) if parts else np.zeros(0, np.float32)
 
 

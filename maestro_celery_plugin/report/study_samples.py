@@ -32,7 +32,7 @@ class StudySamples:
     """
 
     def __init__(self, directory: Path) -> None:
-        self._reader = StatusReader(directory, counts_attempts=True)
+        self._reader = StatusReader(directory, is_detailed=True)
         self.status: StudyStatus = self._reader.read()
         parameters = {step.name: step.params for step in self.status.steps}
         writers = [worker_of(name) for name in self._reader.writers]

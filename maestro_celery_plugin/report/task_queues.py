@@ -133,7 +133,7 @@ def _messages(plan: StudyPlan, reader: StatusReader, records: list[StepStatus]) 
 
 def _valid(states: SampleStates, waiting: list[MessageName]) -> int:
     """Return the number of waiting messages with a sample that has no outcome and was not sent again later."""
-    latest = np.zeros(len(states.outcome), np.uint32)
+    latest = np.zeros(len(states), np.uint32)
     for name in sorted(waiting, key=lambda name: name.epoch):
         latest[name.start : name.stop] = name.epoch
     is_open = (states.outcome == Outcome.OPEN) & (latest > states.cancelled_epoch)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from maestro_celery_plugin.ledger.sample_states import SampleStates
 from maestro_celery_plugin.states import ExitCode, Outcome
 from maestro_celery_plugin.study.manifest import Manifest
@@ -33,5 +31,4 @@ def _continues(manifest: Manifest, samples: SampleStates) -> bool:
 
     If it has failed for another reason, the exit code is that of an earlier attempt.
     """
-    (is_exhausted,) = samples.attempts.exhausted(np.zeros(1, np.intp), manifest.max_retries)
-    return bool(samples.code(0) == ExitCode.SOFT_FAIL) and not is_exhausted
+    return bool(samples.code(0) == ExitCode.SOFT_FAIL) and not samples.exhausted[0]

@@ -12,8 +12,9 @@ from maestro_celery_plugin.conductor import dead_workers, publisher, silence, st
 from maestro_celery_plugin.conductor.publisher import Publisher
 from maestro_celery_plugin.conductor.recall import Recall
 from maestro_celery_plugin.conductor.step_records import StepRecords
-from maestro_celery_plugin.ledger import attempt_counts
-from maestro_celery_plugin.ledger.sample_states import SampleStates
+from maestro_celery_plugin.ledger import attempt_rules
+from maestro_celery_plugin.ledger.entries import Kind
+from maestro_celery_plugin.ledger.sample_set import SampleSet
 from maestro_celery_plugin.ledger.writer import LedgerWriter
 from maestro_celery_plugin.states import RunMode
 from maestro_celery_plugin.worker.heartbeat_limit import HeartbeatLimit
@@ -30,9 +31,8 @@ def _no_claims() -> None:
 def _no_recall() -> None:
     """The coordinator sends samples again, and leaves the earlier messages valid."""
 
-    def take_back(self: Recall, record: Any, mask: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        free: np.ndarray[Any, Any] = mask & ~self._records.leased(record)
-        return free
+    def take_back(self: Recall, record: Any, samples: SampleSet) -> SampleSet:
+        return samples - self._records.leased(record)
 
     Recall.take_back = take_back  # type: ignore[method-assign]
 
@@ -48,23 +48,22 @@ def _no_fence() -> None:
 
 
 def _no_lost() -> None:
-    StepRecords._write_lost = lambda self, record, mask, external_cause: None  # type: ignore[method-assign, misc]
+    StepRecords._write_lost = lambda self, record, samples, external_cause: None  # type: ignore[method-assign, misc]
 
 
 def _no_invalid() -> None:
-    StepRecords.invalidate_attempts = lambda self, record, mask, epoch: None  # type: ignore[method-assign]
+    StepRecords.invalidate_attempts = lambda self, record, samples, epoch: None  # type: ignore[method-assign]
 
 
 def _requests_are_losses() -> None:
-    add = attempt_counts.AttemptCounts._add
+    add = attempt_rules.add_counts
 
-    def count(self: Any, entries: Any) -> None:
-        changed = entries.copy()
-        changed["kind"] = attempt_counts._LOST
-        changed["code"] = 0
-        add(self, changed)
+    def count(states: Any, at: Any, counted: Any) -> None:
+        changed = counted.copy()
+        changed["kind"] = Kind.LOST
+        add(states, at, changed)
 
-    attempt_counts.AttemptCounts._add = count  # type: ignore[method-assign]
+    attempt_rules.add_counts = count
 
 
 def _no_heartbeat_limit() -> None:
@@ -77,23 +76,23 @@ def _short_silence() -> None:
 
 def _no_restart() -> None:
     """Samples that have run before run `cmd` again."""
-    modes = SampleStates.modes
+    modes = attempt_rules.modes
 
-    def without_restart(self: Any) -> Any:
-        found = modes(self)
+    def without_restart(states: Any) -> Any:
+        found = modes(states)
         found[found == RunMode.RESTART] = RunMode.AGAIN
         return found
 
-    SampleStates.modes = without_restart  # type: ignore[method-assign]
+    attempt_rules.modes = without_restart
 
 
 def _no_poison_limit() -> None:
-    attempt_counts.POISON_LIMIT = 1_000_000
+    attempt_rules.POISON_LIMIT = 1_000_000
 
 
 def _no_suspects() -> None:
     step_record.SUSPECT_LOSSES = 1_000_000
-    attempt_counts.POISON_LIMIT = 2
+    attempt_rules.POISON_LIMIT = 2
 
 
 def _no_resend() -> None:
@@ -105,22 +104,19 @@ def _no_resend() -> None:
 
 def _finished_may_change() -> None:
     """The last attempt decides, even after a success."""
-    decide = SampleStates._decide
+    outcomes = attempt_rules.outcomes
 
-    def change(self: Any, samples: Any) -> None:
-        finished = self._finished.copy()
-        if len(self._failed):
-            later = self._failed >> np.uint64(3) >= self._finished >> np.uint32(1)
-            self._finished[later] = 0
-        decide(self, samples)
-        self._finished = finished
+    def change(states: Any, max_retries: int) -> Any:
+        states = states.copy()
+        states["finished"][states["failed"] >> np.uint64(3) >= states["finished"] >> np.uint32(1)] = 0
+        return outcomes(states, max_retries)
 
-    SampleStates._decide = change  # type: ignore[method-assign]
+    attempt_rules.outcomes = change
 
 
 def _sends_leased() -> None:
     """The coordinator counts the samples of live workers as unassigned."""
-    StepRecords.leased = lambda self, record: np.zeros(record.manifest.samples, bool)  # type: ignore[method-assign]
+    StepRecords.leased = lambda self, record: SampleSet.of_samples([])  # type: ignore[method-assign]
 
 
 PLANTED: dict[str, Callable[[], None]] = {

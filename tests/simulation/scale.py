@@ -93,7 +93,6 @@ def _cost(world: World, looks: list[float], reads: Counter[str]) -> Cost:
     attempts = [attempt for found in world.samples.attempts.values() for attempt in found]
     busy_s = sum(attempt.end - attempt.begin for attempt in attempts)
     states: SampleStates = world.record("step0").samples
-    arrays = [value for value in vars(states).values() if isinstance(value, np.ndarray)]
     return Cost(
         profile.samples,
         profile.nodes * profile.slots,
@@ -102,7 +101,7 @@ def _cost(world: World, looks: list[float], reads: Counter[str]) -> Cost:
         len(looks),
         (float(np.mean(looks)), max(looks)),
         (reads["files"] / len(looks), reads["bytes"] / len(looks)),
-        sum(array.nbytes for array in arrays) / profile.samples,
+        states.memory / profile.samples,
         world.broker.longest,
         slot_time(world),
     )

@@ -267,7 +267,7 @@ class World:
 
     def leased(self, record: Any) -> int:
         conductor = self.conductor
-        return 0 if conductor is None else int(conductor.coordinator._records.leased(record).sum())
+        return 0 if conductor is None else conductor.coordinator._records.leased(record).count
 
     def may_be_lost(self, attempt: Attempt) -> bool:
         """Tell whether the entry about the end of an attempt may not have reached the conductor."""

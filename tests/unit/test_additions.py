@@ -354,7 +354,7 @@ def test_states_that_grow_equal_those_of_more_samples_from_the_beginning():
         large.apply(later)
         assert small.outcome.tolist() == large.outcome.tolist()
         assert small.counts() == large.counts()
-        assert small.modes().tolist() == large.modes().tolist()
+        assert small.mode.tolist() == large.mode.tolist()
         assert small.running.tolist() == large.running.tolist()
 
 

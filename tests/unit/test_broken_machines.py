@@ -215,7 +215,7 @@ def test_a_machine_is_broken_if_its_samples_run_elsewhere(study):
     study.machines.check()
 
     assert study.outcomes == ["OPEN"] * 5 + ["FINISHED"]
-    assert (study.record.samples.attempts.requests[:6] == 0).all()
+    assert (study.record.samples.requests[:6] == 0).all()
     assert study.session.worker_stop_requested("w-1")
     (machine,) = read_broken_machines(study.plan.broken_machines)
     assert (machine.node, machine.worker, machine.reason, machine.samples) == ("node of a", "w-1", "exit code 127", 6)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import shutil
 
@@ -13,12 +12,13 @@ from ensembles import a_study
 from maestro_celery_plugin.conductor import recall
 from maestro_celery_plugin.conductor.publisher import Publisher
 from maestro_celery_plugin.conductor.recall import Recall
-from maestro_celery_plugin.conductor.step_record import MAX_RANGES, uniform_ranges
+from maestro_celery_plugin.conductor.step_record import MAX_RANGES
 from maestro_celery_plugin.conductor.step_records import StepRecords
 from maestro_celery_plugin.config.settings import WorkerGroupSettings
 from maestro_celery_plugin.errors import StudyError
 from maestro_celery_plugin.ledger.claims import Claims, MessageName, owner_text
 from maestro_celery_plugin.ledger.entries import COORDINATOR, ENTRY, SUFFIX, Kind
+from maestro_celery_plugin.ledger.sample_set import SampleSet
 from maestro_celery_plugin.ledger.store import Store
 from maestro_celery_plugin.ledger.writer import LedgerWriter
 from maestro_celery_plugin.states import Outcome, RunMode
@@ -191,7 +191,7 @@ def test_after_a_hard_failure_no_sample_is_sent_also_by_a_new_conductor(conducto
     conductor.as_worker("w-1", (Kind.TAKEN, 1, 0, 10), (Kind.ENDED, 1, 0, 1000, 102), (Kind.RELEASED, 1, 0, 10))
     conductor.records.follow()
 
-    assert conductor.record.unassigned(conductor.records.leased(conductor.record)).any()
+    assert conductor.record.unassigned(conductor.records.leased(conductor.record))
     assert conductor.resend() == []
 
 
@@ -212,7 +212,7 @@ def test_the_late_entries_of_a_dead_worker_do_not_change_the_attempt_of_another_
     samples = conductor.record.samples
     assert samples.outcome[0] == Outcome.OPEN
     assert samples.running.tolist() == [True] + 9 * [False]
-    assert samples.attempts.losses[0] == 0
+    assert samples.losses[0] == 0
 
 
 def test_a_new_conductor_takes_back_the_messages_of_the_earlier_one(conductor):
@@ -222,9 +222,9 @@ def test_a_new_conductor_takes_back_the_messages_of_the_earlier_one(conductor):
     records = StepRecords(conductor.plan, {"w": WorkerGroupSettings(task_queues=("merlin",))})
     records.load(alive=tuple)
     (record,) = records
-    free = Recall(records, set().__contains__, set().add).take_back(record, np.ones(10, bool))
+    free = Recall(records, set().__contains__, set().add).take_back(record, SampleSet.of_range(0, 10))
 
-    assert free.all()
+    assert free.ranges() == [(0, 10)]
     assert conductor.claims.owner(MessageName(1, 1, 0, 10)) == COORDINATOR
 
 
@@ -280,14 +280,3 @@ def test_scattered_samples_are_sent_in_few_messages_with_an_assignment(tmp_path)
     assert conductor.resend() == [(1, count, 2, RunMode.ASSIGNED)]
     modes = Assignment(conductor.plan.records / conductor.record.relative, 2).read(0, count)
     assert modes == dict.fromkeys(range(1, count, 2), FIRST)
-
-
-@pytest.mark.parametrize("modes", [[], [0], [1], [0, 1, 1, 2, 0, 3, 3, 1], [2] * 5])
-def test_neighbours_with_the_same_mode_form_a_range(modes):
-    ranges = uniform_ranges(np.array(modes, np.uint8))
-
-    covered = [0] * len(modes)
-    for start, stop, mode in ranges:
-        covered[start:stop] = [mode] * (stop - start)
-    assert covered == modes
-    assert all(a[1] < b[0] or a[2] is not b[2] for a, b in itertools.pairwise(ranges))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import numpy as np
 from ensembles import entries, span
 
 from maestro_celery_plugin.ledger.entries import Kind
 from maestro_celery_plugin.ledger.leases import Lease, Leases
+from maestro_celery_plugin.ledger.sample_set import SampleSet
 
 TAKEN, PASSED, RELEASED = Kind.TAKEN, Kind.PASSED, Kind.RELEASED
 
@@ -19,7 +19,7 @@ def leases_of(**rows_of_writers):
 
 
 def leased_samples(leases, record=1, size=10):
-    return np.flatnonzero(leases.mask(record, size)).tolist()
+    return (leases.samples(record) & SampleSet.of_range(0, size)).samples().tolist()
 
 
 def test_a_taken_range_is_leased():

@@ -19,6 +19,7 @@ from maestro_celery_plugin import clock
 from maestro_celery_plugin.errors import LedgerError
 from maestro_celery_plugin.ledger.entries import ENTRY, SUFFIX, Kind, are_sound, packed
 from maestro_celery_plugin.ledger.reader import LedgerReader, read_ledger
+from maestro_celery_plugin.ledger.store import PartStore
 from maestro_celery_plugin.ledger.writer import LedgerWriter
 
 SIZE = ENTRY.itemsize
@@ -545,3 +546,23 @@ def test_many_threads_write_complete_entries_in_order(writer, tmp_path):
 def test_the_check_of_an_empty_array_returns_an_empty_array():
     """Given two threads that poll the same file, when one finds no new entries, then it checks an empty array."""
     assert are_sound(np.empty(0, ENTRY)).tolist() == []
+
+
+@pytest.mark.parametrize("hole", [0, 1, 40, 100, 4000, 10_000, 10_007 / 44])
+def test_a_hole_that_is_larger_than_a_part_hides_nothing(writer, file, tmp_path, hole):
+    """Given a file that is read in parts, and some of it is zeros, then what follows is read; what is missing counts."""
+    for sample in range(3000):
+        writer.append(Kind.STARTED, 1, 1, sample)
+    writer.flush()
+    before, lost = file.read_bytes(), round(hole * SIZE)
+    file.write_bytes(before[: place_of(1000)] + bytes(lost) + before[place_of(1000) :])
+    reader = LedgerReader(tmp_path, store=PartStore(1600 * SIZE))
+
+    entries = np.concatenate([entries for _, entries in reader.poll_parts()])
+
+    assert starts(entries) == list(range(3000))
+    assert reader.damaged == -(-lost // SIZE) or reader.damaged == -(-lost // SIZE) + 1
+    assert (reader.damaged > 0) == (hole > 0)
+    with file.open("ab") as more:
+        more.write(packed(Kind.STARTED, 1, 1, 3000))
+    assert starts(np.concatenate([entries for _, entries in reader.poll_parts()])) == [3000]

@@ -36,7 +36,7 @@ class Study:
         recall = Recall(self.records, is_dead=lambda writer: False, end_worker=lambda writer: None)
 
         def withdraw(record):
-            recall.take_back(record, (record.samples.outcome == Outcome.OPEN) & ~self.records.leased(record))
+            recall.take_back(record, record.samples.find(Outcome.OPEN) - self.records.leased(record))
 
         self.cancellation = StepCancellation(self.plan, self.records, withdraw)
         self.worker = LedgerWriter(self.plan.ledger / f"w-1{SUFFIX}")

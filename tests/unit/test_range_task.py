@@ -24,7 +24,6 @@ from maestro_celery_plugin.batch import deadline
 from maestro_celery_plugin.batch.deadline import Deadline
 from maestro_celery_plugin.broker.messages import RangeTask, halves
 from maestro_celery_plugin.clock import wait_until
-from maestro_celery_plugin.conductor.step_record import uniform_ranges
 from maestro_celery_plugin.errors import DamagedFileError
 from maestro_celery_plugin.ledger.claims import Claims, MessageName, owner_text
 from maestro_celery_plugin.ledger.entries import COORDINATOR, ENTRY, SUFFIX, Kind
@@ -910,12 +909,12 @@ def test_after_the_death_of_a_worker_exactly_the_samples_without_an_end_run_agai
     before = ensemble.runs
 
     leases, states = ensemble.leases, ensemble.states
-    assert (leases.mask(1, 4) | ensemble.waiting_messages.mask(1, 4)).all()
+    assert (leases.samples(1) | ensemble.waiting_messages.samples(1)).ranges() == [(0, 4)]
     assert len(leases.revoke("w-1")) == 1
-    for sample in np.flatnonzero(states.running):
-        ensemble.append_as_coordinator(Kind.LOST, int(sample), 0, int(states.started[sample]))
-    modes = np.where(states.outcome == Outcome.OPEN, ensemble.states.modes(), RunMode.ASSIGNED)
-    for number, (start, stop, mode) in enumerate(uniform_ranges(modes), 2):
+    for sample in states.find_running().samples().tolist():
+        ensemble.append_as_coordinator(Kind.LOST, sample, 0, int(states.started[sample]))
+    states = ensemble.states
+    for number, (start, stop, mode) in enumerate(states.by_mode(states.find(Outcome.OPEN)), 2):
         ensemble.append_as_coordinator(Kind.SENT, start, stop, 2)
         work(ensemble.task(start, stop, 2, mode), f"w-{number}", failure_rate=1.0)
 

@@ -137,9 +137,9 @@ def test_a_failed_sample_runs_restart_and_what_depends_on_it_runs_cmd(plan):
     Reruns(plan, RerunRequest(failed=True)).record()
 
     found = states(plan)
-    assert found["sim_P.1"].modes()[[0, 1]].tolist() == [RunMode.RESTART, RunMode.RESTART]
-    assert found["post_P.1"].modes()[[0, 1]].tolist() == [RunMode.RESTART, RunMode.AGAIN]
-    assert found["collect"].modes().tolist() == [RunMode.AGAIN]
+    assert found["sim_P.1"].mode[[0, 1]].tolist() == [RunMode.RESTART, RunMode.RESTART]
+    assert found["post_P.1"].mode[[0, 1]].tolist() == [RunMode.RESTART, RunMode.AGAIN]
+    assert found["collect"].mode.tolist() == [RunMode.AGAIN]
 
 
 def test_a_result_with_the_inputs_of_before_does_not_count(plan):
@@ -272,7 +272,7 @@ def test_added_samples_run_in_each_sampled_step_and_what_reads_all_runs_again(ad
     reruns.record()
 
     assert open_samples(added) == WITH_NEW
-    modes = states(added)["compare_P.1"].modes().tolist()
+    modes = states(added)["compare_P.1"].mode.tolist()
     assert modes == [RunMode.AGAIN] * 4 + [RunMode.FIRST] * 2
     assert are_taken(added, 6)
     again = Reruns(added, RerunRequest())

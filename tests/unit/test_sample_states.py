@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 from ensembles import a_manifest, entries, span, states_of
 
+from maestro_celery_plugin.ledger import state_table
 from maestro_celery_plugin.ledger.entries import Kind
+from maestro_celery_plugin.ledger.sample_set import SampleSet
 from maestro_celery_plugin.ledger.sample_states import Counts
+from maestro_celery_plugin.report.durations import Durations
 from maestro_celery_plugin.states import (
     BROKEN,
     EXIT_OUTCOMES,
@@ -25,7 +28,7 @@ from maestro_celery_plugin.states import (
     outcome_of,
 )
 
-ARRAYS = ("outcome", "duration_us", "started", "ended")
+COLUMNS = ("outcome", "started", "ended", "losses", "requests", "mode")
 STARTED, ENDED, STOPPED, LOST, RERUN = Kind.STARTED, Kind.ENDED, Kind.STOPPED, Kind.LOST, Kind.RERUN
 NOT_RUN, GAVE_UP = Kind.NOT_RUN, Kind.GAVE_UP
 
@@ -92,7 +95,7 @@ def test_a_sample_fails_after_too_many_losses():
 def test_losses_do_not_count_as_requests():
     states = states_after((STARTED, 0, 1), (LOST, 0, 1), *attempt(2, 104), max_retries=1)
 
-    assert (states.attempts.losses[0], states.attempts.requests[0]) == (1, 1)
+    assert (states.losses[0], states.requests[0]) == (1, 1)
     assert states.outcome[0] == Outcome.OPEN
 
 
@@ -100,26 +103,36 @@ def test_a_loss_that_the_sample_cannot_have_caused_does_not_count():
     """The code of such a LOST entry is 1, for example because the conductor had ended as well."""
     states = states_after(*[row for epoch in range(1, 9) for row in ((STARTED, 0, epoch), (LOST, 0, epoch, 1))])
 
-    assert (states.attempts.losses[0], states.attempts.requests[0], states.outcome[0]) == (0, 0, Outcome.OPEN)
+    assert (states.losses[0], states.requests[0], states.outcome[0]) == (0, 0, Outcome.OPEN)
     assert states.ended[0] == 8
 
 
 def test_an_attempt_that_its_worker_has_ended_counts_neither_as_a_loss_nor_as_a_request():
     states = states_after(*[row for epoch in range(1, 9) for row in ((STARTED, 0, epoch), (STOPPED, 0, epoch, 100))])
 
-    assert (states.attempts.losses[0], states.attempts.requests[0], states.outcome[0]) == (0, 0, Outcome.OPEN)
+    assert (states.losses[0], states.requests[0], states.outcome[0]) == (0, 0, Outcome.OPEN)
 
 
 # --- attempts and epochs -----------------------------------------------------------------------------
 
 
-def test_epochs_code_and_duration_are_those_of_the_last_attempt():
-    states = states_after(
-        (STARTED, 0, 1), (ENDED, 0, 1, 104, 7_000_000), (STARTED, 0, 4), (ENDED, 0, 4, 3, 2**40)
-    )
+def test_epochs_and_code_are_those_of_the_last_attempt():
+    states = states_after(*attempt(1, 104), *attempt(4, 3))
 
     assert (states.started[0], states.ended[0], states.code(0)) == (4, 4, 3)
-    assert states.duration_us[0] == 2**40  # twelve days
+
+
+@pytest.mark.parametrize("is_late", [False, True])
+def test_the_duration_is_that_of_the_last_attempt(is_late):
+    """Also if the end of an earlier attempt becomes visible later."""
+    states, durations = states_of(a_manifest()), Durations(10)
+    batches = [[(ENDED, 0, 1, 104, 7_000_000)], [(STARTED, 0, 4), (ENDED, 0, 4, 3, 2**40), (ENDED, 10, 4, 3, 5)]]
+    for batch in reversed(batches) if is_late else batches:
+        states.apply(entries(*batch))
+        durations.apply(states, entries(*batch))
+
+    assert durations.us[0] == 2**40  # twelve days
+    assert not durations.us[1:].any()
 
 
 def test_negative_codes_are_stored():
@@ -175,7 +188,7 @@ FULL = cannot_run_code(28)
 )
 def test_restart_runs_when_a_sample_has_run_unless_it_requested_cmd(rows, mode):
     """An attempt that could not start does not count: the sample does not begin anew after it."""
-    assert states_after(*rows).modes()[0] == mode
+    assert states_after(*rows).mode[0] == mode
 
 
 # --- faults of the machine ---------------------------------------------------------------------------
@@ -185,7 +198,7 @@ def test_a_sample_that_a_machine_could_not_run_is_open_and_has_no_code():
     states = states_after((STARTED, 0, 1), (NOT_RUN, 0, 1, FULL), (NOT_RUN, 1, 1, BROKEN))
 
     assert states.counts() == Counts(total=10, finished=0, failed=0, running=0, pending=10)
-    assert (states.attempts.requests[0], states.attempts.losses[0], states.code(0)) == (0, 0, 0)
+    assert (states.requests[0], states.losses[0], states.code(0)) == (0, 0, 0)
 
 
 @pytest.mark.parametrize(
@@ -227,7 +240,7 @@ def test_a_sample_that_runs_again_is_open_and_may_request_max_retries_further_ru
 
     states = states_after(*first, (RERUN, 0, 4), max_retries=2)
 
-    assert (states.outcome[0], states.attempts.requests[0], states.attempts.losses[0]) == (Outcome.OPEN, 0, 0)
+    assert (states.outcome[0], states.requests[0], states.losses[0]) == (Outcome.OPEN, 0, 0)
     states.apply(entries(*attempt(5, 104), *attempt(6, 104)))
     assert states.outcome[0] == Outcome.OPEN
     states.apply(entries(*attempt(7, 104)))
@@ -250,7 +263,7 @@ def test_other_samples_do_not_run_again():
     states = states_after(*attempt(1, 1), *attempt(1, 1, sample=1), (LOST, 2, 1), (RERUN, 0, 1))
 
     assert states.outcome[:2].tolist() == [Outcome.OPEN, Outcome.FAILED]
-    assert states.attempts.losses[2] == 1
+    assert states.losses[2] == 1
 
 
 # --- any order ---------------------------------------------------------------------------------------
@@ -326,11 +339,9 @@ def test_the_states_do_not_depend_on_the_order_of_the_writers(seed):
             counts = states.counts()
             assert counts.total == samples == counts.finished + counts.failed + counts.running + counts.pending
             assert min(counts.finished, counts.failed, counts.running, counts.pending) >= 0
-        for name in ARRAYS:
+        for name in COLUMNS:
             np.testing.assert_array_equal(getattr(states, name), getattr(at_once, name), name)
         np.testing.assert_array_equal(states.code(slice(None)), at_once.code(slice(None)))
-        np.testing.assert_array_equal(states.attempts.losses, at_once.attempts.losses)
-        np.testing.assert_array_equal(states.attempts.requests, at_once.attempts.requests)
         assert (states.epoch, states.cancelled_epoch) == (at_once.epoch, 7)
 
     kinds = (STARTED, ENDED, STOPPED, LOST, RERUN)
@@ -376,9 +387,9 @@ def test_a_range_of_finished_samples_runs_again_with_cmd(order):
     states = states_after(*rows[::order])
 
     assert states.outcome[:4].tolist() == [Outcome.FINISHED, Outcome.OPEN, Outcome.OPEN, Outcome.OPEN]
-    assert states.modes()[:5].tolist() == [RunMode.RESTART, RunMode.AGAIN, RunMode.AGAIN, RunMode.AGAIN, RunMode.FIRST]
+    assert np.asarray(states.mode)[:5].tolist() == [RunMode.RESTART, RunMode.AGAIN, RunMode.AGAIN, RunMode.AGAIN, RunMode.FIRST]
     states.apply(entries(*attempt(3, 100, 1)))
-    assert states.modes()[1:3].tolist() == [RunMode.RESTART, RunMode.AGAIN]
+    assert np.asarray(states.mode)[1:3].tolist() == [RunMode.RESTART, RunMode.AGAIN]
 
 
 def test_another_limit_of_retries_decides_again():
@@ -390,3 +401,36 @@ def test_another_limit_of_retries_decides_again():
 
     assert states.outcome[:2].tolist() == [Outcome.OPEN, Outcome.FAILED]
     assert states.total(Outcome.FAILED) == 1
+
+
+# --- sets of samples ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("block", [3, 1 << 20])
+def test_sets_of_samples_agree_with_what_is_known_of_each(monkeypatch, block):
+    """Whether few samples are asked for one by one, or all of them in blocks."""
+    monkeypatch.setattr(state_table, "_BLOCK", block)
+    for seed in range(20):
+        random_ = random.Random(seed)
+        history = a_history(random_, 12, writers=4)
+        states = states_after(*(row for rows in history.values() for row in rows), samples=12)
+        within = SampleSet.of_samples(random_.sample(range(12), random_.randrange(13)))
+        wanted = within.samples().tolist()
+
+        is_open = states.outcome == Outcome.OPEN
+        assert states.find(Outcome.OPEN).samples().tolist() == np.flatnonzero(is_open).tolist()
+        assert states.find(Outcome.OPEN, within=within).samples().tolist() == [s for s in wanted if is_open[s]]
+        assert states.find_running().samples().tolist() == np.flatnonzero(states.running).tolist()
+        assert states.find_running(within).samples().tolist() == [s for s in wanted if states.running[s]]
+        assert states.find_begun().samples().tolist() == np.flatnonzero((states.started > 0) | ~is_open).tolist()
+        assert states.find_lost(2).samples().tolist() == np.flatnonzero((states.losses > 1) & is_open).tolist()
+        modes = {sample: mode for start, stop, mode in states.by_mode(within) for sample in range(start, stop)}
+        assert modes == {sample: states.mode[sample] for sample in wanted}
+
+
+def test_neighbours_with_the_same_mode_form_a_range():
+    states = states_after(*attempt(1, 100, 2), *attempt(1, 100, 3), *attempt(1, 104, 4), samples=7)
+
+    assert states.by_mode(SampleSet.of_ranges([(1, 3), (3, 6)])) == [
+        (1, 2, RunMode.FIRST), (2, 4, RunMode.RESTART), (4, 5, RunMode.AGAIN), (5, 6, RunMode.FIRST)
+    ]  # fmt: skip

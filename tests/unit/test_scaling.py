@@ -6,7 +6,7 @@ import dataclasses
 import os
 
 import pytest
-from ensembles import a_manifest
+from ensembles import a_manifest, entries
 
 from maestro_celery_plugin.batch.allocation import Allocation
 from maestro_celery_plugin.batch.base import JobReport
@@ -180,10 +180,10 @@ def test_the_ledger_of_a_worker_that_was_only_silent_is_read_again(study, monkey
     LedgerWriter(study.plan.ledger / f"far-1{SUFFIX}").append(Kind.STARTED, 2, 1, 0)
 
     study.records.follow(skip=study.scaling.ended_workers)
-    assert not study.by_queue["b"].samples.started.any()
+    assert not study.by_queue["b"].samples.started.max()
     monkeypatch.setattr(dead_workers, "ENDED_WORKERS_INTERVAL_S", 0.0)
     study.scaling._dead_workers.detect()
-    assert study.by_queue["b"].samples.started.any()
+    assert study.by_queue["b"].samples.started.max()
 
 
 @pytest.mark.parametrize(
@@ -249,8 +249,7 @@ def test_a_submission_starts_workers_unless_all_samples_have_ended(study, monkey
     monkeypatch.setattr(study.scaling._pool, "ensure", started.append)
 
     study.scaling.start_workers(record)
-    record.samples.outcome[:] = Outcome.FINISHED
-    record.samples._totals = None
+    record.samples.apply(entries(*((Kind.ENDED, sample, 1, 0) for sample in range(len(record.samples)))))
     study.scaling.start_workers(record)
 
     assert started == ["near"]

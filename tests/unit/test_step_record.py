@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from ensembles import a_manifest, entries, span, states_of
 
-from maestro_celery_plugin.conductor.step_record import SUSPECT_LOSSES, StepRecord, ranges_of
+from maestro_celery_plugin.conductor.step_record import SUSPECT_LOSSES, StepRecord
 from maestro_celery_plugin.ledger.entries import Kind
+from maestro_celery_plugin.ledger.sample_set import SampleSet
 from maestro_celery_plugin.states import RecordState, cannot_run_code
 
-NOTHING = np.zeros(10, bool)
+NOTHING = SampleSet.of_samples([])
 
 
 def a_record(*rows, active=True, **changes):
@@ -31,8 +32,8 @@ def lost(*samples, times=SUSPECT_LOSSES):
     return [row for e in range(1, times + 1) for s in samples for row in ((Kind.STARTED, s, e), (Kind.LOST, s, e))]
 
 
-def samples_of(mask):
-    return np.flatnonzero(mask).tolist()
+def samples_of(found):
+    return found.samples().tolist()
 
 
 # --- ranges ------------------------------------------------------------------------------------------
@@ -55,7 +56,7 @@ def test_ranges_are_those_of_a_simple_algorithm(size):
     random_ = np.random.default_rng(size)
     for _ in range(60):
         mask, bridge = random_.random((2, size)) < random_.random((2, 1))
-        ranges = ranges_of(mask, bridge & ~mask)
+        ranges = SampleSet.of_mask(mask).bridged(SampleSet.of_mask(bridge & ~mask))
         assert ranges == naive_ranges(mask, bridge)
         assert all(type(end) is int for pair in ranges for end in pair)  # JSON does not accept integers of NumPy
 
@@ -65,8 +66,7 @@ def test_ranges_are_those_of_a_simple_algorithm(size):
 
 def test_open_samples_are_unassigned_unless_a_worker_has_a_lease_or_they_wait():
     record = a_record(*attempt(0), *attempt(1, 104), retry_delay_s=60)
-    leased = NOTHING.copy()
-    leased[5:8] = True
+    leased = SampleSet.of_range(5, 8)
 
     assert samples_of(record.unassigned(leased)) == [2, 3, 4, 8, 9]
 
@@ -87,8 +87,7 @@ def test_without_a_delay_a_sample_is_due_at_once():
 def test_a_sample_whose_slot_still_has_its_range_is_due_when_the_slot_releases_it():
     """Given a delay that ends while the slot runs other samples of the range, then the sample is due later, not never."""
     record = a_record(*attempt(3, 104), retry_delay_s=0)
-    leased = NOTHING.copy()
-    leased[2:6] = True
+    leased = SampleSet.of_range(2, 6)
 
     assert samples_of(record.due(leased)) == []
     assert samples_of(record.due(NOTHING)) == [3]

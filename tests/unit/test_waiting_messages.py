@@ -25,7 +25,7 @@ def waiting(messages, record=1):
 def test_a_message_waits_until_a_slot_takes_it():
     messages = messages_after([span(SENT, 0, 8), span(SENT, 8, 9)])
     assert waiting(messages) == [(0, 8), (8, 9)]
-    assert messages.mask(1, 10).tolist() == [True] * 9 + [False]
+    assert messages.samples(1).ranges() == [(0, 9)]
 
     messages.apply(entries(span(TAKEN, 0, 8), span(PASSED, 6, 8), span(PASSED, 4, 6)))
     assert waiting(messages) == [(4, 6), (6, 8), (8, 9)]
@@ -52,4 +52,4 @@ def test_a_message_that_was_taken_back_does_not_wait():
     messages.forget(MessageName(1, 1, 0, 8))
     messages.forget(MessageName(1, 1, 0, 8))
     assert waiting(messages) == []
-    assert not messages.mask(1, 10).any()
+    assert not messages.samples(1)

@@ -1,0 +1,74 @@
+"""SampleSet: it agrees with the sets of Python."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from maestro_celery_plugin.ledger.sample_set import SampleSet
+
+SETS = st.sets(st.integers(0, 30))
+
+
+def test_a_large_range_needs_little():
+    everything = SampleSet.of_range(0, 10**12)
+
+    assert everything.count == 10**12
+    assert (everything - SampleSet.of_samples([5, 10**9])).count == 10**12 - 2
+    assert (everything - SampleSet.of_samples([5])).ranges() == [(0, 5), (6, 10**12)]
+    assert (everything.first, everything.last, 10**12 in everything) == (0, 10**12 - 1, False)
+
+
+@given(SETS, SETS)
+def test_sets_are_combined_as_those_of_python(one, two):
+    first, second = SampleSet.of_samples(sorted(one)), SampleSet.of_samples(sorted(two))
+
+    for found, expected in ((first & second, one & two), (first | second, one | two), (first - second, one - two)):
+        assert found.samples().tolist() == sorted(expected)
+        assert (found.count, bool(found)) == (len(expected), bool(expected))
+        assert found.ranges() == SampleSet.of_samples(sorted(expected)).ranges()  # no empty or adjacent ranges
+
+
+@given(SETS, st.integers(0, 31), st.integers(0, 31))
+def test_a_set_knows_its_samples(samples, start, stop):
+    found = SampleSet.of_samples(sorted(samples))
+
+    assert [sample in found for sample in range(-1, 33)] == [sample in samples for sample in range(-1, 33)]
+    assert found.meets(start, stop) == bool(samples.intersection(range(start, stop)))
+    if samples:
+        assert (found.first, found.last) == (min(samples), max(samples))
+    mask = np.isin(np.arange(31), sorted(samples))
+    assert SampleSet.of_mask(mask).ranges() == found.ranges()
+    assert SampleSet.of_mask(mask, 7).samples().tolist() == [7 + sample for sample in sorted(samples)]
+
+
+@given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20))))
+def test_ranges_may_overlap_and_be_empty(ranges):
+    expected = {sample for start, stop in ranges for sample in range(start, stop)}
+
+    found = SampleSet.of_ranges(ranges)
+
+    assert found.samples().tolist() == sorted(expected)
+    assert found.ranges() == SampleSet.of_samples(sorted(expected)).ranges()
+
+
+@given(SETS, SETS)
+def test_bridged_ranges_cover_the_set_and_no_others(wanted, others):
+    others -= wanted
+    found = SampleSet.of_samples(sorted(wanted)).bridged(SampleSet.of_samples(sorted(others)))
+
+    covered = [sample for start, stop in found for sample in range(start, stop)]
+    assert wanted <= set(covered) <= wanted | others
+    assert all(start in wanted and stop - 1 in wanted for start, stop in found)
+    for (_, stop), (start, _) in itertools.pairwise(found):  # as few as possible
+        assert not set(range(stop, start)) <= others
+
+
+@pytest.mark.parametrize("empty", [SampleSet.of_samples([]), SampleSet.of_ranges([]), SampleSet.of_range(3, 3)])
+def test_an_empty_set(empty):
+    assert not empty
+    assert (empty | empty).ranges() == list(empty.samples()) == list(empty.bridged(SampleSet.of_range(0, 5))) == []
