@@ -23,6 +23,7 @@ __all__ = [
     "check_writable",
     "file_system_now",
     "is_locked",
+    "open_regular",
     "parsed_json",
     "read_json",
     "read_text",
@@ -199,7 +200,7 @@ def read_text(path: Path, *, limit: int = LIMIT_BYTES, errors: str = "strict") -
 
 
 def _read_once(path: Path, limit: int, errors: str) -> str:
-    with _open_regular(path) as file:
+    with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         is_too_large = size > limit
         # Not `limit` at once: the reader reserves memory for all bytes that it may read, which takes longer.
@@ -246,7 +247,7 @@ def parsed_json(text: str) -> Any:
     return value
 
 
-def _open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> BinaryIO:
     """Open a regular file for reading.
 
     Raises:
@@ -290,7 +291,7 @@ def tail(path: Path, size: int = TAIL_BYTES) -> str:
         size: The largest number of bytes.
     """
     try:
-        with _open_regular(path) as file:
+        with open_regular(path) as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - size))
             return file.read(size).decode(errors="replace").lstrip("\r\n").rstrip()
     except (OSError, DamagedFileError):

@@ -7,6 +7,7 @@ again; and the status command, which applies all entries at once.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from maestro_celery_plugin.ledger.sample_set import SampleSet
 from maestro_celery_plugin.ledger.state_table import StateTable
 from maestro_celery_plugin.states import Outcome, RunMode
 
-__all__ = ["Column", "Counts", "SampleStates"]
+__all__ = ["COUNTED", "Column", "Counts", "SampleStates"]
 
 Array = np.ndarray[Any, Any]
 
@@ -28,7 +29,7 @@ _IS_RANGE = kind_mask(Kind.INVALID, Kind.RERUN)
 _OPEN, _FINISHED, _FAILED = Outcome.OPEN, Outcome.FINISHED, Outcome.FAILED
 _HARD_FAILED, _STOPPED_STUDY = Outcome.HARD_FAILED, Outcome.STOPPED_STUDY
 # What is stored of a loss or a request, to count it again when its sample runs again.
-_COUNTED = np.dtype([("start", "<u8"), ("epoch", "<u4"), ("kind", "u1")])
+COUNTED = np.dtype([("start", "<u8"), ("epoch", "<u4"), ("kind", "u1")])
 # More epochs than a coordinator uses for a step record in the half minute that a power cut may cost.
 _SKIPPED_EPOCHS = 100
 
@@ -170,7 +171,7 @@ class SampleStates:
         if is_counted.any():
             counted = entries[is_counted]
             rules.add_counts(states, at[is_counted], counted)
-            self._counted.append(counted[list(_COUNTED.names or ())].astype(_COUNTED))
+            self._counted.append(counted[list(COUNTED.names or ())].astype(COUNTED))
         self._table.replace(samples, states)
 
     def _apply_range(self, entry: Any) -> None:
@@ -207,6 +208,26 @@ class SampleStates:
     def set_max_retries(self, max_retries: int) -> None:
         """Change how often a sample may request another run."""
         self._max_retries, self._version, self._totals = max_retries, -1, None
+
+    # --- storing ---
+
+    def stored(self) -> dict[str, Array]:
+        """Return the states as arrays, which `restore` takes."""
+        facts = np.array([self.has_started, self.runs_again, self.epoch, self.cancelled_epoch], np.int64)
+        counted = np.concatenate([np.empty(0, COUNTED), *self._counted])
+        return {**self._table.stored(), "facts": facts, "counted": counted}
+
+    def restore(self, stored: Mapping[str, Array]) -> None:
+        """Take over states of the same step record, which may have had fewer samples.
+
+        Raises:
+            ValueError: the arrays are not states.
+        """
+        self._table.restore(stored)
+        has_started, runs_again, self.epoch, self.cancelled_epoch = stored["facts"].tolist()
+        self.has_started, self.runs_again = bool(has_started), bool(runs_again)
+        self._counted = [stored["counted"]]
+        self._totals = None
 
     # --- questions about samples ---
 

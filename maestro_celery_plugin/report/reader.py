@@ -2,6 +2,8 @@
 
 It reads files only (the ledger, the manifests, heartbeats, Maestro's ``status.csv``) and derives nothing from the
 broker. So it works while the study runs, after its end, and on every machine with its file system.
+
+What it has read of a large ledger is stored for the next command (`status_cache.py`).
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from maestro_celery_plugin.ledger.store import PartStore
 from maestro_celery_plugin.report.broker_check import BrokerCheck
 from maestro_celery_plugin.report.model import AllocationStatus, StepStatus, StudyState, StudyStatus, WorkerStatus
 from maestro_celery_plugin.report.sample_status import RecordSamples, SampleStatus
+from maestro_celery_plugin.report.status_cache import UNUSABLE, StatusCache
 from maestro_celery_plugin.report.unserved_steps import as_waiting, unserved_steps
 from maestro_celery_plugin.report.usage import AllocationUsage
 from maestro_celery_plugin.report.worker_status import alive_workers, workers
@@ -44,6 +47,9 @@ __all__ = ["StatusReader", "study_name", "study_state"]
 
 # Entries that are applied at once.
 _ENTRIES = 1 << 18
+# The cache of the status is written after this number of new entries; to read them takes some seconds.
+_STORED_ENTRIES = 4_000_000
+CACHE = "status.cache"
 _NO_SAMPLES = Counts(total=0, finished=0, failed=0, running=0, pending=0)
 
 
@@ -70,7 +76,9 @@ class StatusReader:
             )
         self._session, self._groups = Session(self._plan.session), serving_groups(self._plan.settings)
         self._members, self._shares_session = Members(self._plan.session), False
-        self._ledger = LedgerReader(self._plan.ledger, self._plan.number, store=PartStore(_ENTRIES * ENTRY.itemsize))
+        self._ledger = _reader_of(self._plan)
+        self._cache = StatusCache(self._plan.info / CACHE, self._plan.number)
+        self._is_restored, self._not_stored = False, 0
         self._usage = AllocationUsage(self._plan.settings)
         self._broker = BrokerCheck(self._session)
         self._additions = AdditionFile(self._plan)
@@ -179,10 +187,41 @@ class StatusReader:
 
     def _follow_ledger(self) -> None:
         """Apply new entries; the states do not depend on the order of entries of different writers."""
+        if not self._is_restored and not self._is_detailed:
+            self._restore()
+        self._is_restored = True
         for entries, writers in self._new_entries():
             # Read after the ledger: the manifest of a step record exists before its first entry.
             self._read_manifests(entries)
             self._apply(entries, writers)
+            self._not_stored += len(entries)
+        if self._not_stored > _STORED_ENTRIES and not self._is_detailed:
+            self._store()
+
+    def _restore(self) -> None:
+        """Take over what an earlier command has read, if the ledger is still the same."""
+        found = self._cache.read()
+        if found is None:
+            return
+        facts, marks, records = found
+        manifests = {manifest.number: manifest for manifest in Manifest.read_all(self._plan.records)}
+        try:
+            restored = {number: RecordSamples(manifests[number]) for number in records}
+            for number, record in restored.items():
+                record.restore(records[number])
+            if self._ledger.go_on_at(marks):
+                self._records, self._writers = restored, [str(writer) for writer in facts["writers"]]
+                self._usage.restore(facts["usage"])
+        except UNUSABLE:
+            self._ledger = _reader_of(self._plan)
+
+    def _store(self) -> None:
+        """Store what was read for the next command."""
+        self._not_stored = 0
+        marks = self._ledger.marks()
+        if marks:
+            facts = {"writers": self._writers, "usage": self._usage.stored()}
+            self._cache.write(facts, marks, {number: record.stored() for number, record in self._records.items()})
 
     def _apply(self, entries: Entries, writers: np.ndarray[Any, Any]) -> None:
         """Apply entries: one sort groups them by step record."""
@@ -213,10 +252,10 @@ class StatusReader:
             writers.append(np.full(len(entries), self._writers.index(writer), np.uint32))
             count += len(entries)
             if count >= _ENTRIES:
-                yield np.concatenate(parts), np.concatenate(writers)
+                yield _joined(parts), np.concatenate(writers)
                 parts, writers, count = [], [], 0
         if parts:
-            yield np.concatenate(parts), np.concatenate(writers)
+            yield _joined(parts), np.concatenate(writers)
 
     def _read_manifests(self, entries: Entries) -> None:
         numbers = np.array([0, *self._records], np.uint32)
@@ -298,6 +337,14 @@ class StatusReader:
         records = heapq.nlargest(limit, self._records.values(), key=lambda record: record.longest_us)
         candidates = (sample for record in records for sample in record.slowest(limit))
         return heapq.nlargest(limit, candidates, key=lambda sample: sample.duration_s)
+
+
+def _joined(parts: list[Entries]) -> Entries:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _reader_of(plan: StudyPlan) -> LedgerReader:
+    return LedgerReader(plan.ledger, plan.number, store=PartStore(_ENTRIES * ENTRY.itemsize))
 
 
 def study_name(root: Path) -> str:
