@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from maestro_celery_plugin.ledger.entries import Kind
-from maestro_celery_plugin.report import reader as status_reader
-from maestro_celery_plugin.report.reader import CACHE
+from maestro_celery_plugin.report import ledger_samples
+from maestro_celery_plugin.report.ledger_samples import CACHE, LedgerSamples
 from maestro_celery_plugin.study.manifest import Manifest
 from tests.unit.test_status import Study, row
 
@@ -21,7 +21,7 @@ SAMPLES = 40
 
 @pytest.fixture(autouse=True)
 def stores_at_once(monkeypatch):
-    monkeypatch.setattr(status_reader, "_STORED_ENTRIES", 0)
+    monkeypatch.setattr(ledger_samples, "_STORED_ENTRIES", 0)
 
 
 @pytest.fixture
@@ -79,9 +79,9 @@ def without_cache(study):
 def entries_read(study, monkeypatch):
     """Return how many entries a command reads."""
     counts = []
-    apply = status_reader.StatusReader._apply
+    apply = LedgerSamples._apply
     with monkeypatch.context() as patch:
-        patch.setattr(status_reader.StatusReader, "_apply", lambda self, e, w: (counts.append(len(e)), apply(self, e, w)))
+        patch.setattr(LedgerSamples, "_apply", lambda self, e, w: (counts.append(len(e)), apply(self, e, w)))
         study.reader.read()
     return sum(counts)
 
