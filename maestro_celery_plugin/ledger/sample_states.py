@@ -134,8 +134,12 @@ class SampleStates:
         Args:
             starts: How many coordinators have begun before; each skips another number of epochs.
         """
-        known = max(self.epoch, int(self.started.max(initial=0)), int(self.ended.max(initial=0)))
-        self.epoch = known + _SKIPPED_EPOCHS * (starts % _SKIPPED_EPOCHS)
+        self.epoch = self.last_known_epoch + _SKIPPED_EPOCHS * (starts % _SKIPPED_EPOCHS)
+
+    @property
+    def last_known_epoch(self) -> int:
+        """The highest epoch of all entries; it is above `epoch` if a power cut has cost entries of the coordinator."""
+        return max(self.epoch, int(self.started.max(initial=0)), int(self.ended.max(initial=0)))
 
     def apply(self, entries: Entries) -> None:
         """Apply entries of this record; entries of different writers may come in any order."""
