@@ -79,6 +79,11 @@ class AttemptCounts:
             self._requests = self.requests
             np.add.at(self._requests, entries["start"][requested], 1)
 
+    @property
+    def marked(self) -> np.ndarray[Any, Any]:
+        """A mask of the samples that were marked to run again, at any time."""
+        return self._zeros() > 0 if self._rerun_epoch is None else self._rerun_epoch > 0
+
     def begin_again(self, entries: Entries) -> None:
         """Forget what was counted of samples up to the epochs of these entries, under which they run again."""
         if self._rerun_epoch is None:
