@@ -231,6 +231,11 @@ class SampleStates:
         return self._column(self._table.rows["requests"])
 
     @property
+    def rerun_epoch(self) -> SampleColumn:
+        """The highest epoch under which each sample was marked to run again; 0 for a sample that was not."""
+        return self._column(self._table.rows["forgotten"])
+
+    @property
     def exhausted(self) -> SampleColumn:
         """Whether each sample was lost or has requested another run too often."""
         return self._column(rules.is_exhausted(self._table.rows, self._max_retries))
@@ -259,7 +264,7 @@ class SampleStates:
 
     @property
     def highest_epoch(self) -> int:
-        """The highest epoch of the step record or of an attempt."""
+        """The highest epoch of all entries; it is above `epoch` if a power cut has cost entries of the coordinator."""
         return max(self.epoch, self.started.max(), self.ended.max())
 
     @property

@@ -55,6 +55,11 @@ class NativeStepState:
         self._finished = path / "finished"
         self._job = path / "job.json"
 
+    @classmethod
+    def of(cls, native: Path, record: str) -> NativeStepState:
+        """Return the state of a step record, as `state_path` finds it."""
+        return cls(state_path(native, record))
+
     @property
     def has_finished(self) -> bool:
         """Whether the step record has finished, under any conductor."""

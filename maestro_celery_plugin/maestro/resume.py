@@ -43,7 +43,7 @@ from maestro_celery_plugin.study.study_processes import StudyProcesses
 __all__ = ["resume"]
 
 _START_LIMIT_S = 30.0
-# Number of cancelled step records that a message names.
+# Number of step records that a message names.
 _SHOWN = 5
 # Seconds between two polls, as those of `maestro run`.
 _SLEEP_S = 60
@@ -241,15 +241,25 @@ def _announce(reruns: Reruns) -> None:
     print("This will run:" if sentences else "Nothing remains to run.")
     for sentence in sentences:
         print(f"  {sentence}")
+    if reruns.misled:
+        print(
+            f"Outcomes are missing that {_some(reruns.misled)} {'has' if len(reruns.misled) == 1 else 'have'} used, as "
+            "after a power cut; what has used them runs again."
+        )
     cancelled = reruns.cancelled
     if cancelled:
-        more = f" and {len(cancelled) - _SHOWN} more" if len(cancelled) > _SHOWN else ""
-        print(f"Cancelled: {', '.join(cancelled[:_SHOWN])}{more}, and what depends on them; --step NAME runs them.")
+        print(f"Cancelled: {_some(cancelled)}, and what depends on them; --step NAME runs them.")
     failures = reruns.kept_failures
     if failures:
         words = "1 failed sample does" if failures == 1 else f"{failures} failed samples do"
         print(f"{words} not run again; --failed runs them, and what depends on them.")
     sys.stdout.flush()
+
+
+def _some(names: list[str]) -> str:
+    """Return the first of some names, and how many more there are."""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f"{', '.join(names[:_SHOWN])}{more}"
 
 
 def _end_leftovers(plan: StudyPlan) -> None:
