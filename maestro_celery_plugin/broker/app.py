@@ -173,6 +173,8 @@ def declare(app: Celery, session: Session, task_queues: Iterable[str]) -> None:
         Exception: the broker does not answer; each transport has its own errors.
     """
     with app.pool.acquire(block=True) as connection:
+        # kombu 5.7 closes a pooled connection after an error and returns it to the pool, where only this opens it again.
+        connection.connect()
         for name in task_queues:
             try:
                 _declare(connection, queue_for(session, name))
