@@ -173,7 +173,7 @@ def declare(app: Celery, session: Session, task_queues: Iterable[str]) -> None:
         Exception: the broker does not answer; each transport has its own errors.
     """
     with app.pool.acquire(block=True) as connection:
-        # kombu 5.7 closes a pooled connection after an error and returns it to the pool, where only this opens it again.
+        # After an error, kombu 5.7 returns a closed connection to its pool, and `channel` does not open it again.
         connection.connect()
         for name in task_queues:
             try:
