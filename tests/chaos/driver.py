@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import time
+import traceback
 from collections.abc import Callable
 
 import pytest
@@ -135,7 +136,7 @@ class _Attempt:
 
         def left() -> list[str]:
             jobs = self._cluster.jobs("PENDING", "RUNNING") if self._cluster else []
-            return [*jobs, *(" ".join(one.cmdline()) for one in self.parts.processes(*_PARTS))]
+            return [*jobs, *map(str, self.parts.processes(*_PARTS))]
 
         if not _becomes_true(lambda: not left(), LEAVE_S):
             self.result.counts["left behind"] += len(left())
@@ -155,15 +156,18 @@ def break_study(
     """
     begin = time.monotonic()
     attempt = _Attempt(start, case, broker_url, slurm)
+    result = attempt.result
     try:
         attempt.break_parts()
         if attempt.await_end():
             attempt.await_leaving()
             attempt.judge()
+    except (Exception, pytest.fail.Exception):  # for example a command without an answer: it is a finding as well
+        result.wrong.append(traceback.format_exc())
     finally:
         attempt.broker.close()
-    attempt.result.seconds = round(time.monotonic() - begin, 1)
-    return attempt.result
+    result.seconds = round(time.monotonic() - begin, 1)
+    return result
 
 
 def _becomes_true(condition: Callable[[], object], limit_s: float) -> bool:

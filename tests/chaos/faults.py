@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Callable
 
@@ -86,8 +85,7 @@ def _of_cluster(cluster: Cluster) -> Faults:
 
 def _freeze_and_drop(parts: Parts, broker: Broker) -> None:
     """Stop the workers while the broker closes their connections."""
-    parts.send(signal.SIGSTOP, "worker")
-    time.sleep(1.5)
-    broker.drop_clients(parts.session)
-    time.sleep(0.2)
-    parts.send(signal.SIGCONT, "worker")
+    with parts.stopped("worker"):
+        time.sleep(1.5)
+        broker.drop_clients(parts.session)
+        time.sleep(0.2)

@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import psutil
@@ -73,18 +74,23 @@ class Parts:
         names = {"bin/conductor": "conductor", "maestro_celery_plugin.host": "host", "-server": "server"}
         return next((part for text, part in names.items() if text in line), "sample")
 
-    def send(self, number: signal.Signals, *parts: str) -> None:
-        for process in self.processes(*parts):
-            with contextlib.suppress(psutil.Error):
-                process.send_signal(number)
-
     def kill(self, *parts: str) -> None:
-        self.send(signal.SIGKILL, *parts)
+        _send(signal.SIGKILL, self.processes(*parts))
+
+    @contextlib.contextmanager
+    def stopped(self, *parts: str) -> Iterator[None]:
+        """Stop processes, and let them go on at the end."""
+        # The same ones go on: a process that looked like a worker may have become a sample before it stopped.
+        processes = self.processes(*parts)
+        _send(signal.SIGSTOP, processes)
+        try:
+            yield
+        finally:
+            _send(signal.SIGCONT, processes)
 
     def pause(self, *parts: str) -> None:
-        self.send(signal.SIGSTOP, *parts)
-        time.sleep(self._choose.choice(PAUSES_S))
-        self.send(signal.SIGCONT, *parts)
+        with self.stopped(*parts):
+            time.sleep(self._choose.choice(PAUSES_S))
 
     def kill_one_sample(self) -> None:
         for process in self.processes("sample"):
@@ -135,3 +141,9 @@ class Parts:
         study = self._choose.choice(self.studies())
         self.command("maestro", "cancel", "-y", str(study.path))
         self._resume(study)
+
+
+def _send(number: signal.Signals, processes: Iterable[psutil.Process]) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            process.send_signal(number)
