@@ -13,7 +13,7 @@ import traceback
 from pathlib import Path
 
 from servers import free_port, rabbitmq_on, redis_on
-from slurm_cluster import SlurmCluster
+from slurm_cluster import COMMANDS, SlurmCluster
 from slurm_studies import Launcher
 
 from chaos.case import BROKERS, Case
@@ -69,7 +69,8 @@ def main() -> int:
                 with options.results.open("a") as file:
                     file.write(result.to_json() + "\n")
             seed += 1
-    print("\n".join(sum_of(results)), flush=True)
+    if not options.results:
+        print("\n".join(sum_of(results)), flush=True)
     return int(any(result.wrong for result in results))
 
 
@@ -81,13 +82,17 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--pool", choices=sorted(POOLS), help="the worker groups of all seeds")
     parser.add_argument("--shape", choices=sorted(SHAPES), help="the kind of study of all seeds")
     parser.add_argument("--place", choices=("local", "slurm", "both"), default="local", help="where workers run")
-    parser.add_argument("--results", type=Path, help="append one line of JSON per seed to this file")
+    parser.add_argument("--results", type=Path, help="append a line of JSON per seed to this file, and print no sum")
     return parser.parse_args()
 
 
 def _case(seed: int, options: argparse.Namespace) -> Case:
-    slurm = options.place == "slurm" or (options.place == "both" and seed % _ONE_ON_SLURM_OF == 0)
+    slurm = options.place == "slurm" or (options.place == "both" and seed % _ONE_ON_SLURM_OF == 0 and _can_run_slurm())
     return Case.of(seed, broker=options.broker, pool=options.pool, shape=options.shape, slurm=slurm)
+
+
+def _can_run_slurm() -> bool:
+    return os.geteuid() == 0 and all(shutil.which(command, path=f"{os.environ['PATH']}:/usr/sbin") for command in COMMANDS)
 
 
 def _run(case: Case, servers: Servers) -> Result:
@@ -99,8 +104,12 @@ def _run(case: Case, servers: Servers) -> Result:
         result = break_study(launcher, case, broker_url=url, slurm=slurm)
     except AssertionError:  # the study was not launched; the next seed runs all the same
         result = Result(case, wrong=[traceback.format_exc()])
-    finally:
+    except KeyboardInterrupt:
+        print(f"seed {case.seed}: interrupted; {case.name}", flush=True)
         launcher.close()
+        shutil.rmtree(directory, ignore_errors=True)
+        raise
+    launcher.close()
     print(result.line(), flush=True)
     for sentence in result.wrong[:10]:
         print(f"    {sentence}", flush=True)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 from collections import Counter
+from pathlib import Path
 
 from simulation import scale
 from simulation.planted import PLANTED, plant
@@ -23,6 +25,7 @@ def main() -> int:
     parser.add_argument("--trace", action="store_true", help="print what happens")
     parser.add_argument("--keep-going", action="store_true", help="continue after a seed that fails")
     parser.add_argument("--planted", choices=sorted(PLANTED), help="break one rule of the product")
+    parser.add_argument("--results", type=Path, help="append a line of JSON per seed to this file, and print no sum")
     options = parser.parse_args()
     if options.profile == "scale":
         scale.report()
@@ -37,6 +40,8 @@ def main() -> int:
             result = simulate(seed, options.profile, options.steps, keep_log=options.trace)
             counts.update(result.counts)
             counts["simulated seconds"] += int(result.simulated_s)
+            if options.results:
+                _append(options.results, result)
             if result.violations:
                 failed.append(seed)
                 _report(result)
@@ -49,8 +54,15 @@ def main() -> int:
     except KeyboardInterrupt:
         pass
     finally:
-        _summarize(counts, seed - options.seed, failed, time.monotonic() - begin)
+        if not options.results:
+            _summarize(counts, seed - options.seed, failed, time.monotonic() - begin)
     return 1 if failed else 0
+
+
+def _append(path: Path, result: Result) -> None:
+    counts = {**result.counts, "simulated seconds": int(result.simulated_s)}
+    with path.open("a") as file:
+        file.write(json.dumps({"seed": result.seed, "violations": result.violations, "counts": counts}) + "\n")
 
 
 def _report(result: Result) -> None:
