@@ -47,7 +47,7 @@ class Case:
             broker=broker or BROKERS[seed % len(BROKERS)],
             pool=pool or chosen_pool,
             shape=shape,
-            samples=samples if SHAPES[shape] == 1 else "short",  # several studies take long enough
+            samples=_samples_of(shape, samples, slurm=slurm),
             gentle=seed // len(BROKERS) % 2 == 1,
             slurm=slurm,
         )
@@ -62,3 +62,10 @@ class Case:
         """What is run, in a few words."""
         words = (self.broker, self.pool, self.shape, self.samples, *["gentle"] * self.gentle, *["slurm"] * self.slurm)
         return ", ".join(words)
+
+
+def _samples_of(shape: str, samples: str, *, slurm: bool) -> str:
+    """Return samples with which a study lasts as long as its faults; several studies take long enough."""
+    if SHAPES[shape] > 1:
+        return "short"
+    return "long" if slurm else samples

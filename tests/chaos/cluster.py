@@ -33,8 +33,13 @@ class Cluster:
         lines = self._slurm.attempt(*words).stdout.splitlines()
         return [line.partition("|")[0] for line in lines if line.partition("|")[2].startswith(str(self._parts.study.path))]
 
+    def cancel_all(self) -> None:
+        """Cancel what Slurm still lists of the study."""
+        if jobs := self.jobs("PENDING", "RUNNING"):
+            self._slurm.attempt("scancel", *jobs)
+
     def cancel_job(self) -> None:
-        """Cancel a job as a user does, which cancels the steps that use it, and resume the study."""
+        """Cancel a job as a user does, which cancels the steps that use it."""
         if jobs := self.jobs("PENDING", "RUNNING"):
             self._slurm.attempt("scancel", self._choose.choice(jobs))
 

@@ -62,7 +62,7 @@ class _Attempt:
         while time.monotonic() < end and not self._have_run():
             time.sleep(self._choose.uniform(0.5, 3))
             self._do(self._choose.choice(sorted(self._faults)))
-            if self._cluster:
+            if not self.parts.processes("conductor"):
                 self.parts.revive()
         if self._growth and self._choose.random() < 0.5:
             self._do("add samples")
@@ -135,12 +135,15 @@ class _Attempt:
         """Wait for the end of all processes and jobs, and note those that are left behind."""
 
         def left() -> list[str]:
-            jobs = self._cluster.jobs("PENDING", "RUNNING") if self._cluster else []
+            # A controller that was away learns late of the end of a job whose processes have ended.
+            jobs = self._cluster.jobs("PENDING") if self._cluster else []
             return [*jobs, *map(str, self.parts.processes(*_PARTS))]
 
         if not _becomes_true(lambda: not left(), LEAVE_S):
             self.result.counts["left behind"] += len(left())
             self.result.wrong.append(f"left behind: {left()}")
+        if self._cluster:
+            self._cluster.cancel_all()
 
 
 def break_study(
