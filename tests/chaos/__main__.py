@@ -63,7 +63,7 @@ def main() -> int:
     with contextlib.ExitStack() as stack, contextlib.suppress(KeyboardInterrupt):
         servers, seed = Servers(stack), options.seed
         while not options.count or seed < options.seed + options.count:
-            result = _run(_case(seed, options), servers)
+            result = _run(_case(seed, options), servers, keep=options.keep)
             results.append(result)
             if options.results:
                 with options.results.open("a") as file:
@@ -82,6 +82,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--pool", choices=sorted(POOLS), help="the worker groups of all seeds")
     parser.add_argument("--shape", choices=sorted(SHAPES), help="the kind of study of all seeds")
     parser.add_argument("--place", choices=("local", "slurm", "both"), default="local", help="where workers run")
+    parser.add_argument("--keep", action="store_true", help="keep the directories of all studies")
     parser.add_argument("--results", type=Path, help="append a line of JSON per seed to this file, and print no sum")
     return parser.parse_args()
 
@@ -95,8 +96,8 @@ def _can_run_slurm() -> bool:
     return os.geteuid() == 0 and all(shutil.which(command, path=f"{os.environ['PATH']}:/usr/sbin") for command in COMMANDS)
 
 
-def _run(case: Case, servers: Servers) -> Result:
-    """Run a case, and print its result; keep the directory of a study with which something is wrong."""
+def _run(case: Case, servers: Servers, *, keep: bool) -> Result:
+    """Run a case, and print its result; keep the directory of each study, or of one with which something is wrong."""
     url, slurm = servers.url(case.broker), servers.slurm() if case.slurm else None
     directory = Path(tempfile.mkdtemp(prefix=f"chaos{case.seed}-"))
     launcher = Launcher(directory, slurm)
@@ -113,7 +114,7 @@ def _run(case: Case, servers: Servers) -> Result:
     print(result.line(), flush=True)
     for sentence in result.wrong[:10]:
         print(f"    {sentence}", flush=True)
-    if result.wrong:
+    if result.wrong or keep:
         print(f"    The study is kept in {directory}; faults: {', '.join(result.done)}", flush=True)
     else:
         shutil.rmtree(directory, ignore_errors=True)

@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 from support import Study
@@ -117,30 +118,32 @@ class Parts:
             answer = study.command("maestro-celery", "resume", "-s", "1", str(study.path))
             if "Traceback" in answer.stderr:
                 self.complaints.append(answer.stderr)
-            if answer.returncode == 0 or study.processes("bin/conductor") or self._is_whole(study):
+            if answer.returncode == 0 or study.processes("bin/conductor") or _is_whole(study.status()):
                 return
             time.sleep(0.5)
         self.complaints.append(f"resume of {study.path.name} is refused: {answer.stderr}")
 
     def revive(self) -> int:
         """Resume the studies that have ended and not finished; return how many studies have not finished yet."""
-        unfinished = [study for study in self.studies() if not self._is_whole(study)]
-        for study in unfinished:
-            if study.status()["state"] not in ("RUNNING", "PENDING"):
-                self._resume(study)
-        return len(unfinished)
-
-    @staticmethod
-    def _is_whole(study: Study) -> bool:
-        """Tell whether a study has finished, with all samples that were added."""
-        status = study.status()
-        return status["state"] == "FINISHED" and not status["waiting_additions"]
+        unfinished = 0
+        for study in self.studies():
+            status = study.status()
+            if not _is_whole(status):
+                unfinished += 1
+                if status["state"] not in ("RUNNING", "PENDING"):
+                    self._resume(study)
+        return unfinished
 
     def cancel_and_resume(self) -> None:
         """Cancel one of the studies, and resume it."""
         study = self._choose.choice(self.studies())
         self.command("maestro", "cancel", "-y", str(study.path))
         self._resume(study)
+
+
+def _is_whole(status: dict[str, Any]) -> bool:
+    """Tell whether a study has finished, with all samples that were added."""
+    return status["state"] == "FINISHED" and not status["waiting_additions"]
 
 
 def _send(number: signal.Signals, processes: Iterable[psutil.Process]) -> None:
