@@ -88,15 +88,21 @@ def _table(title: str, counts: Counter[str]) -> Iterator[str]:
 
 
 def _healing(results: list[Result]) -> Iterator[str]:
-    """Yield the times from the last fault to the end, and how much longer that is than the work itself needs."""
-    for place, chosen in (("local", False), ("slurm", True)):
-        whole = [result.healed_s for result in results if result.case.slurm == chosen and result.healed_s]
-        beyond = [max(0.0, r.healed_s - r.work_s) for r in results if r.case.slurm == chosen and r.healed_s]
-        if whole:
-            yield (
-                f"healing time, {place}: median {statistics.median(whole):.1f} s, largest {max(whole):.1f} s; beyond the "
-                f"work itself: median {statistics.median(beyond):.1f} s, largest {max(beyond):.1f} s"
-            )
+    """Yield the times from the last fault to the end, and how much longer that is than the work itself needs.
+
+    Studies that had nothing left to do after the last fault do not count.
+    """
+    for place, is_slurm in (("local", False), ("slurm", True)):
+        chosen = [result for result in results if result.case.slurm == is_slurm and result.work_s > 0]
+        if chosen:
+            whole = _median_and_largest(result.healed_s for result in chosen)
+            beyond = _median_and_largest(result.healed_s - result.work_s for result in chosen)
+            yield f"healing time of {len(chosen)} seeds, {place}: {whole}; beyond the work itself: {beyond}"
+
+
+def _median_and_largest(seconds: Iterable[float]) -> str:
+    values = list(seconds)
+    return f"median {statistics.median(values):.1f} s, largest {max(values):.1f} s"
 
 
 if __name__ == "__main__":  # python -m chaos.result FILE...: the sum of several files
