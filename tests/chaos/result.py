@@ -16,6 +16,9 @@ from chaos.case import Case
 __all__ = ["Result", "read_results", "sum_of"]
 
 
+_MUST_BE_ZERO = ("lost", "finished twice", "left behind")
+
+
 @dataclasses.dataclass
 class Result:
     """What was done in a case, what has run, and what is wrong.
@@ -66,7 +69,7 @@ def read_results(path: Path) -> list[Result]:
 def sum_of(results: Iterable[Result]) -> Iterator[str]:
     """Yield the lines of the sum of results."""
     results = list(results)
-    counts, faults, kinds = Counter[str](), Counter[str](), Counter[str]()
+    counts, faults, kinds = Counter(dict.fromkeys(_MUST_BE_ZERO, 0)), Counter[str](), Counter[str]()
     for result in results:
         counts.update(result.counts)
         faults.update(result.done)

@@ -287,14 +287,17 @@ def test_a_broker_by_url_that_loses_its_data(run, redis_server):
 
 
 def test_a_broker_that_comes_back_at_its_address_is_used_again(tmp_path):
-    """Given queues that could not be declared, when the broker is back, then another try of the same process succeeds."""
+    """Given a message and queues that the broker did not take, when it is back, then another try of the same process succeeds."""
     session, port = Session.create(tmp_path / "session"), free_port()
     session.write_broker(BrokerLocation(url=f"redis://:{PASSWORD}@127.0.0.1:{port}/0"))
-    app = make_app(session)
+    app, task = make_app(session), RangeTask("/study", "id", "sim", 1, 0, 3, 1, RunMode.FIRST)
+    sender = Sender(session, app)
+    with pytest.raises(Exception, match="Connection refused"):
+        sender.send(task, "q")
     with pytest.raises(Exception, match="Connection refused"):
         declare(app, session, {"q"})
 
     with redis_on(port, tmp_path):
         declare(make_app(session), session, {"q"})
-        Sender(session, app).send(RangeTask("/study", "id", "sim", 1, 0, 3, 1, RunMode.FIRST), "q")
+        sender.send(task, "q")
         assert queue_sizes(app, [session.queue("q")]) == [1]
