@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
 import signal
 import sys
 import time
+from pathlib import Path
 
 from simulation import scale
 from simulation.planted import PLANTED, plant
@@ -31,7 +33,8 @@ def main() -> int:
         _run(options, summary)
     except KeyboardInterrupt:
         print("interrupted")
-    print(summary.text(time.monotonic() - begin))
+    if not options.results:
+        print(summary.text(time.monotonic() - begin))
     return 1 if summary.failed else 0
 
 
@@ -45,6 +48,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--keep-going", action="store_true", help="continue after a seed that fails")
     parser.add_argument("--planted", choices=sorted(PLANTED), help="break one rule of the product")
     parser.add_argument("--shrink", action="store_true", help="find the fewest faults with which the seed still fails")
+    parser.add_argument("--results", type=Path, help="append a line of JSON per seed to this file, and print no sum")
     return parser.parse_args()
 
 
@@ -57,6 +61,8 @@ def _run(options: argparse.Namespace, summary: Summary) -> None:
     while not options.count or seed < options.seed + options.count:
         result = simulate(seed, options.profile, options.steps, keep_log=options.trace)
         summary.add(result)
+        if options.results:
+            _append(options.results, result)
         seed += 1
         if options.trace:
             print("\n".join(result.log or []))
@@ -65,6 +71,12 @@ def _run(options: argparse.Namespace, summary: Summary) -> None:
             _report(result)
             if not options.keep_going:
                 return
+
+
+def _append(path: Path, result: Result) -> None:
+    counts = {**result.counts, "simulated seconds": int(result.simulated_s)}
+    with path.open("a") as file:
+        file.write(json.dumps({"seed": result.seed, "violations": result.violations, "counts": counts}) + "\n")
 
 
 def _report(result: Result) -> None:
