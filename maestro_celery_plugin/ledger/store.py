@@ -137,10 +137,13 @@ class PartStore(Store):
 
     def read(self, path: Path, offset: int, least: int) -> tuple[int, np.ndarray[Any, Any]]:
         """Return the size of a file and its next bytes, as `Store.read` does."""
-        with path.open("rb", buffering=0) as file:
-            size = os.fstat(file.fileno()).st_size
-            count = min(size - offset, self._limit)
-            data = os.pread(file.fileno(), count, offset) if size - offset >= least else b""
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            status = os.fstat(descriptor)
+            size = status.st_size if stat.S_ISREG(status.st_mode) else 0
+            data = os.pread(descriptor, min(size - offset, self._limit), offset) if size - offset >= least else b""
+        finally:
+            os.close(descriptor)
         return size, np.frombuffer(data, np.uint8)
 
 

@@ -41,12 +41,15 @@ import dataclasses
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
+from msgspec import Meta
 
 from maestro_celery_plugin.config import conversion
 from maestro_celery_plugin.config.settings import EnsembleSettings
+from maestro_celery_plugin.config.stored import Count, Word
+from maestro_celery_plugin.config.yaml_values import parsed_yaml
 from maestro_celery_plugin.errors import DamagedFileError, StudyError
 from maestro_celery_plugin.files import read_text
 from maestro_celery_plugin.spec.overrides import Overrides
@@ -71,6 +74,29 @@ def study_around() -> Path | None:
             return directory
     named = os.environ.get(STUDY_VARIABLE)
     return Path(named) if named else None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Batch:
+    """Maestro's batch dictionary of a study; releases before this one have written those keys without a default."""
+
+    study: Annotated[Word, Meta(min_length=1)]
+    timestamp: str
+    settings: EnsembleSettings
+    table: Word | None
+    rows: Count
+    id: Annotated[str, Meta(pattern=r"^[0-9a-f]{1,16}$")] = "0"
+    planned: Count = 0
+    specification: Word | None = None
+    batch_defaults: dict[str, Any] | None = None
+    vars: dict[str, Any] | None = None
+    samplesfile: Word | None = None
+    no_errors: bool = False
+    home: Word | None = None
+
+
+def _path(text: str | None) -> Path | None:
+    return Path(text) if text else None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -127,23 +153,30 @@ class StudyPlan:
 
     @classmethod
     def from_batch(cls, batch: Mapping[str, Any]) -> StudyPlan:
-        """Read the plan from Maestro's batch dictionary."""
+        """Read the plan from Maestro's batch dictionary.
+
+        Raises:
+            KeyError: it has not all keys.
+            ValueError: a value is wrong.
+        """
+        for field in dataclasses.fields(_Batch):
+            if field.default is dataclasses.MISSING and field.name not in batch:
+                raise KeyError(field.name)
+        stored = conversion.from_dict(_Batch, batch)
         return cls(
-            root=Path(batch["study"]),
-            id=batch.get("id", "0"),
-            timestamp=batch["timestamp"],
-            settings=conversion.from_dict(EnsembleSettings, batch["settings"]),
-            table=Path(batch["table"]) if batch["table"] else None,
-            rows=batch["rows"],
-            planned=batch.get("planned", 0),
-            specification=Path(batch["specification"]) if batch.get("specification") else None,
-            batch_defaults=batch.get("batch_defaults") or {},
+            root=Path(stored.study),
+            id=stored.id,
+            timestamp=stored.timestamp,
+            settings=stored.settings,
+            table=_path(stored.table),
+            rows=stored.rows,
+            planned=stored.planned,
+            specification=_path(stored.specification),
+            batch_defaults=stored.batch_defaults or {},
             overrides=Overrides(
-                variables=batch.get("vars") or {},
-                samples_file=Path(batch["samplesfile"]) if batch.get("samplesfile") else None,
-                no_errors=batch.get("no_errors", False),
+                variables=stored.vars or {}, samples_file=_path(stored.samplesfile), no_errors=stored.no_errors
             ),
-            home=Path(batch["home"]) if batch.get("home") else None,
+            home=_path(stored.home),
         )
 
     @classmethod
@@ -155,13 +188,13 @@ class StudyPlan:
         """
         path = directory / "batch.info"
         try:
-            batch = yaml.safe_load(read_text(path))
+            batch = parsed_yaml(read_text(path))
         except OSError as cause:
             raise StudyError(
                 f"'{directory}' is not the directory of a Maestro study (no readable batch.info: {cause.strerror}); "
                 "give the directory that `maestro run` has created."
             ) from cause
-        except (yaml.YAMLError, RecursionError) as cause:
+        except yaml.YAMLError as cause:
             raise DamagedFileError.at(path, "it is not YAML") from cause
         if batch is None:
             raise DamagedFileError.at(path, "it is empty")
