@@ -18,7 +18,7 @@ import yaml
 from msgspec.structs import replace
 
 from maestro_celery_plugin.config.yaml_values import parsed_yaml
-from maestro_celery_plugin.errors import SpecificationError, StudyError
+from maestro_celery_plugin.errors import DamagedFileError, SpecificationError, StudyError
 from maestro_celery_plugin.files import read_text, replaced, write_atomically
 from maestro_celery_plugin.maestro.launch_options import OPTIONS
 from maestro_celery_plugin.maestro.specification import load_ensemble
@@ -157,6 +157,8 @@ def check_complete(plan: StudyPlan) -> None:
     note = _versions_of(plan) / "incomplete"
     if note.exists():
         number = read_text(note).partition("\n")[0]
+        if not number.isdecimal():
+            raise DamagedFileError.at(note, "it must have the number of a version")
         version = note.with_name(f"{number}.yaml")
         command = f"maestro-celery resume --spec {version} {plan.root}"
         raise StudyError(f"The correction of the specification was interrupted; repeat it with `{command}`.")

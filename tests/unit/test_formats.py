@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -18,6 +19,7 @@ from maestro_celery_plugin.batch.allocation import Allocation, last_allocation, 
 from maestro_celery_plugin.config.groups import GroupConfig
 from maestro_celery_plugin.errors import SampleError, StudyError
 from maestro_celery_plugin.host.start import host_of, write_host
+from maestro_celery_plugin.maestro.correction import check_complete
 from maestro_celery_plugin.maestro.limits import Limits, store_update
 from maestro_celery_plugin.maestro.limits import _pending as pending_update
 from maestro_celery_plugin.maestro.native_step_state import NativeStepState
@@ -86,6 +88,8 @@ def plan(tmp_path_factory) -> StudyPlan:
     write_additions(plan, Additions(added=(Addition(file="1.csv", rows=3, used=2, key="k"),)))
     recorded_identity(plan.info / "samples.csv", plan.info)
     (plan.root / "status.csv").write_text(STATUS)
+    (plan.info / "specifications").mkdir()
+    (plan.info / "specifications" / "incomplete").write_text("3\n/there/study.yaml")
     return plan
 
 
@@ -201,6 +205,11 @@ def read_additions_file(plan: StudyPlan) -> None:
     assert AdditionFile(plan).total() == plan.rows + additions.count
 
 
+def read_note(plan: StudyPlan) -> None:
+    with contextlib.suppress(StudyError):  # it says what to do
+        check_complete(plan)
+
+
 def read_stops(plan: StudyPlan) -> None:
     stopped = read_stopped(plan.session)
     if stopped is not None:
@@ -221,6 +230,7 @@ FORMATS = (
     Format("merlin_info/notified.json", read_notified, (OSError,)),
     Format("merlin_info/limits.json", read_limits, (OSError,)),
     Format(".study.update.lock", pending_limits, (OSError,)),
+    Format("merlin_info/specifications/incomplete", read_note, (OSError,)),
     Format("merlin_info/conductor.starts", lambda plan: count_start(plan)),
     Format("merlin_info/additions.json", read_additions_file, (StudyError, OSError)),
     Format("merlin_info/workers/w-1.json", lambda plan: read_facts(session_of(plan))),
