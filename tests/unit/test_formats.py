@@ -137,7 +137,7 @@ def read_heartbeats(plan: StudyPlan) -> None:
         assert beat.slots >= 0
         assert beat.place and beat.is_here in (True, False) and beat.is_in_numbered_allocation in (True, False)
         assert ProcessId(*beat.process).is_alive in (True, False)
-        assert all(pid > 0 for pid in (beat.process[0], beat.supervisor[0]))
+        assert all(pid >= 0 for pid in (beat.process[0], beat.supervisor[0]))
     heartbeats.fresh(beats)
     assert heartbeats.exists("w-1") in (True, False)
 
