@@ -41,20 +41,19 @@ import dataclasses
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import yaml
-from msgspec import Meta
 
 from maestro_celery_plugin.config import conversion
 from maestro_celery_plugin.config.settings import EnsembleSettings
-from maestro_celery_plugin.config.stored import Count, Word
 from maestro_celery_plugin.config.yaml_values import parsed_yaml
 from maestro_celery_plugin.errors import DamagedFileError, StudyError
 from maestro_celery_plugin.files import read_text
 from maestro_celery_plugin.spec.overrides import Overrides
 from maestro_celery_plugin.study.provenance import specification_files
 from maestro_celery_plugin.study.session import STUDY_VARIABLE
+from maestro_celery_plugin.study.stored_plan import StoredPlan, path_of
 
 __all__ = ["CANCEL_REQUEST", "StudyPlan", "study_around"]
 
@@ -74,29 +73,6 @@ def study_around() -> Path | None:
             return directory
     named = os.environ.get(STUDY_VARIABLE)
     return Path(named) if named else None
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Batch:
-    """Maestro's batch dictionary of a study; releases before this one have written those keys without a default."""
-
-    study: Annotated[Word, Meta(min_length=1)]
-    timestamp: str
-    settings: EnsembleSettings
-    table: Word | None
-    rows: Count
-    id: Annotated[str, Meta(pattern=r"^[0-9a-f]{1,16}$")] = "0"
-    planned: Count = 0
-    specification: Word | None = None
-    batch_defaults: dict[str, Any] | None = None
-    vars: dict[str, Any] | None = None
-    samplesfile: Word | None = None
-    no_errors: bool = False
-    home: Word | None = None
-
-
-def _path(text: str | None) -> Path | None:
-    return Path(text) if text else None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -153,30 +129,22 @@ class StudyPlan:
 
     @classmethod
     def from_batch(cls, batch: Mapping[str, Any]) -> StudyPlan:
-        """Read the plan from Maestro's batch dictionary.
-
-        Raises:
-            KeyError: it has not all keys.
-            ValueError: a value is wrong.
-        """
-        for field in dataclasses.fields(_Batch):
-            if field.default is dataclasses.MISSING and field.name not in batch:
-                raise KeyError(field.name)
-        stored = conversion.from_dict(_Batch, batch)
+        """Read the plan from Maestro's batch dictionary; the errors are those of `StoredPlan.of`."""
+        stored = StoredPlan.of(batch)
         return cls(
             root=Path(stored.study),
             id=stored.id,
             timestamp=stored.timestamp,
             settings=stored.settings,
-            table=_path(stored.table),
+            table=path_of(stored.table),
             rows=stored.rows,
             planned=stored.planned,
-            specification=_path(stored.specification),
+            specification=path_of(stored.specification),
             batch_defaults=stored.batch_defaults or {},
             overrides=Overrides(
-                variables=stored.vars or {}, samples_file=_path(stored.samplesfile), no_errors=stored.no_errors
+                variables=stored.vars or {}, samples_file=path_of(stored.samplesfile), no_errors=stored.no_errors
             ),
-            home=_path(stored.home),
+            home=path_of(stored.home),
         )
 
     @classmethod
