@@ -11,7 +11,7 @@ import secrets
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 from maestro_celery_plugin import clock
 from maestro_celery_plugin.errors import DamagedFileError, StudyError
@@ -247,8 +247,8 @@ def parsed_json(text: str) -> Any:
     return value
 
 
-def open_regular(path: Path) -> BinaryIO:
-    """Open a regular file for reading.
+def open_regular(path: Path, buffering: int = -1) -> IO[bytes]:
+    """Open a regular file for reading, as `open` does, without waiting for the writer of a FIFO.
 
     Raises:
         OSError: the file cannot be opened.
@@ -264,7 +264,7 @@ def open_regular(path: Path) -> BinaryIO:
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise DamagedFileError.at(path, "it is not a regular file")
-    return os.fdopen(descriptor, "rb")
+    return os.fdopen(descriptor, "rb", buffering)
 
 
 def refresh_directory(directory: Path) -> None:
