@@ -61,15 +61,16 @@ class RangeMessages:
                 if self._stopping.wait(CLAIM_DELAY_S):
                     raise
 
-    def send_rest(self, rest: RangeTask, task_queue: str, level: int) -> int:
-        """Send a rest of the range in halves; return the end of the range that stays in this slot.
+    def send_rest(self, rest: RangeTask, task_queue: str, level: int, *, in_halves: bool) -> int:
+        """Send a rest of the range; return the end of the range that stays in this slot.
 
         The ledger shows the parts before they are sent, so that the coordinator knows each message that may exist. If
         the broker does not answer, the samples that could not be sent stay in this slot.
         """
-        parts = halves(dataclasses.replace(rest, series=self._series))[::-1]
-        if not parts:
+        if rest.start >= rest.stop:
             return rest.stop
+        rest = dataclasses.replace(rest, series=self._series)
+        parts = halves(rest)[::-1] if in_halves else [rest]
         for part in parts:
             self._ledger.write(Kind.PASSED, part.start, part.stop, code=part.series)
         try:

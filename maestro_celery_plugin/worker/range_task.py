@@ -1,7 +1,9 @@
 """Range tasks in a worker: a slot runs samples [start, stop) of a step record.
 
-A slot keeps the samples that it can run in about a second. Before it runs them, it sends the rest of the range in
-halves to the task queue. So all slots receive work after a few rounds, and few slots are idle at the end.
+A slot keeps the samples that it can run in about a second. Before it runs them, it sends the rest of the range to the
+task queue. A slot that has waited for its message sends the rest in halves, so that all slots receive work after a few
+rounds, and few slots are idle at the end. While no slot waits, each message that is taken is replaced by one other. So
+the number of messages grows with that of the slots, not with that of the samples, of which a study may have millions.
 """
 
 from __future__ import annotations
@@ -204,7 +206,8 @@ class _RangeRun:
     def _send_rest(self, start: int, stop: int) -> int:
         """Send samples [start, stop) to the task queue; return the end of the range that stays in this slot."""
         rest = self._task.part(min(start, stop), stop)
-        return self._messages.send_rest(rest, self._manifest.task_queue, self._manifest.priority)
+        in_halves = self._slots.has_waited(self._slot)
+        return self._messages.send_rest(rest, self._manifest.task_queue, self._manifest.priority, in_halves=in_halves)
 
     def _try_sample(self, sample: int, mode: RunMode) -> bool:
         """Run one sample; return False if it cannot run here."""

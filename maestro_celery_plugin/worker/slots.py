@@ -25,6 +25,8 @@ TIME_BUDGET_S = 1.0
 AGAIN_BUDGET_S = 0.3
 # A sample that is expected to take less ends soon: the next message of its slot may arrive meanwhile.
 SOON_S = 0.1
+# A slot that was free for longer has waited for its message: few messages are in the task queues.
+WAIT_S = 0.1
 # Signals that a batch system sends to every process of an allocation that it ends: samples and workers.
 # LSF sends SIGUSR2 at the time limit, and SIGINT before SIGTERM (bsub -W, bkill).
 _ENDING_SIGNALS = (signal.SIGINT, signal.SIGUSR2, signal.SIGTERM, signal.SIGKILL)
@@ -87,6 +89,9 @@ class Slots:
         self._out_of_time: set[tuple[str, int]] = set()
         self._requesting: set[tuple[str, int]] = set()
         self._free: queue.SimpleQueue[int] = queue.SimpleQueue()
+        # Since when each slot is free (monotonic), and the slots that have waited for their present message.
+        self._free_since: dict[int, float] = {}
+        self._waited: set[int] = set()
         for slot in range(count):
             self._free.put(slot)
 
@@ -94,12 +99,20 @@ class Slots:
     def take(self) -> Iterator[int]:
         """Wait for a free slot, and reserve it; yield its number."""
         slot = self._free.get()
+        if clock.monotonic() - self._free_since.get(slot, float("-inf")) > WAIT_S:
+            self._waited.add(slot)
         self._count(+1)
         try:
             yield slot
         finally:
+            self._waited.discard(slot)
             self._count(-1)
+            self._free_since[slot] = clock.monotonic()
             self._free.put(slot)
+
+    def has_waited(self, slot: int) -> bool:
+        """Tell whether a slot with a task had to wait for its message, as other slots may wait now."""
+        return slot in self._waited
 
     def _count(self, change: int) -> None:
         with self._lock:

@@ -21,7 +21,7 @@ def main() -> int:
     """Run the seeds, print the sum, and return 1 if anything has happened that must not."""
     options = _options()
     if options.profile == "scale":
-        scale.report()
+        scale.report([_size(text) for text in options.size or ()] or scale.SIZES)
         return 0
     if options.planted:
         plant(options.planted)
@@ -44,6 +44,12 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--count", type=int, default=1, help="number of seeds; 0 for all until stopped")
     parser.add_argument("--steps", type=int, default=2_000_000, help="largest number of steps of a seed")
     parser.add_argument("--profile", choices=(*PROFILES, "scale"), default="storm")
+    parser.add_argument(
+        "--size",
+        action="append",
+        metavar="SAMPLES:WORKERS:SLOTS",
+        help="a size for the profile scale, instead of the default ones; may be repeated",
+    )
     parser.add_argument("--trace", action="store_true", help="print what happens")
     parser.add_argument("--keep-going", action="store_true", help="continue after a seed that fails")
     parser.add_argument("--planted", choices=sorted(PLANTED), help="break one rule of the product")
@@ -77,6 +83,11 @@ def _append(path: Path, result: Result) -> None:
     counts = {**result.counts, "simulated seconds": int(result.simulated_s)}
     with path.open("a") as file:
         file.write(json.dumps({"seed": result.seed, "violations": result.violations, "counts": counts}) + "\n")
+
+
+def _size(text: str) -> tuple[int, int, int]:
+    samples, workers, slots = map(int, text.split(":"))
+    return samples, workers, slots
 
 
 def _report(result: Result) -> None:

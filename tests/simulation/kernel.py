@@ -192,7 +192,7 @@ class Kernel:
         thread = Thread(process, name)
         thread.greenlet = greenlet(lambda: self._run_thread(thread, function), parent=self._hub)
         process.threads.append(thread)
-        self._push(self.now, thread)
+        self._push(self.thread_now, thread)
         return thread
 
     def _run_thread(self, thread: Thread, function: Callable[[], Any]) -> None:
@@ -228,6 +228,8 @@ class Kernel:
                 thread.token += 1  # it has not begun
         for action in process.on_exit:
             action(process)
+        if process.marker and not threads:
+            return  # a sample, which has started no process
         for child in [p for p in process.node.processes.values() if p.parent is process]:
             self.signal(child, 15 if child.on_signal else 0)
 
@@ -268,7 +270,7 @@ class Kernel:
 
     def call(self, delay_s: float, action: Callable[[], Any]) -> None:
         """Call a function of the harness, outside of any thread, after a delay."""
-        self._push(self.now + delay_s, action)
+        self._push(self.thread_now + delay_s, action)
 
     def block(self, timeout_s: float) -> bool:
         """Let this thread wait; return whether it was notified before the time-out."""
@@ -300,7 +302,7 @@ class Kernel:
         """Let a thread continue that waits in `block`."""
         thread.was_notified = True
         thread.token += 1
-        self._push(max(self.now, thread.earliest), thread, thread.token)
+        self._push(max(self.thread_now, thread.earliest), thread, thread.token)
 
     def operate(self) -> None:
         """Count an operation of this thread, which must not run for ever without waiting."""

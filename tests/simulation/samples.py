@@ -132,7 +132,7 @@ class Samples:
             key,
             len(attempts),
             args[-1].endswith(".restart.sh"),
-            self._kernel.now,
+            self._kernel.thread_now,
             process,
             worker,
             worker.node.machine,

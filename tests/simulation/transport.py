@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import deque
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +16,7 @@ __all__ = ["Broker"]
 
 @dataclasses.dataclass
 class _Queue:
-    messages: list[Any] = dataclasses.field(default_factory=list)
+    messages: deque[Any] = dataclasses.field(default_factory=deque)
     waiters: _Waiters = dataclasses.field(default_factory=_Waiters)
 
 
@@ -28,6 +29,7 @@ class Broker:
 
     Attributes:
         counts: What has happened to messages.
+        longest: The largest number of messages that have waited in a task queue at one time.
     """
 
     def __init__(self, kernel: Kernel, profile: Profile) -> None:
@@ -35,6 +37,7 @@ class Broker:
         self._queues: dict[str, _Queue] = {}
         self.refuses_until = 0.0
         self.generation, self.is_up = 1, True
+        self.longest = 0
         self.counts = {"sent": 0, "lost": 0, "doubled": 0, "wiped": 0, "refused": 0, "received": 0}
 
     @property
@@ -89,7 +92,8 @@ class Broker:
             return
         queue = self._queue(name)
         queue.messages.append(task)
-        queue.waiters.notify_all()
+        self.longest = max(self.longest, len(queue.messages))
+        queue.waiters.notify_one()  # as BRPOP does: the consumer that has waited longest gets the message
 
     def count(self, url: str) -> int:
         """Return the number of waiting messages."""
@@ -106,7 +110,9 @@ class Broker:
             if queue.messages:
                 index = self._random.randrange(len(queue.messages)) if self._profile.reorders else 0
                 self.counts["received"] += 1
-                return queue.messages.pop(index)
+                message = queue.messages[index]
+                del queue.messages[index]
+                return message
         self._queue(names[0]).waiters.wait(timeout_s)
         return None
 

@@ -73,6 +73,7 @@ class _Consumer:
         self._process.open(self._arguments.name, self._world.profile.slots)
         sim.kernel.sleep(sim.kernel.random.random() * 0.3)
         self._process.mark_ready()
+        self._world.ready[self._arguments.name] = sim.kernel.now
         self._consume(gate)
         while self._running:
             self._changed.wait(ENDLESS)

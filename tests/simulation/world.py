@@ -103,6 +103,8 @@ class World:
             else [self._node(f"n{number}", False) for number in range(profile.nodes)]
         )
         self.workers: list[Process] = []
+        # When each worker has begun to take messages.
+        self.ready: dict[str, float] = {}
         self.has_lost_workers = False
         self.broker = Broker(kernel, profile)
         self.samples = Samples(kernel, profile)

@@ -12,7 +12,7 @@ import resource
 import shutil
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from pathlib import Path
 
 import numpy as np
@@ -241,6 +241,33 @@ def test_a_slot_keeps_one_sample_before_it_knows_the_duration_of_samples(make):
     assert ensemble.rows(Kind.TAKEN, Kind.PASSED, Kind.RELEASED) == [
         ("TAKEN", 0, 0), ("PASSED", 5, 0), ("PASSED", 1, 0), ("RELEASED", 0, 0),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("wait_s", "parts"), [(-1.0, [(2, 5), (5, 9)]), (1e9, [(2, 9)])])
+def test_a_slot_that_has_not_waited_for_its_message_sends_one_message_in_its_place(make, monkeypatch, wait_s, parts):
+    ensemble, transport = make(samples=9), Transport()
+    monkeypatch.setattr(slots, "WAIT_S", wait_s)
+    monkeypatch.setattr(slots, "TIME_BUDGET_S", 1e-9)
+    process = worker("w-1", 1, transport.send)
+    process.run(ensemble.task(0, 1))
+    process.run(ensemble.task(1, 9))
+
+    assert sorted((task.start, task.stop) for task in transport.sent) == parts
+
+
+def test_the_number_of_waiting_messages_does_not_grow_with_the_number_of_samples(make, monkeypatch):
+    """Otherwise, the memory of the broker and of the coordinator would limit the size of a study."""
+    ensemble, longest = make(samples=20), 0
+    monkeypatch.setattr(slots, "WAIT_S", 1e9)
+    monkeypatch.setattr(slots, "TIME_BUDGET_S", 1e-9)
+    waiting = deque([ensemble.task()])
+    process = worker("w-1", 2, lambda task, queue, level: waiting.append(task))
+    while waiting:
+        longest = max(longest, len(waiting))
+        process.run(waiting.popleft())
+
+    assert ensemble.each_sample_has_run_once()
+    assert longest <= 4
 
 
 def test_the_ledger_shows_a_part_to_other_nodes_before_it_is_sent(make, monkeypatch):
