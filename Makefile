@@ -24,16 +24,17 @@ test-all: test-unit
 test-unit: $(VENV)/.tested
 	$(BIN)/pytest --import-mode=importlib -n 2 tests/unit
 
-# Breaks studies at random: make chaos SEEDS="$$(seq -s ' ' 1 100)"
-SEEDS ?= 1 2 3 4 5 6 7 8
-chaos: $(VENV)/.tested servers
-	CHAOS_SEEDS="$(SEEDS)" $(BIN)/pytest --import-mode=importlib tests/faults/test_chaos.py -q
-
-# Simulates a cluster with one seed after the other until it is stopped: make soak SEED=5000 PROFILE=nfs
+# Breaks studies at random, seed after seed; COUNT=0 until it is stopped: make chaos SEED=1000 COUNT=100 PLACE=slurm
 SEED ?= 0
+COUNT ?= 8
+PLACE ?= both
+chaos: $(VENV)/.tested servers
+	cd tests && ../$(BIN)/python -m chaos --seed $(SEED) --count $(COUNT) --place $(PLACE)
+
+# Simulated clusters and broken studies in turn, until it is stopped: make soak SEED=5000 PROFILE=nfs
 PROFILE ?= storm
-soak: $(VENV)/.tested
-	cd tests && ../$(BIN)/python -m simulation --profile $(PROFILE) --seed $(SEED) --count 0 --keep-going
+soak: $(VENV)/.tested servers
+	cd tests && ../$(BIN)/python -m soak --seed $(SEED) --profile $(PROFILE) --place $(PLACE)
 
 lint: $(VENV)/.tested
 	$(BIN)/ruff check .

@@ -11,7 +11,7 @@ import secrets
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 from maestro_celery_plugin import clock
 from maestro_celery_plugin.errors import DamagedFileError, StudyError
@@ -23,6 +23,7 @@ __all__ = [
     "check_writable",
     "file_system_now",
     "is_locked",
+    "open_regular",
     "parsed_json",
     "read_json",
     "read_text",
@@ -199,7 +200,7 @@ def read_text(path: Path, *, limit: int = LIMIT_BYTES, errors: str = "strict") -
 
 
 def _read_once(path: Path, limit: int, errors: str) -> str:
-    with _open_regular(path) as file:
+    with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         is_too_large = size > limit
         # Not `limit` at once: the reader reserves memory for all bytes that it may read, which takes longer.
@@ -246,8 +247,8 @@ def parsed_json(text: str) -> Any:
     return value
 
 
-def _open_regular(path: Path) -> BinaryIO:
-    """Open a regular file for reading.
+def open_regular(path: Path, buffering: int = -1) -> IO[bytes]:
+    """Open a regular file for reading, as `open` does, without waiting for the writer of a FIFO.
 
     Raises:
         OSError: the file cannot be opened.
@@ -263,7 +264,7 @@ def _open_regular(path: Path) -> BinaryIO:
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise DamagedFileError.at(path, "it is not a regular file")
-    return os.fdopen(descriptor, "rb")
+    return os.fdopen(descriptor, "rb", buffering)
 
 
 def refresh_directory(directory: Path) -> None:
@@ -290,7 +291,7 @@ def tail(path: Path, size: int = TAIL_BYTES) -> str:
         size: The largest number of bytes.
     """
     try:
-        with _open_regular(path) as file:
+        with open_regular(path) as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - size))
             return file.read(size).decode(errors="replace").lstrip("\r\n").rstrip()
     except (OSError, DamagedFileError):

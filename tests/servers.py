@@ -34,6 +34,7 @@ __all__ = [
     "TlsServer",
     "free_port",
     "make_certificates",
+    "rabbitmq_on",
     "rabbitmq_server",
     "redis_on",
     "redis_server",
@@ -220,8 +221,9 @@ def _definitions() -> dict[str, list[dict[str, object]]]:
     }
 
 
-@pytest.fixture(scope="session")
-def rabbitmq_server() -> Iterator[Server]:
+@contextlib.contextmanager
+def rabbitmq_on() -> Iterator[Server]:
+    """Run a RabbitMQ server; its data is lost at its end."""
     command = needed("rabbitmq-server", "/usr/lib/rabbitmq/bin")
     port, tls_port, distribution, epmd = (free_port() for _ in range(4))
     # Outside of pytest's directory: the server has a user of its own, and each start of pytest takes the permissions of
@@ -262,11 +264,19 @@ def rabbitmq_server() -> Iterator[Server]:
             [command], env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
         )
     url = f"amqp://tester:{PASSWORD}@127.0.0.1:{port}//"
-    wait_for(lambda: answers(url) or process.poll() is not None, "rabbitmq-server", 90)
-    assert process.poll() is None, (directory / "out").read_text()
-    yield Server(url, url.replace(PASSWORD, "wrong"), TlsServer("rabbitmq", tls_port, directory, port))
-    end_marked("RABBITMQ_NODENAME", environment["RABBITMQ_NODENAME"])  # it has its own process group
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    shutil.rmtree(directory, ignore_errors=True)
+    try:
+        wait_for(lambda: answers(url) or process.poll() is not None, "rabbitmq-server", 90)
+        assert process.poll() is None, (directory / "out").read_text()
+        yield Server(url, url.replace(PASSWORD, "wrong"), TlsServer("rabbitmq", tls_port, directory, port))
+    finally:
+        end_marked("RABBITMQ_NODENAME", environment["RABBITMQ_NODENAME"])  # it has its own process group
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def rabbitmq_server() -> Iterator[Server]:
+    with rabbitmq_on() as server:
+        yield server

@@ -25,10 +25,11 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 
-__all__ = ["COMMANDS", "NODES", "ClusterError", "SlurmCluster"]
+__all__ = ["COMMANDS", "CONTROLLER", "NODES", "ClusterError", "SlurmCluster"]
 
 COMMANDS = ("munged", "slurmctld", "slurmd", "srun", "sbatch", "squeue", "scancel", "scontrol", "sinfo", "setpriv")
 NODES = ("n1", "n2", "n3", "n4")
+CONTROLLER = "slurmctld"
 
 _PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/bin", "/sbin", "/bin"])
 _START_S = 60.0
@@ -209,6 +210,26 @@ class SlurmCluster:
         self.run("scontrol", "update", f"NodeName={node}", "State=RESUME")
         _await(lambda: self.node_states()[node] == "idle", f"node {node} to be idle", _START_S)
 
+    def kill(self, name: str) -> None:
+        """Kill the daemon of a node or the controller; the jobs of a node go on without its daemon."""
+        self._daemons[name].kill()
+        self._daemons[name].wait()
+
+    def start(self, name: str) -> None:
+        """Start the daemon of a node or the controller."""
+        words = ("slurmctld", "-D") if name == CONTROLLER else ("slurmd", "-D", "-N", name)
+        self._start_daemon(name, *words)
+
+    def repair(self) -> None:
+        """Start the daemons that have ended, and return all nodes to service."""
+        for name in (CONTROLLER, *NODES):
+            if self._daemons[name].poll() is not None:
+                self.start(name)
+        _await(lambda: self.attempt("sinfo").returncode == 0, "the controller", _START_S)
+        for node, state in self.node_states().items():
+            if state.startswith(("down", "drain")):
+                self.attempt("scontrol", "update", f"NodeName={node}", "State=RESUME")
+
     def log(self) -> str:
         """Return the end of the log of each daemon, for the message of a test that fails."""
         logs = [*self._directory.glob("*.log"), *self._directory.glob("munge/*.log")]
@@ -224,9 +245,9 @@ class SlurmCluster:
             raise ClusterError("the daemons of a cluster require root")
         self._write_configuration()
         self._start_munge()
-        self._start_daemon("slurmctld", "slurmctld", "-D")
+        self.start(CONTROLLER)
         for node in NODES:
-            self._start_daemon(node, "slurmd", "-D", "-N", node)
+            self.start(node)
         try:
             _await(self._is_idle, "four idle nodes", _START_S)
         except ClusterError as cause:

@@ -80,15 +80,16 @@ class Launcher:
 
     Args:
         directory: Parent directory of the studies.
-        slurm: The cluster.
+        slurm: The cluster; None for studies that use none.
     """
 
-    def __init__(self, directory: Path, slurm: SlurmCluster) -> None:
+    def __init__(self, directory: Path, slurm: SlurmCluster | None) -> None:
         self._directory, self._studies = directory, list[Study]()
         home = directory / "home"
         home.mkdir()
         self.environment = {
-            "PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": str(home), "COLUMNS": "120", **slurm.environment,
+            "PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": str(home), "COLUMNS": "120",
+            **(slurm.environment if slurm else {}),
         }  # fmt: skip
 
     def __call__(self, spec: str | Path, *options: str, name: str, environment: dict[str, str] | None = None) -> Study:

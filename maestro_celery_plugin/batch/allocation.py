@@ -22,6 +22,7 @@ from typing import Any
 from maestro_celery_plugin import clock
 from maestro_celery_plugin.batch.base import JobReport
 from maestro_celery_plugin.config import conversion
+from maestro_celery_plugin.config.stored import Count, UnixTime, Word
 from maestro_celery_plugin.errors import DamagedFileError
 from maestro_celery_plugin.files import read_json, tail, write_atomically
 from maestro_celery_plugin.states import AllocationState
@@ -63,14 +64,14 @@ class Allocation:
     name: str
     number: int
     directory: Path
-    job: str | None = None
+    job: Word | None = None
     state: AllocationState = AllocationState.PENDING
     reason: str = ""
     released: bool = False
-    submitted_at: float = 0.0
-    began_at: float = 0.0
-    ended_at: float = 0.0
-    slots: int = 0
+    submitted_at: UnixTime = 0.0
+    began_at: UnixTime = 0.0
+    ended_at: UnixTime = 0.0
+    slots: Count = 0
 
     @property
     def is_open(self) -> bool:
@@ -142,7 +143,7 @@ def read_allocations(directory: Path) -> Iterator[Allocation]:
 
 def allocation_files(directory: Path) -> list[Path]:
     """Return the files of all allocations of a study, by name and number."""
-    paths = (path for path in directory.glob("*/*/allocation.json") if path.parent.name.isdigit())
+    paths = (path for path in directory.glob("*/*/allocation.json") if path.parent.name.isdecimal())
     return sorted(paths, key=lambda path: (path.parent.parent.name, int(path.parent.name)))
 
 
@@ -158,7 +159,7 @@ def last_allocation(directory: Path, name: str) -> Allocation | None:
         DamagedFileError: the file is not that of an allocation.
     """
     numbers = [
-        int(path.parent.name) for path in (directory / name).glob("*/allocation.json") if path.parent.name.isdigit()
+        int(path.parent.name) for path in (directory / name).glob("*/allocation.json") if path.parent.name.isdecimal()
     ]
     return read_allocation(directory / name / str(max(numbers)) / "allocation.json") if numbers else None
 
@@ -183,7 +184,7 @@ def read_allocation(path: Path) -> Allocation:
 
 def new_directory(parent: Path, name: str) -> tuple[int, Path]:
     """Create the directory of the next allocation with a name; return its number and the directory."""
-    number = 1 + max((int(p.name) for p in (parent / name).glob("*") if p.name.isdigit()), default=0)
+    number = 1 + max((int(p.name) for p in (parent / name).glob("*") if p.name.isdecimal()), default=0)
     directory = parent / name / str(number)
     directory.mkdir(parents=True)
     return number, directory

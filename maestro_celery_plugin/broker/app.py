@@ -61,6 +61,10 @@ SETTINGS: dict[str, Any] = {
 }
 
 
+# Whoever cannot connect tries again later; kombu would wait for six seconds, and a slot or the conductor with it.
+_ONE_TRY = {"max_retries": 0}
+
+
 class _Loader(AppLoader):  # type: ignore[misc]
     """A loader that reads no configuration module; only the settings of this module apply."""
 
@@ -140,10 +144,12 @@ def is_redis(url: str) -> bool:
 def _transport_options(url: str, socket_timeout_s: float | None, confirms: bool) -> dict[str, Any]:
     if not is_redis(url):
         return {
+            **_ONE_TRY,
             **({"read_timeout": socket_timeout_s, "write_timeout": socket_timeout_s} if socket_timeout_s else {}),
             **({"confirm_publish": True} if confirms else {}),
         }
     return {
+        **_ONE_TRY,
         "socket_timeout": socket_timeout_s,
         "priority_steps": list(range(MAX_PRIORITY + 1)),
         # kombu would keep each delivered message in keys that all users of the database share, and deliver it again
@@ -173,6 +179,8 @@ def declare(app: Celery, session: Session, task_queues: Iterable[str]) -> None:
         Exception: the broker does not answer; each transport has its own errors.
     """
     with app.pool.acquire(block=True) as connection:
+        # After an error, kombu 5.7 returns a closed connection to its pool, and `channel` does not open it again.
+        connection.ensure_connection(**_ONE_TRY)
         for name in task_queues:
             try:
                 _declare(connection, queue_for(session, name))

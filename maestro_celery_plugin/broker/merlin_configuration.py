@@ -17,6 +17,7 @@ from kombu.utils.url import as_url, safequote
 from maestro_celery_plugin.broker.celery_settings import celery_settings
 from maestro_celery_plugin.broker.failures import PORTS, REDIS_PORT
 from maestro_celery_plugin.broker.tls import TLS_KEYS, with_tls
+from maestro_celery_plugin.config.yaml_values import parsed_yaml
 from maestro_celery_plugin.errors import BrokerError, nearest
 
 __all__ = ["MerlinBroker", "merlin_configuration", "read_merlin"]
@@ -77,7 +78,7 @@ def read_merlin(path: Path) -> MerlinBroker:
         BrokerError: the file has no broker block, or a block cannot be used.
     """
     try:
-        document = yaml.safe_load(path.read_text())
+        document = parsed_yaml(path.read_text())
         broker = document["broker"]
         _check_keys(broker.keys(), path)
         _check_values(broker, path)

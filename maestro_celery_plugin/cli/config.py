@@ -22,6 +22,7 @@ from maestro_celery_plugin.config.user_configuration import (
     read_configuration,
     store,
 )
+from maestro_celery_plugin.config.yaml_values import parsed_yaml
 from maestro_celery_plugin.errors import BrokerError, EnsembleError, nearest
 from maestro_celery_plugin.machine import host_name
 from maestro_celery_plugin.processes import forget_secret_url
@@ -133,7 +134,7 @@ def _place(data: dict[str, Any], key: str) -> tuple[dict[str, Any], str]:
 def _value(text: str) -> Any:
     """Return a value of `batch` as YAML reads it, such as a number of nodes; text that is no scalar stays as it is."""
     try:
-        value = yaml.safe_load(text)
+        value = parsed_yaml(text)
     except yaml.YAMLError:
         return text
     return text if ":" in text and isinstance(value, int) else value  # a walltime, which YAML reads base 60

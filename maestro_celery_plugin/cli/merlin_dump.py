@@ -9,10 +9,12 @@ import json
 import shutil
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from maestro_celery_plugin.cli import main as maestro_celery
+from maestro_celery_plugin.config import conversion
 from maestro_celery_plugin.errors import StudyError
-from maestro_celery_plugin.files import write_atomically
+from maestro_celery_plugin.files import read_json, write_atomically
 from maestro_celery_plugin.report.task_queues import task_queues
 from maestro_celery_plugin.study.plan import StudyPlan
 
@@ -55,13 +57,14 @@ def dump_queues(study: Path, names: list[str], file: Path) -> None:
         file: The file.
 
     Raises:
-        OSError: the file cannot be written.
+        OSError: the file cannot be read or written.
+        StudyError: the file has something else than earlier numbers.
     """
     time = datetime.now().strftime("%Y-%m-%d %H:%M:%S")
     queues = [queue for queue in task_queues(StudyPlan.read(study)) if not names or queue.name in names]
     numbers = {queue.name: {"tasks": queue.messages, "consumers": len(queue.workers)} for queue in queues}
     if file.suffix == ".json":
-        earlier = json.loads(file.read_text()) if file.exists() else {}
+        earlier = _earlier(file)
         write_atomically(file, json.dumps(earlier | {time: numbers}, indent=1) + "\n")
         return
     row = {"time": time} | {f"{name}:{key}": str(n) for name, of in numbers.items() for key, n in of.items()}
@@ -71,3 +74,13 @@ def dump_queues(study: Path, names: list[str], file: Path) -> None:
         if is_new:
             writer.writeheader()
         writer.writerow(row)
+
+
+def _earlier(file: Path) -> dict[str, Any]:
+    """Return the numbers in a file of `dump_queues`; none if it does not exist."""
+    try:
+        return conversion.from_dict(dict[str, Any], read_json(file))
+    except FileNotFoundError:
+        return {}
+    except ValueError as cause:
+        raise StudyError(f"--dump: '{file}' is not a file of `--dump`; remove it, or name another one.") from cause

@@ -12,6 +12,7 @@ from maestro_celery_plugin.maestro.limits import Limits
 from maestro_celery_plugin.maestro.reruns import RerunRequest
 from maestro_celery_plugin.maestro.resume import resume
 from maestro_celery_plugin.processes import forget_secret_url
+from maestro_celery_plugin.report.exit_codes import StudyCode
 
 __all__ = ["command"]
 
@@ -95,4 +96,5 @@ def command(
     )
     if foreground:
         sys.exit(code)
-    click.echo(f"A conductor runs the study; `maestro-celery status {directory}` shows it.")
+    if code is StudyCode.RUNNING:
+        click.echo(f"A conductor runs the study; `maestro-celery status {directory}` shows it.")

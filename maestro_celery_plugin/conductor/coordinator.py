@@ -176,11 +176,18 @@ class Coordinator:
     def _submit_cancelled(self, manifest: Manifest) -> str:
         """Cancel the study while Maestro submits step records: it looks at the request after it has submitted all.
 
-        The step record is not stored, so that a conductor that resumes the study submits it like a new one.
+        The step record is not stored, so that a conductor that resumes the study submits it like a new one. One of
+        which workers of an earlier conductor have samples ends when these have ended.
         """
-        self._cancel([record for record in self._records if record.active])
-        job, record = f"{manifest.name}#cancelled", StepRecord(manifest, "", SampleStates(manifest.samples, 0))
+        has_lease = self._records.leases.has
+        self._cancel([record for record in self._records if record.active or has_lease(record.number)])
+        held = (record for record in self._records if has_lease(record.number) and record.cancelled)
+        record = next((one for one in held if one.manifest.name == manifest.name), None)
+        if record is None:
+            record = StepRecord(manifest, "", SampleStates(manifest.samples, 0))
+        job, reason = f"{manifest.name}#cancelled", record.reason
         record.begin(cancelled=True)
+        record.reason = reason
         self._jobs[job] = record
         return job
 

@@ -86,7 +86,12 @@ class StepRecords:
         self.follow()
         starts = count_start(self._plan)
         for record in self:
+            has_lost_entries = record.samples.highest_epoch > record.samples.epoch
             record.samples.skip_epochs(starts)
+            if has_lost_entries:
+                # A message of before the lost entries would count as valid about samples that have run since.
+                self.record_sent(record, record.samples.epoch + 1, 0, record.manifest.samples)
+        self.follow_own()
 
     def __iter__(self) -> Iterator[StepRecord]:
         return iter(self._records.values())

@@ -16,7 +16,7 @@ import msgspec
 
 from maestro_celery_plugin.files import parsed_json
 
-__all__ = ["Exact", "from_dict", "from_json", "json_schema", "keys_of", "to_dict", "to_json"]
+__all__ = ["Exact", "boolean_keys", "from_dict", "from_json", "json_schema", "keys_of", "to_dict", "to_json"]
 
 T = TypeVar("T")
 
@@ -39,6 +39,18 @@ def json_schema(cls: type) -> Mapping[str, Any]:
 def keys_of(cls: type) -> tuple[str, ...]:
     """Return the keys of a settings class, as written in YAML."""
     return tuple(json_schema(cls)["properties"])
+
+
+@functools.cache
+def boolean_keys(cls: type) -> frozenset[str]:
+    """Return the keys of a settings class, and of the classes in it, that may be true or false."""
+    schema = json_schema(cls)
+    found = set()
+    for block in (schema, *schema["$defs"].values()):
+        for key, value in block.get("properties", {}).items():
+            if "boolean" in {one.get("type") for one in (value, *value.get("anyOf", ()))}:
+                found.add(key)
+    return frozenset(found)
 
 
 def from_dict(cls: type[T], data: Any) -> T:

@@ -24,6 +24,7 @@ from msgspec import field
 
 from maestro_celery_plugin.config import conversion
 from maestro_celery_plugin.config.settings import BatchSettings, Block, FreeBlock, Text
+from maestro_celery_plugin.config.yaml_values import parsed_yaml
 from maestro_celery_plugin.errors import ConfigurationError
 from maestro_celery_plugin.files import read_text, write_atomically
 
@@ -61,14 +62,14 @@ def read_configuration() -> UserConfiguration:
     path = configuration_path()
     try:
         status = path.stat()
-        data = yaml.safe_load(read_text(path))
+        data = parsed_yaml(read_text(path))
     except (FileNotFoundError, NotADirectoryError):
         return UserConfiguration()
     except OSError as cause:
         raise ConfigurationError(
             f"{path}: it cannot be read ({cause.strerror}); correct this, or remove it."
         ) from cause
-    except (yaml.YAMLError, ValueError, RecursionError) as cause:
+    except (yaml.YAMLError, ValueError) as cause:
         line = getattr(getattr(cause, "problem_mark", None), "line", None)
         place = "" if line is None else f" in line {line + 1}"
         raise ConfigurationError(f"{path}: it is not YAML{place}; {_HINT}.") from cause

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
 from maestro_celery_plugin import clock, python_processes
 from maestro_celery_plugin.broker.private import START_TIMEOUT_S
-from maestro_celery_plugin.errors import BrokerError, DamagedFileError
-from maestro_celery_plugin.files import is_locked, read_json, tail, write_atomically
+from maestro_celery_plugin.config import conversion
+from maestro_celery_plugin.config.stored import ProcessFields
+from maestro_celery_plugin.errors import BrokerError
+from maestro_celery_plugin.files import is_locked, read_text, tail, write_atomically
 from maestro_celery_plugin.machine import is_this_machine, machine_id
 from maestro_celery_plugin.processes import ProcessId
 from maestro_celery_plugin.python_processes import PythonProcess
@@ -85,12 +88,18 @@ def write_host(session: Session, host: ProcessId) -> None:
     write_atomically(session.path / "host.json", text, mode=0o600, durable=False)
 
 
+@dataclasses.dataclass(frozen=True)
+class _StoredHost:
+    process: ProcessFields
+    machine: str
+
+
 def _read_host(session: Session) -> tuple[ProcessId, str] | None:
     try:
-        values = read_json(session.path / "host.json")
-        return ProcessId(*map(int, values["process"])), str(values["machine"])
-    except (FileNotFoundError, DamagedFileError, ValueError, LookupError, TypeError):
+        stored = conversion.from_json(_StoredHost, read_text(session.path / "host.json"))
+    except (FileNotFoundError, ValueError):
         return None
+    return ProcessId(*stored.process), stored.machine
 
 
 def host_of(session: Session) -> ProcessId | None:

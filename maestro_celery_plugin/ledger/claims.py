@@ -11,6 +11,7 @@ files that a sample may delete. The coordinator takes back a message that may be
 
 from __future__ import annotations
 
+import errno
 import secrets
 from pathlib import Path
 from typing import NamedTuple
@@ -96,19 +97,28 @@ class Claims:
             self._link(owner, name)
         except FileExistsError:
             # If the answer to a request is lost, NFS repeats the request, and finds the link of the first one.
-            return self._store.target(self._path(name)) == owner
+            return self._target(name) == owner
         return True
 
     def owner(self, name: MessageName) -> str | None:
-        """Return the writer that has claimed a message; None if nobody has.
+        """Return the writer that has claimed a message, or an empty text if it is unknown; None if nobody has.
 
         Raises:
             OSError: the claim cannot be read now.
         """
         try:
-            return self._store.target(self._path(name)).rpartition(":")[0]
+            return self._target(name).rpartition(":")[0]
         except FileNotFoundError:
             return None
+
+    def _target(self, name: MessageName) -> str:
+        """Return the target of a claim; an empty text if a copy of the study has a file in place of the link."""
+        try:
+            return self._store.target(self._path(name))
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # readlink(2): no symbolic link
+                raise
+            return ""
 
     def _path(self, name: MessageName) -> str:
         return f"{self._bucket(name)}/{name.epoch}.{name.series}.{name.start}-{name.stop}"

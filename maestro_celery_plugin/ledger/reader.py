@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,9 +20,9 @@ from maestro_celery_plugin.ledger.entries import (
     are_sound_in_old_format,
     is_sound,
 )
-from maestro_celery_plugin.ledger.store import STORE, Store
+from maestro_celery_plugin.ledger.store import STORE, PartStore, Store
 
-__all__ = ["LedgerReader", "read_ledger"]
+__all__ = ["LedgerReader", "Mark", "read_ledger"]
 
 _SIZE = ENTRY.itemsize
 # Bytes after a damaged entry in which the reader looks for the next sound entry at any place.
@@ -59,6 +59,17 @@ class _File:
     size: int = -1
     damaged_since: float | None = None
     skippable: int = 0
+
+
+class Mark(NamedTuple):
+    """A place in a file, up to which a reader has read it."""
+
+    offset: int
+    """The end of what was read."""
+    is_old: bool
+    """Whether the file has the format of release 0.1."""
+    entry: bytes
+    """The last entry before the place."""
 
 
 class LedgerReader:
@@ -139,6 +150,40 @@ class LedgerReader:
             found.append(f"Files of the ledger '{self._directory}' belong to another study and are ignored: {names}.")
         return found
 
+    def marks(self) -> dict[str, Mark]:
+        """Return up to where each file was read, which `go_on_at` takes; empty if a file is damaged or foreign.
+
+        What is damaged now may be written again, or become visible.
+
+        Raises:
+            OSError: a file cannot be read.
+        """
+        if self.damaged or self.foreign:
+            return {}
+        read = {writer: file for writer, file in self._files.items() if file.offset}
+        return {
+            writer: Mark(file.offset, file.format is _Format.OLD, self._entry_before(writer, file.offset))
+            for writer, file in read.items()
+        }
+
+    def go_on_at(self, marks: Mapping[str, Mark]) -> bool:
+        """Begin where an earlier reader was; tell whether the files are still the same, otherwise begin at the start.
+
+        Raises:
+            OSError: a file cannot be read.
+        """
+        if not all(self._entry_before(writer, mark.offset) == mark.entry for writer, mark in marks.items()):
+            return False
+        self._files = {
+            writer: _File(mark.offset, _Format.OLD if mark.is_old else _Format.CURRENT)
+            for writer, mark in marks.items()
+        }
+        return True
+
+    def _entry_before(self, writer: str, offset: int) -> bytes:
+        _, data = PartStore(_SIZE).read(self._directory / f"{writer}{SUFFIX}", offset - _SIZE, _SIZE)
+        return data.tobytes()
+
     def read(self, writer: str) -> Entries:
         """Return the new entries of one writer; none for a writer of another study.
 
@@ -162,10 +207,11 @@ class LedgerReader:
         if state.format is _Format.UNKNOWN and not self._recognise(state, writer, data):
             return np.empty(0, ENTRY)
         parts = list(self._sound_parts(state, data, patience_s=self._patience_s if self._is_live(writer) else 0.0))
-        entries = np.concatenate(parts) if parts else np.empty(0, ENTRY)
+        entries = parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, ENTRY), *parts])
         state.size = -1 if len(entries) else size
         state.skippable = 0 if parts or len(data) == size - state.offset else len(data) // _SIZE * _SIZE
-        return entries[entries["kind"] != Kind.HEAD] if len(entries) else entries
+        is_head = entries["kind"] == Kind.HEAD
+        return entries[~is_head] if is_head.any() else entries  # a copy takes long
 
     def _skip(self, state: _File, writer: str) -> bool:
         """Go on behind a part of a file that has no sound entry at all, if other parts follow; tell whether they do."""

@@ -7,17 +7,19 @@ again; and the status command, which applies all entries at once.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from maestro_celery_plugin.ledger import attempt_rules as rules
 from maestro_celery_plugin.ledger.entries import Entries, Kind, kind_mask
+from maestro_celery_plugin.ledger.sample_column import SampleColumn
 from maestro_celery_plugin.ledger.sample_set import SampleSet
 from maestro_celery_plugin.ledger.state_table import StateTable
 from maestro_celery_plugin.states import Outcome, RunMode
 
-__all__ = ["Column", "Counts", "SampleStates"]
+__all__ = ["COUNTED", "Counts", "SampleStates"]
 
 Array = np.ndarray[Any, Any]
 
@@ -28,7 +30,7 @@ _IS_RANGE = kind_mask(Kind.INVALID, Kind.RERUN)
 _OPEN, _FINISHED, _FAILED = Outcome.OPEN, Outcome.FINISHED, Outcome.FAILED
 _HARD_FAILED, _STOPPED_STUDY = Outcome.HARD_FAILED, Outcome.STOPPED_STUDY
 # What is stored of a loss or a request, to count it again when its sample runs again.
-_COUNTED = np.dtype([("start", "<u8"), ("epoch", "<u4"), ("kind", "u1")])
+COUNTED = np.dtype([("start", "<u8"), ("epoch", "<u4"), ("kind", "u1")])
 # More epochs than a coordinator uses for a step record in the half minute that a power cut may cost.
 _SKIPPED_EPOCHS = 100
 
@@ -47,52 +49,6 @@ class Counts:
 def _only(entries: Entries, mask: Array) -> Entries:
     """Return the entries in a mask; to copy all of them takes as long as to apply them."""
     return entries if mask.all() else entries[mask]
-
-
-class Column:
-    """A property of all samples.
-
-    It is looked up in the table of states: ``column[samples]`` for some samples, ``column == value`` and
-    ``column > value`` as masks of all samples. ``numpy.asarray(column)`` has a number for each sample.
-    """
-
-    def __init__(self, table: StateTable, values: Array) -> None:
-        self._table, self._values = table, values
-
-    def __getitem__(self, samples: Any) -> Any:
-        return self._values[self._table.numbers[samples]]
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
-        values: Array = self._values[self._table.numbers]
-        return values if dtype is None else values.astype(dtype)
-
-    def __len__(self) -> int:
-        return len(self._table.numbers)
-
-    def __eq__(self, value: object) -> Array:  # type: ignore[override]
-        return self.where(self._values == value)
-
-    def __ne__(self, value: object) -> Array:  # type: ignore[override]
-        return self.where(self._values != value)
-
-    def __gt__(self, value: int) -> Array:
-        return self.where(self._values > value)
-
-    __hash__ = None  # type: ignore[assignment]
-
-    def where(self, of_states: Array) -> Array:
-        """Return a mask of the samples; `of_states` is one of the states."""
-        mask: Array = of_states[self._table.numbers]
-        return mask
-
-    def max(self) -> int:
-        """Return the highest value of a sample; 0 without samples."""
-        return int(self._values[self._table.population > 0].max(initial=0))
-
-    def tolist(self) -> list[Any]:
-        """Return the values of all samples."""
-        values: list[Any] = np.asarray(self).tolist()
-        return values
 
 
 class SampleStates:
@@ -170,7 +126,7 @@ class SampleStates:
         if is_counted.any():
             counted = entries[is_counted]
             rules.add_counts(states, at[is_counted], counted)
-            self._counted.append(counted[list(_COUNTED.names or ())].astype(_COUNTED))
+            self._counted.append(counted[list(COUNTED.names or ())].astype(COUNTED))
         self._table.replace(samples, states)
 
     def _apply_range(self, entry: Any) -> None:
@@ -208,6 +164,26 @@ class SampleStates:
         """Change how often a sample may request another run."""
         self._max_retries, self._version, self._totals = max_retries, -1, None
 
+    # --- storing ---
+
+    def stored(self) -> dict[str, Array]:
+        """Return the states as arrays, which `restore` takes."""
+        facts = np.array([self.has_started, self.runs_again, self.epoch, self.cancelled_epoch], np.int64)
+        counted = np.concatenate([np.empty(0, COUNTED), *self._counted])
+        return {**self._table.stored(), "facts": facts, "counted": counted}
+
+    def restore(self, stored: Mapping[str, Array]) -> None:
+        """Take over states of the same step record, which may have had fewer samples.
+
+        Raises:
+            ValueError: the arrays are not states.
+        """
+        self._table.restore(stored)
+        has_started, runs_again, self.epoch, self.cancelled_epoch = stored["facts"].tolist()
+        self.has_started, self.runs_again = bool(has_started), bool(runs_again)
+        self._counted = [stored["counted"]]
+        self._totals = None
+
     # --- questions about samples ---
 
     def __len__(self) -> int:
@@ -226,41 +202,46 @@ class SampleStates:
             self._version = self._table.version
         return self._of_states
 
-    def _column(self, values: Array) -> Column:
-        return Column(self._table, values)
+    def _column(self, values: Array) -> SampleColumn:
+        return SampleColumn(self._table, values)
 
     @property
-    def outcome(self) -> Column:
+    def outcome(self) -> SampleColumn:
         """The `Outcome` of each sample."""
         return self._column(self._outcomes)
 
     @property
-    def started(self) -> Column:
+    def started(self) -> SampleColumn:
         """The epoch of the last attempt at each sample; 0 for a sample that never started."""
         return self._column(self._table.rows["started"])
 
     @property
-    def ended(self) -> Column:
+    def ended(self) -> SampleColumn:
         """The epoch of the last attempt at each sample that ended or was lost."""
         return self._column(self._table.rows["ended"])
 
     @property
-    def losses(self) -> Column:
+    def losses(self) -> SampleColumn:
         """How often each sample ran when its worker was lost, since it began, or since it was marked to run again."""
         return self._column(self._table.rows["losses"])
 
     @property
-    def requests(self) -> Column:
+    def requests(self) -> SampleColumn:
         """How often each sample has requested another run, since it began, or since it was marked to run again."""
         return self._column(self._table.rows["requests"])
 
     @property
-    def exhausted(self) -> Column:
+    def rerun_epoch(self) -> SampleColumn:
+        """The highest epoch under which each sample was marked to run again; 0 for a sample that was not."""
+        return self._column(self._table.rows["forgotten"])
+
+    @property
+    def exhausted(self) -> SampleColumn:
         """Whether each sample was lost or has requested another run too often."""
         return self._column(rules.is_exhausted(self._table.rows, self._max_retries))
 
     @property
-    def mode(self) -> Column:
+    def mode(self) -> SampleColumn:
         """The `RunMode` of the next attempt at each sample."""
         return self._column(rules.modes(self._table.rows))
 
@@ -283,7 +264,7 @@ class SampleStates:
 
     @property
     def highest_epoch(self) -> int:
-        """The highest epoch of the step record or of an attempt."""
+        """The highest epoch of all entries; it is above `epoch` if a power cut has cost entries of the coordinator."""
         return max(self.epoch, self.started.max(), self.ended.max())
 
     @property

@@ -6,7 +6,7 @@ same epoch. So a sample needs one byte, and a question about all samples is a qu
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -64,6 +64,27 @@ class StateTable:
     def memory(self) -> int:
         """The bytes of memory of the numbers and the states."""
         return self.numbers.nbytes + self._rows.nbytes + self._populations.nbytes
+
+    def stored(self) -> dict[str, Array]:
+        """Return the table as arrays, which `restore` takes."""
+        return {"numbers": self.numbers, "rows": self.rows}
+
+    def restore(self, stored: Mapping[str, Array]) -> None:
+        """Take over a table; it may have fewer samples.
+
+        Raises:
+            ValueError: the arrays do not make a table.
+        """
+        numbers, rows = stored["numbers"], stored["rows"]
+        counts = np.bincount(numbers, minlength=len(rows))
+        if len(counts) > len(rows) or len(numbers) > len(self.numbers) or rows[:1].tobytes() != bytes(_SIZE):
+            raise ValueError("these are not the states of samples")
+        counts[0] += len(self.numbers) - len(numbers)
+        self.numbers = np.concatenate([numbers, np.zeros(len(self.numbers) - len(numbers), numbers.dtype)])
+        self._rows, self._populations, self._height = rows.copy(), counts, len(rows)
+        self._known = {rows[number : number + 1].tobytes(): number for number in range(len(rows))}
+        self._free = []
+        self.version += 1
 
     def of(self, samples: Any) -> Array:
         """Return copies of the states of samples."""

@@ -110,7 +110,7 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
         help="Directory of a study that runs: join its session, with its broker, and its workers where they fit. "
         "[Default: the session of the sample or step that types the command, else a new one]",
     )
-    parser.add_argument("--quiet", action="store_true", help="Print nothing except errors.")
+    parser.add_argument("--quiet", action="store_true", help="Print nothing except warnings and errors.")
     parser.add_argument(
         "--max-depth",
         metavar="N",

@@ -17,7 +17,8 @@ from typing import Any
 import yaml
 from msgspec.structs import replace
 
-from maestro_celery_plugin.errors import SpecificationError, StudyError
+from maestro_celery_plugin.config.yaml_values import parsed_yaml
+from maestro_celery_plugin.errors import DamagedFileError, SpecificationError, StudyError
 from maestro_celery_plugin.files import read_text, replaced, write_atomically
 from maestro_celery_plugin.maestro.launch_options import OPTIONS
 from maestro_celery_plugin.maestro.specification import load_ensemble
@@ -54,7 +55,7 @@ class Correction:
         self._text = _text_of(self._file)
         OPTIONS.batch_defaults = plan.batch_defaults  # not those of the machine of this command
         self._specification = load_ensemble(self._file, plan.overrides)
-        self.changes = differences(_data_of(copy_of(plan)), yaml.safe_load(self._text))
+        self.changes = differences(_data_of(copy_of(plan)), parsed_yaml(self._text))
         for change in self.changes:
             if not change.is_correction:
                 raise SpecificationError.at(file.name, change.where, f"{_change_words(change)}; {_TAKES}")
@@ -156,6 +157,8 @@ def check_complete(plan: StudyPlan) -> None:
     note = _versions_of(plan) / "incomplete"
     if note.exists():
         number = read_text(note).partition("\n")[0]
+        if not number.isdecimal():
+            raise DamagedFileError.at(note, "it must have the number of a version")
         version = note.with_name(f"{number}.yaml")
         command = f"maestro-celery resume --spec {version} {plan.root}"
         raise StudyError(f"The correction of the specification was interrupted; repeat it with `{command}`.")
@@ -207,8 +210,8 @@ def _data_of(file: Path) -> Any:
         SpecificationError: it is not YAML with blocks.
     """
     try:
-        data = yaml.safe_load(_text_of(file))
-    except (yaml.YAMLError, RecursionError) as cause:
+        data = parsed_yaml(_text_of(file))
+    except yaml.YAMLError as cause:
         raise SpecificationError(f"The specification '{file}' is not YAML.") from cause
     if not isinstance(data, dict):
         raise SpecificationError(f"The specification '{file}' has no blocks.")

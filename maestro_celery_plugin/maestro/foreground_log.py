@@ -18,7 +18,7 @@ from typing import Any
 
 from maestro_celery_plugin.maestro.launch_options import OPTIONS
 
-__all__ = ["ForegroundLog", "take_log"]
+__all__ = ["ForegroundLog", "is_no_level_test", "take_log"]
 
 # The level of Maestro's option -d that brings the log lines back.
 _DEBUG = 1
@@ -34,6 +34,11 @@ def take_log(arguments: argparse.Namespace) -> ForegroundLog | None:
     if not sys.stdout.isatty() or os.environ.get("TERM", "dumb") in ("dumb", "unknown"):
         return None
     return ForegroundLog()
+
+
+def is_no_level_test(record: logging.LogRecord) -> bool:
+    """Tell whether a line is another one than those with which Maestro tells its level."""
+    return _LEVEL_TEST not in str(record.msg)
 
 
 class ForegroundLog(logging.Handler):
@@ -80,7 +85,7 @@ class ForegroundLog(logging.Handler):
             self._file.handle(record)
         else:
             self._held.append(record)
-        if OPTIONS.is_ensemble and record.levelno >= logging.WARNING and _LEVEL_TEST not in str(record.msg):
+        if OPTIONS.is_ensemble and record.levelno >= logging.WARNING and is_no_level_test(record):
             self._write(record)
 
     def close(self) -> None:

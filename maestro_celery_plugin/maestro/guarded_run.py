@@ -117,11 +117,11 @@ def _parent(study: str | None) -> Member | None:
 
 
 def _without_output() -> contextlib.AbstractContextManager[None]:
-    """Print nothing more until this process ends: its conductor logs the end of the workers when it exits."""
+    """Print nothing but warnings and errors until this process ends: its conductor logs the end of the workers."""
     from maestro_celery_plugin.maestro.nested import without_output
 
     silence = contextlib.ExitStack()
-    silence.enter_context(without_output())
+    silence.enter_context(without_output(with_warnings=True))
     atexit.register(silence.close)
     return contextlib.nullcontext()
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from maestro_celery_plugin.config.yaml_values import parsed_yaml
 from maestro_celery_plugin.errors import DamagedFileError
 from maestro_celery_plugin.files import read_json, read_text, replaced, write_atomically
 from maestro_celery_plugin.maestro.step_graph import load_study, pickle_of
@@ -57,7 +58,7 @@ def store_update(plan: StudyPlan, update: Mapping[str, Any]) -> Limits:
 
     Args:
         plan: The study.
-        update: The limits by name; unknown names and None are ignored.
+        update: The limits by name; unknown names and values that are no counts are ignored.
 
     Raises:
         OSError: they cannot be stored.
@@ -106,11 +107,16 @@ def _read(plan: StudyPlan) -> Limits:
 def _pending(plan: StudyPlan) -> Any:
     """Return the update that no conductor has read."""
     with contextlib.suppress(FileNotFoundError, yaml.YAMLError, ValueError):
-        return yaml.safe_load(read_text(plan.update_request))
+        return parsed_yaml(read_text(plan.update_request))
     return None
 
 
 def _from(update: Any) -> Limits:
     values = update if isinstance(update, Mapping) else {}
     names = (field.name for field in dataclasses.fields(Limits))
-    return Limits(**{name: values[name] for name in names if isinstance(values.get(name), int)})
+    return Limits(**{name: values[name] for name in names if _is_limit(values.get(name))})
+
+
+def _is_limit(value: Any) -> bool:
+    """Whether a value is a count; a damaged file may have any value, and a negative time would end the conductor."""
+    return type(value) is int and 0 <= value < 2**31

@@ -9,13 +9,15 @@ merlin_info/plain/<step record>/
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shlex
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from maestro_celery_plugin.errors import DamagedFileError
+from maestro_celery_plugin.config import conversion
+from maestro_celery_plugin.config.stored import Word
 from maestro_celery_plugin.files import is_locked, read_json, write_atomically
 
 __all__ = ["NativeStepState", "state_path"]
@@ -40,6 +42,12 @@ def state_path(native: Path, record: str) -> Path:
     return native / quote(record, safe="")
 
 
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    job: Word | int | None = None
+    directory: Word | None = None
+
+
 class NativeStepState:
     """The stored state of a native step record.
 
@@ -54,6 +62,11 @@ class NativeStepState:
         self.path = path
         self._finished = path / "finished"
         self._job = path / "job.json"
+
+    @classmethod
+    def of(cls, native: Path, record: str) -> NativeStepState:
+        """Return the state of a step record, as `state_path` finds it."""
+        return cls(state_path(native, record))
 
     @property
     def has_finished(self) -> bool:
@@ -82,11 +95,12 @@ class NativeStepState:
     def _read(self) -> tuple[Any, Path | None]:
         try:
             stored = read_json(self._job)
-        except (FileNotFoundError, DamagedFileError):
+            if not isinstance(stored, dict):  # release 0.1 stores the identifier only
+                stored = {"job": stored}
+            job = conversion.from_dict(_Job, stored)
+        except (FileNotFoundError, ValueError):
             return None, None
-        if not isinstance(stored, dict):  # release 0.1 stores the identifier only
-            return stored, None
-        return stored.get("job"), Path(str(stored["directory"])) if stored.get("directory") else None
+        return job.job, Path(job.directory) if job.directory else None
 
     @property
     def is_interrupted(self) -> bool:

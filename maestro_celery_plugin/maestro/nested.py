@@ -20,6 +20,7 @@ from typing import Any
 
 from maestro_celery_plugin import clock
 from maestro_celery_plugin.errors import StudyError
+from maestro_celery_plugin.maestro.foreground_log import is_no_level_test
 from maestro_celery_plugin.maestro.joining import AlreadyStartedError, session_of_parent
 from maestro_celery_plugin.maestro.launch_options import OPTIONS
 from maestro_celery_plugin.states import MemberState
@@ -82,8 +83,12 @@ def _use_first_directory(parent: Member, arguments: argparse.Namespace) -> None:
 
 
 @contextlib.contextmanager
-def without_output() -> Iterator[None]:
-    """Suppress what Maestro prints and logs to the terminal; its log files stay, and errors of the plugin."""
+def without_output(*, with_warnings: bool = False) -> Iterator[None]:
+    """Suppress what Maestro prints and logs to the terminal; its log files stay, and errors of the plugin.
+
+    Args:
+        with_warnings: Whether log lines from the level of warnings stay.
+    """
     handlers = [
         handler
         for logger in (logging.root, *map(logging.getLogger, logging.root.manager.loggerDict))
@@ -92,13 +97,15 @@ def without_output() -> Iterator[None]:
     ]
     levels = [handler.level for handler in handlers]
     for handler in handlers:
-        handler.setLevel(logging.CRITICAL + 1)
+        handler.setLevel(max(handler.level, logging.WARNING) if with_warnings else logging.CRITICAL + 1)
+        handler.addFilter(is_no_level_test)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             yield
     finally:
         for handler, level in zip(handlers, levels, strict=True):
             handler.setLevel(level)
+            handler.removeFilter(is_no_level_test)
 
 
 def _withdraw() -> None:

@@ -16,7 +16,6 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
-from urllib.parse import quote
 
 import numpy as np
 
@@ -26,6 +25,7 @@ from maestro_celery_plugin.ledger.reader import read_ledger
 from maestro_celery_plugin.ledger.sample_set import SampleSet
 from maestro_celery_plugin.ledger.sample_states import SampleStates
 from maestro_celery_plugin.ledger.writer import LedgerWriter
+from maestro_celery_plugin.maestro.lost_outcomes import LostOutcomes
 from maestro_celery_plugin.maestro.native_orphans import NativeOrphans
 from maestro_celery_plugin.maestro.native_step_state import NativeStepState
 from maestro_celery_plugin.maestro.step_graph import GraphNode, graph_of, load_study, named
@@ -142,6 +142,9 @@ class Reruns:
         plan: The study.
         request: What a user asks to run again.
 
+    Attributes:
+        misled: The names of the step records that have used outcomes which a power cut has cost.
+
     Raises:
         StudyError: a step does not exist, the graph cannot be read, or a native step cannot run again now.
     """
@@ -159,14 +162,18 @@ class Reruns:
         self._cancelled = CancelledSteps(plan.cancelled_steps)
         self._requested: frozenset[str] = frozenset()
         self._repeated = CancelledSteps(plan.steps_to_repeat)
-        needs_graph = request.steps or self._cancelled.names() or self._repeated.names()
+        self._lost = LostOutcomes(plan, ((record.manifest, record.samples) for record in self._records.values()))
+        uses_lost = not request.keep_downstream and self._lost.may_have_been_used
+        needs_graph = request.steps or self._cancelled.names() or self._repeated.names() or uses_lost
         if needs_graph or (self.names and not request.keep_downstream):
             self._nodes = graph_of(load_study(plan.root))
             self._add_steps(request.steps)
             for node in self._nodes:
                 if node.name in self._repeated.names():
                     self._add(node, Cause.CHANGED, None)
+        self.misled: list[str] = []
         if not request.keep_downstream:
+            self._add_misled()
             self._add_dependents()
         self._check_native()
 
@@ -189,6 +196,13 @@ class Reruns:
             self._native[node.name] = node
         elif record is not None:
             record.add(cause, np.ones(record.manifest.samples, bool) if mask is None else mask)
+
+    def _add_misled(self) -> None:
+        """Let run again what has used outcomes that a power cut has cost: their samples run again in any case."""
+        for node, mask in self._lost.users(self._nodes):
+            self._add(node, Cause.CHANGED, mask)
+            self.misled.append(node.name)
+        self.misled = list(dict.fromkeys(self.misled))
 
     def _add_dependents(self) -> None:
         """Let run again what depends on samples that run again; the nodes follow the dependencies."""
@@ -220,7 +234,7 @@ class Reruns:
                 )
 
     def _state_of(self, name: str) -> NativeStepState:
-        return NativeStepState(self._plan.native / quote(name, safe=""))
+        return NativeStepState.of(self._plan.native, name)
 
     # --- for the user ---
 

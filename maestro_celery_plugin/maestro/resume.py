@@ -25,6 +25,7 @@ from maestro_celery_plugin.maestro.resumed_conductor import (
     await_release,
     await_start,
     conductor_log,
+    has_finished,
     start_conductor,
 )
 from maestro_celery_plugin.maestro.stop_workers import start_workers_again
@@ -43,7 +44,7 @@ from maestro_celery_plugin.study.study_processes import StudyProcesses
 __all__ = ["resume"]
 
 _START_LIMIT_S = 30.0
-# Number of cancelled step records that a message names.
+# Number of step records that a message names.
 _SHOWN = 5
 # Seconds between two polls, as those of `maestro run`.
 _SLEEP_S = 60
@@ -63,7 +64,7 @@ def resume(
     broker_host: str | None = None,
     foreground: bool,
 ) -> StudyCode:
-    """Start a new conductor for a study; print before what it will run.
+    """Start a new conductor for a study; print before what it will run. A study that has finished needs none.
 
     Step records and samples that have finished run again only on request, or if what they depend on runs again.
 
@@ -77,8 +78,7 @@ def resume(
         foreground: Whether to wait for the end of the conductor.
 
     Returns:
-        How the study is at the end of the conductor; `StudyCode.WELL` if nobody waits for it, and `StudyCode.RUNNING`
-        if the user does not wait any longer.
+        How the study is at the end of the conductor, or without one; `StudyCode.RUNNING` if nobody waits for its end.
 
     Raises:
         StudyError: the directory is not that of an ensemble study, its conductor is alive, or no new one starts.
@@ -88,17 +88,19 @@ def resume(
     has_changes = request != RerunRequest() or specification or limits != Limits() or broker or broker_host
     if start_workers_again(plan, has_options=bool(has_changes)):
         print("The conductor of the study runs, and starts workers again.")
-        return await_end(plan, lambda: await_release(plan)) if foreground else StudyCode.WELL
+        return await_end(plan, lambda: await_release(plan)) if foreground else StudyCode.RUNNING
     try:
         with FileLock(plan.info / "resume.lock").acquire(timeout=0):
             plan = _with_correction(plan, specification)
-            limits = _prepare(plan, broker, broker_host, request, limits)
+            prepared = _prepare(plan, broker, broker_host, request, limits)
+            if prepared is None:
+                return StudyCode.WELL
             log = conductor_log(plan)
-            process = start_conductor(plan, _SLEEP_S if limits.sleep is None else limits.sleep)
+            process = start_conductor(plan, _SLEEP_S if prepared.sleep is None else prepared.sleep)
             await_start(plan, process)
     except Timeout as cause:
         raise StudyError(_IS_CONDUCTED.format(study=plan.root)) from cause
-    return await_end(plan, process.wait, log) if foreground else StudyCode.WELL
+    return await_end(plan, process.wait, log) if foreground else StudyCode.RUNNING
 
 
 def _plan_of(directory: Path) -> StudyPlan:
@@ -199,8 +201,8 @@ def _end_workers(plan: StudyPlan) -> None:
 
 def _prepare(
     plan: StudyPlan, broker: str | None, broker_host: str | None, request: RerunRequest, limits: Limits
-) -> Limits:
-    """Prepare a study for a new conductor; return its limits.
+) -> Limits | None:
+    """Prepare a study for a new conductor; return its limits, or None if the study has finished.
 
     Raises:
         Timeout: a conductor of the study is alive.
@@ -209,8 +211,12 @@ def _prepare(
     """
     if has_conductor(plan):
         raise Timeout(str(plan.conductor_lock))
+    is_over = has_finished(plan)  # before this process locks the study as its conductor does
     with file_lock(plan).acquire(timeout=LOCK_LIMIT_S):
         session, reruns = Session(plan.session), Reruns(plan, request)
+        if is_over and not reruns.sentences():
+            _announce(reruns)
+            return None
         if plan.settings.needs_workers:
             _prepare_broker(session, broker)
         if broker_host or has_other_hosts(plan.settings):
@@ -241,15 +247,25 @@ def _announce(reruns: Reruns) -> None:
     print("This will run:" if sentences else "Nothing remains to run.")
     for sentence in sentences:
         print(f"  {sentence}")
+    if reruns.misled:
+        print(
+            f"Outcomes are missing that {_some(reruns.misled)} {'has' if len(reruns.misled) == 1 else 'have'} used, as "
+            "after a power cut; what has used them runs again."
+        )
     cancelled = reruns.cancelled
     if cancelled:
-        more = f" and {len(cancelled) - _SHOWN} more" if len(cancelled) > _SHOWN else ""
-        print(f"Cancelled: {', '.join(cancelled[:_SHOWN])}{more}, and what depends on them; --step NAME runs them.")
+        print(f"Cancelled: {_some(cancelled)}, and what depends on them; --step NAME runs them.")
     failures = reruns.kept_failures
     if failures:
         words = "1 failed sample does" if failures == 1 else f"{failures} failed samples do"
         print(f"{words} not run again; --failed runs them, and what depends on them.")
     sys.stdout.flush()
+
+
+def _some(names: list[str]) -> str:
+    """Return the first of some names, and how many more there are."""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f"{', '.join(names[:_SHOWN])}{more}"
 
 
 def _end_leftovers(plan: StudyPlan) -> None:

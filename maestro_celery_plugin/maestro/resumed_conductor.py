@@ -17,11 +17,14 @@ from maestro_celery_plugin.maestro.conductor_program import conductor_program
 from maestro_celery_plugin.report.exit_codes import StudyCode, code_of
 from maestro_celery_plugin.report.live.progress_display import ProgressDisplay, is_live_terminal
 from maestro_celery_plugin.report.live.warning_lines import WarningLines
+from maestro_celery_plugin.report.model import StudyState
 from maestro_celery_plugin.report.reader import StatusReader
+from maestro_celery_plugin.states import MemberState
 from maestro_celery_plugin.study.conductor_lock import has_conductor
+from maestro_celery_plugin.study.members import Members
 from maestro_celery_plugin.study.plan import StudyPlan
 
-__all__ = ["await_end", "await_release", "await_start", "conductor_log", "start_conductor"]
+__all__ = ["await_end", "await_release", "await_start", "conductor_log", "has_finished", "start_conductor"]
 
 _START_LIMIT_S = 30.0
 # The file in the study for the output of the new conductor.
@@ -54,6 +57,13 @@ def start_conductor(plan: StudyPlan, sleep_s: int) -> subprocess.Popen[bytes]:
             stderr=output,
             start_new_session=True,
         )
+
+
+def has_finished(plan: StudyPlan) -> bool:
+    """Tell whether all steps have finished, and the last conductor has recorded the end of the study."""
+    member = Members(plan.session).read(plan.id)
+    has_ended = member is not None and member.state is MemberState.ENDED
+    return has_ended and StatusReader(plan.root).read().state is StudyState.FINISHED
 
 
 def await_start(plan: StudyPlan, process: subprocess.Popen[bytes]) -> None:

@@ -40,6 +40,7 @@ from maestro_celery_plugin.study.plan import StudyPlan
 __all__ = ["chosen_samples", "ended_samples", "sample_rows", "write_rows"]
 
 _NUMBER = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?")
+_NUMBER_LIMIT = 1000  # characters
 _STATES = {
     Outcome.FINISHED: "FINISHED",
     Outcome.STOPPED_STUDY: "FINISHED",
@@ -138,7 +139,8 @@ def _samples_of(step: StepStatus, record: RecordSamples) -> Iterator[dict[str, A
 
 
 def _value(text: str) -> Any:
-    return json.loads(text) if _NUMBER.fullmatch(text) else text
+    # Python reads no integer of thousands of digits.
+    return json.loads(text) if len(text) <= _NUMBER_LIMIT and _NUMBER.fullmatch(text) else text
 
 
 # --- what the command prints ---
@@ -151,7 +153,7 @@ def sample_rows(text: str, labels: Sequence[str]) -> list[list[str]]:
         SampleError: a line is no sample.
     """
     rows: list[list[str]] = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):  # JSON text may have other line ends of Unicode
         if line.strip():
             rows += _rows_of(line, f"--from-command: line {number} of the output", labels)
     return rows
@@ -165,12 +167,24 @@ class _Number(str):
 
 def _rows_of(line: str, where: str, labels: Sequence[str]) -> Iterator[list[str]]:
     try:
-        value = json.loads(line, parse_float=_Number, parse_int=_Number, parse_constant=_Number)
+        value = json.loads(
+            line, parse_float=_Number, parse_int=_Number, parse_constant=_Number, object_pairs_hook=_without_repetition
+        )
+        json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair, such as "\ud800", is no text
+    except RecursionError as cause:
+        raise SampleError(f"{where} has too many levels; print one object or list per line, or CSV.") from cause
     except ValueError as cause:
         raise SampleError(f"{where} is not JSON ({cause}); print one object or list per line, or CSV.") from cause
     many = isinstance(value, list) and value and all(isinstance(one, list | dict) for one in value)
     for sample in value if many else [value]:
         yield _row(sample, where, labels)
+
+
+def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name occurs twice")
+    return found
 
 
 def _row(sample: Any, where: str, labels: Sequence[str]) -> list[str]:
@@ -196,7 +210,7 @@ def _row(sample: Any, where: str, labels: Sequence[str]) -> list[str]:
 
 def write_rows(path: Path, labels: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Write a sample file. Quotes and a header make sure that no row is a comment, a header, or blank."""
-    with path.open("w", newline="") as file:
+    with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, quoting=csv.QUOTE_ALL, lineterminator="\n")
         writer.writerow(labels)
         writer.writerows(rows)

@@ -17,6 +17,7 @@ import yaml
 from maestrowf.specification.yamlspecification import YAMLSpecification
 
 from maestro_celery_plugin import python_processes
+from maestro_celery_plugin.config.yaml_values import parsed_yaml
 from maestro_celery_plugin.errors import EnsembleError, SpecificationError, StudyError
 from maestro_celery_plugin.imports import one_thread
 from maestro_celery_plugin.maestro.ensemble_detection import (
@@ -122,8 +123,8 @@ def _check_has_blocks(path: Path) -> None:
         SpecificationError: it is another text, such as a table.
     """
     try:
-        data = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, OSError, ValueError, RecursionError):
+        data = parsed_yaml(path.read_text())
+    except (yaml.YAMLError, OSError, ValueError):
         return
     if not isinstance(data, dict):
         raise SpecificationError.at(

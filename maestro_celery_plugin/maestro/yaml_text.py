@@ -8,6 +8,8 @@ from typing import Any
 
 import yaml
 
+from maestro_celery_plugin.config.yaml_values import yaml_errors
+
 __all__ = ["dump", "lines_of", "load", "with_times"]
 
 # Keys with a time. YAML 1.1 reads an unquoted 1:30:00 as the number 5400, which a batch system may read as minutes.
@@ -89,9 +91,10 @@ def load(text: Any) -> tuple[Any, list[tuple[str, str]]]:
     Raises:
         yaml.YAMLError: the text is not YAML.
     """
-    with contextlib.suppress(yaml.YAMLError):
-        return _load(text, _FastLoader)
-    return _load(text, _Loader)
+    with yaml_errors():
+        with contextlib.suppress(yaml.YAMLError):
+            return _load(text, _FastLoader)
+        return _load(text, _Loader)
 
 
 def lines_of(text: str, paths: Iterable[str]) -> dict[str, int]:

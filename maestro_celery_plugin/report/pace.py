@@ -5,6 +5,7 @@ Only the time counts in which samples ran: not the time between two allocations,
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,17 @@ class Pace:
         self._writers, self._counted = np.empty(0, np.uint32), np.empty(0, bool)
         self._new: list[tuple[Array, Array, Array, Array]] = []
         self._new_count = 0
+
+    def stored(self) -> dict[str, Array]:
+        """Return the attempts as arrays, which `restore` takes."""
+        if self._new:
+            self._apply_new()
+        return {"ends": self._ends, "starts": self._starts, "writers": self._writers, "are_counted": self._counted}
+
+    def restore(self, stored: Mapping[str, Array]) -> None:
+        """Take over attempts."""
+        self._ends, self._starts = stored["ends"], stored["starts"]
+        self._writers, self._counted = stored["writers"], stored["are_counted"]
 
     def add(self, ends: Array, durations_s: Array, writers: Array, counted: Array) -> None:
         """Store attempts that have ended.

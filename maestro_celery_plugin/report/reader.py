@@ -2,6 +2,8 @@
 
 It reads files only (the ledger, the manifests, heartbeats, Maestro's ``status.csv``) and derives nothing from the
 broker. So it works while the study runs, after its end, and on every machine with its file system.
+
+What it has read of a large ledger is stored for the next command (`status_cache.py`).
 """
 
 from __future__ import annotations
@@ -17,18 +19,15 @@ import numpy as np
 from maestro_celery_plugin.batch.allocation import read_allocations
 from maestro_celery_plugin.config.groups import allocation_name, awaited_groups, serving_groups
 from maestro_celery_plugin.errors import StudyError
-from maestro_celery_plugin.ledger.entries import COORDINATOR, ENTRY, SUFFIX, Entries
-from maestro_celery_plugin.ledger.reader import LedgerReader
+from maestro_celery_plugin.ledger.entries import COORDINATOR, SUFFIX
 from maestro_celery_plugin.ledger.sample_states import Counts
-from maestro_celery_plugin.ledger.store import PartStore
 from maestro_celery_plugin.report.broker_check import BrokerCheck
+from maestro_celery_plugin.report.ledger_samples import LedgerSamples
 from maestro_celery_plugin.report.model import AllocationStatus, StepStatus, StudyState, StudyStatus, WorkerStatus
 from maestro_celery_plugin.report.sample_status import RecordSamples, SampleStatus
 from maestro_celery_plugin.report.unserved_steps import as_waiting, unserved_steps
-from maestro_celery_plugin.report.usage import AllocationUsage
 from maestro_celery_plugin.report.worker_status import alive_workers, workers
 from maestro_celery_plugin.states import WorkerState
-from maestro_celery_plugin.study.additions import AdditionFile
 from maestro_celery_plugin.study.broken_machines import read_broken_machines
 from maestro_celery_plugin.study.conductor_lock import has_conductor
 from maestro_celery_plugin.study.failures import has_failed
@@ -42,8 +41,6 @@ from maestro_celery_plugin.study.stopped_workers import read_stopped
 
 __all__ = ["StatusReader", "study_name", "study_state"]
 
-# Entries that are applied at once.
-_ENTRIES = 1 << 18
 _NO_SAMPLES = Counts(total=0, finished=0, failed=0, running=0, pending=0)
 
 
@@ -62,7 +59,6 @@ class StatusReader:
     """
 
     def __init__(self, directory: Path, *, is_detailed: bool = False) -> None:
-        self._is_detailed = is_detailed
         self._plan = StudyPlan.read(directory)
         if not self._plan.root.is_dir():
             raise StudyError(
@@ -70,14 +66,10 @@ class StatusReader:
             )
         self._session, self._groups = Session(self._plan.session), serving_groups(self._plan.settings)
         self._members, self._shares_session = Members(self._plan.session), False
-        self._ledger = LedgerReader(self._plan.ledger, self._plan.number, store=PartStore(_ENTRIES * ENTRY.itemsize))
-        self._usage = AllocationUsage(self._plan.settings)
+        self._ledger = LedgerSamples(self._plan, is_detailed=is_detailed)
         self._broker = BrokerCheck(self._session)
-        self._additions = AdditionFile(self._plan)
-        self._records: dict[int, RecordSamples] = {}
         self._by_name: dict[str, RecordSamples] = {}
         self._names: list[str] = []
-        self._writers: list[str] = []
         self.working = np.zeros(0, bool)
 
     @property
@@ -88,7 +80,7 @@ class StatusReader:
     @property
     def writers(self) -> list[str]:
         """The names of the writers of the ledger, from the last `read`."""
-        return self._writers
+        return self._ledger.writers
 
     def read(self, *, is_over: bool = False) -> StudyStatus:
         """Return the status of the study now.
@@ -103,7 +95,7 @@ class StatusReader:
         conducted = not is_over and has_conductor(self._plan)
         try:
             rows = read_rows(self._plan.root)
-            self._follow_ledger()
+            self._ledger.follow()
             beats = self._session.heartbeats.all()
             self._shares_session = len(self._members.all()) > 1
             if self._shares_session:
@@ -122,7 +114,7 @@ class StatusReader:
                 damage=self._ledger.damage,
                 broker_problem=self._broker.problem() if conducted else "",
                 workers_stopped=stopped,
-                waiting_additions=self._waiting_additions(),
+                waiting_additions=self._ledger.waiting_additions(),
             )
         except PermissionError as cause:
             raise StudyError(
@@ -147,8 +139,8 @@ class StatusReader:
                 reason=one.reason,
                 slots=one.slots,
                 seconds=one.ended_at - one.began_at if one.began_at and one.ended_at else None,
-                sample_seconds=self._usage.ended_s(one.label),
-                interrupted_seconds=self._usage.interrupted_s(one.label),
+                sample_seconds=self._ledger.usage.ended_s(one.label),
+                interrupted_seconds=self._ledger.usage.interrupted_s(one.label),
             )
 
     def _awaited(self, rows: list[StepRow], beats: list[Heartbeat], alive: dict[str, bool]) -> Iterator[WorkerStatus]:
@@ -168,80 +160,14 @@ class StatusReader:
         self, rows: list[StepRow], alive: dict[str, bool], conducted: bool, unserved: Container[str]
     ) -> list[StepStatus]:
         """Return the step records in Maestro's order, followed by those without a row in ``status.csv``."""
-        self.working = np.array([conducted or alive.get(writer, False) for writer in self._writers], bool)
-        self._by_name = {record.manifest.name: record for record in self._records.values()}
+        self.working = np.array([conducted or alive.get(writer, False) for writer in self._ledger.writers], bool)
+        self._by_name = {record.manifest.name: record for record in self._ledger.records.values()}
         named = {row.name for row in rows}
         unnamed = [_row_of(record.manifest) for name, record in self._by_name.items() if name not in named]
-        live = np.array([alive.get(writer, False) for writer in self._writers], bool)
+        live = np.array([alive.get(writer, False) for writer in self._ledger.writers], bool)
         self._names = [row.name for row in (*rows, *unnamed)]
         steps = [_step(row, self.record(row.name), self.working, live, conducted) for row in (*rows, *unnamed)]
         return [as_waiting(step) if step.step in unserved else step for step in steps]
-
-    def _follow_ledger(self) -> None:
-        """Apply new entries; the states do not depend on the order of entries of different writers."""
-        for entries, writers in self._new_entries():
-            # Read after the ledger: the manifest of a step record exists before its first entry.
-            self._read_manifests(entries)
-            self._apply(entries, writers)
-
-    def _apply(self, entries: Entries, writers: np.ndarray[Any, Any]) -> None:
-        """Apply entries: one sort groups them by step record."""
-        if not len(entries):
-            return
-        if (entries["record"] != entries["record"][0]).any():
-            order = np.argsort(_small(entries["record"]), kind="stable")
-            entries, writers = entries[order], writers[order]
-        edges = np.flatnonzero(np.diff(entries["record"])) + 1
-        for part, part_writers in zip(np.split(entries, edges), np.split(writers, edges), strict=True):
-            record = self._records.get(int(part["record"][0]))
-            if record:
-                record.apply(part, part_writers)
-
-    def _new_entries(self) -> Iterator[tuple[Entries, np.ndarray[Any, Any]]]:
-        """Yield new entries, and for each entry the number of its writer in `_writers`, at least one time.
-
-        The entries of many writers are yielded together, but not those of all, so that a large ledger needs little
-        memory.
-        """
-        parts, writers = [np.empty(0, ENTRY)], [np.empty(0, np.uint32)]
-        count = 0
-        for writer, entries in self._ledger.poll_parts():
-            if writer not in self._writers:
-                self._writers.append(writer)
-            self._usage.add(writer, entries)
-            parts.append(entries)
-            writers.append(np.full(len(entries), self._writers.index(writer), np.uint32))
-            count += len(entries)
-            if count >= _ENTRIES:
-                yield np.concatenate(parts), np.concatenate(writers)
-                parts, writers, count = [], [], 0
-        if parts:
-            yield np.concatenate(parts), np.concatenate(writers)
-
-    def _read_manifests(self, entries: Entries) -> None:
-        numbers = np.array([0, *self._records], np.uint32)
-        if self._records and np.isin(entries["record"], numbers).all() and not self._has_grown(entries):
-            return
-        for manifest in Manifest.read_all(self._plan.records):
-            if manifest.number in self._records:
-                self._records[manifest.number].grow(manifest)
-            else:
-                self._records[manifest.number] = RecordSamples(manifest, is_detailed=self._is_detailed)
-
-    def _has_grown(self, entries: Entries) -> bool:
-        """Whether step records have more samples than before: those that were added to the study."""
-        total = self._additions.total()
-        counts = np.full(1 + max(self._records), np.iinfo(np.uint64).max, np.uint64)
-        for number, record in self._records.items():
-            counts[number] = record.manifest.samples
-            if record.manifest.sampled and record.manifest.samples < total:
-                return True  # the conductor may have changed the manifest since
-        return bool((entries["start"] >= counts[entries["record"]]).any())
-
-    def _waiting_additions(self) -> int:
-        """Return the number of added samples that no step record has."""
-        counts = [record.manifest.samples for record in self._records.values() if record.manifest.sampled]
-        return max(0, self._additions.total() - max(counts)) if counts else 0
 
     # --- samples ---
 
@@ -266,10 +192,10 @@ class StatusReader:
 
     def running_samples(self) -> dict[str, int]:
         """Return the number of running samples by writer, from the last `read`; of dead writers as well."""
-        counts = np.zeros(len(self._writers), np.intp)
-        for record in self._records.values():
+        counts = np.zeros(len(self._ledger.writers), np.intp)
+        for record in self._ledger.records.values():
             record.add_running(counts)
-        return {writer: int(count) for writer, count in zip(self._writers, counts, strict=True) if count}
+        return {writer: int(count) for writer, count in zip(self._ledger.writers, counts, strict=True) if count}
 
     @property
     def records(self) -> list[RecordSamples]:
@@ -295,7 +221,7 @@ class StatusReader:
     def slowest(self, limit: int) -> list[SampleStatus]:
         """Return up to `limit` samples with the longest last attempts, from the last `read`."""
         # The slowest samples are in the step records with the longest durations.
-        records = heapq.nlargest(limit, self._records.values(), key=lambda record: record.longest_us)
+        records = heapq.nlargest(limit, self._ledger.records.values(), key=lambda record: record.longest_us)
         candidates = (sample for record in records for sample in record.slowest(limit))
         return heapq.nlargest(limit, candidates, key=lambda sample: sample.duration_s)
 
@@ -320,11 +246,6 @@ def study_state(plan: StudyPlan, rows: list[StepRow], conducted: bool) -> StudyS
     if not (session.conductors.read(plan.id).beat or (plan.ledger / f"{COORDINATOR}{SUFFIX}").exists()):
         return StudyState.PENDING if session.path.exists() else StudyState.DRYRUN
     return _state_after_end({row.state for row in rows})
-
-
-def _small(numbers: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Return numbers in 16 bits if they fit; NumPy's stable sort then takes linear time."""
-    return numbers.astype(np.uint16) if int(numbers.max()) <= np.iinfo(np.uint16).max else numbers
 
 
 def _groups_served(beats: list[Heartbeat], alive: dict[str, bool]) -> frozenset[str]:

@@ -118,7 +118,10 @@ def _storable(value: Any) -> Any:
 
 
 def _csv_values(text: str) -> dict[str, Any]:
-    rows = [row for row in csv.reader(text.splitlines()) if row]
+    try:
+        rows = [row for row in csv.reader(text.splitlines()) if row]
+    except csv.Error as cause:
+        raise ValueError(f"it is not CSV ({cause})") from cause
     if len(rows) != 2:
         raise ValueError(f"it has {len(rows)} rows; a header and one row are needed")
     names, values = ([cell.strip() for cell in row] for row in rows)
@@ -147,11 +150,10 @@ def _npy_values(path: Path) -> dict[str, Any]:
             raise ValueError("it has Python objects, which are not read")
         if any(length != 1 for length in file.shape):
             raise ValueError(f"it has the shape {file.shape}; one value is needed")
-        value = file.read(0)[0]
-    except EOFError as error:
+        value, names = file.read(0), file.dtype.names
+        return {name: _plain(value[name][0]) for name in names} if names else {path.stem: _plain(value[0])}
+    except (EOFError, SystemError) as error:  # NumPy raises SystemError for a code point that Unicode does not have
         raise ValueError(str(error)) from error
-    names = file.dtype.names
-    return {name: _plain(value[name]) for name in names} if names else {path.stem: _plain(value)}
 
 
 def _plain(value: Any) -> Any:

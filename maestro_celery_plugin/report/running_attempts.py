@@ -9,11 +9,11 @@ import numpy as np
 from maestro_celery_plugin.ledger.entries import Entries, Kind
 from maestro_celery_plugin.ledger.sample_states import SampleStates
 
-__all__ = ["RunningAttempts"]
+__all__ = ["ATTEMPT", "RunningAttempts"]
 
 Array = np.ndarray[Any, Any]
 
-_ATTEMPT = np.dtype([("sample", "<i8"), ("epoch", "<u4"), ("writer", "<u4"), ("time", "<f8")])
+ATTEMPT = np.dtype([("sample", "<i8"), ("epoch", "<u4"), ("writer", "<u4"), ("time", "<f8")])
 
 
 class RunningAttempts:
@@ -21,18 +21,24 @@ class RunningAttempts:
 
     Args:
         states: The states of the samples.
+        attempts: The attempts that are known already.
     """
 
-    def __init__(self, states: SampleStates) -> None:
+    def __init__(self, states: SampleStates, attempts: Array | None = None) -> None:
         self._states = states
-        self._attempts = np.empty(0, _ATTEMPT)
+        self._attempts = np.empty(0, ATTEMPT) if attempts is None else attempts
+
+    @property
+    def attempts(self) -> Array:
+        """The attempts, as `ATTEMPT`."""
+        return self._attempts
 
     def apply(self, entries: Entries, writers: Array) -> None:
         """Apply entries that the states have already applied; `writers` has the number of the writer of each entry."""
         begun = (entries["kind"] == Kind.STARTED) & (entries["start"] < len(self._states))
         if not begun.any() and not len(self._attempts):
             return
-        new = np.empty(int(begun.sum()), _ATTEMPT)
+        new = np.empty(int(begun.sum()), ATTEMPT)
         new["sample"], new["epoch"], new["time"] = (entries[name][begun] for name in ("start", "epoch", "time"))
         new["writer"] = writers[begun]
         attempts = np.concatenate([self._attempts, new])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from maestro_celery_plugin.ledger.entries import Entries, Kind
 from maestro_celery_plugin.ledger.sample_states import Counts, SampleStates
-from maestro_celery_plugin.report.durations import Durations
+from maestro_celery_plugin.report.durations import Durations, NotableDurations
 from maestro_celery_plugin.report.pace import Pace
 from maestro_celery_plugin.report.running_attempts import RunningAttempts
 from maestro_celery_plugin.samples.table import SampleTable
@@ -66,12 +67,13 @@ class RecordSamples:
 
     Args:
         manifest: The step record.
-        is_detailed: Whether to store what only a table of all samples needs: `attempts`, `writers` and `started_at`.
+        is_detailed: Whether to store what only a table of all samples needs: `durations`, `attempts`, `writers` and
+            `started_at`.
 
     Attributes:
         manifest: The step record.
         states: The states of the samples.
-        durations: The durations of the samples.
+        durations: The durations of all samples.
         attempts: The number of attempts at each sample that have started.
         writers: The number of the writer of the last attempt at each sample, if the sample has started.
         started_at: The start of the last attempt at each sample in Unix seconds; 0 for a sample that has not started.
@@ -83,14 +85,38 @@ class RecordSamples:
     def __init__(self, manifest: Manifest, *, is_detailed: bool = False) -> None:
         self.manifest, self._is_detailed = manifest, is_detailed
         self.states = SampleStates(manifest.samples, manifest.max_retries)
-        self.durations = Durations(manifest.samples)
         count = manifest.samples if is_detailed else 0
+        self.durations, self._notable = Durations(count), NotableDurations(self.states)
         self.attempts, self.writers = np.zeros(count, np.uint32), np.zeros(count, np.uint32)
         self.started_at = np.zeros(count, np.float64)
         self._running = RunningAttempts(self.states)
         self._pace = Pace()
         self.interruptions = 0
         self.longest_interruption_s = 0.0
+
+    def stored(self) -> dict[str, np.ndarray[Any, Any]]:
+        """Return what is known as arrays, which `restore` takes; this does not include details."""
+        interruptions = np.array([self.interruptions, self.longest_interruption_s])
+        return {
+            **self.states.stored(),
+            **self._pace.stored(),
+            "notable": self._notable.ends,
+            "running": self._running.attempts,
+            "interruptions": interruptions,
+        }
+
+    def restore(self, stored: Mapping[str, np.ndarray[Any, Any]]) -> None:
+        """Take over what was known of the same step record.
+
+        Raises:
+            ValueError: the arrays are not those of a step record.
+        """
+        self.states.restore(stored)
+        self._pace.restore(stored)
+        self._notable = NotableDurations(self.states, stored["notable"])
+        self._running = RunningAttempts(self.states, stored["running"])
+        interruptions, self.longest_interruption_s = stored["interruptions"].tolist()
+        self.interruptions = int(interruptions)
 
     def grow(self, manifest: Manifest) -> None:
         """Take over a manifest with samples that were added to the study."""
@@ -99,7 +125,8 @@ class RecordSamples:
         if more <= 0:
             return
         self.states.grow(manifest.samples)
-        self.durations.grow(manifest.samples)
+        if self._is_detailed:
+            self.durations.grow(manifest.samples)
         for name in ("attempts", "writers", "started_at") if self._is_detailed else ():
             values = getattr(self, name)
             setattr(self, name, np.concatenate([values, np.zeros(more, values.dtype)]))
@@ -107,10 +134,11 @@ class RecordSamples:
     def apply(self, entries: Entries, writers: np.ndarray[Any, Any]) -> None:
         """Apply new entries; `writers` has the number of the writer of each entry."""
         self.states.apply(entries)
-        self.durations.apply(self.states, entries)
+        self._notable.apply(entries)
         self._running.apply(entries, writers)
         kinds = entries["kind"]
         if self._is_detailed:
+            self.durations.apply(self.states, entries)
             self._store_starts(entries, writers, (kinds == _STARTED) & (entries["start"] < len(self.states)))
         stopped = entries["stop"][kinds == _STOPPED]
         self._store_ends(entries, writers, (kinds == _ENDED) | (kinds == _STOPPED) if len(stopped) else kinds == _ENDED)
@@ -186,18 +214,18 @@ class RecordSamples:
     @property
     def longest_us(self) -> int:
         """The longest duration of a sample in microseconds; 0 for a record that is not sampled."""
-        return int(self.durations.us.max()) if self.manifest.sampled and self.manifest.samples else 0
+        return int(self._notable.longest_us) if self.manifest.sampled else 0
 
     def slowest(self, limit: int) -> list[SampleStatus]:
         """Return the `limit` slowest samples in any order; empty for a record that is not sampled."""
-        return [self._sample(index) for index in self.durations.longest(limit)] if self.manifest.sampled else []
+        return [self._sample(index) for index in self._notable.longest(limit)] if self.manifest.sampled else []
 
     def _sample(self, index: int) -> SampleStatus:
         return SampleStatus(
             manifest=self.manifest,
             index=index,
             code=int(self.states.code(index)),
-            duration_s=int(self.durations.us[index]) / 1e6,
+            duration_s=int(self._notable.of(index)) / 1e6,
             losses=int(self.states.losses[index]),
         )
 

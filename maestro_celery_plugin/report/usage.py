@@ -33,6 +33,16 @@ class AllocationUsage:
             self._ended_s[label] += _seconds(entries, Kind.ENDED)
             self._interrupted_s[label] += _seconds(entries, Kind.STOPPED)
 
+    def stored(self) -> list[dict[str, float]]:
+        """Return the sums, which `restore` takes."""
+        return [dict(self._ended_s), dict(self._interrupted_s)]
+
+    def restore(self, stored: list[dict[str, float]]) -> None:
+        """Take over sums."""
+        ended_s, interrupted_s = stored
+        self._ended_s.update(ended_s)
+        self._interrupted_s.update(interrupted_s)
+
     def ended_s(self, label: str) -> float:
         """Return the seconds of attempts that have ended by themselves, summed over the slots of an allocation."""
         return self._ended_s[label]

@@ -216,12 +216,14 @@ def _split(row: bytes, delimiter: str | None) -> list[str]:
     """Return the values of a row.
 
     Raises:
-        _DamagedIndexError: it is more than one row.
+        _DamagedIndexError: it is more than one row, or no text.
     """
     try:
         text = row.decode()
     except UnicodeDecodeError as cause:
         raise _DamagedIndexError from cause
+    if "\0" in text:
+        raise _DamagedIndexError
     if '"' in text and delimiter is not None:
         rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter))
         if len(rows) != 1:

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from maestro_celery_plugin.files import replaced
+from maestro_celery_plugin.files import open_regular, replaced
 
-__all__ = ["NpyFile", "read_header", "write_npy"]
+__all__ = ["Array", "NpyFile", "read_header", "write_npy"]
 
 Array = np.ndarray[Any, Any]
 
@@ -73,7 +73,7 @@ class NpyFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._file = path.open("rb", buffering=0)
+        self._file = open_regular(path, buffering=0)
         weakref.finalize(self, self._file.close)
         self._descriptor = self._file.fileno()
         self.shape, self.is_fortran, self.dtype = read_header(self._file)

@@ -11,7 +11,7 @@ import numpy as np
 
 from maestro_celery_plugin.errors import SampleError
 from maestro_celery_plugin.files import TRANSIENT_ERRORS
-from maestro_celery_plugin.samples.npy_file import NpyFile
+from maestro_celery_plugin.samples.npy_file import Array, NpyFile
 from maestro_celery_plugin.samples.table import SampleTable
 
 __all__ = ["NpyReader"]
@@ -72,7 +72,7 @@ class _ArrayTable:
             values = self._array.read(index * self.width, self.width)
         if self._has_python_text:  # Python's numbers have the same text as NumPy's and are faster to format
             return [str(value) for value in values.tolist()]
-        return [_text(value, index, self._path) for value in values]
+        return [_text(value, index, self._path) for value in _values(values, index, self._path)]
 
     def rows(self, start: int, stop: int) -> list[Sequence[str]]:
         """Return the rows [start, stop), which are read at once."""
@@ -117,15 +117,34 @@ class _StructuredTable:
         if self._is_fortran:
             shape = self._array.shape
             position = int(np.ravel_multi_index(np.unravel_index(index, shape), shape, order="F"))
-        record = self._array.read(position)[0]
-        return [_text(record[label], index, self._path) for label in self._labels]
+        record = self._array.read(position)
+        values = (_values(record[label], index, self._path)[0] for label in self._labels)
+        return [_text(value, index, self._path) for value in values]
 
 
 def _text(value: Any, row: int, path: Path) -> str:
-    """Return the shortest text that reads back as the same value of its type: ``0.1``, ``3``, ``text``."""
-    if not isinstance(value, bytes):
-        return str(value)
+    """Return the shortest text that reads back as the same value of its type: ``0.1``, ``3``, ``text``.
+
+    Raises:
+        SampleError: the value is no text that a script can contain.
+    """
     try:
-        return value.decode()
-    except UnicodeDecodeError as cause:
+        text = value.decode() if isinstance(value, bytes) else str(value)
+        text.encode()
+    except UnicodeError as cause:
         raise SampleError(f"merlin.samples.file: row {row} of '{path}' is not UTF-8 text: {cause}") from cause
+    if "\0" in text:
+        raise SampleError(f"merlin.samples.file: row {row} of '{path}' has a NUL character, which a shell would drop.")
+    return text
+
+
+def _values(array: Array, row: int, path: Path) -> list[Any]:
+    """Return the elements of an array.
+
+    Raises:
+        SampleError: an element is text with characters that Unicode does not have.
+    """
+    try:
+        return list(array)
+    except (SystemError, ValueError) as cause:  # NumPy does not check the code points in a file
+        raise SampleError(f"merlin.samples.file: row {row} of '{path}' is not Unicode text: {cause}") from cause

@@ -49,8 +49,8 @@ def index_rows(path: Path, delimiter: str | None, columns: int) -> RowIndex:
         columns: The number of column labels, for messages.
 
     Raises:
-        SampleError: a row and the first row have different numbers of columns, or the file is not UTF-8 text or
-            not valid csv.
+        SampleError: a row and the first row have different numbers of columns, or the file is not UTF-8 text, has a
+            NUL, or is not valid csv.
     """
     try:
         with path.open("rb") as file:
@@ -154,11 +154,25 @@ class _Rows:
             file.seek(offset)
             return file.readline().decode(errors="replace").rstrip("\r\n")
 
+    def _decoded(self, data: bytes, offset: int) -> str:
+        """Return the text of bytes at an offset.
+
+        Raises:
+            SampleError: they have a NUL, which a shell drops in silence.
+            UnicodeDecodeError: they are not UTF-8.
+        """
+        if (at := data.find(0)) >= 0:
+            raise SampleError(
+                f"merlin.samples.file: line {self._line_number(offset + at)} of '{self._path}' has a NUL character, so "
+                "it is no text, or not UTF-8 text."
+            )
+        return data.decode()
+
     def by_white_space(self) -> Offsets:
         """Index lines whose columns are separated by white space."""
         offsets, start = array("q"), self._file.tell()
         for line in self._file:
-            width = len(line.decode().split())
+            width = len(self._decoded(line, start).split())
             if _is_comment(line):
                 self.comments += 1
             elif width:
@@ -195,14 +209,15 @@ class _Rows:
         """Yield the lines of rows; a ``#`` begins a comment only where a row can begin."""
         for line in self._file:
             if self._is_start and _is_comment(line):
-                line.decode()
+                self._decoded(line, position[0])
                 position[0] += len(line)
                 self.comments += 1
                 continue
             if self._is_start:
                 self._is_start, self._start = False, position[0]
+            text = self._decoded(line, position[0])
             position[0] += len(line)
-            yield line.decode()
+            yield text
 
     def _bytes_between(self, start: int, stop: int) -> bytes:
         with self._path.open("rb") as file:
@@ -213,7 +228,7 @@ class _Rows:
         """Index a file without quotes: every line end is the end of a row."""
         parts, start = [np.empty((0, 2), np.int64)], self._file.tell()
         while block := self._file.read(_BLOCK) + self._file.readline():
-            block.decode()
+            self._decoded(block, start)
             parts.append(self._index_block(block, delimiter, start))
             start += len(block)
         return np.concatenate(parts)

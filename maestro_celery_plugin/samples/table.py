@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from maestro_celery_plugin.config import conversion
+from maestro_celery_plugin.config.stored import Count, Word
 from maestro_celery_plugin.errors import DamagedFileError, SampleError
 from maestro_celery_plugin.files import TRANSIENT_ERRORS, read_text, write_atomically
 
@@ -90,8 +91,8 @@ class FileIdentity:
         mtime_ns: Modification time in Unix nanoseconds.
     """
 
-    path: str
-    size: int
+    path: Word
+    size: Count
     mtime_ns: int
 
     @classmethod

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from maestro_celery_plugin.config.tokens import RESERVED
+from maestro_celery_plugin.config.yaml_values import parsed_yaml
 from maestro_celery_plugin.errors import SpecificationError
 from maestro_celery_plugin.spec.checks import check_shape
 from maestro_celery_plugin.spec.problems import passed
@@ -132,7 +133,7 @@ def convert(text: str, file: str) -> Conversion:
         SpecificationError: the text is no specification, or its layout does not allow the edits.
     """
     try:
-        data, root = yaml.safe_load(text), yaml.compose(text, yaml.SafeLoader)
+        data, root = parsed_yaml(text), yaml.compose(text, yaml.SafeLoader)
     except yaml.YAMLError as cause:
         raise SpecificationError.at(file, "", f"invalid YAML: {cause}") from cause
     if root is None or not isinstance(data, dict) or not isinstance(data.get("study"), list):
@@ -295,7 +296,7 @@ def _export(name: str) -> str:
 
 def _is(text: str, data: Any) -> bool:
     try:
-        return bool(yaml.safe_load(text) == data)
+        return bool(parsed_yaml(text) == data)
     except yaml.YAMLError:
         return False
 

@@ -24,6 +24,7 @@ _RESERVED = ("SPECROOT",)
 # The beginning of a further variable of `--vars`.
 _VARIABLE = re.compile(r"[^-/=\s][^/=\s]*=")
 _NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?")
+_NUMBER_LIMIT = 400  # characters; Python reads no integer of thousands of digits
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -160,6 +161,8 @@ def _known(env: Any) -> list[str]:
 def _value(text: str) -> Any:
     """Return a number if it has the same text, so that keys for numbers take it; else the text, such as ``007``."""
     if not _NUMBER.fullmatch(text):
+        return text
+    if len(text) > _NUMBER_LIMIT:
         return text
     number: int | float = float(text) if "." in text else int(text)
     return number if str(number) == text else text

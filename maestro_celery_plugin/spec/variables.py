@@ -12,6 +12,8 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from maestro_celery_plugin.config.conversion import boolean_keys
+from maestro_celery_plugin.config.settings import EnsembleSettings, StepSettings
 from maestro_celery_plugin.config.tokens import names_in, substitute
 from maestro_celery_plugin.spec.problems import Problem
 
@@ -24,6 +26,11 @@ _COMMANDS = ("cmd", "restart", "pre", "post")
 _ONE_TOKEN = re.compile(r"\$\(([^\s()]+)\)")
 # Merlin's `$(OUTPUT_PATH)` is the text in `env`, so that its `iterative_demo` keeps files of all iterations there.
 _WITH_PATHS = ("env", "study", "merlin")
+# Blocks with keys that are true or false, and the words for these values in YAML.
+_WITH_BOOLEANS = ("merlin", "batch", "study")
+# Keys of Maestro of that kind (yamlspecification.json).
+_MAESTROS_BOOLEANS = ("exclusive", "nested", "waitable")
+_TRUTHS = {"true": True, "yes": True, "false": False, "no": False}
 _BELOW_SPECROOT = re.compile(r"(\$\(SPECROOT\)/+)\$\(OUTPUT_PATH\)")
 
 
@@ -107,7 +114,8 @@ class Variables:
             return item
         if (where[-1] in _COMMANDS and where[0] != "env") or where in (("env", "sources"), ("merlin", "notify")):
             return substitute(item, self._texts)
-        return _filled(item, self._values, expand=not self._is_literal(where))
+        value = _filled(item, self._values, expand=not self._is_literal(where))
+        return _truth(value) if _ONE_TOKEN.fullmatch(item) and _is_boolean(where) else value
 
     def _is_literal(self, where: tuple[str, ...]) -> bool:
         return where[:2] in (("env", "variables"), ("env", "labels")) and where[-1] in self._literal
@@ -154,6 +162,17 @@ def filled(item: Any, values: Mapping[str, str]) -> Any:
     if isinstance(item, list):
         return [filled(value, values) for value in item]
     return substitute(item, values) if isinstance(item, str) else item
+
+
+def _is_boolean(where: tuple[str, ...]) -> bool:
+    """Whether a place is that of a key that is true or false."""
+    own = boolean_keys(EnsembleSettings) | boolean_keys(StepSettings)
+    return where[0] in _WITH_BOOLEANS and (where[-1] in own or where[-1] in _MAESTROS_BOOLEANS)
+
+
+def _truth(value: Any) -> Any:
+    """Return the truth value in the text of a variable, which `--vars` sets; another text is an error later."""
+    return _TRUTHS.get(value.lower(), value) if isinstance(value, str) else value
 
 
 def _filled(text: str, values: Mapping[str, Any], *, expand: bool = True) -> Any:

@@ -25,19 +25,20 @@ What must hold:
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from msgspec.structs import replace
 
 from maestro_celery_plugin.config import conversion
 from maestro_celery_plugin.config.conversion import Exact
+from maestro_celery_plugin.config.stored import Count, FileName
 from maestro_celery_plugin.errors import DamagedFileError
 from maestro_celery_plugin.files import read_text, write_atomically
 from maestro_celery_plugin.plugins import open_table
 from maestro_celery_plugin.samples.grown_table import GrownTable
 from maestro_celery_plugin.samples.paths import SamplePaths
 from maestro_celery_plugin.samples.table import SampleTable
+from maestro_celery_plugin.study.file_version import version_of
 from maestro_celery_plugin.study.manifest import Manifest
 from maestro_celery_plugin.study.plan import StudyPlan
 
@@ -69,10 +70,14 @@ class Addition(Exact, frozen=True, kw_only=True):
         key: Identity of the addition: an addition with the same key is the same one.
     """
 
-    file: str
-    rows: int
-    used: int
+    file: FileName
+    rows: Count
+    used: Count
     key: str
+
+    def __post_init__(self) -> None:
+        if self.used > self.rows:
+            raise ValueError(f"{self.used} of {self.rows} rows of '{self.file}' cannot be samples")
 
 
 class Additions(Exact, frozen=True, kw_only=True):
@@ -175,17 +180,8 @@ class AdditionFile:
             OSError: the file cannot be read.
             DamagedFileError: it is damaged.
         """
-        try:
-            # A network file system may know an old file until it is opened.
-            descriptor = os.open(self._plan.info / _FILE, os.O_RDONLY)
-        except FileNotFoundError:
-            return self._plan.rows + read_additions(self._plan).count
-        try:
-            status = os.fstat(descriptor)
-        finally:
-            os.close(descriptor)
-        version = status.st_mtime_ns, status.st_ino
-        if version != self._version:
+        version = version_of(self._plan.info / _FILE)
+        if version is None or version != self._version:
             self._total, self._version = self._plan.rows + read_additions(self._plan).count, version
         return self._total
 

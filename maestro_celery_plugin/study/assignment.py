@@ -49,18 +49,21 @@ class Assignment:
             OSError: the file cannot be read.
             DamagedFileError: it is damaged.
         """
-        file, first = self._open(), start // 8
+        file, first = self._open(stop), start // 8
         width, count = file.shape[1], -(-stop // 8) - first
         planes = np.stack([file.read(plane * width + first, count) for plane in range(2)])
         low, high = np.unpackbits(planes, axis=1)[:, start - 8 * first : stop - 8 * first]
         modes = low + 2 * high
         return {start + int(at): RunMode(int(modes[at])) for at in np.flatnonzero(modes)}
 
-    def _open(self) -> NpyFile:
+    def _open(self, stop: int) -> NpyFile:
         try:
             file = NpyFile(self._path)
-            if file.dtype != np.uint8 or len(file.shape) != 2 or file.shape[0] != 2 or file.has_more:
+            is_plain = file.dtype == np.uint8 and not file.is_fortran and not file.has_more
+            if not is_plain or len(file.shape) != 2 or file.shape[0] != 2 or 8 * file.shape[1] < stop:
                 raise ValueError(f"it has the type {file.dtype} and the shape {file.shape}")
+        except DamagedFileError:
+            raise
         except ValueError as cause:
             raise DamagedFileError.at(self._path, str(cause)) from cause
         return file

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from maestro_celery_plugin.config import conversion
+from maestro_celery_plugin.config.stored import Count
 from maestro_celery_plugin.files import read_json, write_atomically
 
 __all__ = ["BrokenMachine", "read_broken_machines", "write_broken_machines"]
@@ -27,7 +28,7 @@ class BrokenMachine:
     node: str
     worker: str
     reason: str
-    samples: int
+    samples: Count
 
     @property
     def sentence(self) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from maestro_celery_plugin.config.stored import ProcessFields
+
 __all__ = ["BrokerLocation"]
 
 
@@ -24,7 +26,7 @@ class BrokerLocation:
     """
 
     url: str
-    supervisor: tuple[int, int] | None = None
+    supervisor: ProcessFields | None = None
     generation: str | None = None
     machine: str = ""
     celery: dict[str, Any] = dataclasses.field(default_factory=dict)

@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from maestro_celery_plugin import clock
-from maestro_celery_plugin.files import file_system_now, read_json, write_atomically
+from maestro_celery_plugin.config import conversion
+from maestro_celery_plugin.config.stored import Count
+from maestro_celery_plugin.files import file_system_now, read_text, write_atomically
 from maestro_celery_plugin.machine import is_this_machine, machine_id
 
 __all__ = ["CONDUCTOR_LIMIT_S", "ConductorBeat", "ConductorBeats", "ConductorWatch"]
@@ -35,7 +37,7 @@ class ConductorBeat:
         needs: The worker groups with work, or with work in the future; None when the conductor does not know them.
     """
 
-    beat: int = 0
+    beat: Count = 0
     working: tuple[str, ...] | None = None
     machine: str = ""
     needs: tuple[str, ...] | None = None
@@ -113,15 +115,8 @@ class ConductorBeats:
     def read(self, study: str) -> ConductorBeat:
         """Return the heartbeat of a conductor; an empty one if there is none, or if a crash has damaged it."""
         try:
-            values: dict[str, Any] = read_json(self._path(study))
-            working, needs = values.get("working"), values.get("needs")
-            return ConductorBeat(
-                beat=int(values["beat"]),
-                working=None if working is None else tuple(working),
-                machine=str(values.get("machine", "")),
-                needs=None if needs is None else tuple(needs),
-            )
-        except (FileNotFoundError, ValueError, LookupError, TypeError, AttributeError):
+            return conversion.from_json(ConductorBeat, read_text(self._path(study)))
+        except (FileNotFoundError, ValueError):
             return ConductorBeat()
 
     def read_all(self) -> ConductorBeat:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 
+from maestro_celery_plugin.config import conversion
+from maestro_celery_plugin.config.stored import Count
 from maestro_celery_plugin.errors import DamagedFileError
 from maestro_celery_plugin.files import read_text, write_atomically
 from maestro_celery_plugin.study.plan import StudyPlan
@@ -18,7 +20,7 @@ def count_start(plan: StudyPlan) -> int:
     """
     starts = 0
     with contextlib.suppress(OSError, DamagedFileError, ValueError):
-        starts = int(read_text(plan.conductor_starts))
+        starts = conversion.from_json(Count, read_text(plan.conductor_starts))
     with contextlib.suppress(OSError):
         write_atomically(plan.conductor_starts, str(starts + 1))
     return starts

@@ -16,7 +16,7 @@ def version_of(path: Path) -> tuple[int, int] | None:
     """
     try:
         # A network file system may show an old file until it is opened.
-        descriptor = os.open(path, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a FIFO must not block
     except FileNotFoundError:
         return None
     try:

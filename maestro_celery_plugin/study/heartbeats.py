@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from maestro_celery_plugin.config import conversion
+from maestro_celery_plugin.config.stored import Count, ProcessFields, UnixTime
 from maestro_celery_plugin.files import file_system_now, read_text, refresh_directory, write_atomically
 from maestro_celery_plugin.machine import is_this_machine
 from maestro_celery_plugin.states import WorkerState
@@ -50,17 +51,17 @@ class Heartbeat:
     group: str
     host: str
     node: str
-    supervisor: tuple[int, int]
-    process: tuple[int, int]
-    slots: int
+    supervisor: ProcessFields
+    process: ProcessFields
+    slots: Count
     beat: int
     state: WorkerState
     allocation: str = ""
-    ends_at: float | None = None
-    refused_messages: int = 0
+    ends_at: UnixTime | None = None
+    refused_messages: Count = 0
     out_of_time: tuple[tuple[str, int], ...] = ()
     machine: str = ""
-    started_at: float | None = None
+    started_at: UnixTime | None = None
 
     @property
     def place(self) -> tuple[str, str]:
@@ -205,12 +206,13 @@ class Heartbeats:
 
 
 def _read(path: Path) -> Heartbeat | None:
-    """Return the heartbeat in a file; None if it was removed, or is empty after a crash of its machine.
+    """Return the heartbeat in a file; None if it was removed, is damaged after a crash, or is that of another worker.
 
     Raises:
         OSError: the file cannot be read now.
     """
     try:
-        return conversion.from_json(Heartbeat, read_text(path))
+        beat = conversion.from_json(Heartbeat, read_text(path))
     except (FileNotFoundError, ValueError):
         return None
+    return beat if beat.name == path.stem else None

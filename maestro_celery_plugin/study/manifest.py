@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Annotated
 
-from msgspec import field
+from msgspec import Meta, field
 
 from maestro_celery_plugin.config import conversion
 from maestro_celery_plugin.config.conversion import Exact
 from maestro_celery_plugin.config.priority import MEDIUM_LEVEL
 from maestro_celery_plugin.config.resources import StepNeeds
+from maestro_celery_plugin.config.stored import Count, Seconds, Word
 from maestro_celery_plugin.errors import DamagedFileError, StudyError
 from maestro_celery_plugin.files import read_text, write_atomically
 from maestro_celery_plugin.samples.paths import SamplePaths
 
 __all__ = ["FILE", "Manifest"]
+
+# Directories per level: with fewer than two, no number of levels would be enough.
+LevelSize = Annotated[int, Meta(ge=2, le=2**31 - 1)]
 
 # The name of a manifest in the directory of its step record.
 FILE = "manifest.json"
@@ -55,33 +60,33 @@ class Manifest(Exact, frozen=True, kw_only=True):
         priority: Level of the messages of the step record (`config/priority.py`).
     """
 
-    number: int
+    number: Count
     name: str
     step: str
-    workspace: str
-    script: str
+    workspace: Word
+    script: Word
     cmd: str
     restart: str
     shell: str
     sampled: bool
-    samples: int
+    samples: Count
     labels: list[str]
-    table: str | None
-    index_cache: str
-    level_max_dirs: int
+    table: Word | None
+    index_cache: Word
+    level_max_dirs: LevelSize
     task_queue: str
-    max_retries: int
-    retry_delay_s: float
+    max_retries: Count
+    retry_delay_s: Seconds
     time_request_s: int | None = None
     signal: str = "SIGTERM"
     needs: StepNeeds = field(default_factory=StepNeeds)
     launches: bool = False
     study_id: str = "0"
-    max_failures: int | None = None
+    max_failures: Count | None = None
     finished_marker: bool = False
     priority: int = MEDIUM_LEVEL
-    launched: int = 0
-    planned: int = 0
+    launched: Count = 0
+    planned: Count = 0
 
     @property
     def paths(self) -> SamplePaths:

@@ -19,6 +19,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from maestro_celery_plugin.config import conversion
+from maestro_celery_plugin.config.stored import Count, Environment, ProcessFields, UnixTime, Word
 from maestro_celery_plugin.errors import DamagedFileError, StudyError
 from maestro_celery_plugin.files import file_system_now, is_locked, read_json, write_atomically
 from maestro_celery_plugin.machine import is_this_machine, machine_id
@@ -66,26 +67,26 @@ class Member:
     """
 
     id: str
-    number: int = 0
+    number: Count = 0
     parent: str = ""
-    depth: int = 0
-    root: str = ""
+    depth: Count = 0
+    root: Word = ""
     state: MemberState = MemberState.LAUNCHED
-    process: tuple[int, int] = (0, 0)
+    process: ProcessFields = (0, 0)
     machine: str = ""
-    started_at: float = 0.0
-    ended_at: float = 0.0
+    started_at: UnixTime = 0.0
+    ended_at: UnixTime = 0.0
     started_by: str = ""
     specification: str = ""
     variables: dict[str, str] = dataclasses.field(default_factory=dict)
     groups: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
-    conductor: tuple[str, ...] = ()
-    directory: str = "/"
-    log: str = "/dev/null"
+    conductor: tuple[Word, ...] = ()
+    directory: Word = "/"
+    log: Word = "/dev/null"
     options: dict[str, int] = dataclasses.field(default_factory=dict)
     waits_in: str = ""
     problem: str = ""
-    restarts: int = 0
+    restarts: Count = 0
 
     @property
     def lock(self) -> Path:
@@ -144,9 +145,10 @@ class Members:
     def read(self, study_id: str) -> Member | None:
         """Return a member; None if there is no such member, or if a crash has damaged its file."""
         try:
-            return conversion.from_dict(Member, read_json(self.path_of(study_id)))
+            member = conversion.from_dict(Member, read_json(self.path_of(study_id)))
         except (FileNotFoundError, DamagedFileError, ValueError):
             return None
+        return member if member.id == study_id else None
 
     def change(self, study_id: str, **values: Any) -> Member | None:
         """Change values of a member, if it exists; return it."""
@@ -246,10 +248,10 @@ class Members:
         """
         path = self.environment_of(study_id)
         try:
-            return {str(name): str(value) for name, value in read_json(path).items()}
+            return conversion.from_dict(Environment, read_json(path))
         except FileNotFoundError:
             return {}
-        except (ValueError, AttributeError) as cause:
+        except ValueError as cause:
             raise DamagedFileError.at(path, "it must have the variables of --env-file as JSON") from cause
 
 

@@ -14,6 +14,8 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from maestro_celery_plugin.config import conversion
+from maestro_celery_plugin.config.stored import Word
 from maestro_celery_plugin.config.tokens import substitute
 from maestro_celery_plugin.errors import DamagedFileError
 from maestro_celery_plugin.files import read_json, write_atomically
@@ -110,19 +112,19 @@ def notify_command(plan: StudyPlan) -> str:
         DamagedFileError: they are damaged.
     """
     try:
-        stored = read_json(_path(plan))
+        stored = conversion.from_dict(dict[str, Word | None], read_json(_path(plan)))
     except FileNotFoundError:
         stored = {}
-    if not isinstance(stored, dict):
-        raise DamagedFileError.at(_path(plan), "it must have the commands of notifications")
+    except ValueError as cause:
+        raise DamagedFileError.at(_path(plan), "it must have the commands of notifications") from cause
     option = stored.get("option")
     if option is not None:
-        return str(option)
+        return option
     if plan.settings.notify:
         root = str(plan.specification.parent) if plan.specification else ""
         values = {"OUTPUT_PATH": str(plan.root), "MERLIN_INFO": str(plan.info), "SPECROOT": root}
         return substitute(plan.settings.notify, values)
-    return str(stored.get("configuration") or "")
+    return stored.get("configuration") or ""
 
 
 def public_environment(plan: StudyPlan, environ: Mapping[str, str]) -> dict[str, str]:

@@ -47,11 +47,13 @@ import yaml
 
 from maestro_celery_plugin.config import conversion
 from maestro_celery_plugin.config.settings import EnsembleSettings
+from maestro_celery_plugin.config.yaml_values import parsed_yaml
 from maestro_celery_plugin.errors import DamagedFileError, StudyError
 from maestro_celery_plugin.files import read_text
 from maestro_celery_plugin.spec.overrides import Overrides
 from maestro_celery_plugin.study.provenance import specification_files
 from maestro_celery_plugin.study.session import STUDY_VARIABLE
+from maestro_celery_plugin.study.stored_plan import StoredPlan, path_of
 
 __all__ = ["CANCEL_REQUEST", "StudyPlan", "study_around"]
 
@@ -127,23 +129,22 @@ class StudyPlan:
 
     @classmethod
     def from_batch(cls, batch: Mapping[str, Any]) -> StudyPlan:
-        """Read the plan from Maestro's batch dictionary."""
+        """Read the plan from Maestro's batch dictionary; the errors are those of `StoredPlan.of`."""
+        stored = StoredPlan.of(batch)
         return cls(
-            root=Path(batch["study"]),
-            id=batch.get("id", "0"),
-            timestamp=batch["timestamp"],
-            settings=conversion.from_dict(EnsembleSettings, batch["settings"]),
-            table=Path(batch["table"]) if batch["table"] else None,
-            rows=batch["rows"],
-            planned=batch.get("planned", 0),
-            specification=Path(batch["specification"]) if batch.get("specification") else None,
-            batch_defaults=batch.get("batch_defaults") or {},
+            root=Path(stored.study),
+            id=stored.id,
+            timestamp=stored.timestamp,
+            settings=stored.settings,
+            table=path_of(stored.table),
+            rows=stored.rows,
+            planned=stored.planned,
+            specification=path_of(stored.specification),
+            batch_defaults=stored.batch_defaults or {},
             overrides=Overrides(
-                variables=batch.get("vars") or {},
-                samples_file=Path(batch["samplesfile"]) if batch.get("samplesfile") else None,
-                no_errors=batch.get("no_errors", False),
+                variables=stored.vars or {}, samples_file=path_of(stored.samplesfile), no_errors=stored.no_errors
             ),
-            home=Path(batch["home"]) if batch.get("home") else None,
+            home=path_of(stored.home),
         )
 
     @classmethod
@@ -155,13 +156,13 @@ class StudyPlan:
         """
         path = directory / "batch.info"
         try:
-            batch = yaml.safe_load(read_text(path))
+            batch = parsed_yaml(read_text(path))
         except OSError as cause:
             raise StudyError(
                 f"'{directory}' is not the directory of a Maestro study (no readable batch.info: {cause.strerror}); "
                 "give the directory that `maestro run` has created."
             ) from cause
-        except (yaml.YAMLError, RecursionError) as cause:
+        except yaml.YAMLError as cause:
             raise DamagedFileError.at(path, "it is not YAML") from cause
         if batch is None:
             raise DamagedFileError.at(path, "it is empty")

@@ -37,6 +37,7 @@ from pathlib import Path
 
 from maestro_celery_plugin.config import conversion
 from maestro_celery_plugin.config.groups import GroupConfig
+from maestro_celery_plugin.config.stored import Environment
 from maestro_celery_plugin.errors import DamagedFileError, StudyError
 from maestro_celery_plugin.files import read_json, read_text, write_atomically
 from maestro_celery_plugin.study.broker_location import BrokerLocation
@@ -215,10 +216,10 @@ class Session:
         if not os.path.exists(path):  # noqa: PTH110 (Path.exists raises an error without permission)
             return {}
         try:
-            return {str(name): str(value) for name, value in read_json(path).items()}
+            return conversion.from_dict(Environment, read_json(path))
         except OSError as cause:
             raise StudyError(f"'{path}' cannot be read: {cause.strerror}.") from cause
-        except (ValueError, AttributeError) as cause:
+        except ValueError as cause:
             raise DamagedFileError.at(path, "it must have the variables of --env-file as JSON") from cause
 
     # --- worker groups ---

@@ -18,6 +18,7 @@ from filelock import FileLock
 
 from maestro_celery_plugin import clock
 from maestro_celery_plugin.config import conversion
+from maestro_celery_plugin.config.stored import UnixTime
 from maestro_celery_plugin.errors import DamagedFileError
 from maestro_celery_plugin.files import read_json, write_atomically
 from maestro_celery_plugin.study.file_version import version_of
@@ -44,7 +45,7 @@ class WorkerStop:
 
     groups: tuple[str, ...] | None
     reason: str = ""
-    time: float = 0.0
+    time: UnixTime = 0.0
     now: bool = False
     workers: frozenset[str] = frozenset()
 

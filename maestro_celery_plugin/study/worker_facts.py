@@ -10,6 +10,7 @@ import importlib.metadata
 import platform
 
 from maestro_celery_plugin.config import conversion
+from maestro_celery_plugin.config.stored import Count, UnixTime
 from maestro_celery_plugin.files import read_text, write_atomically
 from maestro_celery_plugin.study.heartbeats import Heartbeat
 from maestro_celery_plugin.study.session import Session
@@ -39,8 +40,8 @@ class WorkerFacts:
     group: str
     node: str
     allocation: str = ""
-    slots: int = 0
-    started_at: float | None = None
+    slots: Count = 0
+    started_at: UnixTime | None = None
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @classmethod
@@ -77,5 +78,6 @@ def read_facts(session: Session) -> dict[str, WorkerFacts]:
             facts = conversion.from_json(WorkerFacts, read_text(path))
         except (OSError, ValueError):
             continue
-        found[facts.name] = facts
+        if facts.name == path.stem:
+            found[facts.name] = facts
     return found

@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 
 from maestro_celery_plugin.config import conversion
+from maestro_celery_plugin.config.stored import ProcessFields
 from maestro_celery_plugin.files import read_text, write_atomically
 from maestro_celery_plugin.machine import is_this_machine, machine_id
 from maestro_celery_plugin.processes import ProcessId
@@ -29,7 +30,7 @@ class WorkerStart:
     """
 
     worker: str
-    conductor: tuple[int, int]
+    conductor: ProcessFields
     machine: str
 
     @property

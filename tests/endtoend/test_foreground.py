@@ -200,3 +200,24 @@ def test_each_line_fits_into_a_terminal_that_changes_its_width(foreground, colum
     terminal.await_end()
     assert terminal.text.count("simulate x2") == 1
     assert terminal.is_whole
+
+
+QUIET = """
+    description: {name: quiet, description: d}
+    study:
+      - {name: sim, description: d, run: {cmd: "echo $(X)"}}
+    merlin:
+      resources: {workers: {sim: {args: --concurrency 1}}}
+      samples: {generate: {cmd: "printf '1\\\\n2 %s\\\\n' '#3' > $(MERLIN_INFO)/s.csv"}, file: $(MERLIN_INFO)/s.csv, column_labels: [X]}
+"""
+
+
+@pytest.mark.parametrize("foreground", [True, False], ids=["in the foreground", "in the background"])
+def test_a_quiet_launch_prints_warnings_and_nothing_else(run, foreground):
+    study = run(QUIET, "-s", "1", "--quiet", foreground=foreground)
+
+    assert study.code == 0
+    (line,) = study.output.splitlines()
+    assert "WARNING" in line and "s.csv: line 2 has a '#' within a row" in line
+    if not foreground:
+        study.await_end()

@@ -220,8 +220,10 @@ def test_a_finished_study_resumed_runs_nothing(run):
     study = run(spec(sim=SIM, collect=COLLECT), foreground=True)
     before = ran(study)
 
-    assert study.command("maestro-celery", "resume", "-fg", str(study.path)).returncode == 0
+    answers = [study.command("maestro-celery", "resume", *options, str(study.path)) for options in ((), ("-fg",))]
 
+    assert [(answer.returncode, answer.stdout) for answer in answers] == [(0, "Nothing remains to run.\n")] * 2
+    assert not study.processes("conductor")
     assert ran(study) == before
     assert set(study.states().values()) == {"FINISHED"}
 

@@ -1,7 +1,7 @@
 """Damaged files of a study end in a clear error, or change nothing that a user reads: no traceback, no wrong outcome.
 
-Hypothesis damages a file of a real study that was killed, in any way: the views read the study, then the file is as
-before. `DAMAGE_EXAMPLES=5000 DAMAGE_SEED=1` looks further. Some damages are followed by a real resume, which must either
+Hypothesis damages a file of a real study that was killed, and of a study of each earlier release, in any way: the views
+read the study, then the file is as before. `DAMAGE_EXAMPLES=5000 DAMAGE_SEED=1` looks further. Some damages are followed by a real resume, which must either
 run each sample to its right end, or name the file.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import os
 import random
 import shutil
@@ -17,8 +18,11 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from damages import changed_json, no_files, put
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
+from releases import RELEASES
+from releases import restore as put_back
 from support import Study, kill, wait_for
 
 from maestro_celery_plugin.cli import main
@@ -49,6 +53,7 @@ SPEC = """
 """
 ENDS = ("finished", "failed")
 VALUES = {number: f"v{number * 7}" for number in range(COUNT)}
+VALUES_OF_RELEASES = dict(enumerate("abcdef"))
 # The commands that only read, with the exit codes of a study in any state.
 VIEWS = (
     ("status",), ("status", "--json"), ("status", "--failed"), ("samples",), ("samples", "--where", "V == 'v7'"),
@@ -115,11 +120,14 @@ def files_of(study: Study) -> list[Path]:
 class Damage:
     """One damage of one file, drawn by Hypothesis."""
 
-    KINDS = ("cut", "flip", "insert", "zeros", "text", "bytes", "remove", "directory", "other", "append", "repeat")
+    KINDS = ("cut", "flip", "insert", "zeros", "text", "bytes", "other", "append", "repeat", "value", *no_files)
 
-    def __init__(self, data: st.DataObject, files: list[Path]) -> None:
+    def __init__(self, data: st.DataObject, root: Path, files: list[Path]) -> None:
         self.file = data.draw(st.sampled_from(files), label="file")
-        self.kind = data.draw(st.sampled_from(self.KINDS), label="kind")
+        # What is new in a file of the ledger is read at once.
+        without = ("a huge file",) if self.file.suffix == ".ledger" else ()
+        self.kind = data.draw(st.sampled_from([kind for kind in self.KINDS if kind not in without]), label="kind")
+        self._value = self._other_value(data, root / self.file) if self.kind == "value" else b""
         self._random = random.Random(data.draw(st.integers(0, 2**16), label="seed"))
         self._other = data.draw(st.sampled_from(files), label="other") if self.kind == "other" else self.file
 
@@ -128,12 +136,25 @@ class Damage:
 
     def apply(self, root: Path) -> None:
         path, whole = root / self.file, (root / self.file).read_bytes()
-        if self.kind in ("remove", "directory"):
-            path.unlink()
-            if self.kind == "directory":
-                path.mkdir()
-            return
-        path.write_bytes(self._damaged(whole, (root / self._other).read_bytes()))
+        if self.kind in no_files:
+            put(path, self.kind)
+        elif self.kind == "value":
+            path.write_bytes(self._value)
+        else:
+            path.write_bytes(self._damaged(whole, (root / self._other).read_bytes()))
+
+    @property
+    def may_change_outcomes(self) -> bool:
+        """Whether the file may be a sound one that says something else, such as another number of the step record."""
+        return self.kind == "value"
+
+    @staticmethod
+    def _other_value(data: st.DataObject, path: Path) -> bytes:
+        try:
+            whole = json.loads(path.read_bytes())
+        except ValueError:
+            return b"{}"
+        return data.draw(changed_json(whole).map(json.dumps).map(str.encode), label="value")
 
     def _damaged(self, whole: bytes, other: bytes) -> bytes:
         at = self._random.randrange(len(whole) + 1)
@@ -155,10 +176,7 @@ class Damage:
 
 def restore_file(study: Study, file: Path) -> None:
     path, before = study.path / file, study.path.with_name("as_killed") / file
-    if path.is_dir():
-        shutil.rmtree(path)
-    path.unlink(missing_ok=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    put(path, b"")
     shutil.copy2(before, path)
 
 
@@ -176,22 +194,46 @@ def views(study: Study) -> dict[tuple[str, ...], str]:
     return printed
 
 
-def assert_no_wrong_outcome(printed: dict[tuple[str, ...], str], truth: dict[int, str]) -> None:
+def assert_no_wrong_outcome(
+    printed: dict[tuple[str, ...], str], truth: dict[tuple[str, int], str], labels: tuple[str, ...], values: dict[int, tuple[str, ...]]
+) -> None:
     """Check each row: the values are those of the sample, and an outcome is the one that it had, or none."""
+    empty = (("",) * len(labels), (None,) * len(labels))
     for row in rows_of(printed[("samples", "--step", "sim")]):
         number = int(row["id"])
-        assert (row.get("N"), row.get("V")) in ((str(number), VALUES[number]), ("", ""), (None, None)), row
+        assert tuple(map(row.get, labels)) in (values[number], *empty), row
         if row["state"] in ENDS:
-            assert truth.get(number) == row["state"], row
+            assert truth.get((row["record"], number)) == row["state"], row
+
+
+def ends_in(printed: dict[tuple[str, ...], str]) -> dict[tuple[str, int], str]:
+    """Return the states of the samples that have ended, by step record and number."""
+    found = rows_of(printed[("samples", "--step", "sim")])
+    return {(row["record"], int(row["id"])): row["state"] for row in found if row["state"] in ENDS}
 
 
 @pytest.mark.timeout(max(300, 4 * EXAMPLES))
 def test_the_views_of_a_damaged_study(killed):
     """Given a damage of any file, then each view shows what it can or names the file, and no outcome is wrong."""
     restore(killed)
-    truth, files = outcomes(killed), files_of(killed)
-    assert sorted(truth.values())[:2] == ["failed", "finished"]
-    assert_no_wrong_outcome(views(killed), truth)
+    check_views(killed, ("N", "V"), {number: (str(number), value) for number, value in VALUES.items()}, {"failed", "finished"})
+
+
+@pytest.mark.timeout(max(300, 4 * EXAMPLES))
+@pytest.mark.parametrize("release", RELEASES)
+def test_the_views_of_a_damaged_study_of_an_earlier_release(release, tmp_path, environment):
+    """Given a study of an earlier release, then the views read it, and the same holds for its damaged files."""
+    study = Study(put_back(release, tmp_path), environment)
+    shutil.copytree(study.path, study.path.with_name("as_killed"), symlinks=True)
+    check_views(study, ("VALUE",), {number: (value,) for number, value in VALUES_OF_RELEASES.items()}, {"finished"})
+
+
+def check_views(study: Study, labels: tuple[str, ...], values: dict[int, tuple[str, ...]], ends: set[str]) -> None:
+    files, sound = files_of(study), views(study)
+    truth = ends_in(sound)
+    assert set(truth.values()) == ends
+    assert all(sound[("samples", "--step", "sim")].count(value) for row in values.values() for value in row)
+    assert_no_wrong_outcome(sound, truth, labels, values)
 
     @seed(SEED)
     @settings(
@@ -200,12 +242,14 @@ def test_the_views_of_a_damaged_study(killed):
     )  # fmt: skip
     @given(st.data())
     def check(data: st.DataObject) -> None:
-        damage = Damage(data, files)
-        damage.apply(killed.path)
+        damage = Damage(data, study.path, files)
+        damage.apply(study.path)
         try:
-            assert_no_wrong_outcome(views(killed), truth)
+            printed = views(study)
+            if not damage.may_change_outcomes:
+                assert_no_wrong_outcome(printed, truth, labels, values)
         finally:
-            restore_file(killed, damage.file)
+            restore_file(study, damage.file)
 
     check()
 

@@ -12,10 +12,14 @@ import redis
 from servers import LIMITED, PASSWORD, Server, TlsServer, free_port, redis_on
 from support import BIN, ROOT
 
+from maestro_celery_plugin.broker.app import declare, make_app, queue_sizes
 from maestro_celery_plugin.broker.choice import BrokerChoice, check, check_reachable, choose
+from maestro_celery_plugin.broker.messages import RangeTask
+from maestro_celery_plugin.broker.sender import Sender
 from maestro_celery_plugin.errors import BrokerError, BrokerUnavailableError
 from maestro_celery_plugin.ledger.entries import Kind
 from maestro_celery_plugin.ledger.reader import LedgerReader, read_ledger
+from maestro_celery_plugin.states import RunMode
 from maestro_celery_plugin.study.session import BrokerLocation, Session
 
 
@@ -280,3 +284,20 @@ def test_a_broker_by_url_that_loses_its_data(run, redis_server):
     study.await_end()
 
     assert study.outputs("sim/*/sim.out") == [f"{n}\n" for n in range(1, 13)]
+
+
+def test_a_broker_that_comes_back_at_its_address_is_used_again(tmp_path):
+    """Given a message and queues that the broker did not take, when it is back, then another try of the same process succeeds."""
+    session, port = Session.create(tmp_path / "session"), free_port()
+    session.write_broker(BrokerLocation(url=f"redis://:{PASSWORD}@127.0.0.1:{port}/0"))
+    app, task = make_app(session), RangeTask("/study", "id", "sim", 1, 0, 3, 1, RunMode.FIRST)
+    sender = Sender(session, app)
+    with pytest.raises(Exception, match="Connection refused"):
+        sender.send(task, "q")
+    with pytest.raises(Exception, match="Connection refused"):
+        declare(app, session, {"q"})
+
+    with redis_on(port, tmp_path):
+        declare(make_app(session), session, {"q"})
+        sender.send(task, "q")
+        assert queue_sizes(app, [session.queue("q")]) == [1]

@@ -72,7 +72,7 @@ class Batch:
     """
 
     def __init__(self, world: Any) -> None:
-        self._world = world
+        self._world, self._random = world, world.kernel.stream("batch system")
         self.system = _System(self)
         self._jobs: dict[str, _Job] = {}
         self.silent_until = 0.0
@@ -111,8 +111,8 @@ class Batch:
         job = self._jobs[number] = _Job(number, label, request.name, directory, float(request.walltime_s or 3600))
         self.counts["submitted"] += 1
         sim.kernel.trace(f"job {number} submitted for {label}")
-        sim.kernel.call(sim.kernel.random.random() * self._world.profile.queue_s, lambda: self._begin(job))
-        if sim.kernel.random.random() < 0.02 and sim.kernel.now < self._world.profile.faults_end_s:
+        sim.kernel.call(self._random.random() * self._world.profile.queue_s, lambda: self._begin(job))
+        if self._random.random() < 0.02 and sim.kernel.now < self._world.profile.faults_end_s:
             raise BatchSystemUnavailableError("the answer to a submission was lost")
         return number
 
@@ -193,11 +193,11 @@ class Batch:
         for process in self._processes(job):
             sim.kernel.exit(process, -9)
 
-    def preempt(self) -> None:
+    def preempt(self, rng: Any) -> None:
         """End a running job for one of higher priority."""
         running = [job for job in self.open_jobs() if job.state is AllocationState.RUNNING]
         if running:
-            self._end(sim.kernel.random.choice(running), AllocationState.PREEMPTED)
+            self._end(rng.choice(running), AllocationState.PREEMPTED)
 
     def lose(self, node: Node) -> None:
         """End the jobs on a node that has failed."""

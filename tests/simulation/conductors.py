@@ -11,6 +11,7 @@ from maestro_celery_plugin.conductor.coordinator import for_study
 from maestro_celery_plugin.errors import EnsembleError, LedgerError, StudyError
 from maestro_celery_plugin.states import RecordState
 from simulation import kernel as sim
+from simulation.studies import Maestro, Study
 
 __all__ = ["Conductor"]
 
@@ -23,14 +24,17 @@ class Conductor:
 
     Args:
         world: The world.
+        study: The study.
 
     Attributes:
+        maestro: What Maestro knows in this process.
         coordinator: Its coordinator; None before it has begun.
         has_ended: Whether it has ended in order, with all step records ended.
     """
 
-    def __init__(self, world: Any) -> None:
-        self._world = world
+    def __init__(self, world: Any, study: Study) -> None:
+        self._world, self._study = world, study
+        self.maestro = Maestro(study.names)
         self.coordinator: Any = None
         self.has_ended = False
         self.jobs: dict[str, str] = {}
@@ -49,7 +53,7 @@ class Conductor:
             self._run_exit_handlers()
             return 1
         self._run_exit_handlers()
-        self.has_ended = True
+        self.has_ended, self._study.maestro = True, self.maestro
         return 0
 
     def _run_exit_handlers(self) -> None:
@@ -57,7 +61,7 @@ class Conductor:
             action()
 
     def _conduct(self) -> None:
-        maestro = self._world.maestro
+        maestro = self.maestro
         while True:
             if self._is_cancelled():
                 maestro.is_cancelled = True
@@ -77,7 +81,7 @@ class Conductor:
     def _is_cancelled(self) -> bool:
         """Tell whether a user has requested a cancellation; Maestro's own file operations have no errors here."""
         outside = self._world.files.outside
-        request = str(self._world.plan.cancel_request)
+        request = str(self._study.plan.cancel_request)
         try:
             outside.unlink(request)
         except FileNotFoundError:
@@ -89,7 +93,6 @@ class Conductor:
             self.coordinator.cancel(list(self.jobs.values()))
         except (EnsembleError, OSError) as error:
             sim.kernel.trace(f"cannot be cancelled now: {error}")
-            self._world.maestro.was_refused = True
 
     def _wait(self) -> None:
         try:
@@ -108,8 +111,9 @@ class Conductor:
         for delay_s in (*_SUBMIT_DELAYS_S, None):
             try:
                 if self.coordinator is None:
-                    self.coordinator = for_study(self._world.plan)
-                self.jobs[name] = self.coordinator.submit(self._world.manifests[name])
+                    self.coordinator = for_study(self._study.plan)
+                    self._study.maestro = maestro
+                self.jobs[name] = self.coordinator.submit(self._study.manifests[name])
                 maestro.submitted.add(name)
                 break
             except StudyError:
@@ -143,7 +147,7 @@ class Conductor:
         ]
         for name in maestro.names:
             state = maestro.ended.get(name, "RUNNING" if name in self.jobs else "INITIALIZED")
-            lines.append(f"{name},--,{maestro.steps[name]}/x,{state},-,-,-,-,-,0,")
-        path = self._world.plan.root / "status.csv"
+            lines.append(f"{name},--,{name}/x,{state},-,-,-,-,-,0,")
+        path = self._study.plan.root / "status.csv"
         with contextlib.suppress(OSError):  # of Maestro itself, which would end
             Path(path).write_text("\n".join(lines) + "\n")

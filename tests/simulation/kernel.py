@@ -48,6 +48,7 @@ class Node:
         self.is_up = True
         self.processes: dict[int, Process] = {}
         self.client: Any = None  # its view of the file system
+        self.random: random.Random  # for the faults of its file operations
 
     @property
     def machine(self) -> str:
@@ -68,6 +69,7 @@ class Process:
         on_exit: Called by the kernel when the process has ended, in any way.
         locals: Its own copies of module globals.
         paused_until: None of its threads runs before this time.
+        killer: The attempt at a sample that has killed it; None for any other end.
     """
 
     def __init__(self, node: Node, pid: int, name: str) -> None:
@@ -79,6 +81,7 @@ class Process:
         self.locals: dict[str, Any] = {}
         self.exit_handlers: list[Callable[[], Any]] = []
         self.paused_until = 0.0
+        self.killer: Any = None
         self.code: int | None = None
         self.parent: Process | None = None
         self.marker = ""
@@ -124,7 +127,8 @@ class Kernel:
     """
 
     def __init__(self, seed: int) -> None:
-        self.random = random.Random(seed)
+        self._seed = seed
+        self.random = self.stream("order")
         self.now = 0.0
         self.steps = 0
         self.faults: list[str] = []
@@ -137,6 +141,10 @@ class Kernel:
         self._trace = hashlib.sha256()
         self.log: list[str] | None = None
         self._busy = 0
+
+    def stream(self, name: str) -> random.Random:
+        """Return random numbers of their own for one part of the world, so that it changes little when others do."""
+        return random.Random(f"{self._seed} {name}")
 
     # --- trace ---
 
@@ -157,6 +165,7 @@ class Kernel:
     def node(self, name: str) -> Node:
         """Add a machine."""
         node = self.nodes[name] = Node(name, len(self.nodes))
+        node.random = self.stream(f"operations of {name}")
         return node
 
     def process(self, node: Node, name: str, main: Callable[[], Any] | None = None) -> Process:

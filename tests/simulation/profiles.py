@@ -22,6 +22,9 @@ class Profile:
         faults_end_s: No fault begins after this time.
         moves: Whether conductors begin on either of two login nodes.
         limit_s: The study must end within this time after the last fault.
+        studies: The studies of the session; they share its worker group.
+        repeats_failed: Whether a user lets the failed samples run again (`resume --failed`).
+        collects: Whether a sample of the step that depends on another one reads all its samples, or only its own.
     """
 
     name: str = "calm"
@@ -87,6 +90,10 @@ class Profile:
     silences_per_hour: float = 0.0
     faults_end_s: float = 0.0
     limit_s: float = 1800.0
+    # Users and studies.
+    studies: int = 1
+    repeats_failed: bool = False
+    collects: bool = False
 
 
 def draw(name: str, seed: int) -> Profile:
@@ -156,3 +163,5 @@ def _draw_storm(profile: Profile, rng: random.Random) -> None:
     profile.power_cuts_per_hour = some(60, 0.3) if profile.workers == "local" else 0.0
     profile.full_disks_per_hour = some(60, 0.2)
     profile.preemptions_per_hour, profile.silences_per_hour = some(100), some(60)
+    profile.studies = 1 + int(rng.random() < 0.15)
+    profile.repeats_failed, profile.collects = rng.random() < 0.25, rng.random() < 0.5

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ class Attempt:
         node_boot: The boot of its node.
         killed_worker: Whether it has killed its worker.
         was_ended: Whether a signal has ended it.
+        was_signalled: Whether it has received a signal, which it may have ignored.
     """
 
     key: SampleKey
@@ -39,6 +39,7 @@ class Attempt:
     code: int | None = None
     killed_worker: bool = False
     was_ended: bool = False
+    was_signalled: bool = False
 
 
 class _Popen:
@@ -75,7 +76,7 @@ class Samples:
     """
 
     def __init__(self, kernel: Kernel, profile: Profile) -> None:
-        self._kernel, self._profile = kernel, profile
+        self._kernel, self._profile, self._random = kernel, profile, kernel.stream("samples")
         self.attempts: dict[SampleKey, list[Attempt]] = {}
         self.scripts: dict[SampleKey, list[Any]] = {}
         self.durations: dict[SampleKey, float] = {}
@@ -85,7 +86,7 @@ class Samples:
 
     def add(self, record: str, manifest: Any) -> None:
         """Add the samples of a step record."""
-        rng, profile = self._kernel.random, self._profile
+        rng, profile = self._random, self._profile
         for sample in range(manifest.samples):
             key = record, sample
             path = manifest.paths.of(sample)
@@ -156,7 +157,7 @@ class Samples:
             return
         if step == "kill":
             if attempt.worker.is_alive:
-                attempt.killed_worker = True
+                attempt.killed_worker, attempt.worker.killer = True, attempt
                 self._kernel.trace(f"{attempt.process} kills its worker")
                 self._kernel.exit(attempt.worker, -9)
             self._kernel.exit(attempt.process, -9)
@@ -165,9 +166,10 @@ class Samples:
 
     def _on_signal(self, attempt: Attempt, number: int) -> None:
         """Most samples end soon after SIGTERM; some ignore it."""
+        attempt.was_signalled = True
         if attempt.key[1] % 7 == 3:
             return
-        self._kernel.sleep(self._kernel.random.random() * 0.2)
+        self._kernel.sleep(self._random.random() * 0.2)
         attempt.was_ended = True
         self._kernel.kill(attempt.process, number)
 
@@ -175,9 +177,11 @@ class Samples:
         attempt.code, attempt.end = code, self._kernel.now
         attempt.was_ended = attempt.was_ended or (code in (-9, -15) and not attempt.killed_worker)
 
+    def kills(self, key: SampleKey, before: Attempt) -> int:
+        """Return how often a sample had killed its worker before an attempt at it."""
+        return sum(one.killed_worker for one in self.attempts[key][: before.number])
+
     def running(self) -> list[Attempt]:
         """Return the attempts that run."""
         return [a for attempts in self.attempts.values() for a in attempts if a.code is None]
 
-
-_ = signal

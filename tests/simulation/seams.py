@@ -301,10 +301,6 @@ def _substitutes() -> dict[int, Any]:
     }
 
 
-def _import_all() -> None:
-    pass
-
-
 _installed: list[bool] = []
 
 
@@ -313,8 +309,8 @@ def install() -> None:
     if _installed:
         return
     _installed.append(True)
-    _import_all()
     # No files or processes yet: what the product reads once and keeps must be read before.
+    import maestro_celery_plugin.maestro.resume  # noqa: F401 (its names are replaced below)
     from maestro_celery_plugin.plugins import plugin_manager
 
     plugin_manager()
@@ -351,8 +347,10 @@ def install() -> None:
     own_name.print = lambda *args, **options: None  # type: ignore[attr-defined]
     pool_limits.PoolLimits.__init__ = lambda self: None  # type: ignore[method-assign]
     from simulation.supervisors import replace_in
+    from simulation.users import replace_in_resume
 
     replace_in(supervisor)
+    replace_in_resume(current_world)
     system.interpose()
 
 

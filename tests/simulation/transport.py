@@ -33,7 +33,7 @@ class Broker:
     """
 
     def __init__(self, kernel: Kernel, profile: Profile) -> None:
-        self._kernel, self._profile = kernel, profile
+        self._kernel, self._profile, self._random = kernel, profile, kernel.stream("broker")
         self._queues: dict[str, _Queue] = {}
         self.refuses_until = 0.0
         self.generation, self.is_up = 1, True
@@ -66,7 +66,7 @@ class Broker:
 
     def _send(self, url: str, task: Any, task_queue: str) -> None:
         self._kernel.operate()
-        profile, rng = self._profile, self._kernel.random
+        profile, rng = self._profile, self._random
         if profile.send_s:
             self._kernel.sleep(rng.random() * profile.send_s)
         self.check(url)
@@ -108,7 +108,7 @@ class Broker:
         for name in names:
             queue = self._queue(name)
             if queue.messages:
-                index = self._kernel.random.randrange(len(queue.messages)) if self._profile.reorders else 0
+                index = self._random.randrange(len(queue.messages)) if self._profile.reorders else 0
                 self.counts["received"] += 1
                 message = queue.messages[index]
                 del queue.messages[index]

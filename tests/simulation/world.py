@@ -10,18 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
-from msgspec.structs import replace
-
-from maestro_celery_plugin.config.settings import (
-    BatchSettings,
-    EnsembleSettings,
-    ResourceSettings,
-    StepFacts,
-    WorkerGroupSettings,
-)
 from maestro_celery_plugin.states import RecordState
-from maestro_celery_plugin.study.manifest import Manifest
 from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.session import BrokerLocation, Session
 from maestro_celery_plugin.worker import supervisor
@@ -32,46 +21,19 @@ from simulation.checks import Checks
 from simulation.conductors import Conductor
 from simulation.filesystem import Client, FileServer
 from simulation.kernel import EPOCH, Kernel, Node, Process
-from simulation.misfortune import Misfortune
+from simulation.misfortune import Fault, Misfortune, plan_faults
 from simulation.profiles import Profile, draw
 from simulation.samples import Attempt, Samples
+from simulation.studies import GROUP, Study
 from simulation.supervisors import run_supervisor
 from simulation.transport import Broker
+from simulation.users import Users
 from simulation.workers import start_worker
 
 __all__ = ["Result", "World", "simulate"]
 
-ROOT = Path("/sim/study")
-_GROUP = "w"
 # After the last fault, and after the end of the study, processes have this long to end.
 _END_S = 200.0
-
-
-@dataclasses.dataclass
-class Maestro:
-    """What Maestro stores about a study at each poll, and what the next conductor begins with."""
-
-    names: list[str]
-    steps: dict[str, str]
-    ended: dict[str, str] = dataclasses.field(default_factory=dict)
-    is_cancelled: bool = False
-    was_cancelled: bool = False
-    was_refused: bool = False
-
-    def ready(self) -> list[str]:
-        """Return the step records to submit; the last one depends on the first."""
-        waits = len(self.names) > 2 and self.ended.get(self.names[0]) != "FINISHED"
-        names = self.names[:-1] if waits else self.names
-        return [name for name in names if name not in self.ended]
-
-    @property
-    def is_over(self) -> bool:
-        """Whether no step record runs or can run."""
-        if self.is_cancelled or (len(self.names) > 2 and self.ended.get(self.names[0]) in ("FAILED", "CANCELLED")):
-            return all(name in self.ended for name in self.names if name in self.submitted)
-        return all(name in self.ended for name in self.names)
-
-    submitted: set[str] = dataclasses.field(default_factory=set)
 
 
 class _Log(logging.Handler):
@@ -93,7 +55,11 @@ class _Log(logging.Handler):
 
 @dataclasses.dataclass
 class Result:
-    """What a simulation has shown."""
+    """What a simulation has shown.
+
+    Attributes:
+        faults: The faults with a time.
+    """
 
     seed: int
     profile: str
@@ -102,6 +68,7 @@ class Result:
     steps: int
     simulated_s: float
     counts: dict[str, int]
+    faults: list[Fault]
     log: list[str] | None = None
 
 
@@ -111,16 +78,21 @@ class World:
     Args:
         seed: Its seed.
         profile: Its profile.
+        faults: The faults with a time; None for those of the seed.
+        keep_log: Whether to keep the trace.
     """
 
-    def __init__(self, seed: int, profile: Profile, *, keep_log: bool = False) -> None:
+    def __init__(
+        self, seed: int, profile: Profile, *, faults: list[Fault] | None = None, keep_log: bool = False
+    ) -> None:
         seams.install()
         self.profile = profile
         self.kernel = kernel = Kernel(seed)
         kernel.log = [] if keep_log else None
         self.log = _Log()
         self.start_s = 1.0
-        self.misfortune = Misfortune(self)
+        self.faults = plan_faults(profile, kernel.stream) if faults is None else faults
+        self.misfortune, self.users = Misfortune(self), Users(self)
         self.server = FileServer(lambda: EPOCH + kernel.now)
         self.files = system.Files(self.server, self._client(None))
         self.home = self._node("home", profile.workers == "local")
@@ -139,9 +111,9 @@ class World:
         self.batch = Batch(self)
         self.checks = Checks(self)
         self.samples.on_begin = self.checks.begin
-        self.conductors: list[Conductor] = []
+        self.studies = [Study(number, profile) for number in range(profile.studies)]
+        self._study_of = {name: study for study in self.studies for name in study.names}
         self.numbers: dict[str, int] = {}
-        self.knows_all = True
         self.is_over = False
 
     def _node(self, name: str, is_server: bool) -> Node:
@@ -156,40 +128,37 @@ class World:
             if node is not None:
                 self.misfortune.operate(node, kind, path)
 
-        return Client(self.server, caching, lambda: self.kernel.now, self.kernel.random, fault)
+        rng = self.kernel.stream(f"caches of {node.name if node else 'the harness'}")
+        return Client(self.server, caching, lambda: self.kernel.now, rng, fault)
 
-    # --- the study ---
+    # --- the studies ---
 
     def create(self) -> None:
-        """Create the study as `maestro run` does."""
-        profile = self.profile
-        group: dict[str, Any] = {"task_queues": ("merlin",), "idle_limit": profile.idle_limit_s}
-        batch = BatchSettings()
-        if profile.workers == "remote":
-            group["machines"] = ("n",)
-        elif profile.workers == "allocation":
-            batch = BatchSettings(
-                type="slurm",
-                nodes=profile.nodes,
-                walltime=f"{profile.walltime_s // 3600:02}:{profile.walltime_s // 60 % 60:02}:00",
-            )
-        settings = EnsembleSettings(
-            batch=batch,
-            steps={f"step{n}": StepFacts(queues=("merlin",), sampled=True) for n in range(profile.records)},
-            resources=ResourceSettings(workers={_GROUP: WorkerGroupSettings(**group)}, sync_ledger=profile.sync_ledger),
-        )
+        """Create the studies as `maestro run` does."""
         self.server.root.entries["sim"] = self.server.new(0o040000)
-        ROOT.mkdir()
-        self.plan = StudyPlan(root=ROOT, timestamp="20270115-080000", settings=settings, id="1")
-        (ROOT / "batch.info").write_text(yaml.safe_dump(self.plan.to_batch()))
-        self.plan.info.mkdir()
-        Session.create(self.plan.session)
-        self.write_broker()
-        self.manifests: dict[str, Manifest] = {}
-        names = [f"step{number}" for number in range(profile.records)]
-        for name in names:
-            self._add_record(name)
-        self.maestro = Maestro(names, {name: name for name in names})
+        for study in self.studies:
+            study.create()
+            if not study.number:
+                Session.create(study.plan.session)
+                self.write_broker()
+            study.add_records(self.samples)
+
+    @property
+    def plan(self) -> StudyPlan:
+        """The plan of the first study, which has begun the session."""
+        return self.studies[0].plan
+
+    def study_of(self, name: str) -> Study:
+        """Return the study of a step record."""
+        return self._study_of[name]
+
+    def study_at(self, root: Path) -> Study:
+        """Return the study in a directory."""
+        return next(study for study in self.studies if study.root == root)
+
+    def start_conductor(self, study: Study) -> None:
+        """Start a process that conducts a study."""
+        study.conductors.append(Conductor(self, study))
 
     def write_broker(self, generation: int = 1) -> None:
         """Store where the broker is, as the host of the session does."""
@@ -198,26 +167,11 @@ class World:
             location = dataclasses.replace(location, supervisor=(1, 1), generation=str(generation))
         Session(self.plan.session).write_broker(location)
 
-    def user(self, name: str, action: Any) -> None:
-        """Let a user type a command on the conductor's machine."""
-        process = self.kernel.process(self.home, f"user who {name}", action)
+    def user(self, name: str, action: Any) -> Process:
+        """Let a user type a command on the conductor's machine; return its process."""
+        process = self.kernel.process(self.home, f"user: {name}", action)
         process.on_exit.append(self.on_exit)
-
-    def _add_record(self, name: str) -> None:
-        profile = self.profile
-        workspace = ROOT / name
-        workspace.mkdir()
-        manifest = Manifest(
-            number=1, name=name, step=name, workspace=str(workspace), script=name, cmd="cmd", restart="restart",
-            shell="/bin/bash", sampled=True, samples=profile.samples, labels=[], table=None, index_cache=str(ROOT),
-            level_max_dirs=25, task_queue="merlin", max_retries=profile.max_retries,
-            retry_delay_s=profile.retry_delay_s, study_id=self.plan.id,
-        )  # fmt: skip
-        self.manifests[name] = replace(manifest)
-        self.samples.add(name, manifest)
-        if profile.samples == 1:
-            for suffix in (".sh", ".restart.sh"):
-                (workspace / f"{name}{suffix}").write_text("#!/bin/bash\n")
+        return process
 
     # --- what the code under test asks for ---
 
@@ -234,7 +188,7 @@ class World:
         process = self.kernel.process(
             node,
             f"supervisor {name or node.name}",
-            lambda: run_supervisor(supervisor, Session(self.plan.session), _GROUP, name, allocation),
+            lambda: run_supervisor(supervisor, Session(self.plan.session), GROUP, name, allocation),
         )
         process.on_exit.append(self.on_exit)
         return process
@@ -250,14 +204,13 @@ class World:
 
     # --- what the checks ask for ---
 
-    @property
-    def conductor(self) -> Conductor | None:
-        """The conductor with a coordinator that was started last."""
-        return next((one for one in reversed(self.conductors) if one.coordinator is not None), None)
+    def conductor(self, study: Study) -> Conductor | None:
+        """Return the conductor of a study with a coordinator that was started last."""
+        return next((one for one in reversed(study.conductors) if one.coordinator is not None), None)
 
     def record(self, name: str) -> Any:
-        """Return a step record of the present conductor."""
-        conductor = self.conductor
+        """Return a step record of the present conductor; None without one."""
+        conductor = self.conductor(self.study_of(name))
         if conductor is None:
             return None
         found = next((r for r in conductor.coordinator._records if r.manifest.name == name), None)
@@ -266,7 +219,8 @@ class World:
         return found
 
     def leased(self, record: Any) -> int:
-        conductor = self.conductor
+        """Return how many samples of a step record have a lease."""
+        conductor = self.conductor(self.study_of(record.manifest.name))
         return 0 if conductor is None else conductor.coordinator._records.leased(record).count
 
     def may_be_lost(self, attempt: Attempt) -> bool:
@@ -286,12 +240,14 @@ class World:
         """Run to the end of the study, and check it."""
         kernel, profile = self.kernel, self.profile
         self.create()
-        self.conductors.append(Conductor(self))
-        self.misfortune.begin()
+        self.start_conductor(self.studies[0])
+        for study in self.studies[1:]:
+            kernel.call(kernel.random.uniform(0.0, 20.0), lambda study=study: self.start_conductor(study))
+        self.misfortune.begin(self.faults)
         self._look()
         work_s = sum(self.samples.durations[key] * len(script) for key, script in self.samples.scripts.items())
-        limit_s = profile.faults_end_s + profile.limit_s + 3 * work_s / profile.slots
-        kernel.run(limit_s, steps, lambda: self.is_over)
+        limit_s = profile.limit_s + 3 * work_s / profile.slots
+        kernel.run(profile.faults_end_s + limit_s * (1 + profile.repeats_failed), steps, lambda: self.is_over)
         end_s = kernel.now
         if self.is_over:
             kernel.run(end_s + _END_S, steps + 200_000, self._is_empty)
@@ -300,16 +256,15 @@ class World:
         kernel.shut_down()
         counts = self._counts()
         return Result(
-            kernel.random and 0, profile.name, self.checks.violations, kernel.trace_hash, kernel.steps, end_s, counts,
+            0, profile.name, self.checks.violations, kernel.trace_hash, kernel.steps, end_s, counts, self.faults,
             kernel.log,
         )  # fmt: skip
 
     def _look(self) -> None:
         """Check, start a conductor or workers again, and find out whether the study is over."""
         self.checks.look()
-        self.misfortune.tend()
-        has_ended = self.maestro.is_over and any(one.has_ended for one in self.conductors)
-        self.is_over = has_ended and not any(one.process.is_alive for one in self.conductors)
+        self.users.tend()
+        self.is_over = all(study.has_ended and not self.users.must_repeat(study) for study in self.studies)
         self.kernel.call(1.0, self._look)
 
     def _is_empty(self) -> bool:
@@ -319,17 +274,20 @@ class World:
         attempts = [a for found in self.samples.attempts.values() for a in found]
         counts = {
             "samples": len(self.samples.attempts),
-            "started": len(attempts),
-            "ended by themselves": sum(
+            "attempts started": len(attempts),
+            "attempts that ended by themselves": sum(
                 1 for a in attempts if a.code is not None and not a.was_ended and not a.killed_worker
             ),
-            "ended from outside": sum(1 for a in attempts if a.was_ended),
-            "killed their worker": sum(1 for a in attempts if a.killed_worker),
-            "never tried": sum(1 for found in self.samples.attempts.values() if not found),
-            "conductors": len(self.conductors),
-            "workers": len(self.workers),
-            "file operations": self.server.operations,
+            "attempts that were ended from outside": sum(1 for a in attempts if a.was_ended),
+            "attempts that killed their worker": sum(1 for a in attempts if a.killed_worker),
+            "samples never tried": sum(1 for found in self.samples.attempts.values() if not found),
+            "samples run more than once": sum(1 for found in self.samples.attempts.values() if len(found) > 1),
+            "world: studies": len(self.studies),
+            "world: conductors": sum(len(study.conductors) for study in self.studies),
+            "world: workers": len(self.workers),
+            "world: file operations": self.server.operations,
         }
+        counts.update({f"samples {what}": number for what, number in self.checks.ends.items()})
         counts.update({f"again: {reason}": number for reason, number in self.checks.reruns.items()})
         counts.update({f"messages {name}": number for name, number in self.broker.counts.items()})
         counts.update({f"allocations {name}": number for name, number in self.batch.counts.items()})
@@ -374,7 +332,13 @@ def running(world: World) -> Iterator[None]:
 
 
 def simulate(
-    seed: int, profile: str = "calm", steps: int = 2_000_000, *, keep_log: bool = False, **changes: Any
+    seed: int,
+    profile: str = "calm",
+    steps: int = 2_000_000,
+    *,
+    faults: list[Fault] | None = None,
+    keep_log: bool = False,
+    **changes: Any,
 ) -> Result:
     """Run the simulation of a seed.
 
@@ -382,10 +346,11 @@ def simulate(
         seed: The seed.
         profile: Name of the profile.
         steps: The largest number of steps.
+        faults: The faults with a time; None for those of the seed.
         keep_log: Whether the result has the trace.
         changes: Values of the profile that differ from those of the seed.
     """
-    world = World(seed, dataclasses.replace(draw(profile, seed), **changes), keep_log=keep_log)
+    world = World(seed, dataclasses.replace(draw(profile, seed), **changes), faults=faults, keep_log=keep_log)
     with running(world):
         result = world.run(steps)
     result.seed = seed

@@ -6,8 +6,11 @@ import celery.app.defaults
 import pytest
 
 from maestro_celery_plugin.broker import app as app_module
-from maestro_celery_plugin.broker.app import SETTINGS, make_app, queue_for
+from maestro_celery_plugin.broker.app import SETTINGS, declare, make_app, queue_for
+from maestro_celery_plugin.broker.messages import RangeTask
+from maestro_celery_plugin.broker.sender import Sender
 from maestro_celery_plugin.errors import BrokerError
+from maestro_celery_plugin.states import RunMode
 from maestro_celery_plugin.study.session import BrokerLocation, Session
 
 KNOWN = dict(celery.app.defaults.flatten(celery.app.defaults.NAMESPACES))
@@ -61,7 +64,7 @@ def test_only_redis_gets_the_options_of_redis(session, url, has_options):
     session.write_broker(BrokerLocation(url=url))
     app = make_app(session)
     assert app.conf.broker_url == url
-    assert bool(app.conf.broker_transport_options) == has_options
+    assert ("ack_emulation" in app.conf.broker_transport_options) == has_options
     if has_options:
         assert app.conf.broker_transport_options["ack_emulation"] is False
 
@@ -90,3 +93,17 @@ def test_each_session_has_its_own_task_queues_which_need_no_binding(session, tmp
 def test_the_name_of_the_task_is_not_the_path_of_a_module():
     """A worker imports no module that a message names."""
     assert app_module.TASK_NAME == "maestro_celery.run_range"
+
+
+@pytest.mark.parametrize("scheme", ["redis", "amqp"])
+def test_who_cannot_connect_gets_the_error_at_once(session, monkeypatch, scheme):
+    """Given a broker that is away, then neither a message nor a declaration waits for another try."""
+    waits = []
+    monkeypatch.setattr("kombu.utils.functional.sleep", waits.append)
+    session.write_broker(BrokerLocation(url=f"{scheme}://127.0.0.1:1"))
+    app = make_app(session)
+    with pytest.raises(Exception, match="refused"):
+        Sender(session, app).send(RangeTask("/study", "id", "sim", 1, 0, 3, 1, RunMode.FIRST), "q")
+    with pytest.raises(Exception, match="refused"):
+        declare(app, session, {"q"})
+    assert not waits

@@ -22,7 +22,7 @@ from maestro_celery_plugin.conductor.coordinator import (
 from maestro_celery_plugin.conductor.publisher import Publisher
 from maestro_celery_plugin.conductor.worker_pool import WorkerPool
 from maestro_celery_plugin.config.settings import ResourceSettings, WorkerGroupSettings
-from maestro_celery_plugin.ledger.entries import SUFFIX, Kind
+from maestro_celery_plugin.ledger.entries import COORDINATOR, SUFFIX, Kind
 from maestro_celery_plugin.ledger.reader import read_ledger
 from maestro_celery_plugin.ledger.sample_states import SampleStates
 from maestro_celery_plugin.ledger.writer import LedgerWriter
@@ -31,6 +31,7 @@ from maestro_celery_plugin.study import conductor_lock
 from maestro_celery_plugin.study.heartbeats import Heartbeat
 from maestro_celery_plugin.study.session import Session
 from maestro_celery_plugin.study.stopped_workers import read_stopped, request_start, request_worker_stop
+from maestro_celery_plugin.worker.study_context import StudyContext
 
 
 @pytest.mark.parametrize(
@@ -223,3 +224,41 @@ def test_a_sample_that_still_runs_on_another_machine_is_not_lost_when_the_conduc
     states = SampleStates(manifest.samples, 0)
     states.apply(read_ledger(plan.ledger))
     assert states.outcome[0] == Outcome.FINISHED
+
+
+def test_a_step_record_that_is_cancelled_at_its_submission_ends_after_the_samples_of_live_workers(tmp_path):
+    """Given workers of an earlier conductor that run on, and a user who cancels before Maestro submits the step record again,
+    then no sample starts any more, and the step record ends when the samples have ended."""
+    plan, manifest = a_study(tmp_path / "study")
+    group = WorkerGroupSettings(task_queues=(manifest.task_queue,), machines=("elsewhere",))
+    plan = dataclasses.replace(plan, settings=replace(plan.settings, resources=ResourceSettings(workers={"w": group})))
+    session = Session.create(plan.session)
+    session.heartbeats.write(
+        Heartbeat(
+            name="w-1", group="w", host="elsewhere", node="n", supervisor=(1, 1), process=(1, 1), slots=1, beat=1,
+            state=WorkerState.BUSY, machine="another",
+        )
+    )  # fmt: skip
+    worker = LedgerWriter(plan.ledger / f"w-1{SUFFIX}", plan.number)
+    worker.append(Kind.TAKEN, 1, 1, 0, 2)
+    worker.append(Kind.STARTED, 1, 1, 0)
+    earlier = LedgerWriter(plan.ledger / f"{COORDINATOR}{SUFFIX}", plan.number)
+    earlier.append(Kind.SENT, 1, 1, 0, 10)
+    earlier.close()
+    plan.cancel_request.touch()
+    coordinator = Coordinator(plan)
+    try:
+        coordinator._maintain_at = math.inf  # without a broker
+
+        job = coordinator.submit(replace(manifest, number=0))
+
+        assert coordinator.state(job) is not RecordState.CANCELLED
+        assert StudyContext(plan.root, plan.id, "w-2").is_invalid(1, 1, 1)
+
+        worker.append(Kind.STOPPED, 1, 1, 0)
+        worker.append(Kind.RELEASED, 1, 1, 0, 2)
+        coordinator._records.follow(fresh=True)
+        assert coordinator.state(job) is RecordState.CANCELLED
+    finally:
+        worker.close()
+        coordinator.close()

@@ -131,6 +131,28 @@ def test_a_value_stays_as_it_is(load, value):
     assert found.output_path == value
 
 
+BOOLEANS = ENSEMBLE.replace("resources: {", "resources: {overlap: $(FLAG), ").replace("{N: ", "{FLAG: 'false', N: ")
+
+
+@pytest.mark.parametrize(("value", "truth"), [("true", True), ("Yes", True), ("FALSE", False), ("no", False), (None, False)])
+def test_a_key_that_is_true_or_false_takes_its_value_from_the_command_line(load, value, truth):
+    found = load(BOOLEANS.replace("echo", "echo $(FLAG)"), variables={"EMPTY": "e"} if value is None else {"EMPTY": "e", "FLAG": value})
+
+    assert found.ensemble.resources.overlap is truth
+    assert found.study[0]["run"]["cmd"].startswith(f"echo {value or 'false'} ")  # the text stays
+
+
+@pytest.mark.parametrize("value", ["1", "on", "truely", "true "])
+def test_another_text_for_a_key_that_is_true_or_false_is_refused(load, value):
+    with pytest.raises(SpecificationError, match=f"merlin.resources.overlap: found '{value}'; true or false is needed."):
+        load(BOOLEANS, variables={"EMPTY": "e", "FLAG": value})
+
+
+def test_a_number_of_thousands_of_digits_stays_text(load):
+    found = load(ENSEMBLE, variables={"EMPTY": "e", "LABEL": "9" * 5000})
+    assert f" {'9' * 5000} " in found.study[0]["run"]["cmd"]
+
+
 def test_tokens_in_a_value_have_their_meaning(load):
     found = load(ENSEMBLE, variables={"MSG": "$(TITLE)/$USER", "EMPTY": "$(N)", "LABEL": "own"})
     assert found.study[0]["run"]["cmd"] == "echo 't/$USER' 't/$USER+t/$USER' own $(X) 1 $(n)"

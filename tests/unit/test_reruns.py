@@ -400,3 +400,65 @@ def test_the_names_of_cancelled_steps_are_followed(tmp_path):
     assert follower.names() == set()
     (tmp_path / "cancelled.json").unlink()
     assert follower.names() == set()
+
+
+# --- outcomes that a power cut has cost --------------------------------------------------------------
+
+
+DEPENDENTS_OF_SIM = ["compare_P.2", "list_P.2", "order_P.2", "post_P.2"]
+
+
+def lose(plan, name, *samples):
+    """Remove the entries of the worker about samples of a step record, as a power cut does."""
+    manifest = next(m for m in Manifest.read_all(plan.records) if m.name == name)
+    entries = read_ledger(plan.ledger, plan.number)
+    is_of_worker = np.isin(entries["kind"], (Kind.STARTED, Kind.ENDED))
+    keeps = ~((entries["record"] == manifest.number) & np.isin(entries["start"], samples) & is_of_worker)
+    shutil.rmtree(plan.ledger)
+    kept = LedgerWriter(plan.ledger / "coordinator.ledger", plan.number)
+    for one in entries[keeps & (entries["kind"] != Kind.HEAD)]:
+        values = (int(one[field]) for field in ("record", "epoch", "start", "stop"))
+        kept.append(Kind(one["kind"]), *values, code=int(one["code"]))
+    kept.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "sample", "misled", "expected"),
+    [
+        ("sim_P.2", 2, DEPENDENTS_OF_SIM, {"compare_P.2": ALL, "list_P.2": ALL, "post_P.2": [2], "order_P.2": [2], "collect": [0], "last": [0]}),
+        ("post_P.2", 2, ["collect"], {"collect": [0], "last": [0]}),
+        ("collect", 0, ["last"], {"last": [0]}),
+        ("other", 0, [], {}),
+    ],
+)
+def test_what_has_used_a_lost_outcome_runs_again(plan, name, sample, misled, expected):
+    """Given a power cut that has cost the outcome of a sample, but not those of what depends on it, when the study is resumed,
+    then these run again after the sample: no result of the attempt that is lost counts."""
+    lose(plan, name, sample)
+    reruns = Reruns(plan, RerunRequest())
+
+    reruns.record()
+
+    assert open_samples(plan) == {name: [sample], **expected}
+    assert sorted(reruns.misled) == misled
+    assert Reruns(plan, RerunRequest()).misled == [], "another resume does not mark them again"
+
+
+def test_a_study_that_was_interrupted_has_lost_no_outcome(plan):
+    """Given a sample that has not run, and step records that depend on it and have not begun, then nothing runs again."""
+    lose(plan, "sim_P.2", 2)
+    for name in DEPENDENTS_OF_SIM:
+        lose(plan, name, *ALL)
+    lose(plan, "collect", 0)
+    NativeStepState(plan.native / "last").forget()
+
+    reruns = Reruns(plan, RerunRequest())
+
+    assert reruns.misled == []
+    assert not reruns.names
+
+
+def test_samples_that_run_again_on_request_are_not_lost(plan):
+    Reruns(plan, RerunRequest(steps=("post",), keep_downstream=True)).record()
+
+    assert Reruns(plan, RerunRequest()).misled == []

@@ -39,7 +39,7 @@ def test_the_message_about_another_version_names_the_value_that_cannot_be_read(t
     (plan.root / "batch.info").write_text(yaml.safe_dump(batch))
     text = error_of(plan.root)
     assert "was created by another version of maestro-celery-plugin; use that version, or launch the study again" in text
-    assert "(batch.nodes: " in text
+    assert "(settings.batch.nodes: " in text
     del batch["rows"]
     (plan.root / "batch.info").write_text(yaml.safe_dump(batch | {"settings": plan.to_batch()["settings"]}))
     assert "launch the study again (batch.info has no key 'rows')." in error_of(plan.root)

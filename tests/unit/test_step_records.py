@@ -16,6 +16,7 @@ from maestro_celery_plugin.ledger.entries import COORDINATOR, SUFFIX, Kind
 from maestro_celery_plugin.ledger.store import Store
 from maestro_celery_plugin.ledger.writer import LedgerWriter
 from maestro_celery_plugin.states import RecordState
+from maestro_celery_plugin.worker.study_context import StudyContext
 
 GROUPS = {"w": WorkerGroupSettings(task_queues=("merlin",))}
 
@@ -176,6 +177,43 @@ def test_a_conductor_uses_no_epoch_of_an_earlier_one(tmp_path):
 
     assert len(set(lost)) == 4
     assert min(lost[1:]) > lost[0]
+
+
+def test_a_message_of_before_a_power_cut_runs_no_sample_that_has_finished(tmp_path):
+    """Given a power cut that has cost the entry under which a sample has run since, then an earlier message about it, which
+    waits on a broker elsewhere, is invalid."""
+    plan, manifest = a_study(tmp_path / "study")
+    earlier = StepRecords(plan, GROUPS)
+    record = earlier.register(manifest)
+    earlier.record_sent(record, 1, 0, 10)
+    earlier.flush()
+    worker = LedgerWriter(plan.ledger / f"w-1{SUFFIX}", plan.number)
+    worker.append(Kind.STARTED, 1, 5, 3)
+    worker.append(Kind.ENDED, 1, 5, 3)
+    worker.close()
+
+    later = StepRecords(plan, GROUPS)
+    later.load(set)
+    later.flush()
+
+    study = StudyContext(plan.root, plan.id, "w-2")
+    assert study.is_invalid(1, 1, 3)
+    assert not study.must_end(1, 1, 4)
+
+
+def test_a_conductor_without_lost_entries_leaves_its_messages_valid(tmp_path):
+    """Given a conductor that begins after another one, then the messages in the task queues are valid until it sends others."""
+    plan, manifest = a_study(tmp_path / "study")
+    earlier = StepRecords(plan, GROUPS)
+    earlier.record_sent(earlier.register(manifest), 1, 0, 10)
+    earlier.flush()
+    worker = LedgerWriter(plan.ledger / f"w-1{SUFFIX}", plan.number)
+    worker.append(Kind.STARTED, 1, 1, 3)
+    worker.close()
+
+    StepRecords(plan, GROUPS).load(set)
+
+    assert not StudyContext(plan.root, plan.id, "w-2").is_invalid(1, 1, 4)
 
 
 def test_a_worker_that_begins_while_a_conductor_reads_the_ledger_is_alive(tmp_path):
