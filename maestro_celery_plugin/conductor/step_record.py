@@ -173,22 +173,39 @@ class StepRecord:
             mask[sample] = True
         mask &= self.samples.outcome == Outcome.OPEN
         before = self.suspect
-        self._exclude_suspects(mask)
+        self._exclude_suspects(mask, is_leased)
         if self.suspect is not None and self.suspect != before and self.suspect not in self.delayed:
             mask[self.suspect] = True
         return mask
 
-    def _exclude_suspects(self, mask: np.ndarray[Any, Any]) -> None:
-        """Remove all suspects except one from `mask`."""
-        samples = self.samples
-        if not samples.attempts.has_losses or not (samples.attempts.losses >= SUSPECT_LOSSES).any():
+    def _exclude_suspects(self, mask: np.ndarray[Any, Any], leased: np.ndarray[Any, Any]) -> None:
+        """Remove all suspects except one from `mask`; one that a worker of an earlier conductor has comes first."""
+        suspects = self._suspects()
+        if suspects is None:
             return
-        suspects = (samples.attempts.losses >= SUSPECT_LOSSES) & (samples.outcome == Outcome.OPEN)
         if self.suspect is None or not suspects[self.suspect]:
-            self.suspect = int(np.argmax(suspects)) if suspects.any() and self.has_turn() else None
+            held = suspects & leased
+            may_run = held.any() or (suspects.any() and self.has_turn())
+            self.suspect = int(np.argmax(held if held.any() else suspects)) if may_run else None
         if self.suspect is not None:
             suspects[self.suspect] = False
         mask &= ~suspects
+
+    def _suspects(self) -> np.ndarray[Any, Any] | None:
+        """Return a mask of the suspects, which have no outcome; None if there were none so far."""
+        if not self.samples.attempts.has_losses:
+            return None
+        is_suspect = self.samples.attempts.losses >= SUSPECT_LOSSES
+        return is_suspect & (self.samples.outcome == Outcome.OPEN) if is_suspect.any() else None
+
+    def holds_suspect(self, leased: Callable[[], np.ndarray[Any, Any]]) -> bool:
+        """Tell whether a worker has a suspect.
+
+        Args:
+            leased: Returns a mask of the samples with a lease; most step records do not need it.
+        """
+        suspects = self._suspects()
+        return suspects is not None and bool((suspects & leased()).any())
 
     def unassigned(self, leased: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """Return a mask of the open samples without a lease and without a delay.
@@ -199,7 +216,7 @@ class StepRecord:
         mask: np.ndarray[Any, Any] = (self.samples.outcome == Outcome.OPEN) & ~leased
         if self.delayed:
             mask[list(self.delayed)] = False
-        self._exclude_suspects(mask)
+        self._exclude_suspects(mask, leased)
         return mask
 
     def begin(self, *, cancelled: bool) -> None:
