@@ -29,6 +29,8 @@ def main() -> int:
         return shrink(options.seed, options.profile, options.steps)
     signal.signal(signal.SIGTERM, _interrupt)
     summary, begin = Summary(), time.monotonic()
+    if not options.count:
+        print(f"Seeds from {options.seed} on; Ctrl-C or SIGTERM ends this with the sum.", flush=True)
     try:
         _run(options, summary)
     except KeyboardInterrupt:

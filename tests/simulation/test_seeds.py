@@ -6,6 +6,7 @@ Each test runs in a process of its own, because the simulation replaces function
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -69,3 +70,19 @@ def test_a_planted_fault_is_found(name, seed):
 
     assert result.returncode == 1, result.stdout + result.stderr
     assert f"seed {seed} of storm" in result.stdout
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_search_that_is_ended_prints_the_sum(number):
+    """Given a search without an end, when a user ends it, then it prints what has happened so far."""
+    command = [sys.executable, "-m", "simulation", "--profile", "calm", "--count", "0"]
+    with subprocess.Popen(command, cwd=TESTS, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("Seeds from 0 on")
+
+        process.send_signal(number)
+        output = process.stdout.read()
+
+    assert process.returncode == 0
+    assert "interrupted" in output
+    assert "0 with a violation" in output

@@ -87,6 +87,27 @@ def test_the_suspects_of_all_step_records_run_one_at_a_time(tmp_path):
     assert 3 in second.unassigned(records.leased(second))
 
 
+@pytest.mark.parametrize("is_of_other", [False, True])
+def test_a_suspect_that_a_worker_of_an_earlier_conductor_runs_has_the_turn(tmp_path, is_of_other):
+    """Given two suspects, one of which runs, when another conductor begins, then it does not let the other one run as well."""
+    plan, manifest = a_study(tmp_path / "study")
+    records = StepRecords(plan, GROUPS)
+    names = ("a", "b") if is_of_other else ("a",)
+    found = [records.register(replace(manifest, name=name, workspace=str(plan.root / name))) for name in names]
+    for record, sample in ((found[0], 3), (found[-1], 7)):
+        for epoch in (1, 2):
+            records._writer.append(Kind.LOST, record.number, epoch, sample)
+    worker = LedgerWriter(plan.ledger / f"w-1{SUFFIX}", plan.number)
+    worker.append(Kind.TAKEN, found[-1].number, 3, 7, 8)
+    worker.append(Kind.STARTED, found[-1].number, 3, 7)
+    worker.close()
+    records.follow(fresh=True)
+
+    found[0].begin(cancelled=False)
+
+    assert not found[0].unassigned(records.leased(found[0]))[3]
+
+
 def test_the_suspect_of_a_step_record_that_has_ended_does_not_keep_others_from_running(tmp_path):
     """Given a cancelled step record with a suspect, then the suspect of another one runs."""
     plan, manifest = a_study(tmp_path / "study")
