@@ -126,7 +126,11 @@ class StepRecord:
         return self.manifest.number
 
     def apply(self, entries: Entries) -> None:
-        """Apply new entries of this step record."""
+        """Apply new entries of this step record.
+
+        A manifest of before an addition, restored from a backup, has fewer samples than the ledger.
+        """
+        entries = entries[entries["start"] < self.manifest.samples]
         self.samples.apply(entries)
         self.times.apply(entries)
         if not self.active:

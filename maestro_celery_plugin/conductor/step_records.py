@@ -226,7 +226,8 @@ class StepRecords:
         if not record.active:
             return
         kinds = entries["kind"]
-        samples = entries["start"][(kinds == Kind.ENDED) | (kinds == Kind.GAVE_UP)]
+        has_ended = (kinds == Kind.ENDED) | (kinds == Kind.GAVE_UP)
+        samples = entries["start"][has_ended & (entries["start"] < record.manifest.samples)]
         if not len(samples):
             return
         outcomes = record.samples.outcome[samples]

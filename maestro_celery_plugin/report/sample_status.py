@@ -133,6 +133,10 @@ class RecordSamples:
 
     def apply(self, entries: Entries, writers: np.ndarray[Any, Any]) -> None:
         """Apply new entries; `writers` has the number of the writer of each entry."""
+        # A manifest of before an addition, restored from a backup, has fewer samples than the ledger.
+        is_known = entries["start"] < len(self._writer)
+        if not is_known.all():
+            entries, writers = entries[is_known], writers[is_known]
         self.states.apply(entries)
         self._notable.apply(entries)
         self._running.apply(entries, writers)

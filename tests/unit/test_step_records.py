@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 
+import numpy as np
 import pytest
 from ensembles import a_study
 from msgspec.structs import replace
@@ -62,6 +63,24 @@ def test_a_step_record_has_not_ended_while_a_worker_runs_its_sample_that_nfs_doe
         records.state(record)
     assert store.fresh == 1, "each look at the state costs operations of the file server"
     worker.close()
+
+
+def test_entries_beyond_the_last_sample_are_ignored(tmp_path):
+    """Given a manifest of before an addition, restored from a backup, then the conductor follows the ledger of later."""
+    plan, manifest = a_study(tmp_path / "study")
+    records = StepRecords(plan, GROUPS)
+    record = records.register(manifest)
+    record.begin(cancelled=False)
+    worker = LedgerWriter(plan.ledger / f"w-1{SUFFIX}", plan.number)
+    for sample in (10, 2**63, 3):
+        worker.append(Kind.STARTED, 1, 1, sample)
+        worker.append(Kind.ENDED, 1, 1, sample, code=0 if sample == 3 else 105)
+    worker.close()
+
+    records.follow()
+
+    assert np.flatnonzero(record.samples.outcome).tolist() == [3]
+    assert not records.stop_request
 
 
 def test_the_suspects_of_all_step_records_run_one_at_a_time(tmp_path):
