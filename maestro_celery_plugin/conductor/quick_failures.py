@@ -15,6 +15,7 @@ __all__ = ["QuickFailure", "QuickFailures"]
 
 # The number of entries that are kept for each worker.
 _KEPT = 10_000
+_NO_RUN = np.empty(0, ENTRY)
 
 
 class QuickFailure(NamedTuple):
@@ -48,8 +49,13 @@ class QuickFailures:
         if not self._is_enabled or writer == COORDINATOR:
             return
         kinds = entries["kind"]
-        results = entries[(kinds == Kind.ENDED) | (kinds == Kind.NOT_RUN)]
+        could_not_run = kinds == Kind.NOT_RUN
+        results = entries[(kinds == Kind.ENDED) | could_not_run]
         if not len(results):
+            return
+        if not (results["code"].any() or could_not_run.any()):  # as most results of most studies
+            self._released.discard(writer)
+            self._runs[writer] = _NO_RUN
             return
         failed = _are_failures(results)
         others = np.flatnonzero(~failed)

@@ -33,6 +33,17 @@ class CachedNames(Store):
         return super().names(directory) if self.fresh else [f"{COORDINATOR}{SUFFIX}"]
 
 
+class FailingReads(Store):
+    """A file system on which one file cannot be read."""
+
+    failing = ""
+
+    def read(self, path, offset, least):
+        if path.name == self.failing:
+            raise OSError(errno.EIO, "again later")
+        return super().read(path, offset, least)
+
+
 @pytest.mark.parametrize("ends", ["cancelled", "failed"])
 def test_a_step_record_has_not_ended_while_a_worker_runs_its_sample_that_nfs_does_not_show(tmp_path, ends):
     """Given a worker whose ledger is new, when the step record is stopped, then it ends after the sample has ended."""
@@ -271,3 +282,56 @@ def test_a_worker_that_begins_while_a_conductor_reads_the_ledger_is_alive(tmp_pa
     (record,) = records
     assert records.leases.holders() == {"w-1"}
     assert record.samples.running[0]
+
+
+def test_an_error_about_one_step_record_hides_no_entry_of_another_one(tmp_path, monkeypatch):
+    """Given a disk that is full when a failed step record stops, then the next look has the entries of the other one."""
+    plan, manifest = a_study(tmp_path / "study")
+    records = StepRecords(plan, GROUPS)
+    names = ("a", "b")
+    first, second = (records.register(replace(manifest, name=name, workspace=str(plan.root / name))) for name in names)
+    for record in (first, second):
+        record.begin(cancelled=False)
+        records.record_sent(record, 1, 0, 10)
+    records.flush()
+    records.follow()
+    worker = LedgerWriter(plan.ledger / f"w-1{SUFFIX}", plan.number)
+    worker.append(Kind.STARTED, first.number, 1, 3)
+    worker.append(Kind.ENDED, first.number, 1, 3, code=102)
+    worker.append(Kind.STARTED, second.number, 1, 4)
+    worker.append(Kind.ENDED, second.number, 1, 4)
+
+    def fail():
+        raise LedgerError("full")
+
+    monkeypatch.setattr(records, "flush", fail)
+    with pytest.raises(LedgerError):
+        records.follow()
+    monkeypatch.undo()
+    records.follow()
+
+    assert first.has_failed
+    assert second.samples.counts().finished == 1
+    worker.close()
+
+
+def test_what_was_read_before_an_error_of_the_file_system_counts(tmp_path):
+    """Given a file that cannot be read, then a look applies the entries of the files before it, and the next one those of
+    the others."""
+    plan, manifest = a_study(tmp_path / "study")
+    store = FailingReads()
+    records = StepRecords(plan, GROUPS, store)
+    record = records.register(manifest)
+    for number in (1, 2):
+        worker = LedgerWriter(plan.ledger / f"w-{number}{SUFFIX}", plan.number)
+        worker.append(Kind.STARTED, record.number, 1, number)
+        worker.append(Kind.ENDED, record.number, 1, number)
+        worker.close()
+    store.failing = f"w-2{SUFFIX}"
+    with pytest.raises(OSError, match="again later"):
+        records.follow()
+    assert record.samples.counts().finished == 1
+    store.failing = ""
+    records.follow()
+
+    assert record.samples.counts().finished == 2
