@@ -16,7 +16,7 @@ import pytest
 TESTS = Path(__file__).parent.parent
 README = Path(__file__).with_name("README.md")
 # The number of lists that Hypothesis tries: MAESTRO_CELERY_FAULT_LISTS=2000 for a long search.
-EXAMPLES = os.environ.get("MAESTRO_CELERY_FAULT_LISTS", "15")
+EXAMPLES = os.environ.get("MAESTRO_CELERY_FAULT_LISTS", "10")
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -38,7 +38,7 @@ def test_no_list_of_faults_breaks_a_promise(place):
 
 def test_the_search_finds_and_shrinks_a_planted_fault():
     """Given a product that does not send lost messages again, then Hypothesis shows one fault with which a step never ends."""
-    result = run("simulation.fault_search", "--examples", "60", "--place", "local", "--planted", "no resend")
+    result = run("simulation.fault_search", "--examples", "40", "--place", "local", "--planted", "no resend")
 
     assert result.returncode == 1, result.stdout + result.stderr
     assert "fails with 1 fault:" in result.stdout
