@@ -59,7 +59,7 @@ def test_two_runs_of_one_seed_are_equal_to_the_letter(profile, seed):
     first, second = (simulate(*options, hash_seed=hash_seed) for hash_seed in ("1", "2"))
 
     def without_times(output: str) -> list[str]:
-        return [line for line in output.splitlines() if " seeds in " not in line]
+        return [line for line in output.splitlines() if " simulated hours in " not in line]
 
     assert without_times(first.stdout) == without_times(second.stdout)
     assert "trace " in first.stdout
