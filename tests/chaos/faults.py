@@ -46,6 +46,7 @@ def cluster_faults_of(cluster: Cluster, *, gentle: bool) -> Faults:
             "let a job time out": cluster.time_out,
             "preempt the jobs": cluster.preempt,
             "set a node down": cluster.set_node_down,
+            "kill the controller": cluster.kill_controller,
         }
     return faults
 
