@@ -10,19 +10,21 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 TESTS = Path(__file__).parent.parent
-# A planted fault, and a seed of the profile `storm` that finds it; README.md has the list.
-PLANTED = [
+# A planted fault, and seeds of the profile `storm` that find it; README.md has the list. A change of the product makes
+# other worlds of the seeds, so one of two is enough.
+PLANTED: list[tuple[Any, ...]] = [
     ("no claims", 8),
     ("no recall", 0),
-    ("no flush", 41),
+    ("no flush", 8, 41),
     ("no fence", 116),
     ("no lost", 16),
     ("requests are losses", 8),
-    ("short silence", 142),
+    ("short silence", 101, 238),
     ("no restart", 4),
     ("no poison limit", 16),
     ("no suspects", 2),
@@ -65,13 +67,14 @@ def test_two_runs_of_one_seed_are_equal_to_the_letter(profile, seed):
     assert "trace " in first.stdout
 
 
-@pytest.mark.parametrize(("name", "seed"), PLANTED)
-def test_a_planted_fault_is_found(name, seed):
+@pytest.mark.parametrize(("name", "seeds"), [(name, seeds) for name, *seeds in PLANTED])
+def test_a_planted_fault_is_found(name, seeds):
     """Given a product without one of its rules, then a seed finds it."""
-    result = simulate("--profile", "storm", "--seed", str(seed), "--planted", name)
+    results = (simulate("--profile", "storm", "--seed", str(seed), "--planted", name) for seed in seeds)
+    found = next((result for result in results if result.returncode), None)
 
-    assert result.returncode == 1, result.stdout + result.stderr
-    assert f"seed {seed} of storm" in result.stdout
+    assert found is not None, f"{name}: no violation with the seeds {seeds}"
+    assert found.returncode == 1 and " of storm: " in found.stdout, found.stdout + found.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
