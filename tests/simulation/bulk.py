@@ -152,22 +152,25 @@ def memory() -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def measure(root: Path, size: Size, *, keeps: bool) -> None:
-    """Run a study of a size, and print what it costs."""
+def measure(root: Path, size: Size, *, keeps: bool, until: float = 1.0) -> None:
+    """Run a study of a size until a share of its samples has ended, and print what it costs."""
     plan, manifests = make_study(root, size)
     fleet = Fleet(size.records, size.samples, size.workers, size.slots)
     with BulkLedger(plan.ledger, plan.number, fleet, keeps=keeps) as ledger:
         before, begin = memory(), time.process_time()
         coordinator = BulkCoordinator(plan, manifests, ledger)
         print(f"{size}: submitted in {time.process_time() - begin:.1f} s, {memory() - before:,} bytes", flush=True)
-        for point in _POINTS:
+        for point in [point for point in _POINTS if point <= until]:
             _advance(coordinator, ledger, fleet, int(point * size.total))
             _print_looks(coordinator, ledger, point, before)
-        _advance(coordinator, ledger, fleet, size.total)
+        if until == 1:
+            _advance(coordinator, ledger, fleet, size.total)
+    print(f"  {coordinator.messages:,} messages; peak {_peak() / 1e6:,.0f} MB", flush=True)
+    if until < 1:
+        return
     used = memory() - before
     complete = sum(record.samples.is_complete for record in coordinator.records)
     print(f"  100 %: {used / 1e6:,.0f} MB, {used / size.total:.2f} bytes per finished sample; {complete} records complete")
-    print(f"  {coordinator.messages:,} messages; peak {_peak() / 1e6:,.0f} MB", flush=True)
     assert complete == size.records
 
 
@@ -224,10 +227,11 @@ def main() -> int:
     parser.add_argument("--slots", type=int, default=64, help="slots of a worker")
     parser.add_argument("--root", type=Path, default=Path("/dev/shm/maestro-celery-bulk"), help="directory of the study")
     parser.add_argument("--forget", action="store_true", help="free what the coordinator has read; no status then")
+    parser.add_argument("--until", type=float, default=1.0, help="share of the samples that end")
     options = parser.parse_args()
     size = Size(options.records, options.samples, options.workers, options.slots)
     try:
-        measure(options.root, size, keeps=not options.forget)
+        measure(options.root, size, keeps=not options.forget, until=options.until)
         if not options.forget:
             status(options.root)
     finally:

@@ -10,10 +10,12 @@ import queue
 import random
 import resource
 import shutil
+import signal
 import threading
 import time
 from collections import Counter, deque
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pluggy
@@ -289,6 +291,23 @@ def test_a_slot_keeps_as_many_samples_as_fit_its_time_budget(make):
     assert process.slots.piece_size(task, "sim") == 4
     process.slots.record_duration(task, "sim", 60.0)
     assert process.slots.piece_size(task, "sim") == 1
+
+
+def test_samples_that_still_run_count_for_the_expected_duration(make):
+    """The first samples that end are the shortest: a slot would keep samples for hours that it expects to be short."""
+    ensemble = make(samples=9)
+    process = worker("w-1", 2, Transport().send)
+    task = ensemble.task()
+    process.slots.record_duration(task, "sim", slots.TIME_BUDGET_S / 64)
+    assert process.slots.piece_size(task, "sim") == 64
+    attempt = SimpleNamespace(elapsed_s=slots.TIME_BUDGET_S)
+    for record, pieces in ((2, 64), (1, 1)):
+        running = slots.Running(attempt, task.study_id, record, signal.SIGTERM, lambda: False)
+        process.slots.add(1, running)
+        assert process.slots.piece_size(task, "sim") == pieces
+    process.slots.remove(1)
+
+    assert process.slots.piece_size(task, "sim") == 64
 
 
 def test_the_first_sample_of_a_step_record_is_assumed_to_take_as_long_as_those_of_its_step(make):
