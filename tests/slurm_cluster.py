@@ -210,9 +210,12 @@ class SlurmCluster:
         self.run("scontrol", "update", f"NodeName={node}", "State=RESUME")
         _await(lambda: self.node_states()[node] == "idle", f"node {node} to be idle", _START_S)
 
-    def kill(self, name: str) -> None:
-        """Kill the daemon of a node or the controller; the jobs of a node go on without its daemon."""
-        self._daemons[name].kill()
+    def stop(self, name: str, number: signal.Signals = signal.SIGTERM) -> None:
+        """End the daemon of a node or the controller; the jobs of a node go on without its daemon.
+
+        A controller that is killed forgets the jobs of its last seconds, and their ids are given again.
+        """
+        self._daemons[name].send_signal(number)
         self._daemons[name].wait()
 
     def start(self, name: str) -> None:

@@ -126,7 +126,11 @@ class StepRecord:
         return self.manifest.number
 
     def apply(self, entries: Entries) -> None:
-        """Apply new entries of this step record."""
+        """Apply new entries of this step record.
+
+        A manifest of before an addition, restored from a backup, has fewer samples than the ledger.
+        """
+        entries = entries[entries["start"] < self.manifest.samples]
         self.samples.apply(entries)
         self.times.apply(entries)
         if not self.active:
@@ -170,19 +174,36 @@ class StepRecord:
         for sample in due:
             del self.delayed[sample]
         before = self.suspect
-        allowed = SampleSet.of_samples([s for s in due if self.samples.outcome[s] == Outcome.OPEN]) - self._suspects()
+        outcome = self.samples.outcome
+        allowed = SampleSet.of_samples([sample for sample in due if outcome[sample] == Outcome.OPEN])
+        allowed -= self._held_back(leased)
         if self.suspect is not None and self.suspect != before and self.suspect not in self.delayed:
             return allowed | SampleSet.of_samples([self.suspect])
         return allowed
 
+    def _held_back(self, leased: SampleSet | None) -> SampleSet:
+        """Return all suspects except one, which may run; one that a worker of an earlier conductor has comes first."""
+        suspects = self._suspects()
+        if self.suspect is None or self.suspect not in suspects:
+            held = suspects & leased if leased is not None else SampleSet.of_samples([])
+            may_run = held or (suspects and self.has_turn())
+            self.suspect = (held or suspects).first if may_run else None
+        return suspects if self.suspect is None else suspects - SampleSet.of_samples([self.suspect])
+
     def _suspects(self) -> SampleSet:
-        """Return all suspects except one, which may run; choose it if there is none."""
+        """Return the suspects, which have no outcome."""
         if self.samples.losses.max() < SUSPECT_LOSSES:
             return SampleSet.of_samples([])
-        suspects = self.samples.find_lost(SUSPECT_LOSSES)
-        if self.suspect is None or self.suspect not in suspects:
-            self.suspect = suspects.first if suspects and self.has_turn() else None
-        return suspects if self.suspect is None else suspects - SampleSet.of_samples([self.suspect])
+        return self.samples.find_lost(SUSPECT_LOSSES)
+
+    def holds_suspect(self, leased: Callable[[], SampleSet]) -> bool:
+        """Tell whether a worker has a suspect.
+
+        Args:
+            leased: Returns the samples with a lease; most step records do not need it.
+        """
+        suspects = self._suspects()
+        return bool(suspects and suspects & leased())
 
     def unassigned(self, leased: SampleSet) -> SampleSet:
         """Return the open samples without a lease and without a delay.
@@ -191,7 +212,7 @@ class StepRecord:
             leased: The samples with a lease.
         """
         delayed = SampleSet.of_samples(list(self.delayed))
-        return self.samples.find(Outcome.OPEN) - leased - delayed - self._suspects()
+        return self.samples.find(Outcome.OPEN) - leased - delayed - self._held_back(leased)
 
     def begin(self, *, cancelled: bool) -> None:
         """Record that Maestro has submitted or restarted the step record.

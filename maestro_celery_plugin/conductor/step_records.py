@@ -147,10 +147,14 @@ class StepRecords:
         return record
 
     def _has_turn(self, record: StepRecord) -> bool:
-        """Tell whether no suspect of another step record may run on the workers of a step record now."""
-        others = (other for other in self if other is not record and other.suspect is not None)
+        """Tell whether no suspect of another step record may run on the workers of a step record now.
+
+        A worker may have one of a step record that Maestro has not submitted to this conductor so far.
+        """
+        others = [o for o in self if o is not record and not set(o.groups).isdisjoint(record.groups)]
         return not any(
-            other.active and not other.stops_early and not set(other.groups).isdisjoint(record.groups)
+            (other.suspect is not None and other.active and not other.stops_early)
+            or other.holds_suspect(functools.partial(self.leased, other))
             for other in others
         )
 
@@ -222,7 +226,8 @@ class StepRecords:
         if not record.active:
             return
         kinds = entries["kind"]
-        samples = entries["start"][(kinds == Kind.ENDED) | (kinds == Kind.GAVE_UP)]
+        has_ended = (kinds == Kind.ENDED) | (kinds == Kind.GAVE_UP)
+        samples = entries["start"][has_ended & (entries["start"] < record.manifest.samples)]
         if not len(samples):
             return
         outcomes = record.samples.outcome[samples]

@@ -285,7 +285,7 @@ def _step_state(state: str, record: RecordSamples | None, conducted: bool) -> st
         return "FAILED" if has_failed(record.manifest, record.states) else "FINISHED"
     if not record.states.has_started:
         return "PENDING" if state == "INITIALIZED" else state
-    if state == "INITIALIZED" and record.states.runs_again and conducted and not record.states.running.any():
+    if state == "INITIALIZED" and record.states.runs_again and conducted and not record.states.counts().running:
         return state  # it waits for other step records, to which samples were added
     return "RUNNING" if conducted else "INTERRUPTED"
 

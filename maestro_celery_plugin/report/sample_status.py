@@ -133,13 +133,17 @@ class RecordSamples:
 
     def apply(self, entries: Entries, writers: np.ndarray[Any, Any]) -> None:
         """Apply new entries; `writers` has the number of the writer of each entry."""
+        # A manifest of before an addition, restored from a backup, has fewer samples than the ledger.
+        is_known = entries["start"] < len(self.states)
+        if not is_known.all():
+            entries, writers = entries[is_known], writers[is_known]
         self.states.apply(entries)
         self._notable.apply(entries)
         self._running.apply(entries, writers)
         kinds = entries["kind"]
         if self._is_detailed:
             self.durations.apply(self.states, entries)
-            self._store_starts(entries, writers, (kinds == _STARTED) & (entries["start"] < len(self.states)))
+            self._store_starts(entries, writers, kinds == _STARTED)
         stopped = entries["stop"][kinds == _STOPPED]
         self._store_ends(entries, writers, (kinds == _ENDED) | (kinds == _STOPPED) if len(stopped) else kinds == _ENDED)
         if len(stopped):

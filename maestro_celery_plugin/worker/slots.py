@@ -77,6 +77,7 @@ class Slots:
     ) -> None:
         self.launches = launches
         self._heartbeat_limit = heartbeat_limit or HeartbeatLimit()
+        self._number = count
         self.busy = 0
         self.last_work = clock.monotonic()
         self.stopping = threading.Event()
@@ -85,8 +86,8 @@ class Slots:
         self._lock = threading.Lock()
         self._running: dict[int, Running] = {}
         self._mean_s: dict[tuple[str, int | str], float] = {}
-        # The duration and number of all samples that have ended.
-        self._ended: dict[tuple[str, int | str], tuple[float, int]] = {}
+        # How many samples have ended that the mean comes from: not more than the worker has slots.
+        self._ended: dict[tuple[str, int | str], int] = {}
         self._longest_s: dict[tuple[str, int], float] = {}
         self._out_of_time: set[tuple[str, int]] = set()
         self._requesting: set[tuple[str, int]] = set()
@@ -151,16 +152,15 @@ class Slots:
         """Return how long a sample probably takes; None if none has ended.
 
         The first samples that end are the shortest ones. So those that still run count with their time so far: the time
-        of all samples, divided by the number of those that have ended.
+        of both, divided by the number of those that have ended.
         """
         for key in ((task.study, task.record), (task.study, step)):
             mean_s = self._mean_s.get(key)
             if mean_s is None:
                 continue
-            total_s, count = self._ended[key]
             running = [one for one in list(self._running.values()) if one.study == task.study_id]
-            total_s += sum(one.attempt.elapsed_s for one in running if one.record == task.record or key[1] == step)
-            return max(mean_s, total_s / count)
+            running_s = sum(one.attempt.elapsed_s for one in running if one.record == task.record or key[1] == step)
+            return mean_s + running_s / self._ended[key]
         return None
 
     def is_over_budget(self, task: RangeTask, seconds: float) -> bool:
@@ -172,8 +172,7 @@ class Slots:
         for key in ((task.study, task.record), (task.study, step)):
             mean_s = self._mean_s.get(key, duration_s)
             self._mean_s[key] = max(1e-4, 0.9 * mean_s + 0.1 * duration_s)
-            total_s, count = self._ended.get(key, (0.0, 0))
-            self._ended[key] = total_s + duration_s, count + 1
+            self._ended[key] = min(self._number, self._ended.get(key, 0) + 1)
         key = task.study, task.record
         self._longest_s[key] = max(duration_s, self._longest_s.get(key, 0.0))
 

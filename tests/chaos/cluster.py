@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import signal
 import time
 
 from slurm_cluster import CONTROLLER, NODES, SlurmCluster
@@ -67,13 +68,17 @@ class Cluster:
 
     def restart_node(self) -> None:
         """Kill the daemon of a node, whose jobs go on, and start it again."""
-        self._restart(self._choose.choice(NODES))
+        self._restart(self._choose.choice(NODES), signal.SIGKILL)
 
     def restart_controller(self) -> None:
-        """Kill the controller of the cluster, which then answers no command, and start it again."""
-        self._restart(CONTROLLER)
+        """End the controller of the cluster, so that no command is answered, and start it again."""
+        self._restart(CONTROLLER, signal.SIGTERM)
 
-    def _restart(self, daemon: str) -> None:
-        self._slurm.kill(daemon)
+    def kill_controller(self) -> None:
+        """Kill the controller, which forgets the jobs of its last seconds, and start it again."""
+        self._restart(CONTROLLER, signal.SIGKILL)
+
+    def _restart(self, daemon: str, number: signal.Signals) -> None:
+        self._slurm.stop(daemon, number)
         time.sleep(self._choose.choice(PAUSES_S))
         self._slurm.start(daemon)

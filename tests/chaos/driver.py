@@ -16,7 +16,7 @@ from chaos.broker import Broker
 from chaos.case import Case
 from chaos.cluster import Cluster
 from chaos.executions import SampleRuns, runs_of
-from chaos.faults import KILLS_A_SAMPLE, faults_of
+from chaos.faults import KILLS_A_SAMPLE, cluster_faults_of, faults_of
 from chaos.growth import Growth
 from chaos.parts import Parts
 from chaos.result import Result
@@ -53,7 +53,8 @@ class _Attempt:
         samples = SAMPLES[case.samples]
         self._growth = Growth(self.parts, samples, self._choose) if case.shape == "growing" else None
         self._cluster = Cluster(slurm, self.parts, self._choose) if slurm else None
-        self._faults = faults_of(self.parts, self.broker, self._growth, self._cluster, gentle=case.gentle)
+        self._faults = faults_of(self.parts, self.broker, self._growth, gentle=case.gentle)
+        self._of_cluster = cluster_faults_of(self._cluster, gentle=case.gentle) if self._cluster else {}
 
     def break_parts(self) -> None:
         """Break parts at random times, until the last step has run or the time is over."""
@@ -61,7 +62,8 @@ class _Attempt:
         end = time.monotonic() + BREAK_S
         while time.monotonic() < end and not self._have_run():
             time.sleep(self._choose.uniform(0.5, 3))
-            self._do(self._choose.choice(sorted(self._faults)))
+            is_of_cluster = self._of_cluster and self._choose.random() < 0.5
+            self._do(self._choose.choice(sorted(self._of_cluster if is_of_cluster else self._faults)))
             if not self.parts.processes("conductor"):
                 self.parts.revive()
         if self._growth and self._choose.random() < 0.5:
@@ -71,7 +73,7 @@ class _Attempt:
 
     def _do(self, name: str) -> None:
         self.result.done.append(name)
-        self._faults[name]()
+        {**self._faults, **self._of_cluster}[name]()
 
     def _have_run(self) -> bool:
         studies = self.parts.studies()

@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import TypeAlias
 
 from chaos.broker import Broker
 from chaos.cluster import Cluster
 from chaos.growth import Growth
 from chaos.parts import Parts
 
-__all__ = ["KILLS_A_SAMPLE", "faults_of"]
+__all__ = ["KILLS_A_SAMPLE", "cluster_faults_of", "faults_of"]
 
-Faults = dict[str, Callable[[], object]]
+Faults: TypeAlias = dict[str, Callable[[], object]]
 KILLS_A_SAMPLE = "kill one sample"
 
 
-def faults_of(parts: Parts, broker: Broker, growth: Growth | None, cluster: Cluster | None, *, gentle: bool) -> Faults:
+def faults_of(parts: Parts, broker: Broker, growth: Growth | None, *, gentle: bool) -> Faults:
     """Return the faults by name; gentle faults never make a sample run again.
 
     Args:
         parts: The study.
         broker: Its broker.
         growth: Its additions; None if it does not grow.
-        cluster: The cluster in which its workers run; None without one.
         gentle: Whether only gentle faults are allowed.
     """
     faults = {**_of_all(parts, broker), **(_of_private_broker(parts) if broker.is_private else {})}
@@ -31,11 +31,23 @@ def faults_of(parts: Parts, broker: Broker, growth: Growth | None, cluster: Clus
         faults["the broker is away"] = broker.go_away
     if growth:
         faults |= {"add samples": growth.add, "kill and repeat an addition": growth.kill_and_repeat}
-    if cluster:
-        faults |= {"restart a node's daemon": cluster.restart_node, "restart the controller": cluster.restart_controller}
     if not gentle:
         faults |= _of_workers(parts)
-        faults |= _of_cluster(cluster) if cluster else {}
+    return faults
+
+
+def cluster_faults_of(cluster: Cluster, *, gentle: bool) -> Faults:
+    """Return the faults of a cluster by name; gentle faults never make a sample run again."""
+    faults = {"restart a node's daemon": cluster.restart_node, "restart the controller": cluster.restart_controller}
+    if not gentle:
+        faults |= {
+            "cancel a job": cluster.cancel_job,
+            "kill a job": cluster.kill_job,
+            "let a job time out": cluster.time_out,
+            "preempt the jobs": cluster.preempt,
+            "set a node down": cluster.set_node_down,
+            "kill the controller": cluster.kill_controller,
+        }
     return faults
 
 
@@ -70,16 +82,6 @@ def _of_workers(parts: Parts) -> Faults:
         "kill everything": lambda: (parts.kill(*everything), parts.resume()),
         KILLS_A_SAMPLE: parts.kill_one_sample,
         "cancel and resume": parts.cancel_and_resume,
-    }
-
-
-def _of_cluster(cluster: Cluster) -> Faults:
-    return {
-        "cancel a job": cluster.cancel_job,
-        "kill a job": cluster.kill_job,
-        "let a job time out": cluster.time_out,
-        "preempt the jobs": cluster.preempt,
-        "set a node down": cluster.set_node_down,
     }
 
 

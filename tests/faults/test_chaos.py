@@ -10,13 +10,13 @@ from chaos.driver import break_study
 from chaos.parts import Parts
 from support import Study
 
-SEEDS = {2: "plain", 3: "growing", 5: "nested"}
+SEEDS = [(2, "plain", "threads"), (3, "growing", "groups"), (5, "nested", "prefork")]
 
 
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize(("seed", "shape"), SEEDS.items())
-def test_a_study_that_is_broken_at_random_keeps_its_promises(run, request, seed, shape):
-    case = Case.of(seed, shape=shape)
+@pytest.mark.parametrize(("seed", "shape", "pool"), SEEDS)
+def test_a_study_that_is_broken_at_random_keeps_its_promises(run, request, seed, shape, pool):
+    case = Case.of(seed, shape=shape, pool=pool)
     url = None if case.broker == "private" else request.getfixturevalue(f"{case.broker}_server").url
 
     result = break_study(run, case, broker_url=url)

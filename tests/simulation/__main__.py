@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from simulation import scale
 from simulation.planted import PLANTED, plant
@@ -15,6 +16,9 @@ from simulation.profiles import PROFILES
 from simulation.shrink import shrink
 from simulation.summary import Summary
 from simulation.world import Result, simulate
+
+# With a planted fault, the first violation is enough, and a study that has not ended soon never ends.
+_PLANTED: dict[str, Any] = {"stops": True, "limit_s": 300.0}
 
 
 def main() -> int:
@@ -29,6 +33,8 @@ def main() -> int:
         return shrink(options.seed, options.profile, options.steps)
     signal.signal(signal.SIGTERM, _interrupt)
     summary, begin = Summary(), time.monotonic()
+    if not options.count:
+        print(f"Seeds from {options.seed} on; Ctrl-C or SIGTERM ends this with the sum.", flush=True)
     try:
         _run(options, summary)
     except KeyboardInterrupt:
@@ -65,7 +71,8 @@ def _interrupt(*_: object) -> None:
 def _run(options: argparse.Namespace, summary: Summary) -> None:
     seed = options.seed
     while not options.count or seed < options.seed + options.count:
-        result = simulate(seed, options.profile, options.steps, keep_log=options.trace)
+        changes = _PLANTED if options.planted else {}
+        result = simulate(seed, options.profile, options.steps, keep_log=options.trace, **changes)
         summary.add(result)
         if options.results:
             _append(options.results, result)

@@ -13,7 +13,7 @@ from maestro_celery_plugin.ledger.reader import read_ledger
 from maestro_celery_plugin.ledger.sample_states import SampleStates
 from maestro_celery_plugin.maestro.reruns import Cause
 from maestro_celery_plugin.states import POISON_LIMIT, ExitCode, Outcome, outcome_of
-from maestro_celery_plugin.worker import supervisor
+from maestro_celery_plugin.worker import study_context, supervisor, worker_process
 from simulation.samples import Attempt, SampleKey
 from simulation.studies import Study
 
@@ -24,8 +24,11 @@ _REQUESTS = (ExitCode.RESTART, ExitCode.RETRY)
 # After a pause of its whole node, a supervisor ends the samples of its worker within this time: it looks at intervals,
 # and gives them some time after SIGTERM.
 _FENCE_S = supervisor._CHECK_INTERVAL_S + supervisor.KILL_GRACE_S + 0.25
-# A worker and the conductor see each other's entries within this time, unless a node is disturbed.
-_SEEN_S = 6.0
+# A worker and the conductor see each other's entries within this time, unless a node is disturbed: the worker writes
+# back its entries and reads those of the conductor at intervals, and a few operations of files come between. Each of
+# them may wait as long as the file server of the world lets it (`_seen_s`).
+_INTERVALS_S = worker_process._WATCH_S + study_context.CHECK_INTERVAL_S + 0.1
+_OPERATIONS = 4
 
 
 class Checks:
@@ -59,6 +62,11 @@ class Checks:
         kernel.trace(f"VIOLATION {text}")
         self.violations.append(f"{kernel.now:.3f} s: {text}")
 
+    @property
+    def _seen_s(self) -> float:
+        profile = self._world.profile
+        return _INTERVALS_S + _OPERATIONS * (profile.wait_s if profile.wait_rate else profile.operation_s)
+
     # --- after every step ---
 
     def begin(self, attempt: Attempt) -> None:
@@ -71,7 +79,7 @@ class Checks:
             self.fail(f"{name} begins although it has finished")
         state = self._world.study_of(attempt.key[0]).maestro.ended.get(attempt.key[0])
         ended_s = self._world.kernel.now - self._ended_at.get(attempt.key[0], 0.0)
-        if state is not None and ended_s > _SEEN_S and not self._world.is_disturbed(attempt.worker):
+        if state is not None and ended_s > self._seen_s and not self._world.is_disturbed(attempt.worker):
             self.fail(f"{name} begins although its step record is {state}")
         if earlier:
             self._judge_rerun(attempt, earlier[-1], name)
@@ -117,7 +125,7 @@ class Checks:
             return
         is_lost = self._world.may_be_lost(last) or self._was_cut
         asked_at, cause = self._asked.get(attempt.key, (-1.0, Cause.NONE))
-        if last.begin < asked_at + _SEEN_S and cause is Cause.CHANGED:
+        if last.begin < asked_at + self._seen_s and cause is Cause.CHANGED:
             reason, restart = "its inputs have changed", False
         elif last.begin < asked_at and last.code not in _REQUESTS:
             reason, restart = "a user has asked for it", True
@@ -174,7 +182,7 @@ class Checks:
         for attempt in self._world.samples.running():
             if attempt.key[0] != name or not attempt.worker.is_alive or self._world.may_be_lost(attempt):
                 continue
-            if self._world.kernel.now - attempt.begin > _SEEN_S:
+            if self._world.kernel.now - attempt.begin > self._seen_s:
                 self.fail(f"{name} is {state} while sample {attempt.key[1]} runs on {attempt.node}")
 
     # --- requests for reruns ---

@@ -115,7 +115,8 @@ class Misfortune:
             return
         thread.used_s += profile.operation_s
         cut_s = self._cut_until.get(node.name, 0.0) - kernel.now
-        if cut_s > 0:
+        is_buffered = kind == "write" and profile.caching is not None  # the node needs no server for it
+        if cut_s > 0 and not is_buffered:
             kernel.sleep(cut_s)
         elif profile.wait_rate and rng.random() < profile.wait_rate:
             kernel.sleep(rng.random() * profile.wait_s)

@@ -67,13 +67,13 @@ def fewest(faults: list[Fault], fails: Callable[[list[Fault]], bool]) -> list[Fa
 
 def shrink(seed: int, profile: str, steps: int) -> int:
     """Print the fewest faults with which a seed still fails; return 1, or 0 if the seed does not fail."""
-    first = simulate(seed, profile, steps)
+    first = simulate(seed, profile, steps, stops=True)
     if not first.violations:
         print(f"seed {seed} of {profile} does not fail")
         return 0
-    kept = _calmest(draw(profile, seed), lambda changes: simulate(seed, profile, steps, faults=first.faults, **changes))
+    kept = _calmest(draw(profile, seed), lambda changes: simulate(seed, profile, steps, faults=first.faults, stops=True, **changes))
     faults = fewest(
-        first.faults, lambda faults: bool(simulate(seed, profile, steps, faults=faults, **kept).violations)
+        first.faults, lambda faults: bool(simulate(seed, profile, steps, faults=faults, stops=True, **kept).violations)
     )
     result = simulate(seed, profile, steps, faults=faults, **kept)
     left_out = ", ".join(kept) or "nothing"

@@ -236,8 +236,13 @@ class World:
 
     # --- running ---
 
-    def run(self, steps: int) -> Result:
-        """Run to the end of the study, and check it."""
+    def run(self, steps: int, *, stops: bool = False) -> Result:
+        """Run to the end of the studies, and check them.
+
+        Args:
+            steps: The largest number of steps.
+            stops: Whether to stop at the first violation.
+        """
         kernel, profile = self.kernel, self.profile
         self.create()
         self.start_conductor(self.studies[0])
@@ -247,12 +252,14 @@ class World:
         self._look()
         work_s = sum(self.samples.durations[key] * len(script) for key, script in self.samples.scripts.items())
         limit_s = profile.limit_s + 3 * work_s / profile.slots
-        kernel.run(profile.faults_end_s + limit_s * (1 + profile.repeats_failed), steps, lambda: self.is_over)
+        is_over = (lambda: self.is_over or bool(self.checks.violations)) if stops else (lambda: self.is_over)
+        kernel.run(profile.faults_end_s + limit_s * (1 + profile.repeats_failed), steps, is_over)
         end_s = kernel.now
         if self.is_over:
             kernel.run(end_s + _END_S, steps + 200_000, self._is_empty)
-        self.checks.look()
-        self.checks.end()
+        if not (stops and self.checks.violations):
+            self.checks.look()
+            self.checks.end()
         kernel.shut_down()
         counts = self._counts()
         return Result(
@@ -338,6 +345,7 @@ def simulate(
     *,
     faults: list[Fault] | None = None,
     keep_log: bool = False,
+    stops: bool = False,
     **changes: Any,
 ) -> Result:
     """Run the simulation of a seed.
@@ -348,10 +356,11 @@ def simulate(
         steps: The largest number of steps.
         faults: The faults with a time; None for those of the seed.
         keep_log: Whether the result has the trace.
+        stops: Whether to stop at the first violation.
         changes: Values of the profile that differ from those of the seed.
     """
     world = World(seed, dataclasses.replace(draw(profile, seed), **changes), faults=faults, keep_log=keep_log)
     with running(world):
-        result = world.run(steps)
+        result = world.run(steps, stops=stops)
     result.seed = seed
     return result

@@ -9,7 +9,7 @@ from chaos.driver import break_study
 
 @pytest.mark.timeout(600)
 def test_a_study_whose_jobs_and_nodes_fail_keeps_its_promises(launch, slurm):
-    case = Case.of(3, broker="private", shape="growing", slurm=True)
+    case = Case.of(3048, slurm=True)
 
     result = break_study(launch, case, slurm=slurm)
 

@@ -9,17 +9,19 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from damages import check_damages, each_example, no_files, put
-from ensembles import a_study, entries
+from ensembles import a_manifest, a_study, entries
 from hypothesis import given
 from hypothesis import strategies as st
 
 from maestro_celery_plugin.cli import main
 from maestro_celery_plugin.conductor.quick_failures import QuickFailures
+from maestro_celery_plugin.conductor.step_record import StepRecord
 from maestro_celery_plugin.errors import DamagedFileError
 from maestro_celery_plugin.ledger.claims import Claims, MessageName
 from maestro_celery_plugin.ledger.entries import ENTRY, SUFFIX, Kind
 from maestro_celery_plugin.ledger.leases import Leases
 from maestro_celery_plugin.ledger.reader import LedgerReader
+from maestro_celery_plugin.ledger.sample_set import SampleSet
 from maestro_celery_plugin.ledger.sample_states import SampleStates
 from maestro_celery_plugin.ledger.store import PartStore, Store
 from maestro_celery_plugin.ledger.waiting_messages import WaitingMessages
@@ -119,9 +121,10 @@ def test_entries_with_any_values_are_applied_without_an_error(parts):
         waiting.apply(part)
         failures.apply("w", part)
         states.apply(part[part["record"] == 1])
-    assert leases.mask(1, 10).shape == waiting.mask(1, 10).shape == (10,)
+    every = SampleSet.of_range(0, 10)
+    assert (leases.samples(1) & every).count + (waiting.samples(1) & every).count <= 20
     assert set(states.outcome.tolist()) <= {int(outcome) for outcome in Outcome}
-    assert states.modes().shape == (10,)
+    assert set(states.mode.tolist()) <= {int(mode) for mode in RunMode}
     assert sum(states.total(outcome) for outcome in Outcome) == 10
 
 
@@ -131,10 +134,34 @@ def test_entries_about_other_samples_change_no_outcome(part):
     """Given entries about other step records, or about samples beyond the last one, then no outcome changes."""
     states = SampleStates(10, 2)
     states.apply(entries((Kind.STARTED, 3, 1), (Kind.ENDED, 3, 1, 0), (Kind.STARTED, 4, 1), (Kind.ENDED, 4, 1, 9)))
-    before = states.outcome.copy()
+    before = states.outcome.tolist()
     part = part[~np.isin(part["kind"], (Kind.RERUN, Kind.INVALID, Kind.SENT, Kind.CANCELLED))]
     states.apply(part[part["start"] >= 10])
-    assert states.outcome.tolist() == before.tolist()
+    assert states.outcome.tolist() == before
+
+
+BEYOND = [(kind, sample, epoch, code, 11) for kind in Kind for sample in (10, 2**63) for epoch in (1, 5) for code in (0, 100, 105)]
+
+
+def test_a_conductor_ignores_entries_beyond_the_last_sample():
+    manifest = a_manifest()
+    record = StepRecord(manifest, "sim/X.1", SampleStates(10, 2), active=True)
+    record.apply(entries(*BEYOND, (Kind.STARTED, 3, 1), (Kind.ENDED, 3, 1, 0)))
+    assert np.flatnonzero(record.samples.outcome).tolist() == [3]
+    assert not record.delayed and not record.faults
+
+
+def test_the_views_ignore_entries_beyond_the_last_sample(tmp_path):
+    """Given a manifest that was restored from a backup of before an addition, then the views show its samples."""
+    plan, _ = a_study(tmp_path / "study", samples=10)
+    writer = LedgerWriter(plan.ledger / f"w-1{SUFFIX}")
+    for kind, sample, epoch, code, stop in BEYOND:
+        if kind is not Kind.HEAD:
+            writer.append(kind, 1, epoch, sample, stop, code=code)
+    writer.close()
+    for words in VIEWS:
+        answer = CliRunner().invoke(main, [*words, str(plan.root)])
+        assert answer.exception is None or isinstance(answer.exception, SystemExit), words
 
 
 def test_the_views_read_entries_with_any_values(tmp_path):

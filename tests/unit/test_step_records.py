@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 
+import numpy as np
 import pytest
 from ensembles import a_study
 from msgspec.structs import replace
@@ -75,6 +76,24 @@ def test_a_step_record_has_not_ended_while_a_worker_runs_its_sample_that_nfs_doe
     worker.close()
 
 
+def test_entries_beyond_the_last_sample_are_ignored(tmp_path):
+    """Given a manifest of before an addition, restored from a backup, then the conductor follows the ledger of later."""
+    plan, manifest = a_study(tmp_path / "study")
+    records = StepRecords(plan, GROUPS)
+    record = records.register(manifest)
+    record.begin(cancelled=False)
+    worker = LedgerWriter(plan.ledger / f"w-1{SUFFIX}", plan.number)
+    for sample in (10, 2**63, 3):
+        worker.append(Kind.STARTED, 1, 1, sample)
+        worker.append(Kind.ENDED, 1, 1, sample, code=0 if sample == 3 else 105)
+    worker.close()
+
+    records.follow()
+
+    assert np.flatnonzero(record.samples.outcome).tolist() == [3]
+    assert not records.stop_request
+
+
 def test_the_suspects_of_all_step_records_run_one_at_a_time(tmp_path):
     """Given two step records with a sample that was lost twice, then both do not run at once: one may be the cause of the
     death of the other's worker, and would let it fail."""
@@ -96,6 +115,27 @@ def test_the_suspects_of_all_step_records_run_one_at_a_time(tmp_path):
     records.follow_own()
     first.due()
     assert 3 in second.unassigned(records.leased(second))
+
+
+@pytest.mark.parametrize("is_of_other", [False, True])
+def test_a_suspect_that_a_worker_of_an_earlier_conductor_runs_has_the_turn(tmp_path, is_of_other):
+    """Given two suspects, one of which runs, when another conductor begins, then it does not let the other one run as well."""
+    plan, manifest = a_study(tmp_path / "study")
+    records = StepRecords(plan, GROUPS)
+    names = ("a", "b") if is_of_other else ("a",)
+    found = [records.register(replace(manifest, name=name, workspace=str(plan.root / name))) for name in names]
+    for record, sample in ((found[0], 3), (found[-1], 7)):
+        for epoch in (1, 2):
+            records._writer.append(Kind.LOST, record.number, epoch, sample)
+    worker = LedgerWriter(plan.ledger / f"w-1{SUFFIX}", plan.number)
+    worker.append(Kind.TAKEN, found[-1].number, 3, 7, 8)
+    worker.append(Kind.STARTED, found[-1].number, 3, 7)
+    worker.close()
+    records.follow(fresh=True)
+
+    found[0].begin(cancelled=False)
+
+    assert 3 not in found[0].unassigned(records.leased(found[0]))
 
 
 def test_the_suspect_of_a_step_record_that_has_ended_does_not_keep_others_from_running(tmp_path):
