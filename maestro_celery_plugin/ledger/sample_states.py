@@ -74,6 +74,8 @@ class SampleStates:
         self._table = StateTable(count)
         # The outcome of each state, and the version of the table for which they were computed.
         self._of_states, self._version = np.zeros(1, np.uint8), -1
+        # The same for the code of each state.
+        self._codes, self._codes_version = np.zeros(1, np.int64), -1
         # The number of samples by outcome; None after a change.
         self._totals: list[int] | None = None
         # Losses and requests for another run.
@@ -247,7 +249,9 @@ class SampleStates:
 
     def code(self, samples: Any) -> Any:
         """Return the exit code of the last attempt that ended of a sample, or of each of several; 0 without one."""
-        return self._column(rules.last_codes(self._table.rows))[samples]
+        if self._codes_version != self._table.version:
+            self._codes, self._codes_version = rules.last_codes(self._table.rows), self._table.version
+        return self._codes[self._table.numbers[samples]]
 
     def has_code(self, samples: Any) -> Any:
         """Return whether an attempt at a sample, or at each of several, has ended by itself."""
