@@ -157,6 +157,9 @@ class Checks:
             conductor = self._world.conductor(study)
             if conductor is None or not (conductor.process.is_alive or conductor.has_ended):
                 continue
+            is_resuming = study.resume is not None and study.resume.is_alive
+            if is_resuming or any(one.process.is_alive and one.coordinator is None for one in study.conductors):
+                continue  # the conductor of before does not know what runs again
             for name in study.names:
                 self._look_at(name)
 
