@@ -31,13 +31,14 @@ def main() -> int:
         plant(options.planted)
     if options.shrink:
         return shrink(options.seed, options.profile, options.steps)
-    signal.signal(signal.SIGTERM, _interrupt)
+    signals: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, frame: signals.append(number))
     summary, begin = Summary(), time.monotonic()
     if not options.count:
         print(f"Seeds from {options.seed} on; Ctrl-C or SIGTERM ends this with the sum.", flush=True)
-    try:
-        _run(options, summary)
-    except KeyboardInterrupt:
+    _run(options, summary, signals)
+    if signals:
         print("interrupted")
     if not options.results:
         print(summary.text(time.monotonic() - begin))
@@ -64,13 +65,10 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
-
-
-def _run(options: argparse.Namespace, summary: Summary) -> None:
+def _run(options: argparse.Namespace, summary: Summary, signals: list[int]) -> None:
+    """Run seeds until a signal has come; the seed that runs then is finished, which takes seconds."""
     seed = options.seed
-    while not options.count or seed < options.seed + options.count:
+    while not signals and (not options.count or seed < options.seed + options.count):
         changes = _PLANTED if options.planted else {}
         result = simulate(seed, options.profile, options.steps, keep_log=options.trace, **changes)
         summary.add(result)

@@ -10,28 +10,28 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 TESTS = Path(__file__).parent.parent
-# A planted fault, and seeds of the profile `storm` that find it; README.md has the list. A change of the product makes
-# other worlds of the seeds, so one of two is enough.
-PLANTED: list[tuple[Any, ...]] = [
-    ("no claims", 8),
+# A planted fault, and the seed of the profile `storm` from which on one of a few is known to find it; README.md has the
+# list. A change of the product makes other worlds of the seeds, so each fault has more than one chance.
+PLANTED = [
+    ("no claims", 0),
     ("no recall", 0),
-    ("no flush", 8, 41),
-    ("no fence", 116),
-    ("no lost", 16),
-    ("requests are losses", 8),
-    ("short silence", 101, 238),
-    ("no restart", 4),
-    ("no poison limit", 16),
-    ("no suspects", 2),
-    ("no resend", 2),
+    ("no flush", 0),
+    ("no fence", 110),
+    ("no lost", 0),
+    ("requests are losses", 0),
+    ("short silence", 95),
+    ("no restart", 0),
+    ("no poison limit", 0),
+    ("no suspects", 0),
+    ("no resend", 0),
     ("sends leased", 0),
-    ("no heartbeat limit", 332),
+    ("no heartbeat limit", 325),
 ]
+CHANCES = 40
 
 
 def simulate(*options: str, hash_seed: str = "0") -> subprocess.CompletedProcess[str]:
@@ -67,14 +67,14 @@ def test_two_runs_of_one_seed_are_equal_to_the_letter(profile, seed):
     assert "trace " in first.stdout
 
 
-@pytest.mark.parametrize(("name", "seeds"), [(name, seeds) for name, *seeds in PLANTED])
-def test_a_planted_fault_is_found(name, seeds):
+@pytest.mark.parametrize(("name", "seed"), PLANTED)
+def test_a_planted_fault_is_found(name, seed):
     """Given a product without one of its rules, then a seed finds it."""
-    results = (simulate("--profile", "storm", "--seed", str(seed), "--planted", name) for seed in seeds)
-    found = next((result for result in results if result.returncode), None)
+    options = ("--profile", "storm", "--seed", str(seed), "--count", str(CHANCES))
+    result = simulate(*options, "--planted", name)  # ends at the first violation
 
-    assert found is not None, f"{name}: no violation with the seeds {seeds}"
-    assert found.returncode == 1 and " of storm: " in found.stdout, found.stdout + found.stderr
+    assert result.returncode == 1, result.stdout + result.stderr
+    assert " of storm: " in result.stdout
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
