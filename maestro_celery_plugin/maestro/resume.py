@@ -30,7 +30,8 @@ from maestro_celery_plugin.maestro.resumed_conductor import (
 )
 from maestro_celery_plugin.maestro.stop_workers import start_workers_again
 from maestro_celery_plugin.processes import forget_variable
-from maestro_celery_plugin.report.exit_codes import StudyCode
+from maestro_celery_plugin.report.exit_codes import StudyCode, code_of
+from maestro_celery_plugin.report.reader import StatusReader
 from maestro_celery_plugin.study.conductor_lock import LOCK_LIMIT_S, file_lock, has_conductor
 from maestro_celery_plugin.study.heartbeats import SILENCE_LIMIT_S
 from maestro_celery_plugin.study.manifest import FILE
@@ -94,7 +95,7 @@ def resume(
             plan = _with_correction(plan, specification)
             prepared = _prepare(plan, broker, broker_host, request, limits)
             if prepared is None:
-                return StudyCode.WELL
+                return code_of(StatusReader(plan.root).read(), is_to_end=True) if foreground else StudyCode.WELL
             log = conductor_log(plan)
             process = start_conductor(plan, _SLEEP_S if prepared.sleep is None else prepared.sleep)
             await_start(plan, process)
