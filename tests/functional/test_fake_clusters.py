@@ -151,7 +151,8 @@ def test_a_job_fails(driver):
 
 
 def test_a_job_is_cancelled_with_all_its_processes(driver, cluster):
-    job = driver.submit("trap 'echo signalled' INT TERM HUP; echo begun; setsid sleep 1000 & sleep 60 & wait; sleep 60")
+    # A signal before `wait` would run the trap after the end of a process that begins later: all begin first.
+    job = driver.submit("trap 'echo signalled' INT TERM HUP; setsid sleep 1000 & sleep 60 & echo begun; wait; sleep 60")
     wait_for(lambda: driver.output("out"), "the script", 20)
     assert driver.call("cancel", job=job) is None
     driver.wait(job, "CANCELLED")
