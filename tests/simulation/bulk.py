@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import dataclasses
 import os
 import resource
 import shutil
@@ -65,28 +64,13 @@ class CountingStore(Store):
         return size, data
 
 
-@dataclasses.dataclass(frozen=True)
-class Size:
-    """The size of a study: samples of each of some step records, workers, and slots of a worker."""
-
-    records: int
-    samples: int
-    workers: int
-    slots: int
-
-    @property
-    def total(self) -> int:
-        """The number of all samples."""
-        return self.records * self.samples
-
-
-def make_study(root: Path, size: Size) -> tuple[StudyPlan, list[Manifest]]:
+def make_study(root: Path, fleet: Fleet) -> tuple[StudyPlan, list[Manifest]]:
     """Make the files of a study; return its plan and the manifests of its step records."""
     shutil.rmtree(root, ignore_errors=True)
     root.mkdir(parents=True)
     group = WorkerGroupSettings(task_queues=("merlin",))
     settings = EnsembleSettings(
-        batch=BatchSettings(type="slurm", nodes=size.workers, walltime="24:00:00"),
+        batch=BatchSettings(type="slurm", nodes=fleet.workers, walltime="24:00:00"),
         steps={"sim": StepFacts(queues=("merlin",), sampled=True)},
         resources=ResourceSettings(workers={"w": group}),
     )
@@ -97,10 +81,10 @@ def make_study(root: Path, size: Size) -> tuple[StudyPlan, list[Manifest]]:
     Session.create(plan.session)
     first = Manifest(
         number=1, name="sim_1", step="sim", workspace=str(root / "sim" / "1"), script="sim", cmd="cmd", restart="restart",
-        shell="/bin/bash", sampled=True, samples=size.samples, labels=[], table=None, index_cache=str(root),
+        shell="/bin/bash", sampled=True, samples=fleet.samples, labels=[], table=None, index_cache=str(root),
         level_max_dirs=25, task_queue="merlin", max_retries=2, retry_delay_s=0.0, study_id=plan.id,
     )  # fmt: skip
-    names = [(f"sim_{number}", str(root / "sim" / str(number))) for number in range(1, size.records + 1)]
+    names = [(f"sim_{number}", str(root / "sim" / str(number))) for number in range(1, fleet.records + 1)]
     return plan, [replace(first, name=name, workspace=workspace) for name, workspace in names]
 
 
@@ -152,26 +136,25 @@ def memory() -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def measure(root: Path, size: Size, *, keeps: bool, until: float = 1.0) -> None:
+def measure(root: Path, fleet: Fleet, *, keeps: bool, until: float = 1.0) -> None:
     """Run a study of a size until a share of its samples has ended, and print what it costs."""
-    plan, manifests = make_study(root, size)
-    fleet = Fleet(size.records, size.samples, size.workers, size.slots)
+    plan, manifests = make_study(root, fleet)
     with BulkLedger(plan.ledger, plan.number, fleet, keeps=keeps) as ledger:
         before, begin = memory(), time.process_time()
         coordinator = BulkCoordinator(plan, manifests, ledger)
-        print(f"{size}: submitted in {time.process_time() - begin:.1f} s, {memory() - before:,} bytes", flush=True)
+        print(f"{fleet}: submitted in {time.process_time() - begin:.1f} s, {memory() - before:,} bytes", flush=True)
         for point in [point for point in _POINTS if point <= until]:
-            _advance(coordinator, ledger, fleet, int(point * size.total))
+            _advance(coordinator, ledger, fleet, int(point * fleet.total))
             _print_looks(coordinator, ledger, point, before)
         if until == 1:
-            _advance(coordinator, ledger, fleet, size.total)
+            _advance(coordinator, ledger, fleet, fleet.total)
     print(f"  {coordinator.messages:,} messages; peak {_peak() / 1e6:,.0f} MB", flush=True)
     if until < 1:
         return
     used = memory() - before
     complete = sum(record.samples.is_complete for record in coordinator.records)
-    print(f"  100 %: {used / 1e6:,.0f} MB, {used / size.total:.2f} bytes per finished sample; {complete} records complete")
-    assert complete == size.records
+    print(f"  100 %: {used / 1e6:,.0f} MB, {used / fleet.total:.2f} bytes per finished sample; {complete} records complete")
+    assert complete == fleet.records
 
 
 def _peak() -> int:
@@ -229,9 +212,9 @@ def main() -> int:
     parser.add_argument("--forget", action="store_true", help="free what the coordinator has read; no status then")
     parser.add_argument("--until", type=float, default=1.0, help="share of the samples that end")
     options = parser.parse_args()
-    size = Size(options.records, options.samples, options.workers, options.slots)
+    fleet = Fleet(options.records, options.samples, options.workers, options.slots)
     try:
-        measure(options.root, size, keeps=not options.forget, until=options.until)
+        measure(options.root, fleet, keeps=not options.forget, until=options.until)
         if not options.forget:
             status(options.root)
     finally:

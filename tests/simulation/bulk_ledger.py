@@ -29,7 +29,7 @@ _ROW = (Kind.ENDED, Kind.RELEASED, Kind.TAKEN, Kind.PASSED, Kind.STARTED)
 
 @dataclasses.dataclass(frozen=True)
 class Fleet:
-    """Step records with samples each, and workers with slots each."""
+    """The size of a study: samples of each of some step records, workers, and slots of a worker."""
 
     records: int
     samples: int

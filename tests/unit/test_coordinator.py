@@ -33,6 +33,12 @@ from maestro_celery_plugin.study.session import Session
 from maestro_celery_plugin.study.stopped_workers import read_stopped, request_start, request_worker_stop
 from maestro_celery_plugin.worker.study_context import StudyContext
 
+# The heartbeat of a live worker on another machine.
+BEAT_ELSEWHERE = Heartbeat(
+    name="w-1", group="w", host="elsewhere", node="n", supervisor=(1, 1), process=(1, 1), slots=1, beat=1,
+    state=WorkerState.BUSY, machine="another",
+)  # fmt: skip
+
 
 @pytest.mark.parametrize(
     ("duration_s", "expected_s"),
@@ -207,12 +213,7 @@ def test_a_sample_that_still_runs_on_another_machine_is_not_lost_when_the_conduc
     coordinator = Coordinator(plan)
     coordinator._maintain_at = math.inf  # without a broker
     coordinator.submit(manifest)
-    session.heartbeats.write(
-        Heartbeat(
-            name="w-1", group="w", host="elsewhere", node="n", supervisor=(1, 1), process=(1, 1), slots=1, beat=1,
-            state=WorkerState.BUSY, machine="another",
-        )
-    )  # fmt: skip
+    session.heartbeats.write(BEAT_ELSEWHERE)
     worker = LedgerWriter(plan.ledger / f"w-1{SUFFIX}", plan.number)
     worker.append(Kind.TAKEN, 1, 1, 0, 10)
     worker.append(Kind.STARTED, 1, 1, 0)
@@ -233,12 +234,7 @@ def test_a_step_record_that_is_cancelled_at_its_submission_ends_after_the_sample
     group = WorkerGroupSettings(task_queues=(manifest.task_queue,), machines=("elsewhere",))
     plan = dataclasses.replace(plan, settings=replace(plan.settings, resources=ResourceSettings(workers={"w": group})))
     session = Session.create(plan.session)
-    session.heartbeats.write(
-        Heartbeat(
-            name="w-1", group="w", host="elsewhere", node="n", supervisor=(1, 1), process=(1, 1), slots=1, beat=1,
-            state=WorkerState.BUSY, machine="another",
-        )
-    )  # fmt: skip
+    session.heartbeats.write(BEAT_ELSEWHERE)
     worker = LedgerWriter(plan.ledger / f"w-1{SUFFIX}", plan.number)
     worker.append(Kind.TAKEN, 1, 1, 0, 2)
     worker.append(Kind.STARTED, 1, 1, 0)

@@ -189,14 +189,19 @@ def test_a_cancellation_that_could_not_be_recorded_is_recorded_later(tmp_path):
     assert record.samples.cancelled_epoch == 2
 
 
+def a_study_that_was_sent(tmp_path):
+    """Return the plan of a study whose conductor has sent the samples of its step record under epoch 1, and has died."""
+    plan, manifest = a_study(tmp_path / "study")
+    earlier = StepRecords(plan, GROUPS)
+    earlier.record_sent(earlier.register(manifest), 1, 0, 10)
+    earlier.flush()
+    return plan
+
+
 def test_after_a_power_cut_no_epoch_is_used_again(tmp_path):
     """Given a disk that has lost the last entries of the coordinator, but not those of a worker, then samples are sent under
     a higher epoch: attempts under the earlier one are lost, and would end the new ones."""
-    plan, manifest = a_study(tmp_path / "study")
-    earlier = StepRecords(plan, GROUPS)
-    record = earlier.register(manifest)
-    earlier.record_sent(record, 1, 0, 10)
-    earlier.flush()
+    plan = a_study_that_was_sent(tmp_path)
     worker = LedgerWriter(plan.ledger / f"w-1{SUFFIX}", plan.number)
     worker.append(Kind.STARTED, 1, 7, 0)
     worker.close()
@@ -233,11 +238,7 @@ def test_a_conductor_uses_no_epoch_of_an_earlier_one(tmp_path):
 def test_a_message_of_before_a_power_cut_runs_no_sample_that_has_finished(tmp_path):
     """Given a power cut that has cost the entry under which a sample has run since, then an earlier message about it, which
     waits on a broker elsewhere, is invalid."""
-    plan, manifest = a_study(tmp_path / "study")
-    earlier = StepRecords(plan, GROUPS)
-    record = earlier.register(manifest)
-    earlier.record_sent(record, 1, 0, 10)
-    earlier.flush()
+    plan = a_study_that_was_sent(tmp_path)
     worker = LedgerWriter(plan.ledger / f"w-1{SUFFIX}", plan.number)
     worker.append(Kind.STARTED, 1, 5, 3)
     worker.append(Kind.ENDED, 1, 5, 3)
