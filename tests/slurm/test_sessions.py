@@ -12,11 +12,12 @@ from support import Study, wait_for
 from maestro_celery_plugin.files import is_locked
 from maestro_celery_plugin.study.members import Members
 
-# The nightly value is ten; these are enough for two allocations.
+# The nightly value is ten. An allocation takes samples for 35 s, and an iteration lasts for at least 10 s (two samples for each slot): five
+# iterations need two allocations, however fast the machine is.
 ITERATIONS = int(os.environ.get("ITERATIONS", "5"))
 CHAIN = f"""
 description: {{name: chain, description: d}}
-env: {{variables: {{ITER: 1, MAX: {ITERATIONS}, SLEEP: 3, NAME: chain}}}}
+env: {{variables: {{ITER: 1, MAX: {ITERATIONS}, SLEEP: 5, NAME: chain}}}}
 batch: {{{SMALL}}}
 study:
   - name: sim
