@@ -22,8 +22,9 @@ class Reopening:
     """Decides for each unfinished step record of an allocation that has ended (`states.ALLOCATION_ENDS`).
 
     - With started samples, it times out. Maestro restarts it, up to the limit of `-r`, and the restart opens the next
-      allocation. If another group continues it, it times out only if samples wait and Maestro would restart it; the
-      samples that the other group runs continue. Without a further restart, the other group runs the rest.
+      allocation. If other workers continue it, it times out only if samples wait and Maestro would restart it; the
+      samples that the others run continue. Without a further restart, the others run the rest. If they end before the
+      step record, it times out then.
     - Without started samples, it stays open, and `Scaling` opens the next allocation without a restart (`backoff.py`
       limits how often).
     - If a person has cancelled the allocation, the step record is cancelled.
@@ -56,13 +57,26 @@ class Reopening:
             if not self._pool.has_source_for(record.groups):
                 ended.append(record)
             elif not allocation.released and allocation.state is AllocationState.CANCELLED:
-                record.withdrawn.update(groups)
+                record.withdrawn.update(dict.fromkeys(groups, allocation))
             elif not allocation.released and record.has_started:
-                record.withdrawn.update(groups)
+                record.withdrawn.update(dict.fromkeys(groups, allocation))
                 if record.may_restart() and record.unassigned(self._records.leased(record)):
                     ended.append(record)
         if not allocation.released:
             self._time_out(ended, allocation)
+
+    def apply_to_abandoned(self) -> None:
+        """Apply the end of an allocation to the step records that other workers have continued which have ended too.
+
+        These may be workers of an earlier allocation: a conductor that has just begun learns only from their silence
+        that they have died.
+        """
+        for record in self._records.with_work():
+            if record.withdrawn and not self._pool.has_source_for(record.groups):
+                ended = [allocation for allocation in record.withdrawn.values() if allocation is not None]
+                record.withdrawn.clear()
+                if ended:
+                    self._time_out([record], ended[-1])
 
     def has_worked(self, source: AllocationSource, allocation: Allocation) -> bool:
         """Tell whether a sample has started in an allocation, which the ledger may show before a heartbeat."""

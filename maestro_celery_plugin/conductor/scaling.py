@@ -83,6 +83,7 @@ class Scaling:
         continues = self.stop_workers()  # before an allocation whose workers leave has ended
         for source, allocation in self._pool.refresh_allocations():
             self._reopening.apply(source, allocation)
+        self._reopening.apply_to_abandoned()
         if self.relatives.living:
             self._note_work()
         self._let_allocations_end()  # they have slots now if workers have begun
@@ -247,7 +248,7 @@ class Scaling:
             for record in records:
                 record.reason = str(error)
                 if self._pool.has_source_for(set(record.groups) - {group}):
-                    record.withdrawn.add(group)  # another group continues the step record
+                    record.withdrawn[group] = None  # another group continues the step record
                 else:
                     record.failure = str(error)
             self._records.invalidate(*(record for record in records if record.failure))

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from maestro_celery_plugin import clock
+from maestro_celery_plugin.batch.allocation import Allocation
 from maestro_celery_plugin.conductor.run_times import RunTimes
 from maestro_celery_plugin.ledger.entries import Entries, Kind
 from maestro_celery_plugin.ledger.sample_set import SampleSet
@@ -82,8 +83,9 @@ class StepRecord:
         has_started: Whether a sample has started since Maestro's last submission.
         timed_out: Whether its allocations have ended since Maestro's last submission, with open samples.
         reason: How the allocations ended, or why the step record cannot run or was cancelled.
-        withdrawn: Groups whose allocation has ended since Maestro's last submission while other groups continue the
-            step record; no new allocation is opened for the withdrawn groups before the next submission.
+        withdrawn: Groups whose allocation has ended since Maestro's last submission while other workers continue the
+            step record, with this allocation; None for a group that no worker could be started for. No allocation is
+            opened for these groups before the next submission, or before the other workers have ended too.
         may_restart: Tells whether Maestro would restart the step record if it timed out.
         suspect: The only suspect that may run now; None without suspects.
         has_turn: Tells whether no suspect of another step record may run now.
@@ -110,7 +112,7 @@ class StepRecord:
     has_started: bool = False
     timed_out: bool = False
     reason: str = ""
-    withdrawn: set[str] = dataclasses.field(default_factory=set)
+    withdrawn: dict[str, Allocation | None] = dataclasses.field(default_factory=dict)
     may_restart: Callable[[], bool] = lambda: False
     suspect: int | None = None
     has_turn: Callable[[], bool] = lambda: True

@@ -51,6 +51,7 @@ class Checks:
         self._finished: dict[str, np.ndarray[Any, Any]] = {}
         self._ended_at: dict[str, float] = {}
         self._was_cut = False
+        self._of_before: list[Any] = []
         # Samples that run again on request: since when, and why; and the number of attempts before the request.
         self._asked: dict[SampleKey, tuple[float, Cause]] = {}
         self._before: dict[SampleKey, int] = {}
@@ -157,6 +158,8 @@ class Checks:
             conductor = self._world.conductor(study)
             if conductor is None or not (conductor.process.is_alive or conductor.has_ended):
                 continue
+            if conductor in self._of_before:
+                continue  # what it knows is not in the ledger any more
             is_resuming = study.resume is not None and study.resume.is_alive
             if is_resuming or any(one.process.is_alive and one.coordinator is None for one in study.conductors):
                 continue  # the conductor of before does not know what runs again
@@ -177,6 +180,7 @@ class Checks:
         """Forget which samples have finished, because the power was cut: what was not on the disk runs again."""
         self._finished.clear()
         self._was_cut = True
+        self._of_before = [conductor for study in self._world.studies for conductor in study.conductors]
 
     def record_ends(self, name: str, state: str) -> None:
         """Check that no sample runs when Maestro learns that its step record has ended."""

@@ -55,6 +55,13 @@ class Study:
         return record
 
 
+def beat(name, allocation="", group="near", host=None, state=WorkerState.IDLE):
+    return Heartbeat(
+        name=name, group=group, host=host or host_name(), node="n", supervisor=(1, 1), process=(1, 1), slots=1, beat=1,
+        state=state, allocation=allocation,
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("state", "becomes"),
     [(AllocationState.CANCELLED, RecordState.CANCELLED), (AllocationState.TIMED_OUT, RecordState.TIMED_OUT)],
@@ -100,9 +107,37 @@ def test_an_allocation_opens_again_while_another_group_continues(
     study.scaling._reopening.apply(source, allocation)
 
     assert study.records.state(record) is becomes
-    assert record.withdrawn == withdrawn
+    assert set(record.withdrawn) == withdrawn
     record.begin(cancelled=False)
     assert not record.withdrawn
+
+
+@pytest.mark.parametrize(
+    ("state", "becomes"),
+    [(AllocationState.TIMED_OUT, RecordState.TIMED_OUT), (AllocationState.CANCELLED, RecordState.CANCELLED)],
+)
+@pytest.mark.parametrize("other", [beat("far-1", group="far", host="elsewhere"), beat("near-1-1", "near/1", host="elsewhere")])
+def test_a_step_record_does_not_wait_for_workers_that_have_continued_it_and_have_ended(
+    study, monkeypatch, state, becomes, other
+):
+    """Given an allocation that has ended while other workers had the open samples, when these have died, then Maestro
+    restarts the step record, which opens the next allocation. They may be workers of an allocation whose end an earlier
+    conductor has seen."""
+    record, session = study.by_queue["a"], Session(study.plan.session)
+    record.groups, record.may_restart = ("near", "far"), lambda: True
+    session.heartbeats.write(other)
+    LedgerWriter(study.plan.ledger / f"{other.name}{SUFFIX}").append(Kind.TAKEN, 1, 0, 0, record.manifest.samples)
+    study.scaling._pool.refresh()
+    (source,) = study.scaling._pool.allocation_sources
+    allocation = Allocation("near", 2, study.plan.allocations / "near" / "2", job="7", state=state)
+    study.scaling._reopening.apply(source, allocation)
+    study.scaling.maintain()
+    assert study.records.state(record) is RecordState.PENDING
+
+    session.heartbeats.remove(other.name)
+    study.scaling.maintain()
+
+    assert study.records.state(record) is becomes
 
 
 def test_a_worker_whose_heartbeat_is_not_visible_yet_is_not_dead(study, monkeypatch):
@@ -118,13 +153,6 @@ def test_a_worker_whose_heartbeat_is_not_visible_yet_is_not_dead(study, monkeypa
     monkeypatch.setattr(dead_workers, "SILENCE_LIMIT_S", 0.0)
     assert study.scaling._dead_workers.detect()
     assert study.records.leases.holders() == set()
-
-
-def beat(name, allocation="", group="near", host=None, state=WorkerState.IDLE):
-    return Heartbeat(
-        name=name, group=group, host=host or host_name(), node="n", supervisor=(1, 1), process=(1, 1), slots=1, beat=1,
-        state=state, allocation=allocation,
-    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -207,7 +235,7 @@ def test_a_group_without_workers_fails_only_the_step_records_that_it_alone_serve
     study.scaling._ensure("near", [record])
 
     assert (study.records.state(record) is RecordState.FAILED) == (not has_other_group)
-    assert record.withdrawn == ({"near"} if has_other_group else set())
+    assert set(record.withdrawn) == ({"near"} if has_other_group else set())
     assert record.reason == "bad partition"
 
 
