@@ -153,12 +153,11 @@ class Coordinator:
         if clock.monotonic() - self._refreshed_at > self._refresh_interval_s:  # not at each of many submissions
             _try(functools.partial(self._scaling.start_workers, record))  # while the private broker starts
             self._refresh()
-        before = record.reason
-        reason = self._step_cancellation.reason(record)
-        record.begin(cancelled=bool(reason))
-        record.reason = reason
-        if record.reason != before:
+        had_reason = bool(record.reason)
+        record.begin(cancelled=False)
+        if had_reason:
             self._records.store_reasons()
+        _try(functools.partial(self._step_cancellation.apply_to_submitted, record))
         try:
             record.waits = self._scaling.waits(record)
             if not record.waits:  # otherwise when a user has started a worker, or has resumed the study
@@ -177,10 +176,11 @@ class Coordinator:
         """Cancel the study while Maestro submits step records: it looks at the request after it has submitted all.
 
         The step record is not stored, so that a conductor that resumes the study submits it like a new one. One of
-        which workers of an earlier conductor have samples ends when these have ended.
+        which workers of an earlier conductor have samples ends when these have ended; its messages become invalid.
         """
         has_lease = self._records.leases.has
-        self._cancel([record for record in self._records if record.active or has_lease(record.number)])
+        running = (r for r in self._records if r.active or has_lease(r.number) or self._records.waiting(r))
+        self._cancel([record for record in running if not record.samples.is_complete])
         held = (record for record in self._records if has_lease(record.number) and record.cancelled)
         record = next((one for one in held if one.manifest.name == manifest.name), None)
         if record is None:

@@ -30,14 +30,25 @@ class StepCancellation:
         self._known = self._cancelled.names()
         self.has_news = False
 
-    def reason(self, record: StepRecord) -> str:
-        """Return why no further sample of a step record may start; empty for one that may run."""
-        name = record.manifest.name
+    def apply_to_submitted(self, record: StepRecord) -> None:
+        """Cancel or purge a step record that Maestro submits, if a user has named it.
+
+        Messages of an earlier conductor may wait, so that it is not enough to send none: workers would take them when
+        the step record has ended.
+
+        Raises:
+            OSError: the names cannot be read.
+            LedgerError: the cancellation cannot be recorded now; it is recorded before the step record ends.
+        """
         if record.samples.is_complete:
-            return ""
+            return
+        name = record.manifest.name
         if name in self._known:
-            return reason_of(name, self._plan.root)
-        return purge_reason(self._plan.root) if name in self._purged.names() else ""
+            self._records.cancel(record, reason=reason_of(name, self._plan.root))
+        elif name in self._purged.names():
+            record.purged = record.cancelled = True
+            record.reason = purge_reason(self._plan.root)
+            self._records.store_reasons()
 
     def apply(self) -> None:
         """Cancel the step records that a user has named, and end their running samples; purge others.
@@ -54,13 +65,13 @@ class StepCancellation:
             return
         named = [record for record in self._records if self._is_to_cancel(record)]
         for record in named:
-            self._records.cancel(record, reason=self.reason(record))
+            self._records.cancel(record, reason=reason_of(record.manifest.name, self._plan.root))
 
     def _is_to_cancel(self, record: StepRecord) -> bool:
         """Whether a step record must be cancelled now: that its waiting samples were purged does not end the others."""
         if record.manifest.name not in self._known or not record.active or record.is_cancelled_at_once:
             return False
-        return bool(self.reason(record))
+        return not record.samples.is_complete
 
     def _purge(self) -> None:
         """Take the waiting samples of purged step records back; those that workers have run to their end.

@@ -17,7 +17,7 @@ from typing import Any
 from maestro_celery_plugin import clock
 from maestro_celery_plugin.config import conversion
 from maestro_celery_plugin.config.stored import Count
-from maestro_celery_plugin.files import file_system_now, read_text, write_atomically
+from maestro_celery_plugin.files import file_system_now, read_text, refresh_directory, write_atomically
 from maestro_celery_plugin.machine import is_this_machine, machine_id
 
 __all__ = ["CONDUCTOR_LIMIT_S", "ConductorBeat", "ConductorBeats", "ConductorWatch"]
@@ -86,6 +86,14 @@ class ConductorBeats:
 
     def _store(self, study: str, values: dict[str, Any]) -> None:
         write_atomically(self._path(study), json.dumps(values), mode=0o600, durable=False)
+
+    def refresh(self) -> None:
+        """See the heartbeats of conductors that have begun on other nodes a moment ago (NFS caches the names of files).
+
+        Raises:
+            OSError: the directory cannot be changed.
+        """
+        refresh_directory(self._directory)
 
     def live_elsewhere(self, *studies: str) -> bool:
         """Tell whether a conductor of these studies on another machine has written its heartbeat a moment ago.

@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 from maestro_celery_plugin.config import conversion
 from maestro_celery_plugin.config.stored import Count, Environment, ProcessFields, UnixTime, Word
 from maestro_celery_plugin.errors import DamagedFileError, StudyError
-from maestro_celery_plugin.files import file_system_now, is_locked, read_json, write_atomically
+from maestro_celery_plugin.files import file_system_now, is_locked, read_json, refresh_directory, write_atomically
 from maestro_celery_plugin.machine import is_this_machine, machine_id
 from maestro_celery_plugin.processes import ProcessId
 from maestro_celery_plugin.states import MemberState
@@ -114,9 +114,10 @@ class Members:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep others from joining and leaving.
+        """Keep others from joining and leaving; meanwhile, this node sees those that have joined on other nodes.
 
         Raises:
+            OSError: a directory of the session cannot be changed now.
             StudyError: another process does not finish.
         """
         self._directory.mkdir(mode=0o700, exist_ok=True)
@@ -129,9 +130,15 @@ class Members:
                 "end the process that holds the lock if it does not answer."
             ) from cause
         try:
+            self._refresh()
             yield
         finally:
             lock.release()
+
+    def _refresh(self) -> None:
+        """See each member, and the heartbeat of its conductor: one that is missed would lose its workers."""
+        refresh_directory(self._directory)
+        self._conductors.refresh()
 
     def path_of(self, study_id: str) -> Path:
         """Return the file of a member."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import logging
 import os
@@ -42,7 +43,13 @@ class Runner:
         self.directories = SampleDirectories(manifest, row)
 
     def start(
-        self, sample: int, *, first: bool, restart: bool = False, environment: Mapping[str, str] | None = None
+        self,
+        sample: int,
+        *,
+        first: bool,
+        restart: bool = False,
+        environment: Mapping[str, str] | None = None,
+        is_cut_off: Callable[[], bool] = lambda: False,
     ) -> RunningAttempt:
         """Start an attempt in its own process group.
 
@@ -51,9 +58,10 @@ class Runner:
             first: Whether `SampleDirectories.make` has created the script, so that the sample has no outputs yet.
             restart: Whether the attempt runs `restart` instead of `cmd`.
             environment: The environment; None for the environment of this process.
+            is_cut_off: Tells whether another worker may run the sample, because this one was stopped for a while.
 
         Raises:
-            OSError: the sample cannot start.
+            OSError: the sample cannot start, or must not start any more.
         """
         outputs: list[_Output] = []
         stem = self.directories.stem(sample)
@@ -63,6 +71,9 @@ class Runner:
             for suffix in ("out", "err"):
                 outputs.append(_Output(f"{stem}.{suffix}", header, keep_header=suffix == "err"))
             begin = clock.monotonic()
+            # As late as possible: the operations on files above may have taken minutes.
+            if is_cut_off():
+                raise TimeoutError(errno.ETIMEDOUT, "The worker was stopped or cut off, and counts as dead")
             # The script is an argument of the interpreter: executing a file fails with ETXTBSY while the child of
             # another thread still has it open for writing.
             process = subprocess.Popen(

@@ -237,7 +237,13 @@ class _RangeRun:
             own[AGAIN_VARIABLE] = "1"
         if own:
             environment = {**(environment or os.environ), **own}
-        running = self._runner.start(sample, first=is_first, restart=restart, environment=environment)
+        running = self._runner.start(
+            sample,
+            first=is_first,
+            restart=restart,
+            environment=environment,
+            is_cut_off=lambda: self._slots.is_cut_off,
+        )
         self._slots.add(self._slot, self._as_running(running, sample))
         try:
             attempt = running.wait()

@@ -179,7 +179,12 @@ class Slots:
     @property
     def may_start(self) -> bool:
         """Whether a sample may start: the worker does not stop, and the conductor does not count it as dead."""
-        return not (self.is_leaving or self.stopping.is_set() or self._heartbeat_limit.is_exceeded)
+        return not (self.is_leaving or self.stopping.is_set() or self.is_cut_off)
+
+    @property
+    def is_cut_off(self) -> bool:
+        """Whether the conductor may count the worker as dead, and let others run its samples."""
+        return self._heartbeat_limit.is_exceeded
 
     def has_time_for(self, task: RangeTask, manifest: Manifest) -> bool:
         """Tell whether a sample of a step record may start before the allocation ends.

@@ -191,7 +191,7 @@ class Misfortune:
             stopped = list(process.node.processes.values())
         self._count("process paused" if len(stopped) == 1 else "node paused")
         for one in stopped:
-            one.paused_until = until
+            one.paused_until = max(one.paused_until, until)
             self.disturb(one)
         kernel.trace(f"{process} and {len(stopped) - 1} others pause until {until:.3f}")
 

@@ -266,6 +266,17 @@ def test_a_runner_leaves_no_file_open(make):
     assert sorted(os.listdir("/proc/self/fd")) == before
 
 
+def test_no_sample_starts_in_a_worker_that_counts_as_dead(make):
+    """Given a worker that was stopped after it has taken a sample, then another one may run it: it starts nothing."""
+    runner = make("echo a > a.txt")
+    runner.directories.make(0)
+
+    with pytest.raises(TimeoutError, match="counts as dead"):
+        runner.start(0, first=True, is_cut_off=lambda: True)
+
+    assert not Path(runner.directories.path(0), "a.txt").exists()
+
+
 # --- samples that cannot start -----------------------------------------------------------------------
 
 

@@ -227,6 +227,27 @@ def test_a_sample_that_still_runs_on_another_machine_is_not_lost_when_the_conduc
     assert states.outcome[0] == Outcome.FINISHED
 
 
+def test_a_study_that_is_cancelled_at_its_submission_leaves_no_valid_message_of_an_earlier_conductor(tmp_path):
+    """Given messages that no worker has taken, and a user who cancels before Maestro submits the step record again, then no
+    worker of the session runs their samples."""
+    plan, manifest = a_study(tmp_path / "study")
+    Session.create(plan.session)
+    earlier = LedgerWriter(plan.ledger / f"{COORDINATOR}{SUFFIX}", plan.number)
+    earlier.append(Kind.SENT, 1, 1, 0, 10)
+    earlier.close()
+    plan.cancel_request.touch()
+    coordinator = Coordinator(plan)
+    try:
+        coordinator._maintain_at = math.inf  # without a broker
+
+        job = coordinator.submit(replace(manifest, number=0))
+
+        assert coordinator.state(job) is RecordState.CANCELLED
+        assert StudyContext(plan.root, plan.id, "w-2").is_invalid(1, 1, 1)
+    finally:
+        coordinator.close()
+
+
 def test_a_step_record_that_is_cancelled_at_its_submission_ends_after_the_samples_of_live_workers(tmp_path):
     """Given workers of an earlier conductor that run on, and a user who cancels before Maestro submits the step record again,
     then no sample starts any more, and the step record ends when the samples have ended."""

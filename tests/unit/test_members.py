@@ -16,7 +16,7 @@ from maestro_celery_plugin.host.conductors import Conductors
 from maestro_celery_plugin.machine import machine_id
 from maestro_celery_plugin.processes import ProcessId
 from maestro_celery_plugin.states import MemberState
-from maestro_celery_plugin.study import conductor_lock, members
+from maestro_celery_plugin.study import conductor_beats, conductor_lock, members
 from maestro_celery_plugin.study.members import Member, Members
 from maestro_celery_plugin.study.session import Session
 
@@ -117,6 +117,20 @@ def test_the_last_member_lets_the_workers_end(plan, here, lock):
     assert second.leave() == []
     assert session.stop_requested
     assert {one.state for one in here.all()} == {MemberState.ENDED}
+
+
+def test_the_last_member_looks_for_others_that_nfs_does_not_show(plan, lock, monkeypatch):
+    """Given NFS, which caches names until this node changes their directory, then no living member is overlooked: the
+    request to stop would end its workers, and each worker that starts later."""
+    changed = []
+    for module in (members, conductor_beats):
+        monkeypatch.setattr(module, "refresh_directory", lambda path: changed.append(path.name))
+    one = lock("1")
+    changed.clear()
+
+    one.leave()
+
+    assert changed == ["studies", "conductors"]
 
 
 def test_the_first_member_revokes_the_requests_of_before_and_a_further_one_does_not(plan, lock):

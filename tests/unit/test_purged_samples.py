@@ -87,13 +87,42 @@ def test_a_message_that_a_worker_has_claimed_is_awaited(study):
     assert study.record.samples.counts().finished == 1
 
 
-def test_a_purged_step_record_that_maestro_submits_again_does_not_run(study):
-    """Given a step record that Maestro restarts after a purge, then it has a reason not to run."""
-    assert not study.cancellation.reason(study.record)
+def test_a_purged_step_record_that_a_new_conductor_submits_ends_without_its_messages(study):
+    """Given messages of an earlier conductor, then the step record ends when no worker can take them any more."""
+    CancelledSteps(study.plan.purged_steps).add([study.record.manifest.name])
 
-    study.purge()
+    study.cancellation.apply_to_submitted(study.record)
 
-    assert "`maestro-celery purge` has taken its waiting samples back" in study.cancellation.reason(study.record)
+    assert "`maestro-celery purge` has taken its waiting samples back" in study.record.reason
+    assert study.state is RecordState.PENDING
+    study.cancellation.apply()
+    assert study.state is RecordState.CANCELLED
+    assert not study.records.claims.claim(MessageName(1, 1, 0, 5, 0), owner_text("w-1"))
+
+
+def test_a_cancelled_step_record_that_a_new_conductor_submits_leaves_no_valid_message(study):
+    """Given a step record that a user has cancelled while no conductor ran, then messages of the earlier one are invalid."""
+    CancelledSteps(study.plan.cancelled_steps).add([study.record.manifest.name])
+    study.cancellation.apply()
+
+    study.record.begin(cancelled=False)
+    study.cancellation.apply_to_submitted(study.record)
+
+    assert "`maestro-celery cancel --step` has cancelled it" in study.record.reason
+    assert study.state is RecordState.CANCELLED
+    assert study.record.samples.cancelled_epoch >= 1
+
+
+@pytest.mark.parametrize("name", ["cancelled_steps", "purged_steps"])
+def test_a_complete_step_record_ends_as_finished_although_a_user_has_named_it(study, name):
+    CancelledSteps(getattr(study.plan, name)).add([study.record.manifest.name])
+    for sample in range(study.record.manifest.samples):
+        study.write(Kind.STARTED, sample)
+        study.write(Kind.ENDED, sample)
+
+    study.cancellation.apply_to_submitted(study.record)
+
+    assert study.state is RecordState.FINISHED
 
 
 def test_the_running_samples_of_a_purged_step_record_can_still_be_cancelled(study):

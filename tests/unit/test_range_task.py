@@ -625,6 +625,18 @@ def test_a_damaged_entry_of_the_coordinator_invalidates_no_message(make):
     assert ensemble.states.is_complete
 
 
+def test_a_worker_that_was_stopped_just_before_a_start_leaves_the_sample_to_others(make, monkeypatch):
+    """Given a worker that goes on after the conductor has let others run its samples, then it starts none of them."""
+    ensemble = make(samples=1)
+    process = worker("w-1", 1, Transport().send)
+    is_cut_off = iter([False, True, True])  # when the slot looks whether it may start, and at the last moment
+    monkeypatch.setattr(type(process.slots), "is_cut_off", property(lambda slots: next(is_cut_off)))
+    process.run(ensemble.task())
+
+    assert not ensemble.runs
+    assert [row[0] for row in ensemble.rows(Kind.STARTED, Kind.ENDED, Kind.NOT_RUN)] == ["STARTED", "NOT_RUN"]
+
+
 class LongSample:
     """A sample that takes a minute, in a worker process with one slot."""
 
