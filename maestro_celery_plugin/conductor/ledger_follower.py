@@ -29,6 +29,7 @@ PATIENCE_S = 30.0
 _BATCH = 1 << 16
 # Entries without their fields, of which arrays are joined in a tenth of the time.
 _BYTES = np.dtype(f"V{ENTRY.itemsize}")
+_STARTED = int(Kind.STARTED)
 
 
 class LedgerFollower:
@@ -53,6 +54,7 @@ class LedgerFollower:
         self.quick_failures = QuickFailures(is_enabled=has_other_hosts(plan.settings))
         self.started_writers: set[str] = set()
         # New entries of writers, and what of them is ready to be applied, by step record.
+        self._writers: list[str] = []
         self._collected: list[np.ndarray[Any, Any]] = []
         self._ready: deque[tuple[int, Entries]] = deque()
 
@@ -94,20 +96,21 @@ class LedgerFollower:
         yield from self._by_record()
 
     def _collect(self, writer: str, entries: Entries) -> None:
-        """Apply entries of one writer to what does not depend on the step record, and keep them for `_by_record`."""
-        if not len(entries):
-            return
-        self._collected.append(entries.view(_BYTES))
-        self.leases.apply(writer, entries)
-        self.quick_failures.apply(writer, entries)
-        if writer not in self.started_writers and (entries["kind"] == Kind.STARTED).any():
+        """Keep entries of one writer for `_by_record`."""
+        if len(entries):
+            self._writers.append(writer)
+            self._collected.append(entries.view(_BYTES))
+        if writer not in self.started_writers and (entries["kind"] == _STARTED).any():
             self.started_writers.add(writer)
 
     def _by_record(self) -> Iterator[tuple[int, Entries]]:
-        """Yield the collected entries by step record."""
+        """Apply the collected entries to what does not depend on the step record; yield them by step record."""
         if self._collected:
             entries = np.concatenate(self._collected).view(ENTRY)
-            self._collected.clear()
+            writers, counts = self._writers, [len(part) for part in self._collected]
+            self._writers, self._collected = [], []
+            self.leases.apply_all(writers, counts, entries)
+            self.quick_failures.apply_all(writers, counts, entries)
             self._sort(entries)
         while self._ready:
             yield self._ready.popleft()

@@ -32,6 +32,7 @@ SUSPECT_LOSSES = 2
 MAX_RANGES = 1000
 # Maximum delay before the next attempt at a sample that could not start.
 START_DELAY_LIMIT_S = 60.0
+_STARTED, _ENDED, _NOT_RUN = int(Kind.STARTED), int(Kind.ENDED), int(Kind.NOT_RUN)
 
 
 @dataclasses.dataclass
@@ -136,11 +137,12 @@ class StepRecord:
         if not self.active:
             return
         self.idle_since = None
-        self.has_started = self.has_started or bool((entries["kind"] == Kind.STARTED).any())
-        for entry in entries[entries["kind"] == Kind.ENDED]:
+        kinds = entries["kind"]
+        self.has_started = self.has_started or bool((kinds == _STARTED).any())
+        for entry in entries[(kinds == _ENDED) & (entries["code"] != 0)]:
             if is_request(int(entry["code"])) and self.samples.outcome[entry["start"]] == Outcome.OPEN:
                 self._delay(int(entry["start"]), int(entry["code"]))
-        for entry in entries[entries["kind"] == Kind.NOT_RUN]:
+        for entry in entries[kinds == _NOT_RUN]:
             if self.samples.outcome[entry["start"]] == Outcome.OPEN:
                 self._add_fault(entry)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +27,9 @@ __all__ = ["LedgerReader", "Mark", "read_ledger"]
 _SIZE = ENTRY.itemsize
 # Bytes after a damaged entry in which the reader looks for the next sound entry at any place.
 _SEARCH_LIMIT = 1 << 16
+# Bytes of several files that are checked together.
+_BATCH_SIZE = 1 << 21
+_HEAD = int(Kind.HEAD)
 
 
 class _Format(enum.Enum):
@@ -47,6 +50,7 @@ class _File:
     """What the reader knows of a file.
 
     Attributes:
+        path: Its path.
         offset: The end of the entries that were read.
         format: The format of the file.
         size: The size of the file at the last read that found no entry in it.
@@ -54,11 +58,29 @@ class _File:
         skippable: The size of the part at `offset` if it has no sound entry, and other parts follow.
     """
 
+    path: Path
     offset: int = 0
     format: _Format = _Format.UNKNOWN
     size: int = -1
     damaged_since: float | None = None
     skippable: int = 0
+
+    def advance(self, size: int) -> None:
+        """Go on after so many bytes, all of which are sound entries."""
+        self.offset += size
+        self.size, self.damaged_since, self.skippable = -1, None, 0
+
+
+class _Part(NamedTuple):
+    """The new bytes of a file, as they were read."""
+
+    writer: str
+    file: _File
+    offset: int
+    """Where they begin."""
+    size: int
+    """The size of the file."""
+    data: np.ndarray[Any, Any]
 
 
 class Mark(NamedTuple):
@@ -119,15 +141,57 @@ class LedgerReader:
         Raises:
             OSError: a file cannot be read.
         """
-        for name in sorted(self._store.names(self._directory, fresh=fresh)):
-            if not name.endswith(SUFFIX):
+        names = sorted(self._store.names(self._directory, fresh=fresh))
+        writers = [name.removesuffix(SUFFIX) for name in names if name.endswith(SUFFIX)]
+        for parts in self._batches(writer for writer in writers if writer not in skip):
+            yield from self._entries_of(parts)
+
+    def _batches(self, writers: Iterable[str]) -> Iterator[list[_Part]]:
+        """Yield the new bytes of files, those of many files together.
+
+        Raises:
+            OSError: a file cannot be read; what was read before comes first.
+        """
+        parts: list[_Part] = []
+        size, error = 0, None
+        for writer in writers:
+            if writer in self.foreign:
                 continue
-            writer = name.removesuffix(SUFFIX)
-            if writer in skip:
+            try:
+                part = self._read_bytes(writer)
+            except OSError as cause:
+                error = cause
+                break
+            if len(part.data) < _SIZE:
                 continue
-            entries = self.read(writer)
+            parts.append(part)
+            size += len(part.data)
+            if size >= _BATCH_SIZE:
+                yield parts
+                parts, size = [], 0
+        if parts:
+            yield parts
+        if error is not None:
+            raise error
+
+    def _entries_of(self, parts: list[_Part]) -> Iterator[tuple[str, Entries]]:
+        """Yield (writer, new entries) for the new bytes of files; the checksums of all of them are computed at once."""
+        whole = [part.data[: len(part.data) // _SIZE * _SIZE] for part in parts]
+        together = np.concatenate(whole).view(ENTRY)
+        is_plain = are_sound(together) & (together["kind"] != _HEAD)
+        all_plain, begin = bool(is_plain.all()), 0
+        for part, data in zip(parts, whole, strict=True):
+            end = begin + len(data) // _SIZE
+            if part.file.offset != part.offset:  # the caller has read this file since
+                entries = self.read(part.writer)
+            elif part.file.format is _Format.CURRENT and (all_plain or is_plain[begin:end].all()):
+                entries = together[begin:end]
+                part.file.advance(len(data))
+            else:
+                entries = self._find_sound(part)
+            begin = end
             if len(entries):
-                yield writer, entries
+                yield part.writer, entries
 
     def poll_parts(self) -> Iterator[tuple[str, Entries]]:
         """Yield (writer, new entries) until none are left; with a `PartStore`, those of a large file in parts."""
@@ -174,10 +238,10 @@ class LedgerReader:
         """
         if not all(self._entry_before(writer, mark.offset) == mark.entry for writer, mark in marks.items()):
             return False
-        self._files = {
-            writer: _File(mark.offset, _Format.OLD if mark.is_old else _Format.CURRENT)
-            for writer, mark in marks.items()
-        }
+        self._files = {}
+        for writer, mark in marks.items():
+            file = self._files[writer] = self._new_file(writer)
+            file.offset, file.format = mark.offset, _Format.OLD if mark.is_old else _Format.CURRENT
         return True
 
     def _entry_before(self, writer: str, offset: int) -> bytes:
@@ -192,15 +256,28 @@ class LedgerReader:
         """
         if writer in self.foreign:
             return np.empty(0, ENTRY)
-        state = self._files.setdefault(writer, _File())
-        entries = self._read_part(state, writer)
-        while not len(entries) and self._skip(state, writer):
-            entries = self._read_part(state, writer)
+        return self._find_sound(self._read_bytes(writer))
+
+    def _read_bytes(self, writer: str) -> _Part:
+        """Return the new bytes of a file, or of the next part of it."""
+        file = self._files.get(writer)
+        if file is None:
+            file = self._files[writer] = self._new_file(writer)
+        return _Part(writer, file, file.offset, *self._store.read(file.path, file.offset, _SIZE))
+
+    def _new_file(self, writer: str) -> _File:
+        return _File(self._directory / f"{writer}{SUFFIX}")
+
+    def _find_sound(self, part: _Part) -> Entries:
+        """Return the new entries of a file; go on behind a part without a sound one."""
+        entries = self._sound_entries(part)
+        while not len(entries) and self._skip(part.file, part.writer):
+            part = self._read_bytes(part.writer)
+            entries = self._sound_entries(part)
         return entries
 
-    def _read_part(self, state: _File, writer: str) -> Entries:
-        """Return the new entries of a file, or of the next part of it."""
-        size, data = self._store.read(self._directory / f"{writer}{SUFFIX}", state.offset, _SIZE)
+    def _sound_entries(self, part: _Part) -> Entries:
+        writer, state, _, size, data = part
         # The bytes of a short rest may change while the size does not: they may not be visible yet.
         if len(data) < _SIZE or (len(data) > _SEARCH_LIMIT and size == state.size):
             return np.empty(0, ENTRY)
@@ -210,7 +287,7 @@ class LedgerReader:
         entries = parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, ENTRY), *parts])
         state.size = -1 if len(entries) else size
         state.skippable = 0 if parts or len(data) == size - state.offset else len(data) // _SIZE * _SIZE
-        is_head = entries["kind"] == Kind.HEAD
+        is_head = entries["kind"] == _HEAD
         return entries[~is_head] if is_head.any() else entries  # a copy takes long
 
     def _skip(self, state: _File, writer: str) -> bool:
@@ -225,7 +302,7 @@ class LedgerReader:
     def _recognise(self, state: _File, writer: str, data: np.ndarray[Any, Any]) -> bool:
         """Find the format of a file; return whether the file belongs to the study."""
         head = data[:_SIZE].view(ENTRY)
-        if not are_sound(head)[0] or head["kind"][0] != Kind.HEAD:
+        if not are_sound(head)[0] or head["kind"][0] != _HEAD:
             state.format = _Format.OLD
         elif self._study in (0, int(head["start"][0])):
             state.format = _Format.CURRENT

@@ -34,11 +34,18 @@ class SampleSet:
     def of_ranges(cls, ranges: Iterable[tuple[int, int]]) -> SampleSet:
         """Return the samples of any ranges; they end at 2**62, also if a file claims more."""
         edges = np.array([(min(start, _END), min(stop, _END)) for start, stop in ranges], np.int64).reshape(-1, 2)
-        edges = edges[edges[:, 0] < edges[:, 1]]
-        edges = edges[np.argsort(edges[:, 0], kind="stable")]
-        stops = np.maximum.accumulate(edges[:, 1])
-        is_first = np.append(True, edges[1:, 0] > stops[:-1]) if len(edges) else np.zeros(0, bool)
-        return cls(edges[is_first, 0], stops[np.append(is_first[1:], True)] if len(edges) else stops)
+        return cls.of_edges(edges[:, 0], edges[:, 1])
+
+    @classmethod
+    def of_edges(cls, starts: Array, stops: Array) -> SampleSet:
+        """Return the samples of any ranges [start, stop), from one array of each; they end at 2**62."""
+        starts, stops = np.minimum(starts, _END).astype(np.int64), np.minimum(stops, _END).astype(np.int64)
+        has_any = starts < stops
+        starts, stops = starts[has_any], stops[has_any]
+        order = np.argsort(starts, kind="stable")
+        starts, stops = starts[order], np.maximum.accumulate(stops[order])
+        is_first = np.append(True, starts[1:] > stops[:-1]) if len(starts) else np.zeros(0, bool)
+        return cls(starts[is_first], stops[np.append(is_first[1:], True)] if len(starts) else stops)
 
     @classmethod
     def of_samples(cls, samples: Any) -> SampleSet:

@@ -16,6 +16,7 @@ from maestro_celery_plugin.conductor.free_slots import FreeSlots
 from maestro_celery_plugin.conductor.publisher import Publisher
 from maestro_celery_plugin.conductor.step_records import StepRecords
 from maestro_celery_plugin.config.settings import WorkerGroupSettings
+from maestro_celery_plugin.ledger import reader
 from maestro_celery_plugin.ledger.entries import SUFFIX, Kind
 from maestro_celery_plugin.ledger.store import Store
 from maestro_celery_plugin.ledger.writer import LedgerWriter
@@ -119,11 +120,44 @@ def test_a_submission_reads_no_ledger_of_a_worker(study):
 
 def test_the_state_of_a_step_record_needs_no_look_at_the_leases_of_others(study, monkeypatch):
     leases = study.records.leases
-    monkeypatch.setattr(leases, "_leases", None)  # by worker
+    assert not leases.has(RECORDS)
+    monkeypatch.setattr(leases, "_rows", None)  # of all slots
 
     states = {study.records.state(record) for record in study.records}
 
     assert len(states) == 2
+
+
+def test_what_many_workers_have_written_is_checked_and_applied_together(study, monkeypatch):
+    """Given an entry of each of 500 workers, then checksums, leases and quick failures are computed once."""
+    calls = Counter()
+
+    def count(owner, name):
+        function = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *args: calls.update([name]) or function(*args))
+
+    count(reader, "are_sound")
+    count(study.records.leases, "apply_all")
+    count(study.records.quick_failures, "apply_all")
+    for number, writer in enumerate(study.writers, 1):
+        writer.append(Kind.PASSED, number, 1, 8, 10)
+    study.records.follow()
+
+    assert calls == {"are_sound": 1, "apply_all": 2}
+    assert all(study.records.leased(record).last == 7 for record in [*study.records][:WRITERS])
+    study.records.changed()
+
+
+def test_which_step_records_may_fail_because_of_a_machine_is_found_once(study, monkeypatch):
+    failures = study.records.quick_failures
+    looks = []
+    accused = failures.accused
+    monkeypatch.setattr(failures, "accused", lambda: looks.append(1) or accused())
+
+    for record in study.records:
+        study.records.state(record)
+
+    assert len(looks) <= 1
 
 
 def test_the_state_of_a_step_record_without_news_counts_no_samples(study, monkeypatch):
