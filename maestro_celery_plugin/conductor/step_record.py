@@ -32,7 +32,7 @@ SUSPECT_LOSSES = 2
 MAX_RANGES = 1000
 # Maximum delay before the next attempt at a sample that could not start.
 START_DELAY_LIMIT_S = 60.0
-_STARTED, _ENDED, _NOT_RUN = int(Kind.STARTED), int(Kind.ENDED), int(Kind.NOT_RUN)
+_ENDED, _NOT_RUN = int(Kind.ENDED), int(Kind.NOT_RUN)
 
 
 @dataclasses.dataclass
@@ -126,24 +126,23 @@ class StepRecord:
         """Number of the step record in messages and in the ledger."""
         return self.manifest.number
 
-    def apply(self, entries: Entries) -> None:
-        """Apply new entries of this step record.
+    def note(self, entries: Entries, *, has_started: bool) -> None:
+        """Note new entries, which were applied to the states of the samples.
 
-        A manifest of before an addition, restored from a backup, has fewer samples than the ledger.
+        Args:
+            entries: Those about samples that have not succeeded.
+            has_started: Whether an attempt has started.
         """
-        entries = entries[entries["start"] < self.manifest.samples]
-        self.samples.apply(entries)
-        self.times.apply(entries)
-        if not self.active:
-            return
         self.idle_since = None
-        kinds = entries["kind"]
-        self.has_started = self.has_started or bool((kinds == _STARTED).any())
-        for entry in entries[(kinds == _ENDED) & (entries["code"] != 0)]:
-            if is_request(int(entry["code"])) and self.samples.outcome[entry["start"]] == Outcome.OPEN:
+        self.has_started = self.has_started or has_started
+        if not len(entries):
+            return
+        outcomes = self.samples.outcome
+        for entry in entries[entries["kind"] == _ENDED]:
+            if is_request(int(entry["code"])) and outcomes[entry["start"]] == Outcome.OPEN:
                 self._delay(int(entry["start"]), int(entry["code"]))
-        for entry in entries[kinds == _NOT_RUN]:
-            if self.samples.outcome[entry["start"]] == Outcome.OPEN:
+        for entry in entries[entries["kind"] == _NOT_RUN]:
+            if outcomes[entry["start"]] == Outcome.OPEN:
                 self._add_fault(entry)
 
     def _add_fault(self, entry: Any) -> None:
@@ -233,7 +232,7 @@ class StepRecord:
     def is_undisturbed(self) -> bool:
         """Whether samples are open, and nothing has failed or was cancelled, so that there is work."""
         ends = self.failure is not None or self.cancelled or self.timed_out
-        return not ends and not self.samples.is_complete and not self.samples.failures
+        return not ends and self.samples.is_undisturbed
 
     @property
     def has_failed(self) -> bool:
@@ -260,6 +259,8 @@ class StepRecord:
         Args:
             has_leases: Whether a live worker has a lease of its samples.
         """
+        if self.is_undisturbed:  # as most step records of a large study
+            return self._open_state(has_leases=has_leases)
         if self.failure is not None:
             return RecordState.FAILED
         if self.samples.is_complete or (self.stops_early and not has_leases):
@@ -268,5 +269,8 @@ class StepRecord:
             return RecordState.FINISHED if self.samples.is_complete else RecordState.CANCELLED
         if self.timed_out:
             return RecordState.TIMED_OUT
+        return self._open_state(has_leases=has_leases)
+
+    def _open_state(self, *, has_leases: bool) -> RecordState:
         runs = self.samples.has_started and (has_leases or not self.waits)
         return RecordState.RUNNING if runs else RecordState.PENDING

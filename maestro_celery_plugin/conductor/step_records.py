@@ -6,15 +6,17 @@ import functools
 import logging
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from msgspec.structs import replace
 
 from maestro_celery_plugin import clock
 from maestro_celery_plugin.conductor.ledger_follower import LedgerFollower
+from maestro_celery_plugin.conductor.new_entries import NewEntries
 from maestro_celery_plugin.conductor.step_record import StepRecord
 from maestro_celery_plugin.config.settings import WorkerGroupSettings
 from maestro_celery_plugin.ledger.claims import Claims
-from maestro_celery_plugin.ledger.entries import COORDINATOR, SUFFIX, Entries, Kind
+from maestro_celery_plugin.ledger.entries import COORDINATOR, SUFFIX, Kind
 from maestro_celery_plugin.ledger.sample_set import SampleSet
 from maestro_celery_plugin.ledger.sample_states import SampleStates
 from maestro_celery_plugin.ledger.store import STORE, Store
@@ -164,6 +166,8 @@ class StepRecords:
 
     def _state(self, record: StepRecord, undecided: frozenset[int]) -> RecordState:
         """Return a state; no message about a step record that has failed may remain: its samples would run later."""
+        if record.is_undisturbed and not record.purged:  # as most step records of a large study
+            return record.state(has_leases=self.leases.has(record.number))
         # A full disk may have delayed the record of a cancellation.
         if record.active and (record.has_failed or record.is_cancelled_at_once):
             self._stop(record)
@@ -209,34 +213,30 @@ class StepRecords:
         """Apply the new entries of the coordinator itself."""
         self._apply_all(self._follower.poll_own())
 
-    def _apply_all(self, parts: Iterable[tuple[int, Entries]]) -> None:
-        for number, entries in parts:
-            record = self._by_number.get(number)
-            if record:
-                self._changed.add(number)
-                self._apply(record, entries)
+    def _apply_all(self, news: Iterable[NewEntries]) -> None:
+        for new in news:
+            known = new.only(self._by_number)
+            self._changed.update(known.numbers)
+            ended = known.apply([self._by_number[number] for number in known.numbers])
+            for record, samples in ended:
+                self._note_stop_request(record, samples)
+            for record, _ in ended:
+                if record.has_failed:
+                    self._stop(record)
 
     def changed(self) -> list[StepRecord]:
         """Return the step records with new entries since the last call."""
         changed, self._changed = self._changed, set()
         return [self._by_number[number] for number in changed]
 
-    def _apply(self, record: StepRecord, entries: Entries) -> None:
-        record.apply(entries)
-        if not record.active:
-            return
-        kinds = entries["kind"]
-        has_ended = (kinds == Kind.ENDED) | (kinds == Kind.GAVE_UP)
-        samples = entries["start"][has_ended & (entries["start"] < record.manifest.samples)]
+    def _note_stop_request(self, record: StepRecord, samples: Any) -> None:
+        """Note that one of these samples has requested that all workers stop."""
         if not len(samples):
             return
-        outcomes = record.samples.outcome[samples]
-        if record.has_failed:
-            self._stop(record)
-        if (outcomes == Outcome.STOPPED_STUDY).any():
-            sample = int(samples[outcomes == Outcome.STOPPED_STUDY][0])
+        stopped = samples[record.samples.outcome[samples] == Outcome.STOPPED_STUDY]
+        if len(stopped):
             name = record.manifest.name
-            self.stop_request = f"Sample {sample} of '{name}' has requested that all workers stop (exit code 105)."
+            self.stop_request = f"Sample {stopped[0]} of '{name}' has requested that all workers stop (exit code 105)."
 
     # --- writing the ledger ---
 
