@@ -76,10 +76,10 @@ class Scaling:
         """Start workers for each group with work, and end allocations without work.
 
         Returns:
-            Whether samples may have no message: workers were lost since the last call, or the study continues.
+            Whether workers take samples of a step record again; these samples may have no message.
         """
         self.relatives.refresh()
-        has_lost = self._dead_workers.detect()
+        self._dead_workers.detect()
         continues = self.stop_workers()  # before an allocation whose workers leave has ended
         for source, allocation in self._pool.refresh_allocations():
             self._reopening.apply(source, allocation)
@@ -90,7 +90,7 @@ class Scaling:
         self._records.give_up(lambda record: self._pool.machine_count(record.groups))
         self._scale()
         self._enforce_cancellation()
-        return has_lost or continues
+        return continues
 
     def stop_workers(self) -> bool:
         """Let the workers leave that a user or a sample has stopped, and their allocations end.

@@ -206,14 +206,15 @@ class StepRecord:
         suspects = self._suspects()
         return bool(suspects and suspects & leased())
 
-    def unassigned(self, leased: SampleSet) -> SampleSet:
+    def unassigned(self, leased: SampleSet, within: SampleSet | None = None) -> SampleSet:
         """Return the open samples without a lease and without a delay.
 
         Args:
             leased: The samples with a lease.
+            within: Only these samples; None for all.
         """
         delayed = SampleSet.of_samples(list(self.delayed))
-        return self.samples.find(Outcome.OPEN) - leased - delayed - self._held_back(leased)
+        return self.samples.find(Outcome.OPEN, within=within) - leased - delayed - self._held_back(leased)
 
     def begin(self, *, cancelled: bool) -> None:
         """Record that Maestro has submitted or restarted the step record.

@@ -45,6 +45,7 @@ class StepRecords:
     Attributes:
         leases: The leases of the workers.
         waiting_messages: The messages that no slot has taken.
+        without_message: Samples that dead workers have had, by step record, until the publisher has sent them again.
         claims: The claims of the study.
         stop_request: Sentence that names the sample which has requested that all workers stop; empty without a request.
         started_writers: The writers that have started a sample.
@@ -67,6 +68,7 @@ class StepRecords:
         self.live_writers: Container[str] = ()
         self.leases, self.waiting_messages = self._follower.leases, self._follower.waiting_messages
         self.quick_failures, self.started_writers = self._follower.quick_failures, self._follower.started_writers
+        self.without_message: dict[int, list[SampleSet]] = {}
         self.stop_request = ""
 
     def load(self, alive: Callable[[], Iterable[str]]) -> None:
@@ -104,12 +106,11 @@ class StepRecords:
 
     def with_work(self) -> list[StepRecord]:
         """Return the step records that Maestro waits for and that have not ended."""
-        undecided = self.quick_failures.open_records()
-        return [
-            record
-            for record in self
-            if record.active and (record.is_undisturbed or self._state(record, undecided) not in TERMINAL)
-        ]
+        return [record for record in self if self.has_work(record)]
+
+    def has_work(self, record: StepRecord) -> bool:
+        """Tell whether Maestro waits for a step record, and it has not ended."""
+        return record.active and (record.is_undisturbed or self.state(record) not in TERMINAL)
 
     def register(self, manifest: Manifest) -> StepRecord:
         """Store the manifest of a step record under its number; return the step record, which may exist already.
@@ -162,19 +163,16 @@ class StepRecords:
 
     def state(self, record: StepRecord) -> RecordState:
         """Return the state of a step record; it is not final while a machine may be the cause of its failures."""
-        return self._state(record, self.quick_failures.open_records())
-
-    def _state(self, record: StepRecord, undecided: frozenset[int]) -> RecordState:
-        """Return a state; no message about a step record that has failed may remain: its samples would run later."""
         if record.is_undisturbed and not record.purged:  # as most step records of a large study
             return record.state(has_leases=self.leases.has(record.number))
-        # A full disk may have delayed the record of a cancellation.
+        # No message about a step record that has failed may remain: its samples would run later. A full disk may have
+        # delayed the record of a cancellation.
         if record.active and (record.has_failed or record.is_cancelled_at_once):
             self._stop(record)
         if self._must_be_fresh and record.stops_early and not self.leases.has(record.number):
             self.follow(fresh=True)  # NFS hides the ledger of a worker that has begun a moment ago
         state = record.state(has_leases=self.leases.has(record.number) or self._has_claims(record))
-        is_open = state is RecordState.FINISHED and record.number in undecided
+        is_open = state is RecordState.FINISHED and self.quick_failures.concerns(record.number)
         return RecordState.RUNNING if is_open else state
 
     def _has_claims(self, record: StepRecord) -> bool:
@@ -190,9 +188,14 @@ class StepRecords:
         """Return the samples of a step record that have a lease."""
         return self.leases.samples(record.number)
 
-    def waiting(self, record: StepRecord) -> SampleSet:
-        """Return the samples of a step record about which a message waits in a task queue, or was lost."""
-        return self.waiting_messages.samples(record.number)
+    def waiting(self, record: StepRecord, within: SampleSet | None = None) -> SampleSet:
+        """Return the samples of a step record about which a message waits in a task queue, or was lost.
+
+        Args:
+            record: The step record.
+            within: Leave out the messages without one of these samples; None for all messages.
+        """
+        return self.waiting_messages.samples(record.number, within)
 
     # --- reading the ledger ---
 
@@ -318,6 +321,7 @@ class StepRecords:
             record = self._by_number.get(lease.record)
             if record is not None:
                 samples = SampleSet.of_range(lease.start, lease.stop)
+                self.without_message.setdefault(lease.record, []).append(samples)
                 running = record.samples.running_in(lease.start, lease.stop)
                 # A later attempt belongs to another worker.
                 own = SampleSet.of_samples(running[record.samples.started[running] == lease.epoch])

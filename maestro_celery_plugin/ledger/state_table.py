@@ -142,8 +142,8 @@ class StateTable:
             return SampleSet.of_range(0, found)
         parts = []
         for begin, block in zip(range(0, count, _BLOCK), self.blocks(0, count), strict=True):
-            parts += SampleSet.of_mask(of_states[block], begin).ranges()
-        return SampleSet.of_ranges(parts)
+            parts.append(SampleSet.of_mask(of_states[block], begin))
+        return SampleSet.joined(parts)
 
     def blocks(self, start: int, stop: int) -> Iterator[Array]:
         """Yield the numbers of the samples [start, stop) in parts."""

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import operator
 from collections import defaultdict
+from collections.abc import Collection
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +16,9 @@ from maestro_celery_plugin.ledger.sample_set import SampleSet
 
 __all__ = ["WaitingMessages"]
 
+Array = np.ndarray[Any, Any]
+
+_START, _STOP = operator.itemgetter(2), operator.itemgetter(3)
 _IS_SENT = kind_mask(Kind.SENT, Kind.PASSED)
 _IS_RELEVANT = _IS_SENT | kind_mask(Kind.TAKEN, Kind.KEPT)
 
@@ -49,14 +56,28 @@ class WaitingMessages:
         else:
             self._taken_early.add(name)
 
-    def of_record(self, record: int) -> list[MessageName]:
-        """Return the waiting messages about a step record."""
-        return list(map(MessageName._make, self._waiting.get(record, ())))
+    def of_record(self, record: int, within: SampleSet | None = None) -> list[MessageName]:
+        """Return the waiting messages about a step record; `within` leaves out those without one of these samples."""
+        names: Collection[tuple[int, ...]] = self._waiting.get(record, ())
+        if within is not None:
+            starts, stops = _edges(names)
+            names = list(itertools.compress(names, within.meeting(starts, stops).tolist()))
+        return list(map(MessageName._make, names))
 
     def forget(self, name: MessageName) -> None:
         """Remove a message, which no slot can take any more."""
         self._waiting[name.record].discard(name)
 
-    def samples(self, record: int) -> SampleSet:
-        """Return the samples of a step record about which a message waits."""
-        return SampleSet.of_ranges((name[2], name[3]) for name in self._waiting.get(record, ()))
+    def samples(self, record: int, within: SampleSet | None = None) -> SampleSet:
+        """Return the samples of a step record about which a message waits; `within` is that of `of_record`."""
+        starts, stops = _edges(self._waiting.get(record, ()))
+        if within is not None:
+            meets = within.meeting(starts, stops)
+            starts, stops = starts[meets], stops[meets]
+        return SampleSet.of_edges(starts, stops)
+
+
+def _edges(names: Collection[tuple[int, ...]]) -> tuple[Array, Array]:
+    """Return the starts and the stops of messages, which may be anything that a file can hold."""
+    starts, stops = (np.fromiter(map(edge, names), np.uint64, len(names)) for edge in (_START, _STOP))
+    return starts, stops

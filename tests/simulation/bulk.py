@@ -131,7 +131,7 @@ class BulkCoordinator:
         """Count a worker as dead and send its samples again; return the seconds of the CPU and the number of messages."""
         begin, before = time.process_time(), self.messages
         self.records.mark_lost([writer], is_elsewhere=True)
-        self.publisher.resend_without_message()
+        self.publisher.resend_lost()
         return time.process_time() - begin, self.messages - before
 
 

@@ -14,8 +14,10 @@ from msgspec.structs import replace
 
 from maestro_celery_plugin.conductor.free_slots import FreeSlots
 from maestro_celery_plugin.conductor.publisher import Publisher
+from maestro_celery_plugin.conductor.step_record import StepRecord
 from maestro_celery_plugin.conductor.step_records import StepRecords
 from maestro_celery_plugin.config.settings import WorkerGroupSettings
+from maestro_celery_plugin.errors import BrokerError
 from maestro_celery_plugin.ledger import reader
 from maestro_celery_plugin.ledger.entries import SUFFIX, Kind
 from maestro_celery_plugin.ledger.store import Store
@@ -201,3 +203,37 @@ def test_slots_without_time_for_a_study_are_free_for_the_others(study):
     assert FreeSlots([beat], study.records.leases, "study-2").accept(record)
 
 
+
+
+def test_the_death_of_a_worker_costs_what_it_had(study, monkeypatch):
+    """Given the death of a worker with a sample of one of 2,000 step records, then no other one is looked at."""
+    study.records.follow()
+    visited = []
+    unassigned = StepRecord.unassigned
+    monkeypatch.setattr(StepRecord, "unassigned", lambda *args: visited.append(args[0].number) or unassigned(*args))
+    monkeypatch.setattr(study.records, "with_work", None)
+    sent = study.sent
+
+    study.records.mark_lost(["w-20"], is_elsewhere=True)
+    study.publisher.resend_lost()
+    study.publisher.resend_lost()
+
+    assert visited == [21]
+    assert study.sent == sent + 2  # the interrupted sample runs `restart`, the others `cmd`
+
+
+def test_what_a_dead_worker_had_is_sent_when_the_broker_answers_again(study, monkeypatch):
+    refusals = [BrokerError("away")]
+    send = study.publisher.send
+    monkeypatch.setattr(
+        study.publisher, "send", lambda *args: (_ for _ in ()).throw(refusals.pop()) if refusals else send(*args)
+    )
+    sent = study.sent
+
+    study.records.mark_lost(["w-30"], is_elsewhere=True)
+    with pytest.raises(BrokerError):
+        study.publisher.resend_lost()
+    assert study.sent == sent
+    study.publisher.resend_lost()
+
+    assert study.sent == sent + 2
