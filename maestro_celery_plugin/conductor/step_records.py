@@ -267,7 +267,7 @@ class StepRecords:
         Args:
             live_machines: Returns the number of machines with a worker that can run samples of a step record.
         """
-        for record in self.with_work():
+        for record in [record for record in self if record.faults and self.has_work(record)]:
             for sample, faults in list(record.faults.items()):
                 if record.samples.outcome[sample] != Outcome.OPEN:
                     del record.faults[sample]

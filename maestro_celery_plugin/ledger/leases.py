@@ -127,14 +127,14 @@ class Leases:
 
     def holders(self) -> set[str]:
         """Return the writers with at least one lease."""
-        return self._writers_of(self._rows)
+        return set(self._writers_of(self._rows))
 
-    def holders_of(self, records: Collection[int]) -> set[str]:
-        """Return the writers with a lease of one of these step records."""
-        return self._writers_of(self._rows[np.isin(self._rows[:, _RECORD], list(records))]) if records else set()
+    def holders_of(self, records: Collection[int]) -> list[str]:
+        """Return the writers with a lease of one of these step records, in the order in which they have begun."""
+        return self._writers_of(self._rows[np.isin(self._rows[:, _RECORD], list(records))]) if records else []
 
-    def _writers_of(self, rows: Array) -> set[str]:
-        return {self._names[number] for number in np.unique(rows[:, _SLOT] >> _SLOT_BITS).tolist()}
+    def _writers_of(self, rows: Array) -> list[str]:
+        return [self._names[number] for number in np.unique(rows[:, _SLOT] >> _SLOT_BITS).tolist()]
 
     def count(self, writer: str) -> int:
         """Return how many slots of a writer have a lease."""

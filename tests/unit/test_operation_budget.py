@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 from ensembles import a_study
@@ -14,6 +15,7 @@ from msgspec.structs import replace
 
 from maestro_celery_plugin.conductor.free_slots import FreeSlots
 from maestro_celery_plugin.conductor.publisher import Publisher
+from maestro_celery_plugin.conductor.redelivery import Redelivery
 from maestro_celery_plugin.conductor.step_record import StepRecord
 from maestro_celery_plugin.conductor.step_records import StepRecords
 from maestro_celery_plugin.config.settings import WorkerGroupSettings
@@ -237,3 +239,74 @@ def test_what_a_dead_worker_had_is_sent_when_the_broker_answers_again(study, mon
     study.publisher.resend_lost()
 
     assert study.sent == sent + 2
+
+
+def looked_at(monkeypatch, study):
+    """Return a list that gets the number of each step record whose state, work or samples are looked at."""
+    found = []
+    for name in ("state", "has_work"):
+        function = getattr(StepRecords, name)
+        monkeypatch.setattr(
+            StepRecords, name, lambda self, record, call=function: found.append(record.number) or call(self, record)
+        )
+    return found
+
+
+def test_a_look_without_news_visits_no_step_record(study, monkeypatch):
+    study.records.follow()
+    study.records.changed()
+    found = looked_at(monkeypatch, study)
+    noted = []
+    monkeypatch.setattr(StepRecord, "note", lambda self, entries, **options: noted.append(self.number))
+
+    study.records.follow()
+    assert study.records.changed() == []
+    Redelivery(study.records, study.publisher, None).send_due()
+
+    assert found == noted == []
+
+
+def test_a_look_visits_the_step_records_with_news(study, monkeypatch):
+    study.records.follow()
+    study.records.changed()
+    noted = []
+    note = StepRecord.note
+    monkeypatch.setattr(
+        StepRecord, "note", lambda self, entries, **options: noted.append(self.number) or note(self, entries, **options)
+    )
+    for number in (40, 50):
+        study.writers[number].append(Kind.STARTED, number + 1, 1, 1)
+
+    study.records.follow()
+
+    assert noted == sorted(record.number for record in study.records.changed()) == [41, 51]
+
+
+def test_maintenance_without_a_free_slot_or_a_fault_visits_no_step_record(study, monkeypatch):
+    scaling = SimpleNamespace(free_slots=lambda: FreeSlots([], study.records.leases, "study-1"))
+    for record in study.records:
+        record.idle_since = None
+    found = looked_at(monkeypatch, study)
+
+    Redelivery(study.records, study.publisher, scaling).resend_if_slots_stay_free()
+    study.records.give_up(lambda record: 1)
+
+    assert found == []
+
+
+def test_a_step_record_is_idle_from_when_a_slot_is_free(study):
+    """Given a free slot, then the idle time begins; without a free slot, it ends."""
+    record = next(iter(study.records))
+    beat = Heartbeat(
+        name="v-1", group="w", host="h", node="n", supervisor=(1, 1), process=(1, 1), slots=2, beat=1,
+        state=WorkerState.IDLE,
+    )  # fmt: skip
+    beats = [beat]
+    scaling = SimpleNamespace(free_slots=lambda: FreeSlots(beats, study.records.leases, "study-1"))
+    redelivery = Redelivery(study.records, study.publisher, scaling)
+
+    redelivery.resend_if_slots_stay_free()
+    assert record.idle_since is not None
+    beats.clear()
+    redelivery.resend_if_slots_stay_free()
+    assert record.idle_since is None
