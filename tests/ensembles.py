@@ -9,6 +9,8 @@ import numpy as np
 import yaml
 from msgspec.structs import replace
 
+from maestro_celery_plugin.conductor.new_entries import NewEntries
+from maestro_celery_plugin.conductor.step_record import StepRecord
 from maestro_celery_plugin.config.settings import BatchSettings, EnsembleSettings, ResourceSettings
 from maestro_celery_plugin.ledger.entries import ENTRY, Kind
 from maestro_celery_plugin.ledger.sample_states import SampleStates
@@ -70,6 +72,11 @@ def entries(*rows: tuple[Any, ...], record: int = 1) -> np.ndarray[Any, Any]:
         for name, value in zip(("kind", "start", "epoch", "code", "stop", "slot"), row, strict=False):
             entry[name] = value
     return made
+
+
+def apply_to(record: StepRecord, new: np.ndarray[Any, Any]) -> None:
+    """Apply new ledger entries to a step record in the conductor."""
+    NewEntries([record.number], np.array([0, len(new)]), new).apply([record])
 
 
 def span(kind: Kind, start: int, stop: int, epoch: int = 1, slot: int = 0) -> tuple[Any, ...]:

@@ -353,11 +353,12 @@ class Coordinator:
 
     def _maintain_workers(self) -> None:
         try:
-            must_resend = self._scaling.maintain()
+            continues = self._scaling.maintain()
         finally:
             self._lock.working, self._lock.needs = self._scaling.working_allocations, self._scaling.needs
-        if must_resend:
+        if continues:
             self._publisher.resend_without_message()
+        self._publisher.resend_lost()
 
     def _stop_workers(self) -> None:
         if self._scaling.stop_workers():

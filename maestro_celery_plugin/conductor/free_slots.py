@@ -38,7 +38,10 @@ class FreeSlots:
             for owner, number in beat.out_of_time:
                 if owner == study:
                     self._without_time[beat.group, number] += free
+        self._has_any = any(self._of_group.values())
 
     def accept(self, record: StepRecord) -> bool:
         """Tell whether a free slot accepts samples of a step record."""
-        return any(self._of_group[group] > self._without_time[group, record.number] for group in record.groups)
+        return self._has_any and any(
+            self._of_group[group] > self._without_time[group, record.number] for group in record.groups
+        )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 from collections import deque
 from collections.abc import Callable, Container, Iterator
@@ -10,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from maestro_celery_plugin.conductor.new_entries import NewEntries
 from maestro_celery_plugin.conductor.quick_failures import QuickFailures
 from maestro_celery_plugin.config.groups import has_other_hosts
 from maestro_celery_plugin.ledger.entries import COORDINATOR, ENTRY, Entries, Kind
@@ -29,6 +29,7 @@ PATIENCE_S = 30.0
 _BATCH = 1 << 16
 # Entries without their fields, of which arrays are joined in a tenth of the time.
 _BYTES = np.dtype(f"V{ENTRY.itemsize}")
+_STARTED = int(Kind.STARTED)
 
 
 class LedgerFollower:
@@ -52,12 +53,13 @@ class LedgerFollower:
         self.leases, self.waiting_messages = Leases(), WaitingMessages()
         self.quick_failures = QuickFailures(is_enabled=has_other_hosts(plan.settings))
         self.started_writers: set[str] = set()
-        # New entries of writers, and what of them is ready to be applied, by step record.
+        # New entries of writers, and what of them is ready to be applied.
+        self._writers: list[str] = []
         self._collected: list[np.ndarray[Any, Any]] = []
-        self._ready: deque[tuple[int, Entries]] = deque()
+        self._ready: deque[NewEntries] = deque()
 
-    def poll(self, skip: Container[str] = (), *, fresh: bool = False) -> Iterator[tuple[int, Entries]]:
-        """Yield the number of a step record and new entries about it; those of one writer are in order.
+    def poll(self, skip: Container[str] = (), *, fresh: bool = False) -> Iterator[NewEntries]:
+        """Yield the new entries, sorted by step record; those of one writer are in order.
 
         The entries of many writers come together: a look at a thousand workers has a few entries of each of them. What
         the caller has not applied because of an error, the next call yields.
@@ -88,34 +90,28 @@ class LedgerFollower:
         if error is not None:
             raise error
 
-    def poll_own(self) -> Iterator[tuple[int, Entries]]:
+    def poll_own(self) -> Iterator[NewEntries]:
         """Yield the new entries of the coordinator itself, as `poll` does."""
         self._collect(COORDINATOR, self._reader.read(COORDINATOR))
         yield from self._by_record()
 
     def _collect(self, writer: str, entries: Entries) -> None:
-        """Apply entries of one writer to what does not depend on the step record, and keep them for `_by_record`."""
-        if not len(entries):
-            return
-        self._collected.append(entries.view(_BYTES))
-        self.leases.apply(writer, entries)
-        self.quick_failures.apply(writer, entries)
-        if writer not in self.started_writers and (entries["kind"] == Kind.STARTED).any():
+        """Keep entries of one writer for `_by_record`."""
+        if len(entries):
+            self._writers.append(writer)
+            self._collected.append(entries.view(_BYTES))
+        if writer not in self.started_writers and (entries["kind"] == _STARTED).any():
             self.started_writers.add(writer)
 
-    def _by_record(self) -> Iterator[tuple[int, Entries]]:
-        """Yield the collected entries by step record."""
+    def _by_record(self) -> Iterator[NewEntries]:
+        """Apply the collected entries to what does not depend on the step record; yield them."""
         if self._collected:
             entries = np.concatenate(self._collected).view(ENTRY)
-            self._collected.clear()
-            self._sort(entries)
+            writers, counts = self._writers, [len(part) for part in self._collected]
+            self._writers, self._collected = [], []
+            self.leases.apply_all(writers, counts, entries)
+            self.quick_failures.apply_all(writers, counts, entries)
+            self.waiting_messages.apply(entries)
+            self._ready.append(NewEntries.sorted(entries))
         while self._ready:
             yield self._ready.popleft()
-
-    def _sort(self, entries: Entries) -> None:
-        """Sort new entries by step record."""
-        self.waiting_messages.apply(entries)
-        order = np.argsort(entries["record"], kind="stable")
-        numbers = entries["record"][order]
-        edges = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(entries)]
-        self._ready.extend((int(numbers[a]), entries[order[a:b]]) for a, b in itertools.pairwise(edges))

@@ -158,11 +158,29 @@ class Publisher:
             self.send(record, record.unassigned(self._records.leased(record)))
 
     def resend_without_message(self) -> None:
-        """Send the samples without a lease and without a message in a task queue, after workers have died."""
+        """Send the samples without a lease and without a message in a task queue, when workers take samples again."""
         for record in self._records.with_work():
-            samples = record.unassigned(self._records.leased(record)) - self._records.waiting(record)
-            if samples:
-                self.send(record, samples)
+            self._resend(record)
+
+    def resend_lost(self) -> None:
+        """Send the samples that dead workers have had; those that cannot be sent now, a later call sends.
+
+        Raises:
+            BrokerError: the broker does not answer.
+        """
+        lost = self._records.without_message
+        for number in list(lost) if self._sender is not None else ():  # otherwise `maintain` sends all
+            record = self._records.by_number(number)
+            if record is not None and self._records.has_work(record):
+                self._resend(record, SampleSet.joined(lost[number]))
+            del lost[number]
+
+    def _resend(self, record: StepRecord, within: SampleSet | None = None) -> None:
+        """Send samples of a step record without a lease and without a message; `within` limits the samples."""
+        samples = record.unassigned(self._records.leased(record), within)
+        samples -= self._records.waiting(record, samples)
+        if samples:
+            self.send(record, samples)
 
     def close(self, others: list[Member]) -> None:
         """Close the connection; delete the queues that no other study uses; without other studies, end the host.

@@ -95,9 +95,7 @@ class Recall:
         claims, waiting = self._records.claims, self._records.waiting_messages
         claims.prepare(record.number)
         owners = {}
-        for name in waiting.of_record(record.number):
-            if not samples.meets(name.start, name.stop):
-                continue
+        for name in waiting.of_record(record.number, samples):
             owner = None if claims.claim(name, owner_text(COORDINATOR)) else claims.owner(name)
             if owner in (None, COORDINATOR):
                 waiting.forget(name)

@@ -52,8 +52,11 @@ class Redelivery:
         """Send samples without a lease again if slots stay free: the messages of these samples were lost."""
         free_slots = self._scaling.free_slots()
         now, quiet = clock.monotonic(), []
-        for record in self._records.with_work():
-            if record.stops_early or not free_slots.accept(record):
+        for record in self._records:
+            has_slot = free_slots.accept(record)
+            if not (has_slot or record.idle_since is not None) or not self._records.has_work(record):
+                continue  # as most step records of a large study: it has no free slot, or has ended
+            if record.stops_early or not has_slot:
                 record.idle_since = None
             elif record.idle_since is None:
                 record.idle_since = now

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
-from maestro_celery_plugin.ledger.entries import Entries, Kind, kind_mask
+from maestro_celery_plugin.ledger.entries import Kind, kind_mask
 
-__all__ = ["RunTimes"]
+__all__ = ["IS_END", "RunTimes"]
 
-_IS_END = kind_mask(Kind.ENDED, Kind.STOPPED, Kind.LOST, Kind.GAVE_UP)
+IS_END = kind_mask(Kind.ENDED, Kind.STOPPED, Kind.LOST, Kind.GAVE_UP)
+_NEVER = math.inf
 
 
 @dataclasses.dataclass
@@ -38,13 +40,14 @@ class RunTimes:
         start, end = self._earlier or (None, None)
         return start if self._start is None else self._start, end if self._end is None else self._end
 
-    def apply(self, entries: Entries) -> None:
-        """Apply new entries of the step record."""
-        kinds, times = entries["kind"], entries["time"]
-        starts, ends = times[kinds == Kind.STARTED], times[_IS_END[kinds]]
-        if len(starts):
-            start = float(starts.min())
+    def include(self, start: float, end: float) -> None:
+        """Include attempts that have begun or ended.
+
+        Args:
+            start: The begin of the first one; infinite if none has begun.
+            end: The end of the last one; minus infinite if none has ended.
+        """
+        if start != _NEVER:
             self._start = start if self._start is None else min(start, self._start)
-        if len(ends):
-            end = float(ends.max())
+        if end != -_NEVER:
             self._end = end if self._end is None else max(end, self._end)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Set
+from collections.abc import Collection, Mapping, Set
 
 from maestro_celery_plugin import clock
 from maestro_celery_plugin.conductor.broken_machines import BrokenMachines
@@ -76,10 +76,10 @@ class Scaling:
         """Start workers for each group with work, and end allocations without work.
 
         Returns:
-            Whether samples may have no message: workers were lost since the last call, or the study continues.
+            Whether workers take samples of a step record again; these samples may have no message.
         """
         self.relatives.refresh()
-        has_lost = self._dead_workers.detect()
+        self._dead_workers.detect()
         continues = self.stop_workers()  # before an allocation whose workers leave has ended
         for source, allocation in self._pool.refresh_allocations():
             self._reopening.apply(source, allocation)
@@ -91,7 +91,7 @@ class Scaling:
         self._records.give_up(lambda record: self._pool.machine_count(record.groups))
         self._scale()
         self._enforce_cancellation()
-        return has_lost or continues
+        return continues
 
     def stop_workers(self) -> bool:
         """Let the workers leave that a user or a sample has stopped, and their allocations end.
@@ -114,18 +114,22 @@ class Scaling:
         self._let_allocations_end()
         self._keep_allocations()
         waited = [record for record in self._records if record.waits]
+        waits = {groups: self._waits(groups) for groups in {record.groups for record in self._records}}
         for record in self._records:
-            record.waits = self.waits(record)
+            record.waits = waits[record.groups]
         if self._stopped.request is not None and any(record.waits for record in self._records.with_work()):
             self._stopped.announce(self._plan.root)
         return not all(record.waits for record in waited)
 
     def waits(self, record: StepRecord) -> bool:
         """Tell whether the workers of a step record are stopped, and no other worker serves it."""
-        if not record.groups or not all(map(self._is_stopped, record.groups)):
+        return self._waits(record.groups)
+
+    def _waits(self, groups: Collection[str]) -> bool:
+        """Tell whether the workers of groups are stopped, and no other worker of them may run samples."""
+        if not groups or not all(map(self._is_stopped, groups)):
             return False
-        beats = self._pool.alive.values()
-        return not any(beat.group in record.groups and self._stopped.spares(beat) for beat in beats)
+        return not any(beat.group in groups and self._stopped.spares(beat) for beat in self._pool.alive.values())
 
     def _is_stopped(self, group: str) -> bool:
         """Tell whether no worker of a group may start; a full disk may delay the storage of a request."""

@@ -33,6 +33,7 @@ SUSPECT_LOSSES = 2
 MAX_RANGES = 1000
 # Maximum delay before the next attempt at a sample that could not start.
 START_DELAY_LIMIT_S = 60.0
+_ENDED, _NOT_RUN = int(Kind.ENDED), int(Kind.NOT_RUN)
 
 
 @dataclasses.dataclass
@@ -127,23 +128,23 @@ class StepRecord:
         """Number of the step record in messages and in the ledger."""
         return self.manifest.number
 
-    def apply(self, entries: Entries) -> None:
-        """Apply new entries of this step record.
+    def note(self, entries: Entries, *, has_started: bool) -> None:
+        """Note new entries, which were applied to the states of the samples.
 
-        A manifest of before an addition, restored from a backup, has fewer samples than the ledger.
+        Args:
+            entries: Those about samples that have not succeeded.
+            has_started: Whether an attempt has started.
         """
-        entries = entries[entries["start"] < self.manifest.samples]
-        self.samples.apply(entries)
-        self.times.apply(entries)
-        if not self.active:
-            return
         self.idle_since = None
-        self.has_started = self.has_started or bool((entries["kind"] == Kind.STARTED).any())
-        for entry in entries[entries["kind"] == Kind.ENDED]:
-            if is_request(int(entry["code"])) and self.samples.outcome[entry["start"]] == Outcome.OPEN:
+        self.has_started = self.has_started or has_started
+        if not len(entries):
+            return
+        outcomes = self.samples.outcome
+        for entry in entries[entries["kind"] == _ENDED]:
+            if is_request(int(entry["code"])) and outcomes[entry["start"]] == Outcome.OPEN:
                 self._delay(int(entry["start"]), int(entry["code"]))
-        for entry in entries[entries["kind"] == Kind.NOT_RUN]:
-            if self.samples.outcome[entry["start"]] == Outcome.OPEN:
+        for entry in entries[entries["kind"] == _NOT_RUN]:
+            if outcomes[entry["start"]] == Outcome.OPEN:
                 self._add_fault(entry)
 
     def _add_fault(self, entry: Any) -> None:
@@ -207,14 +208,15 @@ class StepRecord:
         suspects = self._suspects()
         return bool(suspects and suspects & leased())
 
-    def unassigned(self, leased: SampleSet) -> SampleSet:
+    def unassigned(self, leased: SampleSet, within: SampleSet | None = None) -> SampleSet:
         """Return the open samples without a lease and without a delay.
 
         Args:
             leased: The samples with a lease.
+            within: Only these samples; None for all.
         """
         delayed = SampleSet.of_samples(list(self.delayed))
-        return self.samples.find(Outcome.OPEN) - leased - delayed - self._held_back(leased)
+        return self.samples.find(Outcome.OPEN, within=within) - leased - delayed - self._held_back(leased)
 
     def begin(self, *, cancelled: bool) -> None:
         """Record that Maestro has submitted or restarted the step record.
@@ -233,7 +235,7 @@ class StepRecord:
     def is_undisturbed(self) -> bool:
         """Whether samples are open, and nothing has failed or was cancelled, so that there is work."""
         ends = self.failure is not None or self.cancelled or self.timed_out
-        return not ends and not self.samples.is_complete and not self.samples.failures
+        return not ends and self.samples.is_undisturbed
 
     @property
     def has_failed(self) -> bool:
@@ -260,6 +262,8 @@ class StepRecord:
         Args:
             has_leases: Whether a live worker has a lease of its samples.
         """
+        if self.is_undisturbed:  # as most step records of a large study
+            return self._open_state(has_leases=has_leases)
         if self.failure is not None:
             return RecordState.FAILED
         if self.samples.is_complete or (self.stops_early and not has_leases):
@@ -268,5 +272,8 @@ class StepRecord:
             return RecordState.FINISHED if self.samples.is_complete else RecordState.CANCELLED
         if self.timed_out:
             return RecordState.TIMED_OUT
+        return self._open_state(has_leases=has_leases)
+
+    def _open_state(self, *, has_leases: bool) -> RecordState:
         runs = self.samples.has_started and (has_leases or not self.waits)
         return RecordState.RUNNING if runs else RecordState.PENDING

@@ -6,15 +6,17 @@ import functools
 import logging
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from msgspec.structs import replace
 
 from maestro_celery_plugin import clock
 from maestro_celery_plugin.conductor.ledger_follower import LedgerFollower
+from maestro_celery_plugin.conductor.new_entries import NewEntries
 from maestro_celery_plugin.conductor.step_record import StepRecord
 from maestro_celery_plugin.config.settings import WorkerGroupSettings
 from maestro_celery_plugin.ledger.claims import Claims
-from maestro_celery_plugin.ledger.entries import COORDINATOR, SUFFIX, Entries, Kind
+from maestro_celery_plugin.ledger.entries import COORDINATOR, SUFFIX, Kind
 from maestro_celery_plugin.ledger.sample_set import SampleSet
 from maestro_celery_plugin.ledger.sample_states import SampleStates
 from maestro_celery_plugin.ledger.store import STORE, Store
@@ -43,6 +45,7 @@ class StepRecords:
     Attributes:
         leases: The leases of the workers.
         waiting_messages: The messages that no slot has taken.
+        without_message: Samples that dead workers have had, by step record, until the publisher has sent them again.
         claims: The claims of the study.
         stop_request: Sentence that names the sample which has requested that all workers stop; empty without a request.
         started_writers: The writers that have started a sample.
@@ -65,6 +68,7 @@ class StepRecords:
         self.live_writers: Container[str] = ()
         self.leases, self.waiting_messages = self._follower.leases, self._follower.waiting_messages
         self.quick_failures, self.started_writers = self._follower.quick_failures, self._follower.started_writers
+        self.without_message: dict[int, list[SampleSet]] = {}
         self.stop_request = ""
 
     def load(self, alive: Callable[[], Iterable[str]]) -> None:
@@ -102,12 +106,11 @@ class StepRecords:
 
     def with_work(self) -> list[StepRecord]:
         """Return the step records that Maestro waits for and that have not ended."""
-        undecided = self.quick_failures.open_records()
-        return [
-            record
-            for record in self
-            if record.active and (record.is_undisturbed or self._state(record, undecided) not in TERMINAL)
-        ]
+        return [record for record in self if self.has_work(record)]
+
+    def has_work(self, record: StepRecord) -> bool:
+        """Tell whether Maestro waits for a step record, and it has not ended."""
+        return record.active and (record.is_undisturbed or self.state(record) not in TERMINAL)
 
     def register(self, manifest: Manifest) -> StepRecord:
         """Store the manifest of a step record under its number; return the step record, which may exist already.
@@ -160,17 +163,16 @@ class StepRecords:
 
     def state(self, record: StepRecord) -> RecordState:
         """Return the state of a step record; it is not final while a machine may be the cause of its failures."""
-        return self._state(record, self.quick_failures.open_records())
-
-    def _state(self, record: StepRecord, undecided: frozenset[int]) -> RecordState:
-        """Return a state; no message about a step record that has failed may remain: its samples would run later."""
-        # A full disk may have delayed the record of a cancellation.
+        if record.is_undisturbed and not record.purged:  # as most step records of a large study
+            return record.state(has_leases=self.leases.has(record.number))
+        # No message about a step record that has failed may remain: its samples would run later. A full disk may have
+        # delayed the record of a cancellation.
         if record.active and (record.has_failed or record.is_cancelled_at_once):
             self._stop(record)
         if self._must_be_fresh and record.stops_early and not self.leases.has(record.number):
             self.follow(fresh=True)  # NFS hides the ledger of a worker that has begun a moment ago
         state = record.state(has_leases=self.leases.has(record.number) or self._has_claims(record))
-        is_open = state is RecordState.FINISHED and record.number in undecided
+        is_open = state is RecordState.FINISHED and self.quick_failures.concerns(record.number)
         return RecordState.RUNNING if is_open else state
 
     def _has_claims(self, record: StepRecord) -> bool:
@@ -186,9 +188,14 @@ class StepRecords:
         """Return the samples of a step record that have a lease."""
         return self.leases.samples(record.number)
 
-    def waiting(self, record: StepRecord) -> SampleSet:
-        """Return the samples of a step record about which a message waits in a task queue, or was lost."""
-        return self.waiting_messages.samples(record.number)
+    def waiting(self, record: StepRecord, within: SampleSet | None = None) -> SampleSet:
+        """Return the samples of a step record about which a message waits in a task queue, or was lost.
+
+        Args:
+            record: The step record.
+            within: Leave out the messages without one of these samples; None for all messages.
+        """
+        return self.waiting_messages.samples(record.number, within)
 
     # --- reading the ledger ---
 
@@ -209,34 +216,30 @@ class StepRecords:
         """Apply the new entries of the coordinator itself."""
         self._apply_all(self._follower.poll_own())
 
-    def _apply_all(self, parts: Iterable[tuple[int, Entries]]) -> None:
-        for number, entries in parts:
-            record = self._by_number.get(number)
-            if record:
-                self._changed.add(number)
-                self._apply(record, entries)
+    def _apply_all(self, news: Iterable[NewEntries]) -> None:
+        for new in news:
+            known = new.only(self._by_number)
+            self._changed.update(known.numbers)
+            ended = known.apply([self._by_number[number] for number in known.numbers])
+            for record, samples in ended:
+                self._note_stop_request(record, samples)
+            for record, _ in ended:
+                if record.has_failed:
+                    self._stop(record)
 
     def changed(self) -> list[StepRecord]:
         """Return the step records with new entries since the last call."""
         changed, self._changed = self._changed, set()
         return [self._by_number[number] for number in changed]
 
-    def _apply(self, record: StepRecord, entries: Entries) -> None:
-        record.apply(entries)
-        if not record.active:
-            return
-        kinds = entries["kind"]
-        has_ended = (kinds == Kind.ENDED) | (kinds == Kind.GAVE_UP)
-        samples = entries["start"][has_ended & (entries["start"] < record.manifest.samples)]
+    def _note_stop_request(self, record: StepRecord, samples: Any) -> None:
+        """Note that one of these samples has requested that all workers stop."""
         if not len(samples):
             return
-        outcomes = record.samples.outcome[samples]
-        if record.has_failed:
-            self._stop(record)
-        if (outcomes == Outcome.STOPPED_STUDY).any():
-            sample = int(samples[outcomes == Outcome.STOPPED_STUDY][0])
+        stopped = samples[record.samples.outcome[samples] == Outcome.STOPPED_STUDY]
+        if len(stopped):
             name = record.manifest.name
-            self.stop_request = f"Sample {sample} of '{name}' has requested that all workers stop (exit code 105)."
+            self.stop_request = f"Sample {stopped[0]} of '{name}' has requested that all workers stop (exit code 105)."
 
     # --- writing the ledger ---
 
@@ -264,7 +267,7 @@ class StepRecords:
         Args:
             live_machines: Returns the number of machines with a worker that can run samples of a step record.
         """
-        for record in self.with_work():
+        for record in [record for record in self if record.faults and self.has_work(record)]:
             for sample, faults in list(record.faults.items()):
                 if record.samples.outcome[sample] != Outcome.OPEN:
                     del record.faults[sample]
@@ -318,6 +321,7 @@ class StepRecords:
             record = self._by_number.get(lease.record)
             if record is not None:
                 samples = SampleSet.of_range(lease.start, lease.stop)
+                self.without_message.setdefault(lease.record, []).append(samples)
                 running = record.samples.running_in(lease.start, lease.stop)
                 # A later attempt belongs to another worker.
                 own = SampleSet.of_samples(running[record.samples.started[running] == lease.epoch])

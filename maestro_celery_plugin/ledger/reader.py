@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
-import enum
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -20,56 +18,17 @@ from maestro_celery_plugin.ledger.entries import (
     are_sound_in_old_format,
     is_sound,
 )
+from maestro_celery_plugin.ledger.file_state import FileState, Format, Mark, NewBytes
 from maestro_celery_plugin.ledger.store import STORE, PartStore, Store
 
-__all__ = ["LedgerReader", "Mark", "read_ledger"]
+__all__ = ["LedgerReader", "read_ledger"]
 
 _SIZE = ENTRY.itemsize
 # Bytes after a damaged entry in which the reader looks for the next sound entry at any place.
 _SEARCH_LIMIT = 1 << 16
-
-
-class _Format(enum.Enum):
-    """The format of a file, from its first entry."""
-
-    UNKNOWN = enum.auto()
-    """The file has no complete entry yet."""
-    CURRENT = enum.auto()
-    """The file begins with a head of this study."""
-    OLD = enum.auto()
-    """The file has no sound head: it is from release 0.1, or its head is damaged."""
-    FOREIGN = enum.auto()
-    """The file begins with the head of another study."""
-
-
-@dataclasses.dataclass
-class _File:
-    """What the reader knows of a file.
-
-    Attributes:
-        offset: The end of the entries that were read.
-        format: The format of the file.
-        size: The size of the file at the last read that found no entry in it.
-        damaged_since: Since when the entry at `offset` is damaged while a sound entry follows (monotonic).
-        skippable: The size of the part at `offset` if it has no sound entry, and other parts follow.
-    """
-
-    offset: int = 0
-    format: _Format = _Format.UNKNOWN
-    size: int = -1
-    damaged_since: float | None = None
-    skippable: int = 0
-
-
-class Mark(NamedTuple):
-    """A place in a file, up to which a reader has read it."""
-
-    offset: int
-    """The end of what was read."""
-    is_old: bool
-    """Whether the file has the format of release 0.1."""
-    entry: bytes
-    """The last entry before the place."""
+# Bytes of several files that are checked together.
+_BATCH_SIZE = 1 << 21
+_HEAD = int(Kind.HEAD)
 
 
 class LedgerReader:
@@ -102,7 +61,7 @@ class LedgerReader:
     ) -> None:
         self._directory, self._study, self._patience_s, self._store = directory, study, patience_s, store
         self._is_live = is_live
-        self._files: dict[str, _File] = {}
+        self._files: dict[str, FileState] = {}
         self.damaged = 0
         self.foreign: set[str] = set()
 
@@ -119,15 +78,57 @@ class LedgerReader:
         Raises:
             OSError: a file cannot be read.
         """
-        for name in sorted(self._store.names(self._directory, fresh=fresh)):
-            if not name.endswith(SUFFIX):
+        names = sorted(self._store.names(self._directory, fresh=fresh))
+        writers = [name.removesuffix(SUFFIX) for name in names if name.endswith(SUFFIX)]
+        for parts in self._batches(writer for writer in writers if writer not in skip):
+            yield from self._entries_of(parts)
+
+    def _batches(self, writers: Iterable[str]) -> Iterator[list[NewBytes]]:
+        """Yield the new bytes of files, those of many files together.
+
+        Raises:
+            OSError: a file cannot be read; what was read before comes first.
+        """
+        parts: list[NewBytes] = []
+        size, error = 0, None
+        for writer in writers:
+            if writer in self.foreign:
                 continue
-            writer = name.removesuffix(SUFFIX)
-            if writer in skip:
+            try:
+                part = self._read_bytes(writer)
+            except OSError as cause:
+                error = cause
+                break
+            if len(part.data) < _SIZE:
                 continue
-            entries = self.read(writer)
+            parts.append(part)
+            size += len(part.data)
+            if size >= _BATCH_SIZE:
+                yield parts
+                parts, size = [], 0
+        if parts:
+            yield parts
+        if error is not None:
+            raise error
+
+    def _entries_of(self, parts: list[NewBytes]) -> Iterator[tuple[str, Entries]]:
+        """Yield (writer, new entries) for the new bytes of files; the checksums of all of them are computed at once."""
+        whole = [part.data[: len(part.data) // _SIZE * _SIZE] for part in parts]
+        together = np.concatenate(whole).view(ENTRY)
+        is_plain = are_sound(together) & (together["kind"] != _HEAD)
+        all_plain, begin = bool(is_plain.all()), 0
+        for part, data in zip(parts, whole, strict=True):
+            end = begin + len(data) // _SIZE
+            if part.file.offset != part.offset:  # the caller has read this file since
+                entries = self.read(part.writer)
+            elif part.file.format is Format.CURRENT and (all_plain or is_plain[begin:end].all()):
+                entries = together[begin:end]
+                part.file.advance(len(data))
+            else:
+                entries = self._find_sound(part)
+            begin = end
             if len(entries):
-                yield writer, entries
+                yield part.writer, entries
 
     def poll_parts(self) -> Iterator[tuple[str, Entries]]:
         """Yield (writer, new entries) until none are left; with a `PartStore`, those of a large file in parts."""
@@ -162,7 +163,7 @@ class LedgerReader:
             return {}
         read = {writer: file for writer, file in self._files.items() if file.offset}
         return {
-            writer: Mark(file.offset, file.format is _Format.OLD, self._entry_before(writer, file.offset))
+            writer: Mark(file.offset, file.format is Format.OLD, self._entry_before(writer, file.offset))
             for writer, file in read.items()
         }
 
@@ -174,10 +175,10 @@ class LedgerReader:
         """
         if not all(self._entry_before(writer, mark.offset) == mark.entry for writer, mark in marks.items()):
             return False
-        self._files = {
-            writer: _File(mark.offset, _Format.OLD if mark.is_old else _Format.CURRENT)
-            for writer, mark in marks.items()
-        }
+        self._files = {}
+        for writer, mark in marks.items():
+            file = self._files[writer] = self._new_file(writer)
+            file.offset, file.format = mark.offset, Format.OLD if mark.is_old else Format.CURRENT
         return True
 
     def _entry_before(self, writer: str, offset: int) -> bytes:
@@ -192,28 +193,41 @@ class LedgerReader:
         """
         if writer in self.foreign:
             return np.empty(0, ENTRY)
-        state = self._files.setdefault(writer, _File())
-        entries = self._read_part(state, writer)
-        while not len(entries) and self._skip(state, writer):
-            entries = self._read_part(state, writer)
+        return self._find_sound(self._read_bytes(writer))
+
+    def _read_bytes(self, writer: str) -> NewBytes:
+        """Return the new bytes of a file, or of the next part of it."""
+        file = self._files.get(writer)
+        if file is None:
+            file = self._files[writer] = self._new_file(writer)
+        return NewBytes(writer, file, file.offset, *self._store.read(file.path, file.offset, _SIZE))
+
+    def _new_file(self, writer: str) -> FileState:
+        return FileState(self._directory / f"{writer}{SUFFIX}")
+
+    def _find_sound(self, part: NewBytes) -> Entries:
+        """Return the new entries of a file; go on behind a part without a sound one."""
+        entries = self._sound_entries(part)
+        while not len(entries) and self._skip(part.file, part.writer):
+            part = self._read_bytes(part.writer)
+            entries = self._sound_entries(part)
         return entries
 
-    def _read_part(self, state: _File, writer: str) -> Entries:
-        """Return the new entries of a file, or of the next part of it."""
-        size, data = self._store.read(self._directory / f"{writer}{SUFFIX}", state.offset, _SIZE)
+    def _sound_entries(self, part: NewBytes) -> Entries:
+        writer, state, _, size, data = part
         # The bytes of a short rest may change while the size does not: they may not be visible yet.
         if len(data) < _SIZE or (len(data) > _SEARCH_LIMIT and size == state.size):
             return np.empty(0, ENTRY)
-        if state.format is _Format.UNKNOWN and not self._recognise(state, writer, data):
+        if state.format is Format.UNKNOWN and not self._recognise(state, writer, data):
             return np.empty(0, ENTRY)
         parts = list(self._sound_parts(state, data, patience_s=self._patience_s if self._is_live(writer) else 0.0))
         entries = parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, ENTRY), *parts])
         state.size = -1 if len(entries) else size
         state.skippable = 0 if parts or len(data) == size - state.offset else len(data) // _SIZE * _SIZE
-        is_head = entries["kind"] == Kind.HEAD
+        is_head = entries["kind"] == _HEAD
         return entries[~is_head] if is_head.any() else entries  # a copy takes long
 
-    def _skip(self, state: _File, writer: str) -> bool:
+    def _skip(self, state: FileState, writer: str) -> bool:
         """Go on behind a part of a file that has no sound entry at all, if other parts follow; tell whether they do."""
         if not state.skippable or not _has_waited(state, self._patience_s if self._is_live(writer) else 0.0):
             return False
@@ -222,19 +236,19 @@ class LedgerReader:
         state.skippable, state.size, state.damaged_since = 0, -1, None
         return True
 
-    def _recognise(self, state: _File, writer: str, data: np.ndarray[Any, Any]) -> bool:
+    def _recognise(self, state: FileState, writer: str, data: np.ndarray[Any, Any]) -> bool:
         """Find the format of a file; return whether the file belongs to the study."""
         head = data[:_SIZE].view(ENTRY)
-        if not are_sound(head)[0] or head["kind"][0] != Kind.HEAD:
-            state.format = _Format.OLD
+        if not are_sound(head)[0] or head["kind"][0] != _HEAD:
+            state.format = Format.OLD
         elif self._study in (0, int(head["start"][0])):
-            state.format = _Format.CURRENT
+            state.format = Format.CURRENT
         else:
-            state.format = _Format.FOREIGN
+            state.format = Format.FOREIGN
             self.foreign.add(writer)
-        return state.format is not _Format.FOREIGN
+        return state.format is not Format.FOREIGN
 
-    def _sound_parts(self, state: _File, data: np.ndarray[Any, Any], *, patience_s: float) -> Iterator[Entries]:
+    def _sound_parts(self, state: FileState, data: np.ndarray[Any, Any], *, patience_s: float) -> Iterator[Entries]:
         """Yield the sound parts of the new bytes of a file, and advance its offset."""
         at = 0
         while len(data) - at >= _SIZE:
@@ -258,12 +272,12 @@ class LedgerReader:
             state.damaged_since = None
 
     @staticmethod
-    def _are_sound(state: _File, entries: Entries) -> np.ndarray[Any, Any]:
+    def _are_sound(state: FileState, entries: Entries) -> np.ndarray[Any, Any]:
         sound = are_sound(entries)
-        return sound | are_sound_in_old_format(entries) if state.format is _Format.OLD else sound
+        return sound | are_sound_in_old_format(entries) if state.format is Format.OLD else sound
 
 
-def _has_waited(state: _File, patience_s: float) -> bool:
+def _has_waited(state: FileState, patience_s: float) -> bool:
     """Tell whether the reader has waited long enough for a damaged part."""
     now = clock.monotonic()
     state.damaged_since = now if state.damaged_since is None else state.damaged_since

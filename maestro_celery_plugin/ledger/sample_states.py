@@ -31,6 +31,7 @@ _OPEN, _FINISHED, _FAILED = Outcome.OPEN, Outcome.FINISHED, Outcome.FAILED
 _HARD_FAILED, _STOPPED_STUDY = Outcome.HARD_FAILED, Outcome.STOPPED_STUDY
 # What is stored of a loss or a request, to count it again when its sample runs again.
 COUNTED = np.dtype([("start", "<u8"), ("epoch", "<u4"), ("kind", "u1")])
+_OUTCOMES = len(Outcome)
 # More epochs than a coordinator uses for a step record in the half minute that a power cut may cost.
 _SKIPPED_EPOCHS = 100
 
@@ -129,6 +130,22 @@ class SampleStates:
             counted = entries[is_counted]
             rules.add_counts(states, at[is_counted], counted)
             self._counted.append(counted[list(COUNTED.names or ())].astype(COUNTED))
+        self._table.replace(samples, states)
+
+    def words_of(self, samples: Array) -> Array:
+        """Return copies of the states of samples as words, for `replace_states`."""
+        return self._table.words_of(samples)
+
+    def replace_states(self, samples: Array, states: Array, *, has_started: bool) -> None:
+        """Change the states of different samples, to which entries about attempts were applied (`joint_states.py`).
+
+        Args:
+            samples: The samples, in ascending order.
+            states: What `attempt_rules.apply_attempts` has made of their states; no loss and no request was counted.
+            has_started: Whether an attempt at one of them has started.
+        """
+        self._totals = None
+        self.has_started = self.has_started or has_started
         self._table.replace(samples, states)
 
     def _apply_range(self, entry: Any) -> None:
@@ -324,20 +341,30 @@ class SampleStates:
 
     def total(self, outcome: Outcome) -> int:
         """Return the number of samples with an outcome."""
+        return self._all_totals()[outcome]
+
+    def _all_totals(self) -> list[int]:
         if self._totals is None:
-            totals = np.bincount(self._outcomes, self._table.population, minlength=len(Outcome))
-            self._totals = totals.astype(np.int64).tolist()
-        return self._totals[outcome]
+            totals = np.bincount(self._outcomes, self._table.population, minlength=_OUTCOMES)
+            self._totals = [int(total) for total in totals.tolist()]
+        return self._totals
 
     @property
     def failures(self) -> int:
         """The number of samples that have failed."""
-        return self.total(_FAILED) + self.total(_HARD_FAILED)
+        totals = self._all_totals()
+        return totals[_FAILED] + totals[_HARD_FAILED]
 
     @property
     def is_complete(self) -> bool:
         """Whether every sample has an outcome."""
-        return self.total(_OPEN) == 0
+        return self._all_totals()[_OPEN] == 0
+
+    @property
+    def is_undisturbed(self) -> bool:
+        """Whether samples are open, and none has failed."""
+        totals = self._all_totals()
+        return totals[_OPEN] > 0 and not totals[_FAILED] and not totals[_HARD_FAILED]
 
     def counts(self) -> Counts:
         """Count the samples in each state; an attempt without an end counts as running."""

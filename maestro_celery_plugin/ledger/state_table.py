@@ -51,6 +51,11 @@ class StateTable:
         self.version = 0
 
     @property
+    def _last_number(self) -> int:
+        """The largest number that has room in the bits of the numbers."""
+        return (1 << 8 * self.numbers.itemsize) - 1
+
+    @property
     def rows(self) -> Array:
         """The different states, as `STATE`."""
         return self._rows[: self._height]
@@ -88,17 +93,24 @@ class StateTable:
 
     def of(self, samples: Any) -> Array:
         """Return copies of the states of samples."""
-        # NumPy copies words a hundred times as fast as records.
-        states: Array = _words(self._rows).take(self.numbers[samples], axis=0).view(STATE).reshape(-1)
+        states: Array = self.words_of(samples).view(STATE).reshape(-1)
         return states
+
+    def words_of(self, samples: Any) -> Array:
+        """Return copies of the states of samples as words of 64 bits, one line for each of them.
+
+        NumPy copies words a hundred times as fast as records.
+        """
+        words: Array = _words(self._rows).take(self.numbers[samples], axis=0)
+        return words
 
     def replace(self, samples: Array, states: Array) -> None:
         """Change the states of different samples."""
         self._free_unused()
         before = self.numbers[samples]
         after = self._numbers_of(states)
-        self._count(before, -1)
-        self._count(after, 1)
+        np.subtract.at(self._populations, before, 1)
+        np.add.at(self._populations, after, 1)
         self.numbers[samples] = after
 
     def _count(self, numbers: Array, sign: int) -> None:
@@ -130,8 +142,8 @@ class StateTable:
             return SampleSet.of_range(0, found)
         parts = []
         for begin, block in zip(range(0, count, _BLOCK), self.blocks(0, count), strict=True):
-            parts += SampleSet.of_mask(of_states[block], begin).ranges()
-        return SampleSet.of_ranges(parts)
+            parts.append(SampleSet.of_mask(of_states[block], begin))
+        return SampleSet.joined(parts)
 
     def blocks(self, start: int, stop: int) -> Iterator[Array]:
         """Yield the numbers of the samples [start, stop) in parts."""
@@ -191,7 +203,7 @@ class StateTable:
             if number == len(self._rows):
                 self._rows = np.concatenate([self._rows, np.zeros(number, STATE)])
                 self._populations = np.concatenate([self._populations, np.zeros(number, np.int64)])
-            if number > np.iinfo(self.numbers.dtype).max:
+            if number > self._last_number:
                 self.numbers = self.numbers.astype(np.uint16 if number < 1 << 16 else np.uint32)
         self._rows[number] = np.frombuffer(state, STATE)[0]
         self._known[state] = number
@@ -200,7 +212,7 @@ class StateTable:
 
     def _free_unused(self) -> None:
         """Before the numbers need more bits, free the rows of states that no sample has any more."""
-        if 4 * self._height < 3 * np.iinfo(self.numbers.dtype).max:
+        if 4 * self._height < 3 * self._last_number:
             return
         self._free = (1 + np.flatnonzero(self.population[1:] == 0)).tolist()
         for number in self._free:

@@ -18,7 +18,7 @@ import numpy as np
 
 from maestro_celery_plugin.files import open_regular, replaced
 from maestro_celery_plugin.ledger.attempt_rules import STATE
-from maestro_celery_plugin.ledger.reader import Mark
+from maestro_celery_plugin.ledger.file_state import Mark
 from maestro_celery_plugin.ledger.sample_states import COUNTED
 from maestro_celery_plugin.report.durations import END
 from maestro_celery_plugin.report.running_attempts import ATTEMPT

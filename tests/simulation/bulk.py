@@ -2,7 +2,8 @@
 
 ``python -m simulation.bulk --samples 10000000`` writes the ledger of a study as its workers would write it over time,
 and lets the step records, the leases and the publisher of the product follow it. It reports the memory of the
-coordinator, the time and the input of a look, the time of a resend after the death of a worker, and what
+coordinator, the time and the input of a look (with the entries of a second, without entries, and of the states of all
+step records), the time of a resend after the death of a worker, and what
 `maestro-celery status` needs for the result.
 """
 
@@ -117,15 +118,21 @@ class BulkCoordinator:
         self.records.follow()
         for record in self.records.changed():
             self.records.state(record)
-        self.records.with_work()
         self.records.flush()
+        return time.process_time() - begin
+
+    def look_at_all(self) -> float:
+        """Look at each step record, as the coordinator does once per second; return the seconds of the CPU."""
+        begin = time.process_time()
+        for record in self.records:
+            self.records.state(record)
         return time.process_time() - begin
 
     def lose(self, writer: str) -> tuple[float, int]:
         """Count a worker as dead and send its samples again; return the seconds of the CPU and the number of messages."""
         begin, before = time.process_time(), self.messages
         self.records.mark_lost([writer], is_elsewhere=True)
-        self.publisher.resend_without_message()
+        self.publisher.resend_lost()
         return time.process_time() - begin, self.messages - before
 
 
@@ -171,12 +178,14 @@ def _advance(coordinator: BulkCoordinator, ledger: BulkLedger, fleet: Fleet, tar
 
 def _print_looks(coordinator: BulkCoordinator, ledger: BulkLedger, point: float, before: int) -> None:
     """Measure looks that find the entries of a second each, and one resend."""
-    times = []
+    times, all_times = [], []
     coordinator.store.read_counts.clear()
     for _ in range(_LOOKS):
         ledger.run(min(ledger.fleet.per_second, ledger.fleet.total - ledger.ended))
         times.append(1000 * coordinator.look())
-    counts = coordinator.store.read_counts
+        all_times.append(1000 * coordinator.look_at_all())
+    counts = coordinator.store.read_counts.copy()
+    idle = [1000 * coordinator.look() for _ in range(_LOOKS)]
     times.sort()
     used, total = memory() - before, ledger.fleet.total
     lost_s, messages = 0.0, 0
@@ -184,7 +193,8 @@ def _print_looks(coordinator: BulkCoordinator, ledger: BulkLedger, point: float,
         lost_s, messages = coordinator.lose(ledger.lose_worker())
     print(
         f"  {100 * point:3.0f} %: {used / 1e6:,.0f} MB, {used / total:.2f} bytes per sample; look "
-        f"{statistics.median(times):.1f} ms (largest {times[-1]:.0f}), {counts['files'] / _LOOKS:.0f} files and "
+        f"{statistics.median(times):.1f} ms (largest {times[-1]:.0f}), without entries {statistics.median(idle):.1f} ms, "
+        f"at all step records {statistics.median(all_times):.1f} ms, {counts['files'] / _LOOKS:.0f} files and "
         f"{counts['bytes'] / _LOOKS / 1e3:,.0f} kB"
         + (f"; a worker dies: {1000 * lost_s:.0f} ms, {messages} messages" if lost_s else ""),
         flush=True,

@@ -7,7 +7,7 @@ import errno
 
 import numpy as np
 import pytest
-from ensembles import a_manifest, a_study, entries, states_of
+from ensembles import a_manifest, a_study, apply_to, entries, states_of
 from msgspec.structs import replace
 
 from maestro_celery_plugin import clock
@@ -647,7 +647,7 @@ def test_the_delay_before_the_next_try_doubles():
     step = StepRecord(manifest, "sim", states_of(manifest), active=True)
     delays = []
     for _ in range(9):
-        step.apply(entries((Kind.NOT_RUN, 3, 1, FULL)))
+        apply_to(step, entries((Kind.NOT_RUN, 3, 1, FULL)))
         delays.append(step.delayed[3] - clock.monotonic())
 
     np.testing.assert_allclose(delays, [1, 2, 4, 8, 16, 32, 60, 60, 60], atol=0.2)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from damages import check_damages, each_example, no_files, put
-from ensembles import a_manifest, a_study, entries
+from ensembles import a_manifest, a_study, apply_to, entries
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -146,7 +146,7 @@ BEYOND = [(kind, sample, epoch, code, 11) for kind in Kind for sample in (10, 2*
 def test_a_conductor_ignores_entries_beyond_the_last_sample():
     manifest = a_manifest()
     record = StepRecord(manifest, "sim/X.1", SampleStates(10, 2), active=True)
-    record.apply(entries(*BEYOND, (Kind.STARTED, 3, 1), (Kind.ENDED, 3, 1, 0)))
+    apply_to(record, entries(*BEYOND, (Kind.STARTED, 3, 1), (Kind.ENDED, 3, 1, 0)))
     assert np.flatnonzero(record.samples.outcome).tolist() == [3]
     assert not record.delayed and not record.faults
 

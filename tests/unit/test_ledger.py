@@ -119,6 +119,40 @@ def test_damaged_and_empty_entries_are_ignored_and_counted(writer, file, tmp_pat
     assert reader.damaged == 2
 
 
+def test_a_damaged_file_does_not_delay_the_entries_of_others(tmp_path):
+    writers = {name: LedgerWriter(tmp_path / f"{name}{SUFFIX}") for name in "abc"}
+    reader = LedgerReader(tmp_path, patience_s=30, is_live=lambda writer: True)
+    assert list(reader.poll()) == []
+    for writer in writers.values():
+        for sample in range(3):
+            writer.append(Kind.STARTED, 1, 1, sample)
+    path = tmp_path / f"b{SUFFIX}"
+    data = bytearray(path.read_bytes())
+    data[place_of(1) + 17] ^= 1
+    path.write_bytes(data)
+
+    assert {writer: starts(part) for writer, part in reader.poll()} == {"a": [0, 1, 2], "b": [0], "c": [0, 1, 2]}
+    for writer in writers.values():
+        writer.close()
+
+
+def test_entries_that_the_caller_reads_during_a_poll_come_once(tmp_path):
+    writers = {name: LedgerWriter(tmp_path / f"{name}{SUFFIX}") for name in "ab"}
+    reader = LedgerReader(tmp_path)
+    assert list(reader.poll()) == []
+    for writer in writers.values():
+        writer.append(Kind.STARTED, 1, 1, 0)
+
+    poll = reader.poll()
+    first, _ = next(poll)
+    writers["b"].append(Kind.STARTED, 1, 1, 1)
+    assert (first, starts(reader.read("b"))) == ("a", [0, 1])
+    writers["b"].append(Kind.STARTED, 1, 1, 2)
+    assert [(writer, starts(part)) for writer, part in poll] == [("b", [2])]
+    for writer in writers.values():
+        writer.close()
+
+
 def changed(entry, change):
     """Return the bytes of an entry after a change of its list of bytes."""
     values = bytearray(entry)

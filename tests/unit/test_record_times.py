@@ -6,12 +6,14 @@ from datetime import datetime
 from types import SimpleNamespace
 
 import pytest
-from ensembles import entries
+from ensembles import a_manifest, apply_to, entries
 from maestrowf.abstracts.enums import State
 from maestrowf.datastructures.core.executiongraph import _StepRecord
 
 from maestro_celery_plugin.conductor.run_times import RunTimes
+from maestro_celery_plugin.conductor.step_record import StepRecord
 from maestro_celery_plugin.ledger.entries import Kind
+from maestro_celery_plugin.ledger.sample_states import SampleStates
 from maestro_celery_plugin.maestro import touchpoints
 from maestro_celery_plugin.maestro.after_import import STEP_RECORD_MODULE, apply_deferred
 
@@ -25,6 +27,13 @@ def entries_at(*rows):
     return made
 
 
+def include(run_times, new):
+    """Apply entries of a step record that is not active."""
+    manifest = a_manifest()
+    record = StepRecord(manifest, "sim/X.1", SampleStates(1, 0), times=run_times)
+    apply_to(record, new)
+
+
 def times(run_times, has_ended=True):
     found = run_times.times(has_ended=has_ended)
     return tuple(None if time is None else time - NOON.timestamp() for time in found)
@@ -34,20 +43,20 @@ def test_the_first_start_and_the_last_end_count_in_any_order():
     run_times = RunTimes()
     run_times.submit()
     assert times(run_times) == (None, None)
-    run_times.apply(entries_at((Kind.STARTED, 5), (Kind.ENDED, 9), (Kind.STARTED, 2), (Kind.STOPPED, 7), (Kind.SENT, 99)))
-    run_times.apply(entries_at((Kind.ENDED, 8), (Kind.STARTED, 3)))
+    include(run_times, entries_at((Kind.STARTED, 5), (Kind.ENDED, 9), (Kind.STARTED, 2), (Kind.STOPPED, 7), (Kind.SENT, 99)))
+    include(run_times, entries_at((Kind.ENDED, 8), (Kind.STARTED, 3)))
     assert times(run_times) == (2, 9)
 
 
 def test_the_times_under_an_earlier_conductor_count_until_a_sample_runs():
     run_times = RunTimes()
-    run_times.apply(entries_at((Kind.STARTED, 1), (Kind.ENDED, 2)))
+    include(run_times, entries_at((Kind.STARTED, 1), (Kind.ENDED, 2)))
     run_times.submit()
     assert times(run_times) == (1, 2)
     assert times(run_times, has_ended=False) == (None, None)
-    run_times.apply(entries_at((Kind.STARTED, 100)))
+    include(run_times, entries_at((Kind.STARTED, 100)))
     run_times.submit()  # a restart
-    run_times.apply(entries_at((Kind.STARTED, 150), (Kind.ENDED, 160)))
+    include(run_times, entries_at((Kind.STARTED, 150), (Kind.ENDED, 160)))
     assert times(run_times) == (100, 160)
 
 

@@ -33,6 +33,41 @@ def test_sets_are_combined_as_those_of_python(one, two):
         assert found.ranges() == SampleSet.of_samples(sorted(expected)).ranges()  # no empty or adjacent ranges
 
 
+@given(st.sets(st.integers(0, 300), min_size=20), SETS)
+def test_a_large_set_is_combined_with_a_small_one_from_its_ranges_near_by(many, few):
+    large, small = SampleSet.of_samples(sorted(many)), SampleSet.of_samples(sorted(few))
+
+    assert (small - large).samples().tolist() == sorted(few - many)
+    assert (small & large).samples().tolist() == (large & small).samples().tolist() == sorted(few & many)
+    assert (large - small).samples().tolist() == sorted(many - few)
+
+
+def test_a_small_set_needs_few_ranges_of_a_large_one(monkeypatch):
+    large, sizes = SampleSet.of_samples(np.arange(0, 100_000, 2)), []
+    sort = np.sort
+    monkeypatch.setattr("numpy.sort", lambda edges: sizes.append(len(edges)) or sort(edges))
+
+    assert (SampleSet.of_range(70, 75) - large).samples().tolist() == [71, 73]
+    assert (SampleSet.of_range(70, 75) & large).samples().tolist() == [70, 72, 74]
+
+    assert sizes == [8, 8]
+
+
+@given(SETS, st.lists(st.tuples(st.integers(0, 31), st.integers(0, 31))))
+def test_a_set_knows_which_ranges_meet_it(samples, ranges):
+    starts, stops = np.array(ranges, np.uint64).reshape(-1, 2).T
+
+    found = SampleSet.of_samples(sorted(samples)).meeting(starts, stops)
+
+    assert found.tolist() == [bool(samples.intersection(range(start, stop))) for start, stop in ranges]
+
+
+@given(st.lists(SETS, min_size=1))
+def test_joined_sets_have_the_samples_of_each(sets):
+    found = SampleSet.joined([SampleSet.of_samples(sorted(samples)) for samples in sets])
+    assert found.ranges() == SampleSet.of_samples(sorted(set().union(*sets))).ranges()
+
+
 @given(SETS, st.integers(0, 31), st.integers(0, 31))
 def test_a_set_knows_its_samples(samples, start, stop):
     found = SampleSet.of_samples(sorted(samples))

@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 import pytest
-from ensembles import a_manifest, entries, span, states_of
+from ensembles import a_manifest, apply_to, entries, span, states_of
 
 from maestro_celery_plugin.conductor.step_record import SUSPECT_LOSSES, StepRecord
 from maestro_celery_plugin.ledger.entries import Kind
@@ -20,7 +20,7 @@ NOTHING = SampleSet.of_samples([])
 def a_record(*rows, active=True, **changes):
     manifest = a_manifest(**changes)
     record = StepRecord(manifest, "sim/X.1", states_of(manifest), active=active)
-    record.apply(entries(*rows))
+    apply_to(record, entries(*rows))
     return record
 
 
@@ -96,7 +96,7 @@ def test_a_sample_whose_slot_still_has_its_range_is_due_when_the_slot_releases_i
 
 def test_a_sample_that_got_an_outcome_while_it_waited_is_not_due():
     record = a_record(*attempt(3, 104))
-    record.apply(entries(*attempt(3, 0, epoch=2)))
+    apply_to(record, entries(*attempt(3, 0, epoch=2)))
 
     assert samples_of(record.due()) == []
 
@@ -104,9 +104,9 @@ def test_a_sample_that_got_an_outcome_while_it_waited_is_not_due():
 def test_the_delay_of_a_sample_that_could_not_start_doubles_up_to_a_limit():
     record = a_record(*attempt(3, cannot_run_code(28)), max_retries=3000)
     first_s = record.delayed[3] - time.monotonic()
-    record.apply(entries(*attempt(3, cannot_run_code(28), epoch=2)))
+    apply_to(record, entries(*attempt(3, cannot_run_code(28), epoch=2)))
     second_s = record.delayed[3] - time.monotonic()
-    record.apply(entries(*[row for e in range(3, 1500) for row in attempt(3, cannot_run_code(28), e)]))
+    apply_to(record, entries(*[row for e in range(3, 1500) for row in attempt(3, cannot_run_code(28), e)]))
     last_s = record.delayed[3] - time.monotonic()
 
     assert [round(s) for s in (first_s, second_s, last_s)] == [2, 4, 60]
@@ -122,7 +122,7 @@ def test_no_sample_of_an_inactive_step_record_waits():
 def test_a_new_entry_ends_the_idle_time():
     record = a_record()
     record.idle_since = 1.0
-    record.apply(entries((Kind.STARTED, 0, 1)))
+    apply_to(record, entries((Kind.STARTED, 0, 1)))
 
     assert record.idle_since is None
 
@@ -135,12 +135,12 @@ def test_suspects_run_one_at_a_time():
 
     assert samples_of(record.unassigned(NOTHING)) == [0, 1, 2, 3, 4, 6, 8, 9]
     assert samples_of(record.due()) == []  # `unassigned` has returned the first suspect
-    record.apply(entries(*attempt(2, 0, epoch=3)))
+    apply_to(record, entries(*attempt(2, 0, epoch=3)))
     assert samples_of(record.due()) == [5]
     assert samples_of(record.due()) == []
-    record.apply(entries(*attempt(5, 1, epoch=3)))
+    apply_to(record, entries(*attempt(5, 1, epoch=3)))
     assert samples_of(record.due()) == [7]
-    record.apply(entries(*attempt(7, 0, epoch=3)))
+    apply_to(record, entries(*attempt(7, 0, epoch=3)))
     assert samples_of(record.due()) == []
     assert record.suspect is None
 
@@ -148,7 +148,7 @@ def test_suspects_run_one_at_a_time():
 def test_a_suspect_that_is_lost_again_remains_the_only_one_that_may_run():
     record = a_record(*lost(2, 5))
     record.unassigned(NOTHING)
-    record.apply(entries((Kind.STARTED, 2, 9), (Kind.LOST, 2, 9)))
+    apply_to(record, entries((Kind.STARTED, 2, 9), (Kind.LOST, 2, 9)))
 
     assert 2 in samples_of(record.unassigned(NOTHING))
     assert 5 not in samples_of(record.unassigned(NOTHING))
@@ -162,7 +162,7 @@ def test_a_suspect_that_requests_a_retry_is_sent_once_after_its_delay(advance_cl
     """A second message would make the first one invalid, and end the sample while it runs."""
     record = a_record(*lost(2, 5), *attempt(5, 104, epoch=3), retry_delay_s=60)
     record.unassigned(NOTHING)
-    record.apply(entries(*attempt(2, 0, epoch=3)))
+    apply_to(record, entries(*attempt(2, 0, epoch=3)))
 
     assert samples_of(record.due()) == []
     advance_clock(61)
@@ -178,7 +178,7 @@ def test_every_suspect_runs_in_the_end():
         assert len(to_run) <= 1
         ran += to_run
         for sample in to_run:
-            record.apply(entries(*attempt(sample, random_.choice((0, 1, 104)), epoch)))
+            apply_to(record, entries(*attempt(sample, random_.choice((0, 1, 104)), epoch)))
         to_run = samples_of(record.due())
 
     assert set(ran) == set(range(10))
@@ -294,7 +294,7 @@ def test_the_step_record_fails_at_once_when_more_samples_have_failed_than_may():
     record = a_record(*attempt(0, 1), max_failures=1)
     assert not record.stops_early
 
-    record.apply(entries(*attempt(5, 1)))
+    apply_to(record, entries(*attempt(5, 1)))
     assert record.stops_early
     assert record.state(has_leases=True) is RecordState.RUNNING
     assert record.state(has_leases=False) is RecordState.FAILED

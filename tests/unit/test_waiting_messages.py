@@ -6,6 +6,7 @@ from ensembles import entries, span
 
 from maestro_celery_plugin.ledger.claims import MessageName
 from maestro_celery_plugin.ledger.entries import Kind
+from maestro_celery_plugin.ledger.sample_set import SampleSet
 from maestro_celery_plugin.ledger.waiting_messages import WaitingMessages
 
 SENT, TAKEN, PASSED, KEPT = Kind.SENT, Kind.TAKEN, Kind.PASSED, Kind.KEPT
@@ -53,3 +54,14 @@ def test_a_message_that_was_taken_back_does_not_wait():
     messages.forget(MessageName(1, 1, 0, 8))
     assert waiting(messages) == []
     assert not messages.samples(1)
+
+
+def test_messages_about_some_samples_are_found_among_many():
+    messages = messages_after([span(SENT, start, start + 2) for start in range(0, 200, 2)], [span(SENT, 7, 2**63, 9)])
+    within = SampleSet.of_ranges([(5, 6), (8, 8)])
+
+    assert messages.of_record(1, within) == [MessageName(1, 1, 4, 6)]
+    assert messages.samples(1, within).ranges() == [(4, 6)]
+    assert messages.of_record(2, within) == []
+    assert not messages.samples(2, within)
+    assert messages.of_record(1, SampleSet.of_range(300, 301)) == [MessageName(1, 9, 7, 2**63)]
