@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import redis
 from intruder import SPEC, Intruder, finish
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 from support import wait_for
 
 from maestro_celery_plugin.broker.app import TASK_NAME
@@ -155,7 +157,7 @@ def test_the_private_broker_refuses_clients_without_password(intruder):
 
     assert host == "127.0.0.1"
     with pytest.raises(redis.AuthenticationError):
-        redis.Redis(host=host, port=int(port)).ping()
+        redis.Redis(host=host, port=int(port), retry=Retry(NoBackoff(), 0)).ping()
     finish(intruder.study)
 
 

@@ -12,6 +12,8 @@ import pytest
 import redis
 from intruder import admin_of
 from kombu import Connection
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 from servers import free_port
 from support import needed, wait_for
 
@@ -149,7 +151,9 @@ def test_the_user_of_the_session_may_do_nothing_else(session, server, with_user)
     assert server_of(session) == server_before
     address = client(session).connection_pool.connection_kwargs
     for user, password in ((None, None), ("default", ""), ("supervisor", address["password"])):
-        stranger = redis.Redis(host=address["host"], port=address["port"], username=user, password=password)
+        stranger = redis.Redis(
+            host=address["host"], port=address["port"], username=user, password=password, retry=Retry(NoBackoff(), 0)
+        )
         with pytest.raises(redis.exceptions.AuthenticationError):
             stranger.ping()
 

@@ -39,7 +39,7 @@ def interrupted(launch, tmp_path):
 
 
 def resume(study: Study) -> None:
-    answer = study.command("maestro-celery", "resume", str(study.path))
+    answer = study.command("maestro-celery", "resume", "-s", "1", str(study.path))
     assert answer.returncode == 0, answer.stderr
 
 
