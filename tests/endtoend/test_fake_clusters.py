@@ -89,11 +89,13 @@ def short_minutes(cluster, environment):
 
 def test_the_next_allocation_runs_the_remaining_samples(run, short_minutes):
     """Given more samples than one allocation has time for, then further allocations run the rest, each sample once."""
-    count, sleep_s = {"lsf": (24, 6), "flux": (12, 3)}[short_minutes.type]  # with Flux, workers leave before the time limit
+    # With LSF, four slots start at most 16 samples of 6 s in 20 s. With Flux, whose workers start none in the last 6 s, two
+    # slots start at most 10 samples of 3 s.
+    count, sleep_s = {"lsf": (24, 6), "flux": (12, 3)}[short_minutes.type]
     cmd = f"$(LAUNCHER) sleep {sleep_s}; echo ran $(A)"
     text = STUDY.format(type=short_minutes.type, cmd=cmd).replace("00:30:00", "00:01:00")
     text = text.replace("seq 1 6", f"seq 1 {count}").replace("idle_limit: 5", "idle_limit: 5, warn: 6, drain: 6")
-    study = run(text, "-s", "2", "-r", "5").await_end()
+    study = run(text, "-s", "2", "-r", "20").await_end()
 
     assert study.states() == {"sim": "FINISHED", "collect": "FINISHED"}, study.log()
     outputs = study.outputs("sim/*/*.out")
