@@ -22,7 +22,7 @@ test-all: test-unit
 	$(BIN)/python tools/lanes.py
 
 test-unit: $(VENV)/.tested
-	$(BIN)/pytest --import-mode=importlib -n 2 tests/unit
+	$(BIN)/pytest --import-mode=importlib -n 2 --dist loadfile tests/unit
 
 # Breaks studies at random, seed after seed; COUNT=0 until it is stopped: make chaos SEED=1000 COUNT=100 PLACE=slurm
 SEED ?= 0

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from support import needed
+from support import PATIENCE_S, needed
 
 
 class Browser:
@@ -80,7 +80,7 @@ class Browser:
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
-    def wait_for(self, condition: str, timeout_s: float = 60.0) -> None:
+    def wait_for(self, condition: str, timeout_s: float = PATIENCE_S) -> None:
         """Wait until a condition is true in the page."""
         deadline = time.monotonic() + timeout_s
         while not self.value(condition):

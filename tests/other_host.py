@@ -22,7 +22,7 @@ COMMANDS = ("ip", "unshare", "nsenter", "hostname")
 _SFTP_SERVERS = "/usr/lib/openssh:/usr/libexec/openssh:/usr/lib/ssh:/usr/libexec"
 # No host has this link address: frames to it are lost without an error, as behind a switch that has failed.
 _NOBODY = "02:00:00:00:00:99"
-_START_S = 20.0
+_START_S = 100.0
 
 
 @dataclasses.dataclass

@@ -32,7 +32,7 @@ NODES = ("n1", "n2", "n3", "n4")
 CONTROLLER = "slurmctld"
 
 _PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/bin", "/sbin", "/bin"])
-_START_S = 60.0
+_START_S = _STATE_S = 120.0
 _END_S = 30.0
 _FIRST_PORT, _LAST_PORT = 17000, 31000  # below the ports that Linux uses for outgoing connections
 _PORTS_APART = 10
@@ -180,7 +180,7 @@ class SlurmCluster:
         """Return the state of a job, such as `RUNNING`; empty for a job that Slurm no longer lists."""
         return self.attempt("squeue", "--noheader", "--states=all", f"--jobs={job}", "--format=%T").stdout.strip()
 
-    def await_state(self, job: str, *states: str, timeout_s: float = 60.0) -> str:
+    def await_state(self, job: str, *states: str, timeout_s: float = _STATE_S) -> str:
         """Wait until a job has one of these states, and return its state.
 
         Raises:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from slurm_cluster import COMMANDS, SlurmCluster
-from support import Study, kill, needed, processes_of, wait_for
+from support import PATIENCE_S, Study, kill, needed, processes_of, wait_for
 
 from maestro_celery_plugin.ledger.entries import Kind
 from maestro_celery_plugin.ledger.reader import read_ledger
@@ -116,7 +116,7 @@ def allocations(study: Study) -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in sorted(paths, key=lambda p: (p.parts[-3], int(p.parts[-2])))]
 
 
-def job_of(study: Study, slurm: SlurmCluster, *states: str, timeout_s: float = 90.0) -> str:
+def job_of(study: Study, slurm: SlurmCluster, *states: str, timeout_s: float = PATIENCE_S) -> str:
     """Wait until the job of the newest allocation of a study has one of these states; return the job."""
 
     def has_state() -> bool:
@@ -149,6 +149,6 @@ def assert_nothing_left(study: Study, slurm: SlurmCluster) -> None:
         lines = slurm.run("squeue", "--noheader", "--format=%i|%Z").splitlines()
         return [line for line in lines if line.partition("|")[2].startswith(f"{root}/")]
 
-    wait_for(lambda: not in_queue(), f"the end of all jobs of {root}", 30)
-    wait_for(lambda: not processes_of(root), f"the end of all processes of {root}: {processes_of(root)}", 30)
+    wait_for(lambda: not in_queue(), f"the end of all jobs of {root}")
+    wait_for(lambda: not processes_of(root), f"the end of all processes of {root}: {processes_of(root)}")
     assert os.listdir(study.path / "merlin_info" / "session" / "workers") == []

@@ -21,6 +21,9 @@ from maestro_celery_plugin.study.status_csv import read_rows
 
 BIN = Path(sys.executable).parent
 ROOT = Path(__file__).parent.parent
+# After this time, a test fails that waits. No claim may depend on it: a machine under load is several times slower. It is
+# shorter than what tests use as "for ever": samples of 300 s and more, the idle limit of workers (300 s), walltimes.
+PATIENCE_S = 200.0
 # Runs `maestro` as if this package were not installed.
 WITHOUT_PLUGIN = (
     "import pkgutil, sys\n"
@@ -48,7 +51,7 @@ def needed(command: str, *more_places: str) -> str:
     return path
 
 
-def wait_for(condition: Callable[[], object], what: str, timeout_s: float = 60.0) -> None:
+def wait_for(condition: Callable[[], object], what: str, timeout_s: float = PATIENCE_S) -> None:
     """Wait until a condition is true; fail the test after `timeout_s` seconds."""
     deadline = time.monotonic() + timeout_s
     while not condition():
@@ -81,7 +84,7 @@ class Study:
     output: str = ""
     code: int = 0
 
-    def command(self, *words: str, timeout_s: float = 100.0) -> subprocess.CompletedProcess[str]:
+    def command(self, *words: str, timeout_s: float = PATIENCE_S) -> subprocess.CompletedProcess[str]:
         """Run a command that is installed in the Python environment of the tests."""
         return subprocess.run(
             [str(BIN / words[0]), *words[1:]],
@@ -134,10 +137,10 @@ class Study:
         """Return the contents of output files, sorted by path."""
         return [path.read_text() for path in sorted(self.path.glob(pattern))]
 
-    def await_end(self, timeout_s: float = 90.0) -> Study:
+    def await_end(self, timeout_s: float = PATIENCE_S) -> Study:
         """Wait until the study and all its processes have ended."""
         wait_for(lambda: not self.processes() or self._is_over(), "the end of the study", timeout_s)
-        wait_for(lambda: not self.processes(), f"the end of all processes of {self.path}: {self.processes()}", 30)
+        wait_for(lambda: not self.processes(), f"the end of all processes of {self.path}: {self.processes()}")
         return self
 
     def _is_over(self) -> bool:
@@ -149,12 +152,12 @@ class Study:
         members = Members(self.path / "merlin_info" / "session").all()
         return [Study(Path(member.root), self.environment) for member in members[1:]]
 
-    def await_session(self, timeout_s: float = 60.0) -> None:
+    def await_session(self, timeout_s: float = PATIENCE_S) -> None:
         """Wait until all studies of the session have ended, and all processes in the directory of this one."""
         members, around = Members(self.path / "merlin_info" / "session"), str(self.path.parent)
         wait_for(lambda: not members.living() and not processes_of(around), "the end of the session", timeout_s)
 
-    def await_text(self, pattern: str, text: str = "", count: int = 1, timeout_s: float = 60.0) -> None:
+    def await_text(self, pattern: str, text: str = "", count: int = 1, timeout_s: float = PATIENCE_S) -> None:
         """Wait until `count` files that match `pattern` contain `text`."""
         wait_for(
             lambda: sum(text in path.read_text() for path in self.path.glob(pattern)) >= count,

@@ -17,6 +17,7 @@ from typing import Any
 
 import pyte
 import pytest
+from support import PATIENCE_S
 
 # The private mode of the alternate screen, as pyte numbers it.
 _ALTERNATE = 1049 << 5
@@ -118,11 +119,11 @@ class Terminal:
         """Send a signal to the command, as Ctrl-C does."""
         os.killpg(self.process.pid, number)
 
-    def await_text(self, text: str, timeout_s: float = 30.0) -> str:
+    def await_text(self, text: str, timeout_s: float = PATIENCE_S) -> str:
         """Wait until the screen has a text; return the screen."""
         return self.await_screen(lambda screen: text in screen, repr(text), timeout_s)
 
-    def await_screen(self, condition: Any, what: str, timeout_s: float = 30.0) -> str:
+    def await_screen(self, condition: Any, what: str, timeout_s: float = PATIENCE_S) -> str:
         """Wait until the screen fulfils a condition; return the screen."""
         deadline = time.monotonic() + timeout_s
         while not condition(screen := self.text):
@@ -130,7 +131,7 @@ class Terminal:
                 pytest.fail(f"timed out: {what}; the screen:\n{screen}")
         return screen
 
-    def await_end(self, timeout_s: float = 30.0) -> int:
+    def await_end(self, timeout_s: float = PATIENCE_S) -> int:
         """Wait for the end of the command; return its exit code."""
         deadline = time.monotonic() + timeout_s
         while self.process.poll() is None:

@@ -1,8 +1,9 @@
 """Run all tests except the unit tests, in two lanes at the same time: `python tools/lanes.py`.
 
 Most of their time, these tests wait. The first lane has the tests with a cluster or network namespaces, the pages of
-the documentation, and the simulation; the second one has all others. The output of the second one follows when both
-have ended, so that its closing line is the last one.
+the documentation, the simulation, and all tests that compare with Merlin, so that it is installed once; the second one
+has all others. Both need about the same time. The output of the second one follows when both have ended, so that its
+closing line is the last one.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from pathlib import Path
 
 # Not `python -m pytest`, which would import the package from the current directory.
 PYTEST = [str(Path(sys.executable).with_name("pytest")), "--import-mode=importlib"]
-CLUSTER = ["tests/slurm", "tests/hosts", "tests/documentation", "tests/simulation"]
+MERLIN = ["tests/endtoend/test_merlin_comparison.py", "tests/endtoend/test_merlin_examples.py"]
+CLUSTER = ["tests/slurm", *MERLIN, "tests/hosts", "tests/documentation", "tests/simulation"]
 OTHERS = ["tests", *(f"--ignore={place}" for place in ("tests/unit", *CLUSTER))]
 
 

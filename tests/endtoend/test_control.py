@@ -7,7 +7,7 @@ import os
 import subprocess
 
 from fakes.clusters import FakeCluster
-from support import BIN, wait_for
+from support import BIN, PATIENCE_S, wait_for
 
 from maestro_celery_plugin.states import WorkerState
 from maestro_celery_plugin.study.session import Session
@@ -171,7 +171,7 @@ def test_stopped_at_once_samples_run_again_on_workers_that_a_user_starts(run):
 
     assert command(study, "resume").returncode == 0  # for the other group, which is stopped as well
     study.await_end()
-    workers.wait(30)
+    workers.wait(PATIENCE_S)
     assert study.states() == {"sim": "FINISHED", "post": "FINISHED"}
 
 
@@ -279,7 +279,7 @@ def test_celery_sees_the_events_of_workers_and_cannot_control_them(run, redis_se
             events.kill()
     for words in (["inspect", "ping"], ["control", "shutdown"]):
         answer = subprocess.run(
-            [BIN / "celery", *words], env=environment, capture_output=True, text=True, check=False, timeout=60
+            [BIN / "celery", *words], env=environment, capture_output=True, text=True, check=False, timeout=PATIENCE_S
         )
         assert answer.returncode == os.EX_UNAVAILABLE, answer
         assert "No nodes replied" in answer.stdout + answer.stderr

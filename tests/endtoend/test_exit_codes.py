@@ -86,7 +86,7 @@ def await_end(study) -> int:
             pauses.append(study.command("maestro-celery", "resume", str(study.path)).returncode)
         return bool(study.states()) and not study.processes()
 
-    wait_for(has_ended, "the end of the study", 240)
+    wait_for(has_ended, "the end of the study", 500)
     assert not any(pauses), study.log()
     return len(pauses)
 
@@ -158,7 +158,11 @@ def test_a_hard_failure_stops_the_samples_of_its_step_record_only(run):
         study:
           - name: sim
             description: d
-            run: {cmd: "sleep 0.02; [ $(MERLIN_SAMPLE_ID) -lt 30 ] || exit $(CODE)"}
+            run:
+              # After a hard failure, a sample that has started runs until it is ended.
+              cmd: |
+                [ $(CODE) = 0 ] || ! [ -e $(SPECROOT)/$(CODE) ] || sleep 600
+                [ $(MERLIN_SAMPLE_ID) -lt 30 ] || { touch $(SPECROOT)/$(CODE); exit $(CODE); }
           - name: after
             description: d
             run: {cmd: echo, depends: [sim]}

@@ -17,7 +17,7 @@ SPEC = """
         description: d
         run:
           cmd: |
-            [ $(X) = 1 ] || timeout 20 sh -c \
+            [ $(X) = 1 ] || timeout 200 sh -c \
                 'until grep -q "sample 0 ended with 0" $MAESTRO_CELERY_STUDY/merlin_info/workers/*.log; do sleep 0.05; done'
     merlin:
       resources: {workers: {w: {args: --concurrency 1, steps: [sim]}}}

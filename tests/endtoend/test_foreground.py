@@ -8,7 +8,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from support import BIN, Study, kill
+from support import BIN, PATIENCE_S, Study, kill
 from terminal import Terminal
 
 SPEC = """
@@ -174,7 +174,7 @@ def test_a_closed_terminal_does_not_end_the_study(foreground):
     terminal.await_text("RUNNING, 2 failed")
     terminal.hang_up()
     foreground.go()
-    assert terminal.process.wait(60) == 1
+    assert terminal.process.wait(PATIENCE_S) == 1
     assert set(foreground.study.states().values()) == {"FINISHED"}
     assert "is complete" in foreground.output
 

@@ -189,7 +189,7 @@ def test_iterative_demo(run, iterating, without_merlin):
 def test_optimization_basic(run, iterating):
     """Given the example as it is, then its last step runs its `partial.yaml` again, and waits for it (`run --local`)."""
     study = run(iterating / "optimization" / "optimization_basic.yaml", "-s", "1")
-    study.await_session(120)
+    study.await_session()
     (second,) = study.iterations()
 
     for number, one in enumerate((study, second), 1):

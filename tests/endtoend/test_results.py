@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support import kill, processes_of, wait_for
+from support import PATIENCE_S, kill, processes_of, wait_for
 
 from maestro_celery_plugin import EnsembleError, ExpressionError, StudyCode, StudyError, StudyTimeoutError
 from maestro_celery_plugin import Study as PythonStudy
@@ -101,7 +101,7 @@ def test_results_are_read_by_the_commands_and_in_python(run, specification, tmp_
     assert rows[1].values == {"X": 0.025, "KIND": "b"} and rows[1].parameters == {"SPEED": 1}
     assert rows[1].results == {"y": 0.025, "speed": 12, "fit.ok": True}
     assert samples.to_numpy()["y"].tolist() == [row.results["y"] for row in rows]
-    assert own.status().failed_samples == 20 and own.wait(timeout=10) is StudyCode.FAILED_SAMPLES
+    assert own.status().failed_samples == 20 and own.wait(timeout=PATIENCE_S) is StudyCode.FAILED_SAMPLES
     assert any("sim" in title for title, _ in own.explain())
     (group,) = own.failures()[0].groups
     assert group.count == 20 and group.rules[0].false_hits == 0
@@ -115,25 +115,25 @@ def test_a_study_is_launched_awaited_cancelled_and_resumed_in_python(specificati
     text = specification.read_text().replace("test -f tried ||", "sleep $(PAUSE); test -f tried ||")
     specification.write_text(text.replace("SCALE: 2", "SCALE: 2, PAUSE: 0"))
     study = PythonStudy.launch(
-        specification, vars={"PAUSE": 30}, out=tmp_path / "study", options=["-s", "1"]
-    )  # a sample takes 30 seconds
+        specification, vars={"PAUSE": 300}, out=tmp_path / "study", options=["-s", "1"]
+    )  # a sample takes 300 seconds
     try:
         assert study.path == tmp_path / "study"
         with pytest.raises(StudyTimeoutError, match=r"still runs after 0\.5 s"):
             study.wait(timeout=0.5)
         wait_for(lambda: len(study.samples("state == 'running'")), "a sample that runs")
         study.cancel()
-        assert study.wait(timeout=60) is StudyCode.UNSUCCESSFUL
+        assert study.wait(timeout=PATIENCE_S) is StudyCode.UNSUCCESSFUL
         assert len(study.samples("state == 'pending'")) >= 40  # of the step records that were submitted
 
         (tmp_path / "corrected.yaml").write_text(specification.read_text().replace("sleep $(PAUSE)", "true"))
         output = study.resume(specification=tmp_path / "corrected.yaml", options=["-s", "1"])
         assert "This will run:" in output
-        assert study.wait(timeout=90) is StudyCode.FAILED_SAMPLES
+        assert study.wait(timeout=PATIENCE_S) is StudyCode.FAILED_SAMPLES
         assert len(study.samples("state == 'failed'")) == 20
 
         assert "20" in study.resume(failed=True, steps=())
-        assert study.wait(timeout=90) is StudyCode.FAILED_SAMPLES
+        assert study.wait(timeout=PATIENCE_S) is StudyCode.FAILED_SAMPLES
         assert {row.attempts for row in study.samples("state == 'failed'", columns=["id"])} == {2}
     finally:
         kill(*processes_of(str(study.path)))
@@ -157,7 +157,7 @@ def test_a_study_is_found_where_maestro_has_put_it(specification, tmp_path, monk
     study = PythonStudy.launch("sweep.yaml", vars={"SCALE": 3}, options=["-s", "1"])
     try:
         assert study.path.parent == tmp_path / "out put" and study.path.name.startswith("sweep_")
-        assert study.wait(timeout=90) is StudyCode.FAILED_SAMPLES
+        assert study.wait(timeout=PATIENCE_S) is StudyCode.FAILED_SAMPLES
         (row,) = study.samples("id == 0 and SPEED == 1", read="result.json")
         assert row.results["speed"] == 13
     finally:

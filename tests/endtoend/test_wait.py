@@ -7,7 +7,7 @@ import pty
 import signal
 import subprocess
 
-from support import BIN, wait_for
+from support import BIN, PATIENCE_S
 
 SPEC = """
     description: {name: waited, description: d}
@@ -38,13 +38,14 @@ def test_a_script_waits_for_the_end_of_a_study(run):
     """Given a study with a failed sample, and a wait on a terminal, then the code is 1 and each change has a line."""
     study = run(SPEC, "-s", "1")
     assert study.command("maestro-celery", "wait", "--timeout", "0.5", str(study.path)).returncode == 124
+    study.await_text("sim/*/sim.sh", count=2)
     leader, follower = pty.openpty()
     waiting = started(study, stderr=follower)
     os.close(follower)
     shown = os.read(leader, 1000).decode()
     (study.path.parent / "go").touch()
 
-    assert waiting.wait(90) == 1
+    assert waiting.wait(PATIENCE_S) == 1
 
     shown += os.read(leader, 10_000).decode()
     os.close(leader)
@@ -59,16 +60,19 @@ def test_a_script_waits_for_the_end_of_a_study(run):
 def test_an_interruption_ends_the_wait_only(run):
     """Given Ctrl-C, then the code is 130, without a traceback, and the study goes on; a cancelled study has the code 2."""
     study = run(SPEC, "-s", "1")
-    waiting = started(study, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL)
-    wait_for(lambda: "wait" in "".join(study.processes("bin/maestro-celery").values()), "the command")
-    study.await_text("merlin_info/workers/*.log")
+    study.await_text("sim/*/sim.sh", count=2)
+    leader, follower = pty.openpty()
+    waiting = started(study, stderr=follower, stdin=subprocess.DEVNULL)
+    os.close(follower)
+    assert b"RUNNING" in os.read(leader, 1000)  # it waits
     waiting.send_signal(signal.SIGINT)
-    _, message = waiting.communicate(timeout=60)
-    assert waiting.returncode == 130
-    assert (
-        message.decode()
-        == "maestro-celery: interrupted; a conductor that runs goes on, and `maestro-celery status` shows it.\n"
+    assert waiting.wait(PATIENCE_S) == 130
+    message = os.read(leader, 10_000).decode()
+    os.close(leader)
+    assert message.splitlines()[-1] == (
+        "maestro-celery: interrupted; a conductor that runs goes on, and `maestro-celery status` shows it."
     )
+    assert "Traceback" not in message
 
     assert study.command("maestro", "cancel", "-y", str(study.path)).returncode == 0
     assert study.command("maestro-celery", "wait", str(study.path)).returncode == 2

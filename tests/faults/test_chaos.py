@@ -13,7 +13,7 @@ from support import Study
 SEEDS = [(2, "plain", "threads"), (3, "growing", "groups"), (5, "nested", "prefork")]
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(("seed", "shape", "pool"), SEEDS)
 def test_a_study_that_is_broken_at_random_keeps_its_promises(run, request, seed, shape, pool):
     case = Case.of(seed, shape=shape, pool=pool)

@@ -18,12 +18,13 @@ from support import kill, wait_for
 from maestro_celery_plugin.ledger.entries import Kind
 from maestro_celery_plugin.ledger.reader import read_ledger
 
+# The samples of the first step wait, so that the study still runs when its connections break.
 SPEC = """
     description: {name: connections, description: d}
     study:
       - name: sim
         description: d
-        run: {cmd: "echo run >> runs; sleep 0.2; echo $(A)"}
+        run: {cmd: "echo run >> runs; until test -e $(SPECROOT)/go; do sleep 0.1; done; echo $(A)"}
     merlin:
       resources:
         workers:
@@ -68,25 +69,31 @@ def options(request) -> tuple[str, ...]:
 
 @contextlib.contextmanager
 def frozen(study) -> Iterator[None]:
-    """Stop the processes of the worker for some time."""
+    """Stop the processes of the worker for some time, in which its samples end."""
     workers = [psutil.Process(pid) for pid in study.processes("maestro_celery_plugin.worker")]
     for worker in workers:
         worker.suspend()
     wait_for(lambda: all(worker.status() == psutil.STATUS_STOPPED for worker in workers), "the stop of the worker")
+    release_samples(study)
     yield
     for worker in workers:
         worker.resume()
 
 
+def release_samples(study) -> None:
+    (study.path.parent / "go").touch()
+
+
 def finish(study, samples: int) -> None:
-    study.await_end(60)
+    release_samples(study)
+    study.await_end()
     assert set(study.states().values()) == {"FINISHED"}
     assert study.outputs("sim/**/runs") == ["run\n"] * samples
 
 
 def test_the_server_drops_its_clients_while_the_worker_is_frozen(run):
     study = run(SPEC)
-    study.await_text("sim/*/*/runs", "run", 3)
+    study.await_text("sim/*/*/runs", "run", 2)
 
     with frozen(study):
         admin_of(Intruder(study).session).execute_command("CLIENT", "KILL", "SKIPME", "yes")
@@ -96,7 +103,7 @@ def test_the_server_drops_its_clients_while_the_worker_is_frozen(run):
 
 def test_the_server_is_killed_while_the_worker_is_frozen(run):
     study = run(SPEC)
-    study.await_text("sim/*/*/runs", "run", 3)
+    study.await_text("sim/*/*/runs", "run", 2)
     before = Intruder(study).session.read_broker().generation
 
     with frozen(study):
@@ -111,7 +118,7 @@ def test_a_broker_that_is_away_while_a_worker_starts_costs_seconds(run, tmp_path
     port = free_port()
     with redis_on(port, tmp_path) as url:
         study = run(SPEC, "--broker", url)
-        study.await_text("sim/*/*/runs", "run", 3)
+        study.await_text("sim/*/*/runs", "run", 2)
     kill(*study.processes("maestro_celery_plugin.worker"))
 
     study.await_text("merlin_info/workers/w-2.log", "waits up to 120 s for its broker")
@@ -119,7 +126,8 @@ def test_a_broker_that_is_away_while_a_worker_starts_costs_seconds(run, tmp_path
     assert set(study.states().values()) == {"RUNNING"}
 
     with redis_on(port, tmp_path):
-        study.await_end(60)
+        release_samples(study)
+        study.await_end()
     assert study.states() == {"sim": "FINISHED"}
     assert len(study.outputs("sim/**/sim.out")) == 60
     assert not list(study.path.glob("merlin_info/workers/w-3.log"))
@@ -128,7 +136,7 @@ def test_a_broker_that_is_away_while_a_worker_starts_costs_seconds(run, tmp_path
 def test_a_command_to_all_workers_changes_nothing(run, options):
     """Given a client of the broker without the key, when it sends `shutdown` to all workers, then they continue."""
     study = run(SPEC, *options)
-    study.await_text("sim/*/*/runs", "run", 3)
+    study.await_text("sim/*/*/runs", "run", 2)
     intruder = Intruder(study)
     if intruder.admin is not None:
         intruder.app.address = url_of(intruder.admin)
@@ -155,8 +163,6 @@ def test_a_worker_that_receives_nothing_is_replaced(run, request, broker, pool):
         wait_for(lambda: started(study) == 2, "the sample of the step `gate`")
 
         proxy.freeze()
-        (study.path.parent / "go").touch()
-
         finish(study, 6)
     finally:
         proxy.close()

@@ -144,4 +144,4 @@ def test_cancel_on_a_full_disk_names_the_live_conductor(running, disk):
     assert f"or end the conductor with `kill {conductor}`, which ends its workers" in answer.stderr
     assert running.processes("bin/conductor")
     os.kill(conductor, signal.SIGTERM)
-    wait_for(lambda: not running.processes(), "the end of the study", 40)
+    wait_for(lambda: not running.processes(), "the end of the study")

@@ -9,31 +9,34 @@ import subprocess
 import threading
 
 import pytest
-from support import BIN, ROOT, kill, wait_for
+from support import BIN, PATIENCE_S, ROOT, kill, wait_for
 
 from maestro_celery_plugin.study.session import Session
 
-SPEC = """
-    description: {name: hostile, description: d}
+# Samples wait for the end of the test, so that the study still runs when it is disturbed.
+HOLD = "until test -e $(SPECROOT)/go; do sleep 0.1; done"
+SPEC = f"""
+    description: {{name: hostile, description: d}}
     study:
       - name: sim
         description: d
-        run: {cmd: "echo run >> runs; sleep 0.3; echo $(A)"}
+        run: {{cmd: "echo run >> runs; {HOLD}; echo $(A)"}}
       - name: post
         description: d
-        run: {cmd: "ls $(sim.workspace)/$(MERLIN_GLOB_PATH)sim.out | wc -l", depends: [sim]}
+        run: {{cmd: "ls $(sim.workspace)/$(MERLIN_GLOB_PATH)sim.out | wc -l", depends: [sim]}}
     merlin:
       resources:
         workers:
-          w: {args: --concurrency 2}
+          w: {{args: --concurrency 2}}
       samples:
-        generate: {cmd: "seq 1 20 > $(MERLIN_INFO)/a.csv"}
+        generate: {{cmd: "seq 1 20 > $(MERLIN_INFO)/a.csv"}}
         file: $(MERLIN_INFO)/a.csv
         column_labels: [A]
 """
 
 
 def finish(study) -> None:
+    (study.path.parent / "go").touch()
     study.await_end()
     assert set(study.states().values()) == {"FINISHED"}
     assert study.outputs("post/post.out") == ["20\n"]
@@ -41,7 +44,7 @@ def finish(study) -> None:
 
 def test_several_resumes_at_once_start_one_conductor(run):
     study = run(SPEC)
-    study.await_text("sim/*/runs", "run", 3)
+    study.await_text("sim/*/runs", "run", 2)
     kill(*study.processes(), *study.server())
 
     resumes = [
@@ -70,7 +73,7 @@ def test_environment_variables_of_celery_have_no_effect(run, environment, name):
 
 def test_a_running_study_is_not_overwritten(run):
     study = run(SPEC)
-    study.await_text("sim/*/runs", "run", 3)
+    study.await_text("sim/*/runs", "run", 2)
 
     again = run(SPEC)
 
@@ -81,13 +84,13 @@ def test_a_running_study_is_not_overwritten(run):
 
 
 def test_a_study_with_a_frozen_worker_can_be_cancelled(run):
-    study = run(SPEC.replace("sleep 0.3", "sleep 60"))
+    study = run(SPEC)
     study.await_text("sim/*/runs", "run", 2)
     for pid in study.processes("maestro_celery_plugin.worker"):
         os.kill(pid, signal.SIGSTOP)
 
     study.command("maestro", "cancel", "-y", str(study.path))
-    wait_for(lambda: study.states().get("sim") == "CANCELLED", "the cancellation", 30)
+    wait_for(lambda: study.states().get("sim") == "CANCELLED", "the cancellation")
     for pid in study.processes("maestro_celery_plugin.worker"):
         os.kill(pid, signal.SIGCONT)
     study.await_end()
@@ -95,7 +98,7 @@ def test_a_study_with_a_frozen_worker_can_be_cancelled(run):
 
 def test_a_detached_process_of_a_sample_ends_with_its_worker(run):
     """Given a sample that starts a process without environment in another session, then this process ends as well."""
-    study = run(SPEC.replace("sleep 0.3", "env -i setsid sleep 1234 & sleep 60"))
+    study = run(SPEC.replace(HOLD, "env -i setsid sleep 1234 & sleep 1233"))
     study.await_text("sim/*/runs", "run", 2)
     wait_for(lambda: len(_detached(study)) >= 2, "the detached processes")
 
@@ -119,7 +122,7 @@ def _detached(study) -> list[int]:
 def test_a_port_that_another_process_has_taken(run):
     """Given a dead broker whose port is taken, then the next broker uses another port, and the study finishes."""
     study = run(SPEC)
-    study.await_text("sim/*/runs", "run", 3)
+    study.await_text("sim/*/runs", "run", 2)
     session = Session(study.path / "merlin_info" / "session")
     before = session.read_broker().url
     (supervisor,) = study.processes("maestro_celery_plugin.host")
@@ -155,8 +158,8 @@ def _drop_connections(server: socket.socket) -> None:
 
 def test_a_closed_terminal_ends_a_study_in_the_foreground(run, tmp_path, environment):
     spec = tmp_path / "fg.yaml"
-    spec.write_text("\n".join(line[4:] for line in SPEC.replace("sleep 0.3", "sleep 60").splitlines()))
-    study = run(SPEC.replace("seq 1 20", "seq 1 1").replace("sleep 0.3", "true"), name="first").await_end()
+    spec.write_text("\n".join(line[4:] for line in SPEC.splitlines()))
+    study = run(SPEC.replace("seq 1 20", "seq 1 1").replace(HOLD, "true"), name="first").await_end()
     study.path = tmp_path / "fg"
     process = subprocess.Popen(
         [str(BIN / "maestro"), "run", "-y", "-fg", "-o", str(study.path), str(spec)],
@@ -169,6 +172,6 @@ def test_a_closed_terminal_ends_a_study_in_the_foreground(run, tmp_path, environ
     study.await_text("sim/*/runs", "run", 2)
 
     process.send_signal(signal.SIGHUP)
-    process.wait(30)
+    process.wait(PATIENCE_S)
 
-    wait_for(lambda: not study.processes(), f"the end of all processes: {study.processes()}", 20)
+    wait_for(lambda: not study.processes(), f"the end of all processes: {study.processes()}")

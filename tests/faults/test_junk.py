@@ -74,7 +74,7 @@ def await_refused(study, count: int) -> None:
     def refused() -> int:
         return sum(worker["refused_messages"] for worker in study.status()["workers"])
 
-    wait_for(lambda: refused() >= count, f"the refusal of {count} messages; seen: {refused()}", 30)
+    wait_for(lambda: refused() >= count, f"the refusal of {count} messages; seen: {refused()}")
     assert refused() == count
 
 
@@ -128,7 +128,7 @@ def test_the_headers_of_a_signed_message_have_no_effect(intruder):
     for number, options in enumerate(hostile, 1000):
         intruder.send(*intruder.signed(*intruder.fields(number, number + 1)), **options)
 
-    wait_for(lambda: count(study, Kind.TAKEN) == taken + len(hostile), "the messages in the ledger", 30)
+    wait_for(lambda: count(study, Kind.TAKEN) == taken + len(hostile), "the messages in the ledger")
     finish_with_one_worker(study)
     assert refused_in(intruder.worker_log()) == 0
 

@@ -14,6 +14,8 @@ from maestro_celery_plugin.ledger.entries import Kind
 from maestro_celery_plugin.ledger.reader import read_ledger
 
 COUNT = 24
+# The samples that start first end. The others wait until the test has killed something, so that the study still runs then.
+ENDING = 4
 SPEC = """
     description: {name: faults, description: d}
     study:
@@ -23,11 +25,11 @@ SPEC = """
           cmd: |
             echo "cmd $(A)" >> runs
             echo begun
-            sleep 0.4
+            for n in 1 2 3 4; do mkdir $(SPECROOT)/$n 2> /dev/null && ends=yes && sleep 1 && break; done
+            until [ "$ends" ] || [ -e $(SPECROOT)/go ]; do sleep 0.1; done
             echo done
           restart: |
             echo "restart $(A)" >> runs
-            sleep 0.4
             echo done
       - name: post
         description: d
@@ -58,11 +60,23 @@ def assert_complete(study, killed_slots: int) -> None:
     assert all(line.startswith("restart") for lines in runs for line in lines[1:])
 
 
-def begun(study, count: int = 5) -> None:
-    study.await_text("sim/*/sim.out", "begun", count)
+def begun(study, slots: int = 4) -> None:
+    """Wait until the first samples have ended, and each slot has a sample that waits."""
+
+    def are_held() -> bool:
+        place = study.path / "merlin_info" / "ledger"
+        kinds = read_ledger(place)["kind"] if place.exists() else np.array([])
+        return ((kinds == Kind.ENDED).sum(), (kinds == Kind.STARTED).sum()) == (ENDING, ENDING + slots)
+
+    wait_for(are_held, "the samples that wait")
+
+
+def release_samples(study) -> None:
+    (study.path.parent / "go").touch()
 
 
 def end(study) -> None:
+    release_samples(study)
     study.await_end()
     assert set(study.states().values()) == {"FINISHED"}
 
@@ -135,7 +149,7 @@ def test_a_killed_worker_and_a_killed_broker(run):
 
 
 def test_a_killed_conductor_whose_workers_continue_then_resume(run):
-    study = run(SPEC.replace("sleep 0.4", "sleep 1.5"))  # so that it has not ended before the second `resume`
+    study = run(SPEC)
     begun(study)
 
     study.kill_conductor()
@@ -170,7 +184,8 @@ def test_workers_and_broker_end_after_a_killed_conductor(run):
     begun(study)
 
     study.kill_conductor()
-    wait_for(lambda: not study.processes(), "the end of workers and broker", 90)
+    release_samples(study)
+    wait_for(lambda: not study.processes(), "the end of workers and broker")
 
 
 def test_cancel_ends_the_workers_of_a_killed_conductor(run):
@@ -183,7 +198,7 @@ def test_cancel_ends_the_workers_of_a_killed_conductor(run):
 
     assert answer.returncode == 0, answer.stderr
     assert "This study has no conductor. What it has left is cancelled:\nEnded on this machine: 1 worker with its samples" in answer.stdout
-    wait_for(lambda: not study.processes(), "the end of workers and broker", 15)
+    wait_for(lambda: not study.processes(), "the end of workers and broker")
     again = study.command("maestro", "cancel", "-y", str(study.path))
     assert "This study has no conductor, and no workers, samples or jobs." in again.stdout
     assert study.command("maestro-celery", "resume", str(study.path)).returncode == 0
@@ -193,7 +208,7 @@ def test_cancel_ends_the_workers_of_a_killed_conductor(run):
 
 def test_a_killed_process_of_the_prefork_pool(run):
     study = run(SPEC.replace("--concurrency 4", "--pool prefork --concurrency 2"))
-    begun(study, 3)
+    begun(study, slots=2)
     ledgers = [path.stem for path in study.path.glob("merlin_info/ledger/w-1.*.ledger")]
     assert ledgers, "each pool process has a ledger of its own"
 
@@ -216,8 +231,9 @@ def test_a_cancelled_study_that_is_resumed(run):
     assert_complete(study, killed_slots=4)
 
 
-def test_a_finished_study_that_is_resumed_runs_no_sample(run):
-    study = run(SPEC.replace("sleep 0.4", "true"), foreground=True)
+def test_a_finished_study_that_is_resumed_runs_no_sample(run, tmp_path):
+    (tmp_path / "go").touch()
+    study = run(SPEC, foreground=True)
     before = read_ledger(study.path / "merlin_info" / "ledger")
 
     assert study.command("maestro-celery", "resume", str(study.path)).returncode == 0
@@ -228,7 +244,8 @@ def test_a_finished_study_that_is_resumed_runs_no_sample(run):
     assert set(study.states().values()) == {"FINISHED"}
 
 
-def test_failed_samples_run_again_on_request(run):
+def test_failed_samples_run_again_on_request(run, tmp_path):
+    (tmp_path / "go").touch()
     study = run(SPEC.replace("echo begun", "test -e $(SPECROOT)/repaired || exit 1"), foreground=True)
     assert study.status()["steps"][0]["samples"]["failed"] == COUNT
     (study.path.parent / "repaired").touch()
@@ -242,7 +259,7 @@ def test_failed_samples_run_again_on_request(run):
 def test_a_torn_and_a_damaged_ledger(run):
     """Given a ledger with a torn tail and a damaged entry, when the study is resumed, then all samples finish."""
     study = run(SPEC)
-    begun(study, 8)
+    begun(study)
     kill(*study.processes(), *study.server())
     ledger = study.path / "merlin_info" / "ledger"
     for path in ledger.iterdir():
@@ -267,7 +284,8 @@ def test_a_sample_that_kills_its_worker_several_times_fails(run):
             'echo "restart', 'test $(A) = 7 && kill -9 $(ps -o ppid= -p $$)\n            echo "restart'
         )
     )
-    study.await_end(timeout_s=120)
+    release_samples(study)
+    study.await_end()
 
     samples = study.status()["steps"][0]["samples"]
     assert (samples["finished"], samples["failed"]) == (COUNT - 1, 1)
@@ -279,8 +297,8 @@ def test_a_sample_that_kills_its_worker_several_times_fails(run):
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
 def test_a_full_disk_in_a_sample_directory(run, tmp_path):
     """Given a full file system in the directory of a sample, when there is space again, then the sample runs."""
-    study = run(SPEC.replace("sleep 0.4", "sleep 0.2").replace("max_retries: 2", ""), "-s", "1")
-    begun(study, 1)
+    study = run(SPEC, "-s", "1")
+    study.await_text("sim/*/sim.out", "begun")
     directory = study.path / "sim" / "23"
     directory.mkdir(exist_ok=True)
     if any(directory.iterdir()):
@@ -288,7 +306,8 @@ def test_a_full_disk_in_a_sample_directory(run, tmp_path):
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k,nr_inodes=3", "small", str(directory)], check=True)
     try:
         (directory / "filler").write_bytes(b"x" * 4096)
-        wait_for(lambda: "No space left" in "".join(study.outputs("merlin_info/workers/*.log")), "the full disk", 60)
+        release_samples(study)
+        wait_for(lambda: "No space left" in "".join(study.outputs("merlin_info/workers/*.log")), "the full disk")
         (directory / "filler").unlink()
         subprocess.run(["mount", "-o", "remount,size=1m,nr_inodes=100", str(directory)], check=True)
         study.await_end()

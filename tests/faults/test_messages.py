@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import redis
 from intruder import SPEC, Intruder, finish
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 from support import wait_for
 
 from maestro_celery_plugin.broker.app import TASK_NAME
@@ -103,8 +105,9 @@ def test_no_sample_is_lost_with_the_data_of_the_broker(intruder):
 
 def test_deleted_messages_are_sent_again(run):
     """Given a queue whose messages are deleted while workers live, then the conductor sends the samples again."""
-    study = run(SPEC.replace("seq 1 12", "seq 1 50"))
-    study.await_text("sim/*/*/runs", "run", 3)
+    hold = "until test -e $(SPECROOT)/go; do sleep 0.1; done"  # two samples; the others are in the queue
+    study = run(SPEC.replace("seq 1 12", "seq 1 50").replace("sleep 0.3", hold))
+    study.await_text("sim/*/*/runs", "run", 2)
     intruder = Intruder(study)
     queue = intruder.session.queue("q")
     lists = [queue, *(f"{queue}\x06\x16{priority}" for priority in range(1, 10))]  # kombu has one per priority
@@ -125,27 +128,27 @@ def test_secrets_are_in_files_of_mode_0600_only(intruder):
     secrets = [url.split(":")[2].split("@")[0], (intruder.session.path / "secret").read_text()]
     assert all(len(secret) >= 32 for secret in secrets)
 
-    for pid in [*study.processes(), *study.server(), *_samples_of(study)]:
+    wait_for(lambda: study.processes("wait.sh"), "the sample of the second step, which waits")
+    (sample,) = study.processes("wait.sh")
+    for pid in [*study.processes(), *study.server(), sample]:
         for name in ("cmdline", "environ"):
             text = Path(f"/proc/{pid}/{name}").read_text(errors="replace")
+            assert text or name == "environ"
             assert not any(secret in text for secret in secrets), f"{name} of {text}"
     for path in study.path.rglob("*"):
-        if path.is_file() and any(secret in path.read_text(errors="replace") for secret in secrets):
+        if any(secret in _text_of(path) for secret in secrets):
             assert path.parent == intruder.session.path
             assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(intruder.session.path.stat().st_mode) == 0o700
     finish(study)
 
 
-def _samples_of(study) -> list[str]:
-    found = []
-    for entry in Path("/proc").iterdir():
-        try:
-            if entry.name.isdigit() and str((entry / "cwd").readlink()).startswith(str(study.path / "sim")):
-                found.append(entry.name)
-        except OSError:
-            continue
-    return found
+def _text_of(path: Path) -> str:
+    """Return the text of a file; empty for a directory, and for a temporary file that has gone meanwhile."""
+    try:
+        return path.read_text(errors="replace")
+    except (FileNotFoundError, IsADirectoryError):
+        return ""
 
 
 def test_the_private_broker_refuses_clients_without_password(intruder):
@@ -154,7 +157,7 @@ def test_the_private_broker_refuses_clients_without_password(intruder):
 
     assert host == "127.0.0.1"
     with pytest.raises(redis.AuthenticationError):
-        redis.Redis(host=host, port=int(port)).ping()
+        redis.Redis(host=host, port=int(port), retry=Retry(NoBackoff(), 0)).ping()
     finish(intruder.study)
 
 

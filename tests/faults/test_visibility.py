@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from ensembles import a_study
 from fakes.network_store import FileServer, NodeDiedError
+from support import PATIENCE_S
 
 from maestro_celery_plugin.batch.deadline import Deadline
 from maestro_celery_plugin.conductor.publisher import Publisher
@@ -105,7 +106,7 @@ class Node:
         """End the node between two operations, and wait for its samples: a dead node runs none."""
         self.store.is_dead = True
         for thread in self.threads:
-            thread.join(20)
+            thread.join(PATIENCE_S)
             assert not thread.is_alive()
 
 
@@ -127,7 +128,7 @@ class Cluster:
 
     def conduct(self, *, kill):
         """Send all samples without a visible lease, again and again, until all have an outcome."""
-        deadline = time.monotonic() + 40
+        deadline = time.monotonic() + PATIENCE_S
         while not self.record.samples.is_complete:
             assert time.monotonic() < deadline, self.record.samples.counts()
             self.publisher.send(self.record, self.record.unassigned(self.records.leased(self.record)))

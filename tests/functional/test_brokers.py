@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -142,7 +141,6 @@ def test_the_tls_keys_of_merlin_are_obeyed(tls_server, tmp_path, monkeypatch, ke
 
 
 def test_a_wrong_password_stops_the_launch(run, server):
-    begin = time.monotonic()
     study = run(ROOT / "specs" / "hello.yaml", "--broker", server.wrong_url)
 
     assert study.code == 1
@@ -150,7 +148,6 @@ def test_a_wrong_password_stops_the_launch(run, server):
     assert "wrong" not in study.output.replace("wrong number", "").replace("WRONGPASS", "")
     assert "Traceback" not in study.output
     assert not study.path.exists()
-    assert time.monotonic() - begin < 20
 
 
 def test_a_user_without_permission_for_task_queues_stops_the_launch(server):
@@ -247,7 +244,7 @@ LONG = """
     study:
       - name: sim
         description: d
-        run: {cmd: "sleep 2; echo $(A)"}
+        run: {cmd: "HOLD; echo $(A)"}
     merlin:
       resources:
         overlap: True
@@ -262,8 +259,10 @@ LONG = """
 
 
 def test_workers_share_the_samples(run, server):
-    """Given two workers with two slots and samples of 2 s, then each runs at least a third, and none is sent twice."""
-    study = run(LONG, "--broker", server.url).await_end()
+    """Given two workers with two slots and long samples, then each runs at least a third, and none is sent twice."""
+    # The first samples wait until the slower worker has started.
+    hold = "touch begun.$$; until [ $(ls $(SPECROOT)/study/sim/*/begun.* | wc -l) -ge 4 ]; do sleep 0.1; done; sleep 1.5"
+    study = run(LONG.replace("HOLD", hold), "--broker", server.url).await_end()
 
     entries = read_ledger(study.path / "merlin_info" / "ledger")
     shares = [int((entries_of(study, name)["kind"] == Kind.STARTED).sum()) for name in ("a-1", "b-1")]
@@ -277,10 +276,12 @@ def entries_of(study, writer: str):
 
 
 def test_a_broker_by_url_that_loses_its_data(run, redis_server):
-    study = run(LONG, "--broker", redis_server.url)
+    hold = "until test -e $(SPECROOT)/go; do sleep 0.1; done"
+    study = run(LONG.replace("HOLD", hold), "--broker", redis_server.url)
     study.await_text("sim/*/*.sh", count=3)
 
     redis.Redis.from_url(redis_server.url).flushall()
+    (study.path.parent / "go").touch()
     study.await_end()
 
     assert study.outputs("sim/*/sim.out") == [f"{n}\n" for n in range(1, 13)]

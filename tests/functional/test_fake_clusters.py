@@ -9,7 +9,7 @@ import sys
 
 import pytest
 from fakes.clusters import FakeCluster
-from support import wait_for
+from support import PATIENCE_S, wait_for
 
 from maestro_celery_plugin.config.groups import GroupConfig
 from maestro_celery_plugin.config.resources import StepNeeds
@@ -28,7 +28,6 @@ from maestro_celery_plugin.config.settings import BatchSettings
 from maestro_celery_plugin.errors import AllocationError
 from maestro_celery_plugin.plugins import batch_system
 
-lsf_commands.COMMAND_LIMIT_S, base.QUERY_TIMEOUT_S = 2.0, 5.0
 system = batch_system(sys.argv[1])
 jobs = BatchJobs(system)
 
@@ -43,6 +42,9 @@ def states(jobs):
     with open_adapter(system, system.adapter_arguments(BatchSettings())) as opened:
         code, found = opened.adapter.check_jobs(jobs)
     return [code.name, {job: getattr(state, "name", None) for job, state in found.items()}]
+
+def limit(seconds):
+    lsf_commands.COMMAND_LIMIT_S = base.QUERY_TIMEOUT_S = seconds
 
 def cancel(job):
     return jobs.cancel(job, None)
@@ -100,7 +102,7 @@ class Driver:
         return self.call("reports", jobs=[job])[job]
 
     def wait(self, job, state):
-        wait_for(lambda: self.report(job)[0] == state, f"{job} is {state}", 20)
+        wait_for(lambda: self.report(job)[0] == state, f"{job} is {state}")
         return self.report(job)[1]
 
     def output(self, suffix):
@@ -108,7 +110,7 @@ class Driver:
 
     def close(self):
         self._process.stdin.close()
-        self._process.wait(10)
+        self._process.wait(PATIENCE_S)
         self._process.stdout.close()
 
 
@@ -153,10 +155,10 @@ def test_a_job_fails(driver):
 def test_a_job_is_cancelled_with_all_its_processes(driver, cluster):
     # A signal before `wait` would run the trap after the end of a process that begins later: all begin first.
     job = driver.submit("trap 'echo signalled' INT TERM HUP; setsid sleep 1000 & sleep 60 & echo begun; wait; sleep 60")
-    wait_for(lambda: driver.output("out"), "the script", 20)
+    wait_for(lambda: driver.output("out"), "the script")
     assert driver.call("cancel", job=job) is None
     driver.wait(job, "CANCELLED")
-    wait_for(lambda: driver.output("out").startswith("begun\nsignalled\n"), "the output of the script", 20)
+    wait_for(lambda: driver.output("out").startswith("begun\nsignalled\n"), "the output of the script")
     assert driver.call("states", jobs=[job]) == ["OK", {job: "CANCELLED"}]
 
 
@@ -222,12 +224,14 @@ def test_a_batch_system_that_is_away_refuses_nothing(driver, cluster):
     """Given a batch system that is away and comes back, then a submission meanwhile is no refusal, and the next succeeds."""
     known = driver.submit("sleep 60")
     cluster.go_away()
+    driver.call("limit", seconds=2)
     answer = driver.submit("true")
     assert answer["error"] == "BatchSystemUnavailableError", answer
     assert answer["text"].startswith(f"The batch system '{driver.type}' does not answer now: ")
     assert driver.call("cancel", job=known)["error"] == "BatchSystemUnavailableError"
 
     cluster.come_back()
+    driver.call("limit", seconds=60)
 
     driver.wait(driver.submit("true"), "COMPLETED")
     assert driver.call("cancel", job=known) is None
@@ -271,12 +275,12 @@ def test_the_gpus_of_an_allocation_are_those_of_each_node(driver, cluster):
 def test_a_process_finds_the_allocation_around_it(driver, tmp_path):
     program = tmp_path / "current_allocation.py"
     program.write_text(CURRENT_ALLOCATION)
-    job = driver.submit(f"{sys.executable} {program} {driver.type}", nodes=3, walltime_s=3600)
+    job = driver.submit(f"{sys.executable} {program} {driver.type}", nodes=3, walltime_s=36000)  # 600 s on this cluster
     driver.wait(job, "COMPLETED")
     allocation, remaining_s, cores = json.loads(driver.output("out"))
     assert allocation == [job, 3]
     assert cores == {"lsf": 2, "flux": None}[driver.type]
-    assert remaining_s is None if driver.type == "lsf" else 50 <= remaining_s <= 60
+    assert remaining_s is None if driver.type == "lsf" else 300 <= remaining_s <= 600
 
 
 def worker_line(type, command, nodes):
@@ -294,7 +298,9 @@ def test_one_worker_starts_on_each_node(driver, cluster):
 
 def test_samples_run_in_parallel(driver, cluster):
     sample = batch_system(driver.type).sample_launcher(StepNeeds(nodes=2, procs=4))
-    job = driver.submit(f"{sample} sleep 0.5 &\n{sample} sleep 0.5 &\nwait", nodes=4)
+    # Each sample waits until the other one has begun.
+    meet = "/bin/sh -c 'touch $0; until test -e $1; do sleep 0.1; done'"
+    job = driver.submit(f"{sample} {meet} a b &\n{sample} {meet} b a &\nwait", nodes=4)
     driver.wait(job, "COMPLETED")
     first, second = cluster.launches()[-2:]
     assert (first["tasks"], second["tasks"]) == (4, 4)

@@ -5,12 +5,16 @@ from __future__ import annotations
 import pytest
 from kombu import Exchange, Queue, pools
 from servers import QUORUM
+from support import wait_for
 
 from maestro_celery_plugin.broker.app import count_waiting, declare, make_app, queue_for
 from maestro_celery_plugin.broker.messages import RangeTask, arguments_of
 from maestro_celery_plugin.broker.sender import Sender
 from maestro_celery_plugin.host import start as host
+from maestro_celery_plugin.ledger.entries import Kind
+from maestro_celery_plugin.ledger.reader import read_ledger
 from maestro_celery_plugin.states import RunMode
+from maestro_celery_plugin.study.manifest import Manifest
 from maestro_celery_plugin.study.session import BrokerLocation, Session
 
 # `start_broker` leaves the supervisor running on purpose.
@@ -109,7 +113,7 @@ SPEC = """
     study:
       - name: early
         description: its samples are sent first
-        run: {cmd: "echo early $(X) >> $(OUTPUT_PATH)/order; sleep 0.2", task_queue: q, priority: LOW}
+        run: {cmd: "echo early $(X) >> $(OUTPUT_PATH)/order; until test -e $(SPECROOT)/go; do sleep 0.1; done; sleep 0.2", task_queue: q, priority: LOW}
       - name: late
         description: its samples are sent last
         run: {cmd: "echo late $(X) >> $(OUTPUT_PATH)/order; sleep 0.2", task_queue: q, priority: 0.9}
@@ -119,9 +123,20 @@ SPEC = """
 """
 
 
+def sent(study) -> set[str]:
+    """Return the steps whose samples have been sent."""
+    place = study.path / "merlin_info"
+    entries = read_ledger(place / "ledger") if (place / "ledger").exists() else None
+    records = set() if entries is None else set(entries["record"][entries["kind"] == Kind.SENT].tolist())
+    return {path.parent.name for path in place.glob("records/*/manifest.json") if Manifest.read(path).number in records}
+
+
 def test_samples_of_a_step_with_a_higher_priority_start_first(run):
     """Given two steps that share a task queue, then most samples of the one with the higher priority start before."""
-    study = run(SPEC).await_end()
+    study = run(SPEC, "-s", "1")
+    wait_for(lambda: sent(study) == {"early", "late"}, "the messages of both steps")
+    (study.path.parent / "go").touch()
+    study.await_end()
     order = [line.split()[0] for line in study.outputs("order")[0].splitlines()]
     assert (order.count("early"), order.count("late")) == (20, 20)
     assert order[:20].count("late") >= 14, order

@@ -126,7 +126,7 @@ def test_the_timeline_zooms_with_ctrl_and_the_wheel(chromium, report):
     assert chromium.value(ticks) == before
     chromium.turn_wheel("[data-chart=timeline] .mark-rect.role-mark path", ctrl=True)
 
-    chromium.wait_for(f"{ticks} !== {json.dumps(before)}", 20)
+    chromium.wait_for(f"{ticks} !== {json.dumps(before)}")
 
 
 def test_hostile_text_stays_text(chromium, tmp_path):

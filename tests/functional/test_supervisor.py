@@ -10,7 +10,7 @@ import sys
 import textwrap
 
 import pytest
-from support import kill, processes_of, wait_for
+from support import PATIENCE_S, kill, processes_of, wait_for
 
 from maestro_celery_plugin.config.groups import group_config
 from maestro_celery_plugin.config.settings import BatchSettings, EnsembleSettings, ResourceSettings, WorkerGroupSettings
@@ -37,7 +37,7 @@ def end(number, frame):
 def wait():
     note("started")
     signal.signal(signal.SIGTERM, end)
-    time.sleep(60)
+    time.sleep(600)
     os._exit(3)
 
 def run(arguments, supervisor):
@@ -74,7 +74,7 @@ def test_a_signal_between_fork_and_the_first_line_after_it_is_forwarded(tmp_path
     setup = "os.register_at_fork(after_in_parent=lambda: os.kill(os.getpid(), signal.SIGTERM))"
     process = start(tmp_path, session, "wait()", setup)
 
-    output, _ = process.communicate(timeout=30)
+    output, _ = process.communicate(timeout=PATIENCE_S)
 
     assert process.returncode == 0, output
     assert notes(tmp_path) in ([], ["SIGTERM"], ["started"], ["started", "SIGTERM"])
@@ -95,7 +95,7 @@ def test_a_request_to_end_during_the_restart_of_a_worker_is_not_lost(tmp_path, s
     """
     process = start(tmp_path, session, body, setup, "--allocation", "w/1")
 
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=PATIENCE_S)
 
     assert notes(tmp_path) == ["started"], output
 
@@ -111,7 +111,7 @@ def test_a_worker_that_leaves_by_itself_is_replaced_only_if_the_broker_has_moved
     setup = "import maestro_celery_plugin.worker.arguments as supervisor_arguments"
     process = start(tmp_path, session, body, setup, "--allocation", "w/1")
 
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=PATIENCE_S)
 
     assert process.returncode == 0, output
     assert notes(tmp_path) == ["started"] * 3
@@ -142,8 +142,8 @@ def test_the_supervisor_ends_what_a_process_of_the_pool_runs_that_counts_as_dead
     """Given a process of a pool that is stopped or has crashed, then its samples end, and the worker continues."""
     process = start(tmp_path, session, POOL.replace("PID", str(os.getpid())).replace("FAULT", fault))
     try:
-        wait_for(lambda: {"started", "process"} <= set(notes(tmp_path)), "the worker and its process", 30)
-        wait_for(lambda: not processes_of(f"sleep 613.{os.getpid()}"), "the end of the sample", 15)
+        wait_for(lambda: {"started", "process"} <= set(notes(tmp_path)), "the worker and its process")
+        wait_for(lambda: not processes_of(f"sleep 613.{os.getpid()}"), "the end of the sample")
         name = next(word for word in notes(tmp_path) if word.startswith("w-1."))
         log = tmp_path / "merlin_info/workers/w-1.log"
         report = f"process '{name}' could not write its heartbeat for 20 s"
@@ -157,14 +157,14 @@ def test_the_supervisor_ends_what_a_process_of_the_pool_runs_that_counts_as_dead
         assert process.poll() is None
     finally:
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=30)
+        process.communicate(timeout=PATIENCE_S)
 
 
 def test_the_heartbeats_of_a_pool_end_with_its_worker(tmp_path, session):
     process = start(tmp_path, session, POOL.replace("PID", str(os.getpid())).replace("FAULT", ""))
-    wait_for(lambda: {"started", "process"} <= set(notes(tmp_path)), "the worker and its process", 30)
+    wait_for(lambda: {"started", "process"} <= set(notes(tmp_path)), "the worker and its process")
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=30)
+    process.communicate(timeout=PATIENCE_S)
 
     assert not processes_of(f"sleep 613.{os.getpid()}")
     assert [path.name for path in (session.path / "workers").iterdir()] == []
@@ -194,7 +194,7 @@ def test_a_worker_that_could_not_claim_messages_is_replaced_after_a_delay_and_no
     """
     process = start(tmp_path, session, UNABLE, setup, "--allocation", "w/1")
 
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=PATIENCE_S)
 
     assert process.returncode == 0, output
     assert notes(tmp_path)[:8] == ["started", "5", "10", "started", "20", "started", "40", "started"]
@@ -203,13 +203,14 @@ def test_a_worker_that_could_not_claim_messages_is_replaced_after_a_delay_and_no
 
 
 def test_a_supervisor_that_waits_for_its_machine_ends_at_once(tmp_path, session):
-    process = start(tmp_path, session, UNABLE, "", "--allocation", "w/1")
-    wait_for(lambda: notes(tmp_path) == ["started"], "the worker", 30)
+    setup = "supervisor._FAULT_DELAY_S = supervisor._FAULT_DELAY_LIMIT_S = 1000"
+    process = start(tmp_path, session, UNABLE, setup, "--allocation", "w/1")
+    wait_for(lambda: notes(tmp_path) == ["started"], "the worker")
     log = tmp_path / "merlin_info/workers/w-1-1.log"
-    wait_for(lambda: "A new worker replaces it in 5 s" in log.read_text(), "the pause")
+    wait_for(lambda: "A new worker replaces it in 1000 s" in log.read_text(), "the pause")
 
     process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=4)
+    output, _ = process.communicate(timeout=PATIENCE_S)
 
     assert process.returncode == 0, output
     assert notes(tmp_path) == ["started"]
@@ -218,7 +219,7 @@ def test_a_supervisor_that_waits_for_its_machine_ends_at_once(tmp_path, session)
 def test_a_worker_of_the_conductor_that_could_not_claim_messages_is_replaced_by_the_conductor(tmp_path, session):
     process = start(tmp_path, session, UNABLE, "", "--name", "w-1")
 
-    output, _ = process.communicate(timeout=30)
+    output, _ = process.communicate(timeout=PATIENCE_S)
 
     assert process.returncode == 0, output
     assert notes(tmp_path) == ["started"]
@@ -227,11 +228,11 @@ def test_a_worker_of_the_conductor_that_could_not_claim_messages_is_replaced_by_
 def test_without_a_session_the_worker_still_receives_the_signal(tmp_path, session):
     """Given a session that was removed, then SIGTERM ends the worker, and the supervisor reports no traceback."""
     process = start(tmp_path, session, "wait()")
-    wait_for(lambda: notes(tmp_path) == ["started"], "the worker", 30)
+    wait_for(lambda: notes(tmp_path) == ["started"], "the worker")
     shutil.rmtree(session.path)
 
     process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=30)
+    output, _ = process.communicate(timeout=PATIENCE_S)
 
     assert notes(tmp_path)[:2] == ["started", "SIGTERM"]
     assert process.returncode == 0, output
@@ -254,7 +255,7 @@ def test_errors_of_the_cleanup_do_not_stop_it(tmp_path, session):
     """
     process = start(tmp_path, session, body.replace("PID", str(os.getpid())), setup)
 
-    process.communicate(timeout=60)
+    process.communicate(timeout=PATIENCE_S)
 
     assert process.returncode == 0
     log = (tmp_path / "merlin_info/workers/w-1.log").read_text()
@@ -268,7 +269,7 @@ def test_errors_of_the_cleanup_do_not_stop_it(tmp_path, session):
 def test_a_log_that_cannot_be_created_is_one_line(tmp_path, session):
     (tmp_path / "merlin_info" / "workers").write_text("a file")
     process = start(tmp_path, session, "wait()")
-    output, _ = process.communicate(timeout=30)
+    output, _ = process.communicate(timeout=PATIENCE_S)
 
     assert process.returncode == 1
     assert output.startswith("error: worker on ")
@@ -300,6 +301,6 @@ def test_samples_end_although_the_session_was_removed(run):
 
     os.kill(supervisor, signal.SIGTERM)
 
-    wait_for(lambda: not study.processes("maestro_celery_plugin.worker"), "the end of the worker", 30)
-    wait_for(lambda: not study.processes("sim.sh"), "the end of the samples", 5)
+    wait_for(lambda: not study.processes("maestro_celery_plugin.worker"), "the end of the worker")
+    wait_for(lambda: not study.processes("sim.sh"), "the end of the samples")
     assert "Traceback" not in "".join(study.outputs("merlin_info/workers/*.log"))

@@ -9,7 +9,7 @@ import subprocess
 import pytest
 from fakes.clusters import FakeCluster
 from other_host import COMMANDS, OtherHost
-from support import BIN, ROOT, kill, needed, wait_for
+from support import BIN, PATIENCE_S, ROOT, kill, needed, wait_for
 
 SPEC = """
     description: {name: hosts, description: d}
@@ -85,11 +85,11 @@ def test_a_study_waits_for_workers_on_another_host_and_explains_this(run, host, 
     worker = start_workers(study)
     study.await_end()
 
-    assert worker.wait(20) == 0
+    assert worker.wait(PATIENCE_S) == 0
     assert study.states() == {"sim": "FINISHED"}
     assert sorted(study.outputs("sim/*/runs")) == sorted(f"{number} on otherhost\n" for number in range(1, 9))
     late = start_workers(study)
-    assert late.wait(20) == 1
+    assert late.wait(PATIENCE_S) == 1
     assert f"The study '{study.path}' has ended (FINISHED); there is no work. `maestro-celery resume" in late.stdout.read()
 
 
@@ -149,13 +149,13 @@ def test_a_worker_that_cannot_reach_the_broker_names_the_remedy(run, start_worke
 
 def test_the_conductor_detects_a_dead_worker_on_another_host(run, host, start_workers):
     """Given that all processes of the other host are killed, then the next worker runs their samples again."""
-    study = run(SPEC.replace("sleep 0.5", "[ $(A) -gt 2 ] || sleep 100"), "--broker-host", host.near)
+    study = run(SPEC.replace("sleep 0.5", "[ $(A) -gt 2 ] || sleep 300"), "--broker-host", host.near)
     worker = start_workers(study)
     study.await_text("sim/*/runs", "1 on otherhost")
     study.await_text("sim/*/runs", "2 on otherhost")
 
     kill(*study.processes("maestro_celery_plugin.worker"), worker.pid, *study.processes("sim.sh"))
-    wait_for(lambda: not study.status()["workers"][0]["name"], "the detection of the dead worker", 60)
+    wait_for(lambda: not study.status()["workers"][0]["name"], "the detection of the dead worker")
     start_workers(study)
     study.await_end()
 
@@ -163,12 +163,13 @@ def test_the_conductor_detects_a_dead_worker_on_another_host(run, host, start_wo
     assert sum("again" in text for text in study.outputs("sim/*/runs")) == 2
 
 
+# Samples for 100 s in one slot; they end at once when the worker of the broken machine has left.
 BROKEN = """
     description: {name: broken, description: d}
     study:
       - name: sim
         description: d
-        run: {cmd: "a-tool $(A) >> runs && sleep 0.2"}
+        run: {cmd: "a-tool $(A) >> runs && { test -e $(SPECROOT)/left || sleep 0.2; }"}
     merlin:
       resources:
         overlap: True
@@ -176,7 +177,7 @@ BROKEN = """
           near: {args: --concurrency 1}
           far: {args: --concurrency 2, machines: [otherhost], idle_limit: 5}
       samples:
-        generate: {cmd: "seq 1 60 > $(MERLIN_INFO)/a.csv"}
+        generate: {cmd: "seq 1 500 > $(MERLIN_INFO)/a.csv"}
         file: $(MERLIN_INFO)/a.csv
         column_labels: [A]
 """
@@ -197,11 +198,12 @@ def test_the_worker_of_a_machine_on_which_every_sample_fails_leaves_and_its_samp
     environment["PATH"] = path
 
     worker = start_workers(study)
-    worker.wait(60)
+    worker.wait(PATIENCE_S)
+    (tmp_path / "left").touch()
     study.await_end()
 
     assert study.states() == {"sim": "FINISHED"}
-    assert sorted(study.outputs("sim/*/*/runs")) == sorted(f"ran with {number}\n" for number in range(1, 61))
+    assert sorted(study.outputs("sim/*/*/runs")) == sorted(f"ran with {number}\n" for number in range(1, 501))
     machines = {machine["worker"]: machine for machine in study.status()["broken_machines"]}
     assert {(machine["node"], machine["reason"]) for machine in machines.values()} == {("otherhost", "exit code 127")}
     assert machines["far-1"]["samples"] >= 5

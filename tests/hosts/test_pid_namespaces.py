@@ -11,7 +11,7 @@ import sys
 
 import psutil
 import pytest
-from support import BIN, needed, wait_for
+from support import BIN, PATIENCE_S, needed, wait_for
 
 from maestro_celery_plugin.host.start import host_of
 from maestro_celery_plugin.machine import host_name, machine_id
@@ -51,7 +51,7 @@ def namespaces():
 
 def in_namespace(program):
     words = [*NAMESPACE, sys.executable, "-c", program]
-    return subprocess.run(words, capture_output=True, text=True, check=True, timeout=60).stdout.strip()
+    return subprocess.run(words, capture_output=True, text=True, check=True, timeout=PATIENCE_S).stdout.strip()
 
 
 def test_a_pid_namespace_is_another_machine_with_the_same_name():
@@ -127,7 +127,7 @@ def test_a_worker_that_is_stopped_ends_its_samples_before_they_run_elsewhere(run
         (sample,) = (process for process in processes if process.cmdline()[-1].endswith("/sim.sh"))
         sample.parent().send_signal(signal.SIGSTOP)
         log = study.path / "merlin_info/workers/w-2.log"
-        wait_for(lambda: "could not write its heartbeat for 20 s" in log.read_text(), "the end of the lease", 60)
+        wait_for(lambda: "could not write its heartbeat for 20 s" in log.read_text(), "the end of the lease")
         wait_for(lambda: not sample.is_running(), "the end of the sample")
         assert "has died" not in study.log()
         (study.path.parent / "go").touch()

@@ -16,12 +16,33 @@ from maestro_celery_plugin.ledger.reader import read_ledger
 
 COUNT = 24
 BATCH = "type: slurm, nodes: 2, walltime: 600"
-SLEEPS = 'echo "cmd $(A)" >> runs\necho begun\nsleep 0.5'
+# The samples that start first end. The others wait until the test has killed something, so that the study still runs then.
+ENDING = 4
+HELD = """\
+echo "cmd $(A)" >> runs
+echo begun
+for n in 1 2 3 4; do mkdir $(SPECROOT)/NAME.$n 2> /dev/null && ends=yes && sleep 1 && break; done
+until [ "$ends" ] || [ -e $(SPECROOT)/go.NAME ]; do sleep 0.1; done
+"""
 AGAIN = 'echo "restart $(A)" >> runs'
 
 
-def begun(study: Study, count: int = 5) -> None:
+def held(name: str, batch: str = BATCH) -> str:
+    return ensemble(HELD.replace("NAME", name), restart=AGAIN, count=COUNT, batch=batch)
+
+
+def release_samples(study: Study) -> None:
+    (study.path.parent / f"go.{study.path.name}").touch()
+
+
+def begun(study: Study, count: int) -> None:
     study.await_text("sim/*/sim.out", "begun", count)
+
+
+def await_held(study: Study, slots: int = 4) -> None:
+    """Wait until the first samples have ended, and each slot has a sample that waits."""
+    begun(study, ENDING + slots)
+    wait_for(lambda: len(codes(study)) == ENDING, "the end of the first samples")
 
 
 def assert_complete(study: Study, slots: int) -> None:
@@ -42,10 +63,11 @@ def beat_of(study: Study) -> dict[str, Any]:
 @pytest.mark.parametrize("victim", ["process", "supervisor"])
 def test_a_killed_worker(launch, slurm, victim):
     """Given an allocation of two nodes, when a worker or its supervisor is killed, then no sample is lost."""
-    study = launch(ensemble(SLEEPS, restart=AGAIN, count=COUNT, batch=BATCH), "-r", "2", name=f"killed_{victim}")
-    begun(study)
+    study = launch(held(f"killed_{victim}"), "-r", "2", name=f"killed_{victim}")
+    await_held(study)
 
     kill(beat_of(study)[victim][0])
+    release_samples(study)
     study.await_end()
 
     assert_complete(study, slots=2)
@@ -58,11 +80,12 @@ def test_a_killed_worker(launch, slurm, victim):
 def test_a_killed_worker_of_an_allocation_with_one_node(launch, slurm):
     """Given a supervisor that is killed with its worker, then the allocation ends, and the next one continues."""
     batch = "type: slurm, nodes: 1, procs: 1, walltime: 600"
-    study = launch(ensemble(SLEEPS, restart=AGAIN, count=COUNT, batch=batch), "-r", "2", name="one_node")
-    begun(study)
+    study = launch(held("one_node", batch), "-r", "2", name="one_node")
+    await_held(study, slots=2)
 
     beat = beat_of(study)
     kill(beat["supervisor"][0], beat["process"][0])
+    release_samples(study)
     study.await_end()
 
     assert_complete(study, slots=2)
@@ -71,10 +94,11 @@ def test_a_killed_worker_of_an_allocation_with_one_node(launch, slurm):
 
 def test_a_killed_broker(launch, slurm):
     """Given workers in an allocation, when broker and supervisor are killed, then they find the new broker."""
-    study = launch(ensemble(SLEEPS, restart=AGAIN, count=COUNT, batch=BATCH), "-r", "2", name="broker")
-    begun(study)
+    study = launch(held("broker"), "-r", "2", name="broker")
+    await_held(study)
 
     kill(*study.processes("maestro_celery_plugin.host"), *study.server())
+    release_samples(study)
     study.await_end()
 
     assert_complete(study, slots=4)
@@ -83,7 +107,7 @@ def test_a_killed_broker(launch, slurm):
 
 
 def test_cancelled_by_maestro(launch, slurm):
-    """Given samples that ignore SIGTERM, when the study is cancelled, then all have ended within 10 s."""
+    """Given samples that ignore SIGTERM and have no end, when the study is cancelled, then they end."""
     cmd = "trap 'echo received >> signals' TERM\necho begun $(A)\nwhile true; do sleep 0.2; done"
     study = launch(ensemble(cmd, count=COUNT, batch=BATCH), name="cancelled")
     begun(study, 4)
@@ -93,9 +117,8 @@ def test_cancelled_by_maestro(launch, slurm):
     begin = time.monotonic()
 
     assert study.command("maestro", "cancel", "-y", str(study.path)).returncode == 0
-    wait_for(lambda: not study.processes("sim.sh"), "the end of the samples", 15)
+    wait_for(lambda: not study.processes("sim.sh"), "the end of the samples")
     print(f"samples have ended after {time.monotonic() - begin:.1f} s")
-    assert time.monotonic() - begin < 12
     study.await_end()
 
     assert study.states() == {"sim": "CANCELLED"}
@@ -106,7 +129,7 @@ def test_cancelled_by_maestro(launch, slurm):
 
 def test_the_allocation_of_a_killed_conductor_ends(launch, slurm):
     """Given an idle limit of 5 s, when the conductor is killed, then the allocation ends by itself."""
-    cmd = "echo begun $(A)\nsleep 1"
+    cmd = "echo begun $(A)\nuntil test -e $(SPECROOT)/go.conductor; do sleep 0.1; done"
     study = launch(
         ensemble(cmd, count=COUNT, batch=BATCH, group="args: --concurrency 2, idle_limit: 5"), name="conductor"
     )
@@ -114,15 +137,16 @@ def test_the_allocation_of_a_killed_conductor_ends(launch, slurm):
     job = job_of(study, slurm, "RUNNING")
 
     study.kill_conductor()
+    release_samples(study)
 
-    slurm.await_state(job, "COMPLETED", "CANCELLED", "FAILED", timeout_s=60)
+    slurm.await_state(job, "COMPLETED", "CANCELLED", "FAILED")
     assert slurm.state(job) == "COMPLETED"
-    wait_for(lambda: not study.processes(), "the end of the broker", 60)
+    wait_for(lambda: not study.processes(), "the end of the broker")
     assert_nothing_left(study, slurm)
 
 
 def test_cancel_ends_the_allocation_of_a_killed_conductor(launch, slurm):
-    study = launch(ensemble("echo begun $(A)\nsleep 60", count=COUNT, batch=BATCH), name="orphaned")
+    study = launch(ensemble("echo begun $(A)\nsleep 300", count=COUNT, batch=BATCH), name="orphaned")
     begun(study, 2)
     job = job_of(study, slurm, "RUNNING")
     study.kill_conductor()
@@ -130,16 +154,19 @@ def test_cancel_ends_the_allocation_of_a_killed_conductor(launch, slurm):
     answer = study.command("maestro", "cancel", "-y", str(study.path))
 
     assert f"Job {job} of allocation 'w/1' is cancelled." in answer.stdout
-    wait_for(lambda: not slurm.queue(), "the end of the job", 30)
-    wait_for(lambda: not study.processes(), "the end of the broker", 30)
+    wait_for(lambda: not slurm.queue(), "the end of the job")
+    wait_for(lambda: not study.processes(), "the end of the broker")
     assert_nothing_left(study, slurm)
 
 
 # --- parallel programs ---
 
+# The tasks of the first samples wait for the test: they hold their resources until it has seen all slots at work.
 LAUNCH = """\
 date +%s.%N >> begin
-$(LAUNCHER) bash -c 'echo $SLURM_STEP_ID $SLURM_PROCID $SLURM_NTASKS $SLURMD_NODENAME >> tasks; sleep 2'
+$(LAUNCHER) bash -c '
+    echo $SLURM_STEP_ID $SLURM_PROCID $SLURM_NTASKS $SLURMD_NODENAME >> tasks
+    until test -e $(SPECROOT)/go.STUDY; do sleep 0.1; done'
 date +%s.%N >> end  # $(A)
 """
 
@@ -164,9 +191,11 @@ def most_in_parallel(study: Study) -> int:
 )
 def test_samples_that_start_parallel_programs(launch, slurm, run, samples, tasks, nodes, slots):
     """Given four nodes of four CPUs, then as many samples run in parallel as fit, each on its requested resources."""
-    spec = ensemble(LAUNCH, run=run, count=samples, batch="type: slurm, nodes: 4, walltime: 600", group="args: ''")
-    study = launch(spec, name=f"launch_{tasks}_{nodes}")
-    wait_for(lambda: len(study.status()["workers"]) > 0, "workers")
+    name, batch = f"launch_{tasks}_{nodes}", "type: slurm, nodes: 4, walltime: 600"
+    study = launch(ensemble(LAUNCH.replace("STUDY", name), run=run, count=samples, batch=batch, group="args: ''"), name=name)
+    study.await_text("sim/*/tasks", count=slots)
+    wait_for(lambda: sum(text.count("\n") for text in study.outputs("sim/*/tasks")) >= slots * tasks, "the tasks")
+    release_samples(study)
     study.await_end()
 
     assert study.states() == {"sim": "FINISHED"}
@@ -180,14 +209,14 @@ def test_samples_that_start_parallel_programs(launch, slurm, run, samples, tasks
     if run == "nodes: 2":  # two samples use all nodes: they do not share a node
         used = Counter(line.split()[3] for text in study.outputs("sim/*/tasks") for line in text.splitlines())
         assert used == {"n1": 2, "n2": 2, "n3": 2, "n4": 2}
-    print(f"{most_in_parallel(study)} of {slots} in parallel; stderr: {set(study.outputs('sim/*/sim.err'))}")
-    assert slots // 2 < most_in_parallel(study) <= slots
+    assert most_in_parallel(study) == slots, study.outputs("sim/*/sim.err")
     assert_nothing_left(study, slurm)
 
 
 # --- many samples ---
 
 
+@pytest.mark.timeout(1000)  # at least 31 s: 5000 samples of 0.05 s in 8 slots
 def test_many_short_samples(launch, slurm):
     """Given 5,000 samples of 0.05 s on four nodes, then each runs once; the test prints the utilisation."""
     count, slots = 5000, 8
@@ -196,7 +225,7 @@ def test_many_short_samples(launch, slurm):
         ensemble("sleep 0.05 # $(A)", count=count, batch="type: slurm, nodes: 4, walltime: 1200", group=group),
         name="many",
     )
-    study.await_end(280)
+    study.await_end(900)
 
     assert study.states() == {"sim": "FINISHED"}
     assert_each_sample_once(study, count)

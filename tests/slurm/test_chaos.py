@@ -7,7 +7,7 @@ from chaos.case import Case
 from chaos.driver import break_study
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_a_study_whose_jobs_and_nodes_fail_keeps_its_promises(launch, slurm):
     case = Case.of(3048, slurm=True)
 

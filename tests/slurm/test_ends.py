@@ -113,7 +113,7 @@ def test_a_time_limit_that_was_reduced(launch, slurm):
     job = job_of(study, slurm, "RUNNING")
 
     slurm.limit(job, rest_s=1)
-    slurm.await_state(job, "TIMEOUT", timeout_s=90)
+    slurm.await_state(job, "TIMEOUT")
     release_samples(study)
     study.await_end()
 

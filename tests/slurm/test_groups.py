@@ -10,6 +10,8 @@ from support import Study, wait_for
 from maestro_celery_plugin.study.status_csv import read_rows
 
 COUNT = 12
+# Until the test creates the file, a sample waits.
+HOLD = "until test -e $(SPECROOT)/go.NAME; do sleep 0.1; done"
 WHERE = "echo $SLURM_JOB_ID $SLURMD_NODENAME $SLURM_JOB_NUM_NODES $(A)"
 STEP = """
   - name: NAME
@@ -45,6 +47,10 @@ def places(study: Study, step: str) -> list[tuple[str, str, str]]:
     return [tuple(text.split()[:3]) for text in texts]
 
 
+def release_samples(study: Study) -> None:
+    (study.path.parent / f"go.{study.path.name}").touch()
+
+
 def finish(study: Study, slurm: SlurmCluster, *records: int) -> None:
     study.await_end()
     assert set(study.states().values()) == {"FINISHED"}
@@ -57,13 +63,15 @@ def finish(study: Study, slurm: SlurmCluster, *records: int) -> None:
 def test_groups_of_different_sizes_work_in_parallel(launch: Launcher, slurm):
     """Given a group with one node and one with three, then both work at the same time, on all their nodes."""
     workers = "{a: {steps: [one], nodes: 1, args: -c 1}, b: {steps: [three], nodes: 3, args: -c 2}}"
-    study = launch(spec(("one", "sleep 1", ""), ("three", "sleep 3", ""), workers=workers), name="sizes")
+    hold = HOLD.replace("NAME", "sizes")
+    study = launch(spec(("one", hold, ""), ("three", hold, ""), workers=workers), name="sizes")
 
     def busy_nodes() -> dict[str, set[str]]:
         busy = [worker for worker in study.status()["workers"] if worker["state"] == "busy"]
         return {group: {w["node"] for w in busy if w["group"] == group} for group in "ab"}
 
     wait_for(lambda: list(map(len, busy_nodes().values())) == [1, 3], "work on all nodes")
+    release_samples(study)
     finish(study, slurm, 1, 2)
 
     assert {nodes for _, _, nodes in places(study, "one")} == {"1"}
@@ -105,16 +113,16 @@ def test_an_allocation_without_work_ends(launch, slurm, last):
     """
     again = [("again", "true", "two")] if last == "later" else []
     steps_of_a = ", ".join(["one", *(name for name, _, _ in again)])
-    workers = f"{{a: {{steps: [{steps_of_a}], args: -c 4, idle_limit: 2}}, b: {{steps: [two], args: -c 4}}}}"
-    study = launch(
-        spec(("one", "true", ""), ("two", "sleep 5", "one"), *again, workers=workers), name=f"ended_{last}"
-    )
+    workers = f"{{a: {{steps: [{steps_of_a}], args: -c 4, idle_limit: 5}}, b: {{steps: [two], args: -c 4}}}}"
+    hold = HOLD.replace("NAME", f"ended_{last}")
+    study = launch(spec(("one", "true", ""), ("two", hold, "one"), *again, workers=workers), name=f"ended_{last}")
 
     wait_for(lambda: study.states().get("two") == "RUNNING", "the second step")
     study.await_text("two/*/two.out", "", 1)
     job = allocations(study)[0]["job"]
-    wait_for(lambda: slurm.state(job) in ("COMPLETED", "CANCELLED"), "the end of the first allocation", 20)
+    wait_for(lambda: slurm.state(job) in ("COMPLETED", "CANCELLED"), "the end of the first allocation")
     assert study.states()["two"] == "RUNNING"
+    release_samples(study)
     finish(study, slurm, *range(1, 3 + len(again)))
 
     assert len(allocations(study)) == 2 + len(again)
@@ -124,12 +132,14 @@ def test_a_cancelled_allocation_is_not_opened_again_while_another_group_works(la
     """Given two groups that serve one step, when the job of one is cancelled, then the other group runs the samples."""
     batch = "type: slurm, nodes: 1, procs: 1, walltime: 600"
     workers = "{a: {steps: [one], args: -c 1}, b: {steps: [one], args: -c 1}}"
-    text = spec(("one", "sleep 1", ""), workers=workers, batch=batch)
+    text = spec(("one", HOLD.replace("NAME", "overlap"), ""), workers=workers, batch=batch)
     study = launch(text.replace("  resources:", "  resources:\n    overlap: true"), name="overlap")
     wait_for(lambda: len(study.status()["workers"]) == 2, "both groups")
     first, second = (one["job"] for one in allocations(study))
 
     slurm.run("scancel", first)
+    slurm.await_state(first, "CANCELLED")
+    release_samples(study)
     finish(study, slurm, 1)
 
     assert [one["job"] for one in allocations(study)] == [first, second]

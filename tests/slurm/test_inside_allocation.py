@@ -11,7 +11,8 @@ from slurm_studies import SMALL, Launcher, allocations, assert_each_sample_once,
 from support import BIN, Study, wait_for
 
 COUNT = 12
-WHERE = "echo $SLURM_JOB_ID $SLURMD_NODENAME $(A)\nsleep 0.5"
+# Until the test creates the file `go` in its own directory, a sample waits.
+WHERE = "echo $SLURM_JOB_ID $SLURMD_NODENAME $(A)\nuntil test -e GO; do sleep 0.1; done"
 
 
 def in_job(slurm: SlurmCluster, directory: Path, *words: str, nodes: int = 2, minutes: int = 10) -> str:
@@ -19,6 +20,10 @@ def in_job(slurm: SlurmCluster, directory: Path, *words: str, nodes: int = 2, mi
     script = directory / "job.sh"
     script.write_text(f"#!/bin/bash\nexec {shlex.join(words)}\n")
     return slurm.submit(f"--nodes={nodes}", f"--time={minutes}", "--exclusive", "--output=job.out", script, cwd=directory)
+
+
+def where(directory: Path) -> str:
+    return WHERE.replace("GO", str(directory / "go"))
 
 
 def study_in_job(
@@ -33,11 +38,12 @@ def study_in_job(
 
 def test_a_study_in_a_batch_script(launch, slurm, tmp_path):
     """Given `maestro run -fg` in a job of two nodes, then its workers use both, and the study submits no other job."""
-    study, job = study_in_job(launch, slurm, tmp_path, ensemble(WHERE, count=COUNT, batch="type: slurm"))
+    study, job = study_in_job(launch, slurm, tmp_path, ensemble(where(tmp_path), count=COUNT, batch="type: slurm"))
 
-    wait_for(lambda: study.path.exists() and len(study.processes("maestro_celery_plugin.worker")) >= 4, "the workers")
+    study.await_text("sim/*/sim.out", job, count=4)  # two slots on each of two nodes
     assert slurm.queue() == [job]
-    slurm.await_state(job, "COMPLETED", "FAILED", timeout_s=90)
+    (tmp_path / "go").touch()
+    slurm.await_state(job, "COMPLETED", "FAILED")
 
     assert slurm.state(job) == "COMPLETED", (tmp_path / "job.out").read_text()
     assert study.states() == {"sim": "FINISHED"}
@@ -52,12 +58,13 @@ def test_a_study_in_a_batch_script(launch, slurm, tmp_path):
 def test_a_study_in_an_allocation_that_ends_too_early(launch, slurm, tmp_path):
     """Given more samples than the allocation has time for, then explain names the cause, and a resume finishes them."""
     spec = ensemble(
+        # An allocation of 60 s starts samples for 25 s: in one slot, 7 of 4 s each, and not 8.
         "echo $(A) >> runs\nsleep 4", count=8, batch="type: slurm",
         group="args: --concurrency 1, drain: 35, warn: 6, idle_limit: 5",
     )  # fmt: skip
     study, job = study_in_job(launch, slurm, tmp_path, spec, "-r", "3", nodes=1, minutes=1)
 
-    slurm.await_state(job, "COMPLETED", "FAILED", "TIMEOUT", timeout_s=120)
+    slurm.await_state(job, "COMPLETED", "FAILED", "TIMEOUT")
 
     assert study.states() == {"sim": "FAILED"}
     text = study.command("maestro-celery", "explain", str(study.path)).stdout
@@ -66,7 +73,7 @@ def test_a_study_in_an_allocation_that_ends_too_early(launch, slurm, tmp_path):
     assert_nothing_left(study, slurm)
     answer = study.command("maestro-celery", "resume", str(study.path))
     assert answer.returncode == 0, answer.stderr
-    study.await_end(200)
+    study.await_end()
     assert study.states() == {"sim": "FINISHED"}
     assert_each_sample_once(study, 8)
     assert_nothing_left(study, slurm)
@@ -74,14 +81,16 @@ def test_a_study_in_an_allocation_that_ends_too_early(launch, slurm, tmp_path):
 
 def test_a_study_resumed_in_an_allocation(launch, slurm, tmp_path):
     """Given a conductor killed while its job runs, when a conductor starts inside another job, then it adopts the job."""
-    study = launch(ensemble(WHERE, count=COUNT, batch=SMALL.replace("00:01:00", "00:10:00"), group="args: -c 1"), name="resumed")
-    study.await_text("sim/*/sim.out", "", 1)
+    study = launch(ensemble(where(tmp_path), count=COUNT, batch=SMALL.replace("00:01:00", "00:10:00"), group="args: -c 1"), name="resumed")
+    study.await_text("sim/*/sim.out", " ", 1)
     study.kill_conductor()
     wait_for(lambda: not study.processes("bin/conductor"), "the end of the conductor")
     resume = (str(BIN / "maestro-celery"), "resume", "--foreground", str(study.path))
 
     job = in_job(slurm, tmp_path, *resume, nodes=1)
-    slurm.await_state(job, "COMPLETED", "FAILED", timeout_s=60)
+    wait_for(lambda: study.processes("bin/maestro-celery resume"), "the other conductor")
+    (tmp_path / "go").touch()
+    slurm.await_state(job, "COMPLETED", "FAILED")
 
     assert study.states() == {"sim": "FINISHED"}, (tmp_path / "job.out").read_text()
     assert_each_sample_once(study, COUNT)
@@ -91,9 +100,9 @@ def test_a_study_resumed_in_an_allocation(launch, slurm, tmp_path):
 
 
 @pytest.fixture
-def remote_study(launch: Launcher) -> Study:
+def remote_study(launch: Launcher, tmp_path: Path) -> Study:
     """A study with a worker group for another machine."""
-    spec = ensemble(WHERE, count=COUNT, batch="type: slurm", group="machines: [elsewhere], args: --concurrency 1")
+    spec = ensemble(where(tmp_path), count=COUNT, batch="type: slurm", group="machines: [elsewhere], args: --concurrency 1")
     return launch(spec, "-s", "2", name="elsewhere")
 
 
@@ -109,6 +118,8 @@ def test_workers_that_a_user_starts_in_an_allocation(remote_study, slurm, tmp_pa
     assert f"maestro-celery workers {study.path} --group w" in explained()
     job = in_job(slurm, tmp_path, str(BIN / "maestro-celery"), "workers", str(study.path), "--group", "w")
     wait_for(lambda: study.states().get("sim") == "RUNNING", "the start of the samples")
+    study.await_text("sim/*/sim.out", job, count=2)  # one slot on each of two nodes
+    (tmp_path / "go").touch()
     study.await_end()
 
     assert study.states() == {"sim": "FINISHED"}
@@ -116,7 +127,7 @@ def test_workers_that_a_user_starts_in_an_allocation(remote_study, slurm, tmp_pa
     seen = [text.split() for text in study.outputs("sim/*/sim.out")]
     assert {words[0] for words in seen} == {job}
     assert len({words[1] for words in seen}) == 2
-    slurm.await_state(job, "COMPLETED", timeout_s=30)
+    slurm.await_state(job, "COMPLETED")
     assert allocations(study) == []
     assert_nothing_left(study, slurm)
 

@@ -39,7 +39,7 @@ def interrupted(launch, tmp_path):
 
 
 def resume(study: Study) -> None:
-    answer = study.command("maestro-celery", "resume", str(study.path))
+    answer = study.command("maestro-celery", "resume", "-s", "1", str(study.path))
     assert answer.returncode == 0, answer.stderr
 
 
@@ -71,7 +71,7 @@ batch: {type: slurm, nodes: 1}
 study:
   - name: job
     description: d
-    run: {cmd: "echo ran >> runs; sleep 8", nodes: 1, procs: 1, walltime: "00:05:00"}
+    run: {cmd: "echo ran >> runs; until test -e $(SPECROOT)/go.native; do sleep 0.1; done", nodes: 1, procs: 1, walltime: "00:05:00"}
 merlin:
   resources: {unassigned: maestro}
 """
@@ -79,6 +79,7 @@ merlin:
     (job,) = jobs_of(study, slurm)
 
     resume(study)
+    (study.path.parent / "go.native").touch()
     study.await_end()
 
     assert study.states() == {"job": "FINISHED"}

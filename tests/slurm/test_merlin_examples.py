@@ -28,7 +28,7 @@ def test_null_chain(launch, slurm, merlins):
     values = ("--vars", "MAX_SAMPLES=10", "TIME=0.1")
 
     study = launch(specification, "-s", "1", *values, name="null_chain", environment={"PATH": path})
-    study.await_session(180)
+    study.await_session()
     (second,) = study.iterations()
 
     for one, directories in ((study, 0), (second, 10)):  # a single sample runs in the workspace of its step

@@ -66,7 +66,7 @@ def test_cancel_ends_the_batch_job_and_the_samples(run, slurm):
     assert study.status()["steps"][0]["state"] in ("PENDING", "RUNNING")
 
     study.command("maestro", "cancel", "-y", str(study.path))
-    study.await_end(timeout_s=40)
+    study.await_end()
 
     assert study.states() == {"job": "CANCELLED", "sim": "CANCELLED"}
     wait_for(lambda: not slurm.queue(), "the end of the batch job")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 
@@ -27,6 +28,15 @@ def advance_clock(monkeypatch):
         monkeypatch.setattr(clock, "monotonic", lambda: later)
 
     return advance
+
+
+@pytest.fixture
+def small_stack():
+    """Let deep nesting exceed the stack soon: the time that the YAML parser needs before grows with the square."""
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(500)
+    yield
+    sys.setrecursionlimit(limit)
 
 
 @pytest.fixture(autouse=True)

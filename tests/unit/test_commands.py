@@ -56,6 +56,7 @@ def test_a_misspelt_command_has_a_suggestion(error_of):
     ],
     ids=["text", "no yaml", "bytes", "no ensemble", "latin-1", "utf-16", "utf-16 without a mark", "alias", "nested"],
 )
+@pytest.mark.usefixtures("small_stack")
 def test_a_file_that_is_no_specification_of_an_ensemble_has_one_line(command, content, problem, tmp_path, monkeypatch):
     (tmp_path / "x.yaml").write_bytes(content)
     monkeypatch.chdir(tmp_path)

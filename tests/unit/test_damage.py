@@ -101,6 +101,7 @@ def nested(path):
 @pytest.mark.parametrize("damage", [empty, wrong, other_json, binary, fifo, directory, huge, nested])
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("command", ["status", "explain"])
+@pytest.mark.usefixtures("small_stack")
 def test_a_damaged_file_is_one_line_or_is_not_needed(plan, name, damage, command):
     damage(plan.root / name)
 

@@ -51,7 +51,7 @@ def test_a_reader_sees_the_old_text_or_the_new_one(tmp_path):
 
     def write():
         try:
-            for count in range(200):
+            for count in range(60):
                 write_atomically(path, texts[count % 2])
         finally:
             done.set()

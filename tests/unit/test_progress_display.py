@@ -25,9 +25,10 @@ from maestro_celery_plugin.report.live.warning_lines import WarningLines
 from maestro_celery_plugin.report.reader import StatusReader
 
 
-@pytest.fixture
-def study(tmp_path):
-    made = many_records(tmp_path / "study")
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """A study of 200 step records, which the tests only read."""
+    made = many_records(tmp_path_factory.mktemp("many") / "study")
     with FileLock(made.plan.conductor_lock):
         yield made
 
@@ -58,7 +59,8 @@ def test_a_step_has_the_sum_of_its_step_records_and_of_those_not_submitted_yet(s
     ]
 
 
-def test_a_native_step_counts_its_step_records(study):
+def test_a_native_step_counts_its_step_records(tmp_path):
+    study = MadeStudy(tmp_path / "study")
     (study.plan.root / "status.csv").write_text(
         "h\n"
         + "\n".join(
@@ -66,7 +68,9 @@ def test_a_native_step_counts_its_step_records(study):
             for i, state in enumerate(("FINISHED", "FAILED", "RUNNING", "INITIALIZED"))
         )
     )
-    group = next(group for group in group_steps(StatusReader(study.plan.root).read().steps, {}) if group.step == "n")
+    with FileLock(study.plan.conductor_lock):
+        steps = StatusReader(study.plan.root).read().steps
+    group = next(group for group in group_steps(steps, {}) if group.step == "n")
     assert group.whole.samples == Counts(total=4, finished=1, failed=1, running=1, pending=1)
     assert group.whole.state == "RUNNING"
 

@@ -532,47 +532,53 @@ def test_a_table_with_other_rows_than_at_the_launch_is_refused(table_of, tmp_pat
 # --- large tables ------------------------------------------------------------------------------------
 
 MEASURE = """
-import resource, sys, tempfile
+import sys
 from pathlib import Path
 from maestro_celery_plugin.samples import row_index
 from maestro_celery_plugin.samples import npy_reader
 from maestro_celery_plugin.samples import csv_reader
 from maestro_celery_plugin.plugins import open_table, plugin_manager
+def peak_kb():  # not `ru_maxrss`, in which a process begins with the peak of its parent
+    return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
 plugin_manager()
 path, labels = Path(sys.argv[1]), sys.argv[2].split(",")
 small = path.with_name("small" + path.suffix)
 open_table(small, labels, Path(sys.argv[3])).row(0)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak_kb()
 table = open_table(path, labels, Path(sys.argv[3]))
 table.row(0)
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+print((peak_kb() - before) // 1024)
 for index in sys.argv[4:]:
     print(" ".join(table.row(int(index))))
 """
-MILLION = 1_000_000
+ROWS = {"npy": 1_000_000, "quoted": 300_000}
 
 
-def write_million(path, kind):
+def write_rows(path, kind):
+    count = ROWS[kind]
     if kind == "npy":
-        np.save(path, np.arange(MILLION * 4.0).reshape(-1, 4) / 8)
+        np.save(path, np.arange(count * 4.0).reshape(-1, 4))
         np.save(path.with_name("small.npy"), np.zeros((2, 4)))
-    quote = '"' if kind == "quoted" else ""
-    if kind != "npy":
-        line = ",".join([f"{quote}%s{quote}", *["%s"] * 3]) + "\n"
-        values = np.arange(MILLION * 4.0).reshape(-1, 4) / 8
-        path.write_text("".join([line % tuple(row) for row in values.tolist()]))
-        path.with_name(f"small{path.suffix}").write_text(line % (0, 0, 0, 0))
+    if kind == "quoted":
+        line = b'"0000000.5",0000000.5,0000000.5,0000000.5\n'
+        rows = np.tile(np.frombuffer(line, np.uint8), (count, 1))
+        for column, begin in enumerate((1, 12, 22, 32)):  # seven digits each
+            numbers = np.arange(count) * 4 + column
+            rows[:, begin : begin + 7] += (numbers[:, None] // 10 ** np.arange(6, -1, -1) % 10).astype(np.uint8)
+        path.write_bytes(rows.tobytes())
+        path.with_name(f"small{path.suffix}").write_bytes(line)
 
 
-@pytest.mark.parametrize(("kind", "limit_mb"), [("npy", 20), ("quoted", 90)])
-def test_a_million_rows_take_little_memory(tmp_path, cache, kind, limit_mb):
+@pytest.mark.parametrize(("kind", "limit_mb"), [("npy", 20), ("quoted", 20)])
+def test_many_rows_take_little_memory(tmp_path, cache, kind, limit_mb):
     """A text table keeps its offsets in memory: 16 bytes per row, twice while the index is built."""
     path = tmp_path / f"table.{'csv' if kind == 'quoted' else kind}"
-    write_million(path, kind)
-    indices = [0, 1, 123_456, 777_777, MILLION - 1]
+    write_rows(path, kind)
+    indices = [0, 1, 123_456, 277_777, ROWS[kind] - 1]
     command = [sys.executable, "-c", MEASURE, str(path), "A,B,C,D", str(cache), *map(str, indices)]
     used_mb, *found = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
-    assert found == [" ".join(str((4 * index + column) / 8) for column in range(4)) for index in indices]
+    text = "{:07d}.5" if kind == "quoted" else "{}.0"
+    assert found == [" ".join(text.format(4 * index + column) for column in range(4)) for index in indices]
     assert int(used_mb) < limit_mb
 
 
