@@ -165,6 +165,8 @@ class Client:
         self._names: dict[Inode, _Names] = {}
         self._attributes: dict[Inode, tuple[float, int, int]] = {}
         self._dirty: dict[Inode, list[tuple[int, bytes]]] = {}
+        # Errors of bytes that the kernel has sent by itself; the next flush of the file reports them, once.
+        self._rejected: dict[Inode, OSError] = {}
 
     # --- names ---
 
@@ -386,15 +388,30 @@ class Client:
         if sent:
             self._read_attributes(inode)
 
+    def write_back_unasked(self, inode: Inode, count: int) -> None:
+        """Send some of the buffered bytes, as a kernel does at any time; the next flush reports an error."""
+        try:
+            self.write_back(inode, count)
+        except OSError as error:
+            self._rejected[inode] = error
+
+    def _report(self, inode: Inode) -> None:
+        error = self._rejected.pop(inode, None)
+        if error is not None:
+            raise error
+
     def flush(self, descriptor: Descriptor) -> None:
         """Write back, as the end of a descriptor does."""
-        if descriptor.writes and descriptor.inode in self._dirty:
+        inode = descriptor.inode
+        if descriptor.writes and (inode in self._dirty or inode in self._rejected):
             self._operate("flush", descriptor.path)
-            self.write_back(descriptor.inode)
+            self.write_back(inode)
+            self._report(inode)
 
     def sync(self, descriptor: Descriptor) -> None:
         self._operate("sync", descriptor.path)
         self.write_back(descriptor.inode)
+        self._report(descriptor.inode)
         descriptor.inode.synced = len(descriptor.inode.data)
 
     def truncate(self, descriptor: Descriptor, size: int) -> None:
@@ -418,6 +435,7 @@ class Client:
         """Lose what the node has not written back; return the number of lost writes."""
         lost = sum(map(len, self._dirty.values()))
         self._dirty.clear()
+        self._rejected.clear()
         self._names.clear()
         self._attributes.clear()
         return lost

@@ -6,7 +6,6 @@ test, and a part of a list is a smaller one (`shrink.py`).
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import errno
 import os
@@ -322,8 +321,7 @@ class Misfortune:
             if self._cut_until.get(node.name, 0.0) > world.kernel.now:
                 return
             for inode in node.client.dirty_files():
-                with contextlib.suppress(OSError):
-                    node.client.write_back(inode, count)
+                node.client.write_back_unasked(inode, count)
 
         world.kernel.call(rng.expovariate(1.0), write_back)
 
