@@ -126,9 +126,11 @@ class StudyContext:
     def is_invalid(self, record: int, epoch: int, sample: int) -> bool:
         """Tell whether a sample must not start: the coordinator has sent or cancelled it under a later epoch.
 
-        The coordinator sends a sample again only if this worker does not have it, or counts as dead.
+        The coordinator sends a sample again only if this worker does not have it, or counts as dead. An attempt that
+        must end must not start either: a worker that counts as dead may have passed the rest of its range on.
         """
-        self._follow_coordinator()
+        if self.must_end(record, epoch, sample):
+            return True
         for fence, start, stop in reversed(self._fences.get(record, ())):
             if fence <= epoch:  # epochs never decrease, so that the later epochs are at the end
                 return False

@@ -253,6 +253,27 @@ def test_a_message_of_before_a_power_cut_runs_no_sample_that_has_finished(tmp_pa
     assert not study.must_end(1, 1, 4)
 
 
+def test_what_a_worker_that_counts_as_dead_passes_on_runs_nowhere(tmp_path):
+    """Given a worker that was stopped until it counted as dead, and that sends the rest of its range when it goes on, then no
+    other worker runs these samples: they could succeed, would not count, and would run again."""
+    plan = a_study_that_was_sent(tmp_path)
+    records = StepRecords(plan, GROUPS)
+    records.load(lambda: {"w-1"})
+    worker = LedgerWriter(plan.ledger / f"w-1{SUFFIX}", plan.number)
+    worker.append(Kind.TAKEN, 1, 1, 2, 6)
+    worker.append(Kind.STARTED, 1, 1, 2)
+    worker.flush()
+    records.follow()
+
+    records.mark_lost(["w-1"], external_cause=True, is_elsewhere=True)
+    records.flush()
+
+    study = StudyContext(plan.root, plan.id, "w-2")
+    assert all(study.is_invalid(1, 1, sample) for sample in range(2, 6))
+    assert not study.is_invalid(1, 1, 6)
+    assert not study.is_invalid(1, 2, 3)
+
+
 def test_a_conductor_without_lost_entries_leaves_its_messages_valid(tmp_path):
     """Given a conductor that begins after another one, then the messages in the task queues are valid until it sends others."""
     plan, manifest = a_study(tmp_path / "study")
