@@ -19,6 +19,8 @@ from maestro_celery_plugin.ledger.entries import (
     are_sound,
     are_sound_in_old_format,
     is_sound,
+    joined,
+    selected,
 )
 from maestro_celery_plugin.ledger.store import STORE, PartStore, Store
 
@@ -207,11 +209,11 @@ class LedgerReader:
         if state.format is _Format.UNKNOWN and not self._recognise(state, writer, data):
             return np.empty(0, ENTRY)
         parts = list(self._sound_parts(state, data, patience_s=self._patience_s if self._is_live(writer) else 0.0))
-        entries = parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, ENTRY), *parts])
+        entries = joined(parts)
         state.size = -1 if len(entries) else size
         state.skippable = 0 if parts or len(data) == size - state.offset else len(data) // _SIZE * _SIZE
         is_head = entries["kind"] == Kind.HEAD
-        return entries[~is_head] if is_head.any() else entries  # a copy takes long
+        return selected(entries, ~is_head) if is_head.any() else entries
 
     def _skip(self, state: _File, writer: str) -> bool:
         """Go on behind a part of a file that has no sound entry at all, if other parts follow; tell whether they do."""
@@ -286,5 +288,4 @@ def read_ledger(directory: Path, study: int = 0) -> Entries:
     Raises:
         OSError: a file cannot be read.
     """
-    parts = [entries for _, entries in LedgerReader(directory, study).poll()]
-    return np.concatenate(parts) if parts else np.empty(0, ENTRY)
+    return joined([entries for _, entries in LedgerReader(directory, study).poll()])

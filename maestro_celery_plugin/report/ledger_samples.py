@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from maestro_celery_plugin.ledger.entries import ENTRY, Entries
+from maestro_celery_plugin.ledger.entries import ENTRY, Entries, joined, selected
 from maestro_celery_plugin.ledger.reader import LedgerReader
 from maestro_celery_plugin.ledger.store import PartStore
 from maestro_celery_plugin.report.sample_status import RecordSamples
@@ -24,6 +24,8 @@ _ENTRIES = 1 << 18
 # The cache of the status is written after this number of new entries; to read them takes some seconds.
 _STORED_ENTRIES = 4_000_000
 CACHE = "status.cache"
+
+Array = np.ndarray[Any, Any]
 
 
 class LedgerSamples:
@@ -93,26 +95,26 @@ class LedgerSamples:
             facts = {"writers": self.writers, "usage": self.usage.stored()}
             self._cache.write(facts, marks, {number: record.stored() for number, record in self.records.items()})
 
-    def _apply(self, entries: Entries, writers: np.ndarray[Any, Any]) -> None:
+    def _apply(self, entries: Entries, writers: Array) -> None:
         """Apply entries: one sort groups them by step record."""
         if not len(entries):
             return
         if (entries["record"] != entries["record"][0]).any():
             order = np.argsort(_small(entries["record"]), kind="stable")
-            entries, writers = entries[order], writers[order]
+            entries, writers = selected(entries, order), writers[order]
         edges = np.flatnonzero(np.diff(entries["record"])) + 1
         for part, part_writers in zip(np.split(entries, edges), np.split(writers, edges), strict=True):
             record = self.records.get(int(part["record"][0]))
             if record:
                 record.apply(part, part_writers)
 
-    def _new_entries(self) -> Iterator[tuple[Entries, np.ndarray[Any, Any]]]:
+    def _new_entries(self) -> Iterator[tuple[Entries, Array]]:
         """Yield new entries, and for each entry the number of its writer in `writers`, at least one time.
 
         The entries of many writers are yielded together, but not those of all, so that a large ledger needs little
         memory.
         """
-        parts, writers = [np.empty(0, ENTRY)], [np.empty(0, np.uint32)]
+        parts, writers = list[Entries](), list[Array]()
         count = 0
         for writer, entries in self._reader.poll_parts():
             if writer not in self.writers:
@@ -122,10 +124,9 @@ class LedgerSamples:
             writers.append(np.full(len(entries), self.writers.index(writer), np.uint32))
             count += len(entries)
             if count >= _ENTRIES:
-                yield _joined(parts), np.concatenate(writers)
+                yield joined(parts), np.concatenate(writers)
                 parts, writers, count = [], [], 0
-        if parts:
-            yield _joined(parts), np.concatenate(writers)
+        yield joined(parts), np.concatenate([np.empty(0, np.uint32), *writers])
 
     def _read_manifests(self, entries: Entries) -> None:
         numbers = np.array([0, *self.records], np.uint32)
@@ -153,13 +154,9 @@ class LedgerSamples:
         return max(0, self._additions.total() - max(counts)) if counts else 0
 
 
-def _small(numbers: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def _small(numbers: Array) -> Array:
     """Return numbers in 16 bits if they fit; NumPy's stable sort then takes linear time."""
     return numbers.astype(np.uint16) if int(numbers.max()) <= np.iinfo(np.uint16).max else numbers
-
-
-def _joined(parts: list[Entries]) -> Entries:
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def _reader_of(plan: StudyPlan) -> LedgerReader:
