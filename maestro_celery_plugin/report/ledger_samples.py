@@ -67,7 +67,7 @@ class LedgerSamples:
             self._apply(entries, writers)
             self._not_stored += len(entries)
         if self._not_stored > _STORED_ENTRIES and not self._is_detailed:
-            self._store()
+            self.store()
 
     def _restore(self) -> None:
         """Take over what an earlier command has read, if the ledger is still the same."""
@@ -87,10 +87,10 @@ class LedgerSamples:
         except UNUSABLE:
             self._reader = _reader_of(self._plan)
 
-    def _store(self) -> None:
-        """Store what was read for the next command."""
-        self._not_stored = 0
-        marks = self._reader.marks()
+    def store(self) -> None:
+        """Store what was read for the next command; do nothing if it is stored, or if the ledger is damaged."""
+        is_new, self._not_stored = self._not_stored > 0, 0
+        marks = self._reader.marks() if is_new else {}
         if marks:
             facts = {"writers": self.writers, "usage": self.usage.stored()}
             self._cache.write(facts, marks, {number: record.stored() for number, record in self.records.items()})
