@@ -11,7 +11,7 @@ import enum
 import functools
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ __all__ = [
     "Kind",
     "are_sound",
     "are_sound_in_old_format",
+    "by_record",
     "is_sound",
     "joined",
     "kind_mask",
@@ -116,7 +117,7 @@ def kind_mask(*kinds: Kind) -> np.ndarray[Any, Any]:
 _BYTES = np.dtype(f"V{ENTRY.itemsize}")
 
 
-def selected(entries: Entries, which: np.ndarray[Any, Any]) -> Entries:
+def selected(entries: Entries, which: slice | np.ndarray[Any, Any]) -> Entries:
     """Return the entries in a mask, or at these places."""
     chosen: Entries = entries.view(_BYTES)[which].view(ENTRY)
     return chosen
@@ -127,6 +128,22 @@ def joined(parts: Sequence[Entries]) -> Entries:
     if len(parts) == 1:
         return parts[0]
     return np.concatenate([np.empty(0, _BYTES), *(part.view(_BYTES) for part in parts)]).view(ENTRY)
+
+
+def by_record(entries: Entries) -> Iterator[tuple[int, slice | np.ndarray[Any, Any]]]:
+    """Yield (number of a step record, places of the entries about it, in their order), which `selected` takes."""
+    numbers = entries["record"]
+    if not len(numbers):
+        return
+    if (numbers == numbers[0]).all():
+        yield int(numbers[0]), slice(None)
+        return
+    # NumPy sorts numbers of 16 bits in linear time.
+    is_small = int(numbers.max()) <= np.iinfo(np.uint16).max
+    order = np.argsort(numbers.astype(np.uint16) if is_small else numbers, kind="stable")
+    edges = np.flatnonzero(np.diff(numbers[order])) + 1
+    for places in np.split(order, edges):
+        yield int(numbers[places[0]]), places
 
 
 def packed(kind: Kind, record: int, epoch: int, start: int, stop: int = 0, *, code: int = 0, slot: int = 0) -> bytes:

@@ -18,13 +18,14 @@ from maestro_celery_plugin.ledger.entries import (
     Kind,
     are_sound,
     are_sound_in_old_format,
+    by_record,
     is_sound,
     joined,
     selected,
 )
 from maestro_celery_plugin.ledger.store import STORE, PartStore, Store
 
-__all__ = ["LedgerReader", "Mark", "read_ledger"]
+__all__ = ["LedgerReader", "Mark", "read_by_record", "read_ledger"]
 
 _SIZE = ENTRY.itemsize
 # Bytes after a damaged entry in which the reader looks for the next sound entry at any place.
@@ -53,6 +54,7 @@ class _File:
         format: The format of the file.
         size: The size of the file at the last read that found no entry in it.
         damaged_since: Since when the entry at `offset` is damaged while a sound entry follows (monotonic).
+        has_more: Whether the file had more than the part that was read last.
         skippable: The size of the part at `offset` if it has no sound entry, and other parts follow.
     """
 
@@ -60,6 +62,7 @@ class _File:
     format: _Format = _Format.UNKNOWN
     size: int = -1
     damaged_since: float | None = None
+    has_more: bool = False
     skippable: int = 0
 
 
@@ -109,7 +112,7 @@ class LedgerReader:
         self.foreign: set[str] = set()
 
     def poll(self, skip: Container[str] = (), *, fresh: bool = False) -> Iterator[tuple[str, Entries]]:
-        """Yield (writer, new entries in their order in the file).
+        """Yield (writer, new entries in their order in the file); those of a large file in parts.
 
         Each call opens each file, because NFS guarantees to show new data only after an open (nfs(5)).
 
@@ -127,16 +130,8 @@ class LedgerReader:
             writer = name.removesuffix(SUFFIX)
             if writer in skip:
                 continue
-            entries = self.read(writer)
-            if len(entries):
+            for entries in self.parts(writer):
                 yield writer, entries
-
-    def poll_parts(self) -> Iterator[tuple[str, Entries]]:
-        """Yield (writer, new entries) until none are left; with a `PartStore`, those of a large file in parts."""
-        for writer, entries in self.poll():
-            while len(entries):
-                yield writer, entries
-                entries = self.read(writer)
 
     @property
     def damage(self) -> list[str]:
@@ -183,7 +178,7 @@ class LedgerReader:
         return True
 
     def _entry_before(self, writer: str, offset: int) -> bytes:
-        _, data = PartStore(_SIZE).read(self._directory / f"{writer}{SUFFIX}", offset - _SIZE, _SIZE)
+        _, data = PartStore(_SIZE).read(self._path(writer), offset - _SIZE, _SIZE)
         return data.tobytes()
 
     def read(self, writer: str) -> Entries:
@@ -192,9 +187,24 @@ class LedgerReader:
         Raises:
             OSError: the file cannot be read.
         """
+        return joined(list(self.parts(writer)))
+
+    def parts(self, writer: str) -> Iterator[Entries]:
+        """Yield the new entries of one writer, as `read`, but those of a large file in parts.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
         if writer in self.foreign:
-            return np.empty(0, ENTRY)
+            return
         state = self._files.setdefault(writer, _File())
+        while len(entries := self._read_next(state, writer)):
+            yield entries
+            if not state.has_more:
+                return
+
+    def _read_next(self, state: _File, writer: str) -> Entries:
+        """Return the new entries of a file, or of the next part of it that has some."""
         entries = self._read_part(state, writer)
         while not len(entries) and self._skip(state, writer):
             entries = self._read_part(state, writer)
@@ -202,27 +212,40 @@ class LedgerReader:
 
     def _read_part(self, state: _File, writer: str) -> Entries:
         """Return the new entries of a file, or of the next part of it."""
-        size, data = self._store.read(self._directory / f"{writer}{SUFFIX}", state.offset, _SIZE)
-        # The bytes of a short rest may change while the size does not: they may not be visible yet.
-        if len(data) < _SIZE or (len(data) > _SEARCH_LIMIT and size == state.size):
+        size, data = self._store.read(self._path(writer), state.offset, _SIZE)
+        state.has_more = state.offset + len(data) < size
+        # The bytes may change while the size does not: they may not be visible yet. A long rest is not searched again.
+        is_known = len(data) > _SEARCH_LIMIT and size == state.size
+        if len(data) < _SIZE or (is_known and not self._are_sound(state, data[:_SIZE].view(ENTRY))[0]):
             return np.empty(0, ENTRY)
         if state.format is _Format.UNKNOWN and not self._recognise(state, writer, data):
             return np.empty(0, ENTRY)
         parts = list(self._sound_parts(state, data, patience_s=self._patience_s if self._is_live(writer) else 0.0))
         entries = joined(parts)
         state.size = -1 if len(entries) else size
-        state.skippable = 0 if parts or len(data) == size - state.offset else len(data) // _SIZE * _SIZE
+        state.skippable = 0 if parts or not state.has_more else len(data) // _SIZE * _SIZE
         is_head = entries["kind"] == Kind.HEAD
         return selected(entries, ~is_head) if is_head.any() else entries
 
     def _skip(self, state: _File, writer: str) -> bool:
-        """Go on behind a part of a file that has no sound entry at all, if other parts follow; tell whether they do."""
+        """Go on behind a part of a file that has no sound entry at all, if others follow; tell whether they do.
+
+        A hole behind it, which a file system or a user has made, is not read; it may be larger than all disks.
+        """
         if not state.skippable or not _has_waited(state, self._patience_s if self._is_live(writer) else 0.0):
             return False
-        self.damaged += state.skippable // _SIZE
-        state.offset += state.skippable
+        place = state.offset + state.skippable
+        following = self._store.next_data(self._path(writer), place)
+        if following is None:
+            return False
+        gap = state.skippable + (following - place) // _SIZE * _SIZE
+        self.damaged += gap // _SIZE
+        state.offset += gap
         state.skippable, state.size, state.damaged_since = 0, -1, None
         return True
+
+    def _path(self, writer: str) -> Path:
+        return self._directory / f"{writer}{SUFFIX}"
 
     def _recognise(self, state: _File, writer: str, data: np.ndarray[Any, Any]) -> bool:
         """Find the format of a file; return whether the file belongs to the study."""
@@ -279,7 +302,7 @@ def _next_sound(data: bytes) -> int:
 
 
 def read_ledger(directory: Path, study: int = 0) -> Entries:
-    """Return all entries of a ledger; those of one writer are in order.
+    """Return all entries of a small ledger; those of one writer are in order.
 
     Args:
         directory: The ledger.
@@ -289,3 +312,18 @@ def read_ledger(directory: Path, study: int = 0) -> Entries:
         OSError: a file cannot be read.
     """
     return joined([entries for _, entries in LedgerReader(directory, study).poll()])
+
+
+def read_by_record(directory: Path, study: int) -> Iterator[tuple[int, Entries]]:
+    """Yield (number of a step record, entries about it) in parts, so that a large ledger needs little memory.
+
+    Args:
+        directory: The ledger.
+        study: Number of the study; files of other studies are ignored.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    for _, entries in LedgerReader(directory, study).poll():
+        for number, places in by_record(entries):
+            yield number, selected(entries, places)

@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from maestro_celery_plugin.ledger.entries import ENTRY, Entries, joined, selected
+from maestro_celery_plugin.ledger.entries import Entries, by_record, joined, selected
 from maestro_celery_plugin.ledger.reader import LedgerReader
-from maestro_celery_plugin.ledger.store import PartStore
 from maestro_celery_plugin.report.sample_status import RecordSamples
 from maestro_celery_plugin.report.status_cache import UNUSABLE, StatusCache
 from maestro_celery_plugin.report.usage import AllocationUsage
@@ -96,17 +95,10 @@ class LedgerSamples:
             self._cache.write(facts, marks, {number: record.stored() for number, record in self.records.items()})
 
     def _apply(self, entries: Entries, writers: Array) -> None:
-        """Apply entries: one sort groups them by step record."""
-        if not len(entries):
-            return
-        if (entries["record"] != entries["record"][0]).any():
-            order = np.argsort(_small(entries["record"]), kind="stable")
-            entries, writers = selected(entries, order), writers[order]
-        edges = np.flatnonzero(np.diff(entries["record"])) + 1
-        for part, part_writers in zip(np.split(entries, edges), np.split(writers, edges), strict=True):
-            record = self.records.get(int(part["record"][0]))
+        for number, places in by_record(entries):
+            record = self.records.get(number)
             if record:
-                record.apply(part, part_writers)
+                record.apply(selected(entries, places), writers[places])
 
     def _new_entries(self) -> Iterator[tuple[Entries, Array]]:
         """Yield new entries, and for each entry the number of its writer in `writers`, at least one time.
@@ -116,7 +108,7 @@ class LedgerSamples:
         """
         parts, writers = list[Entries](), list[Array]()
         count = 0
-        for writer, entries in self._reader.poll_parts():
+        for writer, entries in self._reader.poll():
             if writer not in self.writers:
                 self.writers.append(writer)
             self.usage.add(writer, entries)
@@ -154,10 +146,5 @@ class LedgerSamples:
         return max(0, self._additions.total() - max(counts)) if counts else 0
 
 
-def _small(numbers: Array) -> Array:
-    """Return numbers in 16 bits if they fit; NumPy's stable sort then takes linear time."""
-    return numbers.astype(np.uint16) if int(numbers.max()) <= np.iinfo(np.uint16).max else numbers
-
-
 def _reader_of(plan: StudyPlan) -> LedgerReader:
-    return LedgerReader(plan.ledger, plan.number, store=PartStore(_ENTRIES * ENTRY.itemsize))
+    return LedgerReader(plan.ledger, plan.number)
