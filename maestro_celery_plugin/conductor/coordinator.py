@@ -31,7 +31,7 @@ from maestro_celery_plugin.config.groups import serving_groups
 from maestro_celery_plugin.errors import BrokerError, EnsembleError
 from maestro_celery_plugin.files import share_clock
 from maestro_celery_plugin.ledger.sample_states import SampleStates
-from maestro_celery_plugin.states import RecordState
+from maestro_celery_plugin.states import Outcome, RecordState
 from maestro_celery_plugin.study import conductor_lock
 from maestro_celery_plugin.study.manifest import Manifest
 from maestro_celery_plugin.study.plan import StudyPlan
@@ -264,6 +264,11 @@ class Coordinator:
     def failed_samples(self) -> int:
         """The number of failed samples of all step records."""
         return sum(record.samples.counts().failed for record in self._records)
+
+    @property
+    def ended_samples(self) -> int:
+        """The number of samples of all step records that have an outcome."""
+        return sum(len(record.samples) - record.samples.total(Outcome.OPEN) for record in self._records)
 
     def failed_records(self) -> Iterator[str]:
         """Yield the names of the step records with a failed sample, unless a machine may be the cause."""

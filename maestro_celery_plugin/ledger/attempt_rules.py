@@ -18,6 +18,7 @@ __all__ = [
     "STATE",
     "add_counts",
     "apply_attempts",
+    "apply_one",
     "are_counted",
     "end_of",
     "invalidate",
@@ -90,6 +91,11 @@ def apply_attempts(states: Array, at: Array, entries: Entries) -> None:
         _end(states, at[mask], epochs[mask], entries["code"][mask], kinds[mask] == _GAVE_UP)
     if found[_LOST]:
         _raise(states, "invalid", at, epochs, kinds == _LOST)
+
+
+def apply_one(states: Array, entry: Entries) -> None:
+    """Apply the same entry to each of these states, as `apply_attempts` does."""
+    apply_attempts(states, np.arange(len(states)), np.repeat(entry, len(states)))
 
 
 def _raise(states: Array, field: str, at: Array, epochs: Array, mask: Array) -> None:

@@ -11,6 +11,7 @@ import enum
 import functools
 import struct
 import zlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,10 +26,13 @@ __all__ = [
     "Kind",
     "are_sound",
     "are_sound_in_old_format",
+    "by_record",
     "is_sound",
+    "joined",
     "kind_mask",
     "packed",
     "packed_head",
+    "selected",
 ]
 
 Entries = np.ndarray[Any, np.dtype[np.void]]
@@ -109,6 +113,39 @@ def kind_mask(*kinds: Kind) -> np.ndarray[Any, Any]:
     return table
 
 
+# Entries without their fields: NumPy copies them in a seventh of the time.
+_BYTES = np.dtype(f"V{ENTRY.itemsize}")
+
+
+def selected(entries: Entries, which: slice | np.ndarray[Any, Any]) -> Entries:
+    """Return the entries in a mask, or at these places."""
+    chosen: Entries = entries.view(_BYTES)[which].view(ENTRY)
+    return chosen
+
+
+def joined(parts: Sequence[Entries]) -> Entries:
+    """Return the entries of all parts in one array."""
+    if len(parts) == 1:
+        return parts[0]
+    return np.concatenate([np.empty(0, _BYTES), *(part.view(_BYTES) for part in parts)]).view(ENTRY)
+
+
+def by_record(entries: Entries) -> Iterator[tuple[int, slice | np.ndarray[Any, Any]]]:
+    """Yield (number of a step record, places of the entries about it, in their order), which `selected` takes."""
+    numbers = entries["record"]
+    if not len(numbers):
+        return
+    if (numbers == numbers[0]).all():
+        yield int(numbers[0]), slice(None)
+        return
+    # NumPy sorts numbers of 16 bits in linear time.
+    is_small = int(numbers.max()) <= np.iinfo(np.uint16).max
+    order = np.argsort(numbers.astype(np.uint16) if is_small else numbers, kind="stable")
+    edges = np.flatnonzero(np.diff(numbers[order])) + 1
+    for places in np.split(order, edges):
+        yield int(numbers[places[0]]), places
+
+
 def packed(kind: Kind, record: int, epoch: int, start: int, stop: int = 0, *, code: int = 0, slot: int = 0) -> bytes:
     """Return the bytes of an entry with the current time."""
     body = _STRUCT.pack(kind, 0, slot, code, record, epoch, start, stop, clock.shared_now())
@@ -125,8 +162,16 @@ _MANY = 200
 _BLOCK = 8192
 
 
+# Begun with this value, the CRC-32 of a sound entry and its checksum is this value again; so is that of any number of
+# sound entries. (The CRC is an affine function of the value with which it begins; this is its fixed point.) A damaged
+# entry always changes it; two of them would have to change it by the same 32 bits.
+_FIXED_POINT = 0x101868C1
+
+
 def are_sound(entries: Entries) -> np.ndarray[Any, Any]:
     """Return a mask of the entries with the correct checksum."""
+    if zlib.crc32(np.ascontiguousarray(entries).data, _FIXED_POINT) == _FIXED_POINT:  # a tenth of the time
+        return np.ones(len(entries), bool)
     mask: np.ndarray[Any, Any] = _checksums(entries) == entries["check"]
     return mask
 

@@ -35,6 +35,7 @@ class FileState:
         format: The format of the file.
         size: The size of the file at the last read that found no entry in it.
         damaged_since: Since when the entry at `offset` is damaged while a sound entry follows (monotonic).
+        has_more: Whether the file had more than the part that was read last.
         skippable: The size of the part at `offset` if it has no sound entry, and other parts follow.
     """
 
@@ -43,6 +44,7 @@ class FileState:
     format: Format = Format.UNKNOWN
     size: int = -1
     damaged_since: float | None = None
+    has_more: bool = False
     skippable: int = 0
 
     def advance(self, size: int) -> None:

@@ -16,12 +16,15 @@ from maestro_celery_plugin.ledger.entries import (
     Kind,
     are_sound,
     are_sound_in_old_format,
+    by_record,
     is_sound,
+    joined,
+    selected,
 )
 from maestro_celery_plugin.ledger.file_state import FileState, Format, Mark, NewBytes
 from maestro_celery_plugin.ledger.store import STORE, PartStore, Store
 
-__all__ = ["LedgerReader", "read_ledger"]
+__all__ = ["LedgerReader", "read_by_record", "read_ledger"]
 
 _SIZE = ENTRY.itemsize
 # Bytes after a damaged entry in which the reader looks for the next sound entry at any place.
@@ -66,7 +69,7 @@ class LedgerReader:
         self.foreign: set[str] = set()
 
     def poll(self, skip: Container[str] = (), *, fresh: bool = False) -> Iterator[tuple[str, Entries]]:
-        """Yield (writer, new entries in their order in the file).
+        """Yield (writer, new entries in their order in the file); those of a large file in parts.
 
         Each call opens each file, because NFS guarantees to show new data only after an open (nfs(5)).
 
@@ -119,23 +122,20 @@ class LedgerReader:
         all_plain, begin = bool(is_plain.all()), 0
         for part, data in zip(parts, whole, strict=True):
             end = begin + len(data) // _SIZE
+            has_more = part.file.has_more
             if part.file.offset != part.offset:  # the caller has read this file since
-                entries = self.read(part.writer)
+                entries, has_more = together[:0], True
             elif part.file.format is Format.CURRENT and (all_plain or is_plain[begin:end].all()):
                 entries = together[begin:end]
                 part.file.advance(len(data))
             else:
                 entries = self._find_sound(part)
+                has_more = part.file.has_more and len(entries) > 0
             begin = end
             if len(entries):
                 yield part.writer, entries
-
-    def poll_parts(self) -> Iterator[tuple[str, Entries]]:
-        """Yield (writer, new entries) until none are left; with a `PartStore`, those of a large file in parts."""
-        for writer, entries in self.poll():
-            while len(entries):
-                yield writer, entries
-                entries = self.read(writer)
+            for more in self.parts(part.writer) if has_more else ():
+                yield part.writer, more
 
     @property
     def damage(self) -> list[str]:
@@ -191,16 +191,29 @@ class LedgerReader:
         Raises:
             OSError: the file cannot be read.
         """
+        return joined(list(self.parts(writer)))
+
+    def parts(self, writer: str) -> Iterator[Entries]:
+        """Yield the new entries of one writer, as `read`, but those of a large file in parts.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
         if writer in self.foreign:
-            return np.empty(0, ENTRY)
-        return self._find_sound(self._read_bytes(writer))
+            return
+        while len(entries := self._find_sound(self._read_bytes(writer))):
+            yield entries
+            if not self._files[writer].has_more:
+                return
 
     def _read_bytes(self, writer: str) -> NewBytes:
         """Return the new bytes of a file, or of the next part of it."""
         file = self._files.get(writer)
         if file is None:
             file = self._files[writer] = self._new_file(writer)
-        return NewBytes(writer, file, file.offset, *self._store.read(file.path, file.offset, _SIZE))
+        size, data = self._store.read(file.path, file.offset, _SIZE)
+        file.has_more = file.offset + len(data) < size
+        return NewBytes(writer, file, file.offset, size, data)
 
     def _new_file(self, writer: str) -> FileState:
         return FileState(self._directory / f"{writer}{SUFFIX}")
@@ -215,24 +228,33 @@ class LedgerReader:
 
     def _sound_entries(self, part: NewBytes) -> Entries:
         writer, state, _, size, data = part
-        # The bytes of a short rest may change while the size does not: they may not be visible yet.
-        if len(data) < _SIZE or (len(data) > _SEARCH_LIMIT and size == state.size):
+        # The bytes may change while the size does not: they may not be visible yet. A long rest is not searched again.
+        is_known = len(data) > _SEARCH_LIMIT and size == state.size
+        if len(data) < _SIZE or (is_known and not self._are_sound(state, data[:_SIZE].view(ENTRY))[0]):
             return np.empty(0, ENTRY)
         if state.format is Format.UNKNOWN and not self._recognise(state, writer, data):
             return np.empty(0, ENTRY)
         parts = list(self._sound_parts(state, data, patience_s=self._patience_s if self._is_live(writer) else 0.0))
-        entries = parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, ENTRY), *parts])
+        entries = joined(parts)
         state.size = -1 if len(entries) else size
-        state.skippable = 0 if parts or len(data) == size - state.offset else len(data) // _SIZE * _SIZE
+        state.skippable = 0 if parts or not state.has_more else len(data) // _SIZE * _SIZE
         is_head = entries["kind"] == _HEAD
-        return entries[~is_head] if is_head.any() else entries  # a copy takes long
+        return selected(entries, ~is_head) if is_head.any() else entries
 
     def _skip(self, state: FileState, writer: str) -> bool:
-        """Go on behind a part of a file that has no sound entry at all, if other parts follow; tell whether they do."""
+        """Go on behind a part of a file that has no sound entry at all, if others follow; tell whether they do.
+
+        A hole behind it, which a file system or a user has made, is not read; it may be larger than all disks.
+        """
         if not state.skippable or not _has_waited(state, self._patience_s if self._is_live(writer) else 0.0):
             return False
-        self.damaged += state.skippable // _SIZE
-        state.offset += state.skippable
+        place = state.offset + state.skippable
+        following = self._store.next_data(state.path, place)
+        if following is None:
+            return False
+        gap = state.skippable + (following - place) // _SIZE * _SIZE
+        self.damaged += gap // _SIZE
+        state.offset += gap
         state.skippable, state.size, state.damaged_since = 0, -1, None
         return True
 
@@ -291,7 +313,7 @@ def _next_sound(data: bytes) -> int:
 
 
 def read_ledger(directory: Path, study: int = 0) -> Entries:
-    """Return all entries of a ledger; those of one writer are in order.
+    """Return all entries of a small ledger; those of one writer are in order.
 
     Args:
         directory: The ledger.
@@ -300,5 +322,19 @@ def read_ledger(directory: Path, study: int = 0) -> Entries:
     Raises:
         OSError: a file cannot be read.
     """
-    parts = [entries for _, entries in LedgerReader(directory, study).poll()]
-    return np.concatenate(parts) if parts else np.empty(0, ENTRY)
+    return joined([entries for _, entries in LedgerReader(directory, study).poll()])
+
+
+def read_by_record(directory: Path, study: int) -> Iterator[tuple[int, Entries]]:
+    """Yield (number of a step record, entries about it) in parts, so that a large ledger needs little memory.
+
+    Args:
+        directory: The ledger.
+        study: Number of the study; files of other studies are ignored.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    for _, entries in LedgerReader(directory, study).poll():
+        for number, places in by_record(entries):
+            yield number, selected(entries, places)

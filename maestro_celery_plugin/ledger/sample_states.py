@@ -7,13 +7,14 @@ again; and the status command, which applies all entries at once.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from maestro_celery_plugin.ledger import attempt_rules as rules
-from maestro_celery_plugin.ledger.entries import Entries, Kind, kind_mask
+from maestro_celery_plugin.ledger.entries import Entries, Kind, kind_mask, selected
 from maestro_celery_plugin.ledger.sample_column import SampleColumn
 from maestro_celery_plugin.ledger.sample_set import SampleSet
 from maestro_celery_plugin.ledger.state_table import StateTable
@@ -32,6 +33,8 @@ _HARD_FAILED, _STOPPED_STUDY = Outcome.HARD_FAILED, Outcome.STOPPED_STUDY
 # What is stored of a loss or a request, to count it again when its sample runs again.
 COUNTED = np.dtype([("start", "<u8"), ("epoch", "<u4"), ("kind", "u1")])
 _OUTCOMES = len(Outcome)
+# The number of entries from which it is worth the time to look for equal ones, and how many times this is done.
+_MANY, _MOST_ALIKE = 256, 8
 # More epochs than a coordinator uses for a step record in the half minute that a power cut may cost.
 _SKIPPED_EPOCHS = 100
 
@@ -49,7 +52,7 @@ class Counts:
 
 def _only(entries: Entries, mask: Array) -> Entries:
     """Return the entries in a mask; to copy all of them takes as long as to apply them."""
-    return entries if mask.all() else entries[mask]
+    return entries if mask.all() else selected(entries, mask)
 
 
 class SampleStates:
@@ -122,6 +125,10 @@ class SampleStates:
             self.cancelled_epoch = max(self.cancelled_epoch, int(cancelled.max()))
 
     def _apply_attempts(self, entries: Entries) -> None:
+        if len(entries) >= _MANY:
+            entries = self._apply_alike(entries)
+        if not len(entries):
+            return
         samples, at = np.unique(entries["start"].astype(np.intp), return_inverse=True)
         states = self._table.of(samples)
         rules.apply_attempts(states, at, entries)
@@ -148,18 +155,36 @@ class SampleStates:
         self.has_started = self.has_started or has_started
         self._table.replace(samples, states)
 
+    def _apply_alike(self, entries: Entries) -> Entries:
+        """Apply what many samples have in common, such as a success under one epoch; return the other entries.
+
+        All samples with one state and equal entries get one new state, which is computed once. Entries that are counted
+        are left, because it matters how many of them a sample has.
+        """
+        kinds, ends = entries["kind"].copy(), rules.end_of(entries["epoch"], entries["code"])
+        left, is_applied = np.flatnonzero(~rules.are_counted(entries)), np.zeros(len(entries), bool)
+        for _ in range(_MOST_ALIKE):
+            if len(left) < _MANY:
+                break
+            one = int(left[len(left) // 2])
+            is_alike = (kinds[left] == kinds[one]) & (ends[left] == ends[one])
+            alike = left[is_alike]
+            self._table.change(
+                entries["start"][alike], functools.partial(rules.apply_one, entry=entries[one : one + 1])
+            )
+            is_applied[alike] = True
+            left = left[~is_alike]
+        return selected(entries, ~is_applied)
+
     def _apply_range(self, entry: Any) -> None:
         """Apply an entry about a range of samples: one change for each of their different states."""
         start, epoch = int(entry["start"]), int(entry["epoch"])
         stop = min(max(int(entry["stop"]), start + 1), len(self))
-        numbers = self._table.states_in(start, stop)
-        states = self._table.rows[numbers]
         if entry["kind"] == _INVALID:
-            rules.invalidate(states, epoch)
+            self._table.change_in(start, stop, functools.partial(rules.invalidate, epoch=epoch))
         else:
             self.runs_again = True
-            rules.run_again(states, epoch, anew=entry["code"] == 1)
-        self._table.replace_in(start, stop, numbers, states)
+            self._table.change_in(start, stop, functools.partial(rules.run_again, epoch=epoch, anew=entry["code"] == 1))
         if entry["kind"] == _RERUN and self._counted:
             self._count_again(start, stop)
 

@@ -6,7 +6,7 @@ same epoch. So a sample needs one byte, and a question about all samples is a qu
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,8 @@ from maestro_celery_plugin.ledger.sample_set import SampleSet
 __all__ = ["StateTable"]
 
 Array = np.ndarray[Any, Any]
+# Changes states in place; what becomes of a state depends on nothing else.
+Change = Callable[[Array], None]
 
 _SIZE, _WORDS = STATE.itemsize, STATE.itemsize // 8
 # Up to this number of states, a look at each of them is faster than a sort.
@@ -81,11 +83,12 @@ class StateTable:
             ValueError: the arrays do not make a table.
         """
         numbers, rows = stored["numbers"], stored["rows"]
-        counts = np.bincount(numbers, minlength=len(rows))
-        if len(counts) > len(rows) or len(numbers) > len(self.numbers) or rows[:1].tobytes() != bytes(_SIZE):
+        is_table = len(numbers) <= len(self.numbers) and rows[:1].tobytes() == bytes(_SIZE)
+        if not is_table or int(numbers.max(initial=0)) >= len(rows):
             raise ValueError("these are not the states of samples")
-        counts[0] += len(self.numbers) - len(numbers)
-        self.numbers = np.concatenate([numbers, np.zeros(len(self.numbers) - len(numbers), numbers.dtype)])
+        more = len(self.numbers) - len(numbers)
+        self.numbers = np.concatenate([numbers, np.zeros(more, numbers.dtype)])
+        counts = self._counted_in(0, len(self.numbers), len(rows))
         self._rows, self._populations, self._height = rows.copy(), counts, len(rows)
         self._known = {rows[number : number + 1].tobytes(): number for number in range(len(rows))}
         self._free = []
@@ -112,6 +115,18 @@ class StateTable:
         np.subtract.at(self._populations, before, 1)
         np.add.at(self._populations, after, 1)
         self.numbers[samples] = after
+
+    def change(self, samples: Array, change: Change) -> None:
+        """Change the states of samples, which may come in any order and several times."""
+        samples = np.sort(samples.astype(np.uint32) if len(self.numbers) <= 1 << 32 else samples)
+        samples = samples[np.append(True, samples[1:] != samples[:-1])]
+        before = self.numbers[samples]
+        counts = np.bincount(before)
+        numbers = np.flatnonzero(counts)
+        new = self._changed(numbers, change)
+        self._populations[numbers] -= counts[numbers]
+        np.add.at(self._populations, new[numbers], counts[numbers])
+        self.numbers[samples] = new[before]
 
     def _count(self, numbers: Array, sign: int) -> None:
         self._populations += sign * np.bincount(numbers, minlength=len(self._populations))
@@ -150,32 +165,33 @@ class StateTable:
         for begin in range(start, stop, _BLOCK):
             yield self.numbers[begin : min(stop, begin + _BLOCK)]
 
-    def states_in(self, start: int, stop: int) -> Array:
-        """Return the rows of the states that samples of [start, stop) have."""
-        counts = np.zeros(self._height, np.int64)
-        for block in self.blocks(start, stop):
-            counts += np.bincount(block, minlength=len(counts))
-        return np.flatnonzero(counts)
+    def _counted_in(self, start: int, stop: int, height: int) -> Array:
+        """Return how many of the samples [start, stop) have each of `height` states."""
+        counts = np.zeros(height, np.int64)
+        for block in self.blocks(start, stop):  # NumPy needs eight bytes for each number that it counts
+            counts += np.bincount(block, minlength=height)
+        return counts
 
-    def replace_in(self, start: int, stop: int, numbers: Array, states: Array) -> None:
-        """Change the states of the samples [start, stop).
-
-        Args:
-            start: First sample.
-            stop: The sample after the last one.
-            numbers: The rows of all states that these samples have.
-            states: What becomes of each of these states.
-        """
-        self._free_unused()
-        after = self._numbers_of(states)
-        new = np.arange(self._height).astype(self.numbers.dtype)
-        new[numbers] = after
+    def change_in(self, start: int, stop: int, change: Change) -> None:
+        """Change the states of the samples [start, stop)."""
+        numbers = np.flatnonzero(self._counted_in(start, stop, self._height))
+        new = self._changed(numbers, change)
         for block in self.blocks(start, stop):
             self._count(block, -1)
             block[:] = new[block]
             self._count(block, 1)
 
     # --- different states ---
+
+    def _changed(self, numbers: Array, change: Change) -> Array:
+        """Return the row that each state becomes, if those in the rows `numbers` change."""
+        self._free_unused()
+        states = self._rows[numbers]
+        change(states)
+        after = self._numbers_of(states)
+        new = np.arange(self._height).astype(self.numbers.dtype)
+        new[numbers] = after
+        return new
 
     def _numbers_of(self, states: Array) -> Array:
         """Return the rows of states; a state that the table does not have becomes a row."""

@@ -14,13 +14,13 @@ import contextlib
 import errno
 import os
 import stat
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from maestro_celery_plugin.files import refresh_directory
+from maestro_celery_plugin.ledger.entries import ENTRY
 
 __all__ = ["STORE", "PartStore", "Store"]
 
@@ -29,10 +29,10 @@ class Store:
     """The operations of this node. All methods raise `OSError`.
 
     Attributes:
-        limit: The largest number of bytes that one call of `read` returns.
+        limit: The largest number of bytes that one call of `read` returns, however large a file is, or claims to be.
     """
 
-    limit = sys.maxsize
+    limit = (1 << 18) * ENTRY.itemsize
 
     # --- directories ---
 
@@ -88,6 +88,23 @@ class Store:
             os.close(descriptor)
         return size, np.frombuffer(data, np.uint8)
 
+    def next_data(self, path: Path, offset: int) -> int | None:
+        """Return the place of the next byte, from an offset, that is not in a hole of a sparse file (lseek(2)).
+
+        None if only a hole follows. A file system that does not tell holes has none.
+        """
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            return os.lseek(descriptor, offset, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                return None
+            if error.errno == errno.EINVAL:
+                return offset
+            raise
+        finally:
+            os.close(descriptor)
+
     def open(self, path: Path, *, new: bool) -> int:
         """Open a file to write, and return its descriptor; `new` is whether the file must not exist."""
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -134,7 +151,7 @@ class Store:
 
 
 class PartStore(Store):
-    """A store that reads a file in parts, so that a reader of large files needs little memory.
+    """A store that reads a file in parts of another size.
 
     Args:
         limit: The largest number of bytes that one call of `read` returns.

@@ -9,7 +9,7 @@ from filelock import Timeout
 
 from maestro_celery_plugin.errors import StudyError
 from maestro_celery_plugin.ledger.entries import COORDINATOR, SUFFIX, Kind
-from maestro_celery_plugin.ledger.reader import read_ledger
+from maestro_celery_plugin.ledger.reader import read_by_record
 from maestro_celery_plugin.ledger.sample_states import SampleStates
 from maestro_celery_plugin.ledger.writer import LedgerWriter
 from maestro_celery_plugin.maestro.cancel_report import CancelReport
@@ -64,10 +64,11 @@ def cancel_steps(directory: Path, names: tuple[str, ...]) -> CancelReport:
 
 def _states_of(plan: StudyPlan, manifests: dict[str, Manifest]) -> dict[str, SampleStates]:
     """Return the states of the samples by step record."""
-    entries, states = read_ledger(plan.ledger, plan.number), {}
-    for name, manifest in manifests.items():
-        states[name] = SampleStates(manifest.samples, manifest.max_retries)
-        states[name].apply(entries[entries["record"] == manifest.number])
+    states = {name: SampleStates(manifest.samples, manifest.max_retries) for name, manifest in manifests.items()}
+    by_number = {manifest.number: states[name] for name, manifest in manifests.items()}
+    for number, entries in read_by_record(plan.ledger, plan.number):
+        if number in by_number:
+            by_number[number].apply(entries)
     return states
 
 

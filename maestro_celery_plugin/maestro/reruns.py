@@ -21,7 +21,7 @@ import numpy as np
 
 from maestro_celery_plugin.errors import StudyError
 from maestro_celery_plugin.ledger.entries import COORDINATOR, SUFFIX, Kind
-from maestro_celery_plugin.ledger.reader import read_ledger
+from maestro_celery_plugin.ledger.reader import read_by_record
 from maestro_celery_plugin.ledger.sample_set import SampleSet
 from maestro_celery_plugin.ledger.sample_states import SampleStates
 from maestro_celery_plugin.ledger.writer import LedgerWriter
@@ -315,12 +315,9 @@ class Reruns:
 def _records_of(plan: StudyPlan, total: int) -> list[_Record]:
     """Return all step records that were submitted, with the states of their samples, and with those that were added."""
     records = {manifest.number: _Record(manifest, total) for manifest in Manifest.read_all(plan.records)}
-    entries = read_ledger(plan.ledger, plan.number)
-    entries = entries[np.argsort(entries["record"], kind="stable")]
-    edges = np.flatnonzero(np.diff(entries["record"])) + 1
-    for part in np.split(entries, edges) if len(entries) else ():
-        if int(part["record"][0]) in records:
-            records[int(part["record"][0])].samples.apply(part)
+    for number, entries in read_by_record(plan.ledger, plan.number):
+        if number in records:
+            records[number].samples.apply(entries)
     return list(records.values())
 
 

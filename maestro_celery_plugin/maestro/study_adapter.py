@@ -25,6 +25,7 @@ from maestro_celery_plugin.errors import EnsembleError, LedgerError, StudyError
 from maestro_celery_plugin.host.start import begin
 from maestro_celery_plugin.maestro.native_steps import NO_REASON, NativeJob, NativeSteps
 from maestro_celery_plugin.maestro.notification import Notifications, notifications_of
+from maestro_celery_plugin.maestro.status_keeper import keep_status
 from maestro_celery_plugin.plugins import open_table
 from maestro_celery_plugin.samples.table import SampleTable
 from maestro_celery_plugin.states import MAESTRO_STATES
@@ -68,6 +69,7 @@ class StudyAdapter:
     def _coordinator(self) -> Coordinator:
         coordinator = for_study(self._plan)
         self._notifications.watch(coordinator)
+        keep_status(coordinator)
         return coordinator
 
     @property

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
 __all__ = ["collect_garbage_again", "coordinators_here", "is_ensemble"]
 
+# More characters than `batch.info` has, which a file system or a user may have made larger than the memory.
+_LIMIT = 1 << 24
+
 
 def is_ensemble(directory: Path) -> bool:
     """Tell whether a directory is that of an ensemble study; True if it cannot be read, so that the user is told.
@@ -22,7 +25,8 @@ def is_ensemble(directory: Path) -> bool:
     try:
         if not (directory / "merlin_info").is_dir():
             return False
-        batch = (directory / "batch.info").read_text(errors="replace")
+        with (directory / "batch.info").open(errors="replace") as file:
+            batch = file.read(_LIMIT)
     except OSError:  # without `batch.info`, the launch of an ensemble was interrupted
         return True
     return re.search(r"^type: (?!celery\b)", batch, re.MULTILINE) is None

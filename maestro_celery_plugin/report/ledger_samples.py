@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from maestro_celery_plugin.ledger.entries import ENTRY, Entries
+from maestro_celery_plugin.ledger.entries import Entries, by_record, joined, selected
 from maestro_celery_plugin.ledger.reader import LedgerReader
-from maestro_celery_plugin.ledger.store import PartStore
 from maestro_celery_plugin.report.sample_status import RecordSamples
 from maestro_celery_plugin.report.status_cache import UNUSABLE, StatusCache
 from maestro_celery_plugin.report.usage import AllocationUsage
@@ -24,6 +23,8 @@ _ENTRIES = 1 << 18
 # The cache of the status is written after this number of new entries; to read them takes some seconds.
 _STORED_ENTRIES = 4_000_000
 CACHE = "status.cache"
+
+Array = np.ndarray[Any, Any]
 
 
 class LedgerSamples:
@@ -65,7 +66,7 @@ class LedgerSamples:
             self._apply(entries, writers)
             self._not_stored += len(entries)
         if self._not_stored > _STORED_ENTRIES and not self._is_detailed:
-            self._store()
+            self.store()
 
     def _restore(self) -> None:
         """Take over what an earlier command has read, if the ledger is still the same."""
@@ -85,36 +86,29 @@ class LedgerSamples:
         except UNUSABLE:
             self._reader = _reader_of(self._plan)
 
-    def _store(self) -> None:
-        """Store what was read for the next command."""
-        self._not_stored = 0
-        marks = self._reader.marks()
+    def store(self) -> None:
+        """Store what was read for the next command; do nothing if it is stored, or if the ledger is damaged."""
+        is_new, self._not_stored = self._not_stored > 0, 0
+        marks = self._reader.marks() if is_new else {}
         if marks:
             facts = {"writers": self.writers, "usage": self.usage.stored()}
             self._cache.write(facts, marks, {number: record.stored() for number, record in self.records.items()})
 
-    def _apply(self, entries: Entries, writers: np.ndarray[Any, Any]) -> None:
-        """Apply entries: one sort groups them by step record."""
-        if not len(entries):
-            return
-        if (entries["record"] != entries["record"][0]).any():
-            order = np.argsort(_small(entries["record"]), kind="stable")
-            entries, writers = entries[order], writers[order]
-        edges = np.flatnonzero(np.diff(entries["record"])) + 1
-        for part, part_writers in zip(np.split(entries, edges), np.split(writers, edges), strict=True):
-            record = self.records.get(int(part["record"][0]))
+    def _apply(self, entries: Entries, writers: Array) -> None:
+        for number, places in by_record(entries):
+            record = self.records.get(number)
             if record:
-                record.apply(part, part_writers)
+                record.apply(selected(entries, places), writers[places])
 
-    def _new_entries(self) -> Iterator[tuple[Entries, np.ndarray[Any, Any]]]:
+    def _new_entries(self) -> Iterator[tuple[Entries, Array]]:
         """Yield new entries, and for each entry the number of its writer in `writers`, at least one time.
 
         The entries of many writers are yielded together, but not those of all, so that a large ledger needs little
         memory.
         """
-        parts, writers = [np.empty(0, ENTRY)], [np.empty(0, np.uint32)]
+        parts, writers = list[Entries](), list[Array]()
         count = 0
-        for writer, entries in self._reader.poll_parts():
+        for writer, entries in self._reader.poll():
             if writer not in self.writers:
                 self.writers.append(writer)
             self.usage.add(writer, entries)
@@ -122,10 +116,9 @@ class LedgerSamples:
             writers.append(np.full(len(entries), self.writers.index(writer), np.uint32))
             count += len(entries)
             if count >= _ENTRIES:
-                yield _joined(parts), np.concatenate(writers)
+                yield joined(parts), np.concatenate(writers)
                 parts, writers, count = [], [], 0
-        if parts:
-            yield _joined(parts), np.concatenate(writers)
+        yield joined(parts), np.concatenate([np.empty(0, np.uint32), *writers])
 
     def _read_manifests(self, entries: Entries) -> None:
         numbers = np.array([0, *self.records], np.uint32)
@@ -153,14 +146,5 @@ class LedgerSamples:
         return max(0, self._additions.total() - max(counts)) if counts else 0
 
 
-def _small(numbers: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Return numbers in 16 bits if they fit; NumPy's stable sort then takes linear time."""
-    return numbers.astype(np.uint16) if int(numbers.max()) <= np.iinfo(np.uint16).max else numbers
-
-
-def _joined(parts: list[Entries]) -> Entries:
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
-
-
 def _reader_of(plan: StudyPlan) -> LedgerReader:
-    return LedgerReader(plan.ledger, plan.number, store=PartStore(_ENTRIES * ENTRY.itemsize))
+    return LedgerReader(plan.ledger, plan.number)

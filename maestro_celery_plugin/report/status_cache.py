@@ -6,6 +6,7 @@ anything in it is not as expected, the whole ledger is read.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import zipfile
@@ -45,6 +46,8 @@ _TYPES = {
 # The numbers of states have 8, 16 or 32 bits.
 _NUMBERS = "numbers"
 _WIDTHS = {size: np.dtype(f"<u{size}") for size in (1, 2, 4)}
+# Nobody needs as many seconds to write the file.
+_WRITE_LIMIT_S = 3600.0
 # What a file with any content may raise.
 UNUSABLE = (
     OSError,
@@ -103,6 +106,7 @@ class StatusCache:
                 "lengths": {name: [stored[name].nbytes for stored in records.values()] for name in (_NUMBERS, *_TYPES)},
             }
             with replaced(self._path, durable=False) as target, _archive(target) as file:
+                self._remove_leftovers(os.fstat(target.fileno()).st_mtime)
                 file.writestr("head.json", json.dumps(head))
                 for name in (_NUMBERS, *_TYPES):
                     with file.open(name, "w", force_zip64=True) as part:
@@ -110,6 +114,13 @@ class StatusCache:
                             part.write(np.ascontiguousarray(stored[name]).view(np.uint8).data)
         except OSError:
             return
+
+    def _remove_leftovers(self, now: float) -> None:
+        """Remove what processes have left that were killed while they wrote; `now` is the time of the file server."""
+        for path in self._path.parent.glob(f".{self._path.name}.*"):
+            with contextlib.suppress(FileNotFoundError):
+                if path.stat().st_mtime < now - _WRITE_LIMIT_S:
+                    path.unlink()
 
 
 def _archive(target: Any) -> zipfile.ZipFile:

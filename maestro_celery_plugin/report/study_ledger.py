@@ -34,7 +34,7 @@ def read_parts(directory: Path, study: int) -> tuple[LedgerReader, Iterator[tupl
 
 def _parts_of(reader: LedgerReader, writers: list[str]) -> Iterator[tuple[str, Entries]]:
     for writer in writers:
-        while len(entries := reader.read(writer)):
+        for entries in reader.parts(writer):
             yield writer, entries
 
 

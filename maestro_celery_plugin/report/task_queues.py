@@ -16,7 +16,7 @@ from rich.text import Text
 from maestro_celery_plugin.config.groups import serving_groups
 from maestro_celery_plugin.errors import StudyError
 from maestro_celery_plugin.ledger.claims import MessageName
-from maestro_celery_plugin.ledger.reader import read_ledger
+from maestro_celery_plugin.ledger.reader import LedgerReader
 from maestro_celery_plugin.ledger.sample_states import SampleStates
 from maestro_celery_plugin.ledger.waiting_messages import WaitingMessages
 from maestro_celery_plugin.report.model import StepStatus
@@ -123,7 +123,8 @@ def _queue(
 def _messages(plan: StudyPlan, reader: StatusReader, records: list[StepStatus]) -> Counter[str]:
     """Return the number of valid messages that no slot has taken, by task queue."""
     messages, counts = WaitingMessages(), Counter[str]()
-    messages.apply(read_ledger(plan.ledger, plan.number))
+    for _, entries in LedgerReader(plan.ledger, plan.number).poll():
+        messages.apply(entries)
     for status in records:
         record = reader.record(status.name)
         if record is not None and status.state not in FINAL_STATES:

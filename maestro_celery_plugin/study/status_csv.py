@@ -17,7 +17,6 @@ _ROW = re.compile(
     r"(?:[^,]*,){5}(?P<restarts>\d+),(?P<params>.*)"
 )
 _LOCK_LIMIT_S = 2.0
-_LIMIT_BYTES = 1 << 30  # a few hundred bytes per step record
 # Final states of a step record in Maestro (executiongraph.py:757-900).
 FINAL_STATES = frozenset({"FINISHED", "FAILED", "TIMEDOUT", "UNKNOWN", "CANCELLED", "DRYRUN"})
 
@@ -45,7 +44,7 @@ def read_rows(root: Path) -> list[StepRow]:
     """Return the step records of a study in Maestro's order; no rows before Maestro has written the file."""
     try:
         with shared_lock(root / ".status.lock", _LOCK_LIMIT_S):
-            text = read_text(root / "status.csv", limit=_LIMIT_BYTES, errors="replace")
+            text = read_text(root / "status.csv", errors="replace")
     except FileNotFoundError:
         return []
     matches = (_ROW.fullmatch(line) for line in text.split("\n")[1:])

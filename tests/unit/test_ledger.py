@@ -17,9 +17,10 @@ import pytest
 
 from maestro_celery_plugin import clock
 from maestro_celery_plugin.errors import LedgerError
-from maestro_celery_plugin.ledger.entries import ENTRY, SUFFIX, Kind, are_sound, packed
+from maestro_celery_plugin.ledger import entries
+from maestro_celery_plugin.ledger.entries import ENTRY, SUFFIX, Kind, are_sound, by_record, packed, selected
 from maestro_celery_plugin.ledger.reader import LedgerReader, read_ledger
-from maestro_celery_plugin.ledger.store import PartStore
+from maestro_celery_plugin.ledger.store import PartStore, Store
 from maestro_celery_plugin.ledger.writer import LedgerWriter
 
 SIZE = ENTRY.itemsize
@@ -205,6 +206,27 @@ def test_the_check_of_many_entries_finds_the_damaged_ones(tmp_path):
         entries[index * SIZE + 20] ^= 4
 
     assert set(np.flatnonzero(~are_sound(np.frombuffer(bytes(entries), ENTRY))).tolist()) == damaged
+
+
+def test_sound_entries_are_checked_together(monkeypatch):
+    """Given entries with any values, then none of them is checked for itself, which takes ten times as long."""
+    monkeypatch.setattr(entries, "_checksums", None)
+    random = np.random.default_rng(1)
+    rows = [(int(random.integers(0, 15)), *random.integers(0, 2**31, 4).tolist()) for _ in range(300)]
+    data = b"".join(packed(kind, record, epoch, start, stop, slot=stop % 64) for kind, record, epoch, start, stop in rows)
+
+    for count in (0, 1, 2, 300):
+        assert are_sound(np.frombuffer(data[: count * SIZE], ENTRY)).tolist() == [True] * count
+
+
+def test_two_entries_with_the_same_damage_are_found(tmp_path):
+    """The checks of entries that are checked together cannot make up for each other."""
+    data = bytearray(b"".join(packed(Kind.STARTED, 1, 1, sample) for sample in range(100)))
+    for first, second in ((0, 1), (3, 99), (10, 50)):
+        damaged = bytearray(data)
+        for index in (first, second):
+            damaged[index * SIZE + 7] ^= 1
+        assert np.flatnonzero(~are_sound(np.frombuffer(damaged, ENTRY))).tolist() == [first, second]
 
 
 @pytest.mark.parametrize("cut", [1, 20, 43, 44 + 7])
@@ -592,11 +614,92 @@ def test_a_hole_that_is_larger_than_a_part_hides_nothing(writer, file, tmp_path,
     file.write_bytes(before[: place_of(1000)] + bytes(lost) + before[place_of(1000) :])
     reader = LedgerReader(tmp_path, store=PartStore(1600 * SIZE))
 
-    entries = np.concatenate([entries for _, entries in reader.poll_parts()])
+    entries = np.concatenate([entries for _, entries in reader.poll()])
 
     assert starts(entries) == list(range(3000))
     assert reader.damaged == -(-lost // SIZE) or reader.damaged == -(-lost // SIZE) + 1
     assert (reader.damaged > 0) == (hole > 0)
     with file.open("ab") as more:
         more.write(packed(Kind.STARTED, 1, 1, 3000))
-    assert starts(np.concatenate([entries for _, entries in reader.poll_parts()])) == [3000]
+    assert starts(np.concatenate([entries for _, entries in reader.poll()])) == [3000]
+
+
+class CountingStore(Store):
+    """A store that refuses to read much more than there is."""
+
+    def __init__(self):
+        self.bytes = 0
+
+    def read(self, path, offset, least):
+        size, data = super().read(path, offset, least)
+        self.bytes += len(data)
+        assert self.bytes < 10 * Store.limit
+        return size, data
+
+
+GIGABYTES_64 = 64 << 30
+
+
+def test_a_hole_that_is_larger_than_the_memory_is_not_read(writer, file, tmp_path):
+    """Given a file that a user or a file system has made sparse, then what is behind the hole is read, and its size counts."""
+    for sample in range(10):
+        writer.append(Kind.STARTED, 1, 1, sample)
+    writer.flush()
+    size = file.stat().st_size
+    with file.open("r+b") as hole:
+        hole.truncate(size + GIGABYTES_64 // SIZE * SIZE)
+        hole.seek(0, os.SEEK_END)
+        hole.write(packed(Kind.STARTED, 1, 1, 10))
+    reader = LedgerReader(tmp_path, store=CountingStore())
+
+    assert starts(reader.read(file.stem)) == list(range(11))
+    assert reader.damaged == GIGABYTES_64 // SIZE
+
+
+def test_a_hole_at_the_end_is_not_skipped(writer, file, tmp_path):
+    """Given a file that a user has made longer while its writer lives, then what the writer writes into the hole is read."""
+    writer.append(Kind.STARTED, 1, 1, 0)
+    writer.flush()
+    size = file.stat().st_size
+    os.truncate(file, GIGABYTES_64)
+    reader = LedgerReader(tmp_path, store=CountingStore())
+    assert [starts(reader.read(file.stem)) for _ in range(3)] == [[0], [], []]
+    assert reader.damaged == 0
+
+    with file.open("r+b") as hole:
+        hole.seek(size)
+        hole.write(packed(Kind.STARTED, 1, 1, 1))
+    assert [starts(reader.read(file.stem)) for _ in range(2)] == [[1], []]
+
+
+def test_a_large_file_is_read_in_parts(file, tmp_path, monkeypatch):
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes(b"".join(packed(Kind.STARTED, 1, 1, sample) for sample in range(1000)))
+    monkeypatch.setattr(Store, "limit", 300 * SIZE)
+    reader = LedgerReader(tmp_path)
+
+    assert [len(entries) for _, entries in reader.poll()] == [300, 300, 300, 100]
+    assert not list(reader.poll())
+    assert len(LedgerReader(tmp_path).read(file.stem)) == 1000
+
+
+def test_a_look_that_finds_little_reads_each_file_once(writer, tmp_path, monkeypatch):
+    """Given that each read opens the file, which costs time on NFS."""
+    writer.append(Kind.STARTED, 1, 1, 0)
+    writer.flush()
+    reads = []
+    read = Store.read
+    monkeypatch.setattr(Store, "read", lambda self, path, *args: (reads.append(path), read(self, path, *args))[1])
+
+    assert len(list(LedgerReader(tmp_path).poll())) == len(reads) == 1
+
+
+def test_entries_are_divided_by_step_record_in_their_order():
+    numbers = np.random.default_rng(1).integers(0, 5, 1000)
+    for largest in (4, 70_000):
+        entries = np.zeros(1000, ENTRY)
+        entries["record"], entries["start"] = np.where(numbers == 4, largest, numbers), np.arange(1000)
+        found = {number: starts(selected(entries, places)) for number, places in by_record(entries)}
+        assert found == {n: np.flatnonzero(entries["record"] == n).tolist() for n in {0, 1, 2, 3, largest}}
+    assert not list(by_record(np.zeros(0, ENTRY)))
+    assert [number for number, _ in by_record(np.zeros(3, ENTRY))] == [0]

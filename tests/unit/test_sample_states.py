@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from ensembles import a_manifest, entries, span, states_of
 
-from maestro_celery_plugin.ledger import state_table
+from maestro_celery_plugin.ledger import sample_states, state_table
 from maestro_celery_plugin.ledger.entries import Kind
 from maestro_celery_plugin.ledger.sample_set import SampleSet
 from maestro_celery_plugin.ledger.sample_states import Counts
@@ -324,8 +324,10 @@ def expected(rows, max_retries):
     return Outcome.FAILED if losses >= POISON_LIMIT or requests > max_retries else Outcome.OPEN
 
 
+@pytest.mark.parametrize("many", [1, 4, 256])
 @pytest.mark.parametrize("seed", range(12))
-def test_the_states_do_not_depend_on_the_order_of_the_writers(seed):
+def test_the_states_do_not_depend_on_the_order_of_the_writers(seed, many, monkeypatch):
+    monkeypatch.setattr(sample_states, "_MANY", many)  # of so many equal entries, each is applied once
     random_ = random.Random(seed)
     samples = 12
     history = a_history(random_, samples, writers=4)

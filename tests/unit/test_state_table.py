@@ -32,6 +32,10 @@ def random_states(random, count, different):
     return states
 
 
+def invalidate(states):
+    states["invalid"] = 8
+
+
 @pytest.mark.parametrize(("different", "bits"), [(20, 8), (400, 16), (100_000, 32)])
 @pytest.mark.parametrize("few", [0, state_table._FEW, 10**9])
 def test_each_sample_has_the_state_that_it_was_given(monkeypatch, different, bits, few):
@@ -76,15 +80,30 @@ def test_a_range_of_samples_changes_state_by_state(monkeypatch):
     monkeypatch.setattr(state_table, "_BLOCK", 7)
     random, model = np.random.default_rng(3), Model(100)
     model.replace(np.arange(60), random_states(random, 60, 5))
-    numbers = model.table.states_in(10, 95)
-    assert set(numbers.tolist()) == set(model.table.numbers[10:95].tolist())
 
-    states = model.table.rows[numbers]
-    states["invalid"] = 8
-    model.table.replace_in(10, 95, numbers, states)
+    model.table.change_in(10, 95, invalidate)
 
     model.states["invalid"][10:95] = 8
     model.check()
+
+
+def test_samples_of_a_list_change_state_by_state():
+    """Given samples in any order, and some of them several times, then each of them changes and is counted once."""
+    random, model = np.random.default_rng(5), Model(100)
+    model.replace(np.arange(60), random_states(random, 60, 5))
+    samples = random.integers(0, 100, 150)
+
+    model.table.change(samples, invalidate)
+
+    model.states["invalid"][samples] = 8
+    model.check()
+
+
+def test_a_stored_table_with_a_number_without_a_state_is_refused():
+    table = StateTable(5)
+    with pytest.raises(ValueError, match="not the states"):
+        table.restore({"numbers": np.array([0, 1], np.uint8), "rows": np.zeros(1, STATE)})
+    assert table.population.tolist() == [5]
 
 
 def test_added_samples_have_never_started():

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import os
 import random
+import signal
+import zipfile
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -11,6 +16,8 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from maestro_celery_plugin.ledger.entries import Kind
+from maestro_celery_plugin.maestro import status_keeper
+from maestro_celery_plugin.maestro.status_keeper import keep_status
 from maestro_celery_plugin.report import ledger_samples
 from maestro_celery_plugin.report.ledger_samples import CACHE, LedgerSamples
 from maestro_celery_plugin.study.manifest import Manifest
@@ -161,6 +168,112 @@ def test_a_directory_that_cannot_be_written_needs_no_cache(study, monkeypatch):
     write(study, random.Random(4), 1)
     assert shown(study)
     assert not (study.plan.info / CACHE).exists()
+
+
+# --- the process of the conductor --------------------------------------------------------------------
+
+
+class Keeper:
+    """A conductor of which only the number of samples that have ended is known."""
+
+    def __init__(self, study):
+        self.plan, self.watchers, self.ended_samples = study.plan, [], 0
+        keep_status(self)
+        keep_status(self)
+        (self.keeper,) = self.watchers
+
+    def look(self, ended):
+        """Return whether a look starts the process, and wait for its end."""
+        self.ended_samples, self.keeper._due_at, before = ended, 0.0, self.keeper._process
+        self.keeper()
+        if self.keeper._process is before:
+            return False
+        assert self.keeper._process.wait(60) == 0
+        return True
+
+
+def test_the_first_status_of_a_user_finds_what_the_conductor_has_let_read(study, monkeypatch):
+    write(study, random.Random(7), 1)
+    conductor = Keeper(study)
+
+    assert not conductor.look(status_keeper._LEAST_ENDED - 1)
+    assert not (study.plan.info / CACHE).exists()
+    assert conductor.look(status_keeper._LEAST_ENDED)
+
+    assert entries_read(study, monkeypatch) == 0
+    assert shown(study) == without_cache(study)
+
+
+def test_the_conductor_lets_read_again_when_much_is_new(study):
+    """Given a small study, after each million samples; given a large one, after a twentieth more."""
+    conductor = Keeper(study)
+
+    ends = [0, *(x * 10**6 for x in (1, 1.9, 2, 40, 41, 42.2, 43))]
+
+    assert [conductor.look(int(ended)) for ended in ends] == [False, True, False, True, True, False, True, False]
+
+
+def test_the_conductor_does_not_wait_for_the_process(study, monkeypatch):
+    """Given a process that takes long, then no second one starts beside it."""
+    monkeypatch.setattr(status_keeper, "command_line", lambda *args: ["sleep", "60"])
+    conductor = Keeper(study)
+    conductor.ended_samples = 10**6
+    conductor.keeper()
+    process = conductor.keeper._process
+    conductor.ended_samples, conductor.keeper._due_at = 10**7, 0.0
+    conductor.keeper()
+
+    assert conductor.keeper._process is process
+    process.kill()
+    process.wait()
+
+
+@pytest.mark.parametrize("at", [0, 1, 5, 11, 12])
+def test_a_process_that_is_killed_while_it_stores_leaves_the_file_as_it_was(study, at, monkeypatch):
+    """Given a process that is killed before the part `at` of the file, or before it replaces the file (12)."""
+    write(study, random.Random(8), 1)
+    shown(study)
+    before = (study.plan.info / CACHE).read_bytes()
+    write(study, random.Random(9), 2)
+    expected = without_cache(study)
+    child = os.fork()
+    if not child:
+        kill_before(at)
+        study.reader.read()
+        os._exit(0)
+
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert (study.plan.info / CACHE).read_bytes() == before
+    (left,) = study.plan.info.glob(f".{CACHE}.*")
+    os.utime(left, (0, 0))
+    assert shown(study) == expected
+    assert entries_read(study, monkeypatch) == 0
+    assert not left.exists()
+
+
+def kill_before(at):
+    """Let this process be killed before it begins the part `at` of the archive, or replaces the file."""
+    parts, begin = itertools.count(1), zipfile.ZipFile.open
+    die = functools.partial(os.kill, os.getpid(), signal.SIGKILL)
+    Path.replace = lambda *args: die()
+    zipfile.ZipFile.open = lambda *args, **kwargs: (die() if is_write(args) and next(parts) > at else None) or begin(
+        *args, **kwargs
+    )
+
+
+def is_write(args):
+    return len(args) > 2 and args[2] == "w"
+
+
+def test_what_another_process_writes_now_stays(study):
+    write(study, random.Random(10), 1)
+    (study.plan.info / f".{CACHE}.1234").touch()
+
+    assert shown(study)
+    assert (study.plan.info / f".{CACHE}.1234").exists()
+
+
+# --- any bytes ---------------------------------------------------------------------------------------
 
 
 @given(data=st.data())

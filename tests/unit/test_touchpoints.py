@@ -254,3 +254,11 @@ def test_a_study_whose_step_makes_a_directory_merlin_info_is_no_ensemble(tmp_pat
     if batch is not None:
         (tmp_path / "batch.info").write_text(batch)
     assert this_process.is_ensemble(tmp_path) is is_ensemble
+
+
+def test_a_file_that_is_larger_than_the_memory_is_not_read(tmp_path):
+    (tmp_path / "merlin_info").mkdir()
+    (tmp_path / "batch.info").write_text("type: local\n")
+    os.truncate(tmp_path / "batch.info", 1 << 40)
+
+    assert not this_process.is_ensemble(tmp_path)
