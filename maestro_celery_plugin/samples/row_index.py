@@ -81,8 +81,9 @@ def _comments(path: Path, start: int, stop: int) -> tuple[str, ...]:
     return tuple(line.strip().lstrip("#").strip() for line in lines if line.strip())
 
 
-def _is_comment(line: bytes) -> bool:
-    return line.lstrip().startswith(b"#")
+def _is_comment(line: str) -> bool:
+    """Tell whether a line begins with ``#``, after any white space that `str.split` knows, such as a no-break space."""
+    return line.lstrip().startswith("#")
 
 
 class _Rows:
@@ -172,8 +173,9 @@ class _Rows:
         """Index lines whose columns are separated by white space."""
         offsets, start = array("q"), self._file.tell()
         for line in self._file:
-            width = len(self._decoded(line, start).split())
-            if _is_comment(line):
+            text = self._decoded(line, start)
+            width = len(text.split())
+            if _is_comment(text):
                 self.comments += 1
             elif width:
                 self._count_row(width, start)
@@ -208,15 +210,13 @@ class _Rows:
     def _decoded_lines(self, position: list[int]) -> Iterator[str]:
         """Yield the lines of rows; a ``#`` begins a comment only where a row can begin."""
         for line in self._file:
-            if self._is_start and _is_comment(line):
-                self._decoded(line, position[0])
-                position[0] += len(line)
+            text, start = self._decoded(line, position[0]), position[0]
+            position[0] += len(line)
+            if self._is_start and _is_comment(text):
                 self.comments += 1
                 continue
             if self._is_start:
-                self._is_start, self._start = False, position[0]
-            text = self._decoded(line, position[0])
-            position[0] += len(line)
+                self._is_start, self._start = False, start
             yield text
 
     def _bytes_between(self, start: int, stop: int) -> bytes:
@@ -246,9 +246,11 @@ class _Rows:
         widths = _counts(data, delimiter, starts, ends) + 1
         has_hash = _counts(data, "#", starts, ends) > 0
         keep = data[starts] != ord("#")
-        for line in np.flatnonzero(((widths == 1) | has_hash) & (data[starts] <= ord(" "))):
-            text = block[starts[line] : ends[line]].strip()
-            keep[line] = bool(text) and not text.startswith(b"#")
+        # White space is a control character, a blank, or not ASCII.
+        may_be_space = (data[starts] <= ord(" ")) | (data[starts] >= 0x80)
+        for line in np.flatnonzero(((widths == 1) | has_hash) & may_be_space):
+            text = block[starts[line] : ends[line]].decode()
+            keep[line] = not (_is_comment(text) or text.isspace() or not text)
         self.comments += int((has_hash & ~keep).sum())
         starts, ends, widths, has_hash = starts[keep], ends[keep], widths[keep], has_hash[keep]
         if has_hash.any():

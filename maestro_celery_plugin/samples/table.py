@@ -224,7 +224,7 @@ class _WatchedTable:
     """A table that raises an error instead of returning rows when its file has changed."""
 
     def __init__(self, table: SampleTable, identity: FileIdentity) -> None:
-        self._table, self._identity = table, identity
+        self._table, self._identity, self._width = table, identity, table.width
 
     def __len__(self) -> int:
         return len(self._table)
@@ -232,7 +232,7 @@ class _WatchedTable:
     @property
     def width(self) -> int:
         """The number of columns."""
-        return self._table.width
+        return self._width
 
     def row(self, index: int) -> Sequence[str]:
         """Return a row of the file as it was at the launch of the study.
@@ -241,7 +241,9 @@ class _WatchedTable:
             SampleError: the file has changed or does not exist any more.
             OSError: the file cannot be read now, because of a fault of the machine.
         """
-        return self._checked(lambda: self._table.row(index))
+        row = self._checked(lambda: self._table.row(index))
+        self._check_widths([row], index)
+        return row
 
     def rows(self, start: int, stop: int) -> Sequence[Sequence[str]]:
         """Return several rows as they were at the launch of the study, with one check of the file.
@@ -250,7 +252,22 @@ class _WatchedTable:
             SampleError: the file has changed or does not exist any more.
             OSError: the file cannot be read now, because of a fault of the machine.
         """
-        return self._checked(lambda: rows_of(self._table, start, stop))
+        rows = self._checked(lambda: rows_of(self._table, start, stop))
+        self._check_widths(rows, start)
+        return rows
+
+    def _check_widths(self, rows: Sequence[Sequence[str]], start: int) -> None:
+        """Check that rows have a value for each column: a damaged file may have the size and the time of the launch.
+
+        Raises:
+            SampleError: a row has more values, or fewer.
+        """
+        for index, row in enumerate(rows, start):
+            if len(row) != self._width:
+                raise SampleError(
+                    f"merlin.samples.file: row {index} of '{self._identity.path}' has {len(row)} columns, but had "
+                    f"{self._width} at the launch of the study, so it is damaged; restore it, or launch a new study."
+                )
 
     def _checked(self, read: Callable[[], _Read]) -> _Read:
         try:

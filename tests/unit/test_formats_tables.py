@@ -184,9 +184,9 @@ def test_any_text_is_refused_or_has_the_values_of_its_file(tmp_path, launch, suf
     path = tmp_path / f"t{suffix}"
 
     @each_example(25)
-    @given(st.lists(st.integers(0, len(PIECES) - 1).map(PIECES.__getitem__), max_size=14).map("".join), st.sampled_from(TAILS))
-    def check(text: str, tail: bytes) -> None:
-        data = text.encode() + tail
+    @given(st.lists(st.integers(0, len(PIECES) - 1), max_size=14), st.sampled_from(TAILS))
+    def check(numbers: list[int], tail: bytes) -> None:  # not the pieces: Hypothesis would describe the large one
+        data = "".join(map(PIECES.__getitem__, numbers)).encode() + tail
         path.write_bytes(data)
         try:
             rows = launch(path)
@@ -204,6 +204,18 @@ def expected(text: str, suffix: str) -> list[list[str]]:
     rows = list(csv_rows(lines)) if suffix == ".csv" else [line.split() for line in lines if not is_comment(line)]
     rows = [row for row in rows if len(row) > 1 or "".join(row).strip()]
     return (rows[1:] if rows and [value.strip() for value in rows[0]] == list(LABELS) else rows)[:50]
+
+
+@pytest.mark.parametrize("block", [1, 4 << 20])
+@pytest.mark.parametrize("space", ["\xa0", "\u3000", "\x1c", "\x85", " \t"])
+@pytest.mark.parametrize(("suffix", "row"), [(".csv", "1,2"), (".csv", '"1",2'), (".tab", "1 2")])
+def test_any_white_space_may_stand_before_a_comment(tmp_path, launch, suffix, row, space, block, monkeypatch):
+    """Given a space that looks like a blank, then a comment behind it is no sample, and no blank line is one."""
+    monkeypatch.setattr(row_index, "_BLOCK", block)
+    path = tmp_path / f"t{suffix}"
+    path.write_text(f"{row}\n{space}# {row}\n{space}\n{row}\n")
+
+    assert launch(path) == [["1", "2"], ["1", "2"]]
 
 
 def is_comment(line: str) -> bool:
@@ -258,3 +270,21 @@ def test_the_copy_of_a_study_that_was_damaged_is_refused(tmp_path, name):
                 assert all(len(row) == 2 for row in rows)
 
     check()
+
+
+@pytest.mark.parametrize(("name", "damaged"), [("t.csv", b'1,2\n"3"_\x10\n'), ("t.tab", b"1 2\n3_4\n")])
+def test_a_row_that_has_lost_a_column_is_not_used(tmp_path, name, damaged):
+    """Given a copy whose time and size are those of the launch, and a separator that has become another character."""
+    path = tmp_path / name
+    path.write_bytes(b'1,2\n"3",4\n' if name == "t.csv" else b"1 2\n3 4\n")
+    times = path.stat()
+    assert len(open_table(path, LABELS, tmp_path)) == 2
+    path.write_bytes(damaged)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    table = open_table(path, LABELS, tmp_path, 2)
+
+    assert list(table.row(0)) == ["1", "2"]
+    with pytest.raises(SampleError, match=f"row 1 of .*{name}' has 1 columns, but had 2"):
+        table.row(1)
+    with pytest.raises(SampleError, match="row 1 of"):
+        table.rows(0, 2)
