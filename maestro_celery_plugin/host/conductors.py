@@ -15,6 +15,7 @@ from maestro_celery_plugin.machine import is_this_machine, machine_id
 from maestro_celery_plugin.processes import ProcessId
 from maestro_celery_plugin.states import MemberState
 from maestro_celery_plugin.study.members import Member, Members
+from maestro_celery_plugin.study.plan import CANCEL_REQUEST
 from maestro_celery_plugin.study.session import Session
 
 __all__ = ["Conductors"]
@@ -24,6 +25,7 @@ RESTART_LIMIT = 1
 # A dead conductor is started again after this time: somebody may be ending the whole study.
 RESTART_DELAY_S = 3.0
 _RESUME = "from maestro_celery_plugin.cli import main; main()"
+_CANCEL = "import sys; from maestro_celery_plugin.maestro.cancel import cancel_abandoned; cancel_abandoned(sys.argv[1])"
 
 
 class Conductors:
@@ -39,6 +41,7 @@ class Conductors:
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._dead_since: dict[str, float] = {}
         self._resuming: list[subprocess.Popen[bytes]] = []
+        self._cancelled: set[str] = set()
 
     def look(self, members: Iterable[Member]) -> None:
         """Start the conductors that members request, and those that have died."""
@@ -98,16 +101,29 @@ class Conductors:
             self._dead_since.pop(member.id, None)
             return
         since = self._dead_since.setdefault(member.id, clock.monotonic())
-        if member.restarts >= RESTART_LIMIT:
-            return
         if clock.monotonic() - since < RESTART_DELAY_S or not (Path(member.root) / "batch.info").exists():
+            return
+        if (Path(member.root) / CANCEL_REQUEST).exists():
+            self._cancel(member)
+            return
+        if member.restarts >= RESTART_LIMIT:
             return
         self._members.change(member.id, restarts=member.restarts + 1)
         _say(f"The conductor of '{member.root}' has died; another one goes on with the study.")
         polls = ["-s", str(member.options["sleeptime"])] if "sleeptime" in member.options else []
+        self._run(_RESUME, "resume", *polls, member.root)
+
+    def _cancel(self, member: Member) -> None:
+        """Cancel a study whose conductor has died before it has read the request; a resume would forget the request."""
+        if member.id not in self._cancelled:
+            self._cancelled.add(member.id)
+            _say(f"The conductor of '{member.root}' has died before it has cancelled the study, which is done now.")
+            self._run(_CANCEL, member.root)
+
+    def _run(self, program: str, *arguments: str) -> None:
         self._resuming.append(
             subprocess.Popen(
-                [sys.executable, "-c", _RESUME, "resume", *polls, member.root],
+                [sys.executable, "-c", program, *arguments],
                 cwd="/",  # Python searches the current directory for modules first
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,

@@ -29,7 +29,7 @@ from maestro_celery_plugin.study.session import Session
 from maestro_celery_plugin.study.study_processes import StudyProcesses
 from maestro_celery_plugin.study.worker_identity import is_pool_process
 
-__all__ = ["cancel_all", "cancel_orphans", "end_leftovers", "workers_elsewhere"]
+__all__ = ["cancel_abandoned", "cancel_all", "cancel_orphans", "end_leftovers", "workers_elsewhere"]
 
 # The exit code of Maestro's part if the user has agreed, but a request cannot be written (maestro.py:153).
 _NOT_WRITTEN = -1
@@ -132,6 +132,16 @@ def _unwritten(plan: StudyPlan, problem: OSError) -> str:
         f"{plan.root}` again; or end the conductor with `kill {numbers or 'PID'}`"
         f"{'' if numbers else ' on its machine'}, which ends its workers, and then run `maestro cancel` again."
     )
+
+
+def cancel_abandoned(directory: str) -> None:
+    """Cancel a study whose conductor has died before it has read the request, and print what was done.
+
+    Args:
+        directory: The directory of the study.
+    """
+    for sentence in cancel_orphans(StudyPlan.read(Path(directory))).sentences:
+        print(sentence)
 
 
 def cancel_orphans(plan: StudyPlan) -> CancelReport:

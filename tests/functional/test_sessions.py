@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import time
 
 import pytest
@@ -11,6 +12,7 @@ from support import Study, kill, wait_for
 
 from maestro_celery_plugin.host.conductors import RESTART_LIMIT
 from maestro_celery_plugin.study.members import Members
+from maestro_celery_plugin.study.plan import CANCEL_REQUEST
 
 # A step that counts up to MAX, and starts the study again until then. The samples of iteration HELD wait for a file.
 ITERATE = """
@@ -160,6 +162,25 @@ def test_a_conductor_that_dies_is_started_again_once(chain):
     assert_complete(second, 2)
     assert (study.path / "merlin_info/session/host.log").read_text().count("has died; another one goes on") == 1
     assert [member.restarts for member in Members(study.path / "merlin_info/session").all()] == [0, 1]
+
+
+def test_a_request_to_cancel_outlives_a_conductor_that_dies_before_it_reads_it(chain):
+    """Given `maestro cancel` just before the conductor of an iteration dies, then the host cancels its study, and does not let
+    it go on: what the sample and the step after it would write does not appear."""
+    study = chain("--vars", "HELD=2", "MAX=3")
+    second = held(study)
+    conductors = second.processes("bin/conductor")
+    for pid in conductors:
+        os.kill(pid, signal.SIGSTOP)
+    (second.path / CANCEL_REQUEST).touch()  # as `maestro cancel` does while the conductor lives
+    kill(*conductors)
+    await_session(study)
+
+    assert not processes(study)
+    assert len(iterations(study)) == 1
+    log = (study.path / "merlin_info/session/host.log").read_text()
+    assert "has died before it has cancelled the study, which is done now." in log
+    assert "another one goes on" not in log
 
 
 def test_a_host_that_dies_is_replaced(chain):

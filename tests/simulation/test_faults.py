@@ -68,7 +68,8 @@ def test_a_fault_that_matters_is_not_left_out():
 def test_each_fault_of_the_product_that_a_seed_has_found_has_a_test():
     """Given the table of the README, then each test that it names exists."""
     rows = re.findall(r"^\| (?:`\w+` [\d, ]+|\(a check\)) \| .* \| `(test_\w+)` \|$", README.read_text(), re.MULTILINE)
-    there = "".join(path.read_text() for path in (TESTS / "unit").glob("test_*.py"))
+    paths = [path for kind in ("unit", "functional") for path in (TESTS / kind).glob("test_*.py")]
+    there = "".join(path.read_text() for path in paths)
 
     assert len(rows) >= 10
     assert [name for name in rows if f"def {name}(" not in there] == []
