@@ -228,6 +228,11 @@ class Slots:
         is_ending_signal = code in [ending for number in _ENDING_SIGNALS for ending in (-number, 128 + number)]
         return is_ending_signal and self.stopping.wait(SIGNAL_LIMIT_S)
 
+    def kill_running(self) -> None:
+        """Kill the running attempts; this uses no file."""
+        for running in list(self._running.values()):
+            running.attempt.end(at_once=True)
+
     def check_running(self) -> None:
         """Warn or end the attempts that must not continue; the worker calls this a few times per second."""
         is_over, is_warning = self._deadline.must_kill, self._deadline.must_warn

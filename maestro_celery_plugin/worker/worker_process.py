@@ -30,6 +30,7 @@ from maestro_celery_plugin.worker.gate import gate
 from maestro_celery_plugin.worker.idle_timeout import IdleTimeout
 from maestro_celery_plugin.worker.launch_env import LaunchEnvironment, SampleEnvironment
 from maestro_celery_plugin.worker.leave_request import LeaveRequest
+from maestro_celery_plugin.worker.orphan_fence import OrphanFence
 from maestro_celery_plugin.worker.range_consumer import RangeRequest
 from maestro_celery_plugin.worker.range_task import UNCLAIMED_LIMIT, RangeTasks
 from maestro_celery_plugin.worker.slots import Slots
@@ -149,7 +150,12 @@ class WorkerProcess:
         The limit begins now, because the first heartbeat may already fail.
         """
         self._limit.renew(clock.since_boot())
+        OrphanFence(self._supervisor, self._limit, self._kill_samples).start()
         threading.Thread(target=self._watch, args=(slots,), name="watch", daemon=True).start()
+
+    def _kill_samples(self) -> None:
+        if self._tasks is not None:
+            self._tasks.slots.kill_running()
 
     def _watch(self, slots: int) -> None:
         beat, last_beat_at, last_poll_at, was_held = 0, 0.0, 0.0, False
