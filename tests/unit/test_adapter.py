@@ -139,7 +139,7 @@ def test_an_invalid_launch_fails_the_step_and_does_not_end_the_conductor(slurm_s
 
 @pytest.fixture
 def no_coordinator(monkeypatch):
-    monkeypatch.setattr(study_adapter, "for_study", lambda plan: types.SimpleNamespace(submit=lambda manifest: "job"))
+    monkeypatch.setattr(study_adapter, "for_study", lambda plan: types.SimpleNamespace(watchers=[], submit=lambda manifest: "job"))
 
 
 @pytest.mark.usefixtures("no_coordinator")
@@ -213,7 +213,7 @@ def test_the_manifest_of_a_step_record_is_built_once(study, workspace, monkeypat
     built, submitted = [], []
     monkeypatch.setattr(study_adapter, "build_manifest", lambda *args: built.append(args) or build_manifest(*args))
     monkeypatch.setattr(
-        study_adapter, "for_study", lambda plan: types.SimpleNamespace(submit=lambda m: submitted.append(m) or "job")
+        study_adapter, "for_study", lambda plan: types.SimpleNamespace(watchers=[], submit=lambda m: submitted.append(m) or "job")
     )
     adapter = adapter_of(study)
     adapter.write_script(str(workspace), a_step())
