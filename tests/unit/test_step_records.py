@@ -16,7 +16,7 @@ from maestro_celery_plugin.errors import LedgerError
 from maestro_celery_plugin.ledger.entries import COORDINATOR, SUFFIX, Kind
 from maestro_celery_plugin.ledger.store import Store
 from maestro_celery_plugin.ledger.writer import LedgerWriter
-from maestro_celery_plugin.states import RecordState
+from maestro_celery_plugin.states import ExitCode, RecordState
 from maestro_celery_plugin.worker.study_context import StudyContext
 
 GROUPS = {"w": WorkerGroupSettings(task_queues=("merlin",))}
@@ -187,6 +187,28 @@ def test_a_cancellation_that_could_not_be_recorded_is_recorded_later(tmp_path):
 
     assert records.state(record) is RecordState.CANCELLED
     assert record.samples.cancelled_epoch == 2
+
+
+def test_a_request_to_stop_all_workers_is_noted_although_the_disk_is_full(tmp_path):
+    """Given a step record that cannot be stopped now, in which a sample asks for the stop of all workers, then they stop."""
+    plan, manifest = a_study(tmp_path / "study")
+    store = FullDisk()
+    records = StepRecords(plan, GROUPS, store)
+    record = records.register(manifest)
+    record.begin(cancelled=False)
+    records.record_sent(record, 1, 0, 10)
+    records.flush()
+    worker = LedgerWriter(plan.ledger / f"w-1{SUFFIX}", plan.number)
+    for sample, code in enumerate((ExitCode.HARD_FAIL, ExitCode.STOP_WORKERS)):
+        worker.append(Kind.STARTED, 1, 1, sample)
+        worker.append(Kind.ENDED, 1, 1, sample, code=code)
+    worker.close()
+    store.is_full = True
+
+    with pytest.raises(LedgerError):
+        records.follow()
+
+    assert records.stop_request.startswith("Sample 1 of")
 
 
 def a_study_that_was_sent(tmp_path):
