@@ -41,7 +41,7 @@ def test_a_study_in_a_batch_script(launch, slurm, tmp_path):
     study, job = study_in_job(launch, slurm, tmp_path, ensemble(where(tmp_path), count=COUNT, batch="type: slurm"))
 
     study.await_text("sim/*/sim.out", job, count=4)  # two slots on each of two nodes
-    assert slurm.queue() == [job]
+    wait_for(lambda: slurm.queue() == [job], "the end of the jobs of earlier studies")
     (tmp_path / "go").touch()
     slurm.await_state(job, "COMPLETED", "FAILED")
 

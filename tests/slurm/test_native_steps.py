@@ -50,7 +50,7 @@ def test_a_batch_job_between_samples(run, slurm):
     script = study.outputs("job/job.slurm.sh")[0]
     assert "#SBATCH --partition=small\n" in script
     assert "srun -n 1 -N 1 printenv" in script
-    assert not slurm.queue()
+    wait_for(lambda: not slurm.queue(), "the end of the batch job")
 
 
 def test_a_failing_batch_job_fails_its_dependent_step(run):
