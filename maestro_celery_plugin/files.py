@@ -29,6 +29,7 @@ __all__ = [
     "read_text",
     "refresh_directory",
     "replaced",
+    "revoke",
     "share_clock",
     "shared_lock",
     "tail",
@@ -279,6 +280,19 @@ def refresh_directory(directory: Path) -> None:
     with contextlib.suppress(FileNotFoundError):
         os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
         probe.unlink()
+
+
+def revoke(path: Path) -> None:
+    """Remove a request, if there is one, although another node may have made it a moment ago.
+
+    NFS also caches that a file does not exist, and removes no such file.
+
+    Raises:
+        OSError: the file cannot be removed.
+    """
+    with contextlib.suppress(OSError):  # a full disk: the request may be known
+        refresh_directory(path.parent)
+    path.unlink(missing_ok=True)
 
 
 def tail(path: Path, size: int = TAIL_BYTES) -> str:

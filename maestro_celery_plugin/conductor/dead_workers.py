@@ -60,6 +60,7 @@ class DeadWorkers:
         self._seen.update(self._pool.alive, (beat.name for beat in dead))
         lost = holders.union(beat.name for beat in dead).difference(self._pool.alive, self._pool.unread)
         lost -= self._unseen(lost)
+        lost -= self._returned((lost & self._seen).difference(beat.name for beat in dead))
         self._seen |= lost
         if lost or clock.monotonic() - self._followed_all_at > ENDED_WORKERS_INTERVAL_S:
             self._records.follow(fresh=True)
@@ -79,6 +80,12 @@ class DeadWorkers:
         if writer in self._pool.alive or writer in self._pool.unread:
             return False
         return writer in self._seen or not self._unseen({writer})
+
+    def _returned(self, writers: set[str]) -> set[str]:
+        """Return the writers that live, or may live: they were only silent, and NFS hides their new heartbeats."""
+        if not writers or not self._pool.look_again():
+            return writers
+        return writers & (self._pool.alive.keys() | self._pool.unread)
 
     def _unseen(self, writers: set[str]) -> set[str]:
         """Return the writers whose ledger is visible, but whose heartbeat may not be visible yet.

@@ -14,7 +14,7 @@ from maestro_celery_plugin.broker.choice import BrokerChoice, check, choose
 from maestro_celery_plugin.broker.private import check_address, cluster_address
 from maestro_celery_plugin.config.groups import has_other_hosts
 from maestro_celery_plugin.errors import DamagedFileError, StudyError
-from maestro_celery_plugin.files import check_writable, write_atomically
+from maestro_celery_plugin.files import check_writable, revoke, write_atomically
 from maestro_celery_plugin.maestro.cancel import end_leftovers, workers_elsewhere
 from maestro_celery_plugin.maestro.cancel_report import CancelReport
 from maestro_celery_plugin.maestro.correction import Correction, check_complete, note_of_change, words_of
@@ -229,8 +229,8 @@ def _prepare(
         reruns.record()
         _forget_events(plan, request, has_work=bool(reruns.sentences()))
         all_limits = apply_limits(plan, limits)
-        plan.cancel_request.unlink(missing_ok=True)
-        plan.purged_steps.unlink(missing_ok=True)
+        revoke(plan.cancel_request)
+        revoke(plan.purged_steps)
         if not Members(plan.session).living(without=plan.id):
             session.revoke_stop()
         return all_limits

@@ -39,7 +39,7 @@ from maestro_celery_plugin.config import conversion
 from maestro_celery_plugin.config.groups import GroupConfig
 from maestro_celery_plugin.config.stored import Environment
 from maestro_celery_plugin.errors import DamagedFileError, StudyError
-from maestro_celery_plugin.files import read_json, read_text, write_atomically
+from maestro_celery_plugin.files import read_json, read_text, revoke, write_atomically
 from maestro_celery_plugin.study.broker_location import BrokerLocation
 from maestro_celery_plugin.study.conductor_beats import ConductorBeats
 from maestro_celery_plugin.study.heartbeats import Heartbeats
@@ -268,7 +268,7 @@ class Session:
     def revoke_stop(self) -> None:
         """Revoke `request_stop` and `close`, when a study is resumed."""
         for name in ("stop", "closed"):
-            (self.path / name).unlink(missing_ok=True)
+            revoke(self.path / name)
 
     def close(self) -> None:
         """Let no further study join the session."""

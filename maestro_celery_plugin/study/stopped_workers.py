@@ -8,6 +8,7 @@ Samples that have not run wait. Workers that a user starts later with `maestro-c
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import shlex
 from collections.abc import Collection
@@ -20,7 +21,7 @@ from maestro_celery_plugin import clock
 from maestro_celery_plugin.config import conversion
 from maestro_celery_plugin.config.stored import UnixTime
 from maestro_celery_plugin.errors import DamagedFileError
-from maestro_celery_plugin.files import read_json, write_atomically
+from maestro_celery_plugin.files import read_json, refresh_directory, write_atomically
 from maestro_celery_plugin.study.file_version import version_of
 from maestro_celery_plugin.study.session import Session
 from maestro_celery_plugin.study.worker_identity import claimed_names
@@ -185,6 +186,8 @@ def request_start(session: Path) -> None:
         OSError: the requests cannot be removed.
         Timeout: another process changes the requests, and does not finish.
     """
+    with contextlib.suppress(OSError):  # NFS also caches that a file does not exist
+        refresh_directory(session)
     if (session / _FILE).exists():
         with FileLock(session / f"{_FILE}.lock").acquire(timeout=_LOCK_LIMIT_S):
             (session / _FILE).unlink(missing_ok=True)

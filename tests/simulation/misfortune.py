@@ -255,8 +255,11 @@ class Misfortune:
             self._world.kernel.kill(conductor)
 
     def _second_conductor(self) -> None:
+        study = self._some_study()
+        if self._world.is_to_be_cancelled(study):  # a resume would forget the request, and the host cancels the study
+            return
         self._count("second conductor")
-        self._world.start_conductor(self._some_study())
+        self._world.start_conductor(study)
 
     def _cancel(self) -> None:
         study = self._some_study()

@@ -79,17 +79,13 @@ class Users:
             study.resumes_at = now + self._random.uniform(*_RESUME_S)
         elif now >= study.resumes_at:
             study.resumes_at = None
-            by_host = not (study.needs_user or study.has_ended or self._is_cancelled(study)) and self._random.random() < 0.5
+            may_go_on = not (study.needs_user or study.has_ended or self._world.is_to_be_cancelled(study))
+            by_host = may_go_on and self._random.random() < 0.5
             if by_host:
                 self._world.start_conductor(study)
             else:
                 failed = self.must_repeat(study) and (study.has_ended or self._random.random() < 0.3)
                 self._resume(study, failed=failed)
-
-    def _is_cancelled(self, study: Study) -> bool:
-        """Tell whether a conductor has died before it has read a request to cancel: the host does not start another."""
-        path = study.plan.cancel_request
-        return path.name in self._world.files.outside.list(str(path.parent))
 
     def _resume(self, study: Study, *, failed: bool) -> None:
         """Let a user resume a study; after an error, the user tries again later.

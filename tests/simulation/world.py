@@ -208,6 +208,11 @@ class World:
         """Return the conductor of a study with a coordinator that was started last."""
         return next((one for one in reversed(study.conductors) if one.coordinator is not None), None)
 
+    def is_to_be_cancelled(self, study: Study) -> bool:
+        """Tell whether no conductor has read a request to cancel a study so far."""
+        path = study.plan.cancel_request
+        return path.name in self.files.outside.list(str(path.parent))
+
     def record(self, name: str) -> Any:
         """Return a step record of the present conductor; None without one."""
         conductor = self.conductor(self.study_of(name))

@@ -15,7 +15,7 @@ import tracemalloc
 import pytest
 from filelock import FileLock
 
-from maestro_celery_plugin import clock
+from maestro_celery_plugin import clock, files
 from maestro_celery_plugin.errors import DamagedFileError, StudyError
 from maestro_celery_plugin.files import (
     TRANSIENT_ERRORS,
@@ -299,3 +299,29 @@ def test_a_small_file_needs_no_memory_for_the_largest_one(tmp_path):
         tracemalloc.stop()
 
     assert peak < 1 << 20
+
+
+def test_a_request_of_another_node_is_revoked_although_nfs_caches_that_there_is_none(tmp_path, monkeypatch):
+    """Given a directory whose names this node has cached, then it changes the directory before it removes the request."""
+    order = []
+    monkeypatch.setattr(files, "refresh_directory", lambda path: order.append(path))
+    request = tmp_path / "request"
+    request.touch()
+
+    files.revoke(request)
+    files.revoke(request)
+
+    assert order == [tmp_path, tmp_path]
+    assert not request.exists()
+
+
+def test_a_request_is_revoked_on_a_full_disk(tmp_path, monkeypatch):
+    def fail(path):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(files, "refresh_directory", fail)
+    (tmp_path / "request").touch()
+
+    files.revoke(tmp_path / "request")
+
+    assert not (tmp_path / "request").exists()

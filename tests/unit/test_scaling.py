@@ -155,6 +155,28 @@ def test_a_worker_whose_heartbeat_is_not_visible_yet_is_not_dead(study, monkeypa
     assert study.records.leases.holders() == set()
 
 
+def test_a_worker_that_was_only_silent_lives_although_nfs_hides_its_new_heartbeat(study, monkeypatch):
+    """Given a worker that has counted as dead, goes on and takes samples, then these attempts are not declared lost while the
+    cached names do not show its heartbeat: they would run twice at once, again and again."""
+    heartbeats, pool = study.scaling._pool._session.heartbeats, study.scaling._pool
+    heartbeats.write(beat("far-1", group="far", host="elsewhere"))
+    study.scaling._dead_workers.detect()
+    heartbeats.remove("far-1")
+    study.scaling._dead_workers.detect()
+    heartbeats.write(beat("far-1", group="far", host="elsewhere"))
+    names, shown = heartbeats._names, []
+    monkeypatch.setattr(type(heartbeats), "_names", lambda self, prefix: names(prefix) if shown else [])
+    monkeypatch.setattr(type(heartbeats), "refresh", lambda self: shown.append(True))
+    worker = LedgerWriter(study.plan.ledger / f"far-1{SUFFIX}")
+    worker.append(Kind.TAKEN, 2, 1, 0, 10)
+    worker.append(Kind.STARTED, 2, 1, 0)
+    study.records.follow(fresh=True)
+
+    assert not study.scaling._dead_workers.detect()
+    assert study.records.leases.holders() == {"far-1"}
+    assert set(pool.alive) == {"far-1"}
+
+
 @pytest.mark.parametrize(
     ("allocation", "needs_allocation"),
     [("", False), ("near/", False), ("near/1", True)],
