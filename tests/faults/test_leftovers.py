@@ -137,6 +137,7 @@ def test_a_new_launch_ends_the_workers_of_a_killed_conductor_before_it_removes_t
     """Given a killed conductor whose workers live, then no old worker or sample touches the new study."""
     study = run(HANGING)
     study.await_text("sim/*/runs", count=2)
+    wait_for(lambda: len(samples(study)) == 4, "the processes of the samples")
     study.kill_conductor()
     old = {*study.processes(), *below(study)}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,15 @@ def overdue(slurm: SlurmCluster) -> str:
     slurm.await_state(job, "RUNNING")
     slurm.limit(job, rest_s=1)
     return job
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _leave_no_job(slurm: SlurmCluster) -> Iterator[None]:
+    """Cancel what is left at the end: Slurm may requeue and hold a job whose launch has failed while a node was down."""
+    yield
+    for job in slurm.queue():
+        slurm.attempt("scancel", job)
+    wait_for(lambda: not slurm.queue(), "the end of all jobs")
 
 
 @pytest.fixture(autouse=True)
