@@ -24,6 +24,7 @@ from maestro_celery_plugin.worker.health import Health
 from maestro_celery_plugin.worker.heartbeat_limit import HEARTBEAT_LIMIT_S
 from maestro_celery_plugin.worker.pool_limits import PoolLimits
 from maestro_celery_plugin.worker.range_task import UNCLAIMED_LIMIT
+from maestro_celery_plugin.worker.orphan_fence import OrphanFence
 from maestro_celery_plugin.worker.worker_process import WorkerProcess
 
 # --- the memory of the processes of a pool -----------------------------------------------------------
@@ -89,11 +90,12 @@ def test_an_entry_is_free_again_after_the_end_of_its_process_only(limits):
 
 @pytest.fixture
 def worker(tmp_path, monkeypatch):
-    """The main process of a worker, without its thread."""
+    """The main process of a worker, without its threads."""
     session = Session.create(tmp_path / "session")
     group = GroupConfig(group="w", queues=("q",))
     arguments = WorkerArguments(session=session, group=group, name="w-1", allocation="", number=1)
     monkeypatch.setattr(WorkerProcess, "_watch", lambda self, slots: None)
+    monkeypatch.setattr(OrphanFence, "start", lambda self: None)
     yield WorkerProcess(arguments, ProcessId.of(os.getpid()), None)
     arguments.pool_limits.close()
 
