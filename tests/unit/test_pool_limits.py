@@ -22,9 +22,9 @@ from maestro_celery_plugin.worker.arguments import WorkerArguments
 from maestro_celery_plugin.worker.gate import gate
 from maestro_celery_plugin.worker.health import Health
 from maestro_celery_plugin.worker.heartbeat_limit import HEARTBEAT_LIMIT_S
+from maestro_celery_plugin.worker.orphan_fence import OrphanFence
 from maestro_celery_plugin.worker.pool_limits import PoolLimits
 from maestro_celery_plugin.worker.range_task import UNCLAIMED_LIMIT
-from maestro_celery_plugin.worker.orphan_fence import OrphanFence
 from maestro_celery_plugin.worker.worker_process import WorkerProcess
 
 # --- the memory of the processes of a pool -----------------------------------------------------------
