@@ -70,6 +70,8 @@ class Slots:
         last_work: When a slot last took or finished a task (monotonic).
         stopping: Set when no further sample may start, and the running samples must end.
         is_leaving: Whether no further sample may start, while the running samples continue.
+        is_terminated: Whether a signal has told the worker to end. `stopping` follows, perhaps much later: the thread
+            that sets it may wait for the file system. A signal handler sets this, so it has no lock.
     """
 
     def __init__(
@@ -81,7 +83,7 @@ class Slots:
         self.busy = 0
         self.last_work = clock.monotonic()
         self.stopping = threading.Event()
-        self.is_leaving = False
+        self.is_leaving = self.is_terminated = False
         self._deadline = deadline
         self._lock = threading.Lock()
         self._running: dict[int, Running] = {}
@@ -226,7 +228,9 @@ class Slots:
         if not self._deadline.is_in_allocation:
             return False
         is_ending_signal = code in [ending for number in _ENDING_SIGNALS for ending in (-number, 128 + number)]
-        return is_ending_signal and self.stopping.wait(SIGNAL_LIMIT_S)
+        return is_ending_signal and clock.wait_until(
+            lambda: self.is_terminated or self.stopping.is_set(), SIGNAL_LIMIT_S
+        )
 
     def kill_running(self) -> None:
         """Kill the running attempts; this uses no file."""

@@ -124,6 +124,8 @@ class WorkerProcess:
     def mark_terminated(self, **_: Any) -> None:
         """Record that Celery ends because of a signal: the watch thread ends the samples, without any file."""
         self._is_terminated = True
+        if self._tasks is not None:
+            self._tasks.slots.is_terminated = True
         if self._tasks is not None and self._session.stop_requested:
             threading.Thread(target=self._exit_when_idle, args=(self._tasks,), name="exit", daemon=True).start()
 

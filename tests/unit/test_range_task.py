@@ -1002,14 +1002,22 @@ def test_a_running_sample_is_warned_and_then_killed_before_the_end_of_the_alloca
     assert last["code"].tolist() == [-9]
 
 
-@pytest.mark.parametrize(("worker_stops", "kind"), [(True, Kind.STOPPED), (False, Kind.ENDED)])
+@pytest.mark.parametrize(
+    ("worker_stops", "kind"),
+    [
+        (lambda slots: slots.stopping.set(), Kind.STOPPED),
+        (lambda slots: setattr(slots, "is_terminated", True), Kind.STOPPED),
+        (lambda slots: None, Kind.ENDED),
+    ],
+    ids=["stops", "has only got the signal", "goes on"],
+)
 def test_a_sample_that_is_ended_by_the_same_signal_as_its_worker_has_not_failed(make, monkeypatch, worker_stops, kind):
-    """Given a sample that SIGTERM has ended, then it has failed only if its worker does not stop as well."""
+    """Given a sample that SIGTERM has ended, then it has failed only if its worker does not stop as well. Its thread that stops
+    it may wait for a file system meanwhile."""
     monkeypatch.setattr(slots, "SIGNAL_LIMIT_S", 0.3)
     ensemble, transport = make(samples=1, cmd="kill -TERM $$"), Transport()
     process = worker("w-1", 1, transport.send, deadline_in(100, drain_s=1.0))
-    if worker_stops:
-        threading.Timer(0.15, process.slots.stopping.set).start()
+    threading.Timer(0.15, worker_stops, [process.slots]).start()
 
     process.run(ensemble.task())
 

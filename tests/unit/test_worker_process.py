@@ -152,3 +152,4 @@ def test_a_worker_exits_at_the_end_of_its_study_as_soon_as_its_slots_are_free(pr
 def test_while_its_study_continues_celery_ends_a_worker(process):
     process.mark_terminated()
     assert not process._tasks.slots.stopping.is_set()
+    assert process._tasks.slots.is_terminated, "a sample that the same signal has ended would count as failed"
