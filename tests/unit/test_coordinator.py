@@ -227,16 +227,21 @@ def test_a_sample_that_still_runs_on_another_machine_is_not_lost_when_the_conduc
     assert states.outcome[0] == Outcome.FINISHED
 
 
+def a_conductor_after_a_cancellation(plan):
+    """Return a coordinator that begins when an earlier one has sent samples under epoch 1, and a user has cancelled the study."""
+    earlier = LedgerWriter(plan.ledger / f"{COORDINATOR}{SUFFIX}", plan.number)
+    earlier.append(Kind.SENT, 1, 1, 0, 10)
+    earlier.close()
+    plan.cancel_request.touch()
+    return Coordinator(plan)
+
+
 def test_a_study_that_is_cancelled_at_its_submission_leaves_no_valid_message_of_an_earlier_conductor(tmp_path):
     """Given messages that no worker has taken, and a user who cancels before Maestro submits the step record again, then no
     worker of the session runs their samples."""
     plan, manifest = a_study(tmp_path / "study")
     Session.create(plan.session)
-    earlier = LedgerWriter(plan.ledger / f"{COORDINATOR}{SUFFIX}", plan.number)
-    earlier.append(Kind.SENT, 1, 1, 0, 10)
-    earlier.close()
-    plan.cancel_request.touch()
-    coordinator = Coordinator(plan)
+    coordinator = a_conductor_after_a_cancellation(plan)
     try:
         coordinator._maintain_at = math.inf  # without a broker
 
@@ -259,11 +264,7 @@ def test_a_step_record_that_is_cancelled_at_its_submission_ends_after_the_sample
     worker = LedgerWriter(plan.ledger / f"w-1{SUFFIX}", plan.number)
     worker.append(Kind.TAKEN, 1, 1, 0, 2)
     worker.append(Kind.STARTED, 1, 1, 0)
-    earlier = LedgerWriter(plan.ledger / f"{COORDINATOR}{SUFFIX}", plan.number)
-    earlier.append(Kind.SENT, 1, 1, 0, 10)
-    earlier.close()
-    plan.cancel_request.touch()
-    coordinator = Coordinator(plan)
+    coordinator = a_conductor_after_a_cancellation(plan)
     try:
         coordinator._maintain_at = math.inf  # without a broker
 

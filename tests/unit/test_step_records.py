@@ -168,15 +168,21 @@ class FullDisk(Store):
         super().write(descriptor, data, place)
 
 
-def test_a_cancellation_that_could_not_be_recorded_is_recorded_later(tmp_path):
-    """Given a full disk when a step record is cancelled, then it ends when no worker can start its samples any more."""
+def a_study_on(store, tmp_path):
+    """Return a plan, its step records and the one whose samples were sent under epoch 1; the conductor writes to `store`."""
     plan, manifest = a_study(tmp_path / "study")
-    store = FullDisk()
     records = StepRecords(plan, GROUPS, store)
     record = records.register(manifest)
     record.begin(cancelled=False)
     records.record_sent(record, 1, 0, 10)
     records.flush()
+    return plan, records, record
+
+
+def test_a_cancellation_that_could_not_be_recorded_is_recorded_later(tmp_path):
+    """Given a full disk when a step record is cancelled, then it ends when no worker can start its samples any more."""
+    store = FullDisk()
+    _, records, record = a_study_on(store, tmp_path)
     records.follow()
     store.is_full = True
     with pytest.raises(LedgerError):
@@ -191,13 +197,8 @@ def test_a_cancellation_that_could_not_be_recorded_is_recorded_later(tmp_path):
 
 def test_a_request_to_stop_all_workers_is_noted_although_the_disk_is_full(tmp_path):
     """Given a step record that cannot be stopped now, in which a sample asks for the stop of all workers, then they stop."""
-    plan, manifest = a_study(tmp_path / "study")
     store = FullDisk()
-    records = StepRecords(plan, GROUPS, store)
-    record = records.register(manifest)
-    record.begin(cancelled=False)
-    records.record_sent(record, 1, 0, 10)
-    records.flush()
+    plan, records, _ = a_study_on(store, tmp_path)
     worker = LedgerWriter(plan.ledger / f"w-1{SUFFIX}", plan.number)
     for sample, code in enumerate((ExitCode.HARD_FAIL, ExitCode.STOP_WORKERS)):
         worker.append(Kind.STARTED, 1, 1, sample)
