@@ -49,14 +49,17 @@ def end_earlier_study(directory: Path) -> None:
     jobs = ", ".join(_open_jobs(directory))
     if jobs:
         raise StudyError(_message(directory, f"it has {jobs}"))
-    with contextlib.suppress(OSError):  # without a session, or on a full disk: the signals below end the workers
-        session.request_stop()
-    ended = processes.end_all()
+    ended = processes.end_all(lambda: _request_stop(session))
     if ended.remaining:
         numbers = ", ".join(map(str, ended.remaining))
         raise StudyError(_message(directory, f"its processes {numbers} cannot be ended"))
     if ended.text:
         print(f"Ended what the earlier study in '{directory}' had left: {ended.text}.")
+
+
+def _request_stop(session: Session) -> None:
+    with contextlib.suppress(OSError):  # without a session, or on a full disk: signals end the workers
+        session.request_stop()
 
 
 def _message(directory: Path, problem: str) -> str:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 import psutil
@@ -144,13 +144,23 @@ class StudyProcesses:
         samples, remaining = end_found(lambda: self.orphans(workspaces), _SAMPLE_LIMIT_S)
         return Ended(workers=0, hosts=0, samples=len(samples), remaining=tuple(remaining))
 
-    def end_all(self) -> Ended:
-        """End workers, which end their samples; then the samples without a worker; then the host of the session."""
+    def end_all(self, request: Callable[[], None] = lambda: None) -> Ended:
+        """End workers, which end their samples; then the samples without a worker; then the host of the session.
+
+        Args:
+            request: Asks workers and hosts to end. Those that do so before they get a signal count as ended, too.
+        """
+        present_workers, present_hosts = self.workers(), self.hosts()
+        request()
         workers, workers_left = end_found(self.workers, _WORKER_LIMIT_S)
         samples, samples_left = end_found(self.orphans, _SAMPLE_LIMIT_S)
         hosts, hosts_left = end_found(self.hosts, _HOST_LIMIT_S)
-        remaining = (*workers_left, *samples_left, *hosts_left)
-        return Ended(len(workers), len(hosts), len(samples), remaining)
+        return Ended(
+            workers=len({*present_workers, *workers}),
+            hosts=len({*present_hosts, *hosts}),
+            samples=len(samples),
+            remaining=(*workers_left, *samples_left, *hosts_left),
+        )
 
 
 def _table() -> tuple[dict[int, _Process], set[int]]:
