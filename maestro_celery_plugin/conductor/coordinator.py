@@ -341,7 +341,7 @@ class Coordinator:
         if now > self._maintain_at:
             self._maintain_at = now + MAINTENANCE_INTERVAL_S
             # Separately, so that workers and allocations are checked even if the broker does not answer.
-            before = (self._step_cancellation.apply, self._added.look)
+            before = (self._step_cancellation.apply, self._added.look, self._publisher.take_back_suspects)
             send = self._publisher.maintain
             resend = self._redelivery.resend_if_slots_stay_free
             for action in (*before, send, self._maintain_workers, resend, *self.watchers):

@@ -38,6 +38,7 @@ class LedgerFollower:
     Args:
         plan: The study.
         is_live: Tells whether a writer may still write.
+        must_be_stored: Tells whether a writer may run on this node (`LedgerReader`).
         store: The file operations.
 
     Attributes:
@@ -47,8 +48,10 @@ class LedgerFollower:
         started_writers: The writers that have started a sample.
     """
 
-    def __init__(self, plan: StudyPlan, is_live: Callable[[str], bool], store: Store) -> None:
-        self._reader = LedgerReader(plan.ledger, plan.number, PATIENCE_S, is_live, store=store)
+    def __init__(
+        self, plan: StudyPlan, is_live: Callable[[str], bool], must_be_stored: Callable[[str], bool], store: Store
+    ) -> None:
+        self._reader = LedgerReader(plan.ledger, plan.number, PATIENCE_S, is_live, must_be_stored, store=store)
         self._reported_damage: set[str] = set()
         self.leases, self.waiting_messages = Leases(), WaitingMessages()
         self.quick_failures = QuickFailures(is_enabled=has_other_hosts(plan.settings))

@@ -137,6 +137,15 @@ class Publisher:
         """
         self._recall.take_back(record, record.samples.find(Outcome.OPEN) - self._records.leased(record))
 
+    def take_back_suspects(self) -> None:
+        """Take back the messages of an earlier conductor about suspects (`Recall`).
+
+        Raises:
+            OSError: the claims cannot be made now.
+        """
+        if self._records.suspect_messages:
+            self._recall.take_back_suspects()
+
     def _ranges(self, record: StepRecord, samples: SampleSet, epoch: int) -> list[tuple[int, int, RunMode]]:
         """Return the ranges [start, stop) that cover samples, with their modes.
 

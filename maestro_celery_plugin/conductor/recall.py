@@ -68,6 +68,20 @@ class Recall:
             free |= self._free(record, name) & samples
         return free - self._records.leased(record)
 
+    def take_back_suspects(self) -> None:
+        """Take back the messages of an earlier conductor about suspects, so that this one gives each suspect its turn.
+
+        Raises:
+            OSError: the claims cannot be made now.
+        """
+        names = self._records.suspect_messages
+        for number in {name.record for name in names}:
+            record = self._records.by_number(number)
+            if record is not None:
+                self.take_back(record, record.suspects())
+        waiting = self._records.waiting_messages
+        self._records.suspect_messages = [name for name in names if name in waiting.of_record(name.record)]
+
     def _free(self, record: StepRecord, name: MessageName) -> SampleSet:
         """Forget a message that a dead worker has claimed; return its samples that no worker has."""
         self._records.waiting_messages.forget(name)

@@ -89,7 +89,7 @@ class StepRecord:
             opened for these groups before the next submission, or before the other workers have ended too.
         may_restart: Tells whether Maestro would restart the step record if it timed out.
         suspect: The only suspect that may run now; None without suspects.
-        has_turn: Tells whether no suspect of another step record may run now.
+        has_turn: Tells whether no other suspect of the study may run now.
         faults: Samples that workers could not run since Maestro's last submission.
         is_on_trial: Tells whether a machine may be the cause of failures, so that these are not final.
         times: When it has run.
@@ -186,14 +186,14 @@ class StepRecord:
 
     def _held_back(self, leased: SampleSet | None) -> SampleSet:
         """Return all suspects except one, which may run; one that a worker of an earlier conductor has comes first."""
-        suspects = self._suspects()
+        suspects = self.suspects()
         if self.suspect is None or self.suspect not in suspects:
             held = suspects & leased if leased is not None else SampleSet.of_samples([])
             may_run = held or (suspects and self.has_turn())
             self.suspect = (held or suspects).first if may_run else None
         return suspects if self.suspect is None else suspects - SampleSet.of_samples([self.suspect])
 
-    def _suspects(self) -> SampleSet:
+    def suspects(self) -> SampleSet:
         """Return the suspects, which have no outcome."""
         if self.samples.losses.max() < SUSPECT_LOSSES:
             return SampleSet.of_samples([])
@@ -205,7 +205,7 @@ class StepRecord:
         Args:
             leased: Returns the samples with a lease; most step records do not need it.
         """
-        suspects = self._suspects()
+        suspects = self.suspects()
         return bool(suspects and suspects & leased())
 
     def unassigned(self, leased: SampleSet, within: SampleSet | None = None) -> SampleSet:

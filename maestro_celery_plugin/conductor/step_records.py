@@ -15,7 +15,7 @@ from maestro_celery_plugin.conductor.ledger_follower import LedgerFollower
 from maestro_celery_plugin.conductor.new_entries import NewEntries
 from maestro_celery_plugin.conductor.step_record import StepRecord
 from maestro_celery_plugin.config.settings import WorkerGroupSettings
-from maestro_celery_plugin.ledger.claims import Claims
+from maestro_celery_plugin.ledger.claims import Claims, MessageName
 from maestro_celery_plugin.ledger.entries import COORDINATOR, SUFFIX, Kind
 from maestro_celery_plugin.ledger.sample_set import SampleSet
 from maestro_celery_plugin.ledger.sample_states import SampleStates
@@ -23,6 +23,7 @@ from maestro_celery_plugin.ledger.store import STORE, Store
 from maestro_celery_plugin.ledger.writer import LedgerWriter
 from maestro_celery_plugin.states import Outcome, RecordState
 from maestro_celery_plugin.study.conductor_starts import count_start
+from maestro_celery_plugin.study.heartbeats import Heartbeat
 from maestro_celery_plugin.study.manifest import FILE, Manifest
 from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.reasons import Reason, write_reasons
@@ -47,6 +48,8 @@ class StepRecords:
         waiting_messages: The messages that no slot has taken.
         without_message: Samples that dead workers have had, by step record, until the publisher has sent them again.
         claims: The claims of the study.
+        suspect_messages: Messages of an earlier conductor about suspects. Until they are taken back, no suspect gets
+            its turn: the worker that takes such a message would run another one at the same time.
         stop_request: Sentence that names the sample which has requested that all workers stop; empty without a request.
         started_writers: The writers that have started a sample.
         live_writers: The live workers: the dictionary `WorkerPool.alive`, which `Scaling` assigns once.
@@ -57,7 +60,7 @@ class StepRecords:
         self._plan, self._groups = plan, groups
         to_disk = plan.settings.resources.sync_ledger
         self._writer = LedgerWriter(plan.ledger / f"{COORDINATOR}{SUFFIX}", plan.number, to_disk=to_disk, store=store)
-        self._follower = LedgerFollower(plan, lambda writer: writer in self.live_writers, store)
+        self._follower = LedgerFollower(plan, lambda writer: writer in self.live_writers, self._may_be_here, store)
         self.claims = Claims(plan.claims, plan.number, store)
         self._records: dict[str, StepRecord] = {}
         self._by_number: dict[int, StepRecord] = {}
@@ -65,10 +68,11 @@ class StepRecords:
         self._changed: set[int] = set()
         # Whether a step record was stopped since the last look at all workers, who may have leases of its samples.
         self._must_be_fresh = False
-        self.live_writers: Container[str] = ()
+        self.live_writers: Mapping[str, Heartbeat] = {}
         self.leases, self.waiting_messages = self._follower.leases, self._follower.waiting_messages
         self.quick_failures, self.started_writers = self._follower.quick_failures, self._follower.started_writers
         self.without_message: dict[int, list[SampleSet]] = {}
+        self.suspect_messages: list[MessageName] = []
         self.stop_request = ""
 
     def load(self, alive: Callable[[], Iterable[str]]) -> None:
@@ -88,6 +92,8 @@ class StepRecords:
             # The conductor died as well, so no sample was the cause.
             self._write_lost(record, record.samples.find_running() - self.leased(record), external_cause=True)
         self.follow()
+        for record in self:
+            self.suspect_messages += self.waiting_messages.of_record(record.number, record.suspects())
         starts = count_start(self._plan)
         for record in self:
             has_lost_entries = record.samples.highest_epoch > record.samples.epoch
@@ -96,6 +102,11 @@ class StepRecords:
                 # A message of before the lost entries would count as valid about samples that have run since.
                 self.record_sent(record, record.samples.epoch + 1, 0, record.manifest.samples)
         self.follow_own()
+
+    def _may_be_here(self, writer: str) -> bool:
+        """Tell whether a worker runs on this node, or may have run here before it died."""
+        beat = self.live_writers.get(writer)
+        return writer != COORDINATOR and (beat is None or beat.is_here)
 
     def __iter__(self) -> Iterator[StepRecord]:
         return iter(self._records.values())
@@ -150,10 +161,12 @@ class StepRecords:
         return record
 
     def _has_turn(self, record: StepRecord) -> bool:
-        """Tell whether no suspect of another step record may run on the workers of a step record now.
+        """Tell whether no other suspect may run on the workers of a step record now.
 
         A worker may have one of a step record that Maestro has not submitted to this conductor so far.
         """
+        if self.suspect_messages:
+            return False
         others = [o for o in self if o is not record and not set(o.groups).isdisjoint(record.groups)]
         return not any(
             (other.suspect is not None and other.active and not other.stops_early)

@@ -46,6 +46,8 @@ class LedgerReader:
         patience_s: Seconds to wait for a damaged part of the file of a live writer.
         is_live: Tells whether a writer may still write. The reader waits for no other writer: what follows the damage
             must count before anyone concludes that a sample has no outcome.
+        must_be_stored: Tells whether a writer may run on this node, so that what the file system shows of its entries
+            may be lost later; such entries count when they are stored.
         store: The file operations.
 
     Attributes:
@@ -59,11 +61,12 @@ class LedgerReader:
         study: int = 0,
         patience_s: float = 0.0,
         is_live: Callable[[str], bool] = lambda writer: False,
+        must_be_stored: Callable[[str], bool] = lambda writer: False,
         *,
         store: Store = STORE,
     ) -> None:
         self._directory, self._study, self._patience_s, self._store = directory, study, patience_s, store
-        self._is_live = is_live
+        self._is_live, self._must_be_stored = is_live, must_be_stored
         self._files: dict[str, FileState] = {}
         self.damaged = 0
         self.foreign: set[str] = set()
@@ -211,7 +214,8 @@ class LedgerReader:
         file = self._files.get(writer)
         if file is None:
             file = self._files[writer] = self._new_file(writer)
-        size, data = self._store.read(file.path, file.offset, _SIZE)
+        read = self._store.read_stored if self._must_be_stored(writer) else self._store.read
+        size, data = read(file.path, file.offset, _SIZE)
         file.has_more = file.offset + len(data) < size
         return NewBytes(writer, file, file.offset, size, data)
 

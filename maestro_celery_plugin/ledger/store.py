@@ -81,11 +81,33 @@ class Store:
         """
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         try:
-            status = os.fstat(descriptor)
-            size = status.st_size if stat.S_ISREG(status.st_mode) else 0
-            data = os.pread(descriptor, min(size - offset, self.limit), offset) if size - offset >= least else b""
+            return self._read(descriptor, offset, least)
         finally:
             os.close(descriptor)
+
+    def read_stored(self, path: Path, offset: int, least: int) -> tuple[int, np.ndarray[Any, Any]]:
+        """Return what `read` returns, but no bytes if the file server rejects any of them now.
+
+        A network file system also shows a node what its other processes have written, and what the file server may
+        reject later, because the disk is full. Closing a file that is open for writing sends these bytes, and reports
+        their rejection since the file was opened (close(2), nfs(5)).
+        """
+        descriptor = os.open(path, os.O_RDWR | os.O_NONBLOCK)
+        try:
+            size, data = self._read(descriptor, offset, least)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        try:
+            os.close(descriptor)
+        except OSError:
+            return offset, np.empty(0, np.uint8)
+        return size, data
+
+    def _read(self, descriptor: int, offset: int, least: int) -> tuple[int, np.ndarray[Any, Any]]:
+        status = os.fstat(descriptor)
+        size = status.st_size if stat.S_ISREG(status.st_mode) else 0
+        data = os.pread(descriptor, min(size - offset, self.limit), offset) if size - offset >= least else b""
         return size, np.frombuffer(data, np.uint8)
 
     def next_data(self, path: Path, offset: int) -> int | None:

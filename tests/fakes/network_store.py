@@ -106,6 +106,10 @@ class NodeStore(Store):
             size = len(data)
             return size, np.frombuffer(bytes(data[offset:]) if size - offset >= least else b"", np.uint8)
 
+    def read_stored(self, path, offset, least):
+        self._write_back(str(path))
+        return self.read(path, offset, least)
+
     def open(self, path, *, new):
         with self._operate():
             key = str(path)
@@ -131,8 +135,10 @@ class NodeStore(Store):
             del self._server.files[self._open[descriptor]][size:]
 
     def flush(self, descriptor, *, to_disk):
+        self._write_back(self._open[descriptor])
+
+    def _write_back(self, key):
         with self._operate():
-            key = self._open[descriptor]
             file = self._server.files[key]
             for place, part in self._buffers.pop(key, ()):
                 file.extend(bytes(max(0, place - len(file))))

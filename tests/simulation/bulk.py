@@ -58,8 +58,8 @@ class CountingStore(Store):
         super().__init__()
         self.read_counts: Counter[str] = Counter()
 
-    def read(self, path: Path, offset: int, least: int) -> Any:
-        size, data = super().read(path, offset, least)
+    def _read(self, descriptor: int, offset: int, least: int) -> Any:
+        size, data = super()._read(descriptor, offset, least)
         self.read_counts["files"] += 1
         self.read_counts["bytes"] += len(data)
         return size, data

@@ -9,6 +9,7 @@ Without `Caching`, the file system is that of one machine: all changes are visib
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import functools
@@ -116,10 +117,10 @@ class FileServer:
 class Descriptor:
     """An open file of a process."""
 
-    __slots__ = ("append", "client", "inode", "is_locked", "offset", "path", "writes")
+    __slots__ = ("append", "client", "inode", "is_locked", "offset", "path", "told", "writes")
 
-    def __init__(self, client: Client, inode: Inode, path: str, flags: int) -> None:
-        self.client, self.inode, self.path = client, inode, path
+    def __init__(self, client: Client, inode: Inode, path: str, flags: int, told: list[int]) -> None:
+        self.client, self.inode, self.path, self.told = client, inode, path, told
         self.offset, self.is_locked = 0, False
         self.writes = bool(flags & (os.O_WRONLY | os.O_RDWR))
         self.append = bool(flags & os.O_APPEND)
@@ -166,7 +167,10 @@ class Client:
         self._attributes: dict[Inode, tuple[float, int, int]] = {}
         self._dirty: dict[Inode, list[tuple[int, bytes]]] = {}
         # Errors of bytes that the kernel has sent by itself; the next flush of the file reports them, once.
-        self._rejected: dict[Inode, OSError] = {}
+        # As the Linux kernel does (errseq_t): each open file learns of each error once, whoever else has learned of it; a
+        # file that is opened later learns of those that nobody has learned of so far.
+        self._errors: dict[Inode, list[OSError]] = {}
+        self._told: dict[Inode, int] = {}
 
     # --- names ---
 
@@ -307,7 +311,7 @@ class Client:
         if flags & os.O_DIRECTORY and inode.kind != _DIRECTORY:
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
         self._read_attributes(inode)
-        descriptor = Descriptor(self, inode, path, flags)
+        descriptor = Descriptor(self, inode, path, flags, [self._told.get(inode, 0)])
         if flags & os.O_TRUNC:
             self.truncate(descriptor, 0)
         return descriptor
@@ -369,7 +373,7 @@ class Client:
         """Send buffered bytes to the server, the oldest first; after an error, they are lost.
 
         Raises:
-            OSError: the server has no room.
+            OSError: the server has no room; each open file learns of this at its next flush.
         """
         parts = self._dirty.get(inode, [])
         sent = parts if count is None else parts[:count]
@@ -383,40 +387,41 @@ class Client:
                 self._dirty.pop(inode, None)
                 self._read_attributes(inode)
                 del sent[at:]
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                self._errors.setdefault(inode, []).append(error)
+                raise error
             self._store(inode, place, part)
         if sent:
             self._read_attributes(inode)
 
-    def write_back_unasked(self, inode: Inode, count: int) -> None:
-        """Send some of the buffered bytes, as a kernel does at any time; the next flush reports an error."""
-        try:
-            self.write_back(inode, count)
-        except OSError as error:
-            self._rejected[inode] = error
-
-    def _report(self, inode: Inode) -> None:
-        error = self._rejected.pop(inode, None)
-        if error is not None:
-            raise error
-
     def flush(self, descriptor: Descriptor) -> None:
         """Write back, as the end of a descriptor does."""
         inode = descriptor.inode
-        if descriptor.writes and (inode in self._dirty or inode in self._rejected):
+        if descriptor.writes and (inode in self._dirty or self._has_error(descriptor)):
             self._operate("flush", descriptor.path)
-            self.write_back(inode)
-            self._report(inode)
+            self._write_back_of(descriptor)
 
     def sync(self, descriptor: Descriptor) -> None:
         self._operate("sync", descriptor.path)
-        self.write_back(descriptor.inode)
-        self._report(descriptor.inode)
+        self._write_back_of(descriptor)
         descriptor.inode.synced = len(descriptor.inode.data)
+
+    def _has_error(self, descriptor: Descriptor) -> bool:
+        return descriptor.told[0] < len(self._errors.get(descriptor.inode, ()))
+
+    def _write_back_of(self, descriptor: Descriptor) -> None:
+        """Write back; report an error that this open file has not learned of."""
+        inode = descriptor.inode
+        with contextlib.suppress(OSError):
+            self.write_back(inode)
+        if self._has_error(descriptor):
+            errors = self._errors[inode]
+            descriptor.told[0] = self._told[inode] = len(errors)
+            raise errors[-1]
 
     def truncate(self, descriptor: Descriptor, size: int) -> None:
         self._operate("truncate", descriptor.path)
-        self.write_back(descriptor.inode)
+        self._write_back_of(descriptor)
         inode = descriptor.inode
         if size < len(inode.data):
             del inode.data[size:]
@@ -435,7 +440,8 @@ class Client:
         """Lose what the node has not written back; return the number of lost writes."""
         lost = sum(map(len, self._dirty.values()))
         self._dirty.clear()
-        self._rejected.clear()
+        self._errors.clear()
+        self._told.clear()
         self._names.clear()
         self._attributes.clear()
         return lost

@@ -6,6 +6,7 @@ test, and a part of a list is a smaller one (`shrink.py`).
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import os
@@ -324,7 +325,8 @@ class Misfortune:
             if self._cut_until.get(node.name, 0.0) > world.kernel.now:
                 return
             for inode in node.client.dirty_files():
-                node.client.write_back_unasked(inode, count)
+                with contextlib.suppress(OSError):  # the next flush reports it
+                    node.client.write_back(inode, count)
 
         world.kernel.call(rng.expovariate(1.0), write_back)
 

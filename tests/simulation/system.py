@@ -236,7 +236,8 @@ def _read_at_offset(descriptor: Descriptor, size: int) -> bytes:
 
 def _dup(descriptor: Descriptor) -> int:
     assert files is not None
-    twin = Descriptor(descriptor.client, descriptor.inode, descriptor.path, os.O_RDWR if descriptor.writes else 0)
+    flags = os.O_RDWR if descriptor.writes else 0
+    twin = Descriptor(descriptor.client, descriptor.inode, descriptor.path, flags, descriptor.told)
     return files.add(twin)
 
 

@@ -390,6 +390,24 @@ def test_a_loss_that_is_reported_during_a_flush_is_not_confirmed(writer, tmp_pat
     assert starts(read_ledger(tmp_path)) == [0]
 
 
+def test_entries_of_this_node_count_only_when_the_file_server_has_stored_them(writer, tmp_path, losing_close):
+    """Given a full disk, of which NFS tells only when a file is closed, then what this node shows meanwhile does not count."""
+    reader = LedgerReader(tmp_path, must_be_stored=lambda name: True)
+    writer.append(Kind.STARTED, 1, 1, 0)
+    assert starts(read_all(reader)) == [0]
+    writer.append(Kind.STARTED, 1, 1, 1)
+
+    losing_close(2 * SIZE)
+    assert starts(read_all(reader)) == []
+    losing_close(2 * SIZE)  # each open file learns of the loss
+    with pytest.raises(LedgerError):
+        writer.flush()
+    assert starts(read_all(reader)) == []
+
+    writer.flush()
+    assert starts(read_all(reader)) == [1]
+
+
 def test_entries_count_as_confirmed_only_after_a_flush_that_succeeds(writer, file, tmp_path, losing_close):
     for sample in range(3):
         writer.append(Kind.STARTED, 1, 1, sample)
@@ -630,8 +648,8 @@ class CountingStore(Store):
     def __init__(self):
         self.bytes = 0
 
-    def read(self, path, offset, least):
-        size, data = super().read(path, offset, least)
+    def _read(self, descriptor, offset, least):
+        size, data = super()._read(descriptor, offset, least)
         self.bytes += len(data)
         assert self.bytes < 10 * Store.limit
         return size, data

@@ -41,8 +41,8 @@ class CountingStore(Store):
         self.counts["listings"] += 1
         return super().names(directory, fresh=fresh)
 
-    def read(self, path, offset, least):
-        size, data = super().read(path, offset, least)
+    def _read(self, descriptor, offset, least):
+        size, data = super()._read(descriptor, offset, least)
         self.counts["reads"] += 1
         self.counts["bytes"] += len(data)
         return size, data

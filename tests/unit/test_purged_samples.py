@@ -25,7 +25,7 @@ class Study:
     def __init__(self, root) -> None:
         self.plan, manifest = a_study(root)
         self.records = StepRecords(self.plan, {})
-        self.records.live_writers = {"w-1"}
+        self.records.live_writers = {"w-1": None}
         self.record = self.records.register(manifest)
         self.record.begin(cancelled=False)
         for start, stop in ((0, 5), (5, manifest.samples)):

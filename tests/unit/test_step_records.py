@@ -10,13 +10,17 @@ import pytest
 from ensembles import a_study
 from msgspec.structs import replace
 
+from maestro_celery_plugin.conductor.recall import Recall
 from maestro_celery_plugin.conductor.step_records import StepRecords
 from maestro_celery_plugin.config.settings import WorkerGroupSettings
 from maestro_celery_plugin.errors import LedgerError
+from maestro_celery_plugin.ledger.claims import MessageName, owner_text
 from maestro_celery_plugin.ledger.entries import COORDINATOR, SUFFIX, Kind
+from maestro_celery_plugin.ledger.sample_set import SampleSet
 from maestro_celery_plugin.ledger.store import Store
 from maestro_celery_plugin.ledger.writer import LedgerWriter
-from maestro_celery_plugin.states import ExitCode, RecordState
+from maestro_celery_plugin.states import ExitCode, RecordState, WorkerState
+from maestro_celery_plugin.study.heartbeats import Heartbeat
 from maestro_celery_plugin.worker.study_context import StudyContext
 
 GROUPS = {"w": WorkerGroupSettings(task_queues=("merlin",))}
@@ -38,10 +42,10 @@ class FailingReads(Store):
 
     failing = ""
 
-    def read(self, path, offset, least):
-        if path.name == self.failing:
+    def _read(self, descriptor, offset, least):
+        if os.readlink(f"/proc/self/fd/{descriptor}").endswith(f"/{self.failing}"):
             raise OSError(errno.EIO, "again later")
-        return super().read(path, offset, least)
+        return super()._read(descriptor, offset, least)
 
 
 @pytest.mark.parametrize("ends", ["cancelled", "failed"])
@@ -138,6 +142,57 @@ def test_a_suspect_that_a_worker_of_an_earlier_conductor_runs_has_the_turn(tmp_p
     assert 3 not in found[0].unassigned(records.leased(found[0]))
 
 
+@pytest.fixture
+def two_suspects(tmp_path):
+    """A study whose conductor has died after it had sent one of two suspects; the next conductor knows both."""
+    plan, manifest = a_study(tmp_path / "study")
+    earlier = StepRecords(plan, GROUPS)
+    record = earlier.register(manifest)
+    for sample in (3, 7):
+        for epoch in (1, 2):
+            earlier._writer.append(Kind.LOST, record.number, epoch, sample)
+    earlier.record_sent(record, 3, 7, 8)
+    earlier.flush()
+    records = StepRecords(plan, GROUPS)
+    records.load(tuple)
+    record = records.by_number(record.number)
+    record.begin(cancelled=False)
+    return records, record
+
+
+def test_a_new_conductor_takes_the_messages_about_suspects_back_before_one_gets_its_turn(two_suspects):
+    """Given a message of an earlier conductor about a suspect, then no worker takes it while another suspect runs."""
+    records, record = two_suspects
+    recall = Recall(records, is_dead=lambda writer: False, end_worker=lambda writer: None)
+    assert not record.unassigned(SampleSet.of_samples([])) & SampleSet.of_samples([3, 7])
+
+    recall.take_back_suspects()
+
+    assert not records.claims.claim(MessageName(record.number, 3, 7, 8, 0), "w-1 1")
+    assert (record.unassigned(SampleSet.of_samples([])) & SampleSet.of_samples([3, 7])).samples().tolist() == [3]
+
+
+def test_no_suspect_gets_its_turn_before_the_worker_that_has_claimed_another_one_shows_it(two_suspects):
+    """Given a worker that has claimed a suspect, although NFS does not show its entries, then no other suspect runs."""
+    records, record = two_suspects
+    records.claims.prepare(record.number)
+    assert records.claims.claim(MessageName(record.number, 3, 7, 8, 0), owner_text("w-1"))
+    recall = Recall(records, is_dead=lambda writer: False, end_worker=lambda writer: None)
+
+    recall.take_back_suspects()
+    assert not record.unassigned(SampleSet.of_samples([])) & SampleSet.of_samples([3, 7])
+    worker = LedgerWriter(records._plan.ledger / f"w-1{SUFFIX}", records._plan.number)
+    worker.append(Kind.TAKEN, record.number, 3, 7, 8)
+    worker.close()
+    records.follow(fresh=True)
+    recall.take_back_suspects()
+
+    # It has the turn.
+    assert 3 not in record.unassigned(records.leased(record))
+    records.mark_lost(["w-1"], external_cause=True)
+    assert record.suspect == 7
+
+
 def test_the_suspect_of_a_step_record_that_has_ended_does_not_keep_others_from_running(tmp_path):
     """Given a cancelled step record with a suspect, then the suspect of another one runs."""
     plan, manifest = a_study(tmp_path / "study")
@@ -210,6 +265,41 @@ def test_a_request_to_stop_all_workers_is_noted_although_the_disk_is_full(tmp_pa
         records.follow()
 
     assert records.stop_request.startswith("Sample 1 of")
+
+
+class RejectingServer(Store):
+    """A file server that rejects what this node has written, and that the node shows until it sends it."""
+
+    is_full = False
+
+    def read_stored(self, path, offset, least):
+        size, data = super().read_stored(path, offset, least)
+        return (offset, data[:0]) if self.is_full else (size, data)
+
+
+@pytest.mark.parametrize("machine", ["", "another"])
+def test_a_sample_has_not_ended_before_the_entry_of_a_worker_on_this_node_is_stored(tmp_path, machine):
+    """Given a full disk at the end of a study, then no outcome counts that is lost when the worker ends."""
+    store = RejectingServer()
+    plan, records, record = a_study_on(store, tmp_path)
+    beat = Heartbeat(
+        name="w-1", group="w", host="", node="", supervisor=(1, 1), process=(1, 1), slots=1, beat=1,
+        state=WorkerState.IDLE, machine=machine,
+    )  # fmt: skip
+    records.live_writers = {"w-1": beat}
+    worker = LedgerWriter(plan.ledger / f"w-1{SUFFIX}", plan.number)
+    worker.append(Kind.TAKEN, 1, 1, 0, 10)
+    for sample in range(10):
+        worker.append(Kind.STARTED, 1, 1, sample)
+        worker.append(Kind.ENDED, 1, 1, sample)
+
+    store.is_full = True
+    records.follow(fresh=True)
+
+    assert record.samples.is_complete is (machine == "another")  # another node shows only what is stored
+    store.is_full = False
+    records.follow()
+    assert record.samples.is_complete
 
 
 def a_study_that_was_sent(tmp_path):
