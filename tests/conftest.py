@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +14,8 @@ from merlin_runs import merlins, without_merlin  # noqa: F401 (fixtures)
 from servers import rabbitmq_server, redis_server, redis_tls_server  # noqa: F401 (fixtures)
 from slurm_studies import slurm  # noqa: F401 (fixture)
 from support import Study, kill
+
+from maestro_celery_plugin.maestro.launch_options import OPTIONS
 
 # The configuration of the user who runs the tests has no effect on them.
 os.environ["XDG_CONFIG_HOME"] = "/nonexistent"
@@ -28,6 +31,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for directory, marker in TESTS_OF_LAYER.items():
             if directory in item.path.parts:
                 item.add_marker(marker)
+
+
+@pytest.fixture
+def small_stack():
+    """Let deep nesting exceed the stack soon: the time that the YAML parser needs before grows with the square."""
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(500)
+    yield
+    sys.setrecursionlimit(limit)
+
+
+@pytest.fixture(autouse=True)
+def options_of_one_test():
+    """Let no test see the options of a launch that another one has set: a command sets them for its whole process."""
+    before = dict(vars(OPTIONS))
+    yield
+    vars(OPTIONS).update(before)
 
 
 @pytest.fixture

@@ -19,7 +19,8 @@ from maestro_celery_plugin.host.conductors import RESTART_LIMIT
 from maestro_celery_plugin.study.members import Members
 from maestro_celery_plugin.study.status_csv import read_rows
 
-BIN = Path(sys.executable).parent
+# Without `..`, where zsh finds no commands.
+BIN = Path(os.path.normpath(Path(sys.executable).parent))
 ROOT = Path(__file__).parent.parent
 # After this time, a test fails that waits. No claim may depend on it: a machine under load is several times slower. It is
 # shorter than what tests use as "for ever": samples of 300 s and more, the idle limit of workers (300 s), walltimes.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 
@@ -10,7 +9,6 @@ import pytest
 from recorded import Recorded
 
 from maestro_celery_plugin import clock
-from maestro_celery_plugin.maestro.launch_options import OPTIONS
 
 
 @pytest.fixture
@@ -28,23 +26,6 @@ def advance_clock(monkeypatch):
         monkeypatch.setattr(clock, "monotonic", lambda: later)
 
     return advance
-
-
-@pytest.fixture
-def small_stack():
-    """Let deep nesting exceed the stack soon: the time that the YAML parser needs before grows with the square."""
-    limit = sys.getrecursionlimit()
-    sys.setrecursionlimit(500)
-    yield
-    sys.setrecursionlimit(limit)
-
-
-@pytest.fixture(autouse=True)
-def options_of_one_test():
-    """Let no test see the options of a launch that another one has set: a command sets them for its whole process."""
-    before = dict(vars(OPTIONS))
-    yield
-    vars(OPTIONS).update(before)
 
 
 @pytest.fixture

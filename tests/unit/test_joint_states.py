@@ -30,7 +30,7 @@ def look_of(rows):
     return together[np.argsort(together["record"], kind="stable")]
 
 
-@each_example(300)
+@each_example(150)
 @given(st.lists(st.lists(ROWS, min_size=1, max_size=12), min_size=1, max_size=4))
 def test_the_states_are_those_of_one_step_record_after_the_other(looks):
     joint, single = ([SampleStates(size, 2) for size in SIZES] for _ in range(2))

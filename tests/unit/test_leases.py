@@ -117,7 +117,7 @@ def rows():
 looks = st.lists(st.lists(st.tuples(st.sampled_from("abc"), st.lists(rows(), max_size=9)), max_size=4), max_size=6)
 
 
-@each_example(300)
+@each_example(150)
 @given(looks, st.sampled_from("abcd"))
 def test_the_leases_of_many_entries_at_once_are_those_of_one_after_the_other(looks, dead):
     leases, model = Leases(), Model()

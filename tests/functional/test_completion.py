@@ -215,6 +215,8 @@ def terminal(place, environment):
         )
         one.type(f"PS1='> '; {begin}eval \"$(maestro-celery completion {shell})\"; echo rea''dy\n")
         one.await_text("ready\r?\n")
+        # The shell reads keys now. Those before are lines to it, and a Tab in them completes nothing.
+        one.await_text("\x1b\\[\\?2004h" if shell == "zsh" else "> ")
         return one
 
     yield start
