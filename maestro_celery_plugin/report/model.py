@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from maestro_celery_plugin.ledger.sample_states import Counts
+from maestro_celery_plugin.ledger.sample_facts import Counts
 from maestro_celery_plugin.states import WorkerState
 from maestro_celery_plugin.study.broken_machines import BrokenMachine
 from maestro_celery_plugin.study.stopped_workers import StoppedGroups

@@ -20,7 +20,7 @@ from maestro_celery_plugin.batch.allocation import read_allocations
 from maestro_celery_plugin.config.groups import allocation_name, awaited_groups, serving_groups
 from maestro_celery_plugin.errors import StudyError
 from maestro_celery_plugin.ledger.entries import COORDINATOR, SUFFIX
-from maestro_celery_plugin.ledger.sample_states import Counts
+from maestro_celery_plugin.ledger.sample_facts import Counts
 from maestro_celery_plugin.report.broker_check import BrokerCheck
 from maestro_celery_plugin.report.ledger_samples import LedgerSamples
 from maestro_celery_plugin.report.model import AllocationStatus, StepStatus, StudyState, StudyStatus, WorkerStatus

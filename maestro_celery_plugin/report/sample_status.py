@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from maestro_celery_plugin.ledger.entries import Entries, Kind
-from maestro_celery_plugin.ledger.sample_states import Counts, SampleStates
+from maestro_celery_plugin.ledger.sample_facts import Counts
+from maestro_celery_plugin.ledger.sample_states import SampleStates
 from maestro_celery_plugin.report.durations import Durations, NotableDurations
 from maestro_celery_plugin.report.pace import Pace
 from maestro_celery_plugin.report.running_attempts import RunningAttempts

@@ -25,7 +25,7 @@ from maestro_celery_plugin.conductor.stopped_workers import StoppedWorkers
 from maestro_celery_plugin.config.settings import ResourceSettings, StepFacts, WorkerGroupSettings
 from maestro_celery_plugin.errors import StudyError
 from maestro_celery_plugin.ledger.entries import Kind
-from maestro_celery_plugin.ledger.sample_states import Counts
+from maestro_celery_plugin.ledger.sample_facts import Counts
 from maestro_celery_plugin.ledger.waiting_messages import WaitingMessages
 from maestro_celery_plugin.machine import host_name
 from maestro_celery_plugin.maestro.purge import Purge

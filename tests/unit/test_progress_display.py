@@ -15,7 +15,7 @@ from rich.console import Console
 from maestro_celery_plugin import clock
 from maestro_celery_plugin.errors import StudyError
 from maestro_celery_plugin.ledger.entries import Kind
-from maestro_celery_plugin.ledger.sample_states import Counts
+from maestro_celery_plugin.ledger.sample_facts import Counts
 from maestro_celery_plugin.maestro.foreground_log import ForegroundLog
 from maestro_celery_plugin.maestro.launch_options import OPTIONS
 from maestro_celery_plugin.report.live.progress_display import ProgressDisplay

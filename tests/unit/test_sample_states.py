@@ -12,8 +12,8 @@ from ensembles import a_manifest, entries, span, states_of
 
 from maestro_celery_plugin.ledger import sample_states, state_table
 from maestro_celery_plugin.ledger.entries import Kind
+from maestro_celery_plugin.ledger.sample_facts import Counts
 from maestro_celery_plugin.ledger.sample_set import SampleSet
-from maestro_celery_plugin.ledger.sample_states import Counts
 from maestro_celery_plugin.report.durations import Durations
 from maestro_celery_plugin.states import (
     BROKEN,

@@ -36,7 +36,7 @@ from maestro_celery_plugin.config.settings import (
 from maestro_celery_plugin.errors import StudyError
 from maestro_celery_plugin.files import shared_lock
 from maestro_celery_plugin.ledger.entries import Kind
-from maestro_celery_plugin.ledger.sample_states import Counts
+from maestro_celery_plugin.ledger.sample_facts import Counts
 from maestro_celery_plugin.ledger.writer import LedgerWriter
 from maestro_celery_plugin.machine import host_name, machine_id
 from maestro_celery_plugin.processes import ProcessId

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from maestro_celery_plugin.ledger.sample_states import Counts
+from maestro_celery_plugin.ledger.sample_facts import Counts
 from maestro_celery_plugin.report.model import StepStatus
 from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.status_csv import FINAL_STATES
