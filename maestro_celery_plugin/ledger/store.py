@@ -1,11 +1,12 @@
 """The store: all file operations of the ledger and its claims, in one object that a test replaces.
 
-On a network file system, the nodes see each other's changes late. These operations rely on three guarantees of NFS
-(nfs(5), open(2)), and of every file system that is more strict:
+On a network file system, the nodes see each other's changes late. These operations rely on four guarantees of NFS
+(nfs(5), open(2), close(2)), and of every file system that is more strict:
 
 - Creating a link or a new file is exclusive and atomic.
 - Whoever opens a file sees all bytes that another node had written when it closed a descriptor of this file.
 - A node that changes a directory sees the current entries of this directory.
+- Whoever closes a file that is open for writing learns whether the file server has stored what this node has written.
 """
 
 from __future__ import annotations
