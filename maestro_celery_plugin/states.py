@@ -63,7 +63,8 @@ class ExitCode(enum.IntEnum):
 class Outcome(enum.IntEnum):
     """The outcome of a sample. All outcomes except `OPEN` are final."""
 
-    # These numbers are not stored in files. If two attempts under the same epoch end, the higher outcome counts.
+    # If two attempts under the same epoch end, the higher outcome counts. The cache of `status` stores these numbers:
+    # whoever changes them raises its `_FORMAT` as well.
 
     OPEN = 0
     """No outcome yet: not started, running, lost, or waiting for another attempt."""

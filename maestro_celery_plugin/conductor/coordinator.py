@@ -14,12 +14,13 @@ import gc
 import logging
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from maestro_celery_plugin import clock
 from maestro_celery_plugin.conductor.added_samples import AddedSamples, Taking
+from maestro_celery_plugin.conductor.error_log import try_each
 from maestro_celery_plugin.conductor.exit_signals import end_on_signals
 from maestro_celery_plugin.conductor.publisher import Publisher
 from maestro_celery_plugin.conductor.redelivery import Redelivery
@@ -151,13 +152,13 @@ class Coordinator:
             return self._submit_cancelled(manifest)
         record = self._records.register(manifest)
         if clock.monotonic() - self._refreshed_at > self._refresh_interval_s:  # not at each of many submissions
-            _try(functools.partial(self._scaling.start_workers, record))  # while the private broker starts
+            try_each(functools.partial(self._scaling.start_workers, record))  # while the private broker starts
             self._refresh()
         had_reason = bool(record.reason)
         record.begin(cancelled=False)
         if had_reason:
             self._records.store_reasons()
-        _try(functools.partial(self._step_cancellation.apply_to_submitted, record))
+        try_each(functools.partial(self._step_cancellation.apply_to_submitted, record))
         try:
             record.waits = self._scaling.waits(record)
             if not record.waits:  # otherwise when a user has started a worker, or has resumed the study
@@ -200,6 +201,7 @@ class Coordinator:
             record.active = False
         return record.reported_state
 
+    @_exclusive
     def run_times(self, job: Any) -> tuple[float | None, float | None]:
         """Return when a submitted step record began and ended to run (Unix seconds); None where this is not known."""
         record = self._jobs.get(job)
@@ -207,6 +209,7 @@ class Coordinator:
             return None, None
         return record.times.times(has_ended=record.samples.is_complete or record.has_failed)
 
+    @_exclusive
     def set_restarts(self, job: Any, may_restart: Callable[[], bool]) -> None:
         """Let a submitted step record know whether Maestro would restart it if it timed out."""
         record = self._jobs.get(job)
@@ -261,22 +264,24 @@ class Coordinator:
         self._added.take(taking)
 
     @property
+    @_exclusive
     def failed_samples(self) -> int:
         """The number of failed samples of all step records."""
         return sum(record.samples.counts().failed for record in self._records)
 
     @property
+    @_exclusive
     def ended_samples(self) -> int:
         """The number of samples of all step records that have an outcome."""
         return sum(len(record.samples) - record.samples.total(Outcome.OPEN) for record in self._records)
 
-    def failed_records(self) -> Iterator[str]:
-        """Yield the names of the step records with a failed sample, unless a machine may be the cause."""
+    @_exclusive
+    def failed_records(self) -> list[str]:
+        """Return the names of the step records with a failed sample, unless a machine may be the cause."""
         undecided = self._records.quick_failures.open_records()
-        for record in self._records:
-            if record.samples.failures and record.number not in undecided:
-                yield record.manifest.name
+        return [r.manifest.name for r in self._records if r.samples.failures and r.number not in undecided]
 
+    @_exclusive
     def further_allocations(self) -> list[str]:
         """Return the labels of the allocations that this conductor has submitted after an earlier one has ended."""
         return self._scaling.further_allocations
@@ -297,12 +302,16 @@ class Coordinator:
             if self._must_poll() and (clock.monotonic() >= earliest or not self._has_work()):
                 break
             clock.sleep(min(self._refresh_interval_s, max(0.0, latest - clock.monotonic())))
+        self.begin_poll()
+
+    def begin_poll(self) -> None:
+        """Note that Maestro polls now."""
         self._poll_end, self._submit_s, self._poll_is_due = clock.monotonic(), 0.0, False
 
     @_exclusive
     def _must_poll(self) -> bool:
         """Whether Maestro must poll: a step record has a new state, or a user requests an update or a cancellation."""
-        _try(self._look_for_news)  # an error of the file system would end Maestro's conductor
+        try_each(self._look_for_news)  # an error of the file system would end Maestro's conductor
         return self._poll_is_due
 
     def _look_for_news(self) -> None:
@@ -310,8 +319,12 @@ class Coordinator:
 
     @_exclusive
     def _has_work(self) -> bool:
-        """Whether a submitted step record has not ended."""
-        return bool(self._records.with_work())
+        """Whether a submitted step record has not ended, or this cannot be told because of an error."""
+        try:
+            return bool(self._records.with_work())
+        except (EnsembleError, OSError) as error:  # such as a full disk; Maestro's conductor would end
+            LOGGER.error("%s", error)
+            return True
 
     def _has_news(self) -> bool:
         if self._plan.cancel_request.exists() or self._plan.update_request.exists():
@@ -344,30 +357,33 @@ class Coordinator:
             before = (self._step_cancellation.apply, self._added.look, self._publisher.take_back_suspects)
             send = self._publisher.maintain
             resend = self._redelivery.resend_if_slots_stay_free
-            for action in (*before, send, self._maintain_workers, resend, *self.watchers):
-                _try(action)
+            try_each(*before, send, self._maintain_workers, resend, *self.watchers)
             end = clock.monotonic()
             self._maintain_at = end + pause_s(end - now)
-        _try(lambda: self._records.follow(skip=self._scaling.ended_workers))
+        try_each(lambda: self._records.follow(skip=self._scaling.ended_workers))
         if self._records.stop_request:
-            _try(self._stop_workers)  # before Maestro submits what depends on the sample
-        _try(self._redelivery.send_due)
-        _try(self._records.flush)
+            try_each(self._stop_workers)  # before Maestro submits what depends on the sample
+        try_each(self._redelivery.send_due)
+        try_each(self._records.flush)
         pause = min(REFRESH_LIMIT_S, 10 * (clock.monotonic() - now), self._redelivery.next_due_s)
         self._refresh_interval_s = max(REFRESH_INTERVAL_S, pause)
 
     def _maintain_workers(self) -> None:
         try:
-            continues = self._scaling.maintain()
+            self._scaling.maintain()
         finally:
             self._lock.working, self._lock.needs = self._scaling.working_allocations, self._scaling.needs
-        if continues:
+        try_each(self._resend_to_continuing, self._publisher.resend_lost)
+
+    def _resend_to_continuing(self) -> None:
+        """Send the samples without a message of step records whose workers take samples again."""
+        if self._scaling.continues:
             self._publisher.resend_without_message()
-        self._publisher.resend_lost()
+            self._scaling.continues = False
 
     def _stop_workers(self) -> None:
-        if self._scaling.stop_workers():
-            self._publisher.resend_without_message()
+        self._scaling.stop_workers()
+        self._resend_to_continuing()
 
     # --- end ---
 
@@ -377,27 +393,16 @@ class Coordinator:
         if self._closed:
             return
         self._closed = True
-        for watcher in self.watchers:
-            _try(watcher)
+        try_each(*self.watchers)
         _COORDINATORS.pop(self._plan.root, None)
         others = self._scaling.relatives.living
         with contextlib.suppress(OSError, EnsembleError):  # for example a full disk
             others = self._lock.leave()
         if others:  # their workers would take the messages that are left
-            _try(lambda: self._records.invalidate(*self._records.with_work()))
-        _try(lambda: self._scaling.end(others))
+            try_each(lambda: self._records.invalidate(*self._records.with_work()))
+        try_each(lambda: self._scaling.end(others))
         # The next conductor may begin before a worker on another machine has seen the request to end.
-        _try(lambda: self._records.close(self._scaling.distant_workers))
-        _try(lambda: self._publisher.close(others))
-        _try(self._lock.release)
+        try_each(lambda: self._records.close(self._scaling.distant_workers))
+        try_each(lambda: self._publisher.close(others))
+        try_each(self._lock.release)
         gc.freeze()  # otherwise the interpreter looks for garbage among all step records before it ends
-
-
-def _try(action: Callable[[], object]) -> None:
-    """Run an action; log its error: the next `_refresh` runs the action again, and at the end others follow."""
-    try:
-        action()
-    except (EnsembleError, OSError) as error:
-        LOGGER.error("%s", error)
-    except Exception:  # an error in the plugin; it must not end the conductor
-        LOGGER.exception("An error occurred in the coordinator, which continues.")

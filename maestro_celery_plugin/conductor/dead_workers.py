@@ -63,8 +63,8 @@ class DeadWorkers:
         lost -= self._returned((lost & self._seen).difference(beat.name for beat in dead))
         self._seen |= lost
         if lost or clock.monotonic() - self._followed_all_at > ENDED_WORKERS_INTERVAL_S:
-            self._records.follow(fresh=True)
             self._followed_all_at = clock.monotonic()
+            self._records.follow(fresh=True)
         if lost:
             # A supervisor reports the death of its worker; if the supervisor is silent as well, the machine has failed.
             on_failed_machines = {writer for writer in lost if self._silent.intersection((writer, worker_of(writer)))}

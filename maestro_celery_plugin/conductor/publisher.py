@@ -109,12 +109,23 @@ class Publisher:
         record.idle_since = None
         if record.stops_early or record.repeats:
             return
-        if self._sender is None:
+        sender = self._sender
+        if sender is None:
             raise BrokerError("There is no connection to the broker.")
         samples = self._recall.take_back(record, samples)
         self._records.record_lost(record, record.samples.find_running(samples))
         epoch = record.samples.epoch + 1
         ranges = self._ranges(record, samples, epoch)
+        try:
+            self._send_ranges(sender, record, epoch, ranges)
+        finally:
+            if ranges:  # also after an error: a part of the messages was sent, and no epoch may be used again
+                self._records.follow_own()
+
+    def _send_ranges(
+        self, sender: Sender, record: StepRecord, epoch: int, ranges: list[tuple[int, int, RunMode]]
+    ) -> None:
+        """Record that ranges are sent, and send them."""
         for start, stop, _ in ranges:
             self._records.record_sent(record, epoch, start, stop)
         self._records.flush()  # a worker on another node that receives the message must see the epoch
@@ -123,11 +134,9 @@ class Publisher:
                 str(self._plan.root), self._plan.id, record.relative, record.number, start, stop, epoch, mode
             )
             try:
-                self._sender.send(task, record.manifest.task_queue, record.manifest.priority)
+                sender.send(task, record.manifest.task_queue, record.manifest.priority)
             except Exception as cause:  # each transport has its own errors
                 raise BrokerError(f"A message cannot be sent: {cause}") from cause
-        if ranges:
-            self._records.follow_own()
 
     def withdraw(self, record: StepRecord) -> None:
         """Take back the messages of a step record that no worker has claimed; their samples wait.

@@ -74,13 +74,15 @@ class Recall:
         Raises:
             OSError: the claims cannot be made now.
         """
-        names = self._records.suspect_messages
+        names, left = set(self._records.suspect_messages), []
         for number in {name.record for name in names}:
             record = self._records.by_number(number)
             if record is not None:
                 self.take_back(record, record.suspects())
-        waiting = self._records.waiting_messages
-        self._records.suspect_messages = [name for name in names if name in waiting.of_record(name.record)]
+                # A message about samples that are no suspects any more needs no recall.
+                waiting = self._records.waiting_messages.of_record(number, record.suspects())
+                left += [name for name in waiting if name in names]
+        self._records.suspect_messages = left
 
     def _free(self, record: StepRecord, name: MessageName) -> SampleSet:
         """Forget a message that a dead worker has claimed; return its samples that no worker has."""

@@ -39,7 +39,11 @@ class Reopening:
         self._session, self._pool, self._records = session, pool, records
 
     def apply(self, source: AllocationSource, allocation: Allocation) -> None:
-        """Apply the end of an allocation to the step records of its groups."""
+        """Apply the end of an allocation to the step records of its groups.
+
+        Raises:
+            EnsembleError, OSError: this is not possible now; the caller tries again.
+        """
         groups = self._pool.groups_of(source)
         dead = self._pool.refresh()
         for beat in dead:
@@ -47,9 +51,6 @@ class Reopening:
         self._records.follow(fresh=True)
         external_cause = allocation.state is not AllocationState.OUT_OF_MEMORY
         self._records.mark_lost((beat.name for beat in dead), external_cause=external_cause, is_elsewhere=True)
-        stems = self._stems(source, allocation)
-        has_worked = self.has_worked(source, allocation)
-        source.record_end(allocation, has_worked=has_worked, output=last_output(self._session, stems))
         ended = []
         for record in self._records.with_work():
             if not set(record.groups).intersection(groups):
@@ -64,6 +65,10 @@ class Reopening:
                     ended.append(record)
         if not allocation.released:
             self._time_out(ended, allocation)
+        # Last: the caller applies an end again after an error, which must count once.
+        stems = self._stems(source, allocation)
+        has_worked = self.has_worked(source, allocation)
+        source.record_end(allocation, has_worked=has_worked, output=last_output(self._session, stems))
 
     def apply_to_abandoned(self) -> None:
         """Apply the end of an allocation to the step records that other workers have continued which have ended too.
@@ -95,6 +100,8 @@ class Reopening:
             allocation: The last allocation.
         """
         end = f"{allocation.state.value}{f' ({allocation.reason})' if allocation.reason else ''}"
+        if not records:
+            return
         reason = f"Allocation '{allocation.label}' ({job_words(allocation.job)}) has ended: {end}."
         if ALLOCATION_ENDS[allocation.state] is RecordState.CANCELLED:
             LOGGER.warning("%d step records are cancelled. %s", len(records), reason)

@@ -6,8 +6,11 @@ import logging
 from collections.abc import Collection, Mapping, Set
 
 from maestro_celery_plugin import clock
+from maestro_celery_plugin.batch.allocation import Allocation
+from maestro_celery_plugin.conductor.allocation_source import AllocationSource
 from maestro_celery_plugin.conductor.broken_machines import BrokenMachines
 from maestro_celery_plugin.conductor.dead_workers import DeadWorkers
+from maestro_celery_plugin.conductor.error_log import try_each
 from maestro_celery_plugin.conductor.free_slots import FreeSlots
 from maestro_celery_plugin.conductor.pool_end import PoolEnd
 from maestro_celery_plugin.conductor.relatives import Relatives
@@ -45,6 +48,8 @@ class Scaling:
 
     Attributes:
         relatives: The other studies of the session.
+        continues: Whether workers take samples of a step record again; these samples may have no message. The caller
+            changes it back.
     """
 
     def __init__(
@@ -56,7 +61,10 @@ class Scaling:
         self._stopped = StoppedWorkers(session)
         self._stopped.refresh()  # before the first step record starts workers
         self._noted: set[str] = set()
+        # Allocations that have ended, until this was applied to the step records.
+        self._ended: list[tuple[AllocationSource, Allocation]] = []
         self.relatives = Relatives(session, plan.id)
+        self.continues = False
         self._pool = WorkerPool(session, groups, sources_of(plan, session), self.relatives)
         self._find_workers()
         self._remaining_work = RemainingWork(plan)
@@ -72,32 +80,37 @@ class Scaling:
         self._pool.refresh()
         return self._pool.alive.keys() | self._pool.unread
 
-    def maintain(self) -> bool:
+    def maintain(self) -> None:
         """Start workers for each group with work, and end allocations without work.
 
-        Returns:
-            Whether workers take samples of a step record again; these samples may have no message.
+        An error of one part, such as a full disk, is logged; it keeps no other part from its work.
+
+        Raises:
+            OSError: the other studies of the session cannot be listed now, so that nobody knows whose workers end.
         """
         self.relatives.refresh()
-        self._dead_workers.detect()
-        continues = self.stop_workers()  # before an allocation whose workers leave has ended
-        for source, allocation in self._pool.refresh_allocations():
-            self._reopening.apply(source, allocation)
-        self._reopening.apply_to_abandoned()
-        if self.relatives.living:
-            self._note_work()
-        self._let_allocations_end()  # they have slots now if workers have begun
-        self._broken_machines.check()
-        self._records.give_up(lambda record: self._pool.machine_count(record.groups))
-        self._scale()
-        self._enforce_cancellation()
-        return continues
+        try_each(
+            self._enforce_cancellation,
+            self._dead_workers.detect,
+            self.stop_workers,  # before an allocation whose workers leave has ended
+            self._apply_ends,
+            self._reopening.apply_to_abandoned,
+            self._note_work,
+            self._let_allocations_end,  # they have slots now if workers have begun
+            self._broken_machines.check,
+            lambda: self._records.give_up(lambda record: self._pool.machine_count(record.groups)),
+            self._scale,
+        )
 
-    def stop_workers(self) -> bool:
+    def _apply_ends(self) -> None:
+        """Apply the ends of allocations to the step records; each until this has succeeded."""
+        self._ended += self._pool.refresh_allocations()
+        while self._ended:
+            self._reopening.apply(*self._ended[0])
+            del self._ended[0]
+
+    def stop_workers(self) -> None:
         """Let the workers leave that a user or a sample has stopped, and their allocations end.
-
-        Returns:
-            Whether workers take samples of a step record again; these samples may have no message.
 
         Raises:
             OSError: a file cannot be read or written now; `maintain` tries again.
@@ -119,7 +132,8 @@ class Scaling:
             record.waits = waits[record.groups]
         if self._stopped.request is not None and any(record.waits for record in self._records.with_work()):
             self._stopped.announce(self._plan.root)
-        return not all(record.waits for record in waited)
+        if not all(record.waits for record in waited):
+            self.continues = True
 
     def waits(self, record: StepRecord) -> bool:
         """Tell whether the workers of a step record are stopped, and no other worker serves it."""
@@ -138,12 +152,14 @@ class Scaling:
     def _let_allocations_end(self) -> None:
         """Let the open allocations end whose groups are all stopped."""
         request = self._stopped.request
-        for source in self._pool.allocation_sources if request is not None else ():
+        if request is None:
+            return
+        for source in self._pool.allocation_sources:
             allocation = source.current if source.is_open else None
             groups = self._pool.groups_of(source)
             if allocation is None or not all(map(self._stopped.includes, groups)):
                 continue
-            if request is not None and all(map(request.end_now, groups)):
+            if all(map(request.end_now, groups)):
                 self._pool.release(source)
             elif not allocation.released:
                 source.let_end(has_worked=self._reopening.has_worked(source, allocation))
@@ -221,7 +237,7 @@ class Scaling:
 
     def _note_work(self) -> None:
         """Store for the conductors of other studies in which open allocations a sample of this study has started."""
-        for source in self._pool.allocation_sources:
+        for source in self._pool.allocation_sources if self.relatives.living else ():
             allocation = source.current
             if allocation is None or not source.is_open or allocation.label in self._noted:
                 continue
@@ -231,6 +247,8 @@ class Scaling:
 
     def _scale(self) -> None:
         """Start workers for groups with work, and end allocations whose groups have no present or future work."""
+        if self._ended:
+            return  # these decide whether another allocation opens
         with_work = self._records.with_work()
         for name in self._pool.groups:
             records = [r for r in with_work if name in r.groups and name not in r.withdrawn]

@@ -35,7 +35,8 @@ class SharedAllocation:
 
     def __init__(self, directory: Path, name: str) -> None:
         self.name, self._directory = name, directory
-        self._lock = FileLock(directory / name / "owner.lock")
+        # Of this process: while Maestro runs a native step, another thread watches the allocation.
+        self._lock = FileLock(directory / name / "owner.lock", thread_local=False)
         self._followed_at = 0.0
         self.current: Allocation | None = last_allocation(directory, name)
 

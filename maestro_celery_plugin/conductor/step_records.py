@@ -17,6 +17,7 @@ from maestro_celery_plugin.conductor.step_record import StepRecord
 from maestro_celery_plugin.config.settings import WorkerGroupSettings
 from maestro_celery_plugin.ledger.claims import Claims, MessageName
 from maestro_celery_plugin.ledger.entries import COORDINATOR, SUFFIX, Kind
+from maestro_celery_plugin.ledger.leases import Lease
 from maestro_celery_plugin.ledger.sample_set import SampleSet
 from maestro_celery_plugin.ledger.sample_states import SampleStates
 from maestro_celery_plugin.ledger.store import STORE, Store
@@ -281,10 +282,11 @@ class StepRecords:
             live_machines: Returns the number of machines with a worker that can run samples of a step record.
         """
         for record in [record for record in self if record.faults and self.has_work(record)]:
+            leased = self.leased(record)
             for sample, faults in list(record.faults.items()):
                 if record.samples.outcome[sample] != Outcome.OPEN:
                     del record.faults[sample]
-                elif faults.are_final(live_machines(record)):
+                elif sample not in leased and faults.are_final(live_machines(record)):
                     self._writer.append(Kind.GAVE_UP, record.number, faults.epoch, sample, code=faults.code)
                     del record.faults[sample]
         self.follow_own()
@@ -330,18 +332,24 @@ class StepRecords:
             external_cause: Whether it is certain that no sample is the cause of their death.
             is_elsewhere: Whether they were on other machines, so that their last entries may not be visible.
         """
-        for lease in [lease for writer in writers for lease in self.leases.revoke(writer)]:
-            record = self._by_number.get(lease.record)
-            if record is not None:
-                samples = SampleSet.of_range(lease.start, lease.stop)
-                self.without_message.setdefault(lease.record, []).append(samples)
-                running = record.samples.running_in(lease.start, lease.stop)
-                # A later attempt belongs to another worker.
-                own = SampleSet.of_samples(running[record.samples.started[running] == lease.epoch])
-                self._write_lost(record, own, external_cause=external_cause)
-                if is_elsewhere:
-                    self.invalidate_attempts(record, samples, lease.epoch)
+        for writer in writers:
+            for lease in self.leases.of_writer(writer):
+                self._write_lost_lease(lease, external_cause=external_cause, is_elsewhere=is_elsewhere)
+            self.leases.revoke(writer)  # after its entries: if they cannot be written, a later call finds the leases
         self.follow()
+
+    def _write_lost_lease(self, lease: Lease, *, external_cause: bool, is_elsewhere: bool) -> None:
+        record = self._by_number.get(lease.record)
+        if record is None:
+            return
+        samples = SampleSet.of_range(lease.start, lease.stop)
+        self.without_message.setdefault(lease.record, []).append(samples)
+        running = record.samples.running_in(lease.start, lease.stop)
+        # A later attempt belongs to another worker.
+        own = SampleSet.of_samples(running[record.samples.started[running] == lease.epoch])
+        self._write_lost(record, own, external_cause=external_cause)
+        if is_elsewhere:
+            self.invalidate_attempts(record, samples, lease.epoch)
 
     def invalidate_attempts(self, record: StepRecord, samples: SampleSet, epoch: int) -> None:
         """Record that attempts at open samples under an epoch have no outcome, whenever their entries become visible.

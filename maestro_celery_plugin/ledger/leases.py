@@ -170,14 +170,16 @@ class Leases:
         begin, end = np.searchsorted(self._by_record[:, _RECORD], edges).tolist()
         return self._by_record[begin:end]
 
-    def revoke(self, writer: str) -> list[Lease]:
-        """Remove the leases of a dead writer, and return them."""
-        part = slice(*self._edges_of(writer))
-        leases = _leases(self._rows[part])
-        if leases:
-            self._rows = np.delete(self._rows, part, axis=0)
+    def of_writer(self, writer: str) -> list[Lease]:
+        """Return the leases of a writer."""
+        return _leases(self._rows[slice(*self._edges_of(writer))])
+
+    def revoke(self, writer: str) -> None:
+        """Remove the leases of a dead writer."""
+        begin, end = self._edges_of(writer)
+        if begin < end:
+            self._rows = np.delete(self._rows, slice(begin, end), axis=0)
             self._by_record = self._records = None
-        return leases
 
 
 def _change_stops(rows: Array, of_slot: Array, kinds: Array, entries: Entries, places: Array) -> None:

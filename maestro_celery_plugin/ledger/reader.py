@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -93,18 +94,21 @@ class LedgerReader:
         """Yield the new bytes of files, those of many files together.
 
         Raises:
-            OSError: a file cannot be read; what was read before comes first.
+            OSError: a file cannot be read; the bytes of all others come first.
         """
         parts: list[NewBytes] = []
-        size, error = 0, None
+        size = 0
+        error: OSError | None = None
         for writer in writers:
             if writer in self.foreign:
                 continue
             try:
                 part = self._read_bytes(writer)
             except OSError as cause:
-                error = cause
-                break
+                error = error or cause
+                if cause.errno == errno.ETIMEDOUT:
+                    break  # the file server does not answer: each further file would take as long
+                continue  # one file, which may be lost, must not hide the others
             if len(part.data) < _SIZE:
                 continue
             parts.append(part)

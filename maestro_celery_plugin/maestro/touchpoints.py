@@ -312,10 +312,12 @@ def _wait(seconds: float) -> None:
     ensemble has not imported the modules, and does not need them.
     """
     lock = sys.modules.get("maestro_celery_plugin.study.conductor_lock")
+    coordinators = coordinators_here()
     if lock and lock.take_poll_request():
+        for coordinator in coordinators:
+            coordinator.begin_poll()
         return
     collect_garbage_again()
-    coordinators = coordinators_here()
     if not coordinators:
         clock.sleep(seconds)
     for coordinator in coordinators:

@@ -8,12 +8,14 @@ the number of messages grows with that of the slots, not with that of the sample
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import logging
 import os
 import signal
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 
 from maestro_celery_plugin import clock
@@ -116,8 +118,14 @@ class RangeTasks:
         """
         with self._lock:
             studies = list(self._studies.values())
+        error: LedgerError | None = None
         for study in studies:
-            study.ledger.flush()
+            try:
+                study.ledger.flush()
+            except LedgerError as cause:  # the ledgers of other studies may be on other file systems
+                error = error or cause
+        if error is not None:
+            raise error
 
 
 class _RangeRun:
@@ -143,7 +151,7 @@ class _RangeRun:
             OSError: the claim cannot be made now.
         """
         task = self._task
-        if self._study.is_invalid(task.record, task.epoch, task.start):
+        if self._study.fences.is_invalid(task.record, task.epoch, task.start):
             return False
         if self._messages.claim(task):
             return True
@@ -199,7 +207,7 @@ class _RangeRun:
         task = self._task
         if self._health.is_held or not self._slots.may_start:
             return False
-        if self._study.is_invalid(task.record, task.epoch, self._sample):
+        if self._study.fences.is_invalid(task.record, task.epoch, self._sample):
             return False
         return self._slots.has_time_for(task, self._manifest)
 
@@ -230,18 +238,13 @@ class _RangeRun:
         restart = mode is RunMode.RESTART
         directories.set_marker(sample, finished=False)
         self._ledger.write(Kind.STARTED, sample, code=int(restart))
-        environment = self._slots.launches.environment(self._slot, self._manifest)
-        own = dict(self._study.variables)
         # The directory of a step that has no samples exists before its first run; a resent range tells more.
-        if mode is not RunMode.FIRST or (self._task.epoch > 1 and not is_first):
-            own[AGAIN_VARIABLE] = "1"
-        if own:
-            environment = {**(environment or os.environ), **own}
+        is_again = mode is not RunMode.FIRST or (self._task.epoch > 1 and not is_first)
         running = self._runner.start(
             sample,
             first=is_first,
             restart=restart,
-            environment=environment,
+            environment=self._environment(is_again=is_again),
             is_cut_off=lambda: self._slots.is_cut_off,
         )
         self._slots.add(self._slot, self._as_running(running, sample))
@@ -251,18 +254,52 @@ class _RangeRun:
             self._slots.remove(self._slot)
         if not attempt.was_ended and self._slots.was_ended_with_allocation(attempt.code):
             attempt = dataclasses.replace(attempt, was_ended=True)
-        kind = Kind.STOPPED if attempt.was_ended else Kind.ENDED
-        if kind is Kind.ENDED and outcome_of(attempt.code) in (Outcome.FINISHED, Outcome.STOPPED_STUDY):
-            # Before the ledger: then the next step may begin.
-            directories.set_marker(sample, finished=True)
-        self._ledger.write(kind, sample, int(attempt.duration_s * 1e6), code=attempt.code)
-        if kind is Kind.ENDED and is_request(attempt.code):
-            self._slots.record_request(self._task)
-            self._ledger.flush()  # the delay before the next attempt begins when the conductor sees this entry
-        if kind is Kind.ENDED:
-            self._record_health(failed=is_quick_failure(attempt.code, attempt.duration_s))
+        self._record_end(attempt)
         self._slots.record_duration(self._task, self._manifest.step, attempt.duration_s)
         _call_hooks(attempt)
+
+    def _environment(self, *, is_again: bool) -> Mapping[str, str] | None:
+        """Return the environment of a sample; None for that of the worker.
+
+        Args:
+            is_again: Whether the sample may have run before.
+        """
+        environment = self._slots.launches.environment(self._slot, self._manifest)
+        own = dict(self._study.variables)
+        if is_again:
+            own[AGAIN_VARIABLE] = "1"
+        return {**(environment or os.environ), **own} if own else environment
+
+    def _record_end(self, attempt: Attempt) -> None:
+        """Record how an attempt has ended."""
+        sample = attempt.sample
+        kind = Kind.STOPPED if attempt.was_ended else Kind.ENDED
+        if kind is Kind.ENDED and outcome_of(attempt.code) in (Outcome.FINISHED, Outcome.STOPPED_STUDY):
+            self._mark_finished(sample)  # before the ledger: then the next step may begin
+        self._ledger.write(kind, sample, int(attempt.duration_s * 1e6), code=attempt.code)
+        if kind is not Kind.ENDED:
+            return
+        if is_request(attempt.code):
+            self._slots.record_request(self._task)
+            with contextlib.suppress(LedgerError):  # the watch thread tries again
+                self._ledger.flush()  # the delay before the next attempt begins when the conductor sees this entry
+        self._record_health(failed=is_quick_failure(attempt.code, attempt.duration_s))
+
+    def _mark_finished(self, sample: int) -> None:
+        """Create the marker of a finished sample; while the disk is full, wait, as for its entry in the ledger.
+
+        Without its directory, which it has removed itself, a sample has no marker. It has finished nevertheless.
+        """
+        while True:
+            try:
+                self._runner.directories.set_marker(sample, finished=True)
+                return
+            except OSError as error:
+                LOGGER.error(
+                    "Sample %d of '%s' has finished, but has no marker: %s", sample, self._task.manifest, error
+                )
+                if is_permanent(_fault_of(error)) or self._slots.stopping.wait(FAULT_DELAY_S):
+                    return
 
     def _record_health(self, *, failed: bool) -> None:
         if self._study.has_other_hosts:  # without another machine, no comparison is possible
@@ -275,7 +312,7 @@ class _RangeRun:
             task.study_id,
             task.record,
             self._signal,
-            lambda: study.must_end(task.record, task.epoch, sample),
+            lambda: study.fences.must_end(task.record, task.epoch, sample),
             launches=self._manifest.launches,
         )
 

@@ -1,17 +1,15 @@
-"""A study in a worker: its manifests, the ledger file of the worker, its claims, and the coordinator's entries."""
+"""A study in a worker: its manifests, the ledger file of the worker, its claims and its fences."""
 
 from __future__ import annotations
 
 import threading
 from pathlib import Path
 
-from maestro_celery_plugin import clock
 from maestro_celery_plugin.broker.messages import RangeTask
 from maestro_celery_plugin.config.groups import has_other_hosts
 from maestro_celery_plugin.errors import StudyError
 from maestro_celery_plugin.ledger.claims import Claims
-from maestro_celery_plugin.ledger.entries import COORDINATOR, SUFFIX, Entries, Kind
-from maestro_celery_plugin.ledger.reader import LedgerReader
+from maestro_celery_plugin.ledger.entries import SUFFIX
 from maestro_celery_plugin.ledger.store import STORE, Store
 from maestro_celery_plugin.ledger.writer import LedgerWriter
 from maestro_celery_plugin.samples.table import SampleTable
@@ -23,6 +21,7 @@ from maestro_celery_plugin.study.members import Members
 from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.session import STUDY_VARIABLE
 from maestro_celery_plugin.worker.attempt import Runner
+from maestro_celery_plugin.worker.fences import Fences
 
 __all__ = ["StudyContext"]
 
@@ -30,9 +29,6 @@ __all__ = ["StudyContext"]
 MAX_RUNNERS = 64
 # The number of tables that a process keeps open: a study has another one after each addition of samples.
 MAX_TABLES = 4
-# Minimum interval between two checks of the coordinator's entries. The entries tell a worker early that samples were
-# cancelled; whether a sample may run does not depend on them (`ledger/claims.py`).
-CHECK_INTERVAL_S = 0.1
 
 
 class StudyContext:
@@ -49,6 +45,7 @@ class StudyContext:
         plan: The plan of the study.
         ledger: The ledger file of the process.
         claims: The claims of the study.
+        fences: The attempts that may not start, or must end.
         has_other_hosts: Whether workers of the study may run on several machines.
         variables: The environment variables of its samples that those of other studies of the session do not have.
 
@@ -60,23 +57,21 @@ class StudyContext:
         self.writer, self.plan = writer, StudyPlan.read(root)
         if self.plan.id != study_id:
             raise StudyError(f"The study '{root}' was launched again; this message belongs to the earlier launch.")
-        path = self.plan.ledger / f"{writer}{SUFFIX}"
-        to_disk = self.plan.settings.resources.sync_ledger
-        self.ledger = LedgerWriter(path, self.plan.number, new=True, to_disk=to_disk, store=store)
         self.has_other_hosts = has_other_hosts(self.plan.settings)
         self.claims = Claims(self.plan.claims, self.plan.number, store)
         self.variables: dict[str, str] = {}
         if self.plan.home is not None:
             own = {STUDY_VARIABLE: str(root)}
             self.variables = {**Members(self.plan.session).read_environment(self.plan.id), **own}
+        # After all that may fail: the file must be new, so that a second try would fail as well.
+        path = self.plan.ledger / f"{writer}{SUFFIX}"
+        to_disk = self.plan.settings.resources.sync_ledger
+        self.ledger = LedgerWriter(path, self.plan.number, new=True, to_disk=to_disk, store=store)
+        self.fences = Fences(self.plan.ledger, self.plan.number, store)
         self._lock = threading.Lock()
         # With the epoch of the message for which the manifest was read.
         self._runners: dict[str, tuple[int, Manifest, Runner]] = {}
         self._tables: dict[tuple[str, ...], SampleTable] = {}
-        self._coordinator = LedgerReader(self.plan.ledger, self.plan.number, store=store)
-        self._checked_at = float("-inf")
-        self._fences: dict[int, list[tuple[int, int, int]]] = {}
-        self._ends: dict[int, list[tuple[int, int, int]]] = {}
 
     def runner(self, relative: str, epoch: int) -> tuple[Manifest, Runner]:
         """Return the manifest and the runner of a step record; the first call for an epoch reads the manifest.
@@ -122,51 +117,3 @@ class StudyContext:
         if task.mode is not RunMode.ASSIGNED:
             return dict.fromkeys(range(task.start, stop), task.mode)
         return Assignment(self.plan.records / task.manifest, task.epoch).read(task.start, stop)
-
-    def is_invalid(self, record: int, epoch: int, sample: int) -> bool:
-        """Tell whether a sample must not start: the coordinator has sent or cancelled it under a later epoch.
-
-        The coordinator sends a sample again only if this worker does not have it, or counts as dead. An attempt that
-        must end must not start either: a worker that counts as dead may have passed the rest of its range on.
-        """
-        if self.must_end(record, epoch, sample):
-            return True
-        for fence, start, stop in reversed(self._fences.get(record, ())):
-            if fence <= epoch:  # epochs never decrease, so that the later epochs are at the end
-                return False
-            if start <= sample < stop:
-                return True
-        return False
-
-    def must_end(self, record: int, epoch: int, sample: int) -> bool:
-        """Tell whether a running attempt must end: the coordinator has cancelled it, or has declared it lost.
-
-        If the coordinator sends a sample again, the attempt continues until the coordinator declares it lost.
-        """
-        self._follow_coordinator()
-        return any(e > epoch and start <= sample < stop for e, start, stop in self._ends.get(record, ()))
-
-    def _follow_coordinator(self) -> None:
-        """Read new entries of the coordinator; NFS guarantees to show them only after an open (nfs(5))."""
-        now = clock.monotonic()
-        if now - self._checked_at < CHECK_INTERVAL_S or not self._lock.acquire(blocking=False):
-            return
-        try:
-            self._checked_at = now
-            self._apply(self._coordinator.read(COORDINATOR))
-        except OSError:
-            return  # the entries are not needed now, and can be read later
-        finally:
-            self._lock.release()
-
-    def _apply(self, entries: Entries) -> None:
-        for entry in entries:
-            kind, record, epoch = Kind(entry["kind"]), int(entry["record"]), int(entry["epoch"])
-            start, stop = int(entry["start"]), int(entry["stop"])
-            if kind in (Kind.SENT, Kind.CANCELLED):
-                self._fences.setdefault(record, []).append((epoch, start, stop))
-            if kind is Kind.CANCELLED:
-                self._ends.setdefault(record, []).append((epoch, start, stop))
-            elif kind in (Kind.LOST, Kind.INVALID):
-                stop = start + 1 if kind is Kind.LOST else stop
-                self._ends.setdefault(record, []).append((epoch + 1, start, stop))

@@ -181,8 +181,9 @@ class _Supervisor:
             return
         with contextlib.suppress(OSError):
             os.kill(self.child, signal.SIGTERM)
-        self.doomed = self.child
-        signal.alarm(_STOP_LIMIT_S)
+        if self.doomed != self.child:  # a further signal does not prolong the time
+            self.doomed = self.child
+            signal.alarm(_STOP_LIMIT_S)
         # For the processes of a worker's pool. In a thread, because a file system that does not answer would block this
         # handler, and with it the alarm.
         with contextlib.suppress(RuntimeError):
@@ -274,7 +275,8 @@ class _Supervisor:
             self.child = child
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
-        if self.end_requested:
+        # Another thread may have received a signal meanwhile, whose handler then has run here without a child.
+        if self.end_requested or self.leaving:
             self._end_child()
         return child
 
@@ -325,4 +327,5 @@ def _try(what: str, action: Callable[[], object]) -> None:
     try:
         action()
     except (OSError, psutil.Error) as error:
-        print(f"worker on {host_name()}: {what} cannot be removed: {error}", file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):  # the log may be on the file system with the fault
+            print(f"worker on {host_name()}: {what} cannot be removed: {error}", file=sys.stderr, flush=True)

@@ -80,7 +80,7 @@ class WorkerProcess:
         self._name = arguments.name
         self._leave_request = LeaveRequest(session, arguments.name)
         self._limit = arguments.heartbeat_limit
-        self._ready = self._ending = self._is_terminated = False
+        self._ready = self._ending = self._is_terminated = self._has_facts = False
         self.must_be_replaced = False
         self._pool_busy_at = clock.monotonic()
         self._started_at = clock.now()
@@ -187,11 +187,12 @@ class WorkerProcess:
             return
         heartbeat = self._heartbeat(slots, beat)
         self._session.heartbeats.write(heartbeat)
-        if beat == 1 and self._name == self._arguments.name:
-            write_facts(self._session, WorkerFacts.of(heartbeat))
         self._limit.renew(since)
         if self._conductor_is_here():
             self._limit.suspend()
+        if not self._has_facts and self._name == self._arguments.name:
+            write_facts(self._session, WorkerFacts.of(heartbeat))
+            self._has_facts = True
 
     def _conductor_is_here(self) -> bool:
         """Tell whether the conductor runs on this machine; the main process of a worker finds out for its pool."""

@@ -26,7 +26,7 @@ from maestro_celery_plugin.config.settings import WorkerGroupSettings
 from maestro_celery_plugin.ledger.claims import Claims, MessageName, owner_text
 from maestro_celery_plugin.ledger.entries import Kind
 from maestro_celery_plugin.ledger.reader import LedgerReader
-from maestro_celery_plugin.worker import range_task, study_context
+from maestro_celery_plugin.worker import fences, range_task
 from maestro_celery_plugin.worker.launch_env import LaunchEnvironment
 from maestro_celery_plugin.worker.range_task import RangeTasks
 from maestro_celery_plugin.worker.slots import Slots
@@ -155,7 +155,7 @@ class Cluster:
 @pytest.fixture(autouse=True)
 def no_delays(monkeypatch):
     monkeypatch.setattr(range_task, "FAULT_DELAY_S", 0.0)
-    monkeypatch.setattr(study_context, "CHECK_INTERVAL_S", 0.0)
+    monkeypatch.setattr(fences, "CHECK_INTERVAL_S", 0.0)
     monkeypatch.setattr("maestro_celery_plugin.worker.slots.TIME_BUDGET_S", 0.05)
 
 

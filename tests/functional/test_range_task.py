@@ -26,7 +26,7 @@ from maestro_celery_plugin.batch import deadline
 from maestro_celery_plugin.batch.deadline import Deadline
 from maestro_celery_plugin.broker.messages import RangeTask, halves
 from maestro_celery_plugin.clock import wait_until
-from maestro_celery_plugin.errors import DamagedFileError
+from maestro_celery_plugin.errors import DamagedFileError, LedgerError
 from maestro_celery_plugin.ledger.claims import Claims, MessageName, owner_text
 from maestro_celery_plugin.ledger.entries import COORDINATOR, ENTRY, SUFFIX, Kind
 from maestro_celery_plugin.ledger.leases import Leases
@@ -37,7 +37,7 @@ from maestro_celery_plugin.machine import machine_number
 from maestro_celery_plugin.plugins import plugin_manager
 from maestro_celery_plugin.states import BROKEN, UNREADABLE, Outcome, RunMode, cannot_run_code, is_permanent
 from maestro_celery_plugin.study.assignment import Assignment
-from maestro_celery_plugin.worker import range_messages, range_task, slots, study_context
+from maestro_celery_plugin.worker import fences, range_messages, range_task, slots, study_context
 from maestro_celery_plugin.worker.gate import Gate
 from maestro_celery_plugin.worker.launch_env import LaunchEnvironment
 from maestro_celery_plugin.worker.range_task import RangeTasks
@@ -56,7 +56,7 @@ def worker(writer, count, send, deadline=None):
 def no_delays(monkeypatch):
     monkeypatch.setattr(range_task, "FAULT_DELAY_S", 0.0)
     monkeypatch.setattr(range_messages, "CLAIM_DELAY_S", 0.0)
-    monkeypatch.setattr(study_context, "CHECK_INTERVAL_S", 0.0)
+    monkeypatch.setattr(fences, "CHECK_INTERVAL_S", 0.0)
 
 
 class Ensemble:
@@ -941,7 +941,7 @@ def test_after_the_death_of_a_worker_exactly_the_samples_without_an_end_run_agai
 
     leases, states = ensemble.leases, ensemble.states
     assert (leases.samples(1) | ensemble.waiting_messages.samples(1)).ranges() == [(0, 4)]
-    assert len(leases.revoke("w-1")) == 1
+    assert len(leases.of_writer("w-1")) == 1
     for sample in states.find_running().samples().tolist():
         ensemble.append_as_coordinator(Kind.LOST, sample, 0, int(states.started[sample]))
     states = ensemble.states
@@ -1055,3 +1055,94 @@ def test_slots_are_free_sooner_for_a_step_record_whose_samples_request_another_r
     process.slots.record_duration(task, "sim", 0.0)
     other = dataclasses.replace(task, record=task.record + 1)
     assert not process.slots.is_over_budget(other, slots.TIME_BUDGET_S)
+
+
+def test_a_sample_that_removes_its_directory_has_finished(make):
+    """Given a study with markers of finished samples, then a sample that has removed its directory has its outcome."""
+    ensemble = make(samples=2, finished_marker=True, cmd='rm -r "$PWD"')
+
+    process, _ = work(ensemble.task(0, 1))
+
+    assert ensemble.states.counts().finished == 1
+    assert ensemble.rows(Kind.NOT_RUN) == []
+    assert not process.health.is_held
+
+
+def test_a_sample_has_finished_when_there_is_room_for_its_marker_again(make, monkeypatch):
+    """Given a quota that is exhausted when a sample ends, then its outcome is recorded when the marker is there."""
+    ensemble = make(samples=2, finished_marker=True)
+    touch, errors = Path.touch, [OSError(errno.EDQUOT, "Disk quota exceeded")] * 3
+
+    def fail_at_first(path, *args, **options):
+        if path.name == "MERLIN_FINISHED" and errors:
+            raise errors.pop()
+        touch(path, *args, **options)
+
+    monkeypatch.setattr(Path, "touch", fail_at_first)
+    work(ensemble.task(0, 1))
+
+    assert not errors
+    assert ensemble.runs == {0: 1}
+    assert ensemble.states.counts().finished == 1
+    assert len([*ensemble.root.rglob("MERLIN_FINISHED")]) == 1
+
+
+def test_the_rest_of_a_range_runs_although_a_request_for_another_run_is_not_visible_yet(make, monkeypatch):
+    """Given a full disk when a sample asks for another run, then the samples behind it run here, and are not given up."""
+    ensemble = make(samples=3, cmd=f"{RUN}; exit 104")
+    flush, errors = LedgerWriter.flush, [LedgerError("no space")]
+
+    def fail_once(writer):
+        if errors and ensemble.runs:
+            raise errors.pop()
+        flush(writer)
+
+    monkeypatch.setattr(LedgerWriter, "flush", fail_once)
+    transport = Transport()
+    process = worker("w-1", 1, transport.send)
+    process.slots.piece_size = lambda task, step: 3
+    process.run(ensemble.task())
+
+    assert not errors
+    assert ensemble.runs == Counter(range(3))
+    assert not transport.sent
+
+
+def test_a_ledger_that_cannot_be_written_keeps_no_other_one_from_being_visible(tmp_path, monkeypatch):
+    """Given samples of two studies in a worker, when the ledger of one is on a full disk, then the other one is flushed."""
+    ensembles = [Ensemble(tmp_path / name) for name in ("a", "b")]
+    process = worker("w-1", 1, Transport().send)
+    for ensemble in ensembles:
+        process._study(ensemble.task())
+    flushed = []
+
+    def fail(writer):
+        flushed.append(writer)
+        raise LedgerError("no space")
+
+    monkeypatch.setattr(LedgerWriter, "flush", fail)
+
+    with pytest.raises(LedgerError):
+        process.flush()
+
+    assert len(flushed) == 2
+
+
+def test_an_error_at_the_first_message_of_a_study_does_not_make_a_worker_useless_for_it(make, monkeypatch):
+    """Given an error of the file system while a worker opens a study, then it runs the next message of it."""
+    ensemble = make(samples=2)
+    claims, errors = study_context.Claims, [OSError(errno.EIO, "Input/output error")]
+
+    def fail_once(*args):
+        if errors:
+            raise errors.pop()
+        return claims(*args)
+
+    monkeypatch.setattr(study_context, "Claims", fail_once)
+    process = worker("w-1", 1, Transport().send)
+    process.run(ensemble.task(0, 1))
+    assert process.unclaimed == 1
+    process.run(ensemble.task(0, 1))
+
+    assert process.unclaimed == 0
+    assert ensemble.runs == {0: 1}

@@ -13,7 +13,7 @@ from maestro_celery_plugin.ledger.reader import read_ledger
 from maestro_celery_plugin.ledger.sample_states import SampleStates
 from maestro_celery_plugin.maestro.reruns import Cause
 from maestro_celery_plugin.states import POISON_LIMIT, ExitCode, Outcome, outcome_of
-from maestro_celery_plugin.worker import study_context, supervisor, worker_process
+from maestro_celery_plugin.worker import fences, supervisor, worker_process
 from simulation.samples import Attempt, SampleKey
 from simulation.studies import Study
 
@@ -27,7 +27,7 @@ _FENCE_S = supervisor._CHECK_INTERVAL_S + supervisor.KILL_GRACE_S + 0.25
 # A worker and the conductor see each other's entries within this time, unless a node is disturbed: the worker writes
 # back its entries and reads those of the conductor at intervals, and a few operations of files come between. Each of
 # them may wait as long as the file server of the world lets it (`_seen_s`).
-_INTERVALS_S = worker_process._WATCH_S + study_context.CHECK_INTERVAL_S + 0.1
+_INTERVALS_S = worker_process._WATCH_S + fences.CHECK_INTERVAL_S + 0.1
 _OPERATIONS = 4
 
 

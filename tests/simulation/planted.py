@@ -17,9 +17,9 @@ from maestro_celery_plugin.ledger.entries import Kind
 from maestro_celery_plugin.ledger.sample_set import SampleSet
 from maestro_celery_plugin.ledger.writer import LedgerWriter
 from maestro_celery_plugin.states import RunMode
+from maestro_celery_plugin.worker.fences import Fences
 from maestro_celery_plugin.worker.heartbeat_limit import HeartbeatLimit
 from maestro_celery_plugin.worker.range_messages import RangeMessages
-from maestro_celery_plugin.worker.study_context import StudyContext
 
 __all__ = ["PLANTED", "plant"]
 
@@ -43,8 +43,8 @@ def _no_flush() -> None:
 
 def _no_fence() -> None:
     """A worker does not end samples that were cancelled or declared lost, and starts cancelled ones."""
-    StudyContext.must_end = lambda self, record, epoch, sample: False  # type: ignore[method-assign]
-    StudyContext.is_invalid = lambda self, record, epoch, sample: False  # type: ignore[method-assign]
+    Fences.must_end = lambda self, record, epoch, sample: False  # type: ignore[method-assign]
+    Fences.is_invalid = lambda self, record, epoch, sample: False  # type: ignore[method-assign]
 
 
 def _no_lost() -> None:

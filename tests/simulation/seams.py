@@ -15,6 +15,7 @@ from collections.abc import Iterator, MutableMapping
 from types import SimpleNamespace
 from typing import Any
 
+import greenlet
 import yaml
 
 from maestro_celery_plugin import clock, files, machine, processes, python_processes
@@ -150,18 +151,30 @@ class SimTimeoutError(TimeoutError):
 
 
 class SimLock:
-    """Stands for `filelock.FileLock`: an exclusive lock of a file on the server."""
+    """Stands for `filelock.FileLock`: an exclusive lock of a file on the server.
 
-    def __init__(self, path: Any) -> None:
-        self._path, self._descriptor, self._depth = os.fspath(path), None, 0
+    Args:
+        path: The file.
+        thread_local: Whether each thread of the process has a lock of its own, which excludes the other threads as well.
+    """
+
+    def __init__(self, path: Any, thread_local: bool = True) -> None:
+        self._path, self._is_of_thread = os.fspath(path), thread_local
+        # For each thread that has the lock: its descriptor, and how often it has it.
+        self._held: dict[Any, tuple[int, int]] = {}
+
+    @property
+    def _owner(self) -> Any:
+        return greenlet.getcurrent() if self._is_of_thread else None
 
     @property
     def is_locked(self) -> bool:
-        return self._depth > 0
+        return self._owner in self._held
 
     def acquire(self, timeout: float = -1) -> SimLock:
-        if self._depth:
-            self._depth += 1
+        if self.is_locked:
+            descriptor, depth = self._held[self._owner]
+            self._held[self._owner] = descriptor, depth + 1
             return self
         descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
         deadline = clock.monotonic() + timeout
@@ -174,15 +187,17 @@ class SimLock:
                     os.close(descriptor)
                     raise SimTimeoutError(self._path) from None
                 clock.sleep(0.05)
-        self._descriptor, self._depth = descriptor, 1
+        self._held[self._owner] = descriptor, 1
         return self
 
     def release(self) -> None:
-        if self._depth == 1 and self._descriptor is not None:
-            descriptor, self._descriptor = self._descriptor, None
-            self._depth = 0
+        if not self.is_locked:
+            return
+        descriptor, depth = self._held.pop(self._owner)
+        if depth > 1:
+            self._held[self._owner] = descriptor, depth - 1
+        else:
             os.close(descriptor)
-        self._depth = max(0, self._depth - 1)
 
     def __enter__(self) -> SimLock:
         return self

@@ -6,6 +6,7 @@ import dataclasses
 import re
 import stat
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from maestrowf.interfaces import ScriptAdapterFactory
@@ -20,6 +21,7 @@ from maestro_celery_plugin.conductor.allocation_request import AllocationRequest
 from maestro_celery_plugin.conductor.allocation_source import AllocationSource
 from maestro_celery_plugin.conductor.batch_jobs import BatchJobs
 from maestro_celery_plugin.conductor.process_jobs import ProcessJobs
+from maestro_celery_plugin.conductor.shared_allocation import SharedAllocation
 from maestro_celery_plugin.config.settings import BatchSettings
 from maestro_celery_plugin.errors import AllocationError, BatchSystemUnavailableError, WorkerError
 from maestro_celery_plugin.states import AllocationState
@@ -596,3 +598,19 @@ def test_work_for_another_study_counts(source, follower, queue):
     follower.disown()
     source.disown()
     follower.ensure()  # it would raise an error after three in a row without work
+
+
+def test_an_allocation_is_that_of_all_threads_of_a_conductor(tmp_path):
+    """Given a conductor that has opened an allocation, then its other thread, which watches while Maestro runs a native step,
+    is the owner as well; another conductor is not."""
+    shared, other = SharedAllocation(tmp_path, "sim"), SharedAllocation(tmp_path, "sim")
+    assert shared.own()
+
+    with ThreadPoolExecutor(1) as thread:
+        assert thread.submit(lambda: shared.is_owner and shared.own()).result()
+        assert not thread.submit(other.own).result()
+        thread.submit(shared.disown).result()
+
+    assert not shared.is_owner
+    assert other.own()
+    other.disown()

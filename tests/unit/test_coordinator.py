@@ -22,10 +22,12 @@ from maestro_celery_plugin.conductor.coordinator import (
 from maestro_celery_plugin.conductor.publisher import Publisher
 from maestro_celery_plugin.conductor.worker_pool import WorkerPool
 from maestro_celery_plugin.config.settings import ResourceSettings, WorkerGroupSettings
+from maestro_celery_plugin.errors import LedgerError
 from maestro_celery_plugin.ledger.entries import COORDINATOR, SUFFIX, Kind
 from maestro_celery_plugin.ledger.reader import read_ledger
 from maestro_celery_plugin.ledger.sample_states import SampleStates
 from maestro_celery_plugin.ledger.writer import LedgerWriter
+from maestro_celery_plugin.maestro import touchpoints
 from maestro_celery_plugin.states import Outcome, RecordState, WorkerState
 from maestro_celery_plugin.study import conductor_lock
 from maestro_celery_plugin.study.heartbeats import Heartbeat
@@ -118,7 +120,8 @@ def test_samples_are_not_sent_while_the_workers_are_stopped(tmp_path, monkeypatc
         assert not sent
         assert coordinator.state(job) is RecordState.PENDING
         request_start(plan.session)
-        assert coordinator._scaling.stop_workers(), "the samples without a message are not sent"
+        coordinator._scaling.stop_workers()
+        assert coordinator._scaling.continues, "the samples without a message are not sent"
     finally:
         coordinator.close()
 
@@ -248,7 +251,7 @@ def test_a_study_that_is_cancelled_at_its_submission_leaves_no_valid_message_of_
         job = coordinator.submit(replace(manifest, number=0))
 
         assert coordinator.state(job) is RecordState.CANCELLED
-        assert StudyContext(plan.root, plan.id, "w-2").is_invalid(1, 1, 1)
+        assert StudyContext(plan.root, plan.id, "w-2").fences.is_invalid(1, 1, 1)
     finally:
         coordinator.close()
 
@@ -271,7 +274,7 @@ def test_a_step_record_that_is_cancelled_at_its_submission_ends_after_the_sample
         job = coordinator.submit(replace(manifest, number=0))
 
         assert coordinator.state(job) is not RecordState.CANCELLED
-        assert StudyContext(plan.root, plan.id, "w-2").is_invalid(1, 1, 1)
+        assert StudyContext(plan.root, plan.id, "w-2").fences.is_invalid(1, 1, 1)
 
         worker.append(Kind.STOPPED, 1, 1, 0)
         worker.append(Kind.RELEASED, 1, 1, 0, 2)
@@ -279,4 +282,78 @@ def test_a_step_record_that_is_cancelled_at_its_submission_ends_after_the_sample
         assert coordinator.state(job) is RecordState.CANCELLED
     finally:
         worker.close()
+        coordinator.close()
+
+
+class NotedLock:
+    """A lock that counts how often it was acquired."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __enter__(self):
+        self.count += 1
+
+    def __exit__(self, *_):
+        pass
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        lambda coordinator, job: coordinator.run_times(job),
+        lambda coordinator, job: coordinator.failed_samples,
+        lambda coordinator, job: coordinator.ended_samples,
+        lambda coordinator, job: coordinator.failed_records(),
+        lambda coordinator, job: coordinator.further_allocations(),
+    ],
+)
+def test_no_question_is_answered_while_another_thread_applies_entries(tmp_path, question):
+    """Given the thread that watches while Maestro is away, then Maestro's thread reads no states that are half changed."""
+    plan, manifest = a_study(tmp_path / "study")
+    Session.create(plan.session)
+    coordinator = Coordinator(plan)
+    try:
+        coordinator._maintain_at = math.inf  # without a broker
+        job = coordinator.submit(manifest)
+        before, coordinator._access = coordinator._access, NotedLock()
+        question(coordinator, job)
+        count, coordinator._access = coordinator._access.count, before
+    finally:
+        coordinator.close()
+
+    assert count == 1
+
+
+def test_the_time_of_a_native_step_does_not_delay_the_polls_after_it(tmp_path, monkeypatch):
+    """Given Maestro's poll after a native step that took two hours, then the next one does not come as late as it may."""
+    plan, _ = a_study(tmp_path / "study")
+    Session.create(plan.session)
+    coordinator = Coordinator(plan)
+    monkeypatch.setattr(touchpoints, "coordinators_here", lambda: [coordinator])
+    monkeypatch.setattr(conductor_lock, "take_poll_request", lambda: True)
+    try:
+        coordinator._poll_end -= 7200
+
+        touchpoints._wait(60)
+
+        assert clock.monotonic() - coordinator._poll_end < 3600
+    finally:
+        coordinator.close()
+
+
+def test_an_error_in_the_look_for_work_does_not_end_the_conductor(tmp_path, monkeypatch):
+    """Given a full disk when a step record has failed, which cannot be recorded, then the conductor waits."""
+    plan, _ = a_study(tmp_path / "study")
+    Session.create(plan.session)
+    coordinator = Coordinator(plan)
+
+    def fail():
+        raise LedgerError("no space")
+
+    monkeypatch.setattr(coordinator._records, "with_work", fail)
+    try:
+        assert coordinator._has_work()
+    finally:
+        monkeypatch.undo()
         coordinator.close()

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import math
 import os
 
 import pytest
 from ensembles import a_manifest, entries
 
+from maestro_celery_plugin import clock
 from maestro_celery_plugin.batch.allocation import Allocation
 from maestro_celery_plugin.batch.base import JobReport
 from maestro_celery_plugin.conductor import dead_workers
 from maestro_celery_plugin.conductor.scaling import Scaling
+from maestro_celery_plugin.conductor.step_record import Faults
 from maestro_celery_plugin.conductor.step_records import StepRecords
 from maestro_celery_plugin.config.settings import BatchSettings, EnsembleSettings, ResourceSettings, WorkerGroupSettings
 from maestro_celery_plugin.errors import WorkerError
@@ -20,7 +24,7 @@ from maestro_celery_plugin.ledger.reader import read_ledger
 from maestro_celery_plugin.ledger.writer import LedgerWriter
 from maestro_celery_plugin.machine import host_name
 from maestro_celery_plugin.processes import ProcessId
-from maestro_celery_plugin.states import AllocationState, Outcome, RecordState, WorkerState
+from maestro_celery_plugin.states import AllocationState, Outcome, RecordState, WorkerState, cannot_run_code
 from maestro_celery_plugin.study.heartbeats import Heartbeat
 from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.session import Session
@@ -303,3 +307,76 @@ def test_a_submission_starts_workers_unless_all_samples_have_ended(study, monkey
     study.scaling.start_workers(record)
 
     assert started == ["near"]
+
+
+def test_the_end_of_an_allocation_is_applied_when_an_error_has_passed(study, monkeypatch, caplog):
+    """Given an error of the file system when an allocation has ended, then its step record times out later, and no further
+    allocation opens before."""
+    (source,) = study.scaling._pool.allocation_sources
+    directory = study.plan.allocations / "near" / "1"
+    directory.mkdir(parents=True)
+    source.current = Allocation("near", 1, directory, job="7", state=AllocationState.RUNNING)
+    monkeypatch.setattr(source._jobs, "report", lambda job: JobReport(AllocationState.TIMED_OUT))
+    opened = []
+    monkeypatch.setattr(study.scaling._pool, "ensure", opened.append)
+    errors = [OSError(errno.ESTALE, "stale"), OSError(errno.ESTALE, "stale")]
+    follow = study.records.follow
+
+    def failing(*args, **options):
+        if options.get("fresh") and errors:
+            raise errors.pop()
+        return follow(*args, **options)
+
+    monkeypatch.setattr(study.records, "follow", failing)
+    study.scaling._dead_workers._followed_all_at = math.inf  # does not look now
+
+    study.scaling.maintain()
+    assert study.records.state(study.by_queue["a"]) is RecordState.PENDING
+    assert "near" not in opened
+    study.scaling.maintain()
+    study.scaling.maintain()
+
+    assert study.records.state(study.by_queue["a"]) is RecordState.TIMED_OUT
+    assert "stale" in caplog.text
+
+
+def test_an_error_of_one_part_keeps_no_other_part_from_its_work(study, monkeypatch, caplog):
+    """Given a directory in which no file can be created, then cancelled samples end, and workers start."""
+    calls = []
+    monkeypatch.setattr(study.scaling._dead_workers, "detect", failing_with(errno.EDQUOT))
+    monkeypatch.setattr(study.scaling._stopped, "refresh", failing_with(errno.EDQUOT))
+    monkeypatch.setattr(study.records, "give_up", lambda live: calls.append("give up"))
+    monkeypatch.setattr(study.scaling._pool, "ensure", calls.append)
+    monkeypatch.setattr(study.scaling._pool, "kill", calls.append)
+    study.by_queue["b"].cancelled_at = clock.monotonic() - 60
+    LedgerWriter(study.plan.ledger / f"far-1{SUFFIX}").append(Kind.TAKEN, 2, 0, 0, 1)
+    study.records.follow(fresh=True)
+
+    study.scaling.maintain()
+
+    assert {"give up", "near", "far", "far-1"} == set(calls)
+    assert caplog.text.count("Disk quota exceeded") == 2
+
+
+def failing_with(number):
+    def fail(*arguments, **options):
+        raise OSError(number, os.strerror(number))
+
+    return fail
+
+
+def test_a_sample_that_runs_now_is_not_given_up(study):
+    """Given a sample that could not run on a machine which has left, when it runs on another one, then it goes on."""
+    record = study.by_queue["a"]
+    record.faults[0] = Faults(epoch=1, code=cannot_run_code(errno.ENOEXEC), count=9, machines={1})
+    worker = LedgerWriter(study.plan.ledger / f"near-1{SUFFIX}")
+    worker.append(Kind.TAKEN, 1, 2, 0, 1)
+    study.records.follow(fresh=True)
+
+    study.records.give_up(lambda record: 1)
+    assert record.samples.outcome[0] == Outcome.OPEN
+    worker.append(Kind.RELEASED, 1, 2, 0, 1)
+    study.records.follow()
+    study.records.give_up(lambda record: 1)
+
+    assert record.samples.outcome[0] != Outcome.OPEN

@@ -193,6 +193,22 @@ def test_no_suspect_gets_its_turn_before_the_worker_that_has_claimed_another_one
     assert record.suspect == 7
 
 
+def test_a_message_about_a_suspect_that_has_an_outcome_keeps_no_other_one_from_its_turn(two_suspects):
+    """Given a claim that could not be made at first, when the suspect of the message has finished, then others get turns."""
+    records, record = two_suspects
+    recall = Recall(records, is_dead=lambda writer: False, end_worker=lambda writer: None)
+    worker = LedgerWriter(records._plan.ledger / f"w-1{SUFFIX}", records._plan.number)
+    worker.append(Kind.STARTED, record.number, 9, 7)
+    worker.append(Kind.ENDED, record.number, 9, 7)
+    worker.close()
+    records.follow(fresh=True)
+
+    recall.take_back_suspects()
+
+    assert not records.suspect_messages
+    assert 3 in record.unassigned(SampleSet.of_samples([]))
+
+
 def test_the_suspect_of_a_step_record_that_has_ended_does_not_keep_others_from_running(tmp_path):
     """Given a cancelled step record with a suspect, then the suspect of another one runs."""
     plan, manifest = a_study(tmp_path / "study")
@@ -248,6 +264,29 @@ def test_a_cancellation_that_could_not_be_recorded_is_recorded_later(tmp_path):
 
     assert records.state(record) is RecordState.CANCELLED
     assert record.samples.cancelled_epoch == 2
+
+
+def test_the_leases_of_a_dead_worker_stay_until_its_attempts_are_recorded_as_lost(tmp_path):
+    """Given a full disk when a worker has died, then its attempts are recorded as lost when there is room again."""
+    store = FullDisk()
+    plan, records, record = a_study_on(store, tmp_path)
+    for name, sample in (("w-1", 0), ("w-2", 5)):
+        worker = LedgerWriter(plan.ledger / f"{name}{SUFFIX}", plan.number)
+        worker.append(Kind.TAKEN, 1, 1, sample, sample + 5)
+        worker.append(Kind.STARTED, 1, 1, sample)
+        worker.close()
+    records.follow(fresh=True)
+    store.is_full = True
+    with pytest.raises(LedgerError):
+        records.mark_lost(["w-1", "w-2"])
+    assert records.leases.holders() == {"w-1", "w-2"}
+    store.is_full = False
+
+    records.mark_lost(records.leases.holders())
+
+    assert not records.leases.holders()
+    assert record.samples.losses[[0, 5]].tolist() == [1, 1]
+    assert not record.samples.find_running()
 
 
 def test_a_request_to_stop_all_workers_is_noted_although_the_disk_is_full(tmp_path):
@@ -362,8 +401,8 @@ def test_a_message_of_before_a_power_cut_runs_no_sample_that_has_finished(tmp_pa
     later.flush()
 
     study = StudyContext(plan.root, plan.id, "w-2")
-    assert study.is_invalid(1, 1, 3)
-    assert not study.must_end(1, 1, 4)
+    assert study.fences.is_invalid(1, 1, 3)
+    assert not study.fences.must_end(1, 1, 4)
 
 
 def test_what_a_worker_that_counts_as_dead_passes_on_runs_nowhere(tmp_path):
@@ -382,9 +421,9 @@ def test_what_a_worker_that_counts_as_dead_passes_on_runs_nowhere(tmp_path):
     records.flush()
 
     study = StudyContext(plan.root, plan.id, "w-2")
-    assert all(study.is_invalid(1, 1, sample) for sample in range(2, 6))
-    assert not study.is_invalid(1, 1, 6)
-    assert not study.is_invalid(1, 2, 3)
+    assert all(study.fences.is_invalid(1, 1, sample) for sample in range(2, 6))
+    assert not study.fences.is_invalid(1, 1, 6)
+    assert not study.fences.is_invalid(1, 2, 3)
 
 
 def test_a_conductor_without_lost_entries_leaves_its_messages_valid(tmp_path):
@@ -399,7 +438,7 @@ def test_a_conductor_without_lost_entries_leaves_its_messages_valid(tmp_path):
 
     StepRecords(plan, GROUPS).load(set)
 
-    assert not StudyContext(plan.root, plan.id, "w-2").is_invalid(1, 1, 4)
+    assert not StudyContext(plan.root, plan.id, "w-2").fences.is_invalid(1, 1, 4)
 
 
 def test_a_worker_that_begins_while_a_conductor_reads_the_ledger_is_alive(tmp_path):
@@ -450,14 +489,13 @@ def test_an_error_about_one_step_record_hides_no_entry_of_another_one(tmp_path, 
     worker.close()
 
 
-def test_what_was_read_before_an_error_of_the_file_system_counts(tmp_path):
-    """Given a file that cannot be read, then a look applies the entries of the files before it, and the next one those of
-    the others."""
+def test_a_file_that_cannot_be_read_hides_no_other_one(tmp_path):
+    """Given a file that cannot be read, then a look applies the entries of the others, and a later one its own."""
     plan, manifest = a_study(tmp_path / "study")
     store = FailingReads()
     records = StepRecords(plan, GROUPS, store)
     record = records.register(manifest)
-    for number in (1, 2):
+    for number in (1, 2, 3):
         worker = LedgerWriter(plan.ledger / f"w-{number}{SUFFIX}", plan.number)
         worker.append(Kind.STARTED, record.number, 1, number)
         worker.append(Kind.ENDED, record.number, 1, number)
@@ -465,8 +503,8 @@ def test_what_was_read_before_an_error_of_the_file_system_counts(tmp_path):
     store.failing = f"w-2{SUFFIX}"
     with pytest.raises(OSError, match="again later"):
         records.follow()
-    assert record.samples.counts().finished == 1
+    assert record.samples.counts().finished == 2, "the files behind the faulty one are not read"
     store.failing = ""
     records.follow()
 
-    assert record.samples.counts().finished == 2
+    assert record.samples.counts().finished == 3

@@ -117,8 +117,11 @@ def test_the_workers_of_an_allocation_leave_and_the_study_waits(study):
     assert not study.opened
 
     request_start(study.session.path)
-    assert study.scaling.maintain(), "the samples without a message are not sent again"
-    assert not study.scaling.maintain()
+    study.scaling.maintain()
+    assert study.scaling.continues, "the samples without a message are not sent again"
+    study.scaling.continues = False
+    study.scaling.maintain()
+    assert not study.scaling.continues
     assert study.opened
     assert study.records.state(study.record) is RecordState.RUNNING
 
@@ -218,7 +221,8 @@ def test_a_worker_that_a_user_starts_stays_until_the_next_request(study):
     assert [claim_name(Session(study.session.path), "w", 2) for _ in range(2)] == ["w-2", "w-3"]
     study.beat("w-2", "")
     study.beat("w-3", "w/")
-    assert study.scaling.stop_workers(), "the samples without a message are not sent again"
+    study.scaling.stop_workers()
+    assert study.scaling.continues, "the samples without a message are not sent again"
 
     asked = [name for name in ("w-1-1", "w-2", "w-3") if study.session.worker_leave_requested(name)]
     assert asked == ["w-1-1"]

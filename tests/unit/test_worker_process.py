@@ -14,6 +14,8 @@ from maestro_celery_plugin.config.groups import GroupConfig
 from maestro_celery_plugin.processes import ProcessId
 from maestro_celery_plugin.states import WorkerState
 from maestro_celery_plugin.study.session import BrokerLocation, Session
+from maestro_celery_plugin.study.worker_facts import read_facts
+from maestro_celery_plugin.worker import worker_process
 from maestro_celery_plugin.worker.arguments import WorkerArguments
 from maestro_celery_plugin.worker.gate import gate
 from maestro_celery_plugin.worker.launch_env import LaunchEnvironment
@@ -153,3 +155,35 @@ def test_while_its_study_continues_celery_ends_a_worker(process):
     process.mark_terminated()
     assert not process._tasks.slots.stopping.is_set()
     assert process._tasks.slots.is_terminated, "a sample that the same signal has ended would count as failed"
+
+
+def test_the_facts_of_a_worker_are_written_after_an_error_has_passed(process, monkeypatch):
+    """Given a full disk at the first heartbeat, then the heartbeat counts, and the facts follow with a later one."""
+    process._limit = renewals = Renewals()
+    write, errors = worker_process.write_facts, [OSError(28, "No space left on device")]
+
+    def write_facts(*arguments):
+        if errors:
+            raise errors.pop()
+        write(*arguments)
+
+    monkeypatch.setattr(worker_process, "write_facts", write_facts)
+    with pytest.raises(OSError, match="No space"):
+        process._beat(1, 1)
+    assert renewals.count == 1
+    process._beat(1, 2)
+
+    assert list(read_facts(process._session)) == ["w-1"]
+
+
+class Renewals:
+    """A heartbeat limit that counts how often it was renewed."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def renew(self, since):
+        self.count += 1
+
+    def suspend(self):
+        pass
