@@ -279,6 +279,6 @@ class Scaling:
     def _enforce_cancellation(self) -> None:
         """Kill workers that still have a lease of cancelled samples after CANCEL_LIMIT_S: they do not respond."""
         latest = clock.monotonic() - CANCEL_LIMIT_S
-        overdue = [r.number for r in self._records if r.cancelled_at is not None and r.cancelled_at < latest]
+        overdue = [r.number for r in self._records if r.cancelled and (r.cancelled_at or latest) < latest]
         for writer in self._records.leases.holders_of(overdue):
             self._pool.kill(writer)

@@ -226,6 +226,8 @@ class StepRecord:
         """
         self.active, self.cancelled, self.reported_state = True, cancelled, RecordState.PENDING
         self.has_started = self.timed_out = self.repeats = False
+        if not cancelled:
+            self.cancelled_at = None
         self.withdrawn.clear()
         self.faults.clear()
         self.reason = ""
@@ -270,7 +272,8 @@ class StepRecord:
             if self.has_failed:
                 return RecordState.FAILED
             return RecordState.FINISHED if self.samples.is_complete else RecordState.CANCELLED
-        if self.timed_out:
+        # Maestro would restart one that has failed or was cancelled, and the cancellation would be forgotten.
+        if self.timed_out and not self.stops_early:
             return RecordState.TIMED_OUT
         return self._open_state(has_leases=has_leases)
 

@@ -348,7 +348,7 @@ def test_an_error_of_one_part_keeps_no_other_part_from_its_work(study, monkeypat
     monkeypatch.setattr(study.records, "give_up", lambda live: calls.append("give up"))
     monkeypatch.setattr(study.scaling._pool, "ensure", calls.append)
     monkeypatch.setattr(study.scaling._pool, "kill", calls.append)
-    study.by_queue["b"].cancelled_at = clock.monotonic() - 60
+    study.by_queue["b"].cancelled, study.by_queue["b"].cancelled_at = True, clock.monotonic() - 60
     LedgerWriter(study.plan.ledger / f"far-1{SUFFIX}").append(Kind.TAKEN, 2, 0, 0, 1)
     study.records.follow(fresh=True)
 

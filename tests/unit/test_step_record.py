@@ -227,6 +227,29 @@ def test_a_cancelled_step_record_ends_when_it_has_no_leases():
     assert record.state(has_leases=False) is RecordState.CANCELLED
 
 
+@pytest.mark.parametrize("ends", ["cancelled", "failed"])
+def test_a_step_record_that_ends_does_not_time_out_with_its_allocation(ends):
+    """Given a cancellation, or a hard failure, while a dead worker has samples, when the allocation ends, then Maestro does
+    not restart the step record, and the cancellation is not forgotten."""
+    record = a_record((Kind.STARTED, 1, 1), *attempt(0, 102) if ends == "failed" else ())
+    record.cancelled = ends == "cancelled"
+    record.timed_out = True
+
+    assert record.state(has_leases=True) not in (RecordState.TIMED_OUT, RecordState.FINISHED)
+    assert record.state(has_leases=False) is (RecordState.CANCELLED if record.cancelled else RecordState.FAILED)
+
+
+def test_a_step_record_that_begins_again_is_not_cancelled():
+    """Given a step record that was cancelled, when Maestro submits it again, then nobody ends the workers of its samples."""
+    record = a_record()
+    record.cancelled, record.cancelled_at = True, 1.0
+
+    record.begin(cancelled=False)
+
+    assert not record.cancelled
+    assert record.cancelled_at is None
+
+
 def test_a_step_record_that_is_cancelled_after_its_last_sample_is_finished():
     record = a_record(*ALL)
     record.cancelled = True
