@@ -123,7 +123,8 @@ def _add(plan: StudyPlan, path: Path, key: str | None, shown: str) -> Added:
     earlier = additions.samples_before(key, plan.rows)
     if earlier is not None:
         return Added(start=earlier[0], stop=earlier[1], total=total, is_new=False)
-    target = file_of(plan, f"{len(additions.added) + 1}{path.suffix}")
+    # With the user's name, which messages of readers show; a name has at most 255 bytes.
+    target = file_of(plan, f"{len(additions.added) + 1}-{path.stem[:50]}{path.suffix}")
     rows = _stored_rows(plan, path, target, shown)
     room = room_in(plan, additions)
     used = rows if room is None else min(rows, room)

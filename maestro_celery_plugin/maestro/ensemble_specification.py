@@ -216,7 +216,9 @@ class EnsembleSpecification(YAMLSpecification):  # type: ignore[misc]
         source = "--pgen" if OPTIONS.parameter_generator else "global.parameters"
         yield from check_parameter_names(map(str, parameters.parameters), self.ensemble.samples, source)
         if is_launch:
-            yield from check_workspaces(self.get_study_steps(), parameters, hashes_names=OPTIONS.hashes_names)
+            hashes_names = OPTIONS.hashes_names
+            steps, file = self.get_study_steps(), Path(self._file).name
+            yield from check_workspaces(self.name, file, steps, parameters, hashes_names=hashes_names)
 
     def _notes(self, parameters: Any) -> Iterator[Problem]:
         return token_notes(self._data, map(str, parameters.parameters), self._sampled)

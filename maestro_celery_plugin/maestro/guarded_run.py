@@ -50,6 +50,7 @@ def guarded_run(
     """
     _set_options(arguments)
     try:
+        _refuse_empty_values(arguments)
         parent = _parent(arguments.session)
         _set_overrides(arguments, parent)
         check_specification_file(arguments.specification)
@@ -126,6 +127,20 @@ def _without_output() -> contextlib.AbstractContextManager[None]:
     return contextlib.nullcontext()
 
 
+def _refuse_empty_values(arguments: argparse.Namespace) -> None:
+    """Refuse options with an empty value, as those of a shell variable that is not set.
+
+    Raises:
+        StudyError: an option has an empty value.
+    """
+    for name in ("out", "samplesfile", "env_file", "broker", "session", "pgen", "notify"):
+        if getattr(arguments, name, None) == "":
+            option = f"--{name.replace('_', '-')}"
+            raise StudyError(
+                f"{option}: its value is empty; is a shell variable not set? Give a value, or no {option}."
+            )
+
+
 def _set_overrides(arguments: argparse.Namespace, parent: Member | None) -> None:
     """Read what the command line sets in place of the specification, and set the variables of `--env-file`.
 
@@ -139,7 +154,7 @@ def _set_overrides(arguments: argparse.Namespace, parent: Member | None) -> None
         )
     environment = read_env_file(arguments.env_file) if arguments.env_file is not None else {}
     inherited = parent.variables if parent is not None else {}
-    samples_file = arguments.samplesfile and Path(arguments.samplesfile).absolute()
+    samples_file = None if arguments.samplesfile is None else Path(arguments.samplesfile).absolute()
     if samples_file is not None and not samples_file.is_file():
         raise StudyError(f"--samplesfile: '{arguments.samplesfile}' is not a file; give the table of the samples.")
     OPTIONS.overrides = Overrides(

@@ -7,7 +7,7 @@ these characters have one directory. Each step record would take the results of 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any, TypeAlias
 
 from maestrowf.datastructures.core.study import WSREGEX
@@ -22,8 +22,9 @@ Step: TypeAlias = Any
 Parameters: TypeAlias = Any
 Combination: TypeAlias = Any
 
-# Directories and files of a study that are not workspaces.
+# Directories and files of a study that are not workspaces; the others have the name of the study.
 _TAKEN = ("batch.info", "logs", "merlin_info", "meta", "status.csv")
+_SUFFIXES = (".pkl", ".study.pkl", ".txt")
 _RULE = "Maestro keeps only letters, digits and '-_.()' in names of directories"
 
 
@@ -41,17 +42,21 @@ class _Record:
         return ", ".join(f"{name}={value}" for name, value in self.values)
 
 
-def check_workspaces(steps: Sequence[Step], parameters: Parameters, *, hashes_names: bool) -> Iterator[Problem]:
+def check_workspaces(
+    study: str, file: str, steps: Sequence[Step], parameters: Parameters, *, hashes_names: bool
+) -> Iterator[Problem]:
     """Check that each step record has a directory of its own.
 
     Args:
+        study: Name of the study.
+        file: Name of its specification, of which Maestro makes a copy.
         steps: Maestro's steps.
         parameters: Maestro's parameters.
         hashes_names: Whether Maestro numbers the directories of the combinations (`--hashws`).
     """
     found: dict[str, _Record] = {}
     for record in _records(steps, parameters):
-        yield from _check_step(record.step)
+        yield from _check_step(record.step, (*_TAKEN, file, *(f"{study}{suffix}" for suffix in _SUFFIXES)))
         directory = make_safe_path("", record.step)
         if record.values and hashes_names:
             directory += f"/{record.combination}"  # Maestro numbers the combinations
@@ -71,12 +76,12 @@ def _has_directory(name: str) -> bool:
     return make_safe_path("", name) not in ("", ".", "..")
 
 
-def _check_step(step: str) -> Iterator[Problem]:
+def _check_step(step: str, taken: Collection[str]) -> Iterator[Problem]:
     """Check that the directory of a step is a new one below that of the study."""
     name, where = make_safe_path("", step), f"study.{step}.name"
     if not _has_directory(step):
         yield Problem(where, f"the step has no directory of its own, because {_RULE}; rename the step.")
-    if name in _TAKEN:
+    if name in taken:
         yield Problem(where, f"the study has other files at '{name}'; rename the step.")
 
 

@@ -1,22 +1,27 @@
-"""The type of each column: a column is one of numbers if all of its values are numbers, also as text."""
+"""The type of each column: a column is one of numbers if all of its values are numbers, also as text.
+
+A number with a leading zero, such as 007, is a text: it names something.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from maestro_celery_plugin.report.cell_text import as_text
 from maestro_celery_plugin.report.sample_columns import Column, Kind
 from maestro_celery_plugin.report.sample_rows import SampleRows
 
-__all__ = ["ColumnType", "as_text", "column_types", "dtype_of", "filled", "typed"]
+__all__ = ["ColumnType", "column_types", "dtype_of", "filled", "typed"]
 
 _TYPES = {bool: "boolean", int: "integer", float: "number"}
 _LARGEST = 2**63
+_ZEROS = re.compile(r"[+-]?0\d")
 
 
 @dataclasses.dataclass
@@ -56,7 +61,8 @@ def _type_of(kind: type, values: Sequence[Any]) -> str:
 
 def _type_of_texts(texts: list[str]) -> str:
     joined = "".join(texts)
-    if "_" in joined or not all(texts):  # Python reads 1_000 as a number
+    # Python reads 1_000 as a number, and 007, which is a name.
+    if "_" in joined or not all(texts) or any(map(_ZEROS.match, texts)):
         return "text"
     try:
         return "integer" if all(-_LARGEST <= number < _LARGEST for number in map(int, texts)) else "number"
@@ -109,15 +115,6 @@ def typed(values: Iterable[Any], type_: ColumnType) -> list[Any]:
     if type_.name in ("text", ""):
         return [None if value is None else as_text(value) for value in values]
     return list(values)
-
-
-def as_text(value: Any) -> str:
-    """Return the text of a value in a csv file; empty for a missing value."""
-    if isinstance(value, str):
-        return value
-    if value is None:
-        return ""
-    return str(value) if type(value) in (int, float) else json.dumps(value)
 
 
 def dtype_of(types: Mapping[str, ColumnType]) -> np.dtype[Any]:

@@ -303,6 +303,7 @@ def _why_failed(record: RecordSamples) -> Sentence:
     failed, allowed = record.states.failures, allowed_failures(manifest)
     if allowed == manifest.samples - 1:
         return fixed("The step failed because all its samples failed.")
-    own = f"The step failed because {failed} samples failed; its `max_failures` allows {allowed}."
+    samples = "1 sample" if failed == 1 else f"{failed} samples"
+    own = f"The step failed because {samples} failed; its `max_failures` allows {allowed}."
     common = f"Each failed because more samples failed than its `max_failures` allows: {allowed}."
     return Sentence(common, lambda who: own if who.is_one else common)

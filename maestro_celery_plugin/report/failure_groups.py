@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from maestro_celery_plugin.report.column_types import as_text
+from maestro_celery_plugin.report.cell_text import as_text
 from maestro_celery_plugin.report.distinction import Rule, distinctions, suspicion
 from maestro_celery_plugin.report.failed_samples import last_lines
 from maestro_celery_plugin.report.sample_columns import Column, RecordColumns, Source

@@ -92,7 +92,10 @@ class SampleRows:
         condition = read_condition(query.where, None if query.read else base_names) if query.where else None
         self._chosen = self._choose(condition)
         columns = {column.name: column for column in self.all_columns}
-        for name in [*query.columns, *(key.name for key in self._sort), *(condition.columns if condition else ())]:
+        shown = [*query.columns, *(key.name for key in self._sort)]
+        if query.read and not len(self):  # without a row, no file was read, and its columns are not known
+            columns = {**{name: Column(name, source=Source.RESULT, key=name) for name in shown}, **columns}
+        for name in [*shown, *(condition.columns if condition else ())]:
             if name not in columns:
                 raise ExpressionError(f"There is no column '{name}'; {nearest(name, columns)}")
         self.columns = [columns[name] for name in dict.fromkeys(query.columns or columns)]

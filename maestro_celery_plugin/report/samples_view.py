@@ -10,7 +10,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
-from maestro_celery_plugin.report.column_types import as_text
+from maestro_celery_plugin.report.cell_text import as_text
 from maestro_celery_plugin.report.sample_columns import Column, Kind, Source
 from maestro_celery_plugin.report.sample_rows import SampleRows
 from maestro_celery_plugin.report.terminal import plain, shortened

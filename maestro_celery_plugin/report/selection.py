@@ -1,6 +1,6 @@
 """The choice and the order of rows: a condition and columns to sort by, both evaluated by SQLite.
 
-SQLite compares texts that are numbers as numbers, and stores a large sort in a temporary file.
+SQLite stores a text that is a number as a number, and beside it the text; it stores a large sort in a temporary file.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from maestro_celery_plugin.errors import ExpressionError, MissingPackageError
+from maestro_celery_plugin.report.cell_text import as_text
 from maestro_celery_plugin.report.condition import Condition
 
 __all__ = ["RowChooser", "SortKey"]
@@ -69,9 +70,10 @@ class RowChooser:
         weakref.finalize(self, self._database.close)
         self._database.execute("PRAGMA synchronous = OFF")
         self._database.execute("PRAGMA journal_mode = OFF")
-        self._columns_sql = "".join(f", c{number} NUMERIC" for number in range(len(self.columns)))
-        self._database.execute(f"CREATE TABLE block (number INTEGER PRIMARY KEY{self._columns_sql})")
-        self._database.execute(f"CREATE TABLE chosen (number INTEGER PRIMARY KEY{self._columns_sql})")
+        values = "".join(f", c{number} NUMERIC" for number in range(len(self.columns)))
+        texts = "".join(f", t{number} TEXT" for number in range(len(self.columns)))
+        self._database.execute(f"CREATE TABLE block (number INTEGER PRIMARY KEY{values}{texts})")
+        self._database.execute(f"CREATE TABLE chosen (number INTEGER PRIMARY KEY{values})")
         self._run(f"SELECT number FROM block WHERE {self._where}", self._texts)  # an error is found before any work
 
     @property
@@ -98,11 +100,12 @@ class RowChooser:
             count: The number of rows in the block.
             first: The number of the first of the chosen rows, from 0 over all blocks.
         """
-        rows = zip(range(count), *(map(_value, column) for column in values), strict=True)
+        texts = (map(_text, column) for column in values)
+        rows = zip(range(count), *(map(_value, column) for column in values), *texts, strict=True)
         marks = ", ?" * len(self.columns)
         self._database.execute("DELETE FROM block")
         self._database.execute("BEGIN")
-        self._database.executemany(f"INSERT INTO block VALUES (?{marks})", rows)
+        self._database.executemany(f"INSERT INTO block VALUES (?{marks}{marks})", rows)
         self._database.execute("COMMIT")
         found = self._run(f"SELECT number FROM block WHERE {self._where} ORDER BY number", self._texts).fetchall()
         if self._keys:
@@ -122,6 +125,10 @@ class RowChooser:
         answer = self._run(sql, (-1 if limit is None else limit,))
         while block := answer.fetchmany(_BLOCK):
             yield np.fromiter(itertools.chain.from_iterable(block), np.intp, len(block))
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None else as_text(value)
 
 
 def _value(value: Any) -> Any:

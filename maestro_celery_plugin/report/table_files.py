@@ -13,7 +13,8 @@ import numpy as np
 
 from maestro_celery_plugin.errors import ExpressionError, MissingPackageError
 from maestro_celery_plugin.files import replaced
-from maestro_celery_plugin.report.column_types import ColumnType, as_text, column_types, dtype_of, filled, typed
+from maestro_celery_plugin.report.cell_text import as_text
+from maestro_celery_plugin.report.column_types import ColumnType, column_types, dtype_of, filled, typed
 from maestro_celery_plugin.report.sample_rows import Block, SampleRows
 
 __all__ = ["SUFFIXES", "check_file", "write_csv", "write_table"]

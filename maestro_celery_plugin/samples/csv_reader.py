@@ -146,11 +146,13 @@ class _Index:
         check_comments(index.comments, self._labels, self._delimiter, self._path)
         if not len(index.offsets):
             return index.offsets
-        start, stop = index.offsets[0].tolist()
+        rows = []
         with self._path.open("rb") as file:
-            file.seek(start)
-            first = _split(file.read(stop - start), self._delimiter)
-        return index.offsets[1:] if is_header(first, self._labels, self._path) else index.offsets
+            for start, stop in index.offsets[:2].tolist():
+                file.seek(start)
+                rows.append(_split(file.read(stop - start), self._delimiter))
+        first, second = rows[0], rows[1] if len(rows) > 1 else []
+        return index.offsets[1:] if is_header(first, second, self._labels, self._path) else index.offsets
 
 
 class TabReader(CsvReader):

@@ -37,8 +37,14 @@ def check_comments(comments: Sequence[str], labels: Sequence[str], delimiter: st
         )  # fmt: skip
 
 
-def is_header(row: Sequence[str], labels: Sequence[str], path: Path) -> bool:
+def is_header(row: Sequence[str], second: Sequence[str], labels: Sequence[str], path: Path) -> bool:
     """Tell whether the first row of a table repeats the column labels, so that it is no sample.
+
+    Args:
+        row: The first row.
+        second: The second row; empty without one.
+        labels: The column labels.
+        path: The file, for messages.
 
     Raises:
         SampleError: the row has the column labels in another order.
@@ -49,13 +55,26 @@ def is_header(row: Sequence[str], labels: Sequence[str], path: Path) -> bool:
         return True
     if sorted(values) == sorted(names):
         _check_order(values, names, path)
-    if [value.casefold() for value in values] == [name.casefold() for name in names]:
+    if {value.casefold() for value in values} & {name.casefold() for name in names} or _names_columns(values, second):
         LOGGER.warning(
-            "%s: the first row looks like a header (%s), but counts as sample 0, because it is not equal to the column "
+            "%s: the first row looks like a header (%s), but counts as a sample, because it is not equal to the column "
             "labels. Begin a header with '#'.",
             path.name, ", ".join(values),
         )  # fmt: skip
     return False
+
+
+def _names_columns(first: Sequence[str], second: Sequence[str]) -> bool:
+    """Tell whether the first row has only words, and the second one only numbers."""
+    return bool(second) and not any(map(_is_number, first)) and all(map(_is_number, second))
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _check_order(names: Sequence[str], labels: Sequence[str], path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,9 +13,12 @@ import numpy as np
 from maestro_celery_plugin.errors import SampleError
 from maestro_celery_plugin.files import TRANSIENT_ERRORS
 from maestro_celery_plugin.samples.npy_file import Array, NpyFile
-from maestro_celery_plugin.samples.table import SampleTable
+from maestro_celery_plugin.samples.table import FileIdentity, SampleTable
 
 __all__ = ["NpyReader"]
+
+# Elements that are read at once.
+_BLOCK = 1 << 14
 
 
 class NpyReader:
@@ -29,6 +33,7 @@ class NpyReader:
         if path.suffix != ".npy":
             return None
         array = _opened(path)
+        _check_texts_once(array, path, cache)
         if array.dtype.names:
             return _StructuredTable(array, labels, path)
         dimensions = len(array.shape)
@@ -52,6 +57,36 @@ def _opened(path: Path) -> NpyFile:
             "save an array of numbers or text (`array.astype(str)`), or let generate.cmd write a new file."
         )
     return array
+
+
+def _check_texts_once(array: NpyFile, path: Path, cache: Path) -> None:
+    """Check all texts when the table is opened first: otherwise, a sample would find the fault.
+
+    Raises:
+        SampleError: a value is no text that a script can contain.
+    """
+    names = [name for name in array.dtype.names or () if array.dtype[name].kind in "SU"]
+    if not names and array.dtype.kind not in "SU":
+        return
+    checked = cache / f"{FileIdentity.of(path).content_key}.checked"
+    if checked.exists():
+        return
+    count = math.prod(array.shape)
+    for start in range(0, count, _BLOCK):
+        values = array.read(start, min(_BLOCK, count - start))
+        for column in [values[name] for name in names] or [values]:
+            for place, value in enumerate(_values(column, _row_of(array, start), path), start):
+                _text(value, _row_of(array, place), path)
+    with contextlib.suppress(OSError):  # such as a full disk: the next process checks it again
+        checked.touch()
+
+
+def _row_of(array: NpyFile, place: int) -> int:
+    """Return the row of the element at a place of the file."""
+    if len(array.shape) < 2:
+        return place
+    rows, width = array.shape[:2]
+    return place % rows if array.is_fortran else place // width
 
 
 class _ArrayTable:

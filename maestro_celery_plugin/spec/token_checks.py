@@ -175,8 +175,14 @@ def check_parameter_names(names: Iterable[str], samples: SampleSettings | None, 
     for name in names:
         if name in RESERVED:
             yield Problem(f"{source}.{name}", f"$({name}) is a reserved name; use another name.")
-        if samples and name in samples.column_labels:
-            yield _two_meanings(name, source)
+        for label in samples.column_labels if samples else ():
+            if label in _tokens_of(name):
+                yield _two_meanings(label, source)
+
+
+def _tokens_of(parameter: str) -> tuple[str, ...]:
+    """Return the tokens that Maestro makes of a parameter (`Combination` of its `parameters.py`)."""
+    return parameter, f"{parameter}.label", f"{parameter}.name"
 
 
 def _two_meanings(label: str, block: str) -> Problem:
@@ -198,16 +204,19 @@ def check_names(data: Mapping[str, Any]) -> Iterator[Problem]:
         for name in names:
             if name in RESERVED:
                 yield Problem(f"{block}.{name}", f"$({name}) is a reserved name; use another name.")
+    tokens = {block: {*map(str, names)} for block, names in blocks.items()}
+    tokens["global.parameters"] = {token for name in blocks["global.parameters"] for token in _tokens_of(str(name))}
+    tokens["study"] = {f"{step.get('name')}.workspace" for step in data.get("study") or () if isinstance(step, dict)}
     samples = (data.get("merlin") or {}).get("samples")
     labels = samples["column_labels"] if samples else []
     where = "merlin.samples.column_labels"
     for label in labels:
         if not re.fullmatch(r"[^\s()]+", label):
-            yield Problem(where, f"'{label}' cannot be a token; use letters, digits and '_'.")
+            yield Problem(where, f"'{label}' cannot be a token; a label has no white space and no brackets.")
         if labels.count(label) > 1:
             yield Problem(where, f"found '{label}' twice; each column needs its own label.")
         if label in (*RESERVED, "OUTPUT_PATH"):
             yield Problem(where, f"'{label}' is a reserved name; use another name.")
-        for block, names in blocks.items():
-            if label in names:
+        for block, of_block in tokens.items():
+            if label in of_block:
                 yield _two_meanings(label, block)

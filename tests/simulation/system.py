@@ -290,7 +290,10 @@ class _Raw(io.RawIOBase):
     @property
     def _descriptor(self) -> Descriptor:
         assert files is not None
-        return files.open[self._number]
+        descriptor = files.open.get(self._number)
+        if descriptor is None:  # Python flushes the file of a process that has just died
+            raise sim.Died
+        return descriptor
 
     def readinto(self, buffer: Any) -> int:
         data = _read_at_offset(self._descriptor, len(buffer))

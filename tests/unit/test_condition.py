@@ -8,7 +8,7 @@ from maestro_celery_plugin.errors import ExpressionError
 from maestro_celery_plugin.report.condition import read_condition
 from maestro_celery_plugin.report.selection import RowChooser, SortKey
 
-COLUMNS = ("X", "x", "state", "group", "exit_code", "a-b", "fit.slope", "name")
+COLUMNS = ("X", "x", "state", "group", "exit_code", "a-b", "fit.slope", "name", "id")
 ROWS = {
     "X": ["0.1", "0.5", "nan", "10"],
     "x": ["1", "2", "3", "4"],
@@ -18,6 +18,7 @@ ROWS = {
     "a-b": ["1", "1", "1", "2"],
     "fit.slope": [1, 2, 3, 4],
     "name": ["run1", "run2", "x", "y"],
+    "id": ["1", "01", "007", "1e0"],
 }
 
 
@@ -51,6 +52,22 @@ def chosen(text: str, sort: tuple[str, ...] = (), limit: int | None = None) -> l
         ("X > 1e-1", [1, 3]),
         ("X - -1 > 2 --1", [3]),  # no comment
         ("true", [0, 1, 2, 3]),
+        ("id == '01'", [1]),  # a text in quotes compares as text
+        ("id != '01'", [0, 2, 3]),
+        ("'01' == id", [1]),
+        ("id in ('01', '1e0')", [1, 3]),
+        ("id not in ('01')", [0, 2, 3]),
+        ("id like '0%'", [1, 2]),
+        ("id not like '0%'", [0, 3]),
+        ("length(id) == 3", [2, 3]),
+        ("lower(`id`) == '1e0'", [3]),
+        ("id between '0' and '02'", [1, 2]),
+        ("id == 1", [0, 1, 3]),  # a number compares as number
+        ("id == -1 or id in (7)", [2]),
+        ("id + 1 == 8", [2]),
+        ("name > 0", []),  # a text that is no number fulfils no comparison with one, nor a calculation
+        ("name + 1 > 0 or abs(name) >= 0", []),
+        ("exit_code == '3'", [0]),
     ],
 )
 def test_a_condition_chooses_rows(text, rows):
@@ -87,7 +104,7 @@ def test_a_wrong_condition_has_a_message(text, message):
 
 def test_texts_are_never_part_of_the_sql():
     condition = read_condition("name == 'x'' or 1=1 --' and state == \"; drop\"", COLUMNS)
-    assert condition.sql == "c0 == ? and c1 == ?"
+    assert condition.sql == "t0 == ? and t1 == ?"
     assert condition.texts == ("x' or 1=1 --", "; drop")
     assert condition.columns == ("name", "state")
 

@@ -218,6 +218,8 @@ COMMAND_LINES = [
     (["-y", "study.yaml", "--vars", "=N"], "--vars: found '=N'; 'NAME=VALUE' is needed"),
     (["-y", "study.yaml", "--vars", "N=", "M=3"], "--vars: 'N' has no value"),
     (["-y", "study.yaml", "--vars", "SPECROOT=/"], "--vars: 'SPECROOT' is Maestro's"),
+    *((["-y", option, "", "study.yaml"], f"{option}: its value is empty; is a shell variable not set?")
+      for option in ("--out", "--samplesfile", "--env-file", "--broker", "--notify")),
     (["-y", "--samplesfile", "nowhere.csv", "study.yaml"], "--samplesfile: 'nowhere.csv' is not a file"),
     (["-y", "--samplesfile", "table.csv", "plain.yaml"], "plain.yaml: merlin.samples: --samplesfile: there is no such block"),
     (["-y", "--samplesfile", "table.csv", "no_samples.yaml"], "no_samples.yaml: merlin.samples: --samplesfile: there is no such block"),

@@ -22,6 +22,7 @@ from maestro_celery_plugin.ledger.entries import Kind
 from maestro_celery_plugin.ledger.writer import LedgerWriter
 from maestro_celery_plugin.plugins import open_table
 from maestro_celery_plugin.report import failure_groups, result_files, sample_rows, table_files
+from maestro_celery_plugin.report.column_types import ColumnType
 from maestro_celery_plugin.report.failures_view import print_failures
 from maestro_celery_plugin.report.sample_rows import Query
 from maestro_celery_plugin.report.samples_view import print_rows
@@ -126,6 +127,21 @@ def test_the_size_of_a_block_changes_nothing(ensemble, monkeypatch, size):
         rows = StudySamples(ensemble.root).rows(Query(**query))
         blocks = [row for block in rows.blocks(size=size) for row in block.rows()]
         assert blocks == [row for block in rows.blocks() for row in block.rows()]
+
+
+def test_the_columns_of_result_files_that_no_chosen_row_needs_are_empty(ensemble):
+    """Given a condition that no sample fulfils, then the table has its header, as that of a condition on the files has."""
+    assert rows_of(ensemble, read=("r.json",), where="X > 99", columns=("X", "y"), sort=("y",)) == []
+
+
+def test_a_number_with_a_leading_zero_names_something():
+    type_ = ColumnType()
+    type_.add(["1", "01", "2"])
+    assert type_.name == "text"
+    for values, name in ((["1", "0", "-2"], "integer"), (["0.5", "-0.25", "0e1"], "number"), (["-007"], "text")):
+        type_ = ColumnType()
+        type_.add(values)
+        assert type_.name == name
 
 
 def test_a_wrong_query_has_a_message(ensemble):

@@ -175,9 +175,28 @@ def test_a_truncated_npy_is_refused(tmp_path, table_of, cache):
     assert "cannot be read as .npy" in message(lambda: table_of(whole[:-10], name="table.npy"))
 
 
-def test_bytes_that_are_not_text_are_refused(table_of):
-    table = table_of(np.array([b"ok", b"\xff"]))
-    assert "row 1 of" in message(lambda: table.row(1))
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.array([b"ok", b"\xff"]),
+        np.array([[b"ok", b"ok"], [b"ok", b"a\0b"]]),
+        np.asfortranarray([[b"ok", b"ok", b"ok"], [b"ok", b"\xff", b"ok"]]),
+        np.array([(1, b"ok"), (2, b"\xff")], [("A", int), ("B", "S4")]),
+        np.array([["ok"], ["\ud800"]]),
+    ],
+)
+def test_the_launch_refuses_texts_that_no_script_can_contain(table_of, array, monkeypatch):
+    """Given such a text in any row, then no sample runs, as for a file of text."""
+    monkeypatch.setattr(npy_reader, "_BLOCK", 2)
+    labels = array.dtype.names or [f"X{column}" for column in range(array.shape[1] if array.ndim > 1 else 1)]
+    assert "row 1 of" in message(lambda: table_of(array, labels))
+
+
+def test_the_texts_of_a_table_are_checked_once(table_of, tmp_path, cache, monkeypatch):
+    table_of(np.array([b"ok", b"fine"]))
+    monkeypatch.setattr(npy_reader, "_row_of", None)  # which the check needs
+
+    assert open_table(tmp_path / "table.npy", ("A",), cache).row(1) == ["fine"]
 
 
 # --- text --------------------------------------------------------------------------------------------
@@ -302,8 +321,12 @@ def test_a_table_that_cannot_be_read_is_refused(table_of, tmp_path, name, text, 
          "of such a row."),
         ('\n1,2\n"3\n #",4\n', "table.csv: line 3 has a '#' within a row;"),
         ("# p, T\n1,2\n", "table.csv: the header names the columns p, T, merlin.samples.column_labels names them A, B; the labels count."),
-        ("a,B\n1,2\n", "table.csv: the first row looks like a header (a, B), but counts as sample 0, because it is not equal to the column "
-         "labels. Begin a header with '#'."),
+        *((text, f"table.csv: the first row looks like a header ({shown}), but counts as a sample, because it is not equal to the "
+           "column labels. Begin a header with '#'.")
+          for text, shown in (("a,B\n1,2\n", "a, B"), ("A,extra\n1,2\n", "A, extra"), ("temp,pressure\n1,2\n3,4\n", "temp, pressure"))),
+        ("x,y\nz,1\n", None),
+        ("x,1\n2,3\n", None),
+        ("x,y\n", None),
         ("# A, B\n# made, today\n# a comment of four words, and, more\n1,2\n#3\n", None),
     ],
 )  # fmt: skip

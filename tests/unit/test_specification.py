@@ -462,6 +462,11 @@ PARAMETER = {"P": {"values": [1, 2], "label": "P.%%"}}
         ({"merlin": samples(column_labels=["WORKSPACE"])}, "merlin.samples.column_labels: 'WORKSPACE' is a reserved"),
         ({"merlin": samples(column_labels=["P"]), "global.parameters": PARAMETER},
          "merlin.samples.column_labels: 'P' is also a name in global.parameters; $(P) must have one meaning."),
+        *(({"merlin": samples(column_labels=[f"P.{kind}"]), "global.parameters": PARAMETER},
+           f"merlin.samples.column_labels: 'P.{kind}' is also a name in global.parameters; $(P.{kind}) must have one meaning.")
+          for kind in ("label", "name")),
+        ({"merlin": samples(column_labels=["a.workspace"])},
+         "merlin.samples.column_labels: 'a.workspace' is also a name in study; $(a.workspace) must have one meaning."),
         ({"merlin": samples(), "env": {"variables": {"X": 1}}},
          "merlin.samples.column_labels: 'X' is also a name in env.variables; $(X) must have one meaning."),
         ({"merlin": samples(), "env": {"labels": {"X": "x"}}},

@@ -66,6 +66,8 @@ def message(tmp_path, *steps, **parameters):
         ([step("a+"), step("a")], {"P": parameter(1)}, "study.a.name: the steps 'a+' and 'a' have one directory, 'a'"),
         ([step("+")], {}, f"study.+.name: the step has no directory of its own, {RULE}; rename the step."),
         ([step("merlin_info")], {}, "study.merlin_info.name: the study has other files at 'merlin_info'; rename the step."),
+        *(([step(name)], {}, f"study.{name}.name: the study has other files at '{name}'; rename the step.")
+          for name in ("s.pkl", "s.study.pkl", "s.txt", "study.yaml")),
         ([step("logs", "$(P)")], {"P": parameter(1)}, "study.logs.name: the study has other files at 'logs'"),
     ],
 )  # fmt: skip
@@ -153,13 +155,14 @@ def test_generated_parameters_are_checked_before_the_study_starts(tmp_path, monk
     ("name", "found"),
     [
         ("X", "merlin.samples.column_labels: 'X' is also a name in --pgen; $(X) must have one meaning."),
+        ("Y", "merlin.samples.column_labels: 'Y.label' is also a name in --pgen; $(Y.label) must have one meaning."),
         ("MERLIN_INFO", "--pgen.MERLIN_INFO: $(MERLIN_INFO) is a reserved name; use another name."),
     ],
 )
 def test_a_generated_parameter_must_not_have_the_name_of_another_token(tmp_path, monkeypatch, name, found):
     monkeypatch.setattr(OPTIONS, "parameter_generator", True)
     path = tmp_path / "study.yaml"
-    samples = {"samples": {"file": "x.csv", "column_labels": ["X"]}}
+    samples = {"samples": {"file": "x.csv", "column_labels": ["X", "Y.label"]}}
     path.write_text(yaml.safe_dump(
         {"description": {"name": "s", "description": "d"}, "study": [step("a", "$(X)")], "merlin": samples}
     ))  # fmt: skip
