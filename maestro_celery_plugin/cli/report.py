@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from maestro_celery_plugin.cli.parameter_types import STUDY
+from maestro_celery_plugin.errors import StudyError
 from maestro_celery_plugin.files import write_atomically
 from maestro_celery_plugin.report.page import page
 from maestro_celery_plugin.report.study_summary import summarize
@@ -32,5 +33,7 @@ def command(study: Path, output: Path | None, as_json: bool) -> None:
         click.echo(json.dumps(summary.to_json(), indent=1))
         return
     target = output or study / "report.html"  # the path in the summary may be redacted
+    if not target.absolute().parent.is_dir():
+        raise StudyError(f"--output {target}: there is no directory '{target.absolute().parent}'; create it first.")
     write_atomically(target, page(summary))
     click.echo(f"'{target}' has the report of '{summary.study}'.")

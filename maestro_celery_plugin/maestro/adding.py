@@ -25,6 +25,7 @@ from maestro_celery_plugin.study.additions import (
 )
 from maestro_celery_plugin.study.conductor_lock import has_conductor
 from maestro_celery_plugin.study.plan import StudyPlan
+from maestro_celery_plugin.study.stopped_workers import read_stopped
 
 __all__ = ["Added", "add_file", "await_conductor", "growing_plan", "room_in"]
 
@@ -172,6 +173,9 @@ def await_conductor(plan: StudyPlan, total: int, *, wait: bool) -> tuple[str, bo
     if wait:
         clock.wait_until(is_decided, _TAKEN_LIMIT_S, interval_s=0.3)
     if has_conductor(plan):
+        if read_stopped(plan.session) is not None:
+            command = command_words("maestro-celery resume", plan.root)
+            return f"They wait, because workers are stopped; `{command}` starts these again.", True
         if are_taken(plan, total):
             return "The conductor runs them.", True
         return "The conductor takes them within seconds.", True

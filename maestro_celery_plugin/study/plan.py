@@ -158,10 +158,10 @@ class StudyPlan:
         try:
             batch = parsed_yaml(read_text(path))
         except OSError as cause:
-            raise StudyError(
-                f"'{directory}' is not the directory of a Maestro study (no readable batch.info: {cause.strerror}); "
-                "give the directory that `maestro run` has created."
-            ) from cause
+            words = f"not the directory of a Maestro study (no readable batch.info: {cause.strerror})"
+            if isinstance(cause, NotADirectoryError):
+                words = "a file, and not the directory of a study"
+            raise StudyError(f"'{directory}' is {words}; give the directory that `maestro run` has created.") from cause
         except yaml.YAMLError as cause:
             raise DamagedFileError.at(path, "it is not YAML") from cause
         if batch is None:

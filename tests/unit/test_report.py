@@ -532,3 +532,12 @@ def test_a_page_of_a_thousand_records_machines_and_allocations_is_small(tmp_path
         study.allocation(number, began_at=float(number), ended_at=number + 9.0)
 
     assert len(report_page.page(summarize(study.plan.root)).encode()) < report_page.LIMIT_BYTES
+
+
+def test_a_report_into_a_directory_that_does_not_exist_has_a_message(tmp_path):
+    study = many_samples(tmp_path / "study", 50)
+
+    answer = CliRunner().invoke(main, ["report", str(study.plan.root), "-o", str(tmp_path / "nowhere" / "r.html")])
+
+    assert answer.exit_code == 1
+    assert f"there is no directory '{tmp_path / 'nowhere'}'; create it first." in answer.output
