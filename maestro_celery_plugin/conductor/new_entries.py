@@ -10,15 +10,13 @@ import numpy as np
 
 from maestro_celery_plugin.conductor.run_times import IS_END
 from maestro_celery_plugin.conductor.step_record import StepRecord
-from maestro_celery_plugin.ledger.entries import ENTRY, Entries, Kind, kind_mask
+from maestro_celery_plugin.ledger.entries import Entries, Kind, kind_mask, selected
 from maestro_celery_plugin.ledger.joint_states import apply_together
 
 __all__ = ["NewEntries"]
 
 Array = np.ndarray[Any, Any]
 
-# Entries without their fields, which are copied in a tenth of the time.
-_BYTES = np.dtype(f"V{ENTRY.itemsize}")
 _STARTED, _ENDED = int(Kind.STARTED), int(Kind.ENDED)
 _HAS_OUTCOME = kind_mask(Kind.ENDED, Kind.GAVE_UP)
 _IS_FAULT = kind_mask(Kind.NOT_RUN, Kind.GAVE_UP)
@@ -42,7 +40,7 @@ class NewEntries:
     def sorted(cls, entries: Entries) -> NewEntries:
         """Sort entries by step record."""
         order = np.argsort(entries["record"], kind="stable")
-        entries = entries.view(_BYTES)[order].view(ENTRY)
+        entries = selected(entries, order)
         numbers, firsts = np.unique(entries["record"], return_index=True)
         return cls(numbers.tolist(), np.append(firsts, len(entries)), entries)
 

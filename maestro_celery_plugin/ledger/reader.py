@@ -236,9 +236,10 @@ class LedgerReader:
 
     def _sound_entries(self, part: NewBytes) -> Entries:
         writer, state, _, size, data = part
-        # The bytes may change while the size does not: they may not be visible yet. A long rest is not searched again.
-        is_known = len(data) > _SEARCH_LIMIT and size == state.size
-        if len(data) < _SIZE or (is_known and not self._are_sound(state, data[:_SIZE].view(ENTRY))[0]):
+        # The bytes may change while the size does not: they may not be visible yet. A long rest is searched once, and
+        # again only if its first bytes have become an entry.
+        was_searched = len(data) > _SEARCH_LIMIT and size == state.size
+        if len(data) < _SIZE or (was_searched and not self._are_sound(state, data[:_SIZE].view(ENTRY))[0]):
             return np.empty(0, ENTRY)
         if state.format is Format.UNKNOWN and not self._recognise(state, writer, data):
             return np.empty(0, ENTRY)

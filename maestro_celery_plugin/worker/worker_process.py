@@ -121,8 +121,13 @@ class WorkerProcess:
         self._ready = True
         self.open(writer, 1)
 
+    @property
+    def _is_pool_process(self) -> bool:
+        """Whether this is a process of the worker's pool, and not its main process."""
+        return self._name != self._arguments.name
+
     def mark_terminated(self, **_: Any) -> None:
-        """Record that Celery ends because of a signal: the watch thread ends the samples, without any file."""
+        """Record that a signal ends Celery; the watch thread ends the samples."""
         self._is_terminated = True
         if self._tasks is not None:
             self._tasks.slots.is_terminated = True
@@ -190,13 +195,13 @@ class WorkerProcess:
         self._limit.renew(since)
         if self._conductor_is_here():
             self._limit.suspend()
-        if not self._has_facts and self._name == self._arguments.name:
+        if not (self._has_facts or self._is_pool_process):
             write_facts(self._session, WorkerFacts.of(heartbeat))
             self._has_facts = True
 
     def _conductor_is_here(self) -> bool:
         """Tell whether the conductor runs on this machine; the main process of a worker finds out for its pool."""
-        if self._name != self._arguments.name:
+        if self._is_pool_process:
             return self._arguments.heartbeat_limit.is_suspended
         self._idle_timeout.conductor.refresh()
         return self._idle_timeout.conductor.is_here
@@ -272,7 +277,7 @@ class WorkerProcess:
     @property
     def _is_busy_in_pool(self) -> bool:
         """Whether this is a process of a pool and runs a sample; the main process of the worker waits for its end."""
-        return self._name != self._arguments.name and self._tasks is not None and bool(self._tasks.slots.busy)
+        return self._is_pool_process and self._tasks is not None and bool(self._tasks.slots.busy)
 
     def _has_left(self) -> bool:
         """Tell whether this worker was requested to leave, and no sample runs in it.
@@ -300,8 +305,8 @@ class WorkerProcess:
         if self._idle_s() > 0 and (self._stall_watch.has_stalled or self._broker_has_moved()):
             self.must_be_replaced = True
             return _STALLED if self._stall_watch.has_stalled else "the broker has moved"
-        if self._name != self._arguments.name:
-            return None  # a pool process; the main process of the worker decides
+        if self._is_pool_process:
+            return None  # the main process of the worker decides
         if self._has_left():
             return "it was asked to leave after its running samples"
         return self._idle_timeout.leave_reason(self._idle_s(), out_of_time=self._is_out_of_time())
@@ -336,7 +341,7 @@ class WorkerProcess:
         if self._ending:
             return
         # Of a pool, one process reports; a fault may concern only another one.
-        if self._name == self._arguments.name or self._arguments.has_fault.is_set:
+        if not self._is_pool_process or self._arguments.has_fault.is_set:
             LOGGER.warning("Worker '%s' on %s leaves: %s.", self._name, host_name(), reason)
         if self._tasks is not None:
             self._tasks.slots.stopping.set()
