@@ -168,7 +168,9 @@ class Misfortune:
         return self._disturbed.get(process.pid, -1.0) >= since
 
     def _kill_worker(self) -> None:
-        worker = self._some(self._live_workers())
+        """Kill a worker whose supervisor lives: if both are killed, nobody ends its samples (`limits.md`)."""
+        workers = [worker for worker in self._live_workers() if worker.parent is None or worker.parent.is_alive]
+        worker = self._some(workers)
         if worker is not None:
             self._count("worker killed")
             self._world.kernel.kill(worker)
