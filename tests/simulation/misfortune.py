@@ -153,6 +153,13 @@ class Misfortune:
     def _live_workers(self) -> list[Process]:
         return [process for process in self._world.workers if process.is_alive]
 
+    def _guarded_workers(self) -> list[Process]:
+        """The live workers whose supervisor lives.
+
+        If somebody kills the supervisor, and kills or stops the worker as well, nobody ends its samples (`limits.md`).
+        """
+        return [worker for worker in self._live_workers() if worker.parent is None or worker.parent.is_alive]
+
     def _conductors(self) -> list[Process]:
         return [one.process for study in self._world.studies for one in study.conductors if one.process.is_alive]
 
@@ -168,15 +175,14 @@ class Misfortune:
         return self._disturbed.get(process.pid, -1.0) >= since
 
     def _kill_worker(self) -> None:
-        """Kill a worker whose supervisor lives: if both are killed, nobody ends its samples (`limits.md`)."""
-        workers = [worker for worker in self._live_workers() if worker.parent is None or worker.parent.is_alive]
-        worker = self._some(workers)
+        worker = self._some(self._guarded_workers())
         if worker is not None:
             self._count("worker killed")
             self._world.kernel.kill(worker)
 
     def _kill_supervisor(self) -> None:
-        worker = self._some(self._live_workers())
+        now = self._world.kernel.now
+        worker = self._some([worker for worker in self._live_workers() if worker.paused_until <= now])
         if worker is not None and worker.parent is not None:
             self._count("supervisor killed")
             self._world.kernel.kill(worker.parent)
@@ -184,7 +190,7 @@ class Misfortune:
     def _pause(self) -> None:
         """Stop a worker, its node, or a conductor for up to a minute."""
         kernel = self._world.kernel
-        process = self._some(self._live_workers() + self._conductors())
+        process = self._some(self._guarded_workers() + self._conductors())
         if process is None:
             return
         until = kernel.now + self._random.uniform(1.0, 60.0)
