@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from maestro_celery_plugin.conductor.step_record import StepRecord
 from maestro_celery_plugin.conductor.step_records import StepRecords
-from maestro_celery_plugin.errors import BrokerError
+from maestro_celery_plugin.errors import EnsembleError
 from maestro_celery_plugin.ledger.sample_set import SampleSet
 from maestro_celery_plugin.samples.paths import FINISHED_MARKER
 from maestro_celery_plugin.study.additions import AdditionFile
@@ -144,10 +144,15 @@ class AddedSamples:
             OSError: a file cannot be changed now.
         """
         self.run_again(taking.again)
-        records, counts = self._by_name(), {}
-        for name, manifest in taking.grown.items():
-            counts[name] = records[name].manifest.samples
-            self._grow(records[name], manifest)
+        records = self._by_name()
+        counts = {name: records[name].manifest.samples for name in taking.grown}
+        grown = {name: replace(one, number=records[name].number) for name, one in taking.grown.items()}
+        # All of them first: after an error, none has grown, and the caller tries again.
+        for name, manifest in grown.items():
+            self._records.write_manifest(records[name], manifest)
+        for name, manifest in grown.items():
+            self._records.use_manifest(records[name], manifest)
+            records[name].samples.grow(manifest.samples)
         for name in taking.running:
             records[name].active = True
             if not records[name].timed_out:  # otherwise Maestro restarts it
@@ -170,14 +175,9 @@ class AddedSamples:
                 _marker(record.manifest, sample).unlink(missing_ok=True)
         self._records.record_anew(record, has_begun.first, has_begun.last + 1, epoch)
 
-    def _grow(self, record: StepRecord, manifest: Manifest) -> None:
-        numbered = replace(manifest, number=record.number)
-        self._records.store_manifest(record, numbered)
-        record.samples.grow(numbered.samples)
-
     def _send_new(self, record: StepRecord, start: int) -> None:
         samples = record.unassigned(self._records.leased(record)) - SampleSet.of_range(0, start)
-        with contextlib.suppress(BrokerError):  # they are sent when the broker answers again
+        with contextlib.suppress(EnsembleError, OSError):  # they are sent when that has passed, as after other errors
             self._send(record, samples)
 
 

@@ -139,10 +139,10 @@ class AllocationSource(SharedAllocation):
             return None
         self._queried_at = now
         report = self._report(str(allocation.job))
+        if report is not None and report.waits_forever and not self._cancel(allocation):
+            return None  # before it counts as ended: nobody would cancel its job later
         if report is not None and allocation.apply_report(report):
             self._changed_at = now
-            if report.waits_forever:
-                self._cancel(allocation)
             LOGGER.info("Allocation '%s': %s. %s", allocation.label, report.state.value, report.reason)
         return None if allocation.is_open else allocation
 
@@ -160,12 +160,16 @@ class AllocationSource(SharedAllocation):
             return JobReport(AllocationState.COMPLETED)  # its cancellation has only ended what follows the script
         return report
 
-    def _cancel_empty(self, allocation: Allocation) -> Allocation:
-        """Cancel an allocation whose workers did not start, or all left while its job still runs."""
+    def _cancel_empty(self, allocation: Allocation) -> Allocation | None:
+        """Cancel an allocation whose workers did not start, or all left while its job still runs.
+
+        It has ended when that has succeeded: nobody would cancel its job later.
+        """
+        if not self._cancel(allocation):
+            return None
         reason = f"no worker was seen in it for {EMPTY_LIMIT_S:.0f} s"
         allocation.apply_report(JobReport(AllocationState.FAILED, reason))
         self._empty_since = None
-        self._cancel(allocation)
         return allocation
 
     def record_end(self, allocation: Allocation, *, has_worked: bool, output: str = "") -> None:
@@ -256,11 +260,14 @@ class AllocationSource(SharedAllocation):
         except OSError as error:
             LOGGER.error("The release of allocation '%s' cannot be stored: %s", allocation.label, error)
 
-    def _cancel(self, allocation: Allocation) -> None:
+    def _cancel(self, allocation: Allocation) -> bool:
+        """Cancel the job of an allocation; return False if this is not possible now."""
         try:
             self._jobs.cancel(str(allocation.job), allocation.directory)
         except (AllocationError, OSError) as error:
             LOGGER.error("Job %s of allocation '%s' cannot be cancelled: %s", allocation.job, allocation.label, error)
+            return False
+        return True
 
     def await_end(self, limit_s: float) -> bool:
         """Wait for the end of the allocation; return whether it has ended."""

@@ -147,7 +147,19 @@ class StepRecords:
         Raises:
             OSError: it cannot be stored.
         """
+        self.write_manifest(record, manifest)
+        self.use_manifest(record, manifest)
+
+    def write_manifest(self, record: StepRecord, manifest: Manifest) -> None:
+        """Write the manifest of a step record for workers, and for the next conductor.
+
+        Raises:
+            OSError: it cannot be stored.
+        """
         manifest.write(self._plan.records / record.relative / FILE)
+
+    def use_manifest(self, record: StepRecord, manifest: Manifest) -> None:
+        """Let this conductor use the manifest of a step record."""
         record.manifest = manifest
         record.samples.set_max_retries(manifest.max_retries)
 

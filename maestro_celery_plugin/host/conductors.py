@@ -57,12 +57,19 @@ class Conductors:
 
     def _start_requested(self, member: Member) -> None:
         """Start the conductor of a member, and tell the launch, which waits, if this is impossible."""
+        stored = self._members.read(member.id)
+        if stored is None or stored.state is not MemberState.REQUESTED:
+            return  # it has just ended
         try:
-            self._start(member)
+            if member.id not in self._children:
+                self._start(member)
         except (OSError, EnsembleError) as error:
             _say(f"The conductor of '{member.root}' cannot be started: {error}")
             with contextlib.suppress(OSError):
                 self._members.change(member.id, state=MemberState.ENDED, problem=str(error), ended_at=clock.now())
+            return
+        with contextlib.suppress(OSError, EnsembleError):  # the next look tries again: it must not start another one
+            self._note_start(member)
 
     def _start(self, member: Member) -> None:
         environment = {**os.environ, **self._members.read_environment(member.id)}
@@ -77,7 +84,9 @@ class Conductors:
                 start_new_session=True,
             )
         self._children[member.id] = process
-        own = ProcessId.of(process.pid)
+
+    def _note_start(self, member: Member) -> None:
+        own = ProcessId.of(self._children[member.id].pid)
         with self._members.locked():
             now = self._members.read(member.id)
             if now is not None and now.state is MemberState.REQUESTED:  # the conductor may have entered already
@@ -90,10 +99,15 @@ class Conductors:
         for study_id, process in list(self._children.items()):
             if process.poll() is None:
                 continue
-            del self._children[study_id]
-            member = self._members.read(study_id)
-            if member is not None and member.state is MemberState.RUNNING and not member.lock.parent.is_dir():
-                self._members.change(study_id, state=MemberState.ENDED, ended_at=clock.now())
+            with contextlib.suppress(OSError, EnsembleError):  # the next look tries again
+                self._note_end(study_id)
+                del self._children[study_id]
+
+    def _note_end(self, study_id: str) -> None:
+        member = self._members.read(study_id)
+        has_run = member is not None and member.state in (MemberState.REQUESTED, MemberState.RUNNING)
+        if member is not None and has_run and not member.lock.parent.is_dir():
+            self._members.change(study_id, state=MemberState.ENDED, ended_at=clock.now())
 
     def _restart_dead(self, member: Member) -> None:
         """Let a study go on whose conductor on this machine was killed."""

@@ -93,12 +93,17 @@ class Host:
             with contextlib.suppress(OSError):
                 refresh_directory(self._session.path / "studies")
         if self._members.have_changed() or now == self._looked_at:
-            members = self._members.all()
             with contextlib.suppress(OSError, EnsembleError):  # the next look tries again
-                self._conductors.look(members)
-            self._has_members = any(self._members.is_alive(member) for member in members)
-            if members and not any(self._is_open(member) for member in members):
-                self._session.request_stop()  # the last one had no conductor of an ensemble that would do it
+                self._look_at_members()
+
+    def _look_at_members(self) -> None:
+        members = self._members.all()
+        self._has_members = any(self._members.is_alive(member) for member in members)
+        self._conductors.look(members)
+        if members and not self._session.stop_requested and not any(map(self._is_open, members)):
+            with self._members.locked():  # a study may be resumed at this moment
+                if not any(map(self._is_open, self._members.all())):
+                    self._session.request_stop()  # the last one had no conductor of an ensemble that would do it
 
     def _is_open(self, member: Member) -> bool:
         """Whether a member has not ended; a launch that was killed counts as ended."""

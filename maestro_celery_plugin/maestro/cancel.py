@@ -167,10 +167,12 @@ def cancel_orphans(plan: StudyPlan) -> CancelReport:
 
 def end_leftovers(plan: StudyPlan, report: CancelReport) -> None:
     """End what a dead conductor has left; an error of one part does not stop the others."""
+    others = True  # if they cannot be listed: their workers must go on
     with report.part("The other studies of the session cannot be listed"):
-        if Members(plan.session).living(without=plan.id):
-            _end_own_leftovers(plan, report)
-            return
+        others = bool(Members(plan.session).living(without=plan.id))
+    if others:
+        _end_own_leftovers(plan, report)
+        return
     session = Session(plan.session)
     with report.part("Workers on other machines cannot be asked to end"):
         session.request_stop()

@@ -16,7 +16,7 @@ from maestro_celery_plugin import clock
 from maestro_celery_plugin.config.groups import shared_groups
 from maestro_celery_plugin.config.settings import EnsembleSettings
 from maestro_celery_plugin.errors import StudyError
-from maestro_celery_plugin.machine import machine_id
+from maestro_celery_plugin.machine import is_this_machine, machine_id
 from maestro_celery_plugin.maestro.launch_options import OPTIONS
 from maestro_celery_plugin.processes import ProcessId
 from maestro_celery_plugin.spec.session_names import SessionNames
@@ -136,7 +136,7 @@ def join(name: str, output_path: str, settings: EnsembleSettings | None) -> Sess
         raise AssertionError("no study above this one")
     with members.locked():
         known = members.all()
-        OPTIONS.member = _started_before(parent, known, arguments)
+        OPTIONS.member = _started_before(parent, known, arguments, members)
         if OPTIONS.member is not None:
             raise AlreadyStartedError(
                 f"An earlier attempt of this sample has started '{OPTIONS.member.root}'; it is not started again."
@@ -168,16 +168,29 @@ def join(name: str, output_path: str, settings: EnsembleSettings | None) -> Sess
     return names
 
 
-def _started_before(parent: Member, known: list[Member], arguments: argparse.Namespace) -> Member | None:
+def _started_before(
+    parent: Member, known: list[Member], arguments: argparse.Namespace, members: Members
+) -> Member | None:
     """Return the study that an earlier attempt of the same sample or step has started with the same command.
 
-    A worker may die after its sample has started the study; then the sample runs again.
+    A worker may die after its sample has started the study; then the sample runs again. It may also die during the
+    launch: then the study does not run, and is started now.
     """
     if AGAIN_VARIABLE not in os.environ:
         return None
     own = parent.id, _place(parent), str(arguments.specification), dict(OPTIONS.overrides.variables)
     same = [one for one in known if (one.parent, one.started_by, one.specification, one.variables) == own]
-    return same[-1] if same else None
+    for one in reversed(same):
+        stored = members.read(one.id)  # of this moment, on each node
+        if stored is not None and not _has_died_launching(stored):
+            return stored
+    return None
+
+
+def _has_died_launching(member: Member) -> bool:
+    """Tell whether a launch in an earlier attempt of a sample, which has ended with it, did not reach its end."""
+    is_here = is_this_machine(member.machine)
+    return member.state is MemberState.LAUNCHED and not (is_here and ProcessId(*member.process).is_alive)
 
 
 def _check_limits(parent: Member, known: list[Member], arguments: argparse.Namespace) -> None:

@@ -203,7 +203,14 @@ class NativeSteps:
         without_job = {job: State.CANCELLED for job in jobs if job.id == CANCELLED}
         self._cancel_named([job for job in jobs if job not in without_job])
         stored = {job: self._jobs.state_of(job.record) for job in jobs if job not in without_job}
-        states: dict[NativeJob, State | None] = {job: State.FINISHED for job in stored if stored[job].has_finished}
+        states: dict[NativeJob, State | None] = {}
+        for job in list(stored):
+            try:
+                if stored[job].has_finished:
+                    states[job] = State.FINISHED
+            except OSError as error:  # the next poll asks again; an error here would end the conductor
+                LOGGER.warning("It is unknown whether '%s' has finished: %s", job.record, error)
+                del stored[job]
         known = self._all_known([job for job in stored if job not in states], states)
         by_record = {job.record: job for job in stored}
         states |= {by_record[job.record]: State.FAILED for job in known if job.id == UNKNOWN}
@@ -215,10 +222,10 @@ class NativeSteps:
                     store_failure(self._plan.refusals, job.record, _GONE)
                 found[job] = State.FAILED
         states |= {by_record[job.record]: state for job, state in found.items()}
-        for job, state in states.items():
-            if state is State.FINISHED:
-                stored[job].record_finished()
-            elif self._is_cancelled(job) and state not in CONTINUING:
+        for job, state in list(states.items()):
+            if state is State.FINISHED and not _is_recorded(stored[job]):
+                del states[job]
+            elif state is not State.FINISHED and self._is_cancelled(job) and state not in CONTINUING:
                 states[job] = State.CANCELLED  # instead of the end of an earlier job
         return states | without_job
 
@@ -281,3 +288,13 @@ class NativeSteps:
         for submission in filter(None, (self._postponed.get(job.record) for job in jobs)):
             submission.is_cancelled = True
         return self._jobs.cancel(jobs)
+
+
+def _is_recorded(state: NativeStepState) -> bool:
+    """Record that a step record has finished; return False if this is not possible now, so that it has not ended."""
+    try:
+        state.record_finished()
+    except OSError as error:
+        LOGGER.error("The end of a step cannot be recorded, which waits: %s", error)
+        return False
+    return True

@@ -199,11 +199,18 @@ class StudyAdapter:
         jobs, native = _by_kind(joblist)
         states = self._states(jobs)
         if native:
-            states |= self._native_steps.states(native)
+            states |= self._native_states(native)
         notifications.note_failed(_record_of(job) for job, state in states.items() if state is State.FAILED)
         with contextlib.suppress(OSError):  # the next poll, or the end, notifies
             notifications.note_native()
         return (JobStatusCode.OK if states else JobStatusCode.NOJOBS), states
+
+    def _native_states(self, jobs: list[NativeJob]) -> dict[Job, State | None]:
+        try:
+            return {**self._native_steps.states(jobs)}
+        except (EnsembleError, OSError) as error:  # the next poll asks again; an error here would end the conductor
+            LOGGER.error("The states of native steps are unknown now: %s", error)
+            return {}
 
     def _states(self, jobs: list[str]) -> dict[Job, State | None]:
         try:

@@ -216,15 +216,14 @@ class Members:
             return False
         if member.state is MemberState.REQUESTED:
             return self._age_s(member) < REQUEST_LIMIT_S
-        if member.state is MemberState.RUNNING and (
-            is_locked(member.lock) or self._conductors.live_elsewhere(member.id)
-        ):
+        if member.state is MemberState.RUNNING and (_has_lock(member) or self._conductors.live_elsewhere(member.id)):
             return True
         if is_this_machine(member.machine):  # a conductor needs some time until it holds the lock
             return ProcessId(*member.process).is_alive
+        if member.state is MemberState.LAUNCHED:
+            return self._age_s(member) < LAUNCH_LIMIT_S
         is_ensemble = member.lock.parent.is_dir()
-        limit_s = LAUNCH_LIMIT_S if member.state is MemberState.LAUNCHED else REQUEST_LIMIT_S
-        return not is_ensemble or self._age_s(member) < limit_s
+        return not is_ensemble or self._age_s(member) < REQUEST_LIMIT_S
 
     def _age_s(self, member: Member) -> float:
         try:
@@ -264,3 +263,11 @@ class Members:
 
 def _is_member(name: str) -> bool:
     return name.endswith(".json") and name.count(".") == 1
+
+
+def _has_lock(member: Member) -> bool:
+    """Tell whether a conductor has the lock of a member; the directory of one must not hide the others."""
+    try:
+        return is_locked(member.lock)
+    except OSError:
+        return False

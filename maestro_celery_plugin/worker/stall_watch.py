@@ -54,7 +54,10 @@ class StallWatch:
     def _run(self) -> None:
         while not self.has_stalled:
             clock.sleep(_CUT_OFF_INTERVAL_S if self.is_cut_off else CHECK_INTERVAL_S)
-            self.check()
+            try:
+                self.check()
+            except Exception:  # such as heartbeats that cannot be read now; without this thread, a stall stays unseen
+                LOGGER.warning("The task queues cannot be checked now.", exc_info=True)
 
     def check(self) -> None:
         """Check once."""

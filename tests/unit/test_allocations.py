@@ -614,3 +614,30 @@ def test_an_allocation_is_that_of_all_threads_of_a_conductor(tmp_path):
     assert not shared.is_owner
     assert other.own()
     other.disown()
+
+
+@pytest.mark.parametrize("report", [JobReport(AllocationState.RUNNING), JobReport(AllocationState.FAILED, "too large", waits_forever=True)])
+def test_an_allocation_has_not_ended_before_its_job_could_be_cancelled(source, queue, monkeypatch, report):
+    """Given a batch system that does not answer when a job must be cancelled, then it is cancelled later."""
+    monkeypatch.setattr(allocation_source, "EMPTY_LIMIT_S", 0.0)
+    monkeypatch.setattr(allocation_source, "POLL_S", 0.0)
+    cancel, errors = queue.cancel, [BatchSystemUnavailableError("no answer")] * 2
+
+    def fail_at_first(*args):
+        if errors:
+            raise errors.pop()
+        cancel(*args)
+
+    monkeypatch.setattr(queue, "cancel", fail_at_first)
+    source.ensure()
+    queue.reported = report
+    found = []
+    for _ in range(8):
+        found.append(source.refresh(is_empty=True))
+        time.sleep(0.002)
+        if found[-1]:
+            break
+
+    assert found[-1].state is AllocationState.FAILED
+    assert not errors
+    assert queue.cancelled == ["1"]

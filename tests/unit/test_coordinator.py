@@ -13,6 +13,7 @@ from ensembles import a_study
 from msgspec.structs import replace
 
 from maestro_celery_plugin import clock
+from maestro_celery_plugin.conductor.added_samples import Taking
 from maestro_celery_plugin.conductor.coordinator import (
     MAINTENANCE_INTERVAL_S,
     MAINTENANCE_LIMIT_S,
@@ -31,6 +32,7 @@ from maestro_celery_plugin.maestro import touchpoints
 from maestro_celery_plugin.states import Outcome, RecordState, WorkerState
 from maestro_celery_plugin.study import conductor_lock
 from maestro_celery_plugin.study.heartbeats import Heartbeat
+from maestro_celery_plugin.study.manifest import Manifest
 from maestro_celery_plugin.study.session import Session
 from maestro_celery_plugin.study.stopped_workers import read_stopped, request_start, request_worker_stop
 from maestro_celery_plugin.worker.study_context import StudyContext
@@ -356,4 +358,36 @@ def test_an_error_in_the_look_for_work_does_not_end_the_conductor(tmp_path, monk
         assert coordinator._has_work()
     finally:
         monkeypatch.undo()
+        coordinator.close()
+
+
+def test_added_samples_that_one_step_record_cannot_take_now_no_step_record_takes(tmp_path, monkeypatch):
+    """Given a full disk while two step records take the samples that were added, then both take them at the next poll."""
+    plan, manifest = a_study(tmp_path / "study")
+    Session.create(plan.session)
+    coordinator = Coordinator(plan)
+    try:
+        coordinator._maintain_at = math.inf  # without a broker
+        names = ("a", "b")
+        for name in names:
+            coordinator.submit(replace(manifest, name=name, workspace=str(plan.root / name)))
+        grown = {n: replace(manifest, name=n, workspace=str(plan.root / n), samples=12) for n in names}
+        taking = Taking(again=(), grown=grown, running=names)
+        write, errors = Manifest.write, [OSError(28, "No space left on device")]
+
+        def fail_once(one, path):
+            if errors and one.name == "b":
+                raise errors.pop()
+            write(one, path)
+
+        monkeypatch.setattr(Manifest, "write", fail_once)
+        with pytest.raises(OSError, match="No space"):
+            coordinator.take(taking)
+        records = [record for record in coordinator._records if record.manifest.name in names]
+        assert [record.manifest.samples for record in records] == [manifest.samples] * 2
+        coordinator.take(taking)
+
+        assert [record.manifest.samples for record in records] == [12, 12]
+        assert [len(record.samples) for record in records] == [12, 12]
+    finally:
         coordinator.close()

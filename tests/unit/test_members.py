@@ -9,6 +9,7 @@ import subprocess
 import pytest
 from ensembles import a_study
 from filelock import FileLock
+from support import wait_for
 
 from maestro_celery_plugin.conductor.relatives import Relatives
 from maestro_celery_plugin.errors import StudyError
@@ -199,3 +200,61 @@ def test_a_closed_session_starts_no_conductor(plan, here):
     Session(plan.session).close()
     Conductors(Session(plan.session), here).look(here.all())
     assert here.read("2").state is MemberState.REQUESTED
+
+
+def test_a_launch_on_another_machine_that_has_died_early_does_not_live_for_ever(plan, here):
+    """Given a launch that was killed before its study had a directory, then it counts as dead when it has taken too long."""
+    here.write(Member(id="2", root=str(plan.root.parent / "none"), state=MemberState.LAUNCHED, machine="another", process=OWN))
+    assert here.is_alive(here.read("2"))
+
+    old = here.path_of("2").stat().st_mtime - members.LAUNCH_LIMIT_S - 1
+    os.utime(here.path_of("2"), (old, old))
+
+    assert not here.is_alive(here.read("2"))
+
+
+def test_a_directory_that_cannot_be_read_hides_no_other_member(plan, here, monkeypatch):
+    """Given the directory of one study that gives an error, then the others of the session are known, and it lives by its
+    process."""
+    for number, process in (("2", OWN), ("3", dead_process())):
+        here.write(Member(id=number, root=str(plan.root.parent / number), state=MemberState.RUNNING, machine=machine_id(), process=process))
+
+    def fail(path):
+        raise OSError(116, "Stale file handle")
+
+    monkeypatch.setattr(members, "is_locked", fail)
+
+    assert [member.id for member in here.living()] == ["2"]
+
+
+@pytest.fixture
+def plain(plan, here):
+    """A study without an ensemble whose conductor is requested, and that notes each start."""
+    root = plan.root.parent / "plain"
+    root.mkdir()
+    here.write(Member(
+        id="2", root=str(root), state=MemberState.REQUESTED, conductor=("sh", "-c", "echo >> starts"), directory=str(root),
+        log=str(root / "log"),
+    ))  # fmt: skip
+    return root
+
+
+@pytest.mark.parametrize("name", ["locked", "change"])
+def test_a_conductor_whose_start_cannot_be_noted_is_started_once(plan, here, plain, monkeypatch, name):
+    """Given a full disk when a conductor has started, then it is noted later that the study has run, and it runs once."""
+    conductors = Conductors(Session(plan.session), here)
+
+    def fail(*args, **values):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(here, name, fail)
+        conductors.look(here.all())
+        wait_for(lambda: (plain / "starts").exists(), "the start")
+        wait_for(lambda: all(child.poll() is not None for child in conductors._children.values()), "its end")
+        conductors.look(here.all())
+    conductors.look(here.all())
+    conductors.look(here.all())
+
+    assert (plain / "starts").read_text() == "\n"
+    assert here.read("2").state is MemberState.ENDED

@@ -747,3 +747,21 @@ def test_only_an_open_job_that_is_not_cancelled_is_an_error(adapter, study, list
 
     code = adapter.cancel_jobs([job]).cancel_status
     assert code is (CancelCode.ERROR if is_open else CancelCode.OK)
+
+
+def test_an_error_of_one_file_does_not_end_the_conductor_when_a_job_has_finished(adapter, study, cluster, coordinated, monkeypatch):
+    """Given a full disk when a job has finished, then it counts as finished when this can be recorded."""
+    job = submit(adapter, study)
+    cluster.states = {Id(1): State.FINISHED}
+    record, errors = NativeStepState.record_finished, [OSError(28, "No space left on device")]
+
+    def fail_once(state):
+        if errors:
+            raise errors.pop()
+        record(state)
+
+    monkeypatch.setattr(NativeStepState, "record_finished", fail_once)
+    first = adapter.check_jobs([job])[1]
+    second = adapter.check_jobs([job])[1]
+
+    assert (first, second) == ({}, {job: State.FINISHED})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from maestro_celery_plugin import clock
@@ -74,3 +76,23 @@ def test_a_message_shows_that_a_worker_is_not_cut_off(world):
     world.can_receive = False
     world.check(0)
     assert not world.watch.is_cut_off
+
+
+def test_an_error_of_one_check_does_not_end_the_watch(monkeypatch):
+    """Given heartbeats that cannot be read now, then a later check sees that the worker has stalled."""
+    errors = [OSError(116, "Stale file handle")]
+
+    def can_receive():
+        if errors:
+            raise errors.pop()
+        return True
+
+    watch = StallWatch(lambda: 1, can_receive, lambda: 0)
+    now = itertools.count(step=STALL_LIMIT_S)
+    monkeypatch.setattr(clock, "sleep", lambda seconds: None)
+    monkeypatch.setattr(clock, "monotonic", lambda: float(next(now)))
+
+    watch._run()
+
+    assert watch.has_stalled
+    assert not errors
