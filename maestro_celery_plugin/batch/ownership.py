@@ -16,7 +16,7 @@ from maestro_celery_plugin import clock
 from maestro_celery_plugin.batch.base import BatchSystem
 from maestro_celery_plugin.errors import AllocationError, BatchSystemUnavailableError
 
-__all__ = ["check_owner", "confirmed_job", "find_job"]
+__all__ = ["check_owner", "confirmed_job", "find_job", "find_submitted"]
 
 LOGGER = logging.getLogger(__name__)
 
@@ -36,6 +36,27 @@ def find_job(system: BatchSystem, directory: Path) -> str | None:
         raise BatchSystemUnavailableError(str(cause)) from cause
     jobs = [job for job, place in directories.items() if _is_same(place, directory)]
     return max(jobs, key=_number, default=None)
+
+
+def find_submitted(system: BatchSystem, directory: Path, printed: str | None) -> str | None:
+    """Return the job of a submission that was not confirmed: one that is open, or the one with the printed number.
+
+    Args:
+        system: The batch system.
+        directory: The directory of the submission.
+        printed: The number that the submission has printed, perhaps that of the job, which may have ended meanwhile.
+
+    Raises:
+        BatchSystemUnavailableError: the batch system does not answer now.
+    """
+    found = find_job(system, directory)
+    if found is not None or printed is None:
+        return found
+    try:
+        place = (system.directories([printed]) or {}).get(printed, "")
+    except AllocationError as cause:
+        raise BatchSystemUnavailableError(str(cause)) from cause
+    return printed if _is_same(place, directory) else None
 
 
 def confirmed_job(system: BatchSystem, job: str, directory: Path) -> str:

@@ -18,7 +18,7 @@ from maestrowf.interfaces.script import SubmissionRecord
 
 from maestro_celery_plugin.batch.base import BatchSystem, JobReport
 from maestro_celery_plugin.batch.maestro_adapter import failure
-from maestro_celery_plugin.batch.ownership import check_owner, confirmed_job, find_job
+from maestro_celery_plugin.batch.ownership import check_owner, confirmed_job, find_submitted
 from maestro_celery_plugin.errors import AllocationError, BatchSystemUnavailableError
 from maestro_celery_plugin.maestro.native_adapter import open_native
 from maestro_celery_plugin.maestro.native_step_state import NativeStepState
@@ -124,14 +124,18 @@ class NativeJobs:
             return UNKNOWN
         return id if job == str(id) else job
 
-    def find(self, directory: Path) -> str | None:
-        """Return the open batch job that was submitted in a workspace; None without such a job.
+    def find(self, directory: Path, printed: str | None = None) -> str | None:
+        """Return the batch job that was submitted in a workspace; None without such a job.
+
+        Args:
+            directory: The workspace.
+            printed: The number that the submission has printed; without it, only an open job is found.
 
         Raises:
             BatchSystemUnavailableError: the batch system does not answer now.
         """
         system = self._system
-        return find_job(system, directory) if system else None
+        return find_submitted(system, directory, printed) if system else None
 
     def is_continuing(self, job: NativeJob) -> bool:
         """Tell whether a job waits, runs or has finished.
@@ -164,7 +168,7 @@ class NativeJobs:
         state, system = self.state_of(job.record), self._system
         id, directory = state.read_job(), state.directory
         if id is None and system is not None and directory is not None:
-            id = find_job(system, directory)
+            id = find_submitted(system, directory, state.printed)
             if id is None:
                 LOGGER.error("The batch system has no job of '%s', whose submission was not confirmed.", job.record)
                 return job

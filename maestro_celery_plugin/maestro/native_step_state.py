@@ -46,6 +46,7 @@ def state_path(native: Path, record: str) -> Path:
 class _Job:
     job: Word | int | None = None
     directory: Word | None = None
+    printed: Word | None = None
 
 
 class NativeStepState:
@@ -85,22 +86,27 @@ class NativeStepState:
 
     def read_job(self) -> Any:
         """Return the batch system's identifier of the last job; None without a job."""
-        return self._read()[0]
+        return self._read().job
 
     @property
     def directory(self) -> Path | None:
         """The directory in which the last job was submitted; None when release 0.1 has stored it."""
-        return self._read()[1]
+        stored = self._read().directory
+        return Path(stored) if stored else None
 
-    def _read(self) -> tuple[Any, Path | None]:
+    @property
+    def printed(self) -> str | None:
+        """The number that a submission has printed whose job is not known yet."""
+        return self._read().printed
+
+    def _read(self) -> _Job:
         try:
             stored = read_json(self._job)
             if not isinstance(stored, dict):  # release 0.1 stores the identifier only
                 stored = {"job": stored}
-            job = conversion.from_dict(_Job, stored)
+            return conversion.from_dict(_Job, stored)
         except (FileNotFoundError, ValueError):
-            return None, None
-        return job.job, Path(job.directory) if job.directory else None
+            return _Job()
 
     @property
     def is_interrupted(self) -> bool:
@@ -124,10 +130,18 @@ class NativeStepState:
         else:
             self.write_job(id, directory)
 
-    def write_job(self, id: Any, directory: Path | str | None = None) -> None:
-        """Record the job and the directory of its submission; None until its identifier is known."""
+    def write_job(self, id: Any, directory: Path | str | None = None, *, printed: str | None = None) -> None:
+        """Record the job and the directory of its submission.
+
+        Args:
+            id: The identifier of the batch system; None until it is known.
+            directory: The directory.
+            printed: The number that the submission has printed, as long as it is not known whether that is the job's.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
         values = {"job": id, "directory": None if directory is None else str(directory)}
+        if printed is not None:
+            values["printed"] = printed
         # JSON can store only numbers and text.
         write_atomically(self._job, json.dumps(values, default=lambda other: None))
 

@@ -172,8 +172,12 @@ class NativeSteps:
         if answer.submission_code is not SubmissionCode.OK:
             state.restore_job(*earlier)
             return answer
-        id = self._jobs.confirmed(answer.job_identifier, Path(submission.cwd))
-        state.write_job(None if id == UNKNOWN else id, submission.cwd)
+        printed = answer.job_identifier
+        id = self._jobs.confirmed(printed, Path(submission.cwd))
+        if id == UNKNOWN:
+            state.write_job(None, submission.cwd, printed=str(printed))
+        else:
+            state.write_job(id, submission.cwd)
         return SubmissionRecord(SubmissionCode.OK, answer.return_code, NativeJob(record, id))
 
     def _continuing(self, record: str, state: NativeStepState, directory: Path) -> NativeJob | None:
@@ -185,7 +189,7 @@ class NativeSteps:
             BatchSystemUnavailableError: the batch system does not say now whether it continues.
         """
         if state.is_interrupted:
-            found = self._jobs.find(directory)
+            found = self._jobs.find(directory, state.printed)
             if found is not None:
                 state.write_job(found, directory)
         job = NativeJob(record, state.read_job())

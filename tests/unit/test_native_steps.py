@@ -416,6 +416,27 @@ def test_a_job_that_was_not_confirmed_is_found_at_a_later_poll(adapter, study, l
     assert Cluster.cancelled == ["41"]
 
 
+def test_a_job_that_was_not_confirmed_and_has_ended_has_the_state_of_its_end(adapter, study, listing):
+    """Given a batch system that does not answer after the submission, when the job has ended before it answers again, then
+    the step has finished, and does not run twice."""
+    listing.answers = False
+    job = submit(adapter, study)
+    listing.answers, listing.places, listing.ended = True, {"1": str(study.root)}, {"1": AllocationState.COMPLETED}
+    Cluster.states = {"1": State.FINISHED}
+
+    assert adapter.check_jobs([job])[1] == {job: State.FINISHED}
+    assert stored_job(study)["job"] == "1"
+
+
+def test_the_printed_number_of_the_job_of_somebody_else_is_not_that_of_the_step(adapter, study, listing):
+    listing.answers = False
+    job = submit(adapter, study)
+    listing.answers, listing.places, listing.ended = True, {"1": "/home/ada"}, {"1": AllocationState.COMPLETED}
+    Cluster.states = {"1": State.FINISHED}
+
+    assert adapter.check_jobs([job])[1] == {job: State.FAILED}
+
+
 def test_a_job_that_does_not_exist_has_failed(adapter, study, listing):
     listing.answers = False
     job = submit(adapter, study)
