@@ -82,6 +82,7 @@ class WorkerProcess:
         self._limit = arguments.heartbeat_limit
         self._ready = self._ending = self._is_terminated = self._has_facts = False
         self.must_be_replaced = False
+        self._has_beat = threading.Event()
         self._pool_busy_at = clock.monotonic()
         self._started_at = clock.now()
         self._stall_watch = StallWatch(
@@ -101,12 +102,23 @@ class WorkerProcess:
         task = self._app.signer.decode(message)
         if task is None:
             LOGGER.error("Refused a message that does not belong to this session.")
-        elif self._tasks is not None:
+        elif self._tasks is not None and self._await_heartbeat(self._tasks):
             self._tasks.run(task)
+
+    def _await_heartbeat(self, tasks: RangeTasks) -> bool:
+        """Wait for the first heartbeat of this process; return whether it may take samples.
+
+        A conductor that begins reads the ledger and then the heartbeats: it would count this process as dead, and send
+        its samples again.
+        """
+        while not self._has_beat.wait(_WATCH_S):
+            if tasks.slots.stopping.is_set():
+                return False
+        return True
 
     def open(self, writer: str, slots: int) -> None:
         """Create the slots of this process; `writer` is the name of its ledger files."""
-        self._name = writer
+        self._name, self._has_beat = writer, threading.Event()  # a process of a pool has one of its own
         launches = LaunchEnvironment(writer, self._system, self._cores)
         sender = Sender(self._session, self._app)
         self._tasks = RangeTasks(writer, Slots(slots, self._deadline, launches, self._limit), sender.send)
@@ -192,6 +204,7 @@ class WorkerProcess:
             return
         heartbeat = self._heartbeat(slots, beat)
         self._session.heartbeats.write(heartbeat)
+        self._has_beat.set()
         self._limit.renew(since)
         if self._conductor_is_here():
             self._limit.suspend()

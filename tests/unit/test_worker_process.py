@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
+from types import SimpleNamespace
 
 import pytest
 
@@ -187,3 +189,35 @@ class Renewals:
 
     def suspend(self):
         pass
+
+
+@pytest.mark.parametrize("is_stopping", [False, True])
+def test_a_worker_takes_no_sample_before_its_first_heartbeat(process, monkeypatch, is_stopping):
+    """Given a file system that is slow when a worker begins, then a conductor that begins as well sees its heartbeat before
+    its samples."""
+    events = []
+    process._app = SimpleNamespace(signer=SimpleNamespace(decode=lambda message: message[0]))
+    process._tasks.run = events.append
+    thread = threading.Thread(target=process._receive, args=(("task",),))
+    thread.start()
+    thread.join(0.3)
+    assert thread.is_alive()
+    assert not events
+
+    if is_stopping:
+        process._tasks.slots.stopping.set()
+    else:
+        process._beat(1, 1)
+    thread.join(60)
+
+    assert events == ([] if is_stopping else ["task"])
+
+
+def test_a_process_of_a_pool_waits_for_a_heartbeat_of_its_own(process, monkeypatch):
+    monkeypatch.setattr(process, "watch", lambda slots: None)
+    process._beat(1, 1)
+    assert process._has_beat.is_set()
+
+    process.open("w-1.7", 1)  # after the fork
+
+    assert not process._has_beat.is_set()
