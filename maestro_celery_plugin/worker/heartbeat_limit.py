@@ -28,9 +28,14 @@ class HeartbeatLimit:
 
     Args:
         since: Memory that the supervisor shares.
+
+    Attributes:
+        lapses: How often the limit was exceeded when a heartbeat was written again. What this process has taken before
+            may run elsewhere.
     """
 
     def __init__(self, since: memoryview[float] | None = None) -> None:
+        self.lapses = 0
         self._since = shared_numbers(1) if since is None else since
         self.suspend()
 
@@ -40,6 +45,7 @@ class HeartbeatLimit:
         Args:
             since: When the worker began to write its last heartbeat (`clock.since_boot`).
         """
+        self.lapses += self.is_exceeded  # before the time begins again
         self._since[0] = since
 
     def suspend(self) -> None:

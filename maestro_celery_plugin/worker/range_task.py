@@ -137,7 +137,7 @@ class _RangeRun:
         self._slots, self._health, self._study, self._task, self._slot = slots, health, study, task, slot
         self._ledger = SlotLedger(study.ledger, task, slot, slots.stopping)
         self._messages = RangeMessages(study.claims, study.writer, self._ledger, send, slots.stopping, task.series)
-        self._sample = task.start
+        self._sample, self._lapses = task.start, slots.lapses
         self._manifest: Manifest
         self._runner: Runner
         self._signal: signal.Signals
@@ -202,10 +202,15 @@ class _RangeRun:
             if self._slots.is_over_budget(self._task, clock.monotonic() - begin):
                 stop = self._send_rest(self._sample, stop)
 
+    @property
+    def _is_lost(self) -> bool:
+        """Whether this worker was stopped since it has taken the range, so that others may have it."""
+        return self._slots.lapses != self._lapses
+
     def _may_start_next(self) -> bool:
         """Tell whether the next sample may start."""
         task = self._task
-        if self._health.is_held or not self._slots.may_start:
+        if self._health.is_held or not self._slots.may_start or self._is_lost:
             return False
         if self._study.fences.is_invalid(task.record, task.epoch, self._sample):
             return False
@@ -245,7 +250,7 @@ class _RangeRun:
             first=is_first,
             restart=restart,
             environment=self._environment(is_again=is_again),
-            is_cut_off=lambda: self._slots.is_cut_off,
+            is_cut_off=lambda: self._slots.is_cut_off or self._is_lost,
         )
         self._slots.add(self._slot, self._as_running(running, sample))
         try:

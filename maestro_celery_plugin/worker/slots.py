@@ -188,6 +188,11 @@ class Slots:
         """Whether the conductor may count the worker as dead, and let others run its samples."""
         return self._heartbeat_limit.is_exceeded
 
+    @property
+    def lapses(self) -> int:
+        """How often this worker has counted as dead and has gone on, perhaps (`HeartbeatLimit`)."""
+        return self._heartbeat_limit.lapses
+
     def has_time_for(self, task: RangeTask, manifest: Manifest) -> bool:
         """Tell whether a sample of a step record may start before the allocation ends.
 

@@ -22,6 +22,7 @@ import pluggy
 import pytest
 from ensembles import RELATIVE, a_study, states_of
 
+from maestro_celery_plugin import clock
 from maestro_celery_plugin.batch import deadline
 from maestro_celery_plugin.batch.deadline import Deadline
 from maestro_celery_plugin.broker.messages import RangeTask, halves
@@ -41,6 +42,7 @@ from maestro_celery_plugin.worker import fences, range_messages, range_task, slo
 from maestro_celery_plugin.worker.gate import Gate
 from maestro_celery_plugin.worker.launch_env import LaunchEnvironment
 from maestro_celery_plugin.worker.range_task import RangeTasks
+from maestro_celery_plugin.worker.sample_directory import SampleDirectories
 from maestro_celery_plugin.worker.slots import Slots
 
 # Each sample appends its number to one file; a line is so short that parallel samples do not mix their lines.
@@ -635,6 +637,30 @@ def test_a_worker_that_was_stopped_just_before_a_start_leaves_the_sample_to_othe
 
     assert not ensemble.runs
     assert [row[0] for row in ensemble.rows(Kind.STARTED, Kind.ENDED, Kind.NOT_RUN)] == ["STARTED", "NOT_RUN"]
+
+
+def test_a_worker_that_goes_on_and_writes_its_heartbeat_first_leaves_the_sample_to_others(make, monkeypatch):
+    """Given a worker that was stopped while it made the files of a sample, when its watch thread goes on first, then the
+    new heartbeat does not hide that others may have its samples."""
+    ensemble = make(samples=3)
+    transport = Transport()
+    process = worker("w-1", 1, transport.send)
+    process.slots.piece_size = lambda task, step: 3
+    limit, make_files = process.slots._heartbeat_limit, SampleDirectories.make
+
+    def stopped(directories, sample):
+        made = make_files(directories, sample)
+        limit.renew(clock.since_boot() - 100)
+        limit.renew(clock.since_boot())
+        return made
+
+    limit.renew(clock.since_boot())
+    monkeypatch.setattr(SampleDirectories, "make", stopped)
+    process.run(ensemble.task())
+
+    assert not process.slots.is_cut_off
+    assert not ensemble.runs
+    assert [row[:2] for row in ensemble.rows(Kind.STARTED, Kind.NOT_RUN)] == [("STARTED", 0), ("NOT_RUN", 0)]
 
 
 class LongSample:
