@@ -261,12 +261,13 @@ class AllocationSource(SharedAllocation):
             LOGGER.error("The release of allocation '%s' cannot be stored: %s", allocation.label, error)
 
     def _cancel(self, allocation: Allocation) -> bool:
-        """Cancel the job of an allocation; return False if this is not possible now."""
+        """Cancel the job of an allocation; return False if a later try may succeed."""
         try:
             self._jobs.cancel(str(allocation.job), allocation.directory)
         except (AllocationError, OSError) as error:
             LOGGER.error("Job %s of allocation '%s' cannot be cancelled: %s", allocation.job, allocation.label, error)
-            return False
+            # The batch system refuses it for good if the job is that of somebody else.
+            return not isinstance(error, BatchSystemUnavailableError | OSError)
         return True
 
     def await_end(self, limit_s: float) -> bool:

@@ -15,6 +15,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 from ensembles import RELATIVE, a_manifest, entries
+from filelock import FileLock
 from msgspec.structs import replace
 
 from maestro_celery_plugin.cli import main
@@ -31,7 +32,7 @@ from maestro_celery_plugin.ledger.entries import Kind
 from maestro_celery_plugin.ledger.sample_states import SampleStates
 from maestro_celery_plugin.ledger.writer import LedgerWriter
 from maestro_celery_plugin.maestro import sample_command
-from maestro_celery_plugin.maestro.adding import add_file, growing_plan
+from maestro_celery_plugin.maestro.adding import add_file, await_conductor, growing_plan
 from maestro_celery_plugin.maestro.growing import repeated
 from maestro_celery_plugin.maestro.sample_command import chosen_samples, ended_samples, sample_rows, write_rows
 from maestro_celery_plugin.maestro.step_graph import GraphNode
@@ -47,8 +48,10 @@ from maestro_celery_plugin.study.additions import (
     read_additions,
     write_additions,
 )
+from maestro_celery_plugin.study.conductor_lock import file_lock
 from maestro_celery_plugin.study.plan import StudyPlan, study_around
 from maestro_celery_plugin.study.session import STUDY_VARIABLE, Session
+from maestro_celery_plugin.study.stopped_workers import request_worker_stop
 from maestro_celery_plugin.worker.study_context import StudyContext
 
 LABELS = ("X", "Y")
@@ -562,3 +565,14 @@ def test_the_environment_of_samples_names_the_study(plan):
 
 def test_each_outcome_has_a_state_for_the_command():
     assert sample_command._STATES.keys() == {*Outcome} - {Outcome.OPEN}
+
+
+def test_added_samples_of_a_study_whose_workers_are_stopped_wait_for_a_resume(plan):
+    """Given a conductor that waits because all workers are stopped, then the answer names the command that starts them."""
+    Session.create(plan.session)
+    request_worker_stop(plan.session, None, "why")
+    with FileLock(file_lock(plan).lock_file):
+        sentence, is_taken = await_conductor(plan, plan.rows, wait=False)
+
+    assert is_taken
+    assert sentence == f"They wait, because workers are stopped; `maestro-celery resume {plan.root}` starts these again."

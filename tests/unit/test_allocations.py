@@ -631,13 +631,18 @@ def test_an_allocation_has_not_ended_before_its_job_could_be_cancelled(source, q
     monkeypatch.setattr(queue, "cancel", fail_at_first)
     source.ensure()
     queue.reported = report
-    found = []
-    for _ in range(8):
-        found.append(source.refresh(is_empty=True))
-        time.sleep(0.002)
-        if found[-1]:
-            break
+    ended = []
+    wait_for(lambda: ended.append(source.refresh(is_empty=True)) or ended[-1], "the end of the allocation")
 
-    assert found[-1].state is AllocationState.FAILED
+    assert ended[-1].state is AllocationState.FAILED
     assert not errors
     assert queue.cancelled == ["1"]
+
+
+def test_an_allocation_whose_number_is_that_of_another_job_ends_nevertheless(source, queue, monkeypatch):
+    """Given a job that the batch system refuses to cancel for good, then the study does not wait for it for ever."""
+    monkeypatch.setattr(queue, "cancel", lambda job, directory: (_ for _ in ()).throw(AllocationError("not a job of this study")))
+    source.ensure()
+    queue.reported = JobReport(AllocationState.FAILED, "too large", waits_forever=True)
+
+    assert source.refresh().state is AllocationState.FAILED

@@ -24,6 +24,7 @@ from maestro_celery_plugin.maestro.native_step_state import NativeStepState
 from maestro_celery_plugin.states import AllocationState
 from maestro_celery_plugin.study.conductor_lock import file_lock
 from maestro_celery_plugin.study.heartbeats import Heartbeats
+from maestro_celery_plugin.study.members import Members
 from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.session import Session
 from maestro_celery_plugin.study.study_processes import Ended, StudyProcesses
@@ -396,3 +397,17 @@ def test_a_job_is_cancelled_with_the_batch_settings_of_its_group(plan, slurm, mo
     cancel_orphans(plan)
 
     assert [settings.queue for settings in used] == ["pbatch"]
+
+
+def test_while_the_other_studies_cannot_be_listed_their_workers_go_on(plan, monkeypatch):
+    """Given a session whose other studies are unknown now, then a cancelled study does not end the workers of all of them."""
+    ended = []
+    monkeypatch.setattr(StudyProcesses, "end_all", lambda self: ended.append(1) or Ended(0, 0, 0, ()))
+    monkeypatch.setattr(Members, "living", failing(errno.ESTALE))
+
+    report = cancel_orphans(plan)
+
+    assert not report.is_complete
+    assert any(one.startswith("The other studies of the session cannot be listed: ") for one in report.sentences)
+    assert not ended
+    assert not Session(plan.session).stop_requested

@@ -287,6 +287,17 @@ def test_a_step_record_that_is_cancelled_at_its_submission_ends_after_the_sample
         coordinator.close()
 
 
+@pytest.fixture
+def quiet(tmp_path):
+    """A coordinator without a broker, and a manifest of its study."""
+    plan, manifest = a_study(tmp_path / "study")
+    Session.create(plan.session)
+    coordinator = Coordinator(plan)
+    coordinator._maintain_at = math.inf
+    yield coordinator, manifest
+    coordinator.close()
+
+
 class NotedLock:
     """A lock that counts how often it was acquired."""
 
@@ -310,84 +321,63 @@ class NotedLock:
         lambda coordinator, job: coordinator.further_allocations(),
     ],
 )
-def test_no_question_is_answered_while_another_thread_applies_entries(tmp_path, question):
+def test_no_question_is_answered_while_another_thread_applies_entries(quiet, monkeypatch, question):
     """Given the thread that watches while Maestro is away, then Maestro's thread reads no states that are half changed."""
-    plan, manifest = a_study(tmp_path / "study")
-    Session.create(plan.session)
-    coordinator = Coordinator(plan)
-    try:
-        coordinator._maintain_at = math.inf  # without a broker
-        job = coordinator.submit(manifest)
-        before, coordinator._access = coordinator._access, NotedLock()
+    coordinator, manifest = quiet
+    job = coordinator.submit(manifest)
+    lock = NotedLock()
+    with monkeypatch.context() as patch:
+        patch.setattr(coordinator, "_access", lock)
         question(coordinator, job)
-        count, coordinator._access = coordinator._access.count, before
-    finally:
-        coordinator.close()
 
-    assert count == 1
+    assert lock.count == 1
 
 
-def test_the_time_of_a_native_step_does_not_delay_the_polls_after_it(tmp_path, monkeypatch):
+def test_the_time_of_a_native_step_does_not_delay_the_polls_after_it(quiet, monkeypatch):
     """Given Maestro's poll after a native step that took two hours, then the next one does not come as late as it may."""
-    plan, _ = a_study(tmp_path / "study")
-    Session.create(plan.session)
-    coordinator = Coordinator(plan)
+    coordinator, _ = quiet
     monkeypatch.setattr(touchpoints, "coordinators_here", lambda: [coordinator])
     monkeypatch.setattr(conductor_lock, "take_poll_request", lambda: True)
-    try:
-        coordinator._poll_end -= 7200
+    coordinator._poll_end -= 7200
 
-        touchpoints._wait(60)
+    touchpoints._wait(60)
 
-        assert clock.monotonic() - coordinator._poll_end < 3600
-    finally:
-        coordinator.close()
+    assert clock.monotonic() - coordinator._poll_end < 3600
 
 
-def test_an_error_in_the_look_for_work_does_not_end_the_conductor(tmp_path, monkeypatch):
+def test_an_error_in_the_look_for_work_does_not_end_the_conductor(quiet, monkeypatch):
     """Given a full disk when a step record has failed, which cannot be recorded, then the conductor waits."""
-    plan, _ = a_study(tmp_path / "study")
-    Session.create(plan.session)
-    coordinator = Coordinator(plan)
+    coordinator, _ = quiet
 
     def fail():
         raise LedgerError("no space")
 
-    monkeypatch.setattr(coordinator._records, "with_work", fail)
-    try:
+    with monkeypatch.context() as patch:
+        patch.setattr(coordinator._records, "with_work", fail)
         assert coordinator._has_work()
-    finally:
-        monkeypatch.undo()
-        coordinator.close()
 
 
-def test_added_samples_that_one_step_record_cannot_take_now_no_step_record_takes(tmp_path, monkeypatch):
+def test_added_samples_that_one_step_record_cannot_take_now_no_step_record_takes(quiet, monkeypatch):
     """Given a full disk while two step records take the samples that were added, then both take them at the next poll."""
-    plan, manifest = a_study(tmp_path / "study")
-    Session.create(plan.session)
-    coordinator = Coordinator(plan)
-    try:
-        coordinator._maintain_at = math.inf  # without a broker
-        names = ("a", "b")
-        for name in names:
-            coordinator.submit(replace(manifest, name=name, workspace=str(plan.root / name)))
-        grown = {n: replace(manifest, name=n, workspace=str(plan.root / n), samples=12) for n in names}
-        taking = Taking(again=(), grown=grown, running=names)
-        write, errors = Manifest.write, [OSError(28, "No space left on device")]
+    coordinator, manifest = quiet
+    names = ("a", "b")
+    made = {name: replace(manifest, name=name, workspace=str(coordinator.plan.root / name)) for name in names}
+    for one in made.values():
+        coordinator.submit(one)
+    taking = Taking(again=(), grown={n: replace(one, samples=12) for n, one in made.items()}, running=names)
+    write, errors = Manifest.write, [OSError(28, "No space left on device")]
 
-        def fail_once(one, path):
-            if errors and one.name == "b":
-                raise errors.pop()
-            write(one, path)
+    def fail_once(one, path):
+        if errors and one.name == "b":
+            raise errors.pop()
+        write(one, path)
 
-        monkeypatch.setattr(Manifest, "write", fail_once)
-        with pytest.raises(OSError, match="No space"):
-            coordinator.take(taking)
-        records = [record for record in coordinator._records if record.manifest.name in names]
-        assert [record.manifest.samples for record in records] == [manifest.samples] * 2
+    monkeypatch.setattr(Manifest, "write", fail_once)
+    with pytest.raises(OSError, match="No space"):
         coordinator.take(taking)
+    records = [record for record in coordinator._records if record.manifest.name in names]
+    assert [record.manifest.samples for record in records] == [manifest.samples] * 2
+    coordinator.take(taking)
 
-        assert [record.manifest.samples for record in records] == [12, 12]
-        assert [len(record.samples) for record in records] == [12, 12]
-    finally:
-        coordinator.close()
+    assert [record.manifest.samples for record in records] == [12, 12]
+    assert [len(record.samples) for record in records] == [12, 12]

@@ -541,3 +541,13 @@ def test_a_report_into_a_directory_that_does_not_exist_has_a_message(tmp_path):
 
     assert answer.exit_code == 1
     assert f"there is no directory '{tmp_path / 'nowhere'}'; create it first." in answer.output
+
+
+def test_a_specification_in_place_of_a_study_has_a_message(tmp_path):
+    path = tmp_path / "sweep.yaml"
+    path.write_text("description: {}")
+
+    answer = CliRunner().invoke(main, ["status", str(path)])
+
+    assert answer.exit_code == 1
+    assert f"'{path}' is a file, and not the directory of a study; give the directory that `maestro run` has" in answer.output
