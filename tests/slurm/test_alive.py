@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections import Counter
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -165,8 +165,10 @@ def test_cancel_ends_the_allocation_of_a_killed_conductor(launch, slurm):
 LAUNCH = """\
 date +%s.%N >> begin
 $(LAUNCHER) bash -c '
+    begin=$(date +%s.%N)
     echo $SLURM_STEP_ID $SLURM_PROCID $SLURM_NTASKS $SLURMD_NODENAME >> tasks
-    until test -e $(SPECROOT)/go.STUDY; do sleep 0.1; done'
+    until test -e $(SPECROOT)/go.STUDY; do sleep 0.1; done
+    echo $SLURMD_NODENAME $begin $(date +%s.%N) >> spans'
 date +%s.%N >> end  # $(A)
 """
 
@@ -176,6 +178,15 @@ def most_in_parallel(study: Study) -> int:
     times = zip(study.outputs("sim/*/begin"), study.outputs("sim/*/end"), strict=True)
     spans = [(float(begin), float(end)) for begin, end in times]
     return max(sum(begin <= point < end for begin, end in spans) for point, _ in spans)
+
+
+def tasks_of_nodes(study: Study) -> dict[str, list[tuple[float, float]]]:
+    """Return the begin and the end of each task (seconds since 1970), in order, by its node."""
+    tasks: dict[str, list[tuple[float, float]]] = {}
+    for line in "".join(study.outputs("sim/*/spans")).splitlines():
+        node, begin, end = line.split()
+        tasks.setdefault(node, []).append((float(begin), float(end)))
+    return {node: sorted(spans) for node, spans in tasks.items()}
 
 
 @pytest.mark.parametrize(
@@ -207,8 +218,10 @@ def test_samples_that_start_parallel_programs(launch, slurm, run, samples, tasks
         assert len({line[3] for line in lines}) == nodes
         assert len({line[0] for line in lines}) == 1
     if run == "nodes: 2":  # two samples use all nodes: they do not share a node
-        used = Counter(line.split()[3] for text in study.outputs("sim/*/tasks") for line in text.splitlines())
-        assert used == {"n1": 2, "n2": 2, "n3": 2, "n4": 2}
+        by_node = tasks_of_nodes(study)
+        assert sorted(by_node) == ["n1", "n2", "n3", "n4"]
+        for node, spans in by_node.items():
+            assert all(end <= begin for (_, end), (begin, _) in pairwise(spans)), (node, spans)
     assert most_in_parallel(study) == slots, study.outputs("sim/*/sim.err")
     assert_nothing_left(study, slurm)
 
