@@ -21,6 +21,8 @@ test: servers lint test-all
 test-all: test-unit
 	$(BIN)/python tools/lanes.py
 
+# Each process of the tests compiles all tests if this variable of the user forbids to store them compiled.
+unexport PYTHONDONTWRITEBYTECODE
 test-unit: $(VENV)/.tested
 	$(BIN)/pytest --import-mode=importlib -n 2 --dist loadfile tests/unit
 

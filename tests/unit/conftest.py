@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
@@ -9,6 +10,14 @@ import pytest
 from recorded import Recorded
 
 from maestro_celery_plugin import clock
+
+
+@pytest.fixture(scope="session", autouse=True)
+def unsynced_files():
+    """Do not wait for the disk: no unit test cuts the power, and its 18,000 calls take a fifth of the time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
 
 
 @pytest.fixture
