@@ -218,7 +218,8 @@ class Coordinator:
 
     @_exclusive
     def cancel(self, jobs: list[str]) -> None:
-        """Cancel step records; their running samples end within seconds."""
+        """Cancel step records, which are those of the whole study; their running samples end within seconds."""
+        self._lock.announce_end()
         self._cancel({id(record): record for record in (self._jobs[job] for job in jobs)}.values())
 
     def _cancel(self, records: Iterable[StepRecord]) -> None:

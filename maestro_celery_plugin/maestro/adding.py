@@ -176,7 +176,7 @@ def await_conductor(plan: StudyPlan, total: int, *, wait: bool) -> tuple[str, bo
         if read_stopped(plan.session) is not None:
             command = command_words("maestro-celery resume", plan.root)
             return f"They wait, because workers are stopped; `{command}` starts these again.", True
-        if are_taken(plan, total):
+        if wait and are_taken(plan, total):
             return "The conductor runs them.", True
         return "The conductor takes them within seconds.", True
     command = command_words("maestro-celery resume", plan.root)

@@ -161,7 +161,7 @@ def cancel_orphans(plan: StudyPlan) -> CancelReport:
         report.sentences.insert(0, "This study has no conductor. What it has left is cancelled:")
         report.add(f"`maestro-celery resume {plan.root}` would continue it.")
     else:
-        report.add("This study has no conductor, and no workers, samples or jobs.")
+        report.add("This study has no conductor, and none of its workers, samples or jobs is left.")
     return report
 
 

@@ -35,12 +35,14 @@ class ConductorBeat:
         working: The allocations with a busy worker; None when a conductor does not know them.
         machine: Identity of its machine (`machine.machine_id`); empty when unknown, or for several machines.
         needs: The worker groups with work, or with work in the future; None when the conductor does not know them.
+        is_ending: Whether the study is being cancelled.
     """
 
     beat: Count = 0
     working: tuple[str, ...] | None = None
     machine: str = ""
     needs: tuple[str, ...] | None = None
+    is_ending: bool = False
 
 
 class ConductorBeats:
@@ -54,7 +56,13 @@ class ConductorBeats:
         self._directory = directory / "conductors"
 
     def write(
-        self, beat: int, working: Iterable[str] | None = None, *, study: str = "0", needs: Iterable[str] | None = None
+        self,
+        beat: int,
+        working: Iterable[str] | None = None,
+        *,
+        study: str = "0",
+        needs: Iterable[str] | None = None,
+        is_ending: bool = False,
     ) -> None:
         """Store the heartbeat of the conductor of a study.
 
@@ -63,6 +71,7 @@ class ConductorBeats:
             working: The allocations with a busy worker; None when the conductor does not know them.
             study: Identity of the study.
             needs: The worker groups that the study needs; None when the conductor does not know them.
+            is_ending: Whether the study is being cancelled.
         """
         values = {
             "beat": beat,
@@ -70,6 +79,7 @@ class ConductorBeats:
             "pid": os.getpid(),
             "machine": machine_id(),
             "needs": None if needs is None else sorted(needs),
+            "is_ending": is_ending,
         }
         self._directory.mkdir(mode=0o700, exist_ok=True)
         self._store(study, values)

@@ -34,6 +34,7 @@ __all__ = [
     "await_start",
     "file_lock",
     "has_conductor",
+    "is_ending",
     "is_starting",
     "take_poll_request",
 ]
@@ -59,6 +60,11 @@ def file_lock(plan: StudyPlan) -> FileLock:
 def has_conductor(plan: StudyPlan) -> bool:
     """Tell whether a conductor of a study lives; for some seconds, one may count that was killed on another machine."""
     return is_locked(plan.conductor_lock) or Session(plan.session).conductors.live_elsewhere(plan.id)
+
+
+def is_ending(plan: StudyPlan) -> bool:
+    """Tell whether the conductor of a study that lives has been asked to cancel it."""
+    return plan.cancel_request.exists() or Session(plan.session).conductors.read(plan.id).is_ending
 
 
 def is_starting(plan: StudyPlan) -> bool:
@@ -118,6 +124,7 @@ class ConductorLock:
     def __init__(self, plan: StudyPlan) -> None:
         self.must_poll = False
         self.others: list[Member] = []
+        self._is_ending = False
         self._has_left = False
         self.working: frozenset[str] | None = None
         self.needs: frozenset[str] | None = None
@@ -165,6 +172,11 @@ class ConductorLock:
             groups = known.groups or shared_groups(plan.settings)
             self._members.write(known.of_this_process(state=MemberState.RUNNING, ended_at=0.0, groups=groups))
 
+    def announce_end(self) -> None:
+        """Tell others at once that the study is being cancelled, so that a resume waits for the end of this process."""
+        self._is_ending = True
+        self._beat()
+
     def leave(self) -> list[Member]:
         """Leave the session; return its members that live on. The last member requests the stop of the workers.
 
@@ -188,7 +200,9 @@ class ConductorLock:
 
     def _beat(self) -> None:
         with contextlib.suppress(OSError):  # a full disk must not end the conductor
-            self._session.conductors.write(clock.now_ns(), self.working, study=self._study, needs=self.needs)
+            self._session.conductors.write(
+                clock.now_ns(), self.working, study=self._study, needs=self.needs, is_ending=self._is_ending
+            )
 
     def release(self) -> None:
         """Release the lock, so that another process can conduct the study."""

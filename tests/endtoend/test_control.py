@@ -71,6 +71,11 @@ def await_runs(study, count):
     wait_for(lambda: len(runs(study)) >= count, f"{count} samples: {study.log()}")
 
 
+def await_running(study, count):
+    """Wait until the ledger says that samples run, which may be later than the first command of their scripts."""
+    wait_for(lambda: study.status()["steps"][0]["samples"]["running"] == count, f"{count} running samples")
+
+
 def test_workers_that_are_stopped_end_their_samples_and_the_study_waits(run):
     """Given a study with two running samples, when its workers are stopped, then these two end, and no other one runs.
 
@@ -160,6 +165,7 @@ def test_stopped_at_once_samples_run_again_on_workers_that_a_user_starts(run):
         [BIN / "maestro-celery", "workers", "--group", "sims", study.path], env=study.environment, stdout=subprocess.DEVNULL
     )
     await_runs(study, 4)
+    await_running(study, 2)
     explained = command(study, "explain").stdout
     assert "Worker group 'sims': sims-2 (busy)." in explained
     assert "The study waits" not in explained
@@ -179,6 +185,7 @@ def test_purged_samples_wait_for_a_resume(run):
     """Given two running and four waiting samples, when they are purged, then the running ones end, and the study ends."""
     study = run(spec(), "-s", "1")
     await_runs(study, 2)
+    await_running(study, 2)
     first = runs(study)
     assert "the study has no step 'smi'; allowed: 'post', 'sim'." in command(study, "purge", "--step", "smi").stderr
     assert command(study, "purge", "--step", "post").stdout == "No samples wait; nothing is purged.\n"
@@ -205,6 +212,23 @@ def test_purged_samples_wait_for_a_resume(run):
     study.await_end()
     assert study.states() == {"sim": "FINISHED", "post": "FINISHED"}
     assert sorted(runs(study)) == list("123456")
+
+
+def test_a_study_can_be_resumed_directly_after_it_was_cancelled(run):
+    """Given samples that ignore SIGTERM, when their study is cancelled and resumed, then the resume waits for their end."""
+    cmd = "if [ -e $(SPECROOT)/all ]; then exit; fi; trap '' TERM; echo $(A) >> $(SPECROOT)/runs; while sleep 0.05; do :; done"
+    study = run(spec(cmd), "-s", "1")
+    await_runs(study, 2)
+    first = runs(study)
+
+    assert study.command("maestro", "cancel", "-y", str(study.path)).returncode == 0
+    let_run(study, "all")
+    answer = command(study, "resume", "-fg", "-s", "1")
+
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stdout.splitlines()[:2] == ["This will run:", "  sim: 6 remaining samples"]
+    assert study.states() == {"sim": "FINISHED", "post": "FINISHED"}
+    assert runs(study) == first
 
 
 def test_an_allocation_whose_workers_are_stopped_costs_no_restart(run, tmp_path, environment):
@@ -237,12 +261,16 @@ def test_an_allocation_whose_workers_are_stopped_costs_no_restart(run, tmp_path,
 
 
 def test_samples_find_a_small_merlin(run, tmp_path):
-    """Given samples that call Merlin, which is not installed, then the same words control this study."""
+    """Given samples that call Merlin, which is not installed, then the same words control this study.
+
+    The first sample ends when its worker knows that it must leave, so that no other one runs.
+    """
     cmd = (
         "merlin query-workers > workers; merlin run-workers x.yaml > started; merlin server start 2> server; "
         "merlin run $(SPECROOT)/nested.yaml --dry > launched; "
         "merlin queue-info --spec $(MERLIN_SPEC_ORIGINAL_TEMPLATE) > queues; "
-        "merlin stop-workers --spec $(SPECROOT)/study.yaml --queues q > stopped; echo $(A)"
+        "merlin stop-workers --spec $(SPECROOT)/study.yaml --queues q > stopped; "
+        "until grep -q stopping $MAESTRO_CELERY_SESSION/workers/sims-1.json; do sleep 0.1; done; echo $(A)"
     )
     (tmp_path / "nested.yaml").write_text(
         "description: {name: nested, description: d}\n"
@@ -261,7 +289,7 @@ def test_samples_find_a_small_merlin(run, tmp_path):
     assert "Workers that end after their running samples: sims-1" in study.outputs("sim/*/stopped")[0]
     assert study.command("maestro", "cancel", "-y", str(study.path)).returncode == 0
     study.await_end()
-    assert 1 <= len(study.outputs("sim/*/sim.out")) < 6
+    assert len(study.outputs("sim/*/sim.out")) == 1
 
 
 def test_celery_sees_the_events_of_workers_and_cannot_control_them(run, redis_server):

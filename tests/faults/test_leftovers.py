@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import subprocess
+import time
 
 import pytest
 from support import BIN, kill, wait_for
@@ -59,9 +60,10 @@ def left(run):
         study = run(HANGING, **options)
         study.await_text("sim/*/runs", count=2)
         wait_for(lambda: len(samples(study)) == 4, "the processes of the samples")
-        kill(*study.processes("bin/conductor"), *study.processes("maestro_celery_plugin.worker"))
+        study.kill_conductor()  # its host, which dies as the last one, starts no other
+        kill(*study.processes("maestro_celery_plugin.worker"))
         kill(*study.processes("maestro_celery_plugin.host"))
-        wait_for(lambda: not study.processes("maestro_celery_plugin"), "the end of workers and broker")
+        wait_for(lambda: not (study.processes("maestro_celery_plugin") or study.processes("bin/conductor")), "the end of conductor, workers and broker")
         assert len(samples(study)) == 4
         studies.append(study)
         return study
@@ -96,7 +98,7 @@ def test_cancel_ends_samples_whose_worker_is_dead_and_says_so(left):
     assert "Ended on this machine: 6 processes of samples without a worker.\n" in answer.stdout
     assert samples(study) == []
     again = study.command("maestro", "cancel", "-y", str(study.path))
-    assert "This study has no conductor, and no workers, samples or jobs." in again.stdout
+    assert "This study has no conductor, and none of its workers, samples or jobs is left." in again.stdout
 
 
 def test_cancel_spares_processes_that_a_user_has_started_in_the_workspace(left, process):
@@ -157,6 +159,8 @@ def test_a_new_launch_does_not_remove_the_directory_of_workers_on_other_machines
     workers = study.path / "merlin_info/session/workers"
     beat = json.loads((workers / "w-1.json").read_text()) | {"name": "far-1", "machine": "another", "node": "far"}
     (workers / "far-1.json").write_text(json.dumps(beat))
+    later = time.time() + 1000  # a heartbeat counts for 30 s, and the commands below may take longer
+    os.utime(workers / "far-1.json", (later, later))
 
     again = run(HANGING)
 

@@ -29,7 +29,7 @@ from maestro_celery_plugin.study.plan import StudyPlan
 from maestro_celery_plugin.study.session import Session
 from maestro_celery_plugin.study.study_processes import Ended, StudyProcesses
 
-NOTHING = ["This study has no conductor, and no workers, samples or jobs."]
+NOTHING = ["This study has no conductor, and none of its workers, samples or jobs is left."]
 
 
 def sentences(plan):

@@ -158,6 +158,14 @@ def test_the_heartbeat_of_the_conductor_is_stored_and_read(session):
     assert session.conductors.read("s") == session.conductors.read_all() == expected
 
 
+def test_the_heartbeat_of_a_conductor_tells_that_it_cancels_its_study(session):
+    assert not session.conductors.read("s").is_ending
+    session.conductors.write(7, study="s", is_ending=True)
+    assert session.conductors.read("s").is_ending
+    session.conductors.end("s")
+    assert not session.conductors.read("s").is_ending
+
+
 def test_the_heartbeats_of_several_conductors_are_one(session):
     session.conductors.write(7, {"sim/1"}, study="a", needs={"sim"})
     session.conductors.write(5, {"sim/2"}, study="b", needs={"post"})
