@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import shutil
 import socket
 import subprocess
@@ -30,13 +31,14 @@ class OtherHost:
     """A simulated host with one network link to this machine.
 
     Args:
-        name: Its host name, at most 12 characters.
-        network: The first three numbers of the addresses of the link; no other network of this machine may use them.
+        name: Its host name.
+        network: The first three numbers of the addresses of the link; no other network of this machine may use them. By
+            default, they depend on the process, as other names do, so that several runs of the tests do not meet.
         mounted: A directory that the host reaches over the link only; None for a host that shares all files.
     """
 
     name: str = "otherhost"
-    network: str = "10.213.77"
+    network: str = dataclasses.field(default_factory=lambda: f"10.213.{os.getpid() % 256}")
     mounted: Path | None = None
     _first: subprocess.Popen[bytes] | None = dataclasses.field(default=None, init=False, repr=False)
     _server: _FileServer | None = dataclasses.field(default=None, init=False, repr=False)
@@ -51,8 +53,12 @@ class OtherHost:
         return f"{self.network}.2"
 
     @property
+    def _namespace(self) -> str:
+        return f"{self.name}-{os.getpid()}"
+
+    @property
     def _link(self) -> str:
-        return f"to-{self.name}"
+        return f"to-{os.getpid()}"
 
     @property
     def pid(self) -> int:
@@ -63,13 +69,13 @@ class OtherHost:
 
     def __enter__(self) -> OtherHost:
         try:
-            self._ip("netns", "add", self.name)
-            self._ip("link", "add", self._link, "type", "veth", "peer", "name", "eth0", "netns", self.name)
+            self._ip("netns", "add", self._namespace)
+            self._ip("link", "add", self._link, "type", "veth", "peer", "name", "eth0", "netns", self._namespace)
             self._ip("addr", "add", f"{self.near}/24", "dev", self._link)
             self._ip("link", "set", self._link, "up")
             for words in (("addr", "add", f"{self._far}/24", "dev", "eth0"), ("link", "set", "eth0", "up")):
-                self._ip("-n", self.name, *words)
-            self._ip("-n", self.name, "link", "set", "lo", "up")
+                self._ip("-n", self._namespace, *words)
+            self._ip("-n", self._namespace, "link", "set", "lo", "up")
             self._boot()
         except BaseException:
             self.__exit__(None, None, None)
@@ -79,7 +85,7 @@ class OtherHost:
     def _boot(self) -> None:
         namespaces = ("--uts", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
         program = 'hostname "$0" && echo ready && exec sleep infinity'
-        words = ["ip", "netns", "exec", self.name, "unshare", *namespaces, "sh", "-c", program, self.name]
+        words = ["ip", "netns", "exec", self._namespace, "unshare", *namespaces, "sh", "-c", program, self.name]
         self._first = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         assert self._first.stdout is not None
         assert self._first.stdout.readline() == b"ready\n"
@@ -99,7 +105,7 @@ class OtherHost:
             self._first.communicate()
         if self._server is not None:
             self._server.close()
-        for words in (("link", "del", self._link), ("netns", "del", self.name)):
+        for words in (("link", "del", self._link), ("netns", "del", self._namespace)):
             with contextlib.suppress(subprocess.CalledProcessError):
                 self._ip(*words)
 
@@ -121,7 +127,7 @@ class OtherHost:
 
     def _neighbours(self, action: str, *words: str) -> None:
         self._ip("neigh", action, self._far, *words, "dev", self._link)
-        self._ip("-n", self.name, "neigh", action, self.near, *words, "dev", "eth0")
+        self._ip("-n", self._namespace, "neigh", action, self.near, *words, "dev", "eth0")
 
 
 class _FileServer:

@@ -26,14 +26,18 @@ class Proxy:
         self._target = url_to_parts(url).port
         self._frozen = threading.Event()
         self._sockets: list[socket.socket] = []
-        self._port = self._listen(0)
+        # A socket that does not listen: connections are refused while nothing else does, and nobody else takes the port.
+        self._place = socket.socket()
+        self._place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._place.bind(("127.0.0.1", 0))
+        self._port = self._place.getsockname()[1]
+        self._listen()
         self.url = url.replace(f":{self._target}", f":{self._port}")
 
-    def _listen(self, port: int) -> int:
-        listener = socket.create_server(("127.0.0.1", port))
+    def _listen(self) -> None:
+        listener = socket.create_server(("127.0.0.1", self._port))
         self._sockets.append(listener)
         threading.Thread(target=self._accept, args=(listener,), daemon=True).start()
-        return listener.getsockname()[1]
 
     def freeze(self) -> None:
         """Forward nothing more on the connections of now, without an end of them, as a firewall does; new ones work."""
@@ -42,16 +46,21 @@ class Proxy:
 
     def go_away(self, seconds: float) -> None:
         """End all connections and refuse new ones for some seconds, as a broker that restarts and keeps its data."""
-        self.close()
+        self._end()
         time.sleep(seconds)
-        self._listen(self._port)
+        self._listen()
 
     def _accept(self, listener: socket.socket) -> None:
         with contextlib.suppress(OSError):  # the listener is closed
             while True:
                 client, _ = listener.accept()
-                server = socket.create_connection(("127.0.0.1", self._target))
-                self._sockets += (client, server)
+                self._sockets.append(client)
+                try:
+                    server = socket.create_connection(("127.0.0.1", self._target))
+                except OSError:  # the next client may have more luck
+                    client.close()
+                    continue
+                self._sockets.append(server)
                 for ends in ((client, server), (server, client)):
                     threading.Thread(target=self._forward, args=(*ends, self._frozen), daemon=True).start()
 
@@ -67,6 +76,10 @@ class Proxy:
 
     def close(self) -> None:
         """End all connections, and refuse new ones."""
+        self._end()
+        self._place.close()
+
+    def _end(self) -> None:
         sockets, self._sockets = self._sockets, []
         for one in sockets:
             with contextlib.suppress(OSError):

@@ -32,7 +32,7 @@ NODES = ("n1", "n2", "n3", "n4")
 CONTROLLER = "slurmctld"
 
 _PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/bin", "/sbin", "/bin"])
-_START_S = _STATE_S = 120.0
+_START_S = _STATE_S = 200.0
 _END_S = 30.0
 _FIRST_PORT, _LAST_PORT = 17000, 31000  # below the ports that Linux uses for outgoing connections
 _PORTS_APART = 10
@@ -80,7 +80,9 @@ PriorityType=priority/basic
 PreemptType=preempt/partition_prio
 PreemptMode=CANCEL
 MinJobAge={job_age_s}
-KillWait=5
+# A machine under load may take long to end a job, or to answer.
+KillWait=30
+MessageTimeout=30
 OverTimeLimit=0
 InactiveLimit=0
 # As on most clusters: Slurm refuses a job at its submission if no partition can ever run it.
@@ -112,8 +114,8 @@ class SlurmCluster:
 
     cpus: int = 4
     memory_mb: int | None = None
-    node_timeout_s: int = 30
-    job_age_s: int = 300
+    node_timeout_s: int = 120
+    job_age_s: int = 3600
     settings: Mapping[str, str] = dataclasses.field(default_factory=dict)
     _directory: Path = dataclasses.field(init=False, repr=False)
     _daemons: dict[str, subprocess.Popen[bytes]] = dataclasses.field(init=False, repr=False, default_factory=dict)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -114,12 +115,10 @@ class Study:
 
     def server(self) -> list[int]:
         """Return the server of the private broker, which is a child of the session's host."""
-        hosts = self.processes("maestro_celery_plugin.host")
-        children = [
-            int(pid)
-            for host in hosts
-            for pid in Path(f"/proc/{host}/task/{host}/children").read_text().split()
-        ]
+        children: list[int] = []
+        for host in self.processes("maestro_celery_plugin.host"):
+            with contextlib.suppress(OSError):  # it has ended since it was found
+                children += map(int, Path(f"/proc/{host}/task/{host}/children").read_text().split())
         servers = processes_of("-server")  # `valkey-server` or `redis-server`
         return [pid for pid in children if pid in servers]
 

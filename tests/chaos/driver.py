@@ -26,7 +26,7 @@ from chaos.verdict import LOST, TWICE, broken_promises, broken_promises_of_last_
 __all__ = ["break_study"]
 
 # Seconds in which parts are broken, in which the study must end afterwards, and then its processes.
-BREAK_S, HEAL_S, HEAL_ON_SLURM_S, LEAVE_S = 25.0, 300.0, 600.0, 120.0
+BREAK_S, HEAL_S, HEAL_ON_SLURM_S, LEAVE_S = 25.0, 500.0, 600.0, 120.0
 _PARTS = ("conductor", "worker", "supervisor", "host", "server", "sample", "step")
 
 

@@ -71,6 +71,7 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
         yield running
 
 
+@pytest.mark.timeout(1800)  # eight minutes on two cores that ten times as many processes want
 def test_each_page_shows_well(site: Path, chromium: Browser):
     """Given each page as a file in a browser, in both schemes and two widths, then it loads files only and fits the window."""
     for page in sorted(set(site.rglob("*.html")) - {site / "404.html"}):  # only a server shows this one
@@ -78,7 +79,7 @@ def test_each_page_shows_well(site: Path, chromium: Browser):
         for scheme, width in itertools.product(SCHEMES, (1400, 420)):
             show(chromium, scheme, width)
             # Not at once: the menus move when the window changes. The comment names the page that does not fit.
-            chromium.wait_for(f"document.documentElement.scrollWidth <= innerWidth /* {page}, {scheme}, {width} */", 10)
+            chromium.wait_for(f"document.documentElement.scrollWidth <= innerWidth /* {page}, {scheme}, {width} */")
         assert chromium.complaints == [], page
     assert [url for url in chromium.requests if not url.startswith(("file:", "data:", "about:", "blob:"))] == []
 

@@ -41,13 +41,13 @@ def variables(path: Path) -> dict[str, str]:
 def files(tmp_path):
     (tmp_path / "setup.sh").write_text("SOURCED=spack\n")
     (tmp_path / "more.csv").write_text("7\n8\n")
-    (tmp_path / ".env").write_text("# mine\nexport SECRET='s 1'\nPLACE=here # and there\n")
+    (tmp_path / ".env").write_text("# mine\nexport SECRET='xyzzy 1'\nPLACE=here # and there\n")
     return tmp_path
 
 
 def assert_kept_secret(study: Study) -> None:
     """Assert that the secret is only in files for their owner, and in what the steps themselves have written."""
-    found = [path for path in study.path.rglob("*") if path.is_file() and path.name != "env" and b"s 1" in path.read_bytes()]
+    found = [path for path in study.path.rglob("*") if path.is_file() and path.name != "env" and b"xyzzy 1" in path.read_bytes()]
     assert {path.name for path in found} == {"environment.json", "environment.yaml"}
     assert {path.stat().st_mode & 0o777 for path in found} == {0o600}
 
@@ -67,7 +67,7 @@ def test_a_launch_and_its_resume_have_the_values_of_the_command_line(run, files,
     of_all = {"SESSION", "STUDY"}
     for step, own in (("sim/00", {"WORKER", "PROCESS", *of_all}), ("post", {"WORKER", *of_all}), ("native", of_all)):
         seen = variables(study.path / step / "env")
-        assert {**seen, **USER, "SECRET": "s 1", "PLACE": "here"} == seen
+        assert {**seen, **USER, "SECRET": "xyzzy 1", "PLACE": "here"} == seen
         assert {name for name in seen if name.startswith("MAESTRO_CELERY")} == {f"MAESTRO_CELERY_{name}" for name in own}
     assert {f"MAESTRO_CELERY_{name}" for name in ("WORKER", "PROCESS", *of_all)} < documented
     assert_kept_secret(study)
@@ -79,7 +79,7 @@ def test_a_launch_and_its_resume_have_the_values_of_the_command_line(run, files,
     answer = study.command("maestro-celery", *words)
     assert answer.returncode == 0, answer.stderr
     assert [text.splitlines()[-1] for text in study.outputs("sim/*/sim.out")] == [f"a = $HOME here {x} v2" for x in (7, 8)]
-    assert variables(study.path / "sim/00/env")["SECRET"] == "s 1"
+    assert variables(study.path / "sim/00/env")["SECRET"] == "xyzzy 1"
     explained = study.command("maestro-celery", "explain", str(study.path)).stdout.splitlines()
     assert explained[0] == f"Launched with --vars 'TITLE=a = $HOME' --vars WHO=ada --samplesfile {files / 'more.csv'}"
     assert_kept_secret(study)
@@ -89,7 +89,7 @@ def test_a_study_without_an_ensemble_has_them_too(run, files):
     study = run(PLAIN, "--env-file", ".env", "--vars", "WHO=ada", "OUTPUT_PATH=unused", foreground=True)
 
     assert study.code == 0, study.output
-    assert [text.split() for text in study.outputs("one/one*.out")] == [["hello", "ada", "at", "here", "s", "1"]]
+    assert [text.split() for text in study.outputs("one/one*.out")] == [["hello", "ada", "at", "here", "xyzzy", "1"]]
     assert [path.stat().st_mode & 0o777 for path in study.path.glob("meta/environment.yaml")] == [0o600]
-    assert "s 1" not in study.output + study.log()
+    assert "xyzzy 1" not in study.output + study.log()
     assert "Launched with --vars WHO=ada --vars OUTPUT_PATH=unused\n" in study.log()

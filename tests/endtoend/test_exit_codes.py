@@ -16,7 +16,9 @@ from maestro_celery_plugin.states import ExitCode, Outcome
 from maestro_celery_plugin.study.manifest import Manifest
 
 MAX_RETRIES = 2
-# `sim` runs to its end; `hard` fails at its first hard failure; `soft` waits for `sim`, and `never` for `hard`.
+# `sim` runs to its end; `hard` fails at its first hard failure; `soft` waits for `sim`, and `never` for `hard`. After a hard
+# failure, samples of the second half wait to be ended: otherwise all would have run before a slow conductor knows of it. For
+# the same reason, every tenth new sample of `sim` takes up to a second while many retries are behind.
 MIXTURE = """
     description: {{name: mixture, description: d}}
     batch: {{type: local, shell: /bin/sh}}
@@ -29,10 +31,23 @@ MIXTURE = """
           cmd: |
             read tried < tried || tried=0
             tried=$((tried + 1)); echo $tried > tried; echo "$(MERLIN_SAMPLE_ID) $tried" >> $(SPECROOT)/{name}.order
-            set -- $(SIM); shift $((tried - 1)); exit $1
+            [ $tried = 1 ] || echo >> $(SPECROOT)/{name}.again
+            behind() {{ [ $(( $(wc -l < $(SPECROOT)/{name}.asked) - $(wc -l < $(SPECROOT)/{name}.again) )) -gt 200 ]; }}
+            if [ $tried = 1 ] && [ $(( $(MERLIN_SAMPLE_ID) % 10 )) = 0 ]; then
+                for i in 1 2 3 4 5; do ! behind || sleep 0.2; done
+            fi
+            set -- $(SIM); shift $((tried - 1))
+            case $1.$tried in 100.[12]|104.[12]) echo >> $(SPECROOT)/{name}.asked;; esac
+            exit $1
       - name: hard
         description: d
-        run: {{cmd: "echo $(MERLIN_SAMPLE_ID) >> $(SPECROOT)/{name}.hard; exit $(HARD)", depends: [sim]}}
+        run:
+          cmd: |
+            [ $(MERLIN_SAMPLE_ID) -lt {half} ] || ! [ -e $(SPECROOT)/{name}.failed ] || sleep 600
+            echo $(MERLIN_SAMPLE_ID) >> $(SPECROOT)/{name}.hard
+            case $(HARD) in 102|106) touch $(SPECROOT)/{name}.failed;; esac
+            exit $(HARD)
+          depends: [sim]
       - name: never
         description: d
         run: {{cmd: exit 0, depends: [hard]}}
@@ -109,7 +124,9 @@ def test_every_sample_of_a_mixture_of_exit_codes_has_the_right_outcome(run, requ
     """Given random exit codes, then attempts, outcomes and counts are exact, and retries go before new samples."""
     url = "private" if broker == "private" else request.getfixturevalue(f"{broker}_server").url
     mixture = Mixture(samples, stops)
-    spec = MIXTURE.format(name=broker, table=mixture.write(tmp_path / "codes.csv"))
+    for kind in ("asked", "again"):
+        (tmp_path / f"{broker}.{kind}").touch()
+    spec = MIXTURE.format(name=broker, half=samples // 2, table=mixture.write(tmp_path / "codes.csv"))
 
     study = run(spec, "--broker", url, "-s", "1")
     assert 1 <= await_end(study) <= stops
@@ -218,6 +235,8 @@ def test_a_restart_keeps_the_shell_and_appends_to_the_output(run):
     assert "problem" in study.outputs("sim/sim.err")[0]
 
 
+# The first sample that runs waits for `go`. The third one stops the workers, and those that a worker still takes then wait
+# for `go` as well. The 30th one stops the workers again, and those that follow wait until the worker leaves, or for `end`.
 STOP = """
     description: {name: stop, description: d}
     study:
@@ -229,7 +248,9 @@ STOP = """
             n=$(wc -l < $(SPECROOT)/runs)
             [ $n -ge 3 ] && mkdir $(SPECROOT)/first && exit 105
             [ $n -ge 30 ] && mkdir $(SPECROOT)/second && exit 105
-            mkdir $(SPECROOT)/waits && { until [ -e $(SPECROOT)/go ]; do sleep 0.1; done; echo done; }
+            if mkdir $(SPECROOT)/waits || [ -e $(SPECROOT)/first ]; then until [ -e $(SPECROOT)/go ]; do sleep 0.1; done; echo done; fi
+            leaves() { grep -q stopping $MAESTRO_CELERY_SESSION/workers/*.json; }
+            [ ! -e $(SPECROOT)/second ] || until leaves || [ -e $(SPECROOT)/end ]; do sleep 0.1; done
             sleep 0.1
       - name: after
         description: d
@@ -253,12 +274,12 @@ def test_stop_workers_lets_the_study_wait_for_a_user(run, tmp_path):
     study, runs = run(STOP, "-s", "1"), tmp_path / "runs"
     wait_for((study.path / "merlin_info" / "session" / "workers_stopped").exists, "the request")
     wait_for(lambda: {worker["state"] for worker in study.status()["workers"]} == {"stopping"}, "the leaving worker")
-    assert study.states()["sim"] == "RUNNING"
+    wait_for(lambda: study.states()["sim"] == "RUNNING", "the state in Maestro")
     (tmp_path / "go").touch()
     ran = await_pause(study, runs)
 
     assert "done\n" in study.outputs("sim/**/sim.out"), "a running sample was ended"
-    assert ran < 20
+    assert ran in (3, 4)
     wait_for(lambda: study.status()["steps"][0]["state"] == "PENDING", "the waiting step")
     status = study.status()
     assert (status["state"], status["steps"][0]["samples"]["finished"]) == ("RUNNING", ran)
@@ -271,9 +292,12 @@ def test_stop_workers_lets_the_study_wait_for_a_user(run, tmp_path):
     assert "".join(study.outputs("logs/*.log")).count("The study waits") == 1
 
     # A worker of the user goes on, until a second sample stops all workers.
+    heartbeats = study.path / "merlin_info" / "session" / "workers"
+    wait_for(lambda: not list(heartbeats.glob("*.json")), "the removal of the heartbeat, for which samples look")
     answer = study.command("maestro-celery", "workers", str(study.path))
     assert answer.returncode == 0, answer.stderr
-    assert ran < await_pause(study, runs) < 60
+    assert await_pause(study, runs) in (30, 31, 32)
+    (tmp_path / "end").touch()
 
     # A new conductor ends the pause.
     study.kill_conductor()
@@ -287,7 +311,8 @@ def test_stop_workers_lets_the_study_wait_for_a_user(run, tmp_path):
 
 def test_a_study_without_further_work_ends_after_stop_workers(run):
     """Given exit code 105 of the last sample, then the study ends."""
-    spec = STOP.replace("seq 60", "seq 3").replace("mkdir $(SPECROOT)/waits", "false").replace("exit 105", "sleep 1 && exit 105")
+    spec = STOP.replace("seq 60", "seq 3").replace("mkdir $(SPECROOT)/waits || [ -e $(SPECROOT)/first ]", "false")
+    spec = spec.replace("exit 105", "sleep 1 && exit 105")
     start, end = spec.index("      - name: after"), spec.index("    merlin:")
     study = run(spec[:start] + spec[end:], foreground=True)
 

@@ -33,7 +33,7 @@ SPEC = """
 """
 
 
-def spec(tmp_path, cmd="sleep 100", group="machines: []"):
+def spec(tmp_path, cmd="sleep 300", group="machines: []"):
     return SPEC.replace("CMD", cmd).replace("GROUP", group).replace("WHERE", str(tmp_path / "out"))
 
 
@@ -43,14 +43,20 @@ def explained(study):
     return answer.stdout
 
 
+def kill_conductor(study):
+    """Kill the conductor, and wait for its death: until then, it holds the lock of the study."""
+    study.kill_conductor()
+    wait_for(lambda: not study.processes("bin/conductor"), "the end of the conductor")
+
+
 def test_running_and_waiting_steps_are_explained(run, tmp_path):
     study = run(spec(tmp_path))
-    study.await_text("sim/*/sim.out", "", count=2)
-    wait_for(lambda: "sims-1 (busy)" in explained(study), "the heartbeat of the worker")
+    now = "sim  RUNNING\n    Samples: 2 running, 1 waiting, 0 ended.\n    Worker group 'sims': sims-1 (busy).\n"
+    wait_for(lambda: now in explained(study), "two samples in the ledger, and the heartbeat of the worker")
 
     text = explained(study)
 
-    assert "sim  RUNNING\n    Samples: 2 running, 1 waiting, 0 ended.\n    Worker group 'sims': sims-1 (busy).\n" in text
+    assert now in text
     assert "post  INITIALIZED\n    It needs sim (RUNNING).\n" in text
 
 
@@ -58,7 +64,7 @@ def test_a_study_without_a_conductor_names_the_command_that_continues_it(run, tm
     study = run(spec(tmp_path))
     study.await_text("sim/*/sim.out", "", count=2)
 
-    study.kill_conductor()
+    kill_conductor(study)
 
     assert f"No conductor runs the study; `maestro-celery resume {study.path}` continues it." in explained(study)
 
@@ -66,7 +72,7 @@ def test_a_study_without_a_conductor_names_the_command_that_continues_it(run, tm
 def test_an_open_job_of_a_dead_conductor_is_named(run, tmp_path):
     study = run(spec(tmp_path))
     study.await_text("sim/*/sim.out", "", count=2)
-    study.kill_conductor()
+    kill_conductor(study)
     directory = study.path / "merlin_info" / "allocations" / "sims" / "1"
     directory.mkdir(parents=True)
     Allocation("sims", 1, directory, job="77", state=AllocationState.RUNNING).store()
@@ -77,7 +83,7 @@ def test_an_open_job_of_a_dead_conductor_is_named(run, tmp_path):
 
 
 def test_a_failed_step_and_its_dependent_step_are_explained(run, tmp_path):
-    study = run(spec(tmp_path, cmd='[ $(A) != 1 ] && sleep 5 || exit 102'), foreground=True)
+    study = run(spec(tmp_path, cmd='[ $(A) != 1 ] && sleep 300 || exit 102'), foreground=True)
 
     text = explained(study)
 

@@ -26,7 +26,7 @@ KEPT = {
 }
 
 # The first test waits for two installations and six studies.
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1800)
 
 
 @dataclasses.dataclass(frozen=True)

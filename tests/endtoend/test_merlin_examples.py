@@ -19,7 +19,7 @@ from maestro_celery_plugin.maestro.schema import specification_schema
 from maestro_celery_plugin.maestro.validation import validate
 from maestro_celery_plugin.spec.problems import Kind
 
-pytestmark = pytest.mark.timeout(600)  # the first test waits for the installation of Merlin
+pytestmark = pytest.mark.timeout(1800)  # the first test waits for the installation of Merlin
 
 # Examples that are templates to fill in, or that leave to the user's own batch script what the plugin needs to know.
 REFUSED = {

@@ -142,10 +142,11 @@ def test_options_of_maestro_run(run):
 
 def test_cancel_ends_both_kinds(run):
     """Given running samples and a native step, when the study is cancelled, then the samples end after the step."""
-    slow = {"cmd": "until test -e $(SPECROOT)/go; do sleep 0.1; done", "depends": ["first"]}
+    slow = {"cmd": "touch begun; until test -e $(SPECROOT)/go; do sleep 0.1; done", "depends": ["first"]}
     long = {"cmd": "echo $(A) > begun; sleep 300", "depends": ["first"]}
     study = run(spec(first="true", slow=slow, sim=long, after="true"))
     study.await_text("sim/*/begun", count=2)
+    study.await_text("slow/begun")  # a step that has not begun when the study is cancelled does not run
 
     study.command("maestro", "cancel", "-y", str(study.path))
     (study.path.parent / "go").touch()

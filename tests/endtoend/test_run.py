@@ -550,8 +550,29 @@ def test_a_path_that_is_not_utf8_is_refused(environment, tmp_path):
     assert "Traceback" not in answer.stderr.decode()
 
 
-def test_cancel_while_maestro_submits_step_records(run):
+# Stops the conductor when it has written the manifests of some step records: a test could be too slow to do it.
+STOPS_ITSELF = """
+import os, signal, sys
+
+manifests = []
+
+
+def look(event, arguments):
+    if event == "os.rename" and str(arguments[1]).endswith("manifest.json"):
+        manifests.append(arguments[1])
+        if len(manifests) == 5:
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+
+if any(word.endswith("bin/conductor") for word in sys.orig_argv):
+    sys.addaudithook(look)
+"""
+
+
+def test_cancel_while_maestro_submits_step_records(run, environment, tmp_path):
     """Given many step records, when `maestro cancel` comes during their submission, then the rest is not submitted."""
+    (tmp_path / "sitecustomize.py").write_text(STOPS_ITSELF)
+    environment["PYTHONPATH"] = str(tmp_path)
     count = 800
     study = run(f"""
         description: {{name: many, description: d}}
@@ -570,13 +591,10 @@ def test_cancel_while_maestro_submits_step_records(run):
             file: $(MERLIN_INFO)/a.csv
             column_labels: [A]
         """)
-    study.await_text("merlin_info/records/sim/*/manifest.json")
-    conductors = study.processes("bin/conductor")
-    for pid in conductors:  # so that it does not submit all of them meanwhile
-        os.kill(pid, signal.SIGSTOP)
+    wait_for(lambda: [pid for pid in study.processes("bin/conductor") if _is_stopped(pid)], "the stop of the conductor")
 
     assert study.command("maestro", "cancel", "-y", str(study.path)).returncode == 0
-    for pid in conductors:
+    for pid in study.processes("bin/conductor"):
         os.kill(pid, signal.SIGCONT)
     study.await_end()
 
@@ -584,6 +602,13 @@ def test_cancel_while_maestro_submits_step_records(run):
     assert 1 <= len(manifests) < count
     assert set(study.states().values()) == {"CANCELLED"}
     assert len(study.states()) == count
+
+
+def _is_stopped(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+    except OSError:
+        return False
 
 
 def test_what_depends_on_a_repaired_sample_runs_again(run, tmp_path):
@@ -767,6 +792,7 @@ def test_a_step_is_cancelled_while_the_others_go_on(run):
     assert "remains" not in explanation
 
     study.kill_conductor()
+    wait_for(lambda: not study.processes("bin/conductor"), "the end of the conductor")
     assert runs("other")
     assert cancel("other").startswith("This study has no conductor. 1 step record will not run when it is resumed.\n")
     wait_for(lambda: not runs("other"), "the end of the samples without a conductor")

@@ -75,10 +75,11 @@ def killed(tmp_path_factory) -> Study:
     answer = study.command("maestro", "run", "-y", "-s", "1", "-o", str(study.path), str(directory / "study.yaml"))
     assert answer.returncode == 0, answer.stderr
     try:
-        wait_for(lambda: len(outcomes(study)) >= 6, "the end of the samples before the gate")
+        # Slots take the samples in any order: sample 3, which fails, may end after six others.
+        wait_for(lambda: len(found := outcomes(study)) >= 6 and 3 in found, "the end of the samples before the gate")
     finally:
         while study.processes():
-            kill(*study.server(), *study.processes())
+            kill(*study.processes())  # the server of the broker ends with its host
     (directory / "gate").unlink()
     shutil.copytree(study.path, directory / "as_killed", symlinks=True)
     return study
@@ -212,14 +213,14 @@ def ends_in(printed: dict[tuple[str, ...], str]) -> dict[tuple[str, int], str]:
     return {(row["record"], int(row["id"])): row["state"] for row in found if row["state"] in ENDS}
 
 
-@pytest.mark.timeout(max(300, 4 * EXAMPLES))
+@pytest.mark.timeout(max(300, 8 * EXAMPLES))
 def test_the_views_of_a_damaged_study(killed):
     """Given a damage of any file, then each view shows what it can or names the file, and no outcome is wrong."""
     restore(killed)
     check_views(killed, ("N", "V"), {number: (str(number), value) for number, value in VALUES.items()}, {"failed", "finished"})
 
 
-@pytest.mark.timeout(max(300, 4 * EXAMPLES))
+@pytest.mark.timeout(max(300, 8 * EXAMPLES))
 @pytest.mark.parametrize("release", RELEASES)
 def test_the_views_of_a_damaged_study_of_an_earlier_release(release, tmp_path, environment):
     """Given a study of an earlier release, then the views read it, and the same holds for its damaged files."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import signal
 import subprocess
@@ -46,19 +48,24 @@ def disk(tmp_path):
 
 
 def fill(disk):
-    """Fill a disk to the last byte, and to the last inode."""
-    with (disk / "filler").open("wb", buffering=0) as file:
+    """Fill a disk to the last byte, and to the last inode; also what live processes free meanwhile."""
+    while add_fillers(disk):
+        continue
+
+
+def add_fillers(disk):
+    """Fill a disk; return whether anything was added."""
+    added = 0
+    with (disk / "filler").open("ab", buffering=0) as file:
         for size in (1 << 16, 1):
-            try:
+            with contextlib.suppress(OSError):
                 while True:
-                    file.write(b"x" * size)
-            except OSError:
-                continue
-    try:
-        for number in range(10_000):
+                    added += file.write(b"x" * size)
+    with contextlib.suppress(OSError):
+        for number in itertools.count(len([*disk.glob("inode*")])):
             (disk / f"inode{number}").touch()
-    except OSError:
-        return
+            added += 1
+    return bool(added)
 
 
 def make_room(disk):
@@ -68,9 +75,9 @@ def make_room(disk):
 
 @pytest.fixture
 def running(run, disk):
-    """A study on the small disk whose samples run."""
+    """A study on the small disk whose samples run; its conductor writes nothing more during the test."""
     place = disk.parent / "study/s"
-    study = run(SPEC.replace("$(SPECROOT)", str(disk.parent)), "-s", "60", "-o", str(place))
+    study = run(SPEC.replace("$(SPECROOT)", str(disk.parent)), "-s", "600", "-o", str(place))
     study.path = place
     study.await_text("sim/*/runs", count=2)
     yield study
@@ -80,8 +87,8 @@ def running(run, disk):
 @pytest.fixture
 def interrupted(running):
     """A study on the small disk whose processes were killed while its samples ran."""
-    kill(*running.processes(), *running.server())
-    wait_for(lambda: not running.processes(), "the end of all processes")
+    while running.processes():  # one that a process has started before its own end as well
+        kill(*running.processes())
     return running
 
 

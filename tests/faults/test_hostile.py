@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
 import subprocess
 import threading
+from pathlib import Path
 
+import psutil
 import pytest
 from support import BIN, PATIENCE_S, ROOT, kill, wait_for
 
@@ -45,7 +48,8 @@ def finish(study) -> None:
 def test_several_resumes_at_once_start_one_conductor(run):
     study = run(SPEC)
     study.await_text("sim/*/runs", "run", 2)
-    kill(*study.processes(), *study.server())
+    while study.processes():  # one that a process has started before its own end as well
+        kill(*study.processes())
 
     resumes = [
         subprocess.Popen(
@@ -86,13 +90,15 @@ def test_a_running_study_is_not_overwritten(run):
 def test_a_study_with_a_frozen_worker_can_be_cancelled(run):
     study = run(SPEC)
     study.await_text("sim/*/runs", "run", 2)
-    for pid in study.processes("maestro_celery_plugin.worker"):
-        os.kill(pid, signal.SIGSTOP)
+    workers = [psutil.Process(pid) for pid in study.processes("maestro_celery_plugin.worker")]
+    for worker in workers:
+        worker.suspend()
 
     study.command("maestro", "cancel", "-y", str(study.path))
     wait_for(lambda: study.states().get("sim") == "CANCELLED", "the cancellation")
-    for pid in study.processes("maestro_celery_plugin.worker"):
-        os.kill(pid, signal.SIGCONT)
+    for worker in workers:
+        with contextlib.suppress(psutil.NoSuchProcess):  # the conductor may have killed it
+            worker.resume()
     study.await_end()
 
 
@@ -100,20 +106,21 @@ def test_a_detached_process_of_a_sample_ends_with_its_worker(run):
     """Given a sample that starts a process without environment in another session, then this process ends as well."""
     study = run(SPEC.replace(HOLD, "env -i setsid sleep 1234 & sleep 1233"))
     study.await_text("sim/*/runs", "run", 2)
-    wait_for(lambda: len(_detached(study)) >= 2, "the detached processes")
+    wait_for(lambda: [line for line in _in_samples(study) if "1234" in line] == ["sleep 1234"] * 2, "the detached processes")
 
     study.command("maestro", "cancel", "-y", str(study.path))
     study.await_end()
 
-    assert not _detached(study)
+    wait_for(lambda: not _in_samples(study), "the end of the detached processes")
 
 
-def _detached(study) -> list[int]:
+def _in_samples(study) -> list[str]:
+    """Return the command lines of the processes whose current directory is that of a sample."""
     found = []
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
             if os.readlink(f"/proc/{pid}/cwd").startswith(str(study.path / "sim")):
-                found.append(int(pid))
+                found.append(Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ").strip())
         except OSError:
             continue
     return found

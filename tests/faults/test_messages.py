@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
+import math
 import stat
 from pathlib import Path
 
+import psutil
 import pytest
 import redis
 from intruder import SPEC, Intruder, finish
 from redis.backoff import NoBackoff
 from redis.retry import Retry
-from support import wait_for
+from support import kill, wait_for
 
 from maestro_celery_plugin.broker.app import TASK_NAME
 from maestro_celery_plugin.ledger.entries import Kind
 from maestro_celery_plugin.ledger.reader import read_ledger
 
 REFUSAL = "Refused a message that does not belong to this session."
+# Two samples wait for the end of the test; the others are in the queue.
+HOLD = "until test -e $(SPECROOT)/go; do sleep 0.1; done"
 
 
 @pytest.fixture
@@ -105,8 +107,7 @@ def test_no_sample_is_lost_with_the_data_of_the_broker(intruder):
 
 def test_deleted_messages_are_sent_again(run):
     """Given a queue whose messages are deleted while workers live, then the conductor sends the samples again."""
-    hold = "until test -e $(SPECROOT)/go; do sleep 0.1; done"  # two samples; the others are in the queue
-    study = run(SPEC.replace("seq 1 12", "seq 1 50").replace("sleep 0.3", hold))
+    study = run(SPEC.replace("seq 1 12", "seq 1 50").replace("sleep 0.3", HOLD))
     study.await_text("sim/*/*/runs", "run", 2)
     intruder = Intruder(study)
     queue = intruder.session.queue("q")
@@ -129,12 +130,12 @@ def test_secrets_are_in_files_of_mode_0600_only(intruder):
     assert all(len(secret) >= 32 for secret in secrets)
 
     wait_for(lambda: study.processes("wait.sh"), "the sample of the second step, which waits")
-    (sample,) = study.processes("wait.sh")
+    sample = min(study.processes("wait.sh"), key=started_at)  # it forks the `sleep` of its loop
     for pid in [*study.processes(), *study.server(), sample]:
         for name in ("cmdline", "environ"):
-            text = Path(f"/proc/{pid}/{name}").read_text(errors="replace")
-            assert text or name == "environ"
+            text = _text_of(Path(f"/proc/{pid}/{name}"))
             assert not any(secret in text for secret in secrets), f"{name} of {text}"
+    assert _text_of(Path(f"/proc/{sample}/environ"))
     for path in study.path.rglob("*"):
         if any(secret in _text_of(path) for secret in secrets):
             assert path.parent == intruder.session.path
@@ -143,11 +144,19 @@ def test_secrets_are_in_files_of_mode_0600_only(intruder):
     finish(study)
 
 
+def started_at(pid: int) -> float:
+    """Return when a process has started; infinity if it has ended."""
+    try:
+        return psutil.Process(pid).create_time()
+    except psutil.NoSuchProcess:
+        return math.inf
+
+
 def _text_of(path: Path) -> str:
-    """Return the text of a file; empty for a directory, and for a temporary file that has gone meanwhile."""
+    """Return the text of a file; empty for a directory, for a temporary file that has gone, and for a process that has ended."""
     try:
         return path.read_text(errors="replace")
-    except (FileNotFoundError, IsADirectoryError):
+    except (FileNotFoundError, IsADirectoryError, ProcessLookupError):
         return ""
 
 
@@ -163,15 +172,14 @@ def test_the_private_broker_refuses_clients_without_password(intruder):
 
 def test_an_error_in_the_worker_fails_the_step(run):
     """Given a manifest that no worker can read, then the step fails with an error in the log, and does not wait."""
-    study = run(SPEC)
-    study.await_text("sim/*/runs", "run", 3)
+    study = run(SPEC.replace("sleep 0.3", HOLD))
+    study.await_text("sim/*/runs", "run", 2)
     intruder = Intruder(study)
     manifest = study.path / "merlin_info" / "records" / "sim" / "manifest.json"
     kept = manifest.read_text()
     manifest.write_text(kept.replace('"retry_delay_s"', '"no_such_field"'))
+    kill(*study.processes("maestro_celery_plugin.worker"))  # the next worker reads the manifest again
     (study.path.parent / "go").touch()
-    for pid in study.processes("maestro_celery_plugin.worker"):
-        os.kill(pid, signal.SIGKILL)  # the next worker reads the manifest again
     study.await_end()
 
     assert study.states()["sim"] == "FAILED"

@@ -48,6 +48,7 @@ def test_batch_defaults_and_the_notify_command_are_those_of_the_launch(run, envi
     notified = study.path / "notified"
     wait_for(lambda: notified.exists() and notified.read_text(), "the notification of the interruption")
     assert notified.read_text() == "end sweep INTERRUPTED\n"
+    wait_for(lambda: not study.processes("bin/conductor"), "the end of the conductor, which does not wait for the command")
 
     (study.path.parent / "go").touch()
     specification = study.path.parent / "study.yaml"

@@ -29,7 +29,7 @@ COMMANDS = {
 PROGRAMS = {
     "submit-bad-queue": OPEN + SUBMIT.format("nosuch"),
     "cancel-inactive-python": f"{OPEN}{SUBMIT.format('pbatch')}from support import wait_for\n"
-    "wait_for(lambda: flux.job.cluster.read(int(job)).state == 'ended', 'the end of the job', 20)\n"
+    "wait_for(lambda: flux.job.cluster.read(int(job)).state == 'ended', 'the end of the job')\n"
     "flux.job.cancel(handle, job)",
 }
 
@@ -94,5 +94,5 @@ def test_a_job_that_can_never_start_is_accepted_and_ends_as_recorded(flux):
     def listed():
         return answer_of(flux, "flux", "jobs", "-n", "-o", FORMAT, job).stdout.strip()
 
-    wait_for(lambda: listed().split("|")[1] != "SCHED", "the end of the job", 20)
+    wait_for(lambda: listed().split("|")[1] != "SCHED", "the end of the job")
     assert listed() == f"{job}|FAILED|alloc|1|unsatisfiable request: need 9 exclusive node(s), only 4 eligible"

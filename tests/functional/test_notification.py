@@ -12,7 +12,7 @@ import pytest
 from ensembles import SETTINGS
 from filelock import FileLock
 from msgspec.structs import replace
-from support import processes_of, wait_for
+from support import PATIENCE_S, processes_of, wait_for
 
 from maestro_celery_plugin.maestro import notification
 from maestro_celery_plugin.maestro.notification import Notifications
@@ -206,9 +206,9 @@ def test_each_event_has_a_sentence_and_a_next_command(plan, event, state, subjec
 
 def test_a_command_that_does_not_end_is_killed_with_its_children(plan):
     marker = f"{plan.root}/marker"
-    notify(plan, f"trap '' TERM; echo begin; sh -c 'sleep 1000; : {marker}' & wait; wait", LIMIT_S=0.3, _GRACE_S=0.2)
+    notify(plan, f"trap '' TERM; echo begin; sh -c 'sleep 1000; : {marker}' & wait; wait", LIMIT_S=3.0, _GRACE_S=0.2)
     assert "begin" in log_of(plan)
-    assert log_of(plan).endswith(" end: the command has failed: it took longer than 0.3 s and was killed.\n")
+    assert log_of(plan).endswith(" end: the command has failed: it took longer than 3 s and was killed.\n")
     wait_for(lambda: not processes_of(marker), "the end of the command")
 
 
@@ -221,7 +221,7 @@ def test_the_output_of_a_command_has_a_limit(plan):
 
 def test_a_command_need_not_read_and_may_leave_a_process(plan):
     """Given a process in the background that keeps the output open, then nobody waits for it."""
-    notify(plan, "sleep 30 & echo $! > pid", _GRACE_S=0.2)
+    notify(plan, "sleep 300 & echo $! > pid", _GRACE_S=0.2)
     left = int((plan.root / "pid").read_text())
     assert ProcessId.of(left).is_alive
     os.kill(left, 9)
@@ -353,6 +353,6 @@ def test_the_end_of_the_conductor_waits_for_the_command_only_inside_an_allocatio
     own.end()
     assert (plan.root / "ended").exists() == is_in_allocation
     (plan.root / "go").touch()
-    assert own._processes[-1].wait(60) == 0
+    assert own._processes[-1].wait(PATIENCE_S) == 0
     assert (plan.root / "ended").exists()
     assert notifier.__name__ == NOTIFIER_MODULE

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from kombu import Exchange, Queue, pools
 from servers import QUORUM
-from support import wait_for
+from support import PATIENCE_S, wait_for
 
 from maestro_celery_plugin.broker.app import count_waiting, declare, make_app, queue_for
 from maestro_celery_plugin.broker.messages import RangeTask, arguments_of
@@ -54,13 +54,13 @@ def received(app, queue: Queue) -> list[int]:
         consumer.qos(prefetch_count=1)
         with consumer:
             while count_waiting(app, [queue]) or len(found) < 8:
-                connection.drain_events(timeout=10)
+                connection.drain_events(timeout=PATIENCE_S)
     return found
 
 
 def test_samples_that_run_again_are_delivered_first_and_then_those_of_a_higher_level(session):
     """Given new samples in a queue, then those that run again overtake them; a higher level comes before a lower one."""
-    app, queue = make_app(session, 5), queue_for(session, "q")
+    app, queue = make_app(session, 5, confirms=True), queue_for(session, "q")
     declare(app, session, ["q"])
     sender = Sender(session, app)
     modes = [RunMode.FIRST] * 3 + [RunMode.AGAIN, RunMode.RESTART, RunMode.FIRST, RunMode.AGAIN, RunMode.ASSIGNED]
@@ -80,7 +80,7 @@ def test_a_queue_of_an_earlier_release_is_replaced(rabbitmq_server, tmp_path):
     """Given a queue without priorities, which RabbitMQ refuses to change, then `declare` makes a new one."""
     session = Session.create(tmp_path / "session")
     session.write_broker(BrokerLocation(url=rabbitmq_server.url))
-    app, name = make_app(session, 5), session.queue("q")
+    app, name = make_app(session, 5, confirms=True), session.queue("q")
     with app.connection_for_write() as connection:
         Queue(name, Exchange("", "direct"), routing_key=name)(connection.default_channel).declare()
 
@@ -97,7 +97,7 @@ def test_quorum_queues_have_no_priorities(rabbitmq_server, tmp_path):
     """Given a virtual host whose queues are quorum queues, then messages arrive in their order."""
     session = Session.create(tmp_path / "session")
     session.write_broker(BrokerLocation(url=rabbitmq_server.url.removesuffix("//") + f"/{QUORUM}"))
-    app = make_app(session, 5)
+    app = make_app(session, 5, confirms=True)
     declare(app, session, ["q"])
     assert not session.read_broker().has_priorities
     queue, sender = queue_for(session, "q"), Sender(session, app)
@@ -113,12 +113,12 @@ SPEC = """
     study:
       - name: early
         description: its samples are sent first
-        run: {cmd: "echo early $(X) >> $(OUTPUT_PATH)/order; until test -e $(SPECROOT)/go; do sleep 0.1; done; sleep 0.2", task_queue: q, priority: LOW}
+        run: {cmd: "echo early $(X) >> $(OUTPUT_PATH)/order; until test -e $(SPECROOT)/go; do sleep 0.1; done; sleep 0.1", task_queue: q, priority: LOW}
       - name: late
         description: its samples are sent last
-        run: {cmd: "echo late $(X) >> $(OUTPUT_PATH)/order; sleep 0.2", task_queue: q, priority: 0.9}
+        run: {cmd: "echo late $(X) >> $(OUTPUT_PATH)/order; sleep 0.1", task_queue: q, priority: 0.9}
     merlin:
-      resources: {workers: {w: {args: --concurrency 2, steps: [early, late]}}}
+      resources: {workers: {w: {args: --concurrency 1, steps: [early, late]}}}
       samples: {file: samples.csv, column_labels: [X], generate: {cmd: "seq 20 > samples.csv"}}
 """
 
@@ -132,11 +132,15 @@ def sent(study) -> set[str]:
 
 
 def test_samples_of_a_step_with_a_higher_priority_start_first(run):
-    """Given two steps that share a task queue, then most samples of the one with the higher priority start before."""
+    """Given two steps that share a task queue, then all samples of the one with the higher priority start before the others.
+
+    With a second slot, it would depend on the speed of the first one how often no message of the one step is in the queue.
+    """
     study = run(SPEC, "-s", "1")
     wait_for(lambda: sent(study) == {"early", "late"}, "the messages of both steps")
     (study.path.parent / "go").touch()
     study.await_end()
     order = [line.split()[0] for line in study.outputs("order")[0].splitlines()]
-    assert (order.count("early"), order.count("late")) == (20, 20)
-    assert order[:20].count("late") >= 14, order
+    if order[0] == "early":  # the worker was there before the messages of the other step
+        order.append(order.pop(0))
+    assert order == ["late"] * 20 + ["early"] * 20

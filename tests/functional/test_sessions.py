@@ -108,9 +108,10 @@ def test_a_chain_of_studies_shares_workers_and_ends_by_itself(chain):
 
 def test_a_script_waits_for_all_studies_of_a_session(chain):
     """Given a chain of three studies, then `session wait` returns after the last one, with the highest code of all."""
-    study = chain("--vars", "SLEEP=0.2")
+    study = chain("--vars", "HELD=2")
     answer = study.command("maestro-celery", "session", "wait", "--timeout", "0", str(study.path))
     assert (answer.returncode, answer.stdout) == (124, "") and "still run after 0 s" in answer.stderr
+    release_samples(study)
     answer = study.command("maestro-celery", "session", "wait", str(study.path))
     assert (answer.returncode, answer.stdout, answer.stderr) == (0, "", "")
     assert [one.path.name for one in iterations(study)] == ["iteration", "iteration_2"]
@@ -214,6 +215,7 @@ def test_a_conductor_that_dies_again_is_started_by_session_resume(chain):
     members = Members(study.path / "merlin_info" / "session")
     members.change(members.all()[1].id, restarts=RESTART_LIMIT)  # as after the first death
     kill(*second.processes("bin/conductor"))
+    wait_for(lambda: not second.processes("bin/conductor"), "the end of the conductor")
     assert study.processes("maestro_celery_plugin.host")
 
     answer = study.command("maestro-celery", "session", "resume", str(second.path))
@@ -343,7 +345,7 @@ LAUNCHING = ITERATE.replace("seq 4 >", "sleep $(PAUSE); seq 4 >").replace("SLEEP
 
 
 def test_a_launch_that_is_stopped_was_not_launched(chain):
-    study = chain("--vars", "MAX=2", "OPTIONS=--vars PAUSE=60", spec=LAUNCHING)
+    study = chain("--vars", "MAX=2", "OPTIONS=--vars PAUSE=600", spec=LAUNCHING)
     wait_for(lambda: iterations(study) and iterations(study)[0].processes("cmd.sh"), "the launch of iteration 2")
     answer = study.command("maestro-celery", "session", "stop", "-f", str(study.path))
     assert answer.returncode == 0, answer.stdout + answer.stderr
@@ -356,6 +358,8 @@ def test_a_step_that_runs_again_does_not_start_its_study_again(chain):
     """Given a worker that dies after its step has started a study, then the second attempt says so, and one chain runs."""
     study = chain("--vars", "MAX=2", "HELD=2", "OPTIONS=; test -e once || { touch once; sleep 600; }")
     held(study)
+    # The samples of the second study may run before the command in the step, which has launched it, has ended.
+    wait_for((study.path / "next" / "once").exists, "the end of the launch")
     kill(*study.processes("maestro_celery_plugin.worker"))
     release_samples(study)
     await_session(study)

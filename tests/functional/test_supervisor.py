@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 
+import psutil
 import pytest
 from support import PATIENCE_S, kill, processes_of, wait_for
 
@@ -35,8 +36,8 @@ def end(number, frame):
     os._exit(0)
 
 def wait():
-    note("started")
     signal.signal(signal.SIGTERM, end)
+    note("started")
     time.sleep(600)
     os._exit(3)
 
@@ -166,7 +167,7 @@ def test_the_heartbeats_of_a_pool_end_with_its_worker(tmp_path, session):
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=PATIENCE_S)
 
-    assert not processes_of(f"sleep 613.{os.getpid()}")
+    wait_for(lambda: not processes_of(f"sleep 613.{os.getpid()}"), "the end of the sample")
     assert [path.name for path in (session.path / "workers").iterdir()] == []
 
 
@@ -296,7 +297,7 @@ def test_samples_end_although_the_session_was_removed(run):
     study.await_text("sim/*/runs", count=2)
     study.kill_conductor()
     workers = study.processes("maestro_celery_plugin.worker")
-    supervisor = min(workers)
+    (supervisor,) = (pid for pid in workers if psutil.Process(pid).ppid() not in workers)
     shutil.move(study.path / "merlin_info/session/workers", study.path / "moved")
 
     os.kill(supervisor, signal.SIGTERM)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 from pathlib import Path
@@ -113,12 +114,14 @@ def places_of_password(study) -> list[str]:
     places = []
     for process in processes_of(str(study.path)):
         for name in ("cmdline", "environ"):
-            if PASSWORD in Path(f"/proc/{process}/{name}").read_text("latin-1"):
-                places.append(f"{name} of {process}")
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended, as the `sleep` of a loop
+                if PASSWORD in Path(f"/proc/{process}/{name}").read_text("latin-1"):
+                    places.append(f"{name} of {process}")
     for path in (path for path in study.path.rglob("*") if path.is_file()):
-        is_private = path.stat().st_mode & 0o077 == 0 and path.parent.stat().st_mode & 0o077 == 0
-        if PASSWORD in path.read_text("latin-1") and not is_private:
-            places.append(str(path))
+        with contextlib.suppress(FileNotFoundError):  # a temporary file that has gone
+            is_private = path.stat().st_mode & 0o077 == 0 and path.parent.stat().st_mode & 0o077 == 0
+            if PASSWORD in path.read_text("latin-1") and not is_private:
+                places.append(str(path))
     return places
 
 

@@ -10,7 +10,7 @@ import subprocess
 import pytest
 from filelock import FileLock
 from report_studies import MadeStudy, many_records
-from support import BIN, wait_for
+from support import BIN, PATIENCE_S, wait_for
 from terminal import Terminal
 
 from maestro_celery_plugin.report.live.keyboard import decoded
@@ -41,12 +41,20 @@ def watch(tmp_path):
     made.conductor.release()
 
 
-def selected(terminal: Terminal) -> str:
-    """Return the line that is marked as selected, which is shown in reverse."""
-    lines = [(number, line) for number, line in enumerate(terminal.lines) if line.startswith(">")]
-    assert len(lines) == 1, terminal.text
-    assert terminal.screen.buffer[lines[0][0]][0].reverse
-    return lines[0][1]
+def await_selected(terminal: Terminal, text: str) -> str:
+    """Wait until the line that is marked as selected, which is shown in reverse, has a text; return the line.
+
+    What is drawn after a key may arrive in parts: without a selected line, or with an old one below a new header.
+    """
+    found: list[str] = []
+
+    def is_shown(_: str) -> bool:
+        lines = [(number, line) for number, line in enumerate(terminal.lines) if line.startswith(">")]
+        found[:] = [line for number, line in lines if text in line and terminal.screen.buffer[number][0].reverse]
+        return len(lines) == len(found) == 1
+
+    terminal.await_screen(is_shown, f"the selected line has {text!r}")
+    return found[0]
 
 
 @pytest.mark.parametrize(("columns", "lines"), [(80, 24), (40, 24), (200, 60), (80, 8)])
@@ -58,9 +66,9 @@ def test_200_step_records_are_grouped_and_each_has_one_line_with_its_state(watch
     assert all(len(line) <= columns for line in terminal.lines)
     assert len(terminal.lines) == lines
     rows = [line for line in terminal.lines if re.search(r"RUNNING, 7|FINISHED|INITIALIZED  |INITIALIZED$", line)]
-    assert "simulate" in selected(terminal) or "x66" in selected(terminal)
-    assert "RUNNING, 7 failed" in selected(terminal)
-    assert "FINISHED, 1 failed" in terminal.lines[terminal.lines.index(selected(terminal)) + 1]
+    selected = await_selected(terminal, "RUNNING, 7 failed")
+    assert "simulate" in selected or "x66" in selected
+    assert "FINISHED, 1 failed" in terminal.lines[terminal.lines.index(selected) + 1]
     assert len(rows) >= 2
     if columns == 80 and lines == 24:
         assert re.search(r"^ \+analyse x66 +INITIALIZED +\.+ +0/66 ", screen, re.MULTILINE), screen
@@ -76,13 +84,13 @@ def test_keys_open_the_stderr_of_a_failed_sample_and_lead_back(watch):
     terminal = watch.open()
     terminal.await_text("q quit")
     terminal.type("\x1b[B")
-    terminal.await_screen(lambda _: "GAIN.0;" in selected(terminal), "the first step record is selected")
+    await_selected(terminal, "GAIN.0;")
     terminal.type("\r")
     terminal.await_text("1 failed sample of simulate_GAIN.0;TEMPERATURE.300")
-    assert "sample 3  exit code 3  X=0.15  NAME=n3" in selected(terminal)
+    await_selected(terminal, "sample 3  exit code 3  X=0.15  NAME=n3")
     terminal.type("\r")
-    screen = terminal.await_text("iteration 99 of 0")
-    assert "no \\x1b[31mconvergence" in screen  # control sequences of a sample have no effect
+    terminal.await_text("iteration 99 of 0")
+    screen = terminal.await_text("no \\x1b[31mconvergence")  # control sequences of a sample have no effect
     assert "iteration 0 of 0" not in screen
     terminal.type("\x1b[5~")
     terminal.await_screen(lambda screen: "iteration 99 of 0" not in screen, "the page before")
@@ -94,7 +102,7 @@ def test_keys_open_the_stderr_of_a_failed_sample_and_lead_back(watch):
     terminal.await_text("1 failed sample of")
     terminal.type("\x1b")
     terminal.await_text("step records")
-    assert "GAIN.0;" in selected(terminal)
+    await_selected(terminal, "GAIN.0;")
     terminal.type("F")
     terminal.await_text("7 failed samples")
 
@@ -105,19 +113,19 @@ def test_keys_sort_filter_open_and_close(watch):
     terminal.await_text("order: attention")
     terminal.type("s")
     terminal.await_text("order: study")
-    assert terminal.text.index("+make") < terminal.text.index("simulate x66")
+    terminal.await_screen(lambda screen: -1 < screen.find("+make") < screen.find("simulate x66"), "the order of the study")
     terminal.type("/gain=65")
-    screen = terminal.await_text("filter: gain=65")
-    assert re.search(r"^    GAIN\.65;TEMPERATURE\.365 +PENDING", screen, re.MULTILINE), screen
-    assert "collect" not in screen
+    terminal.await_text("filter: gain=65")
+    record = re.compile(r"^    GAIN\.65;TEMPERATURE\.365 +PENDING", re.MULTILINE)
+    terminal.await_screen(lambda screen: record.search(screen) and "collect" not in screen, "the rows of the filter")
     terminal.type("\r\x1b")
     terminal.await_text("+collect x2")
     terminal.type("\x1b[F")
-    terminal.await_screen(lambda _: "collect" in selected(terminal), "the last row")
+    await_selected(terminal, "collect")
     terminal.type("\r")
     terminal.await_text("-collect x2")
     terminal.await_text("    GAIN.1.TEMPERATURE.301")
-    assert "-collect" in selected(terminal)
+    await_selected(terminal, "-collect")
     terminal.type("\r")
     terminal.await_text("+collect x2")
     terminal.type("?")
@@ -202,7 +210,7 @@ def test_a_study_that_has_ended_is_shown_with_stay_only(watch):
 def test_a_pipe_gets_plain_text_without_keys(watch):
     watch.conductor.release()
     command = [str(BIN / "maestro-celery"), "status", "--watch", str(watch.study.plan.root)]
-    answer = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30, stdin=subprocess.DEVNULL)
+    answer = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE_S, stdin=subprocess.DEVNULL)
     assert answer.returncode == 3
     assert "\x1b" not in answer.stdout
     assert "200 step records" in answer.stdout

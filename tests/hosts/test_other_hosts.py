@@ -112,7 +112,7 @@ def test_each_machine_has_its_own_batch_system(run, host, environment, start_wor
         script = f"#!/bin/sh\n#BSUB -nnodes 1\n#BSUB -W 10\n{BIN / 'maestro-celery'} workers {study.path}\n"
         subprocess.run(host.command("bsub"), env=there, input=script, text=True, check=True, capture_output=True)
         study.await_end()
-        wait_for(lambda: [job["why"] for job in cluster.jobs()] == [""], "the end of the job")
+        wait_for(lambda: [(job["state"], job["why"]) for job in cluster.jobs()] == [("ended", "")], "the end of the job")
 
     assert study.states() == {"sim": "FINISHED", "post": "FINISHED"}
     reports = study.outputs("post/*/report.txt")
@@ -163,13 +163,13 @@ def test_the_conductor_detects_a_dead_worker_on_another_host(run, host, start_wo
     assert sum("again" in text for text in study.outputs("sim/*/runs")) == 2
 
 
-# Samples for 100 s in one slot; they end at once when the worker of the broken machine has left.
+# Samples for 250 s in one slot, so that some remain until the worker of the broken machine has left; then they end at once.
 BROKEN = """
     description: {name: broken, description: d}
     study:
       - name: sim
         description: d
-        run: {cmd: "a-tool $(A) >> runs && { test -e $(SPECROOT)/left || sleep 0.2; }"}
+        run: {cmd: "a-tool $(A) >> runs && { test -e $(SPECROOT)/left || sleep 0.5; }"}
     merlin:
       resources:
         overlap: True

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -109,8 +111,34 @@ def test_workers_in_another_namespace_live_and_each_sample_runs_once(run, enviro
     assert log.exists()
 
 
-# A lock ends with the process that holds it, even if that process is killed.
-LEASE = SPEC.replace('echo "$(A)" >> runs', 'exec 9> lock; flock -n 9 || echo "$(A)" >> ../../overlaps; echo "$(A)" >> runs')
+# A lock ends with the process that holds it, even if that process is killed. While it runs, an attempt writes to a file
+# whose name has the number of the attempt.
+LEASE = SPEC.replace(
+    'echo "$(A)" >> runs', 'exec 9> lock; flock -n 9 || echo "$(A)" >> ../../overlaps; echo "$(A)" >> runs; n=$(wc -l < runs)'
+).replace("sleep 0.1", "echo >> alive.$n; sleep 0.1")
+
+
+def sample_of(worker):
+    """Return the process of the only sample in another namespace; its own children live for an instant only."""
+    found = []
+
+    def look():
+        found.clear()
+        for process in psutil.Process(worker.pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                is_script, is_child = ("/sim.sh" in " ".join(one.cmdline()) for one in (process, process.parent()))
+                found.extend([process] if is_script and not is_child else [])
+        return len(found) == 1
+
+    wait_for(look, "the sample of the worker")
+    return found[0]
+
+
+def death_of(worker, study):
+    """Return when the conductor has counted a worker as dead, in seconds since 1970."""
+    pattern = rf"^(\S+ \S+),(\d+) - \S+ - WARNING - Worker '{worker}\S*' on \S+ has died"
+    when, thousandths = re.search(pattern, study.log(), re.MULTILINE).groups()
+    return datetime.datetime.fromisoformat(when).timestamp() + int(thousandths) / 1000
 
 
 @pytest.mark.parametrize("pool", ["threads", "prefork"])
@@ -123,18 +151,19 @@ def test_a_worker_that_is_stopped_ends_its_samples_before_they_run_elsewhere(run
     study.await_text("sim/*/runs", count=1)
     with worker_elsewhere(study, environment) as worker:
         study.await_text("sim/*/runs", count=2)
-        processes = psutil.Process(worker.pid).children(recursive=True)
-        (sample,) = (process for process in processes if process.cmdline()[-1].endswith("/sim.sh"))
+        sample = sample_of(worker)
         sample.parent().send_signal(signal.SIGSTOP)
         log = study.path / "merlin_info/workers/w-2.log"
         wait_for(lambda: "could not write its heartbeat for 20 s" in log.read_text(), "the end of the lease")
         wait_for(lambda: not sample.is_running(), "the end of the sample")
-        assert "has died" not in study.log()
+        wait_for(lambda: "has died" in study.log(), "the death of the worker for the conductor")
         (study.path.parent / "go").touch()
         study.await_end()
 
     assert study.states() == {"sim": "FINISHED"}
     assert sorted(text.count("\n") for text in study.outputs("sim/*/runs")) == [1, 1, 1, 2]
+    (first,) = (path.with_name("alive.1") for path in study.path.glob("sim/*/runs") if path.read_text().count("\n") == 2)
+    assert first.stat().st_mtime < death_of("w-2", study)
     assert not (study.path.parent / "overlaps").exists()
     assert not list(study.path.rglob("overlaps"))
 

@@ -6,6 +6,8 @@ import pytest
 from slurm_studies import allocations, assert_each_sample_once, ensemble, job_of
 from support import wait_for
 
+# Much longer than a worker needs to start: one allocation is enough.
+LONG = "type: slurm, nodes: 1, procs: 1, walltime: 600"
 SPEC = """
 description: {name: native, description: d}
 batch: {type: slurm, nodes: 1}
@@ -40,7 +42,7 @@ def environment(foreign, tmp_path):
 
 
 def test_an_allocation_has_the_number_of_its_own_job(launch, slurm, foreign, environment):
-    study = launch(ensemble("echo $(A)", count=4), "-s", "1", name="banner", environment=environment)
+    study = launch(ensemble("echo $(A)", count=4, batch=LONG), "-s", "1", name="banner", environment=environment)
     study.await_end()
 
     assert study.states() == {"sim": "FINISHED"}, study.log()
@@ -52,7 +54,7 @@ def test_an_allocation_has_the_number_of_its_own_job(launch, slurm, foreign, env
 
 
 def test_the_cancellation_of_a_study_spares_the_job_of_the_banner(launch, slurm, foreign, environment):
-    study = launch(ensemble("sleep 300", count=2), "-s", "1", name="banner_cancel", environment=environment)
+    study = launch(ensemble("sleep 300", count=2, batch=LONG), "-s", "1", name="banner_cancel", environment=environment)
     job = job_of(study, slurm, "RUNNING")
 
     assert study.command("maestro", "cancel", "-y", str(study.path)).returncode == 0

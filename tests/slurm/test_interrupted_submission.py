@@ -7,11 +7,12 @@ from slurm_studies import allocations, assert_each_sample_once, assert_nothing_l
 from support import Study, wait_for
 
 COUNT = 6
-# Submits with the real sbatch, and kills the conductor before it can read the number of the job.
+# Submits with the real sbatch; the first time, it does not end before the test has killed the conductor, which waits for
+# its end to read the number of the job.
 SBATCH = """#!/bin/bash
 /usr/bin/sbatch "$@"
 if mkdir "$INTERRUPTED" 2>/dev/null; then
-    kill -9 "$(tr -dc 0-9 <<< "$(grep -o '"pid": [0-9]*' "$STUDY"/merlin_info/session/conductors/*.json)")"
+    until test -e "$INTERRUPTED/go"; do sleep 0.1; done
 fi
 """
 
@@ -28,11 +29,12 @@ def interrupted(launch, tmp_path):
         environment = {
             "PATH": f"{sbatch.parent}:/usr/local/bin:/usr/bin:/bin",
             "INTERRUPTED": str(tmp_path / "interrupted"),
-            "STUDY": str(launch._directory / name),
         }
         study = launch(spec, name=name, environment=environment)
         wait_for((tmp_path / "interrupted").exists, "the submission")
+        study.kill_conductor()  # for good: the host would start another one, which finds the job before the test looks
         wait_for(lambda: not study.processes("bin/conductor"), "the end of the conductor")
+        (tmp_path / "interrupted" / "go").touch()
         return study
 
     return run

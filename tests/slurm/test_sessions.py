@@ -59,7 +59,7 @@ def test_a_chain_of_studies_opens_allocations_again_until_it_ends(launch, slurm)
 
 def test_a_runaway_in_an_allocation_is_stopped(launch, slurm):
     """Given a chain without an end, when the session is stopped, then no job, process or lock remains."""
-    study = launch(CHAIN, "-s", "1", "--vars", "MAX=1000", "SLEEP=0", "NAME=runaway", name="runaway")
+    study = launch(CHAIN.replace("00:01:00", "00:10:00"), "-s", "1", "--vars", "MAX=1000", "SLEEP=0", "NAME=runaway", name="runaway")
     session = study.path / "merlin_info" / "session"
     members = Members(session)
     wait_for(lambda: len(members.all()) > 2, "some iterations")
