@@ -23,6 +23,8 @@ __all__ = ["stop_session"]
 
 # Time in which the conductors cancel their studies by themselves.
 CANCEL_LIMIT_S = 9.0
+# Time in which the host ends by itself, after the last worker.
+_HOST_LIMIT_S = 20.0
 _END_LIMIT_S = 2.0
 
 
@@ -47,12 +49,14 @@ def stop_session(session: Session) -> CancelReport:
     clock.wait_until(lambda: not _conducted(members), CANCEL_LIMIT_S, interval_s=0.1)
     for member in living:
         _end(member, members, report)
+    with report.part("The host of the session cannot be asked to end"):
+        session.request_stop()
+        clock.wait_until(lambda: host_of(session) is None, _HOST_LIMIT_S, interval_s=0.1)
     for member in members.all():
         with report.part(f"What the study '{member.root}' has left cannot be ended"):
             for plan in _plan_of(member):
                 end_leftovers(plan, report)
     with report.part("The host of the session cannot be ended"):
-        session.request_stop()
         host = host_of(session)
         if host is not None:
             host.signal(signal.SIGTERM)

@@ -33,6 +33,13 @@ def words_of(command: str) -> list[str]:
 
 def notify_problem(command: str) -> str:
     """Return why a command cannot run on this machine; an empty text if nothing is known to be wrong."""
+    try:
+        return _problem(command)
+    except subprocess.TimeoutExpired:  # on an overloaded node; this says nothing about the command
+        return ""
+
+
+def _problem(command: str) -> str:
     answer = _shell("-n", "-c", command)
     if answer.returncode:
         reason = " ".join(answer.stderr.split())

@@ -19,6 +19,7 @@ from maestro_celery_plugin.maestro.notification import Notifications
 from maestro_celery_plugin.processes import ProcessId
 from maestro_celery_plugin.report import notifier
 from maestro_celery_plugin.report.notification import notification_of
+from maestro_celery_plugin.spec import notify_command as notify_command_module
 from maestro_celery_plugin.spec.notify_command import notify_problem, words_of
 from maestro_celery_plugin.study.members import Members
 from maestro_celery_plugin.study.notifications import (
@@ -97,6 +98,11 @@ def test_a_command_that_cannot_run_is_found_before_the_launch(command, problem):
     found = notify_problem(command)
     assert problem in found
     assert bool(found) == bool(problem)
+
+
+def test_a_shell_that_does_not_answer_says_nothing_about_the_command(monkeypatch):
+    monkeypatch.setattr(notify_command_module, "_LIMIT_S", 0.0)
+    assert notify_problem("no-such-program") == ""
 
 
 @pytest.mark.parametrize(
