@@ -17,24 +17,28 @@ import itertools
 import os
 import random
 import stat
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
 __all__ = ["Caching", "Client", "Descriptor", "FileServer", "Inode"]
 
 _FILE, _DIRECTORY, _LINK = stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK
+# When the kernel has written to the disk what nobody has synced (vm.dirty_expire_centisecs).
+_ON_DISK_AFTER_NS = 30 * 10**9
 
 
 class Inode:
     """A file, a directory or a symbolic link on the server."""
 
-    __slots__ = ("change", "data", "entries", "kind", "locks", "mode", "mtime_ns", "number", "synced", "target")
+    __slots__ = ("change", "data", "entries", "kind", "locks", "mode", "mtime_ns", "number", "sizes", "synced", "target")
 
     def __init__(self, number: int, kind: int, mtime_ns: int, target: str = "") -> None:
         self.number, self.kind, self.mtime_ns, self.target = number, kind, mtime_ns, target
         self.data = bytearray()
         self.synced = 0
+        # The size after each write of the last half minute, and after the last one before, with its time in ns.
+        self.sizes: deque[tuple[int, int]] = deque()
         self.entries: dict[str, Inode] = {}
         self.change = 0
         self.mode = 0o755
@@ -91,19 +95,29 @@ class FileServer:
         directory.change += 1
         self.touch(directory)
 
+    def note_size(self, inode: Inode) -> None:
+        """Note the size of a file that was written: half a minute later, the kernel has written it to the disk."""
+        now, sizes = self._mtime(), inode.sizes
+        sizes.append((now, len(inode.data)))
+        while len(sizes) > 1 and sizes[1][0] <= now - _ON_DISK_AFTER_NS:
+            sizes.popleft()
+
+    def on_disk(self, inode: Inode) -> int:
+        """Return how many bytes of a file are on the disk."""
+        latest = self._mtime() - _ON_DISK_AFTER_NS
+        return max([inode.synced, *(size for time, size in inode.sizes if time <= latest)])
+
     def lose_power(self, rng: random.Random) -> int:
-        """Lose the ends of files that nobody has synced in the last half minute; return the number of lost bytes."""
-        lost, latest = 0, self._mtime() - 30 * 10**9
-        for _, inode in self.walk():
-            if (
-                inode.mtime_ns > latest
-                and inode.kind == _FILE
-                and len(inode.data) > inode.synced
-                and rng.random() < 0.5
-            ):
-                size = rng.randint(inode.synced, len(inode.data))
+        """Lose ends of files that are not on the disk; return the number of lost bytes. What is left is on the disk."""
+        lost = 0
+        for inode in (inode for _, inode in self.walk() if inode.kind == _FILE):
+            on_disk = self.on_disk(inode)
+            if len(inode.data) > on_disk and rng.random() < 0.5:
+                size = rng.randint(on_disk, len(inode.data))
                 lost += len(inode.data) - size
                 del inode.data[size:]
+            inode.synced = len(inode.data)
+            inode.sizes.clear()
         return lost
 
     def walk(self, directory: Inode | None = None, prefix: str = "") -> Iterator[tuple[str, Inode]]:
@@ -368,6 +382,7 @@ class Client:
         inode.data.extend(bytes(max(0, place - len(inode.data))))
         inode.data[place : place + len(data)] = data
         self.server.touch(inode)
+        self.server.note_size(inode)
 
     def write_back(self, inode: Inode, count: int | None = None) -> None:
         """Send buffered bytes to the server, the oldest first; after an error, they are lost.
@@ -423,11 +438,14 @@ class Client:
         self._operate("truncate", descriptor.path)
         self._write_back_of(descriptor)
         inode = descriptor.inode
+        inode.synced = min(self.server.on_disk(inode), size)
+        inode.sizes.clear()
         if size < len(inode.data):
             del inode.data[size:]
         else:
             inode.data.extend(bytes(size - len(inode.data)))
         self.server.touch(inode)
+        self.server.note_size(inode)
         self._read_attributes(inode)
 
     # --- faults of the node ---
