@@ -20,6 +20,18 @@ def unsynced_files():
         yield
 
 
+@pytest.fixture(autouse=True)
+def variables_of_one_test():
+    """Let no test see the variables that another one has set: a native step sets them for the whole conductor."""
+    before = dict(os.environ)
+    yield
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
+    for name in before:
+        if os.environ.get(name) != before[name]:
+            os.environ[name] = before[name]
+
+
 @pytest.fixture
 def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recorded:
     """Commands on PATH that print recorded output."""
@@ -35,6 +47,20 @@ def advance_clock(monkeypatch):
         monkeypatch.setattr(clock, "monotonic", lambda: later)
 
     return advance
+
+
+@pytest.fixture
+def still_clock(monkeypatch):
+    """Let the clock stand still, so that it does not matter how long a test takes."""
+    for name in ("monotonic", "now", "since_boot"):
+        value = getattr(clock, name)()
+        monkeypatch.setattr(clock, name, lambda value=value: value)
+
+
+@pytest.fixture
+def no_substitute(monkeypatch):
+    """Start no thread that acts for a coordinator half a second after its begin, while a test looks at it or replaces parts."""
+    monkeypatch.setattr("maestro_celery_plugin.conductor.coordinator.Coordinator._run_substitute", lambda self: None)
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import pytest
 from maestrowf.interfaces import ScriptAdapterFactory
 from support import wait_for
 
+from maestro_celery_plugin import clock
 from maestro_celery_plugin.batch.allocation import Allocation, read_allocations
 from maestro_celery_plugin.batch.base import JobReport
 from maestro_celery_plugin.batch.deadline import Deadline
@@ -159,10 +160,10 @@ def started(tmp_path, line):
     return jobs, jobs.submit(dataclasses.replace(REQUEST, lines=(line,)), tmp_path)
 
 
-def test_no_worker_starts_in_a_current_allocation_that_ends_soon(tmp_path):
-    jobs = process_jobs(Deadline(time.time() + 20, drain_s=30))
+def test_no_worker_starts_in_a_current_allocation_that_ends_soon(tmp_path, still_clock):
+    jobs = process_jobs(Deadline(clock.now() + 20, drain_s=30))
 
-    with pytest.raises(AllocationError, match=r"\(job 5\) ends in (19|20) s, too soon for more samples; "):
+    with pytest.raises(AllocationError, match=r"\(job 5\) ends in 20 s, too soon for more samples; "):
         jobs.submit(REQUEST, tmp_path)
 
 
@@ -182,7 +183,7 @@ def test_a_conductor_outside_an_allocation_reports_the_workers_inside_it_as_gone
 def test_workers_in_the_current_allocation_run_until_their_script_ends(tmp_path):
     jobs, job = started(tmp_path, "echo here; echo there >&2")
 
-    wait_for(lambda: jobs.report(job).state is AllocationState.COMPLETED, "the end of the script", 10)
+    wait_for(lambda: jobs.report(job).state is AllocationState.COMPLETED, "the end of the script")
 
     assert (tmp_path / "a_study-sim.out").read_text() == "here\n"
     assert (tmp_path / "a_study-sim.err").read_text() == "there\n"
@@ -191,17 +192,17 @@ def test_workers_in_the_current_allocation_run_until_their_script_ends(tmp_path)
 def test_the_exit_code_of_the_script_is_in_the_report(tmp_path):
     jobs, job = started(tmp_path, "exit 3")
 
-    wait_for(lambda: jobs.report(job) == JobReport(AllocationState.FAILED, "exit code 3"), "the end of the script", 10)
+    wait_for(lambda: jobs.report(job) == JobReport(AllocationState.FAILED, "exit code 3"), "the end of the script")
 
 
 def test_workers_in_the_current_allocation_can_be_cancelled(tmp_path):
-    jobs, job = started(tmp_path, "sleep 100")
+    jobs, job = started(tmp_path, "sleep 600")
     assert jobs.report(job).state is AllocationState.RUNNING
     assert process_jobs().report(job).state is AllocationState.RUNNING  # another conductor also detects it
 
     jobs.cancel(job, tmp_path)
 
-    wait_for(lambda: not jobs.report(job).state.is_open, "the end of the script", 10)
+    wait_for(lambda: not jobs.report(job).state.is_open, "the end of the script")
     assert process_jobs().report(job).state is AllocationState.GONE
 
 
@@ -293,15 +294,15 @@ def test_no_allocation_is_opened_after_ten_ends_with_an_external_cause(source, q
     )
 
 
-def test_the_delay_doubles_after_each_end_with_an_external_cause(source, queue, monkeypatch):
+def test_the_delay_doubles_after_each_end_with_an_external_cause(source, queue, monkeypatch, still_clock):
     monkeypatch.setattr(backoff, "RETRY_DELAY_S", 3.0)
     delays = []
     for _ in range(3):
         source._backoff._not_before = 0.0
         source.ensure()
         end(source, queue, AllocationState.BOOT_FAILED, has_worked=False)
-        delays.append(round(source._backoff._not_before - time.monotonic()))
-    assert delays == [6, 12, 24]
+        delays.append(source._backoff._not_before - clock.monotonic())
+    assert delays == pytest.approx([6, 12, 24])
 
 
 def test_the_error_of_a_refused_submission_has_the_message_of_the_batch_system(source, queue):

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import pytest
 from ensembles import a_manifest
+from support import PATIENCE_S, wait_for
 
-from maestro_celery_plugin.clock import wait_until
+from maestro_celery_plugin import clock
 from maestro_celery_plugin.processes import ProcessId
-from maestro_celery_plugin.worker import attempt as runner_module
-from maestro_celery_plugin.worker.attempt import Runner
+from maestro_celery_plugin.worker.attempt import KILL_AFTER_S, Runner
 
 
 @pytest.fixture
@@ -88,7 +88,9 @@ def test_an_attempt_has_the_exit_code_of_the_sample(make, cmd, code):
 
 
 def test_an_attempt_has_the_duration_of_the_sample(make):
-    assert 0.05 < attempt(make("sleep 0.05")).duration_s < 2
+    begin = time.monotonic()
+    duration_s = attempt(make("sleep 0.05")).duration_s
+    assert 0.05 < duration_s < time.monotonic() - begin
 
 
 @pytest.mark.parametrize("value", ["\\1 \\n", "$(HOME) $HOME `id` $(V)", "'\"", "ü €", "a  b", "*"])
@@ -336,7 +338,7 @@ def started(runner, text="ready"):
     """Start a sample, and wait until its output contains `text`."""
     runner.directories.make(0)
     running = runner.start(0, first=True)
-    assert wait_until(lambda: text in Path(runner.directories.path(0), "sim.out").read_text(), 5)
+    wait_for(lambda: text in Path(runner.directories.path(0), "sim.out").read_text(), "the output of the sample")
     return running
 
 
@@ -349,34 +351,32 @@ def test_a_sample_that_the_worker_ends_receives_sigterm(make):
 
 
 def test_a_sample_that_ignores_sigterm_is_killed(make, monkeypatch):
-    monkeypatch.setattr(runner_module, "KILL_AFTER_S", 0.1)
     running = started(make("trap '' TERM; echo ready; while :; do sleep 0.01; done"))
-    begin = time.monotonic()
-    running.end()
-    running.end()
-    time.sleep(0.05)
-    assert running._process.poll() is None  # before KILL_AFTER_S
-    while running._process.poll() is None and time.monotonic() < begin + 5:
+    for now in (1000.0, 1000.0, 1000.0 + KILL_AFTER_S):
+        monkeypatch.setattr(clock, "monotonic", lambda now=now: now)
         running.end()
-        time.sleep(0.02)
+    time.sleep(0.05)
+    assert running._process.poll() is None  # until KILL_AFTER_S has passed
+    monkeypatch.setattr(clock, "monotonic", lambda: 1000.1 + KILL_AFTER_S)
+    running.end()
     result = running.wait()
 
     assert (result.code, result.was_ended) == (-signal.SIGKILL, True)
 
 
 def test_the_child_processes_of_a_sample_that_the_worker_ended_are_killed(make):
-    runner = make("trap 'exit 1' TERM; (trap '' TERM; echo $BASHPID ready; exec sleep 60) & wait")
+    runner = make("trap 'exit 1' TERM; (trap '' TERM; echo $BASHPID ready; exec sleep 600) & wait")
     running = started(runner)
     child = ProcessId.of(int(out(runner).split()[0]))
     assert child.is_alive
     running.end()
     running.wait()
 
-    assert wait_until(lambda: not child.is_alive, 2)
+    wait_for(lambda: not child.is_alive, "the end of the child process")
 
 
 def test_the_child_processes_of_a_sample_that_ended_itself_continue(make):
-    runner = make("sleep 60 > /dev/null 2>&1 & echo $!")
+    runner = make("sleep 600 > /dev/null 2>&1 & echo $!")
     attempt(runner)
     child = ProcessId.of(int(out(runner)))
     try:
@@ -422,7 +422,7 @@ def test_only_one_of_many_processes_claims_a_sample(make, tmp_path):
         subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path})
         for _ in range(2)
     ]
-    claims = [int(word) for process in processes for word in process.communicate(timeout=20)[0].split()]
+    claims = [int(word) for process in processes for word in process.communicate(timeout=PATIENCE_S)[0].split()]
 
     assert sorted(claims) == list(range(100))
 
@@ -443,10 +443,10 @@ def test_only_one_of_many_processes_claims_a_sample(make, tmp_path):
 )
 def test_a_sample_may_report_its_own_result_after_the_warning(make, trap, code, was_ended):
     handler = f"trap '{trap}' TERM; " if trap else ""
-    runner = make(f"{handler}echo begun; sleep 100 & wait $!")
+    runner = make(f"{handler}echo begun; sleep 600 & wait $!")
     assert runner.directories.make(0)
     running = runner.start(0, first=True)
-    assert wait_until(lambda: out(runner) == "begun\n", 10)
+    wait_for(lambda: out(runner) == "begun\n", "the output of the sample")
     assert not running.is_warned
 
     running.warn(signal.SIGTERM)

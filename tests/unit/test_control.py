@@ -7,8 +7,6 @@ import json
 import os
 import shutil
 import subprocess
-import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -17,6 +15,7 @@ from ensembles import SETTINGS, a_study, entries, span, states_of
 from filelock import FileLock
 from msgspec.structs import replace
 
+from maestro_celery_plugin import clock
 from maestro_celery_plugin.batch.allocation import Allocation, new_directory
 from maestro_celery_plugin.cli import main
 from maestro_celery_plugin.cli.merlin import translated
@@ -290,23 +289,20 @@ def test_a_group_that_does_not_exist_is_not_stopped(root):
 
 
 @pytest.mark.parametrize("request_of", [lambda root: StopRequest(root, (), now=False).has_conductor, lambda root: not Purge(root, ()).waiting])
-def test_the_conductor_of_a_new_study_is_awaited(root, request_of):
+def test_the_conductor_of_a_new_study_is_awaited(root, request_of, monkeypatch, still_clock):
     """Given a command right after `maestro run`, then it waits for the conductor, which is about to begin."""
     plan = StudyPlan.read(root)
+    lock = FileLock(plan.conductor_lock)
 
-    def begin():
-        time.sleep(0.3)
+    def begin(seconds):
         lock.acquire()
         Session(plan.session).conductors.write(1)
 
-    lock = FileLock(plan.conductor_lock, thread_local=False)
-    conductor = threading.Thread(target=begin)
-    conductor.start()
+    monkeypatch.setattr(clock, "sleep", begin)
     try:
         assert request_of(root)
     finally:
-        conductor.join()
-        lock.release()
+        lock.release(force=True)
 
 
 def test_the_words_of_a_request_fit_its_numbers(root, rows, monkeypatch):

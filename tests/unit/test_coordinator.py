@@ -37,6 +37,8 @@ from maestro_celery_plugin.study.session import Session
 from maestro_celery_plugin.study.stopped_workers import read_stopped, request_start, request_worker_stop
 from maestro_celery_plugin.worker.study_context import StudyContext
 
+pytestmark = pytest.mark.usefixtures("no_substitute")
+
 # The heartbeat of a live worker on another machine.
 BEAT_ELSEWHERE = Heartbeat(
     name="w-1", group="w", host="elsewhere", node="n", supervisor=(1, 1), process=(1, 1), slots=1, beat=1,
@@ -62,9 +64,9 @@ def test_a_refresh_comes_when_the_next_delay_passes(tmp_path, monkeypatch):
         coordinator._maintain_at = math.inf  # without a broker
         record = coordinator._records.register(manifest)
         record.begin(cancelled=False)
-        record.delayed[3] = clock.monotonic() + 0.4
-        times = iter([0.0, *[1.0] * 100])  # the refresh takes a second
         begin = clock.monotonic()
+        record.delayed[3] = begin + 0.4
+        times = iter([0.0, *[1.0] * 100])  # the refresh takes a second
         with monkeypatch.context() as patch:
             patch.setattr(clock, "monotonic", lambda: begin + min(0.2, next(times)))
             coordinator._refresh()
@@ -288,10 +290,11 @@ def test_a_step_record_that_is_cancelled_at_its_submission_ends_after_the_sample
 
 
 @pytest.fixture
-def quiet(tmp_path):
+def quiet(tmp_path, monkeypatch):
     """A coordinator without a broker, and a manifest of its study."""
     plan, manifest = a_study(tmp_path / "study")
     Session.create(plan.session)
+    monkeypatch.setattr(Publisher, "maintain", lambda self: None)
     coordinator = Coordinator(plan)
     coordinator._maintain_at = math.inf
     yield coordinator, manifest

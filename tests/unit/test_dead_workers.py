@@ -72,19 +72,18 @@ class Study:
 
 
 @pytest.fixture
-def study(tmp_path):
+def study(tmp_path, wait):
     return Study(tmp_path / "study")
 
 
 @pytest.fixture
 def wait(monkeypatch):
-    """Move the clock."""
-    moved = [0.0]
-    real = clock.monotonic
-    monkeypatch.setattr(clock, "monotonic", lambda: real() + moved[0])
+    """Move the clock, which otherwise stands still."""
+    now = [clock.monotonic()]
+    monkeypatch.setattr(clock, "monotonic", lambda: now[0])
 
     def move(seconds):
-        moved[0] += seconds
+        now[0] += seconds
 
     return move
 

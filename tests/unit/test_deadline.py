@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
-import time
 
 import pytest
 
+from maestro_celery_plugin import clock
 from maestro_celery_plugin.batch.deadline import START_VARIABLE, Deadline
 from maestro_celery_plugin.config.groups import GroupConfig
 from maestro_celery_plugin.config.settings import BatchSettings
 from maestro_celery_plugin.plugins import batch_system
 
+pytestmark = pytest.mark.usefixtures("still_clock")
+
 
 def ending_in(seconds, **margins):
-    return Deadline(time.time() + seconds, **{"warn_s": 20.0, **margins})
+    return Deadline(clock.now() + seconds, **{"warn_s": 20.0, **margins})
 
 
 def test_without_an_allocation_every_sample_fits():
@@ -83,7 +85,7 @@ def test_a_worker_outside_an_allocation_has_no_end():
 
 def test_in_an_allocation_with_an_unknown_start_the_walltime_counts_from_now(monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
-    assert deadline_of({"SLURM_JOB_ID": "7"}, walltime="10:00").remaining_s == pytest.approx(600, abs=5)
+    assert deadline_of({"SLURM_JOB_ID": "7"}, walltime="10:00").remaining_s == pytest.approx(600)
 
 
 def test_a_local_worker_has_no_end():

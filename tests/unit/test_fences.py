@@ -13,7 +13,9 @@ SIZE = ENTRY.itemsize
 
 
 @pytest.mark.parametrize("is_repaired", [True, False])
-def test_what_was_damaged_counts_when_the_coordinator_has_written_it_again(tmp_path, monkeypatch, advance_clock, is_repaired):
+def test_what_was_damaged_counts_when_the_coordinator_has_written_it_again(
+    tmp_path, monkeypatch, still_clock, advance_clock, is_repaired
+):
     """Given a cancellation that a file server has rejected, while it has stored the entry behind it, then it counts when it is
     there; what is behind it counts at once."""
     monkeypatch.setattr(fences, "CHECK_INTERVAL_S", 0.0)

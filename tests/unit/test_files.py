@@ -47,24 +47,25 @@ def test_a_reader_sees_the_old_text_or_the_new_one(tmp_path):
     texts = ["a" * 100_000, "b" * 50_000]
     path = tmp_path / "x"
     write_atomically(path, texts[0])
-    done = threading.Event()
+    written, done = [], threading.Event()
 
     def write():
-        try:
-            for count in range(60):
-                write_atomically(path, texts[count % 2])
-        finally:
-            done.set()
+        while not done.is_set():
+            write_atomically(path, texts[len(written) % 2])
+            written.append(1)
 
     writer = threading.Thread(target=write)
     writer.start()
-    seen = set()
-    while not done.is_set():
-        seen.add(path.read_text())
-    writer.join()
+    seen = []
+    try:
+        while writer.is_alive() and min(len(seen), len(written)) < 60:
+            seen.append(path.read_text())
+    finally:
+        done.set()
+        writer.join()
 
     assert seen
-    assert seen <= set(texts)
+    assert set(seen) <= set(texts)
 
 
 # --- the end of a log --------------------------------------------------------------------------------
@@ -223,7 +224,7 @@ def test_a_transient_error_is_no_fact_about_a_file():
     assert not {errno.ENOENT, errno.EACCES, errno.ENOTDIR, errno.ENOSPC, errno.EDQUOT} & TRANSIENT_ERRORS
 
 
-@pytest.mark.timeout(20)
+@pytest.mark.timeout(60)
 @pytest.mark.parametrize("kind", ["fifo", "directory", "socket", "device", "huge", "binary"])
 def test_a_file_of_another_kind_is_damaged_and_does_not_block(tmp_path, kind):
     path = tmp_path / "x"
@@ -267,9 +268,11 @@ def test_a_wrong_clock_is_compared_with_that_of_the_file_system(tmp_path, monkey
     """Given a machine whose clock differs from that of the file server, then only a large difference counts."""
     right = clock.now
     monkeypatch.setattr(clock, "now", lambda: right() + ahead_s)
+    begin = clock.monotonic()
     try:
         share_clock(tmp_path)
-        assert clock.shared_now() - clock.now() == pytest.approx(shared_s, abs=1)
+        found_s = clock.shared_now() - clock.now()
+        assert found_s == pytest.approx(shared_s, abs=1 + clock.monotonic() - begin)
         assert list(tmp_path.iterdir()) == []
     finally:
         clock.adjust(0.0)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 
+from maestro_celery_plugin import clock
 from maestro_celery_plugin.batch.deadline import Deadline
 from maestro_celery_plugin.states import WorkerState
 from maestro_celery_plugin.study.heartbeats import Heartbeat
@@ -13,6 +12,7 @@ from maestro_celery_plugin.study.session import Session
 from maestro_celery_plugin.worker.idle_timeout import IdleTimeout
 
 LIMIT_S = 10.0
+pytestmark = pytest.mark.usefixtures("still_clock")
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def session(tmp_path):
 
 
 def idle_timeout(session, allocation="sim/1", ends_in_s=3600.0):
-    return IdleTimeout(session, allocation, LIMIT_S, Deadline(time.time() + ends_in_s, is_in_allocation=True))
+    return IdleTimeout(session, allocation, LIMIT_S, Deadline(clock.now() + ends_in_s, is_in_allocation=True))
 
 
 def write_heartbeat(session, name, state, allocation="sim/1"):
@@ -74,8 +74,8 @@ def test_an_idle_worker_leaves_when_the_conductor_writes_no_heartbeat(session, m
     timeout = idle_timeout(session)
     assert timeout.leave_reason(LIMIT_S + 1, out_of_time=False) is None
 
-    later = time.monotonic() + LIMIT_S + 1
-    monkeypatch.setattr("maestro_celery_plugin.clock.monotonic", lambda: later)
+    later = clock.monotonic() + LIMIT_S + 1
+    monkeypatch.setattr(clock, "monotonic", lambda: later)
 
     assert timeout.leave_reason(LIMIT_S + 1, out_of_time=False) == (
         "it has been idle for 11 s, and the conductor has been silent"

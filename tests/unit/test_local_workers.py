@@ -6,6 +6,7 @@ import signal
 import subprocess
 
 import pytest
+from support import PATIENCE_S
 
 from maestro_celery_plugin import clock
 from maestro_celery_plugin.clock import wait_until
@@ -36,7 +37,7 @@ class Source:
     def start_and_await_end(self, times):
         for _ in range(times):
             self.workers.ensure()
-            assert wait_until(self.workers.has_ended, 10)
+            assert wait_until(self.workers.has_ended, PATIENCE_S)
 
     @property
     def started(self):
@@ -86,7 +87,7 @@ def test_the_end_of_a_worker_that_was_asked_to_leave_is_no_failure(source):
     for _ in range(MAX_FAILURES + 1):
         source.workers.ensure()
         source.workers.excuse()
-        assert wait_until(source.workers.has_ended, 10)
+        assert wait_until(source.workers.has_ended, PATIENCE_S)
     assert len(source.started) == MAX_FAILURES + 1
 
     source.start_and_await_end(MAX_FAILURES)
@@ -102,13 +103,13 @@ def test_a_worker_that_has_lost_its_broker_is_no_failure(source):
 
 
 def test_no_worker_starts_while_the_last_one_runs(source):
-    source.command = "exec sleep 60"
+    source.command = "exec sleep 600"
     source.workers.ensure()
     source.workers.ensure()
     source.workers.supervisor.signal(signal.SIGKILL)
 
     assert source.started == ["w-1"]
-    assert wait_until(source.workers.has_ended, 10)
+    assert wait_until(source.workers.has_ended, PATIENCE_S)
     assert source.workers.supervisor is None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 
 import pytest
+from support import wait_for
 
 from maestro_celery_plugin.batch import lsf_commands
 from maestro_celery_plugin.batch.base import CurrentAllocation, JobReport
@@ -246,9 +247,17 @@ def test_a_successful_command_logs_nothing(caplog):
     assert run_command(f"echo '{BUSY.strip()}' >&2; echo 7", caplog) == (b"7\n", [])
 
 
-def test_a_command_that_waits_for_ever_is_ended(caplog, monkeypatch):
+def test_a_command_that_waits_for_ever_is_ended(caplog, monkeypatch, tmp_path):
+    """The limit begins when the command has printed its message: its shell may need longer to start."""
+    communicate = subprocess.Popen.communicate
+
+    def communicate_later(command, *args):
+        wait_for((tmp_path / "begun").exists, "the message of the command")
+        return communicate(command, *args)
+
+    monkeypatch.setattr(subprocess.Popen, "communicate", communicate_later)
     monkeypatch.setattr(lsf_commands, "COMMAND_LIMIT_S", 0.3)
-    _, log = run_command("echo 'LSF is down. Please wait ...' >&2; sleep 60; true", caplog)
+    _, log = run_command(f"echo 'LSF is down. Please wait ...' >&2; touch {tmp_path}/begun; sleep 600; true", caplog)
     assert log == ["LSF does not answer for 0 s.", "LSF is down. Please wait ..."]
     assert all(LSF.unavailable.search(line) for line in log)
 

@@ -9,7 +9,6 @@ import logging
 import os
 import re
 import subprocess
-import time
 import types
 
 import dill
@@ -21,6 +20,7 @@ from maestrowf.abstracts.interfaces import ScriptAdapter
 from maestrowf.interfaces import ScriptAdapterFactory
 from maestrowf.interfaces.script import CancellationRecord, SubmissionRecord
 from msgspec.structs import replace
+from support import wait_for
 
 from maestro_celery_plugin import clock
 from maestro_celery_plugin.batch import ownership
@@ -330,15 +330,11 @@ def test_the_conductor_writes_heartbeats_while_maestro_runs_a_native_step(study)
     group = WorkerGroupSettings(idle_limit=1)
     settings = replace(study.settings, resources=ResourceSettings(workers={"w": group}))
     session = Session(study.session)
-    conductor_lock.acquire(dataclasses.replace(study, settings=settings))
+    lock = conductor_lock.acquire(dataclasses.replace(study, settings=settings))
+    assert lock._interval_s == 0.25
     beats = set()
-    end = time.monotonic() + 1.1  # Maestro is blocked for this time by a native step
 
-    while time.monotonic() < end:
-        beats.add(session.conductors.read_all())
-        time.sleep(0.05)
-
-    assert len(beats) >= 4
+    wait_for(lambda: beats.add(session.conductors.read_all()) or len(beats) >= 4, "heartbeats, while Maestro is blocked")
 
 
 def test_a_process_has_one_conductor_lock_for_a_study(study):

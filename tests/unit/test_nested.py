@@ -6,6 +6,7 @@ import argparse
 import os
 
 import pytest
+from support import PATIENCE_S
 
 from maestro_celery_plugin.machine import machine_id
 from maestro_celery_plugin.maestro import joining, nested
@@ -27,7 +28,7 @@ def members(tmp_path, monkeypatch):
     return Members(session.path)
 
 
-@pytest.mark.timeout(20)
+@pytest.mark.timeout(PATIENCE_S)
 def test_a_step_does_not_wait_for_ever_for_a_study_without_a_conductor(members, tmp_path, monkeypatch, capsys):
     """Given a study whose conductor has died for good, when a step waits for it, then the step gets code 3 and a message."""
     monkeypatch.setattr(nested, "_DEAD_LIMIT_S", 0.0, raising=False)

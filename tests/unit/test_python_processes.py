@@ -11,9 +11,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+from support import PATIENCE_S, wait_for
 
 from maestro_celery_plugin import python_processes
-from maestro_celery_plugin.clock import wait_until
 from maestro_celery_plugin.processes import ProcessId, set_command_line
 from maestro_celery_plugin.python_processes import PADDING, command_line, prepare, start
 from maestro_celery_plugin.study.session import ENVIRONMENT_VARIABLE, Session
@@ -52,7 +52,7 @@ def begin(directory, *arguments):
 
 
 def ended(process):
-    assert wait_until(lambda: process.poll() is not None, 30)
+    wait_for(lambda: process.poll() is not None, "the end of the process")
     return process.poll()
 
 
@@ -61,7 +61,7 @@ def test_a_forked_process_looks_like_one_that_the_interpreter_has_started(server
     try:
         forked = psutil.Process(process.pid)
         wanted = command_line(WORKER, ["--name=w-1", "--", str(directory), "w"])
-        assert wait_until(lambda: [word for word in forked.cmdline() if word] == wanted, 10)
+        wait_for(lambda: [word for word in forked.cmdline() if word] == wanted, "the command line")
         assert forked.ppid() == server.pid
         assert forked.cwd() == str(directory)
         assert os.getsid(forked.pid) == os.getpgid(forked.pid) == forked.pid
@@ -88,7 +88,9 @@ def test_a_wrong_command_line_ends_as_with_the_interpreter(server, directory):
     assert "the following arguments are required: session, group" in (directory / "log").read_text()
 
 
-def test_a_fork_server_keeps_no_secret(server):
+def test_a_fork_server_keeps_no_secret(server, directory):
+    ended(begin(directory, "--unknown"))  # at its begin, the server has the secret
+
     assert "secret" not in Path(f"/proc/{server.pid}/environ").read_text()
 
 
@@ -115,7 +117,7 @@ def test_without_its_fork_server_a_process_goes_on_and_others_start(other_server
     first = begin(directory, "--name=w-1", "--", str(directory), "w")
     assert first.pid
     other_server.kill()
-    other_server.wait(10)
+    other_server.wait(PATIENCE_S)
     assert first.poll() is None
     psutil.Process(first.pid).kill()
     assert ended(first) == 1  # nobody knows the real code any more
@@ -140,13 +142,13 @@ def test_a_fork_server_that_does_not_answer_is_given_up(other_server, directory,
     process = begin(directory, "--", str(directory), "w")
     assert process.pid == 0
     assert ended(process) == 1
-    other_server.wait(10)
+    other_server.wait(PATIENCE_S)
 
 
 def test_a_fork_server_ends_with_its_process():
     code = "import maestro_celery_plugin.python_processes as p; p.prepare(); print(p._fork_server._process.pid)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert wait_until(lambda: not ProcessId.of(int(done.stdout)).start, 30)
+    wait_for(lambda: not ProcessId.of(int(done.stdout)).start, "the end of the fork server")
 
 
 # --- the command line --------------------------------------------------------------------------------

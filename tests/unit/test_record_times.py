@@ -97,8 +97,9 @@ def test_the_time_of_a_poll_is_replaced(ledger):
     ledger["sim#1"] = (3, None)
     record.mark_running()
     assert record.time_start == "2026-01-01 12:00:03"
+    before = datetime.now().replace(microsecond=0)
     record.mark_end(State.CANCELLED)  # while no sample ran: the end is that of the cancellation
-    assert record._end_time > NOON.replace(year=2026, month=1, day=2)
+    assert record._end_time >= before
 
 
 def test_a_step_record_of_an_earlier_conductor_is_not_submitted_after_its_start(ledger):

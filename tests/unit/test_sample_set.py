@@ -6,6 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
+from damages import each_example
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,6 +24,7 @@ def test_a_large_range_needs_little():
     assert (everything.first, everything.last, 10**12 in everything) == (0, 10**12 - 1, False)
 
 
+@each_example(100)
 @given(SETS, SETS)
 def test_sets_are_combined_as_those_of_python(one, two):
     first, second = SampleSet.of_samples(sorted(one)), SampleSet.of_samples(sorted(two))
@@ -33,6 +35,7 @@ def test_sets_are_combined_as_those_of_python(one, two):
         assert found.ranges() == SampleSet.of_samples(sorted(expected)).ranges()  # no empty or adjacent ranges
 
 
+@each_example(100)
 @given(st.sets(st.integers(0, 300), min_size=20), SETS)
 def test_a_large_set_is_combined_with_a_small_one_from_its_ranges_near_by(many, few):
     large, small = SampleSet.of_samples(sorted(many)), SampleSet.of_samples(sorted(few))
@@ -53,6 +56,7 @@ def test_a_small_set_needs_few_ranges_of_a_large_one(monkeypatch):
     assert sizes == [8, 8]
 
 
+@each_example(100)
 @given(SETS, st.lists(st.tuples(st.integers(0, 31), st.integers(0, 31))))
 def test_a_set_knows_which_ranges_meet_it(samples, ranges):
     starts, stops = np.array(ranges, np.uint64).reshape(-1, 2).T
@@ -62,12 +66,14 @@ def test_a_set_knows_which_ranges_meet_it(samples, ranges):
     assert found.tolist() == [bool(samples.intersection(range(start, stop))) for start, stop in ranges]
 
 
+@each_example(100)
 @given(st.lists(SETS, min_size=1))
 def test_joined_sets_have_the_samples_of_each(sets):
     found = SampleSet.joined([SampleSet.of_samples(sorted(samples)) for samples in sets])
     assert found.ranges() == SampleSet.of_samples(sorted(set().union(*sets))).ranges()
 
 
+@each_example(100)
 @given(SETS, st.integers(0, 31), st.integers(0, 31))
 def test_a_set_knows_its_samples(samples, start, stop):
     found = SampleSet.of_samples(sorted(samples))
@@ -81,6 +87,7 @@ def test_a_set_knows_its_samples(samples, start, stop):
     assert SampleSet.of_mask(mask, 7).samples().tolist() == [7 + sample for sample in sorted(samples)]
 
 
+@each_example(100)
 @given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20))))
 def test_ranges_may_overlap_and_be_empty(ranges):
     expected = {sample for start, stop in ranges for sample in range(start, stop)}
@@ -91,6 +98,7 @@ def test_ranges_may_overlap_and_be_empty(ranges):
     assert found.ranges() == SampleSet.of_samples(sorted(expected)).ranges()
 
 
+@each_example(100)
 @given(SETS, SETS)
 def test_bridged_ranges_cover_the_set_and_no_others(wanted, others):
     others -= wanted

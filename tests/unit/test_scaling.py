@@ -32,7 +32,7 @@ from maestro_celery_plugin.study.worker_identity import has_stem, worker_stem
 
 
 @pytest.fixture
-def study(tmp_path, monkeypatch):
+def study(tmp_path, monkeypatch, still_clock):
     """A study with a group in allocations and a group on another machine, and a started step record of each."""
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     return Study(tmp_path)
@@ -225,7 +225,7 @@ def test_the_last_entries_of_a_worker_are_read_when_it_has_left(study):
     assert study.by_queue["b"].samples.outcome[0] == Outcome.FINISHED
 
 
-def test_the_ledger_of_a_worker_that_was_only_silent_is_read_again(study, monkeypatch):
+def test_the_ledger_of_a_worker_that_was_only_silent_is_read_again(study, advance_clock):
     session, pool = Session(study.plan.session), study.scaling._pool
     session.heartbeats.write(beat("far-1", group="far", host="elsewhere"))
     study.scaling._dead_workers.detect()
@@ -235,7 +235,7 @@ def test_the_ledger_of_a_worker_that_was_only_silent_is_read_again(study, monkey
 
     study.records.follow(skip=study.scaling.ended_workers)
     assert not study.by_queue["b"].samples.started.max()
-    monkeypatch.setattr(dead_workers, "ENDED_WORKERS_INTERVAL_S", 0.0)
+    advance_clock(dead_workers.ENDED_WORKERS_INTERVAL_S + 1)
     study.scaling._dead_workers.detect()
     assert study.by_queue["b"].samples.started.max()
 

@@ -49,7 +49,7 @@ from maestro_celery_plugin.report.reader import StatusReader
 from maestro_celery_plugin.report.sample_status import RecordSamples, SampleStatus, values_of
 from maestro_celery_plugin.report.terminal import command_words, duration_words, shortened
 from maestro_celery_plugin.states import AllocationState, WorkerState, cannot_run_code
-from maestro_celery_plugin.study import conductor_lock
+from maestro_celery_plugin.study import conductor_beats, conductor_lock
 from maestro_celery_plugin.study.conductor_beats import CONDUCTOR_LIMIT_S
 from maestro_celery_plugin.study.heartbeats import SILENCE_LIMIT_S, Heartbeat, Heartbeats
 from maestro_celery_plugin.study.manifest import Manifest
@@ -207,19 +207,21 @@ def test_a_native_step_has_maestros_state_and_no_samples(study: Study) -> None:
     assert [step.state for step in status.steps] == ["INTERRUPTED", "FINISHED", "INITIALIZED"]
 
 
-def test_a_conductor_whose_lock_this_machine_cannot_see_lives_while_its_heartbeat_is_fresh(study: Study) -> None:
+def test_a_conductor_whose_lock_this_machine_cannot_see_lives_while_its_heartbeat_is_fresh(study: Study, monkeypatch) -> None:
     """Given a file system with locks for each machine alone, then no second conductor starts on another machine."""
     study.write_table(row(1, "RUNNING"))
     study.session.conductors.write(1)
     path = study.plan.session / "conductors" / "0.json"
     path.write_text(path.read_text().replace(machine_id(), "elsewhere"))
+    written_at = path.stat().st_mtime
+    monkeypatch.setattr(conductor_beats, "file_system_now", lambda directory: written_at + CONDUCTOR_LIMIT_S - 1)
     assert study.reader.read().state is StudyState.RUNNING
     with pytest.raises(StudyError, match="Another conductor runs the study"):
         conductor_lock.acquire(study.plan)
 
-    os.utime(path, (path.stat().st_mtime - CONDUCTOR_LIMIT_S - 1,) * 2)
+    os.utime(path, (written_at - 2, written_at - 2))
     assert study.reader.read().state is StudyState.INTERRUPTED
-    os.utime(path)
+    os.utime(path, (written_at, written_at))
     study.session.conductors.end("0")
     assert study.reader.read().state is StudyState.INTERRUPTED
 
@@ -902,15 +904,17 @@ def test_failed_samples_are_part_of_the_json_on_request(study: Study) -> None:
 @pytest.fixture
 def listener():
     with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
+        server.bind(("127.0.0.2", 0))  # where no other program gets the port as soon as it is free
         server.listen()
         yield server
 
 
 @pytest.mark.parametrize("url", ["redis://:secret@{}/0", "amqps://ada:secret@{}/vhost", "redis://{0};redis://{0}"])
-def test_a_broker_that_is_away_is_named_without_its_password(study: Study, listener, advance_clock, url: str) -> None:
+def test_a_broker_that_is_away_is_named_without_its_password(
+    study: Study, listener, still_clock, advance_clock, url: str
+) -> None:
     """Given a broker by URL that ends and returns, then status and explain say so while the study runs."""
-    place = f"127.0.0.1:{listener.getsockname()[1]}"
+    place = f"127.0.0.2:{listener.getsockname()[1]}"
     study.session.write_broker(BrokerLocation(url=url.format(place)))
     study.submit()
     study.write_table(row(1, "RUNNING"))

@@ -11,9 +11,11 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from damages import each_example
+from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
+from support import PATIENCE_S
 
 from maestro_celery_plugin.ledger.entries import Kind
 from maestro_celery_plugin.maestro import status_keeper
@@ -188,7 +190,7 @@ class Keeper:
         self.keeper()
         if self.keeper._process is before:
             return False
-        assert self.keeper._process.wait(60) == 0
+        assert self.keeper._process.wait(PATIENCE_S) == 0
         return True
 
 
@@ -215,7 +217,7 @@ def test_the_conductor_lets_read_again_when_much_is_new(study):
 
 def test_the_conductor_does_not_wait_for_the_process(study, monkeypatch):
     """Given a process that takes long, then no second one starts beside it."""
-    monkeypatch.setattr(status_keeper, "command_line", lambda *args: ["sleep", "60"])
+    monkeypatch.setattr(status_keeper, "command_line", lambda *args: ["sleep", "600"])
     conductor = Keeper(study)
     conductor.ended_samples = 10**6
     conductor.keeper()
@@ -276,8 +278,8 @@ def test_what_another_process_writes_now_stays(study):
 # --- any bytes ---------------------------------------------------------------------------------------
 
 
+@each_example(60)
 @given(data=st.data())
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_bytes_are_as_good_as_no_cache(study, data):
     if not (study.plan.info / CACHE).exists():
         write(study, random.Random(5), 1)

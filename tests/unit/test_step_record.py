@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import random
-import time
 
 import numpy as np
 import pytest
 from ensembles import a_manifest, apply_to, entries, span, states_of
 
+from maestro_celery_plugin import clock
 from maestro_celery_plugin.conductor.step_record import SUSPECT_LOSSES, StepRecord
 from maestro_celery_plugin.ledger.entries import Kind
 from maestro_celery_plugin.ledger.sample_set import SampleSet
@@ -101,15 +101,15 @@ def test_a_sample_that_got_an_outcome_while_it_waited_is_not_due():
     assert samples_of(record.due()) == []
 
 
-def test_the_delay_of_a_sample_that_could_not_start_doubles_up_to_a_limit():
+def test_the_delay_of_a_sample_that_could_not_start_doubles_up_to_a_limit(still_clock):
     record = a_record(*attempt(3, cannot_run_code(28)), max_retries=3000)
-    first_s = record.delayed[3] - time.monotonic()
+    first_s = record.delayed[3] - clock.monotonic()
     apply_to(record, entries(*attempt(3, cannot_run_code(28), epoch=2)))
-    second_s = record.delayed[3] - time.monotonic()
+    second_s = record.delayed[3] - clock.monotonic()
     apply_to(record, entries(*[row for e in range(3, 1500) for row in attempt(3, cannot_run_code(28), e)]))
-    last_s = record.delayed[3] - time.monotonic()
+    last_s = record.delayed[3] - clock.monotonic()
 
-    assert [round(s) for s in (first_s, second_s, last_s)] == [2, 4, 60]
+    assert (first_s, second_s, last_s) == pytest.approx((2, 4, 60))
 
 
 def test_no_sample_of_an_inactive_step_record_waits():

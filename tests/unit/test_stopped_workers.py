@@ -82,7 +82,7 @@ class Study:
 
 
 @pytest.fixture
-def study(tmp_path, monkeypatch) -> Study:
+def study(tmp_path, monkeypatch, still_clock) -> Study:
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     return Study(tmp_path, monkeypatch)
 
@@ -271,7 +271,7 @@ def test_a_full_disk_only_delays_the_request(study, monkeypatch):
     assert study.session.worker_leave_requested("w-1-1")
 
 
-def test_a_new_conductor_starts_workers_again(study):
+def test_a_new_conductor_starts_workers_again(study, no_substitute):
     study.run(105)
     study.scaling.stop_workers()
     study.session.request_worker_leave("w-9")

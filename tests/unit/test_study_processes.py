@@ -5,7 +5,9 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import psutil
 import pytest
+from support import wait_for
 
 from maestro_celery_plugin.study.study_processes import StudyProcesses
 
@@ -15,6 +17,7 @@ def host(tmp_path):
     """Start a process that looks like the host of the session of a study."""
     words = ["maestro_celery_plugin.host", str(tmp_path / "merlin_info" / "session")]
     process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", *words])
+    wait_for(lambda: words[-1] in psutil.Process(process.pid).cmdline(), "the end of its exec")
     yield process
     process.kill()
     process.wait()

@@ -7,6 +7,7 @@ import os
 import subprocess
 
 import pytest
+from support import PATIENCE_S
 
 from maestro_celery_plugin.conductor.pool_end import PoolEnd
 from maestro_celery_plugin.conductor.relatives import Relatives
@@ -22,7 +23,7 @@ from maestro_celery_plugin.study.session import Session
 @pytest.fixture
 def worker():
     """A process that stands for a supervisor and its worker."""
-    process = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    process = subprocess.Popen(["sleep", "600"], start_new_session=True)
     yield process
     process.kill()
     process.wait()
@@ -59,7 +60,7 @@ def test_an_error_of_one_file_does_not_keep_a_worker_alive(session, worker, monk
 
     PoolEnd(session, pool, frozenset()).run()
 
-    assert worker.wait(5) == -15
+    assert worker.wait(PATIENCE_S) == -15
     assert "No space left on device" in caplog.text
 
 

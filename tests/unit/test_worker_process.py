@@ -8,6 +8,7 @@ import threading
 from types import SimpleNamespace
 
 import pytest
+from support import PATIENCE_S, wait_for
 
 from maestro_celery_plugin import clock
 from maestro_celery_plugin.batch.deadline import Deadline
@@ -110,7 +111,7 @@ def test_the_processes_of_a_pool_show_that_they_still_run_samples(process):
     assert process._end_reason() is None
 
 
-def test_a_pool_without_busy_processes_leaves_after_some_seconds(process, advance_clock):
+def test_a_pool_without_busy_processes_leaves_after_some_seconds(process, still_clock, advance_clock):
     process._session.request_worker_leave("w-1")
     process._tasks = None
     process._hold()
@@ -146,9 +147,9 @@ def test_a_worker_exits_at_the_end_of_its_study_as_soon_as_its_slots_are_free(pr
 
     with process._tasks.slots.take():
         process.mark_terminated()
-        assert process._tasks.slots.stopping.wait(10)
+        assert process._tasks.slots.stopping.wait(PATIENCE_S)
         assert exits == []
-    assert clock.wait_until(lambda: bool(exits), 10)
+    wait_for(lambda: exits, "the end of the process")
 
     assert (exits, flushed) == ([0], [[]])
 
@@ -208,7 +209,7 @@ def test_a_worker_takes_no_sample_before_its_first_heartbeat(process, monkeypatc
         process._tasks.slots.stopping.set()
     else:
         process._beat(1, 1)
-    thread.join(60)
+    thread.join(PATIENCE_S)
 
     assert events == ([] if is_stopping else ["task"])
 
