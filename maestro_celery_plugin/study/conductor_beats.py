@@ -183,7 +183,7 @@ class ConductorWatch:
         """Read the heartbeats of the conductors."""
         conductor = self._beats.read_all()
         self.working = conductor.working
-        if conductor.beat != self._beat:
+        if conductor.beat not in (0, self._beat):  # 0 while the directory cannot be read, which is no sign of life
             self._beat, self._changed_at = conductor.beat, clock.monotonic()
             self.is_here = bool(conductor.machine) and is_this_machine(conductor.machine)
 

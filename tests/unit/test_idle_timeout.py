@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+
 import pytest
 
 from maestro_celery_plugin import clock
 from maestro_celery_plugin.batch.deadline import Deadline
 from maestro_celery_plugin.states import WorkerState
+from maestro_celery_plugin.study import conductor_beats
 from maestro_celery_plugin.study.heartbeats import Heartbeat
 from maestro_celery_plugin.study.session import Session
 from maestro_celery_plugin.worker.idle_timeout import IdleTimeout
@@ -80,3 +83,24 @@ def test_an_idle_worker_leaves_when_the_conductor_writes_no_heartbeat(session, m
     assert timeout.leave_reason(LIMIT_S + 1, out_of_time=False) == (
         "it has been idle for 11 s, and the conductor has been silent"
     )
+
+
+def test_a_heartbeat_that_cannot_be_read_is_no_sign_of_life_of_the_conductor(session, monkeypatch):
+    """Given a conductor that is dead, and errors of the file system, then each error does not let a worker wait anew."""
+    session.conductors.write(1, {"sim/1"})
+    timeout, begin = idle_timeout(session), clock.monotonic()
+    timeout.conductor.refresh()
+
+    for seconds in range(1, 12):
+        monkeypatch.setattr(clock, "monotonic", lambda seconds=seconds: begin + seconds)
+        with monkeypatch.context() as patch:
+            patch.setattr(conductor_beats.os, "listdir", fails)
+            timeout.conductor.refresh()
+        timeout.conductor.refresh()
+
+    assert timeout.conductor.silent_s == LIMIT_S + 1
+    assert "the conductor has been silent" in timeout.leave_reason(LIMIT_S + 1, out_of_time=False)
+
+
+def fails(path):
+    raise OSError(errno.EIO, "Input/output error")
