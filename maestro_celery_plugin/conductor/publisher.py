@@ -129,7 +129,7 @@ class Publisher:
         for start, stop, _ in ranges:
             self._records.record_sent(record, epoch, start, stop)
         self._records.flush()  # a worker on another node that receives the message must see the epoch
-        for start, stop, mode in ranges:
+        for start, stop, mode in self._untaken(record, ranges):
             task = RangeTask(
                 str(self._plan.root), self._plan.id, record.relative, record.number, start, stop, epoch, mode
             )
@@ -137,6 +137,19 @@ class Publisher:
                 sender.send(task, record.manifest.task_queue, record.manifest.priority)
             except Exception as cause:  # each transport has its own errors
                 raise BrokerError(f"A message cannot be sent: {cause}") from cause
+
+    def _untaken(self, record: StepRecord, ranges: list[tuple[int, int, RunMode]]) -> list[tuple[int, int, RunMode]]:
+        """Leave out the ranges of which a worker has just taken samples, if the messages are the first after a resume.
+
+        A power cut may have cost the entry of a message of the earlier conductor, which nobody takes back therefore. A
+        worker takes such a message only until it sees the new epoch. A range that is left out counts as a lost message.
+        """
+        if not record.was_loaded:
+            return ranges
+        record.was_loaded = False
+        self._records.follow()
+        leased = self._records.leased(record)
+        return [one for one in ranges if not SampleSet.of_range(one[0], one[1]) & leased]
 
     def withdraw(self, record: StepRecord) -> None:
         """Take back the messages of a step record that no worker has claimed; their samples wait.

@@ -96,6 +96,7 @@ class StepRecord:
         waits: Whether it waits for workers because those of its groups are stopped.
         repeats: Whether it runs again after the attempt that runs now, because samples were added that it depends on.
             So no sample of it starts before Maestro submits it again, not even if the attempt requests another one.
+        was_loaded: Whether an earlier conductor has sent its samples, and this one has not yet.
     """
 
     manifest: Manifest
@@ -122,6 +123,7 @@ class StepRecord:
     times: RunTimes = dataclasses.field(default_factory=RunTimes)
     waits: bool = False
     repeats: bool = False
+    was_loaded: bool = False
 
     @property
     def number(self) -> int:

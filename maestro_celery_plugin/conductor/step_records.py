@@ -97,6 +97,7 @@ class StepRecords:
             self.suspect_messages += self.waiting_messages.of_record(record.number, record.suspects())
         starts = count_start(self._plan)
         for record in self:
+            record.was_loaded = True
             has_lost_entries = record.samples.highest_epoch > record.samples.epoch
             record.samples.skip_epochs(starts)
             if has_lost_entries:
