@@ -210,6 +210,7 @@ def test_a_study_is_cancelled_while_a_host_is_cut_off(mounting_host, start, reco
     The workers of the host leave when it sees the request.
     """
     study = start(mounting_host, "threads", ticks=500)
+    wait_for(lambda: lines_of(mounting_host, records), "a sample on the host, which is busy a moment before")
     mounting_host.cut()
     cut_at = since_boot()
     answer = study.command("maestro", "cancel", str(study.path), "-y")
