@@ -120,6 +120,12 @@ class Checks:
         record = self._world.record(key[0])
         return record is not None and bool(record.samples.losses[key[1]] >= SUSPECT_LOSSES)
 
+    def _was_only_recorded(self, key: SampleKey) -> bool:
+        """Tell whether an attempt was recorded whose worker died before its process began: a conductor cannot know this."""
+        record = self._world.record(key[0])
+        died = [one for one in self._world.samples.attempts[key] if one.was_ended or one.code in (None, -9, -15)]
+        return record is not None and bool(record.samples.losses[key[1]] > len(died))
+
     def _judge_rerun(self, attempt: Attempt, last: Attempt, name: str) -> None:
         """Check that a rerun has a reason, and that it runs `restart` exactly when the promise says so."""
         if last.code is None:
@@ -144,7 +150,7 @@ class Checks:
             self.fail(f"{name} runs again without a reason after exit code {last.code} by {last.worker}")
             return
         self.reruns[reason] += 1
-        if restart != attempt.restart and not is_lost:
+        if restart != attempt.restart and not is_lost and not (attempt.restart and self._was_only_recorded(attempt.key)):
             what = "restart" if attempt.restart else "cmd"
             self.fail(f"{name} runs `{what}` after exit code {last.code} ({reason})")
 
