@@ -146,8 +146,8 @@ class Publisher:
         """
         if not record.was_loaded:
             return ranges
-        record.was_loaded = False
         self._records.follow()
+        record.was_loaded = False  # not after an error
         leased = self._records.leased(record)
         return [one for one in ranges if not SampleSet.of_range(one[0], one[1]) & leased]
 

@@ -109,13 +109,25 @@ def resume(
 
 
 def _await_cancellation(plan: StudyPlan) -> None:
-    """Wait for the end of a conductor that cancels its study: a user may resume it directly after `maestro cancel`."""
+    """Wait for the end of a conductor that cancels its study: a user may resume it directly after `maestro cancel`.
+
+    Raises:
+        StudyError: the conductor does not end.
+    """
     if not (has_conductor(plan) and is_ending(plan)):
         return
     if clock.wait_until(lambda: not has_conductor(plan), _SILENT_WAIT_S, interval_s=0.1):
         return
-    print("maestro-celery: note: the study is being cancelled; its conductor has not ended yet.", file=sys.stderr)
-    clock.wait_until(lambda: not has_conductor(plan), _CANCELLATION_LIMIT_S, interval_s=0.5)
+    print(
+        "maestro-celery: note: the study is being cancelled, and its conductor has not ended yet; `resume` waits for "
+        f"its end, at most {_CANCELLATION_LIMIT_S:.0f} s. Ctrl-C ends the wait; then resume later.",
+        file=sys.stderr,
+    )
+    if not clock.wait_until(lambda: not has_conductor(plan), _CANCELLATION_LIMIT_S, interval_s=0.5):
+        raise StudyError(
+            f"The conductor of the study '{plan.root}' has not ended after its cancellation; `maestro-celery status "
+            f"{plan.root}` shows what still runs. Resume the study when it has ended."
+        )
 
 
 def _plan_of(directory: Path) -> StudyPlan:

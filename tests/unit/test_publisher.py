@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from types import SimpleNamespace
 
 import pytest
@@ -69,6 +70,10 @@ def test_samples_that_a_worker_takes_from_an_unknown_message_are_not_sent_after_
     worker, flush = LedgerWriter(plan.ledger / f"w-1{SUFFIX}", plan.number), records.flush
     monkeypatch.setattr(records, "flush", lambda: (worker.append(Kind.TAKEN, record.number, 1, 5, 6), flush()))
 
+    with monkeypatch.context() as patch:
+        patch.setattr(records, "follow", fails)
+        with pytest.raises(OSError, match="Input/output"):
+            publisher.send(record, SampleSet.of_samples([1, 5, 6]))
     publisher.send(record, SampleSet.of_samples([1, 5, 6]))
     assert sent == [(1, 2)]
 
@@ -76,3 +81,7 @@ def test_samples_that_a_worker_takes_from_an_unknown_message_are_not_sent_after_
     publisher.send(record, record.unassigned(records.leased(record), SampleSet.of_samples([1, 5, 6])))
     assert sent[1:] == [(1, 2), (6, 7)]
     worker.close()
+
+
+def fails():
+    raise OSError(errno.EIO, "Input/output error")

@@ -65,6 +65,20 @@ def test_a_study_with_a_live_conductor_is_refused(tmp_path, monkeypatch):
     assert f"`maestro cancel {plan.root}` cancels the study." in text
 
 
+def test_a_cancellation_that_does_not_end_is_awaited_for_some_time(tmp_path, monkeypatch):
+    """Given a conductor that cancels its study and does not end, then the resume says that it waits, and then what to do."""
+    monkeypatch.setattr("maestro_celery_plugin.maestro.resume._SILENT_WAIT_S", 0.0)
+    monkeypatch.setattr("maestro_celery_plugin.maestro.resume._CANCELLATION_LIMIT_S", 0.0)
+    plan, _ = a_study(tmp_path / "study")
+    Session.create(plan.session).conductors.write(1, study=plan.id, is_ending=True)
+    with FileLock(plan.info / "conductor.lock"):
+        note, error = error_of(plan.root).splitlines()
+
+    assert note.startswith("maestro-celery: note: the study is being cancelled, and its conductor has not ended yet; ")
+    assert error.startswith(f"maestro-celery: error: The conductor of the study '{plan.root}' has not ended after its cancellation; ")
+    assert error.endswith(" Resume the study when it has ended.")
+
+
 def test_options_that_contradict_each_other_are_refused(tmp_path):
     answer = CliRunner().invoke(main, ["resume", "--failed", "--step", "sim", str(tmp_path)])
 
