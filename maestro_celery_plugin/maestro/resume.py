@@ -21,6 +21,7 @@ from maestro_celery_plugin.maestro.correction import Correction, check_complete,
 from maestro_celery_plugin.maestro.limits import Limits, apply_limits
 from maestro_celery_plugin.maestro.reruns import RerunRequest, Reruns
 from maestro_celery_plugin.maestro.resumed_conductor import (
+    await_cancellation,
     await_end,
     await_release,
     await_start,
@@ -32,7 +33,7 @@ from maestro_celery_plugin.maestro.stop_workers import start_workers_again
 from maestro_celery_plugin.processes import forget_variable
 from maestro_celery_plugin.report.exit_codes import StudyCode, code_of
 from maestro_celery_plugin.report.reader import StatusReader
-from maestro_celery_plugin.study.conductor_lock import LOCK_LIMIT_S, file_lock, has_conductor, is_ending
+from maestro_celery_plugin.study.conductor_lock import LOCK_LIMIT_S, file_lock, has_conductor
 from maestro_celery_plugin.study.heartbeats import SILENCE_LIMIT_S
 from maestro_celery_plugin.study.manifest import FILE
 from maestro_celery_plugin.study.members import Members
@@ -45,9 +46,6 @@ from maestro_celery_plugin.study.study_processes import StudyProcesses
 __all__ = ["resume"]
 
 _START_LIMIT_S = 30.0
-# Time for which a resume waits for the end of a cancellation, first without a word.
-_SILENT_WAIT_S = 5.0
-_CANCELLATION_LIMIT_S = 120.0
 # Number of step records that a message names.
 _SHOWN = 5
 # Seconds between two polls, as those of `maestro run`.
@@ -89,7 +87,7 @@ def resume(
         BrokerError: the broker cannot be used.
     """
     plan = _plan_of(directory)
-    _await_cancellation(plan)
+    await_cancellation(plan)
     has_changes = request != RerunRequest() or specification or limits != Limits() or broker or broker_host
     if start_workers_again(plan, has_options=bool(has_changes)):
         print("The conductor of the study runs, and starts workers again.")
@@ -106,28 +104,6 @@ def resume(
     except Timeout as cause:
         raise StudyError(_IS_CONDUCTED.format(study=plan.root)) from cause
     return await_end(plan, process.wait, log) if foreground else StudyCode.RUNNING
-
-
-def _await_cancellation(plan: StudyPlan) -> None:
-    """Wait for the end of a conductor that cancels its study: a user may resume it directly after `maestro cancel`.
-
-    Raises:
-        StudyError: the conductor does not end.
-    """
-    if not (has_conductor(plan) and is_ending(plan)):
-        return
-    if clock.wait_until(lambda: not has_conductor(plan), _SILENT_WAIT_S, interval_s=0.1):
-        return
-    print(
-        "maestro-celery: note: the study is being cancelled, and its conductor has not ended yet; `resume` waits for "
-        f"its end, at most {_CANCELLATION_LIMIT_S:.0f} s. Ctrl-C ends the wait; then resume later.",
-        file=sys.stderr,
-    )
-    if not clock.wait_until(lambda: not has_conductor(plan), _CANCELLATION_LIMIT_S, interval_s=0.5):
-        raise StudyError(
-            f"The conductor of the study '{plan.root}' has not ended after its cancellation; `maestro-celery status "
-            f"{plan.root}` shows what still runs. Resume the study when it has ended."
-        )
 
 
 def _plan_of(directory: Path) -> StudyPlan:

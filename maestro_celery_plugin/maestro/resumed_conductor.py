@@ -1,4 +1,4 @@
-"""The conductor that a resume has started: its start, the wait for its end, and what a user reads then."""
+"""The conductors around a resume: the end of one that cancels the study, and the start and the end of the new one."""
 
 from __future__ import annotations
 
@@ -20,13 +20,24 @@ from maestro_celery_plugin.report.live.warning_lines import WarningLines
 from maestro_celery_plugin.report.model import StudyState
 from maestro_celery_plugin.report.reader import StatusReader
 from maestro_celery_plugin.states import MemberState
-from maestro_celery_plugin.study.conductor_lock import has_conductor
+from maestro_celery_plugin.study.conductor_lock import has_conductor, is_ending
 from maestro_celery_plugin.study.members import Members
 from maestro_celery_plugin.study.plan import StudyPlan
 
-__all__ = ["await_end", "await_release", "await_start", "conductor_log", "has_finished", "start_conductor"]
+__all__ = [
+    "await_cancellation",
+    "await_end",
+    "await_release",
+    "await_start",
+    "conductor_log",
+    "has_finished",
+    "start_conductor",
+]
 
 _START_LIMIT_S = 30.0
+# Time for which a resume waits for the end of a cancellation, first without a word.
+_SILENT_WAIT_S = 5.0
+_CANCELLATION_LIMIT_S = 120.0
 # The file in the study for the output of the new conductor.
 _LOG = "resumed.txt"
 # Interval between two looks at whether a conductor that another process has started lives.
@@ -80,6 +91,28 @@ def await_start(plan: StudyPlan, process: subprocess.Popen[bytes]) -> None:
     if process.poll() not in (None, 0, 2, 3):
         output = tail(plan.root / _LOG)
         raise StudyError(f"The conductor has ended with code {process.returncode}; its last lines:\n{output}")
+
+
+def await_cancellation(plan: StudyPlan) -> None:
+    """Wait for the end of a conductor that cancels its study: a user may resume it directly after `maestro cancel`.
+
+    Raises:
+        StudyError: the conductor does not end.
+    """
+    if not (has_conductor(plan) and is_ending(plan)):
+        return
+    if clock.wait_until(lambda: not has_conductor(plan), _SILENT_WAIT_S, interval_s=0.1):
+        return
+    print(
+        "maestro-celery: note: the study is being cancelled, and its conductor has not ended yet; `resume` waits for "
+        f"its end, at most {_CANCELLATION_LIMIT_S:.0f} s. Ctrl-C ends the wait; then resume later.",
+        file=sys.stderr,
+    )
+    if not clock.wait_until(lambda: not has_conductor(plan), _CANCELLATION_LIMIT_S, interval_s=0.5):
+        raise StudyError(
+            f"The conductor of the study '{plan.root}' has not ended after its cancellation; `maestro-celery status "
+            f"{plan.root}` shows what still runs. Resume the study when it has ended."
+        )
 
 
 def await_release(plan: StudyPlan) -> None:

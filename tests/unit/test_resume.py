@@ -67,8 +67,8 @@ def test_a_study_with_a_live_conductor_is_refused(tmp_path, monkeypatch):
 
 def test_a_cancellation_that_does_not_end_is_awaited_for_some_time(tmp_path, monkeypatch):
     """Given a conductor that cancels its study and does not end, then the resume says that it waits, and then what to do."""
-    monkeypatch.setattr("maestro_celery_plugin.maestro.resume._SILENT_WAIT_S", 0.0)
-    monkeypatch.setattr("maestro_celery_plugin.maestro.resume._CANCELLATION_LIMIT_S", 0.0)
+    monkeypatch.setattr("maestro_celery_plugin.maestro.resumed_conductor._SILENT_WAIT_S", 0.0)
+    monkeypatch.setattr("maestro_celery_plugin.maestro.resumed_conductor._CANCELLATION_LIMIT_S", 0.0)
     plan, _ = a_study(tmp_path / "study")
     Session.create(plan.session).conductors.write(1, study=plan.id, is_ending=True)
     with FileLock(plan.info / "conductor.lock"):
